@@ -1,0 +1,36 @@
+//! The domain: tokens, digests, keys and their versions. Pure: no clock, no network, no store.
+//!
+//! A [`token`] is what a consumer presents. Its keyed [`digest`] is all that is ever stored or compared. A [`Keyring`]
+//! holds consumers and their [`Key`]s; a key has [`KeyVersion`]s, whose states and transitions are in [`version`]. A
+//! keyring is what its log of [`Change`]s says: an [`operation`] returns changes, [`Keyring::apply`] folds them, and
+//! [`rotation`] plans those that time alone makes due. A [`KeyRecord`] is what sidecars are told of a version.
+//!
+//! Every function that depends on time takes `now`.
+
+pub mod change;
+pub mod digest;
+pub mod id;
+pub mod keyring;
+pub mod operation;
+pub mod policy;
+pub mod record;
+pub mod rotation;
+pub mod time;
+pub mod token;
+pub mod version;
+
+#[cfg(test)]
+mod history;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use change::Change;
+pub use digest::{KeyDigest, MasterPepper, Pepper, PepperId};
+pub use id::{ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber};
+pub use keyring::{Consumer, Key, Keyring, VersionRef};
+pub use operation::Refusal;
+pub use policy::{AllowedSources, RotationPolicy, Scope, Scopes};
+pub use record::{KeyRecord, Standing};
+pub use time::{Timestamp, Window};
+pub use token::{Prefix, PresentedKey, Secret};
+pub use version::{KeyState, KeyVersion, VersionState};

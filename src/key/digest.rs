@@ -1,0 +1,326 @@
+//! The keyed digest of a key: the only place where a key is hashed or compared.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::{
+    id::KeyringName,
+    token::{PresentedKey, RandomError},
+};
+
+/// HMAC-SHA256 of a key under a pepper. Compared in constant time; not a secret, but of no use without the pepper.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyDigest([u8; KeyDigest::LEN]);
+
+/// Names a pepper, so that peppers can be rolled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PepperId(u32);
+
+/// The secret that keys the digests of one keyring.
+#[derive(Clone)]
+pub struct Pepper {
+    id: PepperId,
+    secret: Zeroizing<[u8; Pepper::LEN]>,
+    /// With both pads already absorbed, so that a digest costs two compressions less.
+    mac: Hmac<Sha256>,
+}
+
+/// The secret from which the peppers of all keyrings are derived. It lives in a file apart from the store.
+#[derive(Clone)]
+pub struct MasterPepper {
+    id: PepperId,
+    secret: Zeroizing<[u8; Pepper::LEN]>,
+}
+
+/// Bytes that are no digest or no pepper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not {expected} bytes long")]
+pub struct LengthError {
+    expected: usize,
+}
+
+impl KeyDigest {
+    /// Its length in bytes.
+    pub const LEN: usize = 32;
+
+    /// Takes the bytes of a digest.
+    ///
+    /// # Errors
+    ///
+    /// When they are not 32.
+    pub fn from_slice(bytes: &[u8]) -> Result<Self, LengthError> {
+        let bytes = bytes.try_into().map_err(|_| LengthError {
+            expected: Self::LEN,
+        })?;
+        Ok(Self(bytes))
+    }
+
+    /// The bytes of the digest.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+
+    /// Eight bytes of the digest: as good as random, so that tables need not hash it again.
+    #[must_use]
+    pub const fn table_hash(&self) -> u64 {
+        match self.0.first_chunk() {
+            Some(head) => u64::from_le_bytes(*head),
+            None => 0,
+        }
+    }
+
+    fn to_hex(self) -> String {
+        use fmt::Write as _;
+        self.0.iter().fold(String::with_capacity(64), |mut hex, b| {
+            write!(hex, "{b:02x}").expect("writing to a string cannot fail");
+            hex
+        })
+    }
+}
+
+impl PartialEq for KeyDigest {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for KeyDigest {}
+
+impl std::hash::Hash for KeyDigest {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.table_hash());
+    }
+}
+
+impl fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyDigest(redacted)")
+    }
+}
+
+impl From<KeyDigest> for String {
+    fn from(digest: KeyDigest) -> Self {
+        digest.to_hex()
+    }
+}
+
+impl TryFrom<String> for KeyDigest {
+    type Error = LengthError;
+
+    fn try_from(hex: String) -> Result<Self, Self::Error> {
+        let error = LengthError {
+            expected: Self::LEN,
+        };
+        if hex.len() != 2 * Self::LEN || !hex.is_ascii() {
+            return Err(error);
+        }
+        let mut bytes = [0; Self::LEN];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).map_err(|_| error)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl PepperId {
+    /// Pepper number `id`.
+    #[must_use]
+    pub const fn new(id: u32) -> Self {
+        Self(id)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Pepper {
+    /// The length of its secret in bytes.
+    pub const LEN: usize = 32;
+
+    /// A pepper from its secret.
+    ///
+    /// # Errors
+    ///
+    /// When the secret is not 32 bytes long.
+    pub fn new(id: PepperId, secret: &[u8]) -> Result<Self, LengthError> {
+        let secret: [u8; Self::LEN] = secret.try_into().map_err(|_| LengthError {
+            expected: Self::LEN,
+        })?;
+        Ok(Self::from_secret(id, Zeroizing::new(secret)))
+    }
+
+    fn from_secret(id: PepperId, secret: Zeroizing<[u8; Self::LEN]>) -> Self {
+        Self {
+            id,
+            mac: keyed(&secret),
+            secret,
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn id(&self) -> PepperId {
+        self.id
+    }
+
+    /// Its secret, for the authenticated stream to a sidecar.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        self.secret.as_slice()
+    }
+
+    /// The digest of `key` under this pepper.
+    #[must_use]
+    pub fn digest(&self, key: &PresentedKey<'_>) -> KeyDigest {
+        let mut mac = self.mac.clone();
+        mac.update(key.expose());
+        KeyDigest(mac.finalize().into_bytes().into())
+    }
+}
+
+impl fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pepper({}, redacted)", self.id.0)
+    }
+}
+
+impl MasterPepper {
+    /// A new one from the operating system's random source.
+    ///
+    /// # Errors
+    ///
+    /// When that source fails.
+    pub fn generate(id: PepperId) -> Result<Self, RandomError> {
+        let mut secret = Zeroizing::new([0; Pepper::LEN]);
+        super::token::fill_random(secret.as_mut_slice())?;
+        Ok(Self { id, secret })
+    }
+
+    /// A master pepper from its secret.
+    ///
+    /// # Errors
+    ///
+    /// When the secret is not 32 bytes long.
+    pub fn new(id: PepperId, secret: &[u8]) -> Result<Self, LengthError> {
+        let secret = secret.try_into().map_err(|_| LengthError {
+            expected: Pepper::LEN,
+        })?;
+        Ok(Self {
+            id,
+            secret: Zeroizing::new(secret),
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn id(&self) -> PepperId {
+        self.id
+    }
+
+    /// Its secret, for the file that holds it.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        self.secret.as_slice()
+    }
+
+    /// The pepper of one keyring. A sidecar that is told one keyring's pepper learns nothing of another's.
+    #[must_use]
+    pub fn for_keyring(&self, keyring: &KeyringName) -> Pepper {
+        self.derive(b"relatch keyring pepper 1\0", keyring.as_str())
+    }
+
+    /// The pepper of admin tokens.
+    #[must_use]
+    pub fn for_admin_tokens(&self) -> Pepper {
+        self.derive(b"relatch admin token pepper 1\0", "")
+    }
+
+    fn derive(&self, purpose: &[u8], name: &str) -> Pepper {
+        let mut mac = keyed(&self.secret);
+        mac.update(purpose);
+        mac.update(name.as_bytes());
+        let secret = Zeroizing::new(mac.finalize().into_bytes().into());
+        Pepper::from_secret(self.id, secret)
+    }
+}
+
+impl fmt::Debug for MasterPepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MasterPepper({}, redacted)", self.id.0)
+    }
+}
+
+fn keyed(secret: &[u8; Pepper::LEN]) -> Hmac<Sha256> {
+    Hmac::new_from_slice(secret).expect("HMAC takes a key of any length")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn presented(key: &str) -> PresentedKey<'_> {
+        PresentedKey::new(key.as_bytes()).expect("printable")
+    }
+
+    fn master() -> MasterPepper {
+        MasterPepper::new(PepperId::new(1), &[0x0b; 32]).expect("32 bytes")
+    }
+
+    #[test]
+    fn digest_is_hmac_sha256() {
+        // Computed with `printf %s Hi-There | openssl dgst -sha256 -mac HMAC -macopt hexkey:0b0b…` (32 bytes).
+        let pepper = Pepper::new(PepperId::new(1), &[0x0b; 32]).expect("32 bytes");
+        let hex = String::from(pepper.digest(&presented("Hi-There")));
+        assert_eq!(hex, HI_THERE);
+    }
+
+    const HI_THERE: &str = "7c7742dd7438d1d60436b7c329caa5dadb14b20b10df648ba897b5def4e2664c";
+
+    #[test]
+    fn digests_differ_by_keyring_and_by_purpose() {
+        let key = presented("rlk_key");
+        let payments = "payments".parse().expect("a valid name");
+        let partners = "partners".parse().expect("a valid name");
+        let digests = [
+            master().for_keyring(&payments).digest(&key),
+            master().for_keyring(&partners).digest(&key),
+            master().for_admin_tokens().digest(&key),
+        ];
+        assert_ne!(digests[0], digests[1]);
+        assert_ne!(digests[0], digests[2]);
+        assert_eq!(digests[0], master().for_keyring(&payments).digest(&key));
+    }
+
+    #[test]
+    fn digest_round_trips_through_hexadecimal() {
+        let digest = master().for_admin_tokens().digest(&presented("a"));
+        assert_eq!(KeyDigest::try_from(String::from(digest)), Ok(digest));
+        assert!(KeyDigest::try_from("zz".repeat(32)).is_err());
+        assert!(KeyDigest::try_from("é".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn peppers_and_digests_do_not_print() {
+        let pepper = master().for_admin_tokens();
+        let printed = format!(
+            "{pepper:?} {:?} {:?}",
+            master(),
+            pepper.digest(&presented("a"))
+        );
+        assert_eq!(
+            printed,
+            "Pepper(1, redacted) MasterPepper(1, redacted) KeyDigest(redacted)"
+        );
+    }
+}

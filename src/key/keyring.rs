@@ -1,0 +1,573 @@
+//! A keyring as its log tells it: the fold of [`Change`]s.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    change::{Change, OldVersion},
+    digest::KeyDigest,
+    id::{ConsumerId, KeyId, KeyringName, Revision, RotationId, VersionNumber},
+    policy::{AllowedSources, RotationPolicy, Scopes},
+    record::KeyRecord,
+    time::Timestamp,
+    token::Prefix,
+    version::{KeyVersion, TransitionError, VersionState},
+};
+
+/// All consumers, keys and versions of one API, at a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyring {
+    name: KeyringName,
+    prefix: Prefix,
+    allow_imported: bool,
+    help_url: Option<String>,
+    created_at: Timestamp,
+    revision: Revision,
+    policy: RotationPolicy,
+    consumers: BTreeMap<ConsumerId, Consumer>,
+    keys: BTreeMap<KeyId, Key>,
+    by_digest: HashMap<KeyDigest, VersionRef>,
+    /// What time alone will make due, the next first.
+    due: BTreeSet<(Timestamp, VersionRef)>,
+}
+
+/// A caller that keys belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    /// For people.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// The ids of its keys.
+    pub keys: BTreeSet<KeyId>,
+}
+
+/// One credential of a consumer. Its id is stable across rotations; its secrets are its versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its id.
+    pub id: KeyId,
+    /// Whose it is.
+    pub consumer: ConsumerId,
+    /// For people.
+    pub name: String,
+    /// Whether its first secret comes from another system.
+    pub imported: bool,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// From where.
+    pub allowed_sources: AllowedSources,
+    /// Its versions by number.
+    pub versions: BTreeMap<VersionNumber, KeyVersion>,
+}
+
+/// Names one version of one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionRef {
+    /// The key.
+    pub key_id: KeyId,
+    /// The version.
+    pub version: VersionNumber,
+}
+
+/// A log that does not tell a possible history: it was written by a newer relatch, or was tampered with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The first change does not make the keyring, or a later one does.
+    #[error("revision {revision} holds {kind}, which is out of place there")]
+    OutOfPlace {
+        /// Of the change.
+        revision: Revision,
+        /// The change's name.
+        kind: &'static str,
+    },
+    /// Changes must come one by one.
+    #[error("revision {found} follows revision {held}")]
+    Gap {
+        /// Of the keyring.
+        held: Revision,
+        /// Of the change.
+        found: Revision,
+    },
+    /// The change speaks of something that is not there.
+    #[error("revision {revision} speaks of {what}, which does not exist")]
+    Unknown {
+        /// Of the change.
+        revision: Revision,
+        /// A consumer, a key or a version.
+        what: String,
+    },
+    /// The change makes something that is there already.
+    #[error("revision {revision} makes {what}, which exists already")]
+    Duplicate {
+        /// Of the change.
+        revision: Revision,
+        /// A consumer, a key, a version or a digest.
+        what: String,
+    },
+    /// The version's state does not have the transition.
+    #[error("revision {revision}: {source}")]
+    Transition {
+        /// Of the change.
+        revision: Revision,
+        /// Which transition.
+        source: TransitionError,
+    },
+}
+
+impl Keyring {
+    /// Begins a keyring from the first change of its log.
+    ///
+    /// # Errors
+    ///
+    /// When `change` does not make a keyring.
+    pub fn begin(at: Timestamp, change: &Change) -> Result<Self, ApplyError> {
+        match change {
+            Change::KeyringCreated {
+                name,
+                prefix,
+                allow_imported,
+                help_url,
+            } => Ok(Self {
+                name: name.clone(),
+                prefix: prefix.clone(),
+                allow_imported: *allow_imported,
+                help_url: help_url.clone(),
+                created_at: at,
+                revision: Revision::new(1),
+                policy: RotationPolicy::default(),
+                consumers: BTreeMap::new(),
+                keys: BTreeMap::new(),
+                by_digest: HashMap::new(),
+                due: BTreeSet::new(),
+            }),
+            Change::ConsumerCreated { .. }
+            | Change::KeyCreated { .. }
+            | Change::VersionStaged { .. }
+            | Change::HandedOver { .. }
+            | Change::VersionWithdrawn { .. }
+            | Change::VersionRetired { .. }
+            | Change::VersionsRevoked { .. } => Err(ApplyError::OutOfPlace {
+                revision: Revision::new(1),
+                kind: change.kind(),
+            }),
+        }
+    }
+
+    /// Folds the next change in and returns the versions whose records it touched.
+    ///
+    /// # Errors
+    ///
+    /// When the change is not possible; the keyring is then as before.
+    pub fn apply(
+        &mut self,
+        revision: Revision,
+        at: Timestamp,
+        change: &Change,
+    ) -> Result<Vec<VersionRef>, ApplyError> {
+        if revision != self.revision.next() {
+            return Err(ApplyError::Gap {
+                held: self.revision,
+                found: revision,
+            });
+        }
+        let touched = self.fold(revision, at, change)?;
+        self.revision = revision;
+        Ok(touched)
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm a change, each short")]
+    fn fold(
+        &mut self,
+        revision: Revision,
+        at: Timestamp,
+        change: &Change,
+    ) -> Result<Vec<VersionRef>, ApplyError> {
+        match change {
+            Change::KeyringCreated { .. } => Err(ApplyError::OutOfPlace {
+                revision,
+                kind: change.kind(),
+            }),
+            Change::ConsumerCreated { consumer, name } => {
+                if self.consumers.contains_key(consumer) {
+                    return Err(duplicate(revision, "consumer", consumer));
+                }
+                self.consumers.insert(
+                    consumer.clone(),
+                    Consumer {
+                        name: name.clone(),
+                        created_at: at,
+                        keys: BTreeSet::new(),
+                    },
+                );
+                Ok(Vec::new())
+            }
+            Change::KeyCreated {
+                key_id,
+                consumer,
+                name,
+                imported,
+                scopes,
+                allowed_sources,
+                version,
+            } => {
+                let key = Key {
+                    id: *key_id,
+                    consumer: consumer.clone(),
+                    name: name.clone(),
+                    imported: *imported,
+                    scopes: scopes.clone(),
+                    allowed_sources: allowed_sources.clone(),
+                    versions: BTreeMap::new(),
+                };
+                self.insert_key(revision, key, version.digest)?;
+                let state = VersionState::Active { since: at };
+                let version = version.clone().begin(at, state, None);
+                Ok(vec![self.put(*key_id, version)])
+            }
+            Change::VersionStaged {
+                key_id,
+                rotation,
+                version,
+                withdraw_after,
+            } => {
+                let key = self.expect_key(revision, *key_id)?;
+                if key.versions.contains_key(&version.number) {
+                    return Err(duplicate(revision, "version", &version.number));
+                }
+                if self.by_digest.contains_key(&version.digest) {
+                    return Err(duplicate(revision, "digest of", key_id));
+                }
+                let state = VersionState::Pending {
+                    since: at,
+                    withdraw_after: *withdraw_after,
+                };
+                let version = version.clone().begin(at, state, Some(*rotation));
+                Ok(vec![self.put(*key_id, version)])
+            }
+            Change::HandedOver {
+                key_id,
+                rotation,
+                version,
+                old,
+            } => {
+                let which = VersionRef {
+                    key_id: *key_id,
+                    version: *version,
+                };
+                self.hand_over_to(revision, at, which, *rotation, *old)
+            }
+            Change::VersionWithdrawn {
+                key_id,
+                version,
+                reason,
+                ..
+            } => self.transition(revision, *key_id, *version, |v| {
+                v.revoke(at, Arc::clone(reason))
+            }),
+            Change::VersionRetired {
+                key_id,
+                version,
+                reason,
+            } => self.transition(revision, *key_id, *version, |v| {
+                v.retire(at, Arc::clone(reason))
+            }),
+            Change::VersionsRevoked {
+                key_id,
+                versions,
+                reason,
+            } => {
+                let revoked = versions
+                    .iter()
+                    .map(|number| {
+                        self.expect_version(revision, *key_id, *number)?
+                            .revoke(at, Arc::clone(reason))
+                            .map_err(|e| wrong(revision, e))
+                    })
+                    .collect::<Result<Vec<_>, _>>()?;
+                Ok(revoked
+                    .into_iter()
+                    .map(|version| self.put(*key_id, version))
+                    .collect())
+            }
+        }
+    }
+
+    fn insert_key(
+        &mut self,
+        revision: Revision,
+        key: Key,
+        digest: KeyDigest,
+    ) -> Result<(), ApplyError> {
+        if self.keys.contains_key(&key.id) {
+            return Err(duplicate(revision, "key", &key.id));
+        }
+        if self.by_digest.contains_key(&digest) {
+            return Err(duplicate(revision, "digest of", &key.id));
+        }
+        let owner = self
+            .consumers
+            .get_mut(&key.consumer)
+            .ok_or_else(|| unknown(revision, "consumer", &key.consumer))?;
+        owner.keys.insert(key.id);
+        self.keys.insert(key.id, key);
+        Ok(())
+    }
+
+    fn hand_over_to(
+        &mut self,
+        revision: Revision,
+        at: Timestamp,
+        new: VersionRef,
+        rotation: RotationId,
+        old: Option<OldVersion>,
+    ) -> Result<Vec<VersionRef>, ApplyError> {
+        let VersionRef { key_id, version } = new;
+        let new = self.expect_version(revision, key_id, version)?;
+        let new = new.activate(at).map_err(|e| wrong(revision, e))?;
+        let mut touched = Vec::with_capacity(2);
+        if let Some(OldVersion {
+            version: number,
+            until,
+        }) = old
+        {
+            let mut old = self
+                .expect_version(revision, key_id, number)?
+                .begin_retiring(at, until.saturating_since(at), version)
+                .map_err(|e| wrong(revision, e))?;
+            old.rotation = Some(rotation);
+            touched.push(self.put(key_id, old));
+        }
+        touched.push(self.put(key_id, new));
+        Ok(touched)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(&self) -> &KeyringName {
+        &self.name
+    }
+
+    /// What its tokens begin with.
+    #[must_use]
+    pub const fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    /// Whether keys of another system may be imported, which switches the format check off.
+    #[must_use]
+    pub const fn allow_imported(&self) -> bool {
+        self.allow_imported
+    }
+
+    /// A page for consumers whose key is about to retire.
+    #[must_use]
+    pub fn help_url(&self) -> Option<&str> {
+        self.help_url.as_deref()
+    }
+
+    /// When it was made.
+    #[must_use]
+    pub const fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+
+    /// Of the last change.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// How its keys are rotated.
+    #[must_use]
+    pub const fn policy(&self) -> &RotationPolicy {
+        &self.policy
+    }
+
+    /// Its consumers by id.
+    #[must_use]
+    pub const fn consumers(&self) -> &BTreeMap<ConsumerId, Consumer> {
+        &self.consumers
+    }
+
+    /// Its keys by id.
+    #[must_use]
+    pub const fn keys(&self) -> &BTreeMap<KeyId, Key> {
+        &self.keys
+    }
+
+    /// How many versions it holds, whatever their state.
+    #[must_use]
+    pub fn version_count(&self) -> usize {
+        self.by_digest.len()
+    }
+
+    /// The version with `digest`, whatever its state.
+    #[must_use]
+    pub fn find(&self, digest: &KeyDigest) -> Option<VersionRef> {
+        self.by_digest.get(digest).copied()
+    }
+
+    /// The versions whose time has come by `now`, the earliest first.
+    pub fn due(&self, now: Timestamp) -> impl Iterator<Item = (&Key, &KeyVersion)> {
+        self.due
+            .iter()
+            .take_while(move |(at, _)| *at <= now)
+            .filter_map(|(_, version)| self.version(*version))
+    }
+
+    /// One version with its key.
+    #[must_use]
+    pub fn version(&self, which: VersionRef) -> Option<(&Key, &KeyVersion)> {
+        let key = self.keys.get(&which.key_id)?;
+        Some((key, key.versions.get(&which.version)?))
+    }
+
+    /// What sidecars are told of one version.
+    #[must_use]
+    pub fn record(&self, which: VersionRef) -> Option<KeyRecord> {
+        self.version(which)
+            .map(|(key, version)| key.record(version))
+    }
+
+    /// What sidecars are told: every version, the retired and revoked ones as tombstones.
+    pub fn records(&self) -> impl Iterator<Item = KeyRecord> {
+        self.keys
+            .values()
+            .flat_map(|key| key.versions.values().map(|version| key.record(version)))
+    }
+
+    fn expect_key(&self, revision: Revision, key_id: KeyId) -> Result<&Key, ApplyError> {
+        self.keys
+            .get(&key_id)
+            .ok_or_else(|| unknown(revision, "key", &key_id))
+    }
+
+    fn expect_version(
+        &self,
+        revision: Revision,
+        key_id: KeyId,
+        number: VersionNumber,
+    ) -> Result<KeyVersion, ApplyError> {
+        self.expect_key(revision, key_id)?
+            .versions
+            .get(&number)
+            .cloned()
+            .ok_or_else(|| unknown(revision, "version", &number))
+    }
+
+    fn transition(
+        &mut self,
+        revision: Revision,
+        key_id: KeyId,
+        number: VersionNumber,
+        to: impl FnOnce(KeyVersion) -> Result<KeyVersion, TransitionError>,
+    ) -> Result<Vec<VersionRef>, ApplyError> {
+        let version = self.expect_version(revision, key_id, number)?;
+        let version = to(version).map_err(|e| wrong(revision, e))?;
+        Ok(vec![self.put(key_id, version)])
+    }
+
+    /// Puts a version in the place of its former self. The key must exist.
+    fn put(&mut self, key_id: KeyId, version: KeyVersion) -> VersionRef {
+        let which = VersionRef {
+            key_id,
+            version: version.number,
+        };
+        self.by_digest.insert(version.digest, which);
+        if let Some(at) = version.due_at() {
+            self.due.insert((at, which));
+        }
+        let due_at = version.due_at();
+        let key = self
+            .keys
+            .get_mut(&key_id)
+            .expect("the key of a version that is put exists");
+        let former = key.versions.insert(version.number, version);
+        if let Some(at) = former.and_then(|former| former.due_at())
+            && due_at != Some(at)
+        {
+            self.due.remove(&(at, which));
+        }
+        which
+    }
+}
+
+impl Key {
+    /// The version that the consumer should use, if there is one.
+    #[must_use]
+    pub fn active(&self) -> Option<&KeyVersion> {
+        self.versions
+            .values()
+            .find(|version| matches!(version.state, VersionState::Active { .. }))
+    }
+
+    /// The version whose rotation has not been handed over, if there is one.
+    #[must_use]
+    pub fn pending(&self) -> Option<&KeyVersion> {
+        self.versions
+            .values()
+            .find(|version| matches!(version.state, VersionState::Pending { .. }))
+    }
+
+    /// The versions that sidecars accept at `now`, or will.
+    pub fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &KeyVersion> {
+        self.versions
+            .values()
+            .filter(move |version| version.is_accepted(now))
+    }
+
+    /// The number for the next version.
+    #[must_use]
+    pub fn next_number(&self) -> VersionNumber {
+        self.versions
+            .last_key_value()
+            .map_or(VersionNumber::FIRST, |(last, _)| last.next())
+    }
+
+    fn record(&self, version: &KeyVersion) -> KeyRecord {
+        let (retires_at, replaced_by) = match version.state {
+            VersionState::Retiring {
+                until, replaced_by, ..
+            } => (Some(until), Some(replaced_by)),
+            VersionState::Retired { replaced_by, .. } => (None, Some(replaced_by)),
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Revoked { .. } => (None, None),
+        };
+        KeyRecord {
+            digest: version.digest,
+            pepper: version.pepper,
+            key_id: self.id,
+            version: version.number,
+            consumer: self.consumer.clone(),
+            state: version.state.kind(),
+            window: version.window,
+            retires_at,
+            scopes: self.scopes.clone(),
+            allowed_sources: self.allowed_sources.clone(),
+            replaced_by,
+            rotation: version.rotation,
+        }
+    }
+}
+
+fn duplicate(revision: Revision, what: &str, name: &dyn std::fmt::Display) -> ApplyError {
+    ApplyError::Duplicate {
+        revision,
+        what: format!("{what} {name}"),
+    }
+}
+
+fn unknown(revision: Revision, what: &str, name: &dyn std::fmt::Display) -> ApplyError {
+    ApplyError::Unknown {
+        revision,
+        what: format!("{what} {name}"),
+    }
+}
+
+const fn wrong(revision: Revision, source: TransitionError) -> ApplyError {
+    ApplyError::Transition { revision, source }
+}

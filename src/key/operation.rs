@@ -1,0 +1,399 @@
+//! What may be asked of a keyring: each operation checks the request against the keyring as it is, and returns the
+//! changes to commit. Nothing here changes anything.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    change::{Change, OldVersion},
+    digest::Pepper,
+    id::{ConsumerId, KeyId, KeyringName, RotationId, VersionNumber},
+    keyring::{Key, Keyring},
+    policy::{AllowedSources, Scopes},
+    time::{Timestamp, Window},
+    token::{Prefix, PresentedKey},
+    version::{KeyVersion, NewVersion, VersionState},
+};
+
+/// Why an operation is not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It speaks of something that is not there.
+    #[error("there is no {what} {name:?}")]
+    NotFound {
+        /// A consumer, a key or a version.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// It would make something that is there already.
+    #[error("{what} {name:?} exists already")]
+    AlreadyExists {
+        /// A consumer or a key.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A value of the request cannot be.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Where it stands in the request.
+        field: &'static str,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// It would put requests or a key at risk, or a rotation is in the way.
+    #[error("{0}")]
+    Unsafe(String),
+}
+
+/// What a new key shall be.
+#[derive(Clone, Debug)]
+pub struct KeySpec {
+    /// Its id.
+    pub key_id: KeyId,
+    /// Whose it is.
+    pub consumer: ConsumerId,
+    /// For people.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// From where.
+    pub allowed_sources: AllowedSources,
+    /// When its first version is valid.
+    pub window: Window,
+    /// Whether its secret comes from another system.
+    pub imported: bool,
+}
+
+/// What a version to stage shall be.
+#[derive(Clone, Copy, Debug)]
+pub struct StageSpec {
+    /// Of which key.
+    pub key_id: KeyId,
+    /// The rotation that it begins.
+    pub rotation: RotationId,
+    /// When the version is valid.
+    pub window: Window,
+    /// When it is withdrawn unless it was handed over.
+    pub withdraw_after: Timestamp,
+}
+
+/// Which versions of a key to revoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// One.
+    Version(VersionNumber),
+    /// Every one that is not revoked yet.
+    All,
+}
+
+/// The longest name for people, in bytes.
+pub const MAX_NAME_LEN: usize = 128;
+/// The longest reason, in bytes.
+pub const MAX_REASON_LEN: usize = 512;
+
+/// Makes a keyring.
+///
+/// # Errors
+///
+/// When a value cannot be.
+pub fn create_keyring(
+    name: KeyringName,
+    prefix: Prefix,
+    allow_imported: bool,
+    help_url: Option<String>,
+) -> Result<Vec<Change>, Refusal> {
+    if let Some(url) = &help_url {
+        let is_url = url.starts_with("https://") || url.starts_with("http://");
+        let is_safe = url
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b"<>\"".contains(&b));
+        if !is_url || !is_safe || url.len() > 512 {
+            return Err(Refusal::Invalid {
+                field: "help_url",
+                problem: "give an http or https address of at most 512 characters".to_owned(),
+            });
+        }
+    }
+    Ok(vec![Change::KeyringCreated {
+        name,
+        prefix,
+        allow_imported,
+        help_url,
+    }])
+}
+
+impl Keyring {
+    /// Makes a consumer.
+    ///
+    /// # Errors
+    ///
+    /// When it exists, or its name for people cannot be.
+    pub fn create_consumer(
+        &self,
+        consumer: ConsumerId,
+        name: String,
+    ) -> Result<Vec<Change>, Refusal> {
+        if self.consumers().contains_key(&consumer) {
+            return Err(Refusal::AlreadyExists {
+                what: "consumer",
+                name: consumer.as_str().to_owned(),
+            });
+        }
+        check_name(&name)?;
+        Ok(vec![Change::ConsumerCreated { consumer, name }])
+    }
+
+    /// Makes a key whose first version is active, for a secret that the caller has made or was handed.
+    ///
+    /// # Errors
+    ///
+    /// When the consumer does not exist, the secret is held already, the keyring does not take imported keys, or the
+    /// window is empty or over.
+    pub fn create_key(
+        &self,
+        spec: KeySpec,
+        secret: &PresentedKey<'_>,
+        pepper: &Pepper,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, Refusal> {
+        if !self.consumers().contains_key(&spec.consumer) {
+            return Err(Refusal::NotFound {
+                what: "consumer",
+                name: spec.consumer.as_str().to_owned(),
+            });
+        }
+        if spec.imported && !self.allow_imported() {
+            return Err(Refusal::Unsafe(format!(
+                "keyring {:?} holds only keys that it issues; make one with --allow-imported",
+                self.name().as_str()
+            )));
+        }
+        check_name(&spec.name)?;
+        check_window(&spec.window, now)?;
+        let digest = pepper.digest(secret);
+        if let Some(held) = self.find(&digest) {
+            return Err(Refusal::AlreadyExists {
+                what: "this secret, as key",
+                name: held.key_id.as_str().to_owned(),
+            });
+        }
+        Ok(vec![Change::KeyCreated {
+            key_id: spec.key_id,
+            consumer: spec.consumer,
+            name: spec.name,
+            imported: spec.imported,
+            scopes: spec.scopes,
+            allowed_sources: spec.allowed_sources,
+            version: NewVersion {
+                number: VersionNumber::FIRST,
+                digest,
+                pepper: pepper.id(),
+                window: spec.window,
+            },
+        }])
+    }
+
+    /// One key.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist.
+    pub fn key(&self, key_id: KeyId) -> Result<&Key, Refusal> {
+        self.keys().get(&key_id).ok_or_else(|| Refusal::NotFound {
+            what: "key",
+            name: key_id.as_str().to_owned(),
+        })
+    }
+
+    /// Begins a rotation: stages a version that sidecars accept but nobody holds the secret of.
+    ///
+    /// # Errors
+    ///
+    /// When the key does not exist, a rotation of it is being staged, as many versions are accepted as may be, or the
+    /// window is over.
+    pub fn stage(
+        &self,
+        spec: StageSpec,
+        secret: &PresentedKey<'_>,
+        pepper: &Pepper,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, Refusal> {
+        let StageSpec {
+            key_id,
+            rotation,
+            window,
+            withdraw_after,
+        } = spec;
+        let key = self.key(key_id)?;
+        if let Some(pending) = key.pending() {
+            return Err(Refusal::Unsafe(format!(
+                "version {} of key {key_id} is being rolled out; wait until that rotation is handed over or withdrawn",
+                pending.number
+            )));
+        }
+        let accepted = key.accepted(now).count();
+        if accepted >= self.policy().max_versions {
+            return Err(Refusal::Unsafe(format!(
+                "key {key_id} has {accepted} accepted versions, the most that it may have; let one retire or revoke one first"
+            )));
+        }
+        check_window(&window, now)?;
+        Ok(vec![Change::VersionStaged {
+            key_id,
+            rotation,
+            version: NewVersion {
+                number: key.next_number(),
+                digest: pepper.digest(secret),
+                pepper: pepper.id(),
+                window,
+            },
+            withdraw_after,
+        }])
+    }
+
+    /// Ends the staging of a rotation: its version becomes active, the one that was active begins to retire.
+    ///
+    /// # Errors
+    ///
+    /// When the version is not pending any more.
+    pub fn hand_over(
+        &self,
+        key_id: KeyId,
+        rotation: RotationId,
+        overlap: Duration,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, Refusal> {
+        let (key, version) = self.staged(key_id, rotation)?;
+        let old = key
+            .active()
+            .map(|old| {
+                let number = old.number;
+                let retiring = old
+                    .clone()
+                    .begin_retiring(now, overlap, version.number)
+                    .map_err(|error| Refusal::Unsafe(error.to_string()))?;
+                Ok(OldVersion {
+                    version: number,
+                    until: retiring.ends_at().unwrap_or(now),
+                })
+            })
+            .transpose()?;
+        Ok(vec![Change::HandedOver {
+            key_id,
+            rotation,
+            version: version.number,
+            old,
+        }])
+    }
+
+    /// Takes a staged version back.
+    ///
+    /// # Errors
+    ///
+    /// When it is not pending any more.
+    pub fn withdraw(
+        &self,
+        key_id: KeyId,
+        rotation: RotationId,
+        reason: Arc<str>,
+    ) -> Result<Vec<Change>, Refusal> {
+        let (_, version) = self.staged(key_id, rotation)?;
+        Ok(vec![Change::VersionWithdrawn {
+            key_id,
+            rotation,
+            version: version.number,
+            reason,
+        }])
+    }
+
+    /// Ends versions of a key at once.
+    ///
+    /// # Errors
+    ///
+    /// When the key or the version does not exist, the version is revoked already, or no reason is given.
+    pub fn revoke(
+        &self,
+        key_id: KeyId,
+        which: Which,
+        reason: &str,
+    ) -> Result<Vec<Change>, Refusal> {
+        if reason.trim().is_empty() || reason.len() > MAX_REASON_LEN {
+            return Err(Refusal::Invalid {
+                field: "reason",
+                problem: format!("say why, in at most {MAX_REASON_LEN} bytes"),
+            });
+        }
+        let key = self.key(key_id)?;
+        let is_revoked = |v: &KeyVersion| matches!(v.state, VersionState::Revoked { .. });
+        let versions: Vec<VersionNumber> = match which {
+            Which::Version(number) => {
+                let version = key.versions.get(&number).ok_or_else(|| Refusal::NotFound {
+                    what: "version",
+                    name: format!("{number} of key {key_id}"),
+                })?;
+                if is_revoked(version) {
+                    return Err(Refusal::AlreadyExists {
+                        what: "revocation of version",
+                        name: format!("{number} of key {key_id}"),
+                    });
+                }
+                vec![number]
+            }
+            Which::All => key
+                .versions
+                .values()
+                .filter(|version| !is_revoked(version))
+                .map(|version| version.number)
+                .collect(),
+        };
+        if versions.is_empty() {
+            return Err(Refusal::AlreadyExists {
+                what: "revocation of every version of key",
+                name: key_id.as_str().to_owned(),
+            });
+        }
+        Ok(vec![Change::VersionsRevoked {
+            key_id,
+            versions,
+            reason: reason.into(),
+        }])
+    }
+
+    fn staged(&self, key_id: KeyId, rotation: RotationId) -> Result<(&Key, &KeyVersion), Refusal> {
+        let key = self.key(key_id)?;
+        key.pending()
+            .filter(|version| version.rotation == Some(rotation))
+            .map(|version| (key, version))
+            .ok_or_else(|| {
+                Refusal::Unsafe(format!(
+                    "rotation {rotation:?} of key {key_id} is no longer being staged: its version was withdrawn or revoked meanwhile",
+                ))
+            })
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if name.len() <= MAX_NAME_LEN && !name.chars().any(char::is_control) {
+        Ok(())
+    } else {
+        Err(Refusal::Invalid {
+            field: "name",
+            problem: format!("give at most {MAX_NAME_LEN} bytes without control characters"),
+        })
+    }
+}
+
+fn check_window(window: &Window, now: Timestamp) -> Result<(), Refusal> {
+    let problem = match (window.not_before, window.expires_at) {
+        (_, Some(end)) if end <= now => format!("it would have expired at {end}, before now"),
+        (Some(start), Some(end)) if end <= start => {
+            format!("it would expire at {end}, before it becomes valid at {start}")
+        }
+        _ => return Ok(()),
+    };
+    Err(Refusal::Invalid {
+        field: "expires_in",
+        problem,
+    })
+}

@@ -1,0 +1,127 @@
+//! What a sidecar knows of one key version, and how it stands at a moment.
+
+use super::{
+    digest::{KeyDigest, PepperId},
+    id::{ConsumerId, KeyId, RotationId, VersionNumber},
+    policy::{AllowedSources, Scopes},
+    time::{Position, Timestamp, Window},
+    version::KeyState,
+};
+
+/// One key version as it is distributed. A record is never a verdict: time is judged on every request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// Of its secret; what it is found by.
+    pub digest: KeyDigest,
+    /// The pepper that keys the digest.
+    pub pepper: PepperId,
+    /// The key, the same for all its versions.
+    pub key_id: KeyId,
+    /// Which version of the key.
+    pub version: VersionNumber,
+    /// Whose key it is.
+    pub consumer: ConsumerId,
+    /// As of the record's making.
+    pub state: KeyState,
+    /// When the secret is valid at all.
+    pub window: Window,
+    /// The end of the overlap, in state retiring.
+    pub retires_at: Option<Timestamp>,
+    /// What the key may do.
+    pub scopes: Scopes,
+    /// From where.
+    pub allowed_sources: AllowedSources,
+    /// The version that takes this one's place, in states retiring and retired.
+    pub replaced_by: Option<VersionNumber>,
+    /// The rotation that the version takes part in.
+    pub rotation: Option<RotationId>,
+}
+
+/// How a version stands at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is accepted.
+    Accepted,
+    /// Its window has not begun.
+    NotYetValid,
+    /// Its window is over.
+    Expired,
+    /// Its planned end has come.
+    Retired,
+    /// It was ended at once, for good.
+    Revoked,
+}
+
+impl KeyRecord {
+    /// How the version stands at `now`, by the wall clock.
+    #[must_use]
+    pub fn standing(&self, now: Timestamp) -> Standing {
+        match self.state {
+            KeyState::Revoked => return Standing::Revoked,
+            KeyState::Retired => return Standing::Retired,
+            KeyState::Pending | KeyState::Active | KeyState::Retiring => {}
+        }
+        match self.window.position(now) {
+            Position::After => Standing::Expired,
+            Position::Before | Position::Inside if self.overlap_is_over(now) => Standing::Retired,
+            Position::Before => Standing::NotYetValid,
+            Position::Inside => Standing::Accepted,
+        }
+    }
+
+    fn overlap_is_over(&self, now: Timestamp) -> bool {
+        self.retires_at.is_some_and(|end| now >= end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::testing;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn record(state: KeyState, retires_at: Option<i64>) -> KeyRecord {
+        KeyRecord {
+            state,
+            window: Window::new(Some(at(100)), Some(at(200))),
+            retires_at: retires_at.map(at),
+            ..testing::record()
+        }
+    }
+
+    #[test]
+    fn window_is_judged_at_every_look() {
+        for state in [KeyState::Pending, KeyState::Active] {
+            let record = record(state, None);
+            assert_eq!(record.standing(at(99)), Standing::NotYetValid);
+            assert_eq!(record.standing(at(100)), Standing::Accepted);
+            assert_eq!(record.standing(at(199)), Standing::Accepted);
+            assert_eq!(record.standing(at(200)), Standing::Expired);
+        }
+    }
+
+    #[test]
+    fn retiring_version_is_accepted_until_its_deadline() {
+        let record = record(KeyState::Retiring, Some(150));
+        assert_eq!(record.standing(at(149)), Standing::Accepted);
+        assert_eq!(record.standing(at(150)), Standing::Retired);
+        assert_eq!(record.standing(at(200)), Standing::Expired);
+    }
+
+    #[test]
+    fn revoked_and_retired_versions_are_so_at_any_time() {
+        for now in [0, 100, 150, 200, 300] {
+            assert_eq!(
+                record(KeyState::Revoked, None).standing(at(now)),
+                Standing::Revoked
+            );
+            assert_eq!(
+                record(KeyState::Retired, None).standing(at(now)),
+                Standing::Retired
+            );
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Builders for tests.
+
+use super::{
+    digest::{MasterPepper, Pepper, PepperId},
+    id::{KeyId, KeyringName, VersionNumber},
+    policy::{AllowedSources, Scopes},
+    record::KeyRecord,
+    time::Window,
+    token::{Prefix, Secret},
+    version::KeyState,
+};
+
+/// The keyring that tests speak of.
+pub(crate) fn keyring_name() -> KeyringName {
+    "payments".parse().expect("a valid name")
+}
+
+/// Its pepper.
+pub(crate) fn pepper() -> Pepper {
+    MasterPepper::new(PepperId::new(1), &[7; Pepper::LEN])
+        .expect("32 bytes")
+        .for_keyring(&keyring_name())
+}
+
+/// A new secret of key `id`.
+pub(crate) fn secret(id: KeyId) -> Secret {
+    Secret::generate(&Prefix::default(), id).expect("the random source works")
+}
+
+/// The record of an active version without bounds, and of a secret that nobody has.
+pub(crate) fn record() -> KeyRecord {
+    record_of(&secret(KeyId::generate().expect("the random source works")))
+}
+
+/// The same of `secret`.
+pub(crate) fn record_of(secret: &Secret) -> KeyRecord {
+    let key_id = secret
+        .presented()
+        .parse(&Prefix::default())
+        .expect("a token");
+    KeyRecord {
+        digest: pepper().digest(&secret.presented()),
+        pepper: pepper().id(),
+        key_id,
+        version: VersionNumber::FIRST,
+        consumer: "checkout".parse().expect("a valid id"),
+        state: KeyState::Active,
+        window: Window::default(),
+        retires_at: None,
+        scopes: Scopes::default(),
+        allowed_sources: AllowedSources::default(),
+        replaced_by: None,
+        rotation: None,
+    }
+}

@@ -1,0 +1,191 @@
+//! Points in time and half-open windows of validity.
+
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A point on the wall clock in whole milliseconds since the Unix epoch; written as RFC 3339 in UTC.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// A half-open window `[not_before, expires_at)`; an absent end is unbounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// The first instant at which the window holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// The first instant at which it holds no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Where an instant lies relative to a [`Window`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Before `not_before`.
+    Before,
+    /// Within the window.
+    Inside,
+    /// At or after `expires_at`.
+    After,
+}
+
+/// A text that is not a point in time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a time: write RFC 3339 in UTC, for example 2027-01-31T12:00:00Z")]
+pub struct ParseTimestampError;
+
+/// The last millisecond of the year 9999, the end of what RFC 3339 can write.
+const MAX_MILLIS: i64 = 253_402_300_799_999;
+
+impl Timestamp {
+    /// The instant `millis` milliseconds after the Unix epoch, held within the years 1970 to 9999.
+    #[must_use]
+    pub const fn from_millis(millis: i64) -> Self {
+        if millis < 0 {
+            Self(0)
+        } else if millis > MAX_MILLIS {
+            Self(MAX_MILLIS)
+        } else {
+            Self(millis)
+        }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// The instant `duration` later, held at the end of the year 9999.
+    #[must_use]
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self::from_millis(self.0.saturating_add(millis))
+    }
+
+    /// The time since `earlier`; zero when that lies ahead.
+    #[must_use]
+    pub fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl Window {
+    /// A window from `not_before` to `expires_at`.
+    #[must_use]
+    pub const fn new(not_before: Option<Timestamp>, expires_at: Option<Timestamp>) -> Self {
+        Self {
+            not_before,
+            expires_at,
+        }
+    }
+
+    /// Where `now` lies.
+    #[must_use]
+    pub fn position(&self, now: Timestamp) -> Position {
+        if self.expires_at.is_some_and(|end| now >= end) {
+            Position::After
+        } else if self.not_before.is_some_and(|start| now < start) {
+            Position::Before
+        } else {
+            Position::Inside
+        }
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(time: Timestamp) -> Self {
+        UNIX_EPOCH + Duration::from_millis(u64::try_from(time.0).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_rfc3339_millis((*self).into()))
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = ParseTimestampError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_rfc3339(text)
+            .map(Self::from)
+            .map_err(|_| ParseTimestampError)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    #[test]
+    fn window_is_half_open() {
+        let window = Window::new(Some(at(100)), Some(at(200)));
+        assert_eq!(window.position(at(99)), Position::Before);
+        assert_eq!(window.position(at(100)), Position::Inside);
+        assert_eq!(window.position(at(199)), Position::Inside);
+        assert_eq!(window.position(at(200)), Position::After);
+    }
+
+    #[test]
+    fn window_without_ends_always_holds() {
+        assert_eq!(Window::default().position(at(0)), Position::Inside);
+        assert_eq!(Window::default().position(at(MAX_MILLIS)), Position::Inside);
+    }
+
+    #[test]
+    fn empty_window_is_over_before_it_begins() {
+        let window = Window::new(Some(at(200)), Some(at(100)));
+        assert_eq!(window.position(at(150)), Position::After);
+    }
+
+    #[test]
+    fn timestamp_round_trips_through_rfc_3339() {
+        let time: Timestamp = "2027-01-31T12:00:00.250Z".parse().expect("a valid time");
+        assert_eq!(time.to_string(), "2027-01-31T12:00:00.250Z");
+        assert!("tomorrow".parse::<Timestamp>().is_err());
+    }
+
+    #[test]
+    fn arithmetic_saturates() {
+        assert_eq!(at(5).saturating_since(at(9)), Duration::ZERO);
+        assert_eq!(at(5).saturating_add(Duration::MAX), at(MAX_MILLIS));
+    }
+}

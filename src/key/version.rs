@@ -1,0 +1,380 @@
+//! A version of a key: one secret's life.
+//!
+//! ```text
+//! pending -> active -> retiring -> retired          any but revoked -> revoked
+//!               ^----------+----------'  (roll back)
+//! ```
+//!
+//! A transition takes the version and the time and returns the version in its new state, or an error that names both.
+//! `expired` is no state: it is what the window says.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    digest::{KeyDigest, PepperId},
+    id::{RotationId, VersionNumber},
+    time::{Position, Timestamp, Window},
+};
+
+/// One secret of a key, with what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyVersion {
+    /// Counted from 1 within the key.
+    pub number: VersionNumber,
+    /// Of its secret.
+    pub digest: KeyDigest,
+    /// The pepper that keys the digest.
+    pub pepper: PepperId,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its secret is valid at all; no rotation makes it longer.
+    pub window: Window,
+    /// The rotation that brought it, if one did.
+    pub rotation: Option<RotationId>,
+    /// Where it is in its life.
+    pub state: VersionState,
+}
+
+/// Where a version is in its life, with the facts of that state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionState {
+    /// Distributed and accepted, its secret not handed out yet.
+    Pending {
+        /// When it was staged.
+        since: Timestamp,
+        /// When it is withdrawn if it was not handed over until then.
+        withdraw_after: Timestamp,
+    },
+    /// The version that the consumer should use.
+    Active {
+        /// When it became so.
+        since: Timestamp,
+    },
+    /// The old version during the overlap, accepted until `until`.
+    Retiring {
+        /// When the overlap began.
+        since: Timestamp,
+        /// The end of the overlap, never later than the version's own expiry.
+        until: Timestamp,
+        /// The version to use instead.
+        replaced_by: VersionNumber,
+    },
+    /// Its planned end. A roll-back may return it for a while.
+    Retired {
+        /// When it ended.
+        since: Timestamp,
+        /// The version to use instead.
+        replaced_by: VersionNumber,
+        /// Why it ended then.
+        reason: Arc<str>,
+    },
+    /// Its immediate end, never undone.
+    Revoked {
+        /// When it ended.
+        since: Timestamp,
+        /// Why.
+        reason: Arc<str>,
+    },
+}
+
+/// A [`VersionState`] without its facts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeyState {
+    /// [`VersionState::Pending`]
+    Pending,
+    /// [`VersionState::Active`]
+    Active,
+    /// [`VersionState::Retiring`]
+    Retiring,
+    /// [`VersionState::Retired`]
+    Retired,
+    /// [`VersionState::Revoked`]
+    Revoked,
+}
+
+/// A transition that a version's state does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("version {version} is {from} and cannot become {to}")]
+pub struct TransitionError {
+    version: VersionNumber,
+    from: KeyState,
+    to: KeyState,
+}
+
+/// Why a version cannot return from its retirement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReinstateError {
+    /// Its state has no way back.
+    #[error(transparent)]
+    State(#[from] TransitionError),
+    /// It retired too long ago.
+    #[error("version {version} retired at {since}, longer ago than a roll-back may reach")]
+    TooLate {
+        /// The version.
+        version: VersionNumber,
+        /// When it retired.
+        since: Timestamp,
+    },
+}
+
+impl KeyVersion {
+    /// Hands a pending version over: it becomes the one to use.
+    ///
+    /// # Errors
+    ///
+    /// When it is not pending.
+    pub fn activate(self, now: Timestamp) -> Result<Self, TransitionError> {
+        match self.state {
+            VersionState::Pending { .. } => Ok(self.with(VersionState::Active { since: now })),
+            VersionState::Active { .. }
+            | VersionState::Retiring { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => Err(self.refuse(KeyState::Active)),
+        }
+    }
+
+    /// Begins the overlap of an active version, for `overlap` but never beyond its own expiry.
+    ///
+    /// # Errors
+    ///
+    /// When it is not active.
+    pub fn begin_retiring(
+        self,
+        now: Timestamp,
+        overlap: Duration,
+        replaced_by: VersionNumber,
+    ) -> Result<Self, TransitionError> {
+        match self.state {
+            VersionState::Active { .. } => {
+                let until = self.not_beyond_expiry(now.saturating_add(overlap));
+                Ok(self.with(VersionState::Retiring {
+                    since: now,
+                    until,
+                    replaced_by,
+                }))
+            }
+            VersionState::Pending { .. }
+            | VersionState::Retiring { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => Err(self.refuse(KeyState::Retiring)),
+        }
+    }
+
+    /// Moves the end of the overlap of a retiring version, never beyond its own expiry.
+    ///
+    /// # Errors
+    ///
+    /// When it is not retiring.
+    pub fn extend(self, until: Timestamp) -> Result<Self, TransitionError> {
+        match self.state {
+            VersionState::Retiring {
+                since, replaced_by, ..
+            } => {
+                let until = self.not_beyond_expiry(until);
+                Ok(self.with(VersionState::Retiring {
+                    since,
+                    until,
+                    replaced_by,
+                }))
+            }
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => Err(self.refuse(KeyState::Retiring)),
+        }
+    }
+
+    /// Ends a retiring version as planned.
+    ///
+    /// # Errors
+    ///
+    /// When it is not retiring.
+    pub fn retire(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
+        match self.state {
+            VersionState::Retiring { replaced_by, .. } => Ok(self.with(VersionState::Retired {
+                since: now,
+                replaced_by,
+                reason,
+            })),
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => Err(self.refuse(KeyState::Retired)),
+        }
+    }
+
+    /// Rolls back: a retiring version, or one that retired at most `rollback_for` ago, is active again.
+    ///
+    /// # Errors
+    ///
+    /// When it is in another state, or retired longer ago.
+    pub fn reinstate(self, now: Timestamp, rollback_for: Duration) -> Result<Self, ReinstateError> {
+        match self.state {
+            VersionState::Retiring { .. } => Ok(self.with(VersionState::Active { since: now })),
+            VersionState::Retired { since, .. } => {
+                if now < since.saturating_add(rollback_for) {
+                    Ok(self.with(VersionState::Active { since: now }))
+                } else {
+                    Err(ReinstateError::TooLate {
+                        version: self.number,
+                        since,
+                    })
+                }
+            }
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Revoked { .. } => Err(self.refuse(KeyState::Active).into()),
+        }
+    }
+
+    /// Ends the version at once and for good.
+    ///
+    /// # Errors
+    ///
+    /// When it is revoked already.
+    pub fn revoke(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
+        match self.state {
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Retiring { .. }
+            | VersionState::Retired { .. } => {
+                Ok(self.with(VersionState::Revoked { since: now, reason }))
+            }
+            VersionState::Revoked { .. } => Err(self.refuse(KeyState::Revoked)),
+        }
+    }
+
+    /// Whether sidecars accept the version at `now` or will later, as long as nothing is done about it.
+    #[must_use]
+    pub fn is_accepted(&self, now: Timestamp) -> bool {
+        let lives = match self.state {
+            VersionState::Pending { .. } | VersionState::Active { .. } => true,
+            VersionState::Retiring { until, .. } => now < until,
+            VersionState::Retired { .. } | VersionState::Revoked { .. } => false,
+        };
+        lives && self.window.position(now) != Position::After
+    }
+
+    /// The earliest end that is known: the version's own expiry, or the end of its overlap.
+    #[must_use]
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        match self.state {
+            VersionState::Retiring { until, .. } => Some(until),
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => self.window.expires_at,
+        }
+    }
+
+    /// When time alone makes a transition due.
+    #[must_use]
+    pub fn due_at(&self) -> Option<Timestamp> {
+        match self.state {
+            VersionState::Pending { withdraw_after, .. } => Some(withdraw_after),
+            VersionState::Retiring { until, .. } => Some(until),
+            VersionState::Active { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => None,
+        }
+    }
+
+    fn not_beyond_expiry(&self, end: Timestamp) -> Timestamp {
+        self.window
+            .expires_at
+            .map_or(end, |expires_at| end.min(expires_at))
+    }
+
+    fn with(self, state: VersionState) -> Self {
+        Self { state, ..self }
+    }
+
+    fn refuse(&self, to: KeyState) -> TransitionError {
+        TransitionError {
+            version: self.number,
+            from: self.state.kind(),
+            to,
+        }
+    }
+}
+
+impl VersionState {
+    /// The state without its facts.
+    #[must_use]
+    pub const fn kind(&self) -> KeyState {
+        match self {
+            Self::Pending { .. } => KeyState::Pending,
+            Self::Active { .. } => KeyState::Active,
+            Self::Retiring { .. } => KeyState::Retiring,
+            Self::Retired { .. } => KeyState::Retired,
+            Self::Revoked { .. } => KeyState::Revoked,
+        }
+    }
+}
+
+impl KeyState {
+    /// All of them, in the order of a life.
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Active,
+        Self::Retiring,
+        Self::Retired,
+        Self::Revoked,
+    ];
+
+    /// The name that users see everywhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Retiring => "retiring",
+            Self::Retired => "retired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A version as the log first tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewVersion {
+    /// Its number.
+    pub number: VersionNumber,
+    /// The digest of its secret.
+    pub digest: KeyDigest,
+    /// The pepper that keys the digest.
+    pub pepper: PepperId,
+    /// When its secret is valid.
+    #[serde(default)]
+    pub window: Window,
+}
+
+impl NewVersion {
+    /// The version in its first state.
+    #[must_use]
+    pub fn begin(
+        self,
+        now: Timestamp,
+        state: VersionState,
+        rotation: Option<RotationId>,
+    ) -> KeyVersion {
+        KeyVersion {
+            number: self.number,
+            digest: self.digest,
+            pepper: self.pepper,
+            created_at: now,
+            window: self.window,
+            rotation,
+            state,
+        }
+    }
+}

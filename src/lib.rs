@@ -1,0 +1,4 @@
+//! relatch
+pub mod clock;
+pub mod key;
+pub mod proto;
