@@ -1,0 +1,329 @@
+//! Applies what the control plane sends to the keyring that a sidecar holds.
+//!
+//! Three rules hold whatever order things arrive in: a delta applies to exactly the revision that it names; a revoked
+//! version stays revoked, whatever is announced of it later; the set digest counts what was announced, so that it can
+//! be compared with the control plane's even where a tombstone overrules it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    slot::Slot,
+    view::{Entry, KeyringSettings, KeyringView},
+};
+use crate::key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision};
+
+/// The writing side of a [`Slot`]. There is one for each.
+#[derive(Debug)]
+pub struct Mirror {
+    slot: Arc<Slot>,
+    settings: Option<Arc<KeyringSettings>>,
+    view: Option<Arc<KeyringView>>,
+    /// Revocations that came before the first snapshot.
+    early: HashMap<KeyDigest, KeyRecord>,
+}
+
+/// A version as the control plane announced it.
+#[derive(Clone, Debug)]
+pub struct Announced {
+    /// What was announced.
+    pub record: KeyRecord,
+    /// The hash under which the control plane counts it.
+    pub hash: u64,
+}
+
+/// What a mirror holds; all zero for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The history.
+    pub epoch: Epoch,
+    /// The revision in it.
+    pub revision: Revision,
+    /// The digest of what was announced.
+    pub set_digest: u64,
+}
+
+/// A snapshot on its way, built aside.
+#[derive(Debug)]
+pub struct SnapshotBuilder {
+    view: KeyringView,
+}
+
+/// A delta cannot be applied; nothing of it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeltaError {
+    /// It belongs to another history.
+    #[error("a delta of epoch {found} came to a keyring of epoch {held}")]
+    Epoch {
+        /// Of the keyring.
+        held: Epoch,
+        /// Of the delta.
+        found: Epoch,
+    },
+    /// It does not start where the keyring is.
+    #[error("a delta from revision {from} came to a keyring at revision {held}")]
+    Gap {
+        /// Of the keyring.
+        held: Revision,
+        /// Where the delta starts.
+        from: Revision,
+    },
+}
+
+/// A snapshot is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// The settings of the keyring have not come.
+    #[error("a snapshot came before the keyring's settings")]
+    NoSettings,
+    /// It is older than what is held.
+    #[error(
+        "a snapshot at revision {found} came to a keyring at revision {held} of the same epoch"
+    )]
+    Older {
+        /// Of the keyring.
+        held: Revision,
+        /// Of the snapshot.
+        found: Revision,
+    },
+    /// Its items are not those that were announced.
+    #[error("a snapshot has other items than its digest says")]
+    Digest,
+    /// It would drop more than half of what is held, and nobody confirmed that.
+    #[error(
+        "a snapshot of {found} items would drop more than half of {held}; it is held until an operator confirms it"
+    )]
+    Shrinks {
+        /// How many items are held.
+        held: usize,
+        /// How many the snapshot has.
+        found: usize,
+    },
+}
+
+impl Mirror {
+    /// A mirror that publishes to `slot`.
+    #[must_use]
+    pub fn new(slot: Arc<Slot>) -> Self {
+        Self {
+            slot,
+            settings: None,
+            view: None,
+            early: HashMap::new(),
+        }
+    }
+
+    /// The slot that it publishes to.
+    #[must_use]
+    pub const fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.view
+            .as_ref()
+            .map_or_else(Position::default, |view| Position {
+                epoch: view.epoch(),
+                revision: view.revision(),
+                set_digest: view.set_digest(),
+            })
+    }
+
+    /// Takes new settings; they are in use at once.
+    pub fn adopt(&mut self, settings: KeyringSettings) {
+        let settings = Arc::new(settings);
+        self.settings = Some(Arc::clone(&settings));
+        if let Some(view) = &self.view {
+            let mut view = KeyringView::clone(view);
+            view.adopt(settings);
+            self.publish(view);
+        }
+    }
+
+    /// Begins a snapshot, to be built aside.
+    ///
+    /// # Errors
+    ///
+    /// When the settings have not come, or the snapshot is older than what is held.
+    pub fn begin_snapshot(
+        &self,
+        epoch: Epoch,
+        revision: Revision,
+    ) -> Result<SnapshotBuilder, SnapshotError> {
+        let settings = self.settings.clone().ok_or(SnapshotError::NoSettings)?;
+        let held = self.position();
+        if held.epoch == epoch && revision < held.revision {
+            return Err(SnapshotError::Older {
+                held: held.revision,
+                found: revision,
+            });
+        }
+        let name = self.slot.name().clone();
+        Ok(SnapshotBuilder {
+            view: KeyringView::empty(name, epoch, revision, settings),
+        })
+    }
+
+    /// Swaps a whole snapshot in. Revocations that it does not know of are kept.
+    ///
+    /// `set_digest` is the control plane's; none when items were rejected, so that the two cannot agree. `confirmed` is
+    /// the number of items that an operator confirmed.
+    ///
+    /// # Errors
+    ///
+    /// When the snapshot is not what was announced, or shrinks the keyring too much. What was held stays in use.
+    pub fn finish_snapshot(
+        &mut self,
+        snapshot: SnapshotBuilder,
+        set_digest: Option<u64>,
+        confirmed: usize,
+    ) -> Result<(), SnapshotError> {
+        let SnapshotBuilder { mut view } = snapshot;
+        if set_digest.is_some_and(|announced| announced != view.set_digest()) {
+            return Err(SnapshotError::Digest);
+        }
+        let (held, found) = (self.announced_len(), view.len());
+        if found < held.div_ceil(2) && confirmed != found {
+            return Err(SnapshotError::Shrinks { held, found });
+        }
+        if let Some(former) = self.view.take() {
+            for entry in former.entries() {
+                if entry.record.state == KeyState::Revoked {
+                    revoke(&mut view, Arc::clone(&entry.record));
+                }
+            }
+        }
+        for (_, record) in self.early.drain() {
+            revoke(&mut view, Arc::new(record));
+        }
+        self.publish(view);
+        Ok(())
+    }
+
+    /// Applies a delta: revocations first, then upserts, then removals.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start at exactly what is held; nothing is changed then.
+    pub fn apply_delta(
+        &mut self,
+        epoch: Epoch,
+        from: Revision,
+        to: Revision,
+        revocations: Vec<Announced>,
+        upserts: Vec<Announced>,
+        removals: &[KeyDigest],
+    ) -> Result<(), DeltaError> {
+        let held = self.position();
+        if held.epoch != epoch {
+            return Err(DeltaError::Epoch {
+                held: held.epoch,
+                found: epoch,
+            });
+        }
+        let gap = DeltaError::Gap {
+            held: held.revision,
+            from,
+        };
+        let Some(view) = self.view.as_ref().filter(|view| view.revision() == from) else {
+            return Err(gap);
+        };
+        let mut view = KeyringView::clone(view);
+        for announced in revocations.into_iter().chain(upserts) {
+            upsert(&mut view, announced);
+        }
+        for digest in removals {
+            remove(&mut view, digest);
+        }
+        view.advance(to);
+        self.publish(view);
+        Ok(())
+    }
+
+    /// Revokes versions ahead of the delta that tells of it; the revision stays.
+    pub fn revoke(&mut self, records: Vec<KeyRecord>) {
+        match &self.view {
+            Some(view) => {
+                let mut view = KeyringView::clone(view);
+                for record in records {
+                    revoke(&mut view, Arc::new(record));
+                }
+                self.publish(view);
+            }
+            None => self
+                .early
+                .extend(records.into_iter().map(|record| (record.digest, record))),
+        }
+    }
+
+    /// How many of the held items the control plane announces; not the tombstones that only this sidecar remembers.
+    fn announced_len(&self) -> usize {
+        self.view.as_ref().map_or(0, |view| {
+            view.entries().filter(|entry| entry.announced != 0).count()
+        })
+    }
+
+    fn publish(&mut self, view: KeyringView) {
+        let view = Arc::new(view);
+        self.slot.publish(Arc::clone(&view));
+        self.view = Some(view);
+    }
+}
+
+impl SnapshotBuilder {
+    /// The revision that the snapshot is at.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        self.view.revision()
+    }
+
+    /// The history that it belongs to.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.view.epoch()
+    }
+
+    /// Adds a version.
+    pub fn add(&mut self, announced: Announced) {
+        upsert(&mut self.view, announced);
+    }
+}
+
+fn upsert(view: &mut KeyringView, Announced { record, hash }: Announced) {
+    let record = match view.entry(&record.digest) {
+        Some(held) if held.record.state == KeyState::Revoked => Arc::clone(&held.record),
+        Some(_) | None => Arc::new(record),
+    };
+    view.put(Entry {
+        record,
+        announced: hash,
+    });
+}
+
+fn remove(view: &mut KeyringView, digest: &KeyDigest) {
+    match view.entry(digest) {
+        Some(held) if held.record.state == KeyState::Revoked => {
+            let record = Arc::clone(&held.record);
+            view.put(Entry {
+                record,
+                announced: 0,
+            });
+        }
+        Some(_) | None => view.remove(digest),
+    }
+}
+
+fn revoke(view: &mut KeyringView, record: Arc<KeyRecord>) {
+    let announced = view.entry(&record.digest).map_or(0, |held| held.announced);
+    let record = match record.state {
+        KeyState::Revoked => record,
+        KeyState::Pending | KeyState::Active | KeyState::Retiring | KeyState::Retired => {
+            Arc::new(KeyRecord {
+                state: KeyState::Revoked,
+                ..KeyRecord::clone(&record)
+            })
+        }
+    };
+    view.put(Entry { record, announced });
+}
