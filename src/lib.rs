@@ -1,4 +1,5 @@
-//! relatch
+//! relatch rotates API keys across a service mesh with no failed request.
+
 pub mod clock;
 pub mod key;
 pub mod keyring;

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::key::Timestamp;
+
 /// `envoy.service.auth.v3`
 #[expect(
     missing_debug_implementations,
@@ -47,6 +49,14 @@ pub mod discovery {
 
 /// The descriptors of all of `proto/`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+impl Timestamp {
+    /// The form in which it travels.
+    #[must_use]
+    pub fn to_wire(self) -> prost_types::Timestamp {
+        std::time::SystemTime::from(self).into()
+    }
+}
 
 impl fmt::Debug for discovery::Pepper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -47,20 +47,16 @@ struct History {
 impl History {
     fn begin() -> Self {
         let now = Timestamp::from_millis(1_000_000);
-        let mut log: Vec<_> = operation::create_keyring(
+        let first = operation::create_keyring(
             testing::keyring_name(),
             super::Prefix::default(),
             false,
             None,
         )
-        .expect("a valid keyring")
-        .into_iter()
-        .map(|change| (now, change))
-        .collect();
-        let keyring = Keyring::begin(now, &log[0].1).expect("a first change");
+        .expect("a valid keyring");
         let mut history = Self {
-            keyring,
-            log: std::mem::take(&mut log),
+            keyring: Keyring::begin(now, &first).expect("a first change"),
+            log: vec![(now, first)],
             now,
         };
         let consumer = history

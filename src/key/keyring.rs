@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     sync::Arc,
 };
 
@@ -554,14 +555,21 @@ impl Key {
     }
 }
 
-fn duplicate(revision: Revision, what: &str, name: &dyn std::fmt::Display) -> ApplyError {
+/// As in `7Qm2Xc91TbKe/2`.
+impl fmt::Display for VersionRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.key_id, self.version)
+    }
+}
+
+fn duplicate(revision: Revision, what: &str, name: &dyn fmt::Display) -> ApplyError {
     ApplyError::Duplicate {
         revision,
         what: format!("{what} {name}"),
     }
 }
 
-fn unknown(revision: Revision, what: &str, name: &dyn std::fmt::Display) -> ApplyError {
+fn unknown(revision: Revision, what: &str, name: &dyn fmt::Display) -> ApplyError {
     ApplyError::Unknown {
         revision,
         what: format!("{what} {name}"),

@@ -92,7 +92,7 @@ pub const MAX_NAME_LEN: usize = 128;
 /// The longest reason, in bytes.
 pub const MAX_REASON_LEN: usize = 512;
 
-/// Makes a keyring.
+/// Makes a keyring: the first change of its log.
 ///
 /// # Errors
 ///
@@ -102,7 +102,7 @@ pub fn create_keyring(
     prefix: Prefix,
     allow_imported: bool,
     help_url: Option<String>,
-) -> Result<Vec<Change>, Refusal> {
+) -> Result<Change, Refusal> {
     if let Some(url) = &help_url {
         let is_url = url.starts_with("https://") || url.starts_with("http://");
         let is_safe = url
@@ -115,12 +115,12 @@ pub fn create_keyring(
             });
         }
     }
-    Ok(vec![Change::KeyringCreated {
+    Ok(Change::KeyringCreated {
         name,
         prefix,
         allow_imported,
         help_url,
-    }])
+    })
 }
 
 impl Keyring {

@@ -3,6 +3,7 @@
 use super::{
     digest::{KeyDigest, PepperId},
     id::{ConsumerId, KeyId, RotationId, VersionNumber},
+    keyring::VersionRef,
     policy::{AllowedSources, Scopes},
     time::{Position, Timestamp, Window},
     version::KeyState,
@@ -53,6 +54,15 @@ pub enum Standing {
 }
 
 impl KeyRecord {
+    /// What names it.
+    #[must_use]
+    pub const fn version_ref(&self) -> VersionRef {
+        VersionRef {
+            key_id: self.key_id,
+            version: self.version,
+        }
+    }
+
     /// How the version stands at `now`, by the wall clock.
     #[must_use]
     pub fn standing(&self, now: Timestamp) -> Standing {
