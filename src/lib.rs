@@ -4,3 +4,4 @@ pub mod clock;
 pub mod key;
 pub mod keyring;
 pub mod proto;
+pub mod store;

@@ -1,0 +1,213 @@
+//! The store: an append-only log of changes per keyring, and what stands beside the logs.
+//!
+//! A [`log`](LogName) is a gapless sequence of [`Entry`]s, each chained to the one before it by [`chain`]. A commit is
+//! an append at the head that the writer expects. That alone orders the control plane's replicas: the loser of a race
+//! gets a [conflict](AppendError::Conflict), reads what it missed, validates its change again and retries.
+//!
+//! Beside each log stand its [`Head`] and the newest [`StateSnapshot`], from which a replica starts without reading
+//! the whole log. [`PresenceRow`]s say which sidecars there are.
+//!
+//! # What every engine promises
+//!
+//! - **Order of revisions is order of commits.** An entry that can be read has all entries before it. A reader that
+//!   asks for what lies after the last revision that it saw therefore never skips and never repeats an entry.
+//! - **All or nothing.** The entries of an append become visible together, with the head that names the last of them.
+//! - **Durable.** What [`append`](Store::append) reported is on disk.
+//! - **Primary.** Every read sees every append that was reported before the read began, by whatever replica.
+//! - **Byte for byte.** What is read is what was appended.
+//! - **Nothing is mended.** A store that cannot be understood is reported and left as it is.
+//!
+//! A call whose future is dropped may still take effect.
+
+pub mod chain;
+mod entry;
+mod error;
+mod sqlite;
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::key::{Revision, Timestamp};
+
+pub use entry::{Entry, EntryHash, Head, LogName, NewEntry, ParseLogNameError};
+pub use error::{AppendError, EntryError, StoreError};
+pub use sqlite::{SqliteOptions, SqliteStore};
+
+/// The most entries in one append. An append holds the only write lock, and this many take well under a second.
+pub const MAX_APPEND: usize = 10_000;
+
+/// The most bytes of actor, kind and payload in one entry. The largest change is a few kilobytes; an entry above this
+/// would be a mistake that every replica had to read for ever.
+pub const MAX_ENTRY_LEN: usize = 1024 * 1024;
+
+/// The most entries in one page: enough that a long log reads at full speed, few enough to hold in memory.
+pub const MAX_PAGE: usize = 1_000;
+
+/// The size at which a page ends early, in bytes of payload, so that a page of large entries fits into memory too.
+pub const MAX_PAGE_LEN: usize = 8 * 1024 * 1024;
+
+/// A place where logs are kept; shared by all tasks of a control plane, and by its replicas where the engine can.
+///
+/// The [module](self) says what an engine promises. Every engine runs the same contract tests.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Appends `entries` to `log`, the first at the revision after `expected`, and returns the new head.
+    ///
+    /// An append to a log that does not exist, with `expected` 0, makes it, with a new epoch. An append of nothing only
+    /// compares `expected`.
+    ///
+    /// # Errors
+    ///
+    /// [`AppendError::Conflict`] when the head is not `expected`; [`AppendError::Invalid`] when an entry breaks a
+    /// bound. Nothing was appended then. After [`AppendError::Store`] the outcome is known only by reading the head.
+    async fn append(
+        &self,
+        log: &LogName,
+        expected: Revision,
+        entries: Vec<NewEntry>,
+    ) -> Result<Head, AppendError>;
+
+    /// The head of every log, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn heads(&self) -> Result<Vec<Head>, StoreError>;
+
+    /// The head of `log`; none when there is no such log.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn head(&self, log: &LogName) -> Result<Option<Head>, StoreError>;
+
+    /// The entries of `log` after revision `after`, in order, at most `limit` and at most [`MAX_PAGE`].
+    ///
+    /// A page also ends when it holds [`MAX_PAGE_LEN`] bytes. Only an empty page means that nothing follows. A log that
+    /// does not exist is an empty one.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn read(
+        &self,
+        log: &LogName,
+        after: Revision,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError>;
+
+    /// Gives `log` a new epoch, so that every sidecar takes it anew. To be called after a restore.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::UnknownLog`], or when the store cannot be written.
+    async fn rotate_epoch(&self, log: &LogName) -> Result<Head, StoreError>;
+
+    /// Keeps `state` as the newest of `log`, unless a newer one is kept already.
+    ///
+    /// Of two states at the same revision the one of the higher format is newer.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::ForeignState`] when the log has no entry of that revision and hash, or when the store cannot be
+    /// written.
+    async fn save_state(&self, log: &LogName, state: StateSnapshot) -> Result<(), StoreError>;
+
+    /// The newest state of `log`.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn load_state(&self, log: &LogName) -> Result<Option<StateSnapshot>, StoreError>;
+
+    /// Keeps `rows`, each in place of the one with its key, unless that one's last contact is later.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    async fn save_presence(&self, rows: Vec<PresenceRow>) -> Result<(), StoreError>;
+
+    /// Removes the rows of `keys`; those that are absent are passed over.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    async fn remove_presence(&self, keys: Vec<PresenceKey>) -> Result<(), StoreError>;
+
+    /// All rows, in the order of their keys.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn load_presence(&self) -> Result<Vec<PresenceRow>, StoreError>;
+
+    /// Reads the primary store, and nothing more. What a sidecar holds is as fresh as the last success of this or of
+    /// any other read.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// A keyring, or whatever else a log folds into, as of one revision.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StateSnapshot {
+    /// The last entry that it contains.
+    pub revision: Revision,
+    /// That entry's hash.
+    pub hash: EntryHash,
+    /// The format of `payload`; a reader that does not know it reads the log instead.
+    pub format: u32,
+    /// The state.
+    pub payload: Vec<u8>,
+}
+
+/// What is known of one process of a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PresenceRow {
+    /// The sidecar.
+    pub node: String,
+    /// Its process.
+    pub boot_id: String,
+    /// The cluster that it names as its own.
+    pub cluster: String,
+    /// Its version of relatch.
+    pub version: String,
+    /// The keyrings to which it subscribes.
+    pub keyrings: Vec<String>,
+    /// When it was last heard of.
+    pub last_contact: Timestamp,
+}
+
+/// Names a [`PresenceRow`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PresenceKey {
+    /// The sidecar.
+    pub node: String,
+    /// Its process.
+    pub boot_id: String,
+}
+
+impl PresenceRow {
+    /// What names it.
+    #[must_use]
+    pub fn key(&self) -> PresenceKey {
+        PresenceKey {
+            node: self.node.clone(),
+            boot_id: self.boot_id.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for StateSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StateSnapshot")
+            .field("revision", &self.revision)
+            .field("hash", &self.hash)
+            .field("format", &self.format)
+            .field("payload_len", &self.payload.len())
+            .finish()
+    }
+}

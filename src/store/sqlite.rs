@@ -1,0 +1,288 @@
+//! The embedded store: a SQLite database in one file, with its write-ahead log beside it.
+//!
+//! One connection writes and one reads, so that a long commit never holds up a read. Both do their work on threads that
+//! may block; a caller waits for its turn without one. Several processes may share the file: a write takes the lock
+//! of the database before it reads the head, so that of two writers one finds the head moved.
+
+mod log;
+mod open;
+mod place;
+mod presence;
+mod schema;
+
+use std::{panic, path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+use tokio::{sync::Mutex, task};
+
+use crate::key::Revision;
+
+use self::{
+    log::Outcome,
+    place::{Fault, Place},
+};
+use super::{
+    AppendError, Entry, Head, LogName, NewEntry, PresenceKey, PresenceRow, StateSnapshot, Store,
+    StoreError,
+};
+
+/// How a database is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SqliteOptions {
+    /// Whether to make the database when there is none.
+    pub create: bool,
+    /// How long a call waits for another process that holds the database.
+    pub busy_timeout: Duration,
+}
+
+/// A [`Store`] in a SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    // Closed before the writer, whose close then is the last one and empties the write-ahead log into the file.
+    reader: Arc<Mutex<Connection>>,
+    writer: Arc<Mutex<Connection>>,
+    place: Arc<Place>,
+}
+
+impl Default for SqliteOptions {
+    /// An existing database; 5 s for another process, which is far longer than any append takes and still shorter than
+    /// people and health checks wait.
+    fn default() -> Self {
+        Self {
+            create: false,
+            busy_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl SqliteStore {
+    /// Opens the database at `path` after checking all of it. A new one can be read and written by its owner only.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing, is something else, comes from a later version, is damaged, is held by another process or
+    /// cannot be written. It is left as it is then.
+    pub async fn open(path: &Path, options: SqliteOptions) -> Result<Self, StoreError> {
+        let place = Place::new(path.to_owned(), options.busy_timeout);
+        blocking(move || {
+            let (place, reader, writer) = open::open(place, options.create)?;
+            Ok(Self {
+                reader: Arc::new(Mutex::new(reader)),
+                writer: Arc::new(Mutex::new(writer)),
+                place: Arc::new(place),
+            })
+        })
+        .await
+    }
+
+    async fn read_with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.with(&self.reader, work).await
+    }
+
+    async fn write_with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.with(&self.writer, work).await
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        connection: &Arc<Mutex<Connection>>,
+        work: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mut connection = Arc::clone(connection).lock_owned().await;
+        let place = Arc::clone(&self.place);
+        blocking(move || {
+            place.check_present()?;
+            work(&mut connection).map_err(|fault| place.explain(fault))
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn append(
+        &self,
+        log: &LogName,
+        expected: Revision,
+        entries: Vec<NewEntry>,
+    ) -> Result<Head, AppendError> {
+        NewEntry::check(&entries)?;
+        let log = log.clone();
+        let outcome = self
+            .write_with(move |connection| log::append(connection, log, expected, entries))
+            .await?;
+        match outcome {
+            Outcome::Appended(head) => Ok(head),
+            Outcome::Conflict(head) => Err(AppendError::Conflict { expected, head }),
+        }
+    }
+
+    async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+        self.read_with(|connection| log::heads(connection)).await
+    }
+
+    async fn head(&self, log: &LogName) -> Result<Option<Head>, StoreError> {
+        let log = log.clone();
+        self.read_with(move |connection| log::head(connection, &log))
+            .await
+    }
+
+    async fn read(
+        &self,
+        log: &LogName,
+        after: Revision,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let log = log.clone();
+        self.read_with(move |connection| log::read(connection, &log, after, limit))
+            .await
+    }
+
+    async fn rotate_epoch(&self, log: &LogName) -> Result<Head, StoreError> {
+        let log = log.clone();
+        self.write_with(move |connection| log::rotate_epoch(connection, log))
+            .await
+    }
+
+    async fn save_state(&self, log: &LogName, state: StateSnapshot) -> Result<(), StoreError> {
+        let log = log.clone();
+        self.write_with(move |connection| log::save_state(connection, log, &state))
+            .await
+    }
+
+    async fn load_state(&self, log: &LogName) -> Result<Option<StateSnapshot>, StoreError> {
+        let log = log.clone();
+        self.read_with(move |connection| log::load_state(connection, &log))
+            .await
+    }
+
+    async fn save_presence(&self, rows: Vec<PresenceRow>) -> Result<(), StoreError> {
+        self.write_with(move |connection| presence::save(connection, &rows))
+            .await
+    }
+
+    async fn remove_presence(&self, keys: Vec<PresenceKey>) -> Result<(), StoreError> {
+        self.write_with(move |connection| presence::remove(connection, &keys))
+            .await
+    }
+
+    async fn load_presence(&self) -> Result<Vec<PresenceRow>, StoreError> {
+        self.read_with(|connection| presence::load(connection))
+            .await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.read_with(|connection| log::ping(connection)).await
+    }
+}
+
+/// Runs `work` on a thread that may block. Its panic is the caller's.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => panic::resume_unwind(panic),
+            Err(_) => Err(StoreError::Closing),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::OpenFlags;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{key::Timestamp, store::chain};
+
+    async fn open(directory: &TempDir) -> SqliteStore {
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        SqliteStore::open(&directory.path().join("relatch.db"), options)
+            .await
+            .expect("it opens")
+    }
+
+    fn entry(len: usize) -> Vec<NewEntry> {
+        vec![NewEntry {
+            at: Timestamp::from_millis(1),
+            actor: "alice".into(),
+            kind: "k".into(),
+            payload: vec![b' '; len],
+        }]
+    }
+
+    #[tokio::test]
+    async fn read_only_database_refuses_writes_and_still_reads() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut store = open(&directory).await;
+        let log = LogName::Control;
+        store
+            .append(&log, Revision::default(), entry(1))
+            .await
+            .expect("it appends");
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let read_only = Connection::open_with_flags(store.place.path(), flags).expect("it opens");
+        let error =
+            open::check_writable(&read_only, &store.place).map_err(|f| store.place.explain(f));
+        assert!(
+            matches!(error, Err(StoreError::ReadOnly { .. })),
+            "{error:?}"
+        );
+
+        store.writer = Arc::new(Mutex::new(read_only));
+
+        let error = store.append(&log, Revision::new(1), entry(1)).await;
+        assert!(
+            matches!(error, Err(AppendError::Store(StoreError::ReadOnly { .. }))),
+            "{error:?}"
+        );
+        assert_eq!(store.heads().await.expect("it reads").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn full_disk_loses_nothing_that_was_committed() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = open(&directory).await;
+        let log = LogName::Control;
+        let before = store
+            .append(&log, Revision::default(), entry(1))
+            .await
+            .expect("it appends");
+        limit_pages(&store, 1).await;
+
+        let error = store.append(&log, Revision::new(1), entry(100_000)).await;
+
+        assert!(
+            matches!(error, Err(AppendError::Store(StoreError::DiskFull { .. }))),
+            "{error:?}"
+        );
+        assert_eq!(store.head(&log).await.expect("it reads"), Some(before));
+        limit_pages(&store, 1_000_000).await;
+        store
+            .append(&log, Revision::new(1), entry(100_000))
+            .await
+            .expect("it appends once there is space");
+        let verdict = chain::verify(&store, &log).await.expect("it reads");
+        assert_eq!((verdict.entries, verdict.problem), (2, None));
+    }
+
+    /// SQLite takes a limit below the present size as the present size.
+    async fn limit_pages(store: &SqliteStore, pages: u32) {
+        let writer = store.writer.lock().await;
+        writer
+            .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+            .expect("the limit is set");
+    }
+}

@@ -1,0 +1,250 @@
+//! Logs, their heads and their states.
+
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params, types::Type};
+
+use super::place::Fault;
+use crate::{
+    key::{Epoch, Revision, Timestamp},
+    store::{
+        Entry, EntryHash, Head, LogName, MAX_PAGE, MAX_PAGE_LEN, NewEntry, StateSnapshot,
+        StoreError, chain, entry::random_epoch,
+    },
+};
+
+/// How an append ended.
+pub(super) enum Outcome {
+    /// This is the head now.
+    Appended(Head),
+    /// This, and not the expected one, is the head.
+    Conflict(Head),
+}
+
+/// A time that [`Timestamp`] cannot hold.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} ms is not a time between 1970 and 9999")]
+struct TimeError(i64);
+
+pub(super) fn append(
+    connection: &mut Connection,
+    log: LogName,
+    expected: Revision,
+    entries: Vec<NewEntry>,
+) -> Result<Outcome, Fault> {
+    // Takes the lock of the database now: between reading the head and moving it nobody else can.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut head = head(&transaction, &log)?.unwrap_or_else(|| Head::absent(log));
+    if head.revision != expected {
+        return Ok(Outcome::Conflict(head));
+    }
+    let entries = chain::link(&head, entries);
+    let Some(last) = entries.last() else {
+        return Ok(Outcome::Appended(head));
+    };
+    if head.epoch == Epoch::default() {
+        head.epoch = random_epoch().map_err(StoreError::from)?;
+    }
+    (head.revision, head.hash) = (last.revision, last.hash);
+    transaction
+        .prepare_cached(
+            "INSERT INTO logs (name, epoch, revision, hash) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, hash = excluded.hash",
+        )?
+        .execute(params![
+            head.log.as_str(),
+            integer(head.epoch.get()),
+            integer(head.revision.get()),
+            head.hash.as_bytes(),
+        ])?;
+    {
+        let mut insert = transaction.prepare_cached(
+            "INSERT INTO entries (log, revision, at, actor, kind, payload, prev_hash, hash)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?;
+        for entry in &entries {
+            insert.execute(params![
+                entry.log.as_str(),
+                integer(entry.revision.get()),
+                entry.at.as_millis(),
+                entry.actor,
+                entry.kind,
+                entry.payload,
+                entry.prev_hash.as_bytes(),
+                entry.hash.as_bytes(),
+            ])?;
+        }
+    }
+    transaction.commit()?;
+    Ok(Outcome::Appended(head))
+}
+
+pub(super) fn heads(connection: &Connection) -> Result<Vec<Head>, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT name, epoch, revision, hash FROM logs ORDER BY name")?;
+    let heads = statement.query_map([], head_from)?;
+    Ok(heads.collect::<rusqlite::Result<_>>()?)
+}
+
+pub(super) fn head(connection: &Connection, log: &LogName) -> Result<Option<Head>, Fault> {
+    let head = connection
+        .prepare_cached("SELECT name, epoch, revision, hash FROM logs WHERE name = ?1")?
+        .query_row([log.as_str()], head_from)
+        .optional()?;
+    Ok(head)
+}
+
+pub(super) fn read(
+    connection: &Connection,
+    log: &LogName,
+    after: Revision,
+    limit: usize,
+) -> Result<Vec<Entry>, Fault> {
+    let limit = limit.min(MAX_PAGE);
+    let mut statement = connection.prepare_cached(
+        "SELECT revision, at, actor, kind, payload, prev_hash, hash FROM entries
+         WHERE log = ?1 AND revision > ?2 ORDER BY revision LIMIT ?3",
+    )?;
+    let mut rows = statement.query(params![
+        log.as_str(),
+        integer(after.get()),
+        integer(limit as u64)
+    ])?;
+    let mut page = Vec::new();
+    let mut len = 0;
+    while let Some(row) = rows.next()? {
+        let entry = entry_from(log, row)?;
+        len += entry.payload.len();
+        page.push(entry);
+        if len >= MAX_PAGE_LEN {
+            break;
+        }
+    }
+    Ok(page)
+}
+
+pub(super) fn rotate_epoch(connection: &mut Connection, log: LogName) -> Result<Head, Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let Some(mut head) = head(&transaction, &log)? else {
+        return Err(StoreError::UnknownLog { log }.into());
+    };
+    let old = head.epoch;
+    while head.epoch == old {
+        head.epoch = random_epoch().map_err(StoreError::from)?;
+    }
+    transaction
+        .prepare_cached("UPDATE logs SET epoch = ?2 WHERE name = ?1")?
+        .execute(params![log.as_str(), integer(head.epoch.get())])?;
+    transaction.commit()?;
+    Ok(head)
+}
+
+pub(super) fn save_state(
+    connection: &mut Connection,
+    log: LogName,
+    state: &StateSnapshot,
+) -> Result<(), Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let revision = integer(state.revision.get());
+    let belongs = transaction
+        .prepare_cached("SELECT 1 FROM entries WHERE log = ?1 AND revision = ?2 AND hash = ?3")?
+        .exists(params![log.as_str(), revision, state.hash.as_bytes()])?;
+    if !belongs {
+        let revision = state.revision;
+        return Err(StoreError::ForeignState { log, revision }.into());
+    }
+    transaction
+        .prepare_cached(
+            "INSERT INTO states (log, revision, hash, format, payload) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (log) DO UPDATE SET revision = excluded.revision, hash = excluded.hash,
+                 format = excluded.format, payload = excluded.payload
+             WHERE (excluded.revision, excluded.format) > (states.revision, states.format)",
+        )?
+        .execute(params![
+            log.as_str(),
+            revision,
+            state.hash.as_bytes(),
+            state.format,
+            state.payload,
+        ])?;
+    transaction.commit()?;
+    Ok(())
+}
+
+pub(super) fn load_state(
+    connection: &Connection,
+    log: &LogName,
+) -> Result<Option<StateSnapshot>, Fault> {
+    let state = connection
+        .prepare_cached("SELECT revision, hash, format, payload FROM states WHERE log = ?1")?
+        .query_row([log.as_str()], |row| {
+            Ok(StateSnapshot {
+                revision: Revision::new(number(row, 0)?),
+                hash: EntryHash::new(row.get(1)?),
+                format: row.get(2)?,
+                payload: row.get(3)?,
+            })
+        })
+        .optional()?;
+    Ok(state)
+}
+
+pub(super) fn ping(connection: &Connection) -> Result<(), Fault> {
+    connection
+        .prepare_cached("SELECT 1 FROM logs LIMIT 1")?
+        .exists([])?;
+    Ok(())
+}
+
+fn head_from(row: &Row<'_>) -> rusqlite::Result<Head> {
+    let name: String = row.get(0)?;
+    Ok(Head {
+        log: name
+            .parse()
+            .map_err(|error| unreadable(0, Type::Text, error))?,
+        epoch: Epoch::new(number(row, 1)?),
+        revision: Revision::new(number(row, 2)?),
+        hash: EntryHash::new(row.get(3)?),
+    })
+}
+
+fn entry_from(log: &LogName, row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        log: log.clone(),
+        revision: Revision::new(number(row, 0)?),
+        at: timestamp(row, 1)?,
+        actor: row.get(2)?,
+        kind: row.get(3)?,
+        payload: row.get(4)?,
+        prev_hash: EntryHash::new(row.get(5)?),
+        hash: EntryHash::new(row.get(6)?),
+    })
+}
+
+/// The time in `column`, which must be one that [`Timestamp`] holds unchanged.
+pub(super) fn timestamp(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
+    let millis = row.get(column)?;
+    let time = Timestamp::from_millis(millis);
+    if time.as_millis() == millis {
+        Ok(time)
+    } else {
+        Err(unreadable(column, Type::Integer, TimeError(millis)))
+    }
+}
+
+/// The error for a value that breaks the rules of `column`.
+pub(super) fn unreadable(
+    column: usize,
+    kind: Type,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, kind, Box::new(error))
+}
+
+fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let value: i64 = row.get(column)?;
+    u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
+}
+
+/// `number` as SQLite's signed integer. No log reaches its end, which thus stands for everything behind it.
+fn integer(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,173 @@
+//! Opening a database, and making one.
+//!
+//! A database is first looked at through a connection that cannot write, so that one that is refused stays as it was:
+//! the close of any other connection would empty the write-ahead log into the file.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
+
+use super::{
+    place::{Fault, Place},
+    schema,
+};
+use crate::store::StoreError;
+
+/// More statements than this module's siblings have, so that each is compiled once per connection.
+const STATEMENT_CACHE: usize = 32;
+
+/// The size in bytes to which the write-ahead log shrinks after it was emptied: many times what lies between two
+/// checkpoints, so that only an exceptional burst is given back.
+const WAL_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
+
+/// Opens the database at `place`, or makes it: its reading and its writing connection.
+pub(super) fn open(
+    mut place: Place,
+    create: bool,
+) -> Result<(Place, Connection, Connection), StoreError> {
+    match fs::metadata(place.path()) {
+        Ok(metadata) if metadata.is_dir() => {
+            return Err(StoreError::NotRelatch {
+                store: place.name(),
+                found: "a directory".into(),
+            });
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(&place, create)?,
+        Err(error) => return Err(place.cannot_open(error)),
+    }
+    let connections = connect(&place).map_err(|fault| place.explain(fault))?;
+    place.note_identity()?;
+    Ok((place, connections.0, connections.1))
+}
+
+fn connect(place: &Place) -> Result<(Connection, Connection), Fault> {
+    let reader = open_reader(place)?;
+    schema::check(&reader, place)?;
+    let writer = open_writer(place)?;
+    Ok((reader, writer))
+}
+
+fn open_reader(place: &Place) -> Result<Connection, Fault> {
+    let reader = open_with(place.path(), place, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    reader.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(reader)
+}
+
+fn open_writer(place: &Place) -> Result<Connection, Fault> {
+    let writer = open_with(place.path(), place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    check_writable(&writer, place)?;
+    use_wal(&writer, place)?;
+    // Syncs at every commit: what was reported is on disk.
+    writer.pragma_update(None, "synchronous", "FULL")?;
+    writer.pragma_update(None, "journal_size_limit", WAL_SIZE_LIMIT)?;
+    Ok(writer)
+}
+
+/// SQLite opens a file that it may not write for reading, and says so only here.
+pub(super) fn check_writable(connection: &Connection, place: &Place) -> Result<(), Fault> {
+    if connection.is_readonly("main")? {
+        return Err(StoreError::ReadOnly {
+            store: place.name(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+fn use_wal(connection: &Connection, place: &Place) -> Result<(), Fault> {
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        let cause = format!("its file system does not bear a write-ahead log, only {mode:?}");
+        return Err(StoreError::CannotOpen {
+            store: place.name(),
+            source: cause.into(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+fn open_with(path: &Path, place: &Place, flags: OpenFlags) -> Result<Connection, Fault> {
+    // A connection is used by one thread at a time.
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(place.busy_timeout())?;
+    connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // A file from elsewhere may bring triggers and views of its own; they get no functions with side effects.
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    Ok(connection)
+}
+
+/// Makes a database where none is, if `create` says so.
+fn make(place: &Place, create: bool) -> Result<(), StoreError> {
+    // SQLite would play the log of the lost database into the new one.
+    let log = place.beside("-wal");
+    if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0) {
+        return Err(StoreError::Orphaned {
+            store: place.name(),
+            log,
+        });
+    }
+    if !create {
+        return Err(StoreError::Missing {
+            store: place.name(),
+        });
+    }
+    let suffix = format!(".new-{:016x}", getrandom::u64()?);
+    let draft = place.beside(&suffix);
+    let made = build(&draft, place).and_then(|()| publish(&draft, place));
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        remove(&draft, suffix);
+    }
+    made
+}
+
+/// Builds a whole database at `draft`, so that a half-made one is never found at the path itself.
+fn build(draft: &Path, place: &Place) -> Result<(), StoreError> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(draft)
+        .map_err(|error| place.cannot_open(error))?;
+    let fill = || -> Result<(), Fault> {
+        let mut connection = open_with(draft, place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+        schema::create(&transaction)?;
+        transaction.commit()?;
+        // Only now, so that all of it is in the file itself.
+        use_wal(&connection, place)
+    };
+    fill().map_err(|fault| place.explain(fault))
+}
+
+/// Gives the database at `draft` its name, durably. One that another process made meanwhile stays.
+fn publish(draft: &Path, place: &Place) -> Result<(), StoreError> {
+    match fs::hard_link(draft, place.path()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(place.cannot_open(error)),
+    }
+    let directory = match place.path().parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| place.cannot_open(error))
+}
+
+/// Removes what was built, if it is there. What cannot be removed does no harm under its name.
+fn remove(draft: &Path, suffix: &str) {
+    let mut path = draft.as_os_str().to_owned();
+    path.push(suffix);
+    drop(fs::remove_file(PathBuf::from(path)));
+}

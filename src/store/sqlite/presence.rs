@@ -1,0 +1,70 @@
+//! Which sidecars there are.
+
+use rusqlite::{Connection, TransactionBehavior, params, types::Type};
+
+use super::{
+    log::{timestamp, unreadable},
+    place::Fault,
+};
+use crate::store::{PresenceKey, PresenceRow};
+
+pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<(), Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        let mut upsert = transaction.prepare_cached(
+            "INSERT INTO presence (node, boot_id, cluster, version, keyrings, last_contact)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (node, boot_id) DO UPDATE SET cluster = excluded.cluster,
+                 version = excluded.version, keyrings = excluded.keyrings,
+                 last_contact = excluded.last_contact
+             WHERE excluded.last_contact >= presence.last_contact",
+        )?;
+        for row in rows {
+            let keyrings =
+                serde_json::to_string(&row.keyrings).expect("a list of texts can be JSON");
+            upsert.execute(params![
+                row.node,
+                row.boot_id,
+                row.cluster,
+                row.version,
+                keyrings,
+                row.last_contact.as_millis(),
+            ])?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+pub(super) fn remove(connection: &mut Connection, keys: &[PresenceKey]) -> Result<(), Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    {
+        let mut delete =
+            transaction.prepare_cached("DELETE FROM presence WHERE node = ?1 AND boot_id = ?2")?;
+        for key in keys {
+            delete.execute(params![key.node, key.boot_id])?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+pub(super) fn load(connection: &Connection) -> Result<Vec<PresenceRow>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT node, boot_id, cluster, version, keyrings, last_contact FROM presence
+         ORDER BY node, boot_id",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let keyrings: String = row.get(4)?;
+        Ok(PresenceRow {
+            node: row.get(0)?,
+            boot_id: row.get(1)?,
+            cluster: row.get(2)?,
+            version: row.get(3)?,
+            keyrings: serde_json::from_str(&keyrings)
+                .map_err(|error| unreadable(4, Type::Text, error))?,
+            last_contact: timestamp(row, 5)?,
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
