@@ -1,7 +1,12 @@
 //! relatch rotates API keys across a service mesh with no failed request.
 
 pub mod clock;
+pub mod config;
+pub mod http;
 pub mod key;
 pub mod keyring;
 pub mod proto;
+pub mod readiness;
+pub mod shutdown;
 pub mod store;
+pub mod telemetry;

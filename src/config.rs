@@ -1,0 +1,154 @@
+//! Configuration: YAML files become validated settings.
+//!
+//! `reader.rs` reads a file into raw structs of texts with their places, [`sidecar`] and [`control`] turn those into
+//! settings, made of the types in [`value`], [`route`] and [`credential`]. Every problem of a file is reported at once.
+
+pub mod control;
+pub mod credential;
+pub mod error;
+mod reader;
+pub mod route;
+pub mod sidecar;
+pub mod value;
+
+use std::{fmt, path::Path};
+
+use serde::{Deserialize, de::IgnoredAny};
+
+pub use control::ControlSettings;
+pub use credential::{CredentialPlace, IdentityHeaders};
+pub use error::{ConfigError, Problem};
+pub use route::{Auth, HostPattern, PathPrefix, Route};
+pub use sidecar::SidecarSettings;
+pub use value::{
+    ControlEndpoint, Listen, LogFormat, LogSettings, NodeName, OtlpEndpoint, ParseValueError,
+    TelemetrySettings,
+};
+
+/// A file that was found to be right; its text is a summary in one line.
+#[derive(Clone, Debug)]
+pub enum Checked {
+    /// The file of a sidecar.
+    Sidecar(Box<SidecarSettings>),
+    /// The file of a control plane.
+    Control(Box<ControlSettings>),
+}
+
+/// The fields that only one of the two files has.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Signs {
+    node: Option<IgnoredAny>,
+    keyrings: Option<IgnoredAny>,
+    listen: Option<IgnoredAny>,
+    credentials: Option<IgnoredAny>,
+    data_dir: Option<IgnoredAny>,
+    store: Option<IgnoredAny>,
+    discovery: Option<IgnoredAny>,
+}
+
+/// Checks the file at `path`, whichever daemon it is for.
+///
+/// # Errors
+///
+/// When a daemon would refuse it, or when nothing in it tells for which daemon it is.
+pub fn check(path: &Path) -> Result<Checked, ConfigError> {
+    let (text, file) = reader::read(path)?;
+    let signs: Signs = reader::from_yaml(&text, &file)?;
+    if signs.of_sidecar() {
+        let settings = sidecar::parse(&text, &file)?;
+        Ok(Checked::Sidecar(Box::new(settings)))
+    } else if signs.of_control() {
+        let settings = control::parse(&text, &file)?;
+        Ok(Checked::Control(Box::new(settings)))
+    } else {
+        Err(ConfigError::UnknownKind { file })
+    }
+}
+
+impl Signs {
+    fn of_sidecar(&self) -> bool {
+        self.node.is_some()
+            || self.keyrings.is_some()
+            || self.listen.is_some()
+            || self.credentials.is_some()
+    }
+
+    fn of_control(&self) -> bool {
+        self.data_dir.is_some() || self.store.is_some() || self.discovery.is_some()
+    }
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sidecar(settings) => {
+                let names: Vec<_> = settings
+                    .keyrings
+                    .iter()
+                    .map(|keyring| keyring.name.as_str())
+                    .collect();
+                write!(
+                    f,
+                    "sidecar {} on {}: keyrings {}; {} routes, {} places of a credential",
+                    settings.node.id,
+                    settings.listen,
+                    names.join(", "),
+                    settings.routes.len(),
+                    settings.credentials.len(),
+                )
+            }
+            Self::Control(settings) => write!(
+                f,
+                "control plane: discovery on {}, admin on {}, store {}",
+                settings.discovery,
+                settings.admin,
+                settings.store.display(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_right_and_say_what_they_are() {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+        let sidecar = check(&deploy.join("sidecar.yaml")).expect("a right sample");
+        assert_eq!(
+            sidecar.to_string(),
+            "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners; 2 routes, 4 places of a credential"
+        );
+        let control = check(&deploy.join("control.yaml")).expect("a right sample");
+        assert_eq!(
+            control.to_string(),
+            "control plane: discovery on 127.0.0.1:9010, admin on 127.0.0.1:9011, \
+             store /var/lib/relatch/relatch.db"
+        );
+    }
+
+    #[test]
+    fn a_file_of_neither_kind_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("other.yaml");
+        for text in ["", "http: 127.0.0.1:1", "some: thing"] {
+            std::fs::write(&path, text).expect("writable");
+            let error = check(&path).expect_err("neither kind");
+            assert!(
+                matches!(error, ConfigError::UnknownKind { .. }),
+                "{text:?}: {error}"
+            );
+        }
+        std::fs::write(&path, "- a list").expect("writable");
+        let error = check(&path).expect_err("no fields");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{}:1:1: use fields with values, such as `name: value`",
+                path.display()
+            )
+        );
+    }
+}

@@ -1,0 +1,297 @@
+//! The control plane's file.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+
+use super::{
+    error::ConfigError,
+    reader::{self, Findings, Text},
+    value::{self, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
+};
+
+/// What a control plane is told at its start. Relative paths are relative to the working directory.
+#[derive(Clone, Debug)]
+pub struct ControlSettings {
+    /// The directory that it owns.
+    pub data_dir: PathBuf,
+    /// Where sidecars connect (gRPC), on loopback. Default: `127.0.0.1:9010`.
+    pub discovery: SocketAddr,
+    /// Where operators connect (gRPC), on loopback. Default: `127.0.0.1:9011`.
+    pub admin: SocketAddr,
+    /// Where `/metrics`, `/livez` and `/readyz` are served, on any address. Default: `127.0.0.1:9012`.
+    pub http: SocketAddr,
+    /// The file of the SQLite store. Default: `relatch.db` in the data directory.
+    pub store: PathBuf,
+    /// The file of the pepper that keys the digests. Default: `pepper.json` in the data directory.
+    pub pepper_file: PathBuf,
+    /// How long a silent sidecar counts as present, 10 seconds to 10 minutes and at least two heartbeats. Default: 60
+    /// seconds.
+    pub lease: Duration,
+    /// How often a sidecar hears that its keyrings are current, 1 to 30 seconds. Default: 5 seconds.
+    pub heartbeat: Duration,
+    /// Where spans go.
+    pub telemetry: TelemetrySettings,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+const DEFAULT_DISCOVERY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9010);
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9011);
+const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9012);
+const DEFAULT_LEASE: Duration = Duration::from_mins(1);
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+const SERVICE_NAME: &str = "relatch-control";
+
+/// Below, a pause of a few seconds would drop a sidecar from the fleet; above, a rotation would wait for dead ones.
+const LEASE_BOUNDS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
+
+/// Below, heartbeats are the main traffic; above, a sidecar with default limits would count as stale between two.
+const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Raw {
+    data_dir: Option<Text>,
+    discovery: Option<Text>,
+    admin: Option<Text>,
+    http: Option<Text>,
+    store: Option<RawStore>,
+    pepper_file: Option<Text>,
+    lease: Option<Text>,
+    heartbeat: Option<Text>,
+    telemetry: Option<RawTelemetry>,
+    log: Option<RawLog>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStore {
+    sqlite: Option<Text>,
+}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+///
+/// When it cannot be read, or with everything that is wrong in it.
+pub fn load(path: &Path) -> Result<ControlSettings, ConfigError> {
+    let (text, file) = reader::read(path)?;
+    parse(&text, &file)
+}
+
+/// Reads `text`, which errors call `file`.
+///
+/// # Errors
+///
+/// With everything that is wrong in it.
+pub fn parse(text: &str, file: &str) -> Result<ControlSettings, ConfigError> {
+    let raw: Raw = reader::from_yaml(text, file)?;
+    let mut found = Findings::new(file);
+    let settings = ControlSettings::from_raw(raw, &mut found);
+    found.finish(settings)
+}
+
+impl ControlSettings {
+    /// The defaults, for a control plane that keeps its data in `data_dir`.
+    #[must_use]
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self {
+            discovery: DEFAULT_DISCOVERY,
+            admin: DEFAULT_ADMIN,
+            http: DEFAULT_HTTP,
+            store: data_dir.join("relatch.db"),
+            pepper_file: data_dir.join("pepper.json"),
+            lease: DEFAULT_LEASE,
+            heartbeat: DEFAULT_HEARTBEAT,
+            telemetry: TelemetrySettings::named(SERVICE_NAME),
+            log: LogSettings::default(),
+            data_dir,
+        }
+    }
+
+    /// None when there is no data directory, which was noted then.
+    fn from_raw(raw: Raw, found: &mut Findings) -> Option<Self> {
+        if raw.data_dir.is_none() {
+            found.note(
+                Location::UNKNOWN,
+                "data_dir",
+                "is missing, name a directory, such as /var/lib/relatch",
+            );
+        }
+        let data_dir = found.path("data_dir", raw.data_dir.as_ref());
+        let [discovery, admin, http] = addresses(&raw, found);
+        let (lease, heartbeat) = times(&raw, found);
+        let store = raw.store.and_then(|store| store.sqlite);
+        let store = found.path("store.sqlite", store.as_ref());
+        let pepper_file = found.path("pepper_file", raw.pepper_file.as_ref());
+        let telemetry =
+            TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
+        let log = LogSettings::from_raw(&raw.log.unwrap_or_default(), found);
+        let default = Self::new(data_dir?);
+        Some(Self {
+            data_dir: default.data_dir,
+            discovery,
+            admin,
+            http,
+            store: store.unwrap_or(default.store),
+            pepper_file: pepper_file.unwrap_or(default.pepper_file),
+            lease,
+            heartbeat,
+            telemetry,
+            log,
+        })
+    }
+}
+
+/// Where discovery, admin and HTTP listen: three places, unless the system chooses.
+fn addresses(raw: &Raw, found: &mut Findings) -> [SocketAddr; 3] {
+    let discovery = found
+        .parse("discovery", raw.discovery.as_ref(), value::loopback_address)
+        .unwrap_or(DEFAULT_DISCOVERY);
+    let admin = found
+        .parse("admin", raw.admin.as_ref(), value::loopback_address)
+        .unwrap_or(DEFAULT_ADMIN);
+    let http = found
+        .parse("http", raw.http.as_ref(), value::address)
+        .unwrap_or(DEFAULT_HTTP);
+    for (one, one_name, one_text, other, other_name, other_text) in [
+        (
+            discovery,
+            "discovery",
+            &raw.discovery,
+            admin,
+            "admin",
+            &raw.admin,
+        ),
+        (
+            discovery,
+            "discovery",
+            &raw.discovery,
+            http,
+            "http",
+            &raw.http,
+        ),
+        (admin, "admin", &raw.admin, http, "http", &raw.http),
+    ] {
+        if one == other && one.port() != 0 {
+            let place = place_of(other_text.as_ref().or(one_text.as_ref()));
+            let message = format_args!("is the address of `{one_name}` too, use another port");
+            found.note(place, other_name, message);
+        }
+    }
+    [discovery, admin, http]
+}
+
+/// The lease and the heartbeat.
+fn times(raw: &Raw, found: &mut Findings) -> (Duration, Duration) {
+    let lease = found
+        .duration("lease", raw.lease.as_ref(), LEASE_BOUNDS)
+        .unwrap_or(DEFAULT_LEASE);
+    let heartbeat = found
+        .duration("heartbeat", raw.heartbeat.as_ref(), HEARTBEAT_BOUNDS)
+        .unwrap_or(DEFAULT_HEARTBEAT);
+    if lease < heartbeat * 2 {
+        let heartbeat = humantime::format_duration(heartbeat);
+        found.note(
+            place_of(raw.lease.as_ref().or(raw.heartbeat.as_ref())),
+            "lease",
+            format_args!("use at least twice the `heartbeat`, which is {heartbeat}"),
+        );
+    }
+    (lease, heartbeat)
+}
+
+fn place_of(text: Option<&Text>) -> Location {
+    text.map_or(Location::UNKNOWN, |Spanned { referenced, .. }| *referenced)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        match parse(text, "control.yaml") {
+            Ok(settings) => format!("accepted: {settings:?}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_least_file_has_the_defaults() {
+        let settings = parse("data_dir: /var/lib/relatch", "control.yaml")
+            .unwrap_or_else(|error| panic!("{error}"));
+        let default = ControlSettings::new("/var/lib/relatch".into());
+        assert_eq!(format!("{settings:?}"), format!("{default:?}"));
+        assert_eq!(settings.store, Path::new("/var/lib/relatch/relatch.db"));
+        assert_eq!(
+            settings.pepper_file,
+            Path::new("/var/lib/relatch/pepper.json")
+        );
+        assert_eq!(settings.discovery.to_string(), "127.0.0.1:9010");
+        assert_eq!(settings.admin.to_string(), "127.0.0.1:9011");
+        assert_eq!(settings.http.to_string(), "127.0.0.1:9012");
+        assert_eq!(settings.lease.as_secs(), 60);
+        assert_eq!(settings.heartbeat.as_secs(), 5);
+        assert_eq!(settings.telemetry.service_name, "relatch-control");
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let settings = parse(
+            "data_dir: d\ndiscovery: '[::1]:0'\nadmin: 127.0.0.1:0\nhttp: 0.0.0.0:0\nstore: {sqlite: /s.db}\n\
+             pepper_file: /p.json\nlease: 90s\nheartbeat: 1s\n\
+             telemetry: {otlp_endpoint: \"http://127.0.0.1:4317\"}\nlog: {level: warn}\n",
+            "control.yaml",
+        )
+        .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(settings.discovery.to_string(), "[::1]:0");
+        assert_eq!(settings.http.to_string(), "0.0.0.0:0");
+        assert_eq!(settings.store, Path::new("/s.db"));
+        assert_eq!(settings.pepper_file, Path::new("/p.json"));
+        assert_eq!(
+            (settings.lease.as_secs(), settings.heartbeat.as_secs()),
+            (90, 1)
+        );
+        assert!(settings.telemetry.otlp_endpoint.is_some());
+    }
+
+    #[test]
+    fn each_bad_value_is_named_with_its_place() {
+        const PLAINTEXT: &str =
+            "this version speaks plaintext only, and only on loopback: use 127.0.0.1 or [::1]";
+        for (line, expected) in [
+            ("discovery: 0.0.0.0:9010", format!("2:12: discovery: {PLAINTEXT}")),
+            ("admin: 10.0.0.1:9011", format!("2:8: admin: {PLAINTEXT}")),
+            ("admin: 9011", "2:8: admin: use an IP address with a port, such as 127.0.0.1:9002".into()),
+            ("http: 127.0.0.1:9011", "2:7: http: is the address of `admin` too, use another port".into()),
+            ("discovery: 127.0.0.1:9011", "2:12: admin: is the address of `discovery` too, use another port".into()),
+            ("store: {sqlite: \"\"}", "2:17: store.sqlite: use the path of a file or directory".into()),
+            ("store: {postgres: a}", "2:9: store.postgres: is not a known field, use one of `sqlite`".into()),
+            ("pepper_file: [a]", "2:14: pepper_file: use a single value".into()),
+            ("lease: 1s", "2:8: lease: use a duration from 10s to 10m, such as \"30s\"".into()),
+            ("heartbeat: 31s", "2:12: heartbeat: use a duration from 1s to 30s, such as \"30s\"".into()),
+            ("heartbeat: 999ms", "2:12: heartbeat: use a duration from 1s to 30s, such as \"30s\"".into()),
+            ("lease: 10s\nheartbeat: 6s", "2:8: lease: use at least twice the `heartbeat`, which is 6s".into()),
+            ("leese: 60s", "2:1: leese: is not a known field, did you mean `lease`?".into()),
+            ("token_file: a", "2:1: token_file: is not a known field, use one of `data_dir`, `discovery`, `admin`, \
+              `http`, `store`, `pepper_file`, `lease`, `heartbeat`, `telemetry`, `log`".into()),
+            ("lease: 60s\nlease: 61s", "3:1: lease: is given twice, keep one of them".into()),
+        ] {
+            assert_eq!(
+                refusal(&format!("data_dir: d\n{line}\n")),
+                format!("control.yaml:{expected}"),
+                "{line}"
+            );
+        }
+        assert_eq!(
+            refusal(""),
+            "control.yaml:1:1: data_dir: is missing, name a directory, such as /var/lib/relatch"
+        );
+    }
+}

@@ -1,0 +1,477 @@
+//! The sidecar's file.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::Path,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+
+use super::{
+    credential::{CredentialPlace, IdentityHeaders, Placed, RawCredential, RawIdentityHeaders},
+    error::ConfigError,
+    reader::{self, Findings, Text},
+    route::{RawRoute, Route, known_keyring},
+    value::{
+        self, ControlEndpoint, Listen, LogSettings, NodeName, RawLog, RawTelemetry,
+        TelemetrySettings,
+    },
+};
+use crate::key::KeyringName;
+
+/// What a sidecar is told at its start.
+#[derive(Clone, Debug)]
+pub struct SidecarSettings {
+    /// Who this sidecar is.
+    pub node: NodeSettings,
+    /// Where Envoy asks (`ext_authz` and gRPC health): loopback or a Unix socket. Default: `127.0.0.1:9001`.
+    pub listen: Listen,
+    /// Where `/metrics`, `/livez`, `/readyz` and `/status` are served, on any address. Default: `127.0.0.1:9002`.
+    pub http: SocketAddr,
+    /// Threads that answer Checks, 1 to 64. Default: 1.
+    pub workers: NonZeroUsize,
+    /// The control planes, 1 to 16: the first that answers is used.
+    pub control: Vec<ControlEndpoint>,
+    /// The keyrings that this sidecar holds, 1 to 256, each once.
+    pub keyrings: Vec<KeyringSettings>,
+    /// The keyring of a request for which nothing else names one; one of `keyrings`. Default: none.
+    pub default_keyring: Option<KeyringName>,
+    /// At most 256; the first that matches applies. Default: none.
+    pub routes: Vec<Route>,
+    /// The places that are searched for a credential, 1 to 16. Default: [`CredentialPlace::defaults`].
+    pub credentials: Vec<CredentialPlace>,
+    /// The headers by which the upstream learns who was let in.
+    pub identity_headers: IdentityHeaders,
+    /// Whether a consumer that uses a retiring version is told so. Default: yes.
+    pub notice: bool,
+    /// Where spans go.
+    pub telemetry: TelemetrySettings,
+    /// What is logged.
+    pub log: LogSettings,
+}
+
+/// Who a sidecar is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// Unique among the sidecars of a control plane. Default: the host name.
+    pub id: NodeName,
+    /// The group that it belongs to. Default: `default`.
+    pub cluster: NodeName,
+    /// At most 16 facts for the operator, with names and values of 1 to 128 printable characters. Default: none.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A keyring that the sidecar holds in full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyringSettings {
+    /// Its name.
+    pub name: KeyringName,
+    /// Its own limits, or those of the file.
+    pub staleness: Staleness,
+}
+
+/// How long a keyring may go without a word from the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staleness {
+    /// From then on it is reported; at least one second. Default: 30 seconds.
+    pub warn_after: Duration,
+    /// From then on every request is denied; more than `warn_after`, at most 30 days. Default: one hour.
+    pub deny_after: Duration,
+}
+
+/// The most control planes: more do not make it more available.
+const MAX_ENDPOINTS: usize = 16;
+
+/// The most keyrings: each is one more subscription and one more label in every metric.
+const MAX_KEYRINGS: usize = 256;
+
+/// The most routes: they are tried one by one on every Check that names no keyring.
+const MAX_ROUTES: usize = 256;
+
+/// The most labels: they travel in every message of presence.
+const MAX_LABELS: usize = 16;
+
+/// The most workers: more threads than any machine's cores help nobody.
+const MAX_WORKERS: usize = 64;
+
+/// Bounds of both limits of staleness: below a second is below the heartbeat, beyond a month nothing is confirmed.
+const STALENESS_BOUNDS: (Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_hours(30 * 24));
+
+const DEFAULT_LISTEN: Listen = Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9001));
+const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
+const DEFAULT_CLUSTER: &str = "default";
+const SERVICE_NAME: &str = "relatch-sidecar";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Raw {
+    node: Option<RawNode>,
+    listen: Option<Text>,
+    http: Option<Text>,
+    workers: Option<Text>,
+    control: Option<Spanned<RawControl>>,
+    keyrings: Option<Spanned<Vec<Spanned<RawKeyring>>>>,
+    default_keyring: Option<Text>,
+    routes: Option<Spanned<Vec<Spanned<RawRoute>>>>,
+    credentials: Option<Spanned<Vec<Spanned<RawCredential>>>>,
+    identity_headers: Option<RawIdentityHeaders>,
+    notice: Option<RawNotice>,
+    staleness: Option<RawStaleness>,
+    telemetry: Option<RawTelemetry>,
+    log: Option<RawLog>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    id: Option<Text>,
+    cluster: Option<Text>,
+    labels: Option<Spanned<BTreeMap<String, Text>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    endpoints: Option<Spanned<Vec<Text>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKeyring {
+    name: Option<Text>,
+    mode: Option<Text>,
+    staleness: Option<RawStaleness>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNotice {
+    enabled: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStaleness {
+    warn_after: Option<Text>,
+    deny_after: Option<Text>,
+}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+///
+/// When it cannot be read, or with everything that is wrong in it.
+pub fn load(path: &Path) -> Result<SidecarSettings, ConfigError> {
+    let (text, file) = reader::read(path)?;
+    parse(&text, &file)
+}
+
+/// Reads `text`, which errors call `file`.
+///
+/// # Errors
+///
+/// With everything that is wrong in it.
+pub fn parse(text: &str, file: &str) -> Result<SidecarSettings, ConfigError> {
+    let raw: Raw = reader::from_yaml(text, file)?;
+    let mut found = Findings::new(file);
+    let settings = SidecarSettings::from_raw(raw, &mut found);
+    found.finish(settings)
+}
+
+impl SidecarSettings {
+    /// The defaults, for a sidecar named `node` that holds `keyrings` of the control plane at `control`.
+    #[must_use]
+    pub fn new(node: NodeName, control: ControlEndpoint, keyrings: Vec<KeyringName>) -> Self {
+        let staleness = Staleness::default();
+        Self {
+            node: NodeSettings::named(node),
+            listen: DEFAULT_LISTEN,
+            http: DEFAULT_HTTP,
+            workers: NonZeroUsize::MIN,
+            control: vec![control],
+            keyrings: keyrings
+                .into_iter()
+                .map(|name| KeyringSettings { name, staleness })
+                .collect(),
+            default_keyring: None,
+            routes: Vec::new(),
+            credentials: CredentialPlace::defaults(),
+            identity_headers: IdentityHeaders::default(),
+            notice: true,
+            telemetry: TelemetrySettings::named(SERVICE_NAME),
+            log: LogSettings::default(),
+        }
+    }
+
+    fn from_raw(raw: Raw, found: &mut Findings) -> Option<Self> {
+        let node = NodeSettings::from_raw(raw.node.unwrap_or_default(), found);
+        let listen = found
+            .parse("listen", raw.listen.as_ref(), Listen::parse_local)
+            .unwrap_or(DEFAULT_LISTEN);
+        let http = found
+            .parse("http", raw.http.as_ref(), value::address)
+            .unwrap_or(DEFAULT_HTTP);
+        if listen == Listen::Tcp(http) && http.port() != 0 {
+            let place = raw
+                .http
+                .or(raw.listen)
+                .map_or(Location::UNKNOWN, |text| text.referenced);
+            found.note(
+                place,
+                "http",
+                "is the address of `listen` too, use another port",
+            );
+        }
+        let workers = found
+            .parse("workers", raw.workers.as_ref(), workers)
+            .unwrap_or(NonZeroUsize::MIN);
+        let control = endpoints(raw.control, found);
+        let staleness = Staleness::from_raw(
+            "staleness",
+            raw.staleness.unwrap_or_default(),
+            Staleness::default(),
+            found,
+        );
+        let keyrings = keyrings(raw.keyrings, staleness, found);
+        let names: Vec<_> = keyrings
+            .iter()
+            .map(|keyring| keyring.name.clone())
+            .collect();
+        let default_keyring =
+            found.parse("default_keyring", raw.default_keyring.as_ref(), |text| {
+                known_keyring(text, &names)
+            });
+        let routes = routes(raw.routes, &names, found);
+        let credentials = Placed::from_raw(raw.credentials.as_ref(), found);
+        let identity_headers = IdentityHeaders::from_raw(
+            &raw.identity_headers.unwrap_or_default(),
+            &credentials,
+            found,
+        );
+        let notice = raw.notice.and_then(|notice| notice.enabled);
+        Some(Self {
+            listen,
+            http,
+            workers,
+            control,
+            keyrings,
+            default_keyring,
+            routes,
+            credentials: credentials.into_iter().map(Placed::into_place).collect(),
+            identity_headers,
+            notice: found
+                .parse("notice.enabled", notice.as_ref(), value::boolean)
+                .unwrap_or(true),
+            telemetry: TelemetrySettings::from_raw(
+                &raw.telemetry.unwrap_or_default(),
+                SERVICE_NAME,
+                found,
+            ),
+            log: LogSettings::from_raw(&raw.log.unwrap_or_default(), found),
+            node: node?,
+        })
+    }
+}
+
+impl NodeSettings {
+    /// A node of the default cluster, without labels.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "the default is a valid name")]
+    pub fn named(id: NodeName) -> Self {
+        Self {
+            id,
+            cluster: DEFAULT_CLUSTER
+                .parse()
+                .expect("the default is a valid name"),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// None when there is no id, which was noted then.
+    fn from_raw(raw: RawNode, found: &mut Findings) -> Option<Self> {
+        let id = match &raw.id {
+            Some(id) => found.parse("node.id", Some(id), str::parse),
+            None => NodeName::of_host()
+                .map_err(|error| found.note(Location::UNKNOWN, "node.id", error))
+                .ok(),
+        };
+        let cluster = found.parse("node.cluster", raw.cluster.as_ref(), str::parse);
+        let labels = raw.labels.map_or_else(BTreeMap::new, |labels| {
+            if labels.value.len() > MAX_LABELS {
+                found.note(
+                    labels.referenced,
+                    "node.labels",
+                    format_args!(
+                        "has {} entries, use at most {MAX_LABELS}",
+                        labels.value.len()
+                    ),
+                );
+            }
+            labels
+                .value
+                .into_iter()
+                .filter_map(|(name, text)| {
+                    let field = format!("node.labels.{name}");
+                    if let Err(error) = value::label(&name) {
+                        found.note(text.referenced, &field, format_args!("as a name: {error}"));
+                    }
+                    let value = found.parse(field, Some(&text), value::label)?;
+                    Some((name, value))
+                })
+                .collect()
+        });
+        let named = Self::named(id?);
+        Some(Self {
+            cluster: cluster.unwrap_or(named.cluster),
+            labels,
+            id: named.id,
+        })
+    }
+}
+
+impl Staleness {
+    fn from_raw(field: &str, raw: RawStaleness, default: Self, found: &mut Findings) -> Self {
+        let mut limit = |name: &str, text: Option<&Text>, default| {
+            found
+                .duration(format_args!("{field}.{name}"), text, STALENESS_BOUNDS)
+                .unwrap_or(default)
+        };
+        let limits = Self {
+            warn_after: limit("warn_after", raw.warn_after.as_ref(), default.warn_after),
+            deny_after: limit("deny_after", raw.deny_after.as_ref(), default.deny_after),
+        };
+        if limits.warn_after >= limits.deny_after {
+            let place = raw
+                .warn_after
+                .or(raw.deny_after)
+                .map_or(Location::UNKNOWN, |text| text.referenced);
+            let deny_after = humantime::format_duration(limits.deny_after);
+            found.note(
+                place,
+                format_args!("{field}.warn_after"),
+                format_args!("use less than `deny_after`, which is {deny_after}"),
+            );
+        }
+        limits
+    }
+}
+
+impl Default for Staleness {
+    fn default() -> Self {
+        Self {
+            warn_after: Duration::from_secs(30),
+            deny_after: Duration::from_hours(1),
+        }
+    }
+}
+
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .ok()
+        .filter(|workers: &NonZeroUsize| workers.get() <= MAX_WORKERS)
+        .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
+}
+
+fn endpoints(raw: Option<Spanned<RawControl>>, found: &mut Findings) -> Vec<ControlEndpoint> {
+    const FIELD: &str = "control.endpoints";
+    let place = raw.as_ref().map_or(Location::UNKNOWN, |raw| raw.referenced);
+    let Some(endpoints) = raw
+        .and_then(|raw| raw.value.endpoints)
+        .filter(|endpoints| !endpoints.value.is_empty())
+    else {
+        found.note(
+            place,
+            FIELD,
+            "is missing, name a control plane, such as [\"http://127.0.0.1:9010\"]",
+        );
+        return Vec::new();
+    };
+    found.bound(FIELD, &endpoints, MAX_ENDPOINTS);
+    endpoints
+        .value
+        .iter()
+        .enumerate()
+        .filter_map(|(at, text)| found.parse(format_args!("{FIELD}[{at}]"), Some(text), str::parse))
+        .collect()
+}
+
+fn keyrings(
+    raw: Option<Spanned<Vec<Spanned<RawKeyring>>>>,
+    staleness: Staleness,
+    found: &mut Findings,
+) -> Vec<KeyringSettings> {
+    const FIELD: &str = "keyrings";
+    let place = raw.as_ref().map_or(Location::UNKNOWN, |raw| raw.referenced);
+    let Some(raw) = raw.filter(|raw| !raw.value.is_empty()) else {
+        found.note(
+            place,
+            FIELD,
+            "is missing, name a keyring, such as [{ name: payments }]",
+        );
+        return Vec::new();
+    };
+    found.bound(FIELD, &raw, MAX_KEYRINGS);
+    let mut keyrings: Vec<KeyringSettings> = Vec::new();
+    for (at, raw) in raw.value.into_iter().enumerate().take(MAX_KEYRINGS) {
+        let field = |name: &str| format!("{FIELD}[{at}].{name}");
+        let Spanned {
+            value: raw,
+            referenced,
+            ..
+        } = raw;
+        found.parse(field("mode"), raw.mode.as_ref(), mode);
+        let staleness = raw.staleness.map_or(staleness, |raw| {
+            Staleness::from_raw(&field("staleness"), raw, staleness, found)
+        });
+        let Some(text) = &raw.name else {
+            found.note(referenced, field("name"), "is missing, name the keyring");
+            continue;
+        };
+        let Some(name) = found.parse(field("name"), Some(text), str::parse) else {
+            continue;
+        };
+        if keyrings.iter().any(|other| other.name == name) {
+            found.note(
+                text.referenced,
+                field("name"),
+                "is in the list already, remove one of the two",
+            );
+        }
+        keyrings.push(KeyringSettings { name, staleness });
+    }
+    keyrings
+}
+
+/// The one mode of this version: the sidecar holds every key of the keyring.
+fn mode(text: &str) -> Result<(), &'static str> {
+    match text {
+        "full" => Ok(()),
+        "on_demand" => Err("on_demand is not available in this version, use full"),
+        _ => Err("use full"),
+    }
+}
+
+fn routes(
+    raw: Option<Spanned<Vec<Spanned<RawRoute>>>>,
+    names: &[KeyringName],
+    found: &mut Findings,
+) -> Vec<Route> {
+    let Some(raw) = raw else {
+        return Vec::new();
+    };
+    found.bound("routes", &raw, MAX_ROUTES);
+    raw.value
+        .iter()
+        .enumerate()
+        .take(MAX_ROUTES)
+        .map(|(at, raw)| Route::from_raw(at, raw, names, found))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

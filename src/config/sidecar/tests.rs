@@ -1,0 +1,482 @@
+//! Each field of the sidecar's file: what is read, what is refused, and with which words.
+
+use ::http::HeaderName;
+
+use super::*;
+use crate::config::{
+    route::{Auth, HostPattern},
+    value::LogFormat,
+};
+
+/// The least that a file must hold.
+const LEAST: &str =
+    "control: {endpoints: [\"http://127.0.0.1:9010\"]}\nkeyrings: [{name: payments}]\n";
+
+fn settings(more: &str) -> SidecarSettings {
+    parse(&format!("{LEAST}{more}"), "sidecar.yaml").unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn refusal(text: &str) -> String {
+    match parse(text, "sidecar.yaml") {
+        Ok(settings) => format!("accepted: {settings:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_least_file_has_the_defaults() {
+    let settings = settings("");
+    let default = SidecarSettings::new(
+        NodeName::of_host().expect("a host name"),
+        "http://127.0.0.1:9010".parse().expect("an endpoint"),
+        vec!["payments".parse().expect("a name")],
+    );
+    assert_eq!(format!("{settings:?}"), format!("{default:?}"));
+    assert_eq!(settings.node.cluster.as_str(), "default");
+    assert_eq!(settings.listen.to_string(), "127.0.0.1:9001");
+    assert_eq!(settings.http.to_string(), "127.0.0.1:9002");
+    assert_eq!(settings.workers.get(), 1);
+    assert!(settings.notice);
+    assert_eq!(settings.telemetry.service_name, "relatch-sidecar");
+    assert_eq!(
+        settings.keyrings[0].staleness,
+        Staleness {
+            warn_after: Duration::from_secs(30),
+            deny_after: Duration::from_hours(1),
+        }
+    );
+}
+
+#[test]
+fn every_field_is_read() {
+    let settings = parse(
+        r#"
+node: { id: edge-1, cluster: payments-gateway, labels: { zone: eu-1a } }
+listen: unix:///run/relatch/authz.sock
+http: 0.0.0.0:0
+workers: 4
+control: { endpoints: ["http://127.0.0.1:9010", "http://[::1]:9010"] }
+keyrings:
+  - { name: payments, mode: full, staleness: { warn_after: 5s } }
+  - { name: partners }
+default_keyring: payments
+routes:
+  - { host: "*.Example.com", path_prefix: /v1, keyring: partners, scopes: [write, read], auth: optional }
+credentials: [{ header: X-Api-Key }, { header: authorization, scheme: ApiKey }, { query: api_key }, { cookie: key }]
+identity_headers: { consumer: X-Consumer, key_id: false }
+notice: { enabled: false }
+staleness: { warn_after: 10s, deny_after: 2m }
+telemetry: { otlp_endpoint: "http://otel:4317", service_name: gate }
+log: { format: json, level: debug }
+"#,
+        "sidecar.yaml",
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(settings.node.id.as_str(), "edge-1");
+    assert_eq!(settings.node.labels["zone"], "eu-1a");
+    assert_eq!(
+        settings.listen,
+        Listen::Unix("/run/relatch/authz.sock".into())
+    );
+    assert_eq!(settings.workers.get(), 4);
+    assert_eq!(settings.control.len(), 2);
+    let limits: Vec<_> = settings
+        .keyrings
+        .iter()
+        .map(|k| {
+            (
+                k.staleness.warn_after.as_secs(),
+                k.staleness.deny_after.as_secs(),
+            )
+        })
+        .collect();
+    assert_eq!(limits, [(5, 120), (10, 120)]);
+    let route = &settings.routes[0];
+    assert_eq!(route.host, Some(HostPattern::Below(".example.com".into())));
+    assert_eq!(route.scopes.to_string(), "read write");
+    assert_eq!(route.auth, Auth::Optional);
+    assert!(route.matches("eu.example.com:443", "/v1/pay"));
+    let places: Vec<_> = settings
+        .credentials
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "header x-api-key",
+            "header authorization with scheme ApiKey",
+            "query parameter api_key",
+            "cookie key",
+        ]
+    );
+    let names: Vec<_> = settings
+        .identity_headers
+        .names()
+        .map(HeaderName::as_str)
+        .collect();
+    assert_eq!(
+        names,
+        ["x-consumer", "x-relatch-key-version", "x-relatch-scopes"]
+    );
+    assert!(!settings.notice);
+    assert_eq!(settings.log.format, LogFormat::Json);
+}
+
+/// A field with a bad value, its place and what is said of it.
+const BAD_VALUES: &[(&str, &str)] = &[
+    (
+        "node: {id: a b}",
+        "3:12: node.id: use 1 to 253 of A-Z, a-z, 0-9 and . _ -",
+    ),
+    (
+        "node: {cluster: \"\"}",
+        "3:17: node.cluster: use 1 to 253 of A-Z, a-z, 0-9 and . _ -",
+    ),
+    (
+        "node: {labels: {a: é}}",
+        "3:20: node.labels.a: use 1 to 128 printable ASCII characters",
+    ),
+    (
+        "listen: 9001",
+        "3:9: listen: use an IP address with a port, such as 127.0.0.1:9001, or unix:///path",
+    ),
+    (
+        "listen: 0.0.0.0:9001",
+        "3:9: listen: this version speaks plaintext only, and only on loopback: use 127.0.0.1 or [::1]",
+    ),
+    (
+        "http: here",
+        "3:7: http: use an IP address with a port, such as 127.0.0.1:9002",
+    ),
+    (
+        "http: 127.0.0.1:9001",
+        "3:7: http: is the address of `listen` too, use another port",
+    ),
+    (
+        "workers: 0",
+        "3:10: workers: use a whole number from 1 to 64",
+    ),
+    (
+        "workers: 65",
+        "3:10: workers: use a whole number from 1 to 64",
+    ),
+    ("workers: [1]", "3:10: workers: use a single value"),
+    (
+        "default_keyring: other",
+        "3:18: default_keyring: is not in `keyrings`, add it there or name one of those",
+    ),
+    (
+        "default_keyring: A",
+        "3:18: default_keyring: not a valid keyring name: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter",
+    ),
+    (
+        "routes: [{host: \"a:80\"}]",
+        "3:17: routes[0].host: use a host name without a port, or \"*.domain\" for all below a domain",
+    ),
+    (
+        "routes: [{path_prefix: v1}]",
+        "3:24: routes[0].path_prefix: use a path that begins with '/', without '%', '?', '#', '\\', '//' and dot segments",
+    ),
+    (
+        "routes: [{}, {keyring: other}]",
+        "3:24: routes[1].keyring: is not in `keyrings`, add it there or name one of those",
+    ),
+    (
+        "routes: [{scopes: [read, \"a b\"]}]",
+        "3:26: routes[0].scopes[1]: not a valid scope: use 1 to 128 printable ASCII characters without space, '\"' and '\\'",
+    ),
+    (
+        "routes: [{auth: none}]",
+        "3:17: routes[0].auth: use required or optional",
+    ),
+    (
+        "routes: {}",
+        "3:9: routes: use a list, such as `[first, second]`",
+    ),
+    (
+        "credentials: []",
+        "3:14: credentials: is empty, name a place or leave the field out",
+    ),
+    (
+        "credentials: [{}]",
+        "3:15: credentials[0]: use exactly one of header, query and cookie",
+    ),
+    (
+        "credentials: [{header: a, query: b}]",
+        "3:15: credentials[0]: use exactly one of header, query and cookie",
+    ),
+    (
+        "credentials: [{query: a, scheme: b}]",
+        "3:34: credentials[0].scheme: belongs to a header only, remove it",
+    ),
+    (
+        "credentials: [{header: \":path\"}]",
+        "3:24: credentials[0].header: use the name of a header: letters, digits and '-', no pseudo-header",
+    ),
+    (
+        "credentials: [{header: Cookie}]",
+        "3:24: credentials[0].header: this header belongs to the message itself, use another one",
+    ),
+    (
+        "credentials: [{header: host}]",
+        "3:24: credentials[0].header: this header belongs to the message itself, use another one",
+    ),
+    (
+        "credentials: [{header: a, scheme: \"b c\"}]",
+        "3:35: credentials[0].scheme: use 1 to 128 letters, digits and any of !#$%&'*+-.^_`|~",
+    ),
+    (
+        "credentials: [{query: \"a&b\"}]",
+        "3:23: credentials[0].query: use 1 to 128 letters, digits and any of - . _ ~",
+    ),
+    (
+        "credentials: [{cookie: \"a;b\"}]",
+        "3:24: credentials[0].cookie: use 1 to 128 letters, digits and any of !#$%&'*+-.^_`|~",
+    ),
+    (
+        "credentials: [{header: x-a}, {header: X_A}]",
+        "3:30: credentials[1]: header x_a is already searched, remove one of the two",
+    ),
+    (
+        "credentials: [{header: a, scheme: Key}, {header: a}]",
+        "3:41: credentials[1]: header a is already searched, remove one of the two",
+    ),
+    (
+        "identity_headers: {consumer: true id}",
+        "3:30: identity_headers.consumer: use the name of a header: letters, digits and '-', no pseudo-header",
+    ),
+    (
+        "identity_headers: {consumer: x_api.key}",
+        "3:30: identity_headers.consumer: `x_api.key` is also searched for a credential, use another name",
+    ),
+    (
+        "identity_headers: {scopes: X-Relatch_Consumer}",
+        "3:28: identity_headers.scopes: `x-relatch_consumer` is also another identity header, use another name",
+    ),
+    (
+        "credentials: [{header: x-relatch-key-id}]",
+        "3:15: identity_headers.key_id: `x-relatch-key-id` is also searched for a credential, use another name",
+    ),
+    (
+        "notice: {enabled: maybe}",
+        "3:19: notice.enabled: use true or false",
+    ),
+    (
+        "staleness: {warn_after: 30}",
+        "3:25: staleness.warn_after: use a duration from 1s to 30days, such as \"30s\"",
+    ),
+    (
+        "staleness: {deny_after: 31days}",
+        "3:25: staleness.deny_after: use a duration from 1s to 30days, such as \"30s\"",
+    ),
+    (
+        "staleness: {warn_after: 10s, deny_after: 10s}",
+        "3:25: staleness.warn_after: use less than `deny_after`, which is 10s",
+    ),
+    (
+        "telemetry: {otlp_endpoint: \"https://otel:4317\"}",
+        "3:28: telemetry.otlp_endpoint: use http://host:port of a collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; this version sends spans in plaintext",
+    ),
+    (
+        "telemetry: {service_name: \"\"}",
+        "3:27: telemetry.service_name: use 1 to 128 printable ASCII characters",
+    ),
+    ("log: {format: xml}", "3:15: log.format: use text or json"),
+    (
+        "log: {level: loud}",
+        "3:14: log.level: use error, warn, info, debug or trace",
+    ),
+    (
+        "log: json",
+        "3:6: log: use fields with values, such as `name: value`",
+    ),
+];
+
+/// The same for an entry of `keyrings`.
+const BAD_KEYRINGS: &[(&str, &str)] = &[
+    (
+        "{mode: full}",
+        "2:12: keyrings[0].name: is missing, name the keyring",
+    ),
+    (
+        "{name: _control}",
+        "2:19: keyrings[0].name: not a valid keyring name: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter",
+    ),
+    (
+        "{name: a, mode: on_demand}",
+        "2:28: keyrings[0].mode: on_demand is not available in this version, use full",
+    ),
+    ("{name: a, mode: half}", "2:28: keyrings[0].mode: use full"),
+    (
+        "{name: a, staleness: {warn_after: 2h}}",
+        "2:46: keyrings[0].staleness.warn_after: use less than `deny_after`, which is 1h",
+    ),
+    (
+        "{name: a}, {name: a}",
+        "2:30: keyrings[1].name: is in the list already, remove one of the two",
+    ),
+];
+
+#[test]
+fn each_bad_value_is_named_with_its_place() {
+    for (line, expected) in BAD_VALUES {
+        assert_eq!(
+            refusal(&format!("{LEAST}{line}\n")),
+            format!("sidecar.yaml:{expected}"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn each_bad_keyring_is_named_with_its_place() {
+    for (keyring, expected) in BAD_KEYRINGS {
+        let text = format!("control: {{endpoints: [\"http://[::1]:1\"]}}\nkeyrings: [{keyring}]");
+        assert_eq!(
+            refusal(&text),
+            format!("sidecar.yaml:{expected}"),
+            "{keyring}"
+        );
+    }
+}
+
+#[test]
+fn control_planes_beyond_loopback_are_refused() {
+    for endpoint in ["https://127.0.0.1:9010", "http://relatch-control:9010"] {
+        let text =
+            format!("control: {{endpoints: [\"{endpoint}\"]}}\nkeyrings: [{{name: payments}}]");
+        assert_eq!(
+            refusal(&text),
+            "sidecar.yaml:1:23: control.endpoints[0]: this version speaks plaintext only, and only \
+             on loopback: use http:// with 127.0.0.1, [::1] or localhost"
+        );
+    }
+}
+
+#[test]
+fn unknown_fields_are_refused_at_every_level() {
+    for (line, expected) in [
+        (
+            "keyrigns: []",
+            "3:1: keyrigns: is not a known field, did you mean `keyrings`?",
+        ),
+        (
+            "node: {ids: a}",
+            "3:8: node.ids: is not a known field, did you mean `id`?",
+        ),
+        (
+            "routes: [{hots: a}]",
+            "3:11: routes[0].hots: is not a known field, did you mean `host`?",
+        ),
+        (
+            "credentials: [{body: a}]",
+            "3:16: credentials[0].body: is not a known field, use one of `header`, `scheme`, `query`, `cookie`",
+        ),
+        (
+            "identity_headers: {key: a}",
+            "3:20: identity_headers.key: is not a known field, use one of `consumer`, `key_id`, `key_version`, `scopes`",
+        ),
+        (
+            "notice: {header: a}",
+            "3:10: notice.header: is not a known field, use one of `enabled`",
+        ),
+        (
+            "staleness: {warn: 1s}",
+            "3:13: staleness.warn: is not a known field, use one of `warn_after`, `deny_after`",
+        ),
+        (
+            "telemetry: {endpoint: a}",
+            "3:13: telemetry.endpoint: is not a known field, use one of `otlp_endpoint`, `service_name`",
+        ),
+        (
+            "log: {levels: a}",
+            "3:7: log.levels: is not a known field, did you mean `level`?",
+        ),
+    ] {
+        assert_eq!(
+            refusal(&format!("{LEAST}{line}\n")),
+            format!("sidecar.yaml:{expected}"),
+            "{line}"
+        );
+    }
+    for line in ["tls: {ca: a}", "snapshot: {path: a}"] {
+        assert!(
+            refusal(&format!("{LEAST}{line}\n"))
+                .contains("is not a known field, use one of `node`")
+        );
+    }
+    let control =
+        refusal("control: {endpoints: [a], tls: {}}\nkeyrings: [{name: payments, cache: {}}]");
+    assert_eq!(
+        control,
+        "sidecar.yaml:1:27: control.tls: is not a known field, use one of `endpoints`"
+    );
+    let keyring = refusal("keyrings: [{name: payments, cache: {}}]");
+    assert_eq!(
+        keyring,
+        "sidecar.yaml:1:29: keyrings[0].cache: is not a known field, use one of `name`, `mode`, `staleness`"
+    );
+}
+
+#[test]
+fn all_problems_are_told_in_the_order_of_the_file() {
+    let text =
+        "workers: 0\nkeyrings: [{name: A}, {name: b, mode: on_demand}]\nlog: {level: loud}\n";
+    let error = parse(text, "sidecar.yaml").expect_err("four problems");
+    let found: Vec<_> = error
+        .problems()
+        .iter()
+        .map(|problem| (problem.line, problem.column, problem.field.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (1, 1, "control.endpoints"),
+            (1, 10, "workers"),
+            (2, 19, "keyrings[0].name"),
+            (2, 39, "keyrings[1].mode"),
+            (3, 14, "log.level"),
+        ]
+    );
+}
+
+#[test]
+fn an_empty_file_says_what_is_needed() {
+    let expected = "sidecar.yaml:1:1: control.endpoints: is missing, name a control plane, such as \
+                    [\"http://127.0.0.1:9010\"]\n\
+                    sidecar.yaml:1:1: keyrings: is missing, name a keyring, such as [{ name: payments }]";
+    for empty in ["", "# nothing\n", "control:\nkeyrings:\n", "{}"] {
+        assert_eq!(refusal(empty), expected, "{empty:?}");
+    }
+}
+
+#[test]
+fn broken_yaml_is_named_with_its_place() {
+    assert_eq!(
+        refusal("workers: 1\nworkers: 2\n"),
+        "sidecar.yaml:2:1: workers: is given twice, keep one of them"
+    );
+    assert_eq!(
+        refusal("workers: 1\n---\nworkers: 2\n"),
+        "sidecar.yaml:3:1: holds more than one YAML document, keep one of them"
+    );
+    assert!(refusal("node:\n  id: a\n bad\n").starts_with("sidecar.yaml:3:2: "));
+}
+
+#[test]
+fn lists_are_bounded() {
+    let places: Vec<_> = (0..17).map(|n| format!("{{query: q{n}}}")).collect();
+    assert_eq!(
+        refusal(&format!("{LEAST}credentials: [{}]\n", places.join(", "))),
+        "sidecar.yaml:3:14: credentials: has 17 entries, use at most 16"
+    );
+    let keyrings: Vec<_> = (0..257).map(|n| format!("{{name: k{n}}}")).collect();
+    assert_eq!(
+        refusal(&format!(
+            "control: {{endpoints: [\"http://[::1]:1\"]}}\nkeyrings: [{}]\n",
+            keyrings.join(", ")
+        )),
+        "sidecar.yaml:2:11: keyrings: has 257 entries, use at most 256"
+    );
+}

@@ -1,0 +1,461 @@
+//! The settings that both daemons have, and the types of their values.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+};
+
+use ::http::Uri;
+use serde::Deserialize;
+use tracing::level_filters::LevelFilter;
+
+use super::reader::{Findings, Text};
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// The absolute path of a Unix socket.
+    Unix(PathBuf),
+}
+
+/// The address of a control plane: `http://host:port` with a host on loopback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlEndpoint(Uri);
+
+/// The address of an OTLP collector: `http://host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpEndpoint(Uri);
+
+/// The name of a node or cluster: 1 to 253 of `A-Z`, `a-z`, `0-9` and `. _ -`, as long as a DNS name may be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeName(Arc<str>);
+
+/// Where spans go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TelemetrySettings {
+    /// The OTLP/gRPC collector; none: no spans are made. Default: none.
+    pub otlp_endpoint: Option<OtlpEndpoint>,
+    /// `service.name` of the spans, 1 to 128 printable characters. Default: `relatch-sidecar` or `relatch-control`.
+    pub service_name: String,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Default: text.
+    pub format: LogFormat,
+    /// The least severe level that is logged. Default: info.
+    pub level: LevelFilter,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A text that is not a valid value; says what is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ParseValueError(&'static str);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTelemetry {
+    otlp_endpoint: Option<Text>,
+    service_name: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLog {
+    format: Option<Text>,
+    level: Option<Text>,
+}
+
+impl ParseValueError {
+    pub(super) const fn new(rule: &'static str) -> Self {
+        Self(rule)
+    }
+}
+
+impl Listen {
+    /// The longest path that a Unix socket's address holds on Linux (`sockaddr_un`), without its final zero.
+    const MAX_PATH: usize = 107;
+
+    /// Parses an address that stays on this machine.
+    ///
+    /// # Errors
+    ///
+    /// When `text` is no address, or one that other machines can reach.
+    pub fn parse_local(text: &str) -> Result<Self, ParseValueError> {
+        let listen: Self = text.parse()?;
+        match &listen {
+            Self::Tcp(address) if !address.ip().is_loopback() => Err(PLAINTEXT_LISTENER),
+            Self::Tcp(_) | Self::Unix(_) => Ok(listen),
+        }
+    }
+}
+
+impl FromStr for Listen {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix://") {
+            return if path.starts_with('/')
+                && path.len() <= Self::MAX_PATH
+                && !path.contains('\0')
+                && !path.ends_with('/')
+            {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(ParseValueError(
+                    "use unix:///path with an absolute path of at most 107 bytes",
+                ))
+            };
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            ParseValueError(
+                "use an IP address with a port, such as 127.0.0.1:9001, or unix:///path",
+            )
+        })
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl ControlEndpoint {
+    /// The address of a control plane that listens on `address`.
+    ///
+    /// # Errors
+    ///
+    /// When `address` is not on loopback.
+    pub fn at(address: SocketAddr) -> Result<Self, ParseValueError> {
+        format!("http://{address}").parse()
+    }
+
+    /// The address.
+    #[must_use]
+    pub const fn uri(&self) -> &Uri {
+        &self.0
+    }
+}
+
+impl FromStr for ControlEndpoint {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: ParseValueError =
+            ParseValueError("use http://host:port, such as http://127.0.0.1:9010");
+        let uri = base_uri(text).ok_or(FORM)?;
+        if uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback) {
+            Ok(Self(uri))
+        } else {
+            Err(ParseValueError(
+                "this version speaks plaintext only, and only on loopback: \
+                 use http:// with 127.0.0.1, [::1] or localhost",
+            ))
+        }
+    }
+}
+
+impl OtlpEndpoint {
+    /// The address.
+    #[must_use]
+    pub const fn uri(&self) -> &Uri {
+        &self.0
+    }
+}
+
+impl FromStr for OtlpEndpoint {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        base_uri(text)
+            .filter(|uri| uri.scheme_str() == Some("http"))
+            .map(Self)
+            .ok_or(ParseValueError(
+                "use http://host:port of a collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; \
+                 this version sends spans in plaintext",
+            ))
+    }
+}
+
+impl fmt::Display for ControlEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for OtlpEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl NodeName {
+    /// The host name of this machine.
+    ///
+    /// # Errors
+    ///
+    /// When the host name is empty or is no name that a node may have.
+    pub fn of_host() -> Result<Self, ParseValueError> {
+        rustix::system::uname()
+            .nodename()
+            .to_str()
+            .ok()
+            .and_then(|name| name.parse().ok())
+            .ok_or(ParseValueError(
+                "the host name of this machine cannot name a node, set this field",
+            ))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let valid = matches!(text.len(), 1..=253)
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if valid {
+            Ok(Self(text.into()))
+        } else {
+            Err(ParseValueError("use 1 to 253 of A-Z, a-z, 0-9 and . _ -"))
+        }
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TelemetrySettings {
+    /// No spans, under the name `service_name`.
+    #[must_use]
+    pub fn named(service_name: &str) -> Self {
+        Self {
+            otlp_endpoint: None,
+            service_name: service_name.to_owned(),
+        }
+    }
+
+    pub(super) fn from_raw(raw: &RawTelemetry, default_name: &str, found: &mut Findings) -> Self {
+        Self {
+            otlp_endpoint: found.parse(
+                "telemetry.otlp_endpoint",
+                raw.otlp_endpoint.as_ref(),
+                str::parse,
+            ),
+            service_name: found
+                .parse("telemetry.service_name", raw.service_name.as_ref(), label)
+                .unwrap_or_else(|| default_name.to_owned()),
+        }
+    }
+}
+
+impl LogSettings {
+    pub(super) fn from_raw(raw: &RawLog, found: &mut Findings) -> Self {
+        let default = Self::default();
+        Self {
+            format: found
+                .parse("log.format", raw.format.as_ref(), str::parse)
+                .unwrap_or(default.format),
+            level: found
+                .parse("log.level", raw.level.as_ref(), level)
+                .unwrap_or(default.level),
+        }
+    }
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::default(),
+            level: LevelFilter::INFO,
+        }
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(ParseValueError("use text or json")),
+        }
+    }
+}
+
+/// Why a server that takes keys or hands them out may not listen beyond this machine.
+const PLAINTEXT_LISTENER: ParseValueError = ParseValueError(
+    "this version speaks plaintext only, and only on loopback: use 127.0.0.1 or [::1]",
+);
+
+/// Parses an address that may face the network, for what is no secret.
+pub(super) fn address(text: &str) -> Result<SocketAddr, ParseValueError> {
+    text.parse()
+        .map_err(|_| ParseValueError("use an IP address with a port, such as 127.0.0.1:9002"))
+}
+
+/// Parses an address that stays on this machine.
+///
+/// # Errors
+///
+/// When `text` is no address, or one that other machines can reach.
+pub fn loopback_address(text: &str) -> Result<SocketAddr, ParseValueError> {
+    let address = address(text)?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err(PLAINTEXT_LISTENER)
+    }
+}
+
+/// Parses a text that goes into labels: 1 to 128 printable ASCII characters.
+pub(super) fn label(text: &str) -> Result<String, ParseValueError> {
+    let valid = matches!(text.len(), 1..=128)
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(ParseValueError("use 1 to 128 printable ASCII characters"))
+    }
+}
+
+/// Parses `true` or `false`.
+pub(super) fn boolean(text: &str) -> Result<bool, ParseValueError> {
+    text.parse()
+        .map_err(|_| ParseValueError("use true or false"))
+}
+
+fn level(text: &str) -> Result<LevelFilter, ParseValueError> {
+    match text {
+        "error" => Ok(LevelFilter::ERROR),
+        "warn" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        _ => Err(ParseValueError("use error, warn, info, debug or trace")),
+    }
+}
+
+/// A URI of scheme, host and port alone. Credentials in it are refused: they would be printed with it.
+fn base_uri(text: &str) -> Option<Uri> {
+    let uri: Uri = text.parse().ok()?;
+    let base = uri.scheme().is_some()
+        && uri.host().is_some_and(|host| !host.is_empty())
+        && uri.port_u16().is_some()
+        && uri.path() == "/"
+        && uri.query().is_none()
+        && uri
+            .authority()
+            .is_some_and(|authority| !authority.as_str().contains('@'));
+    base.then_some(uri)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    bare.eq_ignore_ascii_case("localhost")
+        || bare
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_planes_are_reached_on_loopback_only() {
+        for good in [
+            "http://127.0.0.1:9010",
+            "http://127.8.0.1:9010/",
+            "http://[::1]:9010",
+            "http://localhost:0",
+        ] {
+            assert!(
+                good.parse::<ControlEndpoint>().is_ok(),
+                "{good} was refused"
+            );
+        }
+        for bad in [
+            "https://127.0.0.1:9010",
+            "http://relatch-control:9010",
+            "http://localhost.example.com:9010",
+            "http://10.0.0.1:9010",
+            "http://127.0.0.1",
+            "http://127.0.0.1:9010/path",
+            "http://user:secret@127.0.0.1:9010",
+            "127.0.0.1:9010",
+            "",
+        ] {
+            assert!(
+                bad.parse::<ControlEndpoint>().is_err(),
+                "{bad} was accepted"
+            );
+        }
+    }
+
+    #[test]
+    fn listen_addresses_round_trip() {
+        for text in [
+            "127.0.0.1:9001",
+            "[::1]:0",
+            "unix:///run/relatch/authz.sock",
+        ] {
+            let listen: Listen = text.parse().expect("valid");
+            assert_eq!(listen.to_string(), text);
+        }
+        for bad in [
+            "9001",
+            "localhost:9001",
+            "unix://authz.sock",
+            "unix:///run/",
+        ] {
+            assert!(bad.parse::<Listen>().is_err(), "{bad} was accepted");
+        }
+        assert!(
+            format!("unix:///{}", "a".repeat(106))
+                .parse::<Listen>()
+                .is_ok()
+        );
+        assert!(
+            format!("unix:///{}", "a".repeat(107))
+                .parse::<Listen>()
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,368 @@
+//! The HTTP endpoint for machines that watch: metrics, liveness, readiness and status. HTTP/1, plaintext.
+
+use std::{fmt, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use ::http::{StatusCode, header};
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use prometheus_client::{encoding::text, registry::Registry};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::readiness::Readiness;
+
+/// A bound endpoint that does not answer yet.
+#[derive(Debug)]
+pub struct HttpServer {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    router: Router,
+}
+
+/// What the endpoint tells.
+#[derive(Clone)]
+pub struct Pages {
+    /// `/metrics`.
+    pub registry: Arc<Registry>,
+    /// `/readyz`.
+    pub readiness: Readiness,
+    /// `/status`; none: there is no such page.
+    pub status: Option<Arc<dyn StatusSource>>,
+}
+
+/// Describes the process for an operator, as JSON. It holds no secrets.
+pub trait StatusSource: Send + Sync {
+    /// The status as it is now. It is called on the runtime of the endpoint and must not block.
+    fn status(&self) -> serde_json::Value;
+}
+
+/// `application/openmetrics-text`, version 1.0.0 (its specification, section "Overall Structure").
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The most connections at once: some scrapers, probes and people. More wait in the system's queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// The time for a request's head: everything that asks here is near and fast.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest request head in bytes, hyper's smallest: nobody sends us more than a line and a few headers.
+const MAX_HEAD: usize = 8 * 1024;
+
+/// The life of a connection: a client that does not read holds its place no longer.
+const MAX_AGE: Duration = Duration::from_mins(5);
+
+/// The time for the answer under way when a connection is closed from our side.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The pause after an accept that failed, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl HttpServer {
+    /// Binds `address`; port 0 lets the system choose.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound.
+    pub async fn bind(address: SocketAddr, pages: Pages) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        Ok(Self {
+            local_addr: listener.local_addr()?,
+            listener,
+            router: router(pages),
+        })
+    }
+
+    /// The bound address.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Answers until `stop` is cancelled, then finishes the answers under way.
+    pub async fn serve(self, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = async {
+                    let place = places.clone().acquire_owned().await;
+                    (place, self.listener.accept().await)
+                } => accepted,
+            };
+            match accepted {
+                (Ok(place), Ok((stream, _peer))) => {
+                    let connection = serve_connection(stream, self.router.clone(), stop.clone());
+                    connections.spawn(async move {
+                        let _place = place;
+                        connection.await;
+                    });
+                }
+                (_, Err(error)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                (Err(_closed), Ok(_)) => break,
+            }
+        }
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pages")
+            .field("readiness", &self.readiness)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F> StatusSource for F
+where
+    F: Fn() -> serde_json::Value + Send + Sync,
+{
+    fn status(&self) -> serde_json::Value {
+        self()
+    }
+}
+
+fn router(pages: Pages) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/status", get(status))
+        .with_state(pages)
+}
+
+/// Serves one connection until it ends, is too old, or `stop` is cancelled.
+async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD);
+    let service = TowerToHyperService::new(router);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = stop.cancelled() => None,
+        () = tokio::time::sleep(MAX_AGE) => None,
+    };
+    let ended = if let Some(ended) = ended {
+        ended
+    } else {
+        connection.as_mut().graceful_shutdown();
+        match tokio::time::timeout(GRACE, connection).await {
+            Ok(ended) => ended,
+            Err(_late) => return,
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection to the HTTP endpoint failed");
+    }
+}
+
+async fn metrics(State(pages): State<Pages>) -> Response {
+    let mut page = String::new();
+    if let Err(error) = text::encode(&mut page, &pages.registry) {
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "a metric cannot be written"
+        );
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    ([(header::CONTENT_TYPE, OPENMETRICS)], page).into_response()
+}
+
+async fn readyz(State(pages): State<Pages>) -> Response {
+    if pages.readiness.is_ready() {
+        return "ok\n".into_response();
+    }
+    let mut page = String::new();
+    for name in pages.readiness.blocked_by() {
+        page.push_str("waiting for ");
+        page.push_str(&name);
+        page.push('\n');
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, page).into_response()
+}
+
+async fn status(State(pages): State<Pages>) -> Response {
+    match &pages.status {
+        Some(source) => {
+            let page = source.status().to_string();
+            ([(header::CONTENT_TYPE, "application/json")], page).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    struct Running {
+        address: SocketAddr,
+        readiness: Readiness,
+        stop: CancellationToken,
+        served: JoinHandle<()>,
+    }
+
+    async fn start(status: Option<Arc<dyn StatusSource>>) -> Running {
+        let checks = Counter::<u64>::default();
+        checks.inc();
+        let mut registry = Registry::with_prefix("relatch");
+        registry.register("checks", "Checks that were answered", checks);
+        let readiness = Readiness::default();
+        let server = HttpServer::bind(
+            (Ipv4Addr::LOCALHOST, 0).into(),
+            Pages {
+                registry: Arc::new(registry),
+                readiness: readiness.clone(),
+                status,
+            },
+        )
+        .await
+        .expect("a free port");
+        let stop = CancellationToken::new();
+        Running {
+            address: server.local_addr(),
+            readiness,
+            served: tokio::spawn(server.serve(stop.clone())),
+            stop,
+        }
+    }
+
+    impl Running {
+        /// The whole answer to `head`, with `Connection: close`.
+        async fn ask(&self, head: &str) -> String {
+            let mut stream = TcpStream::connect(self.address).await.expect("it listens");
+            let request = format!("{head} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            answer
+        }
+    }
+
+    #[tokio::test]
+    async fn metrics_are_openmetrics() {
+        let running = start(None).await;
+        let answer = running.ask("GET /metrics").await;
+        let (head, page) = answer.split_once("\r\n\r\n").expect("a head and a page");
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        assert!(
+            head.contains(
+                "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"
+            ),
+            "{head}"
+        );
+        assert_eq!(
+            page,
+            "# HELP relatch_checks Checks that were answered.\n\
+             # TYPE relatch_checks counter\n\
+             relatch_checks_total 1\n\
+             # EOF\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn readiness_names_what_blocks_it() {
+        let running = start(None).await;
+        let guard = running.readiness.block("keyring payments");
+        let answer = running.ask("GET /readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(
+            answer.ends_with("\r\n\r\nwaiting for keyring payments\n"),
+            "{answer}"
+        );
+        assert!(running.ask("GET /livez").await.starts_with("HTTP/1.1 200 "));
+        drop(guard);
+        assert!(
+            running
+                .ask("GET /readyz")
+                .await
+                .starts_with("HTTP/1.1 200 ")
+        );
+    }
+
+    #[tokio::test]
+    async fn status_is_json_where_there_is_one() {
+        let source = || serde_json::json!({ "node": "edge-1" });
+        let running = start(Some(Arc::new(source))).await;
+        let answer = running.ask("GET /status").await;
+        assert!(
+            answer.contains("content-type: application/json"),
+            "{answer}"
+        );
+        assert!(answer.ends_with("{\"node\":\"edge-1\"}"), "{answer}");
+        assert!(
+            start(None)
+                .await
+                .ask("GET /status")
+                .await
+                .starts_with("HTTP/1.1 404 ")
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_asked_for_right_is_refused() {
+        let running = start(None).await;
+        assert!(
+            running
+                .ask("POST /metrics")
+                .await
+                .starts_with("HTTP/1.1 405 ")
+        );
+        assert!(running.ask("GET /else").await.starts_with("HTTP/1.1 404 "));
+        let long = format!("GET /{}", "a".repeat(MAX_HEAD - 5));
+        let mut stream = TcpStream::connect(running.address)
+            .await
+            .expect("it listens");
+        stream.write_all(long.as_bytes()).await.expect("sent");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 431");
+    }
+
+    #[tokio::test]
+    async fn stopping_closes_idle_connections() {
+        let running = start(None).await;
+        let mut idle = TcpStream::connect(running.address)
+            .await
+            .expect("it listens");
+        idle.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .expect("sent");
+        let mut answer = [0; 12];
+        idle.read_exact(&mut answer).await.expect("an answer");
+        running.stop.cancel();
+        running.served.await.expect("the server does not panic");
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.expect("closed in order");
+        assert!(TcpStream::connect(running.address).await.is_err());
+    }
+}

@@ -1,0 +1,378 @@
+//! The life of the process: tasks with owners, and an orderly end.
+//!
+//! A task ends when it is told to stop. One that ends earlier, fails or panics takes the process with it: what it did
+//! is missing from then on, and a restart is better than a part of a daemon.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    error::Error,
+    fmt, io,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Owns the tasks of the process and tells them to stop; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown(Arc<Inner>);
+
+/// SIGTERM and SIGINT, heard from the moment that it is made.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Why the process stops.
+#[derive(Debug, thiserror::Error)]
+pub enum ShutdownError {
+    /// A task ended although nobody had told it to stop.
+    #[error("task `{task}` ended before the shutdown")]
+    Ended {
+        /// Its name.
+        task: Arc<str>,
+    },
+    /// A task failed.
+    #[error("task `{task}` failed")]
+    Failed {
+        /// Its name.
+        task: Arc<str>,
+        /// With what.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A task panicked; its message was printed where it did.
+    #[error("task `{task}` panicked")]
+    Panicked {
+        /// Its name.
+        task: Arc<str>,
+    },
+    /// Some tasks had not ended in time and were cut off.
+    #[error("cut off after {}: {}", humantime::format_duration(*after), Names(tasks))]
+    Undrained {
+        /// The time that they had.
+        after: Duration,
+        /// Their names.
+        tasks: Vec<Arc<str>>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Tells the tasks to stop.
+    stop: CancellationToken,
+    /// Cuts off those who have not.
+    cut: CancellationToken,
+    tasks: TaskTracker,
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    next: u64,
+    running: BTreeMap<u64, Arc<str>>,
+    /// The first thing that went wrong; what follows are consequences.
+    failure: Option<ShutdownError>,
+}
+
+/// A line of the book, struck out when the task's future is gone.
+struct Entry {
+    shutdown: Shutdown,
+    id: u64,
+    name: Arc<str>,
+}
+
+impl Shutdown {
+    /// No tasks yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancelled when the tasks are to stop.
+    #[must_use]
+    pub fn token(&self) -> CancellationToken {
+        self.0.stop.clone()
+    }
+
+    /// Tells the tasks to stop.
+    pub fn trigger(&self) {
+        self.0.stop.cancel();
+    }
+
+    /// Runs `task` on the current runtime until it ends, which it does soon after [`Shutdown::token`] is cancelled.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn<F>(&self, name: &str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn_fallible(name, task.map(Ok::<(), Infallible>));
+    }
+
+    /// The same for a task that can fail.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn_fallible<F, E>(&self, name: &str, task: F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        tokio::spawn(self.supervise(name, task));
+    }
+
+    /// Wraps `task` so that it is named, waited for and, at the drain's deadline, dropped. For the root of a runtime of
+    /// its own; others use [`Shutdown::spawn`]. The task counts from this call on, so that it has to be polled.
+    pub fn supervise<F, E>(&self, name: &str, task: F) -> impl Future<Output = ()> + use<F, E>
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let entry = self.enter(name);
+        let supervised = async move {
+            let shutdown = entry.shutdown.clone();
+            let ended = tokio::select! {
+                ended = AssertUnwindSafe(task).catch_unwind() => ended,
+                () = shutdown.0.cut.cancelled() => return,
+            };
+            let task = entry.name.clone();
+            let failure = match ended {
+                Err(_panic) => ShutdownError::Panicked { task },
+                Ok(Err(source)) => ShutdownError::Failed {
+                    task,
+                    source: source.into(),
+                },
+                Ok(Ok(())) if shutdown.0.stop.is_cancelled() => return,
+                Ok(Ok(())) => ShutdownError::Ended { task },
+            };
+            tracing::error!(error = &failure as &dyn Error, "shutting down");
+            shutdown.lock().failure.get_or_insert(failure);
+            shutdown.trigger();
+        };
+        self.0.tasks.track_future(supervised)
+    }
+
+    /// Waits for a signal, for [`Shutdown::trigger`] or for a task that ends on its own; then tells all to stop and
+    /// gives them `drain`. A second signal ends the drain at once.
+    ///
+    /// # Errors
+    ///
+    /// With the task that brought the process down, else with those that did not end in time.
+    pub async fn run(&self, mut signals: Signals, drain: Duration) -> Result<(), ShutdownError> {
+        tokio::select! {
+            () = self.0.stop.cancelled() => {}
+            name = signals.next() => tracing::info!(signal = name, "shutting down"),
+        }
+        self.trigger();
+        self.0.tasks.close();
+        let drained = {
+            let mut tasks = pin!(self.0.tasks.wait());
+            tokio::select! {
+                () = &mut tasks => true,
+                () = tokio::time::sleep(drain) => false,
+                _name = signals.next() => false,
+            }
+        };
+        let undrained: Vec<_> = if drained {
+            Vec::new()
+        } else {
+            self.lock().running.values().cloned().collect()
+        };
+        self.0.cut.cancel();
+        match self.lock().failure.take() {
+            Some(failure) => Err(failure),
+            None if undrained.is_empty() => Ok(()),
+            None => Err(ShutdownError::Undrained {
+                after: drain,
+                tasks: undrained,
+            }),
+        }
+    }
+
+    fn enter(&self, name: &str) -> Entry {
+        let name: Arc<str> = name.into();
+        let mut book = self.lock();
+        let id = book.next;
+        book.next += 1;
+        book.running.insert(id, name.clone());
+        Entry {
+            shutdown: self.clone(),
+            id,
+            name,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.0.book.lock().expect("no holder of the book panics")
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.shutdown.lock().running.remove(&self.id);
+    }
+}
+
+impl Signals {
+    /// Begins to listen, so that no signal from now on ends the process by itself.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not let us.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The name of the next signal. Cancellation safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+struct Names<'a>(&'a [Arc<str>]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Longer than any task here takes, so that only a hung test meets it.
+    const DRAIN: Duration = Duration::from_secs(20);
+
+    fn signals() -> Signals {
+        Signals::listen().expect("signals can be heard")
+    }
+
+    #[tokio::test]
+    async fn tasks_are_waited_for() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        let (done, seen) = oneshot::channel();
+        shutdown.spawn("worker", async move {
+            token.cancelled().await;
+            tokio::task::yield_now().await;
+            done.send(()).expect("the test listens");
+        });
+        shutdown.trigger();
+        shutdown
+            .run(signals(), DRAIN)
+            .await
+            .expect("an orderly end");
+        seen.await.expect("the task ended before the shutdown did");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_on_its_own_stops_the_others() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        shutdown.spawn("other", async move { token.cancelled().await });
+        shutdown.spawn("discovery", async {});
+        let error = shutdown.run(signals(), DRAIN).await.expect_err("it ended");
+        assert_eq!(
+            error.to_string(),
+            "task `discovery` ended before the shutdown"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_failure_keeps_its_cause() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn_fallible("http", async { Err(io::Error::other("no socket")) });
+        let error = shutdown.run(signals(), DRAIN).await.expect_err("it failed");
+        assert_eq!(error.to_string(), "task `http` failed");
+        assert_eq!(
+            error.source().map(ToString::to_string).as_deref(),
+            Some("no socket")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_with_the_name_of_its_task() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn("reconciler", async { panic!("a broken invariant") });
+        let error = shutdown
+            .run(signals(), DRAIN)
+            .await
+            .expect_err("it panicked");
+        assert_eq!(error.to_string(), "task `reconciler` panicked");
+    }
+
+    #[tokio::test]
+    async fn tasks_that_do_not_end_are_cut_off_and_named() {
+        let shutdown = Shutdown::new();
+        let (alive, cut) = oneshot::channel::<()>();
+        shutdown.spawn("stuck", async move {
+            let _alive = alive;
+            pending::<()>().await;
+        });
+        shutdown.trigger();
+        let error = shutdown
+            .run(signals(), Duration::from_millis(5))
+            .await
+            .expect_err("one is stuck");
+        assert_eq!(error.to_string(), "cut off after 5ms: stuck");
+        cut.await.expect_err("the task was dropped");
+    }
+
+    #[tokio::test]
+    async fn a_signal_ends_the_process_in_order() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        shutdown.spawn("worker", async move { token.cancelled().await });
+        let signals = signals();
+        let this = rustix::process::getpid();
+        rustix::process::kill_process(this, rustix::process::Signal::TERM).expect("a signal");
+        shutdown.run(signals, DRAIN).await.expect("an orderly end");
+        assert!(shutdown.token().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn the_root_of_another_runtime_is_waited_for() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        let root = shutdown.supervise("worker 1", async move {
+            token.cancelled().await;
+            Ok::<(), Infallible>(())
+        });
+        let thread = std::thread::spawn(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .build()
+                .expect("a runtime")
+                .block_on(root);
+        });
+        shutdown.trigger();
+        shutdown
+            .run(signals(), DRAIN)
+            .await
+            .expect("an orderly end");
+        thread.join().expect("the worker does not panic");
+    }
+}

@@ -1,0 +1,10 @@
+//! What the process tells of itself and of its work.
+//!
+//! [`check`] makes [`metrics`], spans and a log line of each check; [`export`] sends the spans. [`logs`] go through
+//! [`lines`]. [`process`] measures the process.
+
+pub mod export;
+pub mod lines;
+pub mod logs;
+pub mod process;
+

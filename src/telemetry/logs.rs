@@ -1,0 +1,164 @@
+//! Logs: one line an event, to standard error.
+
+use std::io::{self, IsTerminal as _};
+
+use tracing::{Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{
+    Layer as _,
+    filter::Targets,
+    fmt,
+    fmt::MakeWriter,
+    layer::SubscriberExt as _,
+    registry,
+    util::{SubscriberInitExt as _, TryInitError},
+};
+
+use super::lines::{Lines, LinesGuard};
+use crate::config::{LogFormat, LogSettings};
+
+/// The name of our own targets.
+const OURS: &str = env!("CARGO_CRATE_NAME");
+
+/// The most that libraries may say: below it they print what they carry, such as the headers of a request.
+const LIBRARIES: LevelFilter = LevelFilter::WARN;
+
+/// Logs cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The thread that writes them cannot be started.
+    #[error("cannot start the thread that writes logs")]
+    Thread(#[source] io::Error),
+    /// They are set up already.
+    #[error("logs are set up already")]
+    Twice(#[source] TryInitError),
+}
+
+/// Sends the events of the whole process to standard error. Colours only on a terminal, and not where `NO_COLOR` is
+/// set. The guard is kept until the end of the process: dropped, it writes what is still queued.
+///
+/// # Errors
+///
+/// When the thread cannot be started, or when logs are set up already.
+pub fn init(settings: LogSettings) -> Result<LinesGuard, LogError> {
+    let colours = io::stderr().is_terminal();
+    let (lines, guard) = Lines::to(io::stderr()).map_err(LogError::Thread)?;
+    subscriber(settings, move || lines.clone(), colours)
+        .try_init()
+        .map_err(LogError::Twice)?;
+    Ok(guard)
+}
+
+/// The subscriber that writes to `writer`.
+#[must_use]
+pub fn subscriber<W>(
+    settings: LogSettings,
+    writer: W,
+    colours: bool,
+) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = Targets::new()
+        .with_default(settings.level.min(LIBRARIES))
+        .with_target(OURS, settings.level);
+    let lines = fmt::layer().with_writer(writer);
+    let lines = match settings.format {
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed(),
+        // The library looks at NO_COLOR itself, unless it is told.
+        LogFormat::Text if colours => lines.boxed(),
+        LogFormat::Text => lines.with_ansi(false).boxed(),
+    };
+    registry().with(lines.with_filter(filter))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written for the events of `emit`.
+    fn written(format: LogFormat, level: LevelFilter, emit: impl FnOnce()) -> String {
+        let lines = Written::default();
+        let writer = lines.clone();
+        let settings = LogSettings { format, level };
+        let subscriber = subscriber(settings, move || writer.clone(), false);
+        tracing::subscriber::with_default(subscriber, emit);
+        let bytes = lines.0.lock().expect("no panic").clone();
+        String::from_utf8(bytes).expect("lines are UTF-8")
+    }
+
+    #[test]
+    fn a_json_line_has_the_fields_beside_its_message() {
+        let line = written(LogFormat::Json, LevelFilter::INFO, || {
+            tracing::info!(
+                "auth.consumer.id" = "checkout",
+                "auth.key.version" = 3,
+                "a denial"
+            );
+        });
+        assert_eq!(line.lines().count(), 1);
+        let event: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(event["level"], "INFO");
+        assert_eq!(event["message"], "a denial");
+        assert_eq!(event["target"], "relatch::telemetry::logs::tests");
+        assert_eq!(event["auth.consumer.id"], "checkout");
+        assert_eq!(event["auth.key.version"], 3);
+        let timestamp = event["timestamp"].as_str().expect("a timestamp");
+        assert!(humantime::parse_rfc3339(timestamp).is_ok(), "{timestamp}");
+        let names: Vec<_> = event.as_object().expect("an object").keys().collect();
+        assert_eq!(names.len(), 6, "{names:?}");
+    }
+
+    #[test]
+    fn text_has_no_colours_beside_a_terminal() {
+        let line = written(LogFormat::Text, LevelFilter::INFO, || {
+            tracing::warn!(keyring = "payments", "stale");
+        });
+        assert!(
+            line.ends_with(" WARN relatch::telemetry::logs::tests: stale keyring=\"payments\"\n"),
+            "{line:?}"
+        );
+    }
+
+    #[test]
+    fn libraries_are_heard_from_warn_on_only() {
+        let text = written(LogFormat::Text, LevelFilter::TRACE, || {
+            tracing::info!(target: "h2::codec", "headers");
+            tracing::warn!(target: "h2::codec", "trouble");
+            tracing::trace!("ours");
+        });
+        assert!(!text.contains("headers"), "{text}");
+        assert!(text.contains("trouble"), "{text}");
+        assert!(text.contains("ours"), "{text}");
+    }
+
+    #[test]
+    fn the_level_holds_for_all() {
+        let text = written(LogFormat::Text, LevelFilter::ERROR, || {
+            tracing::warn!(target: "h2::codec", "trouble");
+            tracing::info!("ours");
+        });
+        assert_eq!(text, "");
+    }
+}
