@@ -1,5 +1,6 @@
 //! relatch rotates API keys across a service mesh with no failed request.
 
+pub mod authz;
 pub mod clock;
 pub mod config;
 pub mod http;

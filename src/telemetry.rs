@@ -3,8 +3,12 @@
 //! [`check`] makes [`metrics`], spans and a log line of each check; [`export`] sends the spans. [`logs`] go through
 //! [`lines`]. [`process`] measures the process.
 
+pub mod check;
 pub mod export;
 pub mod lines;
 pub mod logs;
+pub mod metrics;
 pub mod process;
+mod traceparent;
 
+pub use traceparent::TraceParent;

@@ -1,0 +1,414 @@
+//! The credential of a request, from wherever it may be.
+//!
+//! All configured places are looked at. The same credential in two places is one; two different ones, or one place
+//! that holds it twice, are ambiguous: another reader might choose the other. An empty credential is none, but counts
+//! as an occurrence of its place. A header with another scheme (`Basic …`) is not ours and is left alone.
+
+use std::fmt;
+
+use zeroize::Zeroizing;
+
+use super::{
+    cookie, query,
+    request::{CheckInput, Header},
+    settings::{CredentialSource, Settings},
+};
+use crate::key::{PresentedKey, token::PresentedKeyError};
+
+/// The one credential of a request, and the places that hold it. Never printed.
+pub struct Credential<'a> {
+    value: Value<'a>,
+    places: Places,
+}
+
+/// A set of the configured sources, by their position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Places(u32);
+
+/// A place from which a credential is to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place<'s> {
+    /// The header of this name.
+    Header(&'s str),
+    /// The query parameter whose name decodes to this.
+    Query(&'s str),
+    /// The cookie of this name.
+    Cookie(&'s str),
+}
+
+/// The request holds no single credential that can be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialError {
+    /// One of its credentials is not printable ASCII, or cannot be taken out of what surrounds it.
+    #[error("a credential is not printable ASCII, or stands among bytes that are not UTF-8")]
+    Malformed,
+    /// It holds two.
+    #[error("there is more than one credential")]
+    Ambiguous,
+}
+
+/// The bytes of a credential, wiped if they had to be copied.
+pub(super) enum Value<'a> {
+    Borrowed(&'a [u8]),
+    Owned(Zeroizing<Vec<u8>>),
+}
+
+/// What was found so far.
+struct Collector<'a> {
+    joins_duplicates: bool,
+    value: Option<Value<'a>>,
+    seen: Places,
+    repeated: Places,
+    found: Places,
+    conflict: bool,
+    malformed: bool,
+}
+
+impl<'a> Credential<'a> {
+    /// Looks at all places; none when no place holds one.
+    ///
+    /// # Errors
+    ///
+    /// When there is more than one, or one that cannot be a key.
+    pub fn collect(
+        settings: &Settings,
+        input: &CheckInput<'a>,
+    ) -> Result<Option<Self>, CredentialError> {
+        let mut collector = Collector {
+            joins_duplicates: input.joins_duplicates(),
+            value: None,
+            seen: Places::default(),
+            repeated: Places::default(),
+            found: Places::default(),
+            conflict: false,
+            malformed: false,
+        };
+        for header in input.headers() {
+            collector.look_at_header(settings, header);
+        }
+        collector.look_at_query(settings, input.path());
+        collector.check_surroundings(settings, input);
+        collector.finish()
+    }
+
+    /// The credential as a key to look up.
+    ///
+    /// # Errors
+    ///
+    /// When it is longer than any key.
+    pub fn key(&self) -> Result<PresentedKey<'_>, PresentedKeyError> {
+        PresentedKey::new(self.value.as_bytes())
+    }
+
+    /// The places that hold it.
+    #[must_use]
+    pub const fn places(&self) -> Places {
+        self.places
+    }
+}
+
+impl fmt::Debug for Credential<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credential(redacted, {:?})", self.places)
+    }
+}
+
+impl Places {
+    /// The places by name.
+    pub fn iter(self, settings: &Settings) -> impl Iterator<Item = Place<'_>> {
+        settings
+            .credentials()
+            .iter()
+            .enumerate()
+            .filter(move |(at, _)| self.has(*at))
+            .map(|(_, source)| match source {
+                CredentialSource::Header { name, .. } => Place::Header(name.as_str()),
+                CredentialSource::Query { name } => Place::Query(name.as_str()),
+                CredentialSource::Cookie { name } => Place::Cookie(name.as_str()),
+            })
+    }
+
+    const fn has(self, at: usize) -> bool {
+        self.0 & (1 << at) != 0
+    }
+
+    const fn add(&mut self, at: usize) {
+        self.0 |= 1 << at;
+    }
+
+    const fn overlaps(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl Value<'_> {
+    pub(super) fn owned(bytes: Vec<u8>) -> Self {
+        Self::Owned(Zeroizing::new(bytes))
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn to_vec(&self) -> Vec<u8> {
+        self.as_bytes().to_vec()
+    }
+}
+
+impl<'a> Collector<'a> {
+    fn look_at_header(&mut self, settings: &Settings, header: Header<'a>) {
+        for (at, source) in settings.credentials().iter().enumerate() {
+            match source {
+                CredentialSource::Header { name, scheme } if header.is(name.as_str()) => {
+                    self.occurs(at);
+                    match scheme {
+                        None => self.offer(at, Value::Borrowed(header.value.trim_ascii())),
+                        Some(scheme) => {
+                            self.offer_with_scheme(at, scheme.as_str(), header.value);
+                        }
+                    }
+                }
+                CredentialSource::Cookie { name } if header.is("cookie") => {
+                    self.conflict |= cookie::hides(header.value, name.as_str());
+                    let named = cookie::cookies(header.value)
+                        .filter(|cookie| cookie.name == name.as_str().as_bytes());
+                    for cookie in named {
+                        self.occurs(at);
+                        self.offer(at, Value::Borrowed(cookie.value));
+                    }
+                }
+                CredentialSource::Header { .. }
+                | CredentialSource::Cookie { .. }
+                | CredentialSource::Query { .. } => {}
+            }
+        }
+    }
+
+    fn look_at_query(&mut self, settings: &Settings, path: &'a [u8]) {
+        for (at, source) in settings.credentials().iter().enumerate() {
+            if let CredentialSource::Query { name } = source {
+                let named = query::parameters(path).filter(|parameter| parameter.is(name.as_str()));
+                for parameter in named {
+                    self.occurs(at);
+                    self.offer(at, parameter.decoded());
+                }
+            }
+        }
+    }
+
+    /// What is left of the path or of the cookies goes back to Envoy as text, so that it has to be text.
+    fn check_surroundings(&mut self, settings: &Settings, input: &CheckInput<'_>) {
+        for place in self.found.iter(settings) {
+            self.malformed |= match place {
+                Place::Header(_) => false,
+                Place::Query(_) => !is_text(input.path()),
+                Place::Cookie(_) => !input.values("cookie").all(is_text),
+            };
+        }
+    }
+
+    /// Takes what follows the scheme. In a joined header, a later value with the scheme is a second credential.
+    fn offer_with_scheme(&mut self, at: usize, scheme: &str, header: &'a [u8]) {
+        if let Some(credential) = after_scheme(header, scheme) {
+            self.offer(at, Value::Borrowed(credential));
+        }
+        if self.joins_duplicates {
+            self.conflict |= header
+                .split(|b| *b == b',')
+                .skip(1)
+                .filter_map(|value| after_scheme(value, scheme))
+                .any(|credential| !credential.is_empty());
+        }
+    }
+
+    const fn occurs(&mut self, at: usize) {
+        if self.seen.has(at) {
+            self.repeated.add(at);
+        }
+        self.seen.add(at);
+    }
+
+    fn offer(&mut self, at: usize, value: Value<'a>) {
+        let bytes = value.as_bytes();
+        if bytes.is_empty() {
+            return;
+        }
+        self.found.add(at);
+        if self.joins_duplicates && bytes.contains(&b',') {
+            self.conflict = true;
+        } else if !bytes.iter().all(u8::is_ascii_graphic) {
+            self.malformed = true;
+        }
+        match &self.value {
+            None => self.value = Some(value),
+            Some(first) => self.conflict |= first.as_bytes() != value.as_bytes(),
+        }
+    }
+
+    fn finish(self) -> Result<Option<Credential<'a>>, CredentialError> {
+        if self.malformed {
+            Err(CredentialError::Malformed)
+        } else if self.conflict || self.repeated.overlaps(self.found) {
+            Err(CredentialError::Ambiguous)
+        } else {
+            Ok(self.value.map(|value| Credential {
+                value,
+                places: self.found,
+            }))
+        }
+    }
+}
+
+/// What follows `scheme` in a value of RFC 9110, section 11.4; empty when nothing does.
+fn after_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
+    let value = value.trim_ascii();
+    let (head, rest) = value.split_at_checked(scheme.len())?;
+    let is_ours = head.eq_ignore_ascii_case(scheme.as_bytes())
+        && rest.first().is_none_or(u8::is_ascii_whitespace);
+    is_ours.then(|| rest.trim_ascii_start())
+}
+
+fn is_text(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authz::testing::{Message, settings};
+
+    /// The credential and the set of its places.
+    type Found = Result<Option<(Vec<u8>, u32)>, CredentialError>;
+
+    /// What is found with the header `x-api-key`, the scheme `Bearer`, the parameter and the cookie `api_key`.
+    fn collected(message: &Message) -> [Found; 2] {
+        let settings = settings();
+        [message.joined(), message.raw()].map(|request| {
+            let input = CheckInput::new(&request).expect("a request");
+            let credential = Credential::collect(&settings, &input)?;
+            Ok(credential.map(|credential| (credential.value.to_vec(), credential.places.0)))
+        })
+    }
+
+    fn assert_collects(message: &Message, key: &str, places: u32) {
+        for found in collected(message) {
+            assert_eq!(found, Ok(Some((key.as_bytes().to_vec(), places))));
+        }
+    }
+
+    fn assert_all(message: &Message, expected: &Found) {
+        for found in collected(message) {
+            assert_eq!(found, *expected);
+        }
+    }
+
+    const HEADER: u32 = 1;
+    const BEARER: u32 = 2;
+    const QUERY: u32 = 4;
+    const COOKIE: u32 = 8;
+
+    #[test]
+    fn a_credential_is_found_in_every_place() {
+        let get = || Message::get("/");
+        assert_collects(&get().header("X-API-Key", " K "), "K", HEADER);
+        assert_collects(&get().header("authorization", "bEARER  K"), "K", BEARER);
+        assert_collects(&Message::get("/?api%5Fkey=%4B"), "K", QUERY);
+        assert_collects(&get().header("cookie", "a=1; api_key=\"K\""), "K", COOKIE);
+    }
+
+    #[test]
+    fn the_same_credential_in_all_places_is_one() {
+        let message = Message::get("/?api_key=K")
+            .header("x-api-key", "K")
+            .header("authorization", "Bearer K")
+            .header("cookie", "api_key=K");
+        assert_collects(&message, "K", HEADER | BEARER | QUERY | COOKIE);
+    }
+
+    #[test]
+    fn none_is_none() {
+        for message in [
+            Message::get("/?a=K"),
+            Message::get("/").header("authorization", "Basic SzpL"),
+            Message::get("/").header("authorization", "BearerK"),
+            Message::get("/").header("x-api-key", ""),
+            Message::get("/").header("authorization", "Bearer "),
+            Message::get("/?api_key=").header("cookie", "api_key="),
+        ] {
+            assert_all(&message, &Ok(None));
+        }
+    }
+
+    #[test]
+    fn an_empty_place_does_not_stand_in_the_way_of_another() {
+        let message = Message::get("/?api_key=").header("x-api-key", "K");
+        assert_collects(&message, "K", HEADER);
+    }
+
+    #[test]
+    fn two_credentials_are_ambiguous() {
+        for message in [
+            Message::get("/?api_key=L").header("x-api-key", "K"),
+            Message::get("/?api_key=K&api_key=K"),
+            Message::get("/?api_key=K&api%5fkey="),
+            Message::get("/").header("cookie", "api_key=K; api_key=K"),
+            Message::get("/").header("cookie", "a=1,api_key=K"),
+            Message::get("/").header("cookie", "api_key=K; a=1, api_key=L"),
+        ] {
+            assert_all(&message, &Err(CredentialError::Ambiguous));
+        }
+    }
+
+    #[test]
+    fn a_header_that_comes_twice_is_ambiguous_in_both_encodings() {
+        for (name, first, second) in [
+            ("x-api-key", "K", "K"),
+            ("x-api-key", "K", "L"),
+            ("x-api-key", "", "K"),
+            ("authorization", "Bearer K", "Basic SzpL"),
+            ("authorization", "Basic SzpL", "Bearer K"),
+        ] {
+            let twice = Message::get("/").header(name, first).header(name, second);
+            for separator in [",", ", "] {
+                let joined = Message::get("/").header(name, format!("{first}{separator}{second}"));
+                for found in [collected(&joined)[0].clone(), collected(&twice)[1].clone()] {
+                    assert_eq!(found, Err(CredentialError::Ambiguous), "{first} {second}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_printable_is_malformed_even_beside_another() {
+        for message in [
+            Message::get("/").header("x-api-key", "K\0"),
+            Message::get("/").header("x-api-key", "K L"),
+            Message::get("/").header("x-api-key", "K\u{e4}"),
+            Message::get("/?api_key=K%00").header("x-api-key", "K"),
+            Message::get("/?api_key=%ff"),
+            Message::get("/").header("cookie", "api_key=a b"),
+        ] {
+            assert_all(&message, &Err(CredentialError::Malformed));
+        }
+    }
+
+    #[test]
+    fn a_credential_among_bytes_that_are_not_text_is_malformed() {
+        let cookie = Message::get("/").header("cookie", b"a=\xff; api_key=K".to_vec());
+        assert_all(&cookie, &Err(CredentialError::Malformed));
+        let query = Message::get(b"/\xff?api_key=K".to_vec());
+        assert_all(&query, &Err(CredentialError::Malformed));
+    }
+
+    #[test]
+    fn credentials_do_not_print() {
+        let request = Message::get("/").header("x-api-key", "Kanarienvogel").raw();
+        let input = CheckInput::new(&request).expect("a request");
+        let credential = Credential::collect(&settings(), &input).expect("a credential");
+        assert!(!format!("{credential:?}").contains("Kanarienvogel"));
+    }
+}

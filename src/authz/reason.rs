@@ -1,0 +1,236 @@
+//! Why a check is denied: one closed list for the response, the metric label, the span attribute and the log.
+
+use std::fmt;
+
+/// Why a request is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DenyReason {
+    /// The request cannot be understood, or can be read in two ways.
+    MalformedRequest,
+    /// No keyring is chosen, or one that this sidecar does not hold.
+    UnknownKeyring,
+    /// The keyring has not come from the control plane yet.
+    KeyringUnavailable,
+    /// The control plane has not confirmed the keyring for too long.
+    KeyringStale,
+    /// There are two credentials.
+    AmbiguousCredential,
+    /// There is none.
+    MissingCredential,
+    /// It is not a key that the keyring could hold.
+    MalformedCredential,
+    /// The keyring does not hold it.
+    UnknownKey,
+    /// It was ended at once.
+    Revoked,
+    /// Its planned end has come.
+    Retired,
+    /// Its validity is over.
+    Expired,
+    /// Its validity has not begun.
+    NotYetValid,
+    /// It may not be used from this address.
+    SourceNotAllowed,
+    /// It does not hold what the route demands.
+    InsufficientScope,
+    /// A fault of ours.
+    InternalError,
+}
+
+/// The status of a denial. There is none that a proxy could take for an allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenialStatus {
+    /// 400
+    BadRequest,
+    /// 401
+    Unauthorized,
+    /// 403
+    Forbidden,
+    /// 503
+    Unavailable,
+}
+
+impl DenyReason {
+    /// All of them, in the order of the decision.
+    pub const ALL: [Self; 15] = [
+        Self::MalformedRequest,
+        Self::UnknownKeyring,
+        Self::KeyringUnavailable,
+        Self::KeyringStale,
+        Self::AmbiguousCredential,
+        Self::MissingCredential,
+        Self::MalformedCredential,
+        Self::UnknownKey,
+        Self::Revoked,
+        Self::Retired,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::SourceNotAllowed,
+        Self::InsufficientScope,
+        Self::InternalError,
+    ];
+
+    /// The name that users see everywhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedRequest => "malformed_request",
+            Self::UnknownKeyring => "unknown_keyring",
+            Self::KeyringUnavailable => "keyring_unavailable",
+            Self::KeyringStale => "keyring_stale",
+            Self::AmbiguousCredential => "ambiguous_credential",
+            Self::MissingCredential => "missing_credential",
+            Self::MalformedCredential => "malformed_credential",
+            Self::UnknownKey => "unknown_key",
+            Self::Revoked => "revoked",
+            Self::Retired => "retired",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::SourceNotAllowed => "source_not_allowed",
+            Self::InsufficientScope => "insufficient_scope",
+            Self::InternalError => "internal_error",
+        }
+    }
+
+    /// The status that the consumer gets.
+    #[must_use]
+    pub const fn status(self) -> DenialStatus {
+        match self {
+            Self::MalformedRequest | Self::AmbiguousCredential => DenialStatus::BadRequest,
+            Self::MissingCredential
+            | Self::MalformedCredential
+            | Self::UnknownKey
+            | Self::Revoked
+            | Self::Retired
+            | Self::Expired
+            | Self::NotYetValid => DenialStatus::Unauthorized,
+            Self::SourceNotAllowed | Self::InsufficientScope => DenialStatus::Forbidden,
+            Self::UnknownKeyring
+            | Self::KeyringUnavailable
+            | Self::KeyringStale
+            | Self::InternalError => DenialStatus::Unavailable,
+        }
+    }
+
+    /// What the consumer reads. A malformed key and an unknown one read the same.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::MalformedRequest => "The request cannot be understood",
+            Self::UnknownKeyring => "No keyring serves this route",
+            Self::KeyringUnavailable => "The keys of this API are not available yet",
+            Self::KeyringStale => "The keys of this API are out of date",
+            Self::AmbiguousCredential => "The request holds more than one API key",
+            Self::MissingCredential => "An API key is required",
+            Self::MalformedCredential | Self::UnknownKey => "The API key is not valid",
+            Self::Revoked => "The API key was revoked",
+            Self::Retired => "The API key was replaced by a newer version",
+            Self::Expired => "The API key has expired",
+            Self::NotYetValid => "The API key is not valid yet",
+            Self::SourceNotAllowed => "The API key may not be used from this address",
+            Self::InsufficientScope => "The API key does not hold the scopes that this route needs",
+            Self::InternalError => "The API key could not be checked",
+        }
+    }
+
+    /// Whether the fault is ours rather than the request's.
+    #[must_use]
+    pub const fn is_our_fault(self) -> bool {
+        matches!(self.status(), DenialStatus::Unavailable)
+    }
+
+    /// Whether the request held a key, and it was the wrong one.
+    #[must_use]
+    pub const fn is_of_the_key(self) -> bool {
+        match self {
+            Self::MalformedCredential
+            | Self::UnknownKey
+            | Self::Revoked
+            | Self::Retired
+            | Self::Expired
+            | Self::NotYetValid => true,
+            Self::MalformedRequest
+            | Self::UnknownKeyring
+            | Self::KeyringUnavailable
+            | Self::KeyringStale
+            | Self::AmbiguousCredential
+            | Self::MissingCredential
+            | Self::SourceNotAllowed
+            | Self::InsufficientScope
+            | Self::InternalError => false,
+        }
+    }
+}
+
+impl fmt::Display for DenyReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl DenialStatus {
+    /// The HTTP status.
+    #[must_use]
+    pub const fn http(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::Unauthorized => 401,
+            Self::Forbidden => 403,
+            Self::Unavailable => 503,
+        }
+    }
+
+    /// The `google.rpc.Code` that says the same; never 0, which would allow.
+    #[must_use]
+    pub const fn rpc(self) -> i32 {
+        match self {
+            Self::BadRequest => 3,
+            Self::Unauthorized => 16,
+            Self::Forbidden => 7,
+            Self::Unavailable => 14,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_place_and_its_statuses() {
+        let expected = [
+            ("malformed_request", 400, 3),
+            ("unknown_keyring", 503, 14),
+            ("keyring_unavailable", 503, 14),
+            ("keyring_stale", 503, 14),
+            ("ambiguous_credential", 400, 3),
+            ("missing_credential", 401, 16),
+            ("malformed_credential", 401, 16),
+            ("unknown_key", 401, 16),
+            ("revoked", 401, 16),
+            ("retired", 401, 16),
+            ("expired", 401, 16),
+            ("not_yet_valid", 401, 16),
+            ("source_not_allowed", 403, 7),
+            ("insufficient_scope", 403, 7),
+            ("internal_error", 503, 14),
+        ];
+        for (at, (reason, expected)) in DenyReason::ALL.into_iter().zip(expected).enumerate() {
+            let found = (
+                reason.as_str(),
+                reason.status().http(),
+                reason.status().rpc(),
+            );
+            assert_eq!(found, expected);
+            assert_eq!(reason as usize, at);
+        }
+    }
+
+    #[test]
+    fn malformed_and_unknown_keys_read_the_same() {
+        assert_eq!(
+            DenyReason::MalformedCredential.title(),
+            DenyReason::UnknownKey.title()
+        );
+    }
+}

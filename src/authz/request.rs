@@ -1,0 +1,317 @@
+//! What a check asks about: a view over Envoy's `CheckRequest` that is the same for both encodings of headers.
+//!
+//! The generated types stop here on their way in.
+
+use std::{fmt, net::IpAddr};
+
+use crate::proto::auth::{CheckRequest, Entry, HttpRequest, RawHeader};
+
+/// A request to be judged, borrowed from the message. Never printed: it holds the credential.
+#[derive(Clone, Copy)]
+pub struct CheckInput<'a> {
+    http: &'a HttpRequest,
+    joined: &'a [Entry],
+    raw: &'a [RawHeader],
+    extensions: &'a [Entry],
+    source: Option<IpAddr>,
+}
+
+/// One header as Envoy sent it.
+#[derive(Clone, Copy)]
+pub struct Header<'a> {
+    /// Its name, which Envoy has made lower case.
+    pub name: &'a [u8],
+    /// Its value, with those of its duplicates if [`CheckInput::joins_duplicates`].
+    pub value: &'a [u8],
+}
+
+/// A message that is no request to judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// It tells nothing of an HTTP request.
+    #[error("the check has no HTTP attributes")]
+    NoHttpAttributes,
+    /// It has `headers` and `header_map`, and the two may differ.
+    #[error("the check has its headers in both encodings")]
+    BothEncodings,
+    /// A raw header has two values.
+    #[error("a header of the check has a value and a raw value that differ")]
+    TwoValues,
+    /// It has too many headers or context extensions.
+    #[error("the check has too many headers or context extensions")]
+    TooMany,
+    /// Its headers or its path are too long.
+    #[error("the headers or the path of the check are too long")]
+    TooLong,
+    /// Its path could not have been sent as a request target.
+    #[error("the path of the check holds a control character, a space or a '#'")]
+    ImpossiblePath,
+}
+
+impl<'a> CheckInput<'a> {
+    /// The most headers; Envoy's own limit is 100 unless it was raised.
+    pub const MAX_HEADERS: usize = 512;
+    /// The most bytes in names and values; Envoy's own limit is 60 KiB unless it was raised.
+    pub const MAX_HEADER_BYTES: usize = 192 * 1024;
+    /// The longest path, which Envoy counts among the headers.
+    pub const MAX_PATH_LEN: usize = 64 * 1024;
+    /// The most context extensions; an operator writes them on a route, and relatch knows three.
+    pub const MAX_EXTENSIONS: usize = 64;
+
+    /// Takes the request out of the message.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, when it can be read in two ways, or when it is out of bounds.
+    pub fn new(request: &'a CheckRequest) -> Result<Self, RequestError> {
+        let attributes = request
+            .attributes
+            .as_ref()
+            .ok_or(RequestError::NoHttpAttributes)?;
+        let http = attributes
+            .request
+            .as_ref()
+            .and_then(|request| request.http.as_ref())
+            .ok_or(RequestError::NoHttpAttributes)?;
+        let raw = http
+            .header_map
+            .as_ref()
+            .map_or(&[][..], |map| map.headers.as_slice());
+        let source = attributes
+            .source
+            .as_ref()
+            .and_then(|peer| peer.address.as_ref())
+            .and_then(|address| address.socket_address.as_ref())
+            .and_then(|socket| std::str::from_utf8(&socket.address).ok())
+            .and_then(|address| address.parse().ok());
+        let input = Self {
+            http,
+            joined: &http.headers,
+            raw,
+            extensions: &attributes.context_extensions,
+            source,
+        };
+        input.check_shape()?;
+        input.check_bounds()?;
+        Ok(input)
+    }
+
+    /// The headers, pseudo-headers among them.
+    pub fn headers(&self) -> impl Iterator<Item = Header<'a>> + use<'a> {
+        let joined = self.joined.iter().map(|entry| Header {
+            name: &entry.key,
+            value: &entry.value,
+        });
+        let raw = self.raw.iter().map(|header| Header {
+            name: &header.key,
+            value: raw_value(header),
+        });
+        joined.chain(raw)
+    }
+
+    /// The values of a header.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers()
+            .filter(move |header| header.is(name))
+            .map(|header| header.value)
+    }
+
+    /// Whether a header that came twice is one value with a comma (Envoy's map) rather than two headers.
+    #[must_use]
+    pub const fn joins_duplicates(&self) -> bool {
+        !self.joined.is_empty()
+    }
+
+    /// The request target, with its query string as it was sent.
+    #[must_use]
+    pub fn path(&self) -> &'a [u8] {
+        &self.http.path
+    }
+
+    /// The host, with its port if it has one.
+    #[must_use]
+    pub fn host(&self) -> &'a [u8] {
+        &self.http.host
+    }
+
+    /// The method.
+    #[must_use]
+    pub fn method(&self) -> &'a [u8] {
+        &self.http.method
+    }
+
+    /// The downstream peer as Envoy sees it; none when it has no IP address.
+    #[must_use]
+    pub const fn source(&self) -> Option<IpAddr> {
+        self.source
+    }
+
+    /// What was set on the Envoy route, by name and value.
+    pub fn extensions(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        self.extensions
+            .iter()
+            .map(|entry| (entry.key.as_ref(), entry.value.as_ref()))
+    }
+
+    fn check_shape(&self) -> Result<(), RequestError> {
+        if !self.joined.is_empty() && !self.raw.is_empty() {
+            return Err(RequestError::BothEncodings);
+        }
+        let differs = |header: &RawHeader| {
+            !header.value.is_empty()
+                && !header.raw_value.is_empty()
+                && header.value != header.raw_value
+        };
+        if self.raw.iter().any(differs) {
+            return Err(RequestError::TwoValues);
+        }
+        // Envoy refuses a fragment as well. A byte beyond ASCII is let through by Envoy, and so here.
+        if self
+            .path()
+            .iter()
+            .any(|b| b.is_ascii_control() || matches!(b, b' ' | b'#'))
+        {
+            return Err(RequestError::ImpossiblePath);
+        }
+        Ok(())
+    }
+
+    fn check_bounds(&self) -> Result<(), RequestError> {
+        let headers = self.joined.len() + self.raw.len();
+        if headers > Self::MAX_HEADERS || self.extensions.len() > Self::MAX_EXTENSIONS {
+            return Err(RequestError::TooMany);
+        }
+        let bytes: usize = self
+            .headers()
+            .map(|header| header.name.len() + header.value.len())
+            .sum();
+        if bytes > Self::MAX_HEADER_BYTES || self.path().len() > Self::MAX_PATH_LEN {
+            return Err(RequestError::TooLong);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CheckInput<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CheckInput(redacted)")
+    }
+}
+
+impl Header<'_> {
+    /// Whether it has this name, without regard to case.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name.as_bytes())
+    }
+}
+
+impl fmt::Debug for Header<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Header(redacted)")
+    }
+}
+
+fn raw_value(header: &RawHeader) -> &[u8] {
+    if header.raw_value.is_empty() {
+        &header.value
+    } else {
+        &header.raw_value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        authz::testing::{Message, entry},
+        proto::auth::{AttributeContext, Request},
+    };
+
+    fn error(request: &CheckRequest) -> Option<RequestError> {
+        CheckInput::new(request).err()
+    }
+
+    #[test]
+    fn both_encodings_read_the_same() {
+        let message = Message::get("/a?b=1")
+            .header("X-Api-Key", "K")
+            .from("192.0.2.1");
+        for request in [message.joined(), message.raw()] {
+            let input = CheckInput::new(&request).expect("a request");
+            assert_eq!(input.values("x-api-key").collect::<Vec<_>>(), [b"K"]);
+            assert_eq!(input.path(), b"/a?b=1");
+            assert_eq!(input.source(), Some([192, 0, 2, 1].into()));
+        }
+    }
+
+    #[test]
+    fn a_check_without_http_attributes_is_refused() {
+        let expected = Some(RequestError::NoHttpAttributes);
+        assert_eq!(error(&CheckRequest { attributes: None }), expected);
+        let attributes = AttributeContext::default();
+        assert_eq!(
+            error(&CheckRequest {
+                attributes: Some(attributes.clone())
+            }),
+            expected
+        );
+        let request = Some(Request { http: None });
+        let attributes = Some(AttributeContext {
+            request,
+            ..attributes
+        });
+        assert_eq!(error(&CheckRequest { attributes }), expected);
+    }
+
+    #[test]
+    fn two_encodings_at_once_are_refused() {
+        let message = Message::get("/").header("a", "1");
+        let mut request = message.raw();
+        message.http_of(&mut request).headers = vec![entry("a", "1")];
+        assert_eq!(error(&request), Some(RequestError::BothEncodings));
+    }
+
+    #[test]
+    fn a_raw_header_with_two_values_is_refused() {
+        let message = Message::get("/").header("a", "1");
+        let mut request = message.raw();
+        let map = message.http_of(&mut request).header_map.as_mut();
+        map.expect("raw headers").headers[0].value = "2".into();
+        assert_eq!(error(&request), Some(RequestError::TwoValues));
+    }
+
+    #[test]
+    fn bounds_hold_at_their_very_edge() {
+        let many = |count| (0..count).fold(Message::get("/"), |m, _| m.header("a", ""));
+        assert_eq!(error(&many(CheckInput::MAX_HEADERS).raw()), None);
+        let beyond = many(CheckInput::MAX_HEADERS + 1).raw();
+        assert_eq!(error(&beyond), Some(RequestError::TooMany));
+
+        let long = |len: usize| Message::get("/").header("a", "x".repeat(len - 1)).raw();
+        assert_eq!(error(&long(CheckInput::MAX_HEADER_BYTES)), None);
+        let beyond = long(CheckInput::MAX_HEADER_BYTES + 1);
+        assert_eq!(error(&beyond), Some(RequestError::TooLong));
+
+        let path = |len: usize| Message::get("x".repeat(len)).raw();
+        assert_eq!(error(&path(CheckInput::MAX_PATH_LEN)), None);
+        let beyond = path(CheckInput::MAX_PATH_LEN + 1);
+        assert_eq!(error(&beyond), Some(RequestError::TooLong));
+    }
+
+    #[test]
+    fn paths_that_no_client_can_send_are_refused() {
+        for path in ["/a b", "/a\0", "/a\r\n", "/a#b", "/a\x7f"] {
+            let request = Message::get(path).joined();
+            assert_eq!(error(&request), Some(RequestError::ImpossiblePath));
+        }
+        assert_eq!(error(&Message::get("/ä%20b").joined()), None);
+    }
+
+    #[test]
+    fn requests_do_not_print() {
+        let request = Message::get("/?api_key=K").joined();
+        let input = CheckInput::new(&request).expect("a request");
+        assert_eq!(format!("{input:?}"), "CheckInput(redacted)");
+    }
+}

@@ -1,0 +1,502 @@
+//! Which keyring protects a request, and what a key must hold there.
+//!
+//! What was set on the Envoy route comes first: the context extensions `relatch.keyring`, `relatch.scopes` and
+//! `relatch.auth`. What is not set there comes from the configured rule for host and path. Extensions are never
+//! loosened by a rule: beside an extension, a rule adds its scopes but does not make the key optional. Without
+//! extensions and without a rule, the default keyring demands a key and no scopes.
+//!
+//! **Odd spellings.** A rule must not be dodged by spelling its path in another way. Envoy normalizes a path
+//! (`normalize_path`, `merge_slashes`, `path_with_escaped_slashes_action`) only where it is told to, and upstreams
+//! differ in whether they decode, merge slashes, drop `;parameters` or ignore case. So where rules for paths exist, a
+//! path is read twice: as it was sent, and decoded until nothing is left to decode, with `\` as `/`, empty and `.`
+//! segments and parameters dropped, and without regard to case. When the readings choose different rules, or a segment
+//! reads as `..`, the request is refused as malformed: nobody can say which rule was meant. For a host the same holds
+//! of characters that no host name has.
+
+use std::fmt;
+
+use super::{
+    query,
+    request::CheckInput,
+    settings::{Auth, Case, RouteRule, Settings},
+};
+use crate::key::{KeyringName, Scopes};
+
+/// What holds for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Route<'a> {
+    /// The keyring's name, as it was given; none when nothing chooses one.
+    pub keyring: Option<&'a str>,
+    /// What a key must hold.
+    pub scopes: RequiredScopes<'a>,
+    /// Whether a key is needed.
+    pub auth: Auth,
+}
+
+/// Scopes of which a key must hold every one: those of the Envoy route, or else those of a rule.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RequiredScopes<'a> {
+    of_route: Option<&'a str>,
+    of_rule: Option<&'a Scopes>,
+}
+
+/// The request has no route that could be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// An extension begins with `relatch.` and is not known, so that what it demands would be missed.
+    #[error("the route has an unknown context extension that begins with 'relatch.'")]
+    UnknownExtension,
+    /// An extension is there twice.
+    #[error("the route has a context extension twice")]
+    RepeatedExtension,
+    /// An extension has a value that it cannot have.
+    #[error("the route has a context extension with an invalid value")]
+    InvalidExtension,
+    /// The host is none, and a rule looks at hosts.
+    #[error("the host has characters that no host name has")]
+    OddHost,
+    /// The path can be read in two ways that fall under different rules.
+    #[error("the path is spelled so that it may fall under another rule")]
+    OddPath,
+}
+
+/// What was set on the Envoy route.
+#[derive(Default)]
+struct Extensions<'a> {
+    keyring: Option<&'a str>,
+    scopes: Option<&'a str>,
+    auth: Option<Auth>,
+}
+
+impl<'a> Route<'a> {
+    /// Chooses for a request.
+    ///
+    /// # Errors
+    ///
+    /// When what was set on the Envoy route is invalid, or the request is spelled so that it may fall under two rules.
+    pub fn choose(settings: &'a Settings, input: &CheckInput<'a>) -> Result<Self, RouteError> {
+        let extensions = Extensions::read(input)?;
+        let rule = match extensions.scopes {
+            Some(_) if extensions.keyring.is_some() => None,
+            Some(_) | None => find_rule(settings.routes(), input)?,
+        };
+        let rule_keyring = rule.map(|rule| &rule.keyring);
+        let keyring = extensions.keyring.or_else(|| {
+            rule_keyring
+                .or(settings.default_keyring())
+                .map(KeyringName::as_str)
+        });
+        let auth = if extensions.is_empty() {
+            rule.map_or(Auth::Required, |rule| rule.auth)
+        } else {
+            extensions.auth.unwrap_or(Auth::Required)
+        };
+        let scopes = RequiredScopes {
+            of_route: extensions.scopes,
+            of_rule: rule
+                .map(|rule| &rule.scopes)
+                .filter(|_| extensions.scopes.is_none()),
+        };
+        Ok(Self {
+            keyring,
+            scopes,
+            auth,
+        })
+    }
+}
+
+impl RequiredScopes<'_> {
+    /// Whether all of them are among `held`.
+    #[must_use]
+    pub fn are_held_by(&self, held: &Scopes) -> bool {
+        let of_route = self.of_route.unwrap_or_default();
+        let holds = |required: &str| held.iter().any(|scope| scope.as_str() == required);
+        of_route.split_ascii_whitespace().all(holds)
+            && self.of_rule.is_none_or(|required| held.hold_all(required))
+    }
+}
+
+/// Separated by spaces.
+impl fmt::Display for RequiredScopes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.of_route, self.of_rule) {
+            (Some(scopes), _) => f.write_str(scopes),
+            (None, Some(scopes)) => scopes.fmt(f),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+impl<'a> Extensions<'a> {
+    fn read(input: &CheckInput<'a>) -> Result<Self, RouteError> {
+        let mut extensions = Self::default();
+        for (name, value) in input.extensions() {
+            let Some(name) = name.strip_prefix(b"relatch.") else {
+                continue;
+            };
+            let value = std::str::from_utf8(value).map_err(|_| RouteError::InvalidExtension)?;
+            match name {
+                b"keyring" => set_once(&mut extensions.keyring, value)?,
+                b"scopes" => set_once(&mut extensions.scopes, parse_scopes(value)?)?,
+                b"auth" => set_once(&mut extensions.auth, parse_auth(value)?)?,
+                _ => return Err(RouteError::UnknownExtension),
+            }
+        }
+        Ok(extensions)
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.keyring.is_none() && self.scopes.is_none() && self.auth.is_none()
+    }
+}
+
+fn set_once<T>(setting: &mut Option<T>, value: T) -> Result<(), RouteError> {
+    match setting.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(RouteError::RepeatedExtension),
+    }
+}
+
+fn parse_auth(text: &str) -> Result<Auth, RouteError> {
+    match text {
+        "required" => Ok(Auth::Required),
+        "optional" => Ok(Auth::Optional),
+        _ => Err(RouteError::InvalidExtension),
+    }
+}
+
+/// Scope tokens of RFC 6749, section 3.3, with spaces between them.
+fn parse_scopes(text: &str) -> Result<&str, RouteError> {
+    let valid = text
+        .bytes()
+        .all(|b| b == b' ' || (b.is_ascii_graphic() && b != b'"' && b != b'\\'));
+    if valid {
+        Ok(text)
+    } else {
+        Err(RouteError::InvalidExtension)
+    }
+}
+
+fn find_rule<'a>(
+    rules: &'a [RouteRule],
+    input: &CheckInput<'a>,
+) -> Result<Option<&'a RouteRule>, RouteError> {
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let host = if rules.iter().any(|rule| rule.host.is_some()) {
+        host_name(input.host())?
+    } else {
+        ""
+    };
+    let mut candidates = rules
+        .iter()
+        .filter(|rule| {
+            rule.host
+                .as_ref()
+                .is_none_or(|pattern| pattern.matches(host))
+        })
+        .peekable();
+    if candidates
+        .peek()
+        .is_none_or(|rule| rule.path_prefix.is_root())
+    {
+        return Ok(candidates.next());
+    }
+    let (path, _) = query::split_at_first(input.path(), b'?');
+    let candidates: Vec<&RouteRule> = candidates.collect();
+    let as_sent = first_match(&candidates, path, Case::Sensitive);
+    let as_read = match plain_reading(path)? {
+        None => first_match(&candidates, path, Case::Insensitive),
+        Some(reading) => first_match(&candidates, &reading, Case::Insensitive),
+    };
+    if as_sent == as_read {
+        Ok(as_sent.map(|at| candidates[at]))
+    } else {
+        Err(RouteError::OddPath)
+    }
+}
+
+fn first_match(rules: &[&RouteRule], path: &[u8], case: Case) -> Option<usize> {
+    rules
+        .iter()
+        .position(|rule| rule.path_prefix.matches(path, case))
+}
+
+/// The host without port, brackets and final dot.
+fn host_name(host: &[u8]) -> Result<&str, RouteError> {
+    let host = std::str::from_utf8(host).map_err(|_| RouteError::OddHost)?;
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']').ok_or(RouteError::OddHost)?;
+            let port = match port.strip_prefix(':') {
+                Some(port) => port,
+                None if port.is_empty() => "",
+                None => return Err(RouteError::OddHost),
+            };
+            (address, port)
+        }
+        None => host.split_once(':').unwrap_or((host, "")),
+    };
+    let is_name = name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+    if is_name && port.bytes().all(|b| b.is_ascii_digit()) {
+        Ok(name.strip_suffix('.').unwrap_or(name))
+    } else {
+        Err(RouteError::OddHost)
+    }
+}
+
+/// The path as the most liberal upstream would read it; none when that is how it was sent.
+fn plain_reading(path: &[u8]) -> Result<Option<Vec<u8>>, RouteError> {
+    let is_plain = path.first() == Some(&b'/')
+        && !path.iter().any(|b| b"%;\\".contains(b))
+        && !path.windows(2).any(|pair| pair == b"//" || pair == b"/.");
+    if is_plain {
+        return Ok(None);
+    }
+    let decoded = fully_decoded(path)?;
+    let mut reading = Vec::with_capacity(decoded.len() + 1);
+    for segment in decoded.split(|b| matches!(b, b'/' | b'\\')) {
+        match query::split_at_first(segment, b';').0 {
+            b"" | b"." => {}
+            b".." => return Err(RouteError::OddPath),
+            segment => {
+                reading.push(b'/');
+                reading.extend_from_slice(segment);
+            }
+        }
+    }
+    Ok(Some(reading))
+}
+
+/// The path without escapes. One that is escaped more often than any chain of honest proxies would is refused.
+fn fully_decoded(path: &[u8]) -> Result<Vec<u8>, RouteError> {
+    const MAX_ROUNDS: usize = 4;
+    let mut path = path.to_vec();
+    for _ in 0..MAX_ROUNDS {
+        let decoded: Vec<u8> = query::percent_decoded(&path).collect();
+        if decoded.len() == path.len() {
+            return Ok(path);
+        }
+        path = decoded;
+    }
+    Err(RouteError::OddPath)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authz::{
+        settings::SettingsParts,
+        testing::{Message, parts},
+    };
+
+    fn rule(host: Option<&str>, path: &str, keyring: &str, scopes: &str) -> RouteRule {
+        RouteRule {
+            host: host.map(|host| host.parse().expect("a host")),
+            path_prefix: path.parse().expect("a path"),
+            keyring: keyring.parse().expect("a name"),
+            scopes: Scopes::parse(scopes).expect("scopes"),
+            auth: Auth::Required,
+        }
+    }
+
+    fn settings() -> Settings {
+        let public = RouteRule {
+            auth: Auth::Optional,
+            ..rule(None, "/public", "payments", "")
+        };
+        Settings::new(SettingsParts {
+            routes: vec![
+                rule(None, "/", "payments", ""),
+                rule(None, "/admin", "payments", "admin"),
+                rule(None, "/admin/status", "payments", "read"),
+                rule(Some("*.partners.example.com"), "/", "partners", ""),
+                public,
+            ],
+            ..parts()
+        })
+        .expect("valid settings")
+    }
+
+    fn chosen(
+        settings: &Settings,
+        message: &Message,
+    ) -> Result<(String, String, Auth), RouteError> {
+        let request = message.joined();
+        let input = CheckInput::new(&request).expect("a request");
+        let route = Route::choose(settings, &input)?;
+        Ok((
+            route.keyring.unwrap_or_default().to_owned(),
+            route.scopes.to_string(),
+            route.auth,
+        ))
+    }
+
+    fn scopes_of(path: &str) -> Result<String, RouteError> {
+        chosen(&settings(), &Message::get(path.to_owned())).map(|(_, scopes, _)| scopes)
+    }
+
+    #[test]
+    fn extensions_win_over_rules_and_the_default() {
+        let message = Message::get("/admin")
+            .extension("relatch.keyring", "partners")
+            .extension("relatch.scopes", "a b")
+            .extension("relatch.auth", "optional")
+            .extension("other", "\u{1}");
+        let route = chosen(&settings(), &message);
+        assert_eq!(route, Ok(("partners".into(), "a b".into(), Auth::Optional)));
+    }
+
+    #[test]
+    fn a_rule_never_loosens_what_the_route_sets() {
+        let keyring = |path: &'static str| Message::get(path).extension("relatch.keyring", "p");
+        let admin = chosen(&settings(), &keyring("/admin"));
+        assert_eq!(admin, Ok(("p".into(), "admin".into(), Auth::Required)));
+        let public = chosen(&settings(), &keyring("/public"));
+        assert_eq!(public, Ok(("p".into(), String::new(), Auth::Required)));
+    }
+
+    #[test]
+    fn rules_win_over_the_default() {
+        let at = |host: &'static str, path: &'static str| {
+            chosen(&settings(), &Message::get(path).host(host))
+        };
+        let expect = |keyring: &str, scopes: &str, auth| Ok((keyring.into(), scopes.into(), auth));
+        let required = Auth::Required;
+        assert_eq!(at("a", "/x"), expect("payments", "", required));
+        assert_eq!(
+            at("a", "/public?x=/admin"),
+            expect("payments", "", Auth::Optional)
+        );
+        assert_eq!(at("a", "/admin?x"), expect("payments", "admin", required));
+        for host in [
+            "eu.partners.example.com",
+            "EU.Partners.example.com:8443",
+            "eu.partners.example.com.",
+        ] {
+            assert_eq!(
+                at(host, "/admin"),
+                expect("partners", "", required),
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_rules_the_default_demands_a_key() {
+        let settings = Settings::new(parts()).expect("valid settings");
+        let route = chosen(&settings, &Message::get("/a/../%2e%2e//b").host("odd host"));
+        assert_eq!(
+            route,
+            Ok(("payments".into(), String::new(), Auth::Required))
+        );
+    }
+
+    #[test]
+    fn invalid_extensions_are_refused() {
+        for (name, value, error) in [
+            ("relatch.auth", "none", RouteError::InvalidExtension),
+            ("relatch.auth", "", RouteError::InvalidExtension),
+            ("relatch.auth", "Optional", RouteError::InvalidExtension),
+            ("relatch.scopes", "a\"b", RouteError::InvalidExtension),
+            ("relatch.scopes", "a\tb", RouteError::InvalidExtension),
+            ("relatch.scope", "a", RouteError::UnknownExtension),
+        ] {
+            let message = Message::get("/").extension(name, value);
+            assert_eq!(chosen(&settings(), &message), Err(error), "{name}={value}");
+        }
+        let twice = Message::get("/")
+            .extension("relatch.keyring", "a")
+            .extension("relatch.keyring", "a");
+        assert_eq!(
+            chosen(&settings(), &twice),
+            Err(RouteError::RepeatedExtension)
+        );
+    }
+
+    #[test]
+    fn odd_spellings_of_a_path_do_not_dodge_its_rule() {
+        for dodge in [
+            "//admin",
+            "/./admin",
+            "/%61dmin",
+            "/%2561dmin",
+            "/x/../admin",
+            "/x/%2e%2e/admin",
+            "/x/..%2fadmin",
+            "/x/..\\admin",
+            "/x/..;a=b/admin",
+            "/\\admin",
+            "/%5cadmin",
+            "/;/admin",
+            "/admin;x",
+            "/ADMIN",
+            "/admin/../public",
+            "/admin%2fx/../../public",
+            "/admin//status",
+            "/admin/%73tatus",
+            "admin",
+            "/%252525252561dmin",
+        ] {
+            assert_eq!(scopes_of(dodge), Err(RouteError::OddPath), "{dodge}");
+        }
+    }
+
+    #[test]
+    fn odd_spellings_under_one_rule_pass() {
+        for (path, scopes) in [
+            ("/admin/%7euser//x/./y", "admin"),
+            ("/admin/a;b=c/d%2Fe", "admin"),
+            ("/x/100%25", ""),
+            ("/x//y;z", ""),
+            ("*", ""),
+            ("/x%zz", ""),
+        ] {
+            assert_eq!(scopes_of(path), Ok(scopes.to_owned()), "{path}");
+        }
+    }
+
+    #[test]
+    fn odd_hosts_are_refused_where_a_rule_looks_at_hosts() {
+        for host in [
+            "a b", "user@a", "a,b", "a:80:81", "a%2eb", "[::1", "[::1]x", "\u{e4}",
+        ] {
+            let message = Message::get("/").host(host);
+            assert_eq!(
+                chosen(&settings(), &message),
+                Err(RouteError::OddHost),
+                "{host}"
+            );
+        }
+        for host in ["", "[::1]:80", "127.0.0.1:80"] {
+            assert!(chosen(&settings(), &Message::get("/").host(host)).is_ok());
+        }
+    }
+
+    #[test]
+    fn all_required_scopes_must_be_held() {
+        let held = Scopes::parse("read write").expect("scopes");
+        let of_rule = Scopes::parse("admin").expect("scopes");
+        let of_route = |scopes| RequiredScopes {
+            of_route: Some(scopes),
+            of_rule: None,
+        };
+        for (scopes, are_held) in [
+            ("", true),
+            (" write  read ", true),
+            ("read admin", false),
+            ("rea", false),
+        ] {
+            assert_eq!(of_route(scopes).are_held_by(&held), are_held, "{scopes}");
+        }
+        let of_rule = RequiredScopes {
+            of_route: None,
+            of_rule: Some(&of_rule),
+        };
+        assert!(!of_rule.are_held_by(&held));
+        assert!(RequiredScopes::default().are_held_by(&held));
+    }
+}

@@ -1,0 +1,288 @@
+//! The gRPC service `envoy.service.auth.v3.Authorization`.
+//!
+//! Envoy takes a gRPC error for a failure, not for a denial, and may be told to let requests pass then. So a check is
+//! always answered: whatever panics on its way becomes a denial.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{
+    decision::{Decision, Denial, Held, decide},
+    event::{CheckEvent, Observer},
+    question::{MalformedRequest, Question},
+    response,
+    settings::Settings,
+};
+use crate::{
+    clock::{BootTime, Clock},
+    key::Timestamp,
+    keyring::{Keyrings, Slot},
+    proto::auth::{CheckRequest, CheckResponse, authorization_server::Authorization},
+    telemetry::TraceParent,
+};
+
+/// Answers checks from the keyrings that this sidecar holds.
+#[derive(Clone, Debug)]
+pub struct Authorizer {
+    settings: Arc<Settings>,
+    /// Sorted by name, to be found by a name that is text only.
+    slots: Arc<[Arc<Slot>]>,
+    clock: Clock,
+    observer: Arc<dyn Observer>,
+}
+
+/// A check and its answer.
+struct Answered {
+    decision: Decision,
+    malformed: Option<MalformedRequest>,
+    parent: Option<TraceParent>,
+    response: CheckResponse,
+}
+
+impl Authorizer {
+    /// A service over `keyrings` that tells `observer` of every check.
+    #[must_use]
+    pub fn new(
+        settings: Arc<Settings>,
+        keyrings: &Keyrings,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let mut slots: Vec<Arc<Slot>> = keyrings.iter().cloned().collect();
+        slots.sort_unstable_by(|one, other| one.name().cmp(other.name()));
+        Self {
+            settings,
+            slots: slots.into(),
+            clock,
+            observer,
+        }
+    }
+
+    /// Answers a check. `parent` is the span that Envoy made for it.
+    #[must_use]
+    pub fn answer(&self, request: &CheckRequest, parent: Option<TraceParent>) -> CheckResponse {
+        self.answer_by(parent, |now, boot| {
+            self.answer_at(request, parent, now, boot)
+        })
+    }
+
+    /// Answers by `judge`, or with a denial when it panics, and tells the observer.
+    fn answer_by(
+        &self,
+        parent: Option<TraceParent>,
+        judge: impl FnOnce(Timestamp, BootTime) -> Answered,
+    ) -> CheckResponse {
+        let (started, began) = (self.clock.wall(), self.clock.boot());
+        let answered = guarded(|| judge(started, began))
+            .unwrap_or_else(|| self.refuse(Denial::internal(), None, parent));
+        let event = CheckEvent {
+            decision: &answered.decision,
+            malformed: answered.malformed,
+            parent: answered.parent,
+            started,
+            duration: self.clock.boot().saturating_since(began),
+        };
+        // An observer that fails leaves a gap in what is told, and the answer as it is.
+        let _observed = guarded(|| self.observer.observe(&event));
+        answered.response
+    }
+
+    fn answer_at(
+        &self,
+        request: &CheckRequest,
+        parent: Option<TraceParent>,
+        now: Timestamp,
+        boot: BootTime,
+    ) -> Answered {
+        let question = match Question::read(&self.settings, request) {
+            Ok(question) => question,
+            Err(error) => return self.refuse(Denial::malformed(), Some(error), parent),
+        };
+        let input = question.input();
+        let parent = parent.or_else(|| {
+            input
+                .values("traceparent")
+                .next()
+                .and_then(TraceParent::parse)
+        });
+        let slot = question.keyring().and_then(|name| self.slot(name));
+        let view = slot.map(Slot::load);
+        let view = view.as_ref().and_then(|view| view.as_deref());
+        let held = slot.map(|slot| Held::new(slot, view, boot));
+        let decision = decide(&question, held.as_ref(), now);
+        Answered {
+            response: response::respond(&self.settings, input, &decision, parent.as_ref()),
+            decision,
+            malformed: None,
+            parent,
+        }
+    }
+
+    fn refuse(
+        &self,
+        denial: Denial,
+        malformed: Option<MalformedRequest>,
+        parent: Option<TraceParent>,
+    ) -> Answered {
+        Answered {
+            response: response::deny(&self.settings, &denial, parent.as_ref()),
+            decision: denial.into(),
+            malformed,
+            parent,
+        }
+    }
+
+    fn slot(&self, name: &str) -> Option<&Slot> {
+        self.slots
+            .binary_search_by(|slot| slot.name().as_str().cmp(name))
+            .ok()
+            .map(|at| self.slots[at].as_ref())
+    }
+}
+
+#[tonic::async_trait]
+impl Authorization for Authorizer {
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        let parent = parent_of(request.metadata());
+        Ok(Response::new(self.answer(request.get_ref(), parent)))
+    }
+}
+
+/// What `work` returns; none when it panics. Nothing that a check writes to outlives it, except counters.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+/// Envoy puts the span of its own call into the metadata; the one among the request's headers is the caller's.
+fn parent_of(metadata: &MetadataMap) -> Option<TraceParent> {
+    TraceParent::parse(metadata.get("traceparent")?.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::{
+        authz::{
+            DenyReason, Outcome,
+            testing::{Message, REVISION, keyrings, settings},
+        },
+        key::{KeyId, Secret, testing},
+        proto::auth::check_response::HttpResponse,
+    };
+
+    const OF_ENVOY: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const OF_CALLER: &str = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    /// Keeps what it is told.
+    #[derive(Debug, Default)]
+    struct Recorder(Mutex<Vec<(Outcome, Option<TraceParent>)>>);
+
+    impl Observer for Recorder {
+        fn observe(&self, event: &CheckEvent<'_>) {
+            let told = (event.decision.outcome(), event.parent);
+            self.0.lock().expect("no test panics here").push(told);
+        }
+    }
+
+    #[derive(Debug)]
+    struct Failing;
+
+    impl Observer for Failing {
+        fn observe(&self, _: &CheckEvent<'_>) {
+            panic!("the observer is broken");
+        }
+    }
+
+    fn authorizer(observer: Arc<dyn Observer>) -> (Authorizer, Secret) {
+        let secret = testing::secret(KeyId::generate().expect("the random source works"));
+        let keyrings = keyrings(vec![testing::record_of(&secret)], true);
+        let (clock, _) = Clock::manual(Timestamp::from_millis(5_000));
+        let settings = Arc::new(settings());
+        (
+            Authorizer::new(settings, &keyrings, clock, observer),
+            secret,
+        )
+    }
+
+    fn told(recorder: &Recorder) -> Vec<(Outcome, Option<TraceParent>)> {
+        recorder.0.lock().expect("no test panics here").clone()
+    }
+
+    fn code(response: &CheckResponse) -> Option<i32> {
+        response.status.as_ref().map(|status| status.code)
+    }
+
+    #[tokio::test]
+    async fn a_check_is_answered_and_told_of() {
+        let recorder = Arc::new(Recorder::default());
+        let (authorizer, secret) = authorizer(recorder.clone());
+        let message = Message::get("/").header("traceparent", OF_CALLER);
+        let message = message.header("x-api-key", secret.expose().to_owned());
+        let answer = authorizer.check(Request::new(message.joined())).await;
+        let answer = answer.expect("never an error").into_inner();
+        assert_eq!(code(&answer), Some(0));
+
+        let mut request = Request::new(message.raw());
+        let of_envoy = OF_ENVOY.parse().expect("a value");
+        request.metadata_mut().insert("traceparent", of_envoy);
+        authorizer.check(request).await.expect("never an error");
+
+        let parent = |text: &str| TraceParent::parse(text.as_bytes());
+        assert_eq!(
+            told(&recorder),
+            [
+                (Outcome::Allowed, parent(OF_CALLER)),
+                (Outcome::Allowed, parent(OF_ENVOY))
+            ]
+        );
+    }
+
+    #[test]
+    fn a_panic_becomes_a_denial_that_is_told_of() {
+        let recorder = Arc::new(Recorder::default());
+        let (authorizer, _) = authorizer(recorder.clone());
+        let answer = authorizer.answer_by(None, |_, _| panic!("a broken invariant"));
+        assert_eq!(code(&answer), Some(14));
+        assert!(matches!(
+            answer.http_response,
+            Some(HttpResponse::DeniedResponse(_))
+        ));
+        let expected = Outcome::Denied(DenyReason::InternalError);
+        assert_eq!(told(&recorder), [(expected, None)]);
+    }
+
+    #[test]
+    fn a_broken_observer_does_not_change_the_answer() {
+        let (authorizer, secret) = authorizer(Arc::new(Failing));
+        let message = Message::get("/").header("x-api-key", secret.expose().to_owned());
+        assert_eq!(code(&authorizer.answer(&message.joined(), None)), Some(0));
+        assert_eq!(
+            code(&authorizer.answer(&Message::get("/").joined(), None)),
+            Some(16)
+        );
+    }
+
+    #[test]
+    fn every_keyring_is_found_by_its_name_and_no_other() {
+        let (authorizer, _) = authorizer(Arc::new(Recorder::default()));
+        for name in ["payments", "empty"] {
+            let slot = authorizer.slot(name).expect("it is held");
+            assert_eq!(slot.name().as_str(), name);
+        }
+        for name in ["", "payment", "Payments", "zzz"] {
+            assert!(authorizer.slot(name).is_none(), "{name:?} was found");
+        }
+        let payments = authorizer.slot("payments").expect("it is held").load();
+        let revision = payments.as_ref().map(|view| view.revision());
+        assert_eq!(revision, Some(REVISION));
+    }
+}

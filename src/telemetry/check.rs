@@ -1,0 +1,574 @@
+//! What is made of a check: counters always, a span where it is sampled, a log line within a rate.
+//!
+//! Sampling is decided here, after the decision: the parent's choice, and on top of it, up to one a second for each key
+//! version, every use of a version that is not active and every denial; denials of keys that were not verified count
+//! for their keyring and reason. The tracer that is passed in should record whatever it is given, or follow the parent.
+
+use std::{
+    hash::{BuildHasher, Hash, RandomState},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use opentelemetry::{
+    Context, KeyValue,
+    trace::{Span as _, SpanKind, TraceContextExt as _, Tracer as _},
+};
+use opentelemetry_sdk::trace::SdkTracer;
+
+use super::metrics::SidecarMetrics;
+use crate::{
+    authz::{CheckEvent, Observer, Outcome},
+    clock::{BootTime, Clock},
+    key::{KeyId, KeyState, KeyringName, RotationId, VersionNumber},
+};
+
+/// Writes a check as a log line whose fields are named as the attributes of its span.
+macro_rules! log_line {
+    ($level:ident, $event:expr, $message:literal) => {{
+        let event: &CheckEvent<'_> = $event;
+        let outcome = event.decision.outcome();
+        let keyring = event.decision.keyring();
+        let record = event.decision.record();
+        let rotation = rotation(event);
+        tracing::event!(
+            tracing::Level::$level,
+            auth.decision = outcome.decision(),
+            auth.deny.reason = deny_reason(outcome),
+            auth.keyring = keyring.map(|keyring| keyring.name.as_str()),
+            auth.keyring.revision = revision(event),
+            auth.keyring.age_ms = age_ms(event),
+            auth.consumer.id = record.map(|record| record.consumer.as_str()),
+            auth.key.id = record.map(|record| record.key_id.as_str()),
+            auth.key.version = record.map(|record| record.version.get()),
+            auth.key.state = record.map(|record| record.state.as_str()),
+            auth.rotation.id = rotation.as_ref().map(|(id, _)| id.as_str()),
+            auth.rotation.phase = rotation.as_ref().map(|(_, phase)| *phase),
+            trace_id = event.parent.map(|parent| parent.trace_id().to_string()),
+            error = event.malformed.map(|error| error.to_string()),
+            $message
+        );
+    }};
+}
+
+/// Makes metrics, spans and log lines of checks.
+#[derive(Debug)]
+pub struct CheckTelemetry {
+    metrics: SidecarMetrics,
+    tracer: Option<SdkTracer>,
+    clock: Clock,
+    spans: RateLimit,
+    logs: RateLimit,
+}
+
+/// Lets one event a second pass for each subject.
+///
+/// Subjects that fall on one cell share its rate: the memory is bounded however many consumers there are, and too few
+/// pass rather than too many.
+#[derive(Debug)]
+struct RateLimit {
+    hasher: RandomState,
+    /// When an event last passed, in milliseconds since the boot.
+    cells: Box<[AtomicU64]>,
+}
+
+/// What a rate holds for.
+#[derive(Hash)]
+enum Subject<'a> {
+    Version(KeyId, VersionNumber),
+    Unverified(Option<&'a KeyringName>, &'static str),
+}
+
+/// The name of the span and of the method.
+const METHOD: &str = "envoy.service.auth.v3.Authorization/Check";
+
+impl CheckTelemetry {
+    /// Without a tracer there are no spans.
+    #[must_use]
+    pub fn new(metrics: SidecarMetrics, tracer: Option<SdkTracer>, clock: Clock) -> Self {
+        Self {
+            metrics,
+            tracer,
+            clock,
+            spans: RateLimit::default(),
+            logs: RateLimit::default(),
+        }
+    }
+
+    fn trace(&self, tracer: &SdkTracer, event: &CheckEvent<'_>) {
+        if !self.samples(event) {
+            return;
+        }
+        let parent = event.parent.map_or_else(Context::new, |parent| {
+            Context::new().with_remote_span_context(parent.recording_context())
+        });
+        let started = SystemTime::from(event.started);
+        let builder = tracer
+            .span_builder(METHOD)
+            .with_kind(SpanKind::Server)
+            .with_start_time(started)
+            .with_attributes(attributes(event));
+        let mut span = tracer.build_with_context(builder, &parent);
+        span.end_with_timestamp(started + event.duration);
+    }
+
+    fn samples(&self, event: &CheckEvent<'_>) -> bool {
+        event.parent.is_some_and(|parent| parent.is_sampled())
+            || (is_notable(event) && self.spans.passes(&subject(event), self.clock.boot()))
+    }
+
+    fn log(&self, event: &CheckEvent<'_>) {
+        match event.decision.outcome() {
+            Outcome::Allowed | Outcome::Anonymous => {
+                log_line!(DEBUG, event, "a check was allowed");
+            }
+            Outcome::Denied(_) => {
+                let passes = tracing::enabled!(tracing::Level::INFO)
+                    && self.logs.passes(&subject(event), self.clock.boot());
+                if passes {
+                    log_line!(INFO, event, "a check was denied");
+                }
+            }
+        }
+    }
+}
+
+impl Observer for CheckTelemetry {
+    fn observe(&self, event: &CheckEvent<'_>) {
+        self.metrics.check(event);
+        if let Some(tracer) = &self.tracer {
+            self.trace(tracer, event);
+        }
+        self.log(event);
+    }
+}
+
+impl RateLimit {
+    /// 32 KiB; more consumers than this in one second with something notable share the rate.
+    const CELLS: usize = 4096;
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    fn passes(&self, subject: &Subject<'_>, now: BootTime) -> bool {
+        let hash = self.hasher.hash_one(subject);
+        let cell = &self.cells[usize::try_from(hash).unwrap_or(0) % Self::CELLS];
+        let last = cell.load(Ordering::Relaxed);
+        let is_due =
+            last == 0 || now.saturating_since(BootTime::from_millis(last)) >= Self::INTERVAL;
+        is_due
+            && cell
+                .compare_exchange(
+                    last,
+                    now.as_millis().max(1),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+    }
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            cells: (0..Self::CELLS).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+}
+
+/// A denial, or the use of a version that its consumer should not use any more or not yet.
+fn is_notable(event: &CheckEvent<'_>) -> bool {
+    match event.decision.outcome() {
+        Outcome::Denied(_) => true,
+        Outcome::Anonymous => false,
+        Outcome::Allowed => event
+            .decision
+            .record()
+            .is_some_and(|record| record.state != KeyState::Active),
+    }
+}
+
+fn subject<'a>(event: &CheckEvent<'a>) -> Subject<'a> {
+    match event.decision.record() {
+        Some(record) => Subject::Version(record.key_id, record.version),
+        None => Subject::Unverified(
+            event.decision.keyring().map(|keyring| &keyring.name),
+            event.decision.outcome().reason(),
+        ),
+    }
+}
+
+fn attributes(event: &CheckEvent<'_>) -> Vec<KeyValue> {
+    let outcome = event.decision.outcome();
+    let mut attributes = vec![
+        KeyValue::new("rpc.system.name", "grpc"),
+        KeyValue::new("rpc.method", METHOD),
+        // Of the call, which always succeeds: a denial is an answer.
+        KeyValue::new("rpc.response.status_code", "OK"),
+        KeyValue::new("auth.decision", outcome.decision()),
+    ];
+    if let Outcome::Denied(reason) = outcome {
+        attributes.push(KeyValue::new("auth.deny.reason", reason.as_str()));
+        if reason.is_our_fault() {
+            attributes.push(KeyValue::new("error.type", reason.as_str()));
+        }
+    }
+    if let Some(keyring) = event.decision.keyring() {
+        attributes.push(KeyValue::new("auth.keyring", keyring.name.to_string()));
+    }
+    if let Some(revision) = revision(event) {
+        attributes.push(KeyValue::new("auth.keyring.revision", revision));
+    }
+    if let Some(age) = age_ms(event) {
+        attributes.push(KeyValue::new("auth.keyring.age_ms", age));
+    }
+    if let Some(record) = event.decision.record() {
+        attributes.extend([
+            KeyValue::new("auth.consumer.id", record.consumer.to_string()),
+            KeyValue::new("auth.key.id", record.key_id.to_string()),
+            KeyValue::new("auth.key.version", i64::from(record.version.get())),
+            KeyValue::new("auth.key.state", record.state.as_str()),
+        ]);
+    }
+    if let Some((id, phase)) = rotation(event) {
+        attributes.extend([
+            KeyValue::new("auth.rotation.id", id.to_string()),
+            KeyValue::new("auth.rotation.phase", phase),
+        ]);
+    }
+    attributes
+}
+
+fn deny_reason(outcome: Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Denied(reason) => Some(reason.as_str()),
+        Outcome::Allowed | Outcome::Anonymous => None,
+    }
+}
+
+fn revision(event: &CheckEvent<'_>) -> Option<i64> {
+    let revision = event.decision.keyring()?.revision?;
+    i64::try_from(revision.get()).ok()
+}
+
+fn age_ms(event: &CheckEvent<'_>) -> Option<i64> {
+    let age = event.decision.keyring()?.age?;
+    i64::try_from(age.as_millis()).ok()
+}
+
+/// The rotation that the version takes part in, as far as its record tells: it is staged, or on its way out.
+fn rotation(event: &CheckEvent<'_>) -> Option<(RotationId, &'static str)> {
+    let record = event.decision.record()?;
+    let phase = match record.state {
+        KeyState::Pending => "stage",
+        KeyState::Retiring => "drain",
+        KeyState::Active | KeyState::Retired | KeyState::Revoked => return None,
+    };
+    Some((record.rotation?, phase))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use opentelemetry::{Value, trace::TracerProvider as _};
+    use opentelemetry_sdk::{
+        error::OTelSdkResult,
+        trace::{SdkTracerProvider, SpanData, SpanExporter},
+    };
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::{
+        authz::{
+            Decision, DenyReason,
+            decision::Denial,
+            testing::{CONFIRMED_AT, Message, judge, keyrings, settings},
+        },
+        clock::ManualClock,
+        key::{KeyRecord, RotationId, Secret, Timestamp, testing},
+        keyring::Keyrings,
+        telemetry::TraceParent,
+    };
+
+    const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    const NOW: Timestamp = Timestamp::from_millis(5_000);
+
+    /// Keeps the spans that it is given.
+    #[derive(Clone, Debug, Default)]
+    struct Exporter(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Exporter {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().expect("no test panics here").extend(batch);
+            Ok(())
+        }
+    }
+
+    /// Keeps the lines that it is given.
+    #[derive(Clone, Debug, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no test panics here").extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Observed {
+        telemetry: CheckTelemetry,
+        exporter: Exporter,
+        hands: ManualClock,
+        keyrings: Keyrings,
+        secret: Secret,
+        _provider: SdkTracerProvider,
+    }
+
+    impl Observed {
+        fn new(change: impl FnOnce(&mut KeyRecord)) -> Self {
+            let secret = testing::secret("7Qm2Xc91TbKe".parse().expect("an id"));
+            let mut record = testing::record_of(&secret);
+            change(&mut record);
+            let keyrings = keyrings(vec![record], true);
+            let (clock, hands) = Clock::manual(NOW);
+            let exporter = Exporter::default();
+            let provider = SdkTracerProvider::builder()
+                .with_simple_exporter(exporter.clone())
+                .build();
+            let mut registry = Registry::default();
+            let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock.clone());
+            let tracer = Some(provider.tracer("relatch"));
+            Self {
+                telemetry: CheckTelemetry::new(metrics, tracer, clock),
+                exporter,
+                hands,
+                keyrings,
+                secret,
+                _provider: provider,
+            }
+        }
+
+        fn active() -> Self {
+            Self::new(|_| {})
+        }
+
+        fn used(&self) -> Decision {
+            let key = self.secret.expose().to_owned();
+            let request = Message::get("/?secret=query").header("x-api-key", key);
+            judge(
+                &settings(),
+                &self.keyrings,
+                &request.raw(),
+                NOW,
+                CONFIRMED_AT,
+            )
+            .0
+        }
+
+        fn observe(&self, decision: &Decision, traceparent: &str) {
+            self.telemetry.observe(&CheckEvent {
+                decision,
+                malformed: None,
+                parent: TraceParent::parse(traceparent.as_bytes()),
+                started: NOW,
+                duration: Duration::from_micros(7),
+            });
+        }
+
+        fn spans(&self) -> Vec<SpanData> {
+            self.exporter.0.lock().expect("no test panics here").clone()
+        }
+
+        fn count(&self) -> usize {
+            self.spans().len()
+        }
+    }
+
+    fn attribute<'a>(span: &'a SpanData, name: &str) -> Option<&'a Value> {
+        let mut attributes = span.attributes.iter();
+        let found = attributes.find(|attribute| attribute.key.as_str() == name);
+        found.map(|attribute| &attribute.value)
+    }
+
+    #[test]
+    fn the_parent_decides_over_an_active_version() {
+        let observed = Observed::active();
+        let allowed = observed.used();
+        observed.observe(&allowed, "");
+        observed.observe(&allowed, UNSAMPLED);
+        assert_eq!(observed.count(), 0);
+        observed.observe(&allowed, SAMPLED);
+        observed.observe(&allowed, SAMPLED);
+        assert_eq!(observed.count(), 2);
+    }
+
+    #[test]
+    fn versions_that_are_not_active_are_sampled_once_a_second() {
+        let observed = Observed::new(|record| record.state = KeyState::Retiring);
+        let allowed = observed.used();
+        for _ in 0..3 {
+            observed.observe(&allowed, UNSAMPLED);
+        }
+        assert_eq!(observed.count(), 1);
+        observed.hands.advance(Duration::from_millis(999));
+        observed.observe(&allowed, "");
+        assert_eq!(observed.count(), 1);
+        observed.hands.advance(Duration::from_millis(1));
+        observed.observe(&allowed, "");
+        assert_eq!(observed.count(), 2);
+    }
+
+    #[test]
+    fn denials_are_sampled_once_a_second() {
+        let observed = Observed::active();
+        let unknown = Denial::of(DenyReason::UnknownKey, None).into();
+        for _ in 0..3 {
+            observed.observe(&unknown, "");
+        }
+        assert_eq!(observed.count(), 1);
+    }
+
+    #[test]
+    fn every_version_has_a_rate_of_its_own() {
+        let rate = RateLimit::default();
+        let key: KeyId = "7Qm2Xc91TbKe".parse().expect("an id");
+        let passed = |now| {
+            (1..=100)
+                .filter_map(VersionNumber::new)
+                .filter(|version| rate.passes(&Subject::Version(key, *version), now))
+                .count()
+        };
+        // Of a hundred in 4096 cells, one or two share theirs.
+        assert!(passed(BootTime::from_millis(0)) > 85);
+        assert_eq!(passed(BootTime::from_millis(999)), 0);
+        assert!(passed(BootTime::from_millis(1_001)) > 85);
+    }
+
+    #[test]
+    fn a_span_has_the_documented_shape() {
+        let rotation: RotationId = "Rm2Xc91TbKe7".parse().expect("an id");
+        let observed = Observed::new(|record| {
+            record.state = KeyState::Retiring;
+            record.rotation = Some(rotation);
+        });
+        observed.observe(&observed.used(), SAMPLED);
+        let spans = observed.spans();
+        let span = &spans[0];
+        assert_eq!(span.name, METHOD);
+        assert_eq!(span.span_kind, SpanKind::Server);
+        assert_eq!(span.status, opentelemetry::trace::Status::Unset);
+        assert_eq!(span.parent_span_id.to_string(), "b7ad6b7169203331");
+        assert_eq!(
+            span.span_context.trace_id().to_string(),
+            "0af7651916cd43dd8448eb211c80319c"
+        );
+        let lasted = span.end_time.duration_since(span.start_time);
+        assert_eq!(lasted.ok(), Some(Duration::from_micros(7)));
+        for (name, value) in [
+            ("rpc.system.name", Value::from("grpc")),
+            ("rpc.method", METHOD.into()),
+            ("rpc.response.status_code", "OK".into()),
+            ("auth.decision", "allow".into()),
+            ("auth.keyring", "payments".into()),
+            ("auth.keyring.revision", 7.into()),
+            ("auth.keyring.age_ms", 0.into()),
+            ("auth.consumer.id", "checkout".into()),
+            ("auth.key.id", "7Qm2Xc91TbKe".into()),
+            ("auth.key.version", 1.into()),
+            ("auth.key.state", "retiring".into()),
+            ("auth.rotation.id", "Rm2Xc91TbKe7".into()),
+            ("auth.rotation.phase", "drain".into()),
+        ] {
+            assert_eq!(attribute(span, name), Some(&value), "{name}");
+        }
+        assert_eq!(attribute(span, "auth.deny.reason"), None);
+        assert_eq!(attribute(span, "error.type"), None);
+    }
+
+    #[test]
+    fn a_denial_is_no_error_unless_the_fault_is_ours() {
+        let observed = Observed::active();
+        observed.observe(&Denial::malformed().into(), SAMPLED);
+        observed.observe(&Denial::internal().into(), SAMPLED);
+        let spans = observed.spans();
+        let reasons: Vec<_> = spans
+            .iter()
+            .map(|span| attribute(span, "auth.deny.reason"))
+            .collect();
+        let (malformed, internal) = (
+            Value::from("malformed_request"),
+            Value::from("internal_error"),
+        );
+        assert_eq!(reasons, [Some(&malformed), Some(&internal)]);
+        assert_eq!(attribute(&spans[0], "error.type"), None);
+        assert_eq!(attribute(&spans[1], "error.type"), Some(&internal));
+        assert!(
+            spans
+                .iter()
+                .all(|span| attribute(span, "auth.key.id").is_none())
+        );
+    }
+
+    #[test]
+    fn denials_are_logged_within_a_rate_and_without_secrets() {
+        let observed = Observed::new(|record| record.state = KeyState::Revoked);
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_max_level(tracing::Level::INFO)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..3 {
+                observed.observe(&observed.used(), SAMPLED);
+            }
+        });
+        let text = lines.0.lock().expect("no test panics here").clone();
+        let text = String::from_utf8(text).expect("text");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        for (name, value) in [
+            ("auth.decision", "deny"),
+            ("auth.deny.reason", "revoked"),
+            ("auth.keyring", "payments"),
+            ("auth.consumer.id", "checkout"),
+            ("auth.key.id", "7Qm2Xc91TbKe"),
+            ("auth.key.state", "revoked"),
+            ("trace_id", "0af7651916cd43dd8448eb211c80319c"),
+        ] {
+            assert_eq!(line["fields"][name], value, "{name}");
+        }
+        assert_eq!(line["level"], "INFO");
+        assert!(!text.contains(observed.secret.expose()));
+        assert!(!text.contains("query"));
+    }
+
+    #[test]
+    fn allows_are_logged_at_debug_only() {
+        let observed = Observed::active();
+        let count = |level| {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let subscriber = tracing_subscriber::fmt()
+                .with_max_level(level)
+                .with_writer(move || writer.clone())
+                .finish();
+            tracing::subscriber::with_default(subscriber, || {
+                observed.observe(&observed.used(), "");
+            });
+            let bytes = lines.0.lock().expect("no test panics here");
+            String::from_utf8_lossy(&bytes).lines().count()
+        };
+        assert_eq!(count(tracing::Level::INFO), 0);
+        assert_eq!(count(tracing::Level::DEBUG), 1);
+    }
+}

@@ -1,0 +1,493 @@
+//! The sidecar's instruments, all made here.
+//!
+//! A check counts into an array of its keyring: no lock, no allocation, and no label that a request could choose. What
+//! can be read from the keyrings is read when it is scraped.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        exemplar::HistogramWithExemplars,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+    registry::Registry,
+};
+
+use crate::{
+    authz::{CheckEvent, DenyReason, Outcome},
+    clock::Clock,
+    key::{KeyState, KeyringName},
+    keyring::Keyrings,
+    telemetry::TraceParent,
+};
+
+/// The sidecar's instruments; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SidecarMetrics {
+    checks: Arc<Checks>,
+    connected: Family<[(&'static str, String); 1], Gauge>,
+    reconnects: Counter,
+    spans_dropped: Counter,
+    clock_skew: Gauge<f64, AtomicU64>,
+}
+
+/// Counts and durations of checks.
+#[derive(Debug)]
+struct Checks {
+    /// Sorted by name.
+    keyrings: Box<[KeyringChecks]>,
+    /// Of requests for which no keyring was asked.
+    without_keyring: Cells,
+    allowed: Durations,
+    denied: Durations,
+}
+
+#[derive(Debug)]
+struct KeyringChecks {
+    name: KeyringName,
+    cells: Cells,
+}
+
+/// A counter for every outcome and state of the key.
+#[derive(Debug)]
+struct Cells([[AtomicU64; KEY_STATES]; OUTCOMES]);
+
+/// Takes an uncontended lock for a few additions: the client library makes exemplars of its own histogram only.
+type Durations = HistogramWithExemplars<[(&'static str, String); 1]>;
+
+/// Reads the keyrings when it is asked.
+#[derive(Debug)]
+struct KeyringCollector {
+    keyrings: Keyrings,
+    clock: Clock,
+}
+
+#[derive(Debug)]
+struct CheckCollector(Arc<Checks>);
+
+/// Every reason, allowed, and anonymous.
+const OUTCOMES: usize = DenyReason::ALL.len() + 2;
+/// Every state, and none where the key was not verified.
+const KEY_STATES: usize = KeyState::ALL.len() + 1;
+/// In seconds, from 5 µs, below which a check is hardly possible, to 50 ms, where Envoy's patience ends.
+const BUCKETS: [f64; 13] = [
+    5e-6, 1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4, 6.4e-4, 1.28e-3, 2.56e-3, 5.12e-3, 1e-2, 5e-2,
+];
+
+impl SidecarMetrics {
+    /// Registers the instruments.
+    pub fn register(registry: &mut Registry, keyrings: &Keyrings, clock: Clock) -> Self {
+        let metrics = Self {
+            checks: Arc::new(Checks::new(keyrings)),
+            connected: Family::default(),
+            reconnects: Counter::default(),
+            spans_dropped: Counter::default(),
+            clock_skew: Gauge::default(),
+        };
+        registry.register_collector(Box::new(CheckCollector(Arc::clone(&metrics.checks))));
+        registry.register_collector(Box::new(KeyringCollector {
+            keyrings: keyrings.clone(),
+            clock,
+        }));
+        registry.register(
+            "relatch_discovery_connected",
+            "Whether the stream to an endpoint of the control plane is open",
+            metrics.connected.clone(),
+        );
+        registry.register(
+            "relatch_discovery_reconnects",
+            "How often the stream to the control plane was opened again",
+            metrics.reconnects.clone(),
+        );
+        registry.register(
+            "relatch_spans_dropped",
+            "Spans that were not exported",
+            metrics.spans_dropped.clone(),
+        );
+        registry.register(
+            "relatch_clock_skew_seconds",
+            "The control plane's wall clock less this one's",
+            metrics.clock_skew.clone(),
+        );
+        metrics
+    }
+
+    /// Counts a check and its duration.
+    pub fn check(&self, event: &CheckEvent<'_>) {
+        let decision = event.decision;
+        let outcome = decision.outcome();
+        let state = decision.record().map(|record| record.state);
+        let keyring = decision.keyring().map(|keyring| &keyring.name);
+        self.checks.cells(keyring).count(outcome, state);
+        let durations = match outcome {
+            Outcome::Allowed | Outcome::Anonymous => &self.checks.allowed,
+            Outcome::Denied(_) => &self.checks.denied,
+        };
+        let exemplar = event
+            .parent
+            .filter(TraceParent::is_sampled)
+            .map(|parent| [("trace_id", parent.trace_id().to_string())]);
+        let ended = exemplar
+            .is_some()
+            .then(|| SystemTime::from(event.started) + event.duration);
+        durations.observe(event.duration.as_secs_f64(), exemplar, ended);
+    }
+
+    /// Notes whether the stream to an endpoint is open. Endpoints come from configuration, so that there are few.
+    pub fn discovery_connected(&self, endpoint: &str, is_connected: bool) {
+        self.connected
+            .get_or_create(&[("endpoint", endpoint.to_owned())])
+            .set(i64::from(is_connected));
+    }
+
+    /// Counts a stream that was opened again.
+    pub fn discovery_reconnected(&self) {
+        self.reconnects.inc();
+    }
+
+    /// The counter of spans that were not exported.
+    #[must_use]
+    pub const fn spans_dropped(&self) -> &Counter {
+        &self.spans_dropped
+    }
+
+    /// Notes by how much the control plane's wall clock is ahead, in seconds.
+    pub fn clock_skew(&self, seconds: f64) {
+        self.clock_skew.set(seconds);
+    }
+}
+
+impl Checks {
+    fn new(keyrings: &Keyrings) -> Self {
+        let mut keyrings: Vec<KeyringChecks> = keyrings
+            .iter()
+            .map(|slot| KeyringChecks {
+                name: slot.name().clone(),
+                cells: Cells::default(),
+            })
+            .collect();
+        keyrings.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        Self {
+            keyrings: keyrings.into(),
+            without_keyring: Cells::default(),
+            allowed: HistogramWithExemplars::new(BUCKETS.into_iter()),
+            denied: HistogramWithExemplars::new(BUCKETS.into_iter()),
+        }
+    }
+
+    fn cells(&self, keyring: Option<&KeyringName>) -> &Cells {
+        keyring
+            .and_then(|name| {
+                let at = self.keyrings.binary_search_by(|held| held.name.cmp(name));
+                at.ok().map(|at| &self.keyrings[at].cells)
+            })
+            .unwrap_or(&self.without_keyring)
+    }
+
+    /// All cells with their keyring's name, which is empty where no keyring was asked.
+    fn all(&self) -> impl Iterator<Item = (&str, &Cells)> {
+        let named = self
+            .keyrings
+            .iter()
+            .map(|keyring| (keyring.name.as_str(), &keyring.cells));
+        named.chain([("", &self.without_keyring)])
+    }
+}
+
+impl Cells {
+    fn count(&self, outcome: Outcome, state: Option<KeyState>) {
+        self.0[outcome_index(outcome)][state_index(state)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Every count that is not zero.
+    fn counts(&self) -> impl Iterator<Item = (Outcome, Option<KeyState>, u64)> {
+        let outcomes = DenyReason::ALL
+            .into_iter()
+            .map(Outcome::Denied)
+            .chain([Outcome::Allowed, Outcome::Anonymous]);
+        let cells = outcomes.flat_map(|outcome| {
+            let states = KeyState::ALL.into_iter().map(Some).chain([None]);
+            states.map(move |state| (outcome, state))
+        });
+        cells
+            .map(|(outcome, state)| {
+                let cell = &self.0[outcome_index(outcome)][state_index(state)];
+                (outcome, state, cell.load(Ordering::Relaxed))
+            })
+            .filter(|(_, _, count)| *count > 0)
+    }
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| {
+            std::array::from_fn(|_| AtomicU64::new(0))
+        }))
+    }
+}
+
+impl Collector for CheckCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut checks = encoder.encode_descriptor(
+            "relatch_checks",
+            "Checks, by what became of them; an allow has the reason ok or anonymous",
+            None,
+            MetricType::Counter,
+        )?;
+        for (keyring, cells) in self.0.all() {
+            for (outcome, state, count) in cells.counts() {
+                let labels = [
+                    ("keyring", keyring),
+                    ("decision", outcome.decision()),
+                    ("reason", outcome.reason()),
+                    ("key_state", state.map_or("", KeyState::as_str)),
+                ];
+                ConstCounter::new(count).encode(checks.encode_family(&labels)?)?;
+            }
+        }
+        let mut durations = encoder.encode_descriptor(
+            "relatch_check_duration_seconds",
+            "The time that a check takes, in seconds",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (decision, histogram) in [("allow", &self.0.allowed), ("deny", &self.0.denied)] {
+            histogram.encode(durations.encode_family(&[("decision", decision)])?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for KeyringCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut revisions = encoder.encode_descriptor(
+            "relatch_keyring_revision",
+            "The revision that checks see",
+            None,
+            MetricType::Gauge,
+        )?;
+        for slot in self.keyrings.iter() {
+            if let Some(view) = slot.load().as_ref() {
+                let labels = [("keyring", slot.name().as_str())];
+                ConstGauge::new(view.revision().get()).encode(revisions.encode_family(&labels)?)?;
+            }
+        }
+        let now = self.clock.boot();
+        let mut ages = encoder.encode_descriptor(
+            "relatch_keyring_age_seconds",
+            "The time since the control plane last confirmed the keyring",
+            None,
+            MetricType::Gauge,
+        )?;
+        for slot in self.keyrings.iter() {
+            if let Some(age) = slot.age(now) {
+                let labels = [("keyring", slot.name().as_str())];
+                ConstGauge::new(seconds(age)).encode(ages.encode_family(&labels)?)?;
+            }
+        }
+        let mut keys = encoder.encode_descriptor(
+            "relatch_keyring_keys",
+            "The key versions that the keyring holds",
+            None,
+            MetricType::Gauge,
+        )?;
+        for slot in self.keyrings.iter() {
+            let view = slot.load();
+            let Some(view) = view.as_ref() else { continue };
+            for state in KeyState::ALL {
+                let labels = [("keyring", slot.name().as_str()), ("state", state.as_str())];
+                let count = u64::try_from(view.count(state)).unwrap_or(u64::MAX);
+                ConstGauge::new(count).encode(keys.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const fn outcome_index(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Denied(reason) => reason as usize,
+        Outcome::Allowed => DenyReason::ALL.len(),
+        Outcome::Anonymous => DenyReason::ALL.len() + 1,
+    }
+}
+
+const fn state_index(state: Option<KeyState>) -> usize {
+    match state {
+        Some(state) => state as usize,
+        None => KeyState::ALL.len(),
+    }
+}
+
+const fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text;
+
+    use super::*;
+    use crate::{
+        authz::{
+            Decision,
+            decision::Denial,
+            testing::{CONFIRMED_AT, Message, judge, keyrings, settings},
+        },
+        key::{KeyId, Secret, Timestamp, testing},
+    };
+
+    struct Scraped {
+        registry: Registry,
+        metrics: SidecarMetrics,
+        keyrings: Keyrings,
+        secret: Secret,
+    }
+
+    impl Scraped {
+        fn new() -> Self {
+            let secret = testing::secret(KeyId::generate().expect("the random source works"));
+            let keyrings = keyrings(vec![testing::record_of(&secret)], true);
+            let (clock, hands) = Clock::manual(Timestamp::from_millis(5_000));
+            hands.advance(Duration::from_millis(2_500));
+            let mut registry = Registry::default();
+            let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock);
+            Self {
+                registry,
+                metrics,
+                keyrings,
+                secret,
+            }
+        }
+
+        fn check(&self, decision: &Decision, traceparent: &str) {
+            self.metrics.check(&CheckEvent {
+                decision,
+                malformed: None,
+                parent: TraceParent::parse(traceparent.as_bytes()),
+                started: Timestamp::from_millis(5_000),
+                duration: Duration::from_micros(7),
+            });
+        }
+
+        fn judged(&self, message: &Message) -> Decision {
+            let now = Timestamp::from_millis(5_000);
+            let request = message.joined();
+            judge(&settings(), &self.keyrings, &request, now, CONFIRMED_AT).0
+        }
+
+        fn text(&self) -> String {
+            let mut text = String::new();
+            text::encode(&mut text, &self.registry).expect("a string takes all");
+            text
+        }
+
+        fn assert_line(&self, line: &str) {
+            let text = self.text();
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is not in\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn checks_are_counted_by_keyring_outcome_and_state() {
+        let scraped = Scraped::new();
+        let good = Message::get("/").header("x-api-key", scraped.secret.expose().to_owned());
+        let allowed = scraped.judged(&good);
+        scraped.check(&allowed, "");
+        scraped.check(&allowed, "");
+        scraped.check(
+            &scraped.judged(&good.clone().extension("relatch.scopes", "x")),
+            "",
+        );
+        scraped.check(&scraped.judged(&Message::get("/")), "");
+        scraped.check(
+            &scraped.judged(&good.extension("relatch.keyring", "made-up")),
+            "",
+        );
+        scraped.check(&Denial::malformed().into(), "");
+        for (labels, count) in [
+            (
+                r#"keyring="payments",decision="allow",reason="ok",key_state="active""#,
+                2,
+            ),
+            (
+                r#"keyring="payments",decision="deny",reason="insufficient_scope",key_state="active""#,
+                1,
+            ),
+            (
+                r#"keyring="payments",decision="deny",reason="missing_credential",key_state="""#,
+                1,
+            ),
+            (
+                r#"keyring="",decision="deny",reason="unknown_keyring",key_state="""#,
+                1,
+            ),
+            (
+                r#"keyring="",decision="deny",reason="malformed_request",key_state="""#,
+                1,
+            ),
+        ] {
+            scraped.assert_line(&format!("relatch_checks_total{{{labels}}} {count}"));
+        }
+        assert!(!scraped.text().contains("made-up"));
+    }
+
+    #[test]
+    fn durations_carry_the_trace_of_a_sampled_check() {
+        let scraped = Scraped::new();
+        let denied = Denial::malformed().into();
+        scraped.check(
+            &denied,
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
+        );
+        scraped.assert_line(r#"relatch_check_duration_seconds_count{decision="deny"} 1"#);
+        assert!(!scraped.text().contains("trace_id"));
+        scraped.check(
+            &denied,
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        );
+        let text = scraped.text();
+        let exemplar = text.lines().find(|line| line.contains("trace_id"));
+        let exemplar = exemplar.expect("an exemplar");
+        assert!(exemplar.contains("0af7651916cd43dd8448eb211c80319c"));
+        assert!(exemplar.contains(r#"le="0.00001""#), "{exemplar}");
+    }
+
+    #[test]
+    fn keyrings_are_read_when_they_are_scraped() {
+        let scraped = Scraped::new();
+        scraped.assert_line(r#"relatch_keyring_revision{keyring="payments"} 7"#);
+        scraped.assert_line(r#"relatch_keyring_age_seconds{keyring="payments"} 2.5"#);
+        scraped.assert_line(r#"relatch_keyring_keys{keyring="payments",state="active"} 1"#);
+        scraped.assert_line(r#"relatch_keyring_keys{keyring="payments",state="revoked"} 0"#);
+        assert!(!scraped.text().contains(r#"keyring="empty""#));
+    }
+
+    #[test]
+    fn the_other_instruments_have_their_names() {
+        let scraped = Scraped::new();
+        scraped.metrics.discovery_connected("https://a:1", true);
+        scraped.metrics.discovery_reconnected();
+        scraped.metrics.spans_dropped().inc_by(3);
+        scraped.metrics.clock_skew(-0.25);
+        scraped.assert_line(r#"relatch_discovery_connected{endpoint="https://a:1"} 1"#);
+        scraped.assert_line("relatch_discovery_reconnects_total 1");
+        scraped.assert_line("relatch_spans_dropped_total 3");
+        scraped.assert_line("relatch_clock_skew_seconds -0.25");
+    }
+}
