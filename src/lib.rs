@@ -3,6 +3,8 @@
 pub mod authz;
 pub mod clock;
 pub mod config;
+pub mod control;
+pub mod discovery;
 pub mod http;
 pub mod key;
 pub mod keyring;

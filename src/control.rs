@@ -1,0 +1,19 @@
+//! The control plane: owns keyrings and brings their changes to every sidecar.
+//!
+//! The way of a change: [`admin`] checks who asks for what; an operation of [`crate::key`] plans it; a [`journal`]
+//! commits it to the store at the revision that the plan saw, and folds it into the keyring that is [`served`]; its
+//! [`feed`] encodes it once; the sessions of [`crate::discovery`] bring it to the sidecars, whose acks the [`fleet`]
+//! notes; a [`rotation`] waits for them. The [`catalog`] holds
+//! all keyrings together, the [`reconciler`] commits what time makes due, and [`plane`] puts the parts together.
+
+pub mod admin;
+pub mod catalog;
+pub mod feed;
+pub mod fleet;
+pub mod journal;
+pub mod plane;
+pub mod reconciler;
+pub mod rotation;
+pub mod secrets;
+pub mod served;
+pub mod token;

@@ -1,0 +1,90 @@
+//! The audit log: what was committed, and whether it still is what was committed.
+
+use tonic::Status;
+
+use super::{AdminApi, error, wire};
+use crate::{
+    key::Revision,
+    proto::admin as api,
+    store::{Entry, LogName, MAX_PAGE, chain},
+};
+
+/// How many entries are told when the caller does not say.
+const DEFAULT_LIMIT: usize = 100;
+
+impl AdminApi {
+    pub(super) async fn audit_entries(
+        &self,
+        request: &api::ListAuditRequest,
+    ) -> Result<api::ListAuditResponse, Status> {
+        let log = log_of(&request.keyring)?;
+        if let LogName::Keyring(name) = &log {
+            self.served("keyring", name.as_str())?;
+        }
+        let limit = match request.limit {
+            0 => DEFAULT_LIMIT,
+            limit => usize::try_from(limit).map_or(MAX_PAGE, |limit| limit.min(MAX_PAGE)),
+        };
+        let entries = self
+            .catalog
+            .store()
+            .read(&log, Revision::new(request.after), limit)
+            .await
+            .map_err(|failure| error::store(&failure))?;
+        Ok(api::ListAuditResponse {
+            entries: entries.into_iter().map(entry).collect(),
+        })
+    }
+
+    pub(super) async fn audit_verdicts(
+        &self,
+        request: &api::VerifyAuditRequest,
+    ) -> Result<api::VerifyAuditResponse, Status> {
+        let store = self.catalog.store();
+        let names: Vec<LogName> = match request.keyring.as_str() {
+            "" => store
+                .heads()
+                .await
+                .map_err(|failure| error::store(&failure))?
+                .into_iter()
+                .map(|head| head.log)
+                .collect(),
+            text => vec![log_of(text)?],
+        };
+        let mut logs = Vec::with_capacity(names.len());
+        for name in names {
+            let verdict = chain::verify(store.as_ref(), &name)
+                .await
+                .map_err(|failure| error::store(&failure))?;
+            logs.push(api::AuditVerdict {
+                keyring: name.to_string(),
+                entries: verdict.entries,
+                intact: verdict.problem.is_none(),
+                problem: verdict
+                    .problem
+                    .map(|problem| problem.to_string())
+                    .unwrap_or_default(),
+            });
+        }
+        Ok(api::VerifyAuditResponse { logs })
+    }
+}
+
+fn log_of(keyring: &str) -> Result<LogName, Status> {
+    match keyring {
+        "" => Ok(LogName::Control),
+        text => wire::field("keyring", text),
+    }
+}
+
+fn entry(entry: Entry) -> api::AuditEntry {
+    api::AuditEntry {
+        keyring: entry.log.to_string(),
+        revision: entry.revision.get(),
+        at: wire::time(Some(entry.at)),
+        actor: entry.actor,
+        kind: entry.kind,
+        payload: String::from_utf8_lossy(&entry.payload).into_owned(),
+        hash: entry.hash.to_string(),
+    }
+}

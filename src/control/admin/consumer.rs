@@ -1,0 +1,75 @@
+//! Consumers.
+
+use tonic::Status;
+
+use super::{AdminApi, error, wire};
+use crate::{
+    control::token::Caller,
+    key::{ConsumerId, Refusal},
+    proto::admin as api,
+};
+
+impl AdminApi {
+    pub(super) async fn make_consumer(
+        &self,
+        caller: Caller,
+        request: api::CreateConsumerRequest,
+    ) -> Result<api::Consumer, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        let id: ConsumerId = wire::field("consumer", &request.consumer)?;
+        self.catalog
+            .commit(&served, &caller.actor, |keyring, _| {
+                let changes = keyring.create_consumer(id.clone(), request.name.clone())?;
+                Ok((changes, ()))
+            })
+            .await
+            .map_err(error::commit)?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.keyring = %served.name(),
+            auth.consumer.id = %id,
+            "consumer created"
+        );
+        self.describe_consumer(&request.keyring, &id)
+    }
+
+    pub(super) fn all_consumers(
+        &self,
+        request: &api::ListConsumersRequest,
+    ) -> Result<api::ListConsumersResponse, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        let state = served.journal().state();
+        Ok(api::ListConsumersResponse {
+            consumers: state
+                .keyring
+                .consumers()
+                .iter()
+                .map(|(id, consumer)| wire::consumer(served.name(), id, consumer))
+                .collect(),
+        })
+    }
+
+    pub(super) fn one_consumer(
+        &self,
+        request: &api::GetConsumerRequest,
+    ) -> Result<api::Consumer, Status> {
+        let id: ConsumerId = wire::field("consumer", &request.consumer)?;
+        self.describe_consumer(&request.keyring, &id)
+    }
+
+    fn describe_consumer(&self, keyring: &str, id: &ConsumerId) -> Result<api::Consumer, Status> {
+        let served = self.served("keyring", keyring)?;
+        let state = served.journal().state();
+        state
+            .keyring
+            .consumers()
+            .get(id)
+            .map(|consumer| wire::consumer(served.name(), id, consumer))
+            .ok_or_else(|| {
+                error::refused(&Refusal::NotFound {
+                    what: "consumer",
+                    name: id.to_string(),
+                })
+            })
+    }
+}

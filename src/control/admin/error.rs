@@ -1,0 +1,60 @@
+//! How failures are told: one status code a kind, so that callers can go by the code.
+
+use tonic::Status;
+
+use crate::{
+    control::{
+        journal::{CommitError, LogError},
+        rotation::RotationError,
+    },
+    key::Refusal,
+    store::StoreError,
+};
+
+/// A value of a request cannot be.
+pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(format!("{field}: {problem}"))
+}
+
+pub(super) fn refused(refusal: &Refusal) -> Status {
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::NotFound { .. } => Status::not_found(message),
+        Refusal::AlreadyExists { .. } => Status::already_exists(message),
+        Refusal::Invalid { .. } => Status::invalid_argument(message),
+        Refusal::Unsafe(_) => Status::failed_precondition(message),
+    }
+}
+
+pub(super) fn commit(error: CommitError) -> Status {
+    match error {
+        CommitError::Refused(refusal) => refused(&refusal),
+        CommitError::Contended => Status::aborted(error.to_string()),
+        CommitError::Log(error) => log(error),
+        CommitError::Random(error) => Status::internal(error.to_string()),
+    }
+}
+
+pub(super) fn log(error: LogError) -> Status {
+    tracing::error!(
+        error = &error as &dyn std::error::Error,
+        "an admin call failed"
+    );
+    match error {
+        LogError::Store(error) => store(&error),
+        LogError::Entry(error) => Status::invalid_argument(error.to_string()),
+        LogError::Payload { .. } | LogError::Apply { .. } => Status::data_loss(error.to_string()),
+    }
+}
+
+pub(super) fn store(error: &StoreError) -> Status {
+    Status::unavailable(format!("the store: {error}"))
+}
+
+pub(super) fn rotation(error: RotationError) -> Status {
+    match error {
+        RotationError::Commit(error) => commit(error),
+        RotationError::TimedOut { .. } => Status::deadline_exceeded(error.to_string()),
+        RotationError::Abandoned => Status::cancelled(error.to_string()),
+    }
+}

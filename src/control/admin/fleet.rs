@@ -1,0 +1,71 @@
+//! The sidecars.
+
+use tonic::Status;
+
+use super::{AdminApi, wire};
+use crate::{
+    control::fleet::{Member, MemberKey},
+    key::{KeyringName, Revision},
+    proto::admin as api,
+};
+
+impl AdminApi {
+    pub(super) fn all_sidecars(
+        &self,
+        request: &api::GetFleetRequest,
+    ) -> Result<api::GetFleetResponse, Status> {
+        let keyring = match request.keyring.as_str() {
+            "" => None,
+            name => Some(self.served("keyring", name)?.name().clone()),
+        };
+        let sidecars = self
+            .fleet
+            .members()
+            .into_iter()
+            .map(|(key, member)| self.describe_sidecar(key, member, keyring.as_ref()))
+            .filter(|sidecar| keyring.is_none() || !sidecar.keyrings.is_empty())
+            .collect();
+        Ok(api::GetFleetResponse { sidecars })
+    }
+
+    fn describe_sidecar(
+        &self,
+        key: MemberKey,
+        member: Member,
+        only: Option<&KeyringName>,
+    ) -> api::Sidecar {
+        let keyrings = member
+            .keyrings
+            .iter()
+            .filter(|(name, _)| only.is_none_or(|only| *name == only))
+            .map(|(name, progress)| api::SidecarKeyring {
+                keyring: name.to_string(),
+                epoch: progress.epoch.get(),
+                applied_revision: progress.applied.get(),
+                durable_revision: progress.durable.get(),
+                head_revision: self
+                    .catalog
+                    .get(name)
+                    .map_or(Revision::default(), |served| served.revision())
+                    .get(),
+                applied_at: wire::time(progress.applied_at),
+                rejected: progress
+                    .rejected
+                    .iter()
+                    .map(|(item, reason)| format!("{item}: {reason}"))
+                    .collect(),
+            })
+            .collect();
+        api::Sidecar {
+            node: key.node,
+            cluster: member.cluster,
+            version: member.version,
+            boot_id: key.boot_id,
+            labels: member.labels.into_iter().collect(),
+            connected: member.streams > 0,
+            connected_at: wire::time(member.connected_at),
+            last_seen: wire::time(Some(member.last_seen)),
+            keyrings,
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Keyrings.
+
+use std::sync::Arc;
+
+use tonic::Status;
+
+use super::{AdminApi, error, wire};
+use crate::{
+    control::{served::ServedKeyring, token::Caller},
+    key::{KeyringName, Prefix, operation},
+    proto::admin as api,
+};
+
+impl AdminApi {
+    pub(super) async fn make_keyring(
+        &self,
+        caller: Caller,
+        request: api::CreateKeyringRequest,
+    ) -> Result<api::Keyring, Status> {
+        let name: KeyringName = wire::field("name", &request.name)?;
+        let prefix = match request.prefix.as_str() {
+            "" => Prefix::default(),
+            text => wire::field("prefix", text)?,
+        };
+        let help_url = Some(request.help_url).filter(|url| !url.is_empty());
+        let served = self
+            .begin_keyring(&caller, name, prefix, request.allow_imported, help_url)
+            .await?;
+        Ok(describe(&served))
+    }
+
+    pub(super) async fn begin_keyring(
+        &self,
+        caller: &Caller,
+        name: KeyringName,
+        prefix: Prefix,
+        allow_imported: bool,
+        help_url: Option<String>,
+    ) -> Result<Arc<ServedKeyring>, Status> {
+        let change = operation::create_keyring(name.clone(), prefix, allow_imported, help_url)
+            .map_err(|refusal| error::refused(&refusal))?;
+        let served = self
+            .catalog
+            .create_keyring(&caller.actor, name, &change)
+            .await
+            .map_err(error::commit)?;
+        tracing::info!(actor = caller.actor, auth.keyring = %served.name(), "keyring created");
+        Ok(served)
+    }
+
+    pub(super) fn all_keyrings(&self) -> api::ListKeyringsResponse {
+        api::ListKeyringsResponse {
+            keyrings: self
+                .catalog
+                .list()
+                .iter()
+                .map(|served| describe(served))
+                .collect(),
+        }
+    }
+
+    pub(super) fn one_keyring(
+        &self,
+        request: &api::GetKeyringRequest,
+    ) -> Result<api::Keyring, Status> {
+        let served = self.served("name", &request.name)?;
+        Ok(describe(&served))
+    }
+
+    pub(super) fn confirm_items(
+        &self,
+        caller: &Caller,
+        request: &api::ConfirmSnapshotRequest,
+    ) -> Result<api::ConfirmSnapshotResponse, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        let items = served.journal().state().keyring.version_count() as u64;
+        if request.items != items {
+            return Err(Status::failed_precondition(format!(
+                "keyring {} has {items} versions, not {}: look again before you confirm",
+                served.name(),
+                request.items
+            )));
+        }
+        served.confirm_items(items);
+        tracing::warn!(actor = caller.actor, auth.keyring = %served.name(), items, "snapshot confirmed");
+        Ok(api::ConfirmSnapshotResponse {})
+    }
+
+    /// The keyring that a field names.
+    pub(super) fn served(
+        &self,
+        field: &'static str,
+        name: &str,
+    ) -> Result<Arc<ServedKeyring>, Status> {
+        let name: KeyringName = wire::field(field, name)?;
+        self.catalog
+            .get(&name)
+            .map_err(|refusal| error::refused(&refusal))
+    }
+}
+
+fn describe(served: &ServedKeyring) -> api::Keyring {
+    wire::keyring(&served.journal().state().keyring, served.epoch())
+}

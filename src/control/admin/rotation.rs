@@ -1,0 +1,226 @@
+//! Rotations and revocations, which tell how far they are.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{AdminApi, Streamed, error, wire};
+use crate::{
+    control::{
+        fleet::Target,
+        rotation::{HandedOver, Progress, RotationSpec},
+        served::ServedKeyring,
+        token::Caller,
+    },
+    key::{KeyId, VersionNumber, operation::Which},
+    proto::admin::{self as api, revoke_request, start_rotation_response::Step},
+};
+
+/// How long a caller waits for all sidecars when it does not say.
+const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
+/// A caller may not keep a version staged for longer.
+const MAX_TIMEOUT: Duration = Duration::from_hours(1);
+/// Progress that waits for a caller that reads slowly; more is skipped.
+const MAX_PROGRESS: usize = 16;
+
+impl AdminApi {
+    pub(super) fn rotate(
+        &self,
+        caller: Caller,
+        request: &api::StartRotationRequest,
+    ) -> Result<Streamed<api::StartRotationResponse>, Status> {
+        let spec = RotationSpec {
+            key_id: wire::field("key_id", &request.key_id)?,
+            overlap: wire::duration("overlap", request.overlap)?,
+            expires_in: wire::duration("expires_in", request.expires_in)?,
+            timeout: timeout(request.timeout)?,
+        };
+        let served = self
+            .catalog
+            .holding(spec.key_id)
+            .map_err(|refusal| error::refused(&refusal))?;
+        let (progress, steps) = mpsc::channel(MAX_PROGRESS);
+        let (outcome, last) = tokio::sync::oneshot::channel();
+        let api = self.clone();
+        self.tasks.spawn(async move {
+            let rotated = api.rotations.rotate(&caller.actor, spec, &progress).await;
+            match &rotated {
+                Ok(done) => tracing::info!(
+                    actor = caller.actor,
+                    auth.key.id = %spec.key_id,
+                    auth.key.version = done.version.version.get(),
+                    sidecars = done.barrier.total,
+                    propagation_ms = done.propagation.as_millis(),
+                    "rotation handed over"
+                ),
+                Err(error) => tracing::warn!(
+                    actor = caller.actor,
+                    auth.key.id = %spec.key_id,
+                    error = error as &dyn std::error::Error,
+                    "rotation not handed over"
+                ),
+            }
+            // The caller may be gone; what is handed over stays handed over.
+            let _ = outcome.send(
+                rotated
+                    .map_err(error::rotation)
+                    .and_then(|done| handed_over(&served, &done)),
+            );
+        });
+        let steps = ReceiverStream::new(steps).map(|step| Ok(started(step)));
+        let last = futures_util::stream::once(async {
+            last.await
+                .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
+        });
+        Ok(Box::pin(steps.chain(last)))
+    }
+
+    pub(super) async fn end_versions(
+        &self,
+        caller: Caller,
+        request: api::RevokeRequest,
+    ) -> Result<Streamed<api::RevokeResponse>, Status> {
+        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let which = match request.which {
+            Some(revoke_request::Which::Version(number)) => Which::Version(
+                VersionNumber::new(number)
+                    .ok_or_else(|| error::invalid("version", "versions are counted from 1"))?,
+            ),
+            Some(revoke_request::Which::All(true)) => Which::All,
+            Some(revoke_request::Which::All(false)) | None => {
+                return Err(error::invalid("which", "name a version, or say all"));
+            }
+        };
+        let timeout = timeout(request.timeout)?;
+        let served = self
+            .catalog
+            .holding(key_id)
+            .map_err(|refusal| error::refused(&refusal))?;
+        let began = self.catalog.clock().boot();
+        let revoked = self
+            .rotations
+            .revoke(&served, &caller.actor, key_id, which, &request.reason)
+            .await
+            .map_err(error::commit)?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.key.id = %key_id,
+            versions = ?revoked.versions.iter().map(|v| v.get()).collect::<Vec<_>>(),
+            reason = request.reason,
+            "revoked"
+        );
+        let target = Target::Revoked(revoked.revision);
+        let answer = api::RevokeResponse {
+            keyring: served.name().to_string(),
+            key_id: key_id.to_string(),
+            versions: revoked.versions.iter().map(|v| v.get()).collect(),
+            revision: revoked.revision.get(),
+            barrier: Some(wire::barrier(&self.fleet.barrier(
+                served.name(),
+                served.epoch(),
+                target,
+            ))),
+            done: false,
+            propagation: None,
+        };
+        if !request.wait {
+            let answer = api::RevokeResponse {
+                done: true,
+                ..answer
+            };
+            return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])));
+        }
+        let (progress, steps) = mpsc::channel(MAX_PROGRESS);
+        let (outcome, last) = tokio::sync::oneshot::channel();
+        let (api, first) = (self.clone(), answer.clone());
+        self.tasks.spawn(async move {
+            let waited = api
+                .rotations
+                .wait(&served, target, timeout, &progress)
+                .await;
+            let propagation = api.catalog.clock().boot().saturating_since(began);
+            let _ =
+                outcome.send(
+                    waited
+                        .map_err(error::rotation)
+                        .map(|barrier| api::RevokeResponse {
+                            barrier: Some(wire::barrier(&barrier)),
+                            done: true,
+                            propagation: wire::elapsed(propagation),
+                            ..answer
+                        }),
+                );
+        });
+        let template = first.clone();
+        let steps = ReceiverStream::new(steps).filter_map(move |step| {
+            let answer = match step {
+                Progress::Waiting(barrier) => Some(Ok(api::RevokeResponse {
+                    barrier: Some(wire::barrier(&barrier)),
+                    ..template.clone()
+                })),
+                Progress::Staged { .. } => None,
+            };
+            std::future::ready(answer)
+        });
+        let last = futures_util::stream::once(async {
+            last.await
+                .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
+        });
+        let first = futures_util::stream::iter([Ok(first)]);
+        Ok(Box::pin(first.chain(steps).chain(last)))
+    }
+}
+
+fn timeout(value: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let timeout = wire::duration("timeout", value)?.unwrap_or(DEFAULT_TIMEOUT);
+    if timeout > MAX_TIMEOUT {
+        return Err(error::invalid("timeout", "wait for at most one hour"));
+    }
+    Ok(timeout)
+}
+
+fn started(progress: Progress) -> api::StartRotationResponse {
+    let step = match progress {
+        Progress::Staged {
+            rotation,
+            version,
+            revision,
+        } => Step::Staged(api::Staged {
+            rotation_id: rotation.to_string(),
+            version: version.get(),
+            revision: revision.get(),
+        }),
+        Progress::Waiting(barrier) => Step::Barrier(wire::barrier(&barrier)),
+    };
+    api::StartRotationResponse { step: Some(step) }
+}
+
+fn handed_over(
+    served: &ServedKeyring,
+    done: &HandedOver,
+) -> Result<api::StartRotationResponse, Status> {
+    let state = served.journal().state();
+    let (key, version) = state
+        .keyring
+        .version(done.version)
+        .ok_or_else(|| Status::internal("the version that was handed over is not there"))?;
+    let key = wire::issued(
+        &state.keyring,
+        key,
+        version,
+        done.secret.expose(),
+        done.revision,
+    );
+    Ok(api::StartRotationResponse {
+        step: Some(Step::HandedOver(api::HandedOver {
+            key: Some(key),
+            old_version: done.old.map_or(0, |old| old.version.get()),
+            old_until: wire::time(done.old.map(|old| old.until)),
+            barrier: Some(wire::barrier(&done.barrier)),
+            propagation: wire::elapsed(done.propagation),
+        })),
+    })
+}

@@ -1,0 +1,211 @@
+//! Between messages and the domain.
+
+use std::time::{Duration, SystemTime};
+
+use tonic::Status;
+
+use super::error::invalid;
+use crate::{
+    control::{
+        fleet::Barrier,
+        token::{Role, Token},
+    },
+    key::{
+        Consumer, ConsumerId, Key, KeyState, KeyVersion, Keyring, KeyringName, Revision, Timestamp,
+        VersionState, Window,
+    },
+    proto::admin as api,
+};
+
+/// Parses a field that has a type of its own.
+pub(super) fn field<T>(name: &'static str, text: &str) -> Result<T, Status>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    text.parse().map_err(|error| invalid(name, error))
+}
+
+pub(super) fn duration(
+    name: &'static str,
+    value: Option<prost_types::Duration>,
+) -> Result<Option<Duration>, Status> {
+    value
+        .map(|value| {
+            Duration::try_from(value).map_err(|_| invalid(name, "a duration cannot be negative"))
+        })
+        .transpose()
+}
+
+pub(super) fn timestamp(
+    name: &'static str,
+    value: Option<prost_types::Timestamp>,
+) -> Result<Option<Timestamp>, Status> {
+    value
+        .map(|value| {
+            SystemTime::try_from(value)
+                .map(Timestamp::from)
+                .map_err(|_| invalid(name, "not a time"))
+        })
+        .transpose()
+}
+
+pub(super) fn time(value: Option<Timestamp>) -> Option<prost_types::Timestamp> {
+    value.map(Timestamp::to_wire)
+}
+
+pub(super) fn elapsed(value: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(value).ok()
+}
+
+pub(super) fn role(value: i32) -> Result<Role, Status> {
+    match api::Role::try_from(value) {
+        Ok(api::Role::Viewer) => Ok(Role::Viewer),
+        Ok(api::Role::Issuer) => Ok(Role::Issuer),
+        Ok(api::Role::Revoker) => Ok(Role::Revoker),
+        Ok(api::Role::Admin) => Ok(Role::Admin),
+        Ok(api::Role::Unspecified) | Err(_) => {
+            Err(invalid("role", "use viewer, issuer, revoker or admin"))
+        }
+    }
+}
+
+pub(super) fn token(token: &Token) -> api::Token {
+    api::Token {
+        id: token.id.to_string(),
+        name: token.name.clone(),
+        role: match token.role {
+            Role::Viewer => api::Role::Viewer,
+            Role::Issuer => api::Role::Issuer,
+            Role::Revoker => api::Role::Revoker,
+            Role::Admin => api::Role::Admin,
+        }
+        .into(),
+        created_at: time(Some(token.created_at)),
+        expires_at: time(token.expires_at),
+        ended_at: time(token.ended_at),
+    }
+}
+
+pub(super) fn keyring(keyring: &Keyring, epoch: crate::key::Epoch) -> api::Keyring {
+    api::Keyring {
+        name: keyring.name().to_string(),
+        prefix: keyring.prefix().to_string(),
+        allow_imported: keyring.allow_imported(),
+        revision: keyring.revision().get(),
+        epoch: epoch.get(),
+        consumers: keyring.consumers().len() as u64,
+        keys: keyring.keys().len() as u64,
+        created_at: time(Some(keyring.created_at())),
+        help_url: keyring.help_url().unwrap_or_default().to_owned(),
+        versions: keyring.version_count() as u64,
+    }
+}
+
+pub(super) fn consumer(
+    keyring: &KeyringName,
+    id: &ConsumerId,
+    consumer: &Consumer,
+) -> api::Consumer {
+    api::Consumer {
+        keyring: keyring.to_string(),
+        consumer: id.to_string(),
+        name: consumer.name.clone(),
+        created_at: time(Some(consumer.created_at)),
+        key_ids: consumer.keys.iter().map(ToString::to_string).collect(),
+    }
+}
+
+pub(super) fn key(keyring: &Keyring, key: &Key) -> api::Key {
+    api::Key {
+        keyring: keyring.name().to_string(),
+        consumer: key.consumer.to_string(),
+        key_id: key.id.to_string(),
+        name: key.name.clone(),
+        scopes: key
+            .scopes
+            .iter()
+            .map(|scope| scope.as_str().to_owned())
+            .collect(),
+        allowed_sources: key
+            .allowed_sources
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        revision: keyring.revision().get(),
+        versions: key.versions.values().map(version).collect(),
+    }
+}
+
+pub(super) fn state(state: KeyState) -> i32 {
+    match state {
+        KeyState::Pending => api::KeyState::Pending,
+        KeyState::Active => api::KeyState::Active,
+        KeyState::Retiring => api::KeyState::Retiring,
+        KeyState::Retired => api::KeyState::Retired,
+        KeyState::Revoked => api::KeyState::Revoked,
+    }
+    .into()
+}
+
+/// A version whose secret is told with it, or was told by its owner.
+pub(super) fn issued(
+    keyring: &Keyring,
+    key: &Key,
+    version: &KeyVersion,
+    secret: &str,
+    revision: Revision,
+) -> api::IssuedKey {
+    let Window {
+        not_before,
+        expires_at,
+    } = version.window;
+    api::IssuedKey {
+        keyring: keyring.name().to_string(),
+        consumer: key.consumer.to_string(),
+        key_id: key.id.to_string(),
+        version: version.number.get(),
+        state: state(version.state.kind()),
+        secret: secret.to_owned(),
+        not_before: time(not_before),
+        expires_at: time(expires_at),
+        revision: revision.get(),
+    }
+}
+
+pub(super) fn barrier(barrier: &Barrier) -> api::Barrier {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    api::Barrier {
+        applied: count(barrier.applied),
+        total: count(barrier.total),
+        laggards: barrier
+            .laggards
+            .iter()
+            .map(|laggard| api::Laggard {
+                node: laggard.node.clone(),
+                cluster: laggard.cluster.clone(),
+                connected: laggard.connected,
+                behind: laggard.behind,
+                last_seen: time(Some(laggard.last_seen)),
+            })
+            .collect(),
+    }
+}
+
+fn version(version: &KeyVersion) -> api::KeyVersion {
+    let reason = match &version.state {
+        VersionState::Retired { reason, .. } | VersionState::Revoked { reason, .. } => {
+            reason.to_string()
+        }
+        VersionState::Pending { .. }
+        | VersionState::Active { .. }
+        | VersionState::Retiring { .. } => String::new(),
+    };
+    api::KeyVersion {
+        version: version.number.get(),
+        state: state(version.state.kind()),
+        created_at: time(Some(version.created_at)),
+        not_before: time(version.window.not_before),
+        expires_at: time(version.ends_at()),
+        reason,
+    }
+}

@@ -1,0 +1,268 @@
+//! A whole control plane: made once, started, and told where it listens.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+
+use super::{
+    admin::AdminApi,
+    catalog::Catalog,
+    fleet::Fleet,
+    journal::{CommitError, LogError},
+    reconciler::Reconciler,
+    secrets::{self, SecretFileError},
+    token::{Role, Tokens},
+};
+use crate::{
+    clock::Clock,
+    config::ControlSettings,
+    discovery::server::DiscoveryServer,
+    http::{HttpServer, Pages},
+    key::Secret,
+    proto,
+    readiness::Readiness,
+    shutdown::Shutdown,
+    store::{SqliteOptions, SqliteStore, Store, StoreError},
+    telemetry::process::ProcessCollector,
+};
+
+/// A control plane that is running.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// Where it listens.
+    pub endpoints: ControlEndpoints,
+    /// Its keyrings.
+    pub catalog: Arc<Catalog>,
+}
+
+/// The addresses that a control plane has bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlEndpoints {
+    /// Discovery.
+    pub discovery: SocketAddr,
+    /// The admin API.
+    pub admin: SocketAddr,
+    /// Metrics and probes.
+    pub http: SocketAddr,
+}
+
+/// A control plane cannot be made or started.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneError {
+    /// A file of secrets cannot be used.
+    #[error(transparent)]
+    Secrets(#[from] SecretFileError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A log of the store cannot be followed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A first change was not committed.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// It was initialized before.
+    #[error("{store} is initialized already; make further tokens with `relatch token create`")]
+    Initialized {
+        /// The store's path.
+        store: String,
+    },
+    /// An address cannot be bound.
+    #[error("{field}: cannot listen on {address}")]
+    Bind {
+        /// The setting.
+        field: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The descriptors of the admin API are broken.
+    #[error("reflection cannot be served")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The process cannot be measured.
+    #[error("the process cannot be measured")]
+    Process(#[source] std::io::Error),
+}
+
+/// With the timeout below, a dead sidecar is found within 15 seconds.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A sidecar has one stream, an operator a few calls at once.
+const MAX_STREAMS: u32 = 100;
+/// Headers of our own callers are a token and what gRPC adds.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Resets that a caller may cause before its connection is closed. Nobody cancels calls here in numbers.
+const MAX_RESETS: usize = 100;
+/// Who makes the first token.
+const INIT_ACTOR: &str = "relatch control init";
+
+/// Makes what a control plane needs: its directory, its pepper, its store and a first admin token, which is returned
+/// and kept nowhere. What is there already is left as it is.
+///
+/// # Errors
+///
+/// When the store has a token already, or something cannot be made.
+pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<Secret, PlaneError> {
+    secrets::ensure_directory(&settings.data_dir)?;
+    let pepper = secrets::ensure_pepper(&settings.pepper_file)?;
+    let options = SqliteOptions {
+        create: true,
+        ..SqliteOptions::default()
+    };
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings.store, options).await?);
+    let tokens = Tokens::open(store, clock.clone(), &pepper).await?;
+    if !tokens.list().is_empty() {
+        return Err(PlaneError::Initialized {
+            store: settings.store.display().to_string(),
+        });
+    }
+    let (_, secret) = tokens
+        .create(INIT_ACTOR, "first admin", Role::Admin, None)
+        .await?;
+    Ok(secret)
+}
+
+/// Begins a new epoch of every keyring, so that every sidecar takes it anew: after a restore.
+///
+/// # Errors
+///
+/// When the store cannot be used.
+pub async fn begin_epoch(settings: &ControlSettings) -> Result<(), PlaneError> {
+    let store = SqliteStore::open(&settings.store, SqliteOptions::default()).await?;
+    for head in store.heads().await? {
+        let head = store.rotate_epoch(&head.log).await?;
+        tracing::warn!(log = %head.log, epoch = %head.epoch, "a new epoch has begun");
+    }
+    Ok(())
+}
+
+impl ControlPlane {
+    /// Starts a control plane whose data [`initialize`] has made. Its tasks belong to `shutdown`.
+    ///
+    /// # Errors
+    ///
+    /// When the store, the pepper or an address cannot be used.
+    pub async fn start(
+        settings: &ControlSettings,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> Result<Self, PlaneError> {
+        let pepper = secrets::read_pepper(&settings.pepper_file)?;
+        let store = SqliteStore::open(&settings.store, SqliteOptions::default()).await?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let known = store.load_presence().await?;
+        let catalog =
+            Arc::new(Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone()).await?);
+        let tokens = Arc::new(Tokens::open(store, clock.clone(), &pepper).await?);
+        let fleet = Arc::new(Fleet::new(clock, settings.lease, known));
+
+        let calls = TaskTracker::new();
+        let discovery = DiscoveryServer::new(
+            Arc::clone(&catalog),
+            Arc::clone(&fleet),
+            settings.heartbeat,
+            calls.clone(),
+            shutdown.token(),
+        );
+        let admin = AdminApi::new(
+            Arc::clone(&catalog),
+            Arc::clone(&fleet),
+            Arc::clone(&tokens),
+            calls.clone(),
+        );
+        let discovery = Routes::new(discovery.into_service());
+        let admin = admin_routes(admin).await?;
+
+        let mut registry = Registry::default();
+        let process = ProcessCollector::new().map_err(PlaneError::Process)?;
+        registry.register_collector(Box::new(process));
+        let pages = Pages {
+            registry: Arc::new(registry),
+            readiness: Readiness::default(),
+            status: None,
+        };
+        let http = HttpServer::bind(settings.http, pages)
+            .await
+            .map_err(bind_error("http", settings.http))?;
+        let endpoints = ControlEndpoints {
+            discovery: serve("discovery", settings.discovery, discovery, shutdown).await?,
+            admin: serve("admin", settings.admin, admin, shutdown).await?,
+            http: http.local_addr(),
+        };
+        shutdown.spawn("control http", http.serve(shutdown.token()));
+        let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet);
+        shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
+        let stop = shutdown.token();
+        shutdown.spawn("calls", async move {
+            stop.cancelled().await;
+            calls.close();
+            calls.wait().await;
+        });
+        Ok(Self { endpoints, catalog })
+    }
+}
+
+async fn admin_routes(admin: AdminApi) -> Result<Routes, PlaneError> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .with_service_name("relatch.admin.v1.Admin")
+        .build_v1()?;
+    let admin = admin.into_service();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter
+        .set_service_status(
+            "relatch.admin.v1.Admin",
+            tonic_health::ServingStatus::Serving,
+        )
+        .await;
+    Ok(Routes::new(admin)
+        .add_service(health)
+        .add_service(reflection))
+}
+
+/// Serves `routes` on `address` until the shutdown, and returns the bound address.
+async fn serve(
+    name: &'static str,
+    address: SocketAddr,
+    routes: Routes,
+    shutdown: &Shutdown,
+) -> Result<SocketAddr, PlaneError> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(bind_error(name, address))?;
+    let bound = listener.local_addr().map_err(bind_error(name, address))?;
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_routes(routes);
+    let stop = shutdown.token();
+    shutdown.spawn_fallible(name, async move {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        server
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await
+    });
+    Ok(bound)
+}
+
+fn bind_error(
+    field: &'static str,
+    address: SocketAddr,
+) -> impl FnOnce(std::io::Error) -> PlaneError {
+    move |source| PlaneError::Bind {
+        field,
+        address,
+        source,
+    }
+}

@@ -1,0 +1,104 @@
+//! What a control plane does without being asked: follow the store, commit what time makes due, keep the fleet's book.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::{catalog::Catalog, fleet::Fleet, journal::LogError, token::Tokens};
+use crate::key::rotation;
+
+/// The background work of a control plane.
+#[derive(Debug)]
+pub struct Reconciler {
+    catalog: Arc<Catalog>,
+    tokens: Arc<Tokens>,
+    fleet: Arc<Fleet>,
+}
+
+/// How often the store is read: a keyring is as fresh as the last read, and a commit of another process is seen by then.
+const EVERY: Duration = Duration::from_secs(1);
+/// Every so many rounds the fleet's book is written.
+const BOOK_ROUNDS: u32 = 10;
+/// The most changes of one commit, so that what is due after a long stop does not hold a keyring up.
+const MAX_CHANGES: usize = 256;
+/// As the audit log names it.
+const ACTOR: &str = "reconciler";
+
+impl Reconciler {
+    /// A reconciler of everything that a control plane owns.
+    #[must_use]
+    pub const fn new(catalog: Arc<Catalog>, tokens: Arc<Tokens>, fleet: Arc<Fleet>) -> Self {
+        Self {
+            catalog,
+            tokens,
+            fleet,
+        }
+    }
+
+    /// Runs until `shutdown`. A failure is logged and tried again in the next round.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for round in (1..=BOOK_ROUNDS).cycle() {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = shutdown.cancelled() => break,
+            }
+            if let Err(error) = self.follow().await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the store cannot be followed; sidecars are told no newer time than its last good read"
+                );
+                continue;
+            }
+            self.commit_due().await;
+            if round == BOOK_ROUNDS {
+                self.keep_book().await;
+            }
+        }
+        // Whoever starts next waits for the sidecars that were here last.
+        self.keep_book().await;
+    }
+
+    async fn follow(&self) -> Result<(), LogError> {
+        self.tokens.refresh().await?;
+        self.catalog.refresh().await
+    }
+
+    async fn commit_due(&self) {
+        for served in self.catalog.list() {
+            let committed = self
+                .catalog
+                .commit(&served, ACTOR, |keyring, now| {
+                    let changes = rotation::plan(keyring, now, MAX_CHANGES);
+                    let count = changes.len();
+                    Ok((changes, count))
+                })
+                .await;
+            match committed {
+                Ok(committed) if committed.value > 0 => tracing::info!(
+                    auth.keyring = %served.name(),
+                    auth.keyring.revision = committed.revision.get(),
+                    changes = committed.value,
+                    "what was due is committed"
+                ),
+                Ok(_) => {}
+                Err(error) => tracing::error!(
+                    auth.keyring = %served.name(),
+                    error = &error as &dyn std::error::Error,
+                    "what is due could not be committed"
+                ),
+            }
+        }
+    }
+
+    async fn keep_book(&self) {
+        if let Err(error) = self.catalog.store().save_presence(self.fleet.rows()).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the fleet's book could not be written"
+            );
+        }
+    }
+}

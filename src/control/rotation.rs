@@ -1,0 +1,310 @@
+//! The steps of a rotation and of a revocation that take time: commit, wait for every sidecar, commit again.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+
+use super::{
+    catalog::Catalog,
+    fleet::{Barrier, Fleet, Target},
+    journal::CommitError,
+    served::ServedKeyring,
+};
+use crate::key::{
+    KeyId, Revision, RotationId, Secret, Timestamp, VersionNumber, VersionRef, Window,
+    change::{Change, OldVersion},
+    operation::{StageSpec, Which},
+};
+
+/// Rotates keys and revokes them.
+#[derive(Clone, Debug)]
+pub struct Rotations {
+    catalog: Arc<Catalog>,
+    fleet: Arc<Fleet>,
+}
+
+/// How a rotation is to go.
+#[derive(Clone, Copy, Debug)]
+pub struct RotationSpec {
+    /// Of which key.
+    pub key_id: KeyId,
+    /// How long the old version stays accepted; the keyring's default when absent.
+    pub overlap: Option<Duration>,
+    /// The life of the new version; unbounded when absent.
+    pub expires_in: Option<Duration>,
+    /// How long to wait for all live sidecars.
+    pub timeout: Duration,
+}
+
+/// How far a rotation is.
+#[derive(Debug)]
+pub enum Progress {
+    /// The new version is on its way.
+    Staged {
+        /// The rotation.
+        rotation: RotationId,
+        /// The new version.
+        version: VersionNumber,
+        /// At which revision.
+        revision: Revision,
+    },
+    /// How many sidecars have it.
+    Waiting(Barrier),
+}
+
+/// A rotation that was handed over.
+#[derive(Debug)]
+pub struct HandedOver {
+    /// The new version's secret.
+    pub secret: Secret,
+    /// The new version.
+    pub version: VersionRef,
+    /// When it is valid.
+    pub window: Window,
+    /// The version that is retiring now.
+    pub old: Option<OldVersion>,
+    /// The revision of the hand-over.
+    pub revision: Revision,
+    /// All sidecars, at the end of the wait.
+    pub barrier: Barrier,
+    /// From the staged commit to the last ack.
+    pub propagation: Duration,
+}
+
+/// A revocation that was committed.
+#[derive(Debug)]
+pub struct Revoked {
+    /// The versions that are revoked now.
+    pub versions: Vec<VersionNumber>,
+    /// The revision of the revocation.
+    pub revision: Revision,
+}
+
+/// Why a rotation was not handed over, or a revocation not seen through.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    /// A commit failed.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Not every sidecar acked in time. A rotation was withdrawn and nothing handed out; a revocation stands.
+    #[error("{applied} of {total} sidecars have it after {waited}; missing: {missing}", applied = barrier.applied, total = barrier.total, waited = humantime::format_duration(*timeout), missing = names(barrier))]
+    TimedOut {
+        /// Who is missing.
+        barrier: Barrier,
+        /// How long it was waited.
+        timeout: Duration,
+    },
+    /// The caller went away before the hand-over; the version was withdrawn.
+    #[error("the caller went away before the hand-over; the new version was withdrawn")]
+    Abandoned,
+}
+
+/// Beyond the caller's own timeout, until a staged version that nobody withdrew is withdrawn by itself.
+const WITHDRAW_SLACK: Duration = Duration::from_secs(30);
+/// How often leases are looked at while waiting: they run out without anybody saying so.
+const LEASE_CHECK: Duration = Duration::from_millis(500);
+/// How many laggards an error names.
+const MAX_NAMED: usize = 10;
+
+impl Rotations {
+    /// Rotates the catalog's keys and waits for the fleet.
+    #[must_use]
+    pub const fn new(catalog: Arc<Catalog>, fleet: Arc<Fleet>) -> Self {
+        Self { catalog, fleet }
+    }
+
+    /// Stages a version, waits until every live sidecar accepts it, and hands it over.
+    ///
+    /// When the receiver of `progress` is dropped before the hand-over, or the wait times out, the version is withdrawn.
+    /// To be run in a task of its own: dropping the future leaves the withdrawal to the reconciler.
+    ///
+    /// # Errors
+    ///
+    /// When the rotation was not handed over; nothing was handed out then.
+    pub async fn rotate(
+        &self,
+        actor: &str,
+        spec: RotationSpec,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<HandedOver, RotationError> {
+        let served = self
+            .catalog
+            .holding(spec.key_id)
+            .map_err(CommitError::from)?;
+        let rotation = RotationId::generate().map_err(CommitError::from)?;
+        let prefix = served.journal().state().keyring.prefix().clone();
+        let secret = Secret::generate(&prefix, spec.key_id).map_err(CommitError::from)?;
+        let staged_at = self.catalog.clock().boot();
+        let staged = self
+            .catalog
+            .commit(&served, actor, |keyring, now| {
+                let window =
+                    Window::new(None, spec.expires_in.map(|life| now.saturating_add(life)));
+                let stage = StageSpec {
+                    key_id: spec.key_id,
+                    rotation,
+                    window,
+                    withdraw_after: now.saturating_add(spec.timeout + WITHDRAW_SLACK),
+                };
+                let changes = keyring.stage(stage, &secret.presented(), served.pepper(), now)?;
+                let number = keyring.key(spec.key_id)?.next_number();
+                Ok((changes, (number, window)))
+            })
+            .await?;
+        let (number, window) = staged.value;
+        let version = VersionRef {
+            key_id: spec.key_id,
+            version: number,
+        };
+        let _ = progress
+            .send(Progress::Staged {
+                rotation,
+                version: number,
+                revision: staged.revision,
+            })
+            .await;
+        let target = Target::Applied(staged.revision, version);
+        let barrier = self.wait(&served, target, spec.timeout, progress).await;
+        let barrier = match barrier {
+            Ok(barrier) => barrier,
+            Err(error) => {
+                self.withdraw(&served, actor, spec.key_id, rotation, &error)
+                    .await?;
+                return Err(error);
+            }
+        };
+        let propagation = self.catalog.clock().boot().saturating_since(staged_at);
+        let handed_over = self
+            .catalog
+            .commit(&served, actor, |keyring, now| {
+                let overlap = spec.overlap.unwrap_or(keyring.policy().overlap);
+                let changes = keyring.hand_over(spec.key_id, rotation, overlap, now)?;
+                let old = changes.iter().find_map(|change| match change {
+                    Change::HandedOver { old, .. } => *old,
+                    Change::KeyringCreated { .. }
+                    | Change::ConsumerCreated { .. }
+                    | Change::KeyCreated { .. }
+                    | Change::VersionStaged { .. }
+                    | Change::VersionWithdrawn { .. }
+                    | Change::VersionRetired { .. }
+                    | Change::VersionsRevoked { .. } => None,
+                });
+                Ok((changes, old))
+            })
+            .await?;
+        Ok(HandedOver {
+            secret,
+            version,
+            window,
+            old: handed_over.value,
+            revision: handed_over.revision,
+            barrier,
+            propagation,
+        })
+    }
+
+    /// Ends versions of a key at once.
+    ///
+    /// # Errors
+    ///
+    /// When the revocation is refused, or the store fails.
+    pub async fn revoke(
+        &self,
+        served: &ServedKeyring,
+        actor: &str,
+        key_id: KeyId,
+        which: Which,
+        reason: &str,
+    ) -> Result<Revoked, CommitError> {
+        let committed = self
+            .catalog
+            .commit(served, actor, |keyring, _| {
+                let changes = keyring.revoke(key_id, which, reason)?;
+                let versions = changes.iter().flat_map(|change| match change {
+                    Change::VersionsRevoked { versions, .. } => versions.as_slice(),
+                    Change::KeyringCreated { .. }
+                    | Change::ConsumerCreated { .. }
+                    | Change::KeyCreated { .. }
+                    | Change::VersionStaged { .. }
+                    | Change::HandedOver { .. }
+                    | Change::VersionWithdrawn { .. }
+                    | Change::VersionRetired { .. } => &[],
+                });
+                let versions = versions.copied().collect();
+                Ok((changes, versions))
+            })
+            .await?;
+        Ok(Revoked {
+            versions: committed.value,
+            revision: committed.revision,
+        })
+    }
+
+    /// Waits until every live sidecar of a keyring has reached `target`, telling the progress as it changes.
+    ///
+    /// # Errors
+    ///
+    /// When that takes longer than `timeout`, or the receiver of `progress` is dropped.
+    pub async fn wait(
+        &self,
+        served: &ServedKeyring,
+        target: Target,
+        timeout: Duration,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<Barrier, RotationError> {
+        let mut changes = self.fleet.watch();
+        let deadline = tokio::time::sleep(timeout);
+        tokio::pin!(deadline);
+        let mut told = None;
+        loop {
+            changes.mark_unchanged();
+            let barrier = self.fleet.barrier(served.name(), served.epoch(), target);
+            if barrier.is_passed() {
+                return Ok(barrier);
+            }
+            let news = (barrier.applied, barrier.total);
+            if told != Some(news) {
+                told = Some(news);
+                // A caller that does not keep up is told of the next change.
+                let _ = progress.try_send(Progress::Waiting(barrier.clone()));
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(LEASE_CHECK) => {}
+                () = progress.closed() => return Err(RotationError::Abandoned),
+                () = &mut deadline => return Err(RotationError::TimedOut { barrier, timeout }),
+            }
+        }
+    }
+
+    async fn withdraw(
+        &self,
+        served: &ServedKeyring,
+        actor: &str,
+        key_id: KeyId,
+        rotation: RotationId,
+        why: &RotationError,
+    ) -> Result<(), CommitError> {
+        let reason: Arc<str> = why.to_string().into();
+        self.catalog
+            .commit(served, actor, |keyring, _: Timestamp| {
+                let reason = Arc::clone(&reason);
+                Ok((keyring.withdraw(key_id, rotation, reason)?, ()))
+            })
+            .await?;
+        Ok(())
+    }
+}
+
+fn names(barrier: &Barrier) -> String {
+    let mut names: Vec<&str> = barrier
+        .laggards
+        .iter()
+        .take(MAX_NAMED)
+        .map(|laggard| laggard.node.as_str())
+        .collect();
+    if barrier.laggards.len() > MAX_NAMED {
+        names.push("…");
+    }
+    names.join(", ")
+}

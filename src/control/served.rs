@@ -1,0 +1,156 @@
+//! A keyring as the control plane serves it: its state, and the feed of its sidecars.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::{
+    feed::{EncodedSnapshot, Feed},
+    journal::{Journal, State},
+};
+use crate::{
+    key::{ApplyError, Change, Epoch, Keyring, KeyringName, Pepper, Revision, Timestamp},
+    proto::discovery as wire,
+};
+
+/// A keyring, its journal and what its sidecars are told.
+#[derive(Debug)]
+pub struct ServedKeyring {
+    name: KeyringName,
+    pepper: Pepper,
+    journal: Journal<FedKeyring>,
+    /// The newest encoded snapshot, shared by the streams that need one.
+    snapshot: Mutex<Option<Arc<EncodedSnapshot>>>,
+    /// How many items an operator confirmed for a snapshot that shrinks; 0 for none.
+    confirmed_items: AtomicU64,
+}
+
+/// A keyring and its feed, which change together.
+#[derive(Debug)]
+pub struct FedKeyring {
+    /// The keyring.
+    pub keyring: Keyring,
+    /// What its sidecars are to be told.
+    pub feed: Feed,
+}
+
+impl ServedKeyring {
+    /// Serves what a journal holds.
+    #[must_use]
+    pub fn new(journal: Journal<FedKeyring>, pepper: Pepper) -> Self {
+        let name = journal.state().keyring.name().clone();
+        Self {
+            name,
+            pepper,
+            journal,
+            snapshot: Mutex::new(None),
+            confirmed_items: AtomicU64::new(0),
+        }
+    }
+
+    /// The keyring's name.
+    #[must_use]
+    pub const fn name(&self) -> &KeyringName {
+        &self.name
+    }
+
+    /// The history of its revisions.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.journal.epoch()
+    }
+
+    /// The pepper of its keys.
+    #[must_use]
+    pub const fn pepper(&self) -> &Pepper {
+        &self.pepper
+    }
+
+    /// Its log.
+    #[must_use]
+    pub const fn journal(&self) -> &Journal<FedKeyring> {
+        &self.journal
+    }
+
+    /// The revision of its last change.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.journal.state().keyring.revision()
+    }
+
+    /// What sidecars need to judge its keys.
+    #[must_use]
+    pub fn settings(&self) -> wire::KeyringSettings {
+        let state = self.journal.state();
+        wire::KeyringSettings {
+            keyring: self.name.to_string(),
+            epoch: self.epoch().get(),
+            prefix: state.keyring.prefix().to_string(),
+            issued_only: !state.keyring.allow_imported(),
+            peppers: vec![wire::Pepper {
+                id: self.pepper.id().get(),
+                secret: bytes::Bytes::copy_from_slice(self.pepper.expose()),
+            }],
+            help_url: state.keyring.help_url().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The whole keyring, encoded anew only when it has changed. Takes time in proportion to its size.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<EncodedSnapshot> {
+        let mut newest = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.journal.state();
+        match &*newest {
+            Some(snapshot) if snapshot.revision == state.keyring.revision() => snapshot.clone(),
+            Some(_) | None => {
+                let confirmed = self.confirmed_items.load(Ordering::Relaxed);
+                let snapshot = state.feed.snapshot(&state.keyring, confirmed);
+                *newest = Some(Arc::clone(&snapshot));
+                snapshot
+            }
+        }
+    }
+
+    /// Notes that an operator wants snapshots of this many items to be taken even where they shrink a keyring.
+    pub fn confirm_items(&self, items: u64) {
+        self.confirmed_items.store(items, Ordering::Relaxed);
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl FedKeyring {
+    /// Begins with the first change of a log.
+    ///
+    /// # Errors
+    ///
+    /// When the change does not make a keyring.
+    pub fn begin(epoch: Epoch, at: Timestamp, change: &Change) -> Result<Self, ApplyError> {
+        let keyring = Keyring::begin(at, change)?;
+        let feed = Feed::new(epoch, &keyring);
+        Ok(Self { keyring, feed })
+    }
+}
+
+impl State for FedKeyring {
+    type Change = Change;
+
+    fn kind(change: &Change) -> &'static str {
+        change.kind()
+    }
+
+    fn revision(&self) -> Revision {
+        self.keyring.revision()
+    }
+
+    fn apply(
+        &mut self,
+        revision: Revision,
+        at: Timestamp,
+        change: &Change,
+    ) -> Result<(), ApplyError> {
+        let touched = self.keyring.apply(revision, at, change)?;
+        self.feed.push(&self.keyring, &touched);
+        Ok(())
+    }
+}

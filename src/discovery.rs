@@ -1,0 +1,15 @@
+//! How keyrings reach sidecars.
+//!
+//! On the sidecar's side [`client`] keeps one stream to a control plane open and hands what comes to [`receiver`], which
+//! applies it to the mirrors of [`crate::keyring`] and answers. On the control plane's side [`server`] accepts streams,
+//! and a [`session`] per stream decides what to send next. Both ends share [`item`], the form in which a key version
+//! travels.
+
+pub mod backoff;
+pub mod client;
+#[cfg(test)]
+mod convergence;
+pub mod item;
+pub mod receiver;
+pub mod server;
+pub mod session;

@@ -1,0 +1,75 @@
+//! How long to wait before the next attempt to connect.
+
+use std::time::Duration;
+
+/// Doubles the range of the wait with every failure and draws from the whole of it, so that sidecars that lost the same
+/// control plane do not come back at the same moment.
+#[derive(Clone, Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The range of the first wait.
+    pub const FIRST: Duration = Duration::from_millis(100);
+    /// The largest range: a control plane that is back is found within half a minute.
+    pub const MAX: Duration = Duration::from_secs(30);
+    /// A stream that lived for so long ends the series of failures. One that dies sooner goes on with it, so that a
+    /// control plane that accepts and then fails is not hammered.
+    pub const STABLE_AFTER: Duration = Duration::from_mins(1);
+
+    /// The wait after one more failure, uniform in `(0, range]`; `random` is uniform.
+    #[must_use]
+    pub fn next(&mut self, random: u32) -> Duration {
+        let range = Self::FIRST
+            .saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX))
+            .min(Self::MAX);
+        self.failures = self.failures.saturating_add(1);
+        range.mul_f64((f64::from(random) + 1.0) / (f64::from(u32::MAX) + 1.0))
+    }
+
+    /// Notes how long a stream lived.
+    pub fn connected_for(&mut self, lifetime: Duration) {
+        if lifetime >= Self::STABLE_AFTER {
+            self.failures = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_range_doubles_up_to_its_bound() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next(u32::MAX)).collect();
+        let expected = [
+            100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000, 30_000,
+        ];
+        assert_eq!(waits, expected.map(Duration::from_millis));
+    }
+
+    #[test]
+    fn the_wait_is_drawn_from_the_whole_range() {
+        let mut backoff = Backoff::default();
+        assert!(backoff.next(0) < Duration::from_millis(1));
+        assert_eq!(backoff.next(u32::MAX / 2), Duration::from_millis(100));
+    }
+
+    #[test]
+    fn only_a_stable_stream_ends_the_series() {
+        let mut backoff = Backoff::default();
+        let _ = (backoff.next(0), backoff.next(0));
+        backoff.connected_for(Duration::from_secs(59));
+        assert_eq!(backoff.next(u32::MAX), Duration::from_millis(400));
+        backoff.connected_for(Backoff::STABLE_AFTER);
+        assert_eq!(backoff.next(u32::MAX), Backoff::FIRST);
+    }
+
+    #[test]
+    fn many_failures_do_not_overflow() {
+        let mut backoff = Backoff { failures: u32::MAX };
+        assert_eq!(backoff.next(u32::MAX), Backoff::MAX);
+    }
+}

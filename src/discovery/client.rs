@@ -1,0 +1,259 @@
+//! The sidecar's side of the stream: keeps one open, to one control plane after the other, for as long as the sidecar
+//! lives. Whatever happens to the stream, checks go on with what is held.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::{
+    backoff::Backoff,
+    receiver::{Leave, Outcome, Receiver},
+};
+use crate::{
+    clock::Clock,
+    key::RandomError,
+    proto::discovery::{
+        self as wire, keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+    },
+};
+
+/// Keeps a sidecar's keyrings up to date.
+#[derive(Debug)]
+pub struct Client {
+    node: wire::Node,
+    boot_id: String,
+    endpoints: Vec<Uri>,
+    receiver: Receiver,
+    clock: Clock,
+    link: Arc<Link>,
+}
+
+/// What is known of the stream, for metrics and `/status`.
+#[derive(Debug)]
+pub struct Link {
+    endpoints: Vec<(Uri, AtomicBool)>,
+    reconnects: AtomicU64,
+    clock_skew_ms: AtomicI64,
+}
+
+/// How a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("the connection failed")]
+    Transport(#[from] tonic::transport::Error),
+    #[error("the control plane ended the stream: {0}")]
+    Status(#[from] tonic::Status),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error(transparent)]
+    Left(#[from] Leave),
+    #[error("the sidecar stops")]
+    Shutdown,
+}
+
+/// A connection that takes longer is taken for dead and the next endpoint is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// With the timeout below, a dead link is found within 15 seconds.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Answers that wait for the stream. A control plane that does not read them stops being read from.
+const MAX_ANSWERS: usize = 64;
+/// A chunk of a snapshot has at most 1 MiB of items; this leaves room for what surrounds them.
+const MAX_MESSAGE: usize = 4 << 20;
+/// How long an orderly stop waits for its Goodbye to go out.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Client {
+    /// A client of the control planes at `endpoints`, which are tried in turn.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system's random source fails.
+    pub fn new(
+        node: wire::Node,
+        endpoints: Vec<Uri>,
+        receiver: Receiver,
+        clock: Clock,
+    ) -> Result<Self, RandomError> {
+        let link = Arc::new(Link {
+            endpoints: endpoints
+                .iter()
+                .map(|uri| (uri.clone(), AtomicBool::new(false)))
+                .collect(),
+            reconnects: AtomicU64::new(0),
+            clock_skew_ms: AtomicI64::new(0),
+        });
+        Ok(Self {
+            node,
+            boot_id: crate::key::RotationId::generate()?.as_str().to_owned(),
+            endpoints,
+            receiver,
+            clock,
+            link,
+        })
+    }
+
+    /// What is known of the stream.
+    #[must_use]
+    pub const fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Runs until `shutdown`, then says Goodbye.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut backoff = Backoff::default();
+        for at in (0..self.endpoints.len()).cycle() {
+            let connected_at = self.clock.boot();
+            let end = tokio::select! {
+                end = self.stream(at, &shutdown) => end,
+                () = shutdown.cancelled() => StreamEnd::Shutdown,
+            };
+            self.link.endpoints[at].1.store(false, Ordering::Relaxed);
+            if matches!(end, StreamEnd::Shutdown) {
+                return;
+            }
+            self.link.reconnects.fetch_add(1, Ordering::Relaxed);
+            backoff.connected_for(self.clock.boot().saturating_since(connected_at));
+            let wait = match &end {
+                StreamEnd::Left(Leave::Drain {
+                    retry_after: Some(after),
+                }) => *after + backoff.next(random()),
+                StreamEnd::Transport(_)
+                | StreamEnd::Status(_)
+                | StreamEnd::Closed
+                | StreamEnd::Left(_)
+                | StreamEnd::Shutdown => backoff.next(random()),
+            };
+            tracing::warn!(
+                endpoint = %self.endpoints[at],
+                error = &end as &dyn std::error::Error,
+                retry_in_ms = wait.as_millis(),
+                "no stream to the control plane; checks go on with what is held"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    async fn stream(&mut self, at: usize, shutdown: &CancellationToken) -> StreamEnd {
+        match self.try_stream(at, shutdown).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn try_stream(
+        &mut self,
+        at: usize,
+        shutdown: &CancellationToken,
+    ) -> Result<std::convert::Infallible, StreamEnd> {
+        let uri = self.endpoints[at].clone();
+        let channel = connect(uri.clone()).await?;
+        let mut client =
+            KeyringDiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let (answers, outbound) = mpsc::channel(MAX_ANSWERS);
+        let hello = wire::Hello {
+            node: Some(self.node.clone()),
+            boot_id: self.boot_id.clone(),
+            subscriptions: self.receiver.subscriptions(),
+        };
+        send(&answers, Kind::Hello(hello)).await?;
+        let mut inbound = client
+            .subscribe(ReceiverStream::new(outbound))
+            .await?
+            .into_inner();
+        self.link.endpoints[at].1.store(true, Ordering::Relaxed);
+        tracing::info!(endpoint = %uri, "stream to the control plane is open");
+        loop {
+            let message = tokio::select! {
+                message = inbound.next() => message.ok_or(StreamEnd::Closed)??,
+                () = shutdown.cancelled() => {
+                    goodbye(answers, inbound).await;
+                    return Err(StreamEnd::Shutdown);
+                }
+            };
+            let Outcome {
+                answers: replies,
+                clock_skew_ms,
+            } = self.receiver.receive(message)?;
+            if let Some(skew) = clock_skew_ms {
+                self.link.clock_skew_ms.store(skew, Ordering::Relaxed);
+            }
+            for reply in replies {
+                answers.send(reply).await.map_err(|_| StreamEnd::Closed)?;
+            }
+        }
+    }
+}
+
+impl Link {
+    /// The configured endpoints, and to which the stream is open.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&Uri, bool)> {
+        self.endpoints
+            .iter()
+            .map(|(uri, open)| (uri, open.load(Ordering::Relaxed)))
+    }
+
+    /// How many times a stream was lost or could not be opened.
+    #[must_use]
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// How far the control plane's wall clock is ahead of ours, in milliseconds, at the last heartbeat.
+    #[must_use]
+    pub fn clock_skew_ms(&self) -> i64 {
+        self.clock_skew_ms.load(Ordering::Relaxed)
+    }
+}
+
+async fn connect(uri: Uri) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect()
+        .await
+}
+
+async fn send(answers: &mpsc::Sender<wire::SidecarMessage>, kind: Kind) -> Result<(), StreamEnd> {
+    answers
+        .send(wire::SidecarMessage { kind: Some(kind) })
+        .await
+        .map_err(|_| StreamEnd::Closed)
+}
+
+/// Sends the Goodbye and waits until the control plane has closed the stream, which it does when it has read it.
+async fn goodbye(
+    answers: mpsc::Sender<wire::SidecarMessage>,
+    mut inbound: tonic::Streaming<wire::ControlMessage>,
+) {
+    let farewell = async {
+        if send(&answers, Kind::Goodbye(wire::Goodbye {}))
+            .await
+            .is_ok()
+        {
+            drop(answers);
+            while let Some(Ok(_)) = inbound.next().await {}
+        }
+    };
+    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, farewell).await;
+}
+
+/// A failing random source must not keep a sidecar from reconnecting; the middle of the range is as good.
+fn random() -> u32 {
+    getrandom::u32().unwrap_or(u32::MAX / 2)
+}

@@ -1,0 +1,583 @@
+//! Whatever a stream loses, repeats or brings early, a sidecar ends up with what the control plane has, and a revocation
+//! that has arrived is never undone.
+
+use std::{collections::HashSet, time::Duration};
+
+use proptest::prelude::*;
+use prost::Message;
+
+use super::{
+    item,
+    receiver::{Leave, Outcome, Receiver},
+};
+use crate::{
+    clock::{Clock, ManualClock},
+    control::{feed::Step, journal::State, served::FedKeyring},
+    key::{
+        Change, Epoch, KeyDigest, KeyId, KeyState, Pepper, PresentedKey, Revision, RotationId,
+        Timestamp, Window,
+        operation::{self, KeySpec, StageSpec, Which},
+        testing,
+    },
+    keyring::{Freshness, Keyrings, Slot, Staleness},
+    proto::discovery::{
+        self as wire, ResyncReason, control_message::Kind, sidecar_message::Kind as Answer,
+    },
+};
+
+const EPOCH: Epoch = Epoch::new(7);
+const STALENESS: Staleness = Staleness {
+    warn_after: Duration::from_secs(30),
+    deny_after: Duration::from_mins(1),
+};
+
+/// A change of the keyring.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    CreateKey,
+    Rotate(usize),
+    Revoke(usize),
+}
+
+/// What the stream does to a step.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Deliver,
+    RevocationsFirst,
+    Twice,
+    Lose,
+    LoseAllButRevocations,
+}
+
+/// A control plane's keyring and a sidecar's receiver, with a stream between them that the test plays.
+struct Pair {
+    control: FedKeyring,
+    receiver: Receiver,
+    keyrings: Keyrings,
+    hands: ManualClock,
+    clock: Clock,
+    /// Digests whose revocation the sidecar has been told.
+    revoked: HashSet<KeyDigest>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000_000));
+        let keyrings = Keyrings::new([(testing::keyring_name(), STALENESS)]);
+        let first = operation::create_keyring(
+            testing::keyring_name(),
+            crate::key::Prefix::default(),
+            false,
+            None,
+        )
+        .expect("a valid keyring");
+        let mut pair = Self {
+            control: FedKeyring::begin(EPOCH, clock.wall(), &first).expect("a first change"),
+            receiver: Receiver::new(&keyrings, clock.clone()),
+            keyrings,
+            hands,
+            clock,
+            revoked: HashSet::new(),
+        };
+        let consumer = "checkout".parse().expect("a valid id");
+        let changes = pair
+            .control
+            .keyring
+            .create_consumer(consumer, String::new());
+        pair.commit(changes.expect("a new consumer"));
+        pair.receive(Kind::Settings(settings(&testing::pepper())))
+            .expect("settings are taken");
+        pair
+    }
+
+    fn commit(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            let revision = self.control.revision().next();
+            self.control
+                .apply(revision, self.clock.wall(), &change)
+                .expect("an operation plans only possible changes");
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        let now = self.clock.wall();
+        let keyring = &self.control.keyring;
+        let key_at = |index: usize| {
+            keyring
+                .keys()
+                .keys()
+                .nth(index % keyring.keys().len().max(1))
+        };
+        let changes = match act {
+            Act::CreateKey => {
+                let key_id = KeyId::generate().expect("the random source works");
+                let secret = testing::secret(key_id);
+                keyring
+                    .create_key(spec(key_id), &secret.presented(), &testing::pepper(), now)
+                    .expect("a new key")
+            }
+            Act::Rotate(index) => {
+                let Some(key_id) = key_at(index).copied() else {
+                    return;
+                };
+                let rotation = RotationId::generate().expect("the random source works");
+                let stage = StageSpec {
+                    key_id,
+                    rotation,
+                    window: Window::default(),
+                    withdraw_after: now.saturating_add(Duration::from_mins(1)),
+                };
+                let secret = testing::secret(key_id);
+                let Ok(staged) = keyring.stage(stage, &secret.presented(), &testing::pepper(), now)
+                else {
+                    return;
+                };
+                self.commit(staged);
+                self.control
+                    .keyring
+                    .hand_over(key_id, rotation, Duration::from_hours(1), now)
+                    .expect("it was just staged")
+            }
+            Act::Revoke(index) => {
+                let Some(key_id) = key_at(index).copied() else {
+                    return;
+                };
+                keyring
+                    .revoke(key_id, Which::All, "test")
+                    .unwrap_or_default()
+            }
+        };
+        self.commit(changes);
+    }
+
+    fn receive(&mut self, kind: Kind) -> Result<Outcome, Leave> {
+        self.receiver
+            .receive(wire::ControlMessage { kind: Some(kind) })
+    }
+
+    fn deliver(&mut self, step: &Step, fate: Fate) {
+        let revocations = || step.revocations.clone().map(Kind::Revocations);
+        let delta = || Some(Kind::Delta(step.delta.clone()));
+        let messages = match fate {
+            Fate::Deliver => vec![delta()],
+            Fate::RevocationsFirst => vec![revocations(), delta()],
+            Fate::Twice => vec![delta(), delta()],
+            Fate::Lose => vec![],
+            Fate::LoseAllButRevocations => vec![revocations()],
+        };
+        for message in messages.into_iter().flatten() {
+            self.receive(message).expect("the stream goes on");
+        }
+        if !matches!(fate, Fate::Lose) {
+            self.note_revocations(step);
+        }
+    }
+
+    fn note_revocations(&mut self, step: &Step) {
+        if let Some(revocations) = &step.revocations {
+            let message = wire::Revocations::decode(revocations.clone()).expect("just encoded");
+            let records = message.items.iter().map(item::decode);
+            self.revoked
+                .extend(records.map(|record| record.expect("just encoded").digest));
+        }
+    }
+
+    fn snapshot(&mut self) -> Result<Outcome, Leave> {
+        let snapshot = self.control.feed.snapshot(&self.control.keyring, 0);
+        let mut last = Ok(Outcome::default());
+        for chunk in &snapshot.chunks {
+            last = Ok(self.receive(Kind::Snapshot(chunk.clone()))?);
+        }
+        last
+    }
+
+    fn heartbeat(&mut self) -> Result<Outcome, Leave> {
+        let now = Some(self.clock.wall().to_wire());
+        let pulse = wire::KeyringPulse {
+            keyring: testing::keyring_name().to_string(),
+            epoch: EPOCH.get(),
+            revision: self.control.revision().get(),
+            set_digest: self.control.feed.set_digest(),
+            as_of: now,
+        };
+        self.receive(Kind::Heartbeat(wire::Heartbeat {
+            sent_at: now,
+            keyrings: vec![pulse],
+        }))
+    }
+
+    fn slot(&self) -> &Slot {
+        self.keyrings
+            .get(&testing::keyring_name())
+            .expect("the keyring is configured")
+    }
+
+    fn state_of(&self, digest: &KeyDigest) -> Option<KeyState> {
+        let view = self.slot().load();
+        let record = view.as_ref()?.lookup(digest)?;
+        Some(record.state)
+    }
+
+    fn assert_converged(&self) {
+        let view = self.slot().load();
+        let view = view.as_ref().expect("a snapshot was taken");
+        assert_eq!(view.revision(), self.control.revision());
+        assert_eq!(view.len(), self.control.keyring.version_count());
+        for record in self.control.keyring.records() {
+            assert_eq!(
+                view.lookup(&record.digest).map(|held| &**held),
+                Some(&record)
+            );
+        }
+    }
+
+    fn assert_revocations_hold(&self) {
+        if self.slot().load().is_some() {
+            for digest in &self.revoked {
+                if let Some(state) = self.state_of(digest) {
+                    assert_eq!(state, KeyState::Revoked);
+                }
+            }
+        }
+    }
+}
+
+fn settings(pepper: &Pepper) -> wire::KeyringSettings {
+    wire::KeyringSettings {
+        keyring: testing::keyring_name().to_string(),
+        epoch: EPOCH.get(),
+        prefix: "rlk".to_owned(),
+        issued_only: true,
+        peppers: vec![wire::Pepper {
+            id: pepper.id().get(),
+            secret: pepper.expose().to_vec().into(),
+        }],
+        help_url: String::new(),
+    }
+}
+
+fn spec(key_id: KeyId) -> KeySpec {
+    KeySpec {
+        key_id,
+        consumer: "checkout".parse().expect("a valid id"),
+        name: String::new(),
+        scopes: crate::key::Scopes::default(),
+        allowed_sources: crate::key::AllowedSources::default(),
+        window: Window::default(),
+        imported: false,
+    }
+}
+
+fn resync_reason(outcome: &Outcome) -> Option<ResyncReason> {
+    outcome
+        .answers
+        .iter()
+        .find_map(|answer| match &answer.kind {
+            Some(Answer::Resync(resync)) => ResyncReason::try_from(resync.reason).ok(),
+            Some(Answer::Hello(_) | Answer::Ack(_) | Answer::Nack(_) | Answer::Goodbye(_))
+            | None => None,
+        })
+}
+
+fn acks(outcome: &Outcome) -> Vec<&wire::Ack> {
+    outcome
+        .answers
+        .iter()
+        .filter_map(|answer| match &answer.kind {
+            Some(Answer::Ack(ack)) => Some(ack),
+            Some(Answer::Hello(_) | Answer::Nack(_) | Answer::Resync(_) | Answer::Goodbye(_))
+            | None => None,
+        })
+        .collect()
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        3 => Just(Act::CreateKey),
+        2 => (0_usize..8).prop_map(Act::Rotate),
+        2 => (0_usize..8).prop_map(Act::Revoke),
+    ]
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        6 => Just(Fate::Deliver),
+        2 => Just(Fate::RevocationsFirst),
+        1 => Just(Fate::Twice),
+        1 => Just(Fate::Lose),
+        1 => Just(Fate::LoseAllButRevocations),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn every_stream_converges(
+        before in proptest::collection::vec(act(), 0..6),
+        after in proptest::collection::vec((act(), fate(), any::<bool>()), 0..25),
+    ) {
+        let mut pair = Pair::new();
+        for act in before {
+            pair.act(act);
+        }
+        pair.snapshot().expect("the first snapshot is taken");
+        for (act, fate, resyncs_now) in after {
+            let start = pair.control.revision();
+            pair.act(act);
+            let mut at = start;
+            while let Some(step) = pair.control.feed.step_after(at).cloned() {
+                at = step.revision;
+                pair.deliver(&step, fate);
+            }
+            pair.assert_revocations_hold();
+            if resyncs_now {
+                let outcome = pair.heartbeat().expect("the stream goes on");
+                if resync_reason(&outcome).is_some() {
+                    pair.snapshot().expect("a newer snapshot is taken");
+                }
+                pair.assert_revocations_hold();
+            }
+        }
+        let _ = pair.heartbeat().expect("the stream goes on");
+        pair.snapshot().expect("a snapshot of the same or a newer revision is taken");
+        let settled = pair.heartbeat().expect("the stream goes on");
+        prop_assert_eq!(resync_reason(&settled), None);
+        pair.assert_converged();
+    }
+}
+
+fn pair_with_keys(count: usize) -> Pair {
+    let mut pair = Pair::new();
+    for _ in 0..count {
+        pair.act(Act::CreateKey);
+    }
+    pair.snapshot().expect("the first snapshot is taken");
+    pair
+}
+
+#[test]
+fn a_lost_delta_is_found_by_the_next_heartbeat() {
+    let mut pair = pair_with_keys(2);
+    pair.act(Act::CreateKey);
+    let outcome = pair.heartbeat().expect("the stream goes on");
+    assert_eq!(resync_reason(&outcome), Some(ResyncReason::Gap));
+}
+
+#[test]
+fn a_gap_is_never_applied_across() {
+    let mut pair = pair_with_keys(1);
+    let held = pair.control.revision();
+    pair.act(Act::CreateKey);
+    pair.act(Act::CreateKey);
+    let second = pair.control.feed.step_after(held.next()).cloned();
+    let outcome = pair.receive(Kind::Delta(second.expect("two steps").delta));
+    let outcome = outcome.expect("the stream goes on");
+    assert_eq!(resync_reason(&outcome), Some(ResyncReason::Gap));
+    let view = pair.slot().load();
+    assert_eq!(view.as_ref().map(|view| view.revision()), Some(held));
+}
+
+#[test]
+fn a_revocation_in_the_lane_is_acked_before_its_delta() {
+    let mut pair = pair_with_keys(1);
+    let held = pair.control.revision();
+    pair.act(Act::Revoke(0));
+    let step = pair.control.feed.step_after(held).cloned().expect("a step");
+    let lane = step.revocations.clone().expect("it revokes");
+    let outcome = pair.receive(Kind::Revocations(lane)).expect("it goes on");
+    let ack = acks(&outcome)[0];
+    assert_eq!(ack.applied_revision, held.get());
+    assert_eq!(ack.revoked_through, step.revision.get());
+    let outcome = pair.receive(Kind::Delta(step.delta)).expect("it goes on");
+    assert_eq!(acks(&outcome)[0].applied_revision, step.revision.get());
+    assert_eq!(resync_reason(&pair.heartbeat().expect("it goes on")), None);
+}
+
+#[test]
+fn a_poison_item_does_not_hold_a_revocation_back() {
+    let mut pair = pair_with_keys(2);
+    let held = pair.control.revision();
+    pair.act(Act::Revoke(0));
+    let step = pair.control.feed.step_after(held).cloned().expect("a step");
+    let mut delta = wire::Delta::decode(step.delta.clone()).expect("just encoded");
+    delta.upserts.push(wire::Item {
+        name: "poison/1".to_owned(),
+        record: bytes::Bytes::from_static(b"\xff"),
+    });
+    let outcome = pair
+        .receive(Kind::Delta(delta.encode_to_vec().into()))
+        .expect("the stream goes on");
+    let Some(Answer::Nack(nack)) = &outcome.answers[0].kind else {
+        panic!("the poison item was not refused");
+    };
+    assert_eq!(nack.items[0].name, "poison/1");
+    assert_eq!(nack.revoked_through, step.revision.get());
+    pair.note_revocations(&step);
+    assert_eq!(pair.revoked.len(), 1);
+    pair.assert_revocations_hold();
+}
+
+#[test]
+fn a_new_epoch_keeps_the_revocations_of_the_old_one() {
+    let mut pair = pair_with_keys(2);
+    let (records, epoch) = (pair.control.keyring.records(), Epoch::new(8));
+    let digests: Vec<_> = records.map(|record| record.digest).collect();
+    let lost = pair.control.keyring.clone();
+    let held = pair.control.revision();
+    pair.act(Act::Revoke(0));
+    let step = pair.control.feed.step_after(held).cloned().expect("a step");
+    pair.deliver(&step, Fate::Deliver);
+    pair.control = FedKeyring {
+        feed: crate::control::feed::Feed::new(epoch, &lost),
+        keyring: lost,
+    };
+    pair.snapshot().expect("a snapshot of a new epoch is taken");
+    let revoked = digests
+        .iter()
+        .filter(|digest| pair.state_of(digest) == Some(KeyState::Revoked));
+    assert_eq!(revoked.count(), 1);
+    let view = pair.slot().load();
+    assert_eq!(view.as_ref().map(|view| view.epoch()), Some(epoch));
+}
+
+#[test]
+fn an_older_revision_of_the_same_epoch_is_left() {
+    let mut pair = pair_with_keys(2);
+    let older = pair.control.keyring.clone();
+    pair.act(Act::CreateKey);
+    pair.snapshot().expect("a newer snapshot is taken");
+    let held = pair.control.revision();
+    pair.control = FedKeyring {
+        feed: crate::control::feed::Feed::new(EPOCH, &older),
+        keyring: older,
+    };
+    let lagging = Leave::Lagging {
+        keyring: testing::keyring_name(),
+        held,
+        found: Revision::new(held.get() - 1),
+    };
+    assert_eq!(pair.snapshot().expect_err("it lags"), lagging);
+    assert_eq!(pair.heartbeat().expect_err("it lags"), lagging);
+}
+
+#[test]
+fn a_snapshot_that_drops_more_than_half_is_held_until_its_number_is_confirmed() {
+    let mut pair = pair_with_keys(5);
+    let mut other = Pair::new();
+    other.act(Act::CreateKey);
+    other.act(Act::CreateKey);
+    let epoch = Epoch::new(8);
+    let snapshot = |confirmed| {
+        crate::control::feed::Feed::new(epoch, &other.control.keyring)
+            .snapshot(&other.control.keyring, confirmed)
+    };
+    let outcome = pair.receive(Kind::Snapshot(snapshot(0).chunks[0].clone()));
+    let outcome = outcome.expect("the stream goes on");
+    assert!(matches!(outcome.answers[0].kind, Some(Answer::Nack(_))));
+    assert_eq!(pair.slot().load().as_ref().map(|view| view.len()), Some(5));
+    let outcome = pair.receive(Kind::Snapshot(snapshot(2).chunks[0].clone()));
+    assert_eq!(acks(&outcome.expect("the stream goes on")).len(), 1);
+    assert_eq!(pair.slot().load().as_ref().map(|view| view.len()), Some(2));
+}
+
+#[test]
+fn a_snapshot_with_a_missing_chunk_is_refused() {
+    let mut pair = pair_with_keys(1);
+    let snapshot = pair.control.feed.snapshot(&pair.control.keyring, 0);
+    let mut chunk = wire::SnapshotChunk::decode(snapshot.chunks[0].clone()).expect("encoded");
+    chunk.total_items += 1;
+    let cut = pair.receive(Kind::Snapshot(chunk.encode_to_vec().into()));
+    assert!(matches!(cut, Err(Leave::Protocol(_))));
+    chunk.index = 1;
+    let out_of_order = pair.receive(Kind::Snapshot(chunk.encode_to_vec().into()));
+    assert!(matches!(out_of_order, Err(Leave::Protocol(_))));
+}
+
+#[test]
+fn freshness_is_measured_from_the_last_read_of_the_store() {
+    let mut pair = pair_with_keys(1);
+    assert_eq!(pair.slot().age(pair.clock.boot()), None);
+    pair.heartbeat().expect("the stream goes on");
+    assert_eq!(pair.slot().age(pair.clock.boot()), Some(Duration::ZERO));
+    let as_of = pair.clock.wall();
+    pair.hands.advance(Duration::from_secs(40));
+    let mut pulse = wire::Heartbeat {
+        sent_at: Some(pair.clock.wall().to_wire()),
+        keyrings: vec![wire::KeyringPulse {
+            keyring: testing::keyring_name().to_string(),
+            epoch: EPOCH.get(),
+            revision: pair.control.revision().get(),
+            set_digest: pair.control.feed.set_digest(),
+            as_of: Some(as_of.to_wire()),
+        }],
+    };
+    pair.receive(Kind::Heartbeat(pulse.clone()))
+        .expect("the stream goes on");
+    let age = pair
+        .slot()
+        .age(pair.clock.boot())
+        .expect("it was confirmed");
+    assert_eq!(age, Duration::from_secs(40));
+    assert_eq!(pair.slot().freshness(age), Freshness::Warned);
+    // A step of our wall clock changes nothing.
+    pair.hands.set_wall(Timestamp::from_millis(5));
+    pulse.keyrings[0].as_of = pulse.sent_at;
+    pair.receive(Kind::Heartbeat(pulse)).expect("it goes on");
+    assert_eq!(pair.slot().age(pair.clock.boot()), Some(Duration::ZERO));
+}
+
+#[test]
+fn resyncs_for_an_unexplained_difference_are_spaced() {
+    let mut pair = pair_with_keys(1);
+    let mut mismatching = |advance| {
+        pair.hands.advance(Duration::from_secs(advance));
+        let now = Some(pair.clock.wall().to_wire());
+        let pulse = wire::KeyringPulse {
+            keyring: testing::keyring_name().to_string(),
+            epoch: EPOCH.get(),
+            revision: pair.control.revision().get(),
+            set_digest: pair.control.feed.set_digest() + 1,
+            as_of: now,
+        };
+        let outcome = pair
+            .receive(Kind::Heartbeat(wire::Heartbeat {
+                sent_at: now,
+                keyrings: vec![pulse],
+            }))
+            .expect("the stream goes on");
+        let asked = resync_reason(&outcome);
+        if asked.is_some() {
+            pair.snapshot().expect("the same snapshot is taken");
+        }
+        asked
+    };
+    assert_eq!(mismatching(0), Some(ResyncReason::DigestMismatch));
+    assert_eq!(mismatching(9), None);
+    assert_eq!(mismatching(1), Some(ResyncReason::DigestMismatch));
+    assert_eq!(mismatching(19), None);
+    assert_eq!(mismatching(1), Some(ResyncReason::DigestMismatch));
+}
+
+#[test]
+fn a_presented_key_is_found_after_a_snapshot() {
+    let mut pair = Pair::new();
+    let key_id = KeyId::generate().expect("the random source works");
+    let secret = testing::secret(key_id);
+    let changes = pair.control.keyring.create_key(
+        spec(key_id),
+        &secret.presented(),
+        &testing::pepper(),
+        pair.clock.wall(),
+    );
+    pair.commit(changes.expect("a new key"));
+    pair.snapshot().expect("the first snapshot is taken");
+    let view = pair.slot().load();
+    let view = view.as_ref().expect("a snapshot was taken");
+    assert_eq!(
+        view.find(&secret.presented()).map(|held| held.key_id),
+        Some(key_id)
+    );
+    let other = PresentedKey::new(b"rlk_something_else").expect("printable");
+    assert!(view.find(&other).is_none());
+}

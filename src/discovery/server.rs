@@ -1,0 +1,180 @@
+//! The control plane's end of discovery: accepts the streams of sidecars.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::Stream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::StreamExt;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::session::Session;
+use crate::{
+    control::{
+        catalog::Catalog,
+        fleet::{Fleet, MemberKey},
+    },
+    proto::discovery::{
+        self as wire,
+        keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
+        sidecar_message::Kind,
+    },
+};
+
+/// Serves `KeyringDiscovery`.
+#[derive(Debug)]
+pub struct DiscoveryServer {
+    catalog: Arc<Catalog>,
+    fleet: Arc<Fleet>,
+    heartbeat_every: Duration,
+    builds: Arc<Semaphore>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// Snapshots that are encoded at once. A control plane that restarts under a thousand sidecars must keep a core for
+/// everything else.
+const MAX_BUILDS: usize = 2;
+/// A sidecar that sends no hello within this time is no sidecar.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest message of a sidecar: a hello of a hundred keyrings, or a nack of a hundred items, with room to spare.
+const MAX_MESSAGE: usize = 256 << 10;
+/// The most keyrings that a sidecar may subscribe to.
+const MAX_SUBSCRIPTIONS: usize = 1_000;
+
+impl DiscoveryServer {
+    /// A server of the catalog's keyrings, which keeps the fleet's book.
+    #[must_use]
+    pub fn new(
+        catalog: Arc<Catalog>,
+        fleet: Arc<Fleet>,
+        heartbeat_every: Duration,
+        tasks: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            catalog,
+            fleet,
+            heartbeat_every,
+            builds: Arc::new(Semaphore::new(MAX_BUILDS)),
+            tasks,
+            shutdown,
+        }
+    }
+
+    /// The service to add to a server.
+    #[must_use]
+    pub fn into_service(self) -> KeyringDiscoveryServer<Self> {
+        KeyringDiscoveryServer::new(self).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+#[tonic::async_trait]
+impl KeyringDiscovery for DiscoveryServer {
+    type SubscribeStream =
+        Pin<Box<dyn Stream<Item = Result<wire::ControlMessage, Status>> + Send + 'static>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<wire::SidecarMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let mut inbound = request.into_inner();
+        let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello came"))??
+            .and_then(|message| message.kind);
+        let Some(Kind::Hello(hello)) = hello else {
+            return Err(Status::invalid_argument(
+                "the first message must be a hello",
+            ));
+        };
+        check(&hello)?;
+        let member = self.fleet.connected(&hello);
+        // Before the sidecar gets a key, a control plane that starts anew must know of it.
+        if let Err(error) = self.catalog.store().save_presence(self.fleet.rows()).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the fleet's book could not be written"
+            );
+        }
+        tracing::info!(
+            node = member.node,
+            boot_id = member.boot_id,
+            "sidecar connected"
+        );
+        // One resync a keyring is all that a sidecar can have waiting.
+        let (resyncs, asked) = mpsc::channel(hello.subscriptions.len().max(1));
+        let session = Session::new(
+            Arc::clone(&self.catalog),
+            &hello.subscriptions,
+            asked,
+            self.heartbeat_every,
+            Arc::clone(&self.builds),
+            self.shutdown.clone(),
+        );
+        let (fleet, catalog) = (Arc::clone(&self.fleet), Arc::clone(&self.catalog));
+        self.tasks.spawn(async move {
+            let goodbye = listen(inbound, &fleet, &member, resyncs).await;
+            fleet.disconnected(&member, goodbye);
+            tracing::info!(node = member.node, goodbye, "sidecar disconnected");
+            if goodbye
+                && let Err(error) = catalog.store().remove_presence(vec![member.into()]).await
+            {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the fleet's book could not be written"
+                );
+            }
+        });
+        Ok(Response::new(Box::pin(session.into_stream())))
+    }
+}
+
+/// Notes what a sidecar says until its stream ends; returns whether it said Goodbye. The session ends with `resyncs`.
+async fn listen(
+    mut inbound: Streaming<wire::SidecarMessage>,
+    fleet: &Fleet,
+    member: &MemberKey,
+    resyncs: mpsc::Sender<wire::Resync>,
+) -> bool {
+    while let Some(Ok(message)) = inbound.next().await {
+        match message.kind {
+            Some(Kind::Ack(ack)) => fleet.acked(member, &ack),
+            Some(Kind::Nack(nack)) => {
+                tracing::error!(
+                    node = member.node,
+                    auth.keyring = nack.keyring,
+                    items = nack.items.len(),
+                    "a sidecar cannot use some items; see `relatch fleet`"
+                );
+                fleet.nacked(member, &nack);
+            }
+            Some(Kind::Resync(resync)) => {
+                if resyncs.send(resync).await.is_err() {
+                    return false;
+                }
+            }
+            Some(Kind::Goodbye(_)) => return true,
+            // A second hello, or a kind that this version does not know.
+            Some(Kind::Hello(_)) | None => {}
+        }
+    }
+    false
+}
+
+fn check(hello: &wire::Hello) -> Result<(), Status> {
+    let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
+    let printable =
+        |text: &str| matches!(text.len(), 1..=253) && text.bytes().all(|b| b.is_ascii_graphic());
+    if !printable(node) || !printable(&hello.boot_id) {
+        return Err(Status::invalid_argument(
+            "node.id and boot_id: give 1 to 253 printable ASCII characters without spaces",
+        ));
+    }
+    if hello.subscriptions.len() > MAX_SUBSCRIPTIONS {
+        return Err(Status::invalid_argument(format!(
+            "subscriptions: a sidecar may have at most {MAX_SUBSCRIPTIONS}"
+        )));
+    }
+    Ok(())
+}

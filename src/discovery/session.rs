@@ -1,0 +1,405 @@
+//! The control plane's side of one stream: decides what the sidecar is told next.
+//!
+//! Nothing is queued for a stream. It has a cursor per keyring into the feed that all streams share, and a message is
+//! made when the transport asks for one, so that a slow reader costs no memory and a revocation is never behind more
+//! than the message that is on its way. In order of precedence: revocations, settings, deltas, a heartbeat that is
+//! due, chunks of a snapshot.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::Stream;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::{Interval, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    control::{catalog::Catalog, feed::EncodedSnapshot, served::ServedKeyring},
+    key::{Epoch, KeyringName, Revision},
+    proto::discovery::{self as wire, ResyncReason, control_message::Kind},
+};
+
+/// What a stream is to bring to one sidecar.
+pub struct Session {
+    catalog: Arc<Catalog>,
+    subscriptions: Vec<Subscription>,
+    resyncs: mpsc::Receiver<wire::Resync>,
+    changes: watch::Receiver<u64>,
+    heartbeat: Interval,
+    heartbeat_due: bool,
+    /// Bounds the snapshots that are encoded at once.
+    builds: Arc<Semaphore>,
+    build: Option<(usize, Build)>,
+    shutdown: CancellationToken,
+    drained: bool,
+}
+
+/// A snapshot that is being encoded.
+type Build = Pin<Box<dyn Future<Output = Arc<EncodedSnapshot>> + Send>>;
+
+/// One keyring of the stream.
+#[derive(Debug)]
+struct Subscription {
+    name: KeyringName,
+    phase: Phase,
+}
+
+/// Where a keyring of the stream is.
+#[derive(Debug)]
+enum Phase {
+    /// The control plane does not have it (yet).
+    NotServed { told: bool },
+    /// The sidecar does not know its settings yet.
+    Settings {
+        served: Arc<ServedKeyring>,
+        /// What the sidecar holds.
+        held: (Epoch, Revision),
+    },
+    /// The sidecar needs a snapshot.
+    Unsynced { at: Cursor },
+    /// A snapshot is on its way.
+    Snapshot {
+        at: Cursor,
+        snapshot: Arc<EncodedSnapshot>,
+        next: usize,
+    },
+    /// The sidecar follows by deltas.
+    Following { at: Cursor },
+}
+
+/// What a sidecar has been sent of a keyring.
+#[derive(Clone, Debug)]
+struct Cursor {
+    served: Arc<ServedKeyring>,
+    revision: Revision,
+    revoked_through: Revision,
+}
+
+/// How long a sidecar waits after a drain before it connects again: the next control plane may be starting.
+const DRAIN_RETRY_AFTER: Duration = Duration::from_millis(200);
+
+impl Session {
+    /// A session for the keyrings of a sidecar's hello. It ends when `resyncs` closes or after `shutdown`.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        subscriptions: &[wire::Subscription],
+        resyncs: mpsc::Receiver<wire::Resync>,
+        heartbeat_every: Duration,
+        builds: Arc<Semaphore>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let mut heartbeat = tokio::time::interval(heartbeat_every);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let changes = catalog.watch();
+        let subscriptions = subscriptions
+            .iter()
+            .filter_map(|subscription| {
+                let name: KeyringName = subscription.keyring.parse().ok()?;
+                let held = (
+                    Epoch::new(subscription.epoch),
+                    Revision::new(subscription.revision),
+                );
+                let phase = Phase::begin(&catalog, &name, held);
+                Some(Subscription { name, phase })
+            })
+            .collect();
+        Self {
+            catalog,
+            subscriptions,
+            resyncs,
+            changes,
+            heartbeat,
+            heartbeat_due: false,
+            builds,
+            build: None,
+            shutdown,
+            drained: false,
+        }
+    }
+
+    /// The messages, made as they are asked for.
+    pub fn into_stream(self) -> impl Stream<Item = Result<wire::ControlMessage, tonic::Status>> {
+        futures_util::stream::unfold(self, |mut session| async move {
+            let message = session.next().await?;
+            let message = wire::ControlMessage {
+                kind: Some(message),
+            };
+            Some((Ok(message), session))
+        })
+    }
+
+    /// The next message; none when the stream is over.
+    async fn next(&mut self) -> Option<Kind> {
+        loop {
+            if self.drained {
+                return None;
+            }
+            if self.shutdown.is_cancelled() {
+                self.drained = true;
+                return Some(Kind::Drain(wire::Drain {
+                    retry_after: prost_types::Duration::try_from(DRAIN_RETRY_AFTER).ok(),
+                }));
+            }
+            self.changes.mark_unchanged();
+            if let Some(message) = self.ready() {
+                return Some(message);
+            }
+            self.begin_build();
+            tokio::select! {
+                resync = self.resyncs.recv() => self.resync(&resync?),
+                changed = self.changes.changed() => changed.ok()?,
+                _ = self.heartbeat.tick() => self.heartbeat_due = true,
+                (at, snapshot) = built(&mut self.build) => self.built(at, snapshot),
+                () = self.shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    fn ready(&mut self) -> Option<Kind> {
+        self.revocations()
+            .or_else(|| self.settings())
+            .or_else(|| self.delta())
+            .or_else(|| self.pulse())
+            .or_else(|| self.chunk())
+    }
+
+    fn revocations(&mut self) -> Option<Kind> {
+        self.subscriptions
+            .iter_mut()
+            .filter_map(|subscription| subscription.phase.cursor())
+            .find_map(|cursor| {
+                let state = cursor.served.journal().state();
+                let step = state.feed.revocation_after(cursor.revoked_through)?;
+                cursor.revoked_through = step.revision;
+                step.revocations.clone()
+            })
+            .map(Kind::Revocations)
+    }
+
+    fn settings(&mut self) -> Option<Kind> {
+        for Subscription { name, phase } in &mut self.subscriptions {
+            match phase {
+                Phase::NotServed { told } => {
+                    if let Ok(served) = self.catalog.get(name) {
+                        *phase = Phase::Settings {
+                            served,
+                            held: (Epoch::default(), Revision::default()),
+                        };
+                    } else if *told {
+                        continue;
+                    } else {
+                        *told = true;
+                        return Some(Kind::NotServed(wire::NotServed {
+                            keyring: name.to_string(),
+                            reason:
+                                "there is no such keyring; make it with `relatch keyring create`"
+                                    .to_owned(),
+                        }));
+                    }
+                }
+                Phase::Settings { .. }
+                | Phase::Unsynced { .. }
+                | Phase::Snapshot { .. }
+                | Phase::Following { .. } => {}
+            }
+            if let Phase::Settings { served, held } = phase {
+                let settings = served.settings();
+                let (phase_after, in_sync) = Phase::after_settings(Arc::clone(served), *held);
+                *phase = phase_after;
+                self.heartbeat_due |= in_sync;
+                return Some(Kind::Settings(settings));
+            }
+        }
+        None
+    }
+
+    fn delta(&mut self) -> Option<Kind> {
+        for Subscription { phase, .. } in &mut self.subscriptions {
+            let Phase::Following { at } = phase else {
+                continue;
+            };
+            let state = at.served.journal().state();
+            if at.revision >= state.keyring.revision() {
+                continue;
+            }
+            if let Some(step) = state.feed.step_after(at.revision) {
+                at.revision = step.revision;
+                return Some(Kind::Delta(step.delta.clone()));
+            }
+            drop(state);
+            let at = at.clone();
+            *phase = Phase::Unsynced { at };
+        }
+        None
+    }
+
+    /// A heartbeat speaks of the keyrings that the sidecar has been sent to the last revision, so that it can take a
+    /// difference for a loss.
+    fn pulse(&mut self) -> Option<Kind> {
+        if !self.heartbeat_due {
+            return None;
+        }
+        self.heartbeat_due = false;
+        let as_of = Some(self.catalog.as_of().to_wire());
+        let keyrings = self
+            .subscriptions
+            .iter()
+            .filter_map(|subscription| match &subscription.phase {
+                Phase::Following { at } => {
+                    let state = at.served.journal().state();
+                    (at.revision == state.keyring.revision()).then(|| wire::KeyringPulse {
+                        keyring: subscription.name.to_string(),
+                        epoch: at.served.epoch().get(),
+                        revision: at.revision.get(),
+                        set_digest: state.feed.set_digest(),
+                        as_of,
+                    })
+                }
+                Phase::NotServed { .. }
+                | Phase::Settings { .. }
+                | Phase::Unsynced { .. }
+                | Phase::Snapshot { .. } => None,
+            })
+            .collect();
+        Some(Kind::Heartbeat(wire::Heartbeat {
+            sent_at: Some(self.catalog.clock().wall().to_wire()),
+            keyrings,
+        }))
+    }
+
+    fn chunk(&mut self) -> Option<Kind> {
+        for Subscription { phase, .. } in &mut self.subscriptions {
+            let Phase::Snapshot { at, snapshot, next } = phase else {
+                continue;
+            };
+            let chunk = snapshot.chunks.get(*next).cloned();
+            *next += 1;
+            if *next >= snapshot.chunks.len() {
+                let mut at = at.clone();
+                at.revision = snapshot.revision;
+                *phase = Phase::Following { at };
+                self.heartbeat_due = true;
+            }
+            return chunk.map(Kind::Snapshot);
+        }
+        None
+    }
+
+    /// Begins to encode a snapshot where one is needed and none is on its way.
+    fn begin_build(&mut self) {
+        if self.build.is_some() {
+            return;
+        }
+        let unsynced = self
+            .subscriptions
+            .iter()
+            .position(|subscription| matches!(subscription.phase, Phase::Unsynced { .. }));
+        if let Some(index) = unsynced
+            && let Some(cursor) = self.subscriptions[index].phase.cursor()
+        {
+            let served = Arc::clone(&cursor.served);
+            let builds = Arc::clone(&self.builds);
+            self.build = Some((
+                index,
+                Box::pin(async move {
+                    let _permit = builds.acquire().await;
+                    tokio::task::spawn_blocking(move || served.snapshot())
+                        .await
+                        .expect("encoding a snapshot does not panic")
+                }),
+            ));
+        }
+    }
+
+    fn built(&mut self, index: usize, snapshot: Arc<EncodedSnapshot>) {
+        self.build = None;
+        let phase = &mut self.subscriptions[index].phase;
+        if let Phase::Unsynced { at } = phase {
+            let at = at.clone();
+            *phase = Phase::Snapshot {
+                at,
+                snapshot,
+                next: 0,
+            };
+        }
+    }
+
+    fn resync(&mut self, resync: &wire::Resync) {
+        let Some(subscription) = self
+            .subscriptions
+            .iter_mut()
+            .find(|subscription| subscription.name.as_str() == resync.keyring)
+        else {
+            return;
+        };
+        tracing::warn!(
+            auth.keyring = resync.keyring,
+            reason = ResyncReason::try_from(resync.reason).map_or("unknown", |r| r.as_str_name()),
+            "a sidecar asks for a snapshot"
+        );
+        if let Phase::Following { at } | Phase::Snapshot { at, .. } = &subscription.phase {
+            let at = at.clone();
+            subscription.phase = Phase::Unsynced { at };
+        }
+    }
+}
+
+impl Phase {
+    fn begin(catalog: &Catalog, name: &KeyringName, held: (Epoch, Revision)) -> Self {
+        match catalog.get(name) {
+            Ok(served) => Self::Settings { served, held },
+            Err(_) => Self::NotServed { told: false },
+        }
+    }
+
+    /// A sidecar that holds a revision of this history goes on from there; whether that is the newest is returned too.
+    /// One that claims to be ahead goes on as well: its next heartbeat tells it that we lag.
+    fn after_settings(
+        served: Arc<ServedKeyring>,
+        (epoch, revision): (Epoch, Revision),
+    ) -> (Self, bool) {
+        let head = served.revision();
+        let same_history = epoch == served.epoch();
+        let can_follow = same_history
+            && (revision >= head || served.journal().state().feed.step_after(revision).is_some());
+        // What a sidecar without this history is to be told of is all in its snapshot.
+        let at = Cursor {
+            revoked_through: if same_history && revision > Revision::default() {
+                revision
+            } else {
+                head
+            },
+            served,
+            revision: revision.min(head),
+        };
+        if can_follow {
+            (Self::Following { at }, revision >= head)
+        } else {
+            (Self::Unsynced { at }, false)
+        }
+    }
+
+    fn cursor(&mut self) -> Option<&mut Cursor> {
+        match self {
+            Self::Unsynced { at } | Self::Snapshot { at, .. } | Self::Following { at } => Some(at),
+            Self::NotServed { .. } | Self::Settings { .. } => None,
+        }
+    }
+}
+
+/// The snapshot that is being encoded; never, when there is none.
+async fn built(build: &mut Option<(usize, Build)>) -> (usize, Arc<EncodedSnapshot>) {
+    match build {
+        Some((index, build)) => (*index, build.await),
+        None => std::future::pending().await,
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("subscriptions", &self.subscriptions)
+            .finish_non_exhaustive()
+    }
+}
