@@ -1,3 +1,28 @@
-//! The `relatch` binary.
+//! The `relatch` binary: parses, runs, and says in words and by its exit code how it went.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use relatch::cli::{Cli, Exit, Failure, output::Terminal};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let terminal = Terminal::detect();
+    match run(cli, terminal) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            eprint!("{}", failure.report(terminal.coloured));
+            failure.exit().into()
+        }
+    }
+}
+
+fn run(cli: Cli, terminal: Terminal) -> Result<Exit, Failure> {
+    let runtime = cli
+        .command
+        .runtime()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, error).context("cannot start a runtime"))?;
+    runtime.block_on(cli.run(terminal))
+}

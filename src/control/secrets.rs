@@ -182,8 +182,8 @@ mod tests {
         let made = ensure_pepper(&path).expect("it is made");
         let read = ensure_pepper(&path).expect("it is read");
         assert_eq!(made.expose(), read.expose());
-        let mode = fs::metadata(&path).expect("it is there").mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let metadata = fs::metadata(&path).expect("it is there");
+        assert_eq!(metadata.mode() & 0o777, 0o600);
     }
 
     #[test]

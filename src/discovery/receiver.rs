@@ -66,7 +66,7 @@ struct Held {
     /// A resync was asked for: deltas are of no use until its snapshot comes.
     awaits_snapshot: bool,
     /// The last snapshot was not taken because it shrinks the keyring too much.
-    snapshot_held: bool,
+    awaits_confirmation: bool,
     revoked_through: Revision,
     pacer: ResyncPacer,
 }
@@ -109,7 +109,7 @@ impl Receiver {
             .map(|(name, held)| {
                 held.incoming = None;
                 held.awaits_snapshot = false;
-                held.snapshot_held = false;
+                held.awaits_confirmation = false;
                 let position = held.mirror.position();
                 wire::Subscription {
                     keyring: name.to_string(),
@@ -255,7 +255,7 @@ impl Held {
             mirror,
             incoming: None,
             awaits_snapshot: false,
-            snapshot_held: false,
+            awaits_confirmation: false,
             revoked_through: Revision::default(),
             pacer: ResyncPacer::new(),
         }
@@ -330,7 +330,7 @@ impl Held {
         {
             Ok(()) => {
                 self.awaits_snapshot = false;
-                self.snapshot_held = false;
+                self.awaits_confirmation = false;
                 self.revoked_through = Revision::new(last.revision);
                 let keyring = self.name();
                 if new_epoch {
@@ -358,7 +358,7 @@ impl Held {
                     found,
                     "snapshot held: it would drop more than half of the keyring; confirm the number of items if it is right"
                 );
-                self.snapshot_held = true;
+                self.awaits_confirmation = true;
                 let reason = SnapshotError::Shrinks { held, found }.to_string();
                 Ok(self.nack(
                     last.epoch,
@@ -380,7 +380,7 @@ impl Held {
     fn delta(&mut self, delta: &wire::Delta) -> Option<wire::SidecarMessage> {
         let (revocations, mut rejected) = decode_items(&delta.revocations);
         let revoked: Vec<_> = revocations.iter().map(|a| a.record.clone()).collect();
-        if self.awaits_snapshot || self.snapshot_held || self.incoming.is_some() {
+        if self.awaits_snapshot || self.awaits_confirmation || self.incoming.is_some() {
             self.mirror.revoke(revoked);
             return None;
         }
@@ -434,7 +434,7 @@ impl Held {
         if self.awaits_snapshot || self.incoming.is_some() {
             return Ok(None);
         }
-        if self.snapshot_held {
+        if self.awaits_confirmation {
             let looks = self.pacer.may_resync(now);
             return Ok(looks.then(|| self.resync(ResyncReason::SnapshotHeld)));
         }

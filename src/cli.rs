@@ -1,0 +1,449 @@
+//! The command line: a client of the control plane's admin API, and of a sidecar for `check`.
+//!
+//! [`Cli`] parses, [`Cli::run`] dispatches to one file per command. A command calls through [`connection`], answers
+//! with a [`View`](output::View) through [`output`], and ends with an [`Exit`] or a [`Failure`].
+
+pub mod audit;
+pub mod barrier;
+pub mod check;
+pub mod completions;
+pub mod config;
+pub mod connection;
+pub mod consumer;
+pub mod control;
+mod daemon;
+pub mod decision;
+pub mod dev;
+pub mod failure;
+pub mod fleet;
+pub mod issued;
+pub mod key;
+pub mod keyring;
+pub mod output;
+pub mod revoke;
+pub mod rotate;
+pub mod secret;
+pub mod sidecar;
+pub mod token;
+pub mod value;
+pub mod watch;
+pub mod wire;
+pub mod words;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use tokio::runtime::Builder;
+
+pub use failure::{Exit, Failure};
+
+use crate::{clock::Clock, key::Timestamp};
+use connection::{Admin, ConnectionArgs};
+use output::{Format, Output, Progress, Terminal, View};
+
+/// Rotates API keys across a service mesh with no failed request
+///
+/// relatch rotates API keys across a service mesh with no failed request: a new version of a key is accepted by every
+/// sidecar before its secret is handed out, and the old one until its consumer has moved.
+#[derive(Debug, Parser)]
+#[command(name = "relatch", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// How to reach the control plane.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
+
+    /// The form of the answer, table or json; without it a table on a terminal and JSON elsewhere: one document on one
+    /// line, or one line per event where a command reports progress
+    #[arg(
+        short,
+        long,
+        global = true,
+        hide_possible_values = true,
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
+    pub output: Option<Format>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a control plane and a sidecar with a demo key on this machine: the first thing to try
+    Dev(dev::DevArgs),
+    /// Run the control plane, or make what one needs
+    Control(control::ControlArgs),
+    /// Run a sidecar, which answers Envoy's external authorization checks
+    Sidecar(sidecar::SidecarArgs),
+    /// Make, list and end admin tokens
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Make and show keyrings, the set of keys that protects an API each
+    #[command(subcommand)]
+    Keyring(keyring::KeyringCommand),
+    /// Make and show consumers, the callers that keys belong to
+    #[command(subcommand)]
+    Consumer(consumer::ConsumerCommand),
+    /// Make, import and show keys
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Replace a key by its next version, with no failed request
+    #[command(subcommand)]
+    Rotate(rotate::RotateCommand),
+    /// End versions of a key at once, for good
+    Revoke(revoke::RevokeArgs),
+    /// Show which sidecar has which revision, since when
+    Fleet(fleet::FleetArgs),
+    /// Make one real check against a running sidecar
+    Check(check::CheckArgs),
+    /// List and verify the audit log
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Look at configuration files
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print the completions of a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// What every command works with.
+#[derive(Debug)]
+pub struct Session {
+    /// Where it writes.
+    pub output: Output,
+    clock: Clock,
+    connection: ConnectionArgs,
+}
+
+/// Threads of a daemon's control path: one may be busy with a large keyring while the other keeps streams alive.
+const CONTROL_THREADS: usize = 2;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; denied (check); broken (audit verify)
+  2  usage: the command line, or a value on it, is not valid
+  3  not found
+  4  refused by a safety check
+  5  timed out waiting for sidecars to confirm
+  6  not permitted
+  7  control plane (for check: sidecar) unreachable
+
+Secrets are read from files or standard input, never from arguments, and printed once,
+by the command that made them.";
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// When it did not do what it was asked; the failure holds the exit code.
+    pub async fn run(self, terminal: Terminal) -> Result<Exit, Failure> {
+        let session = Session {
+            output: Output::new(self.output, terminal),
+            clock: Clock::system(),
+            connection: self.connection,
+        };
+        match self.command {
+            Command::Dev(args) => Box::pin(args.run(&session)).await?,
+            Command::Control(args) => Box::pin(args.run(&session)).await?,
+            Command::Sidecar(args) => Box::pin(args.run(&session)).await?,
+            Command::Config(command) => command.run(&session)?,
+            Command::Token(command) => command.run(&session).await?,
+            Command::Keyring(command) => command.run(&session).await?,
+            Command::Consumer(command) => command.run(&session).await?,
+            Command::Key(command) => command.run(&session).await?,
+            Command::Rotate(command) => command.run(&session).await?,
+            Command::Revoke(args) => args.run(&session).await?,
+            Command::Fleet(args) => args.run(&session).await?,
+            Command::Check(args) => return args.run(&session).await,
+            Command::Audit(command) => command.run(&session).await?,
+            Command::Completions(args) => args.run()?,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Command {
+    /// The runtime that the command needs: a daemon's control path runs on threads of its own, beside the workers that
+    /// answer checks; everything else waits for one thing at a time.
+    #[must_use]
+    pub fn runtime(&self) -> Builder {
+        match self {
+            Self::Dev(_) | Self::Control(_) | Self::Sidecar(_) => {
+                let mut builder = Builder::new_multi_thread();
+                builder
+                    .worker_threads(CONTROL_THREADS)
+                    .thread_name("control");
+                builder
+            }
+            Self::Token(_)
+            | Self::Keyring(_)
+            | Self::Consumer(_)
+            | Self::Key(_)
+            | Self::Rotate(_)
+            | Self::Revoke(_)
+            | Self::Fleet(_)
+            | Self::Check(_)
+            | Self::Audit(_)
+            | Self::Config(_)
+            | Self::Completions(_) => Builder::new_current_thread(),
+        }
+    }
+}
+
+impl Session {
+    /// The admin API.
+    ///
+    /// # Errors
+    ///
+    /// When there is no admin token, or the control plane cannot be reached.
+    pub async fn admin(&self) -> Result<Admin, Failure> {
+        self.connection.connect().await
+    }
+
+    /// The time by the wall clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    /// Writes the answer.
+    ///
+    /// # Errors
+    ///
+    /// When standard output cannot be written to.
+    pub fn show<V: View>(&self, view: &V) -> Result<(), Failure> {
+        self.output.show(view, self.now())
+    }
+
+    /// Tells of an event: the sentence to people, the event itself to whoever reads JSON.
+    ///
+    /// # Errors
+    ///
+    /// When standard output cannot be written to.
+    pub fn report<T: Serialize>(
+        &self,
+        progress: &mut Progress,
+        event: &T,
+        sentence: &str,
+    ) -> Result<(), Failure> {
+        progress.say(sentence);
+        match self.output.format() {
+            Format::Json => self.output.event(event),
+            Format::Table => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    /// `command` and everything below it, each with its full name.
+    fn tree(command: &clap::Command, name: &str) -> Vec<(String, clap::Command)> {
+        let below = command.get_subcommands().flat_map(|sub| {
+            let name = format!("{name} {}", sub.get_name());
+            tree(sub, &name)
+        });
+        let mut all = vec![(name.to_owned(), command.clone())];
+        all.extend(below);
+        all
+    }
+
+    fn commands() -> Vec<(String, clap::Command)> {
+        tree(&Cli::command(), "relatch")
+    }
+
+    fn parse_error(line: &str) -> clap::Error {
+        Cli::try_parse_from(line.split(' ')).expect_err(line)
+    }
+
+    #[test]
+    fn the_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_are_those_of_this_release() {
+        let names: Vec<String> = commands().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            names,
+            [
+                "relatch",
+                "relatch dev",
+                "relatch control",
+                "relatch control init",
+                "relatch sidecar",
+                "relatch token",
+                "relatch token create",
+                "relatch token list",
+                "relatch token end",
+                "relatch keyring",
+                "relatch keyring create",
+                "relatch keyring list",
+                "relatch keyring show",
+                "relatch consumer",
+                "relatch consumer create",
+                "relatch consumer list",
+                "relatch consumer show",
+                "relatch key",
+                "relatch key create",
+                "relatch key import",
+                "relatch key list",
+                "relatch key show",
+                "relatch rotate",
+                "relatch rotate start",
+                "relatch revoke",
+                "relatch fleet",
+                "relatch check",
+                "relatch audit",
+                "relatch audit list",
+                "relatch audit verify",
+                "relatch config",
+                "relatch config check",
+                "relatch completions",
+            ]
+        );
+    }
+
+    #[test]
+    fn every_command_and_every_argument_says_what_it_is() {
+        for (name, command) in commands() {
+            assert!(command.get_about().is_some(), "{name} says nothing");
+            for arg in command.get_arguments() {
+                assert!(arg.get_help().is_some(), "{name}: {arg} says nothing");
+            }
+        }
+    }
+
+    #[test]
+    fn no_argument_takes_a_secret() {
+        // A secret comes by a file, which these name.
+        const FILES: [&str; 3] = ["token_file", "from_file", "key_file"];
+        const NO_SECRETS: [&str; 2] = ["key_id", "no_key"];
+        for (name, command) in commands() {
+            for arg in command.get_arguments() {
+                let id = arg.get_id().as_str();
+                let secret = ["secret", "key", "token", "password", "credential", "bearer"]
+                    .iter()
+                    .any(|word| id.split('_').any(|part| part == *word));
+                let known = FILES.contains(&id) || NO_SECRETS.contains(&id);
+                assert!(!secret || known, "{name} takes {arg}");
+                if FILES.contains(&id) {
+                    let value = arg.get_value_names().and_then(|names| names.first());
+                    assert_eq!(
+                        value.map(clap::builder::Str::as_str),
+                        Some("PATH"),
+                        "{name} {arg}"
+                    );
+                }
+            }
+        }
+        let import = "relatch key import --keyring k --consumer c rlk_x";
+        assert_eq!(parse_error(import).kind(), ErrorKind::UnknownArgument);
+        assert_eq!(
+            parse_error("relatch check rlk_x").kind(),
+            ErrorKind::UnknownArgument
+        );
+    }
+
+    #[test]
+    fn a_key_in_the_place_of_its_id_is_not_repeated() {
+        let key = "rlk_7Qm2Xc91TbKe_0123456789abcdef0123456789abcdefABCDEF";
+        let error = parse_error(&format!("relatch key show {key}"));
+        assert_eq!(error.kind(), ErrorKind::ValueValidation);
+        let error = error.to_string();
+        assert!(!error.contains("0123456789"), "{error}");
+        assert!(error.contains("invalid value for '<KEY_ID>'"), "{error}");
+        assert!(error.contains("12 characters"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_value_names_its_flag_and_an_example() {
+        for (line, flag, example) in [
+            (
+                "relatch rotate start 7Qm2Xc91TbKe --overlap soon",
+                "--overlap",
+                "30s, 12h or 7d",
+            ),
+            (
+                "relatch rotate start 7Qm2Xc91TbKe --timeout 0s",
+                "--timeout",
+                "longer than zero",
+            ),
+            (
+                "relatch key create --keyring k --consumer c --expires-in 9",
+                "--expires-in",
+                "30s, 12h or 7d",
+            ),
+            (
+                "relatch key create --keyring k --consumer c --not-before now",
+                "--not-before",
+                "2027-01-31T12:00:00Z",
+            ),
+            (
+                "relatch key create --keyring k --consumer c --allow-source lan",
+                "--allow-source",
+                "10.0.0.0/8",
+            ),
+            (
+                "relatch fleet --keyring Payments",
+                "--keyring",
+                "1 to 63 of a-z",
+            ),
+            (
+                "relatch fleet --admin http://10.0.0.1:9011",
+                "--admin",
+                "loopback",
+            ),
+        ] {
+            let error = parse_error(line);
+            assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{line}");
+            let error = error.to_string();
+            assert!(error.contains(flag) && error.contains(example), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_revocation_says_which_versions_and_why() {
+        let revoke = |tail: &str| {
+            let line = format!("relatch revoke 7Qm2Xc91TbKe --reason leaked{tail}");
+            Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
+        };
+        assert!(revoke(" --version 3").is_ok());
+        assert!(revoke(" --all --wait --timeout 5s").is_ok());
+        for (tail, kind) in [
+            ("", ErrorKind::MissingRequiredArgument),
+            (" --all --version 3", ErrorKind::ArgumentConflict),
+            (" --version 0", ErrorKind::ValueValidation),
+            (" --all --timeout 5s", ErrorKind::MissingRequiredArgument),
+        ] {
+            assert_eq!(revoke(tail).err(), Some(kind), "{tail:?}");
+        }
+        let reason = parse_error("relatch revoke 7Qm2Xc91TbKe --all");
+        assert_eq!(reason.kind(), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn the_help_lists_the_exit_codes_and_the_token_file_of_dev() {
+        let help = Cli::command().render_long_help().to_string();
+        for code in 0..=7 {
+            assert!(help.contains(&format!("\n  {code}  ")), "{code} is missing");
+        }
+        assert!(help.contains("relatch-data/admin.token"), "{help}");
+        assert!(help.contains("RELATCH_ADMIN"), "{help}");
+    }
+
+    #[test]
+    fn global_options_are_taken_before_and_after_the_command() {
+        for line in ["relatch -o json key list", "relatch key list -o json"] {
+            let cli = Cli::try_parse_from(line.split(' ')).expect(line);
+            assert_eq!(cli.output, Some(Format::Json));
+        }
+    }
+}

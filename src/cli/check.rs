@@ -1,0 +1,264 @@
+//! `relatch check`: one real Check against a running sidecar, as Envoy would make it.
+
+use std::{net::IpAddr, time::Duration};
+
+use clap::Args;
+use http::{HeaderName, Method};
+use zeroize::Zeroizing;
+
+use super::{
+    Session,
+    connection::Address,
+    decision::{Decision, DecisionView},
+    failure::{Exit, Failure},
+    secret::SecretInput,
+};
+use crate::{
+    key::{KeyringName, Scopes},
+    proto::auth::{self, CheckRequest, Entry, authorization_client::AuthorizationClient},
+};
+
+/// The arguments of `check`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CheckArgs {
+    /// Where the sidecar answers checks: `HOST:PORT` or `unix:///PATH`
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9001")]
+    endpoint: Address,
+
+    /// The file that holds the key, or - for standard input; a line's end after it is not part of it
+    #[arg(long, value_name = "PATH", default_value = "-")]
+    key_file: SecretInput,
+
+    /// Send no key at all
+    #[arg(long, conflicts_with = "key_file")]
+    no_key: bool,
+
+    /// The header that carries the key
+    #[arg(long, value_name = "NAME", default_value = "x-api-key")]
+    header: HeaderName,
+
+    /// What stands before the key in that header, for example Bearer
+    #[arg(long)]
+    scheme: Option<String>,
+
+    /// The request's method
+    #[arg(long, default_value = "GET")]
+    method: Method,
+
+    /// The request's path with its query
+    #[arg(long, default_value = "/")]
+    path: String,
+
+    /// The request's host
+    #[arg(long, default_value = "localhost")]
+    host: String,
+
+    /// The keyring that the route names; without this flag the sidecar chooses
+    #[arg(long)]
+    keyring: Option<KeyringName>,
+
+    /// The scopes that the route asks for, separated by spaces
+    #[arg(long, value_parser = Scopes::parse)]
+    scopes: Option<Scopes>,
+
+    /// The address that the request comes from
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    source: IpAddr,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  relatch check --key-file acme.key --keyring payments
+  relatch check --keyring payments --scopes 'read write' --source 10.1.2.3 < acme.key
+  relatch check --endpoint unix:///run/relatch/authz.sock --no-key
+
+Exit codes: 0 allowed, 1 denied, 7 no decision: nothing listens there, or what does is no sidecar.";
+
+/// A sidecar answers within a millisecond, and Envoy waits 250: five seconds are for a machine in trouble.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The reason that a sidecar gives when it saw no key.
+const MISSING_CREDENTIAL: &str = "missing_credential";
+
+impl CheckArgs {
+    /// Runs the command, and returns [`Exit::Done`] for allowed and [`Exit::Failed`] for denied.
+    ///
+    /// # Errors
+    ///
+    /// When there is no key to send, or no decision.
+    pub async fn run(self, session: &Session) -> Result<Exit, Failure> {
+        let request = self.request()?;
+        let channel = self.endpoint.connect(TIMEOUT).await;
+        let channel = channel.map_err(|failure| self.no_decision(failure))?;
+        let mut sidecar = AuthorizationClient::new(channel);
+        let response = match tokio::time::timeout(TIMEOUT, sidecar.check(request)).await {
+            Ok(response) => response.map_err(|status| self.no_decision(status.into()))?,
+            Err(_elapsed) => {
+                let message = format!("it did not answer within {} seconds", TIMEOUT.as_secs());
+                return Err(self.no_decision(Failure::failed(message)));
+            }
+        };
+        let view = DecisionView::from(response.into_inner());
+        session.show(&view)?;
+        if view.reason() == Some(MISSING_CREDENTIAL) && !self.no_key {
+            session.output.note(&format!(
+                "the sidecar does not look for a key in {}, see `credentials` in its configuration; when this happens only behind Envoy, the filter's allowed_headers or disallowed_headers may hide the header",
+                self.header
+            ));
+        }
+        Ok(match view.decision() {
+            Decision::Allow => Exit::Done,
+            Decision::Deny => Exit::Failed,
+        })
+    }
+
+    /// Every failure to get a decision ends with the same code, so that a script can tell it from a denial.
+    fn no_decision(&self, failure: Failure) -> Failure {
+        failure
+            .exit_with(Exit::Unreachable)
+            .context(format!("no decision from a sidecar at {}", self.endpoint))
+            .hint("is it running, and does --endpoint name its ext_authz address?")
+    }
+
+    fn request(&self) -> Result<CheckRequest, Failure> {
+        let mut headers = vec![
+            entry(":authority", self.host.as_bytes()),
+            entry(":method", self.method.as_str().as_bytes()),
+            entry(":path", self.path.as_bytes()),
+        ];
+        if !self.no_key {
+            let key = self.key_file.read("key", "--key-file")?;
+            headers.push(entry(self.header.as_str(), &self.header_value(&key)));
+        }
+        let http = auth::HttpRequest {
+            method: bytes(self.method.as_str().as_bytes()),
+            headers,
+            path: bytes(self.path.as_bytes()),
+            host: bytes(self.host.as_bytes()),
+            header_map: None,
+        };
+        let keyring = self.keyring.as_ref().map(|name| name.as_str().to_owned());
+        let scopes = self.scopes.as_ref().map(Scopes::to_string);
+        let extensions = [("relatch.keyring", keyring), ("relatch.scopes", scopes)];
+        Ok(CheckRequest {
+            attributes: Some(auth::AttributeContext {
+                source: Some(auth::Peer {
+                    address: Some(auth::Address {
+                        socket_address: Some(auth::SocketAddress {
+                            address: bytes(self.source.to_string().as_bytes()),
+                        }),
+                    }),
+                }),
+                request: Some(auth::Request { http: Some(http) }),
+                context_extensions: extensions
+                    .into_iter()
+                    .filter_map(|(name, value)| Some(entry(name, value?.as_bytes())))
+                    .collect(),
+            }),
+        })
+    }
+
+    fn header_value(&self, key: &[u8]) -> Zeroizing<Vec<u8>> {
+        let scheme = self.scheme.as_deref().unwrap_or_default();
+        let mut value = Zeroizing::new(Vec::with_capacity(scheme.len() + 1 + key.len()));
+        if !scheme.is_empty() {
+            value.extend_from_slice(scheme.as_bytes());
+            value.push(b' ');
+        }
+        value.extend_from_slice(key);
+        value
+    }
+}
+
+fn bytes(bytes: &[u8]) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(bytes)
+}
+
+fn entry(name: &str, value: &[u8]) -> Entry {
+    Entry {
+        key: bytes(name.as_bytes()),
+        value: bytes(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{
+        super::{Cli, Command},
+        *,
+    };
+
+    fn args(line: &[&str]) -> CheckArgs {
+        let line = ["relatch", "check"].iter().chain(line);
+        match Cli::try_parse_from(line)
+            .expect("a valid command line")
+            .command
+        {
+            Command::Check(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_request_is_the_one_that_envoy_would_send() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("key");
+        std::fs::write(&path, "rlk_x\n").expect("writable");
+        let path = path.to_string_lossy();
+        let args = args(&[
+            "--key-file",
+            &path,
+            "--header",
+            "Authorization",
+            "--scheme",
+            "Bearer",
+            "--keyring",
+            "payments",
+            "--scopes",
+            "write read",
+            "--source",
+            "10.1.2.3",
+            "--path",
+            "/a?b=c",
+        ]);
+        let attributes = args.request().expect("a request").attributes.expect("set");
+        let http = attributes
+            .request
+            .and_then(|request| request.http)
+            .expect("set");
+        assert_eq!(http.method, "GET");
+        assert_eq!(http.path, "/a?b=c");
+        assert_eq!(http.host, "localhost");
+        assert!(
+            http.headers
+                .contains(&entry("authorization", b"Bearer rlk_x"))
+        );
+        let expected = [
+            entry("relatch.keyring", b"payments"),
+            entry("relatch.scopes", b"read write"),
+        ];
+        assert!(attributes.context_extensions == expected);
+        let address = attributes.source.and_then(|peer| peer.address);
+        let socket = address.and_then(|address| address.socket_address);
+        assert_eq!(socket.expect("set").address, "10.1.2.3");
+    }
+
+    #[test]
+    fn without_a_key_no_credential_is_sent() {
+        let attributes = args(&["--no-key"]).request().expect("a request").attributes;
+        let request = attributes.expect("set").request;
+        let headers = request
+            .and_then(|request| request.http)
+            .expect("set")
+            .headers;
+        assert!(headers.iter().all(|header| header.key.starts_with(b":")));
+    }
+
+    #[test]
+    fn what_is_no_decision_is_never_a_denial() {
+        let failure = args(&["--no-key"]).no_decision(tonic::Status::unimplemented("no").into());
+        assert_eq!(failure.exit(), Exit::Unreachable);
+    }
+}

@@ -1,0 +1,385 @@
+//! The way to the control plane: its address, the admin token, and the limits of a call.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use http::Uri;
+use tonic::{
+    Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+use zeroize::Zeroizing;
+
+use super::{
+    failure::{Exit, Failure},
+    secret::SecretInput,
+};
+use crate::proto::admin::admin_client::AdminClient;
+
+/// The admin API, with the token in every call.
+pub type Admin = AdminClient<InterceptedService<Channel, Bearer>>;
+
+/// How to reach the control plane.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct ConnectionArgs {
+    /// The control plane's admin API: `http://HOST:PORT` on this machine, or `unix:///PATH`
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "RELATCH_ADMIN",
+        default_value = "http://127.0.0.1:9011"
+    )]
+    admin: AdminAddress,
+
+    /// The file that holds the admin token; without it the one that `relatch dev` writes is used if it is there,
+    /// ./relatch-data/admin.token
+    #[arg(long, global = true, value_name = "PATH", env = "RELATCH_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// Where a gRPC server listens: `HOST:PORT`, `http://HOST:PORT` or `unix:///PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address(String);
+
+/// An [`Address`] to which an admin token may be sent in clear: a loopback address or a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminAddress(Address);
+
+/// A text that is not an address that a command can call.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseAddressError {
+    /// It is no address at all.
+    #[error("write http://HOST:PORT or unix:///PATH, for example http://127.0.0.1:9011")]
+    Syntax,
+    /// It asks for TLS.
+    #[error(
+        "https is not spoken yet; use http on this machine, through `ssh -L` or `kubectl port-forward` where it is another"
+    )]
+    Tls,
+    /// The token would cross a network in clear.
+    #[error(
+        "the admin token would cross the network in clear; use a loopback address or unix:///PATH, through `ssh -L` or `kubectl port-forward` where it is another machine"
+    )]
+    NotLoopback,
+}
+
+/// Adds `authorization: Bearer TOKEN` to each call.
+#[derive(Clone)]
+pub struct Bearer(MetadataValue<Ascii>);
+
+/// What `relatch dev` writes beside its data.
+const DEV_TOKEN_FILE: &str = "relatch-data/admin.token";
+/// A control plane on this machine answers at once or not at all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The slowest answer that does not wait for sidecars is a large list; a commit takes milliseconds.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A dead link is found within 15 seconds, as between sidecar and control plane.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest answer is the list of all keys: 64 MiB hold some 200,000 of them.
+const MAX_ANSWER: usize = 64 << 20;
+/// The largest request is a key with all its scopes and sources, a few kilobytes.
+const MAX_REQUEST: usize = 256 << 10;
+
+impl ConnectionArgs {
+    /// Connects to the control plane.
+    ///
+    /// # Errors
+    ///
+    /// When there is no admin token, or the control plane cannot be reached.
+    pub async fn connect(&self) -> Result<Admin, Failure> {
+        let bearer = Bearer::from_file(&self.token_file()?)?;
+        connect(&self.admin, bearer).await.map_err(|failure| {
+            failure.hint(
+                "`relatch dev` starts one on this machine; --admin or RELATCH_ADMIN names another",
+            )
+        })
+    }
+
+    fn token_file(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = &self.token_file {
+            return Ok(path.clone());
+        }
+        let dev = Path::new(DEV_TOKEN_FILE);
+        if dev.exists() {
+            Ok(dev.to_owned())
+        } else {
+            Err(Failure::usage("no admin token").hint(format!(
+                "give --token-file PATH or set RELATCH_TOKEN_FILE; `relatch dev` writes ./{DEV_TOKEN_FILE}, which is found from the directory it was started in"
+            )))
+        }
+    }
+}
+
+/// Connects to the control plane at `address`.
+///
+/// # Errors
+///
+/// When it cannot be reached.
+pub async fn connect(address: &AdminAddress, bearer: Bearer) -> Result<Admin, Failure> {
+    let channel = address
+        .0
+        .connect(CONNECT_TIMEOUT)
+        .await
+        .map_err(|failure| {
+            failure.context(format!("cannot reach the control plane at {address}"))
+        })?;
+    Ok(AdminClient::with_interceptor(channel, bearer)
+        .max_decoding_message_size(MAX_ANSWER)
+        .max_encoding_message_size(MAX_REQUEST))
+}
+
+/// The answer of a call that waits for no sidecar.
+///
+/// # Errors
+///
+/// When the call fails, or is not answered within 30 seconds.
+pub async fn answer<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Failure::new(
+            Exit::Unreachable,
+            anyhow::anyhow!(
+                "the control plane did not answer within {} seconds",
+                CALL_TIMEOUT.as_secs()
+            ),
+        )),
+    }
+}
+
+impl Address {
+    /// Connects to it within `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be reached.
+    pub async fn connect(&self, timeout: Duration) -> Result<Channel, Failure> {
+        let unreachable = |error| Failure::new(Exit::Unreachable, anyhow::Error::new(error));
+        Endpoint::from_shared(self.0.clone())
+            .map_err(unreachable)?
+            .user_agent(concat!("relatch/", env!("CARGO_PKG_VERSION")))
+            .map_err(unreachable)?
+            .connect_timeout(timeout)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .connect()
+            .await
+            .map_err(unreachable)
+    }
+
+    /// Whether it is a Unix socket or a loopback address, which nobody else can listen to.
+    fn is_local(&self) -> bool {
+        if self.0.starts_with("unix:") {
+            return true;
+        }
+        let uri: Option<Uri> = self.0.parse().ok();
+        let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+    }
+}
+
+impl FromStr for Address {
+    type Err = ParseAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix://") {
+            let valid = path.starts_with('/') && path.len() > 1;
+            return if valid {
+                Ok(Self(text.to_owned()))
+            } else {
+                Err(ParseAddressError::Syntax)
+            };
+        }
+        let url = if text.contains("://") {
+            text.to_owned()
+        } else {
+            format!("http://{text}")
+        };
+        let uri: Uri = url.parse().map_err(|_| ParseAddressError::Syntax)?;
+        let plain = uri.port().is_some() && uri.path() == "/" && uri.query().is_none();
+        match uri.scheme_str() {
+            Some("https") => Err(ParseAddressError::Tls),
+            Some("http") if plain => Ok(Self(url)),
+            _ => Err(ParseAddressError::Syntax),
+        }
+    }
+}
+
+impl FromStr for AdminAddress {
+    type Err = ParseAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let address: Address = text.parse()?;
+        if address.is_local() {
+            Ok(Self(address))
+        } else {
+            Err(ParseAddressError::NotLoopback)
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl AdminAddress {
+    /// The address of a control plane of this process.
+    #[must_use]
+    pub fn at(address: std::net::SocketAddr) -> Self {
+        Self(Address(format!("http://{address}")))
+    }
+}
+
+impl Bearer {
+    /// Reads the token that a file holds.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or holds no token.
+    pub fn from_file(path: &Path) -> Result<Self, Failure> {
+        let token = SecretInput::File(path.to_owned()).read("admin token", "--token-file")?;
+        let is_token = token.iter().all(u8::is_ascii_graphic);
+        let text = std::str::from_utf8(&token).ok().filter(|_| is_token);
+        let header = text.map(|token| Zeroizing::new(format!("Bearer {token}")));
+        let value = header.and_then(|header| header.parse::<MetadataValue<Ascii>>().ok());
+        let mut value = value.ok_or_else(|| {
+            Failure::usage(format!("{} does not hold an admin token", path.display()))
+                .hint("the file holds the token alone, on one line")
+        })?;
+        // Keeps it out of the debug output and of the header compression's table.
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+}
+
+impl fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bearer(redacted)")
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let metadata = request.metadata_mut();
+        metadata.insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_host_and_port_url_or_socket() {
+        for (text, address) in [
+            ("127.0.0.1:9001", "http://127.0.0.1:9001"),
+            ("http://edge.example:9001", "http://edge.example:9001"),
+            ("[::1]:9001", "http://[::1]:9001"),
+            (
+                "unix:///run/relatch/authz.sock",
+                "unix:///run/relatch/authz.sock",
+            ),
+        ] {
+            let parsed = text.parse::<Address>().map(|address| address.to_string());
+            assert_eq!(parsed.as_deref(), Ok(address));
+        }
+        for bad in [
+            "",
+            "127.0.0.1",
+            "http://127.0.0.1",
+            "unix://run.sock",
+            "http://a:1/b",
+            "ftp://a:1",
+        ] {
+            let error = bad.parse::<Address>().expect_err(bad);
+            assert_eq!(error, ParseAddressError::Syntax, "{bad:?}");
+        }
+        assert_eq!(
+            "https://a:1".parse::<Address>(),
+            Err(ParseAddressError::Tls)
+        );
+    }
+
+    #[test]
+    fn the_token_is_not_sent_across_a_network() {
+        for local in [
+            "http://127.0.0.1:9011",
+            "http://localhost:9011",
+            "http://[::1]:9011",
+            "unix:///run/admin.sock",
+        ] {
+            assert!(local.parse::<AdminAddress>().is_ok(), "{local} was refused");
+        }
+        for remote in [
+            "http://10.0.0.1:9011",
+            "http://relatch-control:9011",
+            "http://localhost.example:9011",
+        ] {
+            let error = remote.parse::<AdminAddress>().expect_err(remote);
+            assert_eq!(error, ParseAddressError::NotLoopback, "{remote}");
+        }
+    }
+
+    #[test]
+    fn the_bearer_is_sensitive_and_does_not_print() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("admin.token");
+        fs::write(&path, "rlt_abc\n").expect("writable");
+        let bearer = Bearer::from_file(&path).expect("a token");
+        assert_eq!(bearer.0.to_str().ok(), Some("Bearer rlt_abc"));
+        assert!(bearer.0.is_sensitive());
+        assert_eq!(format!("{bearer:?}"), "Bearer(redacted)");
+    }
+
+    #[test]
+    fn a_file_that_holds_no_token_is_refused_without_repeating_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("admin.token");
+        fs::write(&path, "rlt_abc\nrlt_def\n").expect("writable");
+        let failure = Bearer::from_file(&path).expect_err("two lines");
+        assert_eq!(failure.exit(), Exit::Usage);
+        assert!(!failure.report(false).contains("rlt_"));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_nobody_listens_on_is_unreachable() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        drop(listener);
+        let address: Address = address.parse().expect("an address");
+        let failure = address.connect(CONNECT_TIMEOUT).await.expect_err("closed");
+        assert_eq!(failure.exit(), Exit::Unreachable);
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = format!("unix://{}/none.sock", dir.path().display());
+        let address: Address = socket.parse().expect("an address");
+        let failure = address
+            .connect(CONNECT_TIMEOUT)
+            .await
+            .expect_err("not there");
+        assert_eq!(failure.exit(), Exit::Unreachable);
+    }
+}

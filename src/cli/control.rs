@@ -1,0 +1,204 @@
+//! `relatch control`: the control plane.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{
+    Exit, Failure, Session, daemon,
+    output::{self, View},
+    secret::Revealed,
+};
+use crate::{
+    clock::Clock,
+    config::{self, ControlSettings, value::loopback_address},
+    control::plane::{self, ControlPlane, PlaneError},
+    key::Timestamp,
+    shutdown::Shutdown,
+};
+
+/// The arguments of `control`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct ControlArgs {
+    #[command(subcommand)]
+    command: Option<ControlCommand>,
+
+    #[command(flatten)]
+    daemon: DaemonArgs,
+}
+
+/// What `control` can do beside running.
+#[derive(Debug, Subcommand)]
+enum ControlCommand {
+    /// Make what a control plane needs: data directory, pepper, store, and the first admin token, printed once
+    ///
+    /// The pepper keys the digests of all keys. Keep a copy of its file apart from the backups of the store: without it
+    /// no key can be verified, and with both of them an attacker can test guesses.
+    Init(InitArgs),
+}
+
+/// How the control plane runs.
+#[derive(Debug, Args)]
+struct DaemonArgs {
+    /// The configuration file; `deploy/control.yaml` is a commented sample
+    #[arg(long, value_name = "FILE", env = "RELATCH_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// The directory that the control plane owns, for use without a file; overrides it
+    #[arg(long, value_name = "DIR", env = "RELATCH_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Where sidecars connect; overrides the file
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_DISCOVERY", value_parser = loopback_address)]
+    discovery: Option<SocketAddr>,
+
+    /// Where operators connect; overrides the file
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_ADMIN_LISTEN", value_parser = loopback_address)]
+    admin_listen: Option<SocketAddr>,
+
+    /// Where metrics and probes are served; overrides the file
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_HTTP")]
+    http: Option<SocketAddr>,
+
+    /// Begin a new epoch of every keyring before serving: to be given once, after the store was restored from a backup,
+    /// so that every sidecar takes its keyrings anew
+    #[arg(long)]
+    new_epoch: bool,
+}
+
+/// The arguments of `control init`.
+#[derive(Debug, Args)]
+struct InitArgs {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "RELATCH_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// The data directory, for use without a file
+    #[arg(long, value_name = "DIR", env = "RELATCH_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Initialized {
+    data_dir: String,
+    store: String,
+    pepper_file: String,
+    admin_token: Option<Revealed>,
+}
+
+/// Where the data is when nobody says.
+const DEFAULT_DATA_DIR: &str = "relatch-data";
+
+impl ControlArgs {
+    /// Runs a control plane until it is told to stop, or makes what one needs.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made or started, or a part of it fails.
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        match self.command {
+            Some(ControlCommand::Init(args)) => args.run(session).await,
+            None => self.daemon.run().await,
+        }
+    }
+}
+
+impl DaemonArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut settings = settings(self.config, self.data_dir)?;
+        if let Some(discovery) = self.discovery {
+            settings.discovery = discovery;
+        }
+        if let Some(admin) = self.admin_listen {
+            settings.admin = admin;
+        }
+        if let Some(http) = self.http {
+            settings.http = http;
+        }
+        let _lines = daemon::log(settings.log)?;
+        let shutdown = Shutdown::new();
+        let signals = daemon::signals()?;
+        if self.new_epoch {
+            plane::begin_epoch(&settings).await.map_err(failure)?;
+        }
+        let plane = ControlPlane::start(&settings, Clock::system(), &shutdown)
+            .await
+            .map_err(|error| daemon::stopped(&shutdown, error))?;
+        tracing::info!(
+            discovery = %plane.endpoints.discovery,
+            admin = %plane.endpoints.admin,
+            http = %plane.endpoints.http,
+            "control plane started"
+        );
+        shutdown
+            .run(signals, daemon::DRAIN)
+            .await
+            .map_err(Failure::from_error)
+    }
+}
+
+impl InitArgs {
+    async fn run(self, session: &Session) -> Result<(), Failure> {
+        let settings = settings(self.config, self.data_dir)?;
+        let token = plane::initialize(&settings, &Clock::system())
+            .await
+            .map_err(failure)?;
+        session.show(&Initialized {
+            data_dir: settings.data_dir.display().to_string(),
+            store: settings.store.display().to_string(),
+            pepper_file: settings.pepper_file.display().to_string(),
+            admin_token: Revealed::new(token.expose().to_owned()),
+        })?;
+        session
+            .output
+            .note("keep the admin token, it is not shown again; and a copy of the pepper file, apart from backups");
+        Ok(())
+    }
+}
+
+impl View for Initialized {
+    fn render(&self, _now: Timestamp) -> String {
+        output::facts(&[
+            ("DATA", self.data_dir.clone()),
+            ("STORE", self.store.clone()),
+            ("PEPPER", self.pepper_file.clone()),
+        ])
+    }
+
+    fn secret(&self) -> Option<&Revealed> {
+        self.admin_token.as_ref()
+    }
+}
+
+fn settings(
+    config: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
+) -> Result<ControlSettings, Failure> {
+    match (config, data_dir) {
+        (Some(path), data_dir) => {
+            let mut settings = config::control::load(&path).map_err(daemon::misconfigured)?;
+            if let Some(data_dir) = data_dir {
+                settings.data_dir = data_dir;
+            }
+            Ok(settings)
+        }
+        (None, Some(data_dir)) => Ok(ControlSettings::new(data_dir)),
+        (None, None) => Ok(ControlSettings::new(PathBuf::from(DEFAULT_DATA_DIR))),
+    }
+}
+
+fn failure(error: PlaneError) -> Failure {
+    let exit = match &error {
+        PlaneError::Initialized { .. } => Exit::Refused,
+        PlaneError::Secrets(_)
+        | PlaneError::Store(_)
+        | PlaneError::Log(_)
+        | PlaneError::Commit(_)
+        | PlaneError::Bind { .. }
+        | PlaneError::Reflection(_)
+        | PlaneError::Process(_) => Exit::Failed,
+    };
+    Failure::new(exit, error)
+}

@@ -1,0 +1,351 @@
+//! `relatch dev`: a control plane, a sidecar and a demo key in one process on this machine.
+
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use serde::Serialize;
+use tonic::Request;
+use tracing::level_filters::LevelFilter;
+
+use super::{
+    Exit, Failure, Session,
+    connection::{self, Admin, AdminAddress, Bearer},
+    daemon,
+    secret::Revealed,
+};
+use crate::{
+    clock::Clock,
+    config::{
+        ControlEndpoint, ControlSettings, Listen, LogSettings, NodeName, OtlpEndpoint,
+        SidecarSettings,
+    },
+    control::{
+        plane::{self, ControlEndpoints, ControlPlane, PlaneError},
+        secrets,
+    },
+    key::KeyringName,
+    proto::admin,
+    readiness::Readiness,
+    shutdown::Shutdown,
+    sidecar::{Sidecar, SidecarEndpoints},
+};
+
+/// The arguments of `dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    /// Where keys, tokens and what this process tells of itself are kept
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "RELATCH_DATA_DIR",
+        default_value = "relatch-data"
+    )]
+    data_dir: PathBuf,
+
+    /// Let the system choose every port, instead of 9001, 9002 and 9010 to 9012
+    #[arg(long)]
+    ephemeral_ports: bool,
+
+    /// Threads that answer checks
+    #[arg(long, value_name = "N", default_value = "1")]
+    workers: NonZeroUsize,
+
+    /// Send spans to this OTLP/gRPC collector, such as `http://127.0.0.1:4317`
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<OtlpEndpoint>,
+
+    /// How much is logged to standard error
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "RELATCH_LOG",
+        default_value = "warn"
+    )]
+    log_level: LevelFilter,
+}
+
+/// What was bound, for other programs: `endpoints.json`.
+#[derive(Serialize)]
+struct EndpointsFile {
+    ext_authz: String,
+    sidecar_http: String,
+    discovery: String,
+    admin: String,
+    control_http: String,
+    admin_token_file: PathBuf,
+}
+
+/// The demo key.
+struct DemoKey {
+    id: String,
+    /// Only when it was just made.
+    secret: Option<Revealed>,
+}
+
+/// Where everything is.
+struct Place {
+    data_dir: PathBuf,
+    token_file: PathBuf,
+    endpoints_file: PathBuf,
+    envoy_file: PathBuf,
+}
+
+const KEYRING: &str = "demo";
+const CONSUMER: &str = "demo-app";
+const ENVOY_SAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
+/// The stream between two parts of one process opens at once; a slow disk may take a moment.
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+const READY_POLL: Duration = Duration::from_millis(20);
+
+impl DevArgs {
+    /// Runs control plane and sidecar until it is told to stop.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be started, or a part of them fails.
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        let _lines = daemon::log(LogSettings {
+            level: self.log_level,
+            ..LogSettings::default()
+        })?;
+        let signals = daemon::signals()?;
+        let shutdown = Shutdown::new();
+        let place = Place::prepare(&self.data_dir)?;
+        let control = self.control_settings();
+        first_start(&control, &place).await?;
+        let started = self.start(&control, &place, &shutdown).await;
+        let (sidecar, control_plane, key) = started.inspect_err(|_| shutdown.trigger())?;
+        place.write(&sidecar.endpoints, &control_plane.endpoints)?;
+        session.output.announce(&welcome(
+            &place,
+            &sidecar.endpoints,
+            &control_plane.endpoints,
+            &key,
+        ))?;
+        drop(key);
+        let ended = shutdown.run(signals, daemon::DRAIN).await;
+        sidecar.flush(daemon::FLUSH).await;
+        ended.map_err(Failure::from_error)
+    }
+
+    async fn start(
+        &self,
+        control: &ControlSettings,
+        place: &Place,
+        shutdown: &Shutdown,
+    ) -> Result<(Sidecar, ControlPlane, DemoKey), Failure> {
+        let control_plane = ControlPlane::start(control, Clock::system(), shutdown)
+            .await
+            .map_err(Failure::from_error)?;
+        let address = AdminAddress::at(control_plane.endpoints.admin);
+        let mut admin =
+            connection::connect(&address, Bearer::from_file(&place.token_file)?).await?;
+        let key = demo_key(&mut admin).await?;
+        let settings = self.sidecar_settings(control_plane.endpoints.discovery)?;
+        let sidecar = Sidecar::start(&settings, Clock::system(), shutdown)
+            .await
+            .map_err(Failure::from_error)?;
+        until_ready(&sidecar.readiness).await?;
+        Ok((sidecar, control_plane, key))
+    }
+
+    fn control_settings(&self) -> ControlSettings {
+        let mut settings = ControlSettings::new(self.data_dir.clone());
+        if self.ephemeral_ports {
+            settings.discovery = ANY_PORT;
+            settings.admin = ANY_PORT;
+            settings.http = ANY_PORT;
+        }
+        settings
+    }
+
+    fn sidecar_settings(&self, discovery: SocketAddr) -> Result<SidecarSettings, Failure> {
+        let node: NodeName = "dev".parse().map_err(Failure::from_error)?;
+        let keyring: KeyringName = KEYRING.parse().map_err(Failure::from_error)?;
+        let control = ControlEndpoint::at(discovery).map_err(Failure::from_error)?;
+        let mut settings = SidecarSettings::new(node, control, vec![keyring.clone()]);
+        settings.default_keyring = Some(keyring);
+        settings.workers = self.workers;
+        settings
+            .telemetry
+            .otlp_endpoint
+            .clone_from(&self.otlp_endpoint);
+        if self.ephemeral_ports {
+            settings.listen = Listen::Tcp(ANY_PORT);
+            settings.http = ANY_PORT;
+        }
+        Ok(settings)
+    }
+}
+
+const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+impl Place {
+    fn prepare(data_dir: &Path) -> Result<Self, Failure> {
+        secrets::ensure_directory(data_dir).map_err(Failure::from_error)?;
+        let data_dir = data_dir.canonicalize().map_err(|error| {
+            Failure::from_error(error).context(format!("cannot use {}", data_dir.display()))
+        })?;
+        Ok(Self {
+            token_file: data_dir.join("admin.token"),
+            endpoints_file: data_dir.join("endpoints.json"),
+            envoy_file: data_dir.join("envoy.yaml"),
+            data_dir,
+        })
+    }
+
+    fn write(&self, sidecar: &SidecarEndpoints, control: &ControlEndpoints) -> Result<(), Failure> {
+        let endpoints = EndpointsFile {
+            ext_authz: sidecar.ext_authz.to_string(),
+            sidecar_http: sidecar.http.to_string(),
+            discovery: control.discovery.to_string(),
+            admin: control.admin.to_string(),
+            control_http: control.http.to_string(),
+            admin_token_file: self.token_file.clone(),
+        };
+        let json = serde_json::to_string_pretty(&endpoints).map_err(Failure::from_error)?;
+        replace(&self.endpoints_file, &json).map_err(Failure::from_error)?;
+        let port = endpoints.ext_authz.rsplit(':').next().unwrap_or_default();
+        let envoy = ENVOY_SAMPLE.replace("port_value: 9001", &format!("port_value: {port}"));
+        replace(&self.envoy_file, &envoy).map_err(Failure::from_error)
+    }
+}
+
+/// Makes what the control plane needs, where it is not there, and keeps the first admin token in its file.
+async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Failure> {
+    match plane::initialize(settings, &Clock::system()).await {
+        Ok(token) => {
+            secrets::write_new(&place.token_file, token.expose()).map_err(Failure::from_error)
+        }
+        Err(PlaneError::Initialized { .. }) if place.token_file.exists() => Ok(()),
+        Err(PlaneError::Initialized { .. }) => Err(Failure::new(
+            Exit::Refused,
+            anyhow::anyhow!(
+                "{} holds a control plane, but not its token file {}",
+                place.data_dir.display(),
+                place.token_file.display()
+            ),
+        )
+        .hint("put the file back, or choose another --data-dir")),
+        Err(error) => Err(Failure::from_error(error)),
+    }
+}
+
+/// Makes the demo key, where there is none.
+async fn demo_key(admin: &mut Admin) -> Result<DemoKey, Failure> {
+    let keyrings =
+        connection::answer(admin.list_keyrings(Request::new(admin::ListKeyringsRequest {})))
+            .await?;
+    if keyrings
+        .keyrings
+        .iter()
+        .any(|keyring| keyring.name == KEYRING)
+    {
+        let request = admin::ListKeysRequest {
+            keyring: KEYRING.to_owned(),
+            consumer: CONSUMER.to_owned(),
+        };
+        let keys = connection::answer(admin.list_keys(request)).await?.keys;
+        if let Some(key) = keys.into_iter().next() {
+            return Ok(DemoKey {
+                id: key.key_id,
+                secret: None,
+            });
+        }
+    }
+    let request = admin::CreateKeyRequest {
+        keyring: KEYRING.to_owned(),
+        consumer: CONSUMER.to_owned(),
+        name: "made by relatch dev".to_owned(),
+        create_missing: true,
+        ..admin::CreateKeyRequest::default()
+    };
+    let key = connection::answer(admin.create_key(request)).await?;
+    Ok(DemoKey {
+        id: key.key_id,
+        secret: Revealed::new(key.secret),
+    })
+}
+
+async fn until_ready(readiness: &Readiness) -> Result<(), Failure> {
+    let ready = async {
+        while !readiness.is_ready() {
+            tokio::time::sleep(READY_POLL).await;
+        }
+    };
+    tokio::time::timeout(READY_TIMEOUT, ready)
+        .await
+        .map_err(|_| {
+            Failure::failed(format!(
+                "the sidecar did not become ready: {}",
+                readiness.blocked_by().join("; ")
+            ))
+        })
+}
+
+fn welcome(
+    place: &Place,
+    sidecar: &SidecarEndpoints,
+    control: &ControlEndpoints,
+    key: &DemoKey,
+) -> zeroize::Zeroizing<String> {
+    let envoy = place.envoy_file.display();
+    let DemoKey { id, secret } = key;
+    let (shown, secret) = match secret {
+        Some(secret) => (secret.expose(), "  (shown this once)"),
+        None => ("$KEY", "  (the key that was shown when it was made)"),
+    };
+    zeroize::Zeroizing::new(format!(
+        "\
+relatch is running.
+
+  ext_authz      {ext_authz}
+  sidecar http   {sidecar_http}   /metrics /livez /readyz /status
+  discovery      {discovery}
+  admin          {admin}
+  control http   {control_http}
+  admin token    {token}
+  endpoints      {endpoints}
+
+  keyring        {KEYRING}
+  consumer       {CONSUMER}
+  key id         {id}
+  key            {shown}{secret}
+
+Ask the sidecar as Envoy would:
+  echo {shown} | relatch check --endpoint {ext_authz}
+
+Put Envoy in front of something on port 8080, and call it:
+  envoy -c {envoy}
+  curl -i -H 'x-api-key: {shown}' http://127.0.0.1:10000/
+
+Replace the key with no failed request, then end the old version:
+  export RELATCH_ADMIN=http://{admin} RELATCH_TOKEN_FILE={token}
+  relatch rotate start {id} --overlap 1h
+  relatch revoke {id} --version 1 --reason 'trying it out' --wait
+
+Ctrl-C stops it; the keys stay in {data_dir}.
+",
+        ext_authz = sidecar.ext_authz,
+        sidecar_http = sidecar.http,
+        discovery = control.discovery,
+        admin = control.admin,
+        control_http = control.http,
+        token = place.token_file.display(),
+        endpoints = place.endpoints_file.display(),
+        data_dir = place.data_dir.display(),
+    ))
+}
+
+/// Replaces a file as a whole, so that who reads it never finds a part.
+fn replace(path: &Path, content: &str) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    fs::write(&draft, content)?;
+    fs::rename(&draft, path)
+}

@@ -1,0 +1,274 @@
+//! How a command ends: its exit code, and what it says when it failed.
+
+use std::{
+    error::Error,
+    fmt::{self, Write as _},
+    process::ExitCode,
+};
+
+use tonic::{Code, Status};
+
+use super::words;
+
+/// The exit codes. Scripts rely on them, so that a number never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed in a way that no other code says; also a denied `check` and a broken audit log.
+    Failed = 1,
+    /// The command line, or a value on it, cannot be.
+    Usage = 2,
+    /// What the command speaks of does not exist.
+    NotFound = 3,
+    /// A safety check refused it.
+    Refused = 4,
+    /// Sidecars did not confirm in time.
+    TimedOut = 5,
+    /// The token is not known, or its role does not permit it.
+    NotPermitted = 6,
+    /// The control plane, or for `check` the sidecar, cannot be reached.
+    Unreachable = 7,
+}
+
+/// Why a command did not do what it was asked, with the [`Exit`] that says so and a hint for people.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+    hint: Option<String>,
+}
+
+/// A call that the other side refused, or that never reached it.
+#[derive(Debug)]
+struct CallError {
+    message: String,
+    status: Status,
+}
+
+impl Exit {
+    /// What the code of a gRPC error means for the command line. An error that calls itself `Ok` is still an error.
+    #[must_use]
+    pub const fn from_code(code: Code) -> Self {
+        match code {
+            Code::InvalidArgument => Self::Usage,
+            Code::NotFound => Self::NotFound,
+            Code::FailedPrecondition => Self::Refused,
+            Code::DeadlineExceeded => Self::TimedOut,
+            Code::PermissionDenied | Code::Unauthenticated => Self::NotPermitted,
+            Code::Unavailable => Self::Unreachable,
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::AlreadyExists
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::DataLoss => Self::Failed,
+        }
+    }
+
+    /// The number that the process exits with.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+impl Failure {
+    /// A failure that ends the command with `exit`.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            exit,
+            error: error.into(),
+            hint: None,
+        }
+    }
+
+    /// An error that no other exit code describes.
+    pub fn from_error(error: impl Into<anyhow::Error>) -> Self {
+        Self::new(Exit::Failed, error)
+    }
+
+    /// A failure that no other exit code describes.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, anyhow::Error::msg(message.into()))
+    }
+
+    /// A command line that cannot be carried out as it stands.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, anyhow::Error::msg(message.into()))
+    }
+
+    /// Says before the cause what it was that failed.
+    #[must_use]
+    pub fn context(self, message: impl Into<String>) -> Self {
+        Self {
+            error: self.error.context(message.into()),
+            ..self
+        }
+    }
+
+    /// Says what to do about it.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// Ends the command with `exit` instead.
+    #[must_use]
+    pub fn exit_with(self, exit: Exit) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// The exit code.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// The message with its causes and the hint, as lines for standard error.
+    #[must_use]
+    pub fn report(&self, colour: bool) -> String {
+        let mut report = String::new();
+        // Layers of a network stack repeat each other's words.
+        let mut messages: Vec<String> = self.error.chain().map(ToString::to_string).collect();
+        messages.dedup();
+        for (at, message) in messages.iter().enumerate() {
+            let label = if at == 0 {
+                words::label("error:", words::Colour::Red, colour)
+            } else {
+                "  caused by:".to_owned()
+            };
+            let message = words::printable(message);
+            let _ = writeln!(report, "{label} {message}");
+        }
+        if let Some(hint) = &self.hint {
+            let label = words::label("hint:", words::Colour::Cyan, colour);
+            let _ = writeln!(report, "{label} {hint}");
+        }
+        report
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        // Only what tonic's own transport reports has a source; what the other side answered arrives without one. So a
+        // connection that breaks in the middle of a call counts as unreachable, whatever code tonic chose for it.
+        let broken = status.source().is_some();
+        let exit = if broken {
+            Exit::Unreachable
+        } else {
+            Exit::from_code(status.code())
+        };
+        let message = if broken {
+            "the connection failed".to_owned()
+        } else if status.message().is_empty() {
+            status.code().description().to_owned()
+        } else {
+            status.message().to_owned()
+        };
+        let failure = Self::new(exit, CallError { message, status });
+        match exit {
+            Exit::NotPermitted => failure.hint(
+                "--token-file or RELATCH_TOKEN_FILE names the admin token; its role must permit the command (viewer, issuer, revoker or admin)",
+            ),
+            Exit::Unreachable => {
+                failure.hint("is it running, and does --admin or RELATCH_ADMIN name its address?")
+            }
+            Exit::TimedOut => failure.hint("`relatch fleet` shows which sidecars lag"),
+            Exit::Done | Exit::Failed | Exit::Usage | Exit::NotFound | Exit::Refused => failure,
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for CallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.status.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_code_has_its_exit_code() {
+        for (code, exit) in [
+            (Code::Ok, 1),
+            (Code::Cancelled, 1),
+            (Code::Unknown, 1),
+            (Code::InvalidArgument, 2),
+            (Code::DeadlineExceeded, 5),
+            (Code::NotFound, 3),
+            (Code::AlreadyExists, 1),
+            (Code::PermissionDenied, 6),
+            (Code::ResourceExhausted, 1),
+            (Code::FailedPrecondition, 4),
+            (Code::Aborted, 1),
+            (Code::OutOfRange, 1),
+            (Code::Unimplemented, 1),
+            (Code::Internal, 1),
+            (Code::Unavailable, 7),
+            (Code::DataLoss, 1),
+            (Code::Unauthenticated, 6),
+        ] {
+            assert_eq!(Exit::from_code(code).code(), exit, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_judged_by_its_code_and_not_by_its_words() {
+        let failure = Failure::from(Status::internal("not found: connection refused"));
+        assert_eq!(failure.exit(), Exit::Failed);
+        assert_eq!(
+            failure.report(false),
+            "error: not found: connection refused\n"
+        );
+    }
+
+    #[test]
+    fn a_connection_that_breaks_during_a_call_is_unreachable() {
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let status = Status::from_error(Box::new(broken));
+        assert_eq!(status.code(), Code::Unknown);
+        let failure = Failure::from(status);
+        assert_eq!(failure.exit(), Exit::Unreachable);
+        let report = failure.report(false);
+        assert!(
+            report.starts_with("error: the connection failed\n  caused by: connection reset\n"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn a_report_names_causes_and_hint_and_nothing_that_steers_a_terminal() {
+        let failure = Failure::from(Status::failed_precondition("two\x1b[2J versions"))
+            .context("cannot rotate the key")
+            .hint("let one retire");
+        assert_eq!(failure.exit(), Exit::Refused);
+        assert_eq!(
+            failure.report(false),
+            "error: cannot rotate the key\n  caused by: two\u{fffd}[2J versions\nhint: let one retire\n"
+        );
+        assert!(failure.report(true).starts_with("\x1b[1;31merror:\x1b[0m "));
+    }
+}

@@ -1,0 +1,450 @@
+//! `relatch key`: the credentials of consumers.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{
+    Session,
+    connection::answer,
+    failure::{Exit, Failure},
+    issued::IssuedView,
+    output::{self, Listing, Row, View},
+    secret::SecretInput,
+    value::{self, KeyIdParser},
+    wire, words,
+};
+use crate::{
+    key::{ConsumerId, KeyId, KeyringName, Scope, Secret, Timestamp},
+    proto::admin,
+};
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key; its secret is printed once
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(KeyArgs),
+    /// Take over a key of another system as it is
+    ///
+    /// The key is read from a file or from standard input and never taken as an argument. The keyring must have been
+    /// made with --allow-imported.
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+    /// List keys
+    List(ListArgs),
+    /// Show one key and its versions
+    Show(ShowArgs),
+}
+
+/// What a new key shall be.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// The keyring that shall hold it
+    #[arg(long)]
+    keyring: KeyringName,
+
+    /// Whose key it is
+    #[arg(long)]
+    consumer: ConsumerId,
+
+    /// A name for people
+    #[arg(long)]
+    name: Option<String>,
+
+    /// A scope that the key holds; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<Scope>,
+
+    /// A block or an address that the key may be used from; may be repeated; without this flag from anywhere
+    #[arg(long = "allow-source", value_name = "CIDR", value_parser = value::source)]
+    allowed_sources: Vec<String>,
+
+    /// From when it is accepted, in RFC 3339, for example 2027-01-31T12:00:00Z; without this flag at once
+    #[arg(long, value_name = "TIME")]
+    not_before: Option<Timestamp>,
+
+    /// How long it lives, for example 90d; without this flag it does not expire
+    #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
+    expires_in: Option<Duration>,
+
+    /// Make the keyring (needs role admin) and the consumer where they do not exist
+    #[arg(long)]
+    create_missing: bool,
+}
+
+/// The arguments of `key import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    key: KeyArgs,
+
+    /// The file that holds the key, or - for standard input; a line's end after it is not part of it
+    #[arg(long, value_name = "PATH", default_value = "-")]
+    from_file: SecretInput,
+}
+
+/// The arguments of `key list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only those of this keyring
+    #[arg(long)]
+    keyring: Option<KeyringName>,
+
+    /// Only those of this consumer
+    #[arg(long)]
+    consumer: Option<ConsumerId>,
+}
+
+/// The arguments of `key show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The key's id: the 12 characters between the first two '_' of the key
+    #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
+    key_id: KeyId,
+}
+
+/// A key as `key show` tells of it. The names and their order, up to `versions`, are a contract.
+#[derive(Debug, Serialize)]
+struct KeyView {
+    keyring: String,
+    consumer: String,
+    key_id: String,
+    /// Of the active version; of the newest where none is active.
+    version: Option<u32>,
+    state: Option<String>,
+    not_before: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    revision: u64,
+    scopes: Vec<String>,
+    versions: Vec<VersionView>,
+    name: String,
+    allowed_sources: Vec<String>,
+}
+
+/// A version of a key. The names and their order, up to `last_used_at`, are a contract.
+#[derive(Debug, Serialize)]
+struct VersionView {
+    version: u32,
+    state: String,
+    created_at: Option<Timestamp>,
+    not_before: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    /// How many requests used it; null: not counted, which is not the same as none.
+    requests: Option<u64>,
+    /// When a request last used it; null: not counted, which is not the same as never.
+    last_used_at: Option<Timestamp>,
+    /// Why it is in its state, where somebody said so.
+    reason: Option<String>,
+}
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  A key for a new consumer of a new keyring:
+    relatch key create --keyring payments --consumer acme --create-missing
+
+  One that may read only, from one network, for 90 days:
+    relatch key create --keyring payments --consumer acme \\
+      --scope read --allow-source 10.0.0.0/8 --expires-in 90d
+
+  Its secret into a file:
+    (umask 077; relatch key create --keyring payments --consumer acme -o json \\
+      | jq -r .secret > acme.key)";
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  relatch key import --keyring partners --consumer acme --from-file acme.key
+  vault kv get -field=key secret/acme \\
+    | relatch key import --keyring partners --consumer acme";
+
+impl KeyCommand {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// When the control plane cannot be reached or refuses.
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Self::Create(args) => {
+                let mut admin = session.admin().await?;
+                let key = answer(admin.create_key(args.into_request())).await?;
+                session.show(&IssuedView::from(key))
+            }
+            Self::Import(args) => {
+                let request = args.into_request()?;
+                let mut admin = session.admin().await?;
+                let key = answer(admin.import_key(request)).await?;
+                session.show(&IssuedView::from(key))
+            }
+            Self::List(args) => {
+                let mut admin = session.admin().await?;
+                let list = answer(admin.list_keys(args.into_request())).await?;
+                session.show(&Listing(list.keys.into_iter().map(KeyView::from).collect()))
+            }
+            Self::Show(args) => {
+                let mut admin = session.admin().await?;
+                let key_id = args.key_id.as_str().to_owned();
+                let key = answer(admin.get_key(admin::GetKeyRequest { key_id })).await?;
+                session.show(&KeyView::from(key))
+            }
+        }
+    }
+}
+
+impl KeyArgs {
+    fn into_request(self) -> admin::CreateKeyRequest {
+        admin::CreateKeyRequest {
+            keyring: self.keyring.as_str().to_owned(),
+            consumer: self.consumer.as_str().to_owned(),
+            name: self.name.unwrap_or_default(),
+            scopes: self.scopes.iter().map(|s| s.as_str().to_owned()).collect(),
+            allowed_sources: self.allowed_sources,
+            not_before: self.not_before.map(wire::to_timestamp),
+            expires_in: self.expires_in.map(wire::to_duration),
+            create_missing: self.create_missing,
+        }
+    }
+}
+
+impl ImportArgs {
+    fn into_request(self) -> Result<admin::ImportKeyRequest, Failure> {
+        let bytes = self.from_file.read("key", "--from-file")?;
+        // Bytes that are no text are refused with the same words as a text that is no key.
+        let text = std::str::from_utf8(&bytes).unwrap_or_default();
+        let secret = Secret::import(Zeroizing::new(text.to_owned())).map_err(|error| {
+            Failure::new(Exit::Usage, error)
+                .context(format!("what {} holds cannot be imported", self.from_file))
+        })?;
+        Ok(admin::ImportKeyRequest {
+            key: Some(self.key.into_request()),
+            secret: secret.expose().to_owned(),
+        })
+    }
+}
+
+impl ListArgs {
+    fn into_request(self) -> admin::ListKeysRequest {
+        admin::ListKeysRequest {
+            keyring: self.keyring.map(String::from).unwrap_or_default(),
+            consumer: self.consumer.map(String::from).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<admin::Key> for KeyView {
+    fn from(key: admin::Key) -> Self {
+        let active = admin::KeyState::Active as i32;
+        let current = key
+            .versions
+            .iter()
+            .find(|version| version.state == active)
+            .or_else(|| key.versions.iter().max_by_key(|version| version.version));
+        Self {
+            keyring: key.keyring,
+            consumer: key.consumer,
+            key_id: key.key_id,
+            version: current.map(|version| version.version),
+            state: current.map(|version| wire::state(version.state)),
+            not_before: current.and_then(|version| wire::timestamp(version.not_before)),
+            expires_at: current.and_then(|version| wire::timestamp(version.expires_at)),
+            revision: key.revision,
+            scopes: key.scopes,
+            versions: key.versions.into_iter().map(VersionView::from).collect(),
+            name: key.name,
+            allowed_sources: key.allowed_sources,
+        }
+    }
+}
+
+impl From<admin::KeyVersion> for VersionView {
+    fn from(version: admin::KeyVersion) -> Self {
+        Self {
+            version: version.version,
+            state: wire::state(version.state),
+            created_at: wire::timestamp(version.created_at),
+            not_before: wire::timestamp(version.not_before),
+            expires_at: wire::timestamp(version.expires_at),
+            requests: None,
+            last_used_at: None,
+            reason: Some(version.reason).filter(|reason| !reason.is_empty()),
+        }
+    }
+}
+
+impl View for KeyView {
+    fn render(&self, _now: Timestamp) -> String {
+        let sources = if self.allowed_sources.is_empty() {
+            "any".to_owned()
+        } else {
+            self.allowed_sources.join(" ")
+        };
+        let facts = output::facts(&[
+            ("KEYRING", self.keyring.clone()),
+            ("CONSUMER", self.consumer.clone()),
+            ("KEY ID", self.key_id.clone()),
+            ("NAME", words::or_nothing(&self.name)),
+            ("SCOPES", words::or_nothing(&self.scopes.join(" "))),
+            ("SOURCES", sources),
+            ("REVISION", self.revision.to_string()),
+        ]);
+        let titles = [
+            "VERSION",
+            "STATE",
+            "CREATED",
+            "NOT BEFORE",
+            "EXPIRES",
+            "REASON",
+        ];
+        let versions = output::table(&titles, self.versions.iter().map(VersionView::cells));
+        format!("{facts}\n{versions}")
+    }
+}
+
+impl Row for KeyView {
+    const TITLES: &[&str] = &[
+        "KEYRING", "CONSUMER", "KEY ID", "NAME", "VERSIONS", "EXPIRES", "SCOPES",
+    ];
+
+    fn cells(&self, _now: Timestamp) -> Vec<Vec<String>> {
+        let versions = self.versions.iter();
+        let versions: Vec<String> = versions
+            .map(|version| format!("{} {}", version.version, version.state))
+            .collect();
+        vec![vec![
+            self.keyring.clone(),
+            self.consumer.clone(),
+            self.key_id.clone(),
+            words::or_nothing(&self.name),
+            words::or_nothing(&versions.join(", ")),
+            words::time(self.expires_at),
+            words::or_nothing(&self.scopes.join(" ")),
+        ]]
+    }
+}
+
+impl VersionView {
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.version.to_string(),
+            self.state.clone(),
+            words::time(self.created_at),
+            words::time(self.not_before),
+            words::time(self.expires_at),
+            words::or_nothing(self.reason.as_deref().unwrap_or_default()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn key() -> admin::Key {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        admin::Key {
+            keyring: "payments".to_owned(),
+            consumer: "acme".to_owned(),
+            key_id: "7Qm2Xc91TbKe".to_owned(),
+            name: "batch".to_owned(),
+            scopes: vec!["read".to_owned(), "write".to_owned()],
+            allowed_sources: vec!["10.0.0.0/8".to_owned()],
+            revision: 18,
+            versions: vec![
+                admin::KeyVersion {
+                    version: 1,
+                    state: admin::KeyState::Active as i32,
+                    created_at: at(1_767_225_600),
+                    not_before: None,
+                    expires_at: at(1_798_761_600),
+                    reason: String::new(),
+                },
+                admin::KeyVersion {
+                    version: 2,
+                    state: admin::KeyState::Retired as i32,
+                    created_at: at(1_767_225_600),
+                    not_before: None,
+                    expires_at: None,
+                    reason: "withdrawn".to_owned(),
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn json_of_a_key_is_the_contract() {
+        assert_eq!(
+            serde_json::to_string(&KeyView::from(key())).expect("serializable"),
+            concat!(
+                r#"{"keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","version":1,"state":"active","#,
+                r#""not_before":null,"expires_at":"2027-01-01T00:00:00.000Z","revision":18,"scopes":["read","write"],"#,
+                r#""versions":[{"version":1,"state":"active","created_at":"2026-01-01T00:00:00.000Z","not_before":null,"#,
+                r#""expires_at":"2027-01-01T00:00:00.000Z","requests":null,"last_used_at":null,"reason":null},"#,
+                r#"{"version":2,"state":"retired","created_at":"2026-01-01T00:00:00.000Z","not_before":null,"#,
+                r#""expires_at":null,"requests":null,"last_used_at":null,"reason":"withdrawn"}],"#,
+                r#""name":"batch","allowed_sources":["10.0.0.0/8"]}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn a_key_without_an_active_version_is_told_by_its_newest() {
+        let mut key = key();
+        key.versions[0].state = admin::KeyState::Revoked as i32;
+        let view = KeyView::from(key);
+        assert_eq!(
+            (view.version, view.state.as_deref()),
+            (Some(2), Some("retired"))
+        );
+    }
+
+    #[test]
+    fn a_key_is_shown_with_a_line_for_each_version() {
+        assert_eq!(
+            KeyView::from(key()).render(Timestamp::from_millis(0)),
+            "KEYRING   payments\n\
+             CONSUMER  acme\n\
+             KEY ID    7Qm2Xc91TbKe\n\
+             NAME      batch\n\
+             SCOPES    read write\n\
+             SOURCES   10.0.0.0/8\n\
+             REVISION  18\n\
+             \n\
+             VERSION  STATE    CREATED                   NOT BEFORE  EXPIRES                   REASON\n\
+             1        active   2026-01-01T00:00:00.000Z  -           2027-01-01T00:00:00.000Z  -\n\
+             2        retired  2026-01-01T00:00:00.000Z  -           -                         withdrawn\n"
+        );
+    }
+
+    #[test]
+    fn keys_are_listed_with_the_states_of_their_versions() {
+        let list = Listing(vec![KeyView::from(key())]).render(Timestamp::from_millis(0));
+        assert!(list.contains("  1 active, 2 retired  "), "{list}");
+    }
+
+    #[test]
+    fn what_cannot_be_a_key_is_not_imported_and_not_repeated() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("key");
+        fs::write(&path, "two words\n").expect("writable");
+        let args = ImportArgs {
+            key: KeyArgs {
+                keyring: "partners".parse().expect("a name"),
+                consumer: "acme".parse().expect("a consumer"),
+                name: None,
+                scopes: Vec::new(),
+                allowed_sources: Vec::new(),
+                not_before: None,
+                expires_in: None,
+                create_missing: false,
+            },
+            from_file: SecretInput::File(path),
+        };
+        let failure = args.into_request().expect_err("it has a space");
+        assert_eq!(failure.exit(), Exit::Usage);
+        assert!(!failure.report(false).contains("two words"));
+    }
+}

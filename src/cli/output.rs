@@ -1,0 +1,359 @@
+//! What a command writes: answers to standard output, notes and progress to standard error.
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{
+    failure::{Exit, Failure},
+    secret::Revealed,
+    words,
+};
+use crate::key::Timestamp;
+
+/// What a command answers. JSON and table come from the same value.
+pub trait View: Serialize {
+    /// The answer for people, ended by a newline. Without the secret.
+    fn render(&self, now: Timestamp) -> String;
+
+    /// The secret that the answer holds, to be shown once.
+    fn secret(&self) -> Option<&Revealed> {
+        None
+    }
+}
+
+/// One kind of line in a table.
+pub trait Row: Serialize {
+    /// The columns' titles.
+    const TITLES: &[&str];
+
+    /// The lines of this value, each with a cell for every title.
+    fn cells(&self, now: Timestamp) -> Vec<Vec<String>>;
+}
+
+/// Values of one kind: an array in JSON, a table for people.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Listing<T>(pub Vec<T>);
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// One document on one line, or one line per event where a command reports progress.
+    Json,
+}
+
+/// What the process is connected to.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that do not depend on each other"
+)]
+pub struct Terminal {
+    /// Standard output is a terminal.
+    pub stdout: bool,
+    /// Standard error is a terminal.
+    pub stderr: bool,
+    /// It knows the control sequences that redraw a line.
+    pub redraws: bool,
+    /// Colours are wanted: `NO_COLOR` is unset or empty.
+    pub coloured: bool,
+}
+
+/// Where and in which form a command writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    format: Format,
+    terminal: Terminal,
+}
+
+/// Progress on standard error while a command runs. A line that was being redrawn is cleared on drop.
+#[derive(Debug)]
+pub struct Progress {
+    style: ProgressStyle,
+    last: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ProgressStyle {
+    /// One line, redrawn.
+    Live,
+    /// A line for each new sentence.
+    Lines,
+    /// Nothing: whoever reads the events as JSON needs no sentences.
+    Silent,
+}
+
+/// Back to the first column, clear the line, and do not wrap what is longer than the line.
+const REDRAW: &str = "\r\x1b[2K\x1b[?7l";
+/// Wrap again.
+const WRAP: &str = "\x1b[?7h";
+/// Back to the first column, and clear the line.
+const CLEAR: &str = "\r\x1b[2K";
+
+impl Terminal {
+    /// Looks at the process' own streams and environment (`NO_COLOR`, see no-color.org, and `TERM`).
+    #[must_use]
+    pub fn detect() -> Self {
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let stderr = io::stderr().is_terminal();
+        Self {
+            stdout: io::stdout().is_terminal(),
+            stderr,
+            redraws: !dumb,
+            coloured: stderr && !dumb && !is_set("NO_COLOR"),
+        }
+    }
+}
+
+impl Output {
+    /// Output in `format`; by default a table on a terminal and JSON elsewhere.
+    #[must_use]
+    pub fn new(format: Option<Format>, terminal: Terminal) -> Self {
+        let default = if terminal.stdout {
+            Format::Table
+        } else {
+            Format::Json
+        };
+        Self {
+            format: format.unwrap_or(default),
+            terminal,
+        }
+    }
+
+    /// Writes the answer of a command, and the secret that it holds.
+    ///
+    /// # Errors
+    ///
+    /// When standard output cannot be written to.
+    pub fn show<V: View>(&self, view: &V, now: Timestamp) -> Result<(), Failure> {
+        match self.format {
+            Format::Json => self.event(view),
+            Format::Table => {
+                let mut text = Zeroizing::new(view.render(now));
+                if let Some(secret) = view.secret() {
+                    // Reserved first, so that no copy is left behind by a string that grew.
+                    text.reserve_exact(secret.expose().len() + 2);
+                    text.push('\n');
+                    text.push_str(secret.expose());
+                    text.push('\n');
+                }
+                write_out(text.as_bytes())?;
+                if view.secret().is_some() {
+                    self.note("keep this secret now: it is not shown again");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes a text for people, whatever the form of answers.
+    ///
+    /// # Errors
+    ///
+    /// When standard output cannot be written to.
+    pub fn announce(&self, text: &str) -> Result<(), Failure> {
+        write_out(text.as_bytes())
+    }
+
+    /// Writes one line of JSON.
+    ///
+    /// # Errors
+    ///
+    /// When standard output cannot be written to.
+    pub fn event<T: Serialize + ?Sized>(&self, event: &T) -> Result<(), Failure> {
+        let mut line = Zeroizing::new(Vec::with_capacity(1024));
+        serde_json::to_writer(&mut *line, event)
+            .map_err(|error| Failure::new(Exit::Failed, error).context("cannot write JSON"))?;
+        line.push(b'\n');
+        write_out(&line)
+    }
+
+    /// The form of answers.
+    #[must_use]
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Tells people something beside the answer.
+    pub fn note(&self, text: &str) {
+        let label = words::label("note:", words::Colour::Cyan, self.terminal.coloured);
+        write_err(&format!("{label} {}\n", words::printable(text)));
+    }
+
+    /// Progress for people.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            style: self.progress_style(),
+            last: String::new(),
+        }
+    }
+
+    const fn progress_style(self) -> ProgressStyle {
+        let Terminal {
+            stdout,
+            stderr,
+            redraws,
+            coloured: _,
+        } = self.terminal;
+        match self.format {
+            Format::Table if stderr && redraws => ProgressStyle::Live,
+            Format::Table => ProgressStyle::Lines,
+            // The events go into a pipe or a file, and somebody watches.
+            Format::Json if stderr && redraws && !stdout => ProgressStyle::Live,
+            Format::Json => ProgressStyle::Silent,
+        }
+    }
+}
+
+impl Progress {
+    /// Shows how far it is.
+    pub fn say(&mut self, sentence: &str) {
+        if self.last == sentence {
+            return;
+        }
+        sentence.clone_into(&mut self.last);
+        let sentence = words::printable(sentence);
+        match self.style {
+            ProgressStyle::Live => write_err(&format!("{REDRAW}{sentence}{WRAP}")),
+            ProgressStyle::Lines => write_err(&format!("{sentence}\n")),
+            ProgressStyle::Silent => {}
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.style == ProgressStyle::Live && !self.last.is_empty() {
+            write_err(CLEAR);
+        }
+    }
+}
+
+impl<T: Row> View for Listing<T> {
+    fn render(&self, now: Timestamp) -> String {
+        let rows = self.0.iter().flat_map(|value| value.cells(now));
+        table(T::TITLES, rows)
+    }
+}
+
+/// A table without borders: one line per row, columns two spaces apart.
+#[must_use]
+pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = borderless();
+    table.set_header(titles);
+    for row in rows {
+        table.add_row(row.iter().map(|cell| words::printable(cell)));
+    }
+    lines(table)
+}
+
+/// The facts of one thing, a line each: its name, then its value.
+#[must_use]
+pub fn facts(facts: &[(&str, String)]) -> String {
+    let mut table = borderless();
+    for (name, value) in facts {
+        table.add_row([(*name).to_owned(), words::printable(value)]);
+    }
+    lines(table)
+}
+
+fn borderless() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+fn lines(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let mut text = table.trim_fmt();
+    text.push('\n');
+    text
+}
+
+/// Writes to standard output at once.
+///
+/// # Errors
+///
+/// When it cannot be written to.
+pub(super) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(|error| {
+            Failure::new(Exit::Failed, error).context("cannot write to standard output")
+        })
+}
+
+/// What is written beside the answer is of no use when nobody can read it: a failure changes nothing.
+fn write_err(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terminal(stdout: bool, stderr: bool) -> Terminal {
+        Terminal {
+            stdout,
+            stderr,
+            redraws: true,
+            coloured: false,
+        }
+    }
+
+    #[test]
+    fn a_table_has_no_borders_and_no_trailing_space() {
+        let rows = [["a", "7"], ["longer", "-"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(
+            table(&["NAME", "LAG"], rows),
+            "NAME    LAG\na       7\nlonger  -\n"
+        );
+        assert_eq!(table(&["NAME", "LAG"], []), "NAME  LAG\n");
+    }
+
+    #[test]
+    fn a_cell_stays_on_its_line() {
+        let rows = [vec!["two\nlines".to_owned()]];
+        assert_eq!(table(&["NAME"], rows), "NAME\ntwo\u{fffd}lines\n");
+    }
+
+    #[test]
+    fn facts_stand_in_two_columns() {
+        assert_eq!(
+            facts(&[("KEYRING", "payments".to_owned()), ("KEY", "x".to_owned())]),
+            "KEYRING  payments\nKEY      x\n"
+        );
+    }
+
+    #[test]
+    fn the_form_follows_standard_output_unless_told() {
+        let format = |format, stdout| Output::new(format, terminal(stdout, true)).format();
+        assert_eq!(format(None, true), Format::Table);
+        assert_eq!(format(None, false), Format::Json);
+        assert_eq!(format(Some(Format::Json), true), Format::Json);
+        assert_eq!(format(Some(Format::Table), false), Format::Table);
+    }
+
+    #[test]
+    fn progress_is_drawn_where_it_disturbs_nothing() {
+        let style = |format, stdout, stderr| {
+            Output::new(Some(format), terminal(stdout, stderr)).progress_style()
+        };
+        assert_eq!(style(Format::Table, true, true), ProgressStyle::Live);
+        assert_eq!(style(Format::Table, true, false), ProgressStyle::Lines);
+        assert_eq!(style(Format::Json, false, true), ProgressStyle::Live);
+        assert_eq!(style(Format::Json, true, true), ProgressStyle::Silent);
+        assert_eq!(style(Format::Json, false, false), ProgressStyle::Silent);
+    }
+}

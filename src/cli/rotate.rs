@@ -1,0 +1,420 @@
+//! `relatch rotate`: from one version of a key to the next.
+
+use std::{fmt::Write as _, time::Duration};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tonic::Streaming;
+
+use super::{
+    Session,
+    barrier::BarrierView,
+    failure::{Exit, Failure},
+    issued::IssuedView,
+    output::{Format, View},
+    secret::Revealed,
+    value::{self, KeyIdParser},
+    watch::{Stopped, patience, watch},
+    wire, words,
+};
+use crate::{
+    key::{KeyId, Timestamp},
+    proto::admin::{self, start_rotation_response::Step},
+};
+
+/// What can be done with rotations.
+#[derive(Debug, Subcommand)]
+pub enum RotateCommand {
+    /// Make the next version of a key, and hand it out once every live sidecar accepts it
+    ///
+    /// A new version is staged and pushed to the sidecars. Only when every live sidecar has confirmed that it accepts
+    /// it is its secret printed, once, and the old version begins to retire: both are accepted during the overlap, so
+    /// that the consumer can switch without a failed request.
+    ///
+    /// When sidecars do not confirm in time, or after Ctrl-C before the hand-over, the version is withdrawn and nothing
+    /// was handed out.
+    ///
+    /// With -o json each event is a line: `staged`, then `barrier` for each step of the progress, then `handed_over`
+    /// with the new key.
+    #[command(after_help = EXAMPLES)]
+    Start(StartArgs),
+}
+
+/// The arguments of `rotate start`.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// The key's id: the 12 characters between the first two '_' of the key
+    #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
+    key_id: KeyId,
+
+    /// How long the old version stays accepted after the hand-over, for example 7d; without this flag as long as the
+    /// keyring says
+    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    overlap: Option<Duration>,
+
+    /// How long the new version lives, for example 90d; without this flag it does not expire
+    #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
+    expires_in: Option<Duration>,
+
+    /// How long to wait for the sidecars; 1m without this flag
+    #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
+    timeout: Option<Duration>,
+}
+
+/// A step of a rotation, a line of JSON each. The last is `handed_over`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum RotationEvent {
+    /// The new version is on its way to the sidecars.
+    Staged {
+        /// Names the rotation.
+        rotation_id: String,
+        /// The new version.
+        version: u32,
+        /// The revision that sidecars have to confirm.
+        revision: u64,
+    },
+    /// How far it has got.
+    Barrier(BarrierView),
+    /// Done: the new version with its secret.
+    HandedOver(Box<HandedOverView>),
+}
+
+/// The new version, and what became of the old one.
+#[derive(Debug, Serialize)]
+struct HandedOverView {
+    #[serde(flatten)]
+    key: IssuedView,
+    /// The version that is retiring now; null where there was none.
+    old_version: Option<u32>,
+    /// Until when that one is accepted.
+    old_until: Option<Timestamp>,
+    #[serde(flatten)]
+    barrier: BarrierView,
+    /// From the staged commit to the last sidecar's ack.
+    propagation_seconds: Option<f64>,
+}
+
+/// What is known of a rotation that runs, for the words that it ends with.
+#[derive(Debug, Default)]
+struct Run {
+    staged: Option<u32>,
+    barrier: BarrierView,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Replace a key, with a week for its consumer to switch:
+    relatch rotate start 7Qm2Xc91TbKe --overlap 7d
+
+  Give sidecars five minutes to confirm, and keep the new secret in a file:
+    (umask 077; relatch rotate start 7Qm2Xc91TbKe --timeout 5m -o json \\
+      | jq -r 'select(.event == \"handed_over\").secret' > acme.key)
+
+Exit codes of note: 4 another rotation is in the way, 5 sidecars did not confirm in time.";
+
+impl RotateCommand {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// When the control plane cannot be reached or refuses, when sidecars do not confirm in time, or on Ctrl-C before
+    /// the hand-over.
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Self::Start(args) => start(args, session).await,
+        }
+    }
+}
+
+async fn start(args: StartArgs, session: &Session) -> Result<(), Failure> {
+    let mut admin = session.admin().await?;
+    let mut run = Run::default();
+    let (key_id, patience) = (args.key_id, patience(args.timeout));
+    let rotation = async {
+        let events = admin.start_rotation(args.into_request()).await?;
+        follow(events.into_inner(), &mut run, session).await
+    };
+    match watch(patience, rotation).await {
+        Ok(()) => Ok(()),
+        Err(Stopped::Failed(failure)) => Err(run.explain(failure, key_id, session.now())),
+        Err(Stopped::Interrupted) => Err(interrupted(key_id)),
+    }
+}
+
+async fn follow(
+    mut events: Streaming<admin::StartRotationResponse>,
+    run: &mut Run,
+    session: &Session,
+) -> Result<(), Failure> {
+    let mut progress = session.output.progress();
+    while let Some(event) = events.message().await? {
+        // A step that only a newer control plane knows is passed over.
+        let Some(step) = event.step else { continue };
+        let event = RotationEvent::from_step(step)?;
+        run.note(&event);
+        match event {
+            RotationEvent::HandedOver(view) => {
+                drop(progress);
+                return finish(view, session);
+            }
+            event @ (RotationEvent::Staged { .. } | RotationEvent::Barrier(_)) => {
+                let sentence = event.sentence(session.now());
+                session.report(&mut progress, &event, &sentence)?;
+            }
+        }
+    }
+    Err(Failure::failed(
+        "the control plane ended the call before the hand-over",
+    ))
+}
+
+fn finish(view: Box<HandedOverView>, session: &Session) -> Result<(), Failure> {
+    match session.output.format() {
+        Format::Json => session.output.event(&RotationEvent::HandedOver(view)),
+        Format::Table => {
+            session.show(&*view)?;
+            session.output.note(&view.summary());
+            Ok(())
+        }
+    }
+}
+
+impl StartArgs {
+    fn into_request(self) -> admin::StartRotationRequest {
+        admin::StartRotationRequest {
+            key_id: self.key_id.as_str().to_owned(),
+            overlap: self.overlap.map(wire::to_duration),
+            expires_in: self.expires_in.map(wire::to_duration),
+            timeout: self.timeout.map(wire::to_duration),
+        }
+    }
+}
+
+impl RotationEvent {
+    fn from_step(step: Step) -> Result<Self, Failure> {
+        Ok(match step {
+            Step::Staged(staged) => Self::Staged {
+                rotation_id: staged.rotation_id,
+                version: staged.version,
+                revision: staged.revision,
+            },
+            Step::Barrier(barrier) => Self::Barrier(barrier.into()),
+            Step::HandedOver(done) => Self::HandedOver(Box::new(done.try_into()?)),
+        })
+    }
+
+    fn sentence(&self, now: Timestamp) -> String {
+        match self {
+            Self::Staged {
+                version, revision, ..
+            } => format!("version {version} is on its way to the sidecars as revision {revision}"),
+            Self::Barrier(barrier) => barrier.sentence(now),
+            Self::HandedOver(view) => view.summary(),
+        }
+    }
+}
+
+impl TryFrom<admin::HandedOver> for HandedOverView {
+    type Error = Failure;
+
+    fn try_from(done: admin::HandedOver) -> Result<Self, Failure> {
+        Ok(Self {
+            key: wire::required(done.key, "new key")?.into(),
+            old_version: Some(done.old_version).filter(|&version| version != 0),
+            old_until: wire::timestamp(done.old_until),
+            barrier: done.barrier.unwrap_or_default().into(),
+            propagation_seconds: wire::duration(done.propagation).map(|d| d.as_secs_f64()),
+        })
+    }
+}
+
+impl HandedOverView {
+    fn summary(&self) -> String {
+        let version = self.key.version;
+        let sidecars = words::count(self.barrier.applied.into(), "sidecar");
+        let mut summary = format!("{sidecars} accepted version {version}");
+        if let Some(seconds) = self.propagation_seconds {
+            let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            let _ = write!(summary, " within {}", words::seconds(took));
+        }
+        if let (Some(old), Some(until)) = (self.old_version, self.old_until) {
+            let _ = write!(summary, "; version {old} is accepted until {until}");
+        }
+        summary
+    }
+}
+
+impl View for HandedOverView {
+    fn render(&self, now: Timestamp) -> String {
+        self.key.render(now)
+    }
+
+    fn secret(&self) -> Option<&Revealed> {
+        self.key.secret()
+    }
+}
+
+impl Run {
+    fn note(&mut self, event: &RotationEvent) {
+        match event {
+            RotationEvent::Staged { version, .. } => self.staged = Some(*version),
+            RotationEvent::Barrier(barrier) => self.barrier = barrier.clone(),
+            RotationEvent::HandedOver(_) => {}
+        }
+    }
+
+    /// Says with the failure what it means for the rotation, as far as that is known.
+    fn explain(&self, failure: Failure, key_id: KeyId, now: Timestamp) -> Failure {
+        let Some(version) = self.staged else {
+            return failure;
+        };
+        let failure = failure.context(format!("version {version} was not handed out"));
+        match self.barrier.laggards_sentence(now) {
+            Some(laggards) if failure.exit() == Exit::TimedOut => {
+                failure.hint(format!("{laggards}; see `relatch fleet`"))
+            }
+            // The control plane withdraws the version, unless the hand-over and the failure crossed.
+            Some(_) | None => failure.hint(show_versions(key_id)),
+        }
+    }
+}
+
+fn interrupted(key_id: KeyId) -> Failure {
+    Failure::failed(
+        "interrupted before the hand-over: the control plane withdraws the new version, and its secret was not handed out",
+    )
+    .hint(show_versions(key_id))
+}
+
+fn show_versions(key_id: KeyId) -> String {
+    format!("`relatch key show {key_id}` shows the key's versions")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::issued::tests::issued, *};
+
+    fn json(step: Step) -> String {
+        let event = RotationEvent::from_step(step).expect("a whole step");
+        serde_json::to_string(&event).expect("serializable")
+    }
+
+    fn barrier() -> admin::Barrier {
+        admin::Barrier {
+            applied: 1,
+            total: 2,
+            laggards: vec![admin::Laggard {
+                node: "edge-3".to_owned(),
+                cluster: "gateway".to_owned(),
+                connected: false,
+                behind: 2,
+                last_seen: Some(prost_types::Timestamp {
+                    seconds: 1_767_225_600,
+                    nanos: 0,
+                }),
+            }],
+        }
+    }
+
+    fn handed_over() -> admin::HandedOver {
+        admin::HandedOver {
+            key: Some(issued("rlk_7Qm2Xc91TbKe_x")),
+            old_version: 3,
+            old_until: Some(prost_types::Timestamp {
+                seconds: 1_767_225_600,
+                nanos: 0,
+            }),
+            barrier: Some(admin::Barrier {
+                applied: 2,
+                total: 2,
+                laggards: Vec::new(),
+            }),
+            propagation: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 412_000_000,
+            }),
+        }
+    }
+
+    #[test]
+    fn progress_is_a_line_of_json_for_each_event() {
+        let staged = admin::Staged {
+            rotation_id: "r1".to_owned(),
+            version: 4,
+            revision: 17,
+        };
+        assert_eq!(
+            json(Step::Staged(staged)),
+            r#"{"event":"staged","rotation_id":"r1","version":4,"revision":17}"#
+        );
+        assert_eq!(
+            json(Step::Barrier(barrier())),
+            r#"{"event":"barrier","applied":1,"total":2,"laggards":[{"node":"edge-3","cluster":"gateway","connected":false,"behind":2,"last_seen":"2026-01-01T00:00:00.000Z"}]}"#
+        );
+    }
+
+    #[test]
+    fn the_last_line_is_the_new_key() {
+        assert_eq!(
+            json(Step::HandedOver(handed_over())),
+            concat!(
+                r#"{"event":"handed_over","keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","version":4,"#,
+                r#""state":"active","secret":"rlk_7Qm2Xc91TbKe_x","not_before":null,"#,
+                r#""expires_at":"2027-01-01T00:00:00.000Z","revision":18,"old_version":3,"#,
+                r#""old_until":"2026-01-01T00:00:00.000Z","applied":2,"total":2,"laggards":[],"propagation_seconds":0.412}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn the_summary_names_sidecars_time_and_the_old_version() {
+        let event = RotationEvent::from_step(Step::HandedOver(handed_over())).expect("whole");
+        assert_eq!(
+            event.sentence(Timestamp::from_millis(0)),
+            "2 sidecars accepted version 4 within 0.41 s; version 3 is accepted until 2026-01-01T00:00:00.000Z"
+        );
+    }
+
+    #[test]
+    fn a_hand_over_without_its_key_is_a_failure() {
+        let step = Step::HandedOver(admin::HandedOver::default());
+        let failure = RotationEvent::from_step(step).expect_err("no key");
+        assert_eq!(failure.exit(), Exit::Failed);
+    }
+
+    #[test]
+    fn a_timeout_names_who_lags_and_that_nothing_was_handed_out() {
+        let mut run = Run {
+            staged: Some(4),
+            ..Run::default()
+        };
+        run.note(&RotationEvent::Barrier(barrier().into()));
+        let timed_out = tonic::Status::deadline_exceeded("1 of 2 sidecars have revision 17");
+        let now = Timestamp::from_millis(1_767_225_604_000);
+        let key_id = "7Qm2Xc91TbKe".parse().expect("a key id");
+        let failure = run.explain(timed_out.into(), key_id, now);
+        assert_eq!(failure.exit(), Exit::TimedOut);
+        assert_eq!(
+            failure.report(false),
+            "error: version 4 was not handed out\n  caused by: 1 of 2 sidecars have revision 17\n\
+             hint: edge-3 lags by 2 revisions, last seen 4 s ago; see `relatch fleet`\n"
+        );
+    }
+    #[test]
+    fn a_connection_lost_after_staging_says_where_to_look() {
+        let run = Run {
+            staged: Some(4),
+            ..Run::default()
+        };
+        let lost = tonic::Status::unavailable("draining");
+        let key_id = "7Qm2Xc91TbKe".parse().expect("a key id");
+        let failure = run.explain(lost.into(), key_id, Timestamp::from_millis(0));
+        assert_eq!(failure.exit(), Exit::Unreachable);
+        assert_eq!(
+            failure.report(false),
+            "error: version 4 was not handed out\n  caused by: draining\n\
+             hint: `relatch key show 7Qm2Xc91TbKe` shows the key's versions\n"
+        );
+    }
+}

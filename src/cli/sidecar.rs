@@ -1,0 +1,79 @@
+//! `relatch sidecar`: answers Envoy's checks.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+
+use super::{Failure, Session, daemon};
+use crate::{
+    clock::Clock,
+    config::{self, ControlEndpoint, Listen, NodeName},
+    shutdown::Shutdown,
+    sidecar::Sidecar,
+};
+
+/// The arguments of `sidecar`.
+#[derive(Debug, Args)]
+pub struct SidecarArgs {
+    /// The configuration file; `deploy/sidecar.yaml` is a commented sample
+    #[arg(long, value_name = "FILE", env = "RELATCH_CONFIG")]
+    config: PathBuf,
+
+    /// Who this sidecar is, unique in the fleet; overrides the file
+    #[arg(long, value_name = "ID", env = "RELATCH_NODE_ID")]
+    node_id: Option<NodeName>,
+
+    /// Where Envoy asks: a loopback address or `unix:///PATH`; overrides the file
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_LISTEN", value_parser = Listen::parse_local)]
+    listen: Option<Listen>,
+
+    /// A control plane, may be repeated; overrides the file
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RELATCH_CONTROL",
+        value_delimiter = ','
+    )]
+    control: Vec<ControlEndpoint>,
+
+    /// Where metrics, probes and status are served; overrides the file
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_HTTP")]
+    http: Option<SocketAddr>,
+}
+
+impl SidecarArgs {
+    /// Runs a sidecar until it is told to stop.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started, or a part of it fails.
+    pub async fn run(self, _session: &Session) -> Result<(), Failure> {
+        let mut settings = config::sidecar::load(&self.config).map_err(daemon::misconfigured)?;
+        if let Some(id) = self.node_id {
+            settings.node.id = id;
+        }
+        if let Some(listen) = self.listen {
+            settings.listen = listen;
+        }
+        if !self.control.is_empty() {
+            settings.control = self.control;
+        }
+        if let Some(http) = self.http {
+            settings.http = http;
+        }
+        let _lines = daemon::log(settings.log)?;
+        let shutdown = Shutdown::new();
+        let signals = daemon::signals()?;
+        let sidecar = Sidecar::start(&settings, Clock::system(), &shutdown)
+            .await
+            .map_err(|error| daemon::stopped(&shutdown, error))?;
+        tracing::info!(
+            ext_authz = %sidecar.endpoints.ext_authz,
+            http = %sidecar.endpoints.http,
+            "sidecar started"
+        );
+        let ended = shutdown.run(signals, daemon::DRAIN).await;
+        sidecar.flush(daemon::FLUSH).await;
+        ended.map_err(Failure::from_error)
+    }
+}

@@ -1,0 +1,251 @@
+//! `relatch token`: admin tokens and their roles.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use super::{
+    Session,
+    connection::answer,
+    failure::Failure,
+    output::{self, Listing, Row, View},
+    secret::Revealed,
+    value, wire, words,
+};
+use crate::{key::Timestamp, proto::admin};
+
+/// What can be done with admin tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make an admin token; it is printed once
+    Create(CreateArgs),
+    /// List the admin tokens, ended ones too
+    List,
+    /// End a token at once
+    End(EndArgs),
+}
+
+/// The arguments of `token create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Who or what will use it, for people; it stands in the audit log
+    #[arg(long)]
+    name: String,
+
+    /// What it permits
+    #[arg(long)]
+    role: Role,
+
+    /// How long it is valid, for example 90d; without this flag it does not expire
+    #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
+    expires_in: Option<Duration>,
+}
+
+/// The arguments of `token end`.
+#[derive(Debug, Args)]
+pub struct EndArgs {
+    /// The token's id, as `token list` shows it
+    #[arg(value_name = "TOKEN_ID")]
+    id: String,
+}
+
+/// What an admin token permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Read everything but secrets, which nobody can read
+    Viewer,
+    /// Also create consumers and keys, and rotate keys
+    Issuer,
+    /// Read, and revoke
+    Revoker,
+    /// Everything
+    Admin,
+}
+
+/// An admin token without its secret.
+#[derive(Debug, Serialize)]
+struct TokenView {
+    id: String,
+    name: String,
+    role: String,
+    created_at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    ended_at: Option<Timestamp>,
+}
+
+/// An admin token as it was just made.
+#[derive(Debug, Serialize)]
+struct CreatedToken {
+    #[serde(flatten)]
+    token: TokenView,
+    secret: Option<Revealed>,
+}
+
+impl TokenCommand {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// When the control plane cannot be reached or refuses.
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut admin = session.admin().await?;
+        match self {
+            Self::Create(args) => {
+                let created = answer(admin.create_token(args.into_request())).await?;
+                let token = wire::required(created.token, "token")?;
+                session.show(&CreatedToken {
+                    token: token.into(),
+                    secret: Revealed::new(created.secret),
+                })
+            }
+            Self::List => {
+                let list = answer(admin.list_tokens(admin::ListTokensRequest {})).await?;
+                let tokens = list.tokens.into_iter().map(TokenView::from).collect();
+                session.show(&Listing(tokens))
+            }
+            Self::End(args) => {
+                let request = admin::EndTokenRequest { id: args.id };
+                let ended = answer(admin.end_token(request)).await?;
+                let token = wire::required(ended.token, "token")?;
+                session.show(&TokenView::from(token))
+            }
+        }
+    }
+}
+
+impl CreateArgs {
+    fn into_request(self) -> admin::CreateTokenRequest {
+        admin::CreateTokenRequest {
+            name: self.name,
+            role: admin::Role::from(self.role).into(),
+            expires_in: self.expires_in.map(wire::to_duration),
+        }
+    }
+}
+
+impl From<Role> for admin::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Viewer => Self::Viewer,
+            Role::Issuer => Self::Issuer,
+            Role::Revoker => Self::Revoker,
+            Role::Admin => Self::Admin,
+        }
+    }
+}
+
+impl From<admin::Token> for TokenView {
+    fn from(token: admin::Token) -> Self {
+        Self {
+            id: token.id,
+            name: token.name,
+            role: role_name(token.role).to_owned(),
+            created_at: wire::timestamp(token.created_at),
+            expires_at: wire::timestamp(token.expires_at),
+            ended_at: wire::timestamp(token.ended_at),
+        }
+    }
+}
+
+impl View for TokenView {
+    fn render(&self, _now: Timestamp) -> String {
+        output::facts(&[
+            ("ID", self.id.clone()),
+            ("NAME", self.name.clone()),
+            ("ROLE", self.role.clone()),
+            ("CREATED", words::time(self.created_at)),
+            ("EXPIRES", words::time(self.expires_at)),
+            ("ENDED", words::time(self.ended_at)),
+        ])
+    }
+}
+
+impl View for CreatedToken {
+    fn render(&self, now: Timestamp) -> String {
+        self.token.render(now)
+    }
+
+    fn secret(&self) -> Option<&Revealed> {
+        self.secret.as_ref()
+    }
+}
+
+impl Row for TokenView {
+    const TITLES: &[&str] = &["ID", "NAME", "ROLE", "CREATED", "EXPIRES", "ENDED"];
+
+    fn cells(&self, _now: Timestamp) -> Vec<Vec<String>> {
+        vec![vec![
+            self.id.clone(),
+            words::or_nothing(&self.name),
+            self.role.clone(),
+            words::time(self.created_at),
+            words::time(self.expires_at),
+            words::time(self.ended_at),
+        ]]
+    }
+}
+
+fn role_name(role: i32) -> &'static str {
+    match admin::Role::try_from(role) {
+        Ok(admin::Role::Viewer) => "viewer",
+        Ok(admin::Role::Issuer) => "issuer",
+        Ok(admin::Role::Revoker) => "revoker",
+        Ok(admin::Role::Admin) => "admin",
+        Ok(admin::Role::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> admin::Token {
+        admin::Token {
+            id: "tok1".to_owned(),
+            name: "deploy".to_owned(),
+            role: admin::Role::Issuer as i32,
+            created_at: Some(prost_types::Timestamp {
+                seconds: 1_767_225_600,
+                nanos: 0,
+            }),
+            expires_at: None,
+            ended_at: None,
+        }
+    }
+
+    #[test]
+    fn json_of_a_created_token_ends_with_its_secret() {
+        let created = CreatedToken {
+            token: token().into(),
+            secret: Revealed::new("rlt_x".to_owned()),
+        };
+        assert_eq!(
+            serde_json::to_string(&created).expect("serializable"),
+            r#"{"id":"tok1","name":"deploy","role":"issuer","created_at":"2026-01-01T00:00:00.000Z","expires_at":null,"ended_at":null,"secret":"rlt_x"}"#
+        );
+        assert!(!created.render(Timestamp::from_millis(0)).contains("rlt_x"));
+        assert!(!format!("{created:?}").contains("rlt_x"));
+    }
+
+    #[test]
+    fn tokens_are_listed_a_line_each() {
+        let list = Listing(vec![TokenView::from(token())]);
+        assert_eq!(
+            list.render(Timestamp::from_millis(0)),
+            "ID    NAME    ROLE    CREATED                   EXPIRES  ENDED\n\
+             tok1  deploy  issuer  2026-01-01T00:00:00.000Z  -        -\n"
+        );
+    }
+
+    #[test]
+    fn roles_have_one_name_each() {
+        for role in Role::value_variants() {
+            let name = role
+                .to_possible_value()
+                .map(|value| value.get_name().to_owned());
+            let proto = admin::Role::from(*role) as i32;
+            assert_eq!(name.as_deref(), Some(role_name(proto)));
+        }
+    }
+}

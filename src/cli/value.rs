@@ -1,0 +1,120 @@
+//! Values on the command line, parsed where they enter. An error names the problem and an example; clap names the flag.
+
+use std::{ffi::OsStr, time::Duration};
+
+use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
+
+use crate::key::{AllowedSources, KeyId, policy::ParseSourceError};
+
+/// Takes a [`KeyId`]. Unlike clap's own parsers it does not repeat what it was given: somebody may have pasted a whole
+/// key where its id belongs.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyIdParser;
+
+/// A text that is no duration which a command takes.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ParseDurationError {
+    /// It is no duration at all.
+    #[error("{0}; write for example 30s, 12h or 7d")]
+    Syntax(humantime::DurationError),
+    /// It is zero where that means nothing.
+    #[error("it must be longer than zero; write for example 30s, 12h or 7d")]
+    Zero,
+    /// It is longer than [`MAX_DURATION`].
+    #[error("it is longer than 100 years; leave the flag away for no end")]
+    TooLong,
+}
+
+/// The longest duration that is taken, 100 years: more is a slip of the finger, and everything below fits every format
+/// that the duration passes through.
+pub const MAX_DURATION: Duration = Duration::from_hours(24 * 36_525);
+
+/// A duration, zero included: `30s`, `7d`, `1h30m`.
+///
+/// # Errors
+///
+/// When `text` is no duration, or too long.
+pub fn duration(text: &str) -> Result<Duration, ParseDurationError> {
+    let duration = humantime::parse_duration(text).map_err(ParseDurationError::Syntax)?;
+    if duration > MAX_DURATION {
+        return Err(ParseDurationError::TooLong);
+    }
+    Ok(duration)
+}
+
+/// A [`duration`] above zero.
+///
+/// # Errors
+///
+/// As for [`duration`], and when it is zero.
+pub fn positive_duration(text: &str) -> Result<Duration, ParseDurationError> {
+    let duration = duration(text)?;
+    if duration.is_zero() {
+        return Err(ParseDurationError::Zero);
+    }
+    Ok(duration)
+}
+
+/// A CIDR block or an address, as it was written.
+///
+/// # Errors
+///
+/// When it is neither.
+pub fn source(text: &str) -> Result<String, ParseSourceError> {
+    AllowedSources::parse(&[text]).map(|_| text.to_owned())
+}
+
+impl TypedValueParser for KeyIdParser {
+    type Value = KeyId;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<KeyId, clap::Error> {
+        KeyId::from_bytes(value.as_encoded_bytes()).map_err(|error| {
+            let name = arg.map_or_else(|| "KEY_ID".to_owned(), ToString::to_string);
+            let problem = format!("invalid value for '{name}': {error}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, problem).with_cmd(command)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_mins(90)));
+        assert_eq!(duration("7d"), Ok(Duration::from_hours(168)));
+        assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert_eq!(positive_duration("0s"), Err(ParseDurationError::Zero));
+    }
+
+    #[test]
+    fn the_longest_duration_is_a_hundred_years() {
+        assert_eq!(duration("36525d"), Ok(MAX_DURATION));
+        assert_eq!(duration("36525d 1s"), Err(ParseDurationError::TooLong));
+    }
+
+    #[test]
+    fn a_bad_duration_is_answered_with_an_example() {
+        for bad in ["", "soon", "30", "5 parsecs", "-3s"] {
+            let error = duration(bad).expect_err("not a duration").to_string();
+            assert!(
+                error.ends_with("write for example 30s, 12h or 7d"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn sources_are_blocks_or_addresses() {
+        assert_eq!(source("10.0.0.0/8").as_deref(), Ok("10.0.0.0/8"));
+        assert!(source("2001:db8::1").is_ok());
+        assert!(source("example.com").is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! Watching a call that waits for sidecars: how long, and what ends it.
+
+use std::time::Duration;
+
+use super::failure::{Exit, Failure};
+
+/// Why a watched call did not come to its end.
+#[derive(Debug)]
+pub enum Stopped {
+    /// It failed.
+    Failed(Failure),
+    /// Ctrl-C. The call was dropped, which the control plane notices.
+    Interrupted,
+}
+
+/// How long the control plane waits for sidecars unless it is told, as the API says.
+const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
+/// What the command grants beyond that for commits and the way, before it stops believing in an answer.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How long a command waits for the answer of a control plane that waits `timeout` for sidecars.
+#[must_use]
+pub fn patience(timeout: Option<Duration>) -> Duration {
+    timeout.unwrap_or(DEFAULT_TIMEOUT).saturating_add(GRACE)
+}
+
+/// Runs `call` until it is over, overdue, or interrupted. What the call has ready counts before a signal does.
+///
+/// # Errors
+///
+/// When the call fails, is overdue, or Ctrl-C is pressed.
+pub async fn watch(
+    patience: Duration,
+    call: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Stopped> {
+    tokio::select! {
+        biased;
+        outcome = tokio::time::timeout(patience, call) => match outcome {
+            Ok(outcome) => outcome.map_err(Stopped::Failed),
+            Err(_elapsed) => Err(Stopped::Failed(overdue(patience))),
+        },
+        signal = tokio::signal::ctrl_c() => Err(match signal {
+            Ok(()) => Stopped::Interrupted,
+            Err(error) => Stopped::Failed(
+                Failure::new(Exit::Failed, error).context("cannot listen for Ctrl-C"),
+            ),
+        }),
+    }
+}
+
+fn overdue(patience: Duration) -> Failure {
+    Failure::new(
+        Exit::TimedOut,
+        anyhow::anyhow!(
+            "the control plane said nothing within {}",
+            humantime::format_duration(patience)
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_outwaits_the_control_plane() {
+        assert_eq!(patience(None), Duration::from_secs(90));
+        assert_eq!(
+            patience(Some(Duration::from_secs(5))),
+            Duration::from_secs(35)
+        );
+    }
+
+    #[tokio::test]
+    async fn an_overdue_call_times_out() {
+        match watch(Duration::ZERO, std::future::pending()).await {
+            Err(Stopped::Failed(failure)) => {
+                assert_eq!(failure.exit(), Exit::TimedOut);
+                let report = failure.report(false);
+                assert!(report.contains("said nothing within 0s"), "{report}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_ends_is_not_held_up() {
+        assert!(watch(GRACE, async { Ok(()) }).await.is_ok());
+        let failed = watch(GRACE, async { Err(Failure::failed("no")) }).await;
+        assert!(matches!(failed, Err(Stopped::Failed(failure)) if failure.exit() == Exit::Failed));
+    }
+}

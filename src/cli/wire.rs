@@ -1,0 +1,101 @@
+//! Between the generated messages of the admin API and the values that the commands show.
+
+use std::time::Duration;
+
+use super::failure::Failure;
+use crate::{
+    key::{KeyState, Timestamp},
+    proto::admin,
+};
+
+/// A point in time that a message holds.
+#[must_use]
+pub fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+    time.map(|time| {
+        let millis = time.seconds.saturating_mul(1_000);
+        Timestamp::from_millis(millis.saturating_add(i64::from(time.nanos / 1_000_000)))
+    })
+}
+
+/// A point in time for a message.
+#[must_use]
+pub fn to_timestamp(time: Timestamp) -> prost_types::Timestamp {
+    std::time::SystemTime::from(time).into()
+}
+
+/// A duration that a message holds; none when it is negative.
+#[must_use]
+pub fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
+    duration.and_then(|duration| duration.try_into().ok())
+}
+
+/// A duration for a message, at most [`MAX_DURATION`](super::value::MAX_DURATION).
+#[must_use]
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "the parser of durations holds the bound"
+)]
+pub fn to_duration(duration: Duration) -> prost_types::Duration {
+    duration
+        .try_into()
+        .expect("a duration on the command line has at most 100 years")
+}
+
+/// The name of a key's state; `unknown` for one that a newer control plane has.
+#[must_use]
+pub fn state(state: i32) -> String {
+    match admin::KeyState::try_from(state) {
+        Ok(admin::KeyState::Pending) => KeyState::Pending.to_string(),
+        Ok(admin::KeyState::Active) => KeyState::Active.to_string(),
+        Ok(admin::KeyState::Retiring) => KeyState::Retiring.to_string(),
+        Ok(admin::KeyState::Retired) => KeyState::Retired.to_string(),
+        Ok(admin::KeyState::Revoked) => KeyState::Revoked.to_string(),
+        Ok(admin::KeyState::Unspecified) | Err(_) => "unknown".to_owned(),
+    }
+}
+
+/// What an answer must hold.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn required<T>(part: Option<T>, what: &str) -> Result<T, Failure> {
+    part.ok_or_else(|| Failure::failed(format!("the answer of the control plane lacks the {what}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_the_wire() {
+        let time = Timestamp::from_millis(1_798_761_600_250);
+        assert_eq!(timestamp(Some(to_timestamp(time))), Some(time));
+        assert_eq!(timestamp(None), None);
+        let extreme = prost_types::Timestamp {
+            seconds: i64::MAX,
+            nanos: 999_999_999,
+        };
+        assert_eq!(
+            timestamp(Some(extreme)).map(|time| time.to_string()),
+            Some("9999-12-31T23:59:59.999Z".to_owned())
+        );
+    }
+
+    #[test]
+    fn durations_survive_the_wire() {
+        let longest = super::super::value::MAX_DURATION;
+        assert_eq!(duration(Some(to_duration(longest))), Some(longest));
+        let negative = prost_types::Duration {
+            seconds: -1,
+            nanos: 0,
+        };
+        assert_eq!(duration(Some(negative)), None);
+    }
+
+    #[test]
+    fn a_state_of_a_newer_control_plane_is_unknown() {
+        assert_eq!(state(admin::KeyState::Retiring as i32), "retiring");
+        assert_eq!(state(99), "unknown");
+    }
+}

@@ -1,0 +1,142 @@
+//! Words for people: lists, ages, counted nouns, and text that cannot steer a terminal.
+
+use std::time::Duration;
+
+use crate::key::Timestamp;
+
+/// The colour of a [`label`].
+#[derive(Clone, Copy, Debug)]
+pub enum Colour {
+    /// For errors.
+    Red,
+    /// For notes and hints.
+    Cyan,
+}
+
+/// What a table shows where there is nothing to show.
+pub const NOTHING: &str = "-";
+
+/// The bold word that a line on standard error begins with.
+#[must_use]
+pub fn label(text: &str, colour: Colour, coloured: bool) -> String {
+    let code = match colour {
+        Colour::Red => "31",
+        Colour::Cyan => "36",
+    };
+    if coloured {
+        format!("\x1b[1;{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// `text` with every control character replaced, so that what another party wrote stays on its line.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// `text`, or a dash when it is empty.
+#[must_use]
+pub fn or_nothing(text: &str) -> String {
+    if text.is_empty() {
+        NOTHING.to_owned()
+    } else {
+        text.to_owned()
+    }
+}
+
+/// A point in time, or a dash.
+#[must_use]
+pub fn time(time: Option<Timestamp>) -> String {
+    time.map_or_else(|| NOTHING.to_owned(), |time| time.to_string())
+}
+
+/// `yes` or `no`.
+#[must_use]
+pub fn yes_no(is: bool) -> String {
+    if is { "yes" } else { "no" }.to_owned()
+}
+
+/// How long before `now` something was, in its largest unit: `4 s`, `3 min`, `2 h`, `5 d`.
+#[must_use]
+pub fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.saturating_since(then).as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// How long something took, in seconds with two digits below one second's tenth: `0.41 s`.
+#[must_use]
+pub fn seconds(duration: Duration) -> String {
+    format!("{:.2} s", duration.as_secs_f64())
+}
+
+/// `1 revision`, `2 revisions`.
+#[must_use]
+pub fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+/// `a`, `a and b`, `a, b and c`; at most `most` are named, the rest is counted.
+#[must_use]
+pub fn list(names: &[String], most: usize) -> String {
+    let rest = names.len().saturating_sub(most);
+    let mut shown: Vec<String> = names.iter().take(most).map(|n| printable(n)).collect();
+    if rest > 0 {
+        shown.push(format!("{rest} more"));
+    }
+    match shown.split_last() {
+        None => String::new(),
+        Some((only, [])) => only.clone(),
+        Some((last, before)) => format!("{} and {last}", before.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_read_as_english() {
+        let names: Vec<String> = ["a", "b", "c", "d"].map(str::to_owned).into();
+        assert_eq!(list(&names[..0], 3), "");
+        assert_eq!(list(&names[..1], 3), "a");
+        assert_eq!(list(&names[..2], 3), "a and b");
+        assert_eq!(list(&names[..3], 3), "a, b and c");
+        assert_eq!(list(&names, 2), "a, b and 2 more");
+    }
+
+    #[test]
+    fn ages_use_their_largest_unit() {
+        let now = Timestamp::from_millis(1_000_000_000_000);
+        for (seconds, text) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (3_599, "59 min"),
+            (3_600, "1 h"),
+            (86_399, "23 h"),
+            (86_400, "1 d"),
+        ] {
+            let then = Timestamp::from_millis(now.as_millis() - seconds * 1_000);
+            assert_eq!(age(then, now), text);
+        }
+        assert_eq!(age(now.saturating_add(Duration::from_secs(9)), now), "0 s");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(
+            printable("a\x1b[31m\nb\r\u{9b}"),
+            "a\u{fffd}[31m\u{fffd}b\u{fffd}\u{fffd}"
+        );
+    }
+}

@@ -1,0 +1,281 @@
+//! A whole sidecar: made once, started, and told where it listens.
+//!
+//! Checks are answered by [`worker`]s, each a thread with a runtime of its own, to which one [`listener`] spreads
+//! connections. Everything else, the stream to the control plane above all, runs on the runtime that starts the sidecar.
+//! A [`monitor`] watches how it is doing.
+
+pub mod listener;
+pub mod monitor;
+mod worker;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tonic::service::Routes;
+
+use crate::{
+    authz::Authorizer,
+    clock::Clock,
+    config::{Listen, SidecarSettings},
+    discovery::{client::Client, receiver::Receiver},
+    http::{HttpServer, Pages},
+    key::RandomError,
+    keyring::Keyrings,
+    proto::{auth::authorization_server::AuthorizationServer, discovery as wire},
+    readiness::Readiness,
+    shutdown::Shutdown,
+    telemetry::{
+        check::CheckTelemetry,
+        export::{ExportError, SpanPipeline, SpanSource},
+        metrics::SidecarMetrics,
+        process::ProcessCollector,
+    },
+};
+use listener::{Endpoint, Listener};
+use monitor::Monitor;
+
+/// A sidecar that is running.
+#[derive(Debug)]
+pub struct Sidecar {
+    /// Where it listens.
+    pub endpoints: SidecarEndpoints,
+    /// Whether it can answer.
+    pub readiness: Readiness,
+    /// The spans that are still to be sent.
+    spans: Option<SpanPipeline>,
+}
+
+/// The addresses that a sidecar has bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SidecarEndpoints {
+    /// External authorization and gRPC health.
+    pub ext_authz: Endpoint,
+    /// Metrics, probes and status.
+    pub http: SocketAddr,
+}
+
+/// A sidecar cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SidecarError {
+    /// The external authorization server cannot be bound.
+    #[error("listen: cannot listen on {listen}")]
+    Listen {
+        /// The setting.
+        listen: Listen,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The HTTP server cannot be bound.
+    #[error("http: cannot listen on {address}")]
+    Http {
+        /// The setting.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A worker cannot be started.
+    #[error("cannot start a worker")]
+    Worker(#[source] io::Error),
+    /// Spans cannot be sent.
+    #[error("telemetry.otlp_endpoint")]
+    Export(#[from] ExportError),
+    /// The operating system's random source failed.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The process cannot be measured.
+    #[error("the process cannot be measured")]
+    Process(#[source] io::Error),
+}
+
+/// The largest check: Envoy's default limit on a request's headers is 60 KiB, and they come with little around them.
+const MAX_CHECK: usize = 256 << 10;
+
+impl Sidecar {
+    /// Starts a sidecar. Its tasks belong to `shutdown`.
+    ///
+    /// # Errors
+    ///
+    /// When an address cannot be bound, or the system gives no thread.
+    pub async fn start(
+        settings: &SidecarSettings,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> Result<Self, SidecarError> {
+        let listener =
+            Listener::bind(&settings.listen)
+                .await
+                .map_err(|source| SidecarError::Listen {
+                    listen: settings.listen.clone(),
+                    source,
+                })?;
+        let keyrings = Keyrings::new(settings.keyrings.iter().map(|keyring| {
+            (
+                keyring.name.clone(),
+                crate::keyring::Staleness {
+                    warn_after: keyring.staleness.warn_after,
+                    deny_after: keyring.staleness.deny_after,
+                },
+            )
+        }));
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(
+            ProcessCollector::new().map_err(SidecarError::Process)?,
+        ));
+        let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock.clone());
+        let (tracer, spans) = start_spans(settings, &metrics)?.unzip();
+
+        let receiver = Receiver::new(&keyrings, clock.clone());
+        let endpoints = settings
+            .control
+            .iter()
+            .map(|endpoint| endpoint.uri().clone());
+        let client = Client::new(node(settings), endpoints.collect(), receiver, clock.clone())?;
+        let readiness = Readiness::default();
+        let monitor = Monitor::new(
+            settings.node.id.clone(),
+            keyrings.clone(),
+            Arc::clone(client.link()),
+            readiness.clone(),
+            clock.clone(),
+        );
+        let pages = Pages {
+            registry: Arc::new(registry),
+            readiness: readiness.clone(),
+            status: Some(Arc::new(monitor.clone())),
+        };
+        let http = HttpServer::bind(settings.http, pages)
+            .await
+            .map_err(|source| SidecarError::Http {
+                address: settings.http,
+                source,
+            })?;
+        let endpoints = SidecarEndpoints {
+            ext_authz: listener.endpoint().clone(),
+            http: http.local_addr(),
+        };
+
+        let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
+        let authorizer = Authorizer::new(
+            Arc::new(bridge(settings)),
+            &keyrings,
+            clock,
+            Arc::new(observer),
+        );
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let service = AuthorizationServer::new(authorizer).max_decoding_message_size(MAX_CHECK);
+        let routes = Routes::new(service).add_service(health);
+        let workers = (0..settings.workers.get())
+            .map(|index| worker::start(index, routes.clone(), shutdown))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(SidecarError::Worker)?;
+
+        let guards = monitor.block();
+        shutdown.spawn("listener", listener.accept(workers, shutdown.token()));
+        shutdown.spawn("sidecar http", http.serve(shutdown.token()));
+        shutdown.spawn(
+            "monitor",
+            monitor.run(guards, reporter, metrics, shutdown.token()),
+        );
+        shutdown.spawn("discovery client", client.run(shutdown.token()));
+        Ok(Self {
+            endpoints,
+            readiness,
+            spans,
+        })
+    }
+
+    /// Sends the last spans, after the tasks have ended.
+    pub async fn flush(self, deadline: Duration) {
+        if let Some(spans) = self.spans {
+            spans.shutdown(deadline).await;
+        }
+    }
+}
+
+fn start_spans(
+    settings: &SidecarSettings,
+    metrics: &SidecarMetrics,
+) -> Result<Option<(opentelemetry_sdk::trace::SdkTracer, SpanPipeline)>, ExportError> {
+    let source = SpanSource {
+        service_name: &settings.telemetry.service_name,
+        instance: settings.node.id.as_str(),
+        labels: &settings.node.labels,
+    };
+    settings
+        .telemetry
+        .otlp_endpoint
+        .as_ref()
+        .map(|endpoint| SpanPipeline::start(endpoint, &source, metrics.spans_dropped().clone()))
+        .transpose()
+}
+
+fn node(settings: &SidecarSettings) -> wire::Node {
+    wire::Node {
+        id: settings.node.id.to_string(),
+        cluster: settings.node.cluster.to_string(),
+        labels: settings.node.labels.clone().into_iter().collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn bridge(settings: &SidecarSettings) -> crate::authz::Settings {
+    use crate::{
+        authz::{self, SettingsParts},
+        config::{self, CredentialPlace},
+    };
+    let id = &settings.identity_headers;
+    let token = |t: &str| t.parse::<authz::Token>().expect("valid");
+    authz::Settings::new(SettingsParts {
+        credentials: settings
+            .credentials
+            .iter()
+            .map(|c| match c {
+                CredentialPlace::Header { name, scheme } => authz::CredentialSource::Header {
+                    name: name.clone(),
+                    scheme: scheme.as_deref().map(token),
+                },
+                CredentialPlace::Query { name } => {
+                    authz::CredentialSource::Query { name: token(name) }
+                }
+                CredentialPlace::Cookie { name } => {
+                    authz::CredentialSource::Cookie { name: token(name) }
+                }
+            })
+            .collect(),
+        routes: settings
+            .routes
+            .iter()
+            .map(|r| authz::RouteRule {
+                host: r.host.as_ref().map(|h| match h {
+                    config::HostPattern::Exact(h) => h.parse().expect("valid"),
+                    config::HostPattern::Below(h) => format!("*{h}").parse().expect("valid"),
+                }),
+                path_prefix: r
+                    .path_prefix
+                    .as_ref()
+                    .map_or("/", |p| p.as_str())
+                    .parse()
+                    .expect("valid"),
+                keyring: r
+                    .keyring
+                    .clone()
+                    .or_else(|| settings.default_keyring.clone())
+                    .expect("a keyring"),
+                scopes: r.scopes.clone(),
+                auth: match r.auth {
+                    config::Auth::Required => authz::Auth::Required,
+                    config::Auth::Optional => authz::Auth::Optional,
+                },
+            })
+            .collect(),
+        default_keyring: settings.default_keyring.clone(),
+        identity: authz::IdentityHeaders {
+            consumer: id.consumer.clone(),
+            key_id: id.key_id.clone(),
+            key_version: id.key_version.clone(),
+            scopes: id.scopes.clone(),
+        },
+        notices: settings.notice,
+    })
+    .expect("valid")
+}

@@ -1,0 +1,309 @@
+//! Where Envoy connects: one accept loop that spreads connections over the workers.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+use crate::config::Listen;
+
+/// A bound listener that does not accept yet.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    endpoint: Endpoint,
+}
+
+/// Where a listener is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// An accepted connection on its way to the runtime of a worker.
+#[derive(Debug)]
+pub enum Accepted {
+    /// Over TCP.
+    Tcp(std::net::TcpStream),
+    /// Over a Unix socket.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// A connection of Envoy.
+#[derive(Debug)]
+pub enum Connection {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A Unix socket's file, removed when its listener goes.
+struct SocketFile<'a>(&'a Path);
+
+/// The pause after an accept that failed, most likely for want of file descriptors: trying at once would only burn
+/// the processor until one is free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Listener {
+    /// Binds; port 0 lets the system choose. A socket file that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound, or something else lies where the socket should.
+    pub async fn bind(listen: &Listen) -> io::Result<Self> {
+        match listen {
+            Listen::Tcp(address) => {
+                let listener = TcpListener::bind(address).await?;
+                Ok(Self {
+                    endpoint: Endpoint::Tcp(listener.local_addr()?),
+                    socket: Socket::Tcp(listener),
+                })
+            }
+            Listen::Unix(path) => {
+                remove_stale(path)?;
+                Ok(Self {
+                    socket: Socket::Unix(UnixListener::bind(path)?),
+                    endpoint: Endpoint::Unix(path.clone()),
+                })
+            }
+        }
+    }
+
+    /// Where it is bound.
+    #[must_use]
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Accepts until `stop`, giving each connection to the next worker in turn.
+    pub async fn accept(self, workers: Vec<mpsc::Sender<Accepted>>, stop: CancellationToken) {
+        let _file = match &self.endpoint {
+            Endpoint::Unix(path) => Some(SocketFile(path)),
+            Endpoint::Tcp(_) => None,
+        };
+        for worker in workers.iter().cycle() {
+            let accepted = loop {
+                let accepted = tokio::select! {
+                    accepted = self.socket.accept() => accepted,
+                    () = stop.cancelled() => return,
+                };
+                match accepted {
+                    Ok(accepted) => break accepted,
+                    Err(error) => {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot accept a connection"
+                        );
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            };
+            if worker.send(accepted).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Tcp(stream.into_std()?))
+            }
+            Self::Unix(listener) => {
+                let (stream, _peer) = listener.accept().await?;
+                Ok(Accepted::Unix(stream.into_std()?))
+            }
+        }
+    }
+}
+
+impl Accepted {
+    /// Registers the connection with the current runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the runtime does not take it.
+    pub fn register(self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(stream) => TcpStream::from_std(stream).map(Connection::Tcp),
+            Self::Unix(stream) => UnixStream::from_std(stream).map(Connection::Unix),
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+}
+
+/// As the configuration writes it.
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl Drop for SocketFile<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(self.0) {
+            tracing::warn!(
+                path = %self.0.display(),
+                error = &error as &dyn std::error::Error,
+                "cannot remove the socket"
+            );
+        }
+    }
+}
+
+/// Removes a socket that a process left behind; a live one, or another kind of file, is left alone, so that binding
+/// fails.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let is_socket = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type().is_socket(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let refused = std::os::unix::net::UnixStream::connect(path)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if is_socket && refused {
+        fs::remove_file(path)
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_behind_is_replaced() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("authz.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
+        assert!(path.exists(), "the file stays when its listener is gone");
+        let listener = Listener::bind(&Listen::Unix(path.clone())).await;
+        assert_eq!(
+            listener.expect("it is replaced").endpoint(),
+            &Endpoint::Unix(path)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_live_socket_and_other_files_are_left_alone() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let live = dir.path().join("live.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&live).expect("a socket");
+        let file = dir.path().join("file");
+        fs::write(&file, "precious").expect("writable");
+        for path in [live, file] {
+            let error = Listener::bind(&Listen::Unix(path)).await;
+            let error = error.expect_err("something is there");
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_socket_goes_with_its_listener() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("authz.sock");
+        let listener = Listener::bind(&Listen::Unix(path.clone())).await;
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let (worker, _connections) = mpsc::channel(1);
+        listener
+            .expect("it is bound")
+            .accept(vec![worker], stop)
+            .await;
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,267 @@
+//! Watches how a sidecar is doing: readiness, gRPC health, `/status`, and the alarms of staleness.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    clock::Clock,
+    config::NodeName,
+    discovery::client::Link,
+    http::StatusSource,
+    key::{KeyState, KeyringName},
+    keyring::{Freshness, Keyrings, Slot},
+    readiness::{Readiness, ReadinessGuard},
+    telemetry::metrics::SidecarMetrics,
+};
+
+/// What is known of a sidecar's health.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    node: NodeName,
+    keyrings: Keyrings,
+    link: Arc<Link>,
+    readiness: Readiness,
+    clock: Clock,
+}
+
+/// Whether a keyring can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Condition {
+    /// Nothing came yet.
+    Unavailable,
+    Fresh,
+    Warned,
+    Stale,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    node: &'a str,
+    version: &'static str,
+    #[serde(rename = "status")]
+    summary: &'static str,
+    blocked_by: Vec<Arc<str>>,
+    keyrings: Vec<KeyringStatus>,
+    control: Vec<EndpointStatus>,
+    reconnects: u64,
+    clock_skew_ms: i64,
+}
+
+#[derive(Serialize)]
+struct KeyringStatus {
+    name: String,
+    condition: Condition,
+    epoch: u64,
+    revision: u64,
+    age_ms: Option<u128>,
+    keys: BTreeMap<&'static str, usize>,
+}
+
+#[derive(Serialize)]
+struct EndpointStatus {
+    endpoint: String,
+    connected: bool,
+}
+
+/// Staleness is to show within a second of its limit.
+const EVERY: Duration = Duration::from_millis(250);
+/// What Envoy's health checker asks for.
+const SERVICE: &str = "envoy.service.auth.v3.Authorization";
+
+impl Monitor {
+    /// A monitor of `keyrings`; they block `readiness` as long as they cannot be used.
+    #[must_use]
+    pub const fn new(
+        node: NodeName,
+        keyrings: Keyrings,
+        link: Arc<Link>,
+        readiness: Readiness,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            node,
+            keyrings,
+            link,
+            readiness,
+            clock,
+        }
+    }
+
+    /// Keeps readiness, health and the link's metrics true until `shutdown`; `guards` are those held at the start.
+    pub async fn run(
+        self,
+        mut guards: BTreeMap<KeyringName, ReadinessGuard>,
+        health: HealthReporter,
+        metrics: SidecarMetrics,
+        shutdown: CancellationToken,
+    ) {
+        let mut conditions = BTreeMap::new();
+        let mut served = None;
+        let mut reconnects = 0;
+        loop {
+            for slot in self.keyrings.iter() {
+                let condition = self.condition(slot);
+                if conditions.insert(slot.name().clone(), condition) != Some(condition) {
+                    self.tell(slot, condition);
+                }
+                if condition.is_usable() {
+                    guards.remove(slot.name());
+                } else {
+                    guards
+                        .entry(slot.name().clone())
+                        .or_insert_with(|| self.readiness.block(blocker(slot.name())));
+                }
+            }
+            self.measure(&metrics, &mut reconnects);
+            let ready = self.readiness.is_ready();
+            if served != Some(ready) {
+                served = Some(ready);
+                report(&health, ready).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        let _stopping = self.readiness.block("the sidecar stops");
+        report(&health, false).await;
+    }
+
+    /// Blocks readiness for every keyring, to begin with.
+    #[must_use]
+    pub fn block(&self) -> BTreeMap<KeyringName, ReadinessGuard> {
+        self.keyrings
+            .iter()
+            .map(|slot| {
+                let guard = self.readiness.block(blocker(slot.name()));
+                (slot.name().clone(), guard)
+            })
+            .collect()
+    }
+
+    fn condition(&self, slot: &Slot) -> Condition {
+        match slot.age(self.clock.boot()) {
+            Some(age) if slot.load().is_some() => match slot.freshness(age) {
+                Freshness::Fresh => Condition::Fresh,
+                Freshness::Warned => Condition::Warned,
+                Freshness::Stale => Condition::Stale,
+            },
+            Some(_) | None => Condition::Unavailable,
+        }
+    }
+
+    fn tell(&self, slot: &Slot, condition: Condition) {
+        let keyring = slot.name();
+        let age_ms = slot.age(self.clock.boot()).map(|age| age.as_millis());
+        match condition {
+            Condition::Unavailable => tracing::info!(
+                auth.keyring = %keyring,
+                "the keyring is not here yet; checks of it are denied"
+            ),
+            Condition::Fresh => tracing::info!(auth.keyring = %keyring, "the keyring is fresh"),
+            Condition::Warned => tracing::warn!(
+                auth.keyring = %keyring,
+                auth.keyring.age_ms = age_ms,
+                "the control plane has not confirmed the keyring for a while; checks go on"
+            ),
+            Condition::Stale => tracing::error!(
+                auth.keyring = %keyring,
+                auth.keyring.age_ms = age_ms,
+                "the keyring is stale; checks of it are denied until the control plane confirms it"
+            ),
+        }
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a skew of years is still exact to the millisecond"
+    )]
+    fn measure(&self, metrics: &SidecarMetrics, reconnects: &mut u64) {
+        for (endpoint, connected) in self.link.endpoints() {
+            metrics.discovery_connected(&endpoint.to_string(), connected);
+        }
+        while *reconnects < self.link.reconnects() {
+            *reconnects += 1;
+            metrics.discovery_reconnected();
+        }
+        metrics.clock_skew(self.link.clock_skew_ms() as f64 / 1_000.0);
+    }
+
+    fn describe(&self, slot: &Slot) -> KeyringStatus {
+        let view = slot.load();
+        let view = view.as_ref();
+        KeyringStatus {
+            name: slot.name().to_string(),
+            condition: self.condition(slot),
+            epoch: view.map_or(0, |view| view.epoch().get()),
+            revision: view.map_or(0, |view| view.revision().get()),
+            age_ms: slot.age(self.clock.boot()).map(|age| age.as_millis()),
+            keys: KeyState::ALL
+                .into_iter()
+                .map(|state| (state.as_str(), view.map_or(0, |view| view.count(state))))
+                .collect(),
+        }
+    }
+}
+
+impl StatusSource for Monitor {
+    fn status(&self) -> serde_json::Value {
+        let keyrings: Vec<_> = self
+            .keyrings
+            .iter()
+            .map(|slot| self.describe(slot))
+            .collect();
+        let is_degraded = keyrings
+            .iter()
+            .any(|keyring| keyring.condition == Condition::Warned);
+        let status = Status {
+            node: self.node.as_str(),
+            version: env!("CARGO_PKG_VERSION"),
+            summary: match (self.readiness.is_ready(), is_degraded) {
+                (false, _) => "not ready",
+                (true, true) => "degraded",
+                (true, false) => "ready",
+            },
+            blocked_by: self.readiness.blocked_by(),
+            keyrings,
+            control: self
+                .link
+                .endpoints()
+                .map(|(endpoint, connected)| EndpointStatus {
+                    endpoint: endpoint.to_string(),
+                    connected,
+                })
+                .collect(),
+            reconnects: self.link.reconnects(),
+            clock_skew_ms: self.link.clock_skew_ms(),
+        };
+        serde_json::to_value(status).expect("a status has text keys only")
+    }
+}
+
+impl Condition {
+    const fn is_usable(self) -> bool {
+        match self {
+            Self::Fresh | Self::Warned => true,
+            Self::Unavailable | Self::Stale => false,
+        }
+    }
+}
+
+async fn report(health: &HealthReporter, ready: bool) {
+    let status = if ready {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    health.set_service_status("", status).await;
+    health.set_service_status(SERVICE, status).await;
+}
+
+fn blocker(keyring: &KeyringName) -> String {
+    format!("keyring {keyring} is not here, or stale")
+}

@@ -1,0 +1,8 @@
+//! Integration tests: the real binary, real ports, real Envoy, real databases.
+//!
+//! `scripts/test.sh` fetches the Envoys that they run; `support/` holds one file for each thing that a test stands up.
+
+mod envoy_facts;
+mod store_contract;
+mod store_sqlite;
+mod support;

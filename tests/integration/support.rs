@@ -1,0 +1,11 @@
+//! What the tests stand up: each starts on a port of its own and ends when it is dropped.
+
+pub(crate) mod client;
+pub(crate) mod envoy;
+pub(crate) mod eventually;
+pub(crate) mod load;
+pub(crate) mod otlp;
+pub(crate) mod process;
+pub(crate) mod scripted_authz;
+pub(crate) mod upstream;
+pub(crate) mod wire;

@@ -1,0 +1,404 @@
+//! A real Envoy with the `ext_authz` filter in front of an upstream.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{
+    client::{Connection, Request, Response},
+    eventually::eventually,
+    process::Process,
+};
+
+/// A running Envoy. Dropping it kills the process and removes its files.
+#[derive(Debug)]
+pub(crate) struct Envoy {
+    addr: SocketAddr,
+    files: TempDir,
+    _process: Process,
+}
+
+/// An Envoy release line that `scripts/test.sh` has fetched; the exact releases are named there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EnvoyVersion {
+    V1_36,
+    V1_40,
+}
+
+/// How an [`Envoy`] is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct EnvoyOptions {
+    version: EnvoyVersion,
+    authz: AuthzAddress,
+    upstream: SocketAddr,
+    routes: Vec<Route>,
+    raw_headers: bool,
+    failure_mode_allow: bool,
+    timeout: Duration,
+    collector: Option<SocketAddr>,
+}
+
+/// Where the `ext_authz` server listens.
+#[derive(Clone, Debug)]
+pub(crate) enum AuthzAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug)]
+struct Route {
+    prefix: String,
+    context_extensions: Vec<(String, String)>,
+}
+
+impl Envoy {
+    /// Starts Envoy and waits until it serves.
+    ///
+    /// # Panics
+    ///
+    /// When `scripts/test.sh` has not fetched that Envoy, or it does not come up.
+    pub(crate) async fn start(options: EnvoyOptions) -> Self {
+        let program = options.version.program();
+        assert!(
+            program.exists(),
+            "{} is missing: run scripts/test.sh once, it fetches the Envoys that the tests run",
+            program.display()
+        );
+        let files = tempfile::tempdir().expect("a directory can be made");
+        let config = files.path().join("envoy.json");
+        let admin_file = files.path().join("admin");
+        std::fs::write(&config, options.bootstrap(files.path()).to_string())
+            .expect("the test's directory can be written to");
+        let mut process = Process::start(
+            Command::new(program)
+                .args(["--concurrency", "1", "--disable-hot-restart"])
+                .args(["--log-level", "warning", "--file-flush-interval-msec", "20"])
+                .arg("--config-path")
+                .arg(config)
+                .arg("--admin-address-path")
+                .arg(&admin_file),
+        );
+        let addr = eventually("Envoy serves", async || {
+            let ended = process.ended();
+            assert!(ended.is_none(), "Envoy does not start: {ended:?}");
+            let admin = std::fs::read_to_string(&admin_file)
+                .ok()?
+                .trim()
+                .parse()
+                .ok()?;
+            let ready = ask(admin, "/ready").await?;
+            (ready.text().trim() == "LIVE").then_some(())?;
+            let listeners: Value = ask(admin, "/listeners?format=json").await?.json();
+            let socket = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
+            let port = u16::try_from(socket["port_value"].as_u64()?).ok()?;
+            Some(SocketAddr::from(([127, 0, 0, 1], port)))
+        })
+        .await;
+        Self {
+            addr,
+            files,
+            _process: process,
+        }
+    }
+
+    /// Where consumers connect, with HTTP/1.1 or HTTP/2.
+    pub(crate) const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Waits until the access log has `count` lines and returns all of them.
+    pub(crate) async fn access_log(&self, count: usize) -> Vec<Value> {
+        let path = access_log(self.files.path());
+        eventually("lines in the access log", async || {
+            let text = std::fs::read_to_string(&path).ok()?;
+            // The last line may be half written.
+            let complete = text.rsplit_once('\n')?.0;
+            let line = |line| serde_json::from_str(line).expect("Envoy writes JSON");
+            let lines: Vec<Value> = complete.lines().map(line).collect();
+            (lines.len() >= count).then_some(lines)
+        })
+        .await
+    }
+}
+
+impl EnvoyVersion {
+    /// The oldest release line that relatch works with, and the newest.
+    pub(crate) const ALL: [Self; 2] = [Self::V1_36, Self::V1_40];
+
+    fn program(self) -> PathBuf {
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+        target.join(format!("envoy/{self}/bin/envoy"))
+    }
+}
+
+impl fmt::Display for EnvoyVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_36 => "1.36",
+            Self::V1_40 => "1.40",
+        })
+    }
+}
+
+impl EnvoyOptions {
+    /// The newest Envoy with one route, which fails closed and waits 5 s for a verdict: a loaded machine is slow, and
+    /// no test must mistake that for a denial.
+    pub(crate) fn new(authz: impl Into<AuthzAddress>, upstream: SocketAddr) -> Self {
+        Self {
+            version: EnvoyVersion::V1_40,
+            authz: authz.into(),
+            upstream,
+            routes: Vec::new(),
+            raw_headers: false,
+            failure_mode_allow: false,
+            timeout: Duration::from_secs(5),
+            collector: None,
+        }
+    }
+
+    pub(crate) const fn version(mut self, version: EnvoyVersion) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Adds a route for paths that begin with `prefix`. The first that matches wins; a plain one for `/` comes last.
+    pub(crate) fn route(mut self, prefix: &str, context_extensions: &[(&str, &str)]) -> Self {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        self.routes.push(Route {
+            prefix: prefix.to_owned(),
+            context_extensions: context_extensions.iter().map(owned).collect(),
+        });
+        self
+    }
+
+    /// `ExtAuthz.encode_raw_headers`
+    pub(crate) const fn raw_headers(mut self) -> Self {
+        self.raw_headers = true;
+        self
+    }
+
+    /// `ExtAuthz.failure_mode_allow`
+    pub(crate) const fn failure_mode_allow(mut self) -> Self {
+        self.failure_mode_allow = true;
+        self
+    }
+
+    /// How long Envoy waits for a verdict.
+    pub(crate) const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Traces every request to the OTLP collector at `addr`, as service `envoy`.
+    pub(crate) const fn tracing(mut self, addr: SocketAddr) -> Self {
+        self.collector = Some(addr);
+        self
+    }
+
+    fn bootstrap(&self, files: &Path) -> Value {
+        let mut clusters = vec![
+            cluster("upstream", &tcp(self.upstream), false),
+            cluster("authz", &self.authz.to_json(), true),
+        ];
+        clusters.extend(
+            self.collector
+                .map(|addr| cluster("collector", &tcp(addr), true)),
+        );
+        json!({
+            "admin": { "address": loopback() },
+            "layered_runtime": { "layers": [{
+                "name": "tests",
+                // A span is sent as soon as it has ended.
+                "static_layer": { "tracing.opentelemetry.min_flush_spans": 1 },
+            }] },
+            "static_resources": {
+                "listeners": [{
+                    "name": "api",
+                    "address": loopback(),
+                    "filter_chains": [{ "filters": [{
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": self.connection_manager(files),
+                    }] }],
+                }],
+                "clusters": clusters,
+            },
+        })
+    }
+
+    fn connection_manager(&self, files: &Path) -> Value {
+        let routes = self.routes.iter().map(Route::to_json);
+        let last = json!({ "match": { "prefix": "/" }, "route": { "cluster": "upstream" } });
+        let mut manager = json!({
+            "@type": HTTP_CONNECTION_MANAGER,
+            "stat_prefix": "api",
+            "codec_type": "AUTO",
+            "route_config": { "virtual_hosts": [{
+                "name": "api",
+                "domains": ["*"],
+                "routes": routes.chain([last]).collect::<Vec<_>>(),
+            }] },
+            "http_filters": [
+                { "name": FILTER, "typed_config": self.filter() },
+                { "name": "envoy.filters.http.router", "typed_config": { "@type": ROUTER } },
+            ],
+            "access_log": [{
+                "name": "envoy.access_loggers.file",
+                "typed_config": {
+                    "@type": FILE_ACCESS_LOG,
+                    "path": access_log(files),
+                    "log_format": { "json_format": {
+                        "path": "%REQ(:PATH)%",
+                        "route": "%ROUTE_NAME%",
+                        "status": "%RESPONSE_CODE%",
+                        "details": "%RESPONSE_CODE_DETAILS%",
+                        "flags": "%RESPONSE_FLAGS%",
+                        "authz": format!("%DYNAMIC_METADATA({FILTER})%"),
+                        "decision": format!("%DYNAMIC_METADATA({FILTER}:decision)%"),
+                        "reason": format!("%DYNAMIC_METADATA({FILTER}:reason)%"),
+                        "consumer": format!("%DYNAMIC_METADATA({FILTER}:consumer)%"),
+                        "key_version": format!("%DYNAMIC_METADATA({FILTER}:key_version)%"),
+                    } },
+                },
+            }],
+        });
+        if self.collector.is_some() {
+            manager["tracing"] = json!({
+                "random_sampling": { "value": 100.0 },
+                "custom_tags": [{
+                    "tag": "auth.consumer.id",
+                    "metadata": {
+                        "kind": { "request": {} },
+                        "metadata_key": { "key": FILTER, "path": [{ "key": "consumer" }] },
+                    },
+                }],
+                "provider": {
+                    "name": "envoy.tracers.opentelemetry",
+                    "typed_config": {
+                        "@type": OPENTELEMETRY,
+                        "service_name": "envoy",
+                        "grpc_service": grpc_service("collector", Duration::from_secs(5)),
+                    },
+                },
+            });
+        }
+        manager
+    }
+
+    fn filter(&self) -> Value {
+        json!({
+            "@type": EXT_AUTHZ,
+            "transport_api_version": "V3",
+            "grpc_service": grpc_service("authz", self.timeout),
+            "failure_mode_allow": self.failure_mode_allow,
+            "encode_raw_headers": self.raw_headers,
+            "status_on_error": { "code": 503 },
+            "validate_mutations": true,
+        })
+    }
+}
+
+impl AuthzAddress {
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Tcp(addr) => tcp(*addr),
+            Self::Unix(path) => json!({ "pipe": { "path": path } }),
+        }
+    }
+}
+
+impl From<SocketAddr> for AuthzAddress {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Tcp(addr)
+    }
+}
+
+impl From<PathBuf> for AuthzAddress {
+    fn from(path: PathBuf) -> Self {
+        Self::Unix(path)
+    }
+}
+
+impl Route {
+    fn to_json(&self) -> Value {
+        let pairs = self.context_extensions.iter();
+        let extensions: Value = pairs
+            .map(|(key, value)| (key.clone(), Value::from(value.clone())))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        json!({
+            "name": self.prefix,
+            "match": { "prefix": self.prefix },
+            "route": { "cluster": "upstream" },
+            "typed_per_filter_config": { FILTER: {
+                "@type": EXT_AUTHZ_PER_ROUTE,
+                "check_settings": { "context_extensions": extensions },
+            } },
+        })
+    }
+}
+
+const FILTER: &str = "envoy.filters.http.ext_authz";
+const EXT_AUTHZ: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+const EXT_AUTHZ_PER_ROUTE: &str =
+    "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
+const HTTP_CONNECTION_MANAGER: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+const FILE_ACCESS_LOG: &str =
+    "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
+const OPENTELEMETRY: &str = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig";
+const HTTP_PROTOCOL_OPTIONS: &str =
+    "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// An answer of the admin interface; `None` while it does not answer.
+async fn ask(admin: SocketAddr, target: &str) -> Option<Response> {
+    let mut connection = Connection::open(admin).await.ok()?;
+    connection.send(&Request::get(target)).await.ok()
+}
+
+fn access_log(files: &Path) -> PathBuf {
+    files.join("access.log")
+}
+
+fn cluster(name: &str, address: &Value, http2: bool) -> Value {
+    let endpoint = json!({ "endpoint": { "address": address } });
+    let mut cluster = json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{ "lb_endpoints": [endpoint] }],
+        },
+    });
+    if http2 {
+        cluster["typed_extension_protocol_options"] = json!({
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": HTTP_PROTOCOL_OPTIONS,
+                "explicit_http_config": { "http2_protocol_options": {} },
+            },
+        });
+    }
+    cluster
+}
+
+fn grpc_service(cluster: &str, timeout: Duration) -> Value {
+    json!({
+        "envoy_grpc": { "cluster_name": cluster },
+        "timeout": format!("{}s", timeout.as_secs_f64()),
+    })
+}
+
+fn tcp(addr: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": addr.ip(), "port_value": addr.port() } })
+}
+
+fn loopback() -> Value {
+    tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
+}

@@ -1,0 +1,240 @@
+//! A child process whose output the test reads, and the `relatch` binary as one.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::eventually::eventually;
+
+/// A running program. Dropping it kills it; when the test is failing, its output is printed first.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    stdout: Captured,
+    stderr: Captured,
+}
+
+/// What a program that has ended leaves.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The lines of one stream, read by a thread until the stream ends.
+#[derive(Debug)]
+struct Captured {
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
+}
+
+/// Runs `relatch` with `args` to its end; `stdin` is what it reads.
+pub(crate) async fn relatch(args: &[&str], stdin: &str) -> Output {
+    run(Command::new(RELATCH).args(args), stdin).await
+}
+
+/// Runs a program to its end; `stdin` is what it reads.
+pub(crate) async fn run(command: &mut Command, stdin: &str) -> Output {
+    let mut process = Process::spawn(command, Stdio::piped());
+    let pipe = process.child.stdin.take().expect("standard input is piped");
+    let text = stdin.to_owned();
+    // A thread, since a program may write before it has read everything.
+    let writer = thread::spawn(move || write_all(pipe, &text));
+    let status = process.exit().await;
+    writer.join().expect("the writer does not panic");
+    Output {
+        status,
+        stdout: process.stdout.text(),
+        stderr: process.stderr.text(),
+    }
+}
+
+const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
+
+impl Process {
+    /// Starts `relatch` with `args`.
+    pub(crate) fn relatch(args: &[&str]) -> Self {
+        Self::start(Command::new(RELATCH).args(args))
+    }
+
+    /// Starts a program with nothing on its standard input.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self::spawn(command, Stdio::null())
+    }
+
+    fn spawn(command: &mut Command, stdin: Stdio) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        let stdout = Captured::read(child.stdout.take().expect("standard output is piped"));
+        let stderr = Captured::read(child.stderr.take().expect("standard error is piped"));
+        Self {
+            name,
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// Waits for a line of standard output or standard error that contains `part`; panics when the program ends first.
+    pub(crate) async fn wait_for_line(&mut self, part: &str) -> String {
+        eventually(&format!("{} prints {part:?}", self.name), async || {
+            // Asked before the lines are read: what a program printed before it ended is not overlooked.
+            let ended = self.ended();
+            let line = self.lines().into_iter().find(|line| line.contains(part));
+            assert!(
+                line.is_some() || ended.is_none(),
+                "{} has ended ({ended:?}) without printing {part:?}",
+                self.name
+            );
+            line
+        })
+        .await
+    }
+
+    /// Waits for the end of the program and of its output.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        let what = format!("{} ends", self.name);
+        eventually(&what, async || self.ended()).await
+    }
+
+    /// The status of the program if it has ended, with all its output read.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self
+            .child
+            .try_wait()
+            .expect("a child's status can be asked for");
+        status.filter(|_| self.stdout.is_finished() && self.stderr.is_finished())
+    }
+
+    /// Every line of standard output, then every line of standard error, so far.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        [self.stdout.lines(), self.stderr.lines()].concat()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .expect("the system gave out this process id");
+        kill_process(pid, signal).expect("a child that was not waited for exists");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{} printed:\n{}", self.name, self.lines().join("\n"));
+        }
+        // Both fail only when the program has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Captured {
+    fn read(stream: impl Read + Send + 'static) -> Self {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let written = Arc::clone(&lines);
+        let reader = thread::spawn(move || {
+            let mut stream = BufReader::new(stream);
+            let mut line = Vec::new();
+            while stream.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                let text = String::from_utf8_lossy(&line);
+                let text = text.strip_suffix('\n').unwrap_or(&text).to_owned();
+                written
+                    .lock()
+                    .expect("no holder of the lines panics")
+                    .push(text);
+                line.clear();
+            }
+        });
+        Self { lines, reader }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines
+            .lock()
+            .expect("no holder of the lines panics")
+            .clone()
+    }
+
+    fn text(&self) -> String {
+        self.lines().join("\n")
+    }
+}
+
+fn write_all(mut pipe: impl Write, text: &str) {
+    // Fails when the program has ended without reading, which is for its status to tell.
+    let _ = pipe.write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[tokio::test]
+    async fn a_program_is_read_signalled_and_waited_for() {
+        let script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do read -r _ || sleep 0.02; done";
+        let mut process = Process::start(&mut shell(script));
+        assert_eq!(process.wait_for_line("read").await, "ready");
+        assert_eq!(process.ended(), None);
+        process.signal(Signal::TERM);
+        assert_eq!(process.exit().await.code(), Some(3));
+        assert_eq!(process.lines(), ["ready", "caught"]);
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "without printing \"never\"")]
+    async fn waiting_for_a_line_ends_with_the_program() {
+        let mut process = Process::start(&mut shell("echo last words"));
+        process.wait_for_line("never").await;
+    }
+
+    #[tokio::test]
+    async fn one_shot_output_is_complete() {
+        let output = run(&mut shell("cat; echo note >&2; exit 4"), "a\nb\n").await;
+        assert_eq!(output.status.code(), Some(4));
+        assert_eq!(
+            (output.stdout.as_str(), output.stderr.as_str()),
+            ("a\nb", "note")
+        );
+    }
+
+    #[tokio::test]
+    async fn the_binary_refuses_an_unknown_command() {
+        let mut process = Process::relatch(&["no-such-command"]);
+        assert_eq!(process.exit().await.code(), Some(2));
+    }
+
+    #[tokio::test]
+    async fn the_binary_prints_its_version() {
+        let output = relatch(&["--version"], "").await;
+        assert!(output.status.success(), "{}", output.stderr);
+        assert_eq!(
+            output.stdout,
+            concat!("relatch ", env!("CARGO_PKG_VERSION"))
+        );
+    }
+}

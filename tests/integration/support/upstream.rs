@@ -1,0 +1,116 @@
+//! The API behind Envoy: answers every request with a description of that request.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use super::wire::{MAX_HEADERS, Wire, malformed, owned};
+
+/// An HTTP/1.1 server on a loopback port; its connections end when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    addr: SocketAddr,
+    requests: Arc<AtomicU64>,
+    _server: JoinSet<()>,
+}
+
+/// What the upstream got, as it says in its answer's body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    /// The request target with its query, undecoded.
+    pub(crate) target: String,
+    /// In the order in which they stood. A value's byte is the character of the same number, so that all survive.
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+impl Upstream {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a loopback port is free");
+        let addr = listener
+            .local_addr()
+            .expect("a bound socket has an address");
+        let requests = Arc::new(AtomicU64::new(0));
+        let mut server = JoinSet::new();
+        server.spawn(accept(listener, Arc::clone(&requests)));
+        Self {
+            addr,
+            requests,
+            _server: server,
+        }
+    }
+
+    pub(crate) const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// How many requests have come so far.
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+impl Seen {
+    /// The values of every header line called `name`, whose case counts.
+    pub(crate) fn values(&self, name: &str) -> Vec<&str> {
+        let lines = self.headers.iter().filter(|(other, _)| other == name);
+        lines.map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+async fn accept(listener: TcpListener, requests: Arc<AtomicU64>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        connections.spawn(serve(stream, Arc::clone(&requests)));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Ends with the connection: its peer sees every failure.
+async fn serve(stream: TcpStream, requests: Arc<AtomicU64>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut wire = Wire::new(stream);
+    while let Some(head) = wire.head().await? {
+        let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut request = httparse::Request::new(&mut lines);
+        request
+            .parse(&head)
+            .map_err(|error| malformed(&error.to_string()))?;
+        let headers = owned(request.headers);
+        let seen = Seen {
+            method: request.method.unwrap_or_default().to_owned(),
+            target: request.path.unwrap_or_default().to_owned(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| (name.clone(), latin_1(value)))
+                .collect(),
+        };
+        wire.body(&headers).await?;
+        requests.fetch_add(1, Ordering::SeqCst);
+        let body = serde_json::to_string(&seen)?;
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        wire.write(&[head.as_bytes(), body.as_bytes()].concat())
+            .await?;
+    }
+    Ok(())
+}
+
+fn latin_1(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
