@@ -119,6 +119,20 @@ pub struct OldVersion {
 }
 
 impl Change {
+    /// The key that it is about, if it is about one.
+    #[must_use]
+    pub const fn key_id(&self) -> Option<KeyId> {
+        match self {
+            Self::KeyringCreated { .. } | Self::ConsumerCreated { .. } => None,
+            Self::KeyCreated { key_id, .. }
+            | Self::VersionStaged { key_id, .. }
+            | Self::HandedOver { key_id, .. }
+            | Self::VersionWithdrawn { key_id, .. }
+            | Self::VersionRetired { key_id, .. }
+            | Self::VersionsRevoked { key_id, .. } => Some(*key_id),
+        }
+    }
+
     /// Its name in the log.
     #[must_use]
     pub const fn kind(&self) -> &'static str {

@@ -174,6 +174,45 @@ fn lost_by_revoke_or_expiry(before: &Key, after: &Key, now: Timestamp) -> bool {
     })
 }
 
+#[test]
+fn a_rotation_is_told_of_only_while_it_runs() {
+    let mut history = History::begin();
+    let mut step = |step: Step| {
+        if let Step::Wait { millis } = step {
+            history.now = history.now.saturating_add(Duration::from_millis(millis));
+        }
+        let changes = history.plan(&step);
+        history.commit(changes);
+        let records = history.keyring.records();
+        records
+            .map(|record| (record.state, record.rotation.is_some()))
+            .collect::<Vec<_>>()
+    };
+    step(Step::CreateKey { lives_for: None });
+    let staged = step(Step::Stage {
+        key: 0,
+        lives_for: None,
+    });
+    assert_eq!(
+        staged,
+        [(KeyState::Active, false), (KeyState::Pending, true)]
+    );
+    let overlap = step(Step::HandOver {
+        key: 0,
+        overlap: 100,
+    });
+    assert_eq!(
+        overlap,
+        [(KeyState::Retiring, true), (KeyState::Active, true)]
+    );
+    step(Step::Wait { millis: 100 });
+    let over = step(Step::Reconcile);
+    assert_eq!(
+        over,
+        [(KeyState::Retired, false), (KeyState::Active, false)]
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 

@@ -157,7 +157,7 @@ impl Keyring {
         }
     }
 
-    /// Folds the next change in and returns the versions whose records it touched.
+    /// Folds the next change in and returns the versions whose records it changed.
     ///
     /// # Errors
     ///
@@ -174,9 +174,16 @@ impl Keyring {
                 found: revision,
             });
         }
-        let touched = self.fold(revision, at, change)?;
+        let key_id = change.key_id();
+        let before = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
+        self.fold(revision, at, change)?;
         self.revision = revision;
-        Ok(touched)
+        let after = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
+        Ok(after
+            .iter()
+            .filter(|(which, record)| before.get(which) != Some(*record))
+            .map(|(which, _)| *which)
+            .collect())
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm a change, each short")]
@@ -185,7 +192,7 @@ impl Keyring {
         revision: Revision,
         at: Timestamp,
         change: &Change,
-    ) -> Result<Vec<VersionRef>, ApplyError> {
+    ) -> Result<(), ApplyError> {
         match change {
             Change::KeyringCreated { .. } => Err(ApplyError::OutOfPlace {
                 revision,
@@ -203,7 +210,7 @@ impl Keyring {
                         keys: BTreeSet::new(),
                     },
                 );
-                Ok(Vec::new())
+                Ok(())
             }
             Change::KeyCreated {
                 key_id,
@@ -226,7 +233,8 @@ impl Keyring {
                 self.insert_key(revision, key, version.digest)?;
                 let state = VersionState::Active { since: at };
                 let version = version.clone().begin(at, state, None);
-                Ok(vec![self.put(*key_id, version)])
+                self.put(*key_id, version);
+                Ok(())
             }
             Change::VersionStaged {
                 key_id,
@@ -246,7 +254,8 @@ impl Keyring {
                     withdraw_after: *withdraw_after,
                 };
                 let version = version.clone().begin(at, state, Some(*rotation));
-                Ok(vec![self.put(*key_id, version)])
+                self.put(*key_id, version);
+                Ok(())
             }
             Change::HandedOver {
                 key_id,
@@ -288,10 +297,10 @@ impl Keyring {
                             .map_err(|e| wrong(revision, e))
                     })
                     .collect::<Result<Vec<_>, _>>()?;
-                Ok(revoked
-                    .into_iter()
-                    .map(|version| self.put(*key_id, version))
-                    .collect())
+                for version in revoked {
+                    self.put(*key_id, version);
+                }
+                Ok(())
             }
         }
     }
@@ -324,11 +333,10 @@ impl Keyring {
         new: VersionRef,
         rotation: RotationId,
         old: Option<OldVersion>,
-    ) -> Result<Vec<VersionRef>, ApplyError> {
+    ) -> Result<(), ApplyError> {
         let VersionRef { key_id, version } = new;
         let new = self.expect_version(revision, key_id, version)?;
         let new = new.activate(at).map_err(|e| wrong(revision, e))?;
-        let mut touched = Vec::with_capacity(2);
         if let Some(OldVersion {
             version: number,
             until,
@@ -339,10 +347,10 @@ impl Keyring {
                 .begin_retiring(at, until.saturating_since(at), version)
                 .map_err(|e| wrong(revision, e))?;
             old.rotation = Some(rotation);
-            touched.push(self.put(key_id, old));
+            self.put(key_id, old);
         }
-        touched.push(self.put(key_id, new));
-        Ok(touched)
+        self.put(key_id, new);
+        Ok(())
     }
 
     /// Its name.
@@ -465,14 +473,24 @@ impl Keyring {
         key_id: KeyId,
         number: VersionNumber,
         to: impl FnOnce(KeyVersion) -> Result<KeyVersion, TransitionError>,
-    ) -> Result<Vec<VersionRef>, ApplyError> {
+    ) -> Result<(), ApplyError> {
         let version = self.expect_version(revision, key_id, number)?;
         let version = to(version).map_err(|e| wrong(revision, e))?;
-        Ok(vec![self.put(key_id, version)])
+        self.put(key_id, version);
+        Ok(())
+    }
+
+    fn records_of(&self, key_id: KeyId) -> BTreeMap<VersionRef, KeyRecord> {
+        self.keys
+            .get(&key_id)
+            .into_iter()
+            .flat_map(|key| key.versions.values().map(|version| key.record(version)))
+            .map(|record| (record.version_ref(), record))
+            .collect()
     }
 
     /// Puts a version in the place of its former self. The key must exist.
-    fn put(&mut self, key_id: KeyId, version: KeyVersion) -> VersionRef {
+    fn put(&mut self, key_id: KeyId, version: KeyVersion) {
         let which = VersionRef {
             key_id,
             version: version.number,
@@ -492,7 +510,6 @@ impl Keyring {
         {
             self.due.remove(&(at, which));
         }
-        which
     }
 }
 
@@ -550,8 +567,21 @@ impl Key {
             scopes: self.scopes.clone(),
             allowed_sources: self.allowed_sources.clone(),
             replaced_by,
-            rotation: version.rotation,
+            rotation: self.running_rotation(version),
         }
+    }
+
+    /// The rotation that a version takes part in now: from its staging until the version that it replaces has ended.
+    fn running_rotation(&self, version: &KeyVersion) -> Option<RotationId> {
+        let runs = match version.state {
+            VersionState::Pending { .. } | VersionState::Retiring { .. } => true,
+            VersionState::Active { .. } => self.versions.values().any(|other| {
+                matches!(other.state, VersionState::Retiring { .. })
+                    && other.rotation == version.rotation
+            }),
+            VersionState::Retired { .. } | VersionState::Revoked { .. } => false,
+        };
+        version.rotation.filter(|_| runs)
     }
 }
 

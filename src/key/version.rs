@@ -31,7 +31,7 @@ pub struct KeyVersion {
     pub created_at: Timestamp,
     /// When its secret is valid at all; no rotation makes it longer.
     pub window: Window,
-    /// The rotation that brought it, if one did.
+    /// The last rotation that it took part in.
     pub rotation: Option<RotationId>,
     /// Where it is in its life.
     pub state: VersionState,
