@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    key::{Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Refusal, Timestamp},
-    store::{AppendError, LogName, Store},
+    key::{Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Refusal, Revision, Timestamp},
+    store::{AppendError, EntryHash, LogName, Store, StoreError},
 };
 
 /// The keyrings, where they are kept, and who is told of their changes.
@@ -144,7 +144,7 @@ impl Catalog {
         };
         match self
             .store
-            .append(&log, crate::key::Revision::default(), vec![entry])
+            .append(&log, Revision::default(), vec![entry])
             .await
         {
             Ok(head) => Ok(self.serve(name, head.epoch).await?),
@@ -204,27 +204,14 @@ impl Catalog {
 
     async fn serve(&self, name: KeyringName, epoch: Epoch) -> Result<Arc<ServedKeyring>, LogError> {
         let log = LogName::Keyring(name.clone());
-        let first = self
-            .store
-            .read(&log, crate::key::Revision::default(), 1)
-            .await?;
-        let state = first
-            .first()
-            .ok_or(crate::store::StoreError::UnknownLog { log: log.clone() })
-            .map_err(LogError::from)
-            .and_then(|entry| {
-                let change = journal::decode(entry)?;
-                FedKeyring::begin(epoch, entry.at, &change).map_err(|source| LogError::Apply {
-                    log: log.clone(),
-                    source,
-                })
-            })?;
+        let (state, hash) = self.load(&log, &name, epoch).await?;
         let journal = Journal::open(
             Arc::clone(&self.store),
             self.clock.clone(),
             log,
             epoch,
             state,
+            hash,
         )
         .await?;
         let served = Arc::new(ServedKeyring::new(journal, self.pepper.for_keyring(&name)));
@@ -246,6 +233,36 @@ impl Catalog {
         Ok(served)
     }
 
+    /// The last saved state of a keyring, else its first change.
+    async fn load(
+        &self,
+        log: &LogName,
+        name: &KeyringName,
+        epoch: Epoch,
+    ) -> Result<(FedKeyring, EntryHash), LogError> {
+        if let Some(saved) = self.store.load_state(log).await? {
+            if let Some(state) = FedKeyring::restore(epoch, name, &saved) {
+                return Ok((state, saved.hash));
+            }
+            tracing::warn!(
+                auth.keyring = %name,
+                format = saved.format,
+                "the saved state of the keyring cannot be used; reading its whole log"
+            );
+        }
+        let page = self.store.read(log, Revision::default(), 1).await?;
+        let first = page
+            .first()
+            .ok_or_else(|| StoreError::UnknownLog { log: log.clone() })?;
+        let change = journal::decode(first)?;
+        let state =
+            FedKeyring::begin(epoch, first.at, &change).map_err(|source| LogError::Apply {
+                log: log.clone(),
+                source,
+            })?;
+        Ok((state, first.hash))
+    }
+
     fn wake(&self) {
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
@@ -253,5 +270,127 @@ impl Catalog {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyringName, Arc<ServedKeyring>>> {
         self.keyrings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        key::{PepperId, Prefix, operation, testing},
+        store::{SqliteOptions, SqliteStore, StateSnapshot},
+    };
+
+    async fn store(dir: &tempfile::TempDir) -> Arc<dyn Store> {
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
+        Arc::new(store.expect("a new store"))
+    }
+
+    async fn catalog(store: &Arc<dyn Store>) -> Catalog {
+        let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
+        let catalog = Catalog::open(Arc::clone(store), Clock::system(), pepper).await;
+        catalog.expect("a sound store")
+    }
+
+    async fn with_keyring(store: &Arc<dyn Store>) -> Catalog {
+        let catalog = catalog(store).await;
+        let name = testing::keyring_name();
+        let first = operation::create_keyring(name.clone(), Prefix::default(), false, None);
+        catalog
+            .create_keyring("test", name, &first.expect("a valid keyring"))
+            .await
+            .expect("a new keyring");
+        catalog
+    }
+
+    async fn add_consumer(catalog: &Catalog, id: &str) {
+        let served = catalog.get(&testing::keyring_name()).expect("it exists");
+        let consumer: crate::key::ConsumerId = id.parse().expect("a valid id");
+        catalog
+            .commit(&served, "test", |keyring, _| {
+                Ok((
+                    keyring.create_consumer(consumer.clone(), String::new())?,
+                    (),
+                ))
+            })
+            .await
+            .expect("a new consumer");
+    }
+
+    fn keyring(catalog: &Catalog) -> Keyring {
+        let served = catalog.get(&testing::keyring_name()).expect("it exists");
+        served.journal().state().keyring.clone()
+    }
+
+    #[tokio::test]
+    async fn a_start_goes_on_from_the_saved_state() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = store(&dir).await;
+        let first = with_keyring(&store).await;
+        for number in 0..1_001 {
+            add_consumer(&first, &format!("consumer-{number}")).await;
+        }
+        let served = first.get(&testing::keyring_name()).expect("it exists");
+        served.journal().save_if_due().await.expect("it is saved");
+        add_consumer(&first, "after-the-save").await;
+        let log = LogName::Keyring(testing::keyring_name());
+        let saved = store.load_state(&log).await.expect("readable");
+        let saved = saved.expect("it was saved");
+        assert_eq!(saved.revision, Revision::new(1_002));
+        assert_eq!(keyring(&catalog(&store).await), keyring(&first));
+        // A state of a later version is passed over.
+        let later = StateSnapshot {
+            format: SAVED_BY_A_LATER_VERSION,
+            payload: b"?".to_vec(),
+            ..saved
+        };
+        store.save_state(&log, later).await.expect("it is saved");
+        assert_eq!(keyring(&catalog(&store).await), keyring(&first));
+    }
+
+    const SAVED_BY_A_LATER_VERSION: u32 = 99;
+
+    #[tokio::test]
+    async fn two_control_planes_on_one_store_lose_nothing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = store(&dir).await;
+        let one = with_keyring(&store).await;
+        let other = catalog(&store).await;
+        for number in 0..10 {
+            add_consumer(&one, &format!("one-{number}")).await;
+            add_consumer(&other, &format!("other-{number}")).await;
+        }
+        one.refresh().await.expect("readable");
+        assert_eq!(keyring(&one).consumers().len(), 20);
+        assert_eq!(keyring(&one), keyring(&other));
+    }
+
+    #[tokio::test]
+    async fn a_new_epoch_is_served_anew() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = store(&dir).await;
+        let catalog = with_keyring(&store).await;
+        let before = catalog.get(&testing::keyring_name()).expect("it exists");
+        let log = LogName::Keyring(testing::keyring_name());
+        let head = store.rotate_epoch(&log).await.expect("writable");
+        catalog.refresh().await.expect("readable");
+        let after = catalog.get(&testing::keyring_name()).expect("it exists");
+        assert_ne!(before.epoch(), head.epoch);
+        assert_eq!(after.epoch(), head.epoch);
+    }
+
+    #[tokio::test]
+    async fn freshness_is_that_of_the_last_read() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = store(&dir).await;
+        let catalog = with_keyring(&store).await;
+        let as_of = catalog.as_of();
+        std::fs::remove_file(dir.path().join("relatch.db")).expect("it is there");
+        assert!(catalog.refresh().await.is_err());
+        assert_eq!(catalog.as_of(), as_of);
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{
     fmt,
-    sync::{Arc, RwLock, RwLockReadGuard},
+    ops::Deref,
+    sync::{
+        Arc, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -10,7 +14,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     clock::Clock,
     key::{ApplyError, Epoch, Refusal, Revision, Timestamp},
-    store::{AppendError, Entry, Head, LogName, MAX_PAGE, NewEntry, Store, StoreError},
+    store::{
+        AppendError, Entry, EntryHash, Head, LogName, MAX_PAGE, NewEntry, StateSnapshot, Store,
+        StoreError,
+    },
 };
 
 /// What a log folds into.
@@ -35,6 +42,11 @@ pub trait State: fmt::Debug + Send + Sync + 'static {
         at: Timestamp,
         change: &Self::Change,
     ) -> Result<(), ApplyError>;
+
+    /// The format of a saved state, and the state in it; none when reading the whole log is quick enough.
+    fn save(&self) -> Option<(u32, Vec<u8>)> {
+        None
+    }
 }
 
 /// The one writer of a log in this process. Other processes may write to the same log: the store decides who is first.
@@ -46,8 +58,21 @@ pub struct Journal<S> {
     clock: Clock,
     /// Held from the plan to the fold, so that this process does not conflict with itself.
     turn: tokio::sync::Mutex<()>,
-    state: RwLock<S>,
+    folded: RwLock<Folded<S>>,
+    /// The revision of the last saved state.
+    saved: AtomicU64,
 }
+
+/// A state, and the hash of the last entry in it.
+#[derive(Debug)]
+struct Folded<S> {
+    state: S,
+    hash: EntryHash,
+}
+
+/// Read access to the state of a journal.
+#[derive(Debug)]
+pub struct StateGuard<'a, S>(RwLockReadGuard<'a, Folded<S>>);
 
 /// A change was not committed.
 #[derive(Debug, thiserror::Error)]
@@ -110,9 +135,11 @@ pub struct Committed<T> {
 
 /// A log has few writers; this many conflicts in a row mean that something is wrong.
 const CONFLICTS: usize = 32;
+/// A state is saved whenever so many changes were folded in since: a start reads at most about so many entries.
+const SAVE_EVERY: u64 = 1_000;
 
 impl<S: State> Journal<S> {
-    /// Takes a state that was folded from the log up to `state.revision()`, and folds the rest in.
+    /// Takes a state that was folded from the log up to the entry with `hash`, and folds the rest in.
     ///
     /// # Errors
     ///
@@ -123,6 +150,7 @@ impl<S: State> Journal<S> {
         log: LogName,
         epoch: Epoch,
         state: S,
+        hash: EntryHash,
     ) -> Result<Self, LogError> {
         let journal = Self {
             log,
@@ -130,7 +158,8 @@ impl<S: State> Journal<S> {
             store,
             clock,
             turn: tokio::sync::Mutex::new(()),
-            state: RwLock::new(state),
+            saved: AtomicU64::new(state.revision().get()),
+            folded: RwLock::new(Folded { state, hash }),
         };
         journal.catch_up().await?;
         Ok(journal)
@@ -150,8 +179,37 @@ impl<S: State> Journal<S> {
 
     /// The state. Hold it shortly, and never across an await.
     #[expect(clippy::missing_panics_doc, reason = "no writer of the state panics")]
-    pub fn state(&self) -> RwLockReadGuard<'_, S> {
-        self.state.read().expect("no writer of the state panics")
+    pub fn state(&self) -> StateGuard<'_, S> {
+        StateGuard(self.folded.read().expect("no writer of the state panics"))
+    }
+
+    /// Saves the state, so that the next start need not read the whole log, if enough has changed since the last time.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    pub async fn save_if_due(&self) -> Result<(), StoreError> {
+        let saved = Revision::new(self.saved.load(Ordering::Relaxed));
+        let snapshot = {
+            let folded = self.state();
+            let revision = folded.revision();
+            if saved.behind(revision) < SAVE_EVERY {
+                return Ok(());
+            }
+            let Some((format, payload)) = folded.save() else {
+                return Ok(());
+            };
+            StateSnapshot {
+                revision,
+                hash: folded.0.hash,
+                format,
+                payload,
+            }
+        };
+        let revision = snapshot.revision;
+        self.store.save_state(&self.log, snapshot).await?;
+        self.saved.fetch_max(revision.get(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Commits what `plan` returns for the state as it is; plans anew when another process was first. A plan without
@@ -188,8 +246,8 @@ impl<S: State> Journal<S> {
                 .map(|change| entry::<S>(change, actor, at))
                 .collect();
             match self.store.append(&self.log, expected, entries).await {
-                Ok(Head { revision, .. }) => {
-                    self.fold(expected, changes.iter().map(|change| (at, change)))?;
+                Ok(Head { revision, hash, .. }) => {
+                    self.fold(expected, hash, changes.iter().map(|change| (at, change)))?;
                     return Ok(Committed {
                         value,
                         revision,
@@ -218,37 +276,49 @@ impl<S: State> Journal<S> {
         loop {
             let held = self.state().revision();
             let page = self.store.read(&self.log, held, MAX_PAGE).await?;
-            if page.is_empty() {
+            let Some(last) = page.last() else {
                 return Ok(());
-            }
+            };
+            let hash = last.hash;
             let changes = page
                 .iter()
                 .map(|entry| Ok((entry.at, decode::<S::Change>(entry)?)))
                 .collect::<Result<Vec<_>, LogError>>()?;
-            self.fold(held, changes.iter().map(|(at, change)| (*at, change)))?;
+            self.fold(held, hash, changes.iter().map(|(at, change)| (*at, change)))?;
         }
     }
 
     fn fold<'a>(
         &self,
         after: Revision,
+        hash: EntryHash,
         changes: impl Iterator<Item = (Timestamp, &'a S::Change)>,
     ) -> Result<(), LogError>
     where
         S::Change: 'a,
     {
-        let mut state = self.state.write().expect("no writer of the state panics");
+        let mut folded = self.folded.write().expect("no writer of the state panics");
         let mut revision = after;
         for (at, change) in changes {
             revision = revision.next();
-            state
+            folded
+                .state
                 .apply(revision, at, change)
                 .map_err(|source| LogError::Apply {
                     log: self.log.clone(),
                     source,
                 })?;
         }
+        folded.hash = hash;
         Ok(())
+    }
+}
+
+impl<S> Deref for StateGuard<'_, S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.0.state
     }
 }
 

@@ -53,6 +53,7 @@ impl Reconciler {
                 continue;
             }
             self.commit_due().await;
+            self.save_states().await;
             if round == BOOK_ROUNDS {
                 self.keep_book().await;
             }
@@ -89,6 +90,18 @@ impl Reconciler {
                     error = &error as &dyn std::error::Error,
                     "what is due could not be committed"
                 ),
+            }
+        }
+    }
+
+    async fn save_states(&self) {
+        for served in self.catalog.list() {
+            if let Err(error) = served.journal().save_if_due().await {
+                tracing::warn!(
+                    auth.keyring = %served.name(),
+                    error = &error as &dyn std::error::Error,
+                    "the state of the keyring could not be saved; the next start reads more of its log"
+                );
             }
         }
     }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     key::{ApplyError, Change, Epoch, Keyring, KeyringName, Pepper, Revision, Timestamp},
     proto::discovery as wire,
+    store::StateSnapshot,
 };
 
 /// A keyring, its journal and what its sidecars are told.
@@ -34,6 +35,9 @@ pub struct FedKeyring {
     /// What its sidecars are to be told.
     pub feed: Feed,
 }
+
+/// The format of saved keyrings: their JSON as of this version.
+const SAVED_FORMAT: u32 = 1;
 
 impl ServedKeyring {
     /// Serves what a journal holds.
@@ -126,9 +130,25 @@ impl FedKeyring {
     ///
     /// When the change does not make a keyring.
     pub fn begin(epoch: Epoch, at: Timestamp, change: &Change) -> Result<Self, ApplyError> {
-        let keyring = Keyring::begin(at, change)?;
-        let feed = Feed::new(epoch, &keyring);
-        Ok(Self { keyring, feed })
+        Ok(Self::from_keyring(epoch, Keyring::begin(at, change)?))
+    }
+
+    /// Goes on from a saved state; none when it is of another format, or of another keyring.
+    #[must_use]
+    pub fn restore(epoch: Epoch, name: &KeyringName, saved: &StateSnapshot) -> Option<Self> {
+        if saved.format != SAVED_FORMAT {
+            return None;
+        }
+        let keyring: Keyring = serde_json::from_slice(&saved.payload).ok()?;
+        let fits = keyring.name() == name && keyring.revision() == saved.revision;
+        fits.then(|| Self::from_keyring(epoch, keyring))
+    }
+
+    fn from_keyring(epoch: Epoch, keyring: Keyring) -> Self {
+        Self {
+            feed: Feed::new(epoch, &keyring),
+            keyring,
+        }
     }
 }
 
@@ -152,5 +172,13 @@ impl State for FedKeyring {
         let touched = self.keyring.apply(revision, at, change)?;
         self.feed.push(&self.keyring, &touched);
         Ok(())
+    }
+
+    fn save(&self) -> Option<(u32, Vec<u8>)> {
+        let payload = serde_json::to_vec(&self.keyring);
+        Some((
+            SAVED_FORMAT,
+            payload.expect("the keys of a keyring's maps are text"),
+        ))
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         ApplyError, Epoch, KeyDigest, KeyId, MasterPepper, Pepper, Prefix, PresentedKey, Refusal,
         Revision, Secret, Timestamp,
     },
-    store::{LogName, Store},
+    store::{EntryHash, LogName, Store},
 };
 
 /// The tokens of a control plane, kept in its own log.
@@ -127,7 +127,9 @@ impl Tokens {
     ) -> Result<Self, LogError> {
         let book = TokenBook::default();
         let epoch = Epoch::default();
-        let journal = Journal::open(store, clock.clone(), LogName::Control, epoch, book).await?;
+        let log = LogName::Control;
+        let journal =
+            Journal::open(store, clock.clone(), log, epoch, book, EntryHash::ZERO).await?;
         Ok(Self {
             journal,
             pepper: pepper.for_admin_tokens(),

@@ -253,6 +253,9 @@ proptest! {
             }
         }
         prop_assert_eq!(&history.replay(), &history.keyring, "replaying the log gives another state");
+        let saved = serde_json::to_string(&history.keyring).expect("a keyring is JSON");
+        let read: Keyring = serde_json::from_str(&saved).expect("it reads back");
+        prop_assert_eq!(&read, &history.keyring, "a saved state reads back as another");
     }
 
     #[test]

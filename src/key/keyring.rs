@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     change::{Change, OldVersion},
     digest::KeyDigest,
@@ -17,8 +19,9 @@ use super::{
     version::{KeyVersion, TransitionError, VersionState},
 };
 
-/// All consumers, keys and versions of one API, at a revision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// All consumers, keys and versions of one API, at a revision. Serialized, it is the state of its log at that revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Saved")]
 pub struct Keyring {
     name: KeyringName,
     prefix: Prefix,
@@ -29,13 +32,29 @@ pub struct Keyring {
     policy: RotationPolicy,
     consumers: BTreeMap<ConsumerId, Consumer>,
     keys: BTreeMap<KeyId, Key>,
+    #[serde(skip)]
     by_digest: HashMap<KeyDigest, VersionRef>,
     /// What time alone will make due, the next first.
+    #[serde(skip)]
     due: BTreeSet<(Timestamp, VersionRef)>,
 }
 
+/// A keyring as it was saved: without what follows from the rest.
+#[derive(Deserialize)]
+struct Saved {
+    name: KeyringName,
+    prefix: Prefix,
+    allow_imported: bool,
+    help_url: Option<String>,
+    created_at: Timestamp,
+    revision: Revision,
+    policy: RotationPolicy,
+    consumers: BTreeMap<ConsumerId, Consumer>,
+    keys: BTreeMap<KeyId, Key>,
+}
+
 /// A caller that keys belong to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Consumer {
     /// For people.
     pub name: String,
@@ -46,7 +65,7 @@ pub struct Consumer {
 }
 
 /// One credential of a consumer. Its id is stable across rotations; its secrets are its versions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// Its id.
     pub id: KeyId,
@@ -509,6 +528,36 @@ impl Keyring {
             && due_at != Some(at)
         {
             self.due.remove(&(at, which));
+        }
+    }
+}
+
+impl From<Saved> for Keyring {
+    fn from(saved: Saved) -> Self {
+        let mut by_digest = HashMap::new();
+        let mut due = BTreeSet::new();
+        for (key_id, key) in &saved.keys {
+            for (number, version) in &key.versions {
+                let which = VersionRef {
+                    key_id: *key_id,
+                    version: *number,
+                };
+                by_digest.insert(version.digest, which);
+                due.extend(version.due_at().map(|at| (at, which)));
+            }
+        }
+        Self {
+            name: saved.name,
+            prefix: saved.prefix,
+            allow_imported: saved.allow_imported,
+            help_url: saved.help_url,
+            created_at: saved.created_at,
+            revision: saved.revision,
+            policy: saved.policy,
+            consumers: saved.consumers,
+            keys: saved.keys,
+            by_digest,
+            due,
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct Scopes(Arc<[Scope]>);
 pub struct AllowedSources(Arc<[IpNet]>);
 
 /// How the keys of a keyring are rotated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RotationPolicy {
     /// How long an old version stays accepted after the hand-over.
     pub overlap: Duration,

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// One secret of a key, with what is known of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyVersion {
     /// Counted from 1 within the key.
     pub number: VersionNumber,
@@ -38,7 +38,8 @@ pub struct KeyVersion {
 }
 
 /// Where a version is in its life, with the facts of that state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
 pub enum VersionState {
     /// Distributed and accepted, its secret not handed out yet.
     Pending {
