@@ -287,6 +287,7 @@ mod tests {
                 "relatch keyring create",
                 "relatch keyring list",
                 "relatch keyring show",
+                "relatch keyring confirm",
                 "relatch consumer",
                 "relatch consumer create",
                 "relatch consumer list",

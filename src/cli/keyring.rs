@@ -24,6 +24,11 @@ pub enum KeyringCommand {
     List,
     /// Show one keyring
     Show(ShowArgs),
+    /// Let sidecars take a snapshot that drops more than half of what they hold
+    ///
+    /// After a restore from a backup, sidecars go on with what they hold when the restored keyring is much smaller. Look at
+    /// it with `keyring show`; if it is right, confirm its number of versions.
+    Confirm(ConfirmArgs),
 }
 
 /// The arguments of `keyring create`.
@@ -52,6 +57,17 @@ pub struct ShowArgs {
     name: KeyringName,
 }
 
+/// The arguments of `keyring confirm`.
+#[derive(Debug, Args)]
+pub struct ConfirmArgs {
+    /// The keyring
+    name: KeyringName,
+
+    /// How many versions it has, as `keyring show` says
+    #[arg(long, value_name = "N")]
+    versions: u64,
+}
+
 #[derive(Debug, Serialize)]
 struct KeyringView {
     name: String,
@@ -61,6 +77,7 @@ struct KeyringView {
     epoch: u64,
     consumers: u64,
     keys: u64,
+    versions: u64,
     created_at: Option<Timestamp>,
     help_url: Option<String>,
 }
@@ -88,6 +105,18 @@ impl KeyringCommand {
                 let keyring = answer(admin.get_keyring(admin::GetKeyringRequest { name })).await?;
                 session.show(&KeyringView::from(keyring))
             }
+            Self::Confirm(args) => {
+                let request = admin::ConfirmSnapshotRequest {
+                    keyring: args.name.as_str().to_owned(),
+                    items: args.versions,
+                };
+                answer(admin.confirm_snapshot(request)).await?;
+                session.output.note(&format!(
+                    "sidecars will take a snapshot of {} versions of {}",
+                    args.versions, args.name
+                ));
+                Ok(())
+            }
         }
     }
 }
@@ -113,6 +142,7 @@ impl From<admin::Keyring> for KeyringView {
             epoch: keyring.epoch,
             consumers: keyring.consumers,
             keys: keyring.keys,
+            versions: keyring.versions,
             created_at: wire::timestamp(keyring.created_at),
             help_url: Some(keyring.help_url).filter(|url| !url.is_empty()),
         }
@@ -131,6 +161,7 @@ impl View for KeyringView {
             ),
             ("CONSUMERS", self.consumers.to_string()),
             ("KEYS", self.keys.to_string()),
+            ("VERSIONS", self.versions.to_string()),
             ("REVISION", self.revision.to_string()),
             ("EPOCH", self.epoch.to_string()),
             ("CREATED", words::time(self.created_at)),
@@ -173,7 +204,7 @@ mod tests {
         });
         assert_eq!(
             serde_json::to_string(&view).expect("serializable"),
-            r#"{"name":"payments","prefix":"rlk","allow_imported":false,"revision":18,"epoch":1,"consumers":2,"keys":3,"created_at":null,"help_url":null}"#
+            r#"{"name":"payments","prefix":"rlk","allow_imported":false,"revision":18,"epoch":1,"consumers":2,"keys":3,"versions":4,"created_at":null,"help_url":null}"#
         );
     }
 }

@@ -142,6 +142,7 @@ impl Session {
                 }));
             }
             self.changes.mark_unchanged();
+            self.leave_old_epochs();
             if let Some(message) = self.ready() {
                 return Some(message);
             }
@@ -152,6 +153,19 @@ impl Session {
                 _ = self.heartbeat.tick() => self.heartbeat_due = true,
                 (at, snapshot) = built(&mut self.build) => self.built(at, snapshot),
                 () = self.shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// A keyring whose history was rewritten while the stream is open begins anew on it.
+    fn leave_old_epochs(&mut self) {
+        for Subscription { name, phase } in &mut self.subscriptions {
+            if let Some(at) = phase.cursor()
+                && let Ok(served) = self.catalog.get(name)
+                && !Arc::ptr_eq(&at.served, &served)
+            {
+                let held = (at.served.epoch(), at.revision);
+                *phase = Phase::Settings { served, held };
             }
         }
     }
