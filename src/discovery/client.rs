@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -45,6 +45,12 @@ pub struct Link {
     clock_skew_ms: AtomicI64,
 }
 
+/// An open stream.
+struct Stream {
+    answers: mpsc::Sender<wire::SidecarMessage>,
+    inbound: tonic::Streaming<wire::ControlMessage>,
+}
+
 /// How a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum StreamEnd {
@@ -54,6 +60,8 @@ enum StreamEnd {
     Status(#[from] tonic::Status),
     #[error("the control plane closed the stream")]
     Closed,
+    #[error("the control plane does not answer, though its link is alive")]
+    Silent,
     #[error(transparent)]
     Left(#[from] Leave),
     #[error("the sidecar stops")]
@@ -62,6 +70,10 @@ enum StreamEnd {
 
 /// A connection that takes longer is taken for dead and the next endpoint is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same of a control plane that takes the connection and then does not answer.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Three times the longest interval of heartbeats: a stream without one for so long is given up.
+const SILENCE: Duration = Duration::from_secs(90);
 /// With the timeout below, a dead link is found within 15 seconds.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -113,10 +125,7 @@ impl Client {
         let mut backoff = Backoff::default();
         for at in (0..self.endpoints.len()).cycle() {
             let connected_at = self.clock.boot();
-            let end = tokio::select! {
-                end = self.stream(at, &shutdown) => end,
-                () = shutdown.cancelled() => StreamEnd::Shutdown,
-            };
+            let end = self.stream(at, &shutdown).await;
             self.link.endpoints[at].1.store(false, Ordering::Relaxed);
             if matches!(end, StreamEnd::Shutdown) {
                 return;
@@ -130,6 +139,7 @@ impl Client {
                 StreamEnd::Transport(_)
                 | StreamEnd::Status(_)
                 | StreamEnd::Closed
+                | StreamEnd::Silent
                 | StreamEnd::Left(_)
                 | StreamEnd::Shutdown => backoff.next(random()),
             };
@@ -146,18 +156,22 @@ impl Client {
         }
     }
 
+    /// Keeps a stream to one endpoint until it ends. At the shutdown it ends with a Goodbye.
     async fn stream(&mut self, at: usize, shutdown: &CancellationToken) -> StreamEnd {
-        match self.try_stream(at, shutdown).await {
-            Ok(never) => match never {},
+        let opened = tokio::select! {
+            opened = timeout(OPEN_TIMEOUT, self.open(at)) => opened.unwrap_or(Err(StreamEnd::Silent)),
+            () = shutdown.cancelled() => Err(StreamEnd::Shutdown),
+        };
+        match opened {
+            Ok(stream) => match self.follow(stream, shutdown).await {
+                Ok(never) => match never {},
+                Err(end) => end,
+            },
             Err(end) => end,
         }
     }
 
-    async fn try_stream(
-        &mut self,
-        at: usize,
-        shutdown: &CancellationToken,
-    ) -> Result<std::convert::Infallible, StreamEnd> {
+    async fn open(&mut self, at: usize) -> Result<Stream, StreamEnd> {
         let uri = self.endpoints[at].clone();
         let channel = connect(uri.clone()).await?;
         let mut client =
@@ -169,15 +183,28 @@ impl Client {
             subscriptions: self.receiver.subscriptions(),
         };
         send(&answers, Kind::Hello(hello)).await?;
-        let mut inbound = client
+        let inbound = client
             .subscribe(ReceiverStream::new(outbound))
             .await?
             .into_inner();
         self.link.endpoints[at].1.store(true, Ordering::Relaxed);
         tracing::info!(endpoint = %uri, "stream to the control plane is open");
+        Ok(Stream { answers, inbound })
+    }
+
+    async fn follow(
+        &mut self,
+        Stream {
+            answers,
+            mut inbound,
+        }: Stream,
+        shutdown: &CancellationToken,
+    ) -> Result<std::convert::Infallible, StreamEnd> {
         loop {
             let message = tokio::select! {
-                message = inbound.next() => message.ok_or(StreamEnd::Closed)??,
+                message = timeout(SILENCE, inbound.next()) => {
+                    message.map_err(|_| StreamEnd::Silent)?.ok_or(StreamEnd::Closed)??
+                }
                 () = shutdown.cancelled() => {
                     goodbye(answers, inbound).await;
                     return Err(StreamEnd::Shutdown);
@@ -191,7 +218,10 @@ impl Client {
                 self.link.clock_skew_ms.store(skew, Ordering::Relaxed);
             }
             for reply in replies {
-                answers.send(reply).await.map_err(|_| StreamEnd::Closed)?;
+                timeout(SILENCE, answers.send(reply))
+                    .await
+                    .map_err(|_| StreamEnd::Silent)?
+                    .map_err(|_| StreamEnd::Closed)?;
             }
         }
     }
@@ -250,7 +280,7 @@ async fn goodbye(
             while let Some(Ok(_)) = inbound.next().await {}
         }
     };
-    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, farewell).await;
+    let _ = timeout(GOODBYE_TIMEOUT, farewell).await;
 }
 
 /// A failing random source must not keep a sidecar from reconnecting; the middle of the range is as good.
