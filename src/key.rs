@@ -8,6 +8,7 @@
 //! Every function that depends on time takes `now`.
 
 pub mod change;
+pub mod consumer;
 pub mod digest;
 pub mod id;
 pub mod keyring;
@@ -25,9 +26,12 @@ mod history;
 pub(crate) mod testing;
 
 pub use change::Change;
+pub use consumer::{Consumer, Key};
 pub use digest::{KeyDigest, MasterPepper, Pepper, PepperId};
-pub use id::{ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber};
-pub use keyring::{ApplyError, Consumer, Key, Keyring, VersionRef};
+pub use id::{
+    ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
+};
+pub use keyring::{ApplyError, Keyring};
 pub use operation::Refusal;
 pub use policy::{AllowedSources, RotationPolicy, Scope, Scopes};
 pub use record::{KeyRecord, Standing};

@@ -153,7 +153,7 @@ impl InitArgs {
         })?;
         session
             .output
-            .note("keep the admin token, it is not shown again; and a copy of the pepper file, apart from backups");
+            .note("keep a copy of the pepper file, apart from the backups of the store: without it no key can be verified");
         Ok(())
     }
 }

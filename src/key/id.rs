@@ -33,6 +33,15 @@ pub struct RotationId(KeyId);
 #[serde(transparent)]
 pub struct VersionNumber(u32);
 
+/// Names one version of one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionRef {
+    /// The key.
+    pub key_id: KeyId,
+    /// The version.
+    pub version: VersionNumber,
+}
+
 /// A position in a keyring's log; 0 before the first change.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -300,6 +309,13 @@ impl fmt::Debug for RotationId {
 impl fmt::Display for VersionNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// As in `7Qm2Xc91TbKe/2`.
+impl fmt::Display for VersionRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.key_id, self.version)
     }
 }
 

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     change::{Change, OldVersion},
+    consumer::{Consumer, Key},
     digest::KeyDigest,
-    id::{ConsumerId, KeyId, KeyringName, Revision, RotationId, VersionNumber},
-    policy::{AllowedSources, RotationPolicy, Scopes},
+    id::{ConsumerId, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef},
+    policy::RotationPolicy,
     record::KeyRecord,
     time::Timestamp,
     token::Prefix,
@@ -51,45 +52,6 @@ struct Saved {
     policy: RotationPolicy,
     consumers: BTreeMap<ConsumerId, Consumer>,
     keys: BTreeMap<KeyId, Key>,
-}
-
-/// A caller that keys belong to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Consumer {
-    /// For people.
-    pub name: String,
-    /// When it was made.
-    pub created_at: Timestamp,
-    /// The ids of its keys.
-    pub keys: BTreeSet<KeyId>,
-}
-
-/// One credential of a consumer. Its id is stable across rotations; its secrets are its versions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Key {
-    /// Its id.
-    pub id: KeyId,
-    /// Whose it is.
-    pub consumer: ConsumerId,
-    /// For people.
-    pub name: String,
-    /// Whether its first secret comes from another system.
-    pub imported: bool,
-    /// What it may do.
-    pub scopes: Scopes,
-    /// From where.
-    pub allowed_sources: AllowedSources,
-    /// Its versions by number.
-    pub versions: BTreeMap<VersionNumber, KeyVersion>,
-}
-
-/// Names one version of one key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VersionRef {
-    /// The key.
-    pub key_id: KeyId,
-    /// The version.
-    pub version: VersionNumber,
 }
 
 /// A log that does not tell a possible history: it was written by a newer relatch, or was tampered with.
@@ -559,85 +521,6 @@ impl From<Saved> for Keyring {
             by_digest,
             due,
         }
-    }
-}
-
-impl Key {
-    /// The version that the consumer should use, if there is one.
-    #[must_use]
-    pub fn active(&self) -> Option<&KeyVersion> {
-        self.versions
-            .values()
-            .find(|version| matches!(version.state, VersionState::Active { .. }))
-    }
-
-    /// The version whose rotation has not been handed over, if there is one.
-    #[must_use]
-    pub fn pending(&self) -> Option<&KeyVersion> {
-        self.versions
-            .values()
-            .find(|version| matches!(version.state, VersionState::Pending { .. }))
-    }
-
-    /// The versions that sidecars accept at `now`, or will.
-    pub fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &KeyVersion> {
-        self.versions
-            .values()
-            .filter(move |version| version.is_accepted(now))
-    }
-
-    /// The number for the next version.
-    #[must_use]
-    pub fn next_number(&self) -> VersionNumber {
-        self.versions
-            .last_key_value()
-            .map_or(VersionNumber::FIRST, |(last, _)| last.next())
-    }
-
-    fn record(&self, version: &KeyVersion) -> KeyRecord {
-        let (retires_at, replaced_by) = match version.state {
-            VersionState::Retiring {
-                until, replaced_by, ..
-            } => (Some(until), Some(replaced_by)),
-            VersionState::Retired { replaced_by, .. } => (None, Some(replaced_by)),
-            VersionState::Pending { .. }
-            | VersionState::Active { .. }
-            | VersionState::Revoked { .. } => (None, None),
-        };
-        KeyRecord {
-            digest: version.digest,
-            pepper: version.pepper,
-            key_id: self.id,
-            version: version.number,
-            consumer: self.consumer.clone(),
-            state: version.state.kind(),
-            window: version.window,
-            retires_at,
-            scopes: self.scopes.clone(),
-            allowed_sources: self.allowed_sources.clone(),
-            replaced_by,
-            rotation: self.running_rotation(version),
-        }
-    }
-
-    /// The rotation that a version takes part in now: from its staging until the version that it replaces has ended.
-    fn running_rotation(&self, version: &KeyVersion) -> Option<RotationId> {
-        let runs = match version.state {
-            VersionState::Pending { .. } | VersionState::Retiring { .. } => true,
-            VersionState::Active { .. } => self.versions.values().any(|other| {
-                matches!(other.state, VersionState::Retiring { .. })
-                    && other.rotation == version.rotation
-            }),
-            VersionState::Retired { .. } | VersionState::Revoked { .. } => false,
-        };
-        version.rotation.filter(|_| runs)
-    }
-}
-
-/// As in `7Qm2Xc91TbKe/2`.
-impl fmt::Display for VersionRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.key_id, self.version)
     }
 }
 

@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     change::{Change, OldVersion},
+    consumer::Key,
     digest::Pepper,
     id::{ConsumerId, KeyId, KeyringName, RotationId, VersionNumber},
-    keyring::{Key, Keyring},
+    keyring::Keyring,
     policy::{AllowedSources, Scopes},
     time::{Timestamp, Window},
     token::{Prefix, PresentedKey},

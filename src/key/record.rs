@@ -2,8 +2,7 @@
 
 use super::{
     digest::{KeyDigest, PepperId},
-    id::{ConsumerId, KeyId, RotationId, VersionNumber},
-    keyring::VersionRef,
+    id::{ConsumerId, KeyId, RotationId, VersionNumber, VersionRef},
     policy::{AllowedSources, Scopes},
     time::{Position, Timestamp, Window},
     version::KeyState,

@@ -1,0 +1,116 @@
+//! Consumers and their keys, as a keyring holds them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::{ConsumerId, KeyId, RotationId, VersionNumber},
+    policy::{AllowedSources, Scopes},
+    record::KeyRecord,
+    time::Timestamp,
+    version::{KeyVersion, VersionState},
+};
+
+/// A caller that keys belong to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consumer {
+    /// For people.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// The ids of its keys.
+    pub keys: BTreeSet<KeyId>,
+}
+
+/// One credential of a consumer. Its id is stable across rotations; its secrets are its versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Its id.
+    pub id: KeyId,
+    /// Whose it is.
+    pub consumer: ConsumerId,
+    /// For people.
+    pub name: String,
+    /// Whether its first secret comes from another system.
+    pub imported: bool,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// From where.
+    pub allowed_sources: AllowedSources,
+    /// Its versions by number.
+    pub versions: BTreeMap<VersionNumber, KeyVersion>,
+}
+
+impl Key {
+    /// The version that the consumer should use, if there is one.
+    #[must_use]
+    pub fn active(&self) -> Option<&KeyVersion> {
+        self.versions
+            .values()
+            .find(|version| matches!(version.state, VersionState::Active { .. }))
+    }
+
+    /// The version whose rotation has not been handed over, if there is one.
+    #[must_use]
+    pub fn pending(&self) -> Option<&KeyVersion> {
+        self.versions
+            .values()
+            .find(|version| matches!(version.state, VersionState::Pending { .. }))
+    }
+
+    /// The versions that sidecars accept at `now`, or will.
+    pub fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &KeyVersion> {
+        self.versions
+            .values()
+            .filter(move |version| version.is_accepted(now))
+    }
+
+    /// The number for the next version.
+    #[must_use]
+    pub fn next_number(&self) -> VersionNumber {
+        self.versions
+            .last_key_value()
+            .map_or(VersionNumber::FIRST, |(last, _)| last.next())
+    }
+
+    /// What sidecars are told of one of its versions.
+    pub(super) fn record(&self, version: &KeyVersion) -> KeyRecord {
+        let (retires_at, replaced_by) = match version.state {
+            VersionState::Retiring {
+                until, replaced_by, ..
+            } => (Some(until), Some(replaced_by)),
+            VersionState::Retired { replaced_by, .. } => (None, Some(replaced_by)),
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Revoked { .. } => (None, None),
+        };
+        KeyRecord {
+            digest: version.digest,
+            pepper: version.pepper,
+            key_id: self.id,
+            version: version.number,
+            consumer: self.consumer.clone(),
+            state: version.state.kind(),
+            window: version.window,
+            retires_at,
+            scopes: self.scopes.clone(),
+            allowed_sources: self.allowed_sources.clone(),
+            replaced_by,
+            rotation: self.running_rotation(version),
+        }
+    }
+
+    /// The rotation that a version takes part in now: from its staging until the version that it replaces has ended.
+    fn running_rotation(&self, version: &KeyVersion) -> Option<RotationId> {
+        let runs = match version.state {
+            VersionState::Pending { .. } | VersionState::Retiring { .. } => true,
+            VersionState::Active { .. } => self.versions.values().any(|other| {
+                matches!(other.state, VersionState::Retiring { .. })
+                    && other.rotation == version.rotation
+            }),
+            VersionState::Retired { .. } | VersionState::Revoked { .. } => false,
+        };
+        version.rotation.filter(|_| runs)
+    }
+}
