@@ -80,12 +80,13 @@ impl World {
         judge(&self.settings, &self.keyrings, request, NOW, CONFIRMED_AT)
     }
 
+    /// Puts the keys in. What stands for one has a `-`, which no key holds.
     fn fill(&self, text: &[u8]) -> Vec<u8> {
         let mut filled = text.to_vec();
         for (at, (secret, _, _)) in self.keys.iter().enumerate() {
             filled = replace(
                 &filled,
-                format!("KEY{at}").as_bytes(),
+                format!("KEY-{at}").as_bytes(),
                 secret.expose().as_bytes(),
             );
         }
@@ -111,7 +112,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 
 fn credential() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
-        8 => (0_usize..8).prop_map(|at| format!("KEY{at}").into_bytes()),
+        8 => (0_usize..8).prop_map(|at| format!("KEY-{at}").into_bytes()),
         1 => Just(Vec::new()),
         1 => "rlk_[a-z]{12}_[a-z]{38}".prop_map(String::into_bytes),
         1 => vec(any::<u8>(), 0..12),
@@ -446,7 +447,7 @@ proptest! {
 
     #[test]
     fn the_upstream_gets_the_request_without_credential_and_spoofed_headers(
-        request in good_request("KEY0".to_owned()),
+        request in good_request("KEY-0".to_owned()),
     ) {
         let world = World::new();
         let secret = world.keys[0].0.expose().as_bytes();
