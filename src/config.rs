@@ -1,13 +1,14 @@
 //! Configuration: YAML files become validated settings.
 //!
 //! `reader.rs` reads a file into raw structs of texts with their places, [`sidecar`] and [`control`] turn those into
-//! settings, made of the types in [`value`], [`route`] and [`credential`]. Every problem of a file is reported at once.
+//! settings: `route.rs` and `credential.rs` into those of a check ([`crate::authz::settings`]), the others into types of
+//! their own and of [`value`]. Every problem of a file is reported at once.
 
 pub mod control;
-pub mod credential;
+mod credential;
 pub mod error;
 mod reader;
-pub mod route;
+mod route;
 pub mod sidecar;
 pub mod value;
 
@@ -16,9 +17,7 @@ use std::{fmt, path::Path};
 use serde::{Deserialize, de::IgnoredAny};
 
 pub use control::ControlSettings;
-pub use credential::{CredentialPlace, IdentityHeaders};
 pub use error::{ConfigError, Problem};
-pub use route::{Auth, HostPattern, PathPrefix, Route};
 pub use sidecar::SidecarSettings;
 pub use value::{
     ControlEndpoint, Listen, LogFormat, LogSettings, NodeName, OtlpEndpoint, ParseValueError,
@@ -94,8 +93,8 @@ impl fmt::Display for Checked {
                     settings.node.id,
                     settings.listen,
                     names.join(", "),
-                    settings.routes.len(),
-                    settings.credentials.len(),
+                    settings.authz.routes().len(),
+                    settings.authz.credentials().len(),
                 )
             }
             Self::Control(settings) => write!(

@@ -108,15 +108,9 @@ impl Sidecar {
                     listen: settings.listen.clone(),
                     source,
                 })?;
-        let keyrings = Keyrings::new(settings.keyrings.iter().map(|keyring| {
-            (
-                keyring.name.clone(),
-                crate::keyring::Staleness {
-                    warn_after: keyring.staleness.warn_after,
-                    deny_after: keyring.staleness.deny_after,
-                },
-            )
-        }));
+        let keyrings = settings.keyrings.iter();
+        let keyrings =
+            Keyrings::new(keyrings.map(|keyring| (keyring.name.clone(), keyring.staleness)));
         let mut registry = Registry::default();
         registry.register_collector(Box::new(
             ProcessCollector::new().map_err(SidecarError::Process)?,
@@ -156,7 +150,7 @@ impl Sidecar {
 
         let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
         let authorizer = Authorizer::new(
-            Arc::new(bridge(settings)),
+            Arc::new(settings.authz.clone()),
             &keyrings,
             clock,
             Arc::new(observer),
@@ -216,66 +210,4 @@ fn node(settings: &SidecarSettings) -> wire::Node {
         labels: settings.node.labels.clone().into_iter().collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
-}
-
-fn bridge(settings: &SidecarSettings) -> crate::authz::Settings {
-    use crate::{
-        authz::{self, SettingsParts},
-        config::{self, CredentialPlace},
-    };
-    let id = &settings.identity_headers;
-    let token = |t: &str| t.parse::<authz::Token>().expect("valid");
-    authz::Settings::new(SettingsParts {
-        credentials: settings
-            .credentials
-            .iter()
-            .map(|c| match c {
-                CredentialPlace::Header { name, scheme } => authz::CredentialSource::Header {
-                    name: name.clone(),
-                    scheme: scheme.as_deref().map(token),
-                },
-                CredentialPlace::Query { name } => {
-                    authz::CredentialSource::Query { name: token(name) }
-                }
-                CredentialPlace::Cookie { name } => {
-                    authz::CredentialSource::Cookie { name: token(name) }
-                }
-            })
-            .collect(),
-        routes: settings
-            .routes
-            .iter()
-            .map(|r| authz::RouteRule {
-                host: r.host.as_ref().map(|h| match h {
-                    config::HostPattern::Exact(h) => h.parse().expect("valid"),
-                    config::HostPattern::Below(h) => format!("*{h}").parse().expect("valid"),
-                }),
-                path_prefix: r
-                    .path_prefix
-                    .as_ref()
-                    .map_or("/", |p| p.as_str())
-                    .parse()
-                    .expect("valid"),
-                keyring: r
-                    .keyring
-                    .clone()
-                    .or_else(|| settings.default_keyring.clone())
-                    .expect("a keyring"),
-                scopes: r.scopes.clone(),
-                auth: match r.auth {
-                    config::Auth::Required => authz::Auth::Required,
-                    config::Auth::Optional => authz::Auth::Optional,
-                },
-            })
-            .collect(),
-        default_keyring: settings.default_keyring.clone(),
-        identity: authz::IdentityHeaders {
-            consumer: id.consumer.clone(),
-            key_id: id.key_id.clone(),
-            key_version: id.key_version.clone(),
-            scopes: id.scopes.clone(),
-        },
-        notices: settings.notice,
-    })
-    .expect("valid")
 }

@@ -138,7 +138,10 @@ impl<'a> Extensions<'a> {
             match name {
                 b"keyring" => set_once(&mut extensions.keyring, value)?,
                 b"scopes" => set_once(&mut extensions.scopes, parse_scopes(value)?)?,
-                b"auth" => set_once(&mut extensions.auth, parse_auth(value)?)?,
+                b"auth" => {
+                    let auth = value.parse().map_err(|_| RouteError::InvalidExtension)?;
+                    set_once(&mut extensions.auth, auth)?;
+                }
                 _ => return Err(RouteError::UnknownExtension),
             }
         }
@@ -154,14 +157,6 @@ fn set_once<T>(setting: &mut Option<T>, value: T) -> Result<(), RouteError> {
     match setting.replace(value) {
         None => Ok(()),
         Some(_) => Err(RouteError::RepeatedExtension),
-    }
-}
-
-fn parse_auth(text: &str) -> Result<Auth, RouteError> {
-    match text {
-        "required" => Ok(Auth::Required),
-        "optional" => Ok(Auth::Optional),
-        _ => Err(RouteError::InvalidExtension),
     }
 }
 

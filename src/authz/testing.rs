@@ -140,7 +140,6 @@ pub(crate) fn entry(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Entry {
 
 /// The default places, the query parameter `api_key` and the cookie `api_key`; keyring `payments` by default.
 pub(crate) fn parts() -> SettingsParts {
-    let name = || "api_key".parse().expect("a name");
     SettingsParts {
         credentials: vec![
             CredentialSource::Header {
@@ -151,8 +150,12 @@ pub(crate) fn parts() -> SettingsParts {
                 name: http::header::AUTHORIZATION,
                 scheme: Some("Bearer".parse().expect("a scheme")),
             },
-            CredentialSource::Query { name: name() },
-            CredentialSource::Cookie { name: name() },
+            CredentialSource::Query {
+                name: "api_key".parse().expect("a name"),
+            },
+            CredentialSource::Cookie {
+                name: "api_key".parse().expect("a name"),
+            },
         ],
         default_keyring: Some(testing::keyring_name()),
         ..SettingsParts::default()

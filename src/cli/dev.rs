@@ -20,6 +20,7 @@ use super::{
     secret::Revealed,
 };
 use crate::{
+    authz,
     clock::Clock,
     config::{
         ControlEndpoint, ControlSettings, Listen, LogSettings, NodeName, OtlpEndpoint,
@@ -170,7 +171,7 @@ impl DevArgs {
         let keyring: KeyringName = KEYRING.parse().map_err(Failure::from_error)?;
         let control = ControlEndpoint::at(discovery).map_err(Failure::from_error)?;
         let mut settings = SidecarSettings::new(node, control, vec![keyring.clone()]);
-        settings.default_keyring = Some(keyring);
+        settings.authz = authz::Settings::of_keyring(keyring);
         settings.workers = self.workers;
         settings
             .telemetry

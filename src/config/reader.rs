@@ -115,6 +115,20 @@ impl Findings {
             .ok()
     }
 
+    /// Parses `text`, or takes `default` where it is not given; none when it is wrong and was noted.
+    pub(super) fn parse_or<T, E: Display>(
+        &mut self,
+        field: impl Display,
+        text: Option<&Text>,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        match text {
+            Some(_) => self.parse(field, text, parse),
+            None => Some(default),
+        }
+    }
+
     /// Parses a duration within `bounds`, both included.
     pub(super) fn duration(
         &mut self,
@@ -154,6 +168,19 @@ impl Findings {
                 format_args!("has {} entries, use at most {most}", list.value.len()),
             );
         }
+    }
+
+    /// Puts parts together that are right each; none when something was noted, or is now.
+    pub(super) fn combine<T, E: Display>(
+        &mut self,
+        combine: impl FnOnce() -> Result<T, E>,
+    ) -> Option<T> {
+        if !self.problems.is_empty() {
+            return None;
+        }
+        combine()
+            .map_err(|error| self.note(Location::UNKNOWN, "", error))
+            .ok()
     }
 
     /// The settings, unless something is wrong with them.

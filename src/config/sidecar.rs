@@ -12,16 +12,20 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use super::{
-    credential::{CredentialPlace, IdentityHeaders, Placed, RawCredential, RawIdentityHeaders},
+    credential::{Placed, RawCredential, RawIdentityHeaders},
     error::ConfigError,
     reader::{self, Findings, Text},
-    route::{RawRoute, Route, known_keyring},
+    route::{self, KnownKeyrings, RawRoute},
     value::{
         self, ControlEndpoint, Listen, LogSettings, NodeName, RawLog, RawTelemetry,
         TelemetrySettings,
     },
 };
-use crate::key::KeyringName;
+use crate::{
+    authz::{self, SettingsParts},
+    key::KeyringName,
+    keyring::Staleness,
+};
 
 /// What a sidecar is told at its start.
 #[derive(Clone, Debug)]
@@ -38,16 +42,9 @@ pub struct SidecarSettings {
     pub control: Vec<ControlEndpoint>,
     /// The keyrings that this sidecar holds, 1 to 256, each once.
     pub keyrings: Vec<KeyringSettings>,
-    /// The keyring of a request for which nothing else names one; one of `keyrings`. Default: none.
-    pub default_keyring: Option<KeyringName>,
-    /// At most 256; the first that matches applies. Default: none.
-    pub routes: Vec<Route>,
-    /// The places that are searched for a credential, 1 to 16. Default: [`CredentialPlace::defaults`].
-    pub credentials: Vec<CredentialPlace>,
-    /// The headers by which the upstream learns who was let in.
-    pub identity_headers: IdentityHeaders,
-    /// Whether a consumer that uses a retiring version is told so. Default: yes.
-    pub notice: bool,
+    /// Where credentials are, which keyring a request belongs to, and what the upstream is told. The keyrings that it
+    /// names are among `keyrings`.
+    pub authz: authz::Settings,
     /// Where spans go.
     pub telemetry: TelemetrySettings,
     /// What is logged.
@@ -74,23 +71,11 @@ pub struct KeyringSettings {
     pub staleness: Staleness,
 }
 
-/// How long a keyring may go without a word from the control plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Staleness {
-    /// From then on it is reported; at least one second. Default: 30 seconds.
-    pub warn_after: Duration,
-    /// From then on every request is denied; more than `warn_after`, at most 30 days. Default: one hour.
-    pub deny_after: Duration,
-}
-
 /// The most control planes: more do not make it more available.
 const MAX_ENDPOINTS: usize = 16;
 
 /// The most keyrings: each is one more subscription and one more label in every metric.
 const MAX_KEYRINGS: usize = 256;
-
-/// The most routes: they are tried one by one on every Check that names no keyring.
-const MAX_ROUTES: usize = 256;
 
 /// The most labels: they travel in every message of presence.
 const MAX_LABELS: usize = 16;
@@ -198,11 +183,7 @@ impl SidecarSettings {
                 .into_iter()
                 .map(|name| KeyringSettings { name, staleness })
                 .collect(),
-            default_keyring: None,
-            routes: Vec::new(),
-            credentials: CredentialPlace::defaults(),
-            identity_headers: IdentityHeaders::default(),
-            notice: true,
+            authz: authz::Settings::default(),
             telemetry: TelemetrySettings::named(SERVICE_NAME),
             log: LogSettings::default(),
         }
@@ -231,49 +212,48 @@ impl SidecarSettings {
             .parse("workers", raw.workers.as_ref(), workers)
             .unwrap_or(NonZeroUsize::MIN);
         let control = endpoints(raw.control, found);
-        let staleness = Staleness::from_raw(
-            "staleness",
-            raw.staleness.unwrap_or_default(),
-            Staleness::default(),
-            found,
-        );
+        let staleness =
+            raw.staleness
+                .unwrap_or_default()
+                .into_limits("staleness", Staleness::default(), found);
         let keyrings = keyrings(raw.keyrings, staleness, found);
         let names: Vec<_> = keyrings
             .iter()
             .map(|keyring| keyring.name.clone())
             .collect();
-        let default_keyring =
-            found.parse("default_keyring", raw.default_keyring.as_ref(), |text| {
-                known_keyring(text, &names)
-            });
-        let routes = routes(raw.routes, &names, found);
+        let known = KnownKeyrings::from_raw(&names, raw.default_keyring.as_ref(), found);
+        let routes = route::rules(raw.routes, &known, found);
         let credentials = Placed::from_raw(raw.credentials.as_ref(), found);
-        let identity_headers = IdentityHeaders::from_raw(
-            &raw.identity_headers.unwrap_or_default(),
-            &credentials,
-            found,
-        );
+        let identity = raw
+            .identity_headers
+            .unwrap_or_default()
+            .into_headers(&credentials, found);
         let notice = raw.notice.and_then(|notice| notice.enabled);
+        let notices = found
+            .parse("notice.enabled", notice.as_ref(), value::boolean)
+            .unwrap_or(true);
+        let telemetry =
+            TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
+        let log = LogSettings::from_raw(&raw.log.unwrap_or_default(), found);
+        let authz = found.combine(|| {
+            authz::Settings::new(SettingsParts {
+                credentials: credentials.into_iter().map(|it| it.source).collect(),
+                routes,
+                default_keyring: known.default_keyring().cloned(),
+                identity,
+                notices,
+            })
+        });
         Some(Self {
+            node: node?,
             listen,
             http,
             workers,
             control,
             keyrings,
-            default_keyring,
-            routes,
-            credentials: credentials.into_iter().map(Placed::into_place).collect(),
-            identity_headers,
-            notice: found
-                .parse("notice.enabled", notice.as_ref(), value::boolean)
-                .unwrap_or(true),
-            telemetry: TelemetrySettings::from_raw(
-                &raw.telemetry.unwrap_or_default(),
-                SERVICE_NAME,
-                found,
-            ),
-            log: LogSettings::from_raw(&raw.log.unwrap_or_default(), found),
-            node: node?,
+            authz: authz?,
+            telemetry,
+            log,
         })
     }
 }
@@ -334,21 +314,22 @@ impl NodeSettings {
     }
 }
 
-impl Staleness {
-    fn from_raw(field: &str, raw: RawStaleness, default: Self, found: &mut Findings) -> Self {
+impl RawStaleness {
+    /// The limits, each from `default` where it is not given.
+    fn into_limits(self, field: &str, default: Staleness, found: &mut Findings) -> Staleness {
         let mut limit = |name: &str, text: Option<&Text>, default| {
             found
                 .duration(format_args!("{field}.{name}"), text, STALENESS_BOUNDS)
                 .unwrap_or(default)
         };
-        let limits = Self {
-            warn_after: limit("warn_after", raw.warn_after.as_ref(), default.warn_after),
-            deny_after: limit("deny_after", raw.deny_after.as_ref(), default.deny_after),
+        let limits = Staleness {
+            warn_after: limit("warn_after", self.warn_after.as_ref(), default.warn_after),
+            deny_after: limit("deny_after", self.deny_after.as_ref(), default.deny_after),
         };
         if limits.warn_after >= limits.deny_after {
-            let place = raw
+            let place = self
                 .warn_after
-                .or(raw.deny_after)
+                .or(self.deny_after)
                 .map_or(Location::UNKNOWN, |text| text.referenced);
             let deny_after = humantime::format_duration(limits.deny_after);
             found.note(
@@ -358,15 +339,6 @@ impl Staleness {
             );
         }
         limits
-    }
-}
-
-impl Default for Staleness {
-    fn default() -> Self {
-        Self {
-            warn_after: Duration::from_secs(30),
-            deny_after: Duration::from_hours(1),
-        }
     }
 }
 
@@ -426,7 +398,7 @@ fn keyrings(
         } = raw;
         found.parse(field("mode"), raw.mode.as_ref(), mode);
         let staleness = raw.staleness.map_or(staleness, |raw| {
-            Staleness::from_raw(&field("staleness"), raw, staleness, found)
+            raw.into_limits(&field("staleness"), staleness, found)
         });
         let Some(text) = &raw.name else {
             found.note(referenced, field("name"), "is missing, name the keyring");
@@ -454,23 +426,6 @@ fn mode(text: &str) -> Result<(), &'static str> {
         "on_demand" => Err("on_demand is not available in this version, use full"),
         _ => Err("use full"),
     }
-}
-
-fn routes(
-    raw: Option<Spanned<Vec<Spanned<RawRoute>>>>,
-    names: &[KeyringName],
-    found: &mut Findings,
-) -> Vec<Route> {
-    let Some(raw) = raw else {
-        return Vec::new();
-    };
-    found.bound("routes", &raw, MAX_ROUTES);
-    raw.value
-        .iter()
-        .enumerate()
-        .take(MAX_ROUTES)
-        .map(|(at, raw)| Route::from_raw(at, raw, names, found))
-        .collect()
 }
 
 #[cfg(test)]

@@ -82,12 +82,6 @@ pub(super) struct RawLog {
     level: Option<Text>,
 }
 
-impl ParseValueError {
-    pub(super) const fn new(rule: &'static str) -> Self {
-        Self(rule)
-    }
-}
-
 impl Listen {
     /// The longest path that a Unix socket's address holds on Linux (`sockaddr_un`), without its final zero.
     const MAX_PATH: usize = 107;

@@ -28,12 +28,12 @@ pub struct Slot {
     confirmed_at: AtomicU64,
 }
 
-/// After what time without a confirmation a keyring is stale.
+/// How long a keyring may go without a confirmation by the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staleness {
-    /// An alarm is raised.
+    /// From then on it is reported; at least one second. Default: 30 seconds.
     pub warn_after: Duration,
-    /// Every check is denied.
+    /// From then on every check is denied; more than `warn_after`, at most 30 days. Default: one hour.
     pub deny_after: Duration,
 }
 
@@ -127,6 +127,15 @@ impl Slot {
     /// Makes `view` the newest.
     pub(super) fn publish(&self, view: Arc<KeyringView>) {
         self.view.store(Some(view));
+    }
+}
+
+impl Default for Staleness {
+    fn default() -> Self {
+        Self {
+            warn_after: Duration::from_secs(30),
+            deny_after: Duration::from_hours(1),
+        }
     }
 }
 

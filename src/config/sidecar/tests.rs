@@ -3,9 +3,9 @@
 use ::http::HeaderName;
 
 use super::*;
-use crate::config::{
-    route::{Auth, HostPattern},
-    value::LogFormat,
+use crate::{
+    authz::{Auth, HostPattern},
+    config::value::LogFormat,
 };
 
 /// The least that a file must hold.
@@ -36,7 +36,7 @@ fn the_least_file_has_the_defaults() {
     assert_eq!(settings.listen.to_string(), "127.0.0.1:9001");
     assert_eq!(settings.http.to_string(), "127.0.0.1:9002");
     assert_eq!(settings.workers.get(), 1);
-    assert!(settings.notice);
+    assert!(settings.authz.notices());
     assert_eq!(settings.telemetry.service_name, "relatch-sidecar");
     assert_eq!(
         settings.keyrings[0].staleness,
@@ -91,13 +91,19 @@ log: { format: json, level: debug }
         })
         .collect();
     assert_eq!(limits, [(5, 120), (10, 120)]);
-    let route = &settings.routes[0];
-    assert_eq!(route.host, Some(HostPattern::Below(".example.com".into())));
+    let authz = &settings.authz;
+    assert_eq!(
+        authz.default_keyring().map(KeyringName::as_str),
+        Some("payments")
+    );
+    let route = &authz.routes()[0];
+    assert_eq!(route.host, Some(HostPattern::Suffix(".example.com".into())));
+    assert_eq!(route.path_prefix.to_string(), "/v1");
+    assert_eq!(route.keyring.as_str(), "partners");
     assert_eq!(route.scopes.to_string(), "read write");
     assert_eq!(route.auth, Auth::Optional);
-    assert!(route.matches("eu.example.com:443", "/v1/pay"));
-    let places: Vec<_> = settings
-        .credentials
+    let places: Vec<_> = authz
+        .credentials()
         .iter()
         .map(ToString::to_string)
         .collect();
@@ -110,16 +116,12 @@ log: { format: json, level: debug }
             "cookie key",
         ]
     );
-    let names: Vec<_> = settings
-        .identity_headers
-        .names()
-        .map(HeaderName::as_str)
-        .collect();
+    let names: Vec<_> = authz.identity().names().map(HeaderName::as_str).collect();
     assert_eq!(
         names,
         ["x-consumer", "x-relatch-key-version", "x-relatch-scopes"]
     );
-    assert!(!settings.notice);
+    assert!(!authz.notices());
     assert_eq!(settings.log.format, LogFormat::Json);
 }
 
@@ -171,24 +173,32 @@ const BAD_VALUES: &[(&str, &str)] = &[
         "3:18: default_keyring: not a valid keyring name: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter",
     ),
     (
-        "routes: [{host: \"a:80\"}]",
-        "3:17: routes[0].host: use a host name without a port, or \"*.domain\" for all below a domain",
+        "routes: [{keyring: payments, host: \"a:80\"}]",
+        "3:36: routes[0].host: use a host name without a port, or \"*.domain\" for all below a domain",
     ),
     (
-        "routes: [{path_prefix: v1}]",
-        "3:24: routes[0].path_prefix: use a path that begins with '/', without '%', '?', '#', '\\', '//' and dot segments",
+        "routes: [{keyring: payments, path_prefix: v1}]",
+        "3:43: routes[0].path_prefix: use a path that begins with '/', in ASCII, without '%', ';', '?', '#', '\\', '//' and dot segments",
     ),
     (
-        "routes: [{}, {keyring: other}]",
-        "3:24: routes[1].keyring: is not in `keyrings`, add it there or name one of those",
+        "routes: [{keyring: payments}, {keyring: other}]",
+        "3:41: routes[1].keyring: is not in `keyrings`, add it there or name one of those",
     ),
     (
-        "routes: [{scopes: [read, \"a b\"]}]",
-        "3:26: routes[0].scopes[1]: not a valid scope: use 1 to 128 printable ASCII characters without space, '\"' and '\\'",
+        "routes: [{path_prefix: /v1}]",
+        "3:10: routes[0].keyring: is missing, name a keyring here or in `default_keyring`",
     ),
     (
-        "routes: [{auth: none}]",
-        "3:17: routes[0].auth: use required or optional",
+        "routes: [{keyring: payments, path_prefix: /a}, {keyring: payments, path_prefix: /A/}]",
+        "3:48: routes[1]: matches the same as routes[0], remove one of the two",
+    ),
+    (
+        "routes: [{keyring: payments, scopes: [read, \"a b\"]}]",
+        "3:45: routes[0].scopes[1]: not a valid scope: use 1 to 128 printable ASCII characters without space, '\"' and '\\'",
+    ),
+    (
+        "routes: [{keyring: payments, auth: none}]",
+        "3:36: routes[0].auth: use required or optional",
     ),
     (
         "routes: {}",
@@ -256,7 +266,19 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "credentials: [{header: x-relatch-key-id}]",
-        "3:15: identity_headers.key_id: `x-relatch-key-id` is also searched for a credential, use another name",
+        "3:24: credentials[0].header: this header is kept to tell the upstream who calls, use another one",
+    ),
+    (
+        "identity_headers: {scopes: false}\ncredentials: [{header: x_relatch.scopes}]",
+        "4:24: credentials[0].header: this header is kept to tell the upstream who calls, use another one",
+    ),
+    (
+        "credentials: [{header: content_type}]",
+        "3:24: credentials[0].header: this header belongs to the message itself, use another one",
+    ),
+    (
+        "identity_headers: {consumer: X-Api_Key}",
+        "3:30: identity_headers.consumer: `x-api_key` is also searched for a credential, use another name",
     ),
     (
         "notice: {enabled: maybe}",
@@ -439,6 +461,37 @@ fn all_problems_are_told_in_the_order_of_the_file() {
             (3, 14, "log.level"),
         ]
     );
+}
+
+#[test]
+fn a_route_without_a_keyring_takes_the_default_one() {
+    let settings = settings(
+        "default_keyring: payments\nroutes: [{path_prefix: /}, {path_prefix: /a, auth: optional}]",
+    );
+    let routes: Vec<_> = settings
+        .authz
+        .routes()
+        .iter()
+        .map(|rule| (rule.path_prefix.to_string(), rule.keyring.as_str()))
+        .collect();
+    let expected = [("/a".to_owned(), "payments"), ("/".to_owned(), "payments")];
+    assert_eq!(routes, expected);
+}
+
+#[test]
+fn one_fault_is_told_once() {
+    // The route takes the default keyring, which is wrong already, and a wrong host is not every host.
+    let text = format!(
+        "{LEAST}default_keyring: other\n\
+         routes: [{{path_prefix: /a}}, {{keyring: payments, host: \"a:80\"}}, {{keyring: payments}}]\n"
+    );
+    let error = parse(&text, "sidecar.yaml").expect_err("two problems");
+    let fields: Vec<_> = error
+        .problems()
+        .iter()
+        .map(|problem| problem.field.as_str())
+        .collect();
+    assert_eq!(fields, ["default_keyring", "routes[1].host"]);
 }
 
 #[test]

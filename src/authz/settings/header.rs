@@ -1,0 +1,150 @@
+//! Headers that tell the upstream who calls, and which headers may do that or hold a credential.
+
+use http::HeaderName;
+
+use super::ParseSettingError;
+
+/// The headers that tell the upstream who calls; none for one that is switched off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityHeaders {
+    /// Whose key it was. Default: `x-relatch-consumer`.
+    pub consumer: Option<HeaderName>,
+    /// Which key. Default: `x-relatch-key-id`.
+    pub key_id: Option<HeaderName>,
+    /// Which version of it. Default: `x-relatch-key-version`.
+    pub key_version: Option<HeaderName>,
+    /// What it holds, separated by spaces. Default: `x-relatch-scopes`.
+    pub scopes: Option<HeaderName>,
+}
+
+/// Headers that a proxy cannot remove (see `HeaderMutationRules` in Envoy), that frame or describe the message, or that
+/// have a meaning of their own.
+const OF_MESSAGE: [HeaderName; 10] = [
+    http::header::HOST,
+    http::header::COOKIE,
+    http::header::SET_COOKIE,
+    http::header::CONNECTION,
+    http::header::CONTENT_LENGTH,
+    http::header::CONTENT_TYPE,
+    http::header::TE,
+    http::header::TRAILER,
+    http::header::TRANSFER_ENCODING,
+    http::header::UPGRADE,
+];
+
+impl IdentityHeaders {
+    /// The headers that are sent.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        [
+            &self.consumer,
+            &self.key_id,
+            &self.key_version,
+            &self.scopes,
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+impl Default for IdentityHeaders {
+    fn default() -> Self {
+        Self {
+            consumer: Some(HeaderName::from_static("x-relatch-consumer")),
+            key_id: Some(HeaderName::from_static("x-relatch-key-id")),
+            key_version: Some(HeaderName::from_static("x-relatch-key-version")),
+            scopes: Some(HeaderName::from_static("x-relatch-scopes")),
+        }
+    }
+}
+
+/// Parses the name of a header that is to hold a credential.
+///
+/// # Errors
+///
+/// When it is no name, or that of a header with another meaning.
+pub fn parse_credential_header(text: &str) -> Result<HeaderName, ParseSettingError> {
+    let name = parse(text)?;
+    check_credential(&name).map(|()| name)
+}
+
+/// Parses the name of a header that is to tell who calls.
+///
+/// # Errors
+///
+/// When it is no name, or that of a header with another meaning.
+pub fn parse_identity_header(text: &str) -> Result<HeaderName, ParseSettingError> {
+    let name = parse(text)?;
+    check_identity(&name).map(|()| name)
+}
+
+/// Refuses what no credential can be in. The usual identity headers are among that even when they are renamed or
+/// switched off: they never pass from outside.
+pub(super) fn check_credential(name: &HeaderName) -> Result<(), ParseSettingError> {
+    check_identity(name)?;
+    let folds_to = |header| folds_to(name.as_ref(), header);
+    if IdentityHeaders::default().names().any(folds_to) {
+        Err(ParseSettingError::IdentityHeader)
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses what can tell of nobody.
+pub(super) fn check_identity(name: &HeaderName) -> Result<(), ParseSettingError> {
+    let folds_to = |header| folds_to(name.as_ref(), header);
+    if OF_MESSAGE.iter().any(folds_to) {
+        Err(ParseSettingError::MessageHeader)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether a framework could take `name` for `header`. CGI and its heirs hand headers on in upper case, with `_` for
+/// `-`, some with `_` for every character that is neither letter nor digit.
+#[must_use]
+pub fn folds_to(name: &[u8], header: &HeaderName) -> bool {
+    let header = header.as_str().as_bytes();
+    name.len() == header.len()
+        && name
+            .iter()
+            .zip(header)
+            .all(|(one, other)| fold(*one) == fold(*other))
+}
+
+fn parse(text: &str) -> Result<HeaderName, ParseSettingError> {
+    HeaderName::try_from(text).map_err(|_| ParseSettingError::HeaderName)
+}
+
+const fn fold(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() {
+        byte.to_ascii_lowercase()
+    } else {
+        b'-'
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_with_another_meaning_are_refused() {
+        for (text, error) in [
+            (":path", ParseSettingError::HeaderName),
+            ("a b", ParseSettingError::HeaderName),
+            ("", ParseSettingError::HeaderName),
+            ("Host", ParseSettingError::MessageHeader),
+            ("content_length", ParseSettingError::MessageHeader),
+            ("set.cookie", ParseSettingError::MessageHeader),
+        ] {
+            assert_eq!(parse_identity_header(text), Err(error), "{text:?}");
+            assert_eq!(parse_credential_header(text), Err(error), "{text:?}");
+        }
+        for text in ["x-relatch-key-id", "X_Relatch_Scopes"] {
+            assert!(parse_identity_header(text).is_ok(), "{text:?} was refused");
+            let refused = Err(ParseSettingError::IdentityHeader);
+            assert_eq!(parse_credential_header(text), refused, "{text:?}");
+        }
+        assert!(parse_credential_header("X-Api-Key").is_ok());
+    }
+}

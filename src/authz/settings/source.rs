@@ -1,0 +1,214 @@
+//! Where a credential may be.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use http::HeaderName;
+
+use super::{ParseSettingError, header};
+
+/// One place where a credential may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// A header: its whole value, or what follows the scheme.
+    Header {
+        /// The header.
+        name: HeaderName,
+        /// The scheme (RFC 9110, section 11.1), compared without case. A value of another scheme is left alone.
+        scheme: Option<Token>,
+    },
+    /// A query parameter, compared with case and after percent-decoding.
+    Query {
+        /// The parameter.
+        name: QueryName,
+    },
+    /// A cookie, compared with case.
+    Cookie {
+        /// The cookie.
+        name: Token,
+    },
+}
+
+/// A token of RFC 9110, section 5.6.2, of at most 128 characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token(Arc<str>);
+
+/// The name of a query parameter: 1 to 128 of the characters that RFC 3986, section 2.3, never escapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryName(Arc<str>);
+
+/// The longest name: a longer one is a mistake.
+const MAX_NAME: usize = 128;
+
+impl CredentialSource {
+    /// The sources where configuration names none: `x-api-key`, and `authorization` with `Bearer`.
+    #[must_use]
+    pub fn defaults() -> Vec<Self> {
+        vec![
+            Self::Header {
+                name: HeaderName::from_static("x-api-key"),
+                scheme: None,
+            },
+            Self::Header {
+                name: http::header::AUTHORIZATION,
+                scheme: Some(Token("Bearer".into())),
+            },
+        ]
+    }
+
+    /// Whether one credential could be found in both, or a spelling of one header is the other.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Header { name, scheme },
+                Self::Header {
+                    name: other,
+                    scheme: other_scheme,
+                },
+            ) if name == other => match (scheme, other_scheme) {
+                (Some(scheme), Some(other)) => scheme.0.eq_ignore_ascii_case(&other.0),
+                (None, _) | (_, None) => true,
+            },
+            (Self::Header { name, .. }, Self::Header { name: other, .. }) => {
+                header::folds_to(name.as_ref(), other)
+            }
+            (Self::Query { name }, Self::Query { name: other }) => name == other,
+            (Self::Cookie { name }, Self::Cookie { name: other }) => name == other,
+            (Self::Header { .. } | Self::Query { .. } | Self::Cookie { .. }, _) => false,
+        }
+    }
+
+    /// Whether it is a header that a framework could take for `header`.
+    #[must_use]
+    pub fn folds_to(&self, header: &HeaderName) -> bool {
+        match self {
+            Self::Header { name, .. } => header::folds_to(name.as_ref(), header),
+            Self::Query { .. } | Self::Cookie { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for CredentialSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header { name, scheme: None } => write!(f, "header {name}"),
+            Self::Header {
+                name,
+                scheme: Some(scheme),
+            } => write!(f, "header {name} with scheme {}", scheme.as_str()),
+            Self::Query { name } => write!(f, "query parameter {}", name.as_str()),
+            Self::Cookie { name } => write!(f, "cookie {}", name.as_str()),
+        }
+    }
+}
+
+impl Token {
+    /// The token as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Token {
+    type Err = ParseSettingError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() <= MAX_NAME && is_token(text.as_bytes()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(ParseSettingError::Token)
+        }
+    }
+}
+
+impl QueryName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for QueryName {
+    type Err = ParseSettingError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let valid = matches!(text.len(), 1..=MAX_NAME)
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b));
+        if valid {
+            Ok(Self(text.into()))
+        } else {
+            Err(ParseSettingError::QueryName)
+        }
+    }
+}
+
+/// Whether bytes are a token of RFC 9110, section 5.6.2: what the name of a header is.
+pub(in crate::authz) fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty()
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(name: &'static str, scheme: Option<&str>) -> CredentialSource {
+        CredentialSource::Header {
+            name: HeaderName::from_static(name),
+            scheme: scheme.map(|scheme| scheme.parse().expect("a token")),
+        }
+    }
+
+    #[test]
+    fn sources_that_could_hold_one_credential_overlap() {
+        let query = |name: &str| CredentialSource::Query {
+            name: name.parse().expect("a name"),
+        };
+        let cookie = |name: &str| CredentialSource::Cookie {
+            name: name.parse().expect("a name"),
+        };
+        for (one, other, overlaps) in [
+            (header("x-a", None), header("x-a", None), true),
+            (header("x-a", None), header("x_a", None), true),
+            (header("x-a", None), header("x-a", Some("Key")), true),
+            (header("x-a", Some("key")), header("x-a", Some("Key")), true),
+            (header("x-a", Some("a")), header("x.a", Some("b")), true),
+            (header("x-a", Some("a")), header("x-a", Some("b")), false),
+            (header("x-a", None), header("x-b", None), false),
+            (query("a"), query("a"), true),
+            (query("a"), query("A"), false),
+            (cookie("a"), cookie("a"), true),
+            (cookie("a"), query("a"), false),
+        ] {
+            assert_eq!(one.overlaps(&other), overlaps, "{one} and {other}");
+            assert_eq!(other.overlaps(&one), overlaps, "{other} and {one}");
+        }
+    }
+
+    #[test]
+    fn names_are_checked() {
+        let longest = "a".repeat(128);
+        for good in ["api_key", "a.b-c~d", &longest] {
+            assert!(good.parse::<Token>().is_ok(), "{good:?} was refused");
+            assert!(good.parse::<QueryName>().is_ok(), "{good:?} was refused");
+        }
+        let too_long = "a".repeat(129);
+        for bad in ["", "a b", "a;b", "a=b", "a,b", "\u{e4}", &too_long] {
+            assert!(bad.parse::<Token>().is_err(), "{bad:?} was accepted");
+            assert!(bad.parse::<QueryName>().is_err(), "{bad:?} was accepted");
+        }
+        for escaped in ["a+b", "a%5Fb", "a&b", "a'b"] {
+            assert!(escaped.parse::<Token>().is_ok(), "{escaped:?} was refused");
+            assert!(
+                escaped.parse::<QueryName>().is_err(),
+                "{escaped:?} was accepted"
+            );
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Which settings contradict each other, what is reserved, and which rule wins.
+
+use super::*;
+use crate::key::Scopes;
+
+fn header(name: &'static str, scheme: Option<&str>) -> CredentialSource {
+    CredentialSource::Header {
+        name: HeaderName::from_static(name),
+        scheme: scheme.map(|scheme| scheme.parse().expect("a token")),
+    }
+}
+
+fn with_credentials(credentials: Vec<CredentialSource>) -> Result<Settings, SettingsError> {
+    Settings::new(SettingsParts {
+        credentials,
+        ..SettingsParts::default()
+    })
+}
+
+fn rule(host: Option<&str>, path: &str) -> RouteRule {
+    RouteRule {
+        host: host.map(|host| host.parse().expect("a host")),
+        path_prefix: path.parse().expect("a path"),
+        keyring: crate::key::testing::keyring_name(),
+        scopes: Scopes::default(),
+        auth: Auth::Required,
+    }
+}
+
+#[test]
+fn default_settings_are_valid() {
+    assert!(Settings::new(SettingsParts::default()).is_ok());
+}
+
+#[test]
+fn contradictory_credentials_are_refused() {
+    assert!(with_credentials(vec![]).is_err());
+    assert!(with_credentials(vec![header("x-api-key", None), header("x-api-key", None)]).is_err());
+    assert!(
+        with_credentials(vec![
+            header("authorization", None),
+            header("authorization", Some("Bearer"))
+        ])
+        .is_err()
+    );
+    assert!(
+        with_credentials(vec![
+            header("authorization", Some("bearer")),
+            header("authorization", Some("Bearer"))
+        ])
+        .is_err()
+    );
+    assert!(
+        with_credentials(vec![
+            header("authorization", Some("ApiKey")),
+            header("authorization", Some("Bearer"))
+        ])
+        .is_ok()
+    );
+    for unusable in ["host", "cookie", "x-relatch-consumer", "x_relatch_scopes"] {
+        assert!(
+            with_credentials(vec![header(unusable, None)]).is_err(),
+            "{unusable} was accepted"
+        );
+    }
+}
+
+#[test]
+fn an_identity_header_has_one_use() {
+    let with_consumer = |name: &'static str| {
+        Settings::new(SettingsParts {
+            identity: IdentityHeaders {
+                consumer: Some(HeaderName::from_static(name)),
+                ..IdentityHeaders::default()
+            },
+            ..SettingsParts::default()
+        })
+    };
+    assert!(with_consumer("x-caller").is_ok());
+    for clash in ["x_api_key", "x-relatch-key-id", "authorization", "host"] {
+        assert!(with_consumer(clash).is_err(), "{clash} was accepted");
+    }
+}
+
+#[test]
+fn every_spelling_of_a_reserved_header_is_known() {
+    let settings = Settings::new(SettingsParts {
+        identity: IdentityHeaders {
+            consumer: Some(HeaderName::from_static("x-caller")),
+            scopes: None,
+            ..IdentityHeaders::default()
+        },
+        ..SettingsParts::default()
+    })
+    .expect("valid settings");
+    for spoofed in [
+        "x-caller",
+        "X_Caller",
+        "x.caller",
+        "x-relatch-consumer",
+        "X_RELATCH.scopes",
+        "x_api_key",
+        "X.API-KEY",
+    ] {
+        assert!(settings.is_spoofed(spoofed.as_bytes()), "{spoofed} passes");
+    }
+    for honest in [
+        "x-api-key",
+        "X-Api-Key",
+        "authorization",
+        "x-calle",
+        "xcaller",
+    ] {
+        assert!(!settings.is_spoofed(honest.as_bytes()), "{honest} is taken");
+    }
+}
+
+#[test]
+fn the_most_specific_rule_comes_first_whatever_their_order() {
+    let settings = Settings::new(SettingsParts {
+        routes: vec![
+            rule(None, "/"),
+            rule(Some("*.example.com"), "/a"),
+            rule(None, "/a/b"),
+            rule(Some("api.example.com"), "/"),
+            rule(Some("*.eu.example.com"), "/"),
+            rule(None, "/a"),
+        ],
+        ..SettingsParts::default()
+    })
+    .expect("valid settings");
+    let order: Vec<String> = settings
+        .routes()
+        .iter()
+        .map(|rule| {
+            let host = rule.host.as_ref().map(ToString::to_string);
+            format!("{}{}", host.unwrap_or_default(), rule.path_prefix)
+        })
+        .collect();
+    assert_eq!(
+        order,
+        [
+            "api.example.com/",
+            "*.eu.example.com/",
+            "*.example.com/a",
+            "/a/b",
+            "/a",
+            "/"
+        ]
+    );
+}
+
+#[test]
+fn rules_that_match_the_same_are_refused() {
+    for (one, other) in [("/a", "/a/"), ("/a", "/A")] {
+        let settings = Settings::new(SettingsParts {
+            routes: vec![rule(None, one), rule(None, other)],
+            ..SettingsParts::default()
+        });
+        assert!(settings.is_err(), "{one} and {other} were accepted");
+    }
+}
