@@ -33,7 +33,7 @@ enum Source {
 
 #[derive(Clone, Copy, Debug)]
 struct Hands {
-    wall: Timestamp,
+    wall: SystemTime,
     boot: BootTime,
 }
 
@@ -48,15 +48,22 @@ impl Clock {
     #[must_use]
     pub fn manual(wall: Timestamp) -> (Self, ManualClock) {
         let boot = BootTime(Duration::from_secs(1));
+        let wall = wall.into();
         let hands = ManualClock(Arc::new(Mutex::new(Hands { wall, boot })));
         (Self(Source::Manual(hands.clone())), hands)
     }
 
-    /// The wall clock.
+    /// The wall clock in whole milliseconds, by which validity is judged.
     #[must_use]
     pub fn wall(&self) -> Timestamp {
+        self.system_time().into()
+    }
+
+    /// The wall clock as finely as it runs, for the start of a span: a check takes microseconds.
+    #[must_use]
+    pub fn system_time(&self) -> SystemTime {
         match &self.0 {
-            Source::System => system_time().into(),
+            Source::System => system_time(),
             Source::Manual(hands) => hands.read().wall,
         }
     }
@@ -112,13 +119,18 @@ impl ManualClock {
     /// Lets `duration` pass on both clocks.
     pub fn advance(&self, duration: Duration) {
         let mut hands = self.lock();
-        hands.wall = hands.wall.saturating_add(duration);
+        // Held where a timestamp is held; no test goes beyond.
+        let end = SystemTime::from(Timestamp::from_millis(i64::MAX));
+        hands.wall = hands
+            .wall
+            .checked_add(duration)
+            .map_or(end, |wall| wall.min(end));
         hands.boot = hands.boot.saturating_add(duration);
     }
 
     /// Steps the wall clock alone.
     pub fn set_wall(&self, wall: Timestamp) {
-        self.lock().wall = wall;
+        self.lock().wall = wall.into();
     }
 
     fn read(&self) -> Hands {
@@ -156,5 +168,19 @@ mod tests {
         hands.advance(Duration::from_secs(2));
         assert_eq!(clock.wall(), Timestamp::from_millis(3_000));
         assert_eq!(clock.boot().saturating_since(boot), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_is_below_a_millisecond_is_kept() {
+        let wall = Timestamp::from_millis(5_000);
+        let (clock, hands) = Clock::manual(wall);
+        for _ in 0..3 {
+            hands.advance(Duration::from_micros(333));
+        }
+        assert_eq!(clock.wall(), wall);
+        let elapsed = clock.system_time().duration_since(wall.into());
+        assert_eq!(elapsed.ok(), Some(Duration::from_micros(999)));
+        hands.advance(Duration::from_micros(1));
+        assert_eq!(clock.wall(), Timestamp::from_millis(5_001));
     }
 }

@@ -1,9 +1,12 @@
 //! What a check leaves behind: one event, from which metrics, spans and logs are made.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use super::{decision::Decision, question::MalformedRequest};
-use crate::{key::Timestamp, telemetry::TraceParent};
+use crate::telemetry::TraceParent;
 
 /// One check, after it was answered. Holds nothing of the request.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +18,7 @@ pub struct CheckEvent<'a> {
     /// The span that the check belongs to.
     pub parent: Option<TraceParent>,
     /// When it began, by the wall clock.
-    pub started: Timestamp,
+    pub started: SystemTime,
     /// How long it took.
     pub duration: Duration,
 }

@@ -76,8 +76,8 @@ impl Authorizer {
         parent: Option<TraceParent>,
         judge: impl FnOnce(Timestamp, BootTime) -> Answered,
     ) -> CheckResponse {
-        let (started, began) = (self.clock.wall(), self.clock.boot());
-        let answered = guarded(|| judge(started, began))
+        let (started, began) = (self.clock.system_time(), self.clock.boot());
+        let answered = guarded(|| judge(started.into(), began))
             .unwrap_or_else(|| self.refuse(Denial::internal(), None, parent));
         let event = CheckEvent {
             decision: &answered.decision,

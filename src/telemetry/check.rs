@@ -7,7 +7,7 @@
 use std::{
     hash::{BuildHasher, Hash, RandomState},
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use opentelemetry::{
@@ -102,14 +102,13 @@ impl CheckTelemetry {
         let parent = event.parent.map_or_else(Context::new, |parent| {
             Context::new().with_remote_span_context(parent.recording_context())
         });
-        let started = SystemTime::from(event.started);
         let builder = tracer
             .span_builder(METHOD)
             .with_kind(SpanKind::Server)
-            .with_start_time(started)
+            .with_start_time(event.started)
             .with_attributes(attributes(event));
         let mut span = tracer.build_with_context(builder, &parent);
-        span.end_with_timestamp(started + event.duration);
+        span.end_with_timestamp(event.started + event.duration);
     }
 
     fn samples(&self, event: &CheckEvent<'_>) -> bool {
@@ -255,13 +254,15 @@ fn age_ms(event: &CheckEvent<'_>) -> Option<i64> {
     i64::try_from(age.as_millis()).ok()
 }
 
-/// The rotation that the version takes part in, as far as its record tells: it is staged, or on its way out.
+/// The rotation that runs over the version, and what the version does in it: it waits for its turn, is to be used while
+/// its predecessor is accepted still, or is on its way out.
 fn rotation(event: &CheckEvent<'_>) -> Option<(RotationId, &'static str)> {
     let record = event.decision.record()?;
     let phase = match record.state {
         KeyState::Pending => "stage",
+        KeyState::Active => "overlap",
         KeyState::Retiring => "drain",
-        KeyState::Active | KeyState::Retired | KeyState::Revoked => return None,
+        KeyState::Retired | KeyState::Revoked => return None,
     };
     Some((record.rotation?, phase))
 }
@@ -271,6 +272,7 @@ mod tests {
     use std::{
         io,
         sync::{Arc, Mutex},
+        time::SystemTime,
     };
 
     use opentelemetry::{Value, trace::TracerProvider as _};
@@ -296,6 +298,11 @@ mod tests {
     const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
     const NOW: Timestamp = Timestamp::from_millis(5_000);
+
+    /// Between two milliseconds.
+    fn started() -> SystemTime {
+        SystemTime::from(NOW) + Duration::from_micros(321)
+    }
 
     /// Keeps the spans that it is given.
     #[derive(Clone, Debug, Default)]
@@ -378,7 +385,7 @@ mod tests {
                 decision,
                 malformed: None,
                 parent: TraceParent::parse(traceparent.as_bytes()),
-                started: NOW,
+                started: started(),
                 duration: Duration::from_micros(7),
             });
         }
@@ -470,6 +477,7 @@ mod tests {
             span.span_context.trace_id().to_string(),
             "0af7651916cd43dd8448eb211c80319c"
         );
+        assert_eq!(span.start_time, started());
         let lasted = span.end_time.duration_since(span.start_time);
         assert_eq!(lasted.ok(), Some(Duration::from_micros(7)));
         for (name, value) in [
@@ -491,6 +499,35 @@ mod tests {
         }
         assert_eq!(attribute(span, "auth.deny.reason"), None);
         assert_eq!(attribute(span, "error.type"), None);
+    }
+
+    #[test]
+    fn the_phase_of_a_rotation_is_what_the_version_does_in_it() {
+        let rotation: RotationId = "Rm2Xc91TbKe7".parse().expect("an id");
+        for (state, phase) in [
+            (KeyState::Pending, Some("stage")),
+            (KeyState::Active, Some("overlap")),
+            (KeyState::Retiring, Some("drain")),
+            (KeyState::Retired, None),
+            (KeyState::Revoked, None),
+        ] {
+            for runs in [true, false] {
+                let observed = Observed::new(|record| {
+                    record.state = state;
+                    record.rotation = runs.then_some(rotation);
+                });
+                observed.observe(&observed.used(), SAMPLED);
+                let spans = observed.spans();
+                let expected = phase.filter(|_| runs).map(Value::from);
+                assert_eq!(
+                    attribute(&spans[0], "auth.rotation.phase"),
+                    expected.as_ref(),
+                    "{state:?}"
+                );
+                let id = attribute(&spans[0], "auth.rotation.id");
+                assert_eq!(id.is_some(), expected.is_some(), "{state:?}");
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use prometheus_client::{
@@ -139,9 +139,7 @@ impl SidecarMetrics {
             .parent
             .filter(TraceParent::is_sampled)
             .map(|parent| [("trace_id", parent.trace_id().to_string())]);
-        let ended = exemplar
-            .is_some()
-            .then(|| SystemTime::from(event.started) + event.duration);
+        let ended = exemplar.is_some().then(|| event.started + event.duration);
         durations.observe(event.duration.as_secs_f64(), exemplar, ended);
     }
 
@@ -377,7 +375,7 @@ mod tests {
                 decision,
                 malformed: None,
                 parent: TraceParent::parse(traceparent.as_bytes()),
-                started: Timestamp::from_millis(5_000),
+                started: Timestamp::from_millis(5_000).into(),
                 duration: Duration::from_micros(7),
             });
         }
