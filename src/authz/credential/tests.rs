@@ -1,0 +1,135 @@
+//! Where a credential is found, and when there is none or more than one.
+
+use super::*;
+use crate::authz::testing::{Message, settings};
+
+/// The credential and the set of its places.
+type Found = Result<Option<(Vec<u8>, u32)>, CredentialError>;
+
+/// What is found with the header `x-api-key`, the scheme `Bearer`, the parameter and the cookie `api_key`.
+fn collected(message: &Message) -> [Found; 2] {
+    let settings = settings();
+    [message.joined(), message.raw()].map(|request| {
+        let input = CheckInput::new(&request).expect("a request");
+        let credential = Credential::collect(&settings, &input)?;
+        Ok(credential.map(|credential| (credential.value.to_vec(), credential.places.0)))
+    })
+}
+
+fn assert_collects(message: &Message, key: &str, places: u32) {
+    for found in collected(message) {
+        assert_eq!(found, Ok(Some((key.as_bytes().to_vec(), places))));
+    }
+}
+
+fn assert_all(message: &Message, expected: &Found) {
+    for found in collected(message) {
+        assert_eq!(found, *expected);
+    }
+}
+
+const HEADER: u32 = 1;
+const BEARER: u32 = 2;
+const QUERY: u32 = 4;
+const COOKIE: u32 = 8;
+
+#[test]
+fn a_credential_is_found_in_every_place() {
+    let get = || Message::get("/");
+    assert_collects(&get().header("X-API-Key", " K "), "K", HEADER);
+    assert_collects(&get().header("authorization", "bEARER  K"), "K", BEARER);
+    assert_collects(&Message::get("/?api%5Fkey=%4B"), "K", QUERY);
+    assert_collects(&get().header("cookie", "a=1; api_key=\"K\""), "K", COOKIE);
+}
+
+#[test]
+fn the_same_credential_in_all_places_is_one() {
+    let message = Message::get("/?api_key=K")
+        .header("x-api-key", "K")
+        .header("authorization", "Bearer K")
+        .header("cookie", "api_key=K");
+    assert_collects(&message, "K", HEADER | BEARER | QUERY | COOKIE);
+}
+
+#[test]
+fn none_is_none() {
+    for message in [
+        Message::get("/?a=K"),
+        Message::get("/").header("authorization", "Basic SzpL"),
+        Message::get("/").header("authorization", "BearerK"),
+        Message::get("/").header("x-api-key", ""),
+        Message::get("/").header("authorization", "Bearer "),
+        Message::get("/?api_key=").header("cookie", "api_key="),
+    ] {
+        assert_all(&message, &Ok(None));
+    }
+}
+
+#[test]
+fn an_empty_place_does_not_stand_in_the_way_of_another() {
+    let message = Message::get("/?api_key=").header("x-api-key", "K");
+    assert_collects(&message, "K", HEADER);
+}
+
+#[test]
+fn two_credentials_are_ambiguous() {
+    for message in [
+        Message::get("/?api_key=L").header("x-api-key", "K"),
+        Message::get("/?api_key=K&api_key=K"),
+        Message::get("/?api_key=K&api%5fkey="),
+        Message::get("/").header("cookie", "api_key=K; api_key=K"),
+        Message::get("/").header("cookie", "a=1,api_key=K"),
+        Message::get("/").header("cookie", "api_key=K; a=1, api_key=L"),
+    ] {
+        assert_all(&message, &Err(CredentialError::Ambiguous));
+    }
+}
+
+#[test]
+fn a_header_that_comes_twice_is_ambiguous_in_both_encodings() {
+    for (name, first, second) in [
+        ("x-api-key", "K", "K"),
+        ("x-api-key", "K", "L"),
+        ("x-api-key", "", "K"),
+        ("authorization", "Bearer K", "Basic SzpL"),
+        ("authorization", "Basic SzpL", "Bearer K"),
+    ] {
+        let twice = Message::get("/").header(name, first).header(name, second);
+        for separator in [",", ", "] {
+            let joined = Message::get("/").header(name, format!("{first}{separator}{second}"));
+            for found in [collected(&joined)[0].clone(), collected(&twice)[1].clone()] {
+                assert_eq!(found, Err(CredentialError::Ambiguous), "{first} {second}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_printable_is_malformed_even_beside_another() {
+    for message in [
+        Message::get("/").header("x-api-key", "K\0"),
+        Message::get("/").header("x-api-key", "K L"),
+        Message::get("/").header("x-api-key", "K\u{e4}"),
+        Message::get("/?api_key=K%00").header("x-api-key", "K"),
+        Message::get("/?api_key=%ff"),
+        Message::get("/").header("cookie", "api_key=a b"),
+    ] {
+        assert_all(&message, &Err(CredentialError::Malformed));
+    }
+}
+
+#[test]
+fn a_credential_among_bytes_that_are_not_text_is_malformed() {
+    let cookie = Message::get("/").header("cookie", b"a=\xff; api_key=K".to_vec());
+    assert_all(&cookie, &Err(CredentialError::Malformed));
+    let query = Message::get(b"/\xff?api_key=K".to_vec());
+    assert_all(&query, &Err(CredentialError::Malformed));
+}
+
+#[test]
+fn credentials_do_not_print() {
+    let request = Message::get("/").header("x-api-key", "Kanarienvogel").raw();
+    let input = CheckInput::new(&request).expect("a request");
+    let credential = Credential::collect(&settings(), &input).expect("a credential");
+    assert!(!format!("{credential:?}").contains("Kanarienvogel"));
+}

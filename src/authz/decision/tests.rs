@@ -1,0 +1,343 @@
+//! What is decided in every standing of a request, a keyring and a key.
+
+use super::*;
+use crate::{
+    authz::{
+        settings::{Settings, SettingsParts},
+        testing::{CONFIRMED_AT, DENY_AFTER, Message, REVISION, judge, keyrings, parts},
+    },
+    key::{AllowedSources, KeyId, Secret, Window, testing},
+};
+
+/// A sidecar with one key, at a moment.
+struct Sidecar {
+    settings: SettingsParts,
+    record: KeyRecord,
+    secret: Secret,
+    issued_only: bool,
+    now: Timestamp,
+    boot: BootTime,
+}
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+impl Sidecar {
+    fn new() -> Self {
+        let secret = testing::secret(KeyId::generate().expect("the random source works"));
+        Self {
+            settings: parts(),
+            record: testing::record_of(&secret),
+            secret,
+            issued_only: true,
+            now: at(150),
+            boot: CONFIRMED_AT,
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut KeyRecord)) -> Self {
+        let mut sidecar = Self::new();
+        change(&mut sidecar.record);
+        sidecar
+    }
+
+    fn request(&self) -> Message {
+        Message::get("/").header("x-api-key", self.secret.expose().to_owned())
+    }
+
+    fn judge(&self, message: &Message) -> Decision {
+        let settings = Settings::new(self.settings.clone()).expect("valid settings");
+        let keyrings = keyrings(vec![self.record.clone()], self.issued_only);
+        let [joined, raw] = [message.joined(), message.raw()]
+            .map(|request| judge(&settings, &keyrings, &request, self.now, self.boot).0);
+        assert_eq!(joined.outcome(), raw.outcome());
+        joined
+    }
+
+    fn outcome(&self) -> Outcome {
+        self.judge(&self.request()).outcome()
+    }
+}
+
+/// Everything that is wrong with a request to [`all_wrong`], in the order of the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wrong {
+    Malformed,
+    NoKeyring,
+    Unavailable,
+    Stale,
+    Ambiguous,
+    Missing,
+    Format,
+    Unknown,
+    Revoked,
+    Retired,
+    Expired,
+    NotYet,
+    Source,
+    Scope,
+}
+
+const WRONGS: [(Wrong, DenyReason); 14] = [
+    (Wrong::Malformed, DenyReason::MalformedRequest),
+    (Wrong::NoKeyring, DenyReason::UnknownKeyring),
+    (Wrong::Unavailable, DenyReason::KeyringUnavailable),
+    (Wrong::Stale, DenyReason::KeyringStale),
+    (Wrong::Ambiguous, DenyReason::AmbiguousCredential),
+    (Wrong::Missing, DenyReason::MissingCredential),
+    (Wrong::Format, DenyReason::MalformedCredential),
+    (Wrong::Unknown, DenyReason::UnknownKey),
+    (Wrong::Revoked, DenyReason::Revoked),
+    (Wrong::Retired, DenyReason::Retired),
+    (Wrong::Expired, DenyReason::Expired),
+    (Wrong::NotYet, DenyReason::NotYetValid),
+    (Wrong::Source, DenyReason::SourceNotAllowed),
+    (Wrong::Scope, DenyReason::InsufficientScope),
+];
+
+/// What becomes of a request with these wrongs; none when they cannot be together.
+fn decision_with(wrongs: &[Wrong]) -> Option<Decision> {
+    use Wrong::{
+        Ambiguous, Expired, Format, Malformed, Missing, NoKeyring, NotYet, Retired, Revoked, Scope,
+        Source, Stale, Unavailable, Unknown,
+    };
+    let has = |wrong| wrongs.contains(&wrong);
+    let count = |some: &[Wrong]| some.iter().filter(|wrong| has(**wrong)).count();
+    let exclusive: [&[Wrong]; 4] = [
+        &[NoKeyring, Unavailable],
+        &[Ambiguous, Missing],
+        &[Revoked, Retired],
+        &[Missing, Format],
+    ];
+    if exclusive.iter().any(|some| count(some) > 1) {
+        return None;
+    }
+    let mut sidecar = Sidecar::with(|record| {
+        if has(Expired) {
+            record.window.expires_at = Some(at(150));
+        }
+        if has(NotYet) {
+            record.window.not_before = Some(at(151));
+        }
+        if has(Retired) {
+            record.state = KeyState::Retired;
+        }
+        if has(Revoked) {
+            record.state = KeyState::Revoked;
+        }
+        if has(Source) {
+            record.allowed_sources = AllowedSources::parse(&["10.0.0.0/8"]).expect("a block");
+        }
+    });
+    if has(Stale) {
+        sidecar.boot = CONFIRMED_AT.saturating_add(DENY_AFTER);
+    }
+    let key = match (has(Format), has(Unknown)) {
+        (true, _) => "no-token".to_owned(),
+        (false, true) => {
+            let id = KeyId::generate().expect("the random source works");
+            testing::secret(id).expose().to_owned()
+        }
+        (false, false) => sidecar.secret.expose().to_owned(),
+    };
+    let mut message = Message::get("/");
+    if !has(Missing) {
+        message = message.header("x-api-key", key);
+    }
+    if has(Ambiguous) {
+        message = message.header("authorization", "Bearer other");
+    }
+    if has(Malformed) {
+        message = message.header("cookie", "api_key=a b");
+    }
+    if has(NoKeyring) {
+        message = message.extension("relatch.keyring", "other");
+    }
+    if has(Unavailable) {
+        message = message.extension("relatch.keyring", "empty");
+    }
+    if has(Scope) {
+        message = message.extension("relatch.scopes", "admin");
+    }
+    Some(sidecar.judge(&message))
+}
+
+fn outcome_with(wrongs: &[Wrong]) -> Option<Outcome> {
+    decision_with(wrongs).map(|decision| decision.outcome())
+}
+
+#[test]
+fn a_good_request_is_allowed() {
+    assert_eq!(outcome_with(&[]), Some(Outcome::Allowed));
+}
+
+#[test]
+fn every_wrong_alone_is_denied_with_its_reason() {
+    for (wrong, reason) in WRONGS {
+        assert_eq!(
+            outcome_with(&[wrong]),
+            Some(Outcome::Denied(reason)),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[test]
+fn of_two_wrongs_the_first_in_the_order_wins() {
+    let mut pairs = 0;
+    for (at, (first, reason)) in WRONGS.into_iter().enumerate() {
+        for (second, _) in &WRONGS[at + 1..] {
+            let Some(outcome) = outcome_with(&[first, *second]) else {
+                continue;
+            };
+            assert_eq!(outcome, Outcome::Denied(reason), "{first:?} and {second:?}");
+            pairs += 1;
+        }
+    }
+    assert_eq!(pairs, 14 * 13 / 2 - 4);
+}
+
+#[test]
+fn windows_are_half_open_to_the_millisecond() {
+    let mut sidecar = Sidecar::with(|record| {
+        record.window = Window::new(Some(at(100)), Some(at(200)));
+    });
+    for (now, outcome) in [
+        (99, Outcome::Denied(DenyReason::NotYetValid)),
+        (100, Outcome::Allowed),
+        (199, Outcome::Allowed),
+        (200, Outcome::Denied(DenyReason::Expired)),
+        (201, Outcome::Denied(DenyReason::Expired)),
+    ] {
+        sidecar.now = at(now);
+        assert_eq!(sidecar.outcome(), outcome, "at {now}");
+    }
+}
+
+#[test]
+fn retiring_version_is_accepted_until_its_deadline_and_announced() {
+    let mut sidecar = Sidecar::with(|record| {
+        record.state = KeyState::Retiring;
+        record.retires_at = Some(at(200));
+        record.window.expires_at = Some(at(300));
+    });
+    for (now, outcome) in [
+        (199, Outcome::Allowed),
+        (200, Outcome::Denied(DenyReason::Retired)),
+        (300, Outcome::Denied(DenyReason::Expired)),
+    ] {
+        sidecar.now = at(now);
+        assert_eq!(sidecar.outcome(), outcome, "at {now}");
+    }
+    sidecar.now = at(199);
+    let Decision::Allow(grant) = sidecar.judge(&sidecar.request()) else {
+        panic!("not allowed");
+    };
+    assert_eq!(
+        grant.notice().and_then(|notice| notice.sunset),
+        Some(at(200))
+    );
+}
+
+#[test]
+fn a_keyring_is_stale_from_its_limit_on() {
+    let mut sidecar = Sidecar::new();
+    let limit = CONFIRMED_AT.saturating_add(DENY_AFTER);
+    sidecar.boot = limit.saturating_sub(Duration::from_millis(1));
+    assert_eq!(sidecar.outcome(), Outcome::Allowed);
+    sidecar.boot = limit;
+    assert_eq!(sidecar.outcome(), Outcome::Denied(DenyReason::KeyringStale));
+}
+
+#[test]
+fn a_view_that_was_never_confirmed_is_not_used() {
+    let sidecar = Sidecar::new();
+    let settings = Settings::new(sidecar.settings.clone()).expect("valid settings");
+    let confirmed = keyrings(vec![sidecar.record.clone()], true);
+    let view = confirmed
+        .get(&testing::keyring_name())
+        .expect("it was made")
+        .load();
+    let staleness = crate::keyring::Staleness {
+        warn_after: DENY_AFTER,
+        deny_after: DENY_AFTER,
+    };
+    let unconfirmed = crate::keyring::Keyrings::new([(testing::keyring_name(), staleness)]);
+    let slot = unconfirmed
+        .get(&testing::keyring_name())
+        .expect("it was made");
+    let held = Held::new(slot, view.as_deref(), sidecar.boot);
+    let request = sidecar.request().raw();
+    let question = Question::read(&settings, &request).expect("a question");
+    let decision = decide(&question, Some(&held), sidecar.now);
+    assert_eq!(
+        decision.outcome(),
+        Outcome::Denied(DenyReason::KeyringUnavailable)
+    );
+}
+
+#[test]
+fn optional_routes_pass_a_missing_credential_and_no_wrong_one() {
+    let sidecar = Sidecar::new();
+    let optional = |message: Message| {
+        let message = message.extension("relatch.auth", "optional");
+        sidecar.judge(&message).outcome()
+    };
+    assert_eq!(optional(Message::get("/")), Outcome::Anonymous);
+    assert_eq!(optional(sidecar.request()), Outcome::Allowed);
+    assert_eq!(
+        optional(Message::get("/").header("x-api-key", "wrong")),
+        Outcome::Denied(DenyReason::MalformedCredential)
+    );
+    assert_eq!(
+        optional(sidecar.request().header("authorization", "Bearer x")),
+        Outcome::Denied(DenyReason::AmbiguousCredential)
+    );
+    let elsewhere = Message::get("/").extension("relatch.keyring", "empty");
+    assert_eq!(
+        optional(elsewhere),
+        Outcome::Denied(DenyReason::KeyringUnavailable)
+    );
+}
+
+#[test]
+fn keys_of_another_system_are_looked_up_where_they_are_allowed() {
+    let mut sidecar = Sidecar::new();
+    sidecar.issued_only = false;
+    let outcome = |key: String| {
+        let message = Message::get("/").header("x-api-key", key);
+        sidecar.judge(&message).outcome()
+    };
+    assert_eq!(
+        outcome("ak_live_0123".to_owned()),
+        Outcome::Denied(DenyReason::UnknownKey)
+    );
+    assert_eq!(
+        outcome("x".repeat(513)),
+        Outcome::Denied(DenyReason::MalformedCredential)
+    );
+}
+
+#[test]
+fn identity_is_known_only_once_the_key_was_verified() {
+    for (wrong, _) in WRONGS {
+        let decision = decision_with(&[wrong]).expect("one wrong is possible");
+        let is_verified = wrong >= Wrong::Revoked;
+        assert_eq!(decision.record().is_some(), is_verified, "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_decision_tells_what_it_was_based_on() {
+    for (wrong, revision) in [
+        (Wrong::Malformed, None),
+        (Wrong::NoKeyring, None),
+        (Wrong::Unavailable, Some(None)),
+        (Wrong::Unknown, Some(Some(REVISION))),
+    ] {
+        let decision = decision_with(&[wrong]).expect("one wrong is possible");
+        let found = decision.keyring().map(|keyring| keyring.revision);
+        assert_eq!(found, revision, "{wrong:?}");
+    }
+}

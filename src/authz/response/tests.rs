@@ -1,0 +1,272 @@
+//! What each answer holds, and what it takes from the request.
+
+use super::*;
+use crate::{
+    authz::{
+        settings::{IdentityHeaders, SettingsParts},
+        testing::{CONFIRMED_AT, Message, judge, keyrings, parts, settings},
+    },
+    key::{KeyState, Scopes, Secret, Timestamp, testing},
+};
+
+fn header<'a>(headers: &'a [HeaderValueOption], name: &str) -> Option<&'a str> {
+    headers
+        .iter()
+        .filter_map(|option| option.header.as_ref())
+        .find(|header| header.key == name)
+        .map(|header| header.value.as_str())
+}
+
+fn denied(response: &CheckResponse) -> &DeniedHttpResponse {
+    match &response.http_response {
+        Some(HttpResponse::DeniedResponse(denied)) => denied,
+        Some(HttpResponse::OkResponse(_)) | None => panic!("not denied"),
+    }
+}
+
+fn text<'a>(response: &'a CheckResponse, key: &str) -> Option<&'a Kind> {
+    let metadata = response.dynamic_metadata.as_ref()?;
+    metadata.fields.get(key)?.kind.as_ref()
+}
+
+/// What is answered to a request with a key of `record`.
+fn passed(
+    parts: SettingsParts,
+    change: impl FnOnce(&mut KeyRecord),
+    message: impl FnOnce(&Secret) -> Message,
+) -> OkHttpResponse {
+    let secret = testing::secret("7Qm2Xc91TbKe".parse().expect("an id"));
+    let mut record = testing::record_of(&secret);
+    change(&mut record);
+    let settings = Settings::new(parts).expect("valid settings");
+    let keyrings = keyrings(vec![record], true);
+    let request = message(&secret).joined();
+    let now = Timestamp::from_millis(5_000);
+    let (_, response) = judge(&settings, &keyrings, &request, now, CONFIRMED_AT);
+    assert_eq!(response.status.map(|status| status.code), Some(0));
+    match response.http_response {
+        Some(HttpResponse::OkResponse(ok)) => ok,
+        Some(HttpResponse::DeniedResponse(_)) | None => panic!("not allowed"),
+    }
+}
+
+fn with_key(secret: &Secret) -> Message {
+    Message::get("/").header("x-api-key", secret.expose().to_owned())
+}
+
+#[test]
+fn every_denial_has_its_statuses_and_its_body() {
+    let trace = TraceParent::parse(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    for reason in DenyReason::ALL {
+        let denial = Denial::of(reason, None);
+        let response = deny(&settings(), &denial, trace.as_ref());
+        let status = response.status.as_ref().expect("a status");
+        assert_eq!(status.code, reason.status().rpc());
+        assert_eq!(status.message, reason.as_str());
+        let denied = denied(&response);
+        let http = denied.status.expect("a status").code;
+        assert_eq!(http, i32::from(reason.status().http()));
+        assert_eq!(
+            denied.body,
+            format!(
+                r#"{{"type":"urn:relatch:problem:{reason}","title":"{}","status":{http},"reason":"{reason}","trace_id":"0af7651916cd43dd8448eb211c80319c"}}"#,
+                reason.title()
+            )
+        );
+        let sent = |name| header(&denied.headers, name);
+        assert_eq!(sent("content-type"), Some("application/problem+json"));
+        assert_eq!(sent("cache-control"), Some("no-store"));
+        assert_eq!(sent("retry-after").is_some(), http == 503);
+    }
+}
+
+#[test]
+fn challenges_say_what_to_do_and_no_more() {
+    let with = |credentials: Vec<CredentialSource>, reason| {
+        let settings = Settings::new(SettingsParts {
+            credentials,
+            ..parts()
+        });
+        let denial = Denial::of(reason, None);
+        let response = deny(&settings.expect("valid settings"), &denial, None);
+        header(&denied(&response).headers, "www-authenticate").map(ToOwned::to_owned)
+    };
+    let all = || parts().credentials;
+    let header_only = || parts().credentials[..1].to_vec();
+    let expect = |text: &str| Some(text.to_owned());
+    for reason in DenyReason::ALL {
+        let bearer = match (reason, reason.status()) {
+            (DenyReason::MissingCredential, _) => expect(r#"Bearer realm="payments""#),
+            (DenyReason::InsufficientScope, _) => {
+                expect(r#"Bearer realm="payments", error="insufficient_scope", scope="read write""#)
+            }
+            (_, DenialStatus::Unauthorized) => {
+                expect(r#"Bearer realm="payments", error="invalid_token""#)
+            }
+            (_, DenialStatus::BadRequest | DenialStatus::Forbidden | DenialStatus::Unavailable) => {
+                None
+            }
+        };
+        assert_eq!(with(all(), reason), bearer, "{reason}");
+    }
+    assert_eq!(
+        with(header_only(), DenyReason::Revoked),
+        expect(r#"ApiKey realm="payments""#)
+    );
+}
+
+#[test]
+fn metadata_tells_identity_only_of_verified_keys() {
+    let record = testing::record();
+    let id = record.key_id;
+    let known = deny(
+        &settings(),
+        &Denial::of(DenyReason::Revoked, Some(record)),
+        None,
+    );
+    let string = |text: &str| Kind::StringValue(text.to_owned());
+    assert_eq!(text(&known, "decision"), Some(&string("deny")));
+    assert_eq!(text(&known, "reason"), Some(&string("revoked")));
+    assert_eq!(text(&known, "keyring"), Some(&string("payments")));
+    assert_eq!(text(&known, "revision"), Some(&Kind::NumberValue(7.0)));
+    assert_eq!(text(&known, "consumer"), Some(&string("checkout")));
+    assert_eq!(text(&known, "key_id"), Some(&string(id.as_str())));
+    assert_eq!(text(&known, "key_version"), Some(&Kind::NumberValue(1.0)));
+    assert_eq!(text(&known, "key_state"), Some(&string("active")));
+    let unknown = deny(&settings(), &Denial::of(DenyReason::UnknownKey, None), None);
+    for key in ["consumer", "key_id", "key_version", "key_state"] {
+        assert_eq!(text(&unknown, key), None);
+    }
+}
+
+#[test]
+fn identity_headers_are_set_so_that_every_envoy_overwrites() {
+    let held = |record: &mut KeyRecord| {
+        record.scopes = Scopes::parse("write read").expect("scopes");
+    };
+    let ok = passed(parts(), held, with_key);
+    for (name, value) in [
+        ("x-relatch-consumer", "checkout"),
+        ("x-relatch-key-id", "7Qm2Xc91TbKe"),
+        ("x-relatch-key-version", "1"),
+        ("x-relatch-scopes", "read write"),
+    ] {
+        assert_eq!(header(&ok.headers, name), Some(value));
+    }
+    for option in &ok.headers {
+        assert_eq!(option.append.map(|append| append.value), Some(false));
+        let overwrite = i32::from(HeaderAppendAction::OverwriteIfExistsOrAdd);
+        assert_eq!(option.append_action, overwrite);
+    }
+    assert_eq!(ok.headers_to_remove, ["x-api-key"]);
+}
+
+#[test]
+fn identity_headers_that_are_not_set_are_removed() {
+    let identity = IdentityHeaders {
+        consumer: Some(http::HeaderName::from_static("x-caller")),
+        key_version: None,
+        ..IdentityHeaders::default()
+    };
+    let settings = SettingsParts {
+        identity,
+        ..parts()
+    };
+    let ok = passed(
+        settings,
+        |_| {},
+        |secret| {
+            with_key(secret)
+                .header("x-relatch-consumer", "root")
+                .header("x_caller", "root")
+        },
+    );
+    assert_eq!(header(&ok.headers, "x-caller"), Some("checkout"));
+    assert_eq!(header(&ok.headers, "x-relatch-key-version"), None);
+    assert_eq!(
+        ok.headers_to_remove,
+        [
+            "x-relatch-scopes",
+            "x-relatch-consumer",
+            "x-relatch-key-version",
+            "x_caller",
+            "x-api-key"
+        ]
+    );
+}
+
+#[test]
+fn a_target_that_envoy_may_have_altered_is_left_to_envoy() {
+    let query = |path: &'static str| {
+        passed(
+            parts(),
+            |_| {},
+            |secret| Message::get(path.replace("KEY", secret.expose())),
+        )
+    };
+    let ok = query("/a?b=%7e&api%5Fkey=KEY");
+    assert_eq!(header(&ok.headers, ":path"), Some("/a?b=%7e"));
+    assert!(ok.query_parameters_to_remove.is_empty());
+    let ok = query("/a!?b=1&api%5Fkey=KEY");
+    assert_eq!(header(&ok.headers, ":path"), None);
+    assert_eq!(ok.query_parameters_to_remove, ["api%5Fkey"]);
+}
+
+#[test]
+fn a_retiring_version_is_announced_where_notices_are_on() {
+    let retiring = |record: &mut KeyRecord| {
+        record.state = KeyState::Retiring;
+        record.retires_at = Some(Timestamp::from_millis(1_798_761_600_999));
+    };
+    let ok = passed(parts(), retiring, with_key);
+    let sent = |name| header(&ok.response_headers_to_add, name);
+    assert_eq!(
+        sent("api-key-rotation"),
+        Some("version=1, state=retiring, sunset=@1798761600")
+    );
+    assert_eq!(
+        sent("link"),
+        Some(r#"<https://help.example.com/rotate>; rel="help""#)
+    );
+    let silent = SettingsParts {
+        notices: false,
+        ..parts()
+    };
+    let ok = passed(silent, retiring, with_key);
+    assert!(ok.response_headers_to_add.is_empty());
+    let ok = passed(parts(), |_| {}, with_key);
+    assert!(ok.response_headers_to_add.is_empty());
+}
+
+#[test]
+fn an_anonymous_request_loses_every_reserved_header() {
+    let ok = passed(
+        parts(),
+        |_| {},
+        |_| {
+            Message::get("/")
+                .extension("relatch.auth", "optional")
+                .header("X.Relatch_Consumer", "root")
+                .header("authorization", "Basic SzpL")
+        },
+    );
+    assert!(ok.headers.is_empty());
+    assert_eq!(
+        ok.headers_to_remove,
+        [
+            "x-relatch-consumer",
+            "x-relatch-key-id",
+            "x-relatch-key-version",
+            "x-relatch-scopes",
+            "x.relatch_consumer"
+        ]
+    );
+}
+
+#[test]
+fn a_help_page_that_could_break_out_of_the_header_is_left_out() {
+    assert!(is_uri("https://example.com/a?b=c"));
+    for bad in ["https://a>; rel=x", "https://a b", "https://a\r\nx: y"] {
+        assert!(!is_uri(bad), "{bad:?} was accepted");
+    }
+}

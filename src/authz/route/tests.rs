@@ -1,0 +1,211 @@
+//! Which rule holds for a request, however it is spelled.
+
+use super::*;
+use crate::authz::{
+    settings::SettingsParts,
+    testing::{Message, parts},
+};
+
+fn rule(host: Option<&str>, path: &str, keyring: &str, scopes: &str) -> RouteRule {
+    RouteRule {
+        host: host.map(|host| host.parse().expect("a host")),
+        path_prefix: path.parse().expect("a path"),
+        keyring: keyring.parse().expect("a name"),
+        scopes: Scopes::parse(scopes).expect("scopes"),
+        auth: Auth::Required,
+    }
+}
+
+fn settings() -> Settings {
+    let public = RouteRule {
+        auth: Auth::Optional,
+        ..rule(None, "/public", "payments", "")
+    };
+    Settings::new(SettingsParts {
+        routes: vec![
+            rule(None, "/", "payments", ""),
+            rule(None, "/admin", "payments", "admin"),
+            rule(None, "/admin/status", "payments", "read"),
+            rule(Some("*.partners.example.com"), "/", "partners", ""),
+            public,
+        ],
+        ..parts()
+    })
+    .expect("valid settings")
+}
+
+fn chosen(settings: &Settings, message: &Message) -> Result<(String, String, Auth), RouteError> {
+    let request = message.joined();
+    let input = CheckInput::new(&request).expect("a request");
+    let route = Route::choose(settings, &input)?;
+    Ok((
+        route.keyring.unwrap_or_default().to_owned(),
+        route.scopes.to_string(),
+        route.auth,
+    ))
+}
+
+fn scopes_of(path: &str) -> Result<String, RouteError> {
+    chosen(&settings(), &Message::get(path.to_owned())).map(|(_, scopes, _)| scopes)
+}
+
+#[test]
+fn extensions_win_over_rules_and_the_default() {
+    let message = Message::get("/admin")
+        .extension("relatch.keyring", "partners")
+        .extension("relatch.scopes", "a b")
+        .extension("relatch.auth", "optional")
+        .extension("other", "\u{1}");
+    let route = chosen(&settings(), &message);
+    assert_eq!(route, Ok(("partners".into(), "a b".into(), Auth::Optional)));
+}
+
+#[test]
+fn a_rule_never_loosens_what_the_route_sets() {
+    let keyring = |path: &'static str| Message::get(path).extension("relatch.keyring", "p");
+    let admin = chosen(&settings(), &keyring("/admin"));
+    assert_eq!(admin, Ok(("p".into(), "admin".into(), Auth::Required)));
+    let public = chosen(&settings(), &keyring("/public"));
+    assert_eq!(public, Ok(("p".into(), String::new(), Auth::Required)));
+}
+
+#[test]
+fn rules_win_over_the_default() {
+    let at = |host: &'static str, path: &'static str| {
+        chosen(&settings(), &Message::get(path).host(host))
+    };
+    let expect = |keyring: &str, scopes: &str, auth| Ok((keyring.into(), scopes.into(), auth));
+    let required = Auth::Required;
+    assert_eq!(at("a", "/x"), expect("payments", "", required));
+    assert_eq!(
+        at("a", "/public?x=/admin"),
+        expect("payments", "", Auth::Optional)
+    );
+    assert_eq!(at("a", "/admin?x"), expect("payments", "admin", required));
+    for host in [
+        "eu.partners.example.com",
+        "EU.Partners.example.com:8443",
+        "eu.partners.example.com.",
+    ] {
+        assert_eq!(
+            at(host, "/admin"),
+            expect("partners", "", required),
+            "{host}"
+        );
+    }
+}
+
+#[test]
+fn without_rules_the_default_demands_a_key() {
+    let settings = Settings::new(parts()).expect("valid settings");
+    let route = chosen(&settings, &Message::get("/a/../%2e%2e//b").host("odd host"));
+    assert_eq!(
+        route,
+        Ok(("payments".into(), String::new(), Auth::Required))
+    );
+}
+
+#[test]
+fn invalid_extensions_are_refused() {
+    for (name, value, error) in [
+        ("relatch.auth", "none", RouteError::InvalidExtension),
+        ("relatch.auth", "", RouteError::InvalidExtension),
+        ("relatch.auth", "Optional", RouteError::InvalidExtension),
+        ("relatch.scopes", "a\"b", RouteError::InvalidExtension),
+        ("relatch.scopes", "a\tb", RouteError::InvalidExtension),
+        ("relatch.scope", "a", RouteError::UnknownExtension),
+    ] {
+        let message = Message::get("/").extension(name, value);
+        assert_eq!(chosen(&settings(), &message), Err(error), "{name}={value}");
+    }
+    let twice = Message::get("/")
+        .extension("relatch.keyring", "a")
+        .extension("relatch.keyring", "a");
+    assert_eq!(
+        chosen(&settings(), &twice),
+        Err(RouteError::RepeatedExtension)
+    );
+}
+
+#[test]
+fn odd_spellings_of_a_path_do_not_dodge_its_rule() {
+    for dodge in [
+        "//admin",
+        "/./admin",
+        "/%61dmin",
+        "/%2561dmin",
+        "/x/../admin",
+        "/x/%2e%2e/admin",
+        "/x/..%2fadmin",
+        "/x/..\\admin",
+        "/x/..;a=b/admin",
+        "/\\admin",
+        "/%5cadmin",
+        "/;/admin",
+        "/admin;x",
+        "/ADMIN",
+        "/admin/../public",
+        "/admin%2fx/../../public",
+        "/admin//status",
+        "/admin/%73tatus",
+        "admin",
+        "/%252525252561dmin",
+    ] {
+        assert_eq!(scopes_of(dodge), Err(RouteError::OddPath), "{dodge}");
+    }
+}
+
+#[test]
+fn odd_spellings_under_one_rule_pass() {
+    for (path, scopes) in [
+        ("/admin/%7euser//x/./y", "admin"),
+        ("/admin/a;b=c/d%2Fe", "admin"),
+        ("/x/100%25", ""),
+        ("/x//y;z", ""),
+        ("*", ""),
+        ("/x%zz", ""),
+    ] {
+        assert_eq!(scopes_of(path), Ok(scopes.to_owned()), "{path}");
+    }
+}
+
+#[test]
+fn odd_hosts_are_refused_where_a_rule_looks_at_hosts() {
+    for host in [
+        "a b", "user@a", "a,b", "a:80:81", "a%2eb", "[::1", "[::1]x", "\u{e4}",
+    ] {
+        let message = Message::get("/").host(host);
+        assert_eq!(
+            chosen(&settings(), &message),
+            Err(RouteError::OddHost),
+            "{host}"
+        );
+    }
+    for host in ["", "[::1]:80", "127.0.0.1:80"] {
+        assert!(chosen(&settings(), &Message::get("/").host(host)).is_ok());
+    }
+}
+
+#[test]
+fn all_required_scopes_must_be_held() {
+    let held = Scopes::parse("read write").expect("scopes");
+    let of_rule = Scopes::parse("admin").expect("scopes");
+    let of_route = |scopes| RequiredScopes {
+        of_route: Some(scopes),
+        of_rule: None,
+    };
+    for (scopes, are_held) in [
+        ("", true),
+        (" write  read ", true),
+        ("read admin", false),
+        ("rea", false),
+    ] {
+        assert_eq!(of_route(scopes).are_held_by(&held), are_held, "{scopes}");
+    }
+    let of_rule = RequiredScopes {
+        of_route: None,
+        of_rule: Some(&of_rule),
+    };
+    assert!(!of_rule.are_held_by(&held));
+    assert!(RequiredScopes::default().are_held_by(&held));
+}
