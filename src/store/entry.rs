@@ -208,6 +208,7 @@ impl fmt::Debug for Entry {
 }
 
 /// A new epoch: never 0, which means none, and within the signed integers of every engine.
+#[expect(clippy::disallowed_methods, reason = "this is the home of epochs")]
 pub(super) fn random_epoch() -> Result<Epoch, getrandom::Error> {
     loop {
         let number = getrandom::u64()? >> 1;

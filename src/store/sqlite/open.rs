@@ -121,13 +121,19 @@ fn make(place: &Place, create: bool) -> Result<(), StoreError> {
             store: place.name(),
         });
     }
-    let suffix = format!(".new-{:016x}", getrandom::u64()?);
+    let suffix = draft_suffix()?;
     let draft = place.beside(&suffix);
     let made = build(&draft, place).and_then(|()| publish(&draft, place));
     for suffix in ["", "-journal", "-wal", "-shm"] {
         remove(&draft, suffix);
     }
     made
+}
+
+/// Of a draft that no other process makes at the same time.
+#[expect(clippy::disallowed_methods, reason = "this is the home of drafts")]
+fn draft_suffix() -> Result<String, getrandom::Error> {
+    Ok(format!(".new-{:016x}", getrandom::u64()?))
 }
 
 /// Builds a whole database at `draft`, so that a half-made one is never found at the path itself.
