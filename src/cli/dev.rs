@@ -1,7 +1,7 @@
 //! `relatch dev`: a control plane, a sidecar and a demo key in one process on this machine.
 
 use std::{
-    fs, io,
+    env, fs, io,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -296,7 +296,7 @@ fn welcome(
     control: &ControlEndpoints,
     key: &DemoKey,
 ) -> zeroize::Zeroizing<String> {
-    let envoy = place.envoy_file.display();
+    let (program, envoy) = (program(), place.envoy_file.display());
     let DemoKey { id, secret } = key;
     let (shown, secret) = match secret {
         Some(secret) => (secret.expose(), "  (shown this once)"),
@@ -320,7 +320,7 @@ relatch is running.
   key            {shown}{secret}
 
 Ask the sidecar as Envoy would:
-  echo {shown} | relatch check --endpoint {ext_authz}
+  echo {shown} | {program} check --endpoint {ext_authz}
 
 Put Envoy in front of something on port 8080, and call it:
   envoy -c {envoy}
@@ -328,8 +328,8 @@ Put Envoy in front of something on port 8080, and call it:
 
 Replace the key with no failed request, then end the old version:
   export RELATCH_ADMIN=http://{admin} RELATCH_TOKEN_FILE={token}
-  relatch rotate start {id} --overlap 1h
-  relatch revoke {id} --version 1 --reason 'trying it out' --wait
+  {program} rotate start {id} --overlap 1h
+  {program} revoke {id} --version 1 --reason 'trying it out' --wait
 
 Ctrl-C stops it; the keys stay in {data_dir}.
 ",
@@ -342,6 +342,14 @@ Ctrl-C stops it; the keys stay in {data_dir}.
         endpoints = place.endpoints_file.display(),
         data_dir = place.data_dir.display(),
     ))
+}
+
+/// This program as it was called, so that the commands above run as they stand, also from a build directory.
+fn program() -> String {
+    env::args_os().next().map_or_else(
+        || "relatch".to_owned(),
+        |program| Path::new(&program).display().to_string(),
+    )
 }
 
 /// Replaces a file as a whole, so that who reads it never finds a part.
