@@ -189,7 +189,7 @@ impl RevocationView {
         let mut summary = self.barrier.sentence(now);
         if let Some(seconds) = self.propagation_seconds {
             let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-            summary = format!("{summary}; the last one after {}", words::seconds(took));
+            summary = format!("{summary}; the last one after {}", words::took(took));
         }
         summary
     }
@@ -265,7 +265,7 @@ mod tests {
         let now = Timestamp::from_millis(0);
         assert_eq!(
             view.summary(true, now),
-            "2 of 2 sidecars have it; the last one after 0.04 s"
+            "2 of 2 sidecars have it; the last one after 38 ms"
         );
         assert!(view.summary(false, now).contains("--wait"));
     }

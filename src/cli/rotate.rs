@@ -236,7 +236,7 @@ impl HandedOverView {
         let mut summary = format!("{sidecars} accepted version {version}");
         if let Some(seconds) = self.propagation_seconds {
             let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-            let _ = write!(summary, " within {}", words::seconds(took));
+            let _ = write!(summary, " within {}", words::took(took));
         }
         if let (Some(old), Some(until)) = (self.old_version, self.old_until) {
             let _ = write!(summary, "; version {old} is accepted until {until}");
@@ -372,7 +372,7 @@ mod tests {
         let event = RotationEvent::from_step(Step::HandedOver(handed_over())).expect("whole");
         assert_eq!(
             event.sentence(Timestamp::from_millis(0)),
-            "2 sidecars accepted version 4 within 0.41 s; version 3 is accepted until 2026-01-01T00:00:00.000Z"
+            "2 sidecars accepted version 4 within 412 ms; version 3 is accepted until 2026-01-01T00:00:00.000Z"
         );
     }
 

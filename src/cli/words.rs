@@ -72,10 +72,15 @@ pub fn age(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// How long something took, in seconds with two digits below one second's tenth: `0.41 s`.
+/// How long something took: `1.4 ms`, `412 ms`, `2.41 s`.
 #[must_use]
-pub fn seconds(duration: Duration) -> String {
-    format!("{:.2} s", duration.as_secs_f64())
+pub fn took(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    match duration.as_millis() {
+        0..10 => format!("{:.1} ms", seconds * 1e3),
+        10..1_000 => format!("{:.0} ms", seconds * 1e3),
+        1_000.. => format!("{seconds:.2} s"),
+    }
 }
 
 /// `1 revision`, `2 revisions`.
@@ -130,6 +135,21 @@ mod tests {
             assert_eq!(age(then, now), text);
         }
         assert_eq!(age(now.saturating_add(Duration::from_secs(9)), now), "0 s");
+    }
+
+    #[test]
+    fn short_times_are_told_in_milliseconds() {
+        for (micros, text) in [
+            (0, "0.0 ms"),
+            (1_440, "1.4 ms"),
+            (9_999, "10.0 ms"),
+            (10_000, "10 ms"),
+            (412_000, "412 ms"),
+            (1_000_000, "1.00 s"),
+            (61_234_000, "61.23 s"),
+        ] {
+            assert_eq!(took(Duration::from_micros(micros)), text);
+        }
     }
 
     #[test]
