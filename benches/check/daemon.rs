@@ -1,0 +1,98 @@
+//! A child process that serves, and tells in a JSON line on standard error where.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use serde_json::Value;
+
+/// A running program. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+    started: Value,
+}
+
+/// A server on a loaded machine starts within a second or two.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Daemon {
+    /// Starts `command` and waits for the line whose message ends with `started`.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be run, ends, or does not say so in time.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {name}"))?;
+        let stderr = child.stderr.take().context("standard error is piped")?;
+        let mut daemon = Self {
+            child,
+            started: Value::Null,
+        };
+        let (found, announcement) = mpsc::channel();
+        // Reads to the end, so that the program never waits for a reader.
+        thread::spawn(move || {
+            let mut last = String::new();
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                match started(&line) {
+                    Some(value) => {
+                        // Nobody waits after the deadline.
+                        let _late = found.send(Ok(value));
+                    }
+                    None => last = line,
+                }
+            }
+            let _late = found.send(Err(last));
+        });
+        daemon.started = announcement
+            .recv_timeout(START_TIMEOUT)
+            .with_context(|| format!("{name} has not started in time"))?
+            .map_err(|last| anyhow!("{name} has ended: {last}"))?;
+        Ok(daemon)
+    }
+
+    /// The address that it told under `name`.
+    ///
+    /// # Errors
+    ///
+    /// When it told none.
+    pub(crate) fn address(&self, name: &str) -> Result<SocketAddr> {
+        let text = self.started[name]
+            .as_str()
+            .with_context(|| format!("no address {name} was told"))?;
+        Ok(text.parse()?)
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+fn started(line: &str) -> Option<Value> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    value["message"]
+        .as_str()
+        .is_some_and(|message| message.ends_with("started"))
+        .then_some(value)
+}

@@ -1,0 +1,149 @@
+//! Load from `h2load`, and what it saw.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::request::FramedRequest;
+
+/// The request, ready to be sent by `h2load`.
+#[derive(Debug)]
+pub(crate) struct Load {
+    body: PathBuf,
+    log: PathBuf,
+}
+
+/// How many requests are under way at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pressure {
+    connections: u32,
+    /// On each connection.
+    streams: u32,
+}
+
+/// From the first byte of a request to the last of its answer, in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Latency {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+}
+
+impl Pressure {
+    /// More than one thread can answer.
+    pub(crate) const SATURATING: Self = Self {
+        connections: 4,
+        streams: 50,
+    };
+    /// A few requests at a time, so that latency is not the length of a queue.
+    pub(crate) const LIGHT: Self = Self {
+        connections: 4,
+        streams: 1,
+    };
+}
+
+impl Load {
+    /// Writes `request` into `directory`.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub(crate) fn prepare(directory: &Path, request: &FramedRequest) -> Result<Self> {
+        let body = directory.join("request.grpc");
+        fs::write(&body, request.as_bytes()).context("cannot write the request")?;
+        Ok(Self {
+            body,
+            log: directory.join("latency.tsv"),
+        })
+    }
+
+    /// Sends `count` requests to `address` and returns the rate, in requests per second.
+    ///
+    /// # Errors
+    ///
+    /// When `h2load` cannot be run, or a request has not succeeded.
+    pub(crate) fn rate(&self, address: SocketAddr, count: u64, pressure: Pressure) -> Result<f64> {
+        let told = run(&mut self.command(address, count, pressure), count)?;
+        told.lines()
+            .find(|line| line.starts_with("finished in "))
+            .and_then(|line| line.split(", ").nth(1))
+            .and_then(|part| part.strip_suffix(" req/s"))
+            .and_then(|rate| rate.parse().ok())
+            .with_context(|| format!("h2load tells no rate:\n{told}"))
+    }
+
+    /// The same, and returns how long requests took.
+    ///
+    /// # Errors
+    ///
+    /// As [`Load::rate`].
+    pub(crate) fn latency(
+        &self,
+        address: SocketAddr,
+        count: u64,
+        pressure: Pressure,
+    ) -> Result<Latency> {
+        // It appends.
+        if self.log.exists() {
+            fs::remove_file(&self.log)?;
+        }
+        let mut command = self.command(address, count, pressure);
+        run(command.arg("--log-file").arg(&self.log), count)?;
+        let mut micros = fs::read_to_string(&self.log)?
+            .lines()
+            .map(|line| {
+                let field = line.rsplit('\t').next().unwrap_or_default();
+                field.parse().context("h2load's log has another form")
+            })
+            .collect::<Result<Vec<f64>>>()?;
+        ensure!(!micros.is_empty(), "h2load has logged no request");
+        micros.sort_unstable_by(f64::total_cmp);
+        Ok(Latency {
+            p50: micros[micros.len() / 2],
+            p99: micros[micros.len() - 1 - micros.len() / 100],
+        })
+    }
+
+    fn command(&self, address: SocketAddr, count: u64, pressure: Pressure) -> Command {
+        let mut command = Command::new("h2load");
+        command
+            .arg("-c")
+            .arg(pressure.connections.to_string())
+            .arg("-m")
+            .arg(pressure.streams.to_string())
+            .arg("-n")
+            .arg(count.to_string())
+            .arg("-d")
+            .arg(&self.body)
+            .args(["-H", "content-type: application/grpc"])
+            .args(["-H", "te: trailers"])
+            .arg(format!(
+                "http://{address}/envoy.service.auth.v3.Authorization/Check"
+            ));
+        command
+    }
+}
+
+/// Runs `h2load` and returns what it printed, once every request has succeeded.
+fn run(command: &mut Command, count: u64) -> Result<String> {
+    let output = command
+        .output()
+        .context("cannot run h2load; it is in the package nghttp2-client")?;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let all_succeeded = told.lines().any(|line| {
+        line.starts_with("requests: ")
+            && line.contains(&format!(
+                " {count} succeeded, 0 failed, 0 errored, 0 timeout"
+            ))
+    });
+    ensure!(
+        output.status.success() && all_succeeded,
+        "not every request has succeeded:\n{told}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(told)
+}

@@ -1,0 +1,52 @@
+//! A page of a daemon's HTTP server, and the samples on it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// A page is made from memory.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The body of `path`.
+///
+/// # Errors
+///
+/// When it is not answered with 200.
+pub(crate) fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("{path} was not answered"))?;
+    let status = head.lines().next().unwrap_or_default();
+    ensure!(status.contains(" 200 "), "{path}: {status}");
+    Ok(body.to_owned())
+}
+
+/// The sum of the samples of `metric` that have `label`.
+///
+/// # Errors
+///
+/// When one is no whole number.
+pub(crate) fn sum(page: &str, metric: &str, label: &str) -> Result<u64> {
+    page.lines()
+        .filter_map(|line| line.strip_prefix(metric)?.strip_prefix('{'))
+        .filter_map(|sample| sample.rsplit_once("} "))
+        .filter(|(labels, _)| labels.split(',').any(|held| held == label))
+        .map(|(_, value)| {
+            value
+                .parse::<u64>()
+                .with_context(|| format!("{metric} is {value:?}"))
+        })
+        .sum()
+}
