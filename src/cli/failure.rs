@@ -152,8 +152,12 @@ impl Failure {
             } else {
                 "  caused by:".to_owned()
             };
-            let message = words::printable(message);
-            let _ = writeln!(report, "{label} {message}");
+            let mut lines = message.lines().map(words::printable);
+            let _ = writeln!(report, "{label} {}", lines.next().unwrap_or_default());
+            // Set in, so that nothing that another party wrote begins a line of the report.
+            for line in lines {
+                let _ = writeln!(report, "       {line}");
+            }
         }
         if let Some(hint) = &self.hint {
             let label = words::label("hint:", words::Colour::Cyan, colour);
@@ -270,5 +274,14 @@ mod tests {
             "error: cannot rotate the key\n  caused by: two\u{fffd}[2J versions\nhint: let one retire\n"
         );
         assert!(failure.report(true).starts_with("\x1b[1;31merror:\x1b[0m "));
+    }
+
+    #[test]
+    fn each_line_of_a_message_is_a_line_that_is_set_in() {
+        let failure = Failure::usage("a.yaml:1:1: one\na.yaml:2:1: two\r\nhint: none");
+        assert_eq!(
+            failure.report(false),
+            "error: a.yaml:1:1: one\n       a.yaml:2:1: two\n       hint: none\n"
+        );
     }
 }
