@@ -6,6 +6,7 @@ pub(crate) mod eventually;
 pub(crate) mod load;
 pub(crate) mod otlp;
 pub(crate) mod process;
+pub(crate) mod relatch;
 pub(crate) mod scripted_authz;
 pub(crate) mod upstream;
 pub(crate) mod wire;

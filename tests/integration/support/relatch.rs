@@ -1,0 +1,363 @@
+//! relatch as its users run it: `dev` in one process, or control plane and sidecars apart.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+};
+
+use rustix::process::Signal;
+use serde::Deserialize;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{
+    client::{Request, Response},
+    envoy::AuthzAddress,
+    eventually::eventually,
+    process::{self, Output, Process},
+};
+
+/// `relatch dev` on ports of its own. Dropping it kills the process and removes its data.
+#[derive(Debug)]
+pub(crate) struct Relatch {
+    /// The running program, for signals and for what it printed.
+    pub(crate) process: Process,
+    operator: Operator,
+    endpoints: Endpoints,
+    key: String,
+    key_id: String,
+    _data: TempDir,
+}
+
+/// `relatch control` on ports of its own. Dropping it kills the process and leaves the data.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// The running program, for signals and for what it printed.
+    pub(crate) process: Process,
+    operator: Operator,
+    discovery: SocketAddr,
+    http: SocketAddr,
+    data: PathBuf,
+}
+
+/// `relatch sidecar` with a file that a test gives. Dropping it kills the process and removes the file.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    /// The running program, for signals and for what it printed.
+    pub(crate) process: Process,
+    ext_authz: AuthzAddress,
+    http: SocketAddr,
+    _config: TempDir,
+}
+
+/// Who calls the command line: the address of the admin API and the file with the first admin token.
+#[derive(Clone, Debug)]
+struct Operator {
+    admin: SocketAddr,
+    token_file: PathBuf,
+}
+
+/// `endpoints.json`
+#[derive(Debug, Deserialize)]
+struct Endpoints {
+    ext_authz: SocketAddr,
+    sidecar_http: SocketAddr,
+    discovery: SocketAddr,
+    admin: SocketAddr,
+    control_http: SocketAddr,
+    admin_token_file: PathBuf,
+}
+
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// The file in a control plane's directory where [`Control`] keeps the admin token that `control init` printed.
+const TOKEN_FILE: &str = "test-admin.token";
+
+impl Relatch {
+    /// Starts it and waits until its sidecar answers checks.
+    pub(crate) async fn dev() -> Self {
+        Self::dev_with(&[]).await
+    }
+
+    /// As [`Self::dev`], with more arguments.
+    pub(crate) async fn dev_with(args: &[&str]) -> Self {
+        let data = tempfile::tempdir().expect("a directory can be made");
+        let mut all = vec!["dev", "--ephemeral-ports", "--data-dir", text(data.path())];
+        all.extend(args);
+        let mut process = Process::relatch(&all);
+        process.wait_for_line("Ctrl-C stops it").await;
+        let json = fs::read(data.path().join("endpoints.json")).expect("endpoints.json is there");
+        let endpoints: Endpoints = serde_json::from_slice(&json).expect("endpoints.json is right");
+        Self {
+            operator: Operator {
+                admin: endpoints.admin,
+                token_file: endpoints.admin_token_file.clone(),
+            },
+            endpoints,
+            key: told(&process, "key"),
+            key_id: told(&process, "key id"),
+            process,
+            _data: data,
+        }
+    }
+
+    /// The demo key; its keyring is `demo`, its consumer `demo-app`.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The id of the demo key.
+    pub(crate) fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// Where Envoy asks.
+    pub(crate) const fn ext_authz(&self) -> SocketAddr {
+        self.endpoints.ext_authz
+    }
+
+    /// The sidecar's metrics, probes and status.
+    pub(crate) const fn sidecar_http(&self) -> SocketAddr {
+        self.endpoints.sidecar_http
+    }
+
+    /// Where more sidecars connect.
+    pub(crate) const fn discovery(&self) -> SocketAddr {
+        self.endpoints.discovery
+    }
+
+    /// The control plane's metrics and probes.
+    pub(crate) const fn control_http(&self) -> SocketAddr {
+        self.endpoints.control_http
+    }
+
+    /// Runs a command of the operator.
+    pub(crate) async fn cli(&self, args: &[&str]) -> Output {
+        self.operator.run(args, "").await
+    }
+
+    /// Runs a command that reads `stdin`.
+    pub(crate) async fn cli_reading(&self, args: &[&str], stdin: &str) -> Output {
+        self.operator.run(args, stdin).await
+    }
+
+    /// Runs a command that must succeed; the last document that it prints.
+    pub(crate) async fn cli_json(&self, args: &[&str]) -> Value {
+        self.cli(args).await.json()
+    }
+}
+
+impl Control {
+    /// Starts it on the data of `dir`, which it makes the first time, and waits until it serves.
+    pub(crate) async fn start(dir: &Path) -> Self {
+        if !dir.join(TOKEN_FILE).exists() {
+            let init = ["control", "init", "--data-dir", text(dir), "-o", "json"];
+            let made = process::relatch(&init, "").await.json();
+            let token = made["admin_token"].as_str().expect("init prints a token");
+            fs::write(dir.join(TOKEN_FILE), token).expect("the test's directory can be written to");
+        }
+        Self::serve(dir, ANY_PORT).await
+    }
+
+    /// Starts it again after its process has ended, on the same data and with the same address for sidecars.
+    pub(crate) async fn restart(&mut self) {
+        self.process.exit().await;
+        *self = Self::serve(&self.data, &self.discovery.to_string()).await;
+    }
+
+    async fn serve(dir: &Path, discovery: &str) -> Self {
+        let mut args = vec!["control", "--data-dir", text(dir), "--discovery", discovery];
+        args.extend(["--admin-listen", ANY_PORT, "--http", ANY_PORT]);
+        let mut process = Process::relatch(&args);
+        let line = process.wait_for_line("control plane started").await;
+        let address = |name| field(&line, name).parse().expect("an address is logged");
+        Self {
+            operator: Operator {
+                admin: address("admin"),
+                token_file: dir.join(TOKEN_FILE),
+            },
+            discovery: address("discovery"),
+            http: address("http"),
+            data: dir.to_owned(),
+            process,
+        }
+    }
+
+    /// Where sidecars connect.
+    pub(crate) const fn discovery(&self) -> SocketAddr {
+        self.discovery
+    }
+
+    /// Metrics and probes.
+    pub(crate) const fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Runs a command of the operator.
+    pub(crate) async fn cli(&self, args: &[&str]) -> Output {
+        self.operator.run(args, "").await
+    }
+
+    /// Runs a command that must succeed; the last document that it prints.
+    pub(crate) async fn cli_json(&self, args: &[&str]) -> Value {
+        self.cli(args).await.json()
+    }
+
+    /// Ends it at once, without a word to anyone.
+    pub(crate) async fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.exit().await;
+    }
+}
+
+impl Sidecar {
+    /// Starts it with the file `yaml`, whose log level is `info` or more, and waits until it listens. It may have no
+    /// keyring yet: see [`Self::until_ready`].
+    pub(crate) async fn start(yaml: &str) -> Self {
+        let config = tempfile::tempdir().expect("a directory can be made");
+        let file = config.path().join("sidecar.yaml");
+        fs::write(&file, yaml).expect("the test's directory can be written to");
+        let mut process = Process::relatch(&["sidecar", "--config", text(&file)]);
+        let line = process.wait_for_line("sidecar started").await;
+        let ext_authz = field(&line, "ext_authz");
+        let ext_authz = match ext_authz.strip_prefix("unix://") {
+            Some(path) => AuthzAddress::Unix(path.into()),
+            None => AuthzAddress::Tcp(ext_authz.parse().expect("an address is logged")),
+        };
+        let http = field(&line, "http").parse().expect("an address is logged");
+        Self {
+            process,
+            ext_authz,
+            http,
+            _config: config,
+        }
+    }
+
+    /// Waits until it says that it is ready.
+    pub(crate) async fn until_ready(self) -> Self {
+        eventually("the sidecar is ready", async || {
+            (self.get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        self
+    }
+
+    /// Where Envoy asks.
+    pub(crate) fn ext_authz(&self) -> AuthzAddress {
+        self.ext_authz.clone()
+    }
+
+    /// Metrics, probes and status.
+    pub(crate) const fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// An answer of its HTTP interface.
+    pub(crate) async fn get(&self, target: &str) -> Response {
+        Request::get(target).send(self.http).await
+    }
+
+    /// Tells it to stop and waits for its end.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.process.signal(Signal::TERM);
+        self.process.exit().await
+    }
+}
+
+impl Operator {
+    async fn run(&self, args: &[&str], stdin: &str) -> Output {
+        let admin = format!("http://{}", self.admin);
+        let connection = ["--admin", &admin, "--token-file", text(&self.token_file)];
+        let all = [&connection, args, &["-o", "json"]].concat();
+        process::relatch(&all, stdin).await
+    }
+}
+
+impl Output {
+    /// The last document that a command which must have succeeded has printed.
+    pub(crate) fn json(&self) -> Value {
+        assert!(self.status.success(), "{}: {}", self.status, self.stderr);
+        let last = self.stdout.lines().next_back().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error} in {last}"))
+    }
+}
+
+/// The part of a sidecar's file that every test needs: who it is, ports of its own, and the keyrings that it takes from
+/// the control plane at `discovery`. The first one is the default.
+pub(crate) fn sidecar_yaml(node: &str, discovery: SocketAddr, keyrings: &[&str]) -> String {
+    let default = keyrings.first().expect("a sidecar holds a keyring");
+    let names: Vec<String> = keyrings
+        .iter()
+        .map(|k| format!("{{ name: {k} }}"))
+        .collect();
+    format!(
+        "node: {{ id: {node} }}\n\
+         listen: {ANY_PORT}\n\
+         http: {ANY_PORT}\n\
+         control: {{ endpoints: [\"http://{discovery}\"] }}\n\
+         keyrings: [{}]\n\
+         default_keyring: {default}\n",
+        names.join(", ")
+    )
+}
+
+/// What `relatch dev` printed behind `title`.
+fn told(process: &Process, title: &str) -> String {
+    let lines = process.lines();
+    let values = lines.iter().filter_map(|line| {
+        let rest = line.strip_prefix("  ")?.strip_prefix(title)?;
+        rest.strip_prefix("  ")?.split_whitespace().next()
+    });
+    let value = values.last().map(str::to_owned);
+    value.unwrap_or_else(|| panic!("{title:?} is not in {lines:?}"))
+}
+
+/// The value of a field of a log line, which is text or JSON.
+fn field(line: &str, name: &str) -> String {
+    let value = match serde_json::from_str::<Value>(line) {
+        Ok(json) => json[name].as_str().map(str::to_owned),
+        Err(_) => line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+            .map(str::to_owned),
+    };
+    value.unwrap_or_else(|| panic!("no {name} in {line}"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the path of a test is text")
+}
+
+#[tokio::test]
+async fn its_parts_run_together_and_apart() {
+    let relatch = Relatch::dev().await;
+    let key = relatch.cli_json(&["key", "show", relatch.key_id()]).await;
+    assert_eq!(
+        (&key["keyring"], &key["consumer"]),
+        (&"demo".into(), &"demo-app".into())
+    );
+    assert!(relatch.key().contains(relatch.key_id()));
+
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let mut control = Control::start(dir.path()).await;
+    let yaml = sidecar_yaml("edge-1", control.discovery(), &["payments"]);
+    let mut sidecar = Sidecar::start(&yaml).await;
+    let create = [
+        "key",
+        "create",
+        "--keyring",
+        "payments",
+        "--consumer",
+        "acme",
+        "--create-missing",
+    ];
+    control.cli_json(&create).await;
+    sidecar = sidecar.until_ready().await;
+    control.kill().await;
+    control.restart().await;
+    let keys = control.cli_json(&["key", "list"]).await;
+    assert_eq!(keys[0]["consumer"], "acme");
+    assert!(sidecar.stop().await.success());
+}
