@@ -105,6 +105,19 @@ fn a_header_that_comes_twice_is_ambiguous_in_both_encodings() {
 }
 
 #[test]
+fn joined_lines_with_a_scheme_are_ambiguous_even_where_headers_stand_apart() {
+    for value in [
+        "Basic SzpL,Bearer K",
+        "Bearer K,Basic SzpL",
+        "Bearer K,Bearer L",
+        "Bearer K,",
+    ] {
+        let message = Message::get("/").header("authorization", value);
+        assert_all(&message, &Err(CredentialError::Ambiguous));
+    }
+}
+
+#[test]
 fn what_is_not_printable_is_malformed_even_beside_another() {
     for message in [
         Message::get("/").header("x-api-key", "K\0"),

@@ -58,6 +58,23 @@ async fn with_raw_headers_each_line_stands_apart_and_the_map_is_empty() {
 }
 
 #[tokio::test]
+async fn the_lines_of_authorization_are_joined_even_when_raw() {
+    with_each_envoy(async |version| {
+        let mesh = Mesh::start_with(version, EnvoyOptions::raw_headers, allow).await;
+        let request = Request::get("/")
+            .header("authorization", "Basic dTpw")
+            .header("authorization", "Bearer K");
+        mesh.send(request.clone()).await;
+        mesh.send_http2(request).await;
+        for call in mesh.authz.calls() {
+            let line: &[u8] = b"Basic dTpw,Bearer K";
+            assert_eq!(call.raw_header("authorization"), [line]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn cookie_lines_of_http_1_are_joined_with_a_comma_and_stand_apart_when_raw() {
     with_each_envoy(async |version| {
         let request = || {
