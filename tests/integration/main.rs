@@ -3,6 +3,7 @@
 //! `scripts/test.sh` fetches the Envoys that they run; `support/` holds one file for each thing that a test stands up.
 
 mod architecture;
+mod checks;
 mod envoy_facts;
 mod store_contract;
 mod store_sqlite;

@@ -22,12 +22,11 @@ use super::{
 /// `relatch dev` on ports of its own. Dropping it kills the process and removes its data.
 #[derive(Debug)]
 pub(crate) struct Relatch {
-    /// The running program, for signals and for what it printed.
-    pub(crate) process: Process,
     operator: Operator,
     endpoints: Endpoints,
     key: String,
     key_id: String,
+    _process: Process,
     _data: TempDir,
 }
 
@@ -64,7 +63,6 @@ struct Operator {
 struct Endpoints {
     ext_authz: SocketAddr,
     sidecar_http: SocketAddr,
-    discovery: SocketAddr,
     admin: SocketAddr,
     control_http: SocketAddr,
     admin_token_file: PathBuf,
@@ -78,15 +76,9 @@ const TOKEN_FILE: &str = "test-admin.token";
 impl Relatch {
     /// Starts it and waits until its sidecar answers checks.
     pub(crate) async fn dev() -> Self {
-        Self::dev_with(&[]).await
-    }
-
-    /// As [`Self::dev`], with more arguments.
-    pub(crate) async fn dev_with(args: &[&str]) -> Self {
         let data = tempfile::tempdir().expect("a directory can be made");
-        let mut all = vec!["dev", "--ephemeral-ports", "--data-dir", text(data.path())];
-        all.extend(args);
-        let mut process = Process::relatch(&all);
+        let args = ["dev", "--ephemeral-ports", "--data-dir", text(data.path())];
+        let mut process = Process::relatch(&args);
         process.wait_for_line("Ctrl-C stops it").await;
         let json = fs::read(data.path().join("endpoints.json")).expect("endpoints.json is there");
         let endpoints: Endpoints = serde_json::from_slice(&json).expect("endpoints.json is right");
@@ -98,7 +90,7 @@ impl Relatch {
             endpoints,
             key: told(&process, "key"),
             key_id: told(&process, "key id"),
-            process,
+            _process: process,
             _data: data,
         }
     }
@@ -121,11 +113,6 @@ impl Relatch {
     /// The sidecar's metrics, probes and status.
     pub(crate) const fn sidecar_http(&self) -> SocketAddr {
         self.endpoints.sidecar_http
-    }
-
-    /// Where more sidecars connect.
-    pub(crate) const fn discovery(&self) -> SocketAddr {
-        self.endpoints.discovery
     }
 
     /// The control plane's metrics and probes.
@@ -205,6 +192,11 @@ impl Control {
         self.cli(args).await.json()
     }
 
+    /// Runs a command that reads `stdin`.
+    pub(crate) async fn cli_reading(&self, args: &[&str], stdin: &str) -> Output {
+        self.operator.run(args, stdin).await
+    }
+
     /// Ends it at once, without a word to anyone.
     pub(crate) async fn kill(&mut self) {
         self.process.signal(Signal::KILL);
@@ -256,7 +248,7 @@ impl Sidecar {
 
     /// An answer of its HTTP interface.
     pub(crate) async fn get(&self, target: &str) -> Response {
-        Request::get(target).send(self.http).await
+        Request::get(target).send(self.http()).await
     }
 
     /// Tells it to stop and waits for its end.
@@ -306,11 +298,11 @@ pub(crate) fn sidecar_yaml(node: &str, discovery: SocketAddr, keyrings: &[&str])
 /// What `relatch dev` printed behind `title`.
 fn told(process: &Process, title: &str) -> String {
     let lines = process.lines();
-    let values = lines.iter().filter_map(|line| {
+    let value = lines.iter().find_map(|line| {
         let rest = line.strip_prefix("  ")?.strip_prefix(title)?;
-        rest.strip_prefix("  ")?.split_whitespace().next()
+        let value = rest.strip_prefix("  ")?.split_whitespace().next()?;
+        Some(value.to_owned())
     });
-    let value = values.last().map(str::to_owned);
     value.unwrap_or_else(|| panic!("{title:?} is not in {lines:?}"))
 }
 
