@@ -5,6 +5,7 @@
 mod architecture;
 mod checks;
 mod envoy_facts;
+mod lifecycle;
 mod store_contract;
 mod store_sqlite;
 mod support;

@@ -145,19 +145,25 @@ impl Control {
             let token = made["admin_token"].as_str().expect("init prints a token");
             fs::write(dir.join(TOKEN_FILE), token).expect("the test's directory can be written to");
         }
-        Self::serve(dir, ANY_PORT).await
+        Self::serve(dir, ANY_PORT, &[]).await
     }
 
     /// Starts it again after its process has ended, on the same data and with the same address for sidecars.
     pub(crate) async fn restart(&mut self) {
-        self.process.exit().await;
-        *self = Self::serve(&self.data, &self.discovery.to_string()).await;
+        self.restart_with(&[]).await;
     }
 
-    async fn serve(dir: &Path, discovery: &str) -> Self {
-        let mut args = vec!["control", "--data-dir", text(dir), "--discovery", discovery];
-        args.extend(["--admin-listen", ANY_PORT, "--http", ANY_PORT]);
-        let mut process = Process::relatch(&args);
+    /// As [`Self::restart`], with more arguments.
+    pub(crate) async fn restart_with(&mut self, args: &[&str]) {
+        self.process.exit().await;
+        *self = Self::serve(&self.data, &self.discovery.to_string(), args).await;
+    }
+
+    async fn serve(dir: &Path, discovery: &str, args: &[&str]) -> Self {
+        let mut all = vec!["control", "--data-dir", text(dir), "--discovery", discovery];
+        all.extend(["--admin-listen", ANY_PORT, "--http", ANY_PORT]);
+        all.extend(args);
+        let mut process = Process::relatch(&all);
         let line = process.wait_for_line("control plane started").await;
         let address = |name| field(&line, name).parse().expect("an address is logged");
         Self {
@@ -195,6 +201,30 @@ impl Control {
     /// Runs a command that reads `stdin`.
     pub(crate) async fn cli_reading(&self, args: &[&str], stdin: &str) -> Output {
         self.operator.run(args, stdin).await
+    }
+
+    /// Runs a command of whoever holds the token in `token_file`.
+    pub(crate) async fn cli_as(&self, token_file: &Path, args: &[&str]) -> Output {
+        let operator = Operator {
+            token_file: token_file.to_owned(),
+            ..self.operator.clone()
+        };
+        operator.run(args, "").await
+    }
+
+    /// Starts a command of the operator without waiting for its end.
+    pub(crate) fn cli_started(&self, args: &[&str]) -> Process {
+        self.operator.start(args)
+    }
+
+    /// The admin API.
+    pub(crate) const fn admin(&self) -> SocketAddr {
+        self.operator.admin
+    }
+
+    /// The file with the first admin token.
+    pub(crate) fn token_file(&self) -> &Path {
+        &self.operator.token_file
     }
 
     /// Ends it at once, without a word to anyone.
@@ -260,10 +290,22 @@ impl Sidecar {
 
 impl Operator {
     async fn run(&self, args: &[&str], stdin: &str) -> Output {
+        let all = self.command(args);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        process::relatch(&all, stdin).await
+    }
+
+    fn start(&self, args: &[&str]) -> Process {
+        let all = self.command(args);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        Process::relatch(&all)
+    }
+
+    fn command(&self, args: &[&str]) -> Vec<String> {
         let admin = format!("http://{}", self.admin);
         let connection = ["--admin", &admin, "--token-file", text(&self.token_file)];
         let all = [&connection, args, &["-o", "json"]].concat();
-        process::relatch(&all, stdin).await
+        all.into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -318,7 +360,8 @@ fn field(line: &str, name: &str) -> String {
     value.unwrap_or_else(|| panic!("no {name} in {line}"))
 }
 
-fn text(path: &Path) -> &str {
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("the path of a test is text")
 }
 

@@ -1,0 +1,278 @@
+//! A control plane and its sidecars as processes of their own, and the command line that works with them.
+
+use std::path::{Path, PathBuf};
+
+use envoy_types::pb::{
+    envoy::service::auth::v3::{
+        AttributeContext, CheckRequest, CheckResponse,
+        attribute_context::{HttpRequest, Request as AttributesRequest},
+        authorization_client::AuthorizationClient,
+    },
+    google::protobuf::value::Kind,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+use crate::support::{
+    envoy::AuthzAddress,
+    eventually::eventually,
+    process::Output,
+    relatch::{self, sidecar_yaml},
+};
+
+/// The keyring of every test here.
+pub(super) const KEYRING: &str = "payments";
+pub(super) const CONSUMER: &str = "acme";
+
+/// A control plane with a data directory of its own.
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) plane: relatch::Control,
+    data: TempDir,
+}
+
+/// A sidecar of [`KEYRING`], and a client that asks it as Envoy does.
+#[derive(Debug)]
+pub(super) struct Sidecar {
+    pub(super) daemon: relatch::Sidecar,
+    checks: AuthorizationClient<Channel>,
+}
+
+/// A key as its maker was told of it.
+#[derive(Clone, Debug)]
+pub(super) struct IssuedKey {
+    pub(super) id: String,
+    pub(super) secret: String,
+    pub(super) version: u64,
+    pub(super) revision: u64,
+}
+
+/// What a sidecar decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) allowed: bool,
+    pub(super) reason: String,
+    /// Of the key that was recognised.
+    pub(super) version: Option<u64>,
+}
+
+impl Control {
+    pub(super) async fn start() -> Self {
+        let data = tempfile::tempdir().expect("a directory can be made");
+        let plane = relatch::Control::start(data.path()).await;
+        Self { plane, data }
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// Runs a command of its first administrator.
+    pub(super) async fn run(&self, args: &[&str]) -> Output {
+        self.plane.cli(args).await
+    }
+
+    /// The last line of JSON of a command that has to succeed.
+    pub(super) async fn json(&self, args: &[&str]) -> Value {
+        self.plane.cli_json(args).await
+    }
+
+    /// Makes a key of [`KEYRING`], and what it needs.
+    pub(super) async fn create_key(&self) -> IssuedKey {
+        let args = [
+            "key",
+            "create",
+            "--keyring",
+            KEYRING,
+            "--consumer",
+            CONSUMER,
+        ];
+        let json = self
+            .json(&[&args[..], &["--create-missing"]].concat())
+            .await;
+        IssuedKey::from_json(&json)
+    }
+
+    pub(super) async fn show_key(&self, id: &str) -> Value {
+        self.json(&["key", "show", id]).await
+    }
+
+    /// The nodes of the sidecars that are live.
+    pub(super) async fn fleet(&self) -> Vec<String> {
+        let fleet = self.json(&["fleet"]).await;
+        let sidecars = fleet.as_array().expect("a list of sidecars");
+        let node = |sidecar: &Value| sidecar["node"].as_str().map(str::to_owned);
+        sidecars.iter().filter_map(node).collect()
+    }
+
+    /// Makes an admin token and the file that holds it.
+    pub(super) async fn create_token(&self, role: &str, args: &[&str]) -> (String, PathBuf) {
+        let create = ["token", "create", "--role", role, "--name", role];
+        let made = self.json(&[&create[..], args].concat()).await;
+        let text = |name: &str| made[name].as_str().expect("a token is shown").to_owned();
+        let id = text("id");
+        let path = self.data_dir().join(format!("{id}.token"));
+        std::fs::write(&path, text("secret")).expect("the test's directory can be written to");
+        (id, path)
+    }
+}
+
+impl Sidecar {
+    /// Starts a sidecar and waits until it has its keyring.
+    pub(super) async fn start(control: &Control, node: &str) -> Self {
+        let sidecar = Self::start_unready(control, node).await;
+        sidecar.ready().await;
+        sidecar
+    }
+
+    /// Starts a sidecar that may not have its keyring yet.
+    pub(super) async fn start_unready(control: &Control, node: &str) -> Self {
+        Self::with_config(&sidecar_yaml(node, control.plane.discovery(), &[KEYRING])).await
+    }
+
+    /// Starts a sidecar with the file `yaml`.
+    pub(super) async fn with_config(yaml: &str) -> Self {
+        let daemon = relatch::Sidecar::start(yaml).await;
+        let uri = match daemon.ext_authz() {
+            AuthzAddress::Tcp(address) => format!("http://{address}"),
+            AuthzAddress::Unix(path) => format!("unix://{}", path.display()),
+        };
+        let channel = Channel::from_shared(uri).expect("it listens on an address");
+        Self {
+            daemon,
+            checks: AuthorizationClient::new(channel.connect_lazy()),
+        }
+    }
+
+    pub(super) async fn ready(&self) {
+        eventually("the sidecar is ready", async || {
+            self.is_ready().await.then_some(())
+        })
+        .await;
+    }
+
+    pub(super) async fn is_ready(&self) -> bool {
+        self.daemon.get("/readyz").await.status == 200
+    }
+
+    /// What `/status` tells of [`KEYRING`].
+    pub(super) async fn keyring(&self) -> Value {
+        let status: Value = self.daemon.get("/status").await.json();
+        let keyrings = status["keyrings"].as_array().expect("a list of keyrings");
+        let found = keyrings.iter().find(|keyring| keyring["name"] == KEYRING);
+        found.expect("it holds the keyring").clone()
+    }
+
+    /// Waits until it has applied `revision` or a later one.
+    pub(super) async fn reaches(&self, revision: u64) {
+        eventually("the sidecar reaches the revision", async || {
+            (self.keyring().await["revision"].as_u64()? >= revision).then_some(())
+        })
+        .await;
+    }
+
+    /// What it decides on a request with `key`.
+    pub(super) async fn check(&self, key: &str) -> Verdict {
+        let response = self.checks.clone().check(check_request(key)).await;
+        Verdict::from(response.expect("a sidecar answers").into_inner())
+    }
+
+    /// How many lines it has logged that hold `part`.
+    pub(super) fn logged(&self, part: &str) -> usize {
+        let lines = self.daemon.process.lines();
+        lines.iter().filter(|line| line.contains(part)).count()
+    }
+}
+
+impl IssuedKey {
+    /// From the JSON of `key create` or of a finished `rotate start`.
+    pub(super) fn from_json(json: &Value) -> Self {
+        let text = |name: &str| json[name].as_str().map(str::to_owned);
+        let parse = || {
+            Some(Self {
+                id: text("key_id")?,
+                secret: text("secret")?,
+                version: json["version"].as_u64()?,
+                revision: json["revision"].as_u64()?,
+            })
+        };
+        parse().unwrap_or_else(|| panic!("no issued key: {json}"))
+    }
+}
+
+impl Verdict {
+    pub(super) fn allowed(version: u64) -> Self {
+        Self {
+            allowed: true,
+            reason: "ok".to_owned(),
+            version: Some(version),
+        }
+    }
+
+    /// Denied, and the key was recognised.
+    pub(super) fn denied(reason: &str, version: u64) -> Self {
+        Self {
+            allowed: false,
+            reason: reason.to_owned(),
+            version: Some(version),
+        }
+    }
+}
+
+impl From<CheckResponse> for Verdict {
+    fn from(response: CheckResponse) -> Self {
+        let metadata = response.dynamic_metadata.unwrap_or_default().fields;
+        let field = |name: &str| metadata.get(name).and_then(|value| value.kind.clone());
+        Self {
+            allowed: response.status.is_some_and(|status| status.code == 0),
+            reason: match field("reason") {
+                Some(Kind::StringValue(reason)) => reason,
+                other => panic!("no reason: {other:?}"),
+            },
+            version: match field("key_version") {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "versions are small whole numbers"
+                )]
+                Some(Kind::NumberValue(version)) => Some(version as u64),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// The last line of a command that may have failed.
+pub(super) fn last_line(output: &Output) -> Value {
+    let line = output.stdout.lines().next_back().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {}", output.stdout))
+}
+
+/// A request with `key` in `x-api-key`, as Envoy asks.
+pub(super) fn check_request(key: &str) -> CheckRequest {
+    let headers = [
+        (":authority", "api.example"),
+        (":method", "GET"),
+        (":path", "/"),
+        ("x-api-key", key),
+    ];
+    let http = HttpRequest {
+        method: "GET".to_owned(),
+        path: "/".to_owned(),
+        host: "api.example".to_owned(),
+        headers: headers
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        ..HttpRequest::default()
+    };
+    CheckRequest {
+        attributes: Some(AttributeContext {
+            request: Some(AttributesRequest {
+                http: Some(http),
+                ..AttributesRequest::default()
+            }),
+            ..AttributeContext::default()
+        }),
+    }
+}
