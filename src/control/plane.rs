@@ -9,6 +9,7 @@ use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{
     admin::AdminApi,
@@ -100,6 +101,8 @@ const MAX_STREAMS: u32 = 100;
 const MAX_HEADERS: u32 = 16 << 10;
 /// Resets that a caller may cause before its connection is closed. Nobody cancels calls here in numbers.
 const MAX_RESETS: usize = 100;
+/// What is asked for by those who look at the admin port's health, and described by its reflection.
+const ADMIN_SERVICE: &str = "relatch.admin.v1.Admin";
 /// Who makes the first token.
 const INIT_ACTOR: &str = "relatch control init";
 
@@ -178,7 +181,7 @@ impl ControlPlane {
             calls.clone(),
         );
         let discovery = Routes::new(discovery.into_service());
-        let admin = admin_routes(admin).await?;
+        let (admin, health) = admin_routes(admin).await?;
 
         let mut registry = Registry::default();
         let process = ProcessCollector::new().map_err(PlaneError::Process)?;
@@ -202,6 +205,7 @@ impl ControlPlane {
         let stop = shutdown.token();
         shutdown.spawn("calls", async move {
             stop.cancelled().await;
+            end_watches(health).await;
             calls.close();
             calls.wait().await;
         });
@@ -209,22 +213,30 @@ impl ControlPlane {
     }
 }
 
-async fn admin_routes(admin: AdminApi) -> Result<Routes, PlaneError> {
+async fn admin_routes(admin: AdminApi) -> Result<(Routes, HealthReporter), PlaneError> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .with_service_name("relatch.admin.v1.Admin")
+        .with_service_name(ADMIN_SERVICE)
         .build_v1()?;
     let admin = admin.into_service();
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter
-        .set_service_status(
-            "relatch.admin.v1.Admin",
-            tonic_health::ServingStatus::Serving,
-        )
+        .set_service_status(ADMIN_SERVICE, ServingStatus::Serving)
         .await;
-    Ok(Routes::new(admin)
+    let routes = Routes::new(admin)
         .add_service(health)
-        .add_service(reflection))
+        .add_service(reflection);
+    Ok((routes, reporter))
+}
+
+/// Reports for the last time, and ends the streams of those who watch: they would hold the drain up.
+async fn end_watches(mut health: HealthReporter) {
+    for service in ["", ADMIN_SERVICE] {
+        let status = ServingStatus::NotServing;
+        health.set_service_status(service, status).await;
+        health.clear_service_status(service).await;
+        health.set_service_status(service, status).await;
+    }
 }
 
 /// Serves `routes` on `address` until the shutdown, and returns the bound address.

@@ -95,7 +95,7 @@ impl Monitor {
     pub async fn run(
         self,
         mut guards: BTreeMap<KeyringName, ReadinessGuard>,
-        health: HealthReporter,
+        mut health: HealthReporter,
         metrics: SidecarMetrics,
         shutdown: CancellationToken,
     ) {
@@ -128,7 +128,7 @@ impl Monitor {
             }
         }
         let _stopping = self.readiness.block("the sidecar stops");
-        report(&health, false).await;
+        end_watches(&mut health).await;
     }
 
     /// Blocks readiness for every keyring, to begin with.
@@ -260,6 +260,15 @@ async fn report(health: &HealthReporter, ready: bool) {
     };
     health.set_service_status("", status).await;
     health.set_service_status(SERVICE, status).await;
+}
+
+/// Reports for the last time, and ends the streams of those who watch: they would hold the drain up.
+async fn end_watches(health: &mut HealthReporter) {
+    report(health, false).await;
+    for service in ["", SERVICE] {
+        health.clear_service_status(service).await;
+    }
+    report(health, false).await;
 }
 
 fn blocker(keyring: &KeyringName) -> String {
