@@ -12,7 +12,7 @@ use envoy_types::pb::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::support::{
     envoy::AuthzAddress,
@@ -138,10 +138,10 @@ impl Sidecar {
             AuthzAddress::Tcp(address) => format!("http://{address}"),
             AuthzAddress::Unix(path) => format!("unix://{}", path.display()),
         };
-        let channel = Channel::from_shared(uri).expect("it listens on an address");
+        let endpoint = Endpoint::from_shared(uri).expect("it listens on an address");
         Self {
             daemon,
-            checks: AuthorizationClient::new(channel.connect_lazy()),
+            checks: AuthorizationClient::new(endpoint.connect_lazy()),
         }
     }
 
