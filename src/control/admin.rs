@@ -16,7 +16,7 @@ mod wire;
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -46,15 +46,16 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static
 const MAX_MESSAGE: usize = 64 << 10;
 
 impl AdminApi {
-    /// An API over a catalog and its fleet. Rotations run as `tasks`.
+    /// An API over a catalog and its fleet. Rotations run as `tasks`, and wait for sidecars no longer after `stop`.
     #[must_use]
     pub fn new(
         catalog: Arc<Catalog>,
         fleet: Arc<Fleet>,
         tokens: Arc<Tokens>,
         tasks: TaskTracker,
+        stop: CancellationToken,
     ) -> Self {
-        let rotations = Rotations::new(Arc::clone(&catalog), Arc::clone(&fleet));
+        let rotations = Rotations::new(Arc::clone(&catalog), Arc::clone(&fleet), stop);
         Self {
             catalog,
             fleet,

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     catalog::Catalog,
@@ -21,6 +22,7 @@ use crate::key::{
 pub struct Rotations {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
+    stop: CancellationToken,
 }
 
 /// How a rotation is to go.
@@ -97,6 +99,9 @@ pub enum RotationError {
     /// The caller went away before the hand-over; the version was withdrawn.
     #[error("the caller went away before the hand-over; the new version was withdrawn")]
     Abandoned,
+    /// The control plane stops. A rotation was withdrawn and nothing handed out; a revocation stands.
+    #[error("the control plane stops and waits for sidecars no longer")]
+    Stopping,
 }
 
 /// Beyond the caller's own timeout, until a staged version that nobody withdrew is withdrawn by itself.
@@ -107,15 +112,20 @@ const LEASE_CHECK: Duration = Duration::from_millis(500);
 const MAX_NAMED: usize = 10;
 
 impl Rotations {
-    /// Rotates the catalog's keys and waits for the fleet.
+    /// Rotates the catalog's keys and waits for the fleet until `stop`.
     #[must_use]
-    pub const fn new(catalog: Arc<Catalog>, fleet: Arc<Fleet>) -> Self {
-        Self { catalog, fleet }
+    pub const fn new(catalog: Arc<Catalog>, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
+        Self {
+            catalog,
+            fleet,
+            stop,
+        }
     }
 
     /// Stages a version, waits until every live sidecar accepts it, and hands it over.
     ///
-    /// When the receiver of `progress` is dropped before the hand-over, or the wait times out, the version is withdrawn.
+    /// When the receiver of `progress` is dropped before the hand-over, the wait times out or the control plane stops, the
+    /// version is withdrawn.
     /// To be run in a task of its own: dropping the future leaves the withdrawal to the reconciler.
     ///
     /// # Errors
@@ -244,7 +254,7 @@ impl Rotations {
     ///
     /// # Errors
     ///
-    /// When that takes longer than `timeout`, or the receiver of `progress` is dropped.
+    /// When that takes longer than `timeout`, the receiver of `progress` is dropped, or the control plane stops.
     pub async fn wait(
         &self,
         served: &ServedKeyring,
@@ -272,6 +282,7 @@ impl Rotations {
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(LEASE_CHECK) => {}
                 () = progress.closed() => return Err(RotationError::Abandoned),
+                () = self.stop.cancelled() => return Err(RotationError::Stopping),
                 () = &mut deadline => return Err(RotationError::TimedOut { barrier, timeout }),
             }
         }

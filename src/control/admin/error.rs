@@ -56,5 +56,6 @@ pub(super) fn rotation(error: RotationError) -> Status {
         RotationError::Commit(error) => commit(error),
         RotationError::TimedOut { .. } => Status::deadline_exceeded(error.to_string()),
         RotationError::Abandoned => Status::cancelled(error.to_string()),
+        RotationError::Stopping => Status::unavailable(error.to_string()),
     }
 }
