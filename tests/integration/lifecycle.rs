@@ -1,13 +1,13 @@
 //! The control path with the real binary: how keys come, change and go, and what outlives which process.
 
 mod admin_port;
-//command_line
+mod command_line;
 mod deployment;
-//dev
+mod dev;
 mod outage;
 mod revocation;
 mod roles;
 mod rotation;
 mod shutdown;
-//store
+mod store;
 mod writers;

@@ -50,7 +50,7 @@ struct Probe {
 }
 
 /// Long enough for a few hundred requests of each phase on a loaded machine, short enough to wait for its end.
-const OVERLAP: &str = "4s";
+const OVERLAP: &str = "6s";
 /// How long checks are watched around a deadline.
 const AROUND: Duration = Duration::from_millis(300);
 
@@ -113,7 +113,7 @@ async fn the_old_version_is_accepted_until_its_deadline_and_not_a_moment_longer(
         Sidecar::start(&control, "edge-2").await,
     ];
     let done = control
-        .json(&["rotate", "start", &old.id, "--overlap", "2s"])
+        .json(&["rotate", "start", &old.id, "--overlap", "3s"])
         .await;
     let new = IssuedKey::from_json(&done);
     for sidecar in &sidecars {

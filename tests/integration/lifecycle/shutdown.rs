@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -33,8 +34,8 @@ struct HalfSent {
     answer: ResponseFuture,
 }
 
-/// A daemon cuts its tasks off after ten seconds; one with nothing to wait for takes no part of that.
-const PROMPT: Duration = Duration::from_secs(5);
+/// Below the ten seconds after which a daemon cuts off what has not ended, and far above what an orderly end takes.
+const PROMPT: Duration = Duration::from_secs(8);
 /// Checks under way at once: fewer than the streams of a connection, more than one read brings.
 const UNDER_WAY: usize = 50;
 
@@ -150,8 +151,7 @@ async fn whoever_watches_the_health_of_a_sidecar_is_told_and_does_not_hold_it_up
     let AuthzAddress::Tcp(address) = sidecar.daemon.ext_authz() else {
         panic!("it listens on TCP");
     };
-    let channel = Channel::from_shared(format!("http://{address}")).expect("an address");
-    let mut health = HealthClient::new(channel.connect().await.expect("it listens"));
+    let mut health = HealthClient::new(channel(address).await);
     let request = HealthCheckRequest {
         service: "envoy.service.auth.v3.Authorization".to_owned(),
     };
@@ -172,17 +172,34 @@ async fn whoever_watches_the_health_of_a_sidecar_is_told_and_does_not_hold_it_up
 }
 
 #[tokio::test]
-async fn a_control_plane_that_is_told_to_stop_ends_in_order() {
+async fn a_control_plane_that_is_told_to_stop_hands_nothing_over_and_ends_in_order() {
     let mut control = Control::start().await;
     let key = control.create_key().await;
     let sidecar = Sidecar::start(&control, "edge-1").await;
+    let frozen = Sidecar::start(&control, "edge-2").await;
+    frozen.daemon.process.signal(Signal::STOP);
+    let rotate = ["rotate", "start", &key.id];
+    let mut rotation = control.plane.cli_started(&rotate);
+    rotation.wait_for_line(r#""event":"barrier""#).await;
+    let mut health = HealthClient::new(channel(control.plane.admin()).await);
+    let watched = health.watch(HealthCheckRequest::default()).await;
+    let _watched = watched.expect("it can be watched");
 
     let began = Instant::now();
     control.plane.process.signal(Signal::TERM);
 
     assert_eq!(control.plane.process.exit().await.code(), Some(0));
     assert!(began.elapsed() < PROMPT, "{:?}", began.elapsed());
+    assert_eq!(rotation.exit().await.code(), Some(7));
+    let said = rotation.lines().join("\n");
+    assert!(said.contains("version 2 was not handed out"), "{said}");
+    assert!(!said.contains("\"secret\""), "{said}");
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
+    control.plane.restart().await;
+    let shown = control.show_key(&key.id).await;
+    assert_eq!(shown["versions"][1]["state"], "revoked");
+    frozen.daemon.process.signal(Signal::CONT);
+    assert_eq!(control.json(&rotate).await["version"], 3);
 }
 
 impl HalfSent {
@@ -222,6 +239,11 @@ impl HalfSent {
         let message = bytes.get(5..).expect("a frame of gRPC");
         Verdict::from(CheckResponse::decode(message).expect("an answer"))
     }
+}
+
+async fn channel(address: SocketAddr) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
+    endpoint.connect().await.expect("it listens")
 }
 
 /// `message` as gRPC sends it: not compressed, with its length before it.

@@ -1,0 +1,66 @@
+//! `relatch dev`, the first thing that a new user runs, the second time.
+
+use std::{fs, path::Path};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{
+    process::{Process, relatch},
+    relatch::text,
+};
+
+#[tokio::test]
+async fn it_starts_again_on_its_data_with_the_same_key() {
+    let data = tempfile::tempdir().expect("a directory can be made");
+    let mut first = dev(data.path());
+    first.wait_for_line("Ctrl-C stops it").await;
+    let shown = first.wait_for_line("(shown this once)").await;
+    let key = shown.split_whitespace().nth(1).expect("a key").to_owned();
+    assert!(allows(data.path(), &key).await);
+    first.signal(Signal::INT);
+    assert_eq!(first.exit().await.code(), Some(0));
+
+    let mut second = dev(data.path());
+    second.wait_for_line("Ctrl-C stops it").await;
+
+    assert!(allows(data.path(), &key).await);
+    let printed = second.lines().join("\n");
+    assert!(!printed.contains(&key), "{printed}");
+    second.signal(Signal::TERM);
+    assert_eq!(second.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn data_without_its_token_file_is_refused() {
+    let data = tempfile::tempdir().expect("a directory can be made");
+    let mut first = dev(data.path());
+    first.wait_for_line("Ctrl-C stops it").await;
+    first.signal(Signal::INT);
+    first.exit().await;
+    let token = data.path().join("admin.token");
+    fs::remove_file(&token).expect("it is there");
+
+    let mut second = dev(data.path());
+
+    assert_eq!(second.exit().await.code(), Some(4));
+    let said = second.lines().join("\n");
+    assert!(
+        said.contains("admin.token") && said.contains("--data-dir"),
+        "{said}"
+    );
+    assert!(!token.exists());
+}
+
+fn dev(data_dir: &Path) -> Process {
+    Process::relatch(&["dev", "--ephemeral-ports", "--data-dir", text(data_dir)])
+}
+
+/// Whether the sidecar of `data_dir` lets `key` through.
+async fn allows(data_dir: &Path, key: &str) -> bool {
+    let json = fs::read(data_dir.join("endpoints.json")).expect("it is there");
+    let endpoints: Value = serde_json::from_slice(&json).expect("it is JSON");
+    let address = endpoints["ext_authz"].as_str().expect("an address");
+    let checked = relatch(&["check", "--endpoint", address], key).await;
+    checked.status.code() == Some(0)
+}
