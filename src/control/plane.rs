@@ -272,7 +272,7 @@ async fn serve(
             within_grace(name, std::future::pending::<()>()).await;
         };
         tokio::select! {
-            served = serving => served,
+            ended = serving => ended,
             () = overdue => Ok(()),
         }
     });
