@@ -94,7 +94,7 @@ async fn checks_under_way_are_answered_while_a_sidecar_stops() {
     connection.abort();
 }
 
-/// Envoy connects again when it is told to go away, and fails no request over that as long as somebody listens.
+/// Between the end of one sidecar and the start of the next Envoy fails closed; nothing else may go wrong.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sidecar_is_replaced_under_load_without_a_wrong_answer() {
     let control = Control::start().await;
