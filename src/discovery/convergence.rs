@@ -482,6 +482,22 @@ fn a_snapshot_that_drops_more_than_half_is_held_until_its_number_is_confirmed() 
 }
 
 #[test]
+fn a_held_snapshot_is_asked_for_again_until_it_is_confirmed() {
+    let mut pair = pair_with_keys(5);
+    let mut other = Pair::new();
+    other.act(Act::CreateKey);
+    let snapshot = crate::control::feed::Feed::new(Epoch::new(8), &other.control.keyring)
+        .snapshot(&other.control.keyring, 0);
+    for wait in [0, 10, 20] {
+        pair.hands.advance(Duration::from_secs(wait));
+        let held = pair.receive(Kind::Snapshot(snapshot.chunks[0].clone()));
+        held.expect("the stream goes on");
+        let outcome = pair.heartbeat().expect("the stream goes on");
+        assert_eq!(resync_reason(&outcome), Some(ResyncReason::SnapshotHeld));
+    }
+}
+
+#[test]
 fn a_snapshot_with_a_missing_chunk_is_refused() {
     let mut pair = pair_with_keys(1);
     let snapshot = pair.control.feed.snapshot(&pair.control.keyring, 0);

@@ -358,6 +358,8 @@ impl Held {
                     found,
                     "snapshot held: it would drop more than half of the keyring; confirm the number of items if it is right"
                 );
+                // The one that was asked for has come; heartbeats ask again until one is confirmed.
+                self.awaits_snapshot = false;
                 self.awaits_confirmation = true;
                 let reason = SnapshotError::Shrinks { held, found }.to_string();
                 Ok(self.nack(
