@@ -207,11 +207,12 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// A new epoch: never 0, which means none, and within the signed integers of every engine.
+/// A new epoch: never 0, which means none, and of 53 bits, so that readers of JSON who take numbers for doubles keep it
+/// exact.
 #[expect(clippy::disallowed_methods, reason = "this is the home of epochs")]
 pub(super) fn random_epoch() -> Result<Epoch, getrandom::Error> {
     loop {
-        let number = getrandom::u64()? >> 1;
+        let number = getrandom::u64()? >> 11;
         if number != 0 {
             return Ok(Epoch::new(number));
         }
@@ -277,10 +278,11 @@ mod tests {
     }
 
     #[test]
-    fn epochs_fit_a_signed_integer() {
+    fn epochs_survive_a_double() {
+        const MAX_EXACT: u64 = (1 << 53) - 1;
         for _ in 0..1_000 {
             let epoch = random_epoch().expect("the random source works").get();
-            assert!(epoch != 0 && i64::try_from(epoch).is_ok());
+            assert!(matches!(epoch, 1..=MAX_EXACT), "{epoch}");
         }
     }
 }
