@@ -379,3 +379,129 @@ impl NewVersion {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::testing;
+
+    const OVERLAP: Duration = Duration::from_secs(10);
+    const ROLLBACK_FOR: Duration = Duration::from_secs(100);
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn next() -> VersionNumber {
+        VersionNumber::FIRST.next()
+    }
+
+    /// A version in each state since 1,000 ms, that expires at 1,000,000 ms.
+    fn version(state: KeyState) -> KeyVersion {
+        let since = at(1_000);
+        let record = testing::record();
+        let new = NewVersion {
+            number: VersionNumber::FIRST,
+            digest: record.digest,
+            pepper: record.pepper,
+            window: Window::new(None, Some(at(1_000_000))),
+        };
+        let state = match state {
+            KeyState::Pending => VersionState::Pending {
+                since,
+                withdraw_after: at(61_000),
+            },
+            KeyState::Active => VersionState::Active { since },
+            KeyState::Retiring => VersionState::Retiring {
+                since,
+                until: at(11_000),
+                replaced_by: next(),
+            },
+            KeyState::Retired => VersionState::Retired {
+                since,
+                replaced_by: next(),
+                reason: "test".into(),
+            },
+            KeyState::Revoked => VersionState::Revoked {
+                since,
+                reason: "test".into(),
+            },
+        };
+        new.begin(since, state, None)
+    }
+
+    /// The states from which a transition is possible, each with where it leads.
+    fn possible<E>(
+        transition: impl Fn(KeyVersion) -> Result<KeyVersion, E>,
+    ) -> Vec<(KeyState, KeyState)> {
+        KeyState::ALL
+            .into_iter()
+            .filter_map(|from| {
+                let to = transition(version(from)).ok()?;
+                Some((from, to.state.kind()))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_state_has_its_transitions_and_no_others() {
+        use KeyState::{Active, Pending, Retired, Retiring, Revoked};
+        let now = at(2_000);
+        let reason = || Arc::from("test");
+        assert_eq!(possible(|v| v.activate(now)), [(Pending, Active)]);
+        assert_eq!(
+            possible(|v| v.begin_retiring(now, OVERLAP, next())),
+            [(Active, Retiring)]
+        );
+        assert_eq!(possible(|v| v.extend(at(20_000))), [(Retiring, Retiring)]);
+        assert_eq!(possible(|v| v.retire(now, reason())), [(Retiring, Retired)]);
+        assert_eq!(
+            possible(|v| v.reinstate(now, ROLLBACK_FOR)),
+            [(Retiring, Active), (Retired, Active)]
+        );
+        assert_eq!(
+            possible(|v| v.revoke(now, reason())),
+            [Pending, Active, Retiring, Retired].map(|from| (from, Revoked))
+        );
+    }
+
+    #[test]
+    fn a_refusal_names_both_states() {
+        let refusal = version(KeyState::Revoked).activate(at(2_000));
+        let text = refusal.expect_err("it is revoked").to_string();
+        assert_eq!(text, "version 1 is revoked and cannot become active");
+    }
+
+    #[test]
+    fn no_overlap_outlives_the_version() {
+        let long = Duration::from_hours(24);
+        let retiring = version(KeyState::Active).begin_retiring(at(2_000), long, next());
+        let retiring = retiring.expect("it is active");
+        assert_eq!(retiring.ends_at(), Some(at(1_000_000)));
+        let extended = retiring.extend(at(9_000_000)).expect("it is retiring");
+        assert_eq!(extended.ends_at(), Some(at(1_000_000)));
+        let shortened = extended.extend(at(3_000)).expect("it is retiring");
+        assert_eq!(shortened.ends_at(), Some(at(3_000)));
+    }
+
+    #[test]
+    fn a_retired_version_returns_until_the_roll_back_is_over() {
+        // Retired at 1,000 ms.
+        let reinstate = |now| version(KeyState::Retired).reinstate(at(now), ROLLBACK_FOR);
+        assert!(reinstate(100_999).is_ok());
+        assert!(matches!(
+            reinstate(101_000),
+            Err(ReinstateError::TooLate { .. })
+        ));
+    }
+
+    #[test]
+    fn acceptance_ends_with_the_overlap_and_with_the_window() {
+        let retiring = version(KeyState::Retiring);
+        assert!(retiring.is_accepted(at(10_999)));
+        assert!(!retiring.is_accepted(at(11_000)));
+        let active = version(KeyState::Active);
+        assert!(active.is_accepted(at(999_999)));
+        assert!(!active.is_accepted(at(1_000_000)));
+    }
+}

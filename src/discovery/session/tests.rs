@@ -1,0 +1,334 @@
+use prost::Message;
+
+use super::*;
+use crate::{
+    clock::Clock,
+    key::{
+        AllowedSources, Change, KeyId, MasterPepper, PepperId, Prefix, Scopes, Window,
+        operation::{self, KeySpec, Which},
+        testing,
+    },
+    store::{LogName, SqliteOptions, SqliteStore, Store},
+};
+
+/// Longer than anything here takes, so that only a hung test meets it.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// So rare that only the first one is met.
+const HEARTBEAT: Duration = Duration::from_hours(1);
+
+/// A control plane's catalog and the session of one sidecar, whose messages the test asks for.
+struct Pair {
+    _dir: tempfile::TempDir,
+    store: Arc<dyn Store>,
+    catalog: Arc<Catalog>,
+    shutdown: CancellationToken,
+}
+
+struct Reader {
+    session: Session,
+    resyncs: mpsc::Sender<wire::Resync>,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
+        let store: Arc<dyn Store> = Arc::new(store.expect("a new store"));
+        let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
+        let catalog = Catalog::open(Arc::clone(&store), Clock::system(), pepper).await;
+        Self {
+            _dir: dir,
+            store,
+            catalog: Arc::new(catalog.expect("an empty store")),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
+    async fn with_keys(count: usize) -> Self {
+        let pair = Self::new().await;
+        pair.create_keyring().await;
+        pair.add_keys(count).await;
+        pair
+    }
+
+    async fn create_keyring(&self) {
+        let name = testing::keyring_name();
+        let first = operation::create_keyring(name.clone(), Prefix::default(), false, None);
+        let first = first.expect("a valid keyring");
+        let served = self.catalog.create_keyring("test", name, &first).await;
+        served.expect("a new keyring");
+        self.commit(|keyring, _| {
+            let consumer = "checkout".parse().expect("a valid id");
+            keyring
+                .create_consumer(consumer, String::new())
+                .expect("a new consumer")
+        })
+        .await;
+    }
+
+    async fn add_keys(&self, count: usize) {
+        self.commit(|keyring, now| {
+            (0..count)
+                .flat_map(|_| {
+                    let key_id = KeyId::generate().expect("the random source works");
+                    let secret = testing::secret(key_id);
+                    keyring
+                        .create_key(spec(key_id), &secret.presented(), &testing::pepper(), now)
+                        .expect("a new key")
+                })
+                .collect()
+        })
+        .await;
+    }
+
+    async fn revoke_one(&self) {
+        self.commit(|keyring, _| {
+            let key = keyring.keys().values().find(|key| key.active().is_some());
+            let key_id = key.expect("a key that is active").id;
+            keyring
+                .revoke(key_id, Which::All, "test")
+                .expect("it is active")
+        })
+        .await;
+    }
+
+    async fn commit(
+        &self,
+        plan: impl Fn(&crate::key::Keyring, crate::key::Timestamp) -> Vec<Change>,
+    ) {
+        let served = self.served();
+        self.catalog
+            .commit(&served, "test", |keyring, now| Ok((plan(keyring, now), ())))
+            .await
+            .expect("it is committed");
+    }
+
+    fn served(&self) -> Arc<ServedKeyring> {
+        let served = self.catalog.get(&testing::keyring_name());
+        served.expect("the keyring exists")
+    }
+
+    fn reader(&self, held: (Epoch, Revision)) -> Reader {
+        let subscription = wire::Subscription {
+            keyring: testing::keyring_name().to_string(),
+            epoch: held.0.get(),
+            revision: held.1.get(),
+            set_digest: 0,
+        };
+        let (resyncs, asked) = mpsc::channel(1);
+        let session = Session::new(
+            Arc::clone(&self.catalog),
+            &[subscription],
+            asked,
+            HEARTBEAT,
+            Arc::new(Semaphore::new(1)),
+            self.shutdown.clone(),
+        );
+        Reader { session, resyncs }
+    }
+
+    fn new_reader(&self) -> Reader {
+        self.reader((Epoch::default(), Revision::default()))
+    }
+
+    fn reader_at_head(&self) -> Reader {
+        let served = self.served();
+        self.reader((served.epoch(), served.revision()))
+    }
+}
+
+impl Reader {
+    async fn next(&mut self) -> Option<Kind> {
+        tokio::time::timeout(DEADLINE, self.session.next())
+            .await
+            .expect("a message comes")
+    }
+
+    /// The next message that is no heartbeat.
+    async fn news(&mut self) -> Kind {
+        loop {
+            match self.next().await.expect("the stream goes on") {
+                Kind::Heartbeat(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Reads settings and a snapshot; returns how many items it had.
+    async fn read_snapshot(&mut self) -> usize {
+        let mut items = 0;
+        loop {
+            match self.news().await {
+                Kind::Settings(_) => {}
+                Kind::Snapshot(chunk) => {
+                    let chunk = wire::SnapshotChunk::decode(chunk).expect("a chunk");
+                    items += chunk.items.len();
+                    if chunk.last {
+                        return items;
+                    }
+                }
+                other => panic!("{other:?} came before the end of the snapshot"),
+            }
+        }
+    }
+}
+
+fn spec(key_id: KeyId) -> KeySpec {
+    KeySpec {
+        key_id,
+        consumer: "checkout".parse().expect("a valid id"),
+        name: String::new(),
+        scopes: Scopes::default(),
+        allowed_sources: AllowedSources::default(),
+        window: Window::default(),
+        imported: false,
+    }
+}
+
+fn delta(kind: Kind) -> wire::Delta {
+    match kind {
+        Kind::Delta(delta) => wire::Delta::decode(delta).expect("a delta"),
+        other => panic!("{other:?} is no delta"),
+    }
+}
+
+#[tokio::test]
+async fn a_new_sidecar_gets_settings_a_snapshot_and_a_heartbeat() {
+    let pair = Pair::with_keys(3).await;
+    let mut reader = pair.new_reader();
+    assert_eq!(reader.read_snapshot().await, 3);
+    let heartbeat = loop {
+        if let Some(Kind::Heartbeat(heartbeat)) = reader.next().await
+            && !heartbeat.keyrings.is_empty()
+        {
+            break heartbeat;
+        }
+    };
+    let pulse = &heartbeat.keyrings[0];
+    assert_eq!(pulse.revision, pair.served().revision().get());
+}
+
+#[tokio::test]
+async fn a_sidecar_that_was_away_resumes_by_deltas() {
+    let pair = Pair::with_keys(1).await;
+    let (served, held) = (pair.served(), pair.served().revision());
+    pair.add_keys(2).await;
+    let mut reader = pair.reader((served.epoch(), held));
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    for expected in 1..=2 {
+        let delta = delta(reader.news().await);
+        assert_eq!(delta.revision, held.get() + expected);
+        assert_eq!(delta.prev_revision, delta.revision - 1);
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_overtakes_the_chunks_of_a_snapshot() {
+    // More than one chunk of 1 MiB, in commits that the store takes.
+    let pair = Pair::with_keys(9_000).await;
+    pair.add_keys(9_000).await;
+    let mut reader = pair.new_reader();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Snapshot(_)));
+    pair.revoke_one().await;
+    let Kind::Revocations(revocations) = reader.news().await else {
+        panic!("the revocation waits behind the snapshot");
+    };
+    let revocations = wire::Revocations::decode(revocations).expect("revocations");
+    assert_eq!(revocations.items.len(), 1);
+    assert_eq!(revocations.revision, pair.served().revision().get());
+    assert!(matches!(reader.news().await, Kind::Snapshot(_)));
+    // The delta that tells of it follows in order.
+    let delta = delta(reader.news().await);
+    assert_eq!(delta.revocations, revocations.items);
+}
+
+#[tokio::test]
+async fn a_revocation_overtakes_deltas() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    pair.add_keys(5).await;
+    pair.revoke_one().await;
+    assert!(matches!(reader.news().await, Kind::Revocations(_)));
+    for _ in 0..5 {
+        assert_eq!(delta(reader.news().await).upserts.len(), 1);
+    }
+    assert_eq!(delta(reader.news().await).revocations.len(), 1);
+}
+
+#[tokio::test]
+async fn a_reader_that_is_too_slow_gets_a_snapshot_instead_of_what_it_missed() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    // More than the feed keeps for those who resume.
+    pair.add_keys(9_000).await;
+    assert_eq!(reader.read_snapshot().await, 9_001);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_asks_for_a_snapshot_gets_one() {
+    let pair = Pair::with_keys(2).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let resync = wire::Resync {
+        keyring: testing::keyring_name().to_string(),
+        reason: ResyncReason::DigestMismatch.into(),
+    };
+    reader.resyncs.send(resync).await.expect("it is heard");
+    assert_eq!(reader.read_snapshot().await, 2);
+}
+
+#[tokio::test]
+async fn a_keyring_that_is_made_later_is_served_on_the_open_stream() {
+    let pair = Pair::new().await;
+    let mut reader = pair.new_reader();
+    assert!(matches!(reader.news().await, Kind::NotServed(_)));
+    pair.create_keyring().await;
+    assert_eq!(reader.read_snapshot().await, 0);
+}
+
+#[tokio::test]
+async fn a_new_epoch_is_followed_on_the_open_stream() {
+    let pair = Pair::with_keys(2).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let log = LogName::Keyring(testing::keyring_name());
+    let head = pair.store.rotate_epoch(&log).await.expect("writable");
+    pair.catalog.refresh().await.expect("readable");
+    let Kind::Settings(settings) = reader.news().await else {
+        panic!("the new epoch is not followed");
+    };
+    assert_eq!(settings.epoch, head.epoch.get());
+    assert_eq!(reader.read_snapshot().await, 2);
+}
+
+#[tokio::test]
+async fn a_stream_is_drained_at_the_shutdown() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    pair.shutdown.cancel();
+    assert!(matches!(reader.next().await, Some(Kind::Drain(_))));
+    assert_eq!(reader.next().await, None);
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_sidecar_is_gone() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let Reader {
+        mut session,
+        resyncs,
+    } = reader;
+    drop(resyncs);
+    let ended = async { while session.next().await.is_some() {} };
+    tokio::time::timeout(DEADLINE, ended)
+        .await
+        .expect("it ends");
+}
