@@ -53,8 +53,7 @@ enum Phase {
     /// The sidecar does not know its settings yet.
     Settings {
         served: Arc<ServedKeyring>,
-        /// What the sidecar holds.
-        held: (Epoch, Revision),
+        held: Held,
     },
     /// The sidecar needs a snapshot.
     Unsynced { at: Cursor },
@@ -66,6 +65,14 @@ enum Phase {
     },
     /// The sidecar follows by deltas.
     Following { at: Cursor },
+}
+
+/// What a sidecar says that it holds of a keyring; all zero for nothing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    epoch: Epoch,
+    revision: Revision,
+    set_digest: u64,
 }
 
 /// What a sidecar has been sent of a keyring.
@@ -96,10 +103,11 @@ impl Session {
             .iter()
             .filter_map(|subscription| {
                 let name: KeyringName = subscription.keyring.parse().ok()?;
-                let held = (
-                    Epoch::new(subscription.epoch),
-                    Revision::new(subscription.revision),
-                );
+                let held = Held {
+                    epoch: Epoch::new(subscription.epoch),
+                    revision: Revision::new(subscription.revision),
+                    set_digest: subscription.set_digest,
+                };
                 let phase = Phase::begin(&catalog, &name, held);
                 Some(Subscription { name, phase })
             })
@@ -164,7 +172,7 @@ impl Session {
                 && let Ok(served) = self.catalog.get(name)
                 && !Arc::ptr_eq(&at.served, &served)
             {
-                let held = (at.served.epoch(), at.revision);
+                let held = Held::default();
                 *phase = Phase::Settings { served, held };
             }
         }
@@ -198,7 +206,7 @@ impl Session {
                     if let Ok(served) = self.catalog.get(name) {
                         *phase = Phase::Settings {
                             served,
-                            held: (Epoch::default(), Revision::default()),
+                            held: Held::default(),
                         };
                     } else if *told {
                         continue;
@@ -360,7 +368,7 @@ impl Session {
 }
 
 impl Phase {
-    fn begin(catalog: &Catalog, name: &KeyringName, held: (Epoch, Revision)) -> Self {
+    fn begin(catalog: &Catalog, name: &KeyringName, held: Held) -> Self {
         match catalog.get(name) {
             Ok(served) => Self::Settings { served, held },
             Err(_) => Self::NotServed { told: false },
@@ -368,27 +376,33 @@ impl Phase {
     }
 
     /// A sidecar that holds a revision of this history goes on from there; whether that is the newest is returned too.
-    /// One that claims to be ahead goes on as well: its next heartbeat tells it that we lag.
-    fn after_settings(
-        served: Arc<ServedKeyring>,
-        (epoch, revision): (Epoch, Revision),
-    ) -> (Self, bool) {
-        let head = served.revision();
+    /// One that is there with other items, since it could not use some, does not. One that claims to be ahead goes on:
+    /// its next heartbeat tells it that we lag.
+    fn after_settings(served: Arc<ServedKeyring>, held: Held) -> (Self, bool) {
+        let Held {
+            epoch, revision, ..
+        } = held;
         let same_history = epoch == served.epoch();
-        let can_follow = same_history
-            && (revision >= head || served.journal().state().feed.step_after(revision).is_some());
+        let (newest, can_follow) = {
+            let state = served.journal().state();
+            let newest = state.keyring.revision();
+            let follows = state.feed.step_after(revision).is_some();
+            let is_there = revision > newest
+                || (revision == newest && held.set_digest == state.feed.set_digest());
+            (newest, same_history && (follows || is_there))
+        };
         // What a sidecar without this history is to be told of is all in its snapshot.
         let at = Cursor {
             revoked_through: if same_history && revision > Revision::default() {
                 revision
             } else {
-                head
+                newest
             },
             served,
-            revision: revision.min(head),
+            revision: revision.min(newest),
         };
         if can_follow {
-            (Self::Following { at }, revision >= head)
+            (Self::Following { at }, revision >= newest)
         } else {
             (Self::Unsynced { at }, false)
         }

@@ -112,12 +112,12 @@ impl Pair {
         served.expect("the keyring exists")
     }
 
-    fn reader(&self, held: (Epoch, Revision)) -> Reader {
+    fn reader(&self, held: Held) -> Reader {
         let subscription = wire::Subscription {
             keyring: testing::keyring_name().to_string(),
-            epoch: held.0.get(),
-            revision: held.1.get(),
-            set_digest: 0,
+            epoch: held.epoch.get(),
+            revision: held.revision.get(),
+            set_digest: held.set_digest,
         };
         let (resyncs, asked) = mpsc::channel(1);
         let session = Session::new(
@@ -132,12 +132,20 @@ impl Pair {
     }
 
     fn new_reader(&self) -> Reader {
-        self.reader((Epoch::default(), Revision::default()))
+        self.reader(Held::default())
     }
 
     fn reader_at_head(&self) -> Reader {
+        self.reader(self.head())
+    }
+
+    fn head(&self) -> Held {
         let served = self.served();
-        self.reader((served.epoch(), served.revision()))
+        Held {
+            epoch: served.epoch(),
+            revision: served.revision(),
+            set_digest: served.journal().state().feed.set_digest(),
+        }
     }
 }
 
@@ -215,15 +223,25 @@ async fn a_new_sidecar_gets_settings_a_snapshot_and_a_heartbeat() {
 #[tokio::test]
 async fn a_sidecar_that_was_away_resumes_by_deltas() {
     let pair = Pair::with_keys(1).await;
-    let (served, held) = (pair.served(), pair.served().revision());
+    let held = pair.head();
     pair.add_keys(2).await;
-    let mut reader = pair.reader((served.epoch(), held));
+    let mut reader = pair.reader(held);
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     for expected in 1..=2 {
         let delta = delta(reader.news().await);
-        assert_eq!(delta.revision, held.get() + expected);
+        assert_eq!(delta.revision, held.revision.get() + expected);
         assert_eq!(delta.prev_revision, delta.revision - 1);
     }
+}
+
+#[tokio::test]
+async fn a_sidecar_that_could_not_use_an_item_gets_a_snapshot_when_it_comes_back() {
+    let pair = Pair::with_keys(2).await;
+    let held = Held {
+        set_digest: 1,
+        ..pair.head()
+    };
+    assert_eq!(pair.reader(held).read_snapshot().await, 2);
 }
 
 #[tokio::test]
