@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use serde::Serialize;
 
-use super::{Failure, Session, daemon};
-use crate::config;
+use super::{Failure, Session, daemon, output::View};
+use crate::{config, key::Timestamp};
 
 /// What can be done with a configuration file.
 #[derive(Debug, Subcommand)]
@@ -15,6 +16,13 @@ pub enum ConfigCommand {
         /// The file of a sidecar or of a control plane
         file: PathBuf,
     },
+}
+
+/// A file that a daemon would take.
+#[derive(Debug, Serialize)]
+struct CheckedView {
+    file: String,
+    summary: String,
 }
 
 impl ConfigCommand {
@@ -27,11 +35,17 @@ impl ConfigCommand {
         match self {
             Self::Check { file } => {
                 let checked = config::check(&file).map_err(daemon::misconfigured)?;
-                session
-                    .output
-                    .note(&format!("{}: right: {checked}", file.display()));
-                Ok(())
+                session.show(&CheckedView {
+                    file: file.display().to_string(),
+                    summary: checked.to_string(),
+                })
             }
         }
+    }
+}
+
+impl View for CheckedView {
+    fn render(&self, _now: Timestamp) -> String {
+        format!("{}: ok: {}\n", self.file, self.summary)
     }
 }
