@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     change::{Change, OldVersion},
@@ -21,28 +21,17 @@ use super::{
 };
 
 /// All consumers, keys and versions of one API, at a revision. Serialized, it is the state of its log at that revision.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Saved")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyring {
-    name: KeyringName,
-    prefix: Prefix,
-    allow_imported: bool,
-    help_url: Option<String>,
-    created_at: Timestamp,
-    revision: Revision,
-    policy: RotationPolicy,
-    consumers: BTreeMap<ConsumerId, Consumer>,
-    keys: BTreeMap<KeyId, Key>,
-    #[serde(skip)]
+    contents: Contents,
     by_digest: HashMap<KeyDigest, VersionRef>,
     /// What time alone will make due, the next first.
-    #[serde(skip)]
     due: BTreeSet<(Timestamp, VersionRef)>,
 }
 
-/// A keyring as it was saved: without what follows from the rest.
-#[derive(Deserialize)]
-struct Saved {
+/// What a keyring holds; the rest follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Contents {
     name: KeyringName,
     prefix: Prefix,
     allow_imported: bool,
@@ -112,7 +101,7 @@ impl Keyring {
                 prefix,
                 allow_imported,
                 help_url,
-            } => Ok(Self {
+            } => Ok(Self::from(Contents {
                 name: name.clone(),
                 prefix: prefix.clone(),
                 allow_imported: *allow_imported,
@@ -122,9 +111,7 @@ impl Keyring {
                 policy: RotationPolicy::default(),
                 consumers: BTreeMap::new(),
                 keys: BTreeMap::new(),
-                by_digest: HashMap::new(),
-                due: BTreeSet::new(),
-            }),
+            })),
             Change::ConsumerCreated { .. }
             | Change::KeyCreated { .. }
             | Change::VersionStaged { .. }
@@ -149,16 +136,16 @@ impl Keyring {
         at: Timestamp,
         change: &Change,
     ) -> Result<Vec<VersionRef>, ApplyError> {
-        if revision != self.revision.next() {
+        if revision != self.contents.revision.next() {
             return Err(ApplyError::Gap {
-                held: self.revision,
+                held: self.contents.revision,
                 found: revision,
             });
         }
         let key_id = change.key_id();
         let before = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
         self.fold(revision, at, change)?;
-        self.revision = revision;
+        self.contents.revision = revision;
         let after = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
         Ok(after
             .iter()
@@ -180,10 +167,10 @@ impl Keyring {
                 kind: change.kind(),
             }),
             Change::ConsumerCreated { consumer, name } => {
-                if self.consumers.contains_key(consumer) {
+                if self.contents.consumers.contains_key(consumer) {
                     return Err(duplicate(revision, "consumer", consumer));
                 }
-                self.consumers.insert(
+                self.contents.consumers.insert(
                     consumer.clone(),
                     Consumer {
                         name: name.clone(),
@@ -292,18 +279,19 @@ impl Keyring {
         key: Key,
         digest: KeyDigest,
     ) -> Result<(), ApplyError> {
-        if self.keys.contains_key(&key.id) {
+        if self.contents.keys.contains_key(&key.id) {
             return Err(duplicate(revision, "key", &key.id));
         }
         if self.by_digest.contains_key(&digest) {
             return Err(duplicate(revision, "digest of", &key.id));
         }
         let owner = self
+            .contents
             .consumers
             .get_mut(&key.consumer)
             .ok_or_else(|| unknown(revision, "consumer", &key.consumer))?;
         owner.keys.insert(key.id);
-        self.keys.insert(key.id, key);
+        self.contents.keys.insert(key.id, key);
         Ok(())
     }
 
@@ -337,55 +325,55 @@ impl Keyring {
     /// Its name.
     #[must_use]
     pub const fn name(&self) -> &KeyringName {
-        &self.name
+        &self.contents.name
     }
 
     /// What its tokens begin with.
     #[must_use]
     pub const fn prefix(&self) -> &Prefix {
-        &self.prefix
+        &self.contents.prefix
     }
 
     /// Whether keys of another system may be imported, which switches the format check off.
     #[must_use]
     pub const fn allow_imported(&self) -> bool {
-        self.allow_imported
+        self.contents.allow_imported
     }
 
     /// A page for consumers whose key is about to retire.
     #[must_use]
     pub fn help_url(&self) -> Option<&str> {
-        self.help_url.as_deref()
+        self.contents.help_url.as_deref()
     }
 
     /// When it was made.
     #[must_use]
     pub const fn created_at(&self) -> Timestamp {
-        self.created_at
+        self.contents.created_at
     }
 
     /// Of the last change.
     #[must_use]
     pub const fn revision(&self) -> Revision {
-        self.revision
+        self.contents.revision
     }
 
     /// How its keys are rotated.
     #[must_use]
     pub const fn policy(&self) -> &RotationPolicy {
-        &self.policy
+        &self.contents.policy
     }
 
     /// Its consumers by id.
     #[must_use]
     pub const fn consumers(&self) -> &BTreeMap<ConsumerId, Consumer> {
-        &self.consumers
+        &self.contents.consumers
     }
 
     /// Its keys by id.
     #[must_use]
     pub const fn keys(&self) -> &BTreeMap<KeyId, Key> {
-        &self.keys
+        &self.contents.keys
     }
 
     /// How many versions it holds, whatever their state.
@@ -411,7 +399,7 @@ impl Keyring {
     /// One version with its key.
     #[must_use]
     pub fn version(&self, which: VersionRef) -> Option<(&Key, &KeyVersion)> {
-        let key = self.keys.get(&which.key_id)?;
+        let key = self.contents.keys.get(&which.key_id)?;
         Some((key, key.versions.get(&which.version)?))
     }
 
@@ -424,13 +412,15 @@ impl Keyring {
 
     /// What sidecars are told: every version, the retired and revoked ones as tombstones.
     pub fn records(&self) -> impl Iterator<Item = KeyRecord> {
-        self.keys
+        self.contents
+            .keys
             .values()
             .flat_map(|key| key.versions.values().map(|version| key.record(version)))
     }
 
     fn expect_key(&self, revision: Revision, key_id: KeyId) -> Result<&Key, ApplyError> {
-        self.keys
+        self.contents
+            .keys
             .get(&key_id)
             .ok_or_else(|| unknown(revision, "key", &key_id))
     }
@@ -462,7 +452,8 @@ impl Keyring {
     }
 
     fn records_of(&self, key_id: KeyId) -> BTreeMap<VersionRef, KeyRecord> {
-        self.keys
+        self.contents
+            .keys
             .get(&key_id)
             .into_iter()
             .flat_map(|key| key.versions.values().map(|version| key.record(version)))
@@ -482,6 +473,7 @@ impl Keyring {
         }
         let due_at = version.due_at();
         let key = self
+            .contents
             .keys
             .get_mut(&key_id)
             .expect("the key of a version that is put exists");
@@ -494,11 +486,11 @@ impl Keyring {
     }
 }
 
-impl From<Saved> for Keyring {
-    fn from(saved: Saved) -> Self {
+impl From<Contents> for Keyring {
+    fn from(contents: Contents) -> Self {
         let mut by_digest = HashMap::new();
         let mut due = BTreeSet::new();
-        for (key_id, key) in &saved.keys {
+        for (key_id, key) in &contents.keys {
             for (number, version) in &key.versions {
                 let which = VersionRef {
                     key_id: *key_id,
@@ -509,18 +501,22 @@ impl From<Saved> for Keyring {
             }
         }
         Self {
-            name: saved.name,
-            prefix: saved.prefix,
-            allow_imported: saved.allow_imported,
-            help_url: saved.help_url,
-            created_at: saved.created_at,
-            revision: saved.revision,
-            policy: saved.policy,
-            consumers: saved.consumers,
-            keys: saved.keys,
+            contents,
             by_digest,
             due,
         }
+    }
+}
+
+impl Serialize for Keyring {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.contents.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Keyring {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Contents::deserialize(deserializer).map(Self::from)
     }
 }
 
