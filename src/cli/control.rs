@@ -180,13 +180,26 @@ fn settings(
         (Some(path), data_dir) => {
             let mut settings = config::control::load(&path).map_err(daemon::misconfigured)?;
             if let Some(data_dir) = data_dir {
-                settings.data_dir = data_dir;
+                move_to(&mut settings, data_dir);
             }
             Ok(settings)
         }
         (None, Some(data_dir)) => Ok(ControlSettings::new(data_dir)),
         (None, None) => Ok(ControlSettings::new(PathBuf::from(DEFAULT_DATA_DIR))),
     }
+}
+
+/// Puts the data elsewhere, with everything that the file left at its place within the data directory.
+fn move_to(settings: &mut ControlSettings, data_dir: PathBuf) {
+    let was = ControlSettings::new(settings.data_dir.clone());
+    let is = ControlSettings::new(data_dir);
+    if settings.store == was.store {
+        settings.store = is.store;
+    }
+    if settings.pepper_file == was.pepper_file {
+        settings.pepper_file = is.pepper_file;
+    }
+    settings.data_dir = is.data_dir;
 }
 
 fn failure(error: PlaneError) -> Failure {
@@ -201,4 +214,22 @@ fn failure(error: PlaneError) -> Failure {
         | PlaneError::Process(_) => Exit::Failed,
     };
     Failure::new(exit, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_data_directory_takes_along_what_lies_in_it_by_default() {
+        let mut settings = ControlSettings::new(PathBuf::from("old"));
+        settings.pepper_file = PathBuf::from("/run/secrets/pepper.json");
+        move_to(&mut settings, PathBuf::from("new"));
+        assert_eq!(settings.data_dir, PathBuf::from("new"));
+        assert_eq!(settings.store, PathBuf::from("new/relatch.db"));
+        assert_eq!(
+            settings.pepper_file,
+            PathBuf::from("/run/secrets/pepper.json")
+        );
+    }
 }
