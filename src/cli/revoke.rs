@@ -89,7 +89,7 @@ Examples:
     relatch revoke 7Qm2Xc91TbKe --all --reason 'contract ended'
 
 A revocation stands once it is committed, also when --wait ends with exit code 5: sidecars that
-did not confirm in time apply it as soon as they are reached.";
+did not confirm in time apply it as soon as they are reached. The same command again only waits.";
 
 impl RevokeArgs {
     /// Runs the command.

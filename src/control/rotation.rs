@@ -76,7 +76,7 @@ pub struct HandedOver {
 /// A revocation that was committed.
 #[derive(Debug)]
 pub struct Revoked {
-    /// The versions that are revoked now.
+    /// The versions that were asked for; all of them are revoked now.
     pub versions: Vec<VersionNumber>,
     /// The revision of the revocation.
     pub revision: Revision,
@@ -213,7 +213,7 @@ impl Rotations {
         })
     }
 
-    /// Ends versions of a key at once.
+    /// Ends versions of a key at once. To ask again changes nothing, and tells a revision by which all are revoked.
     ///
     /// # Errors
     ///
@@ -230,17 +230,8 @@ impl Rotations {
             .catalog
             .commit(served, actor, |keyring, _| {
                 let changes = keyring.revoke(key_id, which, reason)?;
-                let versions = changes.iter().flat_map(|change| match change {
-                    Change::VersionsRevoked { versions, .. } => versions.as_slice(),
-                    Change::KeyringCreated { .. }
-                    | Change::ConsumerCreated { .. }
-                    | Change::KeyCreated { .. }
-                    | Change::VersionStaged { .. }
-                    | Change::HandedOver { .. }
-                    | Change::VersionWithdrawn { .. }
-                    | Change::VersionRetired { .. } => &[],
-                });
-                let versions = versions.copied().collect();
+                let versions = keyring.asked_for(key_id, which)?;
+                let versions = versions.iter().map(|version| version.number).collect();
                 Ok((changes, versions))
             })
             .await?;

@@ -84,7 +84,7 @@ pub struct StageSpec {
 pub enum Which {
     /// One.
     Version(VersionNumber),
-    /// Every one that is not revoked yet.
+    /// Every one.
     All,
 }
 
@@ -308,11 +308,11 @@ impl Keyring {
         }])
     }
 
-    /// Ends versions of a key at once.
+    /// Ends versions of a key at once. What is revoked already stays so and needs no change.
     ///
     /// # Errors
     ///
-    /// When the key or the version does not exist, the version is revoked already, or no reason is given.
+    /// When the key or the version does not exist, or no reason is given.
     pub fn revoke(
         &self,
         key_id: KeyId,
@@ -325,40 +325,39 @@ impl Keyring {
                 problem: format!("say why, in at most {MAX_REASON_LEN} bytes"),
             });
         }
-        let key = self.key(key_id)?;
-        let is_revoked = |v: &KeyVersion| matches!(v.state, VersionState::Revoked { .. });
-        let versions: Vec<VersionNumber> = match which {
-            Which::Version(number) => {
-                let version = key.versions.get(&number).ok_or_else(|| Refusal::NotFound {
-                    what: "version",
-                    name: format!("{number} of key {key_id}"),
-                })?;
-                if is_revoked(version) {
-                    return Err(Refusal::AlreadyExists {
-                        what: "revocation of version",
-                        name: format!("{number} of key {key_id}"),
-                    });
-                }
-                vec![number]
-            }
-            Which::All => key
-                .versions
-                .values()
-                .filter(|version| !is_revoked(version))
-                .map(|version| version.number)
-                .collect(),
-        };
+        let versions: Vec<VersionNumber> = self
+            .asked_for(key_id, which)?
+            .into_iter()
+            .filter(|version| !matches!(version.state, VersionState::Revoked { .. }))
+            .map(|version| version.number)
+            .collect();
         if versions.is_empty() {
-            return Err(Refusal::AlreadyExists {
-                what: "revocation of every version of key",
-                name: key_id.as_str().to_owned(),
-            });
+            return Ok(Vec::new());
         }
         Ok(vec![Change::VersionsRevoked {
             key_id,
             versions,
             reason: reason.into(),
         }])
+    }
+
+    /// The versions of a key that are asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the key or the version does not exist.
+    pub fn asked_for(&self, key_id: KeyId, which: Which) -> Result<Vec<&KeyVersion>, Refusal> {
+        let key = self.key(key_id)?;
+        match which {
+            Which::All => Ok(key.versions.values().collect()),
+            Which::Version(number) => match key.versions.get(&number) {
+                Some(version) => Ok(vec![version]),
+                None => Err(Refusal::NotFound {
+                    what: "version",
+                    name: format!("{number} of key {key_id}"),
+                }),
+            },
+        }
     }
 
     fn staged(&self, key_id: KeyId, rotation: RotationId) -> Result<(&Key, &KeyVersion), Refusal> {

@@ -30,9 +30,14 @@ async fn a_revocation_that_was_waited_for_denies_the_very_next_request_everywher
         (&2.into(), &2.into())
     );
     assert!(revoked["propagation_seconds"].is_f64(), "{revoked}");
-    let again = control.run(&revoke).await;
-    assert_eq!(again.status.code(), Some(1), "{}", again.stderr);
-    assert!(again.stderr.contains("exists already"), "{}", again.stderr);
+    let again = control.json(&[&revoke[..], &["--wait"]].concat()).await;
+    assert_eq!(again["versions"], revoked["versions"]);
+    assert_eq!(
+        again["revision"], revoked["revision"],
+        "it was committed twice"
+    );
+    let missing = ["revoke", &old.id, "--version", "9", "--reason", "leaked"];
+    assert_eq!(control.run(&missing).await.status.code(), Some(3));
 }
 
 #[tokio::test]
@@ -62,8 +67,11 @@ async fn revoking_all_versions_ends_the_key() {
         assert_eq!(version["state"], "revoked");
         assert_eq!(version["reason"], "contract ended");
     }
-    let again = control.run(&revoke).await;
-    assert_eq!(again.status.code(), Some(1), "{}", again.stderr);
+    let again = control.json(&revoke).await;
+    assert_eq!(
+        again["revision"], revoked["revision"],
+        "it was committed twice"
+    );
 }
 
 #[tokio::test]
