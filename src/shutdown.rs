@@ -87,6 +87,30 @@ struct Entry {
     name: Arc<str>,
 }
 
+/// How long a stop waits for peers. What they have under way takes milliseconds; one that is frozen must neither hold the
+/// stop up to the drain's deadline nor make a failure of it.
+pub const GRACE: Duration = Duration::from_secs(3);
+
+/// Runs `work`, which ends soon after `stop` unless a peer does not answer: then it is left behind after [`GRACE`], and
+/// none is returned.
+pub async fn unless_left_behind<T>(
+    what: &str,
+    stop: CancellationToken,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        done = work => Some(done),
+        () = overdue => {
+            tracing::warn!(what, "peers that do not answer are left behind");
+            None
+        }
+    }
+}
+
 impl Shutdown {
     /// No tasks yet.
     #[must_use]

@@ -28,7 +28,7 @@ use crate::{
     key::Secret,
     proto,
     readiness::Readiness,
-    shutdown::Shutdown,
+    shutdown::{Shutdown, unless_left_behind},
     store::{SqliteOptions, SqliteStore, Store, StoreError},
     telemetry::process::ProcessCollector,
 };
@@ -101,9 +101,6 @@ const MAX_STREAMS: u32 = 100;
 const MAX_HEADERS: u32 = 16 << 10;
 /// Resets that a caller may cause before its connection is closed. Nobody cancels calls here in numbers.
 const MAX_RESETS: usize = 100;
-/// How long a stop waits for peers. What they have under way takes milliseconds; one that is frozen must neither hold the
-/// stop up to the daemon's own deadline nor make a failure of it.
-const GRACE: Duration = Duration::from_secs(3);
 /// What is asked for by those who look at the admin port's health, and described by its reflection.
 const ADMIN_SERVICE: &str = "relatch.admin.v1.Admin";
 /// Who makes the first token.
@@ -211,7 +208,7 @@ impl ControlPlane {
             stop.cancelled().await;
             end_watches(health).await;
             calls.close();
-            within_grace("calls", calls.wait()).await;
+            unless_left_behind("calls", stop, calls.wait()).await;
         });
         Ok(Self { endpoints, catalog })
     }
@@ -267,23 +264,10 @@ async fn serve(
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let drained = stop.clone().cancelled_owned();
         let serving = server.serve_with_incoming_shutdown(incoming, drained);
-        let overdue = async {
-            stop.cancelled().await;
-            within_grace(name, std::future::pending::<()>()).await;
-        };
-        tokio::select! {
-            ended = serving => ended,
-            () = overdue => Ok(()),
-        }
+        let ended = unless_left_behind(name, stop, serving).await;
+        ended.unwrap_or(Ok(()))
     });
     Ok(bound)
-}
-
-/// Waits for the end of `what` is under way, but not for peers that hang.
-async fn within_grace(what: &'static str, end: impl Future<Output = ()>) {
-    if tokio::time::timeout(GRACE, end).await.is_err() {
-        tracing::warn!(what, "peers that do not answer are left behind");
-    }
 }
 
 fn bind_error(

@@ -7,7 +7,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{service::Routes, transport::Server};
 
 use super::listener::Accepted;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Shutdown, unless_left_behind};
 
 /// Connections on their way to a worker. Envoy opens one or a few; the accept loop waits when a worker does not keep up.
 const MAX_WAITING: usize = 64;
@@ -44,7 +44,8 @@ pub(super) fn start(
     let name = format!("check-{index}");
     let serve = async move {
         let incoming = ReceiverStream::new(accepted).map(Accepted::register);
-        Server::builder()
+        let drained = stop.clone().cancelled_owned();
+        let serving = Server::builder()
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(STREAM_WINDOW)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -54,12 +55,47 @@ pub(super) fn start(
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
             .max_concurrent_streams(MAX_STREAMS)
             .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-            .await
+            .serve_with_incoming_shutdown(incoming, drained);
+        let ended = unless_left_behind("checks", stop, serving).await;
+        ended.unwrap_or(Ok(()))
     };
     let task = shutdown.supervise(name.as_str(), serve);
     thread::Builder::new()
         .name(name)
         .spawn(move || runtime.block_on(task))?;
     Ok(connections)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use tonic_health::server::health_reporter;
+
+    use super::*;
+    use crate::shutdown::Signals;
+
+    /// Longer than any stop takes, so that a task that is not left behind is cut off, which is an error.
+    const DRAIN: Duration = Duration::from_secs(20);
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+    #[tokio::test]
+    async fn a_client_that_is_frozen_does_not_hold_a_stop_up() {
+        let shutdown = Shutdown::new();
+        let (_reporter, health) = health_reporter();
+        let connections = start(0, Routes::new(health), &shutdown).expect("a thread");
+        let (mut client, server) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        server.set_nonblocking(true).expect("a socket");
+        let sent = connections.send(Accepted::Unix(server)).await;
+        sent.expect("the worker runs");
+        client.write_all(PREFACE).expect("writable");
+        client.write_all(EMPTY_SETTINGS).expect("writable");
+        // The worker's settings: it has taken the connection. From here on the client answers nothing.
+        client.read_exact(&mut [0; 9]).expect("readable");
+        shutdown.trigger();
+        let signals = Signals::listen().expect("signals can be heard");
+        let ended = shutdown.run(signals, DRAIN).await;
+        ended.expect("an orderly end");
+    }
 }
