@@ -358,7 +358,8 @@ const fn number(value: u64) -> f64 {
     value as f64
 }
 
-/// Sets a header in place of any that is there. Envoy up to 1.36 obeys `append` alone, later versions `append_action`.
+/// Sets a header in place of any that is there. For headers of a request Envoy obeys `append`, for those of a response
+/// `append_action` where `append` is not set; other proxies read them in other ways again, so that both are set.
 fn overwrite(name: &str, value: String) -> HeaderValueOption {
     option(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
 }
