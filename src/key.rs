@@ -10,6 +10,7 @@
 pub mod change;
 pub mod consumer;
 pub mod digest;
+pub mod evidence;
 pub mod id;
 pub mod keyring;
 pub mod operation;
@@ -28,6 +29,7 @@ pub(crate) mod testing;
 pub use change::Change;
 pub use consumer::{Consumer, Key};
 pub use digest::{KeyDigest, MasterPepper, Pepper, PepperId};
+pub use evidence::{Coverage, Evidence, Use};
 pub use id::{
     ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
 };

@@ -274,7 +274,13 @@ fn resync_reason(outcome: &Outcome) -> Option<ResyncReason> {
         .iter()
         .find_map(|answer| match &answer.kind {
             Some(Answer::Resync(resync)) => ResyncReason::try_from(resync.reason).ok(),
-            Some(Answer::Hello(_) | Answer::Ack(_) | Answer::Nack(_) | Answer::Goodbye(_))
+            Some(
+                Answer::Hello(_)
+                | Answer::Ack(_)
+                | Answer::Nack(_)
+                | Answer::Goodbye(_)
+                | Answer::Usage(_),
+            )
             | None => None,
         })
 }
@@ -285,7 +291,13 @@ fn acks(outcome: &Outcome) -> Vec<&wire::Ack> {
         .iter()
         .filter_map(|answer| match &answer.kind {
             Some(Answer::Ack(ack)) => Some(ack),
-            Some(Answer::Hello(_) | Answer::Nack(_) | Answer::Resync(_) | Answer::Goodbye(_))
+            Some(
+                Answer::Hello(_)
+                | Answer::Nack(_)
+                | Answer::Resync(_)
+                | Answer::Goodbye(_)
+                | Answer::Usage(_),
+            )
             | None => None,
         })
         .collect()

@@ -142,6 +142,7 @@ impl Receiver {
                     .retry_after
                     .and_then(|after| Duration::try_from(after).ok()),
             }),
+            Kind::UsageAck(_) => Ok(Outcome::default()),
             Kind::NotServed(refusal) => {
                 tracing::warn!(
                     auth.keyring = refusal.keyring,

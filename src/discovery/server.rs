@@ -154,6 +154,7 @@ async fn listen(
                     return false;
                 }
             }
+            Some(Kind::Usage(_)) => {}
             Some(Kind::Goodbye(_)) => return true,
             // A second hello, or a kind that this version does not know.
             Some(Kind::Hello(_)) | None => {}
