@@ -3,7 +3,8 @@
 //! A [`token`] is what a consumer presents. Its keyed [`digest`] is all that is ever stored or compared. A [`Keyring`]
 //! holds consumers and their [`Key`]s; a key has [`KeyVersion`]s, whose states and transitions are in [`version`]. A
 //! keyring is what its log of [`Change`]s says: an [`operation`] returns changes, [`Keyring::apply`] folds them, and
-//! [`rotation`] plans those that time alone makes due. A [`KeyRecord`] is what sidecars are told of a version.
+//! [`rotation`] plans those that the [`policy`], the [`evidence`] of use and the time make due. A [`KeyRecord`] is what
+//! sidecars are told of a version.
 //!
 //! Every function that depends on time takes `now`.
 
@@ -14,12 +15,14 @@ pub mod evidence;
 pub mod id;
 pub mod keyring;
 pub mod operation;
+pub mod permission;
 pub mod policy;
 pub mod record;
 pub mod rotation;
 pub mod time;
 pub mod token;
 pub mod version;
+pub mod webhook;
 
 #[cfg(test)]
 mod history;
@@ -35,8 +38,10 @@ pub use id::{
 };
 pub use keyring::{ApplyError, Keyring};
 pub use operation::Refusal;
-pub use policy::{AllowedSources, RotationPolicy, Scope, Scopes};
+pub use permission::{AllowedSources, Scope, Scopes};
+pub use policy::{OnDeadline, PolicyOverrides, RotationPolicy, SinkName};
 pub use record::{KeyRecord, Standing};
 pub use time::{Timestamp, Window};
 pub use token::{Prefix, PresentedKey, RandomError, Secret};
 pub use version::{KeyState, KeyVersion, VersionState};
+pub use webhook::{EventKind, Webhook, WebhookId};

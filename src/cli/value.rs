@@ -4,7 +4,7 @@ use std::{ffi::OsStr, time::Duration};
 
 use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
 
-use crate::key::{AllowedSources, KeyId, policy::ParseSourceError};
+use crate::key::{AllowedSources, KeyId, permission::ParseSourceError};
 
 /// Takes a [`KeyId`]. Unlike clap's own parsers it does not repeat what it was given: somebody may have pasted a whole
 /// key where its id belongs.

@@ -6,7 +6,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{catalog::Catalog, fleet::Fleet, journal::LogError, token::Tokens};
-use crate::key::rotation;
+use crate::key::{Evidence, rotation};
 
 /// The background work of a control plane.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Reconciler {
             let committed = self
                 .catalog
                 .commit(&served, ACTOR, |keyring, now| {
-                    let changes = rotation::plan(keyring, now, MAX_CHANGES);
+                    let changes = rotation::plan(keyring, &Evidence::default(), now, MAX_CHANGES);
                     let count = changes.len();
                     Ok((changes, count))
                 })

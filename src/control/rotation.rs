@@ -14,7 +14,7 @@ use super::{
 use crate::key::{
     KeyId, Revision, RotationId, Secret, Timestamp, VersionNumber, VersionRef, Window,
     change::{Change, OldVersion},
-    operation::{StageSpec, Which},
+    operation::{OldEnds, StageSpec, Which},
 };
 
 /// Rotates keys and revokes them.
@@ -187,18 +187,9 @@ impl Rotations {
         let handed_over = self
             .catalog
             .commit(&served, actor, |keyring, now| {
-                let overlap = spec.overlap.unwrap_or(keyring.policy().overlap);
-                let changes = keyring.hand_over(spec.key_id, rotation, overlap, now)?;
-                let old = changes.iter().find_map(|change| match change {
-                    Change::HandedOver { old, .. } => *old,
-                    Change::KeyringCreated { .. }
-                    | Change::ConsumerCreated { .. }
-                    | Change::KeyCreated { .. }
-                    | Change::VersionStaged { .. }
-                    | Change::VersionWithdrawn { .. }
-                    | Change::VersionRetired { .. }
-                    | Change::VersionsRevoked { .. } => None,
-                });
+                let old_ends = OldEnds::AfterOverlap(spec.overlap);
+                let changes = keyring.hand_over(spec.key_id, rotation, &old_ends, now)?;
+                let old = changes.iter().find_map(Change::old_version);
                 Ok((changes, old))
             })
             .await?;

@@ -16,7 +16,7 @@ use crate::{
     key::{
         Change, Epoch, KeyDigest, KeyId, KeyState, Pepper, PresentedKey, Revision, RotationId,
         Timestamp, Window,
-        operation::{self, KeySpec, StageSpec, Which},
+        operation::{self, KeySpec, OldEnds, StageSpec, Which},
         testing,
     },
     keyring::{Freshness, Keyrings, Slot, Staleness},
@@ -135,7 +135,7 @@ impl Pair {
                 self.commit(staged);
                 self.control
                     .keyring
-                    .hand_over(key_id, rotation, Duration::from_hours(1), now)
+                    .hand_over(key_id, rotation, &OldEnds::AfterOverlap(None), now)
                     .expect("it was just staged")
             }
             Act::Revoke(index) => {

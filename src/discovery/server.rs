@@ -154,10 +154,9 @@ async fn listen(
                     return false;
                 }
             }
-            Some(Kind::Usage(_)) => {}
             Some(Kind::Goodbye(_)) => return true,
             // A second hello, or a kind that this version does not know.
-            Some(Kind::Hello(_)) | None => {}
+            Some(Kind::Hello(_) | Kind::Usage(_)) | None => {}
         }
     }
     false

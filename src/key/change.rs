@@ -6,10 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     id::{ConsumerId, KeyId, KeyringName, RotationId, VersionNumber},
-    policy::{AllowedSources, Scopes},
+    permission::{AllowedSources, Scopes},
+    policy::{PolicyOverrides, RotationPolicy, SinkName},
     time::Timestamp,
     token::Prefix,
     version::NewVersion,
+    webhook::{Webhook, WebhookId},
 };
 
 /// What happened to a keyring. Stored as JSON, so that an auditor can read the log without relatch.
@@ -96,6 +98,76 @@ pub enum Change {
         version: VersionNumber,
         /// Why now.
         reason: Arc<str>,
+        /// Whether an operator retired it although the evidence was not complete.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        forced: bool,
+    },
+    /// The deadline of a retiring version was moved.
+    OverlapExtended {
+        /// The key.
+        key_id: KeyId,
+        /// The version.
+        version: VersionNumber,
+        /// The new deadline.
+        until: Timestamp,
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// An old version is the one to use again.
+    RolledBack {
+        /// The key.
+        key_id: KeyId,
+        /// The version that is active again.
+        version: VersionNumber,
+        /// The version that began to retire instead; none when no version was active.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaced: Option<OldVersion>,
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// The secret of a scheduled rotation is on its way to a sink: from here on somebody may hold it.
+    DeliveryBegun {
+        /// The key.
+        key_id: KeyId,
+        /// The rotation.
+        rotation: RotationId,
+        /// The version.
+        version: VersionNumber,
+        /// Where to.
+        sink: SinkName,
+        /// When it is looked whether the version is used, unless it was handed over.
+        withdraw_after: Timestamp,
+    },
+    /// Something was found that people are told of; it changes nothing for sidecars.
+    Noted {
+        /// The key.
+        key_id: KeyId,
+        /// The version.
+        version: VersionNumber,
+        /// What was found.
+        note: Note,
+    },
+    /// How the keys of the keyring are rotated.
+    KeyringPolicySet {
+        /// The whole policy.
+        policy: RotationPolicy,
+    },
+    /// In what a key departs from the policy of its keyring.
+    KeyPolicySet {
+        /// The key.
+        key_id: KeyId,
+        /// All of its departures.
+        overrides: PolicyOverrides,
+    },
+    /// Somebody is told of events from now on.
+    WebhookAdded {
+        /// Who, and of what.
+        webhook: Webhook,
+    },
+    /// Somebody is told of nothing any more.
+    WebhookRemoved {
+        /// Which one.
+        id: WebhookId,
     },
     /// Versions were ended at once.
     VersionsRevoked {
@@ -118,18 +190,70 @@ pub struct OldVersion {
     pub until: Timestamp,
 }
 
+/// What people are told of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Note {
+    /// The overlap ends soon, and the version is still used as far as is known.
+    Reminder {
+        /// The deadline.
+        deadline: Timestamp,
+    },
+    /// The version is not used any more.
+    Drained {
+        /// Since when.
+        unused_since: Timestamp,
+    },
+    /// The rotation does not go on by itself.
+    Held {
+        /// The deadline that has passed; of a delivery, when it failed for the first time.
+        deadline: Timestamp,
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// The version to use expires soon, and no other takes its place.
+    Expiring {
+        /// When.
+        expires_at: Timestamp,
+    },
+    /// A rotation is due, and the policy names no sink to start it with.
+    RotationDue {
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
 impl Change {
     /// The key that it is about, if it is about one.
     #[must_use]
     pub const fn key_id(&self) -> Option<KeyId> {
         match self {
-            Self::KeyringCreated { .. } | Self::ConsumerCreated { .. } => None,
+            Self::KeyringCreated { .. }
+            | Self::ConsumerCreated { .. }
+            | Self::KeyringPolicySet { .. }
+            | Self::WebhookAdded { .. }
+            | Self::WebhookRemoved { .. } => None,
             Self::KeyCreated { key_id, .. }
+            | Self::OverlapExtended { key_id, .. }
+            | Self::RolledBack { key_id, .. }
+            | Self::DeliveryBegun { key_id, .. }
+            | Self::Noted { key_id, .. }
+            | Self::KeyPolicySet { key_id, .. }
             | Self::VersionStaged { key_id, .. }
             | Self::HandedOver { key_id, .. }
             | Self::VersionWithdrawn { key_id, .. }
             | Self::VersionRetired { key_id, .. }
             | Self::VersionsRevoked { key_id, .. } => Some(*key_id),
+        }
+    }
+
+    /// The version that began to retire by it.
+    #[must_use]
+    pub fn old_version(&self) -> Option<OldVersion> {
+        if let Self::HandedOver { old, .. } | Self::RolledBack { replaced: old, .. } = self {
+            *old
+        } else {
+            None
         }
     }
 
@@ -144,6 +268,14 @@ impl Change {
             Self::HandedOver { .. } => "handed_over",
             Self::VersionWithdrawn { .. } => "version_withdrawn",
             Self::VersionRetired { .. } => "version_retired",
+            Self::OverlapExtended { .. } => "overlap_extended",
+            Self::RolledBack { .. } => "rolled_back",
+            Self::DeliveryBegun { .. } => "delivery_begun",
+            Self::Noted { .. } => "noted",
+            Self::KeyringPolicySet { .. } => "keyring_policy_set",
+            Self::KeyPolicySet { .. } => "key_policy_set",
+            Self::WebhookAdded { .. } => "webhook_added",
+            Self::WebhookRemoved { .. } => "webhook_removed",
             Self::VersionsRevoked { .. } => "versions_revoked",
         }
     }

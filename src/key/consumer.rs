@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     id::{ConsumerId, KeyId, RotationId, VersionNumber},
-    policy::{AllowedSources, Scopes},
+    permission::{AllowedSources, Scopes},
+    policy::PolicyOverrides,
     record::KeyRecord,
     time::Timestamp,
     version::{KeyVersion, VersionState},
@@ -38,6 +39,9 @@ pub struct Key {
     pub scopes: Scopes,
     /// From where.
     pub allowed_sources: AllowedSources,
+    /// In what it departs from the policy of its keyring.
+    #[serde(default, skip_serializing_if = "PolicyOverrides::is_empty")]
+    pub policy: PolicyOverrides,
     /// Its versions by number.
     pub versions: BTreeMap<VersionNumber, KeyVersion>,
 }
@@ -57,6 +61,13 @@ impl Key {
         self.versions
             .values()
             .find(|version| matches!(version.state, VersionState::Pending { .. }))
+    }
+
+    /// The versions that are retiring, the oldest first.
+    pub fn retiring(&self) -> impl Iterator<Item = &KeyVersion> {
+        self.versions
+            .values()
+            .filter(|version| matches!(version.state, VersionState::Retiring { .. }))
     }
 
     /// The versions that sidecars accept at `now`, or will.

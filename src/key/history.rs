@@ -5,22 +5,114 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{
-    Change, Key, KeyId, KeyState, Keyring, Revision, RotationId, Timestamp, VersionNumber, Window,
-    operation::{self, KeySpec, StageSpec, Which},
+    Change, Coverage, Evidence, Key, KeyId, KeyState, Keyring, OnDeadline, PolicyOverrides,
+    Revision, RotationId, Timestamp, Use, VersionNumber, VersionRef, VersionState, Window,
+    evidence::Idleness,
+    operation::{self, KeySpec, OldEnds, StageSpec, Which},
     rotation, testing,
 };
 
 /// What a random operator does; it may be refused.
 #[derive(Clone, Debug)]
 enum Step {
-    CreateKey { lives_for: Option<u64> },
-    Stage { key: usize, lives_for: Option<u64> },
-    HandOver { key: usize, overlap: u64 },
-    Withdraw { key: usize },
-    Revoke { key: usize, version: u32 },
-    RevokeAll { key: usize },
-    Wait { millis: u64 },
+    CreateKey {
+        lives_for: Option<u64>,
+    },
+    Stage {
+        key: usize,
+        lives_for: Option<u64>,
+    },
+    HandOver {
+        key: usize,
+        overlap: u64,
+    },
+    Deliver {
+        key: usize,
+    },
+    HandOverAtOnce {
+        key: usize,
+    },
+    Withdraw {
+        key: usize,
+    },
+    Abort {
+        key: usize,
+    },
+    Retire {
+        key: usize,
+        force: bool,
+    },
+    Extend {
+        key: usize,
+        by: u64,
+    },
+    RollBack {
+        key: usize,
+    },
+    SetPolicy {
+        key: Option<usize>,
+        parts: PolicyOverrides,
+    },
+    Revoke {
+        key: usize,
+        version: u32,
+    },
+    RevokeAll {
+        key: usize,
+    },
+    Use {
+        key: usize,
+        version: u32,
+    },
+    Vanish,
+    Report,
+    Wait {
+        millis: u64,
+    },
     Reconcile,
+}
+
+fn on_deadline() -> impl Strategy<Value = OnDeadline> {
+    prop_oneof![
+        Just(OnDeadline::Retire),
+        Just(OnDeadline::Extend),
+        Just(OnDeadline::Hold)
+    ]
+}
+
+fn parts() -> impl Strategy<Value = PolicyOverrides> {
+    let millis = |below: u64| proptest::option::of((0..below).prop_map(Duration::from_millis));
+    (
+        proptest::option::of((0_u64..20).prop_map(Duration::from_secs)),
+        millis(5_000),
+        millis(2_000),
+        proptest::option::of(on_deadline()),
+        millis(4_000),
+        millis(3_000),
+        proptest::option::of(2_u32..5),
+        proptest::option::of(prop_oneof![Just("files".into()), Just("".into())]),
+    )
+        .prop_map(
+            |(
+                rotate_every,
+                overlap,
+                idle_for,
+                on_deadline,
+                rollback_for,
+                remind_before,
+                max_versions,
+                sink,
+            )| PolicyOverrides {
+                rotate_every,
+                overlap,
+                idle_for,
+                on_deadline,
+                rollback_for,
+                remind_before,
+                max_versions,
+                sink,
+            },
+        )
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -32,7 +124,18 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (key.clone(), 0_u64..5_000).prop_map(|(key, overlap)| Step::HandOver { key, overlap }),
         1 => key.clone().prop_map(|key| Step::Withdraw { key }),
         1 => (key.clone(), 1_u32..5).prop_map(|(key, version)| Step::Revoke { key, version }),
-        1 => key.prop_map(|key| Step::RevokeAll { key }),
+        1 => key.clone().prop_map(|key| Step::RevokeAll { key }),
+        1 => key.clone().prop_map(|key| Step::Deliver { key }),
+        1 => key.clone().prop_map(|key| Step::HandOverAtOnce { key }),
+        1 => key.clone().prop_map(|key| Step::Abort { key }),
+        2 => (key.clone(), any::<bool>()).prop_map(|(key, force)| Step::Retire { key, force }),
+        1 => (key.clone(), 0_u64..5_000).prop_map(|(key, by)| Step::Extend { key, by }),
+        2 => key.clone().prop_map(|key| Step::RollBack { key }),
+        2 => (proptest::option::of(key.clone()), parts())
+            .prop_map(|(key, parts)| Step::SetPolicy { key, parts }),
+        3 => (key, 1_u32..5).prop_map(|(key, version)| Step::Use { key, version }),
+        1 => Just(Step::Vanish),
+        3 => Just(Step::Report),
         3 => (0_u64..3_000).prop_map(|millis| Step::Wait { millis }),
         2 => Just(Step::Reconcile),
     ]
@@ -42,6 +145,7 @@ struct History {
     keyring: Keyring,
     log: Vec<(Timestamp, Change)>,
     now: Timestamp,
+    evidence: Evidence,
 }
 
 impl History {
@@ -58,7 +162,17 @@ impl History {
             keyring: Keyring::begin(now, &first).expect("a first change"),
             log: vec![(now, first)],
             now,
+            evidence: Evidence::default(),
         };
+        let short = PolicyOverrides {
+            overlap: Some(Duration::from_secs(2)),
+            idle_for: Some(Duration::from_secs(1)),
+            rollback_for: Some(Duration::from_secs(3)),
+            remind_before: Some(Duration::from_secs(1)),
+            ..PolicyOverrides::default()
+        };
+        let policy = history.keyring.set_policy(&short);
+        history.commit(policy.expect("a valid policy"));
         let consumer = history
             .keyring
             .create_consumer("checkout".parse().expect("valid"), String::new())
@@ -121,8 +235,63 @@ impl History {
                 let Some((key_id, rotation)) = self.staged(key) else {
                     return Vec::new();
                 };
-                let overlap = Duration::from_millis(overlap);
-                self.keyring.hand_over(key_id, rotation, overlap, self.now)
+                let overlap = OldEnds::AfterOverlap(Some(Duration::from_millis(overlap)));
+                self.keyring.hand_over(key_id, rotation, &overlap, self.now)
+            }
+            Step::Deliver { key } => {
+                let Some((key_id, rotation)) = self.staged(key) else {
+                    return Vec::new();
+                };
+                let sink = "files".parse().expect("a name");
+                let after = self.now.saturating_add(Duration::from_secs(1));
+                self.keyring.begin_delivery(key_id, rotation, sink, after)
+            }
+            Step::HandOverAtOnce { key } => {
+                let Some((key_id, rotation)) = self.staged(key) else {
+                    return Vec::new();
+                };
+                let at_once = OldEnds::AtOnce("test".into());
+                self.keyring.hand_over(key_id, rotation, &at_once, self.now)
+            }
+            Step::Abort { key } => {
+                let Some(key) = self.key(key) else {
+                    return Vec::new();
+                };
+                self.keyring.abort(key.id, "test")
+            }
+            Step::Retire { key, force } => {
+                let Some(key) = self.key(key) else {
+                    return Vec::new();
+                };
+                let force = force.then_some("test");
+                self.keyring
+                    .retire(key.id, None, &self.evidence, force, self.now)
+            }
+            Step::Extend { key, by } => {
+                let Some(key) = self.key(key) else {
+                    return Vec::new();
+                };
+                let until = self.now.saturating_add(Duration::from_millis(by));
+                self.keyring.extend(key.id, None, until, "test")
+            }
+            Step::RollBack { key } => {
+                let Some(key) = self.key(key) else {
+                    return Vec::new();
+                };
+                self.keyring.roll_back(key.id, "test", self.now)
+            }
+            Step::SetPolicy {
+                key: None,
+                ref parts,
+            } => self.keyring.set_policy(parts),
+            Step::SetPolicy {
+                key: Some(key),
+                ref parts,
+            } => {
+                let Some(key) = self.key(key) else {
+                    return Vec::new();
+                };
+                self.keyring.set_key_policy(key.id, parts, false)
             }
             Step::Withdraw { key } => {
                 let Some((key_id, rotation)) = self.staged(key) else {
@@ -142,10 +311,56 @@ impl History {
                 };
                 self.keyring.revoke(key.id, Which::All, "test")
             }
-            Step::Reconcile => Ok(rotation::plan(&self.keyring, self.now, usize::MAX)),
-            Step::Wait { .. } => Ok(Vec::new()),
+            Step::Reconcile => Ok(self.due()),
+            Step::Use { .. } | Step::Vanish | Step::Report | Step::Wait { .. } => Ok(Vec::new()),
         };
         planned.unwrap_or_default()
+    }
+
+    fn due(&self) -> Vec<Change> {
+        rotation::plan(&self.keyring, &self.evidence, self.now, usize::MAX)
+    }
+
+    /// What happens without a commit.
+    fn witness(&mut self, step: &Step) {
+        match *step {
+            Step::Wait { millis } => {
+                self.now = self.now.saturating_add(Duration::from_millis(millis));
+            }
+            Step::Use { key, version } => {
+                let used = self.key(key).map(|key| key.id);
+                if let (Some(key_id), Some(version)) = (used, VersionNumber::new(version)) {
+                    let which = VersionRef { key_id, version };
+                    let used = self.evidence.uses.entry(which).or_insert(Use::default());
+                    used.requests += 1;
+                    used.last_used = Some(self.now);
+                }
+            }
+            Step::Vanish => {
+                let until = self.now.saturating_add(Duration::from_millis(100));
+                self.evidence.coverage.gap_until = Some(until);
+            }
+            Step::Report => {
+                self.evidence.coverage = Coverage {
+                    complete_until: Some(self.now),
+                    ..self.evidence.coverage
+                };
+            }
+            Step::CreateKey { .. }
+            | Step::Stage { .. }
+            | Step::HandOver { .. }
+            | Step::Deliver { .. }
+            | Step::HandOverAtOnce { .. }
+            | Step::Withdraw { .. }
+            | Step::Abort { .. }
+            | Step::Retire { .. }
+            | Step::Extend { .. }
+            | Step::RollBack { .. }
+            | Step::SetPolicy { .. }
+            | Step::Revoke { .. }
+            | Step::RevokeAll { .. }
+            | Step::Reconcile => {}
+        }
     }
 
     fn staged(&self, key: usize) -> Option<(KeyId, RotationId)> {
@@ -178,9 +393,7 @@ fn lost_by_revoke_or_expiry(before: &Key, after: &Key, now: Timestamp) -> bool {
 fn a_rotation_is_told_of_only_while_it_runs() {
     let mut history = History::begin();
     let mut step = |step: Step| {
-        if let Step::Wait { millis } = step {
-            history.now = history.now.saturating_add(Duration::from_millis(millis));
-        }
+        history.witness(&step);
         let changes = history.plan(&step);
         history.commit(changes);
         let records = history.keyring.records();
@@ -205,7 +418,8 @@ fn a_rotation_is_told_of_only_while_it_runs() {
         overlap,
         [(KeyState::Retiring, true), (KeyState::Active, true)]
     );
-    step(Step::Wait { millis: 100 });
+    step(Step::Wait { millis: 1_000 });
+    step(Step::Report);
     let over = step(Step::Reconcile);
     assert_eq!(
         over,
@@ -221,15 +435,19 @@ proptest! {
         let mut history = History::begin();
         for step in steps {
             let before = history.keyring.clone();
-            if let Step::Wait { millis } = step {
-                history.now = history.now.saturating_add(Duration::from_millis(millis));
-            }
+            history.witness(&step);
             let changes = history.plan(&step);
             history.commit(changes);
             let now = history.now;
             for key in history.keyring.keys().values() {
-                let max = history.keyring.policy().max_versions;
-                prop_assert!(key.accepted(now).count() <= max, "too many accepted versions");
+                let max = history.keyring.policy_of(key).max_versions;
+                let was = before.keys().get(&key.id).map_or(0, |key| key.accepted(now).count());
+                let accepted = key.accepted(now).count();
+                // A bound that was lowered ends nothing by itself.
+                prop_assert!(
+                    accepted <= was.max(max as usize),
+                    "too many accepted versions"
+                );
                 let active = key.versions.values().filter(|v| v.state.kind() == KeyState::Active);
                 prop_assert!(active.count() <= 1, "two active versions");
                 for version in key.versions.values() {
@@ -262,15 +480,13 @@ proptest! {
     fn planning_twice_is_planning_once(steps in proptest::collection::vec(step(), 1..60)) {
         let mut history = History::begin();
         for step in steps {
-            if let Step::Wait { millis } = step {
-                history.now = history.now.saturating_add(Duration::from_millis(millis));
-            }
+            history.witness(&step);
             let changes = history.plan(&step);
             history.commit(changes);
         }
-        let plan = rotation::plan(&history.keyring, history.now, usize::MAX);
+        let plan = history.due();
         history.commit(plan);
-        prop_assert_eq!(rotation::plan(&history.keyring, history.now, usize::MAX), Vec::new());
+        prop_assert_eq!(history.due(), Vec::new());
     }
 
     #[test]
@@ -283,6 +499,56 @@ proptest! {
         for (_, change) in &history.log {
             let json = serde_json::to_string(change).expect("a change is JSON");
             prop_assert_eq!(&serde_json::from_str::<Change>(&json).expect("it reads back"), change);
+        }
+    }
+
+    #[test]
+    fn nothing_retires_by_itself_without_evidence_unless_the_policy_says_so(
+        steps in proptest::collection::vec(step(), 1..80),
+    ) {
+        let mut history = History::begin();
+        for step in steps {
+            history.witness(&step);
+            for change in history.plan(&step) {
+                if let Change::VersionRetired { key_id, version, forced: false, .. } = &change {
+                    let which = VersionRef { key_id: *key_id, version: *version };
+                    let (key, retired) = history.keyring.version(which).expect("it is there");
+                    let VersionState::Retiring { since, until, .. } = retired.state else {
+                        panic!("{change:?} of a version that is not retiring");
+                    };
+                    let policy = history.keyring.policy_of(key);
+                    let idle = history.evidence.idleness(which, since, policy.idle_for);
+                    let is_idle = matches!(idle, Idleness::Complete { .. });
+                    let expired = retired.window.expires_at.is_some_and(|end| end <= history.now);
+                    let has_successor = key.active().is_some_and(|v| v.is_accepted(history.now));
+                    let by_policy = policy.on_deadline == OnDeadline::Retire;
+                    let by_engine = matches!(step, Step::Reconcile);
+                    prop_assert!(expired || has_successor, "{change:?} leaves nothing");
+                    prop_assert!(expired || is_idle || by_policy, "{change:?} without evidence");
+                    prop_assert!(!by_engine || until <= history.now, "{change:?} broke the promise");
+                }
+                history.commit(vec![change]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_roll_back_takes_nothing_away(steps in proptest::collection::vec(step(), 1..60)) {
+        let mut history = History::begin();
+        for step in steps {
+            let before = history.keyring.clone();
+            history.witness(&step);
+            let changes = history.plan(&step);
+            history.commit(changes);
+            if let Step::RollBack { .. } = step {
+                let now = history.now;
+                for (id, key) in before.keys() {
+                    for version in key.accepted(now) {
+                        let after = &history.keyring.keys()[id].versions[&version.number];
+                        prop_assert!(after.is_accepted(now), "who used {} is denied", after.number);
+                    }
+                }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A keyring as its log tells it: the fold of [`Change`]s.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
@@ -13,11 +14,13 @@ use super::{
     consumer::{Consumer, Key},
     digest::KeyDigest,
     id::{ConsumerId, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef},
-    policy::RotationPolicy,
+    policy::{PolicyOverrides, RotationPolicy},
     record::KeyRecord,
+    rotation,
     time::Timestamp,
     token::Prefix,
-    version::{KeyVersion, TransitionError, VersionState},
+    version::{KeyVersion, ReinstateError, TransitionError, VersionState},
+    webhook::{Webhook, WebhookId},
 };
 
 /// All consumers, keys and versions of one API, at a revision. Serialized, it is the state of its log at that revision.
@@ -25,8 +28,12 @@ use super::{
 pub struct Keyring {
     contents: Contents,
     by_digest: HashMap<KeyDigest, VersionRef>,
-    /// What time alone will make due, the next first.
+    /// The versions in a rotation: pending and retiring ones.
+    moving: BTreeSet<VersionRef>,
+    /// The active versions of which something will be due, the next first.
     due: BTreeSet<(Timestamp, VersionRef)>,
+    /// Where a version stands in `due`.
+    due_at: HashMap<VersionRef, Timestamp>,
 }
 
 /// What a keyring holds; the rest follows from it.
@@ -41,6 +48,7 @@ struct Contents {
     policy: RotationPolicy,
     consumers: BTreeMap<ConsumerId, Consumer>,
     keys: BTreeMap<KeyId, Key>,
+    webhooks: BTreeMap<WebhookId, Webhook>,
 }
 
 /// A log that does not tell a possible history: it was written by a newer relatch, or was tampered with.
@@ -86,6 +94,14 @@ pub enum ApplyError {
         /// Which transition.
         source: TransitionError,
     },
+    /// The version cannot come back.
+    #[error("revision {revision}: {source}")]
+    Reinstate {
+        /// Of the change.
+        revision: Revision,
+        /// Why not.
+        source: ReinstateError,
+    },
 }
 
 impl Keyring {
@@ -111,6 +127,7 @@ impl Keyring {
                 policy: RotationPolicy::default(),
                 consumers: BTreeMap::new(),
                 keys: BTreeMap::new(),
+                webhooks: BTreeMap::new(),
             })),
             Change::ConsumerCreated { .. }
             | Change::KeyCreated { .. }
@@ -118,6 +135,14 @@ impl Keyring {
             | Change::HandedOver { .. }
             | Change::VersionWithdrawn { .. }
             | Change::VersionRetired { .. }
+            | Change::OverlapExtended { .. }
+            | Change::RolledBack { .. }
+            | Change::DeliveryBegun { .. }
+            | Change::Noted { .. }
+            | Change::KeyringPolicySet { .. }
+            | Change::KeyPolicySet { .. }
+            | Change::WebhookAdded { .. }
+            | Change::WebhookRemoved { .. }
             | Change::VersionsRevoked { .. } => Err(ApplyError::OutOfPlace {
                 revision: Revision::new(1),
                 kind: change.kind(),
@@ -196,6 +221,7 @@ impl Keyring {
                     imported: *imported,
                     scopes: scopes.clone(),
                     allowed_sources: allowed_sources.clone(),
+                    policy: PolicyOverrides::default(),
                     versions: BTreeMap::new(),
                 };
                 self.insert_key(revision, key, version.digest)?;
@@ -220,6 +246,7 @@ impl Keyring {
                 let state = VersionState::Pending {
                     since: at,
                     withdraw_after: *withdraw_after,
+                    sink: None,
                 };
                 let version = version.clone().begin(at, state, Some(*rotation));
                 self.put(*key_id, version);
@@ -249,9 +276,76 @@ impl Keyring {
                 key_id,
                 version,
                 reason,
+                forced: _,
             } => self.transition(revision, *key_id, *version, |v| {
                 v.retire(at, Arc::clone(reason))
             }),
+            Change::OverlapExtended {
+                key_id,
+                version,
+                until,
+                reason: _,
+            } => self.transition(revision, *key_id, *version, |v| v.extend(*until)),
+            Change::RolledBack {
+                key_id,
+                version,
+                replaced,
+                reason: _,
+            } => {
+                let which = VersionRef {
+                    key_id: *key_id,
+                    version: *version,
+                };
+                self.roll_back_to(revision, at, which, *replaced)
+            }
+            Change::DeliveryBegun {
+                key_id,
+                version,
+                sink,
+                withdraw_after,
+                ..
+            } => self.transition(revision, *key_id, *version, |v| {
+                v.begin_delivery(sink.clone(), *withdraw_after)
+            }),
+            Change::Noted {
+                key_id,
+                version,
+                note,
+            } => self.transition(revision, *key_id, *version, |v| Ok(v.told_of(note))),
+            Change::KeyringPolicySet { policy } => {
+                self.contents.policy = policy.clone();
+                let all: Vec<VersionRef> = self.by_digest.values().copied().collect();
+                for which in all {
+                    self.index(which);
+                }
+                Ok(())
+            }
+            Change::KeyPolicySet { key_id, overrides } => {
+                self.expect_key(revision, *key_id)?;
+                let key = self.contents.keys.get_mut(key_id);
+                let key = key.expect("it was looked up");
+                key.policy = overrides.clone();
+                let numbers: Vec<VersionNumber> = key.versions.keys().copied().collect();
+                for version in numbers {
+                    self.index(VersionRef {
+                        key_id: *key_id,
+                        version,
+                    });
+                }
+                Ok(())
+            }
+            Change::WebhookAdded { webhook } => {
+                if self.contents.webhooks.contains_key(&webhook.id) {
+                    return Err(duplicate(revision, "webhook", &webhook.id));
+                }
+                let webhook = webhook.clone();
+                self.contents.webhooks.insert(webhook.id, webhook);
+                Ok(())
+            }
+            Change::WebhookRemoved { id } => match self.contents.webhooks.remove(id) {
+                Some(_) => Ok(()),
+                None => Err(unknown(revision, "webhook", id)),
+            },
             Change::VersionsRevoked {
                 key_id,
                 versions,
@@ -322,6 +416,37 @@ impl Keyring {
         Ok(())
     }
 
+    fn roll_back_to(
+        &mut self,
+        revision: Revision,
+        at: Timestamp,
+        old: VersionRef,
+        replaced: Option<OldVersion>,
+    ) -> Result<(), ApplyError> {
+        let VersionRef { key_id, version } = old;
+        let rollback_for = self
+            .policy_of(self.expect_key(revision, key_id)?)
+            .rollback_for;
+        let old = self
+            .expect_version(revision, key_id, version)?
+            .reinstate(at, rollback_for)
+            .map_err(|source| ApplyError::Reinstate { revision, source })?;
+        if let Some(OldVersion {
+            version: number,
+            until,
+        }) = replaced
+        {
+            let mut replaced = self
+                .expect_version(revision, key_id, number)?
+                .begin_retiring(at, until.saturating_since(at), version)
+                .map_err(|e| wrong(revision, e))?;
+            replaced.rotation = replaced.rotation.or(old.rotation);
+            self.put(key_id, replaced);
+        }
+        self.put(key_id, old);
+        Ok(())
+    }
+
     /// Its name.
     #[must_use]
     pub const fn name(&self) -> &KeyringName {
@@ -364,6 +489,22 @@ impl Keyring {
         &self.contents.policy
     }
 
+    /// How one of its keys is rotated.
+    #[must_use]
+    pub fn policy_of(&self, key: &Key) -> Cow<'_, RotationPolicy> {
+        if key.policy.is_empty() {
+            Cow::Borrowed(&self.contents.policy)
+        } else {
+            Cow::Owned(self.contents.policy.with(&key.policy))
+        }
+    }
+
+    /// Who is told of what happens to its keys.
+    #[must_use]
+    pub const fn webhooks(&self) -> &BTreeMap<WebhookId, Webhook> {
+        &self.contents.webhooks
+    }
+
     /// Its consumers by id.
     #[must_use]
     pub const fn consumers(&self) -> &BTreeMap<ConsumerId, Consumer> {
@@ -388,7 +529,14 @@ impl Keyring {
         self.by_digest.get(digest).copied()
     }
 
-    /// The versions whose time has come by `now`, the earliest first.
+    /// The versions in a rotation: pending and retiring ones.
+    pub fn moving(&self) -> impl Iterator<Item = (&Key, &KeyVersion)> {
+        self.moving
+            .iter()
+            .filter_map(|version| self.version(*version))
+    }
+
+    /// The active versions of which something is due by `now`, the earliest first.
     pub fn due(&self, now: Timestamp) -> impl Iterator<Item = (&Key, &KeyVersion)> {
         self.due
             .iter()
@@ -468,43 +616,68 @@ impl Keyring {
             version: version.number,
         };
         self.by_digest.insert(version.digest, which);
-        if let Some(at) = version.due_at() {
-            self.due.insert((at, which));
+        let key = self.contents.keys.get_mut(&key_id);
+        let key = key.expect("the key of a version that is put exists");
+        key.versions.insert(version.number, version);
+        self.index(which);
+    }
+
+    /// Notes where a version stands among what is to be looked at.
+    fn index(&mut self, which: VersionRef) {
+        let Some((key, version)) = self.version(which) else {
+            return;
+        };
+        let moves = match version.state {
+            VersionState::Pending { .. } | VersionState::Retiring { .. } => true,
+            VersionState::Active { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => false,
+        };
+        let due_at = rotation::due_at(version, &self.policy_of(key));
+        if moves {
+            self.moving.insert(which);
+        } else {
+            self.moving.remove(&which);
         }
-        let due_at = version.due_at();
-        let key = self
-            .contents
-            .keys
-            .get_mut(&key_id)
-            .expect("the key of a version that is put exists");
-        let former = key.versions.insert(version.number, version);
-        if let Some(at) = former.and_then(|former| former.due_at())
-            && due_at != Some(at)
-        {
-            self.due.remove(&(at, which));
+        let former = match due_at {
+            Some(at) => self.due_at.insert(which, at),
+            None => self.due_at.remove(&which),
+        };
+        if let Some(former) = former {
+            self.due.remove(&(former, which));
+        }
+        if let Some(at) = due_at {
+            self.due.insert((at, which));
         }
     }
 }
 
 impl From<Contents> for Keyring {
     fn from(contents: Contents) -> Self {
-        let mut by_digest = HashMap::new();
-        let mut due = BTreeSet::new();
-        for (key_id, key) in &contents.keys {
-            for (number, version) in &key.versions {
-                let which = VersionRef {
-                    key_id: *key_id,
-                    version: *number,
-                };
-                by_digest.insert(version.digest, which);
-                due.extend(version.due_at().map(|at| (at, which)));
-            }
-        }
-        Self {
+        let versions: Vec<(KeyDigest, VersionRef)> = contents
+            .keys
+            .iter()
+            .flat_map(|(key_id, key)| {
+                key.versions.values().map(|version| {
+                    let which = VersionRef {
+                        key_id: *key_id,
+                        version: version.number,
+                    };
+                    (version.digest, which)
+                })
+            })
+            .collect();
+        let mut keyring = Self {
             contents,
-            by_digest,
-            due,
+            by_digest: versions.iter().copied().collect(),
+            moving: BTreeSet::new(),
+            due: BTreeSet::new(),
+            due_at: HashMap::new(),
+        };
+        for (_, which) in versions {
+            keyring.index(which);
         }
+        keyring
     }
 }
 

@@ -1,15 +1,21 @@
 //! What may be asked of a keyring: each operation checks the request against the keyring as it is, and returns the
 //! changes to commit. Nothing here changes anything.
 
+mod overlap;
+mod policy;
+mod webhook;
+
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    change::{Change, OldVersion},
+    change::{Change, Note},
     consumer::Key,
     digest::Pepper,
-    id::{ConsumerId, KeyId, KeyringName, RotationId, VersionNumber},
+    id::{ConsumerId, KeyId, KeyringName, RotationId, VersionNumber, VersionRef},
     keyring::Keyring,
-    policy::{AllowedSources, Scopes},
+    permission::{AllowedSources, Scopes},
+    policy::SinkName,
+    rotation,
     time::{Timestamp, Window},
     token::{Prefix, PresentedKey},
     version::{KeyVersion, NewVersion, VersionState},
@@ -45,6 +51,14 @@ pub enum Refusal {
     /// It would put requests or a key at risk, or a rotation is in the way.
     #[error("{0}")]
     Unsafe(String),
+    /// It would end a version that may be in use.
+    #[error("version {version} of key {key_id} may be in use: {why}; --force retires it all the same", key_id = version.key_id, version = version.version)]
+    InUse {
+        /// The version.
+        version: VersionRef,
+        /// What is known of its use.
+        why: String,
+    },
 }
 
 /// What a new key shall be.
@@ -77,6 +91,15 @@ pub struct StageSpec {
     pub window: Window,
     /// When it is withdrawn unless it was handed over.
     pub withdraw_after: Timestamp,
+}
+
+/// What becomes of the old version at a hand-over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OldEnds {
+    /// It stays accepted for so long at least; as the policy says when absent.
+    AfterOverlap(Option<Duration>),
+    /// It is revoked at once, for this reason.
+    AtOnce(Arc<str>),
 }
 
 /// Which versions of a key to revoke.
@@ -234,7 +257,8 @@ impl Keyring {
             )));
         }
         let accepted = key.accepted(now).count();
-        if accepted >= self.policy().max_versions {
+        let max_versions = self.policy_of(key).max_versions;
+        if u32::try_from(accepted).is_ok_and(|accepted| accepted >= max_versions) {
             return Err(Refusal::Unsafe(format!(
                 "key {key_id} has {accepted} accepted versions, the most that it may have; let one retire or revoke one first"
             )));
@@ -253,7 +277,8 @@ impl Keyring {
         }])
     }
 
-    /// Ends the staging of a rotation: its version becomes active, the one that was active begins to retire.
+    /// Ends the staging of a rotation: its version becomes active, the one that was active begins to retire, or is
+    /// revoked.
     ///
     /// # Errors
     ///
@@ -262,29 +287,78 @@ impl Keyring {
         &self,
         key_id: KeyId,
         rotation: RotationId,
-        overlap: Duration,
+        old_ends: &OldEnds,
         now: Timestamp,
     ) -> Result<Vec<Change>, Refusal> {
         let (key, version) = self.staged(key_id, rotation)?;
-        let old = key
-            .active()
-            .map(|old| {
-                let number = old.number;
-                let retiring = old
-                    .clone()
-                    .begin_retiring(now, overlap, version.number)
-                    .map_err(|error| Refusal::Unsafe(error.to_string()))?;
-                Ok(OldVersion {
-                    version: number,
-                    until: retiring.ends_at().unwrap_or(now),
-                })
-            })
-            .transpose()?;
-        Ok(vec![Change::HandedOver {
+        let overlap = match old_ends {
+            OldEnds::AfterOverlap(overlap) => overlap.unwrap_or(self.policy_of(key).overlap),
+            OldEnds::AtOnce(_) => Duration::ZERO,
+        };
+        let old = rotation::old_version(key, version, overlap, now);
+        let handed_over = Change::HandedOver {
             key_id,
             rotation,
             version: version.number,
             old,
+        };
+        let revoked = match (old_ends, old) {
+            (OldEnds::AtOnce(reason), Some(old)) => Some(Change::VersionsRevoked {
+                key_id,
+                versions: vec![old.version],
+                reason: Arc::clone(reason),
+            }),
+            (OldEnds::AtOnce(_), None) | (OldEnds::AfterOverlap(_), _) => None,
+        };
+        Ok(std::iter::once(handed_over).chain(revoked).collect())
+    }
+
+    /// Notes that the secret of a staged version goes out to a sink from now on. After `withdraw_after` the version is
+    /// withdrawn or handed over by what is known of its use.
+    ///
+    /// # Errors
+    ///
+    /// When the version is not pending any more.
+    pub fn begin_delivery(
+        &self,
+        key_id: KeyId,
+        rotation: RotationId,
+        sink: SinkName,
+        withdraw_after: Timestamp,
+    ) -> Result<Vec<Change>, Refusal> {
+        let (_, version) = self.staged(key_id, rotation)?;
+        Ok(vec![Change::DeliveryBegun {
+            key_id,
+            rotation,
+            version: version.number,
+            sink,
+            withdraw_after,
+        }])
+    }
+
+    /// Notes, once, that a staged version is held before its hand-over.
+    ///
+    /// # Errors
+    ///
+    /// When the version is not pending any more.
+    pub fn hold_staged(
+        &self,
+        key_id: KeyId,
+        rotation: RotationId,
+        reason: Arc<str>,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, Refusal> {
+        let (_, version) = self.staged(key_id, rotation)?;
+        if version.told.held_at.is_some() {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Change::Noted {
+            key_id,
+            version: version.number,
+            note: Note::Held {
+                deadline: now,
+                reason,
+            },
         }])
     }
 
@@ -319,12 +393,7 @@ impl Keyring {
         which: Which,
         reason: &str,
     ) -> Result<Vec<Change>, Refusal> {
-        if reason.trim().is_empty() || reason.len() > MAX_REASON_LEN {
-            return Err(Refusal::Invalid {
-                field: "reason",
-                problem: format!("say why, in at most {MAX_REASON_LEN} bytes"),
-            });
-        }
+        check_reason(reason)?;
         let versions: Vec<VersionNumber> = self
             .asked_for(key_id, which)?
             .into_iter()
@@ -371,6 +440,16 @@ impl Keyring {
                 ))
             })
     }
+}
+
+fn check_reason(reason: &str) -> Result<(), Refusal> {
+    if reason.trim().is_empty() || reason.len() > MAX_REASON_LEN {
+        return Err(Refusal::Invalid {
+            field: "reason",
+            problem: format!("say why, in at most {MAX_REASON_LEN} bytes"),
+        });
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {

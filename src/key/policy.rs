@@ -1,223 +1,355 @@
-//! What a key may do, from where, and how it is rotated.
+//! How keys are rotated: a policy per keyring, of which a key may override parts.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// One permission, a scope token of RFC 6749 section 3.3: 1 to 128 printable ASCII characters without space, `"` and
-/// `\`.
+/// How the keys of a keyring are rotated. Stored as JSON, its durations as text such as `7days`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotationPolicy {
+    /// How long a version is active before the next rotation is due; none: rotations are started by people.
+    #[serde(default, with = "optional_duration")]
+    pub rotate_every: Option<Duration>,
+    /// How long an old version stays accepted after the hand-over at least: what its consumer is promised.
+    #[serde(with = "duration")]
+    pub overlap: Duration,
+    /// How long an old version has to go unused before it retires.
+    #[serde(with = "duration")]
+    pub idle_for: Duration,
+    /// What becomes of an old version whose overlap is over while the evidence is not complete.
+    pub on_deadline: OnDeadline,
+    /// How long after its retirement a version may come back by a roll-back.
+    #[serde(with = "duration")]
+    pub rollback_for: Duration,
+    /// How long before the end of an overlap, or of a key, its consumer is reminded.
+    #[serde(with = "duration")]
+    pub remind_before: Duration,
+    /// The most versions of a key that may be accepted at once.
+    pub max_versions: u32,
+    /// Where the secrets of scheduled rotations are delivered; none: what is due is told and nothing is rotated.
+    #[serde(default)]
+    pub sink: Option<SinkName>,
+}
+
+/// The parts of a policy that are to be as given; the others stay as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyOverrides {
+    /// [`RotationPolicy::rotate_every`]; zero: no schedule.
+    #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub rotate_every: Option<Duration>,
+    /// [`RotationPolicy::overlap`]
+    #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Duration>,
+    /// [`RotationPolicy::idle_for`]
+    #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub idle_for: Option<Duration>,
+    /// [`RotationPolicy::on_deadline`]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_deadline: Option<OnDeadline>,
+    /// [`RotationPolicy::rollback_for`]
+    #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub rollback_for: Option<Duration>,
+    /// [`RotationPolicy::remind_before`]
+    #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub remind_before: Option<Duration>,
+    /// [`RotationPolicy::max_versions`]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_versions: Option<u32>,
+    /// [`RotationPolicy::sink`]; the empty name: no sink.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<Arc<str>>,
+}
+
+/// What becomes of an old version whose overlap is over while the evidence is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDeadline {
+    /// It retires, whoever still uses it.
+    Retire,
+    /// The overlap is extended by [`RotationPolicy::idle_for`], until its own expiry at the latest.
+    Extend,
+    /// It stays accepted until the evidence is complete, an operator decides, or it expires.
+    Hold,
+}
+
+/// Names a sink of the control plane's configuration: 1 to 63 of `a-z`, `0-9`, `-` and `_`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Scope(Arc<str>);
+pub struct SinkName(Arc<str>);
 
-/// A set of scopes, sorted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(from = "Vec<Scope>", into = "Vec<Scope>")]
-pub struct Scopes(Arc<[Scope]>);
-
-/// The blocks of addresses that a key may be used from; none means any.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(from = "Vec<IpNet>", into = "Vec<IpNet>")]
-pub struct AllowedSources(Arc<[IpNet]>);
-
-/// How the keys of a keyring are rotated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RotationPolicy {
-    /// How long an old version stays accepted after the hand-over.
-    pub overlap: Duration,
-    /// How long after the hand-over a rotation can be rolled back.
-    pub rollback_for: Duration,
-    /// The most versions of a key that may be accepted at once.
-    pub max_versions: usize,
-}
-
-/// A text that is not a scope.
+/// A text that names no [`OnDeadline`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid scope: use 1 to 128 printable ASCII characters without space, '\"' and '\\'")]
-pub struct ParseScopeError;
+#[error("not an answer to a deadline: use retire, extend or hold")]
+pub struct ParseOnDeadlineError;
 
-/// A text that is not a block of addresses.
+/// A text that is no name of a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a name of a sink: use 1 to 63 of a-z, 0-9, '-' and '_'")]
+pub struct ParseSinkNameError;
+
+/// A policy that contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is neither an address nor a CIDR block, such as 10.0.0.0/8")]
-pub struct ParseSourceError {
-    text: String,
+#[error("{field}: {problem}")]
+pub struct PolicyError {
+    /// The part that cannot be.
+    pub field: &'static str,
+    /// What is wrong, and what to do.
+    pub problem: String,
 }
 
-impl Scope {
-    /// The scope as text.
+const DAY: Duration = Duration::from_hours(24);
+/// Beyond, a number of days was most likely given in another unit.
+const MAX_DURATION: Duration = Duration::from_hours(24 * 366 * 5);
+/// A rotation takes seconds; below, a key would never be out of one.
+const MIN_ROTATE_EVERY: Duration = Duration::from_secs(1);
+/// Two are needed for an overlap; each one more is a secret more that works.
+const VERSIONS: std::ops::RangeInclusive<u32> = 2..=10;
+
+impl RotationPolicy {
+    /// The policy with the parts that `overrides` gives.
+    #[must_use]
+    pub fn with(&self, overrides: &PolicyOverrides) -> Self {
+        let given = overrides.clone();
+        Self {
+            rotate_every: match given.rotate_every {
+                Some(Duration::ZERO) => None,
+                Some(every) => Some(every),
+                None => self.rotate_every,
+            },
+            overlap: given.overlap.unwrap_or(self.overlap),
+            idle_for: given.idle_for.unwrap_or(self.idle_for),
+            on_deadline: given.on_deadline.unwrap_or(self.on_deadline),
+            rollback_for: given.rollback_for.unwrap_or(self.rollback_for),
+            remind_before: given.remind_before.unwrap_or(self.remind_before),
+            max_versions: given.max_versions.unwrap_or(self.max_versions),
+            sink: match given.sink {
+                Some(name) => name.parse().ok(),
+                None => self.sink.clone(),
+            },
+        }
+    }
+
+    /// Checks that the parts fit each other.
+    ///
+    /// # Errors
+    ///
+    /// With the first part that does not.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        let bounded = [
+            ("overlap", Some(self.overlap)),
+            ("idle_for", Some(self.idle_for)),
+            ("rollback_for", Some(self.rollback_for)),
+            ("remind_before", Some(self.remind_before)),
+            ("rotate_every", self.rotate_every),
+        ];
+        for (field, duration) in bounded {
+            if duration.is_some_and(|duration| duration > MAX_DURATION) {
+                return Err(invalid(field, "give at most five years"));
+            }
+        }
+        if let Some(every) = self.rotate_every {
+            if every < MIN_ROTATE_EVERY {
+                return Err(invalid("rotate_every", "give at least one second"));
+            }
+            if self.overlap >= every {
+                let overlap = humantime::format_duration(self.overlap);
+                let every = humantime::format_duration(every);
+                return Err(PolicyError {
+                    field: "overlap",
+                    problem: format!(
+                        "{overlap} is not below rotate_every, {every}: the next rotation would begin before the overlap of the last is over; give less"
+                    ),
+                });
+            }
+        }
+        if self.idle_for > self.overlap {
+            let idle_for = humantime::format_duration(self.idle_for);
+            let overlap = humantime::format_duration(self.overlap);
+            return Err(PolicyError {
+                field: "idle_for",
+                problem: format!(
+                    "{idle_for} is more than overlap, {overlap}: no evidence could be complete when the overlap is over; give at most as much"
+                ),
+            });
+        }
+        if !VERSIONS.contains(&self.max_versions) {
+            return Err(PolicyError {
+                field: "max_versions",
+                problem: format!("give {} to {}", VERSIONS.start(), VERSIONS.end()),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Default for RotationPolicy {
+    fn default() -> Self {
+        Self {
+            rotate_every: None,
+            overlap: 7 * DAY,
+            idle_for: DAY,
+            on_deadline: OnDeadline::Hold,
+            rollback_for: 7 * DAY,
+            remind_before: 2 * DAY,
+            max_versions: 3,
+            sink: None,
+        }
+    }
+}
+
+impl PolicyOverrides {
+    /// These overrides, and where they give nothing, those of `former`.
+    #[must_use]
+    pub fn over(self, former: &Self) -> Self {
+        let former = former.clone();
+        Self {
+            rotate_every: self.rotate_every.or(former.rotate_every),
+            overlap: self.overlap.or(former.overlap),
+            idle_for: self.idle_for.or(former.idle_for),
+            on_deadline: self.on_deadline.or(former.on_deadline),
+            rollback_for: self.rollback_for.or(former.rollback_for),
+            remind_before: self.remind_before.or(former.remind_before),
+            max_versions: self.max_versions.or(former.max_versions),
+            sink: self.sink.or(former.sink),
+        }
+    }
+
+    /// Whether nothing is given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl OnDeadline {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Retire => "retire",
+            Self::Extend => "extend",
+            Self::Hold => "hold",
+        }
+    }
+}
+
+impl FromStr for OnDeadline {
+    type Err = ParseOnDeadlineError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Retire, Self::Extend, Self::Hold]
+            .into_iter()
+            .find(|answer| answer.as_str() == text)
+            .ok_or(ParseOnDeadlineError)
+    }
+}
+
+impl fmt::Display for OnDeadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl SinkName {
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl FromStr for Scope {
-    type Err = ParseScopeError;
+impl FromStr for SinkName {
+    type Err = ParseSinkNameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let valid = matches!(text.len(), 1..=128)
+        let valid = matches!(text.len(), 1..=63)
             && text
                 .bytes()
-                .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
         if valid {
             Ok(Self(text.into()))
         } else {
-            Err(ParseScopeError)
+            Err(ParseSinkNameError)
         }
     }
 }
 
-impl TryFrom<String> for Scope {
-    type Error = ParseScopeError;
+impl TryFrom<String> for SinkName {
+    type Error = ParseSinkNameError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
     }
 }
 
-impl From<Scope> for String {
-    fn from(scope: Scope) -> Self {
-        scope.as_str().to_owned()
+impl From<SinkName> for String {
+    fn from(name: SinkName) -> Self {
+        name.as_str().to_owned()
     }
 }
 
-impl Scopes {
-    /// Parses scopes that are separated by spaces; the empty text is the empty set.
-    ///
-    /// # Errors
-    ///
-    /// When one of them is not a scope.
-    pub fn parse(text: &str) -> Result<Self, ParseScopeError> {
-        text.split_ascii_whitespace().map(str::parse).collect()
-    }
-
-    /// Whether all of `required` are held.
-    #[must_use]
-    pub fn hold_all(&self, required: &Self) -> bool {
-        required
-            .iter()
-            .all(|scope| self.0.binary_search(scope).is_ok())
-    }
-
-    /// The scopes in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Scope> {
-        self.0.iter()
-    }
-
-    /// Whether the set holds none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl From<Vec<Scope>> for Scopes {
-    fn from(mut scopes: Vec<Scope>) -> Self {
-        scopes.sort_unstable();
-        scopes.dedup();
-        Self(scopes.into())
-    }
-}
-
-impl From<Scopes> for Vec<Scope> {
-    fn from(scopes: Scopes) -> Self {
-        scopes.0.to_vec()
-    }
-}
-
-impl FromIterator<Scope> for Scopes {
-    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
-        scopes.into_iter().collect::<Vec<_>>().into()
-    }
-}
-
-/// Separated by spaces, as in RFC 6749.
-impl fmt::Display for Scopes {
+impl fmt::Display for SinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, scope) in self.0.iter().enumerate() {
-            if at > 0 {
-                f.write_str(" ")?;
-            }
-            f.write_str(scope.as_str())?;
-        }
-        Ok(())
+        f.write_str(self.as_str())
     }
 }
 
-impl AllowedSources {
-    /// Parses addresses and CIDR blocks; bits behind a block's prefix are dropped.
-    ///
-    /// # Errors
-    ///
-    /// When one of them is neither.
-    pub fn parse<S: AsRef<str>>(blocks: &[S]) -> Result<Self, ParseSourceError> {
-        blocks
-            .iter()
-            .map(|text| {
-                let text = text.as_ref();
-                text.parse::<IpNet>()
-                    .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-                    .map_err(|_| ParseSourceError {
-                        text: text.to_owned(),
-                    })
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map(Self::from)
-    }
-
-    /// Whether a request from `source` is within a block. An unknown source is only where every source is.
-    #[must_use]
-    pub fn permit(&self, source: Option<IpAddr>) -> bool {
-        self.0.is_empty()
-            || source
-                .map(|source| source.to_canonical())
-                .is_some_and(|source| self.0.iter().any(|block| block.contains(&source)))
-    }
-
-    /// The blocks in order.
-    pub fn iter(&self) -> impl Iterator<Item = &IpNet> {
-        self.0.iter()
+fn invalid(field: &'static str, problem: &str) -> PolicyError {
+    PolicyError {
+        field,
+        problem: problem.to_owned(),
     }
 }
 
-impl From<Vec<IpNet>> for AllowedSources {
-    fn from(blocks: Vec<IpNet>) -> Self {
-        let mut blocks: Vec<IpNet> = blocks.into_iter().map(canonical).collect();
-        blocks.sort_unstable();
-        blocks.dedup();
-        Self(blocks.into())
+/// A duration as people write it.
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(D::Error::custom)
     }
 }
 
-impl From<AllowedSources> for Vec<IpNet> {
-    fn from(sources: AllowedSources) -> Self {
-        sources.0.to_vec()
-    }
-}
+/// The same, or null.
+mod optional_duration {
+    use std::time::Duration;
 
-impl Default for RotationPolicy {
-    fn default() -> Self {
-        const DAY: Duration = Duration::from_hours(24);
-        Self {
-            overlap: 7 * DAY,
-            rollback_for: 7 * DAY,
-            max_versions: 3,
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(
+        clippy::ref_option,
+        reason = "the signature that serde gives to `with`"
+    )]
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::duration::serialize(duration, serializer),
+            None => serializer.serialize_none(),
         }
     }
-}
 
-/// A block of IPv4 addresses written as IPv6 (`::ffff:10.0.0.0/104`) is the IPv4 block, as `permit` compares it.
-fn canonical(block: IpNet) -> IpNet {
-    const MAPPED_BITS: u8 = 128 - 32;
-    let block = block.trunc();
-    match block {
-        IpNet::V6(v6) if v6.prefix_len() >= MAPPED_BITS => v6
-            .network()
-            .to_ipv4_mapped()
-            .and_then(|v4| IpNet::new(v4.into(), v6.prefix_len() - MAPPED_BITS).ok())
-            .unwrap_or(block),
-        IpNet::V4(_) | IpNet::V6(_) => block,
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Option::<String>::deserialize(deserializer)?
+            .map(|text| humantime::parse_duration(&text).map_err(D::Error::custom))
+            .transpose()
     }
 }
 
@@ -225,57 +357,103 @@ fn canonical(block: IpNet) -> IpNet {
 mod tests {
     use super::*;
 
-    fn sources(blocks: &[&str]) -> AllowedSources {
-        AllowedSources::parse(blocks).expect("valid blocks")
+    fn hours(hours: u64) -> Duration {
+        Duration::from_hours(hours)
     }
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().expect("an address")
-    }
-
-    #[test]
-    fn scopes_are_a_set() {
-        let held = Scopes::parse("write read  read").expect("valid scopes");
-        assert_eq!(held.to_string(), "read write");
-        assert!(held.hold_all(&Scopes::default()));
-        assert!(held.hold_all(&Scopes::parse("read").expect("valid")));
-        assert!(!held.hold_all(&Scopes::parse("read admin").expect("valid")));
-        assert!(!Scopes::default().hold_all(&held));
-        assert!(Scopes::parse("re\"ad").is_err());
+    fn problem(overrides: &PolicyOverrides) -> Option<&'static str> {
+        let policy = RotationPolicy::default().with(overrides);
+        policy.check().err().map(|error| error.field)
     }
 
     #[test]
-    fn no_allowed_source_means_any_even_an_unknown_one() {
-        assert!(AllowedSources::default().permit(None));
-        assert!(AllowedSources::default().permit(Some(ip("192.0.2.1"))));
+    fn the_default_fits_itself() {
+        assert_eq!(RotationPolicy::default().check(), Ok(()));
     }
 
     #[test]
-    fn sources_outside_the_blocks_are_not_permitted() {
-        let allowed = sources(&["10.1.2.3/8", "2001:db8::/32", "192.0.2.7"]);
-        for inside in ["10.255.0.1", "2001:db8::1", "192.0.2.7", "::ffff:10.0.0.1"] {
-            assert!(
-                allowed.permit(Some(ip(inside))),
-                "{inside} was not permitted"
-            );
+    fn what_contradicts_itself_is_refused_by_name() {
+        let day = PolicyOverrides {
+            overlap: Some(hours(24)),
+            ..PolicyOverrides::default()
+        };
+        assert_eq!(problem(&day), None);
+        for (overrides, field) in [
+            (
+                PolicyOverrides {
+                    rotate_every: Some(hours(24)),
+                    ..day.clone()
+                },
+                "overlap",
+            ),
+            (
+                PolicyOverrides {
+                    idle_for: Some(hours(25)),
+                    ..day.clone()
+                },
+                "idle_for",
+            ),
+            (
+                PolicyOverrides {
+                    max_versions: Some(1),
+                    ..day.clone()
+                },
+                "max_versions",
+            ),
+            (
+                PolicyOverrides {
+                    rollback_for: Some(Duration::MAX),
+                    ..day.clone()
+                },
+                "rollback_for",
+            ),
+            (
+                PolicyOverrides {
+                    rotate_every: Some(Duration::from_millis(1)),
+                    ..day
+                },
+                "rotate_every",
+            ),
+        ] {
+            assert_eq!(problem(&overrides), Some(field), "{overrides:?}");
         }
-        for outside in ["11.0.0.1", "2001:db9::1", "192.0.2.8", "::ffff:11.0.0.1"] {
-            assert!(
-                !allowed.permit(Some(ip(outside))),
-                "{outside} was permitted"
-            );
-        }
-        assert!(!allowed.permit(None), "an unknown source was permitted");
     }
 
     #[test]
-    fn a_mapped_block_means_the_ipv4_block() {
-        assert!(sources(&["::ffff:10.0.0.0/104"]).permit(Some(ip("10.9.9.9"))));
+    fn an_override_can_take_away() {
+        let keyring = RotationPolicy::default().with(&PolicyOverrides {
+            rotate_every: Some(hours(1_000)),
+            sink: Some("files".into()),
+            ..PolicyOverrides::default()
+        });
+        assert_eq!(keyring.sink, "files".parse().ok());
+        let key = keyring.with(&PolicyOverrides {
+            rotate_every: Some(Duration::ZERO),
+            sink: Some("".into()),
+            ..PolicyOverrides::default()
+        });
+        assert_eq!((key.rotate_every, key.sink), (None, None));
+        assert_eq!(key.overlap, keyring.overlap);
     }
 
     #[test]
-    fn what_is_not_a_block_is_named() {
-        let error = AllowedSources::parse(&["10.0.0.0/33"]).expect_err("not a block");
-        assert!(error.to_string().contains("10.0.0.0/33"));
+    fn policies_survive_their_json() {
+        let policy = RotationPolicy {
+            rotate_every: Some(hours(24 * 90)),
+            ..RotationPolicy::default()
+        };
+        let json = serde_json::to_value(&policy).expect("a policy is JSON");
+        assert_eq!(json["overlap"], "7days");
+        assert_eq!(
+            serde_json::from_value::<RotationPolicy>(json).ok(),
+            Some(policy)
+        );
+        let overrides = PolicyOverrides {
+            idle_for: Some(hours(1)),
+            ..PolicyOverrides::default()
+        };
+        let json = serde_json::to_string(&overrides).expect("overrides are JSON");
+        assert_eq!(json, r#"{"idle_for":"1h"}"#);
+        assert_eq!(serde_json::from_str(&json).ok(), Some(overrides));
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     digest::{KeyDigest, PepperId},
     id::{ConsumerId, KeyId, RotationId, VersionNumber, VersionRef},
-    policy::{AllowedSources, Scopes},
+    permission::{AllowedSources, Scopes},
     time::{Position, Timestamp, Window},
     version::KeyState,
 };

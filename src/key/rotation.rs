@@ -1,42 +1,483 @@
-//! What a keyring's policy and the time make due.
+//! The rotation engine: what policy, evidence and time make due, as a pure function.
+//!
+//! A staged version that was not handed over in time is withdrawn: whoever had its secret is gone, and if a sink may have
+//! got it, the evidence says that nobody uses it. A retiring version
+//! retires when its overlap is over and the [`evidence`](super::evidence) says that nobody uses it; with traffic left
+//! the policy decides. People are told of what they have to know, once. Nothing here retires a version that has no
+//! successor to take its place.
+
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    change::Change,
+    change::{Change, Note, OldVersion},
+    consumer::Key,
+    evidence::{Evidence, Idleness, Since},
+    id::{KeyId, VersionRef},
     keyring::Keyring,
-    time::Timestamp,
+    policy::{OnDeadline, RotationPolicy, SinkName},
+    time::{Position, Timestamp},
     version::{KeyVersion, VersionState},
 };
 
-/// The changes that are due at `now`, the earliest first, at most `limit`.
+/// How far the rotation of a version is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// It is pending: sidecars are to accept it before its secret is handed out.
+    Stage,
+    /// It is retiring and may be in use.
+    Overlap,
+    /// It is retiring and nobody uses it any more; the overlap that was promised goes on.
+    Drain,
+    /// It is retiring, its overlap is over, and something keeps it from retiring.
+    Held,
+}
+
+/// How a rotation goes on if nobody does anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// Where it is.
+    pub phase: Phase,
+    /// What it waits for, as a sentence.
+    pub waits_for: String,
+    /// The earliest end, if no further use comes; none when it cannot be told.
+    pub earliest_end: Option<Timestamp>,
+}
+
+/// An extension by less would be a new deadline every second.
+const MIN_EXTENSION: Duration = Duration::from_secs(1);
+
+/// The changes that are due at `now`, those of one version together and in order. Once `limit` are found, no further
+/// version is looked at.
 ///
-/// A staged version that was not handed over in time is withdrawn: whoever had its secret is gone. A retiring version
-/// whose overlap is over is retired, which its sidecars have enforced already. Planning again after the changes are
-/// applied plans nothing new.
+/// Planning again after the changes are applied plans nothing new.
 #[must_use]
-pub fn plan(keyring: &Keyring, now: Timestamp, limit: usize) -> Vec<Change> {
+pub fn plan(keyring: &Keyring, evidence: &Evidence, now: Timestamp, limit: usize) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (key, version) in keyring.moving().chain(keyring.due(now)) {
+        if changes.len() >= limit {
+            break;
+        }
+        let case = Case {
+            key,
+            policy: &keyring.policy_of(key),
+            evidence,
+            now,
+        };
+        case.plan(version.clone(), &mut changes);
+    }
+    changes
+}
+
+/// The keys whose scheduled rotation is to be started at `now`: their policy names a sink, and no rotation is under way.
+#[must_use]
+pub fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
     keyring
         .due(now)
-        .filter_map(|(key, version)| {
-            let KeyVersion {
-                number, rotation, ..
-            } = version;
-            match version.state {
-                VersionState::Pending { .. } => Some(Change::VersionWithdrawn {
-                    key_id: key.id,
-                    rotation: (*rotation)?,
-                    version: *number,
-                    reason: "the rotation was not handed over in time".into(),
-                }),
-                VersionState::Retiring { .. } => Some(Change::VersionRetired {
-                    key_id: key.id,
-                    version: *number,
-                    reason: "the overlap is over".into(),
-                }),
-                VersionState::Active { .. }
-                | VersionState::Retired { .. }
-                | VersionState::Revoked { .. } => None,
-            }
+        .filter(|(key, version)| {
+            let policy = keyring.policy_of(key);
+            let is_due = rotation_due_at(version, &policy).is_some_and(|due| due <= now);
+            let is_free = key.pending().is_none() && key.retiring().next().is_none();
+            policy.sink.is_some() && is_due && is_free
         })
-        .take(limit)
+        .map(|(key, _)| key.id)
         .collect()
 }
+
+/// How the rotation that a version takes part in goes on; none when it is neither pending nor retiring.
+#[must_use]
+pub fn outlook(
+    keyring: &Keyring,
+    which: VersionRef,
+    evidence: &Evidence,
+    now: Timestamp,
+) -> Option<Outlook> {
+    let (key, version) = keyring.version(which)?;
+    let case = Case {
+        key,
+        policy: &keyring.policy_of(key),
+        evidence,
+        now,
+    };
+    case.outlook(version)
+}
+
+/// When something will be due of a version that is in no rotation.
+pub(super) fn due_at(version: &KeyVersion, policy: &RotationPolicy) -> Option<Timestamp> {
+    match version.state {
+        VersionState::Active { .. } => [
+            expiring_at(version, policy),
+            rotation_due_at(version, policy).filter(|_| {
+                // Without a sink it is told once; with one it stays due until it is done.
+                policy.sink.is_some() || !version.told.rotation_due
+            }),
+        ]
+        .into_iter()
+        .flatten()
+        .min(),
+        VersionState::Pending { .. }
+        | VersionState::Retiring { .. }
+        | VersionState::Retired { .. }
+        | VersionState::Revoked { .. } => None,
+    }
+}
+
+/// When people are to be told that an active version expires; none when they were.
+fn expiring_at(version: &KeyVersion, policy: &RotationPolicy) -> Option<Timestamp> {
+    let expires_at = version.window.expires_at?;
+    (!version.told.expiring).then(|| expires_at.saturating_sub(policy.remind_before))
+}
+
+/// When the next rotation of an active version is due.
+fn rotation_due_at(version: &KeyVersion, policy: &RotationPolicy) -> Option<Timestamp> {
+    let VersionState::Active { since } = version.state else {
+        return None;
+    };
+    policy.rotate_every.map(|every| since.saturating_add(every))
+}
+
+/// A key in its circumstances.
+struct Case<'a> {
+    key: &'a Key,
+    policy: &'a RotationPolicy,
+    evidence: &'a Evidence,
+    now: Timestamp,
+}
+
+impl Case<'_> {
+    /// Adds what is due of a version, one after the other, as if each were applied.
+    fn plan(&self, mut version: KeyVersion, changes: &mut Vec<Change>) {
+        while let Some(change) = self.next(&version) {
+            let after = match &change {
+                Change::Noted { note, .. } => Some(version.clone().told_of(note)),
+                Change::OverlapExtended { until, .. } => version.clone().extend(*until).ok(),
+                Change::KeyringCreated { .. }
+                | Change::ConsumerCreated { .. }
+                | Change::KeyCreated { .. }
+                | Change::VersionStaged { .. }
+                | Change::HandedOver { .. }
+                | Change::VersionWithdrawn { .. }
+                | Change::VersionRetired { .. }
+                | Change::RolledBack { .. }
+                | Change::DeliveryBegun { .. }
+                | Change::KeyringPolicySet { .. }
+                | Change::KeyPolicySet { .. }
+                | Change::WebhookAdded { .. }
+                | Change::WebhookRemoved { .. }
+                | Change::VersionsRevoked { .. } => None,
+            };
+            changes.push(change);
+            match after {
+                Some(after) => version = after,
+                None => return,
+            }
+        }
+    }
+
+    fn next(&self, version: &KeyVersion) -> Option<Change> {
+        match &version.state {
+            VersionState::Pending {
+                since,
+                withdraw_after,
+                sink,
+            } if *withdraw_after <= self.now => {
+                self.give_up_staging(version, *since, *withdraw_after, sink.as_ref())
+            }
+            VersionState::Retiring { since, until, .. } => {
+                self.end_overlap(version, *since, *until)
+            }
+            VersionState::Active { .. } => self.tell_of_active(version),
+            VersionState::Pending { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => None,
+        }
+    }
+
+    /// Nobody holds the secret of a version that was not handed over, unless a sink may have got it: then its use tells.
+    fn give_up_staging(
+        &self,
+        version: &KeyVersion,
+        since: Timestamp,
+        withdraw_after: Timestamp,
+        sink: Option<&SinkName>,
+    ) -> Option<Change> {
+        let rotation = version.rotation?;
+        let reason = match sink {
+            None => "the rotation was not handed over in time".to_owned(),
+            Some(sink) => {
+                if self.evidence.of(self.name(version)).requests > 0 {
+                    return Some(Change::HandedOver {
+                        key_id: self.key.id,
+                        rotation,
+                        version: version.number,
+                        old: old_version(self.key, version, self.policy.overlap, self.now),
+                    });
+                }
+                let idleness = self.idleness(version, since);
+                let Idleness::Complete { complete_until, .. } = idleness else {
+                    let why = format!(
+                        "sink {sink} has not confirmed the secret; the version is withdrawn once it is certain that nobody uses it: {}",
+                        self.missing(idleness)
+                    );
+                    return self.hold(version, withdraw_after, &why);
+                };
+                format!(
+                    "sink {sink} has not confirmed the secret, and no request has used it until {complete_until}"
+                )
+            }
+        };
+        Some(Change::VersionWithdrawn {
+            key_id: self.key.id,
+            rotation,
+            version: version.number,
+            reason: reason.into(),
+        })
+    }
+
+    fn end_overlap(
+        &self,
+        version: &KeyVersion,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Option<Change> {
+        if version.window.position(self.now) == Position::After {
+            return Some(self.retire(version, "it has expired".into()));
+        }
+        let is_over = until <= self.now;
+        match self.idleness(version, since) {
+            Idleness::Complete { since, .. } if !version.told.drained => Some(self.note(
+                version,
+                Note::Drained {
+                    unused_since: since,
+                },
+            )),
+            Idleness::Complete {
+                since,
+                complete_until,
+            } if is_over && self.has_successor() => Some(self.retire(
+                version,
+                format!(
+                    "the overlap is over and no request has used it since {since}; sidecars have told of every request until {complete_until}"
+                )
+                .into(),
+            )),
+            Idleness::Complete { .. } if !is_over => None,
+            _ if is_over && !self.has_successor() => self.hold(version, until, NO_SUCCESSOR),
+            idleness if is_over => self.meet_deadline(version, until, idleness),
+            Idleness::Complete { .. } | Idleness::Pending { .. } | Idleness::Unknown => {
+                self.remind(version, since, until)
+            }
+        }
+    }
+
+    /// The overlap is over, and it cannot be told that nobody uses the version.
+    fn meet_deadline(
+        &self,
+        version: &KeyVersion,
+        until: Timestamp,
+        idleness: Idleness,
+    ) -> Option<Change> {
+        let why = self.missing(idleness);
+        match self.policy.on_deadline {
+            OnDeadline::Retire => Some(self.retire(
+                version,
+                format!("the overlap is over, and the policy retires then, although {why}").into(),
+            )),
+            OnDeadline::Extend => {
+                let by = self.policy.idle_for.max(MIN_EXTENSION);
+                let longer = version.clone().extend(self.now.saturating_add(by)).ok()?;
+                Some(Change::OverlapExtended {
+                    key_id: self.key.id,
+                    version: version.number,
+                    until: longer.ends_at().filter(|end| *end > until)?,
+                    reason: format!("the overlap was over, but {why}").into(),
+                })
+            }
+            OnDeadline::Hold => self.hold(version, until, &why),
+        }
+    }
+
+    fn hold(&self, version: &KeyVersion, until: Timestamp, why: &str) -> Option<Change> {
+        (version.told.held_at != Some(until)).then(|| {
+            self.note(
+                version,
+                Note::Held {
+                    deadline: until,
+                    reason: why.into(),
+                },
+            )
+        })
+    }
+
+    /// A reminder of an overlap that has just begun would only repeat that.
+    fn remind(&self, version: &KeyVersion, since: Timestamp, until: Timestamp) -> Option<Change> {
+        let from = until.saturating_sub(self.policy.remind_before);
+        let is_time = since < from && from <= self.now;
+        (is_time && version.told.reminded_of != Some(until))
+            .then(|| self.note(version, Note::Reminder { deadline: until }))
+    }
+
+    fn tell_of_active(&self, version: &KeyVersion) -> Option<Change> {
+        let has_come = |at: Option<Timestamp>| at.is_some_and(|at| at <= self.now);
+        if let Some(expires_at) = version.window.expires_at
+            && has_come(expiring_at(version, self.policy))
+        {
+            return Some(self.note(version, Note::Expiring { expires_at }));
+        }
+        let due = rotation_due_at(version, self.policy).filter(|due| *due <= self.now)?;
+        (self.policy.sink.is_none() && !version.told.rotation_due)
+            .then(|| self.note(version, Note::RotationDue { since: due }))
+    }
+
+    fn outlook(&self, version: &KeyVersion) -> Option<Outlook> {
+        let (since, until) = match &version.state {
+            VersionState::Pending { sink, .. } => {
+                let waits_for = match sink {
+                    None => "every live sidecar to accept the new version".to_owned(),
+                    Some(sink) => format!("sink {sink} to take the secret"),
+                };
+                return Some(Outlook {
+                    phase: if version.told.held_at.is_some() {
+                        Phase::Held
+                    } else {
+                        Phase::Stage
+                    },
+                    waits_for,
+                    earliest_end: None,
+                });
+            }
+            VersionState::Retiring { since, until, .. } => (*since, *until),
+            VersionState::Active { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => return None,
+        };
+        let is_over = until <= self.now;
+        let idleness = self.idleness(version, since);
+        let (phase, waits_for, earliest_end) = match idleness {
+            _ if is_over && !self.has_successor() => (Phase::Held, NO_SUCCESSOR.to_owned(), None),
+            Idleness::Complete { since, .. } => (
+                Phase::Drain,
+                format!("the end of the overlap at {until}; not used since {since}"),
+                Some(until.max(self.now)),
+            ),
+            Idleness::Pending { until: idle_at, .. } => (
+                if is_over { Phase::Held } else { Phase::Overlap },
+                self.missing(idleness),
+                Some(idle_at.max(until).max(self.now)),
+            ),
+            Idleness::Unknown => (
+                if is_over { Phase::Held } else { Phase::Overlap },
+                self.missing(idleness),
+                None,
+            ),
+        };
+        let earliest_end = match (version.window.expires_at, self.policy.on_deadline) {
+            (expires_at, OnDeadline::Retire) => [expires_at, Some(until.max(self.now))]
+                .into_iter()
+                .flatten()
+                .chain(earliest_end)
+                .min(),
+            (Some(expires_at), OnDeadline::Extend | OnDeadline::Hold) => {
+                Some(earliest_end.map_or(expires_at, |end| end.min(expires_at)))
+            }
+            (None, OnDeadline::Extend | OnDeadline::Hold) => earliest_end,
+        };
+        Some(Outlook {
+            phase,
+            waits_for,
+            earliest_end,
+        })
+    }
+
+    fn idleness(&self, version: &KeyVersion, since: Timestamp) -> Idleness {
+        let idle_for = self.policy.idle_for;
+        self.evidence.idleness(self.name(version), since, idle_for)
+    }
+
+    const fn name(&self, version: &KeyVersion) -> VersionRef {
+        VersionRef {
+            key_id: self.key.id,
+            version: version.number,
+        }
+    }
+
+    /// What keeps the evidence from being complete.
+    fn missing(&self, idleness: Idleness) -> String {
+        missing(idleness, self.policy.idle_for)
+    }
+
+    /// Whether consumers have another version to use.
+    fn has_successor(&self) -> bool {
+        self.key
+            .active()
+            .is_some_and(|active| active.window.position(self.now) == Position::Inside)
+    }
+
+    fn retire(&self, version: &KeyVersion, reason: Arc<str>) -> Change {
+        Change::VersionRetired {
+            key_id: self.key.id,
+            version: version.number,
+            reason,
+            forced: false,
+        }
+    }
+
+    fn note(&self, version: &KeyVersion, note: Note) -> Change {
+        Change::Noted {
+            key_id: self.key.id,
+            version: version.number,
+            note,
+        }
+    }
+}
+
+impl Phase {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stage => "stage",
+            Self::Overlap => "overlap",
+            Self::Drain => "drain",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// The version that begins to retire when `new` is handed over at `now`.
+pub(super) fn old_version(
+    key: &Key,
+    new: &KeyVersion,
+    overlap: Duration,
+    now: Timestamp,
+) -> Option<OldVersion> {
+    let old = key.active()?;
+    let retiring = old.clone().begin_retiring(now, overlap, new.number).ok()?;
+    Some(OldVersion {
+        version: old.number,
+        until: retiring.ends_at().unwrap_or(now),
+    })
+}
+
+/// What keeps evidence from being complete, as a clause.
+pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
+    let idle_for = humantime::format_duration(idle_for);
+    match idleness {
+        Idleness::Complete { since, .. } => format!("it was not used since {since}"),
+        Idleness::Pending { until, since } => match since {
+            Since::Overlap(at) => format!(
+                "it has to go unused for {idle_for} since the overlap began at {at}, and sidecars to tell of all requests until {until}"
+            ),
+            Since::Use(at) => format!(
+                "it was last used at {at} and has to go unused for {idle_for}, until {until}"
+            ),
+            Since::Gap(at) => format!(
+                "a sidecar vanished without its last report and may have seen requests until {at}; it has to go unused for {idle_for} after that, until {until}"
+            ),
+        },
+        Idleness::Unknown => "a sidecar has not told of any requests yet".to_owned(),
+    }
+}
+
+/// A version without a successor is what its consumer depends on, whatever its deadline.
+const NO_SUCCESSOR: &str =
+    "no active version takes its place; roll back, rotate, or retire it by force";

@@ -3,7 +3,7 @@
 use super::{
     digest::{MasterPepper, Pepper, PepperId},
     id::{KeyId, KeyringName, VersionNumber},
-    policy::{AllowedSources, Scopes},
+    permission::{AllowedSources, Scopes},
     record::KeyRecord,
     time::Window,
     token::{Prefix, Secret},

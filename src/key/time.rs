@@ -69,6 +69,13 @@ impl Timestamp {
         Self::from_millis(self.0.saturating_add(millis))
     }
 
+    /// The instant `duration` earlier, held at the beginning of the year 1970.
+    #[must_use]
+    pub fn saturating_sub(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self::from_millis(self.0.saturating_sub(millis))
+    }
+
     /// The time since `earlier`; zero when that lies ahead.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {

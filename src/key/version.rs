@@ -13,8 +13,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    change::Note,
     digest::{KeyDigest, PepperId},
     id::{RotationId, VersionNumber},
+    policy::SinkName,
     time::{Position, Timestamp, Window},
 };
 
@@ -35,6 +37,30 @@ pub struct KeyVersion {
     pub rotation: Option<RotationId>,
     /// Where it is in its life.
     pub state: VersionState,
+    /// What was told of it already.
+    #[serde(default, skip_serializing_if = "Told::is_nothing")]
+    pub told: Told,
+}
+
+/// What was told of a version, so that it is told once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Told {
+    /// That its overlap ends soon, for an overlap that ends at this moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reminded_of: Option<Timestamp>,
+    /// That it is not used any more.
+    #[serde(skip_serializing_if = "is_false")]
+    pub drained: bool,
+    /// That its rotation is held at this deadline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_at: Option<Timestamp>,
+    /// That it expires soon, in state active.
+    #[serde(skip_serializing_if = "is_false")]
+    pub expiring: bool,
+    /// That a rotation is due, in state active.
+    #[serde(skip_serializing_if = "is_false")]
+    pub rotation_due: bool,
 }
 
 /// Where a version is in its life, with the facts of that state.
@@ -47,17 +73,21 @@ pub enum VersionState {
         since: Timestamp,
         /// When it is withdrawn if it was not handed over until then.
         withdraw_after: Timestamp,
+        /// Where its secret may have arrived: from then on the version is withdrawn only if nobody uses it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sink: Option<SinkName>,
     },
     /// The version that the consumer should use.
     Active {
         /// When it became so.
         since: Timestamp,
     },
-    /// The old version during the overlap, accepted until `until`.
+    /// The old version, accepted until it is retired or expires.
     Retiring {
         /// When the overlap began.
         since: Timestamp,
-        /// The end of the overlap, never later than the version's own expiry.
+        /// The end of the overlap that the consumer was promised, never later than the version's own expiry. What is
+        /// then, the policy says.
         until: Timestamp,
         /// The version to use instead.
         replaced_by: VersionNumber,
@@ -163,7 +193,7 @@ impl KeyVersion {
         }
     }
 
-    /// Moves the end of the overlap of a retiring version, never beyond its own expiry.
+    /// Moves the deadline of a retiring version, never beyond its own expiry.
     ///
     /// # Errors
     ///
@@ -251,14 +281,15 @@ impl KeyVersion {
     #[must_use]
     pub fn is_accepted(&self, now: Timestamp) -> bool {
         let lives = match self.state {
-            VersionState::Pending { .. } | VersionState::Active { .. } => true,
-            VersionState::Retiring { until, .. } => now < until,
+            VersionState::Pending { .. }
+            | VersionState::Active { .. }
+            | VersionState::Retiring { .. } => true,
             VersionState::Retired { .. } | VersionState::Revoked { .. } => false,
         };
         lives && self.window.position(now) != Position::After
     }
 
-    /// The earliest end that is known: the version's own expiry, or the end of its overlap.
+    /// The earliest end that is announced: the version's own expiry, or the end of its overlap.
     #[must_use]
     pub fn ends_at(&self) -> Option<Timestamp> {
         match self.state {
@@ -270,16 +301,41 @@ impl KeyVersion {
         }
     }
 
-    /// When time alone makes a transition due.
-    #[must_use]
-    pub fn due_at(&self) -> Option<Timestamp> {
+    /// Notes that the secret of a pending version may be in other hands from now on.
+    ///
+    /// # Errors
+    ///
+    /// When it is not pending.
+    pub fn begin_delivery(
+        self,
+        sink: SinkName,
+        withdraw_after: Timestamp,
+    ) -> Result<Self, TransitionError> {
         match self.state {
-            VersionState::Pending { withdraw_after, .. } => Some(withdraw_after),
-            VersionState::Retiring { until, .. } => Some(until),
+            VersionState::Pending { since, .. } => Ok(self.with(VersionState::Pending {
+                since,
+                withdraw_after,
+                sink: Some(sink),
+            })),
             VersionState::Active { .. }
+            | VersionState::Retiring { .. }
             | VersionState::Retired { .. }
-            | VersionState::Revoked { .. } => None,
+            | VersionState::Revoked { .. } => Err(self.refuse(KeyState::Pending)),
         }
+    }
+
+    /// The version after people were told of it.
+    #[must_use]
+    pub fn told_of(self, note: &Note) -> Self {
+        let mut told = self.told;
+        match note {
+            Note::Reminder { deadline } => told.reminded_of = Some(*deadline),
+            Note::Drained { .. } => told.drained = true,
+            Note::Held { deadline, .. } => told.held_at = Some(*deadline),
+            Note::Expiring { .. } => told.expiring = true,
+            Note::RotationDue { .. } => told.rotation_due = true,
+        }
+        Self { told, ..self }
     }
 
     fn not_beyond_expiry(&self, end: Timestamp) -> Timestamp {
@@ -288,8 +344,18 @@ impl KeyVersion {
             .map_or(end, |expires_at| end.min(expires_at))
     }
 
+    /// The same in another state. What was told of the former one is forgotten when it begins another part of its life.
     fn with(self, state: VersionState) -> Self {
-        Self { state, ..self }
+        let told = if self.state.kind() == state.kind() {
+            self.told
+        } else {
+            Told::default()
+        };
+        Self {
+            state,
+            told,
+            ..self
+        }
     }
 
     fn refuse(&self, to: KeyState) -> TransitionError {
@@ -376,8 +442,23 @@ impl NewVersion {
             window: self.window,
             rotation,
             state,
+            told: Told::default(),
         }
     }
+}
+
+impl Told {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde gives to `skip_serializing_if`"
+)]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 #[cfg(test)]
@@ -410,6 +491,7 @@ mod tests {
             KeyState::Pending => VersionState::Pending {
                 since,
                 withdraw_after: at(61_000),
+                sink: None,
             },
             KeyState::Active => VersionState::Active { since },
             KeyState::Retiring => VersionState::Retiring {
@@ -449,6 +531,11 @@ mod tests {
         let now = at(2_000);
         let reason = || Arc::from("test");
         assert_eq!(possible(|v| v.activate(now)), [(Pending, Active)]);
+        let sink: SinkName = "files".parse().expect("a name");
+        assert_eq!(
+            possible(|v| v.begin_delivery(sink.clone(), now)),
+            [(Pending, Pending)]
+        );
         assert_eq!(
             possible(|v| v.begin_retiring(now, OVERLAP, next())),
             [(Active, Retiring)]
@@ -496,12 +583,20 @@ mod tests {
     }
 
     #[test]
-    fn acceptance_ends_with_the_overlap_and_with_the_window() {
-        let retiring = version(KeyState::Retiring);
-        assert!(retiring.is_accepted(at(10_999)));
-        assert!(!retiring.is_accepted(at(11_000)));
-        let active = version(KeyState::Active);
-        assert!(active.is_accepted(at(999_999)));
-        assert!(!active.is_accepted(at(1_000_000)));
+    fn acceptance_ends_with_the_window_and_not_with_the_deadline() {
+        for state in [KeyState::Active, KeyState::Retiring] {
+            assert!(version(state).is_accepted(at(999_999)));
+            assert!(!version(state).is_accepted(at(1_000_000)));
+        }
+    }
+
+    #[test]
+    fn what_was_told_is_told_again_in_another_part_of_the_life() {
+        let mut retiring = version(KeyState::Retiring);
+        retiring.told.drained = true;
+        let extended = retiring.extend(at(20_000)).expect("it is retiring");
+        assert!(extended.told.drained);
+        let active = extended.reinstate(at(2_000), ROLLBACK_FOR);
+        assert_eq!(active.expect("it is retiring").told, Told::default());
     }
 }

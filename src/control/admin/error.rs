@@ -22,7 +22,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::NotFound { .. } => Status::not_found(message),
         Refusal::AlreadyExists { .. } => Status::already_exists(message),
         Refusal::Invalid { .. } => Status::invalid_argument(message),
-        Refusal::Unsafe(_) => Status::failed_precondition(message),
+        Refusal::Unsafe(_) | Refusal::InUse { .. } => Status::failed_precondition(message),
     }
 }
 

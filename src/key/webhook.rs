@@ -1,0 +1,289 @@
+//! Webhooks: who is told of what happens to keys, and of what.
+
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::{ConsumerId, KeyId, ParseIdError},
+    operation::Refusal,
+    time::Timestamp,
+    token::RandomError,
+};
+
+/// The public id of a webhook: 12 base62 characters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WebhookId(KeyId);
+
+/// An endpoint that is told of what happens to the keys of a keyring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhook {
+    /// Its id.
+    pub id: WebhookId,
+    /// Where events are sent.
+    pub url: String,
+    /// Of whose keys; none: of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<ConsumerId>,
+    /// Of which events; empty: of all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub events: BTreeSet<EventKind>,
+    /// Whether `url` may lead to an address that is not public.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_private: bool,
+    /// When it was added.
+    pub created_at: Timestamp,
+}
+
+/// What is told of. A closed list; names may be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub enum EventKind {
+    /// A new version was handed over; the old one is retiring.
+    RotationStarted,
+    /// The overlap ends soon and the old version is still used.
+    RotationReminder,
+    /// The old version is not used any more.
+    RotationDrained,
+    /// The rotation does not go on by itself.
+    RotationHeld,
+    /// The old version has come to its planned end.
+    RotationRetired,
+    /// The old version is the one to use again.
+    RotationRolledBack,
+    /// A rotation is due and nobody has started it.
+    RotationDue,
+    /// Versions were ended at once.
+    KeyRevoked,
+    /// The version to use expires soon.
+    KeyExpiring,
+    /// An administrator tries a webhook out.
+    WebhookTest,
+}
+
+/// A text that names no event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an event: use one of {}", EventKind::ALL.map(EventKind::as_str).join(", "))]
+pub struct ParseEventKindError;
+
+/// The longest address of a webhook, in bytes.
+pub const MAX_URL_LEN: usize = 2_048;
+/// The most webhooks of a keyring: each gets a copy of every event.
+pub const MAX_WEBHOOKS: usize = 100;
+
+impl WebhookId {
+    /// A new id.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system's random source fails.
+    pub fn generate() -> Result<Self, RandomError> {
+        KeyId::generate().map(Self)
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl FromStr for WebhookId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl TryFrom<String> for WebhookId {
+    type Error = ParseIdError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<WebhookId> for String {
+    fn from(id: WebhookId) -> Self {
+        id.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for WebhookId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for WebhookId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WebhookId({self})")
+    }
+}
+
+impl Webhook {
+    /// Whether it is told of `event`, which is about a key of `consumer`.
+    #[must_use]
+    pub fn wants(&self, event: EventKind, consumer: &ConsumerId) -> bool {
+        let of_whom = self.consumer.as_ref().is_none_or(|only| only == consumer);
+        of_whom && (self.events.is_empty() || self.events.contains(&event))
+    }
+
+    /// Checks what needs no network.
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        let scheme = ["https://", "http://"]
+            .iter()
+            .find_map(|scheme| self.url.strip_prefix(scheme));
+        let authority = scheme.and_then(|rest| rest.split(['/', '?', '#']).next());
+        let problem = match authority {
+            None | Some("") => "give an address such as https://hooks.example.com/relatch",
+            Some(authority) if authority.contains('@') => {
+                "give it without user and password: it is shown to everybody who may look"
+            }
+            Some(_) if self.url.starts_with("http://") && !self.allow_private => {
+                "use https; plain http is for endpoints on private addresses, with --allow-private"
+            }
+            Some(_) if self.url.contains('#') => "give it without a fragment",
+            Some(_) if !self.url.bytes().all(|b| b.is_ascii_graphic()) => {
+                "give printable ASCII without spaces"
+            }
+            Some(_) if self.url.len() > MAX_URL_LEN => "give at most 2048 bytes",
+            Some(_) => return Ok(()),
+        };
+        Err(Refusal::Invalid {
+            field: "url",
+            problem: problem.to_owned(),
+        })
+    }
+}
+
+impl EventKind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::RotationStarted,
+        Self::RotationReminder,
+        Self::RotationDrained,
+        Self::RotationHeld,
+        Self::RotationRetired,
+        Self::RotationRolledBack,
+        Self::RotationDue,
+        Self::KeyRevoked,
+        Self::KeyExpiring,
+        Self::WebhookTest,
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RotationStarted => "rotation.started",
+            Self::RotationReminder => "rotation.reminder",
+            Self::RotationDrained => "rotation.drained",
+            Self::RotationHeld => "rotation.held",
+            Self::RotationRetired => "rotation.retired",
+            Self::RotationRolledBack => "rotation.rolled_back",
+            Self::RotationDue => "rotation.due",
+            Self::KeyRevoked => "key.revoked",
+            Self::KeyExpiring => "key.expiring",
+            Self::WebhookTest => "webhook.test",
+        }
+    }
+}
+
+impl FromStr for EventKind {
+    type Err = ParseEventKindError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or(ParseEventKindError)
+    }
+}
+
+impl TryFrom<String> for EventKind {
+    type Error = ParseEventKindError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<EventKind> for &'static str {
+    fn from(kind: EventKind) -> Self {
+        kind.as_str()
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn webhook(url: &str, allow_private: bool) -> Webhook {
+        Webhook {
+            id: "7Qm2Xc91TbKe".parse().expect("an id"),
+            url: url.to_owned(),
+            consumer: None,
+            events: BTreeSet::new(),
+            allow_private,
+            created_at: Timestamp::from_millis(0),
+        }
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_are_refused() {
+        let check = |url: &str| webhook(url, false).check();
+        assert_eq!(check("https://hooks.example.com/relatch?team=a"), Ok(()));
+        let long = format!("https://example.com/{}", "x".repeat(MAX_URL_LEN));
+        for url in [
+            "",
+            "hooks.example.com",
+            "https://",
+            "https:///path",
+            "ftp://example.com",
+            "https://user:password@example.com/",
+            "https://example.com/#here",
+            "https://example.com/with space",
+            "http://example.com/",
+            &long,
+        ] {
+            assert!(check(url).is_err(), "{url:?} was taken");
+        }
+        assert_eq!(webhook("http://127.0.0.1:8080/", true).check(), Ok(()));
+    }
+
+    #[test]
+    fn filters_are_by_consumer_and_by_event() {
+        let mut webhook = webhook("https://example.com/", false);
+        let [mine, other] = ["checkout", "billing"].map(|id| id.parse().expect("an id"));
+        assert!(webhook.wants(EventKind::KeyRevoked, &other));
+        webhook.consumer = Some(mine);
+        assert!(!webhook.wants(EventKind::KeyRevoked, &other));
+        let mine = webhook.consumer.clone().expect("it was set");
+        assert!(webhook.wants(EventKind::KeyRevoked, &mine));
+        webhook.events.insert(EventKind::RotationStarted);
+        assert!(!webhook.wants(EventKind::KeyRevoked, &mine));
+        assert!(webhook.wants(EventKind::RotationStarted, &mine));
+    }
+
+    #[test]
+    fn names_of_events_round_trip() {
+        for kind in EventKind::ALL {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+            let json = serde_json::to_string(&kind).expect("JSON");
+            assert_eq!(json, format!("\"{kind}\""));
+            assert_eq!(serde_json::from_str(&json).ok(), Some(kind));
+        }
+        let error = "rotation".parse::<EventKind>().expect_err("no event");
+        assert!(error.to_string().contains("rotation.started, "));
+    }
+}
