@@ -481,3 +481,6 @@ pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
 /// A version without a successor is what its consumer depends on, whatever its deadline.
 const NO_SUCCESSOR: &str =
     "no active version takes its place; roll back, rotate, or retire it by force";
+
+#[cfg(test)]
+mod tests;
