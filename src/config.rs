@@ -1,8 +1,8 @@
 //! Configuration: YAML files become validated settings.
 //!
 //! `reader.rs` reads a file into raw structs of texts with their places, [`sidecar`] and [`control`] turn those into
-//! settings: `route.rs` and `credential.rs` into those of a check ([`crate::authz::settings`]), the others into types of
-//! their own and of [`value`]. Every problem of a file is reported at once.
+//! settings: `route.rs` and `credential.rs` into those of a check ([`crate::authz::settings`]), the others, [`sink`] and
+//! [`vault`] among them, into types of their own and of [`value`]. Every problem of a file is reported at once.
 
 pub mod control;
 mod credential;
@@ -10,7 +10,9 @@ pub mod error;
 mod reader;
 mod route;
 pub mod sidecar;
+pub mod sink;
 pub mod value;
+pub mod vault;
 
 use std::{fmt, path::Path};
 
@@ -19,6 +21,7 @@ use serde::{Deserialize, de::IgnoredAny};
 pub use control::ControlSettings;
 pub use error::{ConfigError, Problem};
 pub use sidecar::SidecarSettings;
+pub use sink::SinkSettings;
 pub use value::{
     ControlEndpoint, Listen, LogFormat, LogSettings, NodeName, OtlpEndpoint, ParseValueError,
     TelemetrySettings,
@@ -99,10 +102,11 @@ impl fmt::Display for Checked {
             }
             Self::Control(settings) => write!(
                 f,
-                "control plane: discovery on {}, admin on {}, store {}",
+                "control plane: discovery on {}, admin on {}, store {}; {} sinks",
                 settings.discovery,
                 settings.admin,
                 settings.store.display(),
+                settings.sinks.len(),
             ),
         }
     }
@@ -124,7 +128,7 @@ mod tests {
         assert_eq!(
             control.to_string(),
             "control plane: discovery on 127.0.0.1:9010, admin on 127.0.0.1:9011, \
-             store /var/lib/relatch/relatch.db"
+             store /var/lib/relatch/relatch.db; 3 sinks"
         );
     }
 

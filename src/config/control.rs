@@ -12,6 +12,7 @@ use serde_saphyr::{Location, Spanned};
 use super::{
     error::ConfigError,
     reader::{self, Findings, Text},
+    sink::{self, RawSinks, SinkSettings},
     value::{self, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 
@@ -35,6 +36,8 @@ pub struct ControlSettings {
     pub lease: Duration,
     /// How often a sidecar hears that its keyrings are current, 1 to 30 seconds. Default: 5 seconds.
     pub heartbeat: Duration,
+    /// Where secrets of scheduled rotations can be delivered; each name once. Default: nowhere.
+    pub sinks: Vec<SinkSettings>,
     /// Where spans go.
     pub telemetry: TelemetrySettings,
     /// What is logged.
@@ -65,6 +68,7 @@ struct Raw {
     pepper_file: Option<Text>,
     lease: Option<Text>,
     heartbeat: Option<Text>,
+    sinks: Option<RawSinks>,
     telemetry: Option<RawTelemetry>,
     log: Option<RawLog>,
 }
@@ -109,6 +113,7 @@ impl ControlSettings {
             pepper_file: data_dir.join("pepper.json"),
             lease: DEFAULT_LEASE,
             heartbeat: DEFAULT_HEARTBEAT,
+            sinks: Vec::new(),
             telemetry: TelemetrySettings::named(SERVICE_NAME),
             log: LogSettings::default(),
             data_dir,
@@ -130,6 +135,9 @@ impl ControlSettings {
         let store = raw.store.and_then(|store| store.sqlite);
         let store = found.path("store.sqlite", store.as_ref());
         let pepper_file = found.path("pepper_file", raw.pepper_file.as_ref());
+        let sinks = raw
+            .sinks
+            .map_or_else(Vec::new, |sinks| sink::from_raw(sinks, found));
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
         let log = LogSettings::from_raw(&raw.log.unwrap_or_default(), found);
@@ -143,6 +151,7 @@ impl ControlSettings {
             pepper_file: pepper_file.unwrap_or(default.pepper_file),
             lease,
             heartbeat,
+            sinks,
             telemetry,
             log,
         })
@@ -280,7 +289,7 @@ mod tests {
             ("lease: 10s\nheartbeat: 6s", "2:8: lease: use at least twice the `heartbeat`, which is 6s".into()),
             ("leese: 60s", "2:1: leese: is not a known field, did you mean `lease`?".into()),
             ("token_file: a", "2:1: token_file: is not a known field, use one of `data_dir`, `discovery`, `admin`, \
-              `http`, `store`, `pepper_file`, `lease`, `heartbeat`, `telemetry`, `log`".into()),
+              `http`, `store`, `pepper_file`, `lease`, `heartbeat`, `sinks`, `telemetry`, `log`".into()),
             ("lease: 60s\nlease: 61s", "3:1: lease: is given twice, keep one of them".into()),
         ] {
             assert_eq!(

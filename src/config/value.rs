@@ -82,6 +82,12 @@ pub(super) struct RawLog {
     level: Option<Text>,
 }
 
+impl ParseValueError {
+    pub(super) const fn new(rule: &'static str) -> Self {
+        Self(rule)
+    }
+}
+
 impl Listen {
     /// The longest path that a Unix socket's address holds on Linux (`sockaddr_un`), without its final zero.
     const MAX_PATH: usize = 107;
@@ -364,7 +370,7 @@ fn level(text: &str) -> Result<LevelFilter, ParseValueError> {
 }
 
 /// A URI of scheme, host and port alone. Credentials in it are refused: they would be printed with it.
-fn base_uri(text: &str) -> Option<Uri> {
+pub(super) fn base_uri(text: &str) -> Option<Uri> {
     let uri: Uri = text.parse().ok()?;
     let base = uri.scheme().is_some()
         && uri.host().is_some_and(|host| !host.is_empty())
@@ -377,7 +383,7 @@ fn base_uri(text: &str) -> Option<Uri> {
     base.then_some(uri)
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     let bare = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
