@@ -24,6 +24,7 @@ pub mod discovery;
 pub mod http;
 pub mod key;
 pub mod keyring;
+pub mod outbound;
 pub mod proto;
 pub mod readiness;
 pub mod shutdown;
