@@ -3,8 +3,9 @@
 //! The way of a change: [`admin`] checks who asks for what; an operation of [`crate::key`] plans it; a [`journal`]
 //! commits it to the store at the revision that the plan saw, and folds it into the keyring that is [`served`]; its
 //! [`feed`] encodes it once; the sessions of [`crate::discovery`] bring it to the sidecars, whose acks the [`fleet`]
-//! notes; a [`rotation`] waits for them. The [`catalog`] holds
-//! all keyrings together, the [`reconciler`] commits what time makes due, and [`plane`] puts the parts together.
+//! notes; a [`rotation`] waits for them. A [`sink`] takes the secret of a rotation that no caller waits for. The
+//! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, and [`plane`] puts the parts
+//! together.
 
 pub mod admin;
 pub mod catalog;
@@ -16,4 +17,5 @@ pub mod reconciler;
 pub mod rotation;
 pub mod secrets;
 pub mod served;
+pub mod sink;
 pub mod token;

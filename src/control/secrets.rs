@@ -53,7 +53,7 @@ struct PepperFile {
 
 /// The first pepper of a control plane.
 const FIRST_PEPPER: PepperId = PepperId::new(1);
-/// The largest file that is read: a pepper file has about 100 bytes.
+/// The largest file that is read: a pepper file has about 100 bytes, the largest tokens of secret stores some hundred.
 const MAX_LEN: u64 = 4 << 10;
 
 /// Makes a directory that only its owner can enter, with those above it; one that exists is left as it is.
@@ -75,24 +75,12 @@ pub fn ensure_directory(path: &Path) -> Result<(), SecretFileError> {
 ///
 /// When the file is missing, unreadable, or something else.
 pub fn read_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
-    let file = File::open(path).map_err(|source| match source.kind() {
+    let text = read_secret(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => SecretFileError::Missing {
             path: path.to_owned(),
         },
-        _ => io_error("open", path)(source),
+        _ => io_error("read", path)(source),
     })?;
-    let mode = file.metadata().map_err(io_error("look at", path))?.mode();
-    if mode & 0o077 != 0 {
-        tracing::warn!(
-            path = %path.display(),
-            mode = format!("{:03o}", mode & 0o777),
-            "others than its owner can read the pepper file; `chmod 600` it"
-        );
-    }
-    let mut text = Zeroizing::new(String::new());
-    file.take(MAX_LEN)
-        .read_to_string(&mut text)
-        .map_err(io_error("read", path))?;
     parse_pepper(&text).ok_or_else(|| SecretFileError::Malformed {
         path: path.to_owned(),
     })
@@ -119,6 +107,26 @@ pub fn ensure_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
         }
         read => read,
     }
+}
+
+/// Reads a file that holds a secret, at most 4 KiB of it; warns when others than its owner can read it.
+///
+/// # Errors
+///
+/// When it is missing, unreadable, or not UTF-8.
+pub fn read_secret(path: &Path) -> io::Result<Zeroizing<String>> {
+    let file = File::open(path)?;
+    let mode = file.metadata()?.mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            path = %path.display(),
+            mode = format!("{:03o}", mode & 0o777),
+            "others than its owner can read this file of a secret; `chmod 600` it"
+        );
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(MAX_LEN).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Writes a secret to a new file that only its owner can read.

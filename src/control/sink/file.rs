@@ -1,0 +1,372 @@
+//! Files: `<directory>/<keyring>/<key id>/current` and `previous`, each with one secret and nothing else.
+//!
+//! Every file is written under another name and moved into place, so that a reader sees the old secret or the new one,
+//! whole, and never none. Nothing is reached over a symbolic link: each directory is opened within the one before it.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::OwnedFd,
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags},
+    io::Errno,
+    process::geteuid,
+};
+use zeroize::Zeroizing;
+
+use super::Delivery;
+use crate::{
+    config::sink::FileSettings,
+    key::{KeyId, KeyringName},
+};
+
+/// Files in a directory.
+#[derive(Clone, Debug)]
+pub struct FileSink {
+    directory: PathBuf,
+}
+
+/// Why a secret was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The directory of the settings is not there.
+    #[error("there is no directory {}: make it for the user of the control plane, mode 0700", .0.display())]
+    Missing(PathBuf),
+    /// Something on the way is a symbolic link.
+    #[error("{} is a symbolic link, which is not followed: name what it leads to, or remove it", .0.display())]
+    Symlink(PathBuf),
+    /// Something on the way is no directory, or a file of secrets is no file.
+    #[error("{} is not a {expected}: move it out of the way", path.display())]
+    Type {
+        /// What is there.
+        path: PathBuf,
+        /// What should be.
+        expected: &'static str,
+    },
+    /// It belongs to another user, who could take the secret.
+    #[error("{} belongs to user {owner}, and the control plane runs as user {user}: `chown {user}` it", path.display())]
+    Owner {
+        /// What is there.
+        path: PathBuf,
+        /// The id of the user to whom it belongs.
+        owner: u32,
+        /// The id of the user of this process.
+        user: u32,
+    },
+    /// Others than its owner can put files into it.
+    #[error("others than its owner can write to {} (mode {mode:03o}): `chmod go-w` it", path.display())]
+    Writable {
+        /// The directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// There is no space, or no more of what the user may have.
+    #[error("there is no space left for {}: free some", .0.display())]
+    Full(PathBuf),
+    /// Another delivery writes there, of this process or of another one.
+    #[error("another delivery writes to {} now: try again", .0.display())]
+    Busy(PathBuf),
+    /// The system refused something else.
+    #[error("cannot {what} {}: {error}; look at its permissions and its file system", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The file system did not answer in time; the files may still be written.
+    #[error("{} was not written within {}: look at its file system", path.display(), humantime::format_duration(*limit))]
+    TimedOut {
+        /// The directory of the settings.
+        path: PathBuf,
+        /// How long it was waited.
+        limit: Duration,
+    },
+}
+
+/// The directory of one key, held for one delivery.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+/// What a delivery does, in this order. Between any two the process may end: `current` is whole at any time, and the
+/// delivery can be made again from the start.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    WritePrevious,
+    MovePrevious,
+    WriteCurrent,
+    MoveCurrent,
+}
+
+/// What the steps write.
+#[derive(Debug)]
+struct Contents {
+    /// What `current` holds until now.
+    old: Option<Zeroizing<Vec<u8>>>,
+    new: Zeroizing<Vec<u8>>,
+}
+
+const CURRENT: &str = "current";
+const PREVIOUS: &str = "previous";
+/// The names under which files are written. What a process left there when it ended is removed by the next delivery.
+const CURRENT_NEW: &str = ".current.new";
+const PREVIOUS_NEW: &str = ".previous.new";
+/// More than the longest key that relatch takes, 512 bytes; what is longer was not written by relatch.
+const MAX_LEN: u64 = 4 << 10;
+
+impl FileSink {
+    /// The longest that a delivery takes. Two small files take milliseconds; a network file system, some seconds.
+    pub const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+    /// Files in the directory of `settings`.
+    #[must_use]
+    pub fn new(settings: &FileSettings) -> Self {
+        Self {
+            directory: settings.directory.clone(),
+        }
+    }
+
+    /// Makes `current` hold the secret and `previous` what `current` held; nothing when it holds the secret already.
+    ///
+    /// # Errors
+    ///
+    /// When that is not possible. `current` is then as it was, or holds the secret.
+    pub async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), FileError> {
+        let base = self.directory.clone();
+        let keyring = delivery.keyring.clone();
+        let key_id = delivery.version.key_id;
+        let new = Zeroizing::new(delivery.secret.expose().as_bytes().to_vec());
+        let written =
+            tokio::task::spawn_blocking(move || Place::open(&base, &keyring, key_id)?.write(new));
+        match tokio::time::timeout(Self::TIME_LIMIT, written).await {
+            Ok(Ok(written)) => written,
+            Ok(Err(ended)) => Err(FileError::Io {
+                what: "finish writing to",
+                path: self.directory.clone(),
+                error: ended.into(),
+            }),
+            Err(_elapsed) => Err(FileError::TimedOut {
+                path: self.directory.clone(),
+                limit: Self::TIME_LIMIT,
+            }),
+        }
+    }
+}
+
+impl Place {
+    /// Opens the directory of a key and locks it; makes it, and that of its keyring, when they are not there.
+    fn open(base: &Path, keyring: &KeyringName, key_id: KeyId) -> Result<Self, FileError> {
+        let mut path = PathBuf::from("/");
+        let mut directory = fs::open(&path, OFlags::PATH | DIRECTORY, Mode::empty())
+            .map_err(failed("open", &path))?;
+        for component in base.components() {
+            // The settings have neither another prefix nor `..`, and `.` is the same directory.
+            if let Component::Normal(name) = component {
+                path.push(name);
+                directory = enter(&directory, name, &path, OFlags::PATH)?;
+            }
+        }
+        // Opened by itself, since the way to it need not be readable.
+        directory = enter(&directory, OsStr::new("."), &path, OFlags::RDONLY)?;
+        check_directory(&directory, &path)?;
+        for name in [keyring.as_str(), key_id.as_str()] {
+            path.push(name);
+            match fs::mkdirat(&directory, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed("make", &path)(error)),
+            }
+            fs::fsync(&directory).map_err(failed("write", &path))?;
+            directory = enter(&directory, OsStr::new(name), &path, OFlags::RDONLY)?;
+            check_directory(&directory, &path)?;
+        }
+        match fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { path, directory }),
+            Err(Errno::WOULDBLOCK) => Err(FileError::Busy(path)),
+            Err(error) => Err(failed("lock", &path)(error)),
+        }
+    }
+
+    fn write(&self, new: Zeroizing<Vec<u8>>) -> Result<(), FileError> {
+        let old = self.read(CURRENT)?;
+        if old.as_ref() == Some(&new) {
+            // It may have been moved there by a process that ended before the directory was written.
+            self.remove_unfinished();
+            return self.sync();
+        }
+        let contents = Contents { old, new };
+        let written = Step::ALL
+            .into_iter()
+            .try_for_each(|step| self.run(step, &contents));
+        if written.is_err() {
+            self.remove_unfinished();
+        }
+        written
+    }
+
+    /// Removes files that did not come into place. Any that cannot be removed now is removed before the next is written.
+    fn remove_unfinished(&self) {
+        for name in [PREVIOUS_NEW, CURRENT_NEW] {
+            let _ = fs::unlinkat(&self.directory, name, AtFlags::empty());
+        }
+    }
+
+    fn run(&self, step: Step, contents: &Contents) -> Result<(), FileError> {
+        match (step, &contents.old) {
+            (Step::WritePrevious, Some(old)) => self.write_new(PREVIOUS_NEW, old),
+            (Step::MovePrevious, Some(_)) => self.rename(PREVIOUS_NEW, PREVIOUS),
+            (Step::WritePrevious | Step::MovePrevious, None) => Ok(()),
+            (Step::WriteCurrent, _) => self.write_new(CURRENT_NEW, &contents.new),
+            (Step::MoveCurrent, _) => self.rename(CURRENT_NEW, CURRENT),
+        }
+    }
+
+    /// What the file `name` holds; none when it is not there.
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+        let path = self.path.join(name);
+        // A pipe would hold up whoever opens it.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match fs::openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(FileError::Symlink(path)),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        let found = fs::fstat(&file).map_err(failed("look at", &path))?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+            let expected = "file";
+            return Err(FileError::Type { path, expected });
+        }
+        check_owner(found.st_uid, &path)?;
+        let capacity = usize::try_from(MAX_LEN).unwrap_or(usize::MAX);
+        let mut content = Zeroizing::new(Vec::with_capacity(capacity));
+        File::from(file)
+            .take(MAX_LEN)
+            .read_to_end(&mut content)
+            .map_err(|error| FileError::Io {
+                what: "read",
+                path,
+                error,
+            })?;
+        Ok(Some(content))
+    }
+
+    /// Writes a new file that only its owner can read, to the disk.
+    fn write_new(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
+        let path = self.path.join(name);
+        match fs::unlinkat(&self.directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed("remove", &path)(error)),
+        }
+        let mode = Mode::RUSR | Mode::WUSR;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = fs::openat(&self.directory, name, flags, mode).map_err(failed("make", &path))?;
+        let mut file = File::from(file);
+        file.write_all(content)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| match Errno::from_io_error(&error) {
+                Some(error) => failed("write", &path)(error),
+                None => FileError::Io {
+                    what: "write",
+                    path,
+                    error,
+                },
+            })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<(), FileError> {
+        fs::renameat(&self.directory, from, &self.directory, to)
+            .map_err(failed("replace", &self.path.join(to)))?;
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), FileError> {
+        fs::fsync(&self.directory).map_err(failed("write", &self.path))
+    }
+}
+
+impl Step {
+    const ALL: [Self; 4] = [
+        Self::WritePrevious,
+        Self::MovePrevious,
+        Self::WriteCurrent,
+        Self::MoveCurrent,
+    ];
+}
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// Opens the directory `name` within `parent`; errors call it `path`.
+fn enter(parent: &OwnedFd, name: &OsStr, path: &Path, flags: OFlags) -> Result<OwnedFd, FileError> {
+    let error = match fs::openat(parent, name, flags | DIRECTORY, Mode::empty()) {
+        Ok(directory) => return Ok(directory),
+        Err(error) => error,
+    };
+    match error {
+        Errno::NOENT => Err(FileError::Missing(path.to_owned())),
+        // Linux says of a symbolic link that it is no directory.
+        Errno::NOTDIR | Errno::LOOP => {
+            let link = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Symlink);
+            let path = path.to_owned();
+            let expected = "directory";
+            Err(if link {
+                FileError::Symlink(path)
+            } else {
+                FileError::Type { path, expected }
+            })
+        }
+        error => Err(failed("open", path)(error)),
+    }
+}
+
+/// Whether nobody else can put a file into it.
+fn check_directory(directory: &OwnedFd, path: &Path) -> Result<(), FileError> {
+    let found = fs::fstat(directory).map_err(failed("look at", path))?;
+    check_owner(found.st_uid, path)?;
+    let mode = found.st_mode & 0o7777;
+    if mode & 0o022 == 0 {
+        Ok(())
+    } else {
+        let path = path.to_owned();
+        Err(FileError::Writable { path, mode })
+    }
+}
+
+fn check_owner(owner: u32, path: &Path) -> Result<(), FileError> {
+    let user = geteuid().as_raw();
+    if owner == user {
+        Ok(())
+    } else {
+        let path = path.to_owned();
+        Err(FileError::Owner { path, owner, user })
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> FileError {
+    let path = path.to_owned();
+    move |error| match error {
+        Errno::NOSPC | Errno::DQUOT => FileError::Full(path),
+        error => FileError::Io {
+            what,
+            path,
+            error: error.into(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! Takes secrets out of what others said.
+
+use std::collections::HashSet;
+
+/// How many characters in a row are taken for a part of a secret: fewer occur in a text by chance, and tell little.
+pub(super) const PART: usize = 8;
+
+const REDACTED: &[u8] = b"[redacted]";
+
+/// What `said` holds from byte `start` on, without any part of `secrets` as it is. What stands before `start` lets a
+/// secret be known that reaches into the rest. A secret in another encoding is not known.
+pub(super) fn without(said: &[u8], start: usize, secrets: &[&str]) -> String {
+    let parts: HashSet<&[u8]> = secrets
+        .iter()
+        .flat_map(|secret| secret.as_bytes().windows(PART))
+        .collect();
+    let mut hidden = vec![false; said.len()];
+    for (at, window) in said.windows(PART).enumerate() {
+        if parts.contains(window) {
+            hidden[at..at + PART].fill(true);
+        }
+    }
+    let mut text = Vec::new();
+    let mut last_hidden = false;
+    for (byte, hidden) in said.iter().zip(hidden).skip(start) {
+        match (hidden, last_hidden) {
+            (true, false) => text.extend_from_slice(REDACTED),
+            (true, true) => {}
+            (false, _) => text.push(*byte),
+        }
+        last_hidden = hidden;
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}

@@ -1,0 +1,496 @@
+//! A KV version 2 mount of Vault or OpenBao, over its HTTP API.
+//!
+//! What is there is read first, and written over only if it is still the same (check-and-set): of two control planes
+//! that deliver at once, none undoes what the other has done.
+
+use std::{fmt, io, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{CONTENT_TYPE, HeaderName},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::{Delivery, redact};
+use crate::{
+    config::vault::VaultSettings,
+    control::secrets,
+    key::Secret,
+    outbound::{Answer, Limits, Outbound, OutboundError, OutboundUrl, Request, SetupError},
+};
+
+/// A KV version 2 mount.
+#[derive(Debug)]
+pub struct VaultSink {
+    settings: VaultSettings,
+    client: Outbound,
+}
+
+/// Why a secret was not put into a Vault, or is not known to be there.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// The certificates of the settings cannot be read.
+    #[error("cannot read {}: {error}; correct `ca_file` or its permissions", path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// No client can be made, most likely with the certificates of the settings.
+    #[error("cannot be called: {0}; look at `ca_file`")]
+    Setup(SetupError),
+    /// A consumer's name makes a path that leads elsewhere.
+    #[error(
+        "the consumer's name `{consumer}` cannot stand alone between two `/` of `path`: put text beside {{consumer}}, or leave it out"
+    )]
+    Path {
+        /// The consumer.
+        consumer: String,
+    },
+    /// There is no token.
+    #[error("cannot read the token in {}: {error}; correct `token_file` or its permissions", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// What is in the file is no token. It is not told.
+    #[error("{} holds no token: it must be one line of printable ASCII", path.display())]
+    TokenForm {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There was no answer. It may have taken the secret all the same.
+    #[error("{error}; look at the server and the way to it")]
+    Unreachable {
+        /// Why not.
+        error: OutboundError,
+    },
+    /// The answer was no.
+    #[error("cannot {what} {place}: status {status}, {errors}; {}", advice(*status, place))]
+    Refused {
+        /// What was asked for.
+        what: &'static str,
+        /// Where.
+        place: String,
+        /// The status of the answer.
+        status: u16,
+        /// What the answer said, without secrets.
+        errors: Errors,
+    },
+    /// The answer was none that a KV version 2 mount gives.
+    #[error(
+        "{place} does not answer as a KV version 2 mount does: look at `address` and `mount`, and at the mount's version"
+    )]
+    NotKv2 {
+        /// Where.
+        place: String,
+    },
+    /// It took too long. It may have taken the secret all the same.
+    #[error("{place} was not written within {}: look at the server", humantime::format_duration(*limit))]
+    TimedOut {
+        /// Where.
+        place: String,
+        /// How long it was waited.
+        limit: Duration,
+    },
+}
+
+/// What a Vault said of a refusal: some of its texts, as they may be told.
+#[derive(Debug)]
+pub struct Errors(Vec<String>);
+
+/// A place in a mount, with the token for it.
+struct Call<'a> {
+    sink: &'a VaultSink,
+    url: OutboundUrl,
+    /// `<mount>/data/<path>`, as the policies of Vault call it.
+    place: String,
+    token: Zeroizing<String>,
+    secret: &'a Secret,
+}
+
+/// What a place holds.
+#[derive(Debug)]
+struct Found {
+    /// The version by which Vault counts, 0 where there has never been anything.
+    revision: u64,
+    held: Option<Held>,
+}
+
+/// The fields of a secret that are ours. Whatever else stands there was not written by relatch.
+#[derive(Deserialize)]
+struct Held {
+    #[serde(default)]
+    key: Option<String>,
+    #[serde(default)]
+    key_id: Option<String>,
+    #[serde(default)]
+    version: Option<u32>,
+    #[serde(default)]
+    previous: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ReadAnswer {
+    data: ReadData,
+}
+
+#[derive(Deserialize)]
+struct ReadData {
+    data: Option<Held>,
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct WriteAnswer {
+    data: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    version: u64,
+}
+
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    errors: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Write<'a> {
+    data: Data<'a>,
+    options: Options,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    key: &'a str,
+    key_id: &'a str,
+    version: u32,
+    consumer: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Options {
+    cas: u64,
+}
+
+const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+/// Agents and proxies of Vault may be told to let only requests with it through.
+const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+/// Of one request. A Vault answers in milliseconds; one whose leader changes, in seconds.
+const LIMITS: Limits = Limits {
+    connect: Duration::from_secs(5),
+    total: Duration::from_secs(10),
+};
+/// How often a write is tried when somebody else writes meanwhile: the other is a second control plane that delivers
+/// the same, which the next look finds.
+const ATTEMPTS: u32 = 3;
+/// How many of the texts of a refusal are told, and how much of each. Vault gives one or two short ones.
+const MAX_ERRORS: usize = 3;
+const MAX_ERROR: usize = 300;
+
+impl VaultSink {
+    /// The longest that a delivery takes: three requests at their slowest.
+    pub const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+    /// The mount of `settings`.
+    ///
+    /// # Errors
+    ///
+    /// When the certificates that are to be trusted cannot be used.
+    pub fn new(settings: &VaultSettings) -> Result<Self, VaultError> {
+        let ca = match &settings.ca_file {
+            Some(path) => Some(std::fs::read(path).map_err(|error| VaultError::CaFile {
+                path: path.clone(),
+                error,
+            })?),
+            None => None,
+        };
+        Ok(Self {
+            settings: settings.clone(),
+            client: Outbound::for_operator(LIMITS, ca.as_deref()).map_err(VaultError::Setup)?,
+        })
+    }
+
+    /// Puts the secret into the mount, and what was there beside it; nothing when it is there already.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, or not known to be.
+    pub async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
+        let call = self.call(delivery)?;
+        match timeout(Self::TIME_LIMIT, call.deliver(delivery)).await {
+            Ok(delivered) => delivered,
+            Err(_elapsed) => Err(VaultError::TimedOut {
+                place: call.place,
+                limit: Self::TIME_LIMIT,
+            }),
+        }
+    }
+
+    fn call<'a>(&'a self, delivery: &Delivery<'a>) -> Result<Call<'a>, VaultError> {
+        let VaultSettings {
+            address,
+            mount,
+            path,
+            token_file,
+            namespace: _,
+            ca_file: _,
+        } = &self.settings;
+        let path = path
+            .render(delivery.keyring, delivery.consumer, delivery.version.key_id)
+            .ok_or_else(|| VaultError::Path {
+                consumer: delivery.consumer.to_string(),
+            })?;
+        let place = format!("{mount}/data/{path}");
+        let url = OutboundUrl::parse(&format!("{address}/v1/{place}"))
+            .expect("an address, a mount and a path make a URL of less than 2 KiB");
+        let token = secrets::read_secret(token_file).map_err(|error| VaultError::Token {
+            path: token_file.clone(),
+            error,
+        })?;
+        let token = Zeroizing::new(token.trim().to_owned());
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(VaultError::TokenForm {
+                path: token_file.clone(),
+            });
+        }
+        Ok(Call {
+            sink: self,
+            url,
+            place,
+            token,
+            secret: delivery.secret,
+        })
+    }
+}
+
+impl Call<'_> {
+    async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
+        let mut refused: Option<(u64, VaultError)> = None;
+        for _ in 0..ATTEMPTS {
+            let found = self.read().await?;
+            if found.is(delivery) {
+                return Ok(());
+            }
+            if let Some((revision, error)) = refused.take()
+                && revision == found.revision
+            {
+                // Nobody wrote meanwhile: it was refused for another reason.
+                return Err(error);
+            }
+            match self.write(delivery, &found).await {
+                Err(error) if error.is_conflict() => refused = Some((found.revision, error)),
+                written => return written,
+            }
+        }
+        let (_, error) = refused.expect("each attempt returns or is refused");
+        Err(error)
+    }
+
+    async fn read(&self) -> Result<Found, VaultError> {
+        let answer = self.send(Method::GET, Bytes::new()).await?;
+        match answer.status {
+            StatusCode::OK => {
+                let read: ReadAnswer = self.parse(&answer)?;
+                Ok(Found {
+                    revision: read.data.metadata.version,
+                    held: read.data.data,
+                })
+            }
+            StatusCode::NOT_FOUND => {
+                // With metadata: the newest version was deleted, and the next one still counts from it.
+                if let Ok(read) = self.parse::<ReadAnswer>(&answer) {
+                    let revision = read.data.metadata.version;
+                    return Ok(Found {
+                        revision,
+                        held: None,
+                    });
+                }
+                match self.parse::<ErrorAnswer>(&answer) {
+                    Ok(ErrorAnswer { errors }) if errors.is_empty() => Ok(Found {
+                        revision: 0,
+                        held: None,
+                    }),
+                    Ok(_) | Err(_) => Err(self.refused("read", &answer)),
+                }
+            }
+            _ => Err(self.refused("read", &answer)),
+        }
+    }
+
+    async fn write(&self, delivery: &Delivery<'_>, found: &Found) -> Result<(), VaultError> {
+        let secret = delivery.secret.expose();
+        let held = found.held.as_ref();
+        let key = held.and_then(|held| held.key.as_deref());
+        let previous = match key {
+            Some(key) if key != secret => Some(key),
+            Some(_) | None => held.and_then(|held| held.previous.as_deref()),
+        };
+        let write = Write {
+            data: Data {
+                key: secret,
+                key_id: delivery.version.key_id.as_str(),
+                version: delivery.version.version.get(),
+                consumer: delivery.consumer.as_str(),
+                previous,
+            },
+            options: Options {
+                cas: found.revision,
+            },
+        };
+        let body = serde_json::to_vec(&write).expect("texts and numbers can be written as JSON");
+        let answer = self.send(Method::POST, body.into()).await?;
+        if !answer.status.is_success() {
+            return Err(self.refused("write", &answer));
+        }
+        // A version 1 mount takes the request for a secret at `data/…`, and answers with nothing.
+        let written: WriteAnswer = self.parse(&answer)?;
+        if written.data.version > found.revision {
+            Ok(())
+        } else {
+            Err(self.not_kv2())
+        }
+    }
+
+    async fn send(&self, method: Method, body: Bytes) -> Result<Answer, VaultError> {
+        let mut token = HeaderValue::from_str(&self.token).expect("a token is printable ASCII");
+        token.set_sensitive(true);
+        let mut headers = HeaderMap::new();
+        headers.insert(TOKEN, token);
+        headers.insert(REQUEST, HeaderValue::from_static("true"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(namespace) = &self.sink.settings.namespace {
+            let namespace =
+                HeaderValue::from_str(namespace.as_str()).expect("a namespace is printable ASCII");
+            headers.insert(NAMESPACE, namespace);
+        }
+        let request = Request {
+            method,
+            url: self.url.clone(),
+            headers,
+            body,
+            allow_private: true,
+        };
+        let answer = self.sink.client.send(request).await;
+        answer.map_err(|error| VaultError::Unreachable { error })
+    }
+
+    fn parse<'a, T: Deserialize<'a>>(&self, answer: &'a Answer) -> Result<T, VaultError> {
+        serde_json::from_slice(&answer.body).map_err(|_| self.not_kv2())
+    }
+
+    fn not_kv2(&self) -> VaultError {
+        VaultError::NotKv2 {
+            place: self.place.clone(),
+        }
+    }
+
+    fn refused(&self, what: &'static str, answer: &Answer) -> VaultError {
+        let errors = match serde_json::from_slice(&answer.body) {
+            Ok(ErrorAnswer { errors }) => errors,
+            // A proxy's page, most likely.
+            Err(_) => Vec::new(),
+        };
+        let secrets = [self.secret.expose(), self.token.as_str()];
+        let tell = |error: &String| -> String {
+            let text = redact::without(error.as_bytes(), 0, &secrets);
+            text.chars().take(MAX_ERROR).collect()
+        };
+        VaultError::Refused {
+            what,
+            place: self.place.clone(),
+            status: answer.status.as_u16(),
+            errors: Errors(errors.iter().take(MAX_ERRORS).map(tell).collect()),
+        }
+    }
+}
+
+impl Found {
+    /// Whether the place holds the version and its secret. The number alone does not tell: a control plane that was
+    /// restored from a backup gives it out again.
+    fn is(&self, delivery: &Delivery<'_>) -> bool {
+        self.held.as_ref().is_some_and(|held| {
+            held.key.as_deref() == Some(delivery.secret.expose())
+                && held.key_id.as_deref() == Some(delivery.version.key_id.as_str())
+                && held.version == Some(delivery.version.version.get())
+        })
+    }
+}
+
+impl VaultError {
+    /// Whether somebody may have written meanwhile: Vault gives check-and-set no status of its own.
+    const fn is_conflict(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => *status == StatusCode::BAD_REQUEST.as_u16(),
+            Self::CaFile { .. }
+            | Self::Setup(_)
+            | Self::Path { .. }
+            | Self::Token { .. }
+            | Self::TokenForm { .. }
+            | Self::Unreachable { .. }
+            | Self::NotKv2 { .. }
+            | Self::TimedOut { .. } => false,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for secret in [self.key.take(), self.previous.take()] {
+            drop(secret.map(Zeroizing::new));
+        }
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("key_id", &self.key_id)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("without a reason");
+        }
+        for (at, error) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { ", " };
+            // Quoted: what a server says must not pass for lines of a log.
+            write!(f, "{separator}{error:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a status means for whoever runs both.
+fn advice(status: u16, place: &str) -> String {
+    match status {
+        // Vault's own statuses are in its documentation of the HTTP API.
+        300..=399 => "name the server that is meant: redirects are not followed".to_owned(),
+        400 => "look at what the mount demands of a secret".to_owned(),
+        403 => format!(
+            "the token must be valid, and its policy give `read`, `create` and `update` on {place}"
+        ),
+        404 => "look at `mount` and `namespace`".to_owned(),
+        429 | 472 | 473 => "name the active server, or one that forwards to it".to_owned(),
+        503 => "unseal the server, or wait until it is maintained".to_owned(),
+        _ => "look at the server's log".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
