@@ -221,6 +221,7 @@ fn record(secret: &Secret) -> KeyRecord {
         consumer: "checkout".parse().expect("a valid id"),
         state: KeyState::Active,
         window: Window::default(),
+        retiring_since: None,
         retires_at: None,
         scopes: Scopes::default(),
         allowed_sources: AllowedSources::default(),

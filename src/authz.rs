@@ -32,6 +32,6 @@ pub use question::Question;
 pub use reason::{DenialStatus, DenyReason};
 pub use service::Authorizer;
 pub use settings::{
-    Auth, CredentialSource, HostPattern, IdentityHeaders, ParseSettingError, PathPrefix, QueryName,
-    RouteRule, Settings, SettingsError, SettingsParts, Token,
+    Auth, CredentialSource, HostPattern, IdentityHeaders, Notices, ParseSettingError, PathPrefix,
+    QueryName, RouteRule, Settings, SettingsError, SettingsParts, Token,
 };

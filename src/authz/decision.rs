@@ -63,6 +63,8 @@ pub struct KeyringFacts {
 /// What a consumer is told that used a retiring version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
+    /// Since when the version should not be used any more; none where the control plane does not say.
+    pub since: Option<Timestamp>,
     /// From when on the version is not accepted any more; none while nothing ends it.
     pub sunset: Option<Timestamp>,
     /// A page that helps.
@@ -366,6 +368,7 @@ impl Notice {
     fn of(record: &KeyRecord, view: &KeyringView) -> Option<Self> {
         match record.state {
             KeyState::Retiring => Some(Self {
+                since: record.retiring_since,
                 sunset: [record.retires_at, record.window.expires_at]
                     .into_iter()
                     .flatten()

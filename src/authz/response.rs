@@ -17,10 +17,10 @@ use super::{
     query,
     reason::{DenialStatus, DenyReason},
     request::CheckInput,
-    settings::{CredentialSource, Settings},
+    settings::{CredentialSource, Notices, Settings},
 };
 use crate::{
-    key::KeyRecord,
+    key::{KeyRecord, Timestamp},
     proto::auth::{
         BoolValue, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus,
         OkHttpResponse, Status, check_response::HttpResponse,
@@ -37,8 +37,8 @@ pub fn allow(settings: &Settings, input: &CheckInput<'_>, grant: &Grant) -> Chec
     identify(settings, record, &mut ok);
     remove_spoofed(settings, input, &mut ok);
     remove_credential(settings, input, grant.places(), &mut ok);
-    if let Some(notice) = grant.notice().filter(|_| settings.notices()) {
-        announce(record, notice, &mut ok);
+    if let (Some(notice), Some(notices)) = (grant.notice(), settings.notices()) {
+        announce(record, notice, notices, &mut ok);
     }
     let metadata = metadata(Outcome::Allowed, Some(grant.keyring()), Some(record));
     passing(ok, metadata)
@@ -247,9 +247,12 @@ fn remove_from_cookies(
 
 /// Tells the consumer that the version it used is retiring. The value is a dictionary of RFC 9651; its `sunset` is a
 /// date of section 3.3.7 in whole seconds, rounded down, so that nobody relies on the second that is cut.
-fn announce(record: &KeyRecord, notice: &Notice, ok: &mut OkHttpResponse) {
+///
+/// `Deprecation` and `Sunset` hold one date each, and the upstream may have said when the resource itself ends. What it
+/// said stays: a second date would make both unreadable, and ours says less than `API-Key-Rotation` does.
+fn announce(record: &KeyRecord, notice: &Notice, notices: Notices, ok: &mut OkHttpResponse) {
     let sunset = notice.sunset.map_or_else(String::new, |sunset| {
-        format!(", sunset=@{}", sunset.as_millis().div_euclid(1000))
+        format!(", sunset=@{}", seconds(sunset))
     });
     let (version, state) = (record.version, record.state);
     let value = format!("version={version}, state={state}{sunset}");
@@ -260,6 +263,21 @@ fn announce(record: &KeyRecord, notice: &Notice, ok: &mut OkHttpResponse) {
         ok.response_headers_to_add
             .push(append("link", format!("<{url}>; rel=\"help\"")));
     }
+    if let Some(since) = notice.since.filter(|_| notices.deprecation) {
+        ok.response_headers_to_add
+            .push(add_if_absent("deprecation", format!("@{}", seconds(since))));
+    }
+    if let Some(sunset) = notice.sunset.filter(|_| notices.sunset) {
+        // A `Timestamp` ends with the year 9999, as what can be written here does.
+        let date = httpdate::fmt_http_date(sunset.into());
+        ok.response_headers_to_add
+            .push(add_if_absent("sunset", date));
+    }
+}
+
+/// Seconds since the Unix epoch, rounded down, as a date of RFC 9651 has them.
+const fn seconds(time: Timestamp) -> i64 {
+    time.as_millis().div_euclid(1000)
 }
 
 /// Whether a text can stand in a `Link` header: what came over the wire is not trusted to.
@@ -367,6 +385,14 @@ fn overwrite(name: &str, value: String) -> HeaderValueOption {
 /// Adds a header beside any that is there.
 fn append(name: &str, value: String) -> HeaderValueOption {
     option(name, value, HeaderAppendAction::AppendIfExistsOrAdd)
+}
+
+/// Adds a header to a response that has none of its name. Envoy obeys this action only where `append` is not set.
+fn add_if_absent(name: &str, value: String) -> HeaderValueOption {
+    HeaderValueOption {
+        append: None,
+        ..option(name, value, HeaderAppendAction::AddIfAbsent)
+    }
 }
 
 fn option(name: &str, value: String, action: HeaderAppendAction) -> HeaderValueOption {

@@ -35,8 +35,20 @@ pub struct SettingsParts {
     pub default_keyring: Option<KeyringName>,
     /// What the upstream is told of the caller.
     pub identity: IdentityHeaders,
-    /// Whether a consumer is told that the version it used is retiring. Default: yes.
-    pub notices: bool,
+    /// What a consumer is told that used a retiring version; none for nothing. Default: [`Notices::default`].
+    pub notices: Option<Notices>,
+}
+
+/// What a consumer is told that used a retiring version, beside `API-Key-Rotation` and `Link`.
+///
+/// Off by default: both headers speak of the resource, so that a client may take an API for deprecated whose key is
+/// rotated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notices {
+    /// `Deprecation` (RFC 9745), the beginning of the overlap.
+    pub deprecation: bool,
+    /// `Sunset` (RFC 8594), the announced end of the version.
+    pub sunset: bool,
 }
 
 /// Settings that cannot be.
@@ -145,9 +157,9 @@ impl Settings {
         &self.parts.identity
     }
 
-    /// Whether a consumer is told that the version it used is retiring.
+    /// What a consumer is told that used a retiring version; none for nothing.
     #[must_use]
-    pub const fn notices(&self) -> bool {
+    pub const fn notices(&self) -> Option<Notices> {
         self.parts.notices
     }
 
@@ -184,7 +196,7 @@ impl Default for SettingsParts {
             routes: Vec::new(),
             default_keyring: None,
             identity: IdentityHeaders::default(),
-            notices: true,
+            notices: Some(Notices::default()),
         }
     }
 }

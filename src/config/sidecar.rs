@@ -22,7 +22,7 @@ use super::{
     },
 };
 use crate::{
-    authz::{self, SettingsParts},
+    authz::{self, Notices, SettingsParts},
     key::KeyringName,
     keyring::Staleness,
 };
@@ -137,6 +137,8 @@ struct RawKeyring {
 #[serde(deny_unknown_fields)]
 struct RawNotice {
     enabled: Option<Text>,
+    deprecation: Option<Text>,
+    sunset: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -228,10 +230,7 @@ impl SidecarSettings {
             .identity_headers
             .unwrap_or_default()
             .into_headers(&credentials, found);
-        let notice = raw.notice.and_then(|notice| notice.enabled);
-        let notices = found
-            .parse("notice.enabled", notice.as_ref(), value::boolean)
-            .unwrap_or(true);
+        let notices = raw.notice.unwrap_or_default().into_notices(found);
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
         let log = LogSettings::from_raw(&raw.log.unwrap_or_default(), found);
@@ -311,6 +310,37 @@ impl NodeSettings {
             labels,
             id: named.id,
         })
+    }
+}
+
+impl RawNotice {
+    /// What a consumer is told; none for nothing.
+    fn into_notices(self, found: &mut Findings) -> Option<Notices> {
+        let mut is_on = |name: &str, text: Option<&Text>| {
+            found.parse(format_args!("notice.{name}"), text, value::boolean)
+        };
+        let enabled = is_on("enabled", self.enabled.as_ref()).unwrap_or(true);
+        let notices = Notices {
+            deprecation: is_on("deprecation", self.deprecation.as_ref()).unwrap_or(false),
+            sunset: is_on("sunset", self.sunset.as_ref()).unwrap_or(false),
+        };
+        if enabled {
+            return Some(notices);
+        }
+        for (name, is_on, text) in [
+            ("deprecation", notices.deprecation, self.deprecation),
+            ("sunset", notices.sunset, self.sunset),
+        ] {
+            if let Some(text) = text.filter(|_| is_on) {
+                let field = format_args!("notice.{name}");
+                found.note(
+                    text.referenced,
+                    field,
+                    "nothing is announced while `notice.enabled` is false, remove one of the two",
+                );
+            }
+        }
+        None
     }
 }
 

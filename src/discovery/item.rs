@@ -48,6 +48,7 @@ pub fn encode(record: &KeyRecord) -> wire::Item {
             .rotation
             .map(|id| id.as_str().to_owned())
             .unwrap_or_default(),
+        retiring_since_ms: millis(record.retiring_since),
     };
     wire::Item {
         name: record.version_ref().to_string(),
@@ -72,6 +73,7 @@ pub fn decode(item: &wire::Item) -> Result<KeyRecord, ItemError> {
         consumer: message.consumer.parse().map_err(wrong("consumer"))?,
         state: decode_state(message.state)?,
         window: Window::new(time(message.not_before_ms), time(message.expires_at_ms)),
+        retiring_since: time(message.retiring_since_ms),
         retires_at: time(message.retires_at_ms),
         scopes: message
             .scopes
@@ -153,6 +155,7 @@ mod tests {
                 Some(Timestamp::from_millis(1_000)),
                 Some(Timestamp::from_millis(9_000)),
             ),
+            retiring_since: Some(Timestamp::from_millis(4_000)),
             retires_at: Some(Timestamp::from_millis(5_000)),
             scopes: Scopes::parse("read write").expect("valid scopes"),
             allowed_sources: AllowedSources::parse(&["10.0.0.0/8", "2001:db8::/32"])

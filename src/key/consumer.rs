@@ -87,14 +87,16 @@ impl Key {
 
     /// What sidecars are told of one of its versions.
     pub(super) fn record(&self, version: &KeyVersion) -> KeyRecord {
-        let (retires_at, replaced_by) = match version.state {
+        let (retiring_since, retires_at, replaced_by) = match version.state {
             VersionState::Retiring {
-                until, replaced_by, ..
-            } => (Some(until), Some(replaced_by)),
-            VersionState::Retired { replaced_by, .. } => (None, Some(replaced_by)),
+                since,
+                until,
+                replaced_by,
+            } => (Some(since), Some(until), Some(replaced_by)),
+            VersionState::Retired { replaced_by, .. } => (None, None, Some(replaced_by)),
             VersionState::Pending { .. }
             | VersionState::Active { .. }
-            | VersionState::Revoked { .. } => (None, None),
+            | VersionState::Revoked { .. } => (None, None, None),
         };
         KeyRecord {
             digest: version.digest,
@@ -104,6 +106,7 @@ impl Key {
             consumer: self.consumer.clone(),
             state: version.state.kind(),
             window: version.window,
+            retiring_since,
             retires_at,
             scopes: self.scopes.clone(),
             allowed_sources: self.allowed_sources.clone(),

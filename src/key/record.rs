@@ -25,6 +25,8 @@ pub struct KeyRecord {
     pub state: KeyState,
     /// When the secret is valid at all.
     pub window: Window,
+    /// The beginning of the overlap, in state retiring; none also where an older control plane left it out.
+    pub retiring_since: Option<Timestamp>,
     /// The end of the overlap, in state retiring.
     pub retires_at: Option<Timestamp>,
     /// What the key may do.

@@ -46,6 +46,7 @@ pub(crate) fn record_of(secret: &Secret) -> KeyRecord {
         consumer: "checkout".parse().expect("a valid id"),
         state: KeyState::Active,
         window: Window::default(),
+        retiring_since: None,
         retires_at: None,
         scopes: Scopes::default(),
         allowed_sources: AllowedSources::default(),

@@ -1,12 +1,14 @@
 //! The way of a request through the real Envoys and the real sidecar, with keys from the real control plane.
 //!
-//! `allow` and `deny`: every outcome; `credentials` and `spoofing`: what must not reach the upstream; `telemetry`: what
-//! metrics, spans, access logs and logs tell; `listen`: sockets, probes and health.
+//! `allow` and `deny`: every outcome; `credentials` and `spoofing`: what must not reach the upstream; `notices`: what a
+//! consumer is told during an overlap; `telemetry`: what metrics, spans, access logs and logs tell; `listen`: sockets,
+//! probes and health.
 
 mod allow;
 mod credentials;
 mod deny;
 mod listen;
+mod notices;
 mod spoofing;
 mod telemetry;
 

@@ -229,13 +229,54 @@ fn a_retiring_version_is_announced_where_notices_are_on() {
         Some(r#"<https://help.example.com/rotate>; rel="help""#)
     );
     let silent = SettingsParts {
-        notices: false,
+        notices: None,
         ..parts()
     };
     let ok = passed(silent, retiring, with_key);
     assert!(ok.response_headers_to_add.is_empty());
     let ok = passed(parts(), |_| {}, with_key);
     assert!(ok.response_headers_to_add.is_empty());
+}
+
+#[test]
+fn deprecation_and_sunset_are_told_on_request_and_leave_the_upstreams() {
+    let retiring = |record: &mut KeyRecord| {
+        record.state = KeyState::Retiring;
+        record.retiring_since = Some(Timestamp::from_millis(1_798_156_799_999));
+        record.retires_at = Some(Timestamp::from_millis(1_798_761_600_999));
+    };
+    let told = |deprecation, sunset, change: &dyn Fn(&mut KeyRecord)| {
+        let notices = Some(Notices {
+            deprecation,
+            sunset,
+        });
+        passed(SettingsParts { notices, ..parts() }, change, with_key)
+    };
+    let sent = |ok: &OkHttpResponse| {
+        ["deprecation", "sunset"]
+            .map(|name| header(&ok.response_headers_to_add, name).map(ToOwned::to_owned))
+    };
+    let deprecation = Some("@1798156799".to_owned());
+    let sunset = Some("Fri, 01 Jan 2027 00:00:00 GMT".to_owned());
+    let both = told(true, true, &retiring);
+    assert_eq!(sent(&both), [deprecation.clone(), sunset.clone()]);
+    for option in &both.response_headers_to_add {
+        let name = option.header.as_ref().map(|header| header.key.as_str());
+        if matches!(name, Some("deprecation" | "sunset")) {
+            assert!(option.append.is_none(), "Envoy would append or overwrite");
+            let add_if_absent = i32::from(HeaderAppendAction::AddIfAbsent);
+            assert_eq!(option.append_action, add_if_absent);
+        }
+    }
+    assert_eq!(sent(&told(true, false, &retiring)), [deprecation, None]);
+    assert_eq!(sent(&told(false, true, &retiring)), [None, sunset.clone()]);
+    assert_eq!(sent(&passed(parts(), retiring, with_key)), [None, None]);
+    assert_eq!(sent(&told(true, true, &|_| {})), [None, None]);
+    let unsaid = |record: &mut KeyRecord| {
+        retiring(record);
+        record.retiring_since = None;
+    };
+    assert_eq!(sent(&told(true, true, &unsaid)), [None, sunset]);
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn the_least_file_has_the_defaults() {
     assert_eq!(settings.listen.to_string(), "127.0.0.1:9001");
     assert_eq!(settings.http.to_string(), "127.0.0.1:9002");
     assert_eq!(settings.workers.get(), 1);
-    assert!(settings.authz.notices());
+    assert_eq!(settings.authz.notices(), Some(Notices::default()));
     assert_eq!(settings.telemetry.service_name, "relatch-sidecar");
     assert_eq!(
         settings.keyrings[0].staleness,
@@ -64,7 +64,7 @@ routes:
   - { host: "*.Example.com", path_prefix: /v1, keyring: partners, scopes: [write, read], auth: optional }
 credentials: [{ header: X-Api-Key }, { header: authorization, scheme: ApiKey }, { query: api_key }, { cookie: key }]
 identity_headers: { consumer: X-Consumer, key_id: false }
-notice: { enabled: false }
+notice: { enabled: true, deprecation: true, sunset: true }
 staleness: { warn_after: 10s, deny_after: 2m }
 telemetry: { otlp_endpoint: "http://otel:4317", service_name: gate }
 log: { format: json, level: debug }
@@ -121,7 +121,13 @@ log: { format: json, level: debug }
         names,
         ["x-consumer", "x-relatch-key-version", "x-relatch-scopes"]
     );
-    assert!(!authz.notices());
+    assert_eq!(
+        authz.notices(),
+        Some(Notices {
+            deprecation: true,
+            sunset: true,
+        })
+    );
     assert_eq!(settings.log.format, LogFormat::Json);
 }
 
@@ -285,6 +291,14 @@ const BAD_VALUES: &[(&str, &str)] = &[
         "3:19: notice.enabled: use true or false",
     ),
     (
+        "notice: {deprecation: soon}",
+        "3:23: notice.deprecation: use true or false",
+    ),
+    (
+        "notice: {enabled: false, sunset: true}",
+        "3:34: notice.sunset: nothing is announced while `notice.enabled` is false, remove one of the two",
+    ),
+    (
         "staleness: {warn_after: 30}",
         "3:25: staleness.warn_after: use a duration from 1s to 30days, such as \"30s\"",
     ),
@@ -401,7 +415,7 @@ fn unknown_fields_are_refused_at_every_level() {
         ),
         (
             "notice: {header: a}",
-            "3:10: notice.header: is not a known field, use one of `enabled`",
+            "3:10: notice.header: is not a known field, use one of `enabled`, `deprecation`, `sunset`",
         ),
         (
             "staleness: {warn: 1s}",

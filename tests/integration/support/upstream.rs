@@ -1,4 +1,5 @@
-//! The API behind Envoy: answers every request with a description of that request.
+//! The API behind Envoy: answers every request with a description of that request, and with the header lines that the
+//! request asks for.
 
 use std::{
     io,
@@ -24,6 +25,9 @@ pub(crate) struct Upstream {
     requests: Arc<AtomicU64>,
     _server: JoinSet<()>,
 }
+
+/// A request's header whose value is a header line of the answer, such as `sunset: never`.
+pub(crate) const ANSWER_WITH: &str = "x-answer-with";
 
 /// What the upstream got, as it says in its answer's body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,10 +105,10 @@ async fn serve(stream: TcpStream, requests: Arc<AtomicU64>) -> io::Result<()> {
         wire.body(&headers).await?;
         requests.fetch_add(1, Ordering::SeqCst);
         let body = serde_json::to_string(&seen)?;
-        let head = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
+        let length = format!("content-length: {}", body.len());
+        let mut lines = vec!["HTTP/1.1 200 OK", "content-type: application/json", &length];
+        lines.extend(seen.values(ANSWER_WITH));
+        let head = lines.join("\r\n") + "\r\n\r\n";
         wire.write(&[head.as_bytes(), body.as_bytes()].concat())
             .await?;
     }
