@@ -1,9 +1,10 @@
 //! Integration tests: the real binary, real ports, real Envoy, real databases.
 //!
-//! `scripts/test.sh` fetches the Envoys that they run; `support/` holds one file for each thing that a test stands up.
+//! `scripts/test.sh` fetches the Envoys and the Node.js that they run; `support/` holds one file for each thing that a test stands up.
 
 mod architecture;
 mod checks;
+mod docs;
 mod envoy_facts;
 mod lifecycle;
 mod store_contract;
