@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys and Node.js.
-# Needs Rust, python3 with venv and pip, a C compiler and curl.
+# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js and promtool.
+# Needs Rust, python3 with venv and pip, a C compiler and curl, and apt or a promtool on the PATH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib/envoy.sh
 source scripts/lib/node.sh
+source scripts/lib/promtool.sh
 
 for version in "${envoys[@]}"; do
     fetch_envoy "$version"
 done
 fetch_node
+fetch_promtool
+
+step 'promtool'
+"$promtool" check rules deploy/prometheus/relatch.rules.yaml
+"$promtool" test rules deploy/prometheus/relatch.rules.test.yaml
+"$promtool" check config --lint=all deploy/prometheus/prometheus.yaml
 
 step 'cargo fmt --check'
 cargo fmt --check

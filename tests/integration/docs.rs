@@ -1,4 +1,5 @@
-//! `docs/for-consumers.md` says what is true: its examples, taken out of the page and run as a consumer would.
+//! The pages say what is true. The examples of `docs/for-consumers.md` are taken out of it and run as a consumer would;
+//! `docs/operating.md` knows every alert, and every metric that one relies on.
 
 use std::{
     fs,
@@ -21,6 +22,13 @@ use crate::support::{
 
 /// The page for consumers.
 const PAGE: &str = include_str!("../../docs/for-consumers.md");
+
+/// The page for operators.
+const OPERATING: &str = include_str!("../../docs/operating.md");
+
+/// The alerts, which promtool tests with the file beside them.
+const RULES: &str = include_str!("../../deploy/prometheus/relatch.rules.yaml");
+const RULE_TESTS: &str = include_str!("../../deploy/prometheus/relatch.rules.test.yaml");
 
 /// An example of the page, named by the file that its first line names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +252,41 @@ fn every_reason_of_a_denial_stands_beside_its_status() {
         let name = format!("`{reason}`");
         assert!(rows.any(|line| line.contains(&name)), "{status} {name}");
     }
+}
+
+#[test]
+fn every_alert_is_described_and_tested_to_fire_and_to_be_silent() {
+    let alerts: Vec<_> = RULES
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in alerts {
+        let row = format!("| `{alert}` | ");
+        assert!(OPERATING.contains(&row), "{alert} is not described");
+        let cases = RULE_TESTS.split("- alertname: ").skip(1);
+        let of_this = cases.filter(|case| case.lines().next() == Some(alert));
+        let (silent, fires): (Vec<_>, Vec<_>) =
+            of_this.partition(|case| case.contains("exp_alerts: []"));
+        assert!(!silent.is_empty(), "{alert} has no test to be silent");
+        assert!(!fires.is_empty(), "{alert} has no test to fire");
+    }
+}
+
+#[test]
+fn every_metric_that_an_alert_relies_on_is_described() {
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    let metrics = RULES
+        .split(word)
+        .filter(|word| word.starts_with("relatch_") || word.starts_with("process_"));
+    let mut seen = 0;
+    for metric in metrics {
+        let name = metric.strip_suffix("_bucket").unwrap_or(metric);
+        let described = ['{', '`'].map(|end| OPERATING.contains(&format!("`{name}{end}")));
+        assert!(described.contains(&true), "{name} is not described");
+        seen += 1;
+    }
+    assert!(seen > 10, "only {seen} were found");
 }
 
 fn assert_silent(example: Example, output: &Output) {
