@@ -5,7 +5,7 @@
 //! gets a [conflict](AppendError::Conflict), reads what it missed, validates its change again and retries.
 //!
 //! Beside each log stand its [`Head`] and the newest [`StateSnapshot`], from which a replica starts without reading
-//! the whole log. [`PresenceRow`]s say which sidecars there are.
+//! the whole log. [`PresenceRow`]s say which sidecars there are, [`UsageRow`]s how often they saw each key version used.
 //!
 //! # What every engine promises
 //!
@@ -23,8 +23,9 @@ pub mod chain;
 mod entry;
 mod error;
 mod sqlite;
+mod usage;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
@@ -33,6 +34,7 @@ use crate::key::{Revision, Timestamp};
 pub use entry::{Entry, EntryHash, Head, LogName, NewEntry, ParseLogNameError};
 pub use error::{AppendError, EntryError, StoreError};
 pub use sqlite::{SqliteOptions, SqliteStore};
+pub use usage::{CallersRow, StoredUsage, UsageRow};
 
 /// The most entries in one append. An append holds the only write lock, and this many take well under a second.
 pub const MAX_APPEND: usize = 10_000;
@@ -46,6 +48,10 @@ pub const MAX_PAGE: usize = 1_000;
 
 /// The size at which a page ends early, in bytes of payload, so that a page of large entries fits into memory too.
 pub const MAX_PAGE_LEN: usize = 8 * 1024 * 1024;
+
+/// How long a process whose usage was folded is remembered. A report of it that comes later was under way for longer
+/// than any stream lives.
+pub const FOLDED_FOR: Duration = Duration::from_hours(30 * 24);
 
 /// A place where logs are kept; shared by all tasks of a control plane, and by its replicas where the engine can.
 ///
@@ -121,7 +127,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// When the store cannot be read.
     async fn load_state(&self, log: &LogName) -> Result<Option<StateSnapshot>, StoreError>;
 
-    /// Keeps `rows`, each in place of the one with its key, unless that one's last contact is later.
+    /// Keeps `rows`, each in place of the one with its key, unless that one's last contact is later. Whatever is later,
+    /// the latest [`complete_until`](PresenceRow::complete_until) stays.
     ///
     /// # Errors
     ///
@@ -141,6 +148,38 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// When the store cannot be read.
     async fn load_presence(&self) -> Result<Vec<PresenceRow>, StoreError>;
+
+    /// Merges `rows` into those with their keys: the larger counts, the earlier first use, the later last use. To save
+    /// rows again, or late, changes nothing. All become durable together.
+    ///
+    /// Of a process that was folded only the times are merged, into the row of all that were: its counts are in there.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; nothing is merged then.
+    async fn save_usage(&self, rows: Vec<UsageRow>) -> Result<(), StoreError>;
+
+    /// Keeps `rows`, each in place of the one with its key; one without a payload only removes that one.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; nothing is changed then.
+    async fn save_callers(&self, rows: Vec<CallersRow>) -> Result<(), StoreError>;
+
+    /// Adds the rows of a process that has ended for good to those of all that have, at once. To fold it again changes
+    /// nothing, as long as it is remembered: for [`FOLDED_FOR`] after `now`.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; nothing is folded then.
+    async fn fold_usage(&self, boot_id: &str, now: Timestamp) -> Result<(), StoreError>;
+
+    /// All that was saved of the use of key versions.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn load_usage(&self) -> Result<StoredUsage, StoreError>;
 
     /// Reads the primary store, and nothing more. What a sidecar holds is as fresh as the last success of this or of
     /// any other read.
@@ -179,6 +218,10 @@ pub struct PresenceRow {
     pub keyrings: Vec<String>,
     /// When it was last heard of.
     pub last_contact: Timestamp,
+    /// It has told of every use of a key before this moment; none when it has told nothing.
+    pub complete_until: Option<Timestamp>,
+    /// It went without a Goodbye, or without its last report, and may have served until then; none for one that is live.
+    pub gone_at: Option<Timestamp>,
 }
 
 /// Names a [`PresenceRow`].

@@ -297,6 +297,8 @@ impl Fleet {
                 cluster: member.cluster,
                 version: member.version,
                 keyrings: member.keyrings.keys().map(ToString::to_string).collect(),
+                complete_until: None,
+                gone_at: None,
                 last_contact: if member.streams > 0 {
                     now
                 } else {
@@ -506,6 +508,8 @@ mod tests {
             version: String::new(),
             keyrings: vec![testing::keyring_name().to_string()],
             last_contact: Timestamp::from_millis(999_000),
+            complete_until: None,
+            gone_at: None,
         };
         let fleet = Fleet::new(clock, LEASE, vec![row]);
         assert!(!barrier(&fleet, applied(1)).is_passed());

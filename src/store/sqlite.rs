@@ -9,6 +9,7 @@ mod open;
 mod place;
 mod presence;
 mod schema;
+mod usage;
 
 use std::{panic, path::Path, sync::Arc, time::Duration};
 
@@ -16,15 +17,15 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::{sync::Mutex, task};
 
-use crate::key::Revision;
+use crate::key::{Revision, Timestamp};
 
 use self::{
     log::Outcome,
     place::{Fault, Place},
 };
 use super::{
-    AppendError, Entry, Head, LogName, NewEntry, PresenceKey, PresenceRow, StateSnapshot, Store,
-    StoreError,
+    AppendError, CallersRow, Entry, Head, LogName, NewEntry, PresenceKey, PresenceRow,
+    StateSnapshot, Store, StoreError, StoredUsage, UsageRow,
 };
 
 /// How a database is opened.
@@ -178,6 +179,26 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn save_usage(&self, rows: Vec<UsageRow>) -> Result<(), StoreError> {
+        self.write_with(move |connection| usage::save(connection, &rows))
+            .await
+    }
+
+    async fn save_callers(&self, rows: Vec<CallersRow>) -> Result<(), StoreError> {
+        self.write_with(move |connection| usage::save_callers(connection, &rows))
+            .await
+    }
+
+    async fn fold_usage(&self, boot_id: &str, now: Timestamp) -> Result<(), StoreError> {
+        let boot_id = boot_id.to_owned();
+        self.write_with(move |connection| usage::fold(connection, &boot_id, now))
+            .await
+    }
+
+    async fn load_usage(&self) -> Result<StoredUsage, StoreError> {
+        self.read_with(usage::load).await
+    }
+
     async fn ping(&self) -> Result<(), StoreError> {
         self.read_with(|connection| log::ping(connection)).await
     }
@@ -202,7 +223,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{key::Timestamp, store::chain};
+    use crate::store::chain;
 
     async fn open(directory: &TempDir) -> SqliteStore {
         let options = SqliteOptions {

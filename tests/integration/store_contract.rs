@@ -4,10 +4,11 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use relatch::{
-    key::{Epoch, Revision, Timestamp},
+    key::{Epoch, Revision, Timestamp, VersionNumber, VersionRef},
     store::{
-        AppendError, Entry, EntryError, EntryHash, Head, LogName, MAX_APPEND, MAX_ENTRY_LEN,
-        MAX_PAGE, MAX_PAGE_LEN, NewEntry, PresenceRow, StateSnapshot, Store, StoreError, chain,
+        AppendError, CallersRow, Entry, EntryError, EntryHash, FOLDED_FOR, Head, LogName,
+        MAX_APPEND, MAX_ENTRY_LEN, MAX_PAGE, MAX_PAGE_LEN, NewEntry, PresenceRow, StateSnapshot,
+        Store, StoreError, StoredUsage, UsageRow, chain,
     },
 };
 use tokio::task::JoinSet;
@@ -41,6 +42,12 @@ macro_rules! store_contract {
             state_only_moves_forward,
             state_must_belong_to_its_log,
             presence_is_kept_by_node_and_process,
+            completeness_of_presence_only_grows,
+            usage_is_merged_by_maximum,
+            usage_merges_in_any_order,
+            folded_usage_counts_once,
+            folded_processes_are_forgotten_after_a_while,
+            callers_are_replaced_and_removed,
             epochs_differ_and_rotate,
             long_pages_end_early,
             long_log_is_read_in_pages,
@@ -453,6 +460,8 @@ pub(crate) async fn presence_is_kept_by_node_and_process<E: Engine>() {
         version: "0.1.0".into(),
         keyrings: vec!["payments".into(), "quoted \" and, comma".into()],
         last_contact: Timestamp::from_millis(millis),
+        complete_until: None,
+        gone_at: None,
     };
     assert_eq!(load_presence(&store).await, []);
     let rows = [
@@ -487,6 +496,168 @@ pub(crate) async fn presence_is_kept_by_node_and_process<E: Engine>() {
     ];
     store.remove_presence(gone).await.expect("it removes");
     assert_eq!(load_presence(&store).await, [later, rows[2].clone()]);
+}
+
+pub(crate) async fn completeness_of_presence_only_grows<E: Engine>() {
+    let engine = E::start().await;
+    let store = engine.open().await;
+    let row = |last_contact, complete_until: Option<i64>, gone_at: Option<i64>| PresenceRow {
+        node: "edge-1".into(),
+        boot_id: "a".into(),
+        cluster: String::new(),
+        version: String::new(),
+        keyrings: Vec::new(),
+        last_contact: Timestamp::from_millis(last_contact),
+        complete_until: complete_until.map(Timestamp::from_millis),
+        gone_at: gone_at.map(Timestamp::from_millis),
+    };
+    for (saved, expected) in [
+        (row(10, None, None), row(10, None, None)),
+        (row(11, Some(9), Some(71)), row(11, Some(9), Some(71))),
+        // It came back.
+        (row(12, Some(8), None), row(12, Some(9), None)),
+        (row(13, None, None), row(13, Some(9), None)),
+        // Late, and still it told of more.
+        (row(5, Some(12), Some(65)), row(13, Some(12), None)),
+    ] {
+        store.save_presence(vec![saved]).await.expect("it saves");
+        assert_eq!(load_presence(&store).await, [expected]);
+    }
+}
+
+pub(crate) async fn usage_is_merged_by_maximum<E: Engine>() {
+    let engine = E::start().await;
+    let store = engine.open().await;
+    assert_eq!(load_usage(&store).await, StoredUsage::default());
+    let rows = [
+        usage(1, "a", 5, Some((10, 20))),
+        usage(1, "b", 7, Some((11, 12))),
+        usage(2, "a", 1, None),
+    ];
+    save_usage(&store, &rows).await;
+    assert_eq!(load_usage(&store).await.counts, rows);
+
+    let mut other = usage(1, "a", 1, Some((9, 21)));
+    other.keyring = "partners".parse().expect("a name");
+    let update = [
+        usage(1, "a", 4, Some((8, 15))),
+        usage(1, "b", 9, None),
+        usage(2, "a", 1, Some((30, 31))),
+        other.clone(),
+    ];
+    save_usage(&store, &update).await;
+    drop(store);
+    let store = engine.open().await;
+    let merged = [
+        other,
+        usage(1, "a", 5, Some((8, 20))),
+        usage(1, "b", 9, Some((11, 12))),
+        usage(2, "a", 1, Some((30, 31))),
+    ];
+    assert_eq!(load_usage(&store).await.counts, merged);
+}
+
+pub(crate) async fn usage_merges_in_any_order<E: Engine>() {
+    let reports = [
+        usage(1, "a", 1, Some((10, 10))),
+        usage(1, "a", 3, Some((10, 25))),
+        usage(1, "a", 6, Some((10, 40))),
+    ];
+    for order in [
+        &[0, 1, 2][..],
+        &[2, 1, 0],
+        &[1, 2, 0, 2, 1],
+        &[2],
+        &[0, 2, 0],
+    ] {
+        let engine = E::start().await;
+        let store = engine.open().await;
+        for index in order {
+            save_usage(&store, std::slice::from_ref(&reports[*index])).await;
+        }
+        assert_eq!(load_usage(&store).await.counts, [reports[2].clone()]);
+    }
+}
+
+pub(crate) async fn folded_usage_counts_once<E: Engine>() {
+    let engine = E::start().await;
+    let store = engine.open().await;
+    let rows = [
+        usage(1, "a", 6, Some((10, 20))),
+        usage(1, "b", 8, Some((9, 12))),
+        usage(2, "b", 1, None),
+    ];
+    save_usage(&store, &rows).await;
+    for boot_id in ["a", "b", "a", "never seen"] {
+        fold(&store, boot_id, 100).await;
+    }
+    let folded = UsageRow::FOLDED;
+    let sums = [
+        usage(1, folded, 14, Some((9, 20))),
+        usage(2, folded, 1, None),
+    ];
+    assert_eq!(load_usage(&store).await.counts, sums);
+    assert_eq!(load_usage(&store).await.folded, ["a", "b", "never seen"]);
+
+    // What comes late of them counts no more, but a use is never forgotten.
+    let late = [
+        usage(1, "a", 9, Some((8, 30))),
+        usage(3, "b", 2, Some((40, 41))),
+    ];
+    save_usage(&store, &late).await;
+    fold(&store, "a", 101).await;
+    let sums = [
+        usage(1, folded, 14, Some((8, 30))),
+        usage(2, folded, 1, None),
+        usage(3, folded, 0, Some((40, 41))),
+    ];
+    assert_eq!(load_usage(&store).await.counts, sums);
+}
+
+pub(crate) async fn folded_processes_are_forgotten_after_a_while<E: Engine>() {
+    let engine = E::start().await;
+    let store = engine.open().await;
+    let later = i64::try_from(FOLDED_FOR.as_millis()).expect("a month") + 5;
+    fold(&store, "a", 5).await;
+    fold(&store, "b", later).await;
+    assert_eq!(load_usage(&store).await.folded, ["a", "b"]);
+    fold(&store, "b", later + 1).await;
+    assert_eq!(load_usage(&store).await.folded, ["b"]);
+}
+
+pub(crate) async fn callers_are_replaced_and_removed<E: Engine>() {
+    let engine = E::start().await;
+    let store = engine.open().await;
+    let row = |version, boot_id: &str, payload: &[u8]| {
+        let UsageRow {
+            keyring,
+            version,
+            boot_id,
+            ..
+        } = usage(version, boot_id, 0, None);
+        let payload = payload.to_vec();
+        CallersRow {
+            keyring,
+            version,
+            boot_id,
+            payload,
+        }
+    };
+    let save = async |rows: Vec<CallersRow>| store.save_callers(rows).await.expect("it saves");
+    save(vec![
+        row(1, "a", b"1"),
+        row(1, "b", b"2"),
+        row(2, "a", b"3"),
+    ])
+    .await;
+    save(vec![
+        row(1, "a", b"\0new"),
+        row(1, "b", b""),
+        row(9, "a", b""),
+    ])
+    .await;
+    let kept = [row(1, "a", b"\0new"), row(2, "a", b"3")];
+    assert_eq!(load_usage(&store).await.callers, kept);
 }
 
 pub(crate) async fn epochs_differ_and_rotate<E: Engine>() {
@@ -594,6 +765,8 @@ pub(crate) async fn reopened_store_has_everything<E: Engine>() {
         version: "0.1.0".into(),
         keyrings: vec!["payments".into()],
         last_contact: Timestamp::from_millis(1),
+        complete_until: Some(Timestamp::from_millis(2)),
+        gone_at: Some(Timestamp::from_millis(3)),
     };
     store
         .save_presence(vec![row.clone()])
@@ -722,6 +895,43 @@ async fn load_state(store: &Arc<dyn Store>, name: &str) -> Option<StateSnapshot>
 
 async fn load_presence(store: &Arc<dyn Store>) -> Vec<PresenceRow> {
     store.load_presence().await.expect("it reads")
+}
+
+fn usage(version: u32, boot_id: &str, requests: u64, used: Option<(i64, i64)>) -> UsageRow {
+    UsageRow {
+        keyring: "payments".parse().expect("a name"),
+        version: VersionRef {
+            key_id: "7Qm2Xc91TbKe".parse().expect("a key id"),
+            version: VersionNumber::new(version).expect("not zero"),
+        },
+        boot_id: boot_id.to_owned(),
+        requests,
+        denied: requests / 2,
+        first_used: used.map(|(first, _)| Timestamp::from_millis(first)),
+        last_used: used.map(|(_, last)| Timestamp::from_millis(last)),
+    }
+}
+
+async fn save_usage(store: &Arc<dyn Store>, rows: &[UsageRow]) {
+    store.save_usage(rows.to_vec()).await.expect("it saves");
+}
+
+async fn fold(store: &Arc<dyn Store>, boot_id: &str, now: i64) {
+    let now = Timestamp::from_millis(now);
+    store.fold_usage(boot_id, now).await.expect("it folds");
+}
+
+/// What is kept, in an order of its own.
+async fn load_usage(store: &Arc<dyn Store>) -> StoredUsage {
+    let mut usage = store.load_usage().await.expect("it reads");
+    usage
+        .counts
+        .sort_by_key(|row| (row.keyring.clone(), row.version, row.boot_id.clone()));
+    usage
+        .callers
+        .sort_by_key(|row| (row.keyring.clone(), row.version, row.boot_id.clone()));
+    usage.folded.sort();
+    usage
 }
 
 fn revisions(entries: &[Entry]) -> Vec<u64> {

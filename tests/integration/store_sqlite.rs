@@ -9,9 +9,9 @@ use std::{
 };
 
 use relatch::{
-    key::Revision,
+    key::{Revision, Timestamp},
     store::{
-        AppendError, SqliteOptions, SqliteStore, Store, StoreError,
+        AppendError, PresenceRow, SqliteOptions, SqliteStore, Store, StoreError,
         chain::{self, Problem, Verdict},
     },
 };
@@ -398,17 +398,123 @@ async fn newer_schema_names_both_versions() {
             error,
             StoreError::NewerSchema {
                 found: 7,
-                supported: 1,
+                supported: 2,
                 ..
             }
         ),
         "{error:?}"
     );
     assert!(
-        message.contains("version 7") && message.contains("version 1"),
+        message.contains("version 7") && message.contains("version 2"),
         "{message}"
     );
     assert!(message.contains("upgrade relatch"), "{message}");
+}
+
+/// What version 1 made, and a sidecar that it knew.
+const VERSION_1: &str = "
+    CREATE TABLE logs (
+        name TEXT PRIMARY KEY, epoch INTEGER NOT NULL CHECK (epoch > 0),
+        revision INTEGER NOT NULL CHECK (revision > 0), hash BLOB NOT NULL CHECK (length(hash) = 32)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE entries (
+        log TEXT NOT NULL REFERENCES logs (name), revision INTEGER NOT NULL CHECK (revision > 0),
+        at INTEGER NOT NULL, actor TEXT NOT NULL, kind TEXT NOT NULL, payload BLOB NOT NULL,
+        prev_hash BLOB NOT NULL CHECK (length(prev_hash) = 32),
+        hash BLOB NOT NULL CHECK (length(hash) = 32), PRIMARY KEY (log, revision)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER entries_are_never_updated BEFORE UPDATE ON entries
+    BEGIN SELECT RAISE(ABORT, 'entries of a log are never updated'); END;
+    CREATE TRIGGER entries_are_never_deleted BEFORE DELETE ON entries
+    BEGIN SELECT RAISE(ABORT, 'entries of a log are never deleted'); END;
+    CREATE TABLE states (
+        log TEXT PRIMARY KEY REFERENCES logs (name), revision INTEGER NOT NULL CHECK (revision > 0),
+        hash BLOB NOT NULL CHECK (length(hash) = 32), format INTEGER NOT NULL CHECK (format >= 0),
+        payload BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE presence (
+        node TEXT NOT NULL, boot_id TEXT NOT NULL, cluster TEXT NOT NULL, version TEXT NOT NULL,
+        keyrings TEXT NOT NULL CHECK (json_valid(keyrings)), last_contact INTEGER NOT NULL,
+        PRIMARY KEY (node, boot_id)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO presence VALUES ('edge-1', 'a', 'mesh', '0.1.0', '[\"payments\"]', 7);
+    PRAGMA application_id = 1919705960;
+    PRAGMA user_version = 1;
+";
+
+/// Makes a database of version 1 with the entries that this version would write.
+async fn database_of_version_1() -> Sqlite {
+    let engine = Sqlite::with_entries(3).await;
+    let old = engine.path().with_extension("old");
+    let connection = Connection::open(&old).expect("it opens");
+    connection.execute_batch(VERSION_1).expect("version 1");
+    let new = engine.path();
+    connection
+        .execute("ATTACH ?1 AS new", [new.to_str().expect("a text")])
+        .expect("it attaches");
+    connection
+        .execute_batch(
+            "INSERT INTO logs SELECT * FROM new.logs;
+             INSERT INTO entries SELECT * FROM new.entries;
+             DETACH new;",
+        )
+        .expect("it copies");
+    drop(connection);
+    for suffix in ["-wal", "-shm"] {
+        let mut beside = new.clone().into_os_string();
+        beside.push(suffix);
+        drop(fs::remove_file(beside));
+    }
+    fs::rename(old, new).expect("it moves");
+    engine
+}
+
+#[tokio::test]
+async fn database_of_version_1_is_upgraded_in_place() {
+    let engine = database_of_version_1().await;
+    let presence = |gone_at| PresenceRow {
+        node: "edge-1".to_owned(),
+        boot_id: "a".to_owned(),
+        cluster: "mesh".to_owned(),
+        version: "0.1.0".to_owned(),
+        keyrings: vec!["payments".to_owned()],
+        last_contact: Timestamp::from_millis(7),
+        complete_until: None,
+        gone_at,
+    };
+    let gone_at = Some(Timestamp::from_millis(9));
+    for (found, folded) in [(None, vec![]), (gone_at, vec!["a".to_owned()])] {
+        let store = engine.open().await;
+        let rows = store.load_presence().await.expect("it reads");
+        assert_eq!(rows, [presence(found)]);
+        let usage = store.load_usage().await.expect("it reads");
+        assert_eq!(usage.folded, folded);
+        let gone = vec![presence(gone_at)];
+        store.save_presence(gone).await.expect("it saves");
+        let now = Timestamp::from_millis(1);
+        store.fold_usage("a", now).await.expect("it folds");
+    }
+    let verdict = engine.verify().await;
+    assert_eq!((verdict.entries, verdict.problem), (3, None));
+}
+
+#[tokio::test]
+async fn upgrade_that_fails_changes_nothing() {
+    let engine = database_of_version_1().await;
+    // The last step of the upgrade then fails.
+    engine.tamper("ALTER TABLE presence ADD COLUMN gone_at INTEGER");
+    engine.open_error().await;
+    let connection = Connection::open(engine.path()).expect("it opens");
+    let count = |query| {
+        connection
+            .query_row(query, [], |row| row.get::<_, u32>(0))
+            .expect(query)
+    };
+    assert_eq!(
+        count("SELECT count(*) FROM sqlite_schema WHERE name = 'usage'"),
+        0
+    );
+    assert_eq!(count("PRAGMA user_version"), 1);
 }
 
 #[tokio::test]

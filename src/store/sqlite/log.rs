@@ -221,7 +221,19 @@ fn entry_from(log: &LogName, row: &Row<'_>) -> rusqlite::Result<Entry> {
 
 /// The time in `column`, which must be one that [`Timestamp`] holds unchanged.
 pub(super) fn timestamp(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
-    let millis = row.get(column)?;
+    held(row.get(column)?, column)
+}
+
+/// The same for a column that may hold nothing.
+pub(super) fn optional_timestamp(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<Option<Timestamp>> {
+    let millis: Option<i64> = row.get(column)?;
+    millis.map(|millis| held(millis, column)).transpose()
+}
+
+fn held(millis: i64, column: usize) -> rusqlite::Result<Timestamp> {
     let time = Timestamp::from_millis(millis);
     if time.as_millis() == millis {
         Ok(time)
@@ -239,7 +251,7 @@ pub(super) fn unreadable(
     rusqlite::Error::FromSqlConversionFailure(column, kind, Box::new(error))
 }
 
-fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }

@@ -49,7 +49,8 @@ pub(super) fn open(
 fn connect(place: &Place) -> Result<(Connection, Connection), Fault> {
     let reader = open_reader(place)?;
     schema::check(&reader, place)?;
-    let writer = open_writer(place)?;
+    let mut writer = open_writer(place)?;
+    schema::upgrade(&mut writer)?;
     Ok((reader, writer))
 }
 

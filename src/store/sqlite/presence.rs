@@ -3,21 +3,28 @@
 use rusqlite::{Connection, TransactionBehavior, params, types::Type};
 
 use super::{
-    log::{timestamp, unreadable},
+    log::{optional_timestamp, timestamp, unreadable},
     place::Fault,
 };
-use crate::store::{PresenceKey, PresenceRow};
+use crate::{
+    key::Timestamp,
+    store::{PresenceKey, PresenceRow},
+};
 
 pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<(), Fault> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
         let mut upsert = transaction.prepare_cached(
-            "INSERT INTO presence (node, boot_id, cluster, version, keyrings, last_contact)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+            "INSERT INTO presence (node, boot_id, cluster, version, keyrings, last_contact, gone_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
              ON CONFLICT (node, boot_id) DO UPDATE SET cluster = excluded.cluster,
                  version = excluded.version, keyrings = excluded.keyrings,
-                 last_contact = excluded.last_contact
+                 last_contact = excluded.last_contact, gone_at = excluded.gone_at
              WHERE excluded.last_contact >= presence.last_contact",
+        )?;
+        let mut complete = transaction.prepare_cached(
+            "UPDATE presence SET complete_until = max(coalesce(complete_until, ?3), ?3)
+             WHERE node = ?1 AND boot_id = ?2",
         )?;
         for row in rows {
             let keyrings =
@@ -29,7 +36,11 @@ pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<
                 row.version,
                 keyrings,
                 row.last_contact.as_millis(),
+                row.gone_at.map(Timestamp::as_millis),
             ])?;
+            if let Some(until) = row.complete_until {
+                complete.execute(params![row.node, row.boot_id, until.as_millis()])?;
+            }
         }
     }
     transaction.commit()?;
@@ -51,8 +62,8 @@ pub(super) fn remove(connection: &mut Connection, keys: &[PresenceKey]) -> Resul
 
 pub(super) fn load(connection: &Connection) -> Result<Vec<PresenceRow>, Fault> {
     let mut statement = connection.prepare_cached(
-        "SELECT node, boot_id, cluster, version, keyrings, last_contact FROM presence
-         ORDER BY node, boot_id",
+        "SELECT node, boot_id, cluster, version, keyrings, last_contact, complete_until, gone_at
+         FROM presence ORDER BY node, boot_id",
     )?;
     let rows = statement.query_map([], |row| {
         let keyrings: String = row.get(4)?;
@@ -64,6 +75,8 @@ pub(super) fn load(connection: &Connection) -> Result<Vec<PresenceRow>, Fault> {
             keyrings: serde_json::from_str(&keyrings)
                 .map_err(|error| unreadable(4, Type::Text, error))?,
             last_contact: timestamp(row, 5)?,
+            complete_until: optional_timestamp(row, 6)?,
+            gone_at: optional_timestamp(row, 7)?,
         })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)

@@ -1,6 +1,6 @@
 //! The tables, and the marks by which a database is known as ours.
 
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::place::{Fault, Place};
 use crate::store::StoreError;
@@ -8,10 +8,16 @@ use crate::store::StoreError;
 /// Marks the file as a database of relatch: `rlch`.
 const APPLICATION_ID: i32 = 0x726c_6368;
 
-/// The version of [`TABLES`].
-const VERSION: u32 = 1;
+/// The version of the tables: that of [`TABLES`] and one more for each of [`UPGRADES`].
+const VERSION: u32 = 2;
 
-/// Times are milliseconds since the Unix epoch. The triggers stand against accidents; against intent stands the chain.
+/// The version of [`TABLES`].
+const FIRST_VERSION: u32 = 1;
+
+/// What made each later version of the one before it. A version that was released is never edited.
+const UPGRADES: &[&[&str]] = &[&[USAGE]];
+
+/// Version 1. Times are milliseconds since the Unix epoch. The triggers stand against accidents; against intent stands the chain.
 const TABLES: &str = "
     CREATE TABLE logs (
         name     TEXT PRIMARY KEY,
@@ -57,11 +63,77 @@ const TABLES: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+/// Version 2: the use of key versions, and how completely each sidecar has told of it. The process `''` stands for all
+/// that have ended.
+const USAGE: &str = "
+    CREATE TABLE usage (
+        keyring    TEXT NOT NULL,
+        key_id     TEXT NOT NULL,
+        version    INTEGER NOT NULL CHECK (version > 0),
+        boot_id    TEXT NOT NULL,
+        requests   INTEGER NOT NULL CHECK (requests >= 0),
+        denied     INTEGER NOT NULL CHECK (denied >= 0),
+        first_used INTEGER,
+        last_used  INTEGER,
+        PRIMARY KEY (keyring, key_id, version, boot_id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE INDEX usage_by_boot ON usage (boot_id);
+
+    CREATE TABLE usage_callers (
+        keyring TEXT NOT NULL,
+        key_id  TEXT NOT NULL,
+        version INTEGER NOT NULL CHECK (version > 0),
+        boot_id TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        PRIMARY KEY (keyring, key_id, version, boot_id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE usage_folded (
+        boot_id   TEXT PRIMARY KEY CHECK (boot_id <> ''),
+        folded_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    ALTER TABLE presence ADD COLUMN complete_until INTEGER;
+    ALTER TABLE presence ADD COLUMN gone_at INTEGER;
+";
+
 /// Makes the tables and leaves the marks.
 pub(super) fn create(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     transaction.execute_batch(TABLES)?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    upgrade_from(transaction, FIRST_VERSION)
+}
+
+/// Brings the tables of an earlier version to this one, all or nothing.
+pub(super) fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
+    if version(connection)? == VERSION {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have been first.
+    let found = version(&transaction)?;
+    if found < VERSION {
+        upgrade_from(&transaction, found)?;
+        tracing::info!(
+            from = found,
+            to = VERSION,
+            "the store's tables are upgraded"
+        );
+    }
+    transaction.commit()
+}
+
+fn upgrade_from(transaction: &Transaction<'_>, found: u32) -> rusqlite::Result<()> {
+    let done = usize::try_from(found - FIRST_VERSION).unwrap_or(usize::MAX);
+    for step in UPGRADES.iter().skip(done).copied().flatten() {
+        transaction.execute_batch(step)?;
+    }
     transaction.pragma_update(None, "user_version", VERSION)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
 /// Checks the marks, then every page.
@@ -82,7 +154,7 @@ pub(super) fn check(connection: &Connection, place: &Place) -> Result<(), Fault>
         let store = place.name();
         return Err(StoreError::NotRelatch { store, found }.into());
     }
-    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let found = version(connection)?;
     if found > VERSION {
         return Err(StoreError::NewerSchema {
             store: place.name(),
@@ -91,7 +163,7 @@ pub(super) fn check(connection: &Connection, place: &Place) -> Result<(), Fault>
         }
         .into());
     }
-    if found < VERSION {
+    if found < FIRST_VERSION {
         return Err(StoreError::NotRelatch {
             store: place.name(),
             found: format!("a SQLite database with schema version {found}"),
