@@ -19,3 +19,4 @@ pub mod secrets;
 pub mod served;
 pub mod sink;
 pub mod token;
+pub mod usage;

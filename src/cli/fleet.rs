@@ -1,6 +1,6 @@
 //! `relatch fleet`: which sidecar has which revision, since when.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use super::{
     wire, words,
 };
 use crate::{
+    clock::Clock,
     key::{KeyringName, Timestamp},
     proto::admin,
 };
@@ -23,6 +24,16 @@ pub struct FleetArgs {
     /// Only the sidecars that hold this keyring
     #[arg(long)]
     keyring: Option<KeyringName>,
+}
+
+/// A line of the fleet.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum FleetView {
+    /// One that is live.
+    Sidecar(SidecarView),
+    /// One that went without its last report.
+    Gap(GapView),
 }
 
 #[derive(Debug, Serialize)]
@@ -36,6 +47,30 @@ struct SidecarView {
     connected_at: Option<Timestamp>,
     last_seen: Option<Timestamp>,
     keyrings: Vec<HeldKeyringView>,
+    /// It has told of every use of a key before this moment.
+    complete_until: Option<Timestamp>,
+    /// Always null; tells it apart from one that is gone.
+    gap_until: Option<Timestamp>,
+}
+
+/// A sidecar that went without its last report, named as a live one is.
+#[derive(Debug, Serialize)]
+struct GapView {
+    node: String,
+    cluster: String,
+    version: String,
+    boot_id: String,
+    connected: bool,
+    last_seen: Option<Timestamp>,
+    keyrings: Vec<GapKeyringView>,
+    complete_until: Option<Timestamp>,
+    /// It may have served until then.
+    gap_until: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize)]
+struct GapKeyringView {
+    keyring: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,6 +88,9 @@ struct HeldKeyringView {
     rejected: Vec<String>,
 }
 
+/// From when on a report is late. Every heartbeat is answered by one, and the default is one in five seconds.
+const LATE: Duration = Duration::from_secs(30);
+
 impl FleetArgs {
     /// Runs the command.
     ///
@@ -64,10 +102,16 @@ impl FleetArgs {
         let keyring = self.keyring.map(String::from).unwrap_or_default();
         let fleet = answer(admin.get_fleet(admin::GetFleetRequest { keyring })).await?;
         let sidecars: Vec<_> = fleet.sidecars.into_iter().map(SidecarView::from).collect();
-        let refused: Vec<String> = sidecars.iter().flat_map(SidecarView::refused).collect();
-        session.show(&Listing(sidecars))?;
-        for refusal in refused {
-            session.output.note(&refusal);
+        let gaps: Vec<_> = fleet.gaps.into_iter().map(GapView::from).collect();
+        let now = Clock::system().wall();
+        let mut notes: Vec<String> = sidecars.iter().flat_map(SidecarView::refused).collect();
+        notes.extend(sidecars.iter().filter_map(|sidecar| sidecar.lateness(now)));
+        notes.extend(gaps.iter().map(GapView::note));
+        let sidecars = sidecars.into_iter().map(FleetView::Sidecar);
+        let fleet = sidecars.chain(gaps.into_iter().map(FleetView::Gap));
+        session.show(&Listing(fleet.collect()))?;
+        for note in notes {
+            session.output.note(&note);
         }
         Ok(())
     }
@@ -85,6 +129,23 @@ impl SidecarView {
                 format!("{} refused items of {}: {items}", self.node, held.keyring)
             })
             .collect()
+    }
+
+    fn lateness(&self, now: Timestamp) -> Option<String> {
+        let Self {
+            node,
+            complete_until,
+            ..
+        } = self;
+        match complete_until {
+            _ if self.keyrings.is_empty() => None,
+            None => Some(format!("{node} has told nothing of the use of keys yet")),
+            Some(until) if now.saturating_since(*until) > LATE => Some(format!(
+                "{node} has told nothing of the use of keys for {}",
+                words::age(*until, now)
+            )),
+            Some(_) => None,
+        }
     }
 
     fn connection(&self, now: Timestamp) -> String {
@@ -108,6 +169,55 @@ impl From<admin::Sidecar> for SidecarView {
             connected_at: wire::timestamp(sidecar.connected_at),
             last_seen: wire::timestamp(sidecar.last_seen),
             keyrings: sidecar.keyrings.into_iter().map(Into::into).collect(),
+            complete_until: wire::timestamp(sidecar.complete_until),
+            gap_until: None,
+        }
+    }
+}
+
+impl GapView {
+    fn note(&self) -> String {
+        format!(
+            "{} went without its last report; what it saw used until {} is not known",
+            self.node,
+            words::time(self.gap_until)
+        )
+    }
+
+    fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
+        let age = |then| words::age(then, now);
+        let gone = self.last_seen.map(age).map_or_else(
+            || "gone".to_owned(),
+            |age| format!("gone, last seen {age} ago"),
+        );
+        let keyrings: Vec<&str> = self.keyrings.iter().map(|k| k.keyring.as_str()).collect();
+        vec![vec![
+            self.node.clone(),
+            words::or_nothing(&self.cluster),
+            words::or_nothing(&self.version),
+            gone,
+            words::or_nothing(&keyrings.join(" ")),
+            words::NOTHING.to_owned(),
+            words::NOTHING.to_owned(),
+            words::NOTHING.to_owned(),
+            reported(self.complete_until, now),
+        ]]
+    }
+}
+
+impl From<admin::GoneSidecar> for GapView {
+    fn from(gap: admin::GoneSidecar) -> Self {
+        let keyrings = gap.keyrings.into_iter();
+        Self {
+            node: gap.node,
+            cluster: gap.cluster,
+            version: gap.version,
+            boot_id: gap.boot_id,
+            connected: false,
+            last_seen: wire::timestamp(gap.last_contact),
+            keyrings: keyrings.map(|keyring| GapKeyringView { keyring }).collect(),
+            complete_until: wire::timestamp(gap.complete_until),
+            gap_until: wire::timestamp(gap.until),
         }
     }
 }
@@ -127,8 +237,7 @@ impl From<admin::SidecarKeyring> for HeldKeyringView {
     }
 }
 
-/// A line for each keyring that the sidecar holds; one even where it holds none.
-impl Row for SidecarView {
+impl Row for FleetView {
     const TITLES: &[&str] = &[
         "NODE",
         "CLUSTER",
@@ -138,8 +247,19 @@ impl Row for SidecarView {
         "REVISION",
         "LAG",
         "SINCE",
+        "REPORTED",
     ];
 
+    fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
+        match self {
+            Self::Sidecar(sidecar) => sidecar.cells(now),
+            Self::Gap(gap) => gap.cells(now),
+        }
+    }
+}
+
+impl SidecarView {
+    /// A line for each keyring that the sidecar holds; one even where it holds none.
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
         let sidecar = [
             self.node.clone(),
@@ -147,13 +267,22 @@ impl Row for SidecarView {
             words::or_nothing(&self.version),
             self.connection(now),
         ];
-        let row = |held: [String; 4]| [sidecar.as_slice(), held.as_slice()].concat();
+        let reported = [reported(self.complete_until, now)];
+        let row = |held: [String; 4]| [&sidecar[..], &held, &reported].concat();
         if self.keyrings.is_empty() {
             return vec![row([words::NOTHING; 4].map(str::to_owned))];
         }
         let keyrings = self.keyrings.iter();
         keyrings.map(|held| row(held.cells(now))).collect()
     }
+}
+
+/// Until when uses were told of.
+fn reported(complete_until: Option<Timestamp>, now: Timestamp) -> String {
+    complete_until.map_or_else(
+        || "never".to_owned(),
+        |until| format!("{} ago", words::age(until, now)),
+    )
 }
 
 impl HeldKeyringView {
@@ -197,20 +326,72 @@ mod tests {
                 applied_at: Some(at(1_767_225_602)),
                 rejected: vec!["key 0123456789ab: too long".to_owned()],
             }],
+            complete_until: Some(at(1_767_225_605)),
+        }
+    }
+
+    fn gap() -> admin::GoneSidecar {
+        admin::GoneSidecar {
+            node: "edge-9".to_owned(),
+            cluster: String::new(),
+            version: "0.1.0".to_owned(),
+            boot_id: "b2".to_owned(),
+            keyrings: vec!["payments".to_owned(), "partners".to_owned()],
+            complete_until: None,
+            last_contact: Some(at(1_767_225_550)),
+            until: Some(at(1_767_225_610)),
         }
     }
 
     #[test]
     fn json_of_a_sidecar() {
         assert_eq!(
-            serde_json::to_string(&SidecarView::from(sidecar())).expect("serializable"),
+            serde_json::to_string(&FleetView::Sidecar(sidecar().into())).expect("serializable"),
             concat!(
                 r#"{"node":"edge-3","cluster":"gateway","version":"0.1.0","boot_id":"b1","labels":{"zone":"a"},"#,
                 r#""connected":false,"connected_at":"2026-01-01T00:00:00.000Z","last_seen":"2026-01-01T00:00:06.000Z","#,
                 r#""keyrings":[{"keyring":"payments","epoch":1,"applied_revision":16,"durable_revision":15,"#,
                 r#""head_revision":18,"lag":2,"applied_at":"2026-01-01T00:00:02.000Z","#,
-                r#""rejected":["key 0123456789ab: too long"]}]}"#,
+                r#""rejected":["key 0123456789ab: too long"]}],"#,
+                r#""complete_until":"2026-01-01T00:00:05.000Z","gap_until":null}"#,
             )
+        );
+    }
+
+    #[test]
+    fn json_of_a_gap() {
+        assert_eq!(
+            serde_json::to_string(&FleetView::Gap(gap().into())).expect("serializable"),
+            concat!(
+                r#"{"node":"edge-9","cluster":"","version":"0.1.0","boot_id":"b2","connected":false,"#,
+                r#""last_seen":"2025-12-31T23:59:10.000Z","keyrings":[{"keyring":"payments"},{"keyring":"partners"}],"#,
+                r#""complete_until":null,"gap_until":"2026-01-01T00:00:10.000Z"}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn who_has_not_told_of_uses_is_named() {
+        let now = Timestamp::from_millis(1_767_225_605_000);
+        let at = |seconds: i64| Timestamp::from_millis(1_767_225_605_000 + seconds * 1_000);
+        let view = SidecarView::from(sidecar());
+        assert_eq!(view.lateness(now), None);
+        assert_eq!(view.lateness(at(30)), None);
+        assert_eq!(
+            view.lateness(at(31)).as_deref(),
+            Some("edge-3 has told nothing of the use of keys for 31 s")
+        );
+        let silent = SidecarView {
+            complete_until: None,
+            ..view
+        };
+        assert_eq!(
+            silent.lateness(now).as_deref(),
+            Some("edge-3 has told nothing of the use of keys yet")
+        );
+        assert_eq!(
+            GapView::from(gap()).note(),
+            "edge-9 went without its last report; what it saw used until 2026-01-01T00:00:10.000Z is not known"
         );
     }
 
@@ -221,12 +402,18 @@ mod tests {
         bare.node = "edge-4".to_owned();
         bare.connected = true;
         bare.keyrings.clear();
-        let list = Listing(vec![sidecar().into(), SidecarView::from(bare)]);
+        bare.complete_until = None;
+        let list = Listing(vec![
+            FleetView::Sidecar(sidecar().into()),
+            FleetView::Sidecar(bare.into()),
+            FleetView::Gap(gap().into()),
+        ]);
         assert_eq!(
             list.render(now),
-            "NODE    CLUSTER  VERSION  CONNECTED              KEYRING   REVISION  LAG  SINCE\n\
-             edge-3  gateway  0.1.0    no, last seen 4 s ago  payments  16 of 18  2    8 s ago\n\
-             edge-4  gateway  0.1.0    yes                    -         -         -    -\n"
+            "NODE    CLUSTER  VERSION  CONNECTED                  KEYRING            REVISION  LAG  SINCE    REPORTED\n\
+             edge-3  gateway  0.1.0    no, last seen 4 s ago      payments           16 of 18  2    8 s ago  5 s ago\n\
+             edge-4  gateway  0.1.0    yes                        -                  -         -    -        never\n\
+             edge-9  -        0.1.0    gone, last seen 1 min ago  payments partners  -         -    -        never\n"
         );
     }
 

@@ -132,9 +132,9 @@ struct VersionView {
     created_at: Option<Timestamp>,
     not_before: Option<Timestamp>,
     expires_at: Option<Timestamp>,
-    /// How many requests used it; null: not counted, which is not the same as none.
+    /// How many requests used it; null: not counted yet, which is not the same as none.
     requests: Option<u64>,
-    /// When a request last used it; null: not counted, which is not the same as never.
+    /// When a request last used it; null: never, or not counted yet.
     last_used_at: Option<Timestamp>,
     /// Why it is in its state, where somebody said so.
     reason: Option<String>,
@@ -266,8 +266,8 @@ impl From<admin::KeyVersion> for VersionView {
             created_at: wire::timestamp(version.created_at),
             not_before: wire::timestamp(version.not_before),
             expires_at: wire::timestamp(version.expires_at),
-            requests: None,
-            last_used_at: None,
+            requests: version.requests,
+            last_used_at: wire::timestamp(version.last_used_at),
             reason: Some(version.reason).filter(|reason| !reason.is_empty()),
         }
     }
@@ -295,6 +295,8 @@ impl View for KeyView {
             "CREATED",
             "NOT BEFORE",
             "EXPIRES",
+            "REQUESTS",
+            "LAST USED",
             "REASON",
         ];
         let versions = output::table(&titles, self.versions.iter().map(VersionView::cells));
@@ -332,6 +334,8 @@ impl VersionView {
             words::time(self.created_at),
             words::time(self.not_before),
             words::time(self.expires_at),
+            words::or_nothing(&self.requests.map(|n| n.to_string()).unwrap_or_default()),
+            words::time(self.last_used_at),
             words::or_nothing(self.reason.as_deref().unwrap_or_default()),
         ]
     }
@@ -361,6 +365,8 @@ mod tests {
                     not_before: None,
                     expires_at: at(1_798_761_600),
                     reason: String::new(),
+                    requests: Some(17),
+                    last_used_at: at(1_767_312_000),
                 },
                 admin::KeyVersion {
                     version: 2,
@@ -369,6 +375,8 @@ mod tests {
                     not_before: None,
                     expires_at: None,
                     reason: "withdrawn".to_owned(),
+                    requests: None,
+                    last_used_at: None,
                 },
             ],
         }
@@ -382,7 +390,7 @@ mod tests {
                 r#"{"keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","version":1,"state":"active","#,
                 r#""not_before":null,"expires_at":"2027-01-01T00:00:00.000Z","revision":18,"scopes":["read","write"],"#,
                 r#""versions":[{"version":1,"state":"active","created_at":"2026-01-01T00:00:00.000Z","not_before":null,"#,
-                r#""expires_at":"2027-01-01T00:00:00.000Z","requests":null,"last_used_at":null,"reason":null},"#,
+                r#""expires_at":"2027-01-01T00:00:00.000Z","requests":17,"last_used_at":"2026-01-02T00:00:00.000Z","reason":null},"#,
                 r#"{"version":2,"state":"retired","created_at":"2026-01-01T00:00:00.000Z","not_before":null,"#,
                 r#""expires_at":null,"requests":null,"last_used_at":null,"reason":"withdrawn"}],"#,
                 r#""name":"batch","allowed_sources":["10.0.0.0/8"]}"#,
@@ -413,9 +421,9 @@ mod tests {
              SOURCES   10.0.0.0/8\n\
              REVISION  18\n\
              \n\
-             VERSION  STATE    CREATED                   NOT BEFORE  EXPIRES                   REASON\n\
-             1        active   2026-01-01T00:00:00.000Z  -           2027-01-01T00:00:00.000Z  -\n\
-             2        retired  2026-01-01T00:00:00.000Z  -           -                         withdrawn\n"
+             VERSION  STATE    CREATED                   NOT BEFORE  EXPIRES                   REQUESTS  LAST USED                 REASON\n\
+             1        active   2026-01-01T00:00:00.000Z  -           2027-01-01T00:00:00.000Z  17        2026-01-02T00:00:00.000Z  -\n\
+             2        retired  2026-01-01T00:00:00.000Z  -           -                         -         -                         withdrawn\n"
         );
     }
 

@@ -24,6 +24,7 @@ use super::{
     fleet::Fleet,
     rotation::Rotations,
     token::{Caller, Permission, Tokens, bearer},
+    usage::UsageBook,
 };
 use crate::proto::admin::{
     self as api,
@@ -35,6 +36,7 @@ use crate::proto::admin::{
 pub struct AdminApi {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
+    usage: Arc<UsageBook>,
     tokens: Arc<Tokens>,
     rotations: Rotations,
     tasks: TaskTracker,
@@ -51,6 +53,7 @@ impl AdminApi {
     pub fn new(
         catalog: Arc<Catalog>,
         fleet: Arc<Fleet>,
+        usage: Arc<UsageBook>,
         tokens: Arc<Tokens>,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -59,6 +62,7 @@ impl AdminApi {
         Self {
             catalog,
             fleet,
+            usage,
             tokens,
             rotations,
             tasks,

@@ -1,7 +1,9 @@
-//! Which sidecars there are, and what each of them has applied.
+//! Which sidecars there are, what each of them has applied, and until when it has told of uses.
+
+mod gap;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,19 +12,33 @@ use tokio::sync::watch;
 
 use crate::{
     clock::{BootTime, Clock},
-    key::{Epoch, KeyringName, Revision, Timestamp, VersionRef},
+    key::{Coverage, Epoch, KeyringName, Revision, Timestamp, VersionRef},
     proto::discovery as wire,
-    store::{PresenceKey, PresenceRow},
+    store::{PresenceKey, PresenceRow, Store, StoreError},
 };
+
+pub use gap::Gap;
+
+use gap::Gaps;
 
 /// The sidecars that are live, or were lately.
 #[derive(Debug)]
 pub struct Fleet {
     clock: Clock,
     lease: Duration,
-    members: Mutex<BTreeMap<MemberKey, Member>>,
+    book: Mutex<Book>,
+    /// Held by who writes to the store, so that what is removed is not saved again by who looked earlier.
+    recording: tokio::sync::Mutex<()>,
     /// Counts changes; wakes those that wait for acks.
     changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    members: BTreeMap<MemberKey, Member>,
+    gaps: Gaps,
+    /// Whom the store is to forget.
+    forgotten: BTreeSet<MemberKey>,
 }
 
 /// Names one process of a sidecar. Ordered by node.
@@ -49,6 +65,10 @@ pub struct Member {
     pub connected_at: Option<Timestamp>,
     /// When it was last heard of.
     pub last_seen: Timestamp,
+    /// It has told of every use of a key before this moment; none when it has told nothing.
+    pub complete_until: Option<Timestamp>,
+    /// Where its lease began by the wall clock: its last contact, or the begin of this control plane.
+    leased_at: Timestamp,
     /// Until when it counts as live without a stream.
     lease_until: BootTime,
     /// What it has of each keyring that it subscribes to.
@@ -92,6 +112,33 @@ pub struct Barrier {
     pub laggards: Vec<Laggard>,
 }
 
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// It broke; the sidecar may come back.
+    Lost,
+    /// With a Goodbye: the process has ended.
+    Goodbye {
+        /// It has told of every use that it saw, and the store has that.
+        told_all: bool,
+    },
+}
+
+/// A live sidecar whose reports lag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Late {
+    /// The sidecar.
+    pub node: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// Whether its stream is open.
+    pub connected: bool,
+    /// It has told of every use before this moment; none when it has told nothing.
+    pub complete_until: Option<Timestamp>,
+    /// When it was last heard of.
+    pub last_seen: Timestamp,
+}
+
 /// A sidecar that is not there yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Laggard {
@@ -112,18 +159,28 @@ const MAX_REJECTED: usize = 100;
 
 impl Fleet {
     /// A fleet in which a sidecar stays live for `lease` after its stream broke. The sidecars that `known` tells of
-    /// were live when the control plane stopped: each gets a lease from now on.
+    /// were live when the control plane stopped, and may have served until now: each gets a lease from now on, but for
+    /// those that had vanished already.
     #[must_use]
     pub fn new(clock: Clock, lease: Duration, known: Vec<PresenceRow>) -> Self {
         let lease_until = clock.boot().saturating_add(lease);
-        let members = known
-            .into_iter()
-            .map(|row| (row.key().into(), Member::known(row, lease_until)))
-            .collect();
+        let now = clock.wall();
+        let mut book = Book::default();
+        for row in known {
+            let key = row.key().into();
+            match row.gone_at {
+                Some(until) => book.gaps.load(key, row, until),
+                None => drop(
+                    book.members
+                        .insert(key, Member::known(row, now, lease_until)),
+                ),
+            }
+        }
         Self {
             clock,
             lease,
-            members: Mutex::new(members),
+            book: Mutex::new(book),
+            recording: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
         }
     }
@@ -144,12 +201,15 @@ impl Fleet {
         let now = self.clock.wall();
         let lease_until = self.clock.boot().saturating_add(self.lease);
         {
-            let mut members = self.lock();
+            let mut book = self.lock();
+            book.forgotten.remove(&key);
             // A new process of a node takes the place of its former ones, unless they are connected still.
-            members.retain(|other, member| {
-                other.node != key.node || other.boot_id == key.boot_id || member.streams > 0
-            });
-            if members
+            let replaced = |other: &MemberKey, member: &Member| {
+                other.node == key.node && other.boot_id != key.boot_id && member.streams == 0
+            };
+            book.vanish(self.lease, replaced);
+            if book
+                .members
                 .keys()
                 .any(|other| other.node == key.node && *other != key)
             {
@@ -158,13 +218,17 @@ impl Fleet {
                     "two sidecars are connected under one node id; give each its own"
                 );
             }
-            let member = members.entry(key.clone()).or_insert_with(|| Member {
+            // Its counts have grown on: its next report tells what it saw meanwhile.
+            let gap = book.gaps.close(&key);
+            let member = book.members.entry(key.clone()).or_insert_with(|| Member {
                 cluster: String::new(),
                 version: String::new(),
                 labels: BTreeMap::new(),
                 streams: 0,
                 connected_at: None,
                 last_seen: now,
+                complete_until: gap.and_then(|gap| gap.complete_until),
+                leased_at: now,
                 lease_until,
                 keyrings: BTreeMap::new(),
             });
@@ -174,6 +238,7 @@ impl Fleet {
             member.streams += 1;
             member.connected_at = Some(now);
             member.last_seen = now;
+            member.leased_at = now;
             member.lease_until = lease_until;
             member.keyrings = hello
                 .subscriptions
@@ -196,23 +261,45 @@ impl Fleet {
         key
     }
 
-    /// A stream of a sidecar has closed; with a Goodbye the sidecar is gone at once.
-    pub fn disconnected(&self, key: &MemberKey, goodbye: bool) {
-        let now = self.clock.boot();
+    /// A stream of a sidecar has closed. With a Goodbye the sidecar is gone at once, and leaves a gap unless it has told
+    /// all.
+    pub fn disconnected(&self, key: &MemberKey, parting: Parting) {
+        let (now, boot) = (self.clock.wall(), self.clock.boot());
         {
-            let mut members = self.lock();
-            if let Some(member) = members.get_mut(key) {
+            let mut book = self.lock();
+            if let Some(member) = book.members.get_mut(key) {
                 member.streams = member.streams.saturating_sub(1);
-                member.lease_until = now.saturating_add(self.lease);
+                member.last_seen = now;
+                member.leased_at = now;
+                member.lease_until = boot.saturating_add(self.lease);
                 if member.streams == 0 {
                     member.connected_at = None;
-                    if goodbye {
-                        members.remove(key);
+                    match parting {
+                        Parting::Lost => {}
+                        Parting::Goodbye { told_all: true } => {
+                            book.members.remove(key);
+                            book.forgotten.insert(key.clone());
+                        }
+                        Parting::Goodbye { told_all: false } => {
+                            book.vanish(self.lease, |other, _| other == key);
+                        }
                     }
                 }
             }
         }
         self.wake();
+    }
+
+    /// A sidecar has told of every use before `until`, and the store has that.
+    pub fn told(&self, key: &MemberKey, until: Timestamp) {
+        let now = self.clock.wall();
+        if let Some(member) = self.lock().members.get_mut(key) {
+            if member.streams > 0 {
+                member.last_seen = now;
+            }
+            // No use that is still to come is covered, whatever the sidecar's clock says.
+            member.complete_until = member.complete_until.max(Some(until.min(now)));
+        }
     }
 
     /// A sidecar has applied something.
@@ -240,13 +327,59 @@ impl Fleet {
     /// Every sidecar that is live.
     #[must_use]
     pub fn members(&self) -> Vec<(MemberKey, Member)> {
-        let now = self.clock.boot();
-        let mut members = self.lock();
-        members.retain(|_, member| member.is_live(now));
+        let members = &self.swept().members;
         members
             .iter()
             .map(|(key, member)| (key.clone(), member.clone()))
             .collect()
+    }
+
+    /// The sidecars that went without their last report, of one keyring or of all.
+    #[must_use]
+    pub fn gaps(&self, keyring: Option<&KeyringName>) -> Vec<(MemberKey, Gap)> {
+        let gaps = &self.swept().gaps;
+        gaps.iter()
+            .filter(|(_, gap)| keyring.is_none_or(|name| gap.keyrings.contains(name)))
+            .map(|(key, gap)| (key.clone(), gap.clone()))
+            .collect()
+    }
+
+    /// How completely the sidecars of a keyring have told of uses. Where no sidecar is live nobody can use its keys.
+    #[must_use]
+    pub fn coverage(&self, keyring: &KeyringName, now: Timestamp) -> Coverage {
+        let book = self.swept();
+        let live = book.members.values();
+        let complete_until = live
+            .filter(|member| member.keyrings.contains_key(keyring))
+            .map(|member| member.complete_until)
+            .fold(Some(now), Ord::min);
+        let gaps = book.gaps.iter();
+        let gap_until = gaps
+            .filter(|(_, gap)| gap.keyrings.contains(keyring))
+            .map(|(_, gap)| gap.until)
+            .max();
+        Coverage {
+            complete_until,
+            gap_until,
+        }
+    }
+
+    /// The live sidecars of a keyring that have not told of every use before `since`.
+    #[must_use]
+    pub fn late(&self, keyring: &KeyringName, since: Timestamp) -> Vec<Late> {
+        let book = self.swept();
+        let live = book.members.iter();
+        live.filter(|(_, member)| {
+            member.keyrings.contains_key(keyring) && member.complete_until < Some(since)
+        })
+        .map(|(key, member)| Late {
+            node: key.node.clone(),
+            cluster: member.cluster.clone(),
+            connected: member.streams > 0,
+            complete_until: member.complete_until,
+            last_seen: member.last_seen,
+        })
+        .collect()
     }
 
     /// How far the live sidecars of a keyring are from a target.
@@ -258,7 +391,10 @@ impl Fleet {
             total: 0,
             laggards: Vec::new(),
         };
-        for (key, member) in self.lock().iter().filter(|(_, member)| member.is_live(now)) {
+        for (key, member) in &self.lock().members {
+            if !member.is_live(now) {
+                continue;
+            }
             let Some(progress) = member.keyrings.get(keyring) else {
                 continue;
             };
@@ -285,33 +421,45 @@ impl Fleet {
         barrier
     }
 
-    /// What the store is to remember of the fleet.
-    #[must_use]
-    pub fn rows(&self) -> Vec<PresenceRow> {
+    /// Writes to the store who is live, who vanished, and removes who is gone for good. Returns the latter.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; the next call tries again.
+    pub async fn record(&self, store: &dyn Store) -> Result<Vec<MemberKey>, StoreError> {
+        let _turn = self.recording.lock().await;
+        let (rows, mut forgotten) = self.unrecorded();
+        if !rows.is_empty() {
+            store.save_presence(rows.clone()).await?;
+        }
+        if !forgotten.is_empty() {
+            let keys = forgotten.iter().cloned().map(Into::into).collect();
+            store.remove_presence(keys).await?;
+        }
+        let mut book = self.lock();
+        for row in &rows {
+            book.gaps.saved(row);
+        }
+        // One that came back meanwhile is not gone; its connection records it again.
+        forgotten.retain(|key| book.forgotten.remove(key));
+        Ok(forgotten)
+    }
+
+    fn unrecorded(&self) -> (Vec<PresenceRow>, Vec<MemberKey>) {
         let now = self.clock.wall();
-        self.members()
-            .into_iter()
-            .map(|(key, member)| PresenceRow {
-                node: key.node,
-                boot_id: key.boot_id,
-                cluster: member.cluster,
-                version: member.version,
-                keyrings: member.keyrings.keys().map(ToString::to_string).collect(),
-                complete_until: None,
-                gone_at: None,
-                last_contact: if member.streams > 0 {
-                    now
-                } else {
-                    member.last_seen
-                },
-            })
-            .collect()
+        let book = self.swept();
+        let live = book.members.iter();
+        let mut rows: Vec<PresenceRow> = live.map(|(key, member)| member.row(key, now)).collect();
+        rows.extend(book.gaps.rows());
+        (rows, book.forgotten.iter().cloned().collect())
     }
 
     fn heard(&self, key: &MemberKey, keyring: &str, note: impl FnOnce(&mut Progress, Timestamp)) {
         let now = self.clock.wall();
-        if let (Some(member), Ok(name)) = (self.lock().get_mut(key), keyring.parse::<KeyringName>())
-        {
+        if let (Some(member), Ok(name)) = (
+            self.lock().members.get_mut(key),
+            keyring.parse::<KeyringName>(),
+        ) {
             member.last_seen = now;
             if let Some(progress) = member.keyrings.get_mut(&name) {
                 note(progress, now);
@@ -325,13 +473,41 @@ impl Fleet {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<MemberKey, Member>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The book after those whose lease is over have left it.
+    fn swept(&self) -> MutexGuard<'_, Book> {
+        let (now, boot) = (self.clock.wall(), self.clock.boot());
+        let mut book = self.lock();
+        book.vanish(self.lease, |_, member| !member.is_live(boot));
+        let old = book.gaps.forget_old(now);
+        book.forgotten.extend(old);
+        book
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    /// Makes gaps of the members that `vanished` names.
+    fn vanish(&mut self, lease: Duration, vanished: impl Fn(&MemberKey, &Member) -> bool) {
+        for (key, member) in self
+            .members
+            .extract_if(.., |key, member| vanished(key, member))
+        {
+            tracing::warn!(
+                node = key.node,
+                boot_id = key.boot_id,
+                "a sidecar went without its last report of uses; see `relatch fleet`"
+            );
+            let surplus = self.gaps.add(key, member.into_gap(lease));
+            self.forgotten.extend(surplus);
+        }
     }
 }
 
 impl Member {
-    fn known(row: PresenceRow, lease_until: BootTime) -> Self {
+    fn known(row: PresenceRow, now: Timestamp, lease_until: BootTime) -> Self {
         Self {
             cluster: row.cluster,
             version: row.version,
@@ -339,12 +515,43 @@ impl Member {
             streams: 0,
             connected_at: None,
             last_seen: row.last_contact,
+            complete_until: row.complete_until,
+            leased_at: now,
             lease_until,
             keyrings: row
                 .keyrings
                 .into_iter()
                 .filter_map(|name| Some((name.parse().ok()?, Progress::default())))
                 .collect(),
+        }
+    }
+
+    fn row(&self, key: &MemberKey, now: Timestamp) -> PresenceRow {
+        let PresenceKey { node, boot_id } = key.clone().into();
+        PresenceRow {
+            node,
+            boot_id,
+            cluster: self.cluster.clone(),
+            version: self.version.clone(),
+            keyrings: self.keyrings.keys().map(ToString::to_string).collect(),
+            last_contact: if self.streams > 0 {
+                now
+            } else {
+                self.last_seen
+            },
+            complete_until: self.complete_until,
+            gone_at: None,
+        }
+    }
+
+    fn into_gap(self, lease: Duration) -> Gap {
+        Gap {
+            cluster: self.cluster,
+            version: self.version,
+            keyrings: self.keyrings.into_keys().collect(),
+            complete_until: self.complete_until,
+            last_contact: self.last_seen,
+            until: self.leased_at.saturating_add(lease),
         }
     }
 
@@ -392,170 +599,4 @@ impl From<MemberKey> for PresenceKey {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::key::testing;
-
-    const LEASE: Duration = Duration::from_mins(1);
-
-    fn hello(node: &str, boot_id: &str, revision: u64) -> wire::Hello {
-        wire::Hello {
-            node: Some(wire::Node {
-                id: node.to_owned(),
-                ..wire::Node::default()
-            }),
-            boot_id: boot_id.to_owned(),
-            subscriptions: vec![wire::Subscription {
-                keyring: testing::keyring_name().to_string(),
-                epoch: 1,
-                revision,
-                set_digest: 0,
-            }],
-        }
-    }
-
-    fn ack(applied: u64, revoked_through: u64) -> wire::Ack {
-        wire::Ack {
-            keyring: testing::keyring_name().to_string(),
-            epoch: 1,
-            nonce: applied,
-            applied_revision: applied,
-            durable_revision: 0,
-            revoked_through,
-        }
-    }
-
-    fn fleet() -> (Fleet, crate::clock::ManualClock) {
-        let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000_000));
-        (Fleet::new(clock, LEASE, Vec::new()), hands)
-    }
-
-    fn barrier(fleet: &Fleet, target: Target) -> Barrier {
-        fleet.barrier(&testing::keyring_name(), Epoch::new(1), target)
-    }
-
-    fn staged() -> VersionRef {
-        VersionRef {
-            key_id: "7Qm2Xc91TbKe".parse().expect("a key id"),
-            version: crate::key::VersionNumber::FIRST,
-        }
-    }
-
-    fn applied(revision: u64) -> Target {
-        Target::Applied(Revision::new(revision), staged())
-    }
-
-    #[test]
-    fn a_barrier_waits_for_every_live_sidecar() {
-        let (fleet, _) = fleet();
-        let first = fleet.connected(&hello("edge-1", "a", 3));
-        fleet.connected(&hello("edge-2", "b", 2));
-        let seen = barrier(&fleet, applied(4));
-        assert_eq!((seen.applied, seen.total), (0, 2));
-        assert_eq!(seen.laggards[1].behind, 2);
-        fleet.acked(&first, &ack(4, 4));
-        let seen = barrier(&fleet, applied(4));
-        assert_eq!((seen.applied, seen.total), (1, 2));
-        assert!(!seen.is_passed());
-    }
-
-    #[test]
-    fn a_lost_sidecar_is_waited_for_until_its_lease_is_over() {
-        let (fleet, hands) = fleet();
-        let key = fleet.connected(&hello("edge-1", "a", 3));
-        fleet.disconnected(&key, false);
-        hands.advance(LEASE.saturating_sub(Duration::from_millis(1)));
-        assert!(!barrier(&fleet, applied(4)).is_passed());
-        hands.advance(Duration::from_millis(1));
-        assert!(barrier(&fleet, applied(4)).is_passed());
-    }
-
-    #[test]
-    fn a_sidecar_that_said_goodbye_is_gone_at_once() {
-        let (fleet, _) = fleet();
-        let key = fleet.connected(&hello("edge-1", "a", 3));
-        fleet.disconnected(&key, true);
-        assert!(barrier(&fleet, applied(4)).is_passed());
-        assert!(fleet.members().is_empty());
-    }
-
-    #[test]
-    fn a_restarted_sidecar_takes_its_former_place() {
-        let (fleet, _) = fleet();
-        let key = fleet.connected(&hello("edge-1", "a", 3));
-        fleet.disconnected(&key, false);
-        fleet.connected(&hello("edge-1", "b", 4));
-        assert_eq!(barrier(&fleet, applied(4)).total, 1);
-    }
-
-    #[test]
-    fn a_stream_that_is_replaced_does_not_end_the_sidecar() {
-        let (fleet, hands) = fleet();
-        let key = fleet.connected(&hello("edge-1", "a", 3));
-        fleet.connected(&hello("edge-1", "a", 3));
-        fleet.disconnected(&key, false);
-        hands.advance(2 * LEASE);
-        assert_eq!(fleet.members().len(), 1);
-    }
-
-    #[test]
-    fn sidecars_of_a_former_life_are_waited_for() {
-        let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000_000));
-        let row = PresenceRow {
-            node: "edge-1".to_owned(),
-            boot_id: "a".to_owned(),
-            cluster: String::new(),
-            version: String::new(),
-            keyrings: vec![testing::keyring_name().to_string()],
-            last_contact: Timestamp::from_millis(999_000),
-            complete_until: None,
-            gone_at: None,
-        };
-        let fleet = Fleet::new(clock, LEASE, vec![row]);
-        assert!(!barrier(&fleet, applied(1)).is_passed());
-        hands.advance(LEASE);
-        assert!(barrier(&fleet, applied(1)).is_passed());
-    }
-
-    #[test]
-    fn revocations_are_acked_ahead_of_the_revision() {
-        let (fleet, _) = fleet();
-        let key = fleet.connected(&hello("edge-1", "a", 3));
-        fleet.acked(&key, &ack(3, 9));
-        assert!(barrier(&fleet, Target::Revoked(Revision::new(9))).is_passed());
-        assert!(!barrier(&fleet, applied(9)).is_passed());
-    }
-
-    #[test]
-    fn a_sidecar_that_refused_the_version_is_not_there() {
-        let (fleet, _) = fleet();
-        let key = fleet.connected(&hello("edge-1", "a", 3));
-        let nack = wire::Nack {
-            keyring: testing::keyring_name().to_string(),
-            epoch: 1,
-            nonce: 4,
-            items: vec![wire::RejectedItem {
-                name: staged().to_string(),
-                reason: "state: 9 is unknown".to_owned(),
-            }],
-            applied_revision: 4,
-            revoked_through: 4,
-        };
-        fleet.nacked(&key, &nack);
-        fleet.acked(&key, &ack(5, 5));
-        assert!(!barrier(&fleet, applied(4)).is_passed());
-        let other = VersionRef {
-            version: staged().version.next(),
-            ..staged()
-        };
-        assert!(barrier(&fleet, Target::Applied(Revision::new(4), other)).is_passed());
-    }
-
-    #[test]
-    fn another_epoch_is_never_there() {
-        let (fleet, _) = fleet();
-        fleet.connected(&hello("edge-1", "a", 30));
-        let seen = fleet.barrier(&testing::keyring_name(), Epoch::new(2), applied(4));
-        assert!(!seen.is_passed());
-    }
-}
+mod tests;

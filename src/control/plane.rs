@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
@@ -19,6 +19,7 @@ use super::{
     reconciler::Reconciler,
     secrets::{self, SecretFileError},
     token::{Role, Tokens},
+    usage::UsageBook,
 };
 use crate::{
     clock::Clock,
@@ -164,12 +165,15 @@ impl ControlPlane {
         let catalog =
             Arc::new(Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone()).await?);
         let tokens = Arc::new(Tokens::open(store, clock.clone(), &pepper).await?);
+        let usage = UsageBook::open(Arc::clone(catalog.store()), clock.clone(), &known).await?;
+        let usage = Arc::new(usage);
         let fleet = Arc::new(Fleet::new(clock, settings.lease, known));
 
         let calls = TaskTracker::new();
         let discovery = DiscoveryServer::new(
             Arc::clone(&catalog),
             Arc::clone(&fleet),
+            Arc::clone(&usage),
             settings.heartbeat,
             calls.clone(),
             shutdown.token(),
@@ -177,6 +181,7 @@ impl ControlPlane {
         let admin = AdminApi::new(
             Arc::clone(&catalog),
             Arc::clone(&fleet),
+            Arc::clone(&usage),
             Arc::clone(&tokens),
             calls.clone(),
             shutdown.token(),
@@ -201,7 +206,10 @@ impl ControlPlane {
             http: http.local_addr(),
         };
         shutdown.spawn("control http", http.serve(shutdown.token()));
-        let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet);
+        let streams_ended = CancellationToken::new();
+        let reports = Arc::clone(&usage).run(Arc::clone(&fleet), streams_ended.clone());
+        shutdown.spawn("usage", reports);
+        let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet, usage);
         shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
         let stop = shutdown.token();
         shutdown.spawn("calls", async move {
@@ -209,6 +217,7 @@ impl ControlPlane {
             end_watches(health).await;
             calls.close();
             unless_left_behind("calls", stop, calls.wait()).await;
+            streams_ended.cancel();
         });
         Ok(Self { endpoints, catalog })
     }

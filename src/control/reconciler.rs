@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{catalog::Catalog, fleet::Fleet, journal::LogError, token::Tokens};
-use crate::key::{Evidence, rotation};
+use super::{catalog::Catalog, fleet::Fleet, journal::LogError, token::Tokens, usage::UsageBook};
+use crate::key::rotation;
 
 /// The background work of a control plane.
 #[derive(Debug)]
@@ -14,6 +14,7 @@ pub struct Reconciler {
     catalog: Arc<Catalog>,
     tokens: Arc<Tokens>,
     fleet: Arc<Fleet>,
+    usage: Arc<UsageBook>,
 }
 
 /// How often the store is read: a keyring is as fresh as the last read, and a commit of another process is seen by then.
@@ -28,11 +29,17 @@ const ACTOR: &str = "reconciler";
 impl Reconciler {
     /// A reconciler of everything that a control plane owns.
     #[must_use]
-    pub const fn new(catalog: Arc<Catalog>, tokens: Arc<Tokens>, fleet: Arc<Fleet>) -> Self {
+    pub const fn new(
+        catalog: Arc<Catalog>,
+        tokens: Arc<Tokens>,
+        fleet: Arc<Fleet>,
+        usage: Arc<UsageBook>,
+    ) -> Self {
         Self {
             catalog,
             tokens,
             fleet,
+            usage,
         }
     }
 
@@ -54,6 +61,7 @@ impl Reconciler {
             }
             self.commit_due().await;
             self.save_states().await;
+            self.forget_callers();
             if round == BOOK_ROUNDS {
                 self.keep_book().await;
             }
@@ -72,7 +80,8 @@ impl Reconciler {
             let committed = self
                 .catalog
                 .commit(&served, ACTOR, |keyring, now| {
-                    let changes = rotation::plan(keyring, &Evidence::default(), now, MAX_CHANGES);
+                    let evidence = self.usage.evidence(keyring, &self.fleet, now);
+                    let changes = rotation::plan(keyring, &evidence, now, MAX_CHANGES);
                     let count = changes.len();
                     Ok((changes, count))
                 })
@@ -107,11 +116,22 @@ impl Reconciler {
     }
 
     async fn keep_book(&self) {
-        if let Err(error) = self.catalog.store().save_presence(self.fleet.rows()).await {
-            tracing::warn!(
+        match self.fleet.record(&**self.catalog.store()).await {
+            Ok(gone) => gone
+                .iter()
+                .for_each(|member| self.usage.end(&member.boot_id)),
+            Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the fleet's book could not be written"
-            );
+            ),
+        }
+    }
+
+    fn forget_callers(&self) {
+        let now = self.catalog.clock().wall();
+        for served in self.catalog.list() {
+            let state = served.journal().state();
+            self.usage.forget_past_callers(&state.keyring, now);
         }
     }
 }

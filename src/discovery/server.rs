@@ -12,7 +12,8 @@ use super::session::Session;
 use crate::{
     control::{
         catalog::Catalog,
-        fleet::{Fleet, MemberKey},
+        fleet::{Fleet, MemberKey, Parting},
+        usage::{UsageBook, UsageStream},
     },
     proto::discovery::{
         self as wire,
@@ -26,6 +27,7 @@ use crate::{
 pub struct DiscoveryServer {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
+    usage: Arc<UsageBook>,
     heartbeat_every: Duration,
     builds: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -43,11 +45,12 @@ const MAX_MESSAGE: usize = 256 << 10;
 const MAX_SUBSCRIPTIONS: usize = 1_000;
 
 impl DiscoveryServer {
-    /// A server of the catalog's keyrings, which keeps the fleet's book.
+    /// A server of the catalog's keyrings, which keeps the fleet's book and that of usage.
     #[must_use]
     pub fn new(
         catalog: Arc<Catalog>,
         fleet: Arc<Fleet>,
+        usage: Arc<UsageBook>,
         heartbeat_every: Duration,
         tasks: TaskTracker,
         shutdown: CancellationToken,
@@ -55,6 +58,7 @@ impl DiscoveryServer {
         Self {
             catalog,
             fleet,
+            usage,
             heartbeat_every,
             builds: Arc::new(Semaphore::new(MAX_BUILDS)),
             tasks,
@@ -91,12 +95,7 @@ impl KeyringDiscovery for DiscoveryServer {
         check(&hello)?;
         let member = self.fleet.connected(&hello);
         // Before the sidecar gets a key, a control plane that starts anew must know of it.
-        if let Err(error) = self.catalog.store().save_presence(self.fleet.rows()).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the fleet's book could not be written"
-            );
-        }
+        record(&self.catalog, &self.fleet, &self.usage).await;
         tracing::info!(
             node = member.node,
             boot_id = member.boot_id,
@@ -104,27 +103,32 @@ impl KeyringDiscovery for DiscoveryServer {
         );
         // One resync a keyring is all that a sidecar can have waiting.
         let (resyncs, asked) = mpsc::channel(hello.subscriptions.len().max(1));
+        let subscribed = hello.subscriptions.iter();
+        let subscribed = subscribed.filter_map(|subscription| subscription.keyring.parse().ok());
+        let (mut reports, acks) = self.usage.stream(&member, subscribed.collect());
         let session = Session::new(
             Arc::clone(&self.catalog),
             &hello.subscriptions,
             asked,
+            acks,
             self.heartbeat_every,
             Arc::clone(&self.builds),
             self.shutdown.clone(),
         );
-        let (fleet, catalog) = (Arc::clone(&self.fleet), Arc::clone(&self.catalog));
+        let (catalog, fleet) = (Arc::clone(&self.catalog), Arc::clone(&self.fleet));
+        let usage = Arc::clone(&self.usage);
         self.tasks.spawn(async move {
-            let goodbye = listen(inbound, &fleet, &member, resyncs).await;
-            fleet.disconnected(&member, goodbye);
-            tracing::info!(node = member.node, goodbye, "sidecar disconnected");
-            if goodbye
-                && let Err(error) = catalog.store().remove_presence(vec![member.into()]).await
-            {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the fleet's book could not be written"
-                );
-            }
+            let goodbye = listen(inbound, &catalog, &fleet, &member, &mut reports, resyncs).await;
+            let parting = if goodbye {
+                let told_all = reports.settle(&fleet).await;
+                Parting::Goodbye { told_all }
+            } else {
+                Parting::Lost
+            };
+            drop(reports);
+            fleet.disconnected(&member, parting);
+            tracing::info!(node = member.node, ?parting, "sidecar disconnected");
+            record(&catalog, &fleet, &usage).await;
         });
         Ok(Response::new(Box::pin(session.into_stream())))
     }
@@ -133,8 +137,10 @@ impl KeyringDiscovery for DiscoveryServer {
 /// Notes what a sidecar says until its stream ends; returns whether it said Goodbye. The session ends with `resyncs`.
 async fn listen(
     mut inbound: Streaming<wire::SidecarMessage>,
+    catalog: &Catalog,
     fleet: &Fleet,
     member: &MemberKey,
+    reports: &mut UsageStream,
     resyncs: mpsc::Sender<wire::Resync>,
 ) -> bool {
     while let Some(Ok(message)) = inbound.next().await {
@@ -154,12 +160,24 @@ async fn listen(
                     return false;
                 }
             }
+            Some(Kind::Usage(usage)) => reports.note(&usage, catalog),
             Some(Kind::Goodbye(_)) => return true,
             // A second hello, or a kind that this version does not know.
-            Some(Kind::Hello(_) | Kind::Usage(_)) | None => {}
+            Some(Kind::Hello(_)) | None => {}
         }
     }
     false
+}
+
+/// Brings the fleet's book to the store.
+async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) {
+    match fleet.record(&**catalog.store()).await {
+        Ok(gone) => gone.iter().for_each(|member| usage.end(&member.boot_id)),
+        Err(error) => tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the fleet's book could not be written"
+        ),
+    }
 }
 
 fn check(hello: &wire::Hello) -> Result<(), Status> {

@@ -3,7 +3,7 @@
 //! Nothing is queued for a stream. It has a cursor per keyring into the feed that all streams share, and a message is
 //! made when the transport asks for one, so that a slow reader costs no memory and a revocation is never behind more
 //! than the message that is on its way. In order of precedence: revocations, settings, deltas, a heartbeat that is
-//! due, chunks of a snapshot.
+//! due, the ack of usage, chunks of a snapshot.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -26,6 +26,9 @@ pub struct Session {
     subscriptions: Vec<Subscription>,
     resyncs: mpsc::Receiver<wire::Resync>,
     changes: watch::Receiver<u64>,
+    /// Up to which message of the sidecar all usage is in the store.
+    usage: watch::Receiver<u64>,
+    usage_acked: u64,
     heartbeat: Interval,
     heartbeat_due: bool,
     /// Bounds the snapshots that are encoded at once.
@@ -87,11 +90,13 @@ struct Cursor {
 const DRAIN_RETRY_AFTER: Duration = Duration::from_millis(200);
 
 impl Session {
-    /// A session for the keyrings of a sidecar's hello. It ends when `resyncs` closes or after `shutdown`.
+    /// A session for the keyrings of a sidecar's hello, which acks its `usage`. It ends when `resyncs` closes or after
+    /// `shutdown`.
     pub fn new(
         catalog: Arc<Catalog>,
         subscriptions: &[wire::Subscription],
         resyncs: mpsc::Receiver<wire::Resync>,
+        usage: watch::Receiver<u64>,
         heartbeat_every: Duration,
         builds: Arc<Semaphore>,
         shutdown: CancellationToken,
@@ -117,6 +122,8 @@ impl Session {
             subscriptions,
             resyncs,
             changes,
+            usage,
+            usage_acked: 0,
             heartbeat,
             heartbeat_due: false,
             builds,
@@ -150,6 +157,7 @@ impl Session {
                 }));
             }
             self.changes.mark_unchanged();
+            self.usage.mark_unchanged();
             self.leave_old_epochs();
             if let Some(message) = self.ready() {
                 return Some(message);
@@ -158,6 +166,7 @@ impl Session {
             tokio::select! {
                 resync = self.resyncs.recv() => self.resync(&resync?),
                 changed = self.changes.changed() => changed.ok()?,
+                () = changed(&mut self.usage) => {}
                 _ = self.heartbeat.tick() => self.heartbeat_due = true,
                 (at, snapshot) = built(&mut self.build) => self.built(at, snapshot),
                 () = self.shutdown.cancelled() => {}
@@ -183,6 +192,7 @@ impl Session {
             .or_else(|| self.settings())
             .or_else(|| self.delta())
             .or_else(|| self.pulse())
+            .or_else(|| self.usage_ack())
             .or_else(|| self.chunk())
     }
 
@@ -288,6 +298,14 @@ impl Session {
             sent_at: Some(self.catalog.clock().wall().to_wire()),
             keyrings,
         }))
+    }
+
+    fn usage_ack(&mut self) -> Option<Kind> {
+        let sequence = *self.usage.borrow();
+        (sequence > self.usage_acked).then(|| {
+            self.usage_acked = sequence;
+            Kind::UsageAck(wire::UsageAck { sequence })
+        })
     }
 
     fn chunk(&mut self) -> Option<Kind> {
@@ -413,6 +431,13 @@ impl Phase {
             Self::Unsynced { at } | Self::Snapshot { at, .. } | Self::Following { at } => Some(at),
             Self::NotServed { .. } | Self::Settings { .. } => None,
         }
+    }
+}
+
+/// Waits for the next value; for ever, when no more will come.
+async fn changed(usage: &mut watch::Receiver<u64>) {
+    if usage.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -4,7 +4,7 @@ use tonic::Status;
 
 use super::{AdminApi, wire};
 use crate::{
-    control::fleet::{Member, MemberKey},
+    control::fleet::{Gap, Member, MemberKey},
     key::{KeyringName, Revision},
     proto::admin as api,
 };
@@ -25,7 +25,9 @@ impl AdminApi {
             .map(|(key, member)| self.describe_sidecar(key, member, keyring.as_ref()))
             .filter(|sidecar| keyring.is_none() || !sidecar.keyrings.is_empty())
             .collect();
-        Ok(api::GetFleetResponse { sidecars })
+        let gaps = self.fleet.gaps(keyring.as_ref());
+        let gaps = gaps.into_iter().map(describe_gap).collect();
+        Ok(api::GetFleetResponse { sidecars, gaps })
     }
 
     fn describe_sidecar(
@@ -66,6 +68,20 @@ impl AdminApi {
             connected_at: wire::time(member.connected_at),
             last_seen: wire::time(Some(member.last_seen)),
             keyrings,
+            complete_until: wire::time(member.complete_until),
         }
+    }
+}
+
+fn describe_gap((key, gap): (MemberKey, Gap)) -> api::GoneSidecar {
+    api::GoneSidecar {
+        node: key.node,
+        cluster: gap.cluster,
+        version: gap.version,
+        boot_id: key.boot_id,
+        keyrings: gap.keyrings.iter().map(ToString::to_string).collect(),
+        complete_until: wire::time(gap.complete_until),
+        last_contact: wire::time(Some(gap.last_contact)),
+        until: wire::time(Some(gap.until)),
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     },
     key::{
         AllowedSources, ConsumerId, KeyId, KeyringName, Prefix, Refusal, Scope, Scopes, Secret,
-        Window, operation::KeySpec,
+        Use, VersionRef, Window, operation::KeySpec,
     },
     proto::admin as api,
 };
@@ -121,6 +121,7 @@ impl AdminApi {
         };
         let mut keys = Vec::new();
         for served in keyrings {
+            let used = self.used(served.name());
             let state = served.journal().state();
             keys.extend(
                 state
@@ -128,7 +129,7 @@ impl AdminApi {
                     .keys()
                     .values()
                     .filter(|key| consumer.as_ref().is_none_or(|id| key.consumer == *id))
-                    .map(|key| wire::key(&state.keyring, key)),
+                    .map(|key| wire::key(&state.keyring, key, &used)),
             );
         }
         Ok(api::ListKeysResponse { keys })
@@ -138,11 +139,19 @@ impl AdminApi {
         let key_id: KeyId = wire::field("key_id", &request.key_id)?;
         let describe = || {
             let served = self.catalog.holding(key_id)?;
+            let used = self.used(served.name());
             let state = served.journal().state();
             let key = state.keyring.key(key_id)?;
-            Ok(wire::key(&state.keyring, key))
+            Ok(wire::key(&state.keyring, key, used))
         };
         describe().map_err(|refusal: Refusal| error::refused(&refusal))
+    }
+
+    /// How often a keyring's versions were used. What was told of nowhere was not used, once all sidecars have told.
+    fn used(&self, keyring: &KeyringName) -> impl Fn(VersionRef) -> Option<Use> {
+        let coverage = self.fleet.coverage(keyring, self.catalog.clock().wall());
+        let unused = coverage.complete_until.map(|_| Use::default());
+        move |version| self.usage.use_of(keyring, version).or(unused)
     }
 
     async fn keyring_for(

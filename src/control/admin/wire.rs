@@ -12,7 +12,7 @@ use crate::{
     },
     key::{
         Consumer, ConsumerId, Key, KeyState, KeyVersion, Keyring, KeyringName, Revision, Timestamp,
-        VersionState, Window,
+        Use, VersionRef, VersionState, Window,
     },
     proto::admin as api,
 };
@@ -115,7 +115,19 @@ pub(super) fn consumer(
     }
 }
 
-pub(super) fn key(keyring: &Keyring, key: &Key) -> api::Key {
+/// A key, with the use of its versions as `used` tells it.
+pub(super) fn key(
+    keyring: &Keyring,
+    key: &Key,
+    used: impl Fn(VersionRef) -> Option<Use>,
+) -> api::Key {
+    let version = |version: &KeyVersion| {
+        let which = VersionRef {
+            key_id: key.id,
+            version: version.number,
+        };
+        self::version(version, used(which))
+    };
     api::Key {
         keyring: keyring.name().to_string(),
         consumer: key.consumer.to_string(),
@@ -191,7 +203,7 @@ pub(super) fn barrier(barrier: &Barrier) -> api::Barrier {
     }
 }
 
-fn version(version: &KeyVersion) -> api::KeyVersion {
+fn version(version: &KeyVersion, used: Option<Use>) -> api::KeyVersion {
     let reason = match &version.state {
         VersionState::Retired { reason, .. } | VersionState::Revoked { reason, .. } => {
             reason.to_string()
@@ -207,5 +219,7 @@ fn version(version: &KeyVersion) -> api::KeyVersion {
         not_before: time(version.window.not_before),
         expires_at: time(version.ends_at()),
         reason,
+        requests: used.map(|used| used.requests),
+        last_used_at: time(used.and_then(|used| used.last_used)),
     }
 }

@@ -22,6 +22,8 @@ struct Pair {
     store: Arc<dyn Store>,
     catalog: Arc<Catalog>,
     shutdown: CancellationToken,
+    /// Up to which message all usage is in the store.
+    usage: watch::Sender<u64>,
 }
 
 struct Reader {
@@ -45,6 +47,7 @@ impl Pair {
             store,
             catalog: Arc::new(catalog.expect("an empty store")),
             shutdown: CancellationToken::new(),
+            usage: watch::Sender::new(0),
         }
     }
 
@@ -124,6 +127,7 @@ impl Pair {
             Arc::clone(&self.catalog),
             &[subscription],
             asked,
+            self.usage.subscribe(),
             HEARTBEAT,
             Arc::new(Semaphore::new(1)),
             self.shutdown.clone(),
@@ -324,6 +328,26 @@ async fn a_new_epoch_is_followed_on_the_open_stream() {
     };
     assert_eq!(settings.epoch, head.epoch.get());
     assert_eq!(reader.read_snapshot().await, 2);
+}
+
+#[tokio::test]
+async fn usage_is_acked_once_it_is_in_the_store_and_only_the_newest() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    for (durable, acked) in [(&[3][..], 3), (&[4, 9], 9)] {
+        for sequence in durable {
+            pair.usage.send_replace(*sequence);
+        }
+        let Kind::UsageAck(ack) = reader.news().await else {
+            panic!("usage is not acked");
+        };
+        assert_eq!(ack.sequence, acked);
+    }
+    // Nothing more to ack is no end, and the next message is another.
+    pair.usage.send_replace(9);
+    pair.add_keys(1).await;
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
 }
 
 #[tokio::test]

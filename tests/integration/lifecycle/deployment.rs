@@ -102,8 +102,9 @@ impl Control {
     pub(super) async fn fleet(&self) -> Vec<String> {
         let fleet = self.json(&["fleet"]).await;
         let sidecars = fleet.as_array().expect("a list of sidecars");
+        let is_live = |sidecar: &&Value| sidecar["gap_until"].is_null();
         let node = |sidecar: &Value| sidecar["node"].as_str().map(str::to_owned);
-        sidecars.iter().filter_map(node).collect()
+        sidecars.iter().filter(is_live).filter_map(node).collect()
     }
 
     /// Makes an admin token and the file that holds it.

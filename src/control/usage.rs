@@ -1,0 +1,570 @@
+//! How often key versions were used: what sidecars report, brought to the store, and read back as evidence.
+//!
+//! A report is merged in memory at once, written with all others within [`FLUSH_AFTER`], and only then acked and taken
+//! for told by the [`fleet`](super::fleet): what the evidence calls complete survives the control plane. Counts are
+//! cumulative and merged by maximum, so that reports which come twice, late or in another order change nothing.
+
+mod callers;
+mod ledger;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    catalog::Catalog,
+    fleet::{Fleet, MemberKey},
+};
+use crate::{
+    clock::{BootTime, Clock},
+    key::{
+        Evidence, Key, KeyVersion, Keyring, KeyringName, Timestamp, Use, VersionRef, VersionState,
+    },
+    proto::discovery as wire,
+    store::{PresenceRow, Store, StoreError, UsageRow},
+};
+
+pub use callers::Caller;
+
+use callers::{Callers, MAX_CALLERS};
+use ledger::{Boot, Ledger};
+
+/// How often each version was used, by all that sidecars have told.
+#[derive(Debug)]
+pub struct UsageBook {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    state: Mutex<State>,
+    /// There is something to write.
+    written_to: Notify,
+    /// Held by who writes to the store.
+    flushing: tokio::sync::Mutex<()>,
+}
+
+/// The reports of one stream.
+#[derive(Debug)]
+pub struct UsageStream {
+    book: Arc<UsageBook>,
+    id: u64,
+    boot: Boot,
+    subscribed: BTreeSet<KeyringName>,
+    /// The sequence that comes next.
+    next: Option<u64>,
+    /// A message of the present report is missing.
+    holed: bool,
+    /// The last message was the end of a report that came whole.
+    told_all: bool,
+}
+
+/// What a keyring says of a version that a sidecar reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Whether to keep who uses it.
+    pub keeps_callers: bool,
+}
+
+/// Which versions there are.
+pub trait Versions {
+    /// What is known of each of `versions`; none for one that does not exist.
+    fn known(
+        &self,
+        keyring: &KeyringName,
+        versions: &[VersionRef],
+        now: Timestamp,
+    ) -> Vec<Option<Known>>;
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    callers: Callers,
+    streams: BTreeMap<u64, Open>,
+    next_stream: u64,
+    /// The processes that are to be folded.
+    ended: BTreeSet<Boot>,
+    /// Reported versions that do not exist, since they were last logged.
+    dropped: u64,
+    dropped_logged: Option<BootTime>,
+}
+
+/// A stream whose reports are merged.
+#[derive(Debug)]
+struct Open {
+    member: MemberKey,
+    /// Everything up to this message is merged.
+    merged: u64,
+    /// As of the last report that is merged whole.
+    complete_until: Option<Timestamp>,
+    /// As of the last report of which the fleet was told.
+    told_until: Option<Timestamp>,
+    /// Everything up to this message is in the store.
+    durable: watch::Sender<u64>,
+    closed: bool,
+}
+
+/// What a flush has written of a stream.
+#[derive(Debug)]
+struct Written {
+    id: u64,
+    merged: u64,
+    complete_until: Option<Timestamp>,
+    closed: bool,
+}
+
+/// How long a report waits for others to be written with it: short beside the heartbeat that asks for reports, and long
+/// enough that a thousand sidecars cost four transactions a second.
+pub const FLUSH_AFTER: Duration = Duration::from_millis(250);
+/// How long to wait after the store could not be written.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The most rows of one transaction, which holds the only write lock: some ten milliseconds.
+const MAX_ROWS: usize = 2_000;
+/// How often dropped reports are logged: a sidecar that reports nonsense does so with every heartbeat.
+const LOG_DROPPED_EVERY: Duration = Duration::from_mins(1);
+
+impl UsageBook {
+    /// Opens the book that `store` keeps. A process of which there are counts but no `presence` has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        presence: &[PresenceRow],
+    ) -> Result<Self, StoreError> {
+        let stored = store.load_usage().await?;
+        let now = clock.wall();
+        let mut ledger = Ledger::load(stored.counts, stored.folded, now);
+        let present: HashSet<&str> = presence.iter().map(|row| row.boot_id.as_str()).collect();
+        let mut ended = ledger.boots();
+        ended.retain(|boot| !present.contains(&**boot));
+        for boot in &ended {
+            ledger.end(boot, now);
+        }
+        let state = State {
+            ledger,
+            callers: Callers::load(stored.callers),
+            streams: BTreeMap::new(),
+            next_stream: 0,
+            ended,
+            dropped: 0,
+            dropped_logged: None,
+        };
+        Ok(Self {
+            store,
+            clock,
+            state: Mutex::new(state),
+            written_to: Notify::new(),
+            flushing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Takes the reports of a stream that has opened, about the keyrings to which its sidecar subscribes. The receiver
+    /// tells up to which message everything is in the store.
+    #[must_use]
+    pub fn stream(
+        self: &Arc<Self>,
+        member: &MemberKey,
+        subscribed: BTreeSet<KeyringName>,
+    ) -> (UsageStream, watch::Receiver<u64>) {
+        let (durable, acks) = watch::channel(0);
+        let mut state = self.lock();
+        let id = state.next_stream;
+        state.next_stream += 1;
+        let open = Open {
+            member: member.clone(),
+            merged: 0,
+            complete_until: None,
+            told_until: None,
+            durable,
+            closed: false,
+        };
+        state.streams.insert(id, open);
+        let stream = UsageStream {
+            book: Arc::clone(self),
+            id,
+            boot: member.boot_id.as_str().into(),
+            subscribed,
+            next: None,
+            holed: false,
+            told_all: false,
+        };
+        (stream, acks)
+    }
+
+    /// A process has ended for good: its counts are added to those of all that have.
+    pub fn end(&self, boot_id: &str) {
+        let boot = Boot::from(boot_id);
+        let now = self.clock.wall();
+        let mut state = self.lock();
+        state.ledger.end(&boot, now);
+        state.ended.insert(boot);
+        drop(state);
+        self.written_to.notify_one();
+    }
+
+    /// How often a version was used; none when nothing was told of it.
+    #[must_use]
+    pub fn use_of(&self, keyring: &KeyringName, version: VersionRef) -> Option<Use> {
+        self.lock().ledger.total(keyring, version)
+    }
+
+    /// Requests per second with a version that were told of in the last minute.
+    #[must_use]
+    pub fn rate(&self, keyring: &KeyringName, version: VersionRef) -> f64 {
+        let now = self.clock.boot();
+        self.lock().ledger.rate(keyring, version, now)
+    }
+
+    /// Who uses a version that its consumer should not use any more, the most requests first; at most 16.
+    #[must_use]
+    pub fn callers(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
+        self.lock().callers.of(keyring, version)
+    }
+
+    /// What is known of the use of the versions that a rotation of the keyring is about: pending, retiring, retired.
+    #[must_use]
+    pub fn evidence(&self, keyring: &Keyring, fleet: &Fleet, now: Timestamp) -> Evidence {
+        // Before the counts, which then hold everything that the coverage speaks of.
+        let coverage = fleet.coverage(keyring.name(), now);
+        let state = self.lock();
+        let uses = keyring
+            .keys()
+            .values()
+            .flat_map(|key| key.versions.values().map(|version| (key.id, version)))
+            .filter(|(_, version)| match version.state {
+                VersionState::Pending { .. }
+                | VersionState::Retiring { .. }
+                | VersionState::Retired { .. } => true,
+                VersionState::Active { .. } | VersionState::Revoked { .. } => false,
+            })
+            .filter_map(|(key_id, version)| {
+                let which = VersionRef {
+                    key_id,
+                    version: version.number,
+                };
+                Some((which, state.ledger.total(keyring.name(), which)?))
+            })
+            .collect();
+        Evidence { coverage, uses }
+    }
+
+    /// Forgets who used versions.
+    pub fn forget_callers(&self, keyring: &KeyringName, versions: &[VersionRef]) {
+        let mut state = self.lock();
+        for version in versions {
+            state.callers.forget(keyring, *version);
+        }
+        drop(state);
+        self.written_to.notify_one();
+    }
+
+    /// Forgets who used versions whose rotation is over: they are gone, in use again, or retired for longer than a
+    /// roll-back reaches.
+    pub fn forget_past_callers(&self, keyring: &Keyring, now: Timestamp) {
+        let held = self.lock().callers.versions(keyring.name());
+        let past: Vec<VersionRef> = held
+            .into_iter()
+            .filter(|which| {
+                let known = keyring.version(*which);
+                !known.is_some_and(|(key, version)| keeps_callers(keyring, key, version, now))
+            })
+            .collect();
+        if !past.is_empty() {
+            self.forget_callers(keyring.name(), &past);
+        }
+    }
+
+    /// Writes to the store what it does not have yet, and tells the fleet and the streams.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written. The next flush tries again.
+    pub async fn flush(&self, fleet: &Fleet) -> Result<(), StoreError> {
+        let _turn = self.flushing.lock().await;
+        let (rows, callers, streams, ended) = {
+            let state = self.lock();
+            let streams: Vec<Written> = state.streams.iter().map(Open::seen).collect();
+            (
+                state.ledger.unsaved(),
+                state.callers.unsaved(),
+                streams,
+                state.ended.clone(),
+            )
+        };
+        for batch in rows.chunks(MAX_ROWS) {
+            self.store.save_usage(batch.to_vec()).await?;
+            self.lock().ledger.saved(batch);
+        }
+        // The counts are what acks and evidence are about.
+        self.acknowledge(&streams, fleet);
+        for batch in callers.rows.chunks(MAX_ROWS) {
+            self.store.save_callers(batch.to_vec()).await?;
+        }
+        self.lock().callers.saved(&callers);
+        for boot in ended {
+            self.store.fold_usage(&boot, self.clock.wall()).await?;
+            let mut state = self.lock();
+            state.ledger.fold(&boot);
+            state.callers.fold(&boot);
+            state.ended.remove(&boot);
+            // The callers that were moved are to be written.
+            self.written_to.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Writes what comes until `end`, and then what is left.
+    pub async fn run(self: Arc<Self>, fleet: Arc<Fleet>, end: CancellationToken) {
+        let mut pause = FLUSH_AFTER;
+        while !end.is_cancelled() {
+            tokio::select! {
+                () = self.written_to.notified() => {}
+                () = end.cancelled() => break,
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = end.cancelled() => break,
+            }
+            pause = if self.try_flush(&fleet).await {
+                FLUSH_AFTER
+            } else {
+                self.written_to.notify_one();
+                RETRY_AFTER
+            };
+        }
+        self.try_flush(&fleet).await;
+    }
+
+    /// Whether that succeeded.
+    async fn try_flush(&self, fleet: &Fleet) -> bool {
+        let flushed = self.flush(fleet).await;
+        if let Err(error) = &flushed {
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                "the use of keys cannot be written; sidecars go on to report it"
+            );
+        }
+        flushed.is_ok()
+    }
+
+    fn acknowledge(&self, written: &[Written], fleet: &Fleet) {
+        let mut told = Vec::new();
+        {
+            let mut state = self.lock();
+            for Written {
+                id,
+                merged,
+                complete_until,
+                closed,
+            } in written
+            {
+                if let Some(stream) = state.streams.get_mut(id) {
+                    stream.durable.send_if_modified(|durable| {
+                        let is_news = *durable < *merged;
+                        *durable = *merged;
+                        is_news
+                    });
+                    if let Some(until) =
+                        complete_until.filter(|_| stream.told_until < *complete_until)
+                    {
+                        stream.told_until = Some(until);
+                        told.push((stream.member.clone(), until));
+                    }
+                }
+                if *closed {
+                    state.streams.remove(id);
+                }
+            }
+        }
+        for (member, until) in told {
+            fleet.told(&member, until);
+        }
+    }
+
+    fn merge(
+        &self,
+        stream: &UsageStream,
+        usage: &wire::Usage,
+        versions: &impl Versions,
+        now: Timestamp,
+    ) {
+        for told in &usage.keyrings {
+            let keyring = told.keyring.parse::<KeyringName>().ok();
+            let Some(keyring) = keyring.filter(|name| stream.subscribed.contains(name)) else {
+                self.drop_unknown(&stream.boot, told.versions.len());
+                continue;
+            };
+            let named: Vec<_> = told
+                .versions
+                .iter()
+                .filter_map(|version| Some((version_ref(version)?, version)))
+                .collect();
+            let refs: Vec<VersionRef> = named.iter().map(|(which, _)| *which).collect();
+            let known = versions.known(&keyring, &refs, now);
+            let mut taken = 0;
+            let mut state = self.lock();
+            for ((which, version), known) in named.iter().zip(known) {
+                let Some(known) = known else { continue };
+                taken += 1;
+                let boot = &stream.boot;
+                let uses = uses(version, now);
+                let at = self.clock.boot();
+                state.ledger.merge(&keyring, *which, boot, uses, at);
+                if known.keeps_callers && !version.callers.is_empty() {
+                    let callers = version.callers.iter().take(MAX_CALLERS);
+                    let callers = callers.map(|caller| Caller::from_wire(caller, now));
+                    state
+                        .callers
+                        .tell(&keyring, *which, boot, callers.collect());
+                }
+            }
+            drop(state);
+            self.drop_unknown(&stream.boot, told.versions.len() - taken);
+        }
+    }
+
+    /// Counts what was dropped, and says so once in a while.
+    fn drop_unknown(&self, boot: &Boot, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let now = self.clock.boot();
+        let mut state = self.lock();
+        state.dropped = state.dropped.saturating_add(count as u64);
+        let is_recent = |at: BootTime| now.saturating_since(at) < LOG_DROPPED_EVERY;
+        if !state.dropped_logged.is_some_and(is_recent) {
+            tracing::warn!(
+                boot_id = &**boot,
+                versions = state.dropped,
+                "reported uses of versions that do not exist, or of keyrings without a subscription, are dropped"
+            );
+            state.dropped = 0;
+            state.dropped_logged = Some(now);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl UsageStream {
+    /// Merges a message. One that comes twice or late changes nothing; after one that is missing, nothing is taken for
+    /// complete until the next report, which has whatever was not acked.
+    pub fn note(&mut self, usage: &wire::Usage, versions: &impl Versions) {
+        let now = self.book.clock.wall();
+        self.book.merge(self, usage, versions, now);
+        let is_late = self.next.is_some_and(|next| usage.sequence < next);
+        if !is_late {
+            self.holed |= self.next.is_some_and(|next| usage.sequence > next);
+            self.next = Some(usage.sequence.saturating_add(1));
+            let is_whole = !self.holed;
+            let complete_until = usage.complete_until.and_then(timestamp);
+            self.told_all = is_whole && complete_until.is_some();
+            if usage.complete_until.is_some() {
+                self.holed = false;
+            }
+            if is_whole && let Some(open) = self.book.lock().streams.get_mut(&self.id) {
+                open.merged = usage.sequence;
+                // A use is before its report, whatever the sidecar's clock says.
+                let told = complete_until.map(|until| until.min(now));
+                open.complete_until = open.complete_until.max(told);
+            }
+        }
+        self.book.written_to.notify_one();
+    }
+
+    /// Writes what the stream has told; returns whether that is all that its sidecar saw, if it has ended.
+    pub async fn settle(&self, fleet: &Fleet) -> bool {
+        self.told_all && self.book.try_flush(fleet).await
+    }
+}
+
+impl Drop for UsageStream {
+    fn drop(&mut self) {
+        if let Some(open) = self.book.lock().streams.get_mut(&self.id) {
+            open.closed = true;
+        }
+        self.book.written_to.notify_one();
+    }
+}
+
+impl Open {
+    fn seen((id, stream): (&u64, &Self)) -> Written {
+        Written {
+            id: *id,
+            merged: stream.merged,
+            complete_until: stream.complete_until,
+            closed: stream.closed,
+        }
+    }
+}
+
+impl Versions for Catalog {
+    fn known(
+        &self,
+        keyring: &KeyringName,
+        versions: &[VersionRef],
+        now: Timestamp,
+    ) -> Vec<Option<Known>> {
+        let Ok(served) = self.get(keyring) else {
+            return vec![None; versions.len()];
+        };
+        let state = served.journal().state();
+        let known = |which: &VersionRef| {
+            let (key, version) = state.keyring.version(*which)?;
+            Some(Known {
+                keeps_callers: keeps_callers(&state.keyring, key, version, now),
+            })
+        };
+        versions.iter().map(known).collect()
+    }
+}
+
+/// Who uses a version is kept while it should not be used and could still come back, no longer.
+fn keeps_callers(keyring: &Keyring, key: &Key, version: &KeyVersion, now: Timestamp) -> bool {
+    match version.state {
+        VersionState::Retiring { .. } => true,
+        VersionState::Retired { since, .. } | VersionState::Revoked { since, .. } => {
+            now < since.saturating_add(keyring.policy_of(key).rollback_for)
+        }
+        VersionState::Pending { .. } | VersionState::Active { .. } => false,
+    }
+}
+
+fn version_ref(version: &wire::VersionUsage) -> Option<VersionRef> {
+    Some(VersionRef {
+        key_id: version.key_id.parse().ok()?,
+        version: crate::key::VersionNumber::new(version.version)?,
+    })
+}
+
+/// What was told at `now`, within bounds.
+fn uses(told: &wire::VersionUsage, now: Timestamp) -> Use {
+    let requests = told.requests.min(UsageRow::MAX_COUNT);
+    // A use is before its report. One that says nothing of its time may have been just now.
+    let time = |millis| match millis {
+        ..=0 => now,
+        millis => Timestamp::from_millis(millis).min(now),
+    };
+    let last_used = (requests > 0).then(|| time(told.last_used_ms));
+    Use {
+        requests,
+        denied: told.denied.min(requests),
+        first_used: last_used.map(|last| time(told.first_used_ms).min(last)),
+        last_used,
+    }
+}
+
+fn timestamp(time: prost_types::Timestamp) -> Option<Timestamp> {
+    std::time::SystemTime::try_from(time).ok().map(Into::into)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! Who uses versions that their consumers should not use any more.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::Boot;
+use crate::{
+    key::{KeyringName, Timestamp, VersionRef},
+    proto::discovery as wire,
+    store::{CallersRow, UsageRow},
+};
+
+/// Where requests come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The address that Envoy names as the request's source; empty when it names none.
+    pub source: String,
+    /// The request's `user-agent`, shortened.
+    pub user_agent: String,
+    /// Host and the beginning of the path, without the query.
+    pub route: String,
+    /// About how many.
+    pub requests: u64,
+    /// When the last was.
+    pub last_used: Timestamp,
+}
+
+/// The callers of each version, as each process told last.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
+    held: BTreeMap<(KeyringName, VersionRef), BTreeMap<Boot, Vec<Caller>>>,
+    /// Counted up at each change, so that a change while the store is written is not taken for saved.
+    unsaved: BTreeMap<(KeyringName, VersionRef, Boot), u64>,
+    changes: u64,
+}
+
+/// What is to be saved, and the changes that it contains.
+#[derive(Debug, Default)]
+pub(super) struct UnsavedCallers {
+    pub(super) rows: Vec<CallersRow>,
+    changes: u64,
+}
+
+/// The most callers of a version, those with the most requests: enough to find who was left behind.
+pub(super) const MAX_CALLERS: usize = 16;
+/// The longest text that is kept of a caller, in bytes: that of most user agents.
+const MAX_TEXT: usize = 256;
+
+impl Callers {
+    /// What the store has.
+    pub(super) fn load(rows: Vec<CallersRow>) -> Self {
+        let mut callers = Self::default();
+        for row in rows {
+            match serde_json::from_slice(&row.payload) {
+                Ok(list) => {
+                    let boots = callers.held.entry((row.keyring, row.version));
+                    boots.or_default().insert(row.boot_id.into(), list);
+                }
+                Err(error) => tracing::warn!(
+                    auth.keyring = %row.keyring,
+                    auth.key.id = %row.version.key_id,
+                    error = &error as &dyn std::error::Error,
+                    "callers of an old version cannot be read; they are told anew with its next use"
+                ),
+            }
+        }
+        callers
+    }
+
+    /// What a process tells takes the place of what it told before.
+    pub(super) fn tell(
+        &mut self,
+        keyring: &KeyringName,
+        version: VersionRef,
+        boot: &Boot,
+        told: Vec<Caller>,
+    ) {
+        let boots = self.held.entry((keyring.clone(), version)).or_default();
+        if boots.get(boot) != Some(&told) {
+            boots.insert(boot.clone(), told);
+            self.note_change(keyring, version, boot);
+        }
+    }
+
+    /// The callers of a version, the most requests first.
+    pub(super) fn of(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
+        let boots = self.held.get(&(keyring.clone(), version));
+        top(boots.into_iter().flat_map(BTreeMap::values).flatten())
+    }
+
+    /// The versions of a keyring that have callers.
+    pub(super) fn versions(&self, keyring: &KeyringName) -> Vec<VersionRef> {
+        let all = self.held.keys();
+        all.filter(|(name, _)| name == keyring)
+            .map(|(_, version)| *version)
+            .collect()
+    }
+
+    pub(super) fn forget(&mut self, keyring: &KeyringName, version: VersionRef) {
+        let boots = self.held.remove(&(keyring.clone(), version));
+        for boot in boots.into_iter().flat_map(BTreeMap::into_keys) {
+            self.note_change(keyring, version, &boot);
+        }
+    }
+
+    /// A process has ended: its callers join those of all that have.
+    pub(super) fn fold(&mut self, boot: &Boot) {
+        let folded = Boot::from(UsageRow::FOLDED);
+        let mut changed = Vec::new();
+        for ((keyring, version), boots) in &mut self.held {
+            if let Some(told) = boots.remove(boot) {
+                let sum = boots.entry(folded.clone()).or_default();
+                *sum = top(sum.iter().chain(&told));
+                changed.push((keyring.clone(), *version));
+            }
+        }
+        for (keyring, version) in changed {
+            self.note_change(&keyring, version, boot);
+            self.note_change(&keyring, version, &folded);
+        }
+    }
+
+    /// What the store does not have yet.
+    pub(super) fn unsaved(&self) -> UnsavedCallers {
+        let rows = self
+            .unsaved
+            .keys()
+            .map(|(keyring, version, boot)| {
+                let boots = self.held.get(&(keyring.clone(), *version));
+                let callers = boots.and_then(|boots| boots.get(boot));
+                CallersRow {
+                    keyring: keyring.clone(),
+                    version: *version,
+                    boot_id: boot.to_string(),
+                    payload: callers
+                        .map(|list| serde_json::to_vec(list).expect("texts and numbers are JSON"))
+                        .unwrap_or_default(),
+                }
+            })
+            .collect();
+        UnsavedCallers {
+            rows,
+            changes: self.changes,
+        }
+    }
+
+    /// The store has `saved` now.
+    pub(super) fn saved(&mut self, saved: &UnsavedCallers) {
+        self.unsaved.retain(|_, change| *change > saved.changes);
+    }
+
+    fn note_change(&mut self, keyring: &KeyringName, version: VersionRef, boot: &Boot) {
+        self.changes += 1;
+        let key = (keyring.clone(), version, boot.clone());
+        self.unsaved.insert(key, self.changes);
+    }
+}
+
+impl Caller {
+    /// What a sidecar told at `now`, within bounds and without what a terminal would obey.
+    pub(super) fn from_wire(told: &wire::Caller, now: Timestamp) -> Self {
+        Self {
+            source: plain(&told.source),
+            user_agent: plain(&told.user_agent),
+            route: plain(&told.route),
+            requests: told.requests.min(UsageRow::MAX_COUNT),
+            last_used: Timestamp::from_millis(told.last_used_ms).min(now),
+        }
+    }
+
+    const fn key(&self) -> (&String, &String, &String) {
+        (&self.source, &self.user_agent, &self.route)
+    }
+}
+
+/// The same callers added up, those with the most requests.
+fn top<'a>(callers: impl Iterator<Item = &'a Caller>) -> Vec<Caller> {
+    let mut sums: BTreeMap<_, Caller> = BTreeMap::new();
+    for caller in callers {
+        sums.entry(caller.key())
+            .and_modify(|sum| {
+                sum.requests = sum.requests.saturating_add(caller.requests);
+                sum.last_used = sum.last_used.max(caller.last_used);
+            })
+            .or_insert_with(|| caller.clone());
+    }
+    let mut all: Vec<Caller> = sums.into_values().collect();
+    all.sort_by_key(|caller| std::cmp::Reverse(caller.requests));
+    all.truncate(MAX_CALLERS);
+    all
+}
+
+fn plain(text: &str) -> String {
+    let end = text.floor_char_boundary(MAX_TEXT);
+    text[..end]
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}

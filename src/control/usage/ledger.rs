@@ -1,0 +1,251 @@
+//! The counts: per version and process, merged by maximum, summed on reading.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    clock::BootTime,
+    key::{KeyringName, Timestamp, Use, VersionRef},
+    store::{FOLDED_FOR, UsageRow},
+};
+
+/// Names one process of a sidecar.
+pub(super) type Boot = Arc<str>;
+
+/// How often each version was used, and what of it the store does not have yet.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    keyrings: BTreeMap<KeyringName, HashMap<VersionRef, Counts>>,
+    /// The processes that have ended for good, and when. Their counts are in the sums, or about to be.
+    ended: HashMap<Boot, Timestamp>,
+    unsaved: BTreeSet<(KeyringName, VersionRef, Boot)>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// [`UsageRow::FOLDED`] for the sum of all that have ended.
+    boots: BTreeMap<Boot, Use>,
+    pace: Pace,
+}
+
+/// From which the rate follows: the totals at two moments, about a minute apart.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    former: Option<Mark>,
+    latest: Option<Mark>,
+    /// When the total grew last.
+    grew_at: Option<BootTime>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    at: BootTime,
+    requests: u64,
+}
+
+/// The time over which a rate is taken: long enough to hold a dozen reports of each sidecar, short enough to be of now.
+const RATE_OVER: Duration = Duration::from_mins(1);
+
+impl Ledger {
+    /// A ledger of what the store has.
+    pub(super) fn load(rows: Vec<UsageRow>, folded: Vec<String>, now: Timestamp) -> Self {
+        let folded = folded.into_iter().map(|boot| (boot.into(), now));
+        let mut ledger = Self {
+            ended: folded.collect(),
+            ..Self::default()
+        };
+        for row in rows {
+            let told = Use {
+                requests: row.requests,
+                denied: row.denied,
+                first_used: row.first_used,
+                last_used: row.last_used,
+            };
+            let versions = ledger.keyrings.entry(row.keyring).or_default();
+            let counts = versions.entry(row.version).or_default();
+            counts.boots.insert(row.boot_id.into(), told);
+        }
+        ledger
+    }
+
+    /// Merges what a process tells of a version since its begin. To merge it again, or late, changes nothing.
+    pub(super) fn merge(
+        &mut self,
+        keyring: &KeyringName,
+        version: VersionRef,
+        boot: &Boot,
+        told: Use,
+        now: BootTime,
+    ) {
+        let (boot, told) = if self.ended.contains_key(boot) {
+            // Its counts are in the sum already. When it was used is merged still, so that no use is ever overlooked.
+            let times = Use {
+                requests: 0,
+                denied: 0,
+                ..told
+            };
+            (Boot::from(UsageRow::FOLDED), times)
+        } else {
+            (Arc::clone(boot), told)
+        };
+        let versions = self.keyrings.entry(keyring.clone()).or_default();
+        let counts = versions.entry(version).or_default();
+        let before = counts.total().requests;
+        let held = counts.boots.entry(Arc::clone(&boot)).or_default();
+        let merged = merged(*held, told);
+        if merged == *held {
+            return;
+        }
+        *held = merged;
+        if counts.total().requests > before {
+            counts.pace.grow(before, now);
+        }
+        self.unsaved.insert((keyring.clone(), version, boot));
+    }
+
+    /// How often a version was used; none when nothing was told of it.
+    pub(super) fn total(&self, keyring: &KeyringName, version: VersionRef) -> Option<Use> {
+        let counts = self.keyrings.get(keyring)?.get(&version)?;
+        Some(counts.total())
+    }
+
+    /// Requests per second that were told of in the last minute.
+    pub(super) fn rate(&self, keyring: &KeyringName, version: VersionRef, now: BootTime) -> f64 {
+        let counts = self.keyrings.get(keyring).and_then(|all| all.get(&version));
+        counts.map_or(0.0, |counts| counts.pace.rate(counts.total().requests, now))
+    }
+
+    /// The processes of which anything is counted apart.
+    pub(super) fn boots(&self) -> BTreeSet<Boot> {
+        let counts = self.keyrings.values().flat_map(HashMap::values);
+        counts
+            .flat_map(|counts| counts.boots.keys())
+            .filter(|boot| &***boot != UsageRow::FOLDED)
+            .cloned()
+            .collect()
+    }
+
+    /// What the store does not have yet.
+    pub(super) fn unsaved(&self) -> Vec<UsageRow> {
+        let unsaved = self.unsaved.iter();
+        unsaved
+            .filter_map(|(keyring, version, boot)| {
+                let told = self.held(keyring, *version, boot)?;
+                Some(UsageRow {
+                    keyring: keyring.clone(),
+                    version: *version,
+                    boot_id: boot.to_string(),
+                    requests: told.requests,
+                    denied: told.denied,
+                    first_used: told.first_used,
+                    last_used: told.last_used,
+                })
+            })
+            .collect()
+    }
+
+    /// The store has `rows` now.
+    pub(super) fn saved(&mut self, rows: &[UsageRow]) {
+        for row in rows {
+            let boot = Boot::from(row.boot_id.as_str());
+            let saved = Use {
+                requests: row.requests,
+                denied: row.denied,
+                first_used: row.first_used,
+                last_used: row.last_used,
+            };
+            if self.held(&row.keyring, row.version, &boot) == Some(saved) {
+                self.unsaved
+                    .remove(&(row.keyring.clone(), row.version, boot));
+            }
+        }
+    }
+
+    /// A process has ended for good: it counts nothing more.
+    pub(super) fn end(&mut self, boot: &Boot, now: Timestamp) {
+        let remembered = |at: Timestamp| now <= at.saturating_add(FOLDED_FOR);
+        self.ended.retain(|_, at| remembered(*at));
+        self.ended.insert(Arc::clone(boot), now);
+    }
+
+    /// The store has folded a process that has ended.
+    pub(super) fn fold(&mut self, boot: &Boot) {
+        for counts in self.keyrings.values_mut().flat_map(HashMap::values_mut) {
+            if let Some(told) = counts.boots.remove(boot) {
+                let sum = counts.boots.entry(UsageRow::FOLDED.into()).or_default();
+                *sum = added(*sum, told);
+            }
+        }
+        self.unsaved.retain(|(_, _, unsaved)| unsaved != boot);
+    }
+
+    fn held(&self, keyring: &KeyringName, version: VersionRef, boot: &Boot) -> Option<Use> {
+        let counts = self.keyrings.get(keyring)?.get(&version)?;
+        counts.boots.get(boot).copied()
+    }
+}
+
+impl Counts {
+    fn total(&self) -> Use {
+        self.boots.values().copied().fold(Use::default(), added)
+    }
+}
+
+impl Pace {
+    /// The total begins to grow from `requests` at `now`.
+    fn grow(&mut self, requests: u64, now: BootTime) {
+        let is_due = |mark: Mark| now.saturating_since(mark.at) >= RATE_OVER;
+        if self.latest.is_none_or(is_due) {
+            self.former = self.latest;
+            self.latest = Some(Mark { at: now, requests });
+        }
+        self.grew_at = Some(now);
+    }
+
+    fn rate(&self, requests: u64, now: BootTime) -> f64 {
+        let is_of_now = |at| now.saturating_since(at) < RATE_OVER;
+        if !self.grew_at.is_some_and(is_of_now) {
+            return 0.0;
+        }
+        let former = self
+            .former
+            .filter(|mark| now.saturating_since(mark.at) < 2 * RATE_OVER);
+        let Some(since) = former.or(self.latest) else {
+            return 0.0;
+        };
+        // Shorter times would make a rate of a single request.
+        let elapsed = now.saturating_since(since.at).max(RATE_OVER);
+        let grown = u32::try_from(requests.saturating_sub(since.requests)).unwrap_or(u32::MAX);
+        f64::from(grown) / elapsed.as_secs_f64()
+    }
+}
+
+/// What is known of one process after both were told of it.
+fn merged(one: Use, other: Use) -> Use {
+    Use {
+        requests: one.requests.max(other.requests),
+        denied: one.denied.max(other.denied),
+        first_used: earlier(one.first_used, other.first_used),
+        last_used: one.last_used.max(other.last_used),
+    }
+}
+
+/// What is known of two processes together.
+fn added(one: Use, other: Use) -> Use {
+    Use {
+        requests: one.requests.saturating_add(other.requests),
+        denied: one.denied.saturating_add(other.denied),
+        first_used: earlier(one.first_used, other.first_used),
+        last_used: one.last_used.max(other.last_used),
+    }
+}
+
+fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    one.into_iter().chain(other).min()
+}
+
+#[cfg(test)]
+mod tests;

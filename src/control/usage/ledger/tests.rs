@@ -1,0 +1,286 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::key::{VersionNumber, testing};
+
+const BOOTS: usize = 3;
+const VERSIONS: u32 = 2;
+
+/// What happens to sidecars, to the reports between, and to a control plane.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A sidecar sees a version used.
+    Uses {
+        boot: usize,
+        version: u32,
+        count: u64,
+    },
+    /// A sidecar sends a report of everything. It may be delivered never, late, and more than once.
+    Sends { boot: usize },
+    /// One of the reports that were ever sent arrives.
+    Arrives { report: prop::sample::Index },
+    /// The control plane writes what it has.
+    Saves,
+    /// The control plane dies between two writes.
+    Dies,
+    /// A sidecar ends with its last report and a Goodbye.
+    Leaves { boot: usize },
+}
+
+/// Sidecars, their reports, a control plane and its store.
+#[derive(Debug, Default)]
+struct World {
+    /// What each process saw, in truth.
+    saw: BTreeMap<(usize, u32), Use>,
+    gone: HashSet<usize>,
+    sent: Vec<(usize, Vec<(u32, Use)>)>,
+    ledger: Ledger,
+    disk: BTreeMap<(u32, String), Use>,
+    folded: HashSet<String>,
+    time: i64,
+}
+
+fn boot(index: usize) -> Boot {
+    ["a", "b", "c"][index].into()
+}
+
+fn version(number: u32) -> VersionRef {
+    VersionRef {
+        key_id: "7Qm2Xc91TbKe".parse().expect("a key id"),
+        version: VersionNumber::new(number).expect("not zero"),
+    }
+}
+
+impl World {
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Uses {
+                boot,
+                version,
+                count,
+            } => self.uses(*boot, *version, *count),
+            Event::Sends { boot } => self.send(*boot),
+            Event::Arrives { report } => {
+                if !self.sent.is_empty() {
+                    let (boot, report) = report.get(&self.sent).clone();
+                    self.deliver(boot, &report);
+                }
+            }
+            Event::Saves => self.save(),
+            Event::Dies => self.die(),
+            Event::Leaves { boot } => self.leave(*boot),
+        }
+    }
+
+    fn uses(&mut self, boot: usize, version: u32, count: u64) {
+        if self.gone.contains(&boot) {
+            return;
+        }
+        self.time += 1;
+        let at = Timestamp::from_millis(self.time);
+        let saw = self.saw.entry((boot, version)).or_default();
+        saw.requests += count;
+        saw.denied += count / 2;
+        saw.first_used = saw.first_used.or(Some(at));
+        saw.last_used = Some(at);
+    }
+
+    fn report(&self, boot: usize) -> Vec<(u32, Use)> {
+        let saw = self.saw.iter().filter(|((by, _), _)| *by == boot);
+        saw.map(|((_, version), saw)| (*version, *saw)).collect()
+    }
+
+    fn send(&mut self, boot: usize) {
+        if !self.gone.contains(&boot) {
+            self.sent.push((boot, self.report(boot)));
+        }
+    }
+
+    fn deliver(&mut self, by: usize, report: &[(u32, Use)]) {
+        for (number, told) in report {
+            let (keyring, which) = (testing::keyring_name(), version(*number));
+            self.ledger
+                .merge(&keyring, which, &boot(by), *told, BootTime::default());
+        }
+    }
+
+    /// As the store's contract says.
+    fn save(&mut self) {
+        let rows = self.ledger.unsaved();
+        for row in &rows {
+            let told = Use {
+                requests: row.requests,
+                denied: row.denied,
+                first_used: row.first_used,
+                last_used: row.last_used,
+            };
+            assert!(!self.folded.contains(&row.boot_id), "{row:?} is folded");
+            let key = (row.version.version.get(), row.boot_id.clone());
+            let held = self.disk.entry(key).or_default();
+            held.requests = held.requests.max(told.requests);
+            held.denied = held.denied.max(told.denied);
+            held.first_used = earlier(held.first_used, told.first_used);
+            held.last_used = held.last_used.max(told.last_used);
+        }
+        self.ledger.saved(&rows);
+        assert_eq!(self.ledger.unsaved(), []);
+    }
+
+    fn die(&mut self) {
+        let rows = self.disk.iter().map(|((number, boot), told)| UsageRow {
+            keyring: testing::keyring_name(),
+            version: version(*number),
+            boot_id: boot.clone(),
+            requests: told.requests,
+            denied: told.denied,
+            first_used: told.first_used,
+            last_used: told.last_used,
+        });
+        let folded = self.folded.iter().cloned().collect();
+        let now = Timestamp::from_millis(self.time);
+        self.ledger = Ledger::load(rows.collect(), folded, now);
+    }
+
+    fn leave(&mut self, by: usize) {
+        if !self.gone.insert(by) {
+            return;
+        }
+        let last = self.report(by);
+        self.deliver(by, &last);
+        self.ledger
+            .end(&boot(by), Timestamp::from_millis(self.time));
+        self.save();
+        let name = boot(by).to_string();
+        for number in 1..=VERSIONS {
+            if let Some(told) = self.disk.remove(&(number, name.clone())) {
+                let sum = self.disk.entry((number, String::new())).or_default();
+                sum.requests += told.requests;
+                sum.denied += told.denied;
+                sum.first_used = earlier(sum.first_used, told.first_used);
+                sum.last_used = sum.last_used.max(told.last_used);
+            }
+        }
+        self.folded.insert(name);
+        self.ledger.fold(&boot(by));
+    }
+
+    /// What all sidecars together saw, in truth.
+    fn truth(&self, version: u32) -> Use {
+        let saw = self.saw.iter().filter(|((_, of), _)| *of == version);
+        saw.fold(Use::default(), |sum, (_, saw)| Use {
+            requests: sum.requests + saw.requests,
+            denied: sum.denied + saw.denied,
+            first_used: earlier(sum.first_used, saw.first_used),
+            last_used: sum.last_used.max(saw.last_used),
+        })
+    }
+
+    fn counted(&self, number: u32) -> Use {
+        let total = self.ledger.total(&testing::keyring_name(), version(number));
+        total.unwrap_or_default()
+    }
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let boot = 0..BOOTS;
+    prop_oneof![
+        4 => (boot.clone(), 1..=VERSIONS, 1..9_u64)
+            .prop_map(|(boot, version, count)| Event::Uses { boot, version, count }),
+        3 => boot.clone().prop_map(|boot| Event::Sends { boot }),
+        4 => any::<prop::sample::Index>().prop_map(|report| Event::Arrives { report }),
+        2 => Just(Event::Saves),
+        1 => Just(Event::Dies),
+        1 => boot.prop_map(|boot| Event::Leaves { boot }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn counts_end_exact_whatever_is_lost_repeated_or_late(
+        events in prop::collection::vec(event(), 0..80),
+    ) {
+        let mut world = World::default();
+        for event in &events {
+            world.apply(event);
+            for number in 1..=VERSIONS {
+                let (counted, truth) = (world.counted(number), world.truth(number));
+                prop_assert!(counted.requests <= truth.requests, "{counted:?} is above {truth:?}");
+            }
+        }
+        for by in 0..BOOTS {
+            if !world.gone.contains(&by) {
+                let last = world.report(by);
+                world.deliver(by, &last);
+            }
+        }
+        world.save();
+        for dies in [false, true] {
+            if dies {
+                world.die();
+            }
+            for number in 1..=VERSIONS {
+                prop_assert_eq!(world.counted(number), world.truth(number));
+            }
+        }
+    }
+}
+
+fn told(requests: u64, last_used: i64) -> Use {
+    Use {
+        requests,
+        denied: 0,
+        first_used: Some(Timestamp::from_millis(1)),
+        last_used: Some(Timestamp::from_millis(last_used)),
+    }
+}
+
+#[test]
+fn a_late_use_of_a_process_that_ended_is_dated_and_not_counted() {
+    let (keyring, now) = (testing::keyring_name(), BootTime::default());
+    let mut ledger = Ledger::default();
+    ledger.merge(&keyring, version(1), &boot(0), told(5, 10), now);
+    ledger.end(&boot(0), Timestamp::from_millis(10));
+    let rows = ledger.unsaved();
+    ledger.saved(&rows);
+    ledger.fold(&boot(0));
+    ledger.merge(&keyring, version(1), &boot(0), told(7, 30), now);
+    assert_eq!(ledger.total(&keyring, version(1)), Some(told(5, 30)));
+    assert_eq!(ledger.unsaved().len(), 1);
+}
+
+#[test]
+fn what_changes_while_it_is_written_is_written_again() {
+    let (keyring, now) = (testing::keyring_name(), BootTime::default());
+    let mut ledger = Ledger::default();
+    ledger.merge(&keyring, version(1), &boot(0), told(5, 10), now);
+    let rows = ledger.unsaved();
+    ledger.merge(&keyring, version(1), &boot(0), told(6, 11), now);
+    ledger.saved(&rows);
+    assert_eq!(ledger.unsaved()[0].requests, 6);
+}
+
+#[test]
+fn a_rate_is_that_of_the_last_minute() {
+    let keyring = testing::keyring_name();
+    let mut ledger = Ledger::default();
+    let at = |seconds: u64| BootTime::from_millis(seconds * 1_000);
+    let mut report = |seconds: u64| {
+        let uses = told(10 * seconds, 1);
+        ledger.merge(&keyring, version(1), &boot(0), uses, at(seconds));
+        ledger.rate(&keyring, version(1), at(seconds))
+    };
+    // What came in the first seconds is spread over the minute.
+    assert!(report(6) <= 1.0);
+    for seconds in (12..300).step_by(6) {
+        let rate = report(seconds);
+        assert!(
+            seconds < 66 || (9.0..=11.0).contains(&rate),
+            "{rate} at {seconds}"
+        );
+    }
+    assert!(ledger.rate(&keyring, version(1), at(350)) > 0.0);
+    let after = ledger.rate(&keyring, version(1), at(294 + 60));
+    assert!(after.abs() < f64::EPSILON, "{after}");
+}
