@@ -10,4 +10,5 @@ mod roles;
 mod rotation;
 mod shutdown;
 mod store;
+mod usage;
 mod writers;

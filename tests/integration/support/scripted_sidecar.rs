@@ -1,0 +1,129 @@
+//! A sidecar of discovery that says what the test says.
+
+use std::net::SocketAddr;
+
+use relatch::{
+    key::Timestamp,
+    proto::discovery::{
+        Caller, ControlMessage, Goodbye, Hello, KeyringUsage, Node, SidecarMessage, Subscription,
+        Usage, VersionUsage, control_message, keyring_discovery_client::KeyringDiscoveryClient,
+        sidecar_message::Kind,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Endpoint};
+
+use super::eventually::{DEADLINE, eventually, within};
+
+/// One stream of a sidecar of one keyring. Dropping it breaks the stream.
+#[derive(Debug)]
+pub(crate) struct ScriptedSidecar {
+    keyring: String,
+    say: mpsc::Sender<SidecarMessage>,
+    heard: Streaming<ControlMessage>,
+}
+
+/// More than a test ever says before the other end has read it.
+const MAX_SAID: usize = 16;
+
+impl ScriptedSidecar {
+    /// Opens the stream of the process `boot_id`, as soon as a control plane listens.
+    pub(crate) async fn connect(
+        discovery: SocketAddr,
+        node: &str,
+        boot_id: &str,
+        keyring: &str,
+    ) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{discovery}"));
+        let endpoint = endpoint.expect("a URL");
+        let channel = eventually("the control plane listens", async || {
+            endpoint.connect().await.ok()
+        })
+        .await;
+        let (say, said) = mpsc::channel(MAX_SAID);
+        let hello = Hello {
+            node: Some(Node {
+                id: node.to_owned(),
+                ..Node::default()
+            }),
+            boot_id: boot_id.to_owned(),
+            subscriptions: vec![Subscription {
+                keyring: keyring.to_owned(),
+                ..Subscription::default()
+            }],
+        };
+        let hello = SidecarMessage {
+            kind: Some(Kind::Hello(hello)),
+        };
+        say.send(hello).await.expect("the other end is here");
+        let mut client = KeyringDiscoveryClient::new(channel);
+        let heard = client.subscribe(ReceiverStream::new(said)).await;
+        Self {
+            keyring: keyring.to_owned(),
+            say,
+            heard: heard.expect("the stream opens").into_inner(),
+        }
+    }
+
+    /// Reports the requests of version 1 of a key, and that this is all until `complete_until`.
+    pub(crate) async fn report(
+        &self,
+        sequence: u64,
+        key_id: &str,
+        requests: u64,
+        complete_until: Option<Timestamp>,
+    ) {
+        let last_used = complete_until.map_or(1_000, Timestamp::as_millis);
+        let version = VersionUsage {
+            key_id: key_id.to_owned(),
+            version: 1,
+            requests,
+            denied: 0,
+            first_used_ms: 1_000,
+            last_used_ms: last_used,
+            callers: vec![Caller {
+                source: "10.0.0.1".to_owned(),
+                ..Caller::default()
+            }],
+        };
+        let usage = Usage {
+            sequence,
+            complete_until: complete_until.map(Timestamp::to_wire),
+            keyrings: vec![KeyringUsage {
+                keyring: self.keyring.clone(),
+                versions: vec![version],
+            }],
+        };
+        self.say(Kind::Usage(usage)).await;
+    }
+
+    /// Waits until usage up to `sequence` is acked.
+    pub(crate) async fn until_acked(&mut self, sequence: u64) {
+        let acked = async {
+            loop {
+                let message = self.heard.message().await.expect("the stream is open");
+                let kind = message.expect("the stream goes on").kind;
+                if let Some(control_message::Kind::UsageAck(ack)) = kind
+                    && ack.sequence >= sequence
+                {
+                    break;
+                }
+            }
+        };
+        within(DEADLINE, "the ack of usage", acked).await;
+    }
+
+    /// Says Goodbye and waits for the end of the stream.
+    pub(crate) async fn goodbye(mut self) {
+        self.say(Kind::Goodbye(Goodbye {})).await;
+        let ended = async { while let Ok(Some(_)) = self.heard.message().await {} };
+        within(DEADLINE, "the end of the stream", ended).await;
+    }
+
+    async fn say(&self, kind: Kind) {
+        let message = SidecarMessage { kind: Some(kind) };
+        let said = self.say.send(message).await;
+        said.expect("the stream is open");
+    }
+}
