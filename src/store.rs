@@ -6,6 +6,7 @@
 //!
 //! Beside each log stand its [`Head`] and the newest [`StateSnapshot`], from which a replica starts without reading
 //! the whole log. [`PresenceRow`]s say which sidecars there are, [`UsageRow`]s how often they saw each key version used.
+//! [`Delivery`]s are what webhooks are to be told, made from the log up to a cursor that moves with them.
 //!
 //! # What every engine promises
 //!
@@ -22,6 +23,7 @@
 pub mod chain;
 mod entry;
 mod error;
+mod outbox;
 mod sqlite;
 mod usage;
 
@@ -29,10 +31,11 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::key::{Revision, Timestamp};
+use crate::key::{KeyringName, Revision, Timestamp};
 
 pub use entry::{Entry, EntryHash, Head, LogName, NewEntry, ParseLogNameError};
 pub use error::{AppendError, EntryError, StoreError};
+pub use outbox::{Delivery, DeliveryState, NewDelivery, Retention, Settled, Settlement};
 pub use sqlite::{SqliteOptions, SqliteStore};
 pub use usage::{CallersRow, StoredUsage, UsageRow};
 
@@ -180,6 +183,74 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// When the store cannot be read.
     async fn load_usage(&self) -> Result<StoredUsage, StoreError>;
+
+    /// How far `log` was turned into deliveries; 0 at first.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn outbox_cursor(&self, log: &LogName) -> Result<Revision, StoreError>;
+
+    /// Keeps `rows`, which follow from the entries of `log` after `from` up to `to`, and moves the cursor there, both
+    /// or neither. False when the cursor is not at `from`: somebody else was first, and nothing was kept.
+    ///
+    /// A delivery that is there already stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    async fn project(
+        &self,
+        log: &LogName,
+        from: Revision,
+        to: Revision,
+        rows: Vec<NewDelivery>,
+    ) -> Result<bool, StoreError>;
+
+    /// Takes deliveries that are due at `now`, the longest due first, at most `limit`: one of each webhook that has none
+    /// under way. Nobody else gets them before `until`, unless they are settled; a claim that is never settled thus
+    /// leads to another attempt.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; nothing is claimed then.
+    async fn claim_deliveries(
+        &self,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, StoreError>;
+
+    /// Notes how an attempt ended. False when that is of no interest any more: the delivery is over, gone, or claimed
+    /// anew. That it was taken always is of interest until it is over.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    async fn settle_delivery(&self, settlement: Settlement) -> Result<bool, StoreError>;
+
+    /// The deliveries to a webhook, the newest first, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn deliveries(
+        &self,
+        keyring: &KeyringName,
+        webhook: &str,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, StoreError>;
+
+    /// Removes deliveries that are over, and gives up those that wait in too great a number, which are returned.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; nothing is changed then.
+    async fn prune_deliveries(
+        &self,
+        now: Timestamp,
+        retention: Retention,
+    ) -> Result<Vec<Delivery>, StoreError>;
 
     /// Reads the primary store, and nothing more. What a sidecar holds is as fresh as the last success of this or of
     /// any other read.

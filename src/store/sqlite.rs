@@ -6,6 +6,7 @@
 
 mod log;
 mod open;
+mod outbox;
 mod place;
 mod presence;
 mod schema;
@@ -17,15 +18,15 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::{sync::Mutex, task};
 
-use crate::key::{Revision, Timestamp};
+use crate::key::{KeyringName, Revision, Timestamp};
 
 use self::{
     log::Outcome,
     place::{Fault, Place},
 };
 use super::{
-    AppendError, CallersRow, Entry, Head, LogName, NewEntry, PresenceKey, PresenceRow,
-    StateSnapshot, Store, StoreError, StoredUsage, UsageRow,
+    AppendError, CallersRow, Delivery, Entry, Head, LogName, NewDelivery, NewEntry, PresenceKey,
+    PresenceRow, Retention, Settlement, StateSnapshot, Store, StoreError, StoredUsage, UsageRow,
 };
 
 /// How a database is opened.
@@ -197,6 +198,59 @@ impl Store for SqliteStore {
 
     async fn load_usage(&self) -> Result<StoredUsage, StoreError> {
         self.read_with(usage::load).await
+    }
+
+    async fn outbox_cursor(&self, log: &LogName) -> Result<Revision, StoreError> {
+        let log = log.clone();
+        self.read_with(move |connection| outbox::cursor(connection, &log))
+            .await
+    }
+
+    async fn project(
+        &self,
+        log: &LogName,
+        from: Revision,
+        to: Revision,
+        rows: Vec<NewDelivery>,
+    ) -> Result<bool, StoreError> {
+        let log = log.clone();
+        self.write_with(move |connection| outbox::project(connection, &log, from, to, &rows))
+            .await
+    }
+
+    async fn claim_deliveries(
+        &self,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, StoreError> {
+        self.write_with(move |connection| outbox::claim(connection, now, until, limit))
+            .await
+    }
+
+    async fn settle_delivery(&self, settlement: Settlement) -> Result<bool, StoreError> {
+        self.write_with(move |connection| outbox::settle(connection, &settlement))
+            .await
+    }
+
+    async fn deliveries(
+        &self,
+        keyring: &KeyringName,
+        webhook: &str,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, StoreError> {
+        let (keyring, webhook) = (keyring.clone(), webhook.to_owned());
+        self.read_with(move |connection| outbox::list(connection, &keyring, &webhook, limit))
+            .await
+    }
+
+    async fn prune_deliveries(
+        &self,
+        now: Timestamp,
+        retention: Retention,
+    ) -> Result<Vec<Delivery>, StoreError> {
+        self.write_with(move |connection| outbox::prune(connection, now, retention))
+            .await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

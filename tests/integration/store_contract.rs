@@ -1,6 +1,8 @@
 //! The contract of [`Store`], as tests that every engine runs: `store_contract!(MyEngine)` makes one test of each
 //! function here.
 
+mod outbox;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use relatch::{
@@ -48,6 +50,13 @@ macro_rules! store_contract {
             folded_usage_counts_once,
             folded_processes_are_forgotten_after_a_while,
             callers_are_replaced_and_removed,
+            cursor_moves_with_its_deliveries,
+            deliveries_that_are_refused_do_not_move_the_cursor,
+            of_two_projectors_one_makes_each_delivery,
+            a_claimed_delivery_is_nobody_elses,
+            two_claimants_never_share_a_delivery,
+            a_delivery_is_settled_by_its_newest_claim,
+            deliveries_are_listed_by_webhook_and_pruned,
             epochs_differ_and_rotate,
             long_pages_end_early,
             long_log_is_read_in_pages,
@@ -64,6 +73,7 @@ macro_rules! store_contract {
     )*};
 }
 
+pub(crate) use outbox::*;
 pub(crate) use store_contract;
 
 /// Far above what any of these tests takes; one that hangs fails instead.

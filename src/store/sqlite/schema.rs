@@ -15,7 +15,7 @@ const VERSION: u32 = 2;
 const FIRST_VERSION: u32 = 1;
 
 /// What made each later version of the one before it. A version that was released is never edited.
-const UPGRADES: &[&[&str]] = &[&[USAGE]];
+const UPGRADES: &[&[&str]] = &[&[DELIVERIES, USAGE]];
 
 /// Version 1. Times are milliseconds since the Unix epoch. The triggers stand against accidents; against intent stands the chain.
 const TABLES: &str = "
@@ -96,6 +96,35 @@ const USAGE: &str = "
 
     ALTER TABLE presence ADD COLUMN complete_until INTEGER;
     ALTER TABLE presence ADD COLUMN gone_at INTEGER;
+";
+
+/// Version 2: what is to be told to webhooks, and how far each log was turned into it.
+const DELIVERIES: &str = "
+    CREATE TABLE outbox (
+        log      TEXT PRIMARY KEY REFERENCES logs (name),
+        revision INTEGER NOT NULL CHECK (revision > 0)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE deliveries (
+        webhook         TEXT NOT NULL,
+        event           TEXT NOT NULL,
+        keyring         TEXT NOT NULL,
+        revision        INTEGER NOT NULL CHECK (revision > 0),
+        kind            TEXT NOT NULL,
+        body            TEXT NOT NULL CHECK (json_valid(body)),
+        created_at      INTEGER NOT NULL,
+        state           TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'given_up')),
+        attempts        INTEGER NOT NULL CHECK (attempts >= 0),
+        next_attempt_at INTEGER NOT NULL,
+        claimed_until   INTEGER NOT NULL,
+        settled_at      INTEGER,
+        last_status     INTEGER,
+        last_error      TEXT,
+        PRIMARY KEY (webhook, event)
+    ) STRICT;
+
+    CREATE INDEX deliveries_due ON deliveries (next_attempt_at) WHERE state = 'waiting';
+    CREATE INDEX deliveries_claimed ON deliveries (webhook, claimed_until) WHERE state = 'waiting';
 ";
 
 /// Makes the tables and leaves the marks.
