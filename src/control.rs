@@ -4,8 +4,8 @@
 //! commits it to the store at the revision that the plan saw, and folds it into the keyring that is [`served`]; its
 //! [`feed`] encodes it once; the sessions of [`crate::discovery`] bring it to the sidecars, whose acks the [`fleet`]
 //! notes; a [`rotation`] waits for them. A [`sink`] takes the secret of a rotation that no caller waits for. The
-//! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, and [`plane`] puts the parts
-//! together.
+//! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, [`webhook`]s are told of what
+//! was committed, and [`plane`] puts the parts together.
 
 pub mod admin;
 pub mod catalog;
@@ -20,3 +20,4 @@ pub mod served;
 pub mod sink;
 pub mod token;
 pub mod usage;
+pub mod webhook;

@@ -211,7 +211,8 @@ fn failure(error: PlaneError) -> Failure {
         | PlaneError::Commit(_)
         | PlaneError::Bind { .. }
         | PlaneError::Reflection(_)
-        | PlaneError::Process(_) => Exit::Failed,
+        | PlaneError::Process(_)
+        | PlaneError::Webhooks(_) => Exit::Failed,
     };
     Failure::new(exit, error)
 }

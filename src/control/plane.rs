@@ -20,6 +20,7 @@ use super::{
     secrets::{self, SecretFileError},
     token::{Role, Tokens},
     usage::UsageBook,
+    webhook::{Webhooks, metrics::WebhookMetrics},
 };
 use crate::{
     clock::Clock,
@@ -27,6 +28,7 @@ use crate::{
     discovery::server::DiscoveryServer,
     http::{HttpServer, Pages},
     key::Secret,
+    outbound::SetupError,
     proto,
     readiness::Readiness,
     shutdown::{Shutdown, unless_left_behind},
@@ -41,6 +43,8 @@ pub struct ControlPlane {
     pub endpoints: ControlEndpoints,
     /// Its keyrings.
     pub catalog: Arc<Catalog>,
+    /// Who is told of their changes.
+    pub webhooks: Arc<Webhooks>,
 }
 
 /// The addresses that a control plane has bound.
@@ -91,6 +95,9 @@ pub enum PlaneError {
     /// The process cannot be measured.
     #[error("the process cannot be measured")]
     Process(#[source] std::io::Error),
+    /// No requests can be made to webhooks.
+    #[error("webhooks cannot be told of anything")]
+    Webhooks(#[source] SetupError),
 }
 
 /// With the timeout below, a dead sidecar is found within 15 seconds.
@@ -192,6 +199,9 @@ impl ControlPlane {
         let mut registry = Registry::default();
         let process = ProcessCollector::new().map_err(PlaneError::Process)?;
         registry.register_collector(Box::new(process));
+        let metrics = WebhookMetrics::register(&mut registry);
+        let webhooks = Webhooks::new(Arc::clone(&catalog), pepper, metrics);
+        let webhooks = Arc::new(webhooks.map_err(PlaneError::Webhooks)?);
         let pages = Pages {
             registry: Arc::new(registry),
             readiness: Readiness::default(),
@@ -211,6 +221,7 @@ impl ControlPlane {
         shutdown.spawn("usage", reports);
         let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet, usage);
         shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
+        shutdown.spawn("webhooks", Arc::clone(&webhooks).run(shutdown.token()));
         let stop = shutdown.token();
         shutdown.spawn("calls", async move {
             stop.cancelled().await;
@@ -219,7 +230,11 @@ impl ControlPlane {
             unless_left_behind("calls", stop, calls.wait()).await;
             streams_ended.cancel();
         });
-        Ok(Self { endpoints, catalog })
+        Ok(Self {
+            endpoints,
+            catalog,
+            webhooks,
+        })
     }
 }
 

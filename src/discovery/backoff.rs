@@ -25,7 +25,7 @@ impl Backoff {
             .saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX))
             .min(Self::MAX);
         self.failures = self.failures.saturating_add(1);
-        range.mul_f64((f64::from(random) + 1.0) / (f64::from(u32::MAX) + 1.0))
+        drawn(range, random)
     }
 
     /// Notes how long a stream lived.
@@ -34,6 +34,19 @@ impl Backoff {
             self.failures = 0;
         }
     }
+}
+
+/// A wait out of the whole of `(0, range]`; `random` is uniform.
+#[must_use]
+pub fn drawn(range: Duration, random: u32) -> Duration {
+    range.mul_f64((f64::from(random) + 1.0) / (f64::from(u32::MAX) + 1.0))
+}
+
+/// A failing random source must not keep anybody from trying again; the middle of the range is as good.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the home of jitter")]
+pub fn random() -> u32 {
+    getrandom::u32().unwrap_or(u32::MAX / 2)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::{
-    backoff::Backoff,
+    backoff::{Backoff, random},
     receiver::{Leave, Outcome, Receiver},
 };
 use crate::{
@@ -281,10 +281,4 @@ async fn goodbye(
         }
     };
     let _ = timeout(GOODBYE_TIMEOUT, farewell).await;
-}
-
-/// A failing random source must not keep a sidecar from reconnecting; the middle of the range is as good.
-#[expect(clippy::disallowed_methods, reason = "this is the home of jitter")]
-fn random() -> u32 {
-    getrandom::u32().unwrap_or(u32::MAX / 2)
 }

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::{
     id::KeyringName,
     token::{PresentedKey, RandomError},
+    webhook::WebhookId,
 };
 
 /// HMAC-SHA256 of a key under a pepper. Compared in constant time; not a secret, but of no use without the pepper.
@@ -246,12 +247,21 @@ impl MasterPepper {
         self.derive(b"relatch admin token pepper 1\0", "")
     }
 
+    /// The secret that a webhook's requests are signed with. It lies nowhere else.
+    #[must_use]
+    pub fn for_webhook(&self, webhook: WebhookId) -> Zeroizing<[u8; Pepper::LEN]> {
+        self.derive_secret(b"relatch webhook secret 1\0", webhook.as_str())
+    }
+
     fn derive(&self, purpose: &[u8], name: &str) -> Pepper {
+        Pepper::from_secret(self.id, self.derive_secret(purpose, name))
+    }
+
+    fn derive_secret(&self, purpose: &[u8], name: &str) -> Zeroizing<[u8; Pepper::LEN]> {
         let mut mac = keyed(&self.secret);
         mac.update(purpose);
         mac.update(name.as_bytes());
-        let secret = Zeroizing::new(mac.finalize().into_bytes().into());
-        Pepper::from_secret(self.id, secret)
+        Zeroizing::new(mac.finalize().into_bytes().into())
     }
 }
 
@@ -300,6 +310,17 @@ mod tests {
         assert_ne!(digests[0], digests[1]);
         assert_ne!(digests[0], digests[2]);
         assert_eq!(digests[0], master().for_keyring(&payments).digest(&key));
+    }
+
+    #[test]
+    fn every_webhook_has_a_secret_of_its_own() {
+        let [one, other] = ["7Qm2Xc91TbKe", "8Qm2Xc91TbKe"].map(|id| id.parse().expect("an id"));
+        let secret = master().for_webhook(one);
+        assert_eq!(secret, master().for_webhook(one));
+        assert_ne!(secret, master().for_webhook(other));
+        // Of the same name and another purpose.
+        let keyring = master().derive(b"relatch keyring pepper 1\0", one.as_str());
+        assert_ne!(secret.as_slice(), keyring.expose());
     }
 
     #[test]

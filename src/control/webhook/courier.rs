@@ -1,0 +1,225 @@
+//! Brings events to their endpoints.
+
+use std::{error::Error, fmt, panic, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Method, header::CONTENT_TYPE};
+use tokio::task::{JoinError, JoinSet};
+
+use super::{delivery::Outcome, event, metrics::WebhookMetrics, signature::SigningSecret};
+use crate::{
+    control::catalog::Catalog,
+    key::{MasterPepper, Timestamp, Webhook, WebhookId},
+    outbound::{Outbound, OutboundUrl, Request},
+    store::{Delivery, NewDelivery, Retention, Settled},
+};
+
+/// Sends deliveries and notes what became of them.
+#[derive(Debug)]
+pub struct Courier {
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) outbound: Outbound,
+    pub(super) pepper: MasterPepper,
+    pub(super) metrics: WebhookMetrics,
+    /// Draws the jitter.
+    pub(super) random: fn() -> u32,
+}
+
+/// The deliveries that this process has under way, one of each webhook. Dropping them ends them.
+#[derive(Default)]
+pub struct Flights(JoinSet<()>);
+
+/// The most webhooks that are told at once: with as many endpoints that hang, the next one waits for one deadline.
+const MAX_FLIGHTS: usize = 64;
+/// How long a claim holds: several times what an attempt may take, so that it ends only with a process that is gone.
+const CLAIM: Duration = Duration::from_mins(1);
+/// How long a delivered event is listed.
+const DELIVERED_FOR: Duration = Duration::from_hours(7 * 24);
+/// How long one that was given up is: a month, so that somebody sees it.
+const GIVEN_UP_FOR: Duration = Duration::from_hours(30 * 24);
+/// The most deliveries of a webhook that are over and listed.
+pub const MAX_OVER: usize = 1_000;
+/// The most that wait for one endpoint: many days of rotations.
+const MAX_WAITING: usize = 10_000;
+
+impl Courier {
+    /// Sends what is due, as far as there is room. What it claims is its own until it has landed.
+    pub async fn send_due(self: &Arc<Self>, flights: &mut Flights) {
+        let room = MAX_FLIGHTS - flights.0.len().min(MAX_FLIGHTS);
+        if room == 0 {
+            return;
+        }
+        let now = self.catalog.clock().wall();
+        let until = now.saturating_add(CLAIM);
+        match self
+            .catalog
+            .store()
+            .claim_deliveries(now, until, room)
+            .await
+        {
+            Ok(claimed) => {
+                for delivery in claimed {
+                    let courier = Arc::clone(self);
+                    flights
+                        .0
+                        .spawn(async move { courier.deliver(delivery).await });
+                }
+            }
+            Err(error) => tracing::error!(
+                error = &error as &dyn Error,
+                "webhooks are not told: the store cannot be used; it is tried again"
+            ),
+        }
+    }
+
+    /// Sends one event to one webhook.
+    pub(super) async fn post(&self, webhook: &Webhook, id: &str, body: String) -> Outcome {
+        let url = match OutboundUrl::parse(&webhook.url) {
+            Ok(url) => url,
+            Err(error) => return Outcome::Unusable(error),
+        };
+        let now = self.catalog.clock().wall();
+        let secret = SigningSecret::of(&self.pepper, webhook.id);
+        let mut headers = secret.headers(id, now, body.as_bytes());
+        let content_type = HeaderValue::from_static(event::CONTENT_TYPE);
+        headers.insert(CONTENT_TYPE, content_type);
+        let request = Request {
+            method: Method::POST,
+            url,
+            headers,
+            body: body.into(),
+            allow_private: webhook.allow_private,
+        };
+        match self.outbound.send(request).await {
+            Ok(answer) => {
+                let now = self.catalog.clock().wall();
+                Outcome::answered(answer.status, &answer.headers, now)
+            }
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// Removes what was listed for long enough, and gives up what waits in too great a number.
+    pub(super) async fn prune(&self) {
+        let now = self.catalog.clock().wall();
+        let retention = Retention {
+            delivered_since: earlier(now, DELIVERED_FOR),
+            given_up_since: earlier(now, GIVEN_UP_FOR),
+            max_over: MAX_OVER,
+            max_waiting: MAX_WAITING,
+        };
+        match self.catalog.store().prune_deliveries(now, retention).await {
+            Ok(given_up) => {
+                for delivery in given_up {
+                    let error = delivery.last_error.as_deref().unwrap_or_default();
+                    self.tell(&delivery, Settled::GivenUp, error);
+                }
+            }
+            Err(error) => tracing::warn!(
+                error = &error as &dyn Error,
+                "old deliveries to webhooks cannot be removed; it is tried again"
+            ),
+        }
+    }
+
+    async fn deliver(&self, delivery: Delivery) {
+        let outcome = match self.webhook_of(&delivery.what) {
+            Ok(webhook) => {
+                let NewDelivery { event, body, .. } = &delivery.what;
+                self.post(&webhook, event, body.clone()).await
+            }
+            Err(outcome) => outcome,
+        };
+        let now = self.catalog.clock().wall();
+        let settlement = outcome.settle(&delivery, now, (self.random)());
+        let (settled, error) = (settlement.state, outcome.error().unwrap_or_default());
+        match self.catalog.store().settle_delivery(settlement).await {
+            Ok(true) => self.tell(&delivery, settled, &error),
+            // Whoever claimed it meanwhile tells of it.
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                error = &error as &dyn Error,
+                webhook = delivery.what.webhook,
+                event = delivery.what.event,
+                "what became of an event cannot be noted: it will be sent once more"
+            ),
+        }
+    }
+
+    /// The webhook of a delivery as it is now.
+    fn webhook_of(&self, what: &NewDelivery) -> Result<Webhook, Outcome> {
+        let served = self
+            .catalog
+            .get(&what.keyring)
+            .map_err(|_| Outcome::Behind)?;
+        let state = served.journal().state();
+        // It was there when the delivery was made, at this revision or a later one.
+        if state.keyring.revision() < what.revision {
+            return Err(Outcome::Behind);
+        }
+        let id: WebhookId = what.webhook.parse().map_err(|_| Outcome::Removed)?;
+        let found = state.keyring.webhooks().get(&id);
+        found.cloned().ok_or(Outcome::Removed)
+    }
+
+    fn tell(&self, delivery: &Delivery, settled: Settled, error: &str) {
+        let Delivery { what, attempts, .. } = delivery;
+        self.metrics.count(&what.kind, settled);
+        let NewDelivery {
+            webhook,
+            event,
+            kind,
+            keyring,
+            ..
+        } = what;
+        match settled {
+            Settled::Delivered => tracing::debug!(
+                auth.keyring = %keyring, webhook, event, kind, attempts, "a webhook was told"
+            ),
+            Settled::Retry(next) => tracing::info!(
+                auth.keyring = %keyring, webhook, event, kind, attempts, error, %next,
+                "a webhook could not be told; it is tried again"
+            ),
+            Settled::GivenUp => tracing::warn!(
+                auth.keyring = %keyring, webhook, event, kind, attempts, error,
+                "an event was given up: the webhook will not be told of it"
+            ),
+        }
+    }
+}
+
+impl Flights {
+    /// Waits until one has landed; for ever when there is none. Cancellation safe.
+    pub async fn landed(&mut self) {
+        match self.0.join_next().await {
+            Some(landed) => rethrow(landed),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until all have landed.
+    pub async fn all_landed(&mut self) {
+        while let Some(landed) = self.0.join_next().await {
+            rethrow(landed);
+        }
+    }
+}
+
+impl fmt::Debug for Flights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Flights").field(&self.0.len()).finish()
+    }
+}
+
+/// The panic of a task is its owner's.
+fn rethrow(landed: Result<(), JoinError>) {
+    if let Err(error) = landed
+        && let Ok(panic) = error.try_into_panic()
+    {
+        panic::resume_unwind(panic);
+    }
+}
+
+fn earlier(now: Timestamp, by: Duration) -> Timestamp {
+    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_millis(now.as_millis().saturating_sub(by))
+}

@@ -1,0 +1,269 @@
+//! What follows from an attempt to deliver an event.
+
+use std::{error::Error, time::Duration};
+
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+
+use crate::{
+    discovery::backoff::drawn,
+    key::Timestamp,
+    outbound::{OutboundError, UrlError},
+    store::{Delivery, Settled, Settlement},
+};
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The endpoint answered.
+    Answered {
+        /// The status.
+        status: StatusCode,
+        /// When it wants to be asked again, if it said so and if it matters.
+        retry_after: Option<Duration>,
+    },
+    /// It did not.
+    Failed(OutboundError),
+    /// The webhook's address cannot be called.
+    Unusable(UrlError),
+    /// There is no such webhook any more.
+    Removed,
+    /// This control plane has not read the webhook's definition yet.
+    Behind,
+}
+
+/// The range of the first wait: most failures are a restart or a lost packet.
+const FIRST: Duration = Duration::from_secs(5);
+/// The largest range, and the longest that an endpoint may ask to be left alone: an endpoint that is back is told within
+/// an hour.
+const MAX: Duration = Duration::from_hours(1);
+/// The most attempts.
+pub const MAX_ATTEMPTS: u32 = 15;
+/// The age at which an event is given up: its news is old by then, and people were told by `webhook deliveries`, a log
+/// line and a metric.
+pub const MAX_AGE: Duration = Duration::from_hours(72);
+/// The longest text of an error that is kept: one line.
+const MAX_ERROR: usize = 300;
+
+impl Outcome {
+    /// What an answer says.
+    #[must_use]
+    pub fn answered(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Self {
+        let says_when = matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        );
+        Self::Answered {
+            status,
+            retry_after: says_when.then(|| retry_after(headers, now)).flatten(),
+        }
+    }
+
+    /// The status of the answer, if there was one.
+    #[must_use]
+    pub fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Answered { status, .. } => Some(*status),
+            Self::Failed(_) | Self::Unusable(_) | Self::Removed | Self::Behind => None,
+        }
+    }
+
+    /// What went wrong, in one short line without anything that the endpoint chose; none when it took the event.
+    #[must_use]
+    pub fn error(&self) -> Option<String> {
+        let mut text = match self {
+            Self::Answered { status, .. } if status.is_success() => return None,
+            Self::Answered { status, .. } => format!("answered with status {}", status.as_u16()),
+            Self::Failed(error) => with_causes(error),
+            Self::Unusable(error) => format!("the webhook's URL is {error}"),
+            Self::Removed => "the webhook was removed".to_owned(),
+            Self::Behind => "the webhook is not known here yet".to_owned(),
+        };
+        text.retain(|c| !c.is_control());
+        text.truncate(text.floor_char_boundary(MAX_ERROR));
+        Some(text)
+    }
+
+    /// What follows for a delivery that ended so at `now`; `random` is uniform.
+    #[must_use]
+    pub fn settle(&self, delivery: &Delivery, now: Timestamp, random: u32) -> Settlement {
+        Settlement {
+            webhook: delivery.what.webhook.clone(),
+            event: delivery.what.event.clone(),
+            attempts: delivery.attempts,
+            at: now,
+            state: self.follows(delivery, now, random),
+            status: self.status().map(|status| status.as_u16()),
+            error: self.error(),
+        }
+    }
+
+    fn follows(&self, delivery: &Delivery, now: Timestamp, random: u32) -> Settled {
+        let at_least = match self {
+            Self::Answered { status, .. } if status.is_success() => return Settled::Delivered,
+            // It says that it will not come back.
+            Self::Answered {
+                status: StatusCode::GONE,
+                ..
+            }
+            | Self::Removed => return Settled::GivenUp,
+            Self::Answered { retry_after, .. } => *retry_after,
+            Self::Failed(_) | Self::Unusable(_) | Self::Behind => None,
+        };
+        let wait = wait(delivery.attempts, random).max(at_least.unwrap_or_default());
+        let next = now.saturating_add(wait.min(MAX));
+        let too_old = next >= delivery.what.created_at.saturating_add(MAX_AGE);
+        if delivery.attempts >= MAX_ATTEMPTS || too_old {
+            Settled::GivenUp
+        } else {
+            Settled::Retry(next)
+        }
+    }
+}
+
+/// The wait after so many attempts: drawn from the whole of a range that doubles with each.
+fn wait(attempts: u32, random: u32) -> Duration {
+    let doubled = 1_u32
+        .checked_shl(attempts.saturating_sub(1))
+        .unwrap_or(u32::MAX);
+    drawn(FIRST.saturating_mul(doubled).min(MAX), random)
+}
+
+/// RFC 9110, section 10.2.3: seconds, or a date.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(Timestamp::from(date).saturating_since(now))
+}
+
+fn with_causes(error: &OutboundError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::{
+        key::{Revision, testing},
+        store::{DeliveryState, NewDelivery},
+    };
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn delivery(attempts: u32) -> Delivery {
+        Delivery {
+            what: NewDelivery {
+                webhook: "7Qm2Xc91TbKe".into(),
+                event: "payments-1-2".into(),
+                keyring: testing::keyring_name(),
+                revision: Revision::new(2),
+                kind: "key.revoked".into(),
+                body: "{}".into(),
+                created_at: NOW,
+            },
+            state: DeliveryState::Waiting,
+            attempts,
+            next_attempt_at: NOW,
+            settled_at: None,
+            last_status: None,
+            last_error: None,
+        }
+    }
+
+    fn answered(status: u16, retry_after: Option<&'static str>) -> Outcome {
+        let mut headers = HeaderMap::new();
+        headers.extend(retry_after.map(|text| (RETRY_AFTER, HeaderValue::from_static(text))));
+        let status = StatusCode::from_u16(status).expect("a status");
+        Outcome::answered(status, &headers, NOW)
+    }
+
+    /// The wait in seconds; none when there is none.
+    fn waits(outcome: &Outcome, attempts: u32) -> Option<u64> {
+        match outcome.follows(&delivery(attempts), NOW, u32::MAX) {
+            Settled::Retry(next) => Some(next.saturating_since(NOW).as_secs()),
+            Settled::Delivered | Settled::GivenUp => None,
+        }
+    }
+
+    #[test]
+    fn the_range_doubles_up_to_an_hour_and_ends() {
+        let waits: Vec<_> = (1..=15)
+            .map(|attempts| waits(&answered(500, None), attempts))
+            .collect();
+        let expected = [
+            5, 10, 20, 40, 80, 160, 320, 640, 1_280, 2_560, 3_600, 3_600, 3_600, 3_600,
+        ];
+        assert_eq!(waits[..14], expected.map(Some));
+        assert_eq!(waits[14], None);
+        assert!(wait(1, 0) < Duration::from_millis(1), "no jitter");
+        assert_eq!(wait(u32::MAX, u32::MAX), MAX);
+    }
+
+    #[test]
+    fn only_success_is_delivered_and_only_gone_is_final() {
+        for status in [200, 201, 202, 204, 299] {
+            let outcome = answered(status, None);
+            assert_eq!(outcome.follows(&delivery(1), NOW, 0), Settled::Delivered);
+            assert_eq!(outcome.error(), None);
+        }
+        for status in [300, 301, 302, 307, 400, 401, 403, 404, 409, 429, 500, 503] {
+            assert_eq!(waits(&answered(status, None), 1), Some(5), "{status}");
+        }
+        let gone = answered(410, None);
+        assert_eq!(gone.follows(&delivery(1), NOW, 0), Settled::GivenUp);
+        assert_eq!(gone.error().as_deref(), Some("answered with status 410"));
+        let removed = Outcome::Removed.follows(&delivery(1), NOW, 0);
+        assert_eq!(removed, Settled::GivenUp);
+        assert_eq!(waits(&Outcome::Behind, 1), Some(5));
+    }
+
+    #[test]
+    fn an_endpoint_may_ask_for_time_within_bounds() {
+        for (status, text, expected) in [
+            (503, "120", 120),
+            (429, " 120 ", 120),
+            (503, "0", 5),
+            (503, "999999999", 3_600),
+            (503, "Fri, 15 Jan 2027 08:02:00 GMT", 120),
+            (503, "Fri, 15 Jan 2021 08:02:00 GMT", 5),
+            (503, "-1", 5),
+            (503, "soon", 5),
+            (500, "120", 5),
+        ] {
+            let outcome = answered(status, Some(text));
+            assert_eq!(waits(&outcome, 1), Some(expected), "{status} {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_old_is_given_up() {
+        let mut old = delivery(1);
+        let tried = NOW.saturating_add(MAX_AGE - Duration::from_secs(5));
+        let outcome = answered(500, None);
+        let follows = |old: &Delivery| outcome.follows(old, tried, u32::MAX);
+        assert_eq!(follows(&old), Settled::GivenUp);
+        old.what.created_at = NOW.saturating_add(Duration::from_millis(1));
+        let next = tried.saturating_add(Duration::from_secs(5));
+        assert_eq!(follows(&old), Settled::Retry(next));
+    }
+
+    #[test]
+    fn errors_are_one_short_line() {
+        let host = format!("hooks\n{}", "é".repeat(400));
+        let text = Outcome::Failed(OutboundError::Unresolved { host }).error();
+        let text = text.expect("an error");
+        assert!(text.starts_with("the name hooksé"), "{text}");
+        assert!(text.len() <= MAX_ERROR);
+    }
+}
