@@ -2,12 +2,17 @@
 //!
 //! A [`KeyringView`] is an immutable state of a keyring, and what a check sees. A [`Slot`] publishes the newest one: a
 //! check loads it once. A [`Mirror`] applies what the control plane sends and publishes the next view. One mirror
-//! writes to a slot, any number of checks read from it.
+//! writes to a slot, any number of checks read from it. A [`Ledger`] counts how often its key versions were used; it
+//! outlives all views.
 
+mod callers;
 mod mirror;
 mod slot;
+mod usage;
 mod view;
 
+pub use callers::{Caller, CallerUse, MAX_CALLERS};
 pub use mirror::{Announced, DeltaError, Mirror, Position, SnapshotBuilder, SnapshotError};
 pub use slot::{Freshness, Keyrings, Slot, Staleness};
-pub use view::{KeyringSettings, KeyringView};
+pub use usage::{Ledger, VersionUsage};
+pub use view::{HeldKey, KeyringSettings, KeyringView};

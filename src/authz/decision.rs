@@ -9,7 +9,7 @@ use super::{credential::Places, question::Question, reason::DenyReason, settings
 use crate::{
     clock::BootTime,
     key::{KeyRecord, KeyState, KeyringName, Revision, Standing, Timestamp},
-    keyring::{Freshness, KeyringView, Slot},
+    keyring::{Freshness, HeldKey, KeyringView, Slot},
 };
 
 /// What becomes of a request.
@@ -27,7 +27,7 @@ pub enum Decision {
 #[derive(Clone, Debug)]
 pub struct Grant {
     keyring: KeyringFacts,
-    record: Arc<KeyRecord>,
+    key: Arc<HeldKey>,
     places: Places,
     notice: Option<Notice>,
 }
@@ -44,7 +44,7 @@ pub struct Denial {
     reason: DenyReason,
     keyring: Option<KeyringFacts>,
     /// Only once the key was verified: it was found, so that its holder had all of it.
-    record: Option<Arc<KeyRecord>>,
+    key: Option<Arc<HeldKey>>,
     /// What the route demands, for [`DenyReason::InsufficientScope`].
     scopes: Option<String>,
 }
@@ -65,7 +65,7 @@ pub struct KeyringFacts {
 pub struct Notice {
     /// Since when the version should not be used any more; none where the control plane does not say.
     pub since: Option<Timestamp>,
-    /// From when on the version is not accepted any more; none while nothing ends it.
+    /// The announced end of the version: its deadline, or its expiry if that is earlier.
     pub sunset: Option<Timestamp>,
     /// A page that helps.
     pub help_url: Option<String>,
@@ -131,17 +131,17 @@ pub fn decide(question: &Question<'_>, held: Option<&Held<'_>>, now: Timestamp) 
     match judge(question, held, now) {
         Ok(Some(verified)) => Decision::Allow(Grant {
             keyring: held.facts(),
-            notice: Notice::of(&verified.record, verified.view),
-            record: verified.record,
+            notice: Notice::of(verified.key.record(), verified.view),
+            key: verified.key,
             places: verified.places,
         }),
         Ok(None) => Decision::Anonymous(Anonymous {
             keyring: held.facts(),
         }),
-        Err((reason, record)) => Decision::Deny(Denial {
+        Err((reason, key)) => Decision::Deny(Denial {
             reason,
             keyring: Some(held.facts()),
-            record,
+            key,
             scopes: (reason == DenyReason::InsufficientScope)
                 .then(|| question.route.scopes.to_string()),
         }),
@@ -151,12 +151,12 @@ pub fn decide(question: &Question<'_>, held: Option<&Held<'_>>, now: Timestamp) 
 /// A key that may pass.
 struct Verified<'v> {
     view: &'v KeyringView,
-    record: Arc<KeyRecord>,
+    key: Arc<HeldKey>,
     places: Places,
 }
 
 /// Why not, and whose key it was if that is known for certain.
-type Refusal = (DenyReason, Option<Arc<KeyRecord>>);
+type Refusal = (DenyReason, Option<Arc<HeldKey>>);
 
 fn judge<'v>(
     question: &Question<'_>,
@@ -171,21 +171,21 @@ fn judge<'v>(
         (Ok(None), Auth::Required) => return Err(unverified(DenyReason::MissingCredential)),
         (Ok(None), Auth::Optional) => return Ok(None),
     };
-    let key = credential
+    let presented = credential
         .key()
         .map_err(|_| unverified(DenyReason::MalformedCredential))?;
     let settings = view.settings();
-    if settings.issued_only && key.parse(&settings.prefix).is_err() {
+    if settings.issued_only && presented.parse(&settings.prefix).is_err() {
         return Err(unverified(DenyReason::MalformedCredential));
     }
-    let record = view
-        .find(&key)
+    let key = view
+        .find(&presented)
         .ok_or_else(|| unverified(DenyReason::UnknownKey))?;
-    match refuse(question, record, now) {
-        Some(reason) => Err((reason, Some(Arc::clone(record)))),
+    match refuse(question, key.record(), now) {
+        Some(reason) => Err((reason, Some(Arc::clone(key)))),
         None => Ok(Some(Verified {
             view,
-            record: Arc::clone(record),
+            key: Arc::clone(key),
             places: credential.places(),
         })),
     }
@@ -231,12 +231,18 @@ impl Decision {
 
     /// The version that was used; none unless it was verified.
     #[must_use]
-    pub const fn record(&self) -> Option<&Arc<KeyRecord>> {
+    pub const fn key(&self) -> Option<&Arc<HeldKey>> {
         match self {
-            Self::Allow(grant) => Some(&grant.record),
+            Self::Allow(grant) => Some(&grant.key),
             Self::Anonymous(_) => None,
-            Self::Deny(denial) => denial.record.as_ref(),
+            Self::Deny(denial) => denial.key.as_ref(),
         }
+    }
+
+    /// What is known of that version.
+    #[must_use]
+    pub fn record(&self) -> Option<&KeyRecord> {
+        self.key().map(|key| key.record())
     }
 }
 
@@ -274,10 +280,10 @@ impl Grant {
         &self.keyring
     }
 
-    /// The version that was used.
+    /// What is known of the version that was used.
     #[must_use]
-    pub const fn record(&self) -> &Arc<KeyRecord> {
-        &self.record
+    pub fn record(&self) -> &KeyRecord {
+        self.key.record()
     }
 
     /// Where the credential was.
@@ -307,7 +313,7 @@ impl Denial {
         Self {
             reason,
             keyring: None,
-            record: None,
+            key: None,
             scopes: None,
         }
     }
@@ -321,7 +327,7 @@ impl Denial {
                 revision: Some(Revision::new(7)),
                 age: Some(Duration::from_millis(1500)),
             }),
-            record: record.map(Arc::new),
+            key: record.map(HeldKey::unused),
             scopes: (reason == DenyReason::InsufficientScope).then(|| "read write".to_owned()),
             ..Self::unread(reason)
         }
@@ -351,10 +357,10 @@ impl Denial {
         self.keyring.as_ref()
     }
 
-    /// The version that was used; none unless it was verified.
+    /// What is known of the version that was used; none unless it was verified.
     #[must_use]
-    pub const fn record(&self) -> Option<&Arc<KeyRecord>> {
-        self.record.as_ref()
+    pub fn record(&self) -> Option<&KeyRecord> {
+        self.key.as_ref().map(|key| key.record())
     }
 
     /// What the route demands, when that was missing.

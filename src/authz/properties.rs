@@ -42,7 +42,7 @@ impl World {
             (KeyState::Active, Window::default(), None, true),
             (KeyState::Pending, Window::new(Some(NOW), None), None, true),
             (KeyState::Retiring, Window::default(), Some(after), true),
-            (KeyState::Retiring, Window::default(), Some(before), false),
+            (KeyState::Retiring, Window::default(), Some(before), true),
             (KeyState::Retired, Window::default(), None, false),
             (KeyState::Revoked, Window::default(), None, false),
             (KeyState::Active, Window::new(None, Some(NOW)), None, false),

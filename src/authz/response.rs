@@ -90,7 +90,7 @@ pub fn deny(settings: &Settings, denial: &Denial, trace: Option<&TraceParent>) -
         dynamic_metadata: Some(metadata(
             Outcome::Denied(reason),
             denial.keyring(),
-            denial.record().map(AsRef::as_ref),
+            denial.record(),
         )),
     }
 }

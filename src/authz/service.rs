@@ -14,13 +14,14 @@ use super::{
     decision::{Decision, Denial, Held, decide},
     event::{CheckEvent, Observer},
     question::{MalformedRequest, Question},
+    request::CheckInput,
     response,
     settings::Settings,
 };
 use crate::{
     clock::{BootTime, Clock},
-    key::Timestamp,
-    keyring::{Keyrings, Slot},
+    key::{KeyState, Timestamp},
+    keyring::{Caller, Keyrings, Slot},
     proto::auth::{CheckRequest, CheckResponse, authorization_server::Authorization},
     telemetry::TraceParent,
 };
@@ -114,6 +115,9 @@ impl Authorizer {
         let view = view.as_ref().and_then(|view| view.as_deref());
         let held = slot.map(|slot| Held::new(slot, view, boot));
         let decision = decide(&question, held.as_ref(), now);
+        if let Some(slot) = slot {
+            count(slot, &decision, input, now);
+        }
         Answered {
             response: response::respond(&self.settings, input, &decision, parent.as_ref()),
             decision,
@@ -155,6 +159,28 @@ impl Authorization for Authorizer {
     }
 }
 
+/// Counts the use of the version that was verified, whatever became of the check. Before the answer is made, so that
+/// whoever has an answer has been counted.
+fn count(slot: &Slot, decision: &Decision, input: &CheckInput<'_>, now: Timestamp) {
+    let Some(key) = decision.key() else {
+        return;
+    };
+    let denied = match decision {
+        Decision::Allow(_) | Decision::Anonymous(_) => false,
+        Decision::Deny(_) => true,
+    };
+    match key.record().state {
+        KeyState::Pending | KeyState::Active => {}
+        KeyState::Retiring | KeyState::Retired | KeyState::Revoked => {
+            let user_agent = input.values("user-agent").next().unwrap_or_default();
+            let caller = Caller::new(input.source(), user_agent, input.host(), input.path());
+            key.usage().note_caller(&caller, now);
+        }
+    }
+    // Last, so that a report which has the request has its caller, too.
+    slot.usage().count(key.usage(), now, denied);
+}
+
 /// What `work` returns; none when it panics. Nothing that a check writes to outlives it, except counters.
 fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
@@ -175,12 +201,15 @@ mod tests {
             DenyReason, Outcome,
             testing::{Message, REVISION, keyrings, settings},
         },
-        key::{KeyId, Secret, testing},
+        key::{AllowedSources, KeyId, KeyRecord, Secret, Use, Window, testing},
+        keyring::CallerUse,
         proto::auth::check_response::HttpResponse,
     };
 
     const OF_ENVOY: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     const OF_CALLER: &str = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    const NOW: Timestamp = Timestamp::from_millis(5_000);
 
     /// Keeps what it is told.
     #[derive(Debug, Default)]
@@ -205,7 +234,7 @@ mod tests {
     fn authorizer(observer: Arc<dyn Observer>) -> (Authorizer, Secret) {
         let secret = testing::secret(KeyId::generate().expect("the random source works"));
         let keyrings = keyrings(vec![testing::record_of(&secret)], true);
-        let (clock, _) = Clock::manual(Timestamp::from_millis(5_000));
+        let (clock, _) = Clock::manual(NOW);
         let settings = Arc::new(settings());
         (
             Authorizer::new(settings, &keyrings, clock, observer),
@@ -269,6 +298,124 @@ mod tests {
             code(&authorizer.answer(&Message::get("/").joined(), None)),
             Some(16)
         );
+    }
+
+    /// What was counted of the one version of the keyring.
+    fn counted(authorizer: &Authorizer) -> Vec<Use> {
+        let slot = authorizer.slot("payments").expect("it is held");
+        let used = slot.usage().take_used();
+        used.iter().map(|usage| usage.read()).collect()
+    }
+
+    fn authorizer_of(record: KeyRecord, observer: Arc<dyn Observer>) -> Authorizer {
+        let keyrings = keyrings(vec![record], true);
+        let (clock, _) = Clock::manual(NOW);
+        Authorizer::new(Arc::new(settings()), &keyrings, clock, observer)
+    }
+
+    #[test]
+    fn every_check_of_a_verified_key_is_counted_whatever_becomes_of_it() {
+        let secret = testing::secret(KeyId::generate().expect("the random source works"));
+        let record = testing::record_of(&secret);
+        let message = Message::get("/").header("x-api-key", secret.expose().to_owned());
+        let scopes = message.clone().extension("relatch.scopes", "write");
+        let with = |state, window| KeyRecord {
+            state,
+            window,
+            ..record.clone()
+        };
+        let always = Window::default();
+        let later = Timestamp::from_millis(5_001);
+        let inner = KeyRecord {
+            allowed_sources: AllowedSources::parse(&["10.0.0.0/8"]).expect("a block"),
+            ..record.clone()
+        };
+        for (record, message, denied) in [
+            (record.clone(), &message, 0),
+            (with(KeyState::Pending, always), &message, 0),
+            (with(KeyState::Retiring, always), &message, 0),
+            (with(KeyState::Retired, always), &message, 1),
+            (with(KeyState::Revoked, always), &message, 1),
+            (
+                with(KeyState::Active, Window::new(None, Some(NOW))),
+                &message,
+                1,
+            ),
+            (
+                with(KeyState::Active, Window::new(Some(later), None)),
+                &message,
+                1,
+            ),
+            (inner, &message, 1),
+            (record.clone(), &scopes, 1),
+        ] {
+            let authorizer = authorizer_of(record.clone(), Arc::new(Failing));
+            let answer = authorizer.answer(&message.joined(), None);
+            assert_eq!(code(&answer) != Some(0), denied == 1);
+            let expected = Use {
+                requests: 1,
+                denied,
+                first_used: Some(NOW),
+                last_used: Some(NOW),
+            };
+            assert_eq!(counted(&authorizer), [expected], "{:?}", record.state);
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_not_verified_is_not_counted() {
+        let (authorizer, secret) = authorizer(Arc::new(Recorder::default()));
+        let other = testing::secret(KeyId::generate().expect("the random source works"));
+        let key = |message: Message, secret: &Secret| {
+            message.header("x-api-key", secret.expose().to_owned())
+        };
+        let elsewhere = Message::get("/").extension("relatch.keyring", "empty");
+        for message in [
+            Message::get("/"),
+            Message::get("/").header("x-api-key", "K"),
+            key(Message::get("/"), &other),
+            key(elsewhere, &secret),
+            key(key(Message::get("/"), &secret), &other),
+        ] {
+            assert_ne!(code(&authorizer.answer(&message.raw(), None)), Some(0));
+            assert_eq!(counted(&authorizer), []);
+        }
+    }
+
+    #[test]
+    fn callers_are_noted_only_of_versions_that_should_not_be_used_any_more() {
+        let secret = testing::secret(KeyId::generate().expect("the random source works"));
+        let message = Message::get("/v1/orders/17?api_key=").from("192.0.2.7");
+        let message = message.header("user-agent", "curl/8.5");
+        let message = message.header("x-api-key", secret.expose().to_owned());
+        for (state, is_noted) in [
+            (KeyState::Pending, false),
+            (KeyState::Active, false),
+            (KeyState::Retiring, true),
+            (KeyState::Retired, true),
+            (KeyState::Revoked, true),
+        ] {
+            let record = KeyRecord {
+                state,
+                ..testing::record_of(&secret)
+            };
+            let authorizer = authorizer_of(record, Arc::new(Recorder::default()));
+            let _answer = authorizer.answer(&message.joined(), None);
+            let used = authorizer
+                .slot("payments")
+                .expect("it is held")
+                .usage()
+                .take_used();
+            let expected = CallerUse {
+                source: Some([192, 0, 2, 7].into()),
+                user_agent: "curl/8.5".to_owned(),
+                route: "api.example.com/v1/orders".to_owned(),
+                requests: 1,
+                last_used: NOW,
+            };
+            let expected: &[CallerUse] = if is_noted { &[expected] } else { &[] };
+            assert_eq!(used[0].callers(), expected, "{state:?}");
+        }
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub struct KeyRecord {
     pub window: Window,
     /// The beginning of the overlap, in state retiring; none also where an older control plane left it out.
     pub retiring_since: Option<Timestamp>,
-    /// The end of the overlap, in state retiring.
+    /// The announced end of the overlap, in state retiring. The control plane ends it, by a change of the state; until
+    /// that comes, the version is accepted.
     pub retires_at: Option<Timestamp>,
     /// What the key may do.
     pub scopes: Scopes,
@@ -48,7 +49,7 @@ pub enum Standing {
     NotYetValid,
     /// Its window is over.
     Expired,
-    /// Its planned end has come.
+    /// The control plane has ended it as planned.
     Retired,
     /// It was ended at once, for good.
     Revoked,
@@ -64,7 +65,8 @@ impl KeyRecord {
         }
     }
 
-    /// How the version stands at `now`, by the wall clock.
+    /// How the version stands at `now`, by the wall clock. An overlap is ended by the control plane alone: only it knows
+    /// whether the old version is still in use.
     #[must_use]
     pub fn standing(&self, now: Timestamp) -> Standing {
         match self.state {
@@ -74,14 +76,9 @@ impl KeyRecord {
         }
         match self.window.position(now) {
             Position::After => Standing::Expired,
-            Position::Before | Position::Inside if self.overlap_is_over(now) => Standing::Retired,
             Position::Before => Standing::NotYetValid,
             Position::Inside => Standing::Accepted,
         }
-    }
-
-    fn overlap_is_over(&self, now: Timestamp) -> bool {
-        self.retires_at.is_some_and(|end| now >= end)
     }
 }
 
@@ -115,10 +112,11 @@ mod tests {
     }
 
     #[test]
-    fn retiring_version_is_accepted_until_its_deadline() {
+    fn retiring_version_is_accepted_beyond_its_deadline_until_it_expires() {
         let record = record(KeyState::Retiring, Some(150));
-        assert_eq!(record.standing(at(149)), Standing::Accepted);
-        assert_eq!(record.standing(at(150)), Standing::Retired);
+        assert_eq!(record.standing(at(99)), Standing::NotYetValid);
+        assert_eq!(record.standing(at(150)), Standing::Accepted);
+        assert_eq!(record.standing(at(199)), Standing::Accepted);
         assert_eq!(record.standing(at(200)), Standing::Expired);
     }
 

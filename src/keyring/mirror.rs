@@ -8,7 +8,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     slot::Slot,
-    view::{Entry, KeyringSettings, KeyringView},
+    usage::Ledger,
+    view::{Entry, HeldKey, KeyringSettings, KeyringView},
 };
 use crate::key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision};
 
@@ -45,6 +46,7 @@ pub struct Position {
 /// A snapshot on its way, built aside.
 #[derive(Debug)]
 pub struct SnapshotBuilder {
+    slot: Arc<Slot>,
     view: KeyringView,
 }
 
@@ -161,6 +163,7 @@ impl Mirror {
         }
         let name = self.slot.name().clone();
         Ok(SnapshotBuilder {
+            slot: Arc::clone(&self.slot),
             view: KeyringView::empty(name, epoch, revision, settings),
         })
     }
@@ -179,7 +182,7 @@ impl Mirror {
         set_digest: Option<u64>,
         confirmed: usize,
     ) -> Result<(), SnapshotError> {
-        let SnapshotBuilder { mut view } = snapshot;
+        let SnapshotBuilder { mut view, slot: _ } = snapshot;
         if set_digest.is_some_and(|announced| announced != view.set_digest()) {
             return Err(SnapshotError::Digest);
         }
@@ -189,13 +192,15 @@ impl Mirror {
         }
         if let Some(former) = self.view.take() {
             for entry in former.entries() {
-                if entry.record.state == KeyState::Revoked {
-                    revoke(&mut view, Arc::clone(&entry.record));
+                match entry.state() {
+                    KeyState::Revoked => keep_revoked(&mut view, &entry.key),
+                    KeyState::Retiring | KeyState::Retired => forget_callers(entry, &view),
+                    KeyState::Pending | KeyState::Active => {}
                 }
             }
         }
         for (_, record) in self.early.drain() {
-            revoke(&mut view, Arc::new(record));
+            revoke(&mut view, self.slot.usage(), record);
         }
         self.publish(view);
         Ok(())
@@ -231,7 +236,7 @@ impl Mirror {
         };
         let mut view = KeyringView::clone(view);
         for announced in revocations.into_iter().chain(upserts) {
-            upsert(&mut view, announced);
+            upsert(&mut view, self.slot.usage(), announced);
         }
         for digest in removals {
             remove(&mut view, digest);
@@ -247,7 +252,7 @@ impl Mirror {
             Some(view) => {
                 let mut view = KeyringView::clone(view);
                 for record in records {
-                    revoke(&mut view, Arc::new(record));
+                    revoke(&mut view, self.slot.usage(), record);
                 }
                 self.publish(view);
             }
@@ -286,44 +291,69 @@ impl SnapshotBuilder {
 
     /// Adds a version.
     pub fn add(&mut self, announced: Announced) {
-        upsert(&mut self.view, announced);
+        upsert(&mut self.view, self.slot.usage(), announced);
     }
 }
 
-fn upsert(view: &mut KeyringView, Announced { record, hash }: Announced) {
-    let record = match view.entry(&record.digest) {
-        Some(held) if held.record.state == KeyState::Revoked => Arc::clone(&held.record),
-        Some(_) | None => Arc::new(record),
+fn upsert(view: &mut KeyringView, ledger: &Ledger, announced: Announced) {
+    let Announced { record, hash } = announced;
+    let held = view.entry(&record.digest);
+    let key = match held {
+        Some(held) if held.state() == KeyState::Revoked => Arc::clone(&held.key),
+        Some(_) | None => hold(ledger, record),
     };
+    let former = held.cloned();
     view.put(Entry {
-        record,
+        key,
         announced: hash,
     });
+    if let Some(former) = former {
+        forget_callers(&former, view);
+    }
 }
 
 fn remove(view: &mut KeyringView, digest: &KeyDigest) {
-    match view.entry(digest) {
-        Some(held) if held.record.state == KeyState::Revoked => {
-            let record = Arc::clone(&held.record);
-            view.put(Entry {
-                record,
-                announced: 0,
-            });
-        }
-        Some(_) | None => view.remove(digest),
+    let Some(held) = view.entry(digest).cloned() else {
+        return;
+    };
+    if held.state() == KeyState::Revoked {
+        let key = held.key;
+        view.put(Entry { key, announced: 0 });
+    } else {
+        view.remove(digest);
+        forget_callers(&held, view);
     }
 }
 
-fn revoke(view: &mut KeyringView, record: Arc<KeyRecord>) {
-    let announced = view.entry(&record.digest).map_or(0, |held| held.announced);
-    let record = match record.state {
-        KeyState::Revoked => record,
-        KeyState::Pending | KeyState::Active | KeyState::Retiring | KeyState::Retired => {
-            Arc::new(KeyRecord {
-                state: KeyState::Revoked,
-                ..KeyRecord::clone(&record)
-            })
-        }
-    };
-    view.put(Entry { record, announced });
+fn revoke(view: &mut KeyringView, ledger: &Ledger, record: KeyRecord) {
+    let state = KeyState::Revoked;
+    let key = hold(ledger, KeyRecord { state, ..record });
+    keep_revoked(view, &key);
 }
+
+fn keep_revoked(view: &mut KeyringView, key: &Arc<HeldKey>) {
+    let held = view.entry(&key.record().digest);
+    let announced = held.map_or(0, |held| held.announced);
+    let key = Arc::clone(key);
+    view.put(Entry { key, announced });
+}
+
+/// The version of a record, with the counters that it has had since the process began.
+fn hold(ledger: &Ledger, record: KeyRecord) -> Arc<HeldKey> {
+    let usage = ledger.of(record.version_ref());
+    Arc::new(HeldKey::new(record, usage))
+}
+
+/// Forgets who used a version that is gone from `view`, or is there as one that may be used: callers are looked for only
+/// where they should move on. A check that still sees the former view may note one more, which goes with the next change.
+fn forget_callers(former: &Entry, view: &KeyringView) {
+    let held = view.lookup(&former.key.record().digest);
+    let state = held.map(|held| held.record().state);
+    match state {
+        Some(KeyState::Retiring | KeyState::Retired | KeyState::Revoked) => {}
+        Some(KeyState::Pending | KeyState::Active) | None => former.key.usage().forget_callers(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

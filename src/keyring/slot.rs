@@ -11,19 +11,20 @@ use std::{
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::view::KeyringView;
+use super::{usage::Ledger, view::KeyringView};
 use crate::{clock::BootTime, key::KeyringName};
 
 /// The keyrings that a sidecar is configured to hold.
 #[derive(Clone, Debug)]
 pub struct Keyrings(Arc<BTreeMap<KeyringName, Arc<Slot>>>);
 
-/// The newest view of one keyring, and how fresh it is.
+/// The newest view of one keyring, how fresh it is, and how its keys are used.
 #[derive(Debug)]
 pub struct Slot {
     name: KeyringName,
     staleness: Staleness,
     view: ArcSwapOption<KeyringView>,
+    usage: Ledger,
     /// When the control plane last confirmed the view, in milliseconds since the boot; 0 for never.
     confirmed_at: AtomicU64,
 }
@@ -75,6 +76,7 @@ impl Slot {
             name,
             staleness,
             view: ArcSwapOption::empty(),
+            usage: Ledger::default(),
             confirmed_at: AtomicU64::new(0),
         }
     }
@@ -95,6 +97,12 @@ impl Slot {
     #[must_use]
     pub fn load(&self) -> Guard<Option<Arc<KeyringView>>> {
         self.view.load()
+    }
+
+    /// How often the keyring's versions were used, whatever its view.
+    #[must_use]
+    pub const fn usage(&self) -> &Ledger {
+        &self.usage
     }
 
     /// The time since the control plane last confirmed the view; none when it never has.

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use super::usage::VersionUsage;
 use crate::key::{
     Epoch, KeyDigest, KeyRecord, KeyState, KeyringName, Pepper, Prefix, PresentedKey, Revision,
 };
@@ -35,10 +36,18 @@ pub struct KeyringSettings {
     pub help_url: Option<String>,
 }
 
-/// A record, and the hash under which the control plane counts it in the keyring's set digest.
+/// A key version as checks find it.
+#[derive(Debug)]
+pub struct HeldKey {
+    record: KeyRecord,
+    /// Of the version, shared by all records of it.
+    usage: Arc<VersionUsage>,
+}
+
+/// A version, and the hash under which the control plane counts it in the keyring's set digest.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) record: Arc<KeyRecord>,
+    pub(super) key: Arc<HeldKey>,
     /// Of the item as it was announced; 0 for a tombstone that the control plane does not (or no longer) announce.
     pub(super) announced: u64,
 }
@@ -91,19 +100,19 @@ impl KeyringView {
         &self.settings
     }
 
-    /// The record of a presented key, whatever its state.
+    /// The version whose secret a presented key is, whatever its state.
     #[must_use]
-    pub fn find(&self, key: &PresentedKey<'_>) -> Option<&Arc<KeyRecord>> {
+    pub fn find(&self, key: &PresentedKey<'_>) -> Option<&Arc<HeldKey>> {
         self.settings
             .peppers
             .iter()
             .find_map(|pepper| self.lookup(&pepper.digest(key)))
     }
 
-    /// The record with `digest`, whatever its state.
+    /// The version with `digest`, whatever its state.
     #[must_use]
-    pub fn lookup(&self, digest: &KeyDigest) -> Option<&Arc<KeyRecord>> {
-        self.entry(digest).map(|entry| &entry.record)
+    pub fn lookup(&self, digest: &KeyDigest) -> Option<&Arc<HeldKey>> {
+        self.entry(digest).map(|entry| &entry.key)
     }
 
     /// How many versions it holds in `state`.
@@ -138,9 +147,9 @@ impl KeyringView {
 
     /// Puts an entry in the place of the one with its digest.
     pub(super) fn put(&mut self, entry: Entry) {
-        self.counts[entry.record.state as usize] += 1;
+        self.counts[entry.state() as usize] += 1;
         self.set_digest = self.set_digest.wrapping_add(entry.announced);
-        let digest = entry.record.digest;
+        let digest = entry.key.record.digest;
         let shard = Arc::make_mut(&mut self.shards[shard_of(&digest)]);
         let former = shard.insert(digest, entry);
         self.forget(former);
@@ -164,9 +173,41 @@ impl KeyringView {
 
     fn forget(&mut self, former: Option<Entry>) {
         if let Some(former) = former {
-            self.counts[former.record.state as usize] -= 1;
+            self.counts[former.state() as usize] -= 1;
             self.set_digest = self.set_digest.wrapping_sub(former.announced);
         }
+    }
+}
+
+impl HeldKey {
+    /// A version, and its counters.
+    pub(super) const fn new(record: KeyRecord, usage: Arc<VersionUsage>) -> Self {
+        Self { record, usage }
+    }
+
+    /// A version that no keyring holds, for tests of what is made of one.
+    #[cfg(test)]
+    pub(crate) fn unused(record: KeyRecord) -> Arc<Self> {
+        let usage = VersionUsage::unused(record.version_ref());
+        Arc::new(Self::new(record, usage))
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub const fn record(&self) -> &KeyRecord {
+        &self.record
+    }
+
+    /// How often it was used.
+    #[must_use]
+    pub const fn usage(&self) -> &Arc<VersionUsage> {
+        &self.usage
+    }
+}
+
+impl Entry {
+    pub(super) fn state(&self) -> KeyState {
+        self.key.record.state
     }
 }
 

@@ -133,6 +133,17 @@ impl Mesh {
         .await;
     }
 
+    /// Waits until the sidecar holds `count` versions of a keyring in `state`.
+    async fn until_held(&self, keyring: &str, state: &str, count: u64) {
+        eventually("the sidecar holds the versions", async || {
+            let status: Value = self.sidecar.get("/status").await.json();
+            let mut keyrings = status["keyrings"].as_array()?.iter();
+            let held = keyrings.find(|held| held["name"] == keyring)?;
+            (held["keys"][state].as_u64() == Some(count)).then_some(())
+        })
+        .await;
+    }
+
     /// Runs `test` with one Envoy after the other: each version, with headers in a map and apart.
     async fn through_each_envoy(&self, test: impl AsyncFn(&Gate)) {
         for version in EnvoyVersion::ALL {

@@ -216,7 +216,7 @@ fn windows_are_half_open_to_the_millisecond() {
 }
 
 #[test]
-fn retiring_version_is_accepted_until_its_deadline_and_announced() {
+fn retiring_version_is_accepted_until_it_expires_and_its_deadline_announced() {
     let mut sidecar = Sidecar::with(|record| {
         record.state = KeyState::Retiring;
         record.retires_at = Some(at(200));
@@ -224,7 +224,8 @@ fn retiring_version_is_accepted_until_its_deadline_and_announced() {
     });
     for (now, outcome) in [
         (199, Outcome::Allowed),
-        (200, Outcome::Denied(DenyReason::Retired)),
+        (200, Outcome::Allowed),
+        (299, Outcome::Allowed),
         (300, Outcome::Denied(DenyReason::Expired)),
     ] {
         sidecar.now = at(now);

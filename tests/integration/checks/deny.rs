@@ -139,6 +139,7 @@ async fn cases_of_keys(mesh: &Mesh) -> Vec<Case> {
     let retired = mesh.key(&[]).await;
     mesh.issue(&["rotate", "start", &retired.id, "--overlap", "0s"])
         .await;
+    mesh.until_held("payments", "retired", 1).await;
     let ended = |key: &Key, reason, title| {
         denied(key.get("/"), 401, reason, title)
             .challenged(INVALID)

@@ -16,7 +16,7 @@ use super::deployment::{Control, IssuedKey, Sidecar, Verdict, last_line};
 use crate::support::{
     client::Request,
     envoy::{Envoy, EnvoyOptions},
-    eventually::eventually,
+    eventually::{DEADLINE, eventually, within},
     load::Load,
     upstream::Upstream,
 };
@@ -41,17 +41,16 @@ enum Phase {
     New,
 }
 
-/// One Check with the wall clock's time around it.
+/// One Check, and when it was answered.
 #[derive(Debug)]
 struct Probe {
-    sent: Timestamp,
     answered: Timestamp,
     verdict: Verdict,
 }
 
 /// Long enough for a few hundred requests of each phase on a loaded machine, short enough to wait for its end.
 const OVERLAP: &str = "6s";
-/// How long checks are watched around a deadline.
+/// How long checks are watched beyond a deadline.
 const AROUND: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,7 +104,7 @@ async fn a_rotation_under_load_fails_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_old_version_is_accepted_until_its_deadline_and_not_a_moment_longer() {
+async fn the_old_version_is_accepted_until_the_control_plane_retires_it() {
     let control = Control::start().await;
     let old = control.create_key().await;
     let sidecars = [
@@ -124,31 +123,50 @@ async fn the_old_version_is_accepted_until_its_deadline_and_not_a_moment_longer(
 
     let [one, other] = &sidecars;
     let (one, other) = tokio::join!(
-        probes(one, &old.secret, until),
-        probes(other, &old.secret, until)
+        probes_until_denied(one, &old.secret),
+        probes_until_denied(other, &old.secret)
     );
 
     for probes in [one, other] {
-        for probe in &probes {
-            if probe.answered < until {
-                assert_eq!(
-                    probe.verdict,
-                    Verdict::allowed(1),
-                    "until {until}: {probe:?}"
-                );
-            }
-            if probe.sent >= until {
-                let verdict = &probe.verdict;
-                assert_eq!(
-                    (verdict.allowed, verdict.reason.as_str()),
-                    (false, "retired"),
-                    "until {until}: {probe:?}"
-                );
-            }
+        let (last, accepted) = probes.split_last().expect("there are probes");
+        for probe in accepted {
+            assert_eq!(probe.verdict, Verdict::allowed(1), "{probe:?}");
         }
-        assert!(probes.iter().any(|probe| probe.answered < until));
-        assert!(probes.iter().any(|probe| probe.sent >= until));
+        assert_eq!(last.verdict, Verdict::denied("retired", 1));
+        assert!(last.answered >= until, "before {until}: {last:?}");
     }
+    for sidecar in &sidecars {
+        assert_eq!(
+            sidecar.check(&old.secret).await,
+            Verdict::denied("retired", 1)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_does_not_end_an_overlap_by_its_own_clock() {
+    let mut control = Control::start().await;
+    let old = control.create_key().await;
+    let sidecar = Sidecar::start(&control, "edge-1").await;
+    let done = control
+        .json(&["rotate", "start", &old.id, "--overlap", "2s"])
+        .await;
+    let until = done["old_until"].as_str().expect("the old version ends");
+    let until: Timestamp = until.parse().expect("RFC 3339");
+    control.plane.kill().await;
+
+    let clock = Clock::system();
+    let beyond = until.saturating_add(AROUND);
+    while clock.wall() < beyond {
+        assert_eq!(sidecar.check(&old.secret).await, Verdict::allowed(1));
+    }
+
+    control.plane.restart().await;
+    eventually("the control plane ends the overlap", async || {
+        let verdict = sidecar.check(&old.secret).await;
+        (verdict == Verdict::denied("retired", 1)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -270,24 +288,25 @@ impl Consumer {
     }
 }
 
-/// Checks `key` without a pause until a while after `until`.
-async fn probes(sidecar: &Sidecar, key: &str, until: Timestamp) -> Vec<Probe> {
+/// Checks `key` without a pause until it is denied.
+async fn probes_until_denied(sidecar: &Sidecar, key: &str) -> Vec<Probe> {
     let clock = Clock::system();
     let mut probes = Vec::new();
-    let end = until.saturating_add(AROUND);
-    loop {
-        let sent = clock.wall();
-        let verdict = sidecar.check(key).await;
-        let answered = clock.wall();
-        probes.push(Probe {
-            sent,
-            answered,
-            verdict,
-        });
-        if sent >= end {
-            return probes;
+    let denied = async {
+        loop {
+            let verdict = sidecar.check(key).await;
+            let allowed = verdict.allowed;
+            probes.push(Probe {
+                answered: clock.wall(),
+                verdict,
+            });
+            if !allowed {
+                return;
+            }
         }
-    }
+    };
+    within(DEADLINE, "the key is denied", denied).await;
+    probes
 }
 
 /// Waits until version 1 of a key is retired.

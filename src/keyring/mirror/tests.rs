@@ -1,0 +1,182 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    key::{KeyId, Prefix, Secret, Timestamp, testing},
+    keyring::{Caller, Keyrings, Staleness},
+};
+
+/// A keyring of one key version, which is used between the changes.
+struct World {
+    slot: Arc<Slot>,
+    mirror: Mirror,
+    secret: Secret,
+    uses: u64,
+}
+
+const EPOCH: Epoch = Epoch::new(1);
+const NOW: Timestamp = Timestamp::from_millis(5_000);
+
+impl World {
+    fn new() -> Self {
+        let staleness = Staleness {
+            warn_after: Duration::from_secs(30),
+            deny_after: Duration::from_hours(1),
+        };
+        let keyrings = Keyrings::new([(testing::keyring_name(), staleness)]);
+        let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
+        let mut world = Self {
+            slot: Arc::clone(slot),
+            mirror: Mirror::new(Arc::clone(slot)),
+            secret: testing::secret(KeyId::generate().expect("the random source works")),
+            uses: 0,
+        };
+        world.mirror.adopt(KeyringSettings {
+            prefix: Prefix::default(),
+            issued_only: true,
+            peppers: vec![testing::pepper()],
+            help_url: None,
+        });
+        world.snapshot(EPOCH, KeyState::Active);
+        world
+    }
+
+    fn record(&self, state: KeyState) -> KeyRecord {
+        KeyRecord {
+            state,
+            ..testing::record_of(&self.secret)
+        }
+    }
+
+    fn announced(&self, state: KeyState) -> Announced {
+        Announced {
+            record: self.record(state),
+            hash: 1,
+        }
+    }
+
+    fn snapshot(&mut self, epoch: Epoch, state: KeyState) {
+        let revision = self.mirror.position().revision.next();
+        let builder = self.mirror.begin_snapshot(epoch, revision);
+        let mut builder = builder.expect("settings have come");
+        builder.add(self.announced(state));
+        let finished = self.mirror.finish_snapshot(builder, None, 0);
+        finished.expect("it does not shrink");
+    }
+
+    fn delta(&mut self, upserts: Vec<Announced>, removals: &[KeyDigest]) {
+        let Position {
+            epoch, revision, ..
+        } = self.mirror.position();
+        let next = revision.next();
+        let applied = self
+            .mirror
+            .apply_delta(epoch, revision, next, Vec::new(), upserts, removals);
+        applied.expect("it follows what is held");
+    }
+
+    fn enter(&mut self, state: KeyState) {
+        let announced = self.announced(state);
+        self.delta(vec![announced], &[]);
+    }
+
+    fn remove(&mut self) {
+        let digest = self.record(KeyState::Active).digest;
+        self.delta(Vec::new(), &[digest]);
+    }
+
+    fn held(&self) -> Arc<HeldKey> {
+        let view = self.slot.load();
+        let view = view.as_ref().expect("a snapshot was taken");
+        Arc::clone(view.find(&self.secret.presented()).expect("it is held"))
+    }
+
+    /// Counts a use as a check does that found `held`.
+    fn count(&mut self, held: &HeldKey) {
+        self.slot.usage().count(held.usage(), NOW, false);
+        self.uses += 1;
+    }
+
+    fn assert_counted(&self, what: &str) {
+        let counted = self.held().usage().read().requests;
+        assert_eq!(counted, self.uses, "after {what}");
+    }
+
+    fn note_caller(&self) {
+        let caller = Caller::new(None, b"curl", b"api", b"/v1");
+        self.held().usage().note_caller(&caller, NOW);
+    }
+
+    fn callers(&self) -> usize {
+        self.held().usage().callers().len()
+    }
+}
+
+#[test]
+fn a_count_outlives_every_change_of_its_record() {
+    let mut world = World::new();
+    let changes: [(&str, fn(&mut World)); 7] = [
+        ("a change of state", |world| {
+            world.enter(KeyState::Retiring);
+        }),
+        ("new settings", |world| {
+            let view = world.slot.load();
+            let settings = view.as_ref().expect("a view").settings().clone();
+            world.mirror.adopt(settings);
+        }),
+        ("a snapshot", |world| {
+            world.snapshot(EPOCH, KeyState::Active);
+        }),
+        ("a new epoch", |world| {
+            world.snapshot(Epoch::new(2), KeyState::Active);
+        }),
+        ("its removal and return", |world| {
+            world.remove();
+            world.enter(KeyState::Active);
+        }),
+        ("a revocation ahead of its delta", |world| {
+            world.mirror.revoke(vec![world.record(KeyState::Active)]);
+        }),
+        ("a snapshot that does not know of the revocation", |world| {
+            world.snapshot(Epoch::new(3), KeyState::Active);
+        }),
+    ];
+    for (what, change) in changes {
+        // A check that began before the change, and counts after it.
+        let before = world.held();
+        world.count(&before);
+        change(&mut world);
+        world.count(&before);
+        let after = world.held();
+        world.count(&after);
+        world.assert_counted(what);
+    }
+    assert_eq!(world.held().record().state, KeyState::Revoked);
+    assert_eq!(world.slot.usage().take_used().len(), 1);
+}
+
+#[test]
+fn callers_are_forgotten_when_their_version_is_active_again_or_gone() {
+    let mut world = World::new();
+    for state in [KeyState::Retiring, KeyState::Retired] {
+        world.enter(state);
+        world.note_caller();
+    }
+    assert_eq!(world.callers(), 1);
+    world.snapshot(EPOCH, KeyState::Retiring);
+    assert_eq!(world.callers(), 1, "it is on its way out still");
+
+    world.enter(KeyState::Active);
+    assert_eq!(world.callers(), 0, "it was rolled back");
+
+    world.enter(KeyState::Retiring);
+    world.note_caller();
+    world.snapshot(EPOCH, KeyState::Active);
+    assert_eq!(world.callers(), 0, "it was rolled back by a snapshot");
+
+    world.enter(KeyState::Retired);
+    world.note_caller();
+    let held = world.held();
+    world.remove();
+    assert_eq!(held.usage().callers(), [], "it is gone");
+}

@@ -1,0 +1,161 @@
+use std::{
+    collections::HashMap,
+    sync::{Barrier, atomic::AtomicUsize},
+    thread,
+};
+
+use super::*;
+use crate::key::{KeyId, VersionNumber};
+
+const CHECKS: usize = 3;
+/// Enough that an announcement which is taken back too late loses a use in every run.
+const ROUNDS: i64 = 3_000;
+/// The uses of one thread between two looks at the totals: so few that a lost one is not told by the next.
+const USES: usize = 3;
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis)
+}
+
+fn versions(count: usize) -> Vec<VersionRef> {
+    let version = |_| VersionRef {
+        key_id: KeyId::generate().expect("the random source works"),
+        version: VersionNumber::FIRST,
+    };
+    (0..count).map(version).collect()
+}
+
+fn merge(told: &mut HashMap<VersionRef, Use>, used: &[Arc<VersionUsage>]) {
+    for usage in used {
+        let (now, held) = (usage.read(), told.entry(usage.version()).or_default());
+        assert!(now.requests >= held.requests && now.denied >= held.denied);
+        assert!(now.denied <= now.requests);
+        *held = now;
+    }
+}
+
+#[test]
+fn a_use_is_counted_with_its_times() {
+    let ledger = Ledger::default();
+    let usage = ledger.of(versions(1)[0]);
+    assert_eq!(usage.read(), Use::default());
+    for (now, denied) in [(50, false), (40, true), (60, false), (55, true)] {
+        ledger.count(&usage, at(now), denied);
+    }
+    let expected = Use {
+        requests: 4,
+        denied: 2,
+        first_used: Some(at(40)),
+        last_used: Some(at(60)),
+    };
+    assert_eq!(usage.read(), expected);
+}
+
+#[test]
+fn used_versions_are_taken_once_until_they_are_used_again() {
+    let ledger = Ledger::default();
+    let versions = versions(3);
+    let usages: Vec<_> = versions.iter().map(|version| ledger.of(*version)).collect();
+    let taken = || -> Vec<VersionRef> {
+        let taken = ledger.take_used();
+        taken.iter().map(|usage| usage.version()).collect()
+    };
+    for usage in [&usages[0], &usages[1], &usages[0]] {
+        ledger.count(usage, at(1), false);
+    }
+    assert_eq!(ledger.waiting(), 2);
+    assert_eq!(taken(), versions[..2]);
+    assert_eq!(taken(), []);
+    ledger.count(&usages[1], at(2), true);
+    assert_eq!(taken(), versions[1..2]);
+    assert_eq!(ledger.ever_used().len(), 2);
+}
+
+/// Checks and a reporter run against each other; after each round the reporter has every single use.
+#[test]
+fn no_use_is_missed_whatever_the_threads_do() {
+    let ledger = Ledger::default();
+    let usages: Vec<_> = versions(2).into_iter().map(|v| ledger.of(v)).collect();
+    let barrier = Barrier::new(CHECKS + 1);
+    let running = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for check in 0..CHECKS {
+            let (ledger, usages, barrier, running) = (&ledger, &usages, &barrier, &running);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    barrier.wait();
+                    for number in check..check + USES {
+                        let usage = &usages[number % usages.len()];
+                        ledger.count(usage, at(round), number % 3 == 0);
+                    }
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    barrier.wait();
+                }
+            });
+        }
+        let mut told = HashMap::new();
+        for round in 1..=ROUNDS {
+            running.store(CHECKS, Ordering::SeqCst);
+            barrier.wait();
+            while running.load(Ordering::SeqCst) > 0 {
+                merge(&mut told, &ledger.take_used());
+            }
+            barrier.wait();
+            merge(&mut told, &ledger.take_used());
+            let total = |count: fn(&Use) -> u64| told.values().map(count).sum::<u64>();
+            let rounds = u64::try_from(round).expect("it is positive");
+            assert_eq!(total(|held| held.requests), rounds * (CHECKS * USES) as u64);
+            assert_eq!(total(|held| held.denied), rounds * 3);
+            for usage in &usages {
+                assert_eq!(told.get(&usage.version()), Some(&usage.read()));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_version_has_the_same_counters_however_often_it_is_announced() {
+    let ledger = Ledger::default();
+    let version = versions(1)[0];
+    let first = ledger.of(version);
+    ledger.count(&first, at(1), false);
+    drop(first);
+    assert_eq!(ledger.take_used().len(), 1);
+    assert_eq!(ledger.of(version).read().requests, 1);
+}
+
+#[test]
+fn versions_that_nobody_holds_and_nobody_used_are_struck_out() {
+    let ledger = Ledger::default();
+    let known = versions(3);
+    let (held, used) = (ledger.of(known[0]), ledger.of(known[1]));
+    ledger.count(&used, at(1), false);
+    drop((used, ledger.take_used(), ledger.of(known[2])));
+    for version in versions(MIN_SWEPT) {
+        drop(ledger.of(version));
+    }
+    let book = ledger.book.lock().expect("nobody panics");
+    assert!(book.versions.len() < MIN_SWEPT);
+    assert!(Arc::ptr_eq(
+        &book.versions.get(&known[0]).expect("it is held").0,
+        &held
+    ));
+    assert!(book.versions.contains(&known[1]));
+    assert!(!book.versions.contains(&known[2]));
+}
+
+#[test]
+fn callers_are_kept_until_they_are_forgotten() {
+    let usage = VersionUsage::unused(versions(1)[0]);
+    assert_eq!(usage.callers(), []);
+    usage.note_caller(&Caller::new(None, b"curl", b"api", b"/v1"), at(5));
+    assert_eq!(usage.callers()[0].user_agent, "curl");
+    usage.forget_callers();
+    assert_eq!(usage.callers(), []);
+}
+
+/// A million keys are held, and each has one of these.
+#[test]
+fn counters_are_small() {
+    assert!(size_of::<VersionUsage>() <= 80);
+}
