@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use super::item;
+use super::{
+    item,
+    reporter::{ReportProgress, Reporter},
+};
 use crate::{
     clock::{BootTime, Clock},
     key::{Epoch, KeyDigest, KeyringName, Pepper, PepperId, Revision, Timestamp},
@@ -22,6 +25,7 @@ use crate::{
 pub struct Receiver {
     clock: Clock,
     keyrings: BTreeMap<KeyringName, Held>,
+    reporter: Reporter,
 }
 
 /// What came of a message.
@@ -95,15 +99,21 @@ impl Receiver {
     /// A receiver for `keyrings`, none of which holds anything yet.
     #[must_use]
     pub fn new(keyrings: &Keyrings, clock: Clock) -> Self {
+        let reporter = Reporter::new(keyrings);
         let keyrings = keyrings
             .iter()
             .map(|slot| (slot.name().clone(), Held::new(Mirror::new(slot.clone()))))
             .collect();
-        Self { clock, keyrings }
+        Self {
+            clock,
+            keyrings,
+            reporter,
+        }
     }
 
     /// What the first message of a new stream says of each keyring. What was half received before is forgotten.
     pub fn subscriptions(&mut self) -> Vec<wire::Subscription> {
+        self.reporter.reconnected();
         self.keyrings
             .iter_mut()
             .map(|(name, held)| {
@@ -142,7 +152,10 @@ impl Receiver {
                     .retry_after
                     .and_then(|after| Duration::try_from(after).ok()),
             }),
-            Kind::UsageAck(_) => Ok(Outcome::default()),
+            Kind::UsageAck(ack) => {
+                self.reporter.acked(ack.sequence);
+                Ok(Outcome::default())
+            }
             Kind::NotServed(refusal) => {
                 tracing::warn!(
                     auth.keyring = refusal.keyring,
@@ -152,6 +165,18 @@ impl Receiver {
                 Ok(Outcome::default())
             }
         }
+    }
+
+    /// The last usage report, once no check is under way and none will come.
+    pub fn last_report(&mut self) -> Vec<wire::Usage> {
+        let now = self.clock.wall();
+        self.reporter.last_report(now)
+    }
+
+    /// How far the usage reports have come.
+    #[must_use]
+    pub fn progress(&self) -> ReportProgress {
+        self.reporter.progress()
     }
 
     fn settings(
@@ -179,6 +204,10 @@ impl Receiver {
             peppers,
             help_url: Some(settings.help_url).filter(|url| !url.is_empty()),
         });
+        // They come before anything else of the keyring, so that no report of this stream passes over what was lost.
+        if let Ok(name) = settings.keyring.parse() {
+            self.reporter.entered(&name, Epoch::new(settings.epoch));
+        }
         Ok(None)
     }
 
@@ -231,6 +260,9 @@ impl Receiver {
                     .extend(held.pulse(&pulse, confirmed_at, now)?);
             }
         }
+        let report = self.reporter.report(wall).into_iter();
+        let report = report.map(|usage| message(Answer::Usage(usage)));
+        outcome.answers.extend(report);
         Ok(outcome)
     }
 

@@ -1,0 +1,281 @@
+//! What a sidecar tells of the use of its key versions, so that nothing it has counted is ever missing for good.
+//!
+//! The counts only grow. What was not acked is told again, what was lost is healed by the next report, and what comes
+//! twice or late changes nothing, as the control plane keeps the larger number.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use prost::Message;
+
+use crate::{
+    key::{Epoch, KeyringName, Timestamp, VersionRef},
+    keyring::{CallerUse, Keyrings, Slot, VersionUsage},
+    proto::discovery as wire,
+};
+
+/// Makes the usage reports of a sidecar and knows which of them have arrived.
+#[derive(Debug)]
+pub struct Reporter {
+    keyrings: BTreeMap<KeyringName, Account>,
+    /// Of the last message, over all streams.
+    sequence: u64,
+    acked: u64,
+    complete_until: Option<Timestamp>,
+}
+
+/// How far the reports of a sidecar have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReportProgress {
+    /// The last message that is in the control plane's store.
+    pub acked: u64,
+    /// Versions that were told of, or are to be told of again, without an ack.
+    pub unacked: usize,
+}
+
+/// What is not acked of one keyring.
+#[derive(Debug)]
+struct Account {
+    slot: Arc<Slot>,
+    /// Of the control plane's settings; none before they came.
+    epoch: Option<Epoch>,
+    unacked: HashMap<VersionRef, Unacked>,
+}
+
+#[derive(Debug)]
+struct Unacked {
+    usage: Arc<VersionUsage>,
+    /// The message of this stream that has told of it last.
+    told: Option<u64>,
+}
+
+/// A report that is being made.
+#[derive(Debug, Default)]
+struct Draft {
+    messages: Vec<wire::Usage>,
+    /// Of the last message.
+    versions: usize,
+    bytes: usize,
+}
+
+/// A check takes microseconds from its look at the clock to its count. A second is so much more that only a thread
+/// which gets no processor for as long is counted late, and so little beside the hours for which versions have to be
+/// idle that it delays nothing. A use that is counted later still is told of with the time up to which reports were
+/// complete before: see [`VersionUsage::used_since`].
+const MARGIN: Duration = Duration::from_secs(1);
+/// Versions of one message, which take 50 KiB without callers.
+const MAX_VERSIONS: usize = 500;
+/// The control plane takes 256 KiB. A version with all its callers has up to 6 KiB, so that what is added last fits.
+const MAX_BYTES: usize = 128 << 10;
+/// Messages of one report: a hundred thousand versions, more than a sidecar sees used between two heartbeats. The rest
+/// of a larger book, such as after a change of the epoch, follows with the next heartbeats.
+const MAX_MESSAGES: usize = 200;
+
+impl Reporter {
+    /// A reporter of everything that is counted in `keyrings`.
+    #[must_use]
+    pub fn new(keyrings: &Keyrings) -> Self {
+        let account = |slot: &Arc<Slot>| Account {
+            slot: Arc::clone(slot),
+            epoch: None,
+            unacked: HashMap::new(),
+        };
+        Self {
+            keyrings: keyrings
+                .iter()
+                .map(|slot| (slot.name().clone(), account(slot)))
+                .collect(),
+            sequence: 0,
+            acked: 0,
+            complete_until: None,
+        }
+    }
+
+    /// The report at `now`, the wall clock as it was read before this call: every use that is not acked, in messages of
+    /// bounded size. At least one message, as it says until when nothing is missing. Checks go on meanwhile.
+    pub fn report(&mut self, now: Timestamp) -> Vec<wire::Usage> {
+        self.report_until(now.saturating_sub(MARGIN))
+    }
+
+    /// The same once no check is under way and none will come: nothing is missing until `now` itself.
+    pub fn last_report(&mut self, now: Timestamp) -> Vec<wire::Usage> {
+        self.report_until(now)
+    }
+
+    /// Takes an ack: whatever was told up to `sequence` is in the store.
+    pub fn acked(&mut self, sequence: u64) {
+        if sequence > self.sequence {
+            tracing::warn!(
+                sequence,
+                newest = self.sequence,
+                "the control plane acks a usage report that was not sent"
+            );
+            return;
+        }
+        self.acked = self.acked.max(sequence);
+        for account in self.keyrings.values_mut() {
+            account
+                .unacked
+                .retain(|_, unacked| unacked.told.is_none_or(|told| told > sequence));
+        }
+    }
+
+    /// A new stream begins: what was told on the one before and not acked may be lost.
+    pub fn reconnected(&mut self) {
+        for unacked in self.unacked_mut() {
+            unacked.told = None;
+        }
+    }
+
+    /// The control plane is at `epoch` of a keyring. When that is another one, its store was restored and may have lost
+    /// what it had acked: everything is told again.
+    pub fn entered(&mut self, keyring: &KeyringName, epoch: Epoch) {
+        let Some(account) = self.keyrings.get_mut(keyring) else {
+            return;
+        };
+        let former = account.epoch.replace(epoch);
+        if former.is_some_and(|former| former != epoch) {
+            let used = account.slot.usage().ever_used();
+            account.expect(used);
+        }
+    }
+
+    /// How far the reports have come.
+    #[must_use]
+    pub fn progress(&self) -> ReportProgress {
+        ReportProgress {
+            acked: self.acked,
+            unacked: self
+                .keyrings
+                .values()
+                .map(|account| account.unacked.len())
+                .sum(),
+        }
+    }
+
+    fn report_until(&mut self, until: Timestamp) -> Vec<wire::Usage> {
+        for account in self.keyrings.values_mut() {
+            let used = account.slot.usage().take_used();
+            // They were counted after the last report. Should they be older by the clock, it was set back, or their
+            // check was held up: what was said to be complete stays true.
+            if let Some(complete_until) = self.complete_until {
+                for usage in &used {
+                    usage.used_since(complete_until);
+                }
+            }
+            account.expect(used);
+        }
+        let mut draft = Draft::default();
+        draft.begin(&mut self.sequence);
+        let first = draft.last().sequence;
+        // The untold first, so that a book that takes several reports gets told to its end.
+        let is_whole = self.tell(&mut draft, |told| told.is_none())
+            && self.tell(&mut draft, |told| told.is_some_and(|told| told < first));
+        if is_whole {
+            let complete_until = self
+                .complete_until
+                .map_or(until, |former| former.max(until));
+            self.complete_until = Some(complete_until);
+            draft.last().complete_until = Some(complete_until.to_wire());
+        }
+        draft.messages
+    }
+
+    /// Adds the unacked versions that were told in this way; says whether there was room for all.
+    fn tell(&mut self, draft: &mut Draft, which: impl Fn(Option<u64>) -> bool) -> bool {
+        for (name, account) in &mut self.keyrings {
+            for (version, unacked) in &mut account.unacked {
+                if !which(unacked.told) {
+                    continue;
+                }
+                let told = describe(*version, &unacked.usage);
+                if !draft.has_room() {
+                    if draft.messages.len() >= MAX_MESSAGES {
+                        return false;
+                    }
+                    draft.begin(&mut self.sequence);
+                }
+                draft.add(name, told);
+                unacked.told = Some(self.sequence);
+            }
+        }
+        true
+    }
+
+    fn unacked_mut(&mut self) -> impl Iterator<Item = &mut Unacked> {
+        self.keyrings
+            .values_mut()
+            .flat_map(|account| account.unacked.values_mut())
+    }
+}
+
+impl Account {
+    /// Notes versions that are to be told of.
+    fn expect(&mut self, used: Vec<Arc<VersionUsage>>) {
+        let untold = |usage: Arc<VersionUsage>| (usage.version(), Unacked { usage, told: None });
+        self.unacked.extend(used.into_iter().map(untold));
+    }
+}
+
+impl Draft {
+    /// Begins the next message.
+    fn begin(&mut self, sequence: &mut u64) {
+        *sequence += 1;
+        self.messages.push(wire::Usage {
+            sequence: *sequence,
+            ..wire::Usage::default()
+        });
+        (self.versions, self.bytes) = (0, 0);
+    }
+
+    fn last(&mut self) -> &mut wire::Usage {
+        self.messages.last_mut().expect("a draft begins at once")
+    }
+
+    const fn has_room(&self) -> bool {
+        self.versions < MAX_VERSIONS && self.bytes < MAX_BYTES
+    }
+
+    fn add(&mut self, keyring: &KeyringName, told: wire::VersionUsage) {
+        self.versions += 1;
+        self.bytes += told.encoded_len();
+        let keyrings = &mut self.last().keyrings;
+        match keyrings.last_mut() {
+            Some(last) if last.keyring == keyring.as_str() => last.versions.push(told),
+            Some(_) | None => keyrings.push(wire::KeyringUsage {
+                keyring: keyring.to_string(),
+                versions: vec![told],
+            }),
+        }
+    }
+}
+
+fn describe(version: VersionRef, usage: &VersionUsage) -> wire::VersionUsage {
+    let used = usage.read();
+    let millis = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_millis);
+    wire::VersionUsage {
+        key_id: version.key_id.to_string(),
+        version: version.version.get(),
+        requests: used.requests,
+        denied: used.denied,
+        first_used_ms: millis(used.first_used),
+        last_used_ms: millis(used.last_used),
+        callers: usage.callers().into_iter().map(describe_caller).collect(),
+    }
+}
+
+fn describe_caller(caller: CallerUse) -> wire::Caller {
+    wire::Caller {
+        source: caller.source.map_or_else(String::new, |at| at.to_string()),
+        user_agent: caller.user_agent,
+        route: caller.route,
+        requests: caller.requests,
+        last_used_ms: caller.last_used.as_millis(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
