@@ -1,7 +1,8 @@
 //! The life of the process: tasks with owners, and an orderly end.
 //!
 //! A task ends when it is told to stop. One that ends earlier, fails or panics takes the process with it: what it did
-//! is missing from then on, and a restart is better than a part of a daemon.
+//! is missing from then on, and a restart is better than a part of a daemon. Tasks that others need until their end have
+//! their turn after them.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Owns the tasks of the process and tells them to stop; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Shutdown(Arc<Inner>);
+pub struct Shutdown {
+    process: Arc<Process>,
+    turn: Turn,
+}
 
 /// SIGTERM and SIGINT, heard from the moment that it is made.
 #[derive(Debug)]
@@ -63,13 +67,29 @@ pub enum ShutdownError {
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    /// Tells the tasks to stop.
-    stop: CancellationToken,
-    /// Cuts off those who have not.
+struct Process {
+    first: Stage,
+    last: Stage,
+    /// Cuts off the tasks that have not ended.
     cut: CancellationToken,
-    tasks: TaskTracker,
     book: Mutex<Book>,
+}
+
+/// Tasks that are told to stop together.
+#[derive(Debug, Default)]
+struct Stage {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// When tasks are told to stop.
+#[derive(Clone, Copy, Debug, Default)]
+enum Turn {
+    /// As the shutdown begins.
+    #[default]
+    First,
+    /// When all those of the first turn have ended.
+    Last,
 }
 
 #[derive(Debug, Default)]
@@ -118,15 +138,24 @@ impl Shutdown {
         Self::default()
     }
 
-    /// Cancelled when the tasks are to stop.
+    /// The owner of tasks that others need until their end: they are told to stop when all others have ended.
     #[must_use]
-    pub fn token(&self) -> CancellationToken {
-        self.0.stop.clone()
+    pub fn last(&self) -> Self {
+        Self {
+            turn: Turn::Last,
+            ..self.clone()
+        }
     }
 
-    /// Tells the tasks to stop.
+    /// Cancelled when the tasks of this turn are to stop.
+    #[must_use]
+    pub fn token(&self) -> CancellationToken {
+        self.stage().stop.clone()
+    }
+
+    /// Begins the shutdown: tells the tasks to stop, each in its turn.
     pub fn trigger(&self) {
-        self.0.stop.cancel();
+        self.process.first.stop.cancel();
     }
 
     /// Runs `task` on the current runtime until it ends, which it does soon after [`Shutdown::token`] is cancelled.
@@ -166,7 +195,7 @@ impl Shutdown {
             let shutdown = entry.shutdown.clone();
             let ended = tokio::select! {
                 ended = AssertUnwindSafe(task).catch_unwind() => ended,
-                () = shutdown.0.cut.cancelled() => return,
+                () = shutdown.process.cut.cancelled() => return,
             };
             let task = entry.name.clone();
             let failure = match ended {
@@ -175,31 +204,30 @@ impl Shutdown {
                     task,
                     source: source.into(),
                 },
-                Ok(Ok(())) if shutdown.0.stop.is_cancelled() => return,
+                Ok(Ok(())) if shutdown.stage().stop.is_cancelled() => return,
                 Ok(Ok(())) => ShutdownError::Ended { task },
             };
             tracing::error!(error = &failure as &dyn Error, "shutting down");
             shutdown.lock().failure.get_or_insert(failure);
             shutdown.trigger();
         };
-        self.0.tasks.track_future(supervised)
+        self.stage().tasks.track_future(supervised)
     }
 
-    /// Waits for a signal, for [`Shutdown::trigger`] or for a task that ends on its own; then tells all to stop and
-    /// gives them `drain`. A second signal ends the drain at once.
+    /// Waits for a signal, for [`Shutdown::trigger`] or for a task that ends on its own; then tells all to stop, each in
+    /// its turn, and gives them `drain` together. A second signal ends the drain at once.
     ///
     /// # Errors
     ///
     /// With the task that brought the process down, else with those that did not end in time.
     pub async fn run(&self, mut signals: Signals, drain: Duration) -> Result<(), ShutdownError> {
         tokio::select! {
-            () = self.0.stop.cancelled() => {}
+            () = self.process.first.stop.cancelled() => {}
             name = signals.next() => tracing::info!(signal = name, "shutting down"),
         }
         self.trigger();
-        self.0.tasks.close();
         let drained = {
-            let mut tasks = pin!(self.0.tasks.wait());
+            let mut tasks = pin!(self.process.drain());
             tokio::select! {
                 () = &mut tasks => true,
                 () = tokio::time::sleep(drain) => false,
@@ -211,7 +239,7 @@ impl Shutdown {
         } else {
             self.lock().running.values().cloned().collect()
         };
-        self.0.cut.cancel();
+        self.process.cut.cancel();
         match self.lock().failure.take() {
             Some(failure) => Err(failure),
             None if undrained.is_empty() => Ok(()),
@@ -236,7 +264,28 @@ impl Shutdown {
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
-        self.0.book.lock().expect("no holder of the book panics")
+        self.process
+            .book
+            .lock()
+            .expect("no holder of the book panics")
+    }
+
+    fn stage(&self) -> &Stage {
+        match self.turn {
+            Turn::First => &self.process.first,
+            Turn::Last => &self.process.last,
+        }
+    }
+}
+
+impl Process {
+    /// Tells the tasks to stop and waits until they have, turn by turn.
+    async fn drain(&self) {
+        for Stage { stop, tasks } in [&self.first, &self.last] {
+            stop.cancel();
+            tasks.close();
+            tasks.wait().await;
+        }
     }
 }
 
@@ -347,6 +396,39 @@ mod tests {
             .await
             .expect_err("it panicked");
         assert_eq!(error.to_string(), "task `reconciler` panicked");
+    }
+
+    #[tokio::test]
+    async fn tasks_of_the_last_turn_go_on_until_all_others_have_ended() {
+        let shutdown = Shutdown::new();
+        let needed = shutdown.last().token();
+        let (first, last) = (shutdown.token(), shutdown.last().token());
+        shutdown.spawn("client", async move {
+            first.cancelled().await;
+            // Whatever else is ready has its turn.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert!(!needed.is_cancelled(), "the server ends first");
+        });
+        shutdown
+            .last()
+            .spawn("server", async move { last.cancelled().await });
+        shutdown.last().trigger();
+        shutdown
+            .run(signals(), DRAIN)
+            .await
+            .expect("an orderly end");
+    }
+
+    #[tokio::test]
+    async fn a_task_of_the_last_turn_that_ends_on_its_own_stops_the_others() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        shutdown.spawn("client", async move { token.cancelled().await });
+        shutdown.last().spawn("server", async {});
+        let error = shutdown.run(signals(), DRAIN).await.expect_err("it ended");
+        assert_eq!(error.to_string(), "task `server` ended before the shutdown");
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ mod worker;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
+use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::{
@@ -158,10 +159,12 @@ impl Sidecar {
         let (reporter, health) = tonic_health::server::health_reporter();
         let service = AuthorizationServer::new(authorizer).max_decoding_message_size(MAX_CHECK);
         let routes = Routes::new(service).add_service(health);
+        let checks = TaskTracker::new();
         let workers = (0..settings.workers.get())
-            .map(|index| worker::start(index, routes.clone(), shutdown))
+            .map(|index| worker::start(index, routes.clone(), &checks, shutdown))
             .collect::<io::Result<Vec<_>>>()
             .map_err(SidecarError::Worker)?;
+        checks.close();
 
         let guards = monitor.block();
         shutdown.spawn("listener", listener.accept(workers, shutdown.token()));
@@ -170,7 +173,7 @@ impl Sidecar {
             "monitor",
             monitor.run(guards, reporter, metrics, shutdown.token()),
         );
-        shutdown.spawn("discovery client", client.run(shutdown.token()));
+        shutdown.spawn("discovery client", client.run(shutdown.token(), checks));
         Ok(Self {
             endpoints,
             readiness,

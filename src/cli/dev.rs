@@ -141,7 +141,8 @@ impl DevArgs {
         place: &Place,
         shutdown: &Shutdown,
     ) -> Result<(Sidecar, ControlPlane, DemoKey), Failure> {
-        let control_plane = ControlPlane::start(control, Clock::system(), shutdown)
+        // The sidecar's last report and its Goodbye need a control plane that still listens.
+        let control_plane = ControlPlane::start(control, Clock::system(), &shutdown.last())
             .await
             .map_err(Failure::from_error)?;
         let address = AdminAddress::at(control_plane.endpoints.admin);

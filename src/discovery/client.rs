@@ -4,19 +4,23 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::{
     backoff::{Backoff, random},
     receiver::{Leave, Outcome, Receiver},
+    reporter::ReportProgress,
 };
 use crate::{
     clock::Clock,
@@ -43,6 +47,8 @@ pub struct Link {
     endpoints: Vec<(Uri, AtomicBool)>,
     reconnects: AtomicU64,
     clock_skew_ms: AtomicI64,
+    usage_acked: AtomicU64,
+    usage_unacked: AtomicUsize,
 }
 
 /// An open stream.
@@ -81,6 +87,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ANSWERS: usize = 64;
 /// A chunk of a snapshot has at most 1 MiB of items; this leaves room for what surrounds them.
 const MAX_MESSAGE: usize = 4 << 20;
+/// How long an orderly stop waits until its last usage report is in the control plane's store, which takes a commit. One
+/// that takes longer than a slow disk does is not waited for: the next reports of others show the gap.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long an orderly stop waits for its Goodbye to go out.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -103,6 +112,8 @@ impl Client {
                 .collect(),
             reconnects: AtomicU64::new(0),
             clock_skew_ms: AtomicI64::new(0),
+            usage_acked: AtomicU64::new(0),
+            usage_unacked: AtomicUsize::new(0),
         });
         Ok(Self {
             node,
@@ -120,14 +131,23 @@ impl Client {
         &self.link
     }
 
-    /// Runs until `shutdown`, then says Goodbye.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    /// Runs until `shutdown`, and on until all of `checks` have ended, so that their answers are in the last report. Then
+    /// says Goodbye. Without a stream it ends at once.
+    pub async fn run(mut self, shutdown: CancellationToken, checks: TaskTracker) {
         let mut backoff = Backoff::default();
         for at in (0..self.endpoints.len()).cycle() {
             let connected_at = self.clock.boot();
-            let end = self.stream(at, &shutdown).await;
+            let end = self.stream(at, &shutdown, &checks).await;
             self.link.endpoints[at].1.store(false, Ordering::Relaxed);
             if matches!(end, StreamEnd::Shutdown) {
+                return;
+            }
+            if shutdown.is_cancelled() {
+                tracing::warn!(
+                    endpoint = %self.endpoints[at],
+                    error = &end as &dyn std::error::Error,
+                    "the stream broke before the last usage report and the goodbye"
+                );
                 return;
             }
             self.link.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -150,21 +170,30 @@ impl Client {
                 "no stream to the control plane; checks go on with what is held"
             );
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = sleep(wait) => {}
                 () = shutdown.cancelled() => return,
             }
         }
     }
 
     /// Keeps a stream to one endpoint until it ends. At the shutdown it ends with a Goodbye.
-    async fn stream(&mut self, at: usize, shutdown: &CancellationToken) -> StreamEnd {
+    async fn stream(
+        &mut self,
+        at: usize,
+        shutdown: &CancellationToken,
+        checks: &TaskTracker,
+    ) -> StreamEnd {
         let opened = tokio::select! {
             opened = timeout(OPEN_TIMEOUT, self.open(at)) => opened.unwrap_or(Err(StreamEnd::Silent)),
             () = shutdown.cancelled() => Err(StreamEnd::Shutdown),
         };
         match opened {
-            Ok(stream) => match self.follow(stream, shutdown).await {
-                Ok(never) => match never {},
+            Ok(mut stream) => match self.follow(&mut stream, shutdown, checks).await {
+                Ok(()) => {
+                    self.report_last(&mut stream).await;
+                    goodbye(stream).await;
+                    StreamEnd::Shutdown
+                }
                 Err(end) => end,
             },
             Err(end) => end,
@@ -192,38 +221,76 @@ impl Client {
         Ok(Stream { answers, inbound })
     }
 
+    /// Serves the stream until the sidecar stops and all checks are answered.
     async fn follow(
         &mut self,
-        Stream {
-            answers,
-            mut inbound,
-        }: Stream,
+        stream: &mut Stream,
         shutdown: &CancellationToken,
-    ) -> Result<std::convert::Infallible, StreamEnd> {
+        checks: &TaskTracker,
+    ) -> Result<(), StreamEnd> {
         loop {
             let message = tokio::select! {
-                message = timeout(SILENCE, inbound.next()) => {
+                message = timeout(SILENCE, stream.inbound.next()) => {
                     message.map_err(|_| StreamEnd::Silent)?.ok_or(StreamEnd::Closed)??
                 }
-                () = shutdown.cancelled() => {
-                    goodbye(answers, inbound).await;
-                    return Err(StreamEnd::Shutdown);
-                }
+                () = drained(shutdown, checks) => return Ok(()),
             };
-            let Outcome {
-                answers: replies,
-                clock_skew_ms,
-            } = self.receiver.receive(message)?;
-            if let Some(skew) = clock_skew_ms {
-                self.link.clock_skew_ms.store(skew, Ordering::Relaxed);
-            }
-            for reply in replies {
-                timeout(SILENCE, answers.send(reply))
-                    .await
-                    .map_err(|_| StreamEnd::Silent)?
-                    .map_err(|_| StreamEnd::Closed)?;
-            }
+            self.take(message, &stream.answers).await?;
         }
+    }
+
+    /// Tells of the last uses, and waits until they are in the store.
+    async fn report_last(&mut self, stream: &mut Stream) {
+        let reported = async {
+            loop {
+                let report = self.receiver.last_report();
+                let last = report.last().map_or(0, |usage| usage.sequence);
+                for usage in report {
+                    send(&stream.answers, Kind::Usage(usage)).await?;
+                }
+                while self.receiver.progress().acked < last {
+                    let message = stream.inbound.next().await.ok_or(StreamEnd::Closed)??;
+                    self.take(message, &stream.answers).await?;
+                }
+                if self.receiver.progress().unacked == 0 {
+                    return Ok::<(), StreamEnd>(());
+                }
+            }
+        };
+        let problem = match timeout(REPORT_TIMEOUT, reported).await {
+            Ok(Ok(())) => return,
+            Ok(Err(end)) => end,
+            Err(_elapsed) => StreamEnd::Silent,
+        };
+        tracing::warn!(
+            error = &problem as &dyn std::error::Error,
+            "the last usage report was not acked"
+        );
+    }
+
+    /// Takes a message, and answers it.
+    async fn take(
+        &mut self,
+        message: wire::ControlMessage,
+        answers: &mpsc::Sender<wire::SidecarMessage>,
+    ) -> Result<(), StreamEnd> {
+        let Outcome {
+            answers: replies,
+            clock_skew_ms,
+        } = self.receiver.receive(message)?;
+        if let Some(skew) = clock_skew_ms {
+            self.link.clock_skew_ms.store(skew, Ordering::Relaxed);
+        }
+        let ReportProgress { acked, unacked } = self.receiver.progress();
+        self.link.usage_acked.store(acked, Ordering::Relaxed);
+        self.link.usage_unacked.store(unacked, Ordering::Relaxed);
+        for reply in replies {
+            timeout(SILENCE, answers.send(reply))
+                .await
+                .map_err(|_| StreamEnd::Silent)?
+                .map_err(|_| StreamEnd::Closed)?;
+        }
+        Ok(())
     }
 }
 
@@ -246,6 +313,15 @@ impl Link {
     pub fn clock_skew_ms(&self) -> i64 {
         self.clock_skew_ms.load(Ordering::Relaxed)
     }
+
+    /// How far the usage reports have come.
+    #[must_use]
+    pub fn usage(&self) -> ReportProgress {
+        ReportProgress {
+            acked: self.usage_acked.load(Ordering::Relaxed),
+            unacked: self.usage_unacked.load(Ordering::Relaxed),
+        }
+    }
 }
 
 async fn connect(uri: Uri) -> Result<Channel, tonic::transport::Error> {
@@ -266,10 +342,18 @@ async fn send(answers: &mpsc::Sender<wire::SidecarMessage>, kind: Kind) -> Resul
         .map_err(|_| StreamEnd::Closed)
 }
 
+/// Ends when the sidecar stops and all its checks are answered.
+async fn drained(shutdown: &CancellationToken, checks: &TaskTracker) {
+    shutdown.cancelled().await;
+    checks.wait().await;
+}
+
 /// Sends the Goodbye and waits until the control plane has closed the stream, which it does when it has read it.
 async fn goodbye(
-    answers: mpsc::Sender<wire::SidecarMessage>,
-    mut inbound: tonic::Streaming<wire::ControlMessage>,
+    Stream {
+        answers,
+        mut inbound,
+    }: Stream,
 ) {
     let farewell = async {
         if send(&answers, Kind::Goodbye(wire::Goodbye {}))

@@ -106,9 +106,7 @@ impl VersionUsage {
     #[must_use]
     pub fn callers(&self) -> Vec<CallerUse> {
         let callers = self.lock_callers();
-        callers
-            .as_deref()
-            .map_or_else(Vec::new, |callers| callers.ranked())
+        callers.as_deref().map_or_else(Vec::new, Callers::ranked)
     }
 
     /// Counts one request of a caller that should use the version no more.

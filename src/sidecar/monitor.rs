@@ -49,6 +49,7 @@ struct Status<'a> {
     control: Vec<EndpointStatus>,
     reconnects: u64,
     clock_skew_ms: i64,
+    usage: UsageStatus,
 }
 
 #[derive(Serialize)]
@@ -59,6 +60,16 @@ struct KeyringStatus {
     revision: u64,
     age_ms: Option<u128>,
     keys: BTreeMap<&'static str, usize>,
+}
+
+#[derive(Serialize)]
+struct UsageStatus {
+    /// The last report that is in the control plane's store.
+    acked_sequence: u64,
+    /// Versions that were reported and not acked yet.
+    unacked_versions: usize,
+    /// Versions that were used since the last report.
+    unreported_versions: usize,
 }
 
 #[derive(Serialize)]
@@ -191,6 +202,19 @@ impl Monitor {
         metrics.clock_skew(self.link.clock_skew_ms() as f64 / 1_000.0);
     }
 
+    fn usage(&self) -> UsageStatus {
+        let progress = self.link.usage();
+        UsageStatus {
+            acked_sequence: progress.acked,
+            unacked_versions: progress.unacked,
+            unreported_versions: self
+                .keyrings
+                .iter()
+                .map(|slot| slot.usage().waiting())
+                .sum(),
+        }
+    }
+
     fn describe(&self, slot: &Slot) -> KeyringStatus {
         let view = slot.load();
         let view = view.as_ref();
@@ -238,6 +262,7 @@ impl StatusSource for Monitor {
                 .collect(),
             reconnects: self.link.reconnects(),
             clock_skew_ms: self.link.clock_skew_ms(),
+            usage: self.usage(),
         };
         serde_json::to_value(status).expect("a status has text keys only")
     }

@@ -4,6 +4,7 @@ use std::{io, thread, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::task::TaskTracker;
 use tonic::{service::Routes, transport::Server};
 
 use super::listener::Accepted;
@@ -26,7 +27,8 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(45);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Starts worker number `index`, which serves `routes` on the connections that it is sent. It belongs to `shutdown`.
+/// Starts worker number `index`, which serves `routes` on the connections that it is sent. It belongs to `shutdown`. It is
+/// among `checks` for as long as it answers any.
 ///
 /// # Errors
 ///
@@ -34,6 +36,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) fn start(
     index: usize,
     routes: Routes,
+    checks: &TaskTracker,
     shutdown: &Shutdown,
 ) -> io::Result<mpsc::Sender<Accepted>> {
     let (connections, accepted) = mpsc::channel(MAX_WAITING);
@@ -59,7 +62,8 @@ pub(super) fn start(
         let ended = unless_left_behind("checks", stop, serving).await;
         ended.unwrap_or(Ok(()))
     };
-    let task = shutdown.supervise(name.as_str(), serve);
+    // A check is answered without a pause on the thread that polls this: none is under way when it has ended.
+    let task = shutdown.supervise(name.as_str(), checks.track_future(serve));
     thread::Builder::new()
         .name(name)
         .spawn(move || runtime.block_on(task))?;
@@ -84,7 +88,8 @@ mod tests {
     async fn a_client_that_is_frozen_does_not_hold_a_stop_up() {
         let shutdown = Shutdown::new();
         let (_reporter, health) = health_reporter();
-        let connections = start(0, Routes::new(health), &shutdown).expect("a thread");
+        let checks = TaskTracker::new();
+        let connections = start(0, Routes::new(health), &checks, &shutdown).expect("a thread");
         let (mut client, server) = std::os::unix::net::UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
         let sent = connections.send(Accepted::Unix(server)).await;
@@ -97,5 +102,6 @@ mod tests {
         let signals = Signals::listen().expect("signals can be heard");
         let ended = shutdown.run(signals, DRAIN).await;
         ended.expect("an orderly end");
+        assert!(checks.is_empty());
     }
 }
