@@ -7,7 +7,10 @@ use std::{
     process::Command,
 };
 
-use relatch::{authz::DenyReason, key::Timestamp};
+use relatch::{
+    authz::DenyReason,
+    key::{EventKind, Timestamp},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -251,6 +254,18 @@ fn every_reason_of_a_denial_stands_beside_its_status() {
         let mut rows = PAGE.lines().filter(row);
         let name = format!("`{reason}`");
         assert!(rows.any(|line| line.contains(&name)), "{status} {name}");
+    }
+}
+
+#[test]
+fn every_event_that_a_consumer_is_promised_exists() {
+    let quoted = PAGE.split('`').skip(1).step_by(2);
+    let events: Vec<_> = quoted
+        .filter(|word| word.starts_with("rotation.") || word.starts_with("key."))
+        .collect();
+    assert!(!events.is_empty(), "the page names the events");
+    for event in events {
+        assert!(event.parse::<EventKind>().is_ok(), "{event}");
     }
 }
 
