@@ -311,3 +311,22 @@ fn a_help_page_that_could_break_out_of_the_header_is_left_out() {
         assert!(!is_uri(bad), "{bad:?} was accepted");
     }
 }
+#[test]
+fn an_announced_end_that_has_passed_stays_announced() {
+    let held = |record: &mut KeyRecord| {
+        record.state = KeyState::Retiring;
+        record.retires_at = Some(Timestamp::from_millis(4_000));
+    };
+    let notices = Some(Notices {
+        deprecation: false,
+        sunset: true,
+    });
+    let ok = passed(SettingsParts { notices, ..parts() }, held, with_key);
+    let sent = |name| header(&ok.response_headers_to_add, name);
+    assert_eq!(
+        sent("api-key-rotation"),
+        Some("version=1, state=retiring, sunset=@4")
+    );
+    assert_eq!(sent("sunset"), Some("Thu, 01 Jan 1970 00:00:04 GMT"));
+}
+
