@@ -135,7 +135,7 @@ pub enum Change {
         version: VersionNumber,
         /// Where to.
         sink: SinkName,
-        /// When it is looked whether the version is used, unless it was handed over.
+        /// From when on a use of the version is taken for a hand-over.
         withdraw_after: Timestamp,
     },
     /// Something was found that people are told of; it changes nothing for sidecars.

@@ -314,7 +314,7 @@ impl Keyring {
     }
 
     /// Notes that the secret of a staged version goes out to a sink from now on. After `withdraw_after` the version is
-    /// withdrawn or handed over by what is known of its use.
+    /// handed over once it is used.
     ///
     /// # Errors
     ///

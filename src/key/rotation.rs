@@ -1,12 +1,12 @@
 //! The rotation engine: what policy, evidence and time make due, as a pure function.
 //!
-//! A staged version that was not handed over in time is withdrawn: whoever had its secret is gone, and if a sink may have
-//! got it, the evidence says that nobody uses it. A retiring version
+//! A staged version that was not handed over in time is withdrawn: whoever had its secret is gone. Where a sink may have
+//! got it, the version is handed over once it is used, and held until then. A retiring version
 //! retires when its overlap is over and the [`evidence`](super::evidence) says that nobody uses it; with traffic left
 //! the policy decides. People are told of what they have to know, once. Nothing here retires a version that has no
 //! successor to take its place.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
     change::{Change, Note, OldVersion},
@@ -53,10 +53,16 @@ const MIN_EXTENSION: Duration = Duration::from_secs(1);
 #[must_use]
 pub fn plan(keyring: &Keyring, evidence: &Evidence, now: Timestamp, limit: usize) -> Vec<Change> {
     let mut changes = Vec::new();
+    let mut handed_over = BTreeSet::new();
     for (key, version) in keyring.moving().chain(keyring.due(now)) {
         if changes.len() >= limit {
             break;
         }
+        if handed_over.contains(&key.id) {
+            // What follows for its other versions is planned with the hand-over.
+            continue;
+        }
+        let planned = changes.len();
         let case = Case {
             key,
             policy: &keyring.policy_of(key),
@@ -64,6 +70,10 @@ pub fn plan(keyring: &Keyring, evidence: &Evidence, now: Timestamp, limit: usize
             now,
         };
         case.plan(version.clone(), &mut changes);
+        let is_hand_over = |change: &Change| matches!(change, Change::HandedOver { .. });
+        if changes[planned..].iter().any(is_hand_over) {
+            handed_over.insert(key.id);
+        }
     }
     changes
 }
@@ -150,11 +160,16 @@ impl Case<'_> {
             let after = match &change {
                 Change::Noted { note, .. } => Some(version.clone().told_of(note)),
                 Change::OverlapExtended { until, .. } => version.clone().extend(*until).ok(),
+                Change::HandedOver { old, .. } => {
+                    let old = *old;
+                    changes.push(change);
+                    self.plan_after_hand_over(version, old, changes);
+                    return;
+                }
                 Change::KeyringCreated { .. }
                 | Change::ConsumerCreated { .. }
                 | Change::KeyCreated { .. }
                 | Change::VersionStaged { .. }
-                | Change::HandedOver { .. }
                 | Change::VersionWithdrawn { .. }
                 | Change::VersionRetired { .. }
                 | Change::RolledBack { .. }
@@ -173,14 +188,39 @@ impl Case<'_> {
         }
     }
 
+    /// Adds what follows when `new` is active and the version that was is retiring.
+    fn plan_after_hand_over(
+        &self,
+        new: KeyVersion,
+        old: Option<OldVersion>,
+        changes: &mut Vec<Change>,
+    ) {
+        let mut key = self.key.clone();
+        let overlap = |until: Timestamp| until.saturating_since(self.now);
+        let old = old.and_then(|old| {
+            let version = key.versions.get(&old.version)?.clone();
+            version
+                .begin_retiring(self.now, overlap(old.until), new.number)
+                .ok()
+        });
+        let after: Vec<KeyVersion> = new.activate(self.now).into_iter().chain(old).collect();
+        for version in &after {
+            key.versions.insert(version.number, version.clone());
+        }
+        let case = Case { key: &key, ..*self };
+        for version in after {
+            case.plan(version, changes);
+        }
+    }
+
     fn next(&self, version: &KeyVersion) -> Option<Change> {
         match &version.state {
             VersionState::Pending {
-                since,
                 withdraw_after,
                 sink,
+                ..
             } if *withdraw_after <= self.now => {
-                self.give_up_staging(version, *since, *withdraw_after, sink.as_ref())
+                self.give_up_staging(version, *withdraw_after, sink.as_ref())
             }
             VersionState::Retiring { since, until, .. } => {
                 self.end_overlap(version, *since, *until)
@@ -192,17 +232,18 @@ impl Case<'_> {
         }
     }
 
-    /// Nobody holds the secret of a version that was not handed over, unless a sink may have got it: then its use tells.
+    /// Nobody holds the secret of a version that was not handed over, unless a sink may have got it. Then its use tells;
+    /// without one the version stays accepted until somebody has seen what the sink holds: a consumer may read it at any
+    /// time.
     fn give_up_staging(
         &self,
         version: &KeyVersion,
-        since: Timestamp,
         withdraw_after: Timestamp,
         sink: Option<&SinkName>,
     ) -> Option<Change> {
         let rotation = version.rotation?;
         let reason = match sink {
-            None => "the rotation was not handed over in time".to_owned(),
+            None => "the rotation was not handed over in time",
             Some(sink) => {
                 if self.evidence.of(self.name(version)).requests > 0 {
                     return Some(Change::HandedOver {
@@ -212,17 +253,11 @@ impl Case<'_> {
                         old: old_version(self.key, version, self.policy.overlap, self.now),
                     });
                 }
-                let idleness = self.idleness(version, since);
-                let Idleness::Complete { complete_until, .. } = idleness else {
-                    let why = format!(
-                        "sink {sink} has not confirmed the secret; the version is withdrawn once it is certain that nobody uses it: {}",
-                        self.missing(idleness)
-                    );
-                    return self.hold(version, withdraw_after, &why);
-                };
-                format!(
-                    "sink {sink} has not confirmed the secret, and no request has used it until {complete_until}"
-                )
+                let why = format!(
+                    "sink {sink} has not confirmed the secret; see what it holds, then give the rotation up: relatch rotate abort {}",
+                    self.key.id
+                );
+                return self.hold(version, withdraw_after, &why);
             }
         };
         Some(Change::VersionWithdrawn {

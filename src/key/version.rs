@@ -73,7 +73,7 @@ pub enum VersionState {
         since: Timestamp,
         /// When it is withdrawn if it was not handed over until then.
         withdraw_after: Timestamp,
-        /// Where its secret may have arrived: from then on the version is withdrawn only if nobody uses it.
+        /// Where its secret may have arrived: from then on only an operator takes the version back.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sink: Option<SinkName>,
     },

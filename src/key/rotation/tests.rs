@@ -37,7 +37,7 @@ impl Scene {
             evidence: Evidence::default(),
             now: START,
         };
-        scene.set(PolicyOverrides {
+        scene.set(&PolicyOverrides {
             overlap: Some(OVERLAP),
             idle_for: Some(IDLE_FOR),
             remind_before: Some(REMIND_BEFORE),
@@ -99,13 +99,13 @@ impl Scene {
         rotation
     }
 
-    fn set(&mut self, parts: PolicyOverrides) {
-        let set = self.keyring.set_policy(&parts).expect("a valid policy");
+    fn set(&mut self, parts: &PolicyOverrides) {
+        let set = self.keyring.set_policy(parts).expect("a valid policy");
         self.commit(set);
     }
 
     fn on_deadline(mut self, answer: OnDeadline) -> Self {
-        self.set(PolicyOverrides {
+        self.set(&PolicyOverrides {
             on_deadline: Some(answer),
             ..PolicyOverrides::default()
         });
@@ -378,8 +378,13 @@ fn what_became_of_a_delivery_is_told_by_the_use_of_its_version() {
     assert_eq!((unknown.state(1), unknown.state(2)), ("active", "pending"));
     assert!(due_rotations(&unknown.keyring, unknown.now).is_empty());
 
-    let mut unused = delivering().told(IDLE_FOR).at(IDLE_FOR);
-    assert_eq!(unused.reconcile(), ["version_withdrawn"]);
+    unknown = unknown.told(100 * HOUR).at(100 * HOUR);
+    assert_eq!(unknown.reconcile(), [""; 0]);
+    let aborted = unknown
+        .keyring
+        .abort(unknown.key_id, "the sink holds version 1");
+    unknown.commit(aborted.expect("it is pending"));
+    assert_eq!(unknown.state(2), "revoked");
 }
 
 #[test]
@@ -397,7 +402,7 @@ fn a_schedule_rotates_with_a_sink_and_only_tells_without() {
     let every = 100 * HOUR;
     let schedule = |sink: &str| {
         let mut scene = Scene::new(None);
-        scene.set(PolicyOverrides {
+        scene.set(&PolicyOverrides {
             rotate_every: Some(every),
             sink: Some(sink.into()),
             ..PolicyOverrides::default()
