@@ -209,6 +209,7 @@ fn failure(error: PlaneError) -> Failure {
         | PlaneError::Store(_)
         | PlaneError::Log(_)
         | PlaneError::Commit(_)
+        | PlaneError::Sink(_)
         | PlaneError::Bind { .. }
         | PlaneError::Reflection(_)
         | PlaneError::Process(_)

@@ -187,6 +187,8 @@ impl StartArgs {
             overlap: self.overlap.map(wire::to_duration),
             expires_in: self.expires_in.map(wire::to_duration),
             timeout: self.timeout.map(wire::to_duration),
+            emergency: false,
+            reason: String::new(),
         }
     }
 }
@@ -334,6 +336,8 @@ mod tests {
                 seconds: 0,
                 nanos: 412_000_000,
             }),
+            revocation: None,
+            revoked_in: None,
         }
     }
 

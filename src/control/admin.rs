@@ -6,29 +6,42 @@
 mod audit;
 mod consumer;
 mod error;
+mod explain;
 mod fleet;
 mod key;
 mod keyring;
+mod overlap;
+mod policy;
+mod progress;
 mod rotation;
 mod token;
+mod usage;
+mod webhook;
 mod wire;
 
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::{
     catalog::Catalog,
     fleet::Fleet,
+    metrics::ControlMetrics,
+    pace::Pace,
     rotation::Rotations,
+    served::ServedKeyring,
     token::{Caller, Permission, Tokens, bearer},
     usage::UsageBook,
+    webhook::Webhooks,
 };
-use crate::proto::admin::{
-    self as api,
-    admin_server::{Admin, AdminServer},
+use crate::{
+    key::KeyId,
+    proto::admin::{
+        self as api,
+        admin_server::{Admin, AdminServer},
+    },
 };
 
 /// Serves `relatch.admin.v1.Admin`.
@@ -39,7 +52,31 @@ pub struct AdminApi {
     usage: Arc<UsageBook>,
     tokens: Arc<Tokens>,
     rotations: Rotations,
+    webhooks: Arc<Webhooks>,
+    pace: Arc<Pace>,
+    metrics: ControlMetrics,
     tasks: TaskTracker,
+}
+
+/// What the API speaks of.
+#[derive(Debug)]
+pub struct AdminParts {
+    /// The keyrings.
+    pub catalog: Arc<Catalog>,
+    /// The sidecars.
+    pub fleet: Arc<Fleet>,
+    /// The use of keys.
+    pub usage: Arc<UsageBook>,
+    /// Who may call.
+    pub tokens: Arc<Tokens>,
+    /// The steps that take time.
+    pub rotations: Rotations,
+    /// Who is told of events.
+    pub webhooks: Arc<Webhooks>,
+    /// The time by which planned ends come.
+    pub pace: Arc<Pace>,
+    /// What is counted.
+    pub metrics: ControlMetrics,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
@@ -48,23 +85,28 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static
 const MAX_MESSAGE: usize = 64 << 10;
 
 impl AdminApi {
-    /// An API over a catalog and its fleet. Rotations run as `tasks`, and wait for sidecars no longer after `stop`.
+    /// An API over the parts of a control plane. Rotations run as `tasks`.
     #[must_use]
-    pub fn new(
-        catalog: Arc<Catalog>,
-        fleet: Arc<Fleet>,
-        usage: Arc<UsageBook>,
-        tokens: Arc<Tokens>,
-        tasks: TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
-        let rotations = Rotations::new(Arc::clone(&catalog), Arc::clone(&fleet), stop);
+    pub fn new(parts: AdminParts, tasks: TaskTracker) -> Self {
+        let AdminParts {
+            catalog,
+            fleet,
+            usage,
+            tokens,
+            rotations,
+            webhooks,
+            pace,
+            metrics,
+        } = parts;
         Self {
             catalog,
             fleet,
             usage,
             tokens,
             rotations,
+            webhooks,
+            pace,
+            metrics,
             tasks,
         }
     }
@@ -73,6 +115,13 @@ impl AdminApi {
     #[must_use]
     pub fn into_service(self) -> AdminServer<Self> {
         AdminServer::new(self).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The keyring that holds a key.
+    fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, Status> {
+        self.catalog
+            .holding(key_id)
+            .map_err(|refusal| error::refused(&refusal))
     }
 
     /// Who makes the call, if that is permitted.
@@ -103,6 +152,7 @@ impl AdminApi {
 impl Admin for AdminApi {
     type StartRotationStream = Streamed<api::StartRotationResponse>;
     type RevokeStream = Streamed<api::RevokeResponse>;
+    type RollBackStream = Streamed<api::RollBackResponse>;
 
     async fn create_token(
         &self,
@@ -233,7 +283,12 @@ impl Admin for AdminApi {
         &self,
         request: Request<api::StartRotationRequest>,
     ) -> Result<Response<Self::StartRotationStream>, Status> {
-        let caller = self.permit(&request, Permission::Issue)?;
+        let permission = if request.get_ref().emergency {
+            Permission::Administer
+        } else {
+            Permission::Issue
+        };
+        let caller = self.permit(&request, permission)?;
         self.rotate(caller, &request.into_inner())
             .map(Response::new)
     }
@@ -244,6 +299,137 @@ impl Admin for AdminApi {
     ) -> Result<Response<Self::RevokeStream>, Status> {
         let caller = self.permit(&request, Permission::Revoke)?;
         self.end_versions(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_rotation(
+        &self,
+        request: Request<api::GetRotationRequest>,
+    ) -> Result<Response<api::RotationStatus>, Status> {
+        self.permit(&request, Permission::Read)?;
+        self.rotation_of(request.get_ref()).map(Response::new)
+    }
+
+    async fn get_usage(
+        &self,
+        request: Request<api::GetUsageRequest>,
+    ) -> Result<Response<api::KeyUsage>, Status> {
+        self.permit(&request, Permission::Read)?;
+        self.usage_of(request.get_ref()).map(Response::new)
+    }
+
+    async fn retire_version(
+        &self,
+        request: Request<api::RetireVersionRequest>,
+    ) -> Result<Response<api::RetireVersionResponse>, Status> {
+        let caller = self.permit(&request, Permission::Issue)?;
+        self.end_overlap(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn extend_overlap(
+        &self,
+        request: Request<api::ExtendOverlapRequest>,
+    ) -> Result<Response<api::ExtendOverlapResponse>, Status> {
+        let caller = self.permit(&request, Permission::Issue)?;
+        self.move_deadline(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn roll_back(
+        &self,
+        request: Request<api::RollBackRequest>,
+    ) -> Result<Response<Self::RollBackStream>, Status> {
+        let caller = self.permit(&request, Permission::Issue)?;
+        self.go_back(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn abort_rotation(
+        &self,
+        request: Request<api::AbortRotationRequest>,
+    ) -> Result<Response<api::AbortRotationResponse>, Status> {
+        let caller = self.permit(&request, Permission::Issue)?;
+        self.give_up(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_policy(
+        &self,
+        request: Request<api::GetPolicyRequest>,
+    ) -> Result<Response<api::PolicyStatus>, Status> {
+        self.permit(&request, Permission::Read)?;
+        self.policy(request.into_inner()).map(Response::new)
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<api::SetPolicyRequest>,
+    ) -> Result<Response<api::PolicyStatus>, Status> {
+        let caller = self.permit(&request, Permission::Administer)?;
+        self.change_policy(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn explain(
+        &self,
+        request: Request<api::ExplainRequest>,
+    ) -> Result<Response<api::ExplainResponse>, Status> {
+        self.permit(&request, Permission::Read)?;
+        self.explain_credential(request.get_ref())
+            .map(Response::new)
+    }
+
+    async fn add_webhook(
+        &self,
+        request: Request<api::AddWebhookRequest>,
+    ) -> Result<Response<api::AddWebhookResponse>, Status> {
+        let caller = self.permit(&request, Permission::Administer)?;
+        self.tell_of_events(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn remove_webhook(
+        &self,
+        request: Request<api::RemoveWebhookRequest>,
+    ) -> Result<Response<api::Webhook>, Status> {
+        let caller = self.permit(&request, Permission::Administer)?;
+        self.tell_no_more(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn test_webhook(
+        &self,
+        request: Request<api::TestWebhookRequest>,
+    ) -> Result<Response<api::TestWebhookResponse>, Status> {
+        let caller = self.permit(&request, Permission::Administer)?;
+        self.try_webhook(caller, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn list_webhooks(
+        &self,
+        request: Request<api::ListWebhooksRequest>,
+    ) -> Result<Response<api::ListWebhooksResponse>, Status> {
+        self.permit(&request, Permission::Read)?;
+        self.all_webhooks(request.get_ref()).map(Response::new)
+    }
+
+    async fn list_deliveries(
+        &self,
+        request: Request<api::ListDeliveriesRequest>,
+    ) -> Result<Response<api::ListDeliveriesResponse>, Status> {
+        self.permit(&request, Permission::Read)?;
+        self.all_deliveries(request.get_ref())
             .await
             .map(Response::new)
     }

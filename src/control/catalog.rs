@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     journal::{self, CommitError, Committed, Journal, LogError},
+    metrics::{CommitOutcome, ControlMetrics},
     served::{FedKeyring, ServedKeyring},
 };
 use crate::{
@@ -29,6 +30,7 @@ pub struct Catalog {
     keyrings: RwLock<BTreeMap<KeyringName, Arc<ServedKeyring>>>,
     /// Counts changes of any keyring; wakes the streams.
     changes: watch::Sender<u64>,
+    metrics: ControlMetrics,
     /// When the store was last read successfully.
     as_of: AtomicI64,
 }
@@ -43,6 +45,7 @@ impl Catalog {
         store: Arc<dyn Store>,
         clock: Clock,
         pepper: MasterPepper,
+        metrics: ControlMetrics,
     ) -> Result<Self, LogError> {
         let catalog = Self {
             store,
@@ -50,6 +53,7 @@ impl Catalog {
             pepper,
             keyrings: RwLock::new(BTreeMap::new()),
             changes: watch::Sender::new(0),
+            metrics,
             as_of: AtomicI64::new(0),
         };
         catalog.refresh().await?;
@@ -165,12 +169,27 @@ impl Catalog {
         actor: &str,
         mut plan: impl FnMut(&Keyring, Timestamp) -> Result<(Vec<Change>, T), CommitError>,
     ) -> Result<Committed<T>, CommitError> {
+        let mut is_change = false;
         let committed = served
             .journal()
-            .commit(actor, |state, now| plan(&state.keyring, now))
-            .await?;
-        self.wake();
-        Ok(committed)
+            .commit(actor, |state, now| {
+                let planned = plan(&state.keyring, now)?;
+                is_change = !planned.0.is_empty();
+                Ok(planned)
+            })
+            .await;
+        match &committed {
+            Ok(_) if is_change => {
+                self.metrics.committed(CommitOutcome::Committed);
+                self.wake();
+            }
+            Ok(_) => {}
+            Err(CommitError::Refused(_)) => self.metrics.committed(CommitOutcome::Refused),
+            Err(CommitError::Contended | CommitError::Log(_) | CommitError::Random(_)) => {
+                self.metrics.committed(CommitOutcome::Failed);
+            }
+        }
+        committed
     }
 
     /// Follows what other processes have committed, and notes that the store could be read.
@@ -292,7 +311,13 @@ mod tests {
 
     async fn catalog(store: &Arc<dyn Store>) -> Catalog {
         let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
-        let catalog = Catalog::open(Arc::clone(store), Clock::system(), pepper).await;
+        let catalog = Catalog::open(
+            Arc::clone(store),
+            Clock::system(),
+            pepper,
+            ControlMetrics::default(),
+        )
+        .await;
         catalog.expect("a sound store")
     }
 

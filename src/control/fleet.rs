@@ -92,6 +92,19 @@ pub struct Progress {
     pub rejected: BTreeMap<String, String>,
 }
 
+/// How a sidecar of a keyring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Connected, and at the newest revision.
+    Current,
+    /// Connected, and behind.
+    Lagging,
+    /// Its stream has broken lately; it serves what it has.
+    Disconnected,
+    /// It went without its last report of uses.
+    Gap,
+}
+
 /// A point that every sidecar is to reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -382,6 +395,30 @@ impl Fleet {
         .collect()
     }
 
+    /// How each sidecar of a keyring is, for a keyring whose newest revision is `head`.
+    #[must_use]
+    pub fn conditions(
+        &self,
+        keyring: &KeyringName,
+        epoch: Epoch,
+        head: Revision,
+    ) -> Vec<Condition> {
+        let book = self.swept();
+        let live = book.members.values().filter_map(|member| {
+            let progress = member.keyrings.get(keyring)?;
+            Some(if member.streams == 0 {
+                Condition::Disconnected
+            } else if progress.epoch == epoch && progress.applied >= head {
+                Condition::Current
+            } else {
+                Condition::Lagging
+            })
+        });
+        let gone = book.gaps.iter();
+        let gone = gone.filter(|(_, gap)| gap.keyrings.contains(keyring));
+        live.chain(gone.map(|_| Condition::Gap)).collect()
+    }
+
     /// How far the live sidecars of a keyring are from a target.
     #[must_use]
     pub fn barrier(&self, keyring: &KeyringName, epoch: Epoch, target: Target) -> Barrier {
@@ -569,6 +606,22 @@ impl Progress {
         self.epoch = epoch;
         self.applied = applied;
         self.revoked_through = applied.max(Revision::new(revoked_through));
+    }
+}
+
+impl Condition {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Current, Self::Lagging, Self::Disconnected, Self::Gap];
+
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Lagging => "lagging",
+            Self::Disconnected => "disconnected",
+            Self::Gap => "gap",
+        }
     }
 }
 

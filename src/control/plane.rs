@@ -12,12 +12,17 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{
-    admin::AdminApi,
+    admin::{AdminApi, AdminParts},
     catalog::Catalog,
     fleet::Fleet,
     journal::{CommitError, LogError},
+    metrics::{self, ControlMetrics},
+    pace::Pace,
     reconciler::Reconciler,
+    rotation::Rotations,
+    schedule::Schedule,
     secrets::{self, SecretFileError},
+    sink::{SinkError, Sinks},
     token::{Role, Tokens},
     usage::UsageBook,
     webhook::{Webhooks, metrics::WebhookMetrics},
@@ -27,7 +32,7 @@ use crate::{
     config::ControlSettings,
     discovery::server::DiscoveryServer,
     http::{HttpServer, Pages},
-    key::Secret,
+    key::{MasterPepper, Secret},
     outbound::SetupError,
     proto,
     readiness::Readiness,
@@ -45,6 +50,15 @@ pub struct ControlPlane {
     pub catalog: Arc<Catalog>,
     /// Who is told of their changes.
     pub webhooks: Arc<Webhooks>,
+}
+
+/// What a store holds, and the pepper that it needs.
+struct Loaded {
+    pepper: MasterPepper,
+    catalog: Arc<Catalog>,
+    tokens: Arc<Tokens>,
+    usage: Arc<UsageBook>,
+    fleet: Arc<Fleet>,
 }
 
 /// The addresses that a control plane has bound.
@@ -79,6 +93,9 @@ pub enum PlaneError {
         /// The store's path.
         store: String,
     },
+    /// A sink cannot be used.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     /// An address cannot be bound.
     #[error("{field}: cannot listen on {address}")]
     Bind {
@@ -165,16 +182,18 @@ impl ControlPlane {
         clock: Clock,
         shutdown: &Shutdown,
     ) -> Result<Self, PlaneError> {
-        let pepper = secrets::read_pepper(&settings.pepper_file)?;
-        let store = SqliteStore::open(&settings.store, SqliteOptions::default()).await?;
-        let store: Arc<dyn Store> = Arc::new(store);
-        let known = store.load_presence().await?;
-        let catalog =
-            Arc::new(Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone()).await?);
-        let tokens = Arc::new(Tokens::open(store, clock.clone(), &pepper).await?);
-        let usage = UsageBook::open(Arc::clone(catalog.store()), clock.clone(), &known).await?;
-        let usage = Arc::new(usage);
-        let fleet = Arc::new(Fleet::new(clock, settings.lease, known));
+        let mut registry = Registry::default();
+        let process = ProcessCollector::new().map_err(PlaneError::Process)?;
+        registry.register_collector(Box::new(process));
+        let metrics = ControlMetrics::register(&mut registry);
+        let Loaded {
+            pepper,
+            catalog,
+            tokens,
+            usage,
+            fleet,
+        } = Loaded::from(settings, &clock, &metrics).await?;
+        let pace = Arc::new(Pace::new(clock));
 
         let calls = TaskTracker::new();
         let discovery = DiscoveryServer::new(
@@ -185,23 +204,39 @@ impl ControlPlane {
             calls.clone(),
             shutdown.token(),
         );
-        let admin = AdminApi::new(
+        let rotations = Rotations::new(
             Arc::clone(&catalog),
             Arc::clone(&fleet),
-            Arc::clone(&usage),
-            Arc::clone(&tokens),
-            calls.clone(),
+            Arc::new(Sinks::new(&settings.sinks)?),
             shutdown.token(),
         );
+        let webhooks = Webhooks::new(
+            Arc::clone(&catalog),
+            pepper,
+            WebhookMetrics::register(&mut registry),
+        );
+        let webhooks = Arc::new(webhooks.map_err(PlaneError::Webhooks)?);
+        let parts = AdminParts {
+            catalog: Arc::clone(&catalog),
+            fleet: Arc::clone(&fleet),
+            usage: Arc::clone(&usage),
+            tokens: Arc::clone(&tokens),
+            rotations: rotations.clone(),
+            webhooks: Arc::clone(&webhooks),
+            pace: Arc::clone(&pace),
+            metrics,
+        };
+        let admin = AdminApi::new(parts, calls.clone());
         let discovery = Routes::new(discovery.into_service());
         let (admin, health) = admin_routes(admin).await?;
 
-        let mut registry = Registry::default();
-        let process = ProcessCollector::new().map_err(PlaneError::Process)?;
-        registry.register_collector(Box::new(process));
-        let metrics = WebhookMetrics::register(&mut registry);
-        let webhooks = Webhooks::new(Arc::clone(&catalog), pepper, metrics);
-        let webhooks = Arc::new(webhooks.map_err(PlaneError::Webhooks)?);
+        metrics::register_keys(
+            &mut registry,
+            Arc::clone(&catalog),
+            Arc::clone(&usage),
+            Arc::clone(&fleet),
+            Arc::clone(&pace),
+        );
         let pages = Pages {
             registry: Arc::new(registry),
             readiness: Readiness::default(),
@@ -219,7 +254,14 @@ impl ControlPlane {
         let streams_ended = CancellationToken::new();
         let reports = Arc::clone(&usage).run(Arc::clone(&fleet), streams_ended.clone());
         shutdown.spawn("usage", reports);
-        let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet, usage);
+        let schedule = Schedule::new(
+            Arc::clone(&catalog),
+            rotations,
+            Arc::clone(&pace),
+            calls.clone(),
+        );
+        shutdown.spawn("schedule", schedule.run(shutdown.token()));
+        let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet, usage, pace);
         shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
         shutdown.spawn("webhooks", Arc::clone(&webhooks).run(shutdown.token()));
         let stop = shutdown.token();
@@ -234,6 +276,34 @@ impl ControlPlane {
             endpoints,
             catalog,
             webhooks,
+        })
+    }
+}
+
+impl Loaded {
+    async fn from(
+        settings: &ControlSettings,
+        clock: &Clock,
+        metrics: &ControlMetrics,
+    ) -> Result<Self, PlaneError> {
+        let pepper = secrets::read_pepper(&settings.pepper_file)?;
+        let store = SqliteStore::open(&settings.store, SqliteOptions::default()).await?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let known = store.load_presence().await?;
+        let catalog = Catalog::open(
+            Arc::clone(&store),
+            clock.clone(),
+            pepper.clone(),
+            metrics.clone(),
+        );
+        let catalog = Arc::new(catalog.await?);
+        let usage = UsageBook::open(Arc::clone(&store), clock.clone(), &known).await?;
+        Ok(Self {
+            catalog,
+            tokens: Arc::new(Tokens::open(store, clock.clone(), &pepper).await?),
+            usage: Arc::new(usage),
+            fleet: Arc::new(Fleet::new(clock.clone(), settings.lease, known)),
+            pepper,
         })
     }
 }

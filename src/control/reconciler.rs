@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{catalog::Catalog, fleet::Fleet, journal::LogError, token::Tokens, usage::UsageBook};
+use super::{
+    catalog::Catalog, fleet::Fleet, journal::LogError, pace::Pace, token::Tokens, usage::UsageBook,
+};
 use crate::key::rotation;
 
 /// The background work of a control plane.
@@ -15,6 +17,7 @@ pub struct Reconciler {
     tokens: Arc<Tokens>,
     fleet: Arc<Fleet>,
     usage: Arc<UsageBook>,
+    pace: Arc<Pace>,
 }
 
 /// How often the store is read: a keyring is as fresh as the last read, and a commit of another process is seen by then.
@@ -34,12 +37,14 @@ impl Reconciler {
         tokens: Arc<Tokens>,
         fleet: Arc<Fleet>,
         usage: Arc<UsageBook>,
+        pace: Arc<Pace>,
     ) -> Self {
         Self {
             catalog,
             tokens,
             fleet,
             usage,
+            pace,
         }
     }
 
@@ -80,6 +85,7 @@ impl Reconciler {
             let committed = self
                 .catalog
                 .commit(&served, ACTOR, |keyring, now| {
+                    let now = now.min(self.pace.now());
                     let evidence = self.usage.evidence(keyring, &self.fleet, now);
                     let changes = rotation::plan(keyring, &evidence, now, MAX_CHANGES);
                     let count = changes.len();
@@ -128,7 +134,7 @@ impl Reconciler {
     }
 
     fn forget_callers(&self) {
-        let now = self.catalog.clock().wall();
+        let now = self.pace.now();
         for served in self.catalog.list() {
             let state = served.journal().state();
             self.usage.forget_past_callers(&state.keyring, now);

@@ -10,11 +10,16 @@ use super::{
     fleet::{Barrier, Fleet, Target},
     journal::CommitError,
     served::ServedKeyring,
+    sink::{Delivery, Sinks},
 };
-use crate::key::{
-    KeyId, Revision, RotationId, Secret, Timestamp, VersionNumber, VersionRef, Window,
-    change::{Change, OldVersion},
-    operation::{OldEnds, StageSpec, Which},
+use crate::{
+    clock::BootTime,
+    key::{
+        KeyId, Revision, RotationId, Secret, SinkName, Timestamp, VersionNumber, VersionRef,
+        Window,
+        change::{Change, OldVersion},
+        operation::{OldEnds, StageSpec, Which},
+    },
 };
 
 /// Rotates keys and revokes them.
@@ -22,20 +27,35 @@ use crate::key::{
 pub struct Rotations {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
+    sinks: Arc<Sinks>,
     stop: CancellationToken,
 }
 
 /// How a rotation is to go.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RotationSpec {
     /// Of which key.
     pub key_id: KeyId,
-    /// How long the old version stays accepted; the keyring's default when absent.
-    pub overlap: Option<Duration>,
+    /// What becomes of the old version.
+    pub old_ends: OldEnds,
     /// The life of the new version; unbounded when absent.
     pub expires_in: Option<Duration>,
     /// How long to wait for all live sidecars.
     pub timeout: Duration,
+    /// Where the secret is delivered before the hand-over; none: the caller gets it.
+    pub sink: Option<SinkName>,
+}
+
+/// A version that is on its way to the sidecars. Its secret is nowhere else.
+#[derive(Debug)]
+struct Staged {
+    served: Arc<ServedKeyring>,
+    rotation: RotationId,
+    version: VersionRef,
+    window: Window,
+    secret: Secret,
+    revision: Revision,
+    at: BootTime,
 }
 
 /// How far a rotation is.
@@ -71,6 +91,17 @@ pub struct HandedOver {
     pub barrier: Barrier,
     /// From the staged commit to the last ack.
     pub propagation: Duration,
+    /// How the end of the old version has got through, where it was revoked.
+    pub revocation: Option<Revocation>,
+}
+
+/// How far the revocation of an old version has got when the wait for it was over.
+#[derive(Debug)]
+pub struct Revocation {
+    /// All sidecars.
+    pub barrier: Barrier,
+    /// Since the commit.
+    pub took: Duration,
 }
 
 /// A revocation that was committed.
@@ -106,6 +137,11 @@ pub enum RotationError {
 
 /// Beyond the caller's own timeout, until a staged version that nobody withdrew is withdrawn by itself.
 const WITHDRAW_SLACK: Duration = Duration::from_secs(30);
+/// A delivery that is under way for longer is in doubt: a use of the version is then taken for its success. Longer than
+/// any sink takes.
+const DELIVERY_DOUBT: Duration = Duration::from_hours(1);
+/// The shortest and the longest wait before a delivery is tried again.
+const DELIVERY_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 /// How often leases are looked at while waiting: they run out without anybody saying so.
 const LEASE_CHECK: Duration = Duration::from_millis(500);
 /// How many laggards an error names.
@@ -114,29 +150,103 @@ const MAX_NAMED: usize = 10;
 impl Rotations {
     /// Rotates the catalog's keys and waits for the fleet until `stop`.
     #[must_use]
-    pub const fn new(catalog: Arc<Catalog>, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
+    pub const fn new(
+        catalog: Arc<Catalog>,
+        fleet: Arc<Fleet>,
+        sinks: Arc<Sinks>,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             catalog,
             fleet,
+            sinks,
             stop,
         }
     }
 
-    /// Stages a version, waits until every live sidecar accepts it, and hands it over.
+    /// The sinks that a policy may name.
+    #[must_use]
+    pub fn sinks(&self) -> &Sinks {
+        &self.sinks
+    }
+
+    /// Stages a version, waits until every live sidecar accepts it, delivers it where it is to be delivered, and hands it
+    /// over.
     ///
     /// When the receiver of `progress` is dropped before the hand-over, the wait times out or the control plane stops, the
-    /// version is withdrawn.
+    /// version is withdrawn. Once a delivery has begun it is not: the secret may have arrived, and what becomes of the
+    /// version is left to the reconciler, which learns of its use, and to operators.
     /// To be run in a task of its own: dropping the future leaves the withdrawal to the reconciler.
     ///
     /// # Errors
     ///
-    /// When the rotation was not handed over; nothing was handed out then.
+    /// When the rotation was not handed over; nothing was handed out then, except where a delivery has begun.
     pub async fn rotate(
         &self,
         actor: &str,
-        spec: RotationSpec,
+        spec: &RotationSpec,
         progress: &mpsc::Sender<Progress>,
     ) -> Result<HandedOver, RotationError> {
+        let staged = self.stage(actor, spec).await?;
+        let _ = progress
+            .send(Progress::Staged {
+                rotation: staged.rotation,
+                version: staged.version.version,
+                revision: staged.revision,
+            })
+            .await;
+        let target = Target::Applied(staged.revision, staged.version);
+        let waited = self
+            .wait(&staged.served, target, spec.timeout, progress)
+            .await;
+        let barrier = match waited {
+            Ok(barrier) => barrier,
+            Err(error) => {
+                self.withdraw(actor, &staged, &error).await?;
+                return Err(error);
+            }
+        };
+        let propagation = self.catalog.clock().boot().saturating_since(staged.at);
+        if let Some(sink) = &spec.sink {
+            self.deliver(actor, &staged, sink).await?;
+        }
+        let handed_over_at = self.catalog.clock().boot();
+        let handed_over = self
+            .catalog
+            .commit(&staged.served, actor, |keyring, now| {
+                let changes =
+                    keyring.hand_over(spec.key_id, staged.rotation, &spec.old_ends, now)?;
+                let old = changes.iter().find_map(Change::old_version);
+                Ok((changes, old))
+            })
+            .await?;
+        let revocation = match (&spec.old_ends, handed_over.value) {
+            (OldEnds::AtOnce(_), Some(_)) => {
+                let target = Target::Revoked(handed_over.revision);
+                let served = &staged.served;
+                // It stands whether or not every sidecar has it in time.
+                let barrier = match self.wait(served, target, spec.timeout, progress).await {
+                    Ok(barrier) => barrier,
+                    Err(_) => self.fleet.barrier(served.name(), served.epoch(), target),
+                };
+                let took = self.catalog.clock().boot().saturating_since(handed_over_at);
+                Some(Revocation { barrier, took })
+            }
+            (OldEnds::AtOnce(_), None) | (OldEnds::AfterOverlap(_), _) => None,
+        };
+        Ok(HandedOver {
+            secret: staged.secret,
+            version: staged.version,
+            window: staged.window,
+            old: handed_over.value,
+            revision: handed_over.revision,
+            barrier,
+            propagation,
+            revocation,
+        })
+    }
+
+    async fn stage(&self, actor: &str, spec: &RotationSpec) -> Result<Staged, RotationError> {
         let served = self
             .catalog
             .holding(spec.key_id)
@@ -144,7 +254,7 @@ impl Rotations {
         let rotation = RotationId::generate().map_err(CommitError::from)?;
         let prefix = served.journal().state().keyring.prefix().clone();
         let secret = Secret::generate(&prefix, spec.key_id).map_err(CommitError::from)?;
-        let staged_at = self.catalog.clock().boot();
+        let at = self.catalog.clock().boot();
         let staged = self
             .catalog
             .commit(&served, actor, |keyring, now| {
@@ -162,46 +272,85 @@ impl Rotations {
             })
             .await?;
         let (number, window) = staged.value;
-        let version = VersionRef {
-            key_id: spec.key_id,
-            version: number,
-        };
-        let _ = progress
-            .send(Progress::Staged {
-                rotation,
+        Ok(Staged {
+            served,
+            rotation,
+            version: VersionRef {
+                key_id: spec.key_id,
                 version: number,
-                revision: staged.revision,
-            })
-            .await;
-        let target = Target::Applied(staged.revision, version);
-        let barrier = self.wait(&served, target, spec.timeout, progress).await;
-        let barrier = match barrier {
-            Ok(barrier) => barrier,
-            Err(error) => {
-                self.withdraw(&served, actor, spec.key_id, rotation, &error)
-                    .await?;
-                return Err(error);
-            }
-        };
-        let propagation = self.catalog.clock().boot().saturating_since(staged_at);
-        let handed_over = self
-            .catalog
-            .commit(&served, actor, |keyring, now| {
-                let old_ends = OldEnds::AfterOverlap(spec.overlap);
-                let changes = keyring.hand_over(spec.key_id, rotation, &old_ends, now)?;
-                let old = changes.iter().find_map(Change::old_version);
-                Ok((changes, old))
-            })
-            .await?;
-        Ok(HandedOver {
-            secret,
-            version,
+            },
             window,
-            old: handed_over.value,
-            revision: handed_over.revision,
-            barrier,
-            propagation,
+            secret,
+            revision: staged.revision,
+            at,
         })
+    }
+
+    /// Delivers a staged version's secret. What fails is tried again for as long as the version is staged, and the rotation
+    /// is held meanwhile: the secret is nowhere else.
+    async fn deliver(
+        &self,
+        actor: &str,
+        staged: &Staged,
+        name: &SinkName,
+    ) -> Result<(), RotationError> {
+        let Staged {
+            served,
+            rotation,
+            version,
+            ..
+        } = staged;
+        let consumer = self
+            .catalog
+            .commit(served, actor, |keyring, now| {
+                let withdraw_after = now.saturating_add(DELIVERY_DOUBT);
+                let changes = keyring.begin_delivery(
+                    version.key_id,
+                    *rotation,
+                    name.clone(),
+                    withdraw_after,
+                )?;
+                Ok((changes, keyring.key(version.key_id)?.consumer.clone()))
+            })
+            .await?
+            .value;
+        let delivery = Delivery {
+            keyring: served.name(),
+            consumer: &consumer,
+            version: *version,
+            rotation: *rotation,
+            window: staged.window,
+            secret: &staged.secret,
+        };
+        let mut wait = DELIVERY_RETRY.0;
+        loop {
+            let delivered = match self.sinks.get(name) {
+                Ok(sink) => sink.deliver(&delivery).await,
+                Err(error) => Err(error),
+            };
+            let Err(error) = delivered else {
+                return Ok(());
+            };
+            tracing::error!(
+                auth.keyring = %served.name(),
+                auth.key.id = %version.key_id,
+                auth.key.version = version.version.get(),
+                error = &error as &dyn std::error::Error,
+                "the secret was not delivered; the rotation is held before its hand-over"
+            );
+            let reason: Arc<str> = error.to_string().into();
+            self.catalog
+                .commit(served, actor, |keyring, now| {
+                    let reason = Arc::clone(&reason);
+                    let changes = keyring.hold_staged(version.key_id, *rotation, reason, now)?;
+                    Ok((changes, ()))
+                })
+                .await?;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => wait = DELIVERY_RETRY.1.min(2 * wait),
+                () = self.stop.cancelled() => return Err(RotationError::Stopping),
+            }
+        }
     }
 
     /// Ends versions of a key at once. To ask again changes nothing, and tells a revision by which all are revoked.
@@ -272,17 +421,16 @@ impl Rotations {
 
     async fn withdraw(
         &self,
-        served: &ServedKeyring,
         actor: &str,
-        key_id: KeyId,
-        rotation: RotationId,
+        staged: &Staged,
         why: &RotationError,
     ) -> Result<(), CommitError> {
         let reason: Arc<str> = why.to_string().into();
         self.catalog
-            .commit(served, actor, |keyring, _: Timestamp| {
+            .commit(&staged.served, actor, |keyring, _: Timestamp| {
                 let reason = Arc::clone(&reason);
-                Ok((keyring.withdraw(key_id, rotation, reason)?, ()))
+                let key_id = staged.version.key_id;
+                Ok((keyring.withdraw(key_id, staged.rotation, reason)?, ()))
             })
             .await?;
         Ok(())

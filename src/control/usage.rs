@@ -227,25 +227,17 @@ impl UsageBook {
         self.lock().callers.of(keyring, version)
     }
 
-    /// What is known of the use of the versions that a rotation of the keyring is about: pending, retiring, retired.
+    /// What is known of the use of the versions that are in a rotation.
     #[must_use]
     pub fn evidence(&self, keyring: &Keyring, fleet: &Fleet, now: Timestamp) -> Evidence {
         // Before the counts, which then hold everything that the coverage speaks of.
         let coverage = fleet.coverage(keyring.name(), now);
         let state = self.lock();
         let uses = keyring
-            .keys()
-            .values()
-            .flat_map(|key| key.versions.values().map(|version| (key.id, version)))
-            .filter(|(_, version)| match version.state {
-                VersionState::Pending { .. }
-                | VersionState::Retiring { .. }
-                | VersionState::Retired { .. } => true,
-                VersionState::Active { .. } | VersionState::Revoked { .. } => false,
-            })
-            .filter_map(|(key_id, version)| {
+            .moving()
+            .filter_map(|(key, version)| {
                 let which = VersionRef {
-                    key_id,
+                    key_id: key.id,
                     version: version.number,
                 };
                 Some((which, state.ledger.total(keyring.name(), which)?))

@@ -329,4 +329,3 @@ fn an_announced_end_that_has_passed_stays_announced() {
     );
     assert_eq!(sent("sunset"), Some("Thu, 01 Jan 1970 00:00:04 GMT"));
 }
-

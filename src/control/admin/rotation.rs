@@ -1,13 +1,15 @@
 //! Rotations and revocations, which tell how far they are.
 
-use std::time::Duration;
-
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{AdminApi, Streamed, error, wire};
+use super::{
+    AdminApi, Streamed, error,
+    progress::{MAX_PROGRESS, Underway, timeout},
+    wire,
+};
 use crate::{
     control::{
         fleet::Target,
@@ -15,16 +17,12 @@ use crate::{
         served::ServedKeyring,
         token::Caller,
     },
-    key::{KeyId, VersionNumber, operation::Which},
+    key::{
+        KeyId, VersionNumber,
+        operation::{MAX_REASON_LEN, OldEnds, Which},
+    },
     proto::admin::{self as api, revoke_request, start_rotation_response::Step},
 };
-
-/// How long a caller waits for all sidecars when it does not say.
-const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
-/// A caller may not keep a version staged for longer.
-const MAX_TIMEOUT: Duration = Duration::from_hours(1);
-/// Progress that waits for a caller that reads slowly; more is skipped.
-const MAX_PROGRESS: usize = 16;
 
 impl AdminApi {
     pub(super) fn rotate(
@@ -32,9 +30,26 @@ impl AdminApi {
         caller: Caller,
         request: &api::StartRotationRequest,
     ) -> Result<Streamed<api::StartRotationResponse>, Status> {
+        let overlap = wire::duration("overlap", request.overlap)?;
+        let old_ends = match (request.emergency, overlap) {
+            (false, overlap) => OldEnds::AfterOverlap(overlap),
+            (true, None) if request.reason.trim().is_empty() => {
+                return Err(error::invalid("reason", "say why this is an emergency"));
+            }
+            (true, None) if request.reason.len() > MAX_REASON_LEN => {
+                let problem = format!("say why, in at most {MAX_REASON_LEN} bytes");
+                return Err(error::invalid("reason", problem));
+            }
+            (true, None) => OldEnds::AtOnce(request.reason.as_str().into()),
+            (true, Some(_)) => {
+                let problem = "in an emergency there is none; leave it out";
+                return Err(error::invalid("overlap", problem));
+            }
+        };
         let spec = RotationSpec {
             key_id: wire::field("key_id", &request.key_id)?,
-            overlap: wire::duration("overlap", request.overlap)?,
+            old_ends,
+            sink: None,
             expires_in: wire::duration("expires_in", request.expires_in)?,
             timeout: timeout(request.timeout)?,
         };
@@ -46,7 +61,10 @@ impl AdminApi {
         let (outcome, last) = tokio::sync::oneshot::channel();
         let api = self.clone();
         self.tasks.spawn(async move {
-            let rotated = api.rotations.rotate(&caller.actor, spec, &progress).await;
+            let rotated = api.rotations.rotate(&caller.actor, &spec, &progress).await;
+            if let Ok(done) = &rotated {
+                api.metrics.propagated(done.propagation);
+            }
             match &rotated {
                 Ok(done) => tracing::info!(
                     actor = caller.actor,
@@ -112,74 +130,28 @@ impl AdminApi {
             reason = request.reason,
             "revoked"
         );
-        let target = Target::Revoked(revoked.revision);
         let answer = api::RevokeResponse {
             keyring: served.name().to_string(),
             key_id: key_id.to_string(),
             versions: revoked.versions.iter().map(|v| v.get()).collect(),
             revision: revoked.revision.get(),
-            barrier: Some(wire::barrier(&self.fleet.barrier(
-                served.name(),
-                served.epoch(),
-                target,
-            ))),
-            done: false,
-            propagation: None,
+            ..api::RevokeResponse::default()
         };
-        if !request.wait {
-            let answer = api::RevokeResponse {
-                done: true,
-                ..answer
-            };
-            return Ok(Box::pin(futures_util::stream::iter([Ok(answer)])));
-        }
-        let (progress, steps) = mpsc::channel(MAX_PROGRESS);
-        let (outcome, last) = tokio::sync::oneshot::channel();
-        let (api, first) = (self.clone(), answer.clone());
-        self.tasks.spawn(async move {
-            let waited = api
-                .rotations
-                .wait(&served, target, timeout, &progress)
-                .await;
-            let propagation = api.catalog.clock().boot().saturating_since(began);
-            let _ =
-                outcome.send(
-                    waited
-                        .map_err(error::rotation)
-                        .map(|barrier| api::RevokeResponse {
-                            barrier: Some(wire::barrier(&barrier)),
-                            done: true,
-                            propagation: wire::elapsed(propagation),
-                            ..answer
-                        }),
-                );
-        });
-        let template = first.clone();
-        let steps = ReceiverStream::new(steps).filter_map(move |step| {
-            let answer = match step {
-                Progress::Waiting(barrier) => Some(Ok(api::RevokeResponse {
-                    barrier: Some(wire::barrier(&barrier)),
-                    ..template.clone()
-                })),
-                Progress::Staged { .. } => None,
-            };
-            std::future::ready(answer)
-        });
-        let last = futures_util::stream::once(async {
-            last.await
-                .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
-        });
-        let first = futures_util::stream::iter([Ok(first)]);
-        Ok(Box::pin(first.chain(steps).chain(last)))
+        let underway = Underway {
+            target: Target::Revoked(revoked.revision),
+            served,
+            began,
+        };
+        let wait = request.wait.then_some(timeout);
+        Ok(
+            self.tell_progress(underway, wait, move |step| api::RevokeResponse {
+                barrier: Some(step.barrier),
+                done: step.done,
+                propagation: step.propagation,
+                ..answer.clone()
+            }),
+        )
     }
-}
-
-fn timeout(value: Option<prost_types::Duration>) -> Result<Duration, Status> {
-    let timeout = wire::duration("timeout", value)?.unwrap_or(DEFAULT_TIMEOUT);
-    if timeout > MAX_TIMEOUT {
-        return Err(error::invalid("timeout", "wait for at most one hour"));
-    }
-    Ok(timeout)
 }
 
 fn started(progress: Progress) -> api::StartRotationResponse {
@@ -214,6 +186,7 @@ fn handed_over(
         done.secret.expose(),
         done.revision,
     );
+    let revocation = done.revocation.as_ref();
     Ok(api::StartRotationResponse {
         step: Some(Step::HandedOver(api::HandedOver {
             key: Some(key),
@@ -221,6 +194,10 @@ fn handed_over(
             old_until: wire::time(done.old.map(|old| old.until)),
             barrier: Some(wire::barrier(&done.barrier)),
             propagation: wire::elapsed(done.propagation),
+            revocation: revocation.map(|revocation| wire::barrier(&revocation.barrier)),
+            revoked_in: revocation
+                .filter(|revocation| revocation.barrier.is_passed())
+                .and_then(|revocation| wire::elapsed(revocation.took)),
         })),
     })
 }

@@ -11,8 +11,8 @@ use crate::{
         token::{Role, Token},
     },
     key::{
-        Consumer, ConsumerId, Key, KeyState, KeyVersion, Keyring, KeyringName, Revision, Timestamp,
-        Use, VersionRef, VersionState, Window,
+        Consumer, ConsumerId, Key, KeyState, KeyVersion, Keyring, KeyringName, OnDeadline,
+        Revision, Timestamp, Use, VersionRef, VersionState, Window, rotation::Phase,
     },
     proto::admin as api,
 };
@@ -155,6 +155,25 @@ pub(super) fn state(state: KeyState) -> i32 {
         KeyState::Retiring => api::KeyState::Retiring,
         KeyState::Retired => api::KeyState::Retired,
         KeyState::Revoked => api::KeyState::Revoked,
+    }
+    .into()
+}
+
+pub(super) fn on_deadline(answer: OnDeadline) -> i32 {
+    match answer {
+        OnDeadline::Retire => api::OnDeadline::Retire,
+        OnDeadline::Extend => api::OnDeadline::Extend,
+        OnDeadline::Hold => api::OnDeadline::Hold,
+    }
+    .into()
+}
+
+pub(super) fn phase(phase: Phase) -> i32 {
+    match phase {
+        Phase::Stage => api::RotationPhase::Stage,
+        Phase::Overlap => api::RotationPhase::Overlap,
+        Phase::Drain => api::RotationPhase::Drain,
+        Phase::Held => api::RotationPhase::Held,
     }
     .into()
 }

@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn what_is_too_old_is_given_up() {
         let mut old = delivery(1);
-        let tried = NOW.saturating_add(MAX_AGE - Duration::from_secs(5));
+        let tried = NOW.saturating_add(MAX_AGE.saturating_sub(Duration::from_secs(5)));
         let outcome = answered(500, None);
         let follows = |old: &Delivery| outcome.follows(old, tried, u32::MAX);
         assert_eq!(follows(&old), Settled::GivenUp);

@@ -350,7 +350,13 @@ async fn open(directory: &tempfile::TempDir, clock: Clock) -> Arc<Catalog> {
     };
     let path = directory.path().join("relatch.db");
     let store = SqliteStore::open(&path, options).await.expect("it opens");
-    let catalog = Catalog::open(Arc::new(store), clock, pepper()).await;
+    let catalog = Catalog::open(
+        Arc::new(store),
+        clock,
+        pepper(),
+        crate::control::metrics::ControlMetrics::default(),
+    )
+    .await;
     Arc::new(catalog.expect("it can be followed"))
 }
 

@@ -41,7 +41,13 @@ impl Pair {
         let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
         let store: Arc<dyn Store> = Arc::new(store.expect("a new store"));
         let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
-        let catalog = Catalog::open(Arc::clone(&store), Clock::system(), pepper).await;
+        let catalog = Catalog::open(
+            Arc::clone(&store),
+            Clock::system(),
+            pepper,
+            crate::control::metrics::ControlMetrics::default(),
+        )
+        .await;
         Self {
             _dir: dir,
             store,

@@ -1,0 +1,236 @@
+//! What a sidecar would decide about a credential, step by step.
+
+use std::net::IpAddr;
+
+use tonic::Status;
+
+use super::{AdminApi, error, wire};
+use crate::{
+    authz::DenyReason,
+    control::{fleet::Target, served::ServedKeyring},
+    key::{KeyRecord, PresentedKey, Scopes, Standing, Timestamp},
+    proto::admin as api,
+};
+
+/// What a request would be like.
+struct Circumstances {
+    source: Option<IpAddr>,
+    scopes: Scopes,
+    at: Timestamp,
+}
+
+/// The steps so far.
+#[derive(Default)]
+struct Steps(Vec<api::ExplainStep>);
+
+impl AdminApi {
+    pub(super) fn explain_credential(
+        &self,
+        request: &api::ExplainRequest,
+    ) -> Result<api::ExplainResponse, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        let circumstances = Circumstances {
+            source: match request.source.as_str() {
+                "" => None,
+                text => Some(wire::field("source", text)?),
+            },
+            scopes: Scopes::parse(&request.scopes.join(" "))
+                .map_err(|problem| error::invalid("scopes", problem))?,
+            at: wire::timestamp("at", request.at)?.unwrap_or_else(|| self.catalog.clock().wall()),
+        };
+        let mut steps = Steps::default();
+        let (reason, record) = judge(
+            &served,
+            request.credential.as_bytes(),
+            &circumstances,
+            &mut steps,
+        );
+        let answer = api::ExplainResponse {
+            steps: steps.0,
+            allowed: reason.is_none(),
+            reason: reason.map_or_else(String::new, |reason| reason.as_str().to_owned()),
+            ..api::ExplainResponse::default()
+        };
+        let Some(record) = record else {
+            return Ok(answer);
+        };
+        let target = Target::Applied(served.revision(), record.version_ref());
+        let barrier = self.fleet.barrier(served.name(), served.epoch(), target);
+        Ok(api::ExplainResponse {
+            consumer: record.consumer.to_string(),
+            key_id: record.key_id.to_string(),
+            version: record.version.get(),
+            state: wire::state(record.state),
+            laggards: wire::barrier(&barrier).laggards,
+            ..answer
+        })
+    }
+}
+
+/// The order of a decision: see `authz::decision`.
+fn judge(
+    served: &ServedKeyring,
+    credential: &[u8],
+    circumstances: &Circumstances,
+    steps: &mut Steps,
+) -> (Option<DenyReason>, Option<KeyRecord>) {
+    match find(served, credential, steps) {
+        Ok(record) => {
+            let judged = stand(&record, circumstances.at, steps)
+                .and_then(|()| admit(&record, circumstances, steps));
+            (judged.err(), Some(record))
+        }
+        Err(reason) => (Some(reason), None),
+    }
+}
+
+fn find(
+    served: &ServedKeyring,
+    credential: &[u8],
+    steps: &mut Steps,
+) -> Result<KeyRecord, DenyReason> {
+    let state = served.journal().state();
+    let keyring = &state.keyring;
+    let key = PresentedKey::new(credential).map_err(|problem| {
+        steps.failed("format", problem.to_string());
+        DenyReason::MalformedCredential
+    })?;
+    match key.parse(keyring.prefix()) {
+        Ok(key_id) => steps.passed(
+            "format",
+            format!("it is a token of this keyring's format, of key {key_id}, and its checksum is right"),
+        ),
+        Err(problem) if keyring.allow_imported() => steps.passed(
+            "format",
+            format!("it is no token of this keyring's own format ({problem}), but the keyring takes imported keys"),
+        ),
+        Err(problem) => {
+            steps.failed("format", problem.to_string());
+            return Err(DenyReason::MalformedCredential);
+        }
+    }
+    let found = keyring.find(&served.pepper().digest(&key));
+    let Some(record) = found.and_then(|which| keyring.record(which)) else {
+        steps.failed(
+            "lookup",
+            "no version of any key of this keyring has this secret",
+        );
+        return Err(DenyReason::UnknownKey);
+    };
+    steps.passed(
+        "lookup",
+        format!(
+            "it is version {} of key {}, of consumer {}",
+            record.version, record.key_id, record.consumer
+        ),
+    );
+    Ok(record)
+}
+
+fn stand(record: &KeyRecord, at: Timestamp, steps: &mut Steps) -> Result<(), DenyReason> {
+    let standing = record.standing(at);
+    let state = format!("the version is {}", record.state);
+    match standing {
+        Standing::Revoked => {
+            steps.failed("state", state);
+            return Err(DenyReason::Revoked);
+        }
+        Standing::Retired => {
+            let instead = record
+                .replaced_by
+                .map_or_else(String::new, |by| format!("; version {by} took its place"));
+            steps.failed("state", state + &instead);
+            return Err(DenyReason::Retired);
+        }
+        Standing::Accepted | Standing::NotYetValid | Standing::Expired => {
+            let until = record.retires_at.map_or_else(String::new, |until| {
+                format!("; its overlap ends at {until}")
+            });
+            steps.passed("state", state + &until);
+        }
+    }
+    let window = record.window;
+    let from = window
+        .not_before
+        .map_or_else(|| "always".to_owned(), |at| at.to_string());
+    let until = window
+        .expires_at
+        .map_or_else(|| "no end".to_owned(), |at| at.to_string());
+    let valid = format!("it is valid from {from} to {until}; looked at as of {at}");
+    match standing {
+        Standing::NotYetValid => {
+            steps.failed("window", valid);
+            Err(DenyReason::NotYetValid)
+        }
+        Standing::Expired => {
+            steps.failed("window", valid);
+            Err(DenyReason::Expired)
+        }
+        Standing::Accepted | Standing::Revoked | Standing::Retired => {
+            steps.passed("window", valid);
+            Ok(())
+        }
+    }
+}
+
+fn admit(
+    record: &KeyRecord,
+    circumstances: &Circumstances,
+    steps: &mut Steps,
+) -> Result<(), DenyReason> {
+    let source = circumstances.source.map_or_else(
+        || "an unknown source".to_owned(),
+        |source| source.to_string(),
+    );
+    let blocks: Vec<String> = record
+        .allowed_sources
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let allowed = if blocks.is_empty() {
+        "any source".to_owned()
+    } else {
+        blocks.join(", ")
+    };
+    if !record.allowed_sources.permit(circumstances.source) {
+        steps.failed(
+            "source",
+            format!("the key may be used from {allowed}, not from {source}"),
+        );
+        return Err(DenyReason::SourceNotAllowed);
+    }
+    steps.passed("source", format!("the key may be used from {allowed}"));
+    let (held, needed) = (&record.scopes, &circumstances.scopes);
+    let held_text = if held.is_empty() {
+        "no scopes".to_owned()
+    } else {
+        format!("scopes {held}")
+    };
+    if !held.hold_all(needed) {
+        steps.failed(
+            "scopes",
+            format!("the key has {held_text}, the route needs {needed}"),
+        );
+        return Err(DenyReason::InsufficientScope);
+    }
+    steps.passed("scopes", format!("the key has {held_text}"));
+    Ok(())
+}
+
+impl Steps {
+    fn passed(&mut self, check: &str, finding: impl Into<String>) {
+        self.add(check, true, finding.into());
+    }
+
+    fn failed(&mut self, check: &str, finding: impl Into<String>) {
+        self.add(check, false, finding.into());
+    }
+
+    fn add(&mut self, check: &str, passed: bool, finding: String) {
+        self.0.push(api::ExplainStep {
+            check: check.to_owned(),
+            passed,
+            finding,
+        });
+    }
+}

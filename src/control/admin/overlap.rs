@@ -1,0 +1,222 @@
+//! Rotations that are under way: their planned end, now or later, and their way back.
+
+use tonic::Status;
+
+use super::{
+    AdminApi, Streamed, error,
+    progress::{self, Underway},
+    wire,
+};
+use crate::{
+    control::{fleet::Target, journal::CommitError, token::Caller},
+    key::{Change, KeyId, Timestamp, VersionNumber, VersionRef, VersionState},
+    proto::admin::{self as api, extend_overlap_request::To},
+};
+
+impl AdminApi {
+    pub(super) async fn end_overlap(
+        &self,
+        caller: Caller,
+        request: api::RetireVersionRequest,
+    ) -> Result<api::RetireVersionResponse, Status> {
+        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let version = VersionNumber::new(request.version);
+        let served = self.holding(key_id)?;
+        let force = request.force.then_some(request.reason.as_str());
+        let committed = self
+            .catalog
+            .commit(&served, &caller.actor, |keyring, now| {
+                let evidence = self.evidence(keyring, self.pace.now());
+                let changes = keyring.retire(key_id, version, &evidence, force, now)?;
+                let retired = changes.iter().find_map(|change| match change {
+                    Change::VersionRetired {
+                        version, reason, ..
+                    } => Some((*version, reason.to_string())),
+                    _ => None,
+                });
+                Ok((changes, retired))
+            })
+            .await
+            .map_err(|error| self.in_use(&served, error))?;
+        let (version, reason) = committed
+            .value
+            .ok_or_else(|| Status::internal("nothing was retired"))?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.key.id = %key_id,
+            auth.key.version = version.get(),
+            forced = request.force,
+            reason,
+            "version retired"
+        );
+        Ok(api::RetireVersionResponse {
+            keyring: served.name().to_string(),
+            key_id: key_id.to_string(),
+            version: version.get(),
+            revision: committed.revision.get(),
+            reason,
+        })
+    }
+
+    pub(super) async fn move_deadline(
+        &self,
+        caller: Caller,
+        request: api::ExtendOverlapRequest,
+    ) -> Result<api::ExtendOverlapResponse, Status> {
+        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let version = VersionNumber::new(request.version);
+        let to = match request.to {
+            Some(To::Until(until)) => Ok(wire::timestamp("until", Some(until))?),
+            Some(To::By(by)) => Err(wire::duration("by", Some(by))?.unwrap_or_default()),
+            None => return Err(error::invalid("until", "say until when, or by how long")),
+        };
+        let served = self.holding(key_id)?;
+        let committed = self
+            .catalog
+            .commit(&served, &caller.actor, |keyring, now| {
+                let key = keyring.key(key_id)?;
+                let deadline = key
+                    .retiring()
+                    .filter(|retiring| version.is_none_or(|number| number == retiring.number))
+                    .find_map(|retiring| match retiring.state {
+                        VersionState::Retiring { until, .. } => Some(until),
+                        VersionState::Pending { .. }
+                        | VersionState::Active { .. }
+                        | VersionState::Retired { .. }
+                        | VersionState::Revoked { .. } => None,
+                    });
+                let until = match to {
+                    Ok(until) => until.unwrap_or(now),
+                    Err(by) => deadline
+                        .map_or(now, |deadline| deadline.max(now))
+                        .saturating_add(by),
+                };
+                let changes = keyring.extend(key_id, version, until, &request.reason)?;
+                let extended = changes.iter().find_map(|change| match change {
+                    Change::OverlapExtended { version, until, .. } => Some((*version, *until)),
+                    _ => None,
+                });
+                Ok((changes, extended))
+            })
+            .await
+            .map_err(error::commit)?;
+        let (version, until): (VersionNumber, Timestamp) = committed
+            .value
+            .ok_or_else(|| Status::internal("nothing was extended"))?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.key.id = %key_id,
+            auth.key.version = version.get(),
+            until = %until,
+            reason = request.reason,
+            "overlap extended"
+        );
+        Ok(api::ExtendOverlapResponse {
+            keyring: served.name().to_string(),
+            key_id: key_id.to_string(),
+            version: version.get(),
+            until: wire::time(Some(until)),
+            revision: committed.revision.get(),
+        })
+    }
+
+    pub(super) async fn go_back(
+        &self,
+        caller: Caller,
+        request: api::RollBackRequest,
+    ) -> Result<Streamed<api::RollBackResponse>, Status> {
+        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let timeout = progress::timeout(request.timeout)?;
+        let served = self.holding(key_id)?;
+        let began = self.catalog.clock().boot();
+        let committed = self
+            .catalog
+            .commit(&served, &caller.actor, |keyring, now| {
+                let changes = keyring.roll_back(key_id, &request.reason, now)?;
+                let back = changes.iter().find_map(|change| match change {
+                    Change::RolledBack {
+                        version, replaced, ..
+                    } => Some((*version, *replaced)),
+                    _ => None,
+                });
+                Ok((changes, back))
+            })
+            .await
+            .map_err(error::commit)?;
+        let (version, replaced) = committed
+            .value
+            .ok_or_else(|| Status::internal("nothing was rolled back"))?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.key.id = %key_id,
+            auth.key.version = version.get(),
+            reason = request.reason,
+            "rotation rolled back"
+        );
+        let answer = api::RollBackResponse {
+            keyring: served.name().to_string(),
+            key_id: key_id.to_string(),
+            version: version.get(),
+            replaced_version: replaced.map_or(0, |replaced| replaced.version.get()),
+            replaced_until: wire::time(replaced.map(|replaced| replaced.until)),
+            revision: committed.revision.get(),
+            ..api::RollBackResponse::default()
+        };
+        let underway = Underway {
+            target: Target::Applied(committed.revision, VersionRef { key_id, version }),
+            served,
+            began,
+        };
+        let wait = request.wait.then_some(timeout);
+        Ok(
+            self.tell_progress(underway, wait, move |step| api::RollBackResponse {
+                barrier: Some(step.barrier),
+                done: step.done,
+                propagation: step.propagation,
+                ..answer.clone()
+            }),
+        )
+    }
+
+    pub(super) async fn give_up(
+        &self,
+        caller: Caller,
+        request: api::AbortRotationRequest,
+    ) -> Result<api::AbortRotationResponse, Status> {
+        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let served = self.holding(key_id)?;
+        let committed = self
+            .catalog
+            .commit(&served, &caller.actor, |keyring, _| {
+                let pending = keyring.key(key_id)?.pending().map(|pending| pending.number);
+                Ok((keyring.abort(key_id, &request.reason)?, pending))
+            })
+            .await
+            .map_err(error::commit)?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.key.id = %key_id,
+            reason = request.reason,
+            "rotation aborted"
+        );
+        Ok(api::AbortRotationResponse {
+            keyring: served.name().to_string(),
+            key_id: key_id.to_string(),
+            version: committed.value.map_or(0, VersionNumber::get),
+            revision: committed.revision.get(),
+        })
+    }
+
+    /// A refusal that names who uses the version.
+    fn in_use(&self, served: &crate::control::served::ServedKeyring, error: CommitError) -> Status {
+        let CommitError::Refused(crate::key::Refusal::InUse { version, .. }) = &error else {
+            return error::commit(error);
+        };
+        let who = self.callers_of(served.name(), *version);
+        let status = error::commit(error);
+        if who.is_empty() {
+            return status;
+        }
+        Status::failed_precondition(format!("{}; used by {}", status.message(), who.join("; ")))
+    }
+}

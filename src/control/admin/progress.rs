@@ -1,0 +1,124 @@
+//! Answers that wait for sidecars and tell how far they are.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{AdminApi, Streamed, error, wire};
+use crate::{
+    clock::BootTime,
+    control::{
+        fleet::{Barrier, Target},
+        rotation::Progress,
+        served::ServedKeyring,
+    },
+    proto::admin as api,
+};
+
+/// How long a caller waits for all sidecars when it does not say.
+const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
+/// A caller may not keep a version staged for longer.
+const MAX_TIMEOUT: Duration = Duration::from_hours(1);
+/// Progress that waits for a caller that reads slowly; more is skipped.
+pub(super) const MAX_PROGRESS: usize = 16;
+
+/// A commit whose way to all sidecars can be followed.
+#[derive(Clone)]
+pub(super) struct Underway {
+    /// Of which keyring.
+    pub(super) served: Arc<ServedKeyring>,
+    /// What every sidecar is to reach.
+    pub(super) target: Target,
+    /// When it began.
+    pub(super) began: BootTime,
+}
+
+/// How far a commit is, for the message that tells of it.
+pub(super) struct Step {
+    /// The sidecars.
+    pub(super) barrier: api::Barrier,
+    /// Whether this is the last message.
+    pub(super) done: bool,
+    /// From the commit to the last ack; only when done and waited for.
+    pub(super) propagation: Option<prost_types::Duration>,
+}
+
+impl AdminApi {
+    /// Tells of a commit: at once, or until every sidecar has it when `wait` says for how long.
+    pub(super) fn tell_progress<T: Send + 'static>(
+        &self,
+        underway: Underway,
+        wait: Option<Duration>,
+        message: impl Fn(Step) -> T + Clone + Send + 'static,
+    ) -> Streamed<T> {
+        let Underway {
+            served,
+            target,
+            began,
+        } = underway;
+        let now = self.fleet.barrier(served.name(), served.epoch(), target);
+        let Some(timeout) = wait else {
+            let only = message(Step::under_way(&now, true));
+            return Box::pin(futures_util::stream::iter([Ok(only)]));
+        };
+        let first = message(Step::under_way(&now, false));
+        let (progress, steps) = mpsc::channel(MAX_PROGRESS);
+        let (outcome, last) = tokio::sync::oneshot::channel();
+        let (api, tell) = (self.clone(), message.clone());
+        self.tasks.spawn(async move {
+            let waited = api
+                .rotations
+                .wait(&served, target, timeout, &progress)
+                .await;
+            let propagation = api.catalog.clock().boot().saturating_since(began);
+            if waited.is_ok() {
+                api.metrics.propagated(propagation);
+            }
+            // The caller may be gone; what is committed stands.
+            let _ = outcome.send(waited.map_err(error::rotation).map(|barrier| {
+                tell(Step {
+                    propagation: wire::elapsed(propagation),
+                    ..Step::under_way(&barrier, true)
+                })
+            }));
+        });
+        let steps = ReceiverStream::new(steps).filter_map(move |step| {
+            let told = match step {
+                Progress::Waiting(barrier) => Some(Ok(message(Step::under_way(&barrier, false)))),
+                Progress::Staged { .. } => None,
+            };
+            std::future::ready(told)
+        });
+        let last = futures_util::stream::once(async {
+            last.await
+                .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
+        });
+        Box::pin(
+            futures_util::stream::iter([Ok(first)])
+                .chain(steps)
+                .chain(last),
+        )
+    }
+}
+
+impl Step {
+    fn under_way(barrier: &Barrier, done: bool) -> Self {
+        Self {
+            barrier: wire::barrier(barrier),
+            done,
+            propagation: None,
+        }
+    }
+}
+
+/// How long to wait for all live sidecars.
+pub(super) fn timeout(value: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let timeout = wire::duration("timeout", value)?.unwrap_or(DEFAULT_TIMEOUT);
+    if timeout > MAX_TIMEOUT {
+        return Err(error::invalid("timeout", "wait for at most one hour"));
+    }
+    Ok(timeout)
+}

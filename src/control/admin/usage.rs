@@ -1,0 +1,208 @@
+//! How often versions are used, and how far the rotations of a key are.
+
+use std::time::Duration;
+
+use tonic::Status;
+
+use super::{AdminApi, error, wire};
+use crate::{
+    control::{
+        fleet::{Gap, MemberKey, Target},
+        served::ServedKeyring,
+        usage::Caller,
+    },
+    key::{
+        Evidence, Key, KeyId, KeyVersion, Keyring, KeyringName, Timestamp, VersionRef,
+        VersionState, rotation,
+    },
+    proto::admin as api,
+};
+
+/// A report comes with each heartbeat, every five seconds unless configured otherwise: a sidecar that has told nothing for
+/// longer is named.
+const LATE_AFTER: Duration = Duration::from_secs(30);
+/// The most callers that a refusal names.
+const MAX_NAMED: usize = 5;
+
+impl AdminApi {
+    pub(super) fn usage_of(&self, request: &api::GetUsageRequest) -> Result<api::KeyUsage, Status> {
+        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let served = self.holding(key_id)?;
+        self.describe_usage(&served, key_id)
+    }
+
+    pub(super) fn rotation_of(
+        &self,
+        request: &api::GetRotationRequest,
+    ) -> Result<api::RotationStatus, Status> {
+        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let served = self.holding(key_id)?;
+        let usage = self.describe_usage(&served, key_id)?;
+        let now = self.pace.now();
+        let state = served.journal().state();
+        let keyring = &state.keyring;
+        let key = keyring
+            .key(key_id)
+            .map_err(|refusal| error::refused(&refusal))?;
+        let evidence = self.evidence(keyring, now);
+        let rotations = key
+            .versions
+            .values()
+            .filter_map(|version| {
+                self.describe_rotation(&served, keyring, key, version, &evidence, now)
+            })
+            .collect();
+        Ok(api::RotationStatus {
+            usage: Some(usage),
+            rotations,
+        })
+    }
+
+    /// What is known of the use of a keyring's versions.
+    pub(super) fn evidence(&self, keyring: &Keyring, now: Timestamp) -> Evidence {
+        self.usage.evidence(keyring, &self.fleet, now)
+    }
+
+    /// Who uses a version, the most requests first, as text.
+    pub(super) fn callers_of(&self, keyring: &KeyringName, version: VersionRef) -> Vec<String> {
+        let mut callers = self.usage.callers(keyring, version);
+        callers.truncate(MAX_NAMED);
+        callers.iter().map(name).collect()
+    }
+
+    fn describe_usage(
+        &self,
+        served: &ServedKeyring,
+        key_id: KeyId,
+    ) -> Result<api::KeyUsage, Status> {
+        let now = self.pace.now();
+        let state = served.journal().state();
+        let key = state
+            .keyring
+            .key(key_id)
+            .map_err(|refusal| error::refused(&refusal))?;
+        let name = served.name();
+        let late = self.fleet.late(name, now.saturating_sub(LATE_AFTER));
+        Ok(api::KeyUsage {
+            keyring: name.to_string(),
+            consumer: key.consumer.to_string(),
+            key_id: key_id.to_string(),
+            versions: key
+                .versions
+                .values()
+                .map(|version| self.describe_use(name, key_id, version))
+                .collect(),
+            complete_until: wire::time(self.fleet.coverage(name, now).complete_until),
+            gaps: self.fleet.gaps(Some(name)).into_iter().map(gap).collect(),
+            silent: late.into_iter().map(|late| late.node).collect(),
+        })
+    }
+
+    fn describe_use(
+        &self,
+        keyring: &KeyringName,
+        key_id: KeyId,
+        version: &KeyVersion,
+    ) -> api::VersionUsage {
+        let which = VersionRef {
+            key_id,
+            version: version.number,
+        };
+        let used = self.usage.use_of(keyring, which).unwrap_or_default();
+        api::VersionUsage {
+            version: version.number.get(),
+            state: wire::state(version.state.kind()),
+            requests: used.requests,
+            denied: used.denied,
+            rate: Some(self.usage.rate(keyring, which)),
+            first_used_at: wire::time(used.first_used),
+            last_used_at: wire::time(used.last_used),
+            callers: self
+                .usage
+                .callers(keyring, which)
+                .into_iter()
+                .map(caller)
+                .collect(),
+        }
+    }
+
+    fn describe_rotation(
+        &self,
+        served: &ServedKeyring,
+        keyring: &Keyring,
+        key: &Key,
+        version: &KeyVersion,
+        evidence: &Evidence,
+        now: Timestamp,
+    ) -> Option<api::Rotation> {
+        let which = VersionRef {
+            key_id: key.id,
+            version: version.number,
+        };
+        let outlook = rotation::outlook(keyring, which, evidence, now)?;
+        let (since, deadline, replaced_by, barrier) = match &version.state {
+            VersionState::Pending { since, .. } => {
+                let target = Target::Applied(keyring.revision(), which);
+                let barrier = self.fleet.barrier(served.name(), served.epoch(), target);
+                (*since, None, 0, Some(wire::barrier(&barrier)))
+            }
+            VersionState::Retiring {
+                since,
+                until,
+                replaced_by,
+            } => (*since, Some(*until), replaced_by.get(), None),
+            VersionState::Active { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => return None,
+        };
+        Some(api::Rotation {
+            version: version.number.get(),
+            state: wire::state(version.state.kind()),
+            phase: wire::phase(outlook.phase),
+            rotation_id: version
+                .rotation
+                .map_or_else(String::new, |rotation| rotation.to_string()),
+            since: wire::time(Some(since)),
+            deadline: wire::time(deadline),
+            on_deadline: wire::on_deadline(keyring.policy_of(key).on_deadline),
+            replaced_by,
+            waits_for: outlook.waits_for,
+            earliest_end: wire::time(outlook.earliest_end),
+            barrier,
+        })
+    }
+}
+
+fn gap((key, gap): (MemberKey, Gap)) -> api::Gap {
+    api::Gap {
+        node: key.node,
+        boot_id: key.boot_id,
+        from: wire::time(gap.complete_until),
+        until: wire::time(Some(gap.until)),
+    }
+}
+
+fn caller(caller: Caller) -> api::Caller {
+    api::Caller {
+        source: caller.source,
+        user_agent: caller.user_agent,
+        route: caller.route,
+        requests: caller.requests,
+        last_used_at: wire::time(Some(caller.last_used)),
+    }
+}
+
+fn name(caller: &Caller) -> String {
+    let or_unknown = |text: &str| match text {
+        "" => "unknown".to_owned(),
+        text => text.to_owned(),
+    };
+    format!(
+        "{} ({}) on {}: {} requests, the last at {}",
+        or_unknown(&caller.source),
+        or_unknown(&caller.user_agent),
+        or_unknown(&caller.route),
+        caller.requests,
+        caller.last_used
+    )
+}

@@ -1,0 +1,209 @@
+//! Webhooks.
+
+use tonic::Status;
+
+use super::{AdminApi, error, wire};
+use crate::{
+    control::{token::Caller, webhook::WebhookError},
+    key::{EventKind, KeyringName, Webhook, WebhookId},
+    outbound::OutboundUrl,
+    proto::admin as api,
+    store::{Delivery, DeliveryState},
+};
+
+/// How many deliveries are listed when the caller does not say.
+const DEFAULT_LIMIT: usize = 100;
+/// The most deliveries in one answer.
+const MAX_LIMIT: usize = 1_000;
+
+impl AdminApi {
+    pub(super) async fn tell_of_events(
+        &self,
+        caller: Caller,
+        request: api::AddWebhookRequest,
+    ) -> Result<api::AddWebhookResponse, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        OutboundUrl::parse(&request.url).map_err(|problem| error::invalid("url", problem))?;
+        let id = WebhookId::generate().map_err(|error| Status::internal(error.to_string()))?;
+        let webhook = Webhook {
+            id,
+            url: request.url,
+            consumer: match request.consumer.as_str() {
+                "" => None,
+                text => Some(wire::field("consumer", text)?),
+            },
+            events: request
+                .events
+                .iter()
+                .map(|event| wire::field::<EventKind>("events", event))
+                .collect::<Result<_, _>>()?,
+            allow_private: request.allow_private,
+            created_at: self.catalog.clock().wall(),
+        };
+        self.catalog
+            .commit(&served, &caller.actor, |keyring, _| {
+                Ok((keyring.add_webhook(webhook.clone())?, ()))
+            })
+            .await
+            .map_err(error::commit)?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.keyring = %served.name(),
+            webhook = %id,
+            "webhook added"
+        );
+        Ok(api::AddWebhookResponse {
+            webhook: Some(describe(served.name(), &webhook)),
+            signing_secret: self.webhooks.secret(id).expose().to_string(),
+        })
+    }
+
+    pub(super) async fn tell_no_more(
+        &self,
+        caller: Caller,
+        request: api::RemoveWebhookRequest,
+    ) -> Result<api::Webhook, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        let id: WebhookId = wire::field("id", &request.id)?;
+        let committed = self
+            .catalog
+            .commit(&served, &caller.actor, |keyring, _| {
+                let changes = keyring.remove_webhook(id)?;
+                Ok((changes, keyring.webhooks().get(&id).cloned()))
+            })
+            .await
+            .map_err(error::commit)?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.keyring = %served.name(),
+            webhook = %id,
+            "webhook removed"
+        );
+        committed
+            .value
+            .map(|webhook| describe(served.name(), &webhook))
+            .ok_or_else(|| Status::internal("nothing was removed"))
+    }
+
+    pub(super) async fn try_webhook(
+        &self,
+        caller: Caller,
+        request: api::TestWebhookRequest,
+    ) -> Result<api::TestWebhookResponse, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        let id: WebhookId = wire::field("id", &request.id)?;
+        let began = self.catalog.clock().boot();
+        let tried = self
+            .webhooks
+            .test(served.name(), id)
+            .await
+            .map_err(|error| failed(&error))?;
+        tracing::info!(
+            actor = caller.actor,
+            auth.keyring = %served.name(),
+            webhook = %id,
+            delivered = tried.error.is_none(),
+            "webhook tried"
+        );
+        Ok(api::TestWebhookResponse {
+            delivered: tried.error.is_none(),
+            status: tried.status.map_or(0, u32::from),
+            problem: tried.error.unwrap_or_default(),
+            took: wire::elapsed(self.catalog.clock().boot().saturating_since(began)),
+        })
+    }
+
+    pub(super) fn all_webhooks(
+        &self,
+        request: &api::ListWebhooksRequest,
+    ) -> Result<api::ListWebhooksResponse, Status> {
+        let keyrings = match request.keyring.as_str() {
+            "" => self.catalog.list(),
+            name => vec![self.served("keyring", name)?],
+        };
+        let webhooks = keyrings
+            .iter()
+            .flat_map(|served| {
+                let state = served.journal().state();
+                let webhooks = state.keyring.webhooks().values();
+                webhooks
+                    .map(|webhook| describe(served.name(), webhook))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        Ok(api::ListWebhooksResponse { webhooks })
+    }
+
+    pub(super) async fn all_deliveries(
+        &self,
+        request: &api::ListDeliveriesRequest,
+    ) -> Result<api::ListDeliveriesResponse, Status> {
+        let served = self.served("keyring", &request.keyring)?;
+        let limit = match usize::try_from(request.limit) {
+            Ok(0) => DEFAULT_LIMIT,
+            Ok(limit) => limit.min(MAX_LIMIT),
+            Err(_) => MAX_LIMIT,
+        };
+        let webhook = match request.webhook_id.as_str() {
+            "" => None,
+            text => Some(wire::field::<WebhookId>("webhook_id", text)?),
+        };
+        let of: Vec<WebhookId> = if let Some(id) = webhook {
+            vec![id]
+        } else {
+            let state = served.journal().state();
+            state.keyring.webhooks().keys().copied().collect()
+        };
+        let mut deliveries = Vec::new();
+        for id in of {
+            let listed = self.webhooks.deliveries(served.name(), id, limit).await;
+            deliveries.extend(listed.map_err(|error| failed(&error))?);
+        }
+        deliveries.sort_by_key(|delivery| std::cmp::Reverse(delivery.what.created_at));
+        deliveries.truncate(limit);
+        Ok(api::ListDeliveriesResponse {
+            deliveries: deliveries.into_iter().map(delivery).collect(),
+        })
+    }
+}
+
+fn describe(keyring: &KeyringName, webhook: &Webhook) -> api::Webhook {
+    api::Webhook {
+        id: webhook.id.to_string(),
+        keyring: keyring.to_string(),
+        url: webhook.url.clone(),
+        consumer: webhook
+            .consumer
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
+        events: webhook.events.iter().map(ToString::to_string).collect(),
+        allow_private: webhook.allow_private,
+        created_at: wire::time(Some(webhook.created_at)),
+    }
+}
+
+fn delivery(delivery: Delivery) -> api::Delivery {
+    let (state, next) = match delivery.state {
+        DeliveryState::Waiting => ("waiting", Some(delivery.next_attempt_at)),
+        DeliveryState::Delivered => ("delivered", None),
+        DeliveryState::GivenUp => ("given_up", None),
+    };
+    api::Delivery {
+        webhook_id: delivery.what.webhook,
+        event_id: delivery.what.event,
+        event: delivery.what.kind,
+        created_at: wire::time(Some(delivery.what.created_at)),
+        state: state.to_owned(),
+        attempts: delivery.attempts,
+        next_attempt_at: wire::time(next),
+        last_status: delivery.last_status.map_or(0, u32::from),
+        last_problem: delivery.last_error.unwrap_or_default(),
+    }
+}
+
+fn failed(failure: &WebhookError) -> Status {
+    match failure {
+        WebhookError::Refused(refusal) => error::refused(refusal),
+        WebhookError::Store(store) => error::store(store),
+    }
+}

@@ -1,0 +1,385 @@
+//! The metrics of a control plane: the only place where consumers are labels.
+//!
+//! What is counted as it happens is in [`ControlMetrics`]. What is true at the moment of a scrape is read then: the use
+//! of keys, their rotations, and the fleet. The series of keys are bounded; what is beyond is summed up in series whose
+//! labels are `__overflow__`.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+
+use super::{
+    catalog::Catalog,
+    fleet::{Condition, Fleet},
+    pace::Pace,
+    served::ServedKeyring,
+    usage::UsageBook,
+};
+use crate::key::{
+    Key, KeyVersion, Keyring, KeyringName, Timestamp, Use, VersionRef, VersionState,
+    rotation::{self, Phase},
+};
+
+/// What is counted as it happens; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ControlMetrics {
+    propagation: Histogram,
+    commits: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+/// What became of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// It is in the log.
+    Committed,
+    /// It was refused.
+    Refused,
+    /// The store or the log failed.
+    Failed,
+}
+
+/// What is read at a scrape.
+#[derive(Debug)]
+struct KeyCollector {
+    catalog: Arc<Catalog>,
+    usage: Arc<UsageBook>,
+    fleet: Arc<Fleet>,
+    pace: Arc<Pace>,
+    max_versions: usize,
+}
+
+/// One version as it is told at a scrape.
+struct Line {
+    labels: Labels,
+    used: Option<Use>,
+    retires_at: Option<Timestamp>,
+    phase: Option<Phase>,
+}
+
+#[derive(Clone)]
+struct Labels {
+    keyring: String,
+    consumer: String,
+    key_id: String,
+    version: String,
+    state: &'static str,
+}
+
+/// The most versions with series of their own: some ten thousand series are a page of a few megabytes, which Prometheus
+/// takes in well under a second.
+const MAX_VERSIONS: usize = 5_000;
+/// The label of what is beyond.
+const OVERFLOW: &str = "__overflow__";
+/// In seconds, from a millisecond, what one sidecar beside the control plane takes, to a minute, where commands stop to
+/// wait.
+const PROPAGATION_BUCKETS: [f64; 13] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
+];
+
+impl Default for ControlMetrics {
+    fn default() -> Self {
+        Self {
+            propagation: Histogram::new(PROPAGATION_BUCKETS),
+            commits: Family::default(),
+        }
+    }
+}
+
+impl ControlMetrics {
+    /// Registers the instruments.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "relatch_propagation_seconds",
+            "From a commit to the last acknowledgement of it, where somebody waited for it",
+            metrics.propagation.clone(),
+        );
+        registry.register(
+            "relatch_commits",
+            "Commits of changes to keyrings, by what became of them",
+            metrics.commits.clone(),
+        );
+        for outcome in CommitOutcome::ALL {
+            let _ = metrics.commits.get_or_create(&outcome.labels());
+        }
+        metrics
+    }
+
+    /// Counts a change that every live sidecar has.
+    pub fn propagated(&self, took: std::time::Duration) {
+        self.propagation.observe(took.as_secs_f64());
+    }
+
+    /// Counts a commit.
+    pub fn committed(&self, outcome: CommitOutcome) {
+        self.commits.get_or_create(&outcome.labels()).inc();
+    }
+}
+
+/// Registers what is read at a scrape.
+pub fn register_keys(
+    registry: &mut Registry,
+    catalog: Arc<Catalog>,
+    usage: Arc<UsageBook>,
+    fleet: Arc<Fleet>,
+    pace: Arc<Pace>,
+) {
+    registry.register_collector(Box::new(KeyCollector {
+        catalog,
+        usage,
+        fleet,
+        pace,
+        max_versions: MAX_VERSIONS,
+    }));
+}
+
+impl CommitOutcome {
+    const ALL: [Self; 3] = [Self::Committed, Self::Refused, Self::Failed];
+
+    const fn labels(self) -> [(&'static str, &'static str); 1] {
+        let outcome = match self {
+            Self::Committed => "committed",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        };
+        [("outcome", outcome)]
+    }
+}
+
+impl KeyCollector {
+    /// The versions in rotations first, then the others that are in use, up to the bound; and the sum of the rest.
+    fn lines(&self) -> (Vec<Line>, Option<Use>) {
+        let now = self.pace.now();
+        let mut lines = Vec::new();
+        let mut rest: Option<Use> = None;
+        let keyrings = self.catalog.list();
+        for served in &keyrings {
+            let state = served.journal().state();
+            let evidence = self.usage.evidence(&state.keyring, &self.fleet, now);
+            for (key, version) in state.keyring.moving() {
+                let which = name(key, version);
+                let outlook = rotation::outlook(&state.keyring, which, &evidence, now);
+                let line = Line {
+                    phase: outlook.map(|outlook| outlook.phase),
+                    ..self.line(&state.keyring, key, version)
+                };
+                self.add(line, &mut lines, &mut rest);
+            }
+        }
+        for served in &keyrings {
+            self.add_settled(served, now, &mut lines, &mut rest);
+        }
+        (lines, rest)
+    }
+
+    fn add_settled(
+        &self,
+        served: &ServedKeyring,
+        now: Timestamp,
+        lines: &mut Vec<Line>,
+        rest: &mut Option<Use>,
+    ) {
+        let state = served.journal().state();
+        for key in state.keyring.keys().values() {
+            let told_for = state.keyring.policy_of(key).rollback_for;
+            let is_told = |version: &&KeyVersion| match version.state {
+                VersionState::Active { .. } => true,
+                VersionState::Retired { since, .. } | VersionState::Revoked { since, .. } => {
+                    now < since.saturating_add(told_for)
+                }
+                // Told already.
+                VersionState::Pending { .. } | VersionState::Retiring { .. } => false,
+            };
+            for version in key.versions.values().filter(is_told) {
+                let line = self.line(&state.keyring, key, version);
+                if line.used.is_some() {
+                    self.add(line, lines, rest);
+                }
+            }
+        }
+    }
+
+    fn add(&self, line: Line, lines: &mut Vec<Line>, rest: &mut Option<Use>) {
+        if lines.len() < self.max_versions {
+            lines.push(line);
+        } else if let Some(used) = line.used {
+            let rest = rest.get_or_insert_default();
+            rest.requests += used.requests;
+            rest.last_used = rest.last_used.max(used.last_used);
+        }
+    }
+
+    fn line(&self, keyring: &Keyring, key: &Key, version: &KeyVersion) -> Line {
+        Line {
+            labels: Labels {
+                keyring: keyring.name().to_string(),
+                consumer: key.consumer.to_string(),
+                key_id: key.id.to_string(),
+                version: version.number.to_string(),
+                state: version.state.kind().as_str(),
+            },
+            used: self.usage.use_of(keyring.name(), name(key, version)),
+            retires_at: match version.state {
+                VersionState::Retiring { until, .. } => Some(until),
+                VersionState::Pending { .. }
+                | VersionState::Active { .. }
+                | VersionState::Retired { .. }
+                | VersionState::Revoked { .. } => None,
+            },
+            phase: None,
+        }
+    }
+
+    fn encode_fleet(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut sidecars = encoder.encode_descriptor(
+            "relatch_sidecars",
+            "Sidecars of a keyring, by how they are: current, lagging, disconnected, or gone without their last report",
+            None,
+            MetricType::Gauge,
+        )?;
+        for served in self.catalog.list() {
+            let name: &KeyringName = served.name();
+            let conditions = self
+                .fleet
+                .conditions(name, served.epoch(), served.revision());
+            for condition in Condition::ALL {
+                let count = conditions
+                    .iter()
+                    .filter(|other| **other == condition)
+                    .count();
+                let labels = [("keyring", name.as_str()), ("status", condition.as_str())];
+                gauge_of(count).encode(sidecars.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for KeyCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (lines, rest) = self.lines();
+        let overflow = Labels::overflow();
+        let mut requests = encoder.encode_descriptor(
+            "relatch_key_requests",
+            "Requests that presented a key version, as far as sidecars have told, whatever became of them",
+            None,
+            MetricType::Counter,
+        )?;
+        for line in &lines {
+            let count = line.used.unwrap_or_default().requests;
+            line.labels
+                .encode(&mut requests, &ConstCounter::new(count))?;
+        }
+        if let Some(rest) = rest {
+            overflow.encode(&mut requests, &ConstCounter::new(rest.requests))?;
+        }
+        let mut last_used = encoder.encode_descriptor(
+            "relatch_key_last_used_timestamp_seconds",
+            "When a key version was last used, by the clock of its sidecar",
+            None,
+            MetricType::Gauge,
+        )?;
+        for line in &lines {
+            if let Some(at) = line.used.and_then(|used| used.last_used) {
+                line.labels.encode(&mut last_used, &gauge_at(at))?;
+            }
+        }
+        if let Some(at) = rest.and_then(|rest| rest.last_used) {
+            overflow.encode(&mut last_used, &gauge_at(at))?;
+        }
+        let mut retires = encoder.encode_descriptor(
+            "relatch_key_retires_timestamp_seconds",
+            "The end of the overlap of a retiring key version",
+            None,
+            MetricType::Gauge,
+        )?;
+        for line in &lines {
+            if let Some(at) = line.retires_at {
+                line.labels.encode(&mut retires, &gauge_at(at))?;
+            }
+        }
+        let mut phases = encoder.encode_descriptor(
+            "relatch_rotation_phase",
+            "1 for the phase that the rotation of a key version is in",
+            None,
+            MetricType::Gauge,
+        )?;
+        for line in &lines {
+            if let Some(phase) = line.phase {
+                let Labels {
+                    keyring,
+                    consumer,
+                    key_id,
+                    version,
+                    state: _,
+                } = &line.labels;
+                let labels = [
+                    ("keyring", keyring.as_str()),
+                    ("consumer", consumer),
+                    ("key_id", key_id),
+                    ("version", version),
+                    ("phase", phase.as_str()),
+                ];
+                ConstGauge::new(1_i64).encode(phases.encode_family(&labels)?)?;
+            }
+        }
+        self.encode_fleet(&mut encoder)
+    }
+}
+
+impl Labels {
+    fn overflow() -> Self {
+        Self {
+            keyring: OVERFLOW.to_owned(),
+            consumer: OVERFLOW.to_owned(),
+            key_id: OVERFLOW.to_owned(),
+            version: OVERFLOW.to_owned(),
+            state: OVERFLOW,
+        }
+    }
+
+    fn encode(
+        &self,
+        encoder: &mut MetricEncoder<'_>,
+        metric: &impl EncodeMetric,
+    ) -> Result<(), fmt::Error> {
+        let labels = [
+            ("keyring", self.keyring.as_str()),
+            ("consumer", &self.consumer),
+            ("key_id", &self.key_id),
+            ("version", &self.version),
+            ("state", self.state),
+        ];
+        metric.encode(encoder.encode_family(&labels)?)
+    }
+}
+
+const fn name(key: &Key, version: &KeyVersion) -> VersionRef {
+    VersionRef {
+        key_id: key.id,
+        version: version.number,
+    }
+}
+
+fn gauge_of(count: usize) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "milliseconds until the year 9999 are exact in a double"
+)]
+fn gauge_at(at: Timestamp) -> ConstGauge<f64> {
+    ConstGauge::new(at.as_millis() as f64 / 1_000.0)
+}

@@ -1,0 +1,195 @@
+//! Rotations that nobody has to start: what a policy makes due is staged, delivered to its sink and handed over.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::MissedTickBehavior,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    catalog::Catalog,
+    pace::Pace,
+    rotation::{RotationError, RotationSpec, Rotations},
+    served::ServedKeyring,
+};
+use crate::{
+    clock::BootTime,
+    key::{Key, KeyId, operation::OldEnds, rotation},
+};
+
+/// Starts the rotations that are due.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    catalog: Arc<Catalog>,
+    rotations: Rotations,
+    pace: Arc<Pace>,
+    tasks: TaskTracker,
+    /// The keys whose rotation is under way here, or has failed lately.
+    attempts: Arc<Mutex<HashMap<KeyId, Attempt>>>,
+    places: Arc<Semaphore>,
+}
+
+/// What this process knows of the scheduled rotation of a key.
+#[derive(Clone, Copy, Debug, Default)]
+struct Attempt {
+    is_running: bool,
+    /// In a row.
+    failures: u32,
+    retry_at: BootTime,
+}
+
+/// How often it is looked what is due.
+const EVERY: Duration = Duration::from_secs(1);
+/// Rotations that are under way at once: each waits for sidecars and a sink most of the time.
+const MAX_RUNNING: usize = 16;
+/// How long a scheduled rotation waits for all live sidecars.
+const BARRIER_TIMEOUT: Duration = Duration::from_mins(1);
+/// The wait after a rotation that failed, doubled with every further failure, up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
+/// As the audit log names it.
+const ACTOR: &str = "schedule";
+
+impl Schedule {
+    /// A schedule for the catalog's keys, whose rotations run as `tasks`.
+    #[must_use]
+    pub fn new(
+        catalog: Arc<Catalog>,
+        rotations: Rotations,
+        pace: Arc<Pace>,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            catalog,
+            rotations,
+            pace,
+            tasks,
+            attempts: Arc::default(),
+            places: Arc::new(Semaphore::new(MAX_RUNNING)),
+        }
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.start_due(),
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    fn start_due(&self) {
+        let now = self.pace.now();
+        for served in self.catalog.list() {
+            let due = rotation::due_rotations(&served.journal().state().keyring, now);
+            for key_id in due {
+                if !self.may_start(key_id) {
+                    continue;
+                }
+                let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                    return;
+                };
+                let Some(spec) = spec(&served, key_id) else {
+                    continue;
+                };
+                self.lock().entry(key_id).or_default().is_running = true;
+                let schedule = self.clone();
+                let served = Arc::clone(&served);
+                self.tasks.spawn(async move {
+                    schedule.rotate(&served, &spec).await;
+                    drop(place);
+                });
+            }
+        }
+    }
+
+    async fn rotate(&self, served: &ServedKeyring, spec: &RotationSpec) {
+        // Nobody looks on; the receiver lives as long as the rotation.
+        let (progress, mut unread) = mpsc::channel(1);
+        let rotate = self.rotations.rotate(ACTOR, spec, &progress);
+        tokio::pin!(rotate);
+        let rotated = loop {
+            tokio::select! {
+                rotated = &mut rotate => break rotated,
+                _ = unread.recv() => {}
+            }
+        };
+        match rotated {
+            Ok(done) => {
+                self.lock().remove(&spec.key_id);
+                tracing::info!(
+                    auth.keyring = %served.name(),
+                    auth.key.id = %spec.key_id,
+                    auth.key.version = done.version.version.get(),
+                    sidecars = done.barrier.total,
+                    "scheduled rotation handed over"
+                );
+            }
+            Err(RotationError::Stopping) => {}
+            Err(error) => {
+                let wait = self.note_failure(spec.key_id);
+                tracing::error!(
+                    auth.keyring = %served.name(),
+                    auth.key.id = %spec.key_id,
+                    error = &error as &dyn std::error::Error,
+                    retry_in_ms = wait.as_millis(),
+                    "scheduled rotation not handed over"
+                );
+            }
+        }
+    }
+
+    fn may_start(&self, key_id: KeyId) -> bool {
+        let now = self.catalog.clock().boot();
+        self.lock()
+            .get(&key_id)
+            .is_none_or(|attempt| !attempt.is_running && attempt.retry_at <= now)
+    }
+
+    fn note_failure(&self, key_id: KeyId) -> Duration {
+        let now = self.catalog.clock().boot();
+        let mut attempts = self.lock();
+        let attempt = attempts.entry(key_id).or_default();
+        let factor = 1_u32.checked_shl(attempt.failures).unwrap_or(u32::MAX);
+        let wait = RETRY.0.saturating_mul(factor).min(RETRY.1);
+        *attempt = Attempt {
+            is_running: false,
+            failures: attempt.failures.saturating_add(1),
+            retry_at: now.saturating_add(wait),
+        };
+        wait
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<KeyId, Attempt>> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a key is rotated by schedule; none when its policy has changed meanwhile.
+fn spec(served: &ServedKeyring, key_id: KeyId) -> Option<RotationSpec> {
+    let state = served.journal().state();
+    let key = state.keyring.key(key_id).ok()?;
+    let policy = state.keyring.policy_of(key);
+    Some(RotationSpec {
+        key_id,
+        old_ends: OldEnds::AfterOverlap(None),
+        expires_in: life(key),
+        timeout: BARRIER_TIMEOUT,
+        sink: Some(policy.sink.clone()?),
+    })
+}
+
+/// A new version lives as long as the one that it replaces was to live.
+fn life(key: &Key) -> Option<Duration> {
+    let active = key.active()?;
+    let expires_at = active.window.expires_at?;
+    Some(expires_at.saturating_since(active.created_at))
+}
