@@ -277,14 +277,15 @@ impl Fleet {
     /// A stream of a sidecar has closed. With a Goodbye the sidecar is gone at once, and leaves a gap unless it has told
     /// all.
     pub fn disconnected(&self, key: &MemberKey, parting: Parting) {
-        let (now, boot) = (self.clock.wall(), self.clock.boot());
+        let now = self.clock.wall();
+        let lease_until = self.clock.boot().saturating_add(self.lease);
         {
             let mut book = self.lock();
             if let Some(member) = book.members.get_mut(key) {
                 member.streams = member.streams.saturating_sub(1);
                 member.last_seen = now;
                 member.leased_at = now;
-                member.lease_until = boot.saturating_add(self.lease);
+                member.lease_until = lease_until;
                 if member.streams == 0 {
                     member.connected_at = None;
                     match parting {
@@ -512,10 +513,10 @@ impl Fleet {
 
     /// The book after those whose lease is over have left it.
     fn swept(&self) -> MutexGuard<'_, Book> {
-        let (now, boot) = (self.clock.wall(), self.clock.boot());
+        let now = self.clock.boot();
         let mut book = self.lock();
-        book.vanish(self.lease, |_, member| !member.is_live(boot));
-        let old = book.gaps.forget_old(now);
+        book.vanish(self.lease, |_, member| !member.is_live(now));
+        let old = book.gaps.forget_old(self.clock.wall());
         book.forgotten.extend(old);
         book
     }

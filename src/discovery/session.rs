@@ -437,7 +437,7 @@ impl Phase {
 /// Waits for the next value; for ever, when no more will come.
 async fn changed(usage: &mut watch::Receiver<u64>) {
     if usage.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
