@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js and promtool.
+# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js, OpenBao and promtool.
 # Needs Rust, python3 with venv and pip, a C compiler and curl, and apt or a promtool on the PATH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib/envoy.sh
 source scripts/lib/node.sh
+source scripts/lib/openbao.sh
 source scripts/lib/promtool.sh
 
 for version in "${envoys[@]}"; do
     fetch_envoy "$version"
 done
 fetch_node
+fetch_openbao
 fetch_promtool
 
 step 'promtool'

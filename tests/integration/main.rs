@@ -1,12 +1,14 @@
-//! Integration tests: the real binary, real ports, real Envoy, real databases.
+//! Integration tests: the real binary, real ports, real Envoy, real OpenBao, real databases.
 //!
-//! `scripts/test.sh` fetches the Envoys and the Node.js that they run; `support/` holds one file for each thing that a test stands up.
+//! `scripts/test.sh` fetches the Envoys, the Node.js and the OpenBao that they run; `support/` holds one file for each thing
+//! that a test stands up.
 
 mod architecture;
 mod checks;
 mod docs;
 mod envoy_facts;
 mod lifecycle;
+mod sinks;
 mod store_contract;
 mod store_sqlite;
 mod support;

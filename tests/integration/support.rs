@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod envoy;
 pub(crate) mod eventually;
 pub(crate) mod load;
+pub(crate) mod openbao;
 pub(crate) mod otlp;
 pub(crate) mod process;
 pub(crate) mod relatch;
