@@ -12,3 +12,4 @@ mod sinks;
 mod store_contract;
 mod store_sqlite;
 mod support;
+mod webhooks;

@@ -29,7 +29,7 @@ impl WebhookMetrics {
     pub fn count(&self, event: &str, settled: Settled) {
         let outcome = match settled {
             Settled::Delivered => "delivered",
-            Settled::Retry(_) => "failed",
+            Settled::Retry(_) => "retried",
             Settled::GivenUp => "given_up",
         };
         self.deliveries

@@ -454,7 +454,7 @@ async fn what_fails_is_tried_again_under_the_same_id_and_signed_anew() {
     assert_eq!(delivery.attempts, 2);
     // It is counted when it has landed.
     running.stop().await;
-    assert_eq!(world.counted("key.revoked", "failed"), 1);
+    assert_eq!(world.counted("key.revoked", "retried"), 1);
     assert_eq!(world.counted("key.revoked", "delivered"), 2);
 }
 
@@ -598,7 +598,7 @@ async fn what_is_never_taken_is_given_up_for_everybody_to_see() {
     running.stop().await;
     assert_eq!(world.counted("key.revoked", "given_up"), 1);
     let failed = u64::from(MAX_ATTEMPTS) - 1;
-    assert_eq!(world.counted("key.revoked", "failed"), failed);
+    assert_eq!(world.counted("key.revoked", "retried"), failed);
 }
 
 fn world_time(world: &World) -> Timestamp {
