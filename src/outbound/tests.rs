@@ -6,10 +6,13 @@ use axum::{
     response::Redirect,
     routing::{any, get},
 };
+use rustls::pki_types::PrivateKeyDer;
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
     sync::mpsc::{self, UnboundedReceiver},
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
@@ -235,6 +238,64 @@ async fn requests_name_relatch() {
     get.method = Method::GET;
     let sent = guarded(PATIENT).send(get).await.expect("it answers");
     assert!(sent.body.starts_with(b"relatch/"), "{:?}", sent.body);
+}
+
+/// A TLS server on loopback that answers every request, with a certificate for `name`; its port, and the certificate.
+async fn tls_server(name: &str) -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]);
+    let rcgen::CertifiedKey { cert, signing_key } = made.expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has them")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![cert.der().clone()],
+            PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key"),
+        );
+    let acceptor = TlsAcceptor::from(Arc::new(config.expect("they fit")));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // A client that does not trust it hangs up.
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let mut request = [0; 1_024];
+            if stream.read(&mut request).await.is_ok_and(|len| len > 0) {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                stream.write_all(answer).await.expect("the client reads");
+                stream.shutdown().await.expect("the client reads");
+            }
+        }
+    });
+    (port, cert.pem())
+}
+
+#[tokio::test]
+async fn only_a_trusted_certificate_of_the_very_host_is_spoken_to() {
+    let (port, ca) = tls_server("localhost").await;
+    let trusting = Outbound::for_operator(PATIENT, Some(ca.as_bytes())).expect("a client");
+    let url = format!("https://localhost:{port}/?token=a");
+    let sent = trusting.send(request(&url, false)).await;
+    assert_eq!(&sent.expect("it answers").body[..], b"ok");
+
+    let stranger = Outbound::for_operator(PATIENT, None).expect("a client");
+    let by_address = format!("https://127.0.0.1:{port}/?token=a");
+    for (client, url, why) in [
+        (&stranger, &url, "UnknownIssuer"),
+        (&trusting, &by_address, "not valid for name"),
+    ] {
+        let error = client.send(request(url, false)).await.expect_err(why);
+        let text = error.to_string();
+        assert!(text.starts_with("TLS with "), "{text}");
+        let cause = std::error::Error::source(&error)
+            .expect("a cause")
+            .to_string();
+        assert!(cause.contains(why), "{cause}");
+        assert!(!format!("{error:?}").contains("token"), "{error:?}");
+    }
 }
 
 #[test]
