@@ -366,3 +366,6 @@ async fn goodbye(
     };
     let _ = timeout(GOODBYE_TIMEOUT, farewell).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 mod admin_port;
 mod command_line;
+mod counting;
 mod deployment;
 mod dev;
 mod outage;

@@ -9,6 +9,7 @@ pub(crate) mod otlp;
 pub(crate) mod process;
 pub(crate) mod relatch;
 pub(crate) mod scripted_authz;
+pub(crate) mod scripted_control;
 pub(crate) mod scripted_sidecar;
 pub(crate) mod upstream;
 pub(crate) mod wire;

@@ -1,0 +1,322 @@
+use std::pin::Pin;
+
+use futures_util::Stream as AnyStream;
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+use super::*;
+use crate::{
+    discovery::item,
+    key::{KeyId, KeyRecord, KeyState, Secret, Timestamp, testing},
+    keyring::{HeldKey, Keyrings, Slot, Staleness},
+    proto::discovery::{
+        control_message::Kind as Tell,
+        keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
+    },
+};
+
+/// A control plane that does what the test says: every stream that a sidecar opens comes out of a channel.
+#[derive(Debug)]
+struct Control(mpsc::UnboundedSender<Opened>);
+
+/// The control plane's end of a stream.
+#[derive(Debug)]
+struct Opened {
+    said: Streaming<wire::SidecarMessage>,
+    tell: mpsc::UnboundedSender<Result<wire::ControlMessage, Status>>,
+    revision: u64,
+}
+
+/// A client with its keyring, its control plane, and a key.
+struct World {
+    opened: mpsc::UnboundedReceiver<Opened>,
+    slot: Arc<Slot>,
+    secret: Secret,
+    link: Arc<Link>,
+    shutdown: CancellationToken,
+    checks: TaskTracker,
+    client: JoinHandle<()>,
+    server: JoinSet<()>,
+}
+
+/// Far above what anything here takes, so that only a failing test meets it.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+#[tonic::async_trait]
+impl KeyringDiscovery for Control {
+    type SubscribeStream =
+        Pin<Box<dyn AnyStream<Item = Result<wire::ControlMessage, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<wire::SidecarMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let (tell, told) = mpsc::unbounded_channel();
+        let opened = Opened {
+            said: request.into_inner(),
+            tell,
+            revision: 0,
+        };
+        self.0.send(opened).expect("the test listens");
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(told))))
+    }
+}
+
+impl World {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (control, opened) = mpsc::unbounded_channel();
+        let mut server = JoinSet::new();
+        let serving = Server::builder()
+            .add_service(KeyringDiscoveryServer::new(Control(control)))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        server.spawn(async move { serving.await.expect("it serves") });
+
+        let keyrings = Keyrings::new([(testing::keyring_name(), Staleness::default())]);
+        let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
+        let receiver = Receiver::new(&keyrings, Clock::system());
+        let endpoint = format!("http://{address}").parse().expect("a URI");
+        let client = Client::new(
+            wire::Node::default(),
+            vec![endpoint],
+            receiver,
+            Clock::system(),
+        );
+        let client = client.expect("the random source works");
+        let (shutdown, checks) = (CancellationToken::new(), TaskTracker::new());
+        Self {
+            opened,
+            slot: Arc::clone(slot),
+            secret: testing::secret(KeyId::generate().expect("the random source works")),
+            link: Arc::clone(client.link()),
+            client: tokio::spawn(client.run(shutdown.clone(), checks.clone())),
+            shutdown,
+            checks,
+            server,
+        }
+    }
+
+    /// The next stream, on which the keyring has come in `state`.
+    async fn stream(&mut self, state: KeyState) -> Opened {
+        let opened = timeout(DEADLINE, self.opened.recv()).await;
+        let mut opened = opened.expect("in time").expect("it listens");
+        let hello = opened.next().await;
+        assert!(matches!(hello, Some(Kind::Hello(_))), "{hello:?}");
+        let pepper = testing::pepper();
+        opened.tell(Tell::Settings(wire::KeyringSettings {
+            keyring: testing::keyring_name().to_string(),
+            epoch: 1,
+            prefix: "rlk".to_owned(),
+            issued_only: true,
+            peppers: vec![wire::Pepper {
+                id: pepper.id().get(),
+                secret: pepper.expose().to_vec().into(),
+            }],
+            help_url: String::new(),
+        }));
+        let held = self
+            .slot
+            .load()
+            .as_ref()
+            .map_or(0, |view| view.revision().get());
+        opened.revision = held + 1;
+        let record = KeyRecord {
+            state,
+            ..testing::record_of(&self.secret)
+        };
+        let item = item::encode(&record);
+        let chunk = wire::SnapshotChunk {
+            keyring: testing::keyring_name().to_string(),
+            epoch: 1,
+            revision: opened.revision,
+            nonce: 1,
+            index: 0,
+            last: true,
+            total_items: 1,
+            set_digest: item::hash(&item),
+            items: vec![item],
+            confirmed_items: 0,
+        };
+        let chunk = prost::Message::encode_to_vec(&chunk);
+        opened.tell(Tell::Snapshot(chunk.into()));
+        let ack = opened.next().await;
+        assert!(matches!(ack, Some(Kind::Ack(_))), "{ack:?}");
+        opened
+    }
+
+    fn held(&self) -> Arc<HeldKey> {
+        let view = self.slot.load();
+        let view = view.as_ref().expect("it has come");
+        Arc::clone(view.find(&self.secret.presented()).expect("it is held"))
+    }
+
+    fn count(&self, uses: u64) {
+        for _ in 0..uses {
+            let now = Clock::system().wall();
+            self.slot.usage().count(self.held().usage(), now, false);
+        }
+    }
+
+    async fn ended(self) {
+        let ended = timeout(DEADLINE, self.client).await;
+        ended.expect("in time").expect("it does not panic");
+    }
+}
+
+impl Opened {
+    fn tell(&self, kind: Tell) {
+        let message = wire::ControlMessage { kind: Some(kind) };
+        // A client that has gone is seen by what it does not say.
+        let _ = self.tell.send(Ok(message));
+    }
+
+    fn ack(&self, usage: &wire::Usage) {
+        let sequence = usage.sequence;
+        self.tell(Tell::UsageAck(wire::UsageAck { sequence }));
+    }
+
+    /// The next message; none at the end of the stream.
+    async fn next(&mut self) -> Option<Kind> {
+        let message = timeout(DEADLINE, self.said.message()).await;
+        message.expect("in time").ok().flatten()?.kind
+    }
+
+    async fn usage(&mut self) -> wire::Usage {
+        match self.next().await {
+            Some(Kind::Usage(usage)) => usage,
+            other => panic!("no usage: {other:?}"),
+        }
+    }
+
+    /// The answer to a heartbeat.
+    async fn heartbeat(&mut self) -> wire::Usage {
+        self.tell(Tell::Heartbeat(wire::Heartbeat {
+            sent_at: Some(Clock::system().wall().to_wire()),
+            keyrings: Vec::new(),
+        }));
+        self.usage().await
+    }
+}
+
+fn requests(usage: &wire::Usage) -> Vec<u64> {
+    let versions = usage.keyrings.iter().flat_map(|keyring| &keyring.versions);
+    versions.map(|version| version.requests).collect()
+}
+
+#[tokio::test]
+async fn every_heartbeat_is_answered_with_what_was_not_acked() {
+    let mut world = World::start().await;
+    let mut stream = world.stream(KeyState::Active).await;
+    world.count(3);
+    let first = stream.heartbeat().await;
+    assert_eq!((first.sequence, requests(&first)), (1, vec![3]));
+    assert!(first.complete_until.is_some());
+    world.count(1);
+    let second = stream.heartbeat().await;
+    assert_eq!(requests(&second), [4]);
+    assert_eq!(requests(&stream.heartbeat().await), [4]);
+    stream.ack(&second);
+    // It is told once more before the ack of the last message has come.
+    let last = stream.heartbeat().await;
+    stream.ack(&last);
+    assert!(requests(&stream.heartbeat().await).is_empty());
+    let progress = ReportProgress {
+        acked: last.sequence,
+        unacked: 0,
+    };
+    assert_eq!(world.link.usage(), progress);
+}
+
+#[tokio::test]
+async fn counts_go_on_over_a_lost_stream_and_a_change_of_the_record() {
+    let mut world = World::start().await;
+    let mut stream = world.stream(KeyState::Active).await;
+    world.count(5);
+    let lost = stream.heartbeat().await;
+    assert_eq!(requests(&lost), [5]);
+    drop(stream);
+
+    let mut stream = world.stream(KeyState::Retiring).await;
+    assert_eq!(world.held().record().state, KeyState::Retiring);
+    world.count(2);
+    let told = stream.heartbeat().await;
+    assert_eq!(requests(&told), [7]);
+    assert!(told.sequence > lost.sequence, "it is the same process");
+    stream.ack(&told);
+    drop(stream);
+
+    let mut stream = world.stream(KeyState::Retired).await;
+    world.count(1);
+    assert_eq!(requests(&stream.heartbeat().await), [8]);
+}
+
+#[tokio::test]
+async fn a_stop_serves_the_stream_until_checks_are_answered_and_reports_them_before_the_goodbye() {
+    let mut world = World::start().await;
+    let mut stream = world.stream(KeyState::Active).await;
+    let (slot, held) = (Arc::clone(&world.slot), world.held());
+    let (answer, asked) = tokio::sync::oneshot::channel::<()>();
+    // A check that is answered after the sidecar was told to stop.
+    world.checks.spawn(async move {
+        asked.await.expect("the test answers");
+        slot.usage()
+            .count(held.usage(), Timestamp::from_millis(1), false);
+    });
+    world.checks.close();
+    world.shutdown.cancel();
+    for _ in 0..3 {
+        assert!(requests(&stream.heartbeat().await).is_empty());
+    }
+    answer.send(()).expect("the check waits");
+
+    let report = stream.usage().await;
+
+    assert_eq!(requests(&report), [1]);
+    assert!(report.complete_until.is_some());
+    // Nothing is said before the ack, but for answers.
+    let while_waiting = stream.heartbeat().await;
+    assert_eq!(requests(&while_waiting), [1]);
+    stream.ack(&while_waiting);
+    let goodbye = stream.next().await;
+    assert!(matches!(goodbye, Some(Kind::Goodbye(_))), "{goodbye:?}");
+    assert!(
+        !world.client.is_finished(),
+        "it waits for the end of the stream"
+    );
+    drop(stream);
+    world.ended().await;
+}
+
+#[tokio::test]
+async fn a_stop_is_not_held_up_by_a_control_plane_that_acks_nothing() {
+    let mut world = World::start().await;
+    let mut stream = world.stream(KeyState::Active).await;
+    world.count(1);
+    world.checks.close();
+    let began = Clock::system().boot();
+    world.shutdown.cancel();
+    assert_eq!(requests(&stream.usage().await), [1]);
+    let goodbye = stream.next().await;
+    assert!(matches!(goodbye, Some(Kind::Goodbye(_))), "{goodbye:?}");
+    world.ended().await;
+    let took = Clock::system().boot().saturating_since(began);
+    assert!(took >= REPORT_TIMEOUT, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_sidecar_without_a_stream_stops_at_once() {
+    let mut world = World::start().await;
+    let stream = world.stream(KeyState::Active).await;
+    world.server.shutdown().await;
+    drop(stream);
+    // A check is under way for good: nobody would be told of it.
+    world.checks.spawn(std::future::pending::<()>());
+    world.checks.close();
+    world.shutdown.cancel();
+    world.ended().await;
+}

@@ -1,0 +1,196 @@
+//! A control plane of one keyring with one key, whose heartbeats, acks and ends are the test's.
+
+use std::{net::SocketAddr, pin::Pin};
+
+use futures_util::Stream;
+use prost::Message as _;
+use relatch::{
+    clock::Clock,
+    discovery::item,
+    key::{
+        AllowedSources, KeyId, KeyRecord, KeyState, Pepper, PepperId, Prefix, Scopes, Secret,
+        VersionNumber, Window,
+    },
+    proto::discovery::{
+        self as wire,
+        control_message::Kind as Tell,
+        keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
+        sidecar_message::Kind,
+    },
+};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+use super::eventually::{DEADLINE, within};
+
+/// The server; ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct ScriptedControl {
+    address: SocketAddr,
+    secret: Secret,
+    opened: mpsc::UnboundedReceiver<SidecarStream>,
+    _server: JoinSet<()>,
+}
+
+/// The stream of a sidecar.
+#[derive(Debug)]
+pub(crate) struct SidecarStream {
+    said: Streaming<wire::SidecarMessage>,
+    tell: mpsc::UnboundedSender<Result<wire::ControlMessage, Status>>,
+    keyring: wire::KeyringPulse,
+}
+
+#[derive(Debug)]
+struct Service(mpsc::UnboundedSender<SidecarStream>);
+
+const KEYRING: &str = "payments";
+const PEPPER: [u8; Pepper::LEN] = [7; Pepper::LEN];
+
+impl ScriptedControl {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a loopback port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let (streams, opened) = mpsc::unbounded_channel();
+        let serving = Server::builder()
+            .add_service(KeyringDiscoveryServer::new(Service(streams)))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let mut server = JoinSet::new();
+        server.spawn(async move { serving.await.expect("it serves") });
+        let id = KeyId::generate().expect("the random source works");
+        let secret = Secret::generate(&Prefix::default(), id);
+        Self {
+            address,
+            secret: secret.expect("the random source works"),
+            opened,
+            _server: server,
+        }
+    }
+
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The key, version 1.
+    pub(crate) fn key(&self) -> &str {
+        self.secret.expose()
+    }
+
+    /// The next stream that a sidecar opens, after it has been told of the key in `state` at `revision`.
+    pub(crate) async fn stream(&mut self, revision: u64, state: KeyState) -> SidecarStream {
+        let opened = within(DEADLINE, "a stream", self.opened.recv()).await;
+        let mut stream = opened.expect("the server runs");
+        let hello = stream.next().await;
+        assert!(matches!(hello, Some(Kind::Hello(_))), "{hello:?}");
+        let pepper = Pepper::new(PepperId::new(1), &PEPPER).expect("32 bytes");
+        stream.tell(Tell::Settings(wire::KeyringSettings {
+            keyring: KEYRING.to_owned(),
+            epoch: 1,
+            prefix: Prefix::default().to_string(),
+            issued_only: true,
+            peppers: vec![wire::Pepper {
+                id: 1,
+                secret: PEPPER.to_vec().into(),
+            }],
+            help_url: String::new(),
+        }));
+        let presented = self.secret.presented();
+        let item = item::encode(&KeyRecord {
+            digest: pepper.digest(&presented),
+            pepper: pepper.id(),
+            key_id: presented.parse(&Prefix::default()).expect("a token"),
+            version: VersionNumber::FIRST,
+            consumer: "acme".parse().expect("a valid id"),
+            state,
+            window: Window::default(),
+            retiring_since: None,
+            retires_at: None,
+            scopes: Scopes::default(),
+            allowed_sources: AllowedSources::default(),
+            replaced_by: None,
+            rotation: None,
+        });
+        stream.keyring.revision = revision;
+        stream.keyring.set_digest = item::hash(&item);
+        let chunk = wire::SnapshotChunk {
+            keyring: KEYRING.to_owned(),
+            epoch: 1,
+            revision,
+            nonce: 1,
+            last: true,
+            total_items: 1,
+            set_digest: item::hash(&item),
+            items: vec![item],
+            ..wire::SnapshotChunk::default()
+        };
+        stream.tell(Tell::Snapshot(chunk.encode_to_vec().into()));
+        let ack = stream.next().await;
+        assert!(matches!(ack, Some(Kind::Ack(_))), "{ack:?}");
+        stream
+    }
+}
+
+impl SidecarStream {
+    /// What the sidecar says next; none at its end.
+    pub(crate) async fn next(&mut self) -> Option<Kind> {
+        let said = within(DEADLINE, "a message", self.said.message()).await;
+        said.ok().flatten()?.kind
+    }
+
+    /// The usage report that comes next, in one message.
+    pub(crate) async fn usage(&mut self) -> wire::Usage {
+        match self.next().await {
+            Some(Kind::Usage(usage)) => usage,
+            other => panic!("no usage: {other:?}"),
+        }
+    }
+
+    /// Sends a heartbeat; the report that answers it.
+    pub(crate) async fn heartbeat(&mut self) -> wire::Usage {
+        let now = Some(Clock::system().wall().to_wire());
+        let pulse = wire::KeyringPulse {
+            as_of: now,
+            ..self.keyring.clone()
+        };
+        self.tell(Tell::Heartbeat(wire::Heartbeat {
+            sent_at: now,
+            keyrings: vec![pulse],
+        }));
+        self.usage().await
+    }
+
+    pub(crate) fn ack(&self, usage: &wire::Usage) {
+        let sequence = usage.sequence;
+        self.tell(Tell::UsageAck(wire::UsageAck { sequence }));
+    }
+
+    fn tell(&self, kind: Tell) {
+        let message = wire::ControlMessage { kind: Some(kind) };
+        // A sidecar that has gone shows in what it does not say.
+        let _ = self.tell.send(Ok(message));
+    }
+}
+
+#[tonic::async_trait]
+impl KeyringDiscovery for Service {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<wire::ControlMessage, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<wire::SidecarMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let (tell, told) = mpsc::unbounded_channel();
+        let opened = SidecarStream {
+            said: request.into_inner(),
+            tell,
+            keyring: wire::KeyringPulse {
+                keyring: KEYRING.to_owned(),
+                epoch: 1,
+                ..wire::KeyringPulse::default()
+            },
+        };
+        self.0.send(opened).expect("the test listens");
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(told))))
+    }
+}
