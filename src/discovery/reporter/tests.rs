@@ -239,7 +239,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     /// Whatever a stream loses, repeats or brings late, the store ends at the exact counts, and what is said to be
     /// complete is so at every moment between.
