@@ -4,7 +4,7 @@ use relatch::{key::KeyState, proto::discovery as wire, proto::discovery::sidecar
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::deployment::{KEYRING, Sidecar, Verdict};
+use super::deployment::{Control, KEYRING, Sidecar, Verdict};
 use crate::support::{relatch::sidecar_yaml, scripted_control::ScriptedControl};
 
 #[tokio::test]
@@ -65,6 +65,20 @@ async fn the_last_checks_are_reported_before_the_goodbye() {
     assert!(matches!(goodbye, Some(Kind::Goodbye(_))), "{goodbye:?}");
     drop(stream);
     assert_eq!(sidecar.daemon.process.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_a_sidecar_has_counted_to_its_end_is_in_the_store() {
+    let control = Control::start().await;
+    let key = control.create_key().await;
+    let mut sidecar = Sidecar::start(&control, "edge-1").await;
+    checked(&sidecar, &key.secret, 9, &Verdict::allowed(1)).await;
+
+    assert!(sidecar.daemon.stop().await.success());
+
+    let shown = control.show_key(&key.id).await;
+    assert_eq!(shown["versions"][0]["requests"], 9);
+    assert_eq!(sidecar.logged("was not acked"), 0);
 }
 
 async fn checked(sidecar: &Sidecar, key: &str, times: usize, expected: &Verdict) {
