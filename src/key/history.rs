@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     Change, Coverage, Evidence, Key, KeyId, KeyState, Keyring, OnDeadline, PolicyOverrides,
-    Revision, RotationId, Timestamp, Use, VersionNumber, VersionRef, VersionState, Window,
+    Revision, RotationId, Timestamp, VersionNumber, VersionRef, VersionState, Window,
     evidence::Idleness,
     operation::{self, KeySpec, OldEnds, StageSpec, Which},
     rotation, testing,
@@ -200,6 +200,7 @@ impl History {
         Window::new(None, end)
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm a step, each short")]
     fn plan(&self, step: &Step) -> Vec<Change> {
         let planned = match *step {
             Step::CreateKey { lives_for } => {
@@ -331,7 +332,7 @@ impl History {
                 let used = self.key(key).map(|key| key.id);
                 if let (Some(key_id), Some(version)) = (used, VersionNumber::new(version)) {
                     let which = VersionRef { key_id, version };
-                    let used = self.evidence.uses.entry(which).or_insert(Use::default());
+                    let used = self.evidence.uses.entry(which).or_default();
                     used.requests += 1;
                     used.last_used = Some(self.now);
                 }

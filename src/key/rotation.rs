@@ -518,4 +518,8 @@ const NO_SUCCESSOR: &str =
     "no active version takes its place; roll back, rotate, or retire it by force";
 
 #[cfg(test)]
+#[expect(
+    clippy::unchecked_time_subtraction,
+    reason = "the durations of a scene are constants"
+)]
 mod tests;

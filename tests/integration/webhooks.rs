@@ -14,6 +14,7 @@ use relatch::{
     clock::Clock,
     control::{
         catalog::Catalog,
+        metrics::ControlMetrics,
         webhook::{Webhooks, metrics::WebhookMetrics},
     },
     key::{KeyringName, MasterPepper, PepperId, Prefix, Timestamp, Webhook, WebhookId, operation},
@@ -171,7 +172,13 @@ async fn open(directory: &TempDir, clock: &Clock, pepper: &MasterPepper) -> Arc<
     };
     let path = directory.path().join("relatch.db");
     let store = SqliteStore::open(&path, options).await.expect("it opens");
-    let catalog = Catalog::open(Arc::new(store), clock.clone(), pepper.clone()).await;
+    let catalog = Catalog::open(
+        Arc::new(store),
+        clock.clone(),
+        pepper.clone(),
+        ControlMetrics::default(),
+    )
+    .await;
     let catalog = catalog.expect("it can be followed");
     let first = operation::create_keyring(keyring(), Prefix::default(), false, None);
     let first = first.expect("a possible keyring");

@@ -1,6 +1,6 @@
 use super::*;
 use crate::key::{
-    Coverage, PolicyOverrides, Use, VersionNumber, Window, operation,
+    Coverage, PolicyOverrides, VersionNumber, Window, operation,
     operation::{KeySpec, OldEnds, StageSpec},
     testing,
 };
@@ -125,7 +125,7 @@ impl Scene {
 
     fn used(mut self, version: u32, after: Duration) -> Self {
         let which = self.version(version);
-        let used = self.evidence.uses.entry(which).or_insert(Use::default());
+        let used = self.evidence.uses.entry(which).or_default();
         used.requests += 1;
         used.last_used = Some(START.saturating_add(after));
         self

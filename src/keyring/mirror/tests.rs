@@ -115,7 +115,8 @@ impl World {
 #[test]
 fn a_count_outlives_every_change_of_its_record() {
     let mut world = World::new();
-    let changes: [(&str, fn(&mut World)); 7] = [
+    type Change = (&'static str, fn(&mut World));
+    let changes: [Change; 7] = [
         ("a change of state", |world| {
             world.enter(KeyState::Retiring);
         }),
