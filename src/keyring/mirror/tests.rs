@@ -112,10 +112,12 @@ impl World {
     }
 }
 
+/// What becomes of a record, and its name.
+type Change = (&'static str, fn(&mut World));
+
 #[test]
 fn a_count_outlives_every_change_of_its_record() {
     let mut world = World::new();
-    type Change = (&'static str, fn(&mut World));
     let changes: [Change; 7] = [
         ("a change of state", |world| {
             world.enter(KeyState::Retiring);
