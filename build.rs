@@ -25,9 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A request's headers and our own secrets must not be printable by accident.
         .skip_debug([
             ".envoy.service.auth.v3",
+            ".relatch.admin.v1.AddWebhookRequest",
+            ".relatch.admin.v1.AddWebhookResponse",
             ".relatch.admin.v1.CreateTokenResponse",
+            ".relatch.admin.v1.ExplainRequest",
             ".relatch.admin.v1.ImportKeyRequest",
             ".relatch.admin.v1.IssuedKey",
+            ".relatch.admin.v1.Webhook",
             ".relatch.discovery.v1.Pepper",
         ])
         .compile_fds(compiler.file_descriptor_set())?;

@@ -89,3 +89,77 @@ impl fmt::Debug for admin::CreateTokenResponse {
             .finish_non_exhaustive()
     }
 }
+
+impl fmt::Debug for admin::ExplainRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExplainRequest")
+            .field("keyring", &self.keyring)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The address of a webhook may hold a token.
+impl fmt::Debug for admin::Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook")
+            .field("keyring", &self.keyring)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for admin::AddWebhookRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddWebhookRequest")
+            .field("keyring", &self.keyring)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for admin::AddWebhookResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddWebhookResponse")
+            .field("webhook", &self.webhook)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::admin;
+
+    #[test]
+    fn credentials_and_addresses_of_webhooks_do_not_print() {
+        let webhook = admin::Webhook {
+            url: "https://example.com/hooks/t0ken".to_owned(),
+            ..admin::Webhook::default()
+        };
+        let printed = [
+            format!("{webhook:?}"),
+            format!(
+                "{:?}",
+                admin::AddWebhookRequest {
+                    url: webhook.url.clone(),
+                    ..admin::AddWebhookRequest::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                admin::AddWebhookResponse {
+                    webhook: Some(webhook),
+                    signing_secret: "t0ken".to_owned(),
+                }
+            ),
+            format!(
+                "{:?}",
+                admin::ExplainRequest {
+                    credential: "t0ken".to_owned(),
+                    ..admin::ExplainRequest::default()
+                }
+            ),
+        ];
+        for text in printed {
+            assert!(!text.contains("t0ken"), "{text}");
+        }
+    }
+}
