@@ -14,19 +14,24 @@ pub mod control;
 mod daemon;
 pub mod decision;
 pub mod dev;
+pub mod explain;
 pub mod failure;
 pub mod fleet;
 pub mod issued;
 pub mod key;
 pub mod keyring;
 pub mod output;
+pub mod policy;
 pub mod revoke;
 pub mod rotate;
+pub mod screen;
 pub mod secret;
 pub mod sidecar;
 pub mod token;
+pub mod usage;
 pub mod value;
 pub mod watch;
+pub mod webhook;
 pub mod wire;
 pub mod words;
 
@@ -36,7 +41,10 @@ use tokio::runtime::Builder;
 
 pub use failure::{Exit, Failure};
 
-use crate::{clock::Clock, key::Timestamp};
+use crate::{
+    clock::{BootTime, Clock},
+    key::Timestamp,
+};
 use connection::{Admin, ConnectionArgs};
 use output::{Format, Output, Progress, Terminal, View};
 
@@ -89,15 +97,34 @@ pub enum Command {
     /// Make, import and show keys
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Replace a key by its next version, with no failed request
+    /// Replace a key by its next version, with no failed request, and see it through
     #[command(subcommand)]
     Rotate(rotate::RotateCommand),
     /// End versions of a key at once, for good
     Revoke(revoke::RevokeArgs),
     /// Show which sidecar has which revision, since when
     Fleet(fleet::FleetArgs),
+    /// Show how often each version of a key was used, when last, and from where
+    ///
+    /// For the question whether an old version is still needed, and by whom. `relatch rotate status` shows what follows
+    /// from it.
+    Usage(usage::UsageArgs),
+    /// Show what a sidecar would decide about a key, step by step
+    ///
+    /// For the question why a request was denied, or whether it would be. The key is read from a file or from standard
+    /// input and never taken as an argument.
+    Explain(explain::ExplainArgs),
     /// Make one real check against a running sidecar
     Check(check::CheckArgs),
+    /// Show and set how keys are rotated
+    ///
+    /// A policy says how long an old version stays accepted, how long it has to go unused before it retires, and what
+    /// becomes of one that is still used at the end of its overlap.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Add, list, try and remove webhooks, which are told of what happens to keys
+    #[command(subcommand)]
+    Webhook(webhook::WebhookCommand),
     /// List and verify the audit log
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -123,7 +150,7 @@ const CONTROL_THREADS: usize = 2;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  failed; denied (check); broken (audit verify)
+  1  failed; denied (check, explain); not delivered (webhook test); broken (audit verify)
   2  usage: the command line, or a value on it, is not valid
   3  not found
   4  refused by a safety check
@@ -158,7 +185,11 @@ impl Cli {
             Command::Rotate(command) => command.run(&session).await?,
             Command::Revoke(args) => args.run(&session).await?,
             Command::Fleet(args) => args.run(&session).await?,
+            Command::Usage(args) => args.run(&session).await?,
+            Command::Explain(args) => return args.run(&session).await,
             Command::Check(args) => return args.run(&session).await,
+            Command::Policy(command) => command.run(&session).await?,
+            Command::Webhook(command) => return command.run(&session).await,
             Command::Audit(command) => command.run(&session).await?,
             Command::Completions(args) => args.run()?,
         }
@@ -186,7 +217,11 @@ impl Command {
             | Self::Rotate(_)
             | Self::Revoke(_)
             | Self::Fleet(_)
+            | Self::Usage(_)
+            | Self::Explain(_)
             | Self::Check(_)
+            | Self::Policy(_)
+            | Self::Webhook(_)
             | Self::Audit(_)
             | Self::Config(_)
             | Self::Completions(_) => Builder::new_current_thread(),
@@ -208,6 +243,12 @@ impl Session {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.clock.wall()
+    }
+
+    /// The clock that runs forward only, by which waiting is measured.
+    #[must_use]
+    pub fn boot(&self) -> BootTime {
+        self.clock.boot()
     }
 
     /// Writes the answer.
@@ -299,9 +340,25 @@ mod tests {
                 "relatch key show",
                 "relatch rotate",
                 "relatch rotate start",
+                "relatch rotate status",
+                "relatch rotate retire",
+                "relatch rotate extend",
+                "relatch rotate rollback",
+                "relatch rotate abort",
                 "relatch revoke",
                 "relatch fleet",
+                "relatch usage",
+                "relatch explain",
                 "relatch check",
+                "relatch policy",
+                "relatch policy show",
+                "relatch policy set",
+                "relatch webhook",
+                "relatch webhook add",
+                "relatch webhook list",
+                "relatch webhook remove",
+                "relatch webhook test",
+                "relatch webhook deliveries",
                 "relatch audit",
                 "relatch audit list",
                 "relatch audit verify",
@@ -325,7 +382,7 @@ mod tests {
     #[test]
     fn no_argument_takes_a_secret() {
         // A secret comes by a file, which these name.
-        const FILES: [&str; 3] = ["token_file", "from_file", "key_file"];
+        const FILES: [&str; 4] = ["token_file", "from_file", "key_file", "url_file"];
         const NO_SECRETS: [&str; 2] = ["key_id", "no_key"];
         for (name, command) in commands() {
             for arg in command.get_arguments() {
@@ -347,10 +404,13 @@ mod tests {
         }
         let import = "relatch key import --keyring k --consumer c rlk_x";
         assert_eq!(parse_error(import).kind(), ErrorKind::UnknownArgument);
-        assert_eq!(
-            parse_error("relatch check rlk_x").kind(),
-            ErrorKind::UnknownArgument
-        );
+        for line in ["relatch check rlk_x", "relatch explain --keyring k rlk_x"] {
+            assert_eq!(
+                parse_error(line).kind(),
+                ErrorKind::UnknownArgument,
+                "{line}"
+            );
+        }
     }
 
     #[test]
@@ -428,6 +488,77 @@ mod tests {
         }
         let reason = parse_error("relatch revoke 7Qm2Xc91TbKe --all");
         assert_eq!(reason.kind(), ErrorKind::MissingRequiredArgument);
+    }
+
+    #[test]
+    fn what_is_asked_of_a_rotation_is_asked_whole() {
+        let rotate = |tail: &str| {
+            let line = format!("relatch rotate {tail}");
+            Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
+        };
+        for tail in [
+            "start 7Qm2Xc91TbKe --emergency --reason leaked",
+            "status 7Qm2Xc91TbKe",
+            "status 7Qm2Xc91TbKe --watch --interval 500ms",
+            "retire 7Qm2Xc91TbKe --version 1",
+            "retire 7Qm2Xc91TbKe --force --reason told",
+            "extend 7Qm2Xc91TbKe --by 3d --reason freeze",
+            "extend 7Qm2Xc91TbKe --until 2027-01-31T12:00:00Z --reason freeze --version 1",
+            "rollback 7Qm2Xc91TbKe --reason broken --wait --timeout 5s",
+            "abort 7Qm2Xc91TbKe --reason stuck",
+        ] {
+            assert!(rotate(tail).is_ok(), "{tail}");
+        }
+        for (tail, kind) in [
+            (
+                "start 7Qm2Xc91TbKe --emergency",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "start 7Qm2Xc91TbKe --reason leaked",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "start 7Qm2Xc91TbKe --emergency --reason leaked --overlap 1d",
+                ErrorKind::ArgumentConflict,
+            ),
+            (
+                "status 7Qm2Xc91TbKe --interval 1s",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "retire 7Qm2Xc91TbKe --force",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "retire 7Qm2Xc91TbKe --reason told",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "extend 7Qm2Xc91TbKe --reason freeze",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "extend 7Qm2Xc91TbKe --by 3d",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "extend 7Qm2Xc91TbKe --by 0s --reason freeze",
+                ErrorKind::ValueValidation,
+            ),
+            (
+                "extend 7Qm2Xc91TbKe --by 3d --until 2027-01-31T12:00:00Z --reason freeze",
+                ErrorKind::ArgumentConflict,
+            ),
+            ("rollback 7Qm2Xc91TbKe", ErrorKind::MissingRequiredArgument),
+            (
+                "rollback 7Qm2Xc91TbKe --reason broken --timeout 5s",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            ("abort 7Qm2Xc91TbKe", ErrorKind::MissingRequiredArgument),
+        ] {
+            assert_eq!(rotate(tail).err(), Some(kind), "{tail}");
+        }
     }
 
     #[test]

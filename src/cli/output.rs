@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{
     failure::{Exit, Failure},
+    screen::Screen,
     secret::Revealed,
     words,
 };
@@ -193,6 +194,12 @@ impl Output {
             style: self.progress_style(),
             last: String::new(),
         }
+    }
+
+    /// A block of text that is shown again and again as it changes, on standard output.
+    #[must_use]
+    pub const fn screen(&self) -> Screen {
+        Screen::new(self.terminal.stdout && self.terminal.redraws)
     }
 
     const fn progress_style(self) -> ProgressStyle {

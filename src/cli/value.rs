@@ -4,12 +4,18 @@ use std::{ffi::OsStr, time::Duration};
 
 use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
 
-use crate::key::{AllowedSources, KeyId, permission::ParseSourceError};
+use crate::key::{
+    AllowedSources, KeyId, id::ParseIdError, permission::ParseSourceError, webhook::WebhookId,
+};
 
 /// Takes a [`KeyId`]. Unlike clap's own parsers it does not repeat what it was given: somebody may have pasted a whole
 /// key where its id belongs.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyIdParser;
+
+/// Takes a [`WebhookId`], and does not repeat what it was given either: it may be the secret that signs.
+#[derive(Clone, Copy, Debug)]
+pub struct WebhookIdParser;
 
 /// A text that is no duration which a command takes.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -73,12 +79,30 @@ impl TypedValueParser for KeyIdParser {
         arg: Option<&Arg>,
         value: &OsStr,
     ) -> Result<KeyId, clap::Error> {
-        KeyId::from_bytes(value.as_encoded_bytes()).map_err(|error| {
-            let name = arg.map_or_else(|| "KEY_ID".to_owned(), ToString::to_string);
-            let problem = format!("invalid value for '{name}': {error}\n");
-            clap::Error::raw(ErrorKind::ValueValidation, problem).with_cmd(command)
-        })
+        let id = KeyId::from_bytes(value.as_encoded_bytes());
+        id.map_err(|error| unrepeated(command, arg, &error))
     }
+}
+
+impl TypedValueParser for WebhookIdParser {
+    type Value = WebhookId;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<WebhookId, clap::Error> {
+        let id = value.to_str().unwrap_or_default().parse();
+        id.map_err(|error| unrepeated(command, arg, &error))
+    }
+}
+
+/// As clap says it, without the value.
+fn unrepeated(command: &Command, arg: Option<&Arg>, error: &ParseIdError) -> clap::Error {
+    let name = arg.map_or_else(|| "ID".to_owned(), ToString::to_string);
+    let problem = format!("invalid value for '{name}': {error}\n");
+    clap::Error::raw(ErrorKind::ValueValidation, problem).with_cmd(command)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use crate::{
-    key::{KeyState, Timestamp},
+    key::{KeyState, OnDeadline, Timestamp, rotation::Phase},
     proto::admin,
 };
 
@@ -54,6 +54,42 @@ pub fn state(state: i32) -> String {
     }
 }
 
+/// The name of a rotation's phase; `unknown` for one that a newer control plane has.
+#[must_use]
+pub fn phase(phase: i32) -> String {
+    let phase = match admin::RotationPhase::try_from(phase) {
+        Ok(admin::RotationPhase::Stage) => Phase::Stage,
+        Ok(admin::RotationPhase::Overlap) => Phase::Overlap,
+        Ok(admin::RotationPhase::Drain) => Phase::Drain,
+        Ok(admin::RotationPhase::Held) => Phase::Held,
+        Ok(admin::RotationPhase::Unspecified) | Err(_) => return "unknown".to_owned(),
+    };
+    phase.as_str().to_owned()
+}
+
+/// What a policy does at a deadline; none when the message does not say, or says what a newer control plane knows.
+#[must_use]
+pub fn on_deadline(answer: i32) -> Option<OnDeadline> {
+    match admin::OnDeadline::try_from(answer) {
+        Ok(admin::OnDeadline::Retire) => Some(OnDeadline::Retire),
+        Ok(admin::OnDeadline::Extend) => Some(OnDeadline::Extend),
+        Ok(admin::OnDeadline::Hold) => Some(OnDeadline::Hold),
+        Ok(admin::OnDeadline::Unspecified) | Err(_) => None,
+    }
+}
+
+/// What a policy does at a deadline, for a message.
+#[must_use]
+pub fn to_on_deadline(answer: Option<OnDeadline>) -> i32 {
+    match answer {
+        Some(OnDeadline::Retire) => admin::OnDeadline::Retire,
+        Some(OnDeadline::Extend) => admin::OnDeadline::Extend,
+        Some(OnDeadline::Hold) => admin::OnDeadline::Hold,
+        None => admin::OnDeadline::Unspecified,
+    }
+    .into()
+}
+
 /// What an answer must hold.
 ///
 /// # Errors
@@ -94,8 +130,19 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_a_newer_control_plane_is_unknown() {
+    fn what_only_a_newer_control_plane_knows_is_unknown() {
         assert_eq!(state(admin::KeyState::Retiring as i32), "retiring");
         assert_eq!(state(99), "unknown");
+        assert_eq!(phase(admin::RotationPhase::Drain as i32), "drain");
+        assert_eq!(phase(99), "unknown");
+        assert_eq!(on_deadline(99), None);
+    }
+
+    #[test]
+    fn answers_to_a_deadline_survive_the_wire() {
+        for answer in [OnDeadline::Retire, OnDeadline::Extend, OnDeadline::Hold] {
+            assert_eq!(on_deadline(to_on_deadline(Some(answer))), Some(answer));
+        }
+        assert_eq!(on_deadline(to_on_deadline(None)), None);
     }
 }

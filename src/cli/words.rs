@@ -83,6 +83,44 @@ pub fn took(duration: Duration) -> String {
     }
 }
 
+/// How far a point in time is from `now`: `in 3 d`, `4 s ago`.
+#[must_use]
+pub fn distance(then: Timestamp, now: Timestamp) -> String {
+    if then > now {
+        format!("in {}", age(now, then))
+    } else {
+        format!("{} ago", age(then, now))
+    }
+}
+
+/// Requests a second: `0.02/s`, `7.5/s`, `320/s`.
+#[must_use]
+pub fn rate(rate: f64) -> String {
+    if rate == 0.0 {
+        "0/s".to_owned()
+    } else if rate < 0.01 {
+        "<0.01/s".to_owned()
+    } else if rate < 1.0 {
+        format!("{rate:.2}/s")
+    } else if rate < 100.0 {
+        format!("{rate:.1}/s")
+    } else {
+        format!("{rate:.0}/s")
+    }
+}
+
+/// A share between 0 and 1 in percent. What is little but not nothing does not read as nothing, nor almost all as all.
+#[must_use]
+pub fn percent(share: f64) -> String {
+    if share > 0.0 && share < 0.01 {
+        "<1%".to_owned()
+    } else if share > 0.99 && share < 1.0 {
+        ">99%".to_owned()
+    } else {
+        format!("{:.0}%", share * 100.0)
+    }
+}
+
 /// `1 revision`, `2 revisions`.
 #[must_use]
 pub fn count(number: u64, noun: &str) -> String {
@@ -149,6 +187,38 @@ mod tests {
             (61_234_000, "61.23 s"),
         ] {
             assert_eq!(took(Duration::from_micros(micros)), text);
+        }
+    }
+
+    #[test]
+    fn a_distance_says_on_which_side_of_now_it_lies() {
+        let now = Timestamp::from_millis(1_000_000_000_000);
+        let later = now.saturating_add(Duration::from_mins(3));
+        assert_eq!(distance(later, now), "in 3 min");
+        assert_eq!(distance(now, later), "3 min ago");
+        assert_eq!(distance(now, now), "0 s ago");
+    }
+
+    #[test]
+    fn rates_and_shares_keep_what_is_little_apart_from_nothing() {
+        for (number, text) in [
+            (0.0, "0/s"),
+            (0.000_1, "<0.01/s"),
+            (0.02, "0.02/s"),
+            (7.5, "7.5/s"),
+            (320.4, "320/s"),
+        ] {
+            assert_eq!(rate(number), text);
+        }
+        for (share, text) in [
+            (0.0, "0%"),
+            (0.001, "<1%"),
+            (0.125, "12%"),
+            (0.75, "75%"),
+            (0.999, ">99%"),
+            (1.0, "100%"),
+        ] {
+            assert_eq!(percent(share), text);
         }
     }
 

@@ -1,44 +1,26 @@
-//! `relatch rotate`: from one version of a key to the next.
+//! `relatch rotate start`: the next version of a key, handed out once every sidecar accepts it.
 
 use std::{fmt::Write as _, time::Duration};
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde::Serialize;
 use tonic::Streaming;
 
-use super::{
-    Session,
-    barrier::BarrierView,
-    failure::{Exit, Failure},
-    issued::IssuedView,
-    output::{Format, View},
-    secret::Revealed,
-    value::{self, KeyIdParser},
-    watch::{Stopped, patience, watch},
-    wire, words,
-};
 use crate::{
+    cli::{
+        Session,
+        barrier::BarrierView,
+        failure::{Exit, Failure},
+        issued::IssuedView,
+        output::{Format, View},
+        secret::Revealed,
+        value::{self, KeyIdParser},
+        watch::{Stopped, patience, watch},
+        wire, words,
+    },
     key::{KeyId, Timestamp},
     proto::admin::{self, start_rotation_response::Step},
 };
-
-/// What can be done with rotations.
-#[derive(Debug, Subcommand)]
-pub enum RotateCommand {
-    /// Make the next version of a key, and hand it out once every live sidecar accepts it
-    ///
-    /// A new version is staged and pushed to the sidecars. Only when every live sidecar has confirmed that it accepts
-    /// it is its secret printed, once, and the old version begins to retire: both are accepted during the overlap, so
-    /// that the consumer can switch without a failed request.
-    ///
-    /// When sidecars do not confirm in time, or after Ctrl-C before the hand-over, the version is withdrawn and nothing
-    /// was handed out.
-    ///
-    /// With -o json each event is a line: `staged`, then `barrier` for each step of the progress, then `handed_over`
-    /// with the new key.
-    #[command(after_help = EXAMPLES)]
-    Start(StartArgs),
-}
 
 /// The arguments of `rotate start`.
 #[derive(Debug, Args)]
@@ -48,8 +30,8 @@ pub struct StartArgs {
     key_id: KeyId,
 
     /// How long the old version stays accepted after the hand-over, for example 7d; without this flag as long as the
-    /// keyring says
-    #[arg(long, value_name = "DURATION", value_parser = value::duration)]
+    /// policy says
+    #[arg(long, value_name = "DURATION", value_parser = value::duration, conflicts_with = "emergency")]
     overlap: Option<Duration>,
 
     /// How long the new version lives, for example 90d; without this flag it does not expire
@@ -59,6 +41,14 @@ pub struct StartArgs {
     /// How long to wait for the sidecars; 1m without this flag
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
     timeout: Option<Duration>,
+
+    /// Revoke the old version at the hand-over: nothing overlaps; needs role admin
+    #[arg(long, requires = "reason")]
+    emergency: bool,
+
+    /// Why it is an emergency; it is kept in the audit log
+    #[arg(long, value_name = "TEXT", requires = "emergency")]
+    reason: Option<String>,
 }
 
 /// A step of a rotation, a line of JSON each. The last is `handed_over`.
@@ -93,6 +83,17 @@ struct HandedOverView {
     barrier: BarrierView,
     /// From the staged commit to the last sidecar's ack.
     propagation_seconds: Option<f64>,
+    /// In an emergency: who denies the old version; null where it retires.
+    revocation: Option<OldRevokedView>,
+}
+
+/// How the end of the old version has got through.
+#[derive(Debug, Serialize)]
+struct OldRevokedView {
+    #[serde(flatten)]
+    barrier: BarrierView,
+    /// From its commit to the last sidecar's ack; null when some have not confirmed it.
+    propagation_seconds: Option<f64>,
 }
 
 /// What is known of a rotation that runs, for the words that it ends with.
@@ -100,9 +101,10 @@ struct HandedOverView {
 struct Run {
     staged: Option<u32>,
     barrier: BarrierView,
+    emergency: bool,
 }
 
-const EXAMPLES: &str = "\
+pub(super) const EXAMPLES: &str = "\
 Examples:
   Replace a key, with a week for its consumer to switch:
     relatch rotate start 7Qm2Xc91TbKe --overlap 7d
@@ -111,34 +113,49 @@ Examples:
     (umask 077; relatch rotate start 7Qm2Xc91TbKe --timeout 5m -o json \\
       | jq -r 'select(.event == \"handed_over\").secret' > acme.key)
 
+  Replace a key that has leaked: the old version is revoked as the new one is handed out:
+    relatch rotate start 7Qm2Xc91TbKe --emergency --reason 'found in a public repository'
+
 Exit codes of note: 4 another rotation is in the way, 5 sidecars did not confirm in time.";
 
-impl RotateCommand {
-    /// Runs the command.
-    ///
-    /// # Errors
-    ///
-    /// When the control plane cannot be reached or refuses, when sidecars do not confirm in time, or on Ctrl-C before
-    /// the hand-over.
-    pub async fn run(self, session: &Session) -> Result<(), Failure> {
-        match self {
-            Self::Start(args) => start(args, session).await,
+impl StartArgs {
+    pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut admin = session.admin().await?;
+        let mut run = Run {
+            emergency: self.emergency,
+            ..Run::default()
+        };
+        let (key_id, emergency, patience) = (self.key_id, self.emergency, self.patience());
+        let rotation = async {
+            let events = admin.start_rotation(self.into_request()).await?;
+            follow(events.into_inner(), &mut run, session).await
+        };
+        match watch(patience, rotation).await {
+            Ok(()) => Ok(()),
+            Err(Stopped::Failed(failure)) => Err(run.explain(failure, key_id, session.now())),
+            Err(Stopped::Interrupted) => Err(interrupted(key_id, emergency)),
         }
     }
-}
 
-async fn start(args: StartArgs, session: &Session) -> Result<(), Failure> {
-    let mut admin = session.admin().await?;
-    let mut run = Run::default();
-    let (key_id, patience) = (args.key_id, patience(args.timeout));
-    let rotation = async {
-        let events = admin.start_rotation(args.into_request()).await?;
-        follow(events.into_inner(), &mut run, session).await
-    };
-    match watch(patience, rotation).await {
-        Ok(()) => Ok(()),
-        Err(Stopped::Failed(failure)) => Err(run.explain(failure, key_id, session.now())),
-        Err(Stopped::Interrupted) => Err(interrupted(key_id)),
+    /// In an emergency the control plane waits twice: for the new version, and for the end of the old one.
+    fn patience(&self) -> Duration {
+        let once = patience(self.timeout);
+        if self.emergency {
+            once.saturating_mul(2)
+        } else {
+            once
+        }
+    }
+
+    fn into_request(self) -> admin::StartRotationRequest {
+        admin::StartRotationRequest {
+            key_id: self.key_id.as_str().to_owned(),
+            overlap: self.overlap.map(wire::to_duration),
+            expires_in: self.expires_in.map(wire::to_duration),
+            timeout: self.timeout.map(wire::to_duration),
+            emergency: self.emergency,
+            reason: self.reason.unwrap_or_default(),
+        }
     }
 }
 
@@ -175,20 +192,10 @@ fn finish(view: Box<HandedOverView>, session: &Session) -> Result<(), Failure> {
         Format::Table => {
             session.show(&*view)?;
             session.output.note(&view.summary());
+            if let Some(revoked) = view.revoked(session.now()) {
+                session.output.note(&revoked);
+            }
             Ok(())
-        }
-    }
-}
-
-impl StartArgs {
-    fn into_request(self) -> admin::StartRotationRequest {
-        admin::StartRotationRequest {
-            key_id: self.key_id.as_str().to_owned(),
-            overlap: self.overlap.map(wire::to_duration),
-            expires_in: self.expires_in.map(wire::to_duration),
-            timeout: self.timeout.map(wire::to_duration),
-            emergency: false,
-            reason: String::new(),
         }
     }
 }
@@ -227,6 +234,10 @@ impl TryFrom<admin::HandedOver> for HandedOverView {
             old_until: wire::timestamp(done.old_until),
             barrier: done.barrier.unwrap_or_default().into(),
             propagation_seconds: wire::duration(done.propagation).map(|d| d.as_secs_f64()),
+            revocation: done.revocation.map(|barrier| OldRevokedView {
+                barrier: barrier.into(),
+                propagation_seconds: wire::duration(done.revoked_in).map(|d| d.as_secs_f64()),
+            }),
         })
     }
 }
@@ -240,10 +251,39 @@ impl HandedOverView {
             let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
             let _ = write!(summary, " within {}", words::took(took));
         }
-        if let (Some(old), Some(until)) = (self.old_version, self.old_until) {
-            let _ = write!(summary, "; version {old} is accepted until {until}");
+        match (self.old_version, self.old_until, &self.revocation) {
+            (Some(old), _, Some(_)) => {
+                let _ = write!(summary, "; version {old} is revoked");
+            }
+            (Some(old), Some(until), None) => {
+                let _ = write!(
+                    summary,
+                    "; version {old} is accepted until {until}, and longer where the policy says so"
+                );
+            }
+            (Some(_) | None, _, _) => {}
         }
         summary
+    }
+
+    /// How the end of the old version has got through.
+    fn revoked(&self, now: Timestamp) -> Option<String> {
+        let revocation = self.revocation.as_ref()?;
+        let mut sentence = format!(
+            "revocation of version {}: {}",
+            self.old_version?,
+            revocation.barrier.sentence(now)
+        );
+        match revocation.propagation_seconds {
+            Some(seconds) => {
+                let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+                let _ = write!(sentence, "; the last one after {}", words::took(took));
+            }
+            None => sentence.push_str(
+                "; the revocation stands, and the others apply it as it reaches them: see `relatch fleet`",
+            ),
+        }
+        Some(sentence)
     }
 }
 
@@ -271,7 +311,12 @@ impl Run {
         let Some(version) = self.staged else {
             return failure;
         };
-        let failure = failure.context(format!("version {version} was not handed out"));
+        let failure = if self.emergency {
+            // The failure may have come while the end of the old version was waited for.
+            failure.context(format!("the secret of version {version} was not received"))
+        } else {
+            failure.context(format!("version {version} was not handed out"))
+        };
         match self.barrier.laggards_sentence(now) {
             Some(laggards) if failure.exit() == Exit::TimedOut => {
                 failure.hint(format!("{laggards}; see `relatch fleet`"))
@@ -282,11 +327,17 @@ impl Run {
     }
 }
 
-fn interrupted(key_id: KeyId) -> Failure {
-    Failure::failed(
-        "interrupted before the hand-over: the control plane withdraws the new version, and its secret was not handed out",
-    )
-    .hint(show_versions(key_id))
+fn interrupted(key_id: KeyId, emergency: bool) -> Failure {
+    let failure = if emergency {
+        Failure::failed(
+            "interrupted: the secret of the new version was not received; unless the hand-over was committed before, the control plane withdraws the version and the old one stays active",
+        )
+    } else {
+        Failure::failed(
+            "interrupted before the hand-over: the control plane withdraws the new version, and its secret was not handed out",
+        )
+    };
+    failure.hint(show_versions(key_id))
 }
 
 fn show_versions(key_id: KeyId) -> String {
@@ -295,7 +346,8 @@ fn show_versions(key_id: KeyId) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::issued::tests::issued, *};
+    use super::*;
+    use crate::cli::issued::tests::issued;
 
     fn json(step: Step) -> String {
         let event = RotationEvent::from_step(step).expect("a whole step");
@@ -341,6 +393,26 @@ mod tests {
         }
     }
 
+    fn emergency(applied: u32) -> HandedOverView {
+        let done = admin::HandedOver {
+            revocation: Some(admin::Barrier {
+                applied,
+                total: 2,
+                laggards: barrier()
+                    .laggards
+                    .into_iter()
+                    .take(2 - applied as usize)
+                    .collect(),
+            }),
+            revoked_in: (applied == 2).then_some(prost_types::Duration {
+                seconds: 0,
+                nanos: 38_000_000,
+            }),
+            ..handed_over()
+        };
+        done.try_into().expect("whole")
+    }
+
     #[test]
     fn progress_is_a_line_of_json_for_each_event() {
         let staged = admin::Staged {
@@ -366,8 +438,58 @@ mod tests {
                 r#"{"event":"handed_over","keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","version":4,"#,
                 r#""state":"active","secret":"rlk_7Qm2Xc91TbKe_x","not_before":null,"#,
                 r#""expires_at":"2027-01-01T00:00:00.000Z","revision":18,"old_version":3,"#,
-                r#""old_until":"2026-01-01T00:00:00.000Z","applied":2,"total":2,"laggards":[],"propagation_seconds":0.412}"#,
+                r#""old_until":"2026-01-01T00:00:00.000Z","applied":2,"total":2,"laggards":[],"propagation_seconds":0.412,"revocation":null}"#,
             )
+        );
+    }
+
+    #[test]
+    fn an_emergency_tells_how_the_old_version_was_revoked() {
+        let now = Timestamp::from_millis(1_767_225_604_000);
+        let view = emergency(2);
+        let json = serde_json::to_string(&view).expect("serializable");
+        assert!(
+            json.ends_with(
+                r#","revocation":{"applied":2,"total":2,"laggards":[],"propagation_seconds":0.038}}"#
+            ),
+            "{json}"
+        );
+        assert!(
+            view.summary().ends_with("; version 3 is revoked"),
+            "{}",
+            view.summary()
+        );
+        assert_eq!(
+            view.revoked(now).as_deref(),
+            Some("revocation of version 3: 2 of 2 sidecars have it; the last one after 38 ms")
+        );
+        let partly = emergency(1).revoked(now).expect("it was revoked");
+        assert!(
+            partly.contains("1 of 2 sidecars have it; edge-3 lags by 2 revisions, last seen 4 s ago; the revocation stands"),
+            "{partly}"
+        );
+    }
+
+    #[test]
+    fn an_emergency_that_fails_does_not_claim_that_nothing_happened() {
+        let run = Run {
+            staged: Some(4),
+            emergency: true,
+            ..Run::default()
+        };
+        let key_id = "7Qm2Xc91TbKe".parse().expect("a key id");
+        let lost = tonic::Status::unavailable("draining");
+        let report = run
+            .explain(lost.into(), key_id, Timestamp::from_millis(0))
+            .report(false);
+        assert!(
+            report.starts_with("error: the secret of version 4 was not received\n"),
+            "{report}"
+        );
+        let report = interrupted(key_id, true).report(false);
+        assert!(
+            report.contains("unless the hand-over was committed"),
+            "{report}"
         );
     }
 
@@ -376,7 +498,7 @@ mod tests {
         let event = RotationEvent::from_step(Step::HandedOver(handed_over())).expect("whole");
         assert_eq!(
             event.sentence(Timestamp::from_millis(0)),
-            "2 sidecars accepted version 4 within 412 ms; version 3 is accepted until 2026-01-01T00:00:00.000Z"
+            "2 sidecars accepted version 4 within 412 ms; version 3 is accepted until 2026-01-01T00:00:00.000Z, and longer where the policy says so"
         );
     }
 
@@ -405,6 +527,7 @@ mod tests {
              hint: edge-3 lags by 2 revisions, last seen 4 s ago; see `relatch fleet`\n"
         );
     }
+
     #[test]
     fn a_connection_lost_after_staging_says_where_to_look() {
         let run = Run {

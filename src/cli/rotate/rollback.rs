@@ -1,0 +1,312 @@
+//! `relatch rotate rollback`: the way back to the version before.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tonic::Streaming;
+
+use crate::{
+    cli::{
+        Session,
+        barrier::BarrierView,
+        failure::Failure,
+        output::{self, Format, View},
+        value::{self, KeyIdParser},
+        watch::{Stopped, patience, watch},
+        wire, words,
+    },
+    key::{KeyId, Timestamp},
+    proto::admin,
+};
+
+/// The arguments of `rotate rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The key's id: the 12 characters between the first two '_' of the key
+    #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
+    key_id: KeyId,
+
+    /// Why; it is kept in the audit log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+
+    /// Return only when every live sidecar has confirmed it, and say how long that took
+    #[arg(long)]
+    wait: bool,
+
+    /// How long --wait waits for the sidecars; 1m without this flag
+    #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, requires = "wait")]
+    timeout: Option<Duration>,
+}
+
+/// A step of a roll-back, a line of JSON each. The last is `rolled_back`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum RollbackEvent {
+    /// It is committed; how far it has got.
+    Barrier(RolledBackView),
+    /// Done, as far as was asked.
+    RolledBack(RolledBackView),
+}
+
+/// The version to use again, and what becomes of the one that had replaced it.
+#[derive(Clone, Debug, Serialize)]
+struct RolledBackView {
+    keyring: String,
+    key_id: String,
+    /// The version that is active again.
+    version: u32,
+    /// The version that is retiring instead; null for none.
+    replaced_version: Option<u32>,
+    /// The end of that one's overlap.
+    replaced_until: Option<Timestamp>,
+    revision: u64,
+    #[serde(flatten)]
+    barrier: BarrierView,
+    /// From the commit to the last sidecar's ack; null unless waited for.
+    propagation_seconds: Option<f64>,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Example:
+  Go back to the old version, and wait until every sidecar knows:
+    relatch rotate rollback 7Qm2Xc91TbKe --reason 'acme cannot deploy' --wait
+
+The replaced version goes on to be accepted and retires on evidence, as the old one would have;
+`relatch revoke` ends it at once. A roll-back stands once it is committed, also when --wait ends with exit code 5.
+
+Exit codes of note: 4 no former version can come back.";
+
+impl RollbackArgs {
+    pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut admin = session.admin().await?;
+        let mut committed = None;
+        let (patience, wait) = (patience(self.timeout), self.wait);
+        let rollback = async {
+            let events = admin.roll_back(self.into_request()).await?;
+            follow(events.into_inner(), &mut committed, wait, session).await
+        };
+        match watch(patience, rollback).await {
+            Ok(()) => Ok(()),
+            Err(Stopped::Failed(failure)) => {
+                Err(explain(failure, committed.as_ref(), session.now()))
+            }
+            Err(Stopped::Interrupted) => Err(explain(
+                Failure::failed("interrupted while waiting for the sidecars"),
+                committed.as_ref(),
+                session.now(),
+            )),
+        }
+    }
+
+    fn into_request(self) -> admin::RollBackRequest {
+        admin::RollBackRequest {
+            key_id: self.key_id.as_str().to_owned(),
+            reason: self.reason,
+            wait: self.wait,
+            timeout: self.timeout.map(wire::to_duration),
+        }
+    }
+}
+
+async fn follow(
+    mut events: Streaming<admin::RollBackResponse>,
+    committed: &mut Option<RolledBackView>,
+    waited: bool,
+    session: &Session,
+) -> Result<(), Failure> {
+    let mut progress = session.output.progress();
+    while let Some(event) = events.message().await? {
+        let done = event.done;
+        let view = RolledBackView::from(event);
+        if done {
+            drop(progress);
+            return finish(view, waited, session);
+        }
+        let sentence = view.barrier.sentence(session.now());
+        *committed = Some(view.clone());
+        session.report(&mut progress, &RollbackEvent::Barrier(view), &sentence)?;
+    }
+    Err(Failure::failed(
+        "the control plane ended the call before it was done",
+    ))
+}
+
+fn finish(view: RolledBackView, waited: bool, session: &Session) -> Result<(), Failure> {
+    match session.output.format() {
+        Format::Json => session.output.event(&RollbackEvent::RolledBack(view)),
+        Format::Table => {
+            session.show(&view)?;
+            if waited {
+                session.output.note(&view.propagation(session.now()));
+            }
+            if let Some(replaced) = view.replaced() {
+                session.output.note(&replaced);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Says with the failure what stands nevertheless, and who lags.
+fn explain(failure: Failure, committed: Option<&RolledBackView>, now: Timestamp) -> Failure {
+    let Some(view) = committed else {
+        return failure;
+    };
+    let lag = view.barrier.laggards_sentence(now);
+    failure
+        .context(format!(
+            "the roll-back stands as revision {} of keyring {}, but not every sidecar has confirmed it",
+            view.revision, view.keyring
+        ))
+        .hint(match lag {
+            Some(laggards) => format!("{laggards}; see `relatch fleet`"),
+            None => "see `relatch fleet`".to_owned(),
+        })
+}
+
+impl RolledBackView {
+    fn propagation(&self, now: Timestamp) -> String {
+        let mut sentence = self.barrier.sentence(now);
+        if let Some(seconds) = self.propagation_seconds {
+            let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            sentence = format!("{sentence}; the last one after {}", words::took(took));
+        }
+        sentence
+    }
+
+    /// What becomes of the version that had taken its place.
+    fn replaced(&self) -> Option<String> {
+        let replaced = self.replaced_version?;
+        let until = self.replaced_until.map_or_else(String::new, |until| {
+            format!(" once its overlap is over at {until}")
+        });
+        Some(format!(
+            "version {replaced} goes on to be accepted and retires{until}, on evidence that nobody uses it; `relatch rotate status {}` shows it",
+            self.key_id
+        ))
+    }
+}
+
+impl From<admin::RollBackResponse> for RolledBackView {
+    fn from(response: admin::RollBackResponse) -> Self {
+        Self {
+            keyring: response.keyring,
+            key_id: response.key_id,
+            version: response.version,
+            replaced_version: Some(response.replaced_version).filter(|&version| version != 0),
+            replaced_until: wire::timestamp(response.replaced_until),
+            revision: response.revision,
+            barrier: response.barrier.unwrap_or_default().into(),
+            propagation_seconds: wire::duration(response.propagation).map(|d| d.as_secs_f64()),
+        }
+    }
+}
+
+impl View for RolledBackView {
+    fn render(&self, _now: Timestamp) -> String {
+        let replaced = self.replaced_version.map(|version| version.to_string());
+        output::facts(&[
+            ("KEYRING", self.keyring.clone()),
+            ("KEY ID", self.key_id.clone()),
+            ("ACTIVE AGAIN", self.version.to_string()),
+            (
+                "RETIRING",
+                replaced.unwrap_or_else(|| words::NOTHING.to_owned()),
+            ),
+            ("OVERLAP UNTIL", words::time(self.replaced_until)),
+            ("REVISION", self.revision.to_string()),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::failure::Exit;
+
+    fn response(done: bool) -> admin::RollBackResponse {
+        admin::RollBackResponse {
+            keyring: "payments".to_owned(),
+            key_id: "7Qm2Xc91TbKe".to_owned(),
+            version: 3,
+            replaced_version: 4,
+            replaced_until: Some(prost_types::Timestamp {
+                seconds: 1_798_761_600,
+                nanos: 0,
+            }),
+            revision: 19,
+            barrier: Some(admin::Barrier {
+                applied: if done { 2 } else { 1 },
+                total: 2,
+                laggards: (!done)
+                    .then(|| admin::Laggard {
+                        node: "edge-3".to_owned(),
+                        behind: 1,
+                        ..admin::Laggard::default()
+                    })
+                    .into_iter()
+                    .collect(),
+            }),
+            done,
+            propagation: done.then_some(prost_types::Duration {
+                seconds: 0,
+                nanos: 38_000_000,
+            }),
+        }
+    }
+
+    #[test]
+    fn the_last_line_of_json_says_what_is_active_again() {
+        let event = RollbackEvent::RolledBack(response(true).into());
+        assert_eq!(
+            serde_json::to_string(&event).expect("serializable"),
+            concat!(
+                r#"{"event":"rolled_back","keyring":"payments","key_id":"7Qm2Xc91TbKe","version":3,"replaced_version":4,"#,
+                r#""replaced_until":"2027-01-01T00:00:00.000Z","revision":19,"applied":2,"total":2,"laggards":[],"#,
+                r#""propagation_seconds":0.038}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn it_says_plainly_that_the_replaced_version_is_still_accepted() {
+        let view = RolledBackView::from(response(true));
+        let said = view.replaced().expect("one was replaced");
+        assert!(
+            said.starts_with("version 4 goes on to be accepted and retires once"),
+            "{said}"
+        );
+        assert_eq!(
+            view.propagation(Timestamp::from_millis(0)),
+            "2 of 2 sidecars have it; the last one after 38 ms"
+        );
+        let alone = RolledBackView {
+            replaced_version: None,
+            ..view
+        };
+        assert_eq!(alone.replaced(), None);
+    }
+
+    #[test]
+    fn a_timeout_says_that_the_roll_back_stands() {
+        let committed = RolledBackView::from(response(false));
+        let timed_out = tonic::Status::deadline_exceeded("1 of 2 sidecars have it");
+        let failure = explain(
+            timed_out.into(),
+            Some(&committed),
+            Timestamp::from_millis(0),
+        );
+        assert_eq!(failure.exit(), Exit::TimedOut);
+        let report = failure.report(false);
+        assert!(
+            report.contains("the roll-back stands as revision 19"),
+            "{report}"
+        );
+        assert!(
+            report.contains("hint: edge-3 lags by 1 revision"),
+            "{report}"
+        );
+    }
+}

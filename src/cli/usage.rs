@@ -1,0 +1,452 @@
+//! `relatch usage`: how often each version of a key was used, when last, from where, and how far that is known.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Session,
+    connection::answer,
+    failure::Failure,
+    output::{self, View},
+    value::KeyIdParser,
+    wire, words,
+};
+use crate::{
+    key::{KeyId, KeyState, Timestamp},
+    proto::admin,
+};
+
+/// The arguments of `usage`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct UsageArgs {
+    /// The key's id: the 12 characters between the first two '_' of the key
+    #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
+    key_id: KeyId,
+}
+
+/// What is known of the use of a key, and how far.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UsageView {
+    /// The keyring that holds the key.
+    pub keyring: String,
+    /// Whose key it is.
+    pub consumer: String,
+    /// The key.
+    pub key_id: String,
+    /// By number, the oldest first.
+    pub versions: Vec<VersionUsageView>,
+    /// Every live sidecar has told of all requests before; null when one of them has told nothing yet.
+    pub complete_until: Option<Timestamp>,
+    /// Sidecars that vanished without their last report.
+    pub gaps: Vec<GapView>,
+    /// Live sidecars whose reports are late.
+    pub silent: Vec<String>,
+}
+
+/// What is known of the use of one version.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VersionUsageView {
+    /// Its number.
+    pub version: u32,
+    /// Its state.
+    pub state: String,
+    /// Checks that presented it, whatever became of them.
+    pub requests: u64,
+    /// Those of them that were denied.
+    pub denied: u64,
+    /// Requests a second, lately; null when it cannot be told.
+    pub rate: Option<f64>,
+    /// Of the key's recent requests, from 0 to 1; null when it cannot be told.
+    pub share: Option<f64>,
+    /// When a request first used it; null: never.
+    pub first_used_at: Option<Timestamp>,
+    /// When a request last used it; null: never.
+    pub last_used_at: Option<Timestamp>,
+    /// Who uses it most; only of versions that are retiring or have ended.
+    pub callers: Vec<CallerView>,
+}
+
+/// From where a version is used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CallerView {
+    /// The address.
+    pub source: String,
+    /// What it calls itself.
+    pub user_agent: String,
+    /// Where its requests go.
+    pub route: String,
+    /// How many they were.
+    pub requests: u64,
+    /// When the last one was.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// A time in which a sidecar may have seen requests that it has not told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GapView {
+    /// The sidecar.
+    pub node: String,
+    /// Which process it was.
+    pub boot_id: String,
+    /// It has told of all requests before; null when it has told nothing.
+    pub from: Option<Timestamp>,
+    /// It may have seen requests until then.
+    pub until: Option<Timestamp>,
+}
+
+const EXAMPLES: &str = "\
+Example:
+  Who still uses an old version of this key?
+    relatch usage 7Qm2Xc91TbKe -o table
+
+Counted is every check that presented the key, allowed or denied, by each sidecar since it was started. What sidecars have
+not told of yet is missing: COMPLETE says until when nothing is. Callers are kept for versions that are retiring or have
+ended, the most frequent ones.";
+
+impl UsageArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// When the control plane cannot be reached or refuses.
+    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        let mut admin = session.admin().await?;
+        let key_id = self.key_id.as_str().to_owned();
+        let usage = answer(admin.get_usage(admin::GetUsageRequest { key_id })).await?;
+        session.show(&UsageView::from(usage))
+    }
+}
+
+impl UsageView {
+    /// Whose usage it is.
+    #[must_use]
+    pub fn subject(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("KEYRING", self.keyring.clone()),
+            ("CONSUMER", self.consumer.clone()),
+            ("KEY ID", self.key_id.clone()),
+        ]
+    }
+
+    /// How far the counts can be trusted, a line for each gap.
+    #[must_use]
+    pub fn completeness(&self, now: Timestamp) -> Vec<(&'static str, String)> {
+        let complete = match self.complete_until {
+            Some(until) => format!("until {until}, {} ago", words::age(until, now)),
+            None => "no: a sidecar has not told of any requests yet".to_owned(),
+        };
+        let gaps = self.gaps.iter().map(|gap| ("GAP", gap.sentence()));
+        let silent = self
+            .silent
+            .iter()
+            .map(|node| ("SILENT", format!("{node}: its reports are late")));
+        std::iter::once(("COMPLETE", complete))
+            .chain(gaps)
+            .chain(silent)
+            .collect()
+    }
+
+    /// A line for each version.
+    #[must_use]
+    pub fn versions_table(&self) -> String {
+        let titles = [
+            "VERSION",
+            "STATE",
+            "SHARE",
+            "RATE",
+            "REQUESTS",
+            "DENIED",
+            "FIRST USED",
+            "LAST USED",
+        ];
+        output::table(&titles, self.versions.iter().map(VersionUsageView::cells))
+    }
+
+    /// A line for each caller of a version, at most `most` of each; none when no caller is known.
+    #[must_use]
+    pub fn callers_table(&self, most: usize) -> Option<String> {
+        let rows: Vec<Vec<String>> = self
+            .versions
+            .iter()
+            .flat_map(|version| {
+                let callers = version.callers.iter().take(most);
+                callers.map(|caller| caller.cells(version.version))
+            })
+            .collect();
+        let titles = [
+            "VERSION",
+            "SOURCE",
+            "USER AGENT",
+            "ROUTE",
+            "REQUESTS",
+            "LAST USED",
+        ];
+        (!rows.is_empty()).then(|| output::table(&titles, rows))
+    }
+}
+
+impl View for UsageView {
+    fn render(&self, now: Timestamp) -> String {
+        let facts = [self.subject(), self.completeness(now)].concat();
+        let mut text = format!("{}\n{}", output::facts(&facts), self.versions_table());
+        if let Some(callers) = self.callers_table(usize::MAX) {
+            text.push('\n');
+            text.push_str(&callers);
+        }
+        text
+    }
+}
+
+impl VersionUsageView {
+    fn cells(&self) -> Vec<String> {
+        let nothing = || words::NOTHING.to_owned();
+        vec![
+            self.version.to_string(),
+            self.state.clone(),
+            self.share.map_or_else(nothing, words::percent),
+            self.rate.map_or_else(nothing, words::rate),
+            self.requests.to_string(),
+            self.denied.to_string(),
+            words::time(self.first_used_at),
+            words::time(self.last_used_at),
+        ]
+    }
+
+    /// Whether its secret may be in use: a rate that is not known of such a version leaves every share unknown.
+    fn is_accepted(&self) -> bool {
+        [KeyState::Pending, KeyState::Active, KeyState::Retiring]
+            .iter()
+            .any(|state| state.to_string() == self.state)
+    }
+}
+
+impl CallerView {
+    fn cells(&self, version: u32) -> Vec<String> {
+        vec![
+            version.to_string(),
+            words::or_nothing(&self.source),
+            words::or_nothing(&self.user_agent),
+            words::or_nothing(&self.route),
+            self.requests.to_string(),
+            words::time(self.last_used_at),
+        ]
+    }
+}
+
+impl GapView {
+    /// `edge-3 vanished at …; it has not told of requests since …`
+    fn sentence(&self) -> String {
+        let at = words::time(self.until);
+        match self.from {
+            Some(from) => format!(
+                "{} vanished at {at}; it has not told of requests since {from}",
+                self.node
+            ),
+            None => format!("{} vanished at {at}; it has told of no requests", self.node),
+        }
+    }
+}
+
+impl From<admin::KeyUsage> for UsageView {
+    fn from(usage: admin::KeyUsage) -> Self {
+        let mut versions: Vec<VersionUsageView> =
+            usage.versions.into_iter().map(Into::into).collect();
+        share_out(&mut versions);
+        Self {
+            keyring: usage.keyring,
+            consumer: usage.consumer,
+            key_id: usage.key_id,
+            versions,
+            complete_until: wire::timestamp(usage.complete_until),
+            gaps: usage.gaps.into_iter().map(Into::into).collect(),
+            silent: usage.silent,
+        }
+    }
+}
+
+impl From<admin::VersionUsage> for VersionUsageView {
+    fn from(usage: admin::VersionUsage) -> Self {
+        Self {
+            version: usage.version,
+            state: wire::state(usage.state),
+            requests: usage.requests,
+            denied: usage.denied,
+            rate: usage.rate.filter(|rate| rate.is_finite() && *rate >= 0.0),
+            share: None,
+            first_used_at: wire::timestamp(usage.first_used_at),
+            last_used_at: wire::timestamp(usage.last_used_at),
+            callers: usage.callers.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<admin::Caller> for CallerView {
+    fn from(caller: admin::Caller) -> Self {
+        Self {
+            source: caller.source,
+            user_agent: caller.user_agent,
+            route: caller.route,
+            requests: caller.requests,
+            last_used_at: wire::timestamp(caller.last_used_at),
+        }
+    }
+}
+
+impl From<admin::Gap> for GapView {
+    fn from(gap: admin::Gap) -> Self {
+        Self {
+            node: gap.node,
+            boot_id: gap.boot_id,
+            from: wire::timestamp(gap.from),
+            until: wire::timestamp(gap.until),
+        }
+    }
+}
+
+/// Gives every version its share of the recent requests, unless that would be a guess.
+fn share_out(versions: &mut [VersionUsageView]) {
+    let known = versions
+        .iter()
+        .all(|version| version.rate.is_some() || !version.is_accepted());
+    let all: f64 = versions.iter().filter_map(|version| version.rate).sum();
+    if !known || all <= 0.0 {
+        return;
+    }
+    for version in versions {
+        version.share = version.rate.map(|rate| rate / all);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) const NOW: i64 = 1_767_225_610_000;
+
+    pub(crate) fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+        Some(prost_types::Timestamp { seconds, nanos: 0 })
+    }
+
+    /// Three quarters of the requests still use version 1.
+    pub(crate) fn usage() -> admin::KeyUsage {
+        admin::KeyUsage {
+            keyring: "payments".to_owned(),
+            consumer: "acme".to_owned(),
+            key_id: "7Qm2Xc91TbKe".to_owned(),
+            versions: vec![
+                admin::VersionUsage {
+                    version: 1,
+                    state: admin::KeyState::Retiring as i32,
+                    requests: 1_200,
+                    denied: 3,
+                    rate: Some(7.5),
+                    first_used_at: at(1_767_000_000),
+                    last_used_at: at(1_767_225_608),
+                    callers: vec![admin::Caller {
+                        source: "10.1.2.3".to_owned(),
+                        user_agent: "batch/2.1".to_owned(),
+                        route: "api.example/orders".to_owned(),
+                        requests: 900,
+                        last_used_at: at(1_767_225_608),
+                    }],
+                },
+                admin::VersionUsage {
+                    version: 2,
+                    state: admin::KeyState::Active as i32,
+                    requests: 40,
+                    rate: Some(2.5),
+                    ..admin::VersionUsage::default()
+                },
+            ],
+            complete_until: at(1_767_225_606),
+            gaps: vec![admin::Gap {
+                node: "edge-3".to_owned(),
+                boot_id: "b1".to_owned(),
+                from: at(1_767_225_000),
+                until: at(1_767_225_060),
+            }],
+            silent: vec!["edge-4".to_owned()],
+        }
+    }
+
+    #[test]
+    fn json_of_usage() {
+        assert_eq!(
+            serde_json::to_string(&UsageView::from(usage())).expect("serializable"),
+            concat!(
+                r#"{"keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","versions":["#,
+                r#"{"version":1,"state":"retiring","requests":1200,"denied":3,"rate":7.5,"share":0.75,"#,
+                r#""first_used_at":"2025-12-29T09:20:00.000Z","last_used_at":"2026-01-01T00:00:08.000Z","#,
+                r#""callers":[{"source":"10.1.2.3","user_agent":"batch/2.1","route":"api.example/orders","requests":900,"#,
+                r#""last_used_at":"2026-01-01T00:00:08.000Z"}]},"#,
+                r#"{"version":2,"state":"active","requests":40,"denied":0,"rate":2.5,"share":0.25,"#,
+                r#""first_used_at":null,"last_used_at":null,"callers":[]}],"#,
+                r#""complete_until":"2026-01-01T00:00:06.000Z","gaps":[{"node":"edge-3","boot_id":"b1","#,
+                r#""from":"2025-12-31T23:50:00.000Z","until":"2025-12-31T23:51:00.000Z"}],"silent":["edge-4"]}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn a_table_tells_of_versions_callers_and_of_what_is_not_known() {
+        assert_eq!(
+            UsageView::from(usage()).render(Timestamp::from_millis(NOW)),
+            "KEYRING   payments\n\
+             CONSUMER  acme\n\
+             KEY ID    7Qm2Xc91TbKe\n\
+             COMPLETE  until 2026-01-01T00:00:06.000Z, 4 s ago\n\
+             GAP       edge-3 vanished at 2025-12-31T23:51:00.000Z; it has not told of requests since 2025-12-31T23:50:00.000Z\n\
+             SILENT    edge-4: its reports are late\n\
+             \n\
+             VERSION  STATE     SHARE  RATE   REQUESTS  DENIED  FIRST USED                LAST USED\n\
+             1        retiring  75%    7.5/s  1200      3       2025-12-29T09:20:00.000Z  2026-01-01T00:00:08.000Z\n\
+             2        active    25%    2.5/s  40        0       -                         -\n\
+             \n\
+             VERSION  SOURCE    USER AGENT  ROUTE               REQUESTS  LAST USED\n\
+             1        10.1.2.3  batch/2.1   api.example/orders  900       2026-01-01T00:00:08.000Z\n"
+        );
+    }
+
+    #[test]
+    fn a_share_is_no_guess() {
+        let shares = |usage: admin::KeyUsage| -> Vec<Option<f64>> {
+            let view = UsageView::from(usage);
+            view.versions.iter().map(|version| version.share).collect()
+        };
+        let mut unknown = usage();
+        unknown.versions[0].rate = None;
+        assert_eq!(shares(unknown.clone()), [None, None]);
+        // Nobody can use it any more.
+        unknown.versions[0].state = admin::KeyState::Revoked as i32;
+        assert_eq!(shares(unknown), [None, Some(1.0)]);
+        let mut idle = usage();
+        for version in &mut idle.versions {
+            version.rate = Some(0.0);
+        }
+        assert_eq!(shares(idle), [None, None]);
+    }
+
+    #[test]
+    fn what_nobody_has_told_is_not_taken_for_no_use() {
+        let mut usage = usage();
+        usage.complete_until = None;
+        usage.gaps[0].from = None;
+        let view = UsageView::from(usage);
+        let facts = view.completeness(Timestamp::from_millis(NOW));
+        assert_eq!(facts[0].1, "no: a sidecar has not told of any requests yet");
+        assert!(
+            facts[1].1.ends_with("it has told of no requests"),
+            "{facts:?}"
+        );
+    }
+
+    #[test]
+    fn what_callers_call_themselves_cannot_steer_a_terminal() {
+        let mut usage = usage();
+        usage.versions[0].callers[0].user_agent = "a\x1b[2J\nb".to_owned();
+        let table = UsageView::from(usage).callers_table(1).expect("a caller");
+        assert!(!table.contains('\x1b'), "{table}");
+        assert_eq!(table.lines().count(), 2, "{table}");
+    }
+}
