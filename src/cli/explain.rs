@@ -78,8 +78,8 @@ Examples:
   Will it still be accepted next month?
     relatch explain --keyring payments --at 2027-01-31T12:00:00Z < acme.key
 
-The control plane answers, by what it has committed; it does not keep the key, and the answer does not repeat it.
-`relatch check` asks a sidecar.
+The control plane answers by what it has committed. It does not keep the key, and the answer does
+not repeat it. `relatch check` asks a sidecar.
 
 Exit codes: 0 it would be allowed, 1 it would be denied.";
 

@@ -32,7 +32,11 @@ pub enum PolicyCommand {
     /// What is not given stays as it is. A policy holds at once, also for rotations that are under way: when an old version
     /// retires, and what becomes of it at the end of its overlap. The policy of a keyring holds for all of its keys but
     /// for that in which a key has a policy of its own.
-    #[command(after_help = SET_EXAMPLES)]
+    // The usage that clap makes lists every flag twice.
+    #[command(
+        after_help = SET_EXAMPLES,
+        override_usage = "relatch policy set [OPTIONS] <KEY_ID|--keyring <KEYRING>>"
+    )]
     Set(SetArgs),
 }
 

@@ -100,9 +100,9 @@ Example:
   Who still uses an old version of this key?
     relatch usage 7Qm2Xc91TbKe -o table
 
-Counted is every check that presented the key, allowed or denied, by each sidecar since it was started. What sidecars have
-not told of yet is missing: COMPLETE says until when nothing is. Callers are kept for versions that are retiring or have
-ended, the most frequent ones.";
+Counted is every check that presented the key, allowed or denied. What sidecars have not told of
+yet is missing: COMPLETE says until when nothing is. Callers are kept for versions that are
+retiring or have ended, the most frequent ones.";
 
 impl UsageArgs {
     /// Runs the command.

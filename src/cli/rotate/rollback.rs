@@ -74,7 +74,8 @@ Example:
     relatch rotate rollback 7Qm2Xc91TbKe --reason 'acme cannot deploy' --wait
 
 The replaced version goes on to be accepted and retires on evidence, as the old one would have;
-`relatch revoke` ends it at once. A roll-back stands once it is committed, also when --wait ends with exit code 5.
+`relatch revoke` ends it at once. A roll-back stands once it is committed, also when --wait ends
+with exit code 5.
 
 Exit codes of note: 4 no former version can come back.";
 

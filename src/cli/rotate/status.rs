@@ -99,7 +99,8 @@ Examples:
   Wait until the old version has retired:
     relatch rotate status 7Qm2Xc91TbKe --watch
 
-Exit codes of note: with --watch 0 as soon as no rotation is under way, 7 when the control plane was away for two minutes.";
+Exit codes of note: with --watch 0 as soon as no rotation is under way, 7 when the control plane
+was away for two minutes.";
 
 /// Below, a look would begin before most of what the last one was to show has come.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
