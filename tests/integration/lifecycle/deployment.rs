@@ -175,7 +175,12 @@ impl Sidecar {
 
     /// What it decides on a request with `key`.
     pub(super) async fn check(&self, key: &str) -> Verdict {
-        let response = self.checks.clone().check(check_request(key)).await;
+        self.judge(check_request(key)).await
+    }
+
+    /// What it decides on `request`.
+    pub(super) async fn judge(&self, request: CheckRequest) -> Verdict {
+        let response = self.checks.clone().check(request).await;
         Verdict::from(response.expect("a sidecar answers").into_inner())
     }
 

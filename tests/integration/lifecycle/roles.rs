@@ -21,7 +21,7 @@ use super::deployment::Control;
 use crate::support::eventually::eventually;
 
 /// The roles that may make each call.
-const PERMITTED: [(&str, &[&str]); 19] = [
+const PERMITTED: [(&str, &[&str]); 33] = [
     ("CreateToken", &["admin"]),
     ("ListTokens", &["admin"]),
     ("EndToken", &["admin"]),
@@ -37,6 +37,20 @@ const PERMITTED: [(&str, &[&str]); 19] = [
     ("ListKeys", EVERYBODY),
     ("GetKey", EVERYBODY),
     ("StartRotation", &["issuer", "admin"]),
+    ("GetRotation", EVERYBODY),
+    ("RetireVersion", &["issuer", "admin"]),
+    ("ExtendOverlap", &["issuer", "admin"]),
+    ("RollBack", &["issuer", "admin"]),
+    ("AbortRotation", &["issuer", "admin"]),
+    ("GetPolicy", EVERYBODY),
+    ("SetPolicy", &["admin"]),
+    ("GetUsage", EVERYBODY),
+    ("Explain", EVERYBODY),
+    ("AddWebhook", &["admin"]),
+    ("RemoveWebhook", &["admin"]),
+    ("TestWebhook", &["admin"]),
+    ("ListWebhooks", EVERYBODY),
+    ("ListDeliveries", EVERYBODY),
     ("Revoke", &["revoker", "admin"]),
     ("GetFleet", EVERYBODY),
     ("ListAudit", EVERYBODY),
@@ -130,6 +144,32 @@ async fn an_issuer_makes_keys_but_no_keyring_for_them() {
     create("partners")
         .await
         .expect("an issuer makes consumers and keys");
+}
+
+#[tokio::test]
+async fn an_emergency_is_for_an_admin_to_declare() {
+    let control = Control::start().await;
+    let key = control.create_key().await;
+    let start = [
+        "rotate",
+        "start",
+        &key.id,
+        "--emergency",
+        "--reason",
+        "leaked",
+    ];
+    for role in ["viewer", "issuer", "revoker"] {
+        let (_, file) = control.create_token(role, &[]).await;
+        let refused = control.plane.cli_as(&file, &start).await;
+        assert_eq!(refused.status.code(), Some(6), "{role}: {}", refused.stderr);
+    }
+    let versions = control.show_key(&key.id).await["versions"].clone();
+    assert_eq!(versions.as_array().map(Vec::len), Some(1), "{versions}");
+    let done = control.json(&start).await;
+    assert_eq!(
+        (&done["version"], &done["old_version"]),
+        (&2.into(), &1.into())
+    );
 }
 
 #[tokio::test]
