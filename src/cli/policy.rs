@@ -287,7 +287,7 @@ impl From<admin::PolicyStatus> for PolicyView {
 
 impl PolicyView {
     /// A part as a line, with whose it is.
-    fn part(&self, title: &'static str, name: &str, value: String) -> (&'static str, String) {
+    fn part(&self, title: &'static str, name: &str, value: &str) -> (&'static str, String) {
         let is_own = self.overridden.iter().any(|part| part == name);
         let whose = if is_own { "  (this key's own)" } else { "" };
         (title, format!("{value}{whose}"))
@@ -297,9 +297,9 @@ impl PolicyView {
 impl View for PolicyView {
     fn render(&self, _now: Timestamp) -> String {
         let text = |value: &Option<String>| words::or_nothing(value.as_deref().unwrap_or_default());
-        let every = self.rotate_every.as_deref().unwrap_or(NEVER).to_owned();
-        let sink = self.sink.as_deref().unwrap_or(NO_SINK).to_owned();
-        let on_deadline = self.on_deadline.map_or("", OnDeadline::as_str);
+        let every = self.rotate_every.as_deref().unwrap_or(NEVER);
+        let sink = self.sink.as_deref().unwrap_or(NO_SINK);
+        let on_deadline = self.on_deadline.map_or(words::NOTHING, OnDeadline::as_str);
         let versions = self.max_versions.to_string();
         let mut facts = vec![("KEYRING", self.keyring.clone())];
         if let Some(key_id) = &self.key_id {
@@ -307,12 +307,12 @@ impl View for PolicyView {
         }
         facts.extend([
             self.part("ROTATE EVERY", "rotate_every", every),
-            self.part("OVERLAP", "overlap", text(&self.overlap)),
-            self.part("IDLE FOR", "idle_for", text(&self.idle_for)),
-            self.part("ON DEADLINE", "on_deadline", words::or_nothing(on_deadline)),
-            self.part("ROLLBACK FOR", "rollback_for", text(&self.rollback_for)),
-            self.part("REMIND BEFORE", "remind_before", text(&self.remind_before)),
-            self.part("MAX VERSIONS", "max_versions", versions),
+            self.part("OVERLAP", "overlap", &text(&self.overlap)),
+            self.part("IDLE FOR", "idle_for", &text(&self.idle_for)),
+            self.part("ON DEADLINE", "on_deadline", on_deadline),
+            self.part("ROLLBACK FOR", "rollback_for", &text(&self.rollback_for)),
+            self.part("REMIND BEFORE", "remind_before", &text(&self.remind_before)),
+            self.part("MAX VERSIONS", "max_versions", &versions),
             self.part("SINK", "sink", sink),
             ("REVISION", self.revision.to_string()),
         ]);

@@ -324,8 +324,8 @@ pub(super) mod tests {
 
     pub(crate) const NOW: i64 = 1_767_225_610_000;
 
-    pub(crate) fn at(seconds: i64) -> Option<prost_types::Timestamp> {
-        Some(prost_types::Timestamp { seconds, nanos: 0 })
+    pub(crate) fn at(seconds: i64) -> prost_types::Timestamp {
+        prost_types::Timestamp { seconds, nanos: 0 }
     }
 
     /// Three quarters of the requests still use version 1.
@@ -341,14 +341,14 @@ pub(super) mod tests {
                     requests: 1_200,
                     denied: 3,
                     rate: Some(7.5),
-                    first_used_at: at(1_767_000_000),
-                    last_used_at: at(1_767_225_608),
+                    first_used_at: Some(at(1_767_000_000)),
+                    last_used_at: Some(at(1_767_225_608)),
                     callers: vec![admin::Caller {
                         source: "10.1.2.3".to_owned(),
                         user_agent: "batch/2.1".to_owned(),
                         route: "api.example/orders".to_owned(),
                         requests: 900,
-                        last_used_at: at(1_767_225_608),
+                        last_used_at: Some(at(1_767_225_608)),
                     }],
                 },
                 admin::VersionUsage {
@@ -359,12 +359,12 @@ pub(super) mod tests {
                     ..admin::VersionUsage::default()
                 },
             ],
-            complete_until: at(1_767_225_606),
+            complete_until: Some(at(1_767_225_606)),
             gaps: vec![admin::Gap {
                 node: "edge-3".to_owned(),
                 boot_id: "b1".to_owned(),
-                from: at(1_767_225_000),
-                until: at(1_767_225_060),
+                from: Some(at(1_767_225_000)),
+                until: Some(at(1_767_225_060)),
             }],
             silent: vec!["edge-4".to_owned()],
         }

@@ -27,7 +27,7 @@ use crate::{
 pub enum WebhookCommand {
     /// Tell an address of what happens to keys; the secret that signs is printed once
     ///
-    /// Each event is sent as a CloudEvent in a POST that is signed as Standard Webhooks says, until it was delivered or
+    /// Each event is sent in the form of CloudEvents, by a POST that is signed as Standard Webhooks says, until it was delivered or
     /// given up. The secret by which the receiver verifies signatures is printed once.
     #[command(after_help = ADD_EXAMPLES)]
     Add(AddArgs),
@@ -459,8 +459,8 @@ mod tests {
         *,
     };
 
-    fn at(seconds: i64) -> Option<prost_types::Timestamp> {
-        Some(prost_types::Timestamp { seconds, nanos: 0 })
+    fn at(seconds: i64) -> prost_types::Timestamp {
+        prost_types::Timestamp { seconds, nanos: 0 }
     }
 
     fn webhook() -> admin::Webhook {
@@ -471,7 +471,7 @@ mod tests {
             consumer: "acme".to_owned(),
             events: vec!["rotation.started".to_owned(), "key.revoked".to_owned()],
             allow_private: false,
-            created_at: at(1_767_225_600),
+            created_at: Some(at(1_767_225_600)),
         }
     }
 
@@ -554,10 +554,10 @@ mod tests {
             webhook_id: "4fK0pQz81LmN".to_owned(),
             event_id: "payments-1-18".to_owned(),
             event: "rotation.started".to_owned(),
-            created_at: at(1_767_225_600),
+            created_at: Some(at(1_767_225_600)),
             state: "waiting".to_owned(),
             attempts: 2,
-            next_attempt_at: at(1_767_225_730),
+            next_attempt_at: Some(at(1_767_225_730)),
             last_status: 0,
             last_problem: "connection refused".to_owned(),
         });

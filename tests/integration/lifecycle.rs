@@ -13,6 +13,8 @@ mod revocation;
 mod roles;
 mod rotation;
 mod shutdown;
+mod status;
 mod store;
 mod usage;
+mod webhook;
 mod writers;

@@ -351,12 +351,12 @@ mod tests {
             state: admin::KeyState::Retiring as i32,
             phase: admin::RotationPhase::Overlap as i32,
             rotation_id: "r1".to_owned(),
-            since: at(1_767_139_200),
-            deadline: at(1_767_484_800),
+            since: Some(at(1_767_139_200)),
+            deadline: Some(at(1_767_484_800)),
             on_deadline: admin::OnDeadline::Hold as i32,
             replaced_by: 2,
             waits_for: "it was last used just now".to_owned(),
-            earliest_end: at(1_767_484_800),
+            earliest_end: Some(at(1_767_484_800)),
             barrier: None,
         }
     }
@@ -366,7 +366,7 @@ mod tests {
             version: 2,
             state: admin::KeyState::Pending as i32,
             phase: admin::RotationPhase::Stage as i32,
-            since: at(1_767_225_600),
+            since: Some(at(1_767_225_600)),
             waits_for: "every live sidecar to accept the new version".to_owned(),
             barrier: Some(admin::Barrier {
                 applied: 2,
@@ -452,7 +452,9 @@ mod tests {
         let lost = || Failure::from(tonic::Status::unavailable("gone"));
         let mut outage = Outage::default();
         let began = BootTime::from_millis(1_000);
-        let just_before = began.saturating_add(PATIENCE - Duration::from_millis(1));
+        let just_before = began
+            .saturating_add(PATIENCE)
+            .saturating_sub(Duration::from_millis(1));
         assert!(outage.bear(lost(), began).expect("it may pass"));
         assert!(!outage.bear(lost(), just_before).expect("it may pass"));
         let failure = outage

@@ -175,7 +175,7 @@ impl Sidecar {
 
     /// What it decides on a request with `key`.
     pub(super) async fn check(&self, key: &str) -> Verdict {
-        self.judge(check_request(key)).await
+        Box::pin(self.judge(check_request(key))).await
     }
 
     /// What it decides on `request`.

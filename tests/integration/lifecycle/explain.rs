@@ -39,7 +39,7 @@ async fn it_agrees_with_a_sidecar_on_every_credential_in_every_circumstance() {
     let control = Control::start().await;
     control.create_key().await;
     let sidecar = Sidecar::start(&control, "edge-1").await;
-    let credentials = Credentials::make(&control, &sidecar).await;
+    let credentials = Box::pin(Credentials::make(&control, &sidecar)).await;
     let mut admin = admin(&control).await;
 
     let mut seen = BTreeSet::new();

@@ -145,10 +145,11 @@ impl Control {
             let token = made["admin_token"].as_str().expect("init prints a token");
             fs::write(dir.join(TOKEN_FILE), token).expect("the test's directory can be written to");
         }
-        Self::serve(dir, ANY_PORT, &[]).await
+        Self::serve(dir, [ANY_PORT; 2], &[]).await
     }
 
-    /// Starts it again after its process has ended, on the same data and with the same address for sidecars.
+    /// Starts it again after its process has ended, on the same data and with the same addresses for sidecars and for
+    /// commands.
     pub(crate) async fn restart(&mut self) {
         self.restart_with(&[]).await;
     }
@@ -156,12 +157,14 @@ impl Control {
     /// As [`Self::restart`], with more arguments.
     pub(crate) async fn restart_with(&mut self, args: &[&str]) {
         self.process.exit().await;
-        *self = Self::serve(&self.data, &self.discovery.to_string(), args).await;
+        let addresses = [self.discovery, self.operator.admin].map(|address| address.to_string());
+        let addresses = addresses.each_ref().map(String::as_str);
+        *self = Self::serve(&self.data, addresses, args).await;
     }
 
-    async fn serve(dir: &Path, discovery: &str, args: &[&str]) -> Self {
+    async fn serve(dir: &Path, [discovery, admin]: [&str; 2], args: &[&str]) -> Self {
         let mut all = vec!["control", "--data-dir", text(dir), "--discovery", discovery];
-        all.extend(["--admin-listen", ANY_PORT, "--http", ANY_PORT]);
+        all.extend(["--admin-listen", admin, "--http", ANY_PORT]);
         all.extend(args);
         let mut process = Process::relatch(&all);
         let line = process.wait_for_line("control plane started").await;

@@ -1,0 +1,89 @@
+//! Webhooks on the command line.
+
+use serde_json::json;
+
+use super::deployment::{CONSUMER, Control, KEYRING};
+
+#[tokio::test]
+async fn a_webhook_is_added_listed_tried_and_removed() {
+    let control = Control::start().await;
+    control.create_key().await;
+    let url = unused_address();
+    let add = [
+        "webhook",
+        "add",
+        "--keyring",
+        KEYRING,
+        "--consumer",
+        CONSUMER,
+    ];
+    let more = ["--url", &url, "--event", "key.revoked", "--allow-private"];
+
+    let added = control.run(&[&add[..], &more].concat()).await;
+
+    let webhook = added.json();
+    let secret = webhook["signing_secret"].as_str().expect("a secret");
+    assert_eq!(added.stdout.matches(secret).count(), 1);
+    assert_eq!(
+        (&webhook["url"], &webhook["consumer"], &webhook["events"]),
+        (
+            &url.as_str().into(),
+            &CONSUMER.into(),
+            &json!(["key.revoked"])
+        )
+    );
+    let id = webhook["id"].as_str().expect("an id");
+    let list = ["webhook", "list", "--keyring", KEYRING];
+    let listed = control.run(&list).await;
+    assert_eq!(listed.json()[0]["id"], id);
+    assert!(!listed.stdout.contains(secret), "{}", listed.stdout);
+
+    let tried = control
+        .run(&["webhook", "test", "--keyring", KEYRING, id])
+        .await;
+    assert_eq!(tried.status.code(), Some(1), "{}", tried.stderr);
+    let came: serde_json::Value = serde_json::from_str(&tried.stdout).expect("a document");
+    assert_eq!(
+        (&came["delivered"], &came["http_status"]),
+        (&false.into(), &json!(null))
+    );
+    assert!(came["problem"].is_string(), "{came}");
+    let deliveries = [
+        "webhook",
+        "deliveries",
+        "--keyring",
+        KEYRING,
+        "--webhook",
+        id,
+    ];
+    assert!(control.json(&deliveries).await.is_array());
+
+    let remove = ["webhook", "remove", "--keyring", KEYRING, id];
+    assert_eq!(control.json(&remove).await["id"], id);
+    assert_eq!(control.json(&list).await, json!([]));
+    let again = control.run(&remove).await;
+    assert_eq!(again.status.code(), Some(3), "{}", again.stderr);
+    let log = control.plane.process.lines().join("\n");
+    assert!(!log.contains(secret), "{log}");
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_is_refused_and_not_repeated() {
+    let control = Control::start().await;
+    control.create_key().await;
+    for url in ["hooks.example.com/t0ken", "http://hooks.example.com/t0ken"] {
+        let add = ["webhook", "add", "--keyring", KEYRING, "--url", url];
+        let refused = control.run(&add).await;
+        assert_eq!(refused.status.code(), Some(2), "{url}: {}", refused.stderr);
+        assert!(!refused.stderr.contains("t0ken"), "{}", refused.stderr);
+    }
+    let log = control.plane.process.lines().join("\n");
+    assert!(!log.contains("t0ken"), "{log}");
+}
+
+/// An address that nobody listens on.
+fn unused_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    format!("http://{address}/t0ken")
+}
