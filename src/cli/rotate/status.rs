@@ -262,6 +262,7 @@ impl RotationView {
         facts.push(("WAITS FOR", words::or_nothing(&self.waits_for)));
         if self.replaced_by.is_some() {
             let end = match self.earliest_end {
+                Some(end) if end <= now => "due now".to_owned(),
                 Some(end) => format!("{} at the earliest", when(end)),
                 None => "cannot be told".to_owned(),
             };
@@ -429,6 +430,17 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("10.1.2.3  batch/2.1"), "{table}");
+    }
+
+    #[test]
+    fn what_is_due_does_not_lie_in_the_past() {
+        let mut rotation = overlap();
+        rotation.earliest_end = Some(at(NOW / 1_000));
+        let table = status(vec![rotation.clone()]).render(Timestamp::from_millis(NOW));
+        assert!(table.contains("ENDS           due now\n"), "{table}");
+        rotation.earliest_end = None;
+        let table = status(vec![rotation]).render(Timestamp::from_millis(NOW));
+        assert!(table.contains("ENDS           cannot be told\n"), "{table}");
     }
 
     #[test]
