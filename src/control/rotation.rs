@@ -15,8 +15,8 @@ use super::{
 use crate::{
     clock::BootTime,
     key::{
-        KeyId, Revision, RotationId, Secret, SinkName, Timestamp, VersionNumber, VersionRef,
-        Window,
+        KeyId, KeyState, Revision, RotationId, Secret, SinkName, Timestamp, VersionNumber,
+        VersionRef, Window,
         change::{Change, OldVersion},
         operation::{OldEnds, StageSpec, Which},
     },
@@ -91,17 +91,6 @@ pub struct HandedOver {
     pub barrier: Barrier,
     /// From the staged commit to the last ack.
     pub propagation: Duration,
-    /// How the end of the old version has got through, where it was revoked.
-    pub revocation: Option<Revocation>,
-}
-
-/// How far the revocation of an old version has got when the wait for it was over.
-#[derive(Debug)]
-pub struct Revocation {
-    /// All sidecars.
-    pub barrier: Barrier,
-    /// Since the commit.
-    pub took: Duration,
 }
 
 /// A revocation that was committed.
@@ -130,6 +119,9 @@ pub enum RotationError {
     /// The caller went away before the hand-over; the version was withdrawn.
     #[error("the caller went away before the hand-over; the new version was withdrawn")]
     Abandoned,
+    /// Somebody gave the rotation up, or revoked its version.
+    #[error("the rotation was given up meanwhile; nothing was handed out")]
+    TakenBack,
     /// The control plane stops. A rotation was withdrawn and nothing handed out; a revocation stands.
     #[error("the control plane stops and waits for sidecars no longer")]
     Stopping,
@@ -196,11 +188,13 @@ impl Rotations {
             })
             .await;
         let target = Target::Applied(staged.revision, staged.version);
-        let waited = self
-            .wait(&staged.served, target, spec.timeout, progress)
-            .await;
+        let waited = tokio::select! {
+            waited = self.wait(&staged.served, target, spec.timeout, progress) => waited,
+            () = self.taken_back(&staged) => Err(RotationError::TakenBack),
+        };
         let barrier = match waited {
             Ok(barrier) => barrier,
+            Err(error @ RotationError::TakenBack) => return Err(error),
             Err(error) => {
                 self.withdraw(actor, &staged, &error).await?;
                 return Err(error);
@@ -210,7 +204,6 @@ impl Rotations {
         if let Some(sink) = &spec.sink {
             self.deliver(actor, &staged, sink).await?;
         }
-        let handed_over_at = self.catalog.clock().boot();
         let handed_over = self
             .catalog
             .commit(&staged.served, actor, |keyring, now| {
@@ -220,20 +213,6 @@ impl Rotations {
                 Ok((changes, old))
             })
             .await?;
-        let revocation = match (&spec.old_ends, handed_over.value) {
-            (OldEnds::AtOnce(_), Some(_)) => {
-                let target = Target::Revoked(handed_over.revision);
-                let served = &staged.served;
-                // It stands whether or not every sidecar has it in time.
-                let barrier = match self.wait(served, target, spec.timeout, progress).await {
-                    Ok(barrier) => barrier,
-                    Err(_) => self.fleet.barrier(served.name(), served.epoch(), target),
-                };
-                let took = self.catalog.clock().boot().saturating_since(handed_over_at);
-                Some(Revocation { barrier, took })
-            }
-            (OldEnds::AtOnce(_), None) | (OldEnds::AfterOverlap(_), _) => None,
-        };
         Ok(HandedOver {
             secret: staged.secret,
             version: staged.version,
@@ -242,8 +221,23 @@ impl Rotations {
             revision: handed_over.revision,
             barrier,
             propagation,
-            revocation,
         })
+    }
+
+    /// Returns when a staged version is not pending any more.
+    async fn taken_back(&self, staged: &Staged) {
+        let mut changes = self.catalog.watch();
+        loop {
+            changes.mark_unchanged();
+            let is_pending = {
+                let state = staged.served.journal().state();
+                let version = state.keyring.version(staged.version);
+                version.is_some_and(|(_, version)| version.state.kind() == KeyState::Pending)
+            };
+            if !is_pending || changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn stage(&self, actor: &str, spec: &RotationSpec) -> Result<Staged, RotationError> {

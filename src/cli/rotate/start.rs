@@ -51,7 +51,7 @@ pub struct StartArgs {
     reason: Option<String>,
 }
 
-/// A step of a rotation, a line of JSON each. The last is `handed_over`.
+/// A step of a rotation, a line of JSON each. The last is `handed_over`; in an emergency `old_revoked` follows.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum RotationEvent {
@@ -68,6 +68,8 @@ enum RotationEvent {
     Barrier(BarrierView),
     /// Done: the new version with its secret.
     HandedOver(Box<HandedOverView>),
+    /// In an emergency: how far the end of the old version has got.
+    OldRevoked(OldRevokedView),
 }
 
 /// The new version, and what became of the old one.
@@ -83,16 +85,16 @@ struct HandedOverView {
     barrier: BarrierView,
     /// From the staged commit to the last sidecar's ack.
     propagation_seconds: Option<f64>,
-    /// In an emergency: who denies the old version; null where it retires.
-    revocation: Option<OldRevokedView>,
 }
 
-/// How the end of the old version has got through.
+/// How far the end of the old version has got.
 #[derive(Debug, Serialize)]
 struct OldRevokedView {
     #[serde(flatten)]
     barrier: BarrierView,
-    /// From its commit to the last sidecar's ack; null when some have not confirmed it.
+    /// Every live sidecar denies it.
+    done: bool,
+    /// From its commit to the last sidecar's ack; null until it is done.
     propagation_seconds: Option<f64>,
 }
 
@@ -101,7 +103,8 @@ struct OldRevokedView {
 struct Run {
     staged: Option<u32>,
     barrier: BarrierView,
-    emergency: bool,
+    /// The secret is in the caller's hands.
+    handed_over: bool,
 }
 
 pub(super) const EXAMPLES: &str = "\
@@ -121,19 +124,16 @@ Exit codes of note: 4 another rotation is in the way, 5 sidecars did not confirm
 impl StartArgs {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
         let mut admin = session.admin().await?;
-        let mut run = Run {
-            emergency: self.emergency,
-            ..Run::default()
-        };
+        let mut run = Run::default();
         let (key_id, emergency, patience) = (self.key_id, self.emergency, self.patience());
         let rotation = async {
             let events = admin.start_rotation(self.into_request()).await?;
-            follow(events.into_inner(), &mut run, session).await
+            follow(events.into_inner(), emergency, &mut run, session).await
         };
         match watch(patience, rotation).await {
             Ok(()) => Ok(()),
             Err(Stopped::Failed(failure)) => Err(run.explain(failure, key_id, session.now())),
-            Err(Stopped::Interrupted) => Err(interrupted(key_id, emergency)),
+            Err(Stopped::Interrupted) => Err(run.interrupted(key_id)),
         }
     }
 
@@ -161,6 +161,7 @@ impl StartArgs {
 
 async fn follow(
     mut events: Streaming<admin::StartRotationResponse>,
+    emergency: bool,
     run: &mut Run,
     session: &Session,
 ) -> Result<(), Failure> {
@@ -172,29 +173,45 @@ async fn follow(
         run.note(&event);
         match event {
             RotationEvent::HandedOver(view) => {
-                drop(progress);
-                return finish(view, session);
+                let is_revoked = emergency && view.old_version.is_some();
+                progress = session.output.progress();
+                hand_out(view, session)?;
+                if !is_revoked {
+                    return Ok(());
+                }
             }
-            event @ (RotationEvent::Staged { .. } | RotationEvent::Barrier(_)) => {
+            RotationEvent::OldRevoked(view) if view.done => {
+                drop(progress);
+                return match session.output.format() {
+                    Format::Json => session.output.event(&RotationEvent::OldRevoked(view)),
+                    Format::Table => {
+                        session.output.note(&view.sentence(session.now()));
+                        Ok(())
+                    }
+                };
+            }
+            event @ (RotationEvent::Staged { .. }
+            | RotationEvent::Barrier(_)
+            | RotationEvent::OldRevoked(_)) => {
                 let sentence = event.sentence(session.now());
                 session.report(&mut progress, &event, &sentence)?;
             }
         }
     }
-    Err(Failure::failed(
-        "the control plane ended the call before the hand-over",
-    ))
+    Err(Failure::failed(if run.handed_over {
+        "the control plane ended the call before every sidecar had confirmed the revocation"
+    } else {
+        "the control plane ended the call before the hand-over"
+    }))
 }
 
-fn finish(view: Box<HandedOverView>, session: &Session) -> Result<(), Failure> {
+/// The secret is shown as soon as it is there, whatever comes after it.
+fn hand_out(view: Box<HandedOverView>, session: &Session) -> Result<(), Failure> {
     match session.output.format() {
         Format::Json => session.output.event(&RotationEvent::HandedOver(view)),
         Format::Table => {
             session.show(&*view)?;
             session.output.note(&view.summary());
-            if let Some(revoked) = view.revoked(session.now()) {
-                session.output.note(&revoked);
-            }
             Ok(())
         }
     }
@@ -210,6 +227,11 @@ impl RotationEvent {
             },
             Step::Barrier(barrier) => Self::Barrier(barrier.into()),
             Step::HandedOver(done) => Self::HandedOver(Box::new(done.try_into()?)),
+            Step::OldRevoked(revoked) => Self::OldRevoked(OldRevokedView {
+                barrier: revoked.barrier.unwrap_or_default().into(),
+                done: revoked.done,
+                propagation_seconds: wire::duration(revoked.propagation).map(|d| d.as_secs_f64()),
+            }),
         })
     }
 
@@ -220,6 +242,7 @@ impl RotationEvent {
             } => format!("version {version} is on its way to the sidecars as revision {revision}"),
             Self::Barrier(barrier) => barrier.sentence(now),
             Self::HandedOver(view) => view.summary(),
+            Self::OldRevoked(view) => view.sentence(now),
         }
     }
 }
@@ -234,10 +257,6 @@ impl TryFrom<admin::HandedOver> for HandedOverView {
             old_until: wire::timestamp(done.old_until),
             barrier: done.barrier.unwrap_or_default().into(),
             propagation_seconds: wire::duration(done.propagation).map(|d| d.as_secs_f64()),
-            revocation: done.revocation.map(|barrier| OldRevokedView {
-                barrier: barrier.into(),
-                propagation_seconds: wire::duration(done.revoked_in).map(|d| d.as_secs_f64()),
-            }),
         })
     }
 }
@@ -251,39 +270,29 @@ impl HandedOverView {
             let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
             let _ = write!(summary, " within {}", words::took(took));
         }
-        match (self.old_version, self.old_until, &self.revocation) {
-            (Some(old), _, Some(_)) => {
-                let _ = write!(summary, "; version {old} is revoked");
-            }
-            (Some(old), Some(until), None) => {
-                let _ = write!(
-                    summary,
-                    "; version {old} is accepted until {until}, and longer where the policy says so"
-                );
-            }
-            (Some(_) | None, _, _) => {}
+        if let (Some(old), Some(until)) = (self.old_version, self.old_until) {
+            let _ = write!(
+                summary,
+                "; version {old} is accepted until {until}, and longer where the policy says so"
+            );
+        } else if let Some(old) = self.old_version {
+            let _ = write!(summary, "; version {old} is revoked");
         }
         summary
     }
+}
 
-    /// How the end of the old version has got through.
-    fn revoked(&self, now: Timestamp) -> Option<String> {
-        let revocation = self.revocation.as_ref()?;
+impl OldRevokedView {
+    fn sentence(&self, now: Timestamp) -> String {
         let mut sentence = format!(
-            "revocation of version {}: {}",
-            self.old_version?,
-            revocation.barrier.sentence(now)
+            "revocation of the old version: {}",
+            self.barrier.sentence(now)
         );
-        match revocation.propagation_seconds {
-            Some(seconds) => {
-                let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-                let _ = write!(sentence, "; the last one after {}", words::took(took));
-            }
-            None => sentence.push_str(
-                "; the revocation stands, and the others apply it as it reaches them: see `relatch fleet`",
-            ),
+        if let Some(seconds) = self.propagation_seconds {
+            let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            let _ = write!(sentence, "; the last one after {}", words::took(took));
         }
-        Some(sentence)
+        sentence
     }
 }
 
@@ -302,7 +311,8 @@ impl Run {
         match event {
             RotationEvent::Staged { version, .. } => self.staged = Some(*version),
             RotationEvent::Barrier(barrier) => self.barrier = barrier.clone(),
-            RotationEvent::HandedOver(_) => {}
+            RotationEvent::HandedOver(_) => self.handed_over = true,
+            RotationEvent::OldRevoked(view) => self.barrier = view.barrier.clone(),
         }
     }
 
@@ -311,9 +321,10 @@ impl Run {
         let Some(version) = self.staged else {
             return failure;
         };
-        let failure = if self.emergency {
-            // The failure may have come while the end of the old version was waited for.
-            failure.context(format!("the secret of version {version} was not received"))
+        let failure = if self.handed_over {
+            failure.context(format!(
+                "version {version} was handed out; the revocation of the old version stands, but not every sidecar has confirmed it"
+            ))
         } else {
             failure.context(format!("version {version} was not handed out"))
         };
@@ -325,19 +336,15 @@ impl Run {
             Some(_) | None => failure.hint(show_versions(key_id)),
         }
     }
-}
 
-fn interrupted(key_id: KeyId, emergency: bool) -> Failure {
-    let failure = if emergency {
-        Failure::failed(
-            "interrupted: the secret of the new version was not received; unless the hand-over was committed before, the control plane withdraws the version and the old one stays active",
-        )
-    } else {
-        Failure::failed(
-            "interrupted before the hand-over: the control plane withdraws the new version, and its secret was not handed out",
-        )
-    };
-    failure.hint(show_versions(key_id))
+    fn interrupted(&self, key_id: KeyId) -> Failure {
+        Failure::failed(if self.handed_over {
+            "interrupted: the new version was handed out and the revocation of the old one stands, but not every sidecar has confirmed it"
+        } else {
+            "interrupted before the hand-over: the control plane withdraws the new version, and its secret was not handed out"
+        })
+        .hint(show_versions(key_id))
+    }
 }
 
 fn show_versions(key_id: KeyId) -> String {
@@ -388,29 +395,7 @@ mod tests {
                 seconds: 0,
                 nanos: 412_000_000,
             }),
-            revocation: None,
-            revoked_in: None,
         }
-    }
-
-    fn emergency(applied: u32) -> HandedOverView {
-        let done = admin::HandedOver {
-            revocation: Some(admin::Barrier {
-                applied,
-                total: 2,
-                laggards: barrier()
-                    .laggards
-                    .into_iter()
-                    .take(2 - applied as usize)
-                    .collect(),
-            }),
-            revoked_in: (applied == 2).then_some(prost_types::Duration {
-                seconds: 0,
-                nanos: 38_000_000,
-            }),
-            ..handed_over()
-        };
-        done.try_into().expect("whole")
     }
 
     #[test]
@@ -438,43 +423,53 @@ mod tests {
                 r#"{"event":"handed_over","keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","version":4,"#,
                 r#""state":"active","secret":"rlk_7Qm2Xc91TbKe_x","not_before":null,"#,
                 r#""expires_at":"2027-01-01T00:00:00.000Z","revision":18,"old_version":3,"#,
-                r#""old_until":"2026-01-01T00:00:00.000Z","applied":2,"total":2,"laggards":[],"propagation_seconds":0.412,"revocation":null}"#,
+                r#""old_until":"2026-01-01T00:00:00.000Z","applied":2,"total":2,"laggards":[],"propagation_seconds":0.412}"#,
             )
         );
     }
 
     #[test]
     fn an_emergency_tells_how_the_old_version_was_revoked() {
-        let now = Timestamp::from_millis(1_767_225_604_000);
-        let view = emergency(2);
-        let json = serde_json::to_string(&view).expect("serializable");
+        let revoked = admin::OldRevoked {
+            barrier: Some(barrier()),
+            done: true,
+            propagation: Some(prost_types::Duration {
+                seconds: 0,
+                nanos: 38_000_000,
+            }),
+        };
+        let line = json(Step::OldRevoked(revoked.clone()));
         assert!(
-            json.ends_with(
-                r#","revocation":{"applied":2,"total":2,"laggards":[],"propagation_seconds":0.038}}"#
-            ),
-            "{json}"
+            line.starts_with(r#"{"event":"old_revoked","applied":1,"total":2,"#),
+            "{line}"
         );
+        assert!(
+            line.ends_with(r#""done":true,"propagation_seconds":0.038}"#),
+            "{line}"
+        );
+        let event = RotationEvent::from_step(Step::OldRevoked(revoked)).expect("whole");
+        let sentence = event.sentence(Timestamp::from_millis(1_767_225_604_000));
+        assert!(
+            sentence.ends_with("; the last one after 38 ms"),
+            "{sentence}"
+        );
+        let at_once = admin::HandedOver {
+            old_until: None,
+            ..handed_over()
+        };
+        let view: HandedOverView = at_once.try_into().expect("whole");
         assert!(
             view.summary().ends_with("; version 3 is revoked"),
             "{}",
             view.summary()
         );
-        assert_eq!(
-            view.revoked(now).as_deref(),
-            Some("revocation of version 3: 2 of 2 sidecars have it; the last one after 38 ms")
-        );
-        let partly = emergency(1).revoked(now).expect("it was revoked");
-        assert!(
-            partly.contains("1 of 2 sidecars have it; edge-3 lags by 2 revisions, last seen 4 s ago; the revocation stands"),
-            "{partly}"
-        );
     }
 
     #[test]
-    fn an_emergency_that_fails_does_not_claim_that_nothing_happened() {
+    fn what_fails_after_the_hand_over_does_not_claim_that_nothing_happened() {
         let run = Run {
             staged: Some(4),
-            emergency: true,
+            handed_over: true,
             ..Run::default()
         };
         let key_id = "7Qm2Xc91TbKe".parse().expect("a key id");
@@ -483,12 +478,12 @@ mod tests {
             .explain(lost.into(), key_id, Timestamp::from_millis(0))
             .report(false);
         assert!(
-            report.starts_with("error: the secret of version 4 was not received\n"),
+            report.starts_with("error: version 4 was handed out;"),
             "{report}"
         );
-        let report = interrupted(key_id, true).report(false);
+        let report = run.interrupted(key_id).report(false);
         assert!(
-            report.contains("unless the hand-over was committed"),
+            report.contains("the revocation of the old one stands"),
             "{report}"
         );
     }

@@ -55,6 +55,7 @@ pub(super) fn rotation(error: RotationError) -> Status {
     match error {
         RotationError::Commit(error) => commit(error),
         RotationError::TimedOut { .. } => Status::deadline_exceeded(error.to_string()),
+        RotationError::TakenBack => Status::failed_precondition(error.to_string()),
         RotationError::Abandoned => Status::cancelled(error.to_string()),
         RotationError::Stopping => Status::unavailable(error.to_string()),
     }

@@ -1,6 +1,8 @@
 //! Rotations and revocations, which tell how far they are.
 
-use futures_util::StreamExt;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -53,10 +55,8 @@ impl AdminApi {
             expires_in: wire::duration("expires_in", request.expires_in)?,
             timeout: timeout(request.timeout)?,
         };
-        let served = self
-            .catalog
-            .holding(spec.key_id)
-            .map_err(|refusal| error::refused(&refusal))?;
+        let timeout = spec.timeout;
+        let served = self.holding(spec.key_id)?;
         let (progress, steps) = mpsc::channel(MAX_PROGRESS);
         let (outcome, last) = tokio::sync::oneshot::channel();
         let api = self.clone();
@@ -82,18 +82,36 @@ impl AdminApi {
                 ),
             }
             // The caller may be gone; what is handed over stays handed over.
-            let _ = outcome.send(
-                rotated
-                    .map_err(error::rotation)
-                    .and_then(|done| handed_over(&served, &done)),
-            );
+            let _ = outcome.send(rotated.map_err(error::rotation).and_then(|done| {
+                let is_revoked = matches!(spec.old_ends, OldEnds::AtOnce(_)) && done.old.is_some();
+                let answer = handed_over(&served, &done, is_revoked)?;
+                let underway = is_revoked.then(|| Underway {
+                    target: Target::Revoked(done.revision),
+                    served: Arc::clone(&served),
+                    began: api.catalog.clock().boot(),
+                });
+                Ok((answer, underway))
+            }));
         });
         let steps = ReceiverStream::new(steps).map(|step| Ok(started(step)));
-        let last = futures_util::stream::once(async {
-            last.await
-                .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
+        let api = self.clone();
+        let last = futures_util::stream::once(async move {
+            let stopped = || Err(Status::aborted("the control plane stops"));
+            let (answer, underway) = last.await.unwrap_or_else(|_| stopped())?;
+            let handed_over = futures_util::stream::iter([Ok(answer)]);
+            let revocation = underway.map(|underway| {
+                api.tell_progress(underway, Some(timeout), |step| api::StartRotationResponse {
+                    step: Some(Step::OldRevoked(api::OldRevoked {
+                        barrier: Some(step.barrier),
+                        done: step.done,
+                        propagation: step.propagation,
+                    })),
+                })
+            });
+            let revocation = futures_util::stream::iter(revocation).flatten();
+            Ok::<_, Status>(handed_over.chain(revocation))
         });
-        Ok(Box::pin(steps.chain(last)))
+        Ok(Box::pin(steps.chain(last.try_flatten())))
     }
 
     pub(super) async fn end_versions(
@@ -173,6 +191,7 @@ fn started(progress: Progress) -> api::StartRotationResponse {
 fn handed_over(
     served: &ServedKeyring,
     done: &HandedOver,
+    is_old_revoked: bool,
 ) -> Result<api::StartRotationResponse, Status> {
     let state = served.journal().state();
     let (key, version) = state
@@ -186,18 +205,13 @@ fn handed_over(
         done.secret.expose(),
         done.revision,
     );
-    let revocation = done.revocation.as_ref();
     Ok(api::StartRotationResponse {
         step: Some(Step::HandedOver(api::HandedOver {
             key: Some(key),
             old_version: done.old.map_or(0, |old| old.version.get()),
-            old_until: wire::time(done.old.map(|old| old.until)),
+            old_until: wire::time(done.old.map(|old| old.until).filter(|_| !is_old_revoked)),
             barrier: Some(wire::barrier(&done.barrier)),
             propagation: wire::elapsed(done.propagation),
-            revocation: revocation.map(|revocation| wire::barrier(&revocation.barrier)),
-            revoked_in: revocation
-                .filter(|revocation| revocation.barrier.is_passed())
-                .and_then(|revocation| wire::elapsed(revocation.took)),
         })),
     })
 }

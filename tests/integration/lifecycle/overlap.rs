@@ -187,8 +187,8 @@ async fn a_rotation_that_waits_for_a_frozen_sidecar_can_be_given_up() {
         (&aborted["version"], &aborted["key_id"]),
         (&2.into(), &key.id.as_str().into())
     );
-    sidecar.daemon.process.signal(Signal::CONT);
     let code = rotation.exit().await.code();
+    sidecar.daemon.process.signal(Signal::CONT);
     let said = rotation.lines().join("\n");
     assert_eq!(code, Some(4), "{said}");
     assert!(!said.contains("\"secret\""), "{said}");
@@ -222,18 +222,32 @@ async fn in_an_emergency_the_old_version_is_revoked_as_the_new_one_is_handed_out
     let output = control.run(&emergency).await;
 
     assert_code(0, &output, "");
-    let done = last_line(&output);
-    let new = IssuedKey::from_json(&done);
+    let lines: Vec<Value> = output
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+        .collect();
+    let done = lines.iter().find(|line| line["event"] == "handed_over");
+    let (Some(done), Some(revocation)) = (done, lines.last()) else {
+        panic!("{}", output.stdout);
+    };
+    let new = IssuedKey::from_json(done);
     assert_eq!(
         (&done["event"], &done["old_version"]),
         (&"handed_over".into(), &1.into())
     );
-    let revocation = &done["revocation"];
+    assert_eq!(
+        (&revocation["event"], &revocation["done"]),
+        (&"old_revoked".into(), &true.into())
+    );
     assert_eq!(
         (&revocation["applied"], &revocation["total"]),
         (&2.into(), &2.into())
     );
-    assert!(revocation["propagation_seconds"].is_number(), "{done}");
+    assert!(
+        revocation["propagation_seconds"].is_number(),
+        "{revocation}"
+    );
     for sidecar in &sidecars {
         assert_eq!(
             sidecar.check(&old.secret).await,
@@ -245,6 +259,30 @@ async fn in_an_emergency_the_old_version_is_revoked_as_the_new_one_is_handed_out
     assert_eq!(shown["versions"][0]["reason"], "leaked");
     let back = ["rotate", "rollback", &old.id, "--reason", "a mistake"];
     assert_code(4, &control.run(&back).await, "no former version");
+}
+
+#[tokio::test]
+async fn in_an_emergency_the_secret_does_not_wait_for_a_sidecar_that_hangs() {
+    let control = Control::start().await;
+    let old = control.create_key().await;
+    let sidecar = Sidecar::start(&control, "edge-1").await;
+    let mut emergency = control.plane.cli_started(&[
+        "rotate",
+        "start",
+        &old.id,
+        "--emergency",
+        "--reason",
+        "leaked",
+        "--timeout",
+        "30s",
+    ]);
+    // It has confirmed the new version, and freezes before it hears of the end of the old one, or just after.
+    emergency.wait_for_line(r#""event":"handed_over""#).await;
+    sidecar.daemon.process.signal(Signal::STOP);
+    let said = emergency.lines().join("\n");
+    assert!(said.contains("\"secret\""), "{said}");
+    sidecar.daemon.process.signal(Signal::CONT);
+    assert_eq!(emergency.exit().await.code(), Some(0));
 }
 
 fn assert_code(code: i32, output: &Output, said: &str) {

@@ -20,7 +20,7 @@ async fn a_database_that_cannot_be_used_is_left_as_it_is() {
     let newer = {
         let connection = Connection::open(&database).expect("it opens");
         connection
-            .pragma_update(None, "user_version", 2)
+            .pragma_update(None, "user_version", 99)
             .expect("it can be written to");
         drop(connection);
         fs::read(&database).expect("it is there")
