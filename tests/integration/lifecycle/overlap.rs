@@ -4,7 +4,7 @@ use relatch::key::Timestamp;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict, last_line};
+use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict};
 use crate::support::{process::Output, relatch::text};
 
 #[tokio::test]
