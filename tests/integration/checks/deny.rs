@@ -137,6 +137,8 @@ async fn cases_of_keys(mesh: &Mesh) -> Vec<Case> {
     mesh.until_applied(&mesh.control.cli_json(&revoke).await)
         .await;
     let retired = mesh.key(&[]).await;
+    let policy = ["policy", "set", &retired.id, "--on-deadline", "retire"];
+    mesh.control.cli_json(&policy).await;
     mesh.issue(&["rotate", "start", &retired.id, "--overlap", "0s"])
         .await;
     mesh.until_held("payments", "retired", 1).await;

@@ -25,6 +25,9 @@ use crate::support::{
 pub(super) const KEYRING: &str = "payments";
 pub(super) const CONSUMER: &str = "acme";
 
+/// The least that the control plane's file may hold: sidecars report with every heartbeat.
+const BRISK: &str = "heartbeat: 1s\nlease: 10s\n";
+
 /// A control plane with a data directory of its own.
 #[derive(Debug)]
 pub(super) struct Control {
@@ -61,6 +64,13 @@ impl Control {
     pub(super) async fn start() -> Self {
         let data = tempfile::tempdir().expect("a directory can be made");
         let plane = relatch::Control::start(data.path()).await;
+        Self { plane, data }
+    }
+
+    /// As [`Self::start`], with times for tests that wait for evidence, and the lines `settings` in its file.
+    pub(super) async fn start_brisk(settings: &str) -> Self {
+        let data = tempfile::tempdir().expect("a directory can be made");
+        let plane = relatch::Control::start_with(data.path(), &[BRISK, settings].concat()).await;
         Self { plane, data }
     }
 

@@ -49,14 +49,20 @@ struct Probe {
 }
 
 /// Long enough for a few hundred requests of each phase on a loaded machine, short enough to wait for its end.
-const OVERLAP: &str = "6s";
+const OVERLAP: &str = "4s";
 /// How long checks are watched beyond a deadline.
 const AROUND: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_under_load_fails_no_request() {
-    let control = Control::start().await;
+    let control = Control::start_brisk("").await;
     let old = control.create_key().await;
+    set_policy(
+        &control,
+        &old.id,
+        &["--overlap", OVERLAP, "--idle-for", "1s"],
+    )
+    .await;
     let sidecar = Sidecar::start(&control, "edge-1").await;
     let upstream = Upstream::start().await;
     let envoy = Envoy::start(EnvoyOptions::new(
@@ -70,9 +76,7 @@ async fn a_rotation_under_load_fails_no_request() {
     let load = Load::start(envoy.addr(), move || sender.request(), 4);
     load.answered(100).await;
 
-    let done = control
-        .json(&["rotate", "start", &old.id, "--overlap", OVERLAP])
-        .await;
+    let done = control.json(&["rotate", "start", &old.id]).await;
     let new = IssuedKey::from_json(&done);
     let first = Request::get("/first").header("x-api-key", &new.secret);
     let first = first.send(envoy.addr()).await;
@@ -107,6 +111,7 @@ async fn a_rotation_under_load_fails_no_request() {
 async fn the_old_version_is_accepted_until_the_control_plane_retires_it() {
     let control = Control::start().await;
     let old = control.create_key().await;
+    set_policy(&control, &old.id, &["--on-deadline", "retire"]).await;
     let sidecars = [
         Sidecar::start(&control, "edge-1").await,
         Sidecar::start(&control, "edge-2").await,
@@ -147,6 +152,7 @@ async fn the_old_version_is_accepted_until_the_control_plane_retires_it() {
 async fn a_sidecar_does_not_end_an_overlap_by_its_own_clock() {
     let mut control = Control::start().await;
     let old = control.create_key().await;
+    set_policy(&control, &old.id, &["--on-deadline", "retire"]).await;
     let sidecar = Sidecar::start(&control, "edge-1").await;
     let done = control
         .json(&["rotate", "start", &old.id, "--overlap", "2s"])
@@ -307,6 +313,11 @@ async fn probes_until_denied(sidecar: &Sidecar, key: &str) -> Vec<Probe> {
     };
     within(DEADLINE, "the key is denied", denied).await;
     probes
+}
+
+async fn set_policy(control: &Control, key_id: &str, settings: &[&str]) {
+    let set = ["policy", "set", key_id];
+    control.json(&[&set, settings].concat()).await;
 }
 
 /// Waits until version 1 of a key is retired.

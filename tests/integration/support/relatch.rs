@@ -73,6 +73,9 @@ const ANY_PORT: &str = "127.0.0.1:0";
 /// The file in a control plane's directory where [`Control`] keeps the admin token that `control init` printed.
 const TOKEN_FILE: &str = "test-admin.token";
 
+/// The file in a control plane's directory with what a test changes of its settings, if it does.
+const CONFIG_FILE: &str = "test-control.yaml";
+
 impl Relatch {
     /// Starts it and waits until its sidecar answers checks.
     pub(crate) async fn dev() -> Self {
@@ -139,13 +142,25 @@ impl Relatch {
 impl Control {
     /// Starts it on the data of `dir`, which it makes the first time, and waits until it serves.
     pub(crate) async fn start(dir: &Path) -> Self {
+        Self::initialize(dir).await;
+        Self::serve(dir, [ANY_PORT; 2], &[]).await
+    }
+
+    /// As [`Self::start`], with the lines `settings` in its file, in this life and in later ones.
+    pub(crate) async fn start_with(dir: &Path, settings: &str) -> Self {
+        Self::initialize(dir).await;
+        let yaml = format!("data_dir: {}\n{settings}", text(dir));
+        fs::write(dir.join(CONFIG_FILE), yaml).expect("the test's directory can be written to");
+        Self::serve(dir, [ANY_PORT; 2], &[]).await
+    }
+
+    async fn initialize(dir: &Path) {
         if !dir.join(TOKEN_FILE).exists() {
             let init = ["control", "init", "--data-dir", text(dir), "-o", "json"];
             let made = process::relatch(&init, "").await.json();
             let token = made["admin_token"].as_str().expect("init prints a token");
             fs::write(dir.join(TOKEN_FILE), token).expect("the test's directory can be written to");
         }
-        Self::serve(dir, [ANY_PORT; 2], &[]).await
     }
 
     /// Starts it again after its process has ended, on the same data and with the same addresses for sidecars and for
@@ -163,7 +178,11 @@ impl Control {
     }
 
     async fn serve(dir: &Path, [discovery, admin]: [&str; 2], args: &[&str]) -> Self {
+        let config = dir.join(CONFIG_FILE);
         let mut all = vec!["control", "--data-dir", text(dir), "--discovery", discovery];
+        if config.exists() {
+            all.extend(["--config", text(&config)]);
+        }
         all.extend(["--admin-listen", admin, "--http", ANY_PORT]);
         all.extend(args);
         let mut process = Process::relatch(&all);
