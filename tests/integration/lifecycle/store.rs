@@ -19,8 +19,11 @@ async fn a_database_that_cannot_be_used_is_left_as_it_is() {
     let good = fs::read(&database).expect("it is there");
     let newer = {
         let connection = Connection::open(&database).expect("it opens");
+        let version: u32 = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .expect("it has a version");
         connection
-            .pragma_update(None, "user_version", 99)
+            .pragma_update(None, "user_version", version + 1)
             .expect("it can be written to");
         drop(connection);
         fs::read(&database).expect("it is there")
