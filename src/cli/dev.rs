@@ -327,9 +327,10 @@ Put Envoy in front of something on port 8080, and call it:
   envoy -c {envoy}
   curl -i -H 'x-api-key: {shown}' http://127.0.0.1:10000/
 
-Replace the key with no failed request, then end the old version:
+Replace the key with no failed request, see who still uses the old version, then end it:
   export RELATCH_ADMIN=http://{admin} RELATCH_TOKEN_FILE={token}
   {program} rotate start {id} --overlap 1h
+  {program} rotate status {id}
   {program} revoke {id} --version 1 --reason 'trying it out' --wait
 
 Ctrl-C stops it; the keys stay in {data_dir}.

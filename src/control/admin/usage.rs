@@ -198,11 +198,12 @@ fn name(caller: &Caller) -> String {
         text => text.to_owned(),
     };
     format!(
-        "{} ({}) on {}: {} requests, the last at {}",
+        "{} ({}) on {}: {} {}, the last at {}",
         or_unknown(&caller.source),
         or_unknown(&caller.user_agent),
         or_unknown(&caller.route),
         caller.requests,
+        if caller.requests == 1 { "request" } else { "requests" },
         caller.last_used
     )
 }
