@@ -14,6 +14,7 @@ pub mod digest;
 pub mod evidence;
 pub mod id;
 pub mod keyring;
+pub mod note;
 pub mod operation;
 pub mod permission;
 pub mod policy;
@@ -37,6 +38,7 @@ pub use id::{
     ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
 };
 pub use keyring::{ApplyError, Keyring};
+pub use note::Note;
 pub use operation::Refusal;
 pub use permission::{AllowedSources, Scope, Scopes};
 pub use policy::{OnDeadline, PolicyOverrides, RotationPolicy, SinkName};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     id::{ConsumerId, KeyId, KeyringName, RotationId, VersionNumber},
+    note::Note,
     permission::{AllowedSources, Scopes},
     policy::{PolicyOverrides, RotationPolicy, SinkName},
     time::Timestamp,
@@ -188,39 +189,6 @@ pub struct OldVersion {
     pub version: VersionNumber,
     /// Until when it stays accepted.
     pub until: Timestamp,
-}
-
-/// What people are told of a version.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Note {
-    /// The overlap ends soon, and the version is still used as far as is known.
-    Reminder {
-        /// The deadline.
-        deadline: Timestamp,
-    },
-    /// The version is not used any more.
-    Drained {
-        /// Since when.
-        unused_since: Timestamp,
-    },
-    /// The rotation does not go on by itself.
-    Held {
-        /// The deadline that has passed; of a delivery, when it failed for the first time.
-        deadline: Timestamp,
-        /// Why.
-        reason: Arc<str>,
-    },
-    /// The version to use expires soon, and no other takes its place.
-    Expiring {
-        /// When.
-        expires_at: Timestamp,
-    },
-    /// A rotation is due, and the policy names no sink to start it with.
-    RotationDue {
-        /// Since when.
-        since: Timestamp,
-    },
 }
 
 impl Change {

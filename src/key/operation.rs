@@ -8,11 +8,12 @@ mod webhook;
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    change::{Change, Note},
+    change::Change,
     consumer::Key,
     digest::Pepper,
     id::{ConsumerId, KeyId, KeyringName, RotationId, VersionNumber, VersionRef},
     keyring::Keyring,
+    note::Note,
     permission::{AllowedSources, Scopes},
     policy::SinkName,
     rotation,

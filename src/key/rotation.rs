@@ -9,11 +9,12 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
-    change::{Change, Note, OldVersion},
+    change::{Change, OldVersion},
     consumer::Key,
     evidence::{Evidence, Idleness, Since},
     id::{KeyId, VersionRef},
     keyring::Keyring,
+    note::Note,
     policy::{OnDeadline, RotationPolicy, SinkName},
     time::{Position, Timestamp},
     version::{KeyVersion, VersionState},

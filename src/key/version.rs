@@ -13,9 +13,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    change::Note,
     digest::{KeyDigest, PepperId},
     id::{RotationId, VersionNumber},
+    note::{Note, Told},
     policy::SinkName,
     time::{Position, Timestamp, Window},
 };
@@ -40,27 +40,6 @@ pub struct KeyVersion {
     /// What was told of it already.
     #[serde(default, skip_serializing_if = "Told::is_nothing")]
     pub told: Told,
-}
-
-/// What was told of a version, so that it is told once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Told {
-    /// That its overlap ends soon, for an overlap that ends at this moment.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reminded_of: Option<Timestamp>,
-    /// That it is not used any more.
-    #[serde(skip_serializing_if = "is_false")]
-    pub drained: bool,
-    /// That its rotation is held at this deadline.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_at: Option<Timestamp>,
-    /// That it expires soon, in state active.
-    #[serde(skip_serializing_if = "is_false")]
-    pub expiring: bool,
-    /// That a rotation is due, in state active.
-    #[serde(skip_serializing_if = "is_false")]
-    pub rotation_due: bool,
 }
 
 /// Where a version is in its life, with the facts of that state.
@@ -327,15 +306,10 @@ impl KeyVersion {
     /// The version after people were told of it.
     #[must_use]
     pub fn told_of(self, note: &Note) -> Self {
-        let mut told = self.told;
-        match note {
-            Note::Reminder { deadline } => told.reminded_of = Some(*deadline),
-            Note::Drained { .. } => told.drained = true,
-            Note::Held { deadline, .. } => told.held_at = Some(*deadline),
-            Note::Expiring { .. } => told.expiring = true,
-            Note::RotationDue { .. } => told.rotation_due = true,
+        Self {
+            told: self.told.and(note),
+            ..self
         }
-        Self { told, ..self }
     }
 
     fn not_beyond_expiry(&self, end: Timestamp) -> Timestamp {
@@ -445,20 +419,6 @@ impl NewVersion {
             told: Told::default(),
         }
     }
-}
-
-impl Told {
-    fn is_nothing(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the signature that serde gives to `skip_serializing_if`"
-)]
-const fn is_false(flag: &bool) -> bool {
-    !*flag
 }
 
 #[cfg(test)]

@@ -203,7 +203,11 @@ fn name(caller: &Caller) -> String {
         or_unknown(&caller.user_agent),
         or_unknown(&caller.route),
         caller.requests,
-        if caller.requests == 1 { "request" } else { "requests" },
+        if caller.requests == 1 {
+            "request"
+        } else {
+            "requests"
+        },
         caller.last_used
     )
 }

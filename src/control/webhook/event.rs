@@ -7,8 +7,7 @@ use serde::Serialize;
 
 use crate::key::{
     Change, ConsumerId, Epoch, EventKind, KeyId, Keyring, KeyringName, Revision, Timestamp,
-    VersionNumber, VersionRef, VersionState, WebhookId,
-    change::{Note, OldVersion},
+    VersionNumber, VersionRef, VersionState, WebhookId, change::OldVersion, note::Note,
 };
 
 /// Something that happened to a key. It holds no secret.

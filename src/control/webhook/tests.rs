@@ -28,7 +28,8 @@ use crate::{
     key::{
         Change, ConsumerId, KeyId, PepperId, Prefix, Revision, RotationId, Timestamp,
         VersionNumber,
-        change::{Note, OldVersion},
+        change::OldVersion,
+        note::Note,
         operation::{self, KeySpec},
         testing,
         version::NewVersion,
