@@ -1,11 +1,14 @@
 //! The control path with the real binary: how keys come, change and go, and what outlives which process.
 
 mod admin_port;
+mod automation;
 mod command_line;
 mod counting;
 mod deployment;
 mod dev;
+mod exactness;
 mod explain;
+mod life;
 mod outage;
 mod overlap;
 mod policy;
@@ -15,6 +18,7 @@ mod rotation;
 mod shutdown;
 mod status;
 mod store;
+mod traffic;
 mod usage;
 mod webhook;
 mod writers;

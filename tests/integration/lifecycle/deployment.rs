@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ::relatch::key::Timestamp;
 use envoy_types::pb::{
     envoy::service::auth::v3::{
         AttributeContext, CheckRequest, CheckResponse,
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::support::{
+    client::Request,
     envoy::AuthzAddress,
     eventually::eventually,
     process::Output,
@@ -102,6 +104,66 @@ impl Control {
             .json(&[&args[..], &["--create-missing"]].concat())
             .await;
         IssuedKey::from_json(&json)
+    }
+
+    /// Starts the rotation of a key and waits for the hand-over.
+    pub(super) async fn rotate(&self, key_id: &str) -> IssuedKey {
+        IssuedKey::from_json(&self.json(&["rotate", "start", key_id]).await)
+    }
+
+    /// Changes the policy of [`KEYRING`].
+    pub(super) async fn set_policy(&self, settings: &[&str]) {
+        let set = ["policy", "set", "--keyring", KEYRING];
+        self.json(&[&set, settings].concat()).await;
+    }
+
+    /// Waits until the log of [`KEYRING`] has a change, and returns the first that `is_it`.
+    pub(super) async fn change(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let list = ["audit", "list", "--keyring", KEYRING, "--limit", "1000"];
+        eventually(what, async || {
+            let log = self.json(&list).await;
+            let mut entries = log.as_array().expect("a list of changes").iter();
+            entries.find(|entry| is_it(&entry["payload"])).cloned()
+        })
+        .await
+    }
+
+    /// Waits until a version has retired, and returns the change.
+    pub(super) async fn retired(&self, key_id: &str, version: u64) -> Value {
+        self.change("the version has retired", |change| {
+            change["kind"] == "version_retired" && is_of(change, key_id, version)
+        })
+        .await
+    }
+
+    /// Waits until people were told something of a version, and returns the change.
+    pub(super) async fn noted(&self, key_id: &str, version: u64, what: &str) -> Value {
+        self.change(what, |change| {
+            change["note"]["what"] == what && is_of(change, key_id, version)
+        })
+        .await
+    }
+
+    /// Waits until sidecars have told of every request before `moment`, and returns the usage of a key.
+    pub(super) async fn usage_until(&self, key_id: &str, moment: Timestamp) -> Value {
+        eventually("sidecars have told of everything", async || {
+            let usage = self.json(&["usage", key_id]).await;
+            let complete: Timestamp = usage["complete_until"].as_str()?.parse().ok()?;
+            (complete > moment).then_some(usage)
+        })
+        .await
+    }
+
+    /// The value of the series of its metrics that `labels` all stand in.
+    pub(super) async fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        let page = Request::get("/metrics").send(self.plane.http()).await;
+        let page = page.text();
+        let series = page.lines().find(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with('{'))
+                && labels.iter().all(|label| line.contains(label))
+        });
+        series?.rsplit(' ').next()?.parse().ok()
     }
 
     pub(super) async fn show_key(&self, id: &str) -> Value {
@@ -257,6 +319,17 @@ impl From<CheckResponse> for Verdict {
             },
         }
     }
+}
+
+/// Whether a change of the log is about a version.
+fn is_of(change: &Value, key_id: &str, version: u64) -> bool {
+    change["key_id"] == key_id && change["version"] == version
+}
+
+/// A time as commands print it.
+pub(super) fn time(value: &Value) -> Timestamp {
+    let text = value.as_str().unwrap_or_else(|| panic!("no time: {value}"));
+    text.parse().expect("RFC 3339")
 }
 
 /// The last line of a command that may have failed.

@@ -36,7 +36,7 @@ pub(crate) enum EnvoyVersion {
 #[derive(Clone, Debug)]
 pub(crate) struct EnvoyOptions {
     version: EnvoyVersion,
-    authz: AuthzAddress,
+    authz: Vec<AuthzAddress>,
     upstream: SocketAddr,
     routes: Vec<Route>,
     raw_headers: bool,
@@ -153,7 +153,7 @@ impl EnvoyOptions {
     pub(crate) fn new(authz: impl Into<AuthzAddress>, upstream: SocketAddr) -> Self {
         Self {
             version: EnvoyVersion::V1_40,
-            authz: authz.into(),
+            authz: vec![authz.into()],
             upstream,
             routes: Vec::new(),
             raw_headers: false,
@@ -161,6 +161,12 @@ impl EnvoyOptions {
             timeout: Duration::from_secs(5),
             collector: None,
         }
+    }
+
+    /// Adds an `ext_authz` server; Envoy asks one after the other.
+    pub(crate) fn and_authz(mut self, authz: impl Into<AuthzAddress>) -> Self {
+        self.authz.push(authz.into());
+        self
     }
 
     pub(crate) const fn version(mut self, version: EnvoyVersion) -> Self {
@@ -203,13 +209,14 @@ impl EnvoyOptions {
     }
 
     fn bootstrap(&self, files: &Path) -> Value {
+        let authz: Vec<Value> = self.authz.iter().map(AuthzAddress::to_json).collect();
         let mut clusters = vec![
-            cluster("upstream", &tcp(self.upstream), false),
-            cluster("authz", &self.authz.to_json(), true),
+            cluster("upstream", &[tcp(self.upstream)], false),
+            cluster("authz", &authz, true),
         ];
         clusters.extend(
             self.collector
-                .map(|addr| cluster("collector", &tcp(addr), true)),
+                .map(|addr| cluster("collector", &[tcp(addr)], true)),
         );
         json!({
             "admin": { "address": loopback() },
@@ -366,15 +373,16 @@ fn access_log(files: &Path) -> PathBuf {
     files.join("access.log")
 }
 
-fn cluster(name: &str, address: &Value, http2: bool) -> Value {
-    let endpoint = json!({ "endpoint": { "address": address } });
+fn cluster(name: &str, addresses: &[Value], http2: bool) -> Value {
+    let endpoint = |address| json!({ "endpoint": { "address": address } });
+    let endpoints: Vec<Value> = addresses.iter().map(endpoint).collect();
     let mut cluster = json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": "5s",
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{ "lb_endpoints": [endpoint] }],
+            "endpoints": [{ "lb_endpoints": endpoints }],
         },
     });
     if http2 {
