@@ -6,6 +6,7 @@ mod command_line;
 mod counting;
 mod deployment;
 mod dev;
+mod events;
 mod exactness;
 mod explain;
 mod life;

@@ -7,6 +7,7 @@ pub(crate) mod load;
 pub(crate) mod openbao;
 pub(crate) mod otlp;
 pub(crate) mod process;
+pub(crate) mod receiver;
 pub(crate) mod relatch;
 pub(crate) mod scripted_authz;
 pub(crate) mod scripted_control;
