@@ -21,6 +21,7 @@ pub mod schedule;
 pub mod secrets;
 pub mod served;
 pub mod sink;
+pub mod spans;
 pub mod token;
 pub mod usage;
 pub mod webhook;

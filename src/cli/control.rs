@@ -132,10 +132,9 @@ impl DaemonArgs {
             http = %plane.endpoints.http,
             "control plane started"
         );
-        shutdown
-            .run(signals, daemon::DRAIN)
-            .await
-            .map_err(Failure::from_error)
+        let ended = shutdown.run(signals, daemon::DRAIN).await;
+        plane.flush(daemon::FLUSH).await;
+        ended.map_err(Failure::from_error)
     }
 }
 
@@ -213,6 +212,7 @@ fn failure(error: PlaneError) -> Failure {
         | PlaneError::Bind { .. }
         | PlaneError::Reflection(_)
         | PlaneError::Process(_)
+        | PlaneError::Spans(_)
         | PlaneError::Webhooks(_) => Exit::Failed,
     };
     Failure::new(exit, error)

@@ -131,7 +131,10 @@ impl DevArgs {
         ))?;
         drop(key);
         let ended = shutdown.run(signals, daemon::DRAIN).await;
-        sidecar.flush(daemon::FLUSH).await;
+        tokio::join!(
+            sidecar.flush(daemon::FLUSH),
+            control_plane.flush(daemon::FLUSH)
+        );
         ended.map_err(Failure::from_error)
     }
 
@@ -159,6 +162,10 @@ impl DevArgs {
 
     fn control_settings(&self) -> ControlSettings {
         let mut settings = ControlSettings::new(self.data_dir.clone());
+        settings
+            .telemetry
+            .otlp_endpoint
+            .clone_from(&self.otlp_endpoint);
         if self.ephemeral_ports {
             settings.discovery = ANY_PORT;
             settings.admin = ANY_PORT;

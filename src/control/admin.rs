@@ -4,6 +4,7 @@
 //! there. The nouns are in files of their own, [`wire`] translates to and from messages, [`error`] to statuses.
 
 mod audit;
+mod call;
 mod consumer;
 mod error;
 mod explain;
@@ -28,10 +29,10 @@ use tonic::{Request, Response, Status};
 use super::{
     catalog::Catalog,
     fleet::Fleet,
-    metrics::ControlMetrics,
     pace::Pace,
     rotation::Rotations,
     served::ServedKeyring,
+    spans,
     token::{Caller, Permission, Tokens, bearer},
     usage::UsageBook,
     webhook::Webhooks,
@@ -44,6 +45,8 @@ use crate::{
     },
 };
 
+pub use call::TracedCalls;
+
 /// Serves `relatch.admin.v1.Admin`.
 #[derive(Clone, Debug)]
 pub struct AdminApi {
@@ -54,7 +57,6 @@ pub struct AdminApi {
     rotations: Rotations,
     webhooks: Arc<Webhooks>,
     pace: Arc<Pace>,
-    metrics: ControlMetrics,
     tasks: TaskTracker,
 }
 
@@ -75,8 +77,6 @@ pub struct AdminParts {
     pub webhooks: Arc<Webhooks>,
     /// The time by which planned ends come.
     pub pace: Arc<Pace>,
-    /// What is counted.
-    pub metrics: ControlMetrics,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
@@ -96,7 +96,6 @@ impl AdminApi {
             rotations,
             webhooks,
             pace,
-            metrics,
         } = parts;
         Self {
             catalog,
@@ -106,15 +105,16 @@ impl AdminApi {
             rotations,
             webhooks,
             pace,
-            metrics,
             tasks,
         }
     }
 
     /// The service to add to a server.
     #[must_use]
-    pub fn into_service(self) -> AdminServer<Self> {
-        AdminServer::new(self).max_decoding_message_size(MAX_MESSAGE)
+    pub fn into_service(self) -> TracedCalls<AdminServer<Self>> {
+        let tracer = self.catalog.tracer().clone();
+        let service = AdminServer::new(self).max_decoding_message_size(MAX_MESSAGE);
+        TracedCalls::new(service, tracer)
     }
 
     /// The keyring that holds a key.
@@ -137,6 +137,7 @@ impl AdminApi {
                     "give an admin token that is valid: --token-file or RELATCH_TOKEN_FILE",
                 )
             })?;
+        spans::tell_actor(&caller.actor);
         if caller.role.permits(permission) {
             Ok(caller)
         } else {

@@ -14,6 +14,7 @@ use super::{
     journal::{self, CommitError, Committed, Journal, LogError},
     metrics::{CommitOutcome, ControlMetrics},
     served::{FedKeyring, ServedKeyring},
+    spans::{Changes, CommitEvent, ControlTracer},
 };
 use crate::{
     clock::Clock,
@@ -31,6 +32,7 @@ pub struct Catalog {
     /// Counts changes of any keyring; wakes the streams.
     changes: watch::Sender<u64>,
     metrics: ControlMetrics,
+    tracer: ControlTracer,
     /// When the store was last read successfully.
     as_of: AtomicI64,
 }
@@ -54,10 +56,29 @@ impl Catalog {
             keyrings: RwLock::new(BTreeMap::new()),
             changes: watch::Sender::new(0),
             metrics,
+            tracer: ControlTracer::default(),
             as_of: AtomicI64::new(0),
         };
         catalog.refresh().await?;
         Ok(catalog)
+    }
+
+    /// The same, with spans of its commits and of what leads to them.
+    #[must_use]
+    pub fn with_tracer(self, tracer: ControlTracer) -> Self {
+        Self { tracer, ..self }
+    }
+
+    /// What is counted of commits and of their way to sidecars.
+    #[must_use]
+    pub const fn metrics(&self) -> &ControlMetrics {
+        &self.metrics
+    }
+
+    /// What makes spans.
+    #[must_use]
+    pub const fn tracer(&self) -> &ControlTracer {
+        &self.tracer
     }
 
     /// The clock that commits are dated by.
@@ -139,20 +160,36 @@ impl Catalog {
         name: KeyringName,
         first: &Change,
     ) -> Result<Arc<ServedKeyring>, CommitError> {
-        let at = self.clock.wall();
+        let started = self.clock.system_time();
+        let created = self.append_first(actor, &name, first).await;
+        let revision = created.is_ok().then(|| Revision::default().next());
+        self.tell(&CommitEvent {
+            started,
+            actor,
+            keyring: Some(&name),
+            changes: &Changes::of([first]),
+            outcome: CommitOutcome::of(&created),
+            revision,
+        });
+        Ok(self.serve(name, created?).await?)
+    }
+
+    async fn append_first(
+        &self,
+        actor: &str,
+        name: &KeyringName,
+        first: &Change,
+    ) -> Result<Epoch, CommitError> {
         let log = LogName::Keyring(name.clone());
-        let entry = journal::entry::<FedKeyring>(first, actor, at);
-        let exists = Refusal::AlreadyExists {
-            what: "keyring",
-            name: name.to_string(),
-        };
-        match self
-            .store
-            .append(&log, Revision::default(), vec![entry])
-            .await
-        {
-            Ok(head) => Ok(self.serve(name, head.epoch).await?),
-            Err(AppendError::Conflict { .. }) => Err(exists.into()),
+        let entry = journal::entry::<FedKeyring>(first, actor, self.clock.wall());
+        let begin = self.store.append(&log, Revision::default(), vec![entry]);
+        match begin.await {
+            Ok(head) => Ok(head.epoch),
+            Err(AppendError::Conflict { .. }) => Err(Refusal::AlreadyExists {
+                what: "keyring",
+                name: name.to_string(),
+            }
+            .into()),
             Err(AppendError::Invalid(error)) => Err(LogError::from(error).into()),
             Err(AppendError::Store(error)) => Err(LogError::from(error).into()),
         }
@@ -169,27 +206,36 @@ impl Catalog {
         actor: &str,
         mut plan: impl FnMut(&Keyring, Timestamp) -> Result<(Vec<Change>, T), CommitError>,
     ) -> Result<Committed<T>, CommitError> {
-        let mut is_change = false;
+        let started = self.clock.system_time();
+        let mut changes = Changes::default();
         let committed = served
             .journal()
             .commit(actor, |state, now| {
                 let planned = plan(&state.keyring, now)?;
-                is_change = !planned.0.is_empty();
+                changes = Changes::of(&planned.0);
                 Ok(planned)
             })
             .await;
-        match &committed {
-            Ok(_) if is_change => {
-                self.metrics.committed(CommitOutcome::Committed);
-                self.wake();
-            }
-            Ok(_) => {}
-            Err(CommitError::Refused(_)) => self.metrics.committed(CommitOutcome::Refused),
-            Err(CommitError::Contended | CommitError::Log(_) | CommitError::Random(_)) => {
-                self.metrics.committed(CommitOutcome::Failed);
-            }
+        if committed.is_err() || !changes.is_empty() {
+            self.tell(&CommitEvent {
+                started,
+                actor,
+                keyring: Some(served.name()),
+                changes: &changes,
+                outcome: CommitOutcome::of(&committed),
+                revision: committed.as_ref().ok().map(|done| done.revision),
+            });
+        }
+        if committed.is_ok() && !changes.is_empty() {
+            self.wake();
         }
         committed
+    }
+
+    /// Counts a commit and makes its span.
+    fn tell(&self, event: &CommitEvent<'_>) {
+        self.metrics.committed(event.outcome);
+        self.tracer.commit(event);
     }
 
     /// Follows what other processes have committed, and notes that the store could be read.

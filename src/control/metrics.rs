@@ -22,6 +22,7 @@ use prometheus_client::{
 use super::{
     catalog::Catalog,
     fleet::{Condition, Fleet},
+    journal::CommitError,
     pace::Pace,
     served::ServedKeyring,
     usage::UsageBook,
@@ -36,6 +37,7 @@ use crate::key::{
 pub struct ControlMetrics {
     propagation: Histogram,
     commits: Family<[(&'static str, &'static str); 1], Counter>,
+    spans_dropped: Counter,
 }
 
 /// What became of a commit.
@@ -92,6 +94,7 @@ impl Default for ControlMetrics {
         Self {
             propagation: Histogram::new(PROPAGATION_BUCKETS),
             commits: Family::default(),
+            spans_dropped: Counter::default(),
         }
     }
 }
@@ -110,6 +113,11 @@ impl ControlMetrics {
             "Commits of changes to keyrings, by what became of them",
             metrics.commits.clone(),
         );
+        registry.register(
+            "relatch_spans_dropped",
+            "Spans that were not exported",
+            metrics.spans_dropped.clone(),
+        );
         for outcome in CommitOutcome::ALL {
             let _ = metrics.commits.get_or_create(&outcome.labels());
         }
@@ -119,6 +127,12 @@ impl ControlMetrics {
     /// Counts a change that every live sidecar has.
     pub fn propagated(&self, took: std::time::Duration) {
         self.propagation.observe(took.as_secs_f64());
+    }
+
+    /// The counter of spans that were not exported.
+    #[must_use]
+    pub const fn spans_dropped(&self) -> &Counter {
+        &self.spans_dropped
     }
 
     /// Counts a commit.
@@ -147,13 +161,30 @@ pub fn register_keys(
 impl CommitOutcome {
     const ALL: [Self; 3] = [Self::Committed, Self::Refused, Self::Failed];
 
-    const fn labels(self) -> [(&'static str, &'static str); 1] {
-        let outcome = match self {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Committed => "committed",
             Self::Refused => "refused",
             Self::Failed => "failed",
-        };
-        [("outcome", outcome)]
+        }
+    }
+
+    /// What became of the commit that ended so.
+    #[must_use]
+    pub const fn of<T>(committed: &Result<T, CommitError>) -> Self {
+        match committed {
+            Ok(_) => Self::Committed,
+            Err(CommitError::Refused(_)) => Self::Refused,
+            Err(CommitError::Contended | CommitError::Log(_) | CommitError::Random(_)) => {
+                Self::Failed
+            }
+        }
+    }
+
+    const fn labels(self) -> [(&'static str, &'static str); 1] {
+        [("outcome", self.as_str())]
     }
 }
 

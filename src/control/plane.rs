@@ -1,6 +1,6 @@
 //! A whole control plane: made once, started, and told where it listens.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -23,13 +23,14 @@ use super::{
     schedule::Schedule,
     secrets::{self, SecretFileError},
     sink::{SinkError, Sinks},
+    spans::ControlTracer,
     token::{Role, Tokens},
     usage::UsageBook,
     webhook::{Webhooks, metrics::WebhookMetrics},
 };
 use crate::{
     clock::Clock,
-    config::ControlSettings,
+    config::{ControlSettings, NodeName},
     discovery::server::DiscoveryServer,
     http::{HttpServer, Pages},
     key::{MasterPepper, Secret},
@@ -38,7 +39,10 @@ use crate::{
     readiness::Readiness,
     shutdown::{Shutdown, unless_left_behind},
     store::{SqliteOptions, SqliteStore, Store, StoreError},
-    telemetry::process::ProcessCollector,
+    telemetry::{
+        export::{ExportError, SpanPipeline, SpanSource},
+        process::ProcessCollector,
+    },
 };
 
 /// A control plane that is running.
@@ -50,6 +54,7 @@ pub struct ControlPlane {
     pub catalog: Arc<Catalog>,
     /// Who is told of their changes.
     pub webhooks: Arc<Webhooks>,
+    spans: Option<SpanPipeline>,
 }
 
 /// What a store holds, and the pepper that it needs.
@@ -112,6 +117,9 @@ pub enum PlaneError {
     /// The process cannot be measured.
     #[error("the process cannot be measured")]
     Process(#[source] std::io::Error),
+    /// The collector's address cannot be used.
+    #[error(transparent)]
+    Spans(#[from] ExportError),
     /// No requests can be made to webhooks.
     #[error("webhooks cannot be told of anything")]
     Webhooks(#[source] SetupError),
@@ -128,6 +136,8 @@ const MAX_HEADERS: u32 = 16 << 10;
 const MAX_RESETS: usize = 100;
 /// What is asked for by those who look at the admin port's health, and described by its reflection.
 const ADMIN_SERVICE: &str = "relatch.admin.v1.Admin";
+/// In spans, a machine without a name that fits.
+const UNNAMED: &str = "unnamed";
 /// Who makes the first token.
 const INIT_ACTOR: &str = "relatch control init";
 
@@ -186,13 +196,14 @@ impl ControlPlane {
         let process = ProcessCollector::new().map_err(PlaneError::Process)?;
         registry.register_collector(Box::new(process));
         let metrics = ControlMetrics::register(&mut registry);
+        let (tracer, spans) = start_spans(settings, &metrics)?;
         let Loaded {
             pepper,
             catalog,
             tokens,
             usage,
             fleet,
-        } = Loaded::from(settings, &clock, &metrics).await?;
+        } = Loaded::from(settings, &clock, metrics, &tracer).await?;
         let pace = Arc::new(Pace::new(clock));
 
         let calls = TaskTracker::new();
@@ -224,7 +235,6 @@ impl ControlPlane {
             rotations: rotations.clone(),
             webhooks: Arc::clone(&webhooks),
             pace: Arc::clone(&pace),
-            metrics,
         };
         let admin = AdminApi::new(parts, calls.clone());
         let discovery = Routes::new(discovery.into_service());
@@ -276,7 +286,15 @@ impl ControlPlane {
             endpoints,
             catalog,
             webhooks,
+            spans,
         })
+    }
+
+    /// Sends the last spans, after the tasks have ended.
+    pub async fn flush(self, deadline: Duration) {
+        if let Some(spans) = self.spans {
+            spans.shutdown(deadline).await;
+        }
     }
 }
 
@@ -284,28 +302,42 @@ impl Loaded {
     async fn from(
         settings: &ControlSettings,
         clock: &Clock,
-        metrics: &ControlMetrics,
+        metrics: ControlMetrics,
+        tracer: &ControlTracer,
     ) -> Result<Self, PlaneError> {
         let pepper = secrets::read_pepper(&settings.pepper_file)?;
         let store = SqliteStore::open(&settings.store, SqliteOptions::default()).await?;
         let store: Arc<dyn Store> = Arc::new(store);
         let known = store.load_presence().await?;
-        let catalog = Catalog::open(
-            Arc::clone(&store),
-            clock.clone(),
-            pepper.clone(),
-            metrics.clone(),
-        );
-        let catalog = Arc::new(catalog.await?);
+        let catalog = Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone(), metrics);
+        let catalog = Arc::new(catalog.await?.with_tracer(tracer.clone()));
+        let tokens = Tokens::open(Arc::clone(&store), clock.clone(), &pepper).await?;
         let usage = UsageBook::open(Arc::clone(&store), clock.clone(), &known).await?;
         Ok(Self {
             catalog,
-            tokens: Arc::new(Tokens::open(store, clock.clone(), &pepper).await?),
+            tokens: Arc::new(tokens.with_tracer(tracer.clone())),
             usage: Arc::new(usage),
             fleet: Arc::new(Fleet::new(clock.clone(), settings.lease, known)),
             pepper,
         })
     }
+}
+
+fn start_spans(
+    settings: &ControlSettings,
+    metrics: &ControlMetrics,
+) -> Result<(ControlTracer, Option<SpanPipeline>), ExportError> {
+    let Some(endpoint) = &settings.telemetry.otlp_endpoint else {
+        return Ok((ControlTracer::default(), None));
+    };
+    let host = NodeName::of_host().ok();
+    let source = SpanSource {
+        service_name: &settings.telemetry.service_name,
+        instance: host.as_ref().map_or(UNNAMED, NodeName::as_str),
+        labels: &BTreeMap::new(),
+    };
+    let (tracer, spans) = SpanPipeline::start(endpoint, &source, metrics.spans_dropped().clone())?;
+    Ok((ControlTracer::new(Some(tracer)), Some(spans)))
 }
 
 async fn admin_routes(admin: AdminApi) -> Result<(Routes, HealthReporter), PlaneError> {

@@ -64,7 +64,10 @@ impl Reconciler {
                 );
                 continue;
             }
-            self.commit_due().await;
+            let started = self.catalog.clock().system_time();
+            let work = self.catalog.tracer().round("relatch.reconciler", started);
+            work.carry(self.commit_due()).await;
+            drop(work);
             self.save_states().await;
             self.forget_callers();
             if round == BOOK_ROUNDS {

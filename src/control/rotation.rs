@@ -10,7 +10,8 @@ use super::{
     fleet::{Barrier, Fleet, Target},
     journal::CommitError,
     served::ServedKeyring,
-    sink::{Delivery, Sinks},
+    sink::{Delivery, SinkError, Sinks},
+    spans::{OpenSpan, whole},
 };
 use crate::{
     clock::BootTime,
@@ -74,6 +75,19 @@ pub enum Progress {
     Waiting(Barrier),
 }
 
+/// A point that all live sidecars of a keyring are to reach.
+#[derive(Debug)]
+pub struct Goal<'a> {
+    /// The keyring.
+    pub served: &'a ServedKeyring,
+    /// The point.
+    pub target: Target,
+    /// When what they are to get was committed; none when it was there before, so that its way cannot be measured.
+    pub committed_at: Option<BootTime>,
+    /// How long to wait.
+    pub timeout: Duration,
+}
+
 /// A rotation that was handed over.
 #[derive(Debug)]
 pub struct HandedOver {
@@ -100,6 +114,8 @@ pub struct Revoked {
     pub versions: Vec<VersionNumber>,
     /// The revision of the revocation.
     pub revision: Revision,
+    /// Whether any of them was not revoked before.
+    pub is_new: bool,
 }
 
 /// Why a rotation was not handed over, or a revocation not seen through.
@@ -179,7 +195,30 @@ impl Rotations {
         spec: &RotationSpec,
         progress: &mpsc::Sender<Progress>,
     ) -> Result<HandedOver, RotationError> {
+        let span = self.catalog.tracer().begin("relatch.rotation");
+        span.set_actor(actor);
+        span.set("auth.key.id", spec.key_id.to_string());
+        let rotated = span
+            .carry(self.rotate_in(&span, actor, spec, progress))
+            .await;
+        match &rotated {
+            Ok(_) => span.set("relatch.rotation.outcome", "handed_over"),
+            Err(error) => error.tell(&span, "relatch.rotation.outcome"),
+        }
+        rotated
+    }
+
+    async fn rotate_in(
+        &self,
+        span: &OpenSpan,
+        actor: &str,
+        spec: &RotationSpec,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<HandedOver, RotationError> {
         let staged = self.stage(actor, spec).await?;
+        span.set("auth.keyring", staged.served.name().to_string());
+        span.set("auth.rotation.id", staged.rotation.to_string());
+        span.set("auth.key.version", i64::from(staged.version.version.get()));
         let _ = progress
             .send(Progress::Staged {
                 rotation: staged.rotation,
@@ -187,9 +226,14 @@ impl Rotations {
                 revision: staged.revision,
             })
             .await;
-        let target = Target::Applied(staged.revision, staged.version);
+        let goal = Goal {
+            served: &staged.served,
+            target: Target::Applied(staged.revision, staged.version),
+            committed_at: Some(staged.at),
+            timeout: spec.timeout,
+        };
         let waited = tokio::select! {
-            waited = self.wait(&staged.served, target, spec.timeout, progress) => waited,
+            waited = self.wait(&goal, progress) => waited,
             () = self.taken_back(&staged) => Err(RotationError::TakenBack),
         };
         let barrier = match waited {
@@ -318,11 +362,7 @@ impl Rotations {
         };
         let mut wait = DELIVERY_RETRY.0;
         loop {
-            let delivered = match self.sinks.get(name) {
-                Ok(sink) => sink.deliver(&delivery).await,
-                Err(error) => Err(error),
-            };
-            let Err(error) = delivered else {
+            let Err(error) = self.try_to_deliver(name, &delivery).await else {
                 return Ok(());
             };
             tracing::error!(
@@ -347,6 +387,23 @@ impl Rotations {
         }
     }
 
+    async fn try_to_deliver(
+        &self,
+        name: &SinkName,
+        delivery: &Delivery<'_>,
+    ) -> Result<(), SinkError> {
+        let span = self.catalog.tracer().begin("relatch.delivery");
+        span.set("relatch.sink", name.to_string());
+        let delivered = match self.sinks.get(name) {
+            Ok(sink) => span.carry(sink.deliver(delivery)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &delivered {
+            span.fail(error.kind());
+        }
+        delivered
+    }
+
     /// Ends versions of a key at once. To ask again changes nothing, and tells a revision by which all are revoked.
     ///
     /// # Errors
@@ -366,34 +423,68 @@ impl Rotations {
                 let changes = keyring.revoke(key_id, which, reason)?;
                 let versions = keyring.asked_for(key_id, which)?;
                 let versions = versions.iter().map(|version| version.number).collect();
-                Ok((changes, versions))
+                let is_new = !changes.is_empty();
+                Ok((changes, (versions, is_new)))
             })
             .await?;
+        let (versions, is_new) = committed.value;
         Ok(Revoked {
-            versions: committed.value,
+            versions,
             revision: committed.revision,
+            is_new,
         })
     }
 
-    /// Waits until every live sidecar of a keyring has reached `target`, telling the progress as it changes.
+    /// Waits until every live sidecar has reached a goal, telling the progress as it changes. A commit that all of them
+    /// have is counted as propagated.
     ///
     /// # Errors
     ///
-    /// When that takes longer than `timeout`, the receiver of `progress` is dropped, or the control plane stops.
+    /// When that takes longer than the goal allows, the receiver of `progress` is dropped, or the control plane stops.
     pub async fn wait(
         &self,
-        served: &ServedKeyring,
-        target: Target,
-        timeout: Duration,
+        goal: &Goal<'_>,
         progress: &mpsc::Sender<Progress>,
     ) -> Result<Barrier, RotationError> {
+        let span = self.catalog.tracer().begin("relatch.barrier");
+        let waited = self.wait_for(goal, progress).await;
+        if let Ok(barrier) = &waited
+            && let Some(at) = goal.committed_at
+            // Where there is no sidecar there was no way.
+            && barrier.total > 0
+        {
+            let took = self.catalog.clock().boot().saturating_since(at);
+            self.catalog.metrics().propagated(took);
+        }
+        let barrier = match &waited {
+            Ok(barrier) | Err(RotationError::TimedOut { barrier, .. }) => barrier.clone(),
+            Err(_) => self.barrier(goal),
+        };
+        span.set("auth.keyring", goal.served.name().to_string());
+        let (Target::Applied(revision, _) | Target::Revoked(revision)) = goal.target;
+        span.set("auth.keyring.revision", whole(revision.get()));
+        span.set("relatch.sidecars.applied", whole(barrier.applied as u64));
+        span.set("relatch.sidecars.total", whole(barrier.total as u64));
+        match &waited {
+            Ok(_) => span.set("relatch.barrier.outcome", "passed"),
+            Err(error) => error.tell(&span, "relatch.barrier.outcome"),
+        }
+        waited
+    }
+
+    async fn wait_for(
+        &self,
+        goal: &Goal<'_>,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<Barrier, RotationError> {
+        let timeout = goal.timeout;
         let mut changes = self.fleet.watch();
         let deadline = tokio::time::sleep(timeout);
         tokio::pin!(deadline);
         let mut told = None;
         loop {
             changes.mark_unchanged();
-            let barrier = self.fleet.barrier(served.name(), served.epoch(), target);
+            let barrier = self.barrier(goal);
             if barrier.is_passed() {
                 return Ok(barrier);
             }
@@ -413,6 +504,12 @@ impl Rotations {
         }
     }
 
+    fn barrier(&self, goal: &Goal<'_>) -> Barrier {
+        let served = goal.served;
+        self.fleet
+            .barrier(served.name(), served.epoch(), goal.target)
+    }
+
     async fn withdraw(
         &self,
         actor: &str,
@@ -428,6 +525,26 @@ impl Rotations {
             })
             .await?;
         Ok(())
+    }
+}
+
+impl RotationError {
+    /// Adds to the span of what ended so how it ended, as `attribute`.
+    fn tell(&self, span: &OpenSpan, attribute: &'static str) {
+        let outcome = match self {
+            Self::Commit(CommitError::Refused(_)) => "refused",
+            Self::Commit(CommitError::Contended | CommitError::Log(_) | CommitError::Random(_)) => {
+                "failed"
+            }
+            Self::TimedOut { .. } => "timed_out",
+            Self::Abandoned => "abandoned",
+            Self::TakenBack => "taken_back",
+            Self::Stopping => "stopping",
+        };
+        span.set(attribute, outcome);
+        if matches!(outcome, "failed" | "timed_out") {
+            span.fail(outcome);
+        }
     }
 }
 

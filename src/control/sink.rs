@@ -91,6 +91,19 @@ enum Kind {
     Vault(Box<VaultSink>),
 }
 
+impl SinkError {
+    /// In what kind of sink it failed: the same for all texts of programs and Vaults.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "unknown_sink",
+            Self::File { .. } => "file_sink",
+            Self::Exec { .. } => "exec_sink",
+            Self::Vault { .. } => "vault_sink",
+        }
+    }
+}
+
 impl Sinks {
     /// The sinks of the control plane's file. Nothing is delivered or tried.
     ///

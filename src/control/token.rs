@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::journal::{CommitError, Journal, LogError, State};
+use super::{
+    journal::{CommitError, Journal, LogError, State},
+    metrics::CommitOutcome,
+    spans::{Changes, CommitEvent, ControlTracer},
+};
 use crate::{
     clock::Clock,
     key::{
@@ -21,6 +25,7 @@ pub struct Tokens {
     journal: Journal<TokenBook>,
     pepper: Pepper,
     clock: Clock,
+    tracer: ControlTracer,
 }
 
 /// One admin token. Its secret is stored as a keyed digest only.
@@ -134,7 +139,14 @@ impl Tokens {
             journal,
             pepper: pepper.for_admin_tokens(),
             clock,
+            tracer: ControlTracer::default(),
         })
+    }
+
+    /// The same, with spans of its commits.
+    #[must_use]
+    pub fn with_tracer(self, tracer: ControlTracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Makes a token and returns it with its secret, which is not kept.
@@ -159,18 +171,16 @@ impl Tokens {
         let id = KeyId::generate()?;
         let secret = Secret::generate(&prefix(), id)?;
         let digest = self.pepper.digest(&secret.presented());
-        self.journal
-            .commit(actor, |_, now| {
-                let change = TokenChange::TokenCreated {
-                    id,
-                    name: name.to_owned(),
-                    role,
-                    digest,
-                    expires_at: expires_in.map(|after| now.saturating_add(after)),
-                };
-                Ok((vec![change], ()))
+        self.commit(actor, |_, now| {
+            Ok(TokenChange::TokenCreated {
+                id,
+                name: name.to_owned(),
+                role,
+                digest,
+                expires_at: expires_in.map(|after| now.saturating_add(after)),
             })
-            .await?;
+        })
+        .await?;
         Ok((self.get(id)?, secret))
     }
 
@@ -180,17 +190,15 @@ impl Tokens {
     ///
     /// When it does not exist or has ended, or the store fails.
     pub async fn end(&self, actor: &str, id: KeyId) -> Result<Token, CommitError> {
-        self.journal
-            .commit(actor, |book, _| match book.tokens.get(&id) {
-                None => Err(not_found(id).into()),
-                Some(token) if token.ended_at.is_some() => Err(Refusal::AlreadyExists {
-                    what: "the end of token",
-                    name: id.to_string(),
-                }
-                .into()),
-                Some(_) => Ok((vec![TokenChange::TokenEnded { id }], ())),
-            })
-            .await?;
+        self.commit(actor, |book, _| match book.tokens.get(&id) {
+            None => Err(not_found(id)),
+            Some(token) if token.ended_at.is_some() => Err(Refusal::AlreadyExists {
+                what: "the end of token",
+                name: id.to_string(),
+            }),
+            Some(_) => Ok(TokenChange::TokenEnded { id }),
+        })
+        .await?;
         Ok(self.get(id)?)
     }
 
@@ -226,6 +234,30 @@ impl Tokens {
     /// When the log cannot be followed.
     pub async fn refresh(&self) -> Result<(), LogError> {
         self.journal.catch_up().await
+    }
+
+    async fn commit(
+        &self,
+        actor: &str,
+        plan: impl Fn(&TokenBook, Timestamp) -> Result<TokenChange, Refusal>,
+    ) -> Result<(), CommitError> {
+        let started = self.clock.system_time();
+        let mut changes = Changes::default();
+        let planned = |book: &TokenBook, now| {
+            let change = plan(book, now)?;
+            changes = Changes::of_kind(TokenBook::kind(&change));
+            Ok((vec![change], ()))
+        };
+        let committed = self.journal.commit(actor, planned).await;
+        self.tracer.commit(&CommitEvent {
+            started,
+            actor,
+            keyring: None,
+            changes: &changes,
+            outcome: CommitOutcome::of(&committed),
+            revision: None,
+        });
+        committed.map(drop)
     }
 
     fn get(&self, id: KeyId) -> Result<Token, Refusal> {

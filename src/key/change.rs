@@ -215,6 +215,29 @@ impl Change {
         }
     }
 
+    /// The rotation that it names, if it names one.
+    #[must_use]
+    pub const fn rotation(&self) -> Option<RotationId> {
+        match self {
+            Self::VersionStaged { rotation, .. }
+            | Self::HandedOver { rotation, .. }
+            | Self::VersionWithdrawn { rotation, .. }
+            | Self::DeliveryBegun { rotation, .. } => Some(*rotation),
+            Self::KeyringCreated { .. }
+            | Self::ConsumerCreated { .. }
+            | Self::KeyCreated { .. }
+            | Self::VersionRetired { .. }
+            | Self::OverlapExtended { .. }
+            | Self::RolledBack { .. }
+            | Self::Noted { .. }
+            | Self::KeyringPolicySet { .. }
+            | Self::KeyPolicySet { .. }
+            | Self::WebhookAdded { .. }
+            | Self::WebhookRemoved { .. }
+            | Self::VersionsRevoked { .. } => None,
+        }
+    }
+
     /// The version that began to retire by it.
     #[must_use]
     pub fn old_version(&self) -> Option<OldVersion> {

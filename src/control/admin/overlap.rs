@@ -166,6 +166,7 @@ impl AdminApi {
             target: Target::Applied(committed.revision, VersionRef { key_id, version }),
             served,
             began,
+            is_new: true,
         };
         let wait = request.wait.then_some(timeout);
         Ok(

@@ -12,8 +12,9 @@ use crate::{
     clock::BootTime,
     control::{
         fleet::{Barrier, Target},
-        rotation::Progress,
+        rotation::{Goal, Progress},
         served::ServedKeyring,
+        spans,
     },
     proto::admin as api,
 };
@@ -34,6 +35,8 @@ pub(super) struct Underway {
     pub(super) target: Target,
     /// When it began.
     pub(super) began: BootTime,
+    /// Whether anything was committed then; else it is waited for what was there before.
+    pub(super) is_new: bool,
 }
 
 /// How far a commit is, for the message that tells of it.
@@ -58,6 +61,7 @@ impl AdminApi {
             served,
             target,
             began,
+            is_new,
         } = underway;
         let now = self.fleet.barrier(served.name(), served.epoch(), target);
         let Some(timeout) = wait else {
@@ -68,15 +72,15 @@ impl AdminApi {
         let (progress, steps) = mpsc::channel(MAX_PROGRESS);
         let (outcome, last) = tokio::sync::oneshot::channel();
         let (api, tell) = (self.clone(), message.clone());
-        self.tasks.spawn(async move {
-            let waited = api
-                .rotations
-                .wait(&served, target, timeout, &progress)
-                .await;
+        self.tasks.spawn(spans::carried(async move {
+            let goal = Goal {
+                served: &served,
+                target,
+                committed_at: is_new.then_some(began),
+                timeout,
+            };
+            let waited = api.rotations.wait(&goal, &progress).await;
             let propagation = api.catalog.clock().boot().saturating_since(began);
-            if waited.is_ok() {
-                api.metrics.propagated(propagation);
-            }
             // The caller may be gone; what is committed stands.
             let _ = outcome.send(waited.map_err(error::rotation).map(|barrier| {
                 tell(Step {
@@ -84,7 +88,7 @@ impl AdminApi {
                     ..Step::under_way(&barrier, true)
                 })
             }));
-        });
+        }));
         let steps = ReceiverStream::new(steps).filter_map(move |step| {
             let told = match step {
                 Progress::Waiting(barrier) => Some(Ok(message(Step::under_way(&barrier, false)))),

@@ -17,6 +17,7 @@ use crate::{
         fleet::Target,
         rotation::{HandedOver, Progress, RotationSpec},
         served::ServedKeyring,
+        spans,
         token::Caller,
     },
     key::{
@@ -60,11 +61,8 @@ impl AdminApi {
         let (progress, steps) = mpsc::channel(MAX_PROGRESS);
         let (outcome, last) = tokio::sync::oneshot::channel();
         let api = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn(spans::carried(async move {
             let rotated = api.rotations.rotate(&caller.actor, &spec, &progress).await;
-            if let Ok(done) = &rotated {
-                api.metrics.propagated(done.propagation);
-            }
             match &rotated {
                 Ok(done) => tracing::info!(
                     actor = caller.actor,
@@ -89,10 +87,11 @@ impl AdminApi {
                     target: Target::Revoked(done.revision),
                     served: Arc::clone(&served),
                     began: api.catalog.clock().boot(),
+                    is_new: true,
                 });
                 Ok((answer, underway))
             }));
-        });
+        }));
         let steps = ReceiverStream::new(steps).map(|step| Ok(started(step)));
         let api = self.clone();
         let last = futures_util::stream::once(async move {
@@ -159,6 +158,7 @@ impl AdminApi {
             target: Target::Revoked(revoked.revision),
             served,
             began,
+            is_new: revoked.is_new,
         };
         let wait = request.wait.then_some(timeout);
         Ok(
