@@ -17,6 +17,7 @@ mod revocation;
 mod roles;
 mod rotation;
 mod shutdown;
+mod spans;
 mod status;
 mod store;
 mod traffic;

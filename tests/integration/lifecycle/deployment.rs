@@ -76,6 +76,13 @@ impl Control {
         Self { plane, data }
     }
 
+    /// Starts one whose file has `yaml` beside what every file has.
+    pub(super) async fn with_file(yaml: &str) -> Self {
+        let data = tempfile::tempdir().expect("a directory can be made");
+        let plane = relatch::Control::start_with(data.path(), yaml).await;
+        Self { plane, data }
+    }
+
     pub(super) fn data_dir(&self) -> &Path {
         self.data.path()
     }

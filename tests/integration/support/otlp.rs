@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_server::{TraceService, TraceServiceServer},
     },
-    common::v1::{KeyValue, any_value::Value},
+    common::v1::{AnyValue, KeyValue, any_value::Value},
     trace::v1::Span,
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -96,6 +96,14 @@ impl ReceivedSpan {
         }
     }
 
+    /// The values of an attribute that is a list of texts.
+    pub(crate) fn texts(&self, key: &str) -> Vec<&str> {
+        let Some(Value::ArrayValue(list)) = self.attribute(key) else {
+            return Vec::new();
+        };
+        list.values.iter().filter_map(text).collect()
+    }
+
     fn attribute(&self, key: &str) -> Option<&Value> {
         value(&self.span.attributes, key)
     }
@@ -132,6 +140,13 @@ impl Spans {
     }
 }
 
+fn text(value: &AnyValue) -> Option<&str> {
+    match value.value.as_ref() {
+        Some(Value::StringValue(text)) => Some(text),
+        _ => None,
+    }
+}
+
 fn value<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
     let attribute = attributes.iter().find(|attribute| attribute.key == key)?;
     attribute.value.as_ref()?.value.as_ref()
@@ -141,7 +156,6 @@ fn value<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
 mod tests {
     use opentelemetry_proto::tonic::{
         collector::trace::v1::trace_service_client::TraceServiceClient,
-        common::v1::AnyValue,
         resource::v1::Resource,
         trace::v1::{ResourceSpans, ScopeSpans},
     };
