@@ -113,6 +113,21 @@ impl Control {
         IssuedKey::from_json(&json)
     }
 
+    /// Replaces a key in an emergency; returns the event of the hand-over and the last one.
+    pub(super) async fn emergency(&self, key_id: &str) -> (Value, Value) {
+        let start = ["rotate", "start", key_id];
+        let why = ["--emergency", "--reason", "leaked"];
+        let output = self.run(&[&start[..], &why].concat()).await;
+        assert_eq!(output.status.code(), Some(0), "{}", output.stderr);
+        let lines = output.stdout.lines();
+        let mut events: Vec<Value> = lines
+            .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+            .collect();
+        let last = events.pop().expect("events");
+        events.retain(|event| event["event"] == "handed_over");
+        (events.pop().expect("it was handed over"), last)
+    }
+
     /// Starts the rotation of a key and waits for the hand-over.
     pub(super) async fn rotate(&self, key_id: &str) -> IssuedKey {
         IssuedKey::from_json(&self.json(&["rotate", "start", key_id]).await)

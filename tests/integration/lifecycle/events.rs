@@ -224,6 +224,17 @@ async fn a_revocation_over_a_restart(scene: &mut Scene) -> String {
     let failed = scene
         .received("key.revoked", &key.id, |status| status == 503)
         .await;
+    // A control plane that dies before it has noted the answer leaves the delivery claimed for a minute.
+    eventually("the attempt is noted", async || {
+        let listed = ["webhook", "deliveries", "--keyring", KEYRING];
+        let deliveries = scene.control.json(&listed).await;
+        let deliveries = deliveries.as_array().expect("a list");
+        let noted = |delivery: &&Value| {
+            delivery["event_id"] == failed.id.as_str() && delivery["last_http_status"] == 503
+        };
+        deliveries.iter().find(noted).map(|_| ())
+    })
+    .await;
     scene.control.plane.kill().await;
     scene.receiver.answer_with(204);
     scene.control.plane.restart().await;

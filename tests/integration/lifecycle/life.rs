@@ -5,7 +5,7 @@ use relatch::clock::Clock;
 use serde_json::Value;
 
 use super::{
-    deployment::{CONSUMER, IssuedKey, KEYRING, Verdict, last_line, time},
+    deployment::{CONSUMER, IssuedKey, KEYRING, Verdict, time},
     traffic::{Mesh, Outcome, ROUTE, assert_all_right, with_version},
 };
 use crate::support::eventually::eventually;
@@ -220,19 +220,9 @@ async fn in_an_emergency_the_old_version_is_accepted_until_it_begins_and_not_onc
     callers[1].answered(A_WHILE).await;
 
     let begun = clock.boot();
-    let emergency = [
-        "rotate",
-        "start",
-        &old.id,
-        "--emergency",
-        "--reason",
-        "leaked",
-    ];
-    let output = control.run(&emergency).await;
+    let (done, _) = control.emergency(&old.id).await;
     let over = clock.boot();
 
-    assert_eq!(output.status.code(), Some(0), "{}", output.stderr);
-    let done = last_line(&output);
     let new = IssuedKey::from_json(&done);
     assert_eq!(
         (&done["consumer"], &done["keyring"]),

@@ -1,6 +1,6 @@
 //! The spans of a control plane: who asked for what, and what became of it, without a word that is secret.
 
-use std::{net::TcpListener, time::Duration};
+use std::{fmt::Write as _, net::TcpListener, time::Duration};
 
 use relatch::proto::admin::{self, admin_client::AdminClient};
 use rustix::process::Signal;
@@ -393,5 +393,8 @@ async fn channel(control: &Control) -> Channel {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
