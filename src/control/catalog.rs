@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -17,7 +17,7 @@ use super::{
     spans::{Changes, CommitEvent, ControlTracer},
 };
 use crate::{
-    clock::Clock,
+    clock::{BootTime, Clock},
     key::{Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Refusal, Revision, Timestamp},
     store::{AppendError, EntryHash, LogName, Store, StoreError},
 };
@@ -33,8 +33,8 @@ pub struct Catalog {
     changes: watch::Sender<u64>,
     metrics: ControlMetrics,
     tracer: ControlTracer,
-    /// When the store was last read successfully.
-    as_of: AtomicI64,
+    /// When the store was last read successfully, in milliseconds of the clock that no step of the wall clock moves.
+    read_at: AtomicU64,
 }
 
 impl Catalog {
@@ -57,7 +57,7 @@ impl Catalog {
             changes: watch::Sender::new(0),
             metrics,
             tracer: ControlTracer::default(),
-            as_of: AtomicI64::new(0),
+            read_at: AtomicU64::new(0),
         };
         catalog.refresh().await?;
         Ok(catalog)
@@ -143,10 +143,13 @@ impl Catalog {
         self.changes.subscribe()
     }
 
-    /// When the store was last read successfully: how fresh the keyrings are.
+    /// When the store was last read successfully: how fresh the keyrings are. Told by the wall clock as it stands now, so
+    /// that the difference is right whatever that clock has done since.
     #[must_use]
     pub fn as_of(&self) -> Timestamp {
-        Timestamp::from_millis(self.as_of.load(Ordering::Relaxed))
+        let read_at = BootTime::from_millis(self.read_at.load(Ordering::Relaxed));
+        let age = self.clock.boot().saturating_since(read_at);
+        self.clock.wall().saturating_sub(age)
     }
 
     /// Makes a keyring from the first change of its log.
@@ -244,7 +247,7 @@ impl Catalog {
     ///
     /// When the store cannot be read or a log cannot be followed.
     pub async fn refresh(&self) -> Result<(), LogError> {
-        let began = self.clock.wall();
+        let began = self.clock.boot();
         let heads = self.store.heads().await.map_err(LogError::from)?;
         for head in heads {
             let LogName::Keyring(name) = head.log else {
@@ -263,7 +266,7 @@ impl Catalog {
                 }
             }
         }
-        self.as_of.fetch_max(began.as_millis(), Ordering::Relaxed);
+        self.read_at.fetch_max(began.as_millis(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -340,6 +343,8 @@ impl Catalog {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         key::{PepperId, Prefix, operation, testing},
@@ -356,14 +361,13 @@ mod tests {
     }
 
     async fn catalog(store: &Arc<dyn Store>) -> Catalog {
+        catalog_at(store, Clock::system()).await
+    }
+
+    async fn catalog_at(store: &Arc<dyn Store>, clock: Clock) -> Catalog {
         let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
-        let catalog = Catalog::open(
-            Arc::clone(store),
-            Clock::system(),
-            pepper,
-            ControlMetrics::default(),
-        )
-        .await;
+        let catalog =
+            Catalog::open(Arc::clone(store), clock, pepper, ControlMetrics::default()).await;
         catalog.expect("a sound store")
     }
 
@@ -455,13 +459,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn freshness_is_that_of_the_last_read() {
+    async fn freshness_is_that_of_the_last_read_whatever_the_wall_clock_does() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = store(&dir).await;
-        let catalog = with_keyring(&store).await;
-        let as_of = catalog.as_of();
+        let start = Timestamp::from_millis(1_800_000_000_000);
+        let (clock, hands) = Clock::manual(start);
+        let catalog = catalog_at(&store, clock.clone()).await;
+        let age = || clock.wall().saturating_since(catalog.as_of());
+        let minute = Duration::from_mins(1);
+        let month = Duration::from_hours(30 * 24);
+        hands.set_wall(start.saturating_add(month));
+        catalog.refresh().await.expect("readable");
+        assert_eq!(age(), Duration::ZERO);
+        hands.advance(minute);
+        hands.set_wall(start);
+        assert_eq!(age(), minute);
+        catalog.refresh().await.expect("readable");
+        assert_eq!(age(), Duration::ZERO);
         std::fs::remove_file(dir.path().join("relatch.db")).expect("it is there");
+        hands.advance(minute);
         assert!(catalog.refresh().await.is_err());
-        assert_eq!(catalog.as_of(), as_of);
+        assert_eq!(age(), minute);
     }
 }
