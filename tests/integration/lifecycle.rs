@@ -2,6 +2,7 @@
 
 mod admin_port;
 mod automation;
+mod clocks;
 mod command_line;
 mod counting;
 mod deployment;
