@@ -228,6 +228,11 @@ async fn in_an_emergency_the_old_version_is_accepted_until_it_begins_and_not_onc
         (&done["consumer"], &done["keyring"]),
         (&CONSUMER.into(), &KEYRING.into())
     );
+    let revocation = &done["revocation"];
+    assert_eq!(
+        (&revocation["applied"], &revocation["total"]),
+        (&3.into(), &3.into())
+    );
     for sidecar in &mesh.sidecars {
         assert_eq!(sidecar.check(&new.secret).await, Verdict::allowed(2));
         assert_eq!(

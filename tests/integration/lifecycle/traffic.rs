@@ -298,3 +298,22 @@ fn request(caller: &str, secret: &str) -> Request {
         .header("user-agent", caller)
         .header("x-api-key", secret)
 }
+
+#[test]
+#[should_panic(expected = "3 of 4 answers are wrong")]
+fn one_wrong_answer_is_enough() {
+    let clock = Clock::system();
+    let outcomes = [
+        Outcome::Allowed(1),
+        Outcome::Allowed(2),
+        Outcome::denied("retired"),
+        Outcome::Failed("connection reset".to_owned()),
+    ];
+    let answers = outcomes.map(|outcome| Answer {
+        sent: clock.boot(),
+        answered: clock.boot(),
+        version: Some(1),
+        outcome,
+    });
+    assert_all_right(&answers);
+}
