@@ -16,10 +16,11 @@ use super::{
 use crate::{
     clock::BootTime,
     key::{
-        KeyId, KeyState, Revision, RotationId, Secret, SinkName, Timestamp, VersionNumber,
+        KeyId, KeyState, Refusal, Revision, RotationId, Secret, SinkName, Timestamp, VersionNumber,
         VersionRef, Window,
         change::{Change, OldVersion},
         operation::{OldEnds, StageSpec, Which},
+        rotation,
     },
 };
 
@@ -45,6 +46,9 @@ pub struct RotationSpec {
     pub timeout: Duration,
     /// Where the secret is delivered before the hand-over; none: the caller gets it.
     pub sink: Option<SinkName>,
+    /// The time by which the policy made it due. It is refused where that is not so any more: another control plane on the
+    /// same store may have been first. None: somebody asked for it.
+    pub due_at: Option<Timestamp>,
 }
 
 /// A version that is on its way to the sidecars. Its secret is nowhere else.
@@ -289,7 +293,7 @@ impl Rotations {
             .catalog
             .holding(spec.key_id)
             .map_err(CommitError::from)?;
-        let rotation = RotationId::generate().map_err(CommitError::from)?;
+        let id = RotationId::generate().map_err(CommitError::from)?;
         let prefix = served.journal().state().keyring.prefix().clone();
         let secret = Secret::generate(&prefix, spec.key_id).map_err(CommitError::from)?;
         let at = self.catalog.clock().boot();
@@ -300,19 +304,26 @@ impl Rotations {
                     Window::new(None, spec.expires_in.map(|life| now.saturating_add(life)));
                 let stage = StageSpec {
                     key_id: spec.key_id,
-                    rotation,
+                    rotation: id,
                     window,
                     withdraw_after: now.saturating_add(spec.timeout + WITHDRAW_SLACK),
                 };
+                let key = keyring.key(spec.key_id)?;
+                if spec
+                    .due_at
+                    .is_some_and(|at| !rotation::is_rotation_due(keyring, key, at))
+                {
+                    return Err(not_due(spec.key_id).into());
+                }
                 let changes = keyring.stage(stage, &secret.presented(), served.pepper(), now)?;
-                let number = keyring.key(spec.key_id)?.next_number();
+                let number = key.next_number();
                 Ok((changes, (number, window)))
             })
             .await?;
         let (number, window) = staged.value;
         Ok(Staged {
             served,
-            rotation,
+            rotation: id,
             version: VersionRef {
                 key_id: spec.key_id,
                 version: number,
@@ -546,6 +557,10 @@ impl RotationError {
             span.fail(outcome);
         }
     }
+}
+
+fn not_due(key_id: KeyId) -> Refusal {
+    Refusal::Unsafe(format!("no rotation of key {key_id} is due any more"))
 }
 
 fn names(barrier: &Barrier) -> String {

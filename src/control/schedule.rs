@@ -1,7 +1,7 @@
 //! Rotations that nobody has to start: what a policy makes due is staged, delivered to its sink and handed over.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,13 +14,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     catalog::Catalog,
+    journal::CommitError,
     pace::Pace,
     rotation::{RotationError, RotationSpec, Rotations},
     served::ServedKeyring,
 };
 use crate::{
     clock::BootTime,
-    key::{Key, KeyId, operation::OldEnds, rotation},
+    key::{Key, KeyId, SinkName, Timestamp, operation::OldEnds, rotation},
 };
 
 /// Starts the rotations that are due.
@@ -32,7 +33,8 @@ pub struct Schedule {
     tasks: TaskTracker,
     /// The keys whose rotation is under way here, or has failed lately.
     attempts: Arc<Mutex<HashMap<KeyId, Attempt>>>,
-    places: Arc<Semaphore>,
+    /// Those of each sink apart: one that takes nothing holds up no rotation of another.
+    places: Arc<Mutex<HashMap<SinkName, Arc<Semaphore>>>>,
 }
 
 /// What this process knows of the scheduled rotation of a key.
@@ -46,7 +48,7 @@ struct Attempt {
 
 /// How often it is looked what is due.
 const EVERY: Duration = Duration::from_secs(1);
-/// Rotations that are under way at once: each waits for sidecars and a sink most of the time.
+/// Rotations of a sink that are under way at once: each waits for sidecars and the sink most of the time.
 const MAX_RUNNING: usize = 16;
 /// How long a scheduled rotation waits for all live sidecars.
 const BARRIER_TIMEOUT: Duration = Duration::from_mins(1);
@@ -70,7 +72,7 @@ impl Schedule {
             pace,
             tasks,
             attempts: Arc::default(),
-            places: Arc::new(Semaphore::new(MAX_RUNNING)),
+            places: Arc::default(),
         }
     }
 
@@ -88,27 +90,37 @@ impl Schedule {
 
     fn start_due(&self) {
         let now = self.pace.now();
+        let mut all_due = HashSet::new();
         for served in self.catalog.list() {
             let due = rotation::due_rotations(&served.journal().state().keyring, now);
             for key_id in due {
-                if !self.may_start(key_id) {
-                    continue;
-                }
-                let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-                    return;
-                };
-                let Some(spec) = spec(&served, key_id) else {
-                    continue;
-                };
-                self.lock().entry(key_id).or_default().is_running = true;
-                let schedule = self.clone();
-                let served = Arc::clone(&served);
-                self.tasks.spawn(async move {
-                    schedule.rotate(&served, &spec).await;
-                    drop(place);
-                });
+                all_due.insert(key_id);
+                self.start(&served, key_id, now);
             }
         }
+        // What is not due any more has begun anew when it is due again.
+        self.lock()
+            .retain(|key_id, attempt| attempt.is_running || all_due.contains(key_id));
+    }
+
+    /// Starts a rotation, unless it is to wait.
+    fn start(&self, served: &Arc<ServedKeyring>, key_id: KeyId, now: Timestamp) {
+        if !self.may_start(key_id) {
+            return;
+        }
+        let Some((spec, sink)) = spec(served, key_id, now) else {
+            return;
+        };
+        let Ok(place) = self.places_of(&sink).try_acquire_owned() else {
+            return;
+        };
+        self.lock().entry(key_id).or_default().is_running = true;
+        let schedule = self.clone();
+        let served = Arc::clone(served);
+        self.tasks.spawn(async move {
+            schedule.rotate(&served, &spec).await;
+            drop(place);
+        });
     }
 
     async fn rotate(&self, served: &ServedKeyring, spec: &RotationSpec) {
@@ -134,6 +146,17 @@ impl Schedule {
                 );
             }
             Err(RotationError::Stopping) => {}
+            Err(RotationError::Commit(CommitError::Refused(refusal)))
+                if !self.is_due(served, spec) =>
+            {
+                self.lock().remove(&spec.key_id);
+                tracing::info!(
+                    auth.keyring = %served.name(),
+                    auth.key.id = %spec.key_id,
+                    reason = %refusal,
+                    "scheduled rotation left to whoever was first"
+                );
+            }
             Err(error) => {
                 let wait = self.note_failure(spec.key_id);
                 tracing::error!(
@@ -145,6 +168,19 @@ impl Schedule {
                 );
             }
         }
+    }
+
+    /// Whether the rotation is to be started still.
+    fn is_due(&self, served: &ServedKeyring, spec: &RotationSpec) -> bool {
+        let state = served.journal().state();
+        let key = state.keyring.key(spec.key_id);
+        key.is_ok_and(|key| rotation::is_rotation_due(&state.keyring, key, self.pace.now()))
+    }
+
+    fn places_of(&self, sink: &SinkName) -> Arc<Semaphore> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = places.entry(sink.clone());
+        Arc::clone(places.or_insert_with(|| Arc::new(Semaphore::new(MAX_RUNNING))))
     }
 
     fn may_start(&self, key_id: KeyId) -> bool {
@@ -173,18 +209,20 @@ impl Schedule {
     }
 }
 
-/// How a key is rotated by schedule; none when its policy has changed meanwhile.
-fn spec(served: &ServedKeyring, key_id: KeyId) -> Option<RotationSpec> {
+/// How a key is rotated by schedule, and where its secret goes; none when its policy has changed meanwhile.
+fn spec(served: &ServedKeyring, key_id: KeyId, now: Timestamp) -> Option<(RotationSpec, SinkName)> {
     let state = served.journal().state();
     let key = state.keyring.key(key_id).ok()?;
-    let policy = state.keyring.policy_of(key);
-    Some(RotationSpec {
+    let sink = state.keyring.policy_of(key).sink.clone()?;
+    let spec = RotationSpec {
         key_id,
         old_ends: OldEnds::AfterOverlap(None),
         expires_in: life(key),
         timeout: BARRIER_TIMEOUT,
-        sink: Some(policy.sink.clone()?),
-    })
+        sink: Some(sink.clone()),
+        due_at: Some(now),
+    };
+    Some((spec, sink))
 }
 
 /// A new version lives as long as the one that it replaces was to live.
@@ -193,3 +231,6 @@ fn life(key: &Key) -> Option<Duration> {
     let expires_at = active.window.expires_at?;
     Some(expires_at.saturating_since(active.created_at))
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,14 +84,23 @@ pub fn plan(keyring: &Keyring, evidence: &Evidence, now: Timestamp, limit: usize
 pub fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
     keyring
         .due(now)
-        .filter(|(key, version)| {
-            let policy = keyring.policy_of(key);
-            let is_due = rotation_due_at(version, &policy).is_some_and(|due| due <= now);
-            let is_free = key.pending().is_none() && key.retiring().next().is_none();
-            policy.sink.is_some() && is_due && is_free
-        })
+        .filter(|(key, version)| is_to_rotate(keyring, key, version, now))
         .map(|(key, _)| key.id)
         .collect()
+}
+
+/// Whether the scheduled rotation of a key is to be started at `now`.
+#[must_use]
+pub fn is_rotation_due(keyring: &Keyring, key: &Key, now: Timestamp) -> bool {
+    key.active()
+        .is_some_and(|version| is_to_rotate(keyring, key, version, now))
+}
+
+fn is_to_rotate(keyring: &Keyring, key: &Key, version: &KeyVersion, now: Timestamp) -> bool {
+    let policy = keyring.policy_of(key);
+    let is_due = rotation_due_at(version, &policy).is_some_and(|due| due <= now);
+    let is_free = key.pending().is_none() && key.retiring().next().is_none();
+    policy.sink.is_some() && is_due && is_free
 }
 
 /// How the rotation that a version takes part in goes on; none when it is neither pending nor retiring.

@@ -53,6 +53,7 @@ impl AdminApi {
             key_id: wire::field("key_id", &request.key_id)?,
             old_ends,
             sink: None,
+            due_at: None,
             expires_in: wire::duration("expires_in", request.expires_in)?,
             timeout: timeout(request.timeout)?,
         };
