@@ -4,7 +4,7 @@
 //! of keys, their rotations, and the fleet. The series of keys are bounded; what is beyond is summed up in series whose
 //! labels are `__overflow__`.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashSet, fmt, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
@@ -28,7 +28,7 @@ use super::{
     usage::UsageBook,
 };
 use crate::key::{
-    Key, KeyVersion, Keyring, KeyringName, Timestamp, Use, VersionRef, VersionState,
+    Evidence, Key, KeyVersion, Keyring, KeyringName, Timestamp, Use, VersionRef, VersionState,
     rotation::{self, Phase},
 };
 
@@ -61,6 +61,15 @@ struct KeyCollector {
     max_versions: usize,
 }
 
+/// What a scrape tells of versions.
+struct Told {
+    lines: Vec<Line>,
+    /// The most lines.
+    room: usize,
+    /// The sum of the versions without a line.
+    rest: Option<Use>,
+}
+
 /// One version as it is told at a scrape.
 struct Line {
     labels: Labels,
@@ -81,6 +90,8 @@ struct Labels {
 /// The most versions with series of their own: some ten thousand series are a page of a few megabytes, which Prometheus
 /// takes in well under a second.
 const MAX_VERSIONS: usize = 5_000;
+/// So many versions are looked at in one go: whoever commits or reports meanwhile waits for a millisecond, not for all.
+const CHUNK: usize = 1_000;
 /// The label of what is beyond.
 const OVERFLOW: &str = "__overflow__";
 /// In seconds, from a millisecond, what one sidecar beside the control plane takes, to a minute, where commands stop to
@@ -190,85 +201,94 @@ impl CommitOutcome {
 
 impl KeyCollector {
     /// The versions in rotations first, then the others that are in use, up to the bound; and the sum of the rest.
-    fn lines(&self) -> (Vec<Line>, Option<Use>) {
+    fn tell(&self) -> Told {
         let now = self.pace.now();
-        let mut lines = Vec::new();
-        let mut rest: Option<Use> = None;
+        let mut told = Told {
+            lines: Vec::new(),
+            room: self.max_versions,
+            rest: None,
+        };
         let keyrings = self.catalog.list();
-        for served in &keyrings {
-            let state = served.journal().state();
-            let evidence = self.usage.evidence(&state.keyring, &self.fleet, now);
-            for (key, version) in state.keyring.moving() {
-                let which = name(key, version);
-                let outlook = rotation::outlook(&state.keyring, which, &evidence, now);
-                let line = Line {
-                    phase: outlook.map(|outlook| outlook.phase),
-                    ..self.line(&state.keyring, key, version)
-                };
-                self.add(line, &mut lines, &mut rest);
-            }
+        let moving: Vec<HashSet<VersionRef>> = keyrings
+            .iter()
+            .map(|served| self.tell_moving(served, now, &mut told))
+            .collect();
+        for (served, moving) in keyrings.iter().zip(moving) {
+            self.tell_settled(served, &moving, now, &mut told);
         }
-        for served in &keyrings {
-            self.add_settled(served, now, &mut lines, &mut rest);
-        }
-        (lines, rest)
+        told
     }
 
-    fn add_settled(
+    /// Tells of the versions in rotations, and returns them.
+    fn tell_moving(
         &self,
         served: &ServedKeyring,
         now: Timestamp,
-        lines: &mut Vec<Line>,
-        rest: &mut Option<Use>,
-    ) {
-        let state = served.journal().state();
-        for key in state.keyring.keys().values() {
-            let told_for = state.keyring.policy_of(key).rollback_for;
-            let is_told = |version: &&KeyVersion| match version.state {
-                VersionState::Active { .. } => true,
-                VersionState::Retired { since, .. } | VersionState::Revoked { since, .. } => {
-                    now < since.saturating_add(told_for)
-                }
-                // Told already.
-                VersionState::Pending { .. } | VersionState::Retiring { .. } => false,
+        told: &mut Told,
+    ) -> HashSet<VersionRef> {
+        let moving: Vec<VersionRef> = {
+            let state = served.journal().state();
+            let moving = state.keyring.moving();
+            moving.map(|(key, version)| name(key, version)).collect()
+        };
+        // Before the counts, which then hold everything that the coverage speaks of.
+        let coverage = self.fleet.coverage(served.name(), now);
+        for chunk in moving.chunks(CHUNK) {
+            let evidence = Evidence {
+                coverage,
+                uses: self.usage.uses_of(served.name(), chunk),
             };
-            for version in key.versions.values().filter(is_told) {
-                let line = self.line(&state.keyring, key, version);
-                if line.used.is_some() {
-                    self.add(line, lines, rest);
-                }
+            let state = served.journal().state();
+            for which in chunk {
+                let Some((key, version)) = state.keyring.version(*which) else {
+                    continue;
+                };
+                let used = evidence.uses.get(which).copied();
+                told.add(used, || {
+                    let outlook = rotation::outlook(&state.keyring, *which, &evidence, now);
+                    Line {
+                        phase: outlook.map(|outlook| outlook.phase),
+                        ..Line::of(&state.keyring, key, version, used)
+                    }
+                });
             }
         }
+        moving.into_iter().collect()
     }
 
-    fn add(&self, line: Line, lines: &mut Vec<Line>, rest: &mut Option<Use>) {
-        if lines.len() < self.max_versions {
-            lines.push(line);
-        } else if let Some(used) = line.used {
-            let rest = rest.get_or_insert_default();
-            rest.requests += used.requests;
-            rest.last_used = rest.last_used.max(used.last_used);
-        }
-    }
-
-    fn line(&self, keyring: &Keyring, key: &Key, version: &KeyVersion) -> Line {
-        Line {
-            labels: Labels {
-                keyring: keyring.name().to_string(),
-                consumer: key.consumer.to_string(),
-                key_id: key.id.to_string(),
-                version: version.number.to_string(),
-                state: version.state.kind().as_str(),
-            },
-            used: self.usage.use_of(keyring.name(), name(key, version)),
-            retires_at: match version.state {
-                VersionState::Retiring { until, .. } => Some(until),
-                VersionState::Pending { .. }
-                | VersionState::Active { .. }
-                | VersionState::Retired { .. }
-                | VersionState::Revoked { .. } => None,
-            },
-            phase: None,
+    /// Tells of the versions that are used and not in `moving`. Those that ended are told of for as long as they could
+    /// come back.
+    fn tell_settled(
+        &self,
+        served: &ServedKeyring,
+        moving: &HashSet<VersionRef>,
+        now: Timestamp,
+        told: &mut Told,
+    ) {
+        // In order, so that the same versions have series of their own at the next scrape.
+        let mut versions = self.usage.used(served.name());
+        versions.sort_unstable();
+        for chunk in versions.chunks(CHUNK) {
+            let counts = self.usage.uses_of(served.name(), chunk);
+            let state = served.journal().state();
+            for which in chunk.iter().filter(|which| !moving.contains(which)) {
+                let Some((key, version)) = state.keyring.version(*which) else {
+                    continue;
+                };
+                let is_told = match version.state {
+                    VersionState::Pending { .. }
+                    | VersionState::Active { .. }
+                    | VersionState::Retiring { .. } => true,
+                    VersionState::Retired { since, .. } | VersionState::Revoked { since, .. } => {
+                        let told_for = state.keyring.policy_of(key).rollback_for;
+                        now < since.saturating_add(told_for)
+                    }
+                };
+                if is_told {
+                    let used = counts.get(which).copied();
+                    told.add(used, || Line::of(&state.keyring, key, version, used));
+                }
+            }
         }
     }
 
@@ -299,7 +319,7 @@ impl KeyCollector {
 
 impl Collector for KeyCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let (lines, rest) = self.lines();
+        let Told { lines, rest, .. } = self.tell();
         let overflow = Labels::overflow();
         let mut requests = encoder.encode_descriptor(
             "relatch_key_requests",
@@ -369,6 +389,42 @@ impl Collector for KeyCollector {
     }
 }
 
+impl Told {
+    /// Adds a version, as a line while there is room.
+    fn add(&mut self, used: Option<Use>, line: impl FnOnce() -> Line) {
+        if self.lines.len() < self.room {
+            self.lines.push(line());
+        } else if let Some(used) = used {
+            let rest = self.rest.get_or_insert_default();
+            rest.requests = rest.requests.saturating_add(used.requests);
+            rest.last_used = rest.last_used.max(used.last_used);
+        }
+    }
+}
+
+impl Line {
+    fn of(keyring: &Keyring, key: &Key, version: &KeyVersion, used: Option<Use>) -> Self {
+        Self {
+            labels: Labels {
+                keyring: keyring.name().to_string(),
+                consumer: key.consumer.to_string(),
+                key_id: key.id.to_string(),
+                version: version.number.to_string(),
+                state: version.state.kind().as_str(),
+            },
+            used,
+            retires_at: match version.state {
+                VersionState::Retiring { until, .. } => Some(until),
+                VersionState::Pending { .. }
+                | VersionState::Active { .. }
+                | VersionState::Retired { .. }
+                | VersionState::Revoked { .. } => None,
+            },
+            phase: None,
+        }
+    }
+}
+
 impl Labels {
     fn overflow() -> Self {
         Self {
@@ -414,3 +470,6 @@ fn gauge_of(count: usize) -> ConstGauge<i64> {
 fn gauge_at(at: Timestamp) -> ConstGauge<f64> {
     ConstGauge::new(at.as_millis() as f64 / 1_000.0)
 }
+
+#[cfg(test)]
+mod tests;

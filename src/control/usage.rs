@@ -8,7 +8,7 @@ mod callers;
 mod ledger;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -212,6 +212,24 @@ impl UsageBook {
     #[must_use]
     pub fn use_of(&self, keyring: &KeyringName, version: VersionRef) -> Option<Use> {
         self.lock().ledger.total(keyring, version)
+    }
+
+    /// The versions of a keyring of whose use anything was told, in any order.
+    #[must_use]
+    pub fn used(&self, keyring: &KeyringName) -> Vec<VersionRef> {
+        self.lock().ledger.versions(keyring).copied().collect()
+    }
+
+    /// How often each of `versions` was used; without those of which nothing was told.
+    #[must_use]
+    pub fn uses_of(
+        &self,
+        keyring: &KeyringName,
+        versions: &[VersionRef],
+    ) -> HashMap<VersionRef, Use> {
+        let state = self.lock();
+        let told = |which: &VersionRef| Some((*which, state.ledger.total(keyring, *which)?));
+        versions.iter().filter_map(told).collect()
     }
 
     /// Requests per second with a version that were told of in the last minute.

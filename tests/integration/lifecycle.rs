@@ -11,6 +11,7 @@ mod events;
 mod exactness;
 mod explain;
 mod life;
+mod metrics;
 mod outage;
 mod overlap;
 mod policy;

@@ -112,6 +112,14 @@ impl Ledger {
         Some(counts.total())
     }
 
+    /// The versions of which anything was told.
+    pub(super) fn versions(&self, keyring: &KeyringName) -> impl Iterator<Item = &VersionRef> {
+        self.keyrings
+            .get(keyring)
+            .into_iter()
+            .flat_map(HashMap::keys)
+    }
+
     /// Requests per second that were told of in the last minute.
     pub(super) fn rate(&self, keyring: &KeyringName, version: VersionRef, now: BootTime) -> f64 {
         let counts = self.keyrings.get(keyring).and_then(|all| all.get(&version));
