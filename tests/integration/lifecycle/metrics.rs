@@ -129,6 +129,78 @@ async fn a_rotation_shows_and_every_alert_finds_its_metrics() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_commit_that_every_sidecar_was_waited_for_is_observed_once() {
+    let keys = tempfile::tempdir().expect("a directory can be made");
+    let directory = keys.path().display();
+    let file =
+        format!("heartbeat: 1s\nsinks: [{{ name: files, file: {{ directory: {directory} }} }}]\n");
+    let control = Control::with_file(&file).await;
+    let key = control.create_key().await;
+    let observed = async || {
+        let page = Request::get("/metrics").send(control.plane.http()).await;
+        let page = page.text();
+        let mut lines = page.lines();
+        let count = lines.find_map(|line| line.strip_prefix("relatch_propagation_seconds_count "));
+        let count = count.expect("it is registered").parse::<usize>();
+        count.expect("a number")
+    };
+    control
+        .json(&["rotate", "start", &key.id, "--overlap", "0s"])
+        .await;
+    assert_eq!(observed().await, 0, "there is no sidecar");
+    let sidecar = Sidecar::start(&control, "edge-1").await;
+    sidecar.reaches(key.revision).await;
+
+    let versions = async || {
+        let shown = control.show_key(&key.id).await;
+        shown["versions"].as_array().expect("a list").clone()
+    };
+    let often = [
+        "--rotate-every",
+        "2s",
+        "--overlap",
+        "0s",
+        "--idle-for",
+        "0s",
+    ];
+    let set = ["policy", "set", &key.id, "--sink", "files"];
+    control.json(&[&set[..], &often].concat()).await;
+    eventually("it is rotated by itself", async || {
+        (versions().await.len() >= 4).then_some(())
+    })
+    .await;
+    let never = ["policy", "set", &key.id, "--rotate-every", "never"];
+    control.json(&never).await;
+    let by_schedule = eventually("no rotation is under way", async || {
+        let versions = versions().await;
+        let is_pending = versions.iter().any(|version| version["state"] == "pending");
+        (!is_pending).then_some(versions.len() - 2)
+    })
+    .await;
+    assert_eq!(observed().await, by_schedule);
+
+    let emergency = [
+        "rotate",
+        "start",
+        &key.id,
+        "--emergency",
+        "--reason",
+        "leaked",
+    ];
+    control.json(&emergency).await;
+    assert_eq!(
+        observed().await,
+        by_schedule + 2,
+        "the new version, and the end of the old one"
+    );
+    let revoke = ["revoke", &key.id, "--all", "--reason", "leaked", "--wait"];
+    control.json(&revoke).await;
+    assert_eq!(observed().await, by_schedule + 3);
+    control.json(&revoke).await;
+    assert_eq!(observed().await, by_schedule + 3, "it was there before");
+}
+
 #[test]
 fn what_an_alert_asks_for_is_read() {
     let wanted = Wanted::of(
