@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    deployment::KEYRING,
+    deployment::{Control, KEYRING},
     traffic::{Answer, Caller, HeldKey, Mesh, Outcome, assert_all_right},
 };
 use crate::support::{eventually::eventually, relatch::text};
@@ -46,9 +46,8 @@ async fn a_consumer_that_reads_its_key_anew_goes_through_scheduled_rotations() {
             "files",
         ])
         .await;
-    for version in [1, 2] {
-        let retired = control.retired(&first.id, version).await;
-        assert!(retired["payload"]["forced"].is_null(), "{retired}");
+    for version in [2, 3] {
+        handed_over(control, version).await;
     }
     // Others could take a secret from such a directory, so that none is written to it.
     permit(directory.path(), 0o777);
@@ -88,15 +87,15 @@ async fn a_consumer_that_reads_its_key_anew_goes_through_scheduled_rotations() {
         (last(&program.answers()) == Outcome::Allowed(4)).then_some(())
     })
     .await;
-    let handed_over = control
-        .change("the hand-over", |change| {
-            change["kind"] == "handed_over" && change["version"] == 4
-        })
-        .await;
+    let handed_over = handed_over(control, 4).await;
     assert!(held["revision"].as_u64() < handed_over["revision"].as_u64());
     assert_eq!(handed_over["actor"], "schedule");
     let metric = control.metric("relatch_rotation_phase", &labels).await;
     assert_eq!(metric, None);
+    for version in [1, 2] {
+        let retired = control.retired(&first.id, version).await;
+        assert!(retired["payload"]["forced"].is_null(), "{retired}");
+    }
 
     let answers = program.stop().await;
     assert_all_right(&answers);
@@ -112,6 +111,14 @@ async fn a_consumer_that_reads_its_key_anew_goes_through_scheduled_rotations() {
     assert!(!log.contains(&secret_part(&first.secret)), "{log}");
     let shown: Value = control.show_key(&first.id).await;
     assert_eq!(shown["version"], 4);
+}
+
+async fn handed_over(control: &Control, version: u64) -> Value {
+    control
+        .change("a hand-over", |change| {
+            change["kind"] == "handed_over" && change["version"] == version
+        })
+        .await
 }
 
 fn permit(path: &Path, mode: u32) {

@@ -107,11 +107,11 @@ async fn a_rotation(scene: &Scene) {
     let key = scene.control.create_key().await;
     let times = [
         "--overlap",
-        "3s",
+        "4s",
         "--idle-for",
-        "3s",
+        "4s",
         "--remind-before",
-        "1s",
+        "2s",
     ];
     scene.set_policy(&key.id, &times).await;
     let done = scene.control.json(&["rotate", "start", &key.id]).await;

@@ -220,7 +220,7 @@ async fn in_an_emergency_the_old_version_is_accepted_until_it_begins_and_not_onc
     callers[1].answered(A_WHILE).await;
 
     let begun = clock.boot();
-    let (done, _) = control.emergency(&old.id).await;
+    let (done, revocation) = control.emergency(&old.id).await;
     let over = clock.boot();
 
     let new = IssuedKey::from_json(&done);
@@ -228,7 +228,6 @@ async fn in_an_emergency_the_old_version_is_accepted_until_it_begins_and_not_onc
         (&done["consumer"], &done["keyring"]),
         (&CONSUMER.into(), &KEYRING.into())
     );
-    let revocation = &done["revocation"];
     assert_eq!(
         (&revocation["applied"], &revocation["total"]),
         (&3.into(), &3.into())

@@ -2,9 +2,8 @@
 
 use relatch::key::Timestamp;
 use rustix::process::Signal;
-use serde_json::Value;
 
-use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict};
+use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict, time};
 use crate::support::{process::Output, relatch::text};
 
 #[tokio::test]
@@ -269,11 +268,6 @@ fn assert_code(code: i32, output: &Output, said: &str) {
     let Output { status, stderr, .. } = output;
     assert_eq!(status.code(), Some(code), "{stderr}");
     assert!(stderr.contains(said), "{said:?} is not in {stderr}");
-}
-
-fn time(value: &Value) -> Timestamp {
-    let text = value.as_str().expect("a time");
-    text.parse().expect("RFC 3339")
 }
 
 /// The states of a key's versions, the oldest first.

@@ -260,7 +260,8 @@ async fn work(addr: SocketAddr, name: &'static str, run: Arc<Run>) {
         let told = run.held.lock().expect("nobody panics with it").clone();
         let key = told.unwrap_or_else(|| (run.key)());
         let sent = clock.boot();
-        let outcome = match send(addr, &mut connection, &request(name, &key.secret)).await {
+        let request = request(name, &key.secret);
+        let outcome = match Connection::send_kept(&mut connection, addr, &request).await {
             Ok(response) => Outcome::of(&response),
             Err(error) => Outcome::Failed(error.to_string()),
         };
@@ -273,22 +274,6 @@ async fn work(addr: SocketAddr, name: &'static str, run: Arc<Run>) {
         let mut answers = run.answers.lock().expect("nobody panics with it");
         answers.push(answer);
     }
-}
-
-async fn send(
-    addr: SocketAddr,
-    kept: &mut Option<Connection>,
-    request: &Request,
-) -> std::io::Result<Response> {
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => Connection::open(addr).await?,
-    };
-    let response = connection.send(request).await?;
-    if !response.is_last() {
-        *kept = Some(connection);
-    }
-    Ok(response)
 }
 
 fn request(caller: &str, secret: &str) -> Request {

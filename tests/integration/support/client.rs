@@ -180,6 +180,23 @@ impl Connection {
         tokio::time::timeout(DEADLINE, self.exchange(request)).await?
     }
 
+    /// Sends `request` on the connection that is kept, or on a new one, and keeps it while the server does.
+    pub(crate) async fn send_kept(
+        kept: &mut Option<Self>,
+        addr: SocketAddr,
+        request: &Request,
+    ) -> io::Result<Response> {
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => Self::open(addr).await?,
+        };
+        let response = connection.send(request).await?;
+        if !response.is_last() {
+            *kept = Some(connection);
+        }
+        Ok(response)
+    }
+
     async fn exchange(&mut self, request: &Request) -> io::Result<Response> {
         let Self(wire) = self;
         wire.write(&request.bytes(wire.peer()?)).await?;

@@ -119,29 +119,13 @@ async fn work(addr: SocketAddr, make_request: &impl Fn() -> Request, run: &Run) 
     let mut totals = Totals::default();
     let mut kept = None;
     while !run.stopping.load(Ordering::SeqCst) {
-        let outcome = send(addr, &mut kept, &make_request()).await;
+        let outcome = Connection::send_kept(&mut kept, addr, &make_request()).await;
         totals.record(outcome);
         run.answered.fetch_add(1, Ordering::SeqCst);
         // An answer that was already there costs no wait; others on this thread must have their turn all the same.
         tokio::task::yield_now().await;
     }
     totals
-}
-
-async fn send(
-    addr: SocketAddr,
-    kept: &mut Option<Connection>,
-    request: &Request,
-) -> io::Result<Response> {
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => Connection::open(addr).await?,
-    };
-    let response = connection.send(request).await?;
-    if !response.is_last() {
-        *kept = Some(connection);
-    }
-    Ok(response)
 }
 
 #[cfg(test)]
