@@ -95,7 +95,7 @@ impl AdminApi {
         }));
         let steps = ReceiverStream::new(steps).map(|step| Ok(started(step)));
         let api = self.clone();
-        let last = futures_util::stream::once(async move {
+        let last = spans::carried(async move {
             let stopped = || Err(Status::aborted("the control plane stops"));
             let (answer, underway) = last.await.unwrap_or_else(|_| stopped())?;
             let handed_over = futures_util::stream::iter([Ok(answer)]);
@@ -111,6 +111,7 @@ impl AdminApi {
             let revocation = futures_util::stream::iter(revocation).flatten();
             Ok::<_, Status>(handed_over.chain(revocation))
         });
+        let last = futures_util::stream::once(last);
         Ok(Box::pin(steps.chain(last.try_flatten())))
     }
 

@@ -89,6 +89,25 @@ async fn a_rotation_is_one_trace_below_the_call_that_began_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_for_an_emergencys_revocation_is_below_its_call() {
+    let collector = OtlpReceiver::start().await;
+    let mut control = traced(&collector, "").await;
+    let key = control.create_key().await;
+    let start = ["rotate", "start", &key.id, "--emergency"];
+    control
+        .json(&[&start[..], &["--reason", CANARY]].concat())
+        .await;
+
+    let spans = ended(&mut control, &collector).await;
+
+    let call = spans.one(&format!("{SERVICE}/StartRotation"));
+    let below = spans.below(call);
+    let names: Vec<&str> = below.iter().map(|span| &*span.span.name).collect();
+    assert_eq!(names, ["relatch.rotation", "relatch.barrier"]);
+    assert_eq!(below[1].text("relatch.barrier.outcome"), Some("passed"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_are_not_served_have_spans_too() {
     let collector = OtlpReceiver::start().await;
     let mut control = traced(&collector, "").await;
