@@ -90,7 +90,7 @@ struct Labels {
 /// The most versions with series of their own: some ten thousand series are a page of a few megabytes, which Prometheus
 /// takes in well under a second.
 const MAX_VERSIONS: usize = 5_000;
-/// So many versions are looked at in one go: whoever commits or reports meanwhile waits for a millisecond, not for all.
+/// So many versions are looked at in one go, so that whoever commits or reports meanwhile does not wait for all of them.
 const CHUNK: usize = 1_000;
 /// The label of what is beyond.
 const OVERFLOW: &str = "__overflow__";

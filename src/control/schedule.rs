@@ -46,6 +46,12 @@ struct Attempt {
     retry_at: BootTime,
 }
 
+/// Marks a key as being rotated until it is dropped, also by a panic.
+struct Running<'a> {
+    schedule: &'a Schedule,
+    key_id: KeyId,
+}
+
 /// How often it is looked what is due.
 const EVERY: Duration = Duration::from_secs(1);
 /// Rotations of a sink that are under way at once: each waits for sidecars and the sink most of the time.
@@ -118,8 +124,12 @@ impl Schedule {
         let schedule = self.clone();
         let served = Arc::clone(served);
         self.tasks.spawn(async move {
+            let running = Running {
+                schedule: &schedule,
+                key_id: spec.key_id,
+            };
             schedule.rotate(&served, &spec).await;
-            drop(place);
+            drop((running, place));
         });
     }
 
@@ -206,6 +216,20 @@ impl Schedule {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<KeyId, Attempt>> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let is_running = |attempt: &Attempt| attempt.is_running;
+        if self
+            .schedule
+            .lock()
+            .get(&self.key_id)
+            .is_some_and(is_running)
+        {
+            self.schedule.note_failure(self.key_id);
+        }
     }
 }
 
