@@ -453,3 +453,95 @@ fn a_roll_back_lets_both_versions_be_used_and_ends_with_the_new_one() {
     scene.commit(again.expect("version 2 retired just now"));
     assert_eq!((scene.state(1), scene.state(2)), ("retiring", "active"));
 }
+
+/// What a refusal says.
+fn refused(outcome: Result<Vec<Change>, crate::key::Refusal>) -> String {
+    outcome.expect_err("it is refused").to_string()
+}
+
+#[test]
+fn what_an_overlap_does_not_allow_is_refused_with_the_way_out() {
+    let scene = Scene::rotated().used(1, HOUR).told(HOUR);
+    let (key_id, keyring, now) = (scene.key_id, &scene.keyring, scene.now);
+    let in_use = keyring.retire(key_id, None, &scene.evidence, None, now);
+    assert!(matches!(in_use, Err(crate::key::Refusal::InUse { .. })));
+    assert!(refused(in_use).contains("it was last used at"));
+    let second = VersionNumber::new(2);
+    let active = keyring.retire(key_id, second, &scene.evidence, Some("why"), now);
+    assert!(refused(active).ends_with("is active, not retiring"));
+    let third = VersionNumber::new(3);
+    let unknown = keyring.retire(key_id, third, &scene.evidence, Some("why"), now);
+    assert!(matches!(unknown, Err(crate::key::Refusal::NotFound { .. })));
+    let unexplained = keyring.retire(key_id, None, &scene.evidence, Some(" "), now);
+    assert!(refused(unexplained).starts_with("reason: say why"));
+    let earlier = START.saturating_add(OVERLAP);
+    let earlier = keyring.extend(key_id, None, earlier, "why");
+    assert!(refused(earlier).contains("give a later end"));
+    let nothing_staged = keyring.abort(key_id, "why");
+    assert!(refused(nothing_staged).ends_with("`relatch rotate rollback`"));
+}
+
+#[test]
+fn an_overlap_that_ends_with_the_version_cannot_be_extended() {
+    let scene = Scene::rotated_with(Some(OVERLAP));
+    let later = START.saturating_add(2 * OVERLAP);
+    let extended = scene.keyring.extend(scene.key_id, None, later, "why");
+    assert!(refused(extended).contains("an overlap cannot outlast that"));
+}
+
+#[test]
+fn more_than_one_retiring_version_has_to_be_named() {
+    let mut scene = Scene::rotated();
+    let rotation = scene.stage();
+    let overlap = OldEnds::AfterOverlap(None);
+    let again = scene
+        .keyring
+        .hand_over(scene.key_id, rotation, &overlap, scene.now);
+    scene.commit(again.expect("it is staged"));
+    let later = START.saturating_add(3 * OVERLAP);
+    let extend = |version| scene.keyring.extend(scene.key_id, version, later, "why");
+    assert!(refused(extend(None)).contains("more than one version is retiring; name one"));
+    assert!(extend(VersionNumber::new(1)).is_ok());
+    let back = scene.keyring.roll_back(scene.key_id, "why", scene.now);
+    let back = back.expect("version 2 was replaced last");
+    assert!(matches!(back[..], [Change::RolledBack { version, .. }] if version.get() == 2));
+}
+
+#[test]
+fn a_version_that_cannot_come_back_does_not() {
+    let roll_back =
+        |scene: &Scene| refused(scene.keyring.roll_back(scene.key_id, "why", scene.now));
+    let never_rotated = Scene::new(None);
+    assert!(roll_back(&never_rotated).contains("no former version"));
+
+    let mut staged = Scene::rotated();
+    staged.stage();
+    assert!(roll_back(&staged).contains("relatch rotate abort"));
+
+    let expired = Scene::rotated_with(Some(2 * HOUR)).at(2 * HOUR);
+    assert!(roll_back(&expired).contains("has expired"));
+
+    let mut late = Scene::rotated().told(OVERLAP).at(OVERLAP);
+    assert_eq!(late.reconcile(), ["drained", "version_retired"]);
+    let rollback_for = RotationPolicy::default().rollback_for;
+    late = late.at(OVERLAP + rollback_for - Duration::from_millis(1));
+    let back = late.keyring.roll_back(late.key_id, "why", late.now);
+    assert!(back.is_ok(), "{back:?}");
+    late = late.at(OVERLAP + rollback_for);
+    assert!(roll_back(&late).contains("longer ago than a roll-back may reach"));
+}
+
+#[test]
+fn an_emergency_revokes_the_old_version_in_the_same_commit() {
+    let mut scene = Scene::new(None);
+    let rotation = scene.stage();
+    let at_once = OldEnds::AtOnce("leaked".into());
+    let handed_over = scene
+        .keyring
+        .hand_over(scene.key_id, rotation, &at_once, scene.now);
+    let handed_over = handed_over.expect("it is staged");
+    let kinds: Vec<_> = handed_over.iter().map(Change::kind).collect();
+    assert_eq!(kinds, ["handed_over", "versions_revoked"]);
+    scene.commit(handed_over);
+    assert_eq!((scene.state(1), scene.state(2)), ("revoked", "active"));
+}
