@@ -64,6 +64,7 @@ struct Loaded {
     tokens: Arc<Tokens>,
     usage: Arc<UsageBook>,
     fleet: Arc<Fleet>,
+    pace: Arc<Pace>,
 }
 
 /// The addresses that a control plane has bound.
@@ -203,8 +204,8 @@ impl ControlPlane {
             tokens,
             usage,
             fleet,
+            pace,
         } = Loaded::from(settings, &clock, metrics, &tracer).await?;
-        let pace = Arc::new(Pace::new(clock));
 
         let calls = TaskTracker::new();
         let discovery = DiscoveryServer::new(
@@ -312,12 +313,15 @@ impl Loaded {
         let catalog = Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone(), metrics);
         let catalog = Arc::new(catalog.await?.with_tracer(tracer.clone()));
         let tokens = Tokens::open(Arc::clone(&store), clock.clone(), &pepper).await?;
-        let usage = UsageBook::open(Arc::clone(&store), clock.clone(), &known).await?;
+        let pace = Arc::new(Pace::new(clock.clone()));
+        let usage = UsageBook::open(Arc::clone(&store), clock.clone(), Arc::clone(&pace), &known);
+        let usage = usage.await?;
         Ok(Self {
             catalog,
             tokens: Arc::new(tokens.with_tracer(tracer.clone())),
             usage: Arc::new(usage),
             fleet: Arc::new(Fleet::new(clock.clone(), settings.lease, known)),
+            pace,
             pepper,
         })
     }

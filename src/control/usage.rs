@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     catalog::Catalog,
     fleet::{Fleet, MemberKey},
+    pace::Pace,
 };
 use crate::{
     clock::{BootTime, Clock},
@@ -39,6 +40,8 @@ use ledger::{Boot, Ledger};
 pub struct UsageBook {
     store: Arc<dyn Store>,
     clock: Clock,
+    /// What a sidecar tells of the future is cut here, also while both clocks have jumped ahead.
+    pace: Arc<Pace>,
     state: Mutex<State>,
     /// There is something to write.
     written_to: Notify,
@@ -135,6 +138,7 @@ impl UsageBook {
     pub async fn open(
         store: Arc<dyn Store>,
         clock: Clock,
+        pace: Arc<Pace>,
         presence: &[PresenceRow],
     ) -> Result<Self, StoreError> {
         let stored = store.load_usage().await?;
@@ -157,6 +161,7 @@ impl UsageBook {
         };
         Ok(Self {
             store,
+            pace,
             clock,
             state: Mutex::new(state),
             written_to: Notify::new(),
@@ -468,7 +473,7 @@ impl UsageStream {
     /// Merges a message. One that comes twice or late changes nothing; after one that is missing, nothing is taken for
     /// complete until the next report, which has whatever was not acked.
     pub fn note(&mut self, usage: &wire::Usage, versions: &impl Versions) {
-        let now = self.book.clock.wall();
+        let now = self.book.pace.now();
         self.book.merge(self, usage, versions, now);
         let is_late = self.next.is_some_and(|next| usage.sequence < next);
         if !is_late {

@@ -57,7 +57,8 @@ impl World {
         let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
         let opened = Catalog::open(Arc::clone(&store), clock.clone(), pepper, metrics.clone());
         let catalog = Arc::new(opened.await.expect("a sound store"));
-        let usage = UsageBook::open(store, clock.clone(), &[]).await;
+        let pace = Arc::new(Pace::new(clock.clone()));
+        let usage = UsageBook::open(store, clock.clone(), pace, &[]).await;
         let usage = Arc::new(usage.expect("it reads"));
         let fleet = Arc::new(Fleet::new(clock.clone(), LEASE, Vec::new()));
         registry.register_collector(Box::new(KeyCollector {

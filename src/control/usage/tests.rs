@@ -74,7 +74,8 @@ impl Plane {
         let store = SqliteStore::open(&dir.join("relatch.db"), options).await;
         let store: Arc<dyn Store> = Arc::new(store.expect("it opens"));
         let known = store.load_presence().await.expect("it reads");
-        let book = UsageBook::open(store, clock.clone(), &known).await;
+        let pace = Arc::new(Pace::new(clock.clone()));
+        let book = UsageBook::open(store, clock.clone(), pace, &known).await;
         let fleet = Fleet::new(clock.clone(), LEASE, known);
         (Arc::new(book.expect("it reads")), fleet)
     }
@@ -243,6 +244,24 @@ async fn a_clock_that_is_ahead_proves_nothing_about_the_future() {
     );
     plane.flush().await;
     assert_eq!(plane.complete_until(), Some(START));
+    plane.hands.advance(Duration::from_mins(10));
+    assert_eq!(plane.complete_until(), Some(START));
+    let used = plane.book.use_of(&testing::keyring_name(), version(1));
+    assert_eq!(used.and_then(|used| used.last_used), Some(at(START)));
+}
+
+#[tokio::test]
+async fn clocks_that_jumped_ahead_together_prove_nothing_once_they_are_set_right() {
+    let plane = Plane::new().await;
+    let (_, mut stream, _acks) = plane.connect("a").await;
+    let ahead = START + 3_600_000;
+    plane.hands.set_wall(at(ahead));
+    stream.note(
+        &report(1, Some(ahead), vec![used(1, 5, ahead)]),
+        &TwoVersions,
+    );
+    plane.flush().await;
+    plane.hands.set_wall(at(START));
     plane.hands.advance(Duration::from_mins(10));
     assert_eq!(plane.complete_until(), Some(START));
     let used = plane.book.use_of(&testing::keyring_name(), version(1));
