@@ -1,11 +1,7 @@
 //! The pages say what is true. The examples of `docs/for-consumers.md` are taken out of it and run as a consumer would;
 //! `docs/operating.md` knows every alert, and every metric that one relies on.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use relatch::{
     authz::DenyReason,
@@ -18,6 +14,7 @@ use crate::support::{
     client::Request,
     envoy::{Envoy, EnvoyOptions},
     eventually::eventually,
+    page::{example, node},
     process::{Output, run},
     relatch::Relatch,
     upstream::Upstream,
@@ -60,29 +57,13 @@ impl Example {
         match self {
             Self::Curl => "sh".into(),
             Self::Python => "python3".into(),
-            Self::TypeScript => {
-                let node = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/bin/node");
-                assert!(
-                    node.exists(),
-                    "{} is missing: run scripts/test.sh once, it fetches Node.js",
-                    node.display()
-                );
-                node
-            }
+            Self::TypeScript => node(),
         }
     }
 
     /// Its text in the page.
     fn text(self) -> &'static str {
-        let named = |block: &&str| {
-            let first = block.lines().nth(1).unwrap_or_default();
-            first.ends_with(&format!(" {}", self.file()))
-        };
-        // Every second part stands within a fence, and begins with the name of its language.
-        let mut blocks = PAGE.split("```").skip(1).step_by(2).filter(named);
-        let block = blocks.next().expect("the page has the example");
-        assert!(blocks.next().is_none(), "{self:?} is there twice");
-        block.split_once('\n').expect("a block has lines").1
+        example(PAGE, self.file())
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod eventually;
 pub(crate) mod load;
 pub(crate) mod openbao;
 pub(crate) mod otlp;
+pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod receiver;
 pub(crate) mod relatch;

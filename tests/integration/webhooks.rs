@@ -1,13 +1,7 @@
 //! The receivers of `docs/webhooks.md`, taken out of the page and run: they believe what relatch sends them, and nothing
 //! else.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, sync::Arc};
 
 use http::Method;
 use relatch::{
@@ -23,7 +17,11 @@ use relatch::{
 };
 use tempfile::TempDir;
 
-use crate::support::{eventually::DEADLINE, process::Process};
+use crate::support::{
+    eventually::DEADLINE,
+    page::{example, node},
+    process::Process,
+};
 
 /// The page.
 const PAGE: &str = include_str!("../../docs/webhooks.md");
@@ -57,29 +55,13 @@ impl Example {
     fn program(self) -> PathBuf {
         match self {
             Self::Python => "python3".into(),
-            Self::TypeScript => {
-                let node = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/node/bin/node");
-                assert!(
-                    node.exists(),
-                    "{} is missing: run scripts/test.sh once, it fetches Node.js",
-                    node.display()
-                );
-                node
-            }
+            Self::TypeScript => node(),
         }
     }
 
     /// Its text in the page.
     fn text(self) -> &'static str {
-        let named = |block: &&str| {
-            let first = block.lines().nth(1).unwrap_or_default();
-            first.ends_with(&format!(" {}", self.file()))
-        };
-        // Every second part stands within a fence, and begins with the name of its language.
-        let mut blocks = PAGE.split("```").skip(1).step_by(2).filter(named);
-        let block = blocks.next().expect("the page has the example");
-        assert!(blocks.next().is_none(), "{self:?} is there twice");
-        block.split_once('\n').expect("a block has lines").1
+        example(PAGE, self.file())
     }
 }
 
