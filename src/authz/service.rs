@@ -5,7 +5,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use tonic::{Request, Response, Status, metadata::MetadataMap};
@@ -33,6 +36,8 @@ pub struct Authorizer {
     /// Sorted by name, to be found by a name that is text only.
     slots: Arc<[Arc<Slot>]>,
     clock: Clock,
+    /// The latest time by which a check was judged, in milliseconds since the Unix epoch.
+    latest: Arc<AtomicI64>,
     observer: Arc<dyn Observer>,
 }
 
@@ -59,6 +64,7 @@ impl Authorizer {
             settings,
             slots: slots.into(),
             clock,
+            latest: Arc::default(),
             observer,
         }
     }
@@ -78,7 +84,7 @@ impl Authorizer {
         judge: impl FnOnce(Timestamp, BootTime) -> Answered,
     ) -> CheckResponse {
         let (started, began) = (self.clock.system_time(), self.clock.boot());
-        let answered = guarded(|| judge(started.into(), began))
+        let answered = guarded(|| judge(self.not_before_latest(started.into()), began))
             .unwrap_or_else(|| self.refuse(Denial::internal(), None, parent));
         let event = CheckEvent {
             decision: &answered.decision,
@@ -90,6 +96,15 @@ impl Authorizer {
         // An observer that fails leaves a gap in what is told, and the answer as it is.
         let _observed = guarded(|| self.observer.observe(&event));
         answered.response
+    }
+
+    /// The time to judge by: a wall clock that is set back does not bring expired keys back to life.
+    fn not_before_latest(&self, now: Timestamp) -> Timestamp {
+        let latest = self.latest.load(Ordering::Relaxed);
+        if now.as_millis() > latest {
+            self.latest.fetch_max(now.as_millis(), Ordering::Relaxed);
+        }
+        now.max(Timestamp::from_millis(latest))
     }
 
     fn answer_at(
@@ -193,7 +208,7 @@ fn parent_of(metadata: &MetadataMap) -> Option<TraceParent> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::{sync::Mutex, time::Duration};
 
     use super::*;
     use crate::{
@@ -305,6 +320,27 @@ mod tests {
         let slot = authorizer.slot("payments").expect("it is held");
         let used = slot.usage().take_used();
         used.iter().map(|usage| usage.read()).collect()
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_revives_no_expired_key() {
+        let secret = testing::secret(KeyId::generate().expect("the random source works"));
+        let life = Duration::from_secs(1);
+        let record = KeyRecord {
+            window: Window::new(None, Some(NOW.saturating_add(life))),
+            ..testing::record_of(&secret)
+        };
+        let keyrings = keyrings(vec![record], true);
+        let (clock, hands) = Clock::manual(NOW);
+        let observer = Arc::new(Recorder::default());
+        let authorizer = Authorizer::new(Arc::new(settings()), &keyrings, clock, observer);
+        let message = Message::get("/").header("x-api-key", secret.expose().to_owned());
+        let answer = || code(&authorizer.answer(&message.joined(), None));
+        assert_eq!(answer(), Some(0));
+        hands.set_wall(NOW.saturating_add(life));
+        assert_eq!(answer(), Some(16));
+        hands.set_wall(NOW);
+        assert_eq!(answer(), Some(16), "it was revived");
     }
 
     fn authorizer_of(record: KeyRecord, observer: Arc<dyn Observer>) -> Authorizer {
