@@ -306,7 +306,8 @@ impl Case<'_> {
                 .into(),
             )),
             Idleness::Complete { .. } if !is_over => None,
-            _ if is_over && !self.has_successor() => self.hold(version, until, NO_SUCCESSOR),
+            Idleness::Complete { .. } | Idleness::Pending { .. } | Idleness::Unknown
+                if is_over && !self.has_successor() => self.hold(version, until, NO_SUCCESSOR),
             idleness if is_over => self.meet_deadline(version, until, idleness),
             Idleness::Complete { .. } | Idleness::Pending { .. } | Idleness::Unknown => {
                 self.remind(version, since, until)
@@ -398,7 +399,11 @@ impl Case<'_> {
         let is_over = until <= self.now;
         let idleness = self.idleness(version, since);
         let (phase, waits_for, earliest_end) = match idleness {
-            _ if is_over && !self.has_successor() => (Phase::Held, NO_SUCCESSOR.to_owned(), None),
+            Idleness::Complete { .. } | Idleness::Pending { .. } | Idleness::Unknown
+                if is_over && !self.has_successor() =>
+            {
+                (Phase::Held, NO_SUCCESSOR.to_owned(), None)
+            }
             Idleness::Complete { since, .. } => (
                 Phase::Drain,
                 format!("the end of the overlap at {until}; not used since {since}"),

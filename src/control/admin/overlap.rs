@@ -28,11 +28,15 @@ impl AdminApi {
             .commit(&served, &caller.actor, |keyring, now| {
                 let evidence = self.evidence(keyring, self.pace.now());
                 let changes = keyring.retire(key_id, version, &evidence, force, now)?;
-                let retired = changes.iter().find_map(|change| match change {
-                    Change::VersionRetired {
+                let retired = changes.iter().find_map(|change| {
+                    if let Change::VersionRetired {
                         version, reason, ..
-                    } => Some((*version, reason.to_string())),
-                    _ => None,
+                    } = change
+                    {
+                        Some((*version, reason.to_string()))
+                    } else {
+                        None
+                    }
                 });
                 Ok((changes, retired))
             })
@@ -92,9 +96,12 @@ impl AdminApi {
                         .saturating_add(by),
                 };
                 let changes = keyring.extend(key_id, version, until, &request.reason)?;
-                let extended = changes.iter().find_map(|change| match change {
-                    Change::OverlapExtended { version, until, .. } => Some((*version, *until)),
-                    _ => None,
+                let extended = changes.iter().find_map(|change| {
+                    if let Change::OverlapExtended { version, until, .. } = change {
+                        Some((*version, *until))
+                    } else {
+                        None
+                    }
                 });
                 Ok((changes, extended))
             })
@@ -133,11 +140,15 @@ impl AdminApi {
             .catalog
             .commit(&served, &caller.actor, |keyring, now| {
                 let changes = keyring.roll_back(key_id, &request.reason, now)?;
-                let back = changes.iter().find_map(|change| match change {
-                    Change::RolledBack {
+                let back = changes.iter().find_map(|change| {
+                    if let Change::RolledBack {
                         version, replaced, ..
-                    } => Some((*version, *replaced)),
-                    _ => None,
+                    } = change
+                    {
+                        Some((*version, *replaced))
+                    } else {
+                        None
+                    }
                 });
                 Ok((changes, back))
             })
