@@ -1,5 +1,6 @@
 //! Which sidecars there are, what each of them has applied, and until when it has told of uses.
 
+mod barrier;
 mod gap;
 
 use std::{
@@ -12,11 +13,12 @@ use tokio::sync::watch;
 
 use crate::{
     clock::{BootTime, Clock},
-    key::{Coverage, Epoch, KeyringName, Revision, Timestamp, VersionRef},
+    key::{Coverage, Epoch, KeyringName, Revision, Timestamp},
     proto::discovery as wire,
     store::{PresenceKey, PresenceRow, Store, StoreError},
 };
 
+pub use barrier::{Barrier, Laggard, Target};
 pub use gap::Gap;
 
 use gap::Gaps;
@@ -92,39 +94,6 @@ pub struct Progress {
     pub rejected: BTreeMap<String, String>,
 }
 
-/// How a sidecar of a keyring is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// Connected, and at the newest revision.
-    Current,
-    /// Connected, and behind.
-    Lagging,
-    /// Its stream has broken lately; it serves what it has.
-    Disconnected,
-    /// It went without its last report of uses.
-    Gap,
-}
-
-/// A point that every sidecar is to reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Everything up to the revision is in use, and this version was not refused.
-    Applied(Revision, VersionRef),
-    /// Every revocation up to the revision is in use.
-    Revoked(Revision),
-}
-
-/// How far the live sidecars of a keyring are from a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Barrier {
-    /// How many are there.
-    pub applied: usize,
-    /// How many there are.
-    pub total: usize,
-    /// The others.
-    pub laggards: Vec<Laggard>,
-}
-
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parting {
@@ -152,19 +121,17 @@ pub struct Late {
     pub last_seen: Timestamp,
 }
 
-/// A sidecar that is not there yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Laggard {
-    /// The sidecar.
-    pub node: String,
-    /// Its cluster.
-    pub cluster: String,
-    /// Whether its stream is open.
-    pub connected: bool,
-    /// By how many revisions it lags.
-    pub behind: u64,
-    /// When it was last heard of.
-    pub last_seen: Timestamp,
+/// How a sidecar of a keyring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Connected, and at the newest revision.
+    Current,
+    /// Connected, and behind.
+    Lagging,
+    /// Its stream has broken lately; it serves what it has.
+    Disconnected,
+    /// It went without its last report of uses.
+    Gap,
 }
 
 /// So many rejected items are remembered per sidecar and keyring; one is enough to know that something is wrong.
@@ -623,14 +590,6 @@ impl Condition {
             Self::Disconnected => "disconnected",
             Self::Gap => "gap",
         }
-    }
-}
-
-impl Barrier {
-    /// Whether every live sidecar is there.
-    #[must_use]
-    pub const fn is_passed(&self) -> bool {
-        self.laggards.is_empty()
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
-use crate::key::testing;
+
+use crate::key::{VersionRef, testing};
 
 const LEASE: Duration = Duration::from_mins(1);
 
