@@ -1,5 +1,4 @@
 use super::*;
-
 use crate::key::{VersionRef, testing};
 
 const LEASE: Duration = Duration::from_mins(1);
