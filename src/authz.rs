@@ -10,6 +10,8 @@ mod cookie;
 pub mod credential;
 pub mod decision;
 pub mod event;
+mod inline;
+mod message;
 mod query;
 pub mod question;
 pub mod reason;

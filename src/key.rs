@@ -40,6 +40,7 @@ pub use id::{
 pub use keyring::{ApplyError, Keyring};
 pub use note::Note;
 pub use operation::Refusal;
+pub(crate) use permission::permit_source;
 pub use permission::{AllowedSources, Scope, Scopes};
 pub use policy::{OnDeadline, PolicyOverrides, RotationPolicy, SinkName};
 pub use record::{KeyRecord, Standing};

@@ -6,13 +6,16 @@
 //! outlives all views.
 
 mod callers;
+mod held;
 mod mirror;
+mod shard;
 mod slot;
 mod usage;
 mod view;
 
 pub use callers::{Caller, CallerUse, MAX_CALLERS};
+pub use held::{HeldKey, OwnedKey};
 pub use mirror::{Announced, DeltaError, Mirror, Position, SnapshotBuilder, SnapshotError};
 pub use slot::{Freshness, Keyrings, Slot, Staleness};
-pub use usage::{Ledger, VersionUsage};
-pub use view::{HeldKey, KeyringSettings, KeyringView};
+pub use usage::{Ledger, UsageIndex, VersionUsage};
+pub use view::{KeyringSettings, KeyringView};

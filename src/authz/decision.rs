@@ -3,57 +3,60 @@
 //! The first that applies wins: the request is malformed; no keyring; none usable; ambiguous or missing credential;
 //! not a token of the keyring; not found; revoked, retired, expired, not yet valid; source; scopes. Else it is allowed.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use super::{credential::Places, question::Question, reason::DenyReason, settings::Auth};
+use super::{
+    credential::Places, question::Question, reason::DenyReason, route::RequiredScopes,
+    settings::Auth,
+};
 use crate::{
     clock::BootTime,
-    key::{KeyRecord, KeyState, KeyringName, Revision, Standing, Timestamp},
+    key::{KeyState, KeyringName, Revision, Standing, Timestamp},
     keyring::{Freshness, HeldKey, KeyringView, Slot},
 };
 
 /// What becomes of a request.
 #[derive(Clone, Debug)]
-pub enum Decision {
+pub enum Decision<'v> {
     /// It passes, with the identity of the caller.
-    Allow(Grant),
+    Allow(Grant<'v>),
     /// It passes without one: the route does not need it, and there was no credential.
-    Anonymous(Anonymous),
+    Anonymous(Anonymous<'v>),
     /// It does not pass.
-    Deny(Denial),
+    Deny(Denial<'v>),
 }
 
 /// The right to pass with an identity. Only [`decide`] makes one.
 #[derive(Clone, Debug)]
-pub struct Grant {
-    keyring: KeyringFacts,
-    key: Arc<HeldKey>,
+pub struct Grant<'v> {
+    keyring: KeyringFacts<'v>,
+    key: HeldKey<'v>,
     places: Places,
-    notice: Option<Notice>,
+    notice: Option<Notice<'v>>,
 }
 
 /// The right to pass without an identity. Only [`decide`] makes one.
 #[derive(Clone, Debug)]
-pub struct Anonymous {
-    keyring: KeyringFacts,
+pub struct Anonymous<'v> {
+    keyring: KeyringFacts<'v>,
 }
 
 /// Why a request does not pass.
 #[derive(Clone, Debug)]
-pub struct Denial {
+pub struct Denial<'v> {
     reason: DenyReason,
-    keyring: Option<KeyringFacts>,
+    keyring: Option<KeyringFacts<'v>>,
     /// Only once the key was verified: it was found, so that its holder had all of it.
-    key: Option<Arc<HeldKey>>,
+    key: Option<HeldKey<'v>>,
     /// What the route demands, for [`DenyReason::InsufficientScope`].
-    scopes: Option<String>,
+    scopes: Option<RequiredScopes<'v>>,
 }
 
 /// What the decision was based on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyringFacts {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyringFacts<'v> {
     /// The keyring.
-    pub name: KeyringName,
+    pub name: &'v KeyringName,
     /// The revision of its view; none before the first one.
     pub revision: Option<Revision>,
     /// The time since the control plane confirmed it; none when it never has.
@@ -61,14 +64,14 @@ pub struct KeyringFacts {
 }
 
 /// What a consumer is told that used a retiring version.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice<'v> {
     /// Since when the version should not be used any more; none where the control plane does not say.
     pub since: Option<Timestamp>,
     /// The announced end of the version: its deadline, or its expiry if that is earlier.
     pub sunset: Option<Timestamp>,
     /// A page that helps.
-    pub help_url: Option<String>,
+    pub help_url: Option<&'v str>,
 }
 
 /// A decision without its facts: what is counted.
@@ -112,9 +115,9 @@ impl<'v> Held<'v> {
         }
     }
 
-    fn facts(&self) -> KeyringFacts {
+    fn facts(&self) -> KeyringFacts<'v> {
         KeyringFacts {
-            name: self.slot.name().clone(),
+            name: self.slot.name(),
             revision: self.view.map(KeyringView::revision),
             age: self.age,
         }
@@ -124,14 +127,18 @@ impl<'v> Held<'v> {
 /// Judges a question by the wall clock's `now`. `held` is the keyring that the question names; none when this sidecar
 /// does not hold it.
 #[must_use]
-pub fn decide(question: &Question<'_>, held: Option<&Held<'_>>, now: Timestamp) -> Decision {
+pub fn decide<'v>(
+    question: &Question<'v>,
+    held: Option<&Held<'v>>,
+    now: Timestamp,
+) -> Decision<'v> {
     let Some(held) = held else {
         return Denial::unread(DenyReason::UnknownKeyring).into();
     };
     match judge(question, held, now) {
         Ok(Some(verified)) => Decision::Allow(Grant {
             keyring: held.facts(),
-            notice: Notice::of(verified.key.record(), verified.view),
+            notice: Notice::of(&verified.key, verified.view),
             key: verified.key,
             places: verified.places,
         }),
@@ -142,8 +149,7 @@ pub fn decide(question: &Question<'_>, held: Option<&Held<'_>>, now: Timestamp) 
             reason,
             keyring: Some(held.facts()),
             key,
-            scopes: (reason == DenyReason::InsufficientScope)
-                .then(|| question.route.scopes.to_string()),
+            scopes: (reason == DenyReason::InsufficientScope).then_some(question.route.scopes),
         }),
     }
 }
@@ -151,18 +157,18 @@ pub fn decide(question: &Question<'_>, held: Option<&Held<'_>>, now: Timestamp) 
 /// A key that may pass.
 struct Verified<'v> {
     view: &'v KeyringView,
-    key: Arc<HeldKey>,
+    key: HeldKey<'v>,
     places: Places,
 }
 
 /// Why not, and whose key it was if that is known for certain.
-type Refusal = (DenyReason, Option<Arc<HeldKey>>);
+type Refusal<'v> = (DenyReason, Option<HeldKey<'v>>);
 
 fn judge<'v>(
     question: &Question<'_>,
     held: &Held<'v>,
     now: Timestamp,
-) -> Result<Option<Verified<'v>>, Refusal> {
+) -> Result<Option<Verified<'v>>, Refusal<'v>> {
     let unverified = |reason| (reason, None);
     let view = held.usable().map_err(unverified)?;
     let credential = match (&question.credential, question.route.auth) {
@@ -181,34 +187,34 @@ fn judge<'v>(
     let key = view
         .find(&presented)
         .ok_or_else(|| unverified(DenyReason::UnknownKey))?;
-    match refuse(question, key.record(), now) {
-        Some(reason) => Err((reason, Some(Arc::clone(key)))),
+    match refuse(question, &key, now) {
+        Some(reason) => Err((reason, Some(key))),
         None => Ok(Some(Verified {
             view,
-            key: Arc::clone(key),
+            key,
             places: credential.places(),
         })),
     }
 }
 
 /// Why a key that was found may not pass.
-fn refuse(question: &Question<'_>, record: &KeyRecord, now: Timestamp) -> Option<DenyReason> {
-    match record.standing(now) {
+fn refuse(question: &Question<'_>, key: &HeldKey<'_>, now: Timestamp) -> Option<DenyReason> {
+    match key.standing(now) {
         Standing::Revoked => Some(DenyReason::Revoked),
         Standing::Retired => Some(DenyReason::Retired),
         Standing::Expired => Some(DenyReason::Expired),
         Standing::NotYetValid => Some(DenyReason::NotYetValid),
-        Standing::Accepted if !record.allowed_sources.permit(question.input.source()) => {
+        Standing::Accepted if !key.permits(question.input.source()) => {
             Some(DenyReason::SourceNotAllowed)
         }
-        Standing::Accepted if !question.route.scopes.are_held_by(&record.scopes) => {
+        Standing::Accepted if !question.route.scopes.are_held_by(key.scopes()) => {
             Some(DenyReason::InsufficientScope)
         }
         Standing::Accepted => None,
     }
 }
 
-impl Decision {
+impl<'v> Decision<'v> {
     /// What is counted.
     #[must_use]
     pub const fn outcome(&self) -> Outcome {
@@ -221,7 +227,7 @@ impl Decision {
 
     /// What it was based on; none when no keyring was asked.
     #[must_use]
-    pub const fn keyring(&self) -> Option<&KeyringFacts> {
+    pub const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
         match self {
             Self::Allow(grant) => Some(&grant.keyring),
             Self::Anonymous(anonymous) => Some(&anonymous.keyring),
@@ -231,23 +237,17 @@ impl Decision {
 
     /// The version that was used; none unless it was verified.
     #[must_use]
-    pub const fn key(&self) -> Option<&Arc<HeldKey>> {
+    pub const fn key(&self) -> Option<&HeldKey<'v>> {
         match self {
             Self::Allow(grant) => Some(&grant.key),
             Self::Anonymous(_) => None,
             Self::Deny(denial) => denial.key.as_ref(),
         }
     }
-
-    /// What is known of that version.
-    #[must_use]
-    pub fn record(&self) -> Option<&KeyRecord> {
-        self.key().map(|key| key.record())
-    }
 }
 
-impl From<Denial> for Decision {
-    fn from(denial: Denial) -> Self {
+impl<'v> From<Denial<'v>> for Decision<'v> {
+    fn from(denial: Denial<'v>) -> Self {
         Self::Deny(denial)
     }
 }
@@ -273,17 +273,17 @@ impl Outcome {
     }
 }
 
-impl Grant {
+impl<'v> Grant<'v> {
     /// The keyring that holds it.
     #[must_use]
-    pub const fn keyring(&self) -> &KeyringFacts {
+    pub const fn keyring(&self) -> &KeyringFacts<'v> {
         &self.keyring
     }
 
-    /// What is known of the version that was used.
+    /// The version that was used.
     #[must_use]
-    pub fn record(&self) -> &KeyRecord {
-        self.key.record()
+    pub const fn key(&self) -> &HeldKey<'v> {
+        &self.key
     }
 
     /// Where the credential was.
@@ -294,20 +294,20 @@ impl Grant {
 
     /// What to tell the consumer.
     #[must_use]
-    pub const fn notice(&self) -> Option<&Notice> {
+    pub const fn notice(&self) -> Option<&Notice<'v>> {
         self.notice.as_ref()
     }
 }
 
-impl Anonymous {
+impl<'v> Anonymous<'v> {
     /// The keyring that would have been asked.
     #[must_use]
-    pub const fn keyring(&self) -> &KeyringFacts {
+    pub const fn keyring(&self) -> &KeyringFacts<'v> {
         &self.keyring
     }
 }
 
-impl Denial {
+impl<'v> Denial<'v> {
     /// A denial before a keyring was asked.
     const fn unread(reason: DenyReason) -> Self {
         Self {
@@ -320,15 +320,16 @@ impl Denial {
 
     /// A denial for tests of what is made of one.
     #[cfg(test)]
-    pub(crate) fn of(reason: DenyReason, record: Option<KeyRecord>) -> Self {
+    pub(crate) fn of(reason: DenyReason, key: Option<HeldKey<'v>>) -> Self {
         Self {
             keyring: Some(KeyringFacts {
-                name: crate::key::testing::keyring_name(),
+                name: super::testing::keyring_name(),
                 revision: Some(Revision::new(7)),
                 age: Some(Duration::from_millis(1500)),
             }),
-            key: record.map(HeldKey::unused),
-            scopes: (reason == DenyReason::InsufficientScope).then(|| "read write".to_owned()),
+            key,
+            scopes: (reason == DenyReason::InsufficientScope)
+                .then(|| RequiredScopes::of_route("read write")),
             ..Self::unread(reason)
         }
     }
@@ -353,33 +354,33 @@ impl Denial {
 
     /// The keyring that was asked.
     #[must_use]
-    pub const fn keyring(&self) -> Option<&KeyringFacts> {
+    pub const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
         self.keyring.as_ref()
     }
 
-    /// What is known of the version that was used; none unless it was verified.
+    /// The version that was used; none unless it was verified.
     #[must_use]
-    pub fn record(&self) -> Option<&KeyRecord> {
-        self.key.as_ref().map(|key| key.record())
+    pub const fn key(&self) -> Option<&HeldKey<'v>> {
+        self.key.as_ref()
     }
 
     /// What the route demands, when that was missing.
     #[must_use]
-    pub fn scopes(&self) -> Option<&str> {
-        self.scopes.as_deref()
+    pub const fn scopes(&self) -> Option<&RequiredScopes<'v>> {
+        self.scopes.as_ref()
     }
 }
 
-impl Notice {
-    fn of(record: &KeyRecord, view: &KeyringView) -> Option<Self> {
-        match record.state {
+impl<'v> Notice<'v> {
+    fn of(key: &HeldKey<'v>, view: &'v KeyringView) -> Option<Self> {
+        match key.state() {
             KeyState::Retiring => Some(Self {
-                since: record.retiring_since,
-                sunset: [record.retires_at, record.window.expires_at]
+                since: key.retiring_since(),
+                sunset: [key.retires_at(), key.window().expires_at]
                     .into_iter()
                     .flatten()
                     .min(),
-                help_url: view.settings().help_url.clone(),
+                help_url: view.settings().help_url.as_deref(),
             }),
             KeyState::Pending | KeyState::Active | KeyState::Retired | KeyState::Revoked => None,
         }

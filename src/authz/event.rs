@@ -12,7 +12,7 @@ use crate::telemetry::TraceParent;
 #[derive(Clone, Copy, Debug)]
 pub struct CheckEvent<'a> {
     /// What became of it.
-    pub decision: &'a Decision,
+    pub decision: &'a Decision<'a>,
     /// What could not be understood.
     pub malformed: Option<MalformedRequest>,
     /// The span that the check belongs to.

@@ -6,8 +6,8 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message as _;
 
 use super::{
-    Decision, Settings,
-    testing::{CONFIRMED_AT, Message, judge, keyrings, settings},
+    Outcome, Settings,
+    testing::{CONFIRMED_AT, Judged, Message, judge, keyrings, settings},
 };
 use crate::{
     key::{KeyRecord, KeyState, Secret, Timestamp, Window, testing},
@@ -76,7 +76,7 @@ impl World {
         }
     }
 
-    fn judge(&self, request: &CheckRequest) -> (Decision, CheckResponse) {
+    fn judge(&self, request: &CheckRequest) -> (Judged, CheckResponse) {
         judge(&self.settings, &self.keyrings, request, NOW, CONFIRMED_AT)
     }
 
@@ -396,14 +396,15 @@ proptest! {
         let message = filled(&world, message);
         let candidates = oracle_candidates(&message);
         for request in [message.joined(), message.raw()] {
-            let (decision, response) = world.judge(&request);
+            let (judged, response) = world.judge(&request);
             let code = response.status.as_ref().map_or(0, |status| status.code);
-            match &decision {
-                Decision::Allow(grant) => {
+            match judged.outcome {
+                Outcome::Allowed => {
+                    let used = judged.record.as_ref().map(|record| record.key_id);
                     let (secret, _, is_accepted) = world
                         .keys
                         .iter()
-                        .find(|(_, record, _)| record.key_id == grant.record().key_id)
+                        .find(|(_, record, _)| Some(record.key_id) == used)
                         .expect("one of the keys");
                     prop_assert!(*is_accepted);
                     prop_assert!(candidates.iter().any(|text| text == secret.expose().as_bytes()));
@@ -419,15 +420,15 @@ proptest! {
                     prop_assert_eq!(code, 0);
                     prop_assert!(passing(&response).is_some());
                 }
-                Decision::Anonymous(_) => {
+                Outcome::Anonymous => {
                     let optional = (b"relatch.auth".to_vec(), b"optional".to_vec());
                     let optional = (optional.0.into(), optional.1.into());
                     prop_assert!(message.extensions.contains(&optional));
                     prop_assert_eq!(code, 0);
                     prop_assert!(passing(&response).is_some());
                 }
-                Decision::Deny(denial) => {
-                    prop_assert_eq!(code, denial.reason().status().rpc());
+                Outcome::Denied(reason) => {
+                    prop_assert_eq!(code, reason.status().rpc());
                     prop_assert_ne!(code, 0);
                     let Some(HttpResponse::DeniedResponse(denied)) = &response.http_response else {
                         return Err(TestCaseError::fail("a denial without a denied response"));
@@ -453,9 +454,9 @@ proptest! {
         let secret = world.keys[0].0.expose().as_bytes();
         let message = filled(&world, request.message);
         for check in [message.joined(), message.raw()] {
-            let (decision, response) = world.judge(&check);
+            let (judged, response) = world.judge(&check);
             let Some(ok) = passing(&response) else {
-                return Err(TestCaseError::fail(format!("{:?}", decision.outcome())));
+                return Err(TestCaseError::fail(format!("{:?}", judged.outcome)));
             };
             let upstream = apply(&message, ok);
             prop_assert!(!contains(&upstream.path, secret));

@@ -6,7 +6,6 @@ use super::{
     route::{Route, RouteError},
     settings::{Settings, is_token},
 };
-use crate::proto::auth::CheckRequest;
 
 /// A request that can be judged.
 #[derive(Debug)]
@@ -38,16 +37,13 @@ pub enum MalformedRequest {
 }
 
 impl<'a> Question<'a> {
-    /// Reads a message.
+    /// Reads a serialized `CheckRequest`.
     ///
     /// # Errors
     ///
     /// When it cannot be understood, or could be understood in two ways.
-    pub fn read(
-        settings: &'a Settings,
-        request: &'a CheckRequest,
-    ) -> Result<Self, MalformedRequest> {
-        let input = CheckInput::new(request)?;
+    pub fn read(settings: &'a Settings, message: &'a [u8]) -> Result<Self, MalformedRequest> {
+        let input = CheckInput::read(message)?;
         let is_unremovable = |name: &[u8]| settings.is_spoofed(name) && !is_token(name);
         if input.headers().any(|header| is_unremovable(header.name)) {
             return Err(MalformedRequest::HeaderName);

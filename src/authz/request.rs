@@ -1,18 +1,13 @@
-//! What a check asks about: a view over Envoy's `CheckRequest` that is the same for both encodings of headers.
-//!
-//! The generated types stop here on their way in.
+//! What a check asks about: a request that is the same for both encodings of headers, and within bounds.
 
 use std::{fmt, net::IpAddr};
 
-use crate::proto::auth::{CheckRequest, Entry, HttpRequest, RawHeader};
+use super::message::{MAX_PAIRS, Message, NotAMessage};
 
 /// A request to be judged, borrowed from the message. Never printed: it holds the credential.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct CheckInput<'a> {
-    http: &'a HttpRequest,
-    joined: &'a [Entry],
-    raw: &'a [RawHeader],
-    extensions: &'a [Entry],
+    message: Message<'a>,
     source: Option<IpAddr>,
 }
 
@@ -28,6 +23,9 @@ pub struct Header<'a> {
 /// A message that is no request to judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
+    /// It is no message at all.
+    #[error(transparent)]
+    NotAMessage(#[from] NotAMessage),
     /// It tells nothing of an HTTP request.
     #[error("the check has no HTTP attributes")]
     NoHttpAttributes,
@@ -58,38 +56,20 @@ impl<'a> CheckInput<'a> {
     /// The most context extensions; an operator writes them on a route, and relatch knows three.
     pub const MAX_EXTENSIONS: usize = 64;
 
-    /// Takes the request out of the message.
+    /// Reads a serialized `CheckRequest`.
     ///
     /// # Errors
     ///
-    /// When there is none, when it can be read in two ways, or when it is out of bounds.
-    pub fn new(request: &'a CheckRequest) -> Result<Self, RequestError> {
-        let attributes = request
-            .attributes
-            .as_ref()
-            .ok_or(RequestError::NoHttpAttributes)?;
-        let http = attributes
-            .request
-            .as_ref()
-            .and_then(|request| request.http.as_ref())
-            .ok_or(RequestError::NoHttpAttributes)?;
-        let raw = http
-            .header_map
-            .as_ref()
-            .map_or(&[][..], |map| map.headers.as_slice());
-        let source = attributes
-            .source
-            .as_ref()
-            .and_then(|peer| peer.address.as_ref())
-            .and_then(|address| address.socket_address.as_ref())
-            .and_then(|socket| std::str::from_utf8(&socket.address).ok())
-            .and_then(|address| address.parse().ok());
+    /// When it is none, when it can be read in two ways, or when it is out of bounds.
+    pub fn read(message: &'a [u8]) -> Result<Self, RequestError> {
+        let message = Message::read(message)?;
+        if !message.has_http {
+            return Err(RequestError::NoHttpAttributes);
+        }
+        let source = str::from_utf8(message.source).ok();
         let input = Self {
-            http,
-            joined: &http.headers,
-            raw,
-            extensions: &attributes.context_extensions,
-            source,
+            source: source.and_then(|source| source.parse().ok()),
+            message,
         };
         input.check_shape()?;
         input.check_bounds()?;
@@ -97,16 +77,10 @@ impl<'a> CheckInput<'a> {
     }
 
     /// The headers, pseudo-headers among them.
-    pub fn headers(&self) -> impl Iterator<Item = Header<'a>> + use<'a> {
-        let joined = self.joined.iter().map(|entry| Header {
-            name: &entry.key,
-            value: &entry.value,
-        });
-        let raw = self.raw.iter().map(|header| Header {
-            name: &header.key,
-            value: raw_value(header),
-        });
-        joined.chain(raw)
+    pub fn headers(&self) -> impl Iterator<Item = Header<'a>> {
+        // One of them is empty.
+        let headers = self.message.joined.iter().chain(self.message.raw.iter());
+        headers.map(|(name, value)| Header { name, value })
     }
 
     /// The values of a header.
@@ -119,25 +93,25 @@ impl<'a> CheckInput<'a> {
     /// Whether a header that came twice is one value with a comma (Envoy's map) rather than two headers.
     #[must_use]
     pub const fn joins_duplicates(&self) -> bool {
-        !self.joined.is_empty()
+        self.message.joined.len() > 0
     }
 
     /// The request target, with its query string as it was sent.
     #[must_use]
-    pub fn path(&self) -> &'a [u8] {
-        &self.http.path
+    pub const fn path(&self) -> &'a [u8] {
+        self.message.path
     }
 
     /// The host, with its port if it has one.
     #[must_use]
-    pub fn host(&self) -> &'a [u8] {
-        &self.http.host
+    pub const fn host(&self) -> &'a [u8] {
+        self.message.host
     }
 
     /// The method.
     #[must_use]
-    pub fn method(&self) -> &'a [u8] {
-        &self.http.method
+    pub const fn method(&self) -> &'a [u8] {
+        self.message.method
     }
 
     /// The downstream peer as Envoy sees it; none when it has no IP address.
@@ -147,22 +121,16 @@ impl<'a> CheckInput<'a> {
     }
 
     /// What was set on the Envoy route, by name and value.
-    pub fn extensions(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
-        self.extensions
-            .iter()
-            .map(|entry| (entry.key.as_ref(), entry.value.as_ref()))
+    pub fn extensions(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        self.message.extensions.iter()
     }
 
     fn check_shape(&self) -> Result<(), RequestError> {
-        if !self.joined.is_empty() && !self.raw.is_empty() {
+        let Message { joined, raw, .. } = &self.message;
+        if joined.len() > 0 && raw.len() > 0 {
             return Err(RequestError::BothEncodings);
         }
-        let differs = |header: &RawHeader| {
-            !header.value.is_empty()
-                && !header.raw_value.is_empty()
-                && header.value != header.raw_value
-        };
-        if self.raw.iter().any(differs) {
+        if self.message.has_two_values {
             return Err(RequestError::TwoValues);
         }
         // Envoy refuses a fragment as well. A byte beyond ASCII is let through by Envoy, and so here.
@@ -177,8 +145,9 @@ impl<'a> CheckInput<'a> {
     }
 
     fn check_bounds(&self) -> Result<(), RequestError> {
-        let headers = self.joined.len() + self.raw.len();
-        if headers > Self::MAX_HEADERS || self.extensions.len() > Self::MAX_EXTENSIONS {
+        let headers = self.message.joined.len() + self.message.raw.len();
+        let extensions = self.message.extensions.len();
+        if headers > Self::MAX_HEADERS || extensions > Self::MAX_EXTENSIONS {
             return Err(RequestError::TooMany);
         }
         let bytes: usize = self
@@ -191,6 +160,10 @@ impl<'a> CheckInput<'a> {
         Ok(())
     }
 }
+
+/// What the decoder leaves out is out of bounds already.
+const _: () =
+    assert!(CheckInput::MAX_HEADERS < MAX_PAIRS && CheckInput::MAX_EXTENSIONS < MAX_PAIRS);
 
 impl fmt::Debug for CheckInput<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -212,24 +185,17 @@ impl fmt::Debug for Header<'_> {
     }
 }
 
-fn raw_value(header: &RawHeader) -> &[u8] {
-    if header.raw_value.is_empty() {
-        &header.value
-    } else {
-        &header.raw_value
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         authz::testing::{Message, entry},
-        proto::auth::{AttributeContext, Request},
+        proto::auth::{AttributeContext, CheckRequest, Request},
     };
+    use prost::Message as _;
 
     fn error(request: &CheckRequest) -> Option<RequestError> {
-        CheckInput::new(request).err()
+        CheckInput::read(&request.encode_to_vec()).err()
     }
 
     #[test]
@@ -238,11 +204,18 @@ mod tests {
             .header("X-Api-Key", "K")
             .from("192.0.2.1");
         for request in [message.joined(), message.raw()] {
-            let input = CheckInput::new(&request).expect("a request");
+            let request = request.encode_to_vec();
+            let input = CheckInput::read(&request).expect("a request");
             assert_eq!(input.values("x-api-key").collect::<Vec<_>>(), [b"K"]);
             assert_eq!(input.path(), b"/a?b=1");
             assert_eq!(input.source(), Some([192, 0, 2, 1].into()));
         }
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let error = CheckInput::read(b"\xff").err();
+        assert_eq!(error, Some(RequestError::NotAMessage(NotAMessage)));
     }
 
     #[test]
@@ -310,8 +283,8 @@ mod tests {
 
     #[test]
     fn requests_do_not_print() {
-        let request = Message::get("/?api_key=K").joined();
-        let input = CheckInput::new(&request).expect("a request");
+        let request = Message::get("/?api_key=K").joined().encode_to_vec();
+        let input = CheckInput::read(&request).expect("a request");
         assert_eq!(format!("{input:?}"), "CheckInput(redacted)");
     }
 }

@@ -1,196 +1,263 @@
-//! The answer to Envoy: the only place where a `CheckResponse` is made.
+//! The answer to Envoy: the only place where a `CheckResponse` is written.
 //!
 //! A status of 0 allows, whatever else a response holds, and so does an empty response. Here 0 is written beside a
 //! [`Grant`] or an [`Anonymous`] only, and a denial's status is of a type that has no 0.
 //!
 //! Envoy applies header changes first, then removals, then query changes; a header both set and removed is lost.
+//!
+//! The fields are those of `proto/envoy/service/auth/v3/external_auth.proto`. They are written as they are decided on,
+//! without a message in between: an allow costs no allocation.
 
-use std::collections::BTreeMap;
+mod writer;
 
-use prost_types::{Struct, Value, value::Kind};
+use std::fmt;
+
+use bytes::BytesMut;
 use serde::Serialize;
 
 use super::{
     cookie,
     credential::{Place, Places},
     decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome},
+    inline::InlineVec,
     query,
     reason::{DenialStatus, DenyReason},
     request::CheckInput,
     settings::{CredentialSource, Notices, Settings},
 };
 use crate::{
-    key::{KeyRecord, Timestamp},
-    proto::auth::{
-        BoolValue, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus,
-        OkHttpResponse, Status, check_response::HttpResponse,
-        header_value_option::HeaderAppendAction,
-    },
+    key::Timestamp, keyring::HeldKey, proto::auth::header_value_option::HeaderAppendAction,
     telemetry::TraceParent,
 };
+use writer::Writer;
 
-/// The answer to a request that passes with an identity.
-#[must_use]
-pub fn allow(settings: &Settings, input: &CheckInput<'_>, grant: &Grant) -> CheckResponse {
-    let record = grant.record();
-    let mut ok = OkHttpResponse::default();
-    identify(settings, record, &mut ok);
-    remove_spoofed(settings, input, &mut ok);
-    remove_credential(settings, input, grant.places(), &mut ok);
-    if let (Some(notice), Some(notices)) = (grant.notice(), settings.notices()) {
-        announce(record, notice, notices, &mut ok);
-    }
-    let metadata = metadata(Outcome::Allowed, Some(grant.keyring()), Some(record));
-    passing(ok, metadata)
+/// The fields of `CheckResponse`.
+mod response_field {
+    pub(super) const STATUS: u32 = 1;
+    pub(super) const DENIED: u32 = 2;
+    pub(super) const OK: u32 = 3;
+    pub(super) const METADATA: u32 = 4;
 }
 
-/// The answer to a request that passes without one.
-#[must_use]
+/// The fields of `OkHttpResponse`.
+mod ok_field {
+    pub(super) const HEADERS: u32 = 2;
+    pub(super) const HEADERS_TO_REMOVE: u32 = 5;
+    pub(super) const RESPONSE_HEADERS_TO_ADD: u32 = 6;
+    pub(super) const QUERY_PARAMETERS_TO_REMOVE: u32 = 8;
+}
+
+/// The fields of `DeniedHttpResponse`.
+mod denied_field {
+    pub(super) const STATUS: u32 = 1;
+    pub(super) const HEADERS: u32 = 2;
+    pub(super) const BODY: u32 = 3;
+}
+
+/// Names of headers that are to be removed, as the request or the settings spell them.
+type Removed<'a> = InlineVec<&'a [u8], 8>;
+
+/// Appends the answer to a decision on `input`.
+pub fn respond(
+    settings: &Settings,
+    input: &CheckInput<'_>,
+    decision: &Decision<'_>,
+    trace: Option<&TraceParent>,
+    answer: &mut BytesMut,
+) {
+    match decision {
+        Decision::Allow(grant) => allow(settings, input, grant, answer),
+        Decision::Anonymous(anonymous) => allow_anonymous(settings, input, anonymous, answer),
+        Decision::Deny(denial) => deny(settings, denial, trace, answer),
+    }
+}
+
+/// Appends the answer to a request that passes with an identity.
+pub fn allow(
+    settings: &Settings,
+    input: &CheckInput<'_>,
+    grant: &Grant<'_>,
+    answer: &mut BytesMut,
+) {
+    let key = grant.key();
+    pass(answer, |ok| {
+        identify(settings, key, ok);
+        let mut removed = remove_spoofed(settings, input, Some(key), ok);
+        remove_credential(settings, input, grant.places(), &mut removed, ok);
+        if let (Some(notice), Some(notices)) = (grant.notice(), settings.notices()) {
+            announce(key, notice, notices, ok);
+        }
+    });
+    let facts = Some(grant.keyring());
+    write_metadata(Outcome::Allowed, facts, Some(key), &mut Writer::new(answer));
+}
+
+/// Appends the answer to a request that passes without one.
 pub fn allow_anonymous(
     settings: &Settings,
     input: &CheckInput<'_>,
-    anonymous: &Anonymous,
-) -> CheckResponse {
-    let mut ok = OkHttpResponse::default();
-    remove_spoofed(settings, input, &mut ok);
-    let metadata = metadata(Outcome::Anonymous, Some(anonymous.keyring()), None);
-    passing(ok, metadata)
+    anonymous: &Anonymous<'_>,
+    answer: &mut BytesMut,
+) {
+    pass(answer, |ok| {
+        remove_spoofed(settings, input, None, ok);
+    });
+    let facts = Some(anonymous.keyring());
+    write_metadata(Outcome::Anonymous, facts, None, &mut Writer::new(answer));
 }
 
-/// The answer to a request that does not pass.
-#[must_use]
-pub fn deny(settings: &Settings, denial: &Denial, trace: Option<&TraceParent>) -> CheckResponse {
+/// Appends the answer to a request that does not pass.
+pub fn deny(
+    settings: &Settings,
+    denial: &Denial<'_>,
+    trace: Option<&TraceParent>,
+    answer: &mut BytesMut,
+) {
     /// In seconds: the control plane confirms a keyring every five.
     const RETRY_AFTER: &str = "5";
 
     let reason = denial.reason();
     let status = reason.status();
-    let mut headers = vec![
-        overwrite("content-type", "application/problem+json".to_owned()),
-        overwrite("cache-control", "no-store".to_owned()),
-    ];
-    if let Some(challenge) = challenge(settings, denial) {
-        headers.push(overwrite("www-authenticate", challenge));
-    }
-    if status == DenialStatus::Unavailable {
-        headers.push(overwrite("retry-after", RETRY_AFTER.to_owned()));
-    }
-    CheckResponse {
-        status: Some(Status {
-            code: status.rpc(),
-            message: reason.as_str().to_owned(),
-        }),
-        http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
-            status: Some(HttpStatus {
-                code: i32::from(status.http()),
-            }),
-            headers,
-            body: problem(reason, trace),
-        })),
-        dynamic_metadata: Some(metadata(
-            Outcome::Denied(reason),
-            denial.keyring(),
-            denial.record(),
-        )),
-    }
+    let mut response = Writer::new(answer);
+    write_status(status.rpc(), reason.as_str(), &mut response);
+    response.message(response_field::DENIED, |denied| {
+        denied.message(denied_field::STATUS, |http| {
+            http.number(1, status.http().into());
+        });
+        let mut header = |name, value: &dyn fmt::Display| {
+            write_header(
+                denied_field::HEADERS,
+                name,
+                value,
+                Existing::Overwrite,
+                denied,
+            );
+        };
+        header("content-type", &"application/problem+json");
+        header("cache-control", &"no-store");
+        if let Some(challenge) = challenge(settings, denial) {
+            header("www-authenticate", &challenge);
+        }
+        if status == DenialStatus::Unavailable {
+            header("retry-after", &RETRY_AFTER);
+        }
+        denied.text(denied_field::BODY, &problem(reason, trace));
+    });
+    write_metadata(
+        Outcome::Denied(reason),
+        denial.keyring(),
+        denial.key(),
+        &mut response,
+    );
 }
 
-/// The answer to a decision on `input`.
-#[must_use]
-pub fn respond(
-    settings: &Settings,
-    input: &CheckInput<'_>,
-    decision: &Decision,
-    trace: Option<&TraceParent>,
-) -> CheckResponse {
-    match decision {
-        Decision::Allow(grant) => allow(settings, input, grant),
-        Decision::Anonymous(anonymous) => allow_anonymous(settings, input, anonymous),
-        Decision::Deny(denial) => deny(settings, denial, trace),
-    }
+/// Writes the one status 0. Its callers hold a [`Grant`] or an [`Anonymous`].
+fn pass(answer: &mut BytesMut, fill: impl FnOnce(&mut Writer<'_>)) {
+    let mut response = Writer::new(answer);
+    // Zero is what an absent code is.
+    response.message(response_field::STATUS, |_| {});
+    response.message(response_field::OK, fill);
 }
 
-/// The one status 0. Its callers hold a [`Grant`] or an [`Anonymous`].
-fn passing(ok: OkHttpResponse, metadata: Struct) -> CheckResponse {
-    CheckResponse {
-        status: Some(Status {
-            code: 0,
-            message: String::new(),
-        }),
-        http_response: Some(HttpResponse::OkResponse(ok)),
-        dynamic_metadata: Some(metadata),
-    }
+/// Writes the status of a denial.
+fn write_status(code: i32, message: &str, response: &mut Writer<'_>) {
+    response.message(response_field::STATUS, |status| {
+        status.number(1, code.unsigned_abs());
+        status.text(2, message);
+    });
 }
 
-fn identify(settings: &Settings, record: &KeyRecord, ok: &mut OkHttpResponse) {
+fn identify(settings: &Settings, key: &HeldKey<'_>, ok: &mut Writer<'_>) {
     let identity = settings.identity();
-    if let Some(name) = &identity.consumer {
-        ok.headers
-            .push(overwrite(name.as_str(), record.consumer.to_string()));
-    }
-    if let Some(name) = &identity.key_id {
-        ok.headers
-            .push(overwrite(name.as_str(), record.key_id.to_string()));
-    }
-    if let Some(name) = &identity.key_version {
-        ok.headers
-            .push(overwrite(name.as_str(), record.version.to_string()));
-    }
-    if let Some(name) = &identity.scopes
-        && !record.scopes.is_empty()
-    {
-        ok.headers
-            .push(overwrite(name.as_str(), record.scopes.to_string()));
+    let mut header = |name: &Option<http::HeaderName>, value: &dyn fmt::Display| {
+        if let Some(name) = name {
+            write_header(
+                ok_field::HEADERS,
+                name.as_str(),
+                value,
+                Existing::Overwrite,
+                ok,
+            );
+        }
+    };
+    header(&identity.consumer, &key.consumer());
+    header(&identity.key_id, &key.key_id());
+    header(&identity.key_version, &key.version());
+    if !key.scopes().is_empty() {
+        header(&identity.scopes, &key.scopes());
     }
 }
 
-/// Removes what could pass for an identity or a credential of ours. Called after the identity was set.
+/// Whether [`identify`] sets the header of this name.
+fn is_set(settings: &Settings, key: Option<&HeldKey<'_>>, name: &[u8]) -> bool {
+    let Some(key) = key else {
+        return false;
+    };
+    let identity = settings.identity();
+    let scopes = identity
+        .scopes
+        .as_ref()
+        .filter(|_| !key.scopes().is_empty());
+    [
+        identity.consumer.as_ref(),
+        identity.key_id.as_ref(),
+        identity.key_version.as_ref(),
+        scopes,
+    ]
+    .into_iter()
+    .flatten()
+    .any(|header| header.as_str().as_bytes().eq_ignore_ascii_case(name))
+}
+
+/// Removes what could pass for an identity or a credential of ours, unless it is set, and returns the names.
 ///
 /// Reserved names that are not set are removed whether the request shows them or not: `allowed_headers` of Envoy's
 /// filter may hide them from us, but not from the upstream.
-fn remove_spoofed(settings: &Settings, input: &CheckInput<'_>, ok: &mut OkHttpResponse) {
-    for header in settings.reserved() {
-        if !is_set(ok, header.as_str().as_bytes()) {
-            ok.headers_to_remove.push(header.as_str().to_owned());
+fn remove_spoofed<'a>(
+    settings: &'a Settings,
+    input: &CheckInput<'a>,
+    key: Option<&HeldKey<'_>>,
+    ok: &mut Writer<'_>,
+) -> Removed<'a> {
+    let mut removed = Removed::default();
+    let reserved = settings.reserved().iter();
+    for name in reserved.map(|header| header.as_str().as_bytes()) {
+        if !is_set(settings, key, name) {
+            remove_header(name, &mut removed, ok);
         }
     }
     for header in input.headers() {
-        if settings.is_spoofed(header.name)
-            && !is_set(ok, header.name)
-            && !is_removed(ok, header.name)
-        {
-            let name = String::from_utf8_lossy(header.name);
-            ok.headers_to_remove.push(name.to_ascii_lowercase());
+        if settings.is_spoofed(header.name) && !is_set(settings, key, header.name) {
+            remove_header(header.name, &mut removed, ok);
         }
     }
+    removed
 }
 
-fn is_set(ok: &OkHttpResponse, name: &[u8]) -> bool {
-    ok.headers.iter().any(|option| {
-        let header = option.header.as_ref();
-        header.is_some_and(|header| header.key.as_bytes().eq_ignore_ascii_case(name))
-    })
+/// Removes a header, unless it was.
+fn remove_header<'a>(name: &'a [u8], removed: &mut Removed<'a>, ok: &mut Writer<'_>) {
+    if removed.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+        return;
+    }
+    removed.push(name);
+    let lower = name.to_ascii_lowercase();
+    ok.text(
+        ok_field::HEADERS_TO_REMOVE,
+        &String::from_utf8_lossy(&lower),
+    );
 }
 
-fn is_removed(ok: &OkHttpResponse, name: &[u8]) -> bool {
-    ok.headers_to_remove
-        .iter()
-        .any(|removed| removed.as_bytes().eq_ignore_ascii_case(name))
-}
-
-fn remove_credential(
-    settings: &Settings,
+fn remove_credential<'a>(
+    settings: &'a Settings,
     input: &CheckInput<'_>,
     places: Places,
-    ok: &mut OkHttpResponse,
+    removed: &mut Removed<'a>,
+    ok: &mut Writer<'_>,
 ) {
     let (mut in_query, mut in_cookie) = (false, false);
     for place in places.iter(settings) {
         match place {
-            Place::Header(name) if !is_removed(ok, name.as_bytes()) => {
-                ok.headers_to_remove.push(name.to_owned());
-            }
-            Place::Header(_) => {}
+            Place::Header(name) => remove_header(name.as_bytes(), removed, ok),
             Place::Query(_) => in_query = true,
             Place::Cookie(_) => in_cookie = true,
         }
@@ -208,20 +275,22 @@ fn remove_credential(
 /// The target without it is set as `:path`, which leaves the rest as it was; `query_parameters_to_remove` would have
 /// Envoy write the whole query anew, in another order. Envoy tells us a target with `!` for every byte that is not
 /// UTF-8, so that one with a `!` is not ours to set: Envoy removes the parameter then, by its name as it was spelled.
-fn remove_from_query(settings: &Settings, path: &[u8], places: Places, ok: &mut OkHttpResponse) {
+fn remove_from_query(settings: &Settings, path: &[u8], places: Places, ok: &mut Writer<'_>) {
     let holds_credential = |parameter: &query::Parameter<'_>| {
         places
             .iter(settings)
             .any(|place| matches!(place, Place::Query(name) if parameter.is(name)))
     };
     let rest = query::without(path, holds_credential);
-    match String::from_utf8(rest) {
-        Ok(rest) if !path.contains(&b'!') => ok.headers.push(overwrite(":path", rest)),
+    match str::from_utf8(&rest) {
+        Ok(rest) if !path.contains(&b'!') => {
+            write_header(ok_field::HEADERS, ":path", &rest, Existing::Overwrite, ok);
+        }
         Ok(_) | Err(_) => {
-            ok.query_parameters_to_remove = query::parameters(path)
-                .filter(holds_credential)
-                .map(|parameter| String::from_utf8_lossy(parameter.name).into_owned())
-                .collect();
+            for parameter in query::parameters(path).filter(holds_credential) {
+                let name = String::from_utf8_lossy(parameter.name);
+                ok.text(ok_field::QUERY_PARAMETERS_TO_REMOVE, &name);
+            }
         }
     }
 }
@@ -231,7 +300,7 @@ fn remove_from_cookies(
     settings: &Settings,
     input: &CheckInput<'_>,
     places: Places,
-    ok: &mut OkHttpResponse,
+    ok: &mut Writer<'_>,
 ) {
     let holds_credential = |cookie: &cookie::Cookie<'_>| {
         places
@@ -239,9 +308,11 @@ fn remove_from_cookies(
             .any(|place| matches!(place, Place::Cookie(name) if cookie.name == name.as_bytes()))
     };
     let rest = cookie::without(input.values("cookie"), holds_credential);
-    match String::from_utf8(rest) {
-        Ok(rest) if !rest.is_empty() => ok.headers.push(overwrite("cookie", rest)),
-        Ok(_) | Err(_) => ok.headers_to_remove.push("cookie".to_owned()),
+    match str::from_utf8(&rest) {
+        Ok(rest) if !rest.is_empty() => {
+            write_header(ok_field::HEADERS, "cookie", &rest, Existing::Overwrite, ok);
+        }
+        Ok(_) | Err(_) => ok.text(ok_field::HEADERS_TO_REMOVE, "cookie"),
     }
 }
 
@@ -250,28 +321,31 @@ fn remove_from_cookies(
 ///
 /// `Deprecation` and `Sunset` hold one date each, and the upstream may have said when the resource itself ends. What it
 /// said stays: a second date would make both unreadable, and ours says less than `API-Key-Rotation` does.
-fn announce(record: &KeyRecord, notice: &Notice, notices: Notices, ok: &mut OkHttpResponse) {
-    let sunset = notice.sunset.map_or_else(String::new, |sunset| {
-        format!(", sunset=@{}", seconds(sunset))
+fn announce(key: &HeldKey<'_>, notice: &Notice<'_>, notices: Notices, ok: &mut Writer<'_>) {
+    let mut header = |name, value: &dyn fmt::Display, existing| {
+        write_header(ok_field::RESPONSE_HEADERS_TO_ADD, name, value, existing, ok);
+    };
+    let (version, state) = (key.version(), key.state());
+    let rotation = fmt::from_fn(|f| {
+        write!(f, "version={version}, state={state}")?;
+        match notice.sunset {
+            Some(sunset) => write!(f, ", sunset=@{}", seconds(sunset)),
+            None => Ok(()),
+        }
     });
-    let (version, state) = (record.version, record.state);
-    let value = format!("version={version}, state={state}{sunset}");
-    ok.response_headers_to_add
-        .push(overwrite("api-key-rotation", value));
-    let help_url = notice.help_url.as_deref().filter(|url| is_uri(url));
-    if let Some(url) = help_url {
-        ok.response_headers_to_add
-            .push(append("link", format!("<{url}>; rel=\"help\"")));
+    header("api-key-rotation", &rotation, Existing::Overwrite);
+    if let Some(url) = notice.help_url.filter(|url| is_uri(url)) {
+        let link = fmt::from_fn(|f| write!(f, "<{url}>; rel=\"help\""));
+        header("link", &link, Existing::Append);
     }
     if let Some(since) = notice.since.filter(|_| notices.deprecation) {
-        ok.response_headers_to_add
-            .push(add_if_absent("deprecation", format!("@{}", seconds(since))));
+        let date = fmt::from_fn(|f| write!(f, "@{}", seconds(since)));
+        header("deprecation", &date, Existing::Keep);
     }
     if let Some(sunset) = notice.sunset.filter(|_| notices.sunset) {
         // A `Timestamp` ends with the year 9999, as what can be written here does.
         let date = httpdate::fmt_http_date(sunset.into());
-        ok.response_headers_to_add
-            .push(add_if_absent("sunset", date));
+        header("sunset", &date, Existing::Keep);
     }
 }
 
@@ -287,7 +361,7 @@ fn is_uri(text: &str) -> bool {
 }
 
 /// What a client should do about a 401, or about missing scopes (RFC 9110, section 11.6.1; RFC 6750, section 3).
-fn challenge(settings: &Settings, denial: &Denial) -> Option<String> {
+fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
     let reason = denial.reason();
     let scopes = match reason.status() {
         DenialStatus::Unauthorized => None,
@@ -337,74 +411,92 @@ fn problem(reason: DenyReason, trace: Option<&TraceParent>) -> String {
     serde_json::to_string(&problem).expect("strings and numbers are JSON")
 }
 
-/// What Envoy's access log and span can show, under `envoy.filters.http.ext_authz`.
-fn metadata(
+/// What Envoy's access log and span can show, under `envoy.filters.http.ext_authz`: a `google.protobuf.Struct`.
+fn write_metadata(
     outcome: Outcome,
-    keyring: Option<&KeyringFacts>,
-    record: Option<&KeyRecord>,
-) -> Struct {
-    let mut fields = BTreeMap::new();
-    let mut put = |key: &str, kind| {
-        fields.insert(key.to_owned(), Value { kind: Some(kind) });
-    };
-    let text = |text: &str| Kind::StringValue(text.to_owned());
-    put("decision", text(outcome.decision()));
-    put("reason", text(outcome.reason()));
-    if let Some(keyring) = keyring {
-        put("keyring", text(keyring.name.as_str()));
-        if let Some(revision) = keyring.revision {
-            put("revision", Kind::NumberValue(number(revision.get())));
+    keyring: Option<&KeyringFacts<'_>>,
+    key: Option<&HeldKey<'_>>,
+    response: &mut Writer<'_>,
+) {
+    response.message(response_field::METADATA, |fields| {
+        write_text("decision", outcome.decision(), fields);
+        write_text("reason", outcome.reason(), fields);
+        if let Some(keyring) = keyring {
+            write_text("keyring", keyring.name.as_str(), fields);
+            if let Some(revision) = keyring.revision {
+                write_number("revision", double(revision.get()), fields);
+            }
         }
-    }
-    if let Some(record) = record {
-        put("consumer", text(record.consumer.as_str()));
-        put("key_id", text(record.key_id.as_str()));
-        put(
-            "key_version",
-            Kind::NumberValue(f64::from(record.version.get())),
-        );
-        put("key_state", text(record.state.as_str()));
-    }
-    Struct { fields }
+        if let Some(key) = key {
+            write_text("consumer", key.consumer(), fields);
+            write_text("key_id", key.key_id().as_str(), fields);
+            write_number("key_version", f64::from(key.version().get()), fields);
+            write_text("key_state", key.state().as_str(), fields);
+        }
+    });
+}
+
+/// Writes an entry of a `google.protobuf.Struct` whose value is a text.
+fn write_text(name: &str, text: &str, fields: &mut Writer<'_>) {
+    fields.message(1, |entry| {
+        entry.text(1, name);
+        entry.message(2, |value| value.text(3, text));
+    });
+}
+
+/// The same of a number.
+fn write_number(name: &str, number: f64, fields: &mut Writer<'_>) {
+    fields.message(1, |entry| {
+        entry.text(1, name);
+        entry.message(2, |value| value.double(2, number));
+    });
 }
 
 #[expect(
     clippy::cast_precision_loss,
     reason = "a protobuf number is a double; a log of 2^53 revisions will not be written"
 )]
-const fn number(value: u64) -> f64 {
+const fn double(value: u64) -> f64 {
     value as f64
 }
 
-/// Sets a header in place of any that is there. For headers of a request Envoy obeys `append`, for those of a response
-/// `append_action` where `append` is not set; other proxies read them in other ways again, so that both are set.
-fn overwrite(name: &str, value: String) -> HeaderValueOption {
-    option(name, value, HeaderAppendAction::OverwriteIfExistsOrAdd)
+/// What becomes of a header that is there already.
+#[derive(Clone, Copy)]
+enum Existing {
+    /// It goes.
+    Overwrite,
+    /// It stays beside the new one.
+    Append,
+    /// It stays, and the new one goes.
+    Keep,
 }
 
-/// Adds a header beside any that is there.
-fn append(name: &str, value: String) -> HeaderValueOption {
-    option(name, value, HeaderAppendAction::AppendIfExistsOrAdd)
-}
-
-/// Adds a header to a response that has none of its name. Envoy obeys this action only where `append` is not set.
-fn add_if_absent(name: &str, value: String) -> HeaderValueOption {
-    HeaderValueOption {
-        append: None,
-        ..option(name, value, HeaderAppendAction::AddIfAbsent)
-    }
-}
-
-fn option(name: &str, value: String, action: HeaderAppendAction) -> HeaderValueOption {
-    let appends = action == HeaderAppendAction::AppendIfExistsOrAdd;
-    HeaderValueOption {
-        header: Some(HeaderValue {
-            key: name.to_owned(),
-            value,
-        }),
-        append: Some(BoolValue { value: appends }),
-        append_action: action.into(),
-    }
+/// Writes a `HeaderValueOption`.
+///
+/// For headers of a request Envoy obeys `append`, for those of a response `append_action` where `append` is not set; other
+/// proxies read them in other ways again, so that both are set. To keep what is there, Envoy is told by the second alone.
+fn write_header(
+    field: u32,
+    name: &str,
+    value: &dyn fmt::Display,
+    existing: Existing,
+    headers: &mut Writer<'_>,
+) {
+    let (append, action) = match existing {
+        Existing::Overwrite => (Some(false), HeaderAppendAction::OverwriteIfExistsOrAdd),
+        Existing::Append => (Some(true), HeaderAppendAction::AppendIfExistsOrAdd),
+        Existing::Keep => (None, HeaderAppendAction::AddIfAbsent),
+    };
+    headers.message(field, |option| {
+        option.message(1, |header| {
+            header.text(1, name);
+            header.display(2, value);
+        });
+        if let Some(append) = append {
+            option.message(2, |value| value.number(1, append.into()));
+        }
+        option.number(3, (action as i32).unsigned_abs());
+    });
 }
 
 #[cfg(test)]

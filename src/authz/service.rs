@@ -9,8 +9,11 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
+    time::SystemTime,
 };
 
+use bytes::BytesMut;
+use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
@@ -41,12 +44,13 @@ pub struct Authorizer {
     observer: Arc<dyn Observer>,
 }
 
-/// A check and its answer.
-struct Answered {
-    decision: Decision,
-    malformed: Option<MalformedRequest>,
-    parent: Option<TraceParent>,
-    response: CheckResponse,
+/// When a check came.
+#[derive(Clone, Copy)]
+struct Moment {
+    started: SystemTime,
+    /// What it is judged by.
+    wall: Timestamp,
+    boot: BootTime,
 }
 
 impl Authorizer {
@@ -69,33 +73,36 @@ impl Authorizer {
         }
     }
 
-    /// Answers a check. `parent` is the span that Envoy made for it.
-    #[must_use]
-    pub fn answer(&self, request: &CheckRequest, parent: Option<TraceParent>) -> CheckResponse {
-        self.answer_by(parent, |now, boot| {
-            self.answer_at(request, parent, now, boot)
-        })
+    /// Appends the serialized `CheckResponse` to `answer` for a serialized `CheckRequest`. `parent` is the span that Envoy
+    /// made for the check.
+    pub fn answer(&self, message: &[u8], parent: Option<TraceParent>, answer: &mut BytesMut) {
+        self.answer_by(parent, answer, |moment, answer| {
+            self.judge(message, parent, moment, answer);
+        });
     }
 
-    /// Answers by `judge`, or with a denial when it panics, and tells the observer.
+    /// Answers by `judge`, or with a denial when it panics.
     fn answer_by(
         &self,
         parent: Option<TraceParent>,
-        judge: impl FnOnce(Timestamp, BootTime) -> Answered,
-    ) -> CheckResponse {
-        let (started, began) = (self.clock.system_time(), self.clock.boot());
-        let answered = guarded(|| judge(self.not_before_latest(started.into()), began))
-            .unwrap_or_else(|| self.refuse(Denial::internal(), None, parent));
-        let event = CheckEvent {
-            decision: &answered.decision,
-            malformed: answered.malformed,
-            parent: answered.parent,
+        answer: &mut BytesMut,
+        judge: impl FnOnce(Moment, &mut BytesMut),
+    ) {
+        let begin = answer.len();
+        let moment = self.now();
+        if guarded(|| judge(moment, answer)).is_none() {
+            answer.truncate(begin);
+            self.refuse(Denial::internal(), None, parent, moment, answer);
+        }
+    }
+
+    fn now(&self) -> Moment {
+        let started = self.clock.system_time();
+        Moment {
             started,
-            duration: self.clock.boot().saturating_since(began),
-        };
-        // An observer that fails leaves a gap in what is told, and the answer as it is.
-        let _observed = guarded(|| self.observer.observe(&event));
-        answered.response
+            wall: self.not_before_latest(started.into()),
+            boot: self.clock.boot(),
+        }
     }
 
     /// The time to judge by: a wall clock that is set back does not bring expired keys back to life.
@@ -107,16 +114,18 @@ impl Authorizer {
         now.max(Timestamp::from_millis(latest))
     }
 
-    fn answer_at(
+    fn judge(
         &self,
-        request: &CheckRequest,
+        message: &[u8],
         parent: Option<TraceParent>,
-        now: Timestamp,
-        boot: BootTime,
-    ) -> Answered {
-        let question = match Question::read(&self.settings, request) {
+        moment: Moment,
+        answer: &mut BytesMut,
+    ) {
+        let question = match Question::read(&self.settings, message) {
             Ok(question) => question,
-            Err(error) => return self.refuse(Denial::malformed(), Some(error), parent),
+            Err(error) => {
+                return self.refuse(Denial::malformed(), Some(error), parent, moment, answer);
+            }
         };
         let input = question.input();
         let parent = parent.or_else(|| {
@@ -128,31 +137,43 @@ impl Authorizer {
         let slot = question.keyring().and_then(|name| self.slot(name));
         let view = slot.map(Slot::load);
         let view = view.as_ref().and_then(|view| view.as_deref());
-        let held = slot.map(|slot| Held::new(slot, view, boot));
-        let decision = decide(&question, held.as_ref(), now);
+        let held = slot.map(|slot| Held::new(slot, view, moment.boot));
+        let decision = decide(&question, held.as_ref(), moment.wall);
         if let Some(slot) = slot {
-            count(slot, &decision, input, now);
+            count(slot, &decision, input, moment.wall);
         }
-        Answered {
-            response: response::respond(&self.settings, input, &decision, parent.as_ref()),
-            decision,
-            malformed: None,
-            parent,
-        }
+        response::respond(&self.settings, input, &decision, parent.as_ref(), answer);
+        self.tell(&decision, None, parent, moment);
     }
 
     fn refuse(
         &self,
-        denial: Denial,
+        denial: Denial<'_>,
         malformed: Option<MalformedRequest>,
         parent: Option<TraceParent>,
-    ) -> Answered {
-        Answered {
-            response: response::deny(&self.settings, &denial, parent.as_ref()),
-            decision: denial.into(),
+        moment: Moment,
+        answer: &mut BytesMut,
+    ) {
+        response::deny(&self.settings, &denial, parent.as_ref(), answer);
+        self.tell(&denial.into(), malformed, parent, moment);
+    }
+
+    /// Tells the observer. One that fails leaves a gap in what is told, and the answer as it is.
+    fn tell(
+        &self,
+        decision: &Decision<'_>,
+        malformed: Option<MalformedRequest>,
+        parent: Option<TraceParent>,
+        moment: Moment,
+    ) {
+        let event = CheckEvent {
+            decision,
             malformed,
             parent,
-        }
+            started: moment.started,
+            duration: self.clock.boot().saturating_since(moment.boot),
+        };
+        let _observed = guarded(|| self.observer.observe(&event));
     }
 
     fn slot(&self, name: &str) -> Option<&Slot> {
@@ -170,13 +191,17 @@ impl Authorization for Authorizer {
         request: Request<CheckRequest>,
     ) -> Result<Response<CheckResponse>, Status> {
         let parent = parent_of(request.metadata());
-        Ok(Response::new(self.answer(request.get_ref(), parent)))
+        let mut answer = BytesMut::new();
+        self.answer(&request.get_ref().encode_to_vec(), parent, &mut answer);
+        Ok(Response::new(
+            CheckResponse::decode(answer).expect("a response"),
+        ))
     }
 }
 
 /// Counts the use of the version that was verified, whatever became of the check. Before the answer is made, so that
 /// whoever has an answer has been counted.
-fn count(slot: &Slot, decision: &Decision, input: &CheckInput<'_>, now: Timestamp) {
+fn count(slot: &Slot, decision: &Decision<'_>, input: &CheckInput<'_>, now: Timestamp) {
     let Some(key) = decision.key() else {
         return;
     };
@@ -184,16 +209,17 @@ fn count(slot: &Slot, decision: &Decision, input: &CheckInput<'_>, now: Timestam
         Decision::Allow(_) | Decision::Anonymous(_) => false,
         Decision::Deny(_) => true,
     };
-    match key.record().state {
+    let usage = slot.usage().of(key);
+    match key.state() {
         KeyState::Pending | KeyState::Active => {}
         KeyState::Retiring | KeyState::Retired | KeyState::Revoked => {
             let user_agent = input.values("user-agent").next().unwrap_or_default();
             let caller = Caller::new(input.source(), user_agent, input.host(), input.path());
-            key.usage().note_caller(&caller, now);
+            slot.usage().get(usage).note_caller(&caller, now);
         }
     }
     // Last, so that a report which has the request has its caller, too.
-    slot.usage().count(key.usage(), now, denied);
+    slot.usage().count(usage, now, denied);
 }
 
 /// What `work` returns; none when it panics. Nothing that a check writes to outlives it, except counters.
@@ -214,7 +240,7 @@ mod tests {
     use crate::{
         authz::{
             DenyReason, Outcome,
-            testing::{Message, REVISION, keyrings, settings},
+            testing::{Message, REVISION, keyrings, settings, written},
         },
         key::{AllowedSources, KeyId, KeyRecord, Secret, Use, Window, testing},
         keyring::CallerUse,
@@ -261,6 +287,10 @@ mod tests {
         recorder.0.lock().expect("no test panics here").clone()
     }
 
+    fn answer(authorizer: &Authorizer, request: &CheckRequest) -> CheckResponse {
+        written(|answer| authorizer.answer(&request.encode_to_vec(), None, answer))
+    }
+
     fn code(response: &CheckResponse) -> Option<i32> {
         response.status.as_ref().map(|status| status.code)
     }
@@ -294,7 +324,12 @@ mod tests {
     fn a_panic_becomes_a_denial_that_is_told_of() {
         let recorder = Arc::new(Recorder::default());
         let (authorizer, _) = authorizer(recorder.clone());
-        let answer = authorizer.answer_by(None, |_, _| panic!("a broken invariant"));
+        let answer = written(|answer| {
+            authorizer.answer_by(None, answer, |_, answer| {
+                answer.extend_from_slice(b"half an allow");
+                panic!("a broken invariant");
+            });
+        });
         assert_eq!(code(&answer), Some(14));
         assert!(matches!(
             answer.http_response,
@@ -308,9 +343,9 @@ mod tests {
     fn a_broken_observer_does_not_change_the_answer() {
         let (authorizer, secret) = authorizer(Arc::new(Failing));
         let message = Message::get("/").header("x-api-key", secret.expose().to_owned());
-        assert_eq!(code(&authorizer.answer(&message.joined(), None)), Some(0));
+        assert_eq!(code(&answer(&authorizer, &message.joined())), Some(0));
         assert_eq!(
-            code(&authorizer.answer(&Message::get("/").joined(), None)),
+            code(&answer(&authorizer, &Message::get("/").joined())),
             Some(16)
         );
     }
@@ -319,7 +354,9 @@ mod tests {
     fn counted(authorizer: &Authorizer) -> Vec<Use> {
         let slot = authorizer.slot("payments").expect("it is held");
         let used = slot.usage().take_used();
-        used.iter().map(|usage| usage.read()).collect()
+        used.iter()
+            .map(|usage| slot.usage().get(*usage).read())
+            .collect()
     }
 
     #[test]
@@ -335,12 +372,12 @@ mod tests {
         let observer = Arc::new(Recorder::default());
         let authorizer = Authorizer::new(Arc::new(settings()), &keyrings, clock, observer);
         let message = Message::get("/").header("x-api-key", secret.expose().to_owned());
-        let answer = || code(&authorizer.answer(&message.joined(), None));
-        assert_eq!(answer(), Some(0));
+        let now = || code(&answer(&authorizer, &message.joined()));
+        assert_eq!(now(), Some(0));
         hands.set_wall(NOW.saturating_add(life));
-        assert_eq!(answer(), Some(16));
+        assert_eq!(now(), Some(16));
         hands.set_wall(NOW);
-        assert_eq!(answer(), Some(16), "it was revived");
+        assert_eq!(now(), Some(16), "it was revived");
     }
 
     fn authorizer_of(record: KeyRecord, observer: Arc<dyn Observer>) -> Authorizer {
@@ -386,7 +423,7 @@ mod tests {
             (record.clone(), &scopes, 1),
         ] {
             let authorizer = authorizer_of(record.clone(), Arc::new(Failing));
-            let answer = authorizer.answer(&message.joined(), None);
+            let answer = answer(&authorizer, &message.joined());
             assert_eq!(code(&answer) != Some(0), denied == 1);
             let expected = Use {
                 requests: 1,
@@ -413,7 +450,7 @@ mod tests {
             key(elsewhere, &secret),
             key(key(Message::get("/"), &secret), &other),
         ] {
-            assert_ne!(code(&authorizer.answer(&message.raw(), None)), Some(0));
+            assert_ne!(code(&answer(&authorizer, &message.raw())), Some(0));
             assert_eq!(counted(&authorizer), []);
         }
     }
@@ -436,12 +473,10 @@ mod tests {
                 ..testing::record_of(&secret)
             };
             let authorizer = authorizer_of(record, Arc::new(Recorder::default()));
-            let _answer = authorizer.answer(&message.joined(), None);
-            let used = authorizer
-                .slot("payments")
-                .expect("it is held")
-                .usage()
-                .take_used();
+            let _answer = answer(&authorizer, &message.joined());
+            let slot = authorizer.slot("payments").expect("it is held");
+            let used = slot.usage().take_used();
+            let usage = slot.usage().get(used[0]);
             let expected = CallerUse {
                 source: Some([192, 0, 2, 7].into()),
                 user_agent: "curl/8.5".to_owned(),
@@ -450,7 +485,7 @@ mod tests {
                 last_used: NOW,
             };
             let expected: &[CallerUse] = if is_noted { &[expected] } else { &[] };
-            assert_eq!(used[0].callers(), expected, "{state:?}");
+            assert_eq!(usage.callers(), expected, "{state:?}");
         }
     }
 

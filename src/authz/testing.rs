@@ -1,21 +1,24 @@
 //! Builders for tests.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderName;
+use prost::Message as _;
 
 use super::{
-    decision::{Decision, Held, decide},
+    decision::{Decision, Denial, Held, Outcome, decide},
     question::Question,
-    request::CheckInput,
     response,
     settings::{CredentialSource, Settings, SettingsParts},
 };
 use crate::{
     clock::BootTime,
-    key::{Epoch, KeyRecord, Prefix, Revision, Timestamp, testing},
-    keyring::{Announced, KeyringSettings, Keyrings, Mirror, Staleness},
+    key::{Epoch, KeyRecord, KeyringName, Prefix, Revision, Timestamp, testing},
+    keyring::{Announced, KeyringSettings, Keyrings, Mirror, Slot, Staleness},
     proto::auth::{
         Address, AttributeContext, CheckRequest, CheckResponse, Entry, HeaderMap, HttpRequest,
         Peer, RawHeader, Request, SocketAddress,
@@ -191,16 +194,33 @@ pub(crate) fn keyrings(records: Vec<KeyRecord>, issued_only: bool) -> Keyrings {
         help_url: Some("https://help.example.com/rotate".to_owned()),
     });
     let mut snapshot = mirror
-        .begin_snapshot(Epoch::new(1), REVISION)
+        .begin_snapshot(Epoch::new(1), REVISION, records.len())
         .expect("settings have come");
     for (record, hash) in records.into_iter().zip(1..) {
-        snapshot.add(Announced { record, hash });
+        snapshot.add(&Announced { record, hash });
     }
     mirror
         .finish_snapshot(snapshot, None, 0)
         .expect("the first snapshot");
     slot.confirm(CONFIRMED_AT);
     keyrings
+}
+
+/// What is known of a decision after its keyring has gone.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) outcome: Outcome,
+    /// The version that was used.
+    pub(crate) record: Option<KeyRecord>,
+    /// Of the keyring that was asked; none within before its first view.
+    pub(crate) revision: Option<Option<Revision>>,
+    pub(crate) sunset: Option<Timestamp>,
+}
+
+/// The name of the keyring that tests speak of, for as long as anybody needs it.
+pub(crate) fn keyring_name() -> &'static KeyringName {
+    static NAME: LazyLock<KeyringName> = LazyLock::new(testing::keyring_name);
+    &NAME
 }
 
 /// What a sidecar with `settings` and `keyrings` makes of a request at a moment.
@@ -210,20 +230,57 @@ pub(crate) fn judge(
     request: &CheckRequest,
     now: Timestamp,
     boot: BootTime,
-) -> (Decision, CheckResponse) {
+) -> (Judged, CheckResponse) {
+    let (decision, response) = decided(settings, keyrings, request, now, boot);
+    (Judged::new(&decision), response)
+}
+
+/// The decision itself, for what is made of it. What it borrows is never freed: tests make few.
+pub(crate) fn decided(
+    settings: &Settings,
+    keyrings: &Keyrings,
+    request: &CheckRequest,
+    now: Timestamp,
+    boot: BootTime,
+) -> (Decision<'static>, CheckResponse) {
+    let settings: &'static Settings = Box::leak(Box::new(settings.clone()));
+    let request: &'static [u8] = request.encode_to_vec().leak();
     let Ok(question) = Question::read(settings, request) else {
-        let denial = super::decision::Denial::malformed();
-        let response = response::deny(settings, &denial, None);
+        let denial = Denial::malformed();
+        let response = written(|answer| response::deny(settings, &denial, None, answer));
         return (denial.into(), response);
     };
     let slot = question
         .keyring()
         .and_then(|name| keyrings.iter().find(|slot| slot.name().as_str() == name));
-    let view = slot.map(|slot| slot.load());
-    let view = view.as_ref().and_then(|view| view.as_deref());
+    let slot: Option<&'static Slot> = slot.map(|slot| &**Box::leak(Box::new(Arc::clone(slot))));
+    let view: Option<&'static _> = slot.map(|slot| &**Box::leak(Box::new(slot.load())));
+    let view = view.and_then(|view| view.as_deref());
     let held = slot.map(|slot| Held::new(slot, view, boot));
     let decision = decide(&question, held.as_ref(), now);
-    let input = CheckInput::new(request).expect("it was read");
-    let response = response::respond(settings, &input, &decision, None);
+    let response = written(|answer| {
+        response::respond(settings, question.input(), &decision, None, answer);
+    });
     (decision, response)
+}
+
+/// The response that was written.
+pub(crate) fn written(write: impl FnOnce(&mut BytesMut)) -> CheckResponse {
+    let mut answer = BytesMut::new();
+    write(&mut answer);
+    CheckResponse::decode(answer).expect("a response")
+}
+
+impl Judged {
+    fn new(decision: &Decision<'_>) -> Self {
+        Self {
+            outcome: decision.outcome(),
+            record: decision.key().map(|key| key.to_record()),
+            revision: decision.keyring().map(|keyring| keyring.revision),
+            sunset: match decision {
+                Decision::Allow(grant) => grant.notice().and_then(|notice| notice.sunset),
+                Decision::Anonymous(_) | Decision::Deny(_) => None,
+            },
+        }
+    }
 }

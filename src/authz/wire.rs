@@ -22,15 +22,11 @@ use super::{
 };
 use crate::{
     key::{KeyId, KeyState, Timestamp, testing},
-    proto::auth::{CheckRequest, CheckResponse},
+    proto::auth::CheckResponse,
 };
 
 /// As Envoy 1.40 sent it for a GET with twelve headers, behind the five bytes that frame a gRPC message.
 const RECORDED: &[u8] = include_bytes!("../../tests/data/check-request.grpc");
-
-fn decoded(request: &EnvoyRequest) -> CheckRequest {
-    CheckRequest::decode(request.encode_to_vec().as_slice()).expect("the same message")
-}
 
 fn reencoded(response: &CheckResponse) -> EnvoyResponse {
     EnvoyResponse::decode(response.encode_to_vec().as_slice()).expect("the same message")
@@ -79,15 +75,15 @@ fn http_request() -> HttpRequest {
 
 #[test]
 fn the_recorded_request_is_read() {
-    let request = CheckRequest::decode(&RECORDED[5..]).expect("a request");
-    let input = CheckInput::new(&request).expect("a request");
+    let request = &RECORDED[5..];
+    let input = CheckInput::read(request).expect("a request");
     assert!(input.joins_duplicates());
     let keys: Vec<&[u8]> = input.values("x-api-key").collect();
     assert_eq!(keys, [b"ak_live_0123456789abcdef0123456789abcdef"]);
     assert_eq!(input.method(), b"GET");
     assert!(input.source().is_some_and(|source| source.is_loopback()));
     let settings = settings();
-    let question = Question::read(&settings, &request).expect("a question");
+    let question = Question::read(&settings, request).expect("a question");
     assert_eq!(question.keyring(), Some("payments"));
 
     let same = EnvoyRequest::decode(&RECORDED[5..]).expect("a request");
@@ -101,13 +97,14 @@ fn the_recorded_request_is_read() {
 #[test]
 fn a_request_with_joined_headers_decodes() {
     let headers = [("x-api-key", "K"), ("accept", "*/*")];
-    let request = decoded(&envoy_request(HttpRequest {
+    let request = envoy_request(HttpRequest {
         headers: headers
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
         ..http_request()
-    }));
-    let input = CheckInput::new(&request).expect("a request");
+    })
+    .encode_to_vec();
+    let input = CheckInput::read(&request).expect("a request");
     assert_eq!(input.values("x-api-key").collect::<Vec<_>>(), [b"K"]);
     assert_eq!(input.headers().count(), 2);
     assert_eq!(input.path(), b"/a?b=c");
@@ -133,13 +130,14 @@ fn a_request_with_raw_headers_decodes() {
         raw_value: value.to_vec(),
         ..EnvoyHeaderValue::default()
     };
-    let request = decoded(&envoy_request(HttpRequest {
+    let request = envoy_request(HttpRequest {
         header_map: Some(EnvoyHeaderMap {
             headers: vec![header(b"K"), header(b"\xff")],
         }),
         ..http_request()
-    }));
-    let input = CheckInput::new(&request).expect("a request");
+    })
+    .encode_to_vec();
+    let input = CheckInput::read(&request).expect("a request");
     assert!(!input.joins_duplicates());
     let values: Vec<&[u8]> = input.values("x-api-key").collect();
     assert_eq!(values, [&b"K"[..], b"\xff"]);
@@ -155,8 +153,8 @@ fn answers_mean_the_same_to_envoy() {
     let answer = |key: &str| {
         let request = Message::get(format!("/!?api_key={key}&b")).raw();
         let now = Timestamp::from_millis(5_000);
-        let (decision, response) = judge(&settings(), &keyrings, &request, now, CONFIRMED_AT);
-        (decision.outcome(), reencoded(&response))
+        let (judged, response) = judge(&settings(), &keyrings, &request, now, CONFIRMED_AT);
+        (judged.outcome, reencoded(&response))
     };
 
     let (outcome, allowed) = answer(secret.expose());

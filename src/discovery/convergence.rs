@@ -215,7 +215,7 @@ impl Pair {
     fn state_of(&self, digest: &KeyDigest) -> Option<KeyState> {
         let view = self.slot().load();
         let held = view.as_ref()?.lookup(digest)?;
-        Some(held.record().state)
+        Some(held.state())
     }
 
     fn assert_converged(&self) {
@@ -225,8 +225,8 @@ impl Pair {
         assert_eq!(view.len(), self.control.keyring.version_count());
         for record in self.control.keyring.records() {
             assert_eq!(
-                view.lookup(&record.digest).map(|held| held.record()),
-                Some(&record)
+                view.lookup(&record.digest).map(|held| held.to_record()),
+                Some(record)
             );
         }
     }
@@ -603,8 +603,7 @@ fn a_presented_key_is_found_after_a_snapshot() {
     let view = pair.slot().load();
     let view = view.as_ref().expect("a snapshot was taken");
     assert_eq!(
-        view.find(&secret.presented())
-            .map(|held| held.record().key_id),
+        view.find(&secret.presented()).map(|held| held.key_id()),
         Some(key_id)
     );
     let other = PresentedKey::new(b"rlk_something_else").expect("printable");

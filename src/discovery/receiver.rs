@@ -300,7 +300,8 @@ impl Held {
     ) -> Result<Option<wire::SidecarMessage>, Leave> {
         let (epoch, revision) = (Epoch::new(chunk.epoch), Revision::new(chunk.revision));
         if chunk.index == 0 {
-            let builder = match self.mirror.begin_snapshot(epoch, revision) {
+            let versions = usize::try_from(chunk.total_items).unwrap_or(usize::MAX);
+            let builder = match self.mirror.begin_snapshot(epoch, revision, versions) {
                 Ok(builder) => builder,
                 Err(SnapshotError::Older { held, found }) => {
                     return Err(Leave::Lagging {
@@ -332,7 +333,7 @@ impl Held {
         };
         let (items, rejected) = decode_items(&chunk.items);
         for announced in items {
-            incoming.builder.add(announced);
+            incoming.builder.add(&announced);
         }
         incoming.rejected.extend(rejected);
         incoming.items += chunk.items.len() as u64;

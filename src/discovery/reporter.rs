@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::{
     key::{Epoch, KeyringName, Timestamp, VersionRef},
-    keyring::{CallerUse, Keyrings, Slot, VersionUsage},
+    keyring::{CallerUse, Keyrings, Slot, UsageIndex, VersionUsage},
     proto::discovery as wire,
 };
 
@@ -47,7 +47,7 @@ struct Account {
 
 #[derive(Debug)]
 struct Unacked {
-    usage: Arc<VersionUsage>,
+    usage: UsageIndex,
     /// The message of this stream that has told of it last.
     told: Option<u64>,
 }
@@ -162,7 +162,8 @@ impl Reporter {
             // They were counted after the last report. Should they be older by the clock, it was set back, or their
             // check was held up: what was said to be complete stays true.
             if let Some(complete_until) = self.complete_until {
-                for usage in &used {
+                for index in &used {
+                    let usage = account.slot.usage().get(*index);
                     usage.used_since(complete_until);
                 }
             }
@@ -187,11 +188,11 @@ impl Reporter {
     /// Adds the unacked versions that were told in this way; says whether there was room for all.
     fn tell(&mut self, draft: &mut Draft, which: impl Fn(Option<u64>) -> bool) -> bool {
         for (name, account) in &mut self.keyrings {
-            for (version, unacked) in &mut account.unacked {
+            for unacked in account.unacked.values_mut() {
                 if !which(unacked.told) {
                     continue;
                 }
-                let told = describe(*version, &unacked.usage);
+                let told = describe(account.slot.usage().get(unacked.usage));
                 if !draft.has_room() {
                     if draft.messages.len() >= MAX_MESSAGES {
                         return false;
@@ -214,9 +215,11 @@ impl Reporter {
 
 impl Account {
     /// Notes versions that are to be told of.
-    fn expect(&mut self, used: Vec<Arc<VersionUsage>>) {
-        let untold = |usage: Arc<VersionUsage>| (usage.version(), Unacked { usage, told: None });
-        self.unacked.extend(used.into_iter().map(untold));
+    fn expect(&mut self, used: Vec<UsageIndex>) {
+        for usage in used {
+            let version = self.slot.usage().get(usage).version();
+            self.unacked.insert(version, Unacked { usage, told: None });
+        }
     }
 }
 
@@ -253,7 +256,8 @@ impl Draft {
     }
 }
 
-fn describe(version: VersionRef, usage: &VersionUsage) -> wire::VersionUsage {
+fn describe(usage: &VersionUsage) -> wire::VersionUsage {
+    let version = usage.version();
     let used = usage.read();
     let millis = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_millis);
     wire::VersionUsage {

@@ -191,6 +191,13 @@ impl RotationId {
     }
 }
 
+/// Both are 12 base62 characters.
+impl From<KeyId> for RotationId {
+    fn from(id: KeyId) -> Self {
+        Self(id)
+    }
+}
+
 impl FromStr for RotationId {
     type Err = ParseIdError;
 

@@ -158,10 +158,7 @@ impl AllowedSources {
     /// Whether a request from `source` is within a block. An unknown source is only where every source is.
     #[must_use]
     pub fn permit(&self, source: Option<IpAddr>) -> bool {
-        self.0.is_empty()
-            || source
-                .map(|source| source.to_canonical())
-                .is_some_and(|source| self.0.iter().any(|block| block.contains(&source)))
+        permit_source(self.0.iter().copied(), source)
     }
 
     /// The blocks in order.
@@ -183,6 +180,15 @@ impl From<AllowedSources> for Vec<IpNet> {
     fn from(sources: AllowedSources) -> Self {
         sources.0.to_vec()
     }
+}
+
+/// Whether a request from `source` is within one of `blocks`, or there are none: [`AllowedSources::permit`], wherever the
+/// blocks are held.
+pub(crate) fn permit_source(blocks: impl Iterator<Item = IpNet>, source: Option<IpAddr>) -> bool {
+    let source = source.map(|source| source.to_canonical());
+    let mut blocks = blocks.peekable();
+    blocks.peek().is_none()
+        || source.is_some_and(|source| blocks.any(|block| block.contains(&source)))
 }
 
 /// A block of IPv4 addresses written as IPv6 (`::ffff:10.0.0.0/104`) is the IPv4 block, as `permit` compares it.

@@ -65,19 +65,27 @@ impl KeyRecord {
         }
     }
 
-    /// How the version stands at `now`, by the wall clock. An overlap is ended by the control plane alone: only it knows
-    /// whether the old version is still in use.
+    /// How the version stands at `now`, by the wall clock: see [`Standing::of`].
     #[must_use]
     pub fn standing(&self, now: Timestamp) -> Standing {
-        match self.state {
-            KeyState::Revoked => return Standing::Revoked,
-            KeyState::Retired => return Standing::Retired,
+        Standing::of(self.state, &self.window, now)
+    }
+}
+
+impl Standing {
+    /// How a version stands at `now`, by the wall clock. An overlap is ended by the control plane alone: only it knows
+    /// whether the old version is still in use.
+    #[must_use]
+    pub fn of(state: KeyState, window: &Window, now: Timestamp) -> Self {
+        match state {
+            KeyState::Revoked => return Self::Revoked,
+            KeyState::Retired => return Self::Retired,
             KeyState::Pending | KeyState::Active | KeyState::Retiring => {}
         }
-        match self.window.position(now) {
-            Position::After => Standing::Expired,
-            Position::Before => Standing::NotYetValid,
-            Position::Inside => Standing::Accepted,
+        match window.position(now) {
+            Position::After => Self::Expired,
+            Position::Before => Self::NotYetValid,
+            Position::Inside => Self::Accepted,
         }
     }
 }

@@ -9,9 +9,9 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     slot::Slot,
     usage::Ledger,
-    view::{Entry, HeldKey, KeyringSettings, KeyringView},
+    view::{KeyringSettings, KeyringView},
 };
-use crate::key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision};
+use crate::key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision, VersionRef};
 
 /// The writing side of a [`Slot`]. There is one for each.
 #[derive(Debug)]
@@ -46,7 +46,6 @@ pub struct Position {
 /// A snapshot on its way, built aside.
 #[derive(Debug)]
 pub struct SnapshotBuilder {
-    slot: Arc<Slot>,
     view: KeyringView,
 }
 
@@ -102,6 +101,9 @@ pub enum SnapshotError {
     },
 }
 
+/// The most versions that room is made for ahead: the number is the control plane's, and more grow as they come.
+const MAX_RESERVED: usize = 1 << 24;
+
 impl Mirror {
     /// A mirror that publishes to `slot`.
     #[must_use]
@@ -143,7 +145,7 @@ impl Mirror {
         }
     }
 
-    /// Begins a snapshot, to be built aside.
+    /// Begins a snapshot of about `versions` versions, to be built aside.
     ///
     /// # Errors
     ///
@@ -152,6 +154,7 @@ impl Mirror {
         &self,
         epoch: Epoch,
         revision: Revision,
+        versions: usize,
     ) -> Result<SnapshotBuilder, SnapshotError> {
         let settings = self.settings.clone().ok_or(SnapshotError::NoSettings)?;
         let held = self.position();
@@ -162,9 +165,9 @@ impl Mirror {
             });
         }
         let name = self.slot.name().clone();
+        let versions = versions.min(MAX_RESERVED);
         Ok(SnapshotBuilder {
-            slot: Arc::clone(&self.slot),
-            view: KeyringView::empty(name, epoch, revision, settings),
+            view: KeyringView::empty(name, epoch, revision, settings, versions),
         })
     }
 
@@ -182,7 +185,7 @@ impl Mirror {
         set_digest: Option<u64>,
         confirmed: usize,
     ) -> Result<(), SnapshotError> {
-        let SnapshotBuilder { mut view, slot: _ } = snapshot;
+        let SnapshotBuilder { mut view } = snapshot;
         if set_digest.is_some_and(|announced| announced != view.set_digest()) {
             return Err(SnapshotError::Digest);
         }
@@ -190,17 +193,21 @@ impl Mirror {
         if found < held.div_ceil(2) && confirmed != found {
             return Err(SnapshotError::Shrinks { held, found });
         }
+        view.shrink();
         if let Some(former) = self.view.take() {
             for entry in former.entries() {
-                match entry.state() {
-                    KeyState::Revoked => keep_revoked(&mut view, &entry.key),
-                    KeyState::Retiring | KeyState::Retired => forget_callers(entry, &view),
+                match entry.key.state() {
+                    KeyState::Revoked => revoke(&mut view, entry.key.to_record()),
+                    KeyState::Retiring | KeyState::Retired => {
+                        let version = entry.key.version_ref();
+                        forget_callers(self.slot.usage(), version, entry.key.digest(), &view);
+                    }
                     KeyState::Pending | KeyState::Active => {}
                 }
             }
         }
         for (_, record) in self.early.drain() {
-            revoke(&mut view, self.slot.usage(), record);
+            revoke(&mut view, record);
         }
         self.publish(view);
         Ok(())
@@ -236,10 +243,10 @@ impl Mirror {
         };
         let mut view = KeyringView::clone(view);
         for announced in revocations.into_iter().chain(upserts) {
-            upsert(&mut view, self.slot.usage(), announced);
+            upsert(&mut view, self.slot.usage(), &announced);
         }
         for digest in removals {
-            remove(&mut view, digest);
+            remove(&mut view, self.slot.usage(), digest);
         }
         view.advance(to);
         self.publish(view);
@@ -252,7 +259,7 @@ impl Mirror {
             Some(view) => {
                 let mut view = KeyringView::clone(view);
                 for record in records {
-                    revoke(&mut view, self.slot.usage(), record);
+                    revoke(&mut view, record);
                 }
                 self.publish(view);
             }
@@ -290,68 +297,62 @@ impl SnapshotBuilder {
     }
 
     /// Adds a version.
-    pub fn add(&mut self, announced: Announced) {
-        upsert(&mut self.view, self.slot.usage(), announced);
+    pub fn add(&mut self, announced: &Announced) {
+        let Announced { record, hash } = announced;
+        match self.view.entry(&record.digest).map(|held| held.key.state()) {
+            Some(KeyState::Revoked) => self.view.announce(&record.digest, *hash),
+            Some(_) | None => self.view.put(record, *hash),
+        }
     }
 }
 
-fn upsert(view: &mut KeyringView, ledger: &Ledger, announced: Announced) {
+fn upsert(view: &mut KeyringView, ledger: &Ledger, announced: &Announced) {
     let Announced { record, hash } = announced;
-    let held = view.entry(&record.digest);
-    let key = match held {
-        Some(held) if held.state() == KeyState::Revoked => Arc::clone(&held.key),
-        Some(_) | None => hold(ledger, record),
+    let Some(former) = view.entry(&record.digest).map(|held| held.key) else {
+        return view.put(record, *hash);
     };
-    let former = held.cloned();
-    view.put(Entry {
-        key,
-        announced: hash,
-    });
-    if let Some(former) = former {
-        forget_callers(&former, view);
+    match former.state() {
+        KeyState::Revoked => view.announce(&record.digest, *hash),
+        KeyState::Pending | KeyState::Active | KeyState::Retiring | KeyState::Retired => {
+            let version = former.version_ref();
+            view.put(record, *hash);
+            forget_callers(ledger, version, &record.digest, view);
+        }
     }
 }
 
-fn remove(view: &mut KeyringView, digest: &KeyDigest) {
-    let Some(held) = view.entry(digest).cloned() else {
+fn remove(view: &mut KeyringView, ledger: &Ledger, digest: &KeyDigest) {
+    let Some(former) = view.entry(digest).map(|held| held.key) else {
         return;
     };
-    if held.state() == KeyState::Revoked {
-        let key = held.key;
-        view.put(Entry { key, announced: 0 });
-    } else {
-        view.remove(digest);
-        forget_callers(&held, view);
+    match former.state() {
+        KeyState::Revoked => view.announce(digest, 0),
+        KeyState::Pending | KeyState::Active | KeyState::Retiring | KeyState::Retired => {
+            let version = former.version_ref();
+            view.remove(digest);
+            forget_callers(ledger, version, digest, view);
+        }
     }
 }
 
-fn revoke(view: &mut KeyringView, ledger: &Ledger, record: KeyRecord) {
+/// Holds a version as revoked, counted under the hash that it has.
+fn revoke(view: &mut KeyringView, record: KeyRecord) {
     let state = KeyState::Revoked;
-    let key = hold(ledger, KeyRecord { state, ..record });
-    keep_revoked(view, &key);
-}
-
-fn keep_revoked(view: &mut KeyringView, key: &Arc<HeldKey>) {
-    let held = view.entry(&key.record().digest);
+    let held = view.entry(&record.digest);
     let announced = held.map_or(0, |held| held.announced);
-    let key = Arc::clone(key);
-    view.put(Entry { key, announced });
-}
-
-/// The version of a record, with the counters that it has had since the process began.
-fn hold(ledger: &Ledger, record: KeyRecord) -> Arc<HeldKey> {
-    let usage = ledger.of(record.version_ref());
-    Arc::new(HeldKey::new(record, usage))
+    view.put(&KeyRecord { state, ..record }, announced);
 }
 
 /// Forgets who used a version that is gone from `view`, or is there as one that may be used: callers are looked for only
 /// where they should move on. A check that still sees the former view may note one more, which goes with the next change.
-fn forget_callers(former: &Entry, view: &KeyringView) {
-    let held = view.lookup(&former.key.record().digest);
-    let state = held.map(|held| held.record().state);
-    match state {
+fn forget_callers(ledger: &Ledger, version: VersionRef, digest: &KeyDigest, view: &KeyringView) {
+    match view.lookup(digest).map(|held| held.state()) {
         Some(KeyState::Retiring | KeyState::Retired | KeyState::Revoked) => {}
-        Some(KeyState::Pending | KeyState::Active) | None => former.key.usage().forget_callers(),
+        Some(KeyState::Pending | KeyState::Active) | None => {
+            if let Some(usage) = ledger.find(version) {
+                usage.forget_callers();
+            }
+        }
     }
 }
 

@@ -1,20 +1,21 @@
 //! How often key versions were used: counters that only grow, from the begin of the process.
 //!
-//! A version has one set of counters for as long as the process lives, whatever becomes of its record: the views that
-//! hold it change, the counters stay. So what is told of them can be merged by taking the larger number.
+//! A version has one set of counters from its first use for as long as the process lives, whatever becomes of its record:
+//! the views that hold it change, the counters stay. So what is told of them can be merged by taking the larger number.
 
 use std::{
-    borrow::Borrow,
-    collections::HashSet,
+    collections::HashMap,
     fmt,
-    hash::{Hash, Hasher},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use super::callers::{Caller, CallerUse, Callers};
+use super::{
+    callers::{Caller, CallerUse, Callers},
+    held::HeldKey,
+};
 use crate::key::{Timestamp, Use, VersionRef};
 
 /// The counters of one key version.
@@ -32,25 +33,24 @@ pub struct VersionUsage {
 }
 
 /// The counters of a keyring's versions, and which of them have moved.
+///
+/// Only versions that were used have counters, of a hundred bytes each: what a sidecar takes in memory for the use of keys
+/// goes by the keys that are used through it, not by those that it holds.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    book: Mutex<Book>,
-    used: Mutex<Vec<Arc<VersionUsage>>>,
+    /// Only ever appended to, so that a check finds counters without a lock.
+    usages: boxcar::Vec<VersionUsage>,
+    book: Mutex<HashMap<VersionRef, UsageIndex>>,
+    used: Mutex<Vec<UsageIndex>>,
 }
 
+/// Where counters are in their [`Ledger`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsageIndex(u32);
+
+/// Where a version that is held notes its counters; nothing before its first use.
 #[derive(Debug, Default)]
-struct Book {
-    versions: HashSet<Known>,
-    /// How many versions were left when those without a record were last struck out.
-    kept: usize,
-}
-
-/// The one `VersionUsage` of a version, found by its name.
-#[derive(Debug)]
-struct Known(Arc<VersionUsage>);
-
-/// The book is not swept for fewer versions than these, which take a hundred kilobytes.
-const MIN_SWEPT: usize = 1_024;
+pub(super) struct UsageCell(AtomicU32);
 
 impl VersionUsage {
     fn new(version: VersionRef) -> Self {
@@ -63,12 +63,6 @@ impl VersionUsage {
             last_used: AtomicI64::new(0),
             callers: Mutex::default(),
         }
-    }
-
-    /// Counters for tests of what is made of a record.
-    #[cfg(test)]
-    pub(crate) fn unused(version: VersionRef) -> Arc<Self> {
-        Arc::new(Self::new(version))
     }
 
     /// Whose counters these are.
@@ -146,42 +140,68 @@ impl VersionUsage {
 }
 
 impl Ledger {
-    /// The counters of a version, the same at every call.
+    /// The counters of a version that is held, made at the first call and the same at every one. Without a lock after the
+    /// first call for the version and the view that it is held by.
     #[must_use]
-    pub fn of(&self, version: VersionRef) -> Arc<VersionUsage> {
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Known(usage)) = book.versions.get(&version) {
-            return Arc::clone(usage);
+    pub fn of(&self, key: &HeldKey<'_>) -> UsageIndex {
+        if let Some(index) = key.usage().get() {
+            return index;
         }
-        book.sweep_if_due();
-        let usage = Arc::new(VersionUsage::new(version));
-        book.versions.insert(Known(Arc::clone(&usage)));
-        usage
+        let index = self.of_version(key.version_ref());
+        key.usage().set(index);
+        index
     }
 
-    /// Counts a check at `now` that presented the version, which is one of this ledger's.
+    /// The same of a version by its name.
+    pub(crate) fn of_version(&self, version: VersionRef) -> UsageIndex {
+        *self.lock_book().entry(version).or_insert_with(|| {
+            let index = self.usages.push(VersionUsage::new(version));
+            UsageIndex(u32::try_from(index).expect("memory ends before"))
+        })
+    }
+
+    /// The counters at an index of this ledger.
+    #[must_use]
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "an index is of counters that were made"
+    )]
+    pub fn get(&self, UsageIndex(index): UsageIndex) -> &VersionUsage {
+        let index = usize::try_from(index).expect("an address has 32 bits");
+        self.usages.get(index).expect("counters are never removed")
+    }
+
+    /// The counters of a version; none before its first use.
+    #[must_use]
+    pub fn find(&self, version: VersionRef) -> Option<&VersionUsage> {
+        let index = self.lock_book().get(&version).copied();
+        index.map(|index| self.get(index))
+    }
+
+    /// Counts a check at `now` that presented the version.
     ///
     /// No use is missed: a check adds, then looks whether the version is announced; [`Ledger::take_used`] takes the
     /// announcement back, then its caller reads. All four are sequentially consistent, so that one order holds for both
     /// sides. If the check still finds the announcement, that look comes before it is taken back, and the addition before
     /// the reading. If it does not, it announces the version anew, for the next taking. With a weaker order both could
     /// look before the other has written (store buffering), and the use would wait for another one to be told of.
-    pub fn count(&self, usage: &Arc<VersionUsage>, now: Timestamp, denied: bool) {
+    pub fn count(&self, index: UsageIndex, now: Timestamp, denied: bool) {
+        let usage = self.get(index);
         usage.add(now, denied);
         let is_announced =
             usage.announced.load(Ordering::SeqCst) || usage.announced.swap(true, Ordering::SeqCst);
         if !is_announced {
-            self.lock_used().push(Arc::clone(usage));
+            self.lock_used().push(index);
         }
     }
 
     /// The versions that were used since they were last taken. Their counters are to be read after this.
     #[must_use]
-    pub fn take_used(&self) -> Vec<Arc<VersionUsage>> {
+    pub fn take_used(&self) -> Vec<UsageIndex> {
         // Collected anew, so that the list keeps its room and checks do not make it grow again.
         let used: Vec<_> = self.lock_used().drain(..).collect();
-        for usage in &used {
-            usage.announced.store(false, Ordering::SeqCst);
+        for index in &used {
+            self.get(*index).announced.store(false, Ordering::SeqCst);
         }
         used
     }
@@ -194,28 +214,38 @@ impl Ledger {
 
     /// Every version that was used since the process began.
     #[must_use]
-    pub fn ever_used(&self) -> Vec<Arc<VersionUsage>> {
-        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = book.versions.iter().filter(|Known(usage)| usage.was_used());
-        used.map(|Known(usage)| Arc::clone(usage)).collect()
+    pub fn ever_used(&self) -> Vec<UsageIndex> {
+        let book = self.lock_book();
+        let used = book.values().filter(|index| self.get(**index).was_used());
+        used.copied().collect()
     }
 
-    fn lock_used(&self) -> MutexGuard<'_, Vec<Arc<VersionUsage>>> {
+    fn lock_book(&self) -> MutexGuard<'_, HashMap<VersionRef, UsageIndex>> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_used(&self) -> MutexGuard<'_, Vec<UsageIndex>> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Book {
-    /// Strikes out the versions that nobody holds and nobody has used, whenever the book has doubled: one that comes back
-    /// begins at zero as well. A used one is kept for good, as its count must not start over.
-    fn sweep_if_due(&mut self) {
-        if self.versions.len() < (2 * self.kept).max(MIN_SWEPT) {
-            return;
-        }
-        // Who holds one has it from here, and nobody is here now: a count of one stays one.
-        let is_needed = |Known(usage): &Known| Arc::strong_count(usage) > 1 || usage.was_used();
-        self.versions.retain(is_needed);
-        self.kept = self.versions.len();
+impl UsageCell {
+    fn get(&self) -> Option<UsageIndex> {
+        self.0
+            .load(Ordering::Acquire)
+            .checked_sub(1)
+            .map(UsageIndex)
+    }
+
+    fn set(&self, UsageIndex(index): UsageIndex) {
+        self.0.store(index + 1, Ordering::Release);
+    }
+}
+
+/// A view that is copied while a check notes an index may miss it, and asks the ledger again.
+impl Clone for UsageCell {
+    fn clone(&self) -> Self {
+        Self(AtomicU32::new(self.0.load(Ordering::Acquire)))
     }
 }
 
@@ -225,26 +255,6 @@ impl fmt::Debug for VersionUsage {
             .field("version", &self.version)
             .field("use", &self.read())
             .finish_non_exhaustive()
-    }
-}
-
-impl Hash for Known {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.version.hash(state);
-    }
-}
-
-impl PartialEq for Known {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.version == other.0.version
-    }
-}
-
-impl Eq for Known {}
-
-impl Borrow<VersionRef> for Known {
-    fn borrow(&self) -> &VersionRef {
-        &self.0.version
     }
 }
 

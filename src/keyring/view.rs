@@ -1,12 +1,11 @@
 //! One immutable state of a keyring.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use super::usage::VersionUsage;
+use super::{
+    held::HeldKey,
+    shard::{Entry, Shard},
+};
 use crate::key::{
     Epoch, KeyDigest, KeyRecord, KeyState, KeyringName, Pepper, Prefix, PresentedKey, Revision,
 };
@@ -36,41 +35,28 @@ pub struct KeyringSettings {
     pub help_url: Option<String>,
 }
 
-/// A key version as checks find it.
-#[derive(Debug)]
-pub struct HeldKey {
-    record: KeyRecord,
-    /// Of the version, shared by all records of it.
-    usage: Arc<VersionUsage>,
-}
-
-/// A version, and the hash under which the control plane counts it in the keyring's set digest.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) key: Arc<HeldKey>,
-    /// Of the item as it was announced; 0 for a tombstone that the control plane does not (or no longer) announce.
-    pub(super) announced: u64,
-}
-
-type Shard = HashMap<KeyDigest, Entry, BuildHasherDefault<DigestHasher>>;
-
 /// A change to a keyring of a million keys copies a shard of a thousand, and as many pointers to shards.
 const SHARDS: usize = 1024;
 
 impl KeyringView {
+    /// A view without versions, with room for `versions` of them.
     pub(super) fn empty(
         name: KeyringName,
         epoch: Epoch,
         revision: Revision,
         settings: Arc<KeyringSettings>,
+        versions: usize,
     ) -> Self {
-        let empty = Arc::new(Shard::default());
+        // Digests spread evenly: a shard that needs more than an eighth beyond its share is rare, and grows.
+        let share = (versions + versions / 8) / SHARDS;
         Self {
             name,
             epoch,
             revision,
             settings,
-            shards: vec![empty; SHARDS].into_boxed_slice(),
+            shards: (0..SHARDS)
+                .map(|_| Arc::new(Shard::with_capacity(share)))
+                .collect(),
             counts: [0; KeyState::ALL.len()],
             set_digest: 0,
         }
@@ -102,7 +88,7 @@ impl KeyringView {
 
     /// The version whose secret a presented key is, whatever its state.
     #[must_use]
-    pub fn find(&self, key: &PresentedKey<'_>) -> Option<&Arc<HeldKey>> {
+    pub fn find(&self, key: &PresentedKey<'_>) -> Option<HeldKey<'_>> {
         self.settings
             .peppers
             .iter()
@@ -111,8 +97,8 @@ impl KeyringView {
 
     /// The version with `digest`, whatever its state.
     #[must_use]
-    pub fn lookup(&self, digest: &KeyDigest) -> Option<&Arc<HeldKey>> {
-        self.entry(digest).map(|entry| &entry.key)
+    pub fn lookup(&self, digest: &KeyDigest) -> Option<HeldKey<'_>> {
+        self.entry(digest).map(|entry| entry.key)
     }
 
     /// How many versions it holds in `state`.
@@ -137,29 +123,40 @@ impl KeyringView {
         self.set_digest
     }
 
-    pub(super) fn entry(&self, digest: &KeyDigest) -> Option<&Entry> {
+    pub(super) fn entry(&self, digest: &KeyDigest) -> Option<Entry<'_>> {
         self.shards[shard_of(digest)].get(digest)
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.shards.iter().flat_map(|shard| shard.values())
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.shards.iter().flat_map(|shard| shard.entries())
     }
 
-    /// Puts an entry in the place of the one with its digest.
-    pub(super) fn put(&mut self, entry: Entry) {
-        self.counts[entry.state() as usize] += 1;
-        self.set_digest = self.set_digest.wrapping_add(entry.announced);
-        let digest = entry.key.record.digest;
-        let shard = Arc::make_mut(&mut self.shards[shard_of(&digest)]);
-        let former = shard.insert(digest, entry);
-        self.forget(former);
+    /// Puts a version in the place of the one with its digest.
+    pub(super) fn put(&mut self, record: &KeyRecord, announced: u64) {
+        self.forget(&record.digest);
+        self.counts[record.state as usize] += 1;
+        self.set_digest = self.set_digest.wrapping_add(announced);
+        self.shard_mut(&record.digest).put(record, announced);
+    }
+
+    /// Counts the version with `digest`, which is held, under another hash.
+    pub(super) fn announce(&mut self, digest: &KeyDigest, announced: u64) {
+        let former = self.entry(digest).map_or(0, |entry| entry.announced);
+        self.set_digest = self.set_digest.wrapping_sub(former).wrapping_add(announced);
+        self.shard_mut(digest).announce(digest, announced);
     }
 
     pub(super) fn remove(&mut self, digest: &KeyDigest) {
         if self.entry(digest).is_some() {
-            let shard = Arc::make_mut(&mut self.shards[shard_of(digest)]);
-            let former = shard.remove(digest);
-            self.forget(former);
+            self.forget(digest);
+            self.shard_mut(digest).remove(digest);
+        }
+    }
+
+    /// Gives back the room that was left for more versions.
+    pub(super) fn shrink(&mut self) {
+        for shard in &mut self.shards {
+            *shard = Arc::new(shard.compact());
         }
     }
 
@@ -171,43 +168,17 @@ impl KeyringView {
         self.settings = settings;
     }
 
-    fn forget(&mut self, former: Option<Entry>) {
-        if let Some(former) = former {
-            self.counts[former.state() as usize] -= 1;
-            self.set_digest = self.set_digest.wrapping_sub(former.announced);
+    /// Takes the version with `digest` out of what is counted.
+    fn forget(&mut self, digest: &KeyDigest) {
+        let former = self.entry(digest);
+        if let Some((state, announced)) = former.map(|entry| (entry.key.state(), entry.announced)) {
+            self.counts[state as usize] -= 1;
+            self.set_digest = self.set_digest.wrapping_sub(announced);
         }
     }
-}
 
-impl HeldKey {
-    /// A version, and its counters.
-    pub(super) const fn new(record: KeyRecord, usage: Arc<VersionUsage>) -> Self {
-        Self { record, usage }
-    }
-
-    /// A version that no keyring holds, for tests of what is made of one.
-    #[cfg(test)]
-    pub(crate) fn unused(record: KeyRecord) -> Arc<Self> {
-        let usage = VersionUsage::unused(record.version_ref());
-        Arc::new(Self::new(record, usage))
-    }
-
-    /// What is known of it.
-    #[must_use]
-    pub const fn record(&self) -> &KeyRecord {
-        &self.record
-    }
-
-    /// How often it was used.
-    #[must_use]
-    pub const fn usage(&self) -> &Arc<VersionUsage> {
-        &self.usage
-    }
-}
-
-impl Entry {
-    pub(super) fn state(&self) -> KeyState {
-        self.key.record.state
+    fn shard_mut(&mut self, digest: &KeyDigest) -> &mut Shard {
+        Arc::make_mut(&mut self.shards[shard_of(digest)])
     }
 }
 
@@ -215,24 +186,4 @@ impl Entry {
 const fn shard_of(digest: &KeyDigest) -> usize {
     let bytes = digest.as_bytes();
     u16::from_le_bytes([bytes[8], bytes[9]]) as usize % SHARDS
-}
-
-/// Takes the eight bytes that a digest offers as they are: a digest is as good as random.
-#[derive(Default)]
-struct DigestHasher(u64);
-
-impl Hasher for DigestHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
 }

@@ -29,7 +29,8 @@ macro_rules! log_line {
         let event: &CheckEvent<'_> = $event;
         let outcome = event.decision.outcome();
         let keyring = event.decision.keyring();
-        let record = event.decision.record();
+        let key = event.decision.key();
+        let key_id = key.map(|key| key.key_id());
         let rotation = rotation(event);
         tracing::event!(
             tracing::Level::$level,
@@ -38,10 +39,10 @@ macro_rules! log_line {
             auth.keyring = keyring.map(|keyring| keyring.name.as_str()),
             auth.keyring.revision = revision(event),
             auth.keyring.age_ms = age_ms(event),
-            auth.consumer.id = record.map(|record| record.consumer.as_str()),
-            auth.key.id = record.map(|record| record.key_id.as_str()),
-            auth.key.version = record.map(|record| record.version.get()),
-            auth.key.state = record.map(|record| record.state.as_str()),
+            auth.consumer.id = key.map(|key| key.consumer()),
+            auth.key.id = key_id.as_ref().map(|id| id.as_str()),
+            auth.key.version = key.map(|key| key.version().get()),
+            auth.key.state = key.map(|key| key.state().as_str()),
             auth.rotation.id = rotation.as_ref().map(|(id, _)| id.as_str()),
             auth.rotation.phase = rotation.as_ref().map(|(_, phase)| *phase),
             trace_id = event.parent.map(|parent| parent.trace_id().to_string()),
@@ -181,16 +182,16 @@ fn is_notable(event: &CheckEvent<'_>) -> bool {
         Outcome::Anonymous => false,
         Outcome::Allowed => event
             .decision
-            .record()
-            .is_some_and(|record| record.state != KeyState::Active),
+            .key()
+            .is_some_and(|key| key.state() != KeyState::Active),
     }
 }
 
 fn subject<'a>(event: &CheckEvent<'a>) -> Subject<'a> {
-    match event.decision.record() {
-        Some(record) => Subject::Version(record.key_id, record.version),
+    match event.decision.key() {
+        Some(key) => Subject::Version(key.key_id(), key.version()),
         None => Subject::Unverified(
-            event.decision.keyring().map(|keyring| &keyring.name),
+            event.decision.keyring().map(|keyring| keyring.name),
             event.decision.outcome().reason(),
         ),
     }
@@ -220,12 +221,12 @@ fn attributes(event: &CheckEvent<'_>) -> Vec<KeyValue> {
     if let Some(age) = age_ms(event) {
         attributes.push(KeyValue::new("auth.keyring.age_ms", age));
     }
-    if let Some(record) = event.decision.record() {
+    if let Some(key) = event.decision.key() {
         attributes.extend([
-            KeyValue::new("auth.consumer.id", record.consumer.to_string()),
-            KeyValue::new("auth.key.id", record.key_id.to_string()),
-            KeyValue::new("auth.key.version", i64::from(record.version.get())),
-            KeyValue::new("auth.key.state", record.state.as_str()),
+            KeyValue::new("auth.consumer.id", key.consumer().to_owned()),
+            KeyValue::new("auth.key.id", key.key_id().to_string()),
+            KeyValue::new("auth.key.version", i64::from(key.version().get())),
+            KeyValue::new("auth.key.state", key.state().as_str()),
         ]);
     }
     if let Some((id, phase)) = rotation(event) {
@@ -257,14 +258,14 @@ fn age_ms(event: &CheckEvent<'_>) -> Option<i64> {
 /// The rotation that runs over the version, and what the version does in it: it waits for its turn, is to be used while
 /// its predecessor is accepted still, or is on its way out.
 fn rotation(event: &CheckEvent<'_>) -> Option<(RotationId, &'static str)> {
-    let record = event.decision.record()?;
-    let phase = match record.state {
+    let key = event.decision.key()?;
+    let phase = match key.state() {
         KeyState::Pending => "stage",
         KeyState::Active => "overlap",
         KeyState::Retiring => "drain",
         KeyState::Retired | KeyState::Revoked => return None,
     };
-    Some((record.rotation?, phase))
+    Some((key.rotation()?, phase))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::{
     authz::{CheckEvent, DenyReason, Outcome},
     clock::Clock,
     key::{KeyState, KeyringName},
-    keyring::Keyrings,
+    keyring::{HeldKey, Keyrings},
     telemetry::TraceParent,
 };
 
@@ -128,8 +128,8 @@ impl SidecarMetrics {
     pub fn check(&self, event: &CheckEvent<'_>) {
         let decision = event.decision;
         let outcome = decision.outcome();
-        let state = decision.record().map(|record| record.state);
-        let keyring = decision.keyring().map(|keyring| &keyring.name);
+        let state = decision.key().map(HeldKey::state);
+        let keyring = decision.keyring().map(|keyring| keyring.name);
         self.checks.cells(keyring).count(outcome, state);
         let durations = match outcome {
             Outcome::Allowed | Outcome::Anonymous => &self.checks.allowed,

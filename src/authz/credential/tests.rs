@@ -1,5 +1,7 @@
 //! Where a credential is found, and when there is none or more than one.
 
+use prost::Message as _;
+
 use super::*;
 use crate::authz::testing::{Message, settings};
 
@@ -10,7 +12,8 @@ type Found = Result<Option<(Vec<u8>, u32)>, CredentialError>;
 fn collected(message: &Message) -> [Found; 2] {
     let settings = settings();
     [message.joined(), message.raw()].map(|request| {
-        let input = CheckInput::new(&request).expect("a request");
+        let request = request.encode_to_vec();
+        let input = CheckInput::read(&request).expect("a request");
         let credential = Credential::collect(&settings, &input)?;
         Ok(credential.map(|credential| (credential.value.to_vec(), credential.places.0)))
     })
@@ -142,7 +145,8 @@ fn a_credential_among_bytes_that_are_not_text_is_malformed() {
 #[test]
 fn credentials_do_not_print() {
     let request = Message::get("/").header("x-api-key", "Kanarienvogel").raw();
-    let input = CheckInput::new(&request).expect("a request");
+    let request = request.encode_to_vec();
+    let input = CheckInput::read(&request).expect("a request");
     let credential = Credential::collect(&settings(), &input).expect("a credential");
     assert!(!format!("{credential:?}").contains("Kanarienvogel"));
 }

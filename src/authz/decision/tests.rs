@@ -1,12 +1,14 @@
 //! What is decided in every standing of a request, a keyring and a key.
 
+use prost::Message as _;
+
 use super::*;
 use crate::{
     authz::{
         settings::{Settings, SettingsParts},
-        testing::{CONFIRMED_AT, DENY_AFTER, Message, REVISION, judge, keyrings, parts},
+        testing::{CONFIRMED_AT, DENY_AFTER, Judged, Message, REVISION, judge, keyrings, parts},
     },
-    key::{AllowedSources, KeyId, Secret, Window, testing},
+    key::{AllowedSources, KeyId, KeyRecord, Secret, Window, testing},
 };
 
 /// A sidecar with one key, at a moment.
@@ -46,17 +48,17 @@ impl Sidecar {
         Message::get("/").header("x-api-key", self.secret.expose().to_owned())
     }
 
-    fn judge(&self, message: &Message) -> Decision {
+    fn judge(&self, message: &Message) -> Judged {
         let settings = Settings::new(self.settings.clone()).expect("valid settings");
         let keyrings = keyrings(vec![self.record.clone()], self.issued_only);
         let [joined, raw] = [message.joined(), message.raw()]
             .map(|request| judge(&settings, &keyrings, &request, self.now, self.boot).0);
-        assert_eq!(joined.outcome(), raw.outcome());
+        assert_eq!(joined.outcome, raw.outcome);
         joined
     }
 
     fn outcome(&self) -> Outcome {
-        self.judge(&self.request()).outcome()
+        self.judge(&self.request()).outcome
     }
 }
 
@@ -97,7 +99,7 @@ const WRONGS: [(Wrong, DenyReason); 14] = [
 ];
 
 /// What becomes of a request with these wrongs; none when they cannot be together.
-fn decision_with(wrongs: &[Wrong]) -> Option<Decision> {
+fn judged_with(wrongs: &[Wrong]) -> Option<Judged> {
     use Wrong::{
         Ambiguous, Expired, Format, Malformed, Missing, NoKeyring, NotYet, Retired, Revoked, Scope,
         Source, Stale, Unavailable, Unknown,
@@ -164,7 +166,7 @@ fn decision_with(wrongs: &[Wrong]) -> Option<Decision> {
 }
 
 fn outcome_with(wrongs: &[Wrong]) -> Option<Outcome> {
-    decision_with(wrongs).map(|decision| decision.outcome())
+    judged_with(wrongs).map(|judged| judged.outcome)
 }
 
 #[test]
@@ -232,13 +234,9 @@ fn retiring_version_is_accepted_until_it_expires_and_its_deadline_announced() {
         assert_eq!(sidecar.outcome(), outcome, "at {now}");
     }
     sidecar.now = at(199);
-    let Decision::Allow(grant) = sidecar.judge(&sidecar.request()) else {
-        panic!("not allowed");
-    };
-    assert_eq!(
-        grant.notice().and_then(|notice| notice.sunset),
-        Some(at(200))
-    );
+    let judged = sidecar.judge(&sidecar.request());
+    assert_eq!(judged.outcome, Outcome::Allowed);
+    assert_eq!(judged.sunset, Some(at(200)));
 }
 
 #[test]
@@ -269,7 +267,7 @@ fn a_view_that_was_never_confirmed_is_not_used() {
         .get(&testing::keyring_name())
         .expect("it was made");
     let held = Held::new(slot, view.as_deref(), sidecar.boot);
-    let request = sidecar.request().raw();
+    let request = sidecar.request().raw().encode_to_vec();
     let question = Question::read(&settings, &request).expect("a question");
     let decision = decide(&question, Some(&held), sidecar.now);
     assert_eq!(
@@ -283,7 +281,7 @@ fn optional_routes_pass_a_missing_credential_and_no_wrong_one() {
     let sidecar = Sidecar::new();
     let optional = |message: Message| {
         let message = message.extension("relatch.auth", "optional");
-        sidecar.judge(&message).outcome()
+        sidecar.judge(&message).outcome
     };
     assert_eq!(optional(Message::get("/")), Outcome::Anonymous);
     assert_eq!(optional(sidecar.request()), Outcome::Allowed);
@@ -308,7 +306,7 @@ fn keys_of_another_system_are_looked_up_where_they_are_allowed() {
     sidecar.issued_only = false;
     let outcome = |key: String| {
         let message = Message::get("/").header("x-api-key", key);
-        sidecar.judge(&message).outcome()
+        sidecar.judge(&message).outcome
     };
     assert_eq!(
         outcome("ak_live_0123".to_owned()),
@@ -323,9 +321,9 @@ fn keys_of_another_system_are_looked_up_where_they_are_allowed() {
 #[test]
 fn identity_is_known_only_once_the_key_was_verified() {
     for (wrong, _) in WRONGS {
-        let decision = decision_with(&[wrong]).expect("one wrong is possible");
+        let judged = judged_with(&[wrong]).expect("one wrong is possible");
         let is_verified = wrong >= Wrong::Revoked;
-        assert_eq!(decision.record().is_some(), is_verified, "{wrong:?}");
+        assert_eq!(judged.record.is_some(), is_verified, "{wrong:?}");
     }
 }
 
@@ -337,8 +335,7 @@ fn a_decision_tells_what_it_was_based_on() {
         (Wrong::Unavailable, Some(None)),
         (Wrong::Unknown, Some(Some(REVISION))),
     ] {
-        let decision = decision_with(&[wrong]).expect("one wrong is possible");
-        let found = decision.keyring().map(|keyring| keyring.revision);
-        assert_eq!(found, revision, "{wrong:?}");
+        let judged = judged_with(&[wrong]).expect("one wrong is possible");
+        assert_eq!(judged.revision, revision, "{wrong:?}");
     }
 }

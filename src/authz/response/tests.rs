@@ -1,13 +1,25 @@
 //! What each answer holds, and what it takes from the request.
 
+use prost_types::value::Kind;
+
 use super::*;
 use crate::{
     authz::{
         settings::{IdentityHeaders, SettingsParts},
-        testing::{CONFIRMED_AT, Message, judge, keyrings, parts, settings},
+        testing::{CONFIRMED_AT, Message, judge, keyrings, parts, settings, written},
     },
-    key::{KeyState, Scopes, Secret, Timestamp, testing},
+    key::{KeyRecord, KeyState, Scopes, Secret, Timestamp, testing},
+    keyring::OwnedKey,
+    proto::auth::{
+        CheckResponse, DeniedHttpResponse, HeaderValueOption, OkHttpResponse,
+        check_response::HttpResponse,
+    },
 };
+
+/// The answer to a denial.
+fn denial(settings: &Settings, denial: &Denial<'_>, trace: Option<&TraceParent>) -> CheckResponse {
+    written(|answer| deny(settings, denial, trace, answer))
+}
 
 fn header<'a>(headers: &'a [HeaderValueOption], name: &str) -> Option<&'a str> {
     headers
@@ -58,8 +70,7 @@ fn with_key(secret: &Secret) -> Message {
 fn every_denial_has_its_statuses_and_its_body() {
     let trace = TraceParent::parse(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     for reason in DenyReason::ALL {
-        let denial = Denial::of(reason, None);
-        let response = deny(&settings(), &denial, trace.as_ref());
+        let response = denial(&settings(), &Denial::of(reason, None), trace.as_ref());
         let status = response.status.as_ref().expect("a status");
         assert_eq!(status.code, reason.status().rpc());
         assert_eq!(status.message, reason.as_str());
@@ -87,8 +98,8 @@ fn challenges_say_what_to_do_and_no_more() {
             credentials,
             ..parts()
         });
-        let denial = Denial::of(reason, None);
-        let response = deny(&settings.expect("valid settings"), &denial, None);
+        let settings = settings.expect("valid settings");
+        let response = denial(&settings, &Denial::of(reason, None), None);
         header(&denied(&response).headers, "www-authenticate").map(ToOwned::to_owned)
     };
     let all = || parts().credentials;
@@ -119,11 +130,9 @@ fn challenges_say_what_to_do_and_no_more() {
 fn metadata_tells_identity_only_of_verified_keys() {
     let record = testing::record();
     let id = record.key_id;
-    let known = deny(
-        &settings(),
-        &Denial::of(DenyReason::Revoked, Some(record)),
-        None,
-    );
+    let key = OwnedKey::new(&record);
+    let known = Denial::of(DenyReason::Revoked, Some(key.held()));
+    let known = denial(&settings(), &known, None);
     let string = |text: &str| Kind::StringValue(text.to_owned());
     assert_eq!(text(&known, "decision"), Some(&string("deny")));
     assert_eq!(text(&known, "reason"), Some(&string("revoked")));
@@ -133,7 +142,7 @@ fn metadata_tells_identity_only_of_verified_keys() {
     assert_eq!(text(&known, "key_id"), Some(&string(id.as_str())));
     assert_eq!(text(&known, "key_version"), Some(&Kind::NumberValue(1.0)));
     assert_eq!(text(&known, "key_state"), Some(&string("active")));
-    let unknown = deny(&settings(), &Denial::of(DenyReason::UnknownKey, None), None);
+    let unknown = denial(&settings(), &Denial::of(DenyReason::UnknownKey, None), None);
     for key in ["consumer", "key_id", "key_version", "key_state"] {
         assert_eq!(text(&unknown, key), None);
     }

@@ -11,8 +11,8 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use super::*;
 use crate::{
     discovery::item,
-    key::{KeyId, KeyRecord, KeyState, Secret, Timestamp, testing},
-    keyring::{HeldKey, Keyrings, Slot, Staleness},
+    key::{KeyId, KeyRecord, KeyState, Secret, Timestamp, VersionRef, testing},
+    keyring::{Keyrings, Slot, Staleness},
     proto::discovery::{
         control_message::Kind as Tell,
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
@@ -149,16 +149,22 @@ impl World {
         opened
     }
 
-    fn held(&self) -> Arc<HeldKey> {
+    fn state(&self) -> KeyState {
         let view = self.slot.load();
         let view = view.as_ref().expect("it has come");
-        Arc::clone(view.find(&self.secret.presented()).expect("it is held"))
+        let held = view.find(&self.secret.presented());
+        held.expect("it is held").state()
+    }
+
+    fn version(&self) -> VersionRef {
+        testing::record_of(&self.secret).version_ref()
     }
 
     fn count(&self, uses: u64) {
+        let usage = self.slot.usage().of_version(self.version());
         for _ in 0..uses {
             let now = Clock::system().wall();
-            self.slot.usage().count(self.held().usage(), now, false);
+            self.slot.usage().count(usage, now, false);
         }
     }
 
@@ -242,7 +248,7 @@ async fn counts_go_on_over_a_lost_stream_and_a_change_of_the_record() {
     drop(stream);
 
     let mut stream = world.stream(KeyState::Retiring).await;
-    assert_eq!(world.held().record().state, KeyState::Retiring);
+    assert_eq!(world.state(), KeyState::Retiring);
     world.count(2);
     let told = stream.heartbeat().await;
     assert_eq!(requests(&told), [7]);
@@ -259,13 +265,13 @@ async fn counts_go_on_over_a_lost_stream_and_a_change_of_the_record() {
 async fn a_stop_serves_the_stream_until_checks_are_answered_and_reports_them_before_the_goodbye() {
     let mut world = World::start().await;
     let mut stream = world.stream(KeyState::Active).await;
-    let (slot, held) = (Arc::clone(&world.slot), world.held());
+    let (slot, version) = (Arc::clone(&world.slot), world.version());
     let (answer, asked) = tokio::sync::oneshot::channel::<()>();
     // A check that is answered after the sidecar was told to stop.
     world.checks.spawn(async move {
         asked.await.expect("the test answers");
-        slot.usage()
-            .count(held.usage(), Timestamp::from_millis(1), false);
+        let usage = slot.usage().of_version(version);
+        slot.usage().count(usage, Timestamp::from_millis(1), false);
     });
     world.checks.close();
     world.shutdown.cancel();

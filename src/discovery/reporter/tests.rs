@@ -40,7 +40,7 @@ struct Stream {
 /// A sidecar that counts, and a control plane that keeps the larger number.
 struct Model {
     slot: Arc<Slot>,
-    usages: Vec<Arc<VersionUsage>>,
+    usages: Vec<UsageIndex>,
     reporter: Reporter,
     now: Timestamp,
     epoch: Epoch,
@@ -62,7 +62,7 @@ fn slot() -> (Keyrings, Arc<Slot>) {
     (keyrings, slot)
 }
 
-fn usages(slot: &Slot, count: u32) -> Vec<Arc<VersionUsage>> {
+fn usages(slot: &Slot, count: u32) -> Vec<UsageIndex> {
     let key_id = KeyId::generate().expect("the random source works");
     let version = |number| VersionNumber::new(number).expect("it is not zero");
     (1..=count)
@@ -70,7 +70,7 @@ fn usages(slot: &Slot, count: u32) -> Vec<Arc<VersionUsage>> {
             key_id,
             version: version(number),
         })
-        .map(|version| slot.usage().of(version))
+        .map(|version| slot.usage().of_version(version))
         .collect()
 }
 
@@ -111,7 +111,7 @@ impl Model {
     fn act(&mut self, act: Act) {
         match act {
             Act::Use(version, denied) => {
-                let usage = &self.usages[version];
+                let usage = self.usages[version];
                 self.slot.usage().count(usage, self.now, denied);
             }
             Act::Tick(millis) => self.now = self.now.saturating_add(Duration::from_millis(millis)),
@@ -146,7 +146,9 @@ impl Model {
         let until = complete_until(last).expect("it is a whole report");
         assert!(self.complete_until.is_none_or(|former| former <= until));
         self.complete_until = Some(until);
-        let counted = self.usages.iter().map(|usage| usage.read()).collect();
+        let usages = self.usages.iter();
+        let counted = usages.map(|usage| self.slot.usage().get(*usage).read());
+        let counted = counted.collect();
         self.counted.insert(last.sequence, counted);
         self.newest().messages.extend(report);
     }
@@ -180,7 +182,7 @@ impl Model {
     /// The store has at least what was counted.
     fn assert_holds(&self, counted: &[Use]) {
         for (usage, counted) in self.usages.iter().zip(counted) {
-            let stored = self.stored_of(usage);
+            let stored = self.stored_of(self.slot.usage().get(*usage));
             assert!(
                 stored.requests >= counted.requests
                     && stored.denied >= counted.denied
@@ -192,6 +194,7 @@ impl Model {
 
     fn assert_exact(&self) {
         for usage in &self.usages {
+            let usage = self.slot.usage().get(*usage);
             assert_eq!(self.stored_of(usage), usage.read());
         }
     }
@@ -278,7 +281,7 @@ fn an_idle_sidecar_tells_that_nothing_is_missing() {
 fn a_use_after_a_report_is_told_as_one_after_it_although_the_clock_was_set_back() {
     let mut model = Model::new();
     drop(model.reporter.report(at(9_000)));
-    let usage = &model.usages[0];
+    let usage = model.usages[0];
     model.slot.usage().count(usage, at(2_000), false);
     let report = model.reporter.report(at(2_500));
     let told: Vec<_> = told(&report[0])
@@ -308,7 +311,7 @@ fn messages_are_bounded_and_only_the_last_says_that_the_report_is_whole() {
     let mut reporter = Reporter::new(&keyrings);
     let usages = usages(&slot, 1_201);
     for usage in &usages {
-        slot.usage().count(usage, at(5), false);
+        slot.usage().count(*usage, at(5), false);
     }
     let report = reporter.report(at(5_000));
     let sizes: Vec<_> = report.iter().map(|message| told(message).count()).collect();
@@ -323,7 +326,7 @@ fn messages_are_bounded_and_only_the_last_says_that_the_report_is_whole() {
         for source in 0..16 {
             let source = [0x2001, 0xdb8, 1, 2, 3, 4, 5, source].into();
             let caller = Caller::new(Some(source), long.as_bytes(), long.as_bytes(), b"/");
-            usage.note_caller(&caller, at(5));
+            slot.usage().get(*usage).note_caller(&caller, at(5));
         }
     }
     let report = reporter.report(at(5_000));
@@ -337,7 +340,7 @@ fn a_book_that_takes_several_reports_is_told_to_its_end_and_whole_only_then() {
     let mut reporter = Reporter::new(&keyrings);
     let room = MAX_MESSAGES * MAX_VERSIONS;
     for usage in usages(&slot, u32::try_from(room + 2).expect("it is bounded")) {
-        slot.usage().count(&usage, at(5), false);
+        slot.usage().count(usage, at(5), false);
     }
     let first = reporter.report(at(5_000));
     assert_eq!(first.len(), MAX_MESSAGES);

@@ -4,7 +4,10 @@ use std::{
 };
 
 use super::*;
-use crate::key::{KeyId, VersionNumber};
+use crate::{
+    key::{KeyId, VersionNumber, testing},
+    keyring::OwnedKey,
+};
 
 const CHECKS: usize = 3;
 /// A check that announces before it adds loses a use in one of some ten thousand rounds.
@@ -25,10 +28,10 @@ fn versions(count: usize) -> Vec<VersionRef> {
 #[test]
 fn a_use_is_counted_with_its_times() {
     let ledger = Ledger::default();
-    let usage = ledger.of(versions(1)[0]);
-    assert_eq!(usage.read(), Use::default());
+    let usage = ledger.of_version(versions(1)[0]);
+    assert_eq!(ledger.get(usage).read(), Use::default());
     for (now, denied) in [(50, false), (40, true), (60, false), (55, true)] {
-        ledger.count(&usage, at(now), denied);
+        ledger.count(usage, at(now), denied);
     }
     let expected = Use {
         requests: 4,
@@ -36,25 +39,31 @@ fn a_use_is_counted_with_its_times() {
         first_used: Some(at(40)),
         last_used: Some(at(60)),
     };
-    assert_eq!(usage.read(), expected);
+    assert_eq!(ledger.get(usage).read(), expected);
 }
 
 #[test]
 fn used_versions_are_taken_once_until_they_are_used_again() {
     let ledger = Ledger::default();
     let versions = versions(3);
-    let usages: Vec<_> = versions.iter().map(|version| ledger.of(*version)).collect();
+    let usages: Vec<_> = versions
+        .iter()
+        .map(|version| ledger.of_version(*version))
+        .collect();
     let taken = || -> Vec<VersionRef> {
         let taken = ledger.take_used();
-        taken.iter().map(|usage| usage.version()).collect()
+        taken
+            .iter()
+            .map(|usage| ledger.get(*usage).version())
+            .collect()
     };
-    for usage in [&usages[0], &usages[1], &usages[0]] {
+    for usage in [usages[0], usages[1], usages[0]] {
         ledger.count(usage, at(1), false);
     }
     assert_eq!(ledger.waiting(), 2);
     assert_eq!(taken(), versions[..2]);
     assert_eq!(taken(), []);
-    ledger.count(&usages[1], at(2), true);
+    ledger.count(usages[1], at(2), true);
     assert_eq!(taken(), versions[1..2]);
     assert_eq!(ledger.ever_used().len(), 2);
 }
@@ -64,14 +73,14 @@ fn used_versions_are_taken_once_until_they_are_used_again() {
 #[test]
 fn no_use_is_missed_whatever_the_threads_do() {
     let ledger = Ledger::default();
-    let usage = ledger.of(versions(1)[0]);
+    let usage = ledger.of_version(versions(1)[0]);
     let barrier = Barrier::new(CHECKS + 1);
     let running = AtomicUsize::new(0);
     // Judged after the threads have ended: one that panics would leave the others at the barrier.
     let (mut missed, mut shrunk, mut impossible) = (0, 0, 0);
     thread::scope(|scope| {
         for check in 0..CHECKS {
-            let (ledger, usage, barrier, running) = (&ledger, &usage, &barrier, &running);
+            let (ledger, barrier, running) = (&ledger, &barrier, &running);
             scope.spawn(move || {
                 for round in 0..ROUNDS {
                     barrier.wait();
@@ -85,7 +94,7 @@ fn no_use_is_missed_whatever_the_threads_do() {
         let mut told = Use::default();
         let mut take = || {
             for used in ledger.take_used() {
-                let now = used.read();
+                let now = ledger.get(used).read();
                 shrunk += u64::from(now.requests < told.requests || now.denied < told.denied);
                 impossible += u64::from(now.denied > now.requests);
                 told = now;
@@ -114,37 +123,23 @@ fn no_use_is_missed_whatever_the_threads_do() {
 #[test]
 fn a_version_has_the_same_counters_however_often_it_is_announced() {
     let ledger = Ledger::default();
-    let version = versions(1)[0];
-    let first = ledger.of(version);
-    ledger.count(&first, at(1), false);
-    drop(first);
+    let record = testing::record();
+    let version = record.version_ref();
+    assert!(ledger.find(version).is_none(), "it was not used yet");
+    let first = OwnedKey::new(&record);
+    ledger.count(ledger.of(&first.held()), at(1), false);
     assert_eq!(ledger.take_used().len(), 1);
-    assert_eq!(ledger.of(version).read().requests, 1);
-}
-
-#[test]
-fn versions_that_nobody_holds_and_nobody_used_are_struck_out() {
-    let ledger = Ledger::default();
-    let known = versions(3);
-    let (held, used) = (ledger.of(known[0]), ledger.of(known[1]));
-    ledger.count(&used, at(1), false);
-    drop((used, ledger.take_used(), ledger.of(known[2])));
-    for version in versions(MIN_SWEPT) {
-        drop(ledger.of(version));
-    }
-    let book = ledger.book.lock().expect("nobody panics");
-    assert!(book.versions.len() < MIN_SWEPT);
-    assert!(Arc::ptr_eq(
-        &book.versions.get(&known[0]).expect("it is held").0,
-        &held
-    ));
-    assert!(book.versions.contains(&known[1]));
-    assert!(!book.versions.contains(&known[2]));
+    let again = OwnedKey::new(&record);
+    ledger.count(ledger.of(&again.held()), at(2), false);
+    ledger.count(ledger.of(&first.held()), at(3), false);
+    let usage = ledger.find(version).expect("it was used");
+    assert_eq!(usage.read().requests, 3);
 }
 
 #[test]
 fn callers_are_kept_until_they_are_forgotten() {
-    let usage = VersionUsage::unused(versions(1)[0]);
+    let ledger = Ledger::default();
+    let usage = ledger.get(ledger.of_version(versions(1)[0]));
     assert_eq!(usage.callers(), []);
     usage.note_caller(&Caller::new(None, b"curl", b"api", b"/v1"), at(5));
     assert_eq!(usage.callers()[0].user_agent, "curl");
@@ -152,7 +147,7 @@ fn callers_are_kept_until_they_are_forgotten() {
     assert_eq!(usage.callers(), []);
 }
 
-/// A million keys are held, and each has one of these.
+/// Every version that is used has one of these.
 #[test]
 fn counters_are_small() {
     assert!(size_of::<VersionUsage>() <= 80);

@@ -18,7 +18,7 @@ use crate::{
     authz::{
         Decision, DenyReason,
         decision::Denial,
-        testing::{CONFIRMED_AT, Message, judge, keyrings, settings},
+        testing::{CONFIRMED_AT, Message, decided, keyrings, settings},
     },
     clock::ManualClock,
     key::{KeyRecord, RotationId, Secret, Timestamp, testing},
@@ -98,10 +98,10 @@ impl Observed {
         Self::new(|_| {})
     }
 
-    fn used(&self) -> Decision {
+    fn used(&self) -> Decision<'static> {
         let key = self.secret.expose().to_owned();
         let request = Message::get("/?secret=query").header("x-api-key", key);
-        judge(
+        decided(
             &settings(),
             &self.keyrings,
             &request.raw(),
@@ -111,7 +111,7 @@ impl Observed {
         .0
     }
 
-    fn observe(&self, decision: &Decision, traceparent: &str) {
+    fn observe(&self, decision: &Decision<'_>, traceparent: &str) {
         self.telemetry.observe(&CheckEvent {
             decision,
             malformed: None,

@@ -7,7 +7,7 @@ use crate::{
     authz::{
         Decision,
         decision::Denial,
-        testing::{CONFIRMED_AT, Message, judge, keyrings, settings},
+        testing::{CONFIRMED_AT, Message, decided, keyrings, settings},
     },
     key::{KeyId, Secret, Timestamp, testing},
 };
@@ -35,7 +35,7 @@ impl Scraped {
         }
     }
 
-    fn check(&self, decision: &Decision, traceparent: &str) {
+    fn check(&self, decision: &Decision<'_>, traceparent: &str) {
         self.metrics.check(&CheckEvent {
             decision,
             malformed: None,
@@ -45,10 +45,10 @@ impl Scraped {
         });
     }
 
-    fn judged(&self, message: &Message) -> Decision {
+    fn judged(&self, message: &Message) -> Decision<'static> {
         let now = Timestamp::from_millis(5_000);
         let request = message.joined();
-        judge(&settings(), &self.keyrings, &request, now, CONFIRMED_AT).0
+        decided(&settings(), &self.keyrings, &request, now, CONFIRMED_AT).0
     }
 
     fn text(&self) -> String {

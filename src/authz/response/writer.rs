@@ -1,0 +1,133 @@
+//! Writes protobuf messages field by field, straight into the buffer that is sent.
+
+use std::fmt::{self, Write as _};
+
+use bytes::{BufMut, BytesMut};
+
+/// Appends fields to a message.
+pub(super) struct Writer<'b>(&'b mut BytesMut);
+
+/// The wire types (protobuf's encoding, "Message Structure").
+const VARINT: u32 = 0;
+const FIXED64: u32 = 1;
+const WITH_LENGTH: u32 = 2;
+
+impl<'b> Writer<'b> {
+    /// Appends to what `buffer` holds.
+    pub(super) const fn new(buffer: &'b mut BytesMut) -> Self {
+        Self(buffer)
+    }
+
+    /// A number or an enumeration's value.
+    pub(super) fn number(&mut self, field: u32, value: u32) {
+        self.varint(field << 3 | VARINT);
+        self.varint(value);
+    }
+
+    pub(super) fn double(&mut self, field: u32, value: f64) {
+        self.varint(field << 3 | FIXED64);
+        self.0.put_f64_le(value);
+    }
+
+    pub(super) fn text(&mut self, field: u32, text: &str) {
+        self.message(field, |message| {
+            message.0.extend_from_slice(text.as_bytes());
+        });
+    }
+
+    /// A text as it is displayed.
+    pub(super) fn display(&mut self, field: u32, text: impl fmt::Display) {
+        self.message(field, |message| {
+            write!(message.0, "{text}").expect("a buffer grows");
+        });
+    }
+
+    /// A message of whatever `fill` appends.
+    pub(super) fn message(&mut self, field: u32, fill: impl FnOnce(&mut Self)) {
+        self.varint(field << 3 | WITH_LENGTH);
+        let at = self.0.len();
+        // The length goes before what it measures; most fit one byte, the others move what was written.
+        self.0.put_u8(0);
+        fill(self);
+        let len = self.0.len() - at - 1;
+        match u8::try_from(len) {
+            Ok(len @ 0..0x80) => self.0[at] = len,
+            Ok(_) | Err(_) => self.put_long_length(at, len),
+        }
+    }
+
+    /// Makes room for a length that does not fit the one byte that was kept at `at`.
+    #[cold]
+    fn put_long_length(&mut self, at: usize, len: usize) {
+        let end = self.0.len();
+        let value = u32::try_from(len).expect("an answer is far smaller than 4 GiB");
+        // Written behind first, to see how many bytes it takes.
+        self.varint(value);
+        let width = self.0.len() - end;
+        let mut length = [0; 5];
+        length[..width].copy_from_slice(&self.0[end..]);
+        self.0.truncate(end + width - 1);
+        self.0.copy_within(at + 1..end, at + width);
+        self.0[at..at + width].copy_from_slice(&length[..width]);
+    }
+
+    fn varint(&mut self, mut value: u32) {
+        while value >= 0x80 {
+            let [low, ..] = value.to_le_bytes();
+            self.0.put_u8(0x80 | low);
+            value >>= 7;
+        }
+        let [low, ..] = value.to_le_bytes();
+        self.0.put_u8(low);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use prost_types::{Struct, Value, value::Kind};
+
+    use super::*;
+
+    fn written(fill: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+        let mut buffer = BytesMut::from(&b"before"[..]);
+        fill(&mut Writer::new(&mut buffer));
+        buffer
+            .strip_prefix(b"before")
+            .expect("it was there")
+            .to_vec()
+    }
+
+    /// Lengths of one, two and three bytes, each at its edge.
+    #[test]
+    fn messages_are_written_as_the_generated_code_writes_them() {
+        for len in [
+            0, 1, 100, 117, 118, 119, 127, 128, 129, 16_370, 16_383, 16_384, 70_000,
+        ] {
+            let text = "x".repeat(len);
+            let bytes = written(|message| {
+                message.message(1, |entry| {
+                    entry.text(1, "name");
+                    entry.message(2, |value| value.text(3, &text));
+                });
+            });
+            let kind = Some(Kind::StringValue(text));
+            let expected = Struct {
+                fields: [("name".to_owned(), Value { kind })].into(),
+            };
+            assert!(bytes == expected.encode_to_vec(), "of {len} bytes");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_the_generated_code_writes_them() {
+        for number in [1, 127, 128, 16_383, 16_384, i32::MAX] {
+            let bytes = written(|message| message.number(1, number.unsigned_abs()));
+            let expected = crate::proto::auth::HttpStatus { code: number };
+            assert_eq!(bytes, expected.encode_to_vec());
+        }
+        let bytes = written(|message| message.double(2, 1.5));
+        let kind = Some(Kind::NumberValue(1.5));
+        assert_eq!(bytes, Value { kind }.encode_to_vec());
+    }
+}

@@ -1,0 +1,377 @@
+//! A part of a keyring's view: key versions by digest, in three allocations however many there are.
+//!
+//! A shard is immutable once it is published. A change copies it, which for a thousand versions is eighty kilobytes.
+
+use super::{
+    held::{self, HeldKey},
+    usage::UsageCell,
+};
+use crate::key::{KeyDigest, KeyRecord};
+
+/// Key versions by digest.
+#[derive(Debug, Default)]
+pub(super) struct Shard {
+    /// Where a digest is found: a number and a tag for each head, at the place that the digest chooses or behind it.
+    table: Vec<Place>,
+    heads: Vec<Head>,
+    /// What the heads point into.
+    packed: Vec<u8>,
+    /// The bytes of `packed` that no head points to any more.
+    wasted: usize,
+}
+
+/// A version, and the hash under which the control plane counts it in the keyring's set digest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry<'v> {
+    pub(super) key: HeldKey<'v>,
+    /// Of the item as it was announced; 0 for a tombstone that the control plane does not (or no longer) announce.
+    pub(super) announced: u64,
+}
+
+/// What is of the same size for every version.
+#[derive(Clone, Debug)]
+struct Head {
+    digest: KeyDigest,
+    announced: u64,
+    /// Where the rest is packed.
+    at: u32,
+    usage: UsageCell,
+}
+
+/// The number of a head from 1 in the low bits, and a part of its digest above; 0 where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place(u32);
+
+/// Enough for a keyring of four thousand million versions.
+const INDEX_BITS: u32 = 22;
+/// Places for every four heads: a look-up reads two or three places, which lie beside each other, and one head.
+const PLACES_FOR_FOUR: usize = 5;
+/// Room that a copy has beyond what it copies: a change adds a version or two.
+const SPARE_HEADS: usize = 4;
+const SPARE_BYTES: usize = 256;
+
+impl Shard {
+    /// An empty shard with room for some versions.
+    pub(super) fn with_capacity(versions: usize) -> Self {
+        Self {
+            table: Vec::new(),
+            heads: Vec::with_capacity(versions),
+            packed: Vec::new(),
+            wasted: 0,
+        }
+    }
+
+    /// The version with `digest`.
+    pub(super) fn get(&self, digest: &KeyDigest) -> Option<Entry<'_>> {
+        self.find(digest)
+            .map(|index| self.entry(&self.heads[index]))
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.heads.iter().map(|head| self.entry(head))
+    }
+
+    /// Puts a version in the place of the one with its digest, whose counters it keeps if it is the same version.
+    pub(super) fn put(&mut self, record: &KeyRecord, announced: u64) {
+        let at = self.packed.len();
+        held::pack(record, &mut self.packed);
+        let at = u32::try_from(at).expect("a shard is far smaller than 4 GiB");
+        let head = Head {
+            digest: record.digest,
+            announced,
+            at,
+            usage: UsageCell::default(),
+        };
+        let Some(index) = self.find(&record.digest) else {
+            self.heads.push(head);
+            return self.place(self.heads.len() - 1);
+        };
+        let former = &self.heads[index];
+        let is_same = self.entry(former).key.version_ref() == record.version_ref();
+        let usage = is_same.then(|| former.usage.clone());
+        self.wasted += held::packed_len(self.packed_at(former.at));
+        self.heads[index] = Head {
+            usage: usage.unwrap_or_default(),
+            ..head
+        };
+    }
+
+    /// Counts the version with `digest` under another hash.
+    pub(super) fn announce(&mut self, digest: &KeyDigest, announced: u64) {
+        if let Some(index) = self.find(digest) {
+            self.heads[index].announced = announced;
+        }
+    }
+
+    /// Removes the version with `digest`.
+    pub(super) fn remove(&mut self, digest: &KeyDigest) {
+        let Some(index) = self.find(digest) else {
+            return;
+        };
+        let removed = self.heads.swap_remove(index);
+        self.wasted += held::packed_len(self.packed_at(removed.at));
+        self.rebuild_table();
+    }
+
+    /// The memory that its versions take, in bytes.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        self.table.capacity() * size_of::<Place>()
+            + self.heads.capacity() * size_of::<Head>()
+            + self.packed.capacity()
+    }
+
+    /// A copy without spare room and without waste.
+    pub(super) fn compact(&self) -> Self {
+        self.copy(0, 0)
+    }
+
+    fn copy(&self, spare_heads: usize, spare_bytes: usize) -> Self {
+        let mut heads = Vec::with_capacity(self.heads.len() + spare_heads);
+        heads.extend_from_slice(&self.heads);
+        let mut packed = Vec::with_capacity(self.packed.len() - self.wasted + spare_bytes);
+        if self.wasted == 0 {
+            packed.extend_from_slice(&self.packed);
+        } else {
+            for head in &mut heads {
+                let from = self.packed_at(head.at);
+                head.at = u32::try_from(packed.len()).expect("it has become no larger");
+                packed.extend_from_slice(&from[..held::packed_len(from)]);
+            }
+        }
+        let mut copy = Self {
+            table: self.table.clone(),
+            heads,
+            packed,
+            wasted: 0,
+        };
+        if spare_heads == 0 {
+            copy.rebuild_table();
+        }
+        copy
+    }
+
+    fn entry<'v>(&'v self, head: &'v Head) -> Entry<'v> {
+        Entry {
+            key: HeldKey::read(&head.digest, &head.usage, self.packed_at(head.at)),
+            announced: head.announced,
+        }
+    }
+
+    fn packed_at(&self, at: u32) -> &[u8] {
+        &self.packed[usize::try_from(at).expect("an address has 32 bits")..]
+    }
+
+    fn find(&self, digest: &KeyDigest) -> Option<usize> {
+        if self.table.is_empty() {
+            return None;
+        }
+        let mut at = self.first_place(digest);
+        let tag = Place::tag(digest);
+        loop {
+            let place = self.table[at];
+            let index = place.index()?;
+            if place.0 >> INDEX_BITS == tag && self.heads[index].digest == *digest {
+                return Some(index);
+            }
+            at = self.next_place(at);
+        }
+    }
+
+    /// Notes where the head with `index` is, the newest.
+    fn place(&mut self, index: usize) {
+        if (self.heads.len() * PLACES_FOR_FOUR).div_ceil(4) >= self.table.len() {
+            self.rebuild_table();
+        } else {
+            self.place_unchecked(index);
+        }
+    }
+
+    fn place_unchecked(&mut self, index: usize) {
+        let digest = &self.heads[index].digest;
+        let mut at = self.first_place(digest);
+        while self.table[at].index().is_some() {
+            at = self.next_place(at);
+        }
+        self.table[at] = Place::new(index, digest);
+    }
+
+    /// Places for all that there is room for.
+    fn rebuild_table(&mut self) {
+        // One more than there are heads, so that a search ends.
+        let places = (self.heads.capacity() * PLACES_FOR_FOUR).div_ceil(4) + 1;
+        self.table.clear();
+        self.table.shrink_to(places);
+        self.table.resize(places, Place::default());
+        for index in 0..self.heads.len() {
+            self.place_unchecked(index);
+        }
+    }
+
+    /// Spreads the digests over the table without a division, by the high bits of a product.
+    fn first_place(&self, digest: &KeyDigest) -> usize {
+        let places = u128::try_from(self.table.len()).expect("a length");
+        let at = (u128::from(digest.table_hash()) * places) >> u64::BITS;
+        usize::try_from(at).expect("less than the table's length")
+    }
+
+    const fn next_place(&self, at: usize) -> usize {
+        if at + 1 == self.table.len() {
+            0
+        } else {
+            at + 1
+        }
+    }
+}
+
+/// Leaves room for a change, and what is no longer pointed to behind.
+impl Clone for Shard {
+    fn clone(&self) -> Self {
+        self.copy(SPARE_HEADS, SPARE_BYTES)
+    }
+}
+
+impl Place {
+    fn new(index: usize, digest: &KeyDigest) -> Self {
+        let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
+        assert!(number < 1 << INDEX_BITS, "a shard of four million versions");
+        Self(Self::tag(digest) << INDEX_BITS | number)
+    }
+
+    const fn index(self) -> Option<usize> {
+        match self.0 & ((1 << INDEX_BITS) - 1) {
+            0 => None,
+            number => Some(number as usize - 1),
+        }
+    }
+
+    /// Other bits than those that choose the shard and the place.
+    fn tag(digest: &KeyDigest) -> u32 {
+        let bytes = digest.as_bytes();
+        u32::from(u16::from_le_bytes([bytes[10], bytes[11]]))
+            >> (u16::BITS + INDEX_BITS - u32::BITS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::key::{KeyState, Scopes, Timestamp, Window, testing};
+
+    /// A change to one of a few digests, which collide in small tables.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Put(u8, KeyState, bool, u64),
+        Announce(u8, u64),
+        Remove(u8),
+        /// As a change to a published view does.
+        Copy,
+        Compact,
+    }
+
+    fn digest(number: u8) -> KeyDigest {
+        let mut bytes = [0; KeyDigest::LEN];
+        // The same place for every four, and the same tag for every eight.
+        bytes[7] = number / 4 * 16;
+        bytes[10] = number / 8;
+        bytes[31] = number;
+        KeyDigest::from_slice(&bytes).expect("32 bytes")
+    }
+
+    fn record(number: u8, state: KeyState, is_long: bool) -> KeyRecord {
+        let expires_at = is_long.then(|| Timestamp::from_millis(9));
+        KeyRecord {
+            digest: digest(number),
+            state,
+            window: Window::new(None, expires_at),
+            scopes: Scopes::parse(if is_long { "a b" } else { "" }).expect("scopes"),
+            key_id: "7Qm2Xc91TbKe".parse().expect("an id"),
+            ..testing::record()
+        }
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let number = 0_u8..24;
+        let state = proptest::sample::select(KeyState::ALL.to_vec());
+        prop_oneof![
+            6 => (number.clone(), state, any::<bool>(), any::<u64>())
+                .prop_map(|(number, state, is_long, hash)| Act::Put(number, state, is_long, hash)),
+            1 => (number.clone(), any::<u64>())
+                .prop_map(|(number, hash)| Act::Announce(number, hash)),
+            3 => number.prop_map(Act::Remove),
+            1 => Just(Act::Copy),
+            1 => Just(Act::Compact),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_shard_holds_what_a_map_holds(acts in vec(act(), 0..80)) {
+            let mut shard = Shard::default();
+            let mut model: HashMap<u8, (KeyRecord, u64)> = HashMap::new();
+            for act in acts {
+                match act {
+                    Act::Put(number, state, is_long, hash) => {
+                        let record = record(number, state, is_long);
+                        shard.put(&record, hash);
+                        model.insert(number, (record, hash));
+                    }
+                    Act::Announce(number, hash) => {
+                        shard.announce(&digest(number), hash);
+                        if let Some((_, announced)) = model.get_mut(&number) {
+                            *announced = hash;
+                        }
+                    }
+                    Act::Remove(number) => {
+                        shard.remove(&digest(number));
+                        model.remove(&number);
+                    }
+                    Act::Copy => shard = shard.clone(),
+                    Act::Compact => shard = shard.compact(),
+                }
+                prop_assert_eq!(shard.entries().count(), model.len());
+                for number in 0..24 {
+                    let held = shard.get(&digest(number));
+                    let held = held.map(|entry| (entry.key.to_record(), entry.announced));
+                    prop_assert_eq!(held.as_ref(), model.get(&number));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_leaves_nothing_behind_of_what_was_replaced() {
+        let mut shard = Shard::default();
+        for round in 0..100 {
+            shard.put(&record(1, KeyState::Active, true), round);
+            shard = shard.clone();
+        }
+        assert!(shard.size() <= 1_024, "{} bytes", shard.size());
+    }
+
+    /// The target is 120 bytes a key for the whole process.
+    #[test]
+    fn a_key_takes_a_hundred_bytes() {
+        const KEYS: usize = 1_000;
+        let mut shard = Shard::with_capacity(KEYS);
+        for number in 0..KEYS {
+            let mut bytes = [0; KeyDigest::LEN];
+            let hash = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            bytes[..8].copy_from_slice(&hash.to_le_bytes());
+            bytes[8..16].copy_from_slice(&hash.rotate_left(32).to_le_bytes());
+            let plain = KeyRecord {
+                digest: KeyDigest::from_slice(&bytes).expect("32 bytes"),
+                consumer: format!("consumer-{number:07}").parse().expect("a consumer"),
+                window: Window::new(None, Some(Timestamp::from_millis(9))),
+                ..testing::record()
+            };
+            shard.put(&plain, hash);
+        }
+        let size = shard.compact().size() / KEYS;
+        assert!(size <= 100, "{size} bytes");
+    }
+}
