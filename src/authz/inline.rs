@@ -2,35 +2,41 @@
 
 use arrayvec::ArrayVec;
 
-/// Items in order: the first `INLINE` in place, the others on the heap.
+/// Items in order: up to `INLINE` in place, more on the heap.
 #[derive(Clone, Debug)]
-pub(super) struct InlineVec<T, const INLINE: usize> {
-    inline: ArrayVec<T, INLINE>,
-    rest: Vec<T>,
+pub(super) enum InlineVec<T, const INLINE: usize> {
+    /// All of few.
+    Inline(ArrayVec<T, INLINE>),
+    /// All of many.
+    Heap(Vec<T>),
 }
 
 impl<T, const INLINE: usize> InlineVec<T, INLINE> {
     pub(super) fn push(&mut self, item: T) {
-        if let Err(full) = self.inline.try_push(item) {
-            self.rest.push(full.element());
+        match self {
+            Self::Inline(items) => {
+                if let Err(full) = items.try_push(item) {
+                    let mut moved: Vec<T> = Vec::with_capacity(2 * INLINE);
+                    moved.extend(items.drain(..));
+                    moved.push(full.element());
+                    *self = Self::Heap(moved);
+                }
+            }
+            Self::Heap(items) => items.push(item),
         }
     }
 
-    pub(super) const fn len(&self) -> usize {
-        self.inline.len() + self.rest.len()
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.inline.iter().chain(&self.rest)
+    pub(super) fn as_slice(&self) -> &[T] {
+        match self {
+            Self::Inline(items) => items,
+            Self::Heap(items) => items,
+        }
     }
 }
 
 impl<T, const INLINE: usize> Default for InlineVec<T, INLINE> {
     fn default() -> Self {
-        Self {
-            inline: ArrayVec::new(),
-            rest: Vec::new(),
-        }
+        Self::Inline(ArrayVec::new())
     }
 }
 
@@ -42,9 +48,9 @@ mod tests {
     fn items_stay_in_order_beyond_what_is_held_in_place() {
         let mut list = InlineVec::<usize, 2>::default();
         for item in 0..5 {
-            assert_eq!(list.len(), item);
             list.push(item);
+            let expected: Vec<usize> = (0..=item).collect();
+            assert_eq!(list.as_slice(), expected);
         }
-        assert!(list.iter().copied().eq(0..5));
     }
 }

@@ -16,21 +16,24 @@ pub(super) struct Message<'a> {
     pub(super) host: &'a [u8],
     /// The downstream peer's address, as text.
     pub(super) source: &'a [u8],
-    /// Of `headers`.
-    pub(super) joined: Pairs<'a, 32>,
-    /// Of `header_map`; where a header has a raw value, that one.
-    pub(super) raw: Pairs<'a, 32>,
+    /// Of `headers` and of `header_map`, in the order in which they came.
+    headers: Pairs<32>,
+    /// How many of them came in `headers`.
+    pub(super) joined: usize,
     /// A header of `header_map` has a value and a raw value that differ.
     pub(super) has_two_values: bool,
-    pub(super) extensions: Pairs<'a, 4>,
+    extensions: Pairs<4>,
+    bytes: &'a [u8],
 }
 
-/// Names and values in order.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Pairs<'a, const INLINE: usize> {
-    pairs: InlineVec<(&'a [u8], &'a [u8]), INLINE>,
-    /// More came than [`MAX_PAIRS`], and were left out.
-    pub(super) is_cut: bool,
+/// Names and values in order, up to [`MAX_PAIRS`]: what comes after is left out.
+type Pairs<const INLINE: usize> = InlineVec<(Span, Span), INLINE>;
+
+/// A part of the message.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    start: u32,
+    end: u32,
 }
 
 /// The bytes are no message.
@@ -39,19 +42,20 @@ pub(super) struct Pairs<'a, const INLINE: usize> {
 pub struct NotAMessage;
 
 /// A field of a message: its number, and its content where that has a length.
-struct Field<'a> {
+struct Field {
     number: u64,
-    content: Option<&'a [u8]>,
+    content: Option<Span>,
 }
 
 /// The fields of a message that are still to be read.
 struct Fields<'a> {
-    rest: &'a [u8],
+    bytes: &'a [u8],
+    rest: Span,
     /// How many messages this one is in.
     depth: u32,
 }
 
-/// More than any bound of a request allows, so that what is left out cannot matter.
+/// More than any bound of a request allows, so that what is left out is out of bounds already.
 pub(super) const MAX_PAIRS: usize = 1_024;
 /// How deep messages and groups may lie in each other: what protobuf's own implementations allow.
 const MAX_DEPTH: u32 = 100;
@@ -59,50 +63,74 @@ const MAX_DEPTH: u32 = 100;
 impl<'a> Message<'a> {
     /// Reads a serialized `CheckRequest`.
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, NotAMessage> {
-        let mut message = Self::default();
+        let end = u32::try_from(bytes.len()).map_err(|_| NotAMessage)?;
+        let mut message = Self {
+            bytes,
+            ..Self::default()
+        };
         let mut fields = Fields {
-            rest: bytes,
+            bytes,
+            rest: Span { start: 0, end },
             depth: 0,
         };
         while let Some(field) = fields.next()? {
             if field.number == 1 {
-                message.attributes(&mut fields.within(&field)?)?;
+                message.read_attributes(&mut fields.within(&field)?)?;
             }
         }
         Ok(message)
     }
 
-    fn attributes(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
+    /// The headers by name and value. Of one of `header_map` that has a raw value, that one.
+    pub(super) fn headers(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
+        self.pairs(&self.headers)
+    }
+
+    /// The context extensions by name and value.
+    pub(super) fn extensions(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
+        self.pairs(&self.extensions)
+    }
+
+    fn pairs<const INLINE: usize>(
+        &self,
+        pairs: &Pairs<INLINE>,
+    ) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
+        let bytes = self.bytes;
+        let pairs = pairs.as_slice().iter();
+        pairs.map(move |(name, value)| (name.of(bytes), value.of(bytes)))
+    }
+
+    fn read_attributes(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
         while let Some(field) = fields.next()? {
             match field.number {
-                1 => self.peer(&mut fields.within(&field)?)?,
-                4 => self.request(&mut fields.within(&field)?)?,
-                10 => {
-                    let (name, value) = entry(&mut fields.within(&field)?)?;
-                    self.extensions.push(name, value);
-                }
+                1 => self.read_peer(&mut fields.within(&field)?)?,
+                4 => self.read_request(&mut fields.within(&field)?)?,
+                10 => push(
+                    &mut self.extensions,
+                    read_entry(&mut fields.within(&field)?)?,
+                ),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    fn peer(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
+    fn read_peer(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
         while let Some(field) = fields.next()? {
             if field.number == 1 {
-                self.address(&mut fields.within(&field)?)?;
+                self.read_address(&mut fields.within(&field)?)?;
             }
         }
         Ok(())
     }
 
-    fn address(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
+    fn read_address(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
         while let Some(field) = fields.next()? {
             if field.number == 1 {
                 let mut fields = fields.within(&field)?;
                 while let Some(field) = fields.next()? {
                     if field.number == 2 {
-                        self.source = field.content()?;
+                        self.source = field.content()?.of(self.bytes);
                     }
                 }
             }
@@ -110,31 +138,31 @@ impl<'a> Message<'a> {
         Ok(())
     }
 
-    fn request(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
+    fn read_request(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
         while let Some(field) = fields.next()? {
             if field.number == 2 {
                 self.has_http = true;
-                self.http(&mut fields.within(&field)?)?;
+                self.read_http(&mut fields.within(&field)?)?;
             }
         }
         Ok(())
     }
 
-    fn http(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
+    fn read_http(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
         while let Some(field) = fields.next()? {
             match field.number {
-                2 => self.method = field.content()?,
+                2 => self.method = field.content()?.of(self.bytes),
                 3 => {
-                    let (name, value) = entry(&mut fields.within(&field)?)?;
-                    self.joined.push(name, value);
+                    push(&mut self.headers, read_entry(&mut fields.within(&field)?)?);
+                    self.joined += 1;
                 }
-                4 => self.path = field.content()?,
-                5 => self.host = field.content()?,
+                4 => self.path = field.content()?.of(self.bytes),
+                5 => self.host = field.content()?.of(self.bytes),
                 13 => {
                     let mut fields = fields.within(&field)?;
                     while let Some(field) = fields.next()? {
                         if field.number == 1 {
-                            self.raw_header(&mut fields.within(&field)?)?;
+                            self.read_raw_header(&mut fields.within(&field)?)?;
                         }
                     }
                 }
@@ -144,8 +172,9 @@ impl<'a> Message<'a> {
         Ok(())
     }
 
-    fn raw_header(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
-        let (mut name, mut value, mut raw_value): (&[u8], &[u8], &[u8]) = (b"", b"", b"");
+    fn read_raw_header(&mut self, fields: &mut Fields<'a>) -> Result<(), NotAMessage> {
+        let (mut name, mut value, mut raw_value) =
+            (Span::default(), Span::default(), Span::default());
         while let Some(field) = fields.next()? {
             match field.number {
                 1 => name = field.content()?,
@@ -154,55 +183,47 @@ impl<'a> Message<'a> {
                 _ => {}
             }
         }
-        self.has_two_values |= !value.is_empty() && !raw_value.is_empty() && value != raw_value;
-        self.raw.push(
-            name,
-            if raw_value.is_empty() {
-                value
-            } else {
-                raw_value
-            },
+        let is_raw = !raw_value.is_empty();
+        self.has_two_values |=
+            is_raw && !value.is_empty() && value.of(self.bytes) != raw_value.of(self.bytes);
+        push(
+            &mut self.headers,
+            (name, if is_raw { raw_value } else { value }),
         );
         Ok(())
     }
 }
 
-impl<'a, const INLINE: usize> Pairs<'a, INLINE> {
-    pub(super) const fn len(&self) -> usize {
-        self.pairs.len()
+impl Span {
+    fn of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.start as usize..self.end as usize]
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        self.pairs.iter().copied()
-    }
-
-    fn push(&mut self, name: &'a [u8], value: &'a [u8]) {
-        if self.pairs.len() < MAX_PAIRS {
-            self.pairs.push((name, value));
-        } else {
-            self.is_cut = true;
-        }
+    const fn is_empty(self) -> bool {
+        self.start >= self.end
     }
 }
 
-impl<'a> Field<'a> {
+impl Field {
     /// What a field holds that is a text or a message.
-    fn content(&self) -> Result<&'a [u8], NotAMessage> {
+    fn content(&self) -> Result<Span, NotAMessage> {
         self.content.ok_or(NotAMessage)
     }
 }
 
-impl<'a> Fields<'a> {
+impl Fields<'_> {
     /// The fields of the message that a field holds.
-    fn within(&self, field: &Field<'a>) -> Result<Self, NotAMessage> {
+    fn within(&self, field: &Field) -> Result<Self, NotAMessage> {
         Ok(Self {
+            bytes: self.bytes,
             rest: field.content()?,
             depth: self.depth + 1,
         })
     }
 
     /// The next field; what has no length is skipped.
-    fn next(&mut self) -> Result<Option<Field<'a>>, NotAMessage> {
+    #[inline]
+    fn next(&mut self) -> Result<Option<Field>, NotAMessage> {
         if self.rest.is_empty() {
             return Ok(None);
         }
@@ -254,33 +275,47 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn with_length(&mut self) -> Result<&'a [u8], NotAMessage> {
+    #[inline]
+    fn with_length(&mut self) -> Result<Span, NotAMessage> {
         let len = self.varint()?;
-        self.take(usize::try_from(len).map_err(|_| NotAMessage)?)
+        self.take(u32::try_from(len).map_err(|_| NotAMessage)?)
     }
 
-    fn take(&mut self, len: usize) -> Result<&'a [u8], NotAMessage> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or(NotAMessage)?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    /// At most 64 bits, seven a byte.
-    fn varint(&mut self) -> Result<u64, NotAMessage> {
-        // Almost all are of one byte.
-        if let [byte @ 0..0x80, rest @ ..] = self.rest {
-            self.rest = rest;
-            return Ok(u64::from(*byte));
+    fn take(&mut self, len: u32) -> Result<Span, NotAMessage> {
+        let Span { start, end } = self.rest;
+        if len > end - start {
+            return Err(NotAMessage);
         }
-        let mut number = 0;
-        for shift in (0..u64::BITS).step_by(7) {
-            let (byte, rest) = self.rest.split_first().ok_or(NotAMessage)?;
-            self.rest = rest;
-            if shift == 63 && *byte > 1 {
+        self.rest.start += len;
+        Ok(Span {
+            start,
+            end: start + len,
+        })
+    }
+
+    fn byte(&mut self) -> Result<u8, NotAMessage> {
+        let byte = self.take(1)?;
+        Ok(self.bytes[byte.start as usize])
+    }
+
+    /// At most 64 bits, seven a byte; almost all are of one.
+    #[inline]
+    fn varint(&mut self) -> Result<u64, NotAMessage> {
+        match self.byte()? {
+            byte @ 0..0x80 => Ok(u64::from(byte)),
+            byte => self.long_varint(byte),
+        }
+    }
+
+    fn long_varint(&mut self, first: u8) -> Result<u64, NotAMessage> {
+        let mut number = u64::from(first & 0x7f);
+        for shift in (7..u64::BITS).step_by(7) {
+            let byte = self.byte()?;
+            if shift == 63 && byte > 1 {
                 return Err(NotAMessage);
             }
             number |= u64::from(byte & 0x7f) << shift;
-            if *byte < 0x80 {
+            if byte < 0x80 {
                 return Ok(number);
             }
         }
@@ -289,8 +324,8 @@ impl<'a> Fields<'a> {
 }
 
 /// An entry of a `map<string, string>`.
-fn entry<'a>(fields: &mut Fields<'a>) -> Result<(&'a [u8], &'a [u8]), NotAMessage> {
-    let (mut key, mut value): (&[u8], &[u8]) = (b"", b"");
+fn read_entry(fields: &mut Fields<'_>) -> Result<(Span, Span), NotAMessage> {
+    let (mut key, mut value) = (Span::default(), Span::default());
     while let Some(field) = fields.next()? {
         match field.number {
             1 => key = field.content()?,
@@ -299,6 +334,12 @@ fn entry<'a>(fields: &mut Fields<'a>) -> Result<(&'a [u8], &'a [u8]), NotAMessag
         }
     }
     Ok((key, value))
+}
+
+fn push<const INLINE: usize>(pairs: &mut Pairs<INLINE>, pair: (Span, Span)) {
+    if pairs.as_slice().len() < MAX_PAIRS {
+        pairs.push(pair);
+    }
 }
 
 #[cfg(test)]

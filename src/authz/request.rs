@@ -78,8 +78,7 @@ impl<'a> CheckInput<'a> {
 
     /// The headers, pseudo-headers among them.
     pub fn headers(&self) -> impl Iterator<Item = Header<'a>> {
-        // One of them is empty.
-        let headers = self.message.joined.iter().chain(self.message.raw.iter());
+        let headers = self.message.headers();
         headers.map(|(name, value)| Header { name, value })
     }
 
@@ -93,7 +92,7 @@ impl<'a> CheckInput<'a> {
     /// Whether a header that came twice is one value with a comma (Envoy's map) rather than two headers.
     #[must_use]
     pub const fn joins_duplicates(&self) -> bool {
-        self.message.joined.len() > 0
+        self.message.joined > 0
     }
 
     /// The request target, with its query string as it was sent.
@@ -122,12 +121,12 @@ impl<'a> CheckInput<'a> {
 
     /// What was set on the Envoy route, by name and value.
     pub fn extensions(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        self.message.extensions.iter()
+        self.message.extensions()
     }
 
     fn check_shape(&self) -> Result<(), RequestError> {
-        let Message { joined, raw, .. } = &self.message;
-        if joined.len() > 0 && raw.len() > 0 {
+        let (joined, all) = (self.message.joined, self.message.headers().len());
+        if joined > 0 && joined < all {
             return Err(RequestError::BothEncodings);
         }
         if self.message.has_two_values {
@@ -145,8 +144,8 @@ impl<'a> CheckInput<'a> {
     }
 
     fn check_bounds(&self) -> Result<(), RequestError> {
-        let headers = self.message.joined.len() + self.message.raw.len();
-        let extensions = self.message.extensions.len();
+        let headers = self.message.headers().len();
+        let extensions = self.message.extensions().len();
         if headers > Self::MAX_HEADERS || extensions > Self::MAX_EXTENSIONS {
             return Err(RequestError::TooMany);
         }

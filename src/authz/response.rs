@@ -236,7 +236,11 @@ fn remove_spoofed<'a>(
 
 /// Removes a header, unless it was.
 fn remove_header<'a>(name: &'a [u8], removed: &mut Removed<'a>, ok: &mut Writer<'_>) {
-    if removed.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+    if removed
+        .as_slice()
+        .iter()
+        .any(|other| other.eq_ignore_ascii_case(name))
+    {
         return;
     }
     removed.push(name);

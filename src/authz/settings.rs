@@ -20,6 +20,8 @@ pub struct Settings {
     parts: SettingsParts,
     /// Headers whose spellings never pass from outside: the identity headers, whatever they were renamed to.
     reserved: Vec<HeaderName>,
+    /// A bit for each length that the name of a header has which [`Settings::is_spoofed`] looks for.
+    lengths: u128,
 }
 
 /// Settings as configuration gives them.
@@ -122,7 +124,18 @@ impl Settings {
         check_routes(&parts.routes)?;
         parts.routes.sort_by_key(RouteRule::rank);
         let reserved = reserve(&parts.identity);
-        Ok(Self { parts, reserved })
+        let credentials = parts.credentials.iter().filter_map(|source| match source {
+            CredentialSource::Header { name, .. } => Some(name),
+            CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => None,
+        });
+        let lengths = credentials
+            .chain(&reserved)
+            .fold(0, |lengths, name| lengths | length_bit(name.as_str().len()));
+        Ok(Self {
+            parts,
+            reserved,
+            lengths,
+        })
     }
 
     /// The defaults, with `keyring` for every request whose Envoy route does not name one.
@@ -173,6 +186,10 @@ impl Settings {
     /// another spelling of a header that holds credentials.
     #[must_use]
     pub fn is_spoofed(&self, name: &[u8]) -> bool {
+        // Most headers of a request have a length that none of ours has.
+        if self.lengths & length_bit(name.len()) == 0 {
+            return false;
+        }
         self.reserved.iter().any(|header| folds_to(name, header))
             || self.credentials().iter().any(|source| match source {
                 CredentialSource::Header { name: header, .. } => {
@@ -181,6 +198,11 @@ impl Settings {
                 CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => false,
             })
     }
+}
+
+/// Lengths beyond the last bit share it.
+fn length_bit(len: usize) -> u128 {
+    1 << len.min(127)
 }
 
 impl Default for Settings {

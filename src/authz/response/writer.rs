@@ -35,6 +35,18 @@ impl<'b> Writer<'b> {
         });
     }
 
+    /// The name of a header in lower case. What is not ASCII, which no name of a header is, becomes a `?`: a text that is not
+    /// UTF-8 would spoil the whole answer.
+    pub(super) fn lower_case(&mut self, field: u32, name: &[u8]) {
+        self.message(field, |message| {
+            let lower = |byte: &u8| match byte {
+                0..=0x7f => byte.to_ascii_lowercase(),
+                0x80.. => b'?',
+            };
+            message.0.extend(name.iter().map(lower));
+        });
+    }
+
     /// A text as it is displayed.
     pub(super) fn display(&mut self, field: u32, text: impl fmt::Display) {
         self.message(field, |message| {
@@ -117,6 +129,12 @@ mod tests {
             };
             assert!(bytes == expected.encode_to_vec(), "of {len} bytes");
         }
+    }
+
+    #[test]
+    fn names_are_written_in_lower_case_and_always_as_text() {
+        let bytes = written(|message| message.lower_case(1, b"X-Api_\xffKey"));
+        assert_eq!(bytes, b"\x0a\x0ax-api_?key");
     }
 
     #[test]
