@@ -1,11 +1,23 @@
 //! A whole sidecar: made once, started, and told where it listens.
 //!
-//! Checks are answered by [`worker`]s, each a thread with a runtime of its own, to which one [`listener`] spreads
-//! connections. Everything else, the stream to the control plane above all, runs on the runtime that starts the sidecar.
-//! A [`monitor`] watches how it is doing.
+//! Checks are answered by [`worker`]s, each a thread with a runtime of its own, over which one [`listener`] [`spread`]s
+//! connections. A [`connection`] takes [`call`]s: the [`message`] of each goes to a [`handler`], which answers with a
+//! [`reply`]; other methods than `Check` are [`relay`]ed to tonic. Everything else, the stream to the control plane above
+//! all, runs on the runtime that starts the sidecar. A [`monitor`] watches how it is doing.
 
+mod call;
+mod connection;
+mod handler;
+mod keepalive;
 pub mod listener;
+mod message;
 pub mod monitor;
+mod relay;
+mod reply;
+mod socket;
+mod spread;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -22,7 +34,7 @@ use crate::{
     http::{HttpServer, Pages},
     key::RandomError,
     keyring::Keyrings,
-    proto::{auth::authorization_server::AuthorizationServer, discovery as wire},
+    proto::discovery as wire,
     readiness::Readiness,
     shutdown::Shutdown,
     telemetry::{
@@ -32,8 +44,10 @@ use crate::{
         process::ProcessCollector,
     },
 };
+use connection::Services;
 use listener::{Endpoint, Listener};
 use monitor::Monitor;
+use spread::{MAX_CONNECTIONS, Spread};
 
 /// A sidecar that is running.
 #[derive(Debug)]
@@ -157,14 +171,21 @@ impl Sidecar {
             Arc::new(observer),
         );
         let (reporter, health) = tonic_health::server::health_reporter();
-        let service = AuthorizationServer::new(authorizer).max_decoding_message_size(MAX_CHECK);
-        let routes = Routes::new(service).add_service(health);
+        let services = Services {
+            checks: Arc::new(authorizer),
+            others: Routes::new(health),
+        };
         let checks = TaskTracker::new();
         let workers = (0..settings.workers.get())
-            .map(|index| worker::start(index, routes.clone(), &checks, shutdown))
+            .map(|index| worker::start(index, services.clone(), &checks, shutdown))
             .collect::<io::Result<Vec<_>>>()
             .map_err(SidecarError::Worker)?;
         checks.close();
+        let workers = Spread::new(
+            workers,
+            MAX_CONNECTIONS,
+            metrics.connections_refused().clone(),
+        );
 
         let guards = monitor.block();
         shutdown.spawn("listener", listener.accept(workers, shutdown.token()));

@@ -10,7 +10,7 @@ use relatch::{
 pub(crate) fn holds(bytes: &[u8]) {
     let input = CheckInput::read(bytes);
     let Ok(generated) = CheckRequest::decode(bytes) else {
-        let error = input.err().expect("the generated code refuses it");
+        let error = input.expect_err("the generated code refuses it");
         assert!(matches!(error, RequestError::NotAMessage(_)), "{error:?}");
         return;
     };

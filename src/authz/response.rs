@@ -244,11 +244,7 @@ fn remove_header<'a>(name: &'a [u8], removed: &mut Removed<'a>, ok: &mut Writer<
         return;
     }
     removed.push(name);
-    let lower = name.to_ascii_lowercase();
-    ok.text(
-        ok_field::HEADERS_TO_REMOVE,
-        &String::from_utf8_lossy(&lower),
-    );
+    ok.lower_case(ok_field::HEADERS_TO_REMOVE, name);
 }
 
 fn remove_credential<'a>(

@@ -13,8 +13,6 @@ use std::{
 };
 
 use bytes::BytesMut;
-use prost::Message as _;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     decision::{Decision, Denial, Held, decide},
@@ -28,7 +26,6 @@ use crate::{
     clock::{BootTime, Clock},
     key::{KeyState, Timestamp},
     keyring::{Caller, Keyrings, Slot},
-    proto::auth::{CheckRequest, CheckResponse, authorization_server::Authorization},
     telemetry::TraceParent,
 };
 
@@ -184,21 +181,6 @@ impl Authorizer {
     }
 }
 
-#[tonic::async_trait]
-impl Authorization for Authorizer {
-    async fn check(
-        &self,
-        request: Request<CheckRequest>,
-    ) -> Result<Response<CheckResponse>, Status> {
-        let parent = parent_of(request.metadata());
-        let mut answer = BytesMut::new();
-        self.answer(&request.get_ref().encode_to_vec(), parent, &mut answer);
-        Ok(Response::new(
-            CheckResponse::decode(answer).expect("a response"),
-        ))
-    }
-}
-
 /// Counts the use of the version that was verified, whatever became of the check. Before the answer is made, so that
 /// whoever has an answer has been counted.
 fn count(slot: &Slot, decision: &Decision<'_>, input: &CheckInput<'_>, now: Timestamp) {
@@ -227,14 +209,11 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
-/// Envoy puts the span of its own call into the metadata; the one among the request's headers is the caller's.
-fn parent_of(metadata: &MetadataMap) -> Option<TraceParent> {
-    TraceParent::parse(metadata.get("traceparent")?.as_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use std::{sync::Mutex, time::Duration};
+
+    use prost::Message as _;
 
     use super::*;
     use crate::{
@@ -244,7 +223,7 @@ mod tests {
         },
         key::{AllowedSources, KeyId, KeyRecord, Secret, Use, Window, testing},
         keyring::CallerUse,
-        proto::auth::check_response::HttpResponse,
+        proto::auth::{CheckRequest, CheckResponse, check_response::HttpResponse},
     };
 
     const OF_ENVOY: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -295,20 +274,17 @@ mod tests {
         response.status.as_ref().map(|status| status.code)
     }
 
-    #[tokio::test]
-    async fn a_check_is_answered_and_told_of() {
+    #[test]
+    fn a_check_is_answered_and_told_of() {
         let recorder = Arc::new(Recorder::default());
         let (authorizer, secret) = authorizer(recorder.clone());
         let message = Message::get("/").header("traceparent", OF_CALLER);
         let message = message.header("x-api-key", secret.expose().to_owned());
-        let answer = authorizer.check(Request::new(message.joined())).await;
-        let answer = answer.expect("never an error").into_inner();
-        assert_eq!(code(&answer), Some(0));
+        assert_eq!(code(&answer(&authorizer, &message.joined())), Some(0));
 
-        let mut request = Request::new(message.raw());
-        let of_envoy = OF_ENVOY.parse().expect("a value");
-        request.metadata_mut().insert("traceparent", of_envoy);
-        authorizer.check(request).await.expect("never an error");
+        let of_envoy = TraceParent::parse(OF_ENVOY.as_bytes());
+        let message = message.raw().encode_to_vec();
+        written(|answer| authorizer.answer(&message, of_envoy, answer));
 
         let parent = |text: &str| TraceParent::parse(text.as_bytes());
         assert_eq!(

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     clock::BootTime,
     key::{Epoch, KeyRecord, KeyringName, Prefix, Revision, Timestamp, testing},
-    keyring::{Announced, KeyringSettings, Keyrings, Mirror, Slot, Staleness},
+    keyring::{Announced, HeldKey, KeyringSettings, Keyrings, Mirror, Slot, Staleness},
     proto::auth::{
         Address, AttributeContext, CheckRequest, CheckResponse, Entry, HeaderMap, HttpRequest,
         Peer, RawHeader, Request, SocketAddress,
@@ -212,8 +212,10 @@ pub(crate) struct Judged {
     pub(crate) outcome: Outcome,
     /// The version that was used.
     pub(crate) record: Option<KeyRecord>,
-    /// Of the keyring that was asked; none within before its first view.
-    pub(crate) revision: Option<Option<Revision>>,
+    /// A keyring was asked.
+    pub(crate) has_keyring: bool,
+    /// Where its view is; none before the first.
+    pub(crate) revision: Option<Revision>,
     pub(crate) sunset: Option<Timestamp>,
 }
 
@@ -275,8 +277,9 @@ impl Judged {
     fn new(decision: &Decision<'_>) -> Self {
         Self {
             outcome: decision.outcome(),
-            record: decision.key().map(|key| key.to_record()),
-            revision: decision.keyring().map(|keyring| keyring.revision),
+            record: decision.key().map(HeldKey::to_record),
+            has_keyring: decision.keyring().is_some(),
+            revision: decision.keyring().and_then(|keyring| keyring.revision),
             sunset: match decision {
                 Decision::Allow(grant) => grant.notice().and_then(|notice| notice.sunset),
                 Decision::Anonymous(_) | Decision::Deny(_) => None,

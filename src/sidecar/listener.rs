@@ -5,25 +5,22 @@ use std::{
     net::SocketAddr,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
-    pin::Pin,
-    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::mpsc,
-};
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 
+use super::{
+    socket::Accepted,
+    spread::{Ended, Spread},
+};
 use crate::config::Listen;
 
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
+    socket: Bound,
     endpoint: Endpoint,
 }
 
@@ -36,26 +33,8 @@ pub enum Endpoint {
     Unix(PathBuf),
 }
 
-/// An accepted connection on its way to the runtime of a worker.
 #[derive(Debug)]
-pub enum Accepted {
-    /// Over TCP.
-    Tcp(std::net::TcpStream),
-    /// Over a Unix socket.
-    Unix(std::os::unix::net::UnixStream),
-}
-
-/// A connection of Envoy.
-#[derive(Debug)]
-pub enum Connection {
-    /// Over TCP.
-    Tcp(TcpStream),
-    /// Over a Unix socket.
-    Unix(UnixStream),
-}
-
-#[derive(Debug)]
-enum Socket {
+enum Bound {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -79,13 +58,13 @@ impl Listener {
                 let listener = TcpListener::bind(address).await?;
                 Ok(Self {
                     endpoint: Endpoint::Tcp(listener.local_addr()?),
-                    socket: Socket::Tcp(listener),
+                    socket: Bound::Tcp(listener),
                 })
             }
             Listen::Unix(path) => {
                 remove_stale(path)?;
                 Ok(Self {
-                    socket: Socket::Unix(UnixListener::bind(path)?),
+                    socket: Bound::Unix(UnixListener::bind(path)?),
                     endpoint: Endpoint::Unix(path.clone()),
                 })
             }
@@ -98,37 +77,39 @@ impl Listener {
         &self.endpoint
     }
 
-    /// Accepts until `stop`, giving each connection to the next worker in turn.
-    pub async fn accept(self, workers: Vec<mpsc::Sender<Accepted>>, stop: CancellationToken) {
+    /// Accepts until `stop`, or until the workers have ended.
+    pub(super) async fn accept(self, workers: Spread, stop: CancellationToken) {
         let _file = match &self.endpoint {
             Endpoint::Unix(path) => Some(SocketFile(path)),
             Endpoint::Tcp(_) => None,
         };
-        for worker in workers.iter().cycle() {
-            let accepted = loop {
-                let accepted = tokio::select! {
-                    accepted = self.socket.accept() => accepted,
-                    () = stop.cancelled() => return,
-                };
-                match accepted {
-                    Ok(accepted) => break accepted,
-                    Err(error) => {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "cannot accept a connection"
-                        );
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+        tokio::select! {
+            Ended = self.spread(workers) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn spread(&self, mut workers: Spread) -> Ended {
+        loop {
+            match self.socket.accept().await {
+                Ok(accepted) => {
+                    if let Err(ended) = workers.give(accepted).await {
+                        return ended;
                     }
                 }
-            };
-            if worker.send(accepted).await.is_err() {
-                return;
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot accept a connection"
+                    );
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
-impl Socket {
+impl Bound {
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
@@ -140,68 +121,6 @@ impl Socket {
                 let (stream, _peer) = listener.accept().await?;
                 Ok(Accepted::Unix(stream.into_std()?))
             }
-        }
-    }
-}
-
-impl Accepted {
-    /// Registers the connection with the current runtime.
-    ///
-    /// # Errors
-    ///
-    /// When the runtime does not take it.
-    pub fn register(self) -> io::Result<Connection> {
-        match self {
-            Self::Tcp(stream) => TcpStream::from_std(stream).map(Connection::Tcp),
-            Self::Unix(stream) => UnixStream::from_std(stream).map(Connection::Unix),
-        }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-/// Vectored writes are left out: for a response of a few hundred bytes HTTP/2 then copies it behind its frame's head, and
-/// one plain write is cheaper than a gathering one.
-impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -247,7 +166,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::counter::Counter;
+
     use super::*;
+    use crate::sidecar::spread::Intake;
 
     #[tokio::test]
     async fn a_socket_that_was_left_behind_is_replaced() {
@@ -283,11 +205,9 @@ mod tests {
         let listener = Listener::bind(&Listen::Unix(path.clone())).await;
         let stop = CancellationToken::new();
         stop.cancel();
-        let (worker, _connections) = mpsc::channel(1);
-        listener
-            .expect("it is bound")
-            .accept(vec![worker], stop)
-            .await;
+        let (worker, _arrivals) = Intake::new();
+        let workers = Spread::new(vec![worker], 1, Counter::default());
+        listener.expect("it is bound").accept(workers, stop).await;
         assert!(!path.exists());
     }
 }

@@ -40,6 +40,7 @@ pub struct SidecarMetrics {
     connected: Family<[(&'static str, String); 1], Gauge>,
     reconnects: Counter,
     spans_dropped: Counter,
+    connections_refused: Counter,
     clock_skew: Gauge<f64, AtomicU64>,
 }
 
@@ -94,6 +95,7 @@ impl SidecarMetrics {
             connected: Family::default(),
             reconnects: Counter::default(),
             spans_dropped: Counter::default(),
+            connections_refused: Counter::default(),
             clock_skew: Gauge::default(),
         };
         registry.register_collector(Box::new(CheckCollector(Arc::clone(&metrics.checks))));
@@ -115,6 +117,11 @@ impl SidecarMetrics {
             "relatch_spans_dropped",
             "Spans that were not exported",
             metrics.spans_dropped.clone(),
+        );
+        registry.register(
+            "relatch_connections_refused",
+            "Connections for checks that were closed at once because there were too many",
+            metrics.connections_refused.clone(),
         );
         registry.register(
             "relatch_clock_skew_seconds",
@@ -159,6 +166,12 @@ impl SidecarMetrics {
     #[must_use]
     pub const fn spans_dropped(&self) -> &Counter {
         &self.spans_dropped
+    }
+
+    /// The counter of connections for checks that were closed because there were too many.
+    #[must_use]
+    pub const fn connections_refused(&self) -> &Counter {
+        &self.connections_refused
     }
 
     /// Notes by how much the control plane's wall clock is ahead, in seconds.

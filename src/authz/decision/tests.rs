@@ -329,13 +329,14 @@ fn identity_is_known_only_once_the_key_was_verified() {
 
 #[test]
 fn a_decision_tells_what_it_was_based_on() {
-    for (wrong, revision) in [
-        (Wrong::Malformed, None),
-        (Wrong::NoKeyring, None),
-        (Wrong::Unavailable, Some(None)),
-        (Wrong::Unknown, Some(Some(REVISION))),
+    for (wrong, has_keyring, revision) in [
+        (Wrong::Malformed, false, None),
+        (Wrong::NoKeyring, false, None),
+        (Wrong::Unavailable, true, None),
+        (Wrong::Unknown, true, Some(REVISION)),
     ] {
         let judged = judged_with(&[wrong]).expect("one wrong is possible");
+        assert_eq!(judged.has_keyring, has_keyring, "{wrong:?}");
         assert_eq!(judged.revision, revision, "{wrong:?}");
     }
 }

@@ -1,0 +1,170 @@
+//! One call of `envoy.service.auth.v3.Authorization/Check`, over gRPC.
+//!
+//! A call whose message has arrived is answered where it stands. What has to wait, for the rest of a message or for an
+//! answer, goes on as a future. The `grpc-timeout` of a call is left to the client: Envoy takes a check back when its time
+//! is over, and an answer that is given at once never comes too late.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use tonic::{Status, metadata::MetadataValue};
+
+use super::{
+    handler::{Answer, CheckHandler, LaterAnswer},
+    message::{Incoming, MessageError, PREFIX},
+    reply::Reply,
+};
+
+/// A call, and who answers it.
+pub(super) struct Call<H> {
+    handler: Arc<H>,
+    metadata: HeaderMap,
+    message: Incoming,
+    reply: Reply,
+}
+
+/// A call whose answer is not known yet.
+struct Later {
+    answer: LaterAnswer,
+    reply: Reply,
+}
+
+/// A call that waits.
+pub(super) type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The method's path.
+pub(super) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+/// What the content type of a gRPC call begins with.
+const CONTENT_TYPE: &[u8] = b"application/grpc";
+/// Room for most answers.
+const ROOM: usize = 1 << 10;
+
+impl<H: CheckHandler> Call<H> {
+    /// Takes a request for [`PATH`]. Refuses what is no gRPC call, and returns none then.
+    pub(super) fn take(
+        handler: &Arc<H>,
+        request: Request<RecvStream>,
+        reply: SendResponse<Bytes>,
+    ) -> Option<Self> {
+        let (head, body) = request.into_parts();
+        let reply = Reply::new(reply);
+        if head.method != Method::POST {
+            reply.refuse(StatusCode::METHOD_NOT_ALLOWED);
+            return None;
+        }
+        let content_type = head.headers.get(header::CONTENT_TYPE);
+        if !content_type.is_some_and(|value| value.as_bytes().starts_with(CONTENT_TYPE)) {
+            reply.refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+            return None;
+        }
+        Some(Self {
+            handler: Arc::clone(handler),
+            metadata: head.headers,
+            message: Incoming::new(body),
+            reply,
+        })
+    }
+
+    /// Answers, with room from `arena`, or returns what waits.
+    pub(super) fn answer(mut self, cx: &mut Context<'_>, arena: &mut BytesMut) -> Option<Waiting> {
+        let Poll::Ready(message) = self.message.poll(cx) else {
+            return Some(Box::pin(self.wait()));
+        };
+        let later = self.answer_to(message, arena)?;
+        Some(Box::pin(later.answer()))
+    }
+
+    async fn wait(mut self) {
+        let message = poll_fn(|cx| self.message.poll(cx)).await;
+        if let Some(later) = self.answer_to(message, &mut BytesMut::new()) {
+            later.answer().await;
+        }
+    }
+
+    fn answer_to(
+        self,
+        message: Result<Bytes, MessageError>,
+        arena: &mut BytesMut,
+    ) -> Option<Later> {
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                if let Some(status) = status(&error, &self.metadata) {
+                    self.reply.status(status);
+                }
+                return None;
+            }
+        };
+        arena.reserve(ROOM);
+        arena.put_bytes(0, PREFIX);
+        match self.handler.check(&message, &self.metadata, arena) {
+            Answer::Given => {
+                self.reply.message(framed(arena));
+                None
+            }
+            Answer::Later(answer) => {
+                arena.clear();
+                let reply = self.reply;
+                Some(Later { answer, reply })
+            }
+        }
+    }
+}
+
+impl Later {
+    async fn answer(mut self) {
+        let message = tokio::select! {
+            message = self.answer => message,
+            () = self.reply.taken_back() => return,
+        };
+        let mut arena = BytesMut::with_capacity(PREFIX + message.len());
+        arena.put_bytes(0, PREFIX);
+        arena.put(message);
+        self.reply.message(framed(&mut arena));
+    }
+}
+
+/// Takes a message out of `arena`, where it stands behind the room for its prefix.
+fn framed(arena: &mut BytesMut) -> Bytes {
+    let length = u32::try_from(arena.len() - PREFIX).expect("an answer is far below 4 GiB");
+    // The first byte says that it is not compressed.
+    arena[1..PREFIX].copy_from_slice(&length.to_be_bytes());
+    arena.split().freeze()
+}
+
+/// The status of a call without a message; none where nobody waits for it.
+fn status(error: &MessageError, metadata: &HeaderMap) -> Option<Status> {
+    match error {
+        MessageError::TakenBack(_) => None,
+        MessageError::TooLarge(_) => Some(Status::out_of_range(error.to_string())),
+        MessageError::Compressed => Some(match metadata.get("grpc-encoding") {
+            Some(encoding) if encoding != "identity" => unsupported(encoding),
+            Some(_) | None => Status::internal(error.to_string()),
+        }),
+        MessageError::Missing | MessageError::Truncated | MessageError::UnknownFlag(_) => {
+            Some(Status::internal(error.to_string()))
+        }
+    }
+}
+
+/// A client learns from it what it may use instead.
+fn unsupported(encoding: &HeaderValue) -> Status {
+    let encoding = String::from_utf8_lossy(encoding.as_bytes());
+    let text = format!("Content is compressed with `{encoding}` which isn't supported");
+    let mut status = Status::unimplemented(text);
+    let identity = MetadataValue::from_static("identity");
+    status
+        .metadata_mut()
+        .insert("grpc-accept-encoding", identity);
+    status
+}
+
+#[cfg(test)]
+mod tests;

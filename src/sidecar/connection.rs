@@ -1,0 +1,256 @@
+//! A connection of Envoy: HTTP/2, driven on the thread of its worker.
+//!
+//! What one read brings is answered in one write. A connection first takes all calls that have arrived, then answers them,
+//! and only then has HTTP/2 write: of the cost of a check, reads and writes are the larger part.
+
+use std::{
+    future::poll_fn,
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use h2::{
+    RecvStream,
+    server::{self, SendResponse},
+};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use super::{
+    call::{self, Call, Waiting},
+    handler::CheckHandler,
+    keepalive::{self, Keepalive},
+    relay::relay,
+};
+
+/// What connections serve; cheap to clone.
+pub(super) struct Services<H> {
+    /// Answers checks.
+    pub(super) checks: Arc<H>,
+    /// Everything else.
+    pub(super) others: Routes,
+}
+
+/// A connection has ended otherwise than by the client's will.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    /// The runtime does not take it.
+    #[error("the runtime does not take the connection")]
+    Register(#[source] io::Error),
+    /// It does not begin as HTTP/2 does.
+    #[error("the client does not begin to speak HTTP/2")]
+    Silent,
+    /// Its client is dead, or frozen.
+    #[error(
+        "the client does not answer a ping within {}",
+        humantime::format_duration(keepalive::TIMEOUT)
+    )]
+    Dead,
+    /// It broke, or what it brings is not HTTP/2.
+    #[error("HTTP/2")]
+    Http2(#[from] h2::Error),
+}
+
+/// A connection whose handshake is done.
+struct Connection<S, H> {
+    http2: server::Connection<S, Bytes>,
+    services: Services<H>,
+    keepalive: Keepalive,
+    /// Calls that were taken and not answered yet; empty between two polls.
+    batch: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
+    /// Calls that wait: no more than [`MAX_STREAMS`], since each has its stream.
+    waiting: FuturesUnordered<Waiting>,
+    /// Room for answers, used again when they are written.
+    arena: BytesMut,
+}
+
+/// Envoy multiplexes all checks of a worker thread over one connection and opens another when this many are under way.
+const MAX_STREAMS: u32 = 1_024;
+/// A check carries its headers in its message. What comes beside it are gRPC's own and a trace context.
+const MAX_HEADERS: u32 = 16 << 10;
+/// An Envoy that cancels every check under way at once, at its deadline, is honest: the limit on resets lies above the
+/// number of streams.
+const MAX_RESETS: usize = 4 * MAX_STREAMS as usize;
+/// Streams that we reset and remember for a second, so that what is on its way for them is no error: all may be refused.
+const MAX_REFUSED: usize = MAX_STREAMS as usize;
+/// Bytes that a client may send on a connection before they are read: a few hundred checks.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The same of one stream: the largest message.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The smallest that HTTP/2 allows. Nearly every check fits, and a larger one is put together.
+const MAX_FRAME: u32 = 16 << 10;
+/// Bytes of DATA frames below 256 bytes that may wait, counting each as 256: two for each stream.
+const SMALL_FRAMES: usize = 2 * 256 * MAX_STREAMS as usize;
+/// What a stream may keep for a client that does not read. Answers are below it, and health is told in a few bytes.
+const MAX_UNSENT: usize = 64 << 10;
+/// Calls that are answered before the connection writes. Their answers fill a write several times, so that more would only
+/// make the first wait for the last.
+const MAX_BATCH: usize = 64;
+/// What HTTP/2 writes at once.
+const ARENA: usize = 16 << 10;
+/// A client speaks first, at once.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same while the sidecar stops: a client that has not spoken yet may have its first checks on the way, and one that
+/// will never speak holds nobody up.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
+
+/// Serves a connection until the client ends it. After `stop` the client is told to open no more calls, and those under way
+/// are answered.
+///
+/// # Errors
+///
+/// When it ends otherwise.
+pub(super) async fn serve<S, H>(
+    socket: S,
+    services: Services<H>,
+    stop: CancellationToken,
+) -> Result<(), ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: CheckHandler,
+{
+    let silent = async {
+        tokio::select! {
+            () = tokio::time::sleep(HANDSHAKE_TIMEOUT) => {}
+            () = async {
+                stop.cancelled().await;
+                tokio::time::sleep(HANDSHAKE_GRACE).await;
+            } => {}
+        }
+    };
+    let http2 = tokio::select! {
+        biased;
+        http2 = limits().handshake(socket) => http2?,
+        () = silent => return Err(ConnectionError::Silent),
+    };
+    let mut connection = Connection::new(http2, services);
+    tokio::select! {
+        biased;
+        ended = connection.run() => return ended,
+        () = stop.cancelled() => {}
+    }
+    connection.http2.graceful_shutdown();
+    connection.run().await
+}
+
+impl<S, H> Connection<S, H>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: CheckHandler,
+{
+    fn new(mut http2: server::Connection<S, Bytes>, services: Services<H>) -> Self {
+        let pings = http2.ping_pong().expect("they are taken once");
+        Self {
+            http2,
+            services,
+            keepalive: Keepalive::new(pings),
+            batch: Vec::with_capacity(MAX_BATCH),
+            waiting: FuturesUnordered::new(),
+            arena: BytesMut::with_capacity(ARENA),
+        }
+    }
+
+    /// Runs until the connection is closed. Cancellation safe.
+    async fn run(&mut self) -> Result<(), ConnectionError> {
+        match poll_fn(|cx| self.poll(cx)).await {
+            Err(ConnectionError::Http2(error)) if is_hang_up(&error) => Ok(()),
+            end => end,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        loop {
+            // Writes what was answered, too.
+            if self.poll_batch(cx)?.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut has_answered = !self.batch.is_empty();
+            self.answer_batch(cx);
+            while let Poll::Ready(Some(())) = self.waiting.poll_next_unpin(cx) {
+                has_answered = true;
+            }
+            if !has_answered {
+                break;
+            }
+        }
+        self.keepalive
+            .poll_dead(cx)
+            .map(|()| Err(ConnectionError::Dead))
+    }
+
+    /// Takes calls until none has arrived; ready when the connection is closed.
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while self.batch.len() < MAX_BATCH {
+            match self.http2.poll_accept(cx)? {
+                Poll::Ready(Some(call)) => self.batch.push(call),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => break,
+            }
+        }
+        Poll::Pending
+    }
+
+    fn answer_batch(&mut self, cx: &mut Context<'_>) {
+        for (request, reply) in self.batch.drain(..) {
+            let waiting: Option<Waiting> = if request.uri().path() == call::PATH {
+                Call::take(&self.services.checks, request, reply)
+                    .and_then(|call| call.answer(cx, &mut self.arena))
+            } else {
+                Some(Box::pin(relay(
+                    self.services.others.clone(),
+                    request,
+                    reply,
+                )))
+            };
+            self.waiting.extend(waiting);
+        }
+    }
+}
+
+impl<H> Clone for Services<H> {
+    fn clone(&self) -> Self {
+        Self {
+            checks: Arc::clone(&self.checks),
+            others: self.others.clone(),
+        }
+    }
+}
+
+/// Whether the client has closed the connection, as one does that has no calls under way.
+fn is_hang_up(error: &h2::Error) -> bool {
+    let kind = error.get_io().map(io::Error::kind);
+    matches!(
+        kind,
+        Some(
+            io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::UnexpectedEof
+        )
+    )
+}
+
+fn limits() -> server::Builder {
+    let mut builder = server::Builder::new();
+    builder
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .max_local_error_reset_streams(Some(MAX_RESETS))
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_concurrent_reset_streams(MAX_REFUSED)
+        .reset_stream_duration(Duration::from_secs(1))
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .data_frame_budget(SMALL_FRAMES)
+        .max_send_buffer_size(MAX_UNSENT);
+    builder
+}
+
+#[cfg(test)]
+mod tests;

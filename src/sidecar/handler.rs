@@ -1,0 +1,127 @@
+//! Who answers the checks of a connection.
+
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+
+use crate::{authz::Authorizer, telemetry::TraceParent};
+
+/// Answers the checks of all connections.
+pub(super) trait CheckHandler: Send + Sync + 'static {
+    /// Answers `message`, a serialized `CheckRequest` that came with `metadata`: appends the serialized `CheckResponse` to
+    /// `answer`, or leaves it as it is and answers later. Runs on a thread that answers other checks too, and keeps no
+    /// part of `message`, which would hold all that was read with it.
+    ///
+    /// Whatever the message is, it is answered: Envoy takes a gRPC status for a failure, and may let the request pass then.
+    fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer;
+}
+
+/// When the answer to a check is there.
+pub(super) enum Answer {
+    /// It was appended.
+    Given,
+    /// It is what this returns.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "every keyring is held whole, so that every answer is known"
+        )
+    )]
+    Later(LaterAnswer),
+}
+
+/// A serialized `CheckResponse` that is not known yet. It is dropped when the client takes the check back.
+pub(super) type LaterAnswer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
+
+impl CheckHandler for Authorizer {
+    fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer {
+        self.answer(message, parent_of(metadata), answer);
+        Answer::Given
+    }
+}
+
+/// Envoy puts the span of its own call into the metadata; the one among the request's headers is the caller's.
+fn parent_of(metadata: &HeaderMap) -> Option<TraceParent> {
+    TraceParent::parse(metadata.get("traceparent")?.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::{HeaderName, HeaderValue};
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        authz::{
+            CheckEvent, Observer,
+            testing::{Message, keyrings, settings},
+        },
+        clock::Clock,
+        key::{KeyId, Timestamp, testing},
+        proto::auth::CheckResponse,
+    };
+
+    const OF_ENVOY: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    /// Keeps the parents of what it is told.
+    #[derive(Debug, Default)]
+    struct Parents(Mutex<Vec<Option<TraceParent>>>);
+
+    impl Observer for Parents {
+        fn observe(&self, event: &CheckEvent<'_>) {
+            self.0
+                .lock()
+                .expect("no test panics here")
+                .push(event.parent);
+        }
+    }
+
+    fn authorizer(observer: &Arc<Parents>) -> (Authorizer, String) {
+        let secret = testing::secret(KeyId::generate().expect("the random source works"));
+        let keyrings = keyrings(vec![testing::record_of(&secret)], true);
+        let (clock, _) = Clock::manual(Timestamp::from_millis(5_000));
+        let settings = Arc::new(settings());
+        let observer = Arc::clone(observer);
+        let authorizer = Authorizer::new(settings, &keyrings, clock, observer);
+        (authorizer, secret.expose().to_owned())
+    }
+
+    #[test]
+    fn a_check_is_answered_behind_what_is_there_and_told_of_with_its_parent() {
+        let observer = Arc::default();
+        let (authorizer, key) = authorizer(&observer);
+        let message = Message::get("/").header("x-api-key", key).joined();
+        let message = Bytes::from(message.encode_to_vec());
+        let parent = HeaderValue::from_static(OF_ENVOY);
+        let with_parent = HeaderMap::from_iter([(HeaderName::from_static("traceparent"), parent)]);
+        for metadata in [HeaderMap::new(), with_parent] {
+            let mut answer = BytesMut::from("prefix");
+            let given = authorizer.check(&message, &metadata, &mut answer);
+            assert!(matches!(given, Answer::Given));
+            let response = answer.strip_prefix(b"prefix").expect("it is left alone");
+            let response = CheckResponse::decode(response).expect("a response");
+            assert_eq!(response.status.map(|status| status.code), Some(0));
+        }
+        let told = observer.0.lock().expect("no test panics here").clone();
+        assert_eq!(told, [None, TraceParent::parse(OF_ENVOY.as_bytes())]);
+    }
+
+    #[test]
+    fn what_is_no_check_request_is_denied() {
+        let observer = Arc::default();
+        let (authorizer, _) = authorizer(&observer);
+        let mut answer = BytesMut::new();
+        let message = Bytes::from_static(b"\xff");
+        let given = authorizer.check(&message, &HeaderMap::new(), &mut answer);
+        assert!(matches!(given, Answer::Given));
+        let response = CheckResponse::decode(answer).expect("a response");
+        let status = response.status.expect("a status");
+        assert_eq!(status.message, "malformed_request");
+        let told = observer.0.lock().expect("no test panics here").clone();
+        assert_eq!(told, [None]);
+    }
+}

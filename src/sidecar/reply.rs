@@ -1,0 +1,80 @@
+//! What a call is answered with.
+
+use std::{future::poll_fn, sync::LazyLock};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use tonic::Status;
+
+/// The way back of a call. Whatever is sent waits in the connection until that is polled; a client that has taken the call
+/// back gets nothing.
+#[derive(Debug)]
+pub(super) struct Reply(SendResponse<Bytes>);
+
+/// HTTP/2 gathers DATA frames of less than 1 KiB and all others headers in one write. A larger frame would cost two writes
+/// of its own, far more than the nine bytes before each further frame.
+const MAX_FRAME: usize = 1_023;
+
+/// Precede every message. A copy is cheaper than making them anew.
+static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let grpc = HeaderValue::from_static("application/grpc");
+    HeaderMap::from_iter([(header::CONTENT_TYPE, grpc)])
+});
+
+/// Follow every message.
+static TRAILERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let status = HeaderName::from_static("grpc-status");
+    HeaderMap::from_iter([(status, HeaderValue::from_static("0"))])
+});
+
+impl Reply {
+    pub(super) const fn new(stream: SendResponse<Bytes>) -> Self {
+        Self(stream)
+    }
+
+    /// Sends a message with its prefix.
+    pub(super) fn message(mut self, mut framed: Bytes) {
+        let mut head = Response::new(());
+        head.headers_mut().clone_from(&HEADERS);
+        let sent = self.0.send_response(head, false).and_then(|mut stream| {
+            while framed.len() > MAX_FRAME {
+                stream.send_data(framed.split_to(MAX_FRAME), false)?;
+            }
+            stream.send_data(framed, false)?;
+            stream.send_trailers(TRAILERS.clone())
+        });
+        note(sent);
+    }
+
+    /// Sends a gRPC status without a message.
+    pub(super) fn status(self, status: Status) {
+        self.end(status.into_http());
+    }
+
+    /// Refuses what is no gRPC call.
+    pub(super) fn refuse(self, status: StatusCode) {
+        let mut head = Response::new(());
+        *head.status_mut() = status;
+        self.end(head);
+    }
+
+    /// Ends when the client takes the call back.
+    pub(super) async fn taken_back(&mut self) {
+        let _reason = poll_fn(|cx| self.0.poll_reset(cx)).await;
+    }
+
+    fn end(mut self, head: Response<()>) {
+        note(self.0.send_response(head, true).map(drop));
+    }
+}
+
+/// Nobody waits for what could not be sent.
+fn note(sent: Result<(), h2::Error>) {
+    if let Err(error) = sent {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "a call was taken back before its answer"
+        );
+    }
+}

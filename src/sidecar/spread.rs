@@ -1,0 +1,243 @@
+//! Which worker gets a connection: the one with the fewest.
+//!
+//! Envoy keeps a connection for as long as it lives. Given out in turn, connections that end would leave workers with
+//! uneven shares for good.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::socket::Accepted;
+
+/// Spreads connections over workers.
+#[derive(Debug)]
+pub(super) struct Spread {
+    intakes: Vec<Intake>,
+    /// Which of those with equally few is next.
+    turn: usize,
+    /// How many there may be in all.
+    max: usize,
+    refused: Counter,
+    /// When a refusal was last logged.
+    logged: Option<Instant>,
+}
+
+/// Where a worker takes connections from; cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Intake {
+    arrivals: mpsc::Sender<Arrival>,
+    open: Arc<AtomicUsize>,
+}
+
+/// A connection for a worker.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) socket: Accepted,
+    pub(super) seat: Seat,
+}
+
+/// Counts a connection of a worker until it is dropped.
+#[derive(Debug)]
+pub(super) struct Seat(Arc<AtomicUsize>);
+
+/// The workers have ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ended;
+
+/// Connections in all. Envoy opens one for each of its threads, twice as many while one Envoy replaces another, and more
+/// only when 1,024 checks of a thread are under way: enough for two Envoys of 128 threads. A process may often have 1,024
+/// files, and the other half is for everything else.
+pub(super) const MAX_CONNECTIONS: usize = 512;
+/// Connections on their way to a worker; the accept loop waits when it does not keep up.
+const MAX_WAITING: usize = 64;
+/// Who is refused tries again: a line for each would only fill the log.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Spread {
+    /// Over the workers of `intakes`, which has at least one, `max` connections in all. `refused` counts those above.
+    pub(super) const fn new(intakes: Vec<Intake>, max: usize, refused: Counter) -> Self {
+        Self {
+            intakes,
+            turn: 0,
+            max,
+            refused,
+            logged: None,
+        }
+    }
+
+    /// Gives a connection to the worker with the fewest, or closes it. Cancellation safe: the connection is closed.
+    ///
+    /// # Errors
+    ///
+    /// When the worker has ended.
+    pub(super) async fn give(&mut self, socket: Accepted) -> Result<(), Ended> {
+        let open: Vec<usize> = self.intakes.iter().map(Intake::open).collect();
+        if open.iter().sum::<usize>() >= self.max {
+            self.refuse();
+            return Ok(());
+        }
+        let chosen = fewest(&open, self.turn);
+        self.turn = chosen + 1;
+        let intake = &self.intakes[chosen];
+        let seat = Seat::take(&intake.open);
+        let given = intake.arrivals.send(Arrival { socket, seat }).await;
+        given.map_err(|_| Ended)
+    }
+
+    fn refuse(&mut self) {
+        self.refused.inc();
+        if self
+            .logged
+            .is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL)
+        {
+            self.logged = Some(Instant::now());
+            tracing::warn!(
+                max = self.max,
+                refused = self.refused.get(),
+                "a connection was closed: there are too many"
+            );
+        }
+    }
+}
+
+impl Intake {
+    /// An intake, and what comes in.
+    pub(super) fn new() -> (Self, mpsc::Receiver<Arrival>) {
+        let (arrivals, received) = mpsc::channel(MAX_WAITING);
+        let open = Arc::default();
+        (Self { arrivals, open }, received)
+    }
+
+    fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+impl Seat {
+    fn take(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The index of the smallest number, the first of them from `turn` on.
+fn fewest(open: &[usize], turn: usize) -> usize {
+    let count = open.len();
+    (0..count)
+        .map(|step| (turn + step) % count)
+        .min_by_key(|&index| open[index])
+        .expect("there is a worker")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, os::unix::net::UnixStream};
+
+    use super::*;
+
+    /// A spread over `workers`, and what each of them gets.
+    struct World {
+        spread: Spread,
+        workers: Vec<mpsc::Receiver<Arrival>>,
+        refused: Counter,
+    }
+
+    impl World {
+        fn new(workers: usize, max: usize) -> Self {
+            let (intakes, workers) = (0..workers).map(|_| Intake::new()).unzip();
+            let refused = Counter::default();
+            Self {
+                spread: Spread::new(intakes, max, refused.clone()),
+                workers,
+                refused,
+            }
+        }
+
+        /// Gives a connection, and returns who got it, with its seat; none when it was closed.
+        async fn give(&mut self) -> Option<(usize, Seat)> {
+            let (mut client, server) = UnixStream::pair().expect("two sockets");
+            let given = self.spread.give(Accepted::Unix(server)).await;
+            given.expect("the workers run");
+            let found = self
+                .workers
+                .iter_mut()
+                .enumerate()
+                .find_map(|(index, worker)| {
+                    let arrival = worker.try_recv().ok()?;
+                    Some((index, arrival.seat))
+                });
+            if found.is_none() {
+                let read = client.read(&mut [0]).expect("it is closed in order");
+                assert_eq!(read, 0, "it is closed");
+            }
+            found
+        }
+    }
+
+    #[tokio::test]
+    async fn workers_with_equally_few_connections_take_turns() {
+        let mut world = World::new(3, 100);
+        let mut seats = Vec::new();
+        for expected in [0, 1, 2, 0, 1, 2, 0] {
+            let (index, seat) = world.give().await.expect("there is room");
+            assert_eq!(index, expected);
+            seats.push(seat);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_makes_its_worker_the_next() {
+        let mut world = World::new(3, 100);
+        let mut seats = Vec::new();
+        for _ in 0..9 {
+            seats.push(world.give().await.expect("there is room"));
+        }
+        // Whose turn it would be is another's.
+        seats.retain(|(index, _)| *index != 2);
+        for _ in 0..3 {
+            let (index, seat) = world.give().await.expect("there is room");
+            assert_eq!(index, 2);
+            seats.push((index, seat));
+        }
+        let (index, _seat) = world.give().await.expect("there is room");
+        assert_eq!(index, 0, "all have three, and the turn goes on");
+    }
+
+    #[tokio::test]
+    async fn connections_above_the_limit_are_closed_and_counted() {
+        let mut world = World::new(2, 3);
+        let mut seats = Vec::new();
+        for _ in 0..3 {
+            seats.push(world.give().await.expect("there is room"));
+        }
+        assert!(world.give().await.is_none());
+        assert!(world.give().await.is_none());
+        assert_eq!(world.refused.get(), 2);
+
+        seats.pop();
+        assert!(world.give().await.is_some(), "there is room again");
+        assert_eq!(world.refused.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_has_ended_is_told_of() {
+        let mut world = World::new(1, 100);
+        world.workers.clear();
+        let (_client, server) = UnixStream::pair().expect("two sockets");
+        let given = world.spread.give(Accepted::Unix(server)).await;
+        assert_eq!(given, Err(Ended));
+    }
+}

@@ -1,0 +1,340 @@
+//! A client of a connection, and a handler that does what a message says.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::{
+    RecvStream, SendStream,
+    client::{self, ResponseFuture, SendRequest},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex},
+    sync::Notify,
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, service::Routes};
+
+use super::{
+    call,
+    connection::{ConnectionError, Services, serve},
+    handler::{Answer, CheckHandler},
+};
+
+/// Answers a check with its message behind `ANSWER`.
+#[derive(Debug, Default)]
+pub(super) struct Echo {
+    /// Lets the answers to [`LATER`] go.
+    pub(super) release: CancellationToken,
+    /// Answers that were promised for later.
+    pub(super) promised: AtomicUsize,
+    /// Told of each of them that nobody waits for any more.
+    pub(super) dropped: Arc<Notify>,
+}
+
+/// A served connection, from the client's side.
+pub(super) struct Peer {
+    pub(super) handler: Arc<Echo>,
+    pub(super) stop: CancellationToken,
+    pub(super) served: JoinHandle<Result<(), ConnectionError>>,
+    client: SendRequest<Bytes>,
+    driver: JoinHandle<Result<(), h2::Error>>,
+}
+
+/// A call that was opened.
+pub(super) struct Opened {
+    pub(super) body: SendStream<Bytes>,
+    answer: ResponseFuture,
+}
+
+/// What a call was answered with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answered {
+    pub(super) status: StatusCode,
+    /// Headers and trailers.
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// Counts writes, and offers no vectored ones, as a socket.
+pub(super) struct Counted<S> {
+    inner: S,
+    writes: Arc<AtomicUsize>,
+}
+
+/// A future that was dropped before its end.
+struct Promise(Option<Arc<Notify>>);
+
+/// Begins every answer.
+pub(super) const ANSWER: &[u8] = b"answer to ";
+/// A message that is answered when the handler is told to.
+pub(super) const LATER: &[u8] = b"later";
+/// Only a test that hangs meets it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl CheckHandler for Echo {
+    fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer {
+        assert!(metadata.contains_key("content-type"));
+        answer.put_slice(ANSWER);
+        if message.starts_with(LATER) {
+            self.promised.fetch_add(1, Ordering::Relaxed);
+            let mut promise = Promise(Some(Arc::clone(&self.dropped)));
+            let (release, message) = (self.release.clone(), message.clone());
+            return Answer::Later(Box::pin(async move {
+                release.cancelled().await;
+                promise.keep();
+                [ANSWER, &message].concat().into()
+            }));
+        }
+        answer.put_slice(message);
+        Answer::Given
+    }
+}
+
+impl Promise {
+    fn keep(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if let Some(dropped) = self.0.take() {
+            dropped.notify_one();
+        }
+    }
+}
+
+impl Peer {
+    /// Connects; everything but checks goes to `others`.
+    pub(super) async fn connect(others: Routes) -> Self {
+        let (near, far) = duplex(1 << 20);
+        Self::connect_over(near, far, others).await
+    }
+
+    /// The same over a connection whose writes are counted.
+    pub(super) async fn counted() -> (Self, Arc<AtomicUsize>) {
+        let (near, far) = duplex(1 << 20);
+        let writes = Arc::default();
+        let far = Counted {
+            inner: far,
+            writes: Arc::clone(&writes),
+        };
+        let peer = Self::connect_over(near, far, Routes::default()).await;
+        (peer, writes)
+    }
+
+    async fn connect_over(
+        near: DuplexStream,
+        far: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        others: Routes,
+    ) -> Self {
+        let handler = Arc::new(Echo::default());
+        let stop = CancellationToken::new();
+        let services = Services {
+            checks: Arc::clone(&handler),
+            others,
+        };
+        let served = tokio::spawn(serve(far, services, stop.clone()));
+        let (client, driver) = client::Builder::new()
+            .initial_connection_window_size(8 << 20)
+            .initial_window_size(1 << 20)
+            .handshake(near)
+            .await
+            .expect("it speaks HTTP/2");
+        Self {
+            handler,
+            stop,
+            served,
+            client,
+            driver: tokio::spawn(driver),
+        }
+    }
+
+    /// Opens a call of `path`, and ends it where `is_whole`.
+    pub(super) async fn open(&mut self, request: Request<()>, is_whole: bool) -> Opened {
+        poll_fn(|cx| self.client.poll_ready(cx))
+            .await
+            .expect("the connection takes calls");
+        let (answer, body) = self
+            .client
+            .send_request(request, is_whole)
+            .expect("the connection takes calls");
+        Opened { body, answer }
+    }
+
+    /// Opens a check with these DATA frames, and ends it.
+    pub(super) async fn check(&mut self, frames: impl IntoIterator<Item = Bytes>) -> Opened {
+        let mut opened = self.open(check_request(), false).await;
+        for frame in frames {
+            opened.send(frame);
+        }
+        opened.end();
+        opened
+    }
+
+    /// The answer to a check of one frame.
+    pub(super) async fn answer(&mut self, message: &[u8]) -> Answered {
+        self.check([framed(message)]).await.answered().await
+    }
+
+    /// Closes the connection without a word.
+    pub(super) fn hang_up(self) -> JoinHandle<Result<(), ConnectionError>> {
+        self.driver.abort();
+        self.served
+    }
+
+    /// Whether new calls are taken.
+    pub(super) async fn is_open(&mut self) -> bool {
+        poll_fn(|cx| self.client.poll_ready(cx)).await.is_ok()
+    }
+}
+
+impl Opened {
+    /// Sends a DATA frame.
+    pub(super) fn send(&mut self, frame: Bytes) {
+        self.body.send_data(frame, false).expect("the call is open");
+    }
+
+    /// Ends the request.
+    pub(super) fn end(&mut self) {
+        self.body
+            .send_data(Bytes::new(), true)
+            .expect("the call is open");
+    }
+
+    /// The whole answer.
+    pub(super) async fn answered(self) -> Answered {
+        within("an answer", self.try_answered())
+            .await
+            .expect("the call is answered")
+    }
+
+    /// The same, or the failure of the call.
+    pub(super) async fn try_answered(self) -> Result<Answered, h2::Error> {
+        let (head, mut stream) = self.answer.await?.into_parts();
+        let mut body = BytesMut::new();
+        while let Some(data) = next_data(&mut stream).await? {
+            body.put(data);
+        }
+        let mut headers = head.headers;
+        headers.extend(stream.trailers().await?.unwrap_or_default());
+        Ok(Answered {
+            status: head.status,
+            headers,
+            body: body.freeze(),
+        })
+    }
+
+    /// The body of the answer, to be read piece by piece.
+    pub(super) async fn stream(self) -> (RecvStream, SendStream<Bytes>) {
+        let answer = within("an answer", self.answer).await;
+        (answer.expect("the call is answered").into_body(), self.body)
+    }
+}
+
+impl Answered {
+    /// An answer of the handler.
+    pub(super) fn to(message: &[u8]) -> Self {
+        Self {
+            status: StatusCode::OK,
+            headers: HeaderMap::from_iter([
+                (
+                    header::CONTENT_TYPE,
+                    HeaderValue::from_static("application/grpc"),
+                ),
+                (
+                    HeaderName::from_static("grpc-status"),
+                    HeaderValue::from_static("0"),
+                ),
+            ]),
+            body: framed(&[ANSWER, message].concat()),
+        }
+    }
+
+    /// Its gRPC status.
+    pub(super) fn grpc(&self) -> (Code, String) {
+        let status = Status::from_header_map(&self.headers).expect("a gRPC status");
+        (status.code(), status.message().to_owned())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let counted = self.get_mut();
+        counted.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut counted.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// The head of a check.
+pub(super) fn check_request() -> Request<()> {
+    request(call::PATH)
+}
+
+/// The head of a gRPC call of `path`.
+pub(super) fn request(path: &str) -> Request<()> {
+    Request::post(format!("http://relatch{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .expect("a request")
+}
+
+/// A message behind its prefix.
+pub(super) fn framed(message: &[u8]) -> Bytes {
+    let length = u32::try_from(message.len()).expect("a small message");
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(length);
+    framed.put_slice(message);
+    framed.freeze()
+}
+
+/// The next piece of a body.
+pub(super) async fn next_data(stream: &mut RecvStream) -> Result<Option<Bytes>, h2::Error> {
+    let Some(data) = stream.data().await.transpose()? else {
+        return Ok(None);
+    };
+    stream.flow_control().release_capacity(data.len())?;
+    Ok(Some(data))
+}
+
+/// Waits with a deadline.
+pub(super) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PATIENCE, work).await;
+    done.unwrap_or_else(|_| panic!("there is no {what}"))
+}
