@@ -199,6 +199,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn connections_that_end_at_once_are_spread_too() {
+        let mut world = World::new(3, 100);
+        for expected in [0, 1, 2, 0] {
+            let (index, _seat) = world.give().await.expect("there is room");
+            assert_eq!(index, expected);
+        }
+    }
+
+    #[tokio::test]
     async fn a_connection_that_ends_makes_its_worker_the_next() {
         let mut world = World::new(3, 100);
         let mut seats = Vec::new();

@@ -1,17 +1,111 @@
 //! gRPC health through a connection.
 
+use std::{convert::Infallible, future::pending, sync::Arc};
+
+use http::{HeaderName, HeaderValue};
 use prost::Message as _;
-use tonic::Code;
+use tokio::sync::Notify;
+use tonic::{Code, Status, server::NamedService};
 use tonic_health::{
     ServingStatus,
     pb::{HealthCheckRequest, HealthCheckResponse},
     server::{HealthReporter, health_reporter},
 };
+use tower::Service;
 
 use super::*;
 use crate::sidecar::testing::{Answered, Opened, Peer, framed, next_data, request, within};
 
+/// Does as the path says, and tells when a call that would not end has ended.
+#[derive(Clone, Default)]
+struct Endless {
+    ended: Arc<Notify>,
+}
+
+/// The body of its answers.
+struct Answer {
+    data: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+    /// Goes with a body that does not end.
+    guard: Option<Guard>,
+}
+
+/// Tells when it is dropped.
+struct Guard(Arc<Notify>);
+
+/// More than the windows of a stream and of a connection, on either side.
+const LARGE: usize = 12 << 20;
 const SERVICE: &str = "envoy.service.auth.v3.Authorization";
+
+impl NamedService for Endless {
+    const NAME: &'static str = "test.Endless";
+}
+
+impl Service<Request<tonic::body::Body>> for Endless {
+    type Response = Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+        let guard = Guard(Arc::clone(&self.ended));
+        Box::pin(async move {
+            let status = HeaderMap::from_iter([(
+                HeaderName::from_static("grpc-status"),
+                HeaderValue::from_static("0"),
+            )]);
+            let mut answer = Answer {
+                data: Vec::new(),
+                trailers: Some(status),
+                guard: None,
+            };
+            match request.uri().path() {
+                "/test.Endless/body" => answer.guard = Some(guard),
+                "/test.Endless/large" => answer.data.push(vec![b'a'; LARGE].into()),
+                "/test.Endless/echo" => {
+                    let mut body = request.into_body();
+                    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                        match frame.expect("the call goes on").into_data() {
+                            Ok(data) => answer.data.push(data),
+                            Err(frame) => answer.trailers = frame.into_trailers().ok(),
+                        }
+                    }
+                }
+                _ => {
+                    let _guard = guard;
+                    pending::<()>().await;
+                }
+            }
+            Ok(Response::new(tonic::body::Body::new(answer)))
+        })
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.guard.is_some() {
+            return Poll::Pending;
+        }
+        let frame = self.data.pop().map(Frame::data);
+        let frame = frame.or_else(|| self.trailers.take().map(Frame::trailers));
+        Poll::Ready(frame.map(Ok))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
 
 async fn peer() -> (Peer, HealthReporter) {
     let (reporter, health) = health_reporter();
@@ -83,19 +177,45 @@ async fn health_is_told_as_it_changes() {
 }
 
 #[tokio::test]
-async fn a_watch_that_is_taken_back_does_not_hold_a_stop_up() {
-    let (mut peer, _reporter) = peer().await;
-    let (mut answers, mut watch) = call(&mut peer, "Watch", SERVICE).await.stream().await;
-    let told = within("news", next_data(&mut answers)).await;
-    assert!(told.expect("the stream is open").is_some());
-
-    peer.stop.cancel();
-    // The client answers the ping of the GOAWAY: only the watch is left.
-    while peer.is_open().await {
-        tokio::task::yield_now().await;
+async fn a_call_that_is_taken_back_is_forgotten() {
+    let endless = Endless::default();
+    let ended = Arc::clone(&endless.ended);
+    let mut peer = Peer::connect(Routes::new(endless)).await;
+    for path in ["/test.Endless/body", "/test.Endless/answer"] {
+        let mut opened = peer.open(request(path), true).await;
+        peer.answer(b"it has arrived").await;
+        opened.body.send_reset(Reason::CANCEL);
+        within("end", ended.notified()).await;
     }
-    assert!(!peer.served.is_finished());
-    watch.send_reset(Reason::CANCEL);
-    let served = within("end", &mut peer.served).await;
-    served.expect("no panic").expect("an orderly end");
+}
+
+#[tokio::test]
+async fn a_body_waits_for_the_clients_window() {
+    let mut peer = Peer::connect(Routes::new(Endless::default())).await;
+    let opened = peer.open(request("/test.Endless/large"), true).await;
+    // The client's window opens as this is read.
+    let answered = opened.answered().await;
+    assert_eq!(answered.body.len(), LARGE);
+    assert_eq!(answered.headers["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn the_body_of_a_request_arrives_whole() {
+    let mut peer = Peer::connect(Routes::new(Endless::default())).await;
+    let mut opened = peer.open(request("/test.Endless/echo"), false).await;
+    let piece = vec![b'a'; LARGE / 4];
+    for _ in 0..4 {
+        opened.send(piece.clone().into());
+    }
+    let trailers = HeaderMap::from_iter([(
+        HeaderName::from_static("x-end"),
+        "yes".parse().expect("a value"),
+    )]);
+    opened
+        .body
+        .send_trailers(trailers)
+        .expect("the call is open");
+    let answered = opened.answered().await;
+    assert_eq!(answered.body.len(), LARGE);
+    assert_eq!(answered.headers["x-end"], "yes");
 }
