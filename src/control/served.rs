@@ -10,7 +10,10 @@ use super::{
     journal::{Journal, State},
 };
 use crate::{
-    key::{ApplyError, Change, Epoch, Keyring, KeyringName, Pepper, Revision, Timestamp},
+    discovery::item,
+    key::{
+        ApplyError, Change, Epoch, KeyDigest, Keyring, KeyringName, Pepper, Revision, Timestamp,
+    },
     proto::discovery as wire,
     store::StateSnapshot,
 };
@@ -100,6 +103,17 @@ impl ServedKeyring {
         }
     }
 
+    /// The key version with `digest`, whatever its state, as its sidecars are told of it; none where the keyring holds no
+    /// such version. True at the revision that is returned with it: both are of one moment. Its cost does not depend on
+    /// the keyring's size.
+    #[must_use]
+    pub fn lookup(&self, digest: &KeyDigest) -> (Revision, Option<wire::Item>) {
+        let state = self.journal.state();
+        let keyring = &state.keyring;
+        let record = keyring.find(digest).and_then(|which| keyring.record(which));
+        (keyring.revision(), record.as_ref().map(item::encode))
+    }
+
     /// The whole keyring, encoded anew only when it has changed. Takes time in proportion to its size.
     #[must_use]
     pub fn snapshot(&self) -> Arc<EncodedSnapshot> {
@@ -180,5 +194,123 @@ impl State for FedKeyring {
             SAVED_FORMAT,
             payload.expect("the keys of a keyring's maps are text"),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::Clock,
+        control::{catalog::Catalog, metrics::ControlMetrics},
+        key::{
+            AllowedSources, KeyId, KeyState, MasterPepper, PepperId, Prefix, Scopes, VersionNumber,
+            VersionRef, Window,
+            operation::{self, KeySpec, Which},
+            testing,
+        },
+        store::{SqliteOptions, SqliteStore, Store},
+    };
+
+    /// A catalog of one keyring.
+    struct Plane {
+        _dir: tempfile::TempDir,
+        catalog: Catalog,
+        served: Arc<ServedKeyring>,
+    }
+
+    impl Plane {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let options = SqliteOptions {
+                create: true,
+                ..SqliteOptions::default()
+            };
+            let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
+            let store: Arc<dyn Store> = Arc::new(store.expect("a new store"));
+            let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
+            let catalog = Catalog::open(store, Clock::system(), pepper, ControlMetrics::default());
+            let catalog = catalog.await.expect("an empty store");
+            let name = testing::keyring_name();
+            let first = operation::create_keyring(name.clone(), Prefix::default(), false, None);
+            let first = first.expect("a valid keyring");
+            let served = catalog.create_keyring("test", name, &first).await;
+            let served = served.expect("a new keyring");
+            let plane = Self {
+                _dir: dir,
+                catalog,
+                served,
+            };
+            let consumer: crate::key::ConsumerId = "checkout".parse().expect("a valid id");
+            plane
+                .commit(|keyring, _| keyring.create_consumer(consumer.clone(), String::new()))
+                .await;
+            plane
+        }
+
+        /// Issues a key and returns the digest of its secret.
+        async fn add_key(&self) -> (KeyId, KeyDigest) {
+            let key_id = key_id();
+            let secret = testing::secret(key_id);
+            let spec = KeySpec {
+                key_id,
+                consumer: "checkout".parse().expect("a valid id"),
+                name: String::new(),
+                scopes: Scopes::default(),
+                allowed_sources: AllowedSources::default(),
+                window: Window::default(),
+                imported: false,
+            };
+            self.commit(|keyring, now| {
+                keyring.create_key(spec.clone(), &secret.presented(), self.served.pepper(), now)
+            })
+            .await;
+            let digest = self.served.pepper().digest(&secret.presented());
+            (key_id, digest)
+        }
+
+        async fn commit(
+            &self,
+            plan: impl Fn(&Keyring, Timestamp) -> Result<Vec<Change>, operation::Refusal>,
+        ) {
+            self.catalog
+                .commit(&self.served, "test", |keyring, now| {
+                    Ok((plan(keyring, now)?, ()))
+                })
+                .await
+                .expect("it is committed");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lookup_tells_how_a_version_stands_at_the_revision() {
+        let plane = Plane::new().await;
+        let nobodys = testing::secret(key_id());
+        let unknown = plane.served.pepper().digest(&nobodys.presented());
+        let (revoked, digest) = plane.add_key().await;
+        let (other, others_digest) = plane.add_key().await;
+        let stands = |digest| {
+            let (revision, found) = plane.served.lookup(digest);
+            let found = found.map(|found| item::decode(&found).expect("it was just encoded"));
+            assert_eq!(revision, plane.served.revision());
+            found.map(|record| (record.version_ref(), record.state))
+        };
+        let first_of = |key_id| VersionRef {
+            key_id,
+            version: VersionNumber::FIRST,
+        };
+        assert_eq!(stands(&digest), Some((first_of(revoked), KeyState::Active)));
+        plane
+            .commit(|keyring, _| keyring.revoke(revoked, Which::All, "test"))
+            .await;
+        let stands_now = stands(&digest);
+        assert_eq!(stands_now, Some((first_of(revoked), KeyState::Revoked)));
+        let others = stands(&others_digest);
+        assert_eq!(others, Some((first_of(other), KeyState::Active)));
+        assert_eq!(stands(&unknown), None);
+    }
+
+    fn key_id() -> KeyId {
+        KeyId::generate().expect("the random source works")
     }
 }
