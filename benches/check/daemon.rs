@@ -29,6 +29,15 @@ impl Daemon {
     ///
     /// When the program cannot be run, ends, or does not say so in time.
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        Self::start_within(command, START_TIMEOUT)
+    }
+
+    /// The same for a program that has much to do first.
+    ///
+    /// # Errors
+    ///
+    /// When the program cannot be run, ends, or does not say so in time.
+    pub(crate) fn start_within(command: &mut Command, timeout: Duration) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::null())
@@ -57,7 +66,7 @@ impl Daemon {
             let _late = found.send(Err(last));
         });
         daemon.started = announcement
-            .recv_timeout(START_TIMEOUT)
+            .recv_timeout(timeout)
             .with_context(|| format!("{name} has not started in time"))?
             .map_err(|last| anyhow!("{name} has ended: {last}"))?;
         Ok(daemon)

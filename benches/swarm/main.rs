@@ -1,0 +1,105 @@
+//! The control plane at scale: a real `relatch control`, many sidecars that are simulated here, and many keys.
+//!
+//! Every simulated sidecar is a stream of its own over a connection of its own, and speaks the protocol that a real one
+//! speaks, but holds no keys. [`control`] is the process that is measured, [`seed`] fills its store, [`sidecar`] is one
+//! stream and [`swarm`] all of them, [`writers`] are operators, [`fan_out`] and [`start`] are what is measured, and
+//! [`figures`] writes it down. `docs/scaling.md` says what the figures mean.
+
+mod control;
+#[expect(
+    dead_code,
+    reason = "the comparison of a Check starts daemons that are up at once"
+)]
+#[path = "../check/daemon.rs"]
+mod daemon;
+mod fan_out;
+mod figures;
+#[path = "../check/machine.rs"]
+mod machine;
+mod seed;
+mod sidecar;
+mod start;
+mod swarm;
+mod writers;
+
+use std::{env, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Builder;
+
+use fan_out::FanOut;
+use figures::Report;
+use start::Start;
+
+/// Measures the control plane at scale
+#[derive(Debug, Parser)]
+#[command(bin_name = "scripts/bench.sh --swarm")]
+struct Cli {
+    #[command(flatten)]
+    fan_out: FanOut,
+
+    #[command(flatten)]
+    start: Start,
+
+    /// Leave out what needs streams
+    #[arg(long)]
+    no_streams: bool,
+
+    /// Where the figures are written as JSON
+    #[arg(long, value_name = "FILE", default_value = "target/bench/swarm.json")]
+    report: PathBuf,
+
+    /// What `cargo bench` gives to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// The swarm shares the processor with the control plane: more threads would only take it away.
+const THREADS: usize = 2;
+
+fn main() -> Result<()> {
+    // `cargo test` runs benchmarks too, with arguments of its own: only `cargo bench` means it.
+    if !env::args().skip(1).any(|arg| arg == "--bench") {
+        return Ok(());
+    }
+    let cli = Cli::parse();
+    raise_file_limit().context("the limit of open files cannot be raised")?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()?;
+    let report = runtime.block_on(cli.measure())?;
+    if let Some(parent) = cli.report.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(&cli.report, serde_json::to_vec_pretty(&report)?)
+        .with_context(|| format!("cannot write {}", cli.report.display()))?;
+    println!("{report}");
+    println!("written to {}", cli.report.display());
+    Ok(())
+}
+
+impl Cli {
+    async fn measure(&self) -> Result<Report> {
+        let mut report = Report::new()?;
+        if !self.no_streams {
+            self.fan_out.measure(&mut report).await?;
+        }
+        self.start.measure(&mut report).await?;
+        Ok(report)
+    }
+}
+
+/// A stream is an open file here, and another one in the control plane, which inherits the limit.
+fn raise_file_limit() -> rustix::io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    )
+}

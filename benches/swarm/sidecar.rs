@@ -1,0 +1,278 @@
+//! One simulated sidecar: follows a keyring by revision, without holding its keys.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ::relatch::{
+    clock::Clock,
+    discovery::backoff,
+    proto::discovery::{
+        Ack, ControlMessage, Delta, Goodbye, Hello, Node, Revocations, SidecarMessage,
+        SnapshotChunk, Subscription, Usage, control_message,
+        keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+    },
+};
+use anyhow::{Result, ensure};
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Endpoint};
+
+use crate::swarm::{Board, Order};
+
+/// A sidecar, from its first connection to its Goodbye.
+pub(crate) struct Sidecar {
+    pub(crate) number: usize,
+    pub(crate) node: String,
+    pub(crate) keyring: String,
+    pub(crate) discovery: SocketAddr,
+    /// The address that it connects from.
+    pub(crate) source: IpAddr,
+    pub(crate) board: Arc<Board>,
+    pub(crate) orders: watch::Receiver<Order>,
+    /// What it holds of the keyring.
+    pub(crate) held: Held,
+}
+
+/// A point in the history of a keyring.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Held {
+    epoch: u64,
+    revision: u64,
+    /// Every revocation up to here is known.
+    revoked_through: u64,
+    /// Of the set at `revision`; 0 when it is not known.
+    set_digest: u64,
+    /// The sequence of the last report of uses.
+    sequence: u64,
+}
+
+/// Why a stream is over.
+enum End {
+    /// As ordered: to come back.
+    Cut,
+    /// As ordered: for good.
+    Stopped,
+}
+
+/// The words on their way to the control plane: an ack for each message of a burst.
+const MAX_SAID: usize = 64;
+/// The largest message: a chunk of a snapshot, with room to spare.
+const MAX_MESSAGE: usize = 4 << 20;
+/// The wait after a failure where no jitter is asked for.
+const RETRY: Duration = Duration::from_millis(20);
+
+impl Sidecar {
+    /// Connects and follows until it is ordered to stop.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = backoff::Backoff::default();
+        loop {
+            let ended = self.follow().await;
+            let jitter = self.orders.borrow().jitter;
+            match ended {
+                Ok(End::Stopped) => return,
+                Ok(End::Cut) => {
+                    if self.orders.borrow().forget {
+                        let sequence = self.held.sequence;
+                        self.held = Held {
+                            sequence,
+                            ..Held::default()
+                        };
+                    }
+                    if jitter {
+                        let wait = backoff::Backoff::FIRST;
+                        tokio::time::sleep(backoff::drawn(wait, backoff::random())).await;
+                    }
+                }
+                Err(_) => {
+                    self.board.failed();
+                    let wait = if jitter {
+                        backoff.next(backoff::random())
+                    } else {
+                        RETRY
+                    };
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// One stream.
+    async fn follow(&mut self) -> Result<End> {
+        self.orders.mark_unchanged();
+        if self.orders.borrow().stop {
+            return Ok(End::Stopped);
+        }
+        let (say, mut heard) = self.connect().await?;
+        let mut following = Following {
+            board: Arc::clone(&self.board),
+            counted: false,
+        };
+        loop {
+            let told = tokio::select! {
+                told = heard.message() => told?,
+                changed = self.orders.changed() => {
+                    changed?;
+                    if self.orders.borrow().stop {
+                        say.send(message(Kind::Goodbye(Goodbye {}))).await?;
+                        return Ok(End::Stopped);
+                    }
+                    return Ok(End::Cut);
+                }
+            };
+            let Some(kind) = told.and_then(|told| told.kind) else {
+                anyhow::bail!("the stream has ended");
+            };
+            if let Some(answer) = self.take(kind, &mut following)? {
+                say.send(message(answer)).await?;
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(mpsc::Sender<SidecarMessage>, Streaming<ControlMessage>)> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.discovery))?
+            .local_address(Some(self.source))
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await?;
+        let (say, said) = mpsc::channel(MAX_SAID);
+        let hello = Hello {
+            node: Some(Node {
+                id: self.node.clone(),
+                cluster: "swarm".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                ..Node::default()
+            }),
+            boot_id: self.node.clone(),
+            subscriptions: vec![Subscription {
+                keyring: self.keyring.clone(),
+                epoch: self.held.epoch,
+                revision: self.held.revision,
+                set_digest: self.held.set_digest,
+            }],
+        };
+        say.send(message(Kind::Hello(hello))).await?;
+        let client = KeyringDiscoveryClient::new(channel);
+        let mut client = client.max_decoding_message_size(MAX_MESSAGE);
+        let heard = client.subscribe(ReceiverStream::new(said)).await?;
+        Ok((say, heard.into_inner()))
+    }
+
+    /// Takes a message and returns what is said to it.
+    fn take(
+        &mut self,
+        kind: control_message::Kind,
+        following: &mut Following,
+    ) -> Result<Option<Kind>> {
+        use control_message::Kind as Heard;
+        match kind {
+            Heard::Settings(settings) => {
+                if settings.epoch != self.held.epoch {
+                    self.held = Held {
+                        epoch: settings.epoch,
+                        sequence: self.held.sequence,
+                        ..Held::default()
+                    };
+                }
+                Ok(None)
+            }
+            Heard::Snapshot(chunk) => {
+                let chunk = SnapshotChunk::decode(chunk)?;
+                if !chunk.last {
+                    return Ok(None);
+                }
+                ensure!(chunk.revision >= self.held.revision, "a snapshot goes back");
+                self.board.took_snapshot();
+                self.held.set_digest = chunk.set_digest;
+                self.reach(chunk.revision);
+                Ok(Some(self.ack(chunk.nonce)))
+            }
+            Heard::Delta(delta) => {
+                let delta = Delta::decode(delta)?;
+                ensure!(
+                    delta.prev_revision == self.held.revision,
+                    "a delta leads on from {}, and {} is held",
+                    delta.prev_revision,
+                    self.held.revision
+                );
+                self.board.took_delta();
+                self.held.set_digest = 0;
+                self.reach(delta.revision);
+                Ok(Some(self.ack(delta.nonce)))
+            }
+            Heard::Revocations(revocations) => {
+                let revocations = Revocations::decode(revocations)?;
+                self.know_revoked(revocations.revision);
+                Ok(Some(self.ack(revocations.nonce)))
+            }
+            Heard::Heartbeat(heartbeat) => {
+                for pulse in heartbeat.keyrings {
+                    if pulse.revision == self.held.revision {
+                        self.held.set_digest = pulse.set_digest;
+                        following.count();
+                    }
+                }
+                self.held.sequence += 1;
+                Ok(Some(Kind::Usage(Usage {
+                    sequence: self.held.sequence,
+                    complete_until: Some(Clock::system().wall().to_wire()),
+                    keyrings: Vec::new(),
+                })))
+            }
+            Heard::NotServed(told) => anyhow::bail!("{}", told.reason),
+            Heard::Drain(_) => anyhow::bail!("the control plane stops"),
+            Heard::UsageAck(_) => Ok(None),
+        }
+    }
+
+    fn reach(&mut self, revision: u64) {
+        self.board.applied(self.number, revision);
+        self.held.revision = revision;
+        self.know_revoked(revision);
+    }
+
+    fn know_revoked(&mut self, revision: u64) {
+        self.board.revoked(self.held.revoked_through, revision);
+        self.held.revoked_through = self.held.revoked_through.max(revision);
+    }
+
+    fn ack(&self, nonce: u64) -> Kind {
+        Kind::Ack(Ack {
+            keyring: self.keyring.clone(),
+            epoch: self.held.epoch,
+            nonce,
+            applied_revision: self.held.revision,
+            durable_revision: 0,
+            revoked_through: self.held.revoked_through,
+        })
+    }
+}
+
+/// Counts a stream as following until it is dropped.
+struct Following {
+    board: Arc<Board>,
+    counted: bool,
+}
+
+impl Following {
+    fn count(&mut self) {
+        if !self.counted {
+            self.counted = true;
+            self.board.follows();
+        }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if self.counted {
+            self.board.leaves();
+        }
+    }
+}
+
+fn message(kind: Kind) -> SidecarMessage {
+    SidecarMessage { kind: Some(kind) }
+}
