@@ -8,20 +8,24 @@
 //! was committed, and [`plane`] puts the parts together.
 
 pub mod admin;
+pub mod bells;
 pub mod catalog;
 pub mod feed;
 pub mod fleet;
 pub mod journal;
+pub mod keeper;
 pub mod metrics;
 pub mod pace;
 pub mod plane;
 pub mod reconciler;
 pub mod rotation;
+pub mod saved;
 pub mod schedule;
 pub mod secrets;
 pub mod served;
 pub mod sink;
 pub mod spans;
+pub mod steps;
 pub mod token;
 pub mod usage;
 pub mod webhook;

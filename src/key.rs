@@ -16,17 +16,20 @@ pub mod id;
 pub mod keyring;
 pub mod note;
 pub mod operation;
+mod paged;
 pub mod permission;
 pub mod policy;
 pub mod record;
 pub mod rotation;
+mod shared;
 pub mod time;
 pub mod token;
 pub mod version;
+mod versions;
 pub mod webhook;
 
 #[cfg(test)]
-mod history;
+pub(crate) mod history;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -37,9 +40,10 @@ pub use evidence::{Coverage, Evidence, Use};
 pub use id::{
     ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
 };
-pub use keyring::{ApplyError, Keyring};
+pub use keyring::{ApplyError, Keyring, KeyringHead, Touched};
 pub use note::Note;
 pub use operation::Refusal;
+pub use paged::{PagedMap, PagedSet};
 pub(crate) use permission::permit_source;
 pub use permission::{AllowedSources, Scope, Scopes};
 pub use policy::{OnDeadline, PolicyOverrides, RotationPolicy, SinkName};
@@ -47,4 +51,5 @@ pub use record::{KeyRecord, Standing};
 pub use time::{Timestamp, Window};
 pub use token::{Prefix, PresentedKey, RandomError, Secret};
 pub use version::{KeyState, KeyVersion, VersionState};
+pub use versions::Versions;
 pub use webhook::{EventKind, Webhook, WebhookId};

@@ -113,14 +113,21 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::UnknownLog`], or when the store cannot be written.
     async fn rotate_epoch(&self, log: &LogName) -> Result<Head, StoreError>;
 
-    /// Keeps `state` as the newest of `log`, unless a newer one is kept already.
+    /// Keeps a page of a state that is about to be saved, in the place of the same page.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::ForeignState`] when the log has no entry of that revision, or when the store cannot be written.
+    async fn save_state_page(&self, log: &LogName, page: StatePage) -> Result<(), StoreError>;
+
+    /// Keeps `state` as the newest of `log`, unless a newer one is kept already. Its pages must have been saved.
     ///
     /// Of two states at the same revision the one of the higher format is newer.
     ///
     /// # Errors
     ///
-    /// [`StoreError::ForeignState`] when the log has no entry of that revision and hash, or when the store cannot be
-    /// written.
+    /// [`StoreError::ForeignState`] when the log has no entry of that revision and hash,
+    /// [`StoreError::IncompleteState`] when a page is missing, or when the store cannot be written.
     async fn save_state(&self, log: &LogName, state: StateSnapshot) -> Result<(), StoreError>;
 
     /// The newest state of `log`.
@@ -129,6 +136,26 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// When the store cannot be read.
     async fn load_state(&self, log: &LogName) -> Result<Option<StateSnapshot>, StoreError>;
+
+    /// Page `number` of a state of `log`; none when it is not kept, or not any more.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    async fn load_state_page(
+        &self,
+        log: &LogName,
+        revision: Revision,
+        format: u32,
+        number: u32,
+    ) -> Result<Option<StatePage>, StoreError>;
+
+    /// Removes a few pages of states that are older than the newest of `log`. False when there are none left.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    async fn prune_state_pages(&self, log: &LogName) -> Result<bool, StoreError>;
 
     /// Keeps `rows`, each in place of the one with its key, unless that one's last contact is later. Whatever is later,
     /// the latest [`complete_until`](PresenceRow::complete_until) stays.
@@ -270,7 +297,22 @@ pub struct StateSnapshot {
     pub hash: EntryHash,
     /// The format of `payload`; a reader that does not know it reads the log instead.
     pub format: u32,
-    /// The state.
+    /// The state, or the beginning of it.
+    pub payload: Vec<u8>,
+    /// In how many pages the rest of it is.
+    pub pages: u32,
+}
+
+/// A part of a [`StateSnapshot`]. A large state is written and read in parts, so that nobody waits for all of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StatePage {
+    /// Of the state.
+    pub revision: Revision,
+    /// The same.
+    pub format: u32,
+    /// Counted from 0.
+    pub number: u32,
+    /// The part.
     pub payload: Vec<u8>,
 }
 
@@ -321,6 +363,18 @@ impl fmt::Debug for StateSnapshot {
             .field("revision", &self.revision)
             .field("hash", &self.hash)
             .field("format", &self.format)
+            .field("payload_len", &self.payload.len())
+            .field("pages", &self.pages)
+            .finish()
+    }
+}
+
+impl fmt::Debug for StatePage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatePage")
+            .field("revision", &self.revision)
+            .field("format", &self.format)
+            .field("number", &self.number)
             .field("payload_len", &self.payload.len())
             .finish()
     }

@@ -8,18 +8,20 @@ use std::{
     },
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, task};
 
 use super::{
     journal::{self, CommitError, Committed, Journal, LogError},
     metrics::{CommitOutcome, ControlMetrics},
+    saved::{self, Restorer, SavedError},
     served::{FedKeyring, ServedKeyring},
     spans::{Changes, CommitEvent, ControlTracer},
+    steps,
 };
 use crate::{
     clock::{BootTime, Clock},
     key::{Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Refusal, Revision, Timestamp},
-    store::{AppendError, EntryHash, LogName, Store, StoreError},
+    store::{AppendError, EntryHash, LogName, StatePage, StateSnapshot, Store, StoreError},
 };
 
 /// The keyrings, where they are kept, and who is told of their changes.
@@ -29,8 +31,10 @@ pub struct Catalog {
     clock: Clock,
     pepper: MasterPepper,
     keyrings: RwLock<BTreeMap<KeyringName, Arc<ServedKeyring>>>,
-    /// Counts changes of any keyring; wakes the streams.
+    /// Counts changes of any keyring.
     changes: watch::Sender<u64>,
+    /// Counts the keyrings that began to be served, or began anew.
+    served: watch::Sender<u64>,
     metrics: ControlMetrics,
     tracer: ControlTracer,
     /// When the store was last read successfully, in milliseconds of the clock that no step of the wall clock moves.
@@ -55,6 +59,7 @@ impl Catalog {
             pepper,
             keyrings: RwLock::new(BTreeMap::new()),
             changes: watch::Sender::new(0),
+            served: watch::Sender::new(0),
             metrics,
             tracer: ControlTracer::default(),
             read_at: AtomicU64::new(0),
@@ -141,6 +146,12 @@ impl Catalog {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Wakes whenever a keyring begins to be served, or begins anew after its history was rewritten.
+    #[must_use]
+    pub fn watch_served(&self) -> watch::Receiver<u64> {
+        self.served.subscribe()
     }
 
     /// When the store was last read successfully: how fresh the keyrings are. Told by the wall clock as it stands now, so
@@ -230,7 +241,7 @@ impl Catalog {
             });
         }
         if committed.is_ok() && !changes.is_empty() {
-            self.wake();
+            self.wake(served);
         }
         committed
     }
@@ -258,7 +269,7 @@ impl Catalog {
                 Some(served) if served.epoch() == head.epoch => {
                     if served.revision() < head.revision {
                         served.journal().catch_up().await?;
-                        self.wake();
+                        self.wake(&served);
                     }
                 }
                 Some(_) | None => {
@@ -297,41 +308,111 @@ impl Catalog {
                 }
             }
         };
-        self.wake();
+        self.served
+            .send_modify(|count| *count = count.wrapping_add(1));
+        self.wake(&served);
         Ok(served)
     }
 
-    /// The last saved state of a keyring, else its first change.
+    /// A keyring as of its last saved state, else of its first change, and followed to its head, with the last of its
+    /// changes encoded for sidecars that resume.
     async fn load(
         &self,
         log: &LogName,
         name: &KeyringName,
         epoch: Epoch,
     ) -> Result<(FedKeyring, EntryHash), LogError> {
-        if let Some(saved) = self.store.load_state(log).await? {
-            if let Some(state) = FedKeyring::restore(epoch, name, &saved) {
-                return Ok((state, saved.hash));
-            }
-            tracing::warn!(
-                auth.keyring = %name,
-                format = saved.format,
-                "the saved state of the keyring cannot be used; reading its whole log"
-            );
-        }
+        let (keyring, hash) = match self.load_saved(log, name).await? {
+            Some(saved) => saved,
+            None => self.load_first(log).await?,
+        };
+        let head = self.store.head(log).await?;
+        let head = head.map_or(Revision::default(), |head| head.revision);
+        let until = Revision::new(head.get().saturating_sub(steps::KEPT));
+        let (keyring, hash) = journal::follow(&*self.store, log, keyring, hash, until).await?;
+        let fed = task::spawn_blocking(move || FedKeyring::from_keyring(epoch, keyring));
+        Ok((fed.await.map_err(|_| StoreError::Closing)?, hash))
+    }
+
+    async fn load_first(&self, log: &LogName) -> Result<(Keyring, EntryHash), LogError> {
         let page = self.store.read(log, Revision::default(), 1).await?;
         let first = page
             .first()
             .ok_or_else(|| StoreError::UnknownLog { log: log.clone() })?;
         let change = journal::decode(first)?;
-        let state =
-            FedKeyring::begin(epoch, first.at, &change).map_err(|source| LogError::Apply {
-                log: log.clone(),
-                source,
-            })?;
-        Ok((state, first.hash))
+        let keyring = Keyring::begin(first.at, &change).map_err(|source| LogError::Apply {
+            log: log.clone(),
+            source,
+        })?;
+        Ok((keyring, first.hash))
     }
 
-    fn wake(&self) {
+    /// The last saved state; none when there is none, or none that can be used.
+    async fn load_saved(
+        &self,
+        log: &LogName,
+        name: &KeyringName,
+    ) -> Result<Option<(Keyring, EntryHash)>, LogError> {
+        let Some(state) = self.store.load_state(log).await? else {
+            return Ok(None);
+        };
+        let problem = if state.format == saved::FORMAT {
+            match self.restore(log, &state).await? {
+                Ok(keyring) if keyring.name() == name && keyring.revision() == state.revision => {
+                    return Ok(Some((keyring, state.hash)));
+                }
+                Ok(_) => "it is of another keyring or revision".to_owned(),
+                Err(error) => error.to_string(),
+            }
+        } else {
+            "its format is another one".to_owned()
+        };
+        tracing::warn!(
+            auth.keyring = %name,
+            format = state.format,
+            problem,
+            "the saved state of the keyring cannot be used; reading its whole log"
+        );
+        Ok(None)
+    }
+
+    /// Puts a saved keyring together, page by page: the next one is read while one is understood.
+    async fn restore(
+        &self,
+        log: &LogName,
+        state: &StateSnapshot,
+    ) -> Result<Result<Keyring, SavedError>, LogError> {
+        let page = |number| {
+            self.store
+                .load_state_page(log, state.revision, state.format, number)
+        };
+        let mut restorer = match Restorer::new(&state.payload) {
+            Ok(restorer) => restorer,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut next = page(0).await?;
+        for number in 0..state.pages {
+            // Another control plane may have saved a newer state meanwhile.
+            let Some(StatePage { payload, .. }) = next else {
+                return Ok(Err(SavedError::Field("page")));
+            };
+            let understood = task::spawn_blocking(move || {
+                restorer.page(&payload)?;
+                Ok(restorer)
+            });
+            let (understood, read) = tokio::join!(understood, page(number + 1));
+            restorer = match understood.map_err(|_| StoreError::Closing)? {
+                Ok(restorer) => restorer,
+                Err(error) => return Ok(Err(error)),
+            };
+            next = read?;
+        }
+        let finished = task::spawn_blocking(move || restorer.finish());
+        Ok(finished.await.map_err(|_| StoreError::Closing)?)
+    }
+
+    fn wake(&self, changed: &ServedKeyring) {
+        changed.bells().ring();
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
     }
@@ -348,7 +429,7 @@ mod tests {
     use super::*;
     use crate::{
         key::{PepperId, Prefix, operation, testing},
-        store::{SqliteOptions, SqliteStore, StateSnapshot},
+        store::{SqliteOptions, SqliteStore},
     };
 
     async fn store(dir: &tempfile::TempDir) -> Arc<dyn Store> {
@@ -421,6 +502,7 @@ mod tests {
         let later = StateSnapshot {
             format: SAVED_BY_A_LATER_VERSION,
             payload: b"?".to_vec(),
+            pages: 0,
             ..saved
         };
         store.save_state(&log, later).await.expect("it is saved");

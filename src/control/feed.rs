@@ -1,38 +1,23 @@
 //! What a keyring's sidecars are to be told, encoded once for all of them.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 
+use super::steps::{Step, Steps};
 use crate::{
     discovery::item,
-    key::{Epoch, KeyState, Keyring, Revision, VersionRef},
+    key::{Epoch, KeyRecord, KeyState, Keyring, Revision, Touched},
     proto::discovery as wire,
 };
 
-/// The recent changes of a keyring, and the digest of its set of items.
-#[derive(Debug)]
+/// The recent changes of a keyring, and the digest of its set of items. Its clones share the changes.
+#[derive(Clone, Debug)]
 pub struct Feed {
     epoch: Epoch,
     set_digest: u64,
-    hashes: HashMap<VersionRef, u64>,
-    recent: VecDeque<Step>,
-    recent_bytes: usize,
-}
-
-/// One revision, encoded.
-#[derive(Clone, Debug)]
-pub struct Step {
-    /// The revision to which it leads.
-    pub revision: Revision,
-    /// A serialized delta.
-    pub delta: Bytes,
-    /// Serialized revocations, where the delta has any.
-    pub revocations: Option<Bytes>,
+    recent: Steps,
 }
 
 /// A whole keyring, encoded.
@@ -44,10 +29,6 @@ pub struct EncodedSnapshot {
     pub chunks: Vec<Bytes>,
 }
 
-/// How many revisions are kept for sidecars that resume. One that was away for longer takes a snapshot.
-const MAX_STEPS: usize = 8_192;
-/// The same in bytes: what all streams of a keyring share, however slow their readers are.
-const MAX_BYTES: usize = 16 << 20;
 /// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little.
 const MAX_CHUNK: usize = 1 << 20;
 
@@ -58,12 +39,10 @@ impl Feed {
         let mut feed = Self {
             epoch,
             set_digest: 0,
-            hashes: HashMap::with_capacity(keyring.version_count()),
-            recent: VecDeque::new(),
-            recent_bytes: 0,
+            recent: Steps::default(),
         };
         for record in keyring.records() {
-            feed.count(record.version_ref(), item::hash(&item::encode(&record)));
+            feed.count(None, &item::encode(&record));
         }
         feed
     }
@@ -75,7 +54,7 @@ impl Feed {
     }
 
     /// Encodes the change that led to the keyring's revision and touched these versions.
-    pub fn push(&mut self, keyring: &Keyring, touched: &[VersionRef]) {
+    pub fn push(&mut self, keyring: &Keyring, touched: &[Touched]) {
         let revision = keyring.revision();
         let mut delta = wire::Delta {
             keyring: keyring.name().to_string(),
@@ -87,12 +66,9 @@ impl Feed {
             revocations: Vec::new(),
             removals: Vec::new(),
         };
-        for which in touched {
-            let Some(record) = keyring.record(*which) else {
-                continue;
-            };
-            let item = item::encode(&record);
-            self.count(*which, item::hash(&item));
+        for Touched { record, former } in touched {
+            let item = item::encode(record);
+            self.count(former.as_ref(), &item);
             match record.state {
                 KeyState::Revoked => delta.revocations.push(item),
                 KeyState::Pending | KeyState::Active | KeyState::Retiring | KeyState::Retired => {
@@ -110,7 +86,7 @@ impl Feed {
             };
             message.encode_to_vec().into()
         });
-        self.keep(Step {
+        self.recent.push(Step {
             revision,
             delta: delta.encode_to_vec().into(),
             revocations,
@@ -120,18 +96,13 @@ impl Feed {
     /// The step that leads on from revision `after`; none when it is not kept any more, or there is none yet.
     #[must_use]
     pub fn step_after(&self, after: Revision) -> Option<&Step> {
-        let first = self.recent.front()?.revision;
-        let index = after.next().get().checked_sub(first.get())?;
-        self.recent.get(usize::try_from(index).ok()?)
+        self.recent.get(after.next())
     }
 
     /// The first step after revision `after` that revokes something, as far as steps are kept.
     #[must_use]
     pub fn revocation_after(&self, after: Revision) -> Option<&Step> {
-        let start = self.recent.partition_point(|step| step.revision <= after);
-        self.recent
-            .range(start..)
-            .find(|step| step.revocations.is_some())
+        self.recent.first_revocation(after.next())
     }
 
     /// Encodes the whole keyring. `confirmed_items` is the number that an operator confirmed.
@@ -173,25 +144,10 @@ impl Feed {
         Arc::new(EncodedSnapshot { revision, chunks })
     }
 
-    fn count(&mut self, which: VersionRef, hash: u64) {
-        let former = self.hashes.insert(which, hash).unwrap_or(0);
+    /// Counts an item in the place of its former self.
+    fn count(&mut self, former: Option<&KeyRecord>, item: &wire::Item) {
+        let former = former.map_or(0, |former| item::hash(&item::encode(former)));
+        let hash = item::hash(item);
         self.set_digest = self.set_digest.wrapping_sub(former).wrapping_add(hash);
-    }
-
-    fn keep(&mut self, step: Step) {
-        self.recent_bytes += step.len();
-        self.recent.push_back(step);
-        while self.recent.len() > MAX_STEPS || self.recent_bytes > MAX_BYTES {
-            let Some(oldest) = self.recent.pop_front() else {
-                break;
-            };
-            self.recent_bytes -= oldest.len();
-        }
-    }
-}
-
-impl Step {
-    fn len(&self) -> usize {
-        self.delta.len() + self.revocations.as_ref().map_or(0, Bytes::len)
     }
 }

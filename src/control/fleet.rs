@@ -41,6 +41,8 @@ struct Book {
     gaps: Gaps,
     /// Whom the store is to forget.
     forgotten: BTreeSet<MemberKey>,
+    /// Who came, went or changed since the store was told.
+    news: BTreeSet<MemberKey>,
 }
 
 /// Names one process of a sidecar. Ordered by node.
@@ -183,16 +185,18 @@ impl Fleet {
         {
             let mut book = self.lock();
             book.forgotten.remove(&key);
+            book.news.insert(key.clone());
             // A new process of a node takes the place of its former ones, unless they are connected still.
-            let replaced = |other: &MemberKey, member: &Member| {
-                other.node == key.node && other.boot_id != key.boot_id && member.streams == 0
+            let of_node = book.others_of_node(&key);
+            let connected = |other: &MemberKey| {
+                let member = book.members.get(other);
+                member.is_some_and(|member| member.streams > 0)
             };
-            book.vanish(self.lease, replaced);
-            if book
-                .members
-                .keys()
-                .any(|other| other.node == key.node && *other != key)
-            {
+            let (others, former): (Vec<_>, Vec<_>) = of_node.into_iter().partition(connected);
+            for former in former {
+                book.make_gap(self.lease, &former);
+            }
+            if !others.is_empty() {
                 tracing::warn!(
                     node = key.node,
                     "two sidecars are connected under one node id; give each its own"
@@ -248,6 +252,7 @@ impl Fleet {
         let lease_until = self.clock.boot().saturating_add(self.lease);
         {
             let mut book = self.lock();
+            book.news.insert(key.clone());
             if let Some(member) = book.members.get_mut(key) {
                 member.streams = member.streams.saturating_sub(1);
                 member.last_seen = now;
@@ -261,9 +266,7 @@ impl Fleet {
                             book.members.remove(key);
                             book.forgotten.insert(key.clone());
                         }
-                        Parting::Goodbye { told_all: false } => {
-                            book.vanish(self.lease, |other, _| other == key);
-                        }
+                        Parting::Goodbye { told_all: false } => book.make_gap(self.lease, key),
                     }
                 }
             }
@@ -387,6 +390,20 @@ impl Fleet {
         live.chain(gone.map(|_| Condition::Gap)).collect()
     }
 
+    /// How many live sidecars of a keyring are there, and how many there are: a [`barrier`](Self::barrier) without names.
+    #[must_use]
+    pub fn reached(&self, keyring: &KeyringName, epoch: Epoch, target: Target) -> (usize, usize) {
+        let now = self.clock.boot();
+        let book = self.lock();
+        let live = book.members.values();
+        live.filter(|member| member.is_live(now))
+            .filter_map(|member| member.keyrings.get(keyring))
+            .fold((0, 0), |(reached, all), progress| {
+                let is_there = progress.epoch == epoch && progress.has_reached(target).1;
+                (reached + usize::from(is_there), all + 1)
+            })
+    }
+
     /// How far the live sidecars of a keyring are from a target.
     #[must_use]
     pub fn barrier(&self, keyring: &KeyringName, epoch: Epoch, target: Target) -> Barrier {
@@ -404,13 +421,7 @@ impl Fleet {
                 continue;
             };
             barrier.total += 1;
-            let (wanted, reached) = match target {
-                Target::Applied(wanted, which) => {
-                    let refused = progress.rejected.contains_key(&which.to_string());
-                    (wanted, progress.applied >= wanted && !refused)
-                }
-                Target::Revoked(wanted) => (wanted, progress.revoked_through >= wanted),
-            };
+            let (wanted, reached) = progress.has_reached(target);
             if progress.epoch == epoch && reached {
                 barrier.applied += 1;
             } else {
@@ -433,7 +444,36 @@ impl Fleet {
     /// When the store cannot be written; the next call tries again.
     pub async fn record(&self, store: &dyn Store) -> Result<Vec<MemberKey>, StoreError> {
         let _turn = self.recording.lock().await;
-        let (rows, mut forgotten) = self.unrecorded();
+        self.write(store, self.unrecorded()).await
+    }
+
+    /// The same of those alone who came or went, before it returns. Where many do so at once, one writes for all that
+    /// have come meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; the next call of [`record`](Self::record) tries again.
+    pub async fn record_news(&self, store: &dyn Store) -> Result<Vec<MemberKey>, StoreError> {
+        let _turn = self.recording.lock().await;
+        let (rows, forgotten) = self.news();
+        if rows.is_empty() && forgotten.is_empty() {
+            // Somebody has written it.
+            return Ok(Vec::new());
+        }
+        let keys: Vec<PresenceKey> = rows.iter().map(PresenceRow::key).collect();
+        let written = self.write(store, (rows, forgotten)).await;
+        if written.is_err() {
+            let keys = keys.into_iter().map(MemberKey::from);
+            self.lock().news.extend(keys);
+        }
+        written
+    }
+
+    async fn write(
+        &self,
+        store: &dyn Store,
+        (rows, mut forgotten): (Vec<PresenceRow>, Vec<MemberKey>),
+    ) -> Result<Vec<MemberKey>, StoreError> {
         if !rows.is_empty() {
             store.save_presence(rows.clone()).await?;
         }
@@ -450,9 +490,23 @@ impl Fleet {
         Ok(forgotten)
     }
 
+    fn news(&self) -> (Vec<PresenceRow>, Vec<MemberKey>) {
+        let now = self.clock.wall();
+        let mut book = self.lock();
+        let news = std::mem::take(&mut book.news);
+        let live = news.iter().filter_map(|key| {
+            let member = book.members.get(key)?;
+            Some(member.row(key, now))
+        });
+        let mut rows: Vec<PresenceRow> = live.collect();
+        rows.extend(book.gaps.rows());
+        (rows, book.forgotten.iter().cloned().collect())
+    }
+
     fn unrecorded(&self) -> (Vec<PresenceRow>, Vec<MemberKey>) {
         let now = self.clock.wall();
-        let book = self.swept();
+        let mut book = self.swept();
+        book.news.clear();
         let live = book.members.iter();
         let mut rows: Vec<PresenceRow> = live.map(|(key, member)| member.row(key, now)).collect();
         rows.extend(book.gaps.rows());
@@ -482,7 +536,7 @@ impl Fleet {
     fn swept(&self) -> MutexGuard<'_, Book> {
         let now = self.clock.boot();
         let mut book = self.lock();
-        book.vanish(self.lease, |_, member| !member.is_live(now));
+        book.sweep(self.lease, now);
         let old = book.gaps.forget_old(self.clock.wall());
         book.forgotten.extend(old);
         book
@@ -494,20 +548,42 @@ impl Fleet {
 }
 
 impl Book {
-    /// Makes gaps of the members that `vanished` names.
-    fn vanish(&mut self, lease: Duration, vanished: impl Fn(&MemberKey, &Member) -> bool) {
-        for (key, member) in self
-            .members
-            .extract_if(.., |key, member| vanished(key, member))
-        {
-            tracing::warn!(
-                node = key.node,
-                boot_id = key.boot_id,
-                "a sidecar went without its last report of uses; see `relatch fleet`"
-            );
-            let surplus = self.gaps.add(key, member.into_gap(lease));
-            self.forgotten.extend(surplus);
+    /// Makes gaps of the members whose lease is over.
+    fn sweep(&mut self, lease: Duration, now: BootTime) {
+        let over = self.members.iter();
+        let over = over.filter(|(_, member)| !member.is_live(now));
+        let over: Vec<MemberKey> = over.map(|(key, _)| key.clone()).collect();
+        for key in over {
+            self.make_gap(lease, &key);
         }
+    }
+
+    /// The other processes of the sidecar.
+    fn others_of_node(&self, key: &MemberKey) -> Vec<MemberKey> {
+        let first = MemberKey {
+            node: key.node.clone(),
+            boot_id: String::new(),
+        };
+        let of_node = self.members.range(first..).map(|(other, _)| other);
+        of_node
+            .take_while(|other| other.node == key.node)
+            .filter(|other| *other != key)
+            .cloned()
+            .collect()
+    }
+
+    /// Makes a gap of a member.
+    fn make_gap(&mut self, lease: Duration, key: &MemberKey) {
+        let Some(member) = self.members.remove(key) else {
+            return;
+        };
+        tracing::warn!(
+            node = key.node,
+            boot_id = key.boot_id,
+            "a sidecar went without its last report of uses; see `relatch fleet`"
+        );
+        let surplus = self.gaps.add(key.clone(), member.into_gap(lease));
+        self.forgotten.extend(surplus);
     }
 }
 
@@ -566,6 +642,18 @@ impl Member {
 }
 
 impl Progress {
+    /// The revision of a target, and whether it is reached.
+    fn has_reached(&self, target: Target) -> (Revision, bool) {
+        match target {
+            Target::Applied(wanted, which) => {
+                let refused =
+                    !self.rejected.is_empty() && self.rejected.contains_key(&which.to_string());
+                (wanted, self.applied >= wanted && !refused)
+            }
+            Target::Revoked(wanted) => (wanted, self.revoked_through >= wanted),
+        }
+    }
+
     fn reach(&mut self, epoch: u64, applied: u64, revoked_through: u64, now: Timestamp) {
         let (epoch, applied) = (Epoch::new(epoch), Revision::new(applied));
         if self.epoch != epoch || self.applied != applied {

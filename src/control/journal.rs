@@ -1,27 +1,36 @@
 //! A log of the store, folded into a state that is held in memory.
+//!
+//! What costs a commit its time is that the disk confirms it. Commits that come while another one is being written
+//! therefore wait together and are written in one transaction: each is planned in its turn on the state that the ones
+//! before it lead to, and each is answered for itself. Readers never see that state: a state is published only when the
+//! store has it. When a transaction fails, nothing of it was folded in, and what was planned on it is planned anew.
 
 use std::{
     fmt,
     ops::Deref,
     sync::{
-        Arc, RwLock, RwLockReadGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use arc_swap::ArcSwap;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
     key::{ApplyError, Epoch, Refusal, Revision, Timestamp},
     store::{
-        AppendError, Entry, EntryHash, Head, LogName, MAX_PAGE, NewEntry, StateSnapshot, Store,
-        StoreError,
+        AppendError, Entry, EntryHash, Head, LogName, MAX_APPEND, MAX_PAGE, NewEntry, StatePage,
+        StateSnapshot, Store, StoreError,
     },
 };
 
 /// What a log folds into.
-pub trait State: fmt::Debug + Send + Sync + 'static {
+///
+/// A clone must be cheap, whatever the state's size: every transaction makes one.
+pub trait State: Clone + fmt::Debug + Send + Sync + 'static {
     /// What happened, as the log holds it.
     type Change: Serialize + DeserializeOwned + Send + Sync;
 
@@ -43,22 +52,44 @@ pub trait State: fmt::Debug + Send + Sync + 'static {
         change: &Self::Change,
     ) -> Result<(), ApplyError>;
 
-    /// The format of a saved state, and the state in it; none when reading the whole log is quick enough.
-    fn save(&self) -> Option<(u32, Vec<u8>)> {
+    /// The state as it is to be saved; none when reading the whole log is quick enough.
+    fn save(&self) -> Option<Box<dyn SaveState>> {
         None
     }
+
+    /// How much there is to be saved, in changes that take as long.
+    fn weight(&self) -> u64 {
+        0
+    }
+}
+
+/// A state that is being saved, page by page.
+pub trait SaveState: Iterator<Item = Vec<u8>> + Send {
+    /// The format of what is saved.
+    fn format(&self) -> u32;
+
+    /// What is saved beside the pages.
+    fn head(&self) -> Vec<u8>;
 }
 
 /// The one writer of a log in this process. Other processes may write to the same log: the store decides who is first.
 #[derive(Debug)]
 pub struct Journal<S> {
+    core: Arc<Core<S>>,
+}
+
+#[derive(Debug)]
+struct Core<S> {
     log: LogName,
     epoch: Epoch,
     store: Arc<dyn Store>,
     clock: Clock,
-    /// Held from the plan to the fold, so that this process does not conflict with itself.
+    /// What the store has.
+    folded: ArcSwap<Folded<S>>,
+    /// What it is about to have.
+    ahead: Mutex<Ahead<S>>,
+    /// Held by who appends to the log or reads it on, so that this process does not conflict with itself.
     turn: tokio::sync::Mutex<()>,
-    folded: RwLock<Folded<S>>,
     /// The revision of the last saved state.
     saved: AtomicU64,
 }
@@ -70,9 +101,34 @@ struct Folded<S> {
     hash: EntryHash,
 }
 
-/// Read access to the state of a journal.
+/// The state with everything that was planned, whether the store has it or not.
 #[derive(Debug)]
-pub struct StateGuard<'a, S>(RwLockReadGuard<'a, Folded<S>>);
+struct Ahead<S> {
+    state: S,
+    /// What waits to be written.
+    waiting: Vec<NewEntry>,
+    /// How the transaction ends that writes what waits, or else what was planned last; none when the store has all.
+    outcome: Option<watch::Receiver<Outcome>>,
+    /// Tells it for what waits.
+    tell: Option<watch::Sender<Outcome>>,
+}
+
+/// What became of a transaction.
+#[derive(Clone, Debug)]
+enum Outcome {
+    /// It is not over.
+    Open,
+    /// The store has it.
+    Written,
+    /// The store does not have it, or not surely: what was planned is to be planned anew.
+    Undone,
+    /// It failed.
+    Failed(Arc<LogError>),
+}
+
+/// Read access to a state of a journal, which stays as it is.
+#[derive(Debug)]
+pub struct StateGuard<S>(Arc<Folded<S>>);
 
 /// A change was not committed.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +156,9 @@ pub enum LogError {
     /// An entry breaks a bound of the store.
     #[error(transparent)]
     Entry(#[from] crate::store::EntryError),
+    /// The transaction failed in which several commits were.
+    #[error(transparent)]
+    Shared(Arc<LogError>),
     /// An entry cannot be understood.
     #[error(
         "revision {revision} of log {log} cannot be understood: it was written by a newer relatch, or tampered with; see `relatch audit verify`"
@@ -137,6 +196,9 @@ pub struct Committed<T> {
 const CONFLICTS: usize = 32;
 /// A state is saved whenever so many changes were folded in since: a start reads at most about so many entries.
 const SAVE_EVERY: u64 = 1_000;
+/// A large state is saved when this share of it has changed: what a start reads of the log then takes no longer than what
+/// it reads of the state, and what is written of states is no more than a few times what is written of the log.
+const SAVE_SHARE: u64 = 10;
 
 impl<S: State> Journal<S> {
     /// Takes a state that was folded from the log up to the entry with `hash`, and folds the rest in.
@@ -152,14 +214,23 @@ impl<S: State> Journal<S> {
         state: S,
         hash: EntryHash,
     ) -> Result<Self, LogError> {
+        let ahead = Ahead {
+            state: state.clone(),
+            waiting: Vec::new(),
+            outcome: None,
+            tell: None,
+        };
         let journal = Self {
-            log,
-            epoch,
-            store,
-            clock,
-            turn: tokio::sync::Mutex::new(()),
-            saved: AtomicU64::new(state.revision().get()),
-            folded: RwLock::new(Folded { state, hash }),
+            core: Arc::new(Core {
+                log,
+                epoch,
+                store,
+                clock,
+                saved: AtomicU64::new(state.revision().get()),
+                folded: ArcSwap::from_pointee(Folded { state, hash }),
+                ahead: Mutex::new(ahead),
+                turn: tokio::sync::Mutex::new(()),
+            }),
         };
         journal.catch_up().await?;
         Ok(journal)
@@ -167,20 +238,20 @@ impl<S: State> Journal<S> {
 
     /// Its log.
     #[must_use]
-    pub const fn log(&self) -> &LogName {
-        &self.log
+    pub fn log(&self) -> &LogName {
+        &self.core.log
     }
 
     /// The epoch of its log.
     #[must_use]
-    pub const fn epoch(&self) -> Epoch {
-        self.epoch
+    pub fn epoch(&self) -> Epoch {
+        self.core.epoch
     }
 
-    /// The state. Hold it shortly, and never across an await.
-    #[expect(clippy::missing_panics_doc, reason = "no writer of the state panics")]
-    pub fn state(&self) -> StateGuard<'_, S> {
-        StateGuard(self.folded.read().expect("no writer of the state panics"))
+    /// The state, as the store has it. Nobody waits for who holds it.
+    #[must_use]
+    pub fn state(&self) -> StateGuard<S> {
+        StateGuard(self.core.folded.load_full())
     }
 
     /// Saves the state, so that the next start need not read the whole log, if enough has changed since the last time.
@@ -189,34 +260,54 @@ impl<S: State> Journal<S> {
     ///
     /// When the store cannot be written.
     pub async fn save_if_due(&self) -> Result<(), StoreError> {
-        let saved = Revision::new(self.saved.load(Ordering::Relaxed));
-        let snapshot = {
-            let folded = self.state();
-            let revision = folded.revision();
-            if saved.behind(revision) < SAVE_EVERY {
-                return Ok(());
-            }
-            let Some((format, payload)) = folded.save() else {
-                return Ok(());
-            };
-            StateSnapshot {
-                revision,
-                hash: folded.0.hash,
-                format,
-                payload,
-            }
+        let Core {
+            store, log, saved, ..
+        } = &*self.core;
+        let state = self.state();
+        let (revision, hash) = (state.revision(), state.0.hash);
+        let behind = Revision::new(saved.load(Ordering::Relaxed)).behind(revision);
+        if behind < SAVE_EVERY.max(state.weight() / SAVE_SHARE) {
+            return Ok(());
+        }
+        let Some(mut saver) = state.save() else {
+            return Ok(());
         };
-        let revision = snapshot.revision;
-        self.store.save_state(&self.log, snapshot).await?;
-        self.saved.fetch_max(revision.get(), Ordering::Relaxed);
+        drop(state);
+        let (format, payload) = (saver.format(), saver.head());
+        let mut number = 0;
+        loop {
+            let page = next_page(saver);
+            let (rest, page) = page.await?;
+            saver = rest;
+            let Some(payload) = page else {
+                break;
+            };
+            let page = StatePage {
+                revision,
+                format,
+                number,
+                payload,
+            };
+            store.save_state_page(log, page).await?;
+            number += 1;
+        }
+        let snapshot = StateSnapshot {
+            revision,
+            hash,
+            format,
+            payload,
+            pages: number,
+        };
+        store.save_state(log, snapshot).await?;
+        saved.fetch_max(revision.get(), Ordering::Relaxed);
+        while store.prune_state_pages(log).await? {}
         Ok(())
     }
 
     /// Commits what `plan` returns for the state as it is; plans anew when another process was first. A plan without
-    /// changes commits nothing.
+    /// changes commits nothing. Nothing is answered, a refusal neither, before the store has what the plan was made on.
     ///
-    /// Dropping the future may leave the commit in the store and not yet in the state; [`catch_up`](Self::catch_up)
-    /// mends that.
+    /// Dropping the future does not take back what was planned: it may still be committed.
     ///
     /// # Errors
     ///
@@ -226,37 +317,18 @@ impl<S: State> Journal<S> {
         actor: &str,
         mut plan: impl FnMut(&S, Timestamp) -> Result<(Vec<S::Change>, T), CommitError>,
     ) -> Result<Committed<T>, CommitError> {
-        let _turn = self.turn.lock().await;
-        for _ in 0..CONFLICTS {
-            let at = self.clock.wall();
-            let (expected, changes, value) = {
-                let state = self.state();
-                let (changes, value) = plan(&state, at)?;
-                (state.revision(), changes, value)
+        let mut undone = 0;
+        while undone < CONFLICTS {
+            let (planned, outcome) = self.core.plan(actor, &mut plan);
+            let outcome = match outcome {
+                Some(outcome) => ended(outcome).await,
+                None => Outcome::Written,
             };
-            if changes.is_empty() {
-                return Ok(Committed {
-                    value,
-                    revision: expected,
-                    at,
-                });
-            }
-            let entries = changes
-                .iter()
-                .map(|change| entry::<S>(change, actor, at))
-                .collect();
-            match self.store.append(&self.log, expected, entries).await {
-                Ok(Head { revision, hash, .. }) => {
-                    self.fold(expected, hash, changes.iter().map(|change| (at, change)))?;
-                    return Ok(Committed {
-                        value,
-                        revision,
-                        at,
-                    });
-                }
-                Err(AppendError::Conflict { .. }) => self.read_rest().await?,
-                Err(AppendError::Invalid(error)) => return Err(LogError::from(error).into()),
-                Err(AppendError::Store(error)) => return Err(LogError::from(error).into()),
+            match (outcome, planned) {
+                (Outcome::Written, Planned::Answer(answer)) => return answer,
+                (Outcome::Written, Planned::Full) => {}
+                (Outcome::Undone | Outcome::Open, _) => undone += 1,
+                (Outcome::Failed(error), _) => return Err(LogError::Shared(error).into()),
             }
         }
         Err(CommitError::Contended)
@@ -268,53 +340,244 @@ impl<S: State> Journal<S> {
     ///
     /// When the log cannot be followed.
     pub async fn catch_up(&self) -> Result<(), LogError> {
-        let _turn = self.turn.lock().await;
-        self.read_rest().await
+        let core = &self.core;
+        let _turn = core.turn.lock().await;
+        let held = core.folded.load().state.revision();
+        core.read_rest().await?;
+        if core.folded.load().state.revision() != held {
+            // What waits was planned without it.
+            core.begin_anew(&mut core.ahead());
+        }
+        Ok(())
+    }
+}
+
+/// What a turn of planning led to.
+enum Planned<T> {
+    /// This is the answer, once the transaction is written that the plan was made for or on.
+    Answer(Result<Committed<T>, CommitError>),
+    /// So much waits already that the change has to wait for the next transaction.
+    Full,
+}
+
+impl<S: State> Core<S> {
+    /// Plans a commit in its turn, and lets its changes wait to be written. Returns the transaction that decides.
+    fn plan<T>(
+        self: &Arc<Self>,
+        actor: &str,
+        plan: impl FnOnce(&S, Timestamp) -> Result<(Vec<S::Change>, T), CommitError>,
+    ) -> (Planned<T>, Option<watch::Receiver<Outcome>>) {
+        let mut ahead = self.ahead();
+        let at = self.clock.wall();
+        let planned = plan(&ahead.state, at).and_then(|(changes, value)| {
+            let entries: Vec<NewEntry> = changes
+                .iter()
+                .map(|change| entry::<S>(change, actor, at))
+                .collect();
+            NewEntry::check(&entries).map_err(LogError::from)?;
+            Ok((changes, entries, value))
+        });
+        let (changes, entries, value) = match planned {
+            Ok(planned) => planned,
+            Err(error) => return (Planned::Answer(Err(error)), ahead.outcome.clone()),
+        };
+        if entries.len() + ahead.waiting.len() > MAX_APPEND {
+            return (Planned::Full, ahead.outcome.clone());
+        }
+        if let Err(error) = self.apply(&mut ahead.state, at, &changes) {
+            return (Planned::Answer(Err(error.into())), ahead.outcome.clone());
+        }
+        let committed = Committed {
+            value,
+            revision: ahead.state.revision(),
+            at,
+        };
+        if !entries.is_empty() {
+            ahead.waiting.extend(entries);
+            self.begin_transaction(&mut ahead);
+        }
+        (Planned::Answer(Ok(committed)), ahead.outcome.clone())
     }
 
+    /// Applies all of `changes`, or none.
+    fn apply(&self, state: &mut S, at: Timestamp, changes: &[S::Change]) -> Result<(), LogError> {
+        let before = (changes.len() > 1).then(|| state.clone());
+        for change in changes {
+            if let Err(source) = state.apply(state.revision().next(), at, change) {
+                if let Some(before) = before {
+                    *state = before;
+                }
+                let log = self.log.clone();
+                return Err(LogError::Apply { log, source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to it that what waits is written, in one transaction with all that comes until its turn. The task belongs to
+    /// nobody: it ends with the transaction, and whoever planned may go away meanwhile.
+    fn begin_transaction(self: &Arc<Self>, ahead: &mut Ahead<S>) {
+        if ahead.tell.is_some() {
+            return;
+        }
+        let (tell, outcome) = watch::channel(Outcome::Open);
+        ahead.tell = Some(tell);
+        ahead.outcome = Some(outcome);
+        let core = Arc::clone(self);
+        tokio::spawn(async move { core.write().await });
+    }
+
+    /// Writes what waits.
+    async fn write(&self) {
+        let _turn = self.turn.lock().await;
+        let (entries, tell, state) = {
+            let mut ahead = self.ahead();
+            // None when it was given up meanwhile.
+            let Some(tell) = ahead.tell.take() else {
+                return;
+            };
+            let entries = std::mem::take(&mut ahead.waiting);
+            (entries, tell, ahead.state.clone())
+        };
+        let expected = self.folded.load().state.revision();
+        if expected.behind(state.revision()) != entries.len() as u64 {
+            // The former transaction ended otherwise than it was planned on.
+            self.begin_anew(&mut self.ahead());
+            tell.send_replace(Outcome::Undone);
+            return;
+        }
+        let outcome = match self.store.append(&self.log, expected, entries).await {
+            Ok(Head { hash, .. }) => {
+                self.folded.store(Arc::new(Folded { state, hash }));
+                Outcome::Written
+            }
+            Err(AppendError::Conflict { .. }) => match self.read_rest().await {
+                Ok(()) => Outcome::Undone,
+                Err(error) => Outcome::Failed(Arc::new(error)),
+            },
+            Err(AppendError::Invalid(error)) => Outcome::Failed(Arc::new(error.into())),
+            Err(AppendError::Store(error)) => Outcome::Failed(Arc::new(error.into())),
+        };
+        {
+            let mut ahead = self.ahead();
+            if !matches!(outcome, Outcome::Written) {
+                self.begin_anew(&mut ahead);
+            } else if ahead.tell.is_none() {
+                ahead.outcome = None;
+            }
+        }
+        tell.send_replace(outcome);
+    }
+
+    /// Gives up what waits, which is planned anew on what the store has.
+    fn begin_anew(&self, ahead: &mut Ahead<S>) {
+        ahead.state = self.folded.load().state.clone();
+        ahead.waiting = Vec::new();
+        ahead.outcome = None;
+        if let Some(tell) = ahead.tell.take() {
+            tell.send_replace(Outcome::Undone);
+        }
+    }
+
+    /// Folds in what the store has. Only in one's turn.
     async fn read_rest(&self) -> Result<(), LogError> {
         loop {
-            let held = self.state().revision();
+            let folded = self.folded.load_full();
+            let held = folded.state.revision();
             let page = self.store.read(&self.log, held, MAX_PAGE).await?;
             let Some(last) = page.last() else {
                 return Ok(());
             };
             let hash = last.hash;
-            let changes = page
-                .iter()
-                .map(|entry| Ok((entry.at, decode::<S::Change>(entry)?)))
-                .collect::<Result<Vec<_>, LogError>>()?;
-            self.fold(held, hash, changes.iter().map(|(at, change)| (*at, change)))?;
+            let mut state = folded.state.clone();
+            drop(folded);
+            fold(&mut state, &page)?;
+            self.folded.store(Arc::new(Folded { state, hash }));
         }
     }
 
-    fn fold<'a>(
-        &self,
-        after: Revision,
-        hash: EntryHash,
-        changes: impl Iterator<Item = (Timestamp, &'a S::Change)>,
-    ) -> Result<(), LogError>
-    where
-        S::Change: 'a,
-    {
-        let mut folded = self.folded.write().expect("no writer of the state panics");
-        let mut revision = after;
-        for (at, change) in changes {
-            revision = revision.next();
-            folded
-                .state
-                .apply(revision, at, change)
-                .map_err(|source| LogError::Apply {
-                    log: self.log.clone(),
-                    source,
-                })?;
-        }
-        folded.hash = hash;
-        Ok(())
+    fn ahead(&self) -> MutexGuard<'_, Ahead<S>> {
+        self.ahead.lock().unwrap_or_else(|poisoned| {
+            // A plan has panicked, and nobody knows how far its changes were applied.
+            self.ahead.clear_poison();
+            let mut ahead = poisoned.into_inner();
+            self.begin_anew(&mut ahead);
+            ahead
+        })
     }
 }
 
-impl<S> Deref for StateGuard<'_, S> {
+/// Folds into `state`, which is that of `log` at the entry with `hash`, what follows up to revision `until`. The next page
+/// is read while one is folded in.
+///
+/// # Errors
+///
+/// When the log cannot be followed.
+pub async fn follow<S: State>(
+    store: &dyn Store,
+    log: &LogName,
+    mut state: S,
+    mut hash: EntryHash,
+    until: Revision,
+) -> Result<(S, EntryHash), LogError> {
+    let read = async |after: Revision| {
+        let wanted = usize::try_from(after.behind(until)).unwrap_or(MAX_PAGE);
+        match wanted {
+            0 => Ok(Vec::new()),
+            wanted => store.read(log, after, wanted.min(MAX_PAGE)).await,
+        }
+    };
+    let mut page = read(state.revision()).await?;
+    while let Some(last) = page.last() {
+        hash = last.hash;
+        let next = read(last.revision);
+        let folded = tokio::task::spawn_blocking(move || {
+            fold(&mut state, &page)?;
+            Ok::<_, LogError>(state)
+        });
+        let (folded, next) = tokio::join!(folded, next);
+        state = folded.map_err(|_| StoreError::Closing)??;
+        page = next?;
+    }
+    Ok((state, hash))
+}
+
+fn fold<S: State>(state: &mut S, page: &[Entry]) -> Result<(), LogError> {
+    for entry in page {
+        let change = decode::<S::Change>(entry)?;
+        state
+            .apply(entry.revision, entry.at, &change)
+            .map_err(|source| LogError::Apply {
+                log: entry.log.clone(),
+                source,
+            })?;
+    }
+    Ok(())
+}
+
+/// Makes the next page on a thread that may take its time.
+async fn next_page(
+    mut saver: Box<dyn SaveState>,
+) -> Result<(Box<dyn SaveState>, Option<Vec<u8>>), StoreError> {
+    let made = tokio::task::spawn_blocking(move || {
+        let page = saver.next();
+        (saver, page)
+    });
+    made.await.map_err(|_| StoreError::Closing)
+}
+
+/// Waits for the end of a transaction. One that is not told of was lost with the runtime.
+async fn ended(mut outcome: watch::Receiver<Outcome>) -> Outcome {
+    match outcome
+        .wait_for(|outcome| !matches!(outcome, Outcome::Open))
+        .await
+    {
+        Ok(outcome) => outcome.clone(),
+        Err(_) => Outcome::Failed(Arc::new(StoreError::Closing.into())),
+    }
+}
+
+impl<S> Deref for StateGuard<S> {
     type Target = S;
 
     fn deref(&self) -> &S {

@@ -16,6 +16,7 @@ use super::{
     catalog::Catalog,
     fleet::Fleet,
     journal::{CommitError, LogError},
+    keeper::Keeper,
     metrics::{self, ControlMetrics},
     pace::Pace,
     reconciler::Reconciler,
@@ -274,6 +275,8 @@ impl ControlPlane {
         shutdown.spawn("schedule", schedule.run(shutdown.token()));
         let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet, usage, pace);
         shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
+        let keeper = Keeper::new(Arc::clone(&catalog));
+        shutdown.spawn("keeper", keeper.run(shutdown.token()));
         shutdown.spawn("webhooks", Arc::clone(&webhooks).run(shutdown.token()));
         let stop = shutdown.token();
         shutdown.spawn("calls", async move {

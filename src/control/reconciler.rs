@@ -68,7 +68,6 @@ impl Reconciler {
             let work = self.catalog.tracer().round("relatch.reconciler", started);
             work.carry(self.commit_due()).await;
             drop(work);
-            self.save_states().await;
             self.forget_callers();
             if round == BOOK_ROUNDS {
                 self.keep_book().await;
@@ -108,18 +107,6 @@ impl Reconciler {
                     error = &error as &dyn std::error::Error,
                     "what is due could not be committed"
                 ),
-            }
-        }
-    }
-
-    async fn save_states(&self) {
-        for served in self.catalog.list() {
-            if let Err(error) = served.journal().save_if_due().await {
-                tracing::warn!(
-                    auth.keyring = %served.name(),
-                    error = &error as &dyn std::error::Error,
-                    "the state of the keyring could not be saved; the next start reads more of its log"
-                );
             }
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -154,6 +157,11 @@ const WITHDRAW_SLACK: Duration = Duration::from_secs(30);
 const DELIVERY_DOUBT: Duration = Duration::from_hours(1);
 /// The shortest and the longest wait before a delivery is tried again.
 const DELIVERY_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+/// Acks of a thousand sidecars come within milliseconds of each other: to look at all sidecars after every one of them
+/// would take longer than their way.
+const SETTLE: Duration = Duration::from_millis(2);
+/// How often the progress of a wait is told at most; each time names the sidecars that are waited for.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 /// How often leases are looked at while waiting: they run out without anybody saying so.
 const LEASE_CHECK: Duration = Duration::from_millis(500);
 /// How many laggards an error names.
@@ -492,27 +500,40 @@ impl Rotations {
         let mut changes = self.fleet.watch();
         let deadline = tokio::time::sleep(timeout);
         tokio::pin!(deadline);
-        let mut told = None;
+        let (mut told, mut tell_at) = (None, Instant::now());
         loop {
             changes.mark_unchanged();
-            let barrier = self.barrier(goal);
-            if barrier.is_passed() {
-                return Ok(barrier);
+            let news = self.reached(goal);
+            if news.0 == news.1 {
+                let barrier = self.barrier(goal);
+                if barrier.is_passed() {
+                    return Ok(barrier);
+                }
             }
-            let news = (barrier.applied, barrier.total);
-            if told != Some(news) {
+            if told != Some(news) && Instant::now() >= tell_at {
                 told = Some(news);
+                tell_at = Instant::now() + TELL_EVERY;
                 // A caller that does not keep up is told of the next change.
-                let _ = progress.try_send(Progress::Waiting(barrier.clone()));
+                let _ = progress.try_send(Progress::Waiting(self.barrier(goal)));
             }
             tokio::select! {
-                _ = changes.changed() => {}
+                () = settled(&mut changes) => {}
+                () = tokio::time::sleep_until(tell_at), if told != Some(news) => {}
                 () = tokio::time::sleep(LEASE_CHECK) => {}
                 () = progress.closed() => return Err(RotationError::Abandoned),
                 () = self.stop.cancelled() => return Err(RotationError::Stopping),
-                () = &mut deadline => return Err(RotationError::TimedOut { barrier, timeout }),
+                () = &mut deadline => {
+                    let barrier = self.barrier(goal);
+                    return Err(RotationError::TimedOut { barrier, timeout });
+                }
             }
         }
+    }
+
+    fn reached(&self, goal: &Goal<'_>) -> (usize, usize) {
+        let served = goal.served;
+        self.fleet
+            .reached(served.name(), served.epoch(), goal.target)
     }
 
     fn barrier(&self, goal: &Goal<'_>) -> Barrier {
@@ -557,6 +578,13 @@ impl RotationError {
             span.fail(outcome);
         }
     }
+}
+
+/// Waits for a change of the fleet, and for those that come with it.
+async fn settled(changes: &mut watch::Receiver<u64>) {
+    // The fleet outlives who waits for it.
+    let _ = changes.changed().await;
+    tokio::time::sleep(SETTLE).await;
 }
 
 fn not_due(key_id: KeyId) -> Refusal {

@@ -1,13 +1,15 @@
 //! A keyring as the control plane serves it: its state, and the feed of its sidecars.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
 use super::{
+    bells::Bells,
     feed::{EncodedSnapshot, Feed},
-    journal::{Journal, State},
+    journal::{Journal, SaveState, State},
+    saved::Saver,
 };
 use crate::{
     discovery::item,
@@ -15,7 +17,6 @@ use crate::{
         ApplyError, Change, Epoch, KeyDigest, Keyring, KeyringName, Pepper, Revision, Timestamp,
     },
     proto::discovery as wire,
-    store::StateSnapshot,
 };
 
 /// A keyring, its journal and what its sidecars are told.
@@ -25,22 +26,33 @@ pub struct ServedKeyring {
     pepper: Pepper,
     journal: Journal<FedKeyring>,
     /// The newest encoded snapshot, shared by the streams that need one.
-    snapshot: Mutex<Option<Arc<EncodedSnapshot>>>,
+    snapshot: Mutex<Cached>,
+    /// Those of the streams that follow it.
+    bells: Bells,
     /// How many items an operator confirmed for a snapshot that shrinks; 0 for none.
     confirmed_items: AtomicU64,
 }
 
+/// An encoded snapshot, if there is one.
+#[derive(Debug, Default)]
+struct Cached {
+    snapshot: Option<Arc<EncodedSnapshot>>,
+    /// Somebody has asked for it since the keeper looked.
+    is_wanted: bool,
+}
+
+/// A stream may take a snapshot that is so many revisions old at most, and the deltas behind it. Otherwise a keyring that
+/// changes while a thousand sidecars come back would be encoded anew for each of them.
+const MAX_SNAPSHOT_LAG: u64 = 1_024;
+
 /// A keyring and its feed, which change together.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FedKeyring {
     /// The keyring.
     pub keyring: Keyring,
     /// What its sidecars are to be told.
     pub feed: Feed,
 }
-
-/// The format of saved keyrings: their JSON as of this version.
-const SAVED_FORMAT: u32 = 1;
 
 impl ServedKeyring {
     /// Serves what a journal holds.
@@ -51,7 +63,8 @@ impl ServedKeyring {
             name,
             pepper,
             journal,
-            snapshot: Mutex::new(None),
+            snapshot: Mutex::default(),
+            bells: Bells::default(),
             confirmed_items: AtomicU64::new(0),
         }
     }
@@ -64,7 +77,7 @@ impl ServedKeyring {
 
     /// The history of its revisions.
     #[must_use]
-    pub const fn epoch(&self) -> Epoch {
+    pub fn epoch(&self) -> Epoch {
         self.journal.epoch()
     }
 
@@ -114,55 +127,90 @@ impl ServedKeyring {
         (keyring.revision(), record.as_ref().map(item::encode))
     }
 
-    /// The whole keyring, encoded anew only when it has changed. Takes time in proportion to its size.
+    /// What is rung when the keyring has changed.
     #[must_use]
-    pub fn snapshot(&self) -> Arc<EncodedSnapshot> {
-        let mut newest = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+    pub const fn bells(&self) -> &Bells {
+        &self.bells
+    }
+
+    /// The whole keyring, encoded anew only when there is no snapshot at `least` or later from which the feed leads on.
+    /// Takes time in proportion to its size then, for which no change waits.
+    #[must_use]
+    pub fn snapshot(&self, least: Revision) -> Arc<EncodedSnapshot> {
+        let mut cached = self.cached();
+        cached.is_wanted = true;
         let state = self.journal.state();
-        match &*newest {
-            Some(snapshot) if snapshot.revision == state.keyring.revision() => snapshot.clone(),
-            Some(_) | None => {
-                let confirmed = self.confirmed_items.load(Ordering::Relaxed);
-                let snapshot = state.feed.snapshot(&state.keyring, confirmed);
-                *newest = Some(Arc::clone(&snapshot));
-                snapshot
-            }
+        if let Some(snapshot) = &cached.snapshot
+            && snapshot.revision >= least
+            && state.leads_on_from(snapshot.revision)
+        {
+            return Arc::clone(snapshot);
+        }
+        let confirmed = self.confirmed_items.load(Ordering::Relaxed);
+        let snapshot = state.feed.snapshot(&state.keyring, confirmed);
+        cached.snapshot = Some(Arc::clone(&snapshot));
+        snapshot
+    }
+
+    /// Drops the snapshot unless somebody has asked for it since the last time: it takes as much memory as its keys.
+    pub fn drop_idle_snapshot(&self) {
+        // Who encodes one now wants it.
+        if let Ok(mut cached) = self.snapshot.try_lock()
+            && !std::mem::take(&mut cached.is_wanted)
+        {
+            cached.snapshot = None;
         }
     }
 
     /// Notes that an operator wants snapshots of this many items to be taken even where they shrink a keyring.
     pub fn confirm_items(&self, items: u64) {
         self.confirmed_items.store(items, Ordering::Relaxed);
-        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.cached().snapshot = None;
+    }
+
+    fn cached(&self) -> MutexGuard<'_, Cached> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl FedKeyring {
-    /// Begins with the first change of a log.
-    ///
-    /// # Errors
-    ///
-    /// When the change does not make a keyring.
-    pub fn begin(epoch: Epoch, at: Timestamp, change: &Change) -> Result<Self, ApplyError> {
-        Ok(Self::from_keyring(epoch, Keyring::begin(at, change)?))
+    /// Whether who holds `revision` can go on by a few deltas.
+    fn leads_on_from(&self, revision: Revision) -> bool {
+        let newest = self.keyring.revision();
+        revision == newest
+            || (revision.behind(newest) <= MAX_SNAPSHOT_LAG
+                && self.feed.step_after(revision).is_some())
     }
 
-    /// Goes on from a saved state; none when it is of another format, or of another keyring.
+    /// Serves a keyring as it is. Takes time in proportion to its size.
     #[must_use]
-    pub fn restore(epoch: Epoch, name: &KeyringName, saved: &StateSnapshot) -> Option<Self> {
-        if saved.format != SAVED_FORMAT {
-            return None;
-        }
-        let keyring: Keyring = serde_json::from_slice(&saved.payload).ok()?;
-        let fits = keyring.name() == name && keyring.revision() == saved.revision;
-        fits.then(|| Self::from_keyring(epoch, keyring))
-    }
-
-    fn from_keyring(epoch: Epoch, keyring: Keyring) -> Self {
+    pub fn from_keyring(epoch: Epoch, keyring: Keyring) -> Self {
         Self {
             feed: Feed::new(epoch, &keyring),
             keyring,
         }
+    }
+}
+
+/// A keyring that nobody follows yet.
+impl State for Keyring {
+    type Change = Change;
+
+    fn kind(change: &Change) -> &'static str {
+        change.kind()
+    }
+
+    fn revision(&self) -> Revision {
+        self.revision()
+    }
+
+    fn apply(
+        &mut self,
+        revision: Revision,
+        at: Timestamp,
+        change: &Change,
+    ) -> Result<(), ApplyError> {
+        self.apply(revision, at, change).map(drop)
     }
 }
 
@@ -188,12 +236,12 @@ impl State for FedKeyring {
         Ok(())
     }
 
-    fn save(&self) -> Option<(u32, Vec<u8>)> {
-        let payload = serde_json::to_vec(&self.keyring);
-        Some((
-            SAVED_FORMAT,
-            payload.expect("the keys of a keyring's maps are text"),
-        ))
+    fn save(&self) -> Option<Box<dyn SaveState>> {
+        Some(Box::new(Saver::new(self.keyring.clone())))
+    }
+
+    fn weight(&self) -> u64 {
+        self.keyring.version_count() as u64
     }
 }
 

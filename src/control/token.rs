@@ -83,7 +83,7 @@ pub struct Caller {
 }
 
 /// All tokens, as their log tells.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct TokenBook {
     revision: Revision,
     tokens: BTreeMap<KeyId, Token>,

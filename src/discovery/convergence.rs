@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, ManualClock},
-    control::{feed::Step, journal::State, served::FedKeyring},
+    control::{journal::State, served::FedKeyring, steps::Step},
     key::{
         Change, Epoch, KeyDigest, KeyId, KeyState, Pepper, PresentedKey, Revision, RotationId,
         Timestamp, Window,
@@ -72,7 +72,10 @@ impl Pair {
         )
         .expect("a valid keyring");
         let mut pair = Self {
-            control: FedKeyring::begin(EPOCH, clock.wall(), &first).expect("a first change"),
+            control: FedKeyring::from_keyring(
+                EPOCH,
+                crate::key::Keyring::begin(clock.wall(), &first).expect("a first change"),
+            ),
             receiver: Receiver::new(&keyrings, clock.clone()),
             keyrings,
             hands,

@@ -171,7 +171,7 @@ async fn listen(
 
 /// Brings the fleet's book to the store.
 async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) {
-    match fleet.record(&**catalog.store()).await {
+    match fleet.record_news(&**catalog.store()).await {
         Ok(gone) => gone.iter().for_each(|member| usage.end(&member.boot_id)),
         Err(error) => tracing::warn!(
             error = &error as &dyn std::error::Error,

@@ -9,7 +9,7 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::{Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,10 @@ pub struct Session {
     catalog: Arc<Catalog>,
     subscriptions: Vec<Subscription>,
     resyncs: mpsc::Receiver<wire::Resync>,
-    changes: watch::Receiver<u64>,
+    /// Rung by the keyrings of the stream when they change.
+    bell: Arc<Notify>,
+    /// Wakes when a keyring begins to be served.
+    served: watch::Receiver<u64>,
     /// Up to which message of the sidecar all usage is in the store.
     usage: watch::Receiver<u64>,
     usage_acked: u64,
@@ -103,7 +106,8 @@ impl Session {
     ) -> Self {
         let mut heartbeat = tokio::time::interval(heartbeat_every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let changes = catalog.watch();
+        let served = catalog.watch_served();
+        let bell = Arc::new(Notify::new());
         let subscriptions = subscriptions
             .iter()
             .filter_map(|subscription| {
@@ -113,7 +117,7 @@ impl Session {
                     revision: Revision::new(subscription.revision),
                     set_digest: subscription.set_digest,
                 };
-                let phase = Phase::begin(&catalog, &name, held);
+                let phase = Phase::begin(&catalog, &name, held, &bell);
                 Some(Subscription { name, phase })
             })
             .collect();
@@ -121,7 +125,8 @@ impl Session {
             catalog,
             subscriptions,
             resyncs,
-            changes,
+            bell,
+            served,
             usage,
             usage_acked: 0,
             heartbeat,
@@ -156,16 +161,19 @@ impl Session {
                     retry_after: prost_types::Duration::try_from(DRAIN_RETRY_AFTER).ok(),
                 }));
             }
-            self.changes.mark_unchanged();
             self.usage.mark_unchanged();
-            self.leave_old_epochs();
+            if self.served.has_changed().unwrap_or(false) {
+                self.served.mark_unchanged();
+                self.leave_old_epochs();
+            }
             if let Some(message) = self.ready() {
                 return Some(message);
             }
             self.begin_build();
             tokio::select! {
                 resync = self.resyncs.recv() => self.resync(&resync?),
-                changed = self.changes.changed() => changed.ok()?,
+                () = self.bell.notified() => {}
+                () = begun(&mut self.served) => {}
                 () = changed(&mut self.usage) => {}
                 _ = self.heartbeat.tick() => self.heartbeat_due = true,
                 (at, snapshot) = built(&mut self.build) => self.built(at, snapshot),
@@ -177,10 +185,11 @@ impl Session {
     /// A keyring whose history was rewritten while the stream is open begins anew on it.
     fn leave_old_epochs(&mut self) {
         for Subscription { name, phase } in &mut self.subscriptions {
-            if let Some(at) = phase.cursor()
+            if let Some(held) = phase.served()
                 && let Ok(served) = self.catalog.get(name)
-                && !Arc::ptr_eq(&at.served, &served)
+                && !Arc::ptr_eq(held, &served)
             {
+                served.bells().join(&self.bell);
                 let held = Held::default();
                 *phase = Phase::Settings { served, held };
             }
@@ -202,9 +211,13 @@ impl Session {
             .filter_map(|subscription| subscription.phase.cursor())
             .find_map(|cursor| {
                 let state = cursor.served.journal().state();
-                let step = state.feed.revocation_after(cursor.revoked_through)?;
-                cursor.revoked_through = step.revision;
-                step.revocations.clone()
+                let step = state.feed.revocation_after(cursor.revoked_through);
+                // Without one, the next look begins where this one ended.
+                cursor.revoked_through = match step {
+                    Some(step) => step.revision,
+                    None => cursor.revoked_through.max(state.keyring.revision()),
+                };
+                step?.revocations.clone()
             })
             .map(Kind::Revocations)
     }
@@ -214,6 +227,7 @@ impl Session {
             match phase {
                 Phase::NotServed { told } => {
                     if let Ok(served) = self.catalog.get(name) {
+                        served.bells().join(&self.bell);
                         *phase = Phase::Settings {
                             served,
                             held: Held::default(),
@@ -340,11 +354,13 @@ impl Session {
         {
             let served = Arc::clone(&cursor.served);
             let builds = Arc::clone(&self.builds);
+            // Nobody is to go back.
+            let least = cursor.revision;
             self.build = Some((
                 index,
                 Box::pin(async move {
                     let _permit = builds.acquire().await;
-                    tokio::task::spawn_blocking(move || served.snapshot())
+                    tokio::task::spawn_blocking(move || served.snapshot(least))
                         .await
                         .expect("encoding a snapshot does not panic")
                 }),
@@ -386,9 +402,12 @@ impl Session {
 }
 
 impl Phase {
-    fn begin(catalog: &Catalog, name: &KeyringName, held: Held) -> Self {
+    fn begin(catalog: &Catalog, name: &KeyringName, held: Held, bell: &Arc<Notify>) -> Self {
         match catalog.get(name) {
-            Ok(served) => Self::Settings { served, held },
+            Ok(served) => {
+                served.bells().join(bell);
+                Self::Settings { served, held }
+            }
             Err(_) => Self::NotServed { told: false },
         }
     }
@@ -426,11 +445,29 @@ impl Phase {
         }
     }
 
+    fn served(&self) -> Option<&Arc<ServedKeyring>> {
+        match self {
+            Self::Settings { served, .. } => Some(served),
+            Self::Unsynced { at } | Self::Snapshot { at, .. } | Self::Following { at } => {
+                Some(&at.served)
+            }
+            Self::NotServed { .. } => None,
+        }
+    }
+
     fn cursor(&mut self) -> Option<&mut Cursor> {
         match self {
             Self::Unsynced { at } | Self::Snapshot { at, .. } | Self::Following { at } => Some(at),
             Self::NotServed { .. } | Self::Settings { .. } => None,
         }
+    }
+}
+
+/// Waits until a keyring begins to be served, and leaves that to be seen.
+async fn begun(served: &mut watch::Receiver<u64>) {
+    match served.changed().await {
+        Ok(()) => served.mark_changed(),
+        Err(_) => std::future::pending().await,
     }
 }
 

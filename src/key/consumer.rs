@@ -1,31 +1,31 @@
 //! Consumers and their keys, as a keyring holds them.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 use super::{
     id::{ConsumerId, KeyId, RotationId, VersionNumber},
+    paged::PagedSet,
     permission::{AllowedSources, Scopes},
     policy::PolicyOverrides,
     record::KeyRecord,
     time::Timestamp,
     version::{KeyVersion, VersionState},
+    versions::Versions,
 };
 
 /// A caller that keys belong to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consumer {
     /// For people.
     pub name: String,
     /// When it was made.
     pub created_at: Timestamp,
     /// The ids of its keys.
-    pub keys: BTreeSet<KeyId>,
+    pub keys: PagedSet<KeyId>,
 }
 
 /// One credential of a consumer. Its id is stable across rotations; its secrets are its versions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// Its id.
     pub id: KeyId,
@@ -39,14 +39,22 @@ pub struct Key {
     pub scopes: Scopes,
     /// From where.
     pub allowed_sources: AllowedSources,
-    /// In what it departs from the policy of its keyring.
-    #[serde(default, skip_serializing_if = "PolicyOverrides::is_empty")]
-    pub policy: PolicyOverrides,
+    /// In what it departs from the policy of its keyring; few keys do.
+    pub policy: Option<Arc<PolicyOverrides>>,
     /// Its versions by number.
-    pub versions: BTreeMap<VersionNumber, KeyVersion>,
+    pub versions: Versions,
 }
 
+/// Those of a key that departs from nothing.
+static NO_OVERRIDES: PolicyOverrides = PolicyOverrides::NONE;
+
 impl Key {
+    /// In what it departs from the policy of its keyring.
+    #[must_use]
+    pub fn overrides(&self) -> &PolicyOverrides {
+        self.policy.as_deref().unwrap_or(&NO_OVERRIDES)
+    }
+
     /// The version that the consumer should use, if there is one.
     #[must_use]
     pub fn active(&self) -> Option<&KeyVersion> {
@@ -81,8 +89,8 @@ impl Key {
     #[must_use]
     pub fn next_number(&self) -> VersionNumber {
         self.versions
-            .last_key_value()
-            .map_or(VersionNumber::FIRST, |(last, _)| last.next())
+            .last()
+            .map_or(VersionNumber::FIRST, |last| last.number.next())
     }
 
     /// What sidecars are told of one of its versions.

@@ -209,6 +209,14 @@ impl FromStr for RotationId {
     }
 }
 
+impl VersionRef {
+    /// Before all that there are.
+    pub const LEAST: Self = Self {
+        key_id: KeyId([0; KeyId::LEN]),
+        version: VersionNumber(0),
+    };
+}
+
 impl VersionNumber {
     /// The number of a key's first version.
     pub const FIRST: Self = Self(1);

@@ -4,125 +4,134 @@
 
 mod fold;
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
-};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::{
     consumer::{Consumer, Key},
     digest::KeyDigest,
     id::{ConsumerId, KeyId, KeyringName, Revision, VersionRef},
+    paged::{PagedMap, PagedSet},
     policy::RotationPolicy,
     record::KeyRecord,
     rotation,
+    shared::Shared,
     time::Timestamp,
     token::Prefix,
     version::{KeyVersion, VersionState},
     webhook::{Webhook, WebhookId},
 };
 
-pub use fold::ApplyError;
+pub use fold::{ApplyError, Touched};
 
-/// All consumers, keys and versions of one API, at a revision. Serialized, it is the state of its log at that revision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// All consumers, keys and versions of one API, at a revision.
+///
+/// A clone costs nothing and stays at its revision: the two share what neither of them changes.
+#[derive(Clone, Debug)]
 pub struct Keyring {
-    contents: Contents,
-    by_digest: HashMap<KeyDigest, VersionRef>,
+    head: Arc<KeyringHead>,
+    consumers: PagedMap<ConsumerId, Arc<Consumer>>,
+    keys: PagedMap<KeyId, Arc<Key>>,
+    /// Every version by the beginning of its digest, which is enough to find the few that may have the whole one.
+    by_digest: PagedSet<(u64, VersionRef)>,
     /// The versions in a rotation: pending and retiring ones.
-    moving: BTreeSet<VersionRef>,
+    moving: PagedSet<VersionRef>,
     /// The active versions of which something will be due, the next first.
-    due: BTreeSet<(Timestamp, VersionRef)>,
-    /// Where a version stands in `due`.
-    due_at: HashMap<VersionRef, Timestamp>,
+    due: PagedSet<(Timestamp, VersionRef)>,
+    /// What many keys have in common, held once.
+    shared: Shared,
 }
 
-/// What a keyring holds; the rest follows from it.
+/// What a keyring is beside its consumers and keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Contents {
-    name: KeyringName,
-    prefix: Prefix,
-    allow_imported: bool,
-    help_url: Option<String>,
-    created_at: Timestamp,
-    revision: Revision,
-    policy: RotationPolicy,
-    consumers: BTreeMap<ConsumerId, Consumer>,
-    keys: BTreeMap<KeyId, Key>,
-    webhooks: BTreeMap<WebhookId, Webhook>,
+pub struct KeyringHead {
+    /// Its name.
+    pub name: KeyringName,
+    /// What its tokens begin with.
+    pub prefix: Prefix,
+    /// Whether keys of another system may be imported.
+    pub allow_imported: bool,
+    /// A page for consumers whose key is about to retire.
+    pub help_url: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Of the last change.
+    pub revision: Revision,
+    /// How its keys are rotated.
+    pub policy: RotationPolicy,
+    /// Who is told of what happens to its keys.
+    pub webhooks: BTreeMap<WebhookId, Webhook>,
 }
 
 impl Keyring {
     /// Its name.
     #[must_use]
-    pub const fn name(&self) -> &KeyringName {
-        &self.contents.name
+    pub fn name(&self) -> &KeyringName {
+        &self.head.name
     }
 
     /// What its tokens begin with.
     #[must_use]
-    pub const fn prefix(&self) -> &Prefix {
-        &self.contents.prefix
+    pub fn prefix(&self) -> &Prefix {
+        &self.head.prefix
     }
 
     /// Whether keys of another system may be imported, which switches the format check off.
     #[must_use]
-    pub const fn allow_imported(&self) -> bool {
-        self.contents.allow_imported
+    pub fn allow_imported(&self) -> bool {
+        self.head.allow_imported
     }
 
     /// A page for consumers whose key is about to retire.
     #[must_use]
     pub fn help_url(&self) -> Option<&str> {
-        self.contents.help_url.as_deref()
+        self.head.help_url.as_deref()
     }
 
     /// When it was made.
     #[must_use]
-    pub const fn created_at(&self) -> Timestamp {
-        self.contents.created_at
+    pub fn created_at(&self) -> Timestamp {
+        self.head.created_at
     }
 
     /// Of the last change.
     #[must_use]
-    pub const fn revision(&self) -> Revision {
-        self.contents.revision
+    pub fn revision(&self) -> Revision {
+        self.head.revision
     }
 
     /// How its keys are rotated.
     #[must_use]
-    pub const fn policy(&self) -> &RotationPolicy {
-        &self.contents.policy
+    pub fn policy(&self) -> &RotationPolicy {
+        &self.head.policy
     }
 
     /// How one of its keys is rotated.
     #[must_use]
     pub fn policy_of(&self, key: &Key) -> Cow<'_, RotationPolicy> {
-        if key.policy.is_empty() {
-            Cow::Borrowed(&self.contents.policy)
-        } else {
-            Cow::Owned(self.contents.policy.with(&key.policy))
+        match &key.policy {
+            None => Cow::Borrowed(&self.head.policy),
+            Some(overrides) => Cow::Owned(self.head.policy.with(overrides)),
         }
     }
 
     /// Who is told of what happens to its keys.
     #[must_use]
-    pub const fn webhooks(&self) -> &BTreeMap<WebhookId, Webhook> {
-        &self.contents.webhooks
+    pub fn webhooks(&self) -> &BTreeMap<WebhookId, Webhook> {
+        &self.head.webhooks
     }
 
     /// Its consumers by id.
     #[must_use]
-    pub const fn consumers(&self) -> &BTreeMap<ConsumerId, Consumer> {
-        &self.contents.consumers
+    pub const fn consumers(&self) -> &PagedMap<ConsumerId, Arc<Consumer>> {
+        &self.consumers
     }
 
     /// Its keys by id.
     #[must_use]
-    pub const fn keys(&self) -> &BTreeMap<KeyId, Key> {
-        &self.contents.keys
+    pub const fn keys(&self) -> &PagedMap<KeyId, Arc<Key>> {
+        &self.keys
     }
 
     /// How many versions it holds, whatever their state.
@@ -134,20 +143,29 @@ impl Keyring {
     /// The version with `digest`, whatever its state.
     #[must_use]
     pub fn find(&self, digest: &KeyDigest) -> Option<VersionRef> {
-        self.by_digest.get(digest).copied()
+        let head = digest.table_hash();
+        self.by_digest
+            .range_from(&(head, VersionRef::LEAST))
+            .map(|((held, which), ())| (*held, *which))
+            .take_while(|(held, _)| *held == head)
+            .map(|(_, which)| which)
+            .find(|which| {
+                self.version(*which)
+                    .is_some_and(|(_, version)| version.digest == *digest)
+            })
     }
 
     /// The versions in a rotation: pending and retiring ones.
     pub fn moving(&self) -> impl Iterator<Item = (&Key, &KeyVersion)> {
         self.moving
-            .iter()
+            .keys()
             .filter_map(|version| self.version(*version))
     }
 
     /// The active versions of which something is due by `now`, the earliest first.
     pub fn due(&self, now: Timestamp) -> impl Iterator<Item = (&Key, &KeyVersion)> {
         self.due
-            .iter()
+            .keys()
             .take_while(move |(at, _)| *at <= now)
             .filter_map(|(_, version)| self.version(*version))
     }
@@ -155,7 +173,7 @@ impl Keyring {
     /// One version with its key.
     #[must_use]
     pub fn version(&self, which: VersionRef) -> Option<(&Key, &KeyVersion)> {
-        let key = self.contents.keys.get(&which.key_id)?;
+        let key = self.keys.get(&which.key_id)?;
         Some((key, key.versions.get(&which.version)?))
     }
 
@@ -168,10 +186,80 @@ impl Keyring {
 
     /// What sidecars are told: every version, the retired and revoked ones as tombstones.
     pub fn records(&self) -> impl Iterator<Item = KeyRecord> {
-        self.contents
-            .keys
+        self.keys
             .values()
             .flat_map(|key| key.versions.values().map(|version| key.record(version)))
+    }
+
+    /// Everything but its consumers and keys.
+    #[must_use]
+    pub fn head(&self) -> &KeyringHead {
+        &self.head
+    }
+
+    /// A keyring without consumers and keys.
+    #[must_use]
+    pub fn new(head: KeyringHead) -> Self {
+        Self {
+            head: Arc::new(head),
+            consumers: PagedMap::default(),
+            keys: PagedMap::default(),
+            by_digest: PagedMap::default(),
+            moving: PagedMap::default(),
+            due: PagedMap::default(),
+            shared: Shared::default(),
+        }
+    }
+
+    /// A keyring of consumers with the ids of their keys, and of those keys, in any order. None when two keys have one id
+    /// or one digest.
+    #[must_use]
+    pub fn restore(
+        head: KeyringHead,
+        mut consumers: Vec<(ConsumerId, Arc<Consumer>)>,
+        mut keys: Vec<(KeyId, Arc<Key>)>,
+    ) -> Option<Self> {
+        // In order, so that every page is made once and is full.
+        consumers.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        keys.sort_unstable_by_key(|(key_id, _)| *key_id);
+        let mut keyring = Self::new(head);
+        keyring.consumers.extend(consumers);
+        let mut by_digest: Vec<((u64, VersionRef), ())> = Vec::with_capacity(keys.len());
+        for (key_id, key) in keys {
+            keyring.shared.learn(&key);
+            if keyring.keys.insert(key_id, Arc::clone(&key)).is_some() {
+                return None;
+            }
+            for version in key.versions.values() {
+                let which = VersionRef {
+                    key_id,
+                    version: version.number,
+                };
+                by_digest.push(((version.digest.table_hash(), which), ()));
+                keyring.index(which);
+            }
+        }
+        by_digest.sort_unstable();
+        keyring.by_digest.extend(by_digest);
+        keyring.has_each_digest_once().then_some(keyring)
+    }
+
+    fn has_each_digest_once(&self) -> bool {
+        let digest = |which| self.version(which).map(|(_, version)| version.digest);
+        let mut former: Option<(u64, VersionRef)> = None;
+        self.by_digest.keys().all(|(head, which)| {
+            let former = former.replace((*head, *which));
+            former.is_none_or(|(held, other)| held != *head || digest(other) != digest(*which))
+        })
+    }
+
+    /// Notes that a key is its consumer's. False when there is no such consumer.
+    fn own(&mut self, key: &Key) -> bool {
+        let Some(owner) = self.consumers.get_mut(&key.consumer) else {
+            return false;
+        };
+        Arc::make_mut(owner).keys.insert(key.id, ());
+        true
     }
 
     /// Puts a version in the place of its former self. The key must exist.
@@ -180,80 +268,64 @@ impl Keyring {
             key_id,
             version: version.number,
         };
-        self.by_digest.insert(version.digest, which);
-        let key = self.contents.keys.get_mut(&key_id);
+        self.leave_indexes(which);
+        self.by_digest
+            .insert((version.digest.table_hash(), which), ());
+        let key = self.keys.get_mut(&key_id);
         let key = key.expect("the key of a version that is put exists");
-        key.versions.insert(version.number, version);
+        Arc::make_mut(key).versions.put(version);
         self.index(which);
     }
 
     /// Notes where a version stands among what is to be looked at.
     fn index(&mut self, which: VersionRef) {
-        let Some((key, version)) = self.version(which) else {
+        let Some((moves, due_at)) = self.stands(which) else {
             return;
         };
+        if moves {
+            self.moving.insert(which, ());
+        }
+        if let Some(at) = due_at {
+            self.due.insert((at, which), ());
+        }
+    }
+
+    /// Takes a version out of what is to be looked at, before it or its policy changes.
+    fn leave_indexes(&mut self, which: VersionRef) {
+        let Some((moves, due_at)) = self.stands(which) else {
+            return;
+        };
+        if moves {
+            self.moving.remove(&which);
+        }
+        if let Some(at) = due_at {
+            self.due.remove(&(at, which));
+        }
+    }
+
+    /// Whether a version is in a rotation, and when something of it is due.
+    fn stands(&self, which: VersionRef) -> Option<(bool, Option<Timestamp>)> {
+        let (key, version) = self.version(which)?;
         let moves = match version.state {
             VersionState::Pending { .. } | VersionState::Retiring { .. } => true,
             VersionState::Active { .. }
             | VersionState::Retired { .. }
             | VersionState::Revoked { .. } => false,
         };
-        let due_at = rotation::due_at(version, &self.policy_of(key));
-        if moves {
-            self.moving.insert(which);
-        } else {
-            self.moving.remove(&which);
-        }
-        let former = match due_at {
-            Some(at) => self.due_at.insert(which, at),
-            None => self.due_at.remove(&which),
-        };
-        if let Some(former) = former {
-            self.due.remove(&(former, which));
-        }
-        if let Some(at) = due_at {
-            self.due.insert((at, which));
-        }
+        Some((moves, rotation::due_at(version, &self.policy_of(key))))
     }
 }
 
-impl From<Contents> for Keyring {
-    fn from(contents: Contents) -> Self {
-        let versions: Vec<(KeyDigest, VersionRef)> = contents
-            .keys
-            .iter()
-            .flat_map(|(key_id, key)| {
-                key.versions.values().map(|version| {
-                    let which = VersionRef {
-                        key_id: *key_id,
-                        version: version.number,
-                    };
-                    (version.digest, which)
-                })
-            })
-            .collect();
-        let mut keyring = Self {
-            contents,
-            by_digest: versions.iter().copied().collect(),
-            moving: BTreeSet::new(),
-            due: BTreeSet::new(),
-            due_at: HashMap::new(),
-        };
-        for (_, which) in versions {
-            keyring.index(which);
-        }
-        keyring
+/// What is shared is not compared: it is a matter of memory alone.
+impl PartialEq for Keyring {
+    fn eq(&self, other: &Self) -> bool {
+        self.head == other.head
+            && self.consumers == other.consumers
+            && self.keys == other.keys
+            && self.by_digest == other.by_digest
+            && self.moving == other.moving
+            && self.due == other.due
     }
 }
 
-impl Serialize for Keyring {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.contents.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Keyring {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Contents::deserialize(deserializer).map(Self::from)
-    }
-}
+impl Eq for Keyring {}

@@ -225,7 +225,8 @@ impl Keyring {
     ///
     /// When it does not exist.
     pub fn key(&self, key_id: KeyId) -> Result<&Key, Refusal> {
-        self.keys().get(&key_id).ok_or_else(|| Refusal::NotFound {
+        let key = self.keys().get(&key_id).map(|key| &**key);
+        key.ok_or_else(|| Refusal::NotFound {
             what: "key",
             name: key_id.as_str().to_owned(),
         })

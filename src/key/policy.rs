@@ -107,6 +107,20 @@ const MIN_ROTATE_EVERY: Duration = Duration::from_secs(1);
 /// Two are needed for an overlap; each one more is a secret more that works.
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=10;
 
+impl PolicyOverrides {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        rotate_every: None,
+        overlap: None,
+        idle_for: None,
+        on_deadline: None,
+        rollback_for: None,
+        remind_before: None,
+        max_versions: None,
+        sink: None,
+    };
+}
+
 impl RotationPolicy {
     /// The policy with the parts that `overrides` gives.
     #[must_use]

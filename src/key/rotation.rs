@@ -215,7 +215,7 @@ impl Case<'_> {
         });
         let after: Vec<KeyVersion> = new.activate(self.now).into_iter().chain(old).collect();
         for version in &after {
-            key.versions.insert(version.number, version.clone());
+            key.versions.put(version.clone());
         }
         let case = Case { key: &key, ..*self };
         for version in after {

@@ -148,7 +148,7 @@ impl NewEntry {
     ///
     /// When there are more than [`MAX_APPEND`], when one is longer than [`MAX_ENTRY_LEN`], or when an actor or a kind
     /// has a NUL, which PostgreSQL cannot hold in a text.
-    pub(super) fn check(entries: &[Self]) -> Result<(), EntryError> {
+    pub fn check(entries: &[Self]) -> Result<(), EntryError> {
         if entries.len() > MAX_APPEND {
             return Err(EntryError::TooMany {
                 count: entries.len(),

@@ -155,6 +155,14 @@ pub enum StoreError {
         /// The state's revision.
         revision: Revision,
     },
+    /// A state of which a page was not saved.
+    #[error("the state of {log} at revision {revision} lacks a page: save it anew")]
+    IncompleteState {
+        /// The log.
+        log: LogName,
+        /// The state's revision.
+        revision: Revision,
+    },
     /// No epoch could be drawn.
     #[error("the operating system's random source failed ({0}): try again")]
     Random(getrandom::Error),

@@ -10,6 +10,7 @@ mod outbox;
 mod place;
 mod presence;
 mod schema;
+mod state;
 mod usage;
 
 use std::{panic, path::Path, sync::Arc, time::Duration};
@@ -26,7 +27,8 @@ use self::{
 };
 use super::{
     AppendError, CallersRow, Delivery, Entry, Head, LogName, NewDelivery, NewEntry, PresenceKey,
-    PresenceRow, Retention, Settlement, StateSnapshot, Store, StoreError, StoredUsage, UsageRow,
+    PresenceRow, Retention, Settlement, StatePage, StateSnapshot, Store, StoreError, StoredUsage,
+    UsageRow,
 };
 
 /// How a database is opened.
@@ -155,13 +157,39 @@ impl Store for SqliteStore {
 
     async fn save_state(&self, log: &LogName, state: StateSnapshot) -> Result<(), StoreError> {
         let log = log.clone();
-        self.write_with(move |connection| log::save_state(connection, log, &state))
+        self.write_with(move |connection| state::save(connection, log, &state))
+            .await
+    }
+
+    async fn save_state_page(&self, log: &LogName, page: StatePage) -> Result<(), StoreError> {
+        let log = log.clone();
+        self.write_with(move |connection| state::save_page(connection, log, &page))
             .await
     }
 
     async fn load_state(&self, log: &LogName) -> Result<Option<StateSnapshot>, StoreError> {
         let log = log.clone();
-        self.read_with(move |connection| log::load_state(connection, &log))
+        self.read_with(move |connection| state::load(connection, &log))
+            .await
+    }
+
+    async fn load_state_page(
+        &self,
+        log: &LogName,
+        revision: Revision,
+        format: u32,
+        number: u32,
+    ) -> Result<Option<StatePage>, StoreError> {
+        let log = log.clone();
+        self.read_with(move |connection| {
+            state::load_page(connection, &log, revision, format, number)
+        })
+        .await
+    }
+
+    async fn prune_state_pages(&self, log: &LogName) -> Result<bool, StoreError> {
+        let log = log.clone();
+        self.write_with(move |connection| state::prune_pages(connection, &log))
             .await
     }
 

@@ -9,8 +9,8 @@ use relatch::{
     key::{Epoch, Revision, Timestamp, VersionNumber, VersionRef},
     store::{
         AppendError, CallersRow, Entry, EntryError, EntryHash, FOLDED_FOR, Head, LogName,
-        MAX_APPEND, MAX_ENTRY_LEN, MAX_PAGE, MAX_PAGE_LEN, NewEntry, PresenceRow, StateSnapshot,
-        Store, StoreError, StoredUsage, UsageRow, chain,
+        MAX_APPEND, MAX_ENTRY_LEN, MAX_PAGE, MAX_PAGE_LEN, NewEntry, PresenceRow, StatePage,
+        StateSnapshot, Store, StoreError, StoredUsage, UsageRow, chain,
     },
 };
 use tokio::task::JoinSet;
@@ -43,6 +43,8 @@ macro_rules! store_contract {
             verification_of_an_unknown_log_says_so,
             state_only_moves_forward,
             state_must_belong_to_its_log,
+            state_is_saved_when_all_its_pages_are,
+            pages_of_older_states_are_removed,
             presence_is_kept_by_node_and_process,
             completeness_of_presence_only_grows,
             usage_is_merged_by_maximum,
@@ -408,6 +410,7 @@ pub(crate) async fn state_only_moves_forward<E: Engine>() {
         hash: entries[revision - 1].hash,
         format,
         payload: payload.to_vec(),
+        pages: 0,
     };
     assert_eq!(load_state(&store, "payments").await, None);
     let steps = [
@@ -450,6 +453,7 @@ pub(crate) async fn state_must_belong_to_its_log<E: Engine>() {
             hash,
             format: 1,
             payload: b"state".to_vec(),
+            pages: 0,
         };
         let refused = store.save_state(&log(name), state).await;
         assert!(
@@ -457,6 +461,116 @@ pub(crate) async fn state_must_belong_to_its_log<E: Engine>() {
             "{refused:?}"
         );
         assert_eq!(load_state(&store, name).await, None);
+    }
+}
+
+/// Page `number` of the state at `revision`.
+fn page(revision: u64, number: u32) -> StatePage {
+    StatePage {
+        revision: Revision::new(revision),
+        format: 1,
+        number,
+        payload: format!("page {number} at {revision}").into(),
+    }
+}
+
+async fn load_page(store: &Arc<dyn Store>, revision: u64, number: u32) -> Option<StatePage> {
+    let revision = Revision::new(revision);
+    let page = store.load_state_page(&log("payments"), revision, 1, number);
+    page.await.expect("it reads")
+}
+
+pub(crate) async fn state_is_saved_when_all_its_pages_are<E: Engine>() {
+    let engine = E::start().await;
+    let store = engine.open().await;
+    append(&store, &log("payments"), 0, 9).await;
+    let entries = read(&store, &log("payments"), 0).await;
+    let state = StateSnapshot {
+        revision: Revision::new(5),
+        hash: entries[4].hash,
+        format: 1,
+        payload: b"head".to_vec(),
+        pages: 3,
+    };
+    let of_another = page(4, 1);
+    for page in [page(5, 0), page(5, 2), of_another] {
+        store
+            .save_state_page(&log("payments"), page)
+            .await
+            .expect("it saves");
+    }
+    let refused = store.save_state(&log("payments"), state.clone()).await;
+    assert!(
+        matches!(refused, Err(StoreError::IncompleteState { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(load_state(&store, "payments").await, None);
+    let early = StatePage {
+        payload: b"an earlier try".to_vec(),
+        ..page(5, 1)
+    };
+    for page in [early, page(5, 1)] {
+        store
+            .save_state_page(&log("payments"), page)
+            .await
+            .expect("it saves");
+    }
+    store
+        .save_state(&log("payments"), state.clone())
+        .await
+        .expect("it is whole");
+    assert_eq!(load_state(&store, "payments").await, Some(state));
+    for number in 0..3 {
+        assert_eq!(load_page(&store, 5, number).await, Some(page(5, number)));
+    }
+    assert_eq!(load_page(&store, 5, 3).await, None);
+    for (name, revision) in [("payments", 10), ("other", 5)] {
+        let refused = store.save_state_page(&log(name), page(revision, 0)).await;
+        assert!(
+            matches!(refused, Err(StoreError::ForeignState { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+pub(crate) async fn pages_of_older_states_are_removed<E: Engine>() {
+    const PAGES: u32 = 20;
+    let engine = E::start().await;
+    let store = engine.open().await;
+    append(&store, &log("payments"), 0, 9).await;
+    let entries = read(&store, &log("payments"), 0).await;
+    // Of an older state, of the newest one, and of one that is being saved.
+    for revision in [3, 5, 8] {
+        for number in 0..PAGES {
+            store
+                .save_state_page(&log("payments"), page(revision, number))
+                .await
+                .expect("it saves");
+        }
+    }
+    let prune = async || {
+        let pruned = store.prune_state_pages(&log("payments")).await;
+        pruned.expect("it writes")
+    };
+    assert!(!prune().await, "without a state no page is an old one");
+    let state = StateSnapshot {
+        revision: Revision::new(5),
+        hash: entries[4].hash,
+        format: 1,
+        payload: Vec::new(),
+        pages: PAGES,
+    };
+    store
+        .save_state(&log("payments"), state)
+        .await
+        .expect("it saves");
+    while prune().await {}
+    for number in 0..PAGES {
+        assert_eq!(load_page(&store, 3, number).await, None);
+        for revision in [5, 8] {
+            let kept = load_page(&store, revision, number).await;
+            assert_eq!(kept, Some(page(revision, number)));
+        }
     }
 }
 
@@ -763,6 +877,7 @@ pub(crate) async fn reopened_store_has_everything<E: Engine>() {
         hash: head.hash,
         format: 1,
         payload: b"state".to_vec(),
+        pages: 0,
     };
     store
         .save_state(&log("payments"), state.clone())

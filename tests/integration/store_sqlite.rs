@@ -405,7 +405,7 @@ async fn newer_schema_names_both_versions() {
         "{error:?}"
     );
     assert!(
-        message.contains("version 7") && message.contains("version 2"),
+        message.contains("version 7") && message.contains("version 3"),
         "{message}"
     );
     assert!(message.contains("upgrade relatch"), "{message}");

@@ -40,8 +40,13 @@ pub(super) fn log(error: LogError) -> Status {
         error = &error as &dyn std::error::Error,
         "an admin call failed"
     );
+    status(&error)
+}
+
+fn status(error: &LogError) -> Status {
     match error {
-        LogError::Store(error) => store(&error),
+        LogError::Store(error) => store(error),
+        LogError::Shared(error) => status(error),
         LogError::Entry(error) => Status::invalid_argument(error.to_string()),
         LogError::Payload { .. } | LogError::Apply { .. } => Status::data_loss(error.to_string()),
     }

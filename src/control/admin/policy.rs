@@ -98,7 +98,7 @@ fn of_key(served: &ServedKeyring, key_id: KeyId) -> Result<api::PolicyStatus, St
         keyring: served.name().to_string(),
         key_id: key_id.to_string(),
         policy: Some(policy(&state.keyring.policy_of(key))),
-        overridden: overridden(&key.policy),
+        overridden: overridden(key.overrides()),
         revision: state.keyring.revision().get(),
     })
 }

@@ -111,7 +111,7 @@ pub(super) fn consumer(
         consumer: id.to_string(),
         name: consumer.name.clone(),
         created_at: time(Some(consumer.created_at)),
-        key_ids: consumer.keys.iter().map(ToString::to_string).collect(),
+        key_ids: consumer.keys.keys().map(ToString::to_string).collect(),
     }
 }
 

@@ -1,21 +1,19 @@
 //! The fold: one change after the other, each checked against what is there.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use super::{Contents, Keyring};
+use super::{Keyring, KeyringHead};
 use crate::key::{
     change::{Change, OldVersion},
     consumer::{Consumer, Key},
     digest::KeyDigest,
     id::{KeyId, Revision, RotationId, VersionNumber, VersionRef},
-    policy::{PolicyOverrides, RotationPolicy},
+    paged::PagedSet,
+    policy::RotationPolicy,
     record::KeyRecord,
     time::Timestamp,
     version::{KeyVersion, ReinstateError, TransitionError, VersionState},
+    versions::Versions,
 };
 
 /// A log that does not tell a possible history: it was written by a newer relatch, or was tampered with.
@@ -71,6 +69,15 @@ pub enum ApplyError {
     },
 }
 
+/// A version whose record a change has made another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// What sidecars are to be told now.
+    pub record: KeyRecord,
+    /// What they were told before; none of a version that is new.
+    pub former: Option<KeyRecord>,
+}
+
 impl Keyring {
     /// Begins a keyring from the first change of its log.
     ///
@@ -84,7 +91,7 @@ impl Keyring {
                 prefix,
                 allow_imported,
                 help_url,
-            } => Ok(Self::from(Contents {
+            } => Ok(Self::new(KeyringHead {
                 name: name.clone(),
                 prefix: prefix.clone(),
                 allow_imported: *allow_imported,
@@ -92,8 +99,6 @@ impl Keyring {
                 created_at: at,
                 revision: Revision::new(1),
                 policy: RotationPolicy::default(),
-                consumers: BTreeMap::new(),
-                keys: BTreeMap::new(),
                 webhooks: BTreeMap::new(),
             })),
             Change::ConsumerCreated { .. }
@@ -117,7 +122,7 @@ impl Keyring {
         }
     }
 
-    /// Folds the next change in and returns the versions whose records it changed.
+    /// Folds the next change in and returns the versions whose records it changed, each with its former record.
     ///
     /// # Errors
     ///
@@ -127,22 +132,24 @@ impl Keyring {
         revision: Revision,
         at: Timestamp,
         change: &Change,
-    ) -> Result<Vec<VersionRef>, ApplyError> {
-        if revision != self.contents.revision.next() {
+    ) -> Result<Vec<Touched>, ApplyError> {
+        if revision != self.head.revision.next() {
             return Err(ApplyError::Gap {
-                held: self.contents.revision,
+                held: self.head.revision,
                 found: revision,
             });
         }
         let key_id = change.key_id();
-        let before = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
+        let mut before = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
         self.fold(revision, at, change)?;
-        self.contents.revision = revision;
+        Arc::make_mut(&mut self.head).revision = revision;
         let after = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
         Ok(after
-            .iter()
-            .filter(|(which, record)| before.get(which) != Some(*record))
-            .map(|(which, _)| *which)
+            .into_iter()
+            .filter_map(|(version, record)| {
+                let former = before.remove(&version);
+                (former.as_ref() != Some(&record)).then_some(Touched { record, former })
+            })
             .collect())
     }
 
@@ -159,17 +166,15 @@ impl Keyring {
                 kind: change.kind(),
             }),
             Change::ConsumerCreated { consumer, name } => {
-                if self.contents.consumers.contains_key(consumer) {
+                if self.consumers.contains_key(consumer) {
                     return Err(duplicate(revision, "consumer", consumer));
                 }
-                self.contents.consumers.insert(
-                    consumer.clone(),
-                    Consumer {
-                        name: name.clone(),
-                        created_at: at,
-                        keys: BTreeSet::new(),
-                    },
-                );
+                let made = Consumer {
+                    name: name.clone(),
+                    created_at: at,
+                    keys: PagedSet::default(),
+                };
+                self.consumers.insert(consumer.clone(), Arc::new(made));
                 Ok(())
             }
             Change::KeyCreated {
@@ -188,8 +193,8 @@ impl Keyring {
                     imported: *imported,
                     scopes: scopes.clone(),
                     allowed_sources: allowed_sources.clone(),
-                    policy: PolicyOverrides::default(),
-                    versions: BTreeMap::new(),
+                    policy: None,
+                    versions: Versions::default(),
                 };
                 self.insert_key(revision, key, version.digest)?;
                 let state = VersionState::Active { since: at };
@@ -207,7 +212,7 @@ impl Keyring {
                 if key.versions.contains_key(&version.number) {
                     return Err(duplicate(revision, "version", &version.number));
                 }
-                if self.by_digest.contains_key(&version.digest) {
+                if self.find(&version.digest).is_some() {
                     return Err(duplicate(revision, "digest of", key_id));
                 }
                 let state = VersionState::Pending {
@@ -280,39 +285,53 @@ impl Keyring {
                 note,
             } => self.transition(revision, *key_id, *version, |v| Ok(v.told_of(note))),
             Change::KeyringPolicySet { policy } => {
-                self.contents.policy = policy.clone();
-                let all: Vec<VersionRef> = self.by_digest.values().copied().collect();
-                for which in all {
-                    self.index(which);
+                Arc::make_mut(&mut self.head).policy = policy.clone();
+                self.due = PagedSet::default();
+                let keys = self.keys.clone();
+                for (key_id, key) in &keys {
+                    for version in key.versions.keys() {
+                        let key_id = *key_id;
+                        self.index(VersionRef { key_id, version });
+                    }
                 }
                 Ok(())
             }
             Change::KeyPolicySet { key_id, overrides } => {
-                self.expect_key(revision, *key_id)?;
-                let key = self.contents.keys.get_mut(key_id);
-                let key = key.expect("it was looked up");
-                key.policy = overrides.clone();
-                let numbers: Vec<VersionNumber> = key.versions.keys().copied().collect();
-                for version in numbers {
-                    self.index(VersionRef {
-                        key_id: *key_id,
-                        version,
-                    });
+                let numbers: Vec<VersionNumber> = self
+                    .expect_key(revision, *key_id)?
+                    .versions
+                    .keys()
+                    .collect();
+                let versions = numbers.into_iter().map(|version| VersionRef {
+                    key_id: *key_id,
+                    version,
+                });
+                for which in versions.clone() {
+                    self.leave_indexes(which);
+                }
+                let key = self.keys.get_mut(key_id);
+                let key = Arc::make_mut(key.expect("it was looked up"));
+                key.policy = (!overrides.is_empty()).then(|| Arc::new(overrides.clone()));
+                for which in versions {
+                    self.index(which);
                 }
                 Ok(())
             }
             Change::WebhookAdded { webhook } => {
-                if self.contents.webhooks.contains_key(&webhook.id) {
+                if self.webhooks().contains_key(&webhook.id) {
                     return Err(duplicate(revision, "webhook", &webhook.id));
                 }
                 let webhook = webhook.clone();
-                self.contents.webhooks.insert(webhook.id, webhook);
+                let head = Arc::make_mut(&mut self.head);
+                head.webhooks.insert(webhook.id, webhook);
                 Ok(())
             }
-            Change::WebhookRemoved { id } => match self.contents.webhooks.remove(id) {
-                Some(_) => Ok(()),
-                None => Err(unknown(revision, "webhook", id)),
-            },
+            Change::WebhookRemoved { id } => {
+                match Arc::make_mut(&mut self.head).webhooks.remove(id) {
+                    Some(_) => Ok(()),
+                    None => Err(unknown(revision, "webhook", id)),
+                }
+            }
             Change::VersionsRevoked {
                 key_id,
                 versions,
@@ -340,19 +359,17 @@ impl Keyring {
         key: Key,
         digest: KeyDigest,
     ) -> Result<(), ApplyError> {
-        if self.contents.keys.contains_key(&key.id) {
+        if self.keys.contains_key(&key.id) {
             return Err(duplicate(revision, "key", &key.id));
         }
-        if self.by_digest.contains_key(&digest) {
+        if self.find(&digest).is_some() {
             return Err(duplicate(revision, "digest of", &key.id));
         }
-        let owner = self
-            .contents
-            .consumers
-            .get_mut(&key.consumer)
-            .ok_or_else(|| unknown(revision, "consumer", &key.consumer))?;
-        owner.keys.insert(key.id);
-        self.contents.keys.insert(key.id, key);
+        if !self.own(&key) {
+            return Err(unknown(revision, "consumer", &key.consumer));
+        }
+        let key = self.shared.key(key);
+        self.keys.insert(key.id, Arc::new(key));
         Ok(())
     }
 
@@ -415,9 +432,9 @@ impl Keyring {
     }
 
     fn expect_key(&self, revision: Revision, key_id: KeyId) -> Result<&Key, ApplyError> {
-        self.contents
-            .keys
+        self.keys
             .get(&key_id)
+            .map(|key| &**key)
             .ok_or_else(|| unknown(revision, "key", &key_id))
     }
 
@@ -448,8 +465,7 @@ impl Keyring {
     }
 
     fn records_of(&self, key_id: KeyId) -> BTreeMap<VersionRef, KeyRecord> {
-        self.contents
-            .keys
+        self.keys
             .get(&key_id)
             .into_iter()
             .flat_map(|key| key.versions.values().map(|version| key.record(version)))

@@ -17,8 +17,11 @@ impl Keyring {
     pub fn set_policy(&self, parts: &PolicyOverrides) -> Result<Vec<Change>, Refusal> {
         let policy = self.policy().with(&sound(parts)?);
         policy.check().map_err(contradiction)?;
-        for key in self.keys().values().filter(|key| !key.policy.is_empty()) {
-            policy.with(&key.policy).check().map_err(|error| {
+        for key in self.keys().values() {
+            let Some(overrides) = &key.policy else {
+                continue;
+            };
+            policy.with(overrides).check().map_err(|error| {
                 Refusal::Unsafe(format!(
                     "with the departures of key {} the policy would contradict itself: {error}; change that of the key first",
                     key.id
@@ -45,12 +48,16 @@ impl Keyring {
     ) -> Result<Vec<Change>, Refusal> {
         let key = self.key(key_id)?;
         let parts = sound(parts)?;
-        let overrides = if anew { parts } else { parts.over(&key.policy) };
+        let overrides = if anew {
+            parts
+        } else {
+            parts.over(key.overrides())
+        };
         self.policy()
             .with(&overrides)
             .check()
             .map_err(contradiction)?;
-        Ok(if overrides == key.policy {
+        Ok(if overrides == *key.overrides() {
             Vec::new()
         } else {
             vec![Change::KeyPolicySet { key_id, overrides }]

@@ -1,4 +1,4 @@
-//! Logs, their heads and their states.
+//! Logs and their heads.
 
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params, types::Type};
 
@@ -6,8 +6,8 @@ use super::place::Fault;
 use crate::{
     key::{Epoch, Revision, Timestamp},
     store::{
-        Entry, EntryHash, Head, LogName, MAX_PAGE, MAX_PAGE_LEN, NewEntry, StateSnapshot,
-        StoreError, chain, entry::random_epoch,
+        Entry, EntryHash, Head, LogName, MAX_PAGE, MAX_PAGE_LEN, NewEntry, StoreError, chain,
+        entry::random_epoch,
     },
 };
 
@@ -135,56 +135,6 @@ pub(super) fn rotate_epoch(connection: &mut Connection, log: LogName) -> Result<
         .execute(params![log.as_str(), integer(head.epoch.get())])?;
     transaction.commit()?;
     Ok(head)
-}
-
-pub(super) fn save_state(
-    connection: &mut Connection,
-    log: LogName,
-    state: &StateSnapshot,
-) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let revision = integer(state.revision.get());
-    let belongs = transaction
-        .prepare_cached("SELECT 1 FROM entries WHERE log = ?1 AND revision = ?2 AND hash = ?3")?
-        .exists(params![log.as_str(), revision, state.hash.as_bytes()])?;
-    if !belongs {
-        let revision = state.revision;
-        return Err(StoreError::ForeignState { log, revision }.into());
-    }
-    transaction
-        .prepare_cached(
-            "INSERT INTO states (log, revision, hash, format, payload) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (log) DO UPDATE SET revision = excluded.revision, hash = excluded.hash,
-                 format = excluded.format, payload = excluded.payload
-             WHERE (excluded.revision, excluded.format) > (states.revision, states.format)",
-        )?
-        .execute(params![
-            log.as_str(),
-            revision,
-            state.hash.as_bytes(),
-            state.format,
-            state.payload,
-        ])?;
-    transaction.commit()?;
-    Ok(())
-}
-
-pub(super) fn load_state(
-    connection: &Connection,
-    log: &LogName,
-) -> Result<Option<StateSnapshot>, Fault> {
-    let state = connection
-        .prepare_cached("SELECT revision, hash, format, payload FROM states WHERE log = ?1")?
-        .query_row([log.as_str()], |row| {
-            Ok(StateSnapshot {
-                revision: Revision::new(number(row, 0)?),
-                hash: EntryHash::new(row.get(1)?),
-                format: row.get(2)?,
-                payload: row.get(3)?,
-            })
-        })
-        .optional()?;
-    Ok(state)
 }
 
 pub(super) fn ping(connection: &Connection) -> Result<(), Fault> {

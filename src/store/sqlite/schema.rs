@@ -9,13 +9,13 @@ use crate::store::StoreError;
 const APPLICATION_ID: i32 = 0x726c_6368;
 
 /// The version of the tables: that of [`TABLES`] and one more for each of [`UPGRADES`].
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The version of [`TABLES`].
 const FIRST_VERSION: u32 = 1;
 
 /// What made each later version of the one before it. A version that was released is never edited.
-const UPGRADES: &[&[&str]] = &[&[DELIVERIES, USAGE]];
+const UPGRADES: &[&[&str]] = &[&[DELIVERIES, USAGE], &[STATE_PAGES]];
 
 /// Version 1. Times are milliseconds since the Unix epoch. The triggers stand against accidents; against intent stands the chain.
 const TABLES: &str = "
@@ -96,6 +96,20 @@ const USAGE: &str = "
 
     ALTER TABLE presence ADD COLUMN complete_until INTEGER;
     ALTER TABLE presence ADD COLUMN gone_at INTEGER;
+";
+
+/// Version 3: states in pages.
+const STATE_PAGES: &str = "
+    ALTER TABLE states ADD COLUMN pages INTEGER NOT NULL DEFAULT 0 CHECK (pages >= 0);
+
+    CREATE TABLE state_pages (
+        log      TEXT NOT NULL REFERENCES logs (name),
+        revision INTEGER NOT NULL CHECK (revision > 0),
+        format   INTEGER NOT NULL CHECK (format >= 0),
+        number   INTEGER NOT NULL CHECK (number >= 0),
+        payload  BLOB NOT NULL,
+        PRIMARY KEY (log, revision, format, number)
+    ) STRICT;
 ";
 
 /// Version 2: what is to be told to webhooks, and how far each log was turned into it.

@@ -1,0 +1,72 @@
+//! Those who are to be woken when a keyring changes.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::Notify;
+
+/// The bells that a change rings. Each is somebody's own, who may have it rung by several keyrings.
+#[derive(Debug, Default)]
+pub struct Bells(Mutex<Vec<Weak<Notify>>>);
+
+impl Bells {
+    /// Rings `bell` with every change from now on, for as long as somebody holds it.
+    pub fn join(&self, bell: &Arc<Notify>) {
+        let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if bells.len() == bells.capacity() {
+            // Where nothing changes, those who come and go must not pile up.
+            bells.retain(|bell| bell.strong_count() > 0);
+        }
+        bells.push(Arc::downgrade(bell));
+    }
+
+    /// Wakes everybody; who is not waiting at the moment will not wait the next time.
+    pub fn ring(&self) {
+        let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bells.retain(|bell| match bell.upgrade() {
+            Some(bell) => {
+                bell.notify_one();
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn has_rung(bell: &Notify) -> bool {
+        bell.notified().now_or_never().is_some()
+    }
+
+    #[test]
+    fn everybody_is_woken_once_by_a_change() {
+        let (bells, others) = (Bells::default(), Bells::default());
+        let [one, other] = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        bells.join(&one);
+        bells.join(&other);
+        others.join(&other);
+        bells.ring();
+        assert!(has_rung(&one) && has_rung(&other));
+        assert!(!has_rung(&one) && !has_rung(&other));
+        others.ring();
+        assert!(!has_rung(&one) && has_rung(&other));
+    }
+
+    #[test]
+    fn who_is_gone_is_forgotten() {
+        let bells = Bells::default();
+        let kept = Arc::new(Notify::new());
+        bells.join(&kept);
+        for _ in 0..10_000 {
+            bells.join(&Arc::new(Notify::new()));
+        }
+        let held = bells.0.lock().expect("nobody panics").len();
+        assert!(held < 100, "{held} are held");
+        bells.ring();
+        assert!(has_rung(&kept));
+    }
+}

@@ -1,0 +1,200 @@
+//! The last revisions of a keyring, encoded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::key::Revision;
+
+/// The last revisions without a gap, as many as are kept. Clones share them: a new one costs a copy of the last block.
+#[derive(Clone, Debug, Default)]
+pub struct Steps {
+    /// The steps of revisions `n * BLOCK` to `(n + 1) * BLOCK - 1`, for consecutive `n`. Only the first block may lack
+    /// steps at its beginning, and only the last one at its end.
+    blocks: Vec<Arc<Block>>,
+    bytes: usize,
+}
+
+/// One revision, encoded.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The revision to which it leads.
+    pub revision: Revision,
+    /// A serialized delta.
+    pub delta: Bytes,
+    /// Serialized revocations, where the delta has any.
+    pub revocations: Option<Bytes>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Block {
+    steps: Vec<Step>,
+    bytes: usize,
+    /// Whether any of them revokes something.
+    revokes: bool,
+}
+
+/// So many of the last revisions are kept, unless they are too large. A sidecar that was away for longer takes a snapshot.
+pub const KEPT: u64 = 8_192;
+/// How many revisions a block has.
+const BLOCK: u64 = 64;
+/// How many blocks are kept at most: the last one is rarely full.
+const MAX_BLOCKS: usize = (KEPT / BLOCK) as usize + 1;
+/// The same in bytes: what all streams of a keyring share, however slow their readers are.
+const MAX_BYTES: usize = 16 << 20;
+
+impl Steps {
+    /// Adds the step that follows the last one.
+    pub fn push(&mut self, step: Step) {
+        let begins_block = step.revision.get().is_multiple_of(BLOCK);
+        if begins_block || self.blocks.is_empty() {
+            self.blocks.push(Arc::default());
+        }
+        let Some(block) = self.blocks.last_mut() else {
+            return;
+        };
+        let block = Arc::make_mut(block);
+        let len = step.len();
+        block.bytes += len;
+        block.revokes |= step.revocations.is_some();
+        block.steps.push(step);
+        self.bytes += len;
+        self.drop_old();
+    }
+
+    /// The step that leads to `revision`, if it is kept.
+    #[must_use]
+    pub fn get(&self, revision: Revision) -> Option<&Step> {
+        let (block, step) = self.place(revision)?;
+        self.blocks.get(block)?.steps.get(step)
+    }
+
+    /// The first step from `revision` on that revokes something, as far as steps are kept.
+    #[must_use]
+    pub fn first_revocation(&self, revision: Revision) -> Option<&Step> {
+        let oldest = self.oldest()?;
+        let (first, skipped) = self.place(revision.max(oldest))?;
+        let rest = self.blocks.get(first..)?.iter().enumerate();
+        rest.filter(|(_, block)| block.revokes)
+            .flat_map(|(number, block)| {
+                let skipped = if number == 0 { skipped } else { 0 };
+                block.steps.iter().skip(skipped)
+            })
+            .find(|step| step.revocations.is_some())
+    }
+
+    fn drop_old(&mut self) {
+        let mut surplus = 0;
+        // The last block stays: a change of any size reaches those who follow.
+        while surplus + 1 < self.blocks.len()
+            && (self.blocks.len() - surplus > MAX_BLOCKS || self.bytes > MAX_BYTES)
+        {
+            self.bytes -= self.blocks[surplus].bytes;
+            surplus += 1;
+        }
+        self.blocks.drain(..surplus);
+    }
+
+    fn oldest(&self) -> Option<Revision> {
+        Some(self.blocks.first()?.steps.first()?.revision)
+    }
+
+    /// Where the step of `revision` is, or will be; none when it is before the oldest one.
+    fn place(&self, revision: Revision) -> Option<(usize, usize)> {
+        let oldest = self.oldest()?.get();
+        let revision = revision.get();
+        if revision < oldest {
+            return None;
+        }
+        let block = revision / BLOCK;
+        let begin = (block * BLOCK).max(oldest);
+        let block = usize::try_from(block - oldest / BLOCK).ok()?;
+        Some((block, usize::try_from(revision - begin).ok()?))
+    }
+}
+
+impl Step {
+    fn len(&self) -> usize {
+        self.delta.len() + self.revocations.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(revision: u64, bytes: usize, revokes: bool) -> Step {
+        Step {
+            revision: Revision::new(revision),
+            delta: vec![0; bytes].into(),
+            revocations: revokes.then(Bytes::new),
+        }
+    }
+
+    fn steps(revisions: std::ops::Range<u64>, revoking: &[u64]) -> Steps {
+        let mut steps = Steps::default();
+        for revision in revisions {
+            steps.push(step(revision, 1, revoking.contains(&revision)));
+        }
+        steps
+    }
+
+    fn revision(number: u64) -> Revision {
+        Revision::new(number)
+    }
+
+    #[test]
+    fn every_step_is_found_by_its_revision() {
+        for first in [1, 63, 64, 65, 1_000] {
+            let end = first + 200;
+            let steps = steps(first..end, &[]);
+            for number in first..end {
+                let found = steps.get(revision(number)).map(|step| step.revision.get());
+                assert_eq!(found, Some(number));
+            }
+            assert!(steps.get(revision(first - 1)).is_none());
+            assert!(steps.get(revision(end)).is_none());
+        }
+        assert!(Steps::default().get(revision(1)).is_none());
+    }
+
+    #[test]
+    fn the_next_revocation_is_found() {
+        let steps = steps(30..300, &[40, 63, 64, 250]);
+        for (from, found) in [
+            (0, Some(40)),
+            (40, Some(40)),
+            (41, Some(63)),
+            (64, Some(64)),
+            (65, Some(250)),
+            (251, None),
+            (1_000, None),
+        ] {
+            let step = steps.first_revocation(revision(from));
+            assert_eq!(step.map(|step| step.revision.get()), found, "from {from}");
+        }
+    }
+
+    #[test]
+    fn revisions_and_bytes_are_bounded() {
+        let many = steps(1..20_000, &[]);
+        assert!(many.get(revision(20_000 - 8_192)).is_some());
+        assert!(many.get(revision(20_000 - 8_192 - 2 * BLOCK)).is_none());
+        let mut large = Steps::default();
+        for number in 1..1_000 {
+            large.push(step(number, 1 << 20, false));
+        }
+        assert!(large.bytes <= MAX_BYTES + (64 << 20), "{}", large.bytes);
+        assert!(large.get(revision(999)).is_some());
+    }
+
+    #[test]
+    fn a_clone_stays_as_it_was() {
+        let mut steps = steps(1..100, &[]);
+        let before = steps.clone();
+        steps.push(step(100, 1, true));
+        assert!(before.get(revision(100)).is_none());
+        assert!(before.first_revocation(revision(1)).is_none());
+        assert!(steps.get(revision(100)).is_some());
+    }
+}
