@@ -608,3 +608,6 @@ pub fn entry<S: State>(change: &S::Change, actor: &str, at: Timestamp) -> NewEnt
         payload: serde_json::to_vec(change).expect("a change has no map with other keys than text"),
     }
 }
+
+#[cfg(test)]
+mod tests;

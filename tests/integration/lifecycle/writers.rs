@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use relatch::proto::admin::{CreateKeyRequest, IssuedKey, admin_client::AdminClient};
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 use tonic::{
     Request,
     metadata::{Ascii, MetadataValue},
@@ -12,6 +12,7 @@ use tonic::{
 };
 
 use super::deployment::{CONSUMER, Control, KEYRING, Sidecar, Verdict};
+use crate::support::eventually::{DEADLINE, within};
 
 const WRITERS: usize = 8;
 const KEYS_EACH: usize = 8;
@@ -54,6 +55,81 @@ async fn concurrent_writers_leave_no_gap_and_sidecars_miss_nothing() {
     assert_eq!(sidecar.logged("snapshot applied"), 1);
     let keyring: Value = control.json(&["keyring", "show", KEYRING]).await;
     assert_eq!(keyring["keys"], written + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_in_the_middle_of_a_storm_of_commits_loses_none_that_was_answered() {
+    const KILLS: usize = 3;
+    /// Enough that several transactions of several commits each are behind.
+    const ANSWERED: usize = 40;
+    let mut control = Control::start().await;
+    control.create_key().await;
+    let token = std::fs::read_to_string(control.plane.token_file()).expect("it is there");
+    let token: MetadataValue<Ascii> = format!("Bearer {token}").parse().expect("ASCII");
+    let mut answered = Vec::new();
+    for _ in 0..KILLS {
+        let uri = format!("http://{}", control.plane.admin());
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let mut writers = JoinSet::new();
+        for _ in 0..WRITERS {
+            writers.spawn(write_until_it_fails(
+                uri.clone(),
+                token.clone(),
+                tell.clone(),
+            ));
+        }
+        drop(tell);
+        for _ in 0..ANSWERED {
+            let key = within(DEADLINE, "an answer", told.recv()).await;
+            answered.push(key.expect("the writers go on"));
+        }
+        control.plane.kill().await;
+        writers.join_all().await;
+        while let Ok(key) = told.try_recv() {
+            answered.push(key);
+        }
+        control.plane.restart().await;
+    }
+    assert_eq!(control.json(&["audit", "verify"]).await[1]["intact"], true);
+    let revisions: BTreeSet<u64> = answered.iter().map(|key| key.revision).collect();
+    assert_eq!(
+        revisions.len(),
+        answered.len(),
+        "two commits were answered alike"
+    );
+    let list = ["audit", "list", "--keyring", KEYRING, "--limit", "1000"];
+    let log = control.json(&list).await;
+    let log = log.as_array().expect("entries");
+    for key in &answered {
+        let entry = log.iter().find(|entry| entry["revision"] == key.revision);
+        let entry = entry.expect("what was answered is in the log");
+        assert_eq!(entry["payload"]["key_id"], key.key_id, "{entry}");
+    }
+}
+
+/// Makes keys one after another, and tells of each that was answered, until the control plane is gone.
+async fn write_until_it_fails(
+    uri: String,
+    token: MetadataValue<Ascii>,
+    tell: mpsc::UnboundedSender<IssuedKey>,
+) {
+    let channel = Channel::from_shared(uri).expect("an address");
+    let mut admin = AdminClient::new(channel.connect().await.expect("it listens"));
+    loop {
+        let mut request = Request::new(CreateKeyRequest {
+            keyring: KEYRING.to_owned(),
+            consumer: CONSUMER.to_owned(),
+            ..CreateKeyRequest::default()
+        });
+        request
+            .metadata_mut()
+            .insert("authorization", token.clone());
+        let Ok(answer) = admin.create_key(request).await else {
+            return;
+        };
+        // Who listened has seen enough.
+        let _ = tell.send(answer.into_inner());
+    }
 }
 
 /// Makes keys one after another on a connection of its own.
