@@ -412,7 +412,7 @@ impl Catalog {
     }
 
     fn wake(&self, changed: &ServedKeyring) {
-        changed.bells().ring();
+        changed.ring();
         self.changes
             .send_modify(|count| *count = count.wrapping_add(1));
     }

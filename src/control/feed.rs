@@ -29,8 +29,9 @@ pub struct EncodedSnapshot {
     pub chunks: Vec<Bytes>,
 }
 
-/// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little.
-const MAX_CHUNK: usize = 1 << 20;
+/// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little, and so that a thousand
+/// streams that are sent one at the same time hold little: each has a copy of the chunk that is on its way.
+const MAX_CHUNK: usize = 64 << 10;
 
 impl Feed {
     /// The feed of a keyring as it is; nobody can resume before that.
@@ -42,7 +43,8 @@ impl Feed {
             recent: Steps::default(),
         };
         for record in keyring.records() {
-            feed.count(None, &item::encode(&record));
+            let hash = item::hash_record(&item::encode_record(&record));
+            feed.set_digest = feed.set_digest.wrapping_add(hash);
         }
         feed
     }
@@ -68,7 +70,7 @@ impl Feed {
         };
         for Touched { record, former } in touched {
             let item = item::encode(record);
-            self.count(former.as_ref(), &item);
+            self.replace(former.as_ref(), &item);
             match record.state {
                 KeyState::Revoked => delta.revocations.push(item),
                 KeyState::Pending | KeyState::Active | KeyState::Retiring | KeyState::Retired => {
@@ -145,8 +147,9 @@ impl Feed {
     }
 
     /// Counts an item in the place of its former self.
-    fn count(&mut self, former: Option<&KeyRecord>, item: &wire::Item) {
-        let former = former.map_or(0, |former| item::hash(&item::encode(former)));
+    fn replace(&mut self, former: Option<&KeyRecord>, item: &wire::Item) {
+        let former = former.map(item::encode_record);
+        let former = former.map_or(0, |former| item::hash_record(&former));
         let hash = item::hash(item);
         self.set_digest = self.set_digest.wrapping_sub(former).wrapping_add(hash);
     }

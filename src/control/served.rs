@@ -29,6 +29,8 @@ pub struct ServedKeyring {
     snapshot: Mutex<Cached>,
     /// Those of the streams that follow it.
     bells: Bells,
+    /// The revision that they were rung for.
+    rung: AtomicU64,
     /// How many items an operator confirmed for a snapshot that shrinks; 0 for none.
     confirmed_items: AtomicU64,
 }
@@ -65,6 +67,7 @@ impl ServedKeyring {
             journal,
             snapshot: Mutex::default(),
             bells: Bells::default(),
+            rung: AtomicU64::new(0),
             confirmed_items: AtomicU64::new(0),
         }
     }
@@ -131,6 +134,14 @@ impl ServedKeyring {
     #[must_use]
     pub const fn bells(&self) -> &Bells {
         &self.bells
+    }
+
+    /// Rings for the newest revision, once: of commits that were written together the first one wakes everybody.
+    pub fn ring(&self) {
+        let newest = self.revision().get();
+        if self.rung.fetch_max(newest, Ordering::AcqRel) < newest {
+            self.bells.ring();
+        }
     }
 
     /// The whole keyring, encoded anew only when there is no snapshot at `least` or later from which the feed leads on.
