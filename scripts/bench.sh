@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/bench.sh [--rounds N] [--requests N] [--keys N] [--report FILE] [--micro]
+Usage: scripts/bench.sh --swarm [--streams N] [--start-keys N] [...]
+       scripts/bench.sh [--rounds N] [--requests N] [--keys N] [--report FILE] [--micro]
 
 Compares the processor time, the rate and the latency of a Check with two baselines.
 
@@ -16,6 +17,8 @@ Compares the processor time, the rate and the latency of a Check with two baseli
   --keys N       keys in the sidecar's keyring (1000)
   --report FILE  where the figures are written as JSON (target/bench/check.json)
   --micro        run the micro-benchmarks too, after the comparison
+  --swarm        measure the control plane instead, with simulated sidecars and many keys; docs/scaling.md says what,
+                 and --swarm --help which further arguments there are
   --help         print this
 USAGE
 }
@@ -36,6 +39,11 @@ install_h2load() {
     "${sudo[@]}" apt-get update --quiet
     "${sudo[@]}" apt-get install --yes --quiet --no-install-recommends nghttp2-client
 }
+
+if [[ ${1:-} == --swarm ]]; then
+    shift
+    exec cargo bench --locked --bench swarm -- "$@"
+fi
 
 micro=no
 arguments=()

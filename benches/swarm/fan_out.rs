@@ -41,7 +41,7 @@ pub(crate) struct FanOut {
 const KEYRING: &str = "bench";
 /// How many operators write at once.
 const WRITERS: [usize; 3] = [1, 8, 64];
-/// After this long without news, memory is what streams need at rest.
+/// After this long without news every stream has had a heartbeat, and its memory is what it needs at rest.
 const AT_REST: Duration = Duration::from_secs(6);
 
 impl FanOut {
@@ -75,6 +75,13 @@ impl FanOut {
         report.add(
             format!("first connection of {all}, each with a snapshot, ms"),
             &[millis(began.elapsed())],
+        )?;
+        let counts = swarm.counts();
+        let mut admin = control.admin().await?;
+        let items = counts.snapshots * writers::keys(&mut admin, KEYRING).await?;
+        report.add(
+            "bytes of a key in a snapshot",
+            &[ratio(counts.snapshot_bytes, items)],
         )?;
         tokio::time::sleep(AT_REST).await;
         let with = control.memory()?.resident;
@@ -121,6 +128,7 @@ impl FanOut {
     ) -> Result<()> {
         let mut admin = control.admin().await?;
         let mut head = writers::revision(&mut admin, KEYRING).await?;
+        let before = swarm.counts().change_bytes;
         let (mut by_swarm, mut by_control) = (Vec::new(), Vec::new());
         for key_id in keys.iter().take(self.revocations as usize) {
             head += 1;
@@ -135,6 +143,13 @@ impl FanOut {
             by_swarm.push(millis(last.duration_since(began)));
             by_control.push(millis(revoked.propagation));
         }
+        swarm.all_applied(head).await?;
+        let bytes = swarm.counts().change_bytes - before;
+        let each = u64::from(self.revocations) * swarm.size() as u64;
+        report.add(
+            "bytes of a revocation and its delta to one sidecar",
+            &[ratio(bytes, each)],
+        )?;
         let all = format!("all {} sidecars", swarm.size());
         for (values, from) in [
             (&by_swarm, "from the call of revoke until it was known to"),
@@ -152,6 +167,8 @@ impl FanOut {
                 let (mut times, mut peaks) = (Vec::new(), Vec::new());
                 let before = swarm.counts();
                 for _ in 0..self.cuts {
+                    // Until a heartbeat has come, a simulated sidecar does not know the digest of what it holds.
+                    tokio::time::sleep(AT_REST).await;
                     control.forget_peak()?;
                     times.push(millis(swarm.cut(jitter, forget).await?));
                     peaks.push(mebibytes(control.memory()?.peak));
@@ -180,4 +197,9 @@ impl FanOut {
 
 fn per_cut(count: u64, cuts: f64) -> Result<f64> {
     Ok(f64::from(u32::try_from(count)?) / cuts)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn ratio(of: u64, to: u64) -> f64 {
+    of as f64 / to as f64
 }

@@ -10,9 +10,8 @@ use ::relatch::{
     clock::Clock,
     discovery::backoff,
     proto::discovery::{
-        Ack, ControlMessage, Delta, Goodbye, Hello, Node, Revocations, SidecarMessage,
-        SnapshotChunk, Subscription, Usage, control_message,
-        keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+        Ack, ControlMessage, Goodbye, Hello, Node, SidecarMessage, Subscription, Usage,
+        control_message, keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
     },
 };
 use anyhow::{Result, ensure};
@@ -48,6 +47,39 @@ pub(crate) struct Held {
     set_digest: u64,
     /// The sequence of the last report of uses.
     sequence: u64,
+}
+
+/// What a sidecar without keys needs of a `SnapshotChunk`; the items are passed over.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Chunk {
+    #[prost(uint64, tag = "3")]
+    revision: u64,
+    #[prost(uint64, tag = "4")]
+    nonce: u64,
+    #[prost(bool, tag = "6")]
+    last: bool,
+    #[prost(fixed64, tag = "8")]
+    set_digest: u64,
+}
+
+/// The same of a `Delta`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Step {
+    #[prost(uint64, tag = "3")]
+    prev_revision: u64,
+    #[prost(uint64, tag = "4")]
+    revision: u64,
+    #[prost(uint64, tag = "5")]
+    nonce: u64,
+}
+
+/// The same of `Revocations`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Revoked {
+    #[prost(uint64, tag = "3")]
+    revision: u64,
+    #[prost(uint64, tag = "4")]
+    nonce: u64,
 }
 
 /// Why a stream is over.
@@ -179,7 +211,8 @@ impl Sidecar {
                 Ok(None)
             }
             Heard::Snapshot(chunk) => {
-                let chunk = SnapshotChunk::decode(chunk)?;
+                self.board.heard_chunk(chunk.len());
+                let chunk = Chunk::decode(chunk)?;
                 if !chunk.last {
                     return Ok(None);
                 }
@@ -190,7 +223,8 @@ impl Sidecar {
                 Ok(Some(self.ack(chunk.nonce)))
             }
             Heard::Delta(delta) => {
-                let delta = Delta::decode(delta)?;
+                self.board.heard_change(delta.len());
+                let delta = Step::decode(delta)?;
                 ensure!(
                     delta.prev_revision == self.held.revision,
                     "a delta leads on from {}, and {} is held",
@@ -203,7 +237,8 @@ impl Sidecar {
                 Ok(Some(self.ack(delta.nonce)))
             }
             Heard::Revocations(revocations) => {
-                let revocations = Revocations::decode(revocations)?;
+                self.board.heard_change(revocations.len());
+                let revocations = Revoked::decode(revocations)?;
                 self.know_revoked(revocations.revision);
                 Ok(Some(self.ack(revocations.nonce)))
             }

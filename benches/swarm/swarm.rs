@@ -52,6 +52,10 @@ pub(crate) struct Board {
     deltas: AtomicU64,
     snapshots: AtomicU64,
     failures: AtomicU64,
+    /// Of deltas and revocations, without the frames around them.
+    change_bytes: AtomicU64,
+    /// Of chunks of snapshots.
+    snapshot_bytes: AtomicU64,
     news: Notify,
 }
 
@@ -70,6 +74,8 @@ pub(crate) struct Counts {
     pub(crate) deltas: u64,
     pub(crate) snapshots: u64,
     pub(crate) failures: u64,
+    pub(crate) change_bytes: u64,
+    pub(crate) snapshot_bytes: u64,
 }
 
 /// From one address come fewer connections than Linux has ephemeral ports (28,232).
@@ -118,6 +124,8 @@ impl Swarm {
             deltas: self.board.deltas.load(Ordering::Relaxed),
             snapshots: self.board.snapshots.load(Ordering::Relaxed),
             failures: self.board.failures.load(Ordering::Relaxed),
+            change_bytes: self.board.change_bytes.load(Ordering::Relaxed),
+            snapshot_bytes: self.board.snapshot_bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -217,6 +225,8 @@ impl Board {
             deltas: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            change_bytes: AtomicU64::new(0),
+            snapshot_bytes: AtomicU64::new(0),
             news: Notify::new(),
         }
     }
@@ -237,6 +247,17 @@ impl Board {
     /// A sidecar could not connect, or its stream broke by itself.
     pub(crate) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A sidecar was told of a change in so many bytes.
+    pub(crate) fn heard_change(&self, bytes: usize) {
+        self.change_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A sidecar was sent so many bytes of a snapshot.
+    pub(crate) fn heard_chunk(&self, bytes: usize) {
+        self.snapshot_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// A sidecar has taken a whole snapshot.

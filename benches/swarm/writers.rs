@@ -5,7 +5,9 @@ use std::time::Duration;
 use ::relatch::{
     cli::connection::Admin,
     key::KeyId,
-    proto::admin::{CreateKeyRequest, ListKeyringsRequest, RevokeRequest, revoke_request::Which},
+    proto::admin::{
+        CreateKeyRequest, Keyring, ListKeyringsRequest, RevokeRequest, revoke_request::Which,
+    },
 };
 use anyhow::{Context as _, Result, ensure};
 use tokio::{task::JoinSet, time::Instant};
@@ -104,11 +106,23 @@ async fn make_key(admin: &mut Admin, keyring: &str) -> Result<u64> {
 ///
 /// When there is no such keyring.
 pub(crate) async fn revision(admin: &mut Admin, keyring: &str) -> Result<u64> {
+    Ok(of_keyring(admin, keyring).await?.revision)
+}
+
+/// The number of keys in a keyring.
+///
+/// # Errors
+///
+/// When there is no such keyring.
+pub(crate) async fn keys(admin: &mut Admin, keyring: &str) -> Result<u64> {
+    Ok(of_keyring(admin, keyring).await?.keys)
+}
+
+async fn of_keyring(admin: &mut Admin, keyring: &str) -> Result<Keyring> {
     let keyrings = admin.list_keyrings(ListKeyringsRequest::default()).await?;
-    let keyrings = keyrings.into_inner().keyrings;
-    let mut keyrings = keyrings.iter();
+    let mut keyrings = keyrings.into_inner().keyrings.into_iter();
     let found = keyrings.find(|held| held.name == keyring);
-    Ok(found.context("the keyring is not served")?.revision)
+    found.context("the keyring is not served")
 }
 
 /// Revokes a key and waits until every live sidecar has it.

@@ -283,14 +283,14 @@ impl Catalog {
 
     async fn serve(&self, name: KeyringName, epoch: Epoch) -> Result<Arc<ServedKeyring>, LogError> {
         let log = LogName::Keyring(name.clone());
-        let (state, hash) = self.load(&log, &name, epoch).await?;
+        let (folded, saved) = self.load(&log, &name, epoch).await?;
         let journal = Journal::open(
             Arc::clone(&self.store),
             self.clock.clone(),
             log,
             epoch,
-            state,
-            hash,
+            folded,
+            saved,
         )
         .await?;
         let served = Arc::new(ServedKeyring::new(journal, self.pepper.for_keyring(&name)));
@@ -315,23 +315,24 @@ impl Catalog {
     }
 
     /// A keyring as of its last saved state, else of its first change, and followed to its head, with the last of its
-    /// changes encoded for sidecars that resume.
+    /// changes encoded for sidecars that resume. The revision of the saved state, if there is one, comes with it.
     async fn load(
         &self,
         log: &LogName,
         name: &KeyringName,
         epoch: Epoch,
-    ) -> Result<(FedKeyring, EntryHash), LogError> {
-        let (keyring, hash) = match self.load_saved(log, name).await? {
-            Some(saved) => saved,
-            None => self.load_first(log).await?,
+    ) -> Result<((FedKeyring, EntryHash), Revision), LogError> {
+        let (saved, (keyring, hash)) = match self.load_saved(log, name).await? {
+            Some(folded) => (folded.0.revision(), folded),
+            None => (Revision::default(), self.load_first(log).await?),
         };
         let head = self.store.head(log).await?;
         let head = head.map_or(Revision::default(), |head| head.revision);
         let until = Revision::new(head.get().saturating_sub(steps::KEPT));
         let (keyring, hash) = journal::follow(&*self.store, log, keyring, hash, until).await?;
         let fed = task::spawn_blocking(move || FedKeyring::from_keyring(epoch, keyring));
-        Ok((fed.await.map_err(|_| StoreError::Closing)?, hash))
+        let fed = fed.await.map_err(|_| StoreError::Closing)?;
+        Ok(((fed, hash), saved))
     }
 
     async fn load_first(&self, log: &LogName) -> Result<(Keyring, EntryHash), LogError> {

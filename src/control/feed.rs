@@ -30,8 +30,9 @@ pub struct EncodedSnapshot {
 }
 
 /// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little, and so that a thousand
-/// streams that are sent one at the same time hold little: each has a copy of the chunk that is on its way.
-const MAX_CHUNK: usize = 64 << 10;
+/// streams that are sent one at the same time hold little: each has a copy of the chunk that is on its way, and keeps a
+/// buffer of that size.
+const MAX_CHUNK: usize = 32 << 10;
 
 impl Feed {
     /// The feed of a keyring as it is; nobody can resume before that.

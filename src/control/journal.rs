@@ -201,7 +201,8 @@ const SAVE_EVERY: u64 = 1_000;
 const SAVE_SHARE: u64 = 10;
 
 impl<S: State> Journal<S> {
-    /// Takes a state that was folded from the log up to the entry with `hash`, and folds the rest in.
+    /// Takes a state that was folded from the log up to the entry with `hash`, and folds the rest in. `saved` is the
+    /// revision of the newest saved state; 0 when there is none.
     ///
     /// # Errors
     ///
@@ -211,8 +212,8 @@ impl<S: State> Journal<S> {
         clock: Clock,
         log: LogName,
         epoch: Epoch,
-        state: S,
-        hash: EntryHash,
+        (state, hash): (S, EntryHash),
+        saved: Revision,
     ) -> Result<Self, LogError> {
         let ahead = Ahead {
             state: state.clone(),
@@ -226,7 +227,7 @@ impl<S: State> Journal<S> {
                 epoch,
                 store,
                 clock,
-                saved: AtomicU64::new(state.revision().get()),
+                saved: AtomicU64::new(saved.get()),
                 folded: ArcSwap::from_pointee(Folded { state, hash }),
                 ahead: Mutex::new(ahead),
                 turn: tokio::sync::Mutex::new(()),

@@ -221,7 +221,7 @@ impl State for Keyring {
         at: Timestamp,
         change: &Change,
     ) -> Result<(), ApplyError> {
-        self.apply(revision, at, change).map(drop)
+        self.advance(revision, at, change)
     }
 }
 

@@ -133,8 +133,15 @@ impl Tokens {
         let book = TokenBook::default();
         let epoch = Epoch::default();
         let log = LogName::Control;
-        let journal =
-            Journal::open(store, clock.clone(), log, epoch, book, EntryHash::ZERO).await?;
+        let journal = Journal::open(
+            store,
+            clock.clone(),
+            log,
+            epoch,
+            (book, EntryHash::ZERO),
+            Revision::default(),
+        )
+        .await?;
         Ok(Self {
             journal,
             pepper: pepper.for_admin_tokens(),

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    num::NonZeroU64,
     str::FromStr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -9,8 +10,10 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A point on the wall clock in whole milliseconds since the Unix epoch; written as RFC 3339 in UTC.
+///
+/// It holds one more than its milliseconds, so that a time which may be absent takes no more room: keys have many.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(i64);
+pub struct Timestamp(NonZeroU64);
 
 /// A half-open window `[not_before, expires_at)`; an absent end is unbounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -47,39 +50,40 @@ impl Timestamp {
     /// The instant `millis` milliseconds after the Unix epoch, held within the years 1970 to 9999.
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
-        if millis < 0 {
-            Self(0)
+        let held = if millis < 0 {
+            0
         } else if millis > MAX_MILLIS {
-            Self(MAX_MILLIS)
+            MAX_MILLIS
         } else {
-            Self(millis)
-        }
+            millis
+        };
+        Self(NonZeroU64::MIN.saturating_add(held.unsigned_abs()))
     }
 
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub const fn as_millis(self) -> i64 {
-        self.0
+        (self.0.get() - 1).cast_signed()
     }
 
     /// The instant `duration` later, held at the end of the year 9999.
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        Self::from_millis(self.0.saturating_add(millis))
+        Self::from_millis(self.as_millis().saturating_add(millis))
     }
 
     /// The instant `duration` earlier, held at the beginning of the year 1970.
     #[must_use]
     pub fn saturating_sub(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        Self::from_millis(self.0.saturating_sub(millis))
+        Self::from_millis(self.as_millis().saturating_sub(millis))
     }
 
     /// The time since `earlier`; zero when that lies ahead.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
-        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+        Duration::from_millis(self.0.get().saturating_sub(earlier.0.get()))
     }
 }
 
@@ -115,7 +119,7 @@ impl From<SystemTime> for Timestamp {
 
 impl From<Timestamp> for SystemTime {
     fn from(time: Timestamp) -> Self {
-        UNIX_EPOCH + Duration::from_millis(u64::try_from(time.0).unwrap_or(0))
+        UNIX_EPOCH + Duration::from_millis(time.0.get() - 1)
     }
 }
 

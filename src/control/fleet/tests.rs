@@ -36,7 +36,11 @@ fn fleet() -> (Fleet, crate::clock::ManualClock) {
 }
 
 fn barrier(fleet: &Fleet, target: Target) -> Barrier {
-    fleet.barrier(&testing::keyring_name(), Epoch::new(1), target)
+    let (name, epoch) = (testing::keyring_name(), Epoch::new(1));
+    let barrier = fleet.barrier(&name, epoch, target);
+    let (reached, all) = fleet.reached(&name, epoch, target);
+    assert_eq!((reached, all), (barrier.applied, barrier.total));
+    barrier
 }
 
 fn staged() -> VersionRef {
@@ -195,6 +199,51 @@ async fn recorded(fleet: &Fleet, dir: &tempfile::TempDir) -> Vec<PresenceRow> {
     let store = store.expect("it opens");
     fleet.record(&store).await.expect("it writes");
     store.load_presence().await.expect("it reads")
+}
+
+#[tokio::test]
+async fn news_are_written_of_those_who_came_or_went_and_once() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let options = crate::store::SqliteOptions {
+        create: true,
+        ..crate::store::SqliteOptions::default()
+    };
+    let path = dir.path().join("relatch.db");
+    let store = crate::store::SqliteStore::open(&path, options).await;
+    let store = store.expect("it opens");
+    let written = async || {
+        let rows = store.load_presence().await.expect("it reads");
+        let rows = rows.into_iter();
+        rows.map(|row| (row.node, row.last_contact.as_millis()))
+            .collect::<Vec<_>>()
+    };
+    let row = |node: &str, contact| (node.to_owned(), contact);
+    let (fleet, hands) = fleet();
+    let first = fleet.connected(&hello("edge-1", "a", 3));
+    let second = fleet.connected(&hello("edge-2", "b", 3));
+    fleet.record_news(&store).await.expect("it writes");
+    assert_eq!(
+        written().await,
+        [row("edge-1", START), row("edge-2", START)]
+    );
+    // Nobody has come since: nothing is written, although both were heard of later.
+    hands.advance(Duration::from_secs(1));
+    fleet.record_news(&store).await.expect("it writes");
+    assert_eq!(
+        written().await,
+        [row("edge-1", START), row("edge-2", START)]
+    );
+    fleet.disconnected(&second, Parting::Lost);
+    fleet.record_news(&store).await.expect("it writes");
+    let later = START + 1_000;
+    assert_eq!(
+        written().await,
+        [row("edge-1", START), row("edge-2", later)]
+    );
+    fleet.disconnected(&first, Parting::Goodbye { told_all: true });
+    let gone = fleet.record_news(&store).await.expect("it writes");
+    assert_eq!(gone, [first]);
+    assert_eq!(written().await, [row("edge-2", later)]);
 }
 
 /// The fleet as the next control plane finds it.

@@ -57,8 +57,11 @@ impl Place {
             Clock::system(),
             log(),
             Epoch::new(1),
-            Keyring::begin(first.at, &change).expect("a first change"),
-            first.hash,
+            (
+                Keyring::begin(first.at, &change).expect("a first change"),
+                first.hash,
+            ),
+            Revision::default(),
         );
         Arc::new(journal.await.expect("a sound log"))
     }

@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use prost::Message;
 
 use super::*;
@@ -255,10 +256,88 @@ async fn a_sidecar_that_could_not_use_an_item_gets_a_snapshot_when_it_comes_back
 }
 
 #[tokio::test]
+async fn a_snapshot_that_is_a_few_deltas_old_is_shared_unless_a_sidecar_would_go_back() {
+    let pair = Pair::with_keys(3).await;
+    assert_eq!(pair.new_reader().read_snapshot().await, 3);
+    let old = pair.head().revision;
+    let mut at_head = pair.reader_at_head();
+    pair.add_keys(1).await;
+    let mut reader = pair.new_reader();
+    assert_eq!(
+        reader.read_snapshot().await,
+        3,
+        "the snapshot is encoded anew"
+    );
+    let next = delta(reader.news().await);
+    assert_eq!(next.prev_revision, old.get());
+    assert_eq!(next.revision, pair.head().revision.get());
+    // Who has been sent more than the old snapshot gets a new one.
+    assert!(matches!(at_head.news().await, Kind::Settings(_)));
+    assert_eq!(delta(at_head.news().await).revision, next.revision);
+    let resync = wire::Resync {
+        keyring: testing::keyring_name().to_string(),
+        reason: ResyncReason::DigestMismatch.into(),
+    };
+    at_head
+        .resyncs
+        .send(resync)
+        .await
+        .expect("the session is there");
+    assert_eq!(at_head.read_snapshot().await, 4);
+    assert_eq!(pair.new_reader().read_snapshot().await, 4);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_nobody_asks_for_is_dropped() {
+    let pair = Pair::with_keys(3).await;
+    let served = pair.served();
+    let snapshot = Arc::downgrade(&served.snapshot(Revision::default()));
+    served.drop_idle_snapshot();
+    assert!(snapshot.upgrade().is_some(), "it was asked for just now");
+    served.drop_idle_snapshot();
+    assert!(snapshot.upgrade().is_none());
+}
+
+#[tokio::test]
+async fn a_stream_is_woken_by_its_own_keyrings_alone() {
+    let pair = Pair::with_keys(1).await;
+    let others: KeyringName = "others".parse().expect("a valid name");
+    let first = operation::create_keyring(others.clone(), Prefix::default(), false, None);
+    let first = first.expect("a valid keyring");
+    let others = pair.catalog.create_keyring("test", others, &first).await;
+    let others = others.expect("a new keyring");
+    let mut reader = pair.reader_at_head();
+    let bell = Arc::clone(&reader.session.bell);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    // What was rung before is of no interest.
+    let _ = bell.notified().now_or_never();
+    pair.catalog
+        .commit(&others, "test", |keyring, _| {
+            let consumer = "checkout".parse().expect("a valid id");
+            Ok((keyring.create_consumer(consumer, String::new())?, ()))
+        })
+        .await
+        .expect("it is committed");
+    assert!(bell.notified().now_or_never().is_none());
+    pair.add_keys(1).await;
+    assert!(bell.notified().now_or_never().is_some());
+    bell.notify_one();
+    assert_eq!(delta(reader.news().await).upserts.len(), 1);
+}
+
+#[tokio::test]
+async fn a_keyring_that_begins_to_be_served_is_noticed_by_who_waits_for_it() {
+    let pair = Pair::new().await;
+    let mut reader = pair.new_reader();
+    assert!(matches!(reader.news().await, Kind::NotServed(_)));
+    let (news, ()) = tokio::join!(reader.news(), pair.create_keyring());
+    assert!(matches!(news, Kind::Settings(_)));
+}
+
+#[tokio::test]
 async fn a_revocation_overtakes_the_chunks_of_a_snapshot() {
-    // More than one chunk of 1 MiB, in commits that the store takes.
-    let pair = Pair::with_keys(9_000).await;
-    pair.add_keys(9_000).await;
+    // Two chunks of 32 KiB.
+    let pair = Pair::with_keys(500).await;
     let mut reader = pair.new_reader();
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     assert!(matches!(reader.news().await, Kind::Snapshot(_)));

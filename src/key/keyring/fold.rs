@@ -133,24 +133,43 @@ impl Keyring {
         at: Timestamp,
         change: &Change,
     ) -> Result<Vec<Touched>, ApplyError> {
+        let key_id = change.key_id();
+        let before = key_id.map_or_else(Vec::new, |key_id| self.records_of(key_id));
+        self.advance(revision, at, change)?;
+        let after = key_id.map_or_else(Vec::new, |key_id| self.records_of(key_id));
+        let former_of = |record: &KeyRecord| {
+            let mut before = before.iter();
+            before.find(|former| former.version == record.version)
+        };
+        Ok(after
+            .into_iter()
+            .filter_map(|record| {
+                let former = former_of(&record).cloned();
+                (former.as_ref() != Some(&record)).then_some(Touched { record, former })
+            })
+            .collect())
+    }
+
+    /// Folds the next change in.
+    ///
+    /// # Errors
+    ///
+    /// When the change is not possible; the keyring is then as before.
+    pub fn advance(
+        &mut self,
+        revision: Revision,
+        at: Timestamp,
+        change: &Change,
+    ) -> Result<(), ApplyError> {
         if revision != self.head.revision.next() {
             return Err(ApplyError::Gap {
                 held: self.head.revision,
                 found: revision,
             });
         }
-        let key_id = change.key_id();
-        let mut before = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
         self.fold(revision, at, change)?;
         Arc::make_mut(&mut self.head).revision = revision;
-        let after = key_id.map_or_else(BTreeMap::new, |key_id| self.records_of(key_id));
-        Ok(after
-            .into_iter()
-            .filter_map(|(version, record)| {
-                let former = before.remove(&version);
-                (former.as_ref() != Some(&record)).then_some(Touched { record, former })
-            })
-            .collect())
+        Ok(())
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm a change, each short")]
@@ -464,13 +483,11 @@ impl Keyring {
         Ok(())
     }
 
-    fn records_of(&self, key_id: KeyId) -> BTreeMap<VersionRef, KeyRecord> {
-        self.keys
-            .get(&key_id)
-            .into_iter()
-            .flat_map(|key| key.versions.values().map(|version| key.record(version)))
-            .map(|record| (record.version_ref(), record))
-            .collect()
+    fn records_of(&self, key_id: KeyId) -> Vec<KeyRecord> {
+        self.keys.get(&key_id).map_or_else(Vec::new, |key| {
+            let versions = key.versions.values();
+            versions.map(|version| key.record(version)).collect()
+        })
     }
 }
 
