@@ -29,10 +29,10 @@ pub struct EncodedSnapshot {
     pub chunks: Vec<Bytes>,
 }
 
-/// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little, and so that a thousand
-/// streams that are sent one at the same time hold little: each has a copy of the chunk that is on its way, and keeps a
-/// buffer of that size.
-const MAX_CHUNK: usize = 32 << 10;
+/// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little, and so that a chunk fits
+/// into the 8 KiB that tonic keeps for the messages of a stream: it would keep a larger buffer for as long as the stream
+/// lives, a thousand times for a thousand streams.
+const MAX_CHUNK: usize = 7_680;
 
 impl Feed {
     /// The feed of a keyring as it is; nobody can resume before that.

@@ -282,25 +282,8 @@ impl Restorer {
     }
 
     fn key(&mut self, saved: SavedKey, consumer: ConsumerId) -> Result<Key, SavedError> {
-        let scopes = match self.scopes.get(&saved.scopes) {
-            Some(scopes) => scopes.clone(),
-            None => {
-                let scopes =
-                    Scopes::parse(&saved.scopes).map_err(|_| SavedError::Field("scope"))?;
-                self.scopes.insert(saved.scopes, scopes.clone());
-                scopes
-            }
-        };
-        let allowed_sources = match self.sources.get(&saved.allowed_sources) {
-            Some(sources) => sources.clone(),
-            None => {
-                let blocks: Vec<&str> = saved.allowed_sources.split_ascii_whitespace().collect();
-                let sources =
-                    AllowedSources::parse(&blocks).map_err(|_| SavedError::Field("source"))?;
-                self.sources.insert(saved.allowed_sources, sources.clone());
-                sources
-            }
-        };
+        let scopes = self.scopes(saved.scopes)?;
+        let allowed_sources = self.sources(saved.allowed_sources)?;
         Ok(Key {
             id: parse("key", &saved.id)?,
             consumer,
@@ -314,10 +297,29 @@ impl Restorer {
             },
             versions: saved
                 .versions
-                .into_iter()
+                .iter()
                 .map(restore_version)
                 .collect::<Result<_, _>>()?,
         })
+    }
+
+    fn scopes(&mut self, text: String) -> Result<Scopes, SavedError> {
+        if let Some(scopes) = self.scopes.get(&text) {
+            return Ok(scopes.clone());
+        }
+        let scopes = Scopes::parse(&text).map_err(|_| SavedError::Field("scope"))?;
+        self.scopes.insert(text, scopes.clone());
+        Ok(scopes)
+    }
+
+    fn sources(&mut self, text: String) -> Result<AllowedSources, SavedError> {
+        if let Some(sources) = self.sources.get(&text) {
+            return Ok(sources.clone());
+        }
+        let blocks: Vec<&str> = text.split_ascii_whitespace().collect();
+        let sources = AllowedSources::parse(&blocks).map_err(|_| SavedError::Field("source"))?;
+        self.sources.insert(text, sources.clone());
+        Ok(sources)
     }
 }
 
@@ -404,7 +406,7 @@ fn save_version(version: &KeyVersion) -> SavedVersion {
     }
 }
 
-fn restore_version(saved: SavedVersion) -> Result<KeyVersion, SavedError> {
+fn restore_version(saved: &SavedVersion) -> Result<KeyVersion, SavedError> {
     let since = Timestamp::from_millis(saved.since);
     let until = Timestamp::from_millis(saved.until);
     let replaced_by =

@@ -39,6 +39,8 @@ pub struct Session {
     build: Option<(usize, Build)>,
     shutdown: CancellationToken,
     drained: bool,
+    /// The last message was a chunk of a snapshot.
+    sent_chunk: bool,
 }
 
 /// A snapshot that is being encoded.
@@ -135,13 +137,20 @@ impl Session {
             build: None,
             shutdown,
             drained: false,
+            sent_chunk: false,
         }
     }
 
     /// The messages, made as they are asked for.
     pub fn into_stream(self) -> impl Stream<Item = Result<wire::ControlMessage, tonic::Status>> {
         futures_util::stream::unfold(self, |mut session| async move {
+            if std::mem::take(&mut session.sent_chunk) {
+                // Lets the chunk go before the next one is asked for: the transport gathers messages that are ready in a
+                // buffer, which a stream keeps.
+                tokio::task::yield_now().await;
+            }
             let message = session.next().await?;
+            session.sent_chunk = matches!(message, Kind::Snapshot(_));
             let message = wire::ControlMessage {
                 kind: Some(message),
             };

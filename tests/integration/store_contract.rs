@@ -476,8 +476,10 @@ fn page(revision: u64, number: u32) -> StatePage {
 
 async fn load_page(store: &Arc<dyn Store>, revision: u64, number: u32) -> Option<StatePage> {
     let revision = Revision::new(revision);
-    let page = store.load_state_page(&log("payments"), revision, 1, number);
-    page.await.expect("it reads")
+    store
+        .load_state_page(&log("payments"), revision, 1, number)
+        .await
+        .expect("it reads")
 }
 
 pub(crate) async fn state_is_saved_when_all_its_pages_are<E: Engine>() {

@@ -30,17 +30,17 @@ pub(super) fn commit(error: CommitError) -> Status {
     match error {
         CommitError::Refused(refusal) => refused(&refusal),
         CommitError::Contended => Status::aborted(error.to_string()),
-        CommitError::Log(error) => log(error),
+        CommitError::Log(error) => log(&error),
         CommitError::Random(error) => Status::internal(error.to_string()),
     }
 }
 
-pub(super) fn log(error: LogError) -> Status {
+pub(super) fn log(error: &LogError) -> Status {
     tracing::error!(
-        error = &error as &dyn std::error::Error,
+        error = error as &dyn std::error::Error,
         "an admin call failed"
     );
-    status(&error)
+    status(error)
 }
 
 fn status(error: &LogError) -> Status {

@@ -266,16 +266,16 @@ async fn an_answer_that_changes_nothing_waits_for_what_it_is_based_on() {
     let mut adding = JoinSet::new();
     spawn(&mut adding, &journal, 0);
     until_under_way(&journal).await;
-    let looked = journal.commit("test", |keyring, _| {
+    let answer = journal.commit("test", |keyring, _| {
         Ok((Vec::new(), keyring.consumers().contains_key(&consumer(0))))
     });
-    tokio::pin!(looked);
-    let early = tokio::time::timeout(SHORT, looked.as_mut()).await;
+    tokio::pin!(answer);
+    let early = tokio::time::timeout(SHORT, answer.as_mut()).await;
     assert!(early.is_err(), "{early:?} before the store has it");
     drop(locked);
-    let looked = looked.await.expect("it is free");
-    assert!(looked.value);
-    assert_eq!(looked.revision, Revision::new(2));
+    let answer = answer.await.expect("it is free");
+    assert!(answer.value);
+    assert_eq!(answer.revision, Revision::new(2));
     assert_eq!(place.head().await, Revision::new(2));
 }
 

@@ -336,8 +336,8 @@ async fn a_keyring_that_begins_to_be_served_is_noticed_by_who_waits_for_it() {
 
 #[tokio::test]
 async fn a_revocation_overtakes_the_chunks_of_a_snapshot() {
-    // Two chunks of 32 KiB.
-    let pair = Pair::with_keys(500).await;
+    // Two chunks.
+    let pair = Pair::with_keys(120).await;
     let mut reader = pair.new_reader();
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     assert!(matches!(reader.news().await, Kind::Snapshot(_)));
