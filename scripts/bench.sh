@@ -1,22 +1,26 @@
 #!/usr/bin/env bash
-# Compares the cost of a Check with that of two baselines, in interleaved rounds, and prints the ratios.
-# docs/performance.md says what they mean. Needs Rust, a C compiler and h2load, which is installed where it is missing.
+# Measures what a Check costs, what keys take and how long changes last, beside baselines, and prints one table.
+# docs/performance.md says what the figures mean. Fetches an Envoy, once, into target/. Needs Rust, a C compiler, python3
+# with venv and pip, and h2load, which is installed where it is missing.
 # It fails when something could not be measured, never because of what was measured.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/lib/envoy.sh
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/bench.sh --swarm [--streams N] [--start-keys N] [...]
-       scripts/bench.sh [--rounds N] [--requests N] [--keys N] [--report FILE] [--micro]
+Usage: scripts/bench.sh [--only PART]... [--rounds N] [--quick] [--large] [--with-swarm] [--micro] [--report FILE]
+       scripts/bench.sh --swarm [--streams N] [--start-keys N] [...]
 
-Compares the processor time, the rate and the latency of a Check with two baselines.
+Measures relatch beside baselines, in interleaved rounds, and prints ratios and figures.
 
-  --rounds N     rounds, each of which asks every server once (5)
-  --requests N   Checks that a server answers in a round (200000)
-  --keys N       keys in the sidecar's keyring (1000)
+  --only PART    only this part, several times for several: cost, size, spans, tail, envoy, memory, change, inside
+  --rounds N     rounds, each of which measures every side of a comparison once (5)
+  --quick        a try: one round, few Checks, a tenth of the keys
+  --large        measure the memory of 10,000,000 keys too
+  --with-swarm   measure the control plane with a swarm of sidecars too, and tell it in the same table
+  --micro        run the micro-benchmarks too, after the rest
   --report FILE  where the figures are written as JSON (target/bench/check.json)
-  --micro        run the micro-benchmarks too, after the comparison
   --swarm        measure the control plane instead, with simulated sidecars and many keys; docs/scaling.md says what,
                  and --swarm --help which further arguments there are
   --help         print this
@@ -45,21 +49,51 @@ if [[ ${1:-} == --swarm ]]; then
     exec cargo bench --locked --bench swarm -- "$@"
 fi
 
+# Whether a part is to be measured.
+wanted() {
+    [[ ${#only[@]} -eq 0 || " ${only[*]} " == *" $1 "* ]]
+}
+
+only=()
+rounds=()
+quick=no
+large=()
+with_swarm=no
 micro=no
-arguments=()
+report=target/bench/check.json
 while [[ $# -gt 0 ]]; do
     case $1 in
         --help | -h)
             usage
             exit
             ;;
+        --only)
+            only+=("${2:?"$1 needs a value"}")
+            shift 2
+            ;;
+        --rounds)
+            rounds=(--rounds "${2:?"$1 needs a value"}")
+            shift 2
+            ;;
+        --report)
+            report=${2:?"$1 needs a value"}
+            shift 2
+            ;;
+        --quick)
+            quick=yes
+            shift
+            ;;
+        --large)
+            large=(--large)
+            shift
+            ;;
+        --with-swarm)
+            with_swarm=yes
+            shift
+            ;;
         --micro)
             micro=yes
             shift
-            ;;
-        --rounds | --requests | --keys | --report)
-            arguments+=("$1" "${2:?"$1 needs a value"}")
-            shift 2
             ;;
         *)
             usage >&2
@@ -68,9 +102,51 @@ while [[ $# -gt 0 ]]; do
     esac
 done
 
-install_h2load
+# cargo runs a benchmark in the repository's directory.
+results=$PWD/target/bench
+merge=()
+
 # Builds the binary that is measured too, as `cargo build --release` does.
-cargo bench --locked --bench check -- "${arguments[@]}"
+step 'build'
+cargo bench --locked --no-run --bench check --bench inside
+
+if wanted inside; then
+    step 'inside'
+    inside=("${rounds[@]}")
+    if [[ $quick == yes ]]; then
+        inside=(--rounds 1 --keys 100000)
+    fi
+    cargo bench --locked --quiet --bench inside -- "${inside[@]}" --report "$results/inside.json"
+    merge+=(--merge "$results/inside.json")
+fi
+if [[ $with_swarm == yes ]]; then
+    step 'swarm'
+    cargo bench --locked --quiet --bench swarm -- --report "$results/swarm.json"
+    merge+=(--merge "$results/swarm.json")
+fi
+
+arguments=("${rounds[@]}" "${large[@]}" "${merge[@]}" --report "$report")
+if [[ $quick == yes ]]; then
+    arguments+=(--quick)
+fi
+for part in "${only[@]}"; do
+    if [[ $part != inside ]]; then
+        arguments+=(--only "$part")
+    fi
+done
+if [[ ${#only[@]} -gt 0 && " ${arguments[*]} " != *' --only '* ]]; then
+    arguments+=(--only none)
+fi
+if wanted cost; then
+    install_h2load
+fi
+if wanted envoy; then
+    fetch_envoy "${envoys[-1]}"
+fi
+step 'check'
+cargo bench --locked --quiet --bench check -- "${arguments[@]}"
+
 if [[ $micro == yes ]]; then
+    step 'micro'
     cargo bench --locked --bench micro
 fi

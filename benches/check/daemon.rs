@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
@@ -17,6 +18,13 @@ use serde_json::Value;
 pub(crate) struct Daemon {
     child: Child,
     started: Value,
+}
+
+/// Where a program listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
 }
 
 /// A server on a loaded machine starts within a second or two.
@@ -78,10 +86,25 @@ impl Daemon {
     ///
     /// When it told none.
     pub(crate) fn address(&self, name: &str) -> Result<SocketAddr> {
+        match self.place(name)? {
+            Place::Tcp(address) => Ok(address),
+            Place::Unix(path) => Err(anyhow!("{name} is the socket {}", path.display())),
+        }
+    }
+
+    /// The address or the socket that it told under `name`.
+    ///
+    /// # Errors
+    ///
+    /// When it told none.
+    pub(crate) fn place(&self, name: &str) -> Result<Place> {
         let text = self.started[name]
             .as_str()
             .with_context(|| format!("no address {name} was told"))?;
-        Ok(text.parse()?)
+        Ok(match text.strip_prefix("unix://") {
+            Some(path) => Place::Unix(path.into()),
+            None => Place::Tcp(text.parse()?),
+        })
     }
 
     /// Its process id.

@@ -2,12 +2,15 @@
 
 use std::{
     convert::Infallible,
+    fs,
     future::{Ready, ready},
+    path::Path,
     task::{Context, Poll},
 };
 
 use anyhow::{Context as _, Result};
 use bytes::{Buf, BufMut, Bytes};
+use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
 use prost::Message as _;
 use tonic::{
     Request, Response, Status,
@@ -18,7 +21,11 @@ use tonic::{
     service::Routes,
 };
 
-use crate::{always_ok, request::FramedRequest, server};
+use crate::{
+    always_ok,
+    request::{CheckTemplate, FRAME_LEN},
+    server,
+};
 
 /// Answers every call with the same message.
 #[derive(Clone, Debug)]
@@ -30,16 +37,19 @@ struct Floor {
 #[derive(Clone, Copy, Debug, Default)]
 struct RawCodec;
 
-/// Serves it until the process is killed.
+/// Serves it until the process is killed, with the message in the file `answer`, or else with that of `always-ok`.
 ///
 /// # Errors
 ///
-/// When no address can be bound.
-pub(crate) fn serve() -> Result<()> {
-    // What `always-ok` answers, so that both write the same.
-    let request = FramedRequest::recorded("key")?;
-    let request = request.decode().context("it was just encoded")?;
-    let response = always_ok::answer(&request).encode_to_vec().into();
+/// When no address can be bound, or the file cannot be read.
+pub(crate) fn serve(answer: Option<&Path>) -> Result<()> {
+    let response = if let Some(file) = answer {
+        fs::read(file).context("cannot read the answer")?.into()
+    } else {
+        let template = CheckTemplate::recorded()?;
+        let request = CheckRequest::decode(&template.as_bytes()[FRAME_LEN..])?;
+        always_ok::answer(&request).encode_to_vec().into()
+    };
     server::serve(Routes::new(Floor { response }))
 }
 

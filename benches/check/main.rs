@@ -1,44 +1,75 @@
-//! The load comparison: a whole sidecar against two baselines, in interleaved rounds on one machine.
+//! The benchmark of a whole sidecar, against baselines, in interleaved rounds on one machine.
 //!
-//! Every server is a process of its own with one thread that answers checks: [`always_ok`] and [`floor`] are this
-//! program under another subcommand, [`relatch`] is the binary that is deployed. [`load`] asks them, [`processor`] reads
-//! what they spent, [`comparison`] says how they compare, [`report`] writes it down. `docs/performance.md` says what
-//! the figures mean.
+//! What is compared are processes of their own, each with one thread that answers: [`always_ok`] and [`floor`] are this
+//! program under another subcommand, [`deployment`] runs the binary that is deployed, [`envoy`] a real Envoy.
+//! [`h2load`] and [`generator`] ask them, [`processor`] reads what they spent. [`parts`] say what is measured, each a
+//! file; a [`row`] is one figure over all rounds; [`report`] writes them down. `docs/performance.md` says what they
+//! mean.
 
 mod always_ok;
-mod comparison;
+mod collector;
+mod cores;
 mod daemon;
+mod deployment;
+mod envoy;
 mod floor;
-mod load;
+mod generator;
+mod h2load;
+mod keys;
 mod machine;
 mod page;
+mod parts;
+mod patience;
+mod population;
 mod processor;
-mod relatch;
 mod report;
 mod request;
+mod rounds;
+mod row;
 mod server;
 
-use std::{env, fs, path::PathBuf};
+use std::{collections::BTreeSet, env, path::PathBuf, time::Duration};
 
+use ::relatch::clock::Clock;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 
-use comparison::Comparison;
-use load::Load;
-use relatch::Deployment;
+use cores::{Core, Cores};
+use deployment::Deployment;
+use machine::Machine;
+use parts::{Bench, Part, Plan};
 use report::Report;
-use request::FramedRequest;
-use server::Server;
 
-/// Compares the cost of a Check with that of two baselines
+/// Measures what a Check costs, beside baselines
 #[derive(Debug, Parser)]
 #[command(bin_name = "scripts/bench.sh")]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    #[command(flatten)]
-    plan: Plan,
+    /// Only this part; can be given several times
+    #[arg(long, value_name = "PART")]
+    only: Vec<Part>,
+
+    /// Rounds; each measures every side of a comparison once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+
+    /// A try: one round, few Checks, a tenth of the keys
+    #[arg(long)]
+    quick: bool,
+
+    /// Measure the memory of 10,000,000 keys too
+    #[arg(long)]
+    large: bool,
+
+    /// Take in the rows that another benchmark has written; can be given several times
+    #[arg(long, value_name = "FILE")]
+    merge: Vec<PathBuf>,
+
+    /// Where the figures are written as JSON
+    #[arg(long, value_name = "FILE", default_value = "target/bench/check.json")]
+    report: PathBuf,
 
     /// What `cargo bench` gives to every benchmark
     #[arg(long, hide = true)]
@@ -47,37 +78,22 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a baseline until it is killed
+    /// Run a server of the benchmark until it is killed
     #[command(hide = true)]
-    Serve { baseline: Baseline },
+    Serve {
+        what: Served,
+        /// The message that `floor` answers
+        #[arg(long)]
+        answer: Option<PathBuf>,
+    },
 }
 
-/// A server to compare with.
+/// What this program can serve as.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Baseline {
+enum Served {
     AlwaysOk,
     Floor,
-}
-
-/// How much is measured.
-#[derive(Debug, clap::Args)]
-struct Plan {
-    /// Rounds; each asks every server once
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-
-    /// Checks that a server answers in a round. Processor time is counted in hundredths of a second: 200,000 Checks of
-    /// 10 µs are 200 of them
-    #[arg(long, value_name = "N", default_value = "200000", value_parser = clap::value_parser!(u64).range(1_000..))]
-    requests: u64,
-
-    /// Keys in the sidecar's keyring
-    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
-    keys: u32,
-
-    /// Where the figures are written as JSON
-    #[arg(long, value_name = "FILE", default_value = "target/bench/check.json")]
-    report: PathBuf,
+    Collector,
 }
 
 fn main() -> Result<()> {
@@ -89,38 +105,84 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let cli = Cli::parse();
-    match cli.command {
-        Some(Command::Serve {
-            baseline: Baseline::AlwaysOk,
-        }) => always_ok::serve(),
-        Some(Command::Serve {
-            baseline: Baseline::Floor,
-        }) => floor::serve(),
-        None => cli.plan.run(),
+    match &cli.command {
+        Some(Command::Serve { what, answer }) => match what {
+            Served::AlwaysOk => always_ok::serve(),
+            Served::Floor => floor::serve(answer.as_deref()),
+            Served::Collector => collector::serve(),
+        },
+        None => cli.measure(),
     }
 }
 
-impl Plan {
-    fn run(&self) -> Result<()> {
+impl Cli {
+    fn measure(&self) -> Result<()> {
+        // What the machine has is asked before this process keeps to one core of it.
+        let machine = Machine::look()?;
+        let cores = Cores::look()?;
+        cores.pin(Core::Load)?;
+        let (plan, parts) = (self.plan(), self.parts());
         let directory = tempfile::tempdir().context("cannot make a directory")?;
-        let deployment = Deployment::start(directory.path(), self.keys)?;
-        let request = FramedRequest::recorded(deployment.key())?;
-        let load = Load::prepare(directory.path(), &request)?;
-        let always_ok = Server::baseline("always-ok")?;
-        let floor = Server::baseline("floor")?;
-        let servers = [&always_ok, &floor, deployment.server()];
-        for server in servers {
-            server.assert_allows(&request)?;
+        let sizes: BTreeSet<u32> = parts.iter().flat_map(|part| part.sizes(plan)).collect();
+        let sizes: Vec<u32> = sizes.into_iter().collect();
+
+        let clock = Clock::system();
+        let began = clock.boot();
+        let deployment = Deployment::start(directory.path(), &cores, &sizes)?;
+        let took = clock.boot().saturating_since(began).as_secs();
+        eprintln!("keyrings of {sizes:?} keys: {took} s");
+        let bench = Bench {
+            plan,
+            cores: &cores,
+            deployment: &deployment,
+            directory: directory.path(),
+        };
+        let mut report = Report::new(machine);
+        for part in parts {
+            let began = clock.boot();
+            let shown = part
+                .measure(bench)
+                .with_context(|| format!("{} cannot be measured", part.name()))?;
+            let took = clock.boot().saturating_since(began);
+            eprintln!("{}: {} s", part.name(), took.as_secs());
+            report.add(
+                report::Part {
+                    name: part.name().to_owned(),
+                    plan: shown.plan,
+                    seconds: took.as_secs_f64(),
+                },
+                shown.rows,
+            )?;
         }
-        let comparison = Comparison::measure(&servers, &load, self.rounds, self.requests)?;
-        let report = Report::new(self.requests, self.keys, request.len(), &comparison)?;
-        if let Some(parent) = self.report.parent() {
-            fs::create_dir_all(parent)?;
+        for file in &self.merge {
+            report.merge(file)?;
         }
-        fs::write(&self.report, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("cannot write {}", self.report.display()))?;
+        report.write(&self.report)?;
         println!("{report}");
         println!("written to {}", self.report.display());
         Ok(())
+    }
+
+    fn plan(&self) -> Plan {
+        let (rounds, checks, paced, many) = if self.quick {
+            (1, 20_000, Duration::from_secs(1), 100_000)
+        } else {
+            (5, 200_000, Duration::from_secs(4), 1_000_000)
+        };
+        Plan {
+            rounds: self.rounds.unwrap_or(rounds),
+            checks,
+            paced,
+            few: 1_000,
+            many,
+            large: self.large,
+        }
+    }
+
+    /// In the order in which they are measured. Changes come last: they add keys.
+    fn parts(&self) -> Vec<Part> {
+        let all = Part::value_variants().iter().copied();
+        all.filter(|part| self.only.is_empty() || self.only.contains(part))
+            .collect()
     }
 }

@@ -50,3 +50,16 @@ pub(crate) fn sum(page: &str, metric: &str, label: &str) -> Result<u64> {
         })
         .sum()
 }
+
+/// The one sample of `metric`, which has no labels.
+///
+/// # Errors
+///
+/// When it is not there or no whole number.
+pub(crate) fn value(page: &str, metric: &str) -> Result<u64> {
+    page.lines()
+        .find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '))
+        .with_context(|| format!("{metric} is not told"))?
+        .parse()
+        .with_context(|| format!("{metric} is no whole number"))
+}

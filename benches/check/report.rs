@@ -1,88 +1,104 @@
 //! The figures as a table for people and as JSON for programs.
 
-use std::fmt;
+use std::{fmt, fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use comfy_table::{Table, presets};
-use serde::Serialize;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    comparison::{Comparison, Round, Spread},
     machine::Machine,
+    row::{Row, Spread},
 };
 
 /// All that is told.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     machine: Machine,
-    requests: u64,
-    keys: u32,
-    request_bytes: usize,
-    /// Of processor time for a Check.
-    ratios: Vec<Row>,
-    figures: Vec<Row>,
+    parts: Vec<Part>,
+    rows: Vec<SpreadRow>,
 }
 
-/// One line.
+/// A part of the benchmark that was run.
 #[derive(Debug, Serialize)]
-struct Row {
-    name: String,
-    spread: Spread,
+pub(crate) struct Part {
+    pub(crate) name: String,
+    /// How much was measured.
+    pub(crate) plan: String,
+    pub(crate) seconds: f64,
 }
 
-type Figure = fn(&Round) -> f64;
+/// A row and what is seen in it at once.
+#[derive(Debug, Serialize)]
+struct SpreadRow {
+    #[serde(flatten)]
+    row: Row,
+    #[serde(flatten)]
+    spread: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    met: Option<bool>,
+}
 
-const PROCESS: Figure = |round| round.process_micros;
-const CHECK_THREADS: Figure = |round| round.check_micros;
-const P99: Figure = |round| round.latency.p99;
-
-/// Which server against which, in what.
-const RATIOS: [(&str, &str, &str, Figure); 6] = [
-    ("relatch", "always-ok", "processor time", PROCESS),
-    ("relatch", "floor", "processor time", PROCESS),
-    ("relatch", "always-ok", "of check threads", CHECK_THREADS),
-    ("relatch", "floor", "of check threads", CHECK_THREADS),
-    ("always-ok", "floor", "processor time", PROCESS),
-    ("relatch", "floor", "p99, light load", P99),
-];
-
-/// What each server shows.
-const FIGURES: [(&str, Figure); 5] = [
-    ("processor time, µs", PROCESS),
-    ("of check threads, µs", CHECK_THREADS),
-    ("Checks a second", |round| round.rate),
-    ("p50, light load, µs", |round| round.latency.p50),
-    ("p99, light load, µs", P99),
-];
+/// What another benchmark has measured.
+#[derive(Debug, Deserialize)]
+struct Rows {
+    rows: Vec<Row>,
+}
 
 impl Report {
-    /// Sums up a comparison of `requests` Checks a round against `keys` keys.
+    /// A report of nothing yet.
+    pub(crate) const fn new(machine: Machine) -> Self {
+        Self {
+            machine,
+            parts: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Takes in what a part has measured.
     ///
     /// # Errors
     ///
-    /// When the machine cannot be looked at.
-    pub(crate) fn new(
-        requests: u64,
-        keys: u32,
-        request_bytes: usize,
-        comparison: &Comparison,
-    ) -> Result<Self> {
-        let ratios = RATIOS.map(|(of, to, what, figure)| {
-            let spread = comparison.ratio(of, to, figure);
-            (format!("{of} / {to}: {what}"), spread)
-        });
-        let figures = comparison.servers.iter().flat_map(|server| {
-            FIGURES
-                .map(|(what, figure)| (format!("{}: {what}", server.name), server.spread(figure)))
-        });
-        Ok(Self {
-            machine: Machine::look()?,
-            requests,
-            keys,
-            request_bytes,
-            ratios: rows(ratios)?,
-            figures: rows(figures)?,
-        })
+    /// When a row has no figure.
+    pub(crate) fn add(&mut self, part: Part, rows: Vec<Row>) -> Result<()> {
+        self.parts.push(part);
+        self.extend(rows)
+    }
+
+    /// Takes in the rows that another benchmark wrote to `file`.
+    ///
+    /// # Errors
+    ///
+    /// When the file is not there or something else.
+    pub(crate) fn merge(&mut self, file: &Path) -> Result<()> {
+        let read = || -> Result<Rows> { Ok(serde_json::from_slice(&fs::read(file)?)?) };
+        let merged = read().with_context(|| format!("cannot take in {}", file.display()))?;
+        self.extend(merged.rows)
+    }
+
+    /// Writes it as JSON.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub(crate) fn write(&self, file: &Path) -> Result<()> {
+        if let Some(parent) = file.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(file, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    fn extend(&mut self, rows: Vec<Row>) -> Result<()> {
+        for row in rows {
+            let spread = row.spread()?;
+            self.rows.push(SpreadRow {
+                met: row.target.map(|target| target.is_met(spread.median)),
+                spread,
+                row,
+            });
+        }
+        Ok(())
     }
 }
 
@@ -94,38 +110,43 @@ impl fmt::Display for Report {
             "{}, {} cores, Linux {}, {}, commit {}, {}",
             machine.cpu, machine.cores, machine.kernel, machine.rustc, machine.commit, machine.at
         )?;
-        writeln!(
-            f,
-            "{} Checks of {} bytes a round, {} keys\n",
-            self.requests, self.request_bytes, self.keys
-        )?;
-        writeln!(f, "{}\n", table("RATIO", &self.ratios, 2))?;
-        write!(f, "{}", table("FIGURE", &self.figures, 1))
+        for part in &self.parts {
+            writeln!(f, "{}: {}; {:.0} s", part.name, part.plan, part.seconds)?;
+        }
+        write!(f, "\n{}", self.table())
     }
 }
 
-fn rows(spreads: impl IntoIterator<Item = (String, Option<Spread>)>) -> Result<Vec<Row>> {
-    spreads
-        .into_iter()
-        .map(|(name, spread)| {
-            let spread = spread.with_context(|| format!("{name} was not measured"))?;
-            Ok(Row { name, spread })
-        })
-        .collect()
-}
-
-fn table(title: &str, rows: &[Row], decimals: usize) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([title, "MIN", "MEDIAN", "MAX"]);
-    for Row { name, spread } in rows {
-        let cell = |value: f64| format!("{value:.decimals$}");
-        table.add_row([
-            name.clone(),
-            cell(spread.min),
-            cell(spread.median),
-            cell(spread.max),
+impl Report {
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header([
+            "PART", "FIGURE", "UNIT", "MIN", "MEDIAN", "MAX", "TARGET", "MET",
         ]);
+        for column in [3, 4, 5] {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        for SpreadRow { row, spread, met } in &self.rows {
+            let cell = |value: f64| format!("{value:.*}", row.unit.decimals());
+            table.add_row([
+                row.part.clone(),
+                row.name.clone(),
+                row.unit.to_string(),
+                cell(spread.min),
+                cell(spread.median),
+                cell(spread.max),
+                row.target
+                    .map_or(String::new(), |target| target.to_string()),
+                match met {
+                    Some(true) => "met".to_owned(),
+                    Some(false) => "missed".to_owned(),
+                    None => String::new(),
+                },
+            ]);
+        }
+        table
     }
-    table
 }

@@ -1,11 +1,16 @@
 //! A server under comparison, and how a baseline serves.
 
-use std::{env, net::SocketAddr, process::Command};
-
-use ::relatch::proto::auth::{
-    CheckRequest, authorization_client::AuthorizationClient, check_response::HttpResponse,
+use std::{
+    env,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
 };
-use anyhow::{Context as _, Result, ensure};
+
+use ::relatch::proto::auth::{CheckResponse, check_response::HttpResponse};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use bytes::Bytes;
+use prost::Message as _;
 use serde_json::json;
 use tokio::{net::TcpListener, runtime::Builder};
 use tonic::{
@@ -13,7 +18,13 @@ use tonic::{
     transport::{Server as GrpcServer, server::TcpIncoming},
 };
 
-use crate::{daemon::Daemon, page, request::FramedRequest};
+use crate::{
+    cores::{Core, Cores},
+    daemon::{Daemon, Place},
+    generator::{Generator, Traffic},
+    page,
+    request::FRAME_LEN,
+};
 
 /// A server that answers checks in a process of its own.
 #[derive(Debug)]
@@ -21,10 +32,20 @@ pub(crate) struct Server {
     /// As the report calls it.
     pub(crate) name: &'static str,
     /// Where it is asked.
-    pub(crate) address: SocketAddr,
+    pub(crate) place: Place,
     /// Where it counts what it answered; baselines do not count.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) daemon: Daemon,
+}
+
+/// A server that others are compared with.
+#[derive(Clone, Debug)]
+pub(crate) enum Baseline {
+    AlwaysOk,
+    /// With the answer of `always-ok`.
+    Floor,
+    /// With the answer in a file.
+    FloorWith(PathBuf),
 }
 
 /// How many checks a server says that it answered.
@@ -40,30 +61,53 @@ impl Server {
     /// # Errors
     ///
     /// When it does not start.
-    pub(crate) fn baseline(name: &'static str) -> Result<Self> {
-        let this = env::current_exe().context("cannot find this program")?;
-        let daemon = Daemon::start(Command::new(this).args(["serve", name]))?;
+    pub(crate) fn baseline(cores: &Cores, baseline: &Baseline) -> Result<Self> {
+        let mut command = this_program()?;
+        let name = match baseline {
+            Baseline::AlwaysOk => {
+                command.args(["serve", "always-ok"]);
+                "always-ok"
+            }
+            Baseline::Floor => {
+                command.args(["serve", "floor"]);
+                "floor"
+            }
+            Baseline::FloorWith(answer) => {
+                command.args(["serve", "floor", "--answer"]).arg(answer);
+                "floor, same answer"
+            }
+        };
+        let daemon = cores.on(Core::Measured, || Daemon::start(&mut command))?;
         Ok(Self {
             name,
-            address: daemon.address("ext_authz")?,
+            place: daemon.place("ext_authz")?,
             metrics: None,
             daemon,
         })
     }
 
-    /// Asks once and looks at the answer: what is measured later is known to be an allow.
+    /// Where it is asked over TCP.
+    ///
+    /// # Errors
+    ///
+    /// When it listens on a Unix socket.
+    pub(crate) fn address(&self) -> Result<SocketAddr> {
+        match &self.place {
+            Place::Tcp(address) => Ok(*address),
+            Place::Unix(path) => Err(anyhow!("{} listens on {}", self.name, path.display())),
+        }
+    }
+
+    /// Asks once and returns the message of the answer, which must be an allow: what is measured later is known to be
+    /// one.
     ///
     /// # Errors
     ///
     /// When the answer is anything else.
-    pub(crate) fn assert_allows(&self, request: &FramedRequest) -> Result<()> {
-        let request: CheckRequest = request.decode()?;
-        let endpoint = format!("http://{}", self.address);
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let response = runtime.block_on(async {
-            let mut client = AuthorizationClient::connect(endpoint).await?;
-            anyhow::Ok(client.check(request).await?.into_inner())
-        })?;
+    pub(crate) fn allow(&self, traffic: Traffic) -> Result<Bytes> {
+        let framed = Generator::new(self.address()?, traffic).ask_once()?;
+        let message = Bytes::from(framed).split_off(FRAME_LEN);
+        let response = CheckResponse::decode(message.clone())?;
         let code = response.status.map(|status| status.code);
         let is_ok = matches!(response.http_response, Some(HttpResponse::OkResponse(_)));
         ensure!(
@@ -71,15 +115,36 @@ impl Server {
             "{} does not allow the request: status {code:?}",
             self.name
         );
-        Ok(())
+        Ok(message)
     }
 
-    /// What it has answered since it started; none when it does not count.
+    /// Does `work`, which asks `count` times. Statuses tell little of a gRPC call: where the server counts, its own count
+    /// says that every answer was an allow.
     ///
     /// # Errors
     ///
-    /// When its metrics cannot be read.
-    pub(crate) fn answered(&self) -> Result<Option<Answered>> {
+    /// When `work` fails, or the server counts something else.
+    pub(crate) fn allowing<T>(&self, count: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.answered()?;
+        let done = work()?;
+        let Some(before) = before else {
+            return Ok(done);
+        };
+        let after = self.answered()?;
+        let expected = Answered {
+            allowed: before.allowed + count,
+            denied: before.denied,
+        };
+        ensure!(
+            after == Some(expected),
+            "{} was asked {count} times and counts {after:?} after {before:?}",
+            self.name
+        );
+        Ok(done)
+    }
+
+    /// What it has answered since it started; none when it does not count.
+    fn answered(&self) -> Result<Option<Answered>> {
         let Some(address) = self.metrics else {
             return Ok(None);
         };
@@ -89,6 +154,16 @@ impl Server {
             denied: page::sum(&page, "relatch_checks_total", "decision=\"deny\"")?,
         }))
     }
+}
+
+/// This program, to be started again as a server.
+///
+/// # Errors
+///
+/// When it cannot be found.
+pub(crate) fn this_program() -> Result<Command> {
+    let this: &Path = &env::current_exe().context("cannot find this program")?;
+    Ok(Command::new(this))
 }
 
 /// Serves `routes` on one thread and a free port until the process is killed.

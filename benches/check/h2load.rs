@@ -1,4 +1,4 @@
-//! Load from `h2load`, and what it saw.
+//! Load from `h2load`, and what it saw: one request again and again, from a program that is not ours.
 
 use std::{
     fs,
@@ -9,11 +9,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::request::FramedRequest;
-
 /// The request, ready to be sent by `h2load`.
 #[derive(Debug)]
-pub(crate) struct Load {
+pub(crate) struct H2load {
     body: PathBuf,
     log: PathBuf,
 }
@@ -46,15 +44,15 @@ impl Pressure {
     };
 }
 
-impl Load {
-    /// Writes `request` into `directory`.
+impl H2load {
+    /// Writes `framed`, a gRPC message in its frame, into `directory`.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(crate) fn prepare(directory: &Path, request: &FramedRequest) -> Result<Self> {
+    pub(crate) fn prepare(directory: &Path, framed: &[u8]) -> Result<Self> {
         let body = directory.join("request.grpc");
-        fs::write(&body, request.as_bytes()).context("cannot write the request")?;
+        fs::write(&body, framed).context("cannot write the request")?;
         Ok(Self {
             body,
             log: directory.join("latency.tsv"),
@@ -80,7 +78,7 @@ impl Load {
     ///
     /// # Errors
     ///
-    /// As [`Load::rate`].
+    /// As [`H2load::rate`].
     pub(crate) fn latency(
         &self,
         address: SocketAddr,

@@ -1,0 +1,46 @@
+//! Keys that are presented.
+
+use std::fmt;
+
+use anyhow::{Result, ensure};
+
+/// The secrets of a keyring's keys, all of one length, one behind the other.
+pub(crate) struct Keys(Vec<u8>);
+
+impl Keys {
+    /// The length of a token whose prefix is `rlk`: prefix, `_`, key id, `_`, secret, checksum.
+    pub(crate) const LEN: usize = 3 + 1 + 12 + 1 + 32 + 6;
+
+    /// Room for `count` keys.
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        Self(Vec::with_capacity(count * Self::LEN))
+    }
+
+    /// Adds a key.
+    ///
+    /// # Errors
+    ///
+    /// When it has another length.
+    pub(crate) fn push(&mut self, key: &str) -> Result<()> {
+        ensure!(key.len() == Self::LEN, "a key has another length");
+        self.0.extend_from_slice(key.as_bytes());
+        Ok(())
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> u64 {
+        (self.0.len() / Self::LEN) as u64
+    }
+
+    /// Key `number`.
+    pub(crate) fn get(&self, number: u64) -> &[u8] {
+        let number = usize::try_from(number).expect("it is below their number");
+        &self.0[number * Self::LEN..][..Self::LEN]
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({})", self.len())
+    }
+}

@@ -1,0 +1,161 @@
+//! What is measured, in parts that can be run alone.
+
+mod change;
+mod cost;
+mod envoy;
+mod memory;
+mod size;
+mod spans;
+mod tail;
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::{
+    cores::Cores, deployment::Deployment, processor::ProcessorTime, row::Row, server::Server,
+};
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Processor time of a Check beside the baselines
+    Cost,
+    /// Processor time of a Check with many keys
+    Size,
+    /// Processor time of a Check with a span
+    Spans,
+    /// Latency at half of the rate that saturates
+    Tail,
+    /// Requests through Envoy
+    Envoy,
+    /// Memory of a key, and the time until a sidecar is ready
+    Memory,
+    /// Latency while keys change
+    Change,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// How often each side of a comparison is measured.
+    pub(crate) rounds: u32,
+    /// Checks that saturate a server, in a round. Processor time is counted in hundredths of a second: 200,000 Checks of
+    /// 10 µs are 200 of them.
+    pub(crate) checks: u64,
+    /// How long a paced load lasts, in a round.
+    pub(crate) paced: Duration,
+    /// Keys in the small keyring.
+    pub(crate) few: u32,
+    /// Keys in the large one.
+    pub(crate) many: u32,
+    /// Whether the memory of ten times as many is measured too.
+    pub(crate) large: bool,
+}
+
+/// All that a part needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bench<'a> {
+    pub(crate) plan: Plan,
+    pub(crate) cores: &'a Cores,
+    pub(crate) deployment: &'a Deployment,
+    /// For files that live as long as the benchmark.
+    pub(crate) directory: &'a Path,
+}
+
+/// What a part has shown.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// What was done, in words.
+    pub(crate) plan: String,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// What a server spent on a Check, in microseconds of processor time.
+#[derive(Clone, Copy, Debug)]
+struct Spent {
+    /// All of it.
+    process: f64,
+    /// Those of its threads that answer Checks.
+    check_threads: f64,
+}
+
+impl Part {
+    /// The sizes of the keyrings that it needs.
+    pub(crate) fn sizes(self, plan: Plan) -> BTreeSet<u32> {
+        match self {
+            Self::Cost | Self::Spans | Self::Tail | Self::Envoy => [plan.few].into(),
+            Self::Size | Self::Change => [plan.few, plan.many].into(),
+            Self::Memory => memory::sizes(plan).into_iter().collect(),
+        }
+    }
+
+    /// Measures it.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be measured.
+    pub(crate) fn measure(self, bench: Bench<'_>) -> Result<Shown> {
+        match self {
+            Self::Cost => cost::measure(bench),
+            Self::Size => size::measure(bench),
+            Self::Spans => spans::measure(bench),
+            Self::Tail => tail::measure(bench),
+            Self::Envoy => envoy::measure(bench),
+            Self::Memory => memory::measure(bench),
+            Self::Change => change::measure(bench),
+        }
+    }
+
+    /// As it is named on the command line and in the table.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Cost => "cost",
+            Self::Size => "size",
+            Self::Spans => "spans",
+            Self::Tail => "tail",
+            Self::Envoy => "envoy",
+            Self::Memory => "memory",
+            Self::Change => "change",
+        }
+    }
+}
+
+impl Spent {
+    /// What `server` spends on each of the `count` Checks that `work` asks.
+    fn measure<T>(
+        server: &Server,
+        count: u64,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(Self, T)> {
+        let before = ProcessorTime::read(server.daemon.id())?;
+        let done = server.allowing(count, work)?;
+        let spent = ProcessorTime::read(server.daemon.id())?.since(before);
+        Ok((
+            Self {
+                process: micros_each(spent.process, count),
+                check_threads: micros_each(spent.check_threads, count),
+            },
+            done,
+        ))
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+fn micros_each(time: Duration, count: u64) -> f64 {
+    time.as_secs_f64() * 1e6 / count as f64
+}
+
+/// A number as people write it: 1,000,000.
+fn grouped(number: impl Into<u64>) -> String {
+    let digits = number.into().to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}

@@ -1,0 +1,114 @@
+//! What a key takes of a sidecar's memory, and how long a sidecar takes until it is ready.
+
+use std::{fs, time::Duration};
+
+use ::relatch::clock::Clock;
+use anyhow::{Context as _, Result};
+
+use super::{Bench, Plan, Shown, grouped};
+use crate::{
+    deployment::SidecarOptions,
+    patience::until,
+    rounds::{figures, interleaved},
+    row::{Row, Target, Unit},
+};
+
+/// A sidecar in one round.
+struct Round {
+    /// From its start to the moment at which it says that it is ready, in seconds.
+    ready: f64,
+    /// In bytes.
+    resident: f64,
+}
+
+const PART: &str = "memory";
+/// Below the thousands that matter, and more than what idle timers move.
+const SETTLED_BY: f64 = 0.001;
+/// What a sidecar gives back after a start it gives back within this time.
+const SETTLES_WITHIN: Duration = Duration::from_secs(2);
+const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Beside which the others are measured.
+const EMPTY: u32 = 0;
+/// Keys in the largest keyring, for each of the large one.
+const LARGE: u32 = 10;
+
+/// The sizes that are measured, in ascending order.
+pub(super) fn sizes(plan: Plan) -> Vec<u32> {
+    let mut sizes = vec![EMPTY, plan.few, plan.many / 10, plan.many];
+    if plan.large {
+        sizes.push(plan.many * LARGE);
+    }
+    sizes
+}
+
+pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
+    let plan = bench.plan;
+    let mut sizes = sizes(plan);
+    let measured = interleaved(
+        plan.rounds,
+        &mut sizes,
+        |size| format!("{} keys", grouped(*size)),
+        |size| Round::measure(bench, *size),
+    )?;
+    let empty = figures(&measured[0], |round| round.resident);
+    let mut rows = Vec::new();
+    for (size, rounds) in sizes.iter().zip(&measured).skip(1) {
+        let resident = figures(rounds, |round| round.resident);
+        let each = resident.iter().zip(&empty);
+        let each = each.map(|(full, empty)| (full - empty) / f64::from(*size));
+        let name = format!("{} keys: of each key", grouped(*size));
+        let row = Row::new(PART, name, Unit::Bytes, each.collect());
+        rows.push(if *size == plan.many {
+            row.target(Target::AtMost(120.0))
+        } else {
+            row
+        });
+    }
+    for (size, rounds) in sizes.iter().zip(&measured) {
+        let mebibytes = figures(rounds, |round| round.resident / f64::from(1 << 20));
+        let name = format!("{} keys: resident", grouped(*size));
+        rows.push(Row::new(PART, name, Unit::Mebibytes, mebibytes));
+    }
+    for (size, rounds) in sizes.iter().zip(&measured) {
+        let ready = figures(rounds, |round| round.ready);
+        let name = format!("{} keys: start to ready", grouped(*size));
+        rows.push(Row::new(PART, name, Unit::Seconds, ready));
+    }
+    Ok(Shown {
+        plan: format!(
+            "{} rounds, a new sidecar for every figure, keys received from the control plane",
+            plan.rounds
+        ),
+        rows,
+    })
+}
+
+impl Round {
+    fn measure(bench: Bench<'_>, size: u32) -> Result<Self> {
+        let clock = Clock::system();
+        let began = clock.boot();
+        let sidecar = bench.deployment.sidecar(size, SidecarOptions::default())?;
+        let ready = clock.boot().saturating_since(began).as_secs_f64();
+        let id = sidecar.daemon.id();
+        let (mut last, mut since) = (resident(id)?, clock.boot());
+        let resident = until("memory settles", SETTLE_TIMEOUT, || {
+            let now = resident(id)?;
+            if (now - last).abs() > last * SETTLED_BY {
+                (last, since) = (now, clock.boot());
+            }
+            let stood = clock.boot().saturating_since(since);
+            Ok((stood >= SETTLES_WITHIN).then_some(now))
+        })?;
+        Ok(Self { ready, resident })
+    }
+}
+
+/// What a process has in memory, in bytes (`VmRSS`, proc(5)).
+fn resident(id: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let kibibytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"))
+        .context("no memory is told of")?;
+    Ok(kibibytes.trim().parse::<f64>()? * 1024.0)
+}

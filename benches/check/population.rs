@@ -1,0 +1,144 @@
+//! Keyrings full of keys, written into the store of a control plane that does not run yet.
+//!
+//! A control plane commits a key in about a millisecond, most of which is the disk's: a million would take a quarter of
+//! an hour. So they are committed here, by the control plane's own code, five thousand at a time. What it starts from is
+//! what it would have written itself.
+
+use std::{path::Path, sync::Arc};
+
+use ::relatch::{
+    clock::Clock,
+    control::{
+        catalog::Catalog, journal::CommitError, metrics::ControlMetrics, secrets,
+        served::ServedKeyring,
+    },
+    key::{
+        AllowedSources, ConsumerId, KeyId, KeyringName, Prefix, Scope, Scopes, Secret, Window,
+        operation::{self, KeySpec},
+    },
+    store::{SqliteOptions, SqliteStore},
+};
+use anyhow::{Context as _, Result};
+use tokio::runtime::Builder;
+
+use crate::keys::Keys;
+
+/// A keyring and the secrets of its keys.
+#[derive(Clone, Debug)]
+pub(crate) struct Population {
+    pub(crate) keyring: KeyringName,
+    pub(crate) keys: Arc<Keys>,
+}
+
+/// A key that is about to be made.
+struct Newcomer {
+    consumer: ConsumerId,
+    id: KeyId,
+    secret: Secret,
+}
+
+const ACTOR: &str = "bench";
+/// The changes of one commit: half of what the store takes at once.
+const BATCH: u32 = 5_000;
+
+impl Population {
+    /// Fills the store in `data_dir`, which `relatch control init` has made, with a keyring for each of `sizes`. Every
+    /// key belongs to a consumer of its own and has two scopes.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    pub(crate) fn fill(data_dir: &Path, sizes: &[u32]) -> Result<Vec<Self>> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let pepper = secrets::read_pepper(&data_dir.join("pepper.json"))?;
+            let path = data_dir.join("relatch.db");
+            let store = SqliteStore::open(&path, SqliteOptions::default()).await?;
+            let metrics = ControlMetrics::default();
+            let catalog = Catalog::open(Arc::new(store), Clock::system(), pepper, metrics).await?;
+            let mut filled = Vec::new();
+            for size in sizes {
+                filled.push(Self::make(&catalog, *size).await?);
+            }
+            Ok(filled)
+        })
+    }
+
+    async fn make(catalog: &Catalog, size: u32) -> Result<Self> {
+        let keyring: KeyringName = format!("keys-{size}").parse()?;
+        let first = operation::create_keyring(keyring.clone(), Prefix::default(), false, None)?;
+        let served = catalog
+            .create_keyring(ACTOR, keyring.clone(), &first)
+            .await?;
+        let scopes = ["orders.read", "orders.write"].map(str::parse::<Scope>);
+        let scopes: Scopes = scopes.into_iter().collect::<Result<_, _>>()?;
+        let mut keys = Keys::with_capacity(usize::try_from(size)?);
+        let mut number = 0;
+        while number < size {
+            let end = size.min(number + BATCH);
+            let batch: Vec<Newcomer> = (number..end).map(Newcomer::new).collect::<Result<_>>()?;
+            commit(catalog, &served, &batch, &scopes).await?;
+            for newcomer in &batch {
+                keys.push(newcomer.secret.expose())?;
+            }
+            number = end;
+        }
+        served.journal().save_if_due().await?;
+        Ok(Self {
+            keyring,
+            keys: Arc::new(keys),
+        })
+    }
+}
+
+impl Newcomer {
+    fn new(number: u32) -> Result<Self> {
+        let id = KeyId::generate()?;
+        Ok(Self {
+            consumer: format!("consumer-{number}").parse()?,
+            id,
+            secret: Secret::generate(&Prefix::default(), id)?,
+        })
+    }
+}
+
+/// Two commits: a key is made for a consumer that is there.
+async fn commit(
+    catalog: &Catalog,
+    served: &ServedKeyring,
+    batch: &[Newcomer],
+    scopes: &Scopes,
+) -> Result<()> {
+    catalog
+        .commit(served, ACTOR, |keyring, _| {
+            let mut changes = Vec::with_capacity(batch.len());
+            for newcomer in batch {
+                let name = String::new();
+                changes.extend(keyring.create_consumer(newcomer.consumer.clone(), name)?);
+            }
+            Ok((changes, ()))
+        })
+        .await
+        .context("cannot make consumers")?;
+    catalog
+        .commit(served, ACTOR, |keyring, now| {
+            let mut changes = Vec::with_capacity(batch.len());
+            for newcomer in batch {
+                let spec = KeySpec {
+                    key_id: newcomer.id,
+                    consumer: newcomer.consumer.clone(),
+                    name: String::new(),
+                    scopes: scopes.clone(),
+                    allowed_sources: AllowedSources::default(),
+                    window: Window::default(),
+                    imported: false,
+                };
+                let secret = newcomer.secret.presented();
+                changes.extend(keyring.create_key(spec, &secret, served.pepper(), now)?);
+            }
+            Ok::<_, CommitError>((changes, ()))
+        })
+        .await
+        .context("cannot make keys")?;
+    Ok(())
+}
