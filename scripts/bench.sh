@@ -135,7 +135,7 @@ for part in "${only[@]}"; do
     fi
 done
 if [[ ${#only[@]} -gt 0 && " ${arguments[*]} " != *' --only '* ]]; then
-    arguments+=(--only none)
+    arguments+=(--merge-only)
 fi
 if wanted cost; then
     install_h2load

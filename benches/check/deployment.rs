@@ -59,7 +59,7 @@ impl Deployment {
     pub(crate) fn start(directory: &Path, cores: &Cores, sizes: &[u32]) -> Result<Self> {
         let data_dir = directory.join("data");
         initialize(&data_dir, &token_file(directory))?;
-        let populations = Population::fill(&data_dir, sizes)?;
+        let populations = Population::make(&data_dir, sizes)?;
         let config = directory.join("control.yaml");
         fs::write(&config, control_config(&data_dir))?;
         let control = cores.on(Core::Load, || {

@@ -11,9 +11,14 @@ impl Keys {
     /// The length of a token whose prefix is `rlk`: prefix, `_`, key id, `_`, secret, checksum.
     pub(crate) const LEN: usize = 3 + 1 + 12 + 1 + 32 + 6;
 
-    /// Room for `count` keys.
-    pub(crate) fn with_capacity(count: usize) -> Self {
-        Self(Vec::with_capacity(count * Self::LEN))
+    /// The keys in `bytes`.
+    pub(crate) const fn of(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// All of them.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// Adds a key.

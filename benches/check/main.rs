@@ -43,6 +43,10 @@ use report::Report;
 /// Measures what a Check costs, beside baselines
 #[derive(Debug, Parser)]
 #[command(bin_name = "scripts/bench.sh")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "flags of a command line are independent of each other"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -63,9 +67,13 @@ struct Cli {
     #[arg(long)]
     large: bool,
 
-    /// Take in the rows that another benchmark has written; can be given several times
+    /// Take in what another benchmark has written; can be given several times
     #[arg(long, value_name = "FILE")]
     merge: Vec<PathBuf>,
+
+    /// Measure nothing, only take in
+    #[arg(long, conflicts_with = "only")]
+    merge_only: bool,
 
     /// Where the figures are written as JSON
     #[arg(long, value_name = "FILE", default_value = "target/bench/check.json")]
@@ -86,6 +94,9 @@ enum Command {
         #[arg(long)]
         answer: Option<PathBuf>,
     },
+    /// Fill the store of a control plane
+    #[command(hide = true)]
+    Fill { data_dir: PathBuf, sizes: Vec<u32> },
 }
 
 /// What this program can serve as.
@@ -100,7 +111,7 @@ fn main() -> Result<()> {
     // `cargo test` runs benchmarks too, with arguments of its own: only `cargo bench` and ourselves mean it.
     let is_meant = env::args()
         .skip(1)
-        .any(|arg| arg == "--bench" || arg == "serve");
+        .any(|arg| ["--bench", "serve", "fill"].contains(&arg.as_str()));
     if !is_meant {
         return Ok(());
     }
@@ -111,6 +122,7 @@ fn main() -> Result<()> {
             Served::Floor => floor::serve(answer.as_deref()),
             Served::Collector => collector::serve(),
         },
+        Some(Command::Fill { data_dir, sizes }) => population::fill(data_dir, sizes),
         None => cli.measure(),
     }
 }
@@ -121,38 +133,9 @@ impl Cli {
         let machine = Machine::look()?;
         let cores = Cores::look()?;
         cores.pin(Core::Load)?;
-        let (plan, parts) = (self.plan(), self.parts());
-        let directory = tempfile::tempdir().context("cannot make a directory")?;
-        let sizes: BTreeSet<u32> = parts.iter().flat_map(|part| part.sizes(plan)).collect();
-        let sizes: Vec<u32> = sizes.into_iter().collect();
-
-        let clock = Clock::system();
-        let began = clock.boot();
-        let deployment = Deployment::start(directory.path(), &cores, &sizes)?;
-        let took = clock.boot().saturating_since(began).as_secs();
-        eprintln!("keyrings of {sizes:?} keys: {took} s");
-        let bench = Bench {
-            plan,
-            cores: &cores,
-            deployment: &deployment,
-            directory: directory.path(),
-        };
         let mut report = Report::new(machine);
-        for part in parts {
-            let began = clock.boot();
-            let shown = part
-                .measure(bench)
-                .with_context(|| format!("{} cannot be measured", part.name()))?;
-            let took = clock.boot().saturating_since(began);
-            eprintln!("{}: {} s", part.name(), took.as_secs());
-            report.add(
-                report::Part {
-                    name: part.name().to_owned(),
-                    plan: shown.plan,
-                    seconds: took.as_secs_f64(),
-                },
-                shown.rows,
-            )?;
+        if !self.merge_only {
+            self.measure_parts(&cores, &mut report)?;
         }
         for file in &self.merge {
             report.merge(file)?;
@@ -160,6 +143,39 @@ impl Cli {
         report.write(&self.report)?;
         println!("{report}");
         println!("written to {}", self.report.display());
+        Ok(())
+    }
+
+    fn measure_parts(&self, cores: &Cores, report: &mut Report) -> Result<()> {
+        let (plan, parts) = (self.plan(), self.parts());
+        let directory = tempfile::tempdir().context("cannot make a directory")?;
+        let sizes: BTreeSet<u32> = parts.iter().flat_map(|part| part.sizes(plan)).collect();
+        let sizes: Vec<u32> = sizes.into_iter().collect();
+        let clock = Clock::system();
+        let began = clock.boot();
+        let deployment = Deployment::start(directory.path(), cores, &sizes)?;
+        let took = clock.boot().saturating_since(began).as_secs();
+        eprintln!("keyrings of {sizes:?} keys: {took} s");
+        let bench = Bench {
+            plan,
+            cores,
+            deployment: &deployment,
+            directory: directory.path(),
+        };
+        for part in parts {
+            let began = clock.boot();
+            let shown = part
+                .measure(bench)
+                .with_context(|| format!("{} cannot be measured", part.name()))?;
+            let took = clock.boot().saturating_since(began);
+            eprintln!("{}: {} s", part.name(), took.as_secs());
+            let part = report::Part {
+                name: part.name().to_owned(),
+                plan: shown.plan,
+                seconds: took.as_secs_f64(),
+            };
+            report.add(part, shown.rows)?;
+        }
         Ok(())
     }
 

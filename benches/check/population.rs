@@ -2,9 +2,13 @@
 //!
 //! A control plane commits a key in about a millisecond, most of which is the disk's: a million would take a quarter of
 //! an hour. So they are committed here, by the control plane's own code, five thousand at a time. What it starts from is
-//! what it would have written itself.
+//! what it would have written itself. That takes memory, so that a process of its own does it.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ::relatch::{
     clock::Clock,
@@ -18,10 +22,10 @@ use ::relatch::{
     },
     store::{SqliteOptions, SqliteStore},
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tokio::runtime::Builder;
 
-use crate::keys::Keys;
+use crate::{keys::Keys, server::this_program};
 
 /// A keyring and the secrets of its keys.
 #[derive(Clone, Debug)]
@@ -42,53 +46,79 @@ const ACTOR: &str = "bench";
 const BATCH: u32 = 5_000;
 
 impl Population {
-    /// Fills the store in `data_dir`, which `relatch control init` has made, with a keyring for each of `sizes`. Every
-    /// key belongs to a consumer of its own and has two scopes.
+    /// Fills the store in `data_dir`, which `relatch control init` has made, with a keyring for each of `sizes`.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written.
-    pub(crate) fn fill(data_dir: &Path, sizes: &[u32]) -> Result<Vec<Self>> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let pepper = secrets::read_pepper(&data_dir.join("pepper.json"))?;
-            let path = data_dir.join("relatch.db");
-            let store = SqliteStore::open(&path, SqliteOptions::default()).await?;
-            let metrics = ControlMetrics::default();
-            let catalog = Catalog::open(Arc::new(store), Clock::system(), pepper, metrics).await?;
-            let mut filled = Vec::new();
-            for size in sizes {
-                filled.push(Self::make(&catalog, *size).await?);
-            }
-            Ok(filled)
-        })
+    /// When the process that does it fails.
+    pub(crate) fn make(data_dir: &Path, sizes: &[u32]) -> Result<Vec<Self>> {
+        let filling = this_program()?
+            .arg("fill")
+            .arg(data_dir)
+            .args(sizes.iter().map(u32::to_string))
+            .status();
+        ensure!(filling?.success(), "the store is not filled");
+        sizes
+            .iter()
+            .map(|&size| {
+                let keys = fs::read(keys_file(data_dir, size))?;
+                Ok(Self {
+                    keyring: keyring(size)?,
+                    keys: Arc::new(Keys::of(keys)),
+                })
+            })
+            .collect()
     }
+}
 
-    async fn make(catalog: &Catalog, size: u32) -> Result<Self> {
-        let keyring: KeyringName = format!("keys-{size}").parse()?;
-        let first = operation::create_keyring(keyring.clone(), Prefix::default(), false, None)?;
-        let served = catalog
-            .create_keyring(ACTOR, keyring.clone(), &first)
-            .await?;
-        let scopes = ["orders.read", "orders.write"].map(str::parse::<Scope>);
-        let scopes: Scopes = scopes.into_iter().collect::<Result<_, _>>()?;
-        let mut keys = Keys::with_capacity(usize::try_from(size)?);
-        let mut number = 0;
-        while number < size {
-            let end = size.min(number + BATCH);
-            let batch: Vec<Newcomer> = (number..end).map(Newcomer::new).collect::<Result<_>>()?;
-            commit(catalog, &served, &batch, &scopes).await?;
-            for newcomer in &batch {
-                keys.push(newcomer.secret.expose())?;
-            }
-            number = end;
+/// Fills a store, and writes the secrets beside it. Every key belongs to a consumer of its own and has two scopes.
+///
+/// # Errors
+///
+/// When the store cannot be written.
+pub(crate) fn fill(data_dir: &Path, sizes: &[u32]) -> Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let pepper = secrets::read_pepper(&data_dir.join("pepper.json"))?;
+        let path = data_dir.join("relatch.db");
+        let store = SqliteStore::open(&path, SqliteOptions::default()).await?;
+        let metrics = ControlMetrics::default();
+        let catalog = Catalog::open(Arc::new(store), Clock::system(), pepper, metrics).await?;
+        for &size in sizes {
+            let keys = fill_keyring(&catalog, size).await?;
+            fs::write(keys_file(data_dir, size), keys.as_bytes())?;
         }
-        served.journal().save_if_due().await?;
-        Ok(Self {
-            keyring,
-            keys: Arc::new(keys),
-        })
+        Ok(())
+    })
+}
+
+async fn fill_keyring(catalog: &Catalog, size: u32) -> Result<Keys> {
+    let name = keyring(size)?;
+    let first = operation::create_keyring(name.clone(), Prefix::default(), false, None)?;
+    let served = catalog.create_keyring(ACTOR, name, &first).await?;
+    let scopes = ["orders.read", "orders.write"].map(str::parse::<Scope>);
+    let scopes: Scopes = scopes.into_iter().collect::<Result<_, _>>()?;
+    let mut keys = Keys::of(Vec::new());
+    let mut number = 0;
+    while number < size {
+        let end = size.min(number + BATCH);
+        let batch: Vec<Newcomer> = (number..end).map(Newcomer::new).collect::<Result<_>>()?;
+        commit(catalog, &served, &batch, &scopes).await?;
+        for newcomer in &batch {
+            keys.push(newcomer.secret.expose())?;
+        }
+        number = end;
     }
+    served.journal().save_if_due().await?;
+    Ok(keys)
+}
+
+fn keyring(size: u32) -> Result<KeyringName> {
+    Ok(format!("keys-{size}").parse()?)
+}
+
+fn keys_file(data_dir: &Path, size: u32) -> PathBuf {
+    data_dir.join(format!("keys-{size}.secrets"))
 }
 
 impl Newcomer {

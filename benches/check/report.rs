@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     machine::Machine,
-    row::{Row, Spread},
+    row::{Row, Spread, Target, Unit},
 };
 
 /// All that is told.
@@ -31,19 +31,51 @@ pub(crate) struct Part {
 /// A row and what is seen in it at once.
 #[derive(Debug, Serialize)]
 struct SpreadRow {
-    #[serde(flatten)]
-    row: Row,
+    part: String,
+    name: String,
+    /// None where the name has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<Unit>,
+    /// In their order; empty where they were not told.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rounds: Vec<f64>,
     #[serde(flatten)]
     spread: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<Target>,
     #[serde(skip_serializing_if = "Option::is_none")]
     met: Option<bool>,
 }
 
 /// What another benchmark has measured.
 #[derive(Debug, Deserialize)]
-struct Rows {
+struct Merged {
+    /// Of `benches/inside.rs`.
+    #[serde(default)]
     rows: Vec<Row>,
+    /// Of `benches/swarm`.
+    #[serde(default)]
+    figures: Vec<Figure>,
 }
+
+/// A figure of which only the spread is told.
+#[derive(Debug, Deserialize)]
+struct Figure {
+    name: String,
+    spread: Spread,
+}
+
+/// The part to which figures belong of which only the spread is told.
+const SWARM: &str = "swarm";
+/// What figures of the swarm shall be, by what their names contain and how they end.
+const SWARM_TARGETS: [(&str, &str, Target); 2] = [
+    (
+        "from the call of revoke until it was known to",
+        "p99, ms",
+        Target::AtMost(250.0),
+    ),
+    ("memory of a stream", "KiB", Target::AtMost(64.0)),
+];
 
 impl Report {
     /// A report of nothing yet.
@@ -71,8 +103,10 @@ impl Report {
     ///
     /// When the file is not there or something else.
     pub(crate) fn merge(&mut self, file: &Path) -> Result<()> {
-        let read = || -> Result<Rows> { Ok(serde_json::from_slice(&fs::read(file)?)?) };
+        let read = || -> Result<Merged> { Ok(serde_json::from_slice(&fs::read(file)?)?) };
         let merged = read().with_context(|| format!("cannot take in {}", file.display()))?;
+        let figures = merged.figures.into_iter();
+        self.rows.extend(figures.map(SpreadRow::of_swarm));
         self.extend(merged.rows)
     }
 
@@ -91,14 +125,40 @@ impl Report {
 
     fn extend(&mut self, rows: Vec<Row>) -> Result<()> {
         for row in rows {
-            let spread = row.spread()?;
-            self.rows.push(SpreadRow {
-                met: row.target.map(|target| target.is_met(spread.median)),
-                spread,
-                row,
-            });
+            self.rows.push(SpreadRow::new(row)?);
         }
         Ok(())
+    }
+}
+
+impl SpreadRow {
+    fn new(row: Row) -> Result<Self> {
+        let spread = row.spread()?;
+        Ok(Self {
+            met: row.target.map(|target| target.is_met(spread.median)),
+            part: row.part,
+            name: row.name,
+            unit: Some(row.unit),
+            rounds: row.rounds,
+            spread,
+            target: row.target,
+        })
+    }
+
+    fn of_swarm(Figure { name, spread }: Figure) -> Self {
+        let target = SWARM_TARGETS
+            .into_iter()
+            .find(|(what, end, _)| name.contains(what) && name.ends_with(end))
+            .map(|(_, _, target)| target);
+        Self {
+            part: SWARM.to_owned(),
+            unit: None,
+            rounds: Vec::new(),
+            spread,
+            met: target.map(|target| target.is_met(spread.median)),
+            target,
+            name,
+        }
     }
 }
 
@@ -129,18 +189,19 @@ impl Report {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        for SpreadRow { row, spread, met } in &self.rows {
-            let cell = |value: f64| format!("{value:.*}", row.unit.decimals());
+        for row in &self.rows {
+            let decimals = row.unit.map_or(1, Unit::decimals);
+            let cell = |value: f64| format!("{value:.decimals$}");
             table.add_row([
                 row.part.clone(),
                 row.name.clone(),
-                row.unit.to_string(),
-                cell(spread.min),
-                cell(spread.median),
-                cell(spread.max),
+                row.unit.map_or(String::new(), |unit| unit.to_string()),
+                cell(row.spread.min),
+                cell(row.spread.median),
+                cell(row.spread.max),
                 row.target
                     .map_or(String::new(), |target| target.to_string()),
-                match met {
+                match row.met {
                     Some(true) => "met".to_owned(),
                     Some(false) => "missed".to_owned(),
                     None => String::new(),
