@@ -120,8 +120,8 @@ impl ServedKeyring {
     }
 
     /// The key version with `digest`, whatever its state, as its sidecars are told of it; none where the keyring holds no
-    /// such version. True at the revision that is returned with it: both are of one moment. Its cost does not depend on
-    /// the keyring's size.
+    /// such version. True at the revision that is returned with it: both are of one moment. Its cost grows with
+    /// the logarithm of the keyring's size.
     #[must_use]
     pub fn lookup(&self, digest: &KeyDigest) -> (Revision, Option<wire::Item>) {
         let state = self.journal.state();
