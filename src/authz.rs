@@ -11,6 +11,7 @@ pub mod credential;
 pub mod decision;
 pub mod event;
 mod inline;
+mod later;
 mod message;
 mod query;
 pub mod question;
@@ -28,8 +29,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod wire;
 
-pub use decision::{Decision, Held, Outcome, decide};
+pub use decision::{Decision, Held, LookedUp, Outcome, Verdict, decide};
 pub use event::{CheckEvent, Observer};
+pub use later::LaterAnswer;
 pub use question::Question;
 pub use reason::{DenialStatus, DenyReason};
 pub use service::Authorizer;

@@ -4,6 +4,7 @@
 //! settings: `route.rs` and `credential.rs` into those of a check ([`crate::authz::settings`]), the others, [`sink`] and
 //! [`vault`] among them, into types of their own and of [`value`]. Every problem of a file is reported at once.
 
+mod cache;
 pub mod control;
 mod credential;
 pub mod error;

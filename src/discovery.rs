@@ -9,6 +9,8 @@ pub mod backoff;
 pub mod client;
 #[cfg(test)]
 mod convergence;
+#[cfg(test)]
+mod fills;
 pub mod item;
 pub mod receiver;
 pub mod reporter;

@@ -4,10 +4,13 @@
 //! check loads it once. A [`Mirror`] applies what the control plane sends and publishes the next view. One mirror
 //! writes to a slot, any number of checks read from it. A [`Ledger`] counts how often its key versions were used; it
 //! outlives all views.
+//!
+//! A keyring that is held [`on_demand`] has a view without keys, and a cache of those that were looked up beside it.
 
 mod callers;
 mod held;
 mod mirror;
+pub mod on_demand;
 mod shard;
 mod slot;
 mod usage;
@@ -16,6 +19,6 @@ mod view;
 pub use callers::{Caller, CallerUse, MAX_CALLERS};
 pub use held::{HeldKey, OwnedKey};
 pub use mirror::{Announced, DeltaError, Mirror, Position, SnapshotBuilder, SnapshotError};
-pub use slot::{Freshness, Keyrings, Slot, Staleness};
+pub use slot::{Freshness, Keyrings, Mode, Slot, Staleness};
 pub use usage::{Ledger, UsageIndex, VersionUsage};
 pub use view::{KeyringSettings, KeyringView};

@@ -124,8 +124,9 @@ impl Sidecar {
                     source,
                 })?;
         let keyrings = settings.keyrings.iter();
-        let keyrings =
-            Keyrings::new(keyrings.map(|keyring| (keyring.name.clone(), keyring.staleness)));
+        let keyrings = Keyrings::with_modes(
+            keyrings.map(|keyring| (keyring.name.clone(), keyring.staleness, keyring.mode)),
+        );
         let mut registry = Registry::default();
         registry.register_collector(Box::new(
             ProcessCollector::new().map_err(SidecarError::Process)?,

@@ -3,6 +3,7 @@
 //! [`check`] makes [`metrics`], spans and a log line of each check; [`export`] sends the spans. [`logs`] go through
 //! [`lines`]. [`process`] measures the process.
 
+mod cache;
 pub mod check;
 pub mod export;
 pub mod lines;

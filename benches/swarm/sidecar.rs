@@ -183,6 +183,7 @@ impl Sidecar {
                 epoch: self.held.epoch,
                 revision: self.held.revision,
                 set_digest: self.held.set_digest,
+                ..Subscription::default()
             }],
         };
         say.send(message(Kind::Hello(hello))).await?;
@@ -259,6 +260,9 @@ impl Sidecar {
             Heard::NotServed(told) => anyhow::bail!("{}", told.reason),
             Heard::Drain(_) => anyhow::bail!("the control plane stops"),
             Heard::UsageAck(_) => Ok(None),
+            Heard::Start(_) | Heard::LookupResult(_) => {
+                anyhow::bail!("the keyring is held in full")
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! The first that applies wins: the request is malformed; no keyring; none usable; ambiguous or missing credential;
 //! not a token of the keyring; not found; revoked, retired, expired, not yet valid; source; scopes. Else it is allowed.
 
-use std::time::Duration;
+use std::{cell::OnceCell, sync::Arc, time::Duration};
 
 use super::{
     credential::Places, question::Question, reason::DenyReason, route::RequiredScopes,
@@ -11,9 +11,21 @@ use super::{
 };
 use crate::{
     clock::BootTime,
-    key::{KeyState, KeyringName, Revision, Standing, Timestamp},
-    keyring::{Freshness, HeldKey, KeyringView, Slot},
+    key::{KeyDigest, KeyState, KeyringName, PresentedKey, Revision, Standing, Timestamp},
+    keyring::{
+        Freshness, HeldKey, KeyringView, Slot,
+        on_demand::{CachedKey, Finding},
+    },
 };
+
+/// What comes of judging a question.
+#[derive(Clone, Debug)]
+pub enum Verdict<'v> {
+    /// What becomes of the request.
+    Decided(Decision<'v>),
+    /// The keyring is held on demand, and the key with this digest has to be looked up first.
+    LookUp(KeyDigest),
+}
 
 /// What becomes of a request.
 #[derive(Clone, Debug)]
@@ -90,17 +102,37 @@ pub enum Outcome {
 pub struct Held<'v> {
     slot: &'v Slot,
     view: Option<&'v KeyringView>,
+    at: BootTime,
     age: Option<Duration>,
+    looked_up: &'v LookedUp,
+}
+
+/// What a check has of a keyring that is held on demand, for as long as its decision borrows it.
+#[derive(Debug, Default)]
+pub struct LookedUp {
+    /// The version of the key.
+    version: OnceCell<Arc<CachedKey>>,
+    /// Digests that nobody has.
+    unknown: Vec<KeyDigest>,
+    /// The check does not wait for a lookup (any more).
+    has_failed: bool,
 }
 
 impl<'v> Held<'v> {
     /// A slot with the view that was loaded from it.
     #[must_use]
-    pub fn new(slot: &'v Slot, view: Option<&'v KeyringView>, now: BootTime) -> Self {
+    pub fn new(
+        slot: &'v Slot,
+        view: Option<&'v KeyringView>,
+        looked_up: &'v LookedUp,
+        now: BootTime,
+    ) -> Self {
         Self {
             slot,
             view,
+            at: now,
             age: slot.age(now),
+            looked_up,
         }
     }
 
@@ -112,6 +144,31 @@ impl<'v> Held<'v> {
         match self.slot.freshness(age) {
             Freshness::Fresh | Freshness::Warned => Ok(view),
             Freshness::Stale => Err(DenyReason::KeyringStale),
+        }
+    }
+
+    /// The version whose secret a presented key is.
+    fn find(
+        &self,
+        view: &'v KeyringView,
+        presented: &PresentedKey<'_>,
+    ) -> Result<HeldKey<'v>, Unfound> {
+        let Some(cache) = self.slot.cache() else {
+            return view.find(presented).ok_or(Unfound::Unknown);
+        };
+        let LookedUp {
+            version,
+            unknown,
+            has_failed,
+        } = self.looked_up;
+        if let Some(cached) = version.get() {
+            return Ok(cached.key().held());
+        }
+        match cache.find(&view.settings().peppers, presented, unknown, self.at) {
+            Finding::Held(cached) => Ok(version.get_or_init(|| cached).key().held()),
+            Finding::Unknown => Err(Unfound::Unknown),
+            Finding::Missing(_) if *has_failed => Err(Unfound::Unavailable),
+            Finding::Missing(digest) => Err(Unfound::Missing(digest)),
         }
     }
 
@@ -127,15 +184,11 @@ impl<'v> Held<'v> {
 /// Judges a question by the wall clock's `now`. `held` is the keyring that the question names; none when this sidecar
 /// does not hold it.
 #[must_use]
-pub fn decide<'v>(
-    question: &Question<'v>,
-    held: Option<&Held<'v>>,
-    now: Timestamp,
-) -> Decision<'v> {
+pub fn decide<'v>(question: &Question<'v>, held: Option<&Held<'v>>, now: Timestamp) -> Verdict<'v> {
     let Some(held) = held else {
-        return Denial::unread(DenyReason::UnknownKeyring).into();
+        return Verdict::Decided(Denial::unread(DenyReason::UnknownKeyring).into());
     };
-    match judge(question, held, now) {
+    Verdict::Decided(match judge(question, held, now) {
         Ok(Some(verified)) => Decision::Allow(Grant {
             keyring: held.facts(),
             notice: Notice::of(&verified.key, verified.view),
@@ -145,13 +198,14 @@ pub fn decide<'v>(
         Ok(None) => Decision::Anonymous(Anonymous {
             keyring: held.facts(),
         }),
-        Err((reason, key)) => Decision::Deny(Denial {
+        Err(Refusal::Denied(reason, key)) => Decision::Deny(Denial {
             reason,
             keyring: Some(held.facts()),
             key,
             scopes: (reason == DenyReason::InsufficientScope).then_some(question.route.scopes),
         }),
-    }
+        Err(Refusal::Missing(digest)) => return Verdict::LookUp(digest),
+    })
 }
 
 /// A key that may pass.
@@ -161,15 +215,27 @@ struct Verified<'v> {
     places: Places,
 }
 
-/// Why not, and whose key it was if that is known for certain.
-type Refusal<'v> = (DenyReason, Option<HeldKey<'v>>);
+/// Why not (yet).
+enum Refusal<'v> {
+    /// And whose key it was if that is known for certain.
+    Denied(DenyReason, Option<HeldKey<'v>>),
+    /// The key has to be looked up.
+    Missing(KeyDigest),
+}
+
+/// There is no version to judge.
+enum Unfound {
+    Unknown,
+    Unavailable,
+    Missing(KeyDigest),
+}
 
 fn judge<'v>(
     question: &Question<'_>,
     held: &Held<'v>,
     now: Timestamp,
 ) -> Result<Option<Verified<'v>>, Refusal<'v>> {
-    let unverified = |reason| (reason, None);
+    let unverified = |reason| Refusal::Denied(reason, None);
     let view = held.usable().map_err(unverified)?;
     let credential = match (&question.credential, question.route.auth) {
         (Err(_), _) => return Err(unverified(DenyReason::AmbiguousCredential)),
@@ -184,11 +250,15 @@ fn judge<'v>(
     if settings.issued_only && presented.parse(&settings.prefix).is_err() {
         return Err(unverified(DenyReason::MalformedCredential));
     }
-    let key = view
-        .find(&presented)
-        .ok_or_else(|| unverified(DenyReason::UnknownKey))?;
+    let key = held
+        .find(view, &presented)
+        .map_err(|unfound| match unfound {
+            Unfound::Unknown => unverified(DenyReason::UnknownKey),
+            Unfound::Unavailable => unverified(DenyReason::KeyringUnavailable),
+            Unfound::Missing(digest) => Refusal::Missing(digest),
+        })?;
     match refuse(question, &key, now) {
-        Some(reason) => Err((reason, Some(key))),
+        Some(reason) => Err(Refusal::Denied(reason, Some(key))),
         None => Ok(Some(Verified {
             view,
             key,
@@ -211,6 +281,23 @@ fn refuse(question: &Question<'_>, key: &HeldKey<'_>, now: Timestamp) -> Option<
             Some(DenyReason::InsufficientScope)
         }
         Standing::Accepted => None,
+    }
+}
+
+impl LookedUp {
+    /// Takes the version of the key. The check judges it in the place of whatever else is held.
+    pub fn found(&mut self, cached: Arc<CachedKey>) {
+        self.version = OnceCell::from(cached);
+    }
+
+    /// Notes that nobody has a digest.
+    pub fn found_none(&mut self, digest: KeyDigest) {
+        self.unknown.push(digest);
+    }
+
+    /// Notes that the check does not wait for a lookup (any more).
+    pub const fn failed(&mut self) {
+        self.has_failed = true;
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Envoy takes a gRPC error for a failure, not for a denial, and may be told to let requests pass then. So a check is
 //! always answered: whatever panics on its way becomes a denial.
+//!
+//! A check is answered at once, from what is held. Where a key of a keyring that is held on demand has to be looked up, the
+//! check is judged anew when the lookup was answered, or its time is over.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -12,11 +15,12 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::{
-    decision::{Decision, Denial, Held, decide},
+    decision::{Decision, Denial, Held, LookedUp, Verdict, decide},
     event::{CheckEvent, Observer},
+    later::LaterAnswer,
     question::{MalformedRequest, Question},
     request::CheckInput,
     response,
@@ -24,8 +28,8 @@ use super::{
 };
 use crate::{
     clock::{BootTime, Clock},
-    key::{KeyState, Timestamp},
-    keyring::{Caller, Keyrings, Slot},
+    key::{KeyDigest, KeyState, Timestamp},
+    keyring::{Caller, Keyrings, Slot, on_demand::KeyCache},
     telemetry::TraceParent,
 };
 
@@ -41,13 +45,20 @@ pub struct Authorizer {
     observer: Arc<dyn Observer>,
 }
 
-/// When a check came.
+/// When a check came, and when it is judged.
 #[derive(Clone, Copy)]
-struct Moment {
+pub(super) struct Moment {
     started: SystemTime,
+    began: BootTime,
     /// What it is judged by.
     wall: Timestamp,
     boot: BootTime,
+}
+
+/// What a check waits for.
+pub(super) struct Missing {
+    pub(super) cache: Arc<KeyCache>,
+    pub(super) digest: KeyDigest,
 }
 
 impl Authorizer {
@@ -70,35 +81,55 @@ impl Authorizer {
         }
     }
 
-    /// Appends the serialized `CheckResponse` to `answer` for a serialized `CheckRequest`. `parent` is the span that Envoy
-    /// made for the check.
-    pub fn answer(&self, message: &[u8], parent: Option<TraceParent>, answer: &mut BytesMut) {
-        self.answer_by(parent, answer, |moment, answer| {
-            self.judge(message, parent, moment, answer);
+    /// Appends the serialized `CheckResponse` to `answer` for a serialized `CheckRequest`; or leaves it as it is, and
+    /// returns what to wait for, on a runtime with timers. `parent` is the span that Envoy made for the check.
+    #[must_use = "a check whose key is looked up is answered later"]
+    pub fn answer(
+        &self,
+        message: &[u8],
+        parent: Option<TraceParent>,
+        answer: &mut BytesMut,
+    ) -> Option<LaterAnswer> {
+        let moment = self.now();
+        let mut looked_up = LookedUp::default();
+        let missing = self.answer_by(parent, moment, answer, |answer| {
+            self.judge(message, parent, moment, &looked_up, answer)
+        })?;
+        if let Ok(waiting) = missing.cache.look_up(missing.digest, moment.boot) {
+            let message = Bytes::copy_from_slice(message);
+            return Some(self.clone().answer_later(message, parent, moment, waiting));
+        }
+        looked_up.failed();
+        self.answer_by(parent, moment, answer, |answer| {
+            self.judge(message, parent, moment, &looked_up, answer)
         });
+        None
     }
 
     /// Answers by `judge`, or with a denial when it panics.
-    fn answer_by(
+    pub(super) fn answer_by(
         &self,
         parent: Option<TraceParent>,
+        moment: Moment,
         answer: &mut BytesMut,
-        judge: impl FnOnce(Moment, &mut BytesMut),
-    ) {
+        judge: impl FnOnce(&mut BytesMut) -> Option<Missing>,
+    ) -> Option<Missing> {
         let begin = answer.len();
-        let moment = self.now();
-        if guarded(|| judge(moment, answer)).is_none() {
+        guarded(|| judge(answer)).unwrap_or_else(|| {
             answer.truncate(begin);
             self.refuse(Denial::internal(), None, parent, moment, answer);
-        }
+            None
+        })
     }
 
-    fn now(&self) -> Moment {
+    pub(super) fn now(&self) -> Moment {
         let started = self.clock.system_time();
+        let boot = self.clock.boot();
         Moment {
             started,
+            began: boot,
             wall: self.not_before_latest(started.into()),
-            boot: self.clock.boot(),
+            boot,
         }
     }
 
@@ -111,17 +142,19 @@ impl Authorizer {
         now.max(Timestamp::from_millis(latest))
     }
 
-    fn judge(
+    pub(super) fn judge(
         &self,
         message: &[u8],
         parent: Option<TraceParent>,
         moment: Moment,
+        looked_up: &LookedUp,
         answer: &mut BytesMut,
-    ) {
+    ) -> Option<Missing> {
         let question = match Question::read(&self.settings, message) {
             Ok(question) => question,
             Err(error) => {
-                return self.refuse(Denial::malformed(), Some(error), parent, moment, answer);
+                self.refuse(Denial::malformed(), Some(error), parent, moment, answer);
+                return None;
             }
         };
         let input = question.input();
@@ -134,16 +167,24 @@ impl Authorizer {
         let slot = question.keyring().and_then(|name| self.slot(name));
         let view = slot.map(Slot::load);
         let view = view.as_ref().and_then(|view| view.as_deref());
-        let held = slot.map(|slot| Held::new(slot, view, moment.boot));
-        let decision = decide(&question, held.as_ref(), moment.wall);
+        let held = slot.map(|slot| Held::new(slot, view, looked_up, moment.boot));
+        let decision = match decide(&question, held.as_ref(), moment.wall) {
+            Verdict::Decided(decision) => decision,
+            Verdict::LookUp(digest) => {
+                let cache = slot.and_then(Slot::cache).cloned();
+                let cache = cache.expect("a key is looked up of a keyring that is held on demand");
+                return Some(Missing { cache, digest });
+            }
+        };
         if let Some(slot) = slot {
             count(slot, &decision, input, moment.wall);
         }
         response::respond(&self.settings, input, &decision, parent.as_ref(), answer);
         self.tell(&decision, None, parent, moment);
+        None
     }
 
-    fn refuse(
+    pub(super) fn refuse(
         &self,
         denial: Denial<'_>,
         malformed: Option<MalformedRequest>,
@@ -168,7 +209,7 @@ impl Authorizer {
             malformed,
             parent,
             started: moment.started,
-            duration: self.clock.boot().saturating_since(moment.boot),
+            duration: self.clock.boot().saturating_since(moment.began),
         };
         let _observed = guarded(|| self.observer.observe(&event));
     }
@@ -178,6 +219,22 @@ impl Authorizer {
             .binary_search_by(|slot| slot.name().as_str().cmp(name))
             .ok()
             .map(|at| self.slots[at].as_ref())
+    }
+}
+
+impl Moment {
+    /// This one, of a check that began earlier.
+    pub(super) fn of(self, began: Self) -> Self {
+        Self {
+            started: began.started,
+            began: began.began,
+            ..self
+        }
+    }
+
+    /// When the check is judged.
+    pub(super) const fn judged_at(&self) -> BootTime {
+        self.boot
     }
 }
 
@@ -267,7 +324,10 @@ mod tests {
     }
 
     fn answer(authorizer: &Authorizer, request: &CheckRequest) -> CheckResponse {
-        written(|answer| authorizer.answer(&request.encode_to_vec(), None, answer))
+        written(|answer| {
+            let later = authorizer.answer(&request.encode_to_vec(), None, answer);
+            assert!(later.is_none(), "the keyring is held in full");
+        })
     }
 
     fn code(response: &CheckResponse) -> Option<i32> {
@@ -284,7 +344,7 @@ mod tests {
 
         let of_envoy = TraceParent::parse(OF_ENVOY.as_bytes());
         let message = message.raw().encode_to_vec();
-        written(|answer| authorizer.answer(&message, of_envoy, answer));
+        written(|answer| assert!(authorizer.answer(&message, of_envoy, answer).is_none()));
 
         let parent = |text: &str| TraceParent::parse(text.as_bytes());
         assert_eq!(
@@ -301,7 +361,8 @@ mod tests {
         let recorder = Arc::new(Recorder::default());
         let (authorizer, _) = authorizer(recorder.clone());
         let answer = written(|answer| {
-            authorizer.answer_by(None, answer, |_, answer| {
+            let moment = authorizer.now();
+            authorizer.answer_by(None, moment, answer, |answer| {
                 answer.extend_from_slice(b"half an allow");
                 panic!("a broken invariant");
             });

@@ -10,7 +10,7 @@ use http::HeaderName;
 use prost::Message as _;
 
 use super::{
-    decision::{Decision, Denial, Held, Outcome, decide},
+    decision::{Decision, Denial, Held, LookedUp, Outcome, Verdict, decide},
     question::Question,
     response,
     settings::{CredentialSource, Settings, SettingsParts},
@@ -258,12 +258,21 @@ pub(crate) fn decided(
     let slot: Option<&'static Slot> = slot.map(|slot| &**Box::leak(Box::new(Arc::clone(slot))));
     let view: Option<&'static _> = slot.map(|slot| &**Box::leak(Box::new(slot.load())));
     let view = view.and_then(|view| view.as_deref());
-    let held = slot.map(|slot| Held::new(slot, view, boot));
-    let decision = decide(&question, held.as_ref(), now);
+    let looked_up: &'static LookedUp = Box::leak(Box::default());
+    let held = slot.map(|slot| Held::new(slot, view, looked_up, boot));
+    let decision = at_once(decide(&question, held.as_ref(), now));
     let response = written(|answer| {
         response::respond(settings, question.input(), &decision, None, answer);
     });
     (decision, response)
+}
+
+/// The decision about a key that need not be looked up.
+pub(crate) fn at_once(verdict: Verdict<'_>) -> Decision<'_> {
+    match verdict {
+        Verdict::Decided(decision) => decision,
+        Verdict::LookUp(_) => panic!("the keyring is held in full"),
+    }
 }
 
 /// The response that was written.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use super::{
+    cache::{self, RawCache},
     credential::{Placed, RawCredential, RawIdentityHeaders},
     error::ConfigError,
     reader::{self, Findings, Text},
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     authz::{self, Notices, SettingsParts},
     key::KeyringName,
-    keyring::Staleness,
+    keyring::{Mode, Staleness},
 };
 
 /// What a sidecar is told at its start.
@@ -62,11 +63,13 @@ pub struct NodeSettings {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A keyring that the sidecar holds in full.
+/// A keyring that the sidecar holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyringSettings {
     /// Its name.
     pub name: KeyringName,
+    /// How much of it is held. Default: all of it.
+    pub mode: Mode,
     /// Its own limits, or those of the file.
     pub staleness: Staleness,
 }
@@ -130,6 +133,7 @@ struct RawControl {
 struct RawKeyring {
     name: Option<Text>,
     mode: Option<Text>,
+    cache: Option<Spanned<RawCache>>,
     staleness: Option<RawStaleness>,
 }
 
@@ -183,7 +187,11 @@ impl SidecarSettings {
             control: vec![control],
             keyrings: keyrings
                 .into_iter()
-                .map(|name| KeyringSettings { name, staleness })
+                .map(|name| KeyringSettings {
+                    name,
+                    mode: Mode::Full,
+                    staleness,
+                })
                 .collect(),
             authz: authz::Settings::default(),
             telemetry: TelemetrySettings::named(SERVICE_NAME),
@@ -426,7 +434,7 @@ fn keyrings(
             referenced,
             ..
         } = raw;
-        found.parse(field("mode"), raw.mode.as_ref(), mode);
+        let mode = cache::mode(field, raw.mode.as_ref(), raw.cache, found);
         let staleness = raw.staleness.map_or(staleness, |raw| {
             raw.into_limits(&field("staleness"), staleness, found)
         });
@@ -444,18 +452,13 @@ fn keyrings(
                 "is in the list already, remove one of the two",
             );
         }
-        keyrings.push(KeyringSettings { name, staleness });
+        keyrings.push(KeyringSettings {
+            name,
+            mode,
+            staleness,
+        });
     }
     keyrings
-}
-
-/// The one mode of this version: the sidecar holds every key of the keyring.
-fn mode(text: &str) -> Result<(), &'static str> {
-    match text {
-        "full" => Ok(()),
-        "on_demand" => Err("on_demand is not available in this version, use full"),
-        _ => Err("use full"),
-    }
 }
 
 #[cfg(test)]

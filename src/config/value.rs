@@ -358,6 +358,34 @@ pub(super) fn boolean(text: &str) -> Result<bool, ParseValueError> {
         .map_err(|_| ParseValueError("use true or false"))
 }
 
+/// A number of bytes within `bounds`, both included, such as `64MiB`.
+pub(super) fn size(text: &str, bounds: (u64, u64)) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "KiB" => Some(10),
+        "MiB" => Some(20),
+        "GiB" => Some(30),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift));
+    bytes
+        .filter(|bytes| (bounds.0..=bounds.1).contains(bytes))
+        .ok_or_else(|| {
+            let [least, most] = [bounds.0, bounds.1].map(in_words);
+            format!("use a size from {least} to {most}, such as 64MiB")
+        })
+}
+
+/// A size in the largest unit of which it is a multiple.
+fn in_words(bytes: u64) -> String {
+    match bytes {
+        bytes if bytes.is_multiple_of(1 << 30) => format!("{}GiB", bytes >> 30),
+        bytes if bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
+        bytes => format!("{}KiB", bytes >> 10),
+    }
+}
+
 fn level(text: &str) -> Result<LevelFilter, ParseValueError> {
     match text {
         "error" => Ok(LevelFilter::ERROR),

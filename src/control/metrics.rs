@@ -38,6 +38,18 @@ pub struct ControlMetrics {
     propagation: Histogram,
     commits: Family<[(&'static str, &'static str); 1], Counter>,
     spans_dropped: Counter,
+    lookups: Family<[(&'static str, &'static str); 1], Counter>,
+}
+
+/// What became of a lookup by a sidecar that holds a keyring on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupOutcome {
+    /// There is such a key.
+    Found,
+    /// There is none.
+    Unknown,
+    /// The stream had too many that waited.
+    Dropped,
 }
 
 /// What became of a commit.
@@ -106,6 +118,7 @@ impl Default for ControlMetrics {
             propagation: Histogram::new(PROPAGATION_BUCKETS),
             commits: Family::default(),
             spans_dropped: Counter::default(),
+            lookups: Family::default(),
         }
     }
 }
@@ -129,6 +142,14 @@ impl ControlMetrics {
             "Spans that were not exported",
             metrics.spans_dropped.clone(),
         );
+        registry.register(
+            "relatch_lookups",
+            "Keys that sidecars which hold a keyring on demand asked for, by what became of it",
+            metrics.lookups.clone(),
+        );
+        for outcome in LookupOutcome::ALL {
+            let _ = metrics.lookups.get_or_create(&outcome.labels());
+        }
         for outcome in CommitOutcome::ALL {
             let _ = metrics.commits.get_or_create(&outcome.labels());
         }
@@ -144,6 +165,11 @@ impl ControlMetrics {
     #[must_use]
     pub const fn spans_dropped(&self) -> &Counter {
         &self.spans_dropped
+    }
+
+    /// Counts a lookup.
+    pub fn looked_up(&self, outcome: LookupOutcome) {
+        self.lookups.get_or_create(&outcome.labels()).inc();
     }
 
     /// Counts a commit.
@@ -167,6 +193,24 @@ pub fn register_keys(
         pace,
         max_versions: MAX_VERSIONS,
     }));
+}
+
+impl LookupOutcome {
+    const ALL: [Self; 3] = [Self::Found, Self::Unknown, Self::Dropped];
+
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::Unknown => "unknown",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    const fn labels(self) -> [(&'static str, &'static str); 1] {
+        [("outcome", self.as_str())]
+    }
 }
 
 impl CommitOutcome {

@@ -2,6 +2,7 @@
 //! lives. Whatever happens to the stream, checks go on with what is held.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
@@ -138,6 +139,7 @@ impl Client {
         for at in (0..self.endpoints.len()).cycle() {
             let connected_at = self.clock.boot();
             let end = self.stream(at, &shutdown, &checks).await;
+            self.receiver.disconnected();
             self.link.endpoints[at].1.store(false, Ordering::Relaxed);
             if matches!(end, StreamEnd::Shutdown) {
                 return;
@@ -217,6 +219,7 @@ impl Client {
             .await?
             .into_inner();
         self.link.endpoints[at].1.store(true, Ordering::Relaxed);
+        self.receiver.connected();
         tracing::info!(endpoint = %uri, "stream to the control plane is open");
         Ok(Stream { answers, inbound })
     }
@@ -230,12 +233,39 @@ impl Client {
     ) -> Result<(), StreamEnd> {
         loop {
             let message = tokio::select! {
-                message = timeout(SILENCE, stream.inbound.next()) => {
-                    message.map_err(|_| StreamEnd::Silent)?.ok_or(StreamEnd::Closed)??
-                }
+                message = self.next(stream) => message?,
                 () = drained(shutdown, checks) => return Ok(()),
             };
             self.take(message, &stream.answers).await?;
+        }
+    }
+
+    /// The next message. Lookups are sent meanwhile.
+    async fn next(&self, stream: &mut Stream) -> Result<wire::ControlMessage, StreamEnd> {
+        let mut silence = pin!(sleep(SILENCE));
+        loop {
+            tokio::select! {
+                message = stream.inbound.next() => {
+                    return Ok(message.ok_or(StreamEnd::Closed)??);
+                }
+                sent = self.send_lookup(&stream.answers) => sent?,
+                () = &mut silence => return Err(StreamEnd::Silent),
+            }
+        }
+    }
+
+    /// Sends one lookup, once there is one and the stream has room for it. None is lost when this is cancelled.
+    async fn send_lookup(
+        &self,
+        answers: &mpsc::Sender<wire::SidecarMessage>,
+    ) -> Result<(), StreamEnd> {
+        let room = answers.reserve().await.map_err(|_| StreamEnd::Closed)?;
+        loop {
+            if let Some(lookup) = self.receiver.next_lookup() {
+                room.send(lookup);
+                return Ok(());
+            }
+            self.receiver.lookups().notified().await;
         }
     }
 

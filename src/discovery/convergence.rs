@@ -282,7 +282,8 @@ fn resync_reason(outcome: &Outcome) -> Option<ResyncReason> {
                 | Answer::Ack(_)
                 | Answer::Nack(_)
                 | Answer::Goodbye(_)
-                | Answer::Usage(_),
+                | Answer::Usage(_)
+                | Answer::Lookup(_),
             )
             | None => None,
         })
@@ -299,7 +300,8 @@ fn acks(outcome: &Outcome) -> Vec<&wire::Ack> {
                 | Answer::Nack(_)
                 | Answer::Resync(_)
                 | Answer::Goodbye(_)
-                | Answer::Usage(_),
+                | Answer::Usage(_)
+                | Answer::Lookup(_),
             )
             | None => None,
         })

@@ -1,9 +1,10 @@
 //! What a sidecar does with what comes down its stream. No network: a message goes in, answers come out.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::Notify;
 
 use super::{
     item,
@@ -13,18 +14,27 @@ use crate::{
     clock::{BootTime, Clock},
     key::{Epoch, KeyDigest, KeyringName, Pepper, PepperId, Revision, Timestamp},
     keyring::{
-        Announced, DeltaError, KeyringSettings, Keyrings, Mirror, SnapshotBuilder, SnapshotError,
+        Announced, DeltaError, KeyringSettings, Keyrings, Mirror, Position, SnapshotBuilder,
+        SnapshotError, on_demand::Follower,
     },
     proto::discovery::{
         self as wire, ResyncReason, control_message::Kind, sidecar_message::Kind as Answer,
     },
 };
 
-/// Applies what the control plane sends to the mirrors of a sidecar's keyrings.
+mod on_demand;
+
+use on_demand::Followed;
+
+/// Applies what the control plane sends to a sidecar's keyrings.
 #[derive(Debug)]
 pub struct Receiver {
     clock: Clock,
+    /// Those that are held in full.
     keyrings: BTreeMap<KeyringName, Held>,
+    on_demand: BTreeMap<KeyringName, Followed>,
+    /// Woken when there is a lookup to send.
+    lookups: Arc<Notify>,
     reporter: Reporter,
 }
 
@@ -75,6 +85,15 @@ struct Held {
     pacer: ResyncPacer,
 }
 
+/// How a message about a keyring is answered.
+struct Reply<'a> {
+    keyring: &'a KeyringName,
+    epoch: u64,
+    nonce: u64,
+    held: Position,
+    revoked_through: Revision,
+}
+
 /// A snapshot whose chunks are coming in.
 #[derive(Debug)]
 struct Incoming {
@@ -100,35 +119,58 @@ impl Receiver {
     #[must_use]
     pub fn new(keyrings: &Keyrings, clock: Clock) -> Self {
         let reporter = Reporter::new(keyrings);
-        let keyrings = keyrings
-            .iter()
-            .map(|slot| (slot.name().clone(), Held::new(Mirror::new(slot.clone()))))
-            .collect();
+        let lookups = Arc::clone(keyrings.lookups());
+        let (mut full, mut on_demand) = (BTreeMap::new(), BTreeMap::new());
+        for slot in keyrings.iter() {
+            let (name, slot) = (slot.name().clone(), Arc::clone(slot));
+            if let Some(cache) = slot.cache().cloned() {
+                on_demand.insert(name, Followed::new(Follower::new(slot, cache)));
+            } else {
+                full.insert(name, Held::new(Mirror::new(slot)));
+            }
+        }
         Self {
             clock,
-            keyrings,
+            keyrings: full,
+            on_demand,
+            lookups,
             reporter,
         }
+    }
+
+    /// A stream is open: what it answers can be asked for.
+    pub fn connected(&mut self) {
+        for followed in self.on_demand.values_mut() {
+            followed.follower().connected();
+        }
+    }
+
+    /// The stream has ended: whoever waits for an answer is told.
+    pub fn disconnected(&mut self) {
+        for followed in self.on_demand.values_mut() {
+            followed.follower().disconnected();
+        }
+    }
+
+    /// The next lookup to send.
+    pub fn next_lookup(&self) -> Option<wire::SidecarMessage> {
+        let mut lookups = self.on_demand.values();
+        let lookup = lookups.find_map(Followed::next_lookup)?;
+        Some(message(Answer::Lookup(lookup)))
+    }
+
+    /// Woken when there is a lookup to send.
+    #[must_use]
+    pub const fn lookups(&self) -> &Arc<Notify> {
+        &self.lookups
     }
 
     /// What the first message of a new stream says of each keyring. What was half received before is forgotten.
     pub fn subscriptions(&mut self) -> Vec<wire::Subscription> {
         self.reporter.reconnected();
-        self.keyrings
-            .iter_mut()
-            .map(|(name, held)| {
-                held.incoming = None;
-                held.awaits_snapshot = false;
-                held.awaits_confirmation = false;
-                let position = held.mirror.position();
-                wire::Subscription {
-                    keyring: name.to_string(),
-                    epoch: position.epoch.get(),
-                    revision: position.revision.get(),
-                    set_digest: position.set_digest,
-                }
-            })
-            .collect()
+        let full = self.keyrings.values_mut().map(Held::subscription);
+        let on_demand = self.on_demand.values_mut().map(Followed::subscription);
+        full.chain(on_demand).collect()
     }
 
     /// Takes one message.
@@ -156,6 +198,8 @@ impl Receiver {
                 self.reporter.acked(ack.sequence);
                 Ok(Outcome::default())
             }
+            Kind::Start(start) => self.start(&start).map(Outcome::answer),
+            Kind::LookupResult(result) => self.lookup_result(&result).map(|()| Outcome::default()),
             Kind::NotServed(refusal) => {
                 tracing::warn!(
                     auth.keyring = refusal.keyring,
@@ -183,9 +227,6 @@ impl Receiver {
         &mut self,
         settings: wire::KeyringSettings,
     ) -> Result<Option<wire::SidecarMessage>, Leave> {
-        let Some(held) = self.held(&settings.keyring) else {
-            return Ok(None);
-        };
         let peppers = settings
             .peppers
             .iter()
@@ -195,7 +236,7 @@ impl Receiver {
         if peppers.is_empty() {
             return Err(Leave::Protocol("settings without a pepper"));
         }
-        held.mirror.adopt(KeyringSettings {
+        let adopted = KeyringSettings {
             prefix: settings
                 .prefix
                 .parse()
@@ -203,7 +244,14 @@ impl Receiver {
             issued_only: settings.issued_only,
             peppers,
             help_url: Some(settings.help_url).filter(|url| !url.is_empty()),
-        });
+        };
+        if let Some(followed) = self.followed(&settings.keyring) {
+            followed.follower().adopt(adopted);
+        } else if let Some(held) = self.held(&settings.keyring) {
+            held.mirror.adopt(adopted);
+        } else {
+            return Ok(None);
+        }
         // They come before anything else of the keyring, so that no report of this stream passes over what was lost.
         if let Ok(name) = settings.keyring.parse() {
             self.reporter.entered(&name, Epoch::new(settings.epoch));
@@ -223,6 +271,9 @@ impl Receiver {
     fn delta(&mut self, delta: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
         let delta = wire::Delta::decode(delta)
             .map_err(|_| Leave::Protocol("a delta that cannot be decoded"))?;
+        if let Some(followed) = self.followed(&delta.keyring) {
+            return Ok(followed.delta(&delta));
+        }
         Ok(self
             .held(&delta.keyring)
             .and_then(|held| held.delta(&delta)))
@@ -231,16 +282,18 @@ impl Receiver {
     fn revocations(&mut self, message: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
         let message = wire::Revocations::decode(message)
             .map_err(|_| Leave::Protocol("revocations that cannot be decoded"))?;
+        if let Some(followed) = self.followed(&message.keyring) {
+            return Ok(Some(followed.revocations(&message)));
+        }
         Ok(self.held(&message.keyring).map(|held| {
             let (records, rejected) = decode_items(&message.items);
             let records = records.into_iter().map(|announced| announced.record);
             held.mirror.revoke(records.collect());
-            if rejected.is_empty() {
+            let is_of_history = held.mirror.position().epoch.get() == message.epoch;
+            if rejected.is_empty() && is_of_history {
                 held.revoked_through = held.revoked_through.max(Revision::new(message.revision));
-                held.ack(message.epoch, message.nonce)
-            } else {
-                held.nack(message.epoch, message.nonce, rejected)
             }
+            held.answer(message.epoch, message.nonce, rejected)
         }))
     }
 
@@ -254,7 +307,11 @@ impl Receiver {
         for pulse in heartbeat.keyrings {
             let as_of = timestamp(pulse.as_of)?;
             let confirmed_at = now.saturating_sub(sent_at.saturating_since(as_of));
-            if let Some(held) = self.held(&pulse.keyring) {
+            if let Some(followed) = self.followed(&pulse.keyring) {
+                outcome
+                    .answers
+                    .extend(followed.pulse(&pulse, confirmed_at)?);
+            } else if let Some(held) = self.held(&pulse.keyring) {
                 outcome
                     .answers
                     .extend(held.pulse(&pulse, confirmed_at, now)?);
@@ -264,6 +321,27 @@ impl Receiver {
         let report = report.map(|usage| message(Answer::Usage(usage)));
         outcome.answers.extend(report);
         Ok(outcome)
+    }
+
+    fn start(&mut self, start: &wire::Start) -> Result<Option<wire::SidecarMessage>, Leave> {
+        match self.followed(&start.keyring) {
+            Some(followed) => followed.start(start),
+            None => Ok(None),
+        }
+    }
+
+    fn lookup_result(&mut self, result: &wire::LookupResult) -> Result<(), Leave> {
+        let now = self.clock.boot();
+        match self.followed(&result.keyring) {
+            Some(followed) => followed.lookup_result(result, now),
+            None => Ok(()),
+        }
+    }
+
+    /// The same of a keyring that is held on demand.
+    fn followed(&mut self, keyring: &str) -> Option<&mut Followed> {
+        let name: KeyringName = keyring.parse().ok()?;
+        self.on_demand.get_mut(&name)
     }
 
     /// The keyring of a message; one that was not subscribed to is passed over.
@@ -291,6 +369,21 @@ impl Held {
             awaits_confirmation: false,
             revoked_through: Revision::default(),
             pacer: ResyncPacer::new(),
+        }
+    }
+
+    /// What the first message of a new stream says of it.
+    fn subscription(&mut self) -> wire::Subscription {
+        self.incoming = None;
+        self.awaits_snapshot = false;
+        self.awaits_confirmation = false;
+        let position = self.mirror.position();
+        wire::Subscription {
+            keyring: self.name().to_string(),
+            epoch: position.epoch.get(),
+            revision: position.revision.get(),
+            set_digest: position.set_digest,
+            mode: wire::Mode::Full.into(),
         }
     }
 
@@ -396,7 +489,7 @@ impl Held {
                 self.awaits_snapshot = false;
                 self.awaits_confirmation = true;
                 let reason = SnapshotError::Shrinks { held, found }.to_string();
-                Ok(self.nack(
+                Ok(self.answer(
                     last.epoch,
                     last.nonce,
                     vec![wire::RejectedItem {
@@ -520,51 +613,57 @@ impl Held {
         nonce: u64,
         rejected: Vec<wire::RejectedItem>,
     ) -> wire::SidecarMessage {
-        if rejected.is_empty() {
-            self.ack(epoch, nonce)
-        } else {
-            self.nack(epoch, nonce, rejected)
-        }
-    }
-
-    fn ack(&self, epoch: u64, nonce: u64) -> wire::SidecarMessage {
-        message(Answer::Ack(wire::Ack {
-            keyring: self.name().to_string(),
+        let reply = Reply {
+            keyring: self.mirror.slot().name(),
             epoch,
             nonce,
-            applied_revision: self.mirror.position().revision.get(),
-            durable_revision: 0,
-            revoked_through: self.revoked_through.get(),
-        }))
+            held: self.mirror.position(),
+            revoked_through: self.revoked_through,
+        };
+        reply.answer(rejected)
     }
 
-    fn nack(
-        &self,
-        epoch: u64,
-        nonce: u64,
-        mut items: Vec<wire::RejectedItem>,
-    ) -> wire::SidecarMessage {
-        for item in &items {
+    fn name(&self) -> KeyringName {
+        self.mirror.slot().name().clone()
+    }
+}
+
+impl Reply<'_> {
+    /// An ack, or a nack that names what was rejected.
+    fn answer(&self, mut rejected: Vec<wire::RejectedItem>) -> wire::SidecarMessage {
+        let keyring = self.keyring.to_string();
+        // Of another history nothing is in use yet, whatever the number.
+        let is_of_history = self.held.epoch.get() == self.epoch;
+        let in_use = |revision: Revision| if is_of_history { revision.get() } else { 0 };
+        let applied_revision = in_use(self.held.revision);
+        let revoked_through = in_use(self.revoked_through);
+        if rejected.is_empty() {
+            return message(Answer::Ack(wire::Ack {
+                keyring,
+                epoch: self.epoch,
+                nonce: self.nonce,
+                applied_revision,
+                durable_revision: 0,
+                revoked_through,
+            }));
+        }
+        for item in &rejected {
             tracing::error!(
-                auth.keyring = %self.name(),
+                auth.keyring = keyring,
                 item = item.name,
                 reason = item.reason,
                 "an item of the keyring cannot be used"
             );
         }
-        items.truncate(MAX_NAMED_REJECTS);
+        rejected.truncate(MAX_NAMED_REJECTS);
         message(Answer::Nack(wire::Nack {
-            keyring: self.name().to_string(),
-            epoch,
-            nonce,
-            items,
-            applied_revision: self.mirror.position().revision.get(),
-            revoked_through: self.revoked_through.get(),
+            keyring,
+            epoch: self.epoch,
+            nonce: self.nonce,
+            items: rejected,
+            applied_revision,
+            revoked_through,
         }))
-    }
-
-    fn name(&self) -> KeyringName {
-        self.mirror.slot().name().clone()
     }
 }
 

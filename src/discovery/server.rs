@@ -8,11 +8,12 @@ use tokio_stream::StreamExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::session::Session;
+use super::session::{Asked, MAX_LOOKUPS, Session};
 use crate::{
     control::{
         catalog::Catalog,
         fleet::{Fleet, MemberKey, Parting},
+        metrics::LookupOutcome,
         usage::{UsageBook, UsageStream},
     },
     proto::discovery::{
@@ -32,6 +33,12 @@ pub struct DiscoveryServer {
     builds: Arc<Semaphore>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+}
+
+/// Where a session hears what its sidecar asks for.
+struct Asking {
+    resyncs: mpsc::Sender<wire::Resync>,
+    lookups: mpsc::Sender<wire::Lookup>,
 }
 
 /// Snapshots that are encoded at once. A control plane that restarts under a thousand sidecars must keep a core for
@@ -102,7 +109,13 @@ impl KeyringDiscovery for DiscoveryServer {
             "sidecar connected"
         );
         // One resync a keyring is all that a sidecar can have waiting.
-        let (resyncs, asked) = mpsc::channel(hello.subscriptions.len().max(1));
+        let (resyncs, asked_resyncs) = mpsc::channel(hello.subscriptions.len().max(1));
+        let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
+        let asked = Asked {
+            resyncs: asked_resyncs,
+            lookups: asked_lookups,
+        };
+        let asking = Asking { resyncs, lookups };
         let subscribed = hello.subscriptions.iter();
         let subscribed = subscribed.filter_map(|subscription| subscription.keyring.parse().ok());
         let (mut reports, acks) = self.usage.stream(&member, subscribed.collect());
@@ -118,7 +131,7 @@ impl KeyringDiscovery for DiscoveryServer {
         let (catalog, fleet) = (Arc::clone(&self.catalog), Arc::clone(&self.fleet));
         let usage = Arc::clone(&self.usage);
         self.tasks.spawn(async move {
-            let goodbye = listen(inbound, &catalog, &fleet, &member, &mut reports, resyncs).await;
+            let goodbye = listen(inbound, &catalog, &fleet, &member, &mut reports, asking).await;
             let parting = if goodbye {
                 let told_all = reports.settle(&fleet).await;
                 Parting::Goodbye { told_all }
@@ -134,14 +147,14 @@ impl KeyringDiscovery for DiscoveryServer {
     }
 }
 
-/// Notes what a sidecar says until its stream ends; returns whether it said Goodbye. The session ends with `resyncs`.
+/// Notes what a sidecar says until its stream ends; returns whether it said Goodbye. The session ends with `asking`.
 async fn listen(
     mut inbound: Streaming<wire::SidecarMessage>,
     catalog: &Catalog,
     fleet: &Fleet,
     member: &MemberKey,
     reports: &mut UsageStream,
-    resyncs: mpsc::Sender<wire::Resync>,
+    asking: Asking,
 ) -> bool {
     while let Some(Ok(message)) = inbound.next().await {
         match message.kind {
@@ -156,8 +169,13 @@ async fn listen(
                 fleet.nacked(member, &nack);
             }
             Some(Kind::Resync(resync)) => {
-                if resyncs.send(resync).await.is_err() {
+                if asking.resyncs.send(resync).await.is_err() {
                     return false;
+                }
+            }
+            Some(Kind::Lookup(lookup)) => {
+                if asking.lookups.try_send(lookup).is_err() {
+                    catalog.metrics().looked_up(LookupOutcome::Dropped);
                 }
             }
             Some(Kind::Usage(usage)) => reports.note(&usage, catalog),

@@ -2,8 +2,11 @@
 //!
 //! Nothing is queued for a stream. It has a cursor per keyring into the feed that all streams share, and a message is
 //! made when the transport asks for one, so that a slow reader costs no memory and a revocation is never behind more
-//! than the message that is on its way. In order of precedence: revocations, settings, deltas, a heartbeat that is
-//! due, the ack of usage, chunks of a snapshot.
+//! than the message that is on its way. In order of precedence: revocations, settings, starts, deltas, a heartbeat that is
+//! due, the ack of usage, the results of lookups, chunks of a snapshot.
+//!
+//! A result is read from the newest state as its message is made. So whatever came before it on the stream is no newer,
+//! which is what sidecars that hold a keyring on demand rely on (`keyring::on_demand`).
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -15,8 +18,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    control::{catalog::Catalog, feed::EncodedSnapshot, served::ServedKeyring},
-    key::{Epoch, KeyringName, Revision},
+    control::{
+        catalog::Catalog, feed::EncodedSnapshot, metrics::LookupOutcome, served::ServedKeyring,
+    },
+    key::{Epoch, KeyDigest, KeyringName, Revision},
     proto::discovery::{self as wire, ResyncReason, control_message::Kind},
 };
 
@@ -24,7 +29,9 @@ use crate::{
 pub struct Session {
     catalog: Arc<Catalog>,
     subscriptions: Vec<Subscription>,
-    resyncs: mpsc::Receiver<wire::Resync>,
+    asked: Asked,
+    /// A lookup that has come and is not answered yet.
+    lookup: Option<wire::Lookup>,
     /// Rung by the keyrings of the stream when they change.
     bell: Arc<Notify>,
     /// Wakes when a keyring begins to be served.
@@ -43,6 +50,15 @@ pub struct Session {
     sent_chunk: bool,
 }
 
+/// What a sidecar asks for while its stream is open.
+#[derive(Debug)]
+pub struct Asked {
+    /// To begin a keyring anew.
+    pub resyncs: mpsc::Receiver<wire::Resync>,
+    /// To be told of a key.
+    pub lookups: mpsc::Receiver<wire::Lookup>,
+}
+
 /// A snapshot that is being encoded.
 type Build = Pin<Box<dyn Future<Output = Arc<EncodedSnapshot>> + Send>>;
 
@@ -50,6 +66,7 @@ type Build = Pin<Box<dyn Future<Output = Arc<EncodedSnapshot>> + Send>>;
 #[derive(Debug)]
 struct Subscription {
     name: KeyringName,
+    is_on_demand: bool,
     phase: Phase,
 }
 
@@ -63,6 +80,8 @@ enum Phase {
         served: Arc<ServedKeyring>,
         held: Held,
     },
+    /// The sidecar holds the keyring on demand, and is to be told from where it follows.
+    Starting { at: Cursor },
     /// The sidecar needs a snapshot.
     Unsynced { at: Cursor },
     /// A snapshot is on its way.
@@ -91,16 +110,19 @@ struct Cursor {
     revoked_through: Revision,
 }
 
+/// The lookups of a stream that wait to be answered; more are dropped, and denied by their sidecar at its deadline. A
+/// control plane answers so many within a hundredth of a second, so that only one that is overwhelmed drops any.
+pub const MAX_LOOKUPS: usize = 1_024;
 /// How long a sidecar waits after a drain before it connects again: the next control plane may be starting.
 const DRAIN_RETRY_AFTER: Duration = Duration::from_millis(200);
 
 impl Session {
-    /// A session for the keyrings of a sidecar's hello, which acks its `usage`. It ends when `resyncs` closes or after
+    /// A session for the keyrings of a sidecar's hello, which acks its `usage`. It ends when `asked` closes or after
     /// `shutdown`.
     pub fn new(
         catalog: Arc<Catalog>,
         subscriptions: &[wire::Subscription],
-        resyncs: mpsc::Receiver<wire::Resync>,
+        asked: Asked,
         usage: watch::Receiver<u64>,
         heartbeat_every: Duration,
         builds: Arc<Semaphore>,
@@ -120,13 +142,18 @@ impl Session {
                     set_digest: subscription.set_digest,
                 };
                 let phase = Phase::begin(&catalog, &name, held, &bell);
-                Some(Subscription { name, phase })
+                Some(Subscription {
+                    name,
+                    is_on_demand: subscription.mode() == wire::Mode::OnDemand,
+                    phase,
+                })
             })
             .collect();
         Self {
             catalog,
             subscriptions,
-            resyncs,
+            asked,
+            lookup: None,
             bell,
             served,
             usage,
@@ -180,7 +207,8 @@ impl Session {
             }
             self.begin_build();
             tokio::select! {
-                resync = self.resyncs.recv() => self.resync(&resync?),
+                resync = self.asked.resyncs.recv() => self.resync(&resync?),
+                lookup = self.asked.lookups.recv() => self.lookup = Some(lookup?),
                 () = self.bell.notified() => {}
                 () = begun(&mut self.served) => {}
                 () = changed(&mut self.usage) => {}
@@ -193,7 +221,7 @@ impl Session {
 
     /// A keyring whose history was rewritten while the stream is open begins anew on it.
     fn leave_old_epochs(&mut self) {
-        for Subscription { name, phase } in &mut self.subscriptions {
+        for Subscription { name, phase, .. } in &mut self.subscriptions {
             if let Some(held) = phase.served()
                 && let Ok(served) = self.catalog.get(name)
                 && !Arc::ptr_eq(held, &served)
@@ -208,9 +236,11 @@ impl Session {
     fn ready(&mut self) -> Option<Kind> {
         self.revocations()
             .or_else(|| self.settings())
+            .or_else(|| self.start())
             .or_else(|| self.delta())
             .or_else(|| self.pulse())
             .or_else(|| self.usage_ack())
+            .or_else(|| self.lookup_result())
             .or_else(|| self.chunk())
     }
 
@@ -232,7 +262,12 @@ impl Session {
     }
 
     fn settings(&mut self) -> Option<Kind> {
-        for Subscription { name, phase } in &mut self.subscriptions {
+        for Subscription {
+            name,
+            is_on_demand,
+            phase,
+        } in &mut self.subscriptions
+        {
             match phase {
                 Phase::NotServed { told } => {
                     if let Ok(served) = self.catalog.get(name) {
@@ -254,13 +289,15 @@ impl Session {
                     }
                 }
                 Phase::Settings { .. }
+                | Phase::Starting { .. }
                 | Phase::Unsynced { .. }
                 | Phase::Snapshot { .. }
                 | Phase::Following { .. } => {}
             }
             if let Phase::Settings { served, held } = phase {
                 let settings = served.settings();
-                let (phase_after, in_sync) = Phase::after_settings(Arc::clone(served), *held);
+                let (phase_after, in_sync) =
+                    Phase::after_settings(Arc::clone(served), *held, *is_on_demand);
                 *phase = phase_after;
                 self.heartbeat_due |= in_sync;
                 return Some(Kind::Settings(settings));
@@ -269,8 +306,34 @@ impl Session {
         None
     }
 
+    fn start(&mut self) -> Option<Kind> {
+        for Subscription { name, phase, .. } in &mut self.subscriptions {
+            let Phase::Starting { at } = phase else {
+                continue;
+            };
+            let mut at = at.clone();
+            at.revision = at.served.revision();
+            at.revoked_through = at.revoked_through.max(at.revision);
+            let start = wire::Start {
+                keyring: name.to_string(),
+                epoch: at.served.epoch().get(),
+                revision: at.revision.get(),
+                nonce: at.revision.get(),
+            };
+            *phase = Phase::Following { at };
+            self.heartbeat_due = true;
+            return Some(Kind::Start(start));
+        }
+        None
+    }
+
     fn delta(&mut self) -> Option<Kind> {
-        for Subscription { phase, .. } in &mut self.subscriptions {
+        for Subscription {
+            is_on_demand,
+            phase,
+            ..
+        } in &mut self.subscriptions
+        {
             let Phase::Following { at } = phase else {
                 continue;
             };
@@ -283,8 +346,10 @@ impl Session {
                 return Some(Kind::Delta(step.delta.clone()));
             }
             drop(state);
-            let at = at.clone();
-            *phase = Phase::Unsynced { at };
+            *phase = Phase::anew(at.clone(), *is_on_demand);
+            if *is_on_demand {
+                return self.start();
+            }
         }
         None
     }
@@ -313,6 +378,7 @@ impl Session {
                 }
                 Phase::NotServed { .. }
                 | Phase::Settings { .. }
+                | Phase::Starting { .. }
                 | Phase::Unsynced { .. }
                 | Phase::Snapshot { .. } => None,
             })
@@ -329,6 +395,37 @@ impl Session {
             self.usage_acked = sequence;
             Kind::UsageAck(wire::UsageAck { sequence })
         })
+    }
+
+    /// What a sidecar is told of the next key that it asked for. It is not told anything of a keyring that it does not
+    /// follow: whatever it asked for has ended with that.
+    fn lookup_result(&mut self) -> Option<Kind> {
+        loop {
+            let lookup = self.lookup.take();
+            let lookup = lookup.or_else(|| self.asked.lookups.try_recv().ok())?;
+            let followed = self.subscriptions.iter().find(|subscription| {
+                subscription.is_on_demand && subscription.name.as_str() == lookup.keyring
+            });
+            let Some(Phase::Following { at }) = followed.map(|subscription| &subscription.phase)
+            else {
+                continue;
+            };
+            let Ok(digest) = KeyDigest::from_slice(&lookup.digest) else {
+                continue;
+            };
+            let (revision, item) = at.served.lookup(&digest);
+            self.catalog.metrics().looked_up(match &item {
+                Some(_) => LookupOutcome::Found,
+                None => LookupOutcome::Unknown,
+            });
+            return Some(Kind::LookupResult(wire::LookupResult {
+                keyring: lookup.keyring,
+                epoch: at.served.epoch().get(),
+                revision: revision.get(),
+                digest: lookup.digest,
+                item,
+            }));
+        }
     }
 
     fn chunk(&mut self) -> Option<Kind> {
@@ -401,11 +498,10 @@ impl Session {
         tracing::warn!(
             auth.keyring = resync.keyring,
             reason = ResyncReason::try_from(resync.reason).map_or("unknown", |r| r.as_str_name()),
-            "a sidecar asks for a snapshot"
+            "a sidecar asks to begin anew"
         );
         if let Phase::Following { at } | Phase::Snapshot { at, .. } = &subscription.phase {
-            let at = at.clone();
-            subscription.phase = Phase::Unsynced { at };
+            subscription.phase = Phase::anew(at.clone(), subscription.is_on_demand);
         }
     }
 }
@@ -424,7 +520,7 @@ impl Phase {
     /// A sidecar that holds a revision of this history goes on from there; whether that is the newest is returned too.
     /// One that is there with other items, since it could not use some, does not. One that claims to be ahead goes on:
     /// its next heartbeat tells it that we lag.
-    fn after_settings(served: Arc<ServedKeyring>, held: Held) -> (Self, bool) {
+    fn after_settings(served: Arc<ServedKeyring>, held: Held, is_on_demand: bool) -> (Self, bool) {
         let Held {
             epoch, revision, ..
         } = held;
@@ -434,7 +530,8 @@ impl Phase {
             let newest = state.keyring.revision();
             let follows = state.feed.step_after(revision).is_some();
             let is_there = revision > newest
-                || (revision == newest && held.set_digest == state.feed.set_digest());
+                || (revision == newest
+                    && (is_on_demand || held.set_digest == state.feed.set_digest()));
             (newest, same_history && (follows || is_there))
         };
         // What a sidecar without this history is to be told of is all in its snapshot.
@@ -450,23 +547,36 @@ impl Phase {
         if can_follow {
             (Self::Following { at }, revision >= newest)
         } else {
-            (Self::Unsynced { at }, false)
+            (Self::anew(at, is_on_demand), false)
+        }
+    }
+
+    /// A sidecar that cannot go on from what it holds.
+    const fn anew(at: Cursor, is_on_demand: bool) -> Self {
+        if is_on_demand {
+            Self::Starting { at }
+        } else {
+            Self::Unsynced { at }
         }
     }
 
     fn served(&self) -> Option<&Arc<ServedKeyring>> {
         match self {
             Self::Settings { served, .. } => Some(served),
-            Self::Unsynced { at } | Self::Snapshot { at, .. } | Self::Following { at } => {
-                Some(&at.served)
-            }
+            Self::Starting { at }
+            | Self::Unsynced { at }
+            | Self::Snapshot { at, .. }
+            | Self::Following { at } => Some(&at.served),
             Self::NotServed { .. } => None,
         }
     }
 
     fn cursor(&mut self) -> Option<&mut Cursor> {
         match self {
-            Self::Unsynced { at } | Self::Snapshot { at, .. } | Self::Following { at } => Some(at),
+            Self::Starting { at }
+            | Self::Unsynced { at }
+            | Self::Snapshot { at, .. }
+            | Self::Following { at } => Some(at),
             Self::NotServed { .. } | Self::Settings { .. } => None,
         }
     }

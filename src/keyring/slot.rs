@@ -10,19 +10,40 @@ use std::{
 };
 
 use arc_swap::{ArcSwapOption, Guard};
+use tokio::sync::Notify;
 
-use super::{usage::Ledger, view::KeyringView};
+use super::{
+    on_demand::{CacheSettings, KeyCache},
+    usage::Ledger,
+    view::KeyringView,
+};
 use crate::{clock::BootTime, key::KeyringName};
 
 /// The keyrings that a sidecar is configured to hold.
 #[derive(Clone, Debug)]
-pub struct Keyrings(Arc<BTreeMap<KeyringName, Arc<Slot>>>);
+pub struct Keyrings {
+    slots: Arc<BTreeMap<KeyringName, Arc<Slot>>>,
+    /// Woken when a key is to be looked up.
+    lookups: Arc<Notify>,
+}
+
+/// How much of a keyring a sidecar holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Every key.
+    #[default]
+    Full,
+    /// The keys that it has looked up.
+    OnDemand(CacheSettings),
+}
 
 /// The newest view of one keyring, how fresh it is, and how its keys are used.
 #[derive(Debug)]
 pub struct Slot {
     name: KeyringName,
     staleness: Staleness,
+    /// The keys of a keyring that is held on demand, which its view does not have.
+    cache: Option<Arc<KeyCache>>,
     view: ArcSwapOption<KeyringView>,
     usage: Ledger,
     /// When the control plane last confirmed the view, in milliseconds since the boot; 0 for never.
@@ -50,31 +71,54 @@ pub enum Freshness {
 }
 
 impl Keyrings {
-    /// Empty slots for `keyrings`.
+    /// Empty slots for `keyrings`, all of which are held in full.
     pub fn new(keyrings: impl IntoIterator<Item = (KeyringName, Staleness)>) -> Self {
-        let slots = keyrings
-            .into_iter()
-            .map(|(name, staleness)| (name.clone(), Arc::new(Slot::new(name, staleness))));
-        Self(Arc::new(slots.collect()))
+        let full = |(name, staleness)| (name, staleness, Mode::Full);
+        Self::with_modes(keyrings.into_iter().map(full))
+    }
+
+    /// Empty slots for `keyrings`.
+    pub fn with_modes(keyrings: impl IntoIterator<Item = (KeyringName, Staleness, Mode)>) -> Self {
+        let lookups = Arc::new(Notify::new());
+        let slots = keyrings.into_iter().map(|(name, staleness, mode)| {
+            let cache = match mode {
+                Mode::Full => None,
+                Mode::OnDemand(settings) => {
+                    Some(Arc::new(KeyCache::new(settings, Arc::clone(&lookups))))
+                }
+            };
+            (name.clone(), Arc::new(Slot::new(name, staleness, cache)))
+        });
+        Self {
+            slots: Arc::new(slots.collect()),
+            lookups,
+        }
+    }
+
+    /// Woken when a key of any of them is to be looked up.
+    #[must_use]
+    pub const fn lookups(&self) -> &Arc<Notify> {
+        &self.lookups
     }
 
     /// The slot of a keyring.
     #[must_use]
     pub fn get(&self, name: &KeyringName) -> Option<&Arc<Slot>> {
-        self.0.get(name)
+        self.slots.get(name)
     }
 
     /// All slots by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
-        self.0.values()
+        self.slots.values()
     }
 }
 
 impl Slot {
-    fn new(name: KeyringName, staleness: Staleness) -> Self {
+    fn new(name: KeyringName, staleness: Staleness, cache: Option<Arc<KeyCache>>) -> Self {
         Self {
             name,
             staleness,
+            cache,
             view: ArcSwapOption::empty(),
             usage: Ledger::default(),
             confirmed_at: AtomicU64::new(0),
@@ -91,6 +135,12 @@ impl Slot {
     #[must_use]
     pub const fn staleness(&self) -> Staleness {
         self.staleness
+    }
+
+    /// The keys of a keyring that is held on demand; none of one that is held in full.
+    #[must_use]
+    pub const fn cache(&self) -> Option<&Arc<KeyCache>> {
+        self.cache.as_ref()
     }
 
     /// The newest view; none before the first snapshot. A check calls this once.
@@ -157,7 +207,7 @@ mod tests {
             warn_after: Duration::from_secs(30),
             deny_after: Duration::from_mins(1),
         };
-        Slot::new(testing::keyring_name(), staleness)
+        Slot::new(testing::keyring_name(), staleness, None)
     }
 
     #[test]

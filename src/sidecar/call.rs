@@ -17,10 +17,11 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use tonic::{Status, metadata::MetadataValue};
 
 use super::{
-    handler::{Answer, CheckHandler, LaterAnswer},
+    handler::{Answer, CheckHandler},
     message::{Incoming, MessageError, PREFIX},
     reply::Reply,
 };
+use crate::authz::LaterAnswer;
 
 /// A call, and who answers it.
 pub(super) struct Call<H> {

@@ -1,11 +1,12 @@
 //! Who answers the checks of a connection.
 
-use std::pin::Pin;
-
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 
-use crate::{authz::Authorizer, telemetry::TraceParent};
+use crate::{
+    authz::{Authorizer, LaterAnswer},
+    telemetry::TraceParent,
+};
 
 /// Answers the checks of all connections.
 pub(super) trait CheckHandler: Send + Sync + 'static {
@@ -22,23 +23,15 @@ pub(super) enum Answer {
     /// It was appended.
     Given,
     /// It is what this returns.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "every keyring is held whole, so that every answer is known"
-        )
-    )]
     Later(LaterAnswer),
 }
 
-/// A serialized `CheckResponse` that is not known yet. It is dropped when the client takes the check back.
-pub(super) type LaterAnswer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
-
 impl CheckHandler for Authorizer {
     fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer {
-        self.answer(message, parent_of(metadata), answer);
-        Answer::Given
+        match self.answer(message, parent_of(metadata), answer) {
+            None => Answer::Given,
+            Some(later) => Answer::Later(later),
+        }
     }
 }
 

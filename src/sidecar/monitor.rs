@@ -59,7 +59,22 @@ struct KeyringStatus {
     epoch: u64,
     revision: u64,
     age_ms: Option<u128>,
-    keys: BTreeMap<&'static str, usize>,
+    mode: &'static str,
+    /// Of a keyring that is held in full: how many versions it has in each state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<BTreeMap<&'static str, usize>>,
+    /// Of a keyring that is held on demand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<CacheStatus>,
+}
+
+#[derive(Serialize)]
+struct CacheStatus {
+    entries: u64,
+    bytes: u64,
+    max_bytes: u64,
+    /// Digests that nobody has.
+    unknown: u64,
 }
 
 #[derive(Serialize)]
@@ -115,6 +130,9 @@ impl Monitor {
         let mut reconnects = 0;
         loop {
             for slot in self.keyrings.iter() {
+                if let Some(cache) = slot.cache() {
+                    cache.tidy();
+                }
                 let condition = self.condition(slot);
                 if conditions.insert(slot.name().clone(), condition) != Some(condition) {
                     self.tell(slot, condition);
@@ -224,10 +242,19 @@ impl Monitor {
             epoch: view.map_or(0, |view| view.epoch().get()),
             revision: view.map_or(0, |view| view.revision().get()),
             age_ms: slot.age(self.clock.boot()).map(|age| age.as_millis()),
-            keys: KeyState::ALL
-                .into_iter()
-                .map(|state| (state.as_str(), view.map_or(0, |view| view.count(state))))
-                .collect(),
+            mode: slot.cache().map_or("full", |_| "on_demand"),
+            keys: slot.cache().is_none().then(|| {
+                let states = KeyState::ALL.into_iter();
+                states
+                    .map(|state| (state.as_str(), view.map_or(0, |view| view.count(state))))
+                    .collect()
+            }),
+            cache: slot.cache().map(|cache| CacheStatus {
+                entries: cache.len(),
+                bytes: cache.bytes(),
+                max_bytes: cache.settings().max_size,
+                unknown: cache.unknown_len(),
+            }),
         }
     }
 }

@@ -25,6 +25,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::cache::CacheCollector;
 use crate::{
     authz::{CheckEvent, DenyReason, Outcome},
     clock::Clock,
@@ -103,6 +104,7 @@ impl SidecarMetrics {
             keyrings: keyrings.clone(),
             clock,
         }));
+        registry.register_collector(Box::new(CacheCollector::new(keyrings.clone())));
         registry.register(
             "relatch_discovery_connected",
             "Whether the stream to an endpoint of the control plane is open",
@@ -314,7 +316,8 @@ impl Collector for KeyringCollector {
             None,
             MetricType::Gauge,
         )?;
-        for slot in self.keyrings.iter() {
+        // Of one that is held on demand, the view has none.
+        for slot in self.keyrings.iter().filter(|slot| slot.cache().is_none()) {
             let view = slot.load();
             let Some(view) = view.as_ref() else { continue };
             for state in KeyState::ALL {

@@ -12,6 +12,7 @@ mod exactness;
 mod explain;
 mod life;
 mod metrics;
+mod on_demand;
 mod outage;
 mod overlap;
 mod policy;

@@ -6,7 +6,9 @@ use super::*;
 use crate::{
     authz::{
         settings::{Settings, SettingsParts},
-        testing::{CONFIRMED_AT, DENY_AFTER, Judged, Message, REVISION, judge, keyrings, parts},
+        testing::{
+            CONFIRMED_AT, DENY_AFTER, Judged, Message, REVISION, at_once, judge, keyrings, parts,
+        },
     },
     key::{AllowedSources, KeyId, KeyRecord, Secret, Window, testing},
 };
@@ -266,10 +268,11 @@ fn a_view_that_was_never_confirmed_is_not_used() {
     let slot = unconfirmed
         .get(&testing::keyring_name())
         .expect("it was made");
-    let held = Held::new(slot, view.as_deref(), sidecar.boot);
+    let looked_up = LookedUp::default();
+    let held = Held::new(slot, view.as_deref(), &looked_up, sidecar.boot);
     let request = sidecar.request().raw().encode_to_vec();
     let question = Question::read(&settings, &request).expect("a question");
-    let decision = decide(&question, Some(&held), sidecar.now);
+    let decision = at_once(decide(&question, Some(&held), sidecar.now));
     assert_eq!(
         decision.outcome(),
         Outcome::Denied(DenyReason::KeyringUnavailable)

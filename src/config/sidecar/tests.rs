@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     authz::{Auth, HostPattern},
     config::value::LogFormat,
+    keyring::on_demand::{CacheSettings, UnknownBudget},
 };
 
 /// The least that a file must hold.
@@ -129,6 +130,48 @@ log: { format: json, level: debug }
         })
     );
     assert_eq!(settings.log.format, LogFormat::Json);
+}
+
+#[test]
+fn keyrings_are_held_on_demand_within_their_bounds() {
+    let settings = parse(
+        r#"
+control: { endpoints: ["http://127.0.0.1:9010"] }
+keyrings:
+  - { name: payments, mode: full }
+  - name: partners
+    mode: on_demand
+    cache:
+      max_size: 1GiB
+      ttl: 1h
+      negative_ttl: 30s
+      lookup_timeout: 50ms
+      unknown_per_second: 7
+      unknown_burst: 70
+  - { name: archive, mode: on_demand }
+"#,
+        "sidecar.yaml",
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    let modes: Vec<_> = settings.keyrings.iter().map(|k| k.mode).collect();
+    let partners = CacheSettings {
+        max_size: 1 << 30,
+        ttl: Duration::from_hours(1),
+        negative_ttl: Duration::from_secs(30),
+        lookup_timeout: Duration::from_millis(50),
+        unknown_budget: UnknownBudget {
+            per_second: 7,
+            burst: 70,
+        },
+    };
+    assert_eq!(
+        modes,
+        [
+            Mode::Full,
+            Mode::OnDemand(partners),
+            Mode::OnDemand(CacheSettings::default()),
+        ]
+    );
 }
 
 /// A field with a bad value, its place and what is said of it.
@@ -340,10 +383,41 @@ const BAD_KEYRINGS: &[(&str, &str)] = &[
         "2:19: keyrings[0].name: not a valid keyring name: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter",
     ),
     (
-        "{name: a, mode: on_demand}",
-        "2:28: keyrings[0].mode: on_demand is not available in this version, use full",
+        "{name: a, mode: half}",
+        "2:28: keyrings[0].mode: use full or on_demand",
     ),
-    ("{name: a, mode: half}", "2:28: keyrings[0].mode: use full"),
+    (
+        "{name: a, cache: {ttl: 10m}}",
+        "2:29: keyrings[0].cache: is of use with `mode: on_demand` only, remove it or set the mode",
+    ),
+    (
+        "{name: a, mode: on_demand, cache: {max_size: 64MB}}",
+        "2:57: keyrings[0].cache.max_size: use a size from 1MiB to 64GiB, such as 64MiB",
+    ),
+    (
+        "{name: a, mode: on_demand, cache: {max_size: 1023KiB}}",
+        "2:57: keyrings[0].cache.max_size: use a size from 1MiB to 64GiB, such as 64MiB",
+    ),
+    (
+        "{name: a, mode: on_demand, cache: {ttl: 59s}}",
+        "2:52: keyrings[0].cache.ttl: use a duration from 1m to 1day, such as \"30s\"",
+    ),
+    (
+        "{name: a, mode: on_demand, cache: {negative_ttl: 6m}}",
+        "2:61: keyrings[0].cache.negative_ttl: use a duration from 1s to 5m, such as \"30s\"",
+    ),
+    (
+        "{name: a, mode: on_demand, cache: {lookup_timeout: 4ms}}",
+        "2:63: keyrings[0].cache.lookup_timeout: use a duration from 5ms to 10s, such as \"30s\"",
+    ),
+    (
+        "{name: a, mode: on_demand, cache: {unknown_per_second: 0}}",
+        "2:67: keyrings[0].cache.unknown_per_second: use a whole number from 1 to 100000",
+    ),
+    (
+        "{name: a, mode: on_demand, cache: {unknown_burst: 100001}}",
+        "2:62: keyrings[0].cache.unknown_burst: use a whole number from 1 to 100000",
+    ),
     (
         "{name: a, staleness: {warn_after: 2h}}",
         "2:46: keyrings[0].staleness.warn_after: use less than `deny_after`, which is 1h",
@@ -443,22 +517,22 @@ fn unknown_fields_are_refused_at_every_level() {
         );
     }
     let control =
-        refusal("control: {endpoints: [a], tls: {}}\nkeyrings: [{name: payments, cache: {}}]");
+        refusal("control: {endpoints: [a], tls: {}}\nkeyrings: [{name: payments, size: 1}]");
     assert_eq!(
         control,
         "sidecar.yaml:1:27: control.tls: is not a known field, use one of `endpoints`"
     );
-    let keyring = refusal("keyrings: [{name: payments, cache: {}}]");
+    let keyring = refusal("keyrings: [{name: payments, size: 1}]");
     assert_eq!(
         keyring,
-        "sidecar.yaml:1:29: keyrings[0].cache: is not a known field, use one of `name`, `mode`, `staleness`"
+        "sidecar.yaml:1:29: keyrings[0].size: is not a known field, use one of `name`, `mode`, `cache`, `staleness`"
     );
 }
 
 #[test]
 fn all_problems_are_told_in_the_order_of_the_file() {
     let text =
-        "workers: 0\nkeyrings: [{name: A}, {name: b, mode: on_demand}]\nlog: {level: loud}\n";
+        "workers: 0\nkeyrings: [{name: A}, {name: b, mode: on_demands}]\nlog: {level: loud}\n";
     let error = parse(text, "sidecar.yaml").expect_err("four problems");
     let found: Vec<_> = error
         .problems()

@@ -14,7 +14,7 @@ fn hello(node: &str, boot_id: &str, revision: u64) -> wire::Hello {
             keyring: testing::keyring_name().to_string(),
             epoch: 1,
             revision,
-            set_digest: 0,
+            ..wire::Subscription::default()
         }],
     }
 }

@@ -30,6 +30,7 @@ struct Pair {
 struct Reader {
     session: Session,
     resyncs: mpsc::Sender<wire::Resync>,
+    lookups: mpsc::Sender<wire::Lookup>,
 }
 
 impl Pair {
@@ -123,13 +124,23 @@ impl Pair {
     }
 
     fn reader(&self, held: Held) -> Reader {
+        self.reader_in(wire::Mode::Full, held)
+    }
+
+    fn reader_in(&self, mode: wire::Mode, held: Held) -> Reader {
         let subscription = wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: held.epoch.get(),
             revision: held.revision.get(),
             set_digest: held.set_digest,
+            mode: mode.into(),
         };
-        let (resyncs, asked) = mpsc::channel(1);
+        let (resyncs, asked_resyncs) = mpsc::channel(1);
+        let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
+        let asked = Asked {
+            resyncs: asked_resyncs,
+            lookups: asked_lookups,
+        };
         let session = Session::new(
             Arc::clone(&self.catalog),
             &[subscription],
@@ -139,7 +150,11 @@ impl Pair {
             Arc::new(Semaphore::new(1)),
             self.shutdown.clone(),
         );
-        Reader { session, resyncs }
+        Reader {
+            session,
+            resyncs,
+            lookups,
+        }
     }
 
     fn new_reader(&self) -> Reader {
@@ -452,10 +467,113 @@ async fn a_stream_ends_when_its_sidecar_is_gone() {
     let Reader {
         mut session,
         resyncs,
+        lookups,
     } = reader;
-    drop(resyncs);
+    drop((resyncs, lookups));
     let ended = async { while session.next().await.is_some() {} };
     tokio::time::timeout(DEADLINE, ended)
         .await
         .expect("it ends");
+}
+
+fn on_demand(pair: &Pair, held: Held) -> Reader {
+    pair.reader_in(wire::Mode::OnDemand, held)
+}
+
+fn lookup(digest: &[u8]) -> wire::Lookup {
+    wire::Lookup {
+        keyring: testing::keyring_name().to_string(),
+        digest: digest.to_vec().into(),
+    }
+}
+
+/// The digest of any version.
+fn any_digest(pair: &Pair) -> KeyDigest {
+    let served = pair.served();
+    let state = served.journal().state();
+    state.keyring.records().next().expect("a key").digest
+}
+
+#[tokio::test]
+async fn a_sidecar_that_holds_keys_on_demand_is_told_from_where_it_follows_and_gets_no_snapshot() {
+    let pair = Pair::with_keys(3).await;
+    let mut reader = on_demand(&pair, Held::default());
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let Kind::Start(start) = reader.news().await else {
+        panic!("no start came");
+    };
+    assert_eq!(start.epoch, pair.head().epoch.get());
+    assert_eq!(start.revision, pair.head().revision.get());
+    pair.add_keys(1).await;
+    assert_eq!(delta(reader.news().await).prev_revision, start.revision);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_holds_keys_on_demand_resumes_where_it_was() {
+    let pair = Pair::with_keys(3).await;
+    let held = Held {
+        set_digest: 0,
+        ..pair.head()
+    };
+    pair.add_keys(1).await;
+    let mut reader = on_demand(&pair, held);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let first = delta(reader.news().await);
+    assert_eq!(first.prev_revision, held.revision.get());
+}
+
+#[tokio::test]
+async fn a_resync_of_a_sidecar_that_holds_keys_on_demand_is_a_start() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = on_demand(&pair, Held::default());
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Start(_)));
+    let resync = wire::Resync {
+        keyring: testing::keyring_name().to_string(),
+        reason: ResyncReason::Gap.into(),
+    };
+    reader.resyncs.send(resync).await.expect("it is heard");
+    assert!(matches!(reader.news().await, Kind::Start(_)));
+}
+
+#[tokio::test]
+async fn a_lookup_is_answered_from_the_newest_state_and_behind_what_made_it() {
+    let pair = Pair::with_keys(1).await;
+    let digest = any_digest(&pair);
+    let mut reader = on_demand(&pair, Held::default());
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Start(_)));
+    for digest in [&digest.as_bytes()[..], &[0; 32], b"no digest"] {
+        let lookup = lookup(digest);
+        reader.lookups.send(lookup).await.expect("it is heard");
+    }
+    pair.revoke_one().await;
+    assert!(matches!(reader.news().await, Kind::Revocations(_)));
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
+    let Kind::LookupResult(result) = reader.news().await else {
+        panic!("it is not answered");
+    };
+    assert_eq!(result.revision, pair.head().revision.get());
+    assert_eq!(&result.digest[..], digest.as_bytes());
+    let record = crate::discovery::item::decode(&result.item.expect("it is found"));
+    let state = record.expect("a record").state;
+    assert_eq!(state, crate::key::KeyState::Revoked);
+    let Kind::LookupResult(result) = reader.news().await else {
+        panic!("it is not answered");
+    };
+    assert_eq!(result.item, None);
+    pair.add_keys(1).await;
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
+}
+
+#[tokio::test]
+async fn who_holds_a_keyring_in_full_looks_nothing_up() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let digest = any_digest(&pair);
+    let lookup = lookup(digest.as_bytes());
+    reader.lookups.send(lookup).await.expect("it is heard");
+    pair.add_keys(1).await;
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
 }

@@ -1,0 +1,106 @@
+//! A keyring that is too large for its sidecar, under traffic that prefers some keys: how often the cache has the key, how
+//! long checks take, and how much memory a full cache takes.
+//!
+//! `cargo bench --bench on_demand -- --keys 1000000 --skew 1.0 --skew 0.8`
+//!
+//! The control plane and the sidecar are the binary that is deployed. Checks come at a fixed rate, so that one that is
+//! late makes no other one later than it is.
+
+mod deployment;
+mod memory;
+mod store;
+mod traffic;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+
+use deployment::Deployment;
+use traffic::{Plan, Zipf};
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Keys in the control plane's store
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u32,
+
+    /// The room in the sidecar
+    #[arg(long, default_value = "64MiB")]
+    max_size: String,
+
+    /// How much traffic prefers the keys that it prefers: the exponent of Zipf's law; may be given several times
+    #[arg(long, default_values_t = [1.0, 0.8])]
+    skew: Vec<f64>,
+
+    /// Checks before the measured ones
+    #[arg(long, default_value_t = 1_000_000)]
+    warm_up: u64,
+
+    /// Checks that are measured
+    #[arg(long, default_value_t = 300_000)]
+    checks: u64,
+
+    /// How many of them a second
+    #[arg(long, default_value_t = 5_000)]
+    rate: u64,
+
+    /// Cargo gives it to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+
+    /// Fills the store of this data directory, in a process of its own, so that its memory is given back
+    #[arg(long, hide = true)]
+    fill: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    if let Some(data_dir) = &options.fill {
+        return runtime.block_on(store::fill(data_dir, options.keys));
+    }
+    println!("{}", memory::of_a_full_cache()?);
+    runtime.block_on(measure(&options))
+}
+
+async fn measure(options: &Options) -> Result<()> {
+    let deployment = Deployment::prepare(options.keys)?;
+    for &skew in &options.skew {
+        let zipf = Zipf::new(options.keys, skew);
+        let control = deployment.control()?;
+        let sidecar = deployment.sidecar(&control, &options.max_size).await?;
+        let keys = deployment.keys()?;
+        let idle = sidecar.resident()?;
+        println!(
+            "{} keys, {} in the sidecar, Zipf {skew}; control plane {} MiB",
+            options.keys,
+            options.max_size,
+            control.resident()? >> 20,
+        );
+        let warm_up = Plan {
+            checks: options.warm_up,
+            rate: None,
+        };
+        let warmed = traffic::run(&sidecar, &keys, &zipf, warm_up).await?;
+        println!("  warm-up: {warmed}");
+        let before = sidecar.counters().await?;
+        let plan = Plan {
+            checks: options.checks,
+            rate: Some(options.rate),
+        };
+        let measured = traffic::run(&sidecar, &keys, &zipf, plan).await?;
+        let counted = sidecar.counters().await?.since(&before);
+        println!("  measured: {measured}");
+        println!("  {counted}");
+        println!(
+            "  sidecar: {} MiB resident, {} MiB before the first check",
+            sidecar.resident()? >> 20,
+            idle >> 20
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use prost::Message as _;
+
+use super::*;
+use crate::{
+    authz::{
+        CheckEvent, DenyReason, Observer, Outcome,
+        testing::{Message, settings},
+    },
+    clock::{Clock, ManualClock},
+    key::{
+        Epoch, KeyId, KeyRecord, KeyState, Prefix, Revision, Secret, Timestamp, Window, testing,
+    },
+    keyring::{
+        KeyringSettings, Keyrings, Mode, Slot, Staleness,
+        on_demand::{CacheSettings, Fill, Follower, Found},
+    },
+    proto::auth::CheckResponse,
+};
+
+const NOW: Timestamp = Timestamp::from_millis(5_000);
+const EPOCH: Epoch = Epoch::new(7);
+const REVISION: Revision = Revision::new(3);
+
+/// Keeps what checks came to.
+#[derive(Debug, Default)]
+struct Recorder(Mutex<Vec<Outcome>>);
+
+impl Observer for Recorder {
+    fn observe(&self, event: &CheckEvent<'_>) {
+        let outcome = event.decision.outcome();
+        self.0.lock().expect("no test panics here").push(outcome);
+    }
+}
+
+/// A sidecar whose only keyring is held on demand, with nothing looked up.
+struct Sidecar {
+    authorizer: Authorizer,
+    follower: Follower,
+    told: Arc<Recorder>,
+    clock: Clock,
+    hands: ManualClock,
+}
+
+impl Sidecar {
+    fn new() -> Self {
+        let cache = CacheSettings {
+            lookup_timeout: Duration::from_millis(5),
+            ..CacheSettings::default()
+        };
+        let (clock, hands) = Clock::manual(NOW);
+        let mode = Mode::OnDemand(cache);
+        let keyrings =
+            Keyrings::with_modes([(testing::keyring_name(), Staleness::default(), mode)]);
+        let slot = keyrings.get(&testing::keyring_name());
+        let slot = Arc::clone(slot.expect("it is configured"));
+        slot.confirm(clock.boot());
+        let cache = slot.cache().cloned().expect("it is held on demand");
+        let mut follower = Follower::new(slot, cache);
+        follower.adopt(KeyringSettings {
+            prefix: Prefix::default(),
+            issued_only: true,
+            peppers: vec![testing::pepper()],
+            help_url: None,
+        });
+        assert_eq!(follower.start(EPOCH, REVISION), Ok(true));
+        follower.connected();
+        let told = Arc::new(Recorder::default());
+        let observer = Arc::clone(&told) as Arc<dyn Observer>;
+        let authorizer = Authorizer::new(Arc::new(settings()), &keyrings, clock.clone(), observer);
+        Self {
+            authorizer,
+            follower,
+            told,
+            clock,
+            hands,
+        }
+    }
+
+    /// The answer, or what to wait for.
+    fn check(&self, key: &str) -> Result<CheckResponse, LaterAnswer> {
+        let request = Message::get("/").header("x-api-key", key.to_owned());
+        let request = request.joined().encode_to_vec();
+        let mut answer = BytesMut::new();
+        match self.authorizer.answer(&request, None, &mut answer) {
+            None => Ok(response(answer.freeze())),
+            Some(later) => {
+                assert!(answer.is_empty(), "it is answered twice");
+                Err(later)
+            }
+        }
+    }
+
+    fn waits(&self, key: &str) -> LaterAnswer {
+        self.check(key).err().expect("the key was not looked up")
+    }
+
+    /// The control plane answers the lookup of a key.
+    fn fill(&mut self, secret: &Secret, record: Option<KeyRecord>) {
+        let digest = testing::pepper().digest(&secret.presented());
+        assert_eq!(self.follower.cache().next_request(), Some(digest));
+        let found = record.map_or(Found::Nothing, |record| Found::Version(Box::new(record)));
+        let fill = Fill {
+            epoch: EPOCH,
+            revision: REVISION,
+            digest,
+            found,
+        };
+        self.follower.fill(fill, self.clock.boot());
+    }
+
+    fn slot(&self) -> &Slot {
+        self.follower.slot()
+    }
+
+    fn told(&self) -> Vec<Outcome> {
+        self.told.0.lock().expect("no test panics here").clone()
+    }
+}
+
+fn response(answer: Bytes) -> CheckResponse {
+    CheckResponse::decode(answer).expect("a response")
+}
+
+fn is_allowed(response: &CheckResponse) -> bool {
+    response.status.as_ref().is_some_and(|it| it.code == 0)
+}
+
+fn key() -> (Secret, KeyRecord) {
+    let secret = testing::secret(KeyId::generate().expect("the random source works"));
+    let record = testing::record_of(&secret);
+    (secret, record)
+}
+
+#[tokio::test]
+async fn a_check_waits_for_its_lookup_and_the_next_one_does_not() {
+    let mut sidecar = Sidecar::new();
+    let (secret, record) = key();
+    let later = sidecar.waits(secret.expose());
+    assert_eq!(sidecar.told(), []);
+    sidecar.fill(&secret, Some(record));
+    assert!(is_allowed(&response(later.await)));
+    let next = sidecar.check(secret.expose());
+    assert!(is_allowed(&next.ok().expect("it is held")));
+    assert_eq!(sidecar.told(), [Outcome::Allowed, Outcome::Allowed]);
+    let usage = sidecar.slot().usage();
+    let counted: Vec<_> = usage.take_used();
+    assert_eq!(counted.len(), 1);
+    assert_eq!(usage.get(counted[0]).read().requests, 2);
+}
+
+#[tokio::test]
+async fn a_key_that_nobody_has_is_unknown() {
+    let mut sidecar = Sidecar::new();
+    let (secret, _) = key();
+    let later = sidecar.waits(secret.expose());
+    sidecar.fill(&secret, None);
+    assert!(!is_allowed(&response(later.await)));
+    let next = sidecar.check(secret.expose());
+    assert!(!is_allowed(&next.ok().expect("it is known to be unknown")));
+    let unknown = Outcome::Denied(DenyReason::UnknownKey);
+    assert_eq!(sidecar.told(), [unknown, unknown]);
+}
+
+#[tokio::test]
+async fn a_check_whose_lookup_nobody_answers_is_denied_in_time() {
+    let sidecar = Sidecar::new();
+    let (secret, _) = key();
+    let later = sidecar.waits(secret.expose());
+    assert!(!is_allowed(&response(later.await)));
+    let unavailable = Outcome::Denied(DenyReason::KeyringUnavailable);
+    assert_eq!(sidecar.told(), [unavailable]);
+    assert_eq!(sidecar.follower.cache().stats().timeouts(), 1);
+}
+
+#[test]
+fn without_a_control_plane_a_check_is_denied_at_once() {
+    let sidecar = Sidecar::new();
+    let (secret, _) = key();
+    sidecar.follower.disconnected();
+    let denied = sidecar.check(secret.expose());
+    assert!(!is_allowed(&denied.ok().expect("it does not wait")));
+    let unavailable = Outcome::Denied(DenyReason::KeyringUnavailable);
+    assert_eq!(sidecar.told(), [unavailable]);
+}
+
+#[test]
+fn what_is_no_token_of_the_keyring_is_not_looked_up() {
+    let sidecar = Sidecar::new();
+    let denied = sidecar.check("rlk_7Qm2Xc91TbKe_typo");
+    assert!(!is_allowed(&denied.ok().expect("it does not wait")));
+    let malformed = Outcome::Denied(DenyReason::MalformedCredential);
+    assert_eq!(sidecar.told(), [malformed]);
+    assert_eq!(sidecar.follower.cache().next_request(), None);
+}
+
+#[tokio::test]
+async fn a_check_that_waited_is_judged_by_what_holds_when_it_goes_on() {
+    let mut sidecar = Sidecar::new();
+    let (secret, record) = key();
+    let later = sidecar.waits(secret.expose());
+    sidecar.fill(&secret, Some(record.clone()));
+    let revoked = KeyRecord {
+        state: KeyState::Revoked,
+        ..record
+    };
+    sidecar.follower.revoke(EPOCH, Revision::new(4), &[revoked]);
+    assert!(!is_allowed(&response(later.await)));
+    assert_eq!(sidecar.told(), [Outcome::Denied(DenyReason::Revoked)]);
+
+    let mut sidecar = Sidecar::new();
+    let (secret, record) = key();
+    let expires_at = NOW.saturating_add(Duration::from_secs(1));
+    let window = Window::new(None, Some(expires_at));
+    let later = sidecar.waits(secret.expose());
+    sidecar.fill(&secret, Some(KeyRecord { window, ..record }));
+    sidecar.hands.advance(Duration::from_secs(1));
+    assert!(!is_allowed(&response(later.await)));
+    assert_eq!(sidecar.told(), [Outcome::Denied(DenyReason::Expired)]);
+}

@@ -1,0 +1,121 @@
+//! How a keyring is held: the `mode` and the `cache` of an entry of `keyrings` in a sidecar's file.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use super::{
+    reader::{Findings, Text},
+    value,
+};
+use crate::keyring::{
+    Mode,
+    on_demand::{CacheSettings, UnknownBudget},
+};
+
+/// What bounds a keyring that is held on demand.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawCache {
+    max_size: Option<Text>,
+    ttl: Option<Text>,
+    negative_ttl: Option<Text>,
+    lookup_timeout: Option<Text>,
+    unknown_per_second: Option<Text>,
+    unknown_burst: Option<Text>,
+}
+
+/// In bytes. Less than a mebibyte holds too little to be worth a lookup; nobody has a sidecar of more than 64 GiB.
+const MAX_SIZE_BOUNDS: (u64, u64) = (1 << 20, 64 << 30);
+
+/// Less than a minute is a lookup for nearly every check of a key that is seldom used; after a day a record that nobody
+/// corrected has been wrong for long enough.
+const TTL_BOUNDS: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(24));
+
+/// Below a second a client that repeats a wrong key is a load; a new key that a sidecar has denied before it knew of it
+/// is to be accepted within minutes, whatever happened to the stream.
+const NEGATIVE_TTL_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+
+/// Below 5 ms a control plane in another zone is never heard in time; no proxy waits for more than 10 s.
+const LOOKUP_TIMEOUT_BOUNDS: (Duration, Duration) =
+    (Duration::from_millis(5), Duration::from_secs(10));
+
+/// A hundred thousand lookups a second of one sidecar are more than a control plane answers.
+const MAX_UNKNOWN: u32 = 100_000;
+
+/// The mode of a keyring, and its bounds where it is held on demand.
+pub(super) fn mode(
+    field: impl Fn(&str) -> String,
+    mode: Option<&Text>,
+    cache: Option<Spanned<RawCache>>,
+    found: &mut Findings,
+) -> Mode {
+    let is_on_demand = found
+        .parse(field("mode"), mode, parse_mode)
+        .unwrap_or(false);
+    match (is_on_demand, cache) {
+        (true, cache) => {
+            let cache = cache.map_or_else(RawCache::default, |cache| cache.value);
+            Mode::OnDemand(cache.into_settings(&field("cache"), found))
+        }
+        (false, None) => Mode::Full,
+        (false, Some(cache)) => {
+            found.note(
+                cache.referenced,
+                field("cache"),
+                "is of use with `mode: on_demand` only, remove it or set the mode",
+            );
+            Mode::Full
+        }
+    }
+}
+
+impl RawCache {
+    fn into_settings(self, field: &str, found: &mut Findings) -> CacheSettings {
+        let default = CacheSettings::default();
+        let max_size = found.parse(
+            format_args!("{field}.max_size"),
+            self.max_size.as_ref(),
+            |text| value::size(text, MAX_SIZE_BOUNDS),
+        );
+        let mut duration = |name: &str, text: Option<Text>, bounds| {
+            found.duration(format_args!("{field}.{name}"), text.as_ref(), bounds)
+        };
+        let ttl = duration("ttl", self.ttl, TTL_BOUNDS);
+        let negative_ttl = duration("negative_ttl", self.negative_ttl, NEGATIVE_TTL_BOUNDS);
+        let lookup_timeout = duration("lookup_timeout", self.lookup_timeout, LOOKUP_TIMEOUT_BOUNDS);
+        let mut number = |name: &str, text: Option<Text>| {
+            found.parse(format_args!("{field}.{name}"), text.as_ref(), budget)
+        };
+        let per_second = number("unknown_per_second", self.unknown_per_second);
+        let burst = number("unknown_burst", self.unknown_burst);
+        let budget = default.unknown_budget;
+        CacheSettings {
+            max_size: max_size.unwrap_or(default.max_size),
+            ttl: ttl.unwrap_or(default.ttl),
+            negative_ttl: negative_ttl.unwrap_or(default.negative_ttl),
+            lookup_timeout: lookup_timeout.unwrap_or(default.lookup_timeout),
+            unknown_budget: UnknownBudget {
+                per_second: per_second.unwrap_or(budget.per_second),
+                burst: burst.unwrap_or(budget.burst),
+            },
+        }
+    }
+}
+
+/// Whether the mode is `on_demand`.
+fn parse_mode(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "full" => Ok(false),
+        "on_demand" => Ok(true),
+        _ => Err("use full or on_demand"),
+    }
+}
+
+fn budget(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (1..=MAX_UNKNOWN).contains(number))
+        .ok_or_else(|| format!("use a whole number from 1 to {MAX_UNKNOWN}"))
+}

@@ -1,0 +1,252 @@
+//! What a sidecar does with what comes of a keyring that it holds on demand.
+
+use super::{Leave, Reply, decode_items, message};
+use crate::{
+    clock::BootTime,
+    discovery::item,
+    key::{Epoch, KeyDigest, KeyRecord, KeyringName, Revision},
+    keyring::{
+        DeltaError,
+        on_demand::{Fill, Follower, Found, StartError},
+    },
+    proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
+};
+
+/// One keyring that is held on demand.
+#[derive(Debug)]
+pub(super) struct Followed {
+    follower: Follower,
+    /// A resync was asked for: deltas are of no use until it starts anew.
+    awaits_start: bool,
+    revoked_through: Revision,
+}
+
+impl Followed {
+    pub(super) fn new(follower: Follower) -> Self {
+        Self {
+            follower,
+            awaits_start: false,
+            revoked_through: Revision::default(),
+        }
+    }
+
+    pub(super) const fn follower(&mut self) -> &mut Follower {
+        &mut self.follower
+    }
+
+    /// What the first message of a new stream says of it.
+    pub(super) fn subscription(&mut self) -> wire::Subscription {
+        self.awaits_start = false;
+        let position = self.follower.position();
+        wire::Subscription {
+            keyring: self.name().to_string(),
+            epoch: position.epoch.get(),
+            revision: position.revision.get(),
+            set_digest: 0,
+            mode: wire::Mode::OnDemand.into(),
+        }
+    }
+
+    pub(super) fn start(
+        &mut self,
+        start: &wire::Start,
+    ) -> Result<Option<wire::SidecarMessage>, Leave> {
+        let (epoch, revision) = (Epoch::new(start.epoch), Revision::new(start.revision));
+        let former = self.follower.position();
+        match self.follower.start(epoch, revision) {
+            Ok(true) => {}
+            Ok(false) => return Err(Leave::Protocol("a start before the keyring's settings")),
+            Err(StartError { held, found }) => {
+                return Err(Leave::Lagging {
+                    keyring: self.name(),
+                    held,
+                    found,
+                });
+            }
+        }
+        self.awaits_start = false;
+        if former.epoch == epoch {
+            self.revoked_through = self.revoked_through.max(revision);
+        } else {
+            self.revoked_through = revision;
+        }
+        if former.epoch != Epoch::default() && former.epoch != epoch {
+            tracing::warn!(
+                auth.keyring = %self.name(),
+                old_epoch = %former.epoch,
+                new_epoch = start.epoch,
+                auth.keyring.revision = start.revision,
+                "the keyring has a new epoch: its history was rewritten; revocations known here stay in force"
+            );
+        } else {
+            tracing::info!(
+                auth.keyring = %self.name(),
+                auth.keyring.revision = start.revision,
+                "the keyring is followed from here on; keys are looked up anew"
+            );
+        }
+        Ok(Some(self.answer(start.epoch, start.nonce, Vec::new())))
+    }
+
+    pub(super) fn revocations(&mut self, message: &wire::Revocations) -> wire::SidecarMessage {
+        let (records, rejected) = records(&message.items);
+        let revision = Revision::new(message.revision);
+        let epoch = Epoch::new(message.epoch);
+        self.follower.revoke(epoch, revision, &records);
+        if rejected.is_empty() && epoch == self.follower.position().epoch {
+            self.revoked_through = self.revoked_through.max(revision);
+        }
+        self.answer(message.epoch, message.nonce, rejected)
+    }
+
+    pub(super) fn delta(&mut self, delta: &wire::Delta) -> Option<wire::SidecarMessage> {
+        let (epoch, revision) = (Epoch::new(delta.epoch), Revision::new(delta.revision));
+        let (revocations, mut rejected) = records(&delta.revocations);
+        if self.awaits_start {
+            self.follower.revoke(epoch, revision, &revocations);
+            return None;
+        }
+        let (upserts, rejected_upserts) = records(&delta.upserts);
+        rejected.extend(rejected_upserts);
+        let removals: Vec<_> = delta
+            .removals
+            .iter()
+            .filter_map(|removal| match KeyDigest::from_slice(&removal.digest) {
+                Ok(digest) => Some(digest),
+                Err(error) => {
+                    rejected.push(wire::RejectedItem {
+                        name: removal.name.clone(),
+                        reason: error.to_string(),
+                    });
+                    None
+                }
+            })
+            .collect();
+        let applied = self.follower.apply_delta(
+            epoch,
+            Revision::new(delta.prev_revision),
+            revision,
+            &revocations,
+            &upserts,
+            &removals,
+        );
+        match applied {
+            Ok(()) => {
+                self.revoked_through = self.revoked_through.max(revision);
+                Some(self.answer(delta.epoch, delta.nonce, rejected))
+            }
+            Err(error) => {
+                // Whatever is wrong with the order, a revocation holds.
+                self.follower.revoke(epoch, revision, &revocations);
+                tracing::warn!(auth.keyring = %self.name(), %error, "asking for a new start");
+                Some(self.resync(match error {
+                    DeltaError::Epoch { .. } => ResyncReason::Epoch,
+                    DeltaError::Gap { .. } => ResyncReason::Gap,
+                }))
+            }
+        }
+    }
+
+    pub(super) fn lookup_result(
+        &mut self,
+        result: &wire::LookupResult,
+        now: BootTime,
+    ) -> Result<(), Leave> {
+        let digest = KeyDigest::from_slice(&result.digest)
+            .map_err(|_| Leave::Protocol("a lookup's result without a digest"))?;
+        let found = match &result.item {
+            None => Found::Nothing,
+            Some(found) => match item::decode(found) {
+                Ok(record) if record.digest == digest => Found::Version(Box::new(record)),
+                Ok(_) => return Err(Leave::Protocol("another key than was looked up")),
+                Err(error) => {
+                    tracing::error!(
+                        auth.keyring = %self.name(),
+                        item = found.name,
+                        %error,
+                        "an item of the keyring cannot be used"
+                    );
+                    Found::Unreadable
+                }
+            },
+        };
+        let fill = Fill {
+            epoch: Epoch::new(result.epoch),
+            revision: Revision::new(result.revision),
+            digest,
+            found,
+        };
+        self.follower.fill(fill, now);
+        Ok(())
+    }
+
+    pub(super) fn pulse(
+        &mut self,
+        pulse: &wire::KeyringPulse,
+        confirmed_at: BootTime,
+    ) -> Result<Option<wire::SidecarMessage>, Leave> {
+        if self.awaits_start {
+            return Ok(None);
+        }
+        let held = self.follower.position();
+        let revision = Revision::new(pulse.revision);
+        if held.epoch != Epoch::new(pulse.epoch) {
+            return Ok(Some(self.resync(ResyncReason::Epoch)));
+        }
+        if revision < held.revision {
+            return Err(Leave::Lagging {
+                keyring: self.name(),
+                held: held.revision,
+                found: revision,
+            });
+        }
+        if revision > held.revision {
+            return Ok(Some(self.resync(ResyncReason::Gap)));
+        }
+        self.follower.slot().confirm(confirmed_at);
+        Ok(None)
+    }
+
+    /// The next lookup to send.
+    pub(super) fn next_lookup(&self) -> Option<wire::Lookup> {
+        let digest = self.follower.cache().next_request()?;
+        Some(wire::Lookup {
+            keyring: self.name().to_string(),
+            digest: digest.as_bytes().to_vec().into(),
+        })
+    }
+
+    fn resync(&mut self, reason: ResyncReason) -> wire::SidecarMessage {
+        self.awaits_start = true;
+        message(Answer::Resync(wire::Resync {
+            keyring: self.name().to_string(),
+            reason: reason.into(),
+        }))
+    }
+
+    fn answer(
+        &self,
+        epoch: u64,
+        nonce: u64,
+        rejected: Vec<wire::RejectedItem>,
+    ) -> wire::SidecarMessage {
+        let reply = Reply {
+            keyring: self.follower.slot().name(),
+            epoch,
+            nonce,
+            held: self.follower.position(),
+            revoked_through: self.revoked_through,
+        };
+        reply.answer(rejected)
+    }
+
+    fn name(&self) -> KeyringName {
+        self.follower.slot().name().clone()
+    }
+}
+
+fn records(items: &[wire::Item]) -> (Vec<KeyRecord>, Vec<wire::RejectedItem>) {
+    let (announced, rejected) = decode_items(items);
+    let records = announced.into_iter().map(|announced| announced.record);
+    (records.collect(), rejected)
+}

@@ -1,0 +1,313 @@
+//! A keyring that is too large for the sidecar: it holds the versions that it has looked up, within bounds.
+//!
+//! A check reads the [`KeyCache`] without a lock. What it does not find there is looked up at the control plane, once
+//! however many checks wait for it ([`lookup`]), at the expense of a [`Budget`] where nobody knows the key. One
+//! [`Follower`] writes: what comes down the stream goes through it, one message after the other.
+//!
+//! # Why a fill never brings back what a revocation ended
+//!
+//! An entry is a record, judged anew by every check, and it is true at the revision at which the control plane read it.
+//! The follower keeps it true from there on, because on one stream nothing comes too late:
+//!
+//! 1. The control plane reads the answer to a lookup from its newest state at the moment at which the transport asks for
+//!    the message. Its state only moves ahead. So whatever came before an answer on the same stream, be it a delta or a
+//!    revocation that overtook deltas, is of a revision that the answer includes.
+//! 2. What comes after the answer and touches its key is applied to the entry. A delta that the answer includes already
+//!    changes nothing: an entry knows its revision. A revocation always applies.
+//! 3. Between streams the sidecar keeps the revision that it has seen, the larger of the deltas applied and the
+//!    revocations that overtook them. A control plane that lags behind it cannot say what became of a key since: its
+//!    answers are dropped as outdated, whatever the key. So an answer that was read before a revocation loses against it,
+//!    whichever stream it takes and however long.
+//! 4. Where the control plane cannot go on by deltas, it says from where it starts instead. Then every entry is of an
+//!    older generation and is not used again, and neither is an answer that waits to be collected.
+//! 5. Revisions of another epoch cannot be compared. There the tombstones decide: the newest revocations that this process
+//!    has seen. History is rewritten at its end, so that the newest are the ones that can get lost.
+//!
+//! Checks that waited judge what the lookup holds when they collect it, not what it held when it was answered: until the
+//! last of them has gone, the follower keeps a lookup true like an entry. So a check that begins after the ack of a
+//! revocation is denied, and a waiting one sees whatever an entry would show it.
+//!
+//! An entry that the cache does not let in, for want of room, is used by the checks that waited for it all the same.
+
+use std::{
+    fmt,
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache};
+use tokio::sync::Notify;
+
+use super::held::OwnedKey;
+use crate::{
+    clock::BootTime,
+    key::{KeyDigest, Pepper, PresentedKey, Revision},
+};
+
+mod budget;
+mod follower;
+mod lookup;
+mod settings;
+mod stats;
+mod tombstones;
+
+pub use budget::{Budget, UnknownBudget};
+pub use follower::{Fill, Follower, Found, StartError};
+pub use lookup::{Answer, Failure, Lookups, MAX_WAITING, Refusal, Waiting};
+pub use settings::CacheSettings;
+pub use stats::{CacheStats, LookupOutcome, ReadOutcome};
+use tombstones::Tombstones;
+
+/// The versions of a keyring that this sidecar has looked up. Checks read it, one [`Follower`] writes.
+pub struct KeyCache {
+    settings: CacheSettings,
+    entries: Cache<KeyDigest, Arc<CachedKey>, Hashing>,
+    /// What the control plane does not know, and until when that is believed.
+    unknown: Cache<KeyDigest, Unknown, Hashing>,
+    /// Of the entries that may be used; others are left to be evicted.
+    generation: AtomicU32,
+    lookups: Mutex<Lookups>,
+    /// Wakes whoever sends lookups.
+    wake: Arc<Notify>,
+    stats: Arc<CacheStats>,
+}
+
+/// A version as it was looked up.
+#[derive(Debug)]
+pub struct CachedKey {
+    key: OwnedKey,
+    /// At which the record is true, and from which on it was kept true.
+    revision: Revision,
+    /// In milliseconds since the boot.
+    expires_at: u64,
+    generation: u32,
+    /// It is being looked up ahead of its end, or was.
+    refreshed: AtomicBool,
+}
+
+/// What a cache knows of a presented key.
+#[derive(Clone, Debug)]
+pub enum Finding {
+    /// Its version, whatever its state.
+    Held(Arc<CachedKey>),
+    /// The control plane holds no such key.
+    Unknown,
+    /// It has to be looked up.
+    Missing(KeyDigest),
+}
+
+/// Nobody has this key, as of a generation, and until a moment in milliseconds since the boot.
+#[derive(Clone, Copy, Debug)]
+struct Unknown {
+    expires_at: u64,
+    generation: u32,
+}
+
+type Hashing = BuildHasherDefault<DigestHasher>;
+
+/// Takes the eight bytes that a digest offers as they are: a digest is as good as random.
+#[derive(Default)]
+struct DigestHasher(u64);
+
+/// What an entry takes beside its record, in bytes: the cache's own node, its place in the order of use, and the two
+/// allocations around it. Measured by `benches/on_demand`, with the cache full.
+const ENTRY_OVERHEAD: usize = 300;
+/// The most digests that are known to be unknown: some megabytes, and ten times what the default budget lets in during
+/// the default time.
+const MAX_UNKNOWN: u64 = 16_384;
+/// An entry that is used in this last part of its life is looked up again.
+const REFRESH_PART: u64 = 10;
+
+impl KeyCache {
+    /// An empty cache. Lookups that are to be sent wake `wake`.
+    #[must_use]
+    pub fn new(settings: CacheSettings, wake: Arc<Notify>) -> Self {
+        let stats = Arc::new(CacheStats::default());
+        let told = Arc::clone(&stats);
+        let entries = Cache::builder()
+            .max_capacity(settings.max_size)
+            .weigher(|_: &KeyDigest, cached: &Arc<CachedKey>| {
+                u32::try_from(cached.weight()).unwrap_or(u32::MAX)
+            })
+            .eviction_listener(move |_, _, cause| match cause {
+                RemovalCause::Size => told.evicted(),
+                RemovalCause::Expired | RemovalCause::Explicit | RemovalCause::Replaced => {}
+            })
+            .build_with_hasher(Hashing::default());
+        let unknown = Cache::builder()
+            .max_capacity(MAX_UNKNOWN)
+            // The newest is always let in: what is refused here would be asked again.
+            .eviction_policy(EvictionPolicy::lru())
+            .build_with_hasher(Hashing::default());
+        Self {
+            settings,
+            entries,
+            unknown,
+            generation: AtomicU32::new(0),
+            lookups: Mutex::new(Lookups::new(settings.unknown_budget)),
+            wake,
+            stats,
+        }
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub const fn settings(&self) -> &CacheSettings {
+        &self.settings
+    }
+
+    /// What is counted of it.
+    #[must_use]
+    pub fn stats(&self) -> &CacheStats {
+        &self.stats
+    }
+
+    /// How many entries it has, those included that are not used any more and wait for their eviction. What was written
+    /// within the last moment may be missing.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.entries.entry_count()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What its entries take, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.entries.weighted_size()
+    }
+
+    /// How many digests are known to be nobody's.
+    #[must_use]
+    pub fn unknown_len(&self) -> u64 {
+        self.unknown.entry_count()
+    }
+
+    /// Does what the cache puts off: lets entries in, orders them by use, evicts some. Checks do a part of it from time to
+    /// time; whoever calls this often spares them most of it.
+    pub fn tidy(&self) {
+        self.entries.run_pending_tasks();
+        self.unknown.run_pending_tasks();
+    }
+
+    /// What is known of a presented key at `now`, under any of `peppers`. `asked` are digests that this check has found to
+    /// be unknown already.
+    #[must_use]
+    pub fn find(
+        &self,
+        peppers: &[Pepper],
+        key: &PresentedKey<'_>,
+        asked: &[KeyDigest],
+        now: BootTime,
+    ) -> Finding {
+        // A check that comes back from a lookup was counted.
+        let count = |outcome| {
+            if asked.is_empty() {
+                self.stats.read(outcome);
+            }
+        };
+        let mut missing = None;
+        for pepper in peppers {
+            let digest = pepper.digest(key);
+            if let Some(cached) = self.entry(&digest, now) {
+                count(ReadOutcome::Hit);
+                self.refresh_if_due(&digest, &cached, now);
+                return Finding::Held(cached);
+            }
+            if missing.is_none() && !asked.contains(&digest) && !self.is_unknown(&digest, now) {
+                missing = Some(digest);
+            }
+        }
+        if let Some(digest) = missing {
+            count(ReadOutcome::Miss);
+            Finding::Missing(digest)
+        } else {
+            count(ReadOutcome::Unknown);
+            Finding::Unknown
+        }
+    }
+
+    fn entry(&self, digest: &KeyDigest, now: BootTime) -> Option<Arc<CachedKey>> {
+        self.entries.get(digest).filter(|cached| {
+            self.is_current(cached.generation) && now.as_millis() < cached.expires_at
+        })
+    }
+
+    fn is_unknown(&self, digest: &KeyDigest, now: BootTime) -> bool {
+        self.unknown.get(digest).is_some_and(|unknown| {
+            self.is_current(unknown.generation) && now.as_millis() < unknown.expires_at
+        })
+    }
+
+    /// An entry that is in use when its end is near is looked up again meanwhile. Once: if that comes to nothing, it ends.
+    fn refresh_if_due(&self, digest: &KeyDigest, cached: &CachedKey, now: BootTime) {
+        let life = u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX);
+        let is_due = now.as_millis() >= cached.expires_at.saturating_sub(life / REFRESH_PART);
+        if is_due && !cached.refreshed.swap(true, Ordering::Relaxed) {
+            self.refresh(*digest, now);
+        }
+    }
+
+    fn is_current(&self, generation: u32) -> bool {
+        // Pairs with the release in `Follower::start`: who sees what came after a start does not see what was before.
+        generation == self.generation.load(Ordering::Acquire)
+    }
+
+    /// Drops what is held under a digest, as the cache may at any time.
+    #[cfg(test)]
+    pub(crate) fn evict(&self, digest: &KeyDigest) {
+        self.entries.invalidate(digest);
+        self.unknown.invalidate(digest);
+    }
+
+    fn lock_lookups(&self) -> MutexGuard<'_, Lookups> {
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CachedKey {
+    /// The version.
+    #[must_use]
+    pub const fn key(&self) -> &OwnedKey {
+        &self.key
+    }
+
+    fn weight(&self) -> usize {
+        ENTRY_OVERHEAD + size_of::<Self>() - size_of::<OwnedKey>() + self.key.size()
+    }
+}
+
+impl Hasher for DigestHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+impl fmt::Debug for KeyCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyCache")
+            .field("settings", &self.settings)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

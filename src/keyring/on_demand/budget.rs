@@ -1,0 +1,128 @@
+//! What keeps random keys from turning into load on the control plane.
+
+use std::time::Duration;
+
+use crate::clock::BootTime;
+
+/// How many lookups of unknown keys a sidecar may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownBudget {
+    /// In the long run, 1 to 100,000. Default: 100, which a thousand sidecars under attack at once make a load that one
+    /// control plane bears.
+    pub per_second: u32,
+    /// At once, 1 to 100,000. Default: 1,000. It bounds the lookups that are under way at a time, too: one is charged until
+    /// its key turns out to exist.
+    pub burst: u32,
+}
+
+/// A token bucket: a lookup takes a token, and gives it back when there is such a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    rate: UnknownBudget,
+    /// In thousandths, so that a millisecond's worth is a whole number.
+    tokens: u64,
+    filled_at: BootTime,
+}
+
+const THOUSANDTHS: u64 = 1_000;
+
+impl Budget {
+    /// A full one.
+    #[must_use]
+    pub fn new(rate: UnknownBudget) -> Self {
+        Self {
+            rate,
+            tokens: capacity(rate),
+            filled_at: BootTime::default(),
+        }
+    }
+
+    /// Takes a token; false when there is none.
+    pub fn take(&mut self, now: BootTime) -> bool {
+        self.fill(now);
+        let left = self.tokens.checked_sub(THOUSANDTHS);
+        self.tokens = left.unwrap_or(self.tokens);
+        left.is_some()
+    }
+
+    /// Gives a token back.
+    pub fn refund(&mut self) {
+        self.tokens = (self.tokens + THOUSANDTHS).min(capacity(self.rate));
+    }
+
+    fn fill(&mut self, now: BootTime) {
+        let millis = now.saturating_since(self.filled_at).as_millis();
+        if millis == 0 {
+            return;
+        }
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        let added = millis.saturating_mul(u64::from(self.rate.per_second));
+        self.tokens = self.tokens.saturating_add(added).min(capacity(self.rate));
+        // What is less than a millisecond counts the next time.
+        self.filled_at = self.filled_at.saturating_add(Duration::from_millis(millis));
+    }
+}
+
+impl Default for UnknownBudget {
+    fn default() -> Self {
+        Self {
+            per_second: 100,
+            burst: 1_000,
+        }
+    }
+}
+
+fn capacity(rate: UnknownBudget) -> u64 {
+    u64::from(rate.burst) * THOUSANDTHS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: UnknownBudget = UnknownBudget {
+        per_second: 10,
+        burst: 3,
+    };
+
+    fn at(millis: u64) -> BootTime {
+        BootTime::from_millis(millis)
+    }
+
+    fn taken(budget: &mut Budget, now: BootTime) -> usize {
+        std::iter::repeat_with(|| budget.take(now))
+            .take(100)
+            .filter(|taken| *taken)
+            .count()
+    }
+
+    #[test]
+    fn a_burst_and_then_the_rate() {
+        let mut budget = Budget::new(RATE);
+        assert_eq!(taken(&mut budget, at(1_000)), 3);
+        assert_eq!(taken(&mut budget, at(1_099)), 0);
+        assert_eq!(taken(&mut budget, at(1_100)), 1);
+        assert_eq!(taken(&mut budget, at(1_300)), 2);
+        assert_eq!(taken(&mut budget, at(9_000)), 3);
+    }
+
+    #[test]
+    fn small_steps_fill_as_much_as_a_large_one() {
+        let mut budget = Budget::new(RATE);
+        assert_eq!(taken(&mut budget, at(1_000)), 3);
+        let steps = (1_001..=1_300).map(|millis| taken(&mut budget, at(millis)));
+        assert_eq!(steps.sum::<usize>(), 3);
+    }
+
+    #[test]
+    fn a_refund_fills_no_more_than_the_burst() {
+        let mut budget = Budget::new(RATE);
+        assert_eq!(taken(&mut budget, at(1_000)), 3);
+        budget.refund();
+        assert_eq!(taken(&mut budget, at(1_000)), 1);
+        for _ in 0..10 {
+            budget.refund();
+        }
+        assert_eq!(taken(&mut budget, at(1_000)), 3);
+    }
+}

@@ -1,0 +1,340 @@
+//! The writing side of a keyring that is held on demand: applies what comes down the stream.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use super::{Answer, CachedKey, Failure, KeyCache, Tombstones, Unknown};
+use crate::{
+    clock::BootTime,
+    key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision, VersionRef},
+    keyring::{
+        held::OwnedKey,
+        mirror::{DeltaError, Position},
+        slot::Slot,
+        view::{KeyringSettings, KeyringView},
+    },
+};
+
+/// Keeps a [`KeyCache`] true. There is one for each; what comes down the stream goes through it in order.
+#[derive(Debug)]
+pub struct Follower {
+    slot: Arc<Slot>,
+    cache: Arc<KeyCache>,
+    settings: Option<Arc<KeyringSettings>>,
+    /// Without keys: what checks need beside them.
+    view: Option<Arc<KeyringView>>,
+    /// Of the view's epoch, the newest revision of which anything has come. An answer must not be older.
+    seen: Revision,
+    tombstones: Tombstones,
+}
+
+/// The answer to a lookup.
+#[derive(Clone, Debug)]
+pub struct Fill {
+    /// The history that it belongs to.
+    pub epoch: Epoch,
+    /// The revision at which it is true.
+    pub revision: Revision,
+    /// What was looked up.
+    pub digest: KeyDigest,
+    /// What the keyring holds.
+    pub found: Found,
+}
+
+/// What a keyring holds under a digest.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// A version.
+    Version(Box<KeyRecord>),
+    /// A version whose record cannot be read.
+    Unreadable,
+    /// Nothing.
+    Nothing,
+}
+
+/// A keyring does not start to be followed: the control plane lags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a start at revision {found} came to a keyring at revision {held} of the same epoch")]
+pub struct StartError {
+    /// Of the keyring.
+    pub held: Revision,
+    /// Of the start.
+    pub found: Revision,
+}
+
+impl Follower {
+    /// A follower that writes to `cache` and publishes to its `slot`.
+    #[must_use]
+    pub fn new(slot: Arc<Slot>, cache: Arc<KeyCache>) -> Self {
+        Self {
+            slot,
+            cache,
+            settings: None,
+            view: None,
+            seen: Revision::default(),
+            tombstones: Tombstones::default(),
+        }
+    }
+
+    /// The slot that it publishes to.
+    #[must_use]
+    pub const fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    /// The cache that it writes to.
+    #[must_use]
+    pub const fn cache(&self) -> &Arc<KeyCache> {
+        &self.cache
+    }
+
+    /// Where it is. There is no digest of a set of which it holds a part.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.view
+            .as_ref()
+            .map_or_else(Position::default, |view| Position {
+                epoch: view.epoch(),
+                revision: view.revision(),
+                set_digest: 0,
+            })
+    }
+
+    /// A stream is open: lookups can be sent.
+    pub fn connected(&self) {
+        self.cache.connected();
+    }
+
+    /// The stream has ended: nobody waits any longer.
+    pub fn disconnected(&self) {
+        self.cache.disconnected();
+    }
+
+    /// Takes new settings; they are in use at once.
+    pub fn adopt(&mut self, settings: KeyringSettings) {
+        let settings = Arc::new(settings);
+        self.settings = Some(Arc::clone(&settings));
+        if let Some(view) = &self.view {
+            let mut view = KeyringView::clone(view);
+            view.adopt(settings);
+            self.publish(view);
+        }
+    }
+
+    /// Begins to follow at a revision. Nothing that was looked up before is used again. False when the settings have not
+    /// come, without which nothing can be judged.
+    ///
+    /// # Errors
+    ///
+    /// When that is older than what was followed to.
+    pub fn start(&mut self, epoch: Epoch, revision: Revision) -> Result<bool, StartError> {
+        let Some(settings) = self.settings.clone() else {
+            return Ok(false);
+        };
+        let held = self.position();
+        let is_same_history = held.epoch == epoch;
+        if is_same_history && revision < held.revision {
+            return Err(StartError {
+                held: held.revision,
+                found: revision,
+            });
+        }
+        self.seen = if is_same_history {
+            self.seen.max(revision)
+        } else {
+            revision
+        };
+        // Pairs with the acquire in `KeyCache::is_current`.
+        self.cache.generation.fetch_add(1, Ordering::Release);
+        self.cache.outdate_answers();
+        let name = self.slot.name().clone();
+        self.publish(KeyringView::empty(name, epoch, revision, settings, 0));
+        Ok(true)
+    }
+
+    /// Applies a delta to what is held: revocations first, then upserts, then removals.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start at exactly where this is; nothing is changed then.
+    pub fn apply_delta(
+        &mut self,
+        epoch: Epoch,
+        from: Revision,
+        to: Revision,
+        revocations: &[KeyRecord],
+        upserts: &[KeyRecord],
+        removals: &[KeyDigest],
+    ) -> Result<(), DeltaError> {
+        let held = self.position();
+        if held.epoch != epoch {
+            return Err(DeltaError::Epoch {
+                held: held.epoch,
+                found: epoch,
+            });
+        }
+        let gap = DeltaError::Gap {
+            held: held.revision,
+            from,
+        };
+        let Some(view) = self.view.as_ref().filter(|view| view.revision() == from) else {
+            return Err(gap);
+        };
+        let mut view = KeyringView::clone(view);
+        self.revoke(epoch, to, revocations);
+        for record in upserts {
+            self.change(record, to);
+        }
+        for digest in removals {
+            self.remove(digest);
+        }
+        view.advance(to);
+        self.publish(view);
+        Ok(())
+    }
+
+    /// Revokes versions, wherever that comes from and whatever revision this is at.
+    pub fn revoke(&mut self, epoch: Epoch, revision: Revision, records: &[KeyRecord]) {
+        if self.position().epoch == epoch {
+            self.seen = self.seen.max(revision);
+        }
+        for record in records {
+            self.revoke_one(record, revision);
+        }
+    }
+
+    /// Takes the answer to a lookup.
+    pub fn fill(&mut self, fill: Fill, now: BootTime) {
+        let Fill {
+            epoch,
+            revision,
+            digest,
+            found,
+        } = fill;
+        if let Found::Version(record) = &found
+            && record.state == KeyState::Revoked
+        {
+            self.revoke_one(record, revision);
+        }
+        let answer = if self.position().epoch != epoch || revision < self.seen {
+            Answer::Failed(Failure::Outdated)
+        } else {
+            match found {
+                Found::Version(record) => {
+                    let cached = self.cached(&record, revision, self.expires_at(&digest, now));
+                    self.cache.entries.insert(digest, Arc::clone(&cached));
+                    self.cache.unknown.invalidate(&digest);
+                    Answer::Held(cached)
+                }
+                Found::Nothing => {
+                    self.cache.entries.invalidate(&digest);
+                    let unknown = Unknown {
+                        expires_at: after(now, self.cache.settings.negative_ttl.as_millis()),
+                        generation: self.generation(),
+                    };
+                    self.cache.unknown.insert(digest, unknown);
+                    Answer::Unknown
+                }
+                Found::Unreadable => Answer::Failed(Failure::Unreadable),
+            }
+        };
+        self.cache.answer(&digest, answer, now);
+    }
+
+    fn revoke_one(&mut self, record: &KeyRecord, revision: Revision) {
+        self.tombstones.add(record.digest);
+        self.change(record, revision);
+    }
+
+    /// Brings what is held of a version to what it is at `revision`. What was answered at that revision or after it has
+    /// the change already, except that a revocation is never too old.
+    fn change(&self, record: &KeyRecord, revision: Revision) {
+        let digest = &record.digest;
+        let is_older =
+            |held: &CachedKey| held.revision < revision || record.state == KeyState::Revoked;
+        // Most changes are of versions that are not held; looking for them first does not count as their use.
+        if self.cache.entries.contains_key(digest)
+            && let Some(held) = self.cache.entries.get(digest).filter(|held| is_older(held))
+        {
+            let cached = self.cached(record, revision.max(held.revision), held.expires_at);
+            self.cache.entries.insert(*digest, cached);
+        }
+        self.cache.unknown.invalidate(digest);
+        self.cache.amend(digest, |answer| {
+            let expires_at = match answer {
+                Answer::Held(held) if is_older(held) => held.expires_at,
+                // It was made after the answer; those who collect it judge it at once.
+                Answer::Unknown => 0,
+                Answer::Held(_) | Answer::Failed(_) => return None,
+            };
+            Some(Answer::Held(self.cached(record, revision, expires_at)))
+        });
+        match record.state {
+            KeyState::Pending | KeyState::Active => self.forget_callers(record.version_ref()),
+            KeyState::Retiring | KeyState::Retired | KeyState::Revoked => {}
+        }
+    }
+
+    fn remove(&self, digest: &KeyDigest) {
+        if self.tombstones.contains(digest) {
+            return;
+        }
+        self.cache.entries.invalidate(digest);
+        self.cache.amend(digest, |answer| match answer {
+            Answer::Held(_) => Some(Answer::Unknown),
+            Answer::Unknown | Answer::Failed(_) => None,
+        });
+    }
+
+    /// Callers are looked for only where they should move on.
+    fn forget_callers(&self, version: VersionRef) {
+        if let Some(usage) = self.slot.usage().find(version) {
+            usage.forget_callers();
+        }
+    }
+
+    /// A version as it is held, of the current generation. One that was revoked stays so.
+    fn cached(&self, record: &KeyRecord, revision: Revision, expires_at: u64) -> Arc<CachedKey> {
+        let key = if self.tombstones.contains(&record.digest) {
+            let state = KeyState::Revoked;
+            OwnedKey::new(&KeyRecord {
+                state,
+                ..record.clone()
+            })
+        } else {
+            OwnedKey::new(record)
+        };
+        Arc::new(CachedKey {
+            key,
+            revision,
+            expires_at,
+            generation: self.generation(),
+            refreshed: AtomicBool::new(false),
+        })
+    }
+
+    /// The end of an entry that is made now. Some end up to a tenth earlier, as their digests fall, so that those which
+    /// were made together do not end together.
+    fn expires_at(&self, digest: &KeyDigest, now: BootTime) -> u64 {
+        let life = self.cache.settings.ttl.as_millis();
+        let share = u128::from(digest.as_bytes()[KeyDigest::LEN - 1]);
+        after(now, life - life / 10 * share / 256)
+    }
+
+    fn generation(&self) -> u32 {
+        self.cache.generation.load(Ordering::Relaxed)
+    }
+
+    fn publish(&mut self, view: KeyringView) {
+        let view = Arc::new(view);
+        self.slot.publish(Arc::clone(&view));
+        self.view = Some(view);
+    }
+}
+
+fn after(now: BootTime, millis: u128) -> u64 {
+    let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+    now.as_millis().saturating_add(millis)
+}

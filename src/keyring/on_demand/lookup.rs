@@ -1,0 +1,350 @@
+//! Lookups that are under way: one for each digest, however many checks wait for it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{Budget, CachedKey, Hashing, KeyCache, LookupOutcome, UnknownBudget};
+use crate::{clock::BootTime, key::KeyDigest};
+
+/// The lookups of one cache. An answered one stays until those who waited have collected the answer, and is kept as true
+/// as an entry meanwhile.
+#[derive(Debug)]
+pub struct Lookups {
+    pub(super) flights: HashMap<KeyDigest, Flight, Hashing>,
+    /// Checks that wait, in all flights.
+    waiting: usize,
+    /// Digests that are to be sent.
+    outbox: VecDeque<KeyDigest>,
+    pub(super) budget: Budget,
+    /// There is a stream to a control plane.
+    is_online: bool,
+}
+
+/// A check's place among those who wait for a lookup. As a future it ends when the lookup was answered, with what is to be
+/// [collected](Self::collect) then. Dropping it leaves.
+#[derive(Debug)]
+pub struct Waiting {
+    cache: Arc<KeyCache>,
+    digest: KeyDigest,
+    answered: oneshot::Receiver<()>,
+}
+
+/// What a lookup came to.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The version, whatever its state.
+    Held(Arc<CachedKey>),
+    /// The control plane holds no such key.
+    Unknown,
+    /// Nothing that may be used.
+    Failed(Failure),
+}
+
+/// Why a lookup came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The control plane lags behind what this sidecar has seen.
+    Outdated,
+    /// The record cannot be read by this version of relatch.
+    Unreadable,
+    /// The stream ended.
+    Lost,
+}
+
+/// Why a check is not let wait for a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no stream to a control plane.
+    Offline,
+    /// Too many lookups came to nothing lately.
+    OverBudget,
+    /// Too many checks wait already, or too many lookups are under way.
+    Crowded,
+}
+
+#[derive(Debug)]
+pub(super) struct Flight {
+    sent_at: BootTime,
+    waiting: usize,
+    wakers: Vec<oneshot::Sender<()>>,
+    answer: Option<Answer>,
+}
+
+/// The most checks that wait at a time, and the most lookups that are under way. With a control plane that answers within
+/// 10 ms that is 400,000 misses a second; when it does not answer at all, it is what waits until the deadline.
+pub const MAX_WAITING: usize = 4_096;
+
+impl Lookups {
+    pub(super) fn new(rate: UnknownBudget) -> Self {
+        Self {
+            flights: HashMap::default(),
+            waiting: 0,
+            outbox: VecDeque::new(),
+            budget: Budget::new(rate),
+            is_online: false,
+        }
+    }
+
+    /// Joins the lookup of a digest, or begins one; whether it has to be sent is returned too.
+    fn join(
+        &mut self,
+        digest: KeyDigest,
+        now: BootTime,
+        resend_after: Duration,
+    ) -> Result<(oneshot::Receiver<()>, bool), Refusal> {
+        if !self.is_online {
+            return Err(Refusal::Offline);
+        }
+        if self.waiting >= MAX_WAITING {
+            return Err(Refusal::Crowded);
+        }
+        let (waker, answered) = oneshot::channel();
+        let is_sent = self.begin(digest, now, resend_after)?;
+        let Some(flight) = self.flights.get_mut(&digest) else {
+            return Err(Refusal::Crowded);
+        };
+        self.waiting += 1;
+        flight.waiting += 1;
+        if flight.answer.is_some() {
+            // It may have gone meanwhile, which is its own affair.
+            let _ = waker.send(());
+        } else {
+            flight.wakers.push(waker);
+        }
+        Ok((answered, is_sent))
+    }
+
+    /// Makes sure that a digest is being looked up; true when that has to be sent. One that nobody answered for
+    /// `resend_after` is sent again.
+    fn begin(
+        &mut self,
+        digest: KeyDigest,
+        now: BootTime,
+        resend_after: Duration,
+    ) -> Result<bool, Refusal> {
+        let is_lost = |flight: &Flight| now.saturating_since(flight.sent_at) >= resend_after;
+        match self.flights.get(&digest) {
+            Some(flight) if flight.answer.is_some() || !is_lost(flight) => return Ok(false),
+            Some(_) => {}
+            None if self.flights.len() < MAX_WAITING => {}
+            None => {
+                self.flights
+                    .retain(|_, flight| flight.waiting > 0 || !is_lost(flight));
+                if self.flights.len() >= MAX_WAITING {
+                    return Err(Refusal::Crowded);
+                }
+            }
+        }
+        if !self.budget.take(now) {
+            return Err(Refusal::OverBudget);
+        }
+        self.flights
+            .entry(digest)
+            .and_modify(|flight| flight.sent_at = now)
+            .or_insert_with(|| Flight::new(now));
+        self.outbox.push_back(digest);
+        Ok(true)
+    }
+
+    /// Answers a lookup, and says how long it took; none when it is not under way (any more).
+    fn answer(&mut self, digest: &KeyDigest, answer: Answer, now: BootTime) -> Option<Duration> {
+        match &answer {
+            // Also where the check has gone: the token was taken for a key that nobody has.
+            Answer::Held(_) => self.budget.refund(),
+            Answer::Unknown | Answer::Failed(_) => {}
+        }
+        let flight = self.flights.get_mut(digest)?;
+        let took = flight.answer.is_none().then_some(flight.sent_at);
+        flight.answer = Some(answer);
+        for waker in mem::take(&mut flight.wakers) {
+            let _ = waker.send(());
+        }
+        if flight.waiting == 0 {
+            self.flights.remove(digest);
+        }
+        took.map(|sent_at| now.saturating_since(sent_at))
+    }
+
+    /// Replaces what an answered lookup holds.
+    fn amend(&mut self, digest: &KeyDigest, answer: impl FnOnce(&Answer) -> Option<Answer>) {
+        if let Some(flight) = self.flights.get_mut(digest)
+            && let Some(held) = &flight.answer
+            && let Some(answer) = answer(held)
+        {
+            flight.answer = Some(answer);
+        }
+    }
+
+    /// Nothing that was answered may be used any more.
+    fn outdate(&mut self) {
+        for flight in self.flights.values_mut() {
+            if flight.answer.is_some() {
+                flight.answer = Some(Answer::Failed(Failure::Outdated));
+            }
+        }
+    }
+
+    /// Whoever waits is told that no answer will come. What was not answered cost nothing; the number of it is returned.
+    fn lose(&mut self) -> usize {
+        self.is_online = false;
+        self.outbox.clear();
+        let mut lost = 0;
+        for flight in self.flights.values_mut() {
+            if flight.answer.is_none() {
+                lost += 1;
+                self.budget.refund();
+                flight.answer = Some(Answer::Failed(Failure::Lost));
+                for waker in mem::take(&mut flight.wakers) {
+                    let _ = waker.send(());
+                }
+            }
+        }
+        self.flights.retain(|_, flight| flight.waiting > 0);
+        lost
+    }
+
+    fn leave(&mut self, digest: &KeyDigest) {
+        self.waiting -= 1;
+        if let Some(flight) = self.flights.get_mut(digest) {
+            flight.waiting -= 1;
+            if flight.waiting == 0 && flight.answer.is_some() {
+                self.flights.remove(digest);
+            }
+        }
+    }
+}
+
+impl Flight {
+    const fn new(sent_at: BootTime) -> Self {
+        Self {
+            sent_at,
+            waiting: 0,
+            wakers: Vec::new(),
+            answer: None,
+        }
+    }
+}
+
+impl KeyCache {
+    /// Lets a check wait for the lookup of a digest, which is sent unless it is under way.
+    ///
+    /// # Errors
+    ///
+    /// When it is not to wait.
+    pub fn look_up(self: &Arc<Self>, digest: KeyDigest, now: BootTime) -> Result<Waiting, Refusal> {
+        let joined = self
+            .lock_lookups()
+            .join(digest, now, self.settings.lookup_timeout);
+        let (answered, is_sent) = joined.inspect_err(|refusal| self.stats.refused(*refusal))?;
+        if is_sent {
+            self.wake.notify_one();
+        }
+        Ok(Waiting {
+            cache: Arc::clone(self),
+            digest,
+            answered,
+        })
+    }
+
+    /// The next digest to ask the control plane for.
+    pub fn next_request(&self) -> Option<KeyDigest> {
+        self.lock_lookups().outbox.pop_front()
+    }
+
+    /// Looks a digest up that nobody waits for.
+    pub(super) fn refresh(&self, digest: KeyDigest, now: BootTime) {
+        let mut lookups = self.lock_lookups();
+        let begun = lookups.is_online
+            && lookups
+                .begin(digest, now, self.settings.lookup_timeout)
+                .unwrap_or(false);
+        drop(lookups);
+        if begun {
+            self.stats.refreshed();
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn answer(&self, digest: &KeyDigest, answer: Answer, now: BootTime) {
+        let outcome = match &answer {
+            Answer::Held(_) => LookupOutcome::Found,
+            Answer::Unknown => LookupOutcome::Unknown,
+            Answer::Failed(Failure::Outdated) => LookupOutcome::Outdated,
+            Answer::Failed(Failure::Unreadable) => LookupOutcome::Unreadable,
+            Answer::Failed(Failure::Lost) => LookupOutcome::Lost,
+        };
+        self.stats.answered(outcome, 1);
+        let took = self.lock_lookups().answer(digest, answer, now);
+        if let Some(took) = took {
+            self.stats.took(took);
+        }
+    }
+
+    pub(super) fn amend(&self, digest: &KeyDigest, answer: impl FnOnce(&Answer) -> Option<Answer>) {
+        self.lock_lookups().amend(digest, answer);
+    }
+
+    pub(super) fn outdate_answers(&self) {
+        self.lock_lookups().outdate();
+    }
+
+    pub(super) fn connected(&self) {
+        self.lock_lookups().is_online = true;
+    }
+
+    pub(super) fn disconnected(&self) {
+        let lost = self.lock_lookups().lose();
+        self.stats.answered(LookupOutcome::Lost, lost as u64);
+    }
+}
+
+impl Waiting {
+    /// What the lookup holds now; none before its answer. It is as true as an entry of the cache at this moment, and is to
+    /// be judged at once.
+    #[must_use]
+    pub fn collect(&self) -> Option<Answer> {
+        let lookups = self.cache.lock_lookups();
+        let flight = lookups.flights.get(&self.digest)?;
+        flight.answer.clone()
+    }
+
+    /// How long a check waits at most.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.cache.settings.lookup_timeout
+    }
+
+    /// What is looked up.
+    #[must_use]
+    pub const fn digest(&self) -> &KeyDigest {
+        &self.digest
+    }
+
+    /// Notes that the check waited in vain until its deadline.
+    pub fn gave_up(&self) {
+        self.cache.stats.timed_out();
+    }
+}
+
+impl Future for Waiting {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // The other end is not dropped before it has told: a flight stays while somebody waits in it.
+        Pin::new(&mut self.answered).poll(context).map(drop)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.cache.lock_lookups().leave(&self.digest);
+    }
+}

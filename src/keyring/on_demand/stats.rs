@@ -1,0 +1,202 @@
+//! What is counted of a cache, to be read at a scrape.
+
+use std::{
+    array,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use prometheus_client::metrics::histogram::Histogram;
+
+use super::Refusal;
+
+/// The counters of one cache.
+#[derive(Debug)]
+pub struct CacheStats {
+    reads: [AtomicU64; ReadOutcome::ALL.len()],
+    lookups: [AtomicU64; LookupOutcome::ALL.len()],
+    refusals: [AtomicU64; Refusal::ALL.len()],
+    timeouts: AtomicU64,
+    refreshes: AtomicU64,
+    evictions: AtomicU64,
+    durations: Histogram,
+}
+
+/// What a check found in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// An entry.
+    Hit,
+    /// That nobody has the key.
+    Unknown,
+    /// Nothing.
+    Miss,
+}
+
+/// What became of a lookup that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupOutcome {
+    /// There is such a key.
+    Found,
+    /// There is none.
+    Unknown,
+    /// The answer is older than what this sidecar has seen.
+    Outdated,
+    /// The record cannot be read by this version of relatch.
+    Unreadable,
+    /// The stream ended before the answer.
+    Lost,
+}
+
+/// In seconds, from a tenth of a millisecond, which a control plane beside the sidecar takes, to a quarter of a second,
+/// where the patience of most proxies has ended.
+const BUCKETS: [f64; 11] = [
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+];
+
+impl CacheStats {
+    /// How many checks found this.
+    #[must_use]
+    pub fn reads(&self, outcome: ReadOutcome) -> u64 {
+        self.reads[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many lookups came to this.
+    #[must_use]
+    pub fn lookups(&self, outcome: LookupOutcome) -> u64 {
+        self.lookups[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many checks were denied without a lookup for this reason.
+    #[must_use]
+    pub fn refusals(&self, refusal: Refusal) -> u64 {
+        self.refusals[refusal as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many checks were denied because no answer came in time.
+    #[must_use]
+    pub fn timeouts(&self) -> u64 {
+        self.timeouts.load(Ordering::Relaxed)
+    }
+
+    /// How many entries were looked up ahead of their end.
+    #[must_use]
+    pub fn refreshes(&self) -> u64 {
+        self.refreshes.load(Ordering::Relaxed)
+    }
+
+    /// How many entries went, or were not let in, for want of room.
+    #[must_use]
+    pub fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    /// How long lookups took until their answer, in seconds.
+    #[must_use]
+    pub const fn durations(&self) -> &Histogram {
+        &self.durations
+    }
+
+    pub(super) fn read(&self, outcome: ReadOutcome) {
+        add(&self.reads[outcome as usize], 1);
+    }
+
+    pub(super) fn answered(&self, outcome: LookupOutcome, count: u64) {
+        add(&self.lookups[outcome as usize], count);
+    }
+
+    pub(super) fn refused(&self, refusal: Refusal) {
+        add(&self.refusals[refusal as usize], 1);
+    }
+
+    pub(super) fn timed_out(&self) {
+        add(&self.timeouts, 1);
+    }
+
+    pub(super) fn refreshed(&self) {
+        add(&self.refreshes, 1);
+    }
+
+    pub(super) fn evicted(&self) {
+        add(&self.evictions, 1);
+    }
+
+    pub(super) fn took(&self, duration: Duration) {
+        self.durations.observe(duration.as_secs_f64());
+    }
+}
+
+impl Default for CacheStats {
+    fn default() -> Self {
+        Self {
+            reads: zeros(),
+            lookups: zeros(),
+            refusals: zeros(),
+            timeouts: AtomicU64::new(0),
+            refreshes: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            durations: Histogram::new(BUCKETS),
+        }
+    }
+}
+
+impl ReadOutcome {
+    /// Every outcome, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Hit, Self::Unknown, Self::Miss];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Unknown => "unknown",
+            Self::Miss => "miss",
+        }
+    }
+}
+
+impl LookupOutcome {
+    /// Every outcome, in the order of their numbers.
+    pub const ALL: [Self; 5] = [
+        Self::Found,
+        Self::Unknown,
+        Self::Outdated,
+        Self::Unreadable,
+        Self::Lost,
+    ];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::Unknown => "unknown",
+            Self::Outdated => "outdated",
+            Self::Unreadable => "unreadable",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+impl Refusal {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Offline, Self::OverBudget, Self::Crowded];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::OverBudget => "over_budget",
+            Self::Crowded => "crowded",
+        }
+    }
+}
+
+fn zeros<const N: usize>() -> [AtomicU64; N] {
+    array::from_fn(|_| AtomicU64::new(0))
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
