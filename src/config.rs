@@ -123,7 +123,7 @@ mod tests {
         let sidecar = check(&deploy.join("sidecar.yaml")).expect("a right sample");
         assert_eq!(
             sidecar.to_string(),
-            "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners; 2 routes, 4 places of a credential"
+            "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners, devices; 2 routes, 4 places of a credential"
         );
         let control = check(&deploy.join("control.yaml")).expect("a right sample");
         assert_eq!(
