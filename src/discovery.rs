@@ -1,9 +1,9 @@
 //! How keyrings reach sidecars.
 //!
 //! On the sidecar's side [`client`] keeps one stream to a control plane open and hands what comes to [`receiver`], which
-//! applies it to the mirrors of [`crate::keyring`] and answers; [`reporter`] tells how the keys are used. On the control plane's side [`server`] accepts streams,
-//! and a [`session`] per stream decides what to send next. Both ends share [`item`], the form in which a key version
-//! travels.
+//! applies it to the mirrors and caches of [`crate::keyring`] and answers; [`reporter`] tells how the keys are used. On the
+//! control plane's side [`server`] accepts streams, and a [`session`] per stream decides what to send next. Both ends share
+//! [`item`], the form in which a key version travels.
 
 pub mod backoff;
 pub mod client;
@@ -16,3 +16,5 @@ pub mod receiver;
 pub mod reporter;
 pub mod server;
 pub mod session;
+#[cfg(test)]
+mod testing;

@@ -9,14 +9,15 @@ use prost::Message;
 use super::{
     item,
     receiver::{Leave, Outcome, Receiver},
+    testing::{settings, spec},
 };
 use crate::{
     clock::{Clock, ManualClock},
     control::{journal::State, served::FedKeyring, steps::Step},
     key::{
-        Change, Epoch, KeyDigest, KeyId, KeyState, Pepper, PresentedKey, Revision, RotationId,
-        Timestamp, Window,
-        operation::{self, KeySpec, OldEnds, StageSpec, Which},
+        Change, Epoch, KeyDigest, KeyId, KeyState, PresentedKey, Revision, RotationId, Timestamp,
+        Window,
+        operation::{self, OldEnds, StageSpec, Which},
         testing,
     },
     keyring::{Freshness, Keyrings, Slot, Staleness},
@@ -88,7 +89,7 @@ impl Pair {
             .keyring
             .create_consumer(consumer, String::new());
         pair.commit(changes.expect("a new consumer"));
-        pair.receive(Kind::Settings(settings(&testing::pepper())))
+        pair.receive(Kind::Settings(settings(EPOCH)))
             .expect("settings are taken");
         pair
     }
@@ -242,32 +243,6 @@ impl Pair {
                 }
             }
         }
-    }
-}
-
-fn settings(pepper: &Pepper) -> wire::KeyringSettings {
-    wire::KeyringSettings {
-        keyring: testing::keyring_name().to_string(),
-        epoch: EPOCH.get(),
-        prefix: "rlk".to_owned(),
-        issued_only: true,
-        peppers: vec![wire::Pepper {
-            id: pepper.id().get(),
-            secret: pepper.expose().to_vec().into(),
-        }],
-        help_url: String::new(),
-    }
-}
-
-fn spec(key_id: KeyId) -> KeySpec {
-    KeySpec {
-        key_id,
-        consumer: "checkout".parse().expect("a valid id"),
-        name: String::new(),
-        scopes: crate::key::Scopes::default(),
-        allowed_sources: crate::key::AllowedSources::default(),
-        window: Window::default(),
-        imported: false,
     }
 }
 

@@ -12,14 +12,15 @@ use prost::Message;
 use super::{
     item,
     receiver::{Leave, Outcome, Receiver},
+    testing::{settings, spec},
 };
 use crate::{
     clock::{Clock, ManualClock},
     control::{journal::State, served::FedKeyring},
     key::{
-        AllowedSources, Change, Epoch, KeyDigest, KeyId, KeyState, Keyring, Prefix, Revision,
-        RotationId, Scopes, Secret, Timestamp, Window,
-        operation::{self, KeySpec, OldEnds, StageSpec, Which},
+        Change, Epoch, KeyDigest, KeyId, KeyState, Keyring, Prefix, Revision, RotationId, Secret,
+        Timestamp, Window,
+        operation::{self, OldEnds, StageSpec, Which},
         testing,
     },
     keyring::{
@@ -272,7 +273,9 @@ impl World {
             stream.epoch = self.epoch;
             stream.sent = None;
             stream.revoked_through = self.replicas[stream.replica].revision();
-            stream.transit.push_back(settings(self.epoch));
+            stream
+                .transit
+                .push_back(Kind::Settings(settings(self.epoch)));
         }
     }
 
@@ -295,7 +298,7 @@ impl World {
                 serves.revision()
             },
             asked: VecDeque::new(),
-            transit: VecDeque::from([settings(self.epoch)]),
+            transit: VecDeque::from([Kind::Settings(settings(self.epoch))]),
         });
         self.receiver.connected();
     }
@@ -598,33 +601,6 @@ fn is_accepted(cached: &CachedKey) -> bool {
     match cached.key().held().state() {
         KeyState::Pending | KeyState::Active | KeyState::Retiring => true,
         KeyState::Retired | KeyState::Revoked => false,
-    }
-}
-
-fn settings(epoch: Epoch) -> Kind {
-    let pepper = testing::pepper();
-    Kind::Settings(wire::KeyringSettings {
-        keyring: testing::keyring_name().to_string(),
-        epoch: epoch.get(),
-        prefix: "rlk".to_owned(),
-        issued_only: true,
-        peppers: vec![wire::Pepper {
-            id: pepper.id().get(),
-            secret: pepper.expose().to_vec().into(),
-        }],
-        help_url: String::new(),
-    })
-}
-
-fn spec(key_id: KeyId) -> KeySpec {
-    KeySpec {
-        key_id,
-        consumer: "checkout".parse().expect("a valid id"),
-        name: String::new(),
-        scopes: Scopes::default(),
-        allowed_sources: AllowedSources::default(),
-        window: Window::default(),
-        imported: false,
     }
 }
 

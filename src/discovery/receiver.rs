@@ -6,36 +6,36 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::Notify;
 
-use super::{
-    item,
-    reporter::{ReportProgress, Reporter},
-};
+use super::reporter::{ReportProgress, Reporter};
 use crate::{
-    clock::{BootTime, Clock},
-    key::{Epoch, KeyDigest, KeyringName, Pepper, PepperId, Revision, Timestamp},
-    keyring::{
-        Announced, DeltaError, KeyringSettings, Keyrings, Mirror, Position, SnapshotBuilder,
-        SnapshotError, on_demand::Follower,
-    },
-    proto::discovery::{
-        self as wire, ResyncReason, control_message::Kind, sidecar_message::Kind as Answer,
-    },
+    clock::Clock,
+    key::{Epoch, KeyringName, Pepper, PepperId, Revision, Timestamp},
+    keyring::{KeyringSettings, Keyrings, Mirror, Slot, on_demand::Follower},
+    proto::discovery::{self as wire, control_message::Kind, sidecar_message::Kind as Answer},
 };
 
+mod full;
 mod on_demand;
+mod reply;
 
+use full::Held;
 use on_demand::Followed;
 
 /// Applies what the control plane sends to a sidecar's keyrings.
 #[derive(Debug)]
 pub struct Receiver {
     clock: Clock,
-    /// Those that are held in full.
-    keyrings: BTreeMap<KeyringName, Held>,
-    on_demand: BTreeMap<KeyringName, Followed>,
+    keyrings: BTreeMap<KeyringName, Subscribed>,
     /// Woken when there is a lookup to send.
     lookups: Arc<Notify>,
     reporter: Reporter,
+}
+
+/// A keyring of the stream, by how much of it the sidecar holds.
+#[derive(Debug)]
+enum Subscribed {
+    Full(Held),
+    OnDemand(Followed),
 }
 
 /// What came of a message.
@@ -73,66 +73,24 @@ pub enum Leave {
     Protocol(&'static str),
 }
 
-#[derive(Debug)]
-struct Held {
-    mirror: Mirror,
-    incoming: Option<Incoming>,
-    /// A resync was asked for: deltas are of no use until its snapshot comes.
-    awaits_snapshot: bool,
-    /// The last snapshot was not taken because it shrinks the keyring too much.
-    awaits_confirmation: bool,
-    revoked_through: Revision,
-    pacer: ResyncPacer,
-}
-
-/// How a message about a keyring is answered.
-struct Reply<'a> {
-    keyring: &'a KeyringName,
-    epoch: u64,
-    nonce: u64,
-    held: Position,
-    revoked_through: Revision,
-}
-
-/// A snapshot whose chunks are coming in.
-#[derive(Debug)]
-struct Incoming {
-    builder: SnapshotBuilder,
-    next_index: u32,
-    items: u64,
-    rejected: Vec<wire::RejectedItem>,
-}
-
-/// Spaces the resyncs that may well change nothing: an item that this version cannot read makes every snapshot
-/// mismatch, and must not turn into a stream of snapshots.
-#[derive(Debug)]
-struct ResyncPacer {
-    wait: Duration,
-    not_before: BootTime,
-}
-
-/// At most so many rejected items are named in one nack; the rest is counted by the set digest.
-const MAX_NAMED_REJECTS: usize = 100;
-
 impl Receiver {
     /// A receiver for `keyrings`, none of which holds anything yet.
     #[must_use]
     pub fn new(keyrings: &Keyrings, clock: Clock) -> Self {
         let reporter = Reporter::new(keyrings);
         let lookups = Arc::clone(keyrings.lookups());
-        let (mut full, mut on_demand) = (BTreeMap::new(), BTreeMap::new());
-        for slot in keyrings.iter() {
-            let (name, slot) = (slot.name().clone(), Arc::clone(slot));
-            if let Some(cache) = slot.cache().cloned() {
-                on_demand.insert(name, Followed::new(Follower::new(slot, cache)));
-            } else {
-                full.insert(name, Held::new(Mirror::new(slot)));
+        let subscribed = |slot: &Arc<Slot>| match slot.cache().cloned() {
+            None => Subscribed::Full(Held::new(Mirror::new(Arc::clone(slot)))),
+            Some(cache) => {
+                Subscribed::OnDemand(Followed::new(Follower::new(Arc::clone(slot), cache)))
             }
-        }
+        };
         Self {
             clock,
-            keyrings: full,
-            on_demand,
+            keyrings: keyrings
+                .iter()
+                .map(|slot| (slot.name().clone(), subscribed(slot)))
+                .collect(),
             lookups,
             reporter,
         }
@@ -140,22 +98,25 @@ impl Receiver {
 
     /// A stream is open: what it answers can be asked for.
     pub fn connected(&mut self) {
-        for followed in self.on_demand.values_mut() {
+        for followed in self.followed() {
             followed.follower().connected();
         }
     }
 
     /// The stream has ended: whoever waits for an answer is told.
     pub fn disconnected(&mut self) {
-        for followed in self.on_demand.values_mut() {
+        for followed in self.followed() {
             followed.follower().disconnected();
         }
     }
 
     /// The next lookup to send.
+    #[must_use]
     pub fn next_lookup(&self) -> Option<wire::SidecarMessage> {
-        let mut lookups = self.on_demand.values();
-        let lookup = lookups.find_map(Followed::next_lookup)?;
+        let lookup = self.keyrings.values().find_map(|keyring| match keyring {
+            Subscribed::Full(_) => None,
+            Subscribed::OnDemand(followed) => followed.next_lookup(),
+        })?;
         Some(message(Answer::Lookup(lookup)))
     }
 
@@ -168,9 +129,12 @@ impl Receiver {
     /// What the first message of a new stream says of each keyring. What was half received before is forgotten.
     pub fn subscriptions(&mut self) -> Vec<wire::Subscription> {
         self.reporter.reconnected();
-        let full = self.keyrings.values_mut().map(Held::subscription);
-        let on_demand = self.on_demand.values_mut().map(Followed::subscription);
-        full.chain(on_demand).collect()
+        let keyrings = self.keyrings.values_mut();
+        let subscriptions = keyrings.map(|keyring| match keyring {
+            Subscribed::Full(held) => held.subscription(),
+            Subscribed::OnDemand(followed) => followed.subscription(),
+        });
+        subscriptions.collect()
     }
 
     /// Takes one message.
@@ -245,12 +209,10 @@ impl Receiver {
             peppers,
             help_url: Some(settings.help_url).filter(|url| !url.is_empty()),
         };
-        if let Some(followed) = self.followed(&settings.keyring) {
-            followed.follower().adopt(adopted);
-        } else if let Some(held) = self.held(&settings.keyring) {
-            held.mirror.adopt(adopted);
-        } else {
-            return Ok(None);
+        match self.subscribed(&settings.keyring) {
+            Some(Subscribed::Full(held)) => held.adopt(adopted),
+            Some(Subscribed::OnDemand(followed)) => followed.follower().adopt(adopted),
+            None => return Ok(None),
         }
         // They come before anything else of the keyring, so that no report of this stream passes over what was lost.
         if let Ok(name) = settings.keyring.parse() {
@@ -262,39 +224,30 @@ impl Receiver {
     fn chunk(&mut self, chunk: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
         let chunk = wire::SnapshotChunk::decode(chunk)
             .map_err(|_| Leave::Protocol("a snapshot that cannot be decoded"))?;
-        let Some(held) = self.held(&chunk.keyring) else {
-            return Ok(None);
-        };
-        held.chunk(&chunk)
+        match self.subscribed(&chunk.keyring) {
+            Some(Subscribed::Full(held)) => held.chunk(&chunk),
+            Some(Subscribed::OnDemand(_)) | None => Ok(None),
+        }
     }
 
     fn delta(&mut self, delta: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
         let delta = wire::Delta::decode(delta)
             .map_err(|_| Leave::Protocol("a delta that cannot be decoded"))?;
-        if let Some(followed) = self.followed(&delta.keyring) {
-            return Ok(followed.delta(&delta));
-        }
-        Ok(self
-            .held(&delta.keyring)
-            .and_then(|held| held.delta(&delta)))
+        Ok(match self.subscribed(&delta.keyring) {
+            Some(Subscribed::Full(held)) => held.delta(&delta),
+            Some(Subscribed::OnDemand(followed)) => followed.delta(&delta),
+            None => None,
+        })
     }
 
     fn revocations(&mut self, message: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
         let message = wire::Revocations::decode(message)
             .map_err(|_| Leave::Protocol("revocations that cannot be decoded"))?;
-        if let Some(followed) = self.followed(&message.keyring) {
-            return Ok(Some(followed.revocations(&message)));
-        }
-        Ok(self.held(&message.keyring).map(|held| {
-            let (records, rejected) = decode_items(&message.items);
-            let records = records.into_iter().map(|announced| announced.record);
-            held.mirror.revoke(records.collect());
-            let is_of_history = held.mirror.position().epoch.get() == message.epoch;
-            if rejected.is_empty() && is_of_history {
-                held.revoked_through = held.revoked_through.max(Revision::new(message.revision));
-            }
-            held.answer(message.epoch, message.nonce, rejected)
-        }))
+        Ok(match self.subscribed(&message.keyring) {
+            Some(Subscribed::Full(held)) => Some(held.revocations(&message)),
+            Some(Subscribed::OnDemand(followed)) => Some(followed.revocations(&message)),
+            None => None,
+        })
     }
 
     fn heartbeat(&mut self, heartbeat: wire::Heartbeat) -> Result<Outcome, Leave> {
@@ -307,15 +260,12 @@ impl Receiver {
         for pulse in heartbeat.keyrings {
             let as_of = timestamp(pulse.as_of)?;
             let confirmed_at = now.saturating_sub(sent_at.saturating_since(as_of));
-            if let Some(followed) = self.followed(&pulse.keyring) {
-                outcome
-                    .answers
-                    .extend(followed.pulse(&pulse, confirmed_at)?);
-            } else if let Some(held) = self.held(&pulse.keyring) {
-                outcome
-                    .answers
-                    .extend(held.pulse(&pulse, confirmed_at, now)?);
-            }
+            let answer = match self.subscribed(&pulse.keyring) {
+                Some(Subscribed::Full(held)) => held.pulse(&pulse, confirmed_at, now)?,
+                Some(Subscribed::OnDemand(followed)) => followed.pulse(&pulse, confirmed_at)?,
+                None => None,
+            };
+            outcome.answers.extend(answer);
         }
         let report = self.reporter.report(wall).into_iter();
         let report = report.map(|usage| message(Answer::Usage(usage)));
@@ -324,30 +274,34 @@ impl Receiver {
     }
 
     fn start(&mut self, start: &wire::Start) -> Result<Option<wire::SidecarMessage>, Leave> {
-        match self.followed(&start.keyring) {
-            Some(followed) => followed.start(start),
-            None => Ok(None),
+        match self.subscribed(&start.keyring) {
+            Some(Subscribed::OnDemand(followed)) => followed.start(start),
+            Some(Subscribed::Full(_)) | None => Ok(None),
         }
     }
 
     fn lookup_result(&mut self, result: &wire::LookupResult) -> Result<(), Leave> {
         let now = self.clock.boot();
-        match self.followed(&result.keyring) {
-            Some(followed) => followed.lookup_result(result, now),
-            None => Ok(()),
+        match self.subscribed(&result.keyring) {
+            Some(Subscribed::OnDemand(followed)) => followed.lookup_result(result, now),
+            Some(Subscribed::Full(_)) | None => Ok(()),
         }
     }
 
-    /// The same of a keyring that is held on demand.
-    fn followed(&mut self, keyring: &str) -> Option<&mut Followed> {
-        let name: KeyringName = keyring.parse().ok()?;
-        self.on_demand.get_mut(&name)
-    }
-
     /// The keyring of a message; one that was not subscribed to is passed over.
-    fn held(&mut self, keyring: &str) -> Option<&mut Held> {
+    fn subscribed(&mut self, keyring: &str) -> Option<&mut Subscribed> {
         let name: KeyringName = keyring.parse().ok()?;
         self.keyrings.get_mut(&name)
+    }
+
+    /// Those that are held on demand.
+    fn followed(&mut self) -> impl Iterator<Item = &mut Followed> {
+        self.keyrings
+            .values_mut()
+            .filter_map(|keyring| match keyring {
+                Subscribed::Full(_) => None,
+                Subscribed::OnDemand(followed) => Some(followed),
+            })
     }
 }
 
@@ -358,352 +312,6 @@ impl Outcome {
             clock_skew_ms: None,
         }
     }
-}
-
-impl Held {
-    fn new(mirror: Mirror) -> Self {
-        Self {
-            mirror,
-            incoming: None,
-            awaits_snapshot: false,
-            awaits_confirmation: false,
-            revoked_through: Revision::default(),
-            pacer: ResyncPacer::new(),
-        }
-    }
-
-    /// What the first message of a new stream says of it.
-    fn subscription(&mut self) -> wire::Subscription {
-        self.incoming = None;
-        self.awaits_snapshot = false;
-        self.awaits_confirmation = false;
-        let position = self.mirror.position();
-        wire::Subscription {
-            keyring: self.name().to_string(),
-            epoch: position.epoch.get(),
-            revision: position.revision.get(),
-            set_digest: position.set_digest,
-            mode: wire::Mode::Full.into(),
-        }
-    }
-
-    fn chunk(
-        &mut self,
-        chunk: &wire::SnapshotChunk,
-    ) -> Result<Option<wire::SidecarMessage>, Leave> {
-        let (epoch, revision) = (Epoch::new(chunk.epoch), Revision::new(chunk.revision));
-        if chunk.index == 0 {
-            let versions = usize::try_from(chunk.total_items).unwrap_or(usize::MAX);
-            let builder = match self.mirror.begin_snapshot(epoch, revision, versions) {
-                Ok(builder) => builder,
-                Err(SnapshotError::Older { held, found }) => {
-                    return Err(Leave::Lagging {
-                        keyring: self.name(),
-                        held,
-                        found,
-                    });
-                }
-                Err(
-                    SnapshotError::NoSettings
-                    | SnapshotError::Digest
-                    | SnapshotError::Shrinks { .. },
-                ) => return Err(Leave::Protocol("a snapshot before the keyring's settings")),
-            };
-            self.incoming = Some(Incoming {
-                builder,
-                next_index: 0,
-                items: 0,
-                rejected: Vec::new(),
-            });
-        }
-        let Some(mut incoming) = self.incoming.take().filter(|incoming| {
-            let builder = &incoming.builder;
-            incoming.next_index == chunk.index
-                && builder.epoch() == epoch
-                && builder.revision() == revision
-        }) else {
-            return Err(Leave::Protocol("a snapshot with a chunk out of order"));
-        };
-        let (items, rejected) = decode_items(&chunk.items);
-        for announced in items {
-            incoming.builder.add(&announced);
-        }
-        incoming.rejected.extend(rejected);
-        incoming.items += chunk.items.len() as u64;
-        incoming.next_index += 1;
-        if chunk.last {
-            self.finish(incoming, chunk).map(Some)
-        } else {
-            self.incoming = Some(incoming);
-            Ok(None)
-        }
-    }
-
-    fn finish(
-        &mut self,
-        incoming: Incoming,
-        last: &wire::SnapshotChunk,
-    ) -> Result<wire::SidecarMessage, Leave> {
-        if incoming.items != last.total_items {
-            return Err(Leave::Protocol("a snapshot that is cut short"));
-        }
-        let held = self.mirror.position();
-        let new_epoch = held.epoch != Epoch::default() && held.epoch != incoming.builder.epoch();
-        let set_digest = incoming.rejected.is_empty().then_some(last.set_digest);
-        let confirmed = usize::try_from(last.confirmed_items).unwrap_or(usize::MAX);
-        match self
-            .mirror
-            .finish_snapshot(incoming.builder, set_digest, confirmed)
-        {
-            Ok(()) => {
-                self.awaits_snapshot = false;
-                self.awaits_confirmation = false;
-                self.revoked_through = Revision::new(last.revision);
-                let keyring = self.name();
-                if new_epoch {
-                    tracing::warn!(
-                        auth.keyring = %keyring,
-                        old_epoch = %held.epoch,
-                        new_epoch = last.epoch,
-                        auth.keyring.revision = last.revision,
-                        "the keyring has a new epoch: its history was rewritten; revocations known here stay in force"
-                    );
-                } else {
-                    tracing::info!(
-                        auth.keyring = %keyring,
-                        auth.keyring.revision = last.revision,
-                        items = last.total_items,
-                        "snapshot applied"
-                    );
-                }
-                Ok(self.answer(last.epoch, last.nonce, incoming.rejected))
-            }
-            Err(SnapshotError::Shrinks { held, found }) => {
-                tracing::error!(
-                    auth.keyring = %self.name(),
-                    held,
-                    found,
-                    "snapshot held: it would drop more than half of the keyring; confirm the number of items if it is right"
-                );
-                // The one that was asked for has come; heartbeats ask again until one is confirmed.
-                self.awaits_snapshot = false;
-                self.awaits_confirmation = true;
-                let reason = SnapshotError::Shrinks { held, found }.to_string();
-                Ok(self.answer(
-                    last.epoch,
-                    last.nonce,
-                    vec![wire::RejectedItem {
-                        name: "snapshot".to_owned(),
-                        reason,
-                    }],
-                ))
-            }
-            Err(
-                SnapshotError::Digest | SnapshotError::NoSettings | SnapshotError::Older { .. },
-            ) => Err(Leave::Protocol(
-                "a snapshot with other items than its digest says",
-            )),
-        }
-    }
-
-    fn delta(&mut self, delta: &wire::Delta) -> Option<wire::SidecarMessage> {
-        let (revocations, mut rejected) = decode_items(&delta.revocations);
-        let revoked: Vec<_> = revocations.iter().map(|a| a.record.clone()).collect();
-        if self.awaits_snapshot || self.awaits_confirmation || self.incoming.is_some() {
-            self.mirror.revoke(revoked);
-            return None;
-        }
-        let (upserts, rejected_upserts) = decode_items(&delta.upserts);
-        rejected.extend(rejected_upserts);
-        let removals: Vec<_> = delta
-            .removals
-            .iter()
-            .filter_map(|removal| match KeyDigest::from_slice(&removal.digest) {
-                Ok(digest) => Some(digest),
-                Err(error) => {
-                    rejected.push(wire::RejectedItem {
-                        name: removal.name.clone(),
-                        reason: error.to_string(),
-                    });
-                    None
-                }
-            })
-            .collect();
-        let applied = self.mirror.apply_delta(
-            Epoch::new(delta.epoch),
-            Revision::new(delta.prev_revision),
-            Revision::new(delta.revision),
-            revocations,
-            upserts,
-            &removals,
-        );
-        match applied {
-            Ok(()) => {
-                self.revoked_through = self.revoked_through.max(Revision::new(delta.revision));
-                Some(self.answer(delta.epoch, delta.nonce, rejected))
-            }
-            Err(error) => {
-                // Whatever is wrong with the order, a revocation holds.
-                self.mirror.revoke(revoked);
-                tracing::warn!(auth.keyring = %self.name(), %error, "asking for a snapshot");
-                Some(self.resync(match error {
-                    DeltaError::Epoch { .. } => ResyncReason::Epoch,
-                    DeltaError::Gap { .. } => ResyncReason::Gap,
-                }))
-            }
-        }
-    }
-
-    fn pulse(
-        &mut self,
-        pulse: &wire::KeyringPulse,
-        confirmed_at: BootTime,
-        now: BootTime,
-    ) -> Result<Option<wire::SidecarMessage>, Leave> {
-        if self.awaits_snapshot || self.incoming.is_some() {
-            return Ok(None);
-        }
-        if self.awaits_confirmation {
-            let looks = self.pacer.may_resync(now);
-            return Ok(looks.then(|| self.resync(ResyncReason::SnapshotHeld)));
-        }
-        let held = self.mirror.position();
-        let revision = Revision::new(pulse.revision);
-        if held.epoch != Epoch::new(pulse.epoch) {
-            return Ok(Some(self.resync(ResyncReason::Epoch)));
-        }
-        if revision < held.revision {
-            return Err(Leave::Lagging {
-                keyring: self.name(),
-                held: held.revision,
-                found: revision,
-            });
-        }
-        if revision > held.revision {
-            return Ok(Some(self.resync(ResyncReason::Gap)));
-        }
-        if pulse.set_digest == held.set_digest {
-            self.pacer = ResyncPacer::new();
-            self.mirror.slot().confirm(confirmed_at);
-            return Ok(None);
-        }
-        if !self.pacer.may_resync(now) {
-            return Ok(None);
-        }
-        tracing::error!(
-            auth.keyring = %self.name(),
-            auth.keyring.revision = pulse.revision,
-            "the keyring differs from the control plane's at the same revision; asking for a snapshot"
-        );
-        Ok(Some(self.resync(ResyncReason::DigestMismatch)))
-    }
-
-    fn resync(&mut self, reason: ResyncReason) -> wire::SidecarMessage {
-        self.incoming = None;
-        self.awaits_snapshot = true;
-        message(Answer::Resync(wire::Resync {
-            keyring: self.name().to_string(),
-            reason: reason.into(),
-        }))
-    }
-
-    fn answer(
-        &self,
-        epoch: u64,
-        nonce: u64,
-        rejected: Vec<wire::RejectedItem>,
-    ) -> wire::SidecarMessage {
-        let reply = Reply {
-            keyring: self.mirror.slot().name(),
-            epoch,
-            nonce,
-            held: self.mirror.position(),
-            revoked_through: self.revoked_through,
-        };
-        reply.answer(rejected)
-    }
-
-    fn name(&self) -> KeyringName {
-        self.mirror.slot().name().clone()
-    }
-}
-
-impl Reply<'_> {
-    /// An ack, or a nack that names what was rejected.
-    fn answer(&self, mut rejected: Vec<wire::RejectedItem>) -> wire::SidecarMessage {
-        let keyring = self.keyring.to_string();
-        // Of another history nothing is in use yet, whatever the number.
-        let is_of_history = self.held.epoch.get() == self.epoch;
-        let in_use = |revision: Revision| if is_of_history { revision.get() } else { 0 };
-        let applied_revision = in_use(self.held.revision);
-        let revoked_through = in_use(self.revoked_through);
-        if rejected.is_empty() {
-            return message(Answer::Ack(wire::Ack {
-                keyring,
-                epoch: self.epoch,
-                nonce: self.nonce,
-                applied_revision,
-                durable_revision: 0,
-                revoked_through,
-            }));
-        }
-        for item in &rejected {
-            tracing::error!(
-                auth.keyring = keyring,
-                item = item.name,
-                reason = item.reason,
-                "an item of the keyring cannot be used"
-            );
-        }
-        rejected.truncate(MAX_NAMED_REJECTS);
-        message(Answer::Nack(wire::Nack {
-            keyring,
-            epoch: self.epoch,
-            nonce: self.nonce,
-            items: rejected,
-            applied_revision,
-            revoked_through,
-        }))
-    }
-}
-
-impl ResyncPacer {
-    const FIRST: Duration = Duration::from_secs(10);
-    const MAX: Duration = Duration::from_mins(5);
-
-    fn new() -> Self {
-        Self {
-            wait: Self::FIRST,
-            not_before: BootTime::default(),
-        }
-    }
-
-    fn may_resync(&mut self, now: BootTime) -> bool {
-        if now < self.not_before {
-            return false;
-        }
-        self.not_before = now.saturating_add(self.wait);
-        self.wait = (2 * self.wait).min(Self::MAX);
-        true
-    }
-}
-
-fn decode_items(items: &[wire::Item]) -> (Vec<Announced>, Vec<wire::RejectedItem>) {
-    let mut decoded = Vec::with_capacity(items.len());
-    let mut rejected = Vec::new();
-    for item in items {
-        match item::decode(item) {
-            Ok(record) => decoded.push(Announced {
-                record,
-                hash: item::hash(item),
-            }),
-            Err(error) => rejected.push(wire::RejectedItem {
-                name: item.name.clone(),
-                reason: error.to_string(),
-            }),
-        }
-    }
-    (decoded, rejected)
 }
 
 fn timestamp(time: Option<prost_types::Timestamp>) -> Result<Timestamp, Leave> {

@@ -150,7 +150,8 @@ where
             http2,
             services,
             keepalive: Keepalive::new(pings),
-            batch: Vec::with_capacity(MAX_BATCH),
+            // An idle connection needs no room for it.
+            batch: Vec::new(),
             waiting: FuturesUnordered::new(),
             arena: BytesMut::with_capacity(ARENA),
         }

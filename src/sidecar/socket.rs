@@ -84,3 +84,22 @@ impl AsyncWrite for Socket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What HTTP/2 asks before it decides how to write.
+    #[tokio::test]
+    async fn no_kind_of_connection_offers_vectored_writes() {
+        let (unix, _peer) = UnixStream::pair().expect("two sockets");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let address = listener.as_ref().expect("a port").local_addr();
+        let tcp = TcpStream::connect(address.expect("an address")).await;
+        let tcp = tcp.expect("it listens");
+        assert!(tcp.is_write_vectored(), "the system offers them");
+        for socket in [Socket::Unix(unix), Socket::Tcp(tcp)] {
+            assert!(!socket.is_write_vectored(), "{socket:?}");
+        }
+    }
+}

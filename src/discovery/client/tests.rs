@@ -10,8 +10,8 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::*;
 use crate::{
-    discovery::item,
-    key::{KeyId, KeyRecord, KeyState, Secret, Timestamp, VersionRef, testing},
+    discovery::{item, testing::settings},
+    key::{Epoch, KeyId, KeyRecord, KeyState, Secret, Timestamp, VersionRef, testing},
     keyring::{Keyrings, Slot, Staleness},
     proto::discovery::{
         control_message::Kind as Tell,
@@ -107,18 +107,7 @@ impl World {
         let mut opened = opened.expect("in time").expect("it listens");
         let hello = opened.next().await;
         assert!(matches!(hello, Some(Kind::Hello(_))), "{hello:?}");
-        let pepper = testing::pepper();
-        opened.tell(Tell::Settings(wire::KeyringSettings {
-            keyring: testing::keyring_name().to_string(),
-            epoch: 1,
-            prefix: "rlk".to_owned(),
-            issued_only: true,
-            peppers: vec![wire::Pepper {
-                id: pepper.id().get(),
-                secret: pepper.expose().to_vec().into(),
-            }],
-            help_url: String::new(),
-        }));
+        opened.tell(Tell::Settings(settings(Epoch::new(1))));
         let held = self
             .slot
             .load()

@@ -1,6 +1,9 @@
 //! What a sidecar does with what comes of a keyring that it holds on demand.
 
-use super::{Leave, Reply, decode_items, message};
+use super::{
+    Leave, message,
+    reply::{Reply, decode_items},
+};
 use crate::{
     clock::BootTime,
     discovery::item,

@@ -4,9 +4,10 @@ use prost::Message;
 use super::*;
 use crate::{
     clock::Clock,
+    discovery::testing::spec,
     key::{
-        AllowedSources, Change, KeyId, MasterPepper, PepperId, Prefix, Scopes, Window,
-        operation::{self, KeySpec, Which},
+        Change, KeyId, MasterPepper, PepperId, Prefix,
+        operation::{self, Which},
         testing,
     },
     store::{LogName, SqliteOptions, SqliteStore, Store},
@@ -208,18 +209,6 @@ impl Reader {
                 other => panic!("{other:?} came before the end of the snapshot"),
             }
         }
-    }
-}
-
-fn spec(key_id: KeyId) -> KeySpec {
-    KeySpec {
-        key_id,
-        consumer: "checkout".parse().expect("a valid id"),
-        name: String::new(),
-        scopes: Scopes::default(),
-        allowed_sources: AllowedSources::default(),
-        window: Window::default(),
-        imported: false,
     }
 }
 

@@ -362,6 +362,23 @@ fn a_revocation_outlives_its_entry_and_its_epoch() {
 }
 
 #[test]
+fn a_revocation_that_came_as_an_answer_outlives_its_epoch() {
+    let mut followed = Followed::new();
+    let (secret, record) = key();
+    followed.fill(11, record.digest, Some(revoked(&record)), START);
+    let epoch = Epoch::new(8);
+    assert_eq!(followed.follower.start(epoch, revision(3)), Ok(true));
+    let fill = Fill {
+        epoch,
+        revision: revision(3),
+        digest: record.digest,
+        found: Found::Version(Box::new(record)),
+    };
+    followed.follower.fill(fill, START);
+    assert_eq!(followed.state(&secret, START), Some(KeyState::Revoked));
+}
+
+#[test]
 fn a_start_drops_what_was_looked_up_and_never_goes_back() {
     let mut followed = Followed::new();
     let ((secret, record), (nobodys, unknown)) = (key(), key());

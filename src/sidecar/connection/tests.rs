@@ -230,6 +230,7 @@ async fn a_client_that_begins_late_within_a_stop_is_told_of_it() {
     let stop = CancellationToken::new();
     stop.cancel();
     let served = tokio::spawn(serve(far, services(), stop));
+    // The clock is paused: it stands half a grace later, at once.
     tokio::time::sleep(HANDSHAKE_GRACE / 2).await;
     let (_client, driver) = h2::client::handshake(near).await.expect("HTTP/2");
     driver.await.expect("an orderly end");
@@ -241,6 +242,7 @@ async fn a_client_that_answers_pings_stays_connected() {
     let mut peer = Peer::connect(Routes::default()).await;
     let began = Instant::now();
     while began.elapsed() < 10 * keepalive::INTERVAL {
+        // The clock is paused, and moves on by steps that leave time for a ping and its answer.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!(!peer.served.is_finished());

@@ -1,0 +1,349 @@
+//! What a sidecar does with what comes of a keyring that it holds in full.
+
+use std::time::Duration;
+
+use super::{
+    Leave, message,
+    reply::{Reply, decode_items},
+};
+use crate::{
+    clock::BootTime,
+    key::{Epoch, KeyDigest, KeyringName, Revision},
+    keyring::{DeltaError, KeyringSettings, Mirror, SnapshotBuilder, SnapshotError},
+    proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
+};
+
+/// One keyring that is held in full.
+#[derive(Debug)]
+pub(super) struct Held {
+    mirror: Mirror,
+    incoming: Option<Incoming>,
+    /// A resync was asked for: deltas are of no use until its snapshot comes.
+    awaits_snapshot: bool,
+    /// The last snapshot was not taken because it shrinks the keyring too much.
+    awaits_confirmation: bool,
+    revoked_through: Revision,
+    pacer: ResyncPacer,
+}
+
+/// A snapshot whose chunks are coming in.
+#[derive(Debug)]
+struct Incoming {
+    builder: SnapshotBuilder,
+    next_index: u32,
+    items: u64,
+    rejected: Vec<wire::RejectedItem>,
+}
+
+/// Spaces the resyncs that may well change nothing: an item that this version cannot read makes every snapshot
+/// mismatch, and must not turn into a stream of snapshots.
+#[derive(Debug)]
+struct ResyncPacer {
+    wait: Duration,
+    not_before: BootTime,
+}
+
+impl Held {
+    pub(super) fn new(mirror: Mirror) -> Self {
+        Self {
+            mirror,
+            incoming: None,
+            awaits_snapshot: false,
+            awaits_confirmation: false,
+            revoked_through: Revision::default(),
+            pacer: ResyncPacer::new(),
+        }
+    }
+
+    /// Takes new settings; they are in use at once.
+    pub(super) fn adopt(&mut self, settings: KeyringSettings) {
+        self.mirror.adopt(settings);
+    }
+
+    /// What the first message of a new stream says of it.
+    pub(super) fn subscription(&mut self) -> wire::Subscription {
+        self.incoming = None;
+        self.awaits_snapshot = false;
+        self.awaits_confirmation = false;
+        let position = self.mirror.position();
+        wire::Subscription {
+            keyring: self.name().to_string(),
+            epoch: position.epoch.get(),
+            revision: position.revision.get(),
+            set_digest: position.set_digest,
+            mode: wire::Mode::Full.into(),
+        }
+    }
+
+    pub(super) fn chunk(
+        &mut self,
+        chunk: &wire::SnapshotChunk,
+    ) -> Result<Option<wire::SidecarMessage>, Leave> {
+        let (epoch, revision) = (Epoch::new(chunk.epoch), Revision::new(chunk.revision));
+        if chunk.index == 0 {
+            let versions = usize::try_from(chunk.total_items).unwrap_or(usize::MAX);
+            let builder = match self.mirror.begin_snapshot(epoch, revision, versions) {
+                Ok(builder) => builder,
+                Err(SnapshotError::Older { held, found }) => {
+                    return Err(Leave::Lagging {
+                        keyring: self.name(),
+                        held,
+                        found,
+                    });
+                }
+                Err(
+                    SnapshotError::NoSettings
+                    | SnapshotError::Digest
+                    | SnapshotError::Shrinks { .. },
+                ) => return Err(Leave::Protocol("a snapshot before the keyring's settings")),
+            };
+            self.incoming = Some(Incoming {
+                builder,
+                next_index: 0,
+                items: 0,
+                rejected: Vec::new(),
+            });
+        }
+        let Some(mut incoming) = self.incoming.take().filter(|incoming| {
+            let builder = &incoming.builder;
+            incoming.next_index == chunk.index
+                && builder.epoch() == epoch
+                && builder.revision() == revision
+        }) else {
+            return Err(Leave::Protocol("a snapshot with a chunk out of order"));
+        };
+        let (items, rejected) = decode_items(&chunk.items);
+        for announced in items {
+            incoming.builder.add(&announced);
+        }
+        incoming.rejected.extend(rejected);
+        incoming.items += chunk.items.len() as u64;
+        incoming.next_index += 1;
+        if chunk.last {
+            self.finish(incoming, chunk).map(Some)
+        } else {
+            self.incoming = Some(incoming);
+            Ok(None)
+        }
+    }
+
+    fn finish(
+        &mut self,
+        incoming: Incoming,
+        last: &wire::SnapshotChunk,
+    ) -> Result<wire::SidecarMessage, Leave> {
+        if incoming.items != last.total_items {
+            return Err(Leave::Protocol("a snapshot that is cut short"));
+        }
+        let held = self.mirror.position();
+        let new_epoch = held.epoch != Epoch::default() && held.epoch != incoming.builder.epoch();
+        let set_digest = incoming.rejected.is_empty().then_some(last.set_digest);
+        let confirmed = usize::try_from(last.confirmed_items).unwrap_or(usize::MAX);
+        match self
+            .mirror
+            .finish_snapshot(incoming.builder, set_digest, confirmed)
+        {
+            Ok(()) => {
+                self.awaits_snapshot = false;
+                self.awaits_confirmation = false;
+                self.revoked_through = Revision::new(last.revision);
+                let keyring = self.name();
+                if new_epoch {
+                    tracing::warn!(
+                        auth.keyring = %keyring,
+                        old_epoch = %held.epoch,
+                        new_epoch = last.epoch,
+                        auth.keyring.revision = last.revision,
+                        "the keyring has a new epoch: its history was rewritten; revocations known here stay in force"
+                    );
+                } else {
+                    tracing::info!(
+                        auth.keyring = %keyring,
+                        auth.keyring.revision = last.revision,
+                        items = last.total_items,
+                        "snapshot applied"
+                    );
+                }
+                Ok(self.answer(last.epoch, last.nonce, incoming.rejected))
+            }
+            Err(SnapshotError::Shrinks { held, found }) => {
+                tracing::error!(
+                    auth.keyring = %self.name(),
+                    held,
+                    found,
+                    "snapshot held: it would drop more than half of the keyring; confirm the number of items if it is right"
+                );
+                // The one that was asked for has come; heartbeats ask again until one is confirmed.
+                self.awaits_snapshot = false;
+                self.awaits_confirmation = true;
+                let reason = SnapshotError::Shrinks { held, found }.to_string();
+                Ok(self.answer(
+                    last.epoch,
+                    last.nonce,
+                    vec![wire::RejectedItem {
+                        name: "snapshot".to_owned(),
+                        reason,
+                    }],
+                ))
+            }
+            Err(
+                SnapshotError::Digest | SnapshotError::NoSettings | SnapshotError::Older { .. },
+            ) => Err(Leave::Protocol(
+                "a snapshot with other items than its digest says",
+            )),
+        }
+    }
+
+    pub(super) fn revocations(&mut self, message: &wire::Revocations) -> wire::SidecarMessage {
+        let (records, rejected) = decode_items(&message.items);
+        let records = records.into_iter().map(|announced| announced.record);
+        self.mirror.revoke(records.collect());
+        let is_of_history = self.mirror.position().epoch.get() == message.epoch;
+        if rejected.is_empty() && is_of_history {
+            self.revoked_through = self.revoked_through.max(Revision::new(message.revision));
+        }
+        self.answer(message.epoch, message.nonce, rejected)
+    }
+
+    pub(super) fn delta(&mut self, delta: &wire::Delta) -> Option<wire::SidecarMessage> {
+        let (revocations, mut rejected) = decode_items(&delta.revocations);
+        let revoked: Vec<_> = revocations.iter().map(|a| a.record.clone()).collect();
+        if self.awaits_snapshot || self.awaits_confirmation || self.incoming.is_some() {
+            self.mirror.revoke(revoked);
+            return None;
+        }
+        let (upserts, rejected_upserts) = decode_items(&delta.upserts);
+        rejected.extend(rejected_upserts);
+        let removals: Vec<_> = delta
+            .removals
+            .iter()
+            .filter_map(|removal| match KeyDigest::from_slice(&removal.digest) {
+                Ok(digest) => Some(digest),
+                Err(error) => {
+                    rejected.push(wire::RejectedItem {
+                        name: removal.name.clone(),
+                        reason: error.to_string(),
+                    });
+                    None
+                }
+            })
+            .collect();
+        let applied = self.mirror.apply_delta(
+            Epoch::new(delta.epoch),
+            Revision::new(delta.prev_revision),
+            Revision::new(delta.revision),
+            revocations,
+            upserts,
+            &removals,
+        );
+        match applied {
+            Ok(()) => {
+                self.revoked_through = self.revoked_through.max(Revision::new(delta.revision));
+                Some(self.answer(delta.epoch, delta.nonce, rejected))
+            }
+            Err(error) => {
+                // Whatever is wrong with the order, a revocation holds.
+                self.mirror.revoke(revoked);
+                tracing::warn!(auth.keyring = %self.name(), %error, "asking for a snapshot");
+                Some(self.resync(match error {
+                    DeltaError::Epoch { .. } => ResyncReason::Epoch,
+                    DeltaError::Gap { .. } => ResyncReason::Gap,
+                }))
+            }
+        }
+    }
+
+    pub(super) fn pulse(
+        &mut self,
+        pulse: &wire::KeyringPulse,
+        confirmed_at: BootTime,
+        now: BootTime,
+    ) -> Result<Option<wire::SidecarMessage>, Leave> {
+        if self.awaits_snapshot || self.incoming.is_some() {
+            return Ok(None);
+        }
+        if self.awaits_confirmation {
+            let looks = self.pacer.may_resync(now);
+            return Ok(looks.then(|| self.resync(ResyncReason::SnapshotHeld)));
+        }
+        let held = self.mirror.position();
+        let revision = Revision::new(pulse.revision);
+        if held.epoch != Epoch::new(pulse.epoch) {
+            return Ok(Some(self.resync(ResyncReason::Epoch)));
+        }
+        if revision < held.revision {
+            return Err(Leave::Lagging {
+                keyring: self.name(),
+                held: held.revision,
+                found: revision,
+            });
+        }
+        if revision > held.revision {
+            return Ok(Some(self.resync(ResyncReason::Gap)));
+        }
+        if pulse.set_digest == held.set_digest {
+            self.pacer = ResyncPacer::new();
+            self.mirror.slot().confirm(confirmed_at);
+            return Ok(None);
+        }
+        if !self.pacer.may_resync(now) {
+            return Ok(None);
+        }
+        tracing::error!(
+            auth.keyring = %self.name(),
+            auth.keyring.revision = pulse.revision,
+            "the keyring differs from the control plane's at the same revision; asking for a snapshot"
+        );
+        Ok(Some(self.resync(ResyncReason::DigestMismatch)))
+    }
+
+    fn resync(&mut self, reason: ResyncReason) -> wire::SidecarMessage {
+        self.incoming = None;
+        self.awaits_snapshot = true;
+        message(Answer::Resync(wire::Resync {
+            keyring: self.name().to_string(),
+            reason: reason.into(),
+        }))
+    }
+
+    fn answer(
+        &self,
+        epoch: u64,
+        nonce: u64,
+        rejected: Vec<wire::RejectedItem>,
+    ) -> wire::SidecarMessage {
+        let reply = Reply {
+            keyring: self.mirror.slot().name(),
+            epoch,
+            nonce,
+            held: self.mirror.position(),
+            revoked_through: self.revoked_through,
+        };
+        reply.answer(rejected)
+    }
+
+    fn name(&self) -> KeyringName {
+        self.mirror.slot().name().clone()
+    }
+}
+
+impl ResyncPacer {
+    const FIRST: Duration = Duration::from_secs(10);
+    const MAX: Duration = Duration::from_mins(5);
+
+    fn new() -> Self {
+        Self {
+            wait: Self::FIRST,
+            not_before: BootTime::default(),
+        }
+    }
+
+    fn may_resync(&mut self, now: BootTime) -> bool {
+        if now < self.not_before {
+            return false;
+        }
+        self.not_before = now.saturating_add(self.wait);
+        self.wait = (2 * self.wait).min(Self::MAX);
+        true
+    }
+}
