@@ -8,9 +8,11 @@
 //! A keyring that is held [`on_demand`] has a view without keys, and a cache of those that were looked up beside it.
 
 mod callers;
+mod grants;
 mod held;
 mod mirror;
 pub mod on_demand;
+mod packed;
 mod shard;
 mod slot;
 mod usage;

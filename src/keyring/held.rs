@@ -1,12 +1,12 @@
 //! A key version as a sidecar holds it: packed into some forty bytes beside its digest, and read in place.
-//!
-//! The packed form never leaves the process: it is neither sent nor stored.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{net::IpAddr, sync::Arc};
 
-use ipnet::IpNet;
-
-use super::usage::UsageCell;
+use super::{
+    grants::{self, Granted, Grants},
+    packed::{PACKED, Reader, push_measured, push_number, push_time},
+    usage::UsageCell,
+};
 use crate::key::{
     AllowedSources, ConsumerId, KeyDigest, KeyId, KeyRecord, KeyState, PepperId, RotationId,
     Scopes, Standing, Timestamp, VersionNumber, VersionRef, Window, permit_source,
@@ -18,6 +18,7 @@ pub struct HeldKey<'v> {
     digest: &'v KeyDigest,
     usage: &'v UsageCell,
     common: Common<'v>,
+    grants: Grants<'v>,
 }
 
 /// A key version that is held by itself.
@@ -43,43 +44,42 @@ struct Common<'v> {
 
 /// What few versions have.
 #[derive(Clone, Debug, Default)]
-struct Rare<'v> {
+struct Rare {
     retiring_since: Option<Timestamp>,
     retires_at: Option<Timestamp>,
     replaced_by: Option<VersionNumber>,
     rotation: Option<RotationId>,
-    /// Separated by single spaces.
-    scopes: &'v str,
-    sources: Sources<'v>,
 }
-
-/// Blocks of addresses, packed one after the other.
-#[derive(Clone, Debug, Default)]
-struct Sources<'v>(&'v [u8]);
-
-/// Reads what [`pack`] wrote.
-struct Reader<'v>(&'v [u8]);
 
 /// The bits of the first byte that are the state.
 const STATE: u8 = 0b111;
 const HAS_NOT_BEFORE: u8 = 1 << 3;
 const HAS_EXPIRES_AT: u8 = 1 << 4;
 const HAS_RARE: u8 = 1 << 5;
+const HAS_GRANTS: u8 = 1 << 6;
+/// That they are packed here, and not shared.
+const HAS_OWN_GRANTS: u8 = 1 << 7;
 
 const HAS_RETIRING_SINCE: u8 = 1;
 const HAS_RETIRES_AT: u8 = 1 << 1;
 const HAS_REPLACED_BY: u8 = 1 << 2;
 const HAS_ROTATION: u8 = 1 << 3;
 
-const PACKED: &str = "a record is read as it was packed";
-
 impl<'v> HeldKey<'v> {
-    /// Reads the version that is packed at the beginning of `packed`.
-    pub(super) fn read(digest: &'v KeyDigest, usage: &'v UsageCell, packed: &'v [u8]) -> Self {
+    /// Reads the version that is packed at the beginning of `packed`, whose grants may be among the shared ones.
+    pub(super) fn read(
+        digest: &'v KeyDigest,
+        usage: &'v UsageCell,
+        packed: &'v [u8],
+        shared: &'v [Arc<[u8]>],
+    ) -> Self {
+        let (common, granted) = Common::read(&mut Reader::new(packed));
+        let grants = granted.map(|granted| granted.among(shared));
         Self {
             digest,
             usage,
-            common: Common::read(&mut Reader(packed)),
+            common,
+            grants: grants.unwrap_or_default(),
         }
     }
 
@@ -161,13 +161,13 @@ impl<'v> HeldKey<'v> {
     /// What the key may do: the text of [`Scopes`], in order and separated by single spaces.
     #[must_use]
     pub fn scopes(&self) -> &'v str {
-        self.rare().scopes
+        self.grants.scopes()
     }
 
     /// Whether the key may be used from `source`; an unknown source is only where every source is.
     #[must_use]
     pub fn permits(&self, source: Option<IpAddr>) -> bool {
-        permit_source(self.rare().sources, source)
+        permit_source(self.grants.sources(), source)
     }
 
     /// All of it, copied.
@@ -185,14 +185,14 @@ impl<'v> HeldKey<'v> {
             window: common.window,
             retiring_since: rare.retiring_since,
             retires_at: rare.retires_at,
-            scopes: Scopes::parse(rare.scopes).expect(PACKED),
-            allowed_sources: AllowedSources::from(rare.sources.collect::<Vec<_>>()),
+            scopes: Scopes::parse(self.scopes()).expect(PACKED),
+            allowed_sources: AllowedSources::from(self.grants.sources().collect::<Vec<_>>()),
             replaced_by: rare.replaced_by,
             rotation: rare.rotation,
         }
     }
 
-    fn rare(&self) -> Rare<'v> {
+    fn rare(&self) -> Rare {
         self.common.rare.map_or_else(Rare::default, Rare::read)
     }
 }
@@ -202,7 +202,8 @@ impl OwnedKey {
     #[must_use]
     pub fn new(record: &KeyRecord) -> Self {
         let mut packed = Vec::new();
-        pack(record, &mut packed);
+        let grants = grants::pack(record);
+        pack(record, grants.as_deref().map(Granted::Own), &mut packed);
         Self {
             digest: record.digest,
             usage: UsageCell::default(),
@@ -213,7 +214,7 @@ impl OwnedKey {
     /// The version.
     #[must_use]
     pub fn held(&self) -> HeldKey<'_> {
-        HeldKey::read(&self.digest, &self.usage, &self.packed)
+        HeldKey::read(&self.digest, &self.usage, &self.packed, &[])
     }
 
     /// The memory that it takes, in bytes, without what an allocator adds.
@@ -224,120 +225,55 @@ impl OwnedKey {
 }
 
 impl<'v> Common<'v> {
-    fn read(packed: &mut Reader<'v>) -> Self {
+    /// Reads what every version has, and how its grants are found.
+    fn read(packed: &mut Reader<'v>) -> (Self, Option<Granted<'v>>) {
         let head = packed.byte();
+        let has = |flag| head & flag != 0;
         let key_id = packed.key_id();
         let version = packed.version();
         let pepper = PepperId::new(packed.number());
-        let consumer_len = usize::from(packed.byte());
-        Self {
+        let common = Self {
             state: KeyState::ALL[usize::from(head & STATE)],
             key_id,
             version,
             pepper,
-            consumer: packed.text(consumer_len),
+            consumer: packed.text(),
             window: Window {
-                not_before: (head & HAS_NOT_BEFORE != 0).then(|| packed.time()),
-                expires_at: (head & HAS_EXPIRES_AT != 0).then(|| packed.time()),
+                not_before: has(HAS_NOT_BEFORE).then(|| packed.time()),
+                expires_at: has(HAS_EXPIRES_AT).then(|| packed.time()),
             },
-            rare: (head & HAS_RARE != 0).then(|| {
-                let len = packed.len();
-                packed.take(len)
-            }),
-        }
+            rare: has(HAS_RARE).then(|| packed.measured()),
+        };
+        let granted = if !has(HAS_GRANTS) {
+            None
+        } else if has(HAS_OWN_GRANTS) {
+            Some(Granted::Own(packed.measured()))
+        } else {
+            Some(Granted::Shared(packed.byte()))
+        };
+        (common, granted)
     }
 }
 
-impl<'v> Rare<'v> {
-    fn read(packed: &'v [u8]) -> Self {
-        let mut packed = Reader(packed);
+impl Rare {
+    fn read(packed: &[u8]) -> Self {
+        let mut packed = Reader::new(packed);
         let has = packed.byte();
         let retiring_since = (has & HAS_RETIRING_SINCE != 0).then(|| packed.time());
         let retires_at = (has & HAS_RETIRES_AT != 0).then(|| packed.time());
         let replaced_by = (has & HAS_REPLACED_BY != 0).then(|| packed.version());
         let rotation = (has & HAS_ROTATION != 0).then(|| RotationId::from(packed.key_id()));
-        let scopes_len = packed.len();
         Self {
             retiring_since,
             retires_at,
             replaced_by,
             rotation,
-            scopes: packed.text(scopes_len),
-            sources: Sources(packed.0),
         }
     }
 }
 
-impl Iterator for Sources<'_> {
-    type Item = IpNet;
-
-    fn next(&mut self) -> Option<IpNet> {
-        let (prefix_len, rest) = self.0.split_first()?;
-        let mut packed = Reader(rest);
-        let is_v6 = packed.byte() == 6;
-        let address = if is_v6 {
-            IpAddr::from(Ipv6Addr::from(packed.array::<16>()))
-        } else {
-            IpAddr::from(Ipv4Addr::from(packed.array::<4>()))
-        };
-        self.0 = packed.0;
-        Some(IpNet::new(address, *prefix_len).expect(PACKED))
-    }
-}
-
-impl<'v> Reader<'v> {
-    fn take(&mut self, len: usize) -> &'v [u8] {
-        let (taken, rest) = self.0.split_at(len);
-        self.0 = rest;
-        taken
-    }
-
-    fn array<const N: usize>(&mut self) -> [u8; N] {
-        self.take(N).try_into().expect(PACKED)
-    }
-
-    fn byte(&mut self) -> u8 {
-        let [byte] = self.array();
-        byte
-    }
-
-    fn text(&mut self, len: usize) -> &'v str {
-        str::from_utf8(self.take(len)).expect(PACKED)
-    }
-
-    fn key_id(&mut self) -> KeyId {
-        KeyId::from_bytes(self.take(KeyId::LEN)).expect(PACKED)
-    }
-
-    fn version(&mut self) -> VersionNumber {
-        VersionNumber::new(self.number()).expect(PACKED)
-    }
-
-    fn time(&mut self) -> Timestamp {
-        Timestamp::from_millis(i64::from_le_bytes(self.array()))
-    }
-
-    fn len(&mut self) -> usize {
-        usize::try_from(self.number()).expect(PACKED)
-    }
-
-    /// Seven bits a byte, the lowest first.
-    fn number(&mut self) -> u32 {
-        let mut number = 0;
-        let mut shift = 0;
-        loop {
-            let byte = self.byte();
-            number |= u32::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return number;
-            }
-            shift += 7;
-        }
-    }
-}
-
-/// Appends a record, without its digest, to `packed`.
-pub(super) fn pack(record: &KeyRecord, packed: &mut Vec<u8>) {
+/// Appends a record, without its digest, to `packed`, with its grants as [`grants::pack`] made them.
+pub(super) fn pack(record: &KeyRecord, granted: Option<Granted<'_>>, packed: &mut Vec<u8>) {
     let rare = pack_rare(record);
     let flag = |is_there, flag| if is_there { flag } else { 0 };
     let window = &record.window;
@@ -345,28 +281,41 @@ pub(super) fn pack(record: &KeyRecord, packed: &mut Vec<u8>) {
         record.state as u8
             | flag(window.not_before.is_some(), HAS_NOT_BEFORE)
             | flag(window.expires_at.is_some(), HAS_EXPIRES_AT)
-            | flag(rare.is_some(), HAS_RARE),
+            | flag(rare.is_some(), HAS_RARE)
+            | flag(granted.is_some(), HAS_GRANTS)
+            | flag(matches!(granted, Some(Granted::Own(_))), HAS_OWN_GRANTS),
     );
     packed.extend_from_slice(record.key_id.as_str().as_bytes());
     push_number(record.version.get(), packed);
     push_number(record.pepper.get(), packed);
-    let consumer = record.consumer.as_str();
-    packed.push(u8::try_from(consumer.len()).expect("a consumer has at most 128 characters"));
-    packed.extend_from_slice(consumer.as_bytes());
+    push_measured(record.consumer.as_str().as_bytes(), packed);
     for time in [window.not_before, window.expires_at].into_iter().flatten() {
         push_time(time, packed);
     }
     if let Some(rare) = rare {
-        push_len(rare.len(), packed);
-        packed.extend_from_slice(&rare);
+        push_measured(&rare, packed);
+    }
+    match granted {
+        None => {}
+        Some(Granted::Shared(number)) => packed.push(number),
+        Some(Granted::Own(grants)) => push_measured(grants, packed),
+    }
+}
+
+/// Which version is packed at the beginning of `packed`.
+pub(super) fn version_ref(packed: &[u8]) -> VersionRef {
+    let (common, _granted) = Common::read(&mut Reader::new(packed));
+    VersionRef {
+        key_id: common.key_id,
+        version: common.version,
     }
 }
 
 /// How many bytes the version takes that is packed at the beginning of `packed`.
 pub(super) fn packed_len(packed: &[u8]) -> usize {
-    let mut reader = Reader(packed);
-    let _common = Common::read(&mut reader);
-    packed.len() - reader.0.len()
+    let mut reader = Reader::new(packed);
+    let (_common, _granted) = Common::read(&mut reader);
+    packed.len() - reader.rest().len()
 }
 
 fn pack_rare(record: &KeyRecord) -> Option<Vec<u8>> {
@@ -375,9 +324,7 @@ fn pack_rare(record: &KeyRecord) -> Option<Vec<u8>> {
         | flag(record.retires_at.is_some(), HAS_RETIRES_AT)
         | flag(record.replaced_by.is_some(), HAS_REPLACED_BY)
         | flag(record.rotation.is_some(), HAS_ROTATION);
-    let sources = record.allowed_sources.iter();
-    let mut sources = sources.peekable();
-    if has == 0 && record.scopes.is_empty() && sources.peek().is_none() {
+    if has == 0 {
         return None;
     }
     let mut packed = vec![has];
@@ -393,39 +340,7 @@ fn pack_rare(record: &KeyRecord) -> Option<Vec<u8>> {
     if let Some(rotation) = record.rotation {
         packed.extend_from_slice(rotation.as_str().as_bytes());
     }
-    let scopes = record.scopes.to_string();
-    push_len(scopes.len(), &mut packed);
-    packed.extend_from_slice(scopes.as_bytes());
-    for block in sources {
-        packed.push(block.prefix_len());
-        match block.addr() {
-            IpAddr::V4(address) => {
-                packed.push(4);
-                packed.extend_from_slice(&address.octets());
-            }
-            IpAddr::V6(address) => {
-                packed.push(6);
-                packed.extend_from_slice(&address.octets());
-            }
-        }
-    }
     Some(packed)
-}
-
-fn push_time(time: Timestamp, packed: &mut Vec<u8>) {
-    packed.extend_from_slice(&time.as_millis().to_le_bytes());
-}
-
-fn push_len(len: usize, packed: &mut Vec<u8>) {
-    push_number(u32::try_from(len).expect("a record is small"), packed);
-}
-
-fn push_number(mut number: u32, packed: &mut Vec<u8>) {
-    while number >= 0x80 {
-        packed.push(0x80 | u8::try_from(number & 0x7f).expect("seven bits"));
-        number >>= 7;
-    }
-    packed.push(u8::try_from(number).expect("seven bits"));
 }
 
 #[cfg(test)]

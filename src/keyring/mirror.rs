@@ -193,7 +193,6 @@ impl Mirror {
         if found < held.div_ceil(2) && confirmed != found {
             return Err(SnapshotError::Shrinks { held, found });
         }
-        view.shrink();
         if let Some(former) = self.view.take() {
             for entry in former.entries() {
                 match entry.key.state() {

@@ -2,7 +2,10 @@
 //!
 //! A shard is immutable once it is published. A change copies it, which for a thousand versions is eighty kilobytes.
 
+use std::sync::Arc;
+
 use super::{
+    grants::Granted,
     held::{self, HeldKey},
     usage::UsageCell,
 };
@@ -49,32 +52,44 @@ const PLACES_FOR_FOUR: usize = 5;
 /// Room that a copy has beyond what it copies: a change adds a version or two.
 const SPARE_HEADS: usize = 4;
 const SPARE_BYTES: usize = 256;
+/// Room for a version as it is packed, in a shard that is yet to be filled: few take as much.
+const ROOMY_BYTES: usize = 72;
 
 impl Shard {
     /// An empty shard with room for some versions.
+    ///
+    /// Room is made for more than they will take: what of it is never written to is no memory, and a shard that had to
+    /// grow would leave behind where it was.
     pub(super) fn with_capacity(versions: usize) -> Self {
         Self {
             table: Vec::new(),
             heads: Vec::with_capacity(versions),
-            packed: Vec::new(),
+            packed: Vec::with_capacity(versions * ROOMY_BYTES),
             wasted: 0,
         }
     }
 
-    /// The version with `digest`.
-    pub(super) fn get(&self, digest: &KeyDigest) -> Option<Entry<'_>> {
+    /// The version with `digest`, whose grants may be among the shared ones.
+    pub(super) fn get<'v>(
+        &'v self,
+        digest: &KeyDigest,
+        shared: &'v [Arc<[u8]>],
+    ) -> Option<Entry<'v>> {
         self.find(digest)
-            .map(|index| self.entry(&self.heads[index]))
+            .map(|index| self.entry(&self.heads[index], shared))
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
-        self.heads.iter().map(|head| self.entry(head))
+    pub(super) fn entries<'v>(
+        &'v self,
+        shared: &'v [Arc<[u8]>],
+    ) -> impl Iterator<Item = Entry<'v>> {
+        self.heads.iter().map(|head| self.entry(head, shared))
     }
 
     /// Puts a version in the place of the one with its digest, whose counters it keeps if it is the same version.
-    pub(super) fn put(&mut self, record: &KeyRecord, announced: u64) {
+    pub(super) fn put(&mut self, record: &KeyRecord, granted: Option<Granted<'_>>, announced: u64) {
         let at = self.packed.len();
-        held::pack(record, &mut self.packed);
+        held::pack(record, granted, &mut self.packed);
         let at = u32::try_from(at).expect("a shard is far smaller than 4 GiB");
         let head = Head {
             digest: record.digest,
@@ -87,7 +102,7 @@ impl Shard {
             return self.place(self.heads.len() - 1);
         };
         let former = &self.heads[index];
-        let is_same = self.entry(former).key.version_ref() == record.version_ref();
+        let is_same = held::version_ref(self.packed_at(former.at)) == record.version_ref();
         let usage = is_same.then(|| former.usage.clone());
         self.wasted += held::packed_len(self.packed_at(former.at));
         self.heads[index] = Head {
@@ -121,39 +136,9 @@ impl Shard {
             + self.packed.capacity()
     }
 
-    /// A copy without spare room and without waste.
-    pub(super) fn compact(&self) -> Self {
-        self.copy(0, 0)
-    }
-
-    fn copy(&self, spare_heads: usize, spare_bytes: usize) -> Self {
-        let mut heads = Vec::with_capacity(self.heads.len() + spare_heads);
-        heads.extend_from_slice(&self.heads);
-        let mut packed = Vec::with_capacity(self.packed.len() - self.wasted + spare_bytes);
-        if self.wasted == 0 {
-            packed.extend_from_slice(&self.packed);
-        } else {
-            for head in &mut heads {
-                let from = self.packed_at(head.at);
-                head.at = u32::try_from(packed.len()).expect("it has become no larger");
-                packed.extend_from_slice(&from[..held::packed_len(from)]);
-            }
-        }
-        let mut copy = Self {
-            table: self.table.clone(),
-            heads,
-            packed,
-            wasted: 0,
-        };
-        if spare_heads == 0 {
-            copy.rebuild_table();
-        }
-        copy
-    }
-
-    fn entry<'v>(&'v self, head: &'v Head) -> Entry<'v> {
+    fn entry<'v>(&'v self, head: &'v Head, shared: &'v [Arc<[u8]>]) -> Entry<'v> {
         Entry {
-            key: HeldKey::read(&head.digest, &head.usage, self.packed_at(head.at)),
+            key: HeldKey::read(&head.digest, &head.usage, self.packed_at(head.at), shared),
             announced: head.announced,
         }
     }
@@ -227,7 +212,24 @@ impl Shard {
 /// Leaves room for a change, and what is no longer pointed to behind.
 impl Clone for Shard {
     fn clone(&self) -> Self {
-        self.copy(SPARE_HEADS, SPARE_BYTES)
+        let mut heads = Vec::with_capacity(self.heads.len() + SPARE_HEADS);
+        heads.extend_from_slice(&self.heads);
+        let mut packed = Vec::with_capacity(self.packed.len() - self.wasted + SPARE_BYTES);
+        if self.wasted == 0 {
+            packed.extend_from_slice(&self.packed);
+        } else {
+            for head in &mut heads {
+                let from = self.packed_at(head.at);
+                head.at = u32::try_from(packed.len()).expect("it has become no larger");
+                packed.extend_from_slice(&from[..held::packed_len(from)]);
+            }
+        }
+        Self {
+            table: self.table.clone(),
+            heads,
+            packed,
+            wasted: 0,
+        }
     }
 }
 
@@ -260,7 +262,10 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::key::{KeyState, Scopes, Timestamp, Window, testing};
+    use crate::{
+        key::{KeyState, Scopes, Timestamp, Window, testing},
+        keyring::grants,
+    };
 
     /// A change to one of a few digests, which collide in small tables.
     #[derive(Clone, Debug)]
@@ -270,7 +275,6 @@ mod tests {
         Remove(u8),
         /// As a change to a published view does.
         Copy,
-        Compact,
     }
 
     fn digest(number: u8) -> KeyDigest {
@@ -303,21 +307,39 @@ mod tests {
             1 => (number.clone(), any::<u64>())
                 .prop_map(|(number, hash)| Act::Announce(number, hash)),
             3 => number.prop_map(Act::Remove),
-            1 => Just(Act::Copy),
-            1 => Just(Act::Compact),
+            2 => Just(Act::Copy),
         ]
+    }
+
+    /// What every long record has: those with an even number share it.
+    fn shared() -> [Arc<[u8]>; 1] {
+        let packed = grants::pack(&record(0, KeyState::Active, true));
+        [packed.expect("it has scopes").into()]
+    }
+
+    fn put(shard: &mut Shard, record: &KeyRecord, announced: u64) {
+        let packed = grants::pack(record);
+        let granted = packed.as_deref().map(|packed| {
+            if record.digest.as_bytes()[31].is_multiple_of(2) {
+                Granted::Shared(0)
+            } else {
+                Granted::Own(packed)
+            }
+        });
+        shard.put(record, granted, announced);
     }
 
     proptest! {
         #[test]
         fn a_shard_holds_what_a_map_holds(acts in vec(act(), 0..80)) {
+            let shared = shared();
             let mut shard = Shard::default();
             let mut model: HashMap<u8, (KeyRecord, u64)> = HashMap::new();
             for act in acts {
                 match act {
                     Act::Put(number, state, is_long, hash) => {
                         let record = record(number, state, is_long);
-                        shard.put(&record, hash);
+                        put(&mut shard, &record, hash);
                         model.insert(number, (record, hash));
                     }
                     Act::Announce(number, hash) => {
@@ -331,11 +353,10 @@ mod tests {
                         model.remove(&number);
                     }
                     Act::Copy => shard = shard.clone(),
-                    Act::Compact => shard = shard.compact(),
                 }
-                prop_assert_eq!(shard.entries().count(), model.len());
+                prop_assert_eq!(shard.entries(&shared).count(), model.len());
                 for number in 0..24 {
-                    let held = shard.get(&digest(number));
+                    let held = shard.get(&digest(number), &shared);
                     let held = held.map(|entry| (entry.key.to_record(), entry.announced));
                     prop_assert_eq!(held.as_ref(), model.get(&number));
                 }
@@ -347,7 +368,7 @@ mod tests {
     fn a_copy_leaves_nothing_behind_of_what_was_replaced() {
         let mut shard = Shard::default();
         for round in 0..100 {
-            shard.put(&record(1, KeyState::Active, true), round);
+            put(&mut shard, &record(1, KeyState::Active, true), round);
             shard = shard.clone();
         }
         assert!(shard.size() <= 1_024, "{} bytes", shard.size());
@@ -369,9 +390,9 @@ mod tests {
                 window: Window::new(None, Some(Timestamp::from_millis(9))),
                 ..testing::record()
             };
-            shard.put(&plain, hash);
+            shard.put(&plain, Some(Granted::Shared(0)), hash);
         }
-        let size = shard.compact().size() / KEYS;
+        let size = shard.clone().size() / KEYS;
         assert!(size <= 100, "{size} bytes");
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    grants::{self, Granted, SharedGrants},
     held::HeldKey,
     shard::{Entry, Shard},
 };
@@ -18,6 +19,7 @@ pub struct KeyringView {
     revision: Revision,
     settings: Arc<KeyringSettings>,
     shards: Box<[Arc<Shard>]>,
+    grants: Arc<SharedGrants>,
     counts: [usize; KeyState::ALL.len()],
     set_digest: u64,
 }
@@ -57,6 +59,7 @@ impl KeyringView {
             shards: (0..SHARDS)
                 .map(|_| Arc::new(Shard::with_capacity(share)))
                 .collect(),
+            grants: Arc::default(),
             counts: [0; KeyState::ALL.len()],
             set_digest: 0,
         }
@@ -124,11 +127,12 @@ impl KeyringView {
     }
 
     pub(super) fn entry(&self, digest: &KeyDigest) -> Option<Entry<'_>> {
-        self.shards[shard_of(digest)].get(digest)
+        self.shards[shard_of(digest)].get(digest, self.grants.list())
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
-        self.shards.iter().flat_map(|shard| shard.entries())
+        let shards = self.shards.iter();
+        shards.flat_map(|shard| shard.entries(self.grants.list()))
     }
 
     /// Puts a version in the place of the one with its digest.
@@ -136,7 +140,10 @@ impl KeyringView {
         self.forget(&record.digest);
         self.counts[record.state as usize] += 1;
         self.set_digest = self.set_digest.wrapping_add(announced);
-        self.shard_mut(&record.digest).put(record, announced);
+        let packed = grants::pack(record);
+        let granted = packed.as_deref().map(|packed| self.granted(packed));
+        self.shard_mut(&record.digest)
+            .put(record, granted, announced);
     }
 
     /// Counts the version with `digest`, which is held, under another hash.
@@ -150,13 +157,6 @@ impl KeyringView {
         if self.entry(digest).is_some() {
             self.forget(digest);
             self.shard_mut(digest).remove(digest);
-        }
-    }
-
-    /// Gives back the room that was left for more versions.
-    pub(super) fn shrink(&mut self) {
-        for shard in &mut self.shards {
-            *shard = Arc::new(shard.compact());
         }
     }
 
@@ -175,6 +175,17 @@ impl KeyringView {
             self.counts[state as usize] -= 1;
             self.set_digest = self.set_digest.wrapping_sub(announced);
         }
+    }
+
+    /// How grants are held: shared where that is possible.
+    fn granted<'p>(&mut self, packed: &'p [u8]) -> Granted<'p> {
+        if let Some(number) = self.grants.number(packed) {
+            return Granted::Shared(number);
+        }
+        if self.grants.has_room(packed) {
+            return Granted::Shared(Arc::make_mut(&mut self.grants).add(packed));
+        }
+        Granted::Own(packed)
     }
 
     fn shard_mut(&mut self, digest: &KeyDigest) -> &mut Shard {
