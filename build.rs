@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         compiler.encode_file_descriptor_set(),
     )?;
     tonic_prost_build::configure()
+        .codec_path("crate::proto::codec::SmallBuffers")
         // What a client sent is shared with the received buffer rather than copied.
         .bytes(".")
         // A request's headers and our own secrets must not be printable by accident.

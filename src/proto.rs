@@ -6,6 +6,8 @@ use std::fmt;
 
 use crate::key::Timestamp;
 
+pub mod codec;
+
 /// `envoy.service.auth.v3`
 #[expect(
     missing_debug_implementations,

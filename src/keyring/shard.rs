@@ -264,7 +264,7 @@ mod tests {
     use super::*;
     use crate::{
         key::{KeyState, Scopes, Timestamp, Window, testing},
-        keyring::grants,
+        keyring::{grants, usage::Ledger},
     };
 
     /// A change to one of a few digests, which collide in small tables.
@@ -372,6 +372,30 @@ mod tests {
             shard = shard.clone();
         }
         assert!(shard.size() <= 1_024, "{} bytes", shard.size());
+    }
+
+    #[test]
+    fn counters_stay_with_their_version_alone() {
+        let ledger = Ledger::default();
+        let mut shard = Shard::default();
+        let one = record(1, KeyState::Active, true);
+        put(&mut shard, &one, 1);
+        let found = |shard: &Shard| {
+            let key = shard.get(&one.digest, &[]).map(|entry| entry.key);
+            key.expect("it is held").usage().get()
+        };
+        assert_eq!(found(&shard), None);
+        let key = shard.get(&one.digest, &[]).map(|entry| entry.key);
+        let counters = ledger.of(&key.expect("it is held"));
+        let retiring = record(1, KeyState::Retiring, false);
+        put(&mut shard, &retiring, 2);
+        assert_eq!(found(&shard.clone()), Some(counters));
+        let other = KeyRecord {
+            key_id: "8Qm2Xc91TbKe".parse().expect("an id"),
+            ..one.clone()
+        };
+        put(&mut shard, &other, 3);
+        assert_eq!(found(&shard), None);
     }
 
     /// The target is 120 bytes a key for the whole process.

@@ -230,7 +230,7 @@ impl Ledger {
 }
 
 impl UsageCell {
-    fn get(&self) -> Option<UsageIndex> {
+    pub(super) fn get(&self) -> Option<UsageIndex> {
         self.0
             .load(Ordering::Acquire)
             .checked_sub(1)

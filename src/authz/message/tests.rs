@@ -301,3 +301,18 @@ fn what_is_kept_is_bounded() {
         assert_eq!(message.extensions().len(), kept);
     }
 }
+
+/// The tenth byte of a number has room for one bit.
+#[test]
+fn numbers_are_read_as_far_as_the_generated_code_reads_them() {
+    for len in 1..=11 {
+        for last in 0..=u8::MAX {
+            // An unknown field with a number as long as that.
+            let mut bytes = vec![15 << 3];
+            bytes.extend(std::iter::repeat_n(0x80, len - 1));
+            bytes.push(last);
+            let read = (by_hand(&bytes), generated(&bytes));
+            assert_eq!(read.0, read.1, "{len} bytes, the last of them {last:#x}");
+        }
+    }
+}

@@ -63,7 +63,9 @@ fn used_versions_are_taken_once_until_they_are_used_again() {
     assert_eq!(ledger.waiting(), 2);
     assert_eq!(taken(), versions[..2]);
     assert_eq!(taken(), []);
-    ledger.count(usages[1], at(2), true);
+    for denied in [true, false, true] {
+        ledger.count(usages[1], at(2), denied);
+    }
     assert_eq!(taken(), versions[1..2]);
     assert_eq!(ledger.ever_used().len(), 2);
 }
