@@ -7,6 +7,7 @@ mod architecture;
 mod checks;
 mod docs;
 mod envoy_facts;
+mod faults;
 mod fuzz;
 mod lifecycle;
 mod sinks;
