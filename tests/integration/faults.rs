@@ -102,9 +102,9 @@ async fn a_sidecar_starts_without_a_control_plane() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_keyring_that_nobody_confirms_is_denied_from_its_limit_on() {
     let plan = Plan {
-        settings: "staleness: { warn_after: 2s, deny_after: 3s }\n".to_owned(),
+        settings: "staleness: { warn_after: 2s, deny_after: 6s }\n".to_owned(),
         limits: Limits {
-            deny_after: Duration::from_secs(3),
+            deny_after: Duration::from_secs(6),
             ..Limits::default()
         },
         ..Plan::default()
@@ -115,7 +115,7 @@ async fn a_keyring_that_nobody_confirms_is_denied_from_its_limit_on() {
         world.is_cut(node);
         world.injected();
         change(world, dice).await;
-        world.a_while(5_500).await;
+        world.a_while(8_000).await;
         let ready = world.nodes[node].sidecar.get("/readyz").await;
         let live = world.nodes[node].sidecar.get("/livez").await;
         assert_eq!((ready.status, live.status), (503, 200));
