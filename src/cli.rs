@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod barrier;
+pub mod certs;
 pub mod check;
 pub mod completions;
 pub mod config;
@@ -128,6 +129,9 @@ pub enum Command {
     /// List and verify the audit log
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Make certificates for trying TLS out
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
     /// Look at configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -177,6 +181,7 @@ impl Cli {
             Command::Dev(args) => Box::pin(args.run(&session)).await?,
             Command::Control(args) => Box::pin(args.run(&session)).await?,
             Command::Sidecar(args) => Box::pin(args.run(&session)).await?,
+            Command::Certs(command) => command.run(&session)?,
             Command::Config(command) => command.run(&session)?,
             Command::Token(command) => command.run(&session).await?,
             Command::Keyring(command) => command.run(&session).await?,
@@ -223,6 +228,7 @@ impl Command {
             | Self::Policy(_)
             | Self::Webhook(_)
             | Self::Audit(_)
+            | Self::Certs(_)
             | Self::Config(_)
             | Self::Completions(_) => Builder::new_current_thread(),
         }
@@ -362,6 +368,8 @@ mod tests {
                 "relatch audit",
                 "relatch audit list",
                 "relatch audit verify",
+                "relatch certs",
+                "relatch certs dev",
                 "relatch config",
                 "relatch config check",
                 "relatch completions",

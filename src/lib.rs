@@ -31,3 +31,4 @@ pub mod shutdown;
 pub mod sidecar;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,79 @@
+//! Connections for tonic's channels, which know TLS without deadlines, reloads and identities.
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{HandshakeError, TlsClient, TlsStream, stream::Complaint};
+
+/// Opens a channel to an endpoint over TLS.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    tls: TlsClient,
+    complaint: Complaint,
+}
+
+/// A channel could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// There is no connection.
+    #[error("cannot connect to {host}")]
+    Connect {
+        /// Where.
+        host: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// There is no TLS.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+}
+
+impl Connector {
+    /// Connects with `tls`.
+    #[must_use]
+    pub fn new(tls: TlsClient) -> Self {
+        Self {
+            tls,
+            complaint: Complaint::default(),
+        }
+    }
+
+    /// Opens a channel to the host of `endpoint`.
+    ///
+    /// # Errors
+    ///
+    /// When that fails. [`Connector::complaint`] may say more.
+    pub async fn open(&self, endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+        let this = self.clone();
+        let connect = tower::service_fn(move |uri: Uri| {
+            let this = this.clone();
+            async move { this.connect(&uri).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(connect).await
+    }
+
+    /// What the server, or we, had against the last connection; once.
+    #[must_use]
+    pub fn complaint(&self) -> Option<HandshakeError> {
+        self.complaint.take()
+    }
+
+    async fn connect(&self, uri: &Uri) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_matches(['[', ']']);
+        let port = uri.port_u16().unwrap_or(443);
+        let connected = TcpStream::connect((host, port)).await;
+        let socket = connected.and_then(|socket| {
+            socket.set_nodelay(true)?;
+            Ok(socket)
+        });
+        let socket = socket.map_err(|source| ConnectError::Connect {
+            host: format!("{host}:{port}"),
+            source,
+        })?;
+        let complaint = self.complaint.clone();
+        Ok(self.tls.connect(host, socket, complaint).await?)
+    }
+}

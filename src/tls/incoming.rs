@@ -1,0 +1,187 @@
+//! Connections for tonic's servers: accepted, and over TLS where that is configured.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tonic::transport::server::Connected;
+
+use super::{HandshakeError, Peer, TlsServer, TlsStream};
+
+/// A connection of a client, plain or over TLS.
+#[derive(Debug)]
+pub struct Incoming {
+    wire: Wire,
+    peer: Peer,
+}
+
+#[derive(Debug)]
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// The connections that a listener accepts.
+struct Listening {
+    what: &'static str,
+    listener: TcpListener,
+    tls: Option<TlsServer>,
+    /// Bounded by [`TlsServer`].
+    handshakes: JoinSet<(
+        SocketAddr,
+        Result<(TlsStream<TcpStream>, Peer), HandshakeError>,
+    )>,
+}
+
+/// The pause after an accept that failed, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The connections of `listener`, each as soon as its handshake is done: one that is slow holds up no other. `what` names
+/// it in the log. Dropped, it closes those whose handshake is under way.
+pub fn incoming(
+    what: &'static str,
+    listener: TcpListener,
+    tls: Option<TlsServer>,
+) -> impl Stream<Item = io::Result<Incoming>> {
+    let listening = Listening {
+        what,
+        listener,
+        tls,
+        handshakes: JoinSet::new(),
+    };
+    futures_util::stream::unfold(listening, |mut listening| async move {
+        let incoming = listening.next().await;
+        Some((Ok(incoming), listening))
+    })
+}
+
+impl Listening {
+    async fn next(&mut self) -> Incoming {
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => {
+                    let accepted = accepted.and_then(|(socket, address)| {
+                        socket.set_nodelay(true)?;
+                        Ok((socket, address))
+                    });
+                    match (accepted, self.tls.clone()) {
+                        (Ok((socket, _)), None) => return Incoming::plain(socket),
+                        (Ok((socket, address)), Some(tls)) => {
+                            self.handshakes
+                                .spawn(async move { (address, tls.accept(socket).await) });
+                        }
+                        (Err(error), _) => {
+                            tracing::warn!(
+                                listener = self.what,
+                                error = &error as &dyn std::error::Error,
+                                "cannot accept a connection"
+                            );
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                        }
+                    }
+                }
+                Some(ended) = self.handshakes.join_next() => match ended {
+                    Ok((_, Ok((stream, peer)))) => {
+                        return Incoming { wire: Wire::Tls(Box::new(stream)), peer };
+                    }
+                    Ok((address, Err(error))) => tracing::warn!(
+                        listener = self.what,
+                        peer = %address,
+                        error = &error as &dyn std::error::Error,
+                        "no connection: the TLS handshake failed"
+                    ),
+                    Err(error) => tracing::error!(
+                        listener = self.what,
+                        error = &error as &dyn std::error::Error,
+                        "a TLS handshake has failed"
+                    ),
+                },
+            }
+        }
+    }
+}
+
+impl Incoming {
+    fn plain(socket: TcpStream) -> Self {
+        Self {
+            wire: Wire::Plain(socket),
+            peer: Peer::default(),
+        }
+    }
+}
+
+impl Connected for Incoming {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Incoming {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Wire::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Incoming {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Wire::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Wire::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.wire {
+            Wire::Plain(stream) => stream.is_write_vectored(),
+            Wire::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Wire::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Wire::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

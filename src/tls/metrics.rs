@@ -1,0 +1,59 @@
+//! The instruments of TLS.
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{Certificate, HandshakeError, TlsUse};
+
+/// Counts handshakes and reloads, and tells when certificates end; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct TlsMetrics {
+    not_after: Family<[(&'static str, &'static str); 1], Gauge>,
+    reloads: Family<[(&'static str, &'static str); 2], Counter>,
+    handshakes: Family<[(&'static str, &'static str); 2], Counter>,
+}
+
+impl TlsMetrics {
+    /// Registers the instruments.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "relatch_tls_certificate_not_after_seconds",
+            "When the certificate in use ends, in seconds since the Unix epoch",
+            metrics.not_after.clone(),
+        );
+        registry.register(
+            "relatch_tls_reloads",
+            "Files of certificates that had changed, by whether they were taken",
+            metrics.reloads.clone(),
+        );
+        registry.register(
+            "relatch_tls_handshakes",
+            "TLS handshakes, by how they ended",
+            metrics.handshakes.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn uses(&self, used: TlsUse, certificate: &Certificate) {
+        self.not_after
+            .get_or_create(&[("use", used.as_str())])
+            .set(certificate.not_after().as_millis() / 1_000);
+    }
+
+    pub(super) fn reloaded(&self, used: TlsUse, taken: bool) {
+        let result = if taken { "taken" } else { "refused" };
+        self.reloads
+            .get_or_create(&[("use", used.as_str()), ("result", result)])
+            .inc();
+    }
+
+    pub(super) fn shook_hands(&self, used: TlsUse, failure: Option<&HandshakeError>) {
+        let result = failure.map_or("done", HandshakeError::as_str);
+        self.handshakes
+            .get_or_create(&[("use", used.as_str()), ("result", result)])
+            .inc();
+    }
+}

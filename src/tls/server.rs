@@ -1,0 +1,147 @@
+//! The side that listens.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use rustls::{ServerConfig, server::NoServerSessionStorage, version::TLS13};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Credentials, HTTP2, HandshakeError, Identity, TlsError, TlsStream, WallClock,
+    handshake::CLIENT,
+    material::Material,
+    provider,
+    turns::Turns,
+    verifier::{ClientJudge, Shown},
+};
+
+/// Makes handshakes with clients; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct TlsServer {
+    credentials: Arc<Credentials>,
+    turns: Turns,
+    timeout: Duration,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Whom its certificate speaks for; none without a certificate, or for nobody.
+    pub identity: Option<Identity>,
+}
+
+/// Two round trips take a second over the worst of links, and a client that does not finish in five will not.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// The most handshakes under way. Each takes a file and some 40 KiB; a thousand sidecars that come back at once finish a
+/// few hundred of theirs before the first of them is given up, and try again.
+const MAX_UNDER_WAY: usize = 256;
+
+impl TlsServer {
+    /// A server that shows and judges by `credentials`. Clients have to have a certificate where those name authorities.
+    #[must_use]
+    pub fn new(credentials: Arc<Credentials>) -> Self {
+        Self::with_limits(credentials, MAX_UNDER_WAY, TIMEOUT)
+    }
+
+    /// The same, with other limits on handshakes: how many may be under way, and how long one may take.
+    #[must_use]
+    pub fn with_limits(credentials: Arc<Credentials>, max: usize, timeout: Duration) -> Self {
+        Self {
+            credentials,
+            turns: Turns::new(max),
+            timeout,
+        }
+    }
+
+    /// Makes a handshake on a connection that was accepted. Cancelled, it closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// When no connection comes of it.
+    pub async fn accept<S>(&self, socket: S) -> Result<(TlsStream<S>, Peer), HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let turn = self.turns.begin();
+        let accepted = tokio::select! {
+            accepted = timeout(self.timeout, self.shake_hands(socket)) => {
+                accepted.unwrap_or(Err(HandshakeError::Slow { peer: CLIENT, after: self.timeout }))
+            }
+            () = turn.given_up() => Err(HandshakeError::Crowded),
+        };
+        let credentials = &self.credentials;
+        let (used, metrics) = (credentials.used(), credentials.metrics());
+        metrics.shook_hands(used, accepted.as_ref().err());
+        accepted
+    }
+
+    async fn shake_hands<S>(&self, socket: S) -> Result<(TlsStream<S>, Peer), HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let material = self.credentials.current();
+        let shown = Shown::default();
+        let config = self.config(&material, shown.clone())?;
+        let accepted = TlsAcceptor::from(Arc::new(config)).accept(socket).await;
+        let certificate = shown.take();
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                return Err(HandshakeError::from_io(CLIENT, error, certificate, None));
+            }
+        };
+        if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
+            return Err(HandshakeError::no_http2(CLIENT));
+        }
+        let identity = match certificate {
+            Some(certificate) => match Identity::of(&certificate) {
+                Ok(identity) => Some(identity),
+                Err(reason) if self.credentials.used().needs_identity() => {
+                    return Err(HandshakeError::NoIdentity {
+                        reason,
+                        certificate: Box::new(certificate),
+                    });
+                }
+                Err(_) => None,
+            },
+            None => None,
+        };
+        Ok((TlsStream::server(stream), Peer { identity }))
+    }
+
+    /// For one handshake: what is current, and who keeps what the client has shown.
+    fn config(&self, material: &Material, shown: Shown) -> Result<ServerConfig, TlsError> {
+        let clock = Arc::new(WallClock(self.credentials.clock().clone()));
+        let builder = ServerConfig::builder_with_details(provider(), clock)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(TlsError::Setup)?;
+        let builder = match material.clients() {
+            Some(inner) => builder.with_client_cert_verifier(Arc::new(ClientJudge {
+                inner: Arc::clone(inner),
+                shown,
+            })),
+            None => builder.with_no_client_auth(),
+        };
+        let own = material.own.as_ref().ok_or_else(|| {
+            TlsError::Setup(rustls::Error::General("a server has a certificate".into()))
+        })?;
+        let mut config = builder.with_cert_resolver(Arc::clone(&own.pair) as _);
+        config.alpn_protocols = vec![HTTP2.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        Ok(config)
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.identity {
+            Some(identity) => identity.fmt(f),
+            None => f.write_str("nobody"),
+        }
+    }
+}

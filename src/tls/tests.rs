@@ -1,0 +1,599 @@
+//! Handshakes over real sockets, right and wrong.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::{ClientConfig, RootCertStore, client::Resumption, pki_types::ServerName};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    stream::Complaint,
+    testing::{Authority, Files, Issued, Leaf},
+    *,
+};
+
+const CONTROL: &str = "spiffe://mesh.example/control";
+const EDGE: &str = "spiffe://mesh.example/relatch/edge-1";
+
+/// A server that takes connections, tells how each handshake went, and says hello on each.
+struct World {
+    address: SocketAddr,
+    ends: tokio::sync::mpsc::UnboundedReceiver<Result<Peer, HandshakeError>>,
+    _server: JoinHandle<()>,
+}
+
+/// The files and authorities of a test.
+struct Mesh {
+    files: Files,
+    ca: Authority,
+    other: Authority,
+}
+
+impl Mesh {
+    fn new() -> Self {
+        Self {
+            files: Files::new(),
+            ca: Authority::new("mesh CA"),
+            other: Authority::new("other CA"),
+        }
+    }
+
+    fn server_pair(&self) -> Issued {
+        self.ca
+            .issue(&Leaf::server(&["localhost", "127.0.0.1"]).uri(CONTROL))
+    }
+
+    fn client_pair(&self) -> Issued {
+        self.ca.issue(&Leaf::client("edge-1").uri(EDGE))
+    }
+
+    fn server(&self, own: &Issued) -> Arc<Credentials> {
+        self.files
+            .credentials(TlsUse::DiscoveryServer, Some(own), Some(&self.ca))
+    }
+
+    fn client(&self, own: Option<&Issued>, ca: &Authority) -> TlsClient {
+        let credentials = self
+            .files
+            .credentials(TlsUse::DiscoveryClient, own, Some(ca));
+        TlsClient::new(credentials, None)
+    }
+
+    /// A right client.
+    fn right(&self) -> TlsClient {
+        self.client(Some(&self.client_pair()), &self.ca)
+    }
+}
+
+impl World {
+    async fn start(server: TlsServer) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (told, ends) = tokio::sync::mpsc::unbounded_channel();
+        let server = tokio::spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.expect("a connection");
+                let (server, told) = (server.clone(), told.clone());
+                tokio::spawn(async move {
+                    match server.accept(socket).await {
+                        Ok((mut stream, peer)) => {
+                            let _ = told.send(Ok(peer));
+                            let _ = stream.write_all(b"hello").await;
+                            let _ = stream.flush().await;
+                            // Until the client goes.
+                            let _ = stream.read(&mut [0]).await;
+                        }
+                        Err(error) => drop(told.send(Err(error))),
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            ends,
+            _server: server,
+        }
+    }
+
+    async fn connect(&self, client: &TlsClient, host: &str) -> Result<Complained, HandshakeError> {
+        let complaint = Complaint::default();
+        let stream = client
+            .connect(host, self.socket().await, complaint.clone())
+            .await?;
+        Ok(Complained { stream, complaint })
+    }
+
+    async fn socket(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("it listens")
+    }
+
+    /// How the next handshake went on the server's side.
+    async fn end(&mut self) -> Result<Peer, HandshakeError> {
+        let end = tokio::time::timeout(Duration::from_secs(20), self.ends.recv()).await;
+        end.expect("in time").expect("the server runs")
+    }
+
+    async fn refusal(&mut self) -> String {
+        let end = self.end().await;
+        end.expect_err("no connection comes of it").to_string()
+    }
+}
+
+/// A connection of a client, and what the server has against it.
+#[derive(Debug)]
+struct Complained {
+    stream: TlsStream<TcpStream>,
+    complaint: Complaint,
+}
+
+impl Complained {
+    async fn hello(&mut self) {
+        let mut hello = [0; 5];
+        let read = self.stream.read_exact(&mut hello).await;
+        read.expect("the server speaks");
+        assert_eq!(&hello, b"hello");
+    }
+
+    /// What the server says when it ends the connection.
+    async fn farewell(&mut self) -> String {
+        self.stream
+            .read_exact(&mut [0; 5])
+            .await
+            .expect_err("it ends");
+        self.complaint
+            .take()
+            .expect("the server says why")
+            .to_string()
+    }
+}
+
+fn assert_parts(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}
+
+#[tokio::test]
+async fn two_sides_of_one_mesh_know_each_other() {
+    let mesh = Mesh::new();
+    let mut world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
+    for host in ["127.0.0.1", "localhost"] {
+        let mut connection = world.connect(&mesh.right(), host).await.expect("TLS");
+        connection.hello().await;
+        let peer = world.end().await.expect("TLS");
+        assert_eq!(peer.identity.as_ref().map(Identity::as_str), Some(EDGE));
+    }
+}
+
+#[tokio::test]
+async fn a_client_refuses_a_server_that_is_not_what_it_should_be() {
+    let mesh = Mesh::new();
+    let right = Leaf::server(&["localhost", "127.0.0.1"]).uri(CONTROL);
+    for (issued, host, why, told) in [
+        (
+            mesh.other.issue(&right),
+            "127.0.0.1",
+            "its issuer is not among the authorities that are trusted here",
+            "it does not trust the issuer of our certificate",
+        ),
+        (
+            mesh.ca.issue(&right.valid(-3, -1)),
+            "127.0.0.1",
+            "it has expired",
+            "it says that our certificate has expired, or is not valid yet",
+        ),
+        (
+            mesh.ca.issue(&right.valid(1, 3)),
+            "127.0.0.1",
+            "it is not valid yet by the clock of this machine",
+            "it says that our certificate has expired, or is not valid yet",
+        ),
+        (
+            mesh.ca.issue(&right),
+            "other.example",
+            "it is not for the host other.example",
+            "it does not accept our certificate",
+        ),
+        (
+            mesh.ca.issue(&Leaf::client("control").uri(CONTROL)),
+            "127.0.0.1",
+            "it is for another use",
+            "it does not accept our certificate",
+        ),
+    ] {
+        let mut world = World::start(TlsServer::new(mesh.server(&issued))).await;
+        let error = world.connect(&mesh.right(), host).await.expect_err(why);
+        assert_eq!(error.as_str(), "certificate_refused");
+        assert_parts(
+            &error.to_string(),
+            &[
+                "the certificate of the server is not accepted: ",
+                why,
+                "; issued by CN=",
+            ],
+        );
+        assert_parts(
+            &world.refusal().await,
+            &["the client refuses the connection: ", told],
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_may_have_to_have_an_identity() {
+    let mesh = Mesh::new();
+    let world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
+    let credentials = mesh.files.credentials(
+        TlsUse::DiscoveryClient,
+        Some(&mesh.client_pair()),
+        Some(&mesh.ca),
+    );
+    let expecting = |identity: &str| {
+        let identity = identity.parse().expect("an identity");
+        TlsClient::new(Arc::clone(&credentials), Some(identity))
+    };
+    let connected = world.connect(&expecting(CONTROL), "127.0.0.1").await;
+    connected.expect("TLS").hello().await;
+    let error = world
+        .connect(&expecting("spiffe://mesh.example/other"), "127.0.0.1")
+        .await
+        .expect_err("somebody else");
+    assert_parts(
+        &error.to_string(),
+        &["its identity is spiffe://mesh.example/control, not spiffe://mesh.example/other"],
+    );
+}
+
+#[tokio::test]
+async fn a_server_refuses_a_client_that_is_not_what_it_should_be_and_both_say_why() {
+    let mesh = Mesh::new();
+    let mut world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
+    let right = Leaf::client("edge-1").uri(EDGE);
+    for (issued, why, told) in [
+        (
+            mesh.other.issue(&right),
+            "its issuer is not among the authorities that are trusted here",
+            "it does not trust the issuer of our certificate; ours is ",
+        ),
+        (
+            mesh.ca.issue(&right.valid(-3, -1)),
+            "it has expired",
+            "it says that our certificate has expired, or is not valid yet; ours is ",
+        ),
+        (
+            mesh.ca.issue(&right.valid(1, 3)),
+            "it is not valid yet by the clock of this machine",
+            "it says that our certificate has expired, or is not valid yet; ours is ",
+        ),
+        (
+            mesh.ca.issue(&Leaf::server(&["edge-1"]).uri(EDGE)),
+            "it is for another use",
+            "it does not accept our certificate",
+        ),
+    ] {
+        let client = mesh.client(Some(&issued), &mesh.ca);
+        let mut connection = world.connect(&client, "127.0.0.1").await.expect(why);
+        let refusal = world.refusal().await;
+        assert_parts(
+            &refusal,
+            &[
+                "the certificate of the client is not accepted: ",
+                why,
+                EDGE,
+                "; issued by CN=",
+            ],
+        );
+        let farewell = connection.farewell().await;
+        assert_parts(&farewell, &["the server refuses the connection: ", told]);
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_refused_where_one_is_asked_for() {
+    let mesh = Mesh::new();
+    let mut world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
+    let nobody = mesh.client(None, &mesh.ca);
+    let mut connection = world.connect(&nobody, "127.0.0.1").await.expect("TLS");
+    assert_eq!(
+        world.refusal().await,
+        "the client has shown no certificate, and this port asks for one"
+    );
+    assert_parts(
+        &connection.farewell().await,
+        &["it asks for a certificate, and none is configured here"],
+    );
+
+    let open = mesh
+        .files
+        .credentials(TlsUse::AdminServer, Some(&mesh.server_pair()), None);
+    let mut world = World::start(TlsServer::new(open)).await;
+    let mut connection = world.connect(&nobody, "127.0.0.1").await.expect("TLS");
+    connection.hello().await;
+    assert_eq!(world.end().await.expect("TLS"), Peer::default());
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_for_nobody_or_for_two_is_refused() {
+    let mesh = Mesh::new();
+    let mut world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
+    for (leaf, why) in [
+        (
+            Leaf::client("edge-1"),
+            "it has no URI among its subject alternative names",
+        ),
+        (
+            Leaf::client("edge-1").uri(EDGE).uri(CONTROL),
+            "it has 2 URIs",
+        ),
+    ] {
+        let client = mesh.client(Some(&mesh.ca.issue(&leaf)), &mesh.ca);
+        let _connection = world.connect(&client, "127.0.0.1").await;
+        assert_parts(&world.refusal().await, &[why, "CN=edge-1"]);
+    }
+}
+
+/// A client that is not ours.
+fn foreign(
+    mesh: &Mesh,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    alpn: &[&[u8]],
+) -> TlsConnector {
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(mesh.ca.pem().as_bytes()).expect("PEM");
+    roots.add(root).expect("an authority");
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .expect("known versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|&name| name.to_vec()).collect();
+    config.resumption = Resumption::in_memory_sessions(16);
+    TlsConnector::from(Arc::new(config))
+}
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("localhost").expect("a name")
+}
+
+/// A server that asks for no certificate.
+async fn open_world(mesh: &Mesh) -> World {
+    let credentials = mesh
+        .files
+        .credentials(TlsUse::AdminServer, Some(&mesh.server_pair()), None);
+    World::start(TlsServer::new(credentials)).await
+}
+
+#[tokio::test]
+async fn older_tls_and_other_protocols_are_refused() {
+    let mesh = Mesh::new();
+    let mut world = open_world(&mesh).await;
+    let old = foreign(&mesh, OLD, &[b"h2"]);
+    assert!(old.connect(name(), world.socket().await).await.is_err());
+    assert_parts(
+        &world.refusal().await,
+        &["the client does not speak TLS 1.3"],
+    );
+    for alpn in [&[][..], &[&b"http/1.1"[..]]] {
+        let other = foreign(&mesh, &[&rustls::version::TLS13], alpn);
+        let connected = other.connect(name(), world.socket().await).await;
+        let refusal = world.refusal().await;
+        assert_parts(&refusal, &["the client does not agree on HTTP/2 (ALPN h2)"]);
+        if let Ok(mut connection) = connected {
+            let read = connection.read(&mut [0]).await;
+            assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_session_is_resumed() {
+    let mesh = Mesh::new();
+    let world = open_world(&mesh).await;
+    let eager = foreign(&mesh, &[&rustls::version::TLS13], &[b"h2"]);
+    for _ in 0..3 {
+        let mut connection = eager
+            .connect(name(), world.socket().await)
+            .await
+            .expect("TLS");
+        connection.read_exact(&mut [0; 5]).await.expect("hello");
+        let (_, session) = connection.get_ref();
+        assert_eq!(session.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        assert_eq!(session.tls13_tickets_received(), 0);
+    }
+}
+
+const OLD: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
+
+#[tokio::test]
+async fn our_client_takes_no_ticket_and_no_other_version() {
+    let mesh = Mesh::new();
+    let issued = mesh.server_pair();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let pair = mesh.files.pair("foreign", &issued);
+    let serve = |versions: &'static [&'static rustls::SupportedProtocolVersion], alpn: &[u8]| {
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+        let chain = vec![CertificateDer::from_pem_file(&pair.cert).expect("PEM")];
+        let key = PrivateKeyDer::from_pem_file(&pair.key).expect("PEM");
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("known versions")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("a pair");
+        config.alpn_protocols = vec![alpn.to_vec()];
+        config.ticketer = rustls::crypto::ring::Ticketer::new().expect("tickets");
+        tokio_rustls::TlsAcceptor::from(Arc::new(config))
+    };
+    let client = mesh.client(None, &mesh.ca);
+    let resuming = serve(rustls::ALL_VERSIONS, b"h2");
+    for _ in 0..2 {
+        let socket = TcpStream::connect(address).await.expect("it listens");
+        let (accepted, connected) = tokio::join!(
+            async {
+                resuming
+                    .accept(listener.accept().await.expect("one").0)
+                    .await
+            },
+            client.connect("localhost", socket, Complaint::default()),
+        );
+        connected.expect("TLS");
+        let accepted = accepted.expect("TLS");
+        let kind = accepted.get_ref().1.handshake_kind();
+        assert_eq!(kind, Some(rustls::HandshakeKind::Full));
+    }
+    for (acceptor, why) in [
+        (serve(OLD, b"h2"), "the server does not speak TLS 1.3"),
+        (
+            serve(rustls::ALL_VERSIONS, b"http/1.1"),
+            "the server does not agree on HTTP/2",
+        ),
+    ] {
+        let socket = TcpStream::connect(address).await.expect("it listens");
+        let (_, connected) = tokio::join!(
+            async {
+                acceptor
+                    .accept(listener.accept().await.expect("one").0)
+                    .await
+            },
+            client.connect("localhost", socket, Complaint::default()),
+        );
+        assert_parts(&connected.expect_err(why).to_string(), &[why]);
+    }
+}
+
+#[tokio::test]
+async fn plaintext_on_a_tls_port_and_tls_on_a_plaintext_port_are_told_apart() {
+    let mesh = Mesh::new();
+    let mut world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
+    let mut plain = world.socket().await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    plain.write_all(preface).await.expect("writable");
+    assert_parts(
+        &world.refusal().await,
+        &[
+            "the client does not speak TLS: it may have been given http:// where this port wants https://",
+        ],
+    );
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let socket = TcpStream::connect(listener.local_addr().expect("bound")).await;
+    let socket = socket.expect("it listens");
+    let (mut server, _) = listener.accept().await.expect("a connection");
+    // The settings with which a server of HTTP/2 begins.
+    server
+        .write_all(b"\0\0\0\x04\0\0\0\0\0")
+        .await
+        .expect("writable");
+    let error = mesh
+        .right()
+        .connect("localhost", socket, Complaint::default())
+        .await
+        .expect_err("no TLS");
+    assert_parts(
+        &error.to_string(),
+        &["the server does not speak TLS: the port may be a plaintext one"],
+    );
+}
+
+/// One byte at a time keeps a handshake alive for no longer than saying nothing.
+#[tokio::test]
+async fn a_slow_handshake_is_cut_at_its_deadline_and_holds_up_nobody() {
+    let mesh = Mesh::new();
+    let credentials = mesh.server(&mesh.server_pair());
+    let deadline = Duration::from_millis(600);
+    let mut world = World::start(TlsServer::with_limits(credentials, 8, deadline)).await;
+    let mut slow = world.socket().await;
+    let began = Instant::now();
+    // A record that is announced and comes byte by byte.
+    let dripping = tokio::spawn(async move {
+        slow.write_all(&[22, 3, 1, 1, 0]).await.expect("writable");
+        while slow.write_all(&[1]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let mut connection = world
+        .connect(&mesh.right(), "127.0.0.1")
+        .await
+        .expect("another is served meanwhile");
+    connection.hello().await;
+    world.end().await.expect("TLS");
+    assert_eq!(
+        world.refusal().await,
+        "the client did not finish the TLS handshake within 600ms"
+    );
+    assert!(began.elapsed() >= deadline);
+    dripping.await.expect("its connection was closed");
+}
+
+#[tokio::test]
+async fn many_slow_handshakes_keep_nobody_out() {
+    let mesh = Mesh::new();
+    let credentials = mesh.server(&mesh.server_pair());
+    let mut world = World::start(TlsServer::with_limits(
+        credentials,
+        8,
+        Duration::from_mins(10),
+    ))
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(world.socket().await);
+    }
+    // All but eight are given up for those that came after them.
+    for _ in 0..32 {
+        assert_parts(&world.refusal().await, &["this was the oldest"]);
+    }
+    let mut connection = world
+        .connect(&mesh.right(), "127.0.0.1")
+        .await
+        .expect("TLS");
+    connection.hello().await;
+}
+
+#[tokio::test]
+async fn connections_go_on_while_the_certificates_are_replaced_and_new_ones_take_the_new() {
+    let mesh = Mesh::new();
+    let credentials = mesh.server(&mesh.server_pair());
+    let mut world = World::start(TlsServer::new(Arc::clone(&credentials))).await;
+    let client = mesh.right();
+    let mut open = Vec::new();
+    for _ in 0..100 {
+        open.push(world.connect(&client, "127.0.0.1").await.expect("TLS"));
+        world.end().await.expect("TLS");
+    }
+    // Another authority: what is trusted on both sides changes as a whole.
+    let next = mesh.other.issue(&Leaf::server(&["127.0.0.1"]).uri(CONTROL));
+    mesh.files.pair("discovery_server", &next);
+    mesh.files
+        .write("discovery_server-ca.pem", mesh.other.pem());
+    credentials.look();
+    for connection in &mut open {
+        connection.hello().await;
+    }
+    let error = world
+        .connect(&client, "127.0.0.1")
+        .await
+        .expect_err("another CA");
+    assert_eq!(error.as_str(), "certificate_refused");
+    world.end().await.expect_err("it was refused");
+    let moved = mesh.other.issue(&Leaf::client("edge-1").uri(EDGE));
+    let moved = mesh.client(Some(&moved), &mesh.other);
+    world
+        .connect(&moved, "127.0.0.1")
+        .await
+        .expect("TLS")
+        .hello()
+        .await;
+    world.end().await.expect("TLS");
+}

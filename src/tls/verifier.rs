@@ -1,0 +1,158 @@
+//! Judges the certificate of the other side, and keeps what it says of itself: rustls tells an error without it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+
+use super::{Certificate, Identity};
+
+/// What the other side of one handshake has shown.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shown(Arc<Mutex<Option<Certificate>>>);
+
+/// Judges the client of one handshake.
+#[derive(Debug)]
+pub(super) struct ClientJudge {
+    pub(super) inner: Arc<dyn ClientCertVerifier>,
+    pub(super) shown: Shown,
+}
+
+/// Judges the server of one handshake.
+#[derive(Debug)]
+pub(super) struct ServerJudge {
+    pub(super) inner: Arc<dyn ServerCertVerifier>,
+    pub(super) shown: Shown,
+    /// Who it has to be, beside having a certificate for its host.
+    pub(super) expected: Option<Identity>,
+}
+
+/// The server is not who it has to be.
+#[derive(Debug, thiserror::Error)]
+#[error("its identity is {found}, not {expected}")]
+struct WrongIdentity {
+    found: String,
+    expected: Identity,
+}
+
+impl Shown {
+    pub(super) fn take(&self) -> Option<Certificate> {
+        self.lock().take()
+    }
+
+    fn keep(&self, certificate: &CertificateDer<'_>) {
+        *self.lock() = Certificate::read(certificate);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Certificate>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ServerJudge {
+    /// # Errors
+    ///
+    /// When the certificate that was shown is of somebody else.
+    fn check_identity(&self) -> Result<(), Error> {
+        let Some(expected) = &self.expected else {
+            return Ok(());
+        };
+        let found = match self.shown.lock().as_ref().map(Identity::of) {
+            Some(Ok(found)) if found == *expected => return Ok(()),
+            Some(Ok(found)) => found.to_string(),
+            Some(Err(_)) | None => "missing".to_owned(),
+        };
+        let wrong = WrongIdentity {
+            found,
+            expected: expected.clone(),
+        };
+        Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
+    }
+}
+
+impl ClientCertVerifier for ClientJudge {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.shown.keep(end_entity);
+        self.inner
+            .verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+impl ServerCertVerifier for ServerJudge {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.shown.keep(end_entity);
+        let verified = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )?;
+        self.check_identity()?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
