@@ -46,7 +46,7 @@ use crate::{
     clock::{BootTime, Clock},
     key::Timestamp,
 };
-use connection::{Admin, ConnectionArgs};
+use connection::{Admin, ConnectionArgs, TlsArgs};
 use output::{Format, Output, Progress, Terminal, View};
 
 /// Rotates API keys across a service mesh with no failed request
@@ -245,6 +245,12 @@ impl Session {
         self.connection.connect().await
     }
 
+    /// The certificates for `https://`.
+    #[must_use]
+    pub const fn tls(&self) -> &TlsArgs {
+        self.connection.tls()
+    }
+
     /// The time by the wall clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {
@@ -390,7 +396,7 @@ mod tests {
     #[test]
     fn no_argument_takes_a_secret() {
         // A secret comes by a file, which these name.
-        const FILES: [&str; 4] = ["token_file", "from_file", "key_file", "url_file"];
+        const FILES: [&str; 5] = ["token_file", "from_file", "key_file", "url_file", "tls_key"];
         const NO_SECRETS: [&str; 2] = ["key_id", "no_key"];
         for (name, command) in commands() {
             for arg in command.get_arguments() {

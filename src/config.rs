@@ -12,6 +12,7 @@ mod reader;
 mod route;
 pub mod sidecar;
 pub mod sink;
+pub mod tls;
 pub mod value;
 pub mod vault;
 
@@ -128,7 +129,7 @@ mod tests {
         let control = check(&deploy.join("control.yaml")).expect("a right sample");
         assert_eq!(
             control.to_string(),
-            "control plane: discovery on 127.0.0.1:9010, admin on 127.0.0.1:9011, \
+            "control plane: discovery on 0.0.0.0:9010, admin on 127.0.0.1:9011, \
              store /var/lib/relatch/relatch.db; 3 sinks"
         );
     }

@@ -8,6 +8,7 @@
 //! was committed, and [`plane`] puts the parts together.
 
 pub mod admin;
+pub mod admission;
 pub mod bells;
 pub mod catalog;
 pub mod feed;

@@ -13,7 +13,7 @@
 //! publishes the next view, and `control/fleet` notes the ack for which `control/rotation` waits.
 //!
 //! [`key`] is the domain and pure. [`authz`] and [`keyring`] are the data path, and the connections of [`sidecar`];
-//! [`control`] and [`discovery`] are the control path. The daemons are put together in [`sidecar`] and [`control::plane`].
+//! [`control`] and [`discovery`] are the control path. [`tls`] makes their connections safe beyond this machine. The daemons are put together in [`sidecar`] and [`control::plane`].
 
 pub mod authz;
 pub mod cli;

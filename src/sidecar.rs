@@ -43,6 +43,7 @@ use crate::{
         metrics::SidecarMetrics,
         process::ProcessCollector,
     },
+    tls::{Credentials, TlsClient, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse},
 };
 use connection::Services;
 use listener::{Endpoint, Listener};
@@ -58,6 +59,12 @@ pub struct Sidecar {
     pub readiness: Readiness,
     /// The spans that are still to be sent.
     spans: Option<SpanPipeline>,
+}
+
+/// What certificates are loaded with.
+struct Certificates {
+    metrics: TlsMetrics,
+    clock: Clock,
 }
 
 /// The addresses that a sidecar has bound.
@@ -87,6 +94,14 @@ pub enum SidecarError {
         address: SocketAddr,
         /// Why not.
         source: io::Error,
+    },
+    /// Certificates cannot be used.
+    #[error("{field}.tls")]
+    Tls {
+        /// The setting.
+        field: &'static str,
+        /// Why not.
+        source: TlsError,
     },
     /// A worker cannot be started.
     #[error("cannot start a worker")]
@@ -134,12 +149,11 @@ impl Sidecar {
         let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock.clone());
         let (tracer, spans) = start_spans(settings, &metrics)?.unzip();
 
-        let receiver = Receiver::new(&keyrings, clock.clone());
-        let endpoints = settings
-            .control
-            .iter()
-            .map(|endpoint| endpoint.uri().clone());
-        let client = Client::new(node(settings), endpoints.collect(), receiver, clock.clone())?;
+        let certificates = Certificates {
+            metrics: TlsMetrics::register(&mut registry),
+            clock: clock.clone(),
+        };
+        let client = start_client(settings, &keyrings, &clock, &certificates, shutdown)?;
         let readiness = Readiness::default();
         let monitor = Monitor::new(
             settings.node.id.clone(),
@@ -177,8 +191,16 @@ impl Sidecar {
             others: Routes::new(health),
         };
         let checks = TaskTracker::new();
+        let tls = match &settings.listen_tls {
+            None => None,
+            Some(files) => {
+                let used = TlsUse::ExtAuthzServer;
+                let loaded = certificates.load(used, "listen", files.clone(), shutdown)?;
+                Some(TlsServer::new(loaded))
+            }
+        };
         let workers = (0..settings.workers.get())
-            .map(|index| worker::start(index, services.clone(), &checks, shutdown))
+            .map(|index| worker::start(index, services.clone(), tls.clone(), &checks, shutdown))
             .collect::<io::Result<Vec<_>>>()
             .map_err(SidecarError::Worker)?;
         checks.close();
@@ -209,6 +231,46 @@ impl Sidecar {
             spans.shutdown(deadline).await;
         }
     }
+}
+
+impl Certificates {
+    /// Loads those of one channel, and keeps them current.
+    fn load(
+        &self,
+        used: TlsUse,
+        field: &'static str,
+        files: TlsFiles,
+        shutdown: &Shutdown,
+    ) -> Result<Arc<Credentials>, SidecarError> {
+        let (clock, metrics) = (self.clock.clone(), self.metrics.clone());
+        let credentials = Credentials::load(used, files, clock, metrics)
+            .map_err(|source| SidecarError::Tls { field, source })?;
+        let kept = Arc::clone(&credentials).keep(shutdown.token());
+        shutdown.spawn("certificates", kept);
+        Ok(credentials)
+    }
+}
+
+/// A client that does not connect yet.
+fn start_client(
+    settings: &SidecarSettings,
+    keyrings: &Keyrings,
+    clock: &Clock,
+    certificates: &Certificates,
+    shutdown: &Shutdown,
+) -> Result<Client, SidecarError> {
+    let receiver = Receiver::new(keyrings, clock.clone());
+    let endpoints = settings
+        .control
+        .iter()
+        .map(|endpoint| endpoint.uri().clone());
+    let client = Client::new(node(settings), endpoints.collect(), receiver, clock.clone())?;
+    let Some(tls) = &settings.control_tls else {
+        return Ok(client);
+    };
+    let (used, files) = (TlsUse::DiscoveryClient, tls.files.clone());
+    let credentials = certificates.load(used, "control", files, shutdown)?;
+    Ok(client.with_tls(TlsClient::new(credentials, tls.server_identity.clone())))
 }
 
 fn start_spans(

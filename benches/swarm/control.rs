@@ -9,7 +9,7 @@ use std::{
 };
 
 use ::relatch::{
-    cli::connection::{self, Admin, AdminAddress, Bearer},
+    cli::connection::{self, Admin, AdminAddress, Bearer, TlsArgs},
     control::secrets,
     key::MasterPepper,
 };
@@ -133,7 +133,7 @@ impl Control {
     pub(crate) async fn admin(&self) -> Result<Admin> {
         let address = AdminAddress::at(self.daemon.address("admin")?);
         let bearer = Bearer::from_file(&self.bearer).map_err(|error| anyhow!("{error:?}"))?;
-        connection::connect(&address, bearer)
+        connection::connect(&address, bearer, &TlsArgs::default())
             .await
             .map_err(|error| anyhow!("{error:?}"))
     }

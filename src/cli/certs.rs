@@ -44,7 +44,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "ID", default_value = "edge-1")]
     node: Vec<NodeName>,
 
-    /// A name or address of the control plane and of the sidecars' ext_authz, beside those of this machine; may be
+    /// A name or address of the control plane and of the sidecars' `ext_authz`, beside those of this machine; may be
     /// repeated
     #[arg(long, value_name = "NAME")]
     host: Vec<String>,
@@ -53,7 +53,7 @@ pub struct DevArgs {
     #[arg(long, value_name = "N", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=365))]
     days: u32,
 
-    /// What the identities begin with: spiffe://NAME/
+    /// What the identities begin with: `spiffe://NAME/`
     #[arg(long, value_name = "NAME", default_value = "relatch.example")]
     trust_domain: NodeName,
 
@@ -244,7 +244,7 @@ impl DevArgs {
             ),
             operator: format!(
                 "export RELATCH_ADMIN=https://localhost:9011 RELATCH_CA={dir}/ca.pem\n\
-                 export RELATCH_CERT={dir}/operator.pem RELATCH_KEY={dir}/operator.key\n"
+                 export RELATCH_TLS_CERT={dir}/operator.pem RELATCH_TLS_KEY={dir}/operator.key\n"
             ),
             files: drafts.iter().map(|draft| draft.name.clone()).collect(),
             not_after,

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CheckArgs {
-    /// Where the sidecar answers checks: `HOST:PORT` or `unix:///PATH`
+    /// Where the sidecar answers checks: `HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9001")]
     endpoint: Address,
 
@@ -88,7 +88,7 @@ impl CheckArgs {
     /// When there is no key to send, or no decision.
     pub async fn run(self, session: &Session) -> Result<Exit, Failure> {
         let request = self.request()?;
-        let channel = self.endpoint.connect(TIMEOUT).await;
+        let channel = self.endpoint.connect(TIMEOUT, session.tls()).await;
         let channel = channel.map_err(|failure| self.no_decision(failure))?;
         let mut sidecar = AuthorizationClient::new(channel);
         let response = match tokio::time::timeout(TIMEOUT, sidecar.check(request)).await {

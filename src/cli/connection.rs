@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -21,7 +20,14 @@ use super::{
     failure::{Exit, Failure},
     secret::SecretInput,
 };
-use crate::proto::admin::admin_client::AdminClient;
+use crate::{
+    clock::Clock,
+    config::tls::refuse_plaintext_client,
+    proto::admin::admin_client::AdminClient,
+    tls::{
+        Credentials, TlsClient, TlsFiles, TlsMetrics, TlsUse, connector::Connector, files::OwnFiles,
+    },
+};
 
 /// The admin API, with the token in every call.
 pub type Admin = AdminClient<InterceptedService<Channel, Bearer>>;
@@ -30,7 +36,7 @@ pub type Admin = AdminClient<InterceptedService<Channel, Bearer>>;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub struct ConnectionArgs {
-    /// The control plane's admin API: `http://HOST:PORT` on this machine, or `unix:///PATH`
+    /// The control plane's admin API: `https://HOST:PORT`, on this machine `http://HOST:PORT`, or `unix:///PATH`
     #[arg(
         long,
         global = true,
@@ -44,13 +50,45 @@ pub struct ConnectionArgs {
     /// ./relatch-data/admin.token
     #[arg(long, global = true, value_name = "PATH", env = "RELATCH_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
-/// Where a gRPC server listens: `HOST:PORT`, `http://HOST:PORT` or `unix:///PATH`.
+/// Certificates for `https://`.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct TlsArgs {
+    /// The authorities to trust for https, in PEM; without it those of the system
+    #[arg(long, global = true, value_name = "PATH", env = "RELATCH_CA")]
+    ca: Option<PathBuf>,
+
+    /// The certificate to show for https, in PEM
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "RELATCH_TLS_CERT",
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+
+    /// The key of that certificate, in PEM
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "RELATCH_TLS_KEY",
+        requires = "tls_cert"
+    )]
+    tls_key: Option<PathBuf>,
+}
+
+/// Where a gRPC server listens: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address(String);
 
-/// An [`Address`] to which an admin token may be sent in clear: a loopback address or a Unix socket.
+/// An [`Address`] to which an admin token may be sent: over TLS, or in clear to a loopback address or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminAddress(Address);
 
@@ -58,16 +96,13 @@ pub struct AdminAddress(Address);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseAddressError {
     /// It is no address at all.
-    #[error("write http://HOST:PORT or unix:///PATH, for example http://127.0.0.1:9011")]
-    Syntax,
-    /// It asks for TLS.
     #[error(
-        "https is not spoken yet; use http on this machine, through `ssh -L` or `kubectl port-forward` where it is another"
+        "write https://HOST:PORT, http://HOST:PORT or unix:///PATH, for example http://127.0.0.1:9011"
     )]
-    Tls,
+    Syntax,
     /// The token would cross a network in clear.
     #[error(
-        "the admin token would cross the network in clear; use a loopback address or unix:///PATH, through `ssh -L` or `kubectl port-forward` where it is another machine"
+        "the admin token would cross the network in clear; use https://, or a loopback address through `ssh -L` or `kubectl port-forward`"
     )]
     NotLoopback,
 }
@@ -98,11 +133,19 @@ impl ConnectionArgs {
     /// When there is no admin token, or the control plane cannot be reached.
     pub async fn connect(&self) -> Result<Admin, Failure> {
         let bearer = Bearer::from_file(&self.token_file()?)?;
-        connect(&self.admin, bearer).await.map_err(|failure| {
-            failure.hint(
+        connect(&self.admin, bearer, &self.tls)
+            .await
+            .map_err(|failure| {
+                failure.hint(
                 "`relatch dev` starts one on this machine; --admin or RELATCH_ADMIN names another",
             )
-        })
+            })
+    }
+
+    /// The certificates for `https://`.
+    #[must_use]
+    pub const fn tls(&self) -> &TlsArgs {
+        &self.tls
     }
 
     fn token_file(&self) -> Result<PathBuf, Failure> {
@@ -125,10 +168,14 @@ impl ConnectionArgs {
 /// # Errors
 ///
 /// When it cannot be reached.
-pub async fn connect(address: &AdminAddress, bearer: Bearer) -> Result<Admin, Failure> {
+pub async fn connect(
+    address: &AdminAddress,
+    bearer: Bearer,
+    tls: &TlsArgs,
+) -> Result<Admin, Failure> {
     let channel = address
         .0
-        .connect(CONNECT_TIMEOUT)
+        .connect(CONNECT_TIMEOUT, tls)
         .await
         .map_err(|failure| {
             failure.context(format!("cannot reach the control plane at {address}"))
@@ -159,23 +206,30 @@ pub async fn answer<T>(
 }
 
 impl Address {
-    /// Connects to it within `timeout`.
+    /// Connects to it within `timeout`, with the certificates of `tls` where it is `https://`.
     ///
     /// # Errors
     ///
     /// When it cannot be reached.
-    pub async fn connect(&self, timeout: Duration) -> Result<Channel, Failure> {
+    pub async fn connect(&self, timeout: Duration, tls: &TlsArgs) -> Result<Channel, Failure> {
         let unreachable = |error| Failure::new(Exit::Unreachable, anyhow::Error::new(error));
-        Endpoint::from_shared(self.0.clone())
+        let endpoint = Endpoint::from_shared(self.0.clone())
             .map_err(unreachable)?
             .user_agent(concat!("relatch/", env!("CARGO_PKG_VERSION")))
             .map_err(unreachable)?
             .connect_timeout(timeout)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .connect()
-            .await
-            .map_err(unreachable)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        let connected = if self.has_tls() {
+            Connector::new(tls.client()?).open(&endpoint).await
+        } else {
+            endpoint.connect().await
+        };
+        connected.map_err(unreachable)
+    }
+
+    fn has_tls(&self) -> bool {
+        self.0.starts_with("https://")
     }
 
     /// Whether it is a Unix socket or a loopback address, which nobody else can listen to.
@@ -185,8 +239,27 @@ impl Address {
         }
         let uri: Option<Uri> = self.0.parse().ok();
         let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
-        host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+        refuse_plaintext_client(host, false).is_ok()
+    }
+}
+
+impl TlsArgs {
+    fn client(&self) -> Result<TlsClient, Failure> {
+        let own = match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Some(OwnFiles {
+                cert: cert.clone(),
+                key: key.clone(),
+            }),
+            (Some(_) | None, Some(_) | None) => None,
+        };
+        let files = TlsFiles {
+            own,
+            ca: self.ca.clone(),
+        };
+        let (used, clock) = (TlsUse::AdminClient, Clock::system());
+        let credentials = Credentials::load(used, files, clock, TlsMetrics::default())
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
+        Ok(TlsClient::new(credentials, None))
     }
 }
 
@@ -210,8 +283,7 @@ impl FromStr for Address {
         let uri: Uri = url.parse().map_err(|_| ParseAddressError::Syntax)?;
         let plain = uri.port().is_some() && uri.path() == "/" && uri.query().is_none();
         match uri.scheme_str() {
-            Some("https") => Err(ParseAddressError::Tls),
-            Some("http") if plain => Ok(Self(url)),
+            Some("http" | "https") if plain => Ok(Self(url)),
             _ => Err(ParseAddressError::Syntax),
         }
     }
@@ -222,7 +294,7 @@ impl FromStr for AdminAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let address: Address = text.parse()?;
-        if address.is_local() {
+        if address.has_tls() || address.is_local() {
             Ok(Self(address))
         } else {
             Err(ParseAddressError::NotLoopback)
@@ -298,6 +370,7 @@ mod tests {
             ("127.0.0.1:9001", "http://127.0.0.1:9001"),
             ("http://edge.example:9001", "http://edge.example:9001"),
             ("[::1]:9001", "http://[::1]:9001"),
+            ("https://edge.example:9001", "https://edge.example:9001"),
             (
                 "unix:///run/relatch/authz.sock",
                 "unix:///run/relatch/authz.sock",
@@ -317,10 +390,6 @@ mod tests {
             let error = bad.parse::<Address>().expect_err(bad);
             assert_eq!(error, ParseAddressError::Syntax, "{bad:?}");
         }
-        assert_eq!(
-            "https://a:1".parse::<Address>(),
-            Err(ParseAddressError::Tls)
-        );
     }
 
     #[test]
@@ -330,6 +399,7 @@ mod tests {
             "http://localhost:9011",
             "http://[::1]:9011",
             "unix:///run/admin.sock",
+            "https://relatch-control:9011",
         ] {
             assert!(local.parse::<AdminAddress>().is_ok(), "{local} was refused");
         }
@@ -370,14 +440,16 @@ mod tests {
         let address = listener.local_addr().expect("bound").to_string();
         drop(listener);
         let address: Address = address.parse().expect("an address");
-        let failure = address.connect(CONNECT_TIMEOUT).await.expect_err("closed");
+        let tls = TlsArgs::default();
+        let failure = address.connect(CONNECT_TIMEOUT, &tls).await;
+        let failure = failure.expect_err("closed");
         assert_eq!(failure.exit(), Exit::Unreachable);
 
         let dir = tempfile::tempdir().expect("a directory");
         let socket = format!("unix://{}/none.sock", dir.path().display());
         let address: Address = socket.parse().expect("an address");
         let failure = address
-            .connect(CONNECT_TIMEOUT)
+            .connect(CONNECT_TIMEOUT, &tls)
             .await
             .expect_err("not there");
         assert_eq!(failure.exit(), Exit::Unreachable);

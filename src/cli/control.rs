@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{self, ControlSettings, value::loopback_address},
+    config::{self, ControlSettings, value},
     control::plane::{self, ControlPlane, PlaneError},
     key::Timestamp,
     shutdown::Shutdown,
@@ -51,11 +51,11 @@ struct DaemonArgs {
     data_dir: Option<PathBuf>,
 
     /// Where sidecars connect; overrides the file
-    #[arg(long, value_name = "ADDRESS", env = "RELATCH_DISCOVERY", value_parser = loopback_address)]
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_DISCOVERY", value_parser = value::address)]
     discovery: Option<SocketAddr>,
 
     /// Where operators connect; overrides the file
-    #[arg(long, value_name = "ADDRESS", env = "RELATCH_ADMIN_LISTEN", value_parser = loopback_address)]
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_ADMIN_LISTEN", value_parser = value::address)]
     admin_listen: Option<SocketAddr>,
 
     /// Where metrics and probes are served; overrides the file
@@ -117,6 +117,9 @@ impl DaemonArgs {
         if let Some(http) = self.http {
             settings.http = http;
         }
+        settings
+            .check_channels()
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
         let _lines = daemon::log(settings.log)?;
         let shutdown = Shutdown::new();
         let signals = daemon::signals()?;
@@ -213,6 +216,7 @@ fn failure(error: PlaneError) -> Failure {
         | PlaneError::Reflection(_)
         | PlaneError::Process(_)
         | PlaneError::Spans(_)
+        | PlaneError::Tls { .. }
         | PlaneError::Webhooks(_) => Exit::Failed,
     };
     Failure::new(exit, error)

@@ -15,7 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{
     Exit, Failure, Session,
-    connection::{self, Admin, AdminAddress, Bearer},
+    connection::{self, Admin, AdminAddress, Bearer, TlsArgs},
     daemon,
     secret::Revealed,
 };
@@ -149,8 +149,12 @@ impl DevArgs {
             .await
             .map_err(Failure::from_error)?;
         let address = AdminAddress::at(control_plane.endpoints.admin);
-        let mut admin =
-            connection::connect(&address, Bearer::from_file(&place.token_file)?).await?;
+        let mut admin = connection::connect(
+            &address,
+            Bearer::from_file(&place.token_file)?,
+            &TlsArgs::default(),
+        )
+        .await?;
         let key = demo_key(&mut admin).await?;
         let settings = self.sidecar_settings(control_plane.endpoints.discovery)?;
         let sidecar = Sidecar::start(&settings, Clock::system(), shutdown)

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
-use super::{Failure, Session, daemon};
+use super::{Exit, Failure, Session, daemon};
 use crate::{
     clock::Clock,
     config::{self, ControlEndpoint, Listen, NodeName},
@@ -23,8 +23,8 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "ID", env = "RELATCH_NODE_ID")]
     node_id: Option<NodeName>,
 
-    /// Where Envoy asks: a loopback address or `unix:///PATH`; overrides the file
-    #[arg(long, value_name = "ADDRESS", env = "RELATCH_LISTEN", value_parser = Listen::parse_local)]
+    /// Where Envoy asks: an address, without TLS on loopback, or `unix:///PATH`; overrides the file
+    #[arg(long, value_name = "ADDRESS", env = "RELATCH_LISTEN")]
     listen: Option<Listen>,
 
     /// A control plane, may be repeated; overrides the file
@@ -61,6 +61,9 @@ impl SidecarArgs {
         if let Some(http) = self.http {
             settings.http = http;
         }
+        settings
+            .check_channels()
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
         let _lines = daemon::log(settings.log)?;
         let shutdown = Shutdown::new();
         let signals = daemon::signals()?;

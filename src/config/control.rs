@@ -13,18 +13,29 @@ use super::{
     error::ConfigError,
     reader::{self, Findings, Text},
     sink::{self, RawSinks, SinkSettings},
+    tls::{
+        PlaintextError, RawDiscovery, RawListener, RawServer, ServerParts,
+        refuse_plaintext_listener,
+    },
     value::{self, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
+use crate::{control::admission::Admission, tls::TlsFiles};
 
 /// What a control plane is told at its start. Relative paths are relative to the working directory.
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
     /// The directory that it owns.
     pub data_dir: PathBuf,
-    /// Where sidecars connect (gRPC), on loopback. Default: `127.0.0.1:9010`.
+    /// Where sidecars connect (gRPC), without TLS on loopback. Default: `127.0.0.1:9010`.
     pub discovery: SocketAddr,
-    /// Where operators connect (gRPC), on loopback. Default: `127.0.0.1:9011`.
+    /// The certificates of discovery, on both sides. Default: none.
+    pub discovery_tls: Option<TlsFiles>,
+    /// Who may subscribe to what. Default: whoever is on this machine.
+    pub admission: Admission,
+    /// Where operators connect (gRPC), without TLS on loopback. Default: `127.0.0.1:9011`.
     pub admin: SocketAddr,
+    /// The certificate of the admin API, and those that operators need beside their token. Default: none.
+    pub admin_tls: Option<TlsFiles>,
     /// Where `/metrics`, `/livez` and `/readyz` are served, on any address. Default: `127.0.0.1:9012`.
     pub http: SocketAddr,
     /// The file of the SQLite store. Default: `relatch.db` in the data directory.
@@ -61,8 +72,8 @@ const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration
 #[serde(default, deny_unknown_fields)]
 struct Raw {
     data_dir: Option<Text>,
-    discovery: Option<Text>,
-    admin: Option<Text>,
+    discovery: Option<Spanned<RawListener<RawDiscovery>>>,
+    admin: Option<Spanned<RawListener<RawServer>>>,
     http: Option<Text>,
     store: Option<RawStore>,
     pepper_file: Option<Text>,
@@ -107,7 +118,10 @@ impl ControlSettings {
     pub fn new(data_dir: PathBuf) -> Self {
         Self {
             discovery: DEFAULT_DISCOVERY,
+            discovery_tls: None,
+            admission: Admission::Local,
             admin: DEFAULT_ADMIN,
+            admin_tls: None,
             http: DEFAULT_HTTP,
             store: data_dir.join("relatch.db"),
             pepper_file: data_dir.join("pepper.json"),
@@ -120,8 +134,23 @@ impl ControlSettings {
         }
     }
 
+    /// Whether nothing is said in clear beyond this machine: after flags have replaced what was in the file.
+    ///
+    /// # Errors
+    ///
+    /// When something would be.
+    pub fn check_channels(&self) -> Result<(), PlaintextError> {
+        for (field, address, tls) in [
+            ("discovery", self.discovery, &self.discovery_tls),
+            ("admin", self.admin, &self.admin_tls),
+        ] {
+            refuse_plaintext_listener(field, address.ip(), tls.is_some())?;
+        }
+        Ok(())
+    }
+
     /// None when there is no data directory, which was noted then.
-    fn from_raw(raw: Raw, found: &mut Findings) -> Option<Self> {
+    fn from_raw(mut raw: Raw, found: &mut Findings) -> Option<Self> {
         if raw.data_dir.is_none() {
             found.note(
                 Location::UNKNOWN,
@@ -130,7 +159,11 @@ impl ControlSettings {
             );
         }
         let data_dir = found.path("data_dir", raw.data_dir.as_ref());
-        let [discovery, admin, http] = addresses(&raw, found);
+        let (discovery_parts, admission) =
+            RawListener::<RawDiscovery>::into_parts(raw.discovery.take(), "discovery", found);
+        let admin_parts = RawListener::<RawServer>::into_parts(raw.admin.take(), "admin", found);
+        let [discovery, admin, http] =
+            addresses(&discovery_parts, &admin_parts, raw.http.as_ref(), found);
         let (lease, heartbeat) = times(&raw, found);
         let store = raw.store.and_then(|store| store.sqlite);
         let store = found.path("store.sqlite", store.as_ref());
@@ -145,7 +178,10 @@ impl ControlSettings {
         Some(Self {
             data_dir: default.data_dir,
             discovery,
+            discovery_tls: discovery_parts.tls,
+            admission,
             admin,
+            admin_tls: admin_parts.tls,
             http,
             store: store.unwrap_or(default.store),
             pepper_file: pepper_file.unwrap_or(default.pepper_file),
@@ -159,37 +195,44 @@ impl ControlSettings {
 }
 
 /// Where discovery, admin and HTTP listen: three places, unless the system chooses.
-fn addresses(raw: &Raw, found: &mut Findings) -> [SocketAddr; 3] {
-    let discovery = found
-        .parse("discovery", raw.discovery.as_ref(), value::loopback_address)
+fn addresses(
+    discovery_parts: &ServerParts,
+    admin_parts: &ServerParts,
+    http_text: Option<&Text>,
+    found: &mut Findings,
+) -> [SocketAddr; 3] {
+    let discovery = discovery_parts
+        .address("discovery", found)
         .unwrap_or(DEFAULT_DISCOVERY);
-    let admin = found
-        .parse("admin", raw.admin.as_ref(), value::loopback_address)
-        .unwrap_or(DEFAULT_ADMIN);
+    let admin = admin_parts.address("admin", found).unwrap_or(DEFAULT_ADMIN);
     let http = found
-        .parse("http", raw.http.as_ref(), value::address)
+        .parse("http", http_text, value::address)
         .unwrap_or(DEFAULT_HTTP);
+    let (discovery_text, admin_text) = (
+        discovery_parts.address.as_ref(),
+        admin_parts.address.as_ref(),
+    );
     for (one, one_name, one_text, other, other_name, other_text) in [
         (
             discovery,
             "discovery",
-            &raw.discovery,
+            discovery_text,
             admin,
             "admin",
-            &raw.admin,
+            admin_text,
         ),
         (
             discovery,
             "discovery",
-            &raw.discovery,
+            discovery_text,
             http,
             "http",
-            &raw.http,
+            http_text,
         ),
-        (admin, "admin", &raw.admin, http, "http", &raw.http),
+        (admin, "admin", admin_text, http, "http", http_text),
     ] {
         if one == other && one.port() != 0 {
-            let place = place_of(other_text.as_ref().or(one_text.as_ref()));
+            let place = place_of(other_text.or(one_text));
             let message = format_args!("is the address of `{one_name}` too, use another port");
             found.note(place, other_name, message);
         }
@@ -273,7 +316,7 @@ mod tests {
     #[test]
     fn each_bad_value_is_named_with_its_place() {
         const PLAINTEXT: &str =
-            "this version speaks plaintext only, and only on loopback: use 127.0.0.1 or [::1]";
+            "without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`";
         for (line, expected) in [
             ("discovery: 0.0.0.0:9010", format!("2:12: discovery: {PLAINTEXT}")),
             ("admin: 10.0.0.1:9011", format!("2:8: admin: {PLAINTEXT}")),
@@ -302,5 +345,58 @@ mod tests {
             refusal(""),
             "control.yaml:1:1: data_dir: is missing, name a directory, such as /var/lib/relatch"
         );
+    }
+
+    #[test]
+    fn certificates_and_rules_are_read() {
+        let settings = parse(
+            "data_dir: d\n\
+             discovery:\n  address: 0.0.0.0:9010\n  tls: {cert: c.pem, key: c.key, client_ca: ca.pem}\n  allow:\n  \
+             - {identity: \"spiffe://mesh/edge/*\", keyrings: [\"*\"]}\n  \
+             - {identity: \"spiffe://mesh/sa\", keyrings: [a, b], node: pod-*}\n\
+             admin: {tls: {cert: c.pem, key: c.key}}\n",
+            "control.yaml",
+        );
+        let mut settings = settings.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(settings.discovery.to_string(), "0.0.0.0:9010");
+        assert_eq!(settings.admin, DEFAULT_ADMIN);
+        let ca = |tls: &Option<TlsFiles>| tls.as_ref().and_then(|files| files.ca.clone());
+        assert_eq!(ca(&settings.discovery_tls), Some("ca.pem".into()));
+        assert!(settings.admin_tls.is_some() && ca(&settings.admin_tls).is_none());
+        let Admission::Rules(rules) = &settings.admission else {
+            panic!("no rules: {settings:?}");
+        };
+        assert_eq!(rules.len(), 2);
+        assert_eq!(rules[0].identity.to_string(), "spiffe://mesh/edge/*");
+        assert_eq!(rules[1].nodes.to_string(), "pod-*");
+        assert_eq!(settings.check_channels(), Ok(()));
+        settings.discovery_tls = None;
+        let refused = settings.check_channels().expect_err("in clear");
+        assert!(
+            refused.to_string().starts_with("discovery: without `tls`"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn each_slip_about_certificates_is_named_with_its_place() {
+        let tls = "tls: {cert: a, key: b, client_ca: c}";
+        for (line, expected) in [
+            ("discovery: {address: 0.0.0.0:9010}".to_owned(), "2:22: discovery: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`"),
+            (format!("discovery: {{{tls}}}"), "2:12: discovery.allow: is missing, say who may subscribe to what, such as [{ identity: \"spiffe://mesh.example/relatch/edge-1\", keyrings: [payments] }]"),
+            (format!("discovery: {{{tls}, allow: []}}"), "2:58: discovery.allow: is missing, say who may subscribe to what, such as [{ identity: \"spiffe://mesh.example/relatch/edge-1\", keyrings: [payments] }]"),
+            ("discovery: {allow: [{identity: \"a://b\", keyrings: [k]}]}".to_owned(), "2:20: discovery.allow: needs `discovery.tls`: without certificates nobody has an identity"),
+            ("discovery: {tls: {cert: a, key: b}, allow: [{identity: \"a://b\", keyrings: [k]}]}".to_owned(), "2:18: discovery.tls.client_ca: is missing, name the authorities of the sidecars' certificates"),
+            (format!("discovery: {{{tls}, allow: [{{keyrings: [k]}}]}}"), "2:59: discovery.allow[0].identity: is missing, name the URI of a certificate"),
+            (format!("discovery: {{{tls}, allow: [{{identity: \"*\", keyrings: [k]}}]}}"), "2:70: discovery.allow[0].identity: use a URI such as spiffe://mesh.example/relatch/edge-1; a * may stand for its last path segment"),
+            (format!("discovery: {{{tls}, allow: [{{identity: \"a://b\"}}]}}"), "2:59: discovery.allow[0].keyrings: is missing, name keyrings, or \"*\" for all of them"),
+            ("admin: {allow: []}".to_owned(), "2:9: admin.allow: is not a known field, use one of `address`, `tls`"),
+        ] {
+            assert_eq!(
+                refusal(&format!("data_dir: d\n{line}\n")),
+                format!("control.yaml:{expected}"),
+                "{line}"
+            );
+        }
     }
 }

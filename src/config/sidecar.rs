@@ -17,6 +17,9 @@ use super::{
     error::ConfigError,
     reader::{self, Findings, Text},
     route::{self, KnownKeyrings, RawRoute},
+    tls::{
+        ClientTls, PlaintextError, RawClientTls, RawListener, RawServer, refuse_plaintext_listener,
+    },
     value::{
         self, ControlEndpoint, Listen, LogSettings, NodeName, RawLog, RawTelemetry,
         TelemetrySettings,
@@ -26,6 +29,7 @@ use crate::{
     authz::{self, Notices, SettingsParts},
     key::KeyringName,
     keyring::{Mode, Staleness},
+    tls::TlsFiles,
 };
 
 /// What a sidecar is told at its start.
@@ -33,14 +37,18 @@ use crate::{
 pub struct SidecarSettings {
     /// Who this sidecar is.
     pub node: NodeSettings,
-    /// Where Envoy asks (`ext_authz` and gRPC health): loopback or a Unix socket. Default: `127.0.0.1:9001`.
+    /// Where Envoy asks (`ext_authz` and gRPC health): without TLS loopback or a Unix socket. Default: `127.0.0.1:9001`.
     pub listen: Listen,
+    /// The certificate that Envoy sees, and those that it needs. Default: none.
+    pub listen_tls: Option<TlsFiles>,
     /// Where `/metrics`, `/livez`, `/readyz` and `/status` are served, on any address. Default: `127.0.0.1:9002`.
     pub http: SocketAddr,
     /// Threads that answer Checks, 1 to 64. Default: 1.
     pub workers: NonZeroUsize,
     /// The control planes, 1 to 16: the first that answers is used.
     pub control: Vec<ControlEndpoint>,
+    /// Certificates on the way to them; there for `https://`.
+    pub control_tls: Option<ClientTls>,
     /// The keyrings that this sidecar holds, 1 to 256, each once.
     pub keyrings: Vec<KeyringSettings>,
     /// Where credentials are, which keyring a request belongs to, and what the upstream is told. The keyrings that it
@@ -74,6 +82,28 @@ pub struct KeyringSettings {
     pub staleness: Staleness,
 }
 
+/// A channel of a sidecar would not be safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelError {
+    /// It would listen in clear.
+    #[error(transparent)]
+    Listen(#[from] PlaintextError),
+    /// It would connect otherwise than it should.
+    #[error("control.endpoints: {0}")]
+    Endpoint(#[from] EndpointError),
+}
+
+/// An address of a control plane does not fit `control.tls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointError {
+    /// TLS is asked for without certificates.
+    #[error("https:// needs `control.tls` with `ca`, `cert` and `key`")]
+    NoTls,
+    /// Certificates are there and not used.
+    #[error("http:// does not use `control.tls`: write https://, or remove it")]
+    Plaintext,
+}
+
 /// The most control planes: more do not make it more available.
 const MAX_ENDPOINTS: usize = 16;
 
@@ -99,7 +129,7 @@ const SERVICE_NAME: &str = "relatch-sidecar";
 #[serde(default, deny_unknown_fields)]
 struct Raw {
     node: Option<RawNode>,
-    listen: Option<Text>,
+    listen: Option<Spanned<RawListener<RawServer>>>,
     http: Option<Text>,
     workers: Option<Text>,
     control: Option<Spanned<RawControl>>,
@@ -126,6 +156,7 @@ struct RawNode {
 #[serde(deny_unknown_fields)]
 struct RawControl {
     endpoints: Option<Spanned<Vec<Text>>>,
+    tls: Option<Spanned<RawClientTls>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -182,9 +213,11 @@ impl SidecarSettings {
         Self {
             node: NodeSettings::named(node),
             listen: DEFAULT_LISTEN,
+            listen_tls: None,
             http: DEFAULT_HTTP,
             workers: NonZeroUsize::MIN,
             control: vec![control],
+            control_tls: None,
             keyrings: keyrings
                 .into_iter()
                 .map(|name| KeyringSettings {
@@ -199,18 +232,33 @@ impl SidecarSettings {
         }
     }
 
+    /// Whether nothing is said in clear beyond this machine, and TLS is where it is asked for: after flags have replaced
+    /// what was in the file.
+    ///
+    /// # Errors
+    ///
+    /// When it is not so.
+    pub fn check_channels(&self) -> Result<(), ChannelError> {
+        if let Some(ip) = self.listen.ip() {
+            refuse_plaintext_listener("listen", ip, self.listen_tls.is_some())?;
+        }
+        for endpoint in &self.control {
+            check_endpoint(endpoint, self.control_tls.is_some())?;
+        }
+        Ok(())
+    }
+
     fn from_raw(raw: Raw, found: &mut Findings) -> Option<Self> {
         let node = NodeSettings::from_raw(raw.node.unwrap_or_default(), found);
-        let listen = found
-            .parse("listen", raw.listen.as_ref(), Listen::parse_local)
-            .unwrap_or(DEFAULT_LISTEN);
+        let listener = RawListener::<RawServer>::into_parts(raw.listen, "listen", found);
+        let listen = listener.listen(found).unwrap_or(DEFAULT_LISTEN);
         let http = found
             .parse("http", raw.http.as_ref(), value::address)
             .unwrap_or(DEFAULT_HTTP);
         if listen == Listen::Tcp(http) && http.port() != 0 {
             let place = raw
                 .http
-                .or(raw.listen)
+                .or(listener.address)
                 .map_or(Location::UNKNOWN, |text| text.referenced);
             found.note(
                 place,
@@ -221,7 +269,7 @@ impl SidecarSettings {
         let workers = found
             .parse("workers", raw.workers.as_ref(), workers)
             .unwrap_or(NonZeroUsize::MIN);
-        let control = endpoints(raw.control, found);
+        let (control, control_tls) = control(raw.control, found);
         let staleness =
             raw.staleness
                 .unwrap_or_default()
@@ -254,9 +302,11 @@ impl SidecarSettings {
         Some(Self {
             node: node?,
             listen,
+            listen_tls: listener.tls,
             http,
             workers,
             control,
+            control_tls,
             keyrings,
             authz: authz?,
             telemetry,
@@ -387,13 +437,36 @@ fn workers(text: &str) -> Result<NonZeroUsize, String> {
         .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
 }
 
-fn endpoints(raw: Option<Spanned<RawControl>>, found: &mut Findings) -> Vec<ControlEndpoint> {
-    const FIELD: &str = "control.endpoints";
+/// The control planes, and the certificates on the way to them.
+fn control(
+    raw: Option<Spanned<RawControl>>,
+    found: &mut Findings,
+) -> (Vec<ControlEndpoint>, Option<ClientTls>) {
     let place = raw.as_ref().map_or(Location::UNKNOWN, |raw| raw.referenced);
-    let Some(endpoints) = raw
-        .and_then(|raw| raw.value.endpoints)
-        .filter(|endpoints| !endpoints.value.is_empty())
-    else {
+    let (texts, raw_tls) = raw.map_or((None, None), |raw| (raw.value.endpoints, raw.value.tls));
+    let endpoints = endpoints(place, texts, raw_tls.is_some(), found);
+    let tls = raw_tls.and_then(|tls| ClientTls::from_raw(&tls, found));
+    (endpoints, tls)
+}
+
+/// Whether an endpoint and `control.tls` fit.
+fn check_endpoint(endpoint: &ControlEndpoint, has_tls: bool) -> Result<(), EndpointError> {
+    match (endpoint.has_tls(), has_tls) {
+        (true, false) => Err(EndpointError::NoTls),
+        // A slip of the pen would say in clear what was to be said over TLS.
+        (false, true) => Err(EndpointError::Plaintext),
+        (true, true) | (false, false) => Ok(()),
+    }
+}
+
+fn endpoints(
+    place: Location,
+    texts: Option<Spanned<Vec<Text>>>,
+    has_tls: bool,
+    found: &mut Findings,
+) -> Vec<ControlEndpoint> {
+    const FIELD: &str = "control.endpoints";
+    let Some(endpoints) = texts.filter(|endpoints| !endpoints.value.is_empty()) else {
         found.note(
             place,
             FIELD,
@@ -406,7 +479,14 @@ fn endpoints(raw: Option<Spanned<RawControl>>, found: &mut Findings) -> Vec<Cont
         .value
         .iter()
         .enumerate()
-        .filter_map(|(at, text)| found.parse(format_args!("{FIELD}[{at}]"), Some(text), str::parse))
+        .filter_map(|(at, text)| {
+            let endpoint: ControlEndpoint =
+                found.parse(format_args!("{FIELD}[{at}]"), Some(text), str::parse)?;
+            if let Err(error) = check_endpoint(&endpoint, has_tls) {
+                found.note(text.referenced, format_args!("{FIELD}[{at}]"), error);
+            }
+            Some(endpoint)
+        })
         .collect()
 }
 

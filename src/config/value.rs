@@ -12,7 +12,10 @@ use ::http::Uri;
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
-use super::reader::{Findings, Text};
+use super::{
+    reader::{Findings, Text},
+    tls::refuse_plaintext_client,
+};
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
-/// The address of a control plane: `http://host:port` with a host on loopback.
+/// The address of a control plane: `https://host:port`, or `http://host:port` with a host on loopback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlEndpoint(Uri);
 
@@ -92,16 +95,12 @@ impl Listen {
     /// The longest path that a Unix socket's address holds on Linux (`sockaddr_un`), without its final zero.
     const MAX_PATH: usize = 107;
 
-    /// Parses an address that stays on this machine.
-    ///
-    /// # Errors
-    ///
-    /// When `text` is no address, or one that other machines can reach.
-    pub fn parse_local(text: &str) -> Result<Self, ParseValueError> {
-        let listen: Self = text.parse()?;
-        match &listen {
-            Self::Tcp(address) if !address.ip().is_loopback() => Err(PLAINTEXT_LISTENER),
-            Self::Tcp(_) | Self::Unix(_) => Ok(listen),
+    /// The address that other machines may reach; none for a Unix socket.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Unix(_) => None,
         }
     }
 }
@@ -155,6 +154,12 @@ impl ControlEndpoint {
     pub const fn uri(&self) -> &Uri {
         &self.0
     }
+
+    /// Whether it is reached over TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.0.scheme_str() == Some("https")
+    }
 }
 
 impl FromStr for ControlEndpoint {
@@ -162,16 +167,14 @@ impl FromStr for ControlEndpoint {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: ParseValueError =
-            ParseValueError("use http://host:port, such as http://127.0.0.1:9010");
-        let uri = base_uri(text).ok_or(FORM)?;
-        if uri.scheme_str() == Some("http") && uri.host().is_some_and(is_loopback) {
-            Ok(Self(uri))
-        } else {
-            Err(ParseValueError(
-                "this version speaks plaintext only, and only on loopback: \
-                 use http:// with 127.0.0.1, [::1] or localhost",
-            ))
+            ParseValueError("use https://host:port, or on this machine http://127.0.0.1:9010");
+        let endpoint = Self(base_uri(text).ok_or(FORM)?);
+        if !matches!(endpoint.0.scheme_str(), Some("http" | "https")) {
+            return Err(FORM);
         }
+        let host = endpoint.0.host().unwrap_or_default();
+        refuse_plaintext_client(host, endpoint.has_tls())?;
+        Ok(endpoint)
     }
 }
 
@@ -314,29 +317,14 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Why a server that takes keys or hands them out may not listen beyond this machine.
-const PLAINTEXT_LISTENER: ParseValueError = ParseValueError(
-    "this version speaks plaintext only, and only on loopback: use 127.0.0.1 or [::1]",
-);
-
-/// Parses an address that may face the network, for what is no secret.
-pub(super) fn address(text: &str) -> Result<SocketAddr, ParseValueError> {
-    text.parse()
-        .map_err(|_| ParseValueError("use an IP address with a port, such as 127.0.0.1:9002"))
-}
-
-/// Parses an address that stays on this machine.
+/// Parses an address.
 ///
 /// # Errors
 ///
-/// When `text` is no address, or one that other machines can reach.
-pub fn loopback_address(text: &str) -> Result<SocketAddr, ParseValueError> {
-    let address = address(text)?;
-    if address.ip().is_loopback() {
-        Ok(address)
-    } else {
-        Err(PLAINTEXT_LISTENER)
-    }
+/// When `text` is none.
+pub fn address(text: &str) -> Result<SocketAddr, ParseValueError> {
+    text.parse()
+        .map_err(|_| ParseValueError("use an IP address with a port, such as 127.0.0.1:9002"))
 }
 
 /// Parses a text that goes into labels: 1 to 128 printable ASCII characters.
@@ -427,12 +415,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_planes_are_reached_on_loopback_only() {
+    fn control_planes_are_reached_in_clear_on_loopback_only() {
         for good in [
             "http://127.0.0.1:9010",
             "http://127.8.0.1:9010/",
             "http://[::1]:9010",
             "http://localhost:0",
+            "https://relatch-control:9010",
+            "https://10.0.0.1:9010",
         ] {
             assert!(
                 good.parse::<ControlEndpoint>().is_ok(),
@@ -440,7 +430,7 @@ mod tests {
             );
         }
         for bad in [
-            "https://127.0.0.1:9010",
+            "ftp://127.0.0.1:9010",
             "http://relatch-control:9010",
             "http://localhost.example.com:9010",
             "http://10.0.0.1:9010",

@@ -16,7 +16,10 @@ use crate::{
     key::{Coverage, Epoch, KeyringName, Revision, Timestamp},
     proto::discovery as wire,
     store::{PresenceKey, PresenceRow, Store, StoreError},
+    tls::Identity,
 };
+
+use super::admission::Refusal;
 
 pub use barrier::{Barrier, Laggard, Target};
 pub use gap::Gap;
@@ -63,6 +66,8 @@ pub struct Member {
     pub version: String,
     /// What its operator says of it.
     pub labels: BTreeMap<String, String>,
+    /// Whom its certificate speaks for; none without one, and of those that are known from the store.
+    pub identity: Option<Identity>,
     /// How many streams of it are open; more than one only while one of them is being given up.
     pub streams: usize,
     /// Since when one is open.
@@ -173,8 +178,17 @@ impl Fleet {
         self.changes.subscribe()
     }
 
-    /// A stream of a sidecar has opened.
-    pub fn connected(&self, hello: &wire::Hello) -> MemberKey {
+    /// A stream of a sidecar has opened, whose certificate speaks for `identity`. Without one that does not count.
+    ///
+    /// # Errors
+    ///
+    /// When another identity is this node, as far as is known: a control plane that starts anew does not know it of those
+    /// that have not connected again.
+    pub fn connected(
+        &self,
+        hello: &wire::Hello,
+        identity: Option<&Identity>,
+    ) -> Result<MemberKey, Refusal> {
         let node = hello.node.clone().unwrap_or_default();
         let key = MemberKey {
             node: node.id,
@@ -183,7 +197,15 @@ impl Fleet {
         let now = self.clock.wall();
         let lease_until = self.clock.boot().saturating_add(self.lease);
         {
-            let mut book = self.lock();
+            let mut book = self.swept();
+            if let Some(identity) = identity
+                && book.is_anothers(&key.node, identity)
+            {
+                return Err(Refusal::Taken {
+                    identity: identity.to_string(),
+                    node: key.node,
+                });
+            }
             book.forgotten.remove(&key);
             book.news.insert(key.clone());
             // A new process of a node takes the place of its former ones, unless they are connected still.
@@ -208,6 +230,7 @@ impl Fleet {
                 cluster: String::new(),
                 version: String::new(),
                 labels: BTreeMap::new(),
+                identity: None,
                 streams: 0,
                 connected_at: None,
                 last_seen: now,
@@ -219,6 +242,7 @@ impl Fleet {
             member.cluster = node.cluster;
             member.version = node.version;
             member.labels = node.labels.into_iter().collect();
+            member.identity = identity.cloned().or(member.identity.take());
             member.streams += 1;
             member.connected_at = Some(now);
             member.last_seen = now;
@@ -242,7 +266,7 @@ impl Fleet {
                 .collect();
         }
         self.wake();
-        key
+        Ok(key)
     }
 
     /// A stream of a sidecar has closed. With a Goodbye the sidecar is gone at once, and leaves a gap unless it has told
@@ -558,6 +582,18 @@ impl Book {
         }
     }
 
+    /// Whether a live process of the node speaks for another identity.
+    fn is_anothers(&self, node: &str, identity: &Identity) -> bool {
+        let mut members = self.members.iter();
+        members.any(|(key, member)| {
+            key.node == node
+                && member
+                    .identity
+                    .as_ref()
+                    .is_some_and(|other| other != identity)
+        })
+    }
+
     /// The other processes of the sidecar.
     fn others_of_node(&self, key: &MemberKey) -> Vec<MemberKey> {
         let first = MemberKey {
@@ -593,6 +629,7 @@ impl Member {
             cluster: row.cluster,
             version: row.version,
             labels: BTreeMap::new(),
+            identity: None,
             streams: 0,
             connected_at: None,
             last_seen: row.last_contact,

@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{
@@ -44,6 +41,7 @@ use crate::{
         export::{ExportError, SpanPipeline, SpanSource},
         process::ProcessCollector,
     },
+    tls::{Credentials, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse, incoming::incoming},
 };
 
 /// A control plane that is running.
@@ -66,6 +64,21 @@ struct Loaded {
     usage: Arc<UsageBook>,
     fleet: Arc<Fleet>,
     pace: Arc<Pace>,
+}
+
+/// What certificates are loaded with.
+struct Certificates {
+    metrics: TlsMetrics,
+    clock: Clock,
+}
+
+/// Where gRPC is served.
+struct Port<'a> {
+    /// Its setting, and the name of its task.
+    name: &'static str,
+    address: SocketAddr,
+    used: TlsUse,
+    files: Option<&'a TlsFiles>,
 }
 
 /// The addresses that a control plane has bound.
@@ -112,6 +125,14 @@ pub enum PlaneError {
         address: SocketAddr,
         /// Why not.
         source: std::io::Error,
+    },
+    /// Certificates cannot be used.
+    #[error("{field}.tls")]
+    Tls {
+        /// The setting.
+        field: &'static str,
+        /// Why not.
+        source: TlsError,
     },
     /// The descriptors of the admin API are broken.
     #[error("reflection cannot be served")]
@@ -216,7 +237,8 @@ impl ControlPlane {
             settings.heartbeat,
             calls.clone(),
             shutdown.token(),
-        );
+        )
+        .with_admission(settings.admission.clone());
         let rotations = Rotations::new(
             Arc::clone(&catalog),
             Arc::clone(&fleet),
@@ -242,6 +264,7 @@ impl ControlPlane {
         let discovery = Routes::new(discovery.into_service());
         let (admin, health) = admin_routes(admin).await?;
 
+        let certificates = Certificates::new(&mut registry, clock);
         metrics::register_keys(
             &mut registry,
             Arc::clone(&catalog),
@@ -258,8 +281,12 @@ impl ControlPlane {
             .await
             .map_err(bind_error("http", settings.http))?;
         let endpoints = ControlEndpoints {
-            discovery: serve("discovery", settings.discovery, discovery, shutdown).await?,
-            admin: serve("admin", settings.admin, admin, shutdown).await?,
+            discovery: Port::discovery(settings)
+                .serve(discovery, &certificates, shutdown)
+                .await?,
+            admin: Port::admin(settings)
+                .serve(admin, &certificates, shutdown)
+                .await?,
             http: http.local_addr(),
         };
         shutdown.spawn("control http", http.serve(shutdown.token()));
@@ -278,14 +305,8 @@ impl ControlPlane {
         let keeper = Keeper::new(Arc::clone(&catalog));
         shutdown.spawn("keeper", keeper.run(shutdown.token()));
         shutdown.spawn("webhooks", Arc::clone(&webhooks).run(shutdown.token()));
-        let stop = shutdown.token();
-        shutdown.spawn("calls", async move {
-            stop.cancelled().await;
-            end_watches(health).await;
-            calls.close();
-            unless_left_behind("calls", stop, calls.wait()).await;
-            streams_ended.cancel();
-        });
+        let calls = end_calls(calls, health, streams_ended, shutdown.token());
+        shutdown.spawn("calls", calls);
         Ok(Self {
             endpoints,
             catalog,
@@ -330,6 +351,83 @@ impl Loaded {
     }
 }
 
+impl<'a> Port<'a> {
+    fn discovery(settings: &'a ControlSettings) -> Self {
+        Self {
+            name: "discovery",
+            address: settings.discovery,
+            used: TlsUse::DiscoveryServer,
+            files: settings.discovery_tls.as_ref(),
+        }
+    }
+
+    fn admin(settings: &'a ControlSettings) -> Self {
+        Self {
+            name: "admin",
+            address: settings.admin,
+            used: TlsUse::AdminServer,
+            files: settings.admin_tls.as_ref(),
+        }
+    }
+
+    /// Serves `routes` there until the shutdown, and returns the bound address.
+    async fn serve(
+        &self,
+        routes: Routes,
+        certificates: &Certificates,
+        shutdown: &Shutdown,
+    ) -> Result<SocketAddr, PlaneError> {
+        let (name, address) = (self.name, self.address);
+        let tls = certificates.load(self, shutdown)?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(bind_error(name, address))?;
+        let bound = listener.local_addr().map_err(bind_error(name, address))?;
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .http2_max_header_list_size(MAX_HEADERS)
+            .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+            .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+            .max_concurrent_streams(MAX_STREAMS)
+            .add_routes(routes);
+        let stop = shutdown.token();
+        shutdown.spawn_fallible(name, async move {
+            let incoming = incoming(name, listener, tls);
+            let drained = stop.clone().cancelled_owned();
+            let serving = Box::pin(server.serve_with_incoming_shutdown(incoming, drained));
+            let ended = unless_left_behind(name, stop, serving).await;
+            ended.unwrap_or(Ok(()))
+        });
+        Ok(bound)
+    }
+}
+
+impl Certificates {
+    fn new(registry: &mut Registry, clock: Clock) -> Self {
+        Self {
+            metrics: TlsMetrics::register(registry),
+            clock,
+        }
+    }
+
+    /// Loads those of a port and keeps them current; none where there are none.
+    fn load(&self, port: &Port<'_>, shutdown: &Shutdown) -> Result<Option<TlsServer>, PlaneError> {
+        let Some(files) = port.files else {
+            return Ok(None);
+        };
+        let (clock, metrics) = (self.clock.clone(), self.metrics.clone());
+        let loaded = Credentials::load(port.used, files.clone(), clock, metrics);
+        let credentials = loaded.map_err(|source| PlaneError::Tls {
+            field: port.name,
+            source,
+        })?;
+        let kept = Arc::clone(&credentials).keep(shutdown.token());
+        shutdown.spawn("certificates", kept);
+        Ok(Some(TlsServer::new(credentials)))
+    }
+}
+
 fn start_spans(
     settings: &ControlSettings,
     metrics: &ControlMetrics,
@@ -363,6 +461,20 @@ async fn admin_routes(admin: AdminApi) -> Result<(Routes, HealthReporter), Plane
     Ok((routes, reporter))
 }
 
+/// At `stop` waits for the calls that are under way, and says then that no stream is open any more.
+async fn end_calls(
+    calls: TaskTracker,
+    health: HealthReporter,
+    streams_ended: CancellationToken,
+    stop: CancellationToken,
+) {
+    stop.cancelled().await;
+    end_watches(health).await;
+    calls.close();
+    unless_left_behind("calls", stop, calls.wait()).await;
+    streams_ended.cancel();
+}
+
 /// Reports for the last time, and ends the streams of those who watch: they would hold the drain up.
 async fn end_watches(mut health: HealthReporter) {
     for service in ["", ADMIN_SERVICE] {
@@ -371,36 +483,6 @@ async fn end_watches(mut health: HealthReporter) {
         health.clear_service_status(service).await;
         health.set_service_status(service, status).await;
     }
-}
-
-/// Serves `routes` on `address` until the shutdown, and returns the bound address.
-async fn serve(
-    name: &'static str,
-    address: SocketAddr,
-    routes: Routes,
-    shutdown: &Shutdown,
-) -> Result<SocketAddr, PlaneError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(bind_error(name, address))?;
-    let bound = listener.local_addr().map_err(bind_error(name, address))?;
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_max_header_list_size(MAX_HEADERS)
-        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
-        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
-        .max_concurrent_streams(MAX_STREAMS)
-        .add_routes(routes);
-    let stop = shutdown.token();
-    shutdown.spawn_fallible(name, async move {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let drained = stop.clone().cancelled_owned();
-        let serving = server.serve_with_incoming_shutdown(incoming, drained);
-        let ended = unless_left_behind(name, stop, serving).await;
-        ended.unwrap_or(Ok(()))
-    });
-    Ok(bound)
 }
 
 fn bind_error(

@@ -2,9 +2,10 @@
 //! lives. Whatever happens to the stream, checks go on with what is held.
 
 use std::{
+    collections::BTreeMap,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -27,8 +28,10 @@ use crate::{
     clock::Clock,
     key::RandomError,
     proto::discovery::{
-        self as wire, keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+        self as wire, control_message, keyring_discovery_client::KeyringDiscoveryClient,
+        sidecar_message::Kind,
     },
+    tls::{TlsClient, connector::Connector},
 };
 
 /// Keeps a sidecar's keyrings up to date.
@@ -37,6 +40,8 @@ pub struct Client {
     node: wire::Node,
     boot_id: String,
     endpoints: Vec<Uri>,
+    /// There for those with `https://`.
+    connector: Option<Connector>,
     receiver: Receiver,
     clock: Clock,
     link: Arc<Link>,
@@ -45,11 +50,22 @@ pub struct Client {
 /// What is known of the stream, for metrics and `/status`.
 #[derive(Debug)]
 pub struct Link {
-    endpoints: Vec<(Uri, AtomicBool)>,
+    endpoints: Vec<EndpointLink>,
+    /// Why the control plane does not serve keyrings that were asked for.
+    not_served: Mutex<BTreeMap<String, String>>,
     reconnects: AtomicU64,
     clock_skew_ms: AtomicI64,
     usage_acked: AtomicU64,
     usage_unacked: AtomicUsize,
+}
+
+/// What is known of one endpoint.
+#[derive(Debug)]
+pub struct EndpointLink {
+    /// Its address.
+    pub uri: Uri,
+    open: AtomicBool,
+    problem: Mutex<Option<String>>,
 }
 
 /// An open stream.
@@ -88,6 +104,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ANSWERS: usize = 64;
 /// A chunk of a snapshot has at most 1 MiB of items; this leaves room for what surrounds them.
 const MAX_MESSAGE: usize = 4 << 20;
+/// Keyrings that are remembered as not served: as many as a sidecar may hold.
+const MAX_NOT_SERVED: usize = 256;
 /// How long an orderly stop waits until its last usage report is in the control plane's store, which takes a commit. One
 /// that takes longer than a slow disk does is not waited for: the next reports of others show the gap.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -107,10 +125,8 @@ impl Client {
         clock: Clock,
     ) -> Result<Self, RandomError> {
         let link = Arc::new(Link {
-            endpoints: endpoints
-                .iter()
-                .map(|uri| (uri.clone(), AtomicBool::new(false)))
-                .collect(),
+            endpoints: endpoints.iter().map(EndpointLink::new).collect(),
+            not_served: Mutex::default(),
             reconnects: AtomicU64::new(0),
             clock_skew_ms: AtomicI64::new(0),
             usage_acked: AtomicU64::new(0),
@@ -120,10 +136,20 @@ impl Client {
             node,
             boot_id: crate::key::RotationId::generate()?.as_str().to_owned(),
             endpoints,
+            connector: None,
             receiver,
             clock,
             link,
         })
+    }
+
+    /// Connects over TLS to endpoints that ask for it.
+    #[must_use]
+    pub fn with_tls(self, tls: TlsClient) -> Self {
+        Self {
+            connector: Some(Connector::new(tls)),
+            ..self
+        }
     }
 
     /// What is known of the stream.
@@ -140,7 +166,7 @@ impl Client {
             let connected_at = self.clock.boot();
             let end = self.stream(at, &shutdown, &checks).await;
             self.receiver.disconnected();
-            self.link.endpoints[at].1.store(false, Ordering::Relaxed);
+            self.link.closed(at, &end);
             if matches!(end, StreamEnd::Shutdown) {
                 return;
             }
@@ -202,9 +228,23 @@ impl Client {
         }
     }
 
+    async fn connect(&self, uri: Uri) -> Result<Channel, tonic::transport::Error> {
+        let has_tls = uri.scheme_str() == Some("https");
+        let endpoint = Endpoint::from(uri)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        match &self.connector {
+            Some(connector) if has_tls => connector.open(&endpoint).await,
+            Some(_) | None => endpoint.connect().await,
+        }
+    }
+
     async fn open(&mut self, at: usize) -> Result<Stream, StreamEnd> {
         let uri = self.endpoints[at].clone();
-        let channel = connect(uri.clone()).await?;
+        let channel = self.connect(uri.clone()).await?;
         let mut client =
             KeyringDiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (answers, outbound) = mpsc::channel(MAX_ANSWERS);
@@ -218,7 +258,7 @@ impl Client {
             .subscribe(ReceiverStream::new(outbound))
             .await?
             .into_inner();
-        self.link.endpoints[at].1.store(true, Ordering::Relaxed);
+        self.link.opened(at);
         self.receiver.connected();
         tracing::info!(endpoint = %uri, "stream to the control plane is open");
         Ok(Stream { answers, inbound })
@@ -304,6 +344,7 @@ impl Client {
         message: wire::ControlMessage,
         answers: &mpsc::Sender<wire::SidecarMessage>,
     ) -> Result<(), StreamEnd> {
+        self.link.note(&message);
         let Outcome {
             answers: replies,
             clock_skew_ms,
@@ -329,7 +370,57 @@ impl Link {
     pub fn endpoints(&self) -> impl Iterator<Item = (&Uri, bool)> {
         self.endpoints
             .iter()
-            .map(|(uri, open)| (uri, open.load(Ordering::Relaxed)))
+            .map(|endpoint| (&endpoint.uri, endpoint.open.load(Ordering::Relaxed)))
+    }
+
+    /// Why there is no stream to an endpoint, as far as is known; for each of [`Link::endpoints`].
+    pub fn problems(&self) -> impl Iterator<Item = Option<String>> {
+        self.endpoints
+            .iter()
+            .map(|endpoint| locked(&endpoint.problem).clone())
+    }
+
+    /// Why the control plane does not serve a keyring; none while it does, or has not said anything.
+    #[must_use]
+    pub fn not_served(&self, keyring: &str) -> Option<String> {
+        locked(&self.not_served).get(keyring).cloned()
+    }
+
+    fn opened(&self, at: usize) {
+        self.endpoints[at].open.store(true, Ordering::Relaxed);
+        *locked(&self.endpoints[at].problem) = None;
+        locked(&self.not_served).clear();
+    }
+
+    fn closed(&self, at: usize, end: &StreamEnd) {
+        self.endpoints[at].open.store(false, Ordering::Relaxed);
+        *locked(&self.endpoints[at].problem) = Some(in_words(end));
+    }
+
+    /// What is not served, and what is after all.
+    fn note(&self, message: &wire::ControlMessage) {
+        match &message.kind {
+            Some(control_message::Kind::NotServed(refusal)) => {
+                let mut not_served = locked(&self.not_served);
+                if not_served.len() < MAX_NOT_SERVED {
+                    not_served.insert(refusal.keyring.clone(), refusal.reason.clone());
+                }
+            }
+            Some(control_message::Kind::Settings(settings)) => {
+                locked(&self.not_served).remove(&settings.keyring);
+            }
+            Some(
+                control_message::Kind::Snapshot(_)
+                | control_message::Kind::Delta(_)
+                | control_message::Kind::Revocations(_)
+                | control_message::Kind::Heartbeat(_)
+                | control_message::Kind::Drain(_)
+                | control_message::Kind::UsageAck(_)
+                | control_message::Kind::Start(_)
+                | control_message::Kind::LookupResult(_),
+            )
+            | None => {}
+        }
     }
 
     /// How many times a stream was lost or could not be opened.
@@ -354,15 +445,30 @@ impl Link {
     }
 }
 
-async fn connect(uri: Uri) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from(uri)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
+impl EndpointLink {
+    fn new(uri: &Uri) -> Self {
+        Self {
+            uri: uri.clone(),
+            open: AtomicBool::new(false),
+            problem: Mutex::default(),
+        }
+    }
+}
+
+/// An error with its causes. Layers of a network stack repeat each other's words.
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut words = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        words.push(source.to_string());
+        cause = source.source();
+    }
+    words.dedup();
+    words.join(": ")
+}
+
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn send(answers: &mpsc::Sender<wire::SidecarMessage>, kind: Kind) -> Result<(), StreamEnd> {

@@ -11,16 +11,18 @@ use tonic::{Request, Response, Status, Streaming};
 use super::session::{Asked, MAX_LOOKUPS, Session};
 use crate::{
     control::{
+        admission::{Admission, Refusal},
         catalog::Catalog,
         fleet::{Fleet, MemberKey, Parting},
         metrics::LookupOutcome,
         usage::{UsageBook, UsageStream},
     },
     proto::discovery::{
-        self as wire,
+        self as wire, control_message,
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
         sidecar_message::Kind,
     },
+    tls::Peer,
 };
 
 /// Serves `KeyringDiscovery`.
@@ -33,6 +35,7 @@ pub struct DiscoveryServer {
     builds: Arc<Semaphore>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    admission: Admission,
 }
 
 /// Where a session hears what its sidecar asks for.
@@ -70,7 +73,47 @@ impl DiscoveryServer {
             builds: Arc::new(Semaphore::new(MAX_BUILDS)),
             tasks,
             shutdown,
+            admission: Admission::Local,
         }
+    }
+
+    /// Lets those alone subscribe whom `admission` lets.
+    #[must_use]
+    pub fn with_admission(self, admission: Admission) -> Self {
+        Self { admission, ..self }
+    }
+
+    /// Takes out of a hello the keyrings that the sidecar may not have, and returns what it is told of them.
+    fn admit(
+        &self,
+        peer: &Peer,
+        hello: &mut wire::Hello,
+    ) -> Result<Vec<wire::ControlMessage>, Status> {
+        let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
+        let admitted = self.admission.admit(peer, node);
+        let admitted = admitted.map_err(|refusal| refused(peer, &refusal))?;
+        let mut not_served = Vec::new();
+        let mut subscriptions = std::mem::take(&mut hello.subscriptions);
+        subscriptions.retain(|subscription| {
+            let Err(refusal) = admitted.subscribe(&subscription.keyring) else {
+                return true;
+            };
+            tracing::warn!(
+                node = hello.node.as_ref().map_or("", |node| node.id.as_str()),
+                auth.keyring = subscription.keyring,
+                error = &refusal as &dyn std::error::Error,
+                "a sidecar does not get a keyring"
+            );
+            not_served.push(wire::ControlMessage {
+                kind: Some(control_message::Kind::NotServed(wire::NotServed {
+                    keyring: subscription.keyring.clone(),
+                    reason: refusal.to_string(),
+                })),
+            });
+            false
+        });
+        hello.subscriptions = subscriptions;
+        Ok(not_served)
     }
 
     /// The service to add to a server.
@@ -89,23 +132,28 @@ impl KeyringDiscovery for DiscoveryServer {
         &self,
         request: Request<Streaming<wire::SidecarMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.unwrap_or_default();
         let mut inbound = request.into_inner();
         let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came"))??
             .and_then(|message| message.kind);
-        let Some(Kind::Hello(hello)) = hello else {
+        let Some(Kind::Hello(mut hello)) = hello else {
             return Err(Status::invalid_argument(
                 "the first message must be a hello",
             ));
         };
         check(&hello)?;
-        let member = self.fleet.connected(&hello);
+        let not_served = self.admit(&peer, &mut hello)?;
+        let member = self.fleet.connected(&hello, self.admission.counts(&peer));
+        let member = member.map_err(|refusal| refused(&peer, &refusal))?;
         // Before the sidecar gets a key, a control plane that starts anew must know of it.
         record(&self.catalog, &self.fleet, &self.usage).await;
         tracing::info!(
             node = member.node,
             boot_id = member.boot_id,
+            identity = %peer,
             "sidecar connected"
         );
         // One resync a keyring is all that a sidecar can have waiting.
@@ -143,7 +191,10 @@ impl KeyringDiscovery for DiscoveryServer {
             tracing::info!(node = member.node, ?parting, "sidecar disconnected");
             record(&catalog, &fleet, &usage).await;
         });
-        Ok(Response::new(Box::pin(session.into_stream())))
+        let not_served = futures_util::stream::iter(not_served).map(Ok);
+        Ok(Response::new(Box::pin(
+            not_served.chain(session.into_stream()),
+        )))
     }
 }
 
@@ -196,6 +247,15 @@ async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) {
             "the fleet's book could not be written"
         ),
     }
+}
+
+fn refused(peer: &Peer, refusal: &Refusal) -> Status {
+    tracing::warn!(
+        identity = %peer,
+        error = refusal as &dyn std::error::Error,
+        "a sidecar is refused"
+    );
+    Status::permission_denied(refusal.to_string())
 }
 
 fn check(hello: &wire::Hello) -> Result<(), Status> {

@@ -28,6 +28,7 @@ use super::{
     keepalive::{self, Keepalive},
     relay::relay,
 };
+use crate::tls::{HandshakeError, TlsServer};
 
 /// What connections serve; cheap to clone.
 pub(super) struct Services<H> {
@@ -43,6 +44,9 @@ pub(super) enum ConnectionError {
     /// The runtime does not take it.
     #[error("the runtime does not take the connection")]
     Register(#[source] io::Error),
+    /// There is no TLS, which was told of.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
     /// It does not begin as HTTP/2 does.
     #[error("the client does not begin to speak HTTP/2")]
     Silent,
@@ -118,10 +122,7 @@ where
     let silent = async {
         tokio::select! {
             () = tokio::time::sleep(HANDSHAKE_TIMEOUT) => {}
-            () = async {
-                stop.cancelled().await;
-                tokio::time::sleep(HANDSHAKE_GRACE).await;
-            } => {}
+            () = stopped(&stop) => {}
         }
     };
     let http2 = tokio::select! {
@@ -137,6 +138,28 @@ where
     }
     connection.http2.graceful_shutdown();
     connection.run().await
+}
+
+/// The same over TLS. The handshake has a deadline of its own.
+///
+/// # Errors
+///
+/// When there is no TLS, or the connection ends otherwise than by the client's will.
+pub(super) async fn serve_tls<S, H>(
+    socket: S,
+    tls: TlsServer,
+    services: Services<H>,
+    stop: CancellationToken,
+) -> Result<(), ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: CheckHandler,
+{
+    let (stream, _peer) = tokio::select! {
+        accepted = tls.accept(socket, None) => accepted?,
+        () = stopped(&stop) => return Err(ConnectionError::Silent),
+    };
+    serve(stream, services, stop).await
 }
 
 impl<S, H> Connection<S, H>
@@ -234,6 +257,12 @@ fn is_hang_up(error: &h2::Error) -> bool {
                 | io::ErrorKind::UnexpectedEof
         )
     )
+}
+
+/// Ends when whoever has not spoken yet is not waited for any longer.
+async fn stopped(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(HANDSHAKE_GRACE).await;
 }
 
 fn limits() -> server::Builder {

@@ -60,6 +60,9 @@ struct KeyringStatus {
     revision: u64,
     age_ms: Option<u128>,
     mode: &'static str,
+    /// Why the control plane does not serve it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_served: Option<String>,
     /// Of a keyring that is held in full: how many versions it has in each state.
     #[serde(skip_serializing_if = "Option::is_none")]
     keys: Option<BTreeMap<&'static str, usize>>,
@@ -91,6 +94,9 @@ struct UsageStatus {
 struct EndpointStatus {
     endpoint: String,
     connected: bool,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
 }
 
 /// Staleness is to show within a second of its limit.
@@ -243,6 +249,7 @@ impl Monitor {
             revision: view.map_or(0, |view| view.revision().get()),
             age_ms: slot.age(self.clock.boot()).map(|age| age.as_millis()),
             mode: slot.cache().map_or("full", |_| "on_demand"),
+            not_served: self.link.not_served(slot.name().as_str()),
             keys: slot.cache().is_none().then(|| {
                 let states = KeyState::ALL.into_iter();
                 states
@@ -282,9 +289,11 @@ impl StatusSource for Monitor {
             control: self
                 .link
                 .endpoints()
-                .map(|(endpoint, connected)| EndpointStatus {
+                .zip(self.link.problems())
+                .map(|((endpoint, connected), problem)| EndpointStatus {
                     endpoint: endpoint.to_string(),
                     connected,
+                    problem,
                 })
                 .collect(),
             reconnects: self.link.reconnects(),

@@ -9,17 +9,20 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    connection::{ConnectionError, Services, serve},
+    connection::{ConnectionError, Services, serve, serve_tls},
     handler::CheckHandler,
     spread::{Arrival, Intake},
 };
-use crate::shutdown::{Shutdown, unless_left_behind};
+use crate::{
+    shutdown::{Shutdown, unless_left_behind},
+    tls::TlsServer,
+};
 
 /// How a connection has ended.
 type End = Result<Result<(), ConnectionError>, JoinError>;
 
-/// Starts worker number `index`, which serves `services` on the connections that it is given. It belongs to `shutdown`. It
-/// is among `checks` for as long as it answers any.
+/// Starts worker number `index`, which serves `services` on the connections that it is given, over `tls` where that is
+/// there. It belongs to `shutdown`. It is among `checks` for as long as it answers any.
 ///
 /// # Errors
 ///
@@ -27,6 +30,7 @@ type End = Result<Result<(), ConnectionError>, JoinError>;
 pub(super) fn start<H: CheckHandler>(
     index: usize,
     services: Services<H>,
+    tls: Option<TlsServer>,
     checks: &TaskTracker,
     shutdown: &Shutdown,
 ) -> io::Result<Intake> {
@@ -38,7 +42,7 @@ pub(super) fn start<H: CheckHandler>(
     let stop = shutdown.token().child_token();
     let name = format!("check-{index}");
     let work = async move {
-        let served = serve_all(arrivals, services, stop.clone());
+        let served = serve_all(arrivals, services, tls, stop.clone());
         unless_left_behind("checks", stop, served).await;
         Ok::<(), Infallible>(())
     };
@@ -54,6 +58,7 @@ pub(super) fn start<H: CheckHandler>(
 async fn serve_all<H: CheckHandler>(
     mut arrivals: mpsc::Receiver<Arrival>,
     services: Services<H>,
+    tls: Option<TlsServer>,
     stop: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
@@ -62,7 +67,8 @@ async fn serve_all<H: CheckHandler>(
             Some(end) = connections.join_next() => note(end),
             arrival = arrivals.recv() => match arrival {
                 Some(arrival) => {
-                    connections.spawn(attend(arrival, services.clone(), stop.clone()));
+                    let (services, stop) = (services.clone(), stop.clone());
+                    connections.spawn(attend(arrival, services, tls.clone(), stop));
                 }
                 None => break,
             },
@@ -77,12 +83,16 @@ async fn serve_all<H: CheckHandler>(
 async fn attend<H: CheckHandler>(
     arrival: Arrival,
     services: Services<H>,
+    tls: Option<TlsServer>,
     stop: CancellationToken,
 ) -> Result<(), ConnectionError> {
     let _seat = arrival.seat;
-    match arrival.socket.register() {
-        Ok(socket) => serve(socket, services, stop).await,
-        Err(error) => Err(ConnectionError::Register(error)),
+    let socket = arrival.socket.register();
+    let socket = socket.map_err(ConnectionError::Register)?;
+    match tls {
+        None => serve(socket, services, stop).await,
+        // Apart, so that a plain connection takes no room for what it does not need.
+        Some(tls) => Box::pin(serve_tls(socket, tls, services, stop)).await,
     }
 }
 
@@ -140,7 +150,7 @@ mod tests {
             checks: Arc::<Echo>::default(),
             others: Routes::default(),
         };
-        let intake = start(0, services, &checks, &shutdown).expect("a thread");
+        let intake = start(0, services, None, &checks, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");

@@ -13,7 +13,6 @@ use super::{
     Credentials, HTTP2, HandshakeError, Identity, TlsError, TlsStream, WallClock,
     handshake::SERVER,
     provider,
-    stream::Complaint,
     verifier::{ServerJudge, Shown},
 };
 
@@ -26,6 +25,8 @@ pub struct TlsClient {
 
 /// As long as the server's side waits.
 const TIMEOUT: Duration = super::server::TIMEOUT;
+/// How long a server may take to say its first word before it is taken for one that waits for ours.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl TlsClient {
     /// A client that shows and judges by `credentials`. A server has to have a certificate for the host under which it is
@@ -38,22 +39,18 @@ impl TlsClient {
         }
     }
 
-    /// Makes a handshake with the server at `host`, a name or an address. What the server says after it goes to
-    /// `complaint`.
+    /// Makes a handshake with the server at `host`, a name or an address, and waits for its first word. In TLS 1.3 a
+    /// server judges a client's certificate after the client has begun to speak: its verdict comes in the place of that
+    /// word. A server that waits for the client to speak, as some proxies do, is not waited for beyond a second.
     ///
     /// # Errors
     ///
     /// When no connection comes of it.
-    pub async fn connect<S>(
-        &self,
-        host: &str,
-        socket: S,
-        complaint: Complaint,
-    ) -> Result<TlsStream<S>, HandshakeError>
+    pub async fn connect<S>(&self, host: &str, socket: S) -> Result<TlsStream<S>, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let shaken = timeout(TIMEOUT, self.shake_hands(host, socket, complaint)).await;
+        let shaken = timeout(TIMEOUT, self.shake_hands(host, socket)).await;
         let shaken = shaken.unwrap_or(Err(HandshakeError::Slow {
             peer: SERVER,
             after: TIMEOUT,
@@ -64,12 +61,7 @@ impl TlsClient {
         shaken
     }
 
-    async fn shake_hands<S>(
-        &self,
-        host: &str,
-        socket: S,
-        complaint: Complaint,
-    ) -> Result<TlsStream<S>, HandshakeError>
+    async fn shake_hands<S>(&self, host: &str, socket: S) -> Result<TlsStream<S>, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -84,7 +76,11 @@ impl TlsClient {
             .await
         {
             Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(HTTP2) => {
-                Ok(TlsStream::client(stream, complaint, ours))
+                let mut stream = TlsStream::new(stream.into());
+                match timeout(PATIENCE, stream.hear()).await {
+                    Ok(Err(error)) => Err(HandshakeError::from_io(SERVER, error, None, ours)),
+                    Ok(Ok(())) | Err(_) => Ok(stream),
+                }
             }
             Ok(_) => Err(HandshakeError::no_http2(SERVER)),
             Err(error) => Err(HandshakeError::from_io(SERVER, error, shown.take(), ours)),

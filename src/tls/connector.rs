@@ -5,14 +5,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{HandshakeError, TlsClient, TlsStream, stream::Complaint};
+use super::{HandshakeError, TlsClient, TlsStream};
 
-/// Opens a channel to an endpoint over TLS.
+/// Opens channels to endpoints over TLS; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Connector {
-    tls: TlsClient,
-    complaint: Complaint,
-}
+pub struct Connector(TlsClient);
 
 /// A channel could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -33,18 +30,15 @@ pub enum ConnectError {
 impl Connector {
     /// Connects with `tls`.
     #[must_use]
-    pub fn new(tls: TlsClient) -> Self {
-        Self {
-            tls,
-            complaint: Complaint::default(),
-        }
+    pub const fn new(tls: TlsClient) -> Self {
+        Self(tls)
     }
 
     /// Opens a channel to the host of `endpoint`.
     ///
     /// # Errors
     ///
-    /// When that fails. [`Connector::complaint`] may say more.
+    /// When that fails; a [`ConnectError`] is among the causes.
     pub async fn open(&self, endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
         let this = self.clone();
         let connect = tower::service_fn(move |uri: Uri| {
@@ -52,12 +46,6 @@ impl Connector {
             async move { this.connect(&uri).await.map(TokioIo::new) }
         });
         endpoint.connect_with_connector(connect).await
-    }
-
-    /// What the server, or we, had against the last connection; once.
-    #[must_use]
-    pub fn complaint(&self) -> Option<HandshakeError> {
-        self.complaint.take()
     }
 
     async fn connect(&self, uri: &Uri) -> Result<TlsStream<TcpStream>, ConnectError> {
@@ -73,7 +61,6 @@ impl Connector {
             host: format!("{host}:{port}"),
             source,
         })?;
-        let complaint = self.complaint.clone();
-        Ok(self.tls.connect(host, socket, complaint).await?)
+        Ok(self.0.connect(host, socket).await?)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -37,11 +36,11 @@ struct Listening {
     listener: TcpListener,
     tls: Option<TlsServer>,
     /// Bounded by [`TlsServer`].
-    handshakes: JoinSet<(
-        SocketAddr,
-        Result<(TlsStream<TcpStream>, Peer), HandshakeError>,
-    )>,
+    handshakes: JoinSet<Shaken>,
 }
+
+/// How a handshake went.
+type Shaken = Result<(TlsStream<TcpStream>, Peer), HandshakeError>;
 
 /// The pause after an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -78,7 +77,7 @@ impl Listening {
                         (Ok((socket, _)), None) => return Incoming::plain(socket),
                         (Ok((socket, address)), Some(tls)) => {
                             self.handshakes
-                                .spawn(async move { (address, tls.accept(socket).await) });
+                                .spawn(async move { tls.accept(socket, Some(address)).await });
                         }
                         (Err(error), _) => {
                             tracing::warn!(
@@ -91,15 +90,11 @@ impl Listening {
                     }
                 }
                 Some(ended) = self.handshakes.join_next() => match ended {
-                    Ok((_, Ok((stream, peer)))) => {
+                    Ok(Ok((stream, peer))) => {
                         return Incoming { wire: Wire::Tls(Box::new(stream)), peer };
                     }
-                    Ok((address, Err(error))) => tracing::warn!(
-                        listener = self.what,
-                        peer = %address,
-                        error = &error as &dyn std::error::Error,
-                        "no connection: the TLS handshake failed"
-                    ),
+                    // It was told of.
+                    Ok(Err(_)) => {}
                     Err(error) => tracing::error!(
                         listener = self.what,
                         error = &error as &dyn std::error::Error,

@@ -1,11 +1,16 @@
 //! The side that listens.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustls::{ServerConfig, server::NoServerSessionStorage, version::TLS13};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -24,6 +29,14 @@ pub struct TlsServer {
     credentials: Arc<Credentials>,
     turns: Turns,
     timeout: Duration,
+    told: Arc<Mutex<Told>>,
+}
+
+/// How many failures were told of since when: strangers must not fill the log.
+#[derive(Debug)]
+struct Told {
+    since: Instant,
+    lines: u32,
 }
 
 /// Who is at the other end of a connection.
@@ -35,6 +48,9 @@ pub struct Peer {
 
 /// Two round trips take a second over the worst of links, and a client that does not finish in five will not.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// Failures that are told of in so long a time. The metrics count all of them.
+const MAX_LINES: u32 = 20;
+const WINDOW: Duration = Duration::from_secs(10);
 /// The most handshakes under way. Each takes a file and some 40 KiB; a thousand sidecars that come back at once finish a
 /// few hundred of theirs before the first of them is given up, and try again.
 const MAX_UNDER_WAY: usize = 256;
@@ -53,15 +69,24 @@ impl TlsServer {
             credentials,
             turns: Turns::new(max),
             timeout,
+            told: Arc::new(Mutex::new(Told {
+                since: Instant::now(),
+                lines: 0,
+            })),
         }
     }
 
-    /// Makes a handshake on a connection that was accepted. Cancelled, it closes the connection.
+    /// Makes a handshake on a connection that was accepted `from` somewhere, and tells of it when it fails. Cancelled, it
+    /// closes the connection.
     ///
     /// # Errors
     ///
     /// When no connection comes of it.
-    pub async fn accept<S>(&self, socket: S) -> Result<(TlsStream<S>, Peer), HandshakeError>
+    pub async fn accept<S>(
+        &self,
+        socket: S,
+        from: Option<SocketAddr>,
+    ) -> Result<(TlsStream<S>, Peer), HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -75,7 +100,30 @@ impl TlsServer {
         let credentials = &self.credentials;
         let (used, metrics) = (credentials.used(), credentials.metrics());
         metrics.shook_hands(used, accepted.as_ref().err());
+        if let Err(error) = &accepted {
+            self.tell(from, error);
+        }
         accepted
+    }
+
+    fn tell(&self, from: Option<SocketAddr>, error: &HandshakeError) {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(told.since) >= WINDOW {
+            *told = Told {
+                since: now,
+                lines: 0,
+            };
+        }
+        told.lines = told.lines.saturating_add(1);
+        if told.lines <= MAX_LINES {
+            tracing::warn!(
+                tls.use = %self.credentials.used(),
+                peer = from.map(tracing::field::display),
+                error = error as &dyn std::error::Error,
+                "no connection: the TLS handshake failed"
+            );
+        }
     }
 
     async fn shake_hands<S>(&self, socket: S) -> Result<(TlsStream<S>, Peer), HandshakeError>
@@ -109,7 +157,7 @@ impl TlsServer {
             },
             None => None,
         };
-        Ok((TlsStream::server(stream), Peer { identity }))
+        Ok((TlsStream::new(stream.into()), Peer { identity }))
     }
 
     /// For one handshake: what is current, and who keeps what the client has shown.

@@ -3,75 +3,42 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use super::handshake::{HandshakeError, SERVER, tls_error};
+use bytes::{Buf as _, Bytes};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 /// Bytes over TLS, of either side. It offers no vectored writes: HTTP/2 then puts its frames together, and they leave in
 /// one record.
 #[derive(Debug)]
 pub struct TlsStream<S> {
     inner: tokio_rustls::TlsStream<S>,
-    complaint: Complaint,
+    /// What was read before anybody asked for it.
+    first: Bytes,
 }
 
-/// Why the server ended a connection. In TLS 1.3 it judges a client's certificate after the client has begun to speak, so
-/// that its verdict arrives as the first read fails; what is above tells that something broke, and not what. Cheap to
-/// clone.
-#[derive(Clone, Debug, Default)]
-pub struct Complaint(Arc<Mutex<Heard>>);
+/// The settings with which HTTP/2 begins.
+const FIRST: usize = 256;
 
-#[derive(Debug, Default)]
-struct Heard {
-    /// What we have shown.
-    certificate: Option<String>,
-    error: Option<HandshakeError>,
-}
-
-impl<S> TlsStream<S> {
-    pub(super) fn server(inner: tokio_rustls::server::TlsStream<S>) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
+    pub(super) fn new(inner: tokio_rustls::TlsStream<S>) -> Self {
         Self {
-            inner: inner.into(),
-            complaint: Complaint::default(),
+            inner,
+            first: Bytes::new(),
         }
     }
 
-    pub(super) fn client(
-        inner: tokio_rustls::client::TlsStream<S>,
-        complaint: Complaint,
-        certificate: Option<String>,
-    ) -> Self {
-        complaint.lock().certificate = certificate;
-        Self {
-            inner: inner.into(),
-            complaint,
-        }
-    }
-}
-
-impl Complaint {
-    /// What the server has said, once.
-    #[must_use]
-    pub fn take(&self) -> Option<HandshakeError> {
-        self.lock().error.take()
-    }
-
-    fn hear(&self, error: &io::Error) {
-        let Some(cause) = tls_error(error) else {
-            return;
-        };
-        let error = io::Error::new(error.kind(), cause.clone());
-        let mut heard = self.lock();
-        let ours = heard.certificate.clone();
-        heard.error = Some(HandshakeError::from_io(SERVER, error, None, ours));
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Heard> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits for the first bytes of the other side, and keeps them for who reads. Cancellation safe.
+    ///
+    /// # Errors
+    ///
+    /// When something else comes first, such as a verdict on our certificate.
+    pub(super) async fn hear(&mut self) -> io::Result<()> {
+        let mut first = [0; FIRST];
+        let read = self.inner.read(&mut first).await?;
+        self.first = Bytes::copy_from_slice(&first[..read]);
+        Ok(())
     }
 }
 
@@ -82,11 +49,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let read = Pin::new(&mut this.inner).poll_read(cx, buf);
-        if let Poll::Ready(Err(error)) = &read {
-            this.complaint.hear(error);
+        if this.first.is_empty() {
+            return Pin::new(&mut this.inner).poll_read(cx, buf);
         }
-        read
+        let taken = this.first.len().min(buf.remaining());
+        buf.put_slice(&this.first[..taken]);
+        this.first.advance(taken);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,10 +1,6 @@
 //! Handshakes over real sockets, right and wrong.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, RootCertStore, client::Resumption, pki_types::ServerName};
 use tokio::{
@@ -15,7 +11,6 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    stream::Complaint,
     testing::{Authority, Files, Issued, Leaf},
     *,
 };
@@ -83,7 +78,7 @@ impl World {
                 let (socket, _) = listener.accept().await.expect("a connection");
                 let (server, told) = (server.clone(), told.clone());
                 tokio::spawn(async move {
-                    match server.accept(socket).await {
+                    match server.accept(socket, None).await {
                         Ok((mut stream, peer)) => {
                             let _ = told.send(Ok(peer));
                             let _ = stream.write_all(b"hello").await;
@@ -103,12 +98,12 @@ impl World {
         }
     }
 
-    async fn connect(&self, client: &TlsClient, host: &str) -> Result<Complained, HandshakeError> {
-        let complaint = Complaint::default();
-        let stream = client
-            .connect(host, self.socket().await, complaint.clone())
-            .await?;
-        Ok(Complained { stream, complaint })
+    async fn connect(
+        &self,
+        client: &TlsClient,
+        host: &str,
+    ) -> Result<TlsStream<TcpStream>, HandshakeError> {
+        client.connect(host, self.socket().await).await
     }
 
     async fn socket(&self) -> TcpStream {
@@ -127,32 +122,13 @@ impl World {
     }
 }
 
-/// A connection of a client, and what the server has against it.
-#[derive(Debug)]
-struct Complained {
-    stream: TlsStream<TcpStream>,
-    complaint: Complaint,
-}
-
-impl Complained {
-    async fn hello(&mut self) {
-        let mut hello = [0; 5];
-        let read = self.stream.read_exact(&mut hello).await;
-        read.expect("the server speaks");
-        assert_eq!(&hello, b"hello");
-    }
-
-    /// What the server says when it ends the connection.
-    async fn farewell(&mut self) -> String {
-        self.stream
-            .read_exact(&mut [0; 5])
-            .await
-            .expect_err("it ends");
-        self.complaint
-            .take()
-            .expect("the server says why")
-            .to_string()
-    }
+async fn hello(mut stream: TlsStream<TcpStream>) {
+    let mut hello = [0; 5];
+    stream
+        .read_exact(&mut hello)
+        .await
+        .expect("the server speaks");
+    assert_eq!(&hello, b"hello");
 }
 
 fn assert_parts(text: &str, parts: &[&str]) {
@@ -166,8 +142,7 @@ async fn two_sides_of_one_mesh_know_each_other() {
     let mesh = Mesh::new();
     let mut world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
     for host in ["127.0.0.1", "localhost"] {
-        let mut connection = world.connect(&mesh.right(), host).await.expect("TLS");
-        connection.hello().await;
+        hello(world.connect(&mesh.right(), host).await.expect("TLS")).await;
         let peer = world.end().await.expect("TLS");
         assert_eq!(peer.identity.as_ref().map(Identity::as_str), Some(EDGE));
     }
@@ -241,7 +216,7 @@ async fn a_server_may_have_to_have_an_identity() {
         TlsClient::new(Arc::clone(&credentials), Some(identity))
     };
     let connected = world.connect(&expecting(CONTROL), "127.0.0.1").await;
-    connected.expect("TLS").hello().await;
+    hello(connected.expect("TLS")).await;
     let error = world
         .connect(&expecting("spiffe://mesh.example/other"), "127.0.0.1")
         .await
@@ -280,7 +255,7 @@ async fn a_server_refuses_a_client_that_is_not_what_it_should_be_and_both_say_wh
         ),
     ] {
         let client = mesh.client(Some(&issued), &mesh.ca);
-        let mut connection = world.connect(&client, "127.0.0.1").await.expect(why);
+        let error = world.connect(&client, "127.0.0.1").await.expect_err(why);
         let refusal = world.refusal().await;
         assert_parts(
             &refusal,
@@ -291,8 +266,10 @@ async fn a_server_refuses_a_client_that_is_not_what_it_should_be_and_both_say_wh
                 "; issued by CN=",
             ],
         );
-        let farewell = connection.farewell().await;
-        assert_parts(&farewell, &["the server refuses the connection: ", told]);
+        assert_parts(
+            &error.to_string(),
+            &["the server refuses the connection: ", told],
+        );
     }
 }
 
@@ -301,13 +278,16 @@ async fn a_client_without_a_certificate_is_refused_where_one_is_asked_for() {
     let mesh = Mesh::new();
     let mut world = World::start(TlsServer::new(mesh.server(&mesh.server_pair()))).await;
     let nobody = mesh.client(None, &mesh.ca);
-    let mut connection = world.connect(&nobody, "127.0.0.1").await.expect("TLS");
+    let error = world
+        .connect(&nobody, "127.0.0.1")
+        .await
+        .expect_err("no certificate");
     assert_eq!(
         world.refusal().await,
         "the client has shown no certificate, and this port asks for one"
     );
     assert_parts(
-        &connection.farewell().await,
+        &error.to_string(),
         &["it asks for a certificate, and none is configured here"],
     );
 
@@ -315,8 +295,7 @@ async fn a_client_without_a_certificate_is_refused_where_one_is_asked_for() {
         .files
         .credentials(TlsUse::AdminServer, Some(&mesh.server_pair()), None);
     let mut world = World::start(TlsServer::new(open)).await;
-    let mut connection = world.connect(&nobody, "127.0.0.1").await.expect("TLS");
-    connection.hello().await;
+    hello(world.connect(&nobody, "127.0.0.1").await.expect("TLS")).await;
     assert_eq!(world.end().await.expect("TLS"), Peer::default());
 }
 
@@ -445,7 +424,7 @@ async fn our_client_takes_no_ticket_and_no_other_version() {
                     .accept(listener.accept().await.expect("one").0)
                     .await
             },
-            client.connect("localhost", socket, Complaint::default()),
+            client.connect("localhost", socket),
         );
         connected.expect("TLS");
         let accepted = accepted.expect("TLS");
@@ -466,7 +445,7 @@ async fn our_client_takes_no_ticket_and_no_other_version() {
                     .accept(listener.accept().await.expect("one").0)
                     .await
             },
-            client.connect("localhost", socket, Complaint::default()),
+            client.connect("localhost", socket),
         );
         assert_parts(&connected.expect_err(why).to_string(), &[why]);
     }
@@ -497,7 +476,7 @@ async fn plaintext_on_a_tls_port_and_tls_on_a_plaintext_port_are_told_apart() {
         .expect("writable");
     let error = mesh
         .right()
-        .connect("localhost", socket, Complaint::default())
+        .connect("localhost", socket)
         .await
         .expect_err("no TLS");
     assert_parts(
@@ -514,7 +493,7 @@ async fn a_slow_handshake_is_cut_at_its_deadline_and_holds_up_nobody() {
     let deadline = Duration::from_millis(600);
     let mut world = World::start(TlsServer::with_limits(credentials, 8, deadline)).await;
     let mut slow = world.socket().await;
-    let began = Instant::now();
+    let began = Clock::system().boot();
     // A record that is announced and comes byte by byte.
     let dripping = tokio::spawn(async move {
         slow.write_all(&[22, 3, 1, 1, 0]).await.expect("writable");
@@ -522,17 +501,19 @@ async fn a_slow_handshake_is_cut_at_its_deadline_and_holds_up_nobody() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
-    let mut connection = world
-        .connect(&mesh.right(), "127.0.0.1")
-        .await
-        .expect("another is served meanwhile");
-    connection.hello().await;
+    hello(
+        world
+            .connect(&mesh.right(), "127.0.0.1")
+            .await
+            .expect("another is served meanwhile"),
+    )
+    .await;
     world.end().await.expect("TLS");
     assert_eq!(
         world.refusal().await,
         "the client did not finish the TLS handshake within 600ms"
     );
-    assert!(began.elapsed() >= deadline);
+    assert!(Clock::system().boot().saturating_since(began) >= deadline);
     dripping.await.expect("its connection was closed");
 }
 
@@ -554,11 +535,13 @@ async fn many_slow_handshakes_keep_nobody_out() {
     for _ in 0..32 {
         assert_parts(&world.refusal().await, &["this was the oldest"]);
     }
-    let mut connection = world
-        .connect(&mesh.right(), "127.0.0.1")
-        .await
-        .expect("TLS");
-    connection.hello().await;
+    hello(
+        world
+            .connect(&mesh.right(), "127.0.0.1")
+            .await
+            .expect("TLS"),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -578,8 +561,8 @@ async fn connections_go_on_while_the_certificates_are_replaced_and_new_ones_take
     mesh.files
         .write("discovery_server-ca.pem", mesh.other.pem());
     credentials.look();
-    for connection in &mut open {
-        connection.hello().await;
+    for connection in open {
+        hello(connection).await;
     }
     let error = world
         .connect(&client, "127.0.0.1")
@@ -589,11 +572,6 @@ async fn connections_go_on_while_the_certificates_are_replaced_and_new_ones_take
     world.end().await.expect_err("it was refused");
     let moved = mesh.other.issue(&Leaf::client("edge-1").uri(EDGE));
     let moved = mesh.client(Some(&moved), &mesh.other);
-    world
-        .connect(&moved, "127.0.0.1")
-        .await
-        .expect("TLS")
-        .hello()
-        .await;
+    hello(world.connect(&moved, "127.0.0.1").await.expect("TLS")).await;
     world.end().await.expect("TLS");
 }

@@ -23,6 +23,7 @@ mod shutdown;
 mod spans;
 mod status;
 mod store;
+mod tls;
 mod traffic;
 mod usage;
 mod webhook;

@@ -15,7 +15,7 @@ use std::{
 use ::relatch::{
     cli::{
         Failure,
-        connection::{self, Bearer},
+        connection::{self, Bearer, TlsArgs},
     },
     proto::admin::CreateKeyRequest,
 };
@@ -158,7 +158,7 @@ impl Writer {
         let stopped = Arc::clone(&stop);
         let write = async move || {
             let bearer = Bearer::from_file(&token_file)?;
-            let mut admin = connection::connect(&address, bearer).await?;
+            let mut admin = connection::connect(&address, bearer, &TlsArgs::default()).await?;
             let mut ticks = interval(EVERY);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut committed = 0;

@@ -3,6 +3,7 @@
 use ::http::HeaderName;
 
 use super::*;
+use crate::tls::files::OwnFiles;
 use crate::{
     authz::{Auth, HostPattern},
     config::value::LogFormat,
@@ -194,7 +195,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "listen: 0.0.0.0:9001",
-        "3:9: listen: this version speaks plaintext only, and only on loopback: use 127.0.0.1 or [::1]",
+        "3:9: listen: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`",
     ),
     (
         "http: here",
@@ -452,15 +453,107 @@ fn each_bad_keyring_is_named_with_its_place() {
 }
 
 #[test]
-fn control_planes_beyond_loopback_are_refused() {
-    for endpoint in ["https://127.0.0.1:9010", "http://relatch-control:9010"] {
-        let text =
-            format!("control: {{endpoints: [\"{endpoint}\"]}}\nkeyrings: [{{name: payments}}]");
+fn control_planes_beyond_loopback_need_tls_and_certificates() {
+    const CLEAR: &str = "http:// is for this machine only (127.0.0.1, [::1] or localhost): use https:// for another";
+    const BARE: &str = "https:// needs `control.tls` with `ca`, `cert` and `key`";
+    const SLIP: &str = "http:// does not use `control.tls`: write https://, or remove it";
+    let tls = ", tls: {ca: a, cert: b, key: c}";
+    for (endpoint, tls, expected) in [
+        ("http://relatch-control:9010", "", CLEAR),
+        ("http://10.0.0.1:9010", tls, CLEAR),
+        ("https://relatch-control:9010", "", BARE),
+        ("http://127.0.0.1:9010", tls, SLIP),
+    ] {
+        let text = format!(
+            "control: {{endpoints: [\"{endpoint}\"]{tls}}}\nkeyrings: [{{name: payments}}]"
+        );
         assert_eq!(
             refusal(&text),
-            "sidecar.yaml:1:23: control.endpoints[0]: this version speaks plaintext only, and only \
-             on loopback: use http:// with 127.0.0.1, [::1] or localhost"
+            format!("sidecar.yaml:1:23: control.endpoints[0]: {expected}")
         );
+    }
+}
+
+#[test]
+fn certificates_are_read() {
+    let settings = parse(
+        "listen: {address: 0.0.0.0:9001, tls: {cert: s.pem, key: s.key}}\n\
+         control: {endpoints: [\"https://relatch-control:9010\"], tls: {ca: ca.pem, cert: n.pem, key: n.key, \
+         server_identity: \"spiffe://mesh/control\"}}\nkeyrings: [{name: payments}]\n",
+        "sidecar.yaml",
+    );
+    let mut settings = settings.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(settings.listen.to_string(), "0.0.0.0:9001");
+    let own = |name: &str| {
+        Some(OwnFiles {
+            cert: format!("{name}.pem").into(),
+            key: format!("{name}.key").into(),
+        })
+    };
+    let listen = TlsFiles {
+        own: own("s"),
+        ca: None,
+    };
+    assert_eq!(settings.listen_tls, Some(listen));
+    let control = ClientTls {
+        files: TlsFiles {
+            own: own("n"),
+            ca: Some("ca.pem".into()),
+        },
+        server_identity: "spiffe://mesh/control".parse().ok(),
+    };
+    assert_eq!(settings.control_tls, Some(control));
+    assert_eq!(settings.check_channels(), Ok(()));
+    // What a flag may replace is held to the same.
+    settings.listen_tls = None;
+    let refused = settings.check_channels().expect_err("in clear");
+    assert!(
+        refused.to_string().starts_with("listen: without `tls`"),
+        "{refused}"
+    );
+    settings.listen = "127.0.0.1:9001".parse().expect("an address");
+    settings.control_tls = None;
+    let refused = settings.check_channels().expect_err("no certificates");
+    assert!(
+        refused
+            .to_string()
+            .starts_with("control.endpoints: https:// needs"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn certificates_that_are_missing_or_of_no_use_are_named() {
+    for (line, expected) in [
+        (
+            "listen: {address: 0.0.0.0:9001}",
+            "3:19: listen: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`",
+        ),
+        (
+            "listen: {address: 127.0.0.1:9001, tls: {cert: a}}",
+            "3:40: listen.tls.key: is missing, name the key of its certificate",
+        ),
+        (
+            "listen: {address: \"unix:///run/a.sock\", tls: {cert: a, key: b}}",
+            "3:19: listen: a Unix socket never leaves this machine: remove `tls`",
+        ),
+        (
+            "listen: {adress: 127.0.0.1:9001}",
+            "3:10: listen.adress: is not a known field, did you mean `address`?",
+        ),
+    ] {
+        let refused = refusal(&format!("{LEAST}{line}\n"));
+        assert_eq!(refused, format!("sidecar.yaml:{expected}"), "{line}");
+    }
+    let missing = refusal(
+        "control: {endpoints: [\"https://a:1\"], tls: {ca: a, server_identity: b}}\nkeyrings: [{name: k}]",
+    );
+    for line in [
+        "1:44: control.tls.cert: is missing, name the certificate of this sidecar",
+        "1:44: control.tls.key: is missing, name the key of its certificate",
+        "1:69: control.tls.server_identity: an identity is a URI",
+    ] {
+        assert!(missing.contains(line), "{line}: {missing}");
     }
 }
 
@@ -517,10 +610,10 @@ fn unknown_fields_are_refused_at_every_level() {
         );
     }
     let control =
-        refusal("control: {endpoints: [a], tls: {}}\nkeyrings: [{name: payments, size: 1}]");
+        refusal("control: {endpoints: [a], tsl: {}}\nkeyrings: [{name: payments, size: 1}]");
     assert_eq!(
         control,
-        "sidecar.yaml:1:27: control.tls: is not a known field, use one of `endpoints`"
+        "sidecar.yaml:1:27: control.tsl: is not a known field, did you mean `tls`?"
     );
     let keyring = refusal("keyrings: [{name: payments, size: 1}]");
     assert_eq!(

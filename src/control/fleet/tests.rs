@@ -43,6 +43,11 @@ fn barrier(fleet: &Fleet, target: Target) -> Barrier {
     barrier
 }
 
+fn connect(fleet: &Fleet, node: &str, boot_id: &str, revision: u64) -> MemberKey {
+    let connected = fleet.connected(&hello(node, boot_id, revision), None);
+    connected.expect("nobody else is this node")
+}
+
 fn staged() -> VersionRef {
     VersionRef {
         key_id: "7Qm2Xc91TbKe".parse().expect("a key id"),
@@ -57,8 +62,8 @@ fn applied(revision: u64) -> Target {
 #[test]
 fn a_barrier_waits_for_every_live_sidecar() {
     let (fleet, _) = fleet();
-    let first = fleet.connected(&hello("edge-1", "a", 3));
-    fleet.connected(&hello("edge-2", "b", 2));
+    let first = connect(&fleet, "edge-1", "a", 3);
+    connect(&fleet, "edge-2", "b", 2);
     let seen = barrier(&fleet, applied(4));
     assert_eq!((seen.applied, seen.total), (0, 2));
     assert_eq!(seen.laggards[1].behind, 2);
@@ -71,7 +76,7 @@ fn a_barrier_waits_for_every_live_sidecar() {
 #[test]
 fn a_lost_sidecar_is_waited_for_until_its_lease_is_over() {
     let (fleet, hands) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.disconnected(&key, Parting::Lost);
     hands.advance(LEASE.saturating_sub(Duration::from_millis(1)));
     assert!(!barrier(&fleet, applied(4)).is_passed());
@@ -82,7 +87,7 @@ fn a_lost_sidecar_is_waited_for_until_its_lease_is_over() {
 #[test]
 fn a_sidecar_that_said_goodbye_is_gone_at_once() {
     let (fleet, _) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.disconnected(&key, Parting::Goodbye { told_all: true });
     assert!(barrier(&fleet, applied(4)).is_passed());
     assert!(fleet.members().is_empty());
@@ -91,17 +96,17 @@ fn a_sidecar_that_said_goodbye_is_gone_at_once() {
 #[test]
 fn a_restarted_sidecar_takes_its_former_place() {
     let (fleet, _) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.disconnected(&key, Parting::Lost);
-    fleet.connected(&hello("edge-1", "b", 4));
+    connect(&fleet, "edge-1", "b", 4);
     assert_eq!(barrier(&fleet, applied(4)).total, 1);
 }
 
 #[test]
 fn a_stream_that_is_replaced_does_not_end_the_sidecar() {
     let (fleet, hands) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
-    fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
+    connect(&fleet, "edge-1", "a", 3);
     fleet.disconnected(&key, Parting::Lost);
     hands.advance(2 * LEASE);
     assert_eq!(fleet.members().len(), 1);
@@ -129,7 +134,7 @@ fn sidecars_of_a_former_life_are_waited_for() {
 #[test]
 fn revocations_are_acked_ahead_of_the_revision() {
     let (fleet, _) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.acked(&key, &ack(3, 9));
     assert!(barrier(&fleet, Target::Revoked(Revision::new(9))).is_passed());
     assert!(!barrier(&fleet, applied(9)).is_passed());
@@ -138,7 +143,7 @@ fn revocations_are_acked_ahead_of_the_revision() {
 #[test]
 fn a_sidecar_that_refused_the_version_is_not_there() {
     let (fleet, _) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     let nack = wire::Nack {
         keyring: testing::keyring_name().to_string(),
         epoch: 1,
@@ -163,7 +168,7 @@ fn a_sidecar_that_refused_the_version_is_not_there() {
 #[test]
 fn another_epoch_is_never_there() {
     let (fleet, _) = fleet();
-    fleet.connected(&hello("edge-1", "a", 30));
+    connect(&fleet, "edge-1", "a", 30);
     let seen = fleet.barrier(&testing::keyring_name(), Epoch::new(2), applied(4));
     assert!(!seen.is_passed());
 }
@@ -219,8 +224,8 @@ async fn news_are_written_of_those_who_came_or_went_and_once() {
     };
     let row = |node: &str, contact| (node.to_owned(), contact);
     let (fleet, hands) = fleet();
-    let first = fleet.connected(&hello("edge-1", "a", 3));
-    let second = fleet.connected(&hello("edge-2", "b", 3));
+    let first = connect(&fleet, "edge-1", "a", 3);
+    let second = connect(&fleet, "edge-2", "b", 3);
     fleet.record_news(&store).await.expect("it writes");
     assert_eq!(
         written().await,
@@ -256,8 +261,8 @@ async fn reopened(fleet: &Fleet, dir: &tempfile::TempDir) -> Fleet {
 fn coverage_is_that_of_the_last_to_report() {
     let (fleet, hands) = fleet();
     assert_eq!(coverage(&fleet), (Some(START), None));
-    let first = fleet.connected(&hello("edge-1", "a", 3));
-    let second = fleet.connected(&hello("edge-2", "b", 3));
+    let first = connect(&fleet, "edge-1", "a", 3);
+    let second = connect(&fleet, "edge-2", "b", 3);
     fleet.told(&first, at(START - 1));
     assert_eq!(coverage(&fleet), (None, None));
     fleet.told(&second, at(START - 5));
@@ -280,8 +285,8 @@ fn coverage_is_that_of_the_last_to_report() {
 #[test]
 fn who_lags_is_named() {
     let (fleet, _) = fleet();
-    let first = fleet.connected(&hello("edge-1", "a", 3));
-    fleet.connected(&hello("edge-2", "b", 3));
+    let first = connect(&fleet, "edge-1", "a", 3);
+    connect(&fleet, "edge-2", "b", 3);
     fleet.told(&first, at(START - 10));
     let late = |since| -> Vec<String> {
         let late = fleet.late(&testing::keyring_name(), at(since));
@@ -294,7 +299,7 @@ fn who_lags_is_named() {
 #[test]
 fn a_sidecar_that_vanishes_leaves_a_gap_one_lease_after_its_last_contact() {
     let (fleet, hands) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.told(&key, at(START));
     hands.advance(Duration::from_secs(5));
     fleet.disconnected(&key, Parting::Lost);
@@ -309,7 +314,7 @@ fn a_sidecar_that_vanishes_leaves_a_gap_one_lease_after_its_last_contact() {
     assert_eq!(gaps[0].1.last_contact, at(START + 5_000));
     assert!(fleet.members().is_empty());
     // The same process comes back: its counts have grown on.
-    fleet.connected(&hello("edge-1", "a", 3));
+    connect(&fleet, "edge-1", "a", 3);
     assert_eq!(coverage(&fleet), (Some(START), None));
     fleet.told(&key, at(until + 1));
     assert_eq!(coverage(&fleet), (Some(until), None));
@@ -318,10 +323,10 @@ fn a_sidecar_that_vanishes_leaves_a_gap_one_lease_after_its_last_contact() {
 #[test]
 fn only_a_goodbye_after_the_last_report_leaves_no_gap() {
     let (fleet, _) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.disconnected(&key, told_all());
     assert_eq!(coverage(&fleet), (Some(START), None));
-    let key = fleet.connected(&hello("edge-1", "b", 3));
+    let key = connect(&fleet, "edge-1", "b", 3);
     fleet.disconnected(&key, Parting::Goodbye { told_all: false });
     assert_eq!(coverage(&fleet), (Some(START), Some(START + LEASE_MS)));
     assert!(fleet.members().is_empty());
@@ -330,10 +335,10 @@ fn only_a_goodbye_after_the_last_report_leaves_no_gap() {
 #[test]
 fn a_new_process_leaves_a_gap_of_its_former_one() {
     let (fleet, hands) = fleet();
-    let former = fleet.connected(&hello("edge-1", "a", 3));
+    let former = connect(&fleet, "edge-1", "a", 3);
     fleet.disconnected(&former, Parting::Lost);
     hands.advance(Duration::from_secs(2));
-    fleet.connected(&hello("edge-1", "b", 3));
+    connect(&fleet, "edge-1", "b", 3);
     assert_eq!(coverage(&fleet), (None, Some(START + LEASE_MS)));
     assert_eq!(fleet.gaps(None)[0].0, former);
 }
@@ -342,7 +347,7 @@ fn a_new_process_leaves_a_gap_of_its_former_one() {
 async fn gaps_survive_a_restart_without_a_new_lease() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (fleet, hands) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.told(&key, at(START));
     fleet.disconnected(&key, Parting::Lost);
     hands.advance(LEASE);
@@ -365,7 +370,7 @@ async fn gaps_survive_a_restart_without_a_new_lease() {
 async fn a_sidecar_that_does_not_come_back_to_a_new_control_plane_may_have_served_until_then() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (fleet, hands) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     fleet.told(&key, at(START));
     let rows = recorded(&fleet, &dir).await;
     hands.advance(Duration::from_hours(1));
@@ -384,7 +389,7 @@ async fn a_sidecar_that_does_not_come_back_to_a_new_control_plane_may_have_serve
 async fn who_said_goodbye_is_not_in_the_store_any_more() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (fleet, _) = fleet();
-    let key = fleet.connected(&hello("edge-1", "a", 3));
+    let key = connect(&fleet, "edge-1", "a", 3);
     assert_eq!(reopened(&fleet, &dir).await.members().len(), 1);
     fleet.disconnected(&key, told_all());
     let next = reopened(&fleet, &dir).await;
@@ -396,11 +401,44 @@ async fn who_said_goodbye_is_not_in_the_store_any_more() {
 fn a_sidecar_that_dies_again_and_again_keeps_its_newest_gaps() {
     let (fleet, hands) = fleet();
     for number in 0..40 {
-        let key = fleet.connected(&hello("edge-1", &format!("boot-{number:02}"), 3));
+        let key = connect(&fleet, "edge-1", &format!("boot-{number:02}"), 3);
         fleet.disconnected(&key, Parting::Lost);
         hands.advance(2 * LEASE);
     }
     let gaps = fleet.gaps(None);
     assert_eq!(gaps.len(), 16);
     assert_eq!(gaps[0].0.boot_id, "boot-24");
+}
+
+#[test]
+fn a_node_belongs_to_the_identity_that_is_it_until_its_lease_is_over() {
+    let (fleet, hands) = fleet();
+    let [one, other] = ["spiffe://mesh/one", "spiffe://mesh/other"]
+        .map(|text| text.parse::<Identity>().expect("an identity"));
+    let connect = |identity, boot_id| fleet.connected(&hello("edge-1", boot_id, 3), Some(identity));
+    let first = connect(&one, "a").expect("it is new");
+    connect(&one, "b").expect("its next process");
+    let refused = connect(&other, "c").expect_err("it is taken");
+    assert_eq!(
+        refused.to_string(),
+        "the identity spiffe://mesh/other may not appear as node edge-1: another identity does, until its lease is over"
+    );
+    // Not even as the very process, whose Goodbye would end it.
+    connect(&other, "a").expect_err("it is taken");
+    assert_eq!(fleet.members().len(), 2);
+    for (boot_id, key) in [
+        ("a", &first),
+        (
+            "b",
+            &MemberKey {
+                boot_id: "b".to_owned(),
+                ..first.clone()
+            },
+        ),
+    ] {
+        fleet.disconnected(key, Parting::Lost);
+        assert!(connect(&other, boot_id).is_err(), "it has a lease");
+    }
+    hands.advance(LEASE);
+    connect(&other, "c").expect("nobody is it any more");
 }

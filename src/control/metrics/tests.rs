@@ -153,7 +153,7 @@ impl World {
     }
 
     fn connect(&self, node: &str) -> MemberKey {
-        self.fleet.connected(&wire::Hello {
+        let hello = wire::Hello {
             node: Some(wire::Node {
                 id: node.to_owned(),
                 ..wire::Node::default()
@@ -165,7 +165,9 @@ impl World {
                 revision: self.served().revision().get(),
                 ..wire::Subscription::default()
             }],
-        })
+        };
+        let connected = self.fleet.connected(&hello, None);
+        connected.expect("nobody else is this node")
     }
 
     /// A sidecar tells that versions were used so often until now.

@@ -93,7 +93,8 @@ impl Plane {
             boot_id: boot_id.to_owned(),
             subscriptions: vec![subscription],
         };
-        let member = self.fleet.connected(&hello);
+        let member = self.fleet.connected(&hello, None);
+        let member = member.expect("nobody else is this node");
         self.record().await;
         let subscribed = BTreeSet::from([testing::keyring_name()]);
         let (stream, acks) = self.book.stream(&member, subscribed);

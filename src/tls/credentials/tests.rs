@@ -146,7 +146,7 @@ fn what_cannot_be_used_leaves_in_use_what_was() {
     let early = world.authority.issue(&Leaf::server(&["early"]).valid(1, 3));
     for (cert, key) in [
         ("", &other.key),
-        (&other.cert, &"".to_owned()),
+        (&other.cert, &String::new()),
         (
             &other.cert,
             &"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".to_owned(),
@@ -291,7 +291,7 @@ async fn the_files_are_looked_at_while_it_runs() {
     world.replace(&world.issue("second"));
     let stop = CancellationToken::new();
     let kept = tokio::spawn(Arc::clone(&credentials).keep(stop.clone()));
-    tokio::time::timeout(Duration::from_secs(60), async {
+    tokio::time::timeout(Duration::from_mins(1), async {
         while in_use(&credentials) != "second" {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

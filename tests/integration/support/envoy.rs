@@ -37,6 +37,8 @@ pub(crate) enum EnvoyVersion {
 pub(crate) struct EnvoyOptions {
     version: EnvoyVersion,
     authz: Vec<AuthzAddress>,
+    /// Where the certificates are with which it is asked over TLS.
+    authz_certs: Option<PathBuf>,
     upstream: SocketAddr,
     routes: Vec<Route>,
     raw_headers: bool,
@@ -154,6 +156,7 @@ impl EnvoyOptions {
         Self {
             version: EnvoyVersion::V1_40,
             authz: vec![authz.into()],
+            authz_certs: None,
             upstream,
             routes: Vec::new(),
             raw_headers: false,
@@ -166,6 +169,12 @@ impl EnvoyOptions {
     /// Adds an `ext_authz` server; Envoy asks one after the other.
     pub(crate) fn and_authz(mut self, authz: impl Into<AuthzAddress>) -> Self {
         self.authz.push(authz.into());
+        self
+    }
+
+    /// Asks over mutual TLS, with the certificates that `relatch certs dev` has made in `dir`.
+    pub(crate) fn authz_over_tls(mut self, dir: &Path) -> Self {
+        self.authz_certs = Some(dir.to_owned());
         self
     }
 
@@ -214,6 +223,9 @@ impl EnvoyOptions {
             cluster("upstream", &[tcp(self.upstream)], false),
             cluster("authz", &authz, true),
         ];
+        if let Some(certs) = &self.authz_certs {
+            clusters[1]["transport_socket"] = upstream_tls(certs);
+        }
         clusters.extend(
             self.collector
                 .map(|addr| cluster("collector", &[tcp(addr)], true)),
@@ -360,6 +372,8 @@ const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v
 const FILE_ACCESS_LOG: &str =
     "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const OPENTELEMETRY: &str = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig";
+const UPSTREAM_TLS: &str =
+    "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const HTTP_PROTOCOL_OPTIONS: &str =
     "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -394,6 +408,31 @@ fn cluster(name: &str, addresses: &[Value], http2: bool) -> Value {
         });
     }
     cluster
+}
+
+fn upstream_tls(certs: &Path) -> Value {
+    let file = |name: &str| json!({ "filename": certs.join(name) });
+    json!({
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": UPSTREAM_TLS,
+            "sni": "localhost",
+            "common_tls_context": {
+                "alpn_protocols": ["h2"],
+                "tls_params": { "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" },
+                "tls_certificates": [{
+                    "certificate_chain": file("envoy.pem"),
+                    "private_key": file("envoy.key"),
+                }],
+                "validation_context": {
+                    "trusted_ca": file("ca.pem"),
+                    "match_typed_subject_alt_names": [
+                        { "san_type": "DNS", "matcher": { "exact": "localhost" } },
+                    ],
+                },
+            },
+        },
+    })
 }
 
 fn grpc_service(cluster: &str, timeout: Duration) -> Value {

@@ -56,6 +56,8 @@ pub(crate) struct Sidecar {
 struct Operator {
     admin: SocketAddr,
     token_file: PathBuf,
+    /// Where the certificates are with which the admin API is called over TLS.
+    certs: Option<PathBuf>,
 }
 
 /// `endpoints.json`
@@ -73,6 +75,9 @@ const ANY_PORT: &str = "127.0.0.1:0";
 /// The file in a control plane's directory where [`Control`] keeps the admin token that `control init` printed.
 const TOKEN_FILE: &str = "test-admin.token";
 
+/// Where in a control plane's directory a test puts certificates, if its admin API is to be called over TLS.
+pub(crate) const CERTS: &str = "certs";
+
 /// The file in a control plane's directory with what a test changes of its settings, if it does.
 const CONFIG_FILE: &str = "test-control.yaml";
 
@@ -89,6 +94,7 @@ impl Relatch {
             operator: Operator {
                 admin: endpoints.admin,
                 token_file: endpoints.admin_token_file.clone(),
+                certs: None,
             },
             endpoints,
             key: told(&process, "key"),
@@ -192,6 +198,7 @@ impl Control {
             operator: Operator {
                 admin: address("admin"),
                 token_file: dir.join(TOKEN_FILE),
+                certs: Some(dir.join(CERTS)).filter(|certs| certs.exists()),
             },
             discovery: address("discovery"),
             http: address("http"),
@@ -324,10 +331,20 @@ impl Operator {
     }
 
     fn command(&self, args: &[&str]) -> Vec<String> {
-        let admin = format!("http://{}", self.admin);
+        let scheme = self.certs.as_ref().map_or("http", |_| "https");
+        let admin = format!("{scheme}://{}", self.admin);
         let connection = ["--admin", &admin, "--token-file", text(&self.token_file)];
+        let certs = self.certs.iter().flat_map(|certs| {
+            [
+                ("--ca", "ca.pem"),
+                ("--tls-cert", "operator.pem"),
+                ("--tls-key", "operator.key"),
+            ]
+            .map(|(flag, file)| [flag.to_owned(), text(&certs.join(file)).to_owned()])
+        });
         let all = [&connection, args, &["-o", "json"]].concat();
-        all.into_iter().map(str::to_owned).collect()
+        let all = all.into_iter().map(str::to_owned);
+        certs.flatten().chain(all).collect()
     }
 }
 

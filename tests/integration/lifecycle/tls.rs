@@ -1,0 +1,382 @@
+//! Everything over TLS, with the certificates of `relatch certs dev`: who gets in, who does not and is told why, and what
+//! goes on while certificates change.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{
+    client::Request,
+    envoy::{AuthzAddress, Envoy, EnvoyOptions},
+    eventually::eventually,
+    load::Load,
+    process::{Process, relatch},
+    relatch::{CERTS, Control, Sidecar, text},
+    upstream::Upstream,
+};
+
+/// A control plane over TLS.
+struct Mesh {
+    control: Control,
+    dir: TempDir,
+}
+
+/// Certificates for three nodes.
+const NODES: [&str; 6] = ["--node", "edge-1", "--node", "edge-2", "--node", "edge-3"];
+const EDGE_1: &str = "{ identity: \"spiffe://relatch.example/node/edge-1\", keyrings: [\"*\"] }";
+
+impl Mesh {
+    async fn start(allow: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let certs = dir.path().join(CERTS);
+        make(&certs, &[]).await;
+        let certs = text(&certs);
+        let tls = format!(
+            "tls: {{ cert: {certs}/control.pem, key: {certs}/control.key, client_ca: {certs}/ca.pem }}"
+        );
+        let yaml = format!(
+            "discovery: {{ {tls}, allow: [{allow}] }}\nadmin: {{ {tls} }}\nheartbeat: 1s\nlease: 10s\n"
+        );
+        Self {
+            control: Control::start_with(dir.path(), &yaml).await,
+            dir,
+        }
+    }
+
+    fn certs(&self) -> PathBuf {
+        self.dir.path().join(CERTS)
+    }
+
+    async fn create_key(&self) -> Value {
+        let create = [
+            "key",
+            "create",
+            "--keyring",
+            "payments",
+            "--consumer",
+            "acme",
+        ];
+        let create = [&create[..], &["--create-missing"]].concat();
+        self.control.cli_json(&create).await
+    }
+
+    /// The file of a sidecar that has the certificate of `certificate` and calls itself `node`.
+    fn sidecar_yaml(&self, certificate: &str, node: &str) -> String {
+        let certs = self.certs();
+        let certs = text(&certs);
+        format!(
+            "node: {{ id: {node} }}\n\
+             listen:\n  address: 127.0.0.1:0\n  \
+             tls: {{ cert: {certs}/ext-authz.pem, key: {certs}/ext-authz.key, client_ca: {certs}/ca.pem }}\n\
+             http: 127.0.0.1:0\n\
+             control:\n  endpoints: [\"https://localhost:{port}\"]\n  \
+             tls: {{ ca: {certs}/ca.pem, cert: {certs}/node-{certificate}.pem, key: {certs}/node-{certificate}.key, \
+             server_identity: \"spiffe://relatch.example/control\" }}\n\
+             keyrings: [{{ name: payments }}]\ndefault_keyring: payments\n",
+            port = self.control.discovery().port(),
+        )
+    }
+
+    async fn sidecar(&self) -> Sidecar {
+        let yaml = self.sidecar_yaml("edge-1", "edge-1");
+        Sidecar::start(&yaml).await.until_ready().await
+    }
+
+    /// What `relatch check` says, with the certificate that Envoy has.
+    async fn check(&self, sidecar: &Sidecar, key: &Value) -> (Option<i32>, String) {
+        let certs = self.certs();
+        let [ca, cert, key_file] =
+            ["ca.pem", "envoy.pem", "envoy.key"].map(|name| certs.join(name));
+        let endpoint = format!("https://localhost:{}", tcp(sidecar).port());
+        let check = [
+            "--ca",
+            text(&ca),
+            "--tls-cert",
+            text(&cert),
+            "--tls-key",
+            text(&key_file),
+            "check",
+            "--endpoint",
+            &endpoint,
+        ];
+        let output = relatch(&check, secret(key)).await;
+        (
+            output.status.code(),
+            [output.stdout, output.stderr].concat(),
+        )
+    }
+}
+
+#[tokio::test]
+async fn keys_are_made_brought_and_checked_over_tls() {
+    let mesh = Mesh::start(EDGE_1).await;
+    let key = mesh.create_key().await;
+    let sidecar = mesh.sidecar().await;
+
+    let (code, said) = mesh.check(&sidecar, &key).await;
+    assert_eq!(code, Some(0), "{said}");
+    let fleet = mesh.control.cli_json(&["fleet"]).await;
+    assert_eq!(fleet[0]["node"], "edge-1");
+    let metrics = sidecar.get("/metrics").await;
+    for used in ["discovery_client", "ext_authz_server"] {
+        let series = format!("relatch_tls_certificate_not_after_seconds{{use=\"{used}\"}} ");
+        assert!(metrics.text().contains(&series), "{series}");
+    }
+}
+
+#[tokio::test]
+async fn who_calls_otherwise_is_told_what_is_wrong() {
+    let mesh = Mesh::start(EDGE_1).await;
+    let certs = mesh.certs();
+    let ca = certs.join("ca.pem");
+    let [clear, tls] =
+        ["http", "https"].map(|scheme| format!("{scheme}://{}", mesh.control.admin()));
+    let base = [
+        "--token-file",
+        text(mesh.control.token_file()),
+        "keyring",
+        "list",
+    ];
+    let node = [certs.join("control.pem"), certs.join("control.key")];
+    let [cert, key] = node.each_ref().map(|path| text(path));
+    for (args, code, words) in [
+        // A plaintext call on a port for TLS.
+        (vec!["--admin", &clear], 7, "the connection failed"),
+        (
+            vec!["--admin", &tls],
+            7,
+            "its issuer is not among the authorities that are trusted here",
+        ),
+        (
+            vec!["--admin", &tls, "--ca", text(&ca)],
+            7,
+            "it asks for a certificate, and none is configured here",
+        ),
+        (
+            vec![
+                "--admin",
+                &tls,
+                "--ca",
+                text(&ca),
+                "--tls-cert",
+                cert,
+                "--tls-key",
+                key,
+            ],
+            7,
+            "it does not accept our certificate",
+        ),
+        (
+            vec!["--admin", &tls, "--ca", "/nonexistent.pem"],
+            2,
+            "/nonexistent.pem: cannot be read",
+        ),
+        (vec!["--admin", &tls, "--tls-cert", cert], 2, "--tls-key"),
+        (
+            vec!["--admin", "http://10.0.0.1:9011"],
+            2,
+            "would cross the network in clear",
+        ),
+    ] {
+        let output = relatch(&[&args, &base[..]].concat(), "").await;
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{args:?}: {}",
+            output.stderr
+        );
+        assert!(output.stderr.contains(words), "{args:?}: {}", output.stderr);
+    }
+    let lines = mesh.control.process.lines().join("\n");
+    for words in [
+        "it may have been given http:// where this port wants https://",
+        "it does not trust the issuer of our certificate",
+        "the client has shown no certificate, and this port asks for one",
+        "it is for another use",
+    ] {
+        assert!(lines.contains(words), "{words}: {lines}");
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_gets_what_a_rule_gives_its_identity_and_is_told_why_not_more() {
+    let rules = [
+        EDGE_1,
+        "{ identity: \"spiffe://relatch.example/node/edge-2\", keyrings: [partners] }",
+    ];
+    let mesh = Mesh::start(&rules.join(", ")).await;
+    let key = mesh.create_key().await;
+    let good = mesh.sidecar().await;
+    for (certificate, node, words, place) in [
+        (
+            "edge-2",
+            "edge-2",
+            "no rule of `discovery.allow` lets the identity spiffe://relatch.example/node/edge-2 subscribe to payments",
+            "/keyrings/0/not_served",
+        ),
+        (
+            "edge-3",
+            "edge-3",
+            "no rule of `discovery.allow` names the identity spiffe://relatch.example/node/edge-3",
+            "/control/0/problem",
+        ),
+        (
+            "edge-2",
+            "edge-1",
+            "the identity spiffe://relatch.example/node/edge-2 may not appear as node edge-1",
+            "/control/0/problem",
+        ),
+    ] {
+        let yaml = mesh.sidecar_yaml(certificate, node);
+        let refused = Sidecar::start(&yaml).await;
+        eventually(words, async || {
+            let status: Value = refused.get("/status").await.json();
+            let told = status.pointer(place)?.as_str()?;
+            told.contains(words).then_some(())
+        })
+        .await;
+        assert_eq!(refused.get("/readyz").await.status, 503);
+        for lines in [refused.process.lines(), mesh.control.process.lines()] {
+            assert!(
+                lines.iter().any(|line| line.contains(words)),
+                "{words}: {lines:?}"
+            );
+        }
+        let (code, said) = mesh.check(&refused, &key).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("keyring_unavailable"), "{said}");
+    }
+    let (code, said) = mesh.check(&good, &key).await;
+    assert_eq!(code, Some(0), "{said}");
+    // Nobody waits for those that do not get the keyring.
+    let rotate = ["rotate", "start", key["key_id"].as_str().expect("an id")];
+    assert_eq!(mesh.control.cli_json(&rotate).await["total"], 1);
+}
+
+#[tokio::test]
+async fn certificates_are_replaced_under_load_through_envoy_with_no_failed_check() {
+    let mut mesh = Mesh::start(EDGE_1).await;
+    let key = mesh.create_key().await;
+    let sidecar = mesh.sidecar().await;
+    let upstream = Upstream::start().await;
+    let options = EnvoyOptions::new(tcp(&sidecar), upstream.addr()).authz_over_tls(&mesh.certs());
+    let envoy = Envoy::start(options).await;
+    let secret = secret(&key).to_owned();
+    let request = move || Request::get("/").header("x-api-key", &secret);
+    let denied = Request::get("/").send(envoy.addr()).await;
+    assert_eq!(denied.status, 401, "{}", denied.text());
+    let load = Load::start(envoy.addr(), request, 4);
+    load.answered(100).await;
+
+    make(&mesh.certs(), &["--force"]).await;
+    for (who, address, uses) in [
+        (
+            "sidecar",
+            sidecar.http(),
+            ["discovery_client", "ext_authz_server"],
+        ),
+        (
+            "control plane",
+            mesh.control.http(),
+            ["discovery_server", "admin_server"],
+        ),
+    ] {
+        eventually(
+            &format!("the {who} has taken its certificates"),
+            async || {
+                let page = Request::get("/metrics").send(address).await;
+                let taken = uses.map(|used| {
+                    format!("relatch_tls_reloads_total{{use=\"{used}\",result=\"taken\"}} 1")
+                });
+                taken
+                    .iter()
+                    .all(|line| page.text().contains(line))
+                    .then_some(())
+            },
+        )
+        .await;
+    }
+    load.answered(100).await;
+    assert_eq!(opened(&sidecar), 1, "a stream that is open goes on");
+
+    // The next stream is made with the new certificates, by both.
+    mesh.control.kill().await;
+    mesh.control.restart().await;
+    eventually("the stream is back", async || {
+        (opened(&sidecar) == 2).then_some(())
+    })
+    .await;
+    let next = mesh.create_key().await;
+    eventually("a new key is checked", async || {
+        let (code, _) = mesh.check(&sidecar, &next).await;
+        (code == Some(0)).then_some(())
+    })
+    .await;
+    load.answered(100).await;
+    let totals = load.stop().await;
+    assert_eq!(totals.failed, 0, "{:?}", totals.samples);
+    assert!(totals.ok >= 300);
+}
+
+#[tokio::test]
+async fn nothing_listens_in_clear_beyond_this_machine() {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let data = dir.path().join("data");
+    for flag in ["--discovery", "--admin-listen"] {
+        let start = ["control", "--data-dir", text(&data), flag, "0.0.0.0:0"];
+        let mut refused = Process::relatch(&start);
+        assert_eq!(refused.exit().await.code(), Some(2));
+        let lines = refused.lines().join("\n");
+        assert!(
+            lines.contains("without `tls` only this machine may connect"),
+            "{lines}"
+        );
+    }
+    let file = dir.path().join("sidecar.yaml");
+    let yaml = "control: { endpoints: [\"http://127.0.0.1:1\"] }\nkeyrings: [{ name: payments }]\n";
+    std::fs::write(&file, yaml).expect("the test's directory can be written to");
+    for (flag, value, words) in [
+        (
+            "--listen",
+            "0.0.0.0:0",
+            "without `tls` only this machine may connect",
+        ),
+        (
+            "--control",
+            "https://localhost:1",
+            "https:// needs `control.tls`",
+        ),
+    ] {
+        let start = ["sidecar", "--config", text(&file), flag, value];
+        let mut refused = Process::relatch(&start);
+        assert_eq!(refused.exit().await.code(), Some(2));
+        let lines = refused.lines().join("\n");
+        assert!(lines.contains(words), "{lines}");
+    }
+}
+
+/// Makes certificates, or replaces them.
+async fn make(dir: &std::path::Path, more: &[&str]) {
+    let args = ["certs", "dev", "--out", text(dir), "--days", "2"];
+    let made = relatch(&[&args[..], &NODES, more].concat(), "").await;
+    assert!(made.status.success(), "{}", made.stderr);
+}
+
+fn secret(key: &Value) -> &str {
+    key["secret"].as_str().expect("a key was made")
+}
+
+fn tcp(sidecar: &Sidecar) -> SocketAddr {
+    match sidecar.ext_authz() {
+        AuthzAddress::Tcp(address) => address,
+        AuthzAddress::Unix(path) => panic!("no port: {}", path.display()),
+    }
+}
+
+/// How many streams a sidecar has opened.
+fn opened(sidecar: &Sidecar) -> usize {
+    let lines = sidecar.process.lines();
+    let is_open = |line: &&String| line.contains("stream to the control plane is open");
+    lines.iter().filter(is_open).count()
+}
