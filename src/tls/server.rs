@@ -107,6 +107,16 @@ impl TlsServer {
     }
 
     fn tell(&self, from: Option<SocketAddr>, error: &HandshakeError) {
+        // As whoever only looks whether the port is open does it.
+        if matches!(error, HandshakeError::Broken(_)) {
+            tracing::debug!(
+                tls.use = %self.credentials.used(),
+                peer = from.map(tracing::field::display),
+                error = error as &dyn std::error::Error,
+                "no connection: the TLS handshake was given up"
+            );
+            return;
+        }
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(told.since) >= WINDOW {

@@ -5,11 +5,12 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 use crate::support::{
     client::Request,
     envoy::{AuthzAddress, Envoy, EnvoyOptions},
-    eventually::eventually,
+    eventually::{DEADLINE, eventually, within},
     load::Load,
     process::{Process, relatch},
     relatch::{CERTS, Control, Sidecar, text},
@@ -317,6 +318,39 @@ async fn certificates_are_replaced_under_load_through_envoy_with_no_failed_check
     let totals = load.stop().await;
     assert_eq!(totals.failed, 0, "{:?}", totals.samples);
     assert!(totals.ok >= 300);
+}
+
+#[tokio::test]
+async fn who_connects_and_says_nothing_keeps_nobody_out() {
+    let mesh = Mesh::start(EDGE_1).await;
+    let key = mesh.create_key().await;
+    let sidecar = mesh.sidecar().await;
+    let ports = [
+        tcp(&sidecar),
+        mesh.control.discovery(),
+        mesh.control.admin(),
+    ];
+    let mut silent = Vec::new();
+    for port in ports {
+        for _ in 0..100 {
+            silent.push(TcpStream::connect(port).await.expect("it listens"));
+        }
+    }
+    let (code, said) = mesh.check(&sidecar, &key).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(mesh.control.cli_json(&["fleet"]).await[0]["node"], "edge-1");
+    drop(sidecar);
+    drop(mesh.sidecar().await);
+    // Each is closed at its deadline.
+    for mut socket in silent {
+        let read = within(
+            DEADLINE,
+            "a silent connection is closed",
+            socket.read(&mut [0]),
+        )
+        .await;
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    }
 }
 
 #[tokio::test]
