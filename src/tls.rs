@@ -23,7 +23,7 @@ pub mod metrics;
 pub mod server;
 mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod turns;
 mod verifier;
 

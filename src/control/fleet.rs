@@ -197,9 +197,9 @@ impl Fleet {
         let now = self.clock.wall();
         let lease_until = self.clock.boot().saturating_add(self.lease);
         {
-            let mut book = self.swept();
+            let mut book = self.lock();
             if let Some(identity) = identity
-                && book.is_anothers(&key.node, identity)
+                && book.is_anothers(&key.node, identity, self.clock.boot())
             {
                 return Err(Refusal::Taken {
                     identity: identity.to_string(),
@@ -583,14 +583,11 @@ impl Book {
     }
 
     /// Whether a live process of the node speaks for another identity.
-    fn is_anothers(&self, node: &str, identity: &Identity) -> bool {
+    fn is_anothers(&self, node: &str, identity: &Identity, now: BootTime) -> bool {
         let mut members = self.members.iter();
         members.any(|(key, member)| {
-            key.node == node
-                && member
-                    .identity
-                    .as_ref()
-                    .is_some_and(|other| other != identity)
+            let holder = member.identity.as_ref().filter(|_| member.is_live(now));
+            key.node == node && holder.is_some_and(|holder| holder != identity)
         })
     }
 

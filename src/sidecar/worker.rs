@@ -135,12 +135,44 @@ mod tests {
             spread::{MAX_CONNECTIONS, Spread},
             testing::Echo,
         },
+        tls::{
+            TlsUse,
+            testing::{Authority, Files, Leaf},
+        },
     };
 
     /// Longer than any stop takes, so that a task that is not left behind is cut off, which is an error.
     const DRAIN: Duration = Duration::from_secs(20);
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+    #[tokio::test]
+    async fn a_handshake_that_is_not_finished_does_not_hold_a_stop_up() {
+        let (authority, files) = (Authority::new("CA"), Files::new());
+        let pair = authority.issue(&Leaf::server(&["localhost"]));
+        let credentials = files.credentials(TlsUse::ExtAuthzServer, Some(&pair), None);
+        let shutdown = Shutdown::new();
+        let checks = TaskTracker::new();
+        let services = Services {
+            checks: Arc::<Echo>::default(),
+            others: Routes::default(),
+        };
+        let tls = Some(TlsServer::new(credentials));
+        let intake = start(0, services, tls, &checks, &shutdown).expect("a thread");
+        let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
+        let (mut client, server) = UnixStream::pair().expect("two sockets");
+        server.set_nonblocking(true).expect("a socket");
+        let given = workers.give(Accepted::Unix(server)).await;
+        given.expect("the worker runs");
+        // A record of a handshake that never comes.
+        client.write_all(&[22, 3, 1, 1, 0]).expect("writable");
+        shutdown.trigger();
+        let signals = Signals::listen().expect("signals can be heard");
+        let ended = shutdown.run(signals, DRAIN).await;
+        ended.expect("an orderly end");
+        let read = client.read(&mut [0]);
+        assert!(matches!(read, Ok(0)), "it was closed: {read:?}");
+    }
 
     #[tokio::test]
     async fn a_client_that_is_frozen_does_not_hold_a_stop_up() {
