@@ -2,10 +2,11 @@
 //!
 //! # The map
 //!
-//! The way of a request, in a sidecar: `sidecar/connection` takes Envoy's calls, `sidecar/call` puts the message of each
-//! together, `sidecar/handler` hands it to `authz/service`, `authz/request` reads it, `authz/route` chooses the keyring,
-//! `authz/credential` finds what was presented, `key/token` checks its form, `key/digest` hashes it, `keyring/view` finds
-//! its record, `authz/decision` decides, `authz/response` answers, and `telemetry/check` tells of it.
+//! The way of a request, in a sidecar: `sidecar/connection` takes Envoy's calls, `sidecar/call` puts the message of
+//! each together, `sidecar/handler` hands it to `authz/service`, `authz/request` reads it, `authz/route` chooses the
+//! keyring, `authz/credential` finds what was presented, `key/token` checks its form, `key/digest` hashes it,
+//! `keyring/view` finds its record, `authz/decision` decides, `authz/response` answers, and `telemetry/check` tells of
+//! it.
 //!
 //! The way of a key, from an operator to every sidecar: `cli` calls `control/admin`, `key/operation` plans a change,
 //! `control/journal` commits it to the `store`, `key/keyring` folds it in, `control/feed` encodes it,
@@ -13,7 +14,8 @@
 //! publishes the next view, and `control/fleet` notes the ack for which `control/rotation` waits.
 //!
 //! [`key`] is the domain and pure. [`authz`] and [`keyring`] are the data path, and the connections of [`sidecar`];
-//! [`control`] and [`discovery`] are the control path. [`tls`] makes their connections safe beyond this machine. The daemons are put together in [`sidecar`] and [`control::plane`].
+//! [`control`] and [`discovery`] are the control path. [`tls`] makes their connections safe beyond this machine. The
+//! daemons are put together in [`sidecar`] and [`control::plane`].
 
 pub mod authz;
 pub mod cli;

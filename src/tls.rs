@@ -6,7 +6,8 @@
 //! [`files`] are read into [`material`], which [`credentials`] keep current while the process runs. A [`server`] and a
 //! [`client`] make a handshake of what is current then, and say in a [`handshake`] error which side refused which
 //! [`certificate`]. [`incoming`] and [`connector`] put connections into tonic's hands, and [`turns`] bound how many
-//! handshakes are under way. An [`identity`] is who a certificate speaks for. [`dev`] makes certificates for trying out.
+//! handshakes are under way. An [`identity`] is who a certificate speaks for. [`dev`] makes certificates for trying
+//! out.
 
 mod certificate;
 pub mod client;

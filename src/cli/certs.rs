@@ -28,8 +28,8 @@ use crate::{
 pub enum CertsCommand {
     /// Make an authority and certificates for control plane, sidecars, operator and Envoy: for trying out
     ///
-    /// Not for production: the key of the authority lies in a file, and nothing renews what it signed. An authority that
-    /// is in the directory already is used again.
+    /// Not for production: the key of the authority lies in a file, and nothing renews what it signed. An authority
+    /// that is in the directory already is used again.
     Dev(DevArgs),
 }
 

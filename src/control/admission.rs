@@ -1,9 +1,9 @@
 //! Which sidecar may subscribe to what: rules of the configuration about the identities of certificates.
 //!
-//! What no rule allows is refused. A rule also says under which node ids an identity may appear, so that a sidecar whose
-//! machine was taken over cannot ack, report or say Goodbye as another: without saying so it is the last path segment of
-//! the identity alone. Where many sidecars share an identity, as those of a Kubernetes service account do, a node id
-//! belongs to the identity that holds it for as long as the fleet knows it (`control/fleet`).
+//! What no rule allows is refused. A rule also says under which node ids an identity may appear, so that a sidecar
+//! whose machine was taken over cannot ack, report or say Goodbye as another: without saying so it is the last path
+//! segment of the identity alone. Where many sidecars share an identity, as those of a Kubernetes service account do, a
+//! node id belongs to the identity that holds it for as long as the fleet knows it (`control/fleet`).
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 

@@ -29,8 +29,8 @@ const TIMEOUT: Duration = super::server::TIMEOUT;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl TlsClient {
-    /// A client that shows and judges by `credentials`. A server has to have a certificate for the host under which it is
-    /// reached, and for `server_identity` where that is given.
+    /// A client that shows and judges by `credentials`. A server has to have a certificate for the host under which it
+    /// is reached, and for `server_identity` where that is given.
     #[must_use]
     pub const fn new(credentials: Arc<Credentials>, server_identity: Option<Identity>) -> Self {
         Self {

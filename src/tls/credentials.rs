@@ -1,9 +1,10 @@
 //! The certificates of one side, kept as their files are.
 //!
-//! Files are read every few seconds and compared by their content: that holds for files that are replaced, for files that
-//! are written in place, and for the links that Kubernetes turns over, without relying on times or notifications. What
-//! does not fit, a key of another certificate or a file that is half written, is not taken: what was in use stays in use,
-//! and the files are looked at again. What is taken holds for the handshakes that follow; connections that are open go on.
+//! Files are read every few seconds and compared by their content: that holds for files that are replaced, for files
+//! that are written in place, and for the links that Kubernetes turns over, without relying on times or notifications.
+//! What does not fit, a key of another certificate or a file that is half written, is not taken: what was in use stays
+//! in use, and the files are looked at again. What is taken holds for the handshakes that follow; connections that are
+//! open go on.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -41,8 +42,8 @@ struct Seen {
     warned: bool,
 }
 
-/// How often the files are read. A certificate that was replaced has hours left; that of a leaf, for which a new authority
-/// was added, is not used by anybody within seconds.
+/// How often the files are read. A certificate that was replaced has hours left; that of a leaf, for which a new
+/// authority was added, is not used by anybody within seconds.
 const EVERY: Duration = Duration::from_secs(2);
 /// How long before its end a certificate should have been replaced. Of one that lives shorter, the last third.
 const WARN_BEFORE: Duration = Duration::from_hours(7 * 24);

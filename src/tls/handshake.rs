@@ -100,8 +100,8 @@ impl HandshakeError {
         }
     }
 
-    /// What a failed read or write of a handshake, or of the connection after it, means. `theirs` is what the other side
-    /// has shown, `ours` what we have.
+    /// What a failed read or write of a handshake, or of the connection after it, means. `theirs` is what the other
+    /// side has shown, `ours` what we have.
     pub(super) fn from_io(
         peer: &'static str,
         error: io::Error,

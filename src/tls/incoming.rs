@@ -45,8 +45,8 @@ type Shaken = Result<(TlsStream<TcpStream>, Peer), HandshakeError>;
 /// The pause after an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The connections of `listener`, each as soon as its handshake is done: one that is slow holds up no other. `what` names
-/// it in the log. Dropped, it closes those whose handshake is under way.
+/// The connections of `listener`, each as soon as its handshake is done: one that is slow holds up no other. `what`
+/// names it in the log. Dropped, it closes those whose handshake is under way.
 pub fn incoming(
     what: &'static str,
     listener: TcpListener,

@@ -51,12 +51,13 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// Failures that are told of in so long a time. The metrics count all of them.
 const MAX_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
-/// The most handshakes under way. Each takes a file and some 40 KiB; a thousand sidecars that come back at once finish a
-/// few hundred of theirs before the first of them is given up, and try again.
+/// The most handshakes under way. Each takes a file and some 40 KiB; a thousand sidecars that come back at once finish
+/// a few hundred of theirs before the first of them is given up, and try again.
 const MAX_UNDER_WAY: usize = 256;
 
 impl TlsServer {
-    /// A server that shows and judges by `credentials`. Clients have to have a certificate where those name authorities.
+    /// A server that shows and judges by `credentials`. Clients have to have a certificate where those name
+    /// authorities.
     #[must_use]
     pub fn new(credentials: Arc<Credentials>) -> Self {
         Self::with_limits(credentials, MAX_UNDER_WAY, TIMEOUT)
@@ -76,8 +77,8 @@ impl TlsServer {
         }
     }
 
-    /// Makes a handshake on a connection that was accepted `from` somewhere, and tells of it when it fails. Cancelled, it
-    /// closes the connection.
+    /// Makes a handshake on a connection that was accepted `from` somewhere, and tells of it when it fails. Cancelled,
+    /// it closes the connection.
     ///
     /// # Errors
     ///

@@ -9,8 +9,8 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-/// Bytes over TLS, of either side. It offers no vectored writes: HTTP/2 then puts its frames together, and they leave in
-/// one record.
+/// Bytes over TLS, of either side. It offers no vectored writes: HTTP/2 then puts its frames together, and they leave
+/// in one record.
 #[derive(Debug)]
 pub struct TlsStream<S> {
     inner: tokio_rustls::TlsStream<S>,

@@ -1,7 +1,7 @@
 //! How many handshakes are under way: a bound that slow ones do not use up.
 //!
-//! A handshake takes milliseconds. Where there are too many, the oldest is given up for the newest, so that somebody who
-//! opens connections and says nothing keeps nobody out for longer than it takes to open as many again.
+//! A handshake takes milliseconds. Where there are too many, the oldest is given up for the newest, so that somebody
+//! who opens connections and says nothing keeps nobody out for longer than it takes to open as many again.
 
 use std::{
     collections::VecDeque,

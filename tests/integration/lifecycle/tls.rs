@@ -1,5 +1,5 @@
-//! Everything over TLS, with the certificates of `relatch certs dev`: who gets in, who does not and is told why, and what
-//! goes on while certificates change.
+//! Everything over TLS, with the certificates of `relatch certs dev`: who gets in, who does not and is told why, and
+//! what goes on while certificates change.
 
 use std::{net::SocketAddr, path::PathBuf};
 
