@@ -279,6 +279,7 @@ mod tests {
     fn peer(identity: &str) -> Peer {
         Peer {
             identity: Some(identity.parse().expect("an identity")),
+            not_after: None,
         }
     }
 

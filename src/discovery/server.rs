@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::session::{Asked, MAX_LOOKUPS, Session};
 use crate::{
+    clock::Clock,
     control::{
         admission::{Admission, Refusal},
         catalog::Catalog,
@@ -17,6 +18,7 @@ use crate::{
         metrics::LookupOutcome,
         usage::{UsageBook, UsageStream},
     },
+    key::Timestamp,
     proto::discovery::{
         self as wire, control_message,
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
@@ -49,6 +51,8 @@ struct Asking {
 const MAX_BUILDS: usize = 2;
 /// A sidecar that sends no hello within this time is no sidecar.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A sidecar that is told to come back leaves at once; one that does not is left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest message of a sidecar: a hello of a hundred keyrings, or a nack of a hundred items, with room to spare.
 const MAX_MESSAGE: usize = 256 << 10;
 /// The most keyrings that a sidecar may subscribe to.
@@ -167,6 +171,7 @@ impl KeyringDiscovery for DiscoveryServer {
         let subscribed = hello.subscriptions.iter();
         let subscribed = subscribed.filter_map(|subscription| subscription.keyring.parse().ok());
         let (mut reports, acks) = self.usage.stream(&member, subscribed.collect());
+        let drain = self.shutdown.child_token();
         let session = Session::new(
             Arc::clone(&self.catalog),
             &hello.subscriptions,
@@ -174,12 +179,33 @@ impl KeyringDiscovery for DiscoveryServer {
             acks,
             self.heartbeat_every,
             Arc::clone(&self.builds),
-            self.shutdown.clone(),
+            drain.clone(),
         );
         let (catalog, fleet) = (Arc::clone(&self.catalog), Arc::clone(&self.fleet));
         let usage = Arc::clone(&self.usage);
         self.tasks.spawn(async move {
-            let goodbye = listen(inbound, &catalog, &fleet, &member, &mut reports, asking).await;
+            let mut listening = Box::pin(listen(
+                inbound,
+                &catalog,
+                &fleet,
+                &member,
+                &mut reports,
+                asking,
+            ));
+            let goodbye = tokio::select! {
+                goodbye = &mut listening => goodbye,
+                () = expired(peer.not_after, catalog.clock()) => {
+                    tracing::info!(
+                        node = member.node,
+                        identity = %peer,
+                        "the certificate of a sidecar has expired; it is to come back with its next one"
+                    );
+                    drain.cancel();
+                    let left = tokio::time::timeout(LEAVE_TIMEOUT, &mut listening).await;
+                    left.unwrap_or(false)
+                }
+            };
+            drop(listening);
             let parting = if goodbye {
                 let told_all = reports.settle(&fleet).await;
                 Parting::Goodbye { told_all }
@@ -238,6 +264,18 @@ async fn listen(
     false
 }
 
+/// Ends when a certificate has: who goes on beyond it has to show another. Without one it never ends.
+async fn expired(not_after: Option<Timestamp>, clock: &Clock) {
+    match not_after {
+        Some(not_after) => {
+            // Of its last second, all.
+            let end = not_after.saturating_add(Duration::from_secs(1));
+            tokio::time::sleep(end.saturating_since(clock.wall())).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// Brings the fleet's book to the store.
 async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) {
     match fleet.record_news(&**catalog.store()).await {
@@ -274,3 +312,6 @@ fn check(hello: &wire::Hello) -> Result<(), Status> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,13 +15,14 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Credentials, HTTP2, HandshakeError, Identity, TlsError, TlsStream, WallClock,
+    Certificate, Credentials, HTTP2, HandshakeError, Identity, TlsError, TlsStream, WallClock,
     handshake::CLIENT,
     material::Material,
     provider,
     turns::Turns,
     verifier::{ClientJudge, Shown},
 };
+use crate::key::Timestamp;
 
 /// Makes handshakes with clients; cheap to clone.
 #[derive(Clone, Debug)]
@@ -44,6 +45,8 @@ struct Told {
 pub struct Peer {
     /// Whom its certificate speaks for; none without a certificate, or for nobody.
     pub identity: Option<Identity>,
+    /// The last moment at which that is so.
+    pub not_after: Option<Timestamp>,
 }
 
 /// Two round trips take a second over the worst of links, and a client that does not finish in five will not.
@@ -155,6 +158,7 @@ impl TlsServer {
         if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
             return Err(HandshakeError::no_http2(CLIENT));
         }
+        let not_after = certificate.as_ref().map(Certificate::not_after);
         let identity = match certificate {
             Some(certificate) => match Identity::of(&certificate) {
                 Ok(identity) => Some(identity),
@@ -168,7 +172,13 @@ impl TlsServer {
             },
             None => None,
         };
-        Ok((TlsStream::new(stream.into()), Peer { identity }))
+        Ok((
+            TlsStream::new(stream.into()),
+            Peer {
+                identity,
+                not_after,
+            },
+        ))
     }
 
     /// For one handshake: what is current, and who keeps what the client has shown.
