@@ -18,6 +18,7 @@ pub mod keeper;
 pub mod metrics;
 pub mod pace;
 pub mod plane;
+mod port;
 pub mod reconciler;
 pub mod rotation;
 pub mod saved;

@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{service::Routes, transport::Server};
+use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{
@@ -16,6 +15,7 @@ use super::{
     keeper::Keeper,
     metrics::{self, ControlMetrics},
     pace::Pace,
+    port::Port,
     reconciler::Reconciler,
     rotation::Rotations,
     schedule::Schedule,
@@ -41,7 +41,7 @@ use crate::{
         export::{ExportError, SpanPipeline, SpanSource},
         process::ProcessCollector,
     },
-    tls::{Credentials, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse, incoming::incoming},
+    tls::{Credentials, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse},
 };
 
 /// A control plane that is running.
@@ -72,8 +72,8 @@ struct Certificates {
     clock: Clock,
 }
 
-/// Where gRPC is served.
-struct Port<'a> {
+/// A port of gRPC as it is configured.
+struct Planned<'a> {
     /// Its setting, and the name of its task.
     name: &'static str,
     address: SocketAddr,
@@ -148,15 +148,6 @@ pub enum PlaneError {
     Webhooks(#[source] SetupError),
 }
 
-/// With the timeout below, a dead sidecar is found within 15 seconds.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A sidecar has one stream, an operator a few calls at once.
-const MAX_STREAMS: u32 = 100;
-/// Headers of our own callers are a token and what gRPC adds.
-const MAX_HEADERS: u32 = 16 << 10;
-/// Resets that a caller may cause before its connection is closed. Nobody cancels calls here in numbers.
-const MAX_RESETS: usize = 100;
 /// What is asked for by those who look at the admin port's health, and described by its reflection.
 const ADMIN_SERVICE: &str = "relatch.admin.v1.Admin";
 /// In spans, a machine without a name that fits.
@@ -281,10 +272,10 @@ impl ControlPlane {
             .await
             .map_err(bind_error("http", settings.http))?;
         let endpoints = ControlEndpoints {
-            discovery: Port::discovery(settings)
+            discovery: Planned::discovery(settings)
                 .serve(discovery, &certificates, shutdown)
                 .await?,
-            admin: Port::admin(settings)
+            admin: Planned::admin(settings)
                 .serve(admin, &certificates, shutdown)
                 .await?,
             http: http.local_addr(),
@@ -351,7 +342,7 @@ impl Loaded {
     }
 }
 
-impl<'a> Port<'a> {
+impl<'a> Planned<'a> {
     fn discovery(settings: &'a ControlSettings) -> Self {
         Self {
             name: "discovery",
@@ -379,25 +370,14 @@ impl<'a> Port<'a> {
     ) -> Result<SocketAddr, PlaneError> {
         let (name, address) = (self.name, self.address);
         let tls = certificates.load(self, shutdown)?;
-        let listener = TcpListener::bind(address)
+        let port = Port::bind(name, address)
             .await
             .map_err(bind_error(name, address))?;
-        let bound = listener.local_addr().map_err(bind_error(name, address))?;
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .http2_max_header_list_size(MAX_HEADERS)
-            .http2_max_local_error_reset_streams(Some(MAX_RESETS))
-            .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
-            .max_concurrent_streams(MAX_STREAMS)
-            .add_routes(routes);
+        let bound = port.address();
         let stop = shutdown.token();
-        shutdown.spawn_fallible(name, async move {
-            let incoming = incoming(name, listener, tls);
-            let drained = stop.clone().cancelled_owned();
-            let serving = Box::pin(server.serve_with_incoming_shutdown(incoming, drained));
-            let ended = unless_left_behind(name, stop, serving).await;
-            ended.unwrap_or(Ok(()))
+        shutdown.spawn(name, async move {
+            let serving = Box::pin(port.serve(tls, routes, stop.clone()));
+            unless_left_behind(name, stop, serving).await;
         });
         Ok(bound)
     }
@@ -412,7 +392,11 @@ impl Certificates {
     }
 
     /// Loads those of a port and keeps them current; none where there are none.
-    fn load(&self, port: &Port<'_>, shutdown: &Shutdown) -> Result<Option<TlsServer>, PlaneError> {
+    fn load(
+        &self,
+        port: &Planned<'_>,
+        shutdown: &Shutdown,
+    ) -> Result<Option<TlsServer>, PlaneError> {
         let Some(files) = port.files else {
             return Ok(None);
         };

@@ -1,4 +1,4 @@
-//! Connections for tonic's servers: accepted, and over TLS where that is configured.
+//! Connections for servers of gRPC: accepted, and over TLS where that is configured.
 
 use std::{
     io,
@@ -7,13 +7,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::Stream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
-use tonic::transport::server::Connected;
 
 use super::{HandshakeError, Peer, TlsServer, TlsStream};
 
@@ -30,8 +28,10 @@ enum Wire {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The connections that a listener accepts.
-struct Listening {
+/// The connections that a listener accepts, each as soon as its handshake is done: one that is slow holds up no other.
+/// Dropped, it closes those whose handshake is under way.
+#[derive(Debug)]
+pub struct Listening {
     what: &'static str,
     listener: TcpListener,
     tls: Option<TlsServer>,
@@ -45,27 +45,20 @@ type Shaken = Result<(TlsStream<TcpStream>, Peer), HandshakeError>;
 /// The pause after an accept that failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The connections of `listener`, each as soon as its handshake is done: one that is slow holds up no other. `what`
-/// names it in the log. Dropped, it closes those whose handshake is under way.
-pub fn incoming(
-    what: &'static str,
-    listener: TcpListener,
-    tls: Option<TlsServer>,
-) -> impl Stream<Item = io::Result<Incoming>> {
-    let listening = Listening {
-        what,
-        listener,
-        tls,
-        handshakes: JoinSet::new(),
-    };
-    futures_util::stream::unfold(listening, |mut listening| async move {
-        let incoming = listening.next().await;
-        Some((Ok(incoming), listening))
-    })
-}
-
 impl Listening {
-    async fn next(&mut self) -> Incoming {
+    /// Those of `listener`, over `tls` where that is there. `what` names it in the log.
+    #[must_use]
+    pub fn new(what: &'static str, listener: TcpListener, tls: Option<TlsServer>) -> Self {
+        Self {
+            what,
+            listener,
+            tls,
+            handshakes: JoinSet::new(),
+        }
+    }
+
+    /// The next one. Cancellation safe.
+    pub async fn next(&mut self) -> Incoming {
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => {
@@ -113,13 +106,11 @@ impl Incoming {
             peer: Peer::default(),
         }
     }
-}
 
-impl Connected for Incoming {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    /// Who is at the other end.
+    #[must_use]
+    pub const fn peer(&self) -> &Peer {
+        &self.peer
     }
 }
 
