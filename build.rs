@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "envoy/service/auth/v3/external_auth.proto",
             "relatch/admin/v1/admin.proto",
             "relatch/discovery/v1/discovery.proto",
+            "relatch/snapshot/v1/snapshot.proto",
         ])?;
     // For the reflection service of the admin API.
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
@@ -34,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             ".relatch.admin.v1.IssuedKey",
             ".relatch.admin.v1.Webhook",
             ".relatch.discovery.v1.Pepper",
+            ".relatch.snapshot.v1",
         ])
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())

@@ -28,6 +28,7 @@ pub mod rotate;
 pub mod screen;
 pub mod secret;
 pub mod sidecar;
+pub mod snapshot;
 pub mod token;
 pub mod usage;
 pub mod value;
@@ -132,9 +133,12 @@ pub enum Command {
     /// Make certificates for trying TLS out
     #[command(subcommand)]
     Certs(certs::CertsCommand),
-    /// Look at configuration files
+    /// Look at configuration files, and make the key of a snapshot file
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Look at the snapshot file of a sidecar
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Print the completions of a shell
     Completions(completions::CompletionsArgs),
 }
@@ -183,6 +187,7 @@ impl Cli {
             Command::Sidecar(args) => Box::pin(args.run(&session)).await?,
             Command::Certs(command) => command.run(&session)?,
             Command::Config(command) => command.run(&session)?,
+            Command::Snapshot(command) => command.run(&session)?,
             Command::Token(command) => command.run(&session).await?,
             Command::Keyring(command) => command.run(&session).await?,
             Command::Consumer(command) => command.run(&session).await?,
@@ -230,6 +235,7 @@ impl Command {
             | Self::Audit(_)
             | Self::Certs(_)
             | Self::Config(_)
+            | Self::Snapshot(_)
             | Self::Completions(_) => Builder::new_current_thread(),
         }
     }
@@ -378,6 +384,9 @@ mod tests {
                 "relatch certs dev",
                 "relatch config",
                 "relatch config check",
+                "relatch config snapshot-key",
+                "relatch snapshot",
+                "relatch snapshot inspect",
                 "relatch completions",
             ]
         );

@@ -4,7 +4,11 @@
 //! in which the machine was suspended.
 
 use std::{
-    sync::{Arc, Mutex},
+    fmt, fs,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -19,6 +23,23 @@ pub struct Clock(Source);
 /// Time since the machine's boot (`CLOCK_BOOTTIME`): runs forward only and counts suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BootTime(Duration);
+
+/// One boot of the machine: [`BootTime`]s of the same boot can be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootId(Arc<str>);
+
+/// The latest time of a wall clock; cheap to clone. By it windows are judged, so that a clock which is set back brings no
+/// expired key back to life.
+#[derive(Clone, Debug, Default)]
+pub struct LatestWall(Arc<Latest>);
+
+#[derive(Debug, Default)]
+struct Latest {
+    /// In milliseconds since the Unix epoch.
+    millis: AtomicI64,
+    /// What the control plane's wall clock was, and when, by ours that runs forward only.
+    told: Mutex<Option<(Timestamp, BootTime)>>,
+}
 
 /// The hands of a [`Clock`] that tests turn.
 #[derive(Clone, Debug)]
@@ -35,7 +56,14 @@ enum Source {
 struct Hands {
     wall: SystemTime,
     boot: BootTime,
+    /// How often the machine has booted.
+    boots: u32,
 }
+
+/// Where Linux tells which boot this is. See `random(4)`.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The longest that is believed to be one: a UUID has 36 characters.
+const MAX_BOOT_ID: usize = 64;
 
 impl Clock {
     /// The machine's clocks.
@@ -49,7 +77,8 @@ impl Clock {
     pub fn manual(wall: Timestamp) -> (Self, ManualClock) {
         let boot = BootTime(Duration::from_secs(1));
         let wall = wall.into();
-        let hands = ManualClock(Arc::new(Mutex::new(Hands { wall, boot })));
+        let boots = 1;
+        let hands = ManualClock(Arc::new(Mutex::new(Hands { wall, boot, boots })));
         (Self(Source::Manual(hands.clone())), hands)
     }
 
@@ -80,6 +109,69 @@ impl Clock {
             }
             Source::Manual(hands) => hands.read().boot,
         }
+    }
+
+    /// Which boot of the machine this is; none when the system does not tell.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<BootId> {
+        match &self.0 {
+            Source::System => BootId::new(fs::read_to_string(BOOT_ID).ok()?.trim()),
+            Source::Manual(hands) => BootId::new(&format!("boot-{}", hands.read().boots)),
+        }
+    }
+}
+
+impl BootId {
+    /// Of its text; none when that is empty, or too long to be one.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        matches!(text.len(), 1..=MAX_BOOT_ID).then(|| Self(text.into()))
+    }
+}
+
+impl fmt::Display for BootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl LatestWall {
+    /// How far a clock may be ahead of the control plane's and still be remembered: as much as machines differ that follow
+    /// a time server, with room for a slow heartbeat.
+    pub const TOLERANCE: Duration = Duration::from_mins(1);
+
+    /// The time to judge by when the wall clock says `now`: it never goes back.
+    #[must_use]
+    pub fn not_before(&self, now: Timestamp) -> Timestamp {
+        let latest = self.0.millis.load(Ordering::Relaxed);
+        if now.as_millis() > latest {
+            self.0.millis.fetch_max(now.as_millis(), Ordering::Relaxed);
+        }
+        now.max(Timestamp::from_millis(latest))
+    }
+
+    /// The control plane's wall clock said `wall` at `now`.
+    pub fn told(&self, wall: Timestamp, now: BootTime) {
+        *self.lock() = Some((wall, now));
+    }
+
+    /// What is to be remembered beyond the end of the process: the latest time, but hardly later than the control plane says
+    /// that it is. So a clock that is ahead by mistake is forgotten with the process, once somebody has set it right; while
+    /// nobody tells the time, our own clock is believed.
+    #[must_use]
+    pub fn to_remember(&self, wall: Timestamp, now: BootTime) -> Timestamp {
+        let latest = self.not_before(wall);
+        match *self.lock() {
+            None => latest,
+            Some((told, at)) => {
+                let is_now = told.saturating_add(now.saturating_since(at));
+                latest.min(is_now.saturating_add(Self::TOLERANCE))
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Timestamp, BootTime)>> {
+        self.0.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,6 +225,13 @@ impl ManualClock {
         self.lock().wall = wall.into();
     }
 
+    /// Boots the machine anew: the clock that runs forward only starts from the beginning.
+    pub fn reboot(&self) {
+        let mut hands = self.lock();
+        hands.boots += 1;
+        hands.boot = BootTime::default();
+    }
+
     fn read(&self) -> Hands {
         *self.lock()
     }
@@ -168,6 +267,43 @@ mod tests {
         hands.advance(Duration::from_secs(2));
         assert_eq!(clock.wall(), Timestamp::from_millis(3_000));
         assert_eq!(clock.boot().saturating_since(boot), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn the_system_tells_which_boot_it_is() {
+        let clock = Clock::system();
+        assert!(clock.boot_id().is_some());
+        assert_eq!(clock.boot_id(), clock.boot_id());
+        let (clock, hands) = Clock::manual(Timestamp::from_millis(5_000));
+        let boot_id = clock.boot_id();
+        hands.reboot();
+        assert_ne!(clock.boot_id(), boot_id);
+        assert_eq!(clock.boot(), BootTime::default());
+    }
+
+    #[test]
+    fn the_latest_time_never_goes_back() {
+        let latest = LatestWall::default();
+        let at = Timestamp::from_millis;
+        assert_eq!(latest.not_before(at(5_000)), at(5_000));
+        assert_eq!(latest.clone().not_before(at(4_000)), at(5_000));
+        assert_eq!(latest.not_before(at(5_001)), at(5_001));
+    }
+
+    #[test]
+    fn no_time_is_remembered_that_is_far_beyond_what_the_control_plane_says() {
+        let latest = LatestWall::default();
+        let at = |seconds: i64| Timestamp::from_millis(seconds * 1_000);
+        let boot = |seconds: u64| BootTime::from_millis(seconds * 1_000);
+        assert_eq!(latest.to_remember(at(900_000), boot(1)), at(900_000));
+        latest.told(at(500_000), boot(10));
+        assert_eq!(latest.to_remember(at(900_000), boot(10)), at(500_060));
+        assert_eq!(latest.to_remember(at(500_000), boot(40)), at(500_090));
+        // Windows are judged by it all the same.
+        assert_eq!(latest.not_before(at(500_000)), at(900_000));
+        let honest = LatestWall::default();
+        honest.told(at(500_000), boot(10));
+        assert_eq!(honest.to_remember(at(500_003), boot(10)), at(500_003));
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub use permission::{AllowedSources, Scope, Scopes};
 pub use policy::{OnDeadline, PolicyOverrides, RotationPolicy, SinkName};
 pub use record::{KeyRecord, Standing};
 pub use time::{Timestamp, Window};
+pub(crate) use token::fill_random;
 pub use token::{Prefix, PresentedKey, RandomError, Secret};
 pub use version::{KeyState, KeyVersion, VersionState};
 pub use versions::Versions;

@@ -20,7 +20,9 @@ mod view;
 
 pub use callers::{Caller, CallerUse, MAX_CALLERS};
 pub use held::{HeldKey, OwnedKey};
-pub use mirror::{Announced, DeltaError, Mirror, Position, SnapshotBuilder, SnapshotError};
+pub use mirror::{
+    Announced, DeltaError, Mirror, Position, Restored, SnapshotBuilder, SnapshotError,
+};
 pub use slot::{Freshness, Keyrings, Mode, Slot, Staleness};
 pub use usage::{Ledger, UsageIndex, VersionUsage};
 pub use view::{KeyringSettings, KeyringView};

@@ -1,6 +1,7 @@
 //! The wire: code generated from `proto/`. Used by the service modules and by nobody else.
 //!
-//! Messages that hold a request's headers have no `Debug` at all; those that hold a secret print without it.
+//! Messages that hold a request's headers, and those of the snapshot file, have no `Debug` at all; others that hold a
+//! secret print without it.
 
 use std::fmt;
 
@@ -46,6 +47,12 @@ pub mod admin {
 )]
 pub mod discovery {
     tonic::include_proto!("relatch.discovery.v1");
+}
+
+/// `relatch.snapshot.v1`
+#[expect(missing_debug_implementations, missing_docs, reason = "generated")]
+pub mod snapshot {
+    tonic::include_proto!("relatch.snapshot.v1");
 }
 
 /// The descriptors of all of `proto/`, for reflection.

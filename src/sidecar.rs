@@ -28,7 +28,7 @@ use tonic::service::Routes;
 
 use crate::{
     authz::Authorizer,
-    clock::Clock,
+    clock::{Clock, LatestWall},
     config::{Listen, SidecarSettings},
     discovery::{client::Client, receiver::Receiver},
     http::{HttpServer, Pages},
@@ -37,18 +37,20 @@ use crate::{
     proto::discovery as wire,
     readiness::Readiness,
     shutdown::Shutdown,
+    snapshot::begin::{self, BeginError, Begun, Empty},
     telemetry::{
         check::CheckTelemetry,
         export::{ExportError, SpanPipeline, SpanSource},
         metrics::SidecarMetrics,
         process::ProcessCollector,
+        snapshot::SnapshotCollector,
     },
     tls::{Credentials, TlsClient, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse},
 };
 use connection::Services;
 use listener::{Endpoint, Listener};
 use monitor::Monitor;
-use spread::{MAX_CONNECTIONS, Spread};
+use spread::{Intake, MAX_CONNECTIONS, Spread};
 
 /// A sidecar that is running.
 #[derive(Debug)]
@@ -103,6 +105,9 @@ pub enum SidecarError {
         /// Why not.
         source: TlsError,
     },
+    /// The snapshot file cannot be kept.
+    #[error(transparent)]
+    Snapshot(#[from] BeginError),
     /// A worker cannot be started.
     #[error("cannot start a worker")]
     Worker(#[source] io::Error),
@@ -149,11 +154,27 @@ impl Sidecar {
         let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock.clone());
         let (tracer, spans) = start_spans(settings, &metrics)?.unzip();
 
+        let latest = LatestWall::default();
+        let mut receiver = Receiver::new(&keyrings, clock.clone()).telling(latest.clone());
+        let kept = settings.snapshot.as_ref().map(|snapshot| {
+            let sidecar = Empty {
+                node: &settings.node,
+                keyrings: &keyrings,
+                receiver: &mut receiver,
+                latest: &latest,
+                clock: &clock,
+            };
+            begin::begin(snapshot, sidecar)
+        });
+        let (keeper, disk) = kept.transpose()?.map(Begun::into_parts).unzip();
+        if let Some(disk) = &disk {
+            registry.register_collector(Box::new(SnapshotCollector::new(Arc::clone(disk))));
+        }
         let certificates = Certificates {
             metrics: TlsMetrics::register(&mut registry),
             clock: clock.clone(),
         };
-        let client = start_client(settings, &keyrings, &clock, &certificates, shutdown)?;
+        let client = start_client(settings, receiver, &clock, &certificates, shutdown)?;
         let readiness = Readiness::default();
         let monitor = Monitor::new(
             settings.node.id.clone(),
@@ -161,7 +182,8 @@ impl Sidecar {
             Arc::clone(client.link()),
             readiness.clone(),
             clock.clone(),
-        );
+        )
+        .with_disk(disk);
         let pages = Pages {
             registry: Arc::new(registry),
             readiness: readiness.clone(),
@@ -184,7 +206,8 @@ impl Sidecar {
             &keyrings,
             clock,
             Arc::new(observer),
-        );
+        )
+        .judging_by(latest);
         let (reporter, health) = tonic_health::server::health_reporter();
         let services = Services {
             checks: Arc::new(authorizer),
@@ -199,16 +222,9 @@ impl Sidecar {
                 Some(TlsServer::new(loaded))
             }
         };
-        let workers = (0..settings.workers.get())
-            .map(|index| worker::start(index, services.clone(), tls.clone(), &checks, shutdown))
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(SidecarError::Worker)?;
-        checks.close();
-        let workers = Spread::new(
-            workers,
-            MAX_CONNECTIONS,
-            metrics.connections_refused().clone(),
-        );
+        let workers = start_workers(settings, &services, tls.as_ref(), &checks, shutdown)?;
+        let refused = metrics.connections_refused().clone();
+        let workers = Spread::new(workers, MAX_CONNECTIONS, refused);
 
         let guards = monitor.block();
         shutdown.spawn("listener", listener.accept(workers, shutdown.token()));
@@ -218,6 +234,11 @@ impl Sidecar {
             monitor.run(guards, reporter, metrics, shutdown.token()),
         );
         shutdown.spawn("discovery client", client.run(shutdown.token(), checks));
+        if let Some(keeper) = keeper {
+            // Last, so that it writes what the client has applied until its end.
+            let last = shutdown.last();
+            last.spawn_fallible("snapshot keeper", keeper.run(last.token()));
+        }
         Ok(Self {
             endpoints,
             readiness,
@@ -254,12 +275,11 @@ impl Certificates {
 /// A client that does not connect yet.
 fn start_client(
     settings: &SidecarSettings,
-    keyrings: &Keyrings,
+    receiver: Receiver,
     clock: &Clock,
     certificates: &Certificates,
     shutdown: &Shutdown,
 ) -> Result<Client, SidecarError> {
-    let receiver = Receiver::new(keyrings, clock.clone());
     let endpoints = settings
         .control
         .iter()
@@ -271,6 +291,22 @@ fn start_client(
     let (used, files) = (TlsUse::DiscoveryClient, tls.files.clone());
     let credentials = certificates.load(used, "control", files, shutdown)?;
     Ok(client.with_tls(TlsClient::new(credentials, tls.server_identity.clone())))
+}
+
+/// Starts the workers, whose checks belong to `checks`.
+fn start_workers(
+    settings: &SidecarSettings,
+    services: &Services<Authorizer>,
+    tls: Option<&TlsServer>,
+    checks: &TaskTracker,
+    shutdown: &Shutdown,
+) -> Result<Vec<Intake>, SidecarError> {
+    let workers = (0..settings.workers.get())
+        .map(|index| worker::start(index, services.clone(), tls.cloned(), checks, shutdown))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(SidecarError::Worker)?;
+    checks.close();
+    Ok(workers)
 }
 
 fn start_spans(

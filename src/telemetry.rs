@@ -10,6 +10,7 @@ pub mod lines;
 pub mod logs;
 pub mod metrics;
 pub mod process;
+pub mod snapshot;
 mod traceparent;
 
 pub use traceparent::TraceParent;

@@ -8,10 +8,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -27,7 +24,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    clock::{BootTime, Clock},
+    clock::{BootTime, Clock, LatestWall},
     key::{KeyDigest, KeyState, Timestamp},
     keyring::{Caller, Keyrings, Slot, on_demand::KeyCache},
     telemetry::TraceParent,
@@ -40,8 +37,8 @@ pub struct Authorizer {
     /// Sorted by name, to be found by a name that is text only.
     slots: Arc<[Arc<Slot>]>,
     clock: Clock,
-    /// The latest time by which a check was judged, in milliseconds since the Unix epoch.
-    latest: Arc<AtomicI64>,
+    /// The latest time by which a check was judged.
+    latest: LatestWall,
     observer: Arc<dyn Observer>,
 }
 
@@ -76,9 +73,15 @@ impl Authorizer {
             settings,
             slots: slots.into(),
             clock,
-            latest: Arc::default(),
+            latest: LatestWall::default(),
             observer,
         }
+    }
+
+    /// Judges by `latest`, which others know, too.
+    #[must_use]
+    pub fn judging_by(self, latest: LatestWall) -> Self {
+        Self { latest, ..self }
     }
 
     /// Appends the serialized `CheckResponse` to `answer` for a serialized `CheckRequest`; or leaves it as it is, and
@@ -128,18 +131,9 @@ impl Authorizer {
         Moment {
             started,
             began: boot,
-            wall: self.not_before_latest(started.into()),
+            wall: self.latest.not_before(started.into()),
             boot,
         }
-    }
-
-    /// The time to judge by: a wall clock that is set back does not bring expired keys back to life.
-    fn not_before_latest(&self, now: Timestamp) -> Timestamp {
-        let latest = self.latest.load(Ordering::Relaxed);
-        if now.as_millis() > latest {
-            self.latest.fetch_max(now.as_millis(), Ordering::Relaxed);
-        }
-        now.max(Timestamp::from_millis(latest))
     }
 
     pub(super) fn judge(

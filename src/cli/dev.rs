@@ -33,6 +33,7 @@ use crate::{
     key::KeyringName,
     proto::admin,
     readiness::Readiness,
+    secret_file,
     shutdown::Shutdown,
     sidecar::{Sidecar, SidecarEndpoints},
 };
@@ -233,9 +234,10 @@ impl Place {
 /// Makes what the control plane needs, where it is not there, and keeps the first admin token in its file.
 async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Failure> {
     match plane::initialize(settings, &Clock::system()).await {
-        Ok(token) => {
-            secrets::write_new(&place.token_file, token.expose()).map_err(Failure::from_error)
-        }
+        Ok(token) => secret_file::write_new(&place.token_file, token.expose()).map_err(|error| {
+            Failure::from_error(error)
+                .context(format!("cannot make {}", place.token_file.display()))
+        }),
         Err(PlaneError::Initialized { .. }) if place.token_file.exists() => Ok(()),
         Err(PlaneError::Initialized { .. }) => Err(Failure::new(
             Exit::Refused,

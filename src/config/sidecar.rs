@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -54,6 +54,8 @@ pub struct SidecarSettings {
     /// Where credentials are, which keyring a request belongs to, and what the upstream is told. The keyrings that it
     /// names are among `keyrings`.
     pub authz: authz::Settings,
+    /// The file that lets it restart without a control plane. Default: none, and nothing is kept on disk.
+    pub snapshot: Option<SnapshotSettings>,
     /// Where spans go.
     pub telemetry: TelemetrySettings,
     /// What is logged.
@@ -104,6 +106,15 @@ pub enum EndpointError {
     Plaintext,
 }
 
+/// The snapshot file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotSettings {
+    /// Where it is. Its directory exists, and belongs to the user of the sidecar.
+    pub path: PathBuf,
+    /// Where the key is under which it is sealed, as `relatch config snapshot-key` makes one.
+    pub key_file: PathBuf,
+}
+
 /// The most control planes: more do not make it more available.
 const MAX_ENDPOINTS: usize = 16;
 
@@ -140,6 +151,7 @@ struct Raw {
     identity_headers: Option<RawIdentityHeaders>,
     notice: Option<RawNotice>,
     staleness: Option<RawStaleness>,
+    snapshot: Option<Spanned<RawSnapshot>>,
     telemetry: Option<RawTelemetry>,
     log: Option<RawLog>,
 }
@@ -166,6 +178,13 @@ struct RawKeyring {
     mode: Option<Text>,
     cache: Option<Spanned<RawCache>>,
     staleness: Option<RawStaleness>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSnapshot {
+    path: Option<Text>,
+    key_file: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -227,6 +246,7 @@ impl SidecarSettings {
                 })
                 .collect(),
             authz: authz::Settings::default(),
+            snapshot: None,
             telemetry: TelemetrySettings::named(SERVICE_NAME),
             log: LogSettings::default(),
         }
@@ -287,6 +307,7 @@ impl SidecarSettings {
             .unwrap_or_default()
             .into_headers(&credentials, found);
         let notices = raw.notice.unwrap_or_default().into_notices(found);
+        let snapshot = SnapshotSettings::from_raw(raw.snapshot, found);
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
         let log = LogSettings::from_raw(&raw.log.unwrap_or_default(), found);
@@ -309,6 +330,7 @@ impl SidecarSettings {
             control_tls,
             keyrings,
             authz: authz?,
+            snapshot,
             telemetry,
             log,
         })
@@ -368,6 +390,39 @@ impl NodeSettings {
             labels,
             id: named.id,
         })
+    }
+}
+
+impl SnapshotSettings {
+    /// None when there are none, or they are wrong, which was noted then.
+    fn from_raw(raw: Option<Spanned<RawSnapshot>>, found: &mut Findings) -> Option<Self> {
+        let Spanned {
+            value: raw,
+            referenced: place,
+            ..
+        } = raw?;
+        let mut path = |name: &str, text: Option<Text>, example: &str| {
+            let field = format!("snapshot.{name}");
+            let Some(text) = text else {
+                found.note(place, field, format_args!("is missing, such as {example}"));
+                return None;
+            };
+            found.path(field, Some(&text))
+        };
+        let file = path("path", raw.path, "/var/lib/relatch/keyring.snap");
+        let key_file = path("key_file", raw.key_file, "/etc/relatch/snapshot.key");
+        let settings = Self {
+            path: file?,
+            key_file: key_file?,
+        };
+        if settings.path == settings.key_file {
+            found.note(
+                place,
+                "snapshot.key_file",
+                "is the same file as `snapshot.path`, use another one",
+            );
+        }
+        Some(settings)
     }
 }
 

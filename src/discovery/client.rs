@@ -280,7 +280,7 @@ impl Client {
         }
     }
 
-    /// The next message. Lookups are sent meanwhile.
+    /// The next message. Lookups are sent meanwhile, and what has come to the disk is told.
     async fn next(&self, stream: &mut Stream) -> Result<wire::ControlMessage, StreamEnd> {
         let mut silence = pin!(sleep(SILENCE));
         loop {
@@ -289,6 +289,7 @@ impl Client {
                     return Ok(message.ok_or(StreamEnd::Closed)??);
                 }
                 sent = self.send_lookup(&stream.answers) => sent?,
+                sent = self.send_durable(&stream.answers) => sent?,
                 () = &mut silence => return Err(StreamEnd::Silent),
             }
         }
@@ -306,6 +307,26 @@ impl Client {
                 return Ok(());
             }
             self.receiver.lookups().notified().await;
+        }
+    }
+
+    /// Tells of one keyring that more of it is on the disk, once that is so and the stream has room. Nothing is lost when
+    /// this is cancelled.
+    async fn send_durable(
+        &self,
+        answers: &mpsc::Sender<wire::SidecarMessage>,
+    ) -> Result<(), StreamEnd> {
+        let Some(disk) = self.receiver.disk() else {
+            return std::future::pending().await;
+        };
+        loop {
+            let room = answers.reserve().await.map_err(|_| StreamEnd::Closed)?;
+            if let Some(ack) = self.receiver.next_durable() {
+                room.send(ack);
+                return Ok(());
+            }
+            drop(room);
+            disk.news().notified().await;
         }
     }
 

@@ -6,12 +6,16 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::Notify;
 
-use super::reporter::{ReportProgress, Reporter};
+use super::{
+    reporter::{ReportProgress, Reporter},
+    settings::{self, SettingsError},
+};
 use crate::{
-    clock::Clock,
-    key::{Epoch, KeyringName, Pepper, PepperId, Revision, Timestamp},
-    keyring::{KeyringSettings, Keyrings, Mirror, Slot, on_demand::Follower},
+    clock::{Clock, LatestWall},
+    key::{Epoch, KeyringName, Revision, Timestamp},
+    keyring::{Keyrings, Mirror, Restored, Slot, on_demand::Follower},
     proto::discovery::{self as wire, control_message::Kind, sidecar_message::Kind as Answer},
+    snapshot::{disk::Disk, recorder::Recorder},
 };
 
 mod full;
@@ -29,6 +33,10 @@ pub struct Receiver {
     /// Woken when there is a lookup to send.
     lookups: Arc<Notify>,
     reporter: Reporter,
+    /// None when nothing is kept on disk.
+    disk: Option<Arc<Disk>>,
+    /// Told of the control plane's wall clock.
+    latest: LatestWall,
 }
 
 /// A keyring of the stream, by how much of it the sidecar holds.
@@ -93,11 +101,59 @@ impl Receiver {
                 .collect(),
             lookups,
             reporter,
+            disk: None,
+            latest: LatestWall::default(),
+        }
+    }
+
+    /// Tells `latest` of the control plane's wall clock.
+    #[must_use]
+    pub fn telling(self, latest: LatestWall) -> Self {
+        Self { latest, ..self }
+    }
+
+    /// From now on `recorder` notes what is applied.
+    pub fn record(&mut self, recorder: &Recorder) {
+        self.disk = Some(Arc::clone(recorder.disk()));
+        for keyring in self.keyrings.values_mut() {
+            match keyring {
+                Subscribed::Full(held) => held.record(recorder.clone()),
+                Subscribed::OnDemand(_) => {}
+            }
+        }
+    }
+
+    /// Begins with what was kept of a keyring that is held in full.
+    pub fn restore(&mut self, keyring: &KeyringName, restored: Restored) {
+        match self.keyrings.get_mut(keyring) {
+            Some(Subscribed::Full(held)) => held.restore(restored),
+            Some(Subscribed::OnDemand(_)) | None => {}
+        }
+    }
+
+    /// What is known of the disk; none when nothing is kept there.
+    #[must_use]
+    pub fn disk(&self) -> Option<&Disk> {
+        self.disk.as_deref()
+    }
+
+    /// An ack for a keyring of which more has come to the disk.
+    #[must_use]
+    pub fn next_durable(&self) -> Option<wire::SidecarMessage> {
+        let disk = self.disk()?;
+        loop {
+            match self.keyrings.get(&disk.next_untold()?) {
+                Some(Subscribed::Full(held)) => return Some(held.tell_durable()),
+                Some(Subscribed::OnDemand(_)) | None => {}
+            }
         }
     }
 
     /// A stream is open: what it answers can be asked for.
     pub fn connected(&mut self) {
+        if let Some(disk) = &self.disk {
+            disk.forget_told();
+        }
         for followed in self.followed() {
             followed.follower().connected();
         }
@@ -148,7 +204,7 @@ impl Receiver {
             return Ok(Outcome::default());
         };
         match kind {
-            Kind::Settings(settings) => self.settings(settings).map(Outcome::answer),
+            Kind::Settings(settings) => self.settings(&settings).map(Outcome::answer),
             Kind::Snapshot(chunk) => self.chunk(chunk).map(Outcome::answer),
             Kind::Delta(delta) => self.delta(delta).map(Outcome::answer),
             Kind::Revocations(revocations) => self.revocations(revocations).map(Outcome::answer),
@@ -189,28 +245,19 @@ impl Receiver {
 
     fn settings(
         &mut self,
-        settings: wire::KeyringSettings,
+        settings: &wire::KeyringSettings,
     ) -> Result<Option<wire::SidecarMessage>, Leave> {
-        let peppers = settings
-            .peppers
-            .iter()
-            .map(|pepper| Pepper::new(PepperId::new(pepper.id), &pepper.secret))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| Leave::Protocol("a pepper of the wrong length"))?;
-        if peppers.is_empty() {
-            return Err(Leave::Protocol("settings without a pepper"));
-        }
-        let adopted = KeyringSettings {
-            prefix: settings
-                .prefix
-                .parse()
-                .map_err(|_| Leave::Protocol("settings with an invalid prefix"))?,
-            issued_only: settings.issued_only,
-            peppers,
-            help_url: Some(settings.help_url).filter(|url| !url.is_empty()),
-        };
+        let adopted = settings::decode(settings).map_err(|error| {
+            Leave::Protocol(match error {
+                SettingsError::Pepper => "a pepper of the wrong length",
+                SettingsError::NoPepper => "settings without a pepper",
+                SettingsError::Prefix => "settings with an invalid prefix",
+            })
+        })?;
         match self.subscribed(&settings.keyring) {
-            Some(Subscribed::Full(held)) => held.adopt(adopted),
+            Some(Subscribed::Full(held)) => {
+                held.adopt(adopted, settings.encode_to_vec().into());
+            }
             Some(Subscribed::OnDemand(followed)) => followed.follower().adopt(adopted),
             None => return Ok(None),
         }
@@ -231,20 +278,22 @@ impl Receiver {
     }
 
     fn delta(&mut self, delta: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
+        let serialized = delta.clone();
         let delta = wire::Delta::decode(delta)
             .map_err(|_| Leave::Protocol("a delta that cannot be decoded"))?;
         Ok(match self.subscribed(&delta.keyring) {
-            Some(Subscribed::Full(held)) => held.delta(&delta),
+            Some(Subscribed::Full(held)) => held.delta(&delta, serialized),
             Some(Subscribed::OnDemand(followed)) => followed.delta(&delta),
             None => None,
         })
     }
 
     fn revocations(&mut self, message: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
+        let serialized = message.clone();
         let message = wire::Revocations::decode(message)
             .map_err(|_| Leave::Protocol("revocations that cannot be decoded"))?;
         Ok(match self.subscribed(&message.keyring) {
-            Some(Subscribed::Full(held)) => Some(held.revocations(&message)),
+            Some(Subscribed::Full(held)) => Some(held.revocations(&message, serialized)),
             Some(Subscribed::OnDemand(followed)) => Some(followed.revocations(&message)),
             None => None,
         })
@@ -253,6 +302,7 @@ impl Receiver {
     fn heartbeat(&mut self, heartbeat: wire::Heartbeat) -> Result<Outcome, Leave> {
         let (now, wall) = (self.clock.boot(), self.clock.wall());
         let sent_at = timestamp(heartbeat.sent_at)?;
+        self.latest.told(sent_at, now);
         let mut outcome = Outcome {
             answers: Vec::new(),
             clock_skew_ms: Some(sent_at.as_millis() - wall.as_millis()),

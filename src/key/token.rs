@@ -235,7 +235,7 @@ impl From<Prefix> for String {
 
 /// Fills `bytes` from the operating system's random source.
 #[expect(clippy::disallowed_methods, reason = "this is the home of secrets")]
-pub(super) fn fill_random(bytes: &mut [u8]) -> Result<(), RandomError> {
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), RandomError> {
     getrandom::fill(bytes).map_err(RandomError)
 }
 

@@ -4,14 +4,14 @@
 //! version stays revoked, whatever is announced of it later; the set digest counts what was announced, so that it can
 //! be compared with the control plane's even where a tombstone overrules it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Borrow, collections::HashMap, sync::Arc};
 
 use super::{
     slot::Slot,
     usage::Ledger,
     view::{KeyringSettings, KeyringView},
 };
-use crate::key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision, VersionRef};
+use crate::key::{Epoch, KeyDigest, KeyRecord, KeyState, KeyringName, Revision, VersionRef};
 
 /// The writing side of a [`Slot`]. There is one for each.
 #[derive(Debug)]
@@ -47,6 +47,14 @@ pub struct Position {
 #[derive(Debug)]
 pub struct SnapshotBuilder {
     view: KeyringView,
+}
+
+/// A keyring that is read back from where it was kept, before anything of it is published.
+#[derive(Debug)]
+pub struct Restored {
+    view: KeyringView,
+    /// Of uses, of which there are none yet.
+    unused: Ledger,
 }
 
 /// A delta cannot be applied; nothing of it was.
@@ -126,12 +134,15 @@ impl Mirror {
     #[must_use]
     pub fn position(&self) -> Position {
         self.view
-            .as_ref()
-            .map_or_else(Position::default, |view| Position {
-                epoch: view.epoch(),
-                revision: view.revision(),
-                set_digest: view.set_digest(),
-            })
+            .as_deref()
+            .map_or_else(Position::default, Position::of)
+    }
+
+    /// Publishes what was kept, as the first that it holds.
+    pub fn restore(&mut self, restored: Restored) {
+        let Restored { view, unused: _ } = restored;
+        self.settings = Some(view.shared_settings());
+        self.publish(view);
     }
 
     /// Takes new settings; they are in use at once.
@@ -227,26 +238,18 @@ impl Mirror {
         removals: &[KeyDigest],
     ) -> Result<(), DeltaError> {
         let held = self.position();
-        if held.epoch != epoch {
-            return Err(DeltaError::Epoch {
-                held: held.epoch,
-                found: epoch,
-            });
-        }
-        let gap = DeltaError::Gap {
+        held.check(epoch, from)?;
+        let view = self.view.as_ref().ok_or(DeltaError::Gap {
             held: held.revision,
             from,
-        };
-        let Some(view) = self.view.as_ref().filter(|view| view.revision() == from) else {
-            return Err(gap);
-        };
+        })?;
         let mut view = KeyringView::clone(view);
-        for announced in revocations.into_iter().chain(upserts) {
-            upsert(&mut view, self.slot.usage(), &announced);
-        }
-        for digest in removals {
-            remove(&mut view, self.slot.usage(), digest);
-        }
+        change(
+            &mut view,
+            self.slot.usage(),
+            revocations.into_iter().chain(upserts),
+            removals,
+        );
         view.advance(to);
         self.publish(view);
         Ok(())
@@ -282,6 +285,108 @@ impl Mirror {
     }
 }
 
+impl Position {
+    /// Where a view is.
+    #[must_use]
+    pub const fn of(view: &KeyringView) -> Self {
+        Self {
+            epoch: view.epoch(),
+            revision: view.revision(),
+            set_digest: view.set_digest(),
+        }
+    }
+
+    /// Whether a delta of `epoch` that starts at `from` follows.
+    fn check(self, epoch: Epoch, from: Revision) -> Result<(), DeltaError> {
+        if self.epoch != epoch {
+            Err(DeltaError::Epoch {
+                held: self.epoch,
+                found: epoch,
+            })
+        } else if self.revision != from {
+            Err(DeltaError::Gap {
+                held: self.revision,
+                from,
+            })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl KeyringView {
+    /// Every version that it holds, as it was announced; a tombstone that the control plane does not announce has the hash
+    /// zero.
+    pub fn announced(&self) -> impl Iterator<Item = Announced> + '_ {
+        self.entries().map(|entry| Announced {
+            record: entry.key.to_record(),
+            hash: entry.announced,
+        })
+    }
+}
+
+impl Restored {
+    /// A keyring without versions, with room for `versions` of them.
+    #[must_use]
+    pub fn new(
+        name: KeyringName,
+        epoch: Epoch,
+        revision: Revision,
+        settings: KeyringSettings,
+        versions: usize,
+    ) -> Self {
+        let versions = versions.min(MAX_RESERVED);
+        Self {
+            view: KeyringView::empty(name, epoch, revision, Arc::new(settings), versions),
+            unused: Ledger::default(),
+        }
+    }
+
+    /// What it holds so far.
+    #[must_use]
+    pub const fn view(&self) -> &KeyringView {
+        &self.view
+    }
+
+    /// Adds a version as it was kept.
+    pub fn add(&mut self, announced: &Announced) {
+        self.view.put(&announced.record, announced.hash);
+    }
+
+    /// Takes new settings.
+    pub fn adopt(&mut self, settings: KeyringSettings) {
+        self.view.adopt(Arc::new(settings));
+    }
+
+    /// Applies a delta as [`Mirror::apply_delta`] does.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start at exactly what is held; nothing is changed then.
+    pub fn apply_delta(
+        &mut self,
+        epoch: Epoch,
+        from: Revision,
+        to: Revision,
+        revocations: &[Announced],
+        upserts: &[Announced],
+        removals: &[KeyDigest],
+    ) -> Result<(), DeltaError> {
+        Position::of(&self.view).check(epoch, from)?;
+        let announced = revocations.iter().chain(upserts);
+        change(&mut self.view, &self.unused, announced, removals);
+        self.view.advance(to);
+        Ok(())
+    }
+
+    /// Revokes versions as [`Mirror::revoke`] does.
+    pub fn revoke(&mut self, records: Vec<KeyRecord>) {
+        for record in records {
+            revoke(&mut self.view, record);
+        }
+    }
+}
+
 impl SnapshotBuilder {
     /// The revision that the snapshot is at.
     #[must_use]
@@ -302,6 +407,20 @@ impl SnapshotBuilder {
             Some(KeyState::Revoked) => self.view.announce(&record.digest, *hash),
             Some(_) | None => self.view.put(record, *hash),
         }
+    }
+}
+
+fn change(
+    view: &mut KeyringView,
+    ledger: &Ledger,
+    announced: impl Iterator<Item = impl Borrow<Announced>>,
+    removals: &[KeyDigest],
+) {
+    for announced in announced {
+        upsert(view, ledger, announced.borrow());
+    }
+    for digest in removals {
+        remove(view, ledger, digest);
     }
 }
 

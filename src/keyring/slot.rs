@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -46,8 +46,9 @@ pub struct Slot {
     cache: Option<Arc<KeyCache>>,
     view: ArcSwapOption<KeyringView>,
     usage: Ledger,
-    /// When the control plane last confirmed the view, in milliseconds since the boot; 0 for never.
-    confirmed_at: AtomicU64,
+    /// When the control plane last confirmed the view, in milliseconds since the boot: below zero when that was before, and
+    /// [`NEVER`].
+    confirmed_at: AtomicI64,
 }
 
 /// How long a keyring may go without a confirmation by the control plane.
@@ -69,6 +70,8 @@ pub enum Freshness {
     /// Older than the limit at which checks are denied.
     Stale,
 }
+
+const NEVER: i64 = i64::MIN;
 
 impl Keyrings {
     /// Empty slots for `keyrings`, all of which are held in full.
@@ -121,7 +124,7 @@ impl Slot {
             cache,
             view: ArcSwapOption::empty(),
             usage: Ledger::default(),
-            confirmed_at: AtomicU64::new(0),
+            confirmed_at: AtomicI64::new(NEVER),
         }
     }
 
@@ -159,8 +162,11 @@ impl Slot {
     #[must_use]
     pub fn age(&self, now: BootTime) -> Option<Duration> {
         match self.confirmed_at.load(Ordering::Relaxed) {
-            0 => None,
-            confirmed_at => Some(now.saturating_since(BootTime::from_millis(confirmed_at))),
+            NEVER => None,
+            confirmed_at => {
+                let age = millis(now).saturating_sub(confirmed_at);
+                Some(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
+            }
         }
     }
 
@@ -179,7 +185,14 @@ impl Slot {
     /// Notes that the control plane's store confirmed the view at `as_of`. An older confirmation changes nothing.
     pub fn confirm(&self, as_of: BootTime) {
         self.confirmed_at
-            .fetch_max(as_of.as_millis().max(1), Ordering::Relaxed);
+            .fetch_max(millis(as_of), Ordering::Relaxed);
+    }
+
+    /// Notes that the view, which was kept, is `age` old at `now`: it may have been confirmed before the boot.
+    pub fn restore_age(&self, now: BootTime, age: Duration) {
+        let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        let confirmed_at = millis(now).saturating_sub(age).max(NEVER + 1);
+        self.confirmed_at.fetch_max(confirmed_at, Ordering::Relaxed);
     }
 
     /// Makes `view` the newest.
@@ -195,6 +208,10 @@ impl Default for Staleness {
             deny_after: Duration::from_hours(1),
         }
     }
+}
+
+fn millis(time: BootTime) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -218,6 +235,19 @@ mod tests {
         slot.confirm(BootTime::from_millis(4_000));
         let age = slot.age(BootTime::from_millis(9_000));
         assert_eq!(age, Some(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn an_age_that_was_kept_goes_back_before_the_boot() {
+        let slot = slot();
+        slot.restore_age(BootTime::from_millis(9_000), Duration::from_hours(1));
+        let age = slot.age(BootTime::from_millis(10_000));
+        assert_eq!(age, Some(Duration::from_secs(3_601)));
+        slot.confirm(BootTime::from_millis(9_500));
+        let age = slot.age(BootTime::from_millis(10_000));
+        assert_eq!(age, Some(Duration::from_millis(500)));
+        slot.restore_age(BootTime::from_millis(10_000), Duration::MAX);
+        assert_eq!(slot.age(BootTime::from_millis(10_000)), age);
     }
 
     #[test]

@@ -122,6 +122,10 @@ impl KeyringView {
         self.len() == 0
     }
 
+    pub(super) fn shared_settings(&self) -> Arc<KeyringSettings> {
+        Arc::clone(&self.settings)
+    }
+
     pub(super) const fn set_digest(&self) -> u64 {
         self.set_digest
     }

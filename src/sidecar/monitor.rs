@@ -11,9 +11,10 @@ use crate::{
     config::NodeName,
     discovery::client::Link,
     http::StatusSource,
-    key::{KeyState, KeyringName},
+    key::{Epoch, KeyState, KeyringName, Timestamp},
     keyring::{Freshness, Keyrings, Slot},
     readiness::{Readiness, ReadinessGuard},
+    snapshot::disk::Disk,
     telemetry::metrics::SidecarMetrics,
 };
 
@@ -25,6 +26,8 @@ pub struct Monitor {
     link: Arc<Link>,
     readiness: Readiness,
     clock: Clock,
+    /// None when nothing is kept on disk.
+    disk: Option<Arc<Disk>>,
 }
 
 /// Whether a keyring can be used.
@@ -50,6 +53,21 @@ struct Status<'a> {
     reconnects: u64,
     clock_skew_ms: i64,
     usage: UsageStatus,
+    /// Absent when nothing is kept on disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<SnapshotStatus>,
+}
+
+#[derive(Serialize)]
+struct SnapshotStatus {
+    /// Why the last write failed; null when it did not.
+    problem: Option<String>,
+    /// Why the file was not taken at the start; null when it was, or there was none.
+    refused: Option<String>,
+    last_written_at: Option<Timestamp>,
+    bytes: u64,
+    writes: u64,
+    failures: u64,
 }
 
 #[derive(Serialize)]
@@ -59,6 +77,9 @@ struct KeyringStatus {
     epoch: u64,
     revision: u64,
     age_ms: Option<u128>,
+    /// Up to where it is on the disk; absent when nothing is kept there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durable_revision: Option<u64>,
     mode: &'static str,
     /// Why the control plane does not serve it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +141,14 @@ impl Monitor {
             link,
             readiness,
             clock,
+            disk: None,
         }
+    }
+
+    /// Tells of what is kept on `disk`, too.
+    #[must_use]
+    pub fn with_disk(self, disk: Option<Arc<Disk>>) -> Self {
+        Self { disk, ..self }
     }
 
     /// Keeps readiness, health and the link's metrics true until `shutdown`; `guards` are those held at the start.
@@ -239,6 +267,25 @@ impl Monitor {
         }
     }
 
+    fn snapshot(&self) -> Option<SnapshotStatus> {
+        let health = self.disk.as_ref()?.health();
+        Some(SnapshotStatus {
+            problem: health.problem,
+            refused: health.refused,
+            last_written_at: health.last_written_at,
+            bytes: health.size,
+            writes: health.written,
+            failures: health.failed,
+        })
+    }
+
+    /// Up to where a keyring is on the disk, if it is of the history that checks see.
+    fn durable_revision(&self, slot: &Slot, epoch: Option<Epoch>) -> Option<u64> {
+        let (durable_epoch, durable) = self.disk.as_ref()?.durable(slot.name());
+        let is_of_history = epoch == Some(durable_epoch);
+        Some(if is_of_history { durable.get() } else { 0 })
+    }
+
     fn describe(&self, slot: &Slot) -> KeyringStatus {
         let view = slot.load();
         let view = view.as_ref();
@@ -248,6 +295,7 @@ impl Monitor {
             epoch: view.map_or(0, |view| view.epoch().get()),
             revision: view.map_or(0, |view| view.revision().get()),
             age_ms: slot.age(self.clock.boot()).map(|age| age.as_millis()),
+            durable_revision: self.durable_revision(slot, view.map(|view| view.epoch())),
             mode: slot.cache().map_or("full", |_| "on_demand"),
             not_served: self.link.not_served(slot.name().as_str()),
             keys: slot.cache().is_none().then(|| {
@@ -299,6 +347,7 @@ impl StatusSource for Monitor {
             reconnects: self.link.reconnects(),
             clock_skew_ms: self.link.clock_skew_ms(),
             usage: self.usage(),
+            snapshot: self.snapshot(),
         };
         serde_json::to_value(status).expect("a status has text keys only")
     }

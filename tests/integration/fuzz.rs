@@ -5,6 +5,9 @@ use std::{fs, path::Path};
 #[path = "../../fuzz/properties/check_request.rs"]
 mod check_request;
 
+#[path = "../../fuzz/properties/snapshot_file.rs"]
+mod snapshot_file;
+
 /// Replays the corpus of a target.
 fn replay(target: &str, property: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -24,4 +27,9 @@ fn replay(target: &str, property: fn(&[u8])) {
 #[test]
 fn the_corpus_of_check_request_holds() {
     replay("check_request", check_request::holds);
+}
+
+#[test]
+fn the_corpus_of_snapshot_file_holds() {
+    replay("snapshot_file", snapshot_file::holds);
 }

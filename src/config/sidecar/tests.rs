@@ -558,6 +558,39 @@ fn certificates_that_are_missing_or_of_no_use_are_named() {
 }
 
 #[test]
+fn a_snapshot_file_needs_a_path_and_a_key() {
+    assert_eq!(settings("").snapshot, None);
+    let read = settings("snapshot: {path: /var/lib/relatch/a.snap, key_file: snapshot.key}\n");
+    assert_eq!(
+        read.snapshot,
+        Some(SnapshotSettings {
+            path: "/var/lib/relatch/a.snap".into(),
+            key_file: "snapshot.key".into(),
+        })
+    );
+    for (line, expected) in [
+        (
+            "snapshot: {path: a.snap}",
+            "3:11: snapshot.key_file: is missing, such as /etc/relatch/snapshot.key",
+        ),
+        (
+            "snapshot: {key_file: a.key}",
+            "3:11: snapshot.path: is missing, such as /var/lib/relatch/keyring.snap",
+        ),
+        (
+            "snapshot: {path: a, key_file: a}",
+            "3:11: snapshot.key_file: is the same file as `snapshot.path`, use another one",
+        ),
+    ] {
+        assert_eq!(
+            refusal(&format!("{LEAST}{line}\n")),
+            format!("sidecar.yaml:{expected}"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
 fn unknown_fields_are_refused_at_every_level() {
     for (line, expected) in [
         (
@@ -593,6 +626,10 @@ fn unknown_fields_are_refused_at_every_level() {
             "3:13: telemetry.endpoint: is not a known field, use one of `otlp_endpoint`, `service_name`",
         ),
         (
+            "snapshot: {file: a}",
+            "3:12: snapshot.file: is not a known field, use one of `path`, `key_file`",
+        ),
+        (
             "log: {levels: a}",
             "3:7: log.levels: is not a known field, did you mean `level`?",
         ),
@@ -603,12 +640,8 @@ fn unknown_fields_are_refused_at_every_level() {
             "{line}"
         );
     }
-    for line in ["tls: {ca: a}", "snapshot: {path: a}"] {
-        assert!(
-            refusal(&format!("{LEAST}{line}\n"))
-                .contains("is not a known field, use one of `node`")
-        );
-    }
+    let refused = refusal(&format!("{LEAST}tls: {{ca: a}}\n"));
+    assert!(refused.contains("is not a known field, use one of `node`"));
     let control =
         refusal("control: {endpoints: [a], tsl: {}}\nkeyrings: [{name: payments, size: 1}]");
     assert_eq!(

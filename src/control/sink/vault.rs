@@ -17,9 +17,9 @@ use zeroize::Zeroizing;
 use super::{Delivery, redact};
 use crate::{
     config::vault::VaultSettings,
-    control::secrets,
     key::Secret,
     outbound::{Answer, Limits, Outbound, OutboundError, OutboundUrl, Request, SetupError},
+    secret_file,
 };
 
 /// A KV version 2 mount.
@@ -255,7 +255,7 @@ impl VaultSink {
         let place = format!("{mount}/data/{path}");
         let url = OutboundUrl::parse(&format!("{address}/v1/{place}"))
             .expect("an address, a mount and a path make a URL of less than 2 KiB");
-        let token = secrets::read_secret(token_file).map_err(|error| VaultError::Token {
+        let token = secret_file::read(token_file).map_err(|error| VaultError::Token {
             path: token_file.clone(),
             error,
         })?;

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use super::{
-    Leave, message,
-    reply::{Reply, decode_items},
-};
+use bytes::Bytes;
+use prost::Message;
+
+use super::{Leave, message, reply::Reply};
 use crate::{
     clock::BootTime,
-    key::{Epoch, KeyDigest, KeyringName, Revision},
-    keyring::{DeltaError, KeyringSettings, Mirror, SnapshotBuilder, SnapshotError},
+    discovery::change::{Changes, decode_items},
+    key::{Epoch, KeyRecord, KeyringName, Revision},
+    keyring::{DeltaError, KeyringSettings, Mirror, Restored, SnapshotBuilder, SnapshotError},
     proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
+    snapshot::{journal::Urgency, recorder::Recorder},
 };
 
 /// One keyring that is held in full.
@@ -24,6 +26,8 @@ pub(super) struct Held {
     awaits_confirmation: bool,
     revoked_through: Revision,
     pacer: ResyncPacer,
+    /// None when nothing is kept on disk.
+    recorder: Option<Recorder>,
 }
 
 /// A snapshot whose chunks are coming in.
@@ -52,12 +56,33 @@ impl Held {
             awaits_confirmation: false,
             revoked_through: Revision::default(),
             pacer: ResyncPacer::new(),
+            recorder: None,
         }
     }
 
-    /// Takes new settings; they are in use at once.
-    pub(super) fn adopt(&mut self, settings: KeyringSettings) {
+    /// From now on `recorder` notes what is applied.
+    pub(super) fn record(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// Begins with what was kept. Everything up to its revision was applied, so that no revocation is missing.
+    pub(super) fn restore(&mut self, restored: Restored) {
+        self.revoked_through = restored.view().revision();
+        self.mirror.restore(restored);
+    }
+
+    /// Takes new settings, of which `message` is the serialized form; they are in use at once.
+    pub(super) fn adopt(&mut self, settings: KeyringSettings, message: Bytes) {
         self.mirror.adopt(settings);
+        if let Some(recorder) = &self.recorder {
+            recorder.settings(self.mirror.slot(), message);
+        }
+    }
+
+    /// Tells up to where the keyring is on the disk.
+    pub(super) fn tell_durable(&self) -> wire::SidecarMessage {
+        const NO_MESSAGE: u64 = 0;
+        self.answer(self.mirror.position().epoch.get(), NO_MESSAGE, Vec::new())
     }
 
     /// What the first message of a new stream says of it.
@@ -147,6 +172,9 @@ impl Held {
                 self.awaits_snapshot = false;
                 self.awaits_confirmation = false;
                 self.revoked_through = Revision::new(last.revision);
+                if let Some(recorder) = &self.recorder {
+                    recorder.replaced(self.mirror.slot());
+                }
                 let keyring = self.name();
                 if new_epoch {
                     tracing::warn!(
@@ -194,10 +222,17 @@ impl Held {
         }
     }
 
-    pub(super) fn revocations(&mut self, message: &wire::Revocations) -> wire::SidecarMessage {
+    pub(super) fn revocations(
+        &mut self,
+        message: &wire::Revocations,
+        serialized: Bytes,
+    ) -> wire::SidecarMessage {
         let (records, rejected) = decode_items(&message.items);
         let records = records.into_iter().map(|announced| announced.record);
         self.mirror.revoke(records.collect());
+        if let Some(recorder) = &self.recorder {
+            recorder.revocations(self.mirror.slot(), serialized);
+        }
         let is_of_history = self.mirror.position().epoch.get() == message.epoch;
         if rejected.is_empty() && is_of_history {
             self.revoked_through = self.revoked_through.max(Revision::new(message.revision));
@@ -205,29 +240,27 @@ impl Held {
         self.answer(message.epoch, message.nonce, rejected)
     }
 
-    pub(super) fn delta(&mut self, delta: &wire::Delta) -> Option<wire::SidecarMessage> {
-        let (revocations, mut rejected) = decode_items(&delta.revocations);
+    pub(super) fn delta(
+        &mut self,
+        delta: &wire::Delta,
+        serialized: Bytes,
+    ) -> Option<wire::SidecarMessage> {
+        let Changes {
+            revocations,
+            upserts,
+            removals,
+            rejected,
+        } = Changes::of(delta);
         let revoked: Vec<_> = revocations.iter().map(|a| a.record.clone()).collect();
         if self.awaits_snapshot || self.awaits_confirmation || self.incoming.is_some() {
-            self.mirror.revoke(revoked);
+            self.revoke_alone(delta, revoked);
             return None;
         }
-        let (upserts, rejected_upserts) = decode_items(&delta.upserts);
-        rejected.extend(rejected_upserts);
-        let removals: Vec<_> = delta
-            .removals
-            .iter()
-            .filter_map(|removal| match KeyDigest::from_slice(&removal.digest) {
-                Ok(digest) => Some(digest),
-                Err(error) => {
-                    rejected.push(wire::RejectedItem {
-                        name: removal.name.clone(),
-                        reason: error.to_string(),
-                    });
-                    None
-                }
-            })
-            .collect();
+        let urgency = if revoked.is_empty() {
+            Urgency::Soon
+        } else {
+            Urgency::Now
+        };
         let applied = self.mirror.apply_delta(
             Epoch::new(delta.epoch),
             Revision::new(delta.prev_revision),
@@ -239,17 +272,39 @@ impl Held {
         match applied {
             Ok(()) => {
                 self.revoked_through = self.revoked_through.max(Revision::new(delta.revision));
+                if let Some(recorder) = &self.recorder {
+                    recorder.delta(self.mirror.slot(), serialized, urgency);
+                }
                 Some(self.answer(delta.epoch, delta.nonce, rejected))
             }
             Err(error) => {
                 // Whatever is wrong with the order, a revocation holds.
-                self.mirror.revoke(revoked);
+                self.revoke_alone(delta, revoked);
                 tracing::warn!(auth.keyring = %self.name(), %error, "asking for a snapshot");
                 Some(self.resync(match error {
                     DeltaError::Epoch { .. } => ResyncReason::Epoch,
                     DeltaError::Gap { .. } => ResyncReason::Gap,
                 }))
             }
+        }
+    }
+
+    /// Applies nothing of a delta but its revocations.
+    fn revoke_alone(&mut self, delta: &wire::Delta, revoked: Vec<KeyRecord>) {
+        if revoked.is_empty() {
+            return;
+        }
+        self.mirror.revoke(revoked);
+        if let Some(recorder) = &self.recorder {
+            let revocations = wire::Revocations {
+                keyring: delta.keyring.clone(),
+                epoch: delta.epoch,
+                revision: delta.revision,
+                nonce: delta.nonce,
+                items: delta.revocations.clone(),
+            };
+            let serialized = revocations.encode_to_vec().into();
+            recorder.revocations(self.mirror.slot(), serialized);
         }
     }
 
@@ -318,6 +373,11 @@ impl Held {
             nonce,
             held: self.mirror.position(),
             revoked_through: self.revoked_through,
+            durable: self
+                .recorder
+                .as_ref()
+                .map(|recorder| recorder.durable(self.mirror.slot()))
+                .unwrap_or_default(),
         };
         reply.answer(rejected)
     }

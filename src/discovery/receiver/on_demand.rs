@@ -1,12 +1,9 @@
 //! What a sidecar does with what comes of a keyring that it holds on demand.
 
-use super::{
-    Leave, message,
-    reply::{Reply, decode_items},
-};
+use super::{Leave, message, reply::Reply};
 use crate::{
     clock::BootTime,
-    discovery::item,
+    discovery::{change::decode_items, item},
     key::{Epoch, KeyDigest, KeyRecord, KeyringName, Revision},
     keyring::{
         DeltaError,
@@ -239,6 +236,7 @@ impl Followed {
             nonce,
             held: self.follower.position(),
             revoked_through: self.revoked_through,
+            durable: Default::default(),
         };
         reply.answer(rejected)
     }

@@ -2,9 +2,8 @@
 
 use super::message;
 use crate::{
-    discovery::item,
-    key::{KeyringName, Revision},
-    keyring::{Announced, Position},
+    key::{Epoch, KeyringName, Revision},
+    keyring::Position,
     proto::discovery::{self as wire, sidecar_message::Kind as Answer},
 };
 
@@ -15,6 +14,8 @@ pub(super) struct Reply<'a> {
     pub(super) nonce: u64,
     pub(super) held: Position,
     pub(super) revoked_through: Revision,
+    /// Up to where it is on the disk.
+    pub(super) durable: (Epoch, Revision),
 }
 
 /// At most so many rejected items are named in one nack; the rest is counted by the set digest.
@@ -29,13 +30,15 @@ impl Reply<'_> {
         let in_use = |revision: Revision| if is_of_history { revision.get() } else { 0 };
         let applied_revision = in_use(self.held.revision);
         let revoked_through = in_use(self.revoked_through);
+        let (durable_epoch, durable) = self.durable;
+        let is_durable = durable_epoch.get() == self.epoch;
         if rejected.is_empty() {
             return message(Answer::Ack(wire::Ack {
                 keyring,
                 epoch: self.epoch,
                 nonce: self.nonce,
                 applied_revision,
-                durable_revision: 0,
+                durable_revision: if is_durable { durable.get() } else { 0 },
                 revoked_through,
             }));
         }
@@ -57,23 +60,4 @@ impl Reply<'_> {
             revoked_through,
         }))
     }
-}
-
-/// Reads items; those that cannot be read are named, and spoil no others.
-pub(super) fn decode_items(items: &[wire::Item]) -> (Vec<Announced>, Vec<wire::RejectedItem>) {
-    let mut decoded = Vec::with_capacity(items.len());
-    let mut rejected = Vec::new();
-    for item in items {
-        match item::decode(item) {
-            Ok(record) => decoded.push(Announced {
-                record,
-                hash: item::hash(item),
-            }),
-            Err(error) => rejected.push(wire::RejectedItem {
-                name: item.name.clone(),
-                reason: error.to_string(),
-            }),
-        }
-    }
-    (decoded, rejected)
 }

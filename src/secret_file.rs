@@ -1,0 +1,172 @@
+//! Files that hold a secret as text: made for their owner alone, and never written over.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use zeroize::Zeroizing;
+
+/// A file whose secret only its owner may know cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivateFileError {
+    /// The system does not let us read it, or it is not UTF-8.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Others than its owner may read or change it.
+    #[error("others than its owner may use {}: its mode is {mode:03o}; `chmod 600` it, and make a new secret if others may have read it", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// The permissions.
+        mode: u32,
+    },
+}
+
+/// The largest file that is read: a pepper file has about 100 bytes, the largest tokens of secret stores some hundred.
+const MAX_LEN: u64 = 4 << 10;
+
+/// Reads a file that holds a secret, at most 4 KiB of it; warns when others than its owner can read it.
+///
+/// # Errors
+///
+/// When it is missing, unreadable, or not UTF-8.
+pub fn read(path: &Path) -> io::Result<Zeroizing<String>> {
+    let file = File::open(path)?;
+    let mode = mode(&file)?;
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            path = %path.display(),
+            mode = format!("{mode:03o}"),
+            "others than its owner can read this file of a secret; `chmod 600` it"
+        );
+    }
+    text(file)
+}
+
+/// The same, of a file that others than its owner must not be able to use.
+///
+/// # Errors
+///
+/// When it is missing, unreadable, not UTF-8, or open to others.
+pub fn read_private(path: &Path) -> Result<Zeroizing<String>, PrivateFileError> {
+    let unreadable = |source| PrivateFileError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = mode(&file).map_err(unreadable)?;
+    if mode & 0o077 != 0 {
+        return Err(PrivateFileError::Open {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    text(file).map_err(unreadable)
+}
+
+/// Writes a secret, and an end of line, to a new file that only its owner can read.
+///
+/// # Errors
+///
+/// When the file exists, or cannot be written.
+pub fn write_new(path: &Path, secret: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(secret.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()
+}
+
+/// Bytes as hexadecimal digits.
+#[must_use]
+pub fn to_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
+    // Reserved first, so that no copy of a secret is left behind by a string that grew.
+    let mut text = String::with_capacity(2 * bytes.len());
+    text.extend(
+        bytes
+            .iter()
+            .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]),
+    );
+    text
+}
+
+/// The bytes that hexadecimal digits stand for; none of anything else.
+#[must_use]
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 2);
+    for pair in text.as_bytes().chunks_exact(2) {
+        bytes.push(u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?);
+    }
+    Some(bytes)
+}
+
+fn mode(file: &File) -> io::Result<u32> {
+    Ok(file.metadata()?.mode() & 0o777)
+}
+
+fn text(file: File) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(MAX_LEN).unwrap_or(0)));
+    file.take(MAX_LEN).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_written_over_a_file() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("admin.token");
+        write_new(&path, "one").expect("a new file");
+        assert!(write_new(&path, "two").is_err());
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), "one\n");
+        let metadata = fs::metadata(&path).expect("it is there");
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_private_file_is_refused_as_soon_as_others_may_do_anything_with_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("secret");
+        write_new(&path, "one").expect("a new file");
+        for mode in [0o600, 0o400, 0o700] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("it is ours");
+            assert_eq!(read_private(&path).expect("private").as_str(), "one\n");
+        }
+        for mode in [0o640, 0o620, 0o610, 0o604, 0o602, 0o601] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("it is ours");
+            let error = read_private(&path).expect_err("others may use it");
+            assert!(error.to_string().contains("chmod 600"), "{error}");
+            assert_eq!(read(&path).expect("only warned of").as_str(), "one\n");
+        }
+    }
+
+    #[test]
+    fn hexadecimal_digits_go_there_and_back() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
+        for bad in ["0", "0g", "äö", "0 "] {
+            assert_eq!(from_hex(bad), None, "{bad}");
+        }
+    }
+}

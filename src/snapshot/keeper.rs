@@ -1,0 +1,306 @@
+//! Keeps the file: brings to the disk what the journal takes, on a thread of its own.
+//!
+//! A file is appended to only by the process that made it whole, and only as long as every write to it has succeeded. After
+//! an error nobody knows what it holds: it is made anew. Whatever the disk does, checks go on.
+
+use std::{fs::File, io::Write, sync::Arc, time::Duration};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    disk::Disk,
+    journal::{Batch, Journal, Patience},
+    key::SnapshotKey,
+    place::Place,
+    pulse::{Now, Pulse},
+    seal::{Header, Sealer},
+    write,
+};
+use crate::{
+    clock::{BootTime, Clock, LatestWall},
+    config::sidecar::NodeSettings,
+    key::RandomError,
+    keyring::{KeyringView, Keyrings},
+};
+
+/// Keeps the file.
+#[derive(Debug)]
+pub struct Keeper {
+    place: Place,
+    key: SnapshotKey,
+    node: NodeSettings,
+    keyrings: Keyrings,
+    journal: Arc<Journal>,
+    disk: Arc<Disk>,
+    latest: LatestWall,
+    clock: Clock,
+    /// None until it was made whole by this process, and after every error.
+    file: Option<Kept>,
+    patience: Patience,
+    backoff: Duration,
+    last_told: Option<BootTime>,
+}
+
+/// What a keeper works with.
+#[derive(Debug)]
+pub struct KeeperParts {
+    /// Where the file is.
+    pub place: Place,
+    /// Under which it is sealed.
+    pub key: SnapshotKey,
+    /// Whose it is.
+    pub node: NodeSettings,
+    /// Of which it tells how fresh they are.
+    pub keyrings: Keyrings,
+    /// What is to be written.
+    pub journal: Arc<Journal>,
+    /// What is known of the disk.
+    pub disk: Arc<Disk>,
+    /// The latest time by which windows were judged.
+    pub latest: LatestWall,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// The keeper has ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// It got no thread.
+    #[error("no thread for the snapshot file")]
+    Thread(#[source] std::io::Error),
+    /// It panicked; its message was printed where it did.
+    #[error("the thread of the snapshot file panicked")]
+    Panicked,
+}
+
+/// The file as this process has written it.
+#[derive(Debug)]
+struct Kept {
+    file: File,
+    sealer: Sealer,
+    /// Of the state that it was made with, in bytes.
+    whole: u64,
+    /// What was appended, in bytes.
+    appended: u64,
+}
+
+/// Something was not written.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    #[error("the file was removed or replaced by somebody else")]
+    Gone,
+}
+
+/// So much may pass unnoticed when a sidecar is killed: it then takes its keyrings for as much older than they are. Three
+/// thousand small writes a day wear no disk out.
+const PULSE_EVERY: Duration = Duration::from_secs(30);
+/// With limits of staleness of a few seconds more often, but a limit is never below a second.
+const PULSES_PER_LIMIT: u32 = 4;
+const MIN_PULSE: Duration = Duration::from_millis(250);
+/// How long a change that revokes nothing waits for others: well below the second that it may take to the disk.
+const GATHER: Duration = Duration::from_millis(250);
+/// A file is made anew when as much was appended as it was made with: then it has at most twice the length that it needs. A
+/// small one not before this,
+const MIN_APPENDED: u64 = 4 << 20;
+/// and a large one not after this, which is some hundred thousand changes to apply at a start.
+const MAX_APPENDED: u64 = 64 << 20;
+/// After an error the next attempt waits, each time for longer.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_mins(1);
+/// How often an error that stays is logged.
+const TELL_EVERY: Duration = Duration::from_mins(5);
+
+impl Keeper {
+    /// A keeper of what `parts` name.
+    #[must_use]
+    pub fn new(parts: KeeperParts) -> Self {
+        let KeeperParts {
+            place,
+            key,
+            node,
+            keyrings,
+            journal,
+            disk,
+            latest,
+            clock,
+        } = parts;
+        let patience = Patience {
+            idle: pulse_every(&keyrings),
+            gather: GATHER,
+        };
+        Self {
+            place,
+            key,
+            node,
+            keyrings,
+            journal,
+            disk,
+            latest,
+            clock,
+            file: None,
+            patience,
+            backoff: FIRST_BACKOFF,
+            last_told: None,
+        }
+    }
+
+    /// Keeps the file until `stop`; then writes what is left, and how late it is.
+    ///
+    /// # Errors
+    ///
+    /// When its thread cannot be made, or dies.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), KeeperError> {
+        let journal = Arc::clone(&self.journal);
+        let (tell, mut ended) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("snapshot".to_owned())
+            .spawn(move || {
+                self.work();
+                // Who does not listen any more was cut off.
+                let _ = tell.send(());
+            })
+            .map_err(KeeperError::Thread)?;
+        tokio::select! {
+            ended = &mut ended => return ended.map_err(|_| KeeperError::Panicked),
+            () = stop.cancelled() => journal.close(),
+        }
+        ended.await.map_err(|_| KeeperError::Panicked)
+    }
+
+    fn work(mut self) {
+        while !self.turn() {}
+    }
+
+    /// Writes what is to be written next; whether that was the last.
+    fn turn(&mut self) -> bool {
+        let batch = self.journal.next(self.patience, self.file.is_none());
+        let is_last = batch.is_last;
+        match self.write(batch) {
+            Ok(()) => self.succeeded(),
+            Err(error) => self.failed(&error, is_last),
+        }
+        is_last
+    }
+
+    fn write(&mut self, batch: Batch) -> Result<(), WriteError> {
+        let Batch {
+            views,
+            changes,
+            is_whole,
+            is_last: _,
+        } = batch;
+        if views.is_empty() {
+            return Ok(());
+        }
+        let pulse = self.pulse();
+        let appended = match self.file.take() {
+            Some(mut kept) if !is_whole && !kept.is_overgrown() => {
+                match write::append(&mut kept.sealer, &changes, &pulse) {
+                    Some(frame) => {
+                        kept.append(&frame)?;
+                        Some(kept)
+                    }
+                    None => None,
+                }
+            }
+            Some(_) | None => None,
+        };
+        let kept = match appended {
+            Some(kept) => kept,
+            None => self.write_whole(views.iter().map(AsRef::as_ref), &pulse)?,
+        };
+        if !self.place.holds(&kept.file) {
+            return Err(WriteError::Gone);
+        }
+        let size = kept.whole + kept.appended;
+        self.file = Some(kept);
+        let views = views.iter().map(AsRef::as_ref);
+        self.disk.written(views, size, self.clock.wall());
+        Ok(())
+    }
+
+    fn write_whole<'v>(
+        &mut self,
+        views: impl Iterator<Item = &'v KeyringView>,
+        pulse: &Pulse,
+    ) -> Result<Kept, WriteError> {
+        let header = Header {
+            node: self.node.id.to_string(),
+            cluster: self.node.cluster.to_string(),
+            written_at: self.clock.wall(),
+        };
+        let mut sealer = Sealer::new(&self.key, &header)?;
+        let mut file = self.place.draft()?;
+        let whole = write::write(&mut file, &mut sealer, views, pulse)?;
+        self.place.publish(&file)?;
+        Ok(Kept {
+            file,
+            sealer,
+            whole,
+            appended: 0,
+        })
+    }
+
+    fn pulse(&self) -> Pulse {
+        let now = Now::of(&self.clock);
+        let latest = self.latest.to_remember(now.wall, now.boot);
+        Pulse::of(&self.keyrings, latest, &now)
+    }
+
+    fn succeeded(&mut self) {
+        self.backoff = FIRST_BACKOFF;
+        if self.last_told.take().is_some() {
+            tracing::info!(
+                path = %self.place.path().display(),
+                "the snapshot file is written again"
+            );
+        }
+    }
+
+    fn failed(&mut self, error: &WriteError, is_last: bool) {
+        self.file = None;
+        self.disk.failed(error.to_string());
+        let now = self.clock.boot();
+        let is_news = |told| now.saturating_since(told) >= TELL_EVERY;
+        if self.last_told.is_none_or(is_news) {
+            self.last_told = Some(now);
+            tracing::error!(
+                path = %self.place.path().display(),
+                error = error as &dyn std::error::Error,
+                "the snapshot file cannot be written; checks go on, but a restart without the control plane goes back to what was written before"
+            );
+        }
+        if !is_last {
+            self.journal.pause(self.backoff);
+            self.backoff = (2 * self.backoff).min(MAX_BACKOFF);
+        }
+    }
+}
+
+impl Kept {
+    /// Appends a frame. When this returns, it outlives a loss of power.
+    fn append(&mut self, frame: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(frame)?;
+        self.file.sync_data()?;
+        self.appended += frame.len() as u64;
+        Ok(())
+    }
+
+    fn is_overgrown(&self) -> bool {
+        self.appended > self.whole.clamp(MIN_APPENDED, MAX_APPENDED)
+    }
+}
+
+fn pulse_every(keyrings: &Keyrings) -> Duration {
+    let limits = keyrings.iter().map(|slot| slot.staleness().deny_after);
+    let least = limits.min().unwrap_or(PULSE_EVERY) / PULSES_PER_LIMIT;
+    least.clamp(MIN_PULSE, PULSE_EVERY)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,336 @@
+//! Where a snapshot file lies, and who may use it.
+//!
+//! Beside the file lie its lock, which one process holds for as long as it lives, the file that is being written (`.new`), and
+//! the last one that was refused (`.refused`).
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, Metadata, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::OFlags;
+
+use super::error::RefusedError;
+
+/// The place of a snapshot file, of which this process is the only user.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// None while the disk does not let us make one.
+    lock: Option<File>,
+}
+
+/// A snapshot file cannot be used by this process.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// Another process uses it.
+    #[error("another process uses {}: give each sidecar a snapshot file of its own", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no place for it.
+    #[error("cannot make {}: its directory has to exist, and to belong to the user of the sidecar", path.display())]
+    Directory {
+        /// The file that cannot be made.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Place {
+    /// Claims the place of the file at `path`, and removes what a process that was killed has left there.
+    ///
+    /// A disk that is full or read-only is no reason not to start: nothing can be written there, but what lies there can be
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// When another process has claimed it, or nothing can be made there.
+    pub fn claim(path: &Path) -> Result<Self, PlaceError> {
+        let mut place = Self {
+            path: path.to_owned(),
+            lock: None,
+        };
+        let directory = |source| PlaceError::Directory {
+            path: path.to_owned(),
+            source,
+        };
+        match place.lock() {
+            Ok(()) => match fs::remove_file(place.beside("new")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound && !is_of_disk(&error) => {
+                    Err(directory(error))
+                }
+                Ok(()) | Err(_) => Ok(place),
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(PlaceError::Busy {
+                path: path.to_owned(),
+            }),
+            Err(error) if is_of_disk(&error) => {
+                tracing::error!(
+                    path = %path.display(),
+                    error = &error as &dyn std::error::Error,
+                    "the place of the snapshot file cannot be locked"
+                );
+                Ok(place)
+            }
+            Err(error) => Err(directory(error)),
+        }
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens the file, with its length; none when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a file that this user made for itself alone.
+    pub fn open(&self) -> Result<Option<(File, u64)>, RefusedError> {
+        // Without NONBLOCK a pipe would hold us up.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(&self.path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_link(&error) => return Err(RefusedError::NotAFile),
+            Err(error) => return Err(error.into()),
+        };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(RefusedError::NotAFile);
+        }
+        let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
+        if owner != user {
+            return Err(RefusedError::Owner { owner, user });
+        }
+        let mode = metadata.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(RefusedError::Mode { mode });
+        }
+        Ok(Some((file, metadata.len())))
+    }
+
+    /// Puts the file aside, in the place of the one that was put aside before; returns where it is now.
+    ///
+    /// # Errors
+    ///
+    /// When that is not possible.
+    pub fn set_aside(&self) -> io::Result<PathBuf> {
+        let aside = self.beside("refused");
+        fs::rename(&self.path, &aside)?;
+        Ok(aside)
+    }
+
+    /// Makes the file that is to take the place of the present one.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or another process has claimed the place meanwhile.
+    pub fn draft(&mut self) -> io::Result<File> {
+        self.lock()?;
+        let path = self.beside("new");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)
+    }
+
+    /// Puts a draft, which is whole, in the place of the file. When this returns, it outlives a loss of power.
+    ///
+    /// # Errors
+    ///
+    /// When that is not known.
+    pub fn publish(&self, draft: &File) -> io::Result<()> {
+        draft.sync_all()?;
+        fs::rename(self.beside("new"), &self.path)?;
+        let directory = match self.path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            Some(_) | None => Path::new("."),
+        };
+        File::open(directory)?.sync_all()
+    }
+
+    /// Whether `file` still is what lies here: somebody may have removed it, and what is written to it then is nowhere.
+    #[must_use]
+    pub fn holds(&self, file: &File) -> bool {
+        let is = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        match (fs::symlink_metadata(&self.path), file.metadata()) {
+            (Ok(here), Ok(written)) => is(here) == is(written),
+            (Err(_), _) | (_, Err(_)) => false,
+        }
+    }
+
+    /// Takes the lock, unless it is held.
+    fn lock(&mut self) -> io::Result<()> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(self.beside("lock"))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        self.lock = Some(file);
+        Ok(())
+    }
+
+    fn beside(&self, ending: &str) -> PathBuf {
+        let mut path = OsString::from(&self.path);
+        path.push(".");
+        path.push(ending);
+        path.into()
+    }
+}
+
+/// Whether an error is one of the disk rather than of how the place was set up.
+fn is_of_disk(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+    ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// What opening a link without following it comes to.
+fn is_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn place() -> (TempDir, Place) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let place = Place::claim(&dir.path().join("keyring.snap")).expect("it is ours");
+        (dir, place)
+    }
+
+    fn publish(place: &mut Place, content: &[u8]) -> File {
+        use std::io::Write;
+        let mut draft = place.draft().expect("it is made");
+        draft.write_all(content).expect("it is written");
+        place.publish(&draft).expect("it is put in place");
+        draft
+    }
+
+    fn refusal(place: &Place) -> String {
+        place.open().expect_err("it is refused").to_string()
+    }
+
+    #[test]
+    fn a_file_is_put_in_place_for_its_owner_alone() {
+        let (dir, mut place) = place();
+        assert!(place.open().expect("there is none").is_none());
+        let first = publish(&mut place, b"one");
+        let second = publish(&mut place, b"two!");
+        assert!(!place.holds(&first) && place.holds(&second));
+        let (_, len) = place.open().expect("it is ours").expect("it is there");
+        assert_eq!(len, 4);
+        let metadata = fs::metadata(place.path()).expect("it is there");
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+        assert!(!dir.path().join("keyring.snap.new").exists());
+        fs::remove_file(place.path()).expect("it is there");
+        assert!(!place.holds(&second));
+    }
+
+    #[test]
+    fn a_place_has_one_user() {
+        let (dir, place) = place();
+        let path = dir.path().join("keyring.snap");
+        let error = Place::claim(&path).expect_err("it is taken");
+        assert!(matches!(error, PlaceError::Busy { .. }), "{error}");
+        drop(place);
+        assert!(Place::claim(&path).is_ok());
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_removed() {
+        let (dir, place) = place();
+        drop(place);
+        let left = dir.path().join("keyring.snap.new");
+        fs::write(&left, "half").expect("it is written");
+        let mut place = Place::claim(&dir.path().join("keyring.snap")).expect("it is ours");
+        assert!(!left.exists());
+        fs::write(&left, "half").expect("it is written");
+        publish(&mut place, b"one");
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn no_draft_follows_a_link() {
+        let (dir, mut place) = place();
+        let target = dir.path().join("target");
+        let link = dir.path().join("keyring.snap.new");
+        std::os::unix::fs::symlink(&target, link).expect("a link");
+        publish(&mut place, b"one");
+        assert!(!target.exists());
+        assert!(place.open().expect("it is ours").is_some());
+    }
+
+    #[test]
+    fn what_is_not_a_file_of_ours_alone_is_refused_and_put_aside() {
+        let (dir, place) = place();
+        let path = place.path().to_owned();
+        let aside = dir.path().join("keyring.snap.refused");
+        let target = dir.path().join("target");
+        fs::write(&target, "x").expect("it is written");
+        std::os::unix::fs::symlink(&target, &path).expect("a link");
+        assert_eq!(refusal(&place), "it is no regular file");
+        assert_eq!(place.set_aside().expect("it is put aside"), aside);
+
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
+        assert_eq!(refusal(&place), "it is no regular file");
+        place.set_aside().expect("it is put aside");
+
+        for mode in [0o640, 0o604, 0o620, 0o602] {
+            fs::write(&path, "x").expect("it is written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("it is ours");
+            let refusal = refusal(&place);
+            assert!(refusal.contains(&format!("{mode:03o}")), "{refusal}");
+            place.set_aside().expect("it is put aside");
+        }
+        assert!(place.open().expect("there is none").is_none());
+        assert!(fs::metadata(&aside).expect("the last one").is_file());
+        assert_eq!(fs::read(&target).expect("as it was"), b"x");
+        fs::create_dir(&path).expect("a directory");
+        assert_eq!(refusal(&place), "it is no regular file");
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_is_named() {
+        let error = Place::claim(Path::new("/nonexistent/keyring.snap")).expect_err("no place");
+        let error = error.to_string();
+        assert!(error.contains("/nonexistent/keyring.snap"), "{error}");
+    }
+}

@@ -1,0 +1,292 @@
+//! Takes a snapshot file in. Whatever the bytes are, it does not panic, and takes no more memory than a file of their length
+//! could need.
+
+use std::{collections::BTreeMap, io::Read};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{
+    error::ReadError,
+    key::SnapshotKey,
+    pulse::Pulse,
+    seal::{FrameKind, Header, Next, Opener},
+};
+use crate::{
+    discovery::{
+        change::{Changes, decode_items},
+        item, settings,
+    },
+    key::{Epoch, KeyringName, Revision},
+    keyring::{Announced, KeyringSettings, Position, Restored},
+    proto::{discovery, snapshot as wire},
+};
+
+/// What a snapshot file holds.
+#[derive(Debug)]
+pub struct Contents {
+    /// Whose it is.
+    pub header: Header,
+    /// The keyrings as they were after the last change that is whole.
+    pub keyrings: BTreeMap<KeyringName, Restored>,
+    /// How late it was then.
+    pub pulse: Pulse,
+    /// How many frames are whole.
+    pub frames: u64,
+    /// How many changes were applied since the file was made.
+    pub changes: u64,
+    /// How it ends.
+    pub tail: Tail,
+}
+
+/// What can be told of a file without its key.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    /// Whose it is, as it says.
+    pub header: Header,
+    /// How many frames are whole.
+    pub frames: u64,
+    /// How it ends.
+    pub tail: Tail,
+}
+
+/// How a file ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// With a whole frame.
+    Whole,
+    /// In the middle of an append: by a kill, or a loss of power.
+    Torn,
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Reading {
+    keyrings: BTreeMap<KeyringName, Restored>,
+    /// The one that entries belong to.
+    open: Option<Open>,
+    /// Once the state that the file was made with is whole.
+    pulse: Option<Pulse>,
+    changes: u64,
+}
+
+struct Open {
+    name: KeyringName,
+    keyring: Restored,
+    entries: u64,
+    set_digest: u64,
+}
+
+/// The most keyrings, as many as a sidecar can be configured to hold.
+const MAX_KEYRINGS: usize = 256;
+/// No entry takes less: a digest, a key's id and a consumer.
+const MIN_ENTRY: u64 = 48;
+
+/// Reads a file of `len` bytes that was sealed under `key`.
+///
+/// # Errors
+///
+/// When it cannot be taken: everything up to its [`End`](FrameKind::End) has to be whole and as it was written.
+pub fn read(input: impl Read, len: u64, key: &SnapshotKey) -> Result<Contents, ReadError> {
+    let mut opener = Opener::new(input, len, Some(key))?;
+    let mut reading = Reading::default();
+    let tail = loop {
+        let frame = opener.frames();
+        let contradiction = |problem| ReadError::Contradiction { frame, problem };
+        let room = opener.remaining();
+        match opener.next()? {
+            Next::Frame(kind, plaintext) => {
+                let taken = reading.take(kind, plaintext.into(), room);
+                taken.map_err(contradiction)?;
+            }
+            Next::Torn => break Tail::Torn,
+            Next::End => break Tail::Whole,
+        }
+    };
+    let frames = opener.frames();
+    Ok(Contents {
+        header: opener.header().clone(),
+        keyrings: reading.keyrings,
+        pulse: reading.pulse.ok_or(ReadError::Cut { frame: frames })?,
+        frames,
+        changes: reading.changes,
+        tail,
+    })
+}
+
+/// Looks at a file of `len` bytes without its key.
+///
+/// # Errors
+///
+/// When it is no snapshot file of this format, or something lies between its frames.
+pub fn outline(input: impl Read, len: u64) -> Result<Outline, ReadError> {
+    let mut opener = Opener::new(input, len, None)?;
+    let tail = loop {
+        match opener.next()? {
+            Next::Frame(_, _) => {}
+            Next::Torn => break Tail::Torn,
+            Next::End => break Tail::Whole,
+        }
+    };
+    Ok(Outline {
+        header: opener.header().clone(),
+        frames: opener.frames(),
+        tail,
+    })
+}
+
+impl Reading {
+    /// Takes a frame, with `room` bytes of file from its beginning on.
+    fn take(&mut self, kind: FrameKind, plaintext: Bytes, room: u64) -> Result<(), String> {
+        match (kind, &self.pulse) {
+            (FrameKind::Keyring, None) => self.begin(&decode(plaintext)?, room),
+            (FrameKind::Entries, None) => self.entries(decode(plaintext)?),
+            (FrameKind::End, None) => self.end(decode(plaintext)?),
+            (FrameKind::Appended, Some(_)) => self.appended(decode(plaintext)?),
+            (FrameKind::Keyring | FrameKind::Entries | FrameKind::End, Some(_)) => {
+                Err("the state goes on behind its end".to_owned())
+            }
+            (FrameKind::Appended, None) => Err("a change comes before the state's end".to_owned()),
+        }
+    }
+
+    fn begin(&mut self, begin: &wire::Keyring, room: u64) -> Result<(), String> {
+        self.close()?;
+        let name: KeyringName = begin.name.parse().map_err(text)?;
+        if self.keyrings.contains_key(&name) {
+            return Err(format!("keyring {name} begins twice"));
+        }
+        if self.keyrings.len() >= MAX_KEYRINGS {
+            return Err(format!("there are more than {MAX_KEYRINGS} keyrings"));
+        }
+        let versions = begin.entries.min(room / MIN_ENTRY);
+        let keyring = Restored::new(
+            name.clone(),
+            Epoch::new(begin.epoch),
+            Revision::new(begin.revision),
+            settings_of(begin.settings.clone())?,
+            usize::try_from(versions).unwrap_or(usize::MAX),
+        );
+        self.open = Some(Open {
+            name,
+            keyring,
+            entries: begin.entries,
+            set_digest: begin.set_digest,
+        });
+        Ok(())
+    }
+
+    fn entries(&mut self, chunk: wire::Entries) -> Result<(), String> {
+        let open = self.open.as_mut();
+        let open = open.ok_or_else(|| "entries come before their keyring".to_owned())?;
+        for entry in chunk.entries {
+            let kept = discovery::Item {
+                name: String::new(),
+                record: entry.record,
+            };
+            let record = item::decode(&kept).map_err(text)?;
+            open.keyring.add(&Announced {
+                record,
+                hash: entry.announced,
+            });
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, end: wire::End) -> Result<(), String> {
+        self.close()?;
+        if end.keyrings as usize != self.keyrings.len() {
+            return Err(format!(
+                "there are {} keyrings, and should be {}",
+                self.keyrings.len(),
+                end.keyrings
+            ));
+        }
+        self.pulse = Some(pulse_of(end.pulse)?);
+        Ok(())
+    }
+
+    /// Puts the keyring that is open among the others.
+    fn close(&mut self) -> Result<(), String> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let found = open.keyring.view().len() as u64;
+        if found != open.entries {
+            return Err(format!(
+                "keyring {} has {found} entries, and should have {}",
+                open.name, open.entries
+            ));
+        }
+        if Position::of(open.keyring.view()).set_digest != open.set_digest {
+            return Err(format!(
+                "keyring {} has other entries than its digest says",
+                open.name
+            ));
+        }
+        self.keyrings.insert(open.name, open.keyring);
+        Ok(())
+    }
+
+    fn appended(&mut self, appended: wire::Appended) -> Result<(), String> {
+        for change in appended.changes {
+            let name: KeyringName = change.keyring.parse().map_err(text)?;
+            let keyring = self.keyrings.get_mut(&name);
+            let keyring = keyring.ok_or_else(|| format!("keyring {name} is not in the state"))?;
+            match change.kind {
+                Some(wire::change::Kind::Delta(delta)) => apply(keyring, &decode(delta)?)?,
+                Some(wire::change::Kind::Revocations(revocations)) => {
+                    let revocations: discovery::Revocations = decode(revocations)?;
+                    let (records, _) = decode_items(&revocations.items);
+                    let records = records.into_iter().map(|announced| announced.record);
+                    keyring.revoke(records.collect());
+                }
+                Some(wire::change::Kind::Settings(settings)) => {
+                    keyring.adopt(settings_of(settings)?);
+                }
+                None => return Err("a change of a kind that is not known".to_owned()),
+            }
+            self.changes += 1;
+        }
+        self.pulse = Some(pulse_of(appended.pulse)?);
+        Ok(())
+    }
+}
+
+/// What could not be read as it was applied cannot be read now, and is passed over as it was then.
+fn apply(keyring: &mut Restored, delta: &discovery::Delta) -> Result<(), String> {
+    let changes = Changes::of(delta);
+    keyring
+        .apply_delta(
+            Epoch::new(delta.epoch),
+            Revision::new(delta.prev_revision),
+            Revision::new(delta.revision),
+            &changes.revocations,
+            &changes.upserts,
+            &changes.removals,
+        )
+        .map_err(text)
+}
+
+fn settings_of(settings: Bytes) -> Result<KeyringSettings, String> {
+    let message: discovery::KeyringSettings = decode(settings)?;
+    settings::decode(&message).map_err(text)
+}
+
+fn pulse_of(pulse: Option<wire::Pulse>) -> Result<Pulse, String> {
+    pulse
+        .and_then(Pulse::from_wire)
+        .ok_or_else(|| "it does not tell how late it was".to_owned())
+}
+
+fn decode<M: Message + Default>(plaintext: Bytes) -> Result<M, String> {
+    M::decode(plaintext).map_err(text)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it maps an error")]
+fn text(error: impl ToString) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,398 @@
+//! How a snapshot file is sealed: a header in clear, then frames that can be neither read, altered, reordered, left out in
+//! the middle, nor moved to another file.
+//!
+//! ```text
+//! magic (8) | format (2) | length of header (4) | header | frames
+//! frame: kind (1) | length of what follows (4) | AES-256-GCM ciphertext and tag
+//! ```
+//!
+//! Numbers are big-endian. The key of a file is derived (HKDF-SHA-256, RFC 5869) from the configured key and the salt in the
+//! header, which is new in each file; the nonce is the number of the frame. Authenticated with a frame are the SHA-256 of
+//! everything before the first frame, the frame's kind, and its number. A file is written by one process, which makes it
+//! whole first: no nonce is ever used twice under a key.
+
+use std::io::{self, Read};
+
+use prost::Message;
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey},
+    hkdf::{HKDF_SHA256, KeyType, Prk, Salt},
+};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::{error::ReadError, key::SnapshotKey};
+use crate::{
+    key::{RandomError, Timestamp, fill_random},
+    proto::snapshot as wire,
+};
+
+/// Whose file it is, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The node.
+    pub node: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// When the file was begun, by the wall clock.
+    pub written_at: Timestamp,
+}
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// Begins a keyring.
+    Keyring = 1,
+    /// Entries of a keyring.
+    Entries = 2,
+    /// Ends the state that the file was made with.
+    End = 3,
+    /// What was applied since.
+    Appended = 4,
+}
+
+/// Seals frames, one after the other.
+pub struct Sealer {
+    preamble: Vec<u8>,
+    seal: Seal,
+}
+
+/// Takes a file apart, frame by frame.
+pub struct Opener<R> {
+    input: R,
+    /// The bytes that are still to come, as the file's length says.
+    remaining: u64,
+    header: Header,
+    /// None without a key: frames are counted then, and stay closed.
+    seal: Option<Seal>,
+    frames: u64,
+}
+
+/// What comes next in a file.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A frame, opened; empty without a key.
+    Frame(FrameKind, Vec<u8>),
+    /// Something that a kill or a loss of power in the middle of a write leaves at the end of a file.
+    Torn,
+    /// The end of the file.
+    End,
+}
+
+struct Seal {
+    key: LessSafeKey,
+    preamble_hash: [u8; 32],
+    next: u64,
+}
+
+/// A secret of so many bytes, from HKDF.
+struct Bytes(usize);
+
+/// What every snapshot file begins with.
+pub const MAGIC: [u8; 8] = *b"RLKSNAP\n";
+/// The format that this version reads and writes. Any change to what a reader has to understand is another number.
+pub const FORMAT: u16 = 1;
+/// The largest plaintext of a frame. Twice the largest message of the stream, so that what was gathered for one write fits
+/// together with the message that filled it.
+pub const MAX_PLAINTEXT: usize = 8 << 20;
+
+const SALT_LEN: usize = 32;
+const KEY_CHECK_LEN: usize = 8;
+const TAG_LEN: usize = 16;
+/// Magic, format and the header's length.
+const PREAMBLE_LEN: usize = MAGIC.len() + 2 + 4;
+/// Kind and length.
+const FRAME_HEAD_LEN: usize = 1 + 4;
+/// Two names of at most 253 bytes, and what is of fixed length.
+const MAX_HEADER: u32 = 1 << 10;
+
+impl FrameKind {
+    const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Keyring),
+            2 => Some(Self::Entries),
+            3 => Some(Self::End),
+            4 => Some(Self::Appended),
+            _ => None,
+        }
+    }
+}
+
+impl Sealer {
+    /// Begins a file under a key of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system's random source fails.
+    pub fn new(key: &SnapshotKey, header: &Header) -> Result<Self, RandomError> {
+        let mut salt = [0; SALT_LEN];
+        fill_random(&mut salt)?;
+        Ok(Self::with_salt(key, header, salt))
+    }
+
+    fn with_salt(key: &SnapshotKey, header: &Header, salt: [u8; SALT_LEN]) -> Self {
+        let derived = derive(key, &salt);
+        let header = wire::Header {
+            node: header.node.clone(),
+            cluster: header.cluster.clone(),
+            salt: salt.to_vec().into(),
+            key_check: key_check(&derived).to_vec().into(),
+            written_at_ms: header.written_at.as_millis(),
+        }
+        .encode_to_vec();
+        let mut preamble = Vec::with_capacity(PREAMBLE_LEN + header.len());
+        preamble.extend_from_slice(&MAGIC);
+        preamble.extend_from_slice(&FORMAT.to_be_bytes());
+        let len = u32::try_from(header.len()).expect("a header is short");
+        preamble.extend_from_slice(&len.to_be_bytes());
+        preamble.extend_from_slice(&header);
+        let seal = Seal::new(&derived, &preamble);
+        Self { preamble, seal }
+    }
+
+    /// What the file begins with.
+    #[must_use]
+    pub fn preamble(&self) -> &[u8] {
+        &self.preamble
+    }
+
+    /// Appends the next frame to `out`.
+    ///
+    /// # Panics
+    ///
+    /// When `plaintext` is longer than [`MAX_PLAINTEXT`].
+    pub fn seal(&mut self, kind: FrameKind, plaintext: &[u8], out: &mut Vec<u8>) {
+        assert!(plaintext.len() <= MAX_PLAINTEXT, "a frame is bounded");
+        let len = u32::try_from(plaintext.len() + TAG_LEN).expect("a frame is bounded");
+        out.reserve(FRAME_HEAD_LEN + plaintext.len() + TAG_LEN);
+        out.push(kind as u8);
+        out.extend_from_slice(&len.to_be_bytes());
+        let begin = out.len();
+        out.extend_from_slice(plaintext);
+        let (nonce, aad) = self.seal.next(kind);
+        let tag: Tag = self
+            .seal
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::from(aad), &mut out[begin..])
+            .expect("AES-GCM takes what is far shorter than 64 GiB");
+        out.extend_from_slice(tag.as_ref());
+    }
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sealer").finish_non_exhaustive()
+    }
+}
+
+impl<R: Read> Opener<R> {
+    /// Reads the header of a file of `len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// When it is no snapshot file, or not one of ours under this key.
+    pub fn new(mut input: R, len: u64, key: Option<&SnapshotKey>) -> Result<Self, ReadError> {
+        let mut preamble = vec![0; PREAMBLE_LEN];
+        let is_there = len >= PREAMBLE_LEN as u64;
+        if !is_there || !read_exact(&mut input, &mut preamble)? || preamble[..8] != MAGIC {
+            return Err(ReadError::NoSnapshot);
+        }
+        let format = u16::from_be_bytes([preamble[8], preamble[9]]);
+        if format != FORMAT {
+            return Err(ReadError::Format { found: format });
+        }
+        let header_len =
+            u32::from_be_bytes([preamble[10], preamble[11], preamble[12], preamble[13]]);
+        if header_len > MAX_HEADER || u64::from(header_len) > len - PREAMBLE_LEN as u64 {
+            return Err(ReadError::Header);
+        }
+        let header_len = header_len as usize;
+        preamble.resize(PREAMBLE_LEN + header_len, 0);
+        if !read_exact(&mut input, &mut preamble[PREAMBLE_LEN..])? {
+            return Err(ReadError::Header);
+        }
+        let header = wire::Header::decode(&preamble[PREAMBLE_LEN..]).ok();
+        let header = header.ok_or(ReadError::Header)?;
+        let salt: [u8; SALT_LEN] = header.salt[..].try_into().map_err(|_| ReadError::Header)?;
+        let seal = match key {
+            None => None,
+            Some(key) => {
+                let derived = derive(key, &salt);
+                let is_key = key_check(&derived).ct_eq(&header.key_check);
+                if !bool::from(is_key) {
+                    return Err(ReadError::Key);
+                }
+                Some(Seal::new(&derived, &preamble))
+            }
+        };
+        Ok(Self {
+            input,
+            remaining: len - preamble.len() as u64,
+            header: Header {
+                node: header.node,
+                cluster: header.cluster,
+                written_at: Timestamp::from_millis(header.written_at_ms),
+            },
+            seal,
+            frames: 0,
+        })
+    }
+
+    /// Whose file it is: only as it says, until a frame was opened.
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// How many frames were read.
+    pub const fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// How many bytes follow.
+    pub const fn remaining(&self) -> u64 {
+        self.remaining
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    ///
+    /// When there is something else, and more behind it.
+    pub(super) fn next(&mut self) -> Result<Next, ReadError> {
+        if self.remaining == 0 {
+            return Ok(Next::End);
+        }
+        let mut head = [0; FRAME_HEAD_LEN];
+        if !self.take(&mut head)? {
+            return Ok(Next::Torn);
+        }
+        if head == [0; FRAME_HEAD_LEN] && self.rest_is_zero()? {
+            // The file had grown when the power was lost, and what was to be there had not come.
+            return Ok(Next::Torn);
+        }
+        let kind = FrameKind::from_byte(head[0]);
+        let len = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let altered = ReadError::Altered { frame: self.frames };
+        if len as u64 > self.remaining {
+            return Ok(Next::Torn);
+        }
+        let is_last = len as u64 == self.remaining;
+        let is_possible = (TAG_LEN..=MAX_PLAINTEXT + TAG_LEN).contains(&len);
+        let (Some(kind), true) = (kind, is_possible) else {
+            return if is_last {
+                Ok(Next::Torn)
+            } else {
+                Err(altered)
+            };
+        };
+        let mut sealed = vec![0; len];
+        if !self.take(&mut sealed)? {
+            return Ok(Next::Torn);
+        }
+        let Some(seal) = &mut self.seal else {
+            self.frames += 1;
+            return Ok(Next::Frame(kind, Vec::new()));
+        };
+        let (nonce, aad) = seal.next(kind);
+        match seal.key.open_in_place(nonce, Aad::from(aad), &mut sealed) {
+            Ok(plaintext) => {
+                let len = plaintext.len();
+                sealed.truncate(len);
+                self.frames += 1;
+                Ok(Next::Frame(kind, sealed))
+            }
+            Err(_) if is_last => Ok(Next::Torn),
+            Err(_) => Err(altered),
+        }
+    }
+
+    /// Fills `bytes`; whether there were so many.
+    fn take(&mut self, bytes: &mut [u8]) -> Result<bool, ReadError> {
+        if bytes.len() as u64 > self.remaining {
+            return Ok(false);
+        }
+        self.remaining -= bytes.len() as u64;
+        Ok(read_exact(&mut self.input, bytes)?)
+    }
+
+    fn rest_is_zero(&mut self) -> Result<bool, ReadError> {
+        let mut chunk = [0; 4 << 10];
+        let mut rest = self.remaining;
+        while rest > 0 {
+            let len = usize::try_from(rest).map_or(chunk.len(), |rest| rest.min(chunk.len()));
+            let chunk = &mut chunk[..len];
+            if !read_exact(&mut self.input, chunk)? || chunk.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            rest -= len as u64;
+        }
+        Ok(true)
+    }
+}
+
+impl<R> std::fmt::Debug for Opener<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opener")
+            .field("header", &self.header)
+            .field("frames", &self.frames)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Seal {
+    fn new(derived: &Prk, preamble: &[u8]) -> Self {
+        let key: UnboundKey = derived
+            .expand(&[b"relatch snapshot frames"], &AES_256_GCM)
+            .expect("HKDF gives a key of 32 bytes")
+            .into();
+        Self {
+            key: LessSafeKey::new(key),
+            preamble_hash: Sha256::digest(preamble).into(),
+            next: 0,
+        }
+    }
+
+    /// The nonce of the next frame, and what is authenticated with it.
+    fn next(&mut self, kind: FrameKind) -> (Nonce, [u8; 32 + 1 + 8]) {
+        let number = self.next.to_be_bytes();
+        self.next += 1;
+        let mut nonce = [0; NONCE_LEN];
+        nonce[NONCE_LEN - number.len()..].copy_from_slice(&number);
+        let mut aad = [0; 32 + 1 + 8];
+        aad[..32].copy_from_slice(&self.preamble_hash);
+        aad[32] = kind as u8;
+        aad[33..].copy_from_slice(&number);
+        (Nonce::assume_unique_for_key(nonce), aad)
+    }
+}
+
+impl KeyType for Bytes {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+fn derive(key: &SnapshotKey, salt: &[u8; SALT_LEN]) -> Prk {
+    Salt::new(HKDF_SHA256, salt).extract(key.expose())
+}
+
+fn key_check(derived: &Prk) -> [u8; KEY_CHECK_LEN] {
+    let mut check = [0; KEY_CHECK_LEN];
+    derived
+        .expand(&[b"relatch snapshot key check"], Bytes(KEY_CHECK_LEN))
+        .and_then(|okm| okm.fill(&mut check))
+        .expect("HKDF gives so few bytes");
+    check
+}
+
+/// Whether there were so many bytes.
+fn read_exact(input: &mut impl Read, bytes: &mut [u8]) -> io::Result<bool> {
+    match input.read_exact(bytes) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! What a snapshot file says: the state of every keyring, then what was applied since.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{
+    pulse::Pulse,
+    seal::{FrameKind, MAX_PLAINTEXT, Sealer},
+};
+use crate::{
+    discovery::{item, settings},
+    key::KeyringName,
+    keyring::{Announced, KeyringView, Position},
+    proto::snapshot as wire,
+};
+
+/// A message of the stream that was applied to a keyring.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Which.
+    pub keyring: KeyringName,
+    /// What.
+    pub kind: ChangeKind,
+}
+
+/// A serialized message of the discovery protocol.
+#[derive(Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// A `Delta`.
+    Delta(Bytes),
+    /// `Revocations` that came ahead.
+    Revocations(Bytes),
+    /// `KeyringSettings`.
+    Settings(Bytes),
+}
+
+/// Plaintext of one frame of entries: a loss of room below a thousandth, and no large buffer on either side.
+const CHUNK: usize = 64 << 10;
+/// What surrounds a message in a frame: tags, lengths and the name of a keyring.
+const AROUND: usize = 128;
+
+/// Writes the whole of `keyrings`; returns how many bytes that are.
+///
+/// # Errors
+///
+/// When they cannot be written.
+pub fn write<'v>(
+    output: &mut impl Write,
+    sealer: &mut Sealer,
+    keyrings: impl IntoIterator<Item = &'v KeyringView>,
+    pulse: &Pulse,
+) -> io::Result<u64> {
+    let mut bytes = Vec::with_capacity(CHUNK + 2 * AROUND);
+    let mut written = sealer.preamble().len() as u64;
+    output.write_all(sealer.preamble())?;
+    let mut frame = |kind, plaintext: &[u8]| {
+        bytes.clear();
+        sealer.seal(kind, plaintext, &mut bytes);
+        written += bytes.len() as u64;
+        output.write_all(&bytes)
+    };
+    let mut count = 0;
+    for view in keyrings {
+        count += 1;
+        frame(FrameKind::Keyring, &begin(view).encode_to_vec())?;
+        let mut chunk = wire::Entries::default();
+        let mut size = 0;
+        for Announced { record, hash } in view.announced() {
+            let record = item::encode_record(&record);
+            size += record.len() + 16;
+            chunk.entries.push(wire::Entry {
+                record: record.into(),
+                announced: hash,
+            });
+            if size >= CHUNK {
+                frame(FrameKind::Entries, &chunk.encode_to_vec())?;
+                chunk.entries.clear();
+                size = 0;
+            }
+        }
+        if !chunk.entries.is_empty() {
+            frame(FrameKind::Entries, &chunk.encode_to_vec())?;
+        }
+    }
+    let end = wire::End {
+        keyrings: count,
+        pulse: Some(pulse.to_wire()),
+    };
+    frame(FrameKind::End, &end.encode_to_vec())?;
+    Ok(written)
+}
+
+/// The frame that tells of `changes`; none when they are too many for one.
+#[must_use]
+pub fn append(sealer: &mut Sealer, changes: &[Change], pulse: &Pulse) -> Option<Vec<u8>> {
+    let appended = wire::Appended {
+        changes: changes.iter().map(Change::to_wire).collect(),
+        pulse: Some(pulse.to_wire()),
+    };
+    if appended.encoded_len() > MAX_PLAINTEXT {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    sealer.seal(FrameKind::Appended, &appended.encode_to_vec(), &mut bytes);
+    Some(bytes)
+}
+
+impl Change {
+    /// How many bytes it takes in a frame, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let (ChangeKind::Delta(message)
+        | ChangeKind::Revocations(message)
+        | ChangeKind::Settings(message)) = &self.kind;
+        message.len() + AROUND
+    }
+
+    fn to_wire(&self) -> wire::Change {
+        use wire::change::Kind;
+        wire::Change {
+            keyring: self.keyring.to_string(),
+            kind: Some(match self.kind.clone() {
+                ChangeKind::Delta(delta) => Kind::Delta(delta),
+                ChangeKind::Revocations(revocations) => Kind::Revocations(revocations),
+                ChangeKind::Settings(settings) => Kind::Settings(settings),
+            }),
+        }
+    }
+}
+
+/// Without what it holds: settings have peppers.
+impl std::fmt::Debug for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Change")
+            .field("keyring", &self.keyring)
+            .field("kind", &self.kind)
+            .finish()
+    }
+}
+
+impl std::fmt::Debug for ChangeKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Delta(_) => "Delta",
+            Self::Revocations(_) => "Revocations",
+            Self::Settings(_) => "Settings",
+        })
+    }
+}
+
+fn begin(view: &KeyringView) -> wire::Keyring {
+    let Position {
+        epoch,
+        revision,
+        set_digest,
+    } = Position::of(view);
+    wire::Keyring {
+        name: view.name().to_string(),
+        epoch: epoch.get(),
+        revision: revision.get(),
+        set_digest,
+        entries: view.len() as u64,
+        settings: settings::encode(view.name(), epoch, view.settings())
+            .encode_to_vec()
+            .into(),
+    }
+}
