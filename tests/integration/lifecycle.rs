@@ -20,6 +20,7 @@ mod revocation;
 mod roles;
 mod rotation;
 mod shutdown;
+mod snapshot;
 mod spans;
 mod status;
 mod store;

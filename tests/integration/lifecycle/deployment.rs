@@ -228,7 +228,15 @@ impl Sidecar {
 
     /// Starts a sidecar with the file `yaml`.
     pub(super) async fn with_config(yaml: &str) -> Self {
-        let daemon = relatch::Sidecar::start(yaml).await;
+        Self::asking(relatch::Sidecar::start(yaml).await)
+    }
+
+    /// Starts a sidecar with the file `yaml`, in a shell that runs `before` first.
+    pub(super) async fn with_config_after(before: &str, yaml: &str) -> Self {
+        Self::asking(relatch::Sidecar::start_after(before, yaml).await)
+    }
+
+    fn asking(daemon: relatch::Sidecar) -> Self {
         let uri = match daemon.ext_authz() {
             AuthzAddress::Tcp(address) => format!("http://{address}"),
             AuthzAddress::Unix(path) => format!("unix://{}", path.display()),

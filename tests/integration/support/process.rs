@@ -64,6 +64,13 @@ impl Process {
         Self::start(Command::new(RELATCH).args(args))
     }
 
+    /// Starts it in a shell that runs `before` first, for what a process leaves to those that it becomes.
+    pub(crate) fn relatch_after(before: &str, args: &[&str]) -> Self {
+        let script = format!("{before}\nexec \"$0\" \"$@\"");
+        let mut shell = Command::new("sh");
+        Self::start(shell.args(["-c", &script, RELATCH]).args(args))
+    }
+
     /// Starts a program with nothing on its standard input.
     pub(crate) fn start(command: &mut Command) -> Self {
         Self::spawn(command, Stdio::null())

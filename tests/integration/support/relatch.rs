@@ -267,10 +267,19 @@ impl Sidecar {
     /// Starts it with the file `yaml`, whose log level is `info` or more, and waits until it listens. It may have no
     /// keyring yet: see [`Self::until_ready`].
     pub(crate) async fn start(yaml: &str) -> Self {
+        Self::launch(yaml, |args| Process::relatch(args)).await
+    }
+
+    /// As [`Self::start`], in a shell that runs `before` first.
+    pub(crate) async fn start_after(before: &str, yaml: &str) -> Self {
+        Self::launch(yaml, |args| Process::relatch_after(before, args)).await
+    }
+
+    async fn launch(yaml: &str, start: impl FnOnce(&[&str]) -> Process) -> Self {
         let config = tempfile::tempdir().expect("a directory can be made");
         let file = config.path().join("sidecar.yaml");
         fs::write(&file, yaml).expect("the test's directory can be written to");
-        let mut process = Process::relatch(&["sidecar", "--config", text(&file)]);
+        let mut process = start(&["sidecar", "--config", text(&file)]);
         let line = process.wait_for_line("sidecar started").await;
         let ext_authz = field(&line, "ext_authz");
         let ext_authz = match ext_authz.strip_prefix("unix://") {
