@@ -11,7 +11,8 @@
 //! The way of a key, from an operator to every sidecar: `cli` calls `control/admin`, `key/operation` plans a change,
 //! `control/journal` commits it to the `store`, `key/keyring` folds it in, `control/feed` encodes it,
 //! `discovery/session` sends it, `discovery/client` and `discovery/receiver` take it, `keyring/mirror` applies it and
-//! publishes the next view, and `control/fleet` notes the ack for which `control/rotation` waits.
+//! publishes the next view, and `control/fleet` notes the ack for which `control/rotation` waits. From there
+//! `snapshot/recorder` and `snapshot/keeper` bring it to the sidecar's disk, and `snapshot/begin` takes it back at a start.
 //!
 //! [`key`] is the domain and pure. [`authz`] and [`keyring`] are the data path, and the connections of [`sidecar`];
 //! [`control`] and [`discovery`] are the control path. [`tls`] makes their connections safe beyond this machine. The

@@ -20,11 +20,13 @@ pub enum PrivateFileError {
         /// Why not.
         source: io::Error,
     },
-    /// Others than its owner may read or change it.
-    #[error("others than its owner may use {}: its mode is {mode:03o}; `chmod 600` it, and make a new secret if others may have read it", path.display())]
+    /// Others may read or change it.
+    #[error("others may use {}: it belongs to user {owner}, and its mode is {mode:03o}; let it belong to the user of the process, `chmod 600` it, and make a new secret if others may have read this one", path.display())]
     Open {
         /// Which file.
         path: PathBuf,
+        /// Whose it is.
+        owner: u32,
         /// The permissions.
         mode: u32,
     },
@@ -40,7 +42,7 @@ const MAX_LEN: u64 = 4 << 10;
 /// When it is missing, unreadable, or not UTF-8.
 pub fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     let file = File::open(path)?;
-    let mode = mode(&file)?;
+    let mode = file.metadata()?.mode() & 0o777;
     if mode & 0o077 != 0 {
         tracing::warn!(
             path = %path.display(),
@@ -51,7 +53,10 @@ pub fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     text(file)
 }
 
-/// The same, of a file that others than its owner must not be able to use.
+/// The same, of a file that others must not be able to use.
+///
+/// It belongs to the user of the process, and to nobody else; or to root, who may let the group of the process read it, as
+/// secrets come that Kubernetes and systemd mount. PostgreSQL takes the keys of its certificates by the same rule.
 ///
 /// # Errors
 ///
@@ -62,10 +67,12 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<String>, PrivateFileError> 
         source,
     };
     let file = File::open(path).map_err(unreadable)?;
-    let mode = mode(&file).map_err(unreadable)?;
-    if mode & 0o077 != 0 {
+    let metadata = file.metadata().map_err(unreadable)?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o777);
+    if !is_private(owner, mode, rustix::process::geteuid().as_raw()) {
         return Err(PrivateFileError::Open {
             path: path.to_owned(),
+            owner,
             mode,
         });
     }
@@ -117,8 +124,14 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn mode(file: &File) -> io::Result<u32> {
-    Ok(file.metadata()?.mode() & 0o777)
+/// Whether nobody can use a file but `user`, and root, who can use every file.
+const fn is_private(owner: u32, mode: u32, user: u32) -> bool {
+    const ROOT: u32 = 0;
+    if owner == user {
+        mode & 0o077 == 0
+    } else {
+        owner == ROOT && mode & 0o037 == 0
+    }
 }
 
 fn text(file: File) -> io::Result<Zeroizing<String>> {
@@ -159,6 +172,24 @@ mod tests {
             assert!(error.to_string().contains("chmod 600"), "{error}");
             assert_eq!(read(&path).expect("only warned of").as_str(), "one\n");
         }
+    }
+
+    #[test]
+    fn only_root_may_let_a_group_read_a_private_file() {
+        for (owner, mode, is) in [
+            (1_000, 0o600, true),
+            (1_000, 0o640, false),
+            (1_000, 0o604, false),
+            (0, 0o600, true),
+            (0, 0o440, true),
+            (0, 0o460, false),
+            (0, 0o444, false),
+            (1_001, 0o600, false),
+            (1_001, 0o640, false),
+        ] {
+            assert_eq!(is_private(owner, mode, 1_000), is, "{owner} {mode:03o}");
+        }
+        assert!(!is_private(0, 0o640, 0));
     }
 
     #[test]

@@ -84,6 +84,7 @@ fn refused(error: KeyFileError) -> Failure {
     let exit = match error {
         KeyFileError::Exists { .. } => Exit::Refused,
         KeyFileError::Unusable(_)
+        | KeyFileError::Missing { .. }
         | KeyFileError::Malformed { .. }
         | KeyFileError::Make { .. }
         | KeyFileError::Random(_) => Exit::Failed,

@@ -19,7 +19,7 @@ use crate::{
     key::{KeyState, KeyringName, Timestamp},
     keyring::Restored,
     snapshot::{
-        ReadError, SnapshotKey,
+        KeyFileError, ReadError, SnapshotKey,
         pulse::Pulse,
         read::{self, Contents, Outline, Tail},
         seal::{FORMAT, Header},
@@ -94,7 +94,17 @@ impl SnapshotCommand {
 impl InspectArgs {
     fn run(self, session: &Session) -> Result<(), Failure> {
         let key = self.key_file.as_deref().map(SnapshotKey::read).transpose();
-        let key = key.map_err(Failure::from_error)?;
+        let key = key.map_err(|error| {
+            let exit = match &error {
+                KeyFileError::Missing { .. } => Exit::NotFound,
+                KeyFileError::Unusable(_)
+                | KeyFileError::Malformed { .. }
+                | KeyFileError::Exists { .. }
+                | KeyFileError::Make { .. }
+                | KeyFileError::Random(_) => Exit::Failed,
+            };
+            Failure::new(exit, error)
+        })?;
         let path = &self.file;
         let file = File::open(path).map_err(|error| unreadable(path, error))?;
         let metadata = file.metadata().map_err(|error| unreadable(path, error))?;

@@ -19,6 +19,14 @@ pub enum KeyFileError {
     /// It cannot be read, or others may read it.
     #[error(transparent)]
     Unusable(#[from] PrivateFileError),
+    /// It is not there.
+    #[error(
+        "there is no file {path}: make it with `relatch config snapshot-key`, or correct the path"
+    )]
+    Missing {
+        /// Which file.
+        path: String,
+    },
     /// It is something else. What it holds is not told.
     #[error(
         "{path} is not a snapshot key: it must be a file that `relatch config snapshot-key` made, or a copy of one"
@@ -78,7 +86,14 @@ impl SnapshotKey {
     ///
     /// When it cannot be read, others may use it, or it is something else.
     pub fn read(path: &Path) -> Result<Self, KeyFileError> {
-        let text = secret_file::read_private(path)?;
+        let text = secret_file::read_private(path).map_err(|error| match error {
+            PrivateFileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                KeyFileError::Missing {
+                    path: path.display().to_string(),
+                }
+            }
+            PrivateFileError::Io { .. } | PrivateFileError::Open { .. } => error.into(),
+        })?;
         Self::parse(&text).ok_or_else(|| KeyFileError::Malformed {
             path: path.display().to_string(),
         })
@@ -178,6 +193,13 @@ mod tests {
             assert!(error.contains("is not a snapshot key"), "{error}");
             assert!(!error.contains("beef"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_missing_key_names_the_command_that_makes_it() {
+        let error = SnapshotKey::read(Path::new("/nonexistent/a.key")).expect_err("missing");
+        let error = error.to_string();
+        assert!(error.contains("relatch config snapshot-key"), "{error}");
     }
 
     #[test]

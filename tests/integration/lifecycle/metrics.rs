@@ -8,7 +8,10 @@ use std::{
 
 use serde::Deserialize;
 
-use super::deployment::{Control, IssuedKey, KEYRING, Sidecar};
+use super::{
+    deployment::{Control, IssuedKey, KEYRING, Sidecar},
+    snapshot::Disk,
+};
 use crate::support::{client::Request, eventually::eventually};
 
 /// A scrape: the labels of each metric, and its samples as they stand there.
@@ -54,7 +57,8 @@ const UP: &str = "up";
 async fn a_rotation_shows_and_every_alert_finds_its_metrics() {
     let control = Control::with_file("heartbeat: 1s\n").await;
     let key = control.create_key().await;
-    let sidecar = Sidecar::start(&control, "edge-1").await;
+    let disk = Disk::new().await;
+    let sidecar = disk.start(&control).await;
     sidecar.reaches(key.revision).await;
     let url = format!("http://{}/", unused_address());
     let add = ["webhook", "add", "--keyring", KEYRING, "--url", &url];

@@ -26,10 +26,10 @@ use crate::support::{
 };
 
 /// A directory for the file of a sidecar, with a key.
-struct Disk(TempDir);
+pub(super) struct Disk(TempDir);
 
 impl Disk {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let disk = Self(tempfile::tempdir().expect("a directory can be made"));
         disk.make_key().await;
         disk
@@ -59,7 +59,8 @@ impl Disk {
         )
     }
 
-    async fn start(&self, control: &Control) -> Sidecar {
+    /// Starts a sidecar that keeps its file here.
+    pub(super) async fn start(&self, control: &Control) -> Sidecar {
         Sidecar::with_config(&self.yaml(control, "edge-1", "")).await
     }
 
