@@ -125,12 +125,16 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Whether nobody can use a file but `user`, and root, who can use every file.
-const fn is_private(owner: u32, mode: u32, user: u32) -> bool {
+fn is_private(owner: u32, mode: u32, user: u32) -> bool {
     const ROOT: u32 = 0;
+    /// What others may do, and the group.
+    const NOTHING: u32 = 0o600;
+    const READ: u32 = 0o640;
+    let is_within = |most: u32| mode | most | 0o700 == most | 0o700;
     if owner == user {
-        mode & 0o077 == 0
+        is_within(NOTHING)
     } else {
-        owner == ROOT && mode & 0o037 == 0
+        owner == ROOT && is_within(READ)
     }
 }
 

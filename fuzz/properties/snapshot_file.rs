@@ -4,6 +4,7 @@
 use relatch::{
     discovery::item,
     key::Timestamp,
+    keyring::Restored,
     snapshot::{
         SnapshotKey,
         read::{self, Contents},
@@ -68,7 +69,7 @@ fn sealed(mut bytes: &[u8]) -> Vec<u8> {
 /// What is read of a file that was made of `contents`.
 fn again(contents: &Contents) -> Contents {
     let mut file = Vec::new();
-    let views = contents.keyrings.values().map(|keyring| keyring.view());
+    let views = contents.keyrings.values().map(Restored::view);
     write::write(&mut file, &mut sealer(), views, &contents.pulse).expect("memory takes it");
     read::read(&file[..], file.len() as u64, &key()).expect("we wrote it")
 }

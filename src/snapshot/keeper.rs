@@ -85,6 +85,9 @@ struct Kept {
     appended: u64,
 }
 
+/// Closes a journal, so that the thread which writes it ends, however its owner ends.
+struct Closing(Arc<Journal>);
+
 /// Something was not written.
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
@@ -155,7 +158,7 @@ impl Keeper {
     ///
     /// When its thread cannot be made, or dies.
     pub async fn run(self, stop: CancellationToken) -> Result<(), KeeperError> {
-        let journal = Arc::clone(&self.journal);
+        let closing = Closing(Arc::clone(&self.journal));
         let (tell, mut ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("snapshot".to_owned())
@@ -167,7 +170,7 @@ impl Keeper {
             .map_err(KeeperError::Thread)?;
         tokio::select! {
             ended = &mut ended => return ended.map_err(|_| KeeperError::Panicked),
-            () = stop.cancelled() => journal.close(),
+            () = stop.cancelled() => drop(closing),
         }
         ended.await.map_err(|_| KeeperError::Panicked)
     }
@@ -279,6 +282,12 @@ impl Keeper {
             self.journal.pause(self.backoff);
             self.backoff = (2 * self.backoff).min(MAX_BACKOFF);
         }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

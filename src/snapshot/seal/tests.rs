@@ -40,14 +40,14 @@ fn open(bytes: &[u8]) -> (usize, Result<Next, ReadError>) {
         Err(error) => return (0, Err(error)),
     };
     assert_eq!(*opener.header(), header());
-    let mut opened = 0;
+    let mut count = 0;
     loop {
         match opener.next() {
             Ok(Next::Frame(kind, plaintext)) => {
-                assert_eq!((kind, &plaintext[..]), FRAMES[opened]);
-                opened += 1;
+                assert_eq!((kind, &plaintext[..]), FRAMES[count]);
+                count += 1;
             }
-            end => return (opened, end),
+            end => return (count, end),
         }
     }
 }

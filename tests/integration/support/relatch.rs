@@ -267,7 +267,7 @@ impl Sidecar {
     /// Starts it with the file `yaml`, whose log level is `info` or more, and waits until it listens. It may have no
     /// keyring yet: see [`Self::until_ready`].
     pub(crate) async fn start(yaml: &str) -> Self {
-        Self::launch(yaml, |args| Process::relatch(args)).await
+        Self::launch(yaml, Process::relatch).await
     }
 
     /// As [`Self::start`], in a shell that runs `before` first.
