@@ -1,15 +1,27 @@
-//! Micro-benchmarks of the steps of a Check, and of applying a change.
+//! Micro-benchmarks of the steps of a Check, of applying a change, and of a snapshot file.
 //!
 //! `cargo bench --bench micro` measures; `cargo test --benches` runs each once.
 
 mod held;
 
-use std::hint::black_box;
+use std::{collections::BTreeMap, hint::black_box};
 
 use bytes::BytesMut;
 use divan::Bencher;
 use prost::Message as _;
-use relatch::{authz::request::CheckInput, proto::auth::CheckRequest};
+use relatch::{
+    authz::request::CheckInput,
+    key::Timestamp,
+    keyring::KeyringView,
+    proto::auth::CheckRequest,
+    snapshot::{
+        SnapshotKey,
+        pulse::Pulse,
+        read,
+        seal::{Header, Sealer},
+        write,
+    },
+};
 
 use held::{Held, RECORDED, STRIDE, assert_allowed, digest_of, pepper, secret};
 
@@ -77,4 +89,50 @@ fn answer(bencher: Bencher<'_, '_>, keys: u64) {
 fn apply_delta_of_one(bencher: Bencher<'_, '_>, keys: u64) {
     let mut held = Held::new(keys);
     bencher.bench_local(|| held.change());
+}
+
+/// The whole of a keyring into a snapshot file, in memory.
+#[divan::bench(args = SIZES, sample_count = 10)]
+fn write_snapshot(bencher: Bencher<'_, '_>, keys: u64) {
+    let held = Held::new(keys);
+    let view = held.mirror.slot().load();
+    let view = view.as_deref().expect("a snapshot was taken");
+    bencher.bench_local(|| snapshot_file(view).len());
+}
+
+/// The same back, into a view that a check could be answered from.
+#[divan::bench(args = SIZES, sample_count = 10)]
+fn read_snapshot(bencher: Bencher<'_, '_>, keys: u64) {
+    let held = Held::new(keys);
+    let view = held.mirror.slot().load();
+    let view = view.as_deref().expect("a snapshot was taken");
+    let file = snapshot_file(view);
+    bencher.bench_local(|| {
+        let contents = read::read(&file[..], file.len() as u64, &snapshot_key());
+        let contents = contents.expect("it was just written");
+        let restored = contents.keyrings.values().next().expect("it has one");
+        assert_eq!(restored.view().len(), view.len());
+        contents
+    });
+}
+
+fn snapshot_file(view: &KeyringView) -> Vec<u8> {
+    let header = Header {
+        node: "edge-1".to_owned(),
+        cluster: "default".to_owned(),
+        written_at: Timestamp::from_millis(0),
+    };
+    let pulse = Pulse {
+        latest_wall: Timestamp::from_millis(0),
+        boot_id: None,
+        confirmed: BTreeMap::new(),
+    };
+    let mut sealer = Sealer::new(&snapshot_key(), &header).expect("the random source works");
+    let mut file = Vec::new();
+    write::write(&mut file, &mut sealer, [view], &pulse).expect("memory takes it");
+    file
+}
+
+fn snapshot_key() -> SnapshotKey {
+    SnapshotKey::new([7; SnapshotKey::LEN])
 }

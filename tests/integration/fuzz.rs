@@ -1,6 +1,11 @@
 //! What the fuzzer has collected, against the properties that it tries to break.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use proptest::{collection::vec, prelude::*};
 
 #[path = "../../fuzz/properties/check_request.rs"]
 mod check_request;
@@ -8,15 +13,23 @@ mod check_request;
 #[path = "../../fuzz/properties/snapshot_file.rs"]
 mod snapshot_file;
 
-/// Replays the corpus of a target.
-fn replay(target: &str, property: fn(&[u8])) {
+/// The corpus of a target: names and bytes.
+fn corpus(target: &str) -> impl Iterator<Item = (PathBuf, Vec<u8>)> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fuzz/corpus")
         .join(target);
-    let mut replayed = 0;
-    for entry in fs::read_dir(corpus).expect("the target has a corpus") {
+    let entries = fs::read_dir(corpus).expect("the target has a corpus");
+    entries.map(|entry| {
         let path = entry.expect("a readable directory").path();
         let bytes = fs::read(&path).expect("a readable file");
+        (path, bytes)
+    })
+}
+
+/// Replays the corpus of a target.
+fn replay(target: &str, property: fn(&[u8])) {
+    let mut replayed = 0;
+    for (path, bytes) in corpus(target) {
         let outcome = std::panic::catch_unwind(|| property(&bytes));
         assert!(outcome.is_ok(), "{} breaks {target}", path.display());
         replayed += 1;
@@ -32,4 +45,24 @@ fn the_corpus_of_check_request_holds() {
 #[test]
 fn the_corpus_of_snapshot_file_holds() {
     replay("snapshot_file", snapshot_file::holds);
+}
+
+proptest! {
+    /// The fuzzer's way in small: what lies behind the seal is damaged, too.
+    #[test]
+    fn a_damaged_snapshot_file_breaks_nothing(
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        for (_, mut bytes) in corpus("snapshot_file") {
+            for (at, byte) in &damage {
+                let at = 1 + at.index(bytes.len() - 1);
+                bytes[at] = *byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(1 + cut.index(bytes.len()));
+            }
+            snapshot_file::holds(&bytes);
+        }
+    }
 }
