@@ -66,6 +66,8 @@ impl Begun {
 
 /// Takes back what was kept. A file that cannot be taken is put aside, and the sidecar starts as if there were none.
 ///
+/// It blocks while it reads: until it is done there is nothing that a sidecar could answer.
+///
 /// # Errors
 ///
 /// When the key cannot be used, another process uses the file, or there is no place for it.
