@@ -91,7 +91,7 @@ struct Closing(Arc<Journal>);
 /// Something was not written.
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Random(#[from] RandomError),
@@ -267,6 +267,7 @@ impl Keeper {
 
     fn failed(&mut self, error: &WriteError, is_last: bool) {
         self.file = None;
+        self.place.discard();
         self.disk.failed(error.to_string());
         let now = self.clock.boot();
         let is_news = |told| now.saturating_since(told) >= TELL_EVERY;

@@ -167,6 +167,12 @@ impl Place {
         File::open(directory)?.sync_all()
     }
 
+    /// Removes a draft that came to nothing: on a disk that is full it would take the room of others.
+    pub fn discard(&self) {
+        // One that cannot be removed is, by the next draft.
+        let _ = fs::remove_file(self.beside("new"));
+    }
+
     /// Whether `file` still is what lies here: somebody may have removed it, and what is written to it then is nowhere.
     #[must_use]
     pub fn holds(&self, file: &File) -> bool {

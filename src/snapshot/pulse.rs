@@ -87,7 +87,8 @@ impl Pulse {
         let since_boot = signed_millis(now.boot).saturating_sub(confirmed.boot_ms);
         match u64::try_from(since_boot) {
             Ok(by_boot) if is_same_boot => Age::Known(by_wall.max(Duration::from_millis(by_boot))),
-            Ok(_) | Err(_) if now.wall < self.latest_wall => Age::Untold,
+            // The latest time may be held at what the control plane said, and the clock have been further ahead.
+            Ok(_) | Err(_) if now.wall < self.latest_wall.max(confirmed.wall) => Age::Untold,
             Ok(_) | Err(_) => Age::Known(by_wall),
         }
     }
@@ -204,6 +205,16 @@ mod tests {
         assert_eq!(age(&pulse, 1_000_019, 560, ""), Age::Untold);
         let untold = self::pulse("");
         assert_eq!(age(&untold, 1_000_019, 560, ""), Age::Untold);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_makes_nothing_fresh_when_it_is_set_right() {
+        let pulse = Pulse {
+            latest_wall: seconds(900_000),
+            ..pulse("one")
+        };
+        assert_eq!(age(&pulse, 900_010, 5, "two"), Age::Untold);
+        assert_eq!(age(&pulse, 900_010, 560, "one"), known(60));
     }
 
     #[test]

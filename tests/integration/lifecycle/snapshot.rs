@@ -263,6 +263,10 @@ async fn a_disk_that_takes_no_more_stops_no_check_and_is_told_of() {
     })
     .await;
     assert_eq!(sidecar.logged(logged), 1, "it is logged once");
+    eventually("no draft is left behind", async || {
+        (!disk.0.path().join("keyring.snap.new").exists()).then_some(())
+    })
+    .await;
 
     // What is there is an older state, and whole.
     let durable = sidecar.keyring().await["durable_revision"].as_u64();
