@@ -14,7 +14,10 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::deployment::{Control, KEYRING, Sidecar, Verdict, check_request};
+use super::{
+    deployment::{Control, KEYRING, Sidecar, Verdict, check_request},
+    snapshot::Disk,
+};
 use crate::support::{
     envoy::{AuthzAddress, Envoy, EnvoyOptions},
     eventually::{DEADLINE, eventually, within},
@@ -92,6 +95,41 @@ async fn checks_under_way_are_answered_while_a_sidecar_stops() {
     let status = sidecar.daemon.process.exit().await;
     assert_eq!(status.code(), Some(0));
     connection.abort();
+}
+
+/// A check that is under way keeps the stream to the control plane open, and what comes by it is applied.
+#[tokio::test]
+async fn what_comes_while_a_sidecar_stops_is_on_its_disk() {
+    let disk = Disk::new().await;
+    let control = Control::start().await;
+    let key = control.create_key().await;
+    let mut sidecar = disk.start(&control).await;
+    sidecar.ready().await;
+    let AuthzAddress::Tcp(address) = sidecar.daemon.ext_authz() else {
+        panic!("it listens on TCP");
+    };
+    let stream = TcpStream::connect(address).await.expect("it listens");
+    let (mut client, connection) = h2::client::handshake(stream).await.expect("it is HTTP/2");
+    let connection = tokio::spawn(connection);
+    let under_way = HalfSent::send(&mut client, &key.secret);
+    client = client.ready().await.expect("the connection is open");
+    let whole = HalfSent::send(&mut client, &key.secret);
+    assert_eq!(whole.finish().await, Verdict::allowed(1));
+
+    sidecar.daemon.process.signal(Signal::TERM);
+    sidecar.daemon.process.wait_for_line("shutting down").await;
+    let last = control.create_key().await;
+    eventually("the sidecar has applied it", async || {
+        let fleet = control.json(&["fleet"]).await;
+        let applied = fleet[0]["keyrings"][0]["applied_revision"].as_u64()?;
+        (applied >= last.revision).then_some(())
+    })
+    .await;
+    drop(under_way);
+    connection.abort();
+
+    assert_eq!(sidecar.daemon.process.exit().await.code(), Some(0));
+    assert_eq!(disk.keyring().await["revision"], last.revision);
 }
 
 /// Between the end of one sidecar and the start of the next Envoy fails closed; nothing else may go wrong.

@@ -79,7 +79,7 @@ impl Disk {
     }
 
     /// What the file holds of [`KEYRING`].
-    async fn keyring(&self) -> Value {
+    pub(super) async fn keyring(&self) -> Value {
         let key_file = self.key_file();
         let shown = self.inspect(&["--key-file", text(&key_file)]).await.json();
         shown["keyrings"][0].clone()
