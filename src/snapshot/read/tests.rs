@@ -198,6 +198,76 @@ fn an_append_in_the_middle_is_not_left_out() {
     assert!(matches!(error, ReadError::Altered { .. }), "{error}");
 }
 
+/// A file of the frames of the sample, changed by `change`.
+fn resealed(change: impl FnOnce(&mut Vec<(FrameKind, Vec<u8>)>)) -> Vec<u8> {
+    let sample = Sample::new();
+    let len = sample.bytes.len() as u64;
+    let opener = Opener::new(&sample.bytes[..], len, Some(&key()));
+    let mut opener = opener.expect("it is ours");
+    let mut frames = Vec::new();
+    while let Next::Frame(kind, plaintext) = opener.next().expect("it is whole") {
+        frames.push((kind, plaintext));
+    }
+    change(&mut frames);
+    let sealer = Sealer::new(&key(), opener.header());
+    let mut sealer = sealer.expect("the random source works");
+    let mut file = sealer.preamble().to_vec();
+    for (kind, plaintext) in frames {
+        sealer.seal(kind, &plaintext, &mut file);
+    }
+    file
+}
+
+/// Changes the message in a frame.
+fn alter<M: Message + Default>(frame: &mut (FrameKind, Vec<u8>), change: impl FnOnce(&mut M)) {
+    let mut message = M::decode(&frame.1[..]).expect("it is one");
+    change(&mut message);
+    frame.1 = message.encode_to_vec();
+}
+
+#[test]
+fn what_makes_no_sense_behind_the_seal_is_refused() {
+    type Frames = Vec<(FrameKind, Vec<u8>)>;
+    type Case = (&'static str, fn(&mut Frames));
+    let cases: [Case; 9] = [
+        ("other entries than its digest", |frames| {
+            alter::<wire::Keyring>(&mut frames[0], |keyring| keyring.set_digest ^= 1);
+        }),
+        ("has 2 entries, and should have 3", |frames| {
+            alter::<wire::Keyring>(&mut frames[0], |keyring| keyring.entries += 1);
+        }),
+        ("has 1 entries, and should have 2", |frames| {
+            alter::<wire::Entries>(&mut frames[1], |chunk| drop(chunk.entries.pop()));
+        }),
+        ("entries come before their keyring", |frames| {
+            frames.swap(0, 1);
+        }),
+        ("begins twice", |frames| {
+            let again = [frames[0].clone(), frames[1].clone()];
+            frames.splice(2..2, again);
+        }),
+        ("there are 1 keyrings, and should be 2", |frames| {
+            alter::<wire::End>(&mut frames[2], |end| end.keyrings = 2);
+        }),
+        ("does not tell how late", |frames| {
+            alter::<wire::Appended>(&mut frames[3], |appended| appended.pulse = None);
+        }),
+        ("the state goes on behind its end", |frames| {
+            let again = frames[1].clone();
+            frames.push(again);
+        }),
+        ("came to a keyring at revision", |frames| {
+            frames.remove(3);
+        }),
+    ];
+    for (problem, change) in cases {
+        let error = read(&resealed(change)).map(|_| ()).expect_err(problem);
+        let is_right = matches!(error, ReadError::Contradiction { .. });
+        assert!(is_right && error.to_string().contains(problem), "{error}");
+    }
+    assert!(read(&resealed(|_| {})).is_ok());
+}
+
 #[test]
 fn an_outline_needs_no_key_and_tells_no_secret() {
     let sample = Sample::new();
