@@ -214,15 +214,7 @@ impl Sidecar {
             others: Routes::new(health),
         };
         let checks = TaskTracker::new();
-        let tls = match &settings.listen_tls {
-            None => None,
-            Some(files) => {
-                let used = TlsUse::ExtAuthzServer;
-                let loaded = certificates.load(used, "listen", files.clone(), shutdown)?;
-                Some(TlsServer::new(loaded))
-            }
-        };
-        let workers = start_workers(settings, &services, tls.as_ref(), &checks, shutdown)?;
+        let workers = start_workers(settings, &services, &certificates, &checks, shutdown)?;
         let refused = metrics.connections_refused().clone();
         let workers = Spread::new(workers, MAX_CONNECTIONS, refused);
 
@@ -297,12 +289,20 @@ fn start_client(
 fn start_workers(
     settings: &SidecarSettings,
     services: &Services<Authorizer>,
-    tls: Option<&TlsServer>,
+    certificates: &Certificates,
     checks: &TaskTracker,
     shutdown: &Shutdown,
 ) -> Result<Vec<Intake>, SidecarError> {
+    let tls = match &settings.listen_tls {
+        None => None,
+        Some(files) => {
+            let used = TlsUse::ExtAuthzServer;
+            let loaded = certificates.load(used, "listen", files.clone(), shutdown)?;
+            Some(TlsServer::new(loaded))
+        }
+    };
     let workers = (0..settings.workers.get())
-        .map(|index| worker::start(index, services.clone(), tls.cloned(), checks, shutdown))
+        .map(|index| worker::start(index, services.clone(), tls.clone(), checks, shutdown))
         .collect::<io::Result<Vec<_>>>()
         .map_err(SidecarError::Worker)?;
     checks.close();
