@@ -38,8 +38,7 @@ if [[ ! $minutes =~ ^[1-9][0-9]*$ || ! $seed =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 
-# A release build: what users run, and several times as many checks.
-test=(cargo test --locked --release --test integration)
+test=(cargo test --locked --test integration)
 "${test[@]}" --no-run
 mapfile -t scenarios < <("${test[@]}" -- --list --format terse "faults::${only}" |
     sed -n 's/: test$//p' | grep -vE '^faults::(history|form)::' | sort)

@@ -44,6 +44,16 @@ pub(crate) struct SidecarOptions {
     pub(crate) collector: Option<SocketAddr>,
     /// Whether it listens on a Unix socket.
     pub(crate) unix: bool,
+    /// Whether it keeps a snapshot file.
+    pub(crate) snapshot: bool,
+}
+
+/// A sidecar's file, and its snapshot file, of a process that has ended.
+#[derive(Debug)]
+pub(crate) struct Kept<'a> {
+    deployment: &'a Deployment,
+    config: PathBuf,
+    keys: u64,
 }
 
 const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
@@ -117,8 +127,47 @@ impl Deployment {
     /// When it does not start.
     pub(crate) fn sidecar(&self, size: u32, options: SidecarOptions) -> Result<Server> {
         let number = self.sidecars.fetch_add(1, Ordering::Relaxed);
-        let config = self.directory.join(format!("sidecar-{number}.yaml"));
-        fs::write(&config, self.sidecar_config(number, size, options)?)?;
+        let control = self.control.address("discovery")?;
+        let config = self.write_config(number, size, options, control)?;
+        let server = self.run_sidecar(&config)?;
+        until_loaded(&server, u64::from(size))?;
+        Ok(server)
+    }
+
+    /// The snapshot file of a sidecar with the keyring of `size` keys, which has ended, and a file with which it starts
+    /// again and finds no control plane.
+    ///
+    /// # Errors
+    ///
+    /// When the sidecar does not start, or keeps no file.
+    pub(crate) fn kept(&self, size: u32) -> Result<Kept<'_>> {
+        let options = SidecarOptions {
+            snapshot: true,
+            ..SidecarOptions::default()
+        };
+        make_snapshot_key(&self.snapshot_key())?;
+        let number = self.sidecars.fetch_add(1, Ordering::Relaxed);
+        let control = self.control.address("discovery")?;
+        let server = self.run_sidecar(&self.write_config(number, size, options, control)?)?;
+        until_loaded(&server, u64::from(size))?;
+        let http = server.metrics.context("a sidecar has metrics")?;
+        until("the snapshot file is written", READY_TIMEOUT, || {
+            let page = page::get(http, "/metrics")?;
+            let size_of_file = page::value(&page, "relatch_snapshot_size_bytes")?;
+            // Every key takes its digest at least.
+            Ok((size_of_file >= 32 * u64::from(size)).then_some(()))
+        })?;
+        drop(server);
+        // Nobody listens there, and nobody else will while the benchmark runs on this port of discard (RFC 863).
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
+        Ok(Kept {
+            deployment: self,
+            config: self.write_config(number, size, options, nobody)?,
+            keys: u64::from(size),
+        })
+    }
+
+    fn run_sidecar(&self, config: &Path) -> Result<Server> {
         let daemon = self.cores.on(Core::Measured, || {
             Daemon::start(
                 Command::new(RELATCH)
@@ -127,14 +176,16 @@ impl Deployment {
                     .arg(config),
             )
         })?;
-        let server = Server {
+        Ok(Server {
             name: "relatch",
             place: daemon.place("ext_authz")?,
             metrics: Some(daemon.address("http")?),
             daemon,
-        };
-        until_loaded(&server, u64::from(size))?;
-        Ok(server)
+        })
+    }
+
+    fn snapshot_key(&self) -> PathBuf {
+        self.directory.join("snapshot.key")
     }
 
     fn population(&self, size: u32) -> Result<&Population> {
@@ -145,9 +196,14 @@ impl Deployment {
             .with_context(|| format!("no keyring has {size} keys"))
     }
 
-    fn sidecar_config(&self, number: u32, size: u32, options: SidecarOptions) -> Result<String> {
+    fn write_config(
+        &self,
+        number: u32,
+        size: u32,
+        options: SidecarOptions,
+        discovery: SocketAddr,
+    ) -> Result<PathBuf> {
         let keyring = self.keyring(size)?;
-        let discovery = self.control.address("discovery")?;
         let listen = if options.unix {
             let socket = self.directory.join(format!("sidecar-{number}.sock"));
             format!("unix://{}", socket.display())
@@ -157,7 +213,16 @@ impl Deployment {
         let telemetry = options.collector.map_or(String::new(), |collector| {
             format!("telemetry: {{ otlp_endpoint: \"http://{collector}\" }}\n")
         });
-        Ok(format!(
+        let snapshot = if options.snapshot {
+            let file = self.directory.join(format!("sidecar-{number}.snap"));
+            let (file, key) = (file.display(), self.snapshot_key());
+            let key = key.display();
+            format!("snapshot: {{ path: \"{file}\", key_file: \"{key}\" }}\n")
+        } else {
+            String::new()
+        };
+        let config = self.directory.join(format!("sidecar-{number}.yaml"));
+        let yaml = format!(
             "\
 node: {{ id: bench-{number}, cluster: bench }}
 listen: {listen}
@@ -166,10 +231,42 @@ workers: 1
 control: {{ endpoints: [\"http://{discovery}\"] }}
 keyrings: [{{ name: {keyring}, mode: full }}]
 default_keyring: {keyring}
-{telemetry}log: {{ format: json, level: info }}
+{telemetry}{snapshot}log: {{ format: json, level: info }}
 "
-        ))
+        );
+        fs::write(&config, yaml)?;
+        Ok(config)
     }
+}
+
+impl Kept<'_> {
+    /// Starts the sidecar again, and waits until it says that it is ready and holds every key.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub(crate) fn start(&self) -> Result<Server> {
+        let server = self.deployment.run_sidecar(&self.config)?;
+        until_loaded(&server, self.keys)?;
+        Ok(server)
+    }
+}
+
+fn make_snapshot_key(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let output = Command::new(RELATCH)
+        .args(["config", "snapshot-key"])
+        .arg(path)
+        .output()
+        .with_context(|| format!("cannot run {RELATCH}"))?;
+    ensure!(
+        output.status.success(),
+        "relatch config snapshot-key: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 fn token_file(directory: &Path) -> PathBuf {

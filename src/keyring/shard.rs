@@ -52,21 +52,20 @@ const PLACES_FOR_FOUR: usize = 5;
 /// Room that a copy has beyond what it copies: a change adds a version or two.
 const SPARE_HEADS: usize = 4;
 const SPARE_BYTES: usize = 256;
-/// Room for a version as it is packed, in a shard that is yet to be filled: few take as much.
-const ROOMY_BYTES: usize = 72;
 
 impl Shard {
-    /// An empty shard with room for some versions.
+    /// Makes room for `versions` versions of `typical` bytes each, in a shard that has none yet.
     ///
-    /// Room is made for more than they will take: what of it is never written to is no memory, and a shard that had to
-    /// grow would leave behind where it was.
-    pub(super) fn with_capacity(versions: usize) -> Self {
-        Self {
-            table: Vec::new(),
-            heads: Vec::with_capacity(versions),
-            packed: Vec::with_capacity(versions * ROOMY_BYTES),
-            wasted: 0,
-        }
+    /// Little more than they will take: a shard that grows leaves behind where it was, and room that is not used is memory
+    /// all the same where the system's pages are large.
+    pub(super) fn reserve(&mut self, versions: usize, typical: usize) {
+        self.heads.reserve_exact(versions);
+        self.packed.reserve_exact(versions * typical);
+    }
+
+    /// Whether it has no version.
+    pub(super) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
     }
 
     /// The version with `digest`, whose grants may be among the shared ones.
@@ -86,10 +85,18 @@ impl Shard {
         self.heads.iter().map(|head| self.entry(head, shared))
     }
 
-    /// Puts a version in the place of the one with its digest, whose counters it keeps if it is the same version.
-    pub(super) fn put(&mut self, record: &KeyRecord, granted: Option<Granted<'_>>, announced: u64) {
+    /// Puts a version in the place of the one with its digest, whose counters it keeps if it is the same version. Returns how
+    /// many bytes it takes packed.
+    pub(super) fn put(
+        &mut self,
+        record: &KeyRecord,
+        granted: Option<Granted<'_>>,
+        announced: u64,
+    ) -> usize {
+        self.grow();
         let at = self.packed.len();
         held::pack(record, granted, &mut self.packed);
+        let bytes = self.packed.len() - at;
         let at = u32::try_from(at).expect("a shard is far smaller than 4 GiB");
         let head = Head {
             digest: record.digest,
@@ -99,7 +106,8 @@ impl Shard {
         };
         let Some(index) = self.find(&record.digest) else {
             self.heads.push(head);
-            return self.place(self.heads.len() - 1);
+            self.place(self.heads.len() - 1);
+            return bytes;
         };
         let former = &self.heads[index];
         let is_same = held::version_ref(self.packed_at(former.at)) == record.version_ref();
@@ -109,6 +117,7 @@ impl Shard {
             usage: usage.unwrap_or_default(),
             ..head
         };
+        bytes
     }
 
     /// Counts the version with `digest` under another hash.
@@ -126,6 +135,17 @@ impl Shard {
         let removed = self.heads.swap_remove(index);
         self.wasted += held::packed_len(self.packed_at(removed.at));
         self.rebuild_table();
+    }
+
+    /// Makes room for some more where there is hardly any: less than a vector does by itself, which doubles.
+    fn grow(&mut self) {
+        if self.heads.len() == self.heads.capacity() {
+            self.heads.reserve_exact(self.heads.len() / 16 + 1);
+        }
+        if self.packed.capacity() - self.packed.len() < SPARE_BYTES {
+            self.packed
+                .reserve_exact(self.packed.len() / 16 + SPARE_BYTES);
+        }
     }
 
     /// The memory that its versions take, in bytes.
@@ -402,7 +422,7 @@ mod tests {
     #[test]
     fn a_key_takes_a_hundred_bytes() {
         const KEYS: usize = 1_000;
-        let mut shard = Shard::with_capacity(KEYS);
+        let mut shard = Shard::default();
         for number in 0..KEYS {
             let mut bytes = [0; KeyDigest::LEN];
             let hash = (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

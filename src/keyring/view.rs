@@ -20,6 +20,7 @@ pub struct KeyringView {
     settings: Arc<KeyringSettings>,
     shards: Box<[Arc<Shard>]>,
     grants: Arc<SharedGrants>,
+    room: Room,
     counts: [usize; KeyState::ALL.len()],
     set_digest: u64,
 }
@@ -37,6 +38,17 @@ pub struct KeyringSettings {
     pub help_url: Option<String>,
 }
 
+/// The room that is made in a shard when its first version comes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    /// For so many versions.
+    versions: usize,
+    /// What versions have taken so far that were put, in all.
+    bytes: usize,
+    /// How many those were.
+    put: usize,
+}
+
 /// A change to a keyring of a million keys copies a shard of a thousand, and as many pointers to shards.
 const SHARDS: usize = 1024;
 
@@ -49,17 +61,19 @@ impl KeyringView {
         settings: Arc<KeyringSettings>,
         versions: usize,
     ) -> Self {
-        // Digests spread evenly: a shard that needs more than an eighth beyond its share is rare, and grows.
-        let share = (versions + versions / 8) / SHARDS;
+        // Digests spread evenly: few shards need more than a sixteenth beyond their share, and grow.
+        let versions = (versions + versions / 16) / SHARDS;
         Self {
             name,
             epoch,
             revision,
             settings,
-            shards: (0..SHARDS)
-                .map(|_| Arc::new(Shard::with_capacity(share)))
-                .collect(),
+            shards: (0..SHARDS).map(|_| Arc::default()).collect(),
             grants: Arc::default(),
+            room: Room {
+                versions,
+                ..Room::default()
+            },
             counts: [0; KeyState::ALL.len()],
             set_digest: 0,
         }
@@ -146,8 +160,13 @@ impl KeyringView {
         self.set_digest = self.set_digest.wrapping_add(announced);
         let packed = grants::pack(record);
         let granted = packed.as_deref().map(|packed| self.granted(packed));
-        self.shard_mut(&record.digest)
-            .put(record, granted, announced);
+        let room = self.room;
+        let shard = self.shard_mut(&record.digest);
+        if shard.is_empty() {
+            shard.reserve(room.versions, room.typical());
+        }
+        let bytes = shard.put(record, granted, announced);
+        self.room.note(bytes);
     }
 
     /// Counts the version with `digest`, which is held, under another hash.
@@ -194,6 +213,18 @@ impl KeyringView {
 
     fn shard_mut(&mut self, digest: &KeyDigest) -> &mut Shard {
         Arc::make_mut(&mut self.shards[shard_of(digest)])
+    }
+}
+
+impl Room {
+    const fn note(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.put += 1;
+    }
+
+    /// What a version takes, by those that were put.
+    fn typical(self) -> usize {
+        self.bytes.div_ceil(self.put.max(1)) + 1
     }
 }
 
