@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 
 /// A running program. Dropping it kills it.
@@ -105,6 +105,19 @@ impl Daemon {
             Some(path) => Place::Unix(path.into()),
             None => Place::Tcp(text.parse()?),
         })
+    }
+
+    /// Tells it to stop, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "it has ended with {status}");
+        Ok(())
     }
 
     /// Its process id.
