@@ -93,15 +93,21 @@ async fn carry(
     }
     let mut server = TcpStream::connect(upstream).await?;
     reset_on_drop(&server)?;
-    {
+    let met = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let mut seen = fault.clone();
         tokio::select! {
             end = upload(from_client, to_server) => return end,
             end = download(from_server, to_client, fault.clone()) => return end,
-            _ = seen.wait_for(|fault| matches!(fault, Fault::Cut | Fault::HalfOpen)) => {}
+            met = seen.wait_for(|fault| matches!(fault, Fault::Cut | Fault::HalfOpen)) => {
+                // Fails when the proxy is gone.
+                met.map_or(Fault::Cut, |met| *met)
+            }
         }
+    };
+    if met == Fault::Cut {
+        return Ok(());
     }
     // Both ends stay open, and hear nothing of each other. Fails when the proxy is gone, which is an end too.
     let _ = fault.wait_for(|fault| *fault == Fault::Cut).await;
