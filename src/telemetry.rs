@@ -1,7 +1,7 @@
 //! What the process tells of itself and of its work.
 //!
 //! [`check`] makes [`metrics`], spans and a log line of each check; [`export`] sends the spans. [`logs`] go through
-//! [`lines`]. [`process`] measures the process.
+//! [`lines`]. [`process`] measures the process. [`seldom`] keeps what happens often from filling the log.
 
 mod cache;
 pub mod check;
@@ -10,6 +10,7 @@ pub mod lines;
 pub mod logs;
 pub mod metrics;
 pub mod process;
+pub mod seldom;
 pub mod snapshot;
 mod traceparent;
 

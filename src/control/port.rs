@@ -20,9 +20,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::{ServiceExt as _, util::Oneshot};
 
-use crate::tls::{
-    Peer, TlsServer,
-    incoming::{Incoming, Listening},
+use crate::{
+    telemetry::seldom::Seldom,
+    tls::{
+        Peer, TlsServer,
+        incoming::{Incoming, Listening},
+    },
 };
 
 /// A bound port that does not accept yet.
@@ -53,6 +56,8 @@ struct Calls {
     has_begun: Arc<AtomicBool>,
 }
 
+/// Who is refused tries again: a line for each would only fill the log.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// With the timeout below, a dead sidecar is found within 15 seconds.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,6 +107,7 @@ impl Port {
         let limits = self.limits;
         let mut listening = Listening::new(self.what, self.listener, tls);
         let mut connections = JoinSet::new();
+        let mut told = Seldom::new(LOG_INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -110,7 +116,7 @@ impl Port {
                     if connections.len() < limits.connections {
                         let routes = routes.clone();
                         connections.spawn(serve_on(stream, routes, limits.first_call, stop.clone()));
-                    } else {
+                    } else if told.is_due() {
                         tracing::warn!(
                             listener = self.what,
                             max = limits.connections,

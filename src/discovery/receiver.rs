@@ -20,6 +20,7 @@ use crate::{
 
 mod full;
 mod on_demand;
+mod pulse;
 mod reply;
 
 use full::Held;

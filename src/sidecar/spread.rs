@@ -12,9 +12,10 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 
 use super::socket::Accepted;
+use crate::telemetry::seldom::Seldom;
 
 /// Spreads connections over workers.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ pub(super) struct Spread {
     /// How many there may be in all.
     max: usize,
     refused: Counter,
-    /// When a refusal was last logged.
-    logged: Option<Instant>,
+    /// When a refusal is logged.
+    told: Seldom,
 }
 
 /// Where a worker takes connections from; cheap to clone.
@@ -68,7 +69,7 @@ impl Spread {
             turn: 0,
             max,
             refused,
-            logged: None,
+            told: Seldom::new(LOG_INTERVAL),
         }
     }
 
@@ -93,11 +94,7 @@ impl Spread {
 
     fn refuse(&mut self) {
         self.refused.inc();
-        if self
-            .logged
-            .is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL)
-        {
-            self.logged = Some(Instant::now());
+        if self.told.is_due() {
             tracing::warn!(
                 max = self.max,
                 refused = self.refused.get(),

@@ -37,6 +37,8 @@ pub struct Keeper {
     clock: Clock,
     /// None until it was made whole by this process, and after every error.
     file: Option<Kept>,
+    /// The file has a keyring of which it does not tell that the control plane has ever confirmed it.
+    is_unconfirmed: bool,
     patience: Patience,
     backoff: Duration,
     last_told: Option<BootTime>,
@@ -105,6 +107,9 @@ const PULSE_EVERY: Duration = Duration::from_secs(30);
 /// With limits of staleness of a few seconds more often, but a limit is never below a second.
 const PULSES_PER_LIMIT: u32 = 4;
 const MIN_PULSE: Duration = Duration::from_millis(250);
+/// A keyring that nothing confirms is of no use at a start. The first confirmation comes with the next heartbeat, seconds
+/// after the keyring itself, and is waited for.
+const UNCONFIRMED_PULSE: Duration = Duration::from_secs(1);
 /// How long a change that revokes nothing waits for others: well below the second that it may take to the disk.
 const GATHER: Duration = Duration::from_millis(250);
 /// A file is made anew when as much was appended as it was made with: then it has at most twice the length that it needs. A
@@ -146,6 +151,7 @@ impl Keeper {
             latest,
             clock,
             file: None,
+            is_unconfirmed: false,
             patience,
             backoff: FIRST_BACKOFF,
             last_told: None,
@@ -181,13 +187,25 @@ impl Keeper {
 
     /// Writes what is to be written next; whether that was the last.
     fn turn(&mut self) -> bool {
-        let batch = self.journal.next(self.patience, self.file.is_none());
+        let batch = self.journal.next(self.patience(), self.file.is_none());
         let is_last = batch.is_last;
         match self.write(batch) {
             Ok(()) => self.succeeded(),
             Err(error) => self.failed(&error, is_last),
         }
         is_last
+    }
+
+    fn patience(&self) -> Patience {
+        let Patience { idle, gather } = self.patience;
+        Patience {
+            idle: if self.is_unconfirmed {
+                idle.min(UNCONFIRMED_PULSE)
+            } else {
+                idle
+            },
+            gather,
+        }
     }
 
     fn write(&mut self, batch: Batch) -> Result<(), WriteError> {
@@ -220,6 +238,9 @@ impl Keeper {
         if !self.place.holds(&kept.file) {
             return Err(WriteError::Gone);
         }
+        self.is_unconfirmed = views
+            .iter()
+            .any(|view| !pulse.confirmed.contains_key(view.name()));
         let size = kept.whole + kept.appended;
         self.file = Some(kept);
         let views = views.iter().map(AsRef::as_ref);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Leave, message, reply::Reply};
+use super::{Leave, message, pulse::reason_to_resync, reply::Reply};
 use crate::{
     clock::BootTime,
     discovery::change::{Changes, decode_items},
@@ -322,19 +322,8 @@ impl Held {
             return Ok(looks.then(|| self.resync(ResyncReason::SnapshotHeld)));
         }
         let held = self.mirror.position();
-        let revision = Revision::new(pulse.revision);
-        if held.epoch != Epoch::new(pulse.epoch) {
-            return Ok(Some(self.resync(ResyncReason::Epoch)));
-        }
-        if revision < held.revision {
-            return Err(Leave::Lagging {
-                keyring: self.name(),
-                held: held.revision,
-                found: revision,
-            });
-        }
-        if revision > held.revision {
-            return Ok(Some(self.resync(ResyncReason::Gap)));
+        if let Some(reason) = reason_to_resync(&self.name(), held, pulse)? {
+            return Ok(Some(self.resync(reason)));
         }
         if pulse.set_digest == held.set_digest {
             self.pacer = ResyncPacer::new();

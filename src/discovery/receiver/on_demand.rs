@@ -1,6 +1,6 @@
 //! What a sidecar does with what comes of a keyring that it holds on demand.
 
-use super::{Leave, message, reply::Reply};
+use super::{Leave, message, pulse::reason_to_resync, reply::Reply};
 use crate::{
     clock::BootTime,
     discovery::{change::decode_items, item},
@@ -189,19 +189,8 @@ impl Followed {
             return Ok(None);
         }
         let held = self.follower.position();
-        let revision = Revision::new(pulse.revision);
-        if held.epoch != Epoch::new(pulse.epoch) {
-            return Ok(Some(self.resync(ResyncReason::Epoch)));
-        }
-        if revision < held.revision {
-            return Err(Leave::Lagging {
-                keyring: self.name(),
-                held: held.revision,
-                found: revision,
-            });
-        }
-        if revision > held.revision {
-            return Ok(Some(self.resync(ResyncReason::Gap)));
+        if let Some(reason) = reason_to_resync(&self.name(), held, pulse)? {
+            return Ok(Some(self.resync(reason)));
         }
         self.follower.slot().confirm(confirmed_at);
         Ok(None)

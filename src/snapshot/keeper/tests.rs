@@ -167,6 +167,15 @@ impl Sidecar {
     }
 }
 
+/// A machine whose sidecar has its keyring, and has nothing on disk yet.
+fn begun() -> (Machine, Control, Sidecar) {
+    let machine = Machine::new();
+    let control = Control::new();
+    let mut sidecar = machine.start();
+    sidecar.take(control.begin());
+    (machine, control, sidecar)
+}
+
 fn act() -> impl Strategy<Value = Act> {
     let number = || 0_u8..6;
     let state = || select(KeyState::ALL.to_vec());
@@ -188,10 +197,7 @@ proptest! {
     fn a_sidecar_starts_with_what_it_had_applied(
         acts in vec((act(), any::<bool>(), any::<bool>()), 1..30),
     ) {
-        let machine = Machine::new();
-        let mut control = Control::new();
-        let mut sidecar = machine.start();
-        sidecar.take(control.begin());
+        let (machine, mut control, mut sidecar) = begun();
         sidecar.write();
         for (act, writes, restarts) in acts {
             let former = sidecar.state().expect("it has its keyring");
@@ -226,10 +232,7 @@ proptest! {
 
 #[test]
 fn a_tombstone_from_the_file_wins_over_what_comes_later() {
-    let machine = Machine::new();
-    let mut control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (machine, mut control, mut sidecar) = begun();
     sidecar.take(control.act(Act::Put(1, KeyState::Active)));
     sidecar.take(control.act(Act::RevokeAhead(1)));
     sidecar.take(control.act(Act::RevokeAhead(2)));
@@ -282,10 +285,7 @@ fn what_is_on_the_disk_is_told_and_nothing_else() {
 
 #[test]
 fn who_connects_anew_tells_anew() {
-    let machine = Machine::new();
-    let control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (_machine, _control, mut sidecar) = begun();
     sidecar.write();
     assert!(sidecar.receiver.next_durable().is_some());
     sidecar.receiver.connected();
@@ -295,11 +295,8 @@ fn who_connects_anew_tells_anew() {
 
 #[test]
 fn after_an_error_the_file_is_made_anew() {
-    let machine = Machine::new();
-    let mut control = Control::new();
-    let mut sidecar = machine.start();
+    let (machine, mut control, mut sidecar) = begun();
     sidecar.keeper.backoff = Duration::ZERO;
-    sidecar.take(control.begin());
     sidecar.write();
     fs::remove_dir_all(machine.dir.path()).expect("it is ours");
 
@@ -330,11 +327,8 @@ fn after_an_error_the_file_is_made_anew() {
 
 #[test]
 fn a_file_that_somebody_removes_is_missed() {
-    let machine = Machine::new();
-    let mut control = Control::new();
-    let mut sidecar = machine.start();
+    let (machine, mut control, mut sidecar) = begun();
     sidecar.keeper.backoff = Duration::ZERO;
-    sidecar.take(control.begin());
     sidecar.write();
     fs::remove_file(machine.file()).expect("it is there");
     sidecar.take(control.act(Act::Put(1, KeyState::Active)));
@@ -348,10 +342,7 @@ fn a_file_that_somebody_removes_is_missed() {
 
 #[test]
 fn a_file_does_not_grow_for_ever() {
-    let machine = Machine::new();
-    let mut control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (machine, mut control, mut sidecar) = begun();
     sidecar.write();
     let mut sizes = Vec::new();
     for _ in 0..30 {
@@ -374,10 +365,7 @@ fn a_file_does_not_grow_for_ever() {
 
 #[test]
 fn a_last_write_that_was_cut_off_is_left_out() {
-    let machine = Machine::new();
-    let mut control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (machine, mut control, mut sidecar) = begun();
     sidecar.take(control.act(Act::Put(1, KeyState::Active)));
     sidecar.write();
     let before = sidecar.state();
@@ -399,10 +387,7 @@ fn a_last_write_that_was_cut_off_is_left_out() {
 
 #[test]
 fn what_cannot_be_taken_is_put_aside_with_the_reason() {
-    let machine = Machine::new();
-    let mut control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (machine, mut control, mut sidecar) = begun();
     sidecar.take(control.act(Act::Put(1, KeyState::Active)));
     sidecar.write();
     drop(sidecar);
@@ -443,10 +428,7 @@ fn what_cannot_be_taken_is_put_aside_with_the_reason() {
 
 #[test]
 fn the_file_of_another_node_or_under_another_key_is_refused() {
-    let mut machine = Machine::new();
-    let control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (mut machine, _control, mut sidecar) = begun();
     sidecar.write();
     drop(sidecar);
     let good = fs::read(machine.file()).expect("it is there");
@@ -506,10 +488,7 @@ fn a_sidecar_does_not_start_on_the_file_of_another_process_or_without_its_key() 
 
 #[test]
 fn a_keyring_that_is_not_held_in_full_any_more_is_left_out() {
-    let machine = Machine::new();
-    let control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (machine, _control, mut sidecar) = begun();
     sidecar.write();
     drop(sidecar);
     let on_demand = Mode::OnDemand(CacheSettings::default());
@@ -520,10 +499,7 @@ fn a_keyring_that_is_not_held_in_full_any_more_is_left_out() {
 
 #[test]
 fn age_goes_on_over_restarts_and_boots() {
-    let machine = Machine::new();
-    let control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (machine, _control, mut sidecar) = begun();
     // Its wall clock is an hour behind the control plane's, which makes no difference.
     sidecar.heartbeat(&machine, Timestamp::from_millis(START + 3_600_000));
     sidecar.write();
@@ -566,10 +542,7 @@ fn age_goes_on_over_restarts_and_boots() {
 
 #[test]
 fn a_keyring_that_was_never_confirmed_is_not_made_fresh_by_a_restart() {
-    let machine = Machine::new();
-    let control = Control::new();
-    let mut sidecar = machine.start();
-    sidecar.take(control.begin());
+    let (machine, _control, mut sidecar) = begun();
     sidecar.write();
     drop(sidecar);
     let sidecar = machine.start();
@@ -602,4 +575,20 @@ fn the_latest_time_is_remembered_unless_the_control_plane_says_otherwise() {
 fn restore_file(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).expect("it is ours");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+}
+
+#[test]
+fn the_first_confirmation_is_waited_for_and_later_ones_are_not() {
+    let (machine, _control, mut sidecar) = begun();
+    sidecar.write();
+    sidecar.keeper.patience.idle = PULSE_EVERY;
+    assert_eq!(sidecar.keeper.patience().idle, UNCONFIRMED_PULSE);
+    sidecar.heartbeat(&machine, Timestamp::from_millis(START));
+    sidecar.keeper.patience.idle = Duration::ZERO;
+    sidecar.write();
+    sidecar.keeper.patience.idle = PULSE_EVERY;
+    assert_eq!(sidecar.keeper.patience().idle, PULSE_EVERY);
+    drop(sidecar);
+    let sidecar = machine.start();
+    assert_eq!(sidecar.age(&machine), Some(Duration::ZERO));
 }

@@ -28,10 +28,13 @@ use tonic::{
 
 use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict, check_request};
 use crate::support::{
-    eventually::{DEADLINE, eventually, within},
+    eventually::{DEADLINE, eventually, eventually_within, within},
     process::{Output, Process, relatch},
     relatch::{sidecar_yaml, text},
 };
+
+/// Far less than the half minute after which a file says anew how fresh it is.
+const SOON: Duration = Duration::from_secs(15);
 
 /// A directory for the file of a sidecar, with a key.
 pub(super) struct Disk(TempDir);
@@ -84,6 +87,28 @@ impl Disk {
         let shown = self.inspect(&["--key-file", text(&key_file)]).await.json();
         shown["keyrings"][0].clone()
     }
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_killed_seconds_after_its_first_keyring_starts_with_it() {
+    let disk = Disk::new().await;
+    let mut control = Control::start().await;
+    let key = control.create_key().await;
+    let sidecar = disk.start(&control).await;
+    // Ready once the control plane has confirmed the keyring: a second later that is on disk. Nothing else is written.
+    sidecar.ready().await;
+    eventually_within(SOON, "the confirmation is on disk", async || {
+        let as_of = disk.keyring().await["as_of"].clone();
+        (!as_of.is_null()).then_some(())
+    })
+    .await;
+
+    control.plane.kill().await;
+    drop(sidecar);
+    let sidecar = disk.start(&control).await;
+
+    sidecar.ready().await;
+    assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
 }
 
 #[tokio::test]

@@ -1,0 +1,47 @@
+//! What would fill the log if it were said each time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Says when something may be told again that happens again and again.
+#[derive(Debug)]
+pub struct Seldom {
+    every: Duration,
+    told: Option<Instant>,
+}
+
+impl Seldom {
+    /// At once, and then once in `every`.
+    #[must_use]
+    pub const fn new(every: Duration) -> Self {
+        Self { every, told: None }
+    }
+
+    /// Whether it is to be told now; then not again before its time.
+    pub fn is_due(&mut self) -> bool {
+        let is_due = self.told.is_none_or(|told| told.elapsed() >= self.every);
+        if is_due {
+            self.told = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_told_at_once_and_then_once_in_its_time() {
+        let mut seldom = Seldom::new(Duration::from_secs(10));
+        let mut told = Vec::new();
+        for second in 0..25 {
+            if seldom.is_due() {
+                told.push(second);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(told, [0, 10, 20]);
+    }
+}
