@@ -10,6 +10,7 @@ mod cookie;
 pub mod credential;
 pub mod decision;
 pub mod event;
+mod failures;
 mod inline;
 mod later;
 mod message;

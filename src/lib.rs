@@ -19,6 +19,7 @@
 //! daemons are put together in [`sidecar`] and [`control::plane`].
 
 pub mod authz;
+pub mod budget;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -433,6 +433,15 @@ impl<'v> Denial<'v> {
         Self::unread(DenyReason::InternalError)
     }
 
+    /// The denial of a credential whose source has presented too many that failed, in place of this one or of a lookup.
+    #[must_use]
+    pub(super) fn too_many_failures(held: &Held<'v>) -> Self {
+        Self {
+            keyring: Some(held.facts()),
+            ..Self::unread(DenyReason::TooManyFailures)
+        }
+    }
+
     /// The reason.
     #[must_use]
     pub const fn reason(&self) -> DenyReason {

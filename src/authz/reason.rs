@@ -21,6 +21,8 @@ pub enum DenyReason {
     MalformedCredential,
     /// The keyring does not hold it.
     UnknownKey,
+    /// Its source has presented too many of these two.
+    TooManyFailures,
     /// It was ended at once.
     Revoked,
     /// Its planned end has come.
@@ -46,13 +48,15 @@ pub enum DenialStatus {
     Unauthorized,
     /// 403
     Forbidden,
+    /// 429
+    TooManyRequests,
     /// 503
     Unavailable,
 }
 
 impl DenyReason {
     /// All of them, in the order of the decision.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::MalformedRequest,
         Self::UnknownKeyring,
         Self::KeyringUnavailable,
@@ -61,6 +65,7 @@ impl DenyReason {
         Self::MissingCredential,
         Self::MalformedCredential,
         Self::UnknownKey,
+        Self::TooManyFailures,
         Self::Revoked,
         Self::Retired,
         Self::Expired,
@@ -82,6 +87,7 @@ impl DenyReason {
             Self::MissingCredential => "missing_credential",
             Self::MalformedCredential => "malformed_credential",
             Self::UnknownKey => "unknown_key",
+            Self::TooManyFailures => "too_many_failures",
             Self::Revoked => "revoked",
             Self::Retired => "retired",
             Self::Expired => "expired",
@@ -105,6 +111,7 @@ impl DenyReason {
             | Self::Expired
             | Self::NotYetValid => DenialStatus::Unauthorized,
             Self::SourceNotAllowed | Self::InsufficientScope => DenialStatus::Forbidden,
+            Self::TooManyFailures => DenialStatus::TooManyRequests,
             Self::UnknownKeyring
             | Self::KeyringUnavailable
             | Self::KeyringStale
@@ -123,6 +130,7 @@ impl DenyReason {
             Self::AmbiguousCredential => "The request holds more than one API key",
             Self::MissingCredential => "An API key is required",
             Self::MalformedCredential | Self::UnknownKey => "The API key is not valid",
+            Self::TooManyFailures => "Too many API keys from this address were not valid",
             Self::Revoked => "The API key was revoked",
             Self::Retired => "The API key was replaced by a newer version",
             Self::Expired => "The API key has expired",
@@ -139,6 +147,28 @@ impl DenyReason {
         matches!(self.status(), DenialStatus::Unavailable)
     }
 
+    /// Whether its credential is of no key at all.
+    #[must_use]
+    pub const fn is_failed_credential(self) -> bool {
+        match self {
+            Self::MalformedCredential | Self::UnknownKey => true,
+            Self::MalformedRequest
+            | Self::UnknownKeyring
+            | Self::KeyringUnavailable
+            | Self::KeyringStale
+            | Self::AmbiguousCredential
+            | Self::MissingCredential
+            | Self::TooManyFailures
+            | Self::Revoked
+            | Self::Retired
+            | Self::Expired
+            | Self::NotYetValid
+            | Self::SourceNotAllowed
+            | Self::InsufficientScope
+            | Self::InternalError => false,
+        }
+    }
+
     /// Whether the request held a key, and it was the wrong one.
     #[must_use]
     pub const fn is_of_the_key(self) -> bool {
@@ -153,6 +183,7 @@ impl DenyReason {
             | Self::UnknownKeyring
             | Self::KeyringUnavailable
             | Self::KeyringStale
+            | Self::TooManyFailures
             | Self::AmbiguousCredential
             | Self::MissingCredential
             | Self::SourceNotAllowed
@@ -176,6 +207,7 @@ impl DenialStatus {
             Self::BadRequest => 400,
             Self::Unauthorized => 401,
             Self::Forbidden => 403,
+            Self::TooManyRequests => 429,
             Self::Unavailable => 503,
         }
     }
@@ -187,6 +219,7 @@ impl DenialStatus {
             Self::BadRequest => 3,
             Self::Unauthorized => 16,
             Self::Forbidden => 7,
+            Self::TooManyRequests => 8,
             Self::Unavailable => 14,
         }
     }
@@ -207,6 +240,7 @@ mod tests {
             ("missing_credential", 401, 16),
             ("malformed_credential", 401, 16),
             ("unknown_key", 401, 16),
+            ("too_many_failures", 429, 8),
             ("revoked", 401, 16),
             ("retired", 401, 16),
             ("expired", 401, 16),

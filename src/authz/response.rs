@@ -113,7 +113,7 @@ pub fn deny(
     trace: Option<&TraceParent>,
     answer: &mut BytesMut,
 ) {
-    /// In seconds: the control plane confirms a keyring every five.
+    /// In seconds: the control plane confirms a keyring every five, and a budget for failures has filled a good part.
     const RETRY_AFTER: &str = "5";
 
     let reason = denial.reason();
@@ -138,7 +138,10 @@ pub fn deny(
         if let Some(challenge) = challenge(settings, denial) {
             header("www-authenticate", &challenge);
         }
-        if status == DenialStatus::Unavailable {
+        if matches!(
+            status,
+            DenialStatus::Unavailable | DenialStatus::TooManyRequests
+        ) {
             header("retry-after", &RETRY_AFTER);
         }
         denied.text(denied_field::BODY, &problem(reason, trace));
@@ -366,7 +369,9 @@ fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
     let scopes = match reason.status() {
         DenialStatus::Unauthorized => None,
         DenialStatus::Forbidden => Some(denial.scopes()?),
-        DenialStatus::BadRequest | DenialStatus::Unavailable => return None,
+        DenialStatus::BadRequest | DenialStatus::TooManyRequests | DenialStatus::Unavailable => {
+            return None;
+        }
     };
     let scheme = settings
         .credentials()

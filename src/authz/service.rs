@@ -7,6 +7,7 @@
 //! check is judged anew when the lookup was answered, or its time is over.
 
 use std::{
+    net::IpAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::SystemTime,
@@ -17,6 +18,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     decision::{Decision, Denial, Held, LookedUp, Verdict, decide},
     event::{CheckEvent, Observer},
+    failures::FailureBudgets,
     later::LaterAnswer,
     question::{MalformedRequest, Question},
     request::CheckInput,
@@ -37,6 +39,7 @@ pub struct Authorizer {
     /// Sorted by name, to be found by a name that is text only.
     slots: Arc<[Arc<Slot>]>,
     clock: Clock,
+    failures: Arc<FailureBudgets>,
     /// The latest time by which a check was judged.
     latest: LatestWall,
     observer: Arc<dyn Observer>,
@@ -70,6 +73,7 @@ impl Authorizer {
         let mut slots: Vec<Arc<Slot>> = keyrings.iter().cloned().collect();
         slots.sort_unstable_by(|one, other| one.name().cmp(other.name()));
         Self {
+            failures: Arc::new(FailureBudgets::new(settings.failed_credentials())),
             settings,
             slots: slots.into(),
             clock,
@@ -162,7 +166,9 @@ impl Authorizer {
         let view = slot.map(Slot::load);
         let view = view.as_ref().and_then(|view| view.as_deref());
         let held = slot.map(|slot| Held::new(slot, view, looked_up, moment.boot));
-        let decision = match decide(&question, held.as_ref(), moment.wall) {
+        let verdict = decide(&question, held.as_ref(), moment.wall);
+        let verdict = self.within_budget(verdict, held.as_ref(), input.source(), moment.boot);
+        let decision = match verdict {
             Verdict::Decided(decision) => decision,
             Verdict::LookUp(digest) => {
                 let cache = slot.and_then(Slot::cache).cloned();
@@ -176,6 +182,32 @@ impl Authorizer {
         response::respond(&self.settings, input, &decision, parent.as_ref(), answer);
         self.tell(&decision, None, parent, moment);
         None
+    }
+
+    /// The verdict, or a denial when `source` has presented too many credentials that failed. One that is held passes all
+    /// the same; only of those that are not held nobody asks the control plane any more.
+    fn within_budget<'v>(
+        &self,
+        verdict: Verdict<'v>,
+        held: Option<&Held<'v>>,
+        source: Option<IpAddr>,
+        now: BootTime,
+    ) -> Verdict<'v> {
+        let (Some(held), Some(source)) = (held, source) else {
+            return verdict;
+        };
+        let is_too_many = match &verdict {
+            Verdict::Decided(Decision::Deny(denial)) => {
+                denial.reason().is_failed_credential() && !self.failures.take(source, now)
+            }
+            Verdict::Decided(Decision::Allow(_) | Decision::Anonymous(_)) => false,
+            Verdict::LookUp(_) => self.failures.is_spent(source, now),
+        };
+        if is_too_many {
+            Verdict::Decided(Denial::too_many_failures(held).into())
+        } else {
+            verdict
+        }
     }
 
     pub(super) fn refuse(
@@ -269,9 +301,10 @@ mod tests {
     use super::*;
     use crate::{
         authz::{
-            DenyReason, Outcome,
-            testing::{Message, REVISION, keyrings, settings, written},
+            DenyReason, Outcome, SettingsParts,
+            testing::{Message, REVISION, keyrings, parts, settings, written},
         },
+        budget::Rate,
         key::{AllowedSources, KeyId, KeyRecord, Secret, Use, Window, testing},
         keyring::CallerUse,
         proto::auth::{CheckRequest, CheckResponse, check_response::HttpResponse},
@@ -281,6 +314,7 @@ mod tests {
     const OF_CALLER: &str = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     const NOW: Timestamp = Timestamp::from_millis(5_000);
+    const SOURCE: &str = "192.0.2.1";
 
     /// Keeps what it is told.
     #[derive(Debug, Default)]
@@ -378,6 +412,54 @@ mod tests {
         assert_eq!(
             code(&answer(&authorizer, &Message::get("/").joined())),
             Some(16)
+        );
+    }
+
+    #[test]
+    fn a_source_that_fails_too_often_is_told_so_and_its_good_keys_pass() {
+        let secret = testing::secret(KeyId::generate().expect("the random source works"));
+        let keyrings = keyrings(vec![testing::record_of(&secret)], true);
+        let (clock, hands) = Clock::manual(NOW);
+        let settings = Settings::new(SettingsParts {
+            failed_credentials: Rate {
+                per_second: 1,
+                burst: 2,
+            },
+            ..parts()
+        });
+        let settings = Arc::new(settings.expect("valid settings"));
+        let recorder = Arc::new(Recorder::default());
+        let authorizer = Authorizer::new(settings, &keyrings, clock, recorder.clone());
+        let unknown = testing::secret(KeyId::generate().expect("the random source works"));
+        let check = |source: &'static str, key: &str| {
+            let message = Message::get("/").from(source);
+            let message = message.header("x-api-key", key.to_owned());
+            answer(&authorizer, &message.joined());
+        };
+        check(SOURCE, unknown.expose());
+        check(SOURCE, "typo");
+        check(SOURCE, unknown.expose());
+        check(SOURCE, "typo");
+        check(SOURCE, secret.expose());
+        // Nobody is charged who is not known.
+        check("", unknown.expose());
+        hands.advance(Duration::from_secs(1));
+        check(SOURCE, unknown.expose());
+        let outcomes: Vec<_> = told(&recorder)
+            .iter()
+            .map(|(outcome, _)| *outcome)
+            .collect();
+        assert_eq!(
+            outcomes,
+            [
+                Outcome::Denied(DenyReason::UnknownKey),
+                Outcome::Denied(DenyReason::MalformedCredential),
+                Outcome::Denied(DenyReason::TooManyFailures),
+                Outcome::Denied(DenyReason::TooManyFailures),
+                Outcome::Allowed,
+                Outcome::Denied(DenyReason::UnknownKey),
+                Outcome::Denied(DenyReason::UnknownKey),
+            ]
         );
     }
 

@@ -7,7 +7,7 @@ mod source;
 
 use http::HeaderName;
 
-use crate::key::KeyringName;
+use crate::{budget::Rate, key::KeyringName};
 
 pub use header::{IdentityHeaders, folds_to, parse_credential_header, parse_identity_header};
 pub use rule::{Auth, Case, HostPattern, PathPrefix, RouteRule};
@@ -39,6 +39,9 @@ pub struct SettingsParts {
     pub identity: IdentityHeaders,
     /// What a consumer is told that used a retiring version; none for nothing. Default: [`Notices::default`].
     pub notices: Option<Notices>,
+    /// How many credentials that no keyring holds each source may present. Default: 20 a second, 200 at once: more than a
+    /// consumer that has a wrong key sends by mistake, and a fifth of what a sidecar looks up of keys that it does not know.
+    pub failed_credentials: Rate,
 }
 
 /// What a consumer is told that used a retiring version, beside `API-Key-Rotation` and `Link`.
@@ -176,6 +179,12 @@ impl Settings {
         self.parts.notices
     }
 
+    /// How many credentials that no keyring holds each source may present.
+    #[must_use]
+    pub const fn failed_credentials(&self) -> Rate {
+        self.parts.failed_credentials
+    }
+
     /// The headers that reach the upstream only from us.
     #[must_use]
     pub fn reserved(&self) -> &[HeaderName] {
@@ -219,6 +228,10 @@ impl Default for SettingsParts {
             default_keyring: None,
             identity: IdentityHeaders::default(),
             notices: Some(Notices::default()),
+            failed_credentials: Rate {
+                per_second: 20,
+                burst: 200,
+            },
         }
     }
 }

@@ -9,9 +9,9 @@ use super::{
     reader::{Findings, Text},
     value,
 };
-use crate::keyring::{
-    Mode,
-    on_demand::{CacheSettings, UnknownBudget},
+use crate::{
+    budget::Rate,
+    keyring::{Mode, on_demand::CacheSettings},
 };
 
 /// What bounds a keyring that is held on demand.
@@ -40,9 +40,6 @@ const NEGATIVE_TTL_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Durat
 /// Below 5 ms a control plane in another zone is never heard in time; no proxy waits for more than 10 s.
 const LOOKUP_TIMEOUT_BOUNDS: (Duration, Duration) =
     (Duration::from_millis(5), Duration::from_secs(10));
-
-/// A hundred thousand lookups a second of one sidecar are more than a control plane answers.
-const MAX_UNKNOWN: u32 = 100_000;
 
 /// The mode of a keyring, and its bounds where it is held on demand.
 pub(super) fn mode(
@@ -86,7 +83,7 @@ impl RawCache {
         let negative_ttl = duration("negative_ttl", self.negative_ttl, NEGATIVE_TTL_BOUNDS);
         let lookup_timeout = duration("lookup_timeout", self.lookup_timeout, LOOKUP_TIMEOUT_BOUNDS);
         let mut number = |name: &str, text: Option<Text>| {
-            found.parse(format_args!("{field}.{name}"), text.as_ref(), budget)
+            found.parse(format_args!("{field}.{name}"), text.as_ref(), value::rate)
         };
         let per_second = number("unknown_per_second", self.unknown_per_second);
         let burst = number("unknown_burst", self.unknown_burst);
@@ -96,7 +93,7 @@ impl RawCache {
             ttl: ttl.unwrap_or(default.ttl),
             negative_ttl: negative_ttl.unwrap_or(default.negative_ttl),
             lookup_timeout: lookup_timeout.unwrap_or(default.lookup_timeout),
-            unknown_budget: UnknownBudget {
+            unknown_budget: Rate {
                 per_second: per_second.unwrap_or(budget.per_second),
                 burst: burst.unwrap_or(budget.burst),
             },
@@ -111,11 +108,4 @@ fn parse_mode(text: &str) -> Result<bool, &'static str> {
         "on_demand" => Ok(true),
         _ => Err("use full or on_demand"),
     }
-}
-
-fn budget(text: &str) -> Result<u32, String> {
-    text.parse()
-        .ok()
-        .filter(|number| (1..=MAX_UNKNOWN).contains(number))
-        .ok_or_else(|| format!("use a whole number from 1 to {MAX_UNKNOWN}"))
 }

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     authz::{self, Notices, SettingsParts},
+    budget::Rate,
     key::KeyringName,
     keyring::{Mode, Staleness},
     tls::TlsFiles,
@@ -150,6 +151,7 @@ struct Raw {
     credentials: Option<Spanned<Vec<Spanned<RawCredential>>>>,
     identity_headers: Option<RawIdentityHeaders>,
     notice: Option<RawNotice>,
+    failed_credentials: Option<RawRate>,
     staleness: Option<RawStaleness>,
     snapshot: Option<Spanned<RawSnapshot>>,
     telemetry: Option<RawTelemetry>,
@@ -193,6 +195,13 @@ struct RawNotice {
     enabled: Option<Text>,
     deprecation: Option<Text>,
     sunset: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRate {
+    per_second: Option<Text>,
+    burst: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -307,6 +316,11 @@ impl SidecarSettings {
             .unwrap_or_default()
             .into_headers(&credentials, found);
         let notices = raw.notice.unwrap_or_default().into_notices(found);
+        let failed_credentials = raw.failed_credentials.unwrap_or_default().into_rate(
+            "failed_credentials",
+            SettingsParts::default().failed_credentials,
+            found,
+        );
         let snapshot = SnapshotSettings::from_raw(raw.snapshot, found);
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
@@ -318,6 +332,7 @@ impl SidecarSettings {
                 default_keyring: known.default_keyring().cloned(),
                 identity,
                 notices,
+                failed_credentials,
             })
         });
         Some(Self {
@@ -454,6 +469,18 @@ impl RawNotice {
             }
         }
         None
+    }
+}
+
+impl RawRate {
+    fn into_rate(self, field: &str, default: Rate, found: &mut Findings) -> Rate {
+        let mut number = |name: &str, text: Option<Text>| {
+            found.parse(format_args!("{field}.{name}"), text.as_ref(), value::rate)
+        };
+        Rate {
+            per_second: number("per_second", self.per_second).unwrap_or(default.per_second),
+            burst: number("burst", self.burst).unwrap_or(default.burst),
+        }
     }
 }
 

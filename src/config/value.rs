@@ -16,6 +16,7 @@ use super::{
     reader::{Findings, Text},
     tls::refuse_plaintext_client,
 };
+use crate::budget::Rate;
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -344,6 +345,14 @@ pub(super) fn label(text: &str) -> Result<String, ParseValueError> {
 pub(super) fn boolean(text: &str) -> Result<bool, ParseValueError> {
     text.parse()
         .map_err(|_| ParseValueError("use true or false"))
+}
+
+/// One of the numbers of a [`Rate`].
+pub(super) fn rate(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (1..=Rate::MAX).contains(number))
+        .ok_or_else(|| format!("use a whole number from 1 to {}", Rate::MAX))
 }
 
 /// A number of bytes within `bounds`, both included, such as `64MiB`.

@@ -1,7 +1,7 @@
 //! A keyring that is too large for the sidecar: it holds the versions that it has looked up, within bounds.
 //!
 //! A check reads the [`KeyCache`] without a lock. What it does not find there is looked up at the control plane, once
-//! however many checks wait for it ([`lookup`]), at the expense of a [`Budget`] where nobody knows the key. One
+//! however many checks wait for it ([`lookup`]), at the expense of a [`Budget`](crate::budget::Budget) where nobody knows the key. One
 //! [`Follower`] writes: what comes down the stream goes through it, one message after the other.
 //!
 //! # Why a fill never brings back what a revocation ended
@@ -47,14 +47,12 @@ use crate::{
     key::{KeyDigest, Pepper, PresentedKey, Revision},
 };
 
-mod budget;
 mod follower;
 mod lookup;
 mod settings;
 mod stats;
 mod tombstones;
 
-pub use budget::{Budget, UnknownBudget};
 pub use follower::{Fill, Follower, Found, StartError};
 pub use lookup::{Answer, Failure, Lookups, MAX_WAITING, Refusal, Waiting};
 pub use settings::CacheSettings;

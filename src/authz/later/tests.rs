@@ -8,9 +8,10 @@ use prost::Message as _;
 use super::*;
 use crate::{
     authz::{
-        CheckEvent, DenyReason, Observer, Outcome,
-        testing::{Message, settings},
+        CheckEvent, DenyReason, Observer, Outcome, Settings, SettingsParts,
+        testing::{Message, parts, settings},
     },
+    budget::Rate,
     clock::{Clock, ManualClock},
     key::{
         Epoch, KeyId, KeyRecord, KeyState, Prefix, Revision, Secret, Timestamp, Window, testing,
@@ -25,6 +26,7 @@ use crate::{
 const NOW: Timestamp = Timestamp::from_millis(5_000);
 const EPOCH: Epoch = Epoch::new(7);
 const REVISION: Revision = Revision::new(3);
+const SOURCE: &str = "192.0.2.1";
 
 /// Keeps what checks came to.
 #[derive(Debug, Default)]
@@ -48,6 +50,10 @@ struct Sidecar {
 
 impl Sidecar {
     fn new() -> Self {
+        Self::with(settings())
+    }
+
+    fn with(settings: Settings) -> Self {
         let cache = CacheSettings {
             lookup_timeout: Duration::from_millis(5),
             ..CacheSettings::default()
@@ -71,7 +77,7 @@ impl Sidecar {
         follower.connected();
         let told = Arc::new(Recorder::default());
         let observer = Arc::clone(&told) as Arc<dyn Observer>;
-        let authorizer = Authorizer::new(Arc::new(settings()), &keyrings, clock.clone(), observer);
+        let authorizer = Authorizer::new(Arc::new(settings), &keyrings, clock.clone(), observer);
         Self {
             authorizer,
             follower,
@@ -83,7 +89,8 @@ impl Sidecar {
 
     /// The answer, or what to wait for.
     fn check(&self, key: &str) -> Result<CheckResponse, LaterAnswer> {
-        let request = Message::get("/").header("x-api-key", key.to_owned());
+        let request = Message::get("/").from(SOURCE);
+        let request = request.header("x-api-key", key.to_owned());
         let request = request.joined().encode_to_vec();
         let mut answer = BytesMut::new();
         match self.authorizer.answer(&request, None, &mut answer) {
@@ -164,6 +171,45 @@ async fn a_key_that_nobody_has_is_unknown() {
     assert!(!is_allowed(&next.ok().expect("it is known to be unknown")));
     let unknown = Outcome::Denied(DenyReason::UnknownKey);
     assert_eq!(sidecar.told(), [unknown, unknown]);
+}
+
+#[tokio::test]
+async fn keys_of_a_source_that_failed_too_often_are_not_looked_up() {
+    let settings = Settings::new(SettingsParts {
+        failed_credentials: Rate {
+            per_second: 1,
+            burst: 1,
+        },
+        ..parts()
+    });
+    let mut sidecar = Sidecar::with(settings.expect("valid settings"));
+    let (held, record) = key();
+    let later = sidecar.waits(held.expose());
+    sidecar.fill(&held, Some(record));
+    assert!(is_allowed(&response(later.await)));
+    let (unknown, _) = key();
+    let later = sidecar.waits(unknown.expose());
+    sidecar.fill(&unknown, None);
+    assert!(!is_allowed(&response(later.await)));
+
+    let (missing, _) = key();
+    let denied = sidecar.check(missing.expose());
+    assert!(!is_allowed(&denied.ok().expect("it does not wait")));
+    assert_eq!(sidecar.follower.cache().next_request(), None);
+    let allowed = sidecar.check(held.expose());
+    assert!(is_allowed(&allowed.ok().expect("it is held")));
+
+    sidecar.hands.advance(Duration::from_secs(1));
+    drop(sidecar.waits(missing.expose()));
+    assert_eq!(
+        sidecar.told(),
+        [
+            Outcome::Allowed,
+            Outcome::Denied(DenyReason::UnknownKey),
+            Outcome::Denied(DenyReason::TooManyFailures),
+            Outcome::Allowed,
+        ]
+    );
 }
 
 #[tokio::test]

@@ -87,7 +87,7 @@ fn every_denial_has_its_statuses_and_its_body() {
         let sent = |name| header(&denied.headers, name);
         assert_eq!(sent("content-type"), Some("application/problem+json"));
         assert_eq!(sent("cache-control"), Some("no-store"));
-        assert_eq!(sent("retry-after").is_some(), http == 503);
+        assert_eq!(sent("retry-after").is_some(), [429, 503].contains(&http));
     }
 }
 
@@ -114,9 +114,13 @@ fn challenges_say_what_to_do_and_no_more() {
             (_, DenialStatus::Unauthorized) => {
                 expect(r#"Bearer realm="payments", error="invalid_token""#)
             }
-            (_, DenialStatus::BadRequest | DenialStatus::Forbidden | DenialStatus::Unavailable) => {
-                None
-            }
+            (
+                _,
+                DenialStatus::BadRequest
+                | DenialStatus::Forbidden
+                | DenialStatus::TooManyRequests
+                | DenialStatus::Unavailable,
+            ) => None,
         };
         assert_eq!(with(all(), reason), bearer, "{reason}");
     }

@@ -7,7 +7,7 @@ use crate::tls::files::OwnFiles;
 use crate::{
     authz::{Auth, HostPattern},
     config::value::LogFormat,
-    keyring::on_demand::{CacheSettings, UnknownBudget},
+    keyring::on_demand::CacheSettings,
 };
 
 /// The least that a file must hold.
@@ -160,7 +160,7 @@ keyrings:
         ttl: Duration::from_hours(1),
         negative_ttl: Duration::from_secs(30),
         lookup_timeout: Duration::from_millis(50),
-        unknown_budget: UnknownBudget {
+        unknown_budget: Rate {
             per_second: 7,
             burst: 70,
         },
@@ -188,6 +188,14 @@ const BAD_VALUES: &[(&str, &str)] = &[
     (
         "node: {labels: {a: é}}",
         "3:20: node.labels.a: use 1 to 128 printable ASCII characters",
+    ),
+    (
+        "failed_credentials: {per_second: 0}",
+        "3:34: failed_credentials.per_second: use a whole number from 1 to 100000",
+    ),
+    (
+        "failed_credentials: {burst: 100001}",
+        "3:29: failed_credentials.burst: use a whole number from 1 to 100000",
     ),
     (
         "listen: 9001",

@@ -11,8 +11,12 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Budget, CachedKey, Hashing, KeyCache, LookupOutcome, UnknownBudget};
-use crate::{clock::BootTime, key::KeyDigest};
+use super::{CachedKey, Hashing, KeyCache, LookupOutcome};
+use crate::{
+    budget::{Budget, Rate},
+    clock::BootTime,
+    key::KeyDigest,
+};
 
 /// The lookups of one cache. An answered one stays until those who waited have collected the answer, and is kept as true
 /// as an entry meanwhile.
@@ -83,7 +87,7 @@ pub(super) struct Flight {
 pub const MAX_WAITING: usize = 4_096;
 
 impl Lookups {
-    pub(super) fn new(rate: UnknownBudget) -> Self {
+    pub(super) fn new(rate: Rate) -> Self {
         Self {
             flights: HashMap::default(),
             waiting: 0,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::UnknownBudget;
+use crate::budget::Rate;
 
 /// The bounds of a keyring that is held on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +18,10 @@ pub struct CacheSettings {
     /// How long a check waits for a lookup before it is denied; 5 milliseconds to 10 seconds. Default: 150 milliseconds,
     /// so that the denial comes before the 200 milliseconds after which Envoy gives up by default.
     pub lookup_timeout: Duration,
-    /// How many lookups may come to nothing.
-    pub unknown_budget: UnknownBudget,
+    /// How many lookups may come to nothing. Default: 100 a second, which a thousand sidecars under attack at once make a
+    /// load that one control plane bears; 1,000 at once. That bounds the lookups that are under way at a time, too: one is
+    /// charged until its key turns out to exist.
+    pub unknown_budget: Rate,
 }
 
 impl Default for CacheSettings {
@@ -29,7 +31,10 @@ impl Default for CacheSettings {
             ttl: Duration::from_mins(10),
             negative_ttl: Duration::from_secs(10),
             lookup_timeout: Duration::from_millis(150),
-            unknown_budget: UnknownBudget::default(),
+            unknown_budget: Rate {
+                per_second: 100,
+                burst: 1_000,
+            },
         }
     }
 }

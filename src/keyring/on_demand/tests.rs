@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    budget::{Budget, Rate},
     key::{Epoch, KeyId, KeyRecord, KeyState, Secret, testing},
     keyring::{KeyringSettings, Keyrings, Mode, Slot, Staleness},
 };
@@ -12,7 +13,7 @@ const SETTINGS: CacheSettings = CacheSettings {
     ttl: Duration::from_mins(10),
     negative_ttl: Duration::from_secs(10),
     lookup_timeout: Duration::from_millis(150),
-    unknown_budget: UnknownBudget {
+    unknown_budget: Rate {
         per_second: 1,
         burst: 3,
     },
@@ -196,7 +197,7 @@ fn no_more_checks_wait_than_there_is_room_for() {
 fn lookups_that_nobody_waits_for_make_room() {
     let followed = Followed::new();
     let mut lookups = followed.cache().lock_lookups();
-    lookups.budget = Budget::new(UnknownBudget {
+    lookups.budget = Budget::new(Rate {
         per_second: 1,
         burst: 100_000,
     });

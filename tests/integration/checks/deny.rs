@@ -220,6 +220,28 @@ async fn a_key_is_accepted_exactly_within_its_window() {
 }
 
 #[tokio::test]
+async fn a_source_that_fails_too_often_is_told_so_and_its_good_keys_pass() {
+    let mesh = Mesh::start_with("failed_credentials: { per_second: 1, burst: 1 }\n").await;
+    let key = mesh.key(&[]).await;
+    let gate = mesh.newest().await;
+    let wrong = || Request::get("/").header("x-api-key", mistyped(&key.secret));
+    let title = "Too many API keys from this address were not valid";
+    let too_many = denied(wrong(), 429, "too_many_failures", title);
+    // One passes in a second: of many that come at once most are one too many.
+    let mut responses = Vec::new();
+    for _ in 0..5 {
+        responses.push(gate.send(wrong()).await);
+    }
+    let told = responses
+        .iter()
+        .filter(|response| response.status == 429)
+        .inspect(|response| too_many.assert_is(response))
+        .count();
+    assert!(told > 0, "none of them was one too many");
+    gate.send(key.get("/")).await.seen();
+}
+
+#[tokio::test]
 async fn without_a_control_plane_there_is_no_keyring_and_no_way_in() {
     // Nobody listens on port 1.
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -340,7 +362,7 @@ impl Case {
             "reason": reason,
         });
         assert_eq!(response.json::<Value>(), problem);
-        let retry_after = (*status == 503).then_some("5");
+        let retry_after = matches!(status, 429 | 503).then_some("5");
         for (name, value) in [
             ("content-type", Some("application/problem+json")),
             ("cache-control", Some("no-store")),

@@ -1,24 +1,22 @@
-//! What keeps random keys from turning into load on the control plane.
+//! How often something may happen: a token bucket.
 
 use std::time::Duration;
 
 use crate::clock::BootTime;
 
-/// How many lookups of unknown keys a sidecar may send.
+/// How often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnknownBudget {
-    /// In the long run, 1 to 100,000. Default: 100, which a thousand sidecars under attack at once make a load that one
-    /// control plane bears.
+pub struct Rate {
+    /// In the long run, 1 to [`Rate::MAX`].
     pub per_second: u32,
-    /// At once, 1 to 100,000. Default: 1,000. It bounds the lookups that are under way at a time, too: one is charged until
-    /// its key turns out to exist.
+    /// At once, 1 to [`Rate::MAX`].
     pub burst: u32,
 }
 
-/// A token bucket: a lookup takes a token, and gives it back when there is such a key.
+/// A token bucket: whatever happens takes a token.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    rate: UnknownBudget,
+    rate: Rate,
     /// In thousandths, so that a millisecond's worth is a whole number.
     tokens: u64,
     filled_at: BootTime,
@@ -26,10 +24,15 @@ pub struct Budget {
 
 const THOUSANDTHS: u64 = 1_000;
 
+impl Rate {
+    /// The most of both. More is no bound: it is above what a sidecar is asked, and what a control plane answers.
+    pub const MAX: u32 = 100_000;
+}
+
 impl Budget {
     /// A full one.
     #[must_use]
-    pub fn new(rate: UnknownBudget) -> Self {
+    pub fn new(rate: Rate) -> Self {
         Self {
             rate,
             tokens: capacity(rate),
@@ -43,6 +46,12 @@ impl Budget {
         let left = self.tokens.checked_sub(THOUSANDTHS);
         self.tokens = left.unwrap_or(self.tokens);
         left.is_some()
+    }
+
+    /// Whether there is no token.
+    pub fn is_spent(&mut self, now: BootTime) -> bool {
+        self.fill(now);
+        self.tokens < THOUSANDTHS
     }
 
     /// Gives a token back.
@@ -63,16 +72,7 @@ impl Budget {
     }
 }
 
-impl Default for UnknownBudget {
-    fn default() -> Self {
-        Self {
-            per_second: 100,
-            burst: 1_000,
-        }
-    }
-}
-
-fn capacity(rate: UnknownBudget) -> u64 {
+fn capacity(rate: Rate) -> u64 {
     u64::from(rate.burst) * THOUSANDTHS
 }
 
@@ -80,7 +80,7 @@ fn capacity(rate: UnknownBudget) -> u64 {
 mod tests {
     use super::*;
 
-    const RATE: UnknownBudget = UnknownBudget {
+    const RATE: Rate = Rate {
         per_second: 10,
         burst: 3,
     };
@@ -99,8 +99,11 @@ mod tests {
     #[test]
     fn a_burst_and_then_the_rate() {
         let mut budget = Budget::new(RATE);
+        assert!(!budget.is_spent(at(1_000)));
         assert_eq!(taken(&mut budget, at(1_000)), 3);
+        assert!(budget.is_spent(at(1_099)));
         assert_eq!(taken(&mut budget, at(1_099)), 0);
+        assert!(!budget.is_spent(at(1_100)));
         assert_eq!(taken(&mut budget, at(1_100)), 1);
         assert_eq!(taken(&mut budget, at(1_300)), 2);
         assert_eq!(taken(&mut budget, at(9_000)), 3);

@@ -1,0 +1,109 @@
+//! How many credentials that no keyring holds one source may present.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::{IpAddr, Ipv6Addr},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    budget::{Budget, Rate},
+    clock::BootTime,
+};
+
+/// A budget for each source: an IPv4 address, or an IPv6 network of 64 bits, of which one machine has all addresses.
+///
+/// Sources that fall on one cell share its budget. So the memory is bounded however many there are; and nobody can choose
+/// with whom to share, because where a source falls is another cell in every process.
+#[derive(Debug)]
+pub(super) struct FailureBudgets {
+    hasher: RandomState,
+    cells: Box<[Mutex<Budget>]>,
+}
+
+/// Some 200 KiB.
+const CELLS: usize = 4096;
+/// Where the network ends in an IPv6 address.
+const NETWORK_BITS: u32 = 64;
+
+impl FailureBudgets {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self {
+            hasher: RandomState::new(),
+            cells: (0..CELLS).map(|_| Mutex::new(Budget::new(rate))).collect(),
+        }
+    }
+
+    /// Charges `source` with a failed credential; false when it has failed too often.
+    pub(super) fn take(&self, source: IpAddr, now: BootTime) -> bool {
+        self.cell(source).take(now)
+    }
+
+    /// Whether the next failed credential of `source` is one too many.
+    pub(super) fn is_spent(&self, source: IpAddr, now: BootTime) -> bool {
+        self.cell(source).is_spent(now)
+    }
+
+    fn cell(&self, source: IpAddr) -> MutexGuard<'_, Budget> {
+        let hash = self.hasher.hash_one(network(source));
+        let cell = usize::try_from(hash).unwrap_or(0) % CELLS;
+        // A budget is whole whatever becomes of who holds it.
+        self.cells[cell]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What has one budget. An IPv4 address that is written as one of IPv6 is that of IPv4.
+fn network(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let network = address.to_bits() >> NETWORK_BITS << NETWORK_BITS;
+            Ipv6Addr::from_bits(network).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate {
+        per_second: 1,
+        burst: 2,
+    };
+    const NOW: BootTime = BootTime::from_millis(1_000);
+    const LATER: BootTime = BootTime::from_millis(2_000);
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn each_source_has_a_budget_of_its_own() {
+        let budgets = FailureBudgets::new(RATE);
+        let (one, other) = (ip("192.0.2.1"), ip("192.0.2.2"));
+        // One process in 4,096 has both on one cell.
+        if budgets.hasher.hash_one(one) % 4096 == budgets.hasher.hash_one(other) % 4096 {
+            return each_source_has_a_budget_of_its_own();
+        }
+        assert!(!budgets.is_spent(one, NOW));
+        let taken = [(); 4].map(|()| budgets.take(one, NOW));
+        assert_eq!(taken, [true, true, false, false]);
+        assert!(budgets.is_spent(one, NOW));
+        assert!(budgets.take(other, NOW));
+        assert!(budgets.take(one, LATER));
+    }
+
+    #[test]
+    fn a_source_does_not_multiply_by_its_addresses() {
+        for (one, same, other) in [
+            ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1"),
+            ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
+        ] {
+            assert_eq!(network(ip(one)), network(ip(same)));
+            assert_ne!(network(ip(one)), network(ip(other)));
+        }
+    }
+}
