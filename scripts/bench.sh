@@ -14,7 +14,8 @@ Usage: scripts/bench.sh [--only PART]... [--rounds N] [--quick] [--large] [--wit
 
 Measures relatch beside baselines, in interleaved rounds, and prints ratios and figures.
 
-  --only PART    only this part, several times for several: cost, size, spans, tail, envoy, memory, change, inside
+  --only PART    only this part, several times for several: cost, size, spans, tail, overload, envoy, memory,
+                 change, inside
   --rounds N     rounds, each of which measures every side of a comparison once (5)
   --quick        a try: one round, few Checks, a tenth of the keys
   --large        measure the memory of 10,000,000 keys too
@@ -137,7 +138,7 @@ done
 if [[ ${#only[@]} -gt 0 && " ${arguments[*]} " != *' --only '* ]]; then
     arguments+=(--merge-only)
 fi
-if wanted cost; then
+if wanted cost || wanted overload; then
     install_h2load
 fi
 if wanted envoy; then

@@ -3,10 +3,12 @@
 //! Checks are answered by [`worker`]s, each a thread with a runtime of its own, over which one [`listener`] [`spread`]s
 //! connections. A [`connection`] takes [`call`]s: the [`message`] of each goes to a [`handler`], which answers with a
 //! [`reply`]; other methods than `Check` are [`relay`]ed to tonic. Everything else, the stream to the control plane above
-//! all, runs on the runtime that starts the sidecar. A [`monitor`] watches how it is doing.
+//! all, runs on the runtime that starts the sidecar. A [`monitor`] watches how it is doing, and the
+//! [`delay`] of each worker is measured.
 
 mod call;
 mod connection;
+mod delay;
 mod handler;
 mod keepalive;
 pub mod listener;
@@ -50,7 +52,7 @@ use crate::{
 use connection::Services;
 use listener::{Endpoint, Listener};
 use monitor::Monitor;
-use spread::{Intake, MAX_CONNECTIONS, Spread};
+use spread::{MAX_CONNECTIONS, Spread};
 
 /// A sidecar that is running.
 #[derive(Debug)]
@@ -201,22 +203,21 @@ impl Sidecar {
         };
 
         let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
-        let authorizer = Authorizer::new(
-            Arc::new(settings.authz.clone()),
-            &keyrings,
-            clock,
-            Arc::new(observer),
-        )
-        .judging_by(latest);
+        let authorizer = authorizer(settings, &keyrings, clock, observer).judging_by(latest);
         let (reporter, health) = tonic_health::server::health_reporter();
         let services = Services {
             checks: Arc::new(authorizer),
             others: Routes::new(health),
         };
         let checks = TaskTracker::new();
-        let workers = start_workers(settings, &services, &certificates, &checks, shutdown)?;
-        let refused = metrics.connections_refused().clone();
-        let workers = Spread::new(workers, MAX_CONNECTIONS, refused);
+        let workers = start_workers(
+            settings,
+            &services,
+            &metrics,
+            &certificates,
+            &checks,
+            shutdown,
+        )?;
 
         let guards = monitor.block();
         shutdown.spawn("listener", listener.accept(workers, shutdown.token()));
@@ -282,17 +283,32 @@ fn start_client(
     };
     let (used, files) = (TlsUse::DiscoveryClient, tls.files.clone());
     let credentials = certificates.load(used, "control", files, shutdown)?;
-    Ok(client.with_tls(TlsClient::new(credentials, tls.server_identity.clone())))
+    let client = client.with_tls(TlsClient::new(credentials, tls.server_identity.clone()));
+    Ok(match &tls.token_file {
+        Some(file) => client.with_token_file(file.clone()),
+        None => client,
+    })
+}
+
+fn authorizer(
+    settings: &SidecarSettings,
+    keyrings: &Keyrings,
+    clock: Clock,
+    observer: CheckTelemetry,
+) -> Authorizer {
+    let (settings, observer) = (Arc::new(settings.authz.clone()), Arc::new(observer));
+    Authorizer::new(settings, keyrings, clock, observer)
 }
 
 /// Starts the workers, whose checks belong to `checks`.
 fn start_workers(
     settings: &SidecarSettings,
     services: &Services<Authorizer>,
+    metrics: &SidecarMetrics,
     certificates: &Certificates,
     checks: &TaskTracker,
     shutdown: &Shutdown,
-) -> Result<Vec<Intake>, SidecarError> {
+) -> Result<Spread, SidecarError> {
     let tls = match &settings.listen_tls {
         None => None,
         Some(files) => {
@@ -302,11 +318,16 @@ fn start_workers(
         }
     };
     let workers = (0..settings.workers.get())
-        .map(|index| worker::start(index, services.clone(), tls.clone(), checks, shutdown))
+        .map(|index| {
+            let (services, tls) = (services.clone(), tls.clone());
+            let delays = metrics.worker_delays().clone();
+            worker::start(index, services, tls, delays, checks, shutdown)
+        })
         .collect::<io::Result<Vec<_>>>()
         .map_err(SidecarError::Worker)?;
     checks.close();
-    Ok(workers)
+    let refused = metrics.connections_refused().clone();
+    Ok(Spread::new(workers, MAX_CONNECTIONS, refused))
 }
 
 fn start_spans(

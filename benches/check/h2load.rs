@@ -1,7 +1,7 @@
 //! Load from `h2load`, and what it saw: one request again and again, from a program that is not ours.
 
 use std::{
-    fs,
+    fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -37,11 +37,29 @@ impl Pressure {
         connections: 4,
         streams: 50,
     };
+    /// As many as the server lets through, on connections of many clients.
+    pub(crate) const EXCESSIVE: Self = Self {
+        connections: 64,
+        streams: 1_024,
+    };
     /// A few requests at a time, so that latency is not the length of a queue.
     pub(crate) const LIGHT: Self = Self {
         connections: 4,
         streams: 1,
     };
+}
+
+impl fmt::Display for Pressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            connections,
+            streams,
+        } = self;
+        write!(
+            f,
+            "{connections} connections with up to {streams} under way on each"
+        )
+    }
 }
 
 impl H2load {

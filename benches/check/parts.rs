@@ -4,6 +4,7 @@ mod change;
 mod cost;
 mod envoy;
 mod memory;
+mod overload;
 mod size;
 mod spans;
 mod tail;
@@ -28,6 +29,8 @@ pub(crate) enum Part {
     Spans,
     /// Latency at half of the rate that saturates
     Tail,
+    /// Checks when clients ask for more than can be answered
+    Overload,
     /// Requests through Envoy
     Envoy,
     /// Memory of a key, and the time until a sidecar is ready
@@ -85,7 +88,9 @@ impl Part {
     /// The sizes of the keyrings that it needs.
     pub(crate) fn sizes(self, plan: Plan) -> BTreeSet<u32> {
         match self {
-            Self::Cost | Self::Spans | Self::Tail | Self::Envoy => [plan.few].into(),
+            Self::Cost | Self::Spans | Self::Tail | Self::Overload | Self::Envoy => {
+                [plan.few].into()
+            }
             Self::Size | Self::Change => [plan.few, plan.many].into(),
             Self::Memory => memory::sizes(plan).into_iter().collect(),
         }
@@ -102,6 +107,7 @@ impl Part {
             Self::Size => size::measure(bench),
             Self::Spans => spans::measure(bench),
             Self::Tail => tail::measure(bench),
+            Self::Overload => overload::measure(bench),
             Self::Envoy => envoy::measure(bench),
             Self::Memory => memory::measure(bench),
             Self::Change => change::measure(bench),
@@ -115,6 +121,7 @@ impl Part {
             Self::Size => "size",
             Self::Spans => "spans",
             Self::Tail => "tail",
+            Self::Overload => "overload",
             Self::Envoy => "envoy",
             Self::Memory => "memory",
             Self::Change => "change",

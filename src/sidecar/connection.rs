@@ -27,6 +27,7 @@ use super::{
     handler::CheckHandler,
     keepalive::{self, Keepalive},
     relay::relay,
+    spread::MAX_STREAMS,
 };
 use crate::tls::{HandshakeError, TlsServer};
 
@@ -74,8 +75,6 @@ struct Connection<S, H> {
     arena: BytesMut,
 }
 
-/// Envoy multiplexes all checks of a worker thread over one connection and opens another when this many are under way.
-const MAX_STREAMS: u32 = 1_024;
 /// A check carries its headers in its message. What comes beside it are gRPC's own and a trace context.
 const MAX_HEADERS: u32 = 16 << 10;
 /// An Envoy that cancels every check under way at once, at its deadline, is honest: the limit on resets lies above the
@@ -104,7 +103,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// will never speak holds nobody up.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 
-/// Serves a connection until the client ends it. After `stop` the client is told to open no more calls, and those under way
+/// Serves a connection, with at most `streams` calls at a time, until the client ends it. After `stop` the client is told to open no more calls, and those under way
 /// are answered.
 ///
 /// # Errors
@@ -113,6 +112,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 pub(super) async fn serve<S, H>(
     socket: S,
     services: Services<H>,
+    streams: u32,
     stop: CancellationToken,
 ) -> Result<(), ConnectionError>
 where
@@ -127,7 +127,7 @@ where
     };
     let http2 = tokio::select! {
         biased;
-        http2 = limits().handshake(socket) => http2?,
+        http2 = limits(streams).handshake(socket) => http2?,
         () = silent => return Err(ConnectionError::Silent),
     };
     let mut connection = Connection::new(http2, services);
@@ -149,6 +149,7 @@ pub(super) async fn serve_tls<S, H>(
     socket: S,
     tls: TlsServer,
     services: Services<H>,
+    streams: u32,
     stop: CancellationToken,
 ) -> Result<(), ConnectionError>
 where
@@ -159,7 +160,7 @@ where
         accepted = tls.accept(socket, None) => accepted?,
         () = stopped(&stop) => return Err(ConnectionError::Silent),
     };
-    serve(stream, services, stop).await
+    serve(stream, services, streams, stop).await
 }
 
 impl<S, H> Connection<S, H>
@@ -265,10 +266,10 @@ async fn stopped(stop: &CancellationToken) {
     tokio::time::sleep(HANDSHAKE_GRACE).await;
 }
 
-fn limits() -> server::Builder {
+fn limits(streams: u32) -> server::Builder {
     let mut builder = server::Builder::new();
     builder
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .max_header_list_size(MAX_HEADERS)
         .max_local_error_reset_streams(Some(MAX_RESETS))
         .max_pending_accept_reset_streams(MAX_RESETS)

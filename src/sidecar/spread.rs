@@ -41,6 +41,8 @@ pub(super) struct Intake {
 #[derive(Debug)]
 pub(super) struct Arrival {
     pub(super) socket: Accepted,
+    /// How many calls it may have under way at a time.
+    pub(super) streams: u32,
     pub(super) seat: Seat,
 }
 
@@ -56,6 +58,14 @@ pub(super) struct Ended;
 /// only when 1,024 checks of a thread are under way: enough for two Envoys of 128 threads. A process may often have 1,024
 /// files, and the other half is for everything else.
 pub(super) const MAX_CONNECTIONS: usize = 512;
+/// Calls that a connection may have under way at a time. Envoy multiplexes all checks of a thread over one connection and
+/// opens another when this many are under way.
+pub(super) const MAX_STREAMS: u32 = 1_024;
+/// Calls that the connections of a worker share. At 7 µs for each they are answered within 30 ms. What is open already
+/// keeps what it has: with all connections on one worker it may have 23,000 under way, which are answered before Envoy gives
+/// a check up, by default after 200 ms. So a worker that is asked more than it can answer lets Envoy wait, which refuses at
+/// once what is above its own limits; denying costs a worker nearly as much as answering.
+const CALLS: u32 = 4_096;
 /// Connections on their way to a worker; the accept loop waits when it does not keep up.
 const MAX_WAITING: usize = 64;
 /// Who is refused tries again: a line for each would only fill the log.
@@ -87,8 +97,12 @@ impl Spread {
         let chosen = fewest(&open, self.turn);
         self.turn = chosen + 1;
         let intake = &self.intakes[chosen];
-        let seat = Seat::take(&intake.open);
-        let given = intake.arrivals.send(Arrival { socket, seat }).await;
+        let arrival = Arrival {
+            socket,
+            streams: streams(open[chosen]),
+            seat: Seat::take(&intake.open),
+        };
+        let given = intake.arrivals.send(arrival).await;
         given.map_err(|_| Ended)
     }
 
@@ -128,6 +142,12 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// How many calls the next connection of a worker may have under way, which has `open` others.
+fn streams(open: usize) -> u32 {
+    let connections = u32::try_from(open + 1).unwrap_or(u32::MAX);
+    (CALLS / connections).clamp(1, MAX_STREAMS)
 }
 
 /// The index of the smallest number, the first of them from `turn` on.
@@ -236,6 +256,14 @@ mod tests {
         seats.pop();
         assert!(world.give().await.is_some(), "there is room again");
         assert_eq!(world.refused.get(), 2);
+    }
+
+    #[test]
+    fn the_more_connections_a_worker_has_the_fewer_calls_has_the_next() {
+        let shares = [0, 3, 4, 15, MAX_CONNECTIONS - 1].map(streams);
+        assert_eq!(shares, [1_024, 1_024, 819, 256, 8]);
+        let all: u32 = (0..MAX_CONNECTIONS).map(streams).sum();
+        assert!(all <= 23_500, "{all}");
     }
 
     #[tokio::test]

@@ -30,6 +30,7 @@ use super::{
     call,
     connection::{ConnectionError, Services, serve},
     handler::{Answer, CheckHandler},
+    spread::MAX_STREAMS,
 };
 
 /// Answers a check with its message behind `ANSWER`.
@@ -146,7 +147,7 @@ impl Peer {
             checks: Arc::clone(&handler),
             others,
         };
-        let served = tokio::spawn(serve(far, services, stop.clone()));
+        let served = tokio::spawn(serve(far, services, MAX_STREAMS, stop.clone()));
         let (client, driver) = client::Builder::new()
             .initial_connection_window_size(8 << 20)
             .initial_window_size(1 << 20)

@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, io, thread};
 
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinSet},
@@ -10,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     connection::{ConnectionError, Services, serve, serve_tls},
+    delay::DelayProbe,
     handler::CheckHandler,
     spread::{Arrival, Intake},
 };
@@ -22,7 +24,7 @@ use crate::{
 type End = Result<Result<(), ConnectionError>, JoinError>;
 
 /// Starts worker number `index`, which serves `services` on the connections that it is given, over `tls` where that is
-/// there. It belongs to `shutdown`. It is among `checks` for as long as it answers any.
+/// there, and tells `delays` how late it is. It belongs to `shutdown`. It is among `checks` for as long as it answers any.
 ///
 /// # Errors
 ///
@@ -31,6 +33,7 @@ pub(super) fn start<H: CheckHandler>(
     index: usize,
     services: Services<H>,
     tls: Option<TlsServer>,
+    delays: Histogram,
     checks: &TaskTracker,
     shutdown: &Shutdown,
 ) -> io::Result<Intake> {
@@ -43,7 +46,10 @@ pub(super) fn start<H: CheckHandler>(
     let name = format!("check-{index}");
     let work = async move {
         let served = serve_all(arrivals, services, tls, stop.clone());
-        unless_left_behind("checks", stop, served).await;
+        tokio::select! {
+            _all_ended = unless_left_behind("checks", stop, served) => {}
+            never = DelayProbe::new(index, delays).run() => match never {},
+        }
         Ok::<(), Infallible>(())
     };
     // Whoever answers a check belongs to the future that this polls: none is under way when it has ended.
@@ -86,13 +92,17 @@ async fn attend<H: CheckHandler>(
     tls: Option<TlsServer>,
     stop: CancellationToken,
 ) -> Result<(), ConnectionError> {
-    let _seat = arrival.seat;
-    let socket = arrival.socket.register();
+    let Arrival {
+        socket,
+        streams,
+        seat: _seat,
+    } = arrival;
+    let socket = socket.register();
     let socket = socket.map_err(ConnectionError::Register)?;
     match tls {
-        None => serve(socket, services, stop).await,
+        None => serve(socket, services, streams, stop).await,
         // Apart, so that a plain connection takes no room for what it does not need.
-        Some(tls) => Box::pin(serve_tls(socket, tls, services, stop)).await,
+        Some(tls) => Box::pin(serve_tls(socket, tls, services, streams, stop)).await,
     }
 }
 
@@ -146,6 +156,10 @@ mod tests {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
+    fn delays() -> Histogram {
+        Histogram::new([])
+    }
+
     #[tokio::test]
     async fn a_handshake_that_is_not_finished_does_not_hold_a_stop_up() {
         let (authority, files) = (Authority::new("CA"), Files::new());
@@ -158,7 +172,7 @@ mod tests {
             others: Routes::default(),
         };
         let tls = Some(TlsServer::new(credentials));
-        let intake = start(0, services, tls, &checks, &shutdown).expect("a thread");
+        let intake = start(0, services, tls, delays(), &checks, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
@@ -182,7 +196,7 @@ mod tests {
             checks: Arc::<Echo>::default(),
             others: Routes::default(),
         };
-        let intake = start(0, services, None, &checks, &shutdown).expect("a thread");
+        let intake = start(0, services, None, delays(), &checks, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");

@@ -21,6 +21,7 @@ use prometheus_client::{
         exemplar::HistogramWithExemplars,
         family::Family,
         gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
     },
     registry::Registry,
 };
@@ -42,6 +43,7 @@ pub struct SidecarMetrics {
     reconnects: Counter,
     spans_dropped: Counter,
     connections_refused: Counter,
+    worker_delays: Histogram,
     clock_skew: Gauge<f64, AtomicU64>,
 }
 
@@ -88,6 +90,9 @@ const BUCKETS: [f64; 13] = [
     5e-6, 1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4, 6.4e-4, 1.28e-3, 2.56e-3, 5.12e-3, 1e-2, 5e-2,
 ];
 
+/// In seconds, from a tick of the runtime's clock to a second, when nobody waits any longer.
+const DELAY_BUCKETS: [f64; 10] = [1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0];
+
 impl SidecarMetrics {
     /// Registers the instruments.
     pub fn register(registry: &mut Registry, keyrings: &Keyrings, clock: Clock) -> Self {
@@ -97,6 +102,7 @@ impl SidecarMetrics {
             reconnects: Counter::default(),
             spans_dropped: Counter::default(),
             connections_refused: Counter::default(),
+            worker_delays: Histogram::new(DELAY_BUCKETS),
             clock_skew: Gauge::default(),
         };
         registry.register_collector(Box::new(CheckCollector(Arc::clone(&metrics.checks))));
@@ -124,6 +130,11 @@ impl SidecarMetrics {
             "relatch_connections_refused",
             "Connections for checks that were closed at once because there were too many",
             metrics.connections_refused.clone(),
+        );
+        registry.register(
+            "relatch_worker_delay_seconds",
+            "How late the threads that answer checks serve their timers, which is how long what arrives waits",
+            metrics.worker_delays.clone(),
         );
         registry.register(
             "relatch_clock_skew_seconds",
@@ -174,6 +185,12 @@ impl SidecarMetrics {
     #[must_use]
     pub const fn connections_refused(&self) -> &Counter {
         &self.connections_refused
+    }
+
+    /// How late the threads that answer checks are, in seconds.
+    #[must_use]
+    pub const fn worker_delays(&self) -> &Histogram {
+        &self.worker_delays
     }
 
     /// Notes by how much the control plane's wall clock is ahead, in seconds.

@@ -10,6 +10,7 @@ use super::{Certificate, HandshakeError, TlsUse};
 /// Counts handshakes and reloads, and tells when certificates end; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct TlsMetrics {
+    not_before: Family<[(&'static str, &'static str); 1], Gauge>,
     not_after: Family<[(&'static str, &'static str); 1], Gauge>,
     reloads: Family<[(&'static str, &'static str); 2], Counter>,
     handshakes: Family<[(&'static str, &'static str); 2], Counter>,
@@ -19,6 +20,11 @@ impl TlsMetrics {
     /// Registers the instruments.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
+        registry.register(
+            "relatch_tls_certificate_not_before_seconds",
+            "When the certificate in use began, in seconds since the Unix epoch",
+            metrics.not_before.clone(),
+        );
         registry.register(
             "relatch_tls_certificate_not_after_seconds",
             "When the certificate in use ends, in seconds since the Unix epoch",
@@ -38,9 +44,14 @@ impl TlsMetrics {
     }
 
     pub(super) fn uses(&self, used: TlsUse, certificate: &Certificate) {
-        self.not_after
-            .get_or_create(&[("use", used.as_str())])
-            .set(certificate.not_after().as_millis() / 1_000);
+        for (gauge, time) in [
+            (&self.not_before, certificate.not_before()),
+            (&self.not_after, certificate.not_after()),
+        ] {
+            gauge
+                .get_or_create(&[("use", used.as_str())])
+                .set(time.as_millis() / 1_000);
+        }
     }
 
     pub(super) fn reloaded(&self, used: TlsUse, taken: bool) {

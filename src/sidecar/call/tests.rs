@@ -22,6 +22,7 @@ use crate::{
     sidecar::{
         MAX_CHECK,
         connection::{Services, serve},
+        spread::MAX_STREAMS,
         testing::{ANSWER, Answered, Echo, Peer, check_request, framed, request},
     },
 };
@@ -354,7 +355,12 @@ async fn converse(pieces: &[&[u8]]) -> Vec<u8> {
         checks: Arc::<Echo>::default(),
         others: Routes::default(),
     };
-    let task = tokio::spawn(serve(server, services, CancellationToken::new()));
+    let task = tokio::spawn(serve(
+        server,
+        services,
+        MAX_STREAMS,
+        CancellationToken::new(),
+    ));
     for piece in pieces {
         client.write_all(piece).await.expect("it is open");
         tokio::task::yield_now().await;

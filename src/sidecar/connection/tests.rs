@@ -200,7 +200,7 @@ async fn what_is_not_http_2_is_an_error() {
         .write_all(b"GET / HTTP/1.1\r\nhost: relatch\r\n\r\n")
         .await
         .expect("it is open");
-    let end = serve(server, services(), CancellationToken::new()).await;
+    let end = serve(server, services(), MAX_STREAMS, CancellationToken::new()).await;
     assert!(matches!(end, Err(ConnectionError::Http2(_))), "{end:?}");
 }
 
@@ -208,7 +208,7 @@ async fn what_is_not_http_2_is_an_error() {
 async fn a_client_that_says_nothing_is_left_after_the_handshakes_time() {
     let (_client, server) = duplex(1 << 10);
     let began = Instant::now();
-    let end = serve(server, services(), CancellationToken::new()).await;
+    let end = serve(server, services(), MAX_STREAMS, CancellationToken::new()).await;
     assert!(matches!(end, Err(ConnectionError::Silent)), "{end:?}");
     assert_eq!(began.elapsed(), HANDSHAKE_TIMEOUT);
 }
@@ -219,7 +219,7 @@ async fn a_client_that_says_nothing_does_not_hold_a_stop_up() {
     let stop = CancellationToken::new();
     stop.cancel();
     let began = Instant::now();
-    let end = serve(server, services(), stop).await;
+    let end = serve(server, services(), MAX_STREAMS, stop).await;
     assert!(matches!(end, Err(ConnectionError::Silent)), "{end:?}");
     assert_eq!(began.elapsed(), HANDSHAKE_GRACE);
 }
@@ -229,7 +229,7 @@ async fn a_client_that_begins_late_within_a_stop_is_told_of_it() {
     let (near, far) = duplex(1 << 20);
     let stop = CancellationToken::new();
     stop.cancel();
-    let served = tokio::spawn(serve(far, services(), stop));
+    let served = tokio::spawn(serve(far, services(), MAX_STREAMS, stop));
     // The clock is paused: it stands half a grace later, at once.
     tokio::time::sleep(HANDSHAKE_GRACE / 2).await;
     let (_client, driver) = h2::client::handshake(near).await.expect("HTTP/2");
@@ -263,7 +263,7 @@ async fn frozen(room: usize) -> (DuplexStream, DuplexStream) {
 async fn a_client_that_does_not_answer_a_ping_is_left_within_a_minute() {
     let (_client, server) = frozen(1 << 10).await;
     let began = Instant::now();
-    let end = serve(server, services(), CancellationToken::new()).await;
+    let end = serve(server, services(), MAX_STREAMS, CancellationToken::new()).await;
     assert!(matches!(end, Err(ConnectionError::Dead)), "{end:?}");
     assert_eq!(began.elapsed(), keepalive::INTERVAL + keepalive::TIMEOUT);
     assert!(began.elapsed() < Duration::from_mins(1));
@@ -274,7 +274,7 @@ async fn a_client_that_does_not_read_is_left_within_a_minute() {
     // Room for the settings and little more: not even the ping leaves.
     let (_client, server) = frozen(PREFACE.len()).await;
     let began = Instant::now();
-    let end = serve(server, services(), CancellationToken::new()).await;
+    let end = serve(server, services(), MAX_STREAMS, CancellationToken::new()).await;
     assert!(end.is_err());
     assert!(began.elapsed() < Duration::from_mins(1));
 }
@@ -282,7 +282,7 @@ async fn a_client_that_does_not_read_is_left_within_a_minute() {
 #[tokio::test]
 async fn limits_are_told_to_the_client() {
     let (mut client, server) = frozen(1 << 10).await;
-    let task = tokio::spawn(serve(server, services(), CancellationToken::new()));
+    let task = tokio::spawn(serve(server, services(), 77, CancellationToken::new()));
     let mut head = [0; 9];
     client.read_exact(&mut head).await.expect("settings");
     assert_eq!(head[3], 4, "SETTINGS");
@@ -299,7 +299,7 @@ async fn limits_are_told_to_the_client() {
         })
         .collect();
     for setting in [
-        (3, MAX_STREAMS),
+        (3, 77),
         (4, STREAM_WINDOW),
         (5, MAX_FRAME),
         (6, MAX_HEADERS),
