@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod admission;
+pub mod bearers;
 pub mod bells;
 pub mod catalog;
 pub mod feed;

@@ -3,7 +3,7 @@
 //! On the sidecar's side [`client`] keeps one stream to a control plane open and hands what comes to [`receiver`], which
 //! applies it to the mirrors and caches of [`crate::keyring`] and answers; [`reporter`] tells how the keys are used. On the
 //! control plane's side [`server`] accepts streams, and a [`session`] per stream decides what to send next. Both ends share
-//! [`item`], the form in which a key version travels, [`change`] and [`settings`].
+//! [`item`], the form in which a key version travels, [`change`] and [`settings`], and the [`token`] of a sidecar without a certificate.
 
 pub mod backoff;
 pub mod change;
@@ -20,3 +20,4 @@ pub mod session;
 pub mod settings;
 #[cfg(test)]
 mod testing;
+pub mod token;

@@ -211,6 +211,7 @@ fn failure(error: PlaneError) -> Failure {
         | PlaneError::Store(_)
         | PlaneError::Log(_)
         | PlaneError::Commit(_)
+        | PlaneError::Token(_)
         | PlaneError::Sink(_)
         | PlaneError::Bind { .. }
         | PlaneError::Reflection(_)

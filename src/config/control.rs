@@ -14,12 +14,15 @@ use super::{
     reader::{self, Findings, Text},
     sink::{self, RawSinks, SinkSettings},
     tls::{
-        PlaintextError, RawDiscovery, RawListener, RawServer, ServerParts,
+        DiscoveryParts, PlaintextError, RawDiscovery, RawListener, RawServer, ServerParts,
         refuse_plaintext_listener,
     },
     value::{self, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
-use crate::{control::admission::Admission, tls::TlsFiles};
+use crate::{
+    control::{admission::Admission, bearers::BearerFile},
+    tls::TlsFiles,
+};
 
 /// What a control plane is told at its start. Relative paths are relative to the working directory.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub struct ControlSettings {
     pub discovery: SocketAddr,
     /// The certificates of discovery, on both sides. Default: none.
     pub discovery_tls: Option<TlsFiles>,
+    /// The tokens that sidecars may show in the place of certificates, at most 100. Default: none.
+    pub sidecar_tokens: Vec<BearerFile>,
     /// Who may subscribe to what. Default: whoever is on this machine.
     pub admission: Admission,
     /// Where operators connect (gRPC), without TLS on loopback. Default: `127.0.0.1:9011`.
@@ -119,6 +124,7 @@ impl ControlSettings {
         Self {
             discovery: DEFAULT_DISCOVERY,
             discovery_tls: None,
+            sidecar_tokens: Vec::new(),
             admission: Admission::Local,
             admin: DEFAULT_ADMIN,
             admin_tls: None,
@@ -159,8 +165,11 @@ impl ControlSettings {
             );
         }
         let data_dir = found.path("data_dir", raw.data_dir.as_ref());
-        let (discovery_parts, admission) =
-            RawListener::<RawDiscovery>::into_parts(raw.discovery.take(), "discovery", found);
+        let DiscoveryParts {
+            server: discovery_parts,
+            tokens: sidecar_tokens,
+            admission,
+        } = RawListener::<RawDiscovery>::into_parts(raw.discovery.take(), "discovery", found);
         let admin_parts = RawListener::<RawServer>::into_parts(raw.admin.take(), "admin", found);
         let [discovery, admin, http] =
             addresses(&discovery_parts, &admin_parts, raw.http.as_ref(), found);
@@ -179,6 +188,7 @@ impl ControlSettings {
             data_dir: default.data_dir,
             discovery,
             discovery_tls: discovery_parts.tls,
+            sidecar_tokens,
             admission,
             admin,
             admin_tls: admin_parts.tls,
@@ -345,6 +355,35 @@ mod tests {
             refusal(""),
             "control.yaml:1:1: data_dir: is missing, name a directory, such as /var/lib/relatch"
         );
+    }
+
+    #[test]
+    fn tokens_stand_in_for_certificates() {
+        let text = "data_dir: d\n\
+             discovery:\n  tls: {cert: c.pem, key: c.key}\n  \
+             tokens: [{file: t/edge-1, identity: \"spiffe://mesh/edge/1\"}]\n  \
+             allow: [{identity: \"spiffe://mesh/edge/*\", keyrings: [\"*\"]}]\n";
+        let settings = parse(text, "control.yaml").unwrap_or_else(|error| panic!("{error}"));
+        let tls = settings.discovery_tls.expect("a certificate of the server");
+        assert_eq!(tls.ca, None);
+        let [token] = &settings.sidecar_tokens[..] else {
+            panic!("{:?}", settings.sidecar_tokens);
+        };
+        assert_eq!(token.path, PathBuf::from("t/edge-1"));
+        assert_eq!(token.identity.to_string(), "spiffe://mesh/edge/1");
+
+        let both = text.replace("key: c.key", "key: c.key, client_ca: ca.pem");
+        assert_eq!(
+            refusal(&both),
+            "control.yaml:3:45: discovery.tls.client_ca: sidecars show tokens, and no certificates: remove one of the two"
+        );
+        let nobodys = text.replace(", identity: \"spiffe://mesh/edge/1\"", "");
+        assert_eq!(
+            refusal(&nobodys),
+            "control.yaml:4:12: discovery.tokens[0].identity: is missing, say for whom the token speaks"
+        );
+        let clear = text.replace("  tls: {cert: c.pem, key: c.key}\n", "");
+        assert!(refusal(&clear).contains("discovery.tokens: needs `discovery.tls`"));
     }
 
     #[test]

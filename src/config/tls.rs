@@ -5,6 +5,7 @@ use std::{
     fmt,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use serde::{
@@ -18,17 +19,22 @@ use super::{
     value::{Listen, ParseValueError},
 };
 use crate::{
-    control::admission::{Admission, AdmissionRule, KeyringGrant, NodePattern},
+    control::{
+        admission::{Admission, AdmissionRule, KeyringGrant, NodePattern},
+        bearers::BearerFile,
+    },
     tls::{Identity, TlsFiles, files::OwnFiles},
 };
 
 /// The side that connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTls {
-    /// Its certificate, its key, and the authorities that it trusts.
+    /// Its certificate and its key, where it has no token, and the authorities that it trusts.
     pub files: TlsFiles,
     /// Who the server has to be, beside being at its host. Default: anybody with a certificate for the host.
     pub server_identity: Option<Identity>,
+    /// The token that is shown in the place of a certificate.
+    pub token_file: Option<PathBuf>,
 }
 
 /// Something may not be said in clear over a network.
@@ -59,6 +65,7 @@ pub(super) struct RawServer {
 pub(super) struct RawDiscovery {
     address: Option<Text>,
     tls: Option<Spanned<RawServerTls>>,
+    tokens: Option<Spanned<Vec<Spanned<RawToken>>>>,
     allow: Option<Spanned<Vec<Spanned<RawRule>>>>,
 }
 
@@ -68,6 +75,13 @@ struct RawServerTls {
     cert: Option<Text>,
     key: Option<Text>,
     client_ca: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawToken {
+    file: Option<Text>,
+    identity: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,6 +98,7 @@ pub(super) struct RawClientTls {
     ca: Option<Text>,
     cert: Option<Text>,
     key: Option<Text>,
+    token_file: Option<Text>,
     server_identity: Option<Text>,
 }
 
@@ -94,6 +109,16 @@ pub(super) struct ServerParts {
     pub(super) tls: Option<TlsFiles>,
 }
 
+/// Where sidecars connect, as it stands in the file.
+#[derive(Debug)]
+pub(super) struct DiscoveryParts {
+    pub(super) server: ServerParts,
+    pub(super) tokens: Vec<BearerFile>,
+    pub(super) admission: Admission,
+}
+
+/// The most tokens: all files are read every two seconds, and what has more sidecars has something that issues certificates.
+const MAX_TOKENS: usize = 100;
 /// The most rules: more say that patterns would be better.
 const MAX_RULES: usize = 1_000;
 /// Why a server that takes keys or hands them out may not listen beyond this machine.
@@ -160,30 +185,62 @@ impl RawListener<RawServer> {
                 address: raw.address,
                 tls: raw
                     .tls
-                    .and_then(|tls| server_files(&tls, field, false, found)),
+                    .and_then(|tls| server_files(&tls, field, Authorities::Optional, found)),
             },
         }
     }
 }
 
 impl RawListener<RawDiscovery> {
-    /// Its parts, and who may subscribe.
+    /// Its parts.
     pub(super) fn into_parts(
         listener: Option<Spanned<Self>>,
         field: &str,
         found: &mut Findings,
-    ) -> (ServerParts, Admission) {
-        match listener.map(|listener| (listener.referenced, listener.value)) {
-            None => (ServerParts::default(), Admission::Local),
-            Some((place, Self::Address(text))) => (ServerParts::at(place, text), Admission::Local),
-            Some((place, Self::Full(raw))) => {
-                let admission = admission(place, raw.allow, raw.tls.is_some(), found);
-                let tls = raw
-                    .tls
-                    .and_then(|tls| server_files(&tls, field, true, found));
-                let address = raw.address;
-                (ServerParts { address, tls }, admission)
+    ) -> DiscoveryParts {
+        let (place, raw) = match listener.map(|listener| (listener.referenced, listener.value)) {
+            None => return DiscoveryParts::local(ServerParts::default()),
+            Some((place, Self::Address(text))) => {
+                return DiscoveryParts::local(ServerParts::at(place, text));
             }
+            Some((place, Self::Full(raw))) => (place, raw),
+        };
+        let admission = admission(place, raw.allow, raw.tls.is_some(), found);
+        let authorities = match &raw.tokens {
+            None => Authorities::Needed("the authorities of the sidecars' certificates"),
+            Some(_) => Authorities::Unused("sidecars show tokens, and no certificates"),
+        };
+        let tokens = raw.tokens.map_or_else(Vec::new, |tokens| {
+            if raw.tls.is_none() {
+                let field = format!("{field}.tokens");
+                found.note(
+                    tokens.referenced,
+                    field,
+                    "needs `discovery.tls`: a token is not sent in clear",
+                );
+            }
+            bearer_files(tokens, &format!("{field}.tokens"), found)
+        });
+        let tls = raw
+            .tls
+            .and_then(|tls| server_files(&tls, field, authorities, found));
+        DiscoveryParts {
+            server: ServerParts {
+                address: raw.address,
+                tls,
+            },
+            tokens,
+            admission,
+        }
+    }
+}
+
+impl DiscoveryParts {
+    const fn local(server: ServerParts) -> Self {
+        Self {
+            server,
+            tokens: Vec::new(),
+            admission: Admission::Local,
         }
     }
 }
@@ -225,9 +282,9 @@ impl ClientTls {
     /// None when something is missing, which was noted then.
     pub(super) fn from_raw(raw: &Spanned<RawClientTls>, found: &mut Findings) -> Option<Self> {
         const FIELD: &str = "control.tls";
-        let mut file = |name: &str, text: Option<&Text>, what: &str| {
+        let mut file = |name: &str, text: Option<&Text>, what: Option<&str>| {
             let field = format!("{FIELD}.{name}");
-            if text.is_none() {
+            if let (None, Some(what)) = (text, what) {
                 found.note(
                     raw.referenced,
                     &field,
@@ -240,36 +297,62 @@ impl ClientTls {
         let ca = file(
             "ca",
             raw_files.ca.as_ref(),
-            "the authorities of the control plane",
+            Some("the authorities of the control plane"),
         );
+        let has_token = raw_files.token_file.is_some();
+        let needed = |what| (!has_token).then_some(what);
         let cert = file(
             "cert",
             raw_files.cert.as_ref(),
-            "the certificate of this sidecar",
+            needed("the certificate of this sidecar"),
         );
-        let key = file("key", raw_files.key.as_ref(), "the key of its certificate");
+        let key = file(
+            "key",
+            raw_files.key.as_ref(),
+            needed("the key of its certificate"),
+        );
+        let token_file = file("token_file", raw_files.token_file.as_ref(), None);
         let server_identity = found.parse(
             format_args!("{FIELD}.server_identity"),
             raw_files.server_identity.as_ref(),
             str::parse,
         );
+        let own = if has_token {
+            for (name, text) in [("cert", &raw_files.cert), ("key", &raw_files.key)] {
+                if let Some(text) = text {
+                    let field = format_args!("{FIELD}.{name}");
+                    let why = "has `token_file` beside it, of which one is shown: remove the other";
+                    found.note(text.referenced, field, why);
+                }
+            }
+            None
+        } else {
+            Some(OwnFiles {
+                cert: cert?,
+                key: key?,
+            })
+        };
         Some(Self {
-            files: TlsFiles {
-                own: Some(OwnFiles {
-                    cert: cert?,
-                    key: key?,
-                }),
-                ca: Some(ca?),
-            },
+            files: TlsFiles { own, ca: Some(ca?) },
             server_identity,
+            token_file,
         })
     }
+}
+
+/// Whether a server names the authorities of its clients.
+#[derive(Clone, Copy)]
+enum Authorities {
+    Needed(&'static str),
+    Optional,
+    /// And why.
+    Unused(&'static str),
 }
 
 fn server_files(
     raw: &Spanned<RawServerTls>,
     field: &str,
-    is_mutual: bool,
+    authorities: Authorities,
     found: &mut Findings,
 ) -> Option<TlsFiles> {
     let mut file = |name: &str, text: Option<&Text>, what: Option<&str>| {
@@ -294,8 +377,19 @@ fn server_files(
         files.key.as_ref(),
         Some("the key of its certificate"),
     );
-    let authorities = is_mutual.then_some("the authorities of the sidecars' certificates");
-    let ca = file("client_ca", files.client_ca.as_ref(), authorities);
+    let needed = match authorities {
+        Authorities::Needed(what) => Some(what),
+        Authorities::Optional | Authorities::Unused(_) => None,
+    };
+    let ca = file("client_ca", files.client_ca.as_ref(), needed);
+    if let (Authorities::Unused(why), Some(text)) = (authorities, &files.client_ca) {
+        let field = format!("{field}.tls.client_ca");
+        found.note(
+            text.referenced,
+            field,
+            format_args!("{why}: remove one of the two"),
+        );
+    }
     Some(TlsFiles {
         own: Some(OwnFiles {
             cert: cert?,
@@ -303,6 +397,45 @@ fn server_files(
         }),
         ca,
     })
+}
+
+fn bearer_files(
+    raw: Spanned<Vec<Spanned<RawToken>>>,
+    field: &str,
+    found: &mut Findings,
+) -> Vec<BearerFile> {
+    if raw.value.is_empty() {
+        let why = "is empty, name files with the identities of their tokens, or remove it";
+        found.note(raw.referenced, field, why);
+    }
+    found.bound(field, &raw, MAX_TOKENS);
+    let tokens = raw.value.into_iter().take(MAX_TOKENS).enumerate();
+    let files = tokens.filter_map(|(at, raw)| {
+        let (place, raw) = (raw.referenced, raw.value);
+        for (name, text, what) in [
+            ("file", &raw.file, "name the file of a token"),
+            ("identity", &raw.identity, "say for whom the token speaks"),
+        ] {
+            if text.is_none() {
+                found.note(
+                    place,
+                    format!("{field}[{at}].{name}"),
+                    format_args!("is missing, {what}"),
+                );
+            }
+        }
+        let path = found.path(format!("{field}[{at}].file"), raw.file.as_ref());
+        let identity = found.parse(
+            format!("{field}[{at}].identity"),
+            raw.identity.as_ref(),
+            str::parse,
+        );
+        Some(BearerFile {
+            path: path?,
+            identity: identity?,
+        })
+    });
+    files.collect()
 }
 
 fn admission(

@@ -1,4 +1,4 @@
-//! Which sidecar may subscribe to what: rules of the configuration about the identities of certificates.
+//! Which sidecar may subscribe to what: rules of the configuration about the identities of certificates and tokens.
 //!
 //! What no rule allows is refused. A rule also says under which node ids an identity may appear, so that a sidecar
 //! whose machine was taken over cannot ack, report or say Goodbye as another: without saying so it is the last path
@@ -66,7 +66,7 @@ pub struct Admitted<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It has no identity.
-    #[error("a sidecar needs a certificate with an identity here")]
+    #[error("a sidecar needs a certificate with an identity here, or a token")]
     Nobody,
     /// No rule names it.
     #[error(

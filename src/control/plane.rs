@@ -9,6 +9,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::{
     admin::{AdminApi, AdminParts},
+    bearers::Bearers,
     catalog::Catalog,
     fleet::Fleet,
     journal::{CommitError, LogError},
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::{ControlSettings, NodeName},
-    discovery::server::DiscoveryServer,
+    discovery::{server::DiscoveryServer, token::TokenFileError},
     http::{HttpServer, Pages},
     key::{MasterPepper, Secret},
     outbound::SetupError,
@@ -113,6 +114,9 @@ pub enum PlaneError {
         /// The store's path.
         store: String,
     },
+    /// A token of a sidecar cannot be used.
+    #[error("discovery.tokens")]
+    Token(#[from] TokenFileError),
     /// A sink cannot be used.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -228,8 +232,8 @@ impl ControlPlane {
             settings.heartbeat,
             calls.clone(),
             shutdown.token(),
-        )
-        .with_admission(settings.admission.clone());
+        );
+        let discovery = admitting(discovery, settings, &pepper, shutdown)?;
         let rotations = Rotations::new(
             Arc::clone(&catalog),
             Arc::clone(&fleet),
@@ -410,6 +414,24 @@ impl Certificates {
         shutdown.spawn("certificates", kept);
         Ok(Some(TlsServer::new(credentials)))
     }
+}
+
+/// Lets those subscribe to `discovery` whom the settings name, by certificates or by tokens, which are kept current.
+fn admitting(
+    discovery: DiscoveryServer,
+    settings: &ControlSettings,
+    pepper: &MasterPepper,
+    shutdown: &Shutdown,
+) -> Result<DiscoveryServer, TokenFileError> {
+    let discovery = discovery.with_admission(settings.admission.clone());
+    if settings.sidecar_tokens.is_empty() {
+        return Ok(discovery);
+    }
+    let files = settings.sidecar_tokens.clone();
+    let bearers = Bearers::load(files, pepper.for_sidecar_tokens())?;
+    let kept = Arc::clone(&bearers).keep(shutdown.token());
+    shutdown.spawn("sidecar tokens", kept);
+    Ok(discovery.with_bearers(bearers))
 }
 
 fn start_spans(

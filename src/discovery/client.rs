@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -11,18 +12,23 @@ use std::{
     time::Duration,
 };
 
+use http::header::AUTHORIZATION;
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Request,
+    transport::{Channel, Endpoint, Uri},
+};
 
 use super::{
     backoff::{Backoff, random},
     receiver::{Leave, Outcome, Receiver},
     reporter::ReportProgress,
+    token::{SidecarToken, TokenFileError},
 };
 use crate::{
     clock::Clock,
@@ -42,6 +48,8 @@ pub struct Client {
     endpoints: Vec<Uri>,
     /// There for those with `https://`.
     connector: Option<Connector>,
+    /// What is shown to a control plane in the place of a certificate.
+    token_file: Option<PathBuf>,
     receiver: Receiver,
     clock: Clock,
     link: Arc<Link>,
@@ -85,6 +93,8 @@ enum StreamEnd {
     Closed,
     #[error("the control plane does not answer, though its link is alive")]
     Silent,
+    #[error("control.tls.token_file")]
+    Token(#[from] TokenFileError),
     #[error(transparent)]
     Left(#[from] Leave),
     #[error("the sidecar stops")]
@@ -137,6 +147,7 @@ impl Client {
             boot_id: crate::key::RotationId::generate()?.as_str().to_owned(),
             endpoints,
             connector: None,
+            token_file: None,
             receiver,
             clock,
             link,
@@ -148,6 +159,15 @@ impl Client {
     pub fn with_tls(self, tls: TlsClient) -> Self {
         Self {
             connector: Some(Connector::new(tls)),
+            ..self
+        }
+    }
+
+    /// Shows the token of a file, which is read for every stream.
+    #[must_use]
+    pub fn with_token_file(self, token_file: PathBuf) -> Self {
+        Self {
+            token_file: Some(token_file),
             ..self
         }
     }
@@ -188,6 +208,7 @@ impl Client {
                 | StreamEnd::Status(_)
                 | StreamEnd::Closed
                 | StreamEnd::Silent
+                | StreamEnd::Token(_)
                 | StreamEnd::Left(_)
                 | StreamEnd::Shutdown => backoff.next(random()),
             };
@@ -244,6 +265,10 @@ impl Client {
 
     async fn open(&mut self, at: usize) -> Result<Stream, StreamEnd> {
         let uri = self.endpoints[at].clone();
+        let token = self.token_file.as_deref().map(SidecarToken::read);
+        let bearer = token
+            .transpose()?
+            .map(|token| (AUTHORIZATION, token.bearer()));
         let channel = self.connect(uri.clone()).await?;
         let mut client =
             KeyringDiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -254,10 +279,9 @@ impl Client {
             subscriptions: self.receiver.subscriptions(),
         };
         send(&answers, Kind::Hello(hello)).await?;
-        let inbound = client
-            .subscribe(ReceiverStream::new(outbound))
-            .await?
-            .into_inner();
+        let mut call = Request::new(ReceiverStream::new(outbound));
+        call.metadata_mut().as_mut().extend(bearer);
+        let inbound = client.subscribe(call).await?.into_inner();
         self.link.opened(at);
         self.receiver.connected();
         tracing::info!(endpoint = %uri, "stream to the control plane is open");

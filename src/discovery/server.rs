@@ -13,9 +13,11 @@ use crate::{
     clock::Clock,
     control::{
         admission::{Admission, Refusal},
+        bearers::Bearers,
         catalog::Catalog,
         fleet::{Fleet, MemberKey, Parting},
         metrics::LookupOutcome,
+        token::bearer,
         usage::{UsageBook, UsageStream},
     },
     key::Timestamp,
@@ -38,6 +40,7 @@ pub struct DiscoveryServer {
     tasks: TaskTracker,
     shutdown: CancellationToken,
     admission: Admission,
+    bearers: Option<Arc<Bearers>>,
 }
 
 /// Where a session hears what its sidecar asks for.
@@ -78,6 +81,7 @@ impl DiscoveryServer {
             tasks,
             shutdown,
             admission: Admission::Local,
+            bearers: None,
         }
     }
 
@@ -85,6 +89,37 @@ impl DiscoveryServer {
     #[must_use]
     pub fn with_admission(self, admission: Admission) -> Self {
         Self { admission, ..self }
+    }
+
+    /// Takes the tokens of `bearers` for identities, too.
+    #[must_use]
+    pub fn with_bearers(self, bearers: Arc<Bearers>) -> Self {
+        Self {
+            bearers: Some(bearers),
+            ..self
+        }
+    }
+
+    /// Who is at the other end of a call.
+    fn peer<T>(&self, call: &Request<T>) -> Result<Peer, Status> {
+        let peer = call.extensions().get::<Peer>().cloned();
+        let peer = peer.unwrap_or_default();
+        let shown = call.metadata().get("authorization");
+        let (Some(bearers), Some(shown)) = (&self.bearers, shown) else {
+            return Ok(peer);
+        };
+        let token = shown.to_str().ok().and_then(bearer);
+        let identity = token.and_then(|token| bearers.identity_of(&token).cloned());
+        if identity.is_none() {
+            tracing::warn!("a sidecar is refused: no file of `discovery.tokens` holds its token");
+            return Err(Status::unauthenticated(
+                "no file of `discovery.tokens` holds the token of this sidecar",
+            ));
+        }
+        Ok(Peer {
+            identity,
+            not_after: None,
+        })
     }
 
     /// Takes out of a hello the keyrings that the sidecar may not have, and returns what it is told of them.
@@ -136,8 +171,7 @@ impl KeyringDiscovery for DiscoveryServer {
         &self,
         request: Request<Streaming<wire::SidecarMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let peer = peer.unwrap_or_default();
+        let peer = self.peer(&request)?;
         let mut inbound = request.into_inner();
         let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
             .await

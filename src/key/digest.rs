@@ -247,6 +247,12 @@ impl MasterPepper {
         self.derive(b"relatch admin token pepper 1\0", "")
     }
 
+    /// The pepper of the tokens that sidecars show.
+    #[must_use]
+    pub fn for_sidecar_tokens(&self) -> Pepper {
+        self.derive(b"relatch sidecar token pepper 1\0", "")
+    }
+
     /// The secret that a webhook's requests are signed with. It lies nowhere else.
     #[must_use]
     pub fn for_webhook(&self, webhook: WebhookId) -> Zeroizing<[u8; Pepper::LEN]> {

@@ -509,6 +509,7 @@ fn certificates_are_read() {
             ca: Some("ca.pem".into()),
         },
         server_identity: "spiffe://mesh/control".parse().ok(),
+        token_file: None,
     };
     assert_eq!(settings.control_tls, Some(control));
     assert_eq!(settings.check_channels(), Ok(()));
@@ -563,6 +564,24 @@ fn certificates_that_are_missing_or_of_no_use_are_named() {
     ] {
         assert!(missing.contains(line), "{line}: {missing}");
     }
+}
+
+#[test]
+fn a_token_stands_in_for_a_certificate() {
+    let with = |tls: &str| {
+        format!(
+            "control: {{endpoints: [\"https://a:1\"], tls: {{{tls}}}}}\nkeyrings: [{{name: k}}]"
+        )
+    };
+    let read = parse(&with("ca: ca.pem, token_file: a.token"), "sidecar.yaml");
+    let tls = read.unwrap_or_else(|error| panic!("{error}")).control_tls;
+    let tls = tls.expect("it is configured");
+    assert_eq!(tls.token_file, Some("a.token".into()));
+    assert_eq!((tls.files.own, tls.files.ca), (None, Some("ca.pem".into())));
+    assert_eq!(
+        refusal(&with("ca: ca.pem, token_file: a.token, key: a.key")),
+        "sidecar.yaml:1:83: control.tls.key: has `token_file` beside it, of which one is shown: remove the other"
+    );
 }
 
 #[test]

@@ -1,7 +1,12 @@
 //! Everything over TLS, with the certificates of `relatch certs dev`: who gets in, who does not and is told why, and
 //! what goes on while certificates change.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -27,18 +32,36 @@ struct Mesh {
 const NODES: [&str; 6] = ["--node", "edge-1", "--node", "edge-2", "--node", "edge-3"];
 const EDGE_1: &str = "{ identity: \"spiffe://relatch.example/node/edge-1\", keyrings: [\"*\"] }";
 
+/// Sidecars whose tokens the control plane has.
+const TOKENS: [&str; 2] = ["edge-1", "edge-2"];
+
 impl Mesh {
     async fn start(allow: &str) -> Self {
+        Self::start_with(", client_ca: {certs}/ca.pem", &format!("allow: [{allow}]")).await
+    }
+
+    /// As [`Self::start`], where sidecars show the tokens of files in the mesh's directory, with `more` about discovery.
+    async fn start_with_tokens(more: &str) -> Self {
+        Self::start_with("", more).await
+    }
+
+    /// `authorities` are those of sidecars, in the directory `{certs}`; `more` is said about discovery.
+    async fn start_with(authorities: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory can be made");
         let certs = dir.path().join(CERTS);
         make(&certs, &[]).await;
+        for node in TOKENS {
+            write_token(dir.path(), node, &token(node));
+        }
         let certs = text(&certs);
-        let tls = format!(
-            "tls: {{ cert: {certs}/control.pem, key: {certs}/control.key, client_ca: {certs}/ca.pem }}"
-        );
+        let own = format!("cert: {certs}/control.pem, key: {certs}/control.key");
         let yaml = format!(
-            "discovery: {{ {tls}, allow: [{allow}] }}\nadmin: {{ {tls} }}\nheartbeat: 1s\nlease: 10s\n"
+            "discovery: {{ tls: {{ {own}{authorities} }}, {more} }}\n\
+             admin: {{ tls: {{ {own}, client_ca: {certs}/ca.pem }} }}\nheartbeat: 1s\nlease: 10s\n"
         );
+        let yaml = yaml
+            .replace("{certs}", certs)
+            .replace("{dir}", text(dir.path()));
         Self {
             control: Control::start_with(dir.path(), &yaml).await,
             dir,
@@ -76,6 +99,18 @@ impl Mesh {
              server_identity: \"spiffe://relatch.example/control\" }}\n\
              keyrings: [{{ name: payments }}]\ndefault_keyring: payments\n",
             port = self.control.discovery().port(),
+        )
+    }
+
+    /// The file of a sidecar that shows the token in `{node}.shown` and calls itself `node`.
+    fn yaml_with_token(&self, node: &str) -> String {
+        let dir = text(self.dir.path());
+        let port = self.control.discovery().port();
+        format!(
+            "node: {{ id: {node} }}\nlisten: 127.0.0.1:0\nhttp: 127.0.0.1:0\n\
+             control:\n  endpoints: [\"https://localhost:{port}\"]\n  \
+             tls: {{ ca: {dir}/{CERTS}/ca.pem, token_file: {dir}/{node}.shown }}\n\
+             keyrings: [{{ name: payments }}]\ndefault_keyring: payments\n"
         )
     }
 
@@ -197,6 +232,52 @@ async fn who_calls_otherwise_is_told_what_is_wrong() {
         "it is for another use",
     ] {
         assert!(lines.contains(words), "{words}: {lines}");
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_may_show_a_token_in_the_place_of_a_certificate() {
+    let mesh = Mesh::start_with_tokens(
+        "tokens: [{ file: \"{dir}/edge-1.token\", identity: \"spiffe://relatch.example/node/edge-1\" }, \
+         { file: \"{dir}/edge-2.token\", identity: \"spiffe://relatch.example/node/edge-2\" }], \
+         allow: [{ identity: \"spiffe://relatch.example/node/*\", keyrings: [\"*\"] }]",
+    )
+    .await;
+    let dir = mesh.dir.path();
+    mesh.create_key().await;
+    write_shown(dir, "edge-1", &token("edge-1"));
+    let good = Sidecar::start(&mesh.yaml_with_token("edge-1")).await;
+    let good = good.until_ready().await;
+    let fleet = mesh.control.cli_json(&["fleet"]).await;
+    assert_eq!(fleet[0]["node"], "edge-1");
+
+    // Another's token, one of nobody, and none.
+    let problem = async |words: &str| {
+        let other = Sidecar::start(&mesh.yaml_with_token("edge-2")).await;
+        eventually(words, async || {
+            let status: Value = other.get("/status").await.json();
+            let problem = status["control"][0]["problem"].as_str().unwrap_or_default();
+            problem.contains(words).then_some(())
+        })
+        .await;
+        assert_eq!(other.get("/readyz").await.status, 503);
+    };
+    write_shown(dir, "edge-2", &token("edge-1"));
+    problem("may not appear as node edge-2").await;
+    write_shown(dir, "edge-2", &token("nobody"));
+    problem("no file of `discovery.tokens` holds the token of this sidecar").await;
+    write_shown(dir, "edge-2", "");
+    problem("edge-2.shown holds no token").await;
+
+    // Replaced on both sides: whoever connects anew shows the new one.
+    write_shown(dir, "edge-2", &token("new"));
+    let late = Sidecar::start(&mesh.yaml_with_token("edge-2")).await;
+    write_token(dir, "edge-2", &token("new"));
+    late.until_ready().await;
+    assert_eq!(good.get("/readyz").await.status, 200);
+    for shown in ["edge-1", "nobody", "new"] {
+        let lines = mesh.control.process.lines().join("\n");
+        assert!(!lines.contains(&token(shown)), "{lines}");
     }
 }
 
@@ -369,7 +450,7 @@ async fn nothing_listens_in_clear_beyond_this_machine() {
     }
     let file = dir.path().join("sidecar.yaml");
     let yaml = "control: { endpoints: [\"http://127.0.0.1:1\"] }\nkeyrings: [{ name: payments }]\n";
-    std::fs::write(&file, yaml).expect("the test's directory can be written to");
+    fs::write(&file, yaml).expect("the test's directory can be written to");
     for (flag, value, words) in [
         (
             "--listen",
@@ -391,7 +472,7 @@ async fn nothing_listens_in_clear_beyond_this_machine() {
 }
 
 /// Makes certificates, or replaces them.
-async fn make(dir: &std::path::Path, more: &[&str]) {
+async fn make(dir: &Path, more: &[&str]) {
     let args = ["certs", "dev", "--out", text(dir), "--days", "2"];
     let made = relatch(&[&args[..], &NODES, more].concat(), "").await;
     assert!(made.status.success(), "{}", made.stderr);
@@ -413,4 +494,24 @@ fn opened(sidecar: &Sidecar) -> usize {
     let lines = sidecar.process.lines();
     let is_open = |line: &&String| line.contains("stream to the control plane is open");
     lines.iter().filter(is_open).count()
+}
+
+/// A token that only this name has.
+fn token(name: &str) -> String {
+    format!("{name:-<40}")
+}
+
+/// Writes what the control plane takes for the token of a node.
+fn write_token(dir: &Path, node: &str, token: &str) {
+    write_secret(&dir.join(format!("{node}.token")), token);
+}
+
+/// Writes what a sidecar shows.
+fn write_shown(dir: &Path, node: &str, token: &str) {
+    write_secret(&dir.join(format!("{node}.shown")), token);
+}
+
+fn write_secret(path: &Path, token: &str) {
+    fs::write(path, format!("{token}\n")).expect("writable");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("it is ours");
 }
