@@ -20,6 +20,14 @@ step 'promtool'
 "$promtool" test rules deploy/prometheus/relatch.rules.test.yaml
 "$promtool" check config --lint=all deploy/prometheus/prometheus.yaml
 
+step 'licences'
+python3 scripts/lib/dependencies.py licences
+if command -v cargo-deny >/dev/null; then
+    # Advisories need the network; the rest of deny.toml does not.
+    step 'cargo deny'
+    cargo deny --offline check bans licenses sources
+fi
+
 step 'cargo fmt --check'
 cargo fmt --check
 step 'cargo clippy'

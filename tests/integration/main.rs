@@ -10,6 +10,7 @@ mod envoy_facts;
 mod faults;
 mod fuzz;
 mod lifecycle;
+mod sbom;
 mod sinks;
 mod store_contract;
 mod store_sqlite;
