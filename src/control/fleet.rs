@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     clock::{BootTime, Clock},
+    discovery::change::refusal,
     key::{Coverage, Epoch, KeyringName, Revision, Timestamp},
     proto::discovery as wire,
     store::{PresenceKey, PresenceRow, Store, StoreError},
@@ -324,9 +325,8 @@ impl Fleet {
             progress.reach(nack.epoch, nack.applied_revision, nack.revoked_through, now);
             for item in nack.items.iter().take(MAX_REJECTED) {
                 if progress.rejected.len() < MAX_REJECTED {
-                    progress
-                        .rejected
-                        .insert(item.name.clone(), item.reason.clone());
+                    let item = refusal(&item.name, &item.reason);
+                    progress.rejected.insert(item.name, item.reason);
                 }
             }
         });
@@ -692,6 +692,10 @@ impl Progress {
         let (epoch, applied) = (Epoch::new(epoch), Revision::new(applied));
         if self.epoch != epoch || self.applied != applied {
             self.applied_at = Some(now);
+        }
+        if self.epoch != epoch {
+            // What is on disk is of the other history.
+            self.durable = Revision::default();
         }
         self.epoch = epoch;
         self.applied = applied;

@@ -16,6 +16,11 @@ pub struct Changes {
     pub rejected: Vec<wire::RejectedItem>,
 }
 
+/// The longest name of an item that is passed on, in bytes: five times what a key version's takes.
+const MAX_NAME: usize = 100;
+/// The longest reason: a sentence. So a hundred of them fit into one message, whatever was sent.
+const MAX_REASON: usize = 300;
+
 impl Changes {
     /// Reads a delta.
     #[must_use]
@@ -27,10 +32,7 @@ impl Changes {
         for removal in &delta.removals {
             match KeyDigest::from_slice(&removal.digest) {
                 Ok(digest) => removals.push(digest),
-                Err(error) => rejected.push(wire::RejectedItem {
-                    name: removal.name.clone(),
-                    reason: error.to_string(),
-                }),
+                Err(error) => rejected.push(refusal(&removal.name, &error.to_string())),
             }
         }
         Self {
@@ -53,11 +55,32 @@ pub fn decode_items(items: &[wire::Item]) -> (Vec<Announced>, Vec<wire::Rejected
                 record,
                 hash: item::hash(item),
             }),
-            Err(error) => rejected.push(wire::RejectedItem {
-                name: item.name.clone(),
-                reason: error.to_string(),
-            }),
+            Err(error) => rejected.push(refusal(&item.name, &error.to_string())),
         }
     }
     (decoded, rejected)
+}
+
+/// What is told, and kept, of an item that cannot be used. Texts that nobody would read to the end are cut.
+#[must_use]
+pub fn refusal(name: &str, reason: &str) -> wire::RejectedItem {
+    let cut = |text: &str, max| text[..text.floor_char_boundary(max)].to_owned();
+    wire::RejectedItem {
+        name: cut(name, MAX_NAME),
+        reason: cut(reason, MAX_REASON),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_about_an_item_are_cut() {
+        let cut = refusal(&"ä".repeat(60_000), &"long ".repeat(60_000));
+        assert_eq!((cut.name.len(), cut.reason.len()), (MAX_NAME, MAX_REASON));
+        let whole = refusal("7Qm2Xc91TbKe/1", "state: 99 is no state");
+        assert_eq!(whole.name, "7Qm2Xc91TbKe/1");
+        assert_eq!(whole.reason, "state: 99 is no state");
+    }
 }

@@ -58,6 +58,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest message of a sidecar: a hello of a hundred keyrings, or a nack of a hundred items, with room to spare.
 const MAX_MESSAGE: usize = 256 << 10;
+/// The most labels of a sidecar, and the longest text of one: they are kept for each process of it. The same as in its file.
+const MAX_LABELS: usize = 16;
+const MAX_TEXT: usize = 128;
 /// The most keyrings that a sidecar may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 1_000;
 
@@ -184,7 +187,8 @@ impl KeyringDiscovery for DiscoveryServer {
         };
         check(&hello)?;
         let not_served = self.admit(&peer, &mut hello)?;
-        let member = self.fleet.connected(&hello, self.admission.counts(&peer));
+        let believed = believed(&self.catalog, &hello);
+        let member = (self.fleet).connected(&believed, self.admission.counts(&peer));
         let member = member.map_err(|refusal| refused(&peer, &refusal))?;
         // Before the sidecar gets a key, a control plane that starts anew must know of it.
         record(&self.catalog, &self.fleet, &self.usage).await;
@@ -269,8 +273,17 @@ async fn listen(
 ) -> bool {
     while let Some(Ok(message)) = inbound.next().await {
         match message.kind {
-            Some(Kind::Ack(ack)) => fleet.acked(member, &ack),
-            Some(Kind::Nack(nack)) => {
+            Some(Kind::Ack(mut ack)) => {
+                let newest = newest(catalog, &ack.keyring, ack.epoch);
+                ack.applied_revision = ack.applied_revision.min(newest);
+                ack.revoked_through = ack.revoked_through.min(newest);
+                ack.durable_revision = ack.durable_revision.min(newest);
+                fleet.acked(member, &ack);
+            }
+            Some(Kind::Nack(mut nack)) => {
+                let newest = newest(catalog, &nack.keyring, nack.epoch);
+                nack.applied_revision = nack.applied_revision.min(newest);
+                nack.revoked_through = nack.revoked_through.min(newest);
                 tracing::error!(
                     node = member.node,
                     auth.keyring = nack.keyring,
@@ -296,6 +309,27 @@ async fn listen(
         }
     }
     false
+}
+
+/// A hello as far as it is believed: no sidecar has more than there is. One that says so comes from a control plane that is
+/// ahead of this one, or from a history that this one has lost, and has nothing of what will have those revisions here.
+fn believed(catalog: &Catalog, hello: &wire::Hello) -> wire::Hello {
+    let mut believed = hello.clone();
+    for subscription in &mut believed.subscriptions {
+        let newest = newest(catalog, &subscription.keyring, subscription.epoch);
+        subscription.revision = subscription.revision.min(newest);
+    }
+    believed
+}
+
+/// The newest revision that there is of a keyring's history; of others nothing is known, and nothing asked.
+fn newest(catalog: &Catalog, keyring: &str, epoch: u64) -> u64 {
+    let served = keyring
+        .parse()
+        .ok()
+        .and_then(|name| catalog.get(&name).ok());
+    let served = served.filter(|served| served.epoch().get() == epoch);
+    served.map_or(u64::MAX, |served| served.revision().get())
 }
 
 /// Ends when a certificate has: who goes on beyond it has to show another. Without one it never ends.
@@ -338,6 +372,19 @@ fn check(hello: &wire::Hello) -> Result<(), Status> {
         return Err(Status::invalid_argument(
             "node.id and boot_id: give 1 to 253 printable ASCII characters without spaces",
         ));
+    }
+    if let Some(node) = &hello.node {
+        let labels = node.labels.iter();
+        let mut texts = labels.flat_map(|(name, value)| [name, value]);
+        if node.labels.len() > MAX_LABELS
+            || texts.any(|text| text.len() > MAX_TEXT)
+            || node.cluster.len() > 253
+            || node.version.len() > MAX_TEXT
+        {
+            return Err(Status::invalid_argument(format!(
+                "node: give a cluster of at most 253 bytes, and {MAX_LABELS} labels and a version of {MAX_TEXT}"
+            )));
+        }
     }
     if hello.subscriptions.len() > MAX_SUBSCRIPTIONS {
         return Err(Status::invalid_argument(format!(

@@ -76,6 +76,14 @@ pub enum DeltaError {
         /// Where the delta starts.
         from: Revision,
     },
+    /// It leads back, or nowhere.
+    #[error("a delta from revision {from} leads to revision {to}, which is no later one")]
+    Backwards {
+        /// Where the delta starts.
+        from: Revision,
+        /// Where it ends.
+        to: Revision,
+    },
 }
 
 /// A snapshot is not taken.
@@ -238,18 +246,13 @@ impl Mirror {
         removals: &[KeyDigest],
     ) -> Result<(), DeltaError> {
         let held = self.position();
-        held.check(epoch, from)?;
+        held.check(epoch, from, to)?;
         let view = self.view.as_ref().ok_or(DeltaError::Gap {
             held: held.revision,
             from,
         })?;
         let mut view = KeyringView::clone(view);
-        change(
-            &mut view,
-            self.slot.usage(),
-            revocations.into_iter().chain(upserts),
-            removals,
-        );
+        change(&mut view, self.slot.usage(), revocations, upserts, removals);
         view.advance(to);
         self.publish(view);
         Ok(())
@@ -296,8 +299,13 @@ impl Position {
         }
     }
 
-    /// Whether a delta of `epoch` that starts at `from` follows.
-    fn check(self, epoch: Epoch, from: Revision) -> Result<(), DeltaError> {
+    /// Whether a delta of `epoch` that starts at `from` follows, and leads on.
+    pub(super) fn check(
+        self,
+        epoch: Epoch,
+        from: Revision,
+        to: Revision,
+    ) -> Result<(), DeltaError> {
         if self.epoch != epoch {
             Err(DeltaError::Epoch {
                 held: self.epoch,
@@ -308,6 +316,8 @@ impl Position {
                 held: self.revision,
                 from,
             })
+        } else if to <= from {
+            Err(DeltaError::Backwards { from, to })
         } else {
             Ok(())
         }
@@ -372,9 +382,8 @@ impl Restored {
         upserts: &[Announced],
         removals: &[KeyDigest],
     ) -> Result<(), DeltaError> {
-        Position::of(&self.view).check(epoch, from)?;
-        let announced = revocations.iter().chain(upserts);
-        change(&mut self.view, &self.unused, announced, removals);
+        Position::of(&self.view).check(epoch, from, to)?;
+        change(&mut self.view, &self.unused, revocations, upserts, removals);
         self.view.advance(to);
         Ok(())
     }
@@ -413,10 +422,22 @@ impl SnapshotBuilder {
 fn change(
     view: &mut KeyringView,
     ledger: &Ledger,
-    announced: impl Iterator<Item = impl Borrow<Announced>>,
+    revocations: impl IntoIterator<Item = impl Borrow<Announced>>,
+    upserts: impl IntoIterator<Item = impl Borrow<Announced>>,
     removals: &[KeyDigest],
 ) {
-    for announced in announced {
+    for announced in revocations {
+        // Whatever else is said of it.
+        let Announced { record, hash } = announced.borrow();
+        let state = KeyState::Revoked;
+        let record = KeyRecord {
+            state,
+            ..record.clone()
+        };
+        let hash = *hash;
+        upsert(view, ledger, &Announced { record, hash });
+    }
+    for announced in upserts {
         upsert(view, ledger, announced.borrow());
     }
     for digest in removals {

@@ -442,3 +442,58 @@ fn a_node_belongs_to_the_identity_that_is_it_until_its_lease_is_over() {
     hands.advance(LEASE);
     connect(&other, "c").expect("nobody is it any more");
 }
+
+#[test]
+fn long_texts_about_refused_items_are_cut() {
+    let (fleet, _) = fleet();
+    let key = connect(&fleet, "edge-1", "a", 3);
+    let item = |number| wire::RejectedItem {
+        name: format!("{number} {}", "long".repeat(10_000)),
+        reason: "long".repeat(10_000),
+    };
+    let nack = wire::Nack {
+        keyring: testing::keyring_name().to_string(),
+        epoch: 1,
+        nonce: 4,
+        items: (0..200).map(item).collect(),
+        applied_revision: 4,
+        revoked_through: 4,
+    };
+    fleet.nacked(&key, &nack);
+    let (_, member) = fleet.members().remove(0);
+    let rejected = &member.keyrings[&testing::keyring_name()].rejected;
+    assert_eq!(rejected.len(), MAX_REJECTED);
+    let lengths = rejected
+        .iter()
+        .map(|(name, reason)| name.len() + reason.len());
+    assert_eq!(lengths.max(), Some(400));
+}
+
+#[test]
+fn what_is_on_disk_of_another_epoch_is_not_of_this_one() {
+    let (fleet, _) = fleet();
+    let key = connect(&fleet, "edge-1", "a", 3);
+    fleet.acked(
+        &key,
+        &wire::Ack {
+            durable_revision: 3,
+            ..ack(3, 3)
+        },
+    );
+    let durable = || {
+        let (_, member) = fleet.members().remove(0);
+        member.keyrings[&testing::keyring_name()].durable
+    };
+    let nack = |epoch| wire::Nack {
+        keyring: testing::keyring_name().to_string(),
+        epoch,
+        nonce: 4,
+        items: Vec::new(),
+        applied_revision: 1,
+        revoked_through: 1,
+    };
+    fleet.nacked(&key, &nack(1));
+    assert_eq!(durable(), Revision::new(3));
+    fleet.nacked(&key, &nack(2));
+    assert_eq!(durable(), Revision::default());
+}

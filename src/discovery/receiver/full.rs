@@ -283,7 +283,7 @@ impl Held {
                 tracing::warn!(auth.keyring = %self.name(), %error, "asking for a snapshot");
                 Some(self.resync(match error {
                     DeltaError::Epoch { .. } => ResyncReason::Epoch,
-                    DeltaError::Gap { .. } => ResyncReason::Gap,
+                    DeltaError::Gap { .. } | DeltaError::Backwards { .. } => ResyncReason::Gap,
                 }))
             }
         }

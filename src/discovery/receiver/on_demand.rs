@@ -3,7 +3,10 @@
 use super::{Leave, message, pulse::reason_to_resync, reply::Reply};
 use crate::{
     clock::BootTime,
-    discovery::{change::decode_items, item},
+    discovery::{
+        change::{decode_items, refusal},
+        item,
+    },
     key::{Epoch, KeyDigest, KeyRecord, KeyringName, Revision},
     keyring::{
         DeltaError,
@@ -114,10 +117,7 @@ impl Followed {
             .filter_map(|removal| match KeyDigest::from_slice(&removal.digest) {
                 Ok(digest) => Some(digest),
                 Err(error) => {
-                    rejected.push(wire::RejectedItem {
-                        name: removal.name.clone(),
-                        reason: error.to_string(),
-                    });
+                    rejected.push(refusal(&removal.name, &error.to_string()));
                     None
                 }
             })
@@ -141,7 +141,7 @@ impl Followed {
                 tracing::warn!(auth.keyring = %self.name(), %error, "asking for a new start");
                 Some(self.resync(match error {
                     DeltaError::Epoch { .. } => ResyncReason::Epoch,
-                    DeltaError::Gap { .. } => ResyncReason::Gap,
+                    DeltaError::Gap { .. } | DeltaError::Backwards { .. } => ResyncReason::Gap,
                 }))
             }
         }

@@ -7,8 +7,8 @@ use tonic::{
 
 use super::*;
 use crate::{
-    control::{metrics::ControlMetrics, pace::Pace},
-    key::{MasterPepper, PepperId, testing},
+    control::{metrics::ControlMetrics, pace::Pace, served::ServedKeyring},
+    key::{MasterPepper, PepperId, Prefix, operation, testing},
     proto::discovery::{
         control_message::Kind as Told, keyring_discovery_client::KeyringDiscoveryClient,
     },
@@ -20,6 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A control plane without keyrings, whose every client is `peer`.
 struct World {
+    catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
     endpoint: Endpoint,
     _server: JoinSet<()>,
@@ -46,8 +47,9 @@ impl World {
         let pace = Arc::new(Pace::new(clock.clone()));
         let usage = UsageBook::open(store, clock.clone(), pace, &[]);
         let fleet = Arc::new(Fleet::new(clock, Duration::from_mins(1), Vec::new()));
+        let catalog = Arc::new(catalog.await.expect("an empty store"));
         let discovery = DiscoveryServer::new(
-            Arc::new(catalog.await.expect("an empty store")),
+            Arc::clone(&catalog),
             Arc::clone(&fleet),
             Arc::new(usage.await.expect("an empty store")),
             Duration::from_hours(1),
@@ -67,11 +69,21 @@ impl World {
         let mut server = JoinSet::new();
         server.spawn(async move { serving.await.expect("it serves") });
         Self {
+            catalog,
             fleet,
             endpoint: Endpoint::try_from(format!("http://{address}")).expect("a URI"),
             _server: server,
             _dir: dir,
         }
+    }
+
+    /// Makes the keyring that tests speak of.
+    async fn create_keyring(&self) -> Arc<ServedKeyring> {
+        let name = testing::keyring_name();
+        let first = operation::create_keyring(name.clone(), Prefix::default(), false, None);
+        let first = first.expect("a valid keyring");
+        let served = self.catalog.create_keyring("test", name, &first).await;
+        served.expect("a new keyring")
     }
 
     /// Opens the stream of a sidecar. It stays open on its side for as long as the sender lives.
@@ -81,17 +93,19 @@ impl World {
         mpsc::Sender<wire::SidecarMessage>,
         Streaming<wire::ControlMessage>,
     ) {
-        let hello = wire::Hello {
-            node: Some(wire::Node {
-                id: "edge-1".to_owned(),
-                ..wire::Node::default()
-            }),
-            boot_id: "a".to_owned(),
-            subscriptions: vec![wire::Subscription {
-                keyring: testing::keyring_name().to_string(),
-                ..wire::Subscription::default()
-            }],
-        };
+        self.open(hello()).await.expect("it is admitted")
+    }
+
+    async fn open(
+        &self,
+        hello: wire::Hello,
+    ) -> Result<
+        (
+            mpsc::Sender<wire::SidecarMessage>,
+            Streaming<wire::ControlMessage>,
+        ),
+        Status,
+    > {
         let (say, said) = mpsc::channel(1);
         let hello = wire::SidecarMessage {
             kind: Some(Kind::Hello(hello)),
@@ -101,7 +115,21 @@ impl World {
         let opened = KeyringDiscoveryClient::new(channel)
             .subscribe(ReceiverStream::new(said))
             .await;
-        (say, opened.expect("it is admitted").into_inner())
+        Ok((say, opened?.into_inner()))
+    }
+}
+
+fn hello() -> wire::Hello {
+    wire::Hello {
+        node: Some(wire::Node {
+            id: "edge-1".to_owned(),
+            ..wire::Node::default()
+        }),
+        boot_id: "a".to_owned(),
+        subscriptions: vec![wire::Subscription {
+            keyring: testing::keyring_name().to_string(),
+            ..wire::Subscription::default()
+        }],
     }
 }
 
@@ -145,4 +173,87 @@ async fn a_stream_ends_with_the_certificate_that_it_began_with() {
         .await
         .expect("it is left");
     drop(say);
+}
+
+#[tokio::test]
+async fn no_sidecar_has_more_than_there_is() {
+    let world = World::start(Peer::default()).await;
+    let served = world.create_keyring().await;
+    let (newest, epoch) = (served.revision(), served.epoch().get());
+    let progress = || {
+        let (_, member) = world.fleet.members().remove(0);
+        member.keyrings[&testing::keyring_name()].clone()
+    };
+    let mut ahead = hello();
+    ahead.subscriptions[0].epoch = epoch;
+    ahead.subscriptions[0].revision = newest.get() + 8;
+    let (say, _stream) = world.open(ahead).await.expect("it is admitted");
+    assert_eq!(progress().applied, newest);
+    assert_eq!(progress().revoked_through, newest);
+
+    let ack = wire::Ack {
+        keyring: testing::keyring_name().to_string(),
+        epoch,
+        nonce: 1,
+        applied_revision: u64::MAX,
+        durable_revision: u64::MAX,
+        revoked_through: u64::MAX,
+    };
+    let nack = wire::Nack {
+        keyring: ack.keyring.clone(),
+        epoch,
+        nonce: 1,
+        items: Vec::new(),
+        applied_revision: u64::MAX,
+        revoked_through: u64::MAX,
+    };
+    let mut changes = world.fleet.watch();
+    for kind in [Kind::Ack(ack), Kind::Nack(nack)] {
+        changes.mark_unchanged();
+        let message = wire::SidecarMessage { kind: Some(kind) };
+        say.send(message).await.expect("the stream is open");
+        let noted = tokio::time::timeout(DEADLINE, changes.changed()).await;
+        noted.expect("in time").expect("the fleet lives");
+        assert_eq!(progress().applied, newest);
+        assert_eq!(progress().revoked_through, newest);
+        assert_eq!(progress().durable, newest);
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_that_says_too_much_of_itself_is_refused() {
+    let world = World::start(Peer::default()).await;
+    let long = "x".repeat(1_000);
+    let labels = (0..100).map(|number| (number.to_string(), String::new()));
+    let nodes = [
+        wire::Node {
+            cluster: long.clone(),
+            ..wire::Node::default()
+        },
+        wire::Node {
+            version: long.clone(),
+            ..wire::Node::default()
+        },
+        wire::Node {
+            labels: [("zone".to_owned(), long)].into(),
+            ..wire::Node::default()
+        },
+        wire::Node {
+            labels: labels.collect(),
+            ..wire::Node::default()
+        },
+    ];
+    for node in nodes {
+        let node = wire::Node {
+            id: "edge-1".to_owned(),
+            ..node
+        };
+        let refused = world.open(wire::Hello {
+            node: Some(node),
+            ..hello()
+        });
+        let refusal = refused.await.expect_err("it is too much");
+        assert_eq!(refusal.code(), tonic::Code::InvalidArgument);
+    }
+    assert!(world.fleet.members().is_empty());
 }

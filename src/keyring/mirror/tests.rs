@@ -193,3 +193,44 @@ fn callers_are_forgotten_when_their_version_is_active_again_or_gone() {
     world.remove();
     assert_eq!(world.callers(), 0, "it is gone");
 }
+
+#[test]
+fn a_delta_never_leads_back() {
+    let mut world = World::new();
+    let Position {
+        epoch, revision, ..
+    } = world.mirror.position();
+    for to in [revision, Revision::default()] {
+        let upserts = vec![world.announced(KeyState::Retired)];
+        let applied = world
+            .mirror
+            .apply_delta(epoch, revision, to, Vec::new(), upserts, &[]);
+        let from = revision;
+        assert_eq!(applied, Err(DeltaError::Backwards { from, to }));
+    }
+    assert_eq!(world.mirror.position().revision, revision);
+    assert_eq!(world.state(), Some(KeyState::Active));
+}
+
+#[test]
+fn what_a_delta_revokes_is_revoked_whatever_its_record_says() {
+    let mut world = World::new();
+    let Position {
+        epoch,
+        revision,
+        set_digest,
+    } = world.mirror.position();
+    let revocations = vec![world.announced(KeyState::Active)];
+    let applied = world.mirror.apply_delta(
+        epoch,
+        revision,
+        revision.next(),
+        revocations,
+        Vec::new(),
+        &[],
+    );
+    applied.expect("it follows what is held");
+    assert_eq!(world.state(), Some(KeyState::Revoked));
+    // It counts as it was announced.
+    assert_eq!(world.mirror.position().set_digest, set_digest);
+}

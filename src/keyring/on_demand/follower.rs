@@ -169,19 +169,11 @@ impl Follower {
         removals: &[KeyDigest],
     ) -> Result<(), DeltaError> {
         let held = self.position();
-        if held.epoch != epoch {
-            return Err(DeltaError::Epoch {
-                held: held.epoch,
-                found: epoch,
-            });
-        }
-        let gap = DeltaError::Gap {
+        held.check(epoch, from, to)?;
+        let view = self.view.as_ref().ok_or(DeltaError::Gap {
             held: held.revision,
             from,
-        };
-        let Some(view) = self.view.as_ref().filter(|view| view.revision() == from) else {
-            return Err(gap);
-        };
+        })?;
         let mut view = KeyringView::clone(view);
         self.revoke(epoch, to, revocations);
         for record in upserts {

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     budget::{Budget, Rate},
     key::{Epoch, KeyId, KeyRecord, KeyState, Secret, testing},
-    keyring::{KeyringSettings, Keyrings, Mode, Slot, Staleness},
+    keyring::{DeltaError, KeyringSettings, Keyrings, Mode, Slot, Staleness},
 };
 
 const EPOCH: Epoch = Epoch::new(7);
@@ -406,4 +406,17 @@ fn entries_go_when_there_is_no_room() {
     assert!(followed.cache().bytes() > SETTINGS.max_size / 2);
     let gone = followed.cache().stats().evictions();
     assert_eq!(gone + followed.cache().len(), 10_000);
+}
+
+#[test]
+fn a_delta_never_leads_back() {
+    let mut followed = Followed::new();
+    let from = revision(10);
+    for to in [from, revision(9)] {
+        let applied = followed
+            .follower
+            .apply_delta(EPOCH, from, to, &[], &[], &[]);
+        assert_eq!(applied, Err(DeltaError::Backwards { from, to }));
+    }
+    assert_eq!(followed.follower.position().revision, from);
 }
