@@ -10,15 +10,30 @@ use proptest::{collection::vec, prelude::*};
 #[path = "../../fuzz/properties/check_request.rs"]
 mod check_request;
 
+#[path = "../../fuzz/properties/config.rs"]
+mod config;
+
+#[path = "../../fuzz/properties/discovery_down.rs"]
+mod discovery_down;
+
+#[path = "../../fuzz/properties/discovery_up.rs"]
+mod discovery_up;
+
 #[path = "../../fuzz/properties/snapshot_file.rs"]
 mod snapshot_file;
 
+#[path = "../../fuzz/properties/token.rs"]
+mod token;
+
+fn directory(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target)
+}
+
 /// The corpus of a target: names and bytes.
 fn corpus(target: &str) -> impl Iterator<Item = (PathBuf, Vec<u8>)> {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target);
-    let entries = fs::read_dir(corpus).expect("the target has a corpus");
+    let entries = fs::read_dir(directory(target)).expect("the target has a corpus");
     entries.map(|entry| {
         let path = entry.expect("a readable directory").path();
         let bytes = fs::read(&path).expect("a readable file");
@@ -47,6 +62,26 @@ fn the_corpus_of_snapshot_file_holds() {
     replay("snapshot_file", snapshot_file::holds);
 }
 
+#[test]
+fn the_corpus_of_token_holds() {
+    replay("token", token::holds);
+}
+
+#[test]
+fn the_corpus_of_config_holds() {
+    replay("config", config::holds);
+}
+
+#[test]
+fn the_corpus_of_discovery_down_holds() {
+    replay("discovery_down", discovery_down::holds);
+}
+
+#[test]
+fn the_corpus_of_discovery_up_holds() {
+    replay("discovery_up", discovery_up::holds);
+}
+
 proptest! {
     /// The fuzzer's way in small: what lies behind the seal is damaged, too.
     #[test]
@@ -54,7 +89,9 @@ proptest! {
         damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {
-        for (_, mut bytes) in corpus("snapshot_file") {
+        // Those that are whole; what the fuzzer has found is damaged already.
+        for name in ["file", "plaintexts"] {
+            let mut bytes = fs::read(directory("snapshot_file").join(name)).expect("a readable file");
             for (at, byte) in &damage {
                 let at = 1 + at.index(bytes.len() - 1);
                 bytes[at] = *byte;

@@ -1,0 +1,542 @@
+//! Whatever a sidecar says on its stream, the control plane takes it without a panic and keeps no more of it than its
+//! bounds: what it believes to be applied is not beyond what there is, and it acks what was told.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use prost::Message as _;
+use relatch::{
+    clock::Clock,
+    control::{
+        catalog::Catalog,
+        fleet::{Fleet, Member},
+        metrics::ControlMetrics,
+        pace::Pace,
+        usage::UsageBook,
+    },
+    discovery::server::DiscoveryServer,
+    key::{
+        AllowedSources, KeyId, KeyringName, MasterPepper, Pepper, PepperId, Prefix, Scopes, Secret,
+        Timestamp, Window,
+        operation::{self, KeySpec, Which},
+    },
+    proto::discovery::{
+        self as wire, control_message::Kind as Told,
+        keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+    },
+    store::{SqliteOptions, SqliteStore, Store},
+};
+use tempfile::TempDir;
+use tokio::{runtime::Runtime, sync::mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use zeroize::Zeroizing;
+
+/// The first byte says what the others are: an even number, serialized messages, each behind its length of two bytes; an
+/// odd one, what a sidecar does, byte by byte. What it says first is a hello.
+pub(crate) fn holds(bytes: &[u8]) {
+    let Some((mode, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let mut input = Input(bytes);
+    let mut said = Vec::new();
+    if mode % 2 == 1 {
+        said.push(Kind::Hello(hello(&mut input)));
+    }
+    while !input.is_empty() && said.len() < MAX_SAID {
+        let kind = if mode % 2 == 0 {
+            serialized(&mut input)
+        } else {
+            act(&mut input)
+        };
+        said.extend(kind);
+    }
+    runtime().block_on(async {
+        let stream = Stream::open(said.first().cloned()).await;
+        stream.play(said).await;
+    });
+}
+
+/// Enough for everything to follow on everything.
+const MAX_SAID: usize = 100;
+/// The most bytes that are kept of what a sidecar says of itself.
+const MAX_OF_NODE: usize = 8 << 10;
+/// And of what it says that it refuses of a keyring.
+const MAX_REJECTED: usize = 100 * 1_024;
+/// The most messages that answer one: of each keyring of a hello its settings, or that it is not served.
+const MAX_ANSWERS: usize = 2_048;
+/// The keyring that is served. Of any other there is nothing.
+const KEYRING: &str = "payments";
+const KEYS: u8 = 4;
+
+/// A control plane's catalog, in which nothing changes.
+struct World {
+    catalog: Arc<Catalog>,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    _dir: TempDir,
+}
+
+/// One stream of a sidecar.
+struct Stream {
+    fleet: Arc<Fleet>,
+    usage: Arc<UsageBook>,
+    tasks: TaskTracker,
+    say: mpsc::UnboundedSender<wire::SidecarMessage>,
+    /// None when the control plane has refused it.
+    told: Option<tonic::Streaming<wire::ControlMessage>>,
+    /// The sequences of the reports.
+    reported: BTreeSet<u64>,
+}
+
+/// Takes bytes off the front; zeros, where there are no more.
+struct Input<'b>(&'b [u8]);
+
+impl World {
+    fn get() -> &'static Self {
+        static WORLD: OnceLock<World> = OnceLock::new();
+        WORLD.get_or_init(|| {
+            let made = std::thread::spawn(|| runtime().block_on(Self::make()));
+            made.join().expect("a catalog can be made")
+        })
+    }
+
+    async fn make() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
+        let store: Arc<dyn Store> = Arc::new(store.expect("a new store"));
+        let (clock, _) = Clock::manual(Timestamp::from_millis(1_000_000_000_000));
+        let pepper = MasterPepper::new(PepperId::new(1), &[7; Pepper::LEN]).expect("32 bytes");
+        let metrics = ControlMetrics::default();
+        let catalog = Catalog::open(Arc::clone(&store), clock.clone(), pepper, metrics).await;
+        let catalog = catalog.expect("an empty store");
+        let first = operation::create_keyring(name(), Prefix::default(), true, None);
+        let first = first.expect("a valid keyring");
+        let served = catalog.create_keyring("fuzz", name(), &first).await;
+        let served = served.expect("a new keyring");
+        catalog
+            .commit(&served, "fuzz", |keyring, _| {
+                let consumer = "checkout".parse().expect("a consumer");
+                Ok((keyring.create_consumer(consumer, String::new())?, ()))
+            })
+            .await
+            .expect("a new consumer");
+        for number in 0..KEYS {
+            catalog
+                .commit(&served, "fuzz", |keyring, now| {
+                    let secret = Zeroizing::new(format!("imported-key-{number}"));
+                    let secret = Secret::import(secret).expect("a key");
+                    let pepper = served.pepper();
+                    let key = spec(number);
+                    Ok((
+                        keyring.create_key(key, &secret.presented(), pepper, now)?,
+                        (),
+                    ))
+                })
+                .await
+                .expect("a new key");
+        }
+        catalog
+            .commit(&served, "fuzz", |keyring, _| {
+                Ok((keyring.revoke(key_id(0), Which::All, "fuzz")?, ()))
+            })
+            .await
+            .expect("it is active");
+        Self {
+            catalog: Arc::new(catalog),
+            store,
+            clock,
+            _dir: dir,
+        }
+    }
+}
+
+impl Stream {
+    async fn open(first: Option<Kind>) -> Self {
+        let world = World::get();
+        let lease = Duration::from_mins(1);
+        let fleet = Arc::new(Fleet::new(world.clock.clone(), lease, Vec::new()));
+        let pace = Arc::new(Pace::new(world.clock.clone()));
+        let store = Arc::clone(&world.store);
+        let usage = UsageBook::open(store, world.clock.clone(), pace, &[]).await;
+        let usage = Arc::new(usage.expect("the store can be read"));
+        let tasks = TaskTracker::new();
+        let server = DiscoveryServer::new(
+            Arc::clone(&world.catalog),
+            Arc::clone(&fleet),
+            Arc::clone(&usage),
+            Duration::from_secs(5),
+            tasks.clone(),
+            CancellationToken::new(),
+        );
+        let (say, said) = mpsc::unbounded_channel();
+        if let Some(kind) = first {
+            say.send(message(kind)).expect("the stream is open");
+        }
+        let said = UnboundedReceiverStream::new(said);
+        let mut client = KeyringDiscoveryClient::new(server.into_service());
+        let told = client.subscribe(said).await.ok();
+        Self {
+            fleet,
+            usage,
+            tasks,
+            say,
+            told: told.map(tonic::Response::into_inner),
+            reported: BTreeSet::new(),
+        }
+    }
+
+    async fn play(mut self, said: Vec<Kind>) {
+        for (at, kind) in said.into_iter().enumerate() {
+            if let Kind::Usage(usage) = &kind {
+                self.reported.insert(usage.sequence);
+            }
+            let is_flush = matches!(&kind, Kind::Ack(ack) if ack.nonce % 4 == 3);
+            // The first one has opened the stream. That the control plane has left is seen by what it tells.
+            if at > 0 {
+                let _ = self.say.send(message(kind));
+            }
+            self.listen().await;
+            if is_flush {
+                self.usage
+                    .flush(&self.fleet)
+                    .await
+                    .expect("the store works");
+            }
+            self.check();
+        }
+        self.leave().await;
+    }
+
+    /// Takes what is told until nothing more comes.
+    async fn listen(&mut self) {
+        let mut told = 0;
+        while let Some(stream) = &mut self.told {
+            // A moment of a clock that only moves when nothing else can.
+            match tokio::time::timeout(Duration::from_millis(1), stream.message()).await {
+                Err(_) => return,
+                Ok(Ok(Some(message))) => {
+                    told += 1;
+                    assert!(told <= MAX_ANSWERS, "no end of answers");
+                    self.check_told(message);
+                }
+                Ok(Ok(None) | Err(_)) => self.told = None,
+            }
+        }
+    }
+
+    fn check_told(&self, message: wire::ControlMessage) {
+        let newest = newest();
+        match message
+            .kind
+            .expect("a control plane says nothing without content")
+        {
+            Told::Snapshot(chunk) => {
+                let chunk = wire::SnapshotChunk::decode(chunk).expect("it is serialized");
+                assert_eq!(chunk.revision, newest);
+            }
+            Told::Delta(delta) => {
+                let delta = wire::Delta::decode(delta).expect("it is serialized");
+                assert!(delta.prev_revision < delta.revision && delta.revision <= newest);
+            }
+            Told::Revocations(message) => {
+                let message = wire::Revocations::decode(message).expect("it is serialized");
+                assert!(message.revision <= newest);
+            }
+            Told::UsageAck(ack) => {
+                assert!(self.reported.contains(&ack.sequence), "an ack of nothing");
+            }
+            Told::Start(start) => assert_eq!(start.revision, newest),
+            Told::LookupResult(result) => {
+                assert_eq!(result.revision, newest);
+                assert_eq!(result.digest.len(), 32);
+            }
+            Told::Settings(_) | Told::NotServed(_) | Told::Heartbeat(_) | Told::Drain(_) => {}
+        }
+    }
+
+    fn check(&self) {
+        let members = self.fleet.members();
+        assert!(members.len() <= 1, "one stream is one sidecar");
+        for (key, member) in members {
+            assert!(key.node.len() <= 253 && key.boot_id.len() <= 253);
+            check_member(&member);
+        }
+        let coverage = self.fleet.coverage(&name(), World::get().clock.wall());
+        assert!(coverage.complete_until <= Some(World::get().clock.wall()));
+    }
+
+    /// The sidecar goes, and everything that the stream had goes with it.
+    async fn leave(self) {
+        let Self {
+            fleet,
+            usage,
+            tasks,
+            say,
+            told,
+            reported: _,
+        } = self;
+        drop((say, told));
+        tasks.close();
+        // A task that panicked has not noted that its stream is over.
+        tasks.wait().await;
+        for (_, member) in fleet.members() {
+            assert_eq!(member.streams, 0, "a stream outlives its connection");
+        }
+        usage.flush(&fleet).await.expect("the store works");
+    }
+}
+
+impl<'b> Input<'b> {
+    const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn byte(&mut self) -> u8 {
+        let (byte, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *byte
+    }
+
+    fn bytes(&mut self, len: usize) -> &'b [u8] {
+        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    /// Short mostly, at times as long as a message can be, at times no name.
+    fn text(&mut self) -> String {
+        match self.byte() {
+            0xff => "long ".repeat(8 << 10),
+            0xfe => String::from_utf8_lossy(self.bytes(8)).into_owned(),
+            byte => format!("name-{}", byte % 4),
+        }
+    }
+
+    /// A number around `held`.
+    fn number(&mut self, held: u64) -> u64 {
+        match self.byte() {
+            0xff => u64::MAX,
+            byte @ 0x80..0xff => held.saturating_add(u64::from(byte % 4)),
+            byte => held.saturating_sub(u64::from(byte % 16)),
+        }
+    }
+
+    /// Mostly that which is served.
+    fn keyring(&mut self) -> String {
+        match self.byte() {
+            0xf0.. => self.text(),
+            0xe0..0xf0 => "elsewhere".to_owned(),
+            _ => KEYRING.to_owned(),
+        }
+    }
+
+    fn epoch(&mut self) -> u64 {
+        let served = World::get().catalog.get(&name()).expect("it is served");
+        match self.byte() {
+            0xe0.. => 1,
+            _ => served.epoch().get(),
+        }
+    }
+}
+
+fn serialized(input: &mut Input<'_>) -> Option<Kind> {
+    let len = usize::from(u16::from_be_bytes([input.byte(), input.byte()]));
+    let message = wire::SidecarMessage::decode(input.bytes(len)).ok()?;
+    message.kind
+}
+
+fn hello(input: &mut Input<'_>) -> wire::Hello {
+    let labels = input.byte();
+    let labels = (0..labels % 4).map(|_| (input.text(), input.text()));
+    let labels = labels.collect();
+    let node = wire::Node {
+        id: input.text(),
+        cluster: input.text(),
+        labels,
+        version: input.text(),
+    };
+    let subscriptions = input.byte() % 4;
+    let subscriptions = (0..subscriptions).map(|_| wire::Subscription {
+        keyring: input.keyring(),
+        epoch: input.epoch(),
+        revision: input.number(newest()),
+        set_digest: u64::from(input.byte()),
+        mode: i32::from(input.byte() % 3),
+    });
+    let subscriptions = subscriptions.collect();
+    wire::Hello {
+        node: Some(node),
+        boot_id: input.text(),
+        subscriptions,
+    }
+}
+
+fn act(input: &mut Input<'_>) -> Option<Kind> {
+    let kind = match input.byte() % 9 {
+        0 | 1 => Kind::Ack(wire::Ack {
+            keyring: input.keyring(),
+            epoch: input.epoch(),
+            nonce: u64::from(input.byte()),
+            applied_revision: input.number(newest()),
+            durable_revision: input.number(newest()),
+            revoked_through: input.number(newest()),
+        }),
+        2 => {
+            let count = input.byte() % 8;
+            let item = wire::RejectedItem {
+                name: input.text(),
+                reason: input.text(),
+            };
+            let numbered = |number: usize| wire::RejectedItem {
+                name: format!("{number} {}", item.name),
+                reason: item.reason.clone(),
+            };
+            Kind::Nack(wire::Nack {
+                keyring: input.keyring(),
+                epoch: input.epoch(),
+                nonce: 1,
+                items: (0..usize::from(count) * usize::from(count))
+                    .map(numbered)
+                    .collect(),
+                applied_revision: input.number(newest()),
+                revoked_through: input.number(newest()),
+            })
+        }
+        3 => Kind::Resync(wire::Resync {
+            keyring: input.keyring(),
+            reason: i32::from(input.byte() % 8),
+        }),
+        4 => Kind::Lookup(wire::Lookup {
+            keyring: input.keyring(),
+            digest: match input.byte() {
+                0xf0.. => b"short".to_vec().into(),
+                byte => vec![byte; 32].into(),
+            },
+        }),
+        5 | 6 => Kind::Usage(usage(input)),
+        7 => Kind::Hello(hello(input)),
+        _ => match input.byte() {
+            0x80.. => return serialized(input),
+            _ => Kind::Goodbye(wire::Goodbye {}),
+        },
+    };
+    Some(kind)
+}
+
+fn usage(input: &mut Input<'_>) -> wire::Usage {
+    let sequence = input.number(8);
+    let complete_until = match input.byte() {
+        0xff => Some(prost_types::Timestamp {
+            seconds: i64::MAX,
+            nanos: i32::MIN,
+        }),
+        byte @ 0x40.. => Some(prost_types::Timestamp {
+            seconds: 1_000_000_000 - 0x80 + i64::from(byte),
+            nanos: 0,
+        }),
+        _ => None,
+    };
+    let versions = input.byte() % 4;
+    let versions = (0..versions).map(|_| wire::VersionUsage {
+        key_id: match input.byte() {
+            0xf0.. => input.text(),
+            byte => key_id(byte % (KEYS + 1)).to_string(),
+        },
+        version: u32::from(input.byte() % 3),
+        requests: input.number(100),
+        denied: input.number(100),
+        first_used_ms: input.number(1_000_000_000_000).cast_signed(),
+        last_used_ms: input.number(1_000_000_000_000).cast_signed(),
+        callers: (0..input.byte() % 32)
+            .map(|_| wire::Caller {
+                source: input.text(),
+                user_agent: input.text(),
+                route: input.text(),
+                requests: input.number(100),
+                last_used_ms: input.number(1_000_000_000_000).cast_signed(),
+            })
+            .collect(),
+    });
+    let versions = versions.collect();
+    wire::Usage {
+        sequence,
+        complete_until,
+        keyrings: vec![wire::KeyringUsage {
+            keyring: input.keyring(),
+            versions,
+        }],
+    }
+}
+
+fn check_member(member: &Member) {
+    let labels = member.labels.iter();
+    let labels: usize = labels.map(|(name, value)| name.len() + value.len()).sum();
+    let of_node = member.cluster.len() + member.version.len() + labels;
+    assert!(of_node <= MAX_OF_NODE, "{of_node} bytes are kept of a node");
+    let served = World::get().catalog.get(&name()).expect("it is served");
+    for (keyring, progress) in &member.keyrings {
+        let rejected = progress.rejected.iter();
+        let rejected: usize = rejected
+            .map(|(name, reason)| name.len() + reason.len())
+            .sum();
+        assert!(
+            rejected <= MAX_REJECTED,
+            "{rejected} bytes are kept of what is refused"
+        );
+        if *keyring == name() && progress.epoch == served.epoch() {
+            let newest = served.revision();
+            assert!(progress.applied <= newest, "more is applied than there is");
+            assert!(
+                progress.revoked_through <= newest,
+                "more is revoked than there is"
+            );
+            assert!(progress.durable <= newest, "more is on disk than there is");
+        }
+    }
+}
+
+fn message(kind: Kind) -> wire::SidecarMessage {
+    wire::SidecarMessage { kind: Some(kind) }
+}
+
+fn newest() -> u64 {
+    let served = World::get().catalog.get(&name()).expect("it is served");
+    served.revision().get()
+}
+
+fn name() -> KeyringName {
+    KEYRING.parse().expect("a name")
+}
+
+fn key_id(number: u8) -> KeyId {
+    format!("0123456789a{number}").parse().expect("an id")
+}
+
+fn spec(number: u8) -> KeySpec {
+    KeySpec {
+        key_id: key_id(number),
+        consumer: "checkout".parse().expect("a consumer"),
+        name: String::new(),
+        scopes: Scopes::default(),
+        allowed_sources: AllowedSources::default(),
+        window: Window::default(),
+        imported: true,
+    }
+}
+
+/// One thread, and a clock that goes on when everything waits for it.
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime")
+}
