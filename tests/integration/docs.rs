@@ -1,7 +1,11 @@
 //! The pages say what is true. The examples of `docs/for-consumers.md` are taken out of it and run as a consumer would;
-//! `docs/operating.md` knows every alert, and every metric that one relies on.
+//! `docs/operating.md` knows every alert, and every metric that one relies on. Tests that pages name are there.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use relatch::{
     authz::DenyReason,
@@ -283,6 +287,45 @@ fn every_metric_that_an_alert_relies_on_is_described() {
         seen += 1;
     }
     assert!(seen > 10, "only {seen} were found");
+}
+
+/// The tables of these pages name files, below the repository, `src/` or `tests/integration/`, and behind each its tests.
+#[test]
+fn every_test_that_a_page_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for page in ["ARCHITECTURE.md", "docs/faults.md", "docs/security.md"] {
+        let text = fs::read_to_string(root.join(page)).expect("the page is there");
+        for row in text.lines().filter(|line| line.starts_with('|')) {
+            let mut code = None;
+            for word in row.split('`').skip(1).step_by(2) {
+                let is_code = Path::new(word).extension().is_some_and(|it| it == "rs");
+                let is_directory = word.ends_with('/') && !word.ends_with("//");
+                if is_code || is_directory {
+                    let places = ["", "src", "tests/integration"];
+                    let paths = places.map(|place| root.join(place).join(word));
+                    let path = paths.iter().find(|path| path.exists());
+                    let path = path.unwrap_or_else(|| panic!("{page}: there is no {word}"));
+                    code = fs::read_to_string(path).ok();
+                } else if is_name_of_a_test(word) {
+                    let code = code.as_deref().unwrap_or_default();
+                    let is_there = code.contains(&format!("fn {word}("));
+                    assert!(
+                        is_there,
+                        "{page}: there is no test {word} in the file before it"
+                    );
+                    named += 1;
+                }
+            }
+        }
+    }
+    assert!(named > 0, "the pages name no test");
+}
+
+/// Tests have names like sentences.
+fn is_name_of_a_test(word: &str) -> bool {
+    let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    word.bytes().all(is_name) && word.matches('_').count() >= 2
 }
 
 fn assert_silent(example: Example, output: &Output) {
