@@ -322,10 +322,10 @@ impl Call<'_> {
                         revision: 0,
                         held: None,
                     }),
-                    Ok(_) | Err(_) => Err(self.refused("read", &answer)),
+                    Ok(_) | Err(_) => Err(self.refused("read", &answer, None)),
                 }
             }
-            _ => Err(self.refused("read", &answer)),
+            _ => Err(self.refused("read", &answer, None)),
         }
     }
 
@@ -352,7 +352,7 @@ impl Call<'_> {
         let body = serde_json::to_vec(&write).expect("texts and numbers can be written as JSON");
         let answer = self.send(Method::POST, body.into()).await?;
         if !answer.status.is_success() {
-            return Err(self.refused("write", &answer));
+            return Err(self.refused("write", &answer, held));
         }
         // A version 1 mount takes the request for a secret at `data/…`, and answers with nothing.
         let written: WriteAnswer = self.parse(&answer)?;
@@ -396,13 +396,18 @@ impl Call<'_> {
         }
     }
 
-    fn refused(&self, what: &'static str, answer: &Answer) -> VaultError {
+    /// `held` is what the place holds, which went into the request or may be told with the refusal.
+    fn refused(&self, what: &'static str, answer: &Answer, held: Option<&Held>) -> VaultError {
         let errors = match serde_json::from_slice(&answer.body) {
             Ok(ErrorAnswer { errors }) => errors,
             // A proxy's page, most likely.
             Err(_) => Vec::new(),
         };
-        let secrets = [self.secret.expose(), self.token.as_str()];
+        let mut secrets = vec![self.secret.expose(), self.token.as_str()];
+        if let Some(held) = held {
+            secrets.extend(held.key.as_deref());
+            secrets.extend(held.previous.as_deref());
+        }
         let tell = |error: &String| -> String {
             let text = redact::without(error.as_bytes(), 0, &secrets);
             text.chars().take(MAX_ERROR).collect()

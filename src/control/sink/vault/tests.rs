@@ -305,6 +305,23 @@ async fn a_refusal_names_status_errors_and_what_to_do_and_no_secret() {
 }
 
 #[tokio::test]
+async fn a_refusal_repeats_no_key_that_the_place_holds() {
+    let owner = Owner::new();
+    let [first, second, third] = [1, 2, 3].map(|number| owner.version(number));
+    let mut data = of(&second);
+    data["previous"] = first.secret.expose().into();
+    let [older, old] = [&first, &second].map(|version| version.secret.expose());
+    // The newer of the two went into the request; the other one is known to the server.
+    let echo = format!("{old} follows {older}");
+    let server = Scripted::start(&[holds(7, &data), refuses(500, &echo)]).await;
+    let refusal = server.refusal(&third).await;
+    assert!(
+        refusal.contains("\"[redacted] follows [redacted]\""),
+        "{refusal}"
+    );
+}
+
+#[tokio::test]
 async fn a_write_without_a_new_version_is_none() {
     let owner = Owner::new();
     let version = owner.version(1);
