@@ -24,6 +24,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod core_dumps;
 pub mod discovery;
 pub mod http;
 pub mod key;

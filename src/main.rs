@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use relatch::cli::{Cli, Exit, Failure, output::Terminal};
+use relatch::{
+    cli::{Cli, Exit, Failure, output::Terminal},
+    core_dumps,
+};
 
 /// HTTP/2 allocates seven times for a check, most of it for the headers of either direction. This allocator takes less time
 /// over it than the system's.
@@ -24,6 +27,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, terminal: Terminal) -> Result<Exit, Failure> {
+    core_dumps::forbid().map_err(|error| {
+        Failure::new(Exit::Failed, error).context("cannot switch core dumps off")
+    })?;
     let runtime = cli
         .command
         .runtime()

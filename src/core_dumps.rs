@@ -1,0 +1,40 @@
+//! Core dumps, which are switched off: keys and peppers in the memory of a process are not to land on a disk.
+
+use std::io;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+/// Has the kernel write no core dump of this process.
+///
+/// The limit keeps it from writing a file, and holds for the programs that the process starts, too. A program that the
+/// kernel hands dumps to may not ask for the limit; a process that is not dumpable leaves none for it (`core(5)`). Nobody
+/// but root can attach a debugger to such a process (`ptrace(2)`).
+///
+/// # Errors
+///
+/// When a sandbox forbids it.
+pub fn forbid() -> io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{dumpable_behavior, getrlimit};
+
+    use super::*;
+
+    #[test]
+    fn there_are_no_core_dumps() {
+        forbid().expect("less is always allowed");
+        let limit = getrlimit(Resource::Core);
+        assert_eq!((limit.current, limit.maximum), (Some(0), Some(0)));
+        let dumpable = dumpable_behavior().expect("it can be asked for");
+        assert_eq!(dumpable, DumpableBehavior::NotDumpable);
+    }
+}
