@@ -31,6 +31,7 @@ pub mod sidecar;
 pub mod snapshot;
 pub mod token;
 pub mod usage;
+pub mod usage_error;
 pub mod value;
 pub mod watch;
 pub mod webhook;

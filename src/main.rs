@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use relatch::{
-    cli::{Cli, Exit, Failure, output::Terminal},
+    cli::{Cli, Exit, Failure, output::Terminal, usage_error},
     core_dumps,
 };
 
@@ -15,7 +15,8 @@ use relatch::{
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli =
+        Cli::try_parse().unwrap_or_else(|error| usage_error::exit(&error, std::env::args_os()));
     let terminal = Terminal::detect();
     match run(cli, terminal) {
         Ok(exit) => exit.into(),
