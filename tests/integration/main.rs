@@ -4,6 +4,7 @@
 //! that a test stands up.
 
 mod architecture;
+mod canary;
 mod checks;
 mod docs;
 mod envoy_facts;

@@ -130,6 +130,11 @@ impl Process {
         [self.stdout.lines(), self.stderr.lines()].concat()
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id())
             .ok()

@@ -70,6 +70,11 @@ impl Receiver {
         }
     }
 
+    /// Its address.
+    pub(crate) const fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// Where it takes events.
     pub(crate) fn url(&self) -> String {
         format!("http://{}/events", self.addr)

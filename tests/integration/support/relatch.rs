@@ -73,13 +73,13 @@ struct Endpoints {
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// The file in a control plane's directory where [`Control`] keeps the admin token that `control init` printed.
-const TOKEN_FILE: &str = "test-admin.token";
+pub(crate) const TOKEN_FILE: &str = "test-admin.token";
 
 /// Where in a control plane's directory a test puts certificates, if its admin API is to be called over TLS.
 pub(crate) const CERTS: &str = "certs";
 
 /// The file in a control plane's directory with what a test changes of its settings, if it does.
-const CONFIG_FILE: &str = "test-control.yaml";
+pub(crate) const CONFIG_FILE: &str = "test-control.yaml";
 
 impl Relatch {
     /// Starts it and waits until its sidecar answers checks.
