@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::readiness::Readiness;
+use crate::{accept::Unaccepted, readiness::Readiness};
 
 /// A bound endpoint that does not answer yet.
 #[derive(Debug)]
@@ -66,9 +66,6 @@ const MAX_AGE: Duration = Duration::from_mins(5);
 /// The time for the answer under way when a connection is closed from our side.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The pause after an accept that failed, most likely for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 impl HttpServer {
     /// Binds `address`; port 0 lets the system choose.
     ///
@@ -94,6 +91,7 @@ impl HttpServer {
     pub async fn serve(self, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
+        let mut unaccepted = Unaccepted::at("http");
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -110,10 +108,7 @@ impl HttpServer {
                         connection.await;
                     });
                 }
-                (_, Err(error)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                (_, Err(error)) => unaccepted.note(&error).await,
                 (Err(_closed), Ok(_)) => break,
             }
         }

@@ -18,6 +18,7 @@
 //! [`control`] and [`discovery`] are the control path. [`tls`] makes their connections safe beyond this machine. The
 //! daemons are put together in [`sidecar`] and [`control::plane`].
 
+pub mod accept;
 pub mod authz;
 pub mod budget;
 pub mod cli;

@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use tokio::net::{TcpListener, UnixListener};
@@ -15,7 +14,7 @@ use super::{
     socket::Accepted,
     spread::{Ended, Spread},
 };
-use crate::config::Listen;
+use crate::{accept::Unaccepted, config::Listen};
 
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
@@ -41,10 +40,6 @@ enum Bound {
 
 /// A Unix socket's file, removed when its listener goes.
 struct SocketFile<'a>(&'a Path);
-
-/// The pause after an accept that failed, most likely for want of file descriptors: trying at once would only burn
-/// the processor until one is free.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Listener {
     /// Binds; port 0 lets the system choose. A socket file that nobody listens on any more is replaced.
@@ -90,6 +85,7 @@ impl Listener {
     }
 
     async fn spread(&self, mut workers: Spread) -> Ended {
+        let mut unaccepted = Unaccepted::at("ext_authz");
         loop {
             match self.socket.accept().await {
                 Ok(accepted) => {
@@ -97,13 +93,7 @@ impl Listener {
                         return ended;
                     }
                 }
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot accept a connection"
-                    );
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => unaccepted.note(&error).await,
             }
         }
     }

@@ -4,7 +4,6 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tokio::{
@@ -14,6 +13,7 @@ use tokio::{
 };
 
 use super::{HandshakeError, Peer, TlsServer, TlsStream};
+use crate::accept::Unaccepted;
 
 /// A connection of a client, plain or over TLS.
 #[derive(Debug)]
@@ -37,13 +37,11 @@ pub struct Listening {
     tls: Option<TlsServer>,
     /// Bounded by [`TlsServer`].
     handshakes: JoinSet<Shaken>,
+    unaccepted: Unaccepted,
 }
 
 /// How a handshake went.
 type Shaken = Result<(TlsStream<TcpStream>, Peer), HandshakeError>;
-
-/// The pause after an accept that failed, most likely for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Listening {
     /// Those of `listener`, over `tls` where that is there. `what` names it in the log.
@@ -54,6 +52,7 @@ impl Listening {
             listener,
             tls,
             handshakes: JoinSet::new(),
+            unaccepted: Unaccepted::at(what),
         }
     }
 
@@ -72,14 +71,7 @@ impl Listening {
                             self.handshakes
                                 .spawn(async move { tls.accept(socket, Some(address)).await });
                         }
-                        (Err(error), _) => {
-                            tracing::warn!(
-                                listener = self.what,
-                                error = &error as &dyn std::error::Error,
-                                "cannot accept a connection"
-                            );
-                            tokio::time::sleep(ACCEPT_PAUSE).await;
-                        }
+                        (Err(error), _) => self.unaccepted.note(&error).await,
                     }
                 }
                 Some(ended) = self.handshakes.join_next() => match ended {

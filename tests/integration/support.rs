@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod envoy;
 pub(crate) mod eventually;
+pub(crate) mod frames;
 pub(crate) mod load;
 pub(crate) mod openbao;
 pub(crate) mod otlp;

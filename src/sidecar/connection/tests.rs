@@ -279,6 +279,18 @@ async fn a_client_that_does_not_read_is_left_within_a_minute() {
     assert!(began.elapsed() < Duration::from_mins(1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_finishes_its_headers_is_left_within_a_minute() {
+    let (mut client, server) = frozen(1 << 10).await;
+    // HEADERS without END_HEADERS: nothing but CONTINUATION may follow, not even the answer to a ping.
+    let half = b"\0\0\x02\x01\0\0\0\0\x01\x83\x86";
+    client.write_all(half).await.expect("it is open");
+    let began = Instant::now();
+    let end = serve(server, services(), MAX_STREAMS, CancellationToken::new()).await;
+    assert!(matches!(end, Err(ConnectionError::Dead)), "{end:?}");
+    assert!(began.elapsed() < Duration::from_mins(1));
+}
+
 #[tokio::test]
 async fn limits_are_told_to_the_client() {
     let (mut client, server) = frozen(1 << 10).await;

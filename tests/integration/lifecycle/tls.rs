@@ -6,11 +6,16 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
 
 use crate::support::{
     client::Request,
@@ -402,7 +407,7 @@ async fn certificates_are_replaced_under_load_through_envoy_with_no_failed_check
 }
 
 #[tokio::test]
-async fn who_connects_and_says_nothing_keeps_nobody_out() {
+async fn who_says_nothing_and_who_says_it_slowly_keep_nobody_out() {
     let mesh = Mesh::start(EDGE_1).await;
     let key = mesh.create_key().await;
     let sidecar = mesh.sidecar().await;
@@ -417,10 +422,15 @@ async fn who_connects_and_says_nothing_keeps_nobody_out() {
             silent.push(TcpStream::connect(port).await.expect("it listens"));
         }
     }
+    let mut slow = JoinSet::new();
+    for port in ports {
+        for _ in 0..20 {
+            slow.spawn(drip(port));
+        }
+    }
     let (code, said) = mesh.check(&sidecar, &key).await;
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(mesh.control.cli_json(&["fleet"]).await[0]["node"], "edge-1");
-    drop(sidecar);
     drop(mesh.sidecar().await);
     // Each is closed at its deadline.
     for mut socket in silent {
@@ -432,6 +442,9 @@ async fn who_connects_and_says_nothing_keeps_nobody_out() {
         .await;
         assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     }
+    within(DEADLINE, "a slow connection is closed", slow.join_all()).await;
+    let (code, said) = mesh.check(&sidecar, &key).await;
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[tokio::test]
@@ -476,6 +489,19 @@ async fn make(dir: &Path, more: &[&str]) {
     let args = ["certs", "dev", "--out", text(dir), "--days", "2"];
     let made = relatch(&[&args[..], &NODES, more].concat(), "").await;
     assert!(made.status.success(), "{}", made.stderr);
+}
+
+/// Begins a handshake, a byte at a time, until the connection is closed.
+async fn drip(port: SocketAddr) {
+    // A record of 512 bytes with a ClientHello (RFC 8446, sections 4 and 5.1): it would take a minute.
+    let begin = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+    let mut socket = TcpStream::connect(port).await.expect("it listens");
+    for byte in begin.into_iter().chain(std::iter::repeat(0)) {
+        if socket.write_all(&[byte]).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(120)).await;
+    }
 }
 
 fn secret(key: &Value) -> &str {
