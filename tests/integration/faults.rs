@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use form::{Dice, run};
+use form::{Dice, run, run_each};
 use history::Limits;
 use proxy::Fault;
 use world::{Plan, World};
 
+mod asker;
+mod fleet;
 mod form;
 mod history;
+mod node;
 mod proxy;
+mod record;
 mod world;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,16 +88,44 @@ async fn a_sidecar_starts_without_a_control_plane() {
         Plan::default(),
         async |world, dice| {
             let node = dice.roll(world.nodes.len());
-            world.nodes[node].proxy.set(Fault::Cut);
-            world.kill_sidecar(node).await;
-            world.injected();
-            world.start_sidecar(node).await;
-            world.a_while(300).await;
-            let ready = world.nodes[node].sidecar.get("/readyz").await;
-            let live = world.nodes[node].sidecar.get("/livez").await;
-            assert_eq!((ready.status, live.status), (503, 200));
-            world.nodes[node].proxy.set(Fault::None);
+            world.nodes[node].kill().await;
+            start_alone(world, node, 300).await;
             world.follows().await;
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_is_killed_in_a_storm_starts_from_its_file() {
+    let plan = Plan {
+        has_files: true,
+        ..Plan::default()
+    };
+    run(
+        "3 cold start with a snapshot file",
+        plan,
+        async |world, dice| {
+            for _ in 0..4 {
+                let node = dice.roll(world.nodes.len());
+                let moment = Duration::from_millis(dice.millis(0, 600));
+                let kill = world.nodes[node].kill_in(moment);
+                while !kill.is_finished() {
+                    // Rotations would wait for the sidecar that is about to be killed.
+                    match dice.roll(3) {
+                        0 if world.keys() > 2 => {
+                            let key = dice.roll(world.keys());
+                            world.revoke(key).await;
+                        }
+                        _ => world.issue().await,
+                    }
+                }
+                kill.await.expect("it was there to be killed");
+                change(world, dice).await;
+                start_alone(world, node, 300).await;
+                change(world, dice).await;
+                world.follows().await;
+            }
         },
     )
     .await;
@@ -116,9 +148,7 @@ async fn a_keyring_that_nobody_confirms_is_denied_from_its_limit_on() {
         world.injected();
         change(world, dice).await;
         world.a_while(8_000).await;
-        let ready = world.nodes[node].sidecar.get("/readyz").await;
-        let live = world.nodes[node].sidecar.get("/livez").await;
-        assert_eq!((ready.status, live.status), (503, 200));
+        assert_eq!(world.nodes[node].health().await, (503, 200));
         world.is_healed(node);
         world.nodes[node].proxy.set(Fault::None);
         world.follows().await;
@@ -164,44 +194,49 @@ async fn keys_are_rotated_again_and_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_thing_happens_after_the_other() {
-    run(
-        "1, 2, 3, 22 in any order",
-        Plan::default(),
-        async |world, dice| {
-            for _ in 0..8 {
-                let node = dice.roll(world.nodes.len());
-                match dice.roll(7) {
-                    0 => {
-                        let ending = dice.roll(3);
-                        end_control(world, dice, ending).await;
-                    }
-                    1 => fail_link(world, dice, node, Fault::Cut).await,
-                    2 => {
-                        let after = dice.roll(2_000);
-                        fail_link(world, dice, node, Fault::ResetAfter(after)).await;
-                    }
-                    3 => fail_link(world, dice, node, Fault::Throttled(1_024)).await,
-                    4 => {
-                        world.kill_sidecar(node).await;
-                        world.injected();
-                        change(world, dice).await;
-                        world.start_sidecar(node).await;
-                    }
-                    5 => {
-                        world.stop_sidecar(node).await;
-                        world.injected();
-                        world.start_sidecar(node).await;
-                    }
-                    _ => {
-                        world.injected();
-                        let pause = Duration::from_millis(dice.millis(50, 800));
-                        world.freeze_sidecar(node, pause).await;
-                    }
+    // Every second world has snapshot files.
+    let plan = |seed: u64| Plan {
+        has_files: !seed.is_multiple_of(2),
+        ..Plan::default()
+    };
+    run_each("1, 2, 3, 22 in any order", plan, async |world, dice| {
+        for _ in 0..8 {
+            let node = dice.roll(world.nodes.len());
+            match dice.roll(8) {
+                0 => {
+                    let ending = dice.roll(3);
+                    end_control(world, dice, ending).await;
                 }
-                change(world, dice).await;
+                1 => fail_link(world, dice, node, Fault::Cut).await,
+                2 => {
+                    let after = dice.roll(2_000);
+                    fail_link(world, dice, node, Fault::ResetAfter(after)).await;
+                }
+                3 => fail_link(world, dice, node, Fault::Throttled(1_024)).await,
+                4 => {
+                    world.nodes[node].kill().await;
+                    world.injected();
+                    change(world, dice).await;
+                    world.nodes[node].restart().await;
+                }
+                5 => {
+                    world.nodes[node].kill().await;
+                    start_alone(world, node, dice.millis(20, 300)).await;
+                }
+                6 => {
+                    world.nodes[node].stop().await;
+                    world.injected();
+                    world.nodes[node].restart().await;
+                }
+                _ => {
+                    world.injected();
+                    let pause = Duration::from_millis(dice.millis(50, 800));
+                    world.nodes[node].freeze(pause).await;
+                }
             }
-        },
-    )
+            change(world, dice).await;
+        }
+    })
     .await;
 }
 
@@ -224,6 +259,20 @@ async fn fail_link(world: &mut World, dice: &mut Dice, node: usize, fault: Fault
         change(world, dice).await;
         world.a_while(dice.millis(20, 250)).await;
     }
+    world.nodes[node].proxy.set(Fault::None);
+}
+
+/// Starts a sidecar after its end where it reaches nobody for a while: it has what its file has, if it has one.
+async fn start_alone(world: &mut World, node: usize, millis: u64) {
+    world.nodes[node].proxy.set(Fault::Cut);
+    world.injected();
+    world.nodes[node].restart().await;
+    if world.has_files() {
+        world.nodes[node].until_ready().await;
+    }
+    world.a_while(millis).await;
+    let ready = if world.has_files() { 200 } else { 503 };
+    assert_eq!(world.nodes[node].health().await, (ready, 200));
     world.nodes[node].proxy.set(Fault::None);
 }
 

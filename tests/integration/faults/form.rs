@@ -14,6 +14,15 @@ pub(super) struct Dice(u64);
 /// Runs a scenario once, or again and again with other dice for as long as `RELATCH_FAULTS_SECONDS` says; the first seed is
 /// `RELATCH_FAULTS_SEED`. What it came to is written into the directory `RELATCH_FAULTS_OUT`, if that is set.
 pub(super) async fn run(row: &str, plan: Plan, scenario: impl AsyncFn(&mut World, &mut Dice)) {
+    run_each(row, |_seed| plan.clone(), scenario).await;
+}
+
+/// As [`run`], in a world of its own for each seed.
+pub(super) async fn run_each(
+    row: &str,
+    plan: impl Fn(u64) -> Plan,
+    scenario: impl AsyncFn(&mut World, &mut Dice),
+) {
     let length = Duration::from_secs(number("RELATCH_FAULTS_SECONDS").unwrap_or(0));
     let first = number("RELATCH_FAULTS_SEED").unwrap_or(1);
     let clock = Clock::system();
@@ -21,7 +30,7 @@ pub(super) async fn run(row: &str, plan: Plan, scenario: impl AsyncFn(&mut World
     let mut reports = Vec::new();
     for seed in first.. {
         eprintln!("{row}: seed {seed}");
-        let mut world = World::start(plan.clone()).await;
+        let mut world = World::start(plan(seed)).await;
         scenario(&mut world, &mut Dice::new(seed)).await;
         reports.push(world.finish().await);
         write(row, first, clock.boot().saturating_since(begun), &reports);

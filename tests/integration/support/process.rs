@@ -20,6 +20,10 @@ pub(crate) struct Process {
     stderr: Captured,
 }
 
+/// Ends a [`Process`] at once.
+#[derive(Debug)]
+pub(crate) struct Killer(Pid);
+
 /// What a program that has ended leaves.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -136,11 +140,24 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .expect("the system gave out this process id");
-        kill_process(pid, signal).expect("a child that was not waited for exists");
+        kill_process(self.pid(), signal).expect("a child that was not waited for exists");
+    }
+
+    /// Kills it while somebody else holds it, as long as that does not wait for its end.
+    pub(crate) fn killer(&self) -> Killer {
+        Killer(self.pid())
+    }
+
+    fn pid(&self) -> Pid {
+        let pid = i32::try_from(self.child.id()).ok();
+        pid.and_then(Pid::from_raw)
+            .expect("the system gave out this process id")
+    }
+}
+
+impl Killer {
+    pub(crate) fn kill(self) {
+        kill_process(self.0, Signal::KILL).expect("a child that was not waited for exists");
     }
 }
 

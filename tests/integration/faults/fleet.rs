@@ -1,0 +1,79 @@
+//! What the control plane is asked for and tells: changes, and what it knows of its sidecars.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use relatch::proto::admin::{self, admin_client::AdminClient};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use super::record::Record;
+use crate::support::relatch::Control;
+
+/// The admin API, to whoever holds the first token.
+pub(super) type Admin = AdminClient<InterceptedService<Channel, Bearer>>;
+
+/// Puts a token into every call.
+#[derive(Clone, Debug)]
+pub(super) struct Bearer(MetadataValue<Ascii>);
+
+/// The keyring of a run.
+pub(super) const KEYRING: &str = "payments";
+/// How node `number` is called.
+pub(super) const NODE: &str = "edge-";
+/// Between two looks at the fleet.
+const LOOK: Duration = Duration::from_millis(15);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+/// The admin API of a control plane.
+pub(super) fn admin_of(control: &Control) -> Admin {
+    let token = fs::read_to_string(control.token_file()).expect("the token was written");
+    let bearer = format!("Bearer {}", token.trim());
+    let bearer = Bearer(bearer.parse().expect("a token is ASCII"));
+    let endpoint = Endpoint::from_shared(format!("http://{}", control.admin()));
+    let channel = endpoint.expect("an address").connect_lazy();
+    AdminClient::with_interceptor(channel, bearer)
+}
+
+/// A call that ends by itself when nobody answers.
+pub(super) fn within_a_moment<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(Duration::from_secs(3));
+    request
+}
+
+/// Notes what the control plane knows of its sidecars until the run ends.
+pub(super) async fn watch(record: Arc<Record>, mut admin: Admin) {
+    while !record.has_stopped() {
+        let request = admin::GetFleetRequest {
+            keyring: KEYRING.to_owned(),
+        };
+        if let Ok(fleet) = admin.get_fleet(within_a_moment(request)).await {
+            let now = record.now();
+            let mut history = record.history();
+            for sidecar in fleet.into_inner().sidecars {
+                let number = sidecar.node.strip_prefix(NODE);
+                let number: Option<usize> = number.and_then(|number| number.parse().ok());
+                let held = sidecar.keyrings.first();
+                if let (Some(number), Some(held)) = (number, held)
+                    && let Some(past) = history.sidecars.get_mut(number)
+                {
+                    let (applied, durable) = (held.applied_revision, held.durable_revision);
+                    past.acked(&sidecar.boot_id, now, applied, durable);
+                }
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

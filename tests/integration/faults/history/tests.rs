@@ -1,0 +1,226 @@
+//! The judge finds what is planted at the edges of each rule.
+
+use super::*;
+
+const ALLOWED: Outcome = Outcome::Allowed;
+
+fn at(seconds: u64) -> Moment {
+    Duration::from_secs(seconds)
+}
+
+fn denied() -> Outcome {
+    Outcome::Denied("revoked".to_owned())
+}
+
+fn failed() -> Outcome {
+    Outcome::Failed("no answer".to_owned())
+}
+
+fn life(from: u64, serves: u64, to: Option<u64>) -> Life {
+    Life {
+        from: at(from),
+        serves: Some(at(serves)),
+        to: to.map(at),
+    }
+}
+
+fn change(begun: u64, revision: u64) -> Change {
+    Change {
+        begun: at(begun),
+        revision: Some(revision),
+    }
+}
+
+/// Issued at 10 as revision 5, acked at 20; revoked at 50 as revision 9, acked at 60.
+fn history() -> History {
+    let mut sidecar = SidecarPast {
+        lives: vec![life(0, 0, None)],
+        ..SidecarPast::default()
+    };
+    sidecar.acked("boot", at(20), 5, 0);
+    sidecar.acked("boot", at(60), 9, 0);
+    let key = Credential {
+        issued: Some(change(10, 5)),
+        ended: Some(change(50, 9)),
+    };
+    History {
+        credentials: vec![key, Credential::default()],
+        sidecars: vec![sidecar],
+        ..History::default()
+    }
+}
+
+fn check(sent: u64, answered: u64) -> Check {
+    Check {
+        sidecar: 0,
+        credential: 0,
+        sent: at(sent),
+        answered: at(answered),
+        outcome: ALLOWED,
+    }
+}
+
+#[track_caller]
+fn assert_wrong(history: &mut History, check: &Check, wrong: &[Outcome], right: &[Outcome]) {
+    for (outcomes, count) in [(wrong, 1), (right, 0)] {
+        for outcome in outcomes {
+            let outcome = outcome.clone();
+            history.checks = vec![Check {
+                outcome,
+                ..check.clone()
+            }];
+            let judged = history.judge();
+            assert_eq!(judged.wrong.len(), count, "{:?}", history.checks);
+        }
+    }
+}
+
+#[test]
+fn a_key_that_was_acked_must_be_allowed_until_its_end_is_asked_for() {
+    let mut history = history();
+    let all = [ALLOWED, denied(), failed()];
+    assert_wrong(&mut history, &check(5, 6), &[], &all);
+    assert_wrong(&mut history, &check(15, 16), &[], &all);
+    assert_wrong(&mut history, &check(19, 21), &[], &all);
+    assert_wrong(
+        &mut history,
+        &check(21, 22),
+        &[denied(), failed()],
+        &[ALLOWED],
+    );
+    assert_wrong(
+        &mut history,
+        &check(48, 49),
+        &[denied(), failed()],
+        &[ALLOWED],
+    );
+    assert_wrong(&mut history, &check(48, 50), &[], &all);
+    assert_wrong(&mut history, &check(55, 56), &[], &all);
+    assert_wrong(&mut history, &check(59, 61), &[], &all);
+    assert_wrong(
+        &mut history,
+        &check(61, 62),
+        &[ALLOWED],
+        &[denied(), failed()],
+    );
+}
+
+#[test]
+fn what_was_never_issued_must_be_denied_whatever_else_happens() {
+    let mut history = history();
+    history.sidecars[0].lives.clear();
+    let check = Check {
+        credential: 1,
+        ..check(21, 22)
+    };
+    assert_wrong(&mut history, &check, &[ALLOWED], &[denied(), failed()]);
+}
+
+#[test]
+fn a_change_of_which_nobody_heard_an_answer_binds_nobody() {
+    let mut history = history();
+    let unheard = Change {
+        begun: at(30),
+        revision: None,
+    };
+    history.credentials[0].ended = Some(unheard);
+    let all = [ALLOWED, denied(), failed()];
+    assert_wrong(&mut history, &check(28, 29), &[denied()], &[ALLOWED]);
+    assert_wrong(&mut history, &check(70, 71), &[], &all);
+}
+
+#[test]
+fn a_process_that_is_gone_or_stands_still_owes_no_answer_and_its_successor_only_what_was_on_disk() {
+    let all = [ALLOWED, denied(), failed()];
+    let mut history = history();
+    history.sidecars[0].frozen = vec![Span {
+        from: at(30),
+        to: Some(at(35)),
+    }];
+    assert_wrong(&mut history, &check(29, 31), &[], &all);
+    assert_wrong(&mut history, &check(36, 37), &[denied()], &[ALLOWED]);
+
+    history.sidecars[0].lives = vec![life(0, 0, Some(40)), life(41, 42, None)];
+    assert_wrong(&mut history, &check(39, 40), &[], &all);
+    assert_wrong(&mut history, &check(42, 43), &[], &all);
+    // What the first process had acked by then does not count for the second: 60 is told of the first.
+    assert_wrong(&mut history, &check(61, 62), &[], &all);
+    history.sidecars[0].acked("second", at(63), 9, 0);
+    assert_wrong(&mut history, &check(64, 65), &[ALLOWED], &[denied()]);
+
+    // The same with the first acks on disk. Before it listens it owes no answer.
+    for ack in &mut history.sidecars[0].acks {
+        ack.durable = ack.applied;
+    }
+    assert_wrong(&mut history, &check(41, 43), &[], &all);
+    assert_wrong(
+        &mut history,
+        &check(42, 43),
+        &[denied(), failed()],
+        &[ALLOWED],
+    );
+    assert_wrong(&mut history, &check(61, 62), &[ALLOWED], &[denied()]);
+}
+
+#[test]
+fn a_keyring_that_nobody_confirms_must_be_denied_from_its_limit_on() {
+    let all = [ALLOWED, denied(), failed()];
+    let mut history = history();
+    history.credentials[0].ended = None;
+    history.limits = Limits {
+        deny_after: at(10),
+        heartbeat: at(1),
+    };
+    history.sidecars[0].cut = vec![Cut {
+        from: at(22),
+        healed: Some(at(45)),
+        recovered: Some(at(60)),
+    }];
+    assert_wrong(&mut history, &check(29, 30), &[denied()], &[ALLOWED]);
+    assert_wrong(&mut history, &check(30, 31), &[], &all);
+    assert_wrong(&mut history, &check(33, 34), &[], &all);
+    assert_wrong(
+        &mut history,
+        &check(34, 35),
+        &[ALLOWED],
+        &[denied(), failed()],
+    );
+    assert_wrong(&mut history, &check(44, 46), &[], &all);
+    assert_wrong(&mut history, &check(50, 51), &[], &all);
+    assert_wrong(&mut history, &check(61, 62), &[denied()], &[ALLOWED]);
+}
+
+#[test]
+fn a_process_that_begins_with_a_file_owes_what_the_former_one_was_told_to_have_and_no_more() {
+    let all = [ALLOWED, denied(), failed()];
+    let mut history = history();
+    // The key is on disk, its end is only applied, when the process ends at 70.
+    let past = &mut history.sidecars[0];
+    past.lives = vec![life(0, 0, Some(70)), life(71, 72, None)];
+    past.acked("boot", at(65), 9, 5);
+    assert!(!past.keeps(5), "that is of another life");
+    assert_wrong(&mut history, &check(75, 76), &[], &all);
+
+    // Its end, too; that it was is heard of at 80.
+    history.sidecars[0].acked("boot", at(80), 9, 9);
+    assert_wrong(&mut history, &check(75, 76), &[], &all);
+    assert_wrong(
+        &mut history,
+        &check(81, 82),
+        &[ALLOWED],
+        &[denied(), failed()],
+    );
+
+    // A process that stood no more when the question came owes nothing; what it has on disk binds the next one alone.
+    history.credentials[0].ended = None;
+    assert_wrong(&mut history, &check(69, 70), &[], &all);
+    assert_wrong(&mut history, &check(69, 73), &[], &all);
+    assert_wrong(
+        &mut history,
+        &check(72, 73),
+        &[denied(), failed()],
+        &[ALLOWED],
+    );
+    history.sidecars[0].acked("next", at(83), 9, 8);
+    assert!(history.sidecars[0].keeps(8) && !history.sidecars[0].keeps(9));
+}
