@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Plays every fault scenario of tests/integration/faults.rs again and again, judges every check, and prints a table. The
-# same seed makes the same choices; how processes and networks interleave is never the same. Needs Rust and a C compiler.
+# same seed makes the same choices; how processes and networks interleave is never the same. Needs what scripts/test.sh
+# needs, and fetches Envoy and strace as that does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/lib/debian.sh
+source scripts/lib/envoy.sh
+source scripts/lib/strace.sh
 
 usage() {
     echo 'Usage: scripts/faults.sh [--minutes N, 10 by default] [--seed S, 1 by default] [--only PART_OF_A_NAME]'
@@ -38,6 +42,10 @@ if [[ ! $minutes =~ ^[1-9][0-9]*$ || ! $seed =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 
+for version in "${envoys[@]}"; do
+    fetch_envoy "$version"
+done
+fetch_strace
 test=(cargo test --locked --test integration)
 "${test[@]}" --no-run
 mapfile -t scenarios < <("${test[@]}" -- --list --format terse "faults::${only}" |
@@ -70,6 +78,9 @@ lines = [columns, *([str(row[column]) for column in columns] for row in rows)]
 widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
 for line in lines:
     print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+for row in rows:
+    if row["note"]:
+        print(f"{row['row']}: {row['note']}")
 for column in ["rounds", "injections", "must_allow", "must_deny", "wrong"]:
     print(f"{column}: {sum(row[column] for row in rows):,}")
 print(f"minutes: {sum(row['seconds'] for row in rows) / 60:.1f}")

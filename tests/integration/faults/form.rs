@@ -23,7 +23,7 @@ pub(super) async fn run_each(
     plan: impl Fn(u64) -> Plan,
     scenario: impl AsyncFn(&mut World, &mut Dice),
 ) {
-    let length = Duration::from_secs(number("RELATCH_FAULTS_SECONDS").unwrap_or(0));
+    let length = length();
     let first = number("RELATCH_FAULTS_SEED").unwrap_or(1);
     let clock = Clock::system();
     let begun = clock.boot();
@@ -40,13 +40,27 @@ pub(super) async fn run_each(
     }
     for (seed, report) in (first..).zip(&reports) {
         eprintln!("{row}: seed {seed}: {}", report.judgement);
+        if let Some(note) = &report.note {
+            eprintln!("{row}: seed {seed}: {note}");
+        }
         report.assert_right();
     }
 }
 
+/// For how long a scenario is to run; zero when once is enough.
+pub(super) fn length() -> Duration {
+    Duration::from_secs(number("RELATCH_FAULTS_SECONDS").unwrap_or(0))
+}
+
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(super) const fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// Dice of somebody else, which roll what these would have.
+    pub(super) fn split(&mut self) -> Self {
+        self.roll(2);
+        Self(self.0.rotate_left(32))
     }
 
     /// A number below `bound` (Steele, Lea and Flood, "Fast splittable pseudorandom number generators").
@@ -93,6 +107,7 @@ fn write(row: &str, seed: u64, took: Duration, reports: &[Report]) {
         "either": sum(|report| report.judgement.either),
         "wrong": sum(|report| report.judgement.wrong.len()),
         "recovery_ms": recovery.unwrap_or_default().as_millis(),
+        "note": reports.iter().rev().find_map(|report| report.note.as_deref()),
     });
     let name: String = row
         .chars()

@@ -13,6 +13,8 @@ pub(super) struct History {
     /// By number.
     pub(super) sidecars: Vec<SidecarPast>,
     pub(super) checks: Vec<Check>,
+    /// Of keys that nobody ever issued, which are too many to be kept one by one.
+    pub(super) nobodys: Nobodys,
     pub(super) limits: Limits,
 }
 
@@ -94,6 +96,13 @@ pub(super) struct Check {
     pub(super) outcome: Outcome,
 }
 
+/// Checks of keys that nobody ever issued.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Nobodys {
+    pub(super) asked: usize,
+    pub(super) allowed: usize,
+}
+
 /// How a check ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -136,7 +145,14 @@ const STALE_WITHIN: Duration = Duration::from_secs(1);
 impl History {
     /// Judges every check.
     pub(super) fn judge(&self) -> Judgement {
-        let mut judgement = Judgement::default();
+        let nobodys = self.nobodys;
+        let mut judgement = Judgement {
+            must_deny: nobodys.asked,
+            ..Judgement::default()
+        };
+        if nobodys.allowed > 0 {
+            judgement.wrong.push(format!("{nobodys:?}"));
+        }
         for check in &self.checks {
             let expected = self.expected(check);
             match expected {

@@ -1,12 +1,17 @@
 //! A sidecar as a process that comes and goes, behind a proxy in its link.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
+    disk::FailingSyncs,
     fleet::{KEYRING, NODE},
     proxy::FaultProxy,
     record::Record,
@@ -25,21 +30,39 @@ pub(super) struct Node {
     pub(super) sidecar: Sidecar,
     number: usize,
     yaml: String,
+    directory: PathBuf,
     address: watch::Sender<AuthzAddress>,
     record: Arc<Record>,
 }
 
+/// How a node is made.
+#[derive(Debug)]
+pub(super) struct Setup {
+    /// Of this node alone.
+    pub(super) directory: PathBuf,
+    /// More lines of its file.
+    pub(super) settings: String,
+    /// Whether it keeps a snapshot file.
+    pub(super) has_file: bool,
+    /// Whether it listens on a socket of the file system, which all its processes share.
+    pub(super) has_socket: bool,
+    /// Whether it holds the keyring on demand.
+    pub(super) is_on_demand: bool,
+}
+
 impl Node {
-    /// Starts node `number` of a run, with `settings` in its file, and waits until it is ready.
+    /// Starts node `number` of a run and waits until it is ready.
     pub(super) async fn start(
         number: usize,
         control: &Control,
-        settings: &str,
+        setup: Setup,
         record: &Arc<Record>,
     ) -> Self {
         let proxy = FaultProxy::start(control.discovery()).await;
         let name = format!("{NODE}{number}");
-        let yaml = sidecar_yaml(&name, proxy.address(), &[KEYRING]) + settings;
+        let yaml = setup
+            .yaml(sidecar_yaml(&name, proxy.address(), &[KEYRING]))
+            .await;
         record.lives(number);
         let sidecar = Sidecar::start(&yaml).await.until_ready().await;
         let (address, _) = watch::channel(sidecar.ext_authz());
@@ -49,6 +72,7 @@ impl Node {
             sidecar,
             number,
             yaml,
+            directory: setup.directory,
             address,
             record: Arc::clone(record),
         }
@@ -86,11 +110,32 @@ impl Node {
 
     /// Starts it again after its end.
     pub(super) async fn restart(&mut self) {
+        self.begin(None).await;
+    }
+
+    /// Starts it again after its end, on a disk of which some syncs fail.
+    pub(super) async fn restart_on(&mut self, disk: &FailingSyncs) {
+        self.begin(Some(disk)).await;
+    }
+
+    async fn begin(&mut self, disk: Option<&FailingSyncs>) {
         self.sidecar.process.exit().await;
         self.record.lives(self.number);
-        self.sidecar = Sidecar::start(&self.yaml).await;
+        self.sidecar = match disk {
+            Some(disk) => Sidecar::start_after(&disk.before(), &self.yaml).await,
+            None => Sidecar::start(&self.yaml).await,
+        };
         self.address.send_replace(self.sidecar.ext_authz());
         self.record.serves(self.number);
+    }
+
+    /// A disk for this node: the syncs that fail of files written whole, and of what is appended.
+    pub(super) fn failing_syncs(&self, whole: &str, append: &str) -> FailingSyncs {
+        FailingSyncs {
+            whole: whole.to_owned(),
+            append: append.to_owned(),
+            log: self.directory.join("strace.log"),
+        }
     }
 
     /// Lets its process stand still for a while.
@@ -121,10 +166,57 @@ impl Node {
     pub(super) async fn status(&self) -> Value {
         self.sidecar.get("/status").await.json()
     }
+
+    /// The value of a series of its metrics, as it is written.
+    pub(super) async fn metric(&self, series: &str) -> Option<String> {
+        let page = self.sidecar.get("/metrics").await.text();
+        let mut lines = page.lines();
+        let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+        Some(value.to_owned())
+    }
+
+    /// The value of a series that counts, zero when it is not there.
+    pub(super) async fn count(&self, series: &str) -> u64 {
+        let value = self.metric(series).await;
+        value.map_or(0, |value| value.parse().expect("a whole number"))
+    }
+
+    /// How many of its lines contain `part`.
+    pub(super) fn logged(&self, part: &str) -> usize {
+        let lines = self.sidecar.process.lines();
+        lines.iter().filter(|line| line.contains(part)).count()
+    }
+}
+
+impl Setup {
+    /// The file of a sidecar, made of what every one has.
+    async fn yaml(&self, plain: String) -> String {
+        let mut yaml = plain + &self.settings;
+        if self.has_file {
+            yaml += &snapshot_settings(&self.directory).await;
+        }
+        let replace = |yaml: &mut String, from: &str, to: &str| {
+            assert!(yaml.contains(from), "{from} is not in {yaml}");
+            *yaml = yaml.replace(from, to);
+        };
+        if self.has_socket {
+            let socket = self.directory.join("authz.sock");
+            let listen = format!("\nlisten: unix://{}\n", text(&socket));
+            replace(&mut yaml, "\nlisten: 127.0.0.1:0\n", &listen);
+        }
+        if self.is_on_demand {
+            let full = format!("{{ name: {KEYRING} }}");
+            // Lookups wait behind those of others, on a busy machine.
+            let on_demand =
+                format!("{{ name: {KEYRING}, mode: on_demand, cache: {{ lookup_timeout: 10s }} }}");
+            replace(&mut yaml, &full, &on_demand);
+        }
+        yaml
+    }
 }
 
 /// The lines for a snapshot file in `directory`, where a key is made for it.
-pub(super) async fn snapshot_settings(directory: &Path) -> String {
+async fn snapshot_settings(directory: &Path) -> String {
     let key_file = directory.join("snapshot.key");
     let made = relatch(&["config", "snapshot-key", text(&key_file)], "").await;
     assert!(made.status.success(), "{}", made.stderr);

@@ -7,13 +7,16 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::{
-    asker::Asker,
+    asker::{Asker, checks},
+    consumer::Consumer,
     fleet::{self, Admin, KEYRING, admin_of, within_a_moment},
-    history::{Credential, Judgement, Limits, Moment},
-    node::{Node, snapshot_settings},
+    flood::{Flooded, Shape, flood},
+    form::Dice,
+    history::{Credential, Judgement, Limits, Moment, Outcome},
+    node::{Node, Setup},
     record::Record,
 };
-use crate::support::{eventually::eventually, relatch::Control};
+use crate::support::{envoy::EnvoyVersion, eventually::eventually, relatch::Control};
 
 /// Everything that a scenario plays with.
 pub(super) struct World {
@@ -27,6 +30,7 @@ pub(super) struct World {
     injections: usize,
     /// The longest time until everything followed again.
     recovery: Duration,
+    note: Option<String>,
     tasks: JoinSet<()>,
     data: TempDir,
 }
@@ -40,6 +44,10 @@ pub(super) struct Plan {
     pub(super) limits: Limits,
     /// Whether each sidecar keeps a snapshot file.
     pub(super) has_files: bool,
+    /// Whether the last sidecar holds the keyring on demand.
+    pub(super) is_last_on_demand: bool,
+    /// The Envoy that asks the first sidecar, which nobody else asks then.
+    pub(super) envoy: Option<EnvoyVersion>,
 }
 
 /// What a run came to.
@@ -48,6 +56,8 @@ pub(super) struct Report {
     pub(super) injections: usize,
     pub(super) judgement: Judgement,
     pub(super) recovery: Duration,
+    /// What else there is to tell.
+    pub(super) note: Option<String>,
 }
 
 /// A key of the run, with the number of the credential that is its newest version.
@@ -79,6 +89,7 @@ impl World {
             has_files: plan.has_files,
             injections: 0,
             recovery: Duration::ZERO,
+            note: None,
             tasks: JoinSet::new(),
             data,
         };
@@ -87,14 +98,24 @@ impl World {
         world.record.add(never, Credential::default());
         world.issue().await;
         for number in 0..plan.sidecars {
-            let settings = if plan.has_files {
-                plan.settings.clone() + &snapshot_settings(&world.directory(number)).await
-            } else {
-                plan.settings.clone()
+            let envoy = plan.envoy.filter(|_| number == 0);
+            let setup = Setup {
+                directory: world.directory(number),
+                settings: plan.settings.clone(),
+                has_file: plan.has_files,
+                has_socket: envoy.is_some(),
+                is_on_demand: plan.is_last_on_demand && number + 1 == plan.sidecars,
             };
-            let node = Node::start(number, &world.control, &settings, &world.record).await;
-            let asker = Asker::new(Arc::clone(&world.record), number, node.address());
-            world.tasks.spawn(asker.run());
+            let node = Node::start(number, &world.control, setup, &world.record).await;
+            let record = Arc::clone(&world.record);
+            if let Some(version) = envoy {
+                let address = node.sidecar.ext_authz();
+                let consumer = Consumer::start(record, number, address, version).await;
+                world.tasks.spawn(consumer.run());
+            } else {
+                let asker = Asker::new(record, number, node.address());
+                world.tasks.spawn(asker.run());
+            }
             world.nodes.push(node);
         }
         let watcher = fleet::watch(Arc::clone(&world.record), world.admin.clone());
@@ -232,6 +253,69 @@ impl World {
         asker.give_up_every_second(rounds).await;
     }
 
+    /// Asks a sidecar for many keys that nobody was ever issued.
+    pub(super) async fn flood(
+        &self,
+        number: usize,
+        shape: Shape,
+        count: usize,
+        dice: &mut Dice,
+    ) -> Flooded {
+        let client = checks(&self.nodes[number].address().borrow());
+        let flooded = flood(client, shape, count, dice).await;
+        let mut history = self.record.history();
+        history.nobodys.asked += flooded.asked();
+        history.nobodys.allowed += flooded.allowed;
+        flooded
+    }
+
+    /// The time within which 99 of 100 checks that a sidecar allowed since a moment were answered.
+    pub(super) fn slowest_but_one_in_a_hundred(&self, number: usize, since: Moment) -> Duration {
+        let history = self.record.history();
+        let checks = history.checks.iter();
+        let allowed = checks.filter(|check| {
+            check.sidecar == number && check.sent >= since && check.outcome == Outcome::Allowed
+        });
+        let mut times: Vec<_> = allowed.map(|check| check.answered - check.sent).collect();
+        times.sort_unstable();
+        times
+            .get(times.len() * 99 / 100)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Tells more of the run.
+    pub(super) fn note(&mut self, note: String) {
+        self.note = Some(note);
+    }
+
+    /// Takes the store's file away from the control plane, which goes on; every link stays whole. Puts `instead` in its
+    /// place, if there is something.
+    pub(super) fn take_store(&mut self, instead: Option<&[u8]>) {
+        let store = self.store();
+        fs::rename(&store, store.with_extension("away")).expect("the directory of the run is ours");
+        if let Some(instead) = instead {
+            fs::write(&store, instead).expect("the directory of the run is ours");
+        }
+        for number in 0..self.nodes.len() {
+            self.record.is_cut(number);
+        }
+        self.injected();
+    }
+
+    /// Puts it back.
+    pub(super) fn give_store_back(&self) {
+        for number in 0..self.nodes.len() {
+            self.record.is_healed(number);
+        }
+        let store = self.store();
+        fs::rename(store.with_extension("away"), store).expect("the directory of the run is ours");
+    }
+
+    fn store(&self) -> PathBuf {
+        self.data.path().join("relatch.db")
+    }
+
     /// Notes that nobody can confirm any more what a sidecar holds.
     pub(super) fn is_cut(&self, number: usize) {
         self.record.is_cut(number);
@@ -284,7 +368,14 @@ impl World {
             injections: self.injections,
             judgement,
             recovery: self.recovery,
+            note: self.note,
         }
+    }
+
+    /// Whether the control plane was told that a sidecar has the newest key on its disk.
+    pub(super) fn is_kept_by(&self, number: usize) -> bool {
+        let revision = self.newest_revision();
+        self.record.history().sidecars[number].keeps(revision)
     }
 
     /// Waits until the control plane was told that every sidecar has the newest key on its disk.
@@ -298,11 +389,12 @@ impl World {
         .await;
     }
 
+    /// With which a key or a version was last made.
     fn newest_revision(&self) -> u64 {
-        let newest = self.keys[self.keys.len() - 1].newest;
-        let issued = self.record.history().credentials[newest].issued;
-        let revision = issued.and_then(|change| change.revision);
-        revision.expect("it was answered")
+        let history = self.record.history();
+        let issued = history.credentials.iter().filter_map(|made| made.issued);
+        let newest = issued.filter_map(|change| change.revision).max();
+        newest.expect("a run begins with a key")
     }
 
     /// Of a sidecar alone.
@@ -343,6 +435,8 @@ impl Default for Plan {
             settings: String::new(),
             limits: Limits::default(),
             has_files: false,
+            is_last_on_demand: false,
+            envoy: None,
         }
     }
 }

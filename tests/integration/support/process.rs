@@ -148,6 +148,16 @@ impl Process {
         Killer(self.pid())
     }
 
+    /// The memory that it has in use, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("a child that runs is in /proc");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib: Option<u64> = kib.and_then(|kib| kib.parse().ok());
+        kib.expect("proc(5) tells of it in kB") * 1024
+    }
+
     fn pid(&self) -> Pid {
         let pid = i32::try_from(self.child.id()).ok();
         pid.and_then(Pid::from_raw)

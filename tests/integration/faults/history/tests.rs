@@ -224,3 +224,13 @@ fn a_process_that_begins_with_a_file_owes_what_the_former_one_was_told_to_have_a
     history.sidecars[0].acked("next", at(83), 9, 8);
     assert!(history.sidecars[0].keeps(8) && !history.sidecars[0].keeps(9));
 }
+
+#[test]
+fn no_key_of_a_flood_may_be_allowed() {
+    let mut history = history();
+    history.nobodys.asked = 1_000;
+    let right = history.judge();
+    assert_eq!((right.must_deny, right.wrong.len()), (1_000, 0));
+    history.nobodys.allowed = 1;
+    assert_eq!(history.judge().wrong.len(), 1);
+}
