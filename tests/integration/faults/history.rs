@@ -44,6 +44,8 @@ pub(super) struct SidecarPast {
     pub(super) frozen: Vec<Span>,
     /// When no control plane could confirm what it holds.
     pub(super) cut: Vec<Cut>,
+    /// When so many keys that nobody has were asked for that a keyring held on demand looks no more keys up.
+    pub(super) crowded: Vec<Span>,
     acks: Vec<Ack>,
     /// In which life a process was first heard of.
     boots: HashMap<String, usize>,
@@ -139,6 +141,9 @@ pub(super) struct Judgement {
     pub(super) wrong: Vec<String>,
 }
 
+/// By sidecar, process and credential.
+type Found = HashMap<(usize, usize, usize), Moment>;
+
 /// The limit holds within so much.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -153,8 +158,9 @@ impl History {
         if nobodys.allowed > 0 {
             judgement.wrong.push(format!("{nobodys:?}"));
         }
+        let found = self.found();
         for check in &self.checks {
-            let expected = self.expected(check);
+            let expected = self.expected(check, &found);
             match expected {
                 Expected::Allow => judgement.must_allow += 1,
                 Expected::Deny => judgement.must_deny += 1,
@@ -170,8 +176,22 @@ impl History {
         judgement
     }
 
+    /// When processes first said of credentials that they are good, by sidecar, process and credential.
+    fn found(&self) -> Found {
+        let mut found = Found::new();
+        let allowed = self.checks.iter();
+        for check in allowed.filter(|check| check.outcome == Outcome::Allowed) {
+            if let Some(life) = self.sidecars[check.sidecar].life_of(check) {
+                let first = found.entry((check.sidecar, life, check.credential));
+                let first = first.or_insert(check.answered);
+                *first = check.answered.min(*first);
+            }
+        }
+        found
+    }
+
     /// What a check has to be.
-    pub(super) fn expected(&self, check: &Check) -> Expected {
+    fn expected(&self, check: &Check, found: &Found) -> Expected {
         let credential = &self.credentials[check.credential];
         let Some(issued) = credential.issued else {
             return Expected::Deny;
@@ -196,7 +216,7 @@ impl History {
             Staleness::Possible => return Expected::Either,
             Staleness::None => {}
         }
-        if knows(issued) && sidecar.could_answer(check) {
+        if knows(issued) && sidecar.could_answer(check) && sidecar.could_find(check, found) {
             Expected::Allow
         } else {
             Expected::Either
@@ -255,6 +275,14 @@ impl SidecarPast {
         let serves = life.and_then(|life| life.serves);
         serves.is_some_and(|serves| serves <= check.sent)
             && !self.frozen.iter().any(|span| span.touches(check))
+    }
+
+    /// Whether lookups were made, or none was needed.
+    fn could_find(&self, check: &Check, found: &Found) -> bool {
+        let life = self.life_of(check);
+        let first = life.and_then(|life| found.get(&(check.sidecar, life, check.credential)));
+        let is_held = first.is_some_and(|first| *first < check.sent);
+        is_held || !self.crowded.iter().any(|span| span.touches(check))
     }
 
     fn life_of(&self, check: &Check) -> Option<usize> {

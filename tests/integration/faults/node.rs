@@ -31,6 +31,7 @@ pub(super) struct Node {
     number: usize,
     yaml: String,
     directory: PathBuf,
+    is_on_demand: bool,
     address: watch::Sender<AuthzAddress>,
     record: Arc<Record>,
 }
@@ -73,9 +74,14 @@ impl Node {
             number,
             yaml,
             directory: setup.directory,
+            is_on_demand: setup.is_on_demand,
             address,
             record: Arc::clone(record),
         }
+    }
+
+    pub(super) const fn is_on_demand(&self) -> bool {
+        self.is_on_demand
     }
 
     /// Where it is asked.

@@ -160,6 +160,20 @@ impl Record {
         }
     }
 
+    /// Notes that a sidecar is about to be asked for more keys that nobody has than it looks up.
+    pub(super) fn is_crowded(&self, sidecar: usize) {
+        let now = self.now();
+        let past = &mut self.history().sidecars[sidecar];
+        past.crowded.push(Span::since(now));
+    }
+
+    /// Notes that this is over by then.
+    pub(super) fn is_crowded_until(&self, sidecar: usize, end: Moment) {
+        if let Some(span) = self.history().sidecars[sidecar].crowded.last_mut() {
+            span.to = Some(end);
+        }
+    }
+
     /// Notes that nobody can confirm any more what a sidecar holds.
     pub(super) fn is_cut(&self, sidecar: usize) {
         let cut = Cut {

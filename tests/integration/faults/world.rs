@@ -73,6 +73,9 @@ pub(super) struct IssuedKey {
 /// The least that the control plane's file may hold.
 const BRISK: &str = "heartbeat: 1s\nlease: 10s\n";
 
+/// A sidecar may look a hundred keys up that nobody has, a second after it has used up what it may look up at once.
+const BUDGET_FILLS: Duration = Duration::from_secs(1);
+
 impl World {
     /// Starts everything, issues two keys, and asks from then on.
     pub(super) async fn start(plan: Plan) -> Self {
@@ -261,8 +264,14 @@ impl World {
         count: usize,
         dice: &mut Dice,
     ) -> Flooded {
-        let client = checks(&self.nodes[number].address().borrow());
+        let node = &self.nodes[number];
+        let client = checks(&node.address().borrow());
+        if node.is_on_demand() {
+            self.record.is_crowded(number);
+        }
         let flooded = flood(client, shape, count, dice).await;
+        let end = self.now() + BUDGET_FILLS;
+        self.record.is_crowded_until(number, end);
         let mut history = self.record.history();
         history.nobodys.asked += flooded.asked();
         history.nobodys.allowed += flooded.allowed;

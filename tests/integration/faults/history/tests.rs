@@ -234,3 +234,26 @@ fn no_key_of_a_flood_may_be_allowed() {
     history.nobodys.allowed = 1;
     assert_eq!(history.judge().wrong.len(), 1);
 }
+
+#[test]
+fn a_process_that_looks_no_more_keys_up_owes_those_that_it_has_found() {
+    let mut history = history();
+    history.credentials[0].ended = None;
+    history.sidecars[0].crowded = vec![Span {
+        from: at(30),
+        to: Some(at(40)),
+    }];
+    let wrong = |history: &mut History, checks: [(Check, Outcome); 2]| {
+        let checks = checks.map(|(check, outcome)| Check { outcome, ..check });
+        history.checks = checks.to_vec();
+        history.judge().wrong.len()
+    };
+    let unfound = [(check(31, 32), denied()), (check(39, 41), denied())];
+    assert_eq!(wrong(&mut history, unfound), 0);
+    let after = [(check(31, 32), denied()), (check(41, 42), denied())];
+    assert_eq!(wrong(&mut history, after), 1);
+    let found = [(check(21, 22), ALLOWED), (check(31, 32), denied())];
+    assert_eq!(wrong(&mut history, found), 1);
+    let too_late = [(check(31, 33), ALLOWED), (check(32, 34), denied())];
+    assert_eq!(wrong(&mut history, too_late), 0);
+}
