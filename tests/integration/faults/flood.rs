@@ -9,8 +9,10 @@ use tonic::transport::Channel;
 
 use super::{
     asker::{check_request, outcome},
-    form::Dice,
+    change,
+    form::{Dice, length, run},
     history::Outcome,
+    world::Plan,
 };
 
 /// What the keys of a flood look like.
@@ -35,6 +37,16 @@ pub(super) struct Flooded {
 
 /// Checks under way at once: enough to leave a worker no pause, and far from what a connection bears.
 const AT_ONCE: usize = 16;
+/// Of each shape, at the least: a build that is not optimized takes seconds for them.
+const FLOOD: usize = 4_000;
+const FLOOD_AT_ONCE: usize = 1_000;
+/// Before the memory is looked at, where there is time for it: more than the 16,384 keys of which it is remembered that
+/// they do not exist.
+const WARM_UP: usize = 18_000;
+/// A few allocations come and go. 80 bytes for each of a hundred thousand keys would be more.
+const FLAT: u64 = 8 << 20;
+/// Lookups of keys that do not exist.
+const UNKNOWN: &str = "relatch_on_demand_lookups_total{keyring=\"payments\",outcome=\"unknown\"}";
 
 /// Asks for `count` keys of a shape.
 pub(super) async fn flood(
@@ -46,10 +58,10 @@ pub(super) async fn flood(
     let callers = (0..AT_ONCE).map(|caller| {
         let mut client = client.clone();
         let mut dice = dice.split();
-        let share = count / AT_ONCE + usize::from(caller < count % AT_ONCE);
+        let part = count / AT_ONCE + usize::from(caller < count % AT_ONCE);
         tokio::spawn(async move {
             let mut flooded = Flooded::default();
-            for _ in 0..share {
+            for _ in 0..part {
                 let key = shape.key(&mut dice);
                 match client.check(check_request(&key)).await {
                     Ok(answer) => flooded.add(outcome(answer.into_inner())),
@@ -116,17 +128,78 @@ impl Flooded {
     }
 }
 
-#[test]
-fn malformed_keys_are_none_of_the_keyrings() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_nobody_was_issued_come_in_great_numbers() {
+    let plan = Plan {
+        sidecars: 2,
+        is_last_on_demand: true,
+        ..Plan::default()
+    };
+    run("12 random keys", plan, async |world, dice| {
+        let mut notes = Vec::new();
+        for (node, mode) in ["full", "on demand"].into_iter().enumerate() {
+            let before = world.now();
+            world.a_while(1_000).await;
+            let quiet = world.slowest_but_one_in_a_hundred(node, before);
+            // Whatever is bounded is filled by that, such as what is known of keys that do not exist.
+            for shape in [Shape::WellFormed, Shape::Malformed] {
+                let warm_up = if length().is_zero() {
+                    FLOOD_AT_ONCE
+                } else {
+                    WARM_UP
+                };
+                world.flood(node, shape, warm_up, dice).await;
+            }
+            let resident = world.nodes[node].sidecar.process.resident();
+            let since = world.now();
+            let mut asked = 0;
+            while asked < 2 * FLOOD || world.now() < since + length() / 2 {
+                for shape in [Shape::WellFormed, Shape::Malformed] {
+                    world.injected();
+                    let lookups = world.nodes[node].count(UNKNOWN).await;
+                    let flooded = world.flood(node, shape, FLOOD_AT_ONCE, dice).await;
+                    asked += flooded.asked();
+                    assert_eq!(flooded.failed, 0, "{flooded:?}");
+                    if shape == Shape::Malformed {
+                        let reason = flooded.denied.get("malformed_credential");
+                        assert_eq!(reason, Some(&FLOOD_AT_ONCE), "{flooded:?}");
+                        // Those of the others, whose keys that do not exist are forgotten after a while.
+                        let more = world.nodes[node].count(UNKNOWN).await - lookups;
+                        assert!(more < 100, "{more} lookups of keys that cannot be");
+                    }
+                }
+                change(world, dice).await;
+            }
+            let flooded = world.slowest_but_one_in_a_hundred(node, since);
+            let now = world.nodes[node].sidecar.process.resident();
+            let grown = now.saturating_sub(resident);
+            assert!(grown < FLAT, "{mode}: {resident} bytes, {now} after {asked} keys");
+            notes.push(format!(
+                "{mode}: {asked} keys, {} MiB before and {} MiB after, p99 of valid checks {quiet:?} before and {flooded:?} meanwhile",
+                resident >> 20,
+                now >> 20,
+            ));
+        }
+        world.note(notes.join("; "));
+    })
+    .await;
+}
+
+mod tests {
     use relatch::key::PresentedKey;
 
-    let mut dice = Dice::new(1);
-    let is_own = |key: &str| {
-        let key = PresentedKey::new(key.as_bytes()).expect("it is printable");
-        key.parse(&Prefix::default()).is_ok()
-    };
-    for _ in 0..200 {
-        assert!(is_own(&Shape::WellFormed.key(&mut dice)));
-        assert!(!is_own(&Shape::Malformed.key(&mut dice)));
+    use super::*;
+
+    #[test]
+    fn malformed_keys_are_none_of_the_keyrings() {
+        let mut dice = Dice::new(1);
+        let is_own = |key: &str| {
+            let key = PresentedKey::new(key.as_bytes()).expect("it is printable");
+            key.parse(&Prefix::default()).is_ok()
+        };
+        for _ in 0..200 {
+            assert!(is_own(&Shape::WellFormed.key(&mut dice)));
+            assert!(!is_own(&Shape::Malformed.key(&mut dice)));
+        }
     }
 }

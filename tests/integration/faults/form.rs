@@ -118,14 +118,18 @@ fn write(row: &str, seed: u64, took: Duration, reports: &[Report]) {
     fs::write(out.join(format!("{name}.json")), text).expect("the results can be written");
 }
 
-#[test]
-fn the_same_seed_rolls_the_same() {
-    let rolls = |seed| {
-        let mut dice = Dice::new(seed);
-        [(); 20].map(|()| dice.roll(6))
-    };
-    assert_eq!(rolls(7), rolls(7));
-    assert_ne!(rolls(7), rolls(8));
-    let all = (1..100).flat_map(rolls).collect::<Vec<_>>();
-    assert!((0..6).all(|number| all.contains(&number)));
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_rolls_the_same() {
+        let rolls = |seed| {
+            let mut dice = Dice::new(seed);
+            [(); 20].map(|()| dice.roll(6))
+        };
+        assert_eq!(rolls(7), rolls(7));
+        assert_ne!(rolls(7), rolls(8));
+        let all = (1..100).flat_map(rolls).collect::<Vec<_>>();
+        assert!((0..6).all(|number| all.contains(&number)));
+    }
 }

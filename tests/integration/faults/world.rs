@@ -2,17 +2,17 @@
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
-use relatch::proto::admin::{self, revoke_request, start_rotation_response::Step};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::{
     asker::{Asker, checks},
     consumer::Consumer,
-    fleet::{self, Admin, KEYRING, admin_of, within_a_moment},
+    fleet::{self, Admin, admin_of},
     flood::{Flooded, Shape, flood},
     form::Dice,
     history::{Credential, Judgement, Limits, Moment, Outcome},
+    key::IssuedKey,
     node::{Node, Setup},
     record::Record,
 };
@@ -22,9 +22,9 @@ use crate::support::{envoy::EnvoyVersion, eventually::eventually, relatch::Contr
 pub(super) struct World {
     pub(super) control: Control,
     pub(super) nodes: Vec<Node>,
-    record: Arc<Record>,
-    admin: Admin,
-    keys: Vec<IssuedKey>,
+    pub(super) record: Arc<Record>,
+    pub(super) admin: Admin,
+    pub(super) keys: Vec<IssuedKey>,
     has_files: bool,
     /// What was done to it.
     injections: usize,
@@ -58,16 +58,6 @@ pub(super) struct Report {
     pub(super) recovery: Duration,
     /// What else there is to tell.
     pub(super) note: Option<String>,
-}
-
-/// A key of the run, with the number of the credential that is its newest version.
-#[derive(Clone, Debug)]
-pub(super) struct IssuedKey {
-    id: String,
-    newest: usize,
-    /// The version before, while it is still accepted.
-    old: Option<(usize, u32)>,
-    version: u32,
 }
 
 /// The least that the control plane's file may hold.
@@ -145,109 +135,6 @@ impl World {
         self.has_files
     }
 
-    pub(super) const fn keys(&self) -> usize {
-        self.keys.len()
-    }
-
-    /// Makes a key; nothing where the control plane does not answer.
-    pub(super) async fn issue(&mut self) {
-        let begun = self.now();
-        let request = admin::CreateKeyRequest {
-            keyring: KEYRING.to_owned(),
-            consumer: "acme".to_owned(),
-            create_missing: true,
-            ..admin::CreateKeyRequest::default()
-        };
-        let Ok(issued) = self.admin.create_key(within_a_moment(request)).await else {
-            return;
-        };
-        let issued = issued.into_inner();
-        let newest = self
-            .record
-            .issued(begun, issued.secret.clone(), issued.revision);
-        self.keys.push(IssuedKey {
-            id: issued.key_id.clone(),
-            newest,
-            old: None,
-            version: issued.version,
-        });
-    }
-
-    /// Rotates a key that has one version; the old one stays accepted.
-    pub(super) async fn rotate(&mut self, key: usize) {
-        let key = key % self.keys.len();
-        if self.keys[key].old.is_some() {
-            return self.retire(key).await;
-        }
-        let begun = self.now();
-        let request = admin::StartRotationRequest {
-            key_id: self.keys[key].id.clone(),
-            timeout: Some(prost_types::Duration {
-                seconds: 2,
-                nanos: 0,
-            }),
-            ..admin::StartRotationRequest::default()
-        };
-        let Ok(steps) = self.admin.start_rotation(within_a_moment(request)).await else {
-            return;
-        };
-        let mut steps = steps.into_inner();
-        while let Ok(Some(step)) = steps.message().await {
-            if let Some(Step::HandedOver(handed_over)) = step.step {
-                let new = handed_over.key.expect("a hand-over hands over");
-                let credential = self.record.issued(begun, new.secret.clone(), new.revision);
-                let key = &mut self.keys[key];
-                key.old = Some((key.newest, key.version));
-                key.newest = credential;
-                key.version = new.version;
-                return;
-            }
-        }
-    }
-
-    /// Ends the old version of a key that was rotated.
-    pub(super) async fn retire(&mut self, key: usize) {
-        let key = key % self.keys.len();
-        let Some((old, version)) = self.keys[key].old else {
-            return;
-        };
-        let request = admin::RetireVersionRequest {
-            key_id: self.keys[key].id.clone(),
-            version,
-            force: true,
-            reason: "a scenario".to_owned(),
-        };
-        self.record.ending(old);
-        if let Ok(retired) = self.admin.retire_version(within_a_moment(request)).await {
-            self.record.ended(old, retired.into_inner().revision);
-            self.keys[key].old = None;
-        }
-    }
-
-    /// Revokes every version of a key, which leaves the run; does not wait for sidecars.
-    pub(super) async fn revoke(&mut self, key: usize) {
-        let key = self.keys.swap_remove(key % self.keys.len());
-        let request = admin::RevokeRequest {
-            key_id: key.id,
-            reason: "a scenario".to_owned(),
-            which: Some(revoke_request::Which::All(true)),
-            ..admin::RevokeRequest::default()
-        };
-        let versions = [Some(key.newest), key.old.map(|(old, _)| old)];
-        let versions = versions.into_iter().flatten();
-        for version in versions.clone() {
-            self.record.ending(version);
-        }
-        let Ok(events) = self.admin.revoke(within_a_moment(request)).await else {
-            return;
-        };
-        if let Ok(Some(event)) = events.into_inner().message().await {
-            for version in versions {
-                self.record.ended(version, event.revision);
-            }
-        }
-    }
-
     /// Asks a sidecar many times at once over one connection, and gives every second call up after a moment. The others are
     /// judged as any check.
     pub(super) async fn give_up_every_second(&self, number: usize, rounds: usize) {
@@ -285,7 +172,9 @@ impl World {
         let allowed = checks.filter(|check| {
             check.sidecar == number && check.sent >= since && check.outcome == Outcome::Allowed
         });
-        let mut times: Vec<_> = allowed.map(|check| check.answered - check.sent).collect();
+        let mut times: Vec<_> = allowed
+            .map(|check| check.answered.saturating_sub(check.sent))
+            .collect();
         times.sort_unstable();
         times
             .get(times.len() * 99 / 100)

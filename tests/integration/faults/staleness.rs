@@ -1,0 +1,64 @@
+//! Keyrings that nobody confirms: because the link is cut, or because the control plane cannot read its store.
+
+use std::time::Duration;
+
+use super::{change, form::run, history::Limits, proxy::Fault, world::Plan};
+use crate::support::eventually::eventually;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keyring_that_nobody_confirms_is_denied_from_its_limit_on() {
+    run("4 staleness limit", soon_stale(), async |world, dice| {
+        let node = dice.roll(world.nodes.len());
+        world.nodes[node].proxy.set(Fault::Cut);
+        world.is_cut(node);
+        world.injected();
+        change(world, dice).await;
+        world.a_while(8_000).await;
+        assert_eq!(world.nodes[node].health().await, (503, 200));
+        world.is_healed(node);
+        world.nodes[node].proxy.set(Fault::None);
+        world.follows().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_plane_that_cannot_read_its_store_confirms_nothing() {
+    let row = "6 control plane cut off from its store";
+    run(row, soon_stale(), async |world, dice| {
+        // It is gone, as with a volume that is gone, or something else is in its place.
+        let instead = [None, Some(&b"not a database"[..])];
+        world.take_store(instead[dice.roll(2)]);
+        change(world, dice).await;
+        // Who comes now is told what the control plane has in memory, and how old that is.
+        world.a_while(dice.millis(0, 3_000)).await;
+        let node = dice.roll(world.nodes.len());
+        world.nodes[node].kill().await;
+        world.nodes[node].restart().await;
+        for node in &world.nodes {
+            eventually("it is too old, and the link is whole", async || {
+                let status = node.status().await;
+                let age = status["keyrings"][0]["age_ms"].as_u64()?;
+                let is_connected = status["control"][0]["connected"] == true;
+                (age > 9_500 && is_connected).then_some(())
+            })
+            .await;
+            assert_eq!(node.health().await, (503, 200));
+        }
+        world.give_store_back();
+        world.follows().await;
+    })
+    .await;
+}
+
+/// A world whose keyrings are too old within seconds.
+fn soon_stale() -> Plan {
+    Plan {
+        settings: "staleness: { warn_after: 2s, deny_after: 6s }\n".to_owned(),
+        limits: Limits {
+            deny_after: Duration::from_secs(6),
+            ..Limits::default()
+        },
+        ..Plan::default()
+    }
+}
