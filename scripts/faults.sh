@@ -9,7 +9,8 @@ source scripts/lib/envoy.sh
 source scripts/lib/strace.sh
 
 usage() {
-    echo 'Usage: scripts/faults.sh [--minutes N, 10 by default] [--seed S, 1 by default] [--only PART_OF_A_NAME]'
+    echo 'Usage: scripts/faults.sh [--minutes N, 10 by default] [--seed S, 1 by default] [--only PART_OF_A_NAME]
+       [--release]'
     echo
     echo 'Exit code 0 only without a wrong decision. The results are in target/faults/ too, a JSON file for each scenario.'
 }
@@ -17,6 +18,7 @@ usage() {
 minutes=10
 seed=1
 only=
+profile=()
 while [[ $# -gt 0 ]]; do
     case $1 in
         --minutes | --seed | --only)
@@ -26,6 +28,10 @@ while [[ $# -gt 0 ]]; do
             fi
             declare "${1#--}=$2"
             shift 2
+            ;;
+        --release)
+            profile=(--release)
+            shift
             ;;
         -h | --help)
             usage
@@ -46,7 +52,7 @@ for version in "${envoys[@]}"; do
     fetch_envoy "$version"
 done
 fetch_strace
-test=(cargo test --locked --test integration)
+test=(cargo test --locked "${profile[@]}" --test integration)
 "${test[@]}" --no-run
 mapfile -t scenarios < <("${test[@]}" -- --list --format terse faults:: |
     sed -n 's/: test$//p' | grep -v '::tests::' | grep -F -- "$only" | sort)

@@ -2,18 +2,34 @@
 
 use std::time::Duration;
 
-use super::{change, form::run, history::Limits, proxy::Fault, world::Plan};
+use super::{
+    change,
+    form::{run, run_each},
+    history::Limits,
+    proxy::Fault,
+    world::Plan,
+};
 use crate::support::eventually::eventually;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_keyring_that_nobody_confirms_is_denied_from_its_limit_on() {
-    run("4 staleness limit", soon_stale(), async |world, dice| {
+    // Every second world has snapshot files.
+    let plan = |seed: u64| Plan {
+        has_files: !seed.is_multiple_of(2),
+        ..soon_stale()
+    };
+    run_each("4 staleness limit", plan, async |world, dice| {
         let node = dice.roll(world.nodes.len());
         world.nodes[node].proxy.set(Fault::Cut);
         world.is_cut(node);
+        let cut = world.now();
         world.injected();
         change(world, dice).await;
-        world.a_while(8_000).await;
+        // What comes from a file is as old as it was.
+        world.a_while(dice.millis(0, 8_000)).await;
+        world.nodes[node].kill().await;
+        world.nodes[node].restart().await;
+        world.until(cut + Duration::from_secs(9)).await;
         assert_eq!(world.nodes[node].health().await, (503, 200));
         world.is_healed(node);
         world.nodes[node].proxy.set(Fault::None);
@@ -57,7 +73,8 @@ fn soon_stale() -> Plan {
         settings: "staleness: { warn_after: 2s, deny_after: 6s }\n".to_owned(),
         limits: Limits {
             deny_after: Duration::from_secs(6),
-            ..Limits::default()
+            // A file says every 1.5 s how fresh it is.
+            heartbeat: Duration::from_secs(5),
         },
         ..Plan::default()
     }

@@ -253,6 +253,11 @@ impl World {
         tokio::time::sleep(Duration::from_millis(millis)).await;
     }
 
+    /// Lets checks go on until a moment of the run.
+    pub(super) async fn until(&self, moment: Moment) {
+        tokio::time::sleep(moment.saturating_sub(self.now())).await;
+    }
+
     /// Ends the run and judges it.
     pub(super) async fn finish(mut self) -> Report {
         self.follows().await;
