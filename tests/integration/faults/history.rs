@@ -351,6 +351,13 @@ impl Default for Limits {
     }
 }
 
+impl Judgement {
+    /// Whether there was something to be wrong in.
+    pub(super) const fn is_enough(&self) -> bool {
+        self.must_allow > 50 && self.must_deny > 50
+    }
+}
+
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
