@@ -2,7 +2,7 @@
 //!
 //! Each runs once, in seconds, among the other tests. `scripts/faults.sh` runs them for longer and prints what they came to.
 //!
-//! The scenarios are in `processes`, `links`, `staleness`, `disk`, `flood` and `traffic`; [`form::run`] plays them in a
+//! The scenarios are in `processes`, `links`, `staleness`, `disk`, `flood`, `overload` and `traffic`; [`form::run`] plays them in a
 //! [`World`], whose [`record`] is judged by its [`history`].
 
 use rustix::process::Signal;
@@ -21,6 +21,7 @@ mod history;
 mod key;
 mod links;
 mod node;
+mod overload;
 mod processes;
 mod proxy;
 mod record;

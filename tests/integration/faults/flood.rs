@@ -107,7 +107,8 @@ impl Flooded {
         self.allowed + self.failed + self.denied.values().sum::<usize>()
     }
 
-    fn add(&mut self, outcome: Outcome) {
+    /// Takes note of one.
+    pub(super) fn add(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Allowed => self.allowed += 1,
             Outcome::Denied(reason) => *self.denied.entry(reason).or_default() += 1,
@@ -118,7 +119,8 @@ impl Flooded {
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Takes those of another caller, too.
+    pub(super) fn merge(&mut self, other: Self) {
         self.allowed += other.allowed;
         self.failed += other.failed;
         self.failure = other.failure.or(self.failure.take());

@@ -187,6 +187,12 @@ impl Node {
         value.map_or(0, |value| value.parse().expect("a whole number"))
     }
 
+    /// The value of a series in seconds, zero when it is not there.
+    pub(super) async fn seconds(&self, series: &str) -> f64 {
+        let value = self.metric(series).await;
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
     /// How many of its lines contain `part`.
     pub(super) fn logged(&self, part: &str) -> usize {
         let lines = self.sidecar.process.lines();
