@@ -127,8 +127,12 @@ async fn a_rotation_shows_and_every_alert_finds_its_metrics() {
         .flat_map(|group| group.rules)
         .collect();
     assert!(rules.len() > 10, "{rules:?}");
-    for rule in rules {
-        let wrong = scrape.lacks(&rule);
+    // Nothing here has a certificate: `tls` looks for its metrics.
+    for rule in rules
+        .iter()
+        .filter(|rule| rule.alert != "RelatchCertificateExpiring")
+    {
+        let wrong = scrape.lacks(rule);
         assert!(wrong.is_empty(), "{}: {wrong:?}", rule.alert);
     }
 }

@@ -161,8 +161,10 @@ async fn keys_are_made_brought_and_checked_over_tls() {
     assert_eq!(fleet[0]["node"], "edge-1");
     let metrics = sidecar.get("/metrics").await;
     for used in ["discovery_client", "ext_authz_server"] {
-        let series = format!("relatch_tls_certificate_not_after_seconds{{use=\"{used}\"}} ");
-        assert!(metrics.text().contains(&series), "{series}");
+        for end in ["not_before", "not_after"] {
+            let series = format!("relatch_tls_certificate_{end}_seconds{{use=\"{used}\"}} ");
+            assert!(metrics.text().contains(&series), "{series}");
+        }
     }
 }
 
