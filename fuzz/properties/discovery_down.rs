@@ -293,7 +293,9 @@ impl Sidecar {
             {
                 let key = PresentedKey::new(known.secret.as_bytes()).expect("printable");
                 match cache.find(&[pepper()], &key, &[], self.clock.boot()) {
-                    Finding::Held(cached) => assert_is_revoked(cached.key().held().state()),
+                    Finding::Held(cached) | Finding::Ended(cached, _) => {
+                        assert_is_revoked(cached.key().held().state());
+                    }
                     Finding::Unknown | Finding::Missing(_) => {}
                 }
             }

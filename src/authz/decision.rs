@@ -23,7 +23,7 @@ use crate::{
 pub enum Verdict<'v> {
     /// What becomes of the request.
     Decided(Decision<'v>),
-    /// The keyring is held on demand, and the key with this digest has to be looked up first.
+    /// The keyring is held on demand, and the key with this digest has to be looked up first, or again.
     LookUp(KeyDigest),
 }
 
@@ -166,10 +166,18 @@ impl<'v> Held<'v> {
         }
         match cache.find(&view.settings().peppers, presented, unknown, self.at) {
             Finding::Held(cached) => Ok(version.get_or_init(|| cached).key().held()),
+            Finding::Ended(cached, _) if *has_failed => {
+                Ok(version.get_or_init(|| cached).key().held())
+            }
             Finding::Unknown => Err(Unfound::Unknown),
             Finding::Missing(_) if *has_failed => Err(Unfound::Unavailable),
-            Finding::Missing(digest) => Err(Unfound::Missing(digest)),
+            Finding::Ended(_, digest) | Finding::Missing(digest) => Err(Unfound::Missing(digest)),
         }
+    }
+
+    /// Whether a keyring that is held on demand holds a version under a digest, also one that is to be looked up again.
+    pub(super) fn holds(&self, digest: &KeyDigest) -> bool {
+        self.slot.cache().is_some_and(|cache| cache.holds(digest))
     }
 
     fn facts(&self) -> KeyringFacts<'v> {

@@ -201,7 +201,7 @@ impl Authorizer {
                 denial.reason().is_failed_credential() && !self.failures.take(source, now)
             }
             Verdict::Decided(Decision::Allow(_) | Decision::Anonymous(_)) => false,
-            Verdict::LookUp(_) => self.failures.is_spent(source, now),
+            Verdict::LookUp(digest) => !held.holds(digest) && self.failures.is_spent(source, now),
         };
         if is_too_many {
             Verdict::Decided(Denial::too_many_failures(held).into())

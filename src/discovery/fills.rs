@@ -438,12 +438,19 @@ impl World {
         match cache.find(&view.settings().peppers, &presented, &[], now) {
             Finding::Held(cached) => self.judge(digest, Some(&Answer::Held(cached))),
             Finding::Unknown => self.judge(digest, Some(&Answer::Unknown)),
-            Finding::Missing(missing) => {
-                assert_eq!(&missing, digest);
-                if let Ok(waiting) = cache.look_up(missing, now) {
-                    self.waiting.push((missing, waiting));
-                }
+            Finding::Ended(cached, ended) => {
+                // It is used where the lookup comes to nothing.
+                self.judge(digest, Some(&Answer::Held(cached)));
+                self.look_up(digest, ended);
             }
+            Finding::Missing(missing) => self.look_up(digest, missing),
+        }
+    }
+
+    fn look_up(&mut self, expected: &KeyDigest, digest: KeyDigest) {
+        assert_eq!(&digest, expected);
+        if let Ok(waiting) = self.cache().look_up(digest, self.clock.boot()) {
+            self.waiting.push((digest, waiting));
         }
     }
 

@@ -27,6 +27,9 @@
 //! last of them has gone, the follower keeps a lookup true like an entry. So a check that begins after the ack of a
 //! revocation is denied, and a waiting one sees whatever an entry would show it.
 //!
+//! An entry is looked up again at its end, and until that is answered it is kept true all the same. So where no answer comes
+//! it is used on: an outage of the control plane denies nobody whose key is held.
+//!
 //! An entry that the cache does not let in, for want of room, is used by the checks that waited for it all the same.
 
 use std::{
@@ -91,6 +94,9 @@ pub struct CachedKey {
 pub enum Finding {
     /// Its version, whatever its state.
     Held(Arc<CachedKey>),
+    /// The same, to be looked up again by its digest. Where nobody answers it is used as it is: changes have come to it all
+    /// the while, and how long that may go on is said by the limit of staleness.
+    Ended(Arc<CachedKey>, KeyDigest),
     /// The control plane holds no such key.
     Unknown,
     /// It has to be looked up.
@@ -214,7 +220,11 @@ impl KeyCache {
         let mut missing = None;
         for pepper in peppers {
             let digest = pepper.digest(key);
-            if let Some(cached) = self.entry(&digest, now) {
+            if let Some(cached) = self.entry(&digest) {
+                if now.as_millis() >= cached.expires_at {
+                    count(ReadOutcome::Miss);
+                    return Finding::Ended(cached, digest);
+                }
                 count(ReadOutcome::Hit);
                 self.refresh_if_due(&digest, &cached, now);
                 return Finding::Held(cached);
@@ -232,10 +242,15 @@ impl KeyCache {
         }
     }
 
-    fn entry(&self, digest: &KeyDigest, now: BootTime) -> Option<Arc<CachedKey>> {
-        self.entries.get(digest).filter(|cached| {
-            self.is_current(cached.generation) && now.as_millis() < cached.expires_at
-        })
+    /// Whether a version is held under a digest, also one that is to be looked up again.
+    #[must_use]
+    pub fn holds(&self, digest: &KeyDigest) -> bool {
+        self.entry(digest).is_some()
+    }
+
+    fn entry(&self, digest: &KeyDigest) -> Option<Arc<CachedKey>> {
+        let cached = self.entries.get(digest)?;
+        self.is_current(cached.generation).then_some(cached)
     }
 
     fn is_unknown(&self, digest: &KeyDigest, now: BootTime) -> bool {
@@ -244,7 +259,8 @@ impl KeyCache {
         })
     }
 
-    /// An entry that is in use when its end is near is looked up again meanwhile. Once: if that comes to nothing, it ends.
+    /// An entry that is in use when its end is near is looked up again meanwhile. Once: if that comes to nothing, it ends, and
+    /// the next check of it waits for a lookup.
     fn refresh_if_due(&self, digest: &KeyDigest, cached: &CachedKey, now: BootTime) {
         let life = u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX);
         let is_due = now.as_millis() >= cached.expires_at.saturating_sub(life / REFRESH_PART);

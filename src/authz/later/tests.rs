@@ -120,6 +120,17 @@ impl Sidecar {
         self.follower.fill(fill, self.clock.boot());
     }
 
+    /// A lookup is answered that no check waits for.
+    fn fill_unasked(&mut self, secret: &Secret, record: KeyRecord) {
+        let fill = Fill {
+            epoch: EPOCH,
+            revision: REVISION,
+            digest: testing::pepper().digest(&secret.presented()),
+            found: Found::Version(Box::new(record)),
+        };
+        self.follower.fill(fill, self.clock.boot());
+    }
+
     fn slot(&self) -> &Slot {
         self.follower.slot()
     }
@@ -210,6 +221,12 @@ async fn keys_of_a_source_that_failed_too_often_are_not_looked_up() {
             Outcome::Allowed,
         ]
     );
+
+    // One that is held is looked up again, whatever else came from there.
+    sidecar.hands.advance(CacheSettings::default().ttl);
+    let later = sidecar.check("rlk_7Qm2Xc91TbKe_typo");
+    assert!(!is_allowed(&later.ok().expect("it does not wait")));
+    drop(sidecar.waits(held.expose()));
 }
 
 #[tokio::test]
@@ -232,6 +249,35 @@ fn without_a_control_plane_a_check_is_denied_at_once() {
     assert!(!is_allowed(&denied.ok().expect("it does not wait")));
     let unavailable = Outcome::Denied(DenyReason::KeyringUnavailable);
     assert_eq!(sidecar.told(), [unavailable]);
+}
+
+#[test]
+fn without_a_control_plane_a_key_that_is_held_is_accepted_beyond_its_ttl() {
+    let mut sidecar = Sidecar::new();
+    let (secret, record) = key();
+    sidecar.fill_unasked(&secret, record.clone());
+    let allowed = |sidecar: &Sidecar| {
+        let answered = sidecar.check(secret.expose());
+        is_allowed(&answered.ok().expect("it does not wait"))
+    };
+    assert!(allowed(&sidecar));
+    sidecar.follower.disconnected();
+    sidecar.hands.advance(CacheSettings::default().ttl);
+    assert!(allowed(&sidecar), "nobody can say more of it");
+    let revoked = KeyRecord {
+        state: KeyState::Revoked,
+        ..record
+    };
+    sidecar.follower.revoke(EPOCH, Revision::new(4), &[revoked]);
+    assert!(!allowed(&sidecar));
+    assert_eq!(
+        sidecar.told(),
+        [
+            Outcome::Allowed,
+            Outcome::Allowed,
+            Outcome::Denied(DenyReason::Revoked)
+        ]
+    );
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub(super) struct Flight {
     waiting: usize,
     wakers: Vec<oneshot::Sender<()>>,
     answer: Option<Answer>,
+    /// Of the budget.
+    is_charged: bool,
 }
 
 /// The most checks that wait at a time, and the most lookups that are under way. With a control plane that answers within
@@ -103,6 +105,7 @@ impl Lookups {
         digest: KeyDigest,
         now: BootTime,
         resend_after: Duration,
+        is_held: bool,
     ) -> Result<(oneshot::Receiver<()>, bool), Refusal> {
         if !self.is_online {
             return Err(Refusal::Offline);
@@ -111,7 +114,7 @@ impl Lookups {
             return Err(Refusal::Crowded);
         }
         let (waker, answered) = oneshot::channel();
-        let is_sent = self.begin(digest, now, resend_after)?;
+        let is_sent = self.begin(digest, now, resend_after, is_held)?;
         let Some(flight) = self.flights.get_mut(&digest) else {
             return Err(Refusal::Crowded);
         };
@@ -127,12 +130,13 @@ impl Lookups {
     }
 
     /// Makes sure that a digest is being looked up; true when that has to be sent. One that nobody answered for
-    /// `resend_after` is sent again.
+    /// `resend_after` is sent again. One that is held costs nothing: it is no key that nobody has.
     fn begin(
         &mut self,
         digest: KeyDigest,
         now: BootTime,
         resend_after: Duration,
+        is_held: bool,
     ) -> Result<bool, Refusal> {
         let is_lost = |flight: &Flight| now.saturating_since(flight.sent_at) >= resend_after;
         match self.flights.get(&digest) {
@@ -147,13 +151,16 @@ impl Lookups {
                 }
             }
         }
-        if !self.budget.take(now) {
+        if !is_held && !self.budget.take(now) {
             return Err(Refusal::OverBudget);
         }
         self.flights
             .entry(digest)
-            .and_modify(|flight| flight.sent_at = now)
-            .or_insert_with(|| Flight::new(now));
+            .and_modify(|flight| {
+                flight.sent_at = now;
+                flight.is_charged |= !is_held;
+            })
+            .or_insert_with(|| Flight::new(now, !is_held));
         self.outbox.push_back(digest);
         Ok(true)
     }
@@ -162,7 +169,12 @@ impl Lookups {
     fn answer(&mut self, digest: &KeyDigest, answer: Answer, now: BootTime) -> Option<Duration> {
         match &answer {
             // Also where the check has gone: the token was taken for a key that nobody has.
-            Answer::Held(_) => self.budget.refund(),
+            Answer::Held(_) => {
+                let flight = self.flights.get_mut(digest);
+                if flight.is_none_or(|flight| mem::take(&mut flight.is_charged)) {
+                    self.budget.refund();
+                }
+            }
             Answer::Unknown | Answer::Failed(_) => {}
         }
         let flight = self.flights.get_mut(digest)?;
@@ -204,7 +216,9 @@ impl Lookups {
         for flight in self.flights.values_mut() {
             if flight.answer.is_none() {
                 lost += 1;
-                self.budget.refund();
+                if mem::take(&mut flight.is_charged) {
+                    self.budget.refund();
+                }
                 flight.answer = Some(Answer::Failed(Failure::Lost));
                 for waker in mem::take(&mut flight.wakers) {
                     let _ = waker.send(());
@@ -227,12 +241,13 @@ impl Lookups {
 }
 
 impl Flight {
-    const fn new(sent_at: BootTime) -> Self {
+    const fn new(sent_at: BootTime, is_charged: bool) -> Self {
         Self {
             sent_at,
             waiting: 0,
             wakers: Vec::new(),
             answer: None,
+            is_charged,
         }
     }
 }
@@ -244,10 +259,17 @@ impl KeyCache {
     ///
     /// When it is not to wait.
     pub fn look_up(self: &Arc<Self>, digest: KeyDigest, now: BootTime) -> Result<Waiting, Refusal> {
+        let is_held = self.holds(&digest);
         let joined = self
             .lock_lookups()
-            .join(digest, now, self.settings.lookup_timeout);
-        let (answered, is_sent) = joined.inspect_err(|refusal| self.stats.refused(*refusal))?;
+            .join(digest, now, self.settings.lookup_timeout, is_held);
+        // A check of what is held is not denied for that.
+        let count = |refusal: &Refusal| {
+            if !is_held {
+                self.stats.refused(*refusal);
+            }
+        };
+        let (answered, is_sent) = joined.inspect_err(count)?;
         if is_sent {
             self.wake.notify_one();
         }
@@ -268,7 +290,7 @@ impl KeyCache {
         let mut lookups = self.lock_lookups();
         let begun = lookups.is_online
             && lookups
-                .begin(digest, now, self.settings.lookup_timeout)
+                .begin(digest, now, self.settings.lookup_timeout, true)
                 .unwrap_or(false);
         drop(lookups);
         if begun {
@@ -332,9 +354,11 @@ impl Waiting {
         &self.digest
     }
 
-    /// Notes that the check waited in vain until its deadline.
+    /// Notes that the check waited in vain until its deadline, unless the version is held.
     pub fn gave_up(&self) {
-        self.cache.stats.timed_out();
+        if !self.cache.holds(&self.digest) {
+            self.cache.stats.timed_out();
+        }
     }
 }
 

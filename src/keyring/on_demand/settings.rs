@@ -10,7 +10,7 @@ pub struct CacheSettings {
     /// In bytes, everything about an entry included; 1 MiB to 64 GiB. Default: 64 MiB.
     pub max_size: u64,
     /// How long an entry is used before it is looked up again; one minute to one day. Default: 10 minutes. Changes come by
-    /// the stream: this bounds what a loss that nobody notices could do.
+    /// the stream: this bounds what a loss that nobody notices could do. Where nobody answers, an entry is used for longer.
     pub ttl: Duration,
     /// How long a key that the control plane does not know is denied without asking again; 1 second to 5 minutes. Default:
     /// 10 seconds.

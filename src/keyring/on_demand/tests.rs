@@ -58,7 +58,7 @@ impl Followed {
     fn state(&self, secret: &Secret, now: BootTime) -> Option<KeyState> {
         match self.find(secret, now) {
             Finding::Held(cached) => Some(cached.key().held().state()),
-            Finding::Missing(_) => None,
+            Finding::Ended(..) | Finding::Missing(_) => None,
             Finding::Unknown => panic!("it is known"),
         }
     }
@@ -257,6 +257,58 @@ fn an_entry_is_looked_up_again_when_it_is_used_near_its_end_and_ends_otherwise()
     followed.fill(10, record.digest, Some(record), due);
     assert_eq!(followed.state(&secret, end), Some(KeyState::Active));
     assert_eq!(followed.cache().stats().refreshes(), 1);
+}
+
+#[test]
+fn an_entry_that_has_ended_is_looked_up_at_nobodys_expense_and_is_there_meanwhile() {
+    let mut followed = Followed::new();
+    let (secret, record) = key();
+    followed.fill(10, record.digest, Some(record.clone()), START);
+    // Those who have keys that do not exist have used the budget up, and still do.
+    let long = START.saturating_add(SETTINGS.ttl);
+    for _ in 0..3 {
+        followed.wait(key().1.digest, long);
+    }
+    let refused = followed.cache().look_up(key().1.digest, long);
+    assert_eq!(refused.err(), Some(Refusal::OverBudget));
+    assert_eq!(followed.requests(), 3);
+
+    let Finding::Ended(_, digest) = followed.find(&secret, long) else {
+        panic!("it was to end by then");
+    };
+    let waiting = followed.wait(digest, long);
+    assert_eq!(followed.requests(), 1);
+    let revoked = KeyRecord {
+        state: KeyState::Revoked,
+        ..record.clone()
+    };
+    followed.fill(11, digest, Some(record), long);
+    assert_eq!(held(waiting.collect()), KeyState::Active);
+    // It was not charged, and nothing is given back for it.
+    let refused = followed.cache().look_up(key().1.digest, long);
+    assert_eq!(refused.err(), Some(Refusal::OverBudget));
+
+    // Offline it stays, with whatever has come to it.
+    followed.follower.disconnected();
+    let longer = long.saturating_add(SETTINGS.ttl);
+    let refused = followed.cache().look_up(digest, longer);
+    assert_eq!(refused.err(), Some(Refusal::Offline));
+    assert_eq!(followed.cache().stats().refusals(Refusal::Offline), 0);
+    let ended = |followed: &Followed| match followed.find(&secret, longer) {
+        Finding::Ended(cached, _) => cached.key().held().state(),
+        found => panic!("{found:?}"),
+    };
+    assert_eq!(ended(&followed), KeyState::Active);
+    followed
+        .follower
+        .revoke(EPOCH, Revision::new(12), &[revoked]);
+    assert_eq!(ended(&followed), KeyState::Revoked);
+    // After a gap nothing is known of it.
+    assert_eq!(followed.follower.start(EPOCH, Revision::new(20)), Ok(true));
+    assert!(matches!(
+        followed.find(&secret, longer),
+        Finding::Missing(_)
+    ));
 }
 
 #[test]
