@@ -1,6 +1,9 @@
 //! A control plane and its sidecars as processes of their own, and the command line that works with them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use ::relatch::key::Timestamp;
 use envoy_types::pb::{
@@ -18,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::support::{
     client::Request,
     envoy::AuthzAddress,
-    eventually::eventually,
+    eventually::{eventually, eventually_within},
     process::Output,
     relatch::{self, sidecar_yaml},
 };
@@ -29,6 +32,8 @@ pub(super) const CONSUMER: &str = "acme";
 
 /// The least that the control plane's file may hold: sidecars report with every heartbeat.
 const BRISK: &str = "heartbeat: 1s\nlease: 10s\n";
+/// Twice the longest time that a sidecar waits before it connects again.
+const RECONNECTED: Duration = Duration::from_mins(1);
 
 /// A control plane with a data directory of its own.
 #[derive(Debug)]
@@ -168,11 +173,15 @@ impl Control {
 
     /// Waits until sidecars have told of every request before `moment`, and returns the usage of a key.
     pub(super) async fn usage_until(&self, key_id: &str, moment: Timestamp) -> Value {
-        eventually("sidecars have told of everything", async || {
-            let usage = self.json(&["usage", key_id]).await;
-            let complete: Timestamp = usage["complete_until"].as_str()?.parse().ok()?;
-            (complete > moment).then_some(usage)
-        })
+        eventually_within(
+            RECONNECTED,
+            "sidecars have told of everything",
+            async || {
+                let usage = self.json(&["usage", key_id]).await;
+                let complete: Timestamp = usage["complete_until"].as_str()?.parse().ok()?;
+                (complete > moment).then_some(usage)
+            },
+        )
         .await
     }
 

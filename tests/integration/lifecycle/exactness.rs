@@ -71,7 +71,8 @@ impl Run {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_check_is_counted_once_whatever_becomes_of_reports() {
-    let mut control = Control::start_brisk("").await;
+    // A sidecar whose streams break one after the other waits for up to half a minute: longer than a brisk lease.
+    let mut control = Control::with_file("heartbeat: 1s\nlease: 1m\n").await;
     let old = control.create_key().await;
     let new = control.rotate(&old.id).await;
     let keys = [&old, &new];
