@@ -61,10 +61,11 @@ pub(super) const MAX_CONNECTIONS: usize = 512;
 /// Calls that a connection may have under way at a time. Envoy multiplexes all checks of a thread over one connection and
 /// opens another when this many are under way.
 pub(super) const MAX_STREAMS: u32 = 1_024;
-/// Calls that the connections of a worker share. At 7 µs for each they are answered within 30 ms. What is open already
-/// keeps what it has: with all connections on one worker it may have 23,000 under way, which are answered before Envoy gives
-/// a check up, by default after 200 ms. So a worker that is asked more than it can answer lets Envoy wait, which refuses at
-/// once what is above its own limits; denying costs a worker nearly as much as answering.
+/// Calls that the connections of a worker share. At 7 µs for each they are 30 ms of work. What is open already keeps what it
+/// has: with all connections on one worker it may have 23,000 under way, 165 ms of work, where Envoy gives a check up after
+/// 200 ms by default. Connections take turns, so that the first, which have more calls, wait for longer than the last. So a
+/// worker that is asked more than it can answer lets Envoy wait, which refuses at once what is above its own limits; denying
+/// costs a worker nearly as much as answering.
 const CALLS: u32 = 4_096;
 /// Connections on their way to a worker; the accept loop waits when it does not keep up.
 const MAX_WAITING: usize = 64;
