@@ -1,5 +1,8 @@
 #![no_main]
 
+#[path = "../properties/input.rs"]
+mod input;
+
 #[path = "../properties/discovery_up.rs"]
 mod property;
 

@@ -27,6 +27,8 @@ use relatch::{
     proto::discovery::{self as wire, control_message::Kind, sidecar_message::Kind as Answer},
 };
 
+use super::input::Input;
+
 /// The first byte says what the others are: an even number, serialized messages, each behind its length of two bytes; an
 /// odd one, what a control plane and its sidecar do, byte by byte.
 pub(crate) fn holds(bytes: &[u8]) {
@@ -74,9 +76,6 @@ struct Sidecar {
     /// Checks that wait for lookups.
     waiting: Vec<Waiting>,
 }
-
-/// Takes bytes off the front; zeros, where there are no more.
-struct Input<'b>(&'b [u8]);
 
 /// A key of which messages speak.
 struct Known {
@@ -479,24 +478,6 @@ impl Sidecar {
             byte @ 0xf8..0xff => held.saturating_sub(u64::from(byte % 4)),
             0xff => u64::MAX,
         }
-    }
-}
-
-impl<'b> Input<'b> {
-    const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn byte(&mut self) -> u8 {
-        let (byte, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *byte
-    }
-
-    fn bytes(&mut self, len: usize) -> &'b [u8] {
-        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
-        self.0 = rest;
-        taken
     }
 }
 

@@ -35,6 +35,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use zeroize::Zeroizing;
 
+use super::input::Input;
+
 /// The first byte says what the others are: an even number, serialized messages, each behind its length of two bytes; an
 /// odd one, what a sidecar does, byte by byte. What it says first is a hello.
 pub(crate) fn holds(bytes: &[u8]) {
@@ -91,9 +93,6 @@ struct Stream {
     /// The sequences of the reports.
     reported: BTreeSet<u64>,
 }
-
-/// Takes bytes off the front; zeros, where there are no more.
-struct Input<'b>(&'b [u8]);
 
 impl World {
     fn get() -> &'static Self {
@@ -294,23 +293,7 @@ impl Stream {
     }
 }
 
-impl<'b> Input<'b> {
-    const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn byte(&mut self) -> u8 {
-        let (byte, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *byte
-    }
-
-    fn bytes(&mut self, len: usize) -> &'b [u8] {
-        let (taken, rest) = self.0.split_at(len.min(self.0.len()));
-        self.0 = rest;
-        taken
-    }
-
+impl Input<'_> {
     /// Short mostly, at times as long as a message can be, at times no name.
     fn text(&mut self) -> String {
         match self.byte() {

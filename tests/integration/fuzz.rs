@@ -19,6 +19,9 @@ mod discovery_down;
 #[path = "../../fuzz/properties/discovery_up.rs"]
 mod discovery_up;
 
+#[path = "../../fuzz/properties/input.rs"]
+mod input;
+
 #[path = "../../fuzz/properties/snapshot_file.rs"]
 mod snapshot_file;
 
