@@ -6,6 +6,7 @@
 //! all, runs on the runtime that starts the sidecar. A [`monitor`] watches how it is doing, and the
 //! [`delay`] of each worker is measured.
 
+mod advertised;
 mod call;
 mod connection;
 mod delay;

@@ -23,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{
+    advertised::Advertised,
     call::{self, Call, Waiting},
     handler::CheckHandler,
     keepalive::{self, Keepalive},
     relay::relay,
-    spread::MAX_STREAMS,
 };
 use crate::tls::{HandshakeError, TlsServer};
 
@@ -75,6 +75,9 @@ struct Connection<S, H> {
     arena: BytesMut,
 }
 
+/// Calls that a connection may have under way at a time, whatever its client is told: as many as Envoy opens on one at most
+/// (`http2_protocol_options.max_concurrent_streams`, by default), which it may do before it is told anything.
+pub(super) const MAX_STREAMS: u32 = 1_024;
 /// A check carries its headers in its message. What comes beside it are gRPC's own and a trace context.
 const MAX_HEADERS: u32 = 16 << 10;
 /// An Envoy that cancels every check under way at once, at its deadline, is honest: the limit on resets lies above the
@@ -103,8 +106,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// will never speak holds nobody up.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 
-/// Serves a connection, with at most `streams` calls at a time, until the client ends it. After `stop` the client is told to open no more calls, and those under way
-/// are answered.
+/// Serves a connection until the client ends it, which is told to have at most `streams` calls under way at a time. After
+/// `stop` it is told to open no more calls, and those under way are answered.
 ///
 /// # Errors
 ///
@@ -127,7 +130,7 @@ where
     };
     let http2 = tokio::select! {
         biased;
-        http2 = limits(streams).handshake(socket) => http2?,
+        http2 = limits().handshake(Advertised::new(socket, streams)) => http2?,
         () = silent => return Err(ConnectionError::Silent),
     };
     let mut connection = Connection::new(http2, services);
@@ -266,10 +269,10 @@ async fn stopped(stop: &CancellationToken) {
     tokio::time::sleep(HANDSHAKE_GRACE).await;
 }
 
-fn limits(streams: u32) -> server::Builder {
+fn limits() -> server::Builder {
     let mut builder = server::Builder::new();
     builder
-        .max_concurrent_streams(streams)
+        .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .max_local_error_reset_streams(Some(MAX_RESETS))
         .max_pending_accept_reset_streams(MAX_RESETS)

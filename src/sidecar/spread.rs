@@ -41,7 +41,7 @@ pub(super) struct Intake {
 #[derive(Debug)]
 pub(super) struct Arrival {
     pub(super) socket: Accepted,
-    /// How many calls it may have under way at a time.
+    /// How many calls at a time its client is told of.
     pub(super) streams: u32,
     pub(super) seat: Seat,
 }
@@ -55,18 +55,19 @@ pub(super) struct Seat(Arc<AtomicUsize>);
 pub(super) struct Ended;
 
 /// Connections in all. Envoy opens one for each of its threads, twice as many while one Envoy replaces another, and more
-/// only when 1,024 checks of a thread are under way: enough for two Envoys of 128 threads. A process may often have 1,024
-/// files, and the other half is for everything else.
+/// only when as many checks of a thread are under way as a connection is told: enough for two Envoys of 128 threads. A
+/// process may often have 1,024 files, and the other half is for everything else.
 pub(super) const MAX_CONNECTIONS: usize = 512;
-/// Calls that a connection may have under way at a time. Envoy multiplexes all checks of a thread over one connection and
-/// opens another when this many are under way.
-pub(super) const MAX_STREAMS: u32 = 1_024;
-/// Calls that the connections of a worker share. At 7 µs for each they are 30 ms of work. What is open already keeps what it
-/// has: with all connections on one worker it may have 23,000 under way, 165 ms of work, where Envoy gives a check up after
-/// 200 ms by default. Connections take turns, so that the first, which have more calls, wait for longer than the last. So a
-/// worker that is asked more than it can answer lets Envoy wait, which refuses at once what is above its own limits; denying
-/// costs a worker nearly as much as answering.
-const CALLS: u32 = 4_096;
+/// Calls that the connections of a worker share. At 7 µs for each they are 14 ms of work. With all connections on one
+/// worker there may be 13,000, which are 90 ms, where Envoy gives a check up after 200 ms by default. What a worker cannot
+/// answer in time so waits in Envoy, which refuses what is above its own limits at once: denying it would cost the worker
+/// nearly as much as answering.
+const CALLS: u32 = 2_048;
+/// The most that a connection is told. It is about as much as comes with one turn of the connection: of more, the last would
+/// wait for turns of all others. Envoy opens another connection when so many checks are under way.
+const MAX_SHARE: u32 = 128;
+/// The least, so that an Envoy which comes late does not open connections by the hundred.
+const MIN_SHARE: u32 = 16;
 /// Connections on their way to a worker; the accept loop waits when it does not keep up.
 const MAX_WAITING: usize = 64;
 /// Who is refused tries again: a line for each would only fill the log.
@@ -100,7 +101,7 @@ impl Spread {
         let intake = &self.intakes[chosen];
         let arrival = Arrival {
             socket,
-            streams: streams(open[chosen]),
+            streams: share(open[chosen]),
             seat: Seat::take(&intake.open),
         };
         let given = intake.arrivals.send(arrival).await;
@@ -145,10 +146,10 @@ impl Drop for Seat {
     }
 }
 
-/// How many calls the next connection of a worker may have under way, which has `open` others.
-fn streams(open: usize) -> u32 {
+/// How many calls at a time the next connection of a worker is told of, which has `open` others.
+fn share(open: usize) -> u32 {
     let connections = u32::try_from(open + 1).unwrap_or(u32::MAX);
-    (CALLS / connections).clamp(1, MAX_STREAMS)
+    (CALLS / connections).clamp(MIN_SHARE, MAX_SHARE)
 }
 
 /// The index of the smallest number, the first of them from `turn` on.
@@ -260,11 +261,11 @@ mod tests {
     }
 
     #[test]
-    fn the_more_connections_a_worker_has_the_fewer_calls_has_the_next() {
-        let shares = [0, 3, 4, 15, MAX_CONNECTIONS - 1].map(streams);
-        assert_eq!(shares, [1_024, 1_024, 819, 256, 8]);
-        let all: u32 = (0..MAX_CONNECTIONS).map(streams).sum();
-        assert!(all <= 23_500, "{all}");
+    fn the_more_connections_a_worker_has_the_fewer_calls_is_the_next_told_of() {
+        let shares = [0, 15, 16, 63, 127, MAX_CONNECTIONS - 1].map(share);
+        assert_eq!(shares, [128, 128, 120, 32, 16, 16]);
+        let all: u32 = (0..MAX_CONNECTIONS).map(share).sum();
+        assert!(all <= 13_000, "{all}");
     }
 
     #[tokio::test]

@@ -28,9 +28,8 @@ use tonic::{Code, Status, service::Routes};
 
 use super::{
     call,
-    connection::{ConnectionError, Services, serve},
+    connection::{ConnectionError, MAX_STREAMS, Services, serve},
     handler::{Answer, CheckHandler},
-    spread::MAX_STREAMS,
 };
 
 /// Answers a check with its message behind `ANSWER`.

@@ -21,8 +21,7 @@ use crate::{
     proto::auth::{CheckRequest, CheckResponse},
     sidecar::{
         MAX_CHECK,
-        connection::{Services, serve},
-        spread::MAX_STREAMS,
+        connection::{MAX_STREAMS, Services, serve},
         testing::{ANSWER, Answered, Echo, Peer, check_request, framed, request},
     },
 };

@@ -77,6 +77,42 @@ async fn more_than_a_batch_is_answered() {
     }
 }
 
+/// As an Envoy does whose checks waited for the connection.
+#[tokio::test]
+async fn what_a_client_sends_before_it_knows_how_much_it_may_is_answered() {
+    let (near, far) = duplex(1 << 20);
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(serve(far, services(), 20, stop));
+    let handshake = h2::client::Builder::new()
+        .initial_max_send_streams(MAX_STREAMS as usize)
+        .data_frame_budget(SMALL_FRAMES)
+        .handshake(near);
+    let (mut client, mut driver) = handshake.await.expect("HTTP/2");
+    let mut answers = Vec::new();
+    for _ in 0..MAX_STREAMS {
+        let opened = client.send_request(check_request(), false);
+        let (answer, mut body) = opened.expect("the client knows of no limit");
+        body.send_data(framed(b"a check"), true)
+            .expect("the stream is open");
+        answers.push(answer);
+    }
+    assert_eq!(client.current_max_send_streams(), MAX_STREAMS as usize);
+    // Only now the client reads and writes.
+    let answered = async {
+        for answer in answers {
+            let answer = answer.await.expect("no stream is refused");
+            assert_eq!(answer.status(), http::StatusCode::OK);
+        }
+    };
+    tokio::select! {
+        () = answered => {}
+        end = &mut driver => panic!("the connection has ended: {end:?}"),
+    }
+    assert_eq!(client.current_max_send_streams(), 20);
+    drop((client, driver));
+    served.await.expect("no panic").expect("an orderly end");
+}
+
 #[tokio::test]
 async fn windows_open_again_as_checks_are_read() {
     let mut peer = Peer::connect(Routes::default()).await;

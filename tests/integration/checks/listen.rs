@@ -40,6 +40,21 @@ async fn envoy_asks_over_a_unix_socket() {
     assert!(!socket.exists(), "an orderly end leaves no socket behind");
 }
 
+/// A sidecar tells of fewer calls than Envoy has at hand when it has just connected. No check fails for it.
+#[tokio::test]
+async fn checks_that_wait_for_the_first_connection_are_all_answered() {
+    let mesh = Mesh::start().await;
+    for version in EnvoyVersion::ALL {
+        let options = EnvoyOptions::new(mesh.sidecar.ext_authz(), mesh.upstream.addr());
+        let envoy = Envoy::start(options.version(version)).await;
+        let answers = Request::get("/")
+            .send_http2_at_once(envoy.addr(), 900)
+            .await;
+        let errors = answers.iter().filter(|answer| answer.status != 401).count();
+        assert_eq!(errors, 0, "{version}");
+    }
+}
+
 #[tokio::test]
 async fn a_sidecar_is_ready_once_it_holds_every_keyring() {
     let data = tempfile::tempdir().expect("a directory can be made");

@@ -2,14 +2,19 @@
 
 use std::{io, net::SocketAddr};
 
+use bytes::Bytes;
+use h2::client::SendRequest;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinHandle};
 
 use super::{
     eventually::{DEADLINE, within},
     upstream::Seen,
     wire::{Headers, MAX_HEADERS, Wire, malformed, owned},
 };
+
+/// Why there is no answer over HTTP/2.
+type Http2Error = Box<dyn std::error::Error>;
 
 /// A request as it will stand on the wire: nothing is added but `host` and the length of a body.
 #[derive(Clone, Debug)]
@@ -74,13 +79,32 @@ impl Request {
             .unwrap_or_else(|error| panic!("{} {}: {error}", self.method, self.target))
     }
 
-    async fn try_send_http2(
+    /// Sends it `count` times at once, over HTTP/2 with prior knowledge on one connection.
+    pub(crate) async fn send_http2_at_once(&self, addr: SocketAddr, count: usize) -> Vec<Response> {
+        let sent = async {
+            let (client, connection) = connect_http2(addr, count).await?;
+            let requests = (0..count).map(|_| self.exchange_http2(client.clone(), addr));
+            let responses = futures_util::future::try_join_all(requests).await;
+            connection.abort();
+            responses
+        };
+        within(DEADLINE, "HTTP/2 responses", sent)
+            .await
+            .unwrap_or_else(|error| panic!("{} {}: {error}", self.method, self.target))
+    }
+
+    async fn try_send_http2(&self, addr: SocketAddr) -> Result<Response, Http2Error> {
+        let (client, connection) = connect_http2(addr, 1).await?;
+        let response = self.exchange_http2(client, addr).await;
+        connection.abort();
+        response
+    }
+
+    async fn exchange_http2(
         &self,
+        client: SendRequest<Bytes>,
         addr: SocketAddr,
-    ) -> Result<Response, Box<dyn std::error::Error>> {
-        let stream = TcpStream::connect(addr).await?;
-        let (client, connection) = h2::client::handshake(stream).await?;
-        let connection = tokio::spawn(connection);
+    ) -> Result<Response, Http2Error> {
         let mut request = http::Request::builder()
             .method(self.method.as_str())
             .uri(format!("http://{addr}{}", self.target));
@@ -101,7 +125,6 @@ impl Request {
             incoming.flow_control().release_capacity(data.len())?;
             body.extend_from_slice(&data);
         }
-        connection.abort();
         let line = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             (name.as_str().to_owned(), value.as_bytes().to_vec())
         };
@@ -134,6 +157,19 @@ impl Request {
         bytes.extend(&self.body);
         bytes
     }
+}
+
+/// Connects with HTTP/2 for `streams` requests at once.
+async fn connect_http2(
+    addr: SocketAddr,
+    streams: usize,
+) -> Result<(SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>), Http2Error> {
+    let stream = TcpStream::connect(addr).await?;
+    let (client, connection) = h2::client::Builder::new()
+        .initial_max_send_streams(streams)
+        .handshake(stream)
+        .await?;
+    Ok((client, tokio::spawn(connection)))
 }
 
 impl Response {
