@@ -198,7 +198,7 @@ impl Sidecar {
     }
 
     fn check_answers(&self, outcome: &Outcome) {
-        // Of a heartbeat one of each keyring, and a report.
+        // Of a heartbeat one of each keyring.
         assert!(
             outcome.answers.len() <= 16,
             "{} answers",

@@ -12,6 +12,10 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{
+    Stream as AnyStream,
+    stream::{PollNext, select_with_strategy},
+};
 use http::header::AUTHORIZATION;
 use tokio::{
     sync::mpsc,
@@ -79,6 +83,8 @@ pub struct EndpointLink {
 /// An open stream.
 struct Stream {
     answers: mpsc::Sender<wire::SidecarMessage>,
+    /// Usage, which waits until there are no answers to send.
+    usage: mpsc::Sender<wire::SidecarMessage>,
     inbound: tonic::Streaming<wire::ControlMessage>,
 }
 
@@ -112,6 +118,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers that wait for the stream. A control plane that does not read them stops being read from.
 const MAX_ANSWERS: usize = 64;
+/// Messages of usage that wait for the stream; the others of a report wait with the receiver.
+const MAX_USAGE: usize = 1;
 /// A chunk of a snapshot has at most 1 MiB of items; this leaves room for what surrounds them.
 const MAX_MESSAGE: usize = 4 << 20;
 /// Keyrings that are remembered as not served: as many as a sidecar may hold.
@@ -273,19 +281,24 @@ impl Client {
         let mut client =
             KeyringDiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (answers, outbound) = mpsc::channel(MAX_ANSWERS);
+        let (usage, reports) = mpsc::channel(MAX_USAGE);
         let hello = wire::Hello {
             node: Some(self.node.clone()),
             boot_id: self.boot_id.clone(),
             subscriptions: self.receiver.subscriptions(),
         };
         send(&answers, Kind::Hello(hello)).await?;
-        let mut call = Request::new(ReceiverStream::new(outbound));
+        let mut call = Request::new(answers_first(outbound, reports));
         call.metadata_mut().as_mut().extend(bearer);
         let inbound = client.subscribe(call).await?.into_inner();
         self.link.opened(at);
         self.receiver.connected();
         tracing::info!(endpoint = %uri, "stream to the control plane is open");
-        Ok(Stream { answers, inbound })
+        Ok(Stream {
+            answers,
+            usage,
+            inbound,
+        })
     }
 
     /// Serves the stream until the sidecar stops and all checks are answered.
@@ -304,8 +317,8 @@ impl Client {
         }
     }
 
-    /// The next message. Lookups are sent meanwhile, and what has come to the disk is told.
-    async fn next(&self, stream: &mut Stream) -> Result<wire::ControlMessage, StreamEnd> {
+    /// The next message. Lookups and usage are sent meanwhile, and what has come to the disk is told.
+    async fn next(&mut self, stream: &mut Stream) -> Result<wire::ControlMessage, StreamEnd> {
         let mut silence = pin!(sleep(SILENCE));
         loop {
             tokio::select! {
@@ -314,6 +327,12 @@ impl Client {
                 }
                 sent = self.send_lookup(&stream.answers) => sent?,
                 sent = self.send_durable(&stream.answers) => sent?,
+                room = stream.usage.reserve(), if self.receiver.has_usage() => {
+                    let room = room.map_err(|_| StreamEnd::Closed)?;
+                    if let Some(usage) = self.receiver.next_usage() {
+                        room.send(usage);
+                    }
+                }
                 () = &mut silence => return Err(StreamEnd::Silent),
             }
         }
@@ -358,13 +377,9 @@ impl Client {
     async fn report_last(&mut self, stream: &mut Stream) {
         let reported = async {
             loop {
-                let report = self.receiver.last_report();
-                let last = report.last().map_or(0, |usage| usage.sequence);
-                for usage in report {
-                    send(&stream.answers, Kind::Usage(usage)).await?;
-                }
+                let last = self.receiver.make_last_report();
                 while self.receiver.progress().acked < last {
-                    let message = stream.inbound.next().await.ok_or(StreamEnd::Closed)??;
+                    let message = self.next(stream).await?;
                     self.take(message, &stream.answers).await?;
                 }
                 if self.receiver.progress().unacked == 0 {
@@ -516,6 +531,15 @@ fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is sent: usage only where no answer waits.
+fn answers_first(
+    answers: mpsc::Receiver<wire::SidecarMessage>,
+    usage: mpsc::Receiver<wire::SidecarMessage>,
+) -> impl AnyStream<Item = wire::SidecarMessage> {
+    let (answers, usage) = (ReceiverStream::new(answers), ReceiverStream::new(usage));
+    select_with_strategy(answers, usage, |(): &mut ()| PollNext::Left)
+}
+
 async fn send(answers: &mpsc::Sender<wire::SidecarMessage>, kind: Kind) -> Result<(), StreamEnd> {
     answers
         .send(wire::SidecarMessage { kind: Some(kind) })
@@ -533,6 +557,7 @@ async fn drained(shutdown: &CancellationToken, checks: &TaskTracker) {
 async fn goodbye(
     Stream {
         answers,
+        usage,
         mut inbound,
     }: Stream,
 ) {
@@ -541,7 +566,7 @@ async fn goodbye(
             .await
             .is_ok()
         {
-            drop(answers);
+            drop((answers, usage));
             while let Some(Ok(_)) = inbound.next().await {}
         }
     };

@@ -1,6 +1,10 @@
 //! What a sidecar does with what comes down its stream. No network: a message goes in, answers come out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -34,6 +38,8 @@ pub struct Receiver {
     /// Woken when there is a lookup to send.
     lookups: Arc<Notify>,
     reporter: Reporter,
+    /// What is still to be sent of the last usage report.
+    report: VecDeque<wire::Usage>,
     /// None when nothing is kept on disk.
     disk: Option<Arc<Disk>>,
     /// Told of the control plane's wall clock.
@@ -50,7 +56,7 @@ enum Subscribed {
 /// What came of a message.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// To send, in order.
+    /// To send, in order, before any usage.
     pub answers: Vec<wire::SidecarMessage>,
     /// How far the control plane's wall clock is ahead of ours, in milliseconds, where the message told.
     pub clock_skew_ms: Option<i64>,
@@ -102,6 +108,7 @@ impl Receiver {
                 .collect(),
             lookups,
             reporter,
+            report: VecDeque::new(),
             disk: None,
             latest: LatestWall::default(),
         }
@@ -183,8 +190,20 @@ impl Receiver {
         &self.lookups
     }
 
-    /// What the first message of a new stream says of each keyring. What was half received before is forgotten.
+    /// The next message of usage to send, after all answers: what waits for those are checks and operators.
+    pub fn next_usage(&mut self) -> Option<wire::SidecarMessage> {
+        self.report.pop_front().map(Answer::Usage).map(message)
+    }
+
+    /// Whether there is usage to send.
+    #[must_use]
+    pub fn has_usage(&self) -> bool {
+        !self.report.is_empty()
+    }
+
+    /// What the first message of a new stream says of each keyring. What was half received or half sent before is forgotten.
     pub fn subscriptions(&mut self) -> Vec<wire::Subscription> {
+        self.report.clear();
         self.reporter.reconnected();
         let keyrings = self.keyrings.values_mut();
         let subscriptions = keyrings.map(|keyring| match keyring {
@@ -232,10 +251,12 @@ impl Receiver {
         }
     }
 
-    /// The last usage report, once no check is under way and none will come.
-    pub fn last_report(&mut self) -> Vec<wire::Usage> {
-        let now = self.clock.wall();
-        self.reporter.last_report(now)
+    /// Makes the last usage report, once no check is under way and none will come, and returns the sequence of its last
+    /// message. It is sent behind what is left of the one before.
+    pub fn make_last_report(&mut self) -> u64 {
+        let last = self.reporter.last_report(self.clock.wall());
+        self.report.extend(last);
+        self.report.back().map_or(0, |usage| usage.sequence)
     }
 
     /// How far the usage reports have come.
@@ -318,9 +339,10 @@ impl Receiver {
             };
             outcome.answers.extend(answer);
         }
-        let report = self.reporter.report(wall).into_iter();
-        let report = report.map(|usage| message(Answer::Usage(usage)));
-        outcome.answers.extend(report);
+        // One that is still being sent is sent to its end: an ack is for everything before it, too.
+        if self.report.is_empty() {
+            self.report.extend(self.reporter.report(wall));
+        }
         Ok(outcome)
     }
 

@@ -43,6 +43,8 @@ struct World {
     server: JoinSet<()>,
 }
 
+/// What a sidecar may send before it is read: little, so that more waits where the sidecar has it.
+const WINDOW: u32 = 64 << 10;
 /// Far above what anything here takes, so that only a failing test meets it.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -73,6 +75,7 @@ impl World {
         let (control, opened) = mpsc::unbounded_channel();
         let mut server = JoinSet::new();
         let serving = Server::builder()
+            .initial_stream_window_size(WINDOW)
             .add_service(KeyringDiscoveryServer::new(Control(control)))
             .serve_with_incoming(TcpListenerStream::new(listener));
         server.spawn(async move { serving.await.expect("it serves") });
@@ -157,6 +160,19 @@ impl World {
         }
     }
 
+    /// Counts a use of each of `versions` other versions.
+    fn count_others(&self, versions: usize) {
+        let now = Clock::system().wall();
+        for _ in 0..versions {
+            let version = VersionRef {
+                key_id: KeyId::generate().expect("the random source works"),
+                ..self.version()
+            };
+            let usage = self.slot.usage().of_version(version);
+            self.slot.usage().count(usage, now, false);
+        }
+    }
+
     async fn ended(self) {
         let ended = timeout(DEADLINE, self.client).await;
         ended.expect("in time").expect("it does not panic");
@@ -188,12 +204,16 @@ impl Opened {
         }
     }
 
-    /// The answer to a heartbeat.
-    async fn heartbeat(&mut self) -> wire::Usage {
+    fn tell_heartbeat(&self) {
         self.tell(Tell::Heartbeat(wire::Heartbeat {
             sent_at: Some(Clock::system().wall().to_wire()),
             keyrings: Vec::new(),
         }));
+    }
+
+    /// The answer to a heartbeat.
+    async fn heartbeat(&mut self) -> wire::Usage {
+        self.tell_heartbeat();
         self.usage().await
     }
 }
@@ -225,6 +245,53 @@ async fn every_heartbeat_is_answered_with_what_was_not_acked() {
         unacked: 0,
     };
     assert_eq!(world.link.usage(), progress);
+}
+
+#[tokio::test]
+async fn a_control_plane_that_does_not_read_usage_is_listened_to_and_gets_all_of_it_later() {
+    const VERSIONS: usize = 50_000;
+    let mut world = World::start().await;
+    let mut stream = world.stream(KeyState::Active).await;
+    world.count_others(VERSIONS);
+    stream.tell_heartbeat();
+    // The second report is not begun before the first has left.
+    stream.tell_heartbeat();
+    stream.tell(Tell::UsageAck(wire::UsageAck { sequence: 1 }));
+    let taken = async {
+        while world.link.usage().acked == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(DEADLINE, taken).await.expect("what came behind it");
+
+    let (mut told, mut messages) = (0, 0);
+    loop {
+        let usage = stream.usage().await;
+        messages += 1;
+        assert_eq!(usage.sequence, messages);
+        told += requests(&usage).len();
+        if usage.complete_until.is_some() {
+            break;
+        }
+    }
+    assert_eq!(told, VERSIONS);
+}
+
+#[tokio::test]
+async fn usage_leaves_where_no_answer_waits() {
+    let (answers, outbound) = mpsc::channel(MAX_ANSWERS);
+    let (usage, reports) = mpsc::channel(MAX_USAGE);
+    let message = |kind| wire::SidecarMessage { kind: Some(kind) };
+    let report = message(Kind::Usage(wire::Usage::default()));
+    usage.send(report.clone()).await.expect("it has room");
+    let lookup = message(Kind::Lookup(wire::Lookup::default()));
+    let ack = message(Kind::Ack(wire::Ack::default()));
+    for answer in [&lookup, &ack] {
+        answers.send(answer.clone()).await.expect("it has room");
+    }
+    drop((answers, usage));
+    let sent: Vec<_> = answers_first(outbound, reports).collect().await;
+    assert_eq!(sent, [lookup, ack, report]);
 }
 
 #[tokio::test]
