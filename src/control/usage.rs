@@ -33,7 +33,7 @@ use crate::{
 pub use callers::Caller;
 
 use callers::{Callers, MAX_CALLERS};
-use ledger::{Boot, Ledger};
+use ledger::{Boot, Entry, Ledger};
 
 /// How often each version was used, by all that sidecars have told.
 #[derive(Debug)]
@@ -302,20 +302,12 @@ impl UsageBook {
     /// When the store cannot be written. The next flush tries again.
     pub async fn flush(&self, fleet: &Fleet) -> Result<(), StoreError> {
         let _turn = self.flushing.lock().await;
-        let (rows, callers, streams, ended) = {
+        let (callers, streams, ended) = {
             let state = self.lock();
             let streams: Vec<Written> = state.streams.iter().map(Open::seen).collect();
-            (
-                state.ledger.unsaved(),
-                state.callers.unsaved(),
-                streams,
-                state.ended.clone(),
-            )
+            (state.callers.unsaved(), streams, state.ended.clone())
         };
-        for batch in rows.chunks(MAX_ROWS) {
-            self.store.save_usage(batch.to_vec()).await?;
-            self.lock().ledger.saved(batch);
-        }
+        self.flush_counts().await?;
         // The counts are what acks and evidence are about.
         self.acknowledge(&streams, fleet);
         for batch in callers.rows.chunks(MAX_ROWS) {
@@ -332,6 +324,24 @@ impl UsageBook {
             self.written_to.notify_one();
         }
         Ok(())
+    }
+
+    /// Writes what is not in the store as this begins. Whoever reports is held up for a batch at a time at most.
+    async fn flush_counts(&self) -> Result<(), StoreError> {
+        let mut last: Option<Entry> = None;
+        loop {
+            let batch = self.lock().ledger.unsaved(last.as_ref(), MAX_ROWS);
+            let Some(row) = batch.last() else {
+                return Ok(());
+            };
+            last = Some((
+                row.keyring.clone(),
+                row.version,
+                row.boot_id.as_str().into(),
+            ));
+            self.store.save_usage(batch.clone()).await?;
+            self.lock().ledger.saved(&batch);
+        }
     }
 
     /// Writes what comes until `end`, and then what is left.

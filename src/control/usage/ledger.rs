@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
     sync::Arc,
     time::Duration,
 };
@@ -15,13 +16,16 @@ use crate::{
 /// Names one process of a sidecar.
 pub(super) type Boot = Arc<str>;
 
+/// Names the count of one version by one process.
+pub(super) type Entry = (KeyringName, VersionRef, Boot);
+
 /// How often each version was used, and what of it the store does not have yet.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     keyrings: BTreeMap<KeyringName, HashMap<VersionRef, Counts>>,
     /// The processes that have ended for good, and when. Their counts are in the sums, or about to be.
     ended: HashMap<Boot, Timestamp>,
-    unsaved: BTreeSet<(KeyringName, VersionRef, Boot)>,
+    unsaved: BTreeSet<Entry>,
 }
 
 #[derive(Debug, Default)]
@@ -136,10 +140,13 @@ impl Ledger {
             .collect()
     }
 
-    /// What the store does not have yet.
-    pub(super) fn unsaved(&self) -> Vec<UsageRow> {
-        let unsaved = self.unsaved.iter();
+    /// What the store does not have yet, in the order of the entries: the first `most` of them, or those that come after
+    /// `last`.
+    pub(super) fn unsaved(&self, last: Option<&Entry>, most: usize) -> Vec<UsageRow> {
+        let begin = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let unsaved = self.unsaved.range((begin, Bound::Unbounded));
         unsaved
+            .take(most)
             .filter_map(|(keyring, version, boot)| {
                 let told = self.held(keyring, *version, boot)?;
                 Some(UsageRow {

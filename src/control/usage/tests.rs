@@ -471,3 +471,37 @@ proptest! {
         runtime.block_on(survive(events));
     }
 }
+
+#[tokio::test]
+async fn more_than_one_transaction_takes_is_written_and_acked_with_one_flush() {
+    const VERSIONS: u32 = 2 * MAX_ROWS as u32 + 1;
+    struct All;
+    impl Versions for All {
+        fn known(&self, _: &KeyringName, asked: &[VersionRef], _: Timestamp) -> Vec<Option<Known>> {
+            let known = Known {
+                keeps_callers: false,
+            };
+            vec![Some(known); asked.len()]
+        }
+    }
+    let mut plane = Plane::new().await;
+    let (_, mut stream, acks) = plane.connect("one").await;
+    let told = wire::KeyringUsage {
+        keyring: testing::keyring_name().to_string(),
+        versions: (1..=versions)
+            .map(|number| used(number, 3, START))
+            .collect(),
+    };
+    let report = wire::Usage {
+        sequence: 1,
+        keyrings: vec![told],
+        ..wire::Usage::default()
+    };
+    stream.note(&report, &All);
+    plane.flush().await;
+    assert_eq!(*acks.borrow(), 1);
+    plane.reopen().await;
+    for number in 1..=VERSIONS {
+        assert_eq!(plane.requests(number), 3, "version {number}");
+    }
+}

@@ -108,7 +108,7 @@ impl World {
 
     /// As the store's contract says.
     fn save(&mut self) {
-        let rows = self.ledger.unsaved();
+        let rows = self.ledger.unsaved(None, usize::MAX);
         for row in &rows {
             let told = Use {
                 requests: row.requests,
@@ -125,7 +125,7 @@ impl World {
             held.last_used = held.last_used.max(told.last_used);
         }
         self.ledger.saved(&rows);
-        assert_eq!(self.ledger.unsaved(), []);
+        assert_eq!(self.ledger.unsaved(None, usize::MAX), []);
     }
 
     fn die(&mut self) {
@@ -242,12 +242,12 @@ fn a_late_use_of_a_process_that_ended_is_dated_and_not_counted() {
     let mut ledger = Ledger::default();
     ledger.merge(&keyring, version(1), &boot(0), told(5, 10), now);
     ledger.end(&boot(0), Timestamp::from_millis(10));
-    let rows = ledger.unsaved();
+    let rows = ledger.unsaved(None, usize::MAX);
     ledger.saved(&rows);
     ledger.fold(&boot(0));
     ledger.merge(&keyring, version(1), &boot(0), told(7, 30), now);
     assert_eq!(ledger.total(&keyring, version(1)), Some(told(5, 30)));
-    assert_eq!(ledger.unsaved().len(), 1);
+    assert_eq!(ledger.unsaved(None, usize::MAX).len(), 1);
 }
 
 #[test]
@@ -255,10 +255,10 @@ fn what_changes_while_it_is_written_is_written_again() {
     let (keyring, now) = (testing::keyring_name(), BootTime::default());
     let mut ledger = Ledger::default();
     ledger.merge(&keyring, version(1), &boot(0), told(5, 10), now);
-    let rows = ledger.unsaved();
+    let rows = ledger.unsaved(None, usize::MAX);
     ledger.merge(&keyring, version(1), &boot(0), told(6, 11), now);
     ledger.saved(&rows);
-    assert_eq!(ledger.unsaved()[0].requests, 6);
+    assert_eq!(ledger.unsaved(None, usize::MAX)[0].requests, 6);
 }
 
 #[test]
@@ -283,4 +283,31 @@ fn a_rate_is_that_of_the_last_minute() {
     assert!(ledger.rate(&keyring, version(1), at(350)) > 0.0);
     let after = ledger.rate(&keyring, version(1), at(294 + 60));
     assert!(after.abs() < f64::EPSILON, "{after}");
+}
+
+#[test]
+fn what_is_unsaved_is_read_in_batches() {
+    let (keyring, now) = (testing::keyring_name(), BootTime::default());
+    let mut ledger = Ledger::default();
+    for number in 1..=3 {
+        for process in 0..=1 {
+            ledger.merge(&keyring, version(number), &boot(process), told(1, 10), now);
+        }
+    }
+    let all = ledger.unsaved(None, usize::MAX);
+    assert_eq!(all.len(), 6);
+    let mut read = Vec::new();
+    let mut last = None;
+    loop {
+        let batch = ledger.unsaved(last.as_ref(), 4);
+        let Some(row) = batch.last() else { break };
+        last = Some((
+            row.keyring.clone(),
+            row.version,
+            row.boot_id.as_str().into(),
+        ));
+        read.push(batch);
+    }
+    assert_eq!(read.concat(), all);
+    assert_eq!(read.len(), 2);
 }
