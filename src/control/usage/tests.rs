@@ -474,7 +474,6 @@ proptest! {
 
 #[tokio::test]
 async fn more_than_one_transaction_takes_is_written_and_acked_with_one_flush() {
-    const VERSIONS: u32 = 2 * MAX_ROWS as u32 + 1;
     struct All;
     impl Versions for All {
         fn known(&self, _: &KeyringName, asked: &[VersionRef], _: Timestamp) -> Vec<Option<Known>> {
@@ -484,6 +483,7 @@ async fn more_than_one_transaction_takes_is_written_and_acked_with_one_flush() {
             vec![Some(known); asked.len()]
         }
     }
+    let versions = u32::try_from(2 * MAX_ROWS + 1).expect("a few thousand");
     let mut plane = Plane::new().await;
     let (_, mut stream, acks) = plane.connect("one").await;
     let told = wire::KeyringUsage {
@@ -501,7 +501,7 @@ async fn more_than_one_transaction_takes_is_written_and_acked_with_one_flush() {
     plane.flush().await;
     assert_eq!(*acks.borrow(), 1);
     plane.reopen().await;
-    for number in 1..=VERSIONS {
+    for number in 1..=versions {
         assert_eq!(plane.requests(number), 3, "version {number}");
     }
 }
