@@ -235,9 +235,14 @@ impl Follower {
         self.cache.answer(&digest, answer, now);
     }
 
+    /// Revokes a version, whatever its record says of its state.
     fn revoke_one(&mut self, record: &KeyRecord, revision: Revision) {
         self.tombstones.add(record.digest);
-        self.change(record, revision);
+        let revoked = KeyRecord {
+            state: KeyState::Revoked,
+            ..record.clone()
+        };
+        self.change(&revoked, revision);
     }
 
     /// Brings what is held of a version to what it is at `revision`. What was answered at that revision or after it has

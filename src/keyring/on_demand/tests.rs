@@ -395,6 +395,20 @@ fn a_delta_that_an_answer_has_already_changes_nothing() {
     assert_eq!(followed.state(&secret, START), Some(KeyState::Retired));
 }
 
+/// Also where a newer answer is held, and a check waits with one.
+#[test]
+fn a_revocation_ends_a_version_whatever_its_record_says() {
+    let (secret, record) = key();
+    let mut followed = Followed::new();
+    let waiting = followed.wait(record.digest, START);
+    followed.fill(12, record.digest, Some(record.clone()), START);
+    followed
+        .follower
+        .revoke(EPOCH, revision(11), std::slice::from_ref(&record));
+    assert_eq!(followed.state(&secret, START), Some(KeyState::Revoked));
+    assert_eq!(held(waiting.collect()), KeyState::Revoked);
+}
+
 #[test]
 fn a_revocation_outlives_its_entry_and_its_epoch() {
     let mut followed = Followed::new();
