@@ -1,10 +1,10 @@
 //! A whole sidecar: made once, started, and told where it listens.
 //!
 //! Checks are answered by [`worker`]s, each a thread with a runtime of its own, over which one [`listener`] [`spread`]s
-//! connections. A [`connection`] takes [`call`]s: the [`message`] of each goes to a [`handler`], which answers with a
-//! [`reply`]; other methods than `Check` are [`relay`]ed to tonic. Everything else, the stream to the control plane above
-//! all, runs on the runtime that starts the sidecar. A [`monitor`] watches how it is doing, and the
-//! [`delay`] of each worker is measured.
+//! connections. A [`connection`], whose share of the worker is [`advertised`], takes [`call`]s: the [`message`] of each goes
+//! to a [`handler`], which answers with a [`reply`]; other methods than `Check` are [`relay`]ed to tonic. Everything else,
+//! the stream to the control plane above all, runs on the runtime that starts the sidecar. A [`monitor`] watches how it is
+//! doing, and the [`delay`] of each worker is measured.
 
 mod advertised;
 mod call;
