@@ -206,10 +206,7 @@ impl Sidecar {
         let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
         let authorizer = authorizer(settings, &keyrings, clock, observer).judging_by(latest);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let services = Services {
-            checks: Arc::new(authorizer),
-            others: Routes::new(health),
-        };
+        let services = Services::new(Arc::new(authorizer), Routes::new(health));
         let checks = TaskTracker::new();
         let workers = start_workers(
             settings,

@@ -33,7 +33,7 @@ use crate::{
 pub use callers::Caller;
 
 use callers::{Callers, MAX_CALLERS};
-use ledger::{Boot, Entry, Ledger};
+use ledger::{Boot, Entry, Ledger, entry_of};
 
 /// How often each version was used, by all that sidecars have told.
 #[derive(Debug)]
@@ -334,11 +334,7 @@ impl UsageBook {
             let Some(row) = batch.last() else {
                 return Ok(());
             };
-            last = Some((
-                row.keyring.clone(),
-                row.version,
-                row.boot_id.as_str().into(),
-            ));
+            last = Some(entry_of(row));
             self.store.save_usage(batch.clone()).await?;
             self.lock().ledger.saved(&batch);
         }

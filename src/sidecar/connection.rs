@@ -18,7 +18,10 @@ use h2::{
     server::{self, SendResponse},
 };
 use http::Request;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -29,7 +32,10 @@ use super::{
     keepalive::{self, Keepalive},
     relay::relay,
 };
-use crate::tls::{HandshakeError, TlsServer};
+use crate::{
+    keyring::on_demand,
+    tls::{HandshakeError, TlsServer},
+};
 
 /// What connections serve; cheap to clone.
 pub(super) struct Services<H> {
@@ -37,6 +43,8 @@ pub(super) struct Services<H> {
     pub(super) checks: Arc<H>,
     /// Everything else.
     pub(super) others: Routes,
+    /// For calls that wait, on all connections.
+    places: Arc<Semaphore>,
 }
 
 /// A connection has ended otherwise than by the client's will.
@@ -78,6 +86,9 @@ struct Connection<S, H> {
 /// Calls that a connection may have under way at a time, whatever its client is told: as many as Envoy opens on one at most
 /// (`http2_protocol_options.max_concurrent_streams`, by default), which it may do before it is told anything.
 pub(super) const MAX_STREAMS: u32 = 1_024;
+/// Calls that wait, for the rest of their message or for a lookup, on all connections: four times as many as lookups have
+/// room for, so that who opens calls on every connection and does not go on takes 270 MiB of headers at most.
+const MAX_WAITING: usize = 4 * on_demand::MAX_WAITING;
 /// A check carries its headers in its message. What comes beside it are gRPC's own and a trace context.
 const MAX_HEADERS: u32 = 16 << 10;
 /// An Envoy that cancels every check under way at once, at its deadline, is honest: the limit on resets lies above the
@@ -236,7 +247,25 @@ where
                     reply,
                 )))
             };
-            self.waiting.extend(waiting);
+            // Without a place for it, it is reset as it is dropped.
+            if let Some(waiting) = waiting
+                && let Ok(place) = Arc::clone(&self.services.places).try_acquire_owned()
+            {
+                self.waiting.push(Box::pin(async move {
+                    waiting.await;
+                    drop(place);
+                }));
+            }
+        }
+    }
+}
+
+impl<H> Services<H> {
+    pub(super) fn new(checks: Arc<H>, others: Routes) -> Self {
+        Self {
+            checks,
+            others,
+            places: Arc::new(Semaphore::new(MAX_WAITING)),
         }
     }
 }
@@ -246,6 +275,7 @@ impl<H> Clone for Services<H> {
         Self {
             checks: Arc::clone(&self.checks),
             others: self.others.clone(),
+            places: Arc::clone(&self.places),
         }
     }
 }

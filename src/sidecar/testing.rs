@@ -142,10 +142,7 @@ impl Peer {
     ) -> Self {
         let handler = Arc::new(Echo::default());
         let stop = CancellationToken::new();
-        let services = Services {
-            checks: Arc::clone(&handler),
-            others,
-        };
+        let services = Services::new(Arc::clone(&handler), others);
         let served = tokio::spawn(serve(far, services, MAX_STREAMS, stop.clone()));
         let (client, driver) = client::Builder::new()
             .initial_connection_window_size(8 << 20)

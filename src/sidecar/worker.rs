@@ -167,10 +167,7 @@ mod tests {
         let credentials = files.credentials(TlsUse::ExtAuthzServer, Some(&pair), None);
         let shutdown = Shutdown::new();
         let checks = TaskTracker::new();
-        let services = Services {
-            checks: Arc::<Echo>::default(),
-            others: Routes::default(),
-        };
+        let services = Services::new(Arc::<Echo>::default(), Routes::default());
         let tls = Some(TlsServer::new(credentials));
         let intake = start(0, services, tls, delays(), &checks, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
@@ -192,10 +189,7 @@ mod tests {
     async fn a_client_that_is_frozen_does_not_hold_a_stop_up() {
         let shutdown = Shutdown::new();
         let checks = TaskTracker::new();
-        let services = Services {
-            checks: Arc::<Echo>::default(),
-            others: Routes::default(),
-        };
+        let services = Services::new(Arc::<Echo>::default(), Routes::default());
         let intake = start(0, services, None, delays(), &checks, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");

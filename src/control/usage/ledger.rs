@@ -165,16 +165,15 @@ impl Ledger {
     /// The store has `rows` now.
     pub(super) fn saved(&mut self, rows: &[UsageRow]) {
         for row in rows {
-            let boot = Boot::from(row.boot_id.as_str());
+            let entry = entry_of(row);
             let saved = Use {
                 requests: row.requests,
                 denied: row.denied,
                 first_used: row.first_used,
                 last_used: row.last_used,
             };
-            if self.held(&row.keyring, row.version, &boot) == Some(saved) {
-                self.unsaved
-                    .remove(&(row.keyring.clone(), row.version, boot));
+            if self.held(&entry.0, entry.1, &entry.2) == Some(saved) {
+                self.unsaved.remove(&entry);
             }
         }
     }
@@ -236,6 +235,12 @@ impl Pace {
         let grown = u32::try_from(requests.saturating_sub(since.requests)).unwrap_or(u32::MAX);
         f64::from(grown) / elapsed.as_secs_f64()
     }
+}
+
+/// What a row is of.
+pub(super) fn entry_of(row: &UsageRow) -> Entry {
+    let boot = row.boot_id.as_str().into();
+    (row.keyring.clone(), row.version, boot)
 }
 
 /// What is known of one process after both were told of it.

@@ -350,10 +350,7 @@ fn split<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
 /// Writes a conversation piece by piece, each to be read before the next, and returns the body of the answer.
 async fn converse(pieces: &[&[u8]]) -> Vec<u8> {
     let (mut client, server) = duplex(1 << 20);
-    let services = Services {
-        checks: Arc::<Echo>::default(),
-        others: Routes::default(),
-    };
+    let services = Services::new(Arc::<Echo>::default(), Routes::default());
     let task = tokio::spawn(serve(
         server,
         services,

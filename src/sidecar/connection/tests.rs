@@ -14,10 +14,7 @@ use crate::sidecar::testing::{Answered, Echo, LATER, Opened, Peer, check_request
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 fn services() -> Services<Echo> {
-    Services {
-        checks: Arc::default(),
-        others: Routes::default(),
-    }
+    Services::new(Arc::default(), Routes::default())
 }
 
 async fn answers(calls: impl IntoIterator<Item = Opened>) -> Vec<Answered> {
@@ -111,6 +108,44 @@ async fn what_a_client_sends_before_it_knows_how_much_it_may_is_answered() {
     assert_eq!(client.current_max_send_streams(), 20);
     drop((client, driver));
     served.await.expect("no panic").expect("an orderly end");
+}
+
+/// Whatever has come whole is answered meanwhile.
+#[tokio::test]
+async fn calls_that_wait_beyond_the_places_for_them_are_reset() {
+    let (near, far) = duplex(1 << 20);
+    let services = Services {
+        places: Arc::new(Semaphore::new(2)),
+        ..services()
+    };
+    let served = tokio::spawn(serve(far, services, 20, CancellationToken::new()));
+    let (mut client, driver) = h2::client::handshake(near).await.expect("HTTP/2");
+    let driver = tokio::spawn(driver);
+    let message = framed(b"a check");
+    let mut halves = Vec::new();
+    for _ in 0..3 {
+        let opened = client.send_request(check_request(), false);
+        let (answer, mut body) = opened.expect("there is room");
+        let sent = body.send_data(message.slice(..7), false);
+        sent.expect("the stream is open");
+        halves.push((answer, body));
+    }
+    let (refused, _body) = halves.pop().expect("there are three");
+    let reset = within("a reset", refused).await;
+    assert!(reset.is_err_and(|error| error.is_reset()));
+    let opened = client.send_request(check_request(), false);
+    let (answer, mut body) = opened.expect("there is room");
+    body.send_data(message.clone(), true).expect("it is open");
+    let answer = within("an answer", answer).await;
+    assert_eq!(answer.expect("an answer").status(), http::StatusCode::OK);
+    for (answer, mut body) in halves {
+        body.send_data(message.slice(7..), true)
+            .expect("it is open");
+        let answer = within("an answer", answer).await;
+        assert_eq!(answer.expect("an answer").status(), http::StatusCode::OK);
+    }
+    driver.abort();
+    served.abort();
 }
 
 #[tokio::test]
