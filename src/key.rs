@@ -14,6 +14,7 @@ pub mod digest;
 pub mod evidence;
 pub mod id;
 pub mod keyring;
+pub mod lifetime;
 pub mod note;
 pub mod operation;
 mod paged;
@@ -41,6 +42,7 @@ pub use id::{
     ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
 };
 pub use keyring::{ApplyError, Keyring, KeyringHead, Touched};
+pub use lifetime::Lifetime;
 pub use note::Note;
 pub use operation::Refusal;
 pub use paged::{PagedMap, PagedSet};

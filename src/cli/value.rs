@@ -5,7 +5,8 @@ use std::{ffi::OsStr, time::Duration};
 use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
 
 use crate::key::{
-    AllowedSources, KeyId, id::ParseIdError, permission::ParseSourceError, webhook::WebhookId,
+    AllowedSources, KeyId, Lifetime, id::ParseIdError, permission::ParseSourceError,
+    webhook::WebhookId,
 };
 
 /// Takes a [`KeyId`]. Unlike clap's own parsers it does not repeat what it was given: somebody may have pasted a whole
@@ -30,6 +31,11 @@ pub enum ParseDurationError {
     #[error("it is longer than 100 years; leave the flag away for no end")]
     TooLong,
 }
+
+/// A text that is no lifetime.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}, or never")]
+pub struct ParseLifetimeError(#[from] ParseDurationError);
 
 /// The longest duration that is taken, 100 years: more is a slip of the finger, and everything below fits every format
 /// that the duration passes through.
@@ -59,6 +65,18 @@ pub fn positive_duration(text: &str) -> Result<Duration, ParseDurationError> {
         return Err(ParseDurationError::Zero);
     }
     Ok(duration)
+}
+
+/// How long a new version lives: a [`positive_duration`], or `never` for one that does not expire.
+///
+/// # Errors
+///
+/// When it is neither.
+pub fn lifetime(text: &str) -> Result<Lifetime, ParseLifetimeError> {
+    match text {
+        "never" => Ok(Lifetime::Unlimited),
+        text => Ok(Lifetime::Limited(positive_duration(text)?)),
+    }
 }
 
 /// A CIDR block or an address, as it was written.
@@ -133,6 +151,19 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_lifetime_is_a_duration_or_never() {
+        let days = Duration::from_hours(24 * 90);
+        assert_eq!(lifetime("90d"), Ok(Lifetime::Limited(days)));
+        assert_eq!(lifetime("never"), Ok(Lifetime::Unlimited));
+        let error = lifetime("forever").expect_err("no duration").to_string();
+        assert!(
+            error.ends_with("write for example 30s, 12h or 7d, or never"),
+            "{error}"
+        );
+        assert!(lifetime("0s").is_err());
     }
 
     #[test]

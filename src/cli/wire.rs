@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use crate::{
-    key::{KeyState, OnDeadline, Timestamp, rotation::Phase},
+    key::{KeyState, Lifetime, OnDeadline, Timestamp, rotation::Phase},
     proto::admin,
 };
 
@@ -39,6 +39,17 @@ pub fn to_duration(duration: Duration) -> prost_types::Duration {
     duration
         .try_into()
         .expect("a duration on the command line has at most 100 years")
+}
+
+/// The lifetime of a version, for a message.
+#[must_use]
+pub fn to_lifetime(lifetime: Lifetime) -> admin::start_rotation_request::Lifetime {
+    match lifetime {
+        Lifetime::Limited(duration) => {
+            admin::start_rotation_request::Lifetime::ExpiresIn(to_duration(duration))
+        }
+        Lifetime::Unlimited => admin::start_rotation_request::Lifetime::NeverExpires(true),
+    }
 }
 
 /// The name of a key's state; `unknown` for one that a newer control plane has.

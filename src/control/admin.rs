@@ -324,7 +324,13 @@ impl Admin for AdminApi {
         &self,
         request: Request<api::RetireVersionRequest>,
     ) -> Result<Response<api::RetireVersionResponse>, Status> {
-        let caller = self.permit(&request, Permission::Issue)?;
+        // By force it ends a version that may be in use, as a revocation does.
+        let permission = if request.get_ref().force {
+            Permission::Revoke
+        } else {
+            Permission::Issue
+        };
+        let caller = self.permit(&request, permission)?;
         self.end_overlap(caller, request.into_inner())
             .await
             .map(Response::new)

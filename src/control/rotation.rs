@@ -19,8 +19,8 @@ use super::{
 use crate::{
     clock::BootTime,
     key::{
-        KeyId, KeyState, Refusal, Revision, RotationId, Secret, SinkName, Timestamp, VersionNumber,
-        VersionRef, Window,
+        KeyId, KeyState, Lifetime, Refusal, Revision, RotationId, Secret, SinkName, Timestamp,
+        VersionNumber, VersionRef, Window,
         change::{Change, OldVersion},
         operation::{OldEnds, StageSpec, Which},
         rotation,
@@ -43,8 +43,8 @@ pub struct RotationSpec {
     pub key_id: KeyId,
     /// What becomes of the old version.
     pub old_ends: OldEnds,
-    /// The life of the new version; unbounded when absent.
-    pub expires_in: Option<Duration>,
+    /// How long the new version lives; as long as the one before was to live when absent.
+    pub lifetime: Option<Lifetime>,
     /// How long to wait for all live sidecars.
     pub timeout: Duration,
     /// Where the secret is delivered before the hand-over; none: the caller gets it.
@@ -308,15 +308,15 @@ impl Rotations {
         let staged = self
             .catalog
             .commit(&served, actor, |keyring, now| {
-                let window =
-                    Window::new(None, spec.expires_in.map(|life| now.saturating_add(life)));
+                let key = keyring.key(spec.key_id)?;
+                let lifetime = spec.lifetime.unwrap_or_else(|| key.lifetime());
+                let window = Window::new(None, lifetime.end(now));
                 let stage = StageSpec {
                     key_id: spec.key_id,
                     rotation: id,
                     window,
                     withdraw_after: now.saturating_add(spec.timeout + WITHDRAW_SLACK),
                 };
-                let key = keyring.key(spec.key_id)?;
                 if spec
                     .due_at
                     .is_some_and(|at| !rotation::is_rotation_due(keyring, key, at))

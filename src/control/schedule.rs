@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::BootTime,
-    key::{Key, KeyId, SinkName, Timestamp, operation::OldEnds, rotation},
+    key::{KeyId, SinkName, Timestamp, operation::OldEnds, rotation},
 };
 
 /// Starts the rotations that are due.
@@ -241,19 +241,12 @@ fn spec(served: &ServedKeyring, key_id: KeyId, now: Timestamp) -> Option<(Rotati
     let spec = RotationSpec {
         key_id,
         old_ends: OldEnds::AfterOverlap(None),
-        expires_in: life(key),
+        lifetime: None,
         timeout: BARRIER_TIMEOUT,
         sink: Some(sink.clone()),
         due_at: Some(now),
     };
     Some((spec, sink))
-}
-
-/// A new version lives as long as the one that it replaces was to live.
-fn life(key: &Key) -> Option<Duration> {
-    let active = key.active()?;
-    let expires_at = active.window.expires_at?;
-    Some(expires_at.saturating_since(active.created_at))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     id::{ConsumerId, KeyId, RotationId, VersionNumber},
+    lifetime::Lifetime,
     paged::PagedSet,
     permission::{AllowedSources, Scopes},
     policy::PolicyOverrides,
@@ -83,6 +84,17 @@ impl Key {
         self.versions
             .values()
             .filter(move |version| version.is_accepted(now))
+    }
+
+    /// How long the active version was to live when it was made; where none is active, the newest one.
+    #[must_use]
+    pub fn lifetime(&self) -> Lifetime {
+        let limit = || {
+            let version = self.active().or_else(|| self.versions.last())?;
+            let start = version.window.not_before.unwrap_or(version.created_at);
+            Some(version.window.expires_at?.saturating_since(start))
+        };
+        limit().map_or(Lifetime::Unlimited, Lifetime::Limited)
     }
 
     /// The number for the next version.

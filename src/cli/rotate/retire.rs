@@ -26,7 +26,7 @@ pub struct RetireArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     version: Option<u32>,
 
-    /// Also while it may be in use
+    /// Also while it may be in use; needs role revoker or admin
     #[arg(long, requires = "reason")]
     force: bool,
 

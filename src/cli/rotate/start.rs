@@ -18,7 +18,7 @@ use crate::{
         watch::{Stopped, patience, watch},
         wire, words,
     },
-    key::{KeyId, Timestamp},
+    key::{KeyId, Lifetime, Timestamp},
     proto::admin::{self, start_rotation_response::Step},
 };
 
@@ -34,9 +34,9 @@ pub struct StartArgs {
     #[arg(long, value_name = "DURATION", value_parser = value::duration, conflicts_with = "emergency")]
     overlap: Option<Duration>,
 
-    /// How long the new version lives, for example 90d; without this flag it does not expire
-    #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
-    expires_in: Option<Duration>,
+    /// How long the new version lives, for example 90d, or never [default: as long as the version before was to live]
+    #[arg(long, value_name = "DURATION", value_parser = value::lifetime)]
+    expires_in: Option<Lifetime>,
 
     /// How long to wait for the sidecars; 1m without this flag
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
@@ -151,7 +151,7 @@ impl StartArgs {
         admin::StartRotationRequest {
             key_id: self.key_id.as_str().to_owned(),
             overlap: self.overlap.map(wire::to_duration),
-            expires_in: self.expires_in.map(wire::to_duration),
+            lifetime: self.expires_in.map(wire::to_lifetime),
             timeout: self.timeout.map(wire::to_duration),
             emergency: self.emergency,
             reason: self.reason.unwrap_or_default(),

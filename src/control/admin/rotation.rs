@@ -21,10 +21,12 @@ use crate::{
         token::Caller,
     },
     key::{
-        KeyId, VersionNumber,
+        KeyId, Lifetime, VersionNumber,
         operation::{MAX_REASON_LEN, OldEnds, Which},
     },
-    proto::admin::{self as api, revoke_request, start_rotation_response::Step},
+    proto::admin::{
+        self as api, revoke_request, start_rotation_request, start_rotation_response::Step,
+    },
 };
 
 impl AdminApi {
@@ -54,7 +56,7 @@ impl AdminApi {
             old_ends,
             sink: None,
             due_at: None,
-            expires_in: wire::duration("expires_in", request.expires_in)?,
+            lifetime: lifetime(request.lifetime)?,
             timeout: timeout(request.timeout)?,
         };
         let timeout = spec.timeout;
@@ -171,6 +173,24 @@ impl AdminApi {
                 ..answer.clone()
             }),
         )
+    }
+}
+
+fn lifetime(
+    lifetime: Option<start_rotation_request::Lifetime>,
+) -> Result<Option<Lifetime>, Status> {
+    use start_rotation_request::Lifetime as Asked;
+    match lifetime {
+        None => Ok(None),
+        Some(Asked::ExpiresIn(duration)) => {
+            let duration = wire::duration("expires_in", Some(duration))?;
+            Ok(duration.map(Lifetime::Limited))
+        }
+        Some(Asked::NeverExpires(true)) => Ok(Some(Lifetime::Unlimited)),
+        Some(Asked::NeverExpires(false)) => Err(error::invalid(
+            "never_expires",
+            "leave it out, or give expires_in, to have the version expire",
+        )),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     },
     control::{fleet::Fleet, metrics::ControlMetrics, sink::Sinks},
     key::{
-        AllowedSources, Keyring, MasterPepper, PepperId, Prefix, PresentedKey, Scopes,
+        AllowedSources, Key, Keyring, MasterPepper, PepperId, Prefix, PresentedKey, Scopes,
         VersionNumber, Window,
         operation::{self, KeySpec},
         policy::PolicyOverrides,

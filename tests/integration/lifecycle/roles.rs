@@ -173,6 +173,27 @@ async fn an_emergency_is_for_an_admin_to_declare() {
 }
 
 #[tokio::test]
+async fn to_retire_by_force_needs_the_permission_to_revoke() {
+    let control = Control::start().await;
+    let key = control.create_key().await;
+    control.rotate(&key.id).await;
+    let force = ["--force", "--reason", "they were told twice"];
+    let retire = [&["rotate", "retire", &key.id][..], &force].concat();
+    for role in ["viewer", "issuer"] {
+        let (_, file) = control.create_token(role, &[]).await;
+        let refused = control.plane.cli_as(&file, &retire).await;
+        assert_eq!(refused.status.code(), Some(6), "{role}: {}", refused.stderr);
+    }
+    let versions = control.show_key(&key.id).await["versions"].clone();
+    assert_eq!(versions[0]["state"], "retiring", "{versions}");
+    let (_, file) = control.create_token("revoker", &[]).await;
+    let retired = control.plane.cli_as(&file, &retire).await;
+    assert_eq!(retired.status.code(), Some(0), "{}", retired.stderr);
+    let versions = control.show_key(&key.id).await["versions"].clone();
+    assert_eq!(versions[0]["state"], "retired", "{versions}");
+}
+
+#[tokio::test]
 async fn what_is_not_permitted_ends_the_command_with_its_own_exit_code() {
     let control = Control::start().await;
     let (_, viewer) = control.create_token("viewer", &[]).await;

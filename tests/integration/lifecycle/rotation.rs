@@ -12,7 +12,7 @@ use relatch::{clock::Clock, key::Timestamp};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::deployment::{Control, IssuedKey, Sidecar, Verdict, last_line};
+use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict, last_line, time};
 use crate::support::{
     client::Request,
     envoy::{Envoy, EnvoyOptions},
@@ -105,6 +105,47 @@ async fn a_rotation_under_load_fails_no_request() {
     let late = late.send(envoy.addr()).await;
     assert_eq!(late.status, 401);
     assert_eq!(late.json::<Value>()["reason"], "retired");
+}
+
+#[tokio::test]
+async fn a_rotation_keeps_the_lifetime_of_its_key_unless_told_otherwise() {
+    const DAY: Duration = Duration::from_hours(24);
+    let control = Control::start().await;
+    let create = [
+        "key",
+        "create",
+        "--keyring",
+        KEYRING,
+        "--consumer",
+        CONSUMER,
+    ];
+    let lives = ["--create-missing", "--expires-in", "90d"];
+    let key = IssuedKey::from_json(&control.json(&[&create[..], &lives].concat()).await);
+    let lifetime = async |args: &[&str]| {
+        let start = [&["rotate", "start", &key.id, "--overlap", "0s"], args].concat();
+        let done = control.json(&start).await;
+        let version = done["version"].to_string();
+        let shown = control.show_key(&key.id).await;
+        let versions = shown["versions"].as_array().expect("versions").iter();
+        let mut new = versions.filter(|shown| shown["version"] == done["version"]);
+        let new = new.next().expect("the new version");
+        let until = (!new["expires_at"].is_null()).then(|| time(&new["expires_at"]));
+        let retire = ["rotate", "retire", &key.id, "--force", "--reason", "next"];
+        control.json(&retire).await;
+        (
+            version,
+            until.map(|until| until.saturating_since(time(&new["created_at"]))),
+        )
+    };
+
+    assert_eq!(lifetime(&[]).await, ("2".to_owned(), Some(90 * DAY)));
+    assert_eq!(lifetime(&[]).await, ("3".to_owned(), Some(90 * DAY)));
+    let shorter = lifetime(&["--expires-in", "30d"]).await;
+    assert_eq!(shorter, ("4".to_owned(), Some(30 * DAY)));
+    assert_eq!(lifetime(&[]).await, ("5".to_owned(), Some(30 * DAY)));
+    let never = lifetime(&["--expires-in", "never"]).await;
+    assert_eq!(never, ("6".to_owned(), None));
+    assert_eq!(lifetime(&[]).await, ("7".to_owned(), None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
