@@ -178,8 +178,9 @@ Examples:
     (umask 077; relatch webhook add --keyring payments --consumer acme \\
       --url https://hooks.example.com/relatch -o json | jq -r .signing_secret > acme.hook)
 
-Events: rotation.started, rotation.reminder, rotation.drained, rotation.held, rotation.retired,
-rotation.rolled_back, rotation.due, key.revoked, key.expiring.
+Events: rotation.started, rotation.reminder, rotation.drained, rotation.held,
+rotation.secret_lost, rotation.retired, rotation.rolled_back, rotation.due,
+key.revoked, key.expiring.
 
 Needs role admin.";
 

@@ -73,6 +73,7 @@ pub fn phase(phase: i32) -> String {
         Ok(admin::RotationPhase::Overlap) => Phase::Overlap,
         Ok(admin::RotationPhase::Drain) => Phase::Drain,
         Ok(admin::RotationPhase::Held) => Phase::Held,
+        Ok(admin::RotationPhase::SecretLost) => Phase::SecretLost,
         Ok(admin::RotationPhase::Unspecified) | Err(_) => return "unknown".to_owned(),
     };
     phase.as_str().to_owned()

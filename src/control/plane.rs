@@ -224,6 +224,13 @@ impl ControlPlane {
             pace,
         } = Loaded::from(settings, &clock, metrics, &tracer).await?;
 
+        let reconciler = Reconciler::new(
+            Arc::clone(&catalog),
+            Arc::clone(&tokens),
+            Arc::clone(&fleet),
+            Arc::clone(&usage),
+            Arc::clone(&pace),
+        );
         let calls = TaskTracker::new();
         let discovery = DiscoveryServer::new(
             Arc::clone(&catalog),
@@ -295,7 +302,6 @@ impl ControlPlane {
             calls.clone(),
         );
         shutdown.spawn("schedule", schedule.run(shutdown.token()));
-        let reconciler = Reconciler::new(Arc::clone(&catalog), tokens, fleet, usage, pace);
         shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
         let keeper = Keeper::new(Arc::clone(&catalog));
         shutdown.spawn("keeper", keeper.run(shutdown.token()));

@@ -1,14 +1,15 @@
 //! What a control plane does without being asked: follow the store, commit what time makes due, keep the fleet's book.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    catalog::Catalog, fleet::Fleet, journal::LogError, pace::Pace, token::Tokens, usage::UsageBook,
+    catalog::Catalog, fleet::Fleet, journal::LogError, pace::Pace, served::ServedKeyring,
+    token::Tokens, usage::UsageBook,
 };
-use crate::key::rotation;
+use crate::key::{KeyringName, VersionRef, rotation};
 
 /// The background work of a control plane.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Reconciler {
     fleet: Arc<Fleet>,
     usage: Arc<UsageBook>,
     pace: Arc<Pace>,
+    /// What was being staged when this process started, by processes that are gone.
+    left_behind: BTreeMap<KeyringName, Vec<VersionRef>>,
 }
 
 /// How often the store is read: a keyring is as fresh as the last read, and a commit of another process is seen by then.
@@ -30,16 +33,22 @@ const MAX_CHANGES: usize = 256;
 const ACTOR: &str = "reconciler";
 
 impl Reconciler {
-    /// A reconciler of everything that a control plane owns.
+    /// A reconciler of everything that a control plane owns, made before that control plane stages anything.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         catalog: Arc<Catalog>,
         tokens: Arc<Tokens>,
         fleet: Arc<Fleet>,
         usage: Arc<UsageBook>,
         pace: Arc<Pace>,
     ) -> Self {
+        let staged = |served: &Arc<ServedKeyring>| {
+            let state = served.journal().state();
+            let staged = rotation::staged(&state.keyring).collect();
+            (served.name().clone(), staged)
+        };
         Self {
+            left_behind: catalog.list().iter().map(staged).collect(),
             catalog,
             tokens,
             fleet,
@@ -87,6 +96,13 @@ impl Reconciler {
             let committed = self
                 .catalog
                 .commit(&served, ACTOR, |keyring, now| {
+                    let left_behind = self.left_behind.get(served.name());
+                    let left_behind = left_behind.map_or(&[][..], Vec::as_slice);
+                    let settled = rotation::settle_left_behind(keyring, left_behind, MAX_CHANGES);
+                    if !settled.is_empty() {
+                        let count = settled.len();
+                        return Ok((settled, count));
+                    }
                     let now = now.min(self.pace.now());
                     let evidence = self.usage.evidence(keyring, &self.fleet, now);
                     let changes = rotation::plan(keyring, &evidence, now, MAX_CHANGES);

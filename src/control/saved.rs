@@ -131,6 +131,8 @@ struct SavedVersion {
     /// As JSON; empty for nothing.
     #[prost(string, tag = "14")]
     told: String,
+    #[prost(string, optional, tag = "15")]
+    staged_by: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
@@ -351,6 +353,7 @@ fn save_version(version: &KeyVersion) -> SavedVersion {
         not_before: version.window.not_before.map(Timestamp::as_millis),
         expires_at: version.window.expires_at.map(Timestamp::as_millis),
         rotation: version.rotation.map(|id| id.to_string()),
+        staged_by: version.staged_by.map(|id| id.to_string()),
         told: if version.told.is_nothing() {
             String::new()
         } else {
@@ -415,10 +418,7 @@ fn restore_version(saved: &SavedVersion) -> Result<KeyVersion, SavedError> {
         Ok(SavedState::Pending) => VersionState::Pending {
             since,
             withdraw_after: until,
-            sink: match &saved.sink {
-                Some(sink) => Some(parse("sink", sink)?),
-                None => None,
-            },
+            sink: parse_some("sink", saved.sink.as_deref())?,
         },
         Ok(SavedState::Active) => VersionState::Active { since },
         Ok(SavedState::Retiring) => VersionState::Retiring {
@@ -446,16 +446,21 @@ fn restore_version(saved: &SavedVersion) -> Result<KeyVersion, SavedError> {
             not_before: saved.not_before.map(Timestamp::from_millis),
             expires_at: saved.expires_at.map(Timestamp::from_millis),
         },
-        rotation: match &saved.rotation {
-            Some(rotation) => Some(parse("rotation", rotation)?),
-            None => None,
-        },
+        rotation: parse_some("rotation", saved.rotation.as_deref())?,
+        staged_by: parse_some("staged_by", saved.staged_by.as_deref())?,
         state,
         told: match saved.told.as_str() {
             "" => Told::default(),
             json => serde_json::from_str(json)?,
         },
     })
+}
+
+fn parse_some<T: std::str::FromStr>(
+    what: &'static str,
+    text: Option<&str>,
+) -> Result<Option<T>, SavedError> {
+    text.map(|text| parse(what, text)).transpose()
 }
 
 fn parse<T: std::str::FromStr>(what: &'static str, text: &str) -> Result<T, SavedError> {

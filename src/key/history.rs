@@ -68,6 +68,7 @@ enum Step {
     },
     Vanish,
     Report,
+    Restart,
     Wait {
         millis: u64,
     },
@@ -138,6 +139,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (key, 1_u32..5).prop_map(|(key, version)| Step::Use { key, version }),
         1 => Just(Step::Vanish),
         3 => Just(Step::Report),
+        1 => Just(Step::Restart),
         3 => (0_u64..3_000).prop_map(|millis| Step::Wait { millis }),
         2 => Just(Step::Reconcile),
     ]
@@ -346,6 +348,10 @@ impl History {
                 self.keyring.revoke(key.id, Which::All, "test")
             }
             Step::Reconcile => Ok(self.due()),
+            Step::Restart => {
+                let staged: Vec<VersionRef> = rotation::staged(&self.keyring).collect();
+                Ok(rotation::settle_left_behind(&self.keyring, &staged, 100))
+            }
             Step::Use { .. } | Step::Vanish | Step::Report | Step::Wait { .. } => Ok(Vec::new()),
         };
         planned.unwrap_or_default()
@@ -393,6 +399,7 @@ impl History {
             | Step::SetPolicy { .. }
             | Step::Revoke { .. }
             | Step::RevokeAll { .. }
+            | Step::Restart
             | Step::Reconcile => {}
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::time::Timestamp;
+use super::{policy::SinkName, time::Timestamp};
 
 /// What people are told of a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,13 @@ pub enum Note {
         deadline: Timestamp,
         /// Why.
         reason: Arc<str>,
+    },
+    /// The control plane that staged the version has stopped before its sink confirmed the secret, which is lost with it.
+    SecretLost {
+        /// Where the secret may have arrived.
+        sink: SinkName,
+        /// Since when the version is staged.
+        since: Timestamp,
     },
     /// The version to use expires soon, and no other takes its place.
     Expiring {
@@ -52,6 +59,9 @@ pub struct Told {
     /// That its rotation is held at this deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_at: Option<Timestamp>,
+    /// That its secret is lost, in state pending.
+    #[serde(skip_serializing_if = "is_false")]
+    pub secret_lost: bool,
     /// That it expires soon, in state active.
     #[serde(skip_serializing_if = "is_false")]
     pub expiring: bool,
@@ -68,6 +78,7 @@ impl Told {
             Note::Reminder { deadline } => self.reminded_of = Some(*deadline),
             Note::Drained { .. } => self.drained = true,
             Note::Held { deadline, .. } => self.held_at = Some(*deadline),
+            Note::SecretLost { .. } => self.secret_lost = true,
             Note::Expiring { .. } => self.expiring = true,
             Note::RotationDue { .. } => self.rotation_due = true,
         }

@@ -6,6 +6,8 @@
 //! the policy decides. People are told of what they have to know, once. Nothing here retires a version that has no
 //! successor to take its place.
 
+mod left_behind;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
@@ -20,6 +22,8 @@ use super::{
     version::{KeyVersion, VersionState},
 };
 
+pub use left_behind::{secret_lost, settle_left_behind, staged};
+
 /// How far the rotation of a version is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
@@ -31,6 +35,8 @@ pub enum Phase {
     Drain,
     /// It is retiring, its overlap is over, and something keeps it from retiring.
     Held,
+    /// It is pending, and relatch does not have its secret any more: only a use of it, or an operator, ends this.
+    SecretLost,
 }
 
 /// How a rotation goes on if nobody does anything.
@@ -229,7 +235,7 @@ impl Case<'_> {
                 withdraw_after,
                 sink,
                 ..
-            } if *withdraw_after <= self.now => {
+            } if *withdraw_after <= self.now || version.told.secret_lost => {
                 self.give_up_staging(version, *withdraw_after, sink.as_ref())
             }
             VersionState::Retiring { since, until, .. } => {
@@ -262,6 +268,9 @@ impl Case<'_> {
                         version: version.number,
                         old: old_version(self.key, version, self.policy.overlap, self.now),
                     });
+                }
+                if version.told.secret_lost {
+                    return None;
                 }
                 let why = format!(
                     "sink {sink} has not confirmed the secret; see what it holds, then give the rotation up: relatch rotate abort {}",
@@ -379,10 +388,13 @@ impl Case<'_> {
             VersionState::Pending { sink, .. } => {
                 let waits_for = match sink {
                     None => "every live sidecar to accept the new version".to_owned(),
+                    Some(sink) if version.told.secret_lost => secret_lost(self.name(version), sink),
                     Some(sink) => format!("sink {sink} to take the secret"),
                 };
                 return Some(Outlook {
-                    phase: if version.told.held_at.is_some() {
+                    phase: if version.told.secret_lost {
+                        Phase::SecretLost
+                    } else if version.told.held_at.is_some() {
                         Phase::Held
                     } else {
                         Phase::Stage
@@ -489,6 +501,7 @@ impl Phase {
             Self::Overlap => "overlap",
             Self::Drain => "drain",
             Self::Held => "held",
+            Self::SecretLost => "secret_lost",
         }
     }
 }

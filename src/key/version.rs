@@ -35,6 +35,9 @@ pub struct KeyVersion {
     pub window: Window,
     /// The last rotation that it took part in.
     pub rotation: Option<RotationId>,
+    /// The rotation that staged it; none for the first version of a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged_by: Option<RotationId>,
     /// Where it is in its life.
     pub state: VersionState,
     /// What was told of it already.
@@ -415,6 +418,7 @@ impl NewVersion {
             created_at: now,
             window: self.window,
             rotation,
+            staged_by: rotation,
             state,
             told: Told::default(),
         }

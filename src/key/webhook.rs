@@ -48,6 +48,8 @@ pub enum EventKind {
     RotationDrained,
     /// The rotation does not go on by itself.
     RotationHeld,
+    /// The secret of a staged version is lost before its sink confirmed it.
+    RotationSecretLost,
     /// The old version has come to its planned end.
     RotationRetired,
     /// The old version is the one to use again.
@@ -129,11 +131,12 @@ impl Webhook {
 
 impl EventKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RotationStarted,
         Self::RotationReminder,
         Self::RotationDrained,
         Self::RotationHeld,
+        Self::RotationSecretLost,
         Self::RotationRetired,
         Self::RotationRolledBack,
         Self::RotationDue,
@@ -150,6 +153,7 @@ impl EventKind {
             Self::RotationReminder => "rotation.reminder",
             Self::RotationDrained => "rotation.drained",
             Self::RotationHeld => "rotation.held",
+            Self::RotationSecretLost => "rotation.secret_lost",
             Self::RotationRetired => "rotation.retired",
             Self::RotationRolledBack => "rotation.rolled_back",
             Self::RotationDue => "rotation.due",

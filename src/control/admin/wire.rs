@@ -174,6 +174,7 @@ pub(super) fn phase(phase: Phase) -> i32 {
         Phase::Overlap => api::RotationPhase::Overlap,
         Phase::Drain => api::RotationPhase::Drain,
         Phase::Held => api::RotationPhase::Held,
+        Phase::SecretLost => api::RotationPhase::SecretLost,
     }
     .into()
 }

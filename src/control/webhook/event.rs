@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::key::{
     Change, ConsumerId, Epoch, EventKind, KeyId, Keyring, KeyringName, Revision, Timestamp,
-    VersionNumber, VersionRef, VersionState, WebhookId, change::OldVersion, note::Note,
+    VersionNumber, VersionRef, VersionState, WebhookId, change::OldVersion, note::Note, rotation,
 };
 
 /// Something that happened to a key. It holds no secret.
@@ -279,6 +279,18 @@ fn noted(note: &Note, data: Data) -> (EventKind, Data) {
                 ..data
             },
         ),
+        Note::SecretLost { sink, since } => {
+            let lost = data.key_id.zip(data.version).map(|(key_id, version)| {
+                let which = VersionRef { key_id, version };
+                rotation::secret_lost(which, sink).into()
+            });
+            let data = Data {
+                due_since: Some(*since),
+                reason: lost,
+                ..data
+            };
+            (EventKind::RotationSecretLost, data)
+        }
         Note::Expiring { expires_at } => (
             EventKind::KeyExpiring,
             Data {

@@ -854,6 +854,10 @@ async fn every_event_tells_its_facts_and_no_secret() {
         note,
     };
     let day = "2027-01-16T08:00:00.000Z";
+    let lost = format!(
+        "an operator: the control plane stopped before sink files confirmed the secret of version 2, and relatch does not have it any more; \
+         if the sink holds it, the first use of version 2 completes the rotation; if not: relatch rotate abort {key_id} --reason TEXT"
+    );
     let story = [
         (
             Change::VersionStaged {
@@ -880,6 +884,19 @@ async fn every_event_tells_its_facts_and_no_secret() {
             Some((
                 "rotation.held",
                 json!({"version": 2, "due_since": day, "reason": "the sink is away"}),
+            )),
+        ),
+        (
+            note(
+                two,
+                Note::SecretLost {
+                    sink: "files".parse().expect("a name"),
+                    since: until,
+                },
+            ),
+            Some((
+                "rotation.secret_lost",
+                json!({"version": 2, "due_since": day, "reason": lost}),
             )),
         ),
         (

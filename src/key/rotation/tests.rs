@@ -179,6 +179,7 @@ fn name(change: &Change) -> String {
             Note::Reminder { .. } => "reminder",
             Note::Drained { .. } => "drained",
             Note::Held { .. } => "held",
+            Note::SecretLost { .. } => "secret lost",
             Note::Expiring { .. } => "expiring",
             Note::RotationDue { .. } => "rotation due",
         },
@@ -385,6 +386,61 @@ fn what_became_of_a_delivery_is_told_by_the_use_of_its_version() {
         .abort(unknown.key_id, "the sink holds version 1");
     unknown.commit(aborted.expect("it is pending"));
     assert_eq!(unknown.state(2), "revoked");
+}
+
+#[test]
+fn a_staged_version_is_settled_once_by_the_control_plane_that_comes_after() {
+    let left_behind = |scene: &Scene, versions: &[VersionRef]| {
+        let changes = settle_left_behind(&scene.keyring, versions, 10);
+        (changes.iter().map(name).collect::<Vec<_>>(), changes)
+    };
+    let mut scene = Scene::new(None);
+    scene.stage();
+    let versions: Vec<VersionRef> = staged(&scene.keyring).collect();
+    assert_eq!(versions, [scene.version(2)]);
+    let (names, changes) = left_behind(&scene, &versions);
+    assert_eq!(names, ["version_withdrawn"]);
+    scene.commit(changes);
+    assert_eq!((scene.state(1), scene.state(2)), ("active", "revoked"));
+    assert_eq!(left_behind(&scene, &versions).0, [""; 0]);
+
+    // One that this process stages is not touched.
+    scene.stage();
+    assert_eq!(left_behind(&scene, &versions).0, [""; 0]);
+    assert_eq!(scene.state(3), "pending");
+}
+
+#[test]
+fn a_secret_that_may_be_in_a_sink_is_reported_lost_and_waited_for_by_its_use_alone() {
+    let mut scene = Scene::new(None);
+    let rotation = scene.stage();
+    let begun = scene.keyring.begin_delivery(
+        scene.key_id,
+        rotation,
+        "files".parse().expect("a name"),
+        START.saturating_add(HOUR),
+    );
+    scene.commit(begun.expect("it is staged"));
+    let versions: Vec<VersionRef> = staged(&scene.keyring).collect();
+    let lost = settle_left_behind(&scene.keyring, &versions, 10);
+    assert_eq!(lost.iter().map(name).collect::<Vec<_>>(), ["secret lost"]);
+    scene.commit(lost);
+
+    assert_eq!(settle_left_behind(&scene.keyring, &versions, 10), []);
+    assert_eq!(scene.reconcile(), [""; 0]);
+    let outlook = scene.outlook(2);
+    assert_eq!(outlook.phase, Phase::SecretLost);
+    let command = format!("relatch rotate abort {}", scene.key_id);
+    assert!(outlook.waits_for.contains(&command), "{outlook:?}");
+    scene = scene.at(10 * HOUR);
+    assert_eq!(scene.reconcile(), [""; 0], "it is reported once");
+
+    // At once, and not after the hour in which a delivery that is under way may be in doubt.
+    scene = scene
+        .at(Duration::from_secs(1))
+        .used(2, Duration::from_secs(1));
+    assert_eq!(scene.reconcile(), ["handed_over"]);
+    assert_eq!((scene.state(1), scene.state(2)), ("retiring", "active"));
 }
 
 #[test]

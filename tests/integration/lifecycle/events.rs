@@ -21,7 +21,8 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let control = Control::start_brisk("").await;
+        let sinks = "sinks: [{ name: shut, exec: { command: [/bin/false] } }]\n";
+        let control = Control::start_brisk(sinks).await;
         let receiver = Receiver::start().await;
         let create = ["keyring", "create", KEYRING];
         control.json(&create).await;
@@ -80,6 +81,7 @@ async fn every_kind_of_event_is_delivered_signed_and_under_a_stable_id() {
         a_stalled_rotation(&scene),
         a_key_without_a_rotation(&scene)
     );
+    a_secret_that_is_lost_with_the_control_plane(&mut scene).await;
     let revoked = a_revocation_over_a_restart(&mut scene).await;
 
     assert_eq!(scene.receiver.refused(), Vec::<String>::new());
@@ -213,6 +215,64 @@ async fn a_key_without_a_rotation(scene: &Scene) {
     let key_id = key["key_id"].as_str().expect("an id");
     let expiring = scene.told("key.expiring", key_id).await;
     assert_eq!(expiring["data"]["expires_at"], key["expires_at"]);
+}
+
+/// Its sink does not confirm it before the control plane is killed.
+async fn a_secret_that_is_lost_with_the_control_plane(scene: &mut Scene) {
+    let key = scene.control.create_key().await;
+    let often = [
+        "--rotate-every",
+        "1s",
+        "--overlap",
+        "0s",
+        "--idle-for",
+        "0s",
+    ];
+    scene
+        .set_policy(&key.id, &[&often[..], &["--sink", "shut"]].concat())
+        .await;
+    scene.told("rotation.held", &key.id).await;
+    scene.control.plane.kill().await;
+    scene.control.plane.restart().await;
+
+    let lost = scene.told("rotation.secret_lost", &key.id).await;
+
+    let control = &scene.control;
+    let status = control.json(&["rotate", "status", &key.id]).await;
+    let rotation = &status["rotations"][0];
+    assert_eq!(
+        (&rotation["version"], &rotation["phase"]),
+        (&2.into(), &"secret_lost".into())
+    );
+    assert_eq!(lost["data"]["reason"], rotation["waits_for"]);
+    let waits_for = rotation["waits_for"].as_str().expect("a sentence");
+    let abort = format!("relatch rotate abort {} --reason", key.id);
+    assert!(waits_for.contains(&abort), "{waits_for}");
+    let label = format!("key_id=\"{}\"", key.id);
+    let labels = [label.as_str(), "version=\"2\"", "phase=\"secret_lost\""];
+    let phase = control.metric("relatch_rotation_phase", &labels).await;
+    assert_eq!(phase.map(|phase| phase > 0.5), Some(true));
+    // The command that is named helps: the schedule begins anew.
+    let abort = [
+        "rotate",
+        "abort",
+        &key.id,
+        "--reason",
+        "the sink has no secret",
+    ];
+    control.json(&abort).await;
+    let staged = |change: &Value| {
+        change["kind"] == "delivery_begun" && change["version"] == 3 && change["key_id"] == *key.id
+    };
+    control.change("the rotation begins anew", staged).await;
+    set_back(scene, &key.id).await;
+}
+
+/// Ends the rotations of a key, which nothing comes of.
+async fn set_back(scene: &Scene, key_id: &str) {
+    scene.set_policy(key_id, &["--sink", "none"]).await;
+    let abort = ["rotate", "abort", key_id, "--reason", "it was only a test"];
+    scene.control.json(&abort).await;
 }
 
 /// Its event fails before the control plane is killed, and comes after that. Returns its id.
