@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     clock::{BootTime, Clock},
-    key::{Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Refusal, Revision, Timestamp},
+    key::{
+        Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Pepper, Refusal, Revision,
+        Timestamp,
+    },
     store::{AppendError, EntryHash, LogName, StatePage, StateSnapshot, Store, StoreError},
 };
 
@@ -174,29 +177,84 @@ impl Catalog {
         name: KeyringName,
         first: &Change,
     ) -> Result<Arc<ServedKeyring>, CommitError> {
+        let created = self.create_keyring_with(actor, name, first, |_, _, _| Ok(Vec::new()));
+        Ok(created.await?.0)
+    }
+
+    /// Creates a keyring from the first change of its log and, in the same transaction, what `plan` returns for it: a
+    /// plan that is refused leaves no keyring behind. Returns the revision of the last change as well.
+    ///
+    /// # Errors
+    ///
+    /// When it exists, the plan is refused, or the store fails.
+    pub async fn create_keyring_with(
+        &self,
+        actor: &str,
+        name: KeyringName,
+        first: &Change,
+        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, Refusal>,
+    ) -> Result<(Arc<ServedKeyring>, Revision), CommitError> {
         let started = self.clock.system_time();
-        let created = self.append_first(actor, &name, first).await;
-        let revision = created.is_ok().then(|| Revision::default().next());
+        let now = self.clock.wall();
+        let planned = self.plan_first(&name, first, plan, now);
+        let changes = match &planned {
+            Ok((changes, _)) => Changes::of(changes),
+            Err(_) => Changes::of([first]),
+        };
+        let created = match planned {
+            Ok((changes, revision)) => self
+                .append_first(actor, &name, &changes, now)
+                .await
+                .map(|epoch| (epoch, revision)),
+            Err(error) => Err(error),
+        };
         self.tell(&CommitEvent {
             started,
             actor,
             keyring: Some(&name),
-            changes: &Changes::of([first]),
+            changes: &changes,
             outcome: CommitOutcome::of(&created),
-            revision,
+            revision: created.as_ref().ok().map(|(_, revision)| *revision),
         });
-        Ok(self.serve(name, created?).await?)
+        let (epoch, revision) = created?;
+        Ok((self.serve(name, epoch).await?, revision))
+    }
+
+    /// The changes that a log begins with, and the revision that they lead to. Each of them is known to apply.
+    fn plan_first(
+        &self,
+        name: &KeyringName,
+        first: &Change,
+        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, Refusal>,
+        now: Timestamp,
+    ) -> Result<(Vec<Change>, Revision), CommitError> {
+        let cannot_be = |source| LogError::Apply {
+            log: LogName::Keyring(name.clone()),
+            source,
+        };
+        let mut keyring = Keyring::begin(now, first).map_err(cannot_be)?;
+        let rest = plan(&keyring, &self.pepper.for_keyring(name), now)?;
+        for change in &rest {
+            let next = keyring.revision().next();
+            keyring.advance(next, now, change).map_err(cannot_be)?;
+        }
+        let changes = std::iter::once(first.clone()).chain(rest).collect();
+        Ok((changes, keyring.revision()))
     }
 
     async fn append_first(
         &self,
         actor: &str,
         name: &KeyringName,
-        first: &Change,
+        changes: &[Change],
+        now: Timestamp,
     ) -> Result<Epoch, CommitError> {
         let log = LogName::Keyring(name.clone());
-        let entry = journal::entry::<FedKeyring>(first, actor, self.clock.wall());
-        let begin = self.store.append(&log, Revision::default(), vec![entry]);
+        let entries = changes
+            .iter()
+            .map(|change| journal::entry::<FedKeyring>(change, actor, now))
+            .collect();
+        let begin = self.store.append(&log, Revision::default(), entries);
         match begin.await {
             Ok(head) => Ok(head.epoch),
             Err(AppendError::Conflict { .. }) => Err(Refusal::AlreadyExists {

@@ -169,6 +169,26 @@ impl Keyring {
         Ok(vec![Change::ConsumerCreated { consumer, name }])
     }
 
+    /// Creates a key as [`create_key`](Self::create_key) does, and its consumer first where it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`create_key`](Self::create_key), except that the consumer need not exist.
+    pub fn create_key_and_consumer(
+        &self,
+        spec: KeySpec,
+        secret: &PresentedKey<'_>,
+        pepper: &Pepper,
+        now: Timestamp,
+    ) -> Result<Vec<Change>, Refusal> {
+        let mut changes = Vec::new();
+        if !self.consumers().contains_key(&spec.consumer) {
+            changes = self.create_consumer(spec.consumer.clone(), String::new())?;
+        }
+        changes.push(self.key_created(spec, secret, pepper, now)?);
+        Ok(changes)
+    }
+
     /// Makes a key whose first version is active, for a secret that the caller has made or was handed.
     ///
     /// # Errors
@@ -188,6 +208,17 @@ impl Keyring {
                 name: spec.consumer.as_str().to_owned(),
             });
         }
+        Ok(vec![self.key_created(spec, secret, pepper, now)?])
+    }
+
+    /// The change that creates a key for a consumer that exists by then.
+    fn key_created(
+        &self,
+        spec: KeySpec,
+        secret: &PresentedKey<'_>,
+        pepper: &Pepper,
+        now: Timestamp,
+    ) -> Result<Change, Refusal> {
         if spec.imported && !self.allow_imported() {
             return Err(Refusal::Unsafe(format!(
                 "keyring {:?} holds only keys that it issues; make one with --allow-imported",
@@ -203,7 +234,7 @@ impl Keyring {
                 name: held.key_id.as_str().to_owned(),
             });
         }
-        Ok(vec![Change::KeyCreated {
+        Ok(Change::KeyCreated {
             key_id: spec.key_id,
             consumer: spec.consumer,
             name: spec.name,
@@ -216,7 +247,7 @@ impl Keyring {
                 pepper: pepper.id(),
                 window: spec.window,
             },
-        }])
+        })
     }
 
     /// One key.

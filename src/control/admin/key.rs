@@ -8,13 +8,12 @@ use zeroize::Zeroizing;
 use super::{AdminApi, error, wire};
 use crate::{
     control::{
-        journal::CommitError,
         served::ServedKeyring,
         token::{Caller, Permission},
     },
     key::{
-        AllowedSources, ConsumerId, KeyId, KeyringName, Prefix, Refusal, Scope, Scopes, Secret,
-        Use, VersionRef, Window, operation::KeySpec,
+        AllowedSources, ConsumerId, KeyId, Keyring, KeyringName, Pepper, Prefix, Refusal, Scope,
+        Scopes, Secret, Use, VersionRef, Window, operation::KeySpec,
     },
     proto::admin as api,
 };
@@ -51,36 +50,51 @@ impl AdminApi {
         let not_before = wire::timestamp("not_before", request.not_before)?;
         let expires_in = wire::duration("expires_in", request.expires_in)?;
         let is_imported = imported.is_some();
-        let served = self.keyring_for(caller, &request, is_imported).await?;
+        let keyring: KeyringName = wire::field("keyring", &request.keyring)?;
+        let held = self.keyring_for(caller, &keyring, request.create_missing)?;
         let key_id = KeyId::generate().map_err(|e| error::commit(e.into()))?;
-        let prefix = served.journal().state().keyring.prefix().clone();
+        let prefix = held.as_ref().map_or_else(Prefix::default, |served| {
+            served.journal().state().keyring.prefix().clone()
+        });
         let secret = match imported {
             Some(secret) => secret,
             None => Secret::generate(&prefix, key_id).map_err(|e| error::commit(e.into()))?,
         };
-        if request.create_missing {
-            self.ensure_consumer(caller, &served, &consumer).await?;
-        }
-        let committed = self
-            .catalog
-            .commit(&served, &caller.actor, |keyring, now| {
-                let start = not_before.unwrap_or(now);
-                let expires_at = expires_in.map(|life| start.saturating_add(life));
-                let spec = KeySpec {
-                    key_id,
-                    consumer: consumer.clone(),
-                    name: request.name.clone(),
-                    scopes: scopes.clone(),
-                    allowed_sources: allowed_sources.clone(),
-                    window: Window::new(not_before, expires_at),
-                    imported: is_imported,
-                };
-                let changes =
-                    keyring.create_key(spec, &secret.presented(), served.pepper(), now)?;
-                Ok((changes, ()))
-            })
-            .await
-            .map_err(error::commit)?;
+        let plan = |keyring: &Keyring, pepper: &Pepper, now| {
+            let start = not_before.unwrap_or(now);
+            let expires_at = expires_in.map(|life| start.saturating_add(life));
+            let spec = KeySpec {
+                key_id,
+                consumer: consumer.clone(),
+                name: request.name.clone(),
+                scopes: scopes.clone(),
+                allowed_sources: allowed_sources.clone(),
+                window: Window::new(not_before, expires_at),
+                imported: is_imported,
+            };
+            if request.create_missing {
+                keyring.create_key_and_consumer(spec, &secret.presented(), pepper, now)
+            } else {
+                keyring.create_key(spec, &secret.presented(), pepper, now)
+            }
+        };
+        // Whatever is missing is committed together with the key: a key that is refused leaves nothing behind.
+        let (served, revision) = match held {
+            Some(served) => {
+                let committed = self
+                    .catalog
+                    .commit(&served, &caller.actor, |keyring, now| {
+                        Ok((plan(keyring, served.pepper(), now)?, ()))
+                    })
+                    .await
+                    .map_err(error::commit)?;
+                (served, committed.revision)
+            }
+            None => {
+                self.begin_keyring_with(caller, keyring, prefix, is_imported, None, plan)
+                    .await?
+            }
+        };
         tracing::info!(
             actor = caller.actor,
             auth.keyring = %served.name(),
@@ -98,13 +112,7 @@ impl AdminApi {
             .active()
             .ok_or_else(|| Status::aborted("the key was revoked as it was made"))?;
         let told = if is_imported { "" } else { secret.expose() };
-        Ok(wire::issued(
-            &state.keyring,
-            key,
-            version,
-            told,
-            committed.revision,
-        ))
+        Ok(wire::issued(&state.keyring, key, version, told, revision))
     }
 
     pub(super) fn all_keys(
@@ -154,44 +162,24 @@ impl AdminApi {
         move |version| self.usage.use_of(keyring, version).or(unused)
     }
 
-    async fn keyring_for(
+    /// The keyring of a new key; none where it does not exist and is to be created.
+    fn keyring_for(
         &self,
         caller: &Caller,
-        request: &api::CreateKeyRequest,
-        allow_imported: bool,
-    ) -> Result<Arc<ServedKeyring>, Status> {
-        let name: KeyringName = wire::field("keyring", &request.keyring)?;
-        match self.catalog.get(&name) {
-            Ok(served) => Ok(served),
-            Err(_) if request.create_missing => {
+        name: &KeyringName,
+        create_missing: bool,
+    ) -> Result<Option<Arc<ServedKeyring>>, Status> {
+        match self.catalog.get(name) {
+            Ok(served) => Ok(Some(served)),
+            Err(_) if create_missing => {
                 if !caller.role.permits(Permission::Administer) {
                     return Err(Status::permission_denied(format!(
-                        "keyring {name} does not exist, and only a token with role admin may make it"
+                        "keyring {name} does not exist, and only a token with role admin may create it"
                     )));
                 }
-                self.begin_keyring(caller, name, Prefix::default(), allow_imported, None)
-                    .await
+                Ok(None)
             }
             Err(refusal) => Err(error::refused(&refusal)),
         }
-    }
-
-    async fn ensure_consumer(
-        &self,
-        caller: &Caller,
-        served: &ServedKeyring,
-        consumer: &ConsumerId,
-    ) -> Result<(), Status> {
-        self.catalog
-            .commit(served, &caller.actor, |keyring, _| {
-                if keyring.consumers().contains_key(consumer) {
-                    return Ok((Vec::new(), ()));
-                }
-                let changes = keyring.create_consumer(consumer.clone(), String::new())?;
-                Ok::<_, CommitError>((changes, ()))
-            })
-            .await
-            .map_err(error::commit)?;
-        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use tonic::Status;
 use super::{AdminApi, error, wire};
 use crate::{
     control::{served::ServedKeyring, token::Caller},
-    key::{KeyringName, Prefix, operation},
+    key::{Change, Keyring, KeyringName, Pepper, Prefix, Refusal, Revision, Timestamp, operation},
     proto::admin as api,
 };
 
@@ -23,29 +23,39 @@ impl AdminApi {
             text => wire::field("prefix", text)?,
         };
         let help_url = Some(request.help_url).filter(|url| !url.is_empty());
-        let served = self
-            .begin_keyring(&caller, name, prefix, request.allow_imported, help_url)
+        let nothing_else = |_: &Keyring, _: &Pepper, _| Ok(Vec::new());
+        let (served, _) = self
+            .begin_keyring_with(
+                &caller,
+                name,
+                prefix,
+                request.allow_imported,
+                help_url,
+                nothing_else,
+            )
             .await?;
         Ok(describe(&served))
     }
 
-    pub(super) async fn begin_keyring(
+    /// Creates a keyring together with what `plan` returns for it. Returns the revision of the last change as well.
+    pub(super) async fn begin_keyring_with(
         &self,
         caller: &Caller,
         name: KeyringName,
         prefix: Prefix,
         allow_imported: bool,
         help_url: Option<String>,
-    ) -> Result<Arc<ServedKeyring>, Status> {
-        let change = operation::create_keyring(name.clone(), prefix, allow_imported, help_url)
+        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, Refusal>,
+    ) -> Result<(Arc<ServedKeyring>, Revision), Status> {
+        let first = operation::create_keyring(name.clone(), prefix, allow_imported, help_url)
             .map_err(|refusal| error::refused(&refusal))?;
-        let served = self
+        let (served, revision) = self
             .catalog
-            .create_keyring(&caller.actor, name, &change)
+            .create_keyring_with(&caller.actor, name, &first, plan)
             .await
             .map_err(error::commit)?;
         tracing::info!(actor = caller.actor, auth.keyring = %served.name(), "keyring created");
-        Ok(served)
+        Ok((served, revision))
     }
 
     pub(super) fn all_keyrings(&self) -> api::ListKeyringsResponse {

@@ -106,6 +106,45 @@ async fn each_exit_code_has_its_cause() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_refused_leaves_no_consumer_and_no_keyring_behind() {
+    let control = Control::start().await;
+    control.create_key().await;
+    let file = control.data_dir().join("foreign.key");
+    fs::write(&file, "a-key-of-another-system").expect("the test's directory can be written to");
+    let import = ["key", "import", "--from-file", text(&file)];
+    let create = ["key", "create", "--not-before", "2020-01-01T00:00:00Z"];
+    let create = [&create[..], &["--expires-in", "1d"]].concat();
+    let refused = async |code: i32, args: &[&str], keyring: &str, said: &str| {
+        let of = ["--keyring", keyring, "--consumer", "ghost"];
+        let all = [args, &of, &["--create-missing"]].concat();
+        assert_code(code, &control.run(&all).await, said);
+    };
+    let foreign = ["--keyring", "foreign", "--consumer", "first"];
+    let made = control
+        .json(&[&import[..], &foreign, &["--create-missing"]].concat())
+        .await;
+    assert_eq!(made["revision"], 3);
+
+    refused(4, &import, KEYRING, "--allow-imported").await;
+    refused(1, &import, "foreign", "exists already").await;
+    refused(2, &create, "foreign", "would have expired").await;
+    refused(2, &create, "nowhere", "would have expired").await;
+
+    for (keyring, consumer) in [(KEYRING, CONSUMER), ("foreign", "first")] {
+        let list = control
+            .json(&["consumer", "list", "--keyring", keyring])
+            .await;
+        let consumers = list.as_array().expect("a list");
+        let names: Vec<_> = consumers.iter().map(|entry| &entry["consumer"]).collect();
+        assert_eq!(names, [consumer]);
+    }
+    let list = control.json(&["keyring", "list"]).await;
+    let keyrings = list.as_array().expect("a list");
+    let names: Vec<_> = keyrings.iter().map(|keyring| &keyring["name"]).collect();
+    assert_eq!(names, ["foreign", KEYRING]);
+}
+
+#[tokio::test]
 async fn a_key_is_told_with_the_fields_of_the_contract_and_its_secret_once() {
     let control = Control::start().await;
     let _sidecar = Sidecar::start_unready(&control, "edge-1").await;
