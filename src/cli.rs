@@ -18,6 +18,7 @@ pub mod dev;
 pub mod explain;
 pub mod failure;
 pub mod fleet;
+pub mod idempotency;
 pub mod issued;
 pub mod key;
 pub mod keyring;
@@ -166,6 +167,7 @@ Exit codes:
   5  timed out waiting for sidecars to confirm
   6  not permitted
   7  control plane (for check: sidecar) unreachable
+  8  done by the same call before, and its secret is forgotten
 
 Secrets are read from files or standard input, never from arguments, and printed once,
 by the command that made them.";
@@ -407,7 +409,7 @@ mod tests {
     fn no_argument_takes_a_secret() {
         // A secret comes by a file, which these name.
         const FILES: [&str; 5] = ["token_file", "from_file", "key_file", "url_file", "tls_key"];
-        const NO_SECRETS: [&str; 2] = ["key_id", "no_key"];
+        const NO_SECRETS: [&str; 3] = ["key_id", "no_key", "idempotency_key"];
         for (name, command) in commands() {
             for arg in command.get_arguments() {
                 let id = arg.get_id().as_str();

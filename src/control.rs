@@ -3,7 +3,7 @@
 //! The way of a change: [`admin`] checks who asks for what; an operation of [`crate::key`] plans it; a [`journal`]
 //! commits it to the store at the revision that the plan saw, and folds it into the keyring that is [`served`]; its
 //! [`feed`] encodes it once; the sessions of [`crate::discovery`] bring it to the sidecars, whose acks the [`fleet`]
-//! notes; a [`rotation`] waits for them. A [`sink`] takes the secret of a rotation that no caller waits for. The
+//! notes; a [`rotation`] waits for them. What a call has handed out, `calls` keeps for a while. A [`sink`] takes the secret of a rotation that no caller waits for. The
 //! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, [`webhook`]s are told of what
 //! was committed, and [`plane`] puts the parts together.
 
@@ -11,6 +11,7 @@ pub mod admin;
 pub mod admission;
 pub mod bearers;
 pub mod bells;
+pub(crate) mod calls;
 pub mod catalog;
 pub mod feed;
 pub mod fleet;

@@ -13,6 +13,7 @@ pub mod consumer;
 pub mod digest;
 pub mod evidence;
 pub mod id;
+pub mod idempotency;
 pub mod keyring;
 pub mod lifetime;
 pub mod note;
@@ -41,6 +42,7 @@ pub use evidence::{Coverage, Evidence, Use};
 pub use id::{
     ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
 };
+pub use idempotency::IdempotencyKey;
 pub use keyring::{ApplyError, Keyring, KeyringHead, Touched};
 pub use lifetime::Lifetime;
 pub use note::Note;

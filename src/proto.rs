@@ -55,6 +55,13 @@ pub mod snapshot {
     tonic::include_proto!("relatch.snapshot.v1");
 }
 
+/// The metadata of an error that says what came of the call; see `admin.proto`.
+pub const OUTCOME: &str = "relatch-outcome";
+/// The [`OUTCOME`] of a call that has handed out nothing, and will not.
+pub const WITHDRAWN: &str = "withdrawn";
+/// The [`OUTCOME`] of a call whose change is committed, and not confirmed by every sidecar.
+pub const COMMITTED: &str = "committed";
+
 /// The descriptors of all of `proto/`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -193,13 +193,25 @@ pub async fn connect(
 pub async fn answer<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+    answer_within(CALL_TIMEOUT, call).await
+}
+
+/// The answer of a call that may wait for sidecars.
+///
+/// # Errors
+///
+/// When the call fails, or is not answered within `patience`.
+pub async fn answer_within<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(patience, call).await {
         Ok(answer) => Ok(answer?.into_inner()),
-        Err(_) => Err(Failure::new(
+        Err(_) => Err(Failure::unanswered(
             Exit::Unreachable,
             anyhow::anyhow!(
                 "the control plane did not answer within {} seconds",
-                CALL_TIMEOUT.as_secs()
+                patience.as_secs()
             ),
         )),
     }

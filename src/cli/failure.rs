@@ -9,6 +9,7 @@ use std::{
 use tonic::{Code, Status};
 
 use super::words;
+use crate::proto::{OUTCOME, WITHDRAWN};
 
 /// The exit codes. Scripts rely on them, so that a number never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum Exit {
     NotPermitted = 6,
     /// The control plane, or for `check` the sidecar, cannot be reached.
     Unreachable = 7,
+    /// An earlier call with the same idempotency key did it, and the secret that it handed out is forgotten.
+    SecretForgotten = 8,
 }
 
 /// Why a command did not do what it was asked, with the [`Exit`] that says so and a hint for people.
@@ -38,6 +41,20 @@ pub struct Failure {
     exit: Exit,
     error: anyhow::Error,
     hint: Option<String>,
+    /// What is known of the call that failed.
+    call: CallOutcome,
+}
+
+/// What is known of a call that failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum CallOutcome {
+    /// It was not made, or answered by the control plane.
+    #[default]
+    Answered,
+    /// The control plane says that it has handed out nothing.
+    Withdrawn,
+    /// No answer of the control plane came: the call may have been carried out.
+    Unknown,
 }
 
 /// A call that the other side refused, or that never reached it.
@@ -91,7 +108,28 @@ impl Failure {
             exit,
             error: error.into(),
             hint: None,
+            call: CallOutcome::default(),
         }
+    }
+
+    /// A call that was not answered in time.
+    pub fn unanswered(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            call: CallOutcome::Unknown,
+            ..Self::new(exit, error)
+        }
+    }
+
+    /// Whether the call may have been carried out, though no answer of the control plane says so.
+    #[must_use]
+    pub fn is_answer_lost(&self) -> bool {
+        self.call == CallOutcome::Unknown
+    }
+
+    /// Whether the control plane says that nothing was handed out, and that nothing will be.
+    #[must_use]
+    pub fn is_withdrawn(&self) -> bool {
+        self.call == CallOutcome::Withdrawn
     }
 
     /// An error that no other exit code describes.
@@ -167,6 +205,40 @@ impl Failure {
     }
 }
 
+impl CallOutcome {
+    /// A gateway in between answers for a control plane that it lost, with a code of this list. The control plane itself
+    /// says with [`OUTCOME`] when it knows better.
+    fn of(status: &Status, broken: bool) -> Self {
+        if let Some(outcome) = status.metadata().get(OUTCOME) {
+            return if outcome == WITHDRAWN {
+                Self::Withdrawn
+            } else {
+                Self::Answered
+            };
+        }
+        match status.code() {
+            _ if broken => Self::Unknown,
+            Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss => Self::Unknown,
+            Code::Ok
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Unauthenticated => Self::Answered,
+        }
+    }
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         // Only what tonic's own transport reports has a source; what the other side answered arrives without one. So a
@@ -184,7 +256,11 @@ impl From<Status> for Failure {
         } else {
             status.message().to_owned()
         };
-        let failure = Self::new(exit, CallError { message, status });
+        let call = CallOutcome::of(&status, broken);
+        let failure = Self {
+            call,
+            ..Self::new(exit, CallError { message, status })
+        };
         match exit {
             Exit::NotPermitted => failure.hint(
                 "--token-file or RELATCH_TOKEN_FILE names the admin token; its role must permit the command (viewer, issuer, revoker or admin)",
@@ -193,7 +269,12 @@ impl From<Status> for Failure {
                 failure.hint("is it running, and does --admin or RELATCH_ADMIN name its address?")
             }
             Exit::TimedOut => failure.hint("`relatch fleet` shows which sidecars lag"),
-            Exit::Done | Exit::Failed | Exit::Usage | Exit::NotFound | Exit::Refused => failure,
+            Exit::Done
+            | Exit::Failed
+            | Exit::Usage
+            | Exit::NotFound
+            | Exit::Refused
+            | Exit::SecretForgotten => failure,
         }
     }
 }

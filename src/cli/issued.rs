@@ -85,6 +85,7 @@ pub(super) mod tests {
                 nanos: 0,
             }),
             revision: 18,
+            ..admin::IssuedKey::default()
         }
     }
 

@@ -8,23 +8,28 @@ use zeroize::Zeroizing;
 
 use super::{
     Session,
-    connection::answer,
+    barrier::BarrierView,
+    connection::{Admin, answer, answer_within},
     failure::{Exit, Failure},
+    idempotency::{IdempotencyArgs, answered, forgotten},
     issued::IssuedView,
-    output::{self, Listing, Row, View},
+    output::{self, Format, Listing, Row, View},
     secret::SecretInput,
     value::{self, KeyIdParser},
+    watch::patience,
     wire, words,
 };
 use crate::{
-    key::{ConsumerId, KeyId, KeyringName, Scope, Secret, Timestamp},
+    key::{ConsumerId, IdempotencyKey, KeyId, KeyringName, Scope, Secret, Timestamp},
     proto::admin,
 };
 
 /// What can be done with keys.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a key; its secret is printed once
+    /// Make a key; its secret is printed once, when every sidecar accepts it
+    ///
+    /// If sidecars do not confirm in time, the key is revoked, nothing was handed out, and the exit code is 5.
     #[command(after_help = CREATE_EXAMPLES)]
     Create(KeyArgs),
     /// Take over a key of another system as it is
@@ -73,6 +78,17 @@ pub struct KeyArgs {
     /// Make the keyring (needs role admin) and the consumer where they do not exist
     #[arg(long)]
     create_missing: bool,
+
+    /// Do not wait until every sidecar accepts the key; a request that uses it at once may be denied
+    #[arg(long)]
+    no_wait: bool,
+
+    /// How long to wait for the sidecars [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, conflicts_with = "no_wait")]
+    timeout: Option<Duration>,
+
+    #[command(flatten)]
+    idempotency: IdempotencyArgs,
 }
 
 /// The arguments of `key import`.
@@ -168,15 +184,33 @@ impl KeyCommand {
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
         match self {
             Self::Create(args) => {
-                let mut admin = session.admin().await?;
-                let key = answer(admin.create_key(args.into_request())).await?;
-                session.show(&IssuedView::from(key))
+                let (key, patience) = (args.idempotency.key()?, patience(args.timeout));
+                let request = args.into_request(&key);
+                let issued = answered(session, &key, async |mut admin: Admin| {
+                    answer_within(patience, admin.create_key(request.clone())).await
+                });
+                let issued = issued.await.map_err(|failure| {
+                    if failure.is_withdrawn() {
+                        failure.context("the key was not handed out, and is revoked")
+                    } else {
+                        failure
+                    }
+                })?;
+                show_issued(session, issued)
             }
             Self::Import(args) => {
-                let request = args.into_request()?;
-                let mut admin = session.admin().await?;
-                let key = answer(admin.import_key(request)).await?;
-                session.show(&IssuedView::from(key))
+                let (key, patience) = (args.key.idempotency.key()?, patience(args.key.timeout));
+                let request = args.into_request(&key)?;
+                let issued = answered(session, &key, async |mut admin: Admin| {
+                    answer_within(patience, admin.import_key(request.clone())).await
+                });
+                let issued = issued.await.map_err(|failure| match failure.exit() {
+                    Exit::TimedOut => {
+                        failure.context("the key is imported, and not every sidecar accepts it yet")
+                    }
+                    _ => failure,
+                })?;
+                show_issued(session, issued)
             }
             Self::List(args) => {
                 let mut admin = session.admin().await?;
@@ -193,8 +227,40 @@ impl KeyCommand {
     }
 }
 
+/// Shows a key that was just created or imported, and who accepts it.
+fn show_issued(session: &Session, key: admin::IssuedKey) -> Result<(), Failure> {
+    if key.secret_forgotten {
+        let stands = format!(
+            "key {} of consumer {} was created, and its version {} is {},",
+            key.key_id,
+            key.consumer,
+            key.version,
+            wire::state(key.state)
+        );
+        let hint = format!(
+            "if nobody has the secret: relatch rotate start {}, or relatch revoke {} --all",
+            key.key_id, key.key_id
+        );
+        return Err(forgotten(&stands, hint));
+    }
+    let barrier = key.barrier.clone().map(BarrierView::from);
+    let keyring = key.keyring.clone();
+    session.show(&IssuedView::from(key))?;
+    match barrier {
+        Some(barrier) if barrier.total == 0 => session.output.note(&format!(
+            "no sidecar serves keyring {keyring}, so that nothing accepts this key yet; add the keyring to `keyrings` in a sidecar's file, and see `relatch fleet`"
+        )),
+        Some(barrier) if session.output.format() == Format::Table => {
+            let sidecars = words::count(barrier.applied.into(), "sidecar");
+            session.output.note(&format!("{sidecars} accepted the key"));
+        }
+        Some(_) | None => {}
+    }
+    Ok(())
+}
+
 impl KeyArgs {
-    fn into_request(self) -> admin::CreateKeyRequest {
+    fn into_request(self, idempotency_key: &IdempotencyKey) -> admin::CreateKeyRequest {
         admin::CreateKeyRequest {
             keyring: self.keyring.as_str().to_owned(),
             consumer: self.consumer.as_str().to_owned(),
@@ -204,12 +270,18 @@ impl KeyArgs {
             not_before: self.not_before.map(wire::to_timestamp),
             expires_in: self.expires_in.map(wire::to_duration),
             create_missing: self.create_missing,
+            wait: !self.no_wait,
+            timeout: self.timeout.map(wire::to_duration),
+            idempotency_key: idempotency_key.as_str().to_owned(),
         }
     }
 }
 
 impl ImportArgs {
-    fn into_request(self) -> Result<admin::ImportKeyRequest, Failure> {
+    fn into_request(
+        self,
+        idempotency_key: &IdempotencyKey,
+    ) -> Result<admin::ImportKeyRequest, Failure> {
         let bytes = self.from_file.read("key", "--from-file")?;
         // Bytes that are no text are refused with the same words as a text that is no key.
         let text = std::str::from_utf8(&bytes).unwrap_or_default();
@@ -218,7 +290,7 @@ impl ImportArgs {
                 .context(format!("what {} holds cannot be imported", self.from_file))
         })?;
         Ok(admin::ImportKeyRequest {
-            key: Some(self.key.into_request()),
+            key: Some(self.key.into_request(idempotency_key)),
             secret: secret.expose().to_owned(),
         })
     }
@@ -448,10 +520,14 @@ mod tests {
                 not_before: None,
                 expires_in: None,
                 create_missing: false,
+                no_wait: false,
+                timeout: None,
+                idempotency: IdempotencyArgs::default(),
             },
             from_file: SecretInput::File(path),
         };
-        let failure = args.into_request().expect_err("it has a space");
+        let key = "once".parse().expect("an idempotency key");
+        let failure = args.into_request(&key).expect_err("it has a space");
         assert_eq!(failure.exit(), Exit::Usage);
         assert!(!failure.report(false).contains("two words"));
     }

@@ -7,13 +7,17 @@ use serde::Serialize;
 
 use super::{
     Session,
-    connection::answer,
+    connection::{Admin, answer},
     failure::Failure,
+    idempotency::{IdempotencyArgs, answered, forgotten},
     output::{self, Listing, Row, View},
     secret::Revealed,
     value, wire, words,
 };
-use crate::{key::Timestamp, proto::admin};
+use crate::{
+    key::{IdempotencyKey, Timestamp},
+    proto::admin,
+};
 
 /// What can be done with admin tokens.
 #[derive(Debug, Subcommand)]
@@ -40,6 +44,9 @@ pub struct CreateArgs {
     /// How long it is valid, for example 90d; without this flag it does not expire
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
     expires_in: Option<Duration>,
+
+    #[command(flatten)]
+    idempotency: IdempotencyArgs,
 }
 
 /// The arguments of `token end`.
@@ -89,22 +96,36 @@ impl TokenCommand {
     ///
     /// When the control plane cannot be reached or refuses.
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
-        let mut admin = session.admin().await?;
         match self {
             Self::Create(args) => {
-                let created = answer(admin.create_token(args.into_request())).await?;
+                let key = args.idempotency.key()?;
+                let request = args.into_request(&key);
+                let created = answered(session, &key, async |mut admin: Admin| {
+                    answer(admin.create_token(request.clone())).await
+                });
+                let created = created.await?;
                 let token = wire::required(created.token, "token")?;
+                if created.secret_forgotten {
+                    let stands = format!("token {} ({}) was created", token.id, token.name);
+                    let hint = format!(
+                        "if nobody has it: relatch token end {}, and create another one",
+                        token.id
+                    );
+                    return Err(forgotten(&stands, hint));
+                }
                 session.show(&CreatedToken {
                     token: token.into(),
                     secret: Revealed::new(created.secret),
                 })
             }
             Self::List => {
+                let mut admin = session.admin().await?;
                 let list = answer(admin.list_tokens(admin::ListTokensRequest {})).await?;
                 let tokens = list.tokens.into_iter().map(TokenView::from).collect();
                 session.show(&Listing(tokens))
             }
             Self::End(args) => {
+                let mut admin = session.admin().await?;
                 let request = admin::EndTokenRequest { id: args.id };
                 let ended = answer(admin.end_token(request)).await?;
                 let token = wire::required(ended.token, "token")?;
@@ -115,11 +136,12 @@ impl TokenCommand {
 }
 
 impl CreateArgs {
-    fn into_request(self) -> admin::CreateTokenRequest {
+    fn into_request(self, idempotency_key: &IdempotencyKey) -> admin::CreateTokenRequest {
         admin::CreateTokenRequest {
             name: self.name,
             role: admin::Role::from(self.role).into(),
             expires_in: self.expires_in.map(wire::to_duration),
+            idempotency_key: idempotency_key.as_str().to_owned(),
         }
     }
 }

@@ -49,7 +49,7 @@ pub async fn watch(
 }
 
 fn overdue(patience: Duration) -> Failure {
-    Failure::new(
+    Failure::unanswered(
         Exit::TimedOut,
         anyhow::anyhow!(
             "the control plane said nothing within {}",

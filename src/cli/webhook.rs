@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::{
     Session,
-    connection::answer,
+    connection::{Admin, answer},
     failure::{Exit, Failure},
+    idempotency::{IdempotencyArgs, answered},
     output::{self, Listing, Row, View},
     secret::{Revealed, SecretInput},
     value::WebhookIdParser,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     key::{
-        ConsumerId, KeyringName, Timestamp,
+        ConsumerId, IdempotencyKey, KeyringName, Timestamp,
         webhook::{EventKind, WebhookId},
     },
     proto::admin,
@@ -66,6 +67,9 @@ pub struct AddArgs {
     /// Its address may be on a private network, and plain http
     #[arg(long)]
     allow_private: bool,
+
+    #[command(flatten)]
+    idempotency: IdempotencyArgs,
 }
 
 /// Where events are sent.
@@ -205,10 +209,12 @@ impl WebhookCommand {
     pub async fn run(self, session: &Session) -> Result<Exit, Failure> {
         match self {
             Self::Add(args) => {
-                let request = args.into_request()?;
-                let mut admin = session.admin().await?;
-                let added = answer(admin.add_webhook(request)).await?;
-                session.show(&AddedView::try_from(added)?)?;
+                let key = args.idempotency.key()?;
+                let request = args.into_request(&key)?;
+                let added = answered(session, &key, async |mut admin: Admin| {
+                    answer(admin.add_webhook(request.clone())).await
+                });
+                session.show(&AddedView::try_from(added.await?)?)?;
             }
             Self::List(args) => {
                 let mut admin = session.admin().await?;
@@ -246,13 +252,17 @@ impl WebhookCommand {
 }
 
 impl AddArgs {
-    fn into_request(self) -> Result<admin::AddWebhookRequest, Failure> {
+    fn into_request(
+        self,
+        idempotency_key: &IdempotencyKey,
+    ) -> Result<admin::AddWebhookRequest, Failure> {
         Ok(admin::AddWebhookRequest {
             keyring: self.keyring.into(),
             url: self.address.read()?,
             consumer: self.consumer.map(String::from).unwrap_or_default(),
             events: self.events.iter().map(ToString::to_string).collect(),
             allow_private: self.allow_private,
+            idempotency_key: idempotency_key.as_str().to_owned(),
         })
     }
 }
@@ -592,7 +602,8 @@ mod tests {
         let WebhookCommand::Add(args) = add.expect("valid") else {
             panic!("it adds");
         };
-        let request = args.into_request().expect("readable");
+        let key = "once".parse().expect("an idempotency key");
+        let request = args.into_request(&key).expect("readable");
         assert_eq!(request.url, "https://example.com/t0ken");
         for (line, kind) in [
             ("add --keyring payments", ErrorKind::MissingRequiredArgument),

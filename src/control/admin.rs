@@ -9,6 +9,8 @@ mod consumer;
 mod error;
 mod explain;
 mod fleet;
+mod idempotency;
+mod issue;
 mod key;
 mod keyring;
 mod overlap;
@@ -27,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::{
+    calls::Calls,
     catalog::Catalog,
     fleet::Fleet,
     pace::Pace,
@@ -57,6 +60,7 @@ pub struct AdminApi {
     rotations: Rotations,
     webhooks: Arc<Webhooks>,
     pace: Arc<Pace>,
+    calls: Arc<Calls>,
     tasks: TaskTracker,
 }
 
@@ -77,6 +81,8 @@ pub struct AdminParts {
     pub webhooks: Arc<Webhooks>,
     /// The time by which planned ends come.
     pub pace: Arc<Pace>,
+    /// The answers that may be given again.
+    pub(crate) calls: Arc<Calls>,
 }
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static>>;
@@ -96,6 +102,7 @@ impl AdminApi {
             rotations,
             webhooks,
             pace,
+            calls,
         } = parts;
         Self {
             catalog,
@@ -105,6 +112,7 @@ impl AdminApi {
             rotations,
             webhooks,
             pace,
+            calls,
             tasks,
         }
     }
@@ -249,7 +257,7 @@ impl Admin for AdminApi {
         request: Request<api::CreateKeyRequest>,
     ) -> Result<Response<api::IssuedKey>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.make_key(&caller, request.into_inner(), None)
+        self.issue_key(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -259,7 +267,7 @@ impl Admin for AdminApi {
         request: Request<api::ImportKeyRequest>,
     ) -> Result<Response<api::IssuedKey>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.take_key(&caller, request.into_inner())
+        self.take_key(caller, request.into_inner())
             .await
             .map(Response::new)
     }

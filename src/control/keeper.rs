@@ -1,26 +1,28 @@
-//! Keeps what makes starts and streams quick: saves the states of keyrings, and drops snapshots that nobody asks for.
+//! Keeps what makes starts and streams quick: saves the states of keyrings. Drops what is not needed any more: snapshots that
+//! nobody asks for, and the secrets of answers that are old.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::catalog::Catalog;
+use super::{calls::Calls, catalog::Catalog};
 
 /// The keeper of all keyrings. To save a large one takes its time, for which nothing else waits.
 #[derive(Debug)]
 pub struct Keeper {
     catalog: Arc<Catalog>,
+    calls: Arc<Calls>,
 }
 
 /// How often it is looked what has changed. A snapshot is kept for this long at least after it was asked for last.
 const EVERY: Duration = Duration::from_secs(1);
 
 impl Keeper {
-    /// A keeper of the catalog's keyrings.
+    /// A keeper of the catalog's keyrings, and of answers.
     #[must_use]
-    pub const fn new(catalog: Arc<Catalog>) -> Self {
-        Self { catalog }
+    pub(crate) const fn new(catalog: Arc<Catalog>, calls: Arc<Calls>) -> Self {
+        Self { catalog, calls }
     }
 
     /// Runs until `shutdown`. A failure is logged and tried again in the next round.
@@ -32,6 +34,7 @@ impl Keeper {
                 _ = ticks.tick() => {}
                 () = shutdown.cancelled() => return,
             }
+            self.calls.forget();
             for served in self.catalog.list() {
                 served.drop_idle_snapshot();
                 let saved = tokio::select! {

@@ -10,6 +10,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use super::{
     admin::{AdminApi, AdminParts},
     bearers::Bearers,
+    calls::Calls,
     catalog::Catalog,
     fleet::Fleet,
     journal::{CommitError, LogError},
@@ -249,10 +250,11 @@ impl ControlPlane {
         );
         let webhooks = Webhooks::new(
             Arc::clone(&catalog),
-            pepper,
+            pepper.clone(),
             WebhookMetrics::register(&mut registry),
         );
         let webhooks = Arc::new(webhooks.map_err(PlaneError::Webhooks)?);
+        let answers = Arc::new(Calls::new(&pepper, clock.clone()));
         let parts = AdminParts {
             catalog: Arc::clone(&catalog),
             fleet: Arc::clone(&fleet),
@@ -261,6 +263,7 @@ impl ControlPlane {
             rotations: rotations.clone(),
             webhooks: Arc::clone(&webhooks),
             pace: Arc::clone(&pace),
+            calls: Arc::clone(&answers),
         };
         let admin = AdminApi::new(parts, calls.clone());
         let discovery = Routes::new(discovery.into_service());
@@ -303,7 +306,7 @@ impl ControlPlane {
         );
         shutdown.spawn("schedule", schedule.run(shutdown.token()));
         shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
-        let keeper = Keeper::new(Arc::clone(&catalog));
+        let keeper = Keeper::new(Arc::clone(&catalog), answers);
         shutdown.spawn("keeper", keeper.run(shutdown.token()));
         shutdown.spawn("webhooks", Arc::clone(&webhooks).run(shutdown.token()));
         let calls = end_calls(calls, health, streams_ended, shutdown.token());

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     clock::BootTime,
     key::{
-        KeyId, KeyState, Lifetime, Refusal, Revision, RotationId, Secret, SinkName, Timestamp,
-        VersionNumber, VersionRef, Window,
+        KeyId, KeyState, Keyring, Lifetime, Refusal, Revision, RotationId, Secret, SinkName,
+        Timestamp, VersionNumber, VersionRef, Window,
         change::{Change, OldVersion},
         operation::{OldEnds, StageSpec, Which},
         rotation,
@@ -41,6 +41,8 @@ pub struct Rotations {
 pub struct RotationSpec {
     /// Of which key.
     pub key_id: KeyId,
+    /// The id of the rotation; a new one when absent.
+    pub id: Option<RotationId>,
     /// What becomes of the old version.
     pub old_ends: OldEnds,
     /// How long the new version lives; as long as the one before was to live when absent.
@@ -148,8 +150,23 @@ pub enum RotationError {
     /// The control plane stops. A rotation was withdrawn and nothing handed out; a revocation stands.
     #[error("the control plane stops and waits for sidecars no longer")]
     Stopping,
+    /// The store failed at the hand-over and may have it all the same.
+    #[error(
+        "the store failed at the hand-over, and may have it all the same; `relatch key show {key_id}` tells when the store is back",
+        key_id = version.key_id
+    )]
+    Unsure {
+        /// The version that was to be handed over.
+        version: VersionRef,
+        /// How the store failed.
+        source: CommitError,
+    },
 }
 
+/// How often a hand-over is tried while the store fails, and the wait in between: a disk that is busy for longer than
+/// that is a matter for people.
+const HAND_OVER_TRIES: u32 = 5;
+const HAND_OVER_RETRY: Duration = Duration::from_secs(1);
 /// Beyond the caller's own timeout, until a staged version that nobody withdrew is withdrawn by itself.
 const WITHDRAW_SLACK: Duration = Duration::from_secs(30);
 /// A delivery that is under way for longer is in doubt: a use of the version is then taken for its success. Longer than
@@ -257,27 +274,72 @@ impl Rotations {
             }
         };
         let propagation = self.catalog.clock().boot().saturating_since(staged.at);
+        if progress.is_closed() {
+            // All sidecars were quicker than the news that the caller is gone.
+            self.withdraw(actor, &staged, &RotationError::Abandoned)
+                .await?;
+            return Err(RotationError::Abandoned);
+        }
         if let Some(sink) = &spec.sink {
             self.deliver(actor, &staged, sink).await?;
         }
-        let handed_over = self
-            .catalog
-            .commit(&staged.served, actor, |keyring, now| {
-                let changes =
-                    keyring.hand_over(spec.key_id, staged.rotation, &spec.old_ends, now)?;
-                let old = changes.iter().find_map(Change::old_version);
-                Ok((changes, old))
-            })
-            .await?;
+        let (old, revision) = self.hand_over(actor, &staged, &spec.old_ends).await?;
         Ok(HandedOver {
             secret: staged.secret,
             version: staged.version,
             window: staged.window,
-            old: handed_over.value,
-            revision: handed_over.revision,
+            old,
+            revision,
             barrier,
             propagation,
         })
+    }
+
+    /// Commits the hand-over. A store that fails may have written it all the same, so that it is asked again before
+    /// anybody is told what became of it.
+    async fn hand_over(
+        &self,
+        actor: &str,
+        staged: &Staged,
+        old_ends: &OldEnds,
+    ) -> Result<(Option<OldVersion>, Revision), RotationError> {
+        let mut tries = 1;
+        loop {
+            let committed = self
+                .catalog
+                .commit(&staged.served, actor, |keyring, now| {
+                    if let Some(old) = handed_over_by(keyring, staged.rotation, staged.version) {
+                        return Ok((Vec::new(), old));
+                    }
+                    let changes =
+                        keyring.hand_over(staged.version.key_id, staged.rotation, old_ends, now)?;
+                    let old = changes.iter().find_map(Change::old_version);
+                    Ok((changes, old))
+                })
+                .await;
+            let source = match committed {
+                Ok(committed) => return Ok((committed.value, committed.revision)),
+                Err(error @ CommitError::Refused(_)) => return Err(error.into()),
+                Err(
+                    error @ (CommitError::Contended | CommitError::Log(_) | CommitError::Random(_)),
+                ) => error,
+            };
+            if tries >= HAND_OVER_TRIES {
+                let version = staged.version;
+                return Err(RotationError::Unsure { version, source });
+            }
+            tries += 1;
+            tracing::warn!(
+                auth.keyring = %staged.served.name(),
+                auth.key.id = %staged.version.key_id,
+                error = &source as &dyn std::error::Error,
+                "the store failed at a hand-over; asking it again"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(HAND_OVER_RETRY) => {}
+                () = self.stop.cancelled() => tries = HAND_OVER_TRIES,
+            }
+        }
     }
 
     /// Returns when a staged version is not pending any more.
@@ -301,7 +363,10 @@ impl Rotations {
             .catalog
             .holding(spec.key_id)
             .map_err(CommitError::from)?;
-        let id = RotationId::generate().map_err(CommitError::from)?;
+        let id = match spec.id {
+            Some(id) => id,
+            None => RotationId::generate().map_err(CommitError::from)?,
+        };
         let prefix = served.journal().state().keyring.prefix().clone();
         let secret = Secret::generate(&prefix, spec.key_id).map_err(CommitError::from)?;
         let at = self.catalog.clock().boot();
@@ -561,6 +626,19 @@ impl Rotations {
 }
 
 impl RotationError {
+    /// Whether nothing was handed out, and nothing will be.
+    #[must_use]
+    pub const fn is_withdrawn(&self) -> bool {
+        match self {
+            Self::Commit(_)
+            | Self::TimedOut { .. }
+            | Self::Abandoned
+            | Self::TakenBack
+            | Self::Stopping => true,
+            Self::Unsure { .. } => false,
+        }
+    }
+
     /// Adds to the span of what ended so how it ended, as `attribute`.
     fn tell(&self, span: &OpenSpan, attribute: &'static str) {
         let outcome = match self {
@@ -572,9 +650,10 @@ impl RotationError {
             Self::Abandoned => "abandoned",
             Self::TakenBack => "taken_back",
             Self::Stopping => "stopping",
+            Self::Unsure { .. } => "unsure",
         };
         span.set(attribute, outcome);
-        if matches!(outcome, "failed" | "timed_out") {
+        if matches!(outcome, "failed" | "timed_out" | "unsure") {
             span.fail(outcome);
         }
     }
@@ -585,6 +664,17 @@ async fn settled(changes: &mut watch::Receiver<u64>) {
     // The fleet outlives who waits for it.
     let _ = changes.changed().await;
     tokio::time::sleep(SETTLE).await;
+}
+
+/// Whether a rotation has handed a version over, and if so, the version that it replaced.
+fn handed_over_by(
+    keyring: &Keyring,
+    rotation: RotationId,
+    version: VersionRef,
+) -> Option<Option<OldVersion>> {
+    let (key, new) = keyring.version(version)?;
+    let is_active = new.state.kind() == KeyState::Active && new.staged_by == Some(rotation);
+    is_active.then(|| key.replaced_by(rotation, version.version))
 }
 
 fn not_due(key_id: KeyId) -> Refusal {
@@ -603,3 +693,6 @@ fn names(barrier: &Barrier) -> String {
     }
     names.join(", ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -240,6 +240,7 @@ fn spec(served: &ServedKeyring, key_id: KeyId, now: Timestamp) -> Option<(Rotati
     let sink = state.keyring.policy_of(key).sink.clone()?;
     let spec = RotationSpec {
         key_id,
+        id: None,
         old_ends: OldEnds::AfterOverlap(None),
         lifetime: None,
         timeout: BARRIER_TIMEOUT,

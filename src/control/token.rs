@@ -168,6 +168,19 @@ impl Tokens {
         role: Role,
         expires_in: Option<Duration>,
     ) -> Result<(Token, Secret), CommitError> {
+        let id = KeyId::generate()?;
+        self.create_as(id, actor, name, role, expires_in).await
+    }
+
+    /// As [`Self::create`], with an id that no token has.
+    pub(crate) async fn create_as(
+        &self,
+        id: KeyId,
+        actor: &str,
+        name: &str,
+        role: Role,
+        expires_in: Option<Duration>,
+    ) -> Result<(Token, Secret), CommitError> {
         if !matches!(name.len(), 1..=64) || name.chars().any(char::is_control) {
             return Err(Refusal::Invalid {
                 field: "name",
@@ -175,10 +188,15 @@ impl Tokens {
             }
             .into());
         }
-        let id = KeyId::generate()?;
         let secret = Secret::generate(&prefix(), id)?;
         let digest = self.pepper.digest(&secret.presented());
-        self.commit(actor, |_, now| {
+        self.commit(actor, |book, now| {
+            if book.tokens.contains_key(&id) {
+                return Err(Refusal::AlreadyExists {
+                    what: "token",
+                    name: id.to_string(),
+                });
+            }
             Ok(TokenChange::TokenCreated {
                 id,
                 name: name.to_owned(),
@@ -267,7 +285,8 @@ impl Tokens {
         committed.map(drop)
     }
 
-    fn get(&self, id: KeyId) -> Result<Token, Refusal> {
+    /// The token with an id.
+    pub(crate) fn get(&self, id: KeyId) -> Result<Token, Refusal> {
         self.journal
             .state()
             .tokens

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    change::OldVersion,
     id::{ConsumerId, KeyId, RotationId, VersionNumber},
     lifetime::Lifetime,
     paged::PagedSet,
@@ -84,6 +85,23 @@ impl Key {
         self.versions
             .values()
             .filter(move |version| version.is_accepted(now))
+    }
+
+    /// The version that `rotation` replaced by `new`, and until when it is accepted; one that has ended, when it did.
+    #[must_use]
+    pub fn replaced_by(&self, rotation: RotationId, new: VersionNumber) -> Option<OldVersion> {
+        let is_old =
+            |version: &&KeyVersion| version.number != new && version.rotation == Some(rotation);
+        let old = self.versions.values().find(is_old)?;
+        let until = match old.state {
+            VersionState::Retiring { until, .. } => until,
+            VersionState::Retired { since, .. } | VersionState::Revoked { since, .. } => since,
+            VersionState::Pending { .. } | VersionState::Active { .. } => return None,
+        };
+        Some(OldVersion {
+            version: old.number,
+            until,
+        })
     }
 
     /// How long the active version was to live when it was made; where none is active, the newest one.

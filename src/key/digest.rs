@@ -190,6 +190,18 @@ impl Pepper {
     }
 }
 
+impl Pepper {
+    /// HMAC-SHA256 of `parts`, each preceded by its length, so that no two lists of parts are alike.
+    pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut mac = self.mac.clone();
+        for part in parts {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    }
+}
+
 impl fmt::Debug for Pepper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pepper({}, redacted)", self.id.0)
@@ -251,6 +263,12 @@ impl MasterPepper {
     #[must_use]
     pub fn for_sidecar_tokens(&self) -> Pepper {
         self.derive(b"relatch sidecar token pepper 1\0", "")
+    }
+
+    /// The pepper of the ids that are derived from idempotency keys.
+    #[must_use]
+    pub fn for_idempotency(&self) -> Pepper {
+        self.derive(b"relatch idempotency pepper 1\0", "")
     }
 
     /// The secret that a webhook's requests are signed with. It lies nowhere else.

@@ -256,6 +256,11 @@ pub(super) fn random_base62<const N: usize>() -> Result<[u8; N], RandomError> {
     Ok(characters)
 }
 
+/// The character of a digit, of which the part below 62 counts.
+pub(super) fn base62(digit: u128) -> u8 {
+    BASE62[usize::try_from(digit % 62).unwrap_or_default()]
+}
+
 fn checksum(body: &[u8]) -> [u8; CHECKSUM_LEN] {
     let mut rest = crc32fast::hash(body);
     let mut digits = [b'0'; CHECKSUM_LEN];

@@ -86,6 +86,13 @@ impl WebhookId {
     }
 }
 
+/// Both are 12 base62 characters.
+impl From<KeyId> for WebhookId {
+    fn from(id: KeyId) -> Self {
+        Self(id)
+    }
+}
+
 impl FromStr for WebhookId {
     type Err = ParseIdError;
 

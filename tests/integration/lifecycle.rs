@@ -13,6 +13,7 @@ mod exactness;
 mod explain;
 mod floods;
 mod life;
+mod lost_answers;
 mod metrics;
 mod on_demand;
 mod outage;

@@ -87,7 +87,8 @@ fn explain(failure: Failure, key_id: KeyId) -> Failure {
         | Exit::NotFound
         | Exit::TimedOut
         | Exit::NotPermitted
-        | Exit::Unreachable => failure,
+        | Exit::Unreachable
+        | Exit::SecretForgotten => failure,
     }
 }
 

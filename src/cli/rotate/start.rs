@@ -10,7 +10,9 @@ use crate::{
     cli::{
         Session,
         barrier::BarrierView,
+        connection::{Admin, answer},
         failure::{Exit, Failure},
+        idempotency::{IdempotencyArgs, answered, ask_again, forgotten},
         issued::IssuedView,
         output::{Format, View},
         secret::Revealed,
@@ -18,7 +20,7 @@ use crate::{
         watch::{Stopped, patience, watch},
         wire, words,
     },
-    key::{KeyId, Lifetime, Timestamp},
+    key::{IdempotencyKey, KeyId, Lifetime, Timestamp},
     proto::admin::{self, start_rotation_response::Step},
 };
 
@@ -49,6 +51,9 @@ pub struct StartArgs {
     /// Why it is an emergency; it is kept in the audit log
     #[arg(long, value_name = "TEXT", requires = "emergency")]
     reason: Option<String>,
+
+    #[command(flatten)]
+    idempotency: IdempotencyArgs,
 }
 
 /// A step of a rotation, a line of JSON each. The last is `handed_over`; in an emergency `old_revoked` follows.
@@ -99,12 +104,26 @@ struct OldRevokedView {
 }
 
 /// What is known of a rotation that runs, for the words that it ends with.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Run {
+    key_id: KeyId,
+    idempotency_key: IdempotencyKey,
+    emergency: bool,
     staged: Option<u32>,
     barrier: BarrierView,
     /// The secret is in the caller's hands.
     handed_over: bool,
+}
+
+/// What became of a version whose hand-over was not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It was withdrawn; its secret was not handed out.
+    Withdrawn,
+    /// It was handed over, and its secret did not arrive.
+    HandedOver,
+    /// Nobody could be asked, or it is still being staged.
+    Unknown,
 }
 
 pub(super) const EXAMPLES: &str = "\
@@ -119,21 +138,38 @@ Examples:
   Replace a key that has leaked: the old version is revoked as the new one is handed out:
     relatch rotate start 7Qm2Xc91TbKe --emergency --reason 'found in a public repository'
 
-Exit codes of note: 4 another rotation is in the way, 5 sidecars did not confirm in time.";
+Exit codes of note: 4 another rotation is in the way, 5 sidecars did not confirm in time,
+7 no answer came: the rotation may have been handed over; the message says how to ask again,
+8 the same call was answered before, and the secret is forgotten.";
+
+/// How long it is looked what became of a version after an interruption: a withdrawal takes some milliseconds.
+const FATE_TIMEOUT: Duration = Duration::from_secs(5);
+const FATE_POLL: Duration = Duration::from_millis(100);
 
 impl StartArgs {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
-        let mut admin = session.admin().await?;
-        let mut run = Run::default();
-        let (key_id, emergency, patience) = (self.key_id, self.emergency, self.patience());
-        let rotation = async {
-            let events = admin.start_rotation(self.into_request()).await?;
-            follow(events.into_inner(), emergency, &mut run, session).await
+        let idempotency_key = self.idempotency.key()?;
+        let mut run = Run {
+            key_id: self.key_id,
+            idempotency_key: idempotency_key.clone(),
+            emergency: self.emergency,
+            staged: None,
+            barrier: BarrierView::default(),
+            handed_over: false,
         };
+        let patience = self.patience();
+        let request = self.into_request(&idempotency_key);
+        let rotation = answered(session, &idempotency_key, async |mut admin: Admin| {
+            let events = admin.start_rotation(request.clone()).await?;
+            follow(events.into_inner(), &mut run, session).await
+        });
         match watch(patience, rotation).await {
             Ok(()) => Ok(()),
-            Err(Stopped::Failed(failure)) => Err(run.explain(failure, key_id, session.now())),
-            Err(Stopped::Interrupted) => Err(run.interrupted(key_id)),
+            Err(Stopped::Failed(failure)) => Err(run.explain(failure, session.now())),
+            Err(Stopped::Interrupted) => {
+                let fate = run.fate(session).await;
+                Err(run.interrupted(fate))
+            }
         }
     }
 
@@ -147,7 +183,7 @@ impl StartArgs {
         }
     }
 
-    fn into_request(self) -> admin::StartRotationRequest {
+    fn into_request(self, idempotency_key: &IdempotencyKey) -> admin::StartRotationRequest {
         admin::StartRotationRequest {
             key_id: self.key_id.as_str().to_owned(),
             overlap: self.overlap.map(wire::to_duration),
@@ -155,13 +191,13 @@ impl StartArgs {
             timeout: self.timeout.map(wire::to_duration),
             emergency: self.emergency,
             reason: self.reason.unwrap_or_default(),
+            idempotency_key: idempotency_key.as_str().to_owned(),
         }
     }
 }
 
 async fn follow(
     mut events: Streaming<admin::StartRotationResponse>,
-    emergency: bool,
     run: &mut Run,
     session: &Session,
 ) -> Result<(), Failure> {
@@ -169,13 +205,22 @@ async fn follow(
     while let Some(event) = events.message().await? {
         // A step that only a newer control plane knows is passed over.
         let Some(step) = event.step else { continue };
+        if let Step::HandedOver(done) = &step
+            && let Some(key) = done.key.as_ref().filter(|key| key.secret_forgotten)
+        {
+            return Err(run.forgotten(key));
+        }
         let event = RotationEvent::from_step(step)?;
+        // Asked again after the secret was shown: only the revocation was not seen to its end.
+        let was_handed_over = run.handed_over;
         run.note(&event);
         match event {
             RotationEvent::HandedOver(view) => {
-                let is_revoked = emergency && view.old_version.is_some();
+                let is_revoked = run.emergency && view.old_version.is_some();
                 progress = session.output.progress();
-                hand_out(view, session)?;
+                if !was_handed_over {
+                    hand_out(view, session)?;
+                }
                 if !is_revoked {
                     return Ok(());
                 }
@@ -198,11 +243,8 @@ async fn follow(
             }
         }
     }
-    Err(Failure::failed(if run.handed_over {
-        "the control plane ended the call before every sidecar had confirmed the revocation"
-    } else {
-        "the control plane ended the call before the hand-over"
-    }))
+    let problem = anyhow::anyhow!("the control plane ended the call before its end");
+    Err(Failure::unanswered(Exit::Failed, problem))
 }
 
 /// The secret is shown as soon as it is there, whatever comes after it.
@@ -317,38 +359,148 @@ impl Run {
     }
 
     /// Says with the failure what it means for the rotation, as far as that is known.
-    fn explain(&self, failure: Failure, key_id: KeyId, now: Timestamp) -> Failure {
-        let Some(version) = self.staged else {
+    fn explain(&self, failure: Failure, now: Timestamp) -> Failure {
+        let version = self.version();
+        if self.handed_over {
+            return failure
+                .context(format!(
+                    "{version} was handed out; the revocation of the old version stands, but not every sidecar has confirmed it"
+                ))
+                .hint(self.show_versions());
+        }
+        if failure.is_answer_lost() {
+            let neither = if self.emergency {
+                "; if it was, the old version is revoked, and its consumer has neither until you get the secret"
+            } else {
+                ""
+            };
+            return failure
+                .context(format!(
+                    "whether {version} was handed out is not known{neither}"
+                ))
+                .hint(format!(
+                    "{}; {}",
+                    ask_again(&self.idempotency_key),
+                    self.show_versions()
+                ));
+        }
+        if self.staged.is_none() || !failure.is_withdrawn() {
             return failure;
-        };
-        let failure = if self.handed_over {
-            failure.context(format!(
-                "version {version} was handed out; the revocation of the old version stands, but not every sidecar has confirmed it"
-            ))
-        } else {
-            failure.context(format!("version {version} was not handed out"))
-        };
+        }
+        let failure = failure.context(format!("{version} was not handed out{}", self.kept()));
         match self.barrier.laggards_sentence(now) {
             Some(laggards) if failure.exit() == Exit::TimedOut => {
                 failure.hint(format!("{laggards}; see `relatch fleet`"))
             }
-            // The control plane withdraws the version, unless the hand-over and the failure crossed.
-            Some(_) | None => failure.hint(show_versions(key_id)),
+            Some(_) | None => failure.hint(self.show_versions()),
         }
     }
 
-    fn interrupted(&self, key_id: KeyId) -> Failure {
-        Failure::failed(if self.handed_over {
-            "interrupted: the new version was handed out and the revocation of the old one stands, but not every sidecar has confirmed it"
-        } else {
-            "interrupted before the hand-over: the control plane withdraws the new version, and its secret was not handed out"
-        })
-        .hint(show_versions(key_id))
+    fn version(&self) -> String {
+        let number = |number| format!("version {number}");
+        self.staged
+            .map_or_else(|| "a new version".to_owned(), number)
     }
-}
 
-fn show_versions(key_id: KeyId) -> String {
-    format!("`relatch key show {key_id}` shows the key's versions")
+    /// In an emergency the old version ends with the hand-over only, which somebody who has a leak has to know.
+    const fn kept(&self) -> &'static str {
+        if self.emergency {
+            ", and the old version is still accepted; `relatch revoke` ends it without a new one"
+        } else {
+            ""
+        }
+    }
+
+    /// What became of the staged version after the call was given up.
+    async fn fate(&self, session: &Session) -> Fate {
+        let Some(version) = self.staged.filter(|_| !self.handed_over) else {
+            return Fate::Unknown;
+        };
+        let ask = async {
+            let mut admin = session.admin().await?;
+            loop {
+                let key_id = self.key_id.as_str().to_owned();
+                let key = answer(admin.get_key(admin::GetKeyRequest { key_id })).await?;
+                let mut versions = key.versions.iter();
+                let state = versions
+                    .find(|shown| shown.version == version)
+                    .and_then(|shown| admin::KeyState::try_from(shown.state).ok());
+                match state {
+                    Some(admin::KeyState::Pending) => tokio::time::sleep(FATE_POLL).await,
+                    Some(admin::KeyState::Revoked) => return Ok(Fate::Withdrawn),
+                    Some(
+                        admin::KeyState::Active
+                        | admin::KeyState::Retiring
+                        | admin::KeyState::Retired,
+                    ) => return Ok(Fate::HandedOver),
+                    Some(admin::KeyState::Unspecified) | None => return Ok(Fate::Unknown),
+                }
+            }
+        };
+        let asked: Result<Result<Fate, Failure>, _> = tokio::time::timeout(FATE_TIMEOUT, ask).await;
+        match asked {
+            Ok(Ok(fate)) => fate,
+            Ok(Err(_)) | Err(_) => Fate::Unknown,
+        }
+    }
+
+    fn interrupted(&self, fate: Fate) -> Failure {
+        if self.handed_over {
+            return Failure::failed(
+                "interrupted: the new version was handed out and the revocation of the old one stands, but not every sidecar has confirmed it",
+            )
+            .hint(self.show_versions());
+        }
+        let version = self.version();
+        match fate {
+            Fate::Withdrawn => Failure::failed(format!(
+                "interrupted before the hand-over: {version} is withdrawn, and its secret was not handed out{}",
+                self.kept()
+            ))
+            .hint(self.show_versions()),
+            Fate::HandedOver => Failure::failed(format!(
+                "interrupted, but {version} was handed over already, and its secret did not arrive{}",
+                if self.emergency {
+                    "; the old version is revoked, so that its consumer has neither until you get it"
+                } else {
+                    ""
+                }
+            ))
+            .hint(ask_again(&self.idempotency_key)),
+            Fate::Unknown => Failure::failed(format!(
+                "interrupted: whether {version} was handed out is not known"
+            ))
+            .hint(format!(
+                "{}; {}",
+                self.show_versions(),
+                ask_again(&self.idempotency_key)
+            )),
+        }
+    }
+
+    fn forgotten(&self, key: &admin::IssuedKey) -> Failure {
+        let stands = format!(
+            "version {} of key {} was handed over, and is {},",
+            key.version,
+            key.key_id,
+            wire::state(key.state)
+        );
+        forgotten(
+            &stands,
+            format!(
+                "if nobody has the secret: relatch rotate start {}; {}",
+                key.key_id,
+                self.show_versions()
+            ),
+        )
+    }
+
+    fn show_versions(&self) -> String {
+        format!(
+            "`relatch key show {}` shows the key's versions",
+            self.key_id
+        )
+    }
 }
 
 #[cfg(test)]
@@ -465,23 +617,39 @@ mod tests {
         );
     }
 
+    fn run() -> Run {
+        Run {
+            key_id: "7Qm2Xc91TbKe".parse().expect("a key id"),
+            idempotency_key: "once".parse().expect("an idempotency key"),
+            emergency: false,
+            staged: Some(4),
+            barrier: BarrierView::default(),
+            handed_over: false,
+        }
+    }
+
+    /// An error of the control plane that has handed out nothing.
+    fn withdrawn(mut status: tonic::Status) -> Failure {
+        let outcome = tonic::metadata::MetadataValue::from_static(crate::proto::WITHDRAWN);
+        status.metadata_mut().insert(crate::proto::OUTCOME, outcome);
+        status.into()
+    }
+
     #[test]
     fn what_fails_after_the_hand_over_does_not_claim_that_nothing_happened() {
         let run = Run {
-            staged: Some(4),
             handed_over: true,
-            ..Run::default()
+            ..run()
         };
-        let key_id = "7Qm2Xc91TbKe".parse().expect("a key id");
         let lost = tonic::Status::unavailable("draining");
         let report = run
-            .explain(lost.into(), key_id, Timestamp::from_millis(0))
+            .explain(lost.into(), Timestamp::from_millis(0))
             .report(false);
         assert!(
             report.starts_with("error: version 4 was handed out;"),
             "{report}"
         );
-        let report = run.interrupted(key_id).report(false);
+        let report = run.interrupted(Fate::Unknown).report(false);
         assert!(
             report.contains("the revocation of the old one stands"),
             "{report}"
@@ -506,15 +674,11 @@ mod tests {
 
     #[test]
     fn a_timeout_names_who_lags_and_that_nothing_was_handed_out() {
-        let mut run = Run {
-            staged: Some(4),
-            ..Run::default()
-        };
+        let mut run = run();
         run.note(&RotationEvent::Barrier(barrier().into()));
         let timed_out = tonic::Status::deadline_exceeded("1 of 2 sidecars have revision 17");
         let now = Timestamp::from_millis(1_767_225_604_000);
-        let key_id = "7Qm2Xc91TbKe".parse().expect("a key id");
-        let failure = run.explain(timed_out.into(), key_id, now);
+        let failure = run.explain(withdrawn(timed_out), now);
         assert_eq!(failure.exit(), Exit::TimedOut);
         assert_eq!(
             failure.report(false),
@@ -524,19 +688,61 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_lost_after_staging_says_where_to_look() {
-        let run = Run {
-            staged: Some(4),
-            ..Run::default()
+    fn a_lost_answer_is_not_taken_for_a_withdrawal() {
+        for lost in [
+            tonic::Status::unavailable("upstream connect error"),
+            tonic::Status::unknown("stream reset"),
+            tonic::Status::deadline_exceeded("a gateway gave up"),
+        ] {
+            let report = run().explain(lost.into(), Timestamp::from_millis(0));
+            let report = report.report(false);
+            assert!(
+                report.starts_with("error: whether version 4 was handed out is not known\n"),
+                "{report}"
+            );
+            assert!(report.contains("--idempotency-key once"), "{report}");
+            assert!(!report.contains("was not handed out"), "{report}");
+        }
+        let emergency = Run {
+            emergency: true,
+            ..run()
         };
         let lost = tonic::Status::unavailable("draining");
-        let key_id = "7Qm2Xc91TbKe".parse().expect("a key id");
-        let failure = run.explain(lost.into(), key_id, Timestamp::from_millis(0));
+        let report = emergency.explain(lost.into(), Timestamp::from_millis(0));
+        let report = report.report(false);
+        assert!(report.contains("its consumer has neither"), "{report}");
+    }
+
+    #[test]
+    fn what_the_control_plane_withdrew_was_not_handed_out() {
+        let stops = || withdrawn(tonic::Status::unavailable("the control plane stops"));
+        let failure = run().explain(stops(), Timestamp::from_millis(0));
         assert_eq!(failure.exit(), Exit::Unreachable);
         assert_eq!(
             failure.report(false),
-            "error: version 4 was not handed out\n  caused by: draining\n\
+            "error: version 4 was not handed out\n  caused by: the control plane stops\n\
              hint: `relatch key show 7Qm2Xc91TbKe` shows the key's versions\n"
         );
+        let emergency = Run {
+            emergency: true,
+            ..run()
+        };
+        let report = emergency.explain(stops(), Timestamp::from_millis(0));
+        let report = report.report(false);
+        assert!(
+            report.contains("the old version is still accepted"),
+            "{report}"
+        );
+    }
+
+    #[test]
+    fn an_interruption_says_what_became_of_the_version() {
+        let report = |fate| run().interrupted(fate).report(false);
+        assert!(report(Fate::Withdrawn).contains("its secret was not handed out"));
+        for fate in [Fate::HandedOver, Fate::Unknown] {
+            let report = report(fate);
+            assert!(!report.contains("was not handed out"), "{report}");
+            assert!(report.contains("--idempotency-key once"), "{report}");
+        }
     }
 }

@@ -296,7 +296,8 @@ impl Outage {
             | Exit::NotFound
             | Exit::Refused
             | Exit::TimedOut
-            | Exit::NotPermitted => return Err(failure),
+            | Exit::NotPermitted
+            | Exit::SecretForgotten => return Err(failure),
         }
         let is_first = self.since.is_none();
         let since = *self.since.get_or_insert(now);

@@ -62,6 +62,8 @@ pub(super) fn rotation(error: RotationError) -> Status {
         RotationError::TimedOut { .. } => Status::deadline_exceeded(error.to_string()),
         RotationError::TakenBack => Status::failed_precondition(error.to_string()),
         RotationError::Abandoned => Status::cancelled(error.to_string()),
-        RotationError::Stopping => Status::unavailable(error.to_string()),
+        RotationError::Stopping | RotationError::Unsure { .. } => {
+            Status::unavailable(error.to_string())
+        }
     }
 }

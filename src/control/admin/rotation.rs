@@ -9,19 +9,21 @@ use tonic::Status;
 
 use super::{
     AdminApi, Streamed, error,
+    idempotency::withdrawn,
     progress::{MAX_PROGRESS, Underway, timeout},
     wire,
 };
 use crate::{
     control::{
+        calls::{CallId, Identity, Kept},
         fleet::Target,
-        rotation::{HandedOver, Progress, RotationSpec},
+        rotation::{HandedOver, Progress, RotationError, RotationSpec},
         served::ServedKeyring,
         spans,
         token::Caller,
     },
     key::{
-        KeyId, Lifetime, VersionNumber,
+        KeyId, Lifetime, RotationId, VersionNumber, VersionState,
         operation::{MAX_REASON_LEN, OldEnds, Which},
     },
     proto::admin::{
@@ -53,6 +55,7 @@ impl AdminApi {
         };
         let spec = RotationSpec {
             key_id: wire::field("key_id", &request.key_id)?,
+            id: None,
             old_ends,
             sink: None,
             due_at: None,
@@ -61,39 +64,26 @@ impl AdminApi {
         };
         let timeout = spec.timeout;
         let served = self.holding(spec.key_id)?;
+        let key = &request.idempotency_key;
+        let identity = self.identify(&caller, "StartRotation", key, request)?;
         let (progress, steps) = mpsc::channel(MAX_PROGRESS);
         let (outcome, last) = tokio::sync::oneshot::channel();
         let api = self.clone();
         self.tasks.spawn(spans::carried(async move {
-            let rotated = api.rotations.rotate(&caller.actor, &spec, &progress).await;
-            match &rotated {
-                Ok(done) => tracing::info!(
+            let key_id = spec.key_id;
+            let is_repeatable = identity.is_some();
+            let rotated = api
+                .rotate_once(&caller, spec, &served, identity, &progress)
+                .await;
+            // What is handed over stays handed over.
+            if let Err(Ok(_)) = outcome.send(rotated) {
+                tracing::warn!(
                     actor = caller.actor,
-                    auth.key.id = %spec.key_id,
-                    auth.key.version = done.version.version.get(),
-                    sidecars = done.barrier.total,
-                    propagation_ms = done.propagation.as_millis(),
-                    "rotation handed over"
-                ),
-                Err(error) => tracing::warn!(
-                    actor = caller.actor,
-                    auth.key.id = %spec.key_id,
-                    error = error as &dyn std::error::Error,
-                    "rotation not handed over"
-                ),
+                    auth.key.id = %key_id,
+                    is_repeatable,
+                    "the caller of a rotation went away before it was given the new secret; only the same call with its idempotency key gets it, for ten minutes"
+                );
             }
-            // The caller may be gone; what is handed over stays handed over.
-            let _ = outcome.send(rotated.map_err(error::rotation).and_then(|done| {
-                let is_revoked = matches!(spec.old_ends, OldEnds::AtOnce(_)) && done.old.is_some();
-                let answer = handed_over(&served, &done, is_revoked)?;
-                let underway = is_revoked.then(|| Underway {
-                    target: Target::Revoked(done.revision),
-                    served: Arc::clone(&served),
-                    began: api.catalog.clock().boot(),
-                    is_new: true,
-                });
-                Ok((answer, underway))
-            }));
         }));
         let steps = ReceiverStream::new(steps).map(|step| Ok(started(step)));
         let api = self.clone();
@@ -115,6 +105,77 @@ impl AdminApi {
         });
         let last = futures_util::stream::once(last);
         Ok(Box::pin(steps.chain(last.try_flatten())))
+    }
+
+    /// Rotates a key, unless an equal call has. Returns the answer, and the revocation that is still to reach the sidecars.
+    async fn rotate_once(
+        &self,
+        caller: &Caller,
+        spec: RotationSpec,
+        served: &Arc<ServedKeyring>,
+        identity: Option<Identity>,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<(api::StartRotationResponse, Option<Underway>), Status> {
+        let mut turn = self.turn(identity).await?;
+        let is_emergency = matches!(spec.old_ends, OldEnds::AtOnce(_));
+        let revocation = |revision, began| Underway {
+            target: Target::Revoked(revision),
+            served: Arc::clone(served),
+            began,
+            is_new: true,
+        };
+        if let Some(Kept::Rotation(done)) = turn.kept() {
+            let is_revoked = is_emergency && done.old.is_some();
+            let underway = is_revoked.then(|| Underway {
+                is_new: false,
+                ..revocation(done.revision, self.catalog.clock().boot())
+            });
+            return Ok((handed_over(served, done, is_revoked)?, underway));
+        }
+        let id = turn.id(|id| staged_by(served, spec.key_id, id.into()).is_some());
+        let id = match id.map_err(|error| error::commit(error.into()))? {
+            CallId::Used(id) => {
+                return handed_over_before(served, spec.key_id, id.into()).map(|step| (step, None));
+            }
+            CallId::New(id) => id,
+        };
+        if progress.is_closed() {
+            return Err(withdrawn(error::rotation(RotationError::Abandoned)));
+        }
+        let spec = RotationSpec {
+            id: Some(id.into()),
+            ..spec
+        };
+        let rotated = self.rotations.rotate(&caller.actor, &spec, progress).await;
+        let done = match rotated {
+            Ok(done) => Arc::new(done),
+            Err(error) => {
+                tracing::warn!(
+                    actor = caller.actor,
+                    auth.key.id = %spec.key_id,
+                    error = &error as &dyn std::error::Error,
+                    "rotation not handed over"
+                );
+                return Err(if error.is_withdrawn() {
+                    turn.give_up(id);
+                    withdrawn(error::rotation(error))
+                } else {
+                    error::rotation(error)
+                });
+            }
+        };
+        tracing::info!(
+            actor = caller.actor,
+            auth.key.id = %spec.key_id,
+            auth.key.version = done.version.version.get(),
+            sidecars = done.barrier.total,
+            propagation_ms = done.propagation.as_millis(),
+            "rotation handed over"
+        );
+        turn.keep(Kept::Rotation(Arc::clone(&done)));
+        let is_revoked = is_emergency && done.old.is_some();
+        let underway = is_revoked.then(|| revocation(done.revision, self.catalog.clock().boot()));
+        Ok((handed_over(served, &done, is_revoked)?, underway))
     }
 
     pub(super) async fn end_versions(
@@ -208,6 +269,56 @@ fn started(progress: Progress) -> api::StartRotationResponse {
         Progress::Waiting(barrier) => Step::Barrier(wire::barrier(&barrier)),
     };
     api::StartRotationResponse { step: Some(step) }
+}
+
+/// The version of a key that a rotation staged.
+fn staged_by(served: &ServedKeyring, key_id: KeyId, rotation: RotationId) -> Option<VersionNumber> {
+    let state = served.journal().state();
+    let key = state.keyring.key(key_id).ok()?;
+    let mut versions = key.versions.values();
+    let staged = versions.find(|version| version.staged_by == Some(rotation));
+    staged.map(|version| version.number)
+}
+
+/// The answer of a call that is forgotten, and has begun `rotation`.
+fn handed_over_before(
+    served: &ServedKeyring,
+    key_id: KeyId,
+    rotation: RotationId,
+) -> Result<api::StartRotationResponse, Status> {
+    let state = served.journal().state();
+    let key = state.keyring.key(key_id);
+    let key = key.map_err(|refusal| error::refused(&refusal))?;
+    let mut versions = key.versions.values();
+    let Some(version) = versions.find(|version| version.staged_by == Some(rotation)) else {
+        return Err(Status::internal("the version that was staged is not there"));
+    };
+    let number = version.number;
+    let stands = match &version.state {
+        VersionState::Active { .. }
+        | VersionState::Retiring { .. }
+        | VersionState::Retired { .. } => {
+            let old = key.replaced_by(rotation, number);
+            let issued = wire::issued(&state.keyring, key, version, "", state.keyring.revision());
+            return Ok(api::StartRotationResponse {
+                step: Some(Step::HandedOver(api::HandedOver {
+                    key: Some(api::IssuedKey {
+                        secret_forgotten: true,
+                        ..issued
+                    }),
+                    old_version: old.map_or(0, |old| old.version.get()),
+                    old_until: wire::time(old.map(|old| old.until)),
+                    barrier: None,
+                    propagation: None,
+                })),
+            });
+        }
+        VersionState::Pending { .. } => "is still being staged".to_owned(),
+        VersionState::Revoked { reason, .. } => format!("is revoked ({reason})"),
+    };
+    Err(Status::failed_precondition(format!(
+        "this call staged version {number} of key {key_id} before, which {stands}; to rotate again, repeat the call with a new idempotency key"
+    )))
 }
 
 fn handed_over(

@@ -3,7 +3,13 @@
 use tonic::Status;
 
 use super::{AdminApi, error, wire};
-use crate::{control::token::Caller, proto::admin as api};
+use crate::{
+    control::{
+        calls::{CallId, Identity, Kept},
+        token::Caller,
+    },
+    proto::admin as api,
+};
 
 impl AdminApi {
     pub(super) async fn make_token(
@@ -11,18 +17,47 @@ impl AdminApi {
         caller: Caller,
         request: api::CreateTokenRequest,
     ) -> Result<api::CreateTokenResponse, Status> {
+        let identity = self.identify(&caller, "CreateToken", &request.idempotency_key, &request)?;
+        let api = self.clone();
+        self.carry_out(async move { api.make_token_once(&caller, &request, identity).await })
+            .await
+    }
+
+    async fn make_token_once(
+        &self,
+        caller: &Caller,
+        request: &api::CreateTokenRequest,
+        identity: Option<Identity>,
+    ) -> Result<api::CreateTokenResponse, Status> {
         let role = wire::role(request.role)?;
         let expires_in = wire::duration("expires_in", request.expires_in)?;
+        let mut turn = self.turn(identity).await?;
+        let answer = |id, secret: Option<&str>| {
+            let token = self.tokens.get(id);
+            let token = token.map_err(|refusal| error::refused(&refusal))?;
+            Ok(api::CreateTokenResponse {
+                token: Some(wire::token(&token)),
+                secret: secret.unwrap_or_default().to_owned(),
+                secret_forgotten: secret.is_none(),
+            })
+        };
+        if let Some(Kept::Token(id, secret)) = turn.kept() {
+            return answer(*id, Some(secret.expose()));
+        }
+        let id = turn.id(|id| self.tokens.get(id).is_ok());
+        let id = match id.map_err(|error| error::commit(error.into()))? {
+            CallId::Used(id) => return answer(id, None),
+            CallId::New(id) => id,
+        };
         let (token, secret) = self
             .tokens
-            .create(&caller.actor, &request.name, role, expires_in)
+            .create_as(id, &caller.actor, &request.name, role, expires_in)
             .await
             .map_err(error::commit)?;
         tracing::info!(actor = caller.actor, token = %token.id, %role, "admin token created");
-        Ok(api::CreateTokenResponse {
-            token: Some(wire::token(&token)),
-            secret: secret.expose().to_owned(),
-        })
+        let created = answer(id, Some(secret.expose()));
+        turn.keep(Kept::Token(id, secret));
+        created
     }
 
     pub(super) fn all_tokens(&self) -> api::ListTokensResponse {

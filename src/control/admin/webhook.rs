@@ -2,10 +2,14 @@
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, idempotency::reused, wire};
 use crate::{
-    control::{token::Caller, webhook::WebhookError},
-    key::{EventKind, KeyringName, Webhook, WebhookId},
+    control::{
+        calls::{CallId, Identity, ReusedError},
+        token::Caller,
+        webhook::WebhookError,
+    },
+    key::{EventKind, KeyId, KeyringName, Webhook, WebhookId},
     outbound::OutboundUrl,
     proto::admin as api,
     store::{Delivery, DeliveryState},
@@ -22,9 +26,39 @@ impl AdminApi {
         caller: Caller,
         request: api::AddWebhookRequest,
     ) -> Result<api::AddWebhookResponse, Status> {
+        let identity = self.identify(&caller, "AddWebhook", &request.idempotency_key, &request)?;
+        let api = self.clone();
+        self.carry_out(async move { api.tell_of_events_once(&caller, request, identity).await })
+            .await
+    }
+
+    async fn tell_of_events_once(
+        &self,
+        caller: &Caller,
+        request: api::AddWebhookRequest,
+        identity: Option<Identity>,
+    ) -> Result<api::AddWebhookResponse, Status> {
         let served = self.served("keyring", &request.keyring)?;
         OutboundUrl::parse(&request.url).map_err(|problem| error::invalid("url", problem))?;
-        let id = WebhookId::generate().map_err(|error| Status::internal(error.to_string()))?;
+        let turn = self.turn(identity).await?;
+        let added = |id: KeyId| {
+            let webhooks = &served.journal().state().keyring;
+            webhooks.webhooks().get(&WebhookId::from(id)).cloned()
+        };
+        // Its secret is derived from its id, so that it can be told again at any time.
+        let answer = |webhook: &Webhook| api::AddWebhookResponse {
+            webhook: Some(describe(served.name(), webhook)),
+            signing_secret: self.webhooks.secret(webhook.id).expose().to_string(),
+        };
+        let id = turn.id(|id| added(id).is_some());
+        let id = match id.map_err(|error| error::commit(error.into()))? {
+            CallId::New(id) => WebhookId::from(id),
+            CallId::Used(id) => {
+                let webhook = added(id).filter(|webhook| webhook.url == request.url);
+                let webhook = webhook.ok_or_else(|| reused(ReusedError))?;
+                return Ok(answer(&webhook));
+            }
+        };
         let webhook = Webhook {
             id,
             url: request.url,
@@ -52,10 +86,7 @@ impl AdminApi {
             webhook = %id,
             "webhook added"
         );
-        Ok(api::AddWebhookResponse {
-            webhook: Some(describe(served.name(), &webhook)),
-            signing_secret: self.webhooks.secret(id).expose().to_string(),
-        })
+        Ok(answer(&webhook))
     }
 
     pub(super) async fn tell_no_more(

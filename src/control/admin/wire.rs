@@ -201,6 +201,8 @@ pub(super) fn issued(
         not_before: time(not_before),
         expires_at: time(expires_at),
         revision: revision.get(),
+        secret_forgotten: false,
+        barrier: None,
     }
 }
 

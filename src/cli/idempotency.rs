@@ -1,0 +1,104 @@
+//! Calls that hand out a secret, and what to do when an answer is lost on its way.
+//!
+//! Each has an idempotency key. When the connection breaks, the command makes the same call again: the control plane gives
+//! the same answer, with the same secret, and does nothing twice. Where no answer comes, the command says that it does not
+//! know what became of the call, and how to ask again.
+
+use std::time::Duration;
+
+use super::{
+    Session,
+    connection::Admin,
+    failure::{Exit, Failure},
+};
+use crate::key::IdempotencyKey;
+
+/// The flag of a command that hands out a secret.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct IdempotencyArgs {
+    /// Repeat a call whose answer was lost: the same command with the same key gives the same secret for ten minutes
+    /// [default: a new key]
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+/// How long a command asks again after an answer was lost: a control plane that is restarted is back within seconds.
+const ASK_AGAIN_FOR: Duration = Duration::from_secs(30);
+/// The first and the longest wait before it asks again.
+const WAIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+
+impl IdempotencyArgs {
+    /// The key that was given, or a new one.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system's random source fails.
+    pub fn key(&self) -> Result<IdempotencyKey, Failure> {
+        match &self.idempotency_key {
+            Some(key) => Ok(key.clone()),
+            None => IdempotencyKey::generate().map_err(Failure::from_error),
+        }
+    }
+}
+
+/// Makes a call until it is answered. `call` has to be made with `key`.
+///
+/// # Errors
+///
+/// When the control plane cannot be reached, refuses, or does not answer for 30 seconds after an answer was lost.
+pub async fn answered<T>(
+    session: &Session,
+    key: &IdempotencyKey,
+    mut call: impl AsyncFnMut(Admin) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut admin = session.admin().await?;
+    let mut lost_at = None;
+    loop {
+        let failure = match call(admin).await {
+            Err(failure) if failure.is_answer_lost() => failure,
+            answered => return answered,
+        };
+        let since = match lost_at {
+            Some(since) => since,
+            None => {
+                session
+                    .output
+                    .note("the answer was lost on its way; asking again for it");
+                *lost_at.insert(session.boot())
+            }
+        };
+        let mut wait = WAIT.0;
+        admin = loop {
+            if session.boot().saturating_since(since) >= ASK_AGAIN_FOR {
+                return Err(unanswered(failure, key));
+            }
+            tokio::time::sleep(wait).await;
+            wait = WAIT.1.min(2 * wait);
+            if let Ok(admin) = session.admin().await {
+                break admin;
+            }
+        };
+    }
+}
+
+/// The call was carried out by an earlier call with the same key, and its secret is forgotten.
+#[must_use]
+pub fn forgotten(stands: &str, hint: String) -> Failure {
+    Failure::new(
+        Exit::SecretForgotten,
+        anyhow::anyhow!("{stands} by the same call before, and its secret is forgotten"),
+    )
+    .hint(hint)
+}
+
+/// How to get the answer of a call that was not answered.
+#[must_use]
+pub fn ask_again(key: &IdempotencyKey) -> String {
+    format!("within ten minutes the same command with --idempotency-key {key} gets the same answer")
+}
+
+fn unanswered(failure: Failure, key: &IdempotencyKey) -> Failure {
+    failure
+        .context("no answer came: whether the control plane carried the call out is not known")
+        .hint(ask_again(key))
+}

@@ -1,0 +1,68 @@
+//! Calls that hand out a secret: each is carried out to its end once, whether its caller waits for it or not.
+
+use prost::Message;
+use tonic::{Status, metadata::MetadataValue};
+
+use super::{AdminApi, error, wire};
+use crate::{
+    control::{
+        calls::{Identity, ReusedError, Turn},
+        spans,
+        token::Caller,
+    },
+    key::IdempotencyKey,
+    proto::{COMMITTED, OUTCOME, WITHDRAWN},
+};
+
+impl AdminApi {
+    /// What a call is known by; none when it has no idempotency key.
+    pub(super) fn identify(
+        &self,
+        caller: &Caller,
+        method: &'static str,
+        key: &str,
+        request: &impl Message,
+    ) -> Result<Option<Identity>, Status> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let key: IdempotencyKey = wire::field("idempotency_key", key)?;
+        Ok(Some(self.calls.identify(key, caller, method, request)))
+    }
+
+    /// Waits until no equal call is under way.
+    pub(super) async fn turn(&self, identity: Option<Identity>) -> Result<Turn<'_>, Status> {
+        self.calls.turn(identity).await.map_err(reused)
+    }
+
+    /// Carries a call out in a task of its own. A caller that goes away does not stop it.
+    pub(super) async fn carry_out<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, Status>> + Send + 'static,
+    ) -> Result<T, Status> {
+        let task = self.tasks.spawn(spans::carried(call));
+        task.await
+            .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
+    }
+}
+
+/// The idempotency key belongs to another call.
+pub(super) fn reused(problem: ReusedError) -> Status {
+    error::invalid("idempotency_key", problem)
+}
+
+/// An error that says that nothing was handed out, and nothing will be.
+pub(super) fn withdrawn(status: Status) -> Status {
+    with_outcome(status, WITHDRAWN)
+}
+
+/// An error that says that the change stands, and not every sidecar has confirmed it.
+pub(super) fn committed(status: Status) -> Status {
+    with_outcome(status, COMMITTED)
+}
+
+fn with_outcome(mut status: Status, outcome: &'static str) -> Status {
+    let outcome = MetadataValue::from_static(outcome);
+    status.metadata_mut().insert(OUTCOME, outcome);
+    status
+}

@@ -1,0 +1,387 @@
+//! New keys: created, or imported from another system.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tonic::Status;
+use zeroize::Zeroizing;
+
+use super::{
+    AdminApi, error,
+    idempotency::{committed, reused, withdrawn},
+    progress, wire,
+};
+use crate::{
+    clock::BootTime,
+    control::{
+        calls::{CallId, Identity, Kept, KeptKey, ReusedError},
+        fleet::{Barrier, Target},
+        rotation::{Goal, Progress, RotationError},
+        served::ServedKeyring,
+        token::{Caller, Permission},
+    },
+    key::{
+        AllowedSources, ConsumerId, KeyId, Keyring, KeyringName, Pepper, Prefix, Revision, Scope,
+        Scopes, Secret, VersionNumber, VersionRef, VersionState, Window,
+        operation::{KeySpec, Which},
+    },
+    proto::admin as api,
+};
+
+/// What is asked for.
+struct Order {
+    request: api::CreateKeyRequest,
+    /// The secret of another system; none: a new one is made.
+    imported: Option<Secret>,
+    /// How long to wait for the sidecars; none: not at all.
+    wait: Option<Duration>,
+}
+
+/// A key that was committed.
+struct Created {
+    served: Arc<ServedKeyring>,
+    version: VersionRef,
+    /// None of an imported key.
+    secret: Option<Secret>,
+    revision: Revision,
+    at: BootTime,
+}
+
+impl AdminApi {
+    pub(super) async fn issue_key(
+        &self,
+        caller: Caller,
+        request: api::CreateKeyRequest,
+    ) -> Result<api::IssuedKey, Status> {
+        let identity = self.identify(&caller, "CreateKey", &request.idempotency_key, &request)?;
+        self.issue(caller, Order::new(request, None)?, identity)
+            .await
+    }
+
+    pub(super) async fn take_key(
+        &self,
+        caller: Caller,
+        request: api::ImportKeyRequest,
+    ) -> Result<api::IssuedKey, Status> {
+        let key = request.key.as_ref();
+        let key = key.ok_or_else(|| error::invalid("key", "say what key it shall be"))?;
+        let identity = self.identify(&caller, "ImportKey", &key.idempotency_key, &request)?;
+        let key = key.clone();
+        let secret = Secret::import(Zeroizing::new(request.secret))
+            .map_err(|problem| error::invalid("secret", problem))?;
+        self.issue(caller, Order::new(key, Some(secret))?, identity)
+            .await
+    }
+
+    async fn issue(
+        &self,
+        caller: Caller,
+        order: Order,
+        identity: Option<Identity>,
+    ) -> Result<api::IssuedKey, Status> {
+        // Nobody reads the progress. That the receiver lives says that the caller does.
+        let (progress, _caller_is_there) = mpsc::channel(1);
+        let api = self.clone();
+        self.carry_out(async move { api.issue_once(&caller, order, identity, &progress).await })
+            .await
+    }
+
+    async fn issue_once(
+        &self,
+        caller: &Caller,
+        mut order: Order,
+        identity: Option<Identity>,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<api::IssuedKey, Status> {
+        let mut turn = self.turn(identity).await?;
+        if let Some(Kept::Key(kept)) = turn.kept() {
+            return self.answer(kept);
+        }
+        let id = turn.id(|id| self.catalog.holding(id).is_ok());
+        let key_id = match id.map_err(|error| error::commit(error.into()))? {
+            CallId::New(id) => id,
+            CallId::Used(id) => return self.issued_before(id, &order, progress).await,
+        };
+        if progress.is_closed() {
+            return Err(withdrawn(error::rotation(RotationError::Abandoned)));
+        }
+        let created = self.create(caller, key_id, &mut order).await?;
+        let mut barrier = None;
+        if let Some(timeout) = order.wait {
+            match self.accepted(&created, timeout, progress).await {
+                Ok(all) => barrier = Some(all),
+                Err(problem) if created.secret.is_some() => {
+                    self.take_back(caller, &created, &problem).await;
+                    turn.give_up(key_id);
+                    return Err(withdrawn(error::rotation(problem)));
+                }
+                Err(problem) => return Err(committed(error::rotation(problem))),
+            }
+        }
+        let kept = KeptKey {
+            version: created.version,
+            secret: created.secret,
+            revision: created.revision,
+            barrier,
+        };
+        let answer = self.answer(&kept);
+        turn.keep(Kept::Key(kept));
+        answer
+    }
+
+    /// Commits a key, together with the consumer and the keyring that it needs where they are to be created: a key that is
+    /// refused leaves nothing behind.
+    async fn create(
+        &self,
+        caller: &Caller,
+        key_id: KeyId,
+        order: &mut Order,
+    ) -> Result<Created, Status> {
+        let request = &order.request;
+        let consumer: ConsumerId = wire::field("consumer", &request.consumer)?;
+        let scopes: Scopes = request
+            .scopes
+            .iter()
+            .map(|scope| wire::field::<Scope>("scopes", scope))
+            .collect::<Result<_, _>>()?;
+        let allowed_sources = AllowedSources::parse(&request.allowed_sources)
+            .map_err(|problem| error::invalid("allowed_sources", problem))?;
+        let not_before = wire::timestamp("not_before", request.not_before)?;
+        let expires_in = wire::duration("expires_in", request.expires_in)?;
+        let keyring: KeyringName = wire::field("keyring", &request.keyring)?;
+        let held = self.keyring_for(caller, &keyring, request.create_missing)?;
+        let prefix = held.as_ref().map_or_else(Prefix::default, |served| {
+            served.journal().state().keyring.prefix().clone()
+        });
+        let imported = order.imported.take();
+        let is_imported = imported.is_some();
+        let secret = match imported {
+            Some(secret) => secret,
+            None => Secret::generate(&prefix, key_id).map_err(|e| error::commit(e.into()))?,
+        };
+        let plan = |keyring: &Keyring, pepper: &Pepper, now| {
+            let start = not_before.unwrap_or(now);
+            let expires_at = expires_in.map(|life| start.saturating_add(life));
+            let spec = KeySpec {
+                key_id,
+                consumer: consumer.clone(),
+                name: request.name.clone(),
+                scopes: scopes.clone(),
+                allowed_sources: allowed_sources.clone(),
+                window: Window::new(not_before, expires_at),
+                imported: is_imported,
+            };
+            if request.create_missing {
+                keyring.create_key_and_consumer(spec, &secret.presented(), pepper, now)
+            } else {
+                keyring.create_key(spec, &secret.presented(), pepper, now)
+            }
+        };
+        let at = self.catalog.clock().boot();
+        let (served, revision) = match held {
+            Some(served) => {
+                let committed = self
+                    .catalog
+                    .commit(&served, &caller.actor, |keyring, now| {
+                        Ok((plan(keyring, served.pepper(), now)?, ()))
+                    })
+                    .await
+                    .map_err(error::commit)?;
+                (served, committed.revision)
+            }
+            None => {
+                self.begin_keyring_with(caller, keyring, prefix, is_imported, None, plan)
+                    .await?
+            }
+        };
+        tracing::info!(
+            actor = caller.actor,
+            auth.keyring = %served.name(),
+            auth.consumer.id = %consumer,
+            auth.key.id = %key_id,
+            imported = is_imported,
+            "key created"
+        );
+        Ok(Created {
+            served,
+            version: VersionRef {
+                key_id,
+                version: VersionNumber::FIRST,
+            },
+            secret: (!is_imported).then_some(secret),
+            revision,
+            at,
+        })
+    }
+
+    /// Waits until every live sidecar accepts a key.
+    async fn accepted(
+        &self,
+        created: &Created,
+        timeout: Duration,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<Barrier, RotationError> {
+        let goal = Goal {
+            served: &created.served,
+            target: Target::Applied(created.revision, created.version),
+            committed_at: Some(created.at),
+            timeout,
+        };
+        self.rotations.wait(&goal, progress).await
+    }
+
+    /// Revokes a key that not every sidecar has accepted. If that fails, too, it stays with nobody who has its secret.
+    async fn take_back(&self, caller: &Caller, created: &Created, problem: &RotationError) {
+        let why = match problem {
+            RotationError::TimedOut { .. } => "not every sidecar accepted it in time",
+            RotationError::Abandoned => "the caller went away",
+            RotationError::Stopping => "the control plane stopped",
+            RotationError::Commit(_) | RotationError::TakenBack | RotationError::Unsure { .. } => {
+                "it failed"
+            }
+        };
+        let reason = format!("its secret was not handed out: {why}");
+        let key_id = created.version.key_id;
+        let revoked = self
+            .rotations
+            .revoke(&created.served, &caller.actor, key_id, Which::All, &reason)
+            .await;
+        match revoked {
+            Ok(_) => tracing::warn!(
+                actor = caller.actor,
+                auth.keyring = %created.served.name(),
+                auth.key.id = %key_id,
+                why,
+                "a new key was revoked before its secret was handed out"
+            ),
+            Err(error) => tracing::error!(
+                auth.keyring = %created.served.name(),
+                auth.key.id = %key_id,
+                error = &error as &dyn std::error::Error,
+                "a new key whose secret was not handed out could not be revoked"
+            ),
+        }
+    }
+
+    /// The answer of a call that is remembered.
+    fn answer(&self, kept: &KeptKey) -> Result<api::IssuedKey, Status> {
+        let secret = kept.secret.as_ref().map_or("", Secret::expose);
+        Ok(api::IssuedKey {
+            barrier: kept.barrier.as_ref().map(wire::barrier),
+            ..self.issued(kept.version, secret, kept.revision)?
+        })
+    }
+
+    /// The answer of a call that is forgotten, and has created the key with `id`. Whoever imported it may wait for the
+    /// sidecars again.
+    async fn issued_before(
+        &self,
+        id: KeyId,
+        order: &Order,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<api::IssuedKey, Status> {
+        let (served, issued) = self.stands(id, order)?;
+        let Some(timeout) = order.wait.filter(|_| order.imported.is_some()) else {
+            return Ok(issued);
+        };
+        let version = VersionRef {
+            key_id: id,
+            version: VersionNumber::FIRST,
+        };
+        let goal = Goal {
+            served: &served,
+            target: Target::Applied(Revision::new(issued.revision), version),
+            committed_at: None,
+            timeout,
+        };
+        let waited = self.rotations.wait(&goal, progress).await;
+        let barrier = waited.map_err(|problem| committed(error::rotation(problem)))?;
+        Ok(api::IssuedKey {
+            barrier: Some(wire::barrier(&barrier)),
+            ..issued
+        })
+    }
+
+    /// What an earlier call has created.
+    fn stands(
+        &self,
+        id: KeyId,
+        order: &Order,
+    ) -> Result<(Arc<ServedKeyring>, api::IssuedKey), Status> {
+        let version = VersionRef {
+            key_id: id,
+            version: VersionNumber::FIRST,
+        };
+        let served = self.holding(id)?;
+        let state = served.journal().state();
+        let Some((key, first)) = state.keyring.version(version) else {
+            return Err(Status::internal("a key has no first version"));
+        };
+        let asked = &order.request;
+        if asked.keyring != served.name().as_str() || asked.consumer != key.consumer.as_str() {
+            return Err(reused(ReusedError));
+        }
+        if let VersionState::Revoked { reason, .. } = &first.state {
+            return Err(Status::failed_precondition(format!(
+                "this call created key {id} before, which is revoked ({reason}); to create another one, repeat the call with a new idempotency key"
+            )));
+        }
+        let issued = wire::issued(&state.keyring, key, first, "", state.keyring.revision());
+        let issued = api::IssuedKey {
+            secret_forgotten: order.imported.is_none(),
+            ..issued
+        };
+        drop(state);
+        Ok((served, issued))
+    }
+
+    fn issued(
+        &self,
+        which: VersionRef,
+        secret: &str,
+        revision: Revision,
+    ) -> Result<api::IssuedKey, Status> {
+        let served = self.holding(which.key_id)?;
+        let state = served.journal().state();
+        let (key, version) = state
+            .keyring
+            .version(which)
+            .ok_or_else(|| Status::internal("the key that was created is not there"))?;
+        Ok(wire::issued(&state.keyring, key, version, secret, revision))
+    }
+
+    /// The keyring of a new key; none where it does not exist and is to be created.
+    fn keyring_for(
+        &self,
+        caller: &Caller,
+        name: &KeyringName,
+        create_missing: bool,
+    ) -> Result<Option<Arc<ServedKeyring>>, Status> {
+        match self.catalog.get(name) {
+            Ok(served) => Ok(Some(served)),
+            Err(_) if create_missing => {
+                if !caller.role.permits(Permission::Administer) {
+                    return Err(Status::permission_denied(format!(
+                        "keyring {name} does not exist, and only a token with role admin may create it"
+                    )));
+                }
+                Ok(None)
+            }
+            Err(refusal) => Err(error::refused(&refusal)),
+        }
+    }
+}
+
+impl Order {
+    fn new(request: api::CreateKeyRequest, imported: Option<Secret>) -> Result<Self, Status> {
+        let timeout = progress::timeout(request.timeout)?;
+        if request.timeout.is_some() && !request.wait {
+            return Err(error::invalid("timeout", "leave it out, or set wait"));
+        }
+        Ok(Self {
+            wait: request.wait.then_some(timeout),
+            imported,
+            request,
+        })
+    }
+}
