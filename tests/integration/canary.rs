@@ -12,6 +12,8 @@ mod scene;
 mod search;
 mod tee;
 
+use serde_json::Value;
+
 use crate::support::{
     envoy::{Envoy, EnvoyOptions},
     eventually::eventually,
@@ -124,7 +126,13 @@ async fn no_secret_is_found_anywhere() {
     // A sidecar is killed and starts from its file; a control plane is stopped and started again.
     let edge = scene.begin_again(edge).await;
     scene.look(&[&edge, &on_demand]).await;
-    let log = envoy.access_log(1).await;
+    // Envoy writes its log from time to time: what is searched for below is in it by then.
+    let log = eventually("Envoy logs a denial for want of a scope", async || {
+        let log = envoy.access_log(1).await;
+        let is_told = |line: &Value| line["authz"]["reason"] == "insufficient_scope";
+        log.iter().any(is_told).then_some(log)
+    })
+    .await;
     let told = log.iter().map(|line| format!("{}\n", line["authz"]));
     scene
         .left

@@ -7,12 +7,12 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use tokio::{net::TcpStream, task::JoinSet};
 
-use crate::support::wire::{MAX_HEADERS, Wire, malformed, owned};
+use crate::support::{
+    loopback::listen,
+    wire::{MAX_HEADERS, Wire, malformed, owned},
+};
 
 /// An HTTP/1.1 server on a loopback port; its connections end when it is dropped.
 #[derive(Debug)]
@@ -28,9 +28,7 @@ type Refused = Arc<Mutex<Vec<String>>>;
 impl EchoVault {
     /// Starts it. `held` is the key that it holds already.
     pub(super) async fn start(held: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a loopback port is free");
-        let addr = listener.local_addr();
+        let (listener, addr) = listen().await;
         let refused = Refused::default();
         let mut server = JoinSet::new();
         let (held, kept) = (held.to_owned(), Arc::clone(&refused));
@@ -41,7 +39,7 @@ impl EchoVault {
             }
         });
         Self {
-            addr: addr.expect("a bound socket has an address"),
+            addr,
             refused,
             _server: server,
         }

@@ -352,10 +352,9 @@ impl Scene {
         assert!(edge.stop().await.success());
         self.left.add_output("edge-1", &edge.process);
 
-        let edge = self.sidecar("edge-1", "text").await;
+        let mut edge = self.sidecar("edge-1", "text").await;
         let taken = "keyring taken from the snapshot file";
-        let lines = edge.process.lines();
-        assert!(lines.iter().any(|line| line.contains(taken)), "{lines:?}");
+        edge.process.wait_for_line(taken).await;
         let config = self.path(CONFIG_FILE);
         let yaml = fs::read_to_string(&config).expect("the control plane has it");
         let yaml = yaml.replace("format: json", "format: text");

@@ -15,6 +15,8 @@ use tokio::{
     task::JoinSet,
 };
 
+use crate::support::loopback::listen;
+
 /// A listener on a loopback port in front of a server; its connections end when it is dropped.
 #[derive(Debug)]
 pub(super) struct Tee {
@@ -28,14 +30,12 @@ type Sent = Arc<Mutex<Vec<u8>>>;
 
 impl Tee {
     pub(super) async fn before(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a loopback port is free");
-        let addr = listener.local_addr();
+        let (listener, addr) = listen().await;
         let sent = Sent::default();
         let mut task = JoinSet::new();
         task.spawn(accept(listener, server, Arc::clone(&sent)));
         Self {
-            addr: addr.expect("a bound socket has an address"),
+            addr,
             sent,
             _server: task,
         }

@@ -193,7 +193,7 @@ impl Node {
         value.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
-    /// How many of its lines contain `part`.
+    /// How many of its lines so far contain `part`. More may be on their way.
     pub(super) fn logged(&self, part: &str) -> usize {
         let lines = self.sidecar.process.lines();
         lines.iter().filter(|line| line.contains(part)).count()

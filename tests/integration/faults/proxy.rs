@@ -5,12 +5,14 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpListener, TcpStream,
+        TcpStream,
         tcp::{ReadHalf, WriteHalf},
     },
     sync::watch,
     task::JoinHandle,
 };
+
+use crate::support::loopback::listen;
 
 /// Stands between a sidecar and its control plane. Dropping it resets everything.
 #[derive(Debug)]
@@ -43,10 +45,7 @@ const PIECE: usize = 4096;
 impl FaultProxy {
     /// A proxy to `upstream` that does nothing yet.
     pub(super) async fn start(upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a port is free");
-        let address = listener.local_addr().expect("it is bound");
+        let (listener, address) = listen().await;
         let (fault, seen) = watch::channel(Fault::None);
         let acceptor = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {

@@ -19,7 +19,7 @@ async fn a_consumer_that_reads_its_key_anew_goes_through_scheduled_rotations() {
     let directory = tempfile::tempdir().expect("a directory can be made");
     let path = text(directory.path());
     let sinks = format!("sinks:\n  - {{ name: files, file: {{ directory: {path} }} }}\n");
-    let (mesh, first) = Mesh::start(&sinks).await;
+    let (mut mesh, first) = Mesh::start(&sinks).await;
     let control = &mesh.control;
     let current = directory
         .path()
@@ -107,10 +107,10 @@ async fn a_consumer_that_reads_its_key_anew_goes_through_scheduled_rotations() {
         all.iter().collect::<Vec<_>>(),
         "each for once, in order"
     );
-    let log = control.plane.process.lines().join("\n");
-    assert!(!log.contains(&secret_part(&first.secret)), "{log}");
     let shown: Value = control.show_key(&first.id).await;
     assert_eq!(shown["version"], 4);
+    let log = mesh.control.plane.process.stop().await;
+    assert!(!log.has(&secret_part(&first.secret)), "{log}");
 }
 
 async fn handed_over(control: &Control, version: u64) -> Value {

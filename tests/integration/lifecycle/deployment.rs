@@ -22,7 +22,7 @@ use crate::support::{
     client::Request,
     envoy::AuthzAddress,
     eventually::{eventually, eventually_within},
-    process::Output,
+    process::{Output, Printed},
     relatch::{self, sidecar_yaml},
 };
 
@@ -86,6 +86,11 @@ impl Control {
         let data = tempfile::tempdir().expect("a directory can be made");
         let plane = relatch::Control::start_with(data.path(), yaml).await;
         Self { plane, data }
+    }
+
+    /// Tells it to stop; everything that it logged.
+    pub(super) async fn stopped(mut self) -> Printed {
+        self.plane.process.stop().await
     }
 
     pub(super) fn data_dir(&self) -> &Path {
@@ -295,10 +300,24 @@ impl Sidecar {
         Verdict::from(response.expect("a sidecar answers").into_inner())
     }
 
-    /// How many lines it has logged that hold `part`.
+    /// How many lines it has logged so far that hold `part`. More may be on their way: see [`Self::until_logged`] and
+    /// [`Self::stopped`].
     pub(super) fn logged(&self, part: &str) -> usize {
         let lines = self.daemon.process.lines();
         lines.iter().filter(|line| line.contains(part)).count()
+    }
+
+    /// Waits until it has logged `count` lines that hold `part`, or more.
+    pub(super) async fn until_logged(&self, part: &str, count: usize) {
+        eventually(&format!("the sidecar logs {part:?}"), async || {
+            (self.logged(part) >= count).then_some(())
+        })
+        .await;
+    }
+
+    /// Tells it to stop; everything that it logged.
+    pub(super) async fn stopped(mut self) -> Printed {
+        self.daemon.process.stop().await
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use relatch::{
-    clock::Clock,
+    clock::{BootTime, Clock},
     proto::admin::{CreateKeyRequest, admin_client::AdminClient},
 };
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -21,7 +21,12 @@ use super::{
     floods::{Others, tcp},
     snapshot::Disk,
 };
-use crate::support::{client, eventually::eventually, frames::PREFACE, process::Process};
+use crate::support::{
+    client,
+    eventually::eventually,
+    frames::PREFACE,
+    process::{Printed, Process},
+};
 
 /// Connections that are opened and held.
 struct Crowd(Vec<TcpStream>);
@@ -30,8 +35,8 @@ struct Crowd(Vec<TcpStream>);
 const SPARE: u64 = 8;
 /// How many connections are opened to have none left.
 const CROWD: usize = 40;
-/// How many may read a line that says so: each listener is told of at once, and again after ten seconds.
-const LINES: usize = 4;
+/// The pause between two lines that say so of one listener.
+const SELDOM: Duration = Duration::from_secs(10);
 const TOLD: &str = "cannot accept a connection";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,6 +49,7 @@ async fn a_sidecar_without_file_descriptors_answers_those_who_are_there() {
     sidecar.reaches(key.revision).await;
     let (address, http) = (tcp(&sidecar), sidecar.daemon.http());
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
+    let told = Told::from_now_on();
     limit(&sidecar.daemon.process, http).await;
 
     let crowd = Crowd::gather(address, PREFACE, &sidecar.daemon.process).await;
@@ -58,8 +64,6 @@ async fn a_sidecar_without_file_descriptors_answers_those_who_are_there() {
     let verdict = sidecar.check(&key.secret).await;
     assert_eq!(verdict, Verdict::denied("revoked", 1));
     crowd.is_here();
-    let lines = sidecar.logged(TOLD);
-    assert!((1..=LINES).contains(&lines), "{lines} lines");
     drop(crowd);
 
     let last = control.create_key().await;
@@ -72,8 +76,12 @@ async fn a_sidecar_without_file_descriptors_answers_those_who_are_there() {
     .await;
     assert!(revoked["revision"].as_u64() < Some(last.revision));
     assert_eq!(disk.keyring().await["revision"], last.revision);
-    assert_eq!(sidecar.logged("stream to the control plane is open"), 1);
     assert_eq!(sidecar.daemon.get("/readyz").await.status, 200);
+    let sidecar = Arc::into_inner(sidecar).expect("nobody else asks it");
+    let log = sidecar.stopped().await;
+    told.is_met(&log, 1);
+    let opened = log.count("stream to the control plane is open");
+    assert_eq!(opened, 1, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,6 +92,7 @@ async fn a_control_plane_without_file_descriptors_serves_those_who_are_there() {
     sidecar.reaches(key.revision).await;
     let mut operator = Operator::connect(&control).await;
     let http = control.plane.http();
+    let told = Told::from_now_on();
     limit(&control.plane.process, http).await;
 
     for (port, begin) in [
@@ -102,12 +111,34 @@ async fn a_control_plane_without_file_descriptors_serves_those_who_are_there() {
         let key = control.create_key().await;
         sidecar.reaches(key.revision).await;
     }
-    let lines = control.plane.process.lines();
-    let told = lines.iter().filter(|line| line.contains(TOLD)).count();
-    assert!((3..=3 * LINES).contains(&told), "{told} lines");
-    assert_eq!(sidecar.logged("stream to the control plane is open"), 1);
     let metrics = client::Request::get("/metrics").send(http).await;
     assert_eq!(metrics.status, 200);
+    let log = sidecar.stopped().await;
+    let opened = log.count("stream to the control plane is open");
+    assert_eq!(opened, 1, "{log}");
+    told.is_met(&control.stopped().await, 3);
+}
+
+/// The lines that say of each of some listeners that it cannot accept a connection, from a moment on.
+struct Told(BootTime);
+
+impl Told {
+    fn from_now_on() -> Self {
+        Self(Clock::system().boot())
+    }
+
+    /// Each of `listeners` is named at once, and then again after [`SELDOM`], for as long as the process ran. The lines are
+    /// all that it has logged.
+    fn is_met(&self, log: &Printed, listeners: usize) {
+        let elapsed = Clock::system().boot().saturating_since(self.0);
+        let again = usize::try_from(elapsed.as_secs() / SELDOM.as_secs()).expect("a short run");
+        let lines = log.count(TOLD);
+        let most = listeners * (1 + again);
+        assert!(
+            (listeners..=most).contains(&lines),
+            "{lines} of {most} lines"
+        );
+    }
 }
 
 /// A caller of the admin API that stays connected.

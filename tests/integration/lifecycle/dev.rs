@@ -25,10 +25,8 @@ async fn it_starts_again_on_its_data_with_the_same_key() {
     second.wait_for_line("Ctrl-C stops it").await;
 
     assert!(allows(data.path(), &key).await);
-    let printed = second.lines().join("\n");
-    assert!(!printed.contains(&key), "{printed}");
-    second.signal(Signal::TERM);
-    assert_eq!(second.exit().await.code(), Some(0));
+    let printed = second.stop().await;
+    assert!(!printed.has(&key), "{printed}");
 }
 
 #[tokio::test]

@@ -139,8 +139,8 @@ async fn its_exit_code_is_the_verdict_and_the_credential_is_not_repeated() {
     assert_eq!(missing.status.code(), Some(3), "{}", missing.stderr);
     assert!(!missing.stderr.contains(&key.secret), "{}", missing.stderr);
 
-    let log = control.plane.process.lines().join("\n");
-    assert!(!log.contains(&key.secret), "{log}");
+    let log = control.stopped().await;
+    assert!(!log.has(&key.secret), "{log}");
 }
 
 #[tokio::test]

@@ -83,10 +83,12 @@ async fn a_control_plane_bears_floods_while_it_serves() {
             });
         }
     }
-    assert_eq!(sidecar.logged("stream to the control plane is open"), 1);
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
     let after = peak(&control.plane.process);
     assert!(after < before + MEMORY, "{before} bytes, then {after}");
+    let log = sidecar.stopped().await;
+    let opened = log.count("stream to the control plane is open");
+    assert_eq!(opened, 1, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

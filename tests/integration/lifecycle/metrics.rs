@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::TcpListener,
     str::Chars,
 };
 
@@ -12,7 +11,7 @@ use super::{
     deployment::{Control, IssuedKey, KEYRING, Sidecar},
     snapshot::Disk,
 };
-use crate::support::{client::Request, eventually::eventually};
+use crate::support::{client::Request, eventually::eventually, reserved::Reserved};
 
 /// A scrape: the labels of each metric, and its samples as they stand there.
 #[derive(Debug, Default)]
@@ -60,7 +59,8 @@ async fn a_rotation_shows_and_every_alert_finds_its_metrics() {
     let disk = Disk::new().await;
     let sidecar = disk.start(&control).await;
     sidecar.reaches(key.revision).await;
-    let url = format!("http://{}/", unused_address());
+    let nobody = Reserved::new();
+    let url = format!("http://{}/", nobody.address());
     let add = ["webhook", "add", "--keyring", KEYRING, "--url", &url];
     control
         .json(&[&add[..], &["--allow-private"]].concat())
@@ -367,10 +367,4 @@ fn skip_past(rest: &mut Chars<'_>, end: char) {
             return;
         }
     }
-}
-
-/// An address at which nobody listens.
-fn unused_address() -> std::net::SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
-    listener.local_addr().expect("it is bound")
 }

@@ -125,7 +125,8 @@ async fn a_key_is_looked_up_once_and_follows_its_changes() {
     assert_eq!(status["mode"], "on_demand", "{status}");
     assert_eq!(status["keys"], serde_json::Value::Null, "{status}");
     assert_eq!(lookups(&sidecar, "found").await, 3);
-    assert_eq!(sidecar.logged("snapshot applied"), 0);
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count("snapshot applied"), 0, "{log}");
 }
 
 #[tokio::test]

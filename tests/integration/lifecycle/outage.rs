@@ -47,9 +47,11 @@ async fn checks_go_on_without_a_control_plane_and_its_return_costs_no_snapshot()
     );
     let next = control.create_key().await;
     sidecar.reaches(next.revision).await;
-    assert_eq!(sidecar.logged("snapshot applied"), 1);
-    assert_eq!(sidecar.logged("stream to the control plane is open"), 2);
     assert!(sidecar.is_ready().await);
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count("snapshot applied"), 1, "{log}");
+    let opened = log.count("stream to the control plane is open");
+    assert_eq!(opened, 2, "{log}");
 }
 
 #[tokio::test]
@@ -142,10 +144,7 @@ async fn a_new_epoch_makes_sidecars_take_everything_anew_and_keeps_revocations()
     assert_eq!(after["revision"], before["revision"]);
     assert_eq!(after["keys"], before["keys"]);
     // The line follows the keyring.
-    eventually("it says so", async || {
-        (sidecar.logged("the keyring has a new epoch") == 1).then_some(())
-    })
-    .await;
+    sidecar.until_logged("the keyring has a new epoch", 1).await;
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
     assert_eq!(
         sidecar.check(&revoked.secret).await,
@@ -154,6 +153,8 @@ async fn a_new_epoch_makes_sidecars_take_everything_anew_and_keeps_revocations()
     let done = control.json(&["rotate", "start", &key.id]).await;
     assert_eq!(done["total"], 1);
     assert_eq!(control.json(&["audit", "verify"]).await[0]["intact"], true);
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count("the keyring has a new epoch"), 1, "{log}");
 }
 
 #[tokio::test]

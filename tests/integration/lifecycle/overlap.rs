@@ -256,9 +256,8 @@ async fn in_an_emergency_the_secret_does_not_wait_for_a_sidecar_that_hangs() {
         "30s",
     ]);
     // It has confirmed the new version, and freezes before it hears of the end of the old one, or just after.
-    emergency.wait_for_line(r#""event":"handed_over""#).await;
+    let said = emergency.wait_for_line(r#""event":"handed_over""#).await;
     sidecar.daemon.process.signal(Signal::STOP);
-    let said = emergency.lines().join("\n");
     assert!(said.contains("\"secret\""), "{said}");
     sidecar.daemon.process.signal(Signal::CONT);
     assert_eq!(emergency.exit().await.code(), Some(0));

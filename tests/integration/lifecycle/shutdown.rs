@@ -54,7 +54,7 @@ async fn a_sidecar_that_is_told_to_stop_leaves_the_fleet_at_once() {
     })
     .await;
     // Nobody waits for it, although its lease would run for a minute.
-    let rotate = ["rotate", "start", &key.id, "--timeout", "5s"];
+    let rotate = ["rotate", "start", &key.id, "--timeout", "30s"];
     assert_eq!(control.json(&rotate).await["total"], 1);
 }
 
@@ -87,7 +87,11 @@ async fn checks_under_way_are_answered_while_a_sidecar_stops() {
         }
     })
     .await;
-    assert!(TcpStream::connect(sidecar.daemon.http()).await.is_err());
+    eventually("the pages are gone", async || {
+        let page = TcpStream::connect(sidecar.daemon.http()).await;
+        page.is_err().then_some(())
+    })
+    .await;
     for check in under_way {
         assert_eq!(check.finish().await, Verdict::allowed(1));
     }

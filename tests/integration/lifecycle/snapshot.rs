@@ -33,6 +33,8 @@ use crate::support::{
     relatch::{sidecar_yaml, text},
 };
 
+/// What a sidecar logs that starts with what its file holds.
+const TAKEN: &str = "keyring taken from the snapshot file";
 /// Far less than the half minute after which a file says anew how fresh it is.
 const SOON: Duration = Duration::from_secs(15);
 
@@ -144,7 +146,6 @@ async fn a_sidecar_that_is_killed_starts_without_a_control_plane_where_it_was() 
     for same in ["epoch", "revision", "keys"] {
         assert_eq!(after[same], before[same]);
     }
-    assert_eq!(sidecar.logged("keyring taken from the snapshot file"), 1);
 
     // It goes on from there, and needs no snapshot.
     control.plane.restart().await;
@@ -152,8 +153,10 @@ async fn a_sidecar_that_is_killed_starts_without_a_control_plane_where_it_was() 
     sidecar.reaches(new.revision).await;
     assert_eq!(sidecar.check(&new.secret).await, allowed);
     assert_eq!(sidecar.check(&revoked.secret).await, denied);
-    assert_eq!(sidecar.logged("snapshot applied"), 0);
     is_durable(&sidecar, new.revision).await;
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count(TAKEN), 1, "{log}");
+    assert_eq!(log.count("snapshot applied"), 0, "{log}");
 }
 
 #[tokio::test]
@@ -193,13 +196,14 @@ async fn a_file_under_another_key_is_refused_and_the_sidecar_starts_with_nothing
     let status: Value = sidecar.daemon.get("/status").await.json();
     let refused = status["snapshot"]["refused"].as_str().expect("a reason");
     assert!(refused.contains("another key"), "{refused}");
-    assert_eq!(sidecar.logged("is refused and put aside"), 1);
     assert!(disk.0.path().join("keyring.snap.refused").exists());
 
     control.plane.restart().await;
     sidecar.ready().await;
     is_durable(&sidecar, key.revision).await;
     assert_eq!(disk.keyring().await["revision"], key.revision);
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count("is refused and put aside"), 1, "{log}");
 }
 
 #[tokio::test]
@@ -232,7 +236,8 @@ async fn a_keyring_that_is_too_old_is_denied_after_a_restart_too() {
     let disk = Disk::new().await;
     let mut control = Control::start_brisk("").await;
     let key = control.create_key().await;
-    let limits = "staleness: { warn_after: 1s, deny_after: 3s }\n";
+    // The control plane confirms every second, and a busy machine makes it late.
+    let limits = "staleness: { warn_after: 2s, deny_after: 10s }\n";
     let yaml = disk.yaml(&control, "edge-1", limits);
     let sidecar = Sidecar::with_config(&yaml).await;
     sidecar.ready().await;
@@ -249,7 +254,7 @@ async fn a_keyring_that_is_too_old_is_denied_after_a_restart_too() {
     assert_eq!(sidecar.check(&key.secret).await.reason, "keyring_stale");
     assert!(!sidecar.is_ready().await);
     let age = sidecar.keyring().await["age_ms"].as_u64();
-    assert!(age.is_some_and(|age| age >= 3_000), "{age:?}");
+    assert!(age.is_some_and(|age| age >= 10_000), "{age:?}");
     control.plane.restart().await;
     sidecar.ready().await;
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
@@ -262,7 +267,7 @@ async fn a_disk_that_takes_no_more_stops_no_check_and_is_told_of() {
     let first = control.create_key().await;
     // 4 KiB: enough for the first state. Beyond it a write fails, as on a disk that is full.
     let yaml = disk.yaml(&control, "edge-1", "");
-    let sidecar = Sidecar::with_config_after("trap '' XFSZ; ulimit -f 8", &yaml).await;
+    let mut sidecar = Sidecar::with_config_after("trap '' XFSZ; ulimit -f 8", &yaml).await;
     sidecar.ready().await;
     is_durable(&sidecar, first.revision).await;
 
@@ -279,15 +284,13 @@ async fn a_disk_that_takes_no_more_stops_no_check_and_is_told_of() {
         assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
     }
     assert!(sidecar.is_ready().await);
-    let metrics = sidecar.daemon.get("/metrics").await;
-    let metrics = metrics.text();
-    assert!(metrics.contains("relatch_snapshot_failing 1"), "{metrics}");
-    let logged = "the snapshot file cannot be written";
-    eventually("it is logged", async || {
-        (sidecar.logged(logged) > 0).then_some(())
+    eventually("the metrics say so", async || {
+        let metrics = sidecar.daemon.get("/metrics").await.text();
+        metrics.contains("relatch_snapshot_failing 1").then_some(())
     })
     .await;
-    assert_eq!(sidecar.logged(logged), 1, "it is logged once");
+    let logged = "the snapshot file cannot be written";
+    sidecar.until_logged(logged, 1).await;
     eventually("no draft is left behind", async || {
         (!disk.0.path().join("keyring.snap.new").exists()).then_some(())
     })
@@ -297,11 +300,13 @@ async fn a_disk_that_takes_no_more_stops_no_check_and_is_told_of() {
     let durable = sidecar.keyring().await["durable_revision"].as_u64();
     let durable = durable.expect("it keeps a file");
     assert!((first.revision..last.revision).contains(&durable));
-    drop(sidecar);
+    let log = sidecar.daemon.process.kill().await;
+    assert_eq!(log.count(logged), 1, "it is logged once: {log}");
     let sidecar = disk.start(&control).await;
     sidecar.reaches(last.revision).await;
-    assert_eq!(sidecar.logged("keyring taken from the snapshot file"), 1);
     is_durable(&sidecar, last.revision).await;
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count(TAKEN), 1, "{log}");
 }
 
 /// However often it is killed: what it begins with was at some time applied, and nothing is missing that the control plane

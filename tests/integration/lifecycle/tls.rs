@@ -37,6 +37,9 @@ struct Mesh {
 const NODES: [&str; 6] = ["--node", "edge-1", "--node", "edge-2", "--node", "edge-3"];
 const EDGE_1: &str = "{ identity: \"spiffe://relatch.example/node/edge-1\", keyrings: [\"*\"] }";
 
+/// What a sidecar logs once for each stream.
+const OPENED: &str = "stream to the control plane is open";
+
 /// Sidecars whose tokens the control plane has.
 const TOKENS: [&str; 2] = ["edge-1", "edge-2"];
 
@@ -170,7 +173,7 @@ async fn keys_are_made_brought_and_checked_over_tls() {
 
 #[tokio::test]
 async fn who_calls_otherwise_is_told_what_is_wrong() {
-    let mesh = Mesh::start(EDGE_1).await;
+    let mut mesh = Mesh::start(EDGE_1).await;
     let certs = mesh.certs();
     let ca = certs.join("ca.pem");
     let [clear, tls] =
@@ -231,20 +234,19 @@ async fn who_calls_otherwise_is_told_what_is_wrong() {
         );
         assert!(output.stderr.contains(words), "{args:?}: {}", output.stderr);
     }
-    let lines = mesh.control.process.lines().join("\n");
     for words in [
         "it may have been given http:// where this port wants https://",
         "it does not trust the issuer of our certificate",
         "the client has shown no certificate, and this port asks for one",
         "it is for another use",
     ] {
-        assert!(lines.contains(words), "{words}: {lines}");
+        mesh.control.process.wait_for_line(words).await;
     }
 }
 
 #[tokio::test]
 async fn a_sidecar_may_show_a_token_in_the_place_of_a_certificate() {
-    let mesh = Mesh::start_with_tokens(
+    let mut mesh = Mesh::start_with_tokens(
         "tokens: [{ file: \"{dir}/edge-1.token\", identity: \"spiffe://relatch.example/node/edge-1\" }, \
          { file: \"{dir}/edge-2.token\", identity: \"spiffe://relatch.example/node/edge-2\" }], \
          allow: [{ identity: \"spiffe://relatch.example/node/*\", keyrings: [\"*\"] }]",
@@ -282,9 +284,9 @@ async fn a_sidecar_may_show_a_token_in_the_place_of_a_certificate() {
     write_token(dir, "edge-2", &token("new"));
     late.until_ready().await;
     assert_eq!(good.get("/readyz").await.status, 200);
+    let log = mesh.control.process.stop().await;
     for shown in ["edge-1", "nobody", "new"] {
-        let lines = mesh.control.process.lines().join("\n");
-        assert!(!lines.contains(&token(shown)), "{lines}");
+        assert!(!log.has(&token(shown)), "{log}");
     }
 }
 
@@ -294,7 +296,7 @@ async fn a_sidecar_gets_what_a_rule_gives_its_identity_and_is_told_why_not_more(
         EDGE_1,
         "{ identity: \"spiffe://relatch.example/node/edge-2\", keyrings: [partners] }",
     ];
-    let mesh = Mesh::start(&rules.join(", ")).await;
+    let mut mesh = Mesh::start(&rules.join(", ")).await;
     let key = mesh.create_key().await;
     let good = mesh.sidecar().await;
     for (certificate, node, words, place) in [
@@ -318,7 +320,7 @@ async fn a_sidecar_gets_what_a_rule_gives_its_identity_and_is_told_why_not_more(
         ),
     ] {
         let yaml = mesh.sidecar_yaml(certificate, node);
-        let refused = Sidecar::start(&yaml).await;
+        let mut refused = Sidecar::start(&yaml).await;
         eventually(words, async || {
             let status: Value = refused.get("/status").await.json();
             let told = status.pointer(place)?.as_str()?;
@@ -326,11 +328,8 @@ async fn a_sidecar_gets_what_a_rule_gives_its_identity_and_is_told_why_not_more(
         })
         .await;
         assert_eq!(refused.get("/readyz").await.status, 503);
-        for lines in [refused.process.lines(), mesh.control.process.lines()] {
-            assert!(
-                lines.iter().any(|line| line.contains(words)),
-                "{words}: {lines:?}"
-            );
+        for process in [&mut refused.process, &mut mesh.control.process] {
+            process.wait_for_line(words).await;
         }
         let (code, said) = mesh.check(&refused, &key).await;
         assert_eq!(code, Some(1), "{said}");
@@ -347,7 +346,7 @@ async fn a_sidecar_gets_what_a_rule_gives_its_identity_and_is_told_why_not_more(
 async fn certificates_are_replaced_under_load_through_envoy_with_no_failed_check() {
     let mut mesh = Mesh::start(EDGE_1).await;
     let key = mesh.create_key().await;
-    let sidecar = mesh.sidecar().await;
+    let mut sidecar = mesh.sidecar().await;
     let upstream = Upstream::start().await;
     let options = EnvoyOptions::new(tcp(&sidecar), upstream.addr()).authz_over_tls(&mesh.certs());
     let envoy = Envoy::start(options).await;
@@ -387,15 +386,11 @@ async fn certificates_are_replaced_under_load_through_envoy_with_no_failed_check
         .await;
     }
     load.answered(100).await;
-    assert_eq!(opened(&sidecar), 1, "a stream that is open goes on");
 
-    // The next stream is made with the new certificates, by both.
+    // The stream that is open goes on, and the next one is made with the new certificates, by both.
     mesh.control.kill().await;
     mesh.control.restart().await;
-    eventually("the stream is back", async || {
-        (opened(&sidecar) == 2).then_some(())
-    })
-    .await;
+    sidecar.process.wait_for_lines(OPENED, 2).await;
     let next = mesh.create_key().await;
     eventually("a new key is checked", async || {
         let (code, _) = mesh.check(&sidecar, &next).await;
@@ -406,6 +401,8 @@ async fn certificates_are_replaced_under_load_through_envoy_with_no_failed_check
     let totals = load.stop().await;
     assert_eq!(totals.failed, 0, "{:?}", totals.samples);
     assert!(totals.ok >= 300);
+    let log = sidecar.process.stop().await;
+    assert_eq!(log.count(OPENED), 2, "{log}");
 }
 
 #[tokio::test]
@@ -515,13 +512,6 @@ fn tcp(sidecar: &Sidecar) -> SocketAddr {
         AuthzAddress::Tcp(address) => address,
         AuthzAddress::Unix(path) => panic!("no port: {}", path.display()),
     }
-}
-
-/// How many streams a sidecar has opened.
-fn opened(sidecar: &Sidecar) -> usize {
-    let lines = sidecar.process.lines();
-    let is_open = |line: &&String| line.contains("stream to the control plane is open");
-    lines.iter().filter(is_open).count()
 }
 
 /// A token that only this name has.

@@ -3,12 +3,14 @@
 use serde_json::json;
 
 use super::deployment::{CONSUMER, Control, KEYRING};
+use crate::support::reserved::Reserved;
 
 #[tokio::test]
 async fn a_webhook_is_added_listed_tried_and_removed() {
     let control = Control::start().await;
     control.create_key().await;
-    let url = unused_address();
+    let nobody = Reserved::new();
+    let url = format!("http://{}/t0ken", nobody.address());
     let add = [
         "webhook",
         "add",
@@ -63,8 +65,8 @@ async fn a_webhook_is_added_listed_tried_and_removed() {
     assert_eq!(control.json(&list).await, json!([]));
     let again = control.run(&remove).await;
     assert_eq!(again.status.code(), Some(3), "{}", again.stderr);
-    let log = control.plane.process.lines().join("\n");
-    assert!(!log.contains(secret), "{log}");
+    let log = control.stopped().await;
+    assert!(!log.has(secret), "{log}");
 }
 
 #[tokio::test]
@@ -77,13 +79,6 @@ async fn an_address_that_cannot_be_is_refused_and_not_repeated() {
         assert_eq!(refused.status.code(), Some(2), "{url}: {}", refused.stderr);
         assert!(!refused.stderr.contains("t0ken"), "{}", refused.stderr);
     }
-    let log = control.plane.process.lines().join("\n");
-    assert!(!log.contains("t0ken"), "{log}");
-}
-
-/// An address that nobody listens on.
-fn unused_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = listener.local_addr().expect("it is bound");
-    format!("http://{address}/t0ken")
+    let log = control.stopped().await;
+    assert!(!log.has("t0ken"), "{log}");
 }

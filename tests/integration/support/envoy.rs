@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::{
     client::{Connection, Request, Response},
     eventually::eventually,
+    loopback::any_port,
     process::Process,
 };
 
@@ -76,8 +77,12 @@ impl Envoy {
         let files = tempfile::tempdir().expect("a directory can be made");
         let config = files.path().join("envoy.json");
         let admin_file = files.path().join("admin");
-        std::fs::write(&config, options.bootstrap(files.path()).to_string())
-            .expect("the test's directory can be written to");
+        let any_port = any_port();
+        std::fs::write(
+            &config,
+            options.bootstrap(any_port, files.path()).to_string(),
+        )
+        .expect("the test's directory can be written to");
         let mut process = Process::start(
             Command::new(program)
                 .args(["--concurrency", "1", "--disable-hot-restart"])
@@ -100,7 +105,7 @@ impl Envoy {
             let listeners: Value = ask(admin, "/listeners?format=json").await?.json();
             let socket = &listeners["listener_statuses"][0]["local_address"]["socket_address"];
             let port = u16::try_from(socket["port_value"].as_u64()?).ok()?;
-            Some(SocketAddr::from(([127, 0, 0, 1], port)))
+            Some(SocketAddr::new(any_port.ip(), port))
         })
         .await;
         Self {
@@ -217,7 +222,7 @@ impl EnvoyOptions {
         self
     }
 
-    fn bootstrap(&self, files: &Path) -> Value {
+    fn bootstrap(&self, any_port: SocketAddr, files: &Path) -> Value {
         let authz: Vec<Value> = self.authz.iter().map(AuthzAddress::to_json).collect();
         let mut clusters = vec![
             cluster("upstream", &[tcp(self.upstream)], false),
@@ -231,7 +236,7 @@ impl EnvoyOptions {
                 .map(|addr| cluster("collector", &[tcp(addr)], true)),
         );
         json!({
-            "admin": { "address": loopback() },
+            "admin": { "address": tcp(any_port) },
             "layered_runtime": { "layers": [{
                 "name": "tests",
                 // A span is sent as soon as it has ended.
@@ -240,7 +245,7 @@ impl EnvoyOptions {
             "static_resources": {
                 "listeners": [{
                     "name": "api",
-                    "address": loopback(),
+                    "address": tcp(any_port),
                     "filter_chains": [{ "filters": [{
                         "name": "envoy.filters.network.http_connection_manager",
                         "typed_config": self.connection_manager(files),
@@ -444,8 +449,4 @@ fn grpc_service(cluster: &str, timeout: Duration) -> Value {
 
 fn tcp(addr: SocketAddr) -> Value {
     json!({ "socket_address": { "address": addr.ip(), "port_value": addr.port() } })
-}
-
-fn loopback() -> Value {
-    tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
 }

@@ -1,7 +1,7 @@
 //! A real OpenBao in its development mode: unsealed, in memory, with a KV version 2 mount at `secret`.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,21 +13,19 @@ use super::{
     client::{Connection, Request, Response},
     eventually::eventually,
     process::Process,
+    reserved::Reserved,
 };
 
 /// A running OpenBao. Dropping it kills the process and removes its files.
 #[derive(Debug)]
 pub(crate) struct OpenBao {
-    addr: SocketAddr,
+    reserved: Reserved,
     files: TempDir,
     _process: Process,
 }
 
 /// What OpenBao is told to use as the token that may do everything.
 const ROOT: &str = "root-of-the-tests";
-
-/// How many ports are tried: each may be taken by another test between its choice and its use.
-const ATTEMPTS: usize = 10;
 
 impl OpenBao {
     /// Starts OpenBao and waits until it serves.
@@ -43,39 +41,32 @@ impl OpenBao {
             program.display()
         );
         let files = tempfile::tempdir().expect("a directory can be made");
-        for _ in 0..ATTEMPTS {
-            // OpenBao does not tell which port the system chose, so that one is chosen for it.
-            let addr = TcpListener::bind("127.0.0.1:0")
-                .and_then(|listener| listener.local_addr())
-                .expect("a port is free");
-            let mut process = Process::start(
-                Command::new(&program)
-                    .args(["server", "-dev", "-dev-no-store-token"])
-                    .arg(format!("-dev-root-token-id={ROOT}"))
-                    .arg(format!("-dev-listen-address={addr}"))
-                    .env("HOME", files.path()),
-            );
-            let serves = eventually("OpenBao serves", async || {
-                if process.ended().is_some() {
-                    return Some(false);
-                }
-                let ready = ask(addr, Request::get("/v1/secret/config")).await?;
-                (ready.status == 200).then_some(true)
-            })
-            .await;
-            if serves {
-                return Self {
-                    addr,
-                    files,
-                    _process: process,
-                };
-            }
+        // OpenBao does not tell which port the system chose, so that one is chosen for it.
+        let reserved = Reserved::new();
+        let addr = reserved.address();
+        let mut process = Process::start(
+            Command::new(&program)
+                .args(["server", "-dev", "-dev-no-store-token"])
+                .arg(format!("-dev-root-token-id={ROOT}"))
+                .arg(format!("-dev-listen-address={addr}"))
+                .env("HOME", files.path()),
+        );
+        eventually("OpenBao serves", async || {
+            let ended = process.ended();
+            assert!(ended.is_none(), "OpenBao does not start: {ended:?}");
+            let ready = ask(addr, Request::get("/v1/secret/config")).await?;
+            (ready.status == 200).then_some(())
+        })
+        .await;
+        Self {
+            reserved,
+            files,
+            _process: process,
         }
-        panic!("OpenBao did not start on any of {ATTEMPTS} ports");
     }
 
     pub(crate) fn address(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("http://{}", self.reserved.address())
     }
 
     /// A file that holds `token`.
@@ -95,7 +86,11 @@ impl OpenBao {
 
     /// Reads `path` of the HTTP API; null where there is nothing.
     pub(crate) async fn read(&self, path: &str) -> Value {
-        let answer = ask(self.addr, Request::get(&format!("/v1/{path}"))).await;
+        let answer = ask(
+            self.reserved.address(),
+            Request::get(&format!("/v1/{path}")),
+        )
+        .await;
         match answer.expect("OpenBao answers") {
             answer if answer.status == 404 => Value::Null,
             answer => answer.json(),
@@ -105,7 +100,9 @@ impl OpenBao {
     /// Writes `body` to `path` of the HTTP API.
     pub(crate) async fn write(&self, path: &str, body: &Value) -> Value {
         let request = Request::post(&format!("/v1/{path}"), body.to_string().as_bytes());
-        let answer = ask(self.addr, request).await.expect("OpenBao answers");
+        let answer = ask(self.reserved.address(), request)
+            .await
+            .expect("OpenBao answers");
         assert!(
             matches!(answer.status, 200 | 204),
             "{path}: {}",

@@ -13,11 +13,11 @@ use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, KeyValue, any_value::Value},
     trace::v1::Span,
 };
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use super::eventually::eventually;
+use super::{eventually::eventually, loopback::listen};
 
 /// An OTLP receiver on a loopback port; ends when it is dropped.
 #[derive(Debug)]
@@ -39,12 +39,7 @@ struct Spans(Arc<Mutex<Vec<ReceivedSpan>>>);
 
 impl OtlpReceiver {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a loopback port is free");
-        let addr = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let (listener, addr) = listen().await;
         let spans = Spans::default();
         let service = TraceServiceServer::new(spans.clone());
         let mut server = JoinSet::new();

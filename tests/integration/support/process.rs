@@ -1,6 +1,7 @@
 //! A child process whose output the test reads, and the `relatch` binary as one.
 
 use std::{
+    fmt,
     io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -31,6 +32,10 @@ pub(crate) struct Output {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
+
+/// Every line that a program printed from its start to its end: what is not here it never printed.
+#[derive(Debug)]
+pub(crate) struct Printed(Vec<String>);
 
 /// The lines of one stream, read by a thread until the stream ends.
 #[derive(Debug)]
@@ -100,18 +105,45 @@ impl Process {
 
     /// Waits for a line of standard output or standard error that contains `part`; panics when the program ends first.
     pub(crate) async fn wait_for_line(&mut self, part: &str) -> String {
+        let mut lines = self.wait_for_lines(part, 1).await;
+        lines.swap_remove(0)
+    }
+
+    /// Waits until `count` lines, or more, contain `part`; panics when the program ends first.
+    pub(crate) async fn wait_for_lines(&mut self, part: &str, count: usize) -> Vec<String> {
         eventually(&format!("{} prints {part:?}", self.name), async || {
             // Asked before the lines are read: what a program printed before it ended is not overlooked.
             let ended = self.ended();
-            let line = self.lines().into_iter().find(|line| line.contains(part));
+            let mut lines = self.lines();
+            lines.retain(|line| line.contains(part));
+            let are_all = lines.len() >= count;
             assert!(
-                line.is_some() || ended.is_none(),
+                are_all || ended.is_none(),
                 "{} has ended ({ended:?}) without printing {part:?}",
                 self.name
             );
-            line
+            are_all.then_some(lines)
         })
         .await
+    }
+
+    /// Asks the program to stop, waits for its end and returns everything that it printed.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end with success.
+    pub(crate) async fn stop(&mut self) -> Printed {
+        self.signal(Signal::TERM);
+        let status = self.exit().await;
+        assert!(status.success(), "{} ends with {status}", self.name);
+        Printed(self.lines())
+    }
+
+    /// Kills the program, waits for its end and returns everything that it printed.
+    pub(crate) async fn kill(&mut self) -> Printed {
+        self.signal(Signal::KILL);
+        self.exit().await;
+        Printed(self.lines())
     }
 
     /// Waits for the end of the program and of its output.
@@ -129,7 +161,8 @@ impl Process {
         status.filter(|_| self.stdout.is_finished() && self.stderr.is_finished())
     }
 
-    /// Every line of standard output, then every line of standard error, so far.
+    /// Every line of standard output, then every line of standard error, so far. More may be on their way: wait for what has to
+    /// come, and look for what must not come in [`Printed`].
     pub(crate) fn lines(&self) -> Vec<String> {
         [self.stdout.lines(), self.stderr.lines()].concat()
     }
@@ -162,6 +195,24 @@ impl Process {
         let pid = i32::try_from(self.child.id()).ok();
         pid.and_then(Pid::from_raw)
             .expect("the system gave out this process id")
+    }
+}
+
+impl Printed {
+    /// How many lines contain `part`.
+    pub(crate) fn count(&self, part: &str) -> usize {
+        self.0.iter().filter(|line| line.contains(part)).count()
+    }
+
+    /// Whether a line contains `part`.
+    pub(crate) fn has(&self, part: &str) -> bool {
+        self.count(part) > 0
+    }
+}
+
+impl fmt::Display for Printed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
     }
 }
 
@@ -242,6 +293,19 @@ mod tests {
         process.signal(Signal::TERM);
         assert_eq!(process.exit().await.code(), Some(3));
         assert_eq!(process.lines(), ["ready", "caught"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_program_prints_on_its_way_out_is_part_of_what_it_printed() {
+        let script = "trap 'sleep 0.2; echo late >&2; exit 0' TERM; echo ready; while :; do sleep 0.02; done";
+        let mut process = Process::start(&mut shell(script));
+        process.wait_for_line("ready").await;
+        let printed = process.stop().await;
+        assert_eq!((printed.count("late"), printed.has("never")), (1, false));
+        assert_eq!(printed.to_string(), "ready\nlate");
+        let mut process = Process::start(&mut shell("echo ready; exec sleep 600"));
+        process.wait_for_line("ready").await;
+        assert_eq!(process.kill().await.to_string(), "ready");
     }
 
     #[tokio::test]

@@ -18,7 +18,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::wire::{Headers, MAX_HEADERS, Wire, malformed, owned};
+use super::{
+    loopback::listen,
+    wire::{Headers, MAX_HEADERS, Wire, malformed, owned},
+};
 
 /// An HTTP/1.1 server on a loopback port; its connections end when it is dropped.
 #[derive(Debug)]
@@ -51,10 +54,7 @@ struct Shared {
 impl Receiver {
     /// Starts it; it answers with 204.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a loopback port is free");
-        let addr = listener.local_addr();
-        let addr = addr.expect("a bound socket has an address");
+        let (listener, addr) = listen().await;
         let shared = Arc::new(Shared {
             secret: OnceLock::new(),
             status: AtomicU16::new(204),

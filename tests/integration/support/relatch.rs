@@ -2,9 +2,10 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitStatus,
+    sync::Arc,
 };
 
 use rustix::process::Signal;
@@ -16,7 +17,9 @@ use super::{
     client::{Request, Response},
     envoy::AuthzAddress,
     eventually::eventually,
+    loopback::any_port,
     process::{self, Output, Process},
+    reserved::Reserved,
 };
 
 /// `relatch dev` on ports of its own. Dropping it kills the process and removes its data.
@@ -30,18 +33,29 @@ pub(crate) struct Relatch {
     _data: TempDir,
 }
 
-/// `relatch control` on ports of its own. Dropping it kills the process and leaves the data.
+/// `relatch control` on ports of its own, two of which it keeps over a restart. Dropping it kills the process and leaves the
+/// data.
 #[derive(Debug)]
 pub(crate) struct Control {
     /// The running program, for signals and for what it printed.
     pub(crate) process: Process,
     operator: Operator,
-    discovery: SocketAddr,
+    ports: Arc<Ports>,
     http: SocketAddr,
     data: PathBuf,
 }
 
+/// Where a control plane listens in each of its lives.
+#[derive(Debug)]
+struct Ports {
+    discovery: Reserved,
+    admin: Reserved,
+}
+
 /// `relatch sidecar` with a file that a test gives. Dropping it kills the process and removes the file.
+///
+/// Where the file says [`ANY_PORT`] for `listen` or `http`, the sidecar gets a port of an address of its own: whoever asks a
+/// sidecar that has ended does not reach somebody else's.
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     /// The running program, for signals and for what it printed.
@@ -70,6 +84,7 @@ struct Endpoints {
     admin_token_file: PathBuf,
 }
 
+/// In the file of a sidecar: any port of this machine.
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// The file in a control plane's directory where [`Control`] keeps the admin token that `control init` printed.
@@ -149,7 +164,7 @@ impl Control {
     /// Starts it on the data of `dir`, which it makes the first time, and waits until it serves.
     pub(crate) async fn start(dir: &Path) -> Self {
         Self::initialize(dir).await;
-        Self::serve(dir, [ANY_PORT; 2], &[]).await
+        Self::serve(dir, Ports::reserve(dir), &[]).await
     }
 
     /// As [`Self::start`], with the lines `settings` in its file, in this life and in later ones.
@@ -157,7 +172,7 @@ impl Control {
         Self::initialize(dir).await;
         let yaml = format!("data_dir: {}\n{settings}", text(dir));
         fs::write(dir.join(CONFIG_FILE), yaml).expect("the test's directory can be written to");
-        Self::serve(dir, [ANY_PORT; 2], &[]).await
+        Self::serve(dir, Ports::reserve(dir), &[]).await
     }
 
     async fn initialize(dir: &Path) {
@@ -178,29 +193,35 @@ impl Control {
     /// As [`Self::restart`], with more arguments.
     pub(crate) async fn restart_with(&mut self, args: &[&str]) {
         self.process.exit().await;
-        let addresses = [self.discovery, self.operator.admin].map(|address| address.to_string());
-        let addresses = addresses.each_ref().map(String::as_str);
-        *self = Self::serve(&self.data, addresses, args).await;
+        *self = Self::serve(&self.data, Arc::clone(&self.ports), args).await;
     }
 
-    async fn serve(dir: &Path, [discovery, admin]: [&str; 2], args: &[&str]) -> Self {
+    async fn serve(dir: &Path, ports: Arc<Ports>, args: &[&str]) -> Self {
         let config = dir.join(CONFIG_FILE);
-        let mut all = vec!["control", "--data-dir", text(dir), "--discovery", discovery];
+        let discovery = ports.discovery.address();
+        let admin = ports.admin.address();
+        let [discovery_port, admin_port, any_port] =
+            [discovery, admin, any_port()].map(|address| address.to_string());
+        let mut all = vec!["control", "--data-dir", text(dir)];
         if config.exists() {
             all.extend(["--config", text(&config)]);
         }
-        all.extend(["--admin-listen", admin, "--http", ANY_PORT]);
+        all.extend(["--discovery", &discovery_port]);
+        all.extend(["--admin-listen", &admin_port, "--http", &any_port]);
         all.extend(args);
         let mut process = Process::relatch(&all);
         let line = process.wait_for_line("control plane started").await;
         let address = |name| field(&line, name).parse().expect("an address is logged");
+        for (name, reserved) in [("discovery", discovery), ("admin", admin)] {
+            assert_eq!(address(name), reserved, "{name}: {line}");
+        }
         Self {
             operator: Operator {
-                admin: address("admin"),
+                admin,
                 token_file: dir.join(TOKEN_FILE),
-                certs: Some(dir.join(CERTS)).filter(|certs| certs.exists()),
+                certs: certs(dir),
             },
-            discovery: address("discovery"),
+            ports,
             http: address("http"),
             data: dir.to_owned(),
             process,
@@ -208,8 +229,8 @@ impl Control {
     }
 
     /// Where sidecars connect.
-    pub(crate) const fn discovery(&self) -> SocketAddr {
-        self.discovery
+    pub(crate) fn discovery(&self) -> SocketAddr {
+        self.ports.discovery.address()
     }
 
     /// Metrics and probes.
@@ -258,8 +279,21 @@ impl Control {
 
     /// Ends it at once, without a word to anyone.
     pub(crate) async fn kill(&mut self) {
-        self.process.signal(Signal::KILL);
-        self.process.exit().await;
+        self.process.kill().await;
+    }
+}
+
+impl Ports {
+    /// Of an address that only this control plane uses, but for one with certificates: they name 127.0.0.1.
+    fn reserve(dir: &Path) -> Arc<Self> {
+        let reserve = || match certs(dir) {
+            Some(_) => Reserved::at(Ipv4Addr::LOCALHOST),
+            None => Reserved::new(),
+        };
+        Arc::new(Self {
+            discovery: reserve(),
+            admin: reserve(),
+        })
     }
 }
 
@@ -278,6 +312,7 @@ impl Sidecar {
     async fn launch(yaml: &str, start: impl FnOnce(&[&str]) -> Process) -> Self {
         let config = tempfile::tempdir().expect("a directory can be made");
         let file = config.path().join("sidecar.yaml");
+        let yaml = on_own_address(yaml);
         fs::write(&file, yaml).expect("the test's directory can be written to");
         let mut process = start(&["sidecar", "--config", text(&file)]);
         let line = process.wait_for_line("sidecar started").await;
@@ -385,6 +420,22 @@ pub(crate) fn sidecar_yaml(node: &str, discovery: SocketAddr, keyrings: &[&str])
     )
 }
 
+/// The file of a sidecar in which any port is one of an address of its own. A listener over TLS, whose address stands on a
+/// line of its own, stays where its certificate says.
+fn on_own_address(yaml: &str) -> String {
+    let own = any_port().to_string();
+    ["listen", "http"]
+        .iter()
+        .fold(yaml.to_owned(), |yaml, key| {
+            yaml.replace(&format!("{key}: {ANY_PORT}\n"), &format!("{key}: {own}\n"))
+        })
+}
+
+/// Where the certificates of a control plane are, if its admin API is called over TLS.
+fn certs(dir: &Path) -> Option<PathBuf> {
+    Some(dir.join(CERTS)).filter(|certs| certs.exists())
+}
+
 /// What `relatch dev` printed behind `title`.
 fn told(process: &Process, title: &str) -> String {
     let lines = process.lines();
@@ -443,4 +494,23 @@ async fn its_parts_run_together_and_apart() {
     let keys = control.cli_json(&["key", "list"]).await;
     assert_eq!(keys[0]["consumer"], "acme");
     assert!(sidecar.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_control_plane_comes_back_where_it_was_whoever_has_its_ports_elsewhere() {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let mut control = Control::start(dir.path()).await;
+    let addresses = [control.discovery(), control.admin()];
+
+    control.kill().await;
+    // Where the port is taken at that address already, somebody else was given it, too.
+    let others = addresses.map(|address| {
+        let elsewhere = (Ipv4Addr::LOCALHOST, address.port());
+        std::net::TcpListener::bind(elsewhere)
+    });
+    control.restart().await;
+
+    assert_eq!([control.discovery(), control.admin()], addresses);
+    assert_eq!(control.cli(&["key", "list"]).await.status.code(), Some(0));
+    drop(others);
 }

@@ -20,12 +20,11 @@ use envoy_types::pb::{
     },
     google::{protobuf::BoolValue, rpc},
 };
-use tokio::{
-    net::{TcpListener, UnixListener},
-    task::JoinSet,
-};
+use tokio::{net::UnixListener, task::JoinSet};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{Request, Response, Status, metadata::MetadataMap, transport::Server};
+
+use super::loopback::listen;
 
 /// The server, on a loopback port or a unix socket; ends when it is dropped.
 #[derive(Debug)]
@@ -56,12 +55,7 @@ impl ScriptedAuthz {
     pub(crate) async fn start(
         script: impl Fn(&Call) -> Answer + Send + Sync + 'static,
     ) -> (Self, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a loopback port is free");
-        let addr = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let (listener, addr) = listen().await;
         let (mut this, service) = Self::new(script);
         let serving = Server::builder()
             .add_service(service)

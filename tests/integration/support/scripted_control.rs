@@ -18,11 +18,14 @@ use relatch::{
         sidecar_message::Kind,
     },
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use super::eventually::{DEADLINE, within};
+use super::{
+    eventually::{DEADLINE, within},
+    loopback::listen,
+};
 
 /// The server; ends when it is dropped.
 #[derive(Debug)]
@@ -49,9 +52,7 @@ const PEPPER: [u8; Pepper::LEN] = [7; Pepper::LEN];
 
 impl ScriptedControl {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("a loopback port is free");
-        let address = listener.local_addr().expect("it is bound");
+        let (listener, address) = listen().await;
         let (streams, opened) = mpsc::unbounded_channel();
         let serving = Server::builder()
             .add_service(KeyringDiscoveryServer::new(Service(streams)))

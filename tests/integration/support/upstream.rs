@@ -16,7 +16,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::wire::{MAX_HEADERS, Wire, malformed, owned};
+use super::{
+    loopback::listen,
+    wire::{MAX_HEADERS, Wire, malformed, owned},
+};
 
 /// An HTTP/1.1 server on a loopback port; its connections end when it is dropped.
 #[derive(Debug)]
@@ -41,12 +44,7 @@ pub(crate) struct Seen {
 
 impl Upstream {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a loopback port is free");
-        let addr = listener
-            .local_addr()
-            .expect("a bound socket has an address");
+        let (listener, addr) = listen().await;
         let requests = Arc::new(AtomicU64::new(0));
         let mut server = JoinSet::new();
         server.spawn(accept(listener, Arc::clone(&requests)));
