@@ -33,6 +33,9 @@ pub mod keyring;
 pub mod outbound;
 pub mod proto;
 pub mod readiness;
+#[cfg(test)]
+#[path = "../tests/integration/support/reserved.rs"]
+mod reserved;
 pub mod secret_file;
 pub mod shutdown;
 pub mod sidecar;

@@ -338,7 +338,7 @@ mod tests {
     use super::*;
 
     /// Longer than any task here takes, so that only a hung test meets it.
-    const DRAIN: Duration = Duration::from_secs(20);
+    const DRAIN: Duration = Duration::from_mins(2);
 
     fn signals() -> Signals {
         Signals::listen().expect("signals can be heard")

@@ -375,6 +375,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::reserved::Reserved;
 
     #[test]
     fn addresses_are_host_and_port_url_or_socket() {
@@ -448,10 +449,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_that_nobody_listens_on_is_unreachable() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("bound").to_string();
-        drop(listener);
-        let address: Address = address.parse().expect("an address");
+        let nobody = Reserved::new();
+        let address: Address = nobody.address().to_string().parse().expect("an address");
         let tls = TlsArgs::default();
         let failure = address.connect(CONNECT_TIMEOUT, &tls).await;
         let failure = failure.expect_err("closed");

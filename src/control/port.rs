@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     /// Longer than anything here takes, so that only a hung test meets it.
-    const DEADLINE: Duration = Duration::from_secs(20);
+    const DEADLINE: Duration = Duration::from_mins(2);
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
     struct Served {

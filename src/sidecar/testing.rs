@@ -81,7 +81,7 @@ pub(super) const ANSWER: &[u8] = b"answer to ";
 /// A message that is answered when the handler is told to.
 pub(super) const LATER: &[u8] = b"later";
 /// Only a test that hangs meets it.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 impl CheckHandler for Echo {
     fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer {

@@ -112,7 +112,7 @@ impl World {
 
     /// How the next handshake went on the server's side.
     async fn end(&mut self) -> Result<Peer, HandshakeError> {
-        let end = tokio::time::timeout(Duration::from_secs(20), self.ends.recv()).await;
+        let end = tokio::time::timeout(Duration::from_mins(2), self.ends.recv()).await;
         end.expect("in time").expect("the server runs")
     }
 
@@ -490,7 +490,8 @@ async fn plaintext_on_a_tls_port_and_tls_on_a_plaintext_port_are_told_apart() {
 async fn a_slow_handshake_is_cut_at_its_deadline_and_holds_up_nobody() {
     let mesh = Mesh::new();
     let credentials = mesh.server(&mesh.server_pair());
-    let deadline = Duration::from_millis(600);
+    // Far above what a handshake takes on a busy machine.
+    let deadline = Duration::from_secs(3);
     let mut world = World::start(TlsServer::with_limits(credentials, 8, deadline)).await;
     let mut slow = world.socket().await;
     let began = Clock::system().boot();
@@ -511,7 +512,7 @@ async fn a_slow_handshake_is_cut_at_its_deadline_and_holds_up_nobody() {
     world.end().await.expect("TLS");
     assert_eq!(
         world.refusal().await,
-        "the client did not finish the TLS handshake within 600ms"
+        "the client did not finish the TLS handshake within 3s"
     );
     assert!(Clock::system().boot().saturating_since(began) >= deadline);
     dripping.await.expect("its connection was closed");

@@ -126,21 +126,26 @@ async fn no_secret_is_found_anywhere() {
     // A sidecar is killed and starts from its file; a control plane is stopped and started again.
     let edge = scene.begin_again(edge).await;
     scene.look(&[&edge, &on_demand]).await;
-    // Envoy writes its log from time to time: what is searched for below is in it by then.
-    let log = eventually("Envoy logs a denial for want of a scope", async || {
-        let log = envoy.access_log(1).await;
-        let is_told = |line: &Value| line["authz"]["reason"] == "insufficient_scope";
-        log.iter().any(is_told).then_some(log)
-    })
-    .await;
-    let told = log.iter().map(|line| format!("{}\n", line["authz"]));
     scene
         .left
-        .add("Envoy: what relatch tells it", told.collect::<String>());
+        .add("Envoy: what relatch tells it", told_to(&envoy).await);
     for (name, mut sidecar) in [("edge-1", edge), ("edge-2", on_demand)] {
         assert!(sidecar.stop().await.success());
         scene.left.add_output(name, &sidecar.process);
     }
     scene.stop().await;
     scene.judge();
+}
+
+/// What relatch has told an Envoy of each request. Envoy writes its log from time to time: a denial for want of a scope, which
+/// the search looks for, is among them.
+async fn told_to(envoy: &Envoy) -> String {
+    let log = eventually("Envoy logs a denial for want of a scope", async || {
+        let log = envoy.access_log(1).await;
+        let is_denial = |line: &Value| line["authz"]["reason"] == "insufficient_scope";
+        log.iter().any(is_denial).then_some(log)
+    })
+    .await;
+    let told = log.iter().map(|line| format!("{}\n", line["authz"]));
+    told.collect()
 }

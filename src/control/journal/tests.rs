@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Longer than anything here takes, so that only a hung test meets it.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_mins(2);
 /// How long a store waits for its lock where a test wants it to give up.
 const SHORT: Duration = Duration::from_millis(50);
 

@@ -28,7 +28,7 @@ use crate::{
 const DAY: Duration = Duration::from_hours(24);
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 /// Longer than anything here takes, so that only a hung test meets it.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_mins(2);
 
 /// A store with one keyring, on a clock of its own. Secrets go to `files`, or to `hook`, which takes nothing before
 /// [`World::mend`].

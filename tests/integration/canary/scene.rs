@@ -199,7 +199,7 @@ impl Scene {
             )
         } else {
             format!(
-                "listen: unix://{socket}\nkeyrings: [{{ name: {PAYMENTS}, mode: on_demand }}]\n",
+                "listen: unix://{socket}\nkeyrings: [{{ name: {PAYMENTS}, mode: on_demand, cache: {{ lookup_timeout: 10s }} }}]\n",
                 socket = text(&self.path("authz.sock")),
             )
         };

@@ -182,10 +182,10 @@ async fn a_key_is_accepted_exactly_within_its_window() {
     let mesh = Mesh::start().await;
     let gate = mesh.newest().await;
     let clock = Clock::system();
-    // Long enough that requests fall into each part, also on a slow machine.
-    let begins = Timestamp::from_millis(clock.wall().as_millis() + 1_500);
+    // Long enough that requests fall into each part, also on a busy machine.
+    let begins = Timestamp::from_millis(clock.wall().as_millis() + 6_000);
     let not_before = begins.to_string();
-    let window = ["--not-before", &not_before, "--expires-in", "4s"];
+    let window = ["--not-before", &not_before, "--expires-in", "12s"];
     let key = mesh.key(&window).await;
     let expires = key.expires_at.expect("the key expires");
     let mut outcomes = Vec::new();
@@ -273,8 +273,8 @@ async fn without_a_control_plane_there_is_no_keyring_and_no_way_in() {
 
 #[tokio::test]
 async fn a_keyring_that_nobody_confirms_is_denied_until_somebody_does() {
-    // The control plane confirms every five seconds.
-    let mesh = Mesh::start_with("staleness: { warn_after: 6s, deny_after: 7s }\n").await;
+    // The control plane confirms every five seconds, and a busy machine makes it late.
+    let mesh = Mesh::start_with("staleness: { warn_after: 10s, deny_after: 15s }\n").await;
     let key = mesh.key(&[]).await;
     let gate = mesh.newest().await;
     gate.send(key.get("/")).await.seen();
@@ -299,7 +299,7 @@ async fn a_keyring_that_nobody_confirms_is_denied_until_somebody_does() {
         "relatch_keyring_age_seconds{keyring=\"payments\"} ",
     )
     .await;
-    assert!(age >= 7.0, "{age}");
+    assert!(age >= 15.0, "{age}");
     eventually("the sidecar is not ready", async || {
         (mesh.sidecar.get("/readyz").await.status == 503).then_some(())
     })

@@ -357,10 +357,10 @@ async fn the_deadline_of_the_check_is_in_its_metadata() {
         let mesh = Mesh::start(version, allow).await;
         mesh.send(Request::get("/")).await;
         let call = mesh.authz.last_call();
-        assert_eq!(call.metadata("grpc-timeout"), Some("5000m"));
+        assert_eq!(call.metadata("grpc-timeout"), Some("30000m"));
         assert_eq!(
             call.metadata("x-envoy-expected-rq-timeout-ms"),
-            Some("5000")
+            Some("30000")
         );
         assert_eq!(call.header("x-envoy-expected-rq-timeout-ms"), None);
     })

@@ -11,14 +11,20 @@ use tokio::{
     sync::watch,
     task::JoinHandle,
 };
+use tokio_util::task::TaskTracker;
 
-use crate::support::loopback::listen;
+use crate::support::{
+    eventually::{DEADLINE, within},
+    loopback::listen,
+};
 
 /// Stands between a sidecar and its control plane. Dropping it resets everything.
 #[derive(Debug)]
 pub(super) struct FaultProxy {
     address: SocketAddr,
     fault: Arc<watch::Sender<Fault>>,
+    /// The connections that are carried.
+    open: TaskTracker,
     acceptor: JoinHandle<()>,
 }
 
@@ -47,10 +53,13 @@ impl FaultProxy {
     pub(super) async fn start(upstream: SocketAddr) -> Self {
         let (listener, address) = listen().await;
         let (fault, seen) = watch::channel(Fault::None);
+        let open = TaskTracker::new();
+        open.close();
+        let carried = open.clone();
         let acceptor = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let seen = seen.clone();
-                tokio::spawn(async move {
+                carried.spawn(async move {
                     // How a connection ends is what the test is about.
                     let _ = carry(client, upstream, seen).await;
                 });
@@ -59,6 +68,7 @@ impl FaultProxy {
         Self {
             address,
             fault: Arc::new(fault),
+            open,
             acceptor,
         }
     }
@@ -66,6 +76,12 @@ impl FaultProxy {
     /// Where sidecars connect.
     pub(super) const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Resets every connection, and returns when none is left that may carry anything.
+    pub(super) async fn cut(&self) {
+        self.set(Fault::Cut);
+        within(DEADLINE, "every connection is reset", self.open.wait()).await;
     }
 
     /// From now on.

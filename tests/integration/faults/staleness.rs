@@ -20,16 +20,16 @@ async fn a_keyring_that_nobody_confirms_is_denied_from_its_limit_on() {
     };
     run_each("4 staleness limit", plan, async |world, dice| {
         let node = dice.roll(world.nodes.len());
-        world.nodes[node].proxy.set(Fault::Cut);
+        world.nodes[node].proxy.cut().await;
         world.is_cut(node);
         let cut = world.now();
         world.injected();
         change(world, dice).await;
         // What comes from a file is as old as it was.
-        world.a_while(dice.millis(0, 8_000)).await;
+        world.a_while(dice.millis(0, 14_000)).await;
         world.nodes[node].kill().await;
         world.nodes[node].restart().await;
-        world.until(cut + Duration::from_secs(9)).await;
+        world.until(cut + Duration::from_secs(15)).await;
         assert_eq!(world.nodes[node].health().await, (503, 200));
         world.is_healed(node);
         world.nodes[node].proxy.set(Fault::None);
@@ -56,7 +56,7 @@ async fn a_control_plane_that_cannot_read_its_store_confirms_nothing() {
                 let status = node.status().await;
                 let age = status["keyrings"][0]["age_ms"].as_u64()?;
                 let is_connected = status["control"][0]["connected"] == true;
-                (age > 9_500 && is_connected).then_some(())
+                (age > 15_500 && is_connected).then_some(())
             })
             .await;
             assert_eq!(node.health().await, (503, 200));
@@ -67,14 +67,14 @@ async fn a_control_plane_that_cannot_read_its_store_confirms_nothing() {
     .await;
 }
 
-/// A world whose keyrings are too old within seconds.
+/// A world whose keyrings are too old within seconds: many more than a busy machine makes a confirmation late.
 fn soon_stale() -> Plan {
     Plan {
-        settings: "staleness: { warn_after: 2s, deny_after: 6s }\n".to_owned(),
+        settings: "staleness: { warn_after: 3s, deny_after: 12s }\n".to_owned(),
         limits: Limits {
-            deny_after: Duration::from_secs(6),
-            // A file says every 1.5 s how fresh it is.
-            heartbeat: Duration::from_secs(5),
+            deny_after: Duration::from_secs(12),
+            // A file says every 3 s how fresh it is.
+            heartbeat: Duration::from_secs(10),
         },
         ..Plan::default()
     }

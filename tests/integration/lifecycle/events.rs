@@ -109,11 +109,12 @@ async fn a_rotation(scene: &Scene) {
     let key = scene.control.create_key().await;
     let times = [
         "--overlap",
-        "4s",
+        "8s",
         "--idle-for",
         "4s",
+        // There is no reminder where the control plane gets no processor from here to the end.
         "--remind-before",
-        "2s",
+        "6s",
     ];
     scene.set_policy(&key.id, &times).await;
     let done = scene.control.json(&["rotate", "start", &key.id]).await;

@@ -10,6 +10,9 @@ use relatch::{
 use super::deployment::{Control, IssuedKey, KEYRING, Sidecar, Verdict};
 use crate::support::{eventually::eventually, relatch::sidecar_yaml};
 
+/// A cache that waits for lookups as long as it may: on a busy machine none is given up.
+const PATIENT: &str = "{ lookup_timeout: 10s }";
+
 /// A sidecar that holds [`KEYRING`] on demand, with the settings `cache`.
 async fn start(control: &Control, node: &str, cache: &str) -> Sidecar {
     let yaml = sidecar_yaml(node, control.plane.discovery(), &[KEYRING]);
@@ -80,7 +83,7 @@ async fn a_key_is_looked_up_once_and_follows_its_changes() {
     let control = Control::start().await;
     let old = control.create_key().await;
     let other = control.create_key().await;
-    let sidecar = start(&control, "edge-1", "{}").await;
+    let sidecar = start(&control, "edge-1", PATIENT).await;
     for _ in 0..3 {
         assert_eq!(sidecar.check(&old.secret).await, Verdict::allowed(1));
     }
@@ -134,7 +137,7 @@ async fn without_a_control_plane_held_keys_go_on_and_others_are_denied() {
     let mut control = Control::start().await;
     let held = control.create_key().await;
     let other = control.create_key().await;
-    let sidecar = start(&control, "edge-1", "{ lookup_timeout: 10s }").await;
+    let sidecar = start(&control, "edge-1", PATIENT).await;
     assert_eq!(sidecar.check(&held.secret).await, Verdict::allowed(1));
 
     control.plane.kill().await;
@@ -166,7 +169,7 @@ async fn a_flood_of_unknown_keys_costs_the_control_plane_the_budget_and_no_more(
     const BURST: u64 = 20;
     let control = Control::start().await;
     let key = control.create_key().await;
-    let budget = "{ unknown_per_second: 1, unknown_burst: 20 }";
+    let budget = "{ lookup_timeout: 10s, unknown_per_second: 1, unknown_burst: 20 }";
     let sidecar = start(&control, "edge-1", budget).await;
     let began = now();
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));

@@ -95,9 +95,10 @@ async fn a_revocation_stands_although_a_sidecar_does_not_confirm_it() {
     );
     assert!(late.stderr.contains("edge-2 lags"), "{}", late.stderr);
     assert_eq!(last_line(&late)["event"], "barrier");
+    let revision = last_line(&late)["revision"].as_u64().expect("a revision");
+    good.reaches(revision).await;
     assert_eq!(good.check(&key.secret).await, Verdict::denied("revoked", 1));
     frozen.daemon.process.signal(rustix::process::Signal::CONT);
-    let revision = last_line(&late)["revision"].as_u64().expect("a revision");
     frozen.reaches(revision).await;
     assert_eq!(
         frozen.check(&key.secret).await,

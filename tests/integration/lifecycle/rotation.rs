@@ -196,7 +196,7 @@ async fn a_sidecar_does_not_end_an_overlap_by_its_own_clock() {
     set_policy(&control, &old.id, &["--on-deadline", "retire"]).await;
     let sidecar = Sidecar::start(&control, "edge-1").await;
     let done = control
-        .json(&["rotate", "start", &old.id, "--overlap", "2s"])
+        .json(&["rotate", "start", &old.id, "--overlap", "6s"])
         .await;
     let until = done["old_until"].as_str().expect("the old version ends");
     let until: Timestamp = until.parse().expect("RFC 3339");
@@ -224,8 +224,9 @@ async fn a_sidecar_that_does_not_confirm_keeps_the_new_version_from_being_handed
     let frozen = Sidecar::start(&control, "edge-2").await;
     frozen.daemon.process.signal(Signal::STOP);
 
+    // Time for the good one to confirm on a busy machine.
     let refused = control
-        .run(&["rotate", "start", &key.id, "--timeout", "2s"])
+        .run(&["rotate", "start", &key.id, "--timeout", "10s"])
         .await;
 
     assert_eq!(refused.status.code(), Some(5), "{}", refused.stderr);

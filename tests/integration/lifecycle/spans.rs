@@ -1,6 +1,6 @@
 //! The spans of a control plane: who asked for what, and what became of it, without a word that is secret.
 
-use std::{fmt::Write as _, net::TcpListener, time::Duration};
+use std::{fmt::Write as _, net::TcpListener};
 
 use relatch::proto::admin::{self, admin_client::AdminClient};
 use rustix::process::Signal;
@@ -14,7 +14,7 @@ use tonic_prost::ProstCodec;
 use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar};
 use crate::support::{
     client,
-    eventually::eventually,
+    eventually::{DEADLINE, eventually},
     otlp::{OtlpReceiver, ReceivedSpan},
 };
 
@@ -407,7 +407,7 @@ async fn ended(control: &mut Control, collector: &OtlpReceiver) -> Spans {
 async fn channel(control: &Control) -> Channel {
     let uri = format!("http://{}", control.plane.admin());
     let endpoint = Endpoint::from_shared(uri).expect("an address");
-    let endpoint = endpoint.timeout(Duration::from_secs(30));
+    let endpoint = endpoint.timeout(DEADLINE);
     endpoint.connect().await.expect("it listens")
 }
 

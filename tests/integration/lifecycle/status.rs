@@ -92,7 +92,8 @@ async fn a_rotation_is_followed_over_a_restart_until_its_old_version_has_retired
         "set",
         &old.id,
         "--overlap",
-        "4s",
+        // Time enough to end the control plane before it ends the overlap.
+        "12s",
         "--idle-for",
         "1s",
     ];

@@ -155,7 +155,7 @@ impl fmt::Display for EnvoyVersion {
 }
 
 impl EnvoyOptions {
-    /// The newest Envoy with one route, which fails closed and waits 5 s for a verdict: a loaded machine is slow, and
+    /// The newest Envoy with one route, which fails closed and waits 30 s for a verdict: a busy machine is slow, and
     /// no test must mistake that for a denial.
     pub(crate) fn new(authz: impl Into<AuthzAddress>, upstream: SocketAddr) -> Self {
         Self {
@@ -166,7 +166,7 @@ impl EnvoyOptions {
             routes: Vec::new(),
             raw_headers: false,
             failure_mode_allow: false,
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(30),
             collector: None,
         }
     }

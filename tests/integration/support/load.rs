@@ -130,7 +130,10 @@ async fn work(addr: SocketAddr, make_request: &impl Fn() -> Request, run: &Run) 
 
 #[cfg(test)]
 mod tests {
-    use super::{super::upstream::Upstream, *};
+    use super::{
+        super::{reserved::Reserved, upstream::Upstream},
+        *,
+    };
 
     #[tokio::test]
     async fn load_counts_what_the_upstream_counts() {
@@ -148,11 +151,8 @@ mod tests {
 
     #[tokio::test]
     async fn load_counts_refused_connections_as_failed() {
-        let addr = {
-            let upstream = Upstream::start().await;
-            upstream.addr()
-        };
-        let load = Load::start(addr, || Request::get("/"), 1);
+        let nobody = Reserved::new();
+        let load = Load::start(nobody.address(), || Request::get("/"), 1);
         load.answered(3).await;
         let totals = load.stop().await;
         assert_eq!(totals.ok, 0);

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// How long a test waits before it fails. Only a failing test ever waits this long.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 fn shell(script: &str, limit: Duration) -> ExecSink {
     ExecSink::new(&ExecSettings {

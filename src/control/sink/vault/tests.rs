@@ -17,7 +17,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::control::sink::testing::{Owner, Version};
+use crate::{
+    control::sink::testing::{Owner, Version},
+    reserved::Reserved,
+};
 
 const TOKEN_TEXT: &str = "hvs.CAESIJ-canary-token-0123456789";
 
@@ -374,10 +377,8 @@ async fn a_server_that_is_away_is_named() {
     let owner = Owner::new();
     let version = owner.version(1);
     let mut server = Scripted::start(&[nothing()]).await;
-    // A port of which the listener is gone.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    server.address = listener.local_addr().expect("it is bound");
-    drop(listener);
+    let nobody = Reserved::new();
+    server.address = nobody.address();
     let refusal = server.refusal(&version).await;
     let expected = format!("cannot connect to {}", server.address);
     assert!(refusal.starts_with(&expected), "{refusal}");
