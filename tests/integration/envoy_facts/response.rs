@@ -150,7 +150,8 @@ async fn a_call_past_its_timeout_is_a_failed_call() {
     with_each_envoy(async |version| {
         let timeout = Duration::from_millis(40);
         let slow = move |_: &Call| {
-            thread::sleep(timeout * 10);
+            // Long after the timeout, also where Envoy gets no processor for a while.
+            thread::sleep(timeout * 50);
             Ok(allowed(OkHttpResponse::default()))
         };
         let options = |options: EnvoyOptions| options.timeout(timeout);

@@ -49,7 +49,8 @@ impl Reserved {
 }
 
 /// An address of loopback that no other test uses at the same time, in this process or in another one: 127.x.y.z, made of
-/// the process id and a counter. It is never 127.0.0.1, where every outgoing connection has its port.
+/// the process id and a counter. It is never 127.0.0.1, where every outgoing connection has its port. Linux needs no setup for
+/// that: the whole of 127.0.0.0/8 is loopback.
 pub(crate) fn own_address() -> Ipv4Addr {
     static USED: AtomicU32 = AtomicU32::new(0);
     let used = USED.fetch_add(1, Ordering::Relaxed) % PER_PROCESS;
