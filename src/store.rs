@@ -36,7 +36,7 @@ use crate::key::{KeyringName, Revision, Timestamp};
 pub use entry::{Entry, EntryHash, Head, LogName, NewEntry, ParseLogNameError};
 pub use error::{AppendError, EntryError, StoreError};
 pub use outbox::{Delivery, DeliveryState, NewDelivery, Retention, Settled, Settlement};
-pub use sqlite::{SqliteOptions, SqliteStore};
+pub use sqlite::{Owner, OwnerError, SqliteOptions, SqliteStore, StoreOwner};
 pub use usage::{CallersRow, StoredUsage, UsageRow};
 
 /// The most entries in one append. An append holds the only write lock, and this many take well under a second.

@@ -7,6 +7,7 @@
 mod log;
 mod open;
 mod outbox;
+mod owner;
 mod place;
 mod presence;
 mod schema;
@@ -20,6 +21,8 @@ use rusqlite::Connection;
 use tokio::{sync::Mutex, task};
 
 use crate::key::{KeyringName, Revision, Timestamp};
+
+pub use owner::{Owner, OwnerError, StoreOwner};
 
 use self::{
     log::Outcome,
@@ -78,6 +81,15 @@ impl SqliteStore {
             })
         })
         .await
+    }
+
+    /// Whether there is anything of a database at `path`. Nothing is opened.
+    ///
+    /// # Errors
+    ///
+    /// When the path leads nowhere, or only the write-ahead log of a database is left.
+    pub fn is_at(path: &Path) -> Result<bool, StoreError> {
+        open::is_at(&Place::new(path.to_owned(), Duration::ZERO))
     }
 
     async fn read_with<T: Send + 'static>(

@@ -109,14 +109,7 @@ fn open_with(path: &Path, place: &Place, flags: OpenFlags) -> Result<Connection,
 
 /// Makes a database where none is, if `create` says so.
 fn make(place: &Place, create: bool) -> Result<(), StoreError> {
-    // SQLite would play the log of the lost database into the new one.
-    let log = place.beside("-wal");
-    if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0) {
-        return Err(StoreError::Orphaned {
-            store: place.name(),
-            log,
-        });
-    }
+    refuse_orphan(place)?;
     if !create {
         return Err(StoreError::Missing {
             store: place.name(),
@@ -129,6 +122,33 @@ fn make(place: &Place, create: bool) -> Result<(), StoreError> {
         remove(&draft, suffix);
     }
     made
+}
+
+/// Whether there is anything of a database at `place`.
+pub(super) fn is_at(place: &Place) -> Result<bool, StoreError> {
+    match fs::metadata(place.path()) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if place.path().is_symlink() {
+                return Err(place.cannot_open(error));
+            }
+            refuse_orphan(place)?;
+            Ok(false)
+        }
+        Err(error) => Err(place.cannot_open(error)),
+    }
+}
+
+/// SQLite would play the log of a lost database into a new one.
+fn refuse_orphan(place: &Place) -> Result<(), StoreError> {
+    let log = place.beside("-wal");
+    if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0) {
+        return Err(StoreError::Orphaned {
+            store: place.name(),
+            log,
+        });
+    }
+    Ok(())
 }
 
 /// Of a draft that no other process makes at the same time.

@@ -1,0 +1,473 @@
+//! Who owns a database: the one process that may serve from it, or change it while nobody does.
+//!
+//! The owner holds an advisory lock (`flock`) on a file beside the database for as long as it lives. The kernel releases
+//! the lock when the process ends, however it ends; no other process inherits it, because the file is closed on exec. The
+//! lock is not on the database itself: the close of any descriptor of that file drops the locks that SQLite holds there.
+//! What the file says about the owner is only for messages.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::key::Timestamp;
+
+/// The ownership of a store, held for as long as the value lives.
+#[derive(Debug)]
+pub struct StoreOwner {
+    lock: PathBuf,
+    /// Holds the lock; its close releases it.
+    file: File,
+    owner: Owner,
+}
+
+/// A process that owns a store, as it describes itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Owner {
+    /// What it runs as, such as `relatch control`.
+    pub command: String,
+    /// Its process id, which counts on its own host or in its own container.
+    pub process: u32,
+    /// The name of its host.
+    pub host: String,
+    /// When it became the owner.
+    pub since: Timestamp,
+    /// Whether it stops, and the store will be free soon.
+    #[serde(default)]
+    pub is_stopping: bool,
+}
+
+/// A store cannot be owned by this process.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// Another process owns it.
+    #[error(
+        "{store} is in use by {}: a store has one owner, so stop that process first; the lock {} ends with the process, do not delete it",
+        Named(owner.as_ref()),
+        lock.display()
+    )]
+    Held {
+        /// The database.
+        store: String,
+        /// The file with the lock.
+        lock: PathBuf,
+        /// The owner; none when the file does not say.
+        owner: Option<Owner>,
+    },
+    /// The database has several names, and SQLite keeps a write-ahead log for each of them.
+    #[error(
+        "{store} has {links} names (hard links): keep only one, because two processes that use different names would destroy the database"
+    )]
+    Linked {
+        /// The database.
+        store: String,
+        /// How many names.
+        links: u64,
+    },
+    /// The file system has no locks.
+    #[error(
+        "the file system of {} does not support locks (flock): move the store to a local file system",
+        lock.display()
+    )]
+    Unsupported {
+        /// The file with the lock.
+        lock: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The lock cannot be created or opened.
+    #[error(
+        "cannot lock {}: it and its directory must be readable and writable for the user that runs relatch",
+        lock.display()
+    )]
+    Io {
+        /// The file with the lock.
+        lock: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// An owner in words.
+struct Named<'a>(Option<&'a Owner>);
+
+/// The result of one attempt to take the lock.
+enum Attempt {
+    Taken(File),
+    Held(Option<Owner>),
+}
+
+/// How long a process that was just killed may still hold the lock: the kernel first frees its memory, which takes a
+/// moment when that is gigabytes.
+const LEAVING: Duration = Duration::from_secs(1);
+/// How long a process that stops may still hold the lock: a control plane drains for 10 s and sends its last spans for 3 s.
+const STOPPING: Duration = Duration::from_secs(15);
+/// How often the lock is tried while waiting: people do not notice this delay.
+const POLL: Duration = Duration::from_millis(20);
+/// The longest file that is read: an owner takes about 150 bytes, and no host name is longer than 255.
+const MAX_LEN: usize = 1024;
+/// The ending of the files in which databases are built.
+const DRAFT: &str = ".new-";
+
+impl StoreOwner {
+    /// Takes the ownership of the database at `store`, as `command`. The directory of the database must exist.
+    ///
+    /// When the owner is another process that stops, this waits for up to 15 s; otherwise for up to 1 s, for a process that
+    /// was just killed.
+    ///
+    /// Cancel safe: a dropped future owns nothing.
+    ///
+    /// # Errors
+    ///
+    /// When another process owns the database, or the lock cannot be taken.
+    pub async fn claim(store: &Path, command: &str, now: Timestamp) -> Result<Self, OwnerError> {
+        let store = resolved(store).map_err(|source| OwnerError::Io {
+            lock: beside(store),
+            source,
+        })?;
+        let lock = beside(&store);
+        let mut waited = Duration::ZERO;
+        let mut is_told = false;
+        let file = loop {
+            let owner = match attempt(&store, &lock)? {
+                Attempt::Taken(file) => break file,
+                Attempt::Held(owner) => owner,
+            };
+            let is_stopping = owner.as_ref().is_some_and(|owner| owner.is_stopping);
+            if waited >= if is_stopping { STOPPING } else { LEAVING } {
+                let store = store.display().to_string();
+                return Err(OwnerError::Held { store, lock, owner });
+            }
+            if is_stopping && !is_told {
+                tracing::warn!(
+                    store = %store.display(),
+                    "waiting for the end of {}, which is stopping",
+                    Named(owner.as_ref())
+                );
+                is_told = true;
+            }
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        };
+        check_names(&store)?;
+        let owner = Owner {
+            command: command.to_owned(),
+            process: std::process::id(),
+            host: host(),
+            since: now,
+            is_stopping: false,
+        };
+        let claimed = Self { lock, file, owner };
+        claimed.write();
+        Ok(claimed)
+    }
+
+    /// Tells processes that want the store that it will be free soon.
+    pub fn note_stop(&self) {
+        let owner = Owner {
+            is_stopping: true,
+            ..self.owner.clone()
+        };
+        write(&self.file, &self.lock, &owner);
+    }
+
+    /// Deletes the file with the lock, with a store that was not completed.
+    pub(crate) fn discard(self) {
+        // A file that stays does no harm.
+        drop(fs::remove_file(&self.lock));
+    }
+
+    fn write(&self) {
+        write(&self.file, &self.lock, &self.owner);
+    }
+}
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(owner) = self.0 else {
+            return f.write_str("another process, which the lock does not name");
+        };
+        write!(
+            f,
+            "`{}`, process {} on {}, since {}",
+            owner.command,
+            owner.process,
+            owner.host,
+            humantime::format_rfc3339_seconds(owner.since.into())
+        )
+    }
+}
+
+/// Tries the lock once. The file is created when it is not there.
+fn attempt(store: &Path, lock: &Path) -> Result<Attempt, OwnerError> {
+    let failed = |source| OwnerError::Io {
+        lock: lock.to_owned(),
+        source,
+    };
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(lock)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(read(&file))),
+            Err(TryLockError::Error(source)) if is_unsupported(&source) => {
+                let lock = lock.to_owned();
+                return Err(OwnerError::Unsupported { lock, source });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        // The file may have been deleted since it was opened, and its lock then excludes nobody.
+        let here = fs::symlink_metadata(lock);
+        let ours = file.metadata().map_err(failed)?;
+        if here.is_ok_and(|here| (here.dev(), here.ino()) == (ours.dev(), ours.ino())) {
+            give_to_owner_of(store, &file);
+            return Ok(Attempt::Taken(file));
+        }
+    }
+}
+
+/// Root may run a command on the store of another user, who must be able to lock it afterwards.
+fn give_to_owner_of(store: &Path, file: &File) {
+    let (Ok(store), Ok(lock)) = (fs::metadata(store), file.metadata()) else {
+        return;
+    };
+    if rustix::process::geteuid().is_root() && store.uid() != lock.uid() {
+        let given = std::os::unix::fs::fchown(file, Some(store.uid()), Some(store.gid()));
+        if let Err(error) = given {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the lock of the store could not be given to the store's user"
+            );
+        }
+    }
+}
+
+/// Describes the owner. A disk that is full keeps nobody from owning the store: only messages lack the name then.
+fn write(file: &File, lock: &Path, owner: &Owner) {
+    let json = serde_json::to_vec(owner).expect("an owner has nothing but texts and numbers");
+    let written = file.set_len(0).and_then(|()| file.write_all_at(&json, 0));
+    if let Err(error) = written {
+        tracing::warn!(
+            lock = %lock.display(),
+            error = &error as &dyn std::error::Error,
+            "the owner of the store could not be noted"
+        );
+    }
+}
+
+/// What the holder of the lock says about itself; none when it has not said it completely.
+fn read(file: &File) -> Option<Owner> {
+    let mut bytes = vec![0; MAX_LEN];
+    let len = file.read_at(&mut bytes, 0).ok()?;
+    serde_json::from_slice(&bytes[..len]).ok()
+}
+
+/// The path of the database without links on the way, so that all paths to it lead to one lock.
+fn resolved(store: &Path) -> io::Result<PathBuf> {
+    match store.canonicalize() {
+        // It is about to be created.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let name = store.file_name().ok_or(error)?;
+            let directory = match store.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                Some(_) | None => Path::new("."),
+            };
+            Ok(directory.canonicalize()?.join(name))
+        }
+        resolved => resolved,
+    }
+}
+
+/// Refuses a database with several names, after the deletion of those that its unfinished creation left.
+fn check_names(store: &Path) -> Result<(), OwnerError> {
+    let Ok(metadata) = fs::metadata(store) else {
+        return Ok(());
+    };
+    if metadata.nlink() > 1 {
+        delete_drafts(store, &metadata);
+    }
+    match fs::metadata(store) {
+        Ok(metadata) if metadata.is_file() && metadata.nlink() > 1 => Err(OwnerError::Linked {
+            store: store.display().to_string(),
+            links: metadata.nlink(),
+        }),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn delete_drafts(store: &Path, database: &fs::Metadata) {
+    let (Some(directory), Some(name)) = (store.parent(), store.file_name()) else {
+        return;
+    };
+    let prefix = [name.as_bytes(), DRAFT.as_bytes()].concat();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_same =
+            |draft: fs::Metadata| (draft.dev(), draft.ino()) == (database.dev(), database.ino());
+        if entry.file_name().as_bytes().starts_with(&prefix) && entry.metadata().is_ok_and(is_same)
+        {
+            // One that stays is reported as another name.
+            drop(fs::remove_file(entry.path()));
+        }
+    }
+}
+
+fn beside(store: &Path) -> PathBuf {
+    let mut path = OsString::from(store);
+    path.push(".lock");
+    path.into()
+}
+
+fn host() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
+/// What file systems without locks answer.
+fn is_unsupported(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::NOTSUP, Errno::NOSYS, Errno::NOLCK, Errno::INVAL]
+        .into_iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn store() -> (TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = dir.path().join("relatch.db");
+        fs::write(&store, "").expect("the directory is the test's");
+        (dir, store)
+    }
+
+    async fn claim(store: &Path) -> Result<StoreOwner, OwnerError> {
+        StoreOwner::claim(store, "relatch control", Timestamp::from_millis(0)).await
+    }
+
+    async fn refusal(store: &Path) -> String {
+        claim(store).await.expect_err("it is owned").to_string()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_has_one_owner_by_whatever_path() {
+        let (dir, store) = store();
+        let owner = claim(&store).await.expect("it is free");
+        let link = dir.path().join("link.db");
+        symlink(&store, &link).expect("a link");
+        let below = dir.path().join("below");
+        symlink(dir.path(), &below).expect("a link");
+        let process = format!("`relatch control`, process {} on ", std::process::id());
+        for path in [store.clone(), link, below.join("relatch.db")] {
+            let refusal = refusal(&path).await;
+            for part in [&process, "since 1970-01-01T00:00:00Z", "relatch.db.lock"] {
+                assert!(refusal.contains(part), "{part}: {refusal}");
+            }
+        }
+        drop(owner);
+        claim(&store).await.expect("it is free again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_that_stops_is_waited_for() {
+        let (_dir, store) = store();
+        let owner = claim(&store).await.expect("it is free");
+        owner.note_stop();
+        let leaves = async {
+            tokio::time::sleep(LEAVING * 5).await;
+            drop(owner);
+        };
+        let (claimed, ()) = tokio::join!(claim(&store), leaves);
+        claimed.expect("it is free by then");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_that_does_not_stop_is_named_within_a_second() {
+        let (_dir, store) = store();
+        let _owner = claim(&store).await.expect("it is free");
+        let began = tokio::time::Instant::now();
+        refusal(&store).await;
+        assert!(began.elapsed() < LEAVING * 2, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_says_nothing_sensible_is_still_a_lock() {
+        let (_dir, store) = store();
+        let owner = claim(&store).await.expect("it is free");
+        for content in ["", "{\"command\":\"rel", "relatch\0"] {
+            fs::write(beside(&store), content).expect("the directory is the test's");
+            let refusal = refusal(&store).await;
+            assert!(refusal.contains("by another process"), "{refusal}");
+        }
+        drop(owner);
+        let owner = claim(&store).await.expect("what it says does not matter");
+        assert_eq!(read(&owner.file), Some(owner.owner.clone()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_with_two_names_is_refused() {
+        let (dir, store) = store();
+        let draft = dir.path().join("relatch.db.new-0123456789abcdef");
+        fs::hard_link(&store, &draft).expect("another name");
+        drop(claim(&store).await.expect("an unfinished creation left it"));
+        assert!(!draft.exists());
+
+        fs::hard_link(&store, dir.path().join("copy.db")).expect("another name");
+
+        let refusal = refusal(&store).await;
+        assert!(refusal.contains("has 2 names"), "{refusal}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_was_deleted_excludes_nobody_and_is_not_taken() {
+        let (_dir, store) = store();
+        let first = claim(&store).await.expect("it is free");
+        first.discard();
+        let second = claim(&store).await.expect("it is free");
+        assert!(beside(&store).exists());
+        refusal(&store).await;
+        drop(second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_child_does_not_keep_the_lock_of_an_owner_that_has_ended() {
+        let (_dir, store) = store();
+        let owner = claim(&store).await.expect("it is free");
+        let mut child = std::process::Command::new("sleep");
+        let mut child = child.arg("600").spawn().expect("it starts");
+        drop(owner);
+        let claimed = claim(&store).await;
+        child.kill().expect("it runs");
+        child.wait().expect("it was killed");
+        claimed.expect("the child has no part in it");
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_cannot_be_created_is_named() {
+        let refusal = refusal(Path::new("/proc/self/relatch.db")).await;
+        assert!(refusal.contains("relatch.db.lock"), "{refusal}");
+    }
+}
