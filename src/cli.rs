@@ -85,7 +85,7 @@ pub struct Cli {
 pub enum Command {
     /// Run a control plane and a sidecar with a demo key on this machine: the first thing to try
     Dev(dev::DevArgs),
-    /// Run the control plane, or make what one needs
+    /// Run the control plane, or create what one needs
     Control(control::ControlArgs),
     /// Run a sidecar, which answers Envoy's external authorization checks
     Sidecar(sidecar::SidecarArgs),
@@ -340,6 +340,7 @@ mod tests {
                 "relatch dev",
                 "relatch control",
                 "relatch control init",
+                "relatch control recover-admin",
                 "relatch sidecar",
                 "relatch token",
                 "relatch token create",

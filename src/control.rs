@@ -5,7 +5,7 @@
 //! [`feed`] encodes it once; the sessions of [`crate::discovery`] bring it to the sidecars, whose acks the [`fleet`]
 //! notes; a [`rotation`] waits for them. What a call has handed out, `calls` keeps for a while. A [`sink`] takes the secret of a rotation that no caller waits for. The
 //! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, [`webhook`]s are told of what
-//! was committed, and [`plane`] puts the parts together.
+//! was committed, and [`plane`] puts the parts together, on the [`data`] that one process owns.
 
 pub mod admin;
 pub mod admission;
@@ -13,6 +13,7 @@ pub mod bearers;
 pub mod bells;
 pub(crate) mod calls;
 pub mod catalog;
+pub mod data;
 pub mod feed;
 pub mod fleet;
 pub mod journal;

@@ -13,9 +13,13 @@ use super::{
 use crate::{
     clock::Clock,
     config::{self, ControlSettings, value},
-    control::plane::{self, ControlPlane, PlaneError},
+    control::{
+        data::{self, Data, DataError},
+        plane::ControlPlane,
+    },
     key::Timestamp,
     shutdown::Shutdown,
+    store::OwnerError,
 };
 
 /// The arguments of `control`.
@@ -32,11 +36,18 @@ pub struct ControlArgs {
 /// What `control` can do beside running.
 #[derive(Debug, Subcommand)]
 enum ControlCommand {
-    /// Make what a control plane needs: data directory, pepper, store, and the first admin token, printed once
+    /// Create what a control plane needs: data directory, pepper, store, and the first admin token, printed once
     ///
     /// The pepper keys the digests of all keys. Keep a copy of its file apart from the backups of the store: without it
-    /// no key can be verified, and with both of them an attacker can test guesses.
-    Init(InitArgs),
+    /// no key can be verified, and with both of them an attacker can test guesses. Where there is a store or a pepper
+    /// already, nothing is written, and the exit code is 4.
+    Init(DataArgs),
+    /// Create another admin token while the control plane is stopped, because every other one is lost
+    ///
+    /// The token has the role admin, does not expire, and is printed once. Run this beside the store, as the user of the
+    /// control plane. It is refused while the control plane runs. Other tokens stay as they are: end those that are lost
+    /// with `relatch token end`.
+    RecoverAdmin(DataArgs),
 }
 
 /// How the control plane runs.
@@ -68,9 +79,9 @@ struct DaemonArgs {
     new_epoch: bool,
 }
 
-/// The arguments of `control init`.
+/// The arguments of `control init` and `control recover-admin`.
 #[derive(Debug, Args)]
-struct InitArgs {
+struct DataArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "RELATCH_CONFIG")]
     config: Option<PathBuf>,
@@ -88,18 +99,29 @@ struct Initialized {
     admin_token: Option<Revealed>,
 }
 
+#[derive(Serialize)]
+struct Recovered {
+    data_dir: String,
+    store: String,
+    token_id: String,
+    admin_token: Option<Revealed>,
+}
+
+/// What a control plane runs as, for those who find its store in use.
+const CONTROL: &str = "relatch control";
 /// Where the data is when nobody says.
 const DEFAULT_DATA_DIR: &str = "relatch-data";
 
 impl ControlArgs {
-    /// Runs a control plane until it is told to stop, or makes what one needs.
+    /// Runs a control plane until it is told to stop, or creates what one needs.
     ///
     /// # Errors
     ///
-    /// When it cannot be made or started, or a part of it fails.
+    /// When that cannot be created or started, or a part of it fails.
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
         match self.command {
-            Some(ControlCommand::Init(args)) => args.run(session).await,
+            Some(ControlCommand::Init(args)) => args.initialize(session).await,
+            Some(ControlCommand::RecoverAdmin(args)) => args.recover_admin(session).await,
             None => self.daemon.run().await,
         }
     }
@@ -123,10 +145,14 @@ impl DaemonArgs {
         let _lines = daemon::log(settings.log)?;
         let shutdown = Shutdown::new();
         let signals = daemon::signals()?;
+        let clock = Clock::system();
+        let data = Data::open(&settings, &clock, CONTROL)
+            .await
+            .map_err(unusable)?;
         if self.new_epoch {
-            plane::begin_epoch(&settings).await.map_err(failure)?;
+            data.begin_epoch().await.map_err(unusable)?;
         }
-        let plane = ControlPlane::start(&settings, Clock::system(), &shutdown)
+        let plane = ControlPlane::start(data, &settings, clock, &shutdown)
             .await
             .map_err(|error| daemon::stopped(&shutdown, error))?;
         tracing::info!(
@@ -141,12 +167,12 @@ impl DaemonArgs {
     }
 }
 
-impl InitArgs {
-    async fn run(self, session: &Session) -> Result<(), Failure> {
+impl DataArgs {
+    async fn initialize(self, session: &Session) -> Result<(), Failure> {
         let settings = settings(self.config, self.data_dir)?;
-        let token = plane::initialize(&settings, &Clock::system())
+        let token = data::initialize(&settings, &Clock::system())
             .await
-            .map_err(failure)?;
+            .map_err(unusable)?;
         session.show(&Initialized {
             data_dir: settings.data_dir.display().to_string(),
             store: settings.store.display().to_string(),
@@ -158,6 +184,23 @@ impl InitArgs {
             .note("keep a copy of the pepper file, apart from the backups of the store: without it no key can be verified");
         Ok(())
     }
+
+    async fn recover_admin(self, session: &Session) -> Result<(), Failure> {
+        let settings = settings(self.config, self.data_dir)?;
+        let (token, secret) = data::recover_admin(&settings, &Clock::system())
+            .await
+            .map_err(unusable)?;
+        session.show(&Recovered {
+            data_dir: settings.data_dir.display().to_string(),
+            store: settings.store.display().to_string(),
+            token_id: token.id.to_string(),
+            admin_token: Revealed::new(secret.expose().to_owned()),
+        })?;
+        session.output.note(
+            "the other tokens stay as they are: start the control plane, and end those that are lost with `relatch token end`",
+        );
+        Ok(())
+    }
 }
 
 impl View for Initialized {
@@ -166,6 +209,20 @@ impl View for Initialized {
             ("DATA", self.data_dir.clone()),
             ("STORE", self.store.clone()),
             ("PEPPER", self.pepper_file.clone()),
+        ])
+    }
+
+    fn secret(&self) -> Option<&Revealed> {
+        self.admin_token.as_ref()
+    }
+}
+
+impl View for Recovered {
+    fn render(&self, _now: Timestamp) -> String {
+        output::facts(&[
+            ("DATA", self.data_dir.clone()),
+            ("STORE", self.store.clone()),
+            ("TOKEN ID", self.token_id.clone()),
         ])
     }
 
@@ -204,21 +261,22 @@ fn move_to(settings: &mut ControlSettings, data_dir: PathBuf) {
     settings.data_dir = is.data_dir;
 }
 
-fn failure(error: PlaneError) -> Failure {
+/// The data of a control plane cannot be used or created.
+pub(super) fn unusable(error: DataError) -> Failure {
     let exit = match &error {
-        PlaneError::Initialized { .. } => Exit::Refused,
-        PlaneError::Secrets(_)
-        | PlaneError::Store(_)
-        | PlaneError::Log(_)
-        | PlaneError::Commit(_)
-        | PlaneError::Token(_)
-        | PlaneError::Sink(_)
-        | PlaneError::Bind { .. }
-        | PlaneError::Reflection(_)
-        | PlaneError::Process(_)
-        | PlaneError::Spans(_)
-        | PlaneError::Tls { .. }
-        | PlaneError::Webhooks(_) => Exit::Failed,
+        DataError::Initialized { .. }
+        | DataError::PepperMissing { .. }
+        | DataError::StoreMissing { .. }
+        | DataError::ForeignPepper { .. }
+        | DataError::Owner(OwnerError::Held { .. } | OwnerError::Linked { .. }) => Exit::Refused,
+        DataError::Missing { .. }
+        | DataError::Owner(OwnerError::Unsupported { .. } | OwnerError::Io { .. })
+        | DataError::Secrets(_)
+        | DataError::Store(_)
+        | DataError::Log(_)
+        | DataError::Commit(_)
+        | DataError::Append(_)
+        | DataError::Random(_) => Exit::Failed,
     };
     Failure::new(exit, error)
 }

@@ -9,14 +9,14 @@ use std::{
 };
 
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tonic::Request;
 use tracing::level_filters::LevelFilter;
 
 use super::{
     Exit, Failure, Session,
     connection::{self, Admin, AdminAddress, Bearer, TlsArgs},
-    daemon,
+    control, daemon,
     secret::Revealed,
 };
 use crate::{
@@ -27,15 +27,17 @@ use crate::{
         SidecarSettings,
     },
     control::{
-        plane::{self, ControlEndpoints, ControlPlane, PlaneError},
+        data::{self, Data, DataError},
+        plane::{ControlEndpoints, ControlPlane},
         secrets,
     },
-    key::KeyringName,
+    key::{KeyringName, Timestamp},
     proto::admin,
     readiness::Readiness,
     secret_file,
     shutdown::Shutdown,
     sidecar::{Sidecar, SidecarEndpoints},
+    store::{Owner, OwnerError},
 };
 
 /// The arguments of `dev`.
@@ -73,7 +75,7 @@ pub struct DevArgs {
 }
 
 /// What was bound, for other programs: `endpoints.json`.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct EndpointsFile {
     ext_authz: String,
     sidecar_http: String,
@@ -98,6 +100,8 @@ struct Place {
     envoy_file: PathBuf,
 }
 
+/// What this runs as, for those who find the store in use.
+const DEV: &str = "relatch dev";
 const KEYRING: &str = "demo";
 const CONSUMER: &str = "demo-app";
 const ENVOY_SAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
@@ -146,7 +150,11 @@ impl DevArgs {
         shutdown: &Shutdown,
     ) -> Result<(Sidecar, ControlPlane, DemoKey), Failure> {
         // The sidecar's last report and its Goodbye need a control plane that still listens.
-        let control_plane = ControlPlane::start(control, Clock::system(), &shutdown.last())
+        let clock = Clock::system();
+        let data = Data::open(control, &clock, DEV)
+            .await
+            .map_err(|error| place.unusable(error))?;
+        let control_plane = ControlPlane::start(data, control, clock, &shutdown.last())
             .await
             .map_err(Failure::from_error)?;
         let address = AdminAddress::at(control_plane.endpoints.admin);
@@ -214,6 +222,43 @@ impl Place {
         })
     }
 
+    /// Says of a store that another `relatch dev` uses where that one listens.
+    fn unusable(&self, error: DataError) -> Failure {
+        let hint = match &error {
+            DataError::Owner(OwnerError::Held {
+                owner: Some(owner), ..
+            }) if owner.command == DEV => Some(self.whereabouts(owner)),
+            _ => None,
+        };
+        let failure = control::unusable(error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+
+    /// Where the `relatch dev` that owns the store listens, as far as it has written that yet.
+    fn whereabouts(&self, owner: &Owner) -> String {
+        let path = self.endpoints_file.display();
+        let written = fs::metadata(&self.endpoints_file).and_then(|metadata| metadata.modified());
+        let is_of_owner = written.is_ok_and(|written| Timestamp::from(written) >= owner.since);
+        let read = fs::read(&self.endpoints_file).ok();
+        let endpoints = read.and_then(|json| serde_json::from_slice::<EndpointsFile>(&json).ok());
+        match endpoints.filter(|_| is_of_owner) {
+            Some(endpoints) => format!(
+                "it serves ext_authz at {}, sidecar http at {}, discovery at {}, admin at {} and control http at {}, as {path} says; choose another --data-dir for a second one",
+                endpoints.ext_authz,
+                endpoints.sidecar_http,
+                endpoints.discovery,
+                endpoints.admin,
+                endpoints.control_http,
+            ),
+            None => format!(
+                "it is starting: {path} will say where it listens; choose another --data-dir for a second one"
+            ),
+        }
+    }
+
     fn write(&self, sidecar: &SidecarEndpoints, control: &ControlEndpoints) -> Result<(), Failure> {
         let endpoints = EndpointsFile {
             ext_authz: sidecar.ext_authz.to_string(),
@@ -231,15 +276,15 @@ impl Place {
     }
 }
 
-/// Makes what the control plane needs, where it is not there, and keeps the first admin token in its file.
+/// Creates what the control plane needs, where there is nothing, and keeps the first admin token in its file.
 async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Failure> {
-    match plane::initialize(settings, &Clock::system()).await {
+    match data::initialize(settings, &Clock::system()).await {
         Ok(token) => secret_file::write_new(&place.token_file, token.expose()).map_err(|error| {
             Failure::from_error(error)
                 .context(format!("cannot make {}", place.token_file.display()))
         }),
-        Err(PlaneError::Initialized { .. }) if place.token_file.exists() => Ok(()),
-        Err(PlaneError::Initialized { .. }) => Err(Failure::new(
+        Err(DataError::Initialized { .. }) if place.token_file.exists() => Ok(()),
+        Err(DataError::Initialized { .. }) => Err(Failure::new(
             Exit::Refused,
             anyhow::anyhow!(
                 "{} holds a control plane, but not its token file {}",
@@ -247,8 +292,11 @@ async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Fa
                 place.token_file.display()
             ),
         )
-        .hint("put the file back, or choose another --data-dir")),
-        Err(error) => Err(Failure::from_error(error)),
+        .hint(format!(
+            "put the file back, put a token there that `relatch control recover-admin --data-dir {}` creates, or choose another --data-dir",
+            place.data_dir.display()
+        ))),
+        Err(error) => Err(place.unusable(error)),
     }
 }
 

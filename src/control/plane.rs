@@ -1,4 +1,4 @@
-//! A whole control plane: made once, started, and told where it listens.
+//! A whole control plane: started on its data, and told where it listens.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,8 +12,9 @@ use super::{
     bearers::Bearers,
     calls::Calls,
     catalog::Catalog,
+    data::Data,
     fleet::Fleet,
-    journal::{CommitError, LogError},
+    journal::LogError,
     keeper::Keeper,
     metrics::{self, ControlMetrics},
     pace::Pace,
@@ -21,10 +22,9 @@ use super::{
     reconciler::Reconciler,
     rotation::Rotations,
     schedule::Schedule,
-    secrets::{self, SecretFileError},
     sink::{SinkError, Sinks},
     spans::ControlTracer,
-    token::{Role, Tokens},
+    token::Tokens,
     usage::UsageBook,
     webhook::{Webhooks, metrics::WebhookMetrics},
 };
@@ -33,12 +33,12 @@ use crate::{
     config::{ControlSettings, NodeName},
     discovery::{server::DiscoveryServer, token::TokenFileError},
     http::{HttpServer, Pages},
-    key::{MasterPepper, Secret},
+    key::MasterPepper,
     outbound::SetupError,
     proto,
     readiness::Readiness,
     shutdown::{Shutdown, unless_left_behind},
-    store::{SqliteOptions, SqliteStore, Store, StoreError},
+    store::{StoreError, StoreOwner},
     telemetry::{
         export::{ExportError, SpanPipeline, SpanSource},
         process::ProcessCollector,
@@ -56,10 +56,13 @@ pub struct ControlPlane {
     /// Who is told of their changes.
     pub webhooks: Arc<Webhooks>,
     spans: Option<SpanPipeline>,
+    /// Nobody else serves from the store, or changes it, as long as this is held.
+    _owner: Arc<StoreOwner>,
 }
 
-/// What a store holds, and the pepper that it needs.
+/// What a store holds.
 struct Loaded {
+    owner: Arc<StoreOwner>,
     pepper: MasterPepper,
     catalog: Arc<Catalog>,
     tokens: Arc<Tokens>,
@@ -94,27 +97,15 @@ pub struct ControlEndpoints {
     pub http: SocketAddr,
 }
 
-/// A control plane cannot be made or started.
+/// A control plane cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaneError {
-    /// A file of secrets cannot be used.
-    #[error(transparent)]
-    Secrets(#[from] SecretFileError),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A log of the store cannot be followed.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// A first change was not committed.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// It was initialized before.
-    #[error("{store} is initialized already; make further tokens with `relatch token create`")]
-    Initialized {
-        /// The store's path.
-        store: String,
-    },
     /// A token of a sidecar cannot be used.
     #[error("discovery.tokens")]
     Token(#[from] TokenFileError),
@@ -157,56 +148,15 @@ pub enum PlaneError {
 const ADMIN_SERVICE: &str = "relatch.admin.v1.Admin";
 /// In spans, a machine without a name that fits.
 const UNNAMED: &str = "unnamed";
-/// Who makes the first token.
-const INIT_ACTOR: &str = "relatch control init";
-
-/// Makes what a control plane needs: its directory, its pepper, its store and a first admin token, which is returned
-/// and kept nowhere. What is there already is left as it is.
-///
-/// # Errors
-///
-/// When the store has a token already, or something cannot be made.
-pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<Secret, PlaneError> {
-    secrets::ensure_directory(&settings.data_dir)?;
-    let pepper = secrets::ensure_pepper(&settings.pepper_file)?;
-    let options = SqliteOptions {
-        create: true,
-        ..SqliteOptions::default()
-    };
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings.store, options).await?);
-    let tokens = Tokens::open(store, clock.clone(), &pepper).await?;
-    if !tokens.list().is_empty() {
-        return Err(PlaneError::Initialized {
-            store: settings.store.display().to_string(),
-        });
-    }
-    let (_, secret) = tokens
-        .create(INIT_ACTOR, "first admin", Role::Admin, None)
-        .await?;
-    Ok(secret)
-}
-
-/// Begins a new epoch of every keyring, so that every sidecar takes it anew: after a restore.
-///
-/// # Errors
-///
-/// When the store cannot be used.
-pub async fn begin_epoch(settings: &ControlSettings) -> Result<(), PlaneError> {
-    let store = SqliteStore::open(&settings.store, SqliteOptions::default()).await?;
-    for head in store.heads().await? {
-        let head = store.rotate_epoch(&head.log).await?;
-        tracing::warn!(log = %head.log, epoch = %head.epoch, "a new epoch has begun");
-    }
-    Ok(())
-}
 
 impl ControlPlane {
-    /// Starts a control plane whose data [`initialize`] has made. Its tasks belong to `shutdown`.
+    /// Starts a control plane on its data, which it owns from then on. Its tasks belong to `shutdown`.
     ///
     /// # Errors
     ///
-    /// When the store, the pepper or an address cannot be used.
+    /// When the store or an address cannot be used.
     pub async fn start(
+        data: Data,
         settings: &ControlSettings,
         clock: Clock,
         shutdown: &Shutdown,
@@ -217,13 +167,14 @@ impl ControlPlane {
         let metrics = ControlMetrics::register(&mut registry);
         let (tracer, spans) = start_spans(settings, &metrics)?;
         let Loaded {
+            owner,
             pepper,
             catalog,
             tokens,
             usage,
             fleet,
             pace,
-        } = Loaded::from(settings, &clock, metrics, &tracer).await?;
+        } = Loaded::from(data, settings, &clock, metrics, &tracer).await?;
 
         let reconciler = Reconciler::new(
             Arc::clone(&catalog),
@@ -277,14 +228,7 @@ impl ControlPlane {
             Arc::clone(&fleet),
             Arc::clone(&pace),
         );
-        let pages = Pages {
-            registry: Arc::new(registry),
-            readiness: Readiness::default(),
-            status: None,
-        };
-        let http = HttpServer::bind(settings.http, pages)
-            .await
-            .map_err(bind_error("http", settings.http))?;
+        let http = bind_http(settings.http, registry).await?;
         let endpoints = ControlEndpoints {
             discovery: Planned::discovery(settings)
                 .serve(discovery, &certificates, shutdown)
@@ -311,11 +255,13 @@ impl ControlPlane {
         shutdown.spawn("webhooks", Arc::clone(&webhooks).run(shutdown.token()));
         let calls = end_calls(calls, health, streams_ended, shutdown.token());
         shutdown.spawn("calls", calls);
+        shutdown.spawn("owner", note_stop(Arc::clone(&owner), shutdown.token()));
         Ok(Self {
             endpoints,
             catalog,
             webhooks,
             spans,
+            _owner: owner,
         })
     }
 
@@ -329,22 +275,26 @@ impl ControlPlane {
 
 impl Loaded {
     async fn from(
+        data: Data,
         settings: &ControlSettings,
         clock: &Clock,
         metrics: ControlMetrics,
         tracer: &ControlTracer,
     ) -> Result<Self, PlaneError> {
-        let pepper = secrets::read_pepper(&settings.pepper_file)?;
-        let store = SqliteStore::open(&settings.store, SqliteOptions::default()).await?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        let Data {
+            owner,
+            pepper,
+            store,
+            tokens,
+        } = data;
         let known = store.load_presence().await?;
         let catalog = Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone(), metrics);
         let catalog = Arc::new(catalog.await?.with_tracer(tracer.clone()));
-        let tokens = Tokens::open(Arc::clone(&store), clock.clone(), &pepper).await?;
         let pace = Arc::new(Pace::new(clock.clone()));
         let usage = UsageBook::open(Arc::clone(&store), clock.clone(), Arc::clone(&pace), &known);
         let usage = usage.await?;
         Ok(Self {
+            owner: Arc::new(owner),
             catalog,
             tokens: Arc::new(tokens.with_tracer(tracer.clone())),
             usage: Arc::new(usage),
@@ -490,6 +440,12 @@ async fn end_calls(
     streams_ended.cancel();
 }
 
+/// At `stop` tells those who wait for the store that it will be free soon.
+async fn note_stop(owner: Arc<StoreOwner>, stop: CancellationToken) {
+    stop.cancelled().await;
+    owner.note_stop();
+}
+
 /// Reports for the last time, and ends the streams of those who watch: they would hold the drain up.
 async fn end_watches(mut health: HealthReporter) {
     for service in ["", ADMIN_SERVICE] {
@@ -498,6 +454,18 @@ async fn end_watches(mut health: HealthReporter) {
         health.clear_service_status(service).await;
         health.set_service_status(service, status).await;
     }
+}
+
+/// Binds the port of metrics and probes.
+async fn bind_http(address: SocketAddr, registry: Registry) -> Result<HttpServer, PlaneError> {
+    let pages = Pages {
+        registry: Arc::new(registry),
+        readiness: Readiness::default(),
+        status: None,
+    };
+    HttpServer::bind(address, pages)
+        .await
+        .map_err(bind_error("http", address))
 }
 
 fn bind_error(

@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
     /// It is not there.
-    #[error("there is no file {}: make it with `relatch control init`, or correct the path", path.display())]
+    #[error("there is no pepper file {}: restore it from its copy; without it no key of the store can be verified", path.display())]
     Missing {
         /// Which file.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum SecretFileError {
         source: io::Error,
     },
     /// It is not what it should be. What it holds is not told.
-    #[error("{} is not a pepper file: it must be the one that `relatch control init` made, or a copy of it", path.display())]
+    #[error("{} is not a pepper file: it must be the one that `relatch control init` created, or a copy of it", path.display())]
     Malformed {
         /// Which file.
         path: PathBuf,
@@ -86,27 +86,37 @@ pub fn read_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
     })
 }
 
-/// Reads the master pepper, or makes one where there is no file.
+/// Creates a master pepper in a new file. When this returns, the file outlives a loss of power; a file that could not be
+/// written is deleted.
 ///
 /// # Errors
 ///
-/// When that is not possible.
-pub fn ensure_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
-    match read_pepper(path) {
-        Err(SecretFileError::Missing { .. }) => {
-            let pepper = MasterPepper::generate(FIRST_PEPPER)?;
-            let mut content = PepperFile {
-                id: pepper.id().get(),
-                secret: secret_file::to_hex(pepper.expose()),
-            };
-            let json = serde_json::to_string(&content).map(Zeroizing::new);
-            content.secret.zeroize();
-            let json = json.map_err(|error| io_error("encode", path)(error.into()))?;
-            secret_file::write_new(path, &json).map_err(io_error("make", path))?;
-            Ok(pepper)
+/// When there is such a file, or it cannot be written.
+pub fn create_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
+    let pepper = MasterPepper::generate(FIRST_PEPPER)?;
+    let mut content = PepperFile {
+        id: pepper.id().get(),
+        secret: secret_file::to_hex(pepper.expose()),
+    };
+    let json = serde_json::to_string(&content).map(Zeroizing::new);
+    content.secret.zeroize();
+    let json = json.map_err(|error| io_error("encode", path)(error.into()))?;
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        Some(_) | None => Path::new("."),
+    };
+    let written = secret_file::write_new(path, &json).and_then(|()| {
+        // A file without a name in its directory would be lost.
+        fs::File::open(directory)?.sync_all()
+    });
+    if let Err(error) = written {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            // It was never there, or is not whole.
+            drop(fs::remove_file(path));
         }
-        read => read,
+        return Err(io_error("create", path)(error));
     }
+    Ok(pepper)
 }
 
 fn parse_pepper(text: &str) -> Option<MasterPepper> {
@@ -128,12 +138,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pepper_is_made_once_and_read_back() {
+    fn a_pepper_is_created_once_and_read_back() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("pepper.json");
-        let made = ensure_pepper(&path).expect("it is made");
-        let read = ensure_pepper(&path).expect("it is read");
-        assert_eq!(made.expose(), read.expose());
+        let created = create_pepper(&path).expect("it is created");
+        create_pepper(&path).expect_err("it is there");
+        let read = read_pepper(&path).expect("it is read");
+        assert_eq!(created.expose(), read.expose());
         let metadata = fs::metadata(&path).expect("it is there");
         assert_eq!(metadata.mode() & 0o777, 0o600);
     }
@@ -149,15 +160,17 @@ mod tests {
             r#"{"id":1,"secret":"äöüß"}"#,
         ] {
             fs::write(&path, bad).expect("it is written");
-            let error = ensure_pepper(&path).expect_err(bad).to_string();
+            let error = read_pepper(&path).expect_err(bad).to_string();
             assert!(error.contains("is not a pepper file"), "{error}");
             assert!(!error.contains("beef"), "{error}");
         }
     }
 
     #[test]
-    fn a_missing_pepper_names_the_command_that_makes_it() {
+    fn a_missing_pepper_is_to_be_restored_and_not_created_anew() {
         let error = read_pepper(Path::new("/nonexistent/pepper.json")).expect_err("it is missing");
-        assert!(error.to_string().contains("relatch control init"));
+        let error = error.to_string();
+        assert!(error.contains("restore it"), "{error}");
+        assert!(!error.contains("init"), "{error}");
     }
 }

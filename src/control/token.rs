@@ -1,4 +1,4 @@
-//! Admin tokens and what they permit.
+//! Admin tokens and what they permit, and the pepper that the store's digests need.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    journal::{CommitError, Journal, LogError, State},
+    journal::{self, CommitError, Journal, LogError, State},
     metrics::CommitOutcome,
     spans::{Changes, CommitEvent, ControlTracer},
 };
 use crate::{
     clock::Clock,
     key::{
-        ApplyError, Epoch, KeyDigest, KeyId, MasterPepper, Pepper, Prefix, PresentedKey, Refusal,
-        Revision, Secret, Timestamp,
+        ApplyError, Epoch, KeyDigest, KeyId, MasterPepper, Pepper, PepperCheck, PepperId, Prefix,
+        PresentedKey, RandomError, Refusal, Revision, Secret, Timestamp,
     },
-    store::{EntryHash, LogName, Store},
+    store::{EntryHash, LogName, NewEntry, Store},
 };
 
-/// The tokens of a control plane, kept in its own log.
+/// The tokens of a control plane, kept in its own log, and the check values of its peppers.
 #[derive(Debug)]
 pub struct Tokens {
     journal: Journal<TokenBook>,
@@ -82,14 +82,22 @@ pub struct Caller {
     pub role: Role,
 }
 
-/// All tokens, as their log tells.
+/// All tokens, as their log tells, and the check value of every pepper that the store's digests need.
 #[derive(Clone, Debug, Default)]
 pub struct TokenBook {
     revision: Revision,
     tokens: BTreeMap<KeyId, Token>,
+    peppers: BTreeMap<PepperId, PepperCheck>,
 }
 
-/// What happened to the tokens. Stored as JSON.
+/// A new token that is in no log yet.
+struct Draft {
+    id: KeyId,
+    secret: Secret,
+    digest: KeyDigest,
+}
+
+/// What happened to the tokens and peppers. Stored as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum TokenChange {
@@ -111,6 +119,13 @@ pub enum TokenChange {
     TokenEnded {
         /// Its id.
         id: KeyId,
+    },
+    /// The digests of the store need a pepper.
+    PepperAdded {
+        /// Its id.
+        id: PepperId,
+        /// By which it is known again.
+        check: PepperCheck,
     },
 }
 
@@ -188,8 +203,7 @@ impl Tokens {
             }
             .into());
         }
-        let secret = Secret::generate(&prefix(), id)?;
-        let digest = self.pepper.digest(&secret.presented());
+        let Draft { id, secret, digest } = Draft::generate(id, &self.pepper)?;
         self.commit(actor, |book, now| {
             if book.tokens.contains_key(&id) {
                 return Err(Refusal::AlreadyExists {
@@ -209,11 +223,11 @@ impl Tokens {
         Ok((self.get(id)?, secret))
     }
 
-    /// Ends a token.
+    /// Ends a token. The last admin token that does not expire stays, since without it nobody could create another one.
     ///
     /// # Errors
     ///
-    /// When it does not exist or has ended, or the store fails.
+    /// When the token does not exist, has ended or must stay, or the store fails.
     pub async fn end(&self, actor: &str, id: KeyId) -> Result<Token, CommitError> {
         self.commit(actor, |book, _| match book.tokens.get(&id) {
             None => Err(not_found(id)),
@@ -221,10 +235,36 @@ impl Tokens {
                 what: "the end of token",
                 name: id.to_string(),
             }),
+            Some(token) if token.is_lasting_admin() && book.lasting_admins() == 1 => {
+                Err(Refusal::Unsafe(format!(
+                    "token {id} is the last admin token that does not expire: create another one first with `relatch token create --role admin`; if this one is lost, `relatch control recover-admin` creates another one beside the store"
+                )))
+            }
             Some(_) => Ok(TokenChange::TokenEnded { id }),
         })
         .await?;
         Ok(self.get(id)?)
+    }
+
+    /// The check value of every pepper that the store's digests need; none in a store that was created without them.
+    #[must_use]
+    pub fn peppers(&self) -> BTreeMap<PepperId, PepperCheck> {
+        self.journal.state().peppers.clone()
+    }
+
+    /// Records the check value of a pepper, unless the store has one of that id.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn add_pepper(&self, actor: &str, pepper: &MasterPepper) -> Result<(), CommitError> {
+        let (id, check) = (pepper.id(), pepper.check());
+        let planned = |book: &TokenBook, _| {
+            let is_new = !book.peppers.contains_key(&id);
+            let change = is_new.then_some(TokenChange::PepperAdded { id, check });
+            Ok((change.into_iter().collect(), ()))
+        };
+        self.journal.commit(actor, planned).await.map(drop)
     }
 
     /// All tokens, ended ones too.
@@ -296,6 +336,62 @@ impl Tokens {
     }
 }
 
+/// The first entries of the log of a new store: its pepper, and an admin token, whose secret is returned.
+///
+/// # Errors
+///
+/// When the operating system's random source fails.
+pub fn first_entries(
+    actor: &str,
+    name: &str,
+    pepper: &MasterPepper,
+    now: Timestamp,
+) -> Result<(Vec<NewEntry>, Secret), RandomError> {
+    let Draft { id, secret, digest } =
+        Draft::generate(KeyId::generate()?, &pepper.for_admin_tokens())?;
+    let changes = [
+        TokenChange::PepperAdded {
+            id: pepper.id(),
+            check: pepper.check(),
+        },
+        TokenChange::TokenCreated {
+            id,
+            name: name.to_owned(),
+            role: Role::Admin,
+            digest,
+            expires_at: None,
+        },
+    ];
+    let entries = changes
+        .iter()
+        .map(|change| journal::entry::<TokenBook>(change, actor, now));
+    Ok((entries.collect(), secret))
+}
+
+impl Draft {
+    fn generate(id: KeyId, pepper: &Pepper) -> Result<Self, RandomError> {
+        let secret = Secret::generate(&prefix(), id)?;
+        let digest = pepper.digest(&secret.presented());
+        Ok(Self { id, secret, digest })
+    }
+}
+
+impl Token {
+    /// Whether it permits everything for as long as nobody ends it.
+    fn is_lasting_admin(&self) -> bool {
+        self.role == Role::Admin && self.expires_at.is_none() && self.ended_at.is_none()
+    }
+}
+
+impl TokenBook {
+    fn lasting_admins(&self) -> usize {
+        self.tokens
+            .values()
+            .filter(|token| token.is_lasting_admin())
+            .count()
+    }
+}
+
 impl State for TokenBook {
     type Change = TokenChange;
 
@@ -303,6 +399,7 @@ impl State for TokenBook {
         match change {
             TokenChange::TokenCreated { .. } => "token_created",
             TokenChange::TokenEnded { .. } => "token_ended",
+            TokenChange::PepperAdded { .. } => "pepper_added",
         }
     }
 
@@ -343,6 +440,9 @@ impl State for TokenBook {
                     what: format!("token {id}"),
                 })?;
                 token.ended_at = Some(at);
+            }
+            TokenChange::PepperAdded { id, check } => {
+                self.peppers.insert(*id, *check);
             }
         }
         self.revision = revision;
@@ -417,7 +517,82 @@ fn not_found(id: KeyId) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::store::{SqliteOptions, SqliteStore};
+
+    const WHO: &str = "test";
+
+    /// The tokens of a store that another process may use, too.
+    async fn tokens(dir: &TempDir) -> Tokens {
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
+        let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
+        Tokens::open(Arc::new(store.expect("it opens")), Clock::system(), &pepper)
+            .await
+            .expect("a sound store")
+    }
+
+    async fn create(tokens: &Tokens, role: Role, expires_in: Option<Duration>) -> KeyId {
+        let (token, _) = tokens
+            .create(WHO, "one", role, expires_in)
+            .await
+            .expect("it is created");
+        token.id
+    }
+
+    fn is_refused(ended: &Result<Token, CommitError>) -> bool {
+        matches!(ended, Err(CommitError::Refused(Refusal::Unsafe(_))))
+    }
+
+    #[tokio::test]
+    async fn the_last_admin_token_that_does_not_expire_stays() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let tokens = tokens(&dir).await;
+        let first = create(&tokens, Role::Admin, None).await;
+        let day = Some(Duration::from_hours(24));
+        let expiring = create(&tokens, Role::Admin, day).await;
+        for role in [Role::Viewer, Role::Issuer, Role::Revoker] {
+            create(&tokens, role, None).await;
+        }
+
+        let refused = tokens.end(WHO, first).await;
+
+        assert!(is_refused(&refused), "{refused:?}");
+        let refused = refused.expect_err("it stays").to_string();
+        for part in [&first.to_string(), "relatch token create", "recover-admin"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        tokens.end(WHO, expiring).await.expect("it may go");
+        let second = create(&tokens, Role::Admin, None).await;
+        tokens.end(WHO, first).await.expect("another one is left");
+        assert!(is_refused(&tokens.end(WHO, second).await));
+        let again = tokens.end(WHO, first).await.expect_err("it has ended");
+        assert!(again.to_string().contains("exists already"), "{again}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn of_the_last_two_admin_tokens_that_are_ended_at_once_one_stays() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let here = tokens(&dir).await;
+        let there = tokens(&dir).await;
+        let mut left = create(&here, Role::Admin, None).await;
+        for round in 0..20 {
+            let other = create(&here, Role::Admin, None).await;
+            // In one process, and in two.
+            let by = if round % 2 == 0 { &here } else { &there };
+            by.refresh().await.expect("it reads on");
+            let (one, two) = tokio::join!(here.end(WHO, left), by.end(WHO, other));
+            assert_ne!(one.is_ok(), two.is_ok(), "{one:?} {two:?}");
+            let refused = if one.is_ok() { &two } else { &one };
+            assert!(is_refused(refused), "{refused:?}");
+            left = if one.is_ok() { other } else { left };
+        }
+    }
 
     #[test]
     fn roles_permit_what_the_documentation_says() {

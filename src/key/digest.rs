@@ -40,6 +40,12 @@ pub struct MasterPepper {
     secret: Zeroizing<[u8; Pepper::LEN]>,
 }
 
+/// Tells one master pepper from another, so that a store can say which one its digests need. It is an HMAC under the pepper
+/// and not a secret: nothing follows from it about the pepper or what else is derived from that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PepperCheck(KeyDigest);
+
 /// Bytes that are no digest or no pepper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not {expected} bytes long")]
@@ -128,6 +134,16 @@ impl TryFrom<String> for KeyDigest {
             *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).map_err(|_| error)?;
         }
         Ok(Self(bytes))
+    }
+}
+
+impl PepperCheck {
+    /// The first four bytes as hexadecimal digits, for messages: enough to tell the peppers of one operator apart.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hex = self.0.to_hex();
+        hex.truncate(8);
+        hex
     }
 }
 
@@ -277,6 +293,13 @@ impl MasterPepper {
         self.derive_secret(b"relatch webhook secret 1\0", webhook.as_str())
     }
 
+    /// The value by which a store knows this pepper again. It depends on the pepper's id, too.
+    #[must_use]
+    pub fn check(&self) -> PepperCheck {
+        let check = self.derive_secret(b"relatch pepper check 1\0", &self.id.0.to_string());
+        PepperCheck(KeyDigest(*check))
+    }
+
     fn derive(&self, purpose: &[u8], name: &str) -> Pepper {
         Pepper::from_secret(self.id, self.derive_secret(purpose, name))
     }
@@ -319,6 +342,7 @@ mod tests {
         assert_eq!(hex, HI_THERE);
     }
 
+    const CHECK: &str = "f94bdce3";
     const HI_THERE: &str = "7c7742dd7438d1d60436b7c329caa5dadb14b20b10df648ba897b5def4e2664c";
 
     #[test]
@@ -345,6 +369,23 @@ mod tests {
         // Of the same name and another purpose.
         let keyring = master().derive(b"relatch keyring pepper 1\0", one.as_str());
         assert_ne!(secret.as_slice(), keyring.expose());
+    }
+
+    #[test]
+    fn a_check_value_tells_peppers_and_their_ids_apart() {
+        let check = master().check();
+        assert_eq!(check, master().check());
+        let renamed = MasterPepper::new(PepperId::new(2), &[0x0b; 32]).expect("32 bytes");
+        let other = MasterPepper::new(PepperId::new(1), &[0x0c; 32]).expect("32 bytes");
+        for pepper in [renamed, other] {
+            assert_ne!(check, pepper.check());
+            assert_ne!(check.fingerprint(), pepper.check().fingerprint());
+        }
+        // Computed with `printf 'relatch pepper check 1\0001' | openssl dgst -sha256 -mac HMAC -macopt hexkey:0b0b…`.
+        assert_eq!(check.fingerprint(), CHECK);
+        let json = serde_json::to_string(&check).expect("serializable");
+        assert!(json.starts_with(&format!("\"{CHECK}")), "{json}");
+        assert_eq!(serde_json::from_str::<PepperCheck>(&json).ok(), Some(check));
     }
 
     #[test]

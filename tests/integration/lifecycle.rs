@@ -12,6 +12,7 @@ mod events;
 mod exactness;
 mod explain;
 mod floods;
+mod last_admin;
 mod life;
 mod lost_answers;
 mod metrics;

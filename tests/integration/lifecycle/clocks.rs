@@ -6,7 +6,10 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_client::Authorizati
 use relatch::{
     clock::{Clock, ManualClock},
     config::{self, ControlSettings},
-    control::plane::{self, ControlPlane},
+    control::{
+        data::{self, Data},
+        plane::ControlPlane,
+    },
     key::Timestamp,
     shutdown::Shutdown,
     sidecar::{Sidecar, listener},
@@ -47,11 +50,13 @@ impl Machine {
             heartbeat: Duration::from_secs(1),
             ..ControlSettings::new(data.path().to_owned())
         };
-        let token = plane::initialize(&settings, &clock).await;
+        let token = data::initialize(&settings, &clock).await;
         let token = token.expect("it can be initialized");
         std::fs::write(data.path().join("token"), token.expose()).expect("it is the test's");
         let shutdown = Shutdown::new();
-        let plane = ControlPlane::start(&settings, clock.clone(), &shutdown).await;
+        let stored = Data::open(&settings, &clock, "a test").await;
+        let stored = stored.expect("it was created");
+        let plane = ControlPlane::start(stored, &settings, clock.clone(), &shutdown).await;
         let plane = plane.expect("it starts");
         let yaml = sidecar_yaml("edge-1", plane.endpoints.discovery, &[KEYRING]);
         let settings = config::sidecar::parse(&yaml, "sidecar.yaml").expect("it is right");

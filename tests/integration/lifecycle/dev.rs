@@ -1,6 +1,6 @@
 //! `relatch dev`, the first thing that a new user runs, the second time.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::SystemTime};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -48,6 +48,72 @@ async fn data_without_its_token_file_is_refused() {
         "{said}"
     );
     assert!(!token.exists());
+}
+
+#[tokio::test]
+async fn a_second_one_in_the_same_directory_is_told_where_the_first_one_is() {
+    let data = tempfile::tempdir().expect("a directory can be made");
+    let mut first = dev(data.path());
+    first.wait_for_line("Ctrl-C stops it").await;
+    let before = files(data.path());
+    let json: Value = serde_json::from_slice(&before[0].1).expect("endpoints.json is JSON");
+
+    let mut second = dev(data.path());
+
+    assert_eq!(second.exit().await.code(), Some(4));
+    let said = second.lines().join("\n");
+    let process = format!("`relatch dev`, process {} on ", first.id());
+    let [ext_authz, admin] = ["ext_authz", "admin"].map(|name| json[name].as_str());
+    for part in [
+        &process,
+        "since 20",
+        ext_authz.expect("an address"),
+        admin.expect("an address"),
+        "endpoints.json",
+        "--data-dir",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(files(data.path()) == before, "it has written");
+    first.signal(Signal::TERM);
+    assert_eq!(first.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn data_without_its_pepper_is_refused() {
+    let data = tempfile::tempdir().expect("a directory can be made");
+    let mut first = dev(data.path());
+    first.wait_for_line("Ctrl-C stops it").await;
+    first.signal(Signal::INT);
+    first.exit().await;
+    let pepper = data.path().join("pepper.json");
+    fs::remove_file(&pepper).expect("it is there");
+
+    let mut second = dev(data.path());
+
+    assert_eq!(second.exit().await.code(), Some(4));
+    let said = second.lines().join("\n");
+    assert!(said.contains("restore the file from its copy"), "{said}");
+    assert!(!pepper.exists());
+}
+
+/// The files that `dev` keeps beside its store, with their contents and when they were written.
+fn files(data_dir: &Path) -> [(SystemTime, Vec<u8>); 5] {
+    [
+        "endpoints.json",
+        "envoy.yaml",
+        "admin.token",
+        "pepper.json",
+        "relatch.db.lock",
+    ]
+    .map(|name| {
+        let path = data_dir.join(name);
+        let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
+        (
+            written.expect("it is there"),
+            fs::read(path).expect("it is there"),
+        )
+    })
 }
 
 fn dev(data_dir: &Path) -> Process {

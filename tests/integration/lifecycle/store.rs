@@ -1,14 +1,25 @@
 //! Control planes that find something wrong when they start: they say what, and change nothing.
 
-use std::{fs, net::TcpListener, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    os::unix::fs::{MetadataExt, symlink},
+    path::{Path, PathBuf},
+};
 
 use rusqlite::Connection;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::deployment::{Control, Sidecar};
 use crate::support::{
-    process::{Output, relatch},
+    process::{Output, Process, relatch},
     relatch::{sidecar_yaml, text},
 };
+
+/// Each file and directory below a directory, with what changes when it is written to.
+type Contents = BTreeMap<PathBuf, (i64, i64, Vec<u8>)>;
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -66,12 +77,134 @@ async fn what_init_makes_is_asked_for_where_it_is_missing() {
     let pepper = data.path().join("pepper.json");
     fs::rename(&pepper, data.path().join("aside")).expect("it moves");
     let refused = start(data.path(), &[]).await;
-    assert_eq!(refused.status.code(), Some(1), "{}", refused.stderr);
+    assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
     assert!(refused.stderr.contains("pepper.json"), "{}", refused.stderr);
     assert!(
         !pepper.exists(),
         "another pepper would make every key unknown"
     );
+}
+
+#[tokio::test]
+async fn a_second_control_plane_is_refused_and_told_who_owns_the_store() {
+    let control = Control::start().await;
+    control.create_key().await;
+    let database = control.data_dir().join("relatch.db");
+    let epochs = epochs(&database);
+    let elsewhere = tempfile::tempdir().expect("a directory can be made");
+    let link = elsewhere.path().join("data");
+    symlink(control.data_dir(), &link).expect("the directory is the test's");
+    let process = format!("process {} on ", control.plane.process.id());
+    for dir in [control.data_dir(), &link] {
+        for args in [&[][..], &["--new-epoch"]] {
+            let refused = start(dir, args).await;
+            assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
+            for part in ["`relatch control`", &process, "since 20"] {
+                assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+            }
+        }
+    }
+    assert_eq!(self::epochs(&database), epochs);
+    control.create_key().await;
+}
+
+#[tokio::test]
+async fn the_store_of_a_control_plane_that_was_killed_is_free() {
+    let mut control = Control::start().await;
+    control.plane.process.signal(Signal::KILL);
+    // Its end is not waited for.
+    let mut next = started(control.data_dir());
+    next.wait_for_line("control plane started").await;
+    control.plane.process.exit().await;
+    next.signal(Signal::TERM);
+    assert_eq!(next.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_control_plane_that_stops_is_waited_for() {
+    let mut control = Control::start().await;
+    control.create_key().await;
+    let frozen = Sidecar::start(&control, "edge-1").await;
+    // It does not answer, which holds the stop up.
+    frozen.daemon.process.signal(Signal::STOP);
+    control.plane.process.signal(Signal::TERM);
+    let mut next = started(control.data_dir());
+    next.wait_for_line("waiting for the end of `relatch control`")
+        .await;
+    next.wait_for_line("control plane started").await;
+    assert!(control.plane.process.exit().await.success());
+}
+
+#[tokio::test]
+async fn the_pepper_of_another_store_is_refused_and_both_are_named() {
+    let [data, other] = [initialized().await, initialized().await];
+    let [pepper, foreign] = [&data, &other].map(|data| data.path().join("pepper.json"));
+    let own = fs::read(&pepper).expect("it is there");
+    let epochs = epochs(&data.path().join("relatch.db"));
+    let [expected, found] = [&data, &other].map(|data| recorded_check(data.path()));
+    fs::copy(&foreign, &pepper).expect("the directory is the test's");
+    let recover = ["control", "recover-admin", "--data-dir", text(data.path())];
+    for refused in [
+        start(data.path(), &[]).await,
+        start(data.path(), &["--new-epoch"]).await,
+        relatch(&recover, "").await,
+    ] {
+        assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
+        for part in [
+            "pepper.json",
+            &format!("expects pepper 1 (check value {expected})"),
+            &format!("holds pepper 1 (check value {found})"),
+            "restore the pepper file",
+        ] {
+            assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+        }
+        assert!(!refused.stderr.contains("init"), "{}", refused.stderr);
+    }
+    assert_eq!(self::epochs(&data.path().join("relatch.db")), epochs);
+    fs::write(&pepper, own).expect("the directory is the test's");
+    let mut control = started(data.path());
+    control.wait_for_line("control plane started").await;
+}
+
+#[tokio::test]
+async fn init_writes_nothing_where_a_store_or_a_pepper_is() {
+    let both = initialized().await;
+    let only_store = initialized().await;
+    fs::remove_file(only_store.path().join("pepper.json")).expect("it is there");
+    let only_pepper = tempfile::tempdir().expect("a directory can be made");
+    let pepper = both.path().join("pepper.json");
+    fs::copy(pepper, only_pepper.path().join("pepper.json")).expect("it is the test's");
+    let only_log = tempfile::tempdir().expect("a directory can be made");
+    fs::write(only_log.path().join("relatch.db-wal"), "lost").expect("it is the test's");
+    for (data, code, said) in [
+        (&both, 4, &["is initialized already", "recover-admin"][..]),
+        (&only_store, 4, &["no pepper file", "restore the file"]),
+        (&only_pepper, 4, &["no store", "restore the store"]),
+        (&only_log, 1, &["put the database back"]),
+    ] {
+        let before = contents(data.path());
+        let init = ["control", "init", "--data-dir", text(data.path())];
+
+        let refused = relatch(&init, "").await;
+
+        assert_eq!(refused.status.code(), Some(code), "{}", refused.stderr);
+        assert_eq!(refused.stdout, "");
+        for part in said {
+            assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+        }
+        assert!(contents(data.path()) == before, "{said:?}: it has written");
+    }
+    // A start says the same of what is missing, and writes as little.
+    for (data, part) in [
+        (&only_store, "restore the file from its copy"),
+        (&only_pepper, "restore the store from a backup"),
+    ] {
+        let before = contents(data.path());
+        let refused = start(data.path(), &["--new-epoch"]).await;
+        assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+        assert!(contents(data.path()) == before, "{part}: it has written");
+    }
 }
 
 #[tokio::test]
@@ -110,6 +243,59 @@ async fn initialized() -> TempDir {
     let made = relatch(&init, "").await;
     assert_eq!(made.status.code(), Some(0), "{}", made.stderr);
     data
+}
+
+/// What is below `dir`, and `dir` itself.
+fn contents(dir: &Path) -> Contents {
+    let mut found = Contents::new();
+    let mut paths = vec![dir.to_owned()];
+    while let Some(path) = paths.pop() {
+        let metadata = fs::symlink_metadata(&path).expect("it is there");
+        let mut bytes = Vec::new();
+        if metadata.is_dir() {
+            let entries = fs::read_dir(&path).expect("it reads");
+            paths.extend(entries.map(|entry| entry.expect("it reads").path()));
+        } else {
+            bytes = fs::read(&path).expect("it reads");
+        }
+        found.insert(path, (metadata.mtime(), metadata.mtime_nsec(), bytes));
+    }
+    found
+}
+
+/// The epoch of every log.
+fn epochs(database: &Path) -> Vec<(String, i64)> {
+    let database = Connection::open(database).expect("it opens");
+    let mut logs = database
+        .prepare("SELECT name, epoch FROM logs ORDER BY name")
+        .expect("it has logs");
+    let rows = logs.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+    rows.expect("it reads")
+        .collect::<Result<_, _>>()
+        .expect("it reads")
+}
+
+/// The beginning of the check value of its pepper that a store holds.
+fn recorded_check(data_dir: &Path) -> String {
+    let database = Connection::open(data_dir.join("relatch.db")).expect("it opens");
+    let payload: Vec<u8> = database
+        .query_row(
+            "SELECT payload FROM entries WHERE log = '_control' AND kind = 'pepper_added'",
+            [],
+            |row| row.get(0),
+        )
+        .expect("it has one");
+    let payload: serde_json::Value = serde_json::from_slice(&payload).expect("JSON");
+    payload["check"].as_str().expect("a check value")[..8].to_owned()
+}
+
+/// Starts a control plane that is expected to serve.
+fn started(data_dir: &Path) -> Process {
+    let mut all = vec!["control", "--data-dir", text(data_dir)];
+    for flag in ["--discovery", "--admin-listen", "--http"] {
+        all.extend([flag, ANY_PORT]);
+    }
+    Process::relatch(&all)
 }
 
 /// Starts a control plane that is expected to end by itself. What `args` say of a port counts.

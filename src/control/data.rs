@@ -1,0 +1,451 @@
+//! The data of a control plane: a store and the pepper that its digests need, which belong together, and their one owner.
+//!
+//! Whoever changes the data owns the store for that time: the control plane while it runs, and the commands beside it. A
+//! pepper is created with its store, and never for a store that exists: its keys would all be denied.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    journal::{CommitError, LogError},
+    secrets::{self, SecretFileError},
+    token::{self, Role, Token, Tokens},
+};
+use crate::{
+    clock::Clock,
+    config::ControlSettings,
+    key::{MasterPepper, PepperCheck, PepperId, RandomError, Revision, Secret},
+    store::{
+        AppendError, LogName, OwnerError, SqliteOptions, SqliteStore, Store, StoreError, StoreOwner,
+    },
+};
+
+/// A store that this process owns, with its pepper.
+#[derive(Debug)]
+pub struct Data {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) tokens: Tokens,
+    pub(super) pepper: MasterPepper,
+    // Released after the store is closed.
+    pub(super) owner: StoreOwner,
+}
+
+/// The data of a control plane cannot be used or created.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// There is nothing yet.
+    #[error(
+        "there is no store at {} and no pepper file {}: create both with `relatch control init`, or correct the paths",
+        store.display(),
+        pepper_file.display()
+    )]
+    Missing {
+        /// Where the store should be.
+        store: PathBuf,
+        /// Where the pepper should be.
+        pepper_file: PathBuf,
+    },
+    /// There is a store without its pepper.
+    #[error(
+        "there is a store at {}, but no pepper file {}: restore the file from its copy; without it no key of the store can be verified, and with a new one every key would be denied",
+        store.display(),
+        pepper_file.display()
+    )]
+    PepperMissing {
+        /// Where the store is.
+        store: PathBuf,
+        /// Where the pepper should be.
+        pepper_file: PathBuf,
+    },
+    /// There is a pepper without its store.
+    #[error(
+        "there is a pepper file {}, but no store at {}: restore the store from a backup; for a new control plane choose other paths, or move the pepper file away, and keep it if there is a backup of its store",
+        pepper_file.display(),
+        store.display()
+    )]
+    StoreMissing {
+        /// Where the store should be.
+        store: PathBuf,
+        /// Where the pepper is.
+        pepper_file: PathBuf,
+    },
+    /// Both are there already.
+    #[error(
+        "{} is initialized already: create further admin tokens with `relatch token create`, or with `relatch control recover-admin` when no admin token is left",
+        store.display()
+    )]
+    Initialized {
+        /// Where the store is.
+        store: PathBuf,
+    },
+    /// The pepper is that of another store.
+    #[error(
+        "{} is not the pepper of {}: the store expects {}, and the file holds {}; restore the pepper file that belongs to this store, because with another pepper every key would be denied (check values are not secret)",
+        pepper_file.display(),
+        store.display(),
+        Peppers(expected),
+        Peppers(&BTreeMap::from([*found]))
+    )]
+    ForeignPepper {
+        /// The store.
+        store: PathBuf,
+        /// The file of the pepper.
+        pepper_file: PathBuf,
+        /// What the store expects.
+        expected: BTreeMap<PepperId, PepperCheck>,
+        /// What the file holds.
+        found: (PepperId, PepperCheck),
+    },
+    /// Another process owns the store.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// The pepper cannot be used.
+    #[error(transparent)]
+    Secrets(#[from] SecretFileError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control plane's own log cannot be followed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A change was not committed.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The first entries were not written.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The operating system's random source failed.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+}
+
+/// Peppers in words, by their ids and the beginnings of their check values.
+struct Peppers<'a>(&'a BTreeMap<PepperId, PepperCheck>);
+
+/// What an unfinished creation has to delete.
+#[derive(Debug, Default)]
+struct Created {
+    /// The deepest first.
+    directories: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+    owner: Option<StoreOwner>,
+}
+
+/// Who creates the first token.
+const INIT: &str = "relatch control init";
+/// Who creates a token beside the store.
+const RECOVER: &str = "relatch control recover-admin";
+/// Where Linux says which user logged in, also after `sudo`. See `credentials(7)` and `audit_setloginuid(3)`.
+const LOGIN_UID: &str = "/proc/self/loginuid";
+
+/// Creates what a control plane needs: its directory, its pepper, its store and a first admin token, which is returned
+/// and kept nowhere. A creation that fails deletes what it created.
+///
+/// A process that is killed in between leaves the pepper alone, or a store without a token, for which
+/// [`recover_admin`] creates one.
+///
+/// # Errors
+///
+/// When there is a store or a pepper, and then nothing is written; or when something cannot be created.
+pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<Secret, DataError> {
+    refuse_existing(settings)?;
+    let mut created = Created::default();
+    let filled = created.fill(settings, clock).await;
+    if filled.is_err() {
+        created.delete();
+    }
+    filled
+}
+
+/// Creates another admin token that does not expire, beside the store of a control plane that is stopped.
+///
+/// # Errors
+///
+/// When the control plane runs, or its data cannot be used.
+pub async fn recover_admin(
+    settings: &ControlSettings,
+    clock: &Clock,
+) -> Result<(Token, Secret), DataError> {
+    let data = Data::open(settings, clock, RECOVER).await?;
+    let actor = format!("{RECOVER} ({})", user());
+    let created = data
+        .tokens
+        .create(&actor, "recovered admin", Role::Admin, None);
+    Ok(created.await?)
+}
+
+impl Data {
+    /// Takes the ownership of the store for `command`, and checks that the pepper is that of the store. A store that was
+    /// created without a check value gets that of the pepper.
+    ///
+    /// # Errors
+    ///
+    /// When a part is missing, another process owns the store, the pepper is another one, or something cannot be read.
+    pub async fn open(
+        settings: &ControlSettings,
+        clock: &Clock,
+        command: &str,
+    ) -> Result<Self, DataError> {
+        let ControlSettings {
+            store, pepper_file, ..
+        } = settings;
+        let pepper = match secrets::read_pepper(pepper_file) {
+            Err(SecretFileError::Missing { .. }) => None,
+            read => Some(read?),
+        };
+        let has_store = SqliteStore::is_at(store)?;
+        let pepper = match (pepper, has_store) {
+            (Some(pepper), true) => pepper,
+            (pepper, has_store) => return Err(lacking(settings, pepper.is_some(), has_store)),
+        };
+        let owner = StoreOwner::claim(store, command, clock.wall()).await?;
+        let store = SqliteStore::open(store, SqliteOptions::default()).await?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let tokens = Tokens::open(Arc::clone(&store), clock.clone(), &pepper).await?;
+        let data = Self {
+            store,
+            tokens,
+            pepper,
+            owner,
+        };
+        data.check_pepper(settings, command).await?;
+        Ok(data)
+    }
+
+    /// Begins a new epoch of every keyring, so that every sidecar loads it anew: after a restore.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be used.
+    pub async fn begin_epoch(&self) -> Result<(), DataError> {
+        for head in self.store.heads().await? {
+            let head = self.store.rotate_epoch(&head.log).await?;
+            tracing::warn!(log = %head.log, epoch = %head.epoch, "a new epoch has begun");
+        }
+        Ok(())
+    }
+
+    async fn check_pepper(
+        &self,
+        settings: &ControlSettings,
+        command: &str,
+    ) -> Result<(), DataError> {
+        let expected = self.tokens.peppers();
+        let found = (self.pepper.id(), self.pepper.check());
+        if expected.is_empty() {
+            self.tokens.add_pepper(command, &self.pepper).await?;
+            tracing::info!(
+                pepper = found.0.get(),
+                check = found.1.fingerprint(),
+                "the store had no check value of its pepper: recorded that of the present one"
+            );
+            return Ok(());
+        }
+        if expected.get(&found.0) == Some(&found.1) {
+            return Ok(());
+        }
+        Err(DataError::ForeignPepper {
+            store: settings.store.clone(),
+            pepper_file: settings.pepper_file.clone(),
+            expected,
+            found,
+        })
+    }
+}
+
+impl Created {
+    /// The pepper comes first: a store that is there always has its pepper.
+    async fn fill(
+        &mut self,
+        settings: &ControlSettings,
+        clock: &Clock,
+    ) -> Result<Secret, DataError> {
+        let ControlSettings {
+            data_dir,
+            store,
+            pepper_file,
+            ..
+        } = settings;
+        let is_missing = |path: &&Path| *path != Path::new("") && !path.exists();
+        let missing = data_dir.ancestors().take_while(is_missing);
+        self.directories = missing.map(Path::to_owned).collect();
+        secrets::ensure_directory(data_dir)?;
+        let owner = StoreOwner::claim(store, INIT, clock.wall()).await?;
+        // Another process may have been first.
+        refuse_existing(settings)?;
+        self.owner = Some(owner);
+        let pepper = secrets::create_pepper(pepper_file)?;
+        self.files.push(pepper_file.clone());
+        let (entries, secret) = token::first_entries(INIT, "first admin", &pepper, clock.wall())?;
+        self.files.push(store.clone());
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(store, options).await?;
+        store
+            .append(&LogName::Control, Revision::default(), entries)
+            .await?;
+        Ok(secret)
+    }
+
+    fn delete(self) {
+        for file in self.files.iter().rev() {
+            // The pepper stays for a store that cannot be deleted.
+            if let Err(error) = fs::remove_file(file)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(
+                    path = %file.display(),
+                    error = &error as &dyn std::error::Error,
+                    "what was created cannot be deleted"
+                );
+                return;
+            }
+        }
+        if let Some(owner) = self.owner {
+            owner.discard();
+        }
+        for directory in self.directories {
+            // One that others have used meanwhile is not empty, and stays.
+            drop(fs::remove_dir(directory));
+        }
+    }
+}
+
+impl fmt::Display for Peppers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (id, check)) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { " or " };
+            let (id, check) = (id.get(), check.fingerprint());
+            write!(f, "{separator}pepper {id} (check value {check})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses to create anything where a store or a pepper is, whatever they are.
+fn refuse_existing(settings: &ControlSettings) -> Result<(), DataError> {
+    let pepper_file = &settings.pepper_file;
+    let has_pepper = match fs::symlink_metadata(pepper_file) {
+        Ok(_) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(source) => {
+            return Err(DataError::Secrets(SecretFileError::Io {
+                what: "look at",
+                path: pepper_file.clone(),
+                source,
+            }));
+        }
+    };
+    match (has_pepper, SqliteStore::is_at(&settings.store)?) {
+        (false, false) => Ok(()),
+        (true, true) => Err(DataError::Initialized {
+            store: settings.store.clone(),
+        }),
+        (has_pepper, has_store) => Err(lacking(settings, has_pepper, has_store)),
+    }
+}
+
+/// What is missing.
+fn lacking(settings: &ControlSettings, has_pepper: bool, has_store: bool) -> DataError {
+    let (store, pepper_file) = (settings.store.clone(), settings.pepper_file.clone());
+    match (has_pepper, has_store) {
+        (false, true) => DataError::PepperMissing { store, pepper_file },
+        (true, false) => DataError::StoreMissing { store, pepper_file },
+        (false, false) | (true, true) => DataError::Missing { store, pepper_file },
+    }
+}
+
+/// The user of this process, for the audit log: by the system's numbers, because the environment may say anything.
+fn user() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    let login = fs::read_to_string(LOGIN_UID).ok();
+    let login: Option<u32> = login.and_then(|text| text.trim().parse().ok());
+    match login {
+        Some(login) if login != uid && login != u32::MAX => {
+            format!("user {uid}, logged in as user {login}")
+        }
+        Some(_) | None => format!("user {uid}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const PEPPER: [u8; 32] = [7; 32];
+
+    /// A store with a token, from before stores knew their pepper.
+    async fn former() -> (TempDir, ControlSettings) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let settings = ControlSettings::new(dir.path().to_owned());
+        write_pepper(&settings, PEPPER);
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(&settings.store, options).await;
+        let store: Arc<dyn Store> = Arc::new(store.expect("a new store"));
+        let pepper = MasterPepper::new(PepperId::new(1), &PEPPER).expect("32 bytes");
+        let tokens = Tokens::open(store, Clock::system(), &pepper).await;
+        let tokens = tokens.expect("a sound store");
+        let created = tokens.create("test", "one", Role::Admin, None).await;
+        created.expect("it is created");
+        (dir, settings)
+    }
+
+    fn write_pepper(settings: &ControlSettings, secret: [u8; 32]) {
+        let secret = crate::secret_file::to_hex(&secret);
+        let json = format!("{{\"id\":1,\"secret\":\"{secret}\"}}");
+        fs::write(&settings.pepper_file, json).expect("the directory is the test's");
+    }
+
+    async fn open(settings: &ControlSettings) -> Result<Data, DataError> {
+        Data::open(settings, &Clock::system(), "test").await
+    }
+
+    #[tokio::test]
+    async fn a_store_that_does_not_know_its_pepper_learns_it_once() {
+        let (_dir, settings) = former().await;
+        let data = open(&settings).await.expect("its pepper is believed");
+        let known = data.tokens.peppers();
+        assert_eq!(known.len(), 1);
+        drop(data);
+        let data = open(&settings).await.expect("it is its pepper");
+        assert_eq!(data.tokens.peppers(), known);
+        let head = data.store.head(&LogName::Control).await.expect("it reads");
+        assert_eq!(head.expect("it has a log").revision, Revision::new(2));
+        drop(data);
+
+        write_pepper(&settings, [8; 32]);
+
+        let refused = open(&settings).await;
+        assert!(
+            matches!(refused, Err(DataError::ForeignPepper { .. })),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_creation_that_fails_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut settings = ControlSettings::new(dir.path().join("new/data"));
+        // The lock of such a name can be created, and the draft of the database cannot.
+        settings.store = settings.data_dir.join("x".repeat(240));
+
+        let failed = initialize(&settings, &Clock::system()).await;
+
+        assert!(matches!(failed, Err(DataError::Store(_))), "{failed:?}");
+        assert_eq!(fs::read_dir(dir.path()).expect("it reads").count(), 0);
+        settings.store = settings.data_dir.join("relatch.db");
+        let created = initialize(&settings, &Clock::system()).await;
+        created.expect("nothing is in the way");
+    }
+}
