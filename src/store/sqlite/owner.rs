@@ -235,14 +235,18 @@ fn attempt(store: &Path, lock: &Path) -> Result<Attempt, OwnerError> {
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        // The file may have been deleted since it was opened, and its lock then excludes nobody.
-        let here = fs::symlink_metadata(lock);
-        let ours = file.metadata().map_err(failed)?;
-        if here.is_ok_and(|here| (here.dev(), here.ino()) == (ours.dev(), ours.ino())) {
+        if lies_at(&file, lock).map_err(failed)? {
             give_to_owner_of(store, &file);
             return Ok(Attempt::Taken(file));
         }
     }
+}
+
+/// Whether the file is still there. It may have been deleted since it was opened, and its lock then excludes nobody.
+fn lies_at(file: &File, lock: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    let here = fs::symlink_metadata(lock);
+    Ok(here.is_ok_and(|here| (here.dev(), here.ino()) == (ours.dev(), ours.ino())))
 }
 
 /// Root may run a command on the store of another user, who must be able to lock it afterwards.
@@ -445,11 +449,14 @@ mod tests {
     async fn a_lock_that_was_deleted_excludes_nobody_and_is_not_taken() {
         let (_dir, store) = store();
         let first = claim(&store).await.expect("it is free");
+        let opened = first.file.try_clone().expect("a descriptor is free");
+        let lock = beside(&store);
+        assert!(lies_at(&opened, &lock).expect("it is there"));
         first.discard();
-        let second = claim(&store).await.expect("it is free");
-        assert!(beside(&store).exists());
+        assert!(!lies_at(&opened, &lock).expect("it is open"));
+        let _second = claim(&store).await.expect("it is free");
+        assert!(!lies_at(&opened, &lock).expect("it is open"));
         refusal(&store).await;
-        drop(second);
     }
 
     #[tokio::test(start_paused = true)]
