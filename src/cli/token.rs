@@ -27,6 +27,8 @@ pub enum TokenCommand {
     /// List the admin tokens, ended ones too
     List,
     /// End a token at once
+    ///
+    /// The last admin token that does not expire cannot be ended: create another one first.
     End(EndArgs),
 }
 
