@@ -21,6 +21,7 @@
 pub mod accept;
 pub mod authz;
 pub mod budget;
+mod causes;
 pub mod cli;
 pub mod clock;
 pub mod config;

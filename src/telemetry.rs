@@ -6,6 +6,7 @@
 mod cache;
 pub mod check;
 pub mod export;
+mod json;
 pub mod lines;
 pub mod logs;
 pub mod metrics;

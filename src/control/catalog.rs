@@ -19,6 +19,7 @@ use super::{
     steps,
 };
 use crate::{
+    causes,
     clock::{BootTime, Clock},
     key::{
         Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Pepper, Refusal, Revision,
@@ -421,7 +422,7 @@ impl Catalog {
                     return Ok(Some((keyring, state.hash)));
                 }
                 Ok(_) => "it is of another keyring or revision".to_owned(),
-                Err(error) => error.to_string(),
+                Err(error) => causes::in_one_line(&error),
             }
         } else {
             "its format is another one".to_owned()

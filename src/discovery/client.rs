@@ -35,6 +35,7 @@ use super::{
     token::{SidecarToken, TokenFileError},
 };
 use crate::{
+    causes,
     clock::Clock,
     key::RandomError,
     proto::discovery::{
@@ -454,7 +455,7 @@ impl Link {
 
     fn closed(&self, at: usize, end: &StreamEnd) {
         self.endpoints[at].open.store(false, Ordering::Relaxed);
-        *locked(&self.endpoints[at].problem) = Some(in_words(end));
+        *locked(&self.endpoints[at].problem) = Some(causes::in_one_line(end));
     }
 
     /// What is not served, and what is after all.
@@ -513,18 +514,6 @@ impl EndpointLink {
             problem: Mutex::default(),
         }
     }
-}
-
-/// An error with its causes. Layers of a network stack repeat each other's words.
-fn in_words(error: &dyn std::error::Error) -> String {
-    let mut words = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        words.push(source.to_string());
-        cause = source.source();
-    }
-    words.dedup();
-    words.join(": ")
 }
 
 fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -14,6 +14,7 @@ use super::{
     recorder::Recorder,
 };
 use crate::{
+    causes,
     clock::{Clock, LatestWall},
     config::sidecar::{NodeSettings, SnapshotSettings},
     discovery::receiver::Receiver,
@@ -77,7 +78,7 @@ pub fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, B
     let disk = Arc::new(Disk::default());
     let contents = take(&place, &key, sidecar.node).unwrap_or_else(|refused| {
         refuse(&place, &refused);
-        disk.refused(with_sources(&refused));
+        disk.refused(causes::in_one_line(&refused));
         None
     });
     let Empty {
@@ -217,10 +218,4 @@ fn restore_keyring(
         items = versions,
         "keyring taken from the snapshot file"
     );
-}
-
-/// An error with what led to it, in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -18,6 +18,7 @@ use super::{
     write,
 };
 use crate::{
+    causes,
     clock::{BootTime, Clock, LatestWall},
     config::sidecar::NodeSettings,
     key::RandomError,
@@ -289,7 +290,7 @@ impl Keeper {
     fn failed(&mut self, error: &WriteError, is_last: bool) {
         self.file = None;
         self.place.discard();
-        self.disk.failed(error.to_string());
+        self.disk.failed(causes::in_one_line(error));
         let now = self.clock.boot();
         let is_news = |told| now.saturating_since(told) >= TELL_EVERY;
         if self.last_told.is_none_or(is_news) {

@@ -13,7 +13,10 @@ use tracing_subscriber::{
     util::{SubscriberInitExt as _, TryInitError},
 };
 
-use super::lines::{Lines, LinesGuard};
+use super::{
+    json::JsonLines,
+    lines::{Lines, LinesGuard},
+};
 use crate::config::{LogFormat, LogSettings};
 
 /// The name of our own targets.
@@ -63,11 +66,7 @@ where
         .with_target(OURS, settings.level);
     let lines = fmt::layer().with_writer(writer);
     let lines = match settings.format {
-        LogFormat::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .boxed(),
+        LogFormat::Json => lines.event_format(JsonLines).boxed(),
         // The library looks at NO_COLOR itself, unless it is told.
         LogFormat::Text if colours => lines.boxed(),
         LogFormat::Text => lines.with_ansi(false).boxed(),
@@ -128,6 +127,70 @@ mod tests {
         assert!(humantime::parse_rfc3339(timestamp).is_ok(), "{timestamp}");
         let names: Vec<_> = event.as_object().expect("an object").keys().collect();
         assert_eq!(names.len(), 6, "{names:?}");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the connection failed")]
+    struct Failed(#[source] Refused);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the server refuses")]
+    struct Refused(#[source] io::Error);
+
+    #[test]
+    fn an_error_is_logged_with_its_causes_in_both_formats() {
+        let error = Failed(Refused(io::Error::other("out of \"keys\"\n\u{9b}2J")));
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let line = written(format, LevelFilter::INFO, || {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    retry_in_ms = 300,
+                    "no stream"
+                );
+            });
+            for text in ["the connection failed", "the server refuses", "out of "] {
+                assert!(line.contains(text), "{format:?} lacks {text:?}: {line}");
+            }
+            assert!(!line.contains('\u{9b}'), "{format:?}: {line:?}");
+            if format == LogFormat::Json {
+                assert_eq!(line.lines().count(), 1, "{line}");
+                let event: Value = serde_json::from_str(&line).expect("JSON");
+                assert_eq!(
+                    event["error"],
+                    "the connection failed: the server refuses: out of \"keys\"\n\u{9b}2J"
+                );
+                assert_eq!(event["retry_in_ms"], 300);
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_field_is_json() {
+        let line = written(LogFormat::Json, LevelFilter::INFO, || {
+            tracing::info!(
+                whole = -3,
+                large = u64::MAX,
+                fraction = 0.5,
+                flag = true,
+                none = None::<u32>,
+                text = "\u{1b}[31m",
+                shown = %LevelFilter::INFO,
+                debugged = ?["a"],
+                r#type = "raw",
+                "all"
+            );
+        });
+        let event: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(event["whole"], -3);
+        assert_eq!(event["large"], u64::MAX);
+        assert_eq!(event["fraction"], 0.5);
+        assert_eq!(event["flag"], true);
+        assert_eq!(event.get("none"), None);
+        assert_eq!(event["text"], "\u{1b}[31m");
+        assert_eq!(event["shown"], "info");
+        assert_eq!(event["debugged"], "[\"a\"]");
+        assert_eq!(event["type"], "raw");
+        assert!(!line.contains('\u{1b}'), "{line:?}");
     }
 
     #[test]

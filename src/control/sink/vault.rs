@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{Delivery, redact};
 use crate::{
+    causes,
     config::vault::VaultSettings,
     key::Secret,
     outbound::{Answer, Limits, Outbound, OutboundError, OutboundUrl, Request, SetupError},
@@ -41,7 +42,7 @@ pub enum VaultError {
         error: io::Error,
     },
     /// No client can be made, most likely with the certificates of the settings.
-    #[error("cannot be called: {0}; look at `ca_file`")]
+    #[error("cannot be called: {}; look at `ca_file`", causes::in_one_line(.0))]
     Setup(SetupError),
     /// A consumer's name makes a path that leads elsewhere.
     #[error(
@@ -66,7 +67,7 @@ pub enum VaultError {
         path: PathBuf,
     },
     /// There was no answer. It may have taken the secret all the same.
-    #[error("{error}; look at the server and the way to it")]
+    #[error("{}; look at the server and the way to it", causes::in_one_line(error))]
     Unreachable {
         /// Why not.
         error: OutboundError,

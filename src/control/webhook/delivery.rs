@@ -1,10 +1,11 @@
 //! What follows from an attempt to deliver an event.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 
 use crate::{
+    causes,
     discovery::backoff::drawn,
     key::Timestamp,
     outbound::{OutboundError, UrlError},
@@ -74,7 +75,7 @@ impl Outcome {
         let mut text = match self {
             Self::Answered { status, .. } if status.is_success() => return None,
             Self::Answered { status, .. } => format!("answered with status {}", status.as_u16()),
-            Self::Failed(error) => with_causes(error),
+            Self::Failed(error) => causes::in_one_line(error),
             Self::Unusable(error) => format!("the webhook's URL is {error}"),
             Self::Removed => "the webhook was removed".to_owned(),
             Self::Behind => "the webhook is not known here yet".to_owned(),
@@ -137,17 +138,6 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     }
     let date = httpdate::parse_http_date(text).ok()?;
     Some(Timestamp::from(date).saturating_since(now))
-}
-
-fn with_causes(error: &OutboundError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

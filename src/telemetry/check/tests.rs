@@ -12,6 +12,7 @@ use opentelemetry_sdk::{
     trace::{SdkTracerProvider, SpanData, SpanExporter},
 };
 use prometheus_client::registry::Registry;
+use tracing::level_filters::LevelFilter;
 
 use super::*;
 use crate::{
@@ -21,9 +22,10 @@ use crate::{
         testing::{CONFIRMED_AT, Message, decided, keyrings, settings},
     },
     clock::ManualClock,
+    config::{LogFormat, LogSettings},
     key::{KeyRecord, RotationId, Secret, Timestamp, testing},
     keyring::Keyrings,
-    telemetry::TraceParent,
+    telemetry::{TraceParent, logs},
 };
 
 const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -290,11 +292,11 @@ fn denials_are_logged_within_a_rate_and_without_secrets() {
     let observed = Observed::new(|record| record.state = KeyState::Revoked);
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .json()
-        .with_max_level(tracing::Level::INFO)
-        .with_writer(move || writer.clone())
-        .finish();
+    let settings = LogSettings {
+        format: LogFormat::Json,
+        level: LevelFilter::INFO,
+    };
+    let subscriber = logs::subscriber(settings, move || writer.clone(), false);
     tracing::subscriber::with_default(subscriber, || {
         for _ in 0..3 {
             observed.observe(&observed.used(), SAMPLED);
@@ -313,7 +315,7 @@ fn denials_are_logged_within_a_rate_and_without_secrets() {
         ("auth.key.state", "revoked"),
         ("trace_id", "0af7651916cd43dd8448eb211c80319c"),
     ] {
-        assert_eq!(line["fields"][name], value, "{name}");
+        assert_eq!(line[name], value, "{name}");
     }
     assert_eq!(line["level"], "INFO");
     assert!(!text.contains(observed.secret.expose()));
