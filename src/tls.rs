@@ -6,7 +6,8 @@
 //! [`files`] are read into [`material`], which [`credentials`] keep current while the process runs. A [`server`] and a
 //! [`client`] make a handshake of what is current then, and say in a [`handshake`] error which side refused which
 //! [`certificate`]. [`incoming`] and [`connector`] put connections into tonic's hands, and [`turns`] bound how many
-//! handshakes are under way. An [`identity`] is who a certificate speaks for. [`dev`] makes certificates for trying
+//! handshakes are under way. An [`identity`] is who a certificate speaks for; a
+//! [`trust_domain`] says whose authorities may sign for it. [`dev`] makes certificates for trying
 //! out.
 
 mod certificate;
@@ -25,6 +26,7 @@ pub mod server;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trust_domain;
 mod turns;
 mod verifier;
 
@@ -32,6 +34,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use rustls::{crypto::CryptoProvider, pki_types::UnixTime, time_provider::TimeProvider};
 
+pub(crate) use self::trust_domain::domain_text;
 pub use self::{
     certificate::Certificate,
     client::TlsClient,
@@ -43,6 +46,7 @@ pub use self::{
     metrics::TlsMetrics,
     server::{Peer, TlsServer},
     stream::TlsStream,
+    trust_domain::{Authorities, NoTrustDomainError, ParseTrustDomainError, TrustDomain},
 };
 use crate::clock::Clock;
 

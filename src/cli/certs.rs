@@ -319,7 +319,9 @@ mod tests {
     use crate::{
         cli::{Cli, Command, output::Terminal},
         clock::Clock,
-        tls::{Certificate, Credentials, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles},
+        tls::{
+            Authorities, Certificate, Credentials, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles,
+        },
     };
 
     async fn certs(dir: &Path, args: &[&str]) -> Result<Exit, Failure> {
@@ -368,7 +370,7 @@ mod tests {
             assert_eq!(mode(&own.key) & 0o777, KEY, "{name}");
             let files = TlsFiles {
                 own: Some(own),
-                ca: Some(dir.join("ca.pem")),
+                ca: Some(Authorities::Flat(dir.join("ca.pem"))),
             };
             let (used, clock) = (TlsUse::AdminClient, Clock::system());
             let loaded = Credentials::load(used, files, clock, TlsMetrics::default());

@@ -25,7 +25,8 @@ use crate::{
     config::tls::refuse_plaintext_client,
     proto::admin::admin_client::AdminClient,
     tls::{
-        Credentials, TlsClient, TlsFiles, TlsMetrics, TlsUse, connector::Connector, files::OwnFiles,
+        Authorities, Credentials, TlsClient, TlsFiles, TlsMetrics, TlsUse, connector::Connector,
+        files::OwnFiles,
     },
 };
 
@@ -266,7 +267,7 @@ impl TlsArgs {
         };
         let files = TlsFiles {
             own,
-            ca: self.ca.clone(),
+            ca: self.ca.clone().map(Authorities::Flat),
         };
         let (used, clock) = (TlsUse::AdminClient, Clock::system());
         let credentials = Credentials::load(used, files, clock, TlsMetrics::default())

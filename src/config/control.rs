@@ -276,6 +276,7 @@ fn place_of(text: Option<&Text>) -> Location {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::Authorities;
 
     fn refusal(text: &str) -> String {
         match parse(text, "control.yaml") {
@@ -400,7 +401,10 @@ mod tests {
         assert_eq!(settings.discovery.to_string(), "0.0.0.0:9010");
         assert_eq!(settings.admin, DEFAULT_ADMIN);
         let ca = |tls: &Option<TlsFiles>| tls.as_ref().and_then(|files| files.ca.clone());
-        assert_eq!(ca(&settings.discovery_tls), Some("ca.pem".into()));
+        assert_eq!(
+            ca(&settings.discovery_tls),
+            Some(Authorities::Flat("ca.pem".into()))
+        );
         assert!(settings.admin_tls.is_some() && ca(&settings.admin_tls).is_none());
         let Admission::Rules(rules) = &settings.admission else {
             panic!("no rules: {settings:?}");
@@ -414,6 +418,90 @@ mod tests {
         assert!(
             refused.to_string().starts_with("discovery: without `tls`"),
             "{refused}"
+        );
+    }
+
+    const BUNDLES: &str = "bundles: {mesh.example: m.pem, other.example: o.pem}";
+
+    /// A file with these authorities, and rules for these identities.
+    fn with_rules(authorities: &str, identities: &[&str]) -> String {
+        let rules = identities
+            .iter()
+            .map(|identity| format!("  - {{identity: \"{identity}\", keyrings: [k]}}\n"));
+        let rules: String = rules.collect();
+        format!(
+            "data_dir: d\ndiscovery:\n  tls: {{cert: a, key: b, {authorities}}}\n  allow:\n{rules}"
+        )
+    }
+
+    #[test]
+    fn one_file_of_authorities_serves_one_trust_domain() {
+        let (mesh, others) = ("spiffe://mesh.example/a", "spiffe://other.example/ns/*");
+        let flat = "client_ca: c.pem";
+        let refused = refusal(&with_rules(flat, &[mesh, "https://x/y", mesh, others]));
+        assert_eq!(
+            refused,
+            "control.yaml:8:16: discovery.allow[3].identity: is of trust domain other.example, and discovery.allow[0] of mesh.example: \
+             `client_ca` serves one trust domain, since its authorities may sign for any; use `discovery.tls.bundles` with a file for each"
+        );
+        for admitted in [
+            &[mesh, "spiffe://mesh.example/ns/*", "https://x/y"][..],
+            &[others],
+        ] {
+            assert!(refusal(&with_rules(flat, admitted)).starts_with("accepted"));
+        }
+        assert!(refusal(&with_rules(BUNDLES, &[mesh, others])).starts_with("accepted"));
+        // Tokens are of no authority.
+        let tokens = with_rules("", &[mesh, others])
+            + "  tokens: [{file: t, identity: \"spiffe://mesh.example/a\"}]\n";
+        assert!(refusal(&tokens).starts_with("accepted"));
+    }
+
+    #[test]
+    fn a_rule_that_no_bundle_can_serve_is_refused() {
+        for unserved in [
+            "spiffe://third.example/a",
+            "https://mesh.example/a",
+            "SPIFFE://mesh.example/a",
+        ] {
+            assert_eq!(
+                refusal(&with_rules(BUNDLES, &["spiffe://mesh.example/a", unserved])),
+                "control.yaml:6:16: discovery.allow[1].identity: is of no trust domain for which `discovery.tls.bundles` names a file: \
+                 add one, or remove the rule",
+                "{unserved}"
+            );
+        }
+    }
+
+    #[test]
+    fn bundles_stand_in_the_place_of_one_file() {
+        let settings = parse(
+            &with_rules(BUNDLES, &["spiffe://mesh.example/a"]),
+            "control.yaml",
+        );
+        let tls = settings
+            .unwrap_or_else(|error| panic!("{error}"))
+            .discovery_tls;
+        let Some(Authorities::Bundles(bundles)) = tls.and_then(|tls| tls.ca) else {
+            panic!("no bundles");
+        };
+        assert_eq!(bundles.len(), 2);
+        let both = format!("client_ca: c, {BUNDLES}");
+        assert_eq!(
+            refusal(&with_rules(&both, &["spiffe://mesh.example/a"])),
+            "control.yaml:3:49: discovery.tls.bundles: has `client_ca` beside it, of which one is used: remove the other"
+        );
+        let tokens = with_rules(BUNDLES, &["spiffe://mesh.example/a"])
+            + "  tokens: [{file: t, identity: \"spiffe://mesh.example/a\"}]\n";
+        assert_eq!(
+            refusal(&tokens),
+            "control.yaml:3:35: discovery.tls.bundles: sidecars show tokens, and no certificates: remove one of the two"
+        );
+        let many: Vec<String> = (0..33).map(|at| format!("d{at}: f")).collect();
+        let many = format!("bundles: {{{}}}", many.join(", "));
+        assert!(
+            refusal(&with_rules(&many, &[]))
+                .contains("discovery.tls.bundles: has 33 entries, use at most 32")
         );
     }
 

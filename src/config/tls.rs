@@ -1,7 +1,7 @@
 //! Certificates of a channel, and where it listens.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
@@ -23,7 +23,7 @@ use crate::{
         admission::{Admission, AdmissionRule, KeyringGrant, NodePattern},
         bearers::BearerFile,
     },
-    tls::{Identity, TlsFiles, files::OwnFiles},
+    tls::{Authorities, Identity, TlsFiles, TrustDomain, domain_text, files::OwnFiles},
 };
 
 /// The side that connects.
@@ -75,6 +75,7 @@ struct RawServerTls {
     cert: Option<Text>,
     key: Option<Text>,
     client_ca: Option<Text>,
+    bundles: Option<RawBundles>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -96,11 +97,15 @@ struct RawRule {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawClientTls {
     ca: Option<Text>,
+    bundles: Option<RawBundles>,
     cert: Option<Text>,
     key: Option<Text>,
     token_file: Option<Text>,
     server_identity: Option<Text>,
 }
+
+/// Files of authorities by the names of trust domains.
+type RawBundles = Spanned<BTreeMap<String, Text>>;
 
 /// A server as it stands in the file.
 #[derive(Debug, Default)]
@@ -119,6 +124,8 @@ pub(super) struct DiscoveryParts {
 
 /// The most tokens: all files are read every two seconds, and what has more sidecars has something that issues certificates.
 const MAX_TOKENS: usize = 100;
+/// The most bundles: each is read every two seconds, and a mesh that trusts more needs a broker between.
+const MAX_BUNDLES: usize = 32;
 /// The most rules: more say that patterns would be better.
 const MAX_RULES: usize = 1_000;
 /// Why a server that takes keys or hands them out may not listen beyond this machine.
@@ -185,7 +192,7 @@ impl RawListener<RawServer> {
                 address: raw.address,
                 tls: raw
                     .tls
-                    .and_then(|tls| server_files(&tls, field, Authorities::Optional, found)),
+                    .and_then(|tls| server_files(&tls, field, ClientAuthorities::Optional, found)),
             },
         }
     }
@@ -205,10 +212,11 @@ impl RawListener<RawDiscovery> {
             }
             Some((place, Self::Full(raw))) => (place, raw),
         };
+        let identities = identities(raw.allow.as_ref());
         let admission = admission(place, raw.allow, raw.tls.is_some(), found);
         let authorities = match &raw.tokens {
-            None => Authorities::Needed("the authorities of the sidecars' certificates"),
-            Some(_) => Authorities::Unused("sidecars show tokens, and no certificates"),
+            None => ClientAuthorities::Needed("the authorities of the sidecars' certificates"),
+            Some(_) => ClientAuthorities::Unused("sidecars show tokens, and no certificates"),
         };
         let tokens = raw.tokens.map_or_else(Vec::new, |tokens| {
             if raw.tls.is_none() {
@@ -224,6 +232,9 @@ impl RawListener<RawDiscovery> {
         let tls = raw
             .tls
             .and_then(|tls| server_files(&tls, field, authorities, found));
+        if let Some(ca) = tls.as_ref().and_then(|tls| tls.ca.as_ref()) {
+            check_domains(&identities, ca, found);
+        }
         DiscoveryParts {
             server: ServerParts {
                 address: raw.address,
@@ -294,10 +305,11 @@ impl ClientTls {
             found.path(field, text)
         };
         let raw_files = &raw.value;
+        let is_needed = raw_files.bundles.is_none();
         let ca = file(
             "ca",
             raw_files.ca.as_ref(),
-            Some("the authorities of the control plane"),
+            is_needed.then_some("the authorities of the control plane"),
         );
         let has_token = raw_files.token_file.is_some();
         let needed = |what| (!has_token).then_some(what);
@@ -317,6 +329,15 @@ impl ClientTls {
             raw_files.server_identity.as_ref(),
             str::parse,
         );
+        let flat = raw_files.ca.as_ref().map(|_| "ca");
+        let bundles = raw_files.bundles.as_ref();
+        let bundles = bundles.and_then(|bundles| read_bundles(bundles, FIELD, flat, found));
+        if let Some(bundles) = &bundles {
+            check_server_identity(raw, server_identity.as_ref(), bundles, found);
+        }
+        let ca = ca
+            .map(Authorities::Flat)
+            .or(bundles.map(Authorities::Bundles));
         let own = if has_token {
             for (name, text) in [("cert", &raw_files.cert), ("key", &raw_files.key)] {
                 if let Some(text) = text {
@@ -342,7 +363,7 @@ impl ClientTls {
 
 /// Whether a server names the authorities of its clients.
 #[derive(Clone, Copy)]
-enum Authorities {
+enum ClientAuthorities {
     Needed(&'static str),
     Optional,
     /// And why.
@@ -352,7 +373,7 @@ enum Authorities {
 fn server_files(
     raw: &Spanned<RawServerTls>,
     field: &str,
-    authorities: Authorities,
+    authorities: ClientAuthorities,
     found: &mut Findings,
 ) -> Option<TlsFiles> {
     let mut file = |name: &str, text: Option<&Text>, what: Option<&str>| {
@@ -378,18 +399,32 @@ fn server_files(
         Some("the key of its certificate"),
     );
     let needed = match authorities {
-        Authorities::Needed(what) => Some(what),
-        Authorities::Optional | Authorities::Unused(_) => None,
+        ClientAuthorities::Needed(what) => files.bundles.is_none().then_some(what),
+        ClientAuthorities::Optional | ClientAuthorities::Unused(_) => None,
     };
     let ca = file("client_ca", files.client_ca.as_ref(), needed);
-    if let (Authorities::Unused(why), Some(text)) = (authorities, &files.client_ca) {
-        let field = format!("{field}.tls.client_ca");
-        found.note(
-            text.referenced,
-            field,
-            format_args!("{why}: remove one of the two"),
-        );
+    let flat = files.client_ca.as_ref().map(|_| "client_ca");
+    let bundles = files.bundles.as_ref();
+    let parent = format!("{field}.tls");
+    let bundles_read = bundles.and_then(|bundles| read_bundles(bundles, &parent, flat, found));
+    if let ClientAuthorities::Unused(why) = authorities {
+        let places = [
+            (
+                "client_ca",
+                files.client_ca.as_ref().map(|text| text.referenced),
+            ),
+            ("bundles", bundles.map(|bundles| bundles.referenced)),
+        ];
+        for (name, place) in places {
+            if let Some(place) = place {
+                let why = format_args!("{why}: remove one of the two");
+                found.note(place, format!("{parent}.{name}"), why);
+            }
+        }
     }
+    let ca = ca
+        .map(Authorities::Flat)
+        .or(bundles_read.map(Authorities::Bundles));
     Some(TlsFiles {
         own: Some(OwnFiles {
             cert: cert?,
@@ -397,6 +432,118 @@ fn server_files(
         }),
         ca,
     })
+}
+
+/// The file of each trust domain, beside `flat`, the field with authorities for all; none when something was noted.
+fn read_bundles(
+    raw: &RawBundles,
+    parent: &str,
+    flat: Option<&str>,
+    found: &mut Findings,
+) -> Option<BTreeMap<TrustDomain, PathBuf>> {
+    let field = format!("{parent}.bundles");
+    let problem = if let Some(flat) = flat {
+        format!("has `{flat}` beside it, of which one is used: remove the other")
+    } else if raw.value.is_empty() {
+        "is empty, name the authorities of each trust domain, such as { mesh.example: mesh.pem }"
+            .to_owned()
+    } else if raw.value.len() > MAX_BUNDLES {
+        let entries = raw.value.len();
+        format!("has {entries} entries, use at most {MAX_BUNDLES}")
+    } else {
+        let mut bundles = BTreeMap::new();
+        for (name, path) in &raw.value {
+            let field = format!("{field}.{name}");
+            let domain = name.parse();
+            if let Err(error) = &domain {
+                found.note(path.referenced, &field, error);
+            }
+            bundles.extend(domain.ok().zip(found.path(field, Some(path))));
+        }
+        return (bundles.len() == raw.value.len()).then_some(bundles);
+    };
+    found.note(raw.referenced, field, problem);
+    None
+}
+
+/// A server that may be of several trust domains has to be named: else whoever is an authority of one of them could stand in
+/// for it.
+fn check_server_identity(
+    raw: &Spanned<RawClientTls>,
+    expected: Option<&Identity>,
+    bundles: &BTreeMap<TrustDomain, PathBuf>,
+    found: &mut Findings,
+) {
+    const FIELD: &str = "control.tls.server_identity";
+    let given = raw.value.server_identity.as_ref();
+    match (given, expected.map(TrustDomain::of)) {
+        (Some(_), Some(Ok(domain))) if bundles.contains_key(&domain) => {}
+        (Some(given), Some(Ok(domain))) => {
+            let why = format!("is of trust domain {domain}, for which `bundles` names no file");
+            found.note(given.referenced, FIELD, why);
+        }
+        (Some(given), Some(Err(_))) => {
+            let why = "is judged by `bundles`: use a SPIFFE ID, such as spiffe://mesh.example/control";
+            found.note(given.referenced, FIELD, why);
+        }
+        // It was noted that it cannot be parsed.
+        (Some(_), None) => {}
+        (None, _) if bundles.len() < 2 => {}
+        (None, _) => found.note(
+            raw.referenced,
+            FIELD,
+            "is missing: with the bundles of several trust domains, name the identity of the control plane, \
+             such as spiffe://mesh.example/control",
+        ),
+    }
+}
+
+/// The identities of rules, with the place of each in the list.
+fn identities(allow: Option<&Spanned<Vec<Spanned<RawRule>>>>) -> Vec<(usize, Text)> {
+    let rules = allow.map_or(&[][..], |allow| &allow.value);
+    let rules = rules.iter().take(MAX_RULES).enumerate();
+    let identities = rules.filter_map(|(at, rule)| Some((at, rule.value.identity.clone()?)));
+    identities.collect()
+}
+
+/// Refuses rules that the authorities cannot tell apart, or can never serve. All of one file may sign for every trust
+/// domain: with rules for two, those of one could make an identity of the other.
+fn check_domains(
+    identities: &[(usize, Text)],
+    authorities: &Authorities<PathBuf>,
+    found: &mut Findings,
+) {
+    let named = |identity: &Text| domain_text(&identity.value).map(str::to_owned);
+    let field = |at: usize| format!("discovery.allow[{at}].identity");
+    match authorities {
+        Authorities::Flat(_) => {
+            let mut rules = identities
+                .iter()
+                .filter_map(|(at, identity)| Some((*at, identity, named(identity)?)));
+            let Some((first_at, _, first)) = rules.next() else {
+                return;
+            };
+            for (at, identity, other) in rules.filter(|(_, _, domain)| *domain != first) {
+                let why = format!(
+                    "is of trust domain {other}, and discovery.allow[{first_at}] of {first}: `client_ca` serves one trust \
+                     domain, since its authorities may sign for any; use `discovery.tls.bundles` with a file for each"
+                );
+                found.note(identity.referenced, field(at), why);
+            }
+        }
+        Authorities::Bundles(bundles) => {
+            for (at, identity) in identities {
+                let domain = named(identity).unwrap_or_default();
+                let is_served = |domain: TrustDomain| bundles.contains_key(&domain);
+                let is_exact = identity.value.starts_with("spiffe://");
+                if !(is_exact && domain.parse().is_ok_and(is_served)) {
+                    let why = "is of no trust domain for which `discovery.tls.bundles` names a file: add one, or remove \
+                               the rule";
+                    found.note(identity.referenced, field(*at), why);
+                }
+            }
+        }
+    }
 }
 
 fn bearer_files(

@@ -3,8 +3,8 @@
 //! Files are read every few seconds and compared by their content: that holds for files that are replaced, for files
 //! that are written in place, and for the links that Kubernetes turns over, without relying on times or notifications.
 //! What does not fit, a key of another certificate or a file that is half written, is not taken: what was in use stays
-//! in use, and the files are looked at again. What is taken holds for the handshakes that follow; connections that are
-//! open go on.
+//! in use, and the files are looked at again. A bundle of a trust domain that does not fit keeps out nothing but itself.
+//! What is taken holds for the handshakes that follow; connections that are open go on.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Certificate, TlsError, TlsFiles, TlsMetrics, TlsUse,
     files::{Content, Fingerprint},
-    material::Material,
+    material::{Material, Parsed},
 };
 use crate::{clock::Clock, key::Timestamp};
 
@@ -35,9 +35,10 @@ pub struct Credentials {
 /// What was found at the last look.
 #[derive(Debug)]
 struct Seen {
-    taken: Fingerprint,
+    /// None when not all that was found could be taken.
+    taken: Option<Fingerprint>,
     /// What was refused and why, so that it is told once.
-    refused: Option<(Option<Fingerprint>, String)>,
+    refused: Option<(Option<Fingerprint>, Vec<String>)>,
     /// Whether it was told that the certificate ends soon.
     warned: bool,
 }
@@ -62,7 +63,9 @@ impl Credentials {
         metrics: TlsMetrics,
     ) -> Result<Arc<Self>, TlsError> {
         let content = files.read()?;
-        let material = Material::parse(&content, &files)?;
+        let taken = Some(content.fingerprint());
+        // Nothing was in use before, so that any problem is an error.
+        let Parsed { material, .. } = Material::parse(content, &files, None)?;
         if let Err(error) = material.check_validity(&files, clock.wall()) {
             tracing::error!(
                 tls.use = %used,
@@ -73,7 +76,7 @@ impl Credentials {
         let credentials = Self {
             used,
             seen: Mutex::new(Seen {
-                taken: content.fingerprint(),
+                taken,
                 refused: None,
                 warned: false,
             }),
@@ -112,25 +115,16 @@ impl Credentials {
         match self.files.read() {
             Ok(content) => {
                 let found = content.fingerprint();
-                if found == seen.taken {
+                if seen.taken == Some(found) {
                     seen.refused = None;
                 } else {
-                    match self.parse(&content) {
-                        Ok(material) => {
-                            self.current.store(Arc::new(material));
-                            *seen = Seen {
-                                taken: found,
-                                refused: None,
-                                warned: false,
-                            };
-                            self.metrics.reloaded(self.used, true);
-                            self.tell();
-                        }
-                        Err(error) => self.refuse(&mut seen, Some(found), &error),
+                    match self.parse(content) {
+                        Ok(parsed) => self.take(&mut seen, found, parsed),
+                        Err(error) => self.refuse(&mut seen, Some(found), &[error]),
                     }
                 }
             }
-            Err(error) => self.refuse(&mut seen, None, &error),
+            Err(error) => self.refuse(&mut seen, None, &[error]),
         }
         self.warn(&mut seen);
     }
@@ -161,24 +155,45 @@ impl Credentials {
     }
 
     /// What becomes current next has to be valid, too: what was in use may be.
-    fn parse(&self, content: &Content) -> Result<Material, TlsError> {
-        let material = Material::parse(content, &self.files)?;
+    fn parse(&self, content: Content) -> Result<Parsed, TlsError> {
+        let parsed = Material::parse(content, &self.files, Some(&self.current.load()))?;
+        let material = &parsed.material;
         material.check_validity(&self.files, self.clock.wall())?;
-        Ok(material)
+        Ok(parsed)
     }
 
-    fn refuse(&self, seen: &mut Seen, found: Option<Fingerprint>, error: &TlsError) {
-        let refused = (found, error.to_string());
+    /// Takes what the files held, as far as it can be used.
+    fn take(&self, seen: &mut Seen, found: Fingerprint, parsed: Parsed) {
+        let Parsed { material, problems } = parsed;
+        if problems.is_empty() {
+            seen.taken = Some(found);
+            seen.refused = None;
+        } else {
+            seen.taken = None;
+            self.refuse(seen, Some(found), &problems);
+        }
+        if !material.is_same(&self.current.load()) {
+            self.current.store(Arc::new(material));
+            seen.warned = false;
+            self.metrics.reloaded(self.used, true);
+            self.tell();
+        }
+    }
+
+    fn refuse(&self, seen: &mut Seen, found: Option<Fingerprint>, problems: &[TlsError]) {
+        let refused = (found, problems.iter().map(ToString::to_string).collect());
         if seen.refused.as_ref() == Some(&refused) {
             return;
         }
         seen.refused = Some(refused);
         self.metrics.reloaded(self.used, false);
-        tracing::error!(
-            tls.use = %self.used,
-            error = error as &dyn std::error::Error,
-            "the certificate files have changed and are not used; what they held before stays in use"
-        );
+        for problem in problems {
+            tracing::error!(
+                tls.use = %self.used,
+                error = problem as &dyn std::error::Error,
+                "a certificate file has changed and is not used; what it held before stays in use"
+            );
+        }
     }
 
     fn tell(&self) {

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::Certificate;
+use super::{Certificate, TrustDomain};
 use crate::key::Timestamp;
 
 /// Certificates, keys or authorities cannot be used as they are. Its text names the file and says what to do.
@@ -90,6 +90,18 @@ pub enum TlsError {
         path: PathBuf,
         /// Why not.
         source: rustls::Error,
+    },
+    /// Two trust domains have one authority, which could sign for both.
+    #[error("{}: holds an authority that the bundle of {other} ({}) holds, too, so that it could sign for both: {authority}; give each trust domain authorities of its own", path.display(), other_path.display())]
+    SharedAuthority {
+        /// One file.
+        path: PathBuf,
+        /// The other trust domain.
+        other: TrustDomain,
+        /// Its file.
+        other_path: PathBuf,
+        /// What the authority says of itself.
+        authority: Box<Certificate>,
     },
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]

@@ -10,7 +10,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::TlsError;
+use super::{Authorities, TlsError};
 
 /// Where a side's own certificate is, and whom it trusts. PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct TlsFiles {
     /// Its certificate with those between it and the authority, and its private key.
     pub own: Option<OwnFiles>,
     /// The authorities whose certificates are trusted; none: those of the system for a client, nobody for a server.
-    pub ca: Option<PathBuf>,
+    pub ca: Option<Authorities<PathBuf>>,
 }
 
 /// A certificate and its private key.
@@ -34,13 +34,20 @@ pub struct OwnFiles {
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) own: Option<OwnContent>,
-    pub(super) ca: Option<Vec<u8>>,
+    pub(super) ca: Option<Authorities<AuthorityContent>>,
 }
 
 #[derive(Debug)]
 pub(super) struct OwnContent {
     pub(super) cert: Vec<u8>,
     pub(super) key: Zeroizing<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub(super) struct AuthorityContent {
+    pub(super) path: PathBuf,
+    /// Only of a bundle it may be an error: a trust domain whose bundle cannot be read holds up no other.
+    pub(super) pem: Result<Vec<u8>, TlsError>,
 }
 
 /// Tells one content from another.
@@ -51,6 +58,8 @@ const MAX_FILE: u64 = 1 << 20;
 /// What everybody may do with a file. The group may read a key: so does Kubernetes mount secrets for a user that is not
 /// root (`fsGroup`).
 const OTHERS: u32 = 0o007;
+/// The place of a file that cannot be read, in the fingerprint of them all. No content has it.
+const UNREADABLE: Fingerprint = [0; 32];
 
 impl TlsFiles {
     /// Reads all of them.
@@ -67,30 +76,55 @@ impl TlsFiles {
             let (cert, _) = read(&files.cert)?;
             Ok(OwnContent { cert, key })
         });
-        let ca = self.ca.as_ref().map(|path| read(path));
+        let own = own.transpose()?;
+        let ca = self.ca.as_ref().map(|ca| {
+            ca.as_ref().try_map(|domain, path| {
+                let path = path.clone();
+                let pem = match read(&path) {
+                    Ok((pem, _)) => Ok(pem),
+                    Err(error) if domain.is_some() => Err(error),
+                    Err(error) => return Err(error),
+                };
+                Ok(AuthorityContent { path, pem })
+            })
+        });
         Ok(Content {
-            own: own.transpose()?,
-            ca: ca.transpose()?.map(|(pem, _)| pem),
+            own,
+            ca: ca.transpose()?,
         })
     }
 }
 
 impl Content {
     pub(super) fn fingerprint(&self) -> Fingerprint {
-        let own = self.own.as_ref();
-        let parts = [
-            own.map(|own| own.cert.as_slice()),
-            own.map(|own| own.key.as_slice()),
-            self.ca.as_deref(),
-        ];
-        let mut hash = Sha256::new();
-        for part in parts {
-            let part = part.unwrap_or_default();
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        hash.finalize().into()
+        let own = self.own.iter().map(|own| Some(own.fingerprint()));
+        let authorities = self.ca.iter().flat_map(|ca| ca.iter());
+        let authorities = authorities.map(|(_, content)| {
+            let pem = content.pem.as_ref().ok();
+            pem.map(|pem| fingerprint(&[pem]))
+        });
+        let parts: Vec<Fingerprint> = own
+            .chain(authorities)
+            .map(|part| part.unwrap_or(UNREADABLE))
+            .collect();
+        let parts: Vec<&[u8]> = parts.iter().map(<[u8; 32]>::as_slice).collect();
+        fingerprint(&parts)
     }
+}
+
+impl OwnContent {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        fingerprint(&[&self.cert, &self.key])
+    }
+}
+
+pub(super) fn fingerprint(parts: &[&[u8]]) -> Fingerprint {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
 }
 
 fn read(path: &Path) -> Result<(Vec<u8>, u32), TlsError> {

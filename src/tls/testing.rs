@@ -14,7 +14,7 @@ use rcgen::{
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
-use super::{Credentials, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles};
+use super::{Authorities, Credentials, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles};
 use crate::clock::Clock;
 
 /// An authority that signs whatever it is asked to.
@@ -56,6 +56,19 @@ impl Authority {
         let certificate = params.self_signed(&key).expect("a certificate");
         Self {
             pem: certificate.pem(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// An authority whose certificate this one has signed.
+    pub(crate) fn intermediate(&self, name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = common_name(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer);
+        Self {
+            pem: certificate.expect("a certificate").pem(),
             issuer: Issuer::new(params, key),
         }
     }
@@ -129,6 +142,12 @@ impl Leaf {
 }
 
 impl Issued {
+    /// The same, shown with more certificates.
+    pub(crate) fn with(mut self, pem: &str) -> Self {
+        self.cert.push_str(pem);
+        self
+    }
+
     pub(crate) fn der(&self) -> &[u8] {
         &self.der
     }
@@ -167,9 +186,35 @@ impl Files {
         own: Option<&Issued>,
         ca: Option<&Authority>,
     ) -> Arc<Credentials> {
+        let authorities =
+            ca.map(|ca| Authorities::Flat(self.write(&format!("{used}-ca.pem"), ca.pem())));
+        self.load(used, own, authorities)
+    }
+
+    /// The same, where each trust domain has a bundle, which is written to `NAME.bundle.pem`.
+    pub(crate) fn with_bundles(
+        &self,
+        used: TlsUse,
+        own: &Issued,
+        bundles: &[(&str, &Authority)],
+    ) -> Arc<Credentials> {
+        let bundles = bundles.iter().map(|(name, ca)| {
+            let path = self.write(&format!("{name}.bundle.pem"), ca.pem());
+            (name.parse().expect("a trust domain"), path)
+        });
+        let bundles = Authorities::Bundles(bundles.collect());
+        self.load(used, Some(own), Some(bundles))
+    }
+
+    fn load(
+        &self,
+        used: TlsUse,
+        own: Option<&Issued>,
+        ca: Option<Authorities<PathBuf>>,
+    ) -> Arc<Credentials> {
         let files = TlsFiles {
             own: own.map(|issued| self.pair(used.as_str(), issued)),
-            ca: ca.map(|ca| self.write(&format!("{used}-ca.pem"), ca.pem())),
+            ca,
         };
         Credentials::load(used, files, Clock::system(), TlsMetrics::default())
             .unwrap_or_else(|error| panic!("{error}"))

@@ -319,6 +319,134 @@ async fn a_client_that_speaks_for_nobody_or_for_two_is_refused() {
     }
 }
 
+/// The bundles of two trust domains.
+fn bundles(mesh: &Mesh) -> [(&'static str, &Authority); 2] {
+    [("mesh.example", &mesh.ca), ("other.example", &mesh.other)]
+}
+
+#[tokio::test]
+async fn a_client_is_judged_by_the_bundle_of_its_own_trust_domain_alone() {
+    let mesh = Mesh::new();
+    let server = mesh.files.with_bundles(
+        TlsUse::DiscoveryServer,
+        &mesh.server_pair(),
+        &bundles(&mesh),
+    );
+    let mut world = World::start(TlsServer::new(server)).await;
+    let edge = Leaf::client("edge-1").uri(EDGE);
+    let others = Leaf::client("edge-1").uri("spiffe://other.example/relatch/edge-1");
+    let (between, between_others) = (
+        mesh.ca.intermediate("between"),
+        mesh.other.intermediate("between"),
+    );
+    for (admitted, identity) in [
+        (mesh.ca.issue(&edge), EDGE),
+        (between.issue(&edge).with(between.pem()), EDGE),
+        (
+            mesh.other.issue(&others),
+            "spiffe://other.example/relatch/edge-1",
+        ),
+    ] {
+        let client = mesh.client(Some(&admitted), &mesh.ca);
+        hello(world.connect(&client, "127.0.0.1").await.expect("TLS")).await;
+        let peer = world.end().await.expect("TLS").identity;
+        assert_eq!(peer.as_ref().map(Identity::as_str), Some(identity));
+    }
+    let unknown = "its issuer is not among the authorities that are trusted here";
+    let leaf = |uri: &str| Leaf::client("edge-1").uri(uri);
+    for (refused, why) in [
+        // The other's root for an identity of ours, on every way, and ours for one of the other.
+        (mesh.other.issue(&edge), unknown),
+        (mesh.other.issue(&edge).with(mesh.other.pem()), unknown),
+        (mesh.other.issue(&edge).with(mesh.ca.pem()), unknown),
+        (
+            between_others
+                .issue(&edge)
+                .with(between_others.pem())
+                .with(mesh.other.pem()),
+            unknown,
+        ),
+        (mesh.ca.issue(&others), unknown),
+        (
+            mesh.ca
+                .issue(&leaf("spiffe://third.example/relatch/edge-1")),
+            "there is no bundle for its trust domain third.example",
+        ),
+        (
+            mesh.ca.issue(&leaf("https://mesh.example/relatch/edge-1")),
+            "its identity https://mesh.example/relatch/edge-1 is no SPIFFE ID",
+        ),
+        (
+            mesh.ca.issue(&leaf("spiffe://MESH.example/relatch/edge-1")),
+            "is no SPIFFE ID",
+        ),
+        (mesh.ca.issue(&Leaf::client("edge-1")), "it has no URI"),
+        (
+            mesh.ca
+                .issue(&edge.uri("spiffe://other.example/relatch/edge-1")),
+            "it has 2 URIs",
+        ),
+    ] {
+        let client = mesh.client(Some(&refused), &mesh.ca);
+        let error = world.connect(&client, "127.0.0.1").await.expect_err(why);
+        let refusal = world.refusal().await;
+        assert_parts(
+            &refusal,
+            &["the certificate of the client is not accepted: ", why],
+        );
+        assert_parts(
+            &error.to_string(),
+            &["the server refuses the connection: ", "; ours is "],
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_judged_by_the_bundle_of_its_own_trust_domain_alone() {
+    let mesh = Mesh::new();
+    let client = |expected: Option<&str>| {
+        let credentials = mesh.files.with_bundles(
+            TlsUse::DiscoveryClient,
+            &mesh.client_pair(),
+            &bundles(&mesh),
+        );
+        let expected = expected.map(|identity| identity.parse().expect("an identity"));
+        TlsClient::new(credentials, expected)
+    };
+    let control = Leaf::server(&["localhost", "127.0.0.1"]).uri(CONTROL);
+    let of_other = Leaf::server(&["127.0.0.1"]).uri("spiffe://other.example/control");
+    let nobody = Leaf::server(&["127.0.0.1"]);
+    for (issued, host, why) in [
+        (mesh.ca.issue(&control), "localhost", None),
+        (
+            mesh.other.issue(&control),
+            "127.0.0.1",
+            Some("its issuer is not among the authorities that are trusted here"),
+        ),
+        (
+            mesh.other.issue(&of_other),
+            "127.0.0.1",
+            Some(
+                "its identity is spiffe://other.example/control, not spiffe://mesh.example/control",
+            ),
+        ),
+        (mesh.ca.issue(&nobody), "127.0.0.1", Some("it has no URI")),
+        // A right identity does not make it the server of another host.
+        (
+            mesh.ca.issue(&control),
+            "elsewhere.example",
+            Some("it is not for the host elsewhere.example"),
+        ),
+    ] {
+        let world = World::start(TlsServer::new(mesh.server(&issued))).await;
+        let connected = world.connect(&client(Some(CONTROL)), host).await;
+        match why {
+            None => hello(connected.expect("TLS")).await,
+            Some(why) => assert_parts(&connected.expect_err(why).to_string(), &[why]),
+        }
+    }
+}
+
 /// A client that is not ours.
 fn foreign(
     mesh: &Mesh,

@@ -1,15 +1,20 @@
 //! Judges the certificate of the other side, and keeps what it says of itself: rustls tells an error without it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    error::Error as StdError,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::{Certificate, Identity};
+use super::{Certificate, Identity, TrustDomain, provider};
 
 /// What the other side of one handshake has shown.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +35,20 @@ pub(super) struct ServerJudge {
     /// Who it has to be, beside having a certificate for its host.
     pub(super) expected: Option<Identity>,
 }
+
+/// Judges each certificate by the authorities of its own trust domain, and by no others. Which those are is read from the
+/// certificate before it is verified: a certificate that lies about its trust domain is judged by authorities that did not
+/// sign it.
+#[derive(Debug)]
+pub(super) struct DomainJudge<V: ?Sized> {
+    domains: BTreeMap<TrustDomain, Arc<V>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// Nobody here can judge a certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no bundle for its trust domain {0}")]
+struct UnknownDomain(TrustDomain);
 
 /// The server is not who it has to be.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +89,102 @@ impl ServerJudge {
             found,
             expected: expected.clone(),
         };
-        Err(CertificateError::Other(OtherError(Arc::new(wrong))).into())
+        Err(refusal(wrong))
+    }
+}
+
+impl<V: ?Sized> DomainJudge<V> {
+    pub(super) fn new(domains: BTreeMap<TrustDomain, Arc<V>>) -> Self {
+        Self {
+            domains,
+            algorithms: provider().signature_verification_algorithms,
+        }
+    }
+
+    /// Who judges a certificate.
+    fn judge_of(&self, end_entity: &CertificateDer<'_>) -> Result<&V, Error> {
+        let certificate = Certificate::read(end_entity).ok_or(CertificateError::BadEncoding)?;
+        let identity = Identity::of(&certificate).map_err(refusal)?;
+        let domain = TrustDomain::of(&identity).map_err(refusal)?;
+        match self.domains.get(&domain) {
+            Some(judge) => Ok(judge),
+            None => Err(refusal(UnknownDomain(domain))),
+        }
+    }
+}
+
+impl ClientCertVerifier for DomainJudge<dyn ClientCertVerifier> {
+    /// None: a client may show whatever it has, and the names of all authorities could fill a message.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let judge = self.judge_of(end_entity)?;
+        judge.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for DomainJudge<dyn ServerCertVerifier> {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let judge = self.judge_of(end_entity)?;
+        judge.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -155,4 +269,9 @@ impl ServerCertVerifier for ServerJudge {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
     }
+}
+
+/// An error of our own about a certificate.
+fn refusal(error: impl StdError + Send + Sync + 'static) -> Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
 }

@@ -30,6 +30,7 @@ mod status;
 mod store;
 mod tls;
 mod traffic;
+mod trust_domains;
 mod usage;
 mod webhook;
 mod writers;

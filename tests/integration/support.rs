@@ -1,5 +1,6 @@
 //! What the tests stand up: each starts on a port of its own and ends when it is dropped.
 
+pub(crate) mod authority;
 pub(crate) mod client;
 pub(crate) mod envoy;
 pub(crate) mod eventually;

@@ -3,7 +3,7 @@
 use ::http::HeaderName;
 
 use super::*;
-use crate::tls::files::OwnFiles;
+use crate::tls::{Authorities, files::OwnFiles};
 use crate::{
     authz::{Auth, HostPattern},
     config::value::LogFormat,
@@ -506,7 +506,7 @@ fn certificates_are_read() {
     let control = ClientTls {
         files: TlsFiles {
             own: own("n"),
-            ca: Some("ca.pem".into()),
+            ca: Some(Authorities::Flat("ca.pem".into())),
         },
         server_identity: "spiffe://mesh/control".parse().ok(),
         token_file: None,
@@ -567,6 +567,63 @@ fn certificates_that_are_missing_or_of_no_use_are_named() {
 }
 
 #[test]
+fn bundles_are_read_in_the_place_of_one_file_of_authorities() {
+    let own = "cert: n.pem, key: n.key";
+    let with = |tls: &str| {
+        "control: {endpoints: [\"https://a:1\"], tls: {TLS, OWN}}\nkeyrings: [{name: k}]"
+            .replace("TLS", tls)
+            .replace("OWN", own)
+    };
+    let two = "bundles: {mesh.example: m.pem, other.example: o.pem}";
+    let control = "server_identity: \"spiffe://mesh.example/control\"";
+    let read = parse(&with(&format!("{two}, {control}")), "sidecar.yaml");
+    let tls = read.unwrap_or_else(|error| panic!("{error}")).control_tls;
+    let domain = |name: &str| name.parse().expect("a trust domain");
+    let bundles = [
+        (domain("mesh.example"), "m.pem".into()),
+        (domain("other.example"), "o.pem".into()),
+    ];
+    assert_eq!(
+        tls.and_then(|tls| tls.files.ca),
+        Some(Authorities::Bundles(bundles.into()))
+    );
+    let one = parse(&with("bundles: {mesh.example: m.pem}"), "sidecar.yaml");
+    assert!(one.is_ok(), "{one:?}");
+    for (tls, expected) in [
+        (
+            "ca: a.pem, bundles: {mesh.example: m.pem}",
+            "1:65: control.tls.bundles: has `ca` beside it, of which one is used: remove the other",
+        ),
+        (
+            "bundles: {}",
+            "1:54: control.tls.bundles: is empty, name the authorities of each trust domain, such as { mesh.example: mesh.pem }",
+        ),
+        (
+            "bundles: {Mesh.example: m.pem}",
+            "1:69: control.tls.bundles.Mesh.example: a trust domain is 1 to 255 of `a-z`, `0-9`, `.`, `-` and `_`, such as mesh.example, without spiffe://",
+        ),
+        (
+            two,
+            "1:44: control.tls.server_identity: is missing: with the bundles of several trust domains, name the identity of the control plane, such as spiffe://mesh.example/control",
+        ),
+        (
+            "bundles: {other.example: o.pem}, server_identity: \"spiffe://mesh.example/control\"",
+            "1:95: control.tls.server_identity: is of trust domain mesh.example, for which `bundles` names no file",
+        ),
+        (
+            "bundles: {other.example: o.pem}, server_identity: \"https://other.example/control\"",
+            "1:95: control.tls.server_identity: is judged by `bundles`: use a SPIFFE ID, such as spiffe://mesh.example/control",
+        ),
+    ] {
+        assert_eq!(
+            refusal(&with(tls)),
+            format!("sidecar.yaml:{expected}"),
+            "{tls}"
+        );
+    }
+}
+
+#[test]
 fn a_token_stands_in_for_a_certificate() {
     let with = |tls: &str| {
         format!(
@@ -577,7 +634,8 @@ fn a_token_stands_in_for_a_certificate() {
     let tls = read.unwrap_or_else(|error| panic!("{error}")).control_tls;
     let tls = tls.expect("it is configured");
     assert_eq!(tls.token_file, Some("a.token".into()));
-    assert_eq!((tls.files.own, tls.files.ca), (None, Some("ca.pem".into())));
+    let ca = Some(Authorities::Flat("ca.pem".into()));
+    assert_eq!((tls.files.own, tls.files.ca), (None, ca));
     assert_eq!(
         refusal(&with("ca: ca.pem, token_file: a.token, key: a.key")),
         "sidecar.yaml:1:83: control.tls.key: has `token_file` beside it, of which one is shown: remove the other"

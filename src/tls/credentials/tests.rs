@@ -4,6 +4,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 
 use super::*;
 use crate::tls::{
+    Authorities,
     files::OwnFiles,
     testing::{Authority, Files, Issued, Leaf, set_mode},
 };
@@ -300,4 +301,179 @@ async fn the_files_are_looked_at_while_it_runs() {
     .expect("it is taken");
     stop.cancel();
     kept.await.expect("it ends");
+}
+
+/// One side with bundles, and what they are made of.
+struct Domains {
+    files: Files,
+    own: OwnFiles,
+    mesh: Authority,
+    other: Authority,
+}
+
+impl Domains {
+    fn new() -> Self {
+        let (files, mesh) = (Files::new(), Authority::new("mesh CA"));
+        let own = files.pair("control", &mesh.issue(&Leaf::server(&["first"])));
+        Self {
+            files,
+            own,
+            mesh,
+            other: Authority::new("other CA"),
+        }
+    }
+
+    fn bundle(&self, name: &str, pem: &str) {
+        self.files.write(&format!("{name}.pem"), pem);
+    }
+
+    fn load(&self) -> Result<Arc<Credentials>, TlsError> {
+        let bundles = ["mesh.example", "other.example"].map(|name| {
+            let domain = name.parse().expect("a trust domain");
+            (domain, self.files.path(&format!("{name}.pem")))
+        });
+        let files = TlsFiles {
+            own: Some(self.own.clone()),
+            ca: Some(Authorities::Bundles(bundles.into())),
+        };
+        let (used, clock) = (TlsUse::DiscoveryServer, Clock::system());
+        Credentials::load(used, files, clock, TlsMetrics::default())
+    }
+
+    fn loaded(&self) -> Arc<Credentials> {
+        self.bundle("mesh.example", self.mesh.pem());
+        self.bundle("other.example", self.other.pem());
+        self.load().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Whether `authority` may sign for a trust domain.
+    fn is_trusted(credentials: &Credentials, domain: &str, authority: &Authority) -> bool {
+        use rustls::pki_types::UnixTime;
+
+        let leaf = Leaf::client("edge-1").uri(&format!("spiffe://{domain}/edge-1"));
+        let issued = authority.issue(&leaf);
+        let material = credentials.current();
+        let judge = material.clients().expect("it judges");
+        let verified = judge.verify_client_cert(&issued.der().into(), &[], UnixTime::now());
+        verified.is_ok()
+    }
+
+    /// What was refused at the last look.
+    fn refused(credentials: &Credentials) -> Vec<String> {
+        let seen = credentials.lock();
+        seen.refused
+            .as_ref()
+            .map_or_else(Vec::new, |(_, problems)| problems.clone())
+    }
+}
+
+#[test]
+fn a_bundle_that_is_broken_keeps_out_nothing_but_itself() {
+    let domains = Domains::new();
+    let credentials = domains.loaded();
+    let next = Authority::new("next mesh CA");
+    for broken in ["", "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n"] {
+        domains.bundle("other.example", broken);
+        credentials.look();
+        let refused = Domains::refused(&credentials);
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert!(
+            refused[0].contains("other.example.pem: holds "),
+            "{refused:?}"
+        );
+        assert!(Domains::is_trusted(
+            &credentials,
+            "other.example",
+            &domains.other
+        ));
+    }
+    fs::remove_file(domains.files.path("other.example.pem")).expect("it is there");
+    // What else is new is used meanwhile: the bundle of ours, and our own certificate.
+    domains.bundle("mesh.example", next.pem());
+    let renewed = domains.mesh.issue(&Leaf::server(&["second"]));
+    domains.files.pair("control", &renewed);
+    credentials.look();
+    let refused = Domains::refused(&credentials);
+    assert!(
+        refused[0].contains("other.example.pem: cannot be read"),
+        "{refused:?}"
+    );
+    assert_eq!(in_use(&credentials), "second");
+    assert!(Domains::is_trusted(
+        &credentials,
+        "other.example",
+        &domains.other
+    ));
+    assert!(Domains::is_trusted(&credentials, "mesh.example", &next));
+    assert!(!Domains::is_trusted(
+        &credentials,
+        "mesh.example",
+        &domains.mesh
+    ));
+
+    let other = Authority::new("next other CA");
+    domains.bundle("other.example", other.pem());
+    credentials.look();
+    assert!(Domains::refused(&credentials).is_empty());
+    assert!(Domains::is_trusted(&credentials, "other.example", &other));
+    assert!(!Domains::is_trusted(
+        &credentials,
+        "other.example",
+        &domains.other
+    ));
+    // Back to the files that were taken first.
+    domains.bundle("mesh.example", domains.mesh.pem());
+    domains.bundle("other.example", domains.other.pem());
+    credentials.look();
+    assert!(Domains::is_trusted(
+        &credentials,
+        "mesh.example",
+        &domains.mesh
+    ));
+    assert!(!Domains::is_trusted(&credentials, "mesh.example", &next));
+}
+
+#[test]
+fn no_authority_is_of_two_trust_domains() {
+    let domains = Domains::new();
+    let credentials = domains.loaded();
+    let both = [domains.other.pem(), domains.mesh.pem()].concat();
+    domains.bundle("other.example", &both);
+    credentials.look();
+    let refused = Domains::refused(&credentials);
+    let why = "holds an authority that the bundle of mesh.example (";
+    assert!(refused[0].contains(why), "{refused:?}");
+    assert!(
+        refused[0].contains("could sign for both: CN=mesh CA"),
+        "{refused:?}"
+    );
+    assert!(!Domains::is_trusted(
+        &credentials,
+        "other.example",
+        &domains.mesh
+    ));
+    assert!(Domains::is_trusted(
+        &credentials,
+        "other.example",
+        &domains.other
+    ));
+    let at_start = domains.load().expect_err("it is of two").to_string();
+    assert!(at_start.contains(why), "{at_start}");
+}
+
+#[test]
+fn each_bundle_has_to_be_usable_at_the_start() {
+    let domains = Domains::new();
+    domains.bundle("mesh.example", domains.mesh.pem());
+    let missing = domains.load().expect_err("no file").to_string();
+    assert!(
+        missing.contains("other.example.pem: cannot be read"),
+        "{missing}"
+    );
+    domains.bundle("other.example", "");
+    let empty = domains.load().expect_err("no certificate").to_string();
+    assert!(
+        empty.contains("other.example.pem: holds no certificate in PEM"),
+        "{empty}"
+    );
 }
