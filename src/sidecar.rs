@@ -177,7 +177,7 @@ impl Sidecar {
             metrics: TlsMetrics::register(&mut registry),
             clock: clock.clone(),
         };
-        let client = start_client(settings, receiver, &clock, &certificates, shutdown)?;
+        let client = start_client(settings, receiver, &certificates, shutdown)?;
         let readiness = Readiness::default();
         let monitor = Monitor::new(
             settings.node.id.clone(),
@@ -267,7 +267,6 @@ impl Certificates {
 fn start_client(
     settings: &SidecarSettings,
     receiver: Receiver,
-    clock: &Clock,
     certificates: &Certificates,
     shutdown: &Shutdown,
 ) -> Result<Client, SidecarError> {
@@ -275,7 +274,7 @@ fn start_client(
         .control
         .iter()
         .map(|endpoint| endpoint.uri().clone());
-    let client = Client::new(node(settings), endpoints.collect(), receiver, clock.clone())?;
+    let client = Client::new(node(settings), endpoints.collect(), receiver)?;
     let Some(tls) = &settings.control_tls else {
         return Ok(client);
     };

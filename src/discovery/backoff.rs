@@ -14,9 +14,10 @@ impl Backoff {
     pub const FIRST: Duration = Duration::from_millis(100);
     /// The largest range: a control plane that is back is found within half a minute.
     pub const MAX: Duration = Duration::from_secs(30);
-    /// A stream that lived for so long ends the series of failures. One that dies sooner goes on with it, so that a
-    /// control plane that accepts and then fails is not hammered.
-    pub const STABLE_AFTER: Duration = Duration::from_mins(1);
+    /// The range of the wait after an end that is no failure, while the control plane goes on. Sidecars whose certificates
+    /// were issued together lose them in the same second: a thousand handshakes, at about a millisecond of a processor each,
+    /// take a second, and all who wait that long still answer checks.
+    pub const PLANNED: Duration = Duration::from_secs(1);
 
     /// The wait after one more failure, uniform in `(0, range]`; `random` is uniform.
     #[must_use]
@@ -28,11 +29,9 @@ impl Backoff {
         drawn(range, random)
     }
 
-    /// Notes how long a stream lived.
-    pub fn connected_for(&mut self, lifetime: Duration) {
-        if lifetime >= Self::STABLE_AFTER {
-            self.failures = 0;
-        }
+    /// Ends the series of failures.
+    pub const fn reset(&mut self) {
+        self.failures = 0;
     }
 }
 
@@ -71,12 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_stable_stream_ends_the_series() {
+    fn a_reset_ends_the_series() {
         let mut backoff = Backoff::default();
         let _ = (backoff.next(0), backoff.next(0));
-        backoff.connected_for(Duration::from_secs(59));
         assert_eq!(backoff.next(u32::MAX), Duration::from_millis(400));
-        backoff.connected_for(Backoff::STABLE_AFTER);
+        backoff.reset();
         assert_eq!(backoff.next(u32::MAX), Backoff::FIRST);
     }
 

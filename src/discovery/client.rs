@@ -29,14 +29,13 @@ use tonic::{
 };
 
 use super::{
-    backoff::{Backoff, random},
-    receiver::{Leave, Outcome, Receiver},
+    backoff::{Backoff, drawn, random},
+    receiver::{DrainReason, Leave, Outcome, Receiver},
     reporter::ReportProgress,
     token::{SidecarToken, TokenFileError},
 };
 use crate::{
     causes,
-    clock::Clock,
     key::RandomError,
     proto::discovery::{
         self as wire, control_message, keyring_discovery_client::KeyringDiscoveryClient,
@@ -56,7 +55,6 @@ pub struct Client {
     /// What is shown to a control plane in the place of a certificate.
     token_file: Option<PathBuf>,
     receiver: Receiver,
-    clock: Clock,
     link: Arc<Link>,
 }
 
@@ -108,6 +106,14 @@ enum StreamEnd {
     Shutdown,
 }
 
+/// What follows the end of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Next {
+    wait: Duration,
+    /// Whether the control plane that ended the stream is to serve the next one.
+    is_same_endpoint: bool,
+}
+
 /// A connection that takes longer is taken for dead and the next endpoint is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same of a control plane that takes the connection and then does not answer.
@@ -141,7 +147,6 @@ impl Client {
         node: wire::Node,
         endpoints: Vec<Uri>,
         receiver: Receiver,
-        clock: Clock,
     ) -> Result<Self, RandomError> {
         let link = Arc::new(Link {
             endpoints: endpoints.iter().map(EndpointLink::new).collect(),
@@ -158,7 +163,6 @@ impl Client {
             connector: None,
             token_file: None,
             receiver,
-            clock,
             link,
         })
     }
@@ -191,9 +195,10 @@ impl Client {
     /// says Goodbye. Without a stream it ends at once.
     pub async fn run(mut self, shutdown: CancellationToken, checks: TaskTracker) {
         let mut backoff = Backoff::default();
-        for at in (0..self.endpoints.len()).cycle() {
-            let connected_at = self.clock.boot();
+        let mut at = 0;
+        while at < self.endpoints.len() {
             let end = self.stream(at, &shutdown, &checks).await;
+            let was_of_use = self.receiver.is_answered();
             self.receiver.disconnected();
             self.link.closed(at, &end);
             if matches!(end, StreamEnd::Shutdown) {
@@ -207,26 +212,29 @@ impl Client {
                 );
                 return;
             }
-            self.link.reconnects.fetch_add(1, Ordering::Relaxed);
-            backoff.connected_for(self.clock.boot().saturating_since(connected_at));
-            let wait = match &end {
-                StreamEnd::Left(Leave::Drain {
-                    retry_after: Some(after),
-                }) => *after + backoff.next(random()),
-                StreamEnd::Transport(_)
-                | StreamEnd::Status(_)
-                | StreamEnd::Closed
-                | StreamEnd::Silent
-                | StreamEnd::Token(_)
-                | StreamEnd::Left(_)
-                | StreamEnd::Shutdown => backoff.next(random()),
-            };
-            tracing::warn!(
-                endpoint = %self.endpoints[at],
-                error = &end as &dyn std::error::Error,
-                retry_in_ms = wait.as_millis(),
-                "no stream to the control plane; checks go on with what is held"
-            );
+            let Next {
+                wait,
+                is_same_endpoint,
+            } = end.next(was_of_use, &mut backoff, random());
+            if let StreamEnd::Left(reason @ Leave::Drain { .. }) = &end {
+                tracing::info!(
+                    endpoint = %self.endpoints[at],
+                    %reason,
+                    retry_in_ms = wait.as_millis(),
+                    "the stream to the control plane ended as planned; checks go on with what is held"
+                );
+            } else {
+                self.link.reconnects.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    endpoint = %self.endpoints[at],
+                    error = &end as &dyn std::error::Error,
+                    retry_in_ms = wait.as_millis(),
+                    "no stream to the control plane; checks go on with what is held"
+                );
+            }
+            if !is_same_endpoint {
+                at = (at + 1) % self.endpoints.len();
+            }
             tokio::select! {
                 () = sleep(wait) => {}
                 () = shutdown.cancelled() => return,
@@ -426,6 +434,40 @@ impl Client {
     }
 }
 
+impl StreamEnd {
+    /// What follows this end. A stream that was of use ends the series of failures, however long it lived; one that was not
+    /// goes on with it, so that a control plane that accepts streams and then fails is not hammered. `random` is uniform.
+    fn next(&self, was_of_use: bool, backoff: &mut Backoff, random: u32) -> Next {
+        if was_of_use {
+            backoff.reset();
+        }
+        let elsewhere = |wait| Next {
+            wait,
+            is_same_endpoint: false,
+        };
+        match self {
+            Self::Left(Leave::Drain {
+                reason: DrainReason::CertificateExpired,
+                ..
+            }) => Next {
+                wait: drawn(Backoff::PLANNED, random),
+                is_same_endpoint: true,
+            },
+            Self::Left(Leave::Drain {
+                reason: DrainReason::Stopping | DrainReason::Unspecified,
+                retry_after,
+            }) => elsewhere(retry_after.unwrap_or_default() + backoff.next(random)),
+            Self::Transport(_)
+            | Self::Status(_)
+            | Self::Closed
+            | Self::Silent
+            | Self::Token(_)
+            | Self::Left(Leave::Lagging { .. } | Leave::Protocol(_))
+            | Self::Shutdown => elsewhere(backoff.next(random)),
+        }
+    }
+}
+
 impl Link {
     /// The configured endpoints, and to which the stream is open.
     pub fn endpoints(&self) -> impl Iterator<Item = (&Uri, bool)> {
@@ -484,7 +526,7 @@ impl Link {
         }
     }
 
-    /// How many times a stream was lost or could not be opened.
+    /// How many times a stream was lost or could not be opened. Planned ends are not counted.
     #[must_use]
     pub fn reconnects(&self) -> u64 {
         self.reconnects.load(Ordering::Relaxed)

@@ -1,7 +1,8 @@
 //! What a sidecar does with what comes down its stream. No network: a message goes in, answers come out.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -35,6 +36,8 @@ use on_demand::Followed;
 pub struct Receiver {
     clock: Clock,
     keyrings: BTreeMap<KeyringName, Subscribed>,
+    /// The keyrings of which the open stream has brought what it has to.
+    answered: BTreeSet<KeyringName>,
     /// Woken when there is a lookup to send.
     lookups: Arc<Notify>,
     reporter: Reporter,
@@ -65,9 +68,11 @@ pub struct Outcome {
 /// Why a sidecar leaves a stream of its own accord.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Leave {
-    /// The control plane is about to stop.
-    #[error("the control plane drains its streams")]
+    /// The control plane ends the stream in order.
+    #[error("{reason}")]
     Drain {
+        /// Why.
+        reason: DrainReason,
         /// When to connect again; none to leave it to the sidecar.
         retry_after: Option<Duration>,
     },
@@ -88,6 +93,17 @@ pub enum Leave {
     Protocol(&'static str),
 }
 
+/// Why a control plane ends a stream in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainReason {
+    /// It stops.
+    Stopping,
+    /// The certificate that the stream began with has expired; the next stream can begin at once.
+    CertificateExpired,
+    /// It gives none that this version knows.
+    Unspecified,
+}
+
 impl Receiver {
     /// A receiver for `keyrings`, none of which holds anything yet.
     #[must_use]
@@ -106,6 +122,7 @@ impl Receiver {
                 .iter()
                 .map(|slot| (slot.name().clone(), subscribed(slot)))
                 .collect(),
+            answered: BTreeSet::new(),
             lookups,
             reporter,
             report: VecDeque::new(),
@@ -169,9 +186,17 @@ impl Receiver {
 
     /// The stream has ended: whoever waits for an answer is told.
     pub fn disconnected(&mut self) {
+        self.answered.clear();
         for followed in self.followed() {
             followed.follower().disconnected();
         }
+    }
+
+    /// Whether the open stream has been of use: the control plane has said of each keyring that it does not serve it, or has
+    /// brought what it has and confirmed it.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.answered.len() == self.keyrings.len()
     }
 
     /// The next lookup to send.
@@ -230,6 +255,7 @@ impl Receiver {
             Kind::Revocations(revocations) => self.revocations(revocations).map(Outcome::answer),
             Kind::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
             Kind::Drain(drain) => Err(Leave::Drain {
+                reason: drain.reason().into(),
                 retry_after: drain
                     .retry_after
                     .and_then(|after| Duration::try_from(after).ok()),
@@ -246,6 +272,7 @@ impl Receiver {
                     reason = refusal.reason,
                     "the control plane does not serve this keyring"
                 );
+                self.note_answered(&refusal.keyring);
                 Ok(Outcome::default())
             }
         }
@@ -332,12 +359,21 @@ impl Receiver {
         for pulse in heartbeat.keyrings {
             let as_of = timestamp(pulse.as_of)?;
             let confirmed_at = now.saturating_sub(sent_at.saturating_since(as_of));
-            let answer = match self.subscribed(&pulse.keyring) {
-                Some(Subscribed::Full(held)) => held.pulse(&pulse, confirmed_at, now)?,
-                Some(Subscribed::OnDemand(followed)) => followed.pulse(&pulse, confirmed_at)?,
-                None => None,
+            let (answer, is_following) = match self.subscribed(&pulse.keyring) {
+                Some(Subscribed::Full(held)) => {
+                    let answer = held.pulse(&pulse, confirmed_at, now)?;
+                    (answer, held.is_following())
+                }
+                Some(Subscribed::OnDemand(followed)) => {
+                    let answer = followed.pulse(&pulse, confirmed_at)?;
+                    (answer, followed.is_following())
+                }
+                None => (None, false),
             };
             outcome.answers.extend(answer);
+            if is_following {
+                self.note_answered(&pulse.keyring);
+            }
         }
         // One that is still being sent is sent to its end: an ack is for everything before it, too.
         if self.report.is_empty() {
@@ -361,6 +397,12 @@ impl Receiver {
         }
     }
 
+    fn note_answered(&mut self, keyring: &str) {
+        let name = keyring.parse().ok();
+        let name = name.filter(|name| self.keyrings.contains_key(name));
+        self.answered.extend(name);
+    }
+
     /// The keyring of a message; one that was not subscribed to is passed over.
     fn subscribed(&mut self, keyring: &str) -> Option<&mut Subscribed> {
         let name: KeyringName = keyring.parse().ok()?;
@@ -375,6 +417,26 @@ impl Receiver {
                 Subscribed::Full(_) => None,
                 Subscribed::OnDemand(followed) => Some(followed),
             })
+    }
+}
+
+impl From<wire::DrainReason> for DrainReason {
+    fn from(reason: wire::DrainReason) -> Self {
+        match reason {
+            wire::DrainReason::Stopping => Self::Stopping,
+            wire::DrainReason::CertificateExpired => Self::CertificateExpired,
+            wire::DrainReason::Unspecified => Self::Unspecified,
+        }
+    }
+}
+
+impl fmt::Display for DrainReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stopping => "the control plane stops",
+            Self::CertificateExpired => "the certificate that the stream began with has expired",
+            Self::Unspecified => "the control plane ends the stream",
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use tokio_stream::StreamExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::session::{Asked, MAX_LOOKUPS, Session};
+use super::session::{Asked, Drains, MAX_LOOKUPS, Session};
 use crate::{
     clock::Clock,
     control::{
@@ -209,7 +209,10 @@ impl KeyringDiscovery for DiscoveryServer {
         let subscribed = hello.subscriptions.iter();
         let subscribed = subscribed.filter_map(|subscription| subscription.keyring.parse().ok());
         let (mut reports, acks) = self.usage.stream(&member, subscribed.collect());
-        let drain = self.shutdown.child_token();
+        let drains = Drains {
+            stop: self.shutdown.clone(),
+            expired: CancellationToken::new(),
+        };
         let session = Session::new(
             Arc::clone(&self.catalog),
             &hello.subscriptions,
@@ -217,7 +220,7 @@ impl KeyringDiscovery for DiscoveryServer {
             acks,
             self.heartbeat_every,
             Arc::clone(&self.builds),
-            drain.clone(),
+            drains.clone(),
         );
         let (catalog, fleet) = (Arc::clone(&self.catalog), Arc::clone(&self.fleet));
         let usage = Arc::clone(&self.usage);
@@ -238,7 +241,7 @@ impl KeyringDiscovery for DiscoveryServer {
                         identity = %peer,
                         "the certificate of a sidecar has expired; it is to come back with its next one"
                     );
-                    drain.cancel();
+                    drains.expired.cancel();
                     let left = tokio::time::timeout(LEAVE_TIMEOUT, &mut listening).await;
                     left.unwrap_or(false)
                 }

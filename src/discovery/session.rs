@@ -44,7 +44,7 @@ pub struct Session {
     /// Bounds the snapshots that are encoded at once.
     builds: Arc<Semaphore>,
     build: Option<(usize, Build)>,
-    shutdown: CancellationToken,
+    drains: Drains,
     drained: bool,
     /// The last message was a chunk of a snapshot.
     sent_chunk: bool,
@@ -57,6 +57,15 @@ pub struct Asked {
     pub resyncs: mpsc::Receiver<wire::Resync>,
     /// To be told of a key.
     pub lookups: mpsc::Receiver<wire::Lookup>,
+}
+
+/// What ends a stream in order, which its sidecar is told.
+#[derive(Clone, Debug)]
+pub struct Drains {
+    /// The control plane stops.
+    pub stop: CancellationToken,
+    /// The certificate that the sidecar began the stream with has expired.
+    pub expired: CancellationToken,
 }
 
 /// A snapshot that is being encoded.
@@ -113,12 +122,29 @@ struct Cursor {
 /// The lookups of a stream that wait to be answered; more are dropped, and denied by their sidecar at its deadline. A
 /// control plane answers so many within a hundredth of a second, so that only one that is overwhelmed drops any.
 pub const MAX_LOOKUPS: usize = 1_024;
-/// How long a sidecar waits after a drain before it connects again: the next control plane may be starting.
+/// How long a sidecar waits after the stop of a control plane before it connects again: the next one may be starting.
 const DRAIN_RETRY_AFTER: Duration = Duration::from_millis(200);
 
+impl Drains {
+    /// What the sidecar is told, once the stream is to end.
+    fn due(&self) -> Option<wire::Drain> {
+        let (reason, retry_after) = if self.stop.is_cancelled() {
+            (wire::DrainReason::Stopping, Some(DRAIN_RETRY_AFTER))
+        } else if self.expired.is_cancelled() {
+            (wire::DrainReason::CertificateExpired, None)
+        } else {
+            return None;
+        };
+        Some(wire::Drain {
+            retry_after: retry_after.and_then(|after| after.try_into().ok()),
+            reason: reason.into(),
+        })
+    }
+}
+
 impl Session {
-    /// A session for the keyrings of a sidecar's hello, which acks its `usage`. It ends when `asked` closes or after
-    /// `shutdown`.
+    /// A session for the keyrings of a sidecar's hello, which acks its `usage`. It ends when `asked` closes, or with one of
+    /// `drains`.
     pub fn new(
         catalog: Arc<Catalog>,
         subscriptions: &[wire::Subscription],
@@ -126,7 +152,7 @@ impl Session {
         usage: watch::Receiver<u64>,
         heartbeat_every: Duration,
         builds: Arc<Semaphore>,
-        shutdown: CancellationToken,
+        drains: Drains,
     ) -> Self {
         let mut heartbeat = tokio::time::interval(heartbeat_every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -162,7 +188,7 @@ impl Session {
             heartbeat_due: false,
             builds,
             build: None,
-            shutdown,
+            drains,
             drained: false,
             sent_chunk: false,
         }
@@ -191,11 +217,9 @@ impl Session {
             if self.drained {
                 return None;
             }
-            if self.shutdown.is_cancelled() {
+            if let Some(drain) = self.drains.due() {
                 self.drained = true;
-                return Some(Kind::Drain(wire::Drain {
-                    retry_after: prost_types::Duration::try_from(DRAIN_RETRY_AFTER).ok(),
-                }));
+                return Some(Kind::Drain(drain));
             }
             self.usage.mark_unchanged();
             if self.served.has_changed().unwrap_or(false) {
@@ -214,7 +238,8 @@ impl Session {
                 () = changed(&mut self.usage) => {}
                 _ = self.heartbeat.tick() => self.heartbeat_due = true,
                 (at, snapshot) = built(&mut self.build) => self.built(at, snapshot),
-                () = self.shutdown.cancelled() => {}
+                () = self.drains.stop.cancelled() => {}
+                () = self.drains.expired.cancelled() => {}
             }
         }
     }

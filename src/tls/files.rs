@@ -98,7 +98,7 @@ impl TlsFiles {
 impl Content {
     pub(super) fn fingerprint(&self) -> Fingerprint {
         let own = self.own.iter().map(|own| Some(own.fingerprint()));
-        let authorities = self.ca.iter().flat_map(|ca| ca.iter());
+        let authorities = self.ca.iter().flat_map(Authorities::iter);
         let authorities = authorities.map(|(_, content)| {
             let pem = content.pem.as_ref().ok();
             pem.map(|pem| fingerprint(&[pem]))

@@ -100,19 +100,19 @@ impl<T> Authorities<T> {
     ///
     /// # Errors
     ///
-    /// The first of `make`.
+    /// The first of `convert`.
     pub(super) fn try_map<U, E>(
         self,
-        mut make: impl FnMut(Option<&TrustDomain>, T) -> Result<U, E>,
+        mut convert: impl FnMut(Option<&TrustDomain>, T) -> Result<U, E>,
     ) -> Result<Authorities<U>, E> {
         match self {
-            Self::Flat(flat) => make(None, flat).map(Authorities::Flat),
+            Self::Flat(flat) => convert(None, flat).map(Authorities::Flat),
             Self::Bundles(bundles) => {
-                let made = bundles.into_iter().map(|(domain, bundle)| {
-                    let made = make(Some(&domain), bundle)?;
-                    Ok((domain, made))
+                let bundles = bundles.into_iter().map(|(domain, bundle)| {
+                    let converted = convert(Some(&domain), bundle)?;
+                    Ok((domain, converted))
                 });
-                made.collect::<Result<_, _>>().map(Authorities::Bundles)
+                bundles.collect::<Result<_, _>>().map(Authorities::Bundles)
             }
         }
     }

@@ -23,6 +23,7 @@ mod policy;
 mod revocation;
 mod roles;
 mod rotation;
+mod short_lives;
 mod shutdown;
 mod snapshot;
 mod spans;

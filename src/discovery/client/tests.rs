@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::*;
 use crate::{
+    clock::Clock,
     discovery::{item, testing::settings},
     key::{Epoch, KeyId, KeyRecord, KeyState, Secret, Timestamp, VersionRef, testing},
     keyring::{Keyrings, Slot, Staleness},
@@ -84,12 +85,7 @@ impl World {
         let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
         let receiver = Receiver::new(&keyrings, Clock::system());
         let endpoint = format!("http://{address}").parse().expect("a URI");
-        let client = Client::new(
-            wire::Node::default(),
-            vec![endpoint],
-            receiver,
-            Clock::system(),
-        );
+        let client = Client::new(wire::Node::default(), vec![endpoint], receiver);
         let client = client.expect("the random source works");
         let (shutdown, checks) = (CancellationToken::new(), TaskTracker::new());
         Self {
@@ -216,6 +212,14 @@ impl Opened {
         self.tell_heartbeat();
         self.usage().await
     }
+}
+
+/// What a control plane says that goes on, when a certificate has expired.
+fn expired() -> Tell {
+    Tell::Drain(wire::Drain {
+        retry_after: None,
+        reason: wire::DrainReason::CertificateExpired.into(),
+    })
 }
 
 fn requests(usage: &wire::Usage) -> Vec<u64> {
@@ -381,4 +385,116 @@ async fn a_sidecar_without_a_stream_stops_at_once() {
     world.checks.close();
     world.shutdown.cancel();
     world.ended().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_with_its_certificate_is_replaced_at_the_same_control_plane_and_not_counted()
+ {
+    let mut world = World::start().await;
+    for _ in 0..3 {
+        let stream = world.stream(KeyState::Active).await;
+        stream.tell(expired());
+    }
+    let open = world.stream(KeyState::Active).await;
+    assert_eq!(world.link.reconnects(), 0);
+    assert_eq!(world.link.problems().collect::<Vec<_>>(), [None]);
+    // One that breaks is counted.
+    drop(open);
+    let _open = world.stream(KeyState::Active).await;
+    assert_eq!(world.link.reconnects(), 1);
+}
+
+#[test]
+fn planned_ends_wait_no_longer_than_their_jitter_however_many_there_are() {
+    let mut backoff = Backoff::default();
+    let end = StreamEnd::Left(Leave::Drain {
+        reason: DrainReason::CertificateExpired,
+        retry_after: None,
+    });
+    for _ in 0..100 {
+        let next = end.next(false, &mut backoff, u32::MAX);
+        assert_eq!(next.wait, Backoff::PLANNED);
+        assert!(next.is_same_endpoint);
+    }
+    // They are no failures: the first of those waits as the first.
+    let lost = StreamEnd::Closed.next(false, &mut backoff, u32::MAX);
+    assert_eq!(lost.wait, Backoff::FIRST);
+    assert!(!lost.is_same_endpoint);
+}
+
+#[test]
+fn a_stop_of_the_control_plane_is_spread_and_backs_off_until_a_stream_was_of_use() {
+    let mut backoff = Backoff::default();
+    let after = Duration::from_millis(200);
+    let stop = StreamEnd::Left(Leave::Drain {
+        reason: DrainReason::Stopping,
+        retry_after: Some(after),
+    });
+    let mut waits = |was_of_use| stop.next(was_of_use, &mut backoff, u32::MAX).wait;
+    assert_eq!(waits(true), after + Backoff::FIRST);
+    assert_eq!(waits(false), after + 2 * Backoff::FIRST);
+    assert_eq!(waits(true), after + Backoff::FIRST);
+}
+
+#[test]
+fn a_stream_that_was_of_use_ends_the_series_of_failures_however_short_it_was() {
+    let mut backoff = Backoff::default();
+    let mut waits = |was_of_use| {
+        let next = StreamEnd::Silent.next(was_of_use, &mut backoff, u32::MAX);
+        next.wait
+    };
+    // A control plane that takes streams and then fails.
+    for failures in 0..5 {
+        assert_eq!(waits(false), (1 << failures) * Backoff::FIRST);
+    }
+    for _ in 0..5 {
+        assert_eq!(waits(true), Backoff::FIRST);
+    }
+}
+
+#[test]
+fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
+    let other: crate::key::KeyringName = "partners".parse().expect("a name");
+    let names = [testing::keyring_name(), other.clone()];
+    let keyrings = Keyrings::new(names.map(|name| (name, Staleness::default())));
+    let mut receiver = Receiver::new(&keyrings, Clock::system());
+    let tell = |receiver: &mut Receiver, kind| {
+        let message = wire::ControlMessage { kind: Some(kind) };
+        receiver.receive(message).expect("the stream goes on");
+    };
+    let pulse = |revision| {
+        Tell::Heartbeat(wire::Heartbeat {
+            sent_at: Some(Clock::system().wall().to_wire()),
+            keyrings: vec![wire::KeyringPulse {
+                keyring: testing::keyring_name().to_string(),
+                epoch: 1,
+                revision,
+                set_digest: 0,
+                as_of: Some(Clock::system().wall().to_wire()),
+            }],
+        })
+    };
+    let empty = wire::SnapshotChunk {
+        keyring: testing::keyring_name().to_string(),
+        epoch: 1,
+        revision: 1,
+        last: true,
+        ..wire::SnapshotChunk::default()
+    };
+    let empty = prost::Message::encode_to_vec(&empty);
+    tell(&mut receiver, Tell::Settings(settings(Epoch::new(1))));
+    // Behind what there is: a snapshot is asked for.
+    tell(&mut receiver, pulse(1));
+    tell(&mut receiver, Tell::Snapshot(empty.into()));
+    let refused = wire::NotServed {
+        keyring: other.to_string(),
+        reason: "there is no such keyring".to_owned(),
+    };
+    tell(&mut receiver, Tell::NotServed(refused));
+    assert!(!receiver.is_answered(), "nothing was confirmed");
+    tell(&mut receiver, pulse(1));
+    assert!(receiver.is_answered());
+    // The next stream has to bring it anew.
+    receiver.disconnected();
+    assert!(!receiver.is_answered());
 }

@@ -341,6 +341,11 @@ impl Held {
         Ok(Some(self.resync(ResyncReason::DigestMismatch)))
     }
 
+    /// Whether it is followed by deltas: no snapshot is missing.
+    pub(super) const fn is_following(&self) -> bool {
+        !self.awaits_snapshot && self.incoming.is_none()
+    }
+
     fn resync(&mut self, reason: ResyncReason) -> wire::SidecarMessage {
         self.incoming = None;
         self.awaits_snapshot = true;

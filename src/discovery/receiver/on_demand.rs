@@ -91,6 +91,11 @@ impl Followed {
         Ok(Some(self.answer(start.epoch, start.nonce, Vec::new())))
     }
 
+    /// Whether it is followed by deltas: no start is missing.
+    pub(super) const fn is_following(&self) -> bool {
+        !self.awaits_start
+    }
+
     pub(super) fn revocations(&mut self, message: &wire::Revocations) -> wire::SidecarMessage {
         let (records, rejected) = records(&message.items);
         let revision = Revision::new(message.revision);

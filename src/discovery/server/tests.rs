@@ -152,7 +152,11 @@ async fn a_stream_ends_with_the_certificate_that_it_began_with() {
     loop {
         match next(&mut stream).await {
             Some(Told::Heartbeat(_)) => {}
-            Some(Told::Drain(_)) => break,
+            Some(Told::Drain(drain)) => {
+                assert_eq!(drain.reason(), wire::DrainReason::CertificateExpired);
+                assert_eq!(drain.retry_after, None);
+                break;
+            }
             other => panic!("no drain: {other:?}"),
         }
     }

@@ -24,6 +24,7 @@ struct Pair {
     store: Arc<dyn Store>,
     catalog: Arc<Catalog>,
     shutdown: CancellationToken,
+    expired: CancellationToken,
     /// Up to which message all usage is in the store.
     usage: watch::Sender<u64>,
 }
@@ -56,6 +57,7 @@ impl Pair {
             store,
             catalog: Arc::new(catalog.expect("an empty store")),
             shutdown: CancellationToken::new(),
+            expired: CancellationToken::new(),
             usage: watch::Sender::new(0),
         }
     }
@@ -149,7 +151,10 @@ impl Pair {
             self.usage.subscribe(),
             HEARTBEAT,
             Arc::new(Semaphore::new(1)),
-            self.shutdown.clone(),
+            Drains {
+                stop: self.shutdown.clone(),
+                expired: self.expired.clone(),
+            },
         );
         Reader {
             session,
@@ -444,8 +449,29 @@ async fn a_stream_is_drained_at_the_shutdown() {
     let pair = Pair::with_keys(1).await;
     let mut reader = pair.reader_at_head();
     pair.shutdown.cancel();
-    assert!(matches!(reader.next().await, Some(Kind::Drain(_))));
+    let drain = drained(&mut reader).await;
+    assert_eq!(drain.reason(), wire::DrainReason::Stopping);
+    assert!(drain.retry_after.is_some());
     assert_eq!(reader.next().await, None);
+}
+
+#[tokio::test]
+async fn a_stream_whose_certificate_has_expired_is_told_that_it_may_come_back_at_once() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    pair.expired.cancel();
+    let drain = drained(&mut reader).await;
+    assert_eq!(drain.reason(), wire::DrainReason::CertificateExpired);
+    assert_eq!(drain.retry_after, None);
+    assert!(reader.next().await.is_none());
+}
+
+/// What a sidecar is told that has to leave.
+async fn drained(reader: &mut Reader) -> wire::Drain {
+    match reader.next().await {
+        Some(Kind::Drain(drain)) => drain,
+        other => panic!("no drain: {other:?}"),
+    }
 }
 
 #[tokio::test]
