@@ -109,6 +109,15 @@ impl Control {
 
     /// Makes a key of [`KEYRING`], and what it needs.
     pub(super) async fn create_key(&self) -> IssuedKey {
+        self.create_key_with(&[]).await
+    }
+
+    /// As [`Self::create_key`], without waiting for sidecars that cannot answer.
+    pub(super) async fn create_key_at_once(&self) -> IssuedKey {
+        self.create_key_with(&["--no-wait"]).await
+    }
+
+    async fn create_key_with(&self, flags: &[&str]) -> IssuedKey {
         let args = [
             "key",
             "create",
@@ -118,7 +127,7 @@ impl Control {
             CONSUMER,
         ];
         let json = self
-            .json(&[&args[..], &["--create-missing"]].concat())
+            .json(&[&args[..], &["--create-missing"], flags].concat())
             .await;
         IssuedKey::from_json(&json)
     }

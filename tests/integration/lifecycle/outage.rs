@@ -35,7 +35,7 @@ async fn checks_go_on_without_a_control_plane_and_its_return_costs_no_snapshot()
     sidecar.daemon.process.signal(Signal::STOP);
     control.plane.restart().await;
     assert_eq!(self::kept(&control).await, kept);
-    let new = control.create_key().await;
+    let new = control.create_key_at_once().await;
     sidecar.daemon.process.signal(Signal::CONT);
 
     sidecar.reaches(new.revision).await;
