@@ -113,6 +113,15 @@ impl<M: SerializeMap> Visit for Fields<M> {
         self.write(field, &value);
     }
 
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.write(field, &value);
+    }
+
+    /// That of milliseconds, among others.
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.write(field, &value);
+    }
+
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.write(field, &value);
     }

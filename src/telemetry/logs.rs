@@ -170,6 +170,7 @@ mod tests {
             tracing::info!(
                 whole = -3,
                 large = u64::MAX,
+                waited_ms = std::time::Duration::from_millis(300).as_millis(),
                 fraction = 0.5,
                 flag = true,
                 none = None::<u32>,
@@ -183,6 +184,7 @@ mod tests {
         let event: Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(event["whole"], -3);
         assert_eq!(event["large"], u64::MAX);
+        assert_eq!(event["waited_ms"], 300);
         assert_eq!(event["fraction"], 0.5);
         assert_eq!(event["flag"], true);
         assert_eq!(event.get("none"), None);
