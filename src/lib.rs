@@ -32,6 +32,7 @@ pub mod http;
 pub mod key;
 pub mod keyring;
 pub mod outbound;
+mod printable;
 pub mod proto;
 pub mod readiness;
 #[cfg(test)]

@@ -199,7 +199,7 @@ impl Failure {
         }
         if let Some(hint) = &self.hint {
             let label = words::label("hint:", words::Colour::Cyan, colour);
-            let _ = writeln!(report, "{label} {hint}");
+            let _ = writeln!(report, "{label} {}", words::printable_lines(hint));
         }
         report
     }
@@ -355,6 +355,11 @@ mod tests {
             "error: cannot rotate the key\n  caused by: two\u{fffd}[2J versions\nhint: let one retire\n"
         );
         assert!(failure.report(true).starts_with("\x1b[1;31merror:\x1b[0m "));
+        let deceptive = Failure::failed("node \u{202e}1-egde").hint("see \u{2067}edge-1");
+        assert_eq!(
+            deceptive.report(false),
+            "error: node \u{fffd}1-egde\nhint: see \u{fffd}edge-1\n"
+        );
     }
 
     #[test]

@@ -136,7 +136,8 @@ impl Output {
         match self.format {
             Format::Json => self.event(view),
             Format::Table => {
-                let mut text = Zeroizing::new(view.render(now));
+                let mut text =
+                    Zeroizing::new(words::printable_lines(&view.render(now)).into_owned());
                 if let Some(secret) = view.secret() {
                     // Reserved first, so that no copy is left behind by a string that grew.
                     text.reserve_exact(secret.expose().len() + 2);
@@ -159,6 +160,8 @@ impl Output {
     ///
     /// When standard output cannot be written to.
     pub fn announce(&self, text: &str) -> Result<(), Failure> {
+        // It may hold a secret.
+        let text = Zeroizing::new(words::printable_lines(text).into_owned());
         write_out(text.as_bytes())
     }
 
@@ -333,6 +336,19 @@ mod tests {
     fn a_cell_stays_on_its_line() {
         let rows = [vec!["two\nlines".to_owned()]];
         assert_eq!(table(&["NAME"], rows), "NAME\ntwo\u{fffd}lines\n");
+    }
+
+    #[test]
+    fn no_cell_and_no_fact_turns_its_line_around() {
+        let told = "edge\u{202e}1-egde\u{2066}";
+        assert_eq!(
+            table(&["NODE"], [vec![told.to_owned()]]),
+            "NODE\nedge\u{fffd}1-egde\u{fffd}\n"
+        );
+        assert_eq!(
+            facts(&[("NODE", told.to_owned())]),
+            "NODE  edge\u{fffd}1-egde\u{fffd}\n"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::termios::tcgetwinsize;
 
-use super::{failure::Failure, output::write_out};
+use super::{failure::Failure, output::write_out, words};
 
 /// Where the block stands.
 #[derive(Debug)]
@@ -48,6 +48,7 @@ impl Screen {
     ///
     /// When standard output cannot be written to.
     pub fn show(&mut self, text: &str) -> Result<(), Failure> {
+        let text = &*words::printable_lines(text);
         let shown = if self.redraws {
             self.redrawn(text, rows())
         } else if self.begun {

@@ -1,8 +1,8 @@
 //! Words for people: lists, ages, counted nouns, and text that cannot steer a terminal.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
-use crate::key::Timestamp;
+use crate::{key::Timestamp, printable};
 
 /// The colour of a [`label`].
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +33,13 @@ pub fn label(text: &str, colour: Colour, coloured: bool) -> String {
 /// `text` with every control character replaced, so that what another party wrote stays on its line.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    printable::line(text)
+}
+
+/// The same of a text of several lines.
+#[must_use]
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
+    printable::lines(text)
 }
 
 /// `text`, or a dash when it is empty.
@@ -220,13 +224,5 @@ mod tests {
         ] {
             assert_eq!(percent(share), text);
         }
-    }
-
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(
-            printable("a\x1b[31m\nb\r\u{9b}"),
-            "a\u{fffd}[31m\u{fffd}b\u{fffd}\u{fffd}"
-        );
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         ApplyError, Epoch, KeyDigest, KeyId, MasterPepper, Pepper, PepperCheck, PepperId, Prefix,
         PresentedKey, RandomError, Refusal, Revision, Secret, Timestamp,
     },
+    printable,
     store::{EntryHash, LogName, NewEntry, Store},
 };
 
@@ -196,10 +197,10 @@ impl Tokens {
         role: Role,
         expires_in: Option<Duration>,
     ) -> Result<(Token, Secret), CommitError> {
-        if !matches!(name.len(), 1..=64) || name.chars().any(char::is_control) {
+        if !matches!(name.len(), 1..=64) || name.contains(printable::is_unsafe) {
             return Err(Refusal::Invalid {
                 field: "name",
-                problem: "give 1 to 64 bytes without control characters".to_owned(),
+                problem: "give 1 to 64 bytes without control characters and without characters that are invisible or change the direction of text".to_owned(),
             }
             .into());
         }

@@ -21,6 +21,7 @@ use super::{
     token::{Prefix, PresentedKey},
     version::{KeyVersion, NewVersion, VersionState},
 };
+use crate::printable;
 
 /// Why an operation is not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -486,12 +487,14 @@ fn check_reason(reason: &str) -> Result<(), Refusal> {
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {
-    if name.len() <= MAX_NAME_LEN && !name.chars().any(char::is_control) {
+    if name.len() <= MAX_NAME_LEN && !name.contains(printable::is_unsafe) {
         Ok(())
     } else {
         Err(Refusal::Invalid {
             field: "name",
-            problem: format!("give at most {MAX_NAME_LEN} bytes without control characters"),
+            problem: format!(
+                "give at most {MAX_NAME_LEN} bytes without control characters and without characters that are invisible or change the direction of text"
+            ),
         })
     }
 }

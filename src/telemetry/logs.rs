@@ -17,7 +17,13 @@ use super::{
     json::JsonLines,
     lines::{Lines, LinesGuard},
 };
-use crate::config::{LogFormat, LogSettings};
+use crate::{
+    config::{LogFormat, LogSettings},
+    printable,
+};
+
+/// Makes writers of text for people: other parties wrote some of it, and nothing of that may deceive the reader.
+struct ForPeople<W>(W);
 
 /// The name of our own targets.
 const OURS: &str = env!("CARGO_CRATE_NAME");
@@ -64,14 +70,40 @@ where
     let filter = Targets::new()
         .with_default(settings.level.min(LIBRARIES))
         .with_target(OURS, settings.level);
-    let lines = fmt::layer().with_writer(writer);
     let lines = match settings.format {
-        LogFormat::Json => lines.event_format(JsonLines).boxed(),
+        LogFormat::Json => fmt::layer()
+            .with_writer(writer)
+            .event_format(JsonLines)
+            .boxed(),
         // The library looks at NO_COLOR itself, unless it is told.
-        LogFormat::Text if colours => lines.boxed(),
-        LogFormat::Text => lines.with_ansi(false).boxed(),
+        LogFormat::Text if colours => fmt::layer().with_writer(ForPeople(writer)).boxed(),
+        LogFormat::Text => fmt::layer()
+            .with_writer(ForPeople(writer))
+            .with_ansi(false)
+            .boxed(),
     };
     registry().with(lines.with_filter(filter))
+}
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for ForPeople<W> {
+    type Writer = ForPeople<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        ForPeople(self.0.make_writer())
+    }
+}
+
+/// Each write is one line. Control characters stay: the library has escaped those of others, and colours are made of them.
+impl<W: io::Write> io::Write for ForPeople<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        self.0.write_all(printable::undeceptive(&text).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +236,20 @@ mod tests {
             line.ends_with(" WARN relatch::telemetry::logs::tests: stale keyring=\"payments\"\n"),
             "{line:?}"
         );
+    }
+
+    #[test]
+    fn text_of_others_does_not_turn_a_line_around_and_json_is_data() {
+        let name = "edge\u{202e}1-egde";
+        let emit = || tracing::warn!(node = %name, "{name} vanished");
+        let text = written(LogFormat::Text, LevelFilter::INFO, emit);
+        assert!(
+            text.ends_with(": edge\u{fffd}1-egde vanished node=edge\u{fffd}1-egde\n"),
+            "{text:?}"
+        );
+        let json = written(LogFormat::Json, LevelFilter::INFO, emit);
+        let event: Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(event["node"], name);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _, x509::X509Name,
 };
 
-use crate::key::Timestamp;
+use crate::{key::Timestamp, printable};
 
 /// The readable part of a certificate. Its text is for errors; whoever sent the certificate chose it, so that it is cut
 /// short and holds no control characters.
@@ -133,7 +133,7 @@ impl fmt::Display for Plain<'_> {
             return f.write_str("(no name)");
         }
         for c in self.0.chars().take(MAX_NAME) {
-            fmt::Write::write_char(f, if c.is_control() { '?' } else { c })?;
+            fmt::Write::write_char(f, if printable::is_unsafe(c) { '?' } else { c })?;
         }
         if self.0.chars().nth(MAX_NAME).is_some() {
             f.write_str("...")?;

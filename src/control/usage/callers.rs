@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::ledger::Boot;
 use crate::{
     key::{KeyringName, Timestamp, VersionRef},
+    printable,
     proto::discovery as wire,
     store::{CallersRow, UsageRow},
 };
@@ -193,8 +194,5 @@ fn top<'a>(callers: impl Iterator<Item = &'a Caller>) -> Vec<Caller> {
 
 fn plain(text: &str) -> String {
     let end = text.floor_char_boundary(MAX_TEXT);
-    text[..end]
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    printable::line(&text[..end])
 }

@@ -9,6 +9,7 @@ use crate::{
     discovery::backoff::drawn,
     key::Timestamp,
     outbound::{OutboundError, UrlError},
+    printable,
     store::{Delivery, Settled, Settlement},
 };
 
@@ -80,7 +81,7 @@ impl Outcome {
             Self::Removed => "the webhook was removed".to_owned(),
             Self::Behind => "the webhook is not known here yet".to_owned(),
         };
-        text.retain(|c| !c.is_control());
+        text.retain(|c| !printable::is_unsafe(c));
         text.truncate(text.floor_char_boundary(MAX_ERROR));
         Some(text)
     }
