@@ -28,6 +28,7 @@ pub mod config;
 pub mod control;
 pub mod core_dumps;
 pub mod discovery;
+mod duration;
 pub mod http;
 pub mod key;
 pub mod keyring;

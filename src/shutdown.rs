@@ -19,6 +19,8 @@ use futures_util::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::duration::written;
+
 /// Owns the tasks of the process and tells them to stop; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
@@ -57,7 +59,7 @@ pub enum ShutdownError {
         task: Arc<str>,
     },
     /// Some tasks had not ended in time and were cut off.
-    #[error("cut off after {}: {}", humantime::format_duration(*after), Names(tasks))]
+    #[error("cut off after {}: {}", written(*after), Names(tasks))]
     Undrained {
         /// The time that they had.
         after: Duration,

@@ -14,6 +14,7 @@ use super::{
     wire, words,
 };
 use crate::{
+    duration::written,
     key::{
         KeyId, KeyringName, OnDeadline, SinkName, Timestamp,
         policy::{ParseOnDeadlineError, ParseSinkNameError},
@@ -265,13 +266,13 @@ impl From<admin::PolicyStatus> for PolicyView {
         let policy = status.policy.unwrap_or_default();
         let duration = |value| {
             let duration = wire::duration(value)?;
-            Some(humantime::format_duration(duration).to_string())
+            Some(written(duration).to_string())
         };
         let every = wire::duration(policy.rotate_every).filter(|every| !every.is_zero());
         Self {
             keyring: status.keyring,
             key_id: Some(status.key_id).filter(|id| !id.is_empty()),
-            rotate_every: every.map(|every| humantime::format_duration(every).to_string()),
+            rotate_every: every.map(|every| written(every).to_string()),
             overlap: duration(policy.overlap),
             idle_for: duration(policy.idle_for),
             on_deadline: wire::on_deadline(policy.on_deadline),
@@ -368,8 +369,8 @@ mod tests {
         assert_eq!(
             serde_json::to_string(&PolicyView::from(status())).expect("serializable"),
             concat!(
-                r#"{"keyring":"payments","key_id":"7Qm2Xc91TbKe","rotate_every":null,"overlap":"7days","idle_for":"1day","#,
-                r#""on_deadline":"hold","rollback_for":"7days","remind_before":"2days","max_versions":3,"sink":null,"#,
+                r#"{"keyring":"payments","key_id":"7Qm2Xc91TbKe","rotate_every":null,"overlap":"7d","idle_for":"1d","#,
+                r#""on_deadline":"hold","rollback_for":"7d","remind_before":"2d","max_versions":3,"sink":null,"#,
                 r#""overridden":["overlap"],"revision":19}"#,
             )
         );
@@ -382,11 +383,11 @@ mod tests {
             "KEYRING        payments\n\
              KEY ID         7Qm2Xc91TbKe\n\
              ROTATE EVERY   never\n\
-             OVERLAP        7days  (this key's own)\n\
-             IDLE FOR       1day\n\
+             OVERLAP        7d  (this key's own)\n\
+             IDLE FOR       1d\n\
              ON DEADLINE    hold\n\
-             ROLLBACK FOR   7days\n\
-             REMIND BEFORE  2days\n\
+             ROLLBACK FOR   7d\n\
+             REMIND BEFORE  2d\n\
              MAX VERSIONS   3\n\
              SINK           none\n\
              REVISION       19\n"

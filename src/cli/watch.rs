@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::failure::{Exit, Failure};
 
+use crate::duration::written;
+
 /// Why a watched call did not come to its end.
 #[derive(Debug)]
 pub enum Stopped {
@@ -53,7 +55,7 @@ fn overdue(patience: Duration) -> Failure {
         Exit::TimedOut,
         anyhow::anyhow!(
             "the control plane said nothing within {}",
-            humantime::format_duration(patience)
+            written(patience)
         ),
     )
 }

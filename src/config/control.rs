@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     control::{admission::Admission, bearers::BearerFile},
+    duration::written,
     tls::TlsFiles,
 };
 
@@ -259,7 +260,7 @@ fn times(raw: &Raw, found: &mut Findings) -> (Duration, Duration) {
         .duration("heartbeat", raw.heartbeat.as_ref(), HEARTBEAT_BOUNDS)
         .unwrap_or(DEFAULT_HEARTBEAT);
     if lease < heartbeat * 2 {
-        let heartbeat = humantime::format_duration(heartbeat);
+        let heartbeat = written(heartbeat);
         found.note(
             place_of(raw.lease.as_ref().or(raw.heartbeat.as_ref())),
             "lease",

@@ -15,6 +15,8 @@ use serde_saphyr::{Location, Spanned};
 use super::error::{ConfigError, Problem};
 
 /// The most bytes of a file that are read: a thousand routes take a tenth of it.
+use crate::duration::written;
+
 const MAX_FILE: u64 = 1 << 20;
 
 /// How many edits a misspelled field may be away from the one that is meant: more, and a guess is noise.
@@ -142,7 +144,7 @@ impl Findings {
                 .ok()
                 .filter(within)
                 .ok_or_else(|| {
-                    let [least, most] = [bounds.0, bounds.1].map(humantime::format_duration);
+                    let [least, most] = [bounds.0, bounds.1].map(written);
                     format!("use a duration from {least} to {most}, such as \"30s\"")
                 })
         })

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     authz::{self, Notices, SettingsParts},
     budget::Rate,
+    duration::written,
     key::KeyringName,
     keyring::{Mode, Staleness},
     tls::TlsFiles,
@@ -501,7 +502,7 @@ impl RawStaleness {
                 .warn_after
                 .or(self.deny_after)
                 .map_or(Location::UNKNOWN, |text| text.referenced);
-            let deny_after = humantime::format_duration(limits.deny_after);
+            let deny_after = written(limits.deny_after);
             found.note(
                 place,
                 format_args!("{field}.warn_after"),

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     clock::BootTime,
+    duration::written,
     key::{
         KeyId, KeyState, Keyring, Lifetime, Refusal, Revision, RotationId, Secret, SinkName,
         Timestamp, VersionNumber, VersionRef, Window,
@@ -134,7 +135,7 @@ pub enum RotationError {
     #[error(transparent)]
     Commit(#[from] CommitError),
     /// Not every sidecar acked in time. A rotation was withdrawn and nothing handed out; a revocation stands.
-    #[error("{applied} of {total} sidecars have it after {waited}; missing: {missing}", applied = barrier.applied, total = barrier.total, waited = humantime::format_duration(*timeout), missing = names(barrier))]
+    #[error("{applied} of {total} sidecars have it after {waited}; missing: {missing}", applied = barrier.applied, total = barrier.total, waited = written(*timeout), missing = names(barrier))]
     TimedOut {
         /// Who is missing.
         barrier: Barrier,

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::duration::written;
+
 /// How the keys of a keyring are rotated. Stored as JSON, its durations as text such as `7days`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,8 +170,8 @@ impl RotationPolicy {
                 return Err(invalid("rotate_every", "give at least one second"));
             }
             if self.overlap >= every {
-                let overlap = humantime::format_duration(self.overlap);
-                let every = humantime::format_duration(every);
+                let overlap = written(self.overlap);
+                let every = written(every);
                 return Err(PolicyError {
                     field: "overlap",
                     problem: format!(
@@ -179,8 +181,8 @@ impl RotationPolicy {
             }
         }
         if self.idle_for > self.overlap {
-            let idle_for = humantime::format_duration(self.idle_for);
-            let overlap = humantime::format_duration(self.overlap);
+            let idle_for = written(self.idle_for);
+            let overlap = written(self.overlap);
             return Err(PolicyError {
                 field: "idle_for",
                 problem: format!(
@@ -323,11 +325,13 @@ mod duration {
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
+    use super::written;
+
     pub(super) fn serialize<S: Serializer>(
         duration: &Duration,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*duration))
+        serializer.collect_str(&written(*duration))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
@@ -457,7 +461,7 @@ mod tests {
             ..RotationPolicy::default()
         };
         let json = serde_json::to_value(&policy).expect("a policy is JSON");
-        assert_eq!(json["overlap"], "7days");
+        assert_eq!(json["overlap"], "7d");
         assert_eq!(
             serde_json::from_value::<RotationPolicy>(json).ok(),
             Some(policy)

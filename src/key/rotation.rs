@@ -22,6 +22,8 @@ use super::{
     version::{KeyVersion, VersionState},
 };
 
+use crate::duration::written;
+
 pub use left_behind::{secret_lost, settle_left_behind, staged};
 
 /// How far the rotation of a version is.
@@ -523,7 +525,7 @@ pub(super) fn old_version(
 
 /// What keeps evidence from being complete, as a clause.
 pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
-    let idle_for = humantime::format_duration(idle_for);
+    let idle_for = written(idle_for);
     match idleness {
         Idleness::Complete { since, .. } => format!("it was not used since {since}"),
         Idleness::Pending { until, since } => match since {

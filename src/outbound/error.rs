@@ -4,6 +4,8 @@ use std::{error::Error, io, time::Duration};
 
 use super::{Kind, Limits};
 
+use crate::duration::written;
+
 /// A request that was not made or not answered. Names the host, and nothing else of the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboundError {
@@ -54,7 +56,7 @@ pub enum OutboundError {
         source: rustls::Error,
     },
     /// It took too long.
-    #[error("{host} did not {} within {}", if *connecting { "take the connection" } else { "answer" }, humantime::format_duration(*after))]
+    #[error("{host} did not {} within {}", if *connecting { "take the connection" } else { "answer" }, written(*after))]
     TimedOut {
         /// The host.
         host: String,

@@ -33,6 +33,7 @@ use super::{
     relay::relay,
 };
 use crate::{
+    duration::written,
     keyring::on_demand,
     tls::{HandshakeError, TlsServer},
 };
@@ -62,7 +63,7 @@ pub(super) enum ConnectionError {
     /// Its client is dead, or frozen.
     #[error(
         "the client does not answer a ping within {}",
-        humantime::format_duration(keepalive::TIMEOUT)
+        written(keepalive::TIMEOUT)
     )]
     Dead,
     /// It broke, or what it brings is not HTTP/2.

@@ -2,7 +2,7 @@
 
 use std::{error::Error, path::PathBuf, time::Duration};
 
-use crate::key::Revision;
+use crate::{duration::written, key::Revision};
 
 use super::{Head, LogName, MAX_APPEND, MAX_ENTRY_LEN};
 
@@ -100,7 +100,7 @@ pub enum StoreError {
         detail: String,
     },
     /// Another process holds it.
-    #[error("{store} stayed locked by another process for {}: end that process or let it finish, then try again", humantime::format_duration(*waited))]
+    #[error("{store} stayed locked by another process for {}: end that process or let it finish, then try again", written(*waited))]
     Locked {
         /// Where it is.
         store: String,

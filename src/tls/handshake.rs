@@ -5,13 +5,13 @@ use std::{io, time::Duration};
 use rustls::{AlertDescription, CertificateError, Error};
 
 use super::{Certificate, IdentityError, TlsError};
-use crate::key::Timestamp;
+use crate::{duration::written, key::Timestamp};
 
 /// No connection came of a handshake. Its text is for the operator of this side.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The other side took too long.
-    #[error("the {peer} did not finish the TLS handshake within {}", humantime::format_duration(*.after))]
+    #[error("the {peer} did not finish the TLS handshake within {}", written(*.after))]
     Slow {
         /// Who.
         peer: &'static str,

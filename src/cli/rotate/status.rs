@@ -18,6 +18,7 @@ use crate::{
         wire, words,
     },
     clock::BootTime,
+    duration::written,
     key::{KeyId, OnDeadline, Timestamp},
     proto::admin,
 };
@@ -148,7 +149,7 @@ impl StatusArgs {
                         screen.leave();
                         session.output.note(&format!(
                             "the control plane cannot be reached; trying again for {}",
-                            humantime::format_duration(PATIENCE)
+                            written(PATIENCE)
                         ));
                     }
                     admin = None;

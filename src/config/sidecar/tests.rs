@@ -352,11 +352,11 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "staleness: {warn_after: 30}",
-        "3:25: staleness.warn_after: use a duration from 1s to 30days, such as \"30s\"",
+        "3:25: staleness.warn_after: use a duration from 1s to 30d, such as \"30s\"",
     ),
     (
         "staleness: {deny_after: 31days}",
-        "3:25: staleness.deny_after: use a duration from 1s to 30days, such as \"30s\"",
+        "3:25: staleness.deny_after: use a duration from 1s to 30d, such as \"30s\"",
     ),
     (
         "staleness: {warn_after: 10s, deny_after: 10s}",
@@ -409,7 +409,7 @@ const BAD_KEYRINGS: &[(&str, &str)] = &[
     ),
     (
         "{name: a, mode: on_demand, cache: {ttl: 59s}}",
-        "2:52: keyrings[0].cache.ttl: use a duration from 1m to 1day, such as \"30s\"",
+        "2:52: keyrings[0].cache.ttl: use a duration from 1m to 1d, such as \"30s\"",
     ),
     (
         "{name: a, mode: on_demand, cache: {negative_ttl: 6m}}",

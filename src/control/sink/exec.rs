@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 use super::{Delivery, redact};
 use crate::{
     config::sink::ExecSettings,
+    duration::written,
     key::{PresentedKey, Secret},
 };
 
@@ -69,7 +70,7 @@ pub enum ExecError {
     #[error(
         "{} was killed after {} {said}; find out what it waits for, or allow it a longer `timeout`",
         program.display(),
-        humantime::format_duration(*limit)
+        written(*limit)
     )]
     TimedOut {
         /// Its path.

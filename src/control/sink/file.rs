@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::Delivery;
 use crate::{
     config::sink::FileSettings,
+    duration::written,
     key::{KeyId, KeyringName},
 };
 
@@ -83,7 +84,7 @@ pub enum FileError {
         error: io::Error,
     },
     /// The file system did not answer in time; the files may still be written.
-    #[error("{} was not written within {}: look at its file system", path.display(), humantime::format_duration(*limit))]
+    #[error("{} was not written within {}: look at its file system", path.display(), written(*limit))]
     TimedOut {
         /// The directory of the settings.
         path: PathBuf,

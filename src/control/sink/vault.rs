@@ -22,6 +22,7 @@ use crate::{
     outbound::{Answer, Limits, Outbound, OutboundError, OutboundUrl, Request, SetupError},
     secret_file,
 };
+    duration::written,
 
 /// A KV version 2 mount.
 #[derive(Debug)]
@@ -93,7 +94,7 @@ pub enum VaultError {
         place: String,
     },
     /// It took too long. It may have taken the secret all the same.
-    #[error("{place} was not written within {}: look at the server", humantime::format_duration(*limit))]
+    #[error("{place} was not written within {}: look at the server", written(*limit))]
     TimedOut {
         /// Where.
         place: String,

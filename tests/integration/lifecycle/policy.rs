@@ -16,7 +16,7 @@ async fn a_key_departs_from_its_keyring_until_it_inherits_again() {
     let fresh = control.json(&of_keyring).await;
     assert_eq!(
         (&fresh["overlap"], &fresh["idle_for"], &fresh["on_deadline"]),
-        (&"7days".into(), &"1day".into(), &"hold".into())
+        (&"7d".into(), &"1d".into(), &"hold".into())
     );
     assert_eq!(
         (&fresh["rotate_every"], &fresh["sink"]),
@@ -36,7 +36,7 @@ async fn a_key_departs_from_its_keyring_until_it_inherits_again() {
     let set = control.json(&set).await;
     assert_eq!(
         (&set["overlap"], &set["idle_for"]),
-        (&"14days".into(), &"1day".into())
+        (&"14d".into(), &"1d".into())
     );
     let own = [
         "policy",
@@ -52,20 +52,20 @@ async fn a_key_departs_from_its_keyring_until_it_inherits_again() {
     let shown = control.json(&of_key).await;
     assert_eq!(
         (&shown["overlap"], &shown["idle_for"], &shown["on_deadline"]),
-        (&"14days".into(), &"3days".into(), &"extend".into())
+        (&"14d".into(), &"3d".into(), &"extend".into())
     );
     let kept = control
         .json(&["policy", "set", &key.id, "--rotate-every", "never"])
         .await;
     assert_eq!(
         (&kept["rotate_every"], &kept["idle_for"]),
-        (&json!(null), &"3days".into())
+        (&json!(null), &"3d".into())
     );
-    assert_eq!(control.json(&of_keyring).await["idle_for"], "1day");
+    assert_eq!(control.json(&of_keyring).await["idle_for"], "1d");
 
     let inherits = control.json(&["policy", "set", &key.id, "--inherit"]).await;
     assert_eq!(inherits["overridden"], json!([]));
-    assert_eq!(inherits["idle_for"], "1day");
+    assert_eq!(inherits["idle_for"], "1d");
 }
 
 #[tokio::test]
