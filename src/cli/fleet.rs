@@ -391,7 +391,7 @@ mod tests {
         );
         assert_eq!(
             GapView::from(gap()).note(),
-            "edge-9 went without its last report; what it saw used until 2026-01-01T00:00:10.000Z is not known"
+            "edge-9 went without its last report; what it saw used until 2026-01-01T00:00:10Z is not known"
         );
     }
 

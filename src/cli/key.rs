@@ -154,6 +154,8 @@ struct VersionView {
     last_used_at: Option<Timestamp>,
     /// Why it is in its state, where somebody said so.
     reason: Option<String>,
+    /// The announced end of its overlap; null: it is not retiring.
+    ends_at: Option<Timestamp>,
 }
 
 const CREATE_EXAMPLES: &str = "\
@@ -341,6 +343,7 @@ impl From<admin::KeyVersion> for VersionView {
             requests: version.requests,
             last_used_at: wire::timestamp(version.last_used_at),
             reason: Some(version.reason).filter(|reason| !reason.is_empty()),
+            ends_at: wire::timestamp(version.ends_at),
         }
     }
 }
@@ -361,18 +364,12 @@ impl View for KeyView {
             ("SOURCES", sources),
             ("REVISION", self.revision.to_string()),
         ]);
-        let titles = [
-            "VERSION",
-            "STATE",
-            "CREATED",
-            "NOT BEFORE",
-            "EXPIRES",
-            "REQUESTS",
-            "LAST USED",
-            "REASON",
-        ];
-        let versions = output::table(&titles, self.versions.iter().map(VersionView::cells));
-        format!("{facts}\n{versions}")
+        // Two tables, since one would be wider than a terminal.
+        let ends = ["VERSION", "STATE", "EXPIRES", "ENDS", "REASON"];
+        let ends = output::table(&ends, self.versions.iter().map(VersionView::ends));
+        let uses = ["VERSION", "CREATED", "NOT BEFORE", "REQUESTS", "LAST USED"];
+        let uses = output::table(&uses, self.versions.iter().map(VersionView::uses));
+        format!("{facts}\n{ends}\n{uses}")
     }
 }
 
@@ -399,16 +396,25 @@ impl Row for KeyView {
 }
 
 impl VersionView {
-    fn cells(&self) -> Vec<String> {
+    /// When it ends, by its own expiry and by its overlap, and why it has ended.
+    fn ends(&self) -> Vec<String> {
         vec![
             self.version.to_string(),
             self.state.clone(),
+            words::time(self.expires_at),
+            words::time(self.ends_at),
+            words::or_nothing(self.reason.as_deref().unwrap_or_default()),
+        ]
+    }
+
+    /// Since when it exists and is valid, and how it was used.
+    fn uses(&self) -> Vec<String> {
+        vec![
+            self.version.to_string(),
             words::time(self.created_at),
             words::time(self.not_before),
-            words::time(self.expires_at),
             words::or_nothing(&self.requests.map(|n| n.to_string()).unwrap_or_default()),
             words::time(self.last_used_at),
-            words::or_nothing(self.reason.as_deref().unwrap_or_default()),
         ]
     }
 }
@@ -439,6 +445,7 @@ mod tests {
                     reason: String::new(),
                     requests: Some(17),
                     last_used_at: at(1_767_312_000),
+                    ends_at: None,
                 },
                 admin::KeyVersion {
                     version: 2,
@@ -449,6 +456,7 @@ mod tests {
                     reason: "withdrawn".to_owned(),
                     requests: None,
                     last_used_at: None,
+                    ends_at: None,
                 },
             ],
         }
@@ -462,9 +470,9 @@ mod tests {
                 r#"{"keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","version":1,"state":"active","#,
                 r#""not_before":null,"expires_at":"2027-01-01T00:00:00.000Z","revision":18,"scopes":["read","write"],"#,
                 r#""versions":[{"version":1,"state":"active","created_at":"2026-01-01T00:00:00.000Z","not_before":null,"#,
-                r#""expires_at":"2027-01-01T00:00:00.000Z","requests":17,"last_used_at":"2026-01-02T00:00:00.000Z","reason":null},"#,
+                r#""expires_at":"2027-01-01T00:00:00.000Z","requests":17,"last_used_at":"2026-01-02T00:00:00.000Z","reason":null,"ends_at":null},"#,
                 r#"{"version":2,"state":"retired","created_at":"2026-01-01T00:00:00.000Z","not_before":null,"#,
-                r#""expires_at":null,"requests":null,"last_used_at":null,"reason":"withdrawn"}],"#,
+                r#""expires_at":null,"requests":null,"last_used_at":null,"reason":"withdrawn","ends_at":null}],"#,
                 r#""name":"batch","allowed_sources":["10.0.0.0/8"]}"#,
             )
         );
@@ -482,9 +490,15 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_shown_with_a_line_for_each_version() {
+    fn a_key_is_shown_with_the_own_expiry_of_each_version_beside_its_announced_end() {
+        let mut key = key();
+        key.versions[0].state = admin::KeyState::Retiring as i32;
+        key.versions[0].ends_at = Some(prost_types::Timestamp {
+            seconds: 1_767_830_400,
+            nanos: 0,
+        });
         assert_eq!(
-            KeyView::from(key()).render(Timestamp::from_millis(0)),
+            KeyView::from(key).render(Timestamp::from_millis(0)),
             "KEYRING   payments\n\
              CONSUMER  acme\n\
              KEY ID    7Qm2Xc91TbKe\n\
@@ -493,9 +507,13 @@ mod tests {
              SOURCES   10.0.0.0/8\n\
              REVISION  18\n\
              \n\
-             VERSION  STATE    CREATED                   NOT BEFORE  EXPIRES                   REQUESTS  LAST USED                 REASON\n\
-             1        active   2026-01-01T00:00:00.000Z  -           2027-01-01T00:00:00.000Z  17        2026-01-02T00:00:00.000Z  -\n\
-             2        retired  2026-01-01T00:00:00.000Z  -           -                         -         -                         withdrawn\n"
+             VERSION  STATE     EXPIRES               ENDS                  REASON\n\
+             1        retiring  2027-01-01T00:00:00Z  2026-01-08T00:00:00Z  -\n\
+             2        retired   -                     -                     withdrawn\n\
+             \n\
+             VERSION  CREATED               NOT BEFORE  REQUESTS  LAST USED\n\
+             1        2026-01-01T00:00:00Z  -           17        2026-01-02T00:00:00Z\n\
+             2        2026-01-01T00:00:00Z  -           -         -\n"
         );
     }
 

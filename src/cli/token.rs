@@ -257,8 +257,8 @@ mod tests {
         let list = Listing(vec![TokenView::from(token())]);
         assert_eq!(
             list.render(Timestamp::from_millis(0)),
-            "ID    NAME    ROLE    CREATED                   EXPIRES  ENDED\n\
-             tok1  deploy  issuer  2026-01-01T00:00:00.000Z  -        -\n"
+            "ID    NAME    ROLE    CREATED               EXPIRES  ENDED\n\
+             tok1  deploy  issuer  2026-01-01T00:00:00Z  -        -\n"
         );
     }
 

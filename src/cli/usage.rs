@@ -133,7 +133,11 @@ impl UsageView {
     #[must_use]
     pub fn completeness(&self, now: Timestamp) -> Vec<(&'static str, String)> {
         let complete = match self.complete_until {
-            Some(until) => format!("until {until}, {} ago", words::age(until, now)),
+            Some(until) => format!(
+                "until {}, {} ago",
+                words::time(Some(until)),
+                words::age(until, now)
+            ),
             None => "no: a sidecar has not told of any requests yet".to_owned(),
         };
         let gaps = self.gaps.iter().map(|gap| ("GAP", gap.sentence()));
@@ -239,9 +243,10 @@ impl GapView {
     fn sentence(&self) -> String {
         let at = words::time(self.until);
         match self.from {
-            Some(from) => format!(
-                "{} vanished at {at}; it has not told of requests since {from}",
-                self.node
+            Some(_) => format!(
+                "{} vanished at {at}; it has not told of requests since {}",
+                self.node,
+                words::time(self.from)
             ),
             None => format!("{} vanished at {at}; it has told of no requests", self.node),
         }
@@ -395,16 +400,16 @@ pub(super) mod tests {
             "KEYRING   payments\n\
              CONSUMER  acme\n\
              KEY ID    7Qm2Xc91TbKe\n\
-             COMPLETE  until 2026-01-01T00:00:06.000Z, 4 s ago\n\
-             GAP       edge-3 vanished at 2025-12-31T23:51:00.000Z; it has not told of requests since 2025-12-31T23:50:00.000Z\n\
+             COMPLETE  until 2026-01-01T00:00:06Z, 4 s ago\n\
+             GAP       edge-3 vanished at 2025-12-31T23:51:00Z; it has not told of requests since 2025-12-31T23:50:00Z\n\
              SILENT    edge-4: its reports are late\n\
              \n\
-             VERSION  STATE     SHARE  RATE   REQUESTS  DENIED  FIRST USED                LAST USED\n\
-             1        retiring  75%    7.5/s  1200      3       2025-12-29T09:20:00.000Z  2026-01-01T00:00:08.000Z\n\
-             2        active    25%    2.5/s  40        0       -                         -\n\
+             VERSION  STATE     SHARE  RATE   REQUESTS  DENIED  FIRST USED            LAST USED\n\
+             1        retiring  75%    7.5/s  1200      3       2025-12-29T09:20:00Z  2026-01-01T00:00:08Z\n\
+             2        active    25%    2.5/s  40        0       -                     -\n\
              \n\
              VERSION  SOURCE    USER AGENT  ROUTE               REQUESTS  LAST USED\n\
-             1        10.1.2.3  batch/2.1   api.example/orders  900       2026-01-01T00:00:08.000Z\n"
+             1        10.1.2.3  batch/2.1   api.example/orders  900       2026-01-01T00:00:08Z\n"
         );
     }
 

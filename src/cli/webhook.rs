@@ -525,9 +525,9 @@ mod tests {
         let list = Listing(vec![WebhookView::from(webhook()), all.into()]);
         assert_eq!(
             list.render(Timestamp::from_millis(0)),
-            "ID            KEYRING   CONSUMER  EVENTS                        CREATED                   URL\n\
-             4fK0pQz81LmN  payments  acme      rotation.started key.revoked  2026-01-01T00:00:00.000Z  https://hooks.example.com/t0ken\n\
-             7Qm2Xc91TbKe  payments  all       all                           2026-01-01T00:00:00.000Z  https://hooks.example.com/t0ken\n"
+            "ID            KEYRING   CONSUMER  EVENTS                        CREATED               URL\n\
+             4fK0pQz81LmN  payments  acme      rotation.started key.revoked  2026-01-01T00:00:00Z  https://hooks.example.com/t0ken\n\
+             7Qm2Xc91TbKe  payments  all       all                           2026-01-01T00:00:00Z  https://hooks.example.com/t0ken\n"
         );
     }
 

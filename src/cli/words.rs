@@ -30,7 +30,8 @@ pub fn label(text: &str, colour: Colour, coloured: bool) -> String {
     }
 }
 
-/// `text` with every control character replaced, so that what another party wrote stays on its line.
+/// `text` with every character replaced that steers a terminal or deceives the reader, so that what another party wrote
+/// stays on its line and reads as it is.
 #[must_use]
 pub fn printable(text: &str) -> String {
     printable::line(text)
@@ -52,10 +53,13 @@ pub fn or_nothing(text: &str) -> String {
     }
 }
 
-/// A point in time, or a dash.
+/// A point in time to the second, or a dash.
 #[must_use]
 pub fn time(time: Option<Timestamp>) -> String {
-    time.map_or_else(|| NOTHING.to_owned(), |time| time.to_string())
+    time.map_or_else(
+        || NOTHING.to_owned(),
+        |time| humantime::format_rfc3339_seconds(time.into()).to_string(),
+    )
 }
 
 /// `yes` or `no`.

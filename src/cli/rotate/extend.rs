@@ -154,7 +154,7 @@ mod tests {
         );
         let table = view().render(Timestamp::from_millis(0));
         assert!(
-            table.contains("OVERLAP UNTIL  2027-01-01T00:00:00.000Z\n"),
+            table.contains("OVERLAP UNTIL  2027-01-01T00:00:00Z\n"),
             "{table}"
         );
     }

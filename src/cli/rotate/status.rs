@@ -234,7 +234,7 @@ impl View for StatusView {
 
 impl RotationView {
     fn facts(&self, last_used: Option<Timestamp>, now: Timestamp) -> Vec<(&'static str, String)> {
-        let when = |at: Timestamp| format!("{at}, {}", words::distance(at, now));
+        let when = |at| format!("{}, {}", words::time(Some(at)), words::distance(at, now));
         let title = match self.replaced_by {
             Some(by) => format!("version {} to version {by}", self.version),
             None => format!("to version {}", self.version),
@@ -419,12 +419,12 @@ mod tests {
              KEY ID         7Qm2Xc91TbKe\n\
              ROTATION       version 1 to version 2\n\
              PHASE          overlap\n\
-             SINCE          2025-12-31T00:00:00.000Z, 1 d ago\n\
-             LAST USED      2026-01-01T00:00:08.000Z, 2 s ago\n\
-             OVERLAP UNTIL  2026-01-04T00:00:00.000Z, in 2 d; then it is held as long as it is used\n\
+             SINCE          2025-12-31T00:00:00Z, 1 d ago\n\
+             LAST USED      2026-01-01T00:00:08Z, 2 s ago\n\
+             OVERLAP UNTIL  2026-01-04T00:00:00Z, in 2 d; then it is held as long as it is used\n\
              WAITS FOR      it was last used just now\n\
-             ENDS           2026-01-04T00:00:00.000Z, in 2 d at the earliest\n\
-             COMPLETE       until 2026-01-01T00:00:06.000Z, 4 s ago\n\
+             ENDS           2026-01-04T00:00:00Z, in 2 d at the earliest\n\
+             COMPLETE       until 2026-01-01T00:00:06Z, 4 s ago\n\
              GAP            edge-3 vanished";
         assert!(table.starts_with(begin), "{table}");
         assert!(

@@ -226,22 +226,22 @@ pub(super) fn barrier(barrier: &Barrier) -> api::Barrier {
 }
 
 fn version(version: &KeyVersion, used: Option<Use>) -> api::KeyVersion {
-    let reason = match &version.state {
+    let (ends_at, reason) = match &version.state {
+        VersionState::Retiring { until, .. } => (Some(*until), String::new()),
         VersionState::Retired { reason, .. } | VersionState::Revoked { reason, .. } => {
-            reason.to_string()
+            (None, reason.to_string())
         }
-        VersionState::Pending { .. }
-        | VersionState::Active { .. }
-        | VersionState::Retiring { .. } => String::new(),
+        VersionState::Pending { .. } | VersionState::Active { .. } => (None, String::new()),
     };
     api::KeyVersion {
         version: version.number.get(),
         state: state(version.state.kind()),
         created_at: time(Some(version.created_at)),
         not_before: time(version.window.not_before),
-        expires_at: time(version.ends_at()),
+        expires_at: time(version.window.expires_at),
         reason,
         requests: used.map(|used| used.requests),
         last_used_at: time(used.and_then(|used| used.last_used)),
+        ends_at: time(ends_at),
     }
 }

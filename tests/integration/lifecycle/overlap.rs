@@ -2,6 +2,7 @@
 
 use relatch::key::Timestamp;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict, time};
 use crate::support::{process::Output, relatch::text};
@@ -102,7 +103,10 @@ async fn an_overlap_is_moved_to_a_later_end_and_not_beyond_the_expiry() {
         until.as_millis() + 3 * day
     );
     let shown = control.show_key(&key.id).await;
-    assert_eq!(shown["versions"][0]["expires_at"], later["until"]);
+    let old = &shown["versions"][0];
+    assert_eq!(time(&old["expires_at"]), expires_at);
+    assert_eq!(old["ends_at"], later["until"]);
+    assert_eq!(shown["versions"][1]["ends_at"], Value::Null);
     let earlier = extend(["--until", &until.to_string()]).await;
     assert_code(2, &earlier, "give a later end");
 
