@@ -80,16 +80,20 @@ struct HeldKeyringView {
     applied_revision: u64,
     durable_revision: u64,
     head_revision: u64,
-    /// How many revisions the sidecar is behind the head.
-    lag: u64,
+    /// How many revisions the sidecar is behind the head; null: there is no such keyring.
+    lag: Option<u64>,
     /// Since when `applied_revision` is what it is.
     applied_at: Option<Timestamp>,
     /// Items that the sidecar refused, with the reason.
     rejected: Vec<String>,
+    /// The control plane has no keyring of this name.
+    missing: bool,
 }
 
 /// From when on a report is late. Every heartbeat is answered by one, and the default is one in five seconds.
 const LATE: Duration = Duration::from_secs(30);
+/// So many sidecars are named in a note: more would not fit on a line or two.
+const MOST_NAMED: usize = 5;
 
 impl FleetArgs {
     /// Runs the command.
@@ -105,6 +109,7 @@ impl FleetArgs {
         let gaps: Vec<_> = fleet.gaps.into_iter().map(GapView::from).collect();
         let now = Clock::system().wall();
         let mut notes: Vec<String> = sidecars.iter().flat_map(SidecarView::refused).collect();
+        notes.extend(missing(&sidecars));
         notes.extend(sidecars.iter().filter_map(|sidecar| sidecar.lateness(now)));
         notes.extend(gaps.iter().map(GapView::note));
         let sidecars = sidecars.into_iter().map(FleetView::Sidecar);
@@ -225,7 +230,7 @@ impl From<admin::GoneSidecar> for GapView {
 impl From<admin::SidecarKeyring> for HeldKeyringView {
     fn from(held: admin::SidecarKeyring) -> Self {
         Self {
-            lag: held.head_revision.saturating_sub(held.applied_revision),
+            lag: (!held.missing).then(|| held.head_revision.saturating_sub(held.applied_revision)),
             keyring: held.keyring,
             epoch: held.epoch,
             applied_revision: held.applied_revision,
@@ -233,6 +238,7 @@ impl From<admin::SidecarKeyring> for HeldKeyringView {
             head_revision: held.head_revision,
             applied_at: wire::timestamp(held.applied_at),
             rejected: held.rejected,
+            missing: held.missing,
         }
     }
 }
@@ -277,6 +283,25 @@ impl SidecarView {
     }
 }
 
+/// A sentence for each keyring that does not exist, with the sidecars that wait for it.
+fn missing(sidecars: &[SidecarView]) -> Vec<String> {
+    let mut waiting: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for sidecar in sidecars {
+        for held in sidecar.keyrings.iter().filter(|held| held.missing) {
+            let nodes = waiting.entry(&held.keyring).or_default();
+            nodes.push(sidecar.node.clone());
+        }
+    }
+    let sentence = |(keyring, nodes): (&str, Vec<String>)| {
+        let verb = if nodes.len() == 1 { "waits" } else { "wait" };
+        format!(
+            "{} {verb} for keyring {keyring}, which does not exist: create it with `relatch keyring create {keyring}`, or correct `keyrings` in the sidecar's file",
+            words::list(&nodes, MOST_NAMED)
+        )
+    };
+    waiting.into_iter().map(sentence).collect()
+}
+
 /// Until when uses were told of.
 fn reported(complete_until: Option<Timestamp>, now: Timestamp) -> String {
     complete_until.map_or_else(
@@ -287,13 +312,18 @@ fn reported(complete_until: Option<Timestamp>, now: Timestamp) -> String {
 
 impl HeldKeyringView {
     fn cells(&self, now: Timestamp) -> [String; 4] {
+        let Some(lag) = self.lag else {
+            let nothing = words::NOTHING.to_owned();
+            let no_keyring = "no such keyring".to_owned();
+            return [self.keyring.clone(), no_keyring, nothing.clone(), nothing];
+        };
         let since = self
             .applied_at
             .map(|at| format!("{} ago", words::age(at, now)));
         [
             self.keyring.clone(),
             format!("{} of {}", self.applied_revision, self.head_revision),
-            self.lag.to_string(),
+            lag.to_string(),
             since.unwrap_or_else(|| words::NOTHING.to_owned()),
         ]
     }
@@ -325,6 +355,7 @@ mod tests {
                 head_revision: 18,
                 applied_at: Some(at(1_767_225_602)),
                 rejected: vec!["key 0123456789ab: too long".to_owned()],
+                missing: false,
             }],
             complete_until: Some(at(1_767_225_605)),
         }
@@ -352,7 +383,7 @@ mod tests {
                 r#""connected":false,"connected_at":"2026-01-01T00:00:00.000Z","last_seen":"2026-01-01T00:00:06.000Z","#,
                 r#""keyrings":[{"keyring":"payments","epoch":1,"applied_revision":16,"durable_revision":15,"#,
                 r#""head_revision":18,"lag":2,"applied_at":"2026-01-01T00:00:02.000Z","#,
-                r#""rejected":["key 0123456789ab: too long"]}],"#,
+                r#""rejected":["key 0123456789ab: too long"],"missing":false}],"#,
                 r#""complete_until":"2026-01-01T00:00:05.000Z","gap_until":null}"#,
             )
         );
@@ -414,6 +445,37 @@ mod tests {
              edge-3  gateway  0.1.0    no, last seen 4 s ago      payments           16 of 18  2    8 s ago  5 s ago\n\
              edge-4  gateway  0.1.0    yes                        -                  -         -    -        never\n\
              edge-9  -        0.1.0    gone, last seen 1 min ago  payments partners  -         -    -        never\n"
+        );
+    }
+
+    #[test]
+    fn a_keyring_that_does_not_exist_is_not_in_step() {
+        let now = Timestamp::from_millis(1_767_225_610_000);
+        let mut waiting = sidecar();
+        waiting.connected = true;
+        let keyring = &mut waiting.keyrings[0];
+        keyring.keyring = "paymnets".to_owned();
+        keyring.missing = true;
+        (keyring.applied_revision, keyring.head_revision) = (0, 0);
+        let mut other = waiting.clone();
+        other.node = "edge-4".to_owned();
+        let sidecars = [waiting, other].map(SidecarView::from);
+        assert_eq!(
+            missing(&sidecars),
+            [
+                "edge-3 and edge-4 wait for keyring paymnets, which does not exist: create it with `relatch keyring create paymnets`, or correct `keyrings` in the sidecar's file"
+            ]
+        );
+        let list = Listing(sidecars.map(FleetView::Sidecar).into());
+        let json = serde_json::to_value(&list).expect("serializable");
+        let keyring = &json[0]["keyrings"][0];
+        assert_eq!(keyring["missing"], true);
+        assert_eq!(keyring["lag"], serde_json::Value::Null);
+        assert_eq!(
+            list.render(now),
+            "NODE    CLUSTER  VERSION  CONNECTED  KEYRING   REVISION         LAG  SINCE  REPORTED\n\
+             edge-3  gateway  0.1.0    yes        paymnets  no such keyring  -    -      5 s ago\n\
+             edge-4  gateway  0.1.0    yes        paymnets  no such keyring  -    -      5 s ago\n"
         );
     }
 

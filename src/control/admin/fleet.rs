@@ -5,7 +5,7 @@ use tonic::Status;
 use super::{AdminApi, wire};
 use crate::{
     control::fleet::{Gap, Member, MemberKey},
-    key::{KeyringName, Revision},
+    key::KeyringName,
     proto::admin as api,
 };
 
@@ -40,22 +40,22 @@ impl AdminApi {
             .keyrings
             .iter()
             .filter(|(name, _)| only.is_none_or(|only| *name == only))
-            .map(|(name, progress)| api::SidecarKeyring {
-                keyring: name.to_string(),
-                epoch: progress.epoch.get(),
-                applied_revision: progress.applied.get(),
-                durable_revision: progress.durable.get(),
-                head_revision: self
-                    .catalog
-                    .get(name)
-                    .map_or(Revision::default(), |served| served.revision())
-                    .get(),
-                applied_at: wire::time(progress.applied_at),
-                rejected: progress
-                    .rejected
-                    .iter()
-                    .map(|(item, reason)| format!("{item}: {reason}"))
-                    .collect(),
+            .map(|(name, progress)| {
+                let head = self.catalog.get(name).map(|served| served.revision());
+                api::SidecarKeyring {
+                    keyring: name.to_string(),
+                    epoch: progress.epoch.get(),
+                    applied_revision: progress.applied.get(),
+                    durable_revision: progress.durable.get(),
+                    missing: head.is_err(),
+                    head_revision: head.unwrap_or_default().get(),
+                    applied_at: wire::time(progress.applied_at),
+                    rejected: progress
+                        .rejected
+                        .iter()
+                        .map(|(item, reason)| format!("{item}: {reason}"))
+                        .collect(),
+                }
             })
             .collect();
         api::Sidecar {

@@ -12,6 +12,7 @@ use serde::{
 use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar};
 use crate::support::{
     envoy::AuthzAddress,
+    eventually::eventually,
     process::{Output, relatch},
     relatch::{sidecar_yaml, text},
     reserved::Reserved,
@@ -228,6 +229,70 @@ async fn tables_are_for_people() {
     let rotated = table(&["rotate", "start", &key.id]).await;
     let secrets = rotated.matches(&format!("rlk_{}_", key.id)).count();
     assert_eq!(secrets, 1, "{rotated}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_waits_for_a_keyring_which_does_not_exist_is_shown_so() {
+    let control = Control::start().await;
+    let sidecar = Sidecar::start_unready(&control, "edge-1").await;
+    let keyring = async || {
+        let fleet = control.run(&["fleet"]).await;
+        let keyring = fleet.json()[0]["keyrings"][0].clone();
+        (keyring["keyring"] == KEYRING).then_some((keyring, fleet.stderr))
+    };
+
+    let (waiting, notes) = eventually("the sidecar is connected", keyring).await;
+
+    assert_eq!(waiting["missing"], true);
+    assert_eq!(waiting["lag"], serde_json::Value::Null);
+    let note = format!("edge-1 waits for keyring {KEYRING}, which does not exist");
+    assert!(notes.contains(&note), "{notes}");
+
+    let key = control.create_key().await;
+    sidecar.reaches(key.revision).await;
+    let (held, notes) = keyring().await.expect("it is connected");
+    assert_eq!((&held["missing"], &held["lag"]), (&false.into(), &0.into()));
+    assert!(!notes.contains("does not exist"), "{notes}");
+}
+
+#[tokio::test]
+async fn a_name_that_would_deceive_its_readers_is_refused_and_a_reason_is_shown_without() {
+    let control = Control::start().await;
+    let key = control.create_key().await;
+    let deceptive = "edge\u{202e}1-egde";
+    let named = ["--keyring", KEYRING, "--name", deceptive];
+    for create in [
+        &["consumer", "create", "globex"][..],
+        &["key", "create", "--consumer", CONSUMER],
+    ] {
+        let refused = control.run(&[create, &named].concat()).await;
+        assert_code(2, &refused, "change the direction of text");
+    }
+    // An emergency does not fail for the words that it is explained with.
+    let revoke = ["revoke", &key.id, "--all", "--reason", deceptive];
+    assert_code(0, &control.run(&revoke).await, "");
+    let shown = control.show_key(&key.id).await;
+    assert_eq!(shown["versions"][0]["reason"], deceptive);
+    let table = relatch(
+        &[
+            "key",
+            "show",
+            &key.id,
+            "-o",
+            "table",
+            "--admin",
+            &format!("http://{}", control.plane.admin()),
+            "--token-file",
+            text(control.plane.token_file()),
+        ],
+        "",
+    )
+    .await;
+    assert!(
+        table.stdout.contains("edge\u{fffd}1-egde"),
+        "{}",
+        table.stdout
+    );
 }
 
 #[tokio::test]
