@@ -87,6 +87,7 @@ struct Line {
     labels: Labels,
     used: Option<Use>,
     retires_at: Option<Timestamp>,
+    denied_from: Option<Timestamp>,
     phase: Option<Phase>,
 }
 
@@ -291,6 +292,7 @@ impl KeyCollector {
                 told.add(used, || {
                     let outlook = rotation::outlook(&state.keyring, *which, &evidence, now);
                     Line {
+                        denied_from: rotation::denied_from(&state.keyring, key, version, now),
                         phase: outlook.map(|outlook| outlook.phase),
                         ..Line::of(&state.keyring, key, version, used)
                     }
@@ -404,6 +406,17 @@ impl Collector for KeyCollector {
                 line.labels.encode(&mut retires, &gauge_at(at))?;
             }
         }
+        let mut denied = encoder.encode_descriptor(
+            "relatch_key_denied_from_timestamp_seconds",
+            "From when requests with a retiring key version are denied although it is in use: by the policy at its deadline, or by its own expiry",
+            None,
+            MetricType::Gauge,
+        )?;
+        for line in &lines {
+            if let Some(at) = line.denied_from {
+                line.labels.encode(&mut denied, &gauge_at(at))?;
+            }
+        }
         let mut phases = encoder.encode_descriptor(
             "relatch_rotation_phase",
             "1 for the phase that the rotation of a key version is in",
@@ -464,6 +477,7 @@ impl Line {
                 | VersionState::Retired { .. }
                 | VersionState::Revoked { .. } => None,
             },
+            denied_from: None,
             phase: None,
         }
     }

@@ -129,6 +129,25 @@ pub fn outlook(
     case.outlook(version)
 }
 
+/// From when requests with a retiring version are denied although it is in use: from the end of its overlap where the
+/// policy retires it then and another version can take its place, else from its own expiry. None where it is not
+/// retiring, or where nothing ends it while it is in use.
+#[must_use]
+pub fn denied_from(
+    keyring: &Keyring,
+    key: &Key,
+    version: &KeyVersion,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let VersionState::Retiring { until, .. } = version.state else {
+        return None;
+    };
+    match keyring.policy_of(key).on_deadline {
+        OnDeadline::Retire if has_successor(key, now) => Some(until),
+        OnDeadline::Retire | OnDeadline::Extend | OnDeadline::Hold => version.window.expires_at,
+    }
+}
+
 /// When something will be due of a version that is in no rotation.
 pub(super) fn due_at(version: &KeyVersion, policy: &RotationPolicy) -> Option<Timestamp> {
     match version.state {
@@ -471,9 +490,7 @@ impl Case<'_> {
 
     /// Whether consumers have another version to use.
     fn has_successor(&self) -> bool {
-        self.key
-            .active()
-            .is_some_and(|active| active.window.position(self.now) == Position::Inside)
+        has_successor(self.key, self.now)
     }
 
     fn retire(&self, version: &KeyVersion, reason: Arc<str>) -> Change {
@@ -521,6 +538,12 @@ pub(super) fn old_version(
         version: old.number,
         until: retiring.ends_at().unwrap_or(now),
     })
+}
+
+/// Whether consumers of a key have an active version to use at `now`.
+fn has_successor(key: &Key, now: Timestamp) -> bool {
+    key.active()
+        .is_some_and(|active| active.window.position(now) == Position::Inside)
 }
 
 /// What keeps evidence from being complete, as a clause.

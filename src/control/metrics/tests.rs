@@ -10,8 +10,8 @@ use crate::{
     clock::{Clock, ManualClock},
     control::fleet::{MemberKey, Parting},
     key::{
-        AllowedSources, Change, KeyId, MasterPepper, PepperId, Prefix, Refusal, Revision,
-        RotationId, Scopes, Window,
+        AllowedSources, Change, KeyId, MasterPepper, OnDeadline, PepperId, PolicyOverrides, Prefix,
+        Refusal, Revision, RotationId, Scopes, VersionNumber, Window,
         operation::{self, KeySpec, OldEnds, StageSpec, Which},
         testing,
     },
@@ -94,6 +94,10 @@ impl World {
     }
 
     async fn make_key(&self, id: &str) {
+        self.make_key_until(id, None).await;
+    }
+
+    async fn make_key_until(&self, id: &str, expires_at: Option<Timestamp>) {
         let key_id = id.parse().expect("an id");
         let secret = testing::secret(key_id);
         let pepper = self.served().pepper().clone();
@@ -104,7 +108,7 @@ impl World {
                 name: String::new(),
                 scopes: Scopes::default(),
                 allowed_sources: AllowedSources::default(),
-                window: Window::default(),
+                window: Window::new(None, expires_at),
                 imported: false,
             };
             keyring.create_key(spec, &secret.presented(), &pepper, now)
@@ -265,6 +269,45 @@ async fn versions_that_are_used_or_in_a_rotation_have_series() {
     );
     let page = format!("{:?}", world.requests());
     assert!(!page.contains(unused));
+}
+
+#[tokio::test]
+async fn a_version_is_denied_while_it_is_used_only_where_its_policy_or_its_expiry_ends_it() {
+    const OVERLAP_ENDS: &str = "1800003600.0";
+    const EXPIRES: &str = "1800007200.0";
+    let world = World::new(MAX_VERSIONS).await;
+    let [plain, expiring, ..] = KEYS;
+    let expiry = START.saturating_add(Duration::from_hours(2));
+    world.make_key(plain).await;
+    world.make_key_until(expiring, Some(expiry)).await;
+    for id in [plain, expiring] {
+        world.report(id, &[(id, 1, 1)]);
+        world.rotate(id).await;
+    }
+    let denied = || world.samples("relatch_key_denied_from_timestamp_seconds");
+    let at = |id, at| sample(id, 1, r#"state="retiring""#, at);
+    for (on_deadline, told) in [
+        (OnDeadline::Hold, vec![at(expiring, EXPIRES)]),
+        (OnDeadline::Extend, vec![at(expiring, EXPIRES)]),
+        (
+            OnDeadline::Retire,
+            vec![at(plain, OVERLAP_ENDS), at(expiring, OVERLAP_ENDS)],
+        ),
+    ] {
+        let policy = PolicyOverrides {
+            on_deadline: Some(on_deadline),
+            ..PolicyOverrides::NONE
+        };
+        world.commit(|keyring, _| keyring.set_policy(&policy)).await;
+        assert_eq!(denied(), told, "{on_deadline:?}");
+    }
+    // Without another version to use it is held, whatever the policy.
+    let key_id = plain.parse().expect("an id");
+    let new = VersionNumber::FIRST.next();
+    world
+        .commit(|keyring, _| keyring.revoke(key_id, Which::Version(new), "leaked"))
+        .await;
+    assert_eq!(denied(), [at(expiring, OVERLAP_ENDS)]);
 }
 
 #[tokio::test]

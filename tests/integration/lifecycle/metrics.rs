@@ -66,6 +66,7 @@ async fn a_rotation_shows_and_every_alert_finds_its_metrics() {
         .json(&[&add[..], &["--allow-private"]].concat())
         .await;
     assert!(sidecar.check(&key.secret).await.allowed);
+    control.set_policy(&["--on-deadline", "retire"]).await;
     let start = ["rotate", "start", &key.id, "--overlap", "1h"];
     let new = IssuedKey::from_json(&control.json(&start).await);
     assert!(sidecar.check(&new.secret).await.allowed);
@@ -99,6 +100,7 @@ async fn a_rotation_shows_and_every_alert_finds_its_metrics() {
     let told = [
         format!("relatch_key_last_used_timestamp_seconds{old} "),
         format!("relatch_key_retires_timestamp_seconds{old} "),
+        format!("relatch_key_denied_from_timestamp_seconds{old} "),
         "relatch_webhook_deliveries_total{event=\"rotation.started\",outcome=\"retried\"} "
             .to_owned(),
     ];
