@@ -104,6 +104,8 @@ struct Place {
 const DEV: &str = "relatch dev";
 const KEYRING: &str = "demo";
 const CONSUMER: &str = "demo-app";
+/// Prints the secret of a key as JSON has it, with what every system has.
+const SECRET_OF_JSON: &str = r#"sed 's/.*"secret":"\([^"]*\)".*/\1/'"#;
 const ENVOY_SAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
 /// The stream between two parts of one process opens at once; a slow disk may take a moment.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -358,11 +360,30 @@ fn welcome(
     control: &ControlEndpoints,
     key: &DemoKey,
 ) -> zeroize::Zeroizing<String> {
-    let (program, envoy) = (program(), place.envoy_file.display());
-    let DemoKey { id, secret } = key;
-    let (shown, secret) = match secret {
-        Some(secret) => (secret.expose(), "  (shown this once)"),
-        None => ("$KEY", "  (the key that was shown when it was made)"),
+    let program = shell_word(&program());
+    let word = |path: &Path| shell_word(&path.display().to_string());
+    let (token, envoy) = (word(&place.token_file), word(&place.envoy_file));
+    let admin = control.admin;
+    let export = format!("  export RELATCH_ADMIN=http://{admin} RELATCH_TOKEN_FILE={token}\n");
+    let (shown, secret, id) = match &key.secret {
+        Some(secret) => (secret.expose(), secret.expose(), key.id.as_str()),
+        None => ("(shown once, when it was made)", "$KEY", "$KEY_ID"),
+    };
+    // A key whose secret is not known any more may have been rotated or revoked as well: the commands work with another.
+    let (once, another, export) = match &key.secret {
+        Some(_) => ("  (shown this once)", String::new(), export),
+        None => (
+            "",
+            format!(
+                "\
+Make another key to try with, since that one is not shown again:
+{export}  KEY=$({program} key create --keyring {KEYRING} --consumer {CONSUMER} -o json | {SECRET_OF_JSON})
+  KEY_ID=$(echo $KEY | cut -d_ -f2)
+
+"
+            ),
+            String::new(),
+        ),
     };
     zeroize::Zeroizing::new(format!(
         "\
@@ -373,24 +394,23 @@ relatch is running.
   discovery      {discovery}
   admin          {admin}
   control http   {control_http}
-  admin token    {token}
+  admin token    {token_file}
   endpoints      {endpoints}
 
   keyring        {KEYRING}
   consumer       {CONSUMER}
-  key id         {id}
-  key            {shown}{secret}
+  key id         {key_id}
+  key            {shown}{once}
 
-Ask the sidecar as Envoy would:
-  echo {shown} | {program} check --endpoint {ext_authz}
+{another}Ask the sidecar as Envoy would:
+  echo {secret} | {program} check --endpoint {ext_authz}
 
 Put Envoy in front of something on port 8080, and call it:
   envoy -c {envoy}
-  curl -i -H 'x-api-key: {shown}' http://127.0.0.1:10000/
+  curl -i -H \"x-api-key: {secret}\" http://127.0.0.1:10000/
 
 Replace the key with no failed request, see who still uses the old version, then end it:
-  export RELATCH_ADMIN=http://{admin} RELATCH_TOKEN_FILE={token}
-  {program} rotate start {id} --overlap 1h
+{export}  {program} rotate start {id} --overlap 1h
   {program} rotate status {id}
   {program} revoke {id} --version 1 --reason 'trying it out' --wait
 
@@ -399,10 +419,10 @@ Ctrl-C stops it; the keys stay in {data_dir}.
         ext_authz = sidecar.ext_authz,
         sidecar_http = sidecar.http,
         discovery = control.discovery,
-        admin = control.admin,
         control_http = control.http,
-        token = place.token_file.display(),
+        token_file = place.token_file.display(),
         endpoints = place.endpoints_file.display(),
+        key_id = key.id,
         data_dir = place.data_dir.display(),
     ))
 }
@@ -415,9 +435,36 @@ fn program() -> String {
     )
 }
 
+/// `text` as one word of a shell.
+fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
 /// Replaces a file as a whole, so that who reads it never finds a part.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     let draft = path.with_extension("draft");
     fs::write(&draft, content)?;
     fs::rename(&draft, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        for (path, word) in [
+            ("target/release/relatch", "target/release/relatch"),
+            ("/home/you/my keys", "'/home/you/my keys'"),
+            ("it's $HOME", r"'it'\''s $HOME'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(path), word);
+        }
+    }
 }

@@ -1,12 +1,12 @@
 //! `relatch dev`, the first thing that a new user runs, the second time.
 
-use std::{fs, path::Path, time::SystemTime};
+use std::{fs, path::Path, process::Command, time::SystemTime};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    process::{Process, relatch},
+    process::{Process, relatch, run},
     relatch::text,
 };
 
@@ -27,6 +27,32 @@ async fn it_starts_again_on_its_data_with_the_same_key() {
     assert!(allows(data.path(), &key).await);
     let printed = second.stop().await;
     assert!(!printed.has(&key), "{printed}");
+}
+
+#[tokio::test]
+async fn the_commands_that_it_prints_work_at_every_start() {
+    let parent = tempfile::tempdir().expect("a directory can be made");
+    let data = parent.path().join("it's my data");
+    for start in ["first", "second", "third"] {
+        let mut daemon = dev(&data);
+        daemon.wait_for_line("Ctrl-C stops it").await;
+
+        let commands = commands(&daemon);
+        let output = run(Command::new("sh").args(["-euxc", &commands]), "").await;
+
+        assert!(output.status.success(), "{start}: {output:?}");
+        let printed = &output.stdout;
+        for part in [
+            r#""decision":"allow""#,
+            r#""event":"handed_over""#,
+            r#""phase":"overlap""#,
+            r#""versions":[1]"#,
+        ] {
+            assert!(printed.contains(part), "{start}: no {part} in {printed}");
+        }
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.exit().await.code(), Some(0));
+    }
 }
 
 #[tokio::test]
@@ -114,6 +140,19 @@ fn files(data_dir: &Path) -> [(SystemTime, Vec<u8>); 5] {
             fs::read(path).expect("it is there"),
         )
     })
+}
+
+/// The commands among what it printed, but for those that need an Envoy.
+fn commands(daemon: &Process) -> String {
+    let lines = daemon.lines();
+    let is_heading = |line: &&String| line.ends_with(':') && !line.starts_with(' ');
+    let begin = lines.iter().position(|line| is_heading(&line));
+    let lines = &lines[begin.expect("a heading is above the commands")..];
+    let commands = lines.iter().filter_map(|line| line.strip_prefix("  "));
+    let commands: Vec<&str> = commands
+        .filter(|line| !line.starts_with("envoy ") && !line.starts_with("curl "))
+        .collect();
+    commands.join("\n")
 }
 
 fn dev(data_dir: &Path) -> Process {
