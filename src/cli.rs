@@ -189,7 +189,7 @@ impl Cli {
             Command::Control(args) => Box::pin(args.run(&session)).await?,
             Command::Sidecar(args) => Box::pin(args.run(&session)).await?,
             Command::Certs(command) => command.run(&session)?,
-            Command::Config(command) => command.run(&session)?,
+            Command::Config(command) => return command.run(&session),
             Command::Snapshot(command) => command.run(&session)?,
             Command::Token(command) => command.run(&session).await?,
             Command::Keyring(command) => command.run(&session).await?,

@@ -22,6 +22,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 pub use control::ControlSettings;
 pub use error::{ConfigError, Problem};
+pub use reader::Places;
 pub use sidecar::SidecarSettings;
 pub use sink::SinkSettings;
 pub use value::{
@@ -36,6 +37,15 @@ pub enum Checked {
     Sidecar(Box<SidecarSettings>),
     /// The file of a control plane.
     Control(Box<ControlSettings>),
+}
+
+/// A file that was found to be right, and where its fields stand.
+#[derive(Clone, Debug)]
+pub struct CheckedFile {
+    /// What it says.
+    pub settings: Checked,
+    /// Where it says it.
+    pub places: Places,
 }
 
 /// The fields that only one of the two files has.
@@ -56,15 +66,21 @@ struct Signs {
 /// # Errors
 ///
 /// When a daemon would refuse it, or when nothing in it tells for which daemon it is.
-pub fn check(path: &Path) -> Result<Checked, ConfigError> {
+pub fn check(path: &Path) -> Result<CheckedFile, ConfigError> {
     let (text, file) = reader::read(path)?;
     let signs: Signs = reader::from_yaml(&text, &file)?;
     if signs.of_sidecar() {
-        let settings = sidecar::parse(&text, &file)?;
-        Ok(Checked::Sidecar(Box::new(settings)))
+        let (settings, places) = sidecar::parse_placed(&text, &file)?;
+        Ok(CheckedFile {
+            settings: Checked::Sidecar(Box::new(settings)),
+            places,
+        })
     } else if signs.of_control() {
-        let settings = control::parse(&text, &file)?;
-        Ok(Checked::Control(Box::new(settings)))
+        let (settings, places) = control::parse_placed(&text, &file)?;
+        Ok(CheckedFile {
+            settings: Checked::Control(Box::new(settings)),
+            places,
+        })
     } else {
         Err(ConfigError::UnknownKind { file })
     }
@@ -123,12 +139,12 @@ mod tests {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
         let sidecar = check(&deploy.join("sidecar.yaml")).expect("a right sample");
         assert_eq!(
-            sidecar.to_string(),
+            sidecar.settings.to_string(),
             "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners, devices; 2 routes, 4 places of a credential"
         );
         let control = check(&deploy.join("control.yaml")).expect("a right sample");
         assert_eq!(
-            control.to_string(),
+            control.settings.to_string(),
             "control plane: discovery on 0.0.0.0:9010, admin on 127.0.0.1:9011, \
              store /var/lib/relatch/relatch.db; 3 sinks"
         );

@@ -33,6 +33,7 @@ pub mod http;
 pub mod key;
 pub mod keyring;
 pub mod outbound;
+mod preflight;
 mod printable;
 pub mod proto;
 pub mod readiness;

@@ -42,8 +42,7 @@ const MAX_LEN: u64 = 4 << 10;
 /// When it is missing, unreadable, or not UTF-8.
 pub fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     let file = File::open(path)?;
-    let mode = file.metadata()?.mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if let Some(mode) = open_mode(&file)? {
         tracing::warn!(
             path = %path.display(),
             mode = format!("{mode:03o}"),
@@ -53,7 +52,21 @@ pub fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     text(file)
 }
 
-/// The same, of a file that others must not be able to use.
+/// The permissions of a file that others than its owner can read or change; none of one that they cannot use.
+///
+/// # Errors
+///
+/// When it is missing or cannot be opened.
+pub fn mode_if_open(path: &Path) -> io::Result<Option<u32>> {
+    open_mode(&File::open(path)?)
+}
+
+fn open_mode(file: &File) -> io::Result<Option<u32>> {
+    let mode = file.metadata()?.mode() & 0o777;
+    Ok((mode & 0o077 != 0).then_some(mode))
+}
+
+/// Reads a file that holds a secret and that others must not be able to use, at most 4 KiB of it.
 ///
 /// It belongs to the user of the process, and to nobody else; or to root, who may let the group of the process read it, as
 /// secrets come that Kubernetes and systemd mount. PostgreSQL takes the keys of its certificates by the same rule.

@@ -65,7 +65,7 @@ fn has_places(error: &ConfigError, name: &str, text: &str) {
 fn is_read_from_the_disk(bytes: &[u8]) {
     let file = file_of(bytes);
     match config::check(file.path()) {
-        Ok(checked) => assert!(!checked.to_string().is_empty()),
+        Ok(checked) => assert!(!checked.settings.to_string().is_empty()),
         Err(error @ ConfigError::Invalid { .. }) => {
             let name = file.path().display().to_string();
             has_places(&error, &name, &String::from_utf8_lossy(bytes));

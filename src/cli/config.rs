@@ -1,24 +1,45 @@
 //! `relatch config`: looks at configuration files, and makes the key of a snapshot file.
 
-use std::path::PathBuf;
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use clap::Subcommand;
+use rustix::process::geteuid;
 use serde::Serialize;
 
-use super::{Exit, Failure, Session, daemon, output::View};
+use super::{Exit, Failure, Session, daemon, output::View, words};
 use crate::{
-    config,
+    clock::Clock,
+    config::{self, CheckedFile, Places},
     key::Timestamp,
+    preflight::{self, Finding, Weight},
     snapshot::{KeyFileError, SnapshotKey},
 };
+
+/// The weight of a finding that stops nothing.
+const WARNING: &str = "warning";
 
 /// What can be done with a configuration file.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Say whether a daemon would take a file; every problem is named with its line and field
+    /// Find what would stop a daemon from starting with a file; every problem is named with its line and field
+    ///
+    /// Beside the file itself it looks at what the file names on this machine: files that are missing, unreadable or open
+    /// to others, certificates that cannot be read or do not match their keys, directories that cannot be written to,
+    /// addresses that are in use. Nothing is created, changed or locked. Run it as the user of the daemon: root can read
+    /// and write what that user cannot.
+    ///
+    /// The exit code is 0 when a daemon would start, 1 when something on this machine would stop it, and 2 when the file
+    /// itself is not valid.
     Check {
         /// The file of a sidecar or of a control plane
         file: PathBuf,
+
+        /// Check only what the file itself says: for another machine, or while the daemon runs
+        #[arg(long)]
+        offline: bool,
     },
     /// Make the key under which a sidecar seals its snapshot file, in a file that only its owner can read
     ///
@@ -36,11 +57,25 @@ struct MadeKeyView {
     file: String,
 }
 
-/// A file that a daemon would take.
+/// A file that is valid, and what of this machine is not as it says.
 #[derive(Debug, Serialize)]
 struct CheckedView {
     file: String,
     summary: String,
+    /// The id of the user who looked at this machine; null: nobody did.
+    checked_as: Option<u32>,
+    findings: Vec<FindingView>,
+}
+
+/// Something that is not as the file says.
+#[derive(Debug, Serialize)]
+struct FindingView {
+    line: u64,
+    column: u64,
+    field: String,
+    message: String,
+    /// `problem`: it stops a start, or what the field is for; `warning`: the daemon starts all the same.
+    weight: &'static str,
 }
 
 impl ConfigCommand {
@@ -49,21 +84,64 @@ impl ConfigCommand {
     /// # Errors
     ///
     /// When the file is not right.
-    pub fn run(self, session: &Session) -> Result<(), Failure> {
+    pub fn run(self, session: &Session) -> Result<Exit, Failure> {
         match self {
-            Self::Check { file } => {
-                let checked = config::check(&file).map_err(daemon::misconfigured)?;
-                session.show(&CheckedView {
-                    file: file.display().to_string(),
-                    summary: checked.to_string(),
-                })
-            }
+            Self::Check { file, offline } => check(&file, offline, session),
             Self::SnapshotKey { file } => {
                 SnapshotKey::make(&file).map_err(refused)?;
                 session.show(&MadeKeyView {
                     file: file.display().to_string(),
-                })
+                })?;
+                Ok(Exit::Done)
             }
+        }
+    }
+}
+
+fn check(path: &Path, offline: bool, session: &Session) -> Result<Exit, Failure> {
+    let CheckedFile { settings, places } = config::check(path).map_err(daemon::misconfigured)?;
+    let found = if offline {
+        Vec::new()
+    } else {
+        preflight::look(&settings, Clock::system())
+    };
+    let would_start = found
+        .iter()
+        .all(|finding| finding.weight == Weight::Warning);
+    let user = geteuid();
+    session.show(&CheckedView {
+        file: path.display().to_string(),
+        summary: settings.to_string(),
+        checked_as: (!offline).then(|| user.as_raw()),
+        findings: found
+            .into_iter()
+            .map(|finding| FindingView::new(finding, &places))
+            .collect(),
+    })?;
+    if !offline && user.is_root() {
+        session.output.note(
+            "checked as root, who can read and write what others cannot: run it as the user of the daemon as well",
+        );
+    }
+    Ok(if would_start {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+impl FindingView {
+    fn new(finding: Finding, places: &Places) -> Self {
+        let (line, column) = places.of(&[&finding.field, finding.near]);
+        Self {
+            line,
+            column,
+            field: finding.field,
+            message: finding.message,
+            weight: match finding.weight {
+                Weight::Problem => "problem",
+                Weight::Warning => WARNING,
+            },
         }
     }
 }
@@ -76,7 +154,36 @@ impl View for MadeKeyView {
 
 impl View for CheckedView {
     fn render(&self, _now: Timestamp) -> String {
-        format!("{}: ok: {}\n", self.file, self.summary)
+        let Self {
+            file,
+            summary,
+            checked_as,
+            findings,
+        } = self;
+        let mut text = String::new();
+        for finding in findings {
+            let FindingView {
+                line,
+                column,
+                field,
+                message,
+                weight,
+            } = finding;
+            let warning = if *weight == WARNING { "warning: " } else { "" };
+            let message = words::printable(message);
+            let _ = writeln!(text, "{file}:{line}:{column}: {field}: {warning}{message}");
+        }
+        let problems = findings.iter().filter(|finding| finding.weight != WARNING);
+        let verdict = match problems.count() {
+            0 => format!("ok: {summary}"),
+            count => words::count(count as u64, "problem"),
+        };
+        let whose = checked_as.map_or_else(
+            || "checked without looking at this machine".to_owned(),
+            |user| format!("checked as user {user}"),
+        );
+        let _ = writeln!(text, "{file}: {verdict}; {whose}");
+        text
     }
 }
 

@@ -11,7 +11,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{
     error::ConfigError,
-    reader::{self, Findings, Text},
+    reader::{self, Findings, Places, Text},
     sink::{self, RawSinks, SinkSettings},
     tls::{
         DiscoveryParts, PlaintextError, RawDiscovery, RawListener, RawServer, ServerParts,
@@ -112,6 +112,14 @@ pub fn load(path: &Path) -> Result<ControlSettings, ConfigError> {
 ///
 /// With everything that is wrong in it.
 pub fn parse(text: &str, file: &str) -> Result<ControlSettings, ConfigError> {
+    parse_placed(text, file).map(|(settings, _)| settings)
+}
+
+/// The same, with where the settings stand.
+pub(super) fn parse_placed(
+    text: &str,
+    file: &str,
+) -> Result<(ControlSettings, Places), ConfigError> {
     let raw: Raw = reader::from_yaml(text, file)?;
     let mut found = Findings::new(file);
     let settings = ControlSettings::from_raw(raw, &mut found);

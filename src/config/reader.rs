@@ -1,6 +1,7 @@
 //! Reads a file into raw structs, and gathers every problem that is found on the way to settings.
 
 use std::{
+    collections::BTreeMap,
     fmt::{self, Display},
     fs::File,
     io::Read as _,
@@ -14,9 +15,9 @@ use serde_saphyr::{Location, Spanned};
 
 use super::error::{ConfigError, Problem};
 
-/// The most bytes of a file that are read: a thousand routes take a tenth of it.
 use crate::duration::written;
 
+/// The most bytes of a file that are read: a thousand routes take a tenth of it.
 const MAX_FILE: u64 = 1 << 20;
 
 /// How many edits a misspelled field may be away from the one that is meant: more, and a guess is noise.
@@ -25,12 +26,17 @@ const MAX_EDITS: usize = 2;
 /// A scalar as it stands in the file, with its place.
 pub(super) type Text = Spanned<String>;
 
-/// The problems found in one file so far.
+/// The problems found in one file so far, and where its fields stand.
 #[derive(Debug)]
 pub(super) struct Findings {
     file: String,
     problems: Vec<Problem>,
+    places: Places,
 }
+
+/// Where the fields of a file stand, of those that are given in it.
+#[derive(Clone, Debug, Default)]
+pub struct Places(BTreeMap<String, (u64, u64)>);
 
 /// The text of the file at `path`, and the name by which errors call it.
 pub(super) fn read(path: &Path) -> Result<(String, String), ConfigError> {
@@ -90,6 +96,7 @@ impl Findings {
         Self {
             file: file.to_owned(),
             problems: Vec::new(),
+            places: Places::default(),
         }
     }
 
@@ -112,6 +119,12 @@ impl Findings {
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         let text = text?;
+        let field = field.to_string();
+        let place = (
+            text.referenced.line().max(1),
+            text.referenced.column().max(1),
+        );
+        self.places.0.insert(field.clone(), place);
         parse(&text.value)
             .map_err(|error| self.note(text.referenced, field, error))
             .ok()
@@ -185,10 +198,10 @@ impl Findings {
             .ok()
     }
 
-    /// The settings, unless something is wrong with them.
-    pub(super) fn finish<T>(mut self, settings: Option<T>) -> Result<T, ConfigError> {
+    /// The settings and where they stand, unless something is wrong with them.
+    pub(super) fn finish<T>(mut self, settings: Option<T>) -> Result<(T, Places), ConfigError> {
         match settings {
-            Some(settings) if self.problems.is_empty() => Ok(settings),
+            Some(settings) if self.problems.is_empty() => Ok((settings, self.places)),
             Some(_) | None => {
                 self.problems
                     .sort_by_key(|found| (found.line, found.column));
@@ -198,6 +211,15 @@ impl Findings {
                 })
             }
         }
+    }
+}
+
+impl Places {
+    /// Line and column of the first of `fields` that is given in the file; the top of the file where none is.
+    #[must_use]
+    pub fn of(&self, fields: &[&str]) -> (u64, u64) {
+        let place = fields.iter().find_map(|field| self.0.get(*field));
+        place.copied().unwrap_or((1, 1))
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     cache::{self, RawCache},
     credential::{Placed, RawCredential, RawIdentityHeaders},
     error::ConfigError,
-    reader::{self, Findings, Text},
+    reader::{self, Findings, Places, Text},
     route::{self, KnownKeyrings, RawRoute},
     tls::{
         ClientTls, PlaintextError, RawClientTls, RawListener, RawServer, refuse_plaintext_listener,
@@ -228,6 +228,14 @@ pub fn load(path: &Path) -> Result<SidecarSettings, ConfigError> {
 ///
 /// With everything that is wrong in it.
 pub fn parse(text: &str, file: &str) -> Result<SidecarSettings, ConfigError> {
+    parse_placed(text, file).map(|(settings, _)| settings)
+}
+
+/// The same, with where the settings stand.
+pub(super) fn parse_placed(
+    text: &str,
+    file: &str,
+) -> Result<(SidecarSettings, Places), ConfigError> {
     let raw: Raw = reader::from_yaml(text, file)?;
     let mut found = Findings::new(file);
     let settings = SidecarSettings::from_raw(raw, &mut found);

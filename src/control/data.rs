@@ -352,7 +352,7 @@ fn refuse_existing(settings: &ControlSettings) -> Result<(), DataError> {
 }
 
 /// What is missing.
-fn lacking(settings: &ControlSettings, has_pepper: bool, has_store: bool) -> DataError {
+pub(crate) fn lacking(settings: &ControlSettings, has_pepper: bool, has_store: bool) -> DataError {
     let (store, pepper_file) = (settings.store.clone(), settings.pepper_file.clone());
     match (has_pepper, has_store) {
         (false, true) => DataError::PepperMissing { store, pepper_file },

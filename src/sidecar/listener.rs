@@ -38,6 +38,17 @@ enum Bound {
     Unix(UnixListener),
 }
 
+/// What lies where a Unix socket is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Occupant {
+    /// Nothing.
+    Nothing,
+    /// A socket that nobody listens on any more: it is replaced.
+    StaleSocket,
+    /// A live socket, or another kind of file: it is left alone, and the socket cannot be bound.
+    Other,
+}
+
 /// A Unix socket's file, removed when its listener goes.
 struct SocketFile<'a>(&'a Path);
 
@@ -140,17 +151,27 @@ impl Drop for SocketFile<'_> {
 /// Removes a socket that a process left behind; a live one, or another kind of file, is left alone, so that binding
 /// fails.
 fn remove_stale(path: &Path) -> io::Result<()> {
-    let is_socket = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata.file_type().is_socket(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let refused = std::os::unix::net::UnixStream::connect(path)
-        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if is_socket && refused {
-        fs::remove_file(path)
-    } else {
-        Ok(())
+    match Occupant::of(path)? {
+        Occupant::StaleSocket => fs::remove_file(path),
+        Occupant::Nothing | Occupant::Other => Ok(()),
+    }
+}
+
+impl Occupant {
+    /// What lies at `path`. A socket is asked whether anybody listens on it.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        let is_socket = match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata.file_type().is_socket(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Nothing),
+            Err(error) => return Err(error),
+        };
+        let refused = std::os::unix::net::UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        Ok(if is_socket && refused {
+            Self::StaleSocket
+        } else {
+            Self::Other
+        })
     }
 }
 

@@ -82,6 +82,19 @@ impl Place {
         }
     }
 
+    /// Finds why a start would put the file at `path` aside, without claiming its place.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a file that this user made for itself alone.
+    pub fn look(path: &Path) -> Result<(), RefusedError> {
+        let place = Self {
+            path: path.to_owned(),
+            lock: None,
+        };
+        place.open().map(drop)
+    }
+
     /// Where the file is.
     #[must_use]
     pub fn path(&self) -> &Path {

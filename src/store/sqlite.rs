@@ -5,6 +5,7 @@
 //! of the database before it reads the head, so that of two writers one finds the head moved.
 
 mod log;
+mod look;
 mod open;
 mod outbox;
 mod owner;
@@ -90,6 +91,16 @@ impl SqliteStore {
     /// When the path leads nowhere, or only the write-ahead log of a database is left.
     pub fn is_at(path: &Path) -> Result<bool, StoreError> {
         open::is_at(&Place::new(path.to_owned(), Duration::ZERO))
+    }
+
+    /// Finds what [`open`](Self::open) would refuse of the database at `path`, as far as that shows without opening it:
+    /// nothing is locked, made or changed, and a control plane may use it meanwhile. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing, is something else, comes from a later version or cannot be written.
+    pub fn look(path: &Path) -> Result<(), StoreError> {
+        look::look(&Place::new(path.to_owned(), Duration::ZERO))
     }
 
     async fn read_with<T: Send + 'static>(

@@ -7,6 +7,7 @@
 //! What is taken holds for the handshakes that follow; connections that are open go on.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Certificate, TlsError, TlsFiles, TlsMetrics, TlsUse,
     files::{Content, Fingerprint},
-    material::{Material, Parsed},
+    material::{self, Material, Parsed},
 };
 use crate::{clock::Clock, key::Timestamp};
 
@@ -66,13 +67,6 @@ impl Credentials {
         let taken = Some(content.fingerprint());
         // Nothing was in use before, so that any problem is an error.
         let Parsed { material, .. } = Material::parse(content, &files, None)?;
-        if let Err(error) = material.check_validity(&files, clock.wall()) {
-            tracing::error!(
-                tls.use = %used,
-                error = &error as &dyn std::error::Error,
-                "no handshake will succeed with this certificate"
-            );
-        }
         let credentials = Self {
             used,
             seen: Mutex::new(Seen {
@@ -85,9 +79,35 @@ impl Credentials {
             clock,
             metrics,
         };
+        if let Err(error) = credentials.check_validity() {
+            tracing::error!(
+                tls.use = %used,
+                error = &error as &dyn std::error::Error,
+                "no handshake will succeed with this certificate"
+            );
+        }
         credentials.tell();
         credentials.warn(&mut credentials.lock());
         Ok(Arc::new(credentials))
+    }
+
+    /// Whether a file holds a private key that a start would take, whatever certificate it is of.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, everybody can use it, or it holds something else.
+    pub fn check_key(path: &Path) -> Result<(), TlsError> {
+        material::check_key(path)
+    }
+
+    /// Whether the certificate in use is valid now.
+    ///
+    /// # Errors
+    ///
+    /// When it is not valid yet, or not any more: no handshake succeeds with it.
+    pub fn check_validity(&self) -> Result<(), TlsError> {
+        let current = self.current.load();
+        current.check_validity(&self.files, self.clock.wall())
     }
 
     /// Looks at the files every two seconds until `stop`.

@@ -65,16 +65,9 @@ impl TlsFiles {
     /// Reads all of them.
     pub(super) fn read(&self) -> Result<Content, TlsError> {
         let own = self.own.as_ref().map(|files| {
-            let (key, mode) = read(&files.key)?;
-            let key = Zeroizing::new(key);
-            if mode & OTHERS != 0 {
-                return Err(TlsError::Exposed {
-                    path: files.key.clone(),
-                    mode: mode & 0o777,
-                });
-            }
+            let key = read_key(&files.key)?;
             let (cert, _) = read(&files.cert)?;
-            Ok(OwnContent { cert, key })
+            Ok::<_, TlsError>(OwnContent { cert, key })
         });
         let own = own.transpose()?;
         let ca = self.ca.as_ref().map(|ca| {
@@ -125,6 +118,19 @@ pub(super) fn fingerprint(parts: &[&[u8]]) -> Fingerprint {
         hash.update(part);
     }
     hash.finalize().into()
+}
+
+/// Reads a private key, which not everybody may be able to use.
+pub(super) fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
+    let (key, mode) = read(path)?;
+    let key = Zeroizing::new(key);
+    if mode & OTHERS != 0 {
+        return Err(TlsError::Exposed {
+            path: path.to_owned(),
+            mode: mode & 0o777,
+        });
+    }
+    Ok(key)
 }
 
 fn read(path: &Path) -> Result<(Vec<u8>, u32), TlsError> {

@@ -11,12 +11,12 @@ use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
-    sign::{CertifiedKey, SingleCertAndKey},
+    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
 };
 
 use super::{
     Authorities, Certificate, TlsError, TlsFiles, TrustDomain,
-    files::{AuthorityContent, Content, Fingerprint, OwnContent, OwnFiles, fingerprint},
+    files::{self, AuthorityContent, Content, Fingerprint, OwnContent, OwnFiles, fingerprint},
     provider,
     verifier::DomainJudge,
 };
@@ -160,14 +160,7 @@ impl Own {
             .first()
             .and_then(|first| Certificate::read(first))
             .ok_or_else(damaged)?;
-        let no_key = || TlsError::NoKey {
-            path: files.key.clone(),
-        };
-        let key = PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| no_key())?;
-        let key = provider()
-            .key_provider
-            .load_private_key(key)
-            .map_err(|_| no_key())?;
+        let key = signing_key(&content.key, &files.key)?;
         let pair = CertifiedKey::new(chain, key);
         match pair.keys_match() {
             Ok(()) => Ok(Self {
@@ -225,6 +218,23 @@ impl Trusted {
             judges,
         }
     }
+}
+
+/// Whether the file at `path` holds a private key that can be used, whatever certificate it is of.
+pub(super) fn check_key(path: &Path) -> Result<(), TlsError> {
+    signing_key(&files::read_key(path)?, path).map(drop)
+}
+
+/// The private key in `pem`, which the file at `path` holds.
+fn signing_key(pem: &[u8], path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
+    let no_key = || TlsError::NoKey {
+        path: path.to_owned(),
+    };
+    let key = PrivateKeyDer::from_pem_slice(pem).map_err(|_| no_key())?;
+    provider()
+        .key_provider
+        .load_private_key(key)
+        .map_err(|_| no_key())
 }
 
 impl Roots {

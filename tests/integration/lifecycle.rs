@@ -20,6 +20,7 @@ mod on_demand;
 mod outage;
 mod overlap;
 mod policy;
+mod preflight;
 mod revocation;
 mod roles;
 mod rotation;

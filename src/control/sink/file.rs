@@ -138,6 +138,16 @@ impl FileSink {
         }
     }
 
+    /// Finds what every delivery would be refused for, without making anything: the directory is missing, or others could
+    /// take what is put there. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// When it is so.
+    pub fn look(&self) -> Result<(), FileError> {
+        open_base(&self.directory).map(drop)
+    }
+
     /// Makes `current` hold the secret and `previous` what `current` held; nothing when it holds the secret already.
     ///
     /// # Errors
@@ -168,19 +178,7 @@ impl FileSink {
 impl Place {
     /// Opens the directory of a key and locks it; makes it, and that of its keyring, when they are not there.
     fn open(base: &Path, keyring: &KeyringName, key_id: KeyId) -> Result<Self, FileError> {
-        let mut path = PathBuf::from("/");
-        let mut directory = fs::open(&path, OFlags::PATH | DIRECTORY, Mode::empty())
-            .map_err(failed("open", &path))?;
-        for component in base.components() {
-            // The settings have neither another prefix nor `..`, and `.` is the same directory.
-            if let Component::Normal(name) = component {
-                path.push(name);
-                directory = enter(&directory, name, &path, OFlags::PATH)?;
-            }
-        }
-        // Opened by itself, since the way to it need not be readable.
-        directory = enter(&directory, OsStr::new("."), &path, OFlags::RDONLY)?;
-        check_directory(&directory, &path)?;
+        let (mut path, mut directory) = open_base(base)?;
         for name in [keyring.as_str(), key_id.as_str()] {
             path.push(name);
             match fs::mkdirat(&directory, name, Mode::RWXU) {
@@ -335,6 +333,24 @@ fn enter(parent: &OwnedFd, name: &OsStr, path: &Path, flags: OFlags) -> Result<O
 }
 
 /// Whether nobody else can put a file into it.
+/// Opens the directory of the settings, and returns its path without `.` as well.
+fn open_base(base: &Path) -> Result<(PathBuf, OwnedFd), FileError> {
+    let mut path = PathBuf::from("/");
+    let mut directory =
+        fs::open(&path, OFlags::PATH | DIRECTORY, Mode::empty()).map_err(failed("open", &path))?;
+    for component in base.components() {
+        // The settings have neither another prefix nor `..`, and `.` is the same directory.
+        if let Component::Normal(name) = component {
+            path.push(name);
+            directory = enter(&directory, name, &path, OFlags::PATH)?;
+        }
+    }
+    // Opened by itself, since the way to it need not be readable.
+    directory = enter(&directory, OsStr::new("."), &path, OFlags::RDONLY)?;
+    check_directory(&directory, &path)?;
+    Ok((path, directory))
+}
+
 fn check_directory(directory: &OwnedFd, path: &Path) -> Result<(), FileError> {
     let found = fs::fstat(directory).map_err(failed("look at", path))?;
     check_owner(found.st_uid, path)?;

@@ -3,7 +3,11 @@
 //! What is there is read first, and written over only if it is still the same (check-and-set): of two control planes
 //! that deliver at once, none undoes what the other has done.
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -18,11 +22,11 @@ use super::{Delivery, redact};
 use crate::{
     causes,
     config::vault::VaultSettings,
+    duration::written,
     key::Secret,
     outbound::{Answer, Limits, Outbound, OutboundError, OutboundUrl, Request, SetupError},
     secret_file,
 };
-    duration::written,
 
 /// A KV version 2 mount.
 #[derive(Debug)]
@@ -224,6 +228,15 @@ impl VaultSink {
         })
     }
 
+    /// Whether there is a token to call a Vault with. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be read, or holds something else.
+    pub fn check_token(settings: &VaultSettings) -> Result<(), VaultError> {
+        read_token(&settings.token_file).map(drop)
+    }
+
     /// Puts the secret into the mount, and what was there beside it; nothing when it is there already.
     ///
     /// # Errors
@@ -257,16 +270,7 @@ impl VaultSink {
         let place = format!("{mount}/data/{path}");
         let url = OutboundUrl::parse(&format!("{address}/v1/{place}"))
             .expect("an address, a mount and a path make a URL of less than 2 KiB");
-        let token = secret_file::read(token_file).map_err(|error| VaultError::Token {
-            path: token_file.clone(),
-            error,
-        })?;
-        let token = Zeroizing::new(token.trim().to_owned());
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(VaultError::TokenForm {
-                path: token_file.clone(),
-            });
-        }
+        let token = read_token(token_file)?;
         Ok(Call {
             sink: self,
             url,
@@ -497,6 +501,20 @@ fn advice(status: u16, place: &str) -> String {
         503 => "unseal the server, or wait until it is maintained".to_owned(),
         _ => "look at the server's log".to_owned(),
     }
+}
+
+fn read_token(token_file: &Path) -> Result<Zeroizing<String>, VaultError> {
+    let token = secret_file::read(token_file).map_err(|error| VaultError::Token {
+        path: token_file.to_owned(),
+        error,
+    })?;
+    let token = Zeroizing::new(token.trim().to_owned());
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(VaultError::TokenForm {
+            path: token_file.to_owned(),
+        });
+    }
+    Ok(token)
 }
 
 #[cfg(test)]

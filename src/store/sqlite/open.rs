@@ -109,11 +109,10 @@ fn open_with(path: &Path, place: &Place, flags: OpenFlags) -> Result<Connection,
 
 /// Makes a database where none is, if `create` says so.
 fn make(place: &Place, create: bool) -> Result<(), StoreError> {
-    refuse_orphan(place)?;
-    if !create {
-        return Err(StoreError::Missing {
-            store: place.name(),
-        });
+    let missing = place.missing();
+    // SQLite would play the log of the lost database into the new one.
+    if !create || matches!(missing, StoreError::Orphaned { .. }) {
+        return Err(missing);
     }
     let suffix = draft_suffix()?;
     let draft = place.beside(&suffix);
@@ -141,14 +140,10 @@ pub(super) fn is_at(place: &Place) -> Result<bool, StoreError> {
 
 /// SQLite would play the log of a lost database into a new one.
 fn refuse_orphan(place: &Place) -> Result<(), StoreError> {
-    let log = place.beside("-wal");
-    if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0) {
-        return Err(StoreError::Orphaned {
-            store: place.name(),
-            log,
-        });
+    match place.missing() {
+        orphaned @ StoreError::Orphaned { .. } => Err(orphaned),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Of a draft that no other process makes at the same time.

@@ -60,6 +60,16 @@ impl Place {
         path.into()
     }
 
+    /// Why there is no database: none was made, or it was taken away.
+    pub(super) fn missing(&self) -> StoreError {
+        let (store, log) = (self.name(), self.beside("-wal"));
+        if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0) {
+            StoreError::Orphaned { store, log }
+        } else {
+            StoreError::Missing { store }
+        }
+    }
+
     /// Remembers which file is open.
     pub(super) fn note_identity(&mut self) -> Result<(), StoreError> {
         let metadata = fs::metadata(&self.path).map_err(|error| self.cannot_open(error))?;

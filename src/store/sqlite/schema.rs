@@ -179,40 +179,45 @@ fn version(connection: &Connection) -> rusqlite::Result<u32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
+/// Checks the marks of a database: whose it is, and of which version.
+pub(super) fn check_marks(id: i32, version: u32, place: &Place) -> Result<(), StoreError> {
+    if id != APPLICATION_ID {
+        return Err(StoreError::NotRelatch {
+            store: place.name(),
+            found: format!("a SQLite database with application id {id:#x}"),
+        });
+    }
+    if version > VERSION {
+        return Err(StoreError::NewerSchema {
+            store: place.name(),
+            found: version,
+            supported: VERSION,
+        });
+    }
+    if version < FIRST_VERSION {
+        return Err(StoreError::NotRelatch {
+            store: place.name(),
+            found: format!("a SQLite database with schema version {version}"),
+        });
+    }
+    Ok(())
+}
+
 /// Checks the marks, then every page.
 ///
 /// Reading all pages takes about a second per gigabyte, once per start. It finds a damaged tree; a damaged byte within
 /// a payload is found by the hash chain.
 pub(super) fn check(connection: &Connection, place: &Place) -> Result<(), Fault> {
-    let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    if id != APPLICATION_ID {
-        let pages: u64 = connection
-            .pragma_query_value(None, "page_count", |row| row.get::<_, u32>(0))?
-            .into();
-        let found = if pages == 0 {
-            "an empty file".into()
-        } else {
-            format!("a SQLite database with application id {id:#x}")
-        };
-        let store = place.name();
-        return Err(StoreError::NotRelatch { store, found }.into());
-    }
-    let found = version(connection)?;
-    if found > VERSION {
-        return Err(StoreError::NewerSchema {
-            store: place.name(),
-            found,
-            supported: VERSION,
-        }
-        .into());
-    }
-    if found < FIRST_VERSION {
+    let pages: u32 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+    if pages == 0 {
         return Err(StoreError::NotRelatch {
             store: place.name(),
-            found: format!("a SQLite database with schema version {found}"),
+            found: "an empty file".into(),
         }
         .into());
     }
+    let id = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    check_marks(id, version(connection)?, place)?;
     let detail: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if detail != "ok" {
         let store = place.name();

@@ -65,7 +65,8 @@ pub(crate) async fn run(command: &mut Command, stdin: &str) -> Output {
     }
 }
 
-const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
+/// The binary.
+pub(crate) const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
 
 impl Process {
     /// Starts `relatch` with `args`.

@@ -1,0 +1,512 @@
+//! What would stop a daemon from starting on this machine: what its file says is there has to be there.
+//!
+//! Every look is made with the functions that a start uses. Nothing is made, changed, locked or removed, so that a daemon
+//! may run meanwhile: an address that it has bound is found in use. What a new setting names is looked at in
+//! [`Look::control`] or [`Look::sidecar`].
+
+use std::{
+    error::Error,
+    fs, io,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use prometheus_client::registry::Registry;
+use rustix::fs::{Access, AtFlags, CWD};
+
+use crate::{
+    clock::Clock,
+    config::{
+        Checked, ControlSettings, Listen, SidecarSettings, SinkSettings, sidecar::SnapshotSettings,
+        sink::SinkTarget, vault::VaultSettings,
+    },
+    control::{
+        data,
+        secrets::{self, SecretFileError},
+        sink::{file::FileSink, vault::VaultSink},
+    },
+    discovery::token::{SidecarToken, TokenFileError},
+    secret_file::{self, PrivateFileError},
+    sidecar::listener::Occupant,
+    snapshot::{
+        key::{KeyFileError, SnapshotKey},
+        place::Place,
+    },
+    store::{SqliteStore, StoreError},
+    tls::{Authorities, Credentials, TlsError, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles},
+};
+
+/// Something that is not as the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// The field that names it.
+    pub(crate) field: String,
+    /// The field to point at where that one is not in the file.
+    pub(crate) near: &'static str,
+    /// What is wrong, and what to do.
+    pub(crate) message: String,
+    /// What becomes of it.
+    pub(crate) weight: Weight,
+}
+
+/// What becomes of a finding at a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Weight {
+    /// The start fails, or what the field is for does not work.
+    Problem,
+    /// The daemon starts, and warns of it.
+    Warning,
+}
+
+/// A look at this machine, with what was found so far.
+struct Look {
+    clock: Clock,
+    found: Vec<Finding>,
+}
+
+/// What to do about a file that cannot be read.
+const CHECK_PATH: &str = "check the path and its permissions";
+
+/// Everything that is not as a file says, in the order of its settings. It blocks.
+pub(crate) fn look(settings: &Checked, clock: Clock) -> Vec<Finding> {
+    let mut look = Look {
+        clock,
+        found: Vec::new(),
+    };
+    match settings {
+        Checked::Control(settings) => look.control(settings),
+        Checked::Sidecar(settings) => look.sidecar(settings),
+    }
+    look.found
+}
+
+impl Look {
+    /// Whatever the file of a control plane names.
+    fn control(&mut self, settings: &ControlSettings) {
+        let has_data = self.data_dir(&settings.data_dir);
+        let has_pepper = self.pepper(&settings.pepper_file);
+        let has_store = self.store(&settings.store);
+        // What would lie in a directory that is missing is missing with it.
+        if has_data && !(has_pepper && has_store) {
+            let field = match (has_pepper, has_store) {
+                (true, false) => "store.sqlite",
+                (false, true) => "pepper_file",
+                (false, false) | (true, true) => "data_dir",
+            };
+            let lacking = data::lacking(settings, has_pepper, has_store);
+            self.problem_near(field, "data_dir", with_causes(&lacking));
+        }
+        for (field, used, files) in [
+            (
+                "discovery",
+                TlsUse::DiscoveryServer,
+                &settings.discovery_tls,
+            ),
+            ("admin", TlsUse::AdminServer, &settings.admin_tls),
+        ] {
+            if let Some(files) = files {
+                self.tls(field, "client_ca", used, files);
+            }
+        }
+        for (at, token) in settings.sidecar_tokens.iter().enumerate() {
+            self.sidecar_token(format!("discovery.tokens[{at}].file"), &token.path);
+        }
+        for (at, sink) in settings.sinks.iter().enumerate() {
+            self.sink(at, sink);
+        }
+        self.address("discovery", settings.discovery);
+        self.address("admin", settings.admin);
+        self.address("http", settings.http);
+    }
+
+    /// Whatever the file of a sidecar names.
+    fn sidecar(&mut self, settings: &SidecarSettings) {
+        match &settings.listen {
+            Listen::Tcp(address) => self.address("listen", *address),
+            Listen::Unix(path) => self.socket("listen", path),
+        }
+        if let Some(files) = &settings.listen_tls {
+            self.tls("listen", "client_ca", TlsUse::ExtAuthzServer, files);
+        }
+        self.address("http", settings.http);
+        if let Some(tls) = &settings.control_tls {
+            self.tls("control", "ca", TlsUse::DiscoveryClient, &tls.files);
+            if let Some(path) = &tls.token_file {
+                self.sidecar_token("control.tls.token_file".to_owned(), path);
+            }
+        }
+        if let Some(snapshot) = &settings.snapshot {
+            self.snapshot(snapshot);
+        }
+    }
+
+    /// Returns whether the directory is there.
+    fn data_dir(&mut self, path: &Path) -> bool {
+        const FIELD: &str = "data_dir";
+        let shown = path.display();
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => {
+                self.writable(FIELD, path);
+                true
+            }
+            Ok(_) => {
+                self.problem(
+                    FIELD,
+                    format!("{shown} is not a directory: correct the path"),
+                );
+                false
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.problem(
+                    FIELD,
+                    format!(
+                        "there is no directory {shown}: make it and what belongs into it with `relatch control init`, or correct the path"
+                    ),
+                );
+                false
+            }
+            Err(error) => {
+                self.problem(FIELD, format!("cannot read {shown}: {error}; {CHECK_PATH}"));
+                false
+            }
+        }
+    }
+
+    /// Returns whether there is a store, whatever is wrong with it.
+    fn store(&mut self, path: &Path) -> bool {
+        match SqliteStore::look(path) {
+            Ok(()) => true,
+            Err(StoreError::Missing { .. }) => false,
+            Err(error) => {
+                self.problem_near("store.sqlite", "data_dir", with_causes(&error));
+                true
+            }
+        }
+    }
+
+    /// Returns whether there is a pepper, whatever is wrong with it.
+    fn pepper(&mut self, path: &Path) -> bool {
+        const FIELD: &str = "pepper_file";
+        const NEAR: &str = "data_dir";
+        match secrets::read_pepper(path) {
+            Ok(_) => self.exposed(FIELD, NEAR, path),
+            Err(SecretFileError::Missing { .. }) => return false,
+            Err(error @ SecretFileError::Io { .. }) => {
+                self.problem_near(
+                    FIELD,
+                    NEAR,
+                    format!("{}; {CHECK_PATH}", with_causes(&error)),
+                );
+            }
+            Err(error @ (SecretFileError::Malformed { .. } | SecretFileError::Random(_))) => {
+                self.problem_near(FIELD, NEAR, with_causes(&error));
+            }
+        }
+        true
+    }
+
+    /// A file of a secret that a start reads although others can.
+    fn exposed(&mut self, field: &str, near: &'static str, path: &Path) {
+        // One that cannot be looked at any more was found out when it was read.
+        if let Ok(Some(mode)) = secret_file::mode_if_open(path) {
+            let shown = path.display();
+            self.found.push(Finding {
+                field: field.to_owned(),
+                near,
+                message: format!(
+                    "others than its owner can use {shown}, which holds a secret (mode {mode:03o}): `chmod 600` it"
+                ),
+                weight: Weight::Warning,
+            });
+        }
+    }
+
+    /// The files of a channel, each part as a start reads it, so that one that is wrong does not hide the other.
+    fn tls(&mut self, field: &str, ca_name: &str, used: TlsUse, files: &TlsFiles) {
+        let field = |name: &str| format!("{field}.tls.{name}");
+        if let Some(own) = &files.own {
+            let pair = TlsFiles {
+                own: Some(own.clone()),
+                ca: None,
+            };
+            let loaded = self.load(used, pair);
+            match (loaded, Credentials::check_key(&own.key)) {
+                (Ok(()), _) => {}
+                (Err(_), Err(of_key)) => {
+                    self.problem(field("key"), with_causes(&of_key));
+                    self.certificate(&field("cert"), used, own);
+                }
+                (Err(error @ TlsError::Mismatch { .. }), Ok(())) => {
+                    self.problem(field("key"), with_causes(&error));
+                }
+                (Err(error), Ok(())) => self.problem(field("cert"), with_causes(&error)),
+            }
+        }
+        let Some(ca) = &files.ca else {
+            return;
+        };
+        let load = |look: &Self, ca: Authorities<PathBuf>| {
+            let authorities = TlsFiles {
+                own: None,
+                ca: Some(ca),
+            };
+            look.load(used, authorities)
+        };
+        let Err(error) = load(self, ca.clone()) else {
+            return;
+        };
+        let Authorities::Bundles(bundles) = ca else {
+            self.problem(field(ca_name), with_causes(&error));
+            return;
+        };
+        let before = self.found.len();
+        for path in bundles.values() {
+            if let Err(error) = load(self, Authorities::Flat(path.clone())) {
+                self.problem(field("bundles"), with_causes(&error));
+            }
+        }
+        if self.found.len() == before {
+            // Each can be used, and not all of them together.
+            self.problem(field("bundles"), with_causes(&error));
+        }
+    }
+
+    /// A certificate whose key cannot be used: read as authorities are, it says at least whether it is one.
+    fn certificate(&mut self, field: &str, used: TlsUse, own: &OwnFiles) {
+        let alone = TlsFiles {
+            own: None,
+            ca: Some(Authorities::Flat(own.cert.clone())),
+        };
+        match self.load(used, alone) {
+            Err(
+                error @ (TlsError::Read { .. }
+                | TlsError::TooLarge { .. }
+                | TlsError::NoCertificate { .. }
+                | TlsError::Damaged { .. }),
+            ) => self.problem(field, with_causes(&error)),
+            // That it is no authority is as it should be.
+            Ok(())
+            | Err(
+                TlsError::Exposed { .. }
+                | TlsError::NoKey { .. }
+                | TlsError::Mismatch { .. }
+                | TlsError::Expired { .. }
+                | TlsError::NotYetValid { .. }
+                | TlsError::NoSystemRoots
+                | TlsError::Authority { .. }
+                | TlsError::SharedAuthority { .. }
+                | TlsError::Setup(_)
+                | TlsError::Verifier(_),
+            ) => {}
+        }
+    }
+
+    /// A certificate that is not valid now is refused here: a daemon starts with it, but no handshake succeeds.
+    fn load(&self, used: TlsUse, files: TlsFiles) -> Result<(), TlsError> {
+        let metrics = TlsMetrics::register(&mut Registry::default());
+        Credentials::load(used, files, self.clock.clone(), metrics)?.check_validity()
+    }
+
+    fn sidecar_token(&mut self, field: String, path: &Path) {
+        match SidecarToken::read(path) {
+            Ok(_) => {}
+            Err(TokenFileError::File(error)) => self.problem(field, private(&error)),
+            Err(error @ TokenFileError::Malformed { .. }) => {
+                self.problem(field, with_causes(&error));
+            }
+        }
+    }
+
+    /// A sink is not tried at a start; what is wrong here holds up the first rotation.
+    fn sink(&mut self, at: usize, sink: &SinkSettings) {
+        match &sink.target {
+            SinkTarget::File(settings) => {
+                if let Err(error) = FileSink::new(settings).look() {
+                    let field = format!("sinks[{at}].file.directory");
+                    self.problem(field, with_causes(&error));
+                }
+            }
+            SinkTarget::Exec(settings) => {
+                let field = format!("sinks[{at}].exec.command[0]");
+                self.program(field, &settings.program);
+            }
+            SinkTarget::Vault(settings) => self.vault(at, settings),
+        }
+    }
+
+    fn program(&mut self, field: String, path: &Path) {
+        let shown = path.display();
+        match fs::metadata(path) {
+            Ok(metadata)
+                if metadata.is_file()
+                    && metadata.permissions().mode() & 0o111 != 0
+                    && may(path, Access::EXEC_OK) => {}
+            Ok(_) => self.problem(
+                field,
+                format!(
+                    "{shown} cannot be run by this user: it has to be a program, `chmod +x` it"
+                ),
+            ),
+            Err(error) => self.problem(field, format!("cannot run {shown}: {error}; {CHECK_PATH}")),
+        }
+    }
+
+    fn vault(&mut self, at: usize, settings: &VaultSettings) {
+        let field = |name: &str| format!("sinks[{at}].vault.{name}");
+        if let Err(error) = VaultSink::new(settings) {
+            self.problem(field("ca_file"), with_causes(&error));
+        }
+        match VaultSink::check_token(settings) {
+            Ok(()) => self.exposed(&field("token_file"), "", &settings.token_file),
+            Err(error) => self.problem(field("token_file"), with_causes(&error)),
+        }
+    }
+
+    fn snapshot(&mut self, settings: &SnapshotSettings) {
+        const PATH: &str = "snapshot.path";
+        if let Err(error) = SnapshotKey::read(&settings.key_file) {
+            let message = match &error {
+                KeyFileError::Unusable(error) => private(error),
+                KeyFileError::Missing { .. }
+                | KeyFileError::Malformed { .. }
+                | KeyFileError::Exists { .. }
+                | KeyFileError::Make { .. }
+                | KeyFileError::Random(_) => with_causes(&error),
+            };
+            self.problem("snapshot.key_file", message);
+        }
+        if !self.directory_of(PATH, &settings.path) {
+            return;
+        }
+        if let Err(error) = Place::look(&settings.path) {
+            self.found.push(Finding {
+                field: PATH.to_owned(),
+                near: "",
+                message: format!(
+                    "{} is not used, and is put aside at the start: {}",
+                    settings.path.display(),
+                    with_causes(&error)
+                ),
+                weight: Weight::Warning,
+            });
+        }
+    }
+
+    fn socket(&mut self, field: &str, path: &Path) {
+        if !self.directory_of(field, path) {
+            return;
+        }
+        let shown = path.display();
+        match Occupant::of(path) {
+            Ok(Occupant::Nothing | Occupant::StaleSocket) => {}
+            Ok(Occupant::Other) => self.problem(
+                field,
+                format!(
+                    "{shown} is in use, or is not a socket: stop what listens there, or choose another path; --offline leaves this out"
+                ),
+            ),
+            Err(error) => self.problem(field, format!("cannot look at {shown}: {error}; {CHECK_PATH}")),
+        }
+    }
+
+    /// Binds the address for a moment, as a start does.
+    fn address(&mut self, field: &str, address: SocketAddr) {
+        let Err(error) = TcpListener::bind(address) else {
+            return;
+        };
+        let what_to_do = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "stop what listens there, or choose another port; if it is this daemon itself, --offline leaves this out"
+            }
+            io::ErrorKind::AddrNotAvailable => "use an address of this machine",
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need the capability CAP_NET_BIND_SERVICE: choose another port"
+            }
+            _ => "choose another address",
+        };
+        self.problem(
+            field,
+            format!("cannot listen on {address}: {error}; {what_to_do}"),
+        );
+    }
+
+    /// The directory in which a file is to be made. Returns whether one can be.
+    fn directory_of(&mut self, field: &str, path: &Path) -> bool {
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            Some(_) | None => Path::new("."),
+        };
+        let shown = directory.display();
+        match fs::metadata(directory) {
+            Ok(metadata) if metadata.is_dir() => self.writable(field, directory),
+            Ok(_) => {
+                self.problem(
+                    field,
+                    format!("{shown} is not a directory: correct the path"),
+                );
+                false
+            }
+            Err(error) => {
+                self.problem(
+                    field,
+                    format!(
+                        "cannot use the directory {shown}: {error}; make it, or correct the path"
+                    ),
+                );
+                false
+            }
+        }
+    }
+
+    /// Returns whether files can be made in a directory that is there.
+    fn writable(&mut self, field: &str, directory: &Path) -> bool {
+        let may_write = may(directory, Access::WRITE_OK | Access::EXEC_OK);
+        if !may_write {
+            self.problem(
+                field,
+                format!(
+                    "this user cannot make files in {}: let the directory belong to the user of the daemon, on a file system that can be written to",
+                    directory.display()
+                ),
+            );
+        }
+        may_write
+    }
+
+    fn problem(&mut self, field: impl Into<String>, message: String) {
+        self.problem_near(field, "", message);
+    }
+
+    fn problem_near(&mut self, field: impl Into<String>, near: &'static str, message: String) {
+        self.found.push(Finding {
+            field: field.into(),
+            near,
+            message,
+            weight: Weight::Problem,
+        });
+    }
+}
+
+/// Whether the user of this process, as it acts, may use `path` so.
+fn may(path: &Path, access: Access) -> bool {
+    rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS).is_ok()
+}
+
+fn private(error: &PrivateFileError) -> String {
+    match error {
+        PrivateFileError::Io { .. } => format!("{}; {CHECK_PATH}", with_causes(error)),
+        PrivateFileError::Open { .. } => with_causes(error),
+    }
+}
+
+/// An error with its causes, on one line.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
