@@ -510,3 +510,39 @@ fn with_causes(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::testing::{Authority, Files, Leaf};
+
+    #[test]
+    fn a_certificate_that_is_not_valid_now_is_found_although_a_start_takes_it() {
+        let (files, authority) = (Files::new(), Authority::new("authority"));
+        let found = |from, to| {
+            let issued = authority.issue(&Leaf::server(&["control"]).valid(from, to));
+            let mut look = Look {
+                clock: Clock::system(),
+                found: Vec::new(),
+            };
+            let pair = TlsFiles {
+                own: Some(files.pair("control", &issued)),
+                ca: None,
+            };
+            look.tls("admin", "client_ca", TlsUse::AdminServer, &pair);
+            let found = look.found.into_iter();
+            found
+                .map(|finding| (finding.field, finding.message))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(found(-1, 1), []);
+        for (from, to, said) in [(-3, -1, "has expired on"), (1, 3, "is not valid before")] {
+            let found = found(from, to);
+            let [(field, message)] = found.as_slice() else {
+                panic!("one finding, and not {found:?}");
+            };
+            assert_eq!(field, "admin.tls.cert");
+            assert!(message.contains(said), "{message}");
+        }
+    }
+}
