@@ -85,9 +85,10 @@ impl Look {
     /// Whatever the file of a control plane names.
     fn control(&mut self, settings: &ControlSettings) {
         let has_data = self.data_dir(&settings.data_dir);
-        let has_pepper = self.pepper(&settings.pepper_file);
-        let has_store = self.store(&settings.store);
         // What would lie in a directory that is missing is missing with it.
+        let may_be = |path: &Path| has_data || !path.starts_with(&settings.data_dir);
+        let has_pepper = may_be(&settings.pepper_file) && self.pepper(&settings.pepper_file);
+        let has_store = may_be(&settings.store) && self.store(&settings.store);
         if has_data && !(has_pepper && has_store) {
             let field = match (has_pepper, has_store) {
                 (true, false) => "store.sqlite",

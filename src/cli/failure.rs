@@ -120,6 +120,12 @@ impl Failure {
         }
     }
 
+    /// Its message, without causes.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        self.error.to_string()
+    }
+
     /// Whether the call may have been carried out, though no answer of the control plane says so.
     #[must_use]
     pub fn is_answer_lost(&self) -> bool {

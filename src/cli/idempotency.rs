@@ -61,9 +61,10 @@ pub async fn answered<T>(
         let since = match lost_at {
             Some(since) => since,
             None => {
+                let cause = failure.summary();
                 session
                     .output
-                    .note("the answer was lost on its way; asking again for it");
+                    .note(&format!("no answer ({cause}); asking again"));
                 *lost_at.insert(session.boot())
             }
         };
@@ -99,6 +100,6 @@ pub fn ask_again(key: &IdempotencyKey) -> String {
 
 fn unanswered(failure: Failure, key: &IdempotencyKey) -> Failure {
     failure
-        .context("no answer came: whether the control plane carried the call out is not known")
+        .context("whether the control plane carried the call out is not known")
         .hint(ask_again(key))
 }

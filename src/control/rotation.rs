@@ -21,7 +21,7 @@ use crate::{
     duration::written,
     key::{
         KeyId, KeyState, Keyring, Lifetime, Refusal, Revision, RotationId, Secret, SinkName,
-        Timestamp, VersionNumber, VersionRef, Window,
+        Timestamp, VersionNumber, VersionRef, VersionState, Window,
         change::{Change, OldVersion},
         operation::{OldEnds, StageSpec, Which},
         rotation,
@@ -487,6 +487,34 @@ impl Rotations {
             span.fail(error.kind());
         }
         delivered
+    }
+
+    /// Withdraws the version that a rotation has staged, if it is staged still, by a call that is over. Returns whether it
+    /// was. One whose secret may be in a sink stays.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn withdraw_left(
+        &self,
+        actor: &str,
+        served: &ServedKeyring,
+        key_id: KeyId,
+        rotation: RotationId,
+    ) -> Result<bool, CommitError> {
+        let committed = self.catalog.commit(served, actor, |keyring, _| {
+            let key = keyring.key(key_id)?;
+            let is_left = key.pending().is_some_and(|version| {
+                version.staged_by == Some(rotation)
+                    && matches!(version.state, VersionState::Pending { sink: None, .. })
+            });
+            if !is_left {
+                return Ok((Vec::new(), false));
+            }
+            let reason = "the call that staged it failed before the hand-over".into();
+            Ok((keyring.withdraw(key_id, rotation, reason)?, true))
+        });
+        Ok(committed.await?.value)
     }
 
     /// Ends versions of a key at once. To ask again changes nothing, and tells a revision by which all are revoked.

@@ -35,7 +35,7 @@ pub struct KeyVersion {
     pub window: Window,
     /// The last rotation that it took part in.
     pub rotation: Option<RotationId>,
-    /// The rotation that staged it; none for the first version of a key.
+    /// The rotation that staged it and has not withdrawn it; none for the first version of a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staged_by: Option<RotationId>,
     /// Where it is in its life.
@@ -256,6 +256,26 @@ impl KeyVersion {
                 Ok(self.with(VersionState::Revoked { since: now, reason }))
             }
             VersionState::Revoked { .. } => Err(self.refuse(KeyState::Revoked)),
+        }
+    }
+
+    /// Takes a pending version back: it ends as a revoked one does, and belongs to no rotation any more, so that its rotation
+    /// can stage another version.
+    ///
+    /// # Errors
+    ///
+    /// When it is not pending.
+    pub fn withdraw(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
+        match self.state {
+            VersionState::Pending { .. } => Ok(Self {
+                rotation: None,
+                staged_by: None,
+                ..self.revoke(now, reason)?
+            }),
+            VersionState::Active { .. }
+            | VersionState::Retiring { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => Err(self.refuse(KeyState::Revoked)),
         }
     }
 
@@ -509,6 +529,10 @@ mod tests {
         assert_eq!(
             possible(|v| v.reinstate(now, ROLLBACK_FOR)),
             [(Retiring, Active), (Retired, Active)]
+        );
+        assert_eq!(
+            possible(|v| v.withdraw(now, reason())),
+            [(Pending, Revoked)]
         );
         assert_eq!(
             possible(|v| v.revoke(now, reason())),

@@ -134,10 +134,20 @@ impl AdminApi {
         }
         let id = turn.id(|id| staged_by(served, spec.key_id, id.into()).is_some());
         let id = match id.map_err(|error| error::commit(error.into()))? {
-            CallId::Used(id) => {
-                return handed_over_before(served, spec.key_id, id.into()).map(|step| (step, None));
-            }
             CallId::New(id) => id,
+            CallId::Used(id) => {
+                // No equal call is under way: one that is still staged was left by a call that has failed.
+                let withdrawn = self
+                    .rotations
+                    .withdraw_left(&caller.actor, served, spec.key_id, id.into())
+                    .await
+                    .map_err(error::commit)?;
+                if !withdrawn {
+                    let step = handed_over_before(served, spec.key_id, id.into())?;
+                    return Ok((step, None));
+                }
+                id
+            }
         };
         if progress.is_closed() {
             return Err(withdrawn(error::rotation(RotationError::Abandoned)));
@@ -157,7 +167,6 @@ impl AdminApi {
                     "rotation not handed over"
                 );
                 return Err(if error.is_withdrawn() {
-                    turn.give_up(id);
                     withdrawn(error::rotation(error))
                 } else {
                     error::rotation(error)
@@ -294,13 +303,13 @@ fn handed_over_before(
         return Err(Status::internal("the version that was staged is not there"));
     };
     let number = version.number;
-    let stands = match &version.state {
+    match &version.state {
         VersionState::Active { .. }
         | VersionState::Retiring { .. }
         | VersionState::Retired { .. } => {
             let old = key.replaced_by(rotation, number);
             let issued = wire::issued(&state.keyring, key, version, "", state.keyring.revision());
-            return Ok(api::StartRotationResponse {
+            Ok(api::StartRotationResponse {
                 step: Some(Step::HandedOver(api::HandedOver {
                     key: Some(api::IssuedKey {
                         secret_forgotten: true,
@@ -311,14 +320,15 @@ fn handed_over_before(
                     barrier: None,
                     propagation: None,
                 })),
-            });
+            })
         }
-        VersionState::Pending { .. } => "is still being staged".to_owned(),
-        VersionState::Revoked { reason, .. } => format!("is revoked ({reason})"),
-    };
-    Err(Status::failed_precondition(format!(
-        "this call staged version {number} of key {key_id} before, which {stands}; to rotate again, repeat the call with a new idempotency key"
-    )))
+        VersionState::Pending { .. } => Err(Status::aborted(format!(
+            "version {number} of key {key_id} is still being staged; repeat the call"
+        ))),
+        VersionState::Revoked { reason, .. } => Err(Status::failed_precondition(format!(
+            "this call staged version {number} of key {key_id} before, which is revoked ({reason}); to rotate again, repeat the call with a new idempotency key"
+        ))),
+    }
 }
 
 fn handed_over(

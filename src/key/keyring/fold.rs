@@ -261,7 +261,7 @@ impl Keyring {
                 reason,
                 ..
             } => self.transition(revision, *key_id, *version, |v| {
-                v.revoke(at, Arc::clone(reason))
+                v.withdraw(at, Arc::clone(reason))
             }),
             Change::VersionRetired {
                 key_id,

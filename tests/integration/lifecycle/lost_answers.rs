@@ -307,6 +307,43 @@ async fn a_control_plane_that_has_forgotten_an_answer_says_what_stands() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_goes_through_although_the_control_plane_is_killed_while_it_waits() {
+    let mut control = Control::start().await;
+    let key = control.create_key().await;
+    let sidecar = Sidecar::start(&control, "edge-1").await;
+    sidecar.daemon.process.signal(Signal::STOP);
+    let mut rotate = control.plane.cli_started(&["rotate", "start", &key.id]);
+    rotate.wait_for_line(r#""event":"barrier""#).await;
+    control.plane.kill().await;
+    control.plane.restart().await;
+    sidecar.daemon.process.signal(Signal::CONT);
+
+    let status = rotate.exit().await;
+
+    assert_eq!(status.code(), Some(0), "{:?}", rotate.lines());
+    let lines = rotate.lines();
+    let handed_over = lines
+        .iter()
+        .filter(|line| line.contains(r#""event":"handed_over""#));
+    let [handed_over] = handed_over.collect::<Vec<_>>()[..] else {
+        panic!("it is handed over once: {lines:?}");
+    };
+    let new = IssuedKey::from_json(&serde_json::from_str(handed_over).expect("JSON"));
+    assert_eq!(
+        sidecar.check(&new.secret).await,
+        Verdict::allowed(new.version)
+    );
+    let shown = control.show_key(&key.id).await;
+    let versions = shown["versions"].as_array().expect("versions").iter();
+    let accepted = versions.filter(|version| version["state"] != "revoked");
+    assert_eq!(
+        accepted.count(),
+        2,
+        "the first one and the new one: {shown}"
+    );
+}
+
 #[tokio::test]
 async fn an_idempotency_key_belongs_to_one_call_of_one_token() {
     let control = Control::start().await;

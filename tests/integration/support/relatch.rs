@@ -286,9 +286,14 @@ impl Control {
 impl Ports {
     /// Of an address that only this control plane uses, but for one with certificates: they name 127.0.0.1.
     fn reserve(dir: &Path) -> Arc<Self> {
-        let reserve = || match certs(dir) {
-            Some(_) => Reserved::at(Ipv4Addr::LOCALHOST),
-            None => Reserved::new(),
+        let file = fs::read_to_string(dir.join(CONFIG_FILE)).unwrap_or_default();
+        let has_certificates = certs(dir).is_some() || file.contains("tls: {");
+        let reserve = || {
+            if has_certificates {
+                Reserved::at(Ipv4Addr::LOCALHOST)
+            } else {
+                Reserved::new()
+            }
         };
         Arc::new(Self {
             discovery: reserve(),
