@@ -194,7 +194,7 @@ impl Cli {
             Command::Token(command) => command.run(&session).await?,
             Command::Keyring(command) => command.run(&session).await?,
             Command::Consumer(command) => command.run(&session).await?,
-            Command::Key(command) => command.run(&session).await?,
+            Command::Key(command) => Box::pin(command.run(&session)).await?,
             Command::Rotate(command) => command.run(&session).await?,
             Command::Revoke(args) => args.run(&session).await?,
             Command::Fleet(args) => args.run(&session).await?,

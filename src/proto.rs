@@ -30,6 +30,7 @@ pub mod auth {
     clippy::pedantic,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
     reason = "generated"
 )]
 pub mod admin {

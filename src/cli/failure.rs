@@ -48,9 +48,15 @@ pub struct Failure {
 /// What is known of a call that failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CallOutcome {
-    /// It was not made, or answered by the control plane.
+    /// There was none: the failure is of this machine.
     #[default]
-    Answered,
+    None,
+    /// The control plane, or a gateway before it, refused it.
+    Refused,
+    /// The control plane refused it and knows of it: it says what stands.
+    Settled,
+    /// The control plane says that its change is committed, and that not every sidecar has confirmed it.
+    Committed,
     /// The control plane says that it has handed out nothing.
     Withdrawn,
     /// No answer of the control plane came: the call may have been carried out.
@@ -130,6 +136,33 @@ impl Failure {
     #[must_use]
     pub fn is_answer_lost(&self) -> bool {
         self.call == CallOutcome::Unknown
+    }
+
+    /// Whether no call has failed, but something on this machine.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.call == CallOutcome::None
+    }
+
+    /// Whether it says what to do about it.
+    #[must_use]
+    pub const fn has_hint(&self) -> bool {
+        self.hint.is_some()
+    }
+
+    /// Whether the call was refused by somebody who may not know of an earlier attempt.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.call == CallOutcome::Refused
+    }
+
+    /// The failure of a call of which an earlier attempt may have been carried out.
+    #[must_use]
+    pub fn after_lost_answer(self) -> Self {
+        Self {
+            call: CallOutcome::Unknown,
+            ..self
+        }
     }
 
     /// Whether the control plane says that nothing was handed out, and that nothing will be.
@@ -219,7 +252,7 @@ impl CallOutcome {
             return if outcome == WITHDRAWN {
                 Self::Withdrawn
             } else {
-                Self::Answered
+                Self::Committed
             };
         }
         match status.code() {
@@ -231,16 +264,17 @@ impl CallOutcome {
             | Code::Internal
             | Code::Unavailable
             | Code::DataLoss => Self::Unknown,
+            // No gateway makes it of an HTTP status (gRPC's http-grpc-status-mapping).
+            Code::FailedPrecondition => Self::Settled,
             Code::Ok
             | Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
             | Code::PermissionDenied
             | Code::ResourceExhausted
-            | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented
-            | Code::Unauthenticated => Self::Answered,
+            | Code::Unauthenticated => Self::Refused,
         }
     }
 }

@@ -56,17 +56,20 @@ pub async fn answered<T>(
     loop {
         let failure = match call(admin).await {
             Err(failure) if failure.is_answer_lost() => failure,
+            // Whoever refuses it now, such as a token that has ended meanwhile, does not speak of the attempt before.
+            Err(failure) if failure.is_refused() && lost_at.is_some() => {
+                return Err(unanswered(failure.after_lost_answer(), key));
+            }
             answered => return answered,
         };
-        let since = match lost_at {
-            Some(since) => since,
-            None => {
-                let cause = failure.summary();
-                session
-                    .output
-                    .note(&format!("no answer ({cause}); asking again"));
-                *lost_at.insert(session.boot())
-            }
+        let since = if let Some(since) = lost_at {
+            since
+        } else {
+            let cause = failure.summary();
+            session
+                .output
+                .note(&format!("no answer ({cause}); asking again"));
+            *lost_at.insert(session.boot())
         };
         let mut wait = WAIT.0;
         admin = loop {
@@ -90,6 +93,14 @@ pub fn forgotten(stands: &str, hint: String) -> Failure {
         anyhow::anyhow!("{stands} by the same call before, and its secret is forgotten"),
     )
     .hint(hint)
+}
+
+/// A secret that arrived and could not be shown: how to get it again.
+#[must_use]
+pub fn not_shown(failure: Failure, key: &IdempotencyKey) -> Failure {
+    failure
+        .context("the secret arrived, and could not be written")
+        .hint(ask_again(key))
 }
 
 /// How to get the answer of a call that was not answered.

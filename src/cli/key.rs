@@ -11,12 +11,12 @@ use super::{
     barrier::BarrierView,
     connection::{Admin, answer, answer_within},
     failure::{Exit, Failure},
-    idempotency::{IdempotencyArgs, answered, forgotten},
+    idempotency::{IdempotencyArgs, answered, ask_again, forgotten, not_shown},
     issued::IssuedView,
     output::{self, Format, Listing, Row, View},
     secret::SecretInput,
     value::{self, KeyIdParser},
-    watch::patience,
+    watch::{Stopped, patience, watch},
     wire, words,
 };
 use crate::{
@@ -177,6 +177,9 @@ Examples:
   vault kv get -field=key secret/acme \\
     | relatch key import --keyring partners --consumer acme";
 
+/// A command that takes longer says why: sidecars confirm within milliseconds.
+const MOMENT: Duration = Duration::from_secs(2);
+
 impl KeyCommand {
     /// Runs the command.
     ///
@@ -188,31 +191,24 @@ impl KeyCommand {
             Self::Create(args) => {
                 let (key, patience) = (args.idempotency.key()?, patience(args.timeout));
                 let request = args.into_request(&key);
-                let issued = answered(session, &key, async |mut admin: Admin| {
-                    answer_within(patience, admin.create_key(request.clone())).await
+                let keyring = request.keyring.clone();
+                let mut issued = None;
+                let call = answered(session, &key, async |mut admin: Admin| {
+                    let answer = answer_within(patience, admin.create_key(request.clone()));
+                    issued = Some(waiting(session, answer).await?);
+                    Ok(())
                 });
-                let issued = issued.await.map_err(|failure| {
-                    if failure.is_withdrawn() {
-                        failure.context("the key was not handed out, and is revoked")
-                    } else {
-                        failure
-                    }
-                })?;
-                show_issued(session, issued)
+                Box::pin(watched(patience, call, &key, &keyring)).await?;
+                show_issued(session, wire::required(issued, "new key")?, &key)
             }
             Self::Import(args) => {
                 let (key, patience) = (args.key.idempotency.key()?, patience(args.key.timeout));
                 let request = args.into_request(&key)?;
                 let issued = answered(session, &key, async |mut admin: Admin| {
-                    answer_within(patience, admin.import_key(request.clone())).await
+                    let answer = answer_within(patience, admin.import_key(request.clone()));
+                    waiting(session, answer).await
                 });
-                let issued = issued.await.map_err(|failure| match failure.exit() {
-                    Exit::TimedOut => {
-                        failure.context("the key is imported, and not every sidecar accepts it yet")
-                    }
-                    _ => failure,
-                })?;
-                show_issued(session, issued)
+                show_issued(session, issued.await?, &key)
             }
             Self::List(args) => {
                 let mut admin = session.admin().await?;
@@ -229,8 +225,49 @@ impl KeyCommand {
     }
 }
 
+/// Says what a call waits for, when it takes longer than a moment.
+async fn waiting<T>(
+    session: &Session,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::pin!(call);
+    tokio::select! {
+        answer = &mut call => return answer,
+        () = tokio::time::sleep(MOMENT) => {}
+    }
+    session
+        .output
+        .note("waiting until every sidecar accepts the key; `relatch fleet` shows which do not");
+    call.await
+}
+
+/// Runs the call that creates a key until it is over or interrupted.
+async fn watched(
+    patience: Duration,
+    call: impl Future<Output = Result<(), Failure>>,
+    key: &IdempotencyKey,
+    keyring: &str,
+) -> Result<(), Failure> {
+    // The call has a patience of its own for each attempt.
+    match watch(patience.saturating_mul(2), call).await {
+        Ok(()) => Ok(()),
+        Err(Stopped::Failed(failure)) => Err(failure),
+        Err(Stopped::Interrupted) => Err(Failure::failed(
+            "interrupted: the control plane revokes the key, unless it was about to hand it out",
+        )
+        .hint(format!(
+            "`relatch key list --keyring {keyring}` shows its state; {}",
+            ask_again(key)
+        ))),
+    }
+}
+
 /// Shows a key that was just created or imported, and who accepts it.
-fn show_issued(session: &Session, key: admin::IssuedKey) -> Result<(), Failure> {
+fn show_issued(
+    session: &Session,
+    key: admin::IssuedKey,
+    idempotency_key: &IdempotencyKey,
+) -> Result<(), Failure> {
     if key.secret_forgotten {
         let stands = format!(
             "key {} of consumer {} was created, and its version {} is {},",
@@ -247,7 +284,9 @@ fn show_issued(session: &Session, key: admin::IssuedKey) -> Result<(), Failure> 
     }
     let barrier = key.barrier.clone().map(BarrierView::from);
     let keyring = key.keyring.clone();
-    session.show(&IssuedView::from(key))?;
+    session
+        .show(&IssuedView::from(key))
+        .map_err(|failure| not_shown(failure, idempotency_key))?;
     match barrier {
         Some(barrier) if barrier.total == 0 => session.output.note(&format!(
             "no sidecar serves keyring {keyring}, so that nothing accepts this key yet; add the keyring to `keyrings` in a sidecar's file, and see `relatch fleet`"

@@ -9,7 +9,7 @@ use super::{
     Session,
     connection::{Admin, answer},
     failure::Failure,
-    idempotency::{IdempotencyArgs, answered, forgotten},
+    idempotency::{IdempotencyArgs, answered, forgotten, not_shown},
     output::{self, Listing, Row, View},
     secret::Revealed,
     value, wire, words,
@@ -115,10 +115,13 @@ impl TokenCommand {
                     );
                     return Err(forgotten(&stands, hint));
                 }
-                session.show(&CreatedToken {
+                let view = CreatedToken {
                     token: token.into(),
                     secret: Revealed::new(created.secret),
-                })
+                };
+                session
+                    .show(&view)
+                    .map_err(|failure| not_shown(failure, &key))
             }
             Self::List => {
                 let mut admin = session.admin().await?;

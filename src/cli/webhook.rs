@@ -9,7 +9,7 @@ use super::{
     Session,
     connection::{Admin, answer},
     failure::{Exit, Failure},
-    idempotency::{IdempotencyArgs, answered},
+    idempotency::{IdempotencyArgs, answered, not_shown},
     output::{self, Listing, Row, View},
     secret::{Revealed, SecretInput},
     value::WebhookIdParser,
@@ -214,7 +214,10 @@ impl WebhookCommand {
                 let added = answered(session, &key, async |mut admin: Admin| {
                     answer(admin.add_webhook(request.clone())).await
                 });
-                session.show(&AddedView::try_from(added.await?)?)?;
+                let view = AddedView::try_from(added.await?)?;
+                session
+                    .show(&view)
+                    .map_err(|failure| not_shown(failure, &key))?;
             }
             Self::List(args) => {
                 let mut admin = session.admin().await?;

@@ -20,7 +20,10 @@ use zeroize::Zeroizing;
 use super::{fleet::Barrier, rotation::HandedOver, token::Caller};
 use crate::{
     clock::{BootTime, Clock},
-    key::{IdempotencyKey, KeyId, MasterPepper, Pepper, RandomError, Revision, Secret, VersionRef},
+    key::{
+        IdempotencyKey, KeyId, MasterPepper, Pepper, RandomError, Revision, Secret, VersionRef,
+        WebhookId,
+    },
 };
 
 /// The calls of the last ten minutes.
@@ -29,7 +32,7 @@ pub(crate) struct Calls {
     /// Keys the ids and the digests of arguments.
     pepper: Pepper,
     clock: Clock,
-    calls: Mutex<HashMap<IdempotencyKey, Call>>,
+    remembered: Mutex<HashMap<IdempotencyKey, Call>>,
 }
 
 /// What a call is known by. Only an equal one gets its answer.
@@ -68,6 +71,8 @@ pub(crate) enum Kept {
     Rotation(Arc<HandedOver>),
     /// Of an admin token.
     Token(KeyId, Secret),
+    /// Of a webhook, whose secret is derived from its id.
+    Webhook(WebhookId),
 }
 
 /// A key as its creator is given it.
@@ -122,7 +127,7 @@ impl Calls {
         Self {
             pepper: pepper.for_idempotency(),
             clock,
-            calls: Mutex::default(),
+            remembered: Mutex::default(),
         }
     }
 
@@ -200,7 +205,9 @@ impl Calls {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IdempotencyKey, Call>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -221,9 +228,10 @@ impl Turn<'_> {
         };
         let mut last = None;
         for attempt in 0..MAX_ATTEMPTS {
-            let id = identity
-                .key
-                .id(&self.calls.pepper, identity.method, attempt);
+            let Identity {
+                key, actor, method, ..
+            } = identity;
+            let id = key.id(&self.calls.pepper, actor, method, attempt);
             if !exists(id) {
                 return Ok(match last {
                     Some(last) if outcome.given_up != Some(last) => CallId::Used(last),
@@ -324,7 +332,7 @@ mod tests {
     fn secret(turn: &Turn<'_>) -> Option<String> {
         match turn.kept() {
             Some(Kept::Token(_, secret)) => Some(secret.expose().to_owned()),
-            Some(Kept::Key(_) | Kept::Rotation(_)) | None => None,
+            Some(Kept::Key(_) | Kept::Rotation(_) | Kept::Webhook(_)) | None => None,
         }
     }
 

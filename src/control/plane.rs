@@ -161,9 +161,7 @@ impl ControlPlane {
         clock: Clock,
         shutdown: &Shutdown,
     ) -> Result<Self, PlaneError> {
-        let mut registry = Registry::default();
-        let process = ProcessCollector::new().map_err(PlaneError::Process)?;
-        registry.register_collector(Box::new(process));
+        let mut registry = registry_of_process()?;
         let metrics = ControlMetrics::register(&mut registry);
         let (tracer, spans) = start_spans(settings, &metrics)?;
         let Loaded {
@@ -391,6 +389,14 @@ fn admitting(
     let kept = Arc::clone(&bearers).keep(shutdown.token());
     shutdown.spawn("sidecar tokens", kept);
     Ok(discovery.with_bearers(bearers))
+}
+
+/// A registry with the metrics that every process has.
+fn registry_of_process() -> Result<Registry, PlaneError> {
+    let mut registry = Registry::default();
+    let process = ProcessCollector::new().map_err(PlaneError::Process)?;
+    registry.register_collector(Box::new(process));
+    Ok(registry)
 }
 
 fn start_spans(

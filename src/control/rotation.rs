@@ -309,7 +309,9 @@ impl Rotations {
             let committed = self
                 .catalog
                 .commit(&staged.served, actor, |keyring, now| {
-                    if let Some(old) = handed_over_by(keyring, staged.rotation, staged.version) {
+                    let VersionRef { key_id, version } = staged.version;
+                    if is_handed_over(keyring, staged.rotation, staged.version) {
+                        let old = keyring.key(key_id)?.replaced_by(staged.rotation, version);
                         return Ok((Vec::new(), old));
                     }
                     let changes =
@@ -320,7 +322,12 @@ impl Rotations {
                 .await;
             let source = match committed {
                 Ok(committed) => return Ok((committed.value, committed.revision)),
-                Err(error @ CommitError::Refused(_)) => return Err(error.into()),
+                Err(error @ CommitError::Refused(_)) if tries == 1 => return Err(error.into()),
+                // The version may have been handed over by the try that failed, and ended by somebody since.
+                Err(source @ CommitError::Refused(_)) => {
+                    let version = staged.version;
+                    return Err(RotationError::Unsure { version, source });
+                }
                 Err(
                     error @ (CommitError::Contended | CommitError::Log(_) | CommitError::Random(_)),
                 ) => error,
@@ -695,15 +702,11 @@ async fn settled(changes: &mut watch::Receiver<u64>) {
     tokio::time::sleep(SETTLE).await;
 }
 
-/// Whether a rotation has handed a version over, and if so, the version that it replaced.
-fn handed_over_by(
-    keyring: &Keyring,
-    rotation: RotationId,
-    version: VersionRef,
-) -> Option<Option<OldVersion>> {
-    let (key, new) = keyring.version(version)?;
-    let is_active = new.state.kind() == KeyState::Active && new.staged_by == Some(rotation);
-    is_active.then(|| key.replaced_by(rotation, version.version))
+/// Whether a rotation has handed a version over.
+fn is_handed_over(keyring: &Keyring, rotation: RotationId, version: VersionRef) -> bool {
+    keyring.version(version).is_some_and(|(_, version)| {
+        version.state.kind() == KeyState::Active && version.staged_by == Some(rotation)
+    })
 }
 
 fn not_due(key_id: KeyId) -> Refusal {

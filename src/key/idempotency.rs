@@ -44,10 +44,16 @@ impl IdempotencyKey {
         &self.0
     }
 
-    /// The id of what the `attempt`-th run of a call of `method` creates.
+    /// The id of what the `attempt`-th run of a call of `method` by `actor` creates. Another actor's is another one.
     #[must_use]
-    pub fn id(&self, pepper: &Pepper, method: &str, attempt: u32) -> KeyId {
-        let parts = [method.as_bytes(), self.0.as_bytes(), &attempt.to_be_bytes()];
+    pub fn id(&self, pepper: &Pepper, actor: &str, method: &str, attempt: u32) -> KeyId {
+        let attempt = attempt.to_be_bytes();
+        let parts: [&[u8]; 4] = [
+            actor.as_bytes(),
+            method.as_bytes(),
+            self.0.as_bytes(),
+            &attempt,
+        ];
         KeyId::from_uniform(pepper.mac(&parts))
     }
 }
@@ -82,21 +88,22 @@ mod tests {
     }
 
     #[test]
-    fn ids_depend_on_pepper_method_key_and_attempt() {
+    fn ids_depend_on_pepper_actor_method_key_and_attempt() {
         let [one, other] = [[7; 32], [8; 32]].map(|secret| {
             MasterPepper::new(PepperId::new(1), &secret)
                 .expect("32 bytes")
                 .for_idempotency()
         });
-        let id = key("k").id(&one, "CreateKey", 0);
-        assert_eq!(id, key("k").id(&one, "CreateKey", 0));
+        let id = key("k").id(&one, "alice", "CreateKey", 0);
+        assert_eq!(id, key("k").id(&one, "alice", "CreateKey", 0));
         for different in [
-            key("l").id(&one, "CreateKey", 0),
-            key("k").id(&one, "CreateToken", 0),
-            key("k").id(&one, "CreateKey", 1),
-            key("k").id(&other, "CreateKey", 0),
+            key("l").id(&one, "alice", "CreateKey", 0),
+            key("k").id(&one, "mallory", "CreateKey", 0),
+            key("k").id(&one, "alice", "CreateToken", 0),
+            key("k").id(&one, "alice", "CreateKey", 1),
+            key("k").id(&other, "alice", "CreateKey", 0),
             // The border between the parts counts.
-            key("yk").id(&one, "CreateKe", 0),
+            key("yk").id(&one, "alice", "CreateKe", 0),
         ] {
             assert_ne!(id, different);
         }

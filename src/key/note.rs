@@ -49,6 +49,10 @@ pub enum Note {
 /// What was told of a version, so that it is told once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that do not depend on each other"
+)]
 pub struct Told {
     /// That its overlap ends soon, for an overlap that ends at this moment.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -12,7 +12,7 @@ use crate::{
         barrier::BarrierView,
         connection::{Admin, answer},
         failure::{Exit, Failure},
-        idempotency::{IdempotencyArgs, answered, ask_again, forgotten},
+        idempotency::{IdempotencyArgs, answered, ask_again, forgotten, not_shown},
         issued::IssuedView,
         output::{Format, View},
         secret::Revealed,
@@ -160,11 +160,16 @@ impl StartArgs {
         let patience = self.patience();
         let request = self.into_request(&idempotency_key);
         let rotation = answered(session, &idempotency_key, async |mut admin: Admin| {
+            run.begin_attempt();
             let events = admin.start_rotation(request.clone()).await?;
             follow(events.into_inner(), &mut run, session).await
         });
         match watch(patience, rotation).await {
             Ok(()) => Ok(()),
+            Err(Stopped::Failed(failure)) if failure.is_local() && !run.handed_over => {
+                let fate = run.fate(session).await;
+                Err(run.broken_off(failure, fate))
+            }
             Err(Stopped::Failed(failure)) => Err(run.explain(failure, session.now())),
             Err(Stopped::Interrupted) => {
                 let fate = run.fate(session).await;
@@ -208,18 +213,22 @@ async fn follow(
         if let Step::HandedOver(done) = &step
             && let Some(key) = done.key.as_ref().filter(|key| key.secret_forgotten)
         {
-            return Err(run.forgotten(key));
+            if !run.handed_over {
+                return Err(run.forgotten(key));
+            }
+            // Only the end of the old version was not seen.
+            continue;
         }
         let event = RotationEvent::from_step(step)?;
-        // Asked again after the secret was shown: only the revocation was not seen to its end.
-        let was_handed_over = run.handed_over;
         run.note(&event);
         match event {
             RotationEvent::HandedOver(view) => {
                 let is_revoked = run.emergency && view.old_version.is_some();
                 progress = session.output.progress();
-                if !was_handed_over {
-                    hand_out(view, session)?;
+                if !run.handed_over {
+                    let shown = hand_out(view, session);
+                    shown.map_err(|failure| not_shown(failure, &run.idempotency_key))?;
+                    run.handed_over = true;
                 }
                 if !is_revoked {
                     return Ok(());
@@ -306,9 +315,16 @@ impl TryFrom<admin::HandedOver> for HandedOverView {
 impl HandedOverView {
     fn summary(&self) -> String {
         let version = self.key.version;
-        let sidecars = words::count(self.barrier.applied.into(), "sidecar");
-        let mut summary = format!("{sidecars} accepted version {version}");
-        if let Some(seconds) = self.propagation_seconds {
+        let mut summary = if self.barrier.total == 0 {
+            let keyring = &self.key.keyring;
+            format!(
+                "no sidecar serves keyring {keyring}, so that nothing accepts version {version} yet"
+            )
+        } else {
+            let sidecars = words::count(self.barrier.applied.into(), "sidecar");
+            format!("{sidecars} accepted version {version}")
+        };
+        if let Some(seconds) = self.propagation_seconds.filter(|_| self.barrier.total > 0) {
             let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
             let _ = write!(summary, " within {}", words::took(took));
         }
@@ -349,11 +365,17 @@ impl View for HandedOverView {
 }
 
 impl Run {
+    /// What was known of an earlier attempt may not be so any more.
+    fn begin_attempt(&mut self) {
+        self.staged = None;
+        self.barrier = BarrierView::default();
+    }
+
     fn note(&mut self, event: &RotationEvent) {
         match event {
             RotationEvent::Staged { version, .. } => self.staged = Some(*version),
             RotationEvent::Barrier(barrier) => self.barrier = barrier.clone(),
-            RotationEvent::HandedOver(_) => self.handed_over = true,
+            RotationEvent::HandedOver(_) => {}
             RotationEvent::OldRevoked(view) => self.barrier = view.barrier.clone(),
         }
     }
@@ -405,7 +427,7 @@ impl Run {
     /// In an emergency the old version ends with the hand-over only, which somebody who has a leak has to know.
     const fn kept(&self) -> &'static str {
         if self.emergency {
-            ", and the old version is still accepted; `relatch revoke` ends it without a new one"
+            ", and this call did not revoke the old version; `relatch revoke` ends it without a new one"
         } else {
             ""
         }
@@ -421,6 +443,10 @@ impl Run {
             loop {
                 let key_id = self.key_id.as_str().to_owned();
                 let key = answer(admin.get_key(admin::GetKeyRequest { key_id })).await?;
+                if key.versions.iter().any(|shown| shown.version > version) {
+                    // Another attempt of this call may have staged it.
+                    return Ok(Fate::Unknown);
+                }
                 let mut versions = key.versions.iter();
                 let state = versions
                     .find(|shown| shown.version == version)
@@ -451,30 +477,55 @@ impl Run {
             )
             .hint(self.show_versions());
         }
+        let (became, hint) = self.became(fate);
+        let when = match fate {
+            Fate::Withdrawn => "interrupted before the hand-over",
+            Fate::HandedOver | Fate::Unknown => "interrupted",
+        };
+        Failure::failed(format!("{when}: {became}")).hint(hint)
+    }
+
+    /// The command failed on this machine, while the control plane went on.
+    fn broken_off(&self, failure: Failure, fate: Fate) -> Failure {
+        if self.staged.is_none() || failure.has_hint() {
+            return failure;
+        }
+        let (became, hint) = self.became(fate);
+        failure.context(became).hint(hint)
+    }
+
+    /// What became of the version of a call that the command gave up, and what to do.
+    fn became(&self, fate: Fate) -> (String, String) {
         let version = self.version();
         match fate {
-            Fate::Withdrawn => Failure::failed(format!(
-                "interrupted before the hand-over: {version} is withdrawn, and its secret was not handed out{}",
-                self.kept()
-            ))
-            .hint(self.show_versions()),
-            Fate::HandedOver => Failure::failed(format!(
-                "interrupted, but {version} was handed over already, and its secret did not arrive{}",
-                if self.emergency {
+            Fate::Withdrawn => (
+                format!(
+                    "{version} is withdrawn, and its secret was not handed out{}",
+                    self.kept()
+                ),
+                self.show_versions(),
+            ),
+            Fate::HandedOver => {
+                let neither = if self.emergency {
                     "; the old version is revoked, so that its consumer has neither until you get it"
                 } else {
                     ""
-                }
-            ))
-            .hint(ask_again(&self.idempotency_key)),
-            Fate::Unknown => Failure::failed(format!(
-                "interrupted: whether {version} was handed out is not known"
-            ))
-            .hint(format!(
-                "{}; {}",
-                self.show_versions(),
-                ask_again(&self.idempotency_key)
-            )),
+                };
+                (
+                    format!(
+                        "{version} was handed over already, and its secret did not arrive{neither}"
+                    ),
+                    ask_again(&self.idempotency_key),
+                )
+            }
+            Fate::Unknown => (
+                format!("whether {version} was handed out is not known"),
+                format!(
+                    "{}; {}",
+                    self.show_versions(),
+                    ask_again(&self.idempotency_key)
+                ),
+            ),
         }
     }
 
@@ -730,7 +781,7 @@ mod tests {
         let report = emergency.explain(stops(), Timestamp::from_millis(0));
         let report = report.report(false);
         assert!(
-            report.contains("the old version is still accepted"),
+            report.contains("did not revoke the old version"),
             "{report}"
         );
     }

@@ -22,7 +22,7 @@ use crate::{
     },
     key::{
         AllowedSources, ConsumerId, KeyId, Keyring, KeyringName, Pepper, Prefix, Revision, Scope,
-        Scopes, Secret, VersionNumber, VersionRef, VersionState, Window,
+        Scopes, Secret, Timestamp, VersionNumber, VersionRef, VersionState, Window,
         operation::{KeySpec, Which},
     },
     proto::admin as api,
@@ -46,6 +46,20 @@ struct Created {
     revision: Revision,
     at: BootTime,
 }
+
+/// What a new key is to be, parsed.
+struct Details {
+    consumer: ConsumerId,
+    scopes: Scopes,
+    allowed_sources: AllowedSources,
+    not_before: Option<Timestamp>,
+    expires_in: Option<Duration>,
+}
+
+/// How often it is tried to revoke a key that was not handed out while the store fails, and the wait in between: what a disk
+/// that is busy for a moment needs. The caller waits meanwhile.
+const TAKE_BACK_TRIES: u32 = 5;
+const TAKE_BACK_RETRY: Duration = Duration::from_secs(1);
 
 impl AdminApi {
     pub(super) async fn issue_key(
@@ -111,11 +125,16 @@ impl AdminApi {
             match self.accepted(&created, timeout, progress).await {
                 Ok(all) => barrier = Some(all),
                 Err(problem) if created.secret.is_some() => {
-                    self.take_back(caller, &created, &problem).await;
+                    let became = if self.take_back(caller, &created, &problem).await {
+                        "and is revoked".to_owned()
+                    } else {
+                        format!("and could not be revoked: `relatch revoke {key_id} --all` ends it")
+                    };
                     turn.give_up(key_id);
-                    return Err(withdrawn(error::rotation(problem)));
+                    let what = format!("key {key_id} was not handed out, {became}");
+                    return Err(withdrawn(explained(&what, problem)));
                 }
-                Err(problem) => return Err(committed(error::rotation(problem))),
+                Err(problem) => return Err(committed(not_confirmed(key_id, problem))),
             }
         }
         let kept = KeptKey {
@@ -138,16 +157,13 @@ impl AdminApi {
         order: &mut Order,
     ) -> Result<Created, Status> {
         let request = &order.request;
-        let consumer: ConsumerId = wire::field("consumer", &request.consumer)?;
-        let scopes: Scopes = request
-            .scopes
-            .iter()
-            .map(|scope| wire::field::<Scope>("scopes", scope))
-            .collect::<Result<_, _>>()?;
-        let allowed_sources = AllowedSources::parse(&request.allowed_sources)
-            .map_err(|problem| error::invalid("allowed_sources", problem))?;
-        let not_before = wire::timestamp("not_before", request.not_before)?;
-        let expires_in = wire::duration("expires_in", request.expires_in)?;
+        let Details {
+            consumer,
+            scopes,
+            allowed_sources,
+            not_before,
+            expires_in,
+        } = Details::parse(request)?;
         let keyring: KeyringName = wire::field("keyring", &request.keyring)?;
         let held = self.keyring_for(caller, &keyring, request.create_missing)?;
         let prefix = held.as_ref().map_or_else(Prefix::default, |served| {
@@ -230,8 +246,9 @@ impl AdminApi {
         self.rotations.wait(&goal, progress).await
     }
 
-    /// Revokes a key that not every sidecar has accepted. If that fails, too, it stays with nobody who has its secret.
-    async fn take_back(&self, caller: &Caller, created: &Created, problem: &RotationError) {
+    /// Revokes a key that not every sidecar has accepted. Returns whether that is committed; if it is not, the key stays,
+    /// and nobody has its secret.
+    async fn take_back(&self, caller: &Caller, created: &Created, problem: &RotationError) -> bool {
         let why = match problem {
             RotationError::TimedOut { .. } => "not every sidecar accepted it in time",
             RotationError::Abandoned => "the caller went away",
@@ -242,25 +259,33 @@ impl AdminApi {
         };
         let reason = format!("its secret was not handed out: {why}");
         let key_id = created.version.key_id;
-        let revoked = self
-            .rotations
-            .revoke(&created.served, &caller.actor, key_id, Which::All, &reason)
-            .await;
-        match revoked {
-            Ok(_) => tracing::warn!(
-                actor = caller.actor,
+        for attempt in 1..=TAKE_BACK_TRIES {
+            let revoked = self
+                .rotations
+                .revoke(&created.served, &caller.actor, key_id, Which::All, &reason)
+                .await;
+            let Err(error) = revoked else {
+                tracing::warn!(
+                    actor = caller.actor,
+                    auth.keyring = %created.served.name(),
+                    auth.key.id = %key_id,
+                    why,
+                    "a new key was revoked before its secret was handed out"
+                );
+                return true;
+            };
+            tracing::error!(
                 auth.keyring = %created.served.name(),
                 auth.key.id = %key_id,
-                why,
-                "a new key was revoked before its secret was handed out"
-            ),
-            Err(error) => tracing::error!(
-                auth.keyring = %created.served.name(),
-                auth.key.id = %key_id,
+                attempt,
                 error = &error as &dyn std::error::Error,
                 "a new key whose secret was not handed out could not be revoked"
-            ),
+            );
+            if attempt < TAKE_BACK_TRIES {
+                tokio::time::sleep(TAKE_BACK_RETRY).await;
+            }
         }
+        false
     }
 
     /// The answer of a call that is remembered.
@@ -295,7 +320,7 @@ impl AdminApi {
             timeout,
         };
         let waited = self.rotations.wait(&goal, progress).await;
-        let barrier = waited.map_err(|problem| committed(error::rotation(problem)))?;
+        let barrier = waited.map_err(|problem| committed(not_confirmed(id, problem)))?;
         Ok(api::IssuedKey {
             barrier: Some(wire::barrier(&barrier)),
             ..issued
@@ -317,13 +342,24 @@ impl AdminApi {
         let Some((key, first)) = state.keyring.version(version) else {
             return Err(Status::internal("a key has no first version"));
         };
-        let asked = &order.request;
-        if asked.keyring != served.name().as_str() || asked.consumer != key.consumer.as_str() {
+        let asked = Details::parse(&order.request)?;
+        let is_same_secret = order
+            .imported
+            .as_ref()
+            .is_none_or(|secret| served.pepper().digest(&secret.presented()) == first.digest);
+        let is_same = order.request.keyring == served.name().as_str()
+            && order.request.name == key.name
+            && (&asked.consumer, &asked.scopes, &asked.allowed_sources)
+                == (&key.consumer, &key.scopes, &key.allowed_sources);
+        if !is_same_secret || !is_same {
             return Err(reused(ReusedError));
         }
-        if let VersionState::Revoked { reason, .. } = &first.state {
+        if let VersionState::Revoked { reason, .. } | VersionState::Retired { reason, .. } =
+            &first.state
+        {
+            let state = first.state.kind();
             return Err(Status::failed_precondition(format!(
-                "this call created key {id} before, which is revoked ({reason}); to create another one, repeat the call with a new idempotency key"
+                "this call created key {id} before, whose version 1 is {state} ({reason}); to create another key, repeat the call with a new idempotency key"
             )));
         }
         let issued = wire::issued(&state.keyring, key, first, "", state.keyring.revision());
@@ -370,6 +406,37 @@ impl AdminApi {
             Err(refusal) => Err(error::refused(&refusal)),
         }
     }
+}
+
+impl Details {
+    fn parse(request: &api::CreateKeyRequest) -> Result<Self, Status> {
+        Ok(Self {
+            consumer: wire::field("consumer", &request.consumer)?,
+            scopes: request
+                .scopes
+                .iter()
+                .map(|scope| wire::field::<Scope>("scopes", scope))
+                .collect::<Result<_, _>>()?,
+            allowed_sources: AllowedSources::parse(&request.allowed_sources)
+                .map_err(|problem| error::invalid("allowed_sources", problem))?,
+            not_before: wire::timestamp("not_before", request.not_before)?,
+            expires_in: wire::duration("expires_in", request.expires_in)?,
+        })
+    }
+}
+
+/// An import that stands.
+fn not_confirmed(key_id: KeyId, problem: RotationError) -> Status {
+    explained(
+        &format!("key {key_id} is imported, and not every sidecar accepts it yet"),
+        problem,
+    )
+}
+
+/// A status that says what a failed wait means.
+fn explained(what: &str, problem: RotationError) -> Status {
+    let status = error::rotation(problem);
+    Status::new(status.code(), format!("{what}; {}", status.message()))
 }
 
 impl Order {

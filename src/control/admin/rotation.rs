@@ -144,7 +144,11 @@ impl AdminApi {
                     .map_err(error::commit)?;
                 if !withdrawn {
                     let step = handed_over_before(served, spec.key_id, id.into())?;
-                    return Ok((step, None));
+                    let underway = is_emergency.then(|| Underway {
+                        is_new: false,
+                        ..revocation(served.revision(), self.catalog.clock().boot())
+                    });
+                    return Ok((step, underway));
                 }
                 id
             }

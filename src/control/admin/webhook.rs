@@ -5,7 +5,7 @@ use tonic::Status;
 use super::{AdminApi, error, idempotency::reused, wire};
 use crate::{
     control::{
-        calls::{CallId, Identity, ReusedError},
+        calls::{CallId, Identity, Kept, ReusedError},
         token::Caller,
         webhook::WebhookError,
     },
@@ -40,7 +40,16 @@ impl AdminApi {
     ) -> Result<api::AddWebhookResponse, Status> {
         let served = self.served("keyring", &request.keyring)?;
         OutboundUrl::parse(&request.url).map_err(|problem| error::invalid("url", problem))?;
-        let turn = self.turn(identity).await?;
+        let consumer = match request.consumer.as_str() {
+            "" => None,
+            text => Some(wire::field("consumer", text)?),
+        };
+        let events = request
+            .events
+            .iter()
+            .map(|event| wire::field::<EventKind>("events", event))
+            .collect::<Result<_, _>>()?;
+        let mut turn = self.turn(identity).await?;
         let added = |id: KeyId| {
             let webhooks = &served.journal().state().keyring;
             webhooks.webhooks().get(&WebhookId::from(id)).cloned()
@@ -50,11 +59,25 @@ impl AdminApi {
             webhook: Some(describe(served.name(), webhook)),
             signing_secret: self.webhooks.secret(webhook.id).expose().to_string(),
         };
+        if let Some(Kept::Webhook(id)) = turn.kept() {
+            let keyring = &served.journal().state().keyring;
+            return match keyring.webhooks().get(id) {
+                Some(webhook) => Ok(answer(webhook)),
+                None => Err(Status::failed_precondition(format!(
+                    "this call added webhook {id} before, which was removed; to add another one, repeat the call with a new idempotency key"
+                ))),
+            };
+        }
         let id = turn.id(|id| added(id).is_some());
         let id = match id.map_err(|error| error::commit(error.into()))? {
             CallId::New(id) => WebhookId::from(id),
             CallId::Used(id) => {
-                let webhook = added(id).filter(|webhook| webhook.url == request.url);
+                let is_asked_for = |webhook: &Webhook| {
+                    (&webhook.url, &webhook.consumer) == (&request.url, &consumer)
+                        && (&webhook.events, webhook.allow_private)
+                            == (&events, request.allow_private)
+                };
+                let webhook = added(id).filter(is_asked_for);
                 let webhook = webhook.ok_or_else(|| reused(ReusedError))?;
                 return Ok(answer(&webhook));
             }
@@ -62,15 +85,8 @@ impl AdminApi {
         let webhook = Webhook {
             id,
             url: request.url,
-            consumer: match request.consumer.as_str() {
-                "" => None,
-                text => Some(wire::field("consumer", text)?),
-            },
-            events: request
-                .events
-                .iter()
-                .map(|event| wire::field::<EventKind>("events", event))
-                .collect::<Result<_, _>>()?,
+            consumer,
+            events,
             allow_private: request.allow_private,
             created_at: self.catalog.clock().wall(),
         };
@@ -86,6 +102,7 @@ impl AdminApi {
             webhook = %id,
             "webhook added"
         );
+        turn.keep(Kept::Webhook(id));
         Ok(answer(&webhook))
     }
 

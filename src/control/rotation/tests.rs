@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Longer than anything here takes, so that only a hung test meets it.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A store with one key, whose second version is staged.
 struct World {

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,7 +21,7 @@ use tokio::{
 use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict, last_line};
 use crate::support::{
     eventually::eventually,
-    process::{self, Output},
+    process::{self, Output, Process},
     relatch::text,
 };
 
@@ -395,7 +396,7 @@ async fn a_new_key_is_handed_out_when_every_sidecar_accepts_it() {
     let late = control.run(&late).await;
     assert_eq!(late.status.code(), Some(5), "{}", late.stderr);
     assert_eq!(late.stdout, "");
-    let said = "the key was not handed out, and is revoked";
+    let said = "was not handed out, and is revoked; 0 of 1 sidecars";
     assert!(late.stderr.contains(said), "{}", late.stderr);
     assert!(late.stderr.contains("edge-1"), "{}", late.stderr);
     let listed = control.json(&["key", "list"]).await;
@@ -430,4 +431,131 @@ async fn a_new_key_is_handed_out_when_every_sidecar_accepts_it() {
         .await;
     sidecar.daemon.process.signal(Signal::CONT);
     sidecar.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_that_cannot_be_written_can_be_had_again() {
+    let control = Control::start().await;
+    let key = control.create_key().await;
+    let into_nowhere = async |args: &[&str]| {
+        let admin = format!("http://{}", control.plane.admin());
+        let token = text(control.plane.token_file());
+        let script = "exec \"$0\" \"$@\" > /dev/full";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_relatch")]);
+        command.args(["--admin", &admin, "--token-file", token]);
+        process::run(command.args(args), "").await
+    };
+    for args in [
+        &CREATE[..],
+        &["rotate", "start", &key.id],
+        &["token", "create", "--name", "ci", "--role", "viewer"],
+    ] {
+        let output = into_nowhere(args).await;
+        assert_eq!(output.status.code(), Some(1), "{}", output.stderr);
+        let said = &output.stderr;
+        assert!(said.contains("cannot write to standard output"), "{said}");
+        assert!(!said.contains("revocation"), "{said}");
+        let (_, again) = said.split_once("--idempotency-key ").expect("it is named");
+        let again = again.split_whitespace().next().expect("a key");
+        let again = control
+            .run(&[args, &["--idempotency-key", again]].concat())
+            .await;
+        assert_eq!(again.status.code(), Some(0), "{}", again.stderr);
+        assert!(again.stdout.contains("\"secret\":\"rl"), "{}", again.stdout);
+    }
+    assert_eq!(keys(&control).await, 2);
+    assert_eq!(versions(&control.show_key(&key.id).await), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_after_a_lost_answer_does_not_hide_the_attempt_before() {
+    let control = Control::start().await;
+    control.create_key().await;
+    let (id, file) = control.create_token("issuer", &[]).await;
+    let cutter = Cutter::before(control.plane.admin()).await;
+    cutter.cut(usize::MAX);
+    let admin = format!("http://{}", cutter.address);
+    let connection = ["--admin", &admin, "--token-file", text(&file), "-o", "json"];
+    let mut command = Process::relatch(&[&CREATE[..], &connection].concat());
+    eventually("an answer is lost", async || {
+        (cutter.left() < usize::MAX).then_some(())
+    })
+    .await;
+    control.json(&["token", "end", &id]).await;
+    cutter.cut(0);
+
+    let status = command.exit().await;
+
+    assert_eq!(status.code(), Some(6), "{:?}", command.lines());
+    let said = command.lines().join("\n");
+    let unknown = "whether the control plane carried the call out is not known";
+    assert!(said.contains(unknown), "{said}");
+    assert!(said.contains("--idempotency-key"), "{said}");
+    assert_eq!(keys(&control).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_forgotten_call_has_created_is_no_answer_to_another_call() {
+    let mut control = Control::start().await;
+    let (_, other) = control.create_token("admin", &[]).await;
+    let imported = ["keyring", "create", "partners", "--allow-imported"];
+    control.json(&imported).await;
+    control
+        .json(&["consumer", "create", "acme", "--keyring", "partners"])
+        .await;
+    let once = ["--idempotency-key", "once"];
+    let import = [
+        "key",
+        "import",
+        "--keyring",
+        "partners",
+        "--consumer",
+        "acme",
+    ];
+    let import = [&import[..], &once].concat();
+    let taken = control.plane.cli_reading(&import, "first-secret").await;
+    let taken = taken.json();
+    let url = "https://hooks.example/";
+    let add = ["webhook", "add", "--keyring", "partners", "--url", url];
+    let add = [&add[..], &["--idempotency-key", "hook"]].concat();
+    let added = control.json(&add).await;
+    assert_eq!(control.json(&add).await, added);
+
+    control.plane.kill().await;
+    control.plane.restart().await;
+
+    // The same calls, and then others with the same keys.
+    assert_eq!(control.json(&add).await, added);
+    let again = control.plane.cli_reading(&import, "first-secret").await;
+    assert_eq!(again.json()["key_id"], taken["key_id"]);
+    let another = control.plane.cli_reading(&import, "other-secret").await;
+    assert_eq!(another.status.code(), Some(2), "{}", another.stderr);
+    let narrower = control
+        .run(&[&add[..], &["--event", "key.revoked"]].concat())
+        .await;
+    assert_eq!(narrower.status.code(), Some(2), "{}", narrower.stderr);
+    control.plane.kill().await;
+    control.plane.restart().await;
+    let others = control.plane.cli_as(&other, &add).await.json();
+    assert_ne!(others["id"], added["id"]);
+    assert_ne!(others["signing_secret"], added["signing_secret"]);
+    assert_eq!(keys(&control).await, 1);
+}
+
+#[tokio::test]
+async fn a_webhook_that_was_removed_does_not_come_back_by_a_late_repetition() {
+    let control = Control::start().await;
+    control.json(&["keyring", "create", KEYRING]).await;
+    let url = "https://hooks.example/";
+    let add = ["webhook", "add", "--keyring", KEYRING, "--url", url];
+    let add = [&add[..], &["--idempotency-key", "hook"]].concat();
+    let added = control.json(&add).await;
+    let id = added["id"].as_str().expect("an id");
+    control
+        .json(&["webhook", "remove", "--keyring", KEYRING, id])
+        .await;
+    let late = control.run(&add).await;
+    assert_eq!(late.status.code(), Some(4), "{}", late.stderr);
+    assert!(late.stderr.contains("which was removed"), "{}", late.stderr);
 }
