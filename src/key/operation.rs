@@ -293,8 +293,17 @@ impl Keyring {
         let accepted = key.accepted(now).count();
         let max_versions = self.policy_of(key).max_versions;
         if u32::try_from(accepted).is_ok_and(|accepted| accepted >= max_versions) {
+            let retiring: Vec<String> = key
+                .retiring()
+                .map(|version| version.number.to_string())
+                .collect();
+            let which = match retiring.as_slice() {
+                [] => String::new(),
+                numbers => format!(" (retiring: {})", numbers.join(", ")),
+            };
             return Err(Refusal::Unsafe(format!(
-                "key {key_id} has {accepted} accepted versions, the most that it may have; let one retire or revoke one first"
+                "key {key_id} has {accepted} accepted versions{which}, the most that it may have: end one with `relatch rotate retire` or `relatch revoke`, or allow more with `relatch policy set {key_id} --max-versions {}`",
+                accepted + 1
             )));
         }
         check_window(&window, now)?;
