@@ -28,7 +28,7 @@ use crate::{
     },
     control::{
         data::{self, Data, DataError},
-        plane::{ControlEndpoints, ControlPlane},
+        plane::{ControlEndpoints, ControlPlane, PlaneError},
         secrets,
     },
     key::{KeyringName, Timestamp},
@@ -36,7 +36,7 @@ use crate::{
     readiness::Readiness,
     secret_file,
     shutdown::Shutdown,
-    sidecar::{Sidecar, SidecarEndpoints},
+    sidecar::{Sidecar, SidecarEndpoints, SidecarError},
     store::{Owner, OwnerError},
 };
 
@@ -104,6 +104,11 @@ struct Place {
 const DEV: &str = "relatch dev";
 const KEYRING: &str = "demo";
 const CONSUMER: &str = "demo-app";
+/// How two of them run on one machine.
+const SECOND: &str = "start a second one with another --data-dir and with --ephemeral-ports";
+/// What to do about an address that somebody else uses.
+const TAKEN: &str =
+    "stop what listens there, or let the system choose every port with --ephemeral-ports";
 /// Prints the secret of a key as JSON has it, with what every system has.
 const SECRET_OF_JSON: &str = r#"sed 's/.*"secret":"\([^"]*\)".*/\1/'"#;
 const ENVOY_SAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
@@ -158,7 +163,7 @@ impl DevArgs {
             .map_err(|error| place.unusable(error))?;
         let control_plane = ControlPlane::start(data, control, clock, &shutdown.last())
             .await
-            .map_err(Failure::from_error)?;
+            .map_err(no_control_plane)?;
         let address = AdminAddress::at(control_plane.endpoints.admin);
         let mut admin = connection::connect(
             &address,
@@ -170,7 +175,7 @@ impl DevArgs {
         let settings = self.sidecar_settings(control_plane.endpoints.discovery)?;
         let sidecar = Sidecar::start(&settings, Clock::system(), shutdown)
             .await
-            .map_err(Failure::from_error)?;
+            .map_err(no_sidecar)?;
         until_ready(&sidecar.readiness).await?;
         Ok((sidecar, control_plane, key))
     }
@@ -248,16 +253,14 @@ impl Place {
         let endpoints = read.and_then(|json| serde_json::from_slice::<EndpointsFile>(&json).ok());
         match endpoints.filter(|_| is_of_owner) {
             Some(endpoints) => format!(
-                "it serves ext_authz at {}, sidecar http at {}, discovery at {}, admin at {} and control http at {}, as {path} says; choose another --data-dir for a second one",
+                "it serves ext_authz at {}, sidecar http at {}, discovery at {}, admin at {} and control http at {}, as {path} says; {SECOND}",
                 endpoints.ext_authz,
                 endpoints.sidecar_http,
                 endpoints.discovery,
                 endpoints.admin,
                 endpoints.control_http,
             ),
-            None => format!(
-                "it is starting: {path} will say where it listens; choose another --data-dir for a second one"
-            ),
+            None => format!("it is starting: {path} will say where it listens; {SECOND}"),
         }
     }
 
@@ -299,6 +302,48 @@ async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Fa
             place.data_dir.display()
         ))),
         Err(error) => Err(place.unusable(error)),
+    }
+}
+
+fn no_control_plane(error: PlaneError) -> Failure {
+    let is_taken = match &error {
+        PlaneError::Bind { source, .. } => is_taken(source),
+        PlaneError::Store(_)
+        | PlaneError::Log(_)
+        | PlaneError::Token(_)
+        | PlaneError::Sink(_)
+        | PlaneError::Tls { .. }
+        | PlaneError::Reflection(_)
+        | PlaneError::Process(_)
+        | PlaneError::Spans(_)
+        | PlaneError::Webhooks(_) => false,
+    };
+    not_started(error, is_taken)
+}
+
+fn no_sidecar(error: SidecarError) -> Failure {
+    let is_taken = match &error {
+        SidecarError::Listen { source, .. } | SidecarError::Http { source, .. } => is_taken(source),
+        SidecarError::Tls { .. }
+        | SidecarError::Snapshot(_)
+        | SidecarError::Worker(_)
+        | SidecarError::Export(_)
+        | SidecarError::Random(_)
+        | SidecarError::Process(_) => false,
+    };
+    not_started(error, is_taken)
+}
+
+fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+fn not_started(error: impl Into<anyhow::Error>, is_address_taken: bool) -> Failure {
+    let failure = Failure::from_error(error);
+    if is_address_taken {
+        failure.hint(TAKEN)
+    } else {
+        failure
     }
 }
 
@@ -455,6 +500,32 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_is_taken_can_be_left_to_the_system() {
+        for (kind, is_taken) in [
+            (io::ErrorKind::AddrInUse, true),
+            (io::ErrorKind::PermissionDenied, false),
+        ] {
+            let control = no_control_plane(PlaneError::Bind {
+                field: "http",
+                address: ANY_PORT,
+                source: kind.into(),
+            });
+            let sidecar = no_sidecar(SidecarError::Listen {
+                listen: Listen::Tcp(ANY_PORT),
+                source: kind.into(),
+            });
+            let http = no_sidecar(SidecarError::Http {
+                address: ANY_PORT,
+                source: kind.into(),
+            });
+            for failure in [control, sidecar, http] {
+                let report = failure.report(false);
+                assert_eq!(report.contains("--ephemeral-ports"), is_taken, "{report}");
+            }
+        }
+    }
 
     #[test]
     fn a_path_is_one_word_of_a_shell() {

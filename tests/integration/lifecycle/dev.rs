@@ -97,6 +97,7 @@ async fn a_second_one_in_the_same_directory_is_told_where_the_first_one_is() {
         admin.expect("an address"),
         "endpoints.json",
         "--data-dir",
+        "--ephemeral-ports",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
