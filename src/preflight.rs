@@ -1,8 +1,8 @@
 //! What would stop a daemon from starting on this machine: what its file says is there has to be there.
 //!
-//! Every look is made with the functions that a start uses. Nothing is made, changed, locked or removed, so that a daemon
-//! may run meanwhile: an address that it has bound is found in use. What a new setting names is looked at in
-//! [`Look::control`] or [`Look::sidecar`].
+//! Every look is made with the functions that a start uses. Nothing is created, changed or deleted, and the lock of a store
+//! is tried for a moment only, so that a daemon may run meanwhile: an address that it has bound is found in use, and so is
+//! its store. What a new setting names is looked at in [`Look::control`] or [`Look::sidecar`].
 
 use std::{
     error::Error,
@@ -33,7 +33,7 @@ use crate::{
         key::{KeyFileError, SnapshotKey},
         place::Place,
     },
-    store::{SqliteStore, StoreError},
+    store::{Named, Ownership, SqliteStore, StoreError, StoreOwner},
     tls::{Authorities, Credentials, TlsError, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles},
 };
 
@@ -65,6 +65,9 @@ struct Look {
     found: Vec<Finding>,
 }
 
+/// The field of the store, and the one that places it where that is not given.
+const STORE: &str = "store.sqlite";
+const NEAR_STORE: &str = "data_dir";
 /// What to do about a file that cannot be read.
 const CHECK_PATH: &str = "check the path and its permissions";
 
@@ -91,7 +94,7 @@ impl Look {
         let has_store = may_be(&settings.store) && self.store(&settings.store);
         if has_data && !(has_pepper && has_store) {
             let field = match (has_pepper, has_store) {
-                (true, false) => "store.sqlite",
+                (true, false) => STORE,
                 (false, true) => "pepper_file",
                 (false, false) | (true, true) => "data_dir",
             };
@@ -177,13 +180,29 @@ impl Look {
     /// Returns whether there is a store, whatever is wrong with it.
     fn store(&mut self, path: &Path) -> bool {
         match SqliteStore::look(path) {
-            Ok(()) => true,
-            Err(StoreError::Missing { .. }) => false,
-            Err(error) => {
-                self.problem_near("store.sqlite", "data_dir", with_causes(&error));
-                true
-            }
+            Ok(()) => {}
+            Err(StoreError::Missing { .. }) => return false,
+            Err(error) => self.problem_near(STORE, NEAR_STORE, with_causes(&error)),
         }
+        if let Err(error) = StoreOwner::look_at_names(path) {
+            self.problem_near(STORE, NEAR_STORE, with_causes(&error));
+        }
+        match StoreOwner::look(path) {
+            Ok(Ownership::Free) => {}
+            // Whoever checks a change before a restart finds the control plane that is to be restarted.
+            Ok(Ownership::Held(owner)) => self.found.push(Finding {
+                field: STORE.to_owned(),
+                near: NEAR_STORE,
+                message: format!(
+                    "{} is in use by {}: a second control plane would not start",
+                    path.display(),
+                    Named(owner.as_ref())
+                ),
+                weight: Weight::Warning,
+            }),
+            Err(error) => self.problem_near(STORE, NEAR_STORE, with_causes(&error)),
+        }
+        true
     }
 
     /// Returns whether there is a pepper, whatever is wrong with it.

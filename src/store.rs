@@ -36,6 +36,7 @@ use crate::key::{KeyringName, Revision, Timestamp};
 pub use entry::{Entry, EntryHash, Head, LogName, NewEntry, ParseLogNameError};
 pub use error::{AppendError, EntryError, StoreError};
 pub use outbox::{Delivery, DeliveryState, NewDelivery, Retention, Settled, Settlement};
+pub(crate) use sqlite::{Named, Ownership};
 pub use sqlite::{Owner, OwnerError, SqliteOptions, SqliteStore, StoreOwner};
 pub use usage::{CallersRow, StoredUsage, UsageRow};
 

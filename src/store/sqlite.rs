@@ -23,6 +23,7 @@ use tokio::{sync::Mutex, task};
 
 use crate::key::{KeyringName, Revision, Timestamp};
 
+pub(crate) use owner::{Named, Ownership};
 pub use owner::{Owner, OwnerError, StoreOwner};
 
 use self::{

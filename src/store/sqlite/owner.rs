@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, AtFlags, CWD, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::key::Timestamp;
@@ -100,8 +100,17 @@ pub enum OwnerError {
     },
 }
 
+/// What a look from outside finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ownership {
+    /// Nobody owns the store.
+    Free,
+    /// A process owns it; none when the lock does not name it.
+    Held(Option<Owner>),
+}
+
 /// An owner in words.
-struct Named<'a>(Option<&'a Owner>);
+pub(crate) struct Named<'a>(pub(crate) Option<&'a Owner>);
 
 /// The result of one attempt to take the lock.
 enum Attempt {
@@ -145,12 +154,11 @@ impl StoreOwner {
                 Attempt::Taken(file) => break file,
                 Attempt::Held(owner) => owner,
             };
-            let is_stopping = owner.as_ref().is_some_and(|owner| owner.is_stopping);
-            if waited >= if is_stopping { STOPPING } else { LEAVING } {
+            if waited >= patience(owner.as_ref()) {
                 let store = store.display().to_string();
                 return Err(OwnerError::Held { store, lock, owner });
             }
-            if is_stopping && !is_told {
+            if is_stopping(owner.as_ref()) && !is_told {
                 tracing::warn!(
                     store = %store.display(),
                     "waiting for the end of {}, which is stopping",
@@ -172,6 +180,52 @@ impl StoreOwner {
         let claimed = Self { lock, file, owner };
         claimed.write();
         Ok(claimed)
+    }
+
+    /// Finds who owns the database at `store`, without owning it: the lock is tried for microseconds, and shared, so that
+    /// two who look do not find each other. A process that claims the store in these microseconds tries again. Nothing is
+    /// created or changed.
+    ///
+    /// # Errors
+    ///
+    /// When the lock could not be taken although it is free.
+    pub(crate) fn look(store: &Path) -> Result<Ownership, OwnerError> {
+        let store = match resolved(store) {
+            Ok(store) => store,
+            // Without its directory there is no lock either.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ownership::Free),
+            Err(source) => {
+                let lock = beside(store);
+                return Err(OwnerError::Io { lock, source });
+            }
+        };
+        look_at(&beside(&store))
+    }
+
+    /// Finds whether [`claim`](Self::claim) would refuse the database at `store` because of its names. Nothing is deleted.
+    ///
+    /// # Errors
+    ///
+    /// When it has more than one that is no draft of its creation.
+    pub(crate) fn look_at_names(store: &Path) -> Result<(), OwnerError> {
+        // Where it cannot be found, there are no names either.
+        let Ok(store) = resolved(store) else {
+            return Ok(());
+        };
+        let Ok(metadata) = fs::metadata(&store) else {
+            return Ok(());
+        };
+        if !metadata.is_file() || metadata.nlink() == 1 {
+            return Ok(());
+        }
+        // Drafts do not count: the next owner deletes them.
+        let drafts = drafts(&store, &metadata).len() as u64;
+        let links = metadata.nlink().saturating_sub(drafts);
+        if links > 1 {
+            let store = store.display().to_string();
+            return Err(OwnerError::Linked { store, links });
+        }
+        Ok(())
     }
 
     /// Tells processes that want the store that it will be free soon.
@@ -239,6 +293,50 @@ fn attempt(store: &Path, lock: &Path) -> Result<Attempt, OwnerError> {
             give_to_owner_of(store, &file);
             return Ok(Attempt::Taken(file));
         }
+    }
+}
+
+/// Tries the lock for a moment, where there is one.
+fn look_at(lock: &Path) -> Result<Ownership, OwnerError> {
+    let failed = |source| OwnerError::Io {
+        lock: lock.to_owned(),
+        source,
+    };
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(lock);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ownership::Free),
+        Err(source) => return Err(failed(source)),
+    };
+    match file.try_lock_shared() {
+        // The close at the end of this function releases it.
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(Ownership::Held(read(&file))),
+        Err(TryLockError::Error(source)) if is_unsupported(&source) => {
+            let lock = lock.to_owned();
+            return Err(OwnerError::Unsupported { lock, source });
+        }
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    }
+    // An owner writes its name into it.
+    rustix::fs::accessat(CWD, lock, Access::WRITE_OK, AtFlags::EACCESS)
+        .map_err(|error| failed(error.into()))?;
+    Ok(Ownership::Free)
+}
+
+fn is_stopping(owner: Option<&Owner>) -> bool {
+    owner.is_some_and(|owner| owner.is_stopping)
+}
+
+/// How long an owner is waited for.
+fn patience(owner: Option<&Owner>) -> Duration {
+    if is_stopping(owner) {
+        STOPPING
+    } else {
+        LEAVING
     }
 }
 
@@ -319,19 +417,27 @@ fn check_names(store: &Path) -> Result<(), OwnerError> {
 }
 
 fn delete_drafts(store: &Path, database: &fs::Metadata) {
+    for draft in drafts(store, database) {
+        // One that stays is reported as another name.
+        drop(fs::remove_file(draft));
+    }
+}
+
+/// The names that an unfinished creation has left of a database.
+fn drafts(store: &Path, database: &fs::Metadata) -> Vec<PathBuf> {
     let (Some(directory), Some(name)) = (store.parent(), store.file_name()) else {
-        return;
+        return Vec::new();
     };
     let prefix = [name.as_bytes(), DRAFT.as_bytes()].concat();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let is_same =
-            |draft: fs::Metadata| (draft.dev(), draft.ino()) == (database.dev(), database.ino());
-        if entry.file_name().as_bytes().starts_with(&prefix) && entry.metadata().is_ok_and(is_same)
-        {
-            // One that stays is reported as another name.
-            drop(fs::remove_file(entry.path()));
-        }
-    }
+    let is_same =
+        |draft: fs::Metadata| (draft.dev(), draft.ino()) == (database.dev(), database.ino());
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            entry.file_name().as_bytes().starts_with(&prefix) && entry.metadata().is_ok_and(is_same)
+        })
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn beside(store: &Path) -> PathBuf {
@@ -443,6 +549,49 @@ mod tests {
 
         let refusal = refusal(&store).await;
         assert!(refusal.contains("has 2 names"), "{refusal}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_finds_the_owner_and_takes_nothing() {
+        let (dir, store) = store();
+        let free = || StoreOwner::look(&store).expect("it can be looked at");
+        assert_eq!(free(), Ownership::Free);
+        assert!(!beside(&store).exists(), "a look creates nothing");
+        let owner = claim(&store).await.expect("it is free");
+        let named = fs::read(beside(&store)).expect("it is there");
+        let link = dir.path().join("link.db");
+        symlink(&store, &link).expect("a link");
+        for path in [&store, &link] {
+            let found = StoreOwner::look(path).expect("it can be looked at");
+            assert_eq!(found, Ownership::Held(Some(owner.owner.clone())));
+        }
+        assert_eq!(fs::read(beside(&store)).expect("it is there"), named);
+        drop(owner);
+        assert_eq!(free(), Ownership::Free);
+        let looking = File::open(beside(&store)).expect("it is there");
+        looking.try_lock_shared().expect("it is free");
+        assert_eq!(free(), Ownership::Free, "somebody else looks");
+        let ends = async {
+            tokio::time::sleep(POLL).await;
+            drop(looking);
+        };
+        let (claimed, ()) = tokio::join!(claim(&store), ends);
+        claimed.expect("a look holds nobody up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_finds_the_names_that_a_claim_refuses_and_deletes_none() {
+        let (dir, store) = store();
+        let draft = dir.path().join("relatch.db.new-0123456789abcdef");
+        fs::hard_link(&store, &draft).expect("another name");
+        StoreOwner::look_at_names(&store).expect("a start deletes it");
+        assert!(draft.exists());
+
+        fs::hard_link(&store, dir.path().join("copy.db")).expect("another name");
+
+        let found = StoreOwner::look_at_names(&store);
+        assert!(matches!(found, Err(OwnerError::Linked { .. })), "{found:?}");
+        refusal(&store).await;
     }
 
     #[tokio::test(start_paused = true)]

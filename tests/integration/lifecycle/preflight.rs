@@ -270,6 +270,41 @@ async fn what_a_control_plane_needs_is_looked_at() {
 }
 
 #[tokio::test]
+async fn a_store_that_cannot_be_owned_is_found() {
+    let machine = Machine::new();
+    let data = machine.path("data");
+    let yaml = format!(
+        "data_dir: {}\ndiscovery: 127.0.0.1:0\nadmin: 127.0.0.1:0\nhttp: 127.0.0.1:0\n",
+        data.display()
+    );
+    let file = machine.write("control.yaml", &yaml, 0o644);
+    let init = relatch(&["control", "init", "--config", &file], "").await;
+    assert!(init.status.success(), "{}", init.stderr);
+    let [store, lock, copy] =
+        ["relatch.db", "relatch.db.lock", "copy.db"].map(|name| data.join(name));
+    let held = fs::File::open(&lock).expect("it is there");
+
+    held.try_lock().expect("nobody runs");
+    let in_use = check(&file, &[]).await;
+    held.unlock().expect("it is held");
+    fs::hard_link(&store, &copy).expect("writable");
+    let before = machine.files();
+    let linked = check(&file, &[]).await;
+    assert_eq!(machine.files(), before);
+    let start = relatch(&["control", "--config", &file], "").await;
+
+    assert_eq!(in_use.status.code(), Some(0), "{}", in_use.stdout);
+    let expected = [(1, "store.sqlite", "a second control plane would not start")];
+    assert_eq!(findings(&in_use), expected.map(said(&in_use)));
+    assert_eq!(document(&in_use)["findings"][0]["weight"], "warning");
+    assert_eq!(linked.status.code(), Some(1), "{}", linked.stdout);
+    let expected = [(1, "store.sqlite", "has 2 names")];
+    assert_eq!(findings(&linked), expected.map(said(&linked)));
+    assert_eq!(start.status.code(), Some(4), "{}", start.stderr);
+    assert!(start.stderr.contains("has 2 names"), "{}", start.stderr);
+}
+
+#[tokio::test]
 async fn tokens_and_sinks_are_looked_at() {
     let machine = Machine::new();
     let data = machine.path("data");
@@ -331,7 +366,7 @@ async fn tokens_and_sinks_are_looked_at() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_runs_is_found_by_its_addresses_alone() {
+async fn a_daemon_that_runs_is_found_by_its_addresses_and_its_store() {
     let control = super::deployment::Control::start().await;
     let yaml = format!(
         "data_dir: {}\ndiscovery: {}\nadmin: {}\nhttp: 127.0.0.1:0\n",
@@ -345,8 +380,17 @@ async fn a_daemon_that_runs_is_found_by_its_addresses_alone() {
     let checked = check(&file, &[]).await;
 
     let in_use = "if it is this daemon itself, --offline";
-    let expected = [(2, "discovery", in_use), (3, "admin", in_use)];
+    let process = format!(
+        "`relatch control`, process {} on ",
+        control.plane.process.id()
+    );
+    let expected = [
+        (1, "store.sqlite", process.as_str()),
+        (2, "discovery", in_use),
+        (3, "admin", in_use),
+    ];
     assert_eq!(findings(&checked), expected.map(said(&checked)));
+    assert_eq!(document(&checked)["findings"][0]["weight"], "warning");
     control.create_key().await;
 }
 
