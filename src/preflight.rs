@@ -98,8 +98,17 @@ impl Look {
                 (false, true) => "pepper_file",
                 (false, false) | (true, true) => "data_dir",
             };
-            let lacking = data::lacking(settings, has_pepper, has_store);
-            self.problem_near(field, "data_dir", with_causes(&lacking));
+            let message = match StoreOwner::look(&settings.store) {
+                Ok(Ownership::Held(owner)) => format!(
+                    "{} is in use by {}, which may be creating what is missing: check again when it is done",
+                    settings.store.display(),
+                    Named(owner.as_ref())
+                ),
+                Ok(Ownership::Free) | Err(_) => {
+                    with_causes(&data::lacking(settings, has_pepper, has_store))
+                }
+            };
+            self.problem_near(field, "data_dir", message);
         }
         for (field, used, files) in [
             (

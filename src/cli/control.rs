@@ -14,7 +14,7 @@ use crate::{
     clock::Clock,
     config::{self, ControlSettings, value},
     control::{
-        data::{self, Data, DataError},
+        data::{self, Data, DataError, NewData},
         plane::ControlPlane,
     },
     key::Timestamp,
@@ -170,9 +170,10 @@ impl DaemonArgs {
 impl DataArgs {
     async fn initialize(self, session: &Session) -> Result<(), Failure> {
         let settings = settings(self.config, self.data_dir)?;
-        let token = data::initialize(&settings, &Clock::system())
+        let NewData { token, owner } = data::initialize(&settings, &Clock::system())
             .await
             .map_err(unusable)?;
+        drop(owner);
         session.show(&Initialized {
             data_dir: settings.data_dir.display().to_string(),
             store: settings.store.display().to_string(),

@@ -27,7 +27,7 @@ use crate::{
         SidecarSettings,
     },
     control::{
-        data::{self, Data, DataError},
+        data::{self, Data, DataError, NewData},
         plane::{ControlEndpoints, ControlPlane, PlaneError},
         secrets,
     },
@@ -37,7 +37,7 @@ use crate::{
     secret_file,
     shutdown::Shutdown,
     sidecar::{Sidecar, SidecarEndpoints, SidecarError},
-    store::{Owner, OwnerError},
+    store::{Owner, OwnerError, StoreOwner},
 };
 
 /// The arguments of `dev`.
@@ -244,6 +244,17 @@ impl Place {
         }
     }
 
+    fn without_token(&self) -> Failure {
+        let (data_dir, token_file) = (self.data_dir.display(), self.token_file.display());
+        Failure::new(
+            Exit::Refused,
+            anyhow::anyhow!("{data_dir} holds a control plane, but not its token file {token_file}"),
+        )
+        .hint(format!(
+            "put the file back, put a token there that `relatch control recover-admin --data-dir {data_dir}` creates, or choose another --data-dir"
+        ))
+    }
+
     /// Where the `relatch dev` that owns the store listens, as far as it has written that yet.
     fn whereabouts(&self, owner: &Owner) -> String {
         let path = self.endpoints_file.display();
@@ -283,24 +294,31 @@ impl Place {
 
 /// Creates what the control plane needs, where there is nothing, and keeps the first admin token in its file.
 async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Failure> {
-    match data::initialize(settings, &Clock::system()).await {
-        Ok(token) => secret_file::write_new(&place.token_file, token.expose()).map_err(|error| {
-            Failure::from_error(error)
-                .context(format!("cannot make {}", place.token_file.display()))
-        }),
+    let clock = Clock::system();
+    match data::initialize(settings, &clock).await {
+        Ok(NewData { token, owner }) => {
+            let written = secret_file::write_new(&place.token_file, token.expose());
+            // Only now, so that who owns the store finds the file.
+            drop(owner);
+            written.map_err(|error| {
+                Failure::from_error(error)
+                    .context(format!("cannot make {}", place.token_file.display()))
+            })
+        }
         Err(DataError::Initialized { .. }) if place.token_file.exists() => Ok(()),
-        Err(DataError::Initialized { .. }) => Err(Failure::new(
-            Exit::Refused,
-            anyhow::anyhow!(
-                "{} holds a control plane, but not its token file {}",
-                place.data_dir.display(),
-                place.token_file.display()
-            ),
-        )
-        .hint(format!(
-            "put the file back, put a token there that `relatch control recover-admin --data-dir {}` creates, or choose another --data-dir",
-            place.data_dir.display()
-        ))),
+        Err(DataError::Initialized { store }) => {
+            // Another `relatch dev` may be about to write the file.
+            let owner = StoreOwner::claim(&store, DEV, clock.wall())
+                .await
+                .map_err(|error| place.unusable(error.into()))?;
+            let is_there = place.token_file.exists();
+            drop(owner);
+            if is_there {
+                Ok(())
+            } else {
+                Err(place.without_token())
+            }
+        }
         Err(error) => Err(place.unusable(error)),
     }
 }

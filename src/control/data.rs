@@ -126,6 +126,22 @@ pub enum DataError {
 /// Peppers in words, by their ids and the beginnings of their check values.
 struct Peppers<'a>(&'a BTreeMap<PepperId, PepperCheck>);
 
+/// What is there of the data. A process that creates it holds the lock of the store meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Parts {
+    has_pepper: bool,
+    has_store: bool,
+}
+
+/// New data, which this process still owns.
+#[derive(Debug)]
+pub struct NewData {
+    /// The secret of the first admin token, which is kept nowhere.
+    pub token: Secret,
+    /// To be dropped once the token is kept.
+    pub owner: StoreOwner,
+}
+
 /// What an unfinished creation has to delete.
 #[derive(Debug, Default)]
 struct Created {
@@ -143,22 +159,32 @@ const RECOVER: &str = "relatch control recover-admin";
 const LOGIN_UID: &str = "/proc/self/loginuid";
 
 /// Creates what a control plane needs: its directory, its pepper, its store and a first admin token, which is returned
-/// and kept nowhere. A creation that fails deletes what it created.
+/// and kept nowhere. A creation that fails deletes what it created. Where another process owns the store, a missing part
+/// may be about to be created: that process is waited for, as a claim of the store waits.
 ///
 /// A process that is killed in between leaves the pepper alone, or a store without a token, for which
 /// [`recover_admin`] creates one.
 ///
 /// # Errors
 ///
-/// When there is a store or a pepper, and then nothing is written; or when something cannot be created.
-pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<Secret, DataError> {
-    refuse_existing(settings)?;
-    let mut created = Created::default();
-    let filled = created.fill(settings, clock).await;
-    if filled.is_err() {
-        created.delete();
+/// When there is a store or a pepper, and then nothing is written; when another process owns the store; or when something
+/// cannot be created.
+pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<NewData, DataError> {
+    if Parts::at(settings)?.are_incomplete() {
+        StoreOwner::wait_until_free(&settings.store).await?;
     }
-    filled
+    Parts::at(settings)?.refuse_existing(settings)?;
+    let mut created = Created::default();
+    match created.fill(settings, clock).await {
+        Ok(token) => Ok(NewData {
+            token,
+            owner: created.owner.expect("what is filled has its owner"),
+        }),
+        Err(error) => {
+            created.delete();
+            Err(error)
+        }
+    }
 }
 
 /// Creates another admin token that does not expire, beside the store of a control plane that is stopped.
@@ -193,16 +219,19 @@ impl Data {
         let ControlSettings {
             store, pepper_file, ..
         } = settings;
-        let pepper = match secrets::read_pepper(pepper_file) {
-            Err(SecretFileError::Missing { .. }) => None,
-            read => Some(read?),
-        };
-        let has_store = SqliteStore::is_at(store)?;
-        let pepper = match (pepper, has_store) {
-            (Some(pepper), true) => pepper,
-            (pepper, has_store) => return Err(lacking(settings, pepper.is_some(), has_store)),
-        };
+        if Parts::usable(settings)? != Parts::WHOLE {
+            StoreOwner::wait_until_free(store).await?;
+            let Parts {
+                has_pepper,
+                has_store,
+            } = Parts::usable(settings)?;
+            if !(has_pepper && has_store) {
+                return Err(lacking(settings, has_pepper, has_store));
+            }
+        }
         let owner = StoreOwner::claim(store, command, clock.wall()).await?;
+        // Not before: the process that creates it may not have written all of it.
+        let pepper = secrets::read_pepper(pepper_file)?;
         let store = SqliteStore::open(store, SqliteOptions::default()).await?;
         let store: Arc<dyn Store> = Arc::new(store);
         let tokens = Tokens::open(Arc::clone(&store), clock.clone(), &pepper).await?;
@@ -257,6 +286,63 @@ impl Data {
     }
 }
 
+impl Parts {
+    const WHOLE: Self = Self {
+        has_pepper: true,
+        has_store: true,
+    };
+
+    /// Whatever lies where they belong.
+    fn at(settings: &ControlSettings) -> Result<Self, DataError> {
+        Self::found(settings, "look at", |path| fs::symlink_metadata(path))
+    }
+
+    /// What can be used: a link that leads nowhere is no pepper.
+    fn usable(settings: &ControlSettings) -> Result<Self, DataError> {
+        Self::found(settings, "read", |path| fs::metadata(path))
+    }
+
+    fn found(
+        settings: &ControlSettings,
+        what: &'static str,
+        look: impl FnOnce(&Path) -> io::Result<fs::Metadata>,
+    ) -> Result<Self, DataError> {
+        let path = &settings.pepper_file;
+        let has_pepper = match look(path) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(source) => {
+                let path = path.clone();
+                return Err(SecretFileError::Io { what, path, source }.into());
+            }
+        };
+        let has_store = SqliteStore::is_at(&settings.store)?;
+        Ok(Self {
+            has_pepper,
+            has_store,
+        })
+    }
+
+    fn are_incomplete(self) -> bool {
+        self.has_pepper != self.has_store
+    }
+
+    /// Refuses to create anything where a part is.
+    fn refuse_existing(self, settings: &ControlSettings) -> Result<(), DataError> {
+        let Self {
+            has_pepper,
+            has_store,
+        } = self;
+        match (has_pepper, has_store) {
+            (false, false) => Ok(()),
+            (true, true) => Err(DataError::Initialized {
+                store: settings.store.clone(),
+            }),
+            (true, false) | (false, true) => Err(lacking(settings, has_pepper, has_store)),
+        }
+    }
+}
+
 impl Created {
     /// The pepper comes first: a store that is there always has its pepper.
     async fn fill(
@@ -276,7 +362,7 @@ impl Created {
         secrets::ensure_directory(data_dir)?;
         let owner = StoreOwner::claim(store, INIT, clock.wall()).await?;
         // Another process may have been first.
-        refuse_existing(settings)?;
+        Parts::at(settings)?.refuse_existing(settings)?;
         self.owner = Some(owner);
         let pepper = secrets::create_pepper(pepper_file)?;
         self.files.push(pepper_file.clone());
@@ -325,29 +411,6 @@ impl fmt::Display for Peppers<'_> {
             write!(f, "{separator}pepper {id} (check value {check})")?;
         }
         Ok(())
-    }
-}
-
-/// Refuses to create anything where a store or a pepper is, whatever they are.
-fn refuse_existing(settings: &ControlSettings) -> Result<(), DataError> {
-    let pepper_file = &settings.pepper_file;
-    let has_pepper = match fs::symlink_metadata(pepper_file) {
-        Ok(_) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        Err(source) => {
-            return Err(DataError::Secrets(SecretFileError::Io {
-                what: "look at",
-                path: pepper_file.clone(),
-                source,
-            }));
-        }
-    };
-    match (has_pepper, SqliteStore::is_at(&settings.store)?) {
-        (false, false) => Ok(()),
-        (true, true) => Err(DataError::Initialized {
-            store: settings.store.clone(),
-        }),
-        (has_pepper, has_store) => Err(lacking(settings, has_pepper, has_store)),
     }
 }
 
@@ -405,6 +468,31 @@ mod tests {
         let secret = crate::secret_file::to_hex(&secret);
         let json = format!("{{\"id\":1,\"secret\":\"{secret}\"}}");
         fs::write(&settings.pepper_file, json).expect("the directory is the test's");
+    }
+
+    #[tokio::test]
+    async fn what_another_process_is_creating_is_not_missing() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let settings = ControlSettings::new(dir.path().to_owned());
+        write_pepper(&settings, PEPPER);
+        let clock = Clock::system();
+        let creator = StoreOwner::claim(&settings.store, "creator", clock.wall()).await;
+        let creator = creator.expect("nobody has it");
+        let refused = [
+            initialize(&settings, &clock).await.map(drop),
+            open(&settings).await.map(drop),
+        ];
+        for refused in refused {
+            let error = refused.expect_err("it is owned").to_string();
+            assert!(error.contains("in use by `creator`"), "{error}");
+        }
+        // It was killed.
+        drop(creator);
+        let missing = open(&settings).await;
+        assert!(
+            matches!(missing, Err(DataError::StoreMissing { .. })),
+            "{missing:?}"
+        );
     }
 
     async fn open(settings: &ControlSettings) -> Result<Data, DataError> {

@@ -202,6 +202,31 @@ impl StoreOwner {
         look_at(&beside(&store))
     }
 
+    /// Waits until nobody owns the database at `store`, for as long as [`claim`](Self::claim) waits. Nothing is created.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// When another process keeps the database, or the lock cannot be looked at.
+    pub(crate) async fn wait_until_free(store: &Path) -> Result<(), OwnerError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let owner = match Self::look(store)? {
+                Ownership::Free => return Ok(()),
+                Ownership::Held(owner) => owner,
+            };
+            if waited >= patience(owner.as_ref()) {
+                let store = resolved(store).unwrap_or_else(|_| store.to_owned());
+                let lock = beside(&store);
+                let store = store.display().to_string();
+                return Err(OwnerError::Held { store, lock, owner });
+            }
+            tokio::time::sleep(POLL).await;
+            waited += POLL;
+        }
+    }
+
     /// Finds whether [`claim`](Self::claim) would refuse the database at `store` because of its names. Nothing is deleted.
     ///
     /// # Errors
@@ -592,6 +617,21 @@ mod tests {
         let found = StoreOwner::look_at_names(&store);
         assert!(matches!(found, Err(OwnerError::Linked { .. })), "{found:?}");
         refusal(&store).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_is_waited_for_without_a_claim() {
+        let (_dir, store) = store();
+        let owner = claim(&store).await.expect("it is free");
+        let held = StoreOwner::wait_until_free(&store).await;
+        assert!(matches!(held, Err(OwnerError::Held { .. })), "{held:?}");
+        owner.note_stop();
+        let leaves = async {
+            tokio::time::sleep(LEAVING * 5).await;
+            drop(owner);
+        };
+        let (free, ()) = tokio::join!(StoreOwner::wait_until_free(&store), leaves);
+        free.expect("it is free by then");
     }
 
     #[tokio::test(start_paused = true)]

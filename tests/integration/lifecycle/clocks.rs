@@ -7,7 +7,7 @@ use relatch::{
     clock::{Clock, ManualClock},
     config::{self, ControlSettings},
     control::{
-        data::{self, Data},
+        data::{self, Data, NewData},
         plane::ControlPlane,
     },
     key::Timestamp,
@@ -50,8 +50,9 @@ impl Machine {
             heartbeat: Duration::from_secs(1),
             ..ControlSettings::new(data.path().to_owned())
         };
-        let token = data::initialize(&settings, &clock).await;
-        let token = token.expect("it can be initialized");
+        let created = data::initialize(&settings, &clock).await;
+        let NewData { token, owner } = created.expect("it can be initialized");
+        drop(owner);
         std::fs::write(data.path().join("token"), token.expose()).expect("it is the test's");
         let shutdown = Shutdown::new();
         let stored = Data::open(&settings, &clock, "a test").await;

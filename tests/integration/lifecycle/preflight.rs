@@ -286,7 +286,10 @@ async fn a_store_that_cannot_be_owned_is_found() {
 
     held.try_lock().expect("nobody runs");
     let in_use = check(&file, &[]).await;
+    fs::rename(&store, &copy).expect("writable");
+    let creating = check(&file, &[]).await;
     held.unlock().expect("it is held");
+    fs::rename(&copy, &store).expect("it is there");
     fs::hard_link(&store, &copy).expect("writable");
     let before = machine.files();
     let linked = check(&file, &[]).await;
@@ -297,6 +300,9 @@ async fn a_store_that_cannot_be_owned_is_found() {
     let expected = [(1, "store.sqlite", "a second control plane would not start")];
     assert_eq!(findings(&in_use), expected.map(said(&in_use)));
     assert_eq!(document(&in_use)["findings"][0]["weight"], "warning");
+    assert_eq!(creating.status.code(), Some(1), "{}", creating.stdout);
+    let expected = [(1, "store.sqlite", "may be creating what is missing")];
+    assert_eq!(findings(&creating), expected.map(said(&creating)));
     assert_eq!(linked.status.code(), Some(1), "{}", linked.stdout);
     let expected = [(1, "store.sqlite", "has 2 names")];
     assert_eq!(findings(&linked), expected.map(said(&linked)));

@@ -208,6 +208,42 @@ async fn init_writes_nothing_where_a_store_or_a_pepper_is() {
 }
 
 #[tokio::test]
+async fn what_another_process_is_creating_is_not_called_missing() {
+    let data = initialized().await;
+    fs::remove_file(data.path().join("relatch.db")).expect("it is there");
+    // As `init` holds it between its pepper and its store, with the name that it wrote.
+    let lock = data.path().join("relatch.db.lock");
+    let held = fs::File::open(&lock).expect("it is there");
+    held.try_lock().expect("nobody runs");
+    let before = contents(data.path());
+    let dir = ["--data-dir", text(data.path())];
+    let init = [&["control", "init"][..], &dir].concat();
+    let dev = [&["dev", "--ephemeral-ports"][..], &dir].concat();
+    for refused in [
+        relatch(&init, "").await,
+        relatch(&dev, "").await,
+        start(data.path(), &[]).await,
+    ] {
+        assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
+        let owner = "in use by `relatch control init`, process ";
+        assert!(refused.stderr.contains(owner), "{}", refused.stderr);
+        assert!(
+            !refused.stderr.contains("move the pepper"),
+            "{}",
+            refused.stderr
+        );
+    }
+    assert!(contents(data.path()) == before, "one of them has written");
+    held.unlock().expect("it is held");
+    let refused = start(data.path(), &[]).await;
+    assert!(
+        refused.stderr.contains("restore the store"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_named_with_its_setting() {
     let data = initialized().await;
     let holder = TcpListener::bind(ANY_PORT).expect("a port is free");
