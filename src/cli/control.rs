@@ -14,7 +14,7 @@ use crate::{
     clock::Clock,
     config::{self, ControlSettings, value},
     control::{
-        data::{self, Data, DataError, NewData},
+        data::{self, Data, DataError, NewData, UnknownPepper},
         plane::ControlPlane,
     },
     key::Timestamp,
@@ -77,6 +77,11 @@ struct DaemonArgs {
     /// so that every sidecar takes its keyrings anew
     #[arg(long)]
     new_epoch: bool,
+
+    /// Record the pepper that is there as that of the store: to be given once, for a store from before check values, whose
+    /// start is refused without it; with the pepper of another store every key would be denied, for good
+    #[arg(long)]
+    adopt_pepper: bool,
 }
 
 /// The arguments of `control init` and `control recover-admin`.
@@ -146,7 +151,12 @@ impl DaemonArgs {
         let shutdown = Shutdown::new();
         let signals = daemon::signals()?;
         let clock = Clock::system();
-        let data = Data::open(&settings, &clock, CONTROL)
+        let unknown = if self.adopt_pepper {
+            UnknownPepper::Adopt
+        } else {
+            UnknownPepper::Refuse
+        };
+        let data = Data::open_with(&settings, &clock, CONTROL, unknown)
             .await
             .map_err(unusable)?;
         if self.new_epoch {
@@ -269,6 +279,7 @@ pub(super) fn unusable(error: DataError) -> Failure {
         | DataError::PepperMissing { .. }
         | DataError::StoreMissing { .. }
         | DataError::ForeignPepper { .. }
+        | DataError::UnknownPepper { .. }
         | DataError::Owner(OwnerError::Held { .. } | OwnerError::Linked { .. }) => Exit::Refused,
         DataError::Missing { .. }
         | DataError::Owner(OwnerError::Unsupported { .. } | OwnerError::Io { .. })

@@ -100,6 +100,21 @@ pub enum DataError {
         /// What the file holds.
         found: (PepperId, PepperCheck),
     },
+    /// The store does not say which pepper is its own.
+    #[error(
+        "{} does not say which pepper is its own, and has entries, so that {} with {} may be that of another store; with another pepper every key would be denied, for good; if you are sure that it is the right one, give `--adopt-pepper` to `relatch control` once, which records it (check values are not secret)",
+        store.display(),
+        pepper_file.display(),
+        Peppers(&BTreeMap::from([*found]))
+    )]
+    UnknownPepper {
+        /// The store.
+        store: PathBuf,
+        /// The file of the pepper.
+        pepper_file: PathBuf,
+        /// What the file holds.
+        found: (PepperId, PepperCheck),
+    },
     /// Another process owns the store.
     #[error(transparent)]
     Owner(#[from] OwnerError),
@@ -121,6 +136,24 @@ pub enum DataError {
     /// The operating system's random source failed.
     #[error(transparent)]
     Random(#[from] RandomError),
+}
+
+/// What becomes of a store that has entries and no check value of its pepper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownPepper {
+    /// It is refused: the pepper that is there may be another one.
+    Refuse,
+    /// The pepper that is there becomes that of the store, because somebody who knows says so.
+    Adopt,
+}
+
+/// What a store says about its pepper.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PepperRecord {
+    /// The check value of every pepper that its digests need.
+    pub(crate) expected: BTreeMap<PepperId, PepperCheck>,
+    /// Whether any of its logs has an entry.
+    pub(crate) has_entries: bool,
 }
 
 /// Peppers in words, by their ids and the beginnings of their check values.
@@ -205,16 +238,31 @@ pub async fn recover_admin(
 }
 
 impl Data {
-    /// Takes the ownership of the store for `command`, and checks that the pepper is that of the store. A store that was
-    /// created without a check value gets that of the pepper.
+    /// Takes the ownership of the store for `command`, and checks that the pepper is that of the store. A store without any
+    /// entry, whose creation did not end, gets the check value of the pepper that is there.
     ///
     /// # Errors
     ///
-    /// When a part is missing, another process owns the store, the pepper is another one, or something cannot be read.
+    /// When a part is missing, another process owns the store, the pepper is another one or may be, or something cannot be
+    /// read.
     pub async fn open(
         settings: &ControlSettings,
         clock: &Clock,
         command: &str,
+    ) -> Result<Self, DataError> {
+        Self::open_with(settings, clock, command, UnknownPepper::Refuse).await
+    }
+
+    /// The same, where `unknown` says what becomes of a store that has entries and no check value.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub async fn open_with(
+        settings: &ControlSettings,
+        clock: &Clock,
+        command: &str,
+        unknown: UnknownPepper,
     ) -> Result<Self, DataError> {
         let ControlSettings {
             store, pepper_file, ..
@@ -241,7 +289,7 @@ impl Data {
             pepper,
             owner,
         };
-        data.check_pepper(settings, command).await?;
+        data.check_pepper(settings, command, unknown).await?;
         Ok(data)
     }
 
@@ -262,25 +310,59 @@ impl Data {
         &self,
         settings: &ControlSettings,
         command: &str,
+        unknown: UnknownPepper,
     ) -> Result<(), DataError> {
-        let expected = self.tokens.peppers();
-        let found = (self.pepper.id(), self.pepper.check());
-        if expected.is_empty() {
-            self.tokens.add_pepper(command, &self.pepper).await?;
-            tracing::info!(
-                pepper = found.0.get(),
-                check = found.1.fingerprint(),
-                "the store had no check value of its pepper: recorded that of the present one"
-            );
-            return Ok(());
+        let record = PepperRecord {
+            expected: self.tokens.peppers(),
+            has_entries: !self.store.heads().await?.is_empty(),
+        };
+        match (record.check(settings, &self.pepper), unknown) {
+            (Ok(()), _) | (Err(DataError::UnknownPepper { .. }), UnknownPepper::Adopt) => {}
+            (Err(error), UnknownPepper::Refuse | UnknownPepper::Adopt) => return Err(error),
         }
-        if expected.get(&found.0) == Some(&found.1) {
+        if record.expected.is_empty() {
+            self.tokens.add_pepper(command, &self.pepper).await?;
+            tracing::warn!(
+                pepper = self.pepper.id().get(),
+                check = self.pepper.check().fingerprint(),
+                "the store did not say which pepper is its own: recorded the present one"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl PepperRecord {
+    /// Checks that `pepper` is that of the store. A store without entries has no digest that needs another one.
+    ///
+    /// # Errors
+    ///
+    /// When it is another one, or may be.
+    pub(crate) fn check(
+        &self,
+        settings: &ControlSettings,
+        pepper: &MasterPepper,
+    ) -> Result<(), DataError> {
+        let found = (pepper.id(), pepper.check());
+        let (store, pepper_file) = (settings.store.clone(), settings.pepper_file.clone());
+        if self.expected.is_empty() {
+            return if self.has_entries {
+                Err(DataError::UnknownPepper {
+                    store,
+                    pepper_file,
+                    found,
+                })
+            } else {
+                Ok(())
+            };
+        }
+        if self.expected.get(&found.0) == Some(&found.1) {
             return Ok(());
         }
         Err(DataError::ForeignPepper {
-            store: settings.store.clone(),
-            pepper_file: settings.pepper_file.clone(),
-            expected,
+            store,
+            pepper_file,
+            expected: self.expected.clone(),
             found,
         })
     }
@@ -450,18 +532,27 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let settings = ControlSettings::new(dir.path().to_owned());
         write_pepper(&settings, PEPPER);
-        let options = SqliteOptions {
-            create: true,
-            ..SqliteOptions::default()
-        };
-        let store = SqliteStore::open(&settings.store, options).await;
-        let store: Arc<dyn Store> = Arc::new(store.expect("a new store"));
+        let store: Arc<dyn Store> = Arc::new(create_store(&settings).await);
         let pepper = MasterPepper::new(PepperId::new(1), &PEPPER).expect("32 bytes");
         let tokens = Tokens::open(store, Clock::system(), &pepper).await;
         let tokens = tokens.expect("a sound store");
         let created = tokens.create("test", "one", Role::Admin, None).await;
         created.expect("it is created");
         (dir, settings)
+    }
+
+    async fn create_store(settings: &ControlSettings) -> SqliteStore {
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(&settings.store, options).await;
+        store.expect("a new store")
+    }
+
+    async fn adopt(settings: &ControlSettings) -> Result<Data, DataError> {
+        let unknown = UnknownPepper::Adopt;
+        Data::open_with(settings, &Clock::system(), "test", unknown).await
     }
 
     fn write_pepper(settings: &ControlSettings, secret: [u8; 32]) {
@@ -500,9 +591,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_that_does_not_know_its_pepper_learns_it_once() {
+    async fn a_store_with_entries_that_does_not_know_its_pepper_is_told_once_by_a_person() {
         let (_dir, settings) = former().await;
-        let data = open(&settings).await.expect("its pepper is believed");
+        let refused = open(&settings).await.expect_err("it may be another pepper");
+        assert!(
+            matches!(refused, DataError::UnknownPepper { .. }),
+            "{refused:?}"
+        );
+        let said = refused.to_string();
+        assert!(said.contains("--adopt-pepper"), "{said}");
+        let recovered = recover_admin(&settings, &Clock::system()).await;
+        assert!(
+            matches!(recovered, Err(DataError::UnknownPepper { .. })),
+            "{recovered:?}"
+        );
+
+        let data = adopt(&settings).await.expect("a person vouches for it");
         let known = data.tokens.peppers();
         assert_eq!(known.len(), 1);
         drop(data);
@@ -514,6 +618,26 @@ mod tests {
 
         write_pepper(&settings, [8; 32]);
 
+        for refused in [open(&settings).await, adopt(&settings).await] {
+            assert!(
+                matches!(refused, Err(DataError::ForeignPepper { .. })),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_without_entries_gets_the_pepper_that_was_created_with_it() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let settings = ControlSettings::new(dir.path().to_owned());
+        write_pepper(&settings, PEPPER);
+        drop(create_store(&settings).await);
+
+        let data = open(&settings).await.expect("no digest needs another one");
+
+        assert_eq!(data.tokens.peppers().len(), 1);
+        drop(data);
+        write_pepper(&settings, [8; 32]);
         let refused = open(&settings).await;
         assert!(
             matches!(refused, Err(DataError::ForeignPepper { .. })),

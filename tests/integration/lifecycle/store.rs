@@ -167,6 +167,44 @@ async fn the_pepper_of_another_store_is_refused_and_both_are_named() {
 }
 
 #[tokio::test]
+async fn a_store_that_does_not_know_its_pepper_adopts_it_by_an_explicit_word() {
+    let mut control = Control::start().await;
+    control.create_key().await;
+    control.plane.process.signal(Signal::TERM);
+    control.plane.process.exit().await;
+    let data = control.data_dir();
+    let database = Connection::open(data.join("relatch.db")).expect("it opens");
+    // As a store from before check values that has a keyring.
+    database
+        .execute_batch(
+            "PRAGMA foreign_keys = OFF;
+             DROP TRIGGER entries_are_never_deleted;
+             DELETE FROM entries WHERE log = '_control';
+             DELETE FROM states WHERE log = '_control';
+             DELETE FROM logs WHERE name = '_control';",
+        )
+        .expect("the test's store can be changed");
+    drop(database);
+
+    let refused = start(data, &["--new-epoch"]).await;
+
+    assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
+    for part in ["pepper.json", "check value", "--adopt-pepper"] {
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+    let mut all = vec!["control", "--adopt-pepper", "--data-dir", text(data)];
+    for flag in ["--discovery", "--admin-listen", "--http"] {
+        all.extend([flag, ANY_PORT]);
+    }
+    let mut adopting = Process::relatch(&all);
+    adopting.wait_for_line("control plane started").await;
+    adopting.signal(Signal::TERM);
+    assert_eq!(adopting.exit().await.code(), Some(0));
+    let mut next = started(data);
+    next.wait_for_line("control plane started").await;
+}
+
+#[tokio::test]
 async fn init_writes_nothing_where_a_store_or_a_pepper_is() {
     let both = initialized().await;
     let only_store = initialized().await;
