@@ -3,7 +3,8 @@
 //! Files are read every few seconds and compared by their content: that holds for files that are replaced, for files
 //! that are written in place, and for the links that Kubernetes turns over, without relying on times or notifications.
 //! What does not fit, a key of another certificate or a file that is half written, is not taken: what was in use stays
-//! in use, and the files are looked at again. A bundle of a trust domain that does not fit keeps out nothing but itself.
+//! in use, and the files are looked at again. A bundle of a trust domain that does not fit keeps out nothing but itself, and
+//! one with an authority of another trust domain is used without that authority.
 //! What is taken holds for the handshakes that follow; connections that are open go on.
 
 use std::{
@@ -208,11 +209,20 @@ impl Credentials {
         seen.refused = Some(refused);
         self.metrics.reloaded(self.used, false);
         for problem in problems {
-            tracing::error!(
-                tls.use = %self.used,
-                error = problem as &dyn std::error::Error,
-                "a certificate file has changed and is not used; what it held before stays in use"
-            );
+            let error = problem as &dyn std::error::Error;
+            if matches!(problem, TlsError::SharedAuthority { .. }) {
+                tracing::error!(
+                    tls.use = %self.used,
+                    error,
+                    "a bundle has changed and is used without the authorities that it shares with another one"
+                );
+            } else {
+                tracing::error!(
+                    tls.use = %self.used,
+                    error,
+                    "a certificate file has changed and is not used; what it held before stays in use"
+                );
+            }
         }
     }
 

@@ -92,10 +92,12 @@ pub enum TlsError {
         source: rustls::Error,
     },
     /// Two trust domains have one authority, which could sign for both.
-    #[error("{}: holds an authority that the bundle of {other} ({}) holds, too, so that it could sign for both: {authority}; give each trust domain authorities of its own", path.display(), other_path.display())]
+    #[error("{}: the bundle of {domain} holds an authority that the bundle of {other} ({}) holds, too, so that it could sign for both: {authority}; give each trust domain authorities of its own", path.display(), other_path.display())]
     SharedAuthority {
-        /// One file.
+        /// The file that is not used as a whole.
         path: PathBuf,
+        /// Its trust domain.
+        domain: TrustDomain,
         /// The other trust domain.
         other: TrustDomain,
         /// Its file.

@@ -33,7 +33,8 @@ pub(super) struct Material {
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub(super) material: Material,
-    /// Why bundles that have changed are not used. The material has what those held before.
+    /// Why bundles that have changed are not used, or not as a whole. Of a bundle that cannot be used, the material has what it
+    /// held before; of one with an authority of another trust domain, it has the other authorities.
     pub(super) problems: Vec<TlsError>,
 }
 
@@ -56,10 +57,23 @@ struct Trusted {
 #[derive(Debug)]
 struct Roots {
     path: PathBuf,
-    certificates: Vec<Certificate>,
-    judges: Judges,
+    /// Empty for the authorities of everybody: only bundles are compared with each other.
+    authorities: Vec<Authority>,
+    /// None when nothing is left of a bundle: nobody of its trust domain is trusted.
+    judges: Option<Judges>,
     fingerprint: Fingerprint,
 }
+
+/// One authority of a bundle.
+#[derive(Clone, Debug)]
+struct Authority {
+    der: CertificateDer<'static>,
+    certificate: Certificate,
+}
+
+/// The trust domains whose bundles hold one key, in order and each once.
+#[derive(Debug, Default)]
+struct Holders<'a>(Vec<(&'a TrustDomain, &'a Path)>);
 
 /// Who judges each side.
 #[derive(Clone, Debug)]
@@ -70,11 +84,13 @@ struct Judges {
 
 impl Material {
     /// Parses what the files held. A bundle that cannot be used stays as it is `in_use`, so that a trust domain whose bundle
-    /// somebody else writes keeps nobody from renewing a certificate. Everything else is used as a whole, or not at all.
+    /// somebody else writes keeps nobody from renewing a certificate. A bundle that newly holds an authority of another trust
+    /// domain is used without that authority. Everything else is used as a whole, or not at all.
     ///
     /// # Errors
     ///
-    /// When that whole cannot be used, or a bundle that was not in use before.
+    /// When that whole cannot be used, or a bundle that was not in use before. When nothing was in use before, also when two
+    /// bundles hold one authority.
     pub(super) fn parse(
         content: Content,
         files: &TlsFiles,
@@ -185,7 +201,7 @@ impl Trusted {
         problems: &mut Vec<TlsError>,
     ) -> Result<Self, TlsError> {
         let authorities = content.try_map(|domain, content| {
-            let parsed = Roots::parse(content);
+            let parsed = Roots::parse(content, domain);
             match (
                 parsed,
                 domain.and_then(|domain| in_use?.authorities.of(domain)),
@@ -198,19 +214,26 @@ impl Trusted {
                 (Err(problem), None) => Err(problem),
             }
         })?;
-        match (refuse_shared(&authorities), in_use) {
-            (Ok(()), _) => Ok(Self::new(authorities)),
-            (Err(problem), Some(in_use)) => {
-                problems.push(problem);
-                Ok(Self::new(in_use.authorities.clone()))
+        let Authorities::Bundles(bundles) = authorities else {
+            return Ok(Self::new(authorities));
+        };
+        let mut shared = Vec::new();
+        let bundles = withhold_shared(&bundles, in_use, &mut shared)?;
+        match (shared.pop(), in_use) {
+            // At a start nobody held an authority before, so that no bundle can be preferred.
+            (Some(problem), None) => Err(problem),
+            (last, _) => {
+                problems.extend(shared.into_iter().chain(last));
+                Ok(Self::new(Authorities::Bundles(bundles)))
             }
-            (Err(problem), None) => Err(problem),
         }
     }
 
     fn new(authorities: Authorities<Arc<Roots>>) -> Self {
         let judges = match &authorities {
-            Authorities::Flat(roots) => roots.judges.clone(),
+            Authorities::Flat(roots) => roots.judges.clone().expect(
+                "a file without a certificate is refused, and nothing is withheld from this one",
+            ),
             Authorities::Bundles(bundles) => Judges::by_domain(bundles),
         };
         Self {
@@ -238,26 +261,98 @@ fn signing_key(pem: &[u8], path: &Path) -> Result<Arc<dyn SigningKey>, TlsError>
 }
 
 impl Roots {
-    fn parse(AuthorityContent { path, pem }: AuthorityContent) -> Result<Self, TlsError> {
+    /// Parses the authorities of everybody, or those of one trust domain.
+    fn parse(
+        AuthorityContent { path, pem }: AuthorityContent,
+        domain: Option<&TrustDomain>,
+    ) -> Result<Self, TlsError> {
         let pem = pem?;
         let found = certificates(&pem, &path)?;
-        let read = found.iter().filter_map(|der| Certificate::read(der));
-        let certificates = read.collect();
-        let mut roots = RootCertStore::empty();
-        for certificate in found {
-            roots
-                .add(certificate)
-                .map_err(|source| TlsError::Authority {
-                    path: path.clone(),
-                    source,
-                })?;
-        }
+        // What cannot be read cannot be compared with the other bundles either.
+        let read = |der: &CertificateDer<'static>| {
+            let der = der.clone();
+            match Certificate::read(&der) {
+                Some(certificate) => Ok(Authority { der, certificate }),
+                None => Err(TlsError::Damaged { path: path.clone() }),
+            }
+        };
+        let authorities = match domain {
+            Some(_) => found.iter().map(read).collect::<Result<_, _>>()?,
+            None => Vec::new(),
+        };
         Ok(Self {
-            path,
-            certificates,
-            judges: Judges::by(roots)?,
+            authorities,
+            judges: Some(Judges::by(store(found, &path)?)?),
             fingerprint: fingerprint(&[&pem]),
+            path,
         })
+    }
+
+    /// The same with these authorities alone; none of them: it trusts nobody.
+    fn with_only(&self, authorities: Vec<Authority>) -> Result<Self, TlsError> {
+        let found: Vec<_> = authorities.iter().map(|one| one.der.clone()).collect();
+        let parts: Vec<&[u8]> = found.iter().map(|der| &**der).collect();
+        let fingerprint = fingerprint(&parts);
+        let judges = if found.is_empty() {
+            None
+        } else {
+            Some(Judges::by(store(found, &self.path)?)?)
+        };
+        Ok(Self {
+            path: self.path.clone(),
+            authorities,
+            judges,
+            fingerprint,
+        })
+    }
+
+    fn holds(&self, key: &[u8]) -> bool {
+        let mut authorities = self.authorities.iter();
+        authorities.any(|authority| authority.key() == key)
+    }
+}
+
+impl Authority {
+    /// What makes two authorities one, whatever each is called.
+    fn key(&self) -> &[u8] {
+        self.certificate.public_key()
+    }
+}
+
+impl<'a> Holders<'a> {
+    /// The holders of each key.
+    fn of_each(bundles: &'a BTreeMap<TrustDomain, Arc<Roots>>) -> HashMap<&'a [u8], Self> {
+        let mut all: HashMap<&[u8], Self> = HashMap::new();
+        for (domain, roots) in bundles {
+            for authority in &roots.authorities {
+                let Self(holders) = all.entry(authority.key()).or_default();
+                if holders.last().is_none_or(|(last, _)| *last != domain) {
+                    holders.push((domain, &roots.path));
+                }
+            }
+        }
+        all
+    }
+
+    /// The other trust domain because of which the key is not trusted for `domain`, and its file: the one that held the key
+    /// before, or else any other. None when `domain` is the only holder, or the only one that held the key before.
+    fn rival(
+        &self,
+        domain: &TrustDomain,
+        held: impl Fn(&TrustDomain) -> bool,
+    ) -> Option<(&'a TrustDomain, &'a Path)> {
+        let Self(holders) = self;
+        let others = || {
+            holders
+                .iter()
+                .copied()
+                .filter(|(other, _)| *other != domain)
+        };
+        let earlier = others().find(|(other, _)| held(other));
+        match (earlier, held(domain)) {
+            (None, true) => None,
+            (earlier, _) => earlier.or_else(|| others().next()),
+        }
     }
 }
 
@@ -274,9 +369,11 @@ impl Judges {
     fn by_domain(bundles: &BTreeMap<TrustDomain, Arc<Roots>>) -> Self {
         let (mut clients, mut servers) = (BTreeMap::new(), BTreeMap::new());
         for (domain, roots) in bundles {
-            let judges = &roots.judges;
-            clients.insert(domain.clone(), Arc::clone(&judges.clients));
-            servers.insert(domain.clone(), Arc::clone(&judges.servers));
+            let judges = roots.judges.as_ref();
+            let of_clients = judges.map(|judges| Arc::clone(&judges.clients));
+            let of_servers = judges.map(|judges| Arc::clone(&judges.servers));
+            clients.insert(domain.clone(), of_clients);
+            servers.insert(domain.clone(), of_servers);
         }
         Self {
             clients: Arc::new(DomainJudge::new(clients)),
@@ -285,28 +382,68 @@ impl Judges {
     }
 }
 
-/// Refuses a key that two trust domains have for an authority, whatever it is called in each.
-fn refuse_shared(authorities: &Authorities<Arc<Roots>>) -> Result<(), TlsError> {
-    let mut seen: HashMap<&[u8], (&TrustDomain, &Path)> = HashMap::new();
-    for (domain, roots) in authorities.iter() {
-        let Some(domain) = domain else {
-            return Ok(());
+/// The bundles with each authority in one of them at most: it could sign for every trust domain that has it. An authority stays
+/// with the trust domain that held it before, so that nobody can take it away by copying it. Where none held it before, nobody
+/// can say whose it is, and it is trusted for none. No bundle keeps what its file does not hold any more: whoever deletes an
+/// authority from a file relies on that, whatever the other files hold.
+///
+/// Each bundle that is not used as a whole is a problem, with one of its authorities as the example.
+fn withhold_shared(
+    bundles: &BTreeMap<TrustDomain, Arc<Roots>>,
+    in_use: Option<&Trusted>,
+    problems: &mut Vec<TlsError>,
+) -> Result<BTreeMap<TrustDomain, Arc<Roots>>, TlsError> {
+    let holders = Holders::of_each(bundles);
+    let held = |domain: &TrustDomain, key: &[u8]| {
+        let before = in_use.and_then(|in_use| in_use.authorities.of(domain));
+        before.is_some_and(|roots| roots.holds(key))
+    };
+    let mut used = BTreeMap::new();
+    for (domain, roots) in bundles {
+        let rival = |authority: &Authority| {
+            let holders = holders.get(authority.key())?;
+            holders.rival(domain, |holder| held(holder, authority.key()))
         };
-        for authority in &roots.certificates {
-            let (other, other_path) = *seen
-                .entry(authority.public_key())
-                .or_insert((domain, &roots.path));
-            if other != domain {
-                return Err(TlsError::SharedAuthority {
-                    path: roots.path.clone(),
-                    other: other.clone(),
-                    other_path: other_path.to_owned(),
-                    authority: Box::new(authority.clone()),
-                });
+        let mut example = None;
+        let mut kept = Vec::new();
+        for authority in &roots.authorities {
+            match rival(authority) {
+                None => kept.push(authority.clone()),
+                Some(other) => {
+                    example.get_or_insert((authority, other));
+                }
             }
         }
+        let roots = match example {
+            None => Arc::clone(roots),
+            Some((authority, (other, other_path))) => {
+                problems.push(TlsError::SharedAuthority {
+                    path: roots.path.clone(),
+                    domain: domain.clone(),
+                    other: other.clone(),
+                    other_path: other_path.to_owned(),
+                    authority: Box::new(authority.certificate.clone()),
+                });
+                Arc::new(roots.with_only(kept)?)
+            }
+        };
+        used.insert(domain.clone(), roots);
     }
-    Ok(())
+    Ok(used)
+}
+
+/// The authorities that the file at `path` holds.
+fn store(found: Vec<CertificateDer<'static>>, path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in found {
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::Authority {
+                path: path.to_owned(),
+                source,
+            })?;
+    }
+    Ok(roots)
 }
 
 fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
@@ -69,6 +69,22 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer);
         Self {
             pem: certificate.expect("a certificate").pem(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// An authority whose certificate has subject alternative names that cannot be parsed.
+    pub(crate) fn malformed(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = common_name(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let names =
+            CustomExtension::from_oid_content(&[2, 5, 29, 17], vec![0x30, 0x02, 0x82, 0x7f]);
+        params.custom_extensions.push(names);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        Self {
+            pem: certificate.pem(),
             issuer: Issuer::new(params, key),
         }
     }

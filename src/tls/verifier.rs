@@ -41,7 +41,8 @@ pub(super) struct ServerJudge {
 /// sign it.
 #[derive(Debug)]
 pub(super) struct DomainJudge<V: ?Sized> {
-    domains: BTreeMap<TrustDomain, Arc<V>>,
+    /// None: a bundle is there, and nothing in it can be used.
+    domains: BTreeMap<TrustDomain, Option<Arc<V>>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -49,6 +50,13 @@ pub(super) struct DomainJudge<V: ?Sized> {
 #[derive(Debug, thiserror::Error)]
 #[error("there is no bundle for its trust domain {0}")]
 struct UnknownDomain(TrustDomain);
+
+/// Nobody may judge a certificate.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no authority in the bundle of its trust domain {0} can be used: the log of this process says why"
+)]
+struct NoAuthority(TrustDomain);
 
 /// The server is not who it has to be.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +102,7 @@ impl ServerJudge {
 }
 
 impl<V: ?Sized> DomainJudge<V> {
-    pub(super) fn new(domains: BTreeMap<TrustDomain, Arc<V>>) -> Self {
+    pub(super) fn new(domains: BTreeMap<TrustDomain, Option<Arc<V>>>) -> Self {
         Self {
             domains,
             algorithms: provider().signature_verification_algorithms,
@@ -107,7 +115,8 @@ impl<V: ?Sized> DomainJudge<V> {
         let identity = Identity::of(&certificate).map_err(refusal)?;
         let domain = TrustDomain::of(&identity).map_err(refusal)?;
         match self.domains.get(&domain) {
-            Some(judge) => Ok(judge),
+            Some(Some(judge)) => Ok(judge),
+            Some(None) => Err(refusal(NoAuthority(domain))),
             None => Err(refusal(UnknownDomain(domain))),
         }
     }

@@ -462,6 +462,120 @@ fn no_authority_is_of_two_trust_domains() {
 }
 
 #[test]
+fn a_bundle_that_copies_the_root_of_another_keeps_no_root_in_use_that_is_deleted() {
+    let domains = Domains::new();
+    let (compromised, next) = (&domains.other, Authority::new("next other CA"));
+    let credentials = domains.loaded();
+    let is_trusted =
+        |domain: &str, authority: &Authority| Domains::is_trusted(&credentials, domain, authority);
+    domains.bundle("other.example", &[compromised.pem(), next.pem()].concat());
+    credentials.look();
+    assert!(is_trusted("other.example", &next));
+
+    domains.bundle("mesh.example", &[domains.mesh.pem(), next.pem()].concat());
+    credentials.look();
+    domains.bundle("other.example", next.pem());
+    credentials.look();
+
+    assert!(!is_trusted("other.example", compromised));
+    assert!(is_trusted("other.example", &next));
+    assert!(is_trusted("mesh.example", &domains.mesh));
+    assert!(!is_trusted("mesh.example", &next));
+    let refused = Domains::refused(&credentials);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    let why = "mesh.example.pem: the bundle of mesh.example holds an authority that the bundle of other.example (";
+    assert!(refused[0].contains(why), "{refused:?}");
+
+    // The owner no longer holds it: it may move.
+    let last = Authority::new("last other CA");
+    domains.bundle("other.example", last.pem());
+    credentials.look();
+    assert!(is_trusted("mesh.example", &next));
+    assert!(!is_trusted("other.example", &next));
+    assert!(Domains::refused(&credentials).is_empty());
+}
+
+#[test]
+fn a_bundle_that_copies_a_root_loses_what_its_own_file_lost() {
+    let domains = Domains::new();
+    let credentials = domains.loaded();
+    domains.bundle("mesh.example", domains.other.pem());
+    credentials.look();
+    for authority in [&domains.mesh, &domains.other] {
+        assert!(!Domains::is_trusted(
+            &credentials,
+            "mesh.example",
+            authority
+        ));
+    }
+    assert!(Domains::is_trusted(
+        &credentials,
+        "other.example",
+        &domains.other
+    ));
+    assert_eq!(Domains::refused(&credentials).len(), 1);
+
+    domains.bundle("mesh.example", domains.mesh.pem());
+    credentials.look();
+    assert!(Domains::is_trusted(
+        &credentials,
+        "mesh.example",
+        &domains.mesh
+    ));
+    assert!(Domains::refused(&credentials).is_empty());
+}
+
+#[test]
+fn an_authority_that_comes_into_two_bundles_at_once_is_trusted_for_neither() {
+    let domains = Domains::new();
+    let credentials = domains.loaded();
+    let is_trusted =
+        |domain: &str, authority: &Authority| Domains::is_trusted(&credentials, domain, authority);
+    let (shared, next) = (Authority::new("shared CA"), Authority::new("next CA"));
+    domains.bundle("mesh.example", &[domains.mesh.pem(), shared.pem()].concat());
+    domains.bundle("other.example", &[shared.pem(), next.pem()].concat());
+    // The second look finds the same: being there twice makes it nobody's.
+    for _ in 0..2 {
+        credentials.look();
+        for domain in ["mesh.example", "other.example"] {
+            assert!(!is_trusted(domain, &shared), "{domain}");
+        }
+        assert!(is_trusted("mesh.example", &domains.mesh));
+        assert!(is_trusted("other.example", &next));
+        assert!(!is_trusted("other.example", &domains.other));
+    }
+    let refused = Domains::refused(&credentials);
+    for (found, name) in refused.iter().zip(["mesh.example", "other.example"]) {
+        assert!(
+            found.contains(&format!("{name}.pem: the bundle of {name} holds ")),
+            "{found}"
+        );
+    }
+    assert_eq!(refused.len(), 2, "{refused:?}");
+}
+
+#[test]
+fn an_authority_that_cannot_be_compared_with_those_of_other_bundles_is_refused() {
+    let domains = Domains::new();
+    let credentials = domains.loaded();
+    let malformed = Authority::malformed("malformed CA");
+    assert_eq!(Certificate::read(&der(malformed.pem())), None);
+    domains.bundle("other.example", malformed.pem());
+    credentials.look();
+    let refused = Domains::refused(&credentials);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(
+        refused[0].contains("other.example.pem: holds a certificate that cannot be read"),
+        "{refused:?}"
+    );
+    assert!(!Domains::is_trusted(
+        &credentials,
+        "other.example",
+        &malformed
+    ));
+}
+
+#[test]
 fn each_bundle_has_to_be_usable_at_the_start() {
     let domains = Domains::new();
     domains.bundle("mesh.example", domains.mesh.pem());
@@ -476,4 +590,12 @@ fn each_bundle_has_to_be_usable_at_the_start() {
         empty.contains("other.example.pem: holds no certificate in PEM"),
         "{empty}"
     );
+}
+
+/// The certificate of a text in PEM.
+fn der(pem: &str) -> Vec<u8> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+
+    let der = CertificateDer::from_pem_slice(pem.as_bytes());
+    der.expect("a certificate").to_vec()
 }
