@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use relatch::{
-    cli::{Cli, Exit, Failure, output::Terminal, usage_error},
+    cli::{
+        Cli, Exit, Failure,
+        output::{self, Terminal},
+        usage_error,
+    },
     core_dumps,
 };
 
@@ -21,7 +25,7 @@ fn main() -> ExitCode {
     match run(cli, terminal) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprint!("{}", failure.report(terminal.coloured));
+            output::write_err(&failure.report(terminal.coloured));
             failure.exit().into()
         }
     }

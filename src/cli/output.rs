@@ -304,8 +304,9 @@ pub(super) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
         })
 }
 
-/// What is written beside the answer is of no use when nobody can read it: a failure changes nothing.
-fn write_err(text: &str) {
+/// Writes to standard error. What is written beside the answer is of no use when nobody can read it: a failure changes
+/// nothing, and the exit code still says how the command went.
+pub fn write_err(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 

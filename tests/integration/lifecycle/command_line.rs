@@ -1,6 +1,6 @@
 //! The command line from end to end: what scripts rely on.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use rusqlite::Connection;
 use rustix::process::Signal;
@@ -13,7 +13,7 @@ use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar};
 use crate::support::{
     envoy::AuthzAddress,
     eventually::eventually,
-    process::{Output, relatch},
+    process::{Output, RELATCH, relatch, run},
     relatch::{sidecar_yaml, text},
     reserved::Reserved,
 };
@@ -106,6 +106,25 @@ async fn each_exit_code_has_its_cause() {
     assert_code(7, &relatch(&nowhere, "").await, &nobody);
     let nowhere = ["check", "--endpoint", &nobody, "--no-key"];
     assert_code(7, &relatch(&nowhere, "").await, &nobody);
+}
+
+#[tokio::test]
+async fn an_exit_code_is_the_same_when_nothing_can_be_written_to_standard_error() {
+    let secret = format!("rlk_{}", "0123456789abcdef".repeat(2));
+    for args in [
+        &["fleet", "--token-file", "/nonexistent"][..],
+        &["no-such-command"],
+        &[&secret],
+    ] {
+        let usual = relatch(args, "").await;
+        assert!(!usual.stderr.is_empty(), "{args:?}");
+        // Every write to this device fails: the disk is full.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$0\" \"$@\" 2>/dev/full", RELATCH]);
+        let unheard = run(shell.args(args), "").await;
+        assert_eq!(unheard.status.code(), Some(2), "{args:?}");
+        assert_eq!(usual.status.code(), Some(2), "{args:?}: {}", usual.stderr);
+    }
 }
 
 #[tokio::test]
