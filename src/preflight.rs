@@ -22,7 +22,7 @@ use crate::{
         sink::SinkTarget, vault::VaultSettings,
     },
     control::{
-        data,
+        data::{self, PepperRecord},
         secrets::{self, SecretFileError},
         sink::{file::FileSink, vault::VaultSink},
     },
@@ -91,7 +91,11 @@ impl Look {
         // What would lie in a directory that is missing is missing with it.
         let may_be = |path: &Path| has_data || !path.starts_with(&settings.data_dir);
         let has_pepper = may_be(&settings.pepper_file) && self.pepper(&settings.pepper_file);
+        let before = self.found.len();
         let has_store = may_be(&settings.store) && self.store(&settings.store);
+        if has_pepper && has_store && self.found.len() == before {
+            self.pepper_of_store(settings);
+        }
         if has_data && !(has_pepper && has_store) {
             let field = match (has_pepper, has_store) {
                 (true, false) => STORE,
@@ -233,6 +237,24 @@ impl Look {
             }
         }
         true
+    }
+
+    /// Whether the pepper is that of the store, as far as a store tells that nobody uses.
+    fn pepper_of_store(&mut self, settings: &ControlSettings) {
+        // One that cannot be read was found out before.
+        let Ok(pepper) = secrets::read_pepper(&settings.pepper_file) else {
+            return;
+        };
+        match PepperRecord::at_rest(&settings.store) {
+            Ok(Some(record)) => {
+                if let Err(error) = record.check(settings, &pepper) {
+                    self.problem_near("pepper_file", "data_dir", with_causes(&error));
+                }
+            }
+            // A process owns it, or was killed while it did: the help of the command says so.
+            Ok(None) => {}
+            Err(error) => self.problem_near(STORE, NEAR_STORE, with_causes(&error)),
+        }
     }
 
     /// A file of a secret that a start reads although others can.

@@ -29,7 +29,8 @@ pub enum ConfigCommand {
     /// Beside the file itself it looks at what the file names on this machine: files that are missing, unreadable or open
     /// to others, certificates that cannot be read or do not match their keys, directories that cannot be written to,
     /// addresses that are in use. Nothing is created, changed or deleted; each address is bound, and the lock of a store
-    /// tried, for a moment. Run it as the user of the daemon: root can read and write what that user cannot.
+    /// tried, for a moment. Whether the pepper is that of the store is checked while no process uses the store, and not while
+    /// its write-ahead log (`-wal`) has content, as after a kill; damage within the store shows at the start only. Run it as the user of the daemon: root can read and write what that user cannot.
     ///
     /// The exit code is 0 when a daemon would start, 1 when something on this machine would stop it, and 2 when the file
     /// itself is not valid.

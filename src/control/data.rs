@@ -202,6 +202,10 @@ const LOGIN_UID: &str = "/proc/self/loginuid";
 ///
 /// When there is a store or a pepper, and then nothing is written; when another process owns the store; or when something
 /// cannot be created.
+///
+/// # Panics
+///
+/// Never: what was created has its owner.
 pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<NewData, DataError> {
     if Parts::at(settings)?.are_incomplete() {
         StoreOwner::wait_until_free(&settings.store).await?;
@@ -211,7 +215,7 @@ pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<New
     match created.fill(settings, clock).await {
         Ok(token) => Ok(NewData {
             token,
-            owner: created.owner.expect("what is filled has its owner"),
+            owner: created.owner.expect("what was created has its owner"),
         }),
         Err(error) => {
             created.delete();
@@ -333,6 +337,25 @@ impl Data {
 }
 
 impl PepperRecord {
+    /// Reads it from a store at `path` that no process owns, without a trace. None when that cannot be told without a trace:
+    /// the store is in use, or a part of it is in its write-ahead log. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub(crate) fn at_rest(path: &Path) -> Result<Option<Self>, StoreError> {
+        let found = SqliteStore::at_rest(path, &LogName::Control, token::PEPPER_ADDED)?;
+        Ok(found.map(|found| Self {
+            // An entry that cannot be read stops the start by itself.
+            expected: found
+                .payloads
+                .iter()
+                .filter_map(|payload| token::recorded_pepper(payload))
+                .collect(),
+            has_entries: found.has_entries,
+        }))
+    }
+
     /// Checks that `pepper` is that of the store. A store without entries has no digest that needs another one.
     ///
     /// # Errors

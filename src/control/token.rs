@@ -130,6 +130,9 @@ pub enum TokenChange {
     },
 }
 
+/// The kind of the entries that hold check values of peppers.
+pub(crate) const PEPPER_ADDED: &str = "pepper_added";
+
 /// A text that is no role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a role: use viewer, issuer, revoker or admin")]
@@ -369,6 +372,14 @@ pub fn first_entries(
     Ok((entries.collect(), secret))
 }
 
+/// The check value in the payload of a [`PEPPER_ADDED`] entry; none when it is something else.
+pub(crate) fn recorded_pepper(payload: &[u8]) -> Option<(PepperId, PepperCheck)> {
+    match serde_json::from_slice(payload).ok()? {
+        TokenChange::PepperAdded { id, check } => Some((id, check)),
+        TokenChange::TokenCreated { .. } | TokenChange::TokenEnded { .. } => None,
+    }
+}
+
 impl Draft {
     fn generate(id: KeyId, pepper: &Pepper) -> Result<Self, RandomError> {
         let secret = Secret::generate(&prefix(), id)?;
@@ -400,7 +411,7 @@ impl State for TokenBook {
         match change {
             TokenChange::TokenCreated { .. } => "token_created",
             TokenChange::TokenEnded { .. } => "token_ended",
-            TokenChange::PepperAdded { .. } => "pepper_added",
+            TokenChange::PepperAdded { .. } => PEPPER_ADDED,
         }
     }
 

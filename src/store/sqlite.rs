@@ -23,6 +23,7 @@ use tokio::{sync::Mutex, task};
 
 use crate::key::{KeyringName, Revision, Timestamp};
 
+pub(crate) use look::AtRest;
 pub(crate) use owner::{Named, Ownership};
 pub use owner::{Owner, OwnerError, StoreOwner};
 
@@ -102,6 +103,25 @@ impl SqliteStore {
     /// When it is missing, is something else, comes from a later version or cannot be written.
     pub fn look(path: &Path) -> Result<(), StoreError> {
         look::look(&Place::new(path.to_owned(), Duration::ZERO))
+    }
+
+    /// Reads the entries of `log` that are of `kind` from a database that no process owns, without a trace. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read. None: a process owns it, has just used it, or has left a part of it in the write-ahead log.
+    pub(crate) fn at_rest(
+        path: &Path,
+        log: &LogName,
+        kind: &str,
+    ) -> Result<Option<AtRest>, StoreError> {
+        let is_free = || matches!(StoreOwner::look(path), Ok(Ownership::Free));
+        if !is_free() {
+            return Ok(None);
+        }
+        let read = look::at_rest(&Place::new(path.to_owned(), Duration::ZERO), log, kind);
+        // What was read while a process began to write means nothing.
+        if is_free() { read } else { Ok(None) }
     }
 
     async fn read_with<T: Send + 'static>(

@@ -1,24 +1,110 @@
 //! A look at a database from outside.
 //!
-//! SQLite would make files beside it, and lock it: here only its header is read, so that a control plane may use it
-//! meanwhile.
+//! SQLite would make files beside it, and lock it: [`look`] reads only its header, so that a control plane may use it
+//! meanwhile, and [`at_rest`] reads entries only while nobody uses it.
 
 use std::{
+    fmt::Write as _,
     fs::{self, File},
     io::{self, Read as _},
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::Path,
 };
 
+use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{Access, AtFlags, CWD};
 
-use super::{place::Place, schema};
-use crate::store::StoreError;
+use super::{
+    place::{Fault, Place},
+    schema,
+};
+use crate::store::{LogName, StoreError};
 
 /// What a database begins with: the header of its file (<https://www.sqlite.org/fileformat.html>, section 1.3).
 const HEADER_LEN: usize = 100;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const USER_VERSION_AT: usize = 60;
 const APPLICATION_ID_AT: usize = 68;
+
+/// What the database holds of the entries of one kind, when nobody uses it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AtRest {
+    /// The payloads of the entries of that kind, in their order.
+    pub(crate) payloads: Vec<Vec<u8>>,
+    /// Whether any log has an entry.
+    pub(crate) has_entries: bool,
+}
+
+/// Reads entries of one kind from a database that nobody uses, without a lock and without a file beside it: SQLite is told
+/// that the file does not change. None when a journal beside it holds a part of the content, or when the file did change.
+/// Whether a process owns the database is for the caller to find out, before and after.
+pub(super) fn at_rest(
+    place: &Place,
+    log: &LogName,
+    kind: &str,
+) -> Result<Option<AtRest>, StoreError> {
+    let Some(before) = resting(place)? else {
+        return Ok(None);
+    };
+    let read = read(place, log, kind).map_err(|fault| place.explain(fault));
+    if resting(place)? == Some(before) {
+        read.map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// What changes when the file is written to; none when the file is not all of the database.
+fn resting(place: &Place) -> Result<Option<(u64, u64, i64, i64)>, StoreError> {
+    for suffix in ["-wal", "-journal"] {
+        match fs::metadata(place.beside(suffix)) {
+            Ok(metadata) if metadata.len() == 0 => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(place.cannot_open(error)),
+        }
+    }
+    let file = fs::metadata(place.path()).map_err(|error| place.cannot_open(error))?;
+    Ok(Some((
+        file.ino(),
+        file.len(),
+        file.mtime(),
+        file.mtime_nsec(),
+    )))
+}
+
+fn read(place: &Place, log: &LogName, kind: &str) -> Result<AtRest, Fault> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(immutable(place.path()), flags)?;
+    // A file from elsewhere may bring triggers and views of its own; they get no functions with side effects.
+    connection.pragma_update(None, "trusted_schema", false)?;
+    let has_entries =
+        connection.query_row("SELECT EXISTS (SELECT 1 FROM logs)", [], |row| row.get(0))?;
+    let mut statement = connection
+        .prepare("SELECT payload FROM entries WHERE log = ?1 AND kind = ?2 ORDER BY revision")?;
+    let payloads = statement.query_map([log.as_str(), kind], |row| row.get(0))?;
+    Ok(AtRest {
+        payloads: payloads.collect::<rusqlite::Result<_>>()?,
+        has_entries,
+    })
+}
+
+/// The URI of a file that does not change (<https://www.sqlite.org/uri.html>). Each byte that may mean something there is
+/// escaped.
+fn immutable(path: &Path) -> String {
+    let mut uri = String::from("file:");
+    for &byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-".contains(&byte) {
+            uri.push(char::from(byte));
+        } else {
+            let _ = write!(uri, "%{byte:02x}");
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
 
 /// Finds what opening the database would be refused for, as far as that shows from outside: it is missing, something
 /// else, of a later version, or not writable. Damage deeper inside does not show.
@@ -83,10 +169,11 @@ fn check_header(header: &[u8], place: &Place) -> Result<(), StoreError> {
 mod tests {
     use std::{fs, time::Duration};
 
-    use rusqlite::Connection;
-
     use super::*;
-    use crate::store::{SqliteOptions, SqliteStore};
+    use crate::{
+        key::{Revision, Timestamp},
+        store::{NewEntry, SqliteOptions, SqliteStore, Store as _},
+    };
 
     fn look_at(path: &Path) -> Result<(), StoreError> {
         look(&Place::new(path.to_owned(), Duration::ZERO))
@@ -158,6 +245,43 @@ mod tests {
             drop(database);
             assert_refused_alike(&path, pragma).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_database_at_rest_is_read_without_a_trace_and_one_with_a_log_beside_it_is_not() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("100%?a=b#c d.db");
+        let options = SqliteOptions {
+            create: true,
+            ..SqliteOptions::default()
+        };
+        let store = SqliteStore::open(&path, options)
+            .await
+            .expect("a new store");
+        let entry = |kind: &str| NewEntry {
+            at: Timestamp::from_millis(1),
+            actor: "alice".into(),
+            kind: kind.into(),
+            payload: kind.into(),
+        };
+        let entries = vec![entry("one"), entry("two")];
+        let appended = store
+            .append(&LogName::Control, Revision::default(), entries)
+            .await;
+        appended.expect("it appends");
+        let read = || {
+            let place = Place::new(path.clone(), Duration::ZERO);
+            at_rest(&place, &LogName::Control, "two").expect("it is sound")
+        };
+        assert_eq!(read(), None, "its log holds the entries");
+        drop(store);
+        let names = || fs::read_dir(dir.path()).expect("readable").count();
+        let (before, content) = (names(), fs::read(&path).expect("readable"));
+        let found = read().expect("it rests");
+        assert_eq!(found.payloads, [b"two".to_vec()]);
+        assert!(found.has_entries);
+        assert_eq!(names(), before);
+        assert_eq!(fs::read(&path).expect("readable"), content);
     }
 
     async fn assert_refused_alike(path: &Path, what: &str) {

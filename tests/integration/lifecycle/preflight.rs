@@ -311,6 +311,33 @@ async fn a_store_that_cannot_be_owned_is_found() {
 }
 
 #[tokio::test]
+async fn the_pepper_of_another_store_is_found_while_nobody_uses_the_store() {
+    let machine = Machine::new();
+    let [data, other] = ["data", "other"].map(|name| machine.path(name));
+    for dir in [&data, &other] {
+        let init = ["control", "init", "--data-dir", text(dir)];
+        assert!(relatch(&init, "").await.status.success());
+    }
+    let yaml = format!(
+        "data_dir: {}\npepper_file: {}\n\
+         discovery: 127.0.0.1:0\nadmin: 127.0.0.1:0\nhttp: 127.0.0.1:0\n",
+        data.display(),
+        other.join("pepper.json").display()
+    );
+    let file = machine.write("control.yaml", &yaml, 0o644);
+    let before = machine.files();
+
+    let checked = check(&file, &[]).await;
+
+    assert_eq!(checked.status.code(), Some(1), "{}", checked.stdout);
+    let expected = [(2, "pepper_file", "is not the pepper of")];
+    assert_eq!(findings(&checked), expected.map(said(&checked)));
+    assert_eq!(machine.files(), before);
+    let start = relatch(&["control", "--config", &file], "").await;
+    assert_eq!(start.status.code(), Some(4), "{}", start.stderr);
+}
+
+#[tokio::test]
 async fn tokens_and_sinks_are_looked_at() {
     let machine = Machine::new();
     let data = machine.path("data");
