@@ -1,16 +1,17 @@
 //! A child process whose output the test reads, and the `relatch` binary as one.
 
 use std::{
-    fmt,
+    fmt, fs,
     io::{BufRead, BufReader, Read, Write},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::eventually::eventually;
+use super::eventually::{DEADLINE, eventually};
 
 /// A running program. Dropping it kills it; when the test is failing, its output is printed first.
 #[derive(Debug)]
@@ -24,6 +25,9 @@ pub(crate) struct Process {
 /// Ends a [`Process`] at once.
 #[derive(Debug)]
 pub(crate) struct Killer(Pid);
+
+/// Between two looks at whether a program has stopped: threads stop within microseconds on an idle machine.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a program that has ended leaves.
 #[derive(Debug)]
@@ -173,8 +177,33 @@ impl Process {
         self.child.id()
     }
 
+    /// Sends it a signal. One that stops it has done so when this returns: on a busy machine a thread goes on for a moment.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("a child that was not waited for exists");
+        if signal == Signal::STOP {
+            let mut left = DEADLINE;
+            while !self.is_stopped() {
+                let Some(rest) = left.checked_sub(PAUSE) else {
+                    panic!("{} does not stop", self.name);
+                };
+                left = rest;
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// Whether none of its threads runs (proc(5): the state behind the name in parentheses).
+    fn is_stopped(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let tasks = tasks.expect("a child that was not waited for is in /proc");
+        tasks.flatten().all(|task| {
+            // A thread that ends meanwhile has no file any more.
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let state = stat
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.starts_with(['T', 't', 'Z', 'X']));
+            state.unwrap_or(true)
+        })
     }
 
     /// Kills it while somebody else holds it, as long as that does not wait for its end.
@@ -185,7 +214,7 @@ impl Process {
     /// The memory that it has in use, in bytes.
     pub(crate) fn resident(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("a child that runs is in /proc");
+        let status = fs::read_to_string(path).expect("a child that runs is in /proc");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
         let kib: Option<u64> = kib.and_then(|kib| kib.parse().ok());
