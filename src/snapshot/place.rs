@@ -235,6 +235,16 @@ fn is_of_disk(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
+        // close of one copy alone leaves the lock.
+        if let Some(lock) = &self.lock {
+            drop(lock.unlock());
+        }
+    }
+}
+
 /// What opening a link without following it comes to.
 fn is_link(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
@@ -291,6 +301,15 @@ mod tests {
         assert!(matches!(error, PlaceError::Busy { .. }), "{error}");
         drop(place);
         assert!(Place::claim(&path).is_ok());
+    }
+
+    #[test]
+    fn a_place_is_free_although_a_child_holds_a_copy_of_its_lock() {
+        let (dir, place) = place();
+        let lock = place.lock.as_ref().expect("it is locked");
+        let _copy = lock.try_clone().expect("a descriptor is free");
+        drop(place);
+        assert!(Place::claim(&dir.path().join("keyring.snap")).is_ok());
     }
 
     #[test]

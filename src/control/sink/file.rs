@@ -175,6 +175,14 @@ impl FileSink {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
+        // close of one copy alone leaves the lock.
+        let _ = fs::flock(&self.directory, FlockOperation::Unlock);
+    }
+}
+
 impl Place {
     /// Opens the directory of a key and locks it; makes it, and that of its keyring, when they are not there.
     fn open(base: &Path, keyring: &KeyringName, key_id: KeyId) -> Result<Self, FileError> {

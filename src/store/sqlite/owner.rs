@@ -273,6 +273,14 @@ impl StoreOwner {
     }
 }
 
+impl Drop for StoreOwner {
+    fn drop(&mut self) {
+        // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
+        // close of one copy alone leaves the lock. If this fails, that moment is waited for by whoever comes next.
+        drop(self.file.unlock());
+    }
+}
+
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(owner) = self.0 else {
@@ -646,6 +654,15 @@ mod tests {
         let _second = claim(&store).await.expect("it is free");
         assert!(!lies_at(&opened, &lock).expect("it is open"));
         refusal(&store).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_is_free_although_a_child_holds_a_copy_of_its_lock() {
+        let (_dir, store) = store();
+        let owner = claim(&store).await.expect("it is free");
+        let _copy = owner.file.try_clone().expect("a descriptor is free");
+        drop(owner);
+        claim(&store).await.expect("it is free again");
     }
 
     #[tokio::test(start_paused = true)]
