@@ -203,7 +203,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// When the store cannot be written; nothing is folded then.
-    async fn fold_usage(&self, boot_id: &str, now: Timestamp) -> Result<(), StoreError>;
+    async fn fold_usage(&self, run_id: &str, now: Timestamp) -> Result<(), StoreError>;
 
     /// All that was saved of the use of key versions.
     ///
@@ -323,7 +323,7 @@ pub struct PresenceRow {
     /// The sidecar.
     pub node: String,
     /// Its process.
-    pub boot_id: String,
+    pub run_id: String,
     /// The cluster that it names as its own.
     pub cluster: String,
     /// Its version of relatch.
@@ -344,7 +344,7 @@ pub struct PresenceKey {
     /// The sidecar.
     pub node: String,
     /// Its process.
-    pub boot_id: String,
+    pub run_id: String,
 }
 
 impl PresenceRow {
@@ -353,7 +353,7 @@ impl PresenceRow {
     pub fn key(&self) -> PresenceKey {
         PresenceKey {
             node: self.node.clone(),
-            boot_id: self.boot_id.clone(),
+            run_id: self.run_id.clone(),
         }
     }
 }

@@ -149,7 +149,7 @@ impl Sidecar {
                 changed = self.orders.changed() => {
                     changed?;
                     if self.orders.borrow().stop {
-                        say.send(message(Kind::Goodbye(Goodbye {}))).await?;
+                        say.send(message(Kind::Goodbye(Goodbye { ..Default::default() }))).await?;
                         return Ok(End::Stopped);
                     }
                     return Ok(End::Cut);
@@ -177,7 +177,7 @@ impl Sidecar {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 ..Node::default()
             }),
-            boot_id: self.node.clone(),
+            run_id: self.node.clone(),
             subscriptions: vec![Subscription {
                 keyring: self.keyring.clone(),
                 epoch: self.held.epoch,
@@ -185,6 +185,7 @@ impl Sidecar {
                 set_digest: self.held.set_digest,
                 ..Subscription::default()
             }],
+            ..Default::default()
         };
         say.send(message(Kind::Hello(hello))).await?;
         let client = KeyringDiscoveryClient::new(channel);
@@ -255,11 +256,12 @@ impl Sidecar {
                     sequence: self.held.sequence,
                     complete_until: Some(Clock::system().wall().to_wire()),
                     keyrings: Vec::new(),
+                    ..Default::default()
                 })))
             }
             Heard::NotServed(told) => anyhow::bail!("{}", told.reason),
             Heard::Drain(_) => anyhow::bail!("the control plane stops"),
-            Heard::UsageAck(_) => Ok(None),
+            Heard::UsageAck(_) | Heard::BeatAnswer(_) => Ok(None),
             Heard::Start(_) | Heard::LookupResult(_) => {
                 anyhow::bail!("the keyring is held in full")
             }
@@ -285,6 +287,7 @@ impl Sidecar {
             applied_revision: self.held.revision,
             durable_revision: 0,
             revoked_through: self.held.revoked_through,
+            ..Default::default()
         })
     }
 }

@@ -217,7 +217,9 @@ impl Sidecar {
                     | Answer::Resync(_)
                     | Answer::Goodbye(_)
                     | Answer::Usage(_)
-                    | Answer::Lookup(_),
+                    | Answer::Lookup(_)
+                    | Answer::Beat(_)
+                    | Answer::Dropped(_),
                 ) => continue,
                 None => panic!("an answer without content"),
             };
@@ -259,6 +261,7 @@ impl Sidecar {
             Kind::Settings(_)
             | Kind::Snapshot(_)
             | Kind::Heartbeat(_)
+            | Kind::BeatAnswer(_)
             | Kind::Drain(_)
             | Kind::NotServed(_)
             | Kind::UsageAck(_)
@@ -370,6 +373,7 @@ impl Sidecar {
             revision: self.revision(which, input),
             nonce: 1,
             items: items(input, Some(wire::KeyState::Revoked)),
+            ..Default::default()
         }
     }
 
@@ -402,6 +406,7 @@ impl Sidecar {
                 revision,
                 set_digest: set_digest.wrapping_add(u64::from(input.byte() & 1)),
                 as_of: time(input.byte()),
+                ..Default::default()
             }],
         }
     }
@@ -420,6 +425,7 @@ impl Sidecar {
             revision,
             digest: digest_of(key).as_bytes().to_vec().into(),
             item,
+            ..Default::default()
         }
     }
 
@@ -513,6 +519,7 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
         }
         Kind::Settings(_)
         | Kind::Heartbeat(_)
+        | Kind::BeatAnswer(_)
         | Kind::Drain(_)
         | Kind::NotServed(_)
         | Kind::UsageAck(_)
@@ -546,7 +553,9 @@ fn check_names(outcome: &Outcome, poison: &[String]) {
                 | Answer::Resync(_)
                 | Answer::Goodbye(_)
                 | Answer::Usage(_)
-                | Answer::Lookup(_),
+                | Answer::Lookup(_)
+                | Answer::Beat(_)
+                | Answer::Dropped(_),
             )
             | None => {}
         }

@@ -257,7 +257,11 @@ impl Stream {
                 assert_eq!(result.revision, newest);
                 assert_eq!(result.digest.len(), 32);
             }
-            Told::Settings(_) | Told::NotServed(_) | Told::Heartbeat(_) | Told::Drain(_) => {}
+            Told::Settings(_)
+            | Told::NotServed(_)
+            | Told::Heartbeat(_)
+            | Told::BeatAnswer(_)
+            | Told::Drain(_) => {}
         }
     }
 
@@ -265,7 +269,7 @@ impl Stream {
         let members = self.fleet.members();
         assert!(members.len() <= 1, "one stream is one sidecar");
         for (key, member) in members {
-            assert!(key.node.len() <= 253 && key.boot_id.len() <= 253);
+            assert!(key.node.len() <= 253 && key.run_id.len() <= 253);
             check_member(&member);
         }
         let coverage = self.fleet.coverage(&name(), World::get().clock.wall());
@@ -353,12 +357,14 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
         revision: input.number(newest()),
         set_digest: u64::from(input.byte()),
         mode: i32::from(input.byte() % 3),
+        ..Default::default()
     });
     let subscriptions = subscriptions.collect();
     wire::Hello {
         node: Some(node),
-        boot_id: input.text(),
+        run_id: input.text(),
         subscriptions,
+        ..Default::default()
     }
 }
 
@@ -371,6 +377,7 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
             applied_revision: input.number(newest()),
             durable_revision: input.number(newest()),
             revoked_through: input.number(newest()),
+            ..Default::default()
         }),
         2 => {
             let count = input.byte() % 8;
@@ -391,6 +398,7 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
                     .collect(),
                 applied_revision: input.number(newest()),
                 revoked_through: input.number(newest()),
+                ..Default::default()
             })
         }
         3 => Kind::Resync(wire::Resync {
@@ -408,7 +416,9 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
         7 => Kind::Hello(hello(input)),
         _ => match input.byte() {
             0x80.. => return serialized(input),
-            _ => Kind::Goodbye(wire::Goodbye {}),
+            _ => Kind::Goodbye(wire::Goodbye {
+                ..Default::default()
+            }),
         },
     };
     Some(kind)
@@ -456,6 +466,7 @@ fn usage(input: &mut Input<'_>) -> wire::Usage {
             keyring: input.keyring(),
             versions,
         }],
+        ..Default::default()
     }
 }
 

@@ -88,7 +88,7 @@ pub struct GapView {
     /// The sidecar.
     pub node: String,
     /// Which process it was.
-    pub boot_id: String,
+    pub run_id: String,
     /// It has told of all requests before; null when it has told nothing.
     pub from: Option<Timestamp>,
     /// It may have seen requests until then.
@@ -302,7 +302,7 @@ impl From<admin::Gap> for GapView {
     fn from(gap: admin::Gap) -> Self {
         Self {
             node: gap.node,
-            boot_id: gap.boot_id,
+            run_id: gap.run_id,
             from: wire::timestamp(gap.from),
             until: wire::timestamp(gap.until),
         }
@@ -367,7 +367,7 @@ pub(super) mod tests {
             complete_until: Some(at(1_767_225_606)),
             gaps: vec![admin::Gap {
                 node: "edge-3".to_owned(),
-                boot_id: "b1".to_owned(),
+                run_id: "b1".to_owned(),
                 from: Some(at(1_767_225_000)),
                 until: Some(at(1_767_225_060)),
             }],
@@ -387,7 +387,7 @@ pub(super) mod tests {
                 r#""last_used_at":"2026-01-01T00:00:08.000Z"}]},"#,
                 r#"{"version":2,"state":"active","requests":40,"denied":0,"rate":2.5,"share":0.25,"#,
                 r#""first_used_at":null,"last_used_at":null,"callers":[]}],"#,
-                r#""complete_until":"2026-01-01T00:00:06.000Z","gaps":[{"node":"edge-3","boot_id":"b1","#,
+                r#""complete_until":"2026-01-01T00:00:06.000Z","gaps":[{"node":"edge-3","run_id":"b1","#,
                 r#""from":"2025-12-31T23:50:00.000Z","until":"2025-12-31T23:51:00.000Z"}],"silent":["edge-4"]}"#,
             )
         );

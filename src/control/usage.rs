@@ -144,7 +144,7 @@ impl UsageBook {
         let stored = store.load_usage().await?;
         let now = clock.wall();
         let mut ledger = Ledger::load(stored.counts, stored.folded, now);
-        let present: HashSet<&str> = presence.iter().map(|row| row.boot_id.as_str()).collect();
+        let present: HashSet<&str> = presence.iter().map(|row| row.run_id.as_str()).collect();
         let mut ended = ledger.boots();
         ended.retain(|boot| !present.contains(&**boot));
         for boot in &ended {
@@ -193,7 +193,7 @@ impl UsageBook {
         let stream = UsageStream {
             book: Arc::clone(self),
             id,
-            boot: member.boot_id.as_str().into(),
+            boot: member.run_id.as_str().into(),
             subscribed,
             next: None,
             holed: false,
@@ -203,8 +203,8 @@ impl UsageBook {
     }
 
     /// A process has ended for good: its counts are added to those of all that have.
-    pub fn end(&self, boot_id: &str) {
-        let boot = Boot::from(boot_id);
+    pub fn end(&self, run_id: &str) {
+        let boot = Boot::from(run_id);
         let now = self.clock.wall();
         let mut state = self.lock();
         state.ledger.end(&boot, now);
@@ -461,7 +461,7 @@ impl UsageBook {
         let is_recent = |at: BootTime| now.saturating_since(at) < LOG_DROPPED_EVERY;
         if !state.dropped_logged.is_some_and(is_recent) {
             tracing::warn!(
-                boot_id = &**boot,
+                run_id = &**boot,
                 versions = state.dropped,
                 "reported uses of versions that do not exist, or of keyrings without a subscription, are dropped"
             );

@@ -48,7 +48,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Client {
     node: wire::Node,
-    boot_id: String,
+    run_id: String,
     endpoints: Vec<Uri>,
     /// There for those with `https://`.
     connector: Option<Connector>,
@@ -158,7 +158,7 @@ impl Client {
         });
         Ok(Self {
             node,
-            boot_id: crate::key::RotationId::generate()?.as_str().to_owned(),
+            run_id: crate::key::RotationId::generate()?.as_str().to_owned(),
             endpoints,
             connector: None,
             token_file: None,
@@ -293,8 +293,9 @@ impl Client {
         let (usage, reports) = mpsc::channel(MAX_USAGE);
         let hello = wire::Hello {
             node: Some(self.node.clone()),
-            boot_id: self.boot_id.clone(),
+            run_id: self.run_id.clone(),
             subscriptions: self.receiver.subscriptions(),
+            ..Default::default()
         };
         send(&answers, Kind::Hello(hello)).await?;
         let mut call = Request::new(answers_first(outbound, reports));
@@ -517,6 +518,7 @@ impl Link {
                 | control_message::Kind::Delta(_)
                 | control_message::Kind::Revocations(_)
                 | control_message::Kind::Heartbeat(_)
+                | control_message::Kind::BeatAnswer(_)
                 | control_message::Kind::Drain(_)
                 | control_message::Kind::UsageAck(_)
                 | control_message::Kind::Start(_)
@@ -593,9 +595,14 @@ async fn goodbye(
     }: Stream,
 ) {
     let farewell = async {
-        if send(&answers, Kind::Goodbye(wire::Goodbye {}))
-            .await
-            .is_ok()
+        if send(
+            &answers,
+            Kind::Goodbye(wire::Goodbye {
+                ..Default::default()
+            }),
+        )
+        .await
+        .is_ok()
         {
             drop((answers, usage));
             while let Some(Ok(_)) = inbound.next().await {}

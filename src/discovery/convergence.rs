@@ -203,6 +203,7 @@ impl Pair {
             revision: self.control.revision().get(),
             set_digest: self.control.feed.set_digest(),
             as_of: now,
+            ..Default::default()
         };
         self.receive(Kind::Heartbeat(wire::Heartbeat {
             sent_at: now,
@@ -258,7 +259,9 @@ fn resync_reason(outcome: &Outcome) -> Option<ResyncReason> {
                 | Answer::Nack(_)
                 | Answer::Goodbye(_)
                 | Answer::Usage(_)
-                | Answer::Lookup(_),
+                | Answer::Lookup(_)
+                | Answer::Beat(_)
+                | Answer::Dropped(_),
             )
             | None => None,
         })
@@ -276,7 +279,9 @@ fn acks(outcome: &Outcome) -> Vec<&wire::Ack> {
                 | Answer::Resync(_)
                 | Answer::Goodbye(_)
                 | Answer::Usage(_)
-                | Answer::Lookup(_),
+                | Answer::Lookup(_)
+                | Answer::Beat(_)
+                | Answer::Dropped(_),
             )
             | None => None,
         })
@@ -518,6 +523,7 @@ fn freshness_is_measured_from_the_last_read_of_the_store() {
             revision: pair.control.revision().get(),
             set_digest: pair.control.feed.set_digest(),
             as_of: Some(as_of.to_wire()),
+            ..Default::default()
         }],
     };
     pair.receive(Kind::Heartbeat(pulse.clone()))
@@ -547,6 +553,7 @@ fn resyncs_for_an_unexplained_difference_are_spaced() {
             revision: pair.control.revision().get(),
             set_digest: pair.control.feed.set_digest() + 1,
             as_of: now,
+            ..Default::default()
         };
         let outcome = pair
             .receive(Kind::Heartbeat(wire::Heartbeat {

@@ -352,6 +352,7 @@ impl World {
                             revision: replica.revision().get(),
                             digest: digest.as_bytes().to_vec().into(),
                             item: found.as_ref().map(item::encode),
+                            ..Default::default()
                         }));
                 }
             }
@@ -364,6 +365,7 @@ impl World {
                         revision: replica.revision().get(),
                         set_digest: replica.feed.set_digest(),
                         as_of: now,
+                        ..Default::default()
                     };
                     stream.transit.push_back(Kind::Heartbeat(wire::Heartbeat {
                         sent_at: now,
@@ -409,7 +411,12 @@ impl World {
                     }
                 }
                 Said::Usage(_) => {}
-                said @ (Said::Hello(_) | Said::Nack(_) | Said::Goodbye(_) | Said::Lookup(_)) => {
+                said @ (Said::Hello(_)
+                | Said::Nack(_)
+                | Said::Goodbye(_)
+                | Said::Lookup(_)
+                | Said::Beat(_)
+                | Said::Dropped(_)) => {
                     panic!("{said:?} is no answer")
                 }
             }
@@ -593,6 +600,7 @@ fn revoked_by(kind: &Kind) -> Vec<KeyDigest> {
         Kind::Settings(_)
         | Kind::Snapshot(_)
         | Kind::Heartbeat(_)
+        | Kind::BeatAnswer(_)
         | Kind::Drain(_)
         | Kind::NotServed(_)
         | Kind::UsageAck(_)

@@ -264,6 +264,7 @@ impl Receiver {
                 self.reporter.acked(ack.sequence);
                 Ok(Outcome::default())
             }
+            Kind::BeatAnswer(_) => Ok(Outcome::default()),
             Kind::Start(start) => self.start(&start).map(Outcome::answer),
             Kind::LookupResult(result) => self.lookup_result(&result).map(|()| Outcome::default()),
             Kind::NotServed(refusal) => {

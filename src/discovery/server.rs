@@ -150,6 +150,7 @@ impl DiscoveryServer {
                 kind: Some(control_message::Kind::NotServed(wire::NotServed {
                     keyring: subscription.keyring.clone(),
                     reason: refusal.to_string(),
+                    ..Default::default()
                 })),
             });
             false
@@ -194,7 +195,7 @@ impl KeyringDiscovery for DiscoveryServer {
         record(&self.catalog, &self.fleet, &self.usage).await;
         tracing::info!(
             node = member.node,
-            boot_id = member.boot_id,
+            run_id = member.run_id,
             identity = %peer,
             "sidecar connected"
         );
@@ -308,7 +309,7 @@ async fn listen(
             Some(Kind::Usage(usage)) => reports.note(&usage, catalog),
             Some(Kind::Goodbye(_)) => return true,
             // A second hello, or a kind that this version does not know.
-            Some(Kind::Hello(_)) | None => {}
+            Some(Kind::Hello(_) | Kind::Beat(_) | Kind::Dropped(_)) | None => {}
         }
     }
     false
@@ -350,7 +351,7 @@ async fn expired(not_after: Option<Timestamp>, clock: &Clock) {
 /// Brings the fleet's book to the store.
 async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) {
     match fleet.record_news(&**catalog.store()).await {
-        Ok(gone) => gone.iter().for_each(|member| usage.end(&member.boot_id)),
+        Ok(gone) => gone.iter().for_each(|member| usage.end(&member.run_id)),
         Err(error) => tracing::warn!(
             error = &error as &dyn std::error::Error,
             "the fleet's book could not be written"
@@ -371,9 +372,9 @@ fn check(hello: &wire::Hello) -> Result<(), Status> {
     let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
     let printable =
         |text: &str| matches!(text.len(), 1..=253) && text.bytes().all(|b| b.is_ascii_graphic());
-    if !printable(node) || !printable(&hello.boot_id) {
+    if !printable(node) || !printable(&hello.run_id) {
         return Err(Status::invalid_argument(
-            "node.id and boot_id: give 1 to 253 printable ASCII characters without spaces",
+            "node.id and run_id: give 1 to 253 printable ASCII characters without spaces",
         ));
     }
     if let Some(node) = &hello.node {

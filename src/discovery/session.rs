@@ -310,6 +310,7 @@ impl Session {
                             reason:
                                 "there is no such keyring; make it with `relatch keyring create`"
                                     .to_owned(),
+                            ..Default::default()
                         }));
                     }
                 }
@@ -399,6 +400,7 @@ impl Session {
                         revision: at.revision.get(),
                         set_digest: state.feed.set_digest(),
                         as_of,
+                        ..Default::default()
                     })
                 }
                 Phase::NotServed { .. }
@@ -449,6 +451,7 @@ impl Session {
                 revision: revision.get(),
                 digest: lookup.digest,
                 item,
+                ..Default::default()
             }));
         }
     }

@@ -85,6 +85,7 @@ impl Control {
                     revision: self.revision + 1,
                     nonce: 1,
                     items: vec![item(number, KeyState::Revoked)],
+                    ..Default::default()
                 };
                 vec![Kind::Revocations(revocations.encode_to_vec().into())]
             }

@@ -262,9 +262,9 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn fold_usage(&self, boot_id: &str, now: Timestamp) -> Result<(), StoreError> {
-        let boot_id = boot_id.to_owned();
-        self.write_with(move |connection| usage::fold(connection, &boot_id, now))
+    async fn fold_usage(&self, run_id: &str, now: Timestamp) -> Result<(), StoreError> {
+        let run_id = run_id.to_owned();
+        self.write_with(move |connection| usage::fold(connection, &run_id, now))
             .await
     }
 

@@ -10,7 +10,7 @@ pub struct UsageRow {
     /// The version.
     pub version: VersionRef,
     /// The process; [`UsageRow::FOLDED`] for all that have ended.
-    pub boot_id: String,
+    pub run_id: String,
     /// Checks that presented the version; of one process at most [`UsageRow::MAX_COUNT`].
     pub requests: u64,
     /// Those of them that were denied.
@@ -28,8 +28,8 @@ pub struct CallersRow {
     pub keyring: KeyringName,
     /// The version.
     pub version: VersionRef,
-    /// The process, as in [`UsageRow::boot_id`].
-    pub boot_id: String,
+    /// The process, as in [`UsageRow::run_id`].
+    pub run_id: String,
     /// The callers, in the form of whoever reads them; nothing to remove the row.
     pub payload: Vec<u8>,
 }
@@ -59,7 +59,7 @@ impl std::fmt::Debug for CallersRow {
         f.debug_struct("CallersRow")
             .field("keyring", &self.keyring)
             .field("version", &self.version)
-            .field("boot_id", &self.boot_id)
+            .field("run_id", &self.run_id)
             .field("payload_len", &self.payload.len())
             .finish()
     }

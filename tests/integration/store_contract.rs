@@ -579,9 +579,9 @@ pub(crate) async fn pages_of_older_states_are_removed<E: Engine>() {
 pub(crate) async fn presence_is_kept_by_node_and_process<E: Engine>() {
     let engine = E::start().await;
     let store = engine.open().await;
-    let row = |node: &str, boot_id: &str, millis| PresenceRow {
+    let row = |node: &str, run_id: &str, millis| PresenceRow {
         node: node.into(),
-        boot_id: boot_id.into(),
+        run_id: run_id.into(),
         cluster: "gateway".into(),
         version: "0.1.0".into(),
         keyrings: vec!["payments".into(), "quoted \" and, comma".into()],
@@ -629,7 +629,7 @@ pub(crate) async fn completeness_of_presence_only_grows<E: Engine>() {
     let store = engine.open().await;
     let row = |last_contact, complete_until: Option<i64>, gone_at: Option<i64>| PresenceRow {
         node: "edge-1".into(),
-        boot_id: "a".into(),
+        run_id: "a".into(),
         cluster: String::new(),
         version: String::new(),
         keyrings: Vec::new(),
@@ -714,8 +714,8 @@ pub(crate) async fn folded_usage_counts_once<E: Engine>() {
         usage(2, "b", 1, None),
     ];
     save_usage(&store, &rows).await;
-    for boot_id in ["a", "b", "a", "never seen"] {
-        fold(&store, boot_id, 100).await;
+    for run_id in ["a", "b", "a", "never seen"] {
+        fold(&store, run_id, 100).await;
     }
     let folded = UsageRow::FOLDED;
     let sums = [
@@ -754,18 +754,18 @@ pub(crate) async fn folded_processes_are_forgotten_after_a_while<E: Engine>() {
 pub(crate) async fn callers_are_replaced_and_removed<E: Engine>() {
     let engine = E::start().await;
     let store = engine.open().await;
-    let row = |version, boot_id: &str, payload: &[u8]| {
+    let row = |version, run_id: &str, payload: &[u8]| {
         let UsageRow {
             keyring,
             version,
-            boot_id,
+            run_id,
             ..
-        } = usage(version, boot_id, 0, None);
+        } = usage(version, run_id, 0, None);
         let payload = payload.to_vec();
         CallersRow {
             keyring,
             version,
-            boot_id,
+            run_id,
             payload,
         }
     };
@@ -887,7 +887,7 @@ pub(crate) async fn reopened_store_has_everything<E: Engine>() {
         .expect("it saves");
     let row = PresenceRow {
         node: "edge-1".into(),
-        boot_id: "a".into(),
+        run_id: "a".into(),
         cluster: String::new(),
         version: "0.1.0".into(),
         keyrings: vec!["payments".into()],
@@ -1024,14 +1024,14 @@ async fn load_presence(store: &Arc<dyn Store>) -> Vec<PresenceRow> {
     store.load_presence().await.expect("it reads")
 }
 
-fn usage(version: u32, boot_id: &str, requests: u64, used: Option<(i64, i64)>) -> UsageRow {
+fn usage(version: u32, run_id: &str, requests: u64, used: Option<(i64, i64)>) -> UsageRow {
     UsageRow {
         keyring: "payments".parse().expect("a name"),
         version: VersionRef {
             key_id: "7Qm2Xc91TbKe".parse().expect("a key id"),
             version: VersionNumber::new(version).expect("not zero"),
         },
-        boot_id: boot_id.to_owned(),
+        run_id: run_id.to_owned(),
         requests,
         denied: requests / 2,
         first_used: used.map(|(first, _)| Timestamp::from_millis(first)),
@@ -1043,9 +1043,9 @@ async fn save_usage(store: &Arc<dyn Store>, rows: &[UsageRow]) {
     store.save_usage(rows.to_vec()).await.expect("it saves");
 }
 
-async fn fold(store: &Arc<dyn Store>, boot_id: &str, now: i64) {
+async fn fold(store: &Arc<dyn Store>, run_id: &str, now: i64) {
     let now = Timestamp::from_millis(now);
-    store.fold_usage(boot_id, now).await.expect("it folds");
+    store.fold_usage(run_id, now).await.expect("it folds");
 }
 
 /// What is kept, in an order of its own.
@@ -1053,10 +1053,10 @@ async fn load_usage(store: &Arc<dyn Store>) -> StoredUsage {
     let mut usage = store.load_usage().await.expect("it reads");
     usage
         .counts
-        .sort_by_key(|row| (row.keyring.clone(), row.version, row.boot_id.clone()));
+        .sort_by_key(|row| (row.keyring.clone(), row.version, row.run_id.clone()));
     usage
         .callers
-        .sort_by_key(|row| (row.keyring.clone(), row.version, row.boot_id.clone()));
+        .sort_by_key(|row| (row.keyring.clone(), row.version, row.run_id.clone()));
     usage.folded.sort();
     usage
 }

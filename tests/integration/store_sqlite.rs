@@ -405,7 +405,7 @@ async fn newer_schema_names_both_versions() {
         "{error:?}"
     );
     assert!(
-        message.contains("version 7") && message.contains("version 3"),
+        message.contains("version 7") && message.contains("version 4"),
         "{message}"
     );
     assert!(message.contains("upgrade relatch"), "{message}");
@@ -474,7 +474,7 @@ async fn database_of_version_1_is_upgraded_in_place() {
     let engine = database_of_version_1().await;
     let presence = |gone_at| PresenceRow {
         node: "edge-1".to_owned(),
-        boot_id: "a".to_owned(),
+        run_id: "a".to_owned(),
         cluster: "mesh".to_owned(),
         version: "0.1.0".to_owned(),
         keyrings: vec!["payments".to_owned()],

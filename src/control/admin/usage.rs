@@ -176,7 +176,7 @@ impl AdminApi {
 fn gap((key, gap): (MemberKey, Gap)) -> api::Gap {
     api::Gap {
         node: key.node,
-        boot_id: key.boot_id,
+        run_id: key.run_id,
         from: wire::time(gap.complete_until),
         until: wire::time(Some(gap.until)),
     }

@@ -127,10 +127,10 @@ impl Gaps {
 
 impl Gap {
     fn row(&self, key: &MemberKey) -> PresenceRow {
-        let PresenceKey { node, boot_id } = key.clone().into();
+        let PresenceKey { node, run_id } = key.clone().into();
         PresenceRow {
             node,
-            boot_id,
+            run_id,
             cluster: self.cluster.clone(),
             version: self.version.clone(),
             keyrings: self.keyrings.iter().map(ToString::to_string).collect(),

@@ -3,19 +3,20 @@ use crate::key::{VersionRef, testing};
 
 const LEASE: Duration = Duration::from_mins(1);
 
-fn hello(node: &str, boot_id: &str, revision: u64) -> wire::Hello {
+fn hello(node: &str, run_id: &str, revision: u64) -> wire::Hello {
     wire::Hello {
         node: Some(wire::Node {
             id: node.to_owned(),
             ..wire::Node::default()
         }),
-        boot_id: boot_id.to_owned(),
+        run_id: run_id.to_owned(),
         subscriptions: vec![wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: 1,
             revision,
             ..wire::Subscription::default()
         }],
+        ..Default::default()
     }
 }
 
@@ -27,6 +28,7 @@ fn ack(applied: u64, revoked_through: u64) -> wire::Ack {
         applied_revision: applied,
         durable_revision: 0,
         revoked_through,
+        ..Default::default()
     }
 }
 
@@ -43,8 +45,8 @@ fn barrier(fleet: &Fleet, target: Target) -> Barrier {
     barrier
 }
 
-fn connect(fleet: &Fleet, node: &str, boot_id: &str, revision: u64) -> MemberKey {
-    let connected = fleet.connected(&hello(node, boot_id, revision), None);
+fn connect(fleet: &Fleet, node: &str, run_id: &str, revision: u64) -> MemberKey {
+    let connected = fleet.connected(&hello(node, run_id, revision), None);
     connected.expect("nobody else is this node")
 }
 
@@ -117,7 +119,7 @@ fn sidecars_of_a_former_life_are_waited_for() {
     let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000_000));
     let row = PresenceRow {
         node: "edge-1".to_owned(),
-        boot_id: "a".to_owned(),
+        run_id: "a".to_owned(),
         cluster: String::new(),
         version: String::new(),
         keyrings: vec![testing::keyring_name().to_string()],
@@ -154,6 +156,7 @@ fn a_sidecar_that_refused_the_version_is_not_there() {
         }],
         applied_revision: 4,
         revoked_through: 4,
+        ..Default::default()
     };
     fleet.nacked(&key, &nack);
     fleet.acked(&key, &ack(5, 5));
@@ -407,7 +410,7 @@ fn a_sidecar_that_dies_again_and_again_keeps_its_newest_gaps() {
     }
     let gaps = fleet.gaps(None);
     assert_eq!(gaps.len(), 16);
-    assert_eq!(gaps[0].0.boot_id, "boot-24");
+    assert_eq!(gaps[0].0.run_id, "boot-24");
 }
 
 #[test]
@@ -415,7 +418,7 @@ fn a_node_belongs_to_the_identity_that_is_it_until_its_lease_is_over() {
     let (fleet, hands) = fleet();
     let [one, other] = ["spiffe://mesh/one", "spiffe://mesh/other"]
         .map(|text| text.parse::<Identity>().expect("an identity"));
-    let connect = |identity, boot_id| fleet.connected(&hello("edge-1", boot_id, 3), Some(identity));
+    let connect = |identity, run_id| fleet.connected(&hello("edge-1", run_id, 3), Some(identity));
     let first = connect(&one, "a").expect("it is new");
     connect(&one, "b").expect("its next process");
     let refused = connect(&other, "c").expect_err("it is taken");
@@ -426,18 +429,18 @@ fn a_node_belongs_to_the_identity_that_is_it_until_its_lease_is_over() {
     // Not even as the very process, whose Goodbye would end it.
     connect(&other, "a").expect_err("it is taken");
     assert_eq!(fleet.members().len(), 2);
-    for (boot_id, key) in [
+    for (run_id, key) in [
         ("a", &first),
         (
             "b",
             &MemberKey {
-                boot_id: "b".to_owned(),
+                run_id: "b".to_owned(),
                 ..first.clone()
             },
         ),
     ] {
         fleet.disconnected(key, Parting::Lost);
-        assert!(connect(&other, boot_id).is_err(), "it has a lease");
+        assert!(connect(&other, run_id).is_err(), "it has a lease");
     }
     hands.advance(LEASE);
     connect(&other, "c").expect("nobody is it any more");
@@ -458,6 +461,7 @@ fn long_texts_about_refused_items_are_cut() {
         items: (0..200).map(item).collect(),
         applied_revision: 4,
         revoked_through: 4,
+        ..Default::default()
     };
     fleet.nacked(&key, &nack);
     let (_, member) = fleet.members().remove(0);
@@ -491,6 +495,7 @@ fn what_is_on_disk_of_another_epoch_is_not_of_this_one() {
         items: Vec::new(),
         applied_revision: 1,
         revoked_through: 1,
+        ..Default::default()
     };
     fleet.nacked(&key, &nack(1));
     assert_eq!(durable(), Revision::new(3));

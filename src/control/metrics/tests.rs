@@ -162,13 +162,14 @@ impl World {
                 id: node.to_owned(),
                 ..wire::Node::default()
             }),
-            boot_id: node.to_owned(),
+            run_id: node.to_owned(),
             subscriptions: vec![wire::Subscription {
                 keyring: testing::keyring_name().to_string(),
                 epoch: self.served().epoch().get(),
                 revision: self.served().revision().get(),
                 ..wire::Subscription::default()
             }],
+            ..Default::default()
         };
         let connected = self.fleet.connected(&hello, None);
         connected.expect("nobody else is this node")
@@ -178,7 +179,7 @@ impl World {
     fn report(&self, node: &str, uses: &[(&str, u32, u64)]) {
         let member = MemberKey {
             node: node.to_owned(),
-            boot_id: node.to_owned(),
+            run_id: node.to_owned(),
         };
         let now = self.catalog.clock().wall();
         let subscribed = BTreeSet::from([testing::keyring_name()]);
@@ -199,6 +200,7 @@ impl World {
                 keyring: testing::keyring_name().to_string(),
                 versions: versions.collect(),
             }],
+            ..Default::default()
         };
         stream.note(&usage, &*self.catalog);
     }

@@ -56,7 +56,7 @@ impl Callers {
             match serde_json::from_slice(&row.payload) {
                 Ok(list) => {
                     let boots = callers.held.entry((row.keyring, row.version));
-                    boots.or_default().insert(row.boot_id.into(), list);
+                    boots.or_default().insert(row.run_id.into(), list);
                 }
                 Err(error) => tracing::warn!(
                     auth.keyring = %row.keyring,
@@ -133,7 +133,7 @@ impl Callers {
                 CallersRow {
                     keyring: keyring.clone(),
                     version: *version,
-                    boot_id: boot.to_string(),
+                    run_id: boot.to_string(),
                     payload: callers
                         .map(|list| serde_json::to_vec(list).expect("texts and numbers are JSON"))
                         .unwrap_or_default(),

@@ -70,7 +70,7 @@ impl Ledger {
             };
             let versions = ledger.keyrings.entry(row.keyring).or_default();
             let counts = versions.entry(row.version).or_default();
-            counts.boots.insert(row.boot_id.into(), told);
+            counts.boots.insert(row.run_id.into(), told);
         }
         ledger
     }
@@ -152,7 +152,7 @@ impl Ledger {
                 Some(UsageRow {
                     keyring: keyring.clone(),
                     version: *version,
-                    boot_id: boot.to_string(),
+                    run_id: boot.to_string(),
                     requests: told.requests,
                     denied: told.denied,
                     first_used: told.first_used,
@@ -239,7 +239,7 @@ impl Pace {
 
 /// What a row is of.
 pub(super) fn entry_of(row: &UsageRow) -> Entry {
-    let boot = row.boot_id.as_str().into();
+    let boot = row.run_id.as_str().into();
     (row.keyring.clone(), row.version, boot)
 }
 

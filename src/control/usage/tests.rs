@@ -80,18 +80,19 @@ impl Plane {
         (Arc::new(book.expect("it reads")), fleet)
     }
 
-    async fn connect(&self, boot_id: &str) -> (MemberKey, UsageStream, Receiver<u64>) {
+    async fn connect(&self, run_id: &str) -> (MemberKey, UsageStream, Receiver<u64>) {
         let subscription = wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             ..wire::Subscription::default()
         };
         let hello = wire::Hello {
             node: Some(wire::Node {
-                id: format!("edge-{boot_id}"),
+                id: format!("edge-{run_id}"),
                 ..wire::Node::default()
             }),
-            boot_id: boot_id.to_owned(),
+            run_id: run_id.to_owned(),
             subscriptions: vec![subscription],
+            ..Default::default()
         };
         let member = self.fleet.connected(&hello, None);
         let member = member.expect("nobody else is this node");
@@ -104,7 +105,7 @@ impl Plane {
     async fn record(&self) {
         let gone = self.fleet.record(&*self.book.store).await;
         for member in gone.expect("it writes") {
-            self.book.end(&member.boot_id);
+            self.book.end(&member.run_id);
         }
     }
 
@@ -160,6 +161,7 @@ fn report(
             keyring: testing::keyring_name().to_string(),
             versions,
         }],
+        ..Default::default()
     }
 }
 
@@ -294,8 +296,8 @@ async fn what_does_not_exist_is_dropped() {
 #[tokio::test]
 async fn an_orderly_end_folds_the_process_and_leaves_no_gap() {
     let mut plane = Plane::new().await;
-    for boot_id in ["a", "b", "c"] {
-        let (member, mut stream, _acks) = plane.connect(boot_id).await;
+    for run_id in ["a", "b", "c"] {
+        let (member, mut stream, _acks) = plane.connect(run_id).await;
         let last = report(1, Some(START), vec![used(1, 5, START)]);
         stream.note(&last, &TwoVersions);
         let told_all = stream.settle(&plane.fleet).await;
@@ -304,7 +306,7 @@ async fn an_orderly_end_folds_the_process_and_leaves_no_gap() {
         let parting = crate::control::fleet::Parting::Goodbye { told_all };
         plane.fleet.disconnected(&member, parting);
         plane.record().await;
-        if boot_id == "c" {
+        if run_id == "c" {
             // Dies before it has folded: the next life does.
             plane.reopen().await;
         }
@@ -312,7 +314,7 @@ async fn an_orderly_end_folds_the_process_and_leaves_no_gap() {
     }
     let stored = plane.book.store.load_usage().await.expect("it reads");
     assert_eq!(stored.counts.len(), 1);
-    assert_eq!(stored.counts[0].boot_id, UsageRow::FOLDED);
+    assert_eq!(stored.counts[0].run_id, UsageRow::FOLDED);
     assert_eq!(plane.requests(1), 15);
     assert_eq!(plane.fleet.gaps(None), []);
     assert!(plane.fleet.members().is_empty());
@@ -342,14 +344,14 @@ async fn callers_are_kept_while_the_version_should_not_be_used() {
         told
     };
     let many: Vec<_> = (0..40).map(|n| caller(&format!("10.0.1.{n}"), n)).collect();
-    for (boot_id, sequence, callers) in [
+    for (run_id, sequence, callers) in [
         ("a", 1, vec![caller("10.0.0.1", 9), caller("10.0.0.2", 1)]),
         ("a", 2, vec![caller("10.0.0.1", 50)]),
         ("b", 1, vec![caller("10.0.0.1", 60), caller("10.0.0.3", 70)]),
         ("b", 2, Vec::new()),
         ("c", 1, many),
     ] {
-        let (_, mut stream, _acks) = plane.connect(boot_id).await;
+        let (_, mut stream, _acks) = plane.connect(run_id).await;
         let versions = vec![
             with(used(1, 99, START), callers.clone()),
             with(used(2, 99, START), callers),

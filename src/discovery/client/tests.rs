@@ -471,6 +471,7 @@ fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
                 revision,
                 set_digest: 0,
                 as_of: Some(Clock::system().wall().to_wire()),
+                ..Default::default()
             }],
         })
     };
@@ -489,6 +490,7 @@ fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
     let refused = wire::NotServed {
         keyring: other.to_string(),
         reason: "there is no such keyring".to_owned(),
+        ..Default::default()
     };
     tell(&mut receiver, Tell::NotServed(refused));
     assert!(!receiver.is_answered(), "nothing was confirmed");

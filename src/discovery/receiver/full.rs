@@ -97,6 +97,7 @@ impl Held {
             revision: position.revision.get(),
             set_digest: position.set_digest,
             mode: wire::Mode::Full.into(),
+            ..Default::default()
         }
     }
 
@@ -302,6 +303,7 @@ impl Held {
                 revision: delta.revision,
                 nonce: delta.nonce,
                 items: delta.revocations.clone(),
+                ..Default::default()
             };
             let serialized = revocations.encode_to_vec().into();
             recorder.revocations(self.mirror.slot(), serialized);

@@ -47,6 +47,7 @@ impl Followed {
             revision: position.revision.get(),
             set_digest: 0,
             mode: wire::Mode::OnDemand.into(),
+            ..Default::default()
         }
     }
 

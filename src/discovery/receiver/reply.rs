@@ -40,6 +40,7 @@ impl Reply<'_> {
                 applied_revision,
                 durable_revision: if is_durable { durable.get() } else { 0 },
                 revoked_through,
+                ..Default::default()
             }));
         }
         for item in &rejected {
@@ -58,6 +59,7 @@ impl Reply<'_> {
             items: rejected,
             applied_revision,
             revoked_through,
+            ..Default::default()
         }))
     }
 }

@@ -125,11 +125,12 @@ fn hello() -> wire::Hello {
             id: "edge-1".to_owned(),
             ..wire::Node::default()
         }),
-        boot_id: "a".to_owned(),
+        run_id: "a".to_owned(),
         subscriptions: vec![wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             ..wire::Subscription::default()
         }],
+        ..Default::default()
     }
 }
 
@@ -202,6 +203,7 @@ async fn no_sidecar_has_more_than_there_is() {
         applied_revision: u64::MAX,
         durable_revision: u64::MAX,
         revoked_through: u64::MAX,
+        ..Default::default()
     };
     let nack = wire::Nack {
         keyring: ack.keyring.clone(),
@@ -210,6 +212,7 @@ async fn no_sidecar_has_more_than_there_is() {
         items: Vec::new(),
         applied_revision: u64::MAX,
         revoked_through: u64::MAX,
+        ..Default::default()
     };
     let mut changes = world.fleet.watch();
     for kind in [Kind::Ack(ack), Kind::Nack(nack)] {

@@ -137,6 +137,7 @@ impl Pair {
             revision: held.revision.get(),
             set_digest: held.set_digest,
             mode: mode.into(),
+            ..Default::default()
         };
         let (resyncs, asked_resyncs) = mpsc::channel(1);
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);

@@ -149,6 +149,7 @@ impl Sidecar {
             revision: held.revision,
             set_digest: held.set_digest,
             as_of: Some(wall.to_wire()),
+            ..Default::default()
         };
         self.take(vec![Kind::Heartbeat(wire::Heartbeat {
             sent_at: Some(wall.to_wire()),

@@ -15,23 +15,23 @@ pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
         let mut upsert = transaction.prepare_cached(
-            "INSERT INTO presence (node, boot_id, cluster, version, keyrings, last_contact, gone_at)
+            "INSERT INTO presence (node, run_id, cluster, version, keyrings, last_contact, gone_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             ON CONFLICT (node, boot_id) DO UPDATE SET cluster = excluded.cluster,
+             ON CONFLICT (node, run_id) DO UPDATE SET cluster = excluded.cluster,
                  version = excluded.version, keyrings = excluded.keyrings,
                  last_contact = excluded.last_contact, gone_at = excluded.gone_at
              WHERE excluded.last_contact >= presence.last_contact",
         )?;
         let mut complete = transaction.prepare_cached(
             "UPDATE presence SET complete_until = max(coalesce(complete_until, ?3), ?3)
-             WHERE node = ?1 AND boot_id = ?2",
+             WHERE node = ?1 AND run_id = ?2",
         )?;
         for row in rows {
             let keyrings =
                 serde_json::to_string(&row.keyrings).expect("a list of texts can be JSON");
             upsert.execute(params![
                 row.node,
-                row.boot_id,
+                row.run_id,
                 row.cluster,
                 row.version,
                 keyrings,
@@ -39,7 +39,7 @@ pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<
                 row.gone_at.map(Timestamp::as_millis),
             ])?;
             if let Some(until) = row.complete_until {
-                complete.execute(params![row.node, row.boot_id, until.as_millis()])?;
+                complete.execute(params![row.node, row.run_id, until.as_millis()])?;
             }
         }
     }
@@ -51,9 +51,9 @@ pub(super) fn remove(connection: &mut Connection, keys: &[PresenceKey]) -> Resul
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
         let mut delete =
-            transaction.prepare_cached("DELETE FROM presence WHERE node = ?1 AND boot_id = ?2")?;
+            transaction.prepare_cached("DELETE FROM presence WHERE node = ?1 AND run_id = ?2")?;
         for key in keys {
-            delete.execute(params![key.node, key.boot_id])?;
+            delete.execute(params![key.node, key.run_id])?;
         }
     }
     transaction.commit()?;
@@ -62,14 +62,14 @@ pub(super) fn remove(connection: &mut Connection, keys: &[PresenceKey]) -> Resul
 
 pub(super) fn load(connection: &Connection) -> Result<Vec<PresenceRow>, Fault> {
     let mut statement = connection.prepare_cached(
-        "SELECT node, boot_id, cluster, version, keyrings, last_contact, complete_until, gone_at
-         FROM presence ORDER BY node, boot_id",
+        "SELECT node, run_id, cluster, version, keyrings, last_contact, complete_until, gone_at
+         FROM presence ORDER BY node, run_id",
     )?;
     let rows = statement.query_map([], |row| {
         let keyrings: String = row.get(4)?;
         Ok(PresenceRow {
             node: row.get(0)?,
-            boot_id: row.get(1)?,
+            run_id: row.get(1)?,
             cluster: row.get(2)?,
             version: row.get(3)?,
             keyrings: serde_json::from_str(&keyrings)

@@ -9,13 +9,13 @@ use crate::store::StoreError;
 const APPLICATION_ID: i32 = 0x726c_6368;
 
 /// The version of the tables: that of [`TABLES`] and one more for each of [`UPGRADES`].
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// The version of [`TABLES`].
 const FIRST_VERSION: u32 = 1;
 
 /// What made each later version of the one before it. A version that was released is never edited.
-const UPGRADES: &[&[&str]] = &[&[DELIVERIES, USAGE], &[STATE_PAGES]];
+const UPGRADES: &[&[&str]] = &[&[DELIVERIES, USAGE], &[STATE_PAGES], &[RUNS]];
 
 /// Version 1. Times are milliseconds since the Unix epoch. The triggers stand against accidents; against intent stands the chain.
 const TABLES: &str = "
@@ -110,6 +110,15 @@ const STATE_PAGES: &str = "
         payload  BLOB NOT NULL,
         PRIMARY KEY (log, revision, format, number)
     ) STRICT;
+";
+
+/// Version 4: the process of a sidecar is a run, and the table says what may still serve.
+const RUNS: &str = "
+    ALTER TABLE presence RENAME COLUMN boot_id TO run_id;
+    ALTER TABLE presence ADD COLUMN serving TEXT CHECK (json_valid(serving));
+    ALTER TABLE usage RENAME COLUMN boot_id TO run_id;
+    ALTER TABLE usage_callers RENAME COLUMN boot_id TO run_id;
+    ALTER TABLE usage_folded RENAME COLUMN boot_id TO run_id;
 ";
 
 /// Version 2: what is to be told to webhooks, and how far each log was turned into it.

@@ -26,9 +26,9 @@ pub(super) fn save(connection: &mut Connection, rows: &[UsageRow]) -> Result<(),
     {
         let mut merge = transaction.prepare_cached(
             "INSERT INTO usage
-                 (keyring, key_id, version, boot_id, requests, denied, first_used, last_used)
+                 (keyring, key_id, version, run_id, requests, denied, first_used, last_used)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-             ON CONFLICT (keyring, key_id, version, boot_id) DO UPDATE SET
+             ON CONFLICT (keyring, key_id, version, run_id) DO UPDATE SET
                  requests = max(requests, excluded.requests),
                  denied = max(denied, excluded.denied),
                  first_used = min(coalesce(first_used, excluded.first_used),
@@ -37,17 +37,17 @@ pub(super) fn save(connection: &mut Connection, rows: &[UsageRow]) -> Result<(),
                      coalesce(excluded.last_used, last_used))",
         )?;
         for row in rows {
-            let folded = is_folded(&transaction, &row.boot_id)?;
-            let (boot_id, requests, denied) = if folded {
+            let folded = is_folded(&transaction, &row.run_id)?;
+            let (run_id, requests, denied) = if folded {
                 (UsageRow::FOLDED, 0, 0)
             } else {
-                (row.boot_id.as_str(), row.requests, row.denied)
+                (row.run_id.as_str(), row.requests, row.denied)
             };
             merge.execute(params![
                 row.keyring.as_str(),
                 row.version.key_id.as_str(),
                 row.version.version.get(),
-                boot_id,
+                run_id,
                 count(requests),
                 count(denied),
                 row.first_used.map(Timestamp::as_millis),
@@ -63,22 +63,22 @@ pub(super) fn save_callers(connection: &mut Connection, rows: &[CallersRow]) -> 
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
         let mut replace = transaction.prepare_cached(
-            "INSERT INTO usage_callers (keyring, key_id, version, boot_id, payload)
+            "INSERT INTO usage_callers (keyring, key_id, version, run_id, payload)
              VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (keyring, key_id, version, boot_id)
+             ON CONFLICT (keyring, key_id, version, run_id)
                  DO UPDATE SET payload = excluded.payload",
         )?;
         let mut delete = transaction.prepare_cached(
             "DELETE FROM usage_callers
-             WHERE keyring = ?1 AND key_id = ?2 AND version = ?3 AND boot_id = ?4",
+             WHERE keyring = ?1 AND key_id = ?2 AND version = ?3 AND run_id = ?4",
         )?;
         for row in rows {
             let (keyring, key_id) = (row.keyring.as_str(), row.version.key_id.as_str());
-            let (version, boot_id) = (row.version.version.get(), &row.boot_id);
+            let (version, run_id) = (row.version.version.get(), &row.run_id);
             if row.payload.is_empty() {
-                delete.execute(params![keyring, key_id, version, boot_id])?;
+                delete.execute(params![keyring, key_id, version, run_id])?;
             } else {
-                replace.execute(params![keyring, key_id, version, boot_id, row.payload])?;
+                replace.execute(params![keyring, key_id, version, run_id, row.payload])?;
             }
         }
     }
@@ -86,31 +86,27 @@ pub(super) fn save_callers(connection: &mut Connection, rows: &[CallersRow]) -> 
     Ok(())
 }
 
-pub(super) fn fold(
-    connection: &mut Connection,
-    boot_id: &str,
-    now: Timestamp,
-) -> Result<(), Fault> {
+pub(super) fn fold(connection: &mut Connection, run_id: &str, now: Timestamp) -> Result<(), Fault> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if !is_folded(&transaction, boot_id)? {
+    if !is_folded(&transaction, run_id)? {
         transaction.execute(
             "INSERT INTO usage
-                 (keyring, key_id, version, boot_id, requests, denied, first_used, last_used)
+                 (keyring, key_id, version, run_id, requests, denied, first_used, last_used)
              SELECT keyring, key_id, version, ?2, requests, denied, first_used, last_used
-             FROM usage WHERE boot_id = ?1
-             ON CONFLICT (keyring, key_id, version, boot_id) DO UPDATE SET
+             FROM usage WHERE run_id = ?1
+             ON CONFLICT (keyring, key_id, version, run_id) DO UPDATE SET
                  requests = min(requests + excluded.requests, ?3),
                  denied = min(denied + excluded.denied, ?3),
                  first_used = min(coalesce(first_used, excluded.first_used),
                      coalesce(excluded.first_used, first_used)),
                  last_used = max(coalesce(last_used, excluded.last_used),
                      coalesce(excluded.last_used, last_used))",
-            params![boot_id, UsageRow::FOLDED, MAX_SUM],
+            params![run_id, UsageRow::FOLDED, MAX_SUM],
         )?;
-        transaction.execute("DELETE FROM usage WHERE boot_id = ?1", [boot_id])?;
+        transaction.execute("DELETE FROM usage WHERE run_id = ?1", [run_id])?;
         transaction.execute(
-            "INSERT INTO usage_folded (boot_id, folded_at) VALUES (?1, ?2)",
-            params![boot_id, now.as_millis()],
+            "INSERT INTO usage_folded (run_id, folded_at) VALUES (?1, ?2)",
+            params![run_id, now.as_millis()],
         )?;
     }
     let kept = i64::try_from(FOLDED_FOR.as_millis()).unwrap_or(i64::MAX);
@@ -128,14 +124,14 @@ pub(super) fn load(connection: &mut Connection) -> Result<StoredUsage, Fault> {
     let usage = StoredUsage {
         counts: all(
             &transaction,
-            "SELECT keyring, key_id, version, boot_id, requests, denied, first_used, last_used
+            "SELECT keyring, key_id, version, run_id, requests, denied, first_used, last_used
              FROM usage",
             |row| {
                 let (keyring, version) = version_of(row)?;
                 Ok(UsageRow {
                     keyring,
                     version,
-                    boot_id: row.get(3)?,
+                    run_id: row.get(3)?,
                     requests: number(row, 4)?,
                     denied: number(row, 5)?,
                     first_used: optional_timestamp(row, 6)?,
@@ -145,18 +141,18 @@ pub(super) fn load(connection: &mut Connection) -> Result<StoredUsage, Fault> {
         )?,
         callers: all(
             &transaction,
-            "SELECT keyring, key_id, version, boot_id, payload FROM usage_callers",
+            "SELECT keyring, key_id, version, run_id, payload FROM usage_callers",
             |row| {
                 let (keyring, version) = version_of(row)?;
                 Ok(CallersRow {
                     keyring,
                     version,
-                    boot_id: row.get(3)?,
+                    run_id: row.get(3)?,
                     payload: row.get(4)?,
                 })
             },
         )?,
-        folded: all(&transaction, "SELECT boot_id FROM usage_folded", |row| {
+        folded: all(&transaction, "SELECT run_id FROM usage_folded", |row| {
             row.get(0)
         })?,
     };
@@ -164,10 +160,10 @@ pub(super) fn load(connection: &mut Connection) -> Result<StoredUsage, Fault> {
     Ok(usage)
 }
 
-fn is_folded(transaction: &Transaction<'_>, boot_id: &str) -> rusqlite::Result<bool> {
+fn is_folded(transaction: &Transaction<'_>, run_id: &str) -> rusqlite::Result<bool> {
     transaction
-        .prepare_cached("SELECT 1 FROM usage_folded WHERE boot_id = ?1")?
-        .query_row([boot_id], |_| Ok(()))
+        .prepare_cached("SELECT 1 FROM usage_folded WHERE run_id = ?1")?
+        .query_row([run_id], |_| Ok(()))
         .optional()
         .map(|found| found.is_some())
 }

@@ -70,7 +70,7 @@ pub(super) async fn watch(record: Arc<Record>, mut admin: Admin) {
                     && let Some(past) = history.sidecars.get_mut(number)
                 {
                     let (applied, durable) = (held.applied_revision, held.durable_revision);
-                    past.acked(&sidecar.boot_id, now, applied, durable);
+                    past.acked(&sidecar.run_id, now, applied, durable);
                 }
             }
         }

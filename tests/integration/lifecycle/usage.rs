@@ -9,8 +9,8 @@ use crate::support::{eventually::eventually, scripted_sidecar::ScriptedSidecar};
 
 const NODE: &str = "edge-1";
 
-async fn connect(control: &Control, boot_id: &str) -> ScriptedSidecar {
-    ScriptedSidecar::connect(control.plane.discovery(), NODE, boot_id, KEYRING).await
+async fn connect(control: &Control, run_id: &str) -> ScriptedSidecar {
+    ScriptedSidecar::connect(control.plane.discovery(), NODE, run_id, KEYRING).await
 }
 
 /// What `key show` tells of version 1.
@@ -110,7 +110,7 @@ async fn a_sidecar_that_went_without_its_last_report_is_a_gap_for_every_later_co
         }
         let fleet = control.json(&["fleet"]).await;
         let lines = fleet.as_array().expect("a list");
-        let gap = lines.iter().find(|line| line["boot_id"] == "a");
+        let gap = lines.iter().find(|line| line["run_id"] == "a");
         let gap = gap.unwrap_or_else(|| panic!("no gap: {fleet}"));
         assert_eq!(gap["node"], NODE);
         assert_eq!(gap["keyrings"][0]["keyring"], KEYRING);

@@ -28,11 +28,11 @@ pub(crate) struct ScriptedSidecar {
 const MAX_SAID: usize = 16;
 
 impl ScriptedSidecar {
-    /// Opens the stream of the process `boot_id`, as soon as a control plane listens.
+    /// Opens the stream of the process `run_id`, as soon as a control plane listens.
     pub(crate) async fn connect(
         discovery: SocketAddr,
         node: &str,
-        boot_id: &str,
+        run_id: &str,
         keyring: &str,
     ) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{discovery}"));
@@ -47,11 +47,12 @@ impl ScriptedSidecar {
                 id: node.to_owned(),
                 ..Node::default()
             }),
-            boot_id: boot_id.to_owned(),
+            run_id: run_id.to_owned(),
             subscriptions: vec![Subscription {
                 keyring: keyring.to_owned(),
                 ..Subscription::default()
             }],
+            ..Default::default()
         };
         let hello = SidecarMessage {
             kind: Some(Kind::Hello(hello)),
@@ -94,6 +95,7 @@ impl ScriptedSidecar {
                 keyring: self.keyring.clone(),
                 versions: vec![version],
             }],
+            ..Default::default()
         };
         self.say(Kind::Usage(usage)).await;
     }
@@ -116,7 +118,10 @@ impl ScriptedSidecar {
 
     /// Says Goodbye and waits for the end of the stream.
     pub(crate) async fn goodbye(mut self) {
-        self.say(Kind::Goodbye(Goodbye {})).await;
+        self.say(Kind::Goodbye(Goodbye {
+            ..Default::default()
+        }))
+        .await;
         let ended = async { while let Ok(Some(_)) = self.heard.message().await {} };
         within(DEADLINE, "the end of the stream", ended).await;
     }

@@ -116,8 +116,8 @@ impl World {
                 first_used: row.first_used,
                 last_used: row.last_used,
             };
-            assert!(!self.folded.contains(&row.boot_id), "{row:?} is folded");
-            let key = (row.version.version.get(), row.boot_id.clone());
+            assert!(!self.folded.contains(&row.run_id), "{row:?} is folded");
+            let key = (row.version.version.get(), row.run_id.clone());
             let held = self.disk.entry(key).or_default();
             held.requests = held.requests.max(told.requests);
             held.denied = held.denied.max(told.denied);
@@ -132,7 +132,7 @@ impl World {
         let rows = self.disk.iter().map(|((number, boot), told)| UsageRow {
             keyring: testing::keyring_name(),
             version: version(*number),
-            boot_id: boot.clone(),
+            run_id: boot.clone(),
             requests: told.requests,
             denied: told.denied,
             first_used: told.first_used,
