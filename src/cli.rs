@@ -23,6 +23,7 @@ pub mod issued;
 pub mod key;
 pub mod keyring;
 pub mod output;
+pub mod pass_by;
 pub mod policy;
 pub mod revoke;
 pub mod rotate;

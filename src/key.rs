@@ -38,7 +38,7 @@ pub(crate) mod testing;
 pub use change::Change;
 pub use consumer::{Consumer, Key};
 pub use digest::{KeyDigest, MasterPepper, Pepper, PepperCheck, PepperId};
-pub use evidence::{Coverage, Evidence, Use};
+pub use evidence::{Coverage, Evidence, Idleness, Use};
 pub use id::{
     ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
 };

@@ -41,6 +41,7 @@ pub mod readiness;
 #[path = "../tests/integration/support/reserved.rs"]
 mod reserved;
 pub mod secret_file;
+pub mod serving;
 pub mod shutdown;
 pub mod sidecar;
 pub mod snapshot;

@@ -47,6 +47,9 @@ pub mod admin {
     reason = "generated"
 )]
 pub mod discovery {
+    /// The version of the protocol, which a Hello names.
+    pub const PROTOCOL: u32 = 2;
+
     tonic::include_proto!("relatch.discovery.v1");
 }
 

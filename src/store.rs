@@ -334,8 +334,10 @@ pub struct PresenceRow {
     pub last_contact: Timestamp,
     /// It has told of every use of a key before this moment; none when it has told nothing.
     pub complete_until: Option<Timestamp>,
-    /// It went without a Goodbye, or without its last report, and may have served until then; none for one that is live.
+    /// It is gone, and may have served until then; none for one that may serve.
     pub gone_at: Option<Timestamp>,
+    /// What lets it serve, and for how long, as JSON; none in rows of versions that did not keep that.
+    pub serving: Option<String>,
 }
 
 /// Names a [`PresenceRow`].

@@ -14,6 +14,18 @@ pub struct BarrierView {
     pub total: u32,
     /// Those that have not.
     pub laggards: Vec<LaggardView>,
+    /// Those for which the command does not wait; left out when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed_by: Vec<RunView>,
+}
+
+/// A process of a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunView {
+    /// The sidecar.
+    pub node: String,
+    /// Its process.
+    pub run_id: String,
 }
 
 /// A sidecar that has not applied a revision.
@@ -29,49 +41,129 @@ pub struct LaggardView {
     pub behind: u64,
     /// When the control plane last heard of it.
     pub last_seen: Option<Timestamp>,
+    /// Its process.
+    pub run_id: String,
+    /// `connected`, `lost` or `stopped`.
+    pub presence: &'static str,
+    /// Since when it is lost or stopped.
+    pub since: Option<Timestamp>,
+    /// Until when it may serve what it has; null while it is connected.
+    pub serves_until: Option<Timestamp>,
+    /// It uses the revision, but its snapshot file does not have it.
+    pub lacks_disk: bool,
 }
 
 /// The most laggards that a sentence names, so that it stays a sentence; the JSON names all.
 const MOST_NAMED: usize = 5;
 
 impl BarrierView {
-    /// `17 of 20 sidecars have it; edge-3, edge-9 and edge-11 lag by 2 revisions, last seen 4 s ago`
+    /// `17 of 20 sidecars confirmed; edge-3 and edge-9 are connected and 2 revisions behind`
     #[must_use]
     pub fn sentence(&self, now: Timestamp) -> String {
-        let Self { applied, total, .. } = self;
-        let mut sentence = match (applied, total) {
-            (_, 0) => return "no sidecar holds this keyring".to_owned(),
-            (1, 1) => "1 of 1 sidecar has it".to_owned(),
-            (_, 1) => format!("{applied} of 1 sidecars has it"),
-            _ => format!("{applied} of {total} sidecars have it"),
+        let Self {
+            applied,
+            total,
+            passed_by,
+            ..
+        } = self;
+        let mut sentence = match total {
+            0 if passed_by.is_empty() => return "no sidecar holds this keyring".to_owned(),
+            1 => format!("{applied} of 1 sidecar confirmed"),
+            _ => format!("{applied} of {total} sidecars confirmed"),
         };
         if let Some(laggards) = self.laggards_sentence(now) {
             sentence.push_str("; ");
             sentence.push_str(&laggards);
         }
+        if !passed_by.is_empty() {
+            let nodes: Vec<String> = passed_by.iter().map(|run| run.node.clone()).collect();
+            sentence.push_str("; not waiting for ");
+            sentence.push_str(&words::list(&nodes, MOST_NAMED));
+        }
         sentence
     }
 
-    /// `edge-3, edge-9 and edge-11 lag by 2 revisions, last seen 4 s ago`; none when nobody lags.
+    /// `edge-3 is lost since 12:01:03 and may serve what it has until 13:01:05`; none when nobody lags.
     #[must_use]
     pub fn laggards_sentence(&self, now: Timestamp) -> Option<String> {
-        let nodes: Vec<String> = self.laggards.iter().map(|l| l.node.clone()).collect();
-        let most = self.laggards.iter().map(|l| l.behind).max()?;
-        let alike = self.laggards.iter().all(|l| l.behind == most);
-        let verb = if nodes.len() == 1 { "lags" } else { "lag" };
+        let connected = self.connected(now);
+        let lost = self.laggards.iter().filter(|l| l.serves_until.is_some());
+        let lost: Vec<String> = lost.map(LaggardView::absence).collect();
+        let lost = match lost.len() {
+            0 => None,
+            many if many > MOST_NAMED => {
+                let more = many - MOST_NAMED;
+                Some(format!(
+                    "{}, and {more} more",
+                    lost[..MOST_NAMED].join(", ")
+                ))
+            }
+            _ => Some(lost.join(", ")),
+        };
+        let parts: Vec<String> = connected.into_iter().chain(lost).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
+    /// What to do about those that lag: for one that is gone for good, the very command that ends the wait.
+    #[must_use]
+    pub fn hint(&self, now: Timestamp) -> String {
+        let mut lost = self.laggards.iter().filter(|l| l.serves_until.is_some());
+        if let Some(LaggardView { node, .. }) = lost.next() {
+            return format!(
+                "if {node} is gone for good: relatch fleet forget {node} --reason TEXT; to go on without it once: --without {node}"
+            );
+        }
+        match self.laggards_sentence(now) {
+            Some(laggards) => format!("{laggards}; see `relatch fleet`"),
+            None => "see `relatch fleet`".to_owned(),
+        }
+    }
+
+    /// Who is connected and behind.
+    fn connected(&self, now: Timestamp) -> Option<String> {
+        let laggards = self.laggards.iter();
+        let connected: Vec<&LaggardView> = laggards.filter(|l| l.serves_until.is_none()).collect();
+        let nodes: Vec<String> = connected.iter().map(|l| l.node.clone()).collect();
+        let most = connected.iter().map(|l| l.behind).max()?;
+        let alike = connected.iter().all(|l| l.behind == most);
+        let verb = if nodes.len() == 1 { "is" } else { "are" };
         let up_to = if alike { "" } else { "up to " };
-        let mut sentence = format!(
-            "{} {verb} by {up_to}{}",
-            words::list(&nodes, MOST_NAMED),
-            words::count(most, "revision")
-        );
+        let mut sentence = format!("{} {verb} ", words::list(&nodes, MOST_NAMED));
+        if connected.iter().all(|l| l.lacks_disk) {
+            sentence.push_str("behind in the snapshot file");
+        } else {
+            sentence.push_str(up_to);
+            sentence.push_str(&words::count(most, "revision"));
+            sentence.push_str(" behind");
+        }
         // The one that was silent longest is the one to look at.
-        if let Some(oldest) = self.laggards.iter().filter_map(|l| l.last_seen).min() {
+        if let Some(oldest) = connected.iter().filter_map(|l| l.last_seen).min() {
             sentence.push_str(", last seen ");
             sentence.push_str(&words::age(oldest, now));
             sentence.push_str(" ago");
         }
         Some(sentence)
+    }
+}
+
+impl LaggardView {
+    /// `edge-3 is lost since 12:01:03 and may serve what it has until 13:01:05`
+    fn absence(&self) -> String {
+        let Self {
+            node,
+            presence,
+            since,
+            serves_until,
+            ..
+        } = self;
+        let (since, until) = (words::time(*since), words::time(*serves_until));
+        if *presence == "stopped" {
+            format!(
+                "{node} is stopped since {since} and may start from its snapshot file until {until}"
+            )
+        } else {
+            format!("{node} is {presence} since {since} and may serve what it has until {until}")
+        }
     }
 }
 
@@ -81,6 +173,16 @@ impl From<admin::Barrier> for BarrierView {
             applied: barrier.applied,
             total: barrier.total,
             laggards: barrier.laggards.into_iter().map(Into::into).collect(),
+            passed_by: barrier.passed_by.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<admin::SidecarRun> for RunView {
+    fn from(run: admin::SidecarRun) -> Self {
+        Self {
+            node: run.node,
+            run_id: run.run_id,
         }
     }
 }
@@ -88,11 +190,16 @@ impl From<admin::Barrier> for BarrierView {
 impl From<admin::Laggard> for LaggardView {
     fn from(laggard: admin::Laggard) -> Self {
         Self {
+            presence: words::presence(laggard.presence()),
             node: laggard.node,
             cluster: laggard.cluster,
             connected: laggard.connected,
             behind: laggard.behind,
             last_seen: wire::timestamp(laggard.last_seen),
+            run_id: laggard.run_id,
+            since: wire::timestamp(laggard.since),
+            serves_until: wire::timestamp(laggard.serves_until),
+            lacks_disk: laggard.lacks_disk,
         }
     }
 }
@@ -114,6 +221,11 @@ mod tests {
             connected: true,
             behind,
             last_seen: Some(Timestamp::from_millis(NOW - silent_for * 1_000)),
+            run_id: "b1".to_owned(),
+            presence: "connected",
+            since: None,
+            serves_until: None,
+            lacks_disk: false,
         }
     }
 
@@ -122,6 +234,7 @@ mod tests {
             applied,
             total,
             laggards: laggards.to_vec(),
+            passed_by: Vec::new(),
         }
     }
 
@@ -130,7 +243,7 @@ mod tests {
         let laggards = ["edge-3", "edge-9", "edge-11"].map(|node| laggard(node, 2, 4));
         assert_eq!(
             barrier(17, 20, &laggards).sentence(now()),
-            "17 of 20 sidecars have it; edge-3, edge-9 and edge-11 lag by 2 revisions, last seen 4 s ago"
+            "17 of 20 sidecars confirmed; edge-3, edge-9 and edge-11 are 2 revisions behind, last seen 4 s ago"
         );
     }
 
@@ -138,7 +251,7 @@ mod tests {
     fn one_laggard_stands_in_the_singular() {
         assert_eq!(
             barrier(1, 2, &[laggard("edge-3", 1, 0)]).sentence(now()),
-            "1 of 2 sidecars have it; edge-3 lags by 1 revision, last seen 0 s ago"
+            "1 of 2 sidecars confirmed; edge-3 is 1 revision behind, last seen 0 s ago"
         );
     }
 
@@ -147,7 +260,7 @@ mod tests {
         let laggards = [laggard("edge-3", 1, 2), laggard("edge-9", 7, 130)];
         assert_eq!(
             barrier(0, 2, &laggards).sentence(now()),
-            "0 of 2 sidecars have it; edge-3 and edge-9 lag by up to 7 revisions, last seen 2 min ago"
+            "0 of 2 sidecars confirmed; edge-3 and edge-9 are up to 7 revisions behind, last seen 2 min ago"
         );
     }
 
@@ -157,7 +270,56 @@ mod tests {
         let sentence = barrier(0, 8, &laggards).laggards_sentence(now());
         assert_eq!(
             sentence.as_deref(),
-            Some("e0, e1, e2, e3, e4 and 3 more lag by 1 revision, last seen 1 s ago")
+            Some("e0, e1, e2, e3, e4 and 3 more are 1 revision behind, last seen 1 s ago")
+        );
+    }
+
+    #[test]
+    fn who_is_lost_is_named_with_its_bound_and_the_way_out() {
+        let lost = LaggardView {
+            connected: false,
+            presence: "lost",
+            since: Some(Timestamp::from_millis(NOW - 60_000)),
+            serves_until: Some(Timestamp::from_millis(NOW + 3_600_000)),
+            ..laggard("edge-3", 1, 60)
+        };
+        let stopped = LaggardView {
+            node: "edge-4".to_owned(),
+            presence: "stopped",
+            ..lost.clone()
+        };
+        let missing = barrier(1, 3, &[lost, stopped]);
+        assert_eq!(
+            missing.sentence(now()),
+            "1 of 3 sidecars confirmed; edge-3 is lost since 2026-12-31T23:59:00Z and may serve what it has until 2027-01-01T01:00:00Z, edge-4 is stopped since 2026-12-31T23:59:00Z and may start from its snapshot file until 2027-01-01T01:00:00Z"
+        );
+        assert_eq!(
+            missing.hint(now()),
+            "if edge-3 is gone for good: relatch fleet forget edge-3 --reason TEXT; to go on without it once: --without edge-3"
+        );
+        let passed = BarrierView {
+            passed_by: vec![RunView {
+                node: "edge-3".to_owned(),
+                run_id: "b1".to_owned(),
+            }],
+            ..barrier(2, 2, &[])
+        };
+        assert_eq!(
+            passed.sentence(now()),
+            "2 of 2 sidecars confirmed; not waiting for edge-3"
+        );
+        assert_eq!(passed.hint(now()), "see `relatch fleet`");
+    }
+
+    #[test]
+    fn a_snapshot_file_that_is_behind_is_named() {
+        let behind = LaggardView {
+            lacks_disk: true,
+            ..laggard("edge-3", 0, 1)
+        };
+        assert_eq!(
+            barrier(0, 1, &[behind]).sentence(now()),
+            "0 of 1 sidecar confirmed; edge-3 is behind in the snapshot file, last seen 1 s ago"
         );
     }
 
@@ -165,9 +327,12 @@ mod tests {
     fn nobody_lags_when_all_have_it() {
         assert_eq!(
             barrier(20, 20, &[]).sentence(now()),
-            "20 of 20 sidecars have it"
+            "20 of 20 sidecars confirmed"
         );
-        assert_eq!(barrier(1, 1, &[]).sentence(now()), "1 of 1 sidecar has it");
+        assert_eq!(
+            barrier(1, 1, &[]).sentence(now()),
+            "1 of 1 sidecar confirmed"
+        );
         assert_eq!(
             barrier(0, 0, &[]).sentence(now()),
             "no sidecar holds this keyring"

@@ -328,6 +328,7 @@ fn no_control_plane(error: PlaneError) -> Failure {
         PlaneError::Bind { source, .. } => is_taken(source),
         PlaneError::Store(_)
         | PlaneError::Log(_)
+        | PlaneError::Fleet(_)
         | PlaneError::Token(_)
         | PlaneError::Sink(_)
         | PlaneError::Tls { .. }

@@ -1,8 +1,8 @@
-//! `relatch fleet`: which sidecar has which revision, since when.
+//! `relatch fleet`: which sidecars may serve, what each of them has confirmed, and which do not count any more.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
@@ -12,18 +12,32 @@ use super::{
     output::{Listing, Row},
     wire, words,
 };
+
+mod forget;
+
 use crate::{
     clock::Clock,
     key::{KeyringName, Timestamp},
     proto::admin,
 };
+use forget::ForgetArgs;
 
 /// The arguments of `fleet`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct FleetArgs {
+    #[command(subcommand)]
+    command: Option<FleetCommand>,
+
     /// Only the sidecars that hold this keyring
     #[arg(long)]
     keyring: Option<KeyringName>,
+}
+
+#[derive(Debug, Subcommand)]
+enum FleetCommand {
+    /// Declare that a sidecar does not serve any more: nobody waits for it. Needs role admin
+    Forget(ForgetArgs),
 }
 
 /// A line of the fleet.
@@ -47,10 +61,18 @@ struct SidecarView {
     connected_at: Option<Timestamp>,
     last_seen: Option<Timestamp>,
     keyrings: Vec<HeldKeyringView>,
-    /// It has told of every use of a key before this moment.
+    /// It has reported every use of a key before this moment.
     complete_until: Option<Timestamp>,
     /// Always null; tells it apart from one that is gone.
     gap_until: Option<Timestamp>,
+    /// `connected`, `lost` or `stopped`.
+    presence: &'static str,
+    /// Since when it is lost or stopped.
+    since: Option<Timestamp>,
+    /// Until when it may serve what it has; null while it is connected.
+    serves_until: Option<Timestamp>,
+    /// It keeps a snapshot file.
+    snapshot_file: bool,
 }
 
 /// A sidecar that went without its last report, named as a live one is.
@@ -66,6 +88,10 @@ struct GapView {
     complete_until: Option<Timestamp>,
     /// It may have served until then.
     gap_until: Option<Timestamp>,
+    /// Always `gone`.
+    presence: &'static str,
+    /// Somebody declared that it does not serve any more.
+    forgotten: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +128,9 @@ impl FleetArgs {
     ///
     /// When the control plane cannot be reached or refuses.
     pub async fn run(self, session: &Session) -> Result<(), Failure> {
+        if let Some(FleetCommand::Forget(forget)) = self.command {
+            return forget.run(session).await;
+        }
         let mut admin = session.admin().await?;
         let keyring = self.keyring.map(String::from).unwrap_or_default();
         let fleet = answer(admin.get_fleet(admin::GetFleetRequest { keyring })).await?;
@@ -144,20 +173,29 @@ impl SidecarView {
         } = self;
         match complete_until {
             _ if self.keyrings.is_empty() => None,
-            None => Some(format!("{node} has told nothing of the use of keys yet")),
+            None => Some(format!("{node} has not reported the use of keys yet")),
             Some(until) if now.saturating_since(*until) > LATE => Some(format!(
-                "{node} has told nothing of the use of keys for {}",
+                "{node} has not reported the use of keys for {}",
                 words::age(*until, now)
             )),
             Some(_) => None,
         }
     }
 
-    fn connection(&self, now: Timestamp) -> String {
-        match (self.connected, self.last_seen) {
-            (true, _) => "yes".to_owned(),
-            (false, Some(seen)) => format!("no, last seen {} ago", words::age(seen, now)),
-            (false, None) => "no".to_owned(),
+    /// `connected`, or `lost 4 s ago, serves for 59 min`.
+    fn status(&self, now: Timestamp) -> String {
+        let Some(until) = self.serves_until else {
+            return self.presence.to_owned();
+        };
+        let since = self.since.map_or_else(String::new, |since| {
+            format!(" {} ago", words::age(since, now))
+        });
+        let rest = words::age(now, until);
+        let Self { presence, .. } = self;
+        if *presence == "stopped" {
+            format!("{presence}{since}, has a file for {rest}")
+        } else {
+            format!("{presence}{since}, may serve for {rest}")
         }
     }
 }
@@ -165,6 +203,10 @@ impl SidecarView {
 impl From<admin::Sidecar> for SidecarView {
     fn from(sidecar: admin::Sidecar) -> Self {
         Self {
+            presence: words::presence(sidecar.presence()),
+            since: wire::timestamp(sidecar.since),
+            serves_until: wire::timestamp(sidecar.serves_until),
+            snapshot_file: sidecar.has_snapshot_file,
             node: sidecar.node,
             cluster: sidecar.cluster,
             version: sidecar.version,
@@ -182,8 +224,13 @@ impl From<admin::Sidecar> for SidecarView {
 
 impl GapView {
     fn note(&self) -> String {
+        let how = if self.forgotten {
+            "was forgotten"
+        } else {
+            "went without its last report"
+        };
         format!(
-            "{} went without its last report; what it saw used until {} is not known",
+            "{} {how}; what it saw used until {} is not known",
             self.node,
             words::time(self.gap_until)
         )
@@ -223,6 +270,8 @@ impl From<admin::GoneSidecar> for GapView {
             keyrings: keyrings.map(|keyring| GapKeyringView { keyring }).collect(),
             complete_until: wire::timestamp(gap.complete_until),
             gap_until: wire::timestamp(gap.until),
+            presence: "gone",
+            forgotten: gap.forgotten,
         }
     }
 }
@@ -245,15 +294,7 @@ impl From<admin::SidecarKeyring> for HeldKeyringView {
 
 impl Row for FleetView {
     const TITLES: &[&str] = &[
-        "NODE",
-        "CLUSTER",
-        "VERSION",
-        "CONNECTED",
-        "KEYRING",
-        "REVISION",
-        "LAG",
-        "SINCE",
-        "REPORTED",
+        "NODE", "CLUSTER", "VERSION", "STATUS", "KEYRING", "REVISION", "LAG", "SINCE", "REPORTED",
     ];
 
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
@@ -271,7 +312,7 @@ impl SidecarView {
             self.node.clone(),
             words::or_nothing(&self.cluster),
             words::or_nothing(&self.version),
-            self.connection(now),
+            self.status(now),
         ];
         let reported = [reported(self.complete_until, now)];
         let row = |held: [String; 4]| [&sidecar[..], &held, &reported].concat();

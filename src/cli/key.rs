@@ -14,6 +14,7 @@ use super::{
     idempotency::{IdempotencyArgs, answered, ask_again, forgotten, not_shown},
     issued::IssuedView,
     output::{self, Format, Listing, Row, View},
+    pass_by::PassByArgs,
     secret::SecretInput,
     value::{self, KeyIdParser},
     watch::{Stopped, patience, watch},
@@ -83,9 +84,12 @@ pub struct KeyArgs {
     #[arg(long)]
     no_wait: bool,
 
-    /// How long to wait for the sidecars [default: 1m]
+    /// How long to wait [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, conflicts_with = "no_wait")]
     timeout: Option<Duration>,
+
+    #[command(flatten)]
+    pass_by: PassByArgs,
 
     #[command(flatten)]
     idempotency: IdempotencyArgs,
@@ -314,6 +318,7 @@ impl KeyArgs {
             wait: !self.no_wait,
             timeout: self.timeout.map(wire::to_duration),
             idempotency_key: idempotency_key.as_str().to_owned(),
+            pass_by: self.pass_by.into_request(),
         }
     }
 }

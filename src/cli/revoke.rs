@@ -11,6 +11,7 @@ use super::{
     barrier::BarrierView,
     failure::Failure,
     output::{self, Format, View},
+    pass_by::PassByArgs,
     value::{self, KeyIdParser},
     watch::{Stopped, patience, watch},
     wire, words,
@@ -35,13 +36,16 @@ pub struct RevokeArgs {
     #[arg(long, value_name = "TEXT")]
     reason: String,
 
-    /// Return only when every live sidecar has confirmed it, and say how long that took
+    /// Return only when every sidecar that may serve has confirmed it, and say how long that took
     #[arg(long)]
     wait: bool,
 
-    /// How long --wait waits for the sidecars; 1m without this flag
+    /// How long --wait waits [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, requires = "wait")]
     timeout: Option<Duration>,
+
+    #[command(flatten)]
+    pass_by: PassByArgs,
 }
 
 /// Which versions.
@@ -125,6 +129,7 @@ impl RevokeArgs {
             reason: self.reason,
             wait: self.wait,
             timeout: self.timeout.map(wire::to_duration),
+            pass_by: self.pass_by.into_request(),
         }
     }
 }
@@ -168,16 +173,12 @@ fn explain(failure: Failure, committed: Option<&RevocationView>, now: Timestamp)
     let Some(view) = committed else {
         return failure;
     };
-    let lag = view.barrier.laggards_sentence(now);
     failure
         .context(format!(
             "the revocation stands as revision {} of keyring {}, but not every sidecar has confirmed it",
             view.revision, view.keyring
         ))
-        .hint(match lag {
-            Some(laggards) => format!("{laggards}; see `relatch fleet`"),
-            None => "see `relatch fleet`".to_owned(),
-        })
+        .hint(view.barrier.hint(now))
 }
 
 impl RevocationView {
@@ -265,7 +266,7 @@ mod tests {
         let now = Timestamp::from_millis(0);
         assert_eq!(
             view.summary(true, now),
-            "2 of 2 sidecars have it; the last one after 38 ms"
+            "2 of 2 sidecars confirmed; the last one after 38 ms"
         );
         assert!(view.summary(false, now).contains("--wait"));
     }
@@ -281,7 +282,7 @@ mod tests {
             failure.report(false),
             "error: the revocation stands as revision 19 of keyring payments, but not every sidecar has confirmed it\n  \
              caused by: 1 of 2 sidecars have it\n\
-             hint: edge-3 lags by 1 revision; see `relatch fleet`\n"
+             hint: edge-3 is 1 revision behind; see `relatch fleet`\n"
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::{key::Timestamp, printable};
+use crate::{key::Timestamp, printable, proto::admin};
 
 /// The colour of a [`label`].
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,17 @@ pub fn time(time: Option<Timestamp>) -> String {
         || NOTHING.to_owned(),
         |time| humantime::format_rfc3339_seconds(time.into()).to_string(),
     )
+}
+
+/// Whether a sidecar may answer checks.
+#[must_use]
+pub const fn presence(presence: admin::Presence) -> &'static str {
+    match presence {
+        admin::Presence::Unspecified => "unknown",
+        admin::Presence::Connected => "connected",
+        admin::Presence::Lost => "lost",
+        admin::Presence::Stopped => "stopped",
+    }
 }
 
 /// `yes` or `no`.

@@ -51,8 +51,11 @@ pub struct ControlSettings {
     /// How long a silent sidecar counts as present, 10 seconds to 10 minutes and at least two heartbeats. Default: 60
     /// seconds.
     pub lease: Duration,
-    /// How often a sidecar hears that its keyrings are current, 1 to 30 seconds. Default: 5 seconds.
+    /// How often a sidecar asks whether its keyrings are current, 1 to 30 seconds. Default: 5 seconds.
     pub heartbeat: Duration,
+    /// How long a sidecar may serve without an answer to that, 1 second to 30 days. Its own `deny_after` counts where it is
+    /// shorter. Default: 1 hour.
+    pub max_serve_for: Duration,
     /// Where secrets of scheduled rotations can be delivered; each name once. Default: nowhere.
     pub sinks: Vec<SinkSettings>,
     /// Where spans go.
@@ -66,6 +69,7 @@ const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9012);
 const DEFAULT_LEASE: Duration = Duration::from_mins(1);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+const DEFAULT_MAX_SERVE_FOR: Duration = Duration::from_hours(1);
 const SERVICE_NAME: &str = "relatch-control";
 
 /// Below, a pause of a few seconds would drop a sidecar from the fleet; above, a rotation would wait for dead ones.
@@ -73,6 +77,10 @@ const LEASE_BOUNDS: (Duration, Duration) = (Duration::from_secs(10), Duration::f
 
 /// Below, heartbeats are the main traffic; above, a sidecar with default limits would count as stale between two.
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Those of `deny_after` in a sidecar's file: below a second no answer comes in time, beyond a month nothing is confirmed.
+const MAX_SERVE_FOR_BOUNDS: (Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_hours(30 * 24));
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -85,6 +93,7 @@ struct Raw {
     pepper_file: Option<Text>,
     lease: Option<Text>,
     heartbeat: Option<Text>,
+    max_serve_for: Option<Text>,
     sinks: Option<RawSinks>,
     telemetry: Option<RawTelemetry>,
     log: Option<RawLog>,
@@ -142,6 +151,7 @@ impl ControlSettings {
             pepper_file: data_dir.join("pepper.json"),
             lease: DEFAULT_LEASE,
             heartbeat: DEFAULT_HEARTBEAT,
+            max_serve_for: DEFAULT_MAX_SERVE_FOR,
             sinks: Vec::new(),
             telemetry: TelemetrySettings::named(SERVICE_NAME),
             log: LogSettings::default(),
@@ -182,7 +192,11 @@ impl ControlSettings {
         let admin_parts = RawListener::<RawServer>::into_parts(raw.admin.take(), "admin", found);
         let [discovery, admin, http] =
             addresses(&discovery_parts, &admin_parts, raw.http.as_ref(), found);
-        let (lease, heartbeat) = times(&raw, found);
+        let Times {
+            lease,
+            heartbeat,
+            max_serve_for,
+        } = times(&raw, found);
         let store = raw.store.and_then(|store| store.sqlite);
         let store = found.path("store.sqlite", store.as_ref());
         let pepper_file = found.path("pepper_file", raw.pepper_file.as_ref());
@@ -206,6 +220,7 @@ impl ControlSettings {
             pepper_file: pepper_file.unwrap_or(default.pepper_file),
             lease,
             heartbeat,
+            max_serve_for,
             sinks,
             telemetry,
             log,
@@ -259,8 +274,14 @@ fn addresses(
     [discovery, admin, http]
 }
 
-/// The lease and the heartbeat.
-fn times(raw: &Raw, found: &mut Findings) -> (Duration, Duration) {
+/// Of how long a control plane waits for its sidecars, and they for it.
+struct Times {
+    lease: Duration,
+    heartbeat: Duration,
+    max_serve_for: Duration,
+}
+
+fn times(raw: &Raw, found: &mut Findings) -> Times {
     let lease = found
         .duration("lease", raw.lease.as_ref(), LEASE_BOUNDS)
         .unwrap_or(DEFAULT_LEASE);
@@ -275,7 +296,23 @@ fn times(raw: &Raw, found: &mut Findings) -> (Duration, Duration) {
             format_args!("use at least twice the `heartbeat`, which is {heartbeat}"),
         );
     }
-    (lease, heartbeat)
+    let text = raw.max_serve_for.as_ref();
+    let max_serve_for = found
+        .duration("max_serve_for", text, MAX_SERVE_FOR_BOUNDS)
+        .unwrap_or(DEFAULT_MAX_SERVE_FOR);
+    if max_serve_for < heartbeat {
+        let heartbeat = written(heartbeat);
+        found.note(
+            place_of(text.or(raw.heartbeat.as_ref())),
+            "max_serve_for",
+            format_args!("use at least the `heartbeat`, which is {heartbeat}"),
+        );
+    }
+    Times {
+        lease,
+        heartbeat,
+        max_serve_for,
+    }
 }
 
 fn place_of(text: Option<&Text>) -> Location {

@@ -299,6 +299,7 @@ impl Admin for AdminApi {
         };
         let caller = self.permit(&request, permission)?;
         self.rotate(caller, &request.into_inner())
+            .await
             .map(Response::new)
     }
 
@@ -455,6 +456,17 @@ impl Admin for AdminApi {
     ) -> Result<Response<api::GetFleetResponse>, Status> {
         self.permit(&request, Permission::Read)?;
         self.all_sidecars(&request.into_inner()).map(Response::new)
+    }
+
+    async fn forget_sidecar(
+        &self,
+        request: Request<api::ForgetSidecarRequest>,
+    ) -> Result<Response<api::ForgetSidecarResponse>, Status> {
+        let caller = self.permit(&request, Permission::Administer)?;
+        let request = request.into_inner();
+        AdminApi::forget_sidecar(self, caller, request)
+            .await
+            .map(Response::new)
     }
 
     async fn list_audit(

@@ -91,7 +91,7 @@ pub enum Refusal {
     },
     /// Another identity is this node.
     #[error(
-        "the identity {identity} may not appear as node {node}: another identity does, until its lease is over"
+        "the identity {identity} may not appear as node {node}: another identity does, for as long as one of its processes may serve"
     )]
     Taken {
         /// Whose.
@@ -99,6 +99,12 @@ pub enum Refusal {
         /// Who it says that it is.
         node: String,
     },
+    /// The stream is an older one.
+    #[error("a later stream of this run has begun")]
+    Late,
+    /// The run is over.
+    #[error("this run has ended: another process holds its lock, or it has said Goodbye")]
+    Ended,
     /// It may not have this keyring.
     #[error("no rule of `discovery.allow` lets the identity {identity} subscribe to {keyring}")]
     Keyring {

@@ -17,13 +17,14 @@ use prost::Message;
 use tokio::sync::OwnedMutexGuard;
 use zeroize::Zeroizing;
 
-use super::{fleet::Barrier, rotation::HandedOver, token::Caller};
+use super::{rotation::HandedOver, token::Caller};
 use crate::{
     clock::{BootTime, Clock},
     key::{
         IdempotencyKey, KeyId, MasterPepper, Pepper, RandomError, Revision, Secret, VersionRef,
         WebhookId,
     },
+    serving::Barrier,
 };
 
 /// The calls of the last ten minutes.

@@ -1,10 +1,10 @@
-//! Which sidecars there are, what each of them has applied, and until when it has told of uses.
+//! The sidecars of this control plane: brings the book of who may serve ([`Serving`]) together with clocks, streams and the
+//! store.
 
-mod barrier;
-mod gap;
+mod hello;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,90 +16,39 @@ use crate::{
     discovery::change::refusal,
     key::{Coverage, Epoch, KeyringName, Revision, Timestamp},
     proto::discovery as wire,
+    serving::{
+        Barrier, Confirmation, Farewell, ForgetError, Gap, Now, Presence, Row, RowError, Run,
+        RunKey, Serving, Target, UnknownRun,
+    },
     store::{PresenceKey, PresenceRow, Store, StoreError},
     tls::Identity,
 };
 
 use super::admission::Refusal;
 
-pub use barrier::{Barrier, Laggard, Target};
-pub use gap::Gap;
+pub use hello::Believed;
 
-use gap::Gaps;
-
-/// The sidecars that are live, or were lately.
+/// The sidecars that may serve, or did lately.
 #[derive(Debug)]
 pub struct Fleet {
     clock: Clock,
-    lease: Duration,
-    book: Mutex<Book>,
-    /// Held by who writes to the store, so that what is removed is not saved again by who looked earlier.
-    recording: tokio::sync::Mutex<()>,
-    /// Counts changes; wakes those that wait for acks.
+    serving: Mutex<Serving>,
+    /// Held by who writes to the store, so that what is removed is not saved again by who looked earlier; with the time at
+    /// which the ages of gaps were last written.
+    recording: tokio::sync::Mutex<Option<BootTime>>,
+    /// Counts changes; wakes those that wait for confirmations.
     changes: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
-struct Book {
-    members: BTreeMap<MemberKey, Member>,
-    gaps: Gaps,
-    /// Whom the store is to forget.
-    forgotten: BTreeSet<MemberKey>,
-    /// Who came, went or changed since the store was told.
-    news: BTreeSet<MemberKey>,
-}
-
-/// Names one process of a sidecar. Ordered by node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MemberKey {
-    /// The sidecar.
-    pub node: String,
-    /// Its process.
-    pub run_id: String,
-}
-
-/// One process of a sidecar.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// Its cluster.
-    pub cluster: String,
-    /// The version of relatch that it runs.
-    pub version: String,
-    /// What its operator says of it.
-    pub labels: BTreeMap<String, String>,
-    /// Whom its certificate speaks for; none without one, and of those that are known from the store.
-    pub identity: Option<Identity>,
-    /// How many streams of it are open; more than one only while one of them is being given up.
-    pub streams: usize,
-    /// Since when one is open.
-    pub connected_at: Option<Timestamp>,
-    /// When it was last heard of.
-    pub last_seen: Timestamp,
-    /// It has told of every use of a key before this moment; none when it has told nothing.
-    pub complete_until: Option<Timestamp>,
-    /// Where its lease began by the wall clock: its last contact, or the begin of this control plane.
-    leased_at: Timestamp,
-    /// Until when it counts as live without a stream.
-    lease_until: BootTime,
-    /// What it has of each keyring that it subscribes to.
-    pub keyrings: BTreeMap<KeyringName, Progress>,
-}
-
-/// What a sidecar has of a keyring.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// The history.
-    pub epoch: Epoch,
-    /// The revision in use for checks.
-    pub applied: Revision,
-    /// The revision on disk.
-    pub durable: Revision,
-    /// Every revocation up to here is in use for checks.
-    pub revoked_through: Revision,
-    /// Since when `applied` is what it is.
-    pub applied_at: Option<Timestamp>,
-    /// The items that it refused since it connected, by name, with the reason.
-    pub rejected: BTreeMap<String, String>,
+/// An open stream of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenStream {
+    /// The run.
+    pub run: RunKey,
+    /// Counted from 1 within the run.
+    pub number: u64,
+    /// Somebody had forgotten the run: it has to begin anew.
+    pub was_forgotten: bool,
 }
 
 /// How a stream ended.
@@ -107,23 +56,20 @@ pub struct Progress {
 pub enum Parting {
     /// It broke; the sidecar may come back.
     Lost,
-    /// With a Goodbye: the process has ended.
-    Goodbye {
-        /// It has told of every use that it saw, and the store has that.
-        told_all: bool,
-    },
+    /// With a Goodbye: the process answers no check any more.
+    Goodbye(Farewell),
 }
 
-/// A live sidecar whose reports lag.
+/// A sidecar that may serve and whose reports lag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Late {
-    /// The sidecar.
-    pub node: String,
+    /// Which.
+    pub key: RunKey,
     /// Its cluster.
     pub cluster: String,
-    /// Whether its stream is open.
-    pub connected: bool,
-    /// It has told of every use before this moment; none when it has told nothing.
+    /// Whether it is connected, lost or stopped.
+    pub presence: Presence,
+    /// It has reported every use before this moment; none when it has reported nothing.
     pub complete_until: Option<Timestamp>,
     /// When it was last heard of.
     pub last_seen: Timestamp,
@@ -136,41 +82,54 @@ pub enum Condition {
     Current,
     /// Connected, and behind.
     Lagging,
-    /// Its stream has broken lately; it serves what it has.
-    Disconnected,
-    /// It went without its last report of uses.
+    /// Without a stream, and serving what it has.
+    Lost,
+    /// Ended, with a snapshot file from which it may serve again.
+    Stopped,
+    /// Gone without its last report of uses.
     Gap,
 }
 
-/// So many rejected items are remembered per sidecar and keyring; one is enough to know that something is wrong.
-const MAX_REJECTED: usize = 100;
+/// An answer must not leave.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    /// The run is not in the book.
+    #[error(transparent)]
+    Unknown(#[from] UnknownRun),
+    /// The store does not have what would be granted.
+    #[error("the grant cannot be recorded")]
+    Store(#[from] StoreError),
+}
+
+/// How often the ages of gaps are written down. What passes between two writes is lost with the process, which keeps versions
+/// for as much longer.
+const GAPS_EVERY: Duration = Duration::from_mins(10);
 
 impl Fleet {
-    /// A fleet in which a sidecar stays live for `lease` after its stream broke. The sidecars that `known` tells of
-    /// were live when the control plane stopped, and may have served until now: each gets a lease from now on, but for
-    /// those that had vanished already.
-    #[must_use]
-    pub fn new(clock: Clock, lease: Duration, known: Vec<PresenceRow>) -> Self {
-        let lease_until = clock.boot().saturating_add(lease);
-        let now = clock.wall();
-        let mut book = Book::default();
-        for row in known {
-            let key = row.key().into();
-            match row.gone_at {
-                Some(until) => book.gaps.load(key, row, until),
-                None => drop(
-                    book.members
-                        .insert(key, Member::known(row, now, lease_until)),
-                ),
-            }
-        }
-        Self {
+    /// A fleet of which the store knows `rows`. No answer grants more than `max_serve_for`.
+    ///
+    /// # Errors
+    ///
+    /// When a row cannot be read.
+    pub fn new(
+        clock: Clock,
+        max_serve_for: Duration,
+        rows: Vec<PresenceRow>,
+    ) -> Result<Self, RowError> {
+        let rows = rows.into_iter().map(row_of_presence).collect();
+        let serving = Serving::restore(rows, max_serve_for, now(&clock))?;
+        Ok(Self {
             clock,
-            lease,
-            book: Mutex::new(book),
+            serving: Mutex::new(serving),
             recording: tokio::sync::Mutex::default(),
             changes: watch::Sender::new(0),
-        }
+        })
+    }
+
+    /// The longest time that an answer grants.
+    #[must_use]
+    pub fn max_serve_for(&self) -> Duration {
+        self.lock().max_serve_for()
     }
 
     /// Wakes whenever a sidecar came, went or answered.
@@ -179,121 +138,54 @@ impl Fleet {
         self.changes.subscribe()
     }
 
-    /// A stream of a sidecar has opened, whose certificate speaks for `identity`. Without one that does not count.
+    /// A stream of a sidecar begins, whose certificate speaks for `identity`. Without one that does not count. Nothing may be
+    /// sent on it before [`record_news`](Self::record_news) has returned.
     ///
     /// # Errors
     ///
-    /// When another identity is this node, as far as is known: a control plane that starts anew does not know it of those
-    /// that have not connected again.
+    /// When it is a stream of the past, or another identity is this node, as far as is known: a control plane that starts anew
+    /// does not know it of those that have not connected again.
     pub fn connected(
         &self,
         hello: &wire::Hello,
+        believed: &Believed,
         identity: Option<&Identity>,
-    ) -> Result<MemberKey, Refusal> {
-        let node = hello.node.clone().unwrap_or_default();
-        let key = MemberKey {
-            node: node.id,
-            run_id: hello.run_id.clone(),
-        };
-        let now = self.clock.wall();
-        let lease_until = self.clock.boot().saturating_add(self.lease);
-        {
-            let mut book = self.lock();
-            if let Some(identity) = identity
-                && book.is_anothers(&key.node, identity, self.clock.boot())
-            {
-                return Err(Refusal::Taken {
-                    identity: identity.to_string(),
-                    node: key.node,
-                });
-            }
-            book.forgotten.remove(&key);
-            book.news.insert(key.clone());
-            // A new process of a node takes the place of its former ones, unless they are connected still.
-            let of_node = book.others_of_node(&key);
-            let connected = |other: &MemberKey| {
-                let member = book.members.get(other);
-                member.is_some_and(|member| member.streams > 0)
-            };
-            let (others, former): (Vec<_>, Vec<_>) = of_node.into_iter().partition(connected);
-            for former in former {
-                book.make_gap(self.lease, &former);
-            }
-            if !others.is_empty() {
-                tracing::warn!(
-                    node = key.node,
-                    "two sidecars are connected under one node id; give each its own"
-                );
-            }
-            // Its counts have grown on: its next report tells what it saw meanwhile.
-            let gap = book.gaps.close(&key);
-            let member = book.members.entry(key.clone()).or_insert_with(|| Member {
-                cluster: String::new(),
-                version: String::new(),
-                labels: BTreeMap::new(),
-                identity: None,
-                streams: 0,
-                connected_at: None,
-                last_seen: now,
-                complete_until: gap.and_then(|gap| gap.complete_until),
-                leased_at: now,
-                lease_until,
-                keyrings: BTreeMap::new(),
-            });
-            member.cluster = node.cluster;
-            member.version = node.version;
-            member.labels = node.labels.into_iter().collect();
-            member.identity = identity.cloned().or(member.identity.take());
-            member.streams += 1;
-            member.connected_at = Some(now);
-            member.last_seen = now;
-            member.leased_at = now;
-            member.lease_until = lease_until;
-            member.keyrings = hello
-                .subscriptions
-                .iter()
-                .filter_map(|subscription| {
-                    let name: KeyringName = subscription.keyring.parse().ok()?;
-                    let revision = Revision::new(subscription.revision);
-                    let progress = Progress {
-                        epoch: Epoch::new(subscription.epoch),
-                        applied: revision,
-                        revoked_through: revision,
-                        applied_at: Some(now),
-                        ..Progress::default()
-                    };
-                    Some((name, progress))
-                })
-                .collect();
+    ) -> Result<OpenStream, Refusal> {
+        let hello = hello::read(hello, believed, identity);
+        let (run, number) = (hello.key.clone(), hello.stream);
+        let identity = hello.about.identity.clone();
+        let welcome = self.lock().hello(hello, self.now());
+        let welcome = welcome.map_err(|error| hello::refusal(error, &run, identity.as_ref()))?;
+        if welcome.was_forgotten {
+            tracing::error!(
+                node = run.node,
+                run_id = run.run_id,
+                "a sidecar that was forgotten is back: it may have served what was revoked meanwhile; it begins anew"
+            );
+        }
+        if welcome.has_namesake {
+            tracing::warn!(
+                node = run.node,
+                run_id = run.run_id,
+                "another process of this node may serve, too; see `relatch fleet`"
+            );
         }
         self.wake();
-        Ok(key)
+        Ok(OpenStream {
+            run,
+            number,
+            was_forgotten: welcome.was_forgotten,
+        })
     }
 
-    /// A stream of a sidecar has closed. With a Goodbye the sidecar is gone at once, and leaves a gap unless it has told
-    /// all.
-    pub fn disconnected(&self, key: &MemberKey, parting: Parting) {
-        let now = self.clock.wall();
-        let lease_until = self.clock.boot().saturating_add(self.lease);
+    /// A stream of a sidecar has ended.
+    pub fn disconnected(&self, stream: &OpenStream, parting: Parting) {
+        let now = self.now();
         {
-            let mut book = self.lock();
-            book.news.insert(key.clone());
-            if let Some(member) = book.members.get_mut(key) {
-                member.streams = member.streams.saturating_sub(1);
-                member.last_seen = now;
-                member.leased_at = now;
-                member.lease_until = lease_until;
-                if member.streams == 0 {
-                    member.connected_at = None;
-                    match parting {
-                        Parting::Lost => {}
-                        Parting::Goodbye { told_all: true } => {
-                            book.members.remove(key);
-                            book.forgotten.insert(key.clone());
-                        }
-                        Parting::Goodbye { told_all: false } => book.make_gap(self.lease, key),
-                    }
-                }
+            let mut serving = self.lock();
+            match parting {
+                Parting::Lost => serving.stream_ended(&stream.run, stream.number, now),
+                Parting::Goodbye(farewell) => serving.goodbye(&stream.run, farewell, now),
             }
         }
         self.wake();
@@ -304,108 +196,145 @@ impl Fleet {
     ///
     /// # Errors
     ///
-    /// When the store cannot be written; the answer must not leave then.
-    #[expect(
-        clippy::unused_async,
-        reason = "it waits for the store where a grant is new"
-    )]
+    /// When the run has ended, or the store cannot be written; the answer must not leave then.
     pub async fn grant(
         &self,
-        _store: &dyn Store,
-        _key: &MemberKey,
-        _arrived: BootTime,
-        _grants: &[(KeyringName, Duration)],
-    ) -> Result<(), StoreError> {
+        store: &dyn Store,
+        key: &RunKey,
+        arrived: BootTime,
+        grants: &[(KeyringName, Duration)],
+    ) -> Result<(), GrantError> {
+        let mut on_record = true;
+        {
+            let mut serving = self.lock();
+            for (keyring, serve_for) in grants {
+                on_record &= serving.grant(key, keyring, *serve_for, arrived)?;
+            }
+        }
+        if !on_record {
+            self.record_news(store).await?;
+        }
         Ok(())
     }
 
-    /// A sidecar has told of every use before `until`, and the store has that.
-    pub fn told(&self, key: &MemberKey, until: Timestamp) {
-        let now = self.clock.wall();
-        if let Some(member) = self.lock().members.get_mut(key) {
-            if member.streams > 0 {
-                member.last_seen = now;
-            }
-            // No use that is still to come is covered, whatever the sidecar's clock says.
-            member.complete_until = member.complete_until.max(Some(until.min(now)));
-        }
+    /// A sidecar has reported every use before `until`, and the store has that.
+    pub fn told(&self, key: &RunKey, until: Timestamp) {
+        let now = self.now();
+        self.lock().reported(key, until, now);
     }
 
     /// A sidecar has applied something.
-    pub fn acked(&self, key: &MemberKey, ack: &wire::Ack) {
-        self.heard(key, &ack.keyring, |progress, now| {
-            progress.reach(ack.epoch, ack.applied_revision, ack.revoked_through, now);
-            progress.durable = Revision::new(ack.durable_revision);
-        });
+    pub fn acked(&self, key: &RunKey, ack: &wire::Ack) {
+        let confirmation = Confirmation {
+            epoch: Epoch::new(ack.epoch),
+            applied: Revision::new(ack.applied_revision),
+            revoked_through: Revision::new(ack.revoked_through),
+            durable: Revision::new(ack.durable_revision),
+            durable_revoked_through: Revision::new(ack.durable_revoked_through),
+            is_whole: ack.is_whole,
+            rejected: Vec::new(),
+            has_more_rejected: false,
+        };
+        self.confirmed(key, &ack.keyring, &confirmation);
     }
 
     /// A sidecar could not use some items.
-    pub fn nacked(&self, key: &MemberKey, nack: &wire::Nack) {
-        self.heard(key, &nack.keyring, |progress, now| {
-            progress.reach(nack.epoch, nack.applied_revision, nack.revoked_through, now);
-            for item in nack.items.iter().take(MAX_REJECTED) {
-                if progress.rejected.len() < MAX_REJECTED {
-                    let item = refusal(&item.name, &item.reason);
-                    progress.rejected.insert(item.name, item.reason);
-                }
-            }
+    pub fn nacked(&self, key: &RunKey, nack: &wire::Nack) {
+        let rejected = nack.items.iter().map(|item| {
+            let item = refusal(&item.name, &item.reason);
+            (item.name, item.reason)
         });
+        let confirmation = Confirmation {
+            epoch: Epoch::new(nack.epoch),
+            applied: Revision::new(nack.applied_revision),
+            revoked_through: Revision::new(nack.revoked_through),
+            durable: Revision::new(nack.durable_revision),
+            durable_revoked_through: Revision::new(nack.durable_revoked_through),
+            is_whole: nack.is_whole,
+            rejected: rejected.collect(),
+            has_more_rejected: nack.has_more,
+        };
+        self.confirmed(key, &nack.keyring, &confirmation);
     }
 
-    /// Every sidecar that is live.
-    #[must_use]
-    pub fn members(&self) -> Vec<(MemberKey, Member)> {
-        let members = &self.swept().members;
-        members
+    /// A sidecar has erased what it held of a keyring.
+    pub fn dropped(&self, stream: &OpenStream, keyring: &KeyringName) {
+        self.lock().dropped(&stream.run, stream.number, keyring);
+        self.wake();
+    }
+
+    /// Somebody answers for it that runs of a node do not serve any more: all that are not connected, or the one of
+    /// `run_id`. Returns those.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the one that is named is connected.
+    pub fn forget(&self, node: &str, run_id: Option<&str>) -> Result<Vec<RunKey>, ForgetError> {
+        let now = self.now();
+        let mut serving = self.lock();
+        serving.pass(now);
+        let of_node = serving.runs().filter(|(key, _)| key.node == node);
+        let of_node: Vec<(RunKey, bool)> = of_node
+            .filter(|(key, _)| run_id.is_none_or(|run_id| key.run_id == run_id))
+            .map(|(key, run)| (key.clone(), run.is_connected()))
+            .collect();
+        let lost: Vec<RunKey> = of_node
             .iter()
-            .map(|(key, member)| (key.clone(), member.clone()))
-            .collect()
+            .filter(|(_, is_connected)| !is_connected)
+            .map(|(key, _)| key.clone())
+            .collect();
+        if lost.is_empty() {
+            return Err(match of_node.first() {
+                Some(_) => ForgetError::Connected,
+                None => ForgetError::Unknown,
+            });
+        }
+        for key in &lost {
+            serving.forget(key, now)?;
+        }
+        drop(serving);
+        self.wake();
+        Ok(lost)
+    }
+
+    /// Every sidecar that may serve.
+    #[must_use]
+    pub fn members(&self) -> Vec<(RunKey, Run)> {
+        let serving = self.passed();
+        let runs = serving.runs();
+        runs.map(|(key, run)| (key.clone(), run.clone())).collect()
     }
 
     /// The sidecars that went without their last report, of one keyring or of all.
     #[must_use]
-    pub fn gaps(&self, keyring: Option<&KeyringName>) -> Vec<(MemberKey, Gap)> {
-        let gaps = &self.swept().gaps;
-        gaps.iter()
-            .filter(|(_, gap)| keyring.is_none_or(|name| gap.keyrings.contains(name)))
+    pub fn gaps(&self, keyring: Option<&KeyringName>) -> Vec<(RunKey, Gap)> {
+        let serving = self.passed();
+        let gaps = serving.gaps();
+        gaps.filter(|(_, gap)| keyring.is_none_or(|name| gap.keyrings.contains(name)))
             .map(|(key, gap)| (key.clone(), gap.clone()))
             .collect()
     }
 
-    /// How completely the sidecars of a keyring have told of uses. Where no sidecar is live nobody can use its keys.
+    /// How completely the sidecars of a keyring have reported uses, at the time by which planned ends come.
     #[must_use]
-    pub fn coverage(&self, keyring: &KeyringName, now: Timestamp) -> Coverage {
-        let book = self.swept();
-        let live = book.members.values();
-        let complete_until = live
-            .filter(|member| member.keyrings.contains_key(keyring))
-            .map(|member| member.complete_until)
-            .fold(Some(now), Ord::min);
-        let gaps = book.gaps.iter();
-        let gap_until = gaps
-            .filter(|(_, gap)| gap.keyrings.contains(keyring))
-            .map(|(_, gap)| gap.until)
-            .max();
-        Coverage {
-            complete_until,
-            gap_until,
-        }
+    pub fn coverage(&self, keyring: &KeyringName, at: Timestamp) -> Coverage {
+        let now = self.now();
+        self.passed().coverage(keyring, at, now)
     }
 
-    /// The live sidecars of a keyring that have not told of every use before `since`.
+    /// The sidecars that may serve a keyring and have not reported every use before `since`.
     #[must_use]
     pub fn late(&self, keyring: &KeyringName, since: Timestamp) -> Vec<Late> {
-        let book = self.swept();
-        let live = book.members.iter();
-        live.filter(|(_, member)| {
-            member.keyrings.contains_key(keyring) && member.complete_until < Some(since)
-        })
-        .map(|(key, member)| Late {
-            node: key.node.clone(),
-            cluster: member.cluster.clone(),
-            connected: member.streams > 0,
-            complete_until: member.complete_until,
-            last_seen: member.last_seen,
+        let serving = self.passed();
+        let late = serving.runs().filter(|(_, run)| {
+            run.keyrings.contains_key(keyring) && run.complete_until < Some(since)
+        });
+        late.map(|(key, run)| Late {
+            key: key.clone(),
+            cluster: run.about.cluster.clone(),
+            presence: run.presence(),
+            complete_until: run.complete_until,
+            last_seen: run.last_seen,
         })
         .collect()
     }
@@ -418,155 +347,97 @@ impl Fleet {
         epoch: Epoch,
         head: Revision,
     ) -> Vec<Condition> {
-        let book = self.swept();
-        let live = book.members.values().filter_map(|member| {
-            let progress = member.keyrings.get(keyring)?;
-            Some(if member.streams == 0 {
-                Condition::Disconnected
-            } else if progress.epoch == epoch && progress.applied >= head {
-                Condition::Current
-            } else {
-                Condition::Lagging
+        let serving = self.passed();
+        let runs = serving.runs().filter_map(|(_, run)| {
+            let progress = &run.keyrings.get(keyring)?.progress;
+            Some(match run.presence() {
+                Presence::Lost(_) => Condition::Lost,
+                Presence::Stopped(_) => Condition::Stopped,
+                Presence::Connected if progress.epoch == epoch && progress.applied >= head => {
+                    Condition::Current
+                }
+                Presence::Connected => Condition::Lagging,
             })
         });
-        let gone = book.gaps.iter();
+        let gone = serving.gaps();
         let gone = gone.filter(|(_, gap)| gap.keyrings.contains(keyring));
-        live.chain(gone.map(|_| Condition::Gap)).collect()
+        runs.chain(gone.map(|_| Condition::Gap)).collect()
     }
 
-    /// How many live sidecars of a keyring are there, and how many there are: a [`barrier`](Self::barrier) without names.
+    /// How many sidecars that may serve a keyring have reached a target, and how many there are: a
+    /// [`barrier`](Self::barrier) without names.
     #[must_use]
-    pub fn reached(&self, keyring: &KeyringName, epoch: Epoch, target: Target) -> (usize, usize) {
-        let now = self.clock.boot();
-        let book = self.lock();
-        let live = book.members.values();
-        live.filter(|member| member.is_live(now))
-            .filter_map(|member| member.keyrings.get(keyring))
-            .fold((0, 0), |(reached, all), progress| {
-                let is_there = progress.epoch == epoch && progress.has_reached(target).1;
-                (reached + usize::from(is_there), all + 1)
-            })
+    pub fn reached(
+        &self,
+        keyring: &KeyringName,
+        epoch: Epoch,
+        target: Target,
+        without: &BTreeSet<RunKey>,
+    ) -> (usize, usize) {
+        let now = self.now();
+        self.lock().reached(keyring, epoch, target, without, now)
     }
 
-    /// How far the live sidecars of a keyring are from a target.
+    /// How far the sidecars that may serve a keyring are from a target; those of `without` are passed by.
     #[must_use]
-    pub fn barrier(&self, keyring: &KeyringName, epoch: Epoch, target: Target) -> Barrier {
-        let now = self.clock.boot();
-        let mut barrier = Barrier {
-            applied: 0,
-            total: 0,
-            laggards: Vec::new(),
-        };
-        for (key, member) in &self.lock().members {
-            if !member.is_live(now) {
-                continue;
-            }
-            let Some(progress) = member.keyrings.get(keyring) else {
-                continue;
-            };
-            barrier.total += 1;
-            let (wanted, reached) = progress.has_reached(target);
-            if progress.epoch == epoch && reached {
-                barrier.applied += 1;
-            } else {
-                barrier.laggards.push(Laggard {
-                    node: key.node.clone(),
-                    cluster: member.cluster.clone(),
-                    connected: member.streams > 0,
-                    behind: progress.applied.behind(wanted),
-                    last_seen: member.last_seen,
-                });
-            }
-        }
-        barrier
+    pub fn barrier(
+        &self,
+        keyring: &KeyringName,
+        epoch: Epoch,
+        target: Target,
+        without: &BTreeSet<RunKey>,
+    ) -> Barrier {
+        let now = self.now();
+        self.passed().barrier(keyring, epoch, target, without, now)
     }
 
-    /// Writes to the store who is live, who vanished, and removes who is gone for good. Returns the latter.
+    /// Writes to the store who may serve, for how long, and who went; removes who is gone for good. Returns the latter.
     ///
     /// # Errors
     ///
     /// When the store cannot be written; the next call tries again.
-    pub async fn record(&self, store: &dyn Store) -> Result<Vec<MemberKey>, StoreError> {
-        let _turn = self.recording.lock().await;
-        self.write(store, self.unrecorded()).await
+    pub async fn record(&self, store: &dyn Store) -> Result<Vec<RunKey>, StoreError> {
+        let mut gaps_written = self.recording.lock().await;
+        let now = self.now();
+        let with_gaps = gaps_written.is_none_or(|at| now.boot.saturating_since(at) >= GAPS_EVERY);
+        self.passed().write_down(with_gaps);
+        let removed = self.write(store).await?;
+        if with_gaps {
+            *gaps_written = Some(now.boot);
+        }
+        Ok(removed)
     }
 
-    /// The same of those alone who came or went, before it returns. Where many do so at once, one writes for all that
-    /// have come meanwhile.
+    /// Writes what has changed, before it returns. Where many come or go at once, one writes for all that have come
+    /// meanwhile.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written; the next call of [`record`](Self::record) tries again.
-    pub async fn record_news(&self, store: &dyn Store) -> Result<Vec<MemberKey>, StoreError> {
+    /// When the store cannot be written; the next call tries again.
+    pub async fn record_news(&self, store: &dyn Store) -> Result<Vec<RunKey>, StoreError> {
         let _turn = self.recording.lock().await;
-        let (rows, forgotten) = self.news();
-        if rows.is_empty() && forgotten.is_empty() {
-            // Somebody has written it.
-            return Ok(Vec::new());
-        }
-        let keys: Vec<PresenceKey> = rows.iter().map(PresenceRow::key).collect();
-        let written = self.write(store, (rows, forgotten)).await;
-        if written.is_err() {
-            let keys = keys.into_iter().map(MemberKey::from);
-            self.lock().news.extend(keys);
-        }
-        written
+        self.write(store).await
     }
 
-    async fn write(
-        &self,
-        store: &dyn Store,
-        (rows, mut forgotten): (Vec<PresenceRow>, Vec<MemberKey>),
-    ) -> Result<Vec<MemberKey>, StoreError> {
-        if !rows.is_empty() {
-            store.save_presence(rows.clone()).await?;
+    async fn write(&self, store: &dyn Store) -> Result<Vec<RunKey>, StoreError> {
+        let now = self.now();
+        let unsaved = self.lock().unsaved(now);
+        if !unsaved.rows.is_empty() {
+            let rows = unsaved.rows.iter().cloned().map(presence_of_row);
+            store.save_presence(rows.collect()).await?;
         }
-        if !forgotten.is_empty() {
-            let keys = forgotten.iter().cloned().map(Into::into).collect();
-            store.remove_presence(keys).await?;
+        if !unsaved.removed.is_empty() {
+            let keys = unsaved.removed.iter().cloned().map(Into::into);
+            store.remove_presence(keys.collect()).await?;
         }
-        let mut book = self.lock();
-        for row in &rows {
-            book.gaps.saved(row);
-        }
-        // One that came back meanwhile is not gone; its connection records it again.
-        forgotten.retain(|key| book.forgotten.remove(key));
-        Ok(forgotten)
+        self.lock().saved(&unsaved, now);
+        Ok(unsaved.removed)
     }
 
-    fn news(&self) -> (Vec<PresenceRow>, Vec<MemberKey>) {
-        let now = self.clock.wall();
-        let mut book = self.lock();
-        let news = std::mem::take(&mut book.news);
-        let live = news.iter().filter_map(|key| {
-            let member = book.members.get(key)?;
-            Some(member.row(key, now))
-        });
-        let mut rows: Vec<PresenceRow> = live.collect();
-        rows.extend(book.gaps.rows());
-        (rows, book.forgotten.iter().cloned().collect())
-    }
-
-    fn unrecorded(&self) -> (Vec<PresenceRow>, Vec<MemberKey>) {
-        let now = self.clock.wall();
-        let mut book = self.swept();
-        book.news.clear();
-        let live = book.members.iter();
-        let mut rows: Vec<PresenceRow> = live.map(|(key, member)| member.row(key, now)).collect();
-        rows.extend(book.gaps.rows());
-        (rows, book.forgotten.iter().cloned().collect())
-    }
-
-    fn heard(&self, key: &MemberKey, keyring: &str, note: impl FnOnce(&mut Progress, Timestamp)) {
-        let now = self.clock.wall();
-        if let (Some(member), Ok(name)) = (
-            self.lock().members.get_mut(key),
-            keyring.parse::<KeyringName>(),
-        ) {
-            member.last_seen = now;
-            if let Some(progress) = member.keyrings.get_mut(&name) {
-                note(progress, now);
-            }
+    fn confirmed(&self, key: &RunKey, keyring: &str, confirmation: &Confirmation) {
+        let now = self.now();
+        if let Ok(name) = keyring.parse() {
+            self.lock().confirmed(key, &name, confirmation, now);
         }
         self.wake();
     }
@@ -576,156 +447,32 @@ impl Fleet {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// The book after those whose lease is over have left it.
-    fn swept(&self) -> MutexGuard<'_, Book> {
-        let now = self.clock.boot();
-        let mut book = self.lock();
-        book.sweep(self.lease, now);
-        let old = book.gaps.forget_old(self.clock.wall());
-        book.forgotten.extend(old);
-        book
+    /// The book after those whose bound has passed have left it.
+    fn passed(&self) -> MutexGuard<'_, Serving> {
+        let now = self.now();
+        let mut serving = self.lock();
+        serving.pass(now);
+        serving
     }
 
-    fn lock(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Book {
-    /// Makes gaps of the members whose lease is over.
-    fn sweep(&mut self, lease: Duration, now: BootTime) {
-        let over = self.members.iter();
-        let over = over.filter(|(_, member)| !member.is_live(now));
-        let over: Vec<MemberKey> = over.map(|(key, _)| key.clone()).collect();
-        for key in over {
-            self.make_gap(lease, &key);
-        }
+    fn now(&self) -> Now {
+        now(&self.clock)
     }
 
-    /// Whether a live process of the node speaks for another identity.
-    fn is_anothers(&self, node: &str, identity: &Identity, now: BootTime) -> bool {
-        let mut members = self.members.iter();
-        members.any(|(key, member)| {
-            let holder = member.identity.as_ref().filter(|_| member.is_live(now));
-            key.node == node && holder.is_some_and(|holder| holder != identity)
-        })
-    }
-
-    /// The other processes of the sidecar.
-    fn others_of_node(&self, key: &MemberKey) -> Vec<MemberKey> {
-        let first = MemberKey {
-            node: key.node.clone(),
-            run_id: String::new(),
-        };
-        let of_node = self.members.range(first..).map(|(other, _)| other);
-        of_node
-            .take_while(|other| other.node == key.node)
-            .filter(|other| *other != key)
-            .cloned()
-            .collect()
-    }
-
-    /// Makes a gap of a member.
-    fn make_gap(&mut self, lease: Duration, key: &MemberKey) {
-        let Some(member) = self.members.remove(key) else {
-            return;
-        };
-        tracing::warn!(
-            node = key.node,
-            run_id = key.run_id,
-            "a sidecar went without its last report of uses; see `relatch fleet`"
-        );
-        let surplus = self.gaps.add(key.clone(), member.into_gap(lease));
-        self.forgotten.extend(surplus);
-    }
-}
-
-impl Member {
-    fn known(row: PresenceRow, now: Timestamp, lease_until: BootTime) -> Self {
-        Self {
-            cluster: row.cluster,
-            version: row.version,
-            labels: BTreeMap::new(),
-            identity: None,
-            streams: 0,
-            connected_at: None,
-            last_seen: row.last_contact,
-            complete_until: row.complete_until,
-            leased_at: now,
-            lease_until,
-            keyrings: row
-                .keyrings
-                .into_iter()
-                .filter_map(|name| Some((name.parse().ok()?, Progress::default())))
-                .collect(),
-        }
-    }
-
-    fn row(&self, key: &MemberKey, now: Timestamp) -> PresenceRow {
-        let PresenceKey { node, run_id } = key.clone().into();
-        PresenceRow {
-            node,
-            run_id,
-            cluster: self.cluster.clone(),
-            version: self.version.clone(),
-            keyrings: self.keyrings.keys().map(ToString::to_string).collect(),
-            last_contact: if self.streams > 0 {
-                now
-            } else {
-                self.last_seen
-            },
-            complete_until: self.complete_until,
-            gone_at: None,
-        }
-    }
-
-    fn into_gap(self, lease: Duration) -> Gap {
-        Gap {
-            cluster: self.cluster,
-            version: self.version,
-            keyrings: self.keyrings.into_keys().collect(),
-            complete_until: self.complete_until,
-            last_contact: self.last_seen,
-            until: self.leased_at.saturating_add(lease),
-        }
-    }
-
-    fn is_live(&self, now: BootTime) -> bool {
-        self.streams > 0 || now < self.lease_until
-    }
-}
-
-impl Progress {
-    /// The revision of a target, and whether it is reached.
-    fn has_reached(&self, target: Target) -> (Revision, bool) {
-        match target {
-            Target::Applied(wanted, which) => {
-                let refused =
-                    !self.rejected.is_empty() && self.rejected.contains_key(&which.to_string());
-                (wanted, self.applied >= wanted && !refused)
-            }
-            Target::Revoked(wanted) => (wanted, self.revoked_through >= wanted),
-        }
-    }
-
-    fn reach(&mut self, epoch: u64, applied: u64, revoked_through: u64, now: Timestamp) {
-        let (epoch, applied) = (Epoch::new(epoch), Revision::new(applied));
-        if self.epoch != epoch || self.applied != applied {
-            self.applied_at = Some(now);
-        }
-        if self.epoch != epoch {
-            // What is on disk is of the other history.
-            self.durable = Revision::default();
-        }
-        self.epoch = epoch;
-        self.applied = applied;
-        self.revoked_through = applied.max(Revision::new(revoked_through));
+    fn lock(&self) -> MutexGuard<'_, Serving> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Current, Self::Lagging, Self::Disconnected, Self::Gap];
+    pub const ALL: [Self; 5] = [
+        Self::Current,
+        Self::Lagging,
+        Self::Lost,
+        Self::Stopped,
+        Self::Gap,
+    ];
 
     /// Its name.
     #[must_use]
@@ -733,14 +480,15 @@ impl Condition {
         match self {
             Self::Current => "current",
             Self::Lagging => "lagging",
-            Self::Disconnected => "disconnected",
+            Self::Lost => "lost",
+            Self::Stopped => "stopped",
             Self::Gap => "gap",
         }
     }
 }
 
-impl From<PresenceKey> for MemberKey {
-    fn from(key: PresenceKey) -> Self {
+impl From<RunKey> for PresenceKey {
+    fn from(key: RunKey) -> Self {
         Self {
             node: key.node,
             run_id: key.run_id,
@@ -748,12 +496,44 @@ impl From<PresenceKey> for MemberKey {
     }
 }
 
-impl From<MemberKey> for PresenceKey {
-    fn from(key: MemberKey) -> Self {
-        Self {
-            node: key.node,
-            run_id: key.run_id,
-        }
+fn now(clock: &Clock) -> Now {
+    Now {
+        boot: clock.boot(),
+        wall: clock.wall(),
+    }
+}
+
+fn row_of_presence(row: PresenceRow) -> Row {
+    Row {
+        key: RunKey {
+            node: row.node,
+            run_id: row.run_id,
+        },
+        cluster: row.cluster,
+        version: row.version,
+        keyrings: row
+            .keyrings
+            .into_iter()
+            .filter_map(|name| name.parse().ok())
+            .collect(),
+        last_seen: row.last_contact,
+        complete_until: row.complete_until,
+        gone_at: row.gone_at,
+        record: row.serving,
+    }
+}
+
+fn presence_of_row(row: Row) -> PresenceRow {
+    PresenceRow {
+        node: row.key.node,
+        run_id: row.key.run_id,
+        cluster: row.cluster,
+        version: row.version,
+        keyrings: row.keyrings.iter().map(ToString::to_string).collect(),
+        last_contact: row.last_seen,
+        complete_until: row.complete_until,
+        gone_at: row.gone_at,
+        serving: row.record,
     }
 }
 

@@ -37,6 +37,7 @@ use crate::{
     outbound::SetupError,
     proto,
     readiness::Readiness,
+    serving::RowError,
     shutdown::{Shutdown, unless_left_behind},
     store::{StoreError, StoreOwner},
     telemetry::{
@@ -106,6 +107,9 @@ pub enum PlaneError {
     /// A log of the store cannot be followed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// What the store has of the sidecars cannot be read.
+    #[error(transparent)]
+    Fleet(#[from] RowError),
     /// A token of a sidecar cannot be used.
     #[error("discovery.tokens")]
     Token(#[from] TokenFileError),
@@ -296,7 +300,7 @@ impl Loaded {
             catalog,
             tokens: Arc::new(tokens.with_tracer(tracer.clone())),
             usage: Arc::new(usage),
-            fleet: Arc::new(Fleet::new(clock.clone(), settings.lease, known)),
+            fleet: Arc::new(Fleet::new(clock.clone(), settings.max_serve_for, known)?),
             pace,
             pepper,
         })

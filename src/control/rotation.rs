@@ -2,19 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     catalog::Catalog,
-    fleet::{Barrier, Fleet, Target},
+    fleet::Fleet,
     journal::CommitError,
     served::ServedKeyring,
     sink::{Delivery, SinkError, Sinks},
-    spans::{OpenSpan, whole},
+    spans::OpenSpan,
 };
 use crate::{
     clock::BootTime,
@@ -26,7 +23,12 @@ use crate::{
         operation::{OldEnds, StageSpec, Which},
         rotation,
     },
+    serving::{Barrier, Target},
 };
+
+mod wait;
+
+pub use wait::{Goal, Patience};
 
 /// Rotates keys and revokes them.
 #[derive(Clone, Debug)]
@@ -48,8 +50,8 @@ pub struct RotationSpec {
     pub old_ends: OldEnds,
     /// How long the new version lives; as long as the one before was to live when absent.
     pub lifetime: Option<Lifetime>,
-    /// How long to wait for all live sidecars.
-    pub timeout: Duration,
+    /// How long to wait for sidecars, and for which not.
+    pub patience: Patience,
     /// Where the secret is delivered before the hand-over; none: the caller gets it.
     pub sink: Option<SinkName>,
     /// The time by which the policy made it due. It is refused where that is not so any more: another control plane on the
@@ -81,21 +83,8 @@ pub enum Progress {
         /// At which revision.
         revision: Revision,
     },
-    /// How many sidecars have it.
+    /// How many sidecars have confirmed it.
     Waiting(Barrier),
-}
-
-/// A point that all live sidecars of a keyring are to reach.
-#[derive(Debug)]
-pub struct Goal<'a> {
-    /// The keyring.
-    pub served: &'a ServedKeyring,
-    /// The point.
-    pub target: Target,
-    /// When what they are to get was committed; none when it was there before, so that its way cannot be measured.
-    pub committed_at: Option<BootTime>,
-    /// How long to wait.
-    pub timeout: Duration,
 }
 
 /// A rotation that was handed over.
@@ -135,12 +124,12 @@ pub enum RotationError {
     #[error(transparent)]
     Commit(#[from] CommitError),
     /// Not every sidecar acked in time. A rotation was withdrawn and nothing handed out; a revocation stands.
-    #[error("{applied} of {total} sidecars have it after {waited}; missing: {missing}", applied = barrier.applied, total = barrier.total, waited = written(*timeout), missing = names(barrier))]
+    #[error("applied by {confirmed} of {total} after {waited}: {missing}", confirmed = barrier.confirmed, total = barrier.total, waited = written(whole_seconds(*waited)), missing = wait::missing(barrier))]
     TimedOut {
         /// Who is missing.
         barrier: Barrier,
         /// How long it was waited.
-        timeout: Duration,
+        waited: Duration,
     },
     /// The caller went away before the hand-over; the version was withdrawn.
     #[error("the caller went away before the hand-over; the new version was withdrawn")]
@@ -175,15 +164,6 @@ const WITHDRAW_SLACK: Duration = Duration::from_secs(30);
 const DELIVERY_DOUBT: Duration = Duration::from_hours(1);
 /// The shortest and the longest wait before a delivery is tried again.
 const DELIVERY_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
-/// Acks of a thousand sidecars come within milliseconds of each other: to look at all sidecars after every one of them
-/// would take longer than their way.
-const SETTLE: Duration = Duration::from_millis(2);
-/// How often the progress of a wait is told at most; each time names the sidecars that are waited for.
-const TELL_EVERY: Duration = Duration::from_millis(100);
-/// How often leases are looked at while waiting: they run out without anybody saying so.
-const LEASE_CHECK: Duration = Duration::from_millis(500);
-/// How many laggards an error names.
-const MAX_NAMED: usize = 10;
 
 impl Rotations {
     /// Rotates the catalog's keys and waits for the fleet until `stop`.
@@ -260,7 +240,7 @@ impl Rotations {
             served: &staged.served,
             target: Target::Applied(staged.revision, staged.version),
             committed_at: Some(staged.at),
-            timeout: spec.timeout,
+            patience: &spec.patience,
         };
         let waited = tokio::select! {
             waited = self.wait(&goal, progress) => waited,
@@ -378,6 +358,7 @@ impl Rotations {
         let prefix = served.journal().state().keyring.prefix().clone();
         let secret = Secret::generate(&prefix, spec.key_id).map_err(CommitError::from)?;
         let at = self.catalog.clock().boot();
+        let longest = spec.patience.longest(self.fleet.max_serve_for());
         let staged = self
             .catalog
             .commit(&served, actor, |keyring, now| {
@@ -388,7 +369,7 @@ impl Rotations {
                     key_id: spec.key_id,
                     rotation: id,
                     window,
-                    withdraw_after: now.saturating_add(spec.timeout + WITHDRAW_SLACK),
+                    withdraw_after: now.saturating_add(longest + WITHDRAW_SLACK),
                 };
                 if spec
                     .due_at
@@ -555,94 +536,6 @@ impl Rotations {
         })
     }
 
-    /// Waits until every live sidecar has reached a goal, telling the progress as it changes. A commit that all of them
-    /// have is counted as propagated.
-    ///
-    /// # Errors
-    ///
-    /// When that takes longer than the goal allows, the receiver of `progress` is dropped, or the control plane stops.
-    pub async fn wait(
-        &self,
-        goal: &Goal<'_>,
-        progress: &mpsc::Sender<Progress>,
-    ) -> Result<Barrier, RotationError> {
-        let span = self.catalog.tracer().begin("relatch.barrier");
-        let waited = self.wait_for(goal, progress).await;
-        if let Ok(barrier) = &waited
-            && let Some(at) = goal.committed_at
-            // Where there is no sidecar there was no way.
-            && barrier.total > 0
-        {
-            let took = self.catalog.clock().boot().saturating_since(at);
-            self.catalog.metrics().propagated(took);
-        }
-        let barrier = match &waited {
-            Ok(barrier) | Err(RotationError::TimedOut { barrier, .. }) => barrier.clone(),
-            Err(_) => self.barrier(goal),
-        };
-        span.set("auth.keyring", goal.served.name().to_string());
-        let (Target::Applied(revision, _) | Target::Revoked(revision)) = goal.target;
-        span.set("auth.keyring.revision", whole(revision.get()));
-        span.set("relatch.sidecars.applied", whole(barrier.applied as u64));
-        span.set("relatch.sidecars.total", whole(barrier.total as u64));
-        match &waited {
-            Ok(_) => span.set("relatch.barrier.outcome", "passed"),
-            Err(error) => error.tell(&span, "relatch.barrier.outcome"),
-        }
-        waited
-    }
-
-    async fn wait_for(
-        &self,
-        goal: &Goal<'_>,
-        progress: &mpsc::Sender<Progress>,
-    ) -> Result<Barrier, RotationError> {
-        let timeout = goal.timeout;
-        let mut changes = self.fleet.watch();
-        let deadline = tokio::time::sleep(timeout);
-        tokio::pin!(deadline);
-        let (mut told, mut tell_at) = (None, Instant::now());
-        loop {
-            changes.mark_unchanged();
-            let news = self.reached(goal);
-            if news.0 == news.1 {
-                let barrier = self.barrier(goal);
-                if barrier.is_passed() {
-                    return Ok(barrier);
-                }
-            }
-            if told != Some(news) && Instant::now() >= tell_at {
-                told = Some(news);
-                tell_at = Instant::now() + TELL_EVERY;
-                // A caller that does not keep up is told of the next change.
-                let _ = progress.try_send(Progress::Waiting(self.barrier(goal)));
-            }
-            tokio::select! {
-                () = settled(&mut changes) => {}
-                () = tokio::time::sleep_until(tell_at), if told != Some(news) => {}
-                () = tokio::time::sleep(LEASE_CHECK) => {}
-                () = progress.closed() => return Err(RotationError::Abandoned),
-                () = self.stop.cancelled() => return Err(RotationError::Stopping),
-                () = &mut deadline => {
-                    let barrier = self.barrier(goal);
-                    return Err(RotationError::TimedOut { barrier, timeout });
-                }
-            }
-        }
-    }
-
-    fn reached(&self, goal: &Goal<'_>) -> (usize, usize) {
-        let served = goal.served;
-        self.fleet
-            .reached(served.name(), served.epoch(), goal.target)
-    }
-
-    fn barrier(&self, goal: &Goal<'_>) -> Barrier {
-        let served = goal.served;
-        self.fleet
-            .barrier(served.name(), served.epoch(), goal.target)
-    }
-
     async fn withdraw(
         &self,
         actor: &str,
@@ -695,13 +588,6 @@ impl RotationError {
     }
 }
 
-/// Waits for a change of the fleet, and for those that come with it.
-async fn settled(changes: &mut watch::Receiver<u64>) {
-    // The fleet outlives who waits for it.
-    let _ = changes.changed().await;
-    tokio::time::sleep(SETTLE).await;
-}
-
 /// Whether a rotation has handed a version over.
 fn is_handed_over(keyring: &Keyring, rotation: RotationId, version: VersionRef) -> bool {
     keyring.version(version).is_some_and(|(_, version)| {
@@ -709,21 +595,13 @@ fn is_handed_over(keyring: &Keyring, rotation: RotationId, version: VersionRef) 
     })
 }
 
-fn not_due(key_id: KeyId) -> Refusal {
-    Refusal::Unsafe(format!("no rotation of key {key_id} is due any more"))
+/// As people write durations.
+fn whole_seconds(time: Duration) -> Duration {
+    Duration::from_secs(time.as_secs().max(1))
 }
 
-fn names(barrier: &Barrier) -> String {
-    let mut names: Vec<&str> = barrier
-        .laggards
-        .iter()
-        .take(MAX_NAMED)
-        .map(|laggard| laggard.node.as_str())
-        .collect();
-    if barrier.laggards.len() > MAX_NAMED {
-        names.push("…");
-    }
-    names.join(", ")
+fn not_due(key_id: KeyId) -> Refusal {
+    Refusal::Unsafe(format!("no rotation of key {key_id} is due any more"))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::{
     catalog::Catalog,
     journal::CommitError,
     pace::Pace,
-    rotation::{RotationError, RotationSpec, Rotations},
+    rotation::{Patience, RotationError, RotationSpec, Rotations},
     served::ServedKeyring,
 };
 use crate::{
@@ -56,8 +56,6 @@ struct Running<'a> {
 const EVERY: Duration = Duration::from_secs(1);
 /// Rotations of a sink that are under way at once: each waits for sidecars and the sink most of the time.
 const MAX_RUNNING: usize = 16;
-/// How long a scheduled rotation waits for all live sidecars.
-const BARRIER_TIMEOUT: Duration = Duration::from_mins(1);
 /// The wait after a rotation that failed, doubled with every further failure, up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
 /// As the audit log names it.
@@ -243,7 +241,7 @@ fn spec(served: &ServedKeyring, key_id: KeyId, now: Timestamp) -> Option<(Rotati
         id: None,
         old_ends: OldEnds::AfterOverlap(None),
         lifetime: None,
-        timeout: BARRIER_TIMEOUT,
+        patience: Patience::default(),
         sink: Some(sink.clone()),
         due_at: Some(now),
     };

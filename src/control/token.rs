@@ -13,10 +13,11 @@ use super::{
 use crate::{
     clock::Clock,
     key::{
-        ApplyError, Epoch, KeyDigest, KeyId, MasterPepper, Pepper, PepperCheck, PepperId, Prefix,
-        PresentedKey, RandomError, Refusal, Revision, Secret, Timestamp,
+        ApplyError, Epoch, KeyDigest, KeyId, KeyringName, MasterPepper, Pepper, PepperCheck,
+        PepperId, Prefix, PresentedKey, RandomError, Refusal, Revision, Secret, Timestamp,
     },
     printable,
+    serving::RunKey,
     store::{EntryHash, LogName, NewEntry, Store},
 };
 
@@ -127,6 +128,24 @@ pub enum TokenChange {
         id: PepperId,
         /// By which it is known again.
         check: PepperCheck,
+    },
+    /// Somebody answers for it that processes of sidecars do not serve any more.
+    SidecarsForgotten {
+        /// Which.
+        sidecars: Vec<RunKey>,
+        /// Why.
+        reason: String,
+    },
+    /// A call does not wait for processes of sidecars, although they may serve.
+    SidecarsPassedBy {
+        /// Which.
+        sidecars: Vec<RunKey>,
+        /// What does not wait for them.
+        call: String,
+        /// The keyring of the call.
+        keyring: KeyringName,
+        /// Its key; none of a key that is still to be created.
+        key_id: Option<KeyId>,
     },
 }
 
@@ -271,6 +290,15 @@ impl Tokens {
         self.journal.commit(actor, planned).await.map(drop)
     }
 
+    /// Notes in the audit log what changes neither tokens nor peppers.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn note(&self, actor: &str, change: TokenChange) -> Result<(), CommitError> {
+        self.commit(actor, |_, _| Ok(change.clone())).await
+    }
+
     /// All tokens, ended ones too.
     #[must_use]
     pub fn list(&self) -> Vec<Token> {
@@ -376,7 +404,10 @@ pub fn first_entries(
 pub(crate) fn recorded_pepper(payload: &[u8]) -> Option<(PepperId, PepperCheck)> {
     match serde_json::from_slice(payload).ok()? {
         TokenChange::PepperAdded { id, check } => Some((id, check)),
-        TokenChange::TokenCreated { .. } | TokenChange::TokenEnded { .. } => None,
+        TokenChange::TokenCreated { .. }
+        | TokenChange::TokenEnded { .. }
+        | TokenChange::SidecarsForgotten { .. }
+        | TokenChange::SidecarsPassedBy { .. } => None,
     }
 }
 
@@ -412,6 +443,8 @@ impl State for TokenBook {
             TokenChange::TokenCreated { .. } => "token_created",
             TokenChange::TokenEnded { .. } => "token_ended",
             TokenChange::PepperAdded { .. } => PEPPER_ADDED,
+            TokenChange::SidecarsForgotten { .. } => "sidecars_forgotten",
+            TokenChange::SidecarsPassedBy { .. } => "sidecars_passed_by",
         }
     }
 
@@ -456,6 +489,8 @@ impl State for TokenBook {
             TokenChange::PepperAdded { id, check } => {
                 self.peppers.insert(*id, *check);
             }
+            // They are there to be read.
+            TokenChange::SidecarsForgotten { .. } | TokenChange::SidecarsPassedBy { .. } => {}
         }
         self.revision = revision;
         Ok(())

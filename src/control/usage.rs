@@ -16,17 +16,14 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    catalog::Catalog,
-    fleet::{Fleet, MemberKey},
-    pace::Pace,
-};
+use super::{catalog::Catalog, fleet::Fleet, pace::Pace};
 use crate::{
     clock::{BootTime, Clock},
     key::{
         Evidence, Key, KeyVersion, Keyring, KeyringName, Timestamp, Use, VersionRef, VersionState,
     },
     proto::discovery as wire,
+    serving::RunKey,
     store::{PresenceRow, Store, StoreError, UsageRow},
 };
 
@@ -98,7 +95,7 @@ struct State {
 /// A stream whose reports are merged.
 #[derive(Debug)]
 struct Open {
-    member: MemberKey,
+    member: RunKey,
     /// Everything up to this message is merged.
     merged: u64,
     /// As of the last report that is merged whole.
@@ -174,7 +171,7 @@ impl UsageBook {
     #[must_use]
     pub fn stream(
         self: &Arc<Self>,
-        member: &MemberKey,
+        member: &RunKey,
         subscribed: BTreeSet<KeyringName>,
     ) -> (UsageStream, watch::Receiver<u64>) {
         let (durable, acks) = watch::channel(0);

@@ -49,6 +49,8 @@ use crate::{
 pub struct Client {
     node: wire::Node,
     run_id: String,
+    /// The number of the newest stream.
+    streams: u64,
     endpoints: Vec<Uri>,
     /// There for those with `https://`.
     connector: Option<Connector>,
@@ -159,6 +161,7 @@ impl Client {
         Ok(Self {
             node,
             run_id: crate::key::RotationId::generate()?.as_str().to_owned(),
+            streams: 0,
             endpoints,
             connector: None,
             token_file: None,
@@ -291,7 +294,10 @@ impl Client {
             KeyringDiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (answers, outbound) = mpsc::channel(MAX_ANSWERS);
         let (usage, reports) = mpsc::channel(MAX_USAGE);
+        self.streams += 1;
         let hello = wire::Hello {
+            protocol: wire::PROTOCOL,
+            stream: self.streams,
             node: Some(self.node.clone()),
             run_id: self.run_id.clone(),
             subscriptions: self.receiver.subscriptions(),

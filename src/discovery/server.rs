@@ -15,7 +15,7 @@ use crate::{
         admission::{Admission, Refusal},
         bearers::Bearers,
         catalog::Catalog,
-        fleet::{Fleet, MemberKey, Parting},
+        fleet::{Believed, Fleet, OpenStream, Parting},
         metrics::LookupOutcome,
         token::bearer,
         usage::{UsageBook, UsageStream},
@@ -26,6 +26,8 @@ use crate::{
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
         sidecar_message::Kind,
     },
+    serving::Farewell,
+    store::StoreError,
     tls::Peer,
 };
 
@@ -125,12 +127,9 @@ impl DiscoveryServer {
         })
     }
 
-    /// Takes out of a hello the keyrings that the sidecar may not have, and returns what it is told of them.
-    fn admit(
-        &self,
-        peer: &Peer,
-        hello: &mut wire::Hello,
-    ) -> Result<Vec<wire::ControlMessage>, Status> {
+    /// Takes out of a hello the keyrings that the sidecar may not have, and returns what it is told of them. Whatever it
+    /// holds of them, it is to erase.
+    fn admit(&self, peer: &Peer, hello: &mut wire::Hello) -> Result<Vec<wire::NotServed>, Status> {
         let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
         let admitted = self.admission.admit(peer, node);
         let admitted = admitted.map_err(|refusal| refused(peer, &refusal))?;
@@ -146,12 +145,11 @@ impl DiscoveryServer {
                 error = &refusal as &dyn std::error::Error,
                 "a sidecar does not get a keyring"
             );
-            not_served.push(wire::ControlMessage {
-                kind: Some(control_message::Kind::NotServed(wire::NotServed {
-                    keyring: subscription.keyring.clone(),
-                    reason: refusal.to_string(),
-                    ..Default::default()
-                })),
+            not_served.push(wire::NotServed {
+                keyring: subscription.keyring.clone(),
+                reason: refusal.to_string(),
+                number: not_served.len() as u64 + 1,
+                is_forbidden: true,
             });
             false
         });
@@ -187,18 +185,26 @@ impl KeyringDiscovery for DiscoveryServer {
             ));
         };
         check(&hello)?;
+        let said = hello.clone();
         let not_served = self.admit(&peer, &mut hello)?;
         let believed = believed(&self.catalog, &hello);
-        let member = (self.fleet).connected(&believed, self.admission.counts(&peer));
-        let member = member.map_err(|refusal| refused(&peer, &refusal))?;
-        // Before the sidecar gets a key, a control plane that starts anew must know of it.
-        record(&self.catalog, &self.fleet, &self.usage).await;
+        let stream = self
+            .fleet
+            .connected(&said, &believed, self.admission.counts(&peer))
+            .map_err(|refusal| refused(&peer, &refusal))?;
+        // Nothing leaves for a sidecar that is not on record: a control plane that starts anew has to wait for it.
+        record(&self.catalog, &self.fleet, &self.usage)
+            .await
+            .map_err(|error| Status::unavailable(format!("the store: {error}")))?;
         tracing::info!(
-            node = member.node,
-            run_id = member.run_id,
+            node = stream.run.node,
+            run_id = stream.run.run_id,
             identity = %peer,
             "sidecar connected"
         );
+        if stream.was_forgotten {
+            begin_anew(&mut hello);
+        }
         // One resync a keyring is all that a sidecar can have waiting.
         let (resyncs, asked_resyncs) = mpsc::channel(hello.subscriptions.len().max(1));
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
@@ -207,9 +213,10 @@ impl KeyringDiscovery for DiscoveryServer {
             lookups: asked_lookups,
         };
         let asking = Asking { resyncs, lookups };
-        let subscribed = hello.subscriptions.iter();
+        // What a sidecar saw used of a keyring that it has to erase counts, too.
+        let subscribed = said.subscriptions.iter();
         let subscribed = subscribed.filter_map(|subscription| subscription.keyring.parse().ok());
-        let (mut reports, acks) = self.usage.stream(&member, subscribed.collect());
+        let (mut reports, acks) = self.usage.stream(&stream.run, subscribed.collect());
         let drains = Drains {
             stop: self.shutdown.clone(),
             expired: CancellationToken::new(),
@@ -225,12 +232,14 @@ impl KeyringDiscovery for DiscoveryServer {
         );
         let (catalog, fleet) = (Arc::clone(&self.catalog), Arc::clone(&self.fleet));
         let usage = Arc::clone(&self.usage);
+        let forbidden = not_served.clone();
         self.tasks.spawn(async move {
             let mut listening = Box::pin(listen(
                 inbound,
                 &catalog,
                 &fleet,
-                &member,
+                &stream,
+                &forbidden,
                 &mut reports,
                 asking,
             ));
@@ -238,43 +247,58 @@ impl KeyringDiscovery for DiscoveryServer {
                 goodbye = &mut listening => goodbye,
                 () = expired(peer.not_after, catalog.clock()) => {
                     tracing::info!(
-                        node = member.node,
+                        node = stream.run.node,
                         identity = %peer,
                         "the certificate of a sidecar has expired; it is to come back with its next one"
                     );
                     drains.expired.cancel();
                     let left = tokio::time::timeout(LEAVE_TIMEOUT, &mut listening).await;
-                    left.unwrap_or(false)
+                    left.unwrap_or(None)
                 }
             };
             drop(listening);
-            let parting = if goodbye {
-                let told_all = reports.settle(&fleet).await;
-                Parting::Goodbye { told_all }
-            } else {
-                Parting::Lost
+            let parting = match goodbye {
+                Some(goodbye) => Parting::Goodbye(Farewell {
+                    has_told_all: reports.settle(&fleet).await,
+                    has_erased_file: goodbye.has_erased_file,
+                    last_write: goodbye.last_write,
+                }),
+                None => Parting::Lost,
             };
             drop(reports);
-            fleet.disconnected(&member, parting);
-            tracing::info!(node = member.node, ?parting, "sidecar disconnected");
-            record(&catalog, &fleet, &usage).await;
+            fleet.disconnected(&stream, parting);
+            tracing::info!(node = stream.run.node, ?parting, "sidecar disconnected");
+            if let Err(error) = record(&catalog, &fleet, &usage).await {
+                // The reconciler tries again; until then the store has more than there is.
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the fleet's book could not be written"
+                );
+            }
         });
-        let not_served = futures_util::stream::iter(not_served).map(Ok);
+        let not_served = not_served.into_iter().map(|not_served| {
+            Ok(wire::ControlMessage {
+                kind: Some(control_message::Kind::NotServed(not_served)),
+            })
+        });
+        let not_served = futures_util::stream::iter(not_served);
         Ok(Response::new(Box::pin(
             not_served.chain(session.into_stream()),
         )))
     }
 }
 
-/// Notes what a sidecar says until its stream ends; returns whether it said Goodbye. The session ends with `asking`.
+/// Notes what a sidecar says until its stream ends; returns its Goodbye, if it said one. The session ends with `asking`.
 async fn listen(
     mut inbound: Streaming<wire::SidecarMessage>,
     catalog: &Catalog,
     fleet: &Fleet,
-    member: &MemberKey,
+    stream: &OpenStream,
+    not_served: &[wire::NotServed],
     reports: &mut UsageStream,
     asking: Asking,
-) -> bool {
+) -> Option<wire::Goodbye> {
+    let member = &stream.run;
     while let Some(Ok(message)) = inbound.next().await {
         match message.kind {
             Some(Kind::Ack(mut ack)) => {
@@ -298,7 +322,7 @@ async fn listen(
             }
             Some(Kind::Resync(resync)) => {
                 if asking.resyncs.send(resync).await.is_err() {
-                    return false;
+                    return None;
                 }
             }
             Some(Kind::Lookup(lookup)) => {
@@ -307,23 +331,45 @@ async fn listen(
                 }
             }
             Some(Kind::Usage(usage)) => reports.note(&usage, catalog),
-            Some(Kind::Goodbye(_)) => return true,
+            Some(Kind::Goodbye(goodbye)) => return Some(goodbye),
+            Some(Kind::Dropped(dropped)) => {
+                let mut asked = not_served.iter();
+                let is_asked = asked.any(|asked| {
+                    asked.keyring == dropped.keyring && asked.number == dropped.not_served
+                });
+                if let Ok(keyring) = dropped.keyring.parse()
+                    && is_asked
+                {
+                    fleet.dropped(stream, &keyring);
+                }
+            }
             // A second hello, or a kind that this version does not know.
-            Some(Kind::Hello(_) | Kind::Beat(_) | Kind::Dropped(_)) | None => {}
+            Some(Kind::Hello(_) | Kind::Beat(_)) | None => {}
         }
     }
-    false
+    None
 }
 
-/// A hello as far as it is believed: no sidecar has more than there is. One that says so comes from a control plane that is
-/// ahead of this one, or from a history that this one has lost, and has nothing of what will have those revisions here.
-fn believed(catalog: &Catalog, hello: &wire::Hello) -> wire::Hello {
-    let mut believed = hello.clone();
-    for subscription in &mut believed.subscriptions {
+/// Of each keyring that a sidecar may have, whether it holds what there is at its revision. One that holds more comes from a
+/// control plane that is ahead of this one, or from a history that this one has lost, and has nothing of what will have those
+/// revisions here.
+fn believed(catalog: &Catalog, hello: &wire::Hello) -> Believed {
+    let subscriptions = hello.subscriptions.iter();
+    let believed = subscriptions.filter_map(|subscription| {
         let newest = newest(catalog, &subscription.keyring, subscription.epoch);
-        subscription.revision = subscription.revision.min(newest);
+        let agrees = (1..=newest).contains(&subscription.revision);
+        Some((subscription.keyring.parse().ok()?, agrees))
+    });
+    believed.collect()
+}
+
+/// The sidecar holds nothing that counts.
+fn begin_anew(hello: &mut wire::Hello) {
+    for subscription in &mut hello.subscriptions {
+        subscription.epoch = 0;
+        subscription.revision = 0;
+        subscription.set_digest = 0;
     }
-    believed
 }
 
 /// The newest revision that there is of a keyring's history; of others nothing is known, and nothing asked.
@@ -349,14 +395,10 @@ async fn expired(not_after: Option<Timestamp>, clock: &Clock) {
 }
 
 /// Brings the fleet's book to the store.
-async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) {
-    match fleet.record_news(&**catalog.store()).await {
-        Ok(gone) => gone.iter().for_each(|member| usage.end(&member.run_id)),
-        Err(error) => tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the fleet's book could not be written"
-        ),
-    }
+async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) -> Result<(), StoreError> {
+    let gone = fleet.record_news(&**catalog.store()).await?;
+    gone.iter().for_each(|run| usage.end(&run.run_id));
+    Ok(())
 }
 
 fn refused(peer: &Peer, refusal: &Refusal) -> Status {
@@ -369,6 +411,16 @@ fn refused(peer: &Peer, refusal: &Refusal) -> Status {
 }
 
 fn check(hello: &wire::Hello) -> Result<(), Status> {
+    if hello.protocol != wire::PROTOCOL {
+        return Err(Status::failed_precondition(format!(
+            "the sidecar speaks version {} of the discovery protocol, the control plane version {}: run the same version of relatch on both",
+            hello.protocol.max(1),
+            wire::PROTOCOL
+        )));
+    }
+    if hello.stream == 0 {
+        return Err(Status::invalid_argument("stream: count from 1"));
+    }
     let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
     let printable =
         |text: &str| matches!(text.len(), 1..=253) && text.bytes().all(|b| b.is_ascii_graphic());

@@ -12,6 +12,7 @@ use crate::{
         barrier::BarrierView,
         failure::Failure,
         output::{self, Format, View},
+        pass_by::PassByArgs,
         value::{self, KeyIdParser},
         watch::{Stopped, patience, watch},
         wire, words,
@@ -31,13 +32,16 @@ pub struct RollbackArgs {
     #[arg(long, value_name = "TEXT")]
     reason: String,
 
-    /// Return only when every live sidecar has confirmed it, and say how long that took
+    /// Return only when every sidecar that may serve has confirmed it, and say how long that took
     #[arg(long)]
     wait: bool,
 
-    /// How long --wait waits for the sidecars; 1m without this flag
+    /// How long --wait waits [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, requires = "wait")]
     timeout: Option<Duration>,
+
+    #[command(flatten)]
+    pass_by: PassByArgs,
 }
 
 /// A step of a roll-back, a line of JSON each. The last is `rolled_back`.
@@ -107,6 +111,7 @@ impl RollbackArgs {
             reason: self.reason,
             wait: self.wait,
             timeout: self.timeout.map(wire::to_duration),
+            pass_by: self.pass_by.into_request(),
         }
     }
 }
@@ -155,16 +160,12 @@ fn explain(failure: Failure, committed: Option<&RolledBackView>, now: Timestamp)
     let Some(view) = committed else {
         return failure;
     };
-    let lag = view.barrier.laggards_sentence(now);
     failure
         .context(format!(
             "the roll-back stands as revision {} of keyring {}, but not every sidecar has confirmed it",
             view.revision, view.keyring
         ))
-        .hint(match lag {
-            Some(laggards) => format!("{laggards}; see `relatch fleet`"),
-            None => "see `relatch fleet`".to_owned(),
-        })
+        .hint(view.barrier.hint(now))
 }
 
 impl RolledBackView {

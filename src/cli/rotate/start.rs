@@ -15,6 +15,7 @@ use crate::{
         idempotency::{IdempotencyArgs, answered, ask_again, forgotten, not_shown},
         issued::IssuedView,
         output::{Format, View},
+        pass_by::PassByArgs,
         secret::Revealed,
         value::{self, KeyIdParser},
         watch::{Stopped, patience, watch},
@@ -40,9 +41,12 @@ pub struct StartArgs {
     #[arg(long, value_name = "DURATION", value_parser = value::lifetime)]
     expires_in: Option<Lifetime>,
 
-    /// How long to wait for the sidecars; 1m without this flag
+    /// How long to wait [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
     timeout: Option<Duration>,
+
+    #[command(flatten)]
+    pass_by: PassByArgs,
 
     /// Revoke the old version at the hand-over: nothing overlaps; needs role admin
     #[arg(long, requires = "reason")]
@@ -197,6 +201,7 @@ impl StartArgs {
             emergency: self.emergency,
             reason: self.reason.unwrap_or_default(),
             idempotency_key: idempotency_key.as_str().to_owned(),
+            pass_by: self.pass_by.into_request(),
         }
     }
 }
@@ -410,11 +415,10 @@ impl Run {
             return failure;
         }
         let failure = failure.context(format!("{version} was not handed out{}", self.kept()));
-        match self.barrier.laggards_sentence(now) {
-            Some(laggards) if failure.exit() == Exit::TimedOut => {
-                failure.hint(format!("{laggards}; see `relatch fleet`"))
-            }
-            Some(_) | None => failure.hint(self.show_versions()),
+        if failure.exit() == Exit::TimedOut {
+            failure.hint(self.barrier.hint(now))
+        } else {
+            failure.hint(self.show_versions())
         }
     }
 
@@ -734,7 +738,7 @@ mod tests {
         assert_eq!(
             failure.report(false),
             "error: version 4 was not handed out\n  caused by: 1 of 2 sidecars have revision 17\n\
-             hint: edge-3 lags by 2 revisions, last seen 4 s ago; see `relatch fleet`\n"
+             hint: edge-3 is 2 revisions behind, last seen 4 s ago; see `relatch fleet`\n"
         );
     }
 

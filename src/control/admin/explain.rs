@@ -1,15 +1,16 @@
 //! What a sidecar would decide about a credential, step by step.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use tonic::Status;
 
 use super::{AdminApi, error, wire};
 use crate::{
     authz::DenyReason,
-    control::{fleet::Target, served::ServedKeyring},
+    control::served::ServedKeyring,
     key::{KeyRecord, PresentedKey, Scopes, Standing, Timestamp},
     proto::admin as api,
+    serving::Target,
 };
 
 /// What a request would be like.
@@ -55,7 +56,9 @@ impl AdminApi {
             return Ok(answer);
         };
         let target = Target::Applied(served.revision(), record.version_ref());
-        let barrier = self.fleet.barrier(served.name(), served.epoch(), target);
+        let barrier = self
+            .fleet
+            .barrier(served.name(), served.epoch(), target, &BTreeSet::new());
         Ok(api::ExplainResponse {
             consumer: record.consumer.to_string(),
             key_id: record.key_id.to_string(),

@@ -2,11 +2,12 @@
 
 use tonic::Status;
 
-use super::{AdminApi, wire};
+use super::{AdminApi, error, wire};
 use crate::{
-    control::fleet::{Gap, Member, MemberKey},
-    key::KeyringName,
+    control::token::{Caller, TokenChange},
+    key::{KeyringName, operation::MAX_REASON_LEN},
     proto::admin as api,
+    serving::{ForgetError, Gap, Run, RunKey},
 };
 
 impl AdminApi {
@@ -30,17 +31,69 @@ impl AdminApi {
         Ok(api::GetFleetResponse { sidecars, gaps })
     }
 
+    pub(super) async fn forget_sidecar(
+        &self,
+        caller: Caller,
+        request: api::ForgetSidecarRequest,
+    ) -> Result<api::ForgetSidecarResponse, Status> {
+        let api::ForgetSidecarRequest {
+            node,
+            run_id,
+            reason,
+        } = request;
+        if reason.trim().is_empty() || reason.len() > MAX_REASON_LEN {
+            let problem = format!("say why, in at most {MAX_REASON_LEN} bytes");
+            return Err(error::invalid("reason", problem));
+        }
+        let run = (!run_id.is_empty()).then_some(run_id.as_str());
+        let forgotten = self.fleet.forget(&node, run).map_err(|refusal| {
+            let which = match run {
+                Some(run) => format!("run {run} of {node}"),
+                None => node.clone(),
+            };
+            match refusal {
+                ForgetError::Unknown => Status::not_found(format!(
+                    "no sidecar {which} may serve; `relatch fleet` lists them"
+                )),
+                ForgetError::Connected => Status::failed_precondition(format!(
+                    "{which} is connected: stop it, or wait until it has confirmed"
+                )),
+            }
+        })?;
+        let store = &**self.catalog.store();
+        let recorded = self.fleet.record_news(store).await;
+        recorded.map_err(|failure| error::store(&failure))?;
+        let sidecars = forgotten.clone();
+        let change = TokenChange::SidecarsForgotten {
+            sidecars,
+            reason: reason.clone(),
+        };
+        let noted = self.tokens.note(&caller.actor, change).await;
+        noted.map_err(error::commit)?;
+        tracing::warn!(
+            actor = caller.actor,
+            node,
+            runs = forgotten.len(),
+            reason,
+            "a sidecar is forgotten: nobody waits for what it may still serve"
+        );
+        Ok(api::ForgetSidecarResponse {
+            forgotten: forgotten.iter().map(wire::run).collect(),
+        })
+    }
+
     fn describe_sidecar(
         &self,
-        key: MemberKey,
-        member: Member,
+        key: RunKey,
+        member: Run,
         only: Option<&KeyringName>,
     ) -> api::Sidecar {
         let keyrings = member
             .keyrings
             .iter()
             .filter(|(name, _)| only.is_none_or(|only| *name == only))
-            .map(|(name, progress)| {
+            .map(|(name, holding)| {
+                let progress = &holding.progress;
                 let head = self.catalog.get(name).map(|served| served.revision());
                 api::SidecarKeyring {
                     keyring: name.to_string(),
@@ -58,13 +111,20 @@ impl AdminApi {
                 }
             })
             .collect();
+        let clock = self.catalog.clock();
+        let rest = member.rest(clock.boot());
+        let (presence, since) = wire::presence(member.presence());
         api::Sidecar {
             node: key.node,
-            cluster: member.cluster,
-            version: member.version,
             run_id: key.run_id,
-            labels: member.labels.into_iter().collect(),
-            connected: member.streams > 0,
+            presence: presence.into(),
+            since: wire::time(since),
+            serves_until: wire::time(rest.map(|rest| clock.wall().saturating_add(rest))),
+            has_snapshot_file: member.file.is_some(),
+            connected: member.is_connected(),
+            cluster: member.about.cluster,
+            version: member.about.version,
+            labels: member.about.labels.into_iter().collect(),
             connected_at: wire::time(member.connected_at),
             last_seen: wire::time(Some(member.last_seen)),
             keyrings,
@@ -73,15 +133,16 @@ impl AdminApi {
     }
 }
 
-fn describe_gap((key, gap): (MemberKey, Gap)) -> api::GoneSidecar {
+fn describe_gap((key, gap): (RunKey, Gap)) -> api::GoneSidecar {
     api::GoneSidecar {
         node: key.node,
-        cluster: gap.cluster,
-        version: gap.version,
+        cluster: gap.about.cluster,
+        version: gap.about.version,
+        forgotten: gap.is_forgotten,
         run_id: key.run_id,
         keyrings: gap.keyrings.iter().map(ToString::to_string).collect(),
         complete_until: wire::time(gap.complete_until),
-        last_contact: wire::time(Some(gap.last_contact)),
+        last_contact: wire::time(Some(gap.last_seen)),
         until: wire::time(Some(gap.until)),
     }
 }

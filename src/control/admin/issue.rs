@@ -9,14 +9,13 @@ use zeroize::Zeroizing;
 use super::{
     AdminApi, error,
     idempotency::{committed, reused, withdrawn},
-    progress, wire,
+    wire,
 };
 use crate::{
     clock::BootTime,
     control::{
         calls::{CallId, Identity, Kept, KeptKey, ReusedError},
-        fleet::{Barrier, Target},
-        rotation::{Goal, Progress, RotationError},
+        rotation::{Goal, Patience, Progress, RotationError},
         served::ServedKeyring,
         token::{Caller, Permission},
     },
@@ -26,6 +25,7 @@ use crate::{
         operation::{KeySpec, Which},
     },
     proto::admin as api,
+    serving::{Barrier, Target},
 };
 
 /// What is asked for.
@@ -34,7 +34,7 @@ struct Order {
     /// The secret of another system; none: a new one is made.
     imported: Option<Secret>,
     /// How long to wait for the sidecars; none: not at all.
-    wait: Option<Duration>,
+    wait: Option<Patience>,
 }
 
 /// A key that was committed.
@@ -68,7 +68,7 @@ impl AdminApi {
         request: api::CreateKeyRequest,
     ) -> Result<api::IssuedKey, Status> {
         let identity = self.identify(&caller, "CreateKey", &request.idempotency_key, &request)?;
-        self.issue(caller, Order::new(request, None)?, identity)
+        self.issue(caller, self.order(request, None)?, identity)
             .await
     }
 
@@ -83,7 +83,7 @@ impl AdminApi {
         let key = key.clone();
         let secret = Secret::import(Zeroizing::new(request.secret))
             .map_err(|problem| error::invalid("secret", problem))?;
-        self.issue(caller, Order::new(key, Some(secret))?, identity)
+        self.issue(caller, self.order(key, Some(secret))?, identity)
             .await
     }
 
@@ -119,10 +119,15 @@ impl AdminApi {
         if progress.is_closed() {
             return Err(withdrawn(error::rotation(RotationError::Abandoned)));
         }
+        if let Some(patience) = &order.wait {
+            let keyring = wire::field("keyring", &order.request.keyring)?;
+            self.note_passed_by(&caller.actor, "new key", &keyring, Some(key_id), patience)
+                .await?;
+        }
         let created = self.create(caller, key_id, &mut order).await?;
         let mut barrier = None;
-        if let Some(timeout) = order.wait {
-            match self.accepted(&created, timeout, progress).await {
+        if let Some(patience) = order.wait.take() {
+            match self.accepted(&created, &patience, progress).await {
                 Ok(all) => barrier = Some(all),
                 Err(problem) if created.secret.is_some() => {
                     let became = if self.take_back(caller, &created, &problem).await {
@@ -234,14 +239,14 @@ impl AdminApi {
     async fn accepted(
         &self,
         created: &Created,
-        timeout: Duration,
+        patience: &Patience,
         progress: &mpsc::Sender<Progress>,
     ) -> Result<Barrier, RotationError> {
         let goal = Goal {
             served: &created.served,
             target: Target::Applied(created.revision, created.version),
             committed_at: Some(created.at),
-            timeout,
+            patience,
         };
         self.rotations.wait(&goal, progress).await
     }
@@ -306,7 +311,7 @@ impl AdminApi {
         progress: &mpsc::Sender<Progress>,
     ) -> Result<api::IssuedKey, Status> {
         let (served, issued) = self.stands(id, order)?;
-        let Some(timeout) = order.wait.filter(|_| order.imported.is_some()) else {
+        let Some(patience) = order.wait.clone().filter(|_| order.imported.is_some()) else {
             return Ok(issued);
         };
         let version = VersionRef {
@@ -317,7 +322,7 @@ impl AdminApi {
             served: &served,
             target: Target::Applied(Revision::new(issued.revision), version),
             committed_at: None,
-            timeout,
+            patience: &patience,
         };
         let waited = self.rotations.wait(&goal, progress).await;
         let barrier = waited.map_err(|problem| committed(not_confirmed(id, problem)))?;
@@ -439,14 +444,21 @@ fn explained(what: &str, problem: RotationError) -> Status {
     Status::new(status.code(), format!("{what}; {}", status.message()))
 }
 
-impl Order {
-    fn new(request: api::CreateKeyRequest, imported: Option<Secret>) -> Result<Self, Status> {
-        let timeout = progress::timeout(request.timeout)?;
+impl AdminApi {
+    fn order(
+        &self,
+        request: api::CreateKeyRequest,
+        imported: Option<Secret>,
+    ) -> Result<Order, Status> {
+        let patience = self.patience(request.timeout, request.pass_by.clone())?;
         if request.timeout.is_some() && !request.wait {
             return Err(error::invalid("timeout", "leave it out, or set wait"));
         }
-        Ok(Self {
-            wait: request.wait.then_some(timeout),
+        if request.pass_by.is_some() && !request.wait {
+            return Err(error::invalid("pass_by", "leave it out, or set wait"));
+        }
+        Ok(Order {
+            wait: request.wait.then_some(patience),
             imported,
             request,
         })

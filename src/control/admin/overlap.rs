@@ -2,15 +2,12 @@
 
 use tonic::Status;
 
-use super::{
-    AdminApi, Streamed, error,
-    progress::{self, Underway},
-    wire,
-};
+use super::{AdminApi, Streamed, error, progress::Underway, wire};
 use crate::{
-    control::{fleet::Target, journal::CommitError, token::Caller},
+    control::{journal::CommitError, token::Caller},
     key::{Change, KeyId, Timestamp, VersionNumber, VersionRef, VersionState},
     proto::admin::{self as api, extend_overlap_request::To},
+    serving::Target,
 };
 
 impl AdminApi {
@@ -133,7 +130,10 @@ impl AdminApi {
         request: api::RollBackRequest,
     ) -> Result<Streamed<api::RollBackResponse>, Status> {
         let key_id: KeyId = wire::field("key_id", &request.key_id)?;
-        let timeout = progress::timeout(request.timeout)?;
+        if request.pass_by.is_some() && !request.wait {
+            return Err(error::invalid("pass_by", "leave it out, or set wait"));
+        }
+        let patience = self.patience(request.timeout, request.pass_by)?;
         let served = self.holding(key_id)?;
         let began = self.catalog.clock().boot();
         let committed = self
@@ -179,7 +179,12 @@ impl AdminApi {
             began,
             is_new: true,
         };
-        let wait = request.wait.then_some(timeout);
+        let wait = request.wait.then_some(patience);
+        if let Some(patience) = &wait {
+            let (name, key) = (underway.served.name(), Some(key_id));
+            self.note_passed_by(&caller.actor, "roll-back", name, key, patience)
+                .await?;
+        }
         Ok(
             self.tell_progress(underway, wait, move |step| api::RollBackResponse {
                 barrier: Some(step.barrier),

@@ -1,6 +1,6 @@
 //! Answers that wait for sidecars and tell how far they are.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -11,18 +11,18 @@ use super::{AdminApi, Streamed, error, wire};
 use crate::{
     clock::BootTime,
     control::{
-        fleet::{Barrier, Target},
-        rotation::{Goal, Progress},
+        rotation::{Goal, Patience, Progress},
         served::ServedKeyring,
         spans,
+        token::TokenChange,
     },
+    key::{KeyId, KeyringName},
     proto::admin as api,
+    serving::{Barrier, RunKey, Target},
 };
 
-/// How long a caller waits for all sidecars when it does not say.
-const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
 /// A caller may not keep a version staged for longer.
-const MAX_TIMEOUT: Duration = Duration::from_hours(1);
+const MAX_TIMEOUT: Duration = Duration::from_hours(24);
 /// Progress that waits for a caller that reads slowly; more is skipped.
 pub(super) const MAX_PROGRESS: usize = 16;
 
@@ -54,7 +54,7 @@ impl AdminApi {
     pub(super) fn tell_progress<T: Send + 'static>(
         &self,
         underway: Underway,
-        wait: Option<Duration>,
+        wait: Option<Patience>,
         message: impl Fn(Step) -> T + Clone + Send + 'static,
     ) -> Streamed<T> {
         let Underway {
@@ -63,8 +63,11 @@ impl AdminApi {
             began,
             is_new,
         } = underway;
-        let now = self.fleet.barrier(served.name(), served.epoch(), target);
-        let Some(timeout) = wait else {
+        let without = wait.as_ref().map(|patience| &patience.without);
+        let nobody = BTreeSet::new();
+        let without = without.unwrap_or(&nobody);
+        let now = (self.fleet).barrier(served.name(), served.epoch(), target, without);
+        let Some(patience) = wait else {
             let only = message(Step::under_way(&now, true));
             return Box::pin(futures_util::stream::iter([Ok(only)]));
         };
@@ -77,7 +80,7 @@ impl AdminApi {
                 served: &served,
                 target,
                 committed_at: is_new.then_some(began),
-                timeout,
+                patience: &patience,
             };
             let waited = api.rotations.wait(&goal, &progress).await;
             let propagation = api.catalog.clock().boot().saturating_since(began);
@@ -118,11 +121,64 @@ impl Step {
     }
 }
 
-/// How long to wait for all live sidecars.
-pub(super) fn timeout(value: Option<prost_types::Duration>) -> Result<Duration, Status> {
-    let timeout = wire::duration("timeout", value)?.unwrap_or(DEFAULT_TIMEOUT);
-    if timeout > MAX_TIMEOUT {
-        return Err(error::invalid("timeout", "wait for at most one hour"));
+impl AdminApi {
+    /// How long to wait for all sidecars that may serve a keyring, and for which not: those that there are now.
+    pub(super) fn patience(
+        &self,
+        timeout: Option<prost_types::Duration>,
+        pass_by: Option<api::PassBy>,
+    ) -> Result<Patience, Status> {
+        let timeout = wire::duration("timeout", timeout)?;
+        if timeout.is_some_and(|timeout| timeout > MAX_TIMEOUT) {
+            return Err(error::invalid("timeout", "wait for at most one day"));
+        }
+        let api::PassBy { nodes, lost } = pass_by.unwrap_or_default();
+        let mut without = BTreeSet::new();
+        if lost || !nodes.is_empty() {
+            let members = self.fleet.members();
+            for node in &nodes {
+                if !members.iter().any(|(key, _)| key.node == *node) {
+                    let problem =
+                        format!("no sidecar {node} may serve; `relatch fleet` lists them");
+                    return Err(error::invalid("pass_by.nodes", problem));
+                }
+            }
+            let passed = members
+                .into_iter()
+                .filter(|(key, run)| nodes.contains(&key.node) || (lost && !run.is_connected()));
+            without.extend(passed.map(|(key, _)| key));
+        }
+        Ok(Patience { timeout, without })
     }
-    Ok(timeout)
+
+    /// Notes in the audit log for whom a call does not wait.
+    pub(super) async fn note_passed_by(
+        &self,
+        actor: &str,
+        call: &str,
+        keyring: &KeyringName,
+        key_id: Option<KeyId>,
+        patience: &Patience,
+    ) -> Result<(), Status> {
+        if patience.without.is_empty() {
+            return Ok(());
+        }
+        let sidecars: Vec<RunKey> = patience.without.iter().cloned().collect();
+        let named: Vec<&str> = sidecars.iter().map(|key| key.node.as_str()).collect();
+        tracing::warn!(
+            actor,
+            call,
+            auth.keyring = %keyring,
+            sidecars = named.join(", "),
+            "a call does not wait for sidecars that may serve"
+        );
+        let change = TokenChange::SidecarsPassedBy {
+            sidecars,
+            call: call.to_owned(),
+            keyring: keyring.clone(),
+            key_id,
+        };
+        let noted = self.tokens.note(actor, change).await;
+        noted.map_err(error::commit)
+    }
 }

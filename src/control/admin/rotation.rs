@@ -10,13 +10,12 @@ use tonic::Status;
 use super::{
     AdminApi, Streamed, error,
     idempotency::withdrawn,
-    progress::{MAX_PROGRESS, Underway, timeout},
+    progress::{MAX_PROGRESS, Underway},
     wire,
 };
 use crate::{
     control::{
         calls::{CallId, Identity, Kept},
-        fleet::Target,
         rotation::{HandedOver, Progress, RotationError, RotationSpec},
         served::ServedKeyring,
         spans,
@@ -29,10 +28,11 @@ use crate::{
     proto::admin::{
         self as api, revoke_request, start_rotation_request, start_rotation_response::Step,
     },
+    serving::Target,
 };
 
 impl AdminApi {
-    pub(super) fn rotate(
+    pub(super) async fn rotate(
         &self,
         caller: Caller,
         request: &api::StartRotationRequest,
@@ -60,10 +60,18 @@ impl AdminApi {
             sink: None,
             due_at: None,
             lifetime: lifetime(request.lifetime)?,
-            timeout: timeout(request.timeout)?,
+            patience: self.patience(request.timeout, request.pass_by.clone())?,
         };
-        let timeout = spec.timeout;
+        let patience = spec.patience.clone();
         let served = self.holding(spec.key_id)?;
+        self.note_passed_by(
+            &caller.actor,
+            "rotation",
+            served.name(),
+            Some(spec.key_id),
+            &patience,
+        )
+        .await?;
         let key = &request.idempotency_key;
         let identity = self.identify(&caller, "StartRotation", key, request)?;
         let (progress, steps) = mpsc::channel(MAX_PROGRESS);
@@ -92,12 +100,14 @@ impl AdminApi {
             let (answer, underway) = last.await.unwrap_or_else(|_| stopped())?;
             let handed_over = futures_util::stream::iter([Ok(answer)]);
             let revocation = underway.map(|underway| {
-                api.tell_progress(underway, Some(timeout), |step| api::StartRotationResponse {
-                    step: Some(Step::OldRevoked(api::OldRevoked {
-                        barrier: Some(step.barrier),
-                        done: step.done,
-                        propagation: step.propagation,
-                    })),
+                api.tell_progress(underway, Some(patience), |step| {
+                    api::StartRotationResponse {
+                        step: Some(Step::OldRevoked(api::OldRevoked {
+                            barrier: Some(step.barrier),
+                            done: step.done,
+                            propagation: step.propagation,
+                        })),
+                    }
                 })
             });
             let revocation = futures_util::stream::iter(revocation).flatten();
@@ -207,7 +217,10 @@ impl AdminApi {
                 return Err(error::invalid("which", "name a version, or say all"));
             }
         };
-        let timeout = timeout(request.timeout)?;
+        if request.pass_by.is_some() && !request.wait {
+            return Err(error::invalid("pass_by", "leave it out, or set wait"));
+        }
+        let patience = self.patience(request.timeout, request.pass_by)?;
         let served = self
             .catalog
             .holding(key_id)
@@ -238,7 +251,13 @@ impl AdminApi {
             began,
             is_new: revoked.is_new,
         };
-        let wait = request.wait.then_some(timeout);
+        let wait = request.wait.then_some(patience);
+        if let Some(patience) = &wait {
+            // The revocation is in force already; who is passed by is only about the answer.
+            let (name, key) = (underway.served.name(), Some(key_id));
+            self.note_passed_by(&caller.actor, "revocation", name, key, patience)
+                .await?;
+        }
         Ok(
             self.tell_progress(underway, wait, move |step| api::RevokeResponse {
                 barrier: Some(step.barrier),

@@ -1,21 +1,18 @@
 //! How often versions are used, and how far the rotations of a key are.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tonic::Status;
 
 use super::{AdminApi, error, wire};
 use crate::{
-    control::{
-        fleet::{Gap, MemberKey, Target},
-        served::ServedKeyring,
-        usage::Caller,
-    },
+    control::{served::ServedKeyring, usage::Caller},
     key::{
         Evidence, Key, KeyId, KeyVersion, Keyring, KeyringName, Timestamp, VersionRef,
         VersionState, rotation,
     },
     proto::admin as api,
+    serving::{Gap, RunKey, Target},
 };
 
 /// A report comes with each heartbeat, every five seconds unless configured otherwise: a sidecar that has told nothing for
@@ -94,7 +91,7 @@ impl AdminApi {
                 .collect(),
             complete_until: wire::time(self.fleet.coverage(name, now).complete_until),
             gaps: self.fleet.gaps(Some(name)).into_iter().map(gap).collect(),
-            silent: late.into_iter().map(|late| late.node).collect(),
+            silent: late.into_iter().map(|late| late.key.node).collect(),
         })
     }
 
@@ -143,7 +140,9 @@ impl AdminApi {
         let (since, deadline, replaced_by, barrier) = match &version.state {
             VersionState::Pending { since, .. } => {
                 let target = Target::Applied(keyring.revision(), which);
-                let barrier = self.fleet.barrier(served.name(), served.epoch(), target);
+                let barrier =
+                    self.fleet
+                        .barrier(served.name(), served.epoch(), target, &BTreeSet::new());
                 (*since, None, 0, Some(wire::barrier(&barrier)))
             }
             VersionState::Retiring {
@@ -173,7 +172,7 @@ impl AdminApi {
     }
 }
 
-fn gap((key, gap): (MemberKey, Gap)) -> api::Gap {
+fn gap((key, gap): (RunKey, Gap)) -> api::Gap {
     api::Gap {
         node: key.node,
         run_id: key.run_id,

@@ -6,15 +6,13 @@ use tonic::Status;
 
 use super::error::invalid;
 use crate::{
-    control::{
-        fleet::Barrier,
-        token::{Role, Token},
-    },
+    control::token::{Role, Token},
     key::{
         Consumer, ConsumerId, Key, KeyState, KeyVersion, Keyring, KeyringName, OnDeadline,
         Revision, Timestamp, Use, VersionRef, VersionState, Window, rotation::Phase,
     },
     proto::admin as api,
+    serving::{Barrier, Laggard, Presence, RunKey},
 };
 
 /// Parses a field that has a type of its own.
@@ -209,19 +207,42 @@ pub(super) fn issued(
 pub(super) fn barrier(barrier: &Barrier) -> api::Barrier {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     api::Barrier {
-        applied: count(barrier.applied),
+        applied: count(barrier.confirmed),
         total: count(barrier.total),
-        laggards: barrier
-            .laggards
-            .iter()
-            .map(|laggard| api::Laggard {
-                node: laggard.node.clone(),
-                cluster: laggard.cluster.clone(),
-                connected: laggard.connected,
-                behind: laggard.behind,
-                last_seen: time(Some(laggard.last_seen)),
-            })
-            .collect(),
+        laggards: barrier.laggards.iter().map(laggard).collect(),
+        passed_by: barrier.passed_by.iter().map(run).collect(),
+    }
+}
+
+fn laggard(laggard: &Laggard) -> api::Laggard {
+    let (presence, since) = presence(laggard.presence);
+    api::Laggard {
+        node: laggard.key.node.clone(),
+        run_id: laggard.key.run_id.clone(),
+        cluster: laggard.cluster.clone(),
+        connected: laggard.presence == Presence::Connected,
+        behind: laggard.behind,
+        last_seen: time(Some(laggard.last_seen)),
+        presence: presence.into(),
+        since: time(since),
+        serves_until: time(laggard.serves_until),
+        lacks_disk: laggard.lacks_disk,
+    }
+}
+
+pub(super) fn run(key: &RunKey) -> api::SidecarRun {
+    api::SidecarRun {
+        node: key.node.clone(),
+        run_id: key.run_id.clone(),
+    }
+}
+
+/// Whether a run may serve, and since when that is so of one without a stream.
+pub(super) const fn presence(presence: Presence) -> (api::Presence, Option<Timestamp>) {
+    match presence {
+        Presence::Connected => (api::Presence::Connected, None),
+        Presence::Lost(since) => (api::Presence::Lost, Some(since)),
+        Presence::Stopped(since) => (api::Presence::Stopped, Some(since)),
     }
 }
 

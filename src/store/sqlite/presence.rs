@@ -15,12 +15,12 @@ pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     {
         let mut upsert = transaction.prepare_cached(
-            "INSERT INTO presence (node, run_id, cluster, version, keyrings, last_contact, gone_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            "INSERT INTO presence (node, run_id, cluster, version, keyrings, last_contact, gone_at, serving)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT (node, run_id) DO UPDATE SET cluster = excluded.cluster,
                  version = excluded.version, keyrings = excluded.keyrings,
-                 last_contact = excluded.last_contact, gone_at = excluded.gone_at
-             WHERE excluded.last_contact >= presence.last_contact",
+                 last_contact = excluded.last_contact, gone_at = excluded.gone_at,
+                 serving = excluded.serving",
         )?;
         let mut complete = transaction.prepare_cached(
             "UPDATE presence SET complete_until = max(coalesce(complete_until, ?3), ?3)
@@ -37,6 +37,7 @@ pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<
                 keyrings,
                 row.last_contact.as_millis(),
                 row.gone_at.map(Timestamp::as_millis),
+                row.serving,
             ])?;
             if let Some(until) = row.complete_until {
                 complete.execute(params![row.node, row.run_id, until.as_millis()])?;
@@ -62,7 +63,8 @@ pub(super) fn remove(connection: &mut Connection, keys: &[PresenceKey]) -> Resul
 
 pub(super) fn load(connection: &Connection) -> Result<Vec<PresenceRow>, Fault> {
     let mut statement = connection.prepare_cached(
-        "SELECT node, run_id, cluster, version, keyrings, last_contact, complete_until, gone_at
+        "SELECT node, run_id, cluster, version, keyrings, last_contact, complete_until, gone_at,
+                serving
          FROM presence ORDER BY node, run_id",
     )?;
     let rows = statement.query_map([], |row| {
@@ -77,6 +79,7 @@ pub(super) fn load(connection: &Connection) -> Result<Vec<PresenceRow>, Fault> {
             last_contact: timestamp(row, 5)?,
             complete_until: optional_timestamp(row, 6)?,
             gone_at: optional_timestamp(row, 7)?,
+            serving: row.get(8)?,
         })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)

@@ -1,0 +1,32 @@
+//! Sidecars for which a command does not wait.
+
+use clap::Args;
+
+use crate::proto::admin;
+
+/// The arguments that name them.
+#[derive(Clone, Debug, Default, Args)]
+pub struct PassByArgs {
+    /// Do not wait for this sidecar, although it may still serve what it has; can be given several times
+    #[arg(long, value_name = "NODE")]
+    without: Vec<String>,
+
+    /// Do not wait for sidecars that are lost or stopped now, although they may still serve what they have
+    #[arg(long)]
+    without_lost: bool,
+}
+
+impl PassByArgs {
+    /// As the admin API names them; none when the command waits for all.
+    #[must_use]
+    pub fn into_request(self) -> Option<admin::PassBy> {
+        let Self {
+            without,
+            without_lost,
+        } = self;
+        (without_lost || !without.is_empty()).then_some(admin::PassBy {
+            nodes: without,
+            lost: without_lost,
+        })
+    }
+}

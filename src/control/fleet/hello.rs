@@ -1,0 +1,97 @@
+//! What a Hello says, as the book of who may serve understands it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    control::admission::Refusal,
+    key::{Epoch, KeyringName, Revision},
+    proto::discovery::{self as wire, lock::Place},
+    serving::{About, Held, Hello, HelloError, Lock, LockAt, LockPlace, RunKey, SnapshotFile},
+    tls::Identity,
+};
+
+/// Of each keyring of a Hello, whether what the sidecar says that it holds agrees with what there is.
+pub type Believed = BTreeMap<KeyringName, bool>;
+
+/// A lock's numbers come from one machine; a text that is longer than this is none.
+const MAX_BOOT_ID: usize = 64;
+
+/// Reads a Hello that was checked. Every keyring that the sidecar holds something of counts, also one that it may not have.
+pub(super) fn read(hello: &wire::Hello, believed: &Believed, identity: Option<&Identity>) -> Hello {
+    let node = hello.node.clone().unwrap_or_default();
+    let lock = hello.lock.as_ref();
+    let subscriptions = hello.subscriptions.iter();
+    let keyrings = subscriptions.filter_map(|subscription| {
+        let name: KeyringName = subscription.keyring.parse().ok()?;
+        let held = Held {
+            epoch: Epoch::new(subscription.epoch),
+            revision: Revision::new(subscription.revision),
+            revoked_through: Revision::new(subscription.revoked_through),
+            agrees: believed.get(&name).copied().unwrap_or(false),
+            deny_after: Duration::from_millis(subscription.deny_after_ms),
+        };
+        Some((name, held))
+    });
+    Hello {
+        lock: lock.and_then(|lock| read_lock(lock, &node.id)),
+        key: RunKey {
+            node: node.id,
+            run_id: hello.run_id.clone(),
+        },
+        stream: hello.stream,
+        about: About {
+            cluster: node.cluster,
+            version: node.version,
+            labels: node.labels.into_iter().collect(),
+            identity: identity.cloned(),
+        },
+        file: hello.snapshot_file.as_ref().map(read_file),
+        keyrings: keyrings.collect(),
+    }
+}
+
+/// A lock that does not say where it is proves nothing.
+fn read_lock(lock: &wire::Lock, node: &str) -> Option<Lock> {
+    let at = match lock.place? {
+        Place::File(file) => LockAt::File {
+            device: file.device,
+            inode: file.inode,
+        },
+        Place::Socket(socket) => LockAt::Socket {
+            network_namespace: socket.network_namespace,
+            node: node.to_owned(),
+        },
+    };
+    let is_whole = (1..=MAX_BOOT_ID).contains(&lock.boot_id.len()) && lock.time_namespace > 0;
+    is_whole.then(|| Lock {
+        place: LockPlace {
+            boot_id: lock.boot_id.clone(),
+            time_namespace: lock.time_namespace,
+            at,
+        },
+        acquired_ns: lock.acquired_ns,
+    })
+}
+
+fn read_file(file: &wire::SnapshotFile) -> SnapshotFile {
+    use std::fmt::Write;
+    let mut id = String::with_capacity(2 * file.id.len());
+    for byte in &file.id {
+        let _ = write!(id, "{byte:02x}");
+    }
+    SnapshotFile {
+        id,
+        begun_from_write: file.begun_from_write,
+    }
+}
+
+pub(super) fn refusal(error: HelloError, run: &RunKey, identity: Option<&Identity>) -> Refusal {
+    match error {
+        HelloError::Late => Refusal::Late,
+        HelloError::Ended => Refusal::Ended,
+        HelloError::Taken { .. } => Refusal::Taken {
+            identity: identity.map_or_else(String::new, ToString::to_string),
+            node: run.node.clone(),
+        },
+    }
+}

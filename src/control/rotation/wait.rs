@@ -1,0 +1,224 @@
+//! Waiting until every sidecar that may serve a keyring has reached a point.
+
+use std::{collections::BTreeSet, fmt::Write, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::{Progress, RotationError, Rotations};
+use crate::{
+    clock::BootTime,
+    control::{served::ServedKeyring, spans::whole},
+    serving::{Barrier, Laggard, Presence, RunKey, Target},
+};
+
+/// How long a caller waits for sidecars, and for which it does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// How long to wait in all. Without it: a minute for sidecars that are connected, and until they cannot serve any more for
+    /// those that are not.
+    pub timeout: Option<Duration>,
+    /// Runs for which nobody waits, although they may serve.
+    pub without: BTreeSet<RunKey>,
+}
+
+/// A point that everything that may serve a keyring is to reach.
+#[derive(Debug)]
+pub struct Goal<'a> {
+    /// The keyring.
+    pub served: &'a ServedKeyring,
+    /// The point.
+    pub target: Target,
+    /// When what they are to get was committed; none when it was there before, so that its way cannot be measured.
+    pub committed_at: Option<BootTime>,
+    /// How long to wait, and for whom not.
+    pub patience: &'a Patience,
+}
+
+/// How long to wait for connected sidecars when the caller does not say.
+const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
+/// Confirmations of a thousand sidecars come within milliseconds of each other: to look at all sidecars after every one of
+/// them would take longer than their way.
+const SETTLE: Duration = Duration::from_millis(2);
+/// How often the progress of a wait is reported at most; each time names the sidecars that are waited for.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+/// How often bounds are looked at while waiting: they pass without an event.
+const BOUND_CHECK: Duration = Duration::from_millis(500);
+/// How many laggards an error names.
+const MAX_NAMED: usize = 10;
+
+impl Patience {
+    /// The longest time that a wait takes, where no answer grants more than `max_serve_for`.
+    pub(super) fn longest(&self, max_serve_for: Duration) -> Duration {
+        self.timeout.unwrap_or_else(|| {
+            // A sidecar that is lost while it is waited for begins its time then.
+            CONNECTED_TIMEOUT + 2 * max_serve_for
+        })
+    }
+}
+
+impl Rotations {
+    /// Waits until everything that may serve has reached a goal, and reports the progress as it changes. A commit that all of
+    /// them have is counted as propagated.
+    ///
+    /// # Errors
+    ///
+    /// When that takes longer than the goal allows, the receiver of `progress` is dropped, or the control plane stops.
+    pub async fn wait(
+        &self,
+        goal: &Goal<'_>,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<Barrier, RotationError> {
+        let span = self.catalog.tracer().begin("relatch.barrier");
+        let waited = self.wait_for(goal, progress).await;
+        if let Ok(barrier) = &waited
+            && let Some(at) = goal.committed_at
+            // Where there is no sidecar there was no way.
+            && barrier.total > 0
+        {
+            let took = self.catalog.clock().boot().saturating_since(at);
+            self.catalog.metrics().propagated(took);
+        }
+        let barrier = match &waited {
+            Ok(barrier) | Err(RotationError::TimedOut { barrier, .. }) => barrier.clone(),
+            Err(_) => self.barrier(goal),
+        };
+        span.set("auth.keyring", goal.served.name().to_string());
+        let revision = goal.target.revision();
+        span.set("auth.keyring.revision", whole(revision.get()));
+        span.set("relatch.sidecars.applied", whole(barrier.confirmed as u64));
+        span.set("relatch.sidecars.total", whole(barrier.total as u64));
+        match &waited {
+            Ok(_) => span.set("relatch.barrier.outcome", "passed"),
+            Err(error) => error.tell(&span, "relatch.barrier.outcome"),
+        }
+        waited
+    }
+
+    async fn wait_for(
+        &self,
+        goal: &Goal<'_>,
+        progress: &mpsc::Sender<Progress>,
+    ) -> Result<Barrier, RotationError> {
+        let began = self.catalog.clock().boot();
+        let longest = goal.patience.longest(self.fleet.max_serve_for());
+        let mut changes = self.fleet.watch();
+        let deadline = tokio::time::sleep(longest);
+        tokio::pin!(deadline);
+        // Since when a connected sidecar has been missing.
+        let mut missing_since = Some(began);
+        let (mut told, mut tell_at) = (None, Instant::now());
+        loop {
+            changes.mark_unchanged();
+            let news = self.reached(goal);
+            if news.0 == news.1 {
+                let barrier = self.barrier(goal);
+                if barrier.is_passed() {
+                    return Ok(barrier);
+                }
+            }
+            if told != Some(news) && Instant::now() >= tell_at {
+                told = Some(news);
+                tell_at = Instant::now() + TELL_EVERY;
+                // A caller that does not keep up is told of the next change.
+                let _ = progress.try_send(Progress::Waiting(self.barrier(goal)));
+            }
+            tokio::select! {
+                () = settled(&mut changes) => {}
+                () = tokio::time::sleep_until(tell_at), if told != Some(news) => {}
+                () = tokio::time::sleep(BOUND_CHECK) => {
+                    if goal.patience.timeout.is_none() {
+                        self.lose_patience(goal, &mut missing_since)?;
+                    }
+                }
+                () = progress.closed() => return Err(RotationError::Abandoned),
+                () = self.stop.cancelled() => return Err(RotationError::Stopping),
+                () = &mut deadline => {
+                    let barrier = self.barrier(goal);
+                    let waited = self.catalog.clock().boot().saturating_since(began);
+                    return Err(RotationError::TimedOut { barrier, waited });
+                }
+            }
+        }
+    }
+
+    /// Who is lost is waited for until its bound. Who is connected gets a minute.
+    fn lose_patience(
+        &self,
+        goal: &Goal<'_>,
+        missing_since: &mut Option<BootTime>,
+    ) -> Result<(), RotationError> {
+        let now = self.catalog.clock().boot();
+        let barrier = self.barrier(goal);
+        let mut laggards = barrier.laggards.iter();
+        if !laggards.any(|laggard| laggard.rest.is_none()) {
+            *missing_since = None;
+            return Ok(());
+        }
+        let since = *missing_since.get_or_insert(now);
+        let waited = now.saturating_since(since);
+        if waited >= CONNECTED_TIMEOUT {
+            return Err(RotationError::TimedOut { barrier, waited });
+        }
+        Ok(())
+    }
+
+    fn reached(&self, goal: &Goal<'_>) -> (usize, usize) {
+        let Goal {
+            served, patience, ..
+        } = goal;
+        let without = &patience.without;
+        self.fleet
+            .reached(served.name(), served.epoch(), goal.target, without)
+    }
+
+    fn barrier(&self, goal: &Goal<'_>) -> Barrier {
+        let Goal {
+            served, patience, ..
+        } = goal;
+        let without = &patience.without;
+        self.fleet
+            .barrier(served.name(), served.epoch(), goal.target, without)
+    }
+}
+
+/// Waits for a change of the fleet, and for those that come with it.
+async fn settled(changes: &mut watch::Receiver<u64>) {
+    // The fleet outlives who waits for it.
+    let _ = changes.changed().await;
+    tokio::time::sleep(SETTLE).await;
+}
+
+/// Who is missing, and until when it may serve.
+pub(super) fn missing(barrier: &Barrier) -> String {
+    let mut text = String::new();
+    for (index, laggard) in barrier.laggards.iter().take(MAX_NAMED).enumerate() {
+        if index > 0 {
+            text.push_str("; ");
+        }
+        describe(&mut text, laggard);
+    }
+    if barrier.laggards.len() > MAX_NAMED {
+        let more = barrier.laggards.len() - MAX_NAMED;
+        let _ = write!(text, "; and {more} more");
+    }
+    text
+}
+
+fn describe(text: &mut String, laggard: &Laggard) {
+    text.push_str(&laggard.key.node);
+    let _ = match (laggard.presence, laggard.serves_until) {
+        (Presence::Lost(since), Some(until)) => write!(
+            text,
+            ", lost since {since}, may serve what it has until {until}"
+        ),
+        (Presence::Stopped(since), Some(until)) => write!(
+            text,
+            ", stopped at {since}, may start from its snapshot file until {until}"
+        ),
+        _ if laggard.lacks_disk => write!(text, ", connected, its snapshot file is behind"),
+        _ => write!(text, ", connected, {} revisions behind", laggard.behind),
+    };
+}

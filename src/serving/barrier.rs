@@ -1,0 +1,95 @@
+//! How far the sidecars of a keyring are from a point that all of them are to reach.
+
+use std::time::Duration;
+
+use super::{Holding, Now, Presence, Run, RunKey};
+use crate::key::{Revision, Timestamp, VersionRef};
+
+/// A point that every sidecar is to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Everything up to the revision is in use, and this version was not refused.
+    Applied(Revision, VersionRef),
+    /// Every revocation up to the revision is in use.
+    Revoked(Revision),
+}
+
+/// How far the runs that may serve a keyring are from a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Barrier {
+    /// How many have confirmed it.
+    pub confirmed: usize,
+    /// How many there are.
+    pub total: usize,
+    /// The others.
+    pub laggards: Vec<Laggard>,
+    /// Those for which nobody waits, because the caller says so.
+    pub passed_by: Vec<RunKey>,
+}
+
+/// A run that has not confirmed a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Laggard {
+    /// Which.
+    pub key: RunKey,
+    /// Its cluster.
+    pub cluster: String,
+    /// Whether it is connected, lost or stopped.
+    pub presence: Presence,
+    /// By how many revisions it lags.
+    pub behind: u64,
+    /// It uses the target already, but its snapshot file does not have it.
+    pub lacks_disk: bool,
+    /// When it was last heard of.
+    pub last_seen: Timestamp,
+    /// How long it may still serve what it has; none while it is connected.
+    pub rest: Option<Duration>,
+    /// The same as a time of the control plane's wall clock.
+    pub serves_until: Option<Timestamp>,
+}
+
+impl Target {
+    /// The revision that is to be reached.
+    #[must_use]
+    pub const fn revision(self) -> Revision {
+        match self {
+            Self::Applied(revision, _) | Self::Revoked(revision) => revision,
+        }
+    }
+}
+
+impl Barrier {
+    /// Whether everything that may serve has confirmed.
+    #[must_use]
+    pub const fn is_passed(&self) -> bool {
+        self.laggards.is_empty()
+    }
+
+    /// How long the last laggard may still serve; none while one is connected, which has no end that time brings.
+    #[must_use]
+    pub fn rest(&self) -> Option<Duration> {
+        let rests = self.laggards.iter().map(|laggard| laggard.rest);
+        rests.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+}
+
+impl Laggard {
+    pub(super) fn of(key: &RunKey, run: &Run, held: &Holding, target: Target, now: Now) -> Self {
+        let rest = (!run.is_connected()).then(|| held.rest(now.boot));
+        let progress = &held.progress;
+        let in_use = match target {
+            Target::Applied(..) => progress.applied,
+            Target::Revoked(_) => progress.revoked_through,
+        };
+        Self {
+            key: key.clone(),
+            cluster: run.about.cluster.clone(),
+            presence: run.presence(),
+            behind: progress.applied.behind(target.revision()),
+            lacks_disk: run.file.is_some() && in_use >= target.revision(),
+            last_seen: run.last_seen,
+            rest,
+            serves_until: rest.map(|rest| now.wall.saturating_add(rest)),
+        }
+    }
+}

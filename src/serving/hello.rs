@@ -1,0 +1,216 @@
+//! The beginning of a stream: who comes, whose end that proves, and what of it is believed.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{About, Farewell, Gone, Holding, Lock, Now, Run, RunKey, Serving, SnapshotFile};
+use crate::{
+    key::{Epoch, KeyringName, Revision},
+    tls::Identity,
+};
+
+/// What a sidecar says as its stream begins.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// Who it is.
+    pub key: RunKey,
+    /// Counts the streams of the run from 1.
+    pub stream: u64,
+    /// What it says of itself.
+    pub about: About,
+    /// The lock that it holds.
+    pub lock: Option<Lock>,
+    /// The snapshot file that it keeps.
+    pub file: Option<SnapshotFile>,
+    /// What it holds of each keyring.
+    pub keyrings: BTreeMap<KeyringName, Held>,
+}
+
+/// What a sidecar holds of a keyring as its stream begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The history.
+    pub epoch: Epoch,
+    /// The revision, zero for nothing.
+    pub revision: Revision,
+    /// Every revocation up to here is in use.
+    pub revoked_through: Revision,
+    /// The digest of what it holds is that of the control plane at this revision.
+    pub agrees: bool,
+    /// Its own limit: it serves for no longer without an answer.
+    pub deny_after: Duration,
+}
+
+/// What follows a Hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Somebody had said that the run does not serve any more: it has to begin anew.
+    pub was_forgotten: bool,
+    /// Another run of the node may serve, too: a copied configuration, or one that cannot prove the end of the former.
+    pub has_namesake: bool,
+}
+
+/// A stream cannot begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HelloError {
+    /// A later stream of the run has begun.
+    #[error("a later stream of this run has begun")]
+    Late,
+    /// The run has said Goodbye, or another one holds its lock.
+    #[error("this run has ended: another process holds its lock, or it has said Goodbye")]
+    Ended,
+    /// Another identity is this node.
+    #[error("another identity is this node")]
+    Taken {
+        /// Which.
+        holder: Identity,
+    },
+}
+
+impl Serving {
+    /// A stream of a run begins. Nothing may be sent on it before the run's row is saved.
+    ///
+    /// # Errors
+    ///
+    /// When it is a stream of the past, or the node belongs to another identity.
+    pub fn hello(&mut self, hello: Hello, now: Now) -> Result<Welcome, HelloError> {
+        self.pass(now);
+        self.check(&hello)?;
+        let inherited = self.end_predecessors(&hello, now);
+        let gap = self.gaps.close(&hello.key);
+        let was_forgotten = gap.as_ref().is_some_and(|gap| gap.is_forgotten);
+        let has_namesake = self.others_of_node(&hello.key).next().is_some();
+        self.unremoved.remove(&hello.key);
+        self.unsaved.insert(hello.key.clone());
+        let max_serve_for = self.max_serve_for;
+        let run = self.runs.entry(hello.key).or_insert_with(|| {
+            let mut run = Run::new(About::default(), now.wall);
+            // Its counts have grown on: its next report tells what it saw meanwhile.
+            run.complete_until = gap.and_then(|gap| gap.complete_until);
+            run
+        });
+        let identity = hello.about.identity.clone();
+        run.about = About {
+            identity: identity.or_else(|| run.about.identity.take()),
+            ..hello.about
+        };
+        run.newest_stream = hello.stream;
+        run.open.insert(hello.stream);
+        run.lost_at = None;
+        run.connected_at = Some(now.wall);
+        run.last_seen = now.wall;
+        run.lock = hello.lock;
+        run.file = hello.file;
+        for (name, mut held) in hello.keyrings {
+            let full = held.deny_after.min(max_serve_for);
+            held.agrees &= !was_forgotten;
+            let holding = run.keyrings.entry(name).or_default();
+            holding.progress.greet(&held, now.wall);
+            if held.revision > Revision::default() {
+                // Nobody knows who has granted what it serves.
+                holding.suppose(full, now.boot);
+            }
+            holding.granted = holding.granted.max(full);
+        }
+        for (name, from) in inherited {
+            run.keyrings.entry(name).or_default().inherit(&from);
+        }
+        Ok(Welcome {
+            was_forgotten,
+            has_namesake,
+        })
+    }
+
+    fn check(&self, hello: &Hello) -> Result<(), HelloError> {
+        if let Some(known) = self.runs.get(&hello.key) {
+            if known.ended.is_some() {
+                return Err(HelloError::Ended);
+            }
+            if hello.stream <= known.newest_stream {
+                return Err(HelloError::Late);
+            }
+        }
+        if let Some(gap) = self.gaps.get(&hello.key) {
+            if gap.has_ended {
+                return Err(HelloError::Ended);
+            }
+            if hello.stream <= gap.newest_stream {
+                return Err(HelloError::Late);
+            }
+        }
+        if let Some(lock) = &hello.lock {
+            let mut others = self.runs.iter().filter(|(key, _)| **key != hello.key);
+            if others.any(|(_, run)| run.lock.as_ref().is_some_and(|is| is.succeeds(lock))) {
+                return Err(HelloError::Ended);
+            }
+        }
+        if let Some(identity) = &hello.about.identity {
+            let of_node = self.runs.range(RunKey::first_of(&hello.key.node)..);
+            let of_node = of_node.take_while(|(key, _)| key.node == hello.key.node);
+            let mut holders = of_node.filter_map(|(_, run)| run.about.identity.as_ref());
+            if let Some(holder) = holders.find(|holder| *holder != identity) {
+                return Err(HelloError::Taken {
+                    holder: holder.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the runs whose lock the newcomer holds; returns what it may serve from the file of one of them.
+    fn end_predecessors(&mut self, hello: &Hello, now: Now) -> Vec<(KeyringName, Holding)> {
+        let Some(lock) = &hello.lock else {
+            return Vec::new();
+        };
+        let mut ended = Vec::new();
+        for (key, run) in &self.runs {
+            let held = run.lock.as_ref().filter(|_| *key != hello.key);
+            if held.is_some_and(|held| lock.succeeds(held)) {
+                ended.push(key.clone());
+            }
+        }
+        let mut inherited = Vec::new();
+        for key in ended {
+            let unwitnessed = Farewell {
+                has_told_all: false,
+                has_erased_file: false,
+                last_write: 0,
+            };
+            self.end(&key, unwitnessed, now);
+            let stopped = self.runs.get(&key);
+            if let Some(run) = stopped
+                && let Some(began) = run.continued_by(hello)
+            {
+                inherited.extend(run.keyrings.clone());
+                let ended = run.ended.as_ref();
+                let told = ended.is_some_and(|ended| {
+                    ended.has_told_all && ended.last_write > 0 && ended.last_write == began
+                });
+                if told {
+                    // Nobody has served from the file since.
+                    self.remove(&key);
+                } else {
+                    self.leave_gap(&key, Gone::Ended, now);
+                }
+            }
+        }
+        inherited
+    }
+
+    /// The other runs of a node that may serve.
+    fn others_of_node<'a>(&'a self, key: &'a RunKey) -> impl Iterator<Item = &'a RunKey> {
+        let of_node = self.runs.range(RunKey::first_of(&key.node)..);
+        let of_node = of_node.map(|(other, _)| other);
+        of_node
+            .take_while(|other| other.node == key.node)
+            .filter(move |other| *other != key)
+    }
+}
+
+impl Run {
+    /// The number of the write from which a newcomer with this run's lock goes on with its file; none when it does not.
+    fn continued_by(&self, hello: &Hello) -> Option<u64> {
+        let (mine, theirs) = (self.file.as_ref()?, hello.file.as_ref()?);
+        let began = theirs.begun_from_write;
+        (mine.id == theirs.id && began > 0 && began >= mine.begun_from_write).then_some(began)
+    }
+}

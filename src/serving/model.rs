@@ -1,0 +1,291 @@
+//! A model of everything that the rule is about: control planes that restart, sidecars whose clocks drift, stop and step,
+//! files, copies and volumes that move, links that cut, freeze and deliver late. Schedules are drawn from a seed, and the
+//! three promises are judged after every step. A schedule that breaks one is made smaller and printed.
+//!
+//! Each hole that the rule closes can be planted: the model has to find it.
+
+mod machine;
+mod world;
+
+use std::fmt::Write;
+
+use world::{Violation, World};
+
+/// A rule that is broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plant {
+    Nothing,
+    /// A sidecar that was silent for ten seconds is gone.
+    LeaseIsEvidence,
+    /// Freshness counts from the arrival of an answer.
+    AgeFromArrival,
+    /// A Goodbye is the end of the file, too.
+    GoodbyeIsGone,
+    /// A later run of the same node is the end of the former.
+    NamesakeSupersedes,
+    /// What is in use is confirmed, whatever is on disk.
+    ConfirmedFromMemory,
+    /// A sidecar goes by its own `deny_after` alone.
+    GrantIgnored,
+    /// The time of a use is what the sidecar's clock says.
+    SidecarsClock,
+    /// The rest that was written down stays when the sidecar is back.
+    StaleRest,
+    /// A smaller grant lowers the bound.
+    LoweredBound,
+    /// Who holds the lock has the file.
+    RunProofIsFileProof,
+    /// A Hello that arrives later is of a later holder of the lock.
+    LateHello,
+    /// A keyring counts as dropped, whenever that is said.
+    LateDropped,
+    /// Device and inode name a lock on every machine.
+    MovedVolume,
+    /// An answer makes fresh what is still on its way.
+    FreshBeforeFolded,
+    /// A file that was copied serves.
+    CopyServes,
+}
+
+/// A step of a schedule. Numbers are reduced to what there is when the step is made; a step that is not possible does
+/// nothing, so that steps can be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Pass(u64),
+    Start {
+        machine: u8,
+        node: u8,
+        with_file: bool,
+        patient: bool,
+    },
+    Kill(u8),
+    Stop {
+        run: u8,
+        erase: bool,
+    },
+    Freeze(u8),
+    Thaw(u8),
+    Pause(u8, u64),
+    Reboot(u8),
+    StepWall(u8, i64),
+    MoveVolume(u8, u8),
+    CopyFile(u8, u8),
+    Disk {
+        machine: u8,
+        full: bool,
+    },
+    Sync(u8),
+    Connect(u8),
+    Cut(u8),
+    Notice(u8),
+    Up(u8),
+    Down(u8),
+    /// A beat, and what the sidecar said before it, arrive.
+    Ask(u8),
+    Use(u8, u8),
+    /// Connects, asks and is answered, so that something happens between the faults.
+    Settle(u8),
+    Stage,
+    HandOver,
+    Revoke(u8),
+    Revoked(u8),
+    Retire(u8),
+    Restart {
+        generous: bool,
+    },
+    /// Answers grant less from now on, or as much as before.
+    Limit {
+        generous: bool,
+    },
+    WriteDown,
+    Rule {
+        node: u8,
+        allowed: bool,
+    },
+}
+
+/// Numbers that follow from a seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn any(&mut self) -> u8 {
+        self.next().to_le_bytes()[0]
+    }
+
+    fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+
+    fn step(&mut self) -> Step {
+        match self.below(100) {
+            0..=8 => Step::Pass(match self.below(4) {
+                0 => 1 + self.below(400),
+                1 => 1_000 + self.below(4_000),
+                2 => 9_000 + self.below(8_000),
+                _ => 15_000 + self.below(50_000),
+            }),
+            9..=13 => Step::Start {
+                machine: self.any(),
+                node: self.any(),
+                with_file: !self.one_in(3),
+                patient: self.one_in(2),
+            },
+            14..=15 => Step::Kill(self.any()),
+            16..=17 => Step::Stop {
+                run: self.any(),
+                erase: self.one_in(3),
+            },
+            18 => Step::Freeze(self.any()),
+            19..=20 => Step::Thaw(self.any()),
+            21 => Step::Pause(self.any(), 1_000 + self.below(60_000)),
+            22 => Step::Reboot(self.any()),
+            23 => {
+                let by = i64::try_from(1_000 + self.below(200_000)).unwrap_or(1_000);
+                Step::StepWall(self.any(), if self.one_in(2) { by } else { -by })
+            }
+            24 => Step::MoveVolume(self.any(), self.any()),
+            25 => Step::CopyFile(self.any(), self.any()),
+            26 => Step::Disk {
+                machine: self.any(),
+                full: self.one_in(2),
+            },
+            27..=31 => Step::Sync(self.any()),
+            32..=35 => Step::Connect(self.any()),
+            36..=37 => Step::Cut(self.any()),
+            38..=40 => Step::Notice(self.any()),
+            41..=48 => Step::Up(self.any()),
+            49..=55 => Step::Down(self.any()),
+            56..=60 => Step::Ask(self.any()),
+            62..=65 => Step::Use(self.any(), self.any()),
+            66..=75 => Step::Settle(self.any()),
+            76..=78 => Step::Stage,
+            79..=83 => Step::HandOver,
+            84..=85 => Step::Revoke(self.any()),
+            86..=89 => Step::Revoked(self.any()),
+            90..=92 => Step::Retire(self.any()),
+            93 => Step::Restart {
+                generous: self.one_in(2),
+            },
+            94..=95 => Step::Limit {
+                generous: self.one_in(2),
+            },
+            96..=97 => Step::WriteDown,
+            _ => Step::Rule {
+                node: self.any(),
+                allowed: self.one_in(2),
+            },
+        }
+    }
+}
+
+/// How many steps a schedule has.
+const STEPS: u64 = 160;
+
+fn schedule(seed: u64) -> Vec<Step> {
+    let mut random = Random(seed);
+    (0..STEPS).map(|_| random.step()).collect()
+}
+
+fn play(plant: Plant, seed: u64, steps: &[Step]) -> Result<(), Violation> {
+    let mut world = World::new(plant, seed);
+    for step in steps {
+        world.make(*step)?;
+    }
+    Ok(())
+}
+
+/// Leaves out what is not needed to break the promise.
+fn minimize(plant: Plant, seed: u64, mut steps: Vec<Step>) -> Vec<Step> {
+    let mut chunk = steps.len() / 2;
+    while chunk > 0 {
+        let mut at = 0;
+        while at < steps.len() {
+            let mut fewer = steps.clone();
+            fewer.drain(at..(at + chunk).min(fewer.len()));
+            if play(plant, seed, &fewer).is_err() {
+                steps = fewer;
+            } else {
+                at += chunk;
+            }
+        }
+        chunk /= 2;
+    }
+    steps
+}
+
+fn report(plant: Plant, seed: u64, steps: &[Step], violation: &Violation) -> String {
+    let mut text = format!("{plant:?}, seed {seed}: {violation:?}\n");
+    for step in steps {
+        let _ = writeln!(text, "  {step:?}");
+    }
+    text
+}
+
+/// The first of the seeds that breaks a promise, with the smallest schedule.
+fn find(plant: Plant, seeds: impl Iterator<Item = u64>) -> Option<String> {
+    for seed in seeds {
+        let steps = schedule(seed);
+        if play(plant, seed, &steps).is_err() {
+            let steps = minimize(plant, seed, steps);
+            let violation = play(plant, seed, &steps).expect_err("it is broken still");
+            return Some(report(plant, seed, &steps, &violation));
+        }
+    }
+    None
+}
+
+/// So many schedules are played by each test; `RELATCH_MODEL_SCHEDULES` asks for more.
+const SCHEDULES: u64 = 20_000;
+
+fn schedules() -> u64 {
+    let asked = std::env::var("RELATCH_MODEL_SCHEDULES");
+    asked.map_or(SCHEDULES, |many| many.parse().expect("a number"))
+}
+
+#[test]
+fn no_schedule_breaks_a_promise() {
+    if let Some(broken) = find(Plant::Nothing, 0..schedules()) {
+        panic!("{broken}");
+    }
+}
+
+/// A test for each hole, by the name of the hole.
+macro_rules! finds {
+    ($($test:ident: $plant:ident),+ $(,)?) => {$(
+        #[test]
+        fn $test() {
+            let found = find(Plant::$plant, 0..10 * schedules());
+            println!("{}", found.expect("the hole is found"));
+        }
+    )+};
+}
+
+finds! {
+    it_finds_a_lease_that_is_taken_for_evidence: LeaseIsEvidence,
+    it_finds_an_age_that_counts_from_the_arrival: AgeFromArrival,
+    it_finds_a_goodbye_that_is_taken_for_the_end_of_the_file: GoodbyeIsGone,
+    it_finds_a_namesake_that_supersedes: NamesakeSupersedes,
+    it_finds_a_confirmation_from_memory: ConfirmedFromMemory,
+    it_finds_a_grant_that_is_ignored: GrantIgnored,
+    it_finds_a_sidecars_clock_in_the_evidence: SidecarsClock,
+    it_finds_a_stale_rest: StaleRest,
+    it_finds_a_bound_that_a_smaller_grant_lowers: LoweredBound,
+    it_finds_the_end_of_a_run_that_is_taken_for_the_end_of_its_file: RunProofIsFileProof,
+    it_finds_a_late_hello_of_a_dead_predecessor: LateHello,
+    it_finds_a_late_dropped: LateDropped,
+    it_finds_a_volume_that_moved: MovedVolume,
+    it_finds_what_is_fresh_before_it_is_folded: FreshBeforeFolded,
+    it_finds_a_copy_that_serves: CopyServes,
+}
