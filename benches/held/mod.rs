@@ -6,12 +6,15 @@ use prometheus_client::registry::Registry;
 use prost::Message as _;
 use relatch::{
     authz::{Authorizer, Settings, SettingsParts},
-    clock::Clock,
+    clock::{BootTime, Clock},
     key::{
         AllowedSources, Epoch, KeyDigest, KeyId, KeyRecord, KeyState, KeyringName, Pepper,
         PepperId, Prefix, Revision, Scopes, Secret, VersionNumber, Window,
     },
-    keyring::{Announced, KeyringSettings, Keyrings, Mirror, Staleness},
+    keyring::{
+        Announced, KeyringSettings, Keyrings, Mirror, Mode, Staleness,
+        on_demand::{CacheSettings, Fill, Finding, Follower, Found},
+    },
     proto::auth::{CheckRequest, CheckResponse},
     telemetry::{check::CheckTelemetry, metrics::SidecarMetrics},
 };
@@ -26,9 +29,16 @@ pub(crate) struct Held {
     revision: Revision,
 }
 
+/// A keyring that is held on demand, all of whose keys are in the cache.
+pub(crate) struct OnDemand {
+    secrets: Vec<Secret>,
+    follower: Follower,
+}
+
 /// As Envoy 1.40 sent it, behind the five bytes that frame a gRPC message.
 pub(crate) const RECORDED: &[u8] = include_bytes!("../../tests/data/check-request.grpc");
 const EPOCH: Epoch = Epoch::new(1);
+const BOOT: BootTime = BootTime::from_millis(1_000);
 
 /// A span that nobody records.
 const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
@@ -132,6 +142,47 @@ impl Held {
         set("x-api-key", self.secret.expose());
         set("traceparent", UNSAMPLED);
         request.encode_to_vec()
+    }
+}
+
+impl OnDemand {
+    /// `keys` keys that somebody can present; they must fit.
+    pub(crate) fn new(keys: usize) -> Self {
+        let mode = Mode::OnDemand(CacheSettings::default());
+        let keyrings = Keyrings::with_modes([(keyring(), Staleness::default(), mode)]);
+        let slot = keyrings.get(&keyring()).expect("it was just made");
+        let cache = slot.cache().expect("it is held on demand");
+        let mut follower = Follower::new(Arc::clone(slot), Arc::clone(cache));
+        follower.adopt(KeyringSettings {
+            prefix: Prefix::default(),
+            issued_only: true,
+            peppers: vec![pepper()],
+            help_url: None,
+        });
+        let is_started = follower.start(EPOCH, Revision::new(1));
+        assert_eq!(is_started, Ok(true));
+        let secrets: Vec<_> = (0..keys).map(|_| secret()).collect();
+        for secret in &secrets {
+            let record = record(secret);
+            let fill = Fill {
+                epoch: EPOCH,
+                revision: Revision::new(1),
+                digest: record.digest,
+                found: Found::Version(Box::new(record)),
+                siblings: Some(Vec::new()),
+            };
+            follower.fill(fill, BOOT);
+        }
+        follower.cache().tidy();
+        assert_eq!(follower.cache().len(), keys as u64);
+        Self { secrets, follower }
+    }
+
+    /// Whether the key of this number is found.
+    pub(crate) fn finds(&self, number: usize, peppers: &[Pepper]) -> bool {
+        let presented = self.secrets[number].presented();
+        let found = self.follower.cache().find(peppers, &presented, &[], BOOT);
+        matches!(found, Finding::Held(_))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What an entry takes: a cache is filled in this process until it evicts, and the process is measured.
+//! What a key takes: a cache is filled in this process until it evicts, and the process is measured.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -15,12 +15,12 @@ use relatch::{
     },
 };
 
-/// Fills a cache of the default size, and says what an entry takes.
+/// Fills a cache of the default size with keys of so many versions each, and says what a key takes.
 ///
 /// # Errors
 ///
 /// When the process cannot be measured.
-pub(crate) fn of_a_full_cache() -> Result<String> {
+pub(crate) fn of_a_full_cache(versions: u64) -> Result<String> {
     let settings = CacheSettings {
         ttl: Duration::from_hours(1),
         ..CacheSettings::default()
@@ -40,28 +40,39 @@ pub(crate) fn of_a_full_cache() -> Result<String> {
     let before = resident("self")?;
     let mut number: u64 = 0;
     while cache.stats().evictions() < 50_000 {
-        number += 1;
-        let record = record(number)?;
+        let key_id = KeyId::generate()?;
+        let mut records = Vec::new();
+        for version in 1..=versions {
+            number += 1;
+            records.push(KeyRecord {
+                key_id,
+                version: VersionNumber::new(u32::try_from(version)?).context("not zero")?,
+                ..record(number)?
+            });
+        }
+        let siblings = records.split_off(1);
+        let record = records.remove(0);
         follower.fill(
             Fill {
                 epoch: Epoch::new(1),
                 revision: Revision::new(1),
                 digest: record.digest,
                 found: Found::Version(Box::new(record)),
+                siblings: Some(siblings),
             },
             BootTime::from_millis(1_000),
         );
     }
     cache.tidy();
     let taken = resident("self")? - before;
+    let keys = cache.len() / versions;
     Ok(format!(
-        "a full cache: {} entries counted as {} each, {} MiB of {} MiB; the process took {} MiB, {} bytes an entry",
-        cache.len(),
-        cache.bytes() / cache.len(),
+        "a full cache: {keys} keys of {versions} versions counted as {} each, {} MiB of {} MiB; the process took {} MiB, {} bytes a key",
+        cache.bytes() / keys,
         cache.bytes() >> 20,
         settings.max_size >> 20,
         taken >> 20,
-        taken / cache.len(),
+        taken / keys,
     ))
 }
 

@@ -251,12 +251,10 @@ impl Sidecar {
                 let is_revoked = |found: &wire::Item| {
                     item::decode(found).is_ok_and(|record| record.state == KeyState::Revoked)
                 };
-                let item = result.item.clone().filter(is_revoked);
+                let items = result.item.iter().chain(&result.siblings);
                 let lazy = result.keyring == Which::Lazy.name().as_str();
-                (
-                    result.keyring.clone(),
-                    item.filter(|_| lazy).into_iter().collect(),
-                )
+                let revoked = items.filter(|found| lazy && is_revoked(found));
+                (result.keyring.clone(), revoked.cloned().collect())
             }
             Kind::Settings(_)
             | Kind::Snapshot(_)
@@ -419,13 +417,14 @@ impl Sidecar {
             0x20..0x30 => Some(item_of(key.wrapping_add(1), input, None)),
             0x30.. => Some(item_of(key, input, None)),
         };
+        let siblings = (1..=key >> 6).map(|next| item_of(key.wrapping_add(next), input, None));
         wire::LookupResult {
             keyring: which.name().to_string(),
             epoch,
             revision,
             digest: digest_of(key).as_bytes().to_vec().into(),
             item,
-            ..Default::default()
+            siblings: siblings.collect(),
         }
     }
 

@@ -56,6 +56,17 @@ pub struct FedKeyring {
     pub feed: Feed,
 }
 
+/// What a keyring holds under a digest, as its sidecars are told of it.
+#[derive(Clone, Debug)]
+pub struct LookedUp {
+    /// At which the rest is true: all of it is of one moment.
+    pub revision: Revision,
+    /// The version, whatever its state; none where the keyring holds no such one.
+    pub item: Option<wire::Item>,
+    /// The other versions of the same key that are accepted within their windows.
+    pub siblings: Vec<wire::Item>,
+}
+
 impl ServedKeyring {
     /// Serves what a journal holds.
     #[must_use]
@@ -119,15 +130,10 @@ impl ServedKeyring {
         }
     }
 
-    /// The key version with `digest`, whatever its state, as its sidecars are told of it; none where the keyring holds no
-    /// such version. True at the revision that is returned with it: both are of one moment. Its cost grows with
-    /// the logarithm of the keyring's size.
+    /// The key version with `digest`, as its sidecars are told of it now.
     #[must_use]
-    pub fn lookup(&self, digest: &KeyDigest) -> (Revision, Option<wire::Item>) {
-        let state = self.journal.state();
-        let keyring = &state.keyring;
-        let record = keyring.find(digest).and_then(|which| keyring.record(which));
-        (keyring.revision(), record.as_ref().map(item::encode))
+    pub fn lookup(&self, digest: &KeyDigest) -> LookedUp {
+        self.journal.state().lookup(digest)
     }
 
     /// What is rung when the keyring has changed.
@@ -191,6 +197,20 @@ impl FedKeyring {
         revision == newest
             || (revision.behind(newest) <= MAX_SNAPSHOT_LAG
                 && self.feed.step_after(revision).is_some())
+    }
+
+    /// What it holds under a digest. The cost grows with the logarithm of the keyring's size.
+    #[must_use]
+    pub fn lookup(&self, digest: &KeyDigest) -> LookedUp {
+        let keyring = &self.keyring;
+        let which = keyring.find(digest);
+        let record = which.and_then(|which| keyring.record(which));
+        let siblings = which.into_iter().flat_map(|which| keyring.siblings(which));
+        LookedUp {
+            revision: keyring.revision(),
+            item: record.as_ref().map(item::encode),
+            siblings: siblings.map(|record| item::encode(&record)).collect(),
+        }
     }
 
     /// Serves a keyring as it is. Takes time in proportion to its size.
@@ -349,8 +369,8 @@ mod tests {
         let (revoked, digest) = plane.add_key().await;
         let (other, others_digest) = plane.add_key().await;
         let stands = |digest| {
-            let (revision, found) = plane.served.lookup(digest);
-            let found = found.map(|found| item::decode(&found).expect("it was just encoded"));
+            let LookedUp { revision, item, .. } = plane.served.lookup(digest);
+            let found = item.map(|found| item::decode(&found).expect("it was just encoded"));
             assert_eq!(revision, plane.served.revision());
             found.map(|record| (record.version_ref(), record.state))
         };

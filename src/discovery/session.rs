@@ -440,18 +440,18 @@ impl Session {
             let Ok(digest) = KeyDigest::from_slice(&lookup.digest) else {
                 continue;
             };
-            let (revision, item) = at.served.lookup(&digest);
-            self.catalog.metrics().looked_up(match &item {
+            let found = at.served.lookup(&digest);
+            self.catalog.metrics().looked_up(match &found.item {
                 Some(_) => LookupOutcome::Found,
                 None => LookupOutcome::Unknown,
             });
             return Some(Kind::LookupResult(wire::LookupResult {
                 keyring: lookup.keyring,
                 epoch: at.served.epoch().get(),
-                revision: revision.get(),
+                revision: found.revision.get(),
                 digest: lookup.digest,
-                item,
-                ..Default::default()
+                item: found.item,
+                siblings: found.siblings,
             }));
         }
     }

@@ -184,6 +184,14 @@ impl Keyring {
             .map(|(key, version)| key.record(version))
     }
 
+    /// What sidecars are told of the other versions of the same key that are accepted within their windows: a handful.
+    pub fn siblings(&self, which: VersionRef) -> impl Iterator<Item = KeyRecord> {
+        let key = self.keys.get(&which.key_id);
+        key.into_iter()
+            .flat_map(|key| key.versions.values().map(|version| key.record(version)))
+            .filter(move |record| record.version != which.version && record.state.is_live())
+    }
+
     /// What sidecars are told: every version, the retired and revoked ones as tombstones.
     pub fn records(&self) -> impl Iterator<Item = KeyRecord> {
         self.keys

@@ -388,6 +388,15 @@ impl KeyState {
         Self::Revoked,
     ];
 
+    /// Whether such a version is accepted within its window.
+    #[must_use]
+    pub const fn is_live(self) -> bool {
+        match self {
+            Self::Pending | Self::Active | Self::Retiring => true,
+            Self::Retired | Self::Revoked => false,
+        }
+    }
+
     /// The name that users see everywhere.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -211,6 +211,12 @@ impl OwnedKey {
         }
     }
 
+    /// What it is found by.
+    #[must_use]
+    pub const fn digest(&self) -> &KeyDigest {
+        &self.digest
+    }
+
     /// The version.
     #[must_use]
     pub fn held(&self) -> HeldKey<'_> {

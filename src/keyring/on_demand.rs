@@ -1,4 +1,4 @@
-//! A keyring that is too large for the sidecar: it holds the versions that it has looked up, within bounds.
+//! A keyring that is too large for the sidecar: it holds the keys that it has looked up, within bounds.
 //!
 //! A check reads the [`KeyCache`] without a lock. What it does not find there is looked up at the control plane, once
 //! however many checks wait for it ([`lookup`]), at the expense of a [`Budget`](crate::budget::Budget) where nobody knows the key. One
@@ -31,6 +31,30 @@
 //! it is used on: an outage of the control plane denies nobody whose key is held.
 //!
 //! An entry that the cache does not let in, for want of room, is used by the checks that waited for it all the same.
+//!
+//! # Why an ack of a staged version holds for a sidecar that holds some keys only
+//!
+//! A rotation hands a secret out when every sidecar has acked the delta that staged its version. A sidecar may be cut off
+//! right after its ack. It must then answer for the new version wherever it answers for the old one. So the versions of one
+//! key are held as a [`Group`]: a sidecar holds every version of a key that is accepted, or none.
+//!
+//! 1. The answer to a lookup brings the siblings of what was looked up: the other versions of the key that are accepted
+//!    within their windows. All of them are read from one state, so the group is complete at the answer's revision.
+//! 2. A delta that brings a version of a key which is held adds it to the group, before the delta is acked. So the group is
+//!    complete at the revision that is acked.
+//! 3. A lookup may be under way while a version is staged. Either its answer is read after that and brings the version, or
+//!    the answer precedes the delta on the stream, by the first rule above, and the delta adds the version. An answer that
+//!    is older than an acked delta is dropped as outdated. A delta that an answer includes adds nothing: what the answer
+//!    did not bring has ended by then.
+//! 4. The cache counts a use of any version as a use of all, and evicts all of them at once. Changes that make a group larger
+//!    are let in: the cache makes room elsewhere, or evicts the group.
+//! 5. Where a sibling cannot be read, a key that is not held is used by the checks that waited for it and is not held. Of a
+//!    key that is held, a version that cannot be read came by a delta, whose nack names it.
+//!
+//! Every sidecar gets every delta and acks them in order, whatever it holds. So an ack means for one that holds keys on
+//! demand what it means for one that holds all: whoever can answer for the old version can answer for the new one. The
+//! control plane needs no book of who holds what. A sidecar that holds no version of the key could not answer for the old one
+//! either.
 
 use std::{
     fmt,
@@ -51,21 +75,31 @@ use crate::{
 };
 
 mod follower;
+mod group;
+mod groups;
 mod lookup;
 mod settings;
 mod stats;
 mod tombstones;
 
 pub use follower::{Fill, Follower, Found, StartError};
+use group::Group;
+use groups::Gone;
 pub use lookup::{Answer, Failure, Lookups, MAX_WAITING, Refusal, Waiting};
 pub use settings::CacheSettings;
 pub use stats::{CacheStats, LookupOutcome, ReadOutcome};
 use tombstones::Tombstones;
 
-/// The versions of a keyring that this sidecar has looked up. Checks read it, one [`Follower`] writes.
+/// The versions of a keyring that this sidecar has looked up, and their siblings. Checks read it, one [`Follower`] writes.
 pub struct KeyCache {
     settings: CacheSettings,
-    entries: Cache<KeyDigest, Arc<CachedKey>, Hashing>,
+    /// By the digest of their head.
+    groups: Cache<KeyDigest, Group, Hashing>,
+    /// From the digests of the other versions to that of the head. It has no bound of its own: a group's weight counts its
+    /// links.
+    links: Cache<KeyDigest, KeyDigest, Hashing>,
+    /// The groups that went, for the writer.
+    gone: Arc<Mutex<Vec<Gone>>>,
     /// What the control plane does not know, and until when that is believed.
     unknown: Cache<KeyDigest, Unknown, Hashing>,
     /// Of the entries that may be used; others are left to be evicted.
@@ -82,6 +116,8 @@ pub struct CachedKey {
     key: OwnedKey,
     /// At which the record is true, and from which on it was kept true.
     revision: Revision,
+    /// Of the answer that brought it or its group, with every version of the key that was accepted then.
+    complete_at: Revision,
     /// In milliseconds since the boot.
     expires_at: u64,
     generation: u32,
@@ -116,9 +152,6 @@ type Hashing = BuildHasherDefault<DigestHasher>;
 #[derive(Default)]
 struct DigestHasher(u64);
 
-/// What an entry takes beside its record, in bytes: the cache's own node, its place in the order of use, and the two
-/// allocations around it. From the growth of a process with 150,000 entries, which was 546 bytes an entry.
-const ENTRY_OVERHEAD: usize = 410;
 /// The most digests that are known to be unknown: some megabytes, and ten times what the default budget lets in during
 /// the default time.
 const MAX_UNKNOWN: u64 = 16_384;
@@ -131,16 +164,24 @@ impl KeyCache {
     pub fn new(settings: CacheSettings, wake: Arc<Notify>) -> Self {
         let stats = Arc::new(CacheStats::default());
         let told = Arc::clone(&stats);
-        let entries = Cache::builder()
+        let gone: Arc<Mutex<Vec<Gone>>> = Arc::default();
+        let left = Arc::clone(&gone);
+        let groups = Cache::builder()
             .max_capacity(settings.max_size)
-            .weigher(|_: &KeyDigest, cached: &Arc<CachedKey>| {
-                u32::try_from(cached.weight()).unwrap_or(u32::MAX)
+            .weigher(|_: &KeyDigest, group: &Group| {
+                u32::try_from(group.weight()).unwrap_or(u32::MAX)
             })
-            .eviction_listener(move |_, _, cause| match cause {
-                RemovalCause::Size => told.evicted(),
-                RemovalCause::Expired | RemovalCause::Explicit | RemovalCause::Replaced => {}
+            .eviction_listener(move |_, group: Group, cause| {
+                match cause {
+                    RemovalCause::Size => told.evicted(group.versions().len() as u64),
+                    RemovalCause::Expired | RemovalCause::Explicit => {}
+                    RemovalCause::Replaced => return,
+                }
+                let mut gone = left.lock().unwrap_or_else(PoisonError::into_inner);
+                gone.push(Gone::new(&group));
             })
             .build_with_hasher(Hashing::default());
+        let links = Cache::builder().build_with_hasher(Hashing::default());
         let unknown = Cache::builder()
             .max_capacity(MAX_UNKNOWN)
             // The newest is always let in: what is refused here would be asked again.
@@ -148,7 +189,9 @@ impl KeyCache {
             .build_with_hasher(Hashing::default());
         Self {
             settings,
-            entries,
+            groups,
+            links,
+            gone,
             unknown,
             generation: AtomicU32::new(0),
             lookups: Mutex::new(Lookups::new(settings.unknown_budget)),
@@ -173,7 +216,7 @@ impl KeyCache {
     /// within the last moment may be missing.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.entries.entry_count()
+        self.groups.entry_count() + self.links.entry_count()
     }
 
     /// Whether it has none.
@@ -185,7 +228,7 @@ impl KeyCache {
     /// What its entries take, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.entries.weighted_size()
+        self.groups.weighted_size()
     }
 
     /// How many digests are known to be nobody's.
@@ -197,7 +240,8 @@ impl KeyCache {
     /// Does what the cache puts off: lets entries in, orders them by use, evicts some. Checks do a part of it from time to
     /// time; whoever calls this often spares them most of it.
     pub fn tidy(&self) {
-        self.entries.run_pending_tasks();
+        self.groups.run_pending_tasks();
+        self.links.run_pending_tasks();
         self.unknown.run_pending_tasks();
     }
 
@@ -249,8 +293,19 @@ impl KeyCache {
     }
 
     fn entry(&self, digest: &KeyDigest) -> Option<Arc<CachedKey>> {
-        let cached = self.entries.get(digest)?;
-        self.is_current(cached.generation).then_some(cached)
+        self.groups
+            .get(digest)
+            .map(Group::into_head)
+            .filter(|head| self.is_current(head.generation))
+            .or_else(|| self.sibling(digest))
+    }
+
+    /// A version that is not the head of its group. Reading it counts as a use of the group.
+    fn sibling(&self, digest: &KeyDigest) -> Option<Arc<CachedKey>> {
+        let group = self.groups.get(&self.links.get(digest)?)?;
+        let cached = group.find(digest)?;
+        self.is_current(cached.generation)
+            .then(|| Arc::clone(cached))
     }
 
     fn is_unknown(&self, digest: &KeyDigest, now: BootTime) -> bool {
@@ -274,11 +329,18 @@ impl KeyCache {
         generation == self.generation.load(Ordering::Acquire)
     }
 
-    /// Drops what is held under a digest, as the cache may at any time.
+    /// Drops what is held of the key that has a digest, as the cache may at any time.
     #[cfg(test)]
     pub(crate) fn evict(&self, digest: &KeyDigest) {
-        self.entries.invalidate(digest);
+        self.groups.invalidate(digest);
+        if let Some(head) = self.links.get(digest) {
+            self.groups.invalidate(&head);
+        }
         self.unknown.invalidate(digest);
+    }
+
+    fn lock_gone(&self) -> MutexGuard<'_, Vec<Gone>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_lookups(&self) -> MutexGuard<'_, Lookups> {
@@ -291,10 +353,6 @@ impl CachedKey {
     #[must_use]
     pub const fn key(&self) -> &OwnedKey {
         &self.key
-    }
-
-    fn weight(&self) -> usize {
-        ENTRY_OVERHEAD + size_of::<Self>() - size_of::<OwnedKey>() + self.key.size()
     }
 }
 

@@ -116,6 +116,7 @@ impl Sidecar {
             revision: REVISION,
             digest,
             found,
+            siblings: Some(Vec::new()),
         };
         self.follower.fill(fill, self.clock.boot());
     }
@@ -127,6 +128,7 @@ impl Sidecar {
             revision: REVISION,
             digest: testing::pepper().digest(&secret.presented()),
             found: Found::Version(Box::new(record)),
+            siblings: Some(Vec::new()),
         };
         self.follower.fill(fill, self.clock.boot());
     }

@@ -176,11 +176,21 @@ impl Followed {
                 }
             },
         };
+        let (siblings, rejected) = records(&result.siblings);
+        for wire::RejectedItem { name, reason } in &rejected {
+            tracing::error!(
+                auth.keyring = %self.name(),
+                item = name,
+                error = reason,
+                "an item of the keyring cannot be used"
+            );
+        }
         let fill = Fill {
             epoch: Epoch::new(result.epoch),
             revision: Revision::new(result.revision),
             digest,
             found,
+            siblings: rejected.is_empty().then_some(siblings),
         };
         self.follower.fill(fill, now);
         Ok(())

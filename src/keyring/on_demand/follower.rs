@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use super::{Answer, CachedKey, Failure, KeyCache, Tombstones, Unknown};
+use super::{Answer, CachedKey, Failure, Group, KeyCache, Tombstones, Unknown, groups::Groups};
 use crate::{
     clock::BootTime,
     key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision, VersionRef},
@@ -22,6 +22,7 @@ use crate::{
 pub struct Follower {
     slot: Arc<Slot>,
     cache: Arc<KeyCache>,
+    pub(super) groups: Groups,
     settings: Option<Arc<KeyringSettings>>,
     /// Without keys: what checks need beside them.
     view: Option<Arc<KeyringView>>,
@@ -41,6 +42,8 @@ pub struct Fill {
     pub digest: KeyDigest,
     /// What the keyring holds.
     pub found: Found,
+    /// The other versions of the same key that are accepted within their windows; none when one of them cannot be read.
+    pub siblings: Option<Vec<KeyRecord>>,
 }
 
 /// What a keyring holds under a digest.
@@ -70,6 +73,7 @@ impl Follower {
     pub fn new(slot: Arc<Slot>, cache: Arc<KeyCache>) -> Self {
         Self {
             slot,
+            groups: Groups::new(Arc::clone(&cache)),
             cache,
             settings: None,
             view: None,
@@ -175,6 +179,7 @@ impl Follower {
             from,
         })?;
         let mut view = KeyringView::clone(view);
+        self.groups.tidy();
         self.revoke(epoch, to, revocations);
         for record in upserts {
             self.change(record, to);
@@ -204,7 +209,9 @@ impl Follower {
             revision,
             digest,
             found,
+            siblings,
         } = fill;
+        self.groups.tidy();
         if let Found::Version(record) = &found
             && record.state == KeyState::Revoked
         {
@@ -215,13 +222,11 @@ impl Follower {
         } else {
             match found {
                 Found::Version(record) => {
-                    let cached = self.cached(&record, revision, self.expires_at(&digest, now));
-                    self.cache.entries.insert(digest, Arc::clone(&cached));
-                    self.cache.unknown.invalidate(&digest);
-                    Answer::Held(cached)
+                    let expires_at = self.expires_at(&digest, now);
+                    Answer::Held(self.hold(&record, siblings.as_deref(), revision, expires_at))
                 }
                 Found::Nothing => {
-                    self.cache.entries.invalidate(&digest);
+                    self.groups.remove(&digest);
                     let unknown = Unknown {
                         expires_at: after(now, self.cache.settings.negative_ttl.as_millis()),
                         generation: self.generation(),
@@ -245,18 +250,64 @@ impl Follower {
         self.change(&revoked, revision);
     }
 
-    /// Brings what is held of a version to what it is at `revision`. What was answered at that revision or after it has
-    /// the change already, except that a revocation is never too old.
-    fn change(&self, record: &KeyRecord, revision: Revision) {
+    /// Holds what was looked up, with its siblings. Where one of these cannot be read, a key that is not held is not held from
+    /// now on either: who holds a version is to have all of them.
+    fn hold(
+        &mut self,
+        record: &KeyRecord,
+        siblings: Option<&[KeyRecord]>,
+        revision: Revision,
+        expires_at: u64,
+    ) -> Arc<CachedKey> {
+        self.cache.unknown.invalidate(&record.digest);
+        let held = self.groups.of(record.key_id);
+        let complete_at = match (siblings, &held) {
+            (None, Some(held)) => held.complete_at(),
+            (Some(_), _) | (None, None) => revision,
+        };
+        let cached = self.cached(record, revision, complete_at, expires_at);
+        if held.is_none() && siblings.is_none() {
+            return cached;
+        }
+        let is_sibling = |sibling: &&KeyRecord| {
+            sibling.key_id == record.key_id && sibling.digest != record.digest
+        };
+        let mut versions = vec![Arc::clone(&cached)];
+        for sibling in siblings.unwrap_or_default().iter().filter(is_sibling) {
+            self.cache.unknown.invalidate(&sibling.digest);
+            versions.push(self.cached(sibling, revision, complete_at, expires_at));
+        }
+        // A digest is of one key.
+        for version in &versions {
+            let digest = version.key.digest();
+            if held.as_ref().is_none_or(|held| held.find(digest).is_none()) {
+                self.groups.remove(digest);
+            }
+        }
+        let held = held.unwrap_or_else(|| Group::One(Arc::clone(&cached)));
+        self.groups.put(held.with(versions));
+        cached
+    }
+
+    /// Brings what is held of a key to what one of its versions is at `revision`. What was answered at that revision or after
+    /// it has the change already, except that a revocation is never too old.
+    fn change(&mut self, record: &KeyRecord, revision: Revision) {
         let digest = &record.digest;
         let is_older =
             |held: &CachedKey| held.revision < revision || record.state == KeyState::Revoked;
-        // Most changes are of versions that are not held; looking for them first does not count as their use.
-        if self.cache.entries.contains_key(digest)
-            && let Some(held) = self.cache.entries.get(digest).filter(|held| is_older(held))
+        // Most changes are of keys that are not held; looking for them first does not count as their use.
+        if let Some(group) = self.groups.with(digest) {
+            if let Some(held) = group.find(digest).filter(|held| is_older(held)) {
+                let newest = revision.max(held.revision);
+                let changed = self.cached(record, newest, held.complete_at, held.expires_at);
+                self.groups.put(group.with([changed]));
+            }
+        } else if record.state.is_live()
+            && let Some(group) = self.groups.of(record.key_id)
+            && group.complete_at() < revision
         {
-            let cached = self.cached(record, revision.max(held.revision), held.expires_at);
-            self.cache.entries.insert(*digest, cached);
+            let staged = self.cached(record, revision, group.complete_at(), group.expires_at());
+            self.groups.put(group.with([staged]));
         }
         self.cache.unknown.invalidate(digest);
         self.cache.amend(digest, |answer| {
@@ -266,7 +317,9 @@ impl Follower {
                 Answer::Unknown => 0,
                 Answer::Held(_) | Answer::Failed(_) => return None,
             };
-            Some(Answer::Held(self.cached(record, revision, expires_at)))
+            Some(Answer::Held(
+                self.cached(record, revision, revision, expires_at),
+            ))
         });
         match record.state {
             KeyState::Pending | KeyState::Active => self.forget_callers(record.version_ref()),
@@ -274,11 +327,11 @@ impl Follower {
         }
     }
 
-    fn remove(&self, digest: &KeyDigest) {
+    fn remove(&mut self, digest: &KeyDigest) {
         if self.tombstones.contains(digest) {
             return;
         }
-        self.cache.entries.invalidate(digest);
+        self.groups.remove(digest);
         self.cache.amend(digest, |answer| match answer {
             Answer::Held(_) => Some(Answer::Unknown),
             Answer::Unknown | Answer::Failed(_) => None,
@@ -293,7 +346,13 @@ impl Follower {
     }
 
     /// A version as it is held, of the current generation. One that was revoked stays so.
-    fn cached(&self, record: &KeyRecord, revision: Revision, expires_at: u64) -> Arc<CachedKey> {
+    fn cached(
+        &self,
+        record: &KeyRecord,
+        revision: Revision,
+        complete_at: Revision,
+        expires_at: u64,
+    ) -> Arc<CachedKey> {
         let key = if self.tombstones.contains(&record.digest) {
             let state = KeyState::Revoked;
             OwnedKey::new(&KeyRecord {
@@ -306,6 +365,7 @@ impl Follower {
         Arc::new(CachedKey {
             key,
             revision,
+            complete_at,
             expires_at,
             generation: self.generation(),
             refreshed: AtomicBool::new(false),

@@ -85,7 +85,7 @@ impl CacheStats {
         self.refreshes.load(Ordering::Relaxed)
     }
 
-    /// How many entries went, or were not let in, for want of room.
+    /// How many versions went, or were not let in, for want of room.
     #[must_use]
     pub fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
@@ -117,8 +117,8 @@ impl CacheStats {
         add(&self.refreshes, 1);
     }
 
-    pub(super) fn evicted(&self) {
-        add(&self.evictions, 1);
+    pub(super) fn evicted(&self, versions: u64) {
+        add(&self.evictions, versions);
     }
 
     pub(super) fn took(&self, duration: Duration) {

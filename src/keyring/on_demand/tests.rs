@@ -7,6 +7,8 @@ use crate::{
     keyring::{DeltaError, KeyringSettings, Keyrings, Mode, Slot, Staleness},
 };
 
+mod groups;
+
 const EPOCH: Epoch = Epoch::new(7);
 const SETTINGS: CacheSettings = CacheSettings {
     max_size: 1 << 20,
@@ -69,6 +71,7 @@ impl Followed {
             revision: revision(at),
             digest,
             found: record.map_or(Found::Nothing, |record| Found::Version(Box::new(record))),
+            siblings: Some(Vec::new()),
         };
         self.follower.fill(fill, now);
     }
@@ -352,6 +355,7 @@ fn an_answer_of_another_epoch_is_dropped() {
         revision: revision(99),
         digest: record.digest,
         found: Found::Version(Box::new(record)),
+        siblings: Some(Vec::new()),
     };
     followed.follower.fill(fill, START);
     assert_eq!(followed.state(&secret, START), None);
@@ -423,6 +427,7 @@ fn a_revocation_outlives_its_entry_and_its_epoch() {
         revision: revision(3),
         digest: record.digest,
         found: Found::Version(Box::new(record)),
+        siblings: Some(Vec::new()),
     };
     followed.follower.fill(fill, START);
     assert_eq!(followed.state(&secret, START), Some(KeyState::Revoked));
@@ -440,6 +445,7 @@ fn a_revocation_that_came_as_an_answer_outlives_its_epoch() {
         revision: revision(3),
         digest: record.digest,
         found: Found::Version(Box::new(record)),
+        siblings: Some(Vec::new()),
     };
     followed.follower.fill(fill, START);
     assert_eq!(followed.state(&secret, START), Some(KeyState::Revoked));

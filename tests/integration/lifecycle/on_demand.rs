@@ -127,7 +127,8 @@ async fn a_key_is_looked_up_once_and_follows_its_changes() {
     .await;
     assert_eq!(status["mode"], "on_demand", "{status}");
     assert_eq!(status["keys"], serde_json::Value::Null, "{status}");
-    assert_eq!(lookups(&sidecar, "found").await, 3);
+    // The new version came with the rotation.
+    assert_eq!(lookups(&sidecar, "found").await, 2);
     let log = sidecar.stopped().await;
     assert_eq!(log.count("snapshot applied"), 0, "{log}");
 }
@@ -162,6 +163,27 @@ async fn without_a_control_plane_held_keys_go_on_and_others_are_denied() {
     control.json(&revoke).await;
     let verdict = sidecar.check(&held.secret).await;
     assert_eq!(verdict, Verdict::denied("revoked", 1));
+}
+
+/// Whichever version of the key it has been asked for, and whether that was before the rotation or after it.
+#[tokio::test]
+async fn a_sidecar_that_is_cut_off_knows_all_versions_of_the_keys_that_it_holds() {
+    let mut control = Control::start().await;
+    let old = control.create_key().await;
+    let before = start(&control, "edge-1", PATIENT).await;
+    let after = start(&control, "edge-2", PATIENT).await;
+    assert_eq!(before.check(&old.secret).await, Verdict::allowed(1));
+    let rotated = control.json(&["rotate", "start", &old.id]).await;
+    assert_eq!(rotated["total"], 2, "{rotated}");
+    let new = IssuedKey::from_json(&rotated);
+    assert_eq!(after.check(&new.secret).await, Verdict::allowed(2));
+
+    control.plane.kill().await;
+    for sidecar in [&before, &after] {
+        assert_eq!(sidecar.check(&new.secret).await, Verdict::allowed(2));
+        assert_eq!(sidecar.check(&old.secret).await, Verdict::allowed(1));
+        assert_eq!(lookups(sidecar, "found").await, 1);
+    }
 }
 
 #[tokio::test]
