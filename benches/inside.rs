@@ -16,7 +16,7 @@ use clap::Parser;
 use relatch::clock::Clock;
 use serde_json::{Value, json};
 
-use held::{Held, assert_allowed};
+use held::{Held, OnDemand, assert_allowed, pepper};
 
 /// Counts the allocations of a Check, and times a change to many keys
 #[derive(Debug, Parser)]
@@ -59,6 +59,7 @@ fn main() -> Result<()> {
     let change = |what: &str| format!("one change to {} keys: {what}", cli.keys);
     let rows = json!({ "rows": [
         row("allocations of an allow", "count", &[allocations()], Some(0.0)),
+        row("allocations of a find on demand", "count", &[allocations_on_demand()], None),
         row(&change("p99"), "microseconds", &tails, Some(1_000.0)),
         row(&change("median"), "microseconds", &medians, None),
     ] });
@@ -86,6 +87,21 @@ fn allocations() -> f64 {
     });
     assert_allowed(&answer);
     let total = u32::try_from(counted.count_total).expect("a Check makes few allocations");
+    f64::from(total) / f64::from(CHECKS)
+}
+
+/// Allocations for the version of a key that is held on demand, those of the cache's own upkeep included.
+fn allocations_on_demand() -> f64 {
+    const KEYS: usize = 1_000;
+    let held = OnDemand::new(KEYS);
+    let peppers = [pepper()];
+    let find = |number: u32| {
+        let number = usize::try_from(number).expect("it fits");
+        assert!(held.finds(number % KEYS, &peppers));
+    };
+    (0..CHECKS).for_each(find);
+    let counted = allocation_counter::measure(|| (0..CHECKS).for_each(find));
+    let total = u32::try_from(counted.count_total).expect("a find makes few allocations");
     f64::from(total) / f64::from(CHECKS)
 }
 

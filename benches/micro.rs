@@ -23,7 +23,7 @@ use relatch::{
     },
 };
 
-use held::{Held, RECORDED, STRIDE, assert_allowed, digest_of, pepper, secret};
+use held::{Held, OnDemand, RECORDED, STRIDE, assert_allowed, digest_of, pepper, secret};
 
 const SIZES: [u64; 2] = [1_000, 1_000_000];
 
@@ -66,6 +66,18 @@ fn lookup(bencher: Bencher<'_, '_>, keys: u64) {
             let view = view.as_ref().expect("a snapshot was taken");
             view.lookup(black_box(digest)).is_some()
         });
+}
+
+/// Of a keyring that is held on demand: the digest of a secret, and its version in the cache.
+#[divan::bench(args = [1_000, 50_000])]
+fn find_on_demand(bencher: Bencher<'_, '_>, keys: usize) {
+    let held = OnDemand::new(keys);
+    let peppers = [pepper()];
+    let mut number = 0;
+    bencher.bench_local(|| {
+        number = (number + 7_919) % keys;
+        held.finds(black_box(number), &peppers)
+    });
 }
 
 /// From the bytes of the request to the bytes of the response, with metrics and without spans.

@@ -45,6 +45,10 @@ struct Options {
     #[arg(long, default_value_t = 5_000)]
     rate: u64,
 
+    /// Only fills a cache with keys of so many versions each, and says how much memory that takes
+    #[arg(long)]
+    memory_of: Option<u64>,
+
     /// Cargo gives it to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -63,7 +67,11 @@ fn main() -> Result<()> {
     if let Some(data_dir) = &options.fill {
         return runtime.block_on(store::fill(data_dir, options.keys));
     }
-    println!("{}", memory::of_a_full_cache()?);
+    if let Some(versions) = options.memory_of {
+        println!("{}", memory::of_a_full_cache(versions)?);
+        return Ok(());
+    }
+    println!("{}", memory::of_a_full_cache(1)?);
     runtime.block_on(measure(&options))
 }
 
