@@ -33,7 +33,7 @@ use async_trait::async_trait;
 
 use crate::key::{KeyringName, Revision, Timestamp};
 
-pub use entry::{Entry, EntryHash, Head, LogName, NewEntry, ParseLogNameError};
+pub use entry::{Entry, EntryHash, Expected, Head, LogName, NewEntry, ParseLogNameError};
 pub use error::{AppendError, EntryError, StoreError};
 pub use outbox::{Delivery, DeliveryState, NewDelivery, Retention, Settled, Settlement};
 pub(crate) use sqlite::{Named, Ownership};
@@ -75,6 +75,21 @@ pub trait Store: Send + Sync + fmt::Debug {
         &self,
         log: &LogName,
         expected: Revision,
+        entries: Vec<NewEntry>,
+    ) -> Result<Head, AppendError> {
+        self.append_at(log, expected.into(), entries).await
+    }
+
+    /// The same, where the writer may also say by its hash which entry it expects at the head: of a log that was replaced,
+    /// the revision alone can be right.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](Self::append).
+    async fn append_at(
+        &self,
+        log: &LogName,
+        expected: Expected,
         entries: Vec<NewEntry>,
     ) -> Result<Head, AppendError>;
 

@@ -71,6 +71,41 @@ pub struct Head {
     pub hash: EntryHash,
 }
 
+/// Where a writer expects the head of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The revision of the last entry; 0 of a log that does not exist.
+    pub revision: Revision,
+    /// That entry's hash; none: whatever entry it is.
+    pub hash: Option<EntryHash>,
+}
+
+impl Expected {
+    /// At this entry.
+    #[must_use]
+    pub const fn at(revision: Revision, hash: EntryHash) -> Self {
+        Self {
+            revision,
+            hash: Some(hash),
+        }
+    }
+
+    /// Whether `head` is there.
+    #[must_use]
+    pub fn is(self, head: &Head) -> bool {
+        self.revision == head.revision && self.hash.is_none_or(|hash| hash == head.hash)
+    }
+}
+
+impl From<Revision> for Expected {
+    fn from(revision: Revision) -> Self {
+        Self {
+            revision,
+            hash: None,
+        }
+    }
+}
+
 impl LogName {
     const CONTROL: &'static str = "_control";
 

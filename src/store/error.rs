@@ -9,7 +9,8 @@ use super::{Head, LogName, MAX_APPEND, MAX_ENTRY_LEN};
 /// Why an append was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// Another writer was first, or the log is not what the caller takes it for.
+    /// Another writer was first, or the log is not what the caller takes it for: at the same revision, the head is then
+    /// another entry.
     #[error("log {} is at revision {}, not at {expected}: read what was committed since, then try again", head.log, head.revision)]
     Conflict {
         /// The head that the caller expected.

@@ -1,7 +1,7 @@
 //! The embedded store: a SQLite database in one file, with its write-ahead log beside it.
 //!
 //! One connection writes and one reads, so that a long commit never holds up a read. Both do their work on threads that
-//! may block; a caller waits for its turn without one. Several processes may share the file: a write takes the lock
+//! may block; a caller waits for its turn without one, and what somebody waits for is written first ([`writer`]). Several processes may share the file: a write takes the lock
 //! of the database before it reads the head, so that of two writers one finds the head moved.
 
 mod log;
@@ -14,11 +14,12 @@ mod presence;
 mod schema;
 mod state;
 mod usage;
+mod writer;
 
 use std::{panic, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction};
 use tokio::{sync::Mutex, task};
 
 use crate::key::{KeyringName, Revision, Timestamp};
@@ -30,11 +31,12 @@ pub use owner::{Owner, OwnerError, StoreOwner};
 use self::{
     log::Outcome,
     place::{Fault, Place},
+    writer::{Urgency, Writer},
 };
 use super::{
-    AppendError, CallersRow, Delivery, Entry, Head, LogName, NewDelivery, NewEntry, PresenceKey,
-    PresenceRow, Retention, Settlement, StatePage, StateSnapshot, Store, StoreError, StoredUsage,
-    UsageRow,
+    AppendError, CallersRow, Delivery, Entry, Expected, Head, LogName, NewDelivery, NewEntry,
+    PresenceKey, PresenceRow, Retention, Settlement, StatePage, StateSnapshot, Store, StoreError,
+    StoredUsage, UsageRow,
 };
 
 /// How a database is opened.
@@ -51,7 +53,7 @@ pub struct SqliteOptions {
 pub struct SqliteStore {
     // Closed before the writer, whose close then is the last one and empties the write-ahead log into the file.
     reader: Arc<Mutex<Connection>>,
-    writer: Arc<Mutex<Connection>>,
+    writer: Writer,
     place: Arc<Place>,
 }
 
@@ -77,10 +79,12 @@ impl SqliteStore {
         let place = Place::new(path.to_owned(), options.busy_timeout);
         blocking(move || {
             let (place, reader, writer) = open::open(place, options.create)?;
+            let place = Arc::new(place);
+            let writer = Writer::new(writer, Arc::clone(&place));
             Ok(Self {
                 reader: Arc::new(Mutex::new(reader)),
-                writer: Arc::new(Mutex::new(writer)),
-                place: Arc::new(place),
+                writer: writer.map_err(|fault| place.explain(fault))?,
+                place,
             })
         })
         .await
@@ -128,22 +132,7 @@ impl SqliteStore {
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.with(&self.reader, work).await
-    }
-
-    async fn write_with<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        self.with(&self.writer, work).await
-    }
-
-    async fn with<T: Send + 'static>(
-        &self,
-        connection: &Arc<Mutex<Connection>>,
-        work: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let mut connection = Arc::clone(connection).lock_owned().await;
+        let mut connection = Arc::clone(&self.reader).lock_owned().await;
         let place = Arc::clone(&self.place);
         blocking(move || {
             place.check_present()?;
@@ -151,24 +140,43 @@ impl SqliteStore {
         })
         .await
     }
+
+    /// Writes what a sidecar or an operator waits for.
+    async fn write_awaited<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Transaction<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.write(Urgency::Awaited, work).await
+    }
+
+    /// Writes what nobody waits for.
+    async fn write_bulk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Transaction<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.writer.write(Urgency::Bulk, work).await
+    }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn append(
+    async fn append_at(
         &self,
         log: &LogName,
-        expected: Revision,
+        expected: Expected,
         entries: Vec<NewEntry>,
     ) -> Result<Head, AppendError> {
         NewEntry::check(&entries)?;
         let log = log.clone();
         let outcome = self
-            .write_with(move |connection| log::append(connection, log, expected, entries))
+            .write_awaited(move |transaction| log::append(transaction, log, expected, entries))
             .await?;
         match outcome {
             Outcome::Appended(head) => Ok(head),
-            Outcome::Conflict(head) => Err(AppendError::Conflict { expected, head }),
+            Outcome::Conflict(head) => Err(AppendError::Conflict {
+                expected: expected.revision,
+                head,
+            }),
         }
     }
 
@@ -195,19 +203,19 @@ impl Store for SqliteStore {
 
     async fn rotate_epoch(&self, log: &LogName) -> Result<Head, StoreError> {
         let log = log.clone();
-        self.write_with(move |connection| log::rotate_epoch(connection, log))
+        self.write_awaited(move |transaction| log::rotate_epoch(transaction, log))
             .await
     }
 
     async fn save_state(&self, log: &LogName, state: StateSnapshot) -> Result<(), StoreError> {
         let log = log.clone();
-        self.write_with(move |connection| state::save(connection, log, &state))
+        self.write_bulk(move |transaction| state::save(transaction, log, &state))
             .await
     }
 
     async fn save_state_page(&self, log: &LogName, page: StatePage) -> Result<(), StoreError> {
         let log = log.clone();
-        self.write_with(move |connection| state::save_page(connection, log, &page))
+        self.write_bulk(move |transaction| state::save_page(transaction, log, &page))
             .await
     }
 
@@ -233,17 +241,17 @@ impl Store for SqliteStore {
 
     async fn prune_state_pages(&self, log: &LogName) -> Result<bool, StoreError> {
         let log = log.clone();
-        self.write_with(move |connection| state::prune_pages(connection, &log))
+        self.write_bulk(move |transaction| state::prune_pages(transaction, &log))
             .await
     }
 
     async fn save_presence(&self, rows: Vec<PresenceRow>) -> Result<(), StoreError> {
-        self.write_with(move |connection| presence::save(connection, &rows))
+        self.write_awaited(move |transaction| presence::save(transaction, &rows))
             .await
     }
 
     async fn remove_presence(&self, keys: Vec<PresenceKey>) -> Result<(), StoreError> {
-        self.write_with(move |connection| presence::remove(connection, &keys))
+        self.write_awaited(move |transaction| presence::remove(transaction, &keys))
             .await
     }
 
@@ -253,18 +261,18 @@ impl Store for SqliteStore {
     }
 
     async fn save_usage(&self, rows: Vec<UsageRow>) -> Result<(), StoreError> {
-        self.write_with(move |connection| usage::save(connection, &rows))
+        self.write_bulk(move |transaction| usage::save(transaction, &rows))
             .await
     }
 
     async fn save_callers(&self, rows: Vec<CallersRow>) -> Result<(), StoreError> {
-        self.write_with(move |connection| usage::save_callers(connection, &rows))
+        self.write_bulk(move |transaction| usage::save_callers(transaction, &rows))
             .await
     }
 
     async fn fold_usage(&self, run_id: &str, now: Timestamp) -> Result<(), StoreError> {
         let run_id = run_id.to_owned();
-        self.write_with(move |connection| usage::fold(connection, &run_id, now))
+        self.write_bulk(move |transaction| usage::fold(transaction, &run_id, now))
             .await
     }
 
@@ -286,7 +294,7 @@ impl Store for SqliteStore {
         rows: Vec<NewDelivery>,
     ) -> Result<bool, StoreError> {
         let log = log.clone();
-        self.write_with(move |connection| outbox::project(connection, &log, from, to, &rows))
+        self.write_bulk(move |transaction| outbox::project(transaction, &log, from, to, &rows))
             .await
     }
 
@@ -296,12 +304,12 @@ impl Store for SqliteStore {
         until: Timestamp,
         limit: usize,
     ) -> Result<Vec<Delivery>, StoreError> {
-        self.write_with(move |connection| outbox::claim(connection, now, until, limit))
+        self.write_bulk(move |transaction| outbox::claim(transaction, now, until, limit))
             .await
     }
 
     async fn settle_delivery(&self, settlement: Settlement) -> Result<bool, StoreError> {
-        self.write_with(move |connection| outbox::settle(connection, &settlement))
+        self.write_bulk(move |transaction| outbox::settle(transaction, &settlement))
             .await
     }
 
@@ -321,7 +329,7 @@ impl Store for SqliteStore {
         now: Timestamp,
         retention: Retention,
     ) -> Result<Vec<Delivery>, StoreError> {
-        self.write_with(move |connection| outbox::prune(connection, now, retention))
+        self.write_bulk(move |transaction| outbox::prune(transaction, now, retention))
             .await
     }
 
@@ -388,7 +396,8 @@ mod tests {
             "{error:?}"
         );
 
-        store.writer = Arc::new(Mutex::new(read_only));
+        let place = Arc::clone(&store.place);
+        store.writer = Writer::new(read_only, place).expect("it is open");
 
         let error = store.append(&log, Revision::new(1), entry(1)).await;
         assert!(
@@ -427,7 +436,7 @@ mod tests {
 
     /// SQLite takes a limit below the present size as the present size.
     async fn limit_pages(store: &SqliteStore, pages: u32) {
-        let writer = store.writer.lock().await;
+        let writer = store.writer.connection().lock().await;
         writer
             .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
             .expect("the limit is set");

@@ -1,13 +1,13 @@
 //! Logs and their heads.
 
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params, types::Type};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Type};
 
 use super::place::Fault;
 use crate::{
     key::{Epoch, Revision, Timestamp},
     store::{
-        Entry, EntryHash, Head, LogName, MAX_PAGE, MAX_PAGE_LEN, NewEntry, StoreError, chain,
-        entry::random_epoch,
+        Entry, EntryHash, Expected, Head, LogName, MAX_PAGE, MAX_PAGE_LEN, NewEntry, StoreError,
+        chain, entry::random_epoch,
     },
 };
 
@@ -25,15 +25,13 @@ pub(super) enum Outcome {
 struct TimeError(i64);
 
 pub(super) fn append(
-    connection: &mut Connection,
+    transaction: Transaction<'_>,
     log: LogName,
-    expected: Revision,
+    expected: Expected,
     entries: Vec<NewEntry>,
 ) -> Result<Outcome, Fault> {
-    // Takes the lock of the database now: between reading the head and moving it nobody else can.
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut head = head(&transaction, &log)?.unwrap_or_else(|| Head::absent(log));
-    if head.revision != expected {
+    if !expected.is(&head) {
         return Ok(Outcome::Conflict(head));
     }
     let entries = chain::link(&head, entries);
@@ -121,8 +119,7 @@ pub(super) fn read(
     Ok(page)
 }
 
-pub(super) fn rotate_epoch(connection: &mut Connection, log: LogName) -> Result<Head, Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn rotate_epoch(transaction: Transaction<'_>, log: LogName) -> Result<Head, Fault> {
     let Some(mut head) = head(&transaction, &log)? else {
         return Err(StoreError::UnknownLog { log }.into());
     };

@@ -1,8 +1,6 @@
 //! Deliveries to webhooks, and how far each log was turned into them.
 
-use rusqlite::{
-    Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params, types::Type,
-};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Type};
 
 use super::{
     log::{integer, number, optional_timestamp, timestamp, unreadable},
@@ -34,14 +32,12 @@ pub(super) fn cursor(connection: &Connection, log: &LogName) -> Result<Revision,
 }
 
 pub(super) fn project(
-    connection: &mut Connection,
+    transaction: Transaction<'_>,
     log: &LogName,
     from: Revision,
     to: Revision,
     rows: &[NewDelivery],
 ) -> Result<bool, Fault> {
-    // Takes the lock of the database now: between reading the cursor and moving it nobody else can.
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if cursor(&transaction, log)? != from {
         return Ok(false);
     }
@@ -75,12 +71,11 @@ pub(super) fn project(
 }
 
 pub(super) fn claim(
-    connection: &mut Connection,
+    transaction: Transaction<'_>,
     now: Timestamp,
     until: Timestamp,
     limit: usize,
 ) -> Result<Vec<Delivery>, Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let due = due(&transaction, now, limit)?;
     let mut claimed = Vec::with_capacity(due.len());
     {
@@ -116,7 +111,7 @@ fn due(transaction: &Transaction<'_>, now: Timestamp, limit: usize) -> rusqlite:
         .collect()
 }
 
-pub(super) fn settle(connection: &Connection, settlement: &Settlement) -> Result<bool, Fault> {
+pub(super) fn settle(transaction: Transaction<'_>, settlement: &Settlement) -> Result<bool, Fault> {
     let Settlement {
         webhook,
         event,
@@ -131,7 +126,7 @@ pub(super) fn settle(connection: &Connection, settlement: &Settlement) -> Result
         Settled::Delivered | Settled::GivenUp => None,
     };
     // Who took it has it, whichever attempt it was; any other news is only of the newest attempt.
-    let settled = connection
+    let settled = transaction
         .prepare_cached(
             "UPDATE deliveries SET state = ?4, next_attempt_at = coalesce(?5, next_attempt_at),
                  claimed_until = 0, settled_at = ?6, last_status = ?7, last_error = ?8
@@ -148,6 +143,7 @@ pub(super) fn settle(connection: &Connection, settlement: &Settlement) -> Result
             status,
             error,
         ])?;
+    transaction.commit()?;
     Ok(settled > 0)
 }
 
@@ -170,11 +166,10 @@ pub(super) fn list(
 }
 
 pub(super) fn prune(
-    connection: &mut Connection,
+    transaction: Transaction<'_>,
     now: Timestamp,
     retention: Retention,
 ) -> Result<Vec<Delivery>, Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let given_up = {
         let query = format!(
             "UPDATE deliveries SET state = 'given_up', settled_at = ?1, last_error = ?2

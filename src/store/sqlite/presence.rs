@@ -1,6 +1,6 @@
 //! Which sidecars there are.
 
-use rusqlite::{Connection, TransactionBehavior, params, types::Type};
+use rusqlite::{Connection, Transaction, params, types::Type};
 
 use super::{
     log::{optional_timestamp, timestamp, unreadable},
@@ -11,8 +11,7 @@ use crate::{
     store::{PresenceKey, PresenceRow},
 };
 
-pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn save(transaction: Transaction<'_>, rows: &[PresenceRow]) -> Result<(), Fault> {
     {
         let mut upsert = transaction.prepare_cached(
             "INSERT INTO presence (node, run_id, cluster, version, keyrings, last_contact, gone_at, serving)
@@ -48,8 +47,7 @@ pub(super) fn save(connection: &mut Connection, rows: &[PresenceRow]) -> Result<
     Ok(())
 }
 
-pub(super) fn remove(connection: &mut Connection, keys: &[PresenceKey]) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn remove(transaction: Transaction<'_>, keys: &[PresenceKey]) -> Result<(), Fault> {
     {
         let mut delete =
             transaction.prepare_cached("DELETE FROM presence WHERE node = ?1 AND run_id = ?2")?;

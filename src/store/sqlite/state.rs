@@ -1,6 +1,6 @@
 //! The states of logs, and their pages.
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{
     log::{integer, number},
@@ -16,11 +16,10 @@ use crate::{
 const MAX_PRUNED: u32 = 4;
 
 pub(super) fn save_page(
-    connection: &mut Connection,
+    transaction: Transaction<'_>,
     log: LogName,
     page: &StatePage,
 ) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let revision = integer(page.revision.get());
     let belongs = transaction
         .prepare_cached("SELECT 1 FROM entries WHERE log = ?1 AND revision = ?2")?
@@ -46,11 +45,10 @@ pub(super) fn save_page(
 }
 
 pub(super) fn save(
-    connection: &mut Connection,
+    transaction: Transaction<'_>,
     log: LogName,
     state: &StateSnapshot,
 ) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let revision = integer(state.revision.get());
     let belongs = transaction
         .prepare_cached("SELECT 1 FROM entries WHERE log = ?1 AND revision = ?2 AND hash = ?3")?
@@ -134,8 +132,7 @@ pub(super) fn load_page(
 }
 
 /// Pages of a later revision are those of a state that is being saved.
-pub(super) fn prune_pages(connection: &mut Connection, log: &LogName) -> Result<bool, Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn prune_pages(transaction: Transaction<'_>, log: &LogName) -> Result<bool, Fault> {
     let removed = transaction
         .prepare_cached(
             "DELETE FROM state_pages WHERE rowid IN (

@@ -1,8 +1,6 @@
 //! How often key versions were used, and by whom.
 
-use rusqlite::{
-    Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params, types::Type,
-};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Type};
 
 use super::{
     log::{number, optional_timestamp, unreadable},
@@ -21,8 +19,7 @@ struct NumberError(u32);
 /// The largest sum of processes that have ended: one more process cannot overflow it.
 const MAX_SUM: i64 = i64::MAX / 2;
 
-pub(super) fn save(connection: &mut Connection, rows: &[UsageRow]) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn save(transaction: Transaction<'_>, rows: &[UsageRow]) -> Result<(), Fault> {
     {
         let mut merge = transaction.prepare_cached(
             "INSERT INTO usage
@@ -59,8 +56,7 @@ pub(super) fn save(connection: &mut Connection, rows: &[UsageRow]) -> Result<(),
     Ok(())
 }
 
-pub(super) fn save_callers(connection: &mut Connection, rows: &[CallersRow]) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn save_callers(transaction: Transaction<'_>, rows: &[CallersRow]) -> Result<(), Fault> {
     {
         let mut replace = transaction.prepare_cached(
             "INSERT INTO usage_callers (keyring, key_id, version, run_id, payload)
@@ -86,8 +82,11 @@ pub(super) fn save_callers(connection: &mut Connection, rows: &[CallersRow]) -> 
     Ok(())
 }
 
-pub(super) fn fold(connection: &mut Connection, run_id: &str, now: Timestamp) -> Result<(), Fault> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+pub(super) fn fold(
+    transaction: Transaction<'_>,
+    run_id: &str,
+    now: Timestamp,
+) -> Result<(), Fault> {
     if !is_folded(&transaction, run_id)? {
         transaction.execute(
             "INSERT INTO usage
