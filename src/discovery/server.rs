@@ -1,5 +1,7 @@
 //! The control plane's end of discovery: accepts the streams of sidecars.
 
+mod counted;
+
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
@@ -8,6 +10,7 @@ use tokio_stream::StreamExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
+use self::counted::Counted;
 use super::session::{Asked, Drains, MAX_LOOKUPS, Session};
 use crate::{
     clock::Clock,
@@ -192,6 +195,7 @@ impl KeyringDiscovery for DiscoveryServer {
             .fleet
             .connected(&said, &believed, self.admission.counts(&peer))
             .map_err(|refusal| refused(&peer, &refusal))?;
+        let counted = Counted::new(Arc::clone(&self.fleet), stream.clone());
         // Nothing leaves for a sidecar that is not on record: a control plane that starts anew has to wait for it.
         record(&self.catalog, &self.fleet, &self.usage)
             .await
@@ -266,7 +270,7 @@ impl KeyringDiscovery for DiscoveryServer {
                 None => Parting::Lost,
             };
             drop(reports);
-            fleet.disconnected(&stream, parting);
+            counted.end(parting);
             tracing::info!(node = stream.run.node, ?parting, "sidecar disconnected");
             if let Err(error) = record(&catalog, &fleet, &usage).await {
                 // The reconciler tries again; until then the store has more than there is.

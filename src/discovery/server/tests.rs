@@ -24,7 +24,7 @@ struct World {
     fleet: Arc<Fleet>,
     endpoint: Endpoint,
     _server: JoinSet<()>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl World {
@@ -73,7 +73,7 @@ impl World {
             fleet,
             endpoint: Endpoint::try_from(format!("http://{address}")).expect("a URI"),
             _server: server,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -178,6 +178,38 @@ async fn a_stream_ends_with_the_certificate_that_it_began_with() {
         .await
         .expect("it is left");
     drop(say);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_leaves_before_its_stream_is_open_is_counted_no_longer() {
+    let world = World::start(Peer::default()).await;
+    let path = world.dir.path().join("relatch.db");
+    let lock = rusqlite::Connection::open(path).expect("it opens");
+    lock.execute_batch("BEGIN IMMEDIATE").expect("it is free");
+    let streams = || -> usize {
+        let members = world.fleet.members();
+        members.iter().map(|(_, member)| member.streams).sum()
+    };
+    let mut changes = world.fleet.watch();
+    let mut until = async |count: usize| {
+        let counted = async {
+            while streams() != count {
+                changes.changed().await.expect("the fleet lives");
+            }
+        };
+        let counted = tokio::time::timeout(DEADLINE, counted).await;
+        counted.unwrap_or_else(|_| panic!("{} streams are counted", streams()));
+    };
+    {
+        let opening = world.open(hello());
+        tokio::pin!(opening);
+        tokio::select! {
+            opened = opening.as_mut() => panic!("it is not on record: {}", opened.is_ok()),
+            () = until(1) => {}
+        }
+    }
+    until(0).await;
+    drop(lock);
 }
 
 #[tokio::test]
