@@ -19,5 +19,5 @@ pub mod server;
 pub mod session;
 pub mod settings;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod token;

@@ -59,8 +59,10 @@ struct Calls {
 /// Who is refused tries again: a line for each would only fill the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// With the timeout below, a dead sidecar is found within 15 seconds.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// A ping goes behind what is on its way to the sidecar, and to one that takes a snapshot that is as much as its window: on
+/// a slow link the answer comes late, while what is sent is read all the same.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A sidecar has one stream, an operator a few calls at once.
 const MAX_STREAMS: u32 = 100;
 /// Headers of our own callers are a token and what gRPC adds.
@@ -73,8 +75,10 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// HTTP/2's least (RFC 9113, section 4.2), which fits almost all messages.
 const MAX_FRAME: u32 = 16 << 10;
-/// What waits to be sent on a stream: a few messages.
-const MAX_SEND_BUFFER: usize = 64 << 10;
+/// What waits to be sent on a stream, beside the message that is being made: a revocation goes behind it.
+const MAX_SEND_BUFFER: usize = 16 << 10;
+/// What the system holds of a connection and has not sent, for the same reason. Enough that a fast link never waits for us.
+const MAX_UNSENT: u32 = 16 << 10;
 
 impl Port {
     /// Binds; port 0 lets the system choose.
@@ -105,7 +109,8 @@ impl Port {
         stop: CancellationToken,
     ) {
         let limits = self.limits;
-        let mut listening = Listening::new(self.what, self.listener, tls);
+        let mut listening =
+            Listening::new(self.what, self.listener, tls).with_max_unsent(MAX_UNSENT);
         let mut connections = JoinSet::new();
         let mut told = Seldom::new(LOG_INTERVAL);
         loop {
@@ -219,13 +224,20 @@ fn note(what: &str, ended: Result<Result<(), hyper::Error>, tokio::task::JoinErr
 mod tests {
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpStream,
+        net::{TcpSocket, TcpStream},
         task::JoinHandle,
     };
     use tonic::transport::Endpoint;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
     use super::*;
+    use crate::{
+        discovery::testing::Torrent,
+        proto::discovery::{
+            keyring_discovery_client::KeyringDiscoveryClient,
+            keyring_discovery_server::KeyringDiscoveryServer,
+        },
+    };
 
     /// Longer than anything here takes, so that only a hung test meets it.
     const DEADLINE: Duration = Duration::from_mins(2);
@@ -238,12 +250,16 @@ mod tests {
     }
 
     async fn serve(limits: Limits) -> Served {
+        let (_reporter, health) = tonic_health::server::health_reporter();
+        serve_routes(limits, Routes::new(health)).await
+    }
+
+    async fn serve_routes(limits: Limits, routes: Routes) -> Served {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let port = Port::bind("test", any).await.expect("a port is free");
         let port = Port { limits, ..port };
         let (address, stop) = (port.address(), CancellationToken::new());
-        let (_reporter, health) = tonic_health::server::health_reporter();
-        let serving = port.serve(None, Routes::new(health), stop.clone());
+        let serving = port.serve(None, routes, stop.clone());
         Served {
             address,
             stop,
@@ -342,5 +358,57 @@ mod tests {
             .await
             .expect("it ends")
             .expect("without a panic");
+    }
+
+    /// A way to a server that stops after so many bytes from it, and holds as few as it can.
+    async fn stop_after(bytes: usize, server: SocketAddr) -> SocketAddr {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = TcpListener::bind(any).await.expect("a port is free");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            let (client, _) = listener.accept().await.expect("a client");
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.set_recv_buffer_size(4 << 10).expect("a size");
+            let server = socket.connect(server).await.expect("it listens");
+            let (mut from_client, mut to_client) = client.into_split();
+            let (from_server, mut to_server) = server.into_split();
+            let mut from_server = from_server.take(bytes as u64);
+            let up = tokio::io::copy(&mut from_client, &mut to_server);
+            let down = async {
+                let copied = tokio::io::copy(&mut from_server, &mut to_client).await;
+                copied.expect("both are open");
+                // The connections stay open.
+                std::future::pending::<()>().await;
+            };
+            let _ = tokio::join!(up, down);
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn little_waits_for_a_link_that_has_stopped_whatever_the_window_of_the_sidecar() {
+        const CARRIED: usize = 64 << 10;
+        const WINDOW: u32 = 16 << 20;
+        let torrent = Torrent::default();
+        let routes = Routes::new(KeyringDiscoveryServer::new(torrent.clone()));
+        let served = serve_routes(Limits::default(), routes).await;
+        let address = stop_after(CARRIED, served.address).await;
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+        let channel = endpoint
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .connect()
+            .await
+            .expect("it listens");
+        let opened = KeyringDiscoveryClient::new(channel)
+            .subscribe(tokio_stream::pending())
+            .await;
+        let _unread = opened.expect("it is open");
+
+        let waits = torrent.has_sent().await - CARRIED;
+
+        // What the other end's system holds, one piece of ours for it, and what was gathered for one write.
+        assert!(waits <= 256 << 10, "{waits} bytes wait");
+        served.stop.cancel();
     }
 }

@@ -1,9 +1,75 @@
 //! Builders for tests.
 
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{Stream, stream};
+use tonic::{Request, Response, Status, Streaming};
+
 use crate::{
     key::{AllowedSources, Epoch, KeyId, Scopes, Window, operation::KeySpec, testing},
-    proto::discovery as wire,
+    proto::discovery::{
+        self as wire, control_message::Kind, keyring_discovery_server::KeyringDiscovery,
+    },
 };
+
+/// A control plane that has a message ready whenever the transport asks for one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Torrent {
+    /// How many were asked for.
+    sent: Arc<AtomicUsize>,
+}
+
+/// The bytes of one of its messages.
+const PIECE: usize = 4 << 10;
+/// A transport that asks for nothing for so long has enough.
+const STILL: Duration = Duration::from_millis(300);
+
+impl Torrent {
+    /// How many bytes the transport has asked for when it asks for no more.
+    pub(crate) async fn has_sent(&self) -> usize {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(STILL).await;
+            let now = self.sent.load(Ordering::Relaxed);
+            if now > 0 && now == before {
+                return now * PIECE;
+            }
+            before = now;
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl KeyringDiscovery for Torrent {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<wire::ControlMessage, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        _request: Request<Streaming<wire::SidecarMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let sent = Arc::clone(&self.sent);
+        let message = move || {
+            sent.fetch_add(1, Ordering::Relaxed);
+            let reason = "x".repeat(PIECE);
+            let keyring = String::new();
+            Ok(wire::ControlMessage {
+                kind: Some(Kind::NotServed(wire::NotServed {
+                    keyring,
+                    reason,
+                    ..Default::default()
+                })),
+            })
+        };
+        Ok(Response::new(Box::pin(stream::repeat_with(message))))
+    }
+}
 
 /// The settings of the keyring that tests speak of.
 pub(super) fn settings(epoch: Epoch) -> wire::KeyringSettings {

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -35,6 +36,8 @@ pub struct Listening {
     what: &'static str,
     listener: TcpListener,
     tls: Option<TlsServer>,
+    /// How much of each connection the system may hold unsent, in bytes; none: as much as it likes.
+    max_unsent: Option<u32>,
     /// Bounded by [`TlsServer`].
     handshakes: JoinSet<Shaken>,
     unaccepted: Unaccepted,
@@ -51,8 +54,19 @@ impl Listening {
             what,
             listener,
             tls,
+            max_unsent: None,
             handshakes: JoinSet::new(),
             unaccepted: Unaccepted::at(what),
+        }
+    }
+
+    /// Lets the system hold `bytes` of each connection unsent (`TCP_NOTSENT_LOWAT`, tcp(7)): what is written later goes
+    /// behind no more than that, and what is on its way.
+    #[must_use]
+    pub fn with_max_unsent(self, bytes: u32) -> Self {
+        Self {
+            max_unsent: Some(bytes),
+            ..self
         }
     }
 
@@ -63,6 +77,9 @@ impl Listening {
                 accepted = self.listener.accept() => {
                     let accepted = accepted.and_then(|(socket, address)| {
                         socket.set_nodelay(true)?;
+                        if let Some(bytes) = self.max_unsent {
+                            SockRef::from(&socket).set_tcp_notsent_lowat(bytes)?;
+                        }
                         Ok((socket, address))
                     });
                     match (accepted, self.tls.clone()) {

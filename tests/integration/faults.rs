@@ -25,6 +25,7 @@ mod overload;
 mod processes;
 mod proxy;
 mod record;
+mod slow;
 mod staleness;
 mod traffic;
 mod world;

@@ -11,7 +11,10 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use super::*;
 use crate::{
     clock::Clock,
-    discovery::{item, testing::settings},
+    discovery::{
+        item,
+        testing::{Torrent, settings},
+    },
     key::{Epoch, KeyId, KeyRecord, KeyState, Secret, Timestamp, VersionRef, testing},
     keyring::{Keyrings, Slot, Staleness},
     proto::discovery::{
@@ -45,7 +48,7 @@ struct World {
 }
 
 /// What a sidecar may send before it is read: little, so that more waits where the sidecar has it.
-const WINDOW: u32 = 64 << 10;
+const SERVERS_WINDOW: u32 = 64 << 10;
 /// Far above what anything here takes, so that only a failing test meets it.
 const DEADLINE: Duration = Duration::from_mins(2);
 
@@ -76,7 +79,7 @@ impl World {
         let (control, opened) = mpsc::unbounded_channel();
         let mut server = JoinSet::new();
         let serving = Server::builder()
-            .initial_stream_window_size(WINDOW)
+            .initial_stream_window_size(SERVERS_WINDOW)
             .add_service(KeyringDiscoveryServer::new(Control(control)))
             .serve_with_incoming(TcpListenerStream::new(listener));
         server.spawn(async move { serving.await.expect("it serves") });
@@ -499,4 +502,28 @@ fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
     // The next stream has to bring it anew.
     receiver.disconnected();
     assert!(!receiver.is_answered());
+}
+
+#[tokio::test]
+async fn little_is_on_its_way_to_a_sidecar_that_does_not_read() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let torrent = Torrent::default();
+    let serving = Server::builder()
+        .add_service(KeyringDiscoveryServer::new(torrent.clone()))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    let mut server = JoinSet::new();
+    server.spawn(async move { serving.await.expect("it serves") });
+    let uri = format!("http://{address}").parse().expect("a URI");
+    let channel = endpoint(uri).connect().await.expect("it listens");
+    let opened = KeyringDiscoveryClient::new(channel)
+        .subscribe(tokio_stream::pending())
+        .await;
+    let _unread = opened.expect("it is open");
+
+    let sent = torrent.has_sent().await;
+
+    // And what was gathered for one write.
+    let bound = 2 * WINDOW as usize;
+    assert!(sent <= bound, "{sent} bytes are on their way");
 }

@@ -1,6 +1,14 @@
 //! A TCP proxy that does to connections what networks do.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -23,9 +31,18 @@ use crate::support::{
 pub(super) struct FaultProxy {
     address: SocketAddr,
     fault: Arc<watch::Sender<Fault>>,
+    counts: Arc<Counts>,
     /// The connections that are carried.
     open: TaskTracker,
     acceptor: JoinHandle<()>,
+}
+
+/// What it has seen.
+#[derive(Debug, Default)]
+struct Counts {
+    connections: AtomicUsize,
+    /// Bytes from the control plane.
+    carried: AtomicUsize,
 }
 
 /// What is done to every connection, those that are open and those that come.
@@ -56,18 +73,22 @@ impl FaultProxy {
         let open = TaskTracker::new();
         open.close();
         let carried = open.clone();
+        let counts = Arc::new(Counts::default());
+        let counting = Arc::clone(&counts);
         let acceptor = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let seen = seen.clone();
+                let (seen, counts) = (seen.clone(), Arc::clone(&counting));
+                counts.connections.fetch_add(1, Ordering::Relaxed);
                 carried.spawn(async move {
                     // How a connection ends is what the test is about.
-                    let _ = carry(client, upstream, seen).await;
+                    let _ = carry(client, upstream, seen, &counts).await;
                 });
             }
         });
         Self {
             address,
             fault: Arc::new(fault),
+            counts,
             open,
             acceptor,
         }
@@ -76,6 +97,16 @@ impl FaultProxy {
     /// Where sidecars connect.
     pub(super) const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many connections have come.
+    pub(super) fn connections(&self) -> usize {
+        self.counts.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes have come from the control plane and gone on.
+    pub(super) fn carried(&self) -> usize {
+        self.counts.carried.load(Ordering::Relaxed)
     }
 
     /// Resets every connection, and returns when none is left that may carry anything.
@@ -101,6 +132,7 @@ async fn carry(
     mut client: TcpStream,
     upstream: SocketAddr,
     mut fault: watch::Receiver<Fault>,
+    counts: &Counts,
 ) -> io::Result<()> {
     reset_on_drop(&client)?;
     if *fault.borrow() == Fault::Cut {
@@ -114,7 +146,7 @@ async fn carry(
         let mut seen = fault.clone();
         tokio::select! {
             end = upload(from_client, to_server) => return end,
-            end = download(from_server, to_client, fault.clone()) => return end,
+            end = download(from_server, to_client, fault.clone(), counts) => return end,
             met = seen.wait_for(|fault| matches!(fault, Fault::Cut | Fault::HalfOpen)) => {
                 // Fails when the proxy is gone.
                 met.map_or(Fault::Cut, |met| *met)
@@ -139,6 +171,7 @@ async fn download(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut fault: watch::Receiver<Fault>,
+    counts: &Counts,
 ) -> io::Result<()> {
     let mut piece = [0; PIECE];
     let mut carried = 0;
@@ -160,6 +193,7 @@ async fn download(
         }
         to.write_all(&piece[..len]).await?;
         carried += len;
+        counts.carried.fetch_add(len, Ordering::Relaxed);
         if is_last {
             return Ok(());
         }
