@@ -38,8 +38,16 @@ pub struct Pages {
     pub registry: Arc<Registry>,
     /// `/readyz`.
     pub readiness: Readiness,
+    /// What `/readyz` says beside being ready; none: nothing.
+    pub notes: Option<Arc<dyn NoteSource>>,
     /// `/status`; none: there is no such page.
     pub status: Option<Arc<dyn StatusSource>>,
+}
+
+/// Says what is wrong with a part of a process that is ready all the same: the rest of it works. It holds no secrets.
+pub trait NoteSource: Send + Sync {
+    /// A line for each thing that is wrong now. It is called on the runtime of the endpoint and must not block.
+    fn notes(&self) -> Vec<String>;
 }
 
 /// Describes the process for an operator, as JSON. It holds no secrets.
@@ -186,7 +194,12 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 async fn readyz(State(pages): State<Pages>) -> Response {
     if pages.readiness.is_ready() {
-        return "ok\n".into_response();
+        let mut page = "ok\n".to_owned();
+        for note in pages.notes.iter().flat_map(|source| source.notes()) {
+            page.push_str(&note);
+            page.push('\n');
+        }
+        return page.into_response();
     }
     let mut page = String::new();
     for name in pages.readiness.blocked_by() {
@@ -226,6 +239,14 @@ mod tests {
         served: JoinHandle<()>,
     }
 
+    struct OneNote;
+
+    impl NoteSource for OneNote {
+        fn notes(&self) -> Vec<String> {
+            vec!["keyring partners cannot be read".to_owned()]
+        }
+    }
+
     async fn start(status: Option<Arc<dyn StatusSource>>) -> Running {
         let checks = Counter::<u64>::default();
         checks.inc();
@@ -237,6 +258,7 @@ mod tests {
             Pages {
                 registry: Arc::new(registry),
                 readiness: readiness.clone(),
+                notes: Some(Arc::new(OneNote)),
                 status,
             },
         )
@@ -296,12 +318,10 @@ mod tests {
         );
         assert!(running.ask("GET /livez").await.starts_with("HTTP/1.1 200 "));
         drop(guard);
-        assert!(
-            running
-                .ask("GET /readyz")
-                .await
-                .starts_with("HTTP/1.1 200 ")
-        );
+        let answer = running.ask("GET /readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let page = "\r\n\r\nok\nkeyring partners cannot be read\n";
+        assert!(answer.ends_with(page), "{answer}");
     }
 
     #[tokio::test]

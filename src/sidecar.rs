@@ -190,6 +190,7 @@ impl Sidecar {
         let pages = Pages {
             registry: Arc::new(registry),
             readiness: readiness.clone(),
+            notes: None,
             status: Some(Arc::new(monitor.clone())),
         };
         let http = HttpServer::bind(settings.http, pages)

@@ -1,12 +1,57 @@
 //! Those who are to be woken when a keyring changes.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{
+    Arc, Mutex, PoisonError, Weak,
+    atomic::{AtomicU64, Ordering},
+};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+
+use super::journal::Witness;
+use crate::key::Revision;
 
 /// The bells that a change rings. Each is somebody's own, who may have it rung by several keyrings.
 #[derive(Debug, Default)]
 pub struct Bells(Mutex<Vec<Weak<Notify>>>);
+
+/// Rings for each revision of a keyring that becomes visible, once.
+#[derive(Debug)]
+pub struct Ringer {
+    bells: Bells,
+    /// The newest revision that was rung for.
+    rung: AtomicU64,
+    /// Counts changes of any keyring.
+    changes: watch::Sender<u64>,
+}
+
+impl Ringer {
+    /// Rings nobody yet; `changes` is counted up with every revision.
+    #[must_use]
+    pub fn new(changes: watch::Sender<u64>) -> Self {
+        Self {
+            bells: Bells::default(),
+            rung: AtomicU64::new(0),
+            changes,
+        }
+    }
+
+    /// What it rings.
+    #[must_use]
+    pub const fn bells(&self) -> &Bells {
+        &self.bells
+    }
+}
+
+impl Witness for Ringer {
+    fn published(&self, revision: Revision) {
+        // Of commits that were written together the first one wakes everybody.
+        if self.rung.fetch_max(revision.get(), Ordering::AcqRel) < revision.get() {
+            self.bells.ring();
+            self.changes
+                .send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+}
 
 impl Bells {
     /// Rings `bell` with every change from now on, for as long as somebody holds it.

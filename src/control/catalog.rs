@@ -1,32 +1,36 @@
 //! All keyrings of a control plane.
 
+mod unread;
+
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
 };
 
 use tokio::{sync::watch, task};
 
 use super::{
-    journal::{self, CommitError, Committed, Journal, LogError},
+    bells::Ringer,
+    journal::{self, CommitError, Committed, Journal, LogError, Position, Report},
     metrics::{CommitOutcome, ControlMetrics},
     saved::{self, Restorer, SavedError},
     served::{FedKeyring, ServedKeyring},
-    spans::{Changes, CommitEvent, ControlTracer},
+    spans::{Changes, CommitEvent, ControlTracer, carried_report},
     steps,
 };
 use crate::{
     causes,
     clock::{BootTime, Clock},
+    http::NoteSource,
     key::{
         Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Pepper, Refusal, Revision,
         Timestamp,
     },
-    store::{AppendError, EntryHash, LogName, StatePage, StateSnapshot, Store, StoreError},
+    store::{AppendError, EntryHash, Head, LogName, StatePage, StateSnapshot, Store, StoreError},
 };
+
+use unread::Unread;
 
 /// The keyrings, where they are kept, and who is told of their changes.
 #[derive(Debug)]
@@ -41,16 +45,15 @@ pub struct Catalog {
     served: watch::Sender<u64>,
     metrics: ControlMetrics,
     tracer: ControlTracer,
-    /// When the store was last read successfully, in milliseconds of the clock that no step of the wall clock moves.
-    read_at: AtomicU64,
+    unread: Unread,
 }
 
 impl Catalog {
-    /// Loads every keyring of the store.
+    /// Loads every keyring of the store. One that cannot be read is left out, loudly, and tried again.
     ///
     /// # Errors
     ///
-    /// When a log cannot be followed.
+    /// When the store cannot be read.
     pub async fn open(
         store: Arc<dyn Store>,
         clock: Clock,
@@ -66,7 +69,7 @@ impl Catalog {
             served: watch::Sender::new(0),
             metrics,
             tracer: ControlTracer::default(),
-            read_at: AtomicU64::new(0),
+            unread: Unread::default(),
         };
         catalog.refresh().await?;
         Ok(catalog)
@@ -106,22 +109,25 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// When it does not exist.
+    /// When it does not exist, or could never be read.
     pub fn get(&self, name: &KeyringName) -> Result<Arc<ServedKeyring>, Refusal> {
-        self.read()
-            .get(name)
-            .cloned()
-            .ok_or_else(|| Refusal::NotFound {
+        if let Some(served) = self.read().get(name) {
+            return Ok(Arc::clone(served));
+        }
+        Err(match self.unread.problem(name) {
+            Some(problem) => Refusal::Unsafe(format!("keyring {name} is not served: {problem}")),
+            None => Refusal::NotFound {
                 what: "keyring",
                 name: name.to_string(),
-            })
+            },
+        })
     }
 
     /// The keyring that holds a key.
     ///
     /// # Errors
     ///
-    /// When none does.
+    /// When none does, or one that does may be among those that could never be read.
     pub fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, Refusal> {
         self.read()
             .values()
@@ -134,10 +140,27 @@ impl Catalog {
                     .contains_key(&key_id)
             })
             .cloned()
-            .ok_or_else(|| Refusal::NotFound {
+            .ok_or_else(|| self.not_holding(key_id))
+    }
+
+    fn not_holding(&self, key_id: KeyId) -> Refusal {
+        let mut unread = self.unread.list().into_iter();
+        match unread.find(|(name, _)| !self.read().contains_key(name)) {
+            Some((name, problem)) => Refusal::Unsafe(format!(
+                "no keyring that is served holds key {key_id}; keyring {name} is not served: {problem}"
+            )),
+            None => Refusal::NotFound {
                 what: "key",
                 name: key_id.to_string(),
-            })
+            },
+        }
+    }
+
+    /// The keyrings whose last read failed, with what is wrong and what to do. Some of them may still be served as they
+    /// were read before.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<(KeyringName, Arc<str>)> {
+        self.unread.list()
     }
 
     /// All keyrings by name.
@@ -158,12 +181,11 @@ impl Catalog {
         self.served.subscribe()
     }
 
-    /// When the store was last read successfully: how fresh the keyrings are. Told by the wall clock as it stands now, so
-    /// that the difference is right whatever that clock has done since.
+    /// When a keyring was last read successfully: how fresh it is. Told by the wall clock as it stands now, so that the
+    /// difference is right whatever that clock has done since.
     #[must_use]
-    pub fn as_of(&self) -> Timestamp {
-        let read_at = BootTime::from_millis(self.read_at.load(Ordering::Relaxed));
-        let age = self.clock.boot().saturating_since(read_at);
+    pub fn as_of(&self, served: &ServedKeyring) -> Timestamp {
+        let age = self.clock.boot().saturating_since(served.read_at());
         self.clock.wall().saturating_sub(age)
     }
 
@@ -229,15 +251,19 @@ impl Catalog {
         plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, Refusal>,
         now: Timestamp,
     ) -> Result<(Vec<Change>, Revision), CommitError> {
-        let cannot_be = |source| LogError::Apply {
+        let cannot_be = |revision, source| LogError::Apply {
             log: LogName::Keyring(name.clone()),
+            revision,
             source,
         };
-        let mut keyring = Keyring::begin(now, first).map_err(cannot_be)?;
+        let mut keyring = Keyring::begin(now, first)
+            .map_err(|source| cannot_be(Revision::default().next(), source))?;
         let rest = plan(&keyring, &self.pepper.for_keyring(name), now)?;
         for change in &rest {
             let next = keyring.revision().next();
-            keyring.advance(next, now, change).map_err(cannot_be)?;
+            keyring
+                .advance(next, now, change)
+                .map_err(|source| cannot_be(next, source))?;
         }
         let changes = std::iter::once(first.clone()).chain(rest).collect();
         Ok((changes, keyring.revision()))
@@ -268,7 +294,8 @@ impl Catalog {
         }
     }
 
-    /// Commits what `plan` returns for a keyring, and tells its sidecars.
+    /// Commits what `plan` returns for a keyring. Its sidecars hear about it, and it is reported, whether the caller still
+    /// waits or not.
     ///
     /// # Errors
     ///
@@ -281,28 +308,57 @@ impl Catalog {
     ) -> Result<Committed<T>, CommitError> {
         let started = self.clock.system_time();
         let mut changes = Changes::default();
-        let committed = served
-            .journal()
-            .commit(actor, |state, now| {
-                let planned = plan(&state.keyring, now)?;
-                changes = Changes::of(&planned.0);
-                Ok(planned)
-            })
-            .await;
-        if committed.is_err() || !changes.is_empty() {
+        let planned = |state: &FedKeyring, now| {
+            let planned = plan(&state.keyring, now)?;
+            changes = Changes::of(&planned.0);
+            Ok(planned)
+        };
+        let report = |changes: &[Change]| self.report(started, actor, served.name(), changes);
+        let committed = served.journal().commit(actor, planned, report).await;
+        if committed.is_err() {
             self.tell(&CommitEvent {
                 started,
                 actor,
                 keyring: Some(served.name()),
                 changes: &changes,
                 outcome: CommitOutcome::of(&committed),
-                revision: committed.as_ref().ok().map(|done| done.revision),
+                revision: None,
             });
         }
-        if committed.is_ok() && !changes.is_empty() {
-            self.wake(served);
-        }
         committed
+    }
+
+    /// What is reported about a commit when the store has it. The log lines of revocations are what they are repeated
+    /// from after a restore.
+    fn report(
+        &self,
+        started: SystemTime,
+        actor: &str,
+        name: &KeyringName,
+        changes: &[Change],
+    ) -> Report {
+        let told = Changes::of(changes);
+        let revoked: Vec<Change> = changes
+            .iter()
+            .filter(|change| matches!(change, Change::VersionsRevoked { .. }))
+            .cloned()
+            .collect();
+        let (metrics, tracer) = (self.metrics.clone(), self.tracer.clone());
+        let (actor, name) = (actor.to_owned(), name.clone());
+        Report::new(carried_report(move |revision| {
+            for change in &revoked {
+                log_revocation(&actor, &name, change);
+            }
+            metrics.committed(CommitOutcome::Committed);
+            tracer.commit(&CommitEvent {
+                started,
+                actor: &actor,
+                keyring: Some(&name),
+                changes: &told,
+                outcome: CommitOutcome::Committed,
+                revision: Some(revision),
+            });
+        }))
     }
 
     /// Counts a commit and makes its span.
@@ -311,38 +367,130 @@ impl Catalog {
         self.tracer.commit(event);
     }
 
-    /// Follows what other processes have committed, and notes that the store could be read.
+    /// Follows what other processes have committed, and notes which keyrings could be read. One that could not be is left
+    /// as it was, and noted: see [`unreadable`](Self::unreadable).
     ///
     /// # Errors
     ///
-    /// When the store cannot be read or a log cannot be followed.
+    /// When the store cannot be read. What could be read is noted all the same.
     pub async fn refresh(&self) -> Result<(), LogError> {
         let began = self.clock.boot();
-        let heads = self.store.heads().await.map_err(LogError::from)?;
-        for head in heads {
-            let LogName::Keyring(name) = head.log else {
+        // Before the heads: what is committed meanwhile is not in them.
+        let held: BTreeMap<KeyringName, (Epoch, Position)> = self
+            .list()
+            .iter()
+            .map(|served| {
+                let at = (served.epoch(), served.journal().position());
+                (served.name().clone(), at)
+            })
+            .collect();
+        let heads = match self.store.heads().await {
+            Ok(heads) => heads,
+            Err(error) => {
+                self.list().iter().for_each(|served| served.was_not_read());
+                return Err(error.into());
+            }
+        };
+        let mut gone: BTreeMap<&KeyringName, Position> = held
+            .iter()
+            .map(|(name, (_, position))| (name, *position))
+            .collect();
+        let mut failed = Ok(());
+        for head in &heads {
+            let LogName::Keyring(name) = &head.log else {
                 continue;
             };
-            let held = self.read().get(&name).cloned();
-            match held {
-                Some(served) if served.epoch() == head.epoch => {
-                    if served.revision() < head.revision {
-                        served.journal().catch_up().await?;
-                        self.wake(&served);
-                    }
-                }
-                Some(_) | None => {
-                    self.serve(name, head.epoch).await?;
-                }
+            gone.remove(name);
+            let followed = self.follow(name, head, held.get(name)).await;
+            if let Err(error) = self.note_read(name, Some(head), followed, began) {
+                failed = Err(error);
             }
         }
-        self.read_at.fetch_max(began.as_millis(), Ordering::Relaxed);
+        for (name, position) in gone {
+            let log = LogName::Keyring(name.clone());
+            let error = position.unlike(&log, Position::default());
+            self.note_read(name, None, Err(error), began)?;
+        }
+        failed
+    }
+
+    /// Notes how the read of a keyring ended. Returns the error that is of the whole store.
+    fn note_read(
+        &self,
+        name: &KeyringName,
+        head: Option<&Head>,
+        followed: Result<(), LogError>,
+        began: BootTime,
+    ) -> Result<(), LogError> {
+        let served = self.read().get(name).cloned();
+        let error = match followed {
+            Ok(()) => {
+                if let Some(served) = served {
+                    served.was_read(began);
+                    self.unread.clear(name);
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if let Some(served) = served {
+            served.was_not_read();
+        }
+        if !unread::is_of_one_log(&error) {
+            return Err(error);
+        }
+        self.unread.note(name, head, &error, began);
         Ok(())
     }
 
+    /// Reads a keyring on to its head, where `held` is how far it was read before the head was.
+    async fn follow(
+        &self,
+        name: &KeyringName,
+        head: &Head,
+        held: Option<&(Epoch, Position)>,
+    ) -> Result<(), LogError> {
+        let Some((epoch, held)) = held else {
+            // None, too, where it was created since the list was made.
+            if self.read().contains_key(name) || self.unread.is_known(name, head, self.clock.boot())
+            {
+                return Ok(());
+            }
+            return self.serve(name.clone(), head.epoch).await.map(drop);
+        };
+        held.check(head)?;
+        if *epoch != head.epoch {
+            self.check_goes_on(head, *held).await?;
+            return self.serve(name.clone(), head.epoch).await.map(drop);
+        }
+        let served = self.read().get(name).cloned();
+        match served {
+            Some(served) if served.revision() < head.revision => served.journal().catch_up().await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Checks that a log whose epoch is another one has all that was read of it.
+    async fn check_goes_on(&self, head: &Head, held: Position) -> Result<(), LogError> {
+        let before = Revision::new(held.revision.get().saturating_sub(1));
+        let page = self.store.read(&head.log, before, 1).await?;
+        let found = page
+            .first()
+            .map_or_else(Position::default, |entry| Position {
+                revision: entry.revision,
+                hash: entry.hash,
+            });
+        if found == held {
+            return Ok(());
+        }
+        Err(held.unlike(&head.log, found))
+    }
+
     async fn serve(&self, name: KeyringName, epoch: Epoch) -> Result<Arc<ServedKeyring>, LogError> {
+        let began = self.clock.boot();
         let log = LogName::Keyring(name.clone());
         let (folded, saved) = self.load(&log, &name, epoch).await?;
+        let ringer = Arc::new(Ringer::new(self.changes.clone()));
         let journal = Journal::open(
             Arc::clone(&self.store),
             self.clock.clone(),
@@ -350,9 +498,12 @@ impl Catalog {
             epoch,
             folded,
             saved,
+            Arc::<Ringer>::clone(&ringer),
         )
         .await?;
-        let served = Arc::new(ServedKeyring::new(journal, self.pepper.for_keyring(&name)));
+        let pepper = self.pepper.for_keyring(&name);
+        let served = Arc::new(ServedKeyring::new(journal, ringer, pepper));
+        served.was_read(began);
         let served = {
             let mut keyrings = self
                 .keyrings
@@ -369,7 +520,8 @@ impl Catalog {
         };
         self.served
             .send_modify(|count| *count = count.wrapping_add(1));
-        self.wake(&served);
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
         Ok(served)
     }
 
@@ -402,6 +554,7 @@ impl Catalog {
         let change = journal::decode(first)?;
         let keyring = Keyring::begin(first.at, &change).map_err(|source| LogError::Apply {
             log: log.clone(),
+            revision: first.revision,
             source,
         })?;
         Ok((keyring, first.hash))
@@ -471,156 +624,37 @@ impl Catalog {
         Ok(finished.await.map_err(|_| StoreError::Closing)?)
     }
 
-    fn wake(&self, changed: &ServedKeyring) {
-        changed.ring();
-        self.changes
-            .send_modify(|count| *count = count.wrapping_add(1));
-    }
-
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyringName, Arc<ServedKeyring>>> {
         self.keyrings.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::{
-        key::{PepperId, Prefix, operation, testing},
-        store::{SqliteOptions, SqliteStore},
-    };
-
-    async fn store(dir: &tempfile::TempDir) -> Arc<dyn Store> {
-        let options = SqliteOptions {
-            create: true,
-            ..SqliteOptions::default()
-        };
-        let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
-        Arc::new(store.expect("a new store"))
-    }
-
-    async fn catalog(store: &Arc<dyn Store>) -> Catalog {
-        catalog_at(store, Clock::system()).await
-    }
-
-    async fn catalog_at(store: &Arc<dyn Store>, clock: Clock) -> Catalog {
-        let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
-        let catalog =
-            Catalog::open(Arc::clone(store), clock, pepper, ControlMetrics::default()).await;
-        catalog.expect("a sound store")
-    }
-
-    async fn with_keyring(store: &Arc<dyn Store>) -> Catalog {
-        let catalog = catalog(store).await;
-        let name = testing::keyring_name();
-        let first = operation::create_keyring(name.clone(), Prefix::default(), false, None);
-        catalog
-            .create_keyring("test", name, &first.expect("a valid keyring"))
-            .await
-            .expect("a new keyring");
-        catalog
-    }
-
-    async fn add_consumer(catalog: &Catalog, id: &str) {
-        let served = catalog.get(&testing::keyring_name()).expect("it exists");
-        let consumer: crate::key::ConsumerId = id.parse().expect("a valid id");
-        catalog
-            .commit(&served, "test", |keyring, _| {
-                Ok((
-                    keyring.create_consumer(consumer.clone(), String::new())?,
-                    (),
-                ))
-            })
-            .await
-            .expect("a new consumer");
-    }
-
-    fn keyring(catalog: &Catalog) -> Keyring {
-        let served = catalog.get(&testing::keyring_name()).expect("it exists");
-        served.journal().state().keyring.clone()
-    }
-
-    #[tokio::test]
-    async fn a_start_goes_on_from_the_saved_state() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = store(&dir).await;
-        let first = with_keyring(&store).await;
-        for number in 0..1_001 {
-            add_consumer(&first, &format!("consumer-{number}")).await;
-        }
-        let served = first.get(&testing::keyring_name()).expect("it exists");
-        served.journal().save_if_due().await.expect("it is saved");
-        add_consumer(&first, "after-the-save").await;
-        let log = LogName::Keyring(testing::keyring_name());
-        let saved = store.load_state(&log).await.expect("readable");
-        let saved = saved.expect("it was saved");
-        assert_eq!(saved.revision, Revision::new(1_002));
-        assert_eq!(keyring(&catalog(&store).await), keyring(&first));
-        // A state of a later version is passed over.
-        let later = StateSnapshot {
-            format: SAVED_BY_A_LATER_VERSION,
-            payload: b"?".to_vec(),
-            pages: 0,
-            ..saved
-        };
-        store.save_state(&log, later).await.expect("it is saved");
-        assert_eq!(keyring(&catalog(&store).await), keyring(&first));
-    }
-
-    const SAVED_BY_A_LATER_VERSION: u32 = 99;
-
-    #[tokio::test]
-    async fn two_control_planes_on_one_store_lose_nothing() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = store(&dir).await;
-        let one = with_keyring(&store).await;
-        let other = catalog(&store).await;
-        for number in 0..10 {
-            add_consumer(&one, &format!("one-{number}")).await;
-            add_consumer(&other, &format!("other-{number}")).await;
-        }
-        one.refresh().await.expect("readable");
-        assert_eq!(keyring(&one).consumers().len(), 20);
-        assert_eq!(keyring(&one), keyring(&other));
-    }
-
-    #[tokio::test]
-    async fn a_new_epoch_is_served_anew() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = store(&dir).await;
-        let catalog = with_keyring(&store).await;
-        let before = catalog.get(&testing::keyring_name()).expect("it exists");
-        let log = LogName::Keyring(testing::keyring_name());
-        let head = store.rotate_epoch(&log).await.expect("writable");
-        catalog.refresh().await.expect("readable");
-        let after = catalog.get(&testing::keyring_name()).expect("it exists");
-        assert_ne!(before.epoch(), head.epoch);
-        assert_eq!(after.epoch(), head.epoch);
-    }
-
-    #[tokio::test]
-    async fn freshness_is_that_of_the_last_read_whatever_the_wall_clock_does() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = store(&dir).await;
-        let start = Timestamp::from_millis(1_800_000_000_000);
-        let (clock, hands) = Clock::manual(start);
-        let catalog = catalog_at(&store, clock.clone()).await;
-        let age = || clock.wall().saturating_since(catalog.as_of());
-        let minute = Duration::from_mins(1);
-        let month = Duration::from_hours(30 * 24);
-        hands.set_wall(start.saturating_add(month));
-        catalog.refresh().await.expect("readable");
-        assert_eq!(age(), Duration::ZERO);
-        hands.advance(minute);
-        hands.set_wall(start);
-        assert_eq!(age(), minute);
-        catalog.refresh().await.expect("readable");
-        assert_eq!(age(), Duration::ZERO);
-        std::fs::remove_file(dir.path().join("relatch.db")).expect("it is there");
-        hands.advance(minute);
-        assert!(catalog.refresh().await.is_err());
-        assert_eq!(age(), minute);
+impl NoteSource for Catalog {
+    fn notes(&self) -> Vec<String> {
+        let unreadable = self.unreadable().into_iter();
+        unreadable
+            .map(|(name, problem)| format!("keyring {name} cannot be read: {problem}"))
+            .collect()
     }
 }
+
+fn log_revocation(actor: &str, keyring: &KeyringName, change: &Change) {
+    if let Change::VersionsRevoked {
+        key_id,
+        versions,
+        reason,
+    } = change
+    {
+        tracing::info!(
+            actor,
+            auth.keyring = %keyring,
+            auth.key.id = %key_id,
+            versions = ?versions.iter().map(|version| version.get()).collect::<Vec<_>>(),
+            reason = &**reason,
+            "revoked"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

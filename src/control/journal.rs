@@ -4,6 +4,12 @@
 //! therefore wait together and are written in one transaction: each is planned in its turn on the state that the ones
 //! before it lead to, and each is answered for itself. Readers never see that state: a state is published only when the
 //! store has it. When a transaction fails, nothing of it was folded in, and what was planned on it is planned anew.
+//!
+//! Whoever waits for a commit may leave in the middle of it. Those who follow the log are therefore woken, and the commit
+//! is reported, where the new state becomes visible: see [`Witness`].
+
+mod error;
+mod witness;
 
 use std::{
     fmt,
@@ -20,12 +26,15 @@ use tokio::sync::watch;
 
 use crate::{
     clock::Clock,
-    key::{ApplyError, Epoch, Refusal, Revision, Timestamp},
+    key::{ApplyError, Epoch, Revision, Timestamp},
     store::{
-        AppendError, Entry, EntryHash, Head, LogName, MAX_APPEND, MAX_PAGE, NewEntry, StatePage,
-        StateSnapshot, Store, StoreError,
+        AppendError, Entry, EntryHash, Expected, Head, LogName, MAX_APPEND, MAX_PAGE, NewEntry,
+        StatePage, StateSnapshot, Store, StoreError,
     },
 };
+
+pub use error::{CommitError, LogError, Position};
+pub use witness::{Report, Witness};
 
 /// What a log folds into.
 ///
@@ -90,6 +99,7 @@ struct Core<S> {
     ahead: Mutex<Ahead<S>>,
     /// Held by who appends to the log or reads it on, so that this process does not conflict with itself.
     turn: tokio::sync::Mutex<()>,
+    witness: Arc<dyn Witness>,
     /// The revision of the last saved state.
     saved: AtomicU64,
 }
@@ -107,6 +117,8 @@ struct Ahead<S> {
     state: S,
     /// What waits to be written.
     waiting: Vec<NewEntry>,
+    /// What is reported about each commit in it, with the commit's last revision, once the store has it.
+    reports: Vec<(Revision, Report)>,
     /// How the transaction ends that writes what waits, or else what was planned last; none when the store has all.
     outcome: Option<watch::Receiver<Outcome>>,
     /// Tells it for what waits.
@@ -130,57 +142,6 @@ enum Outcome {
 #[derive(Debug)]
 pub struct StateGuard<S>(Arc<Folded<S>>);
 
-/// A change was not committed.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// It was refused.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// Others kept being first.
-    #[error("other writers were first {CONFLICTS} times in a row; try again")]
-    Contended,
-    /// The log cannot be followed.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The operating system's random source failed.
-    #[error(transparent)]
-    Random(#[from] crate::key::RandomError),
-}
-
-/// A log cannot be read, or does not tell a possible history.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// An entry breaks a bound of the store.
-    #[error(transparent)]
-    Entry(#[from] crate::store::EntryError),
-    /// The transaction failed in which several commits were.
-    #[error(transparent)]
-    Shared(Arc<LogError>),
-    /// An entry cannot be understood.
-    #[error(
-        "revision {revision} of log {log} cannot be understood: it was written by a newer relatch, or tampered with; see `relatch audit verify`"
-    )]
-    Payload {
-        /// Which log.
-        log: LogName,
-        /// Which entry.
-        revision: Revision,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
-    /// An entry does not fit what is before it.
-    #[error("log {log} does not tell a possible history; see `relatch audit verify`")]
-    Apply {
-        /// Which log.
-        log: LogName,
-        /// What is wrong.
-        source: ApplyError,
-    },
-}
-
 /// What was committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed<T> {
@@ -202,7 +163,8 @@ const SAVE_SHARE: u64 = 10;
 
 impl<S: State> Journal<S> {
     /// Takes a state that was folded from the log up to the entry with `hash`, and folds the rest in. `saved` is the
-    /// revision of the newest saved state; 0 when there is none.
+    /// revision of the newest saved state; 0 when there is none. `witness` hears about every state that becomes visible
+    /// from then on, and about those that the rest leads to.
     ///
     /// # Errors
     ///
@@ -214,10 +176,12 @@ impl<S: State> Journal<S> {
         epoch: Epoch,
         (state, hash): (S, EntryHash),
         saved: Revision,
+        witness: Arc<dyn Witness>,
     ) -> Result<Self, LogError> {
         let ahead = Ahead {
             state: state.clone(),
             waiting: Vec::new(),
+            reports: Vec::new(),
             outcome: None,
             tell: None,
         };
@@ -231,6 +195,7 @@ impl<S: State> Journal<S> {
                 folded: ArcSwap::from_pointee(Folded { state, hash }),
                 ahead: Mutex::new(ahead),
                 turn: tokio::sync::Mutex::new(()),
+                witness,
             }),
         };
         journal.catch_up().await?;
@@ -253,6 +218,12 @@ impl<S: State> Journal<S> {
     #[must_use]
     pub fn state(&self) -> StateGuard<S> {
         StateGuard(self.core.folded.load_full())
+    }
+
+    /// Where the log stood when it was read or written last.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.core.folded.load().position()
     }
 
     /// Saves the state, so that the next start need not read the whole log, if enough has changed since the last time.
@@ -308,7 +279,8 @@ impl<S: State> Journal<S> {
     /// Commits what `plan` returns for the state as it is; plans anew when another process was first. A plan without
     /// changes commits nothing. Nothing is answered, a refusal neither, before the store has what the plan was made on.
     ///
-    /// Dropping the future does not take back what was planned: it may still be committed.
+    /// `report` is asked, for each plan with changes, what is to be reported once the store has them. That is done whether
+    /// the caller still waits or not. Dropping the future does not take back what was planned: it may still be committed.
     ///
     /// # Errors
     ///
@@ -317,10 +289,11 @@ impl<S: State> Journal<S> {
         &self,
         actor: &str,
         mut plan: impl FnMut(&S, Timestamp) -> Result<(Vec<S::Change>, T), CommitError>,
+        mut report: impl FnMut(&[S::Change]) -> Report,
     ) -> Result<Committed<T>, CommitError> {
         let mut undone = 0;
         while undone < CONFLICTS {
-            let (planned, outcome) = self.core.plan(actor, &mut plan);
+            let (planned, outcome) = self.core.plan(actor, &mut plan, &mut report);
             let outcome = match outcome {
                 Some(outcome) => ended(outcome).await,
                 None => Outcome::Written,
@@ -344,12 +317,12 @@ impl<S: State> Journal<S> {
         let core = &self.core;
         let _turn = core.turn.lock().await;
         let held = core.folded.load().state.revision();
-        core.read_rest().await?;
+        let read = core.read_rest().await;
         if core.folded.load().state.revision() != held {
             // What waits was planned without it.
             core.begin_anew(&mut core.ahead());
         }
-        Ok(())
+        read
     }
 }
 
@@ -367,6 +340,7 @@ impl<S: State> Core<S> {
         self: &Arc<Self>,
         actor: &str,
         plan: impl FnOnce(&S, Timestamp) -> Result<(Vec<S::Change>, T), CommitError>,
+        report: impl FnOnce(&[S::Change]) -> Report,
     ) -> (Planned<T>, Option<watch::Receiver<Outcome>>) {
         let mut ahead = self.ahead();
         let at = self.clock.wall();
@@ -395,6 +369,7 @@ impl<S: State> Core<S> {
         };
         if !entries.is_empty() {
             ahead.waiting.extend(entries);
+            ahead.reports.push((committed.revision, report(&changes)));
             self.begin_transaction(&mut ahead);
         }
         (Planned::Answer(Ok(committed)), ahead.outcome.clone())
@@ -404,12 +379,16 @@ impl<S: State> Core<S> {
     fn apply(&self, state: &mut S, at: Timestamp, changes: &[S::Change]) -> Result<(), LogError> {
         let before = (changes.len() > 1).then(|| state.clone());
         for change in changes {
-            if let Err(source) = state.apply(state.revision().next(), at, change) {
+            let revision = state.revision().next();
+            if let Err(source) = state.apply(revision, at, change) {
                 if let Some(before) = before {
                     *state = before;
                 }
-                let log = self.log.clone();
-                return Err(LogError::Apply { log, source });
+                return Err(LogError::Apply {
+                    log: self.log.clone(),
+                    revision,
+                    source,
+                });
             }
         }
         Ok(())
@@ -431,28 +410,33 @@ impl<S: State> Core<S> {
     /// Writes what waits.
     async fn write(&self) {
         let _turn = self.turn.lock().await;
-        let (entries, tell, state) = {
+        let (entries, reports, tell, state) = {
             let mut ahead = self.ahead();
             // None when it was given up meanwhile.
             let Some(tell) = ahead.tell.take() else {
                 return;
             };
             let entries = std::mem::take(&mut ahead.waiting);
-            (entries, tell, ahead.state.clone())
+            let reports = std::mem::take(&mut ahead.reports);
+            (entries, reports, tell, ahead.state.clone())
         };
-        let expected = self.folded.load().state.revision();
-        if expected.behind(state.revision()) != entries.len() as u64 {
+        let held = self.folded.load().position();
+        if held.revision.behind(state.revision()) != entries.len() as u64 {
             // The former transaction ended otherwise than it was planned on.
             self.begin_anew(&mut self.ahead());
             tell.send_replace(Outcome::Undone);
             return;
         }
-        let outcome = match self.store.append(&self.log, expected, entries).await {
+        let expected = Expected::at(held.revision, held.hash);
+        let outcome = match self.store.append_at(&self.log, expected, entries).await {
             Ok(Head { hash, .. }) => {
-                self.folded.store(Arc::new(Folded { state, hash }));
+                self.publish(Folded { state, hash });
+                for (revision, report) in reports {
+                    report.send(revision);
+                }
                 Outcome::Written
             }
-            Err(AppendError::Conflict { .. }) => match self.read_rest().await {
+            Err(AppendError::Conflict { head, .. }) => match self.read_after(held, &head).await {
                 Ok(()) => Outcome::Undone,
                 Err(error) => Outcome::Failed(Arc::new(error)),
             },
@@ -470,30 +454,52 @@ impl<S: State> Core<S> {
         tell.send_replace(outcome);
     }
 
+    /// Lets everybody see a state that the store has, and says so.
+    fn publish(&self, folded: Folded<S>) {
+        let revision = folded.state.revision();
+        self.folded.store(Arc::new(folded));
+        self.witness.published(revision);
+    }
+
+    /// Folds in what another process has committed, where a log that was held up to `held` has the head `head`.
+    async fn read_after(&self, held: Position, head: &Head) -> Result<(), LogError> {
+        held.check(head)?;
+        self.read_rest().await
+    }
+
     /// Gives up what waits, which is planned anew on what the store has.
     fn begin_anew(&self, ahead: &mut Ahead<S>) {
         ahead.state = self.folded.load().state.clone();
         ahead.waiting = Vec::new();
+        ahead.reports = Vec::new();
         ahead.outcome = None;
         if let Some(tell) = ahead.tell.take() {
             tell.send_replace(Outcome::Undone);
         }
     }
 
-    /// Folds in what the store has. Only in one's turn.
+    /// Folds in what the store has. Only in one's turn. What comes before an entry that cannot be used is folded in: there
+    /// may be revocations in it.
     async fn read_rest(&self) -> Result<(), LogError> {
         loop {
             let folded = self.folded.load_full();
-            let held = folded.state.revision();
-            let page = self.store.read(&self.log, held, MAX_PAGE).await?;
-            let Some(last) = page.last() else {
+            let held = folded.position();
+            let page = self.store.read(&self.log, held.revision, MAX_PAGE).await?;
+            let Some(first) = page.first() else {
                 return Ok(());
             };
-            let hash = last.hash;
+            held.check_next(first)?;
             let mut state = folded.state.clone();
             drop(folded);
-            fold(&mut state, &page)?;
-            self.folded.store(Arc::new(Folded { state, hash }));
+            let done = fold(&mut state, &page);
+            let count = held.revision.behind(state.revision());
+            let last = usize::try_from(count)
+                .ok()
+                .and_then(|count| count.checked_sub(1));
+            if let Some(Entry { hash, .. }) = last.and_then(|last| page.get(last)) {
+                self.publish(Folded { state, hash: *hash });
+            }
+            done?;
         }
     }
 
@@ -543,6 +549,7 @@ pub async fn follow<S: State>(
     Ok((state, hash))
 }
 
+/// Folds the entries in, up to the first that cannot be used.
 fn fold<S: State>(state: &mut S, page: &[Entry]) -> Result<(), LogError> {
     for entry in page {
         let change = decode::<S::Change>(entry)?;
@@ -550,6 +557,7 @@ fn fold<S: State>(state: &mut S, page: &[Entry]) -> Result<(), LogError> {
             .apply(entry.revision, entry.at, &change)
             .map_err(|source| LogError::Apply {
                 log: entry.log.clone(),
+                revision: entry.revision,
                 source,
             })?;
     }
@@ -575,6 +583,15 @@ async fn ended(mut outcome: watch::Receiver<Outcome>) -> Outcome {
     {
         Ok(outcome) => outcome.clone(),
         Err(_) => Outcome::Failed(Arc::new(StoreError::Closing.into())),
+    }
+}
+
+impl<S: State> Folded<S> {
+    fn position(&self) -> Position {
+        Position {
+            revision: self.state.revision(),
+            hash: self.hash,
+        }
     }
 }
 

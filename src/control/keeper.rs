@@ -37,6 +37,10 @@ impl Keeper {
             self.calls.forget();
             for served in self.catalog.list() {
                 served.drop_idle_snapshot();
+                if !served.is_current() {
+                    // The store may have another history, and takes no state of this one.
+                    continue;
+                }
                 let saved = tokio::select! {
                     saved = served.journal().save_if_due() => saved,
                     // What is half saved is left; the next start reads the log instead.

@@ -4,7 +4,11 @@
 //! of keys, their rotations, and the fleet. The series of keys are bounded; what is beyond is summed up in series whose
 //! labels are `__overflow__`.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -338,6 +342,28 @@ impl KeyCollector {
         }
     }
 
+    fn encode_unreadable(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut unreadable = encoder.encode_descriptor(
+            "relatch_keyring_unreadable",
+            "1 for a keyring that cannot be read from the store: its sidecars deny its keys when their bounds end",
+            None,
+            MetricType::Gauge,
+        )?;
+        let keyrings = self.catalog.list();
+        let problems = self.catalog.unreadable();
+        let names: BTreeSet<&KeyringName> = keyrings
+            .iter()
+            .map(|served| served.name())
+            .chain(problems.iter().map(|(name, _)| name))
+            .collect();
+        for name in names {
+            let is_unreadable = problems.iter().any(|(other, _)| other == name);
+            let labels = [("keyring", name.as_str())];
+            gauge_of(usize::from(is_unreadable)).encode(unreadable.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     fn encode_fleet(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut sidecars = encoder.encode_descriptor(
             "relatch_sidecars",
@@ -442,6 +468,7 @@ impl Collector for KeyCollector {
                 ConstGauge::new(1_i64).encode(phases.encode_family(&labels)?)?;
             }
         }
+        self.encode_unreadable(&mut encoder)?;
         self.encode_fleet(&mut encoder)
     }
 }

@@ -230,7 +230,7 @@ impl ControlPlane {
             Arc::clone(&fleet),
             Arc::clone(&pace),
         );
-        let http = bind_http(settings.http, registry).await?;
+        let http = bind_http(settings.http, registry, Arc::clone(&catalog)).await?;
         let endpoints = ControlEndpoints {
             discovery: Planned::discovery(settings)
                 .serve(discovery, &certificates, shutdown)
@@ -467,10 +467,15 @@ async fn end_watches(mut health: HealthReporter) {
 }
 
 /// Binds the port of metrics and probes.
-async fn bind_http(address: SocketAddr, registry: Registry) -> Result<HttpServer, PlaneError> {
+async fn bind_http(
+    address: SocketAddr,
+    registry: Registry,
+    catalog: Arc<Catalog>,
+) -> Result<HttpServer, PlaneError> {
     let pages = Pages {
         registry: Arc::new(registry),
         readiness: Readiness::default(),
+        notes: Some(catalog),
         status: None,
     };
     HttpServer::bind(address, pages)

@@ -86,9 +86,11 @@ impl Reconciler {
         self.keep_book().await;
     }
 
+    /// Keyrings are read whether the tokens can be or not.
     async fn follow(&self) -> Result<(), LogError> {
-        self.tokens.refresh().await?;
-        self.catalog.refresh().await
+        let tokens = self.tokens.refresh().await;
+        self.catalog.refresh().await?;
+        tokens
     }
 
     async fn commit_due(&self) {

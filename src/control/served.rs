@@ -2,16 +2,17 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use super::{
-    bells::Bells,
+    bells::{Bells, Ringer},
     feed::{EncodedSnapshot, Feed},
     journal::{Journal, SaveState, State},
     saved::Saver,
 };
 use crate::{
+    clock::BootTime,
     discovery::item,
     key::{
         ApplyError, Change, Epoch, KeyDigest, Keyring, KeyringName, Pepper, Revision, Timestamp,
@@ -27,10 +28,12 @@ pub struct ServedKeyring {
     journal: Journal<FedKeyring>,
     /// The newest encoded snapshot, shared by the streams that need one.
     snapshot: Mutex<Cached>,
-    /// Those of the streams that follow it.
-    bells: Bells,
-    /// The revision that they were rung for.
-    rung: AtomicU64,
+    /// Rings for the streams that follow it.
+    ringer: Arc<Ringer>,
+    /// When it was last read from the store, in milliseconds of the boot clock; 0 when it never was.
+    read_at: AtomicU64,
+    /// Whether the last read of it succeeded.
+    is_current: AtomicBool,
     /// How many items an operator confirmed for a snapshot that shrinks; 0 for none.
     confirmed_items: AtomicU64,
 }
@@ -68,17 +71,18 @@ pub struct LookedUp {
 }
 
 impl ServedKeyring {
-    /// Serves what a journal holds.
+    /// Serves what a journal holds, whose witness is `ringer`.
     #[must_use]
-    pub fn new(journal: Journal<FedKeyring>, pepper: Pepper) -> Self {
+    pub fn new(journal: Journal<FedKeyring>, ringer: Arc<Ringer>, pepper: Pepper) -> Self {
         let name = journal.state().keyring.name().clone();
         Self {
             name,
             pepper,
             journal,
             snapshot: Mutex::default(),
-            bells: Bells::default(),
-            rung: AtomicU64::new(0),
+            ringer,
+            read_at: AtomicU64::new(0),
+            is_current: AtomicBool::new(false),
             confirmed_items: AtomicU64::new(0),
         }
     }
@@ -138,16 +142,31 @@ impl ServedKeyring {
 
     /// What is rung when the keyring has changed.
     #[must_use]
-    pub const fn bells(&self) -> &Bells {
-        &self.bells
+    pub fn bells(&self) -> &Bells {
+        self.ringer.bells()
     }
 
-    /// Rings for the newest revision, once: of commits that were written together the first one wakes everybody.
-    pub fn ring(&self) {
-        let newest = self.revision().get();
-        if self.rung.fetch_max(newest, Ordering::AcqRel) < newest {
-            self.bells.ring();
-        }
+    /// Since when its state is that of the store at least: the begin of the last read that succeeded.
+    #[must_use]
+    pub fn read_at(&self) -> BootTime {
+        BootTime::from_millis(self.read_at.load(Ordering::Acquire))
+    }
+
+    /// Whether the last read of it succeeded. Where it did not, nobody may be told that what they hold is fresh.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.is_current.load(Ordering::Acquire)
+    }
+
+    /// A read that began at `began` has succeeded: the state is the store's.
+    pub(super) fn was_read(&self, began: BootTime) {
+        self.read_at.fetch_max(began.as_millis(), Ordering::AcqRel);
+        self.is_current.store(true, Ordering::Release);
+    }
+
+    /// A read has failed.
+    pub(super) fn was_not_read(&self) {
+        self.is_current.store(false, Ordering::Release);
     }
 
     /// The whole keyring, encoded anew only when there is no snapshot at `least` or later from which the feed leads on.

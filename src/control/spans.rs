@@ -289,6 +289,15 @@ pub fn carried<F>(task: F) -> WithContext<F> {
     task.with_current_context()
 }
 
+/// A report whose span belongs to the span that is current now, wherever it is made.
+pub fn carried_report<T>(report: impl FnOnce(T)) -> impl FnOnce(T) {
+    let context = Context::current();
+    move |told| {
+        let _current = context.attach();
+        report(told);
+    }
+}
+
 /// A number as attributes hold it.
 #[must_use]
 pub fn whole(number: u64) -> i64 {

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    journal::{self, CommitError, Journal, LogError, State},
+    journal::{self, CommitError, Journal, LogError, Report, State},
     metrics::CommitOutcome,
-    spans::{Changes, CommitEvent, ControlTracer},
+    spans::{Changes, CommitEvent, ControlTracer, carried_report},
 };
 use crate::{
     clock::Clock,
@@ -178,6 +178,7 @@ impl Tokens {
             epoch,
             (book, EntryHash::ZERO),
             Revision::default(),
+            Arc::new(()),
         )
         .await?;
         Ok(Self {
@@ -287,7 +288,8 @@ impl Tokens {
             let change = is_new.then_some(TokenChange::PepperAdded { id, check });
             Ok((change.into_iter().collect(), ()))
         };
-        self.journal.commit(actor, planned).await.map(drop)
+        let committed = self.journal.commit(actor, planned, |_| Report::none());
+        committed.await.map(drop)
     }
 
     /// Notes in the audit log what changes neither tokens nor peppers.
@@ -338,22 +340,38 @@ impl Tokens {
         actor: &str,
         plan: impl Fn(&TokenBook, Timestamp) -> Result<TokenChange, Refusal>,
     ) -> Result<(), CommitError> {
-        let started = self.clock.system_time();
+        let (started, tracer) = (self.clock.system_time(), &self.tracer);
         let mut changes = Changes::default();
         let planned = |book: &TokenBook, now| {
             let change = plan(book, now)?;
             changes = Changes::of_kind(TokenBook::kind(&change));
             Ok((vec![change], ()))
         };
-        let committed = self.journal.commit(actor, planned).await;
-        self.tracer.commit(&CommitEvent {
-            started,
-            actor,
-            keyring: None,
-            changes: &changes,
-            outcome: CommitOutcome::of(&committed),
-            revision: None,
-        });
+        let report = |changes: &[TokenChange]| {
+            let kind = changes.first().map_or("", TokenBook::kind);
+            let (tracer, actor) = (tracer.clone(), actor.to_owned());
+            Report::new(carried_report(move |_| {
+                tracer.commit(&CommitEvent {
+                    started,
+                    actor: &actor,
+                    keyring: None,
+                    changes: &Changes::of_kind(kind),
+                    outcome: CommitOutcome::Committed,
+                    revision: None,
+                });
+            }))
+        };
+        let committed = self.journal.commit(actor, planned, report).await;
+        if committed.is_err() {
+            tracer.commit(&CommitEvent {
+                started,
+                actor,
+                keyring: None,
+                changes: &changes,
+                outcome: CommitOutcome::of(&committed),
+                revision: None,
+            });
+        }
         committed.map(drop)
     }
 

@@ -21,7 +21,7 @@ use crate::{
     control::{
         catalog::Catalog, feed::EncodedSnapshot, metrics::LookupOutcome, served::ServedKeyring,
     },
-    key::{Epoch, KeyDigest, KeyringName, Revision},
+    key::{Epoch, KeyDigest, KeyringName, Refusal, Revision},
     proto::discovery::{self as wire, ResyncReason, control_message::Kind},
 };
 
@@ -294,26 +294,24 @@ impl Session {
         } in &mut self.subscriptions
         {
             match phase {
-                Phase::NotServed { told } => {
-                    if let Ok(served) = self.catalog.get(name) {
+                Phase::NotServed { told } => match self.catalog.get(name) {
+                    Ok(served) => {
                         served.bells().join(&self.bell);
                         *phase = Phase::Settings {
                             served,
                             held: Held::default(),
                         };
-                    } else if *told {
-                        continue;
-                    } else {
+                    }
+                    Err(_) if *told => continue,
+                    Err(refusal) => {
                         *told = true;
                         return Some(Kind::NotServed(wire::NotServed {
                             keyring: name.to_string(),
-                            reason:
-                                "there is no such keyring; make it with `relatch keyring create`"
-                                    .to_owned(),
+                            reason: reason_of(&refusal),
                             ..Default::default()
                         }));
                     }
-                }
+                },
                 Phase::Settings { .. }
                 | Phase::Starting { .. }
                 | Phase::Unsynced { .. }
@@ -387,7 +385,6 @@ impl Session {
             return None;
         }
         self.heartbeat_due = false;
-        let as_of = Some(self.catalog.as_of().to_wire());
         let keyrings = self
             .subscriptions
             .iter()
@@ -399,7 +396,7 @@ impl Session {
                         epoch: at.served.epoch().get(),
                         revision: at.revision.get(),
                         set_digest: state.feed.set_digest(),
-                        as_of,
+                        as_of: Some(self.catalog.as_of(&at.served).to_wire()),
                         ..Default::default()
                     })
                 }
@@ -607,6 +604,19 @@ impl Phase {
             | Self::Following { at } => Some(at),
             Self::NotServed { .. } | Self::Settings { .. } => None,
         }
+    }
+}
+
+/// Why a keyring is not served, as its sidecars read it.
+fn reason_of(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::NotFound { .. } => {
+            "there is no such keyring; make it with `relatch keyring create`".to_owned()
+        }
+        Refusal::AlreadyExists { .. }
+        | Refusal::Invalid { .. }
+        | Refusal::Unsafe(_)
+        | Refusal::InUse { .. } => refusal.to_string(),
     }
 }
 

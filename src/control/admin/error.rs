@@ -48,7 +48,9 @@ fn status(error: &LogError) -> Status {
         LogError::Store(error) => store(error),
         LogError::Shared(error) => status(error),
         LogError::Entry(error) => Status::invalid_argument(error.to_string()),
-        LogError::Payload { .. } | LogError::Apply { .. } => Status::data_loss(error.to_string()),
+        LogError::Payload { .. } | LogError::Apply { .. } | LogError::OtherHistory { .. } => {
+            Status::failed_precondition(error.to_string())
+        }
     }
 }
 

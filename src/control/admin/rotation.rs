@@ -231,13 +231,6 @@ impl AdminApi {
             .revoke(&served, &caller.actor, key_id, which, &request.reason)
             .await
             .map_err(error::commit)?;
-        tracing::info!(
-            actor = caller.actor,
-            auth.key.id = %key_id,
-            versions = ?revoked.versions.iter().map(|v| v.get()).collect::<Vec<_>>(),
-            reason = request.reason,
-            "revoked"
-        );
         let answer = api::RevokeResponse {
             keyring: served.name().to_string(),
             key_id: key_id.to_string(),

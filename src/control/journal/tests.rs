@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::{
-    key::{Change, ConsumerId, Keyring, Prefix, operation, testing},
+    key::{Change, ConsumerId, Keyring, Prefix, Refusal, operation, testing},
     store::{SqliteOptions, SqliteStore, chain},
 };
 
@@ -62,6 +62,7 @@ impl Place {
                 first.hash,
             ),
             Revision::default(),
+            Arc::new(()),
         );
         Arc::new(journal.await.expect("a sound log"))
     }
@@ -96,14 +97,11 @@ fn consumer(number: usize) -> ConsumerId {
 }
 
 async fn add(journal: &Journal<Keyring>, number: usize) -> Result<Revision, CommitError> {
-    let committed = journal
-        .commit("test", |keyring, _| {
-            Ok((
-                keyring.create_consumer(consumer(number), String::new())?,
-                (),
-            ))
-        })
-        .await;
+    let plan = |keyring: &Keyring, _| {
+        let changes = keyring.create_consumer(consumer(number), String::new())?;
+        Ok((changes, ()))
+    };
+    let committed = journal.commit("test", plan, |_| Report::none()).await;
     committed.map(|committed| committed.revision)
 }
 
@@ -266,9 +264,11 @@ async fn an_answer_that_changes_nothing_waits_for_what_it_is_based_on() {
     let mut adding = JoinSet::new();
     spawn(&mut adding, &journal, 0);
     until_under_way(&journal).await;
-    let answer = journal.commit("test", |keyring, _| {
-        Ok((Vec::new(), keyring.consumers().contains_key(&consumer(0))))
-    });
+    let plan = |keyring: &Keyring, _| {
+        let is_there = keyring.consumers().contains_key(&consumer(0));
+        Ok((Vec::new(), is_there))
+    };
+    let answer = journal.commit("test", plan, |_| Report::none());
     tokio::pin!(answer);
     let early = tokio::time::timeout(SHORT, answer.as_mut()).await;
     assert!(early.is_err(), "{early:?} before the store has it");
@@ -307,7 +307,9 @@ async fn a_plan_that_panics_leaves_no_trace() {
     let journal = place.journal().await;
     let panicking = Arc::clone(&journal);
     let panicked = tokio::spawn(async move {
-        let planned = panicking.commit::<()>("test", |_, _| panic!("as asked for"));
+        let plan =
+            |_: &Keyring, _| -> Result<(Vec<Change>, ()), CommitError> { panic!("as asked for") };
+        let planned = panicking.commit("test", plan, |_| Report::none());
         planned.await
     });
     assert!(panicked.await.is_err());

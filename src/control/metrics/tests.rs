@@ -16,7 +16,7 @@ use crate::{
         testing,
     },
     proto::discovery as wire,
-    store::{SqliteOptions, SqliteStore, Store},
+    store::{NewEntry, SqliteOptions, SqliteStore, Store},
 };
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
@@ -337,6 +337,24 @@ async fn the_phase_goes_with_the_rotation() {
         world.samples("relatch_key_retires_timestamp_seconds"),
         [""; 0]
     );
+}
+
+#[tokio::test]
+async fn a_keyring_that_cannot_be_read_is_told() {
+    let world = World::new(MAX_VERSIONS).await;
+    let unreadable = || world.samples("relatch_keyring_unreadable");
+    assert_eq!(unreadable(), [r#"{keyring="payments"} 0"#]);
+    let rubbish = NewEntry {
+        at: START,
+        actor: "somebody".to_owned(),
+        kind: "rubbish".to_owned(),
+        payload: b"{}".to_vec(),
+    };
+    let (log, at) = (testing::keyring_name().into(), world.served().revision());
+    let appended = world.catalog.store().append(&log, at, vec![rubbish]).await;
+    appended.expect("any bytes can be appended");
+    world.catalog.refresh().await.expect("the store is there");
+    assert_eq!(unreadable(), [r#"{keyring="payments"} 1"#]);
 }
 
 #[tokio::test]

@@ -143,7 +143,10 @@ impl Machine {
             self.hands.advance(Duration::from_millis(1));
             let now = self.clock.wall();
             eventually("a round of the control plane", async || {
-                (self.plane.catalog.as_of() >= now).then_some(())
+                let catalog = &self.plane.catalog;
+                let is_read = |served| catalog.as_of(served) >= now;
+                let keyrings = catalog.list();
+                keyrings.iter().all(|served| is_read(served)).then_some(())
             })
             .await;
         }

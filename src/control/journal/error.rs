@@ -1,0 +1,136 @@
+//! Why a log cannot be followed, or a change is not committed.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    key::{ApplyError, Refusal, Revision},
+    store::{Entry, EntryHash, Head, LogName, StoreError},
+};
+
+use super::CONFLICTS;
+
+/// A change was not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// It was refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Others kept being first.
+    #[error("other writers were first {CONFLICTS} times in a row; try again")]
+    Contended,
+    /// The log cannot be followed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The operating system's random source failed.
+    #[error(transparent)]
+    Random(#[from] crate::key::RandomError),
+}
+
+/// A log cannot be read, or does not tell a possible history.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An entry breaks a bound of the store.
+    #[error(transparent)]
+    Entry(#[from] crate::store::EntryError),
+    /// The transaction failed in which several commits were.
+    #[error(transparent)]
+    Shared(Arc<LogError>),
+    /// An entry cannot be understood.
+    #[error(
+        "revision {revision} of log {log} cannot be understood: it was written by a newer relatch, or tampered with; see `relatch audit verify`"
+    )]
+    Payload {
+        /// Which log.
+        log: LogName,
+        /// Which entry.
+        revision: Revision,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// An entry does not fit what is before it.
+    #[error(
+        "revision {revision} of log {log} does not fit what is before it; see `relatch audit verify`"
+    )]
+    Apply {
+        /// Which log.
+        log: LogName,
+        /// Which entry.
+        revision: Revision,
+        /// What is wrong.
+        source: ApplyError,
+    },
+    /// The store has another history than the one that was read from it.
+    #[error(
+        "log {log} was read up to {held}, and the store has {found}: the store was restored or replaced under the running process; stop relatch, and start it once with --new-epoch (docs/operating.md, \"Restore\")"
+    )]
+    OtherHistory {
+        /// Which log.
+        log: LogName,
+        /// How far it was read.
+        held: Position,
+        /// What the store has in its place.
+        found: Position,
+    },
+}
+
+/// A place in the history of a log: an entry, with all before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The revision of the entry; 0 before the first one.
+    pub revision: Revision,
+    /// Its hash.
+    pub hash: EntryHash,
+}
+
+impl Position {
+    /// Checks that a log that was read up to here may have the head `head` by now.
+    ///
+    /// # Errors
+    ///
+    /// When the head is before this place, or is another entry in it.
+    pub fn check(self, head: &Head) -> Result<(), LogError> {
+        let found = Self {
+            revision: head.revision,
+            hash: head.hash,
+        };
+        if found.revision > self.revision || found == self {
+            return Ok(());
+        }
+        Err(self.unlike(&head.log, found))
+    }
+
+    /// Checks that `next` is the entry that follows.
+    ///
+    /// # Errors
+    ///
+    /// When it follows another entry.
+    pub fn check_next(self, next: &Entry) -> Result<(), LogError> {
+        if next.prev_hash == self.hash {
+            return Ok(());
+        }
+        let found = Self {
+            revision: self.revision,
+            hash: next.prev_hash,
+        };
+        Err(self.unlike(&next.log, found))
+    }
+
+    /// The error of a store that has `found` in the place of this.
+    #[must_use]
+    pub fn unlike(self, log: &LogName, found: Self) -> LogError {
+        LogError::OtherHistory {
+            log: log.clone(),
+            held: self,
+            found,
+        }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "revision {} (hash {})", self.revision, self.hash)
+    }
+}
