@@ -443,14 +443,14 @@ impl Catalog {
         Ok(())
     }
 
-    /// Reads a keyring on to its head, where `held` is how far it was read before the head was.
+    /// Reads a keyring on to its head, where `known` is how far it was read before the head was.
     async fn follow(
         &self,
         name: &KeyringName,
         head: &Head,
-        held: Option<&(Epoch, Position)>,
+        known: Option<&(Epoch, Position)>,
     ) -> Result<(), LogError> {
-        let Some((epoch, held)) = held else {
+        let Some((epoch, reached)) = known else {
             // None, too, where it was created since the list was made.
             if self.read().contains_key(name) || self.unread.is_known(name, head, self.clock.boot())
             {
@@ -458,9 +458,9 @@ impl Catalog {
             }
             return self.serve(name.clone(), head.epoch).await.map(drop);
         };
-        held.check(head)?;
+        reached.check(head)?;
         if *epoch != head.epoch {
-            self.check_goes_on(head, *held).await?;
+            self.check_goes_on(head, *reached).await?;
             return self.serve(name.clone(), head.epoch).await.map(drop);
         }
         let served = self.read().get(name).cloned();
@@ -471,8 +471,8 @@ impl Catalog {
     }
 
     /// Checks that a log whose epoch is another one has all that was read of it.
-    async fn check_goes_on(&self, head: &Head, held: Position) -> Result<(), LogError> {
-        let before = Revision::new(held.revision.get().saturating_sub(1));
+    async fn check_goes_on(&self, head: &Head, reached: Position) -> Result<(), LogError> {
+        let before = Revision::new(reached.revision.get().saturating_sub(1));
         let page = self.store.read(&head.log, before, 1).await?;
         let found = page
             .first()
@@ -480,10 +480,10 @@ impl Catalog {
                 revision: entry.revision,
                 hash: entry.hash,
             });
-        if found == held {
+        if found == reached {
             return Ok(());
         }
-        Err(held.unlike(&head.log, found))
+        Err(reached.unlike(&head.log, found))
     }
 
     async fn serve(&self, name: KeyringName, epoch: Epoch) -> Result<Arc<ServedKeyring>, LogError> {

@@ -461,9 +461,9 @@ impl<S: State> Core<S> {
         self.witness.published(revision);
     }
 
-    /// Folds in what another process has committed, where a log that was held up to `held` has the head `head`.
-    async fn read_after(&self, held: Position, head: &Head) -> Result<(), LogError> {
-        held.check(head)?;
+    /// Folds in what another process has committed, where a log that was read up to `reached` has the head `head`.
+    async fn read_after(&self, reached: Position, head: &Head) -> Result<(), LogError> {
+        reached.check(head)?;
         self.read_rest().await
     }
 

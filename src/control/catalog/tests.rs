@@ -273,9 +273,10 @@ async fn what_a_conflict_brings_is_heard_by_sidecars_though_nothing_is_left_to_c
 
     let committed = catalog.commit(&served, "test", |keyring, _| {
         let is_there = keyring.consumers().contains_key(&consumer);
-        let changes = match is_there {
-            true => Vec::new(),
-            false => keyring.create_consumer(consumer.clone(), String::new())?,
+        let changes = if is_there {
+            Vec::new()
+        } else {
+            keyring.create_consumer(consumer.clone(), String::new())?
         };
         Ok((changes, is_there))
     });

@@ -1,9 +1,10 @@
 //! A slow link: what is large arrives, and what is urgent does not wait for it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use relatch::proto::admin::{self, revoke_request};
-use tokio::task::JoinSet;
+use serde_json::Value;
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     asker::{check_request, checks, outcome},
@@ -68,7 +69,7 @@ async fn a_revocation_overtakes_a_snapshot_on_a_slow_link_and_the_snapshot_arriv
     let newest = admin.create_key(key(0)).await.expect("a new key");
     let newest = newest.into_inner().revision;
     let revision = async || {
-        let status = sidecar.get("/status").await.json();
+        let status: Value = sidecar.get("/status").await.json();
         status["keyrings"][0]["revision"].as_u64()
     };
 
