@@ -398,7 +398,7 @@ async fn newer_schema_names_both_versions() {
             error,
             StoreError::NewerSchema {
                 found: 7,
-                supported: 3,
+                supported: 4,
                 ..
             }
         ),
