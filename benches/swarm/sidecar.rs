@@ -183,6 +183,7 @@ impl Sidecar {
                 epoch: self.held.epoch,
                 revision: self.held.revision,
                 set_digest: self.held.set_digest,
+                revoked_through: self.held.revoked_through,
                 ..Subscription::default()
             }],
             ..Default::default()

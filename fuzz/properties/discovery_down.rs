@@ -267,8 +267,10 @@ impl Sidecar {
         };
         for which in Which::ALL {
             if which.name().as_str() == keyring {
-                let records = items.iter().filter_map(|found| item::decode(found).ok());
-                self.revoked[which as usize].extend(records.map(|record| record.digest));
+                let digests = items
+                    .iter()
+                    .filter_map(|found| item::digest_of(&found.record));
+                self.revoked[which as usize].extend(digests);
             }
         }
     }
@@ -329,6 +331,7 @@ impl Sidecar {
             set_digest: set_digest.wrapping_add(u64::from(shape & 0x20)),
             items: items.to_vec(),
             confirmed_items: if shape & 0x40 == 0 { total } else { 0 },
+            id: u64::from(shape % 3),
         };
         let chunks = if cut == 0 {
             vec![chunk(0, true, second)]
@@ -498,10 +501,18 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
             .map(|found| found.name.clone())
             .collect::<Vec<_>>()
     };
+    // A revocation needs no more than its digest.
+    let unrevoked = |items: &[wire::Item]| {
+        let unreadable = items.iter();
+        let unreadable = unreadable.filter(|found| item::digest_of(&found.record).is_none());
+        unreadable
+            .map(|found| found.name.clone())
+            .collect::<Vec<_>>()
+    };
     match kind {
         Kind::Delta(delta) => {
             let delta = wire::Delta::decode(delta.clone()).ok()?;
-            let mut names = unreadable(&delta.revocations);
+            let mut names = unrevoked(&delta.revocations);
             names.extend(unreadable(&delta.upserts));
             let removals = delta.removals.iter();
             let short = removals.filter(|removal| removal.digest.len() != KeyDigest::LEN);
@@ -510,7 +521,7 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
         }
         Kind::Revocations(message) => {
             let message = wire::Revocations::decode(message.clone()).ok()?;
-            Some(unreadable(&message.items))
+            Some(unrevoked(&message.items))
         }
         Kind::Snapshot(chunk) => {
             let chunk = wire::SnapshotChunk::decode(chunk.clone()).ok()?;

@@ -351,13 +351,23 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
         version: input.text(),
     };
     let subscriptions = input.byte() % 4;
-    let subscriptions = (0..subscriptions).map(|_| wire::Subscription {
-        keyring: input.keyring(),
-        epoch: input.epoch(),
-        revision: input.number(newest()),
-        set_digest: u64::from(input.byte()),
-        mode: i32::from(input.byte() % 3),
-        ..Default::default()
+    let subscriptions = (0..subscriptions).map(|_| {
+        let (keyring, epoch) = (input.keyring(), input.epoch());
+        let revision = input.number(newest());
+        let digest = input.byte();
+        wire::Subscription {
+            keyring,
+            epoch,
+            revision,
+            set_digest: u64::from(digest),
+            mode: i32::from(input.byte() % 3),
+            revoked_through: revision.wrapping_sub(u64::from(digest % 4)),
+            partial: (digest >= 0x80).then(|| wire::PartialSnapshot {
+                id: u64::from(digest % 2),
+                chunks: u32::from(digest),
+            }),
+            ..Default::default()
+        }
     });
     let subscriptions = subscriptions.collect();
     wire::Hello {

@@ -18,11 +18,16 @@ pub struct Feed {
     epoch: Epoch,
     set_digest: u64,
     recent: Steps,
+    /// The last revision that revoked something; the one that the feed began at before it has one. No sidecar that has
+    /// every revocation up to here misses any.
+    revoked_at: Revision,
 }
 
 /// A whole keyring, encoded.
 #[derive(Debug)]
 pub struct EncodedSnapshot {
+    /// Names this encoding; zero for one that cannot be resumed.
+    pub id: u64,
     /// The revision that it is at.
     pub revision: Revision,
     /// Serialized chunks, at least one.
@@ -42,11 +47,13 @@ impl Feed {
             epoch,
             set_digest: 0,
             recent: Steps::default(),
+            revoked_at: keyring.revision(),
         };
         for record in keyring.records() {
             let hash = item::hash_record(&item::encode_record(&record));
             feed.set_digest = feed.set_digest.wrapping_add(hash);
         }
+        feed.recent = Steps::after(keyring.revision(), feed.set_digest);
         feed
     }
 
@@ -54,6 +61,13 @@ impl Feed {
     #[must_use]
     pub const fn set_digest(&self) -> u64 {
         self.set_digest
+    }
+
+    /// The digest that the set had at `revision`; none where that is too long ago, before the feed began or still to come.
+    /// Known of every revision that a kept step leads on from.
+    #[must_use]
+    pub fn digest_at(&self, revision: Revision) -> Option<u64> {
+        self.recent.digest_at(revision)
     }
 
     /// Encodes the change that led to the keyring's revision and touched these versions.
@@ -86,14 +100,18 @@ impl Feed {
                 revision: delta.revision,
                 nonce: delta.nonce,
                 items: delta.revocations.clone(),
-                ..Default::default()
+                complete_after: self.revoked_at.get(),
             };
             message.encode_to_vec().into()
         });
+        if revocations.is_some() {
+            self.revoked_at = revision;
+        }
         self.recent.push(Step {
             revision,
             delta: delta.encode_to_vec().into(),
             revocations,
+            set_digest: self.set_digest,
         });
     }
 
@@ -109,9 +127,15 @@ impl Feed {
         self.recent.first_revocation(after.next())
     }
 
-    /// Encodes the whole keyring. `confirmed_items` is the number that an operator confirmed.
+    /// Encodes the whole keyring. `confirmed_items` is the number that an operator confirmed, and `id` a number that no other
+    /// encoding has; zero for none.
     #[must_use]
-    pub fn snapshot(&self, keyring: &Keyring, confirmed_items: u64) -> Arc<EncodedSnapshot> {
+    pub fn snapshot(
+        &self,
+        keyring: &Keyring,
+        confirmed_items: u64,
+        id: u64,
+    ) -> Arc<EncodedSnapshot> {
         let revision = keyring.revision();
         let empty = wire::SnapshotChunk {
             keyring: keyring.name().to_string(),
@@ -124,6 +148,7 @@ impl Feed {
             set_digest: self.set_digest,
             items: Vec::new(),
             confirmed_items,
+            id,
         };
         let mut chunks = Vec::new();
         let mut chunk = empty.clone();
@@ -145,7 +170,11 @@ impl Feed {
         }
         chunk.last = true;
         chunks.push(chunk.encode_to_vec().into());
-        Arc::new(EncodedSnapshot { revision, chunks })
+        Arc::new(EncodedSnapshot {
+            id,
+            revision,
+            chunks,
+        })
     }
 
     /// Counts an item in the place of its former self.

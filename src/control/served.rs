@@ -42,13 +42,17 @@ pub struct ServedKeyring {
 #[derive(Debug, Default)]
 struct Cached {
     snapshot: Option<Arc<EncodedSnapshot>>,
-    /// Somebody has asked for it since the keeper looked.
-    is_wanted: bool,
+    /// How many times more the keeper looks and leaves it.
+    rounds: u32,
 }
 
 /// A stream may take a snapshot that is so many revisions old at most, and the deltas behind it. Otherwise a keyring that
 /// changes while a thousand sidecars come back would be encoded anew for each of them.
 const MAX_SNAPSHOT_LAG: u64 = 1_024;
+
+/// So many rounds of the keeper, a second each, a snapshot is kept whose stream broke before its end. The sidecar is back
+/// within its longest backoff of 30 s and the 15 s that opening a stream may take.
+const RESUME_ROUNDS: u32 = 60;
 
 /// A keyring and its feed, which change together.
 #[derive(Clone, Debug)]
@@ -174,7 +178,7 @@ impl ServedKeyring {
     #[must_use]
     pub fn snapshot(&self, least: Revision) -> Arc<EncodedSnapshot> {
         let mut cached = self.cached();
-        cached.is_wanted = true;
+        cached.rounds = cached.rounds.max(1);
         let state = self.journal.state();
         if let Some(snapshot) = &cached.snapshot
             && snapshot.revision >= least
@@ -183,18 +187,51 @@ impl ServedKeyring {
             return Arc::clone(snapshot);
         }
         let confirmed = self.confirmed_items.load(Ordering::Relaxed);
-        let snapshot = state.feed.snapshot(&state.keyring, confirmed);
+        let id = snapshot_id();
+        let snapshot = state.feed.snapshot(&state.keyring, confirmed, id);
         cached.snapshot = Some(Arc::clone(&snapshot));
         snapshot
     }
 
-    /// Drops the snapshot unless somebody has asked for it since the last time: it takes as much memory as its keys.
+    /// The snapshot that has `id`, where it is kept still, is at `least` or later, and the feed leads on from it. It does not
+    /// wait for one that is being encoded, which takes the place of the one that is kept.
+    #[must_use]
+    pub fn resumed_snapshot(&self, id: u64, least: Revision) -> Option<Arc<EncodedSnapshot>> {
+        let cached = self.snapshot.try_lock().ok()?;
+        let snapshot = cached.snapshot.as_ref()?;
+        let state = self.journal.state();
+        let leads_on = snapshot.revision == state.keyring.revision()
+            || state.feed.step_after(snapshot.revision).is_some();
+        if id == 0 || snapshot.id != id || snapshot.revision < least || !leads_on {
+            return None;
+        }
+        Some(Arc::clone(snapshot))
+    }
+
+    /// Keeps the snapshot that has `id` for a minute: the stream that brought it ended before it did, and the next one may go
+    /// on from there.
+    pub fn keep_snapshot(&self, id: u64) {
+        // Who encodes one now replaces it.
+        if let Ok(mut cached) = self.snapshot.try_lock()
+            && cached.snapshot.as_ref().is_some_and(|kept| kept.id == id)
+        {
+            cached.rounds = RESUME_ROUNDS;
+        }
+    }
+
+    /// Drops the snapshot unless a stream brings it, or somebody has asked for it since the last time: it takes as much memory
+    /// as its keys.
     pub fn drop_idle_snapshot(&self) {
         // Who encodes one now wants it.
-        if let Ok(mut cached) = self.snapshot.try_lock()
-            && !std::mem::take(&mut cached.is_wanted)
-        {
-            cached.snapshot = None;
+        if let Ok(mut cached) = self.snapshot.try_lock() {
+            let is_sent = |snapshot| Arc::strong_count(snapshot) > 1;
+            if cached.snapshot.as_ref().is_some_and(is_sent) {
+                return;
+            }
+            match cached.rounds.checked_sub(1) {
+                Some(rounds) => cached.rounds = rounds,
+                None => cached.snapshot = None,
+            }
         }
     }
 
@@ -240,6 +277,15 @@ impl FedKeyring {
             keyring,
         }
     }
+}
+
+/// A number for an encoding that no other one has. Zero where the random source fails: such a snapshot is not resumed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it only tells encodings apart; tests pass their own to `Feed::snapshot`"
+)]
+fn snapshot_id() -> u64 {
+    getrandom::u64().unwrap_or(0)
 }
 
 /// A keyring that nobody follows yet.

@@ -9,6 +9,8 @@ use crate::key::Revision;
 /// The last revisions without a gap, as many as are kept. Clones share them: a new one costs a copy of the last block.
 #[derive(Clone, Debug, Default)]
 pub struct Steps {
+    /// The state that the first step starts from.
+    before: Before,
     /// The steps of revisions `n * BLOCK` to `(n + 1) * BLOCK - 1`, for consecutive `n`. Only the first block may lack
     /// steps at its beginning, and only the last one at its end.
     blocks: Vec<Arc<Block>>,
@@ -24,6 +26,15 @@ pub struct Step {
     pub delta: Bytes,
     /// Serialized revocations, where the delta has any.
     pub revocations: Option<Bytes>,
+    /// The digest of the set of items at this revision.
+    pub set_digest: u64,
+}
+
+/// What is known of the revision before the first step.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    revision: Revision,
+    set_digest: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,6 +55,18 @@ const MAX_BLOCKS: usize = (KEPT / BLOCK) as usize + 1;
 const MAX_BYTES: usize = 16 << 20;
 
 impl Steps {
+    /// No steps yet: the first one starts from `revision`, where the set of items has `set_digest`.
+    #[must_use]
+    pub fn after(revision: Revision, set_digest: u64) -> Self {
+        Self {
+            before: Before {
+                revision,
+                set_digest,
+            },
+            ..Self::default()
+        }
+    }
+
     /// Adds the step that follows the last one.
     pub fn push(&mut self, step: Step) {
         let begins_block = step.revision.get().is_multiple_of(BLOCK);
@@ -83,13 +106,29 @@ impl Steps {
             .find(|step| step.revocations.is_some())
     }
 
+    /// The digest of the set of items at `revision`: that of a step that is kept, or the one before the first.
+    #[must_use]
+    pub fn digest_at(&self, revision: Revision) -> Option<u64> {
+        if revision == self.before.revision {
+            return Some(self.before.set_digest);
+        }
+        Some(self.get(revision)?.set_digest)
+    }
+
     fn drop_old(&mut self) {
         let mut surplus = 0;
         // The last block stays: a change of any size reaches those who follow.
         while surplus + 1 < self.blocks.len()
             && (self.blocks.len() - surplus > MAX_BLOCKS || self.bytes > MAX_BYTES)
         {
-            self.bytes -= self.blocks[surplus].bytes;
+            let dropped = &self.blocks[surplus];
+            self.bytes -= dropped.bytes;
+            if let Some(last) = dropped.steps.last() {
+                self.before = Before {
+                    revision: last.revision,
+                    set_digest: last.set_digest,
+                };
+            }
             surplus += 1;
         }
         self.blocks.drain(..surplus);
@@ -128,6 +167,7 @@ mod tests {
             revision: Revision::new(revision),
             delta: vec![0; bytes].into(),
             revocations: revokes.then(Bytes::new),
+            set_digest: revision * 10,
         }
     }
 
@@ -186,6 +226,23 @@ mod tests {
         }
         assert!(large.bytes <= MAX_BYTES + (64 << 20), "{}", large.bytes);
         assert!(large.get(revision(999)).is_some());
+    }
+
+    #[test]
+    fn the_digest_is_known_wherever_a_step_leads_on_from() {
+        let mut steps = Steps::after(revision(30), 300);
+        assert_eq!(steps.digest_at(revision(30)), Some(300));
+        for number in 31..20_000 {
+            steps.push(step(number, 1, false));
+        }
+        assert_eq!(steps.digest_at(revision(30)), None);
+        let first = (0..20_000).find(|number| steps.get(revision(*number)).is_some());
+        let first = first.expect("some are kept");
+        for number in first - 1..20_000 {
+            assert_eq!(steps.digest_at(revision(number)), Some(number * 10));
+        }
+        assert_eq!(steps.digest_at(revision(first - 2)), None);
+        assert_eq!(steps.digest_at(revision(20_000)), None);
     }
 
     #[test]

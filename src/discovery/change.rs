@@ -1,7 +1,12 @@
-//! What a delta changes, read item by item: those that cannot be read are named, and spoil no others.
+//! What a delta changes, read item by item: those that cannot be read are named, and spoil no others. A revocation needs no
+//! more than its digest.
 
 use super::item;
-use crate::{key::KeyDigest, keyring::Announced, proto::discovery as wire};
+use crate::{
+    key::{KeyDigest, KeyRecord, KeyState},
+    keyring::Announced,
+    proto::discovery as wire,
+};
 
 /// The items of a delta.
 #[derive(Debug)]
@@ -14,6 +19,8 @@ pub struct Changes {
     pub removals: Vec<KeyDigest>,
     /// What could not be read.
     pub rejected: Vec<wire::RejectedItem>,
+    /// A revocation is among that, so that a version may still be accepted which is not any more.
+    pub is_revocation_rejected: bool,
 }
 
 /// The longest name of an item that is passed on, in bytes: five times what a key version's takes.
@@ -22,10 +29,11 @@ const MAX_NAME: usize = 100;
 const MAX_REASON: usize = 300;
 
 impl Changes {
-    /// Reads a delta.
+    /// Reads a delta. `held` is what is held of a version.
     #[must_use]
-    pub fn of(delta: &wire::Delta) -> Self {
-        let (revocations, mut rejected) = decode_items(&delta.revocations);
+    pub fn of(delta: &wire::Delta, held: impl Fn(&KeyDigest) -> Option<KeyRecord>) -> Self {
+        let (revocations, mut rejected) = decode_revocations(&delta.revocations, held);
+        let is_revocation_rejected = !rejected.is_empty();
         let (upserts, rejected_upserts) = decode_items(&delta.upserts);
         rejected.extend(rejected_upserts);
         let mut removals = Vec::with_capacity(delta.removals.len());
@@ -40,6 +48,7 @@ impl Changes {
             upserts,
             removals,
             rejected,
+            is_revocation_rejected,
         }
     }
 }
@@ -56,6 +65,41 @@ pub fn decode_items(items: &[wire::Item]) -> (Vec<Announced>, Vec<wire::Rejected
                 hash: item::hash(item),
             }),
             Err(error) => rejected.push(refusal(&item.name, &error.to_string())),
+        }
+    }
+    (decoded, rejected)
+}
+
+/// Reads revocations. Where nothing but the digest can be read, the version is what `held` says, or a tombstone, and revoked:
+/// that is not rejected.
+#[must_use]
+pub fn decode_revocations(
+    items: &[wire::Item],
+    held: impl Fn(&KeyDigest) -> Option<KeyRecord>,
+) -> (Vec<Announced>, Vec<wire::RejectedItem>) {
+    let mut decoded = Vec::with_capacity(items.len());
+    let mut rejected = Vec::new();
+    for item in items {
+        let record: Result<_, String> = item::decode(item).or_else(|error| {
+            let digest = item::digest_of(&item.record).ok_or_else(|| error.to_string())?;
+            let refused = refusal(&item.name, &error.to_string());
+            tracing::warn!(
+                item = refused.name,
+                reason = refused.reason,
+                "of a revocation only the digest can be read; the version is revoked all the same"
+            );
+            let record = held(&digest).unwrap_or_else(|| item::tombstone(digest, &item.name));
+            Ok(KeyRecord {
+                state: KeyState::Revoked,
+                ..record
+            })
+        });
+        match record {
+            Ok(record) => decoded.push(Announced {
+                record,
+                hash: item::hash(item),
+            }),
+            Err(reason) => rejected.push(refusal(&item.name, &reason)),
         }
     }
     (decoded, rejected)

@@ -1,7 +1,10 @@
 //! Whatever a stream loses, repeats or brings early, a sidecar ends up with what the control plane has, and a revocation
 //! that has arrived is never undone.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 use prost::Message;
@@ -48,6 +51,12 @@ enum Fate {
     Twice,
     Lose,
     LoseAllButRevocations,
+    /// Of its revocations only the digests can be read.
+    Unreadable,
+    /// Nothing of its revocations can be read, where it has any, first in the lane or not.
+    Broken {
+        overtakes: bool,
+    },
 }
 
 /// A control plane's keyring and a sidecar's receiver, with a stream between them that the test plays.
@@ -59,6 +68,8 @@ struct Pair {
     clock: Clock,
     /// Digests whose revocation the sidecar has been told.
     revoked: HashSet<KeyDigest>,
+    /// When each version was revoked.
+    revoked_at: HashMap<KeyDigest, Revision>,
 }
 
 impl Pair {
@@ -82,6 +93,7 @@ impl Pair {
             hands,
             clock,
             revoked: HashSet::new(),
+            revoked_at: HashMap::new(),
         };
         let consumer = "checkout".parse().expect("a valid id");
         let changes = pair
@@ -100,6 +112,11 @@ impl Pair {
             self.control
                 .apply(revision, self.clock.wall(), &change)
                 .expect("an operation plans only possible changes");
+            for record in self.control.keyring.records() {
+                if record.state == KeyState::Revoked {
+                    self.revoked_at.entry(record.digest).or_insert(revision);
+                }
+            }
         }
     }
 
@@ -155,11 +172,48 @@ impl Pair {
     }
 
     fn receive(&mut self, kind: Kind) -> Result<Outcome, Leave> {
-        self.receiver
-            .receive(wire::ControlMessage { kind: Some(kind) })
+        let outcome = self
+            .receiver
+            .receive(wire::ControlMessage { kind: Some(kind) })?;
+        for answer in &outcome.answers {
+            match &answer.kind {
+                Some(Answer::Ack(ack)) if ack.epoch == EPOCH.get() => {
+                    self.assert_in_force(ack.revoked_through);
+                }
+                Some(Answer::Nack(nack)) if nack.epoch == EPOCH.get() => {
+                    self.assert_in_force(nack.revoked_through);
+                }
+                Some(
+                    Answer::Ack(_)
+                    | Answer::Nack(_)
+                    | Answer::Hello(_)
+                    | Answer::Resync(_)
+                    | Answer::Goodbye(_)
+                    | Answer::Usage(_)
+                    | Answer::Lookup(_)
+                    | Answer::Beat(_)
+                    | Answer::Dropped(_),
+                )
+                | None => {}
+            }
+        }
+        Ok(outcome)
     }
 
-    fn deliver(&mut self, step: &Step, fate: Fate) {
+    /// No version is accepted whose revocation the sidecar claims to have.
+    fn assert_in_force(&self, revoked_through: u64) {
+        for (digest, revoked_at) in &self.revoked_at {
+            if revoked_at.get() <= revoked_through {
+                assert!(
+                    matches!(self.state_of(digest), Some(KeyState::Revoked) | None),
+                    "revocations up to {revoked_through} are claimed, and one of {revoked_at} is not in force"
+                );
+            }
+        }
+    }
+
+    /// Delivers a step; whether the sidecar asks for a snapshot because of a revocation that it cannot read.
+    fn deliver(&mut self, step: &Step, fate: Fate) -> bool {
         let revocations = || step.revocations.clone().map(Kind::Revocations);
         let delta = || Some(Kind::Delta(step.delta.clone()));
         let messages = match fate {
@@ -168,13 +222,24 @@ impl Pair {
             Fate::Twice => vec![delta(), delta()],
             Fate::Lose => vec![],
             Fate::LoseAllButRevocations => vec![revocations()],
+            Fate::Unreadable => {
+                let (lane, delta) = spoilt(step, &torn);
+                vec![lane, delta]
+            }
+            Fate::Broken { overtakes } => {
+                let (lane, delta) = spoilt(step, &broken);
+                vec![lane.filter(|_| overtakes), delta]
+            }
         };
+        let mut asks = false;
         for message in messages.into_iter().flatten() {
-            self.receive(message).expect("the stream goes on");
+            let outcome = self.receive(message).expect("the stream goes on");
+            asks |= resync_reason(&outcome) == Some(ResyncReason::RevocationUnreadable);
         }
-        if !matches!(fate, Fate::Lose) {
+        if !matches!(fate, Fate::Lose | Fate::Broken { .. }) {
             self.note_revocations(step);
         }
+        asks
     }
 
     fn note_revocations(&mut self, step: &Step) {
@@ -187,7 +252,7 @@ impl Pair {
     }
 
     fn snapshot(&mut self) -> Result<Outcome, Leave> {
-        let snapshot = self.control.feed.snapshot(&self.control.keyring, 0);
+        let snapshot = self.control.feed.snapshot(&self.control.keyring, 0, 0);
         let mut last = Ok(Outcome::default());
         for chunk in &snapshot.chunks {
             last = Ok(self.receive(Kind::Snapshot(chunk.clone()))?);
@@ -247,6 +312,36 @@ impl Pair {
     }
 }
 
+/// The lane message of a step, where it has one, and its delta, with other revocations.
+fn spoilt(step: &Step, spoil: &dyn Fn(&mut wire::Item)) -> (Option<Kind>, Option<Kind>) {
+    let lane = step.revocations.clone().map(|lane| {
+        let mut lane = wire::Revocations::decode(lane).expect("just encoded");
+        lane.items.iter_mut().for_each(spoil);
+        Kind::Revocations(lane.encode_to_vec().into())
+    });
+    let mut delta = wire::Delta::decode(step.delta.clone()).expect("just encoded");
+    delta.revocations.iter_mut().for_each(spoil);
+    (lane, Some(Kind::Delta(delta.encode_to_vec().into())))
+}
+
+/// Leaves nothing that can be read of an item but the digest.
+fn torn(item: &mut wire::Item) {
+    item.record = [&item.record[..], b"\xff"].concat().into();
+    assert!(item::decode(item).is_err());
+}
+
+/// Leaves nothing that can be read of an item.
+fn broken(item: &mut wire::Item) {
+    item.record = bytes::Bytes::from_static(b"\xff");
+}
+
+fn nack(outcome: &Outcome) -> &wire::Nack {
+    match &outcome.answers[0].kind {
+        Some(Answer::Nack(nack)) => nack,
+        other => panic!("{other:?} is no nack"),
+    }
+}
+
 fn resync_reason(outcome: &Outcome) -> Option<ResyncReason> {
     outcome
         .answers
@@ -303,6 +398,8 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::Twice),
         1 => Just(Fate::Lose),
         1 => Just(Fate::LoseAllButRevocations),
+        2 => Just(Fate::Unreadable),
+        2 => any::<bool>().prop_map(|overtakes| Fate::Broken { overtakes }),
     ]
 }
 
@@ -312,20 +409,25 @@ proptest! {
     #[test]
     fn every_stream_converges(
         before in proptest::collection::vec(act(), 0..6),
-        after in proptest::collection::vec((act(), fate(), any::<bool>()), 0..25),
+        after in proptest::collection::vec((act(), fate(), 0_u8..3), 0..25),
     ) {
         let mut pair = Pair::new();
         for act in before {
             pair.act(act);
         }
         pair.snapshot().expect("the first snapshot is taken");
-        for (act, fate, resyncs_now) in after {
+        for (act, fate, luck) in after {
+            // The snapshot that the sidecar asks for comes at once, a little later or not at all; so does a heartbeat.
+            let (comes_soon, resyncs_now) = (luck > 0, luck > 1);
             let start = pair.control.revision();
             pair.act(act);
             let mut at = start;
             while let Some(step) = pair.control.feed.step_after(at).cloned() {
                 at = step.revision;
-                pair.deliver(&step, fate);
+                if pair.deliver(&step, fate) && comes_soon {
+                    pair.snapshot().expect("a newer snapshot is taken");
+                    at = pair.control.revision();
+                }
             }
             pair.assert_revocations_hold();
             if resyncs_now {
@@ -389,6 +491,129 @@ fn a_revocation_in_the_lane_is_acked_before_its_delta() {
     let outcome = pair.receive(Kind::Delta(step.delta)).expect("it goes on");
     assert_eq!(acks(&outcome)[0].applied_revision, step.revision.get());
     assert_eq!(resync_reason(&pair.heartbeat().expect("it goes on")), None);
+}
+
+#[test]
+fn a_revocation_in_the_lane_claims_nothing_where_an_earlier_one_was_missed() {
+    let mut pair = pair_with_keys(3);
+    let held = pair.control.revision();
+    pair.act(Act::Revoke(0));
+    pair.act(Act::Revoke(1));
+    let missed = pair.control.feed.step_after(held).cloned().expect("a step");
+    let second = pair.control.feed.revocation_after(missed.revision).cloned();
+    let lane = second.and_then(|step| step.revocations);
+    let overtaking = Kind::Revocations(lane.expect("it revokes"));
+    let outcome = pair.receive(overtaking.clone()).expect("it goes on");
+    assert_eq!(acks(&outcome)[0].revoked_through, held.get());
+    assert_eq!(pair.receiver.subscriptions()[0].revoked_through, held.get());
+    // What has overtaken it counts as soon as it is there.
+    let outcome = pair.receive(Kind::Delta(missed.delta)).expect("it goes on");
+    assert_eq!(
+        acks(&outcome)[0].revoked_through,
+        pair.control.revision().get()
+    );
+    assert_eq!(
+        pair.receiver.subscriptions()[0].revoked_through,
+        pair.control.revision().get()
+    );
+}
+
+#[test]
+fn a_revocation_of_which_only_the_digest_can_be_read_is_in_force() {
+    for overtakes in [true, false] {
+        let mut pair = pair_with_keys(2);
+        let held = pair.control.revision();
+        let record = pair.control.keyring.records().next().expect("a key");
+        pair.act(Act::Revoke(0));
+        let step = pair.control.feed.step_after(held).cloned().expect("a step");
+        let (lane, delta) = spoilt(&step, &torn);
+        let message = if overtakes { lane } else { delta };
+        let outcome = pair.receive(message.expect("it revokes"));
+        let outcome = outcome.expect("the stream goes on");
+        assert_eq!(acks(&outcome)[0].revoked_through, step.revision.get());
+        // Whatever else was known of it is known still.
+        let view = pair.slot().load();
+        let held = view.as_ref().and_then(|view| view.record(&record.digest));
+        let revoked = crate::key::KeyRecord {
+            state: KeyState::Revoked,
+            ..record
+        };
+        assert_eq!(held, Some(revoked));
+    }
+}
+
+#[test]
+fn of_a_version_that_is_not_held_the_revocation_is_remembered_by_its_digest() {
+    let mut pair = pair_with_keys(1);
+    let secret = testing::secret(KeyId::generate().expect("the random source works"));
+    let record = testing::record_of(&secret);
+    let mut item = item::encode(&record);
+    torn(&mut item);
+    let lane = wire::Revocations {
+        keyring: testing::keyring_name().to_string(),
+        epoch: EPOCH.get(),
+        revision: pair.control.revision().get() + 1,
+        nonce: 1,
+        items: vec![item],
+        complete_after: pair.control.revision().get(),
+    };
+    let lane = Kind::Revocations(lane.encode_to_vec().into());
+    pair.receive(lane).expect("the stream goes on");
+    assert_eq!(pair.state_of(&record.digest), Some(KeyState::Revoked));
+    // A snapshot that has the version as one that is accepted does not undo it.
+    pair.snapshot().expect("the same snapshot is taken");
+    assert_eq!(pair.state_of(&record.digest), Some(KeyState::Revoked));
+}
+
+#[test]
+fn nothing_is_claimed_beyond_a_revocation_that_cannot_be_read_until_a_snapshot_is_in_use() {
+    for overtakes in [true, false] {
+        let mut pair = pair_with_keys(2);
+        let held = pair.control.revision();
+        pair.act(Act::Revoke(0));
+        let step = pair.control.feed.step_after(held).cloned().expect("a step");
+        let (lane, delta) = spoilt(&step, &broken);
+        let message = if overtakes { lane } else { delta };
+        let outcome = pair.receive(message.expect("it revokes"));
+        let outcome = outcome.expect("the stream goes on");
+        assert_eq!(nack(&outcome).revoked_through, held.get());
+        let asks = resync_reason(&outcome);
+        assert_eq!(asks, Some(ResyncReason::RevocationUnreadable));
+        // A later revocation that can be read changes nothing about that.
+        let after = pair.control.revision();
+        pair.act(Act::Revoke(1));
+        let later = pair.control.feed.revocation_after(after).cloned();
+        let later = later.and_then(|step| step.revocations).expect("it revokes");
+        let outcome = pair.receive(Kind::Revocations(later)).expect("it goes on");
+        assert_eq!(acks(&outcome)[0].revoked_through, held.get());
+        assert_eq!(pair.receiver.subscriptions()[0].revoked_through, held.get());
+        let outcome = pair.snapshot().expect("a newer snapshot is taken");
+        let ack = acks(&outcome)[0];
+        assert!(ack.is_whole);
+        assert_eq!(ack.revoked_through, pair.control.revision().get());
+    }
+}
+
+#[test]
+fn a_nack_says_where_it_does_not_name_all() {
+    for (refused, has_more) in [(100, false), (101, true)] {
+        let mut pair = pair_with_keys(1);
+        let held = pair.control.revision();
+        pair.act(Act::CreateKey);
+        let step = pair.control.feed.step_after(held).cloned().expect("a step");
+        let mut delta = wire::Delta::decode(step.delta).expect("just encoded");
+        delta.upserts = (0..refused)
+            .map(|number| wire::Item {
+                name: format!("poison/{number}"),
+                record: bytes::Bytes::from_static(b"\xff"),
+            })
+            .collect();
+        let outcome = pair.receive(Kind::Delta(delta.encode_to_vec().into()));
+        let outcome = outcome.expect("the stream goes on");
+        let nack = nack(&outcome);
+        assert_eq!((nack.items.len(), nack.has_more), (100, has_more));
+        assert!(!nack.is_whole);
+    }
 }
 
 #[test]
@@ -466,12 +691,15 @@ fn a_snapshot_that_drops_more_than_half_is_held_until_its_number_is_confirmed() 
     other.act(Act::CreateKey);
     let epoch = Epoch::new(8);
     let snapshot = |confirmed| {
-        crate::control::feed::Feed::new(epoch, &other.control.keyring)
-            .snapshot(&other.control.keyring, confirmed)
+        crate::control::feed::Feed::new(epoch, &other.control.keyring).snapshot(
+            &other.control.keyring,
+            confirmed,
+            0,
+        )
     };
     let outcome = pair.receive(Kind::Snapshot(snapshot(0).chunks[0].clone()));
     let outcome = outcome.expect("the stream goes on");
-    assert!(matches!(outcome.answers[0].kind, Some(Answer::Nack(_))));
+    assert!(!nack(&outcome).is_whole, "it is not in use");
     assert_eq!(pair.slot().load().as_ref().map(|view| view.len()), Some(5));
     let outcome = pair.receive(Kind::Snapshot(snapshot(2).chunks[0].clone()));
     assert_eq!(acks(&outcome.expect("the stream goes on")).len(), 1);
@@ -483,8 +711,11 @@ fn a_held_snapshot_is_asked_for_again_until_it_is_confirmed() {
     let mut pair = pair_with_keys(5);
     let mut other = Pair::new();
     other.act(Act::CreateKey);
-    let snapshot = crate::control::feed::Feed::new(Epoch::new(8), &other.control.keyring)
-        .snapshot(&other.control.keyring, 0);
+    let snapshot = crate::control::feed::Feed::new(Epoch::new(8), &other.control.keyring).snapshot(
+        &other.control.keyring,
+        0,
+        0,
+    );
     for wait in [0, 10, 20] {
         pair.hands.advance(Duration::from_secs(wait));
         let held = pair.receive(Kind::Snapshot(snapshot.chunks[0].clone()));
@@ -497,7 +728,7 @@ fn a_held_snapshot_is_asked_for_again_until_it_is_confirmed() {
 #[test]
 fn a_snapshot_with_a_missing_chunk_is_refused() {
     let mut pair = pair_with_keys(1);
-    let snapshot = pair.control.feed.snapshot(&pair.control.keyring, 0);
+    let snapshot = pair.control.feed.snapshot(&pair.control.keyring, 0, 0);
     let mut chunk = wire::SnapshotChunk::decode(snapshot.chunks[0].clone()).expect("encoded");
     chunk.total_items += 1;
     let cut = pair.receive(Kind::Snapshot(chunk.encode_to_vec().into()));

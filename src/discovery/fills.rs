@@ -68,6 +68,10 @@ enum Act {
 #[derive(Clone, Copy, Debug)]
 enum Tell {
     Revocation,
+    /// Of which only the digests can be read.
+    TornRevocation,
+    /// Of which nothing can be read.
+    BrokenRevocation,
     Delta,
     LookupResult,
     Heartbeat,
@@ -344,7 +348,7 @@ impl World {
             epoch: self.epoch,
             sent: can_follow.then_some(at),
             revoked_through: if is_same_history {
-                held
+                Revision::new(subscription.revoked_through)
             } else {
                 serves.revision()
             },
@@ -378,10 +382,11 @@ impl World {
             return;
         };
         match tell {
-            Tell::Revocation => {
+            Tell::Revocation | Tell::TornRevocation | Tell::BrokenRevocation => {
                 if let Some(step) = replica.feed.revocation_after(stream.revoked_through) {
                     stream.revoked_through = step.revision;
                     let revocations = step.revocations.clone().expect("it revokes");
+                    let revocations = spoilt(revocations, tell);
                     stream.transit.push_back(Kind::Revocations(revocations));
                 }
             }
@@ -459,6 +464,13 @@ impl World {
                         revoked_through: Revision::new(ack.revoked_through),
                     };
                 }
+                Said::Nack(nack) => {
+                    self.acked = Acked {
+                        epoch: Epoch::new(nack.epoch),
+                        applied: Revision::new(nack.applied_revision),
+                        revoked_through: Revision::new(nack.revoked_through),
+                    };
+                }
                 Said::Resync(_) => {
                     if let Some(stream) = &mut self.stream {
                         stream.sent = None;
@@ -466,7 +478,6 @@ impl World {
                 }
                 Said::Usage(_) => {}
                 said @ (Said::Hello(_)
-                | Said::Nack(_)
                 | Said::Goodbye(_)
                 | Said::Lookup(_)
                 | Said::Beat(_)
@@ -679,10 +690,26 @@ fn revoked_by(kind: &Kind) -> Vec<KeyDigest> {
         | Kind::UsageAck(_)
         | Kind::Start(_) => return Vec::new(),
     };
-    let records = items.iter().map(item::decode);
-    records
-        .map(|record| record.expect("just encoded").digest)
-        .collect()
+    let digests = items.iter().map(|item| item::digest_of(&item.record));
+    digests.flatten().collect()
+}
+
+/// Revocations as they arrive.
+fn spoilt(revocations: bytes::Bytes, tell: Tell) -> bytes::Bytes {
+    let mut message = wire::Revocations::decode(revocations.clone()).expect("just encoded");
+    let records = message.items.iter_mut().map(|item| &mut item.record);
+    match tell {
+        Tell::TornRevocation => {
+            records.for_each(|record| *record = [&record[..], b"\xff"].concat().into());
+        }
+        Tell::BrokenRevocation => {
+            records.for_each(|record| *record = bytes::Bytes::from_static(b"\xff"));
+        }
+        Tell::Revocation | Tell::Delta | Tell::LookupResult | Tell::Heartbeat => {
+            return revocations;
+        }
+    }
+    message.encode_to_vec().into()
 }
 
 fn is_accepted(cached: &CachedKey) -> bool {
@@ -734,6 +761,8 @@ fn busy() -> impl Strategy<Value = Act> {
 fn tell() -> impl Strategy<Value = Tell> {
     prop_oneof![
         3 => Just(Tell::Revocation),
+        1 => Just(Tell::TornRevocation),
+        1 => Just(Tell::BrokenRevocation),
         4 => Just(Tell::Delta),
         6 => Just(Tell::LookupResult),
         1 => Just(Tell::Heartbeat),

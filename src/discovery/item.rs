@@ -2,14 +2,16 @@
 
 use prost::{
     Message,
-    encoding::{WireType, encode_key, encode_varint},
+    encoding::{
+        DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+    },
 };
 use sha2::{Digest, Sha256};
 
 use crate::{
     key::{
-        AllowedSources, KeyDigest, KeyRecord, KeyState, PepperId, RotationId, Scope, Scopes,
-        Timestamp, VersionNumber, Window,
+        AllowedSources, ConsumerId, KeyDigest, KeyId, KeyRecord, KeyState, PepperId, RotationId,
+        Scope, Scopes, Timestamp, VersionNumber, Window,
     },
     proto::discovery as wire,
 };
@@ -100,6 +102,64 @@ pub fn decode(item: &wire::Item) -> Result<KeyRecord, ItemError> {
             id => Some(id.parse().map_err(wrong("rotation_id"))?),
         },
     })
+}
+
+/// The digest of a serialized [`wire::KeyVersion`], whatever else is in it; none where that cannot be read either. Of several
+/// the last one counts, as in every protobuf message.
+#[must_use]
+pub fn digest_of(record: &[u8]) -> Option<KeyDigest> {
+    const DIGEST: u32 = 1;
+    let mut rest = record;
+    let mut found = None;
+    while let Ok((tag, wire_type)) = decode_key(&mut rest) {
+        if (tag, wire_type) == (DIGEST, WireType::LengthDelimited) {
+            let len = decode_varint(&mut rest).ok();
+            let len = len.and_then(|len| usize::try_from(len).ok());
+            let Some((digest, behind)) = len.and_then(|len| rest.split_at_checked(len)) else {
+                break;
+            };
+            found = KeyDigest::from_slice(digest).ok().or(found);
+            rest = behind;
+        } else if skip_field(wire_type, tag, &mut rest, DecodeContext::default()).is_err() {
+            break;
+        }
+    }
+    found
+}
+
+/// A revoked version of which nothing but the digest can be read, and its name where that is one: what it takes to deny
+/// the key.
+///
+/// # Panics
+///
+/// Never: the texts that stand for what is not known are valid.
+#[must_use]
+pub fn tombstone(digest: KeyDigest, name: &str) -> KeyRecord {
+    const NO_KEY: &[u8] = b"unreadable00";
+    const NO_CONSUMER: &str = "unreadable";
+    let named = name.split_once('/').and_then(|(key_id, version)| {
+        let version = version.parse().ok().and_then(VersionNumber::new)?;
+        Some((key_id.parse::<KeyId>().ok()?, version))
+    });
+    let (key_id, version) = named.unwrap_or_else(|| {
+        let key_id = KeyId::from_bytes(NO_KEY).expect("twelve characters of base62");
+        (key_id, VersionNumber::FIRST)
+    });
+    KeyRecord {
+        digest,
+        pepper: PepperId::new(0),
+        key_id,
+        version,
+        consumer: NO_CONSUMER.parse::<ConsumerId>().expect("a valid id"),
+        state: KeyState::Revoked,
+        window: Window::default(),
+        retiring_since: None,
+        retires_at: None,
+        scopes: Scopes::default(),
+        allowed_sources: AllowedSources::default(),
+        replaced_by: None,
+        rotation: None,
+    }
 }
 
 /// The hash under which an item counts in a set digest: the first eight bytes of SHA-256 of its record,
@@ -241,12 +301,63 @@ mod tests {
         assert!(broken(|m| m.allowed_sources = vec!["x".into()]).starts_with("allowed_sources: "));
     }
 
+    #[test]
+    fn a_digest_is_read_whatever_surrounds_it() {
+        let record = record();
+        let whole = encode_record(&record);
+        assert_eq!(digest_of(&whole), Some(record.digest));
+        // Fields that are not known, a state that is none, what is cut or no protobuf at all: behind the digest, and before.
+        let mut unknown = Vec::new();
+        encode_key(200, WireType::LengthDelimited, &mut unknown);
+        encode_varint(2, &mut unknown);
+        unknown.extend_from_slice(b"ab");
+        encode_key(6, WireType::Varint, &mut unknown);
+        encode_varint(99, &mut unknown);
+        assert_eq!(
+            digest_of(&[&unknown, &whole[..]].concat()),
+            Some(record.digest)
+        );
+        assert_eq!(
+            digest_of(&[&whole[..], b"\xff"].concat()),
+            Some(record.digest)
+        );
+        let behind_digest = 2 + KeyDigest::LEN;
+        assert_eq!(digest_of(&whole[..behind_digest]), Some(record.digest));
+        assert_eq!(digest_of(&whole[..behind_digest - 1]), None);
+        assert_eq!(digest_of(b"\xff"), None);
+        assert_eq!(
+            digest_of(&[&b"\x0a\x05short"[..], &whole].concat()),
+            Some(record.digest)
+        );
+        assert_eq!(
+            digest_of(&[&whole[..], b"\x0a\x05short"].concat()),
+            Some(record.digest)
+        );
+    }
+
+    #[test]
+    fn a_tombstone_has_the_name_of_its_item_where_that_is_one() {
+        let digest = testing::record().digest;
+        let named = tombstone(digest, "7Qm2Xc91TbKe/3");
+        assert_eq!(named.version_ref().to_string(), "7Qm2Xc91TbKe/3");
+        for name in ["", "7Qm2Xc91TbKe", "7Qm2Xc91TbKe/0", "a b/1", "/"] {
+            let unnamed = tombstone(digest, name);
+            assert_eq!(unnamed.version_ref().to_string(), "unreadable00/1");
+            // It travels, and is kept, like every record.
+            assert_eq!(decode(&encode(&unnamed)), Ok(unnamed));
+        }
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let item = wire::Item { name: String::new(), record: bytes.into() };
-            let _ = decode(&item);
             let _ = hash(&item);
+            // Who can read the whole reads the same digest.
+            if let Ok(record) = decode(&item) {
+                prop_assert_eq!(digest_of(&item.record), Some(record.digest));
+            }
+            let _ = digest_of(&item.record);
         }
     }
 }

@@ -27,6 +27,7 @@ mod full;
 mod on_demand;
 mod pulse;
 mod reply;
+mod revoked;
 
 use full::Held;
 use on_demand::Followed;
@@ -226,7 +227,8 @@ impl Receiver {
         !self.report.is_empty()
     }
 
-    /// What the first message of a new stream says of each keyring. What was half received or half sent before is forgotten.
+    /// What the first message of a new stream says of each keyring. What was half sent before is forgotten; what was half
+    /// received of a snapshot is kept until the new stream brings the rest, or something else.
     pub fn subscriptions(&mut self) -> Vec<wire::Subscription> {
         self.report.clear();
         self.reporter.reconnected();
@@ -251,8 +253,8 @@ impl Receiver {
         match kind {
             Kind::Settings(settings) => self.settings(&settings).map(Outcome::answer),
             Kind::Snapshot(chunk) => self.chunk(chunk).map(Outcome::answer),
-            Kind::Delta(delta) => self.delta(delta).map(Outcome::answer),
-            Kind::Revocations(revocations) => self.revocations(revocations).map(Outcome::answer),
+            Kind::Delta(delta) => self.delta(delta).map(Outcome::answers),
+            Kind::Revocations(revocations) => self.revocations(revocations).map(Outcome::answers),
             Kind::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
             Kind::Drain(drain) => Err(Leave::Drain {
                 reason: drain.reason().into(),
@@ -327,25 +329,25 @@ impl Receiver {
         }
     }
 
-    fn delta(&mut self, delta: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
+    fn delta(&mut self, delta: Bytes) -> Result<Vec<wire::SidecarMessage>, Leave> {
         let serialized = delta.clone();
         let delta = wire::Delta::decode(delta)
             .map_err(|_| Leave::Protocol("a delta that cannot be decoded"))?;
         Ok(match self.subscribed(&delta.keyring) {
             Some(Subscribed::Full(held)) => held.delta(&delta, serialized),
             Some(Subscribed::OnDemand(followed)) => followed.delta(&delta),
-            None => None,
+            None => Vec::new(),
         })
     }
 
-    fn revocations(&mut self, message: Bytes) -> Result<Option<wire::SidecarMessage>, Leave> {
+    fn revocations(&mut self, message: Bytes) -> Result<Vec<wire::SidecarMessage>, Leave> {
         let serialized = message.clone();
         let message = wire::Revocations::decode(message)
             .map_err(|_| Leave::Protocol("revocations that cannot be decoded"))?;
         Ok(match self.subscribed(&message.keyring) {
-            Some(Subscribed::Full(held)) => Some(held.revocations(&message, serialized)),
-            Some(Subscribed::OnDemand(followed)) => Some(followed.revocations(&message)),
-            None => None,
+            Some(Subscribed::Full(held)) => held.revocations(&message, serialized),
+            Some(Subscribed::OnDemand(followed)) => followed.revocations(&message),
+            None => Vec::new(),
         })
     }
 
@@ -442,6 +444,13 @@ impl fmt::Display for DrainReason {
 }
 
 impl Outcome {
+    fn answers(answers: Vec<wire::SidecarMessage>) -> Self {
+        Self {
+            answers,
+            clock_skew_ms: None,
+        }
+    }
+
     fn answer(answer: Option<wire::SidecarMessage>) -> Self {
         Self {
             answers: answer.into_iter().collect(),

@@ -20,10 +20,11 @@ use crate::{
         catalog::Catalog,
         fleet::{Believed, Fleet, OpenStream, Parting},
         metrics::LookupOutcome,
+        served::ServedKeyring,
         token::bearer,
         usage::{UsageBook, UsageStream},
     },
-    key::Timestamp,
+    key::{Revision, Timestamp},
     proto::discovery::{
         self as wire, control_message,
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
@@ -188,9 +189,9 @@ impl KeyringDiscovery for DiscoveryServer {
             ));
         };
         check(&hello)?;
-        let said = hello.clone();
+        let mut said = hello.clone();
         let not_served = self.admit(&peer, &mut hello)?;
-        let believed = believed(&self.catalog, &hello);
+        let believed = believed(&self.catalog, &mut said);
         let stream = self
             .fleet
             .connected(&said, &believed, self.admission.counts(&peer))
@@ -233,7 +234,8 @@ impl KeyringDiscovery for DiscoveryServer {
             self.heartbeat_every,
             Arc::clone(&self.builds),
             drains.clone(),
-        );
+        )
+        .numbering_not_served_after(not_served.len() as u64);
         let (catalog, fleet) = (Arc::clone(&self.catalog), Arc::clone(&self.fleet));
         let usage = Arc::clone(&self.usage);
         let forbidden = not_served.clone();
@@ -310,12 +312,15 @@ async fn listen(
                 ack.applied_revision = ack.applied_revision.min(newest);
                 ack.revoked_through = ack.revoked_through.min(newest);
                 ack.durable_revision = ack.durable_revision.min(newest);
+                ack.durable_revoked_through = ack.durable_revoked_through.min(newest);
                 fleet.acked(member, &ack);
             }
             Some(Kind::Nack(mut nack)) => {
                 let newest = newest(catalog, &nack.keyring, nack.epoch);
                 nack.applied_revision = nack.applied_revision.min(newest);
                 nack.revoked_through = nack.revoked_through.min(newest);
+                nack.durable_revision = nack.durable_revision.min(newest);
+                nack.durable_revoked_through = nack.durable_revoked_through.min(newest);
                 tracing::error!(
                     node = member.node,
                     auth.keyring = nack.keyring,
@@ -354,17 +359,32 @@ async fn listen(
     None
 }
 
-/// Of each keyring that a sidecar may have, whether it holds what there is at its revision. One that holds more comes from a
-/// control plane that is ahead of this one, or from a history that this one has lost, and has nothing of what will have those
-/// revisions here.
-fn believed(catalog: &Catalog, hello: &wire::Hello) -> Believed {
-    let subscriptions = hello.subscriptions.iter();
-    let believed = subscriptions.filter_map(|subscription| {
+/// Of each keyring of a hello, whether what the sidecar says that it holds is what there is: its set digest is the one that
+/// the keyring had at that revision. One that could not use an item holds another set. Where a keyring is held on demand there
+/// is no digest, and the revision decides. No sidecar has more than there is: one that says so comes from a control plane that
+/// is ahead of this one, or from a history that this one has lost, and has nothing of what will have those revisions here.
+fn believed(catalog: &Catalog, hello: &mut wire::Hello) -> Believed {
+    let mut believed = Believed::new();
+    for subscription in &mut hello.subscriptions {
         let newest = newest(catalog, &subscription.keyring, subscription.epoch);
-        let agrees = (1..=newest).contains(&subscription.revision);
-        Some((subscription.keyring.parse().ok()?, agrees))
-    });
-    believed.collect()
+        subscription.revoked_through = subscription.revoked_through.min(newest);
+        let Ok(name) = subscription.keyring.parse() else {
+            continue;
+        };
+        let served = served_at(catalog, &subscription.keyring, subscription.epoch);
+        let at = Revision::new(subscription.revision);
+        let is_held = (1..=newest).contains(&subscription.revision);
+        let agrees = is_held
+            && served.is_some_and(|served| match subscription.mode() {
+                wire::Mode::Full => {
+                    let state = served.journal().state();
+                    state.feed.digest_at(at) == Some(subscription.set_digest)
+                }
+                wire::Mode::OnDemand => true,
+            });
+        believed.insert(name, agrees);
+    }
+    believed
 }
 
 /// The sidecar holds nothing that counts.
@@ -373,17 +393,20 @@ fn begin_anew(hello: &mut wire::Hello) {
         subscription.epoch = 0;
         subscription.revision = 0;
         subscription.set_digest = 0;
+        subscription.partial = None;
     }
 }
 
 /// The newest revision that there is of a keyring's history; of others nothing is known, and nothing asked.
 fn newest(catalog: &Catalog, keyring: &str, epoch: u64) -> u64 {
-    let served = keyring
-        .parse()
-        .ok()
-        .and_then(|name| catalog.get(&name).ok());
-    let served = served.filter(|served| served.epoch().get() == epoch);
+    let served = served_at(catalog, keyring, epoch);
     served.map_or(u64::MAX, |served| served.revision().get())
+}
+
+/// A keyring, where its history is that of `epoch`.
+fn served_at(catalog: &Catalog, keyring: &str, epoch: u64) -> Option<Arc<ServedKeyring>> {
+    let served = catalog.get(&keyring.parse().ok()?).ok()?;
+    (served.epoch().get() == epoch).then_some(served)
 }
 
 /// Ends when a certificate has: who goes on beyond it has to show another. Without one it never ends.

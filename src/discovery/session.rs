@@ -10,6 +10,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::Stream;
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
@@ -48,6 +49,8 @@ pub struct Session {
     drained: bool,
     /// The last message was a chunk of a snapshot.
     sent_chunk: bool,
+    /// How many times the sidecar was told on this stream that a keyring is not served.
+    not_served: u64,
 }
 
 /// What a sidecar asks for while its stream is open.
@@ -94,11 +97,7 @@ enum Phase {
     /// The sidecar needs a snapshot.
     Unsynced { at: Cursor },
     /// A snapshot is on its way.
-    Snapshot {
-        at: Cursor,
-        snapshot: Arc<EncodedSnapshot>,
-        next: usize,
-    },
+    Snapshot { at: Cursor, sending: Sending },
     /// The sidecar follows by deltas.
     Following { at: Cursor },
 }
@@ -109,6 +108,19 @@ struct Held {
     epoch: Epoch,
     revision: Revision,
     set_digest: u64,
+    /// Less than the revision where a revocation could not be read, and more where revocations overtook deltas.
+    revoked_through: Revision,
+    /// What came of a snapshot.
+    partial: Option<wire::PartialSnapshot>,
+}
+
+/// A snapshot on its way. Where the stream ends before it does, the snapshot is kept for the next stream.
+#[derive(Debug)]
+struct Sending {
+    served: Arc<ServedKeyring>,
+    snapshot: Arc<EncodedSnapshot>,
+    /// The next chunk.
+    next: usize,
 }
 
 /// What a sidecar has been sent of a keyring.
@@ -166,6 +178,8 @@ impl Session {
                     epoch: Epoch::new(subscription.epoch),
                     revision: Revision::new(subscription.revision),
                     set_digest: subscription.set_digest,
+                    revoked_through: Revision::new(subscription.revoked_through),
+                    partial: subscription.partial,
                 };
                 let phase = Phase::begin(&catalog, &name, held, &bell);
                 Some(Subscription {
@@ -191,7 +205,14 @@ impl Session {
             drains,
             drained: false,
             sent_chunk: false,
+            not_served: 0,
         }
+    }
+
+    /// The sidecar is told on this stream of so many keyrings that they are not served, before anything of the session.
+    #[must_use]
+    pub fn numbering_not_served_after(self, not_served: u64) -> Self {
+        Self { not_served, ..self }
     }
 
     /// The messages, made as they are asked for.
@@ -305,10 +326,13 @@ impl Session {
                     Err(_) if *told => continue,
                     Err(refusal) => {
                         *told = true;
+                        self.not_served += 1;
                         return Some(Kind::NotServed(wire::NotServed {
                             keyring: name.to_string(),
                             reason: reason_of(&refusal),
-                            ..Default::default()
+                            number: self.not_served,
+                            // It may be made yet, or made again: nobody has said that the sidecar may not have it.
+                            is_forbidden: false,
                         }));
                     }
                 },
@@ -455,14 +479,13 @@ impl Session {
 
     fn chunk(&mut self) -> Option<Kind> {
         for Subscription { phase, .. } in &mut self.subscriptions {
-            let Phase::Snapshot { at, snapshot, next } = phase else {
+            let Phase::Snapshot { at, sending } = phase else {
                 continue;
             };
-            let chunk = snapshot.chunks.get(*next).cloned();
-            *next += 1;
-            if *next >= snapshot.chunks.len() {
+            let chunk = sending.next_chunk();
+            if sending.is_done() {
                 let mut at = at.clone();
-                at.revision = snapshot.revision;
+                at.revision = sending.snapshot.revision;
                 *phase = Phase::Following { at };
                 self.heartbeat_due = true;
             }
@@ -503,12 +526,7 @@ impl Session {
         self.build = None;
         let phase = &mut self.subscriptions[index].phase;
         if let Phase::Unsynced { at } = phase {
-            let at = at.clone();
-            *phase = Phase::Snapshot {
-                at,
-                snapshot,
-                next: 0,
-            };
+            *phase = Phase::sending(at.clone(), snapshot, 0);
         }
     }
 
@@ -543,8 +561,8 @@ impl Phase {
     }
 
     /// A sidecar that holds a revision of this history goes on from there; whether that is the newest is returned too.
-    /// One that is there with other items, since it could not use some, does not. One that claims to be ahead goes on:
-    /// its next heartbeat tells it that we lag.
+    /// One that is there with other items, since it could not use some, does not: its digest is not that of the revision. One
+    /// that claims to be ahead goes on: its next heartbeat tells it that we lag.
     fn after_settings(served: Arc<ServedKeyring>, held: Held, is_on_demand: bool) -> (Self, bool) {
         let Held {
             epoch, revision, ..
@@ -553,16 +571,20 @@ impl Phase {
         let (newest, can_follow) = {
             let state = served.journal().state();
             let newest = state.keyring.revision();
-            let follows = state.feed.step_after(revision).is_some();
-            let is_there = revision > newest
-                || (revision == newest
-                    && (is_on_demand || held.set_digest == state.feed.set_digest()));
-            (newest, same_history && (follows || is_there))
+            // Of a part of a set there is no digest. There the sidecar says what it could not read.
+            let agrees = if is_on_demand {
+                held.revoked_through >= revision
+            } else {
+                state.feed.digest_at(revision) == Some(held.set_digest)
+            };
+            let leads_on = revision == newest || state.feed.step_after(revision).is_some();
+            let is_ahead = revision > newest;
+            (newest, same_history && (is_ahead || (agrees && leads_on)))
         };
         // What a sidecar without this history is to be told of is all in its snapshot.
         let at = Cursor {
             revoked_through: if same_history && revision > Revision::default() {
-                revision
+                held.revoked_through.min(newest)
             } else {
                 newest
             },
@@ -571,8 +593,32 @@ impl Phase {
         };
         if can_follow {
             (Self::Following { at }, revision >= newest)
+        } else if let Some(partial) = held.partial.filter(|_| !is_on_demand) {
+            (Self::resumed(at, partial), false)
         } else {
             (Self::anew(at, is_on_demand), false)
+        }
+    }
+
+    /// A sidecar that has some chunks of a snapshot gets the others, as long as the snapshot is kept.
+    fn resumed(at: Cursor, partial: wire::PartialSnapshot) -> Self {
+        let snapshot = at.served.resumed_snapshot(partial.id, at.revision);
+        let next = usize::try_from(partial.chunks).unwrap_or(usize::MAX);
+        match snapshot.filter(|snapshot| next < snapshot.chunks.len()) {
+            Some(snapshot) => Self::sending(at, snapshot, next),
+            None => Self::Unsynced { at },
+        }
+    }
+
+    fn sending(at: Cursor, snapshot: Arc<EncodedSnapshot>, next: usize) -> Self {
+        let served = Arc::clone(&at.served);
+        Self::Snapshot {
+            at,
+            sending: Sending {
+                served,
+                snapshot,
+                next,
+            },
         }
     }
 
@@ -617,6 +663,26 @@ fn reason_of(refusal: &Refusal) -> String {
         | Refusal::Invalid { .. }
         | Refusal::Unsafe(_)
         | Refusal::InUse { .. } => refusal.to_string(),
+    }
+}
+
+impl Sending {
+    fn next_chunk(&mut self) -> Option<Bytes> {
+        let chunk = self.snapshot.chunks.get(self.next).cloned();
+        self.next += 1;
+        chunk
+    }
+
+    fn is_done(&self) -> bool {
+        self.next >= self.snapshot.chunks.len()
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if !self.is_done() {
+            self.served.keep_snapshot(self.snapshot.id);
+        }
     }
 }
 

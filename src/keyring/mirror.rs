@@ -146,6 +146,12 @@ impl Mirror {
             .map_or_else(Position::default, Position::of)
     }
 
+    /// A version that it holds.
+    #[must_use]
+    pub fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
+        self.view.as_ref()?.record(digest)
+    }
+
     /// Publishes what was kept, as the first that it holds.
     pub fn restore(&mut self, restored: Restored) {
         let Restored { view, unused: _ } = restored;
@@ -205,6 +211,10 @@ impl Mirror {
         confirmed: usize,
     ) -> Result<(), SnapshotError> {
         let SnapshotBuilder { mut view } = snapshot;
+        // They may be newer than those that the snapshot began with: it can be resumed on another stream.
+        if let Some(settings) = &self.settings {
+            view.adopt(Arc::clone(settings));
+        }
         if set_digest.is_some_and(|announced| announced != view.set_digest()) {
             return Err(SnapshotError::Digest);
         }
@@ -474,10 +484,17 @@ fn remove(view: &mut KeyringView, ledger: &Ledger, digest: &KeyDigest) {
     }
 }
 
-/// Holds a version as revoked, counted under the hash that it has.
+/// Holds a version as revoked, counted under the hash that it has. One that is revoked already stays as it is: of two records
+/// of it the later one may be all that could be read.
 fn revoke(view: &mut KeyringView, record: KeyRecord) {
     let state = KeyState::Revoked;
     let held = view.entry(&record.digest);
+    if held
+        .as_ref()
+        .is_some_and(|held| held.key.state() == KeyState::Revoked)
+    {
+        return;
+    }
     let announced = held.map_or(0, |held| held.announced);
     view.put(&KeyRecord { state, ..record }, announced);
 }

@@ -28,7 +28,8 @@
 //! revocation is denied, and a waiting one sees whatever an entry would show it.
 //!
 //! An entry is looked up again at its end, and until that is answered it is kept true all the same. So where no answer comes
-//! it is used on: an outage of the control plane denies nobody whose key is held.
+//! it is used on: an outage of the control plane denies nobody whose key is held. An answer that cannot be read ends it: the
+//! version is not what it was, and its key is denied.
 //!
 //! An entry that the cache does not let in, for want of room, is used by the checks that waited for it all the same.
 //!

@@ -118,6 +118,12 @@ impl KeyringView {
         self.entry(digest).map(|entry| entry.key)
     }
 
+    /// The same as a record.
+    #[must_use]
+    pub fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
+        Some(self.lookup(digest)?.to_record())
+    }
+
     /// How many versions it holds in `state`.
     #[must_use]
     pub const fn count(&self, state: KeyState) -> usize {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     discovery::{
-        change::{Changes, decode_items},
+        change::{Changes, decode_revocations},
         item, settings,
     },
     key::{Epoch, KeyringName, Revision},
@@ -237,7 +237,8 @@ impl Reading {
                 Some(wire::change::Kind::Delta(delta)) => apply(keyring, &decode(delta)?)?,
                 Some(wire::change::Kind::Revocations(revocations)) => {
                     let revocations: discovery::Revocations = decode(revocations)?;
-                    let (records, _) = decode_items(&revocations.items);
+                    let held = |digest: &_| keyring.view().record(digest);
+                    let (records, _) = decode_revocations(&revocations.items, held);
                     let records = records.into_iter().map(|announced| announced.record);
                     keyring.revoke(records.collect());
                 }
@@ -255,7 +256,7 @@ impl Reading {
 
 /// What could not be read as it was applied cannot be read now, and is passed over as it was then.
 fn apply(keyring: &mut Restored, delta: &discovery::Delta) -> Result<(), String> {
-    let changes = Changes::of(delta);
+    let changes = Changes::of(delta, |digest| keyring.view().record(digest));
     keyring
         .apply_delta(
             Epoch::new(delta.epoch),

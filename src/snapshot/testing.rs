@@ -155,6 +155,7 @@ impl Control {
             set_digest: hashes.fold(0, u64::wrapping_add),
             confirmed_items: items.len() as u64,
             items,
+            id: 0,
         };
         Kind::Snapshot(chunk.encode_to_vec().into())
     }

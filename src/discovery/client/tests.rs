@@ -132,6 +132,7 @@ impl World {
             set_digest: item::hash(&item),
             items: vec![item],
             confirmed_items: 0,
+            id: 0,
         };
         let chunk = prost::Message::encode_to_vec(&chunk);
         opened.tell(Tell::Snapshot(chunk.into()));

@@ -5,10 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Leave, message, pulse::reason_to_resync, reply::Reply};
+use super::{
+    Leave, message,
+    pulse::reason_to_resync,
+    reply::{Answered, Reply},
+    revoked::RevokedThrough,
+};
 use crate::{
     clock::BootTime,
-    discovery::change::{Changes, decode_items},
+    discovery::change::{Changes, decode_items, decode_revocations},
     key::{Epoch, KeyRecord, KeyringName, Revision},
     keyring::{DeltaError, KeyringSettings, Mirror, Restored, SnapshotBuilder, SnapshotError},
     proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
@@ -19,12 +24,14 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Held {
     mirror: Mirror,
-    incoming: Option<Incoming>,
+    incoming: Option<Box<Incoming>>,
+    /// What a stream that broke has brought of a snapshot, until the next one brings the rest or something else.
+    partial: Option<Box<Incoming>>,
     /// A resync was asked for: deltas are of no use until its snapshot comes.
     awaits_snapshot: bool,
     /// The last snapshot was not taken because it shrinks the keyring too much.
     awaits_confirmation: bool,
-    revoked_through: Revision,
+    revoked_through: RevokedThrough,
     pacer: ResyncPacer,
     /// None when nothing is kept on disk.
     recorder: Option<Recorder>,
@@ -33,6 +40,8 @@ pub(super) struct Held {
 /// A snapshot whose chunks are coming in.
 #[derive(Debug)]
 struct Incoming {
+    /// Of its chunks; zero when it cannot be resumed.
+    id: u64,
     builder: SnapshotBuilder,
     next_index: u32,
     items: u64,
@@ -52,9 +61,10 @@ impl Held {
         Self {
             mirror,
             incoming: None,
+            partial: None,
             awaits_snapshot: false,
             awaits_confirmation: false,
-            revoked_through: Revision::default(),
+            revoked_through: RevokedThrough::default(),
             pacer: ResyncPacer::new(),
             recorder: None,
         }
@@ -67,7 +77,8 @@ impl Held {
 
     /// Begins with what was kept. Everything up to its revision was applied, so that no revocation is missing.
     pub(super) fn restore(&mut self, restored: Restored) {
-        self.revoked_through = restored.view().revision();
+        self.revoked_through
+            .replaced(restored.view().revision(), false);
         self.mirror.restore(restored);
     }
 
@@ -82,12 +93,18 @@ impl Held {
     /// Tells up to where the keyring is on the disk.
     pub(super) fn tell_durable(&self) -> wire::SidecarMessage {
         const NO_MESSAGE: u64 = 0;
-        self.answer(self.mirror.position().epoch.get(), NO_MESSAGE, Vec::new())
+        self.answer(
+            self.mirror.position().epoch.get(),
+            NO_MESSAGE,
+            Answered::part(),
+        )
     }
 
     /// What the first message of a new stream says of it.
     pub(super) fn subscription(&mut self) -> wire::Subscription {
-        self.incoming = None;
+        if let Some(incoming) = self.incoming.take() {
+            self.partial = Some(incoming).filter(|incoming| incoming.id != 0);
+        }
         self.awaits_snapshot = false;
         self.awaits_confirmation = false;
         let position = self.mirror.position();
@@ -97,6 +114,11 @@ impl Held {
             revision: position.revision.get(),
             set_digest: position.set_digest,
             mode: wire::Mode::Full.into(),
+            revoked_through: self.revoked_through.get().get(),
+            partial: self.partial.as_ref().map(|partial| wire::PartialSnapshot {
+                id: partial.id,
+                chunks: partial.next_index,
+            }),
             ..Default::default()
         }
     }
@@ -107,6 +129,7 @@ impl Held {
     ) -> Result<Option<wire::SidecarMessage>, Leave> {
         let (epoch, revision) = (Epoch::new(chunk.epoch), Revision::new(chunk.revision));
         if chunk.index == 0 {
+            self.partial = None;
             let versions = usize::try_from(chunk.total_items).unwrap_or(usize::MAX);
             let builder = match self.mirror.begin_snapshot(epoch, revision, versions) {
                 Ok(builder) => builder,
@@ -123,16 +146,20 @@ impl Held {
                     | SnapshotError::Shrinks { .. },
                 ) => return Err(Leave::Protocol("a snapshot before the keyring's settings")),
             };
-            self.incoming = Some(Incoming {
+            self.incoming = Some(Box::new(Incoming {
+                id: chunk.id,
                 builder,
                 next_index: 0,
                 items: 0,
                 rejected: Vec::new(),
-            });
+            }));
+        } else if self.incoming.is_none() {
+            self.incoming = self.partial.take();
         }
         let Some(mut incoming) = self.incoming.take().filter(|incoming| {
             let builder = &incoming.builder;
             incoming.next_index == chunk.index
+                && incoming.id == chunk.id
                 && builder.epoch() == epoch
                 && builder.revision() == revision
         }) else {
@@ -146,7 +173,7 @@ impl Held {
         incoming.items += chunk.items.len() as u64;
         incoming.next_index += 1;
         if chunk.last {
-            self.finish(incoming, chunk).map(Some)
+            self.finish(*incoming, chunk).map(Some)
         } else {
             self.incoming = Some(incoming);
             Ok(None)
@@ -172,7 +199,9 @@ impl Held {
             Ok(()) => {
                 self.awaits_snapshot = false;
                 self.awaits_confirmation = false;
-                self.revoked_through = Revision::new(last.revision);
+                let is_same_history = held.epoch == Epoch::new(last.epoch);
+                self.revoked_through
+                    .replaced(Revision::new(last.revision), is_same_history);
                 if let Some(recorder) = &self.recorder {
                     recorder.replaced(self.mirror.slot());
                 }
@@ -193,7 +222,8 @@ impl Held {
                         "snapshot applied"
                     );
                 }
-                Ok(self.answer(last.epoch, last.nonce, incoming.rejected))
+                let answered = Answered::whole(incoming.rejected);
+                Ok(self.answer(last.epoch, last.nonce, answered))
             }
             Err(SnapshotError::Shrinks { held, found }) => {
                 tracing::error!(
@@ -206,14 +236,11 @@ impl Held {
                 self.awaits_snapshot = false;
                 self.awaits_confirmation = true;
                 let reason = SnapshotError::Shrinks { held, found }.to_string();
-                Ok(self.answer(
-                    last.epoch,
-                    last.nonce,
-                    vec![wire::RejectedItem {
-                        name: "snapshot".to_owned(),
-                        reason,
-                    }],
-                ))
+                let rejected = vec![wire::RejectedItem {
+                    name: "snapshot".to_owned(),
+                    reason,
+                }];
+                Ok(self.answer(last.epoch, last.nonce, Answered::part_without(rejected)))
             }
             Err(
                 SnapshotError::Digest | SnapshotError::NoSettings | SnapshotError::Older { .. },
@@ -227,35 +254,46 @@ impl Held {
         &mut self,
         message: &wire::Revocations,
         serialized: Bytes,
-    ) -> wire::SidecarMessage {
-        let (records, rejected) = decode_items(&message.items);
+    ) -> Vec<wire::SidecarMessage> {
+        let held = |digest: &_| self.mirror.record(digest);
+        let (records, rejected) = decode_revocations(&message.items, held);
         let records = records.into_iter().map(|announced| announced.record);
         self.mirror.revoke(records.collect());
         if let Some(recorder) = &self.recorder {
             recorder.revocations(self.mirror.slot(), serialized);
         }
-        let is_of_history = self.mirror.position().epoch.get() == message.epoch;
-        if rejected.is_empty() && is_of_history {
-            self.revoked_through = self.revoked_through.max(Revision::new(message.revision));
+        let is_refused = !rejected.is_empty();
+        if is_refused {
+            self.note_refused(message.epoch, message.revision);
+        } else if self.is_of_history(message.epoch) {
+            let after = Revision::new(message.complete_after);
+            self.revoked_through
+                .overtaken(after, Revision::new(message.revision));
         }
-        self.answer(message.epoch, message.nonce, rejected)
+        let answered = Answered::part_without(rejected);
+        let answer = self.answer(message.epoch, message.nonce, answered);
+        self.with_resync(answer, is_refused)
     }
 
     pub(super) fn delta(
         &mut self,
         delta: &wire::Delta,
         serialized: Bytes,
-    ) -> Option<wire::SidecarMessage> {
+    ) -> Vec<wire::SidecarMessage> {
         let Changes {
             revocations,
             upserts,
             removals,
             rejected,
-        } = Changes::of(delta);
+            is_revocation_rejected,
+        } = Changes::of(delta, |digest| self.mirror.record(digest));
+        if is_revocation_rejected {
+            self.note_refused(delta.epoch, delta.revision);
+        }
         let revoked: Vec<_> = revocations.iter().map(|a| a.record.clone()).collect();
         if self.awaits_snapshot || self.awaits_confirmation || self.incoming.is_some() {
             self.revoke_alone(delta, revoked);
-            return None;
+            return Vec::new();
         }
         let urgency = if revoked.is_empty() {
             Urgency::Soon
@@ -272,22 +310,51 @@ impl Held {
         );
         match applied {
             Ok(()) => {
-                self.revoked_through = self.revoked_through.max(Revision::new(delta.revision));
+                self.partial = None;
+                self.revoked_through.applied(Revision::new(delta.revision));
                 if let Some(recorder) = &self.recorder {
                     recorder.delta(self.mirror.slot(), serialized, urgency);
                 }
-                Some(self.answer(delta.epoch, delta.nonce, rejected))
+                let answered = Answered::part_without(rejected);
+                let answer = self.answer(delta.epoch, delta.nonce, answered);
+                self.with_resync(answer, is_revocation_rejected)
             }
             Err(error) => {
                 // Whatever is wrong with the order, a revocation holds.
                 self.revoke_alone(delta, revoked);
                 tracing::warn!(auth.keyring = %self.name(), %error, "asking for a snapshot");
-                Some(self.resync(match error {
+                vec![self.resync(match error {
                     DeltaError::Epoch { .. } => ResyncReason::Epoch,
                     DeltaError::Gap { .. } | DeltaError::Backwards { .. } => ResyncReason::Gap,
-                }))
+                })]
             }
         }
+    }
+
+    /// A revocation could not be read: the version may still be accepted.
+    fn note_refused(&mut self, epoch: u64, revision: u64) {
+        if self.is_of_history(epoch) {
+            self.revoked_through.refused(Revision::new(revision));
+        }
+    }
+
+    fn is_of_history(&self, epoch: u64) -> bool {
+        self.mirror.position().epoch == Epoch::new(epoch)
+    }
+
+    /// An answer, and after a revocation that could not be read a resync: in the snapshot the version is missing, or revoked.
+    /// Where one is on its way already, what it does not have follows in a delta.
+    fn with_resync(
+        &mut self,
+        answer: wire::SidecarMessage,
+        is_revocation_refused: bool,
+    ) -> Vec<wire::SidecarMessage> {
+        let awaits = self.awaits_snapshot || self.awaits_confirmation || self.incoming.is_some();
+        let mut answers = vec![answer];
+        if is_revocation_refused && !awaits {
+            answers.push(self.resync(ResyncReason::RevocationUnreadable));
+        }
+        answers
     }
 
     /// Applies nothing of a delta but its revocations.
@@ -303,7 +370,8 @@ impl Held {
                 revision: delta.revision,
                 nonce: delta.nonce,
                 items: delta.revocations.clone(),
-                ..Default::default()
+                // The delta was not applied, so that what came before it may be missing.
+                complete_after: delta.prev_revision,
             };
             let serialized = revocations.encode_to_vec().into();
             recorder.revocations(self.mirror.slot(), serialized);
@@ -329,6 +397,7 @@ impl Held {
         }
         if pulse.set_digest == held.set_digest {
             self.pacer = ResyncPacer::new();
+            self.partial = None;
             self.mirror.slot().confirm(confirmed_at);
             return Ok(None);
         }
@@ -350,6 +419,7 @@ impl Held {
 
     fn resync(&mut self, reason: ResyncReason) -> wire::SidecarMessage {
         self.incoming = None;
+        self.partial = None;
         self.awaits_snapshot = true;
         message(Answer::Resync(wire::Resync {
             keyring: self.name().to_string(),
@@ -357,25 +427,20 @@ impl Held {
         }))
     }
 
-    fn answer(
-        &self,
-        epoch: u64,
-        nonce: u64,
-        rejected: Vec<wire::RejectedItem>,
-    ) -> wire::SidecarMessage {
+    fn answer(&self, epoch: u64, nonce: u64, answered: Answered) -> wire::SidecarMessage {
         let reply = Reply {
             keyring: self.mirror.slot().name(),
             epoch,
             nonce,
             held: self.mirror.position(),
-            revoked_through: self.revoked_through,
+            revoked_through: self.revoked_through.get(),
             durable: self
                 .recorder
                 .as_ref()
                 .map(|recorder| recorder.durable(self.mirror.slot()))
                 .unwrap_or_default(),
         };
-        reply.answer(rejected)
+        reply.answer(answered)
     }
 
     fn name(&self) -> KeyringName {

@@ -1,10 +1,15 @@
 //! What a sidecar does with what comes of a keyring that it holds on demand.
 
-use super::{Leave, message, pulse::reason_to_resync, reply::Reply};
+use super::{
+    Leave, message,
+    pulse::reason_to_resync,
+    reply::{Answered, Reply},
+    revoked::RevokedThrough,
+};
 use crate::{
     clock::BootTime,
     discovery::{
-        change::{decode_items, refusal},
+        change::{decode_items, decode_revocations, refusal},
         item,
     },
     key::{Epoch, KeyDigest, KeyRecord, KeyringName, Revision},
@@ -21,7 +26,7 @@ pub(super) struct Followed {
     follower: Follower,
     /// A resync was asked for: deltas are of no use until it starts anew.
     awaits_start: bool,
-    revoked_through: Revision,
+    revoked_through: RevokedThrough,
 }
 
 impl Followed {
@@ -29,7 +34,7 @@ impl Followed {
         Self {
             follower,
             awaits_start: false,
-            revoked_through: Revision::default(),
+            revoked_through: RevokedThrough::default(),
         }
     }
 
@@ -47,6 +52,7 @@ impl Followed {
             revision: position.revision.get(),
             set_digest: 0,
             mode: wire::Mode::OnDemand.into(),
+            revoked_through: self.revoked_through.get().get(),
             ..Default::default()
         }
     }
@@ -69,11 +75,8 @@ impl Followed {
             }
         }
         self.awaits_start = false;
-        if former.epoch == epoch {
-            self.revoked_through = self.revoked_through.max(revision);
-        } else {
-            self.revoked_through = revision;
-        }
+        self.revoked_through
+            .replaced(revision, former.epoch == epoch);
         if former.epoch != Epoch::default() && former.epoch != epoch {
             tracing::warn!(
                 auth.keyring = %self.name(),
@@ -89,7 +92,8 @@ impl Followed {
                 "the keyring is followed from here on; keys are looked up anew"
             );
         }
-        Ok(Some(self.answer(start.epoch, start.nonce, Vec::new())))
+        let answered = Answered::whole(Vec::new());
+        Ok(Some(self.answer(start.epoch, start.nonce, answered)))
     }
 
     /// Whether it is followed by deltas: no start is missing.
@@ -97,27 +101,47 @@ impl Followed {
         !self.awaits_start
     }
 
-    pub(super) fn revocations(&mut self, message: &wire::Revocations) -> wire::SidecarMessage {
-        let (records, rejected) = records(&message.items);
+    pub(super) fn revocations(&mut self, message: &wire::Revocations) -> Vec<wire::SidecarMessage> {
+        let (records, rejected) = revocations(&message.items);
         let revision = Revision::new(message.revision);
         let epoch = Epoch::new(message.epoch);
         self.follower.revoke(epoch, revision, &records);
-        if rejected.is_empty() && epoch == self.follower.position().epoch {
-            self.revoked_through = self.revoked_through.max(revision);
+        let is_refused = !rejected.is_empty();
+        if is_refused {
+            self.note_refused(epoch, revision);
+        } else if epoch == self.follower.position().epoch {
+            let after = Revision::new(message.complete_after);
+            self.revoked_through.overtaken(after, revision);
         }
-        self.answer(message.epoch, message.nonce, rejected)
+        let answered = Answered::part_without(rejected);
+        let answer = self.answer(message.epoch, message.nonce, answered);
+        self.with_resync(answer, is_refused)
     }
 
-    pub(super) fn delta(&mut self, delta: &wire::Delta) -> Option<wire::SidecarMessage> {
+    pub(super) fn delta(&mut self, delta: &wire::Delta) -> Vec<wire::SidecarMessage> {
         let (epoch, revision) = (Epoch::new(delta.epoch), Revision::new(delta.revision));
-        let (revocations, mut rejected) = records(&delta.revocations);
+        let (revoked, mut rejected) = revocations(&delta.revocations);
+        let mut is_unsure = !rejected.is_empty();
+        if is_unsure {
+            self.note_refused(epoch, revision);
+        }
         if self.awaits_start {
-            self.follower.revoke(epoch, revision, &revocations);
-            return None;
+            self.follower.revoke(epoch, revision, &revoked);
+            return Vec::new();
         }
         let (upserts, rejected_upserts) = records(&delta.upserts);
+        // What is held of such a version is not true any more: the next check of it looks it up, and is denied.
+        let mut outdated = Vec::new();
+        if !rejected_upserts.is_empty() {
+            let unreadable = delta.upserts.iter();
+            let unreadable = unreadable.filter(|found| item::decode(found).is_err());
+            for digest in unreadable.map(|found| item::digest_of(&found.record)) {
+                is_unsure |= digest.is_none();
+                outdated.extend(digest);
+            }
+        }
         rejected.extend(rejected_upserts);
-        let removals: Vec<_> = delta
+        let mut removals: Vec<_> = delta
             .removals
             .iter()
             .filter_map(|removal| match KeyDigest::from_slice(&removal.digest) {
@@ -128,29 +152,53 @@ impl Followed {
                 }
             })
             .collect();
+        removals.extend(outdated);
         let applied = self.follower.apply_delta(
             epoch,
             Revision::new(delta.prev_revision),
             revision,
-            &revocations,
+            &revoked,
             &upserts,
             &removals,
         );
         match applied {
             Ok(()) => {
-                self.revoked_through = self.revoked_through.max(revision);
-                Some(self.answer(delta.epoch, delta.nonce, rejected))
+                self.revoked_through.applied(revision);
+                let answered = Answered::part_without(rejected);
+                let answer = self.answer(delta.epoch, delta.nonce, answered);
+                self.with_resync(answer, is_unsure)
             }
             Err(error) => {
                 // Whatever is wrong with the order, a revocation holds.
-                self.follower.revoke(epoch, revision, &revocations);
+                self.follower.revoke(epoch, revision, &revoked);
                 tracing::warn!(auth.keyring = %self.name(), %error, "asking for a new start");
-                Some(self.resync(match error {
+                vec![self.resync(match error {
                     DeltaError::Epoch { .. } => ResyncReason::Epoch,
                     DeltaError::Gap { .. } | DeltaError::Backwards { .. } => ResyncReason::Gap,
-                }))
+                })]
             }
         }
+    }
+
+    /// A revocation could not be read: the version may be held as one that is accepted.
+    fn note_refused(&mut self, epoch: Epoch, revision: Revision) {
+        if epoch == self.follower.position().epoch {
+            self.revoked_through.refused(revision);
+        }
+    }
+
+    /// An answer, and a resync where it is not known which version a change is about: after the start that follows nothing
+    /// that is held now is used again.
+    fn with_resync(
+        &mut self,
+        answer: wire::SidecarMessage,
+        is_unsure: bool,
+    ) -> Vec<wire::SidecarMessage> {
+        let mut answers = vec![answer];
+        if is_unsure && !self.awaits_start {
+            answers.push(self.resync(ResyncReason::RevocationUnreadable));
+        }
+        answers
     }
 
     pub(super) fn lookup_result(
@@ -229,26 +277,28 @@ impl Followed {
         }))
     }
 
-    fn answer(
-        &self,
-        epoch: u64,
-        nonce: u64,
-        rejected: Vec<wire::RejectedItem>,
-    ) -> wire::SidecarMessage {
+    fn answer(&self, epoch: u64, nonce: u64, answered: Answered) -> wire::SidecarMessage {
         let reply = Reply {
             keyring: self.follower.slot().name(),
             epoch,
             nonce,
             held: self.follower.position(),
-            revoked_through: self.revoked_through,
+            revoked_through: self.revoked_through.get(),
             durable: Default::default(),
         };
-        reply.answer(rejected)
+        reply.answer(answered)
     }
 
     fn name(&self) -> KeyringName {
         self.follower.slot().name().clone()
     }
+}
+
+/// Versions that are revoked. What is held of one of which only the digest can be read does not matter: it is denied.
+fn revocations(items: &[wire::Item]) -> (Vec<KeyRecord>, Vec<wire::RejectedItem>) {
+    let (announced, rejected) = decode_revocations(items, |_| None);
+    let records = announced.into_iter().map(|announced| announced.record);
+    (records.collect(), rejected)
 }
 
 fn records(items: &[wire::Item]) -> (Vec<KeyRecord>, Vec<wire::RejectedItem>) {

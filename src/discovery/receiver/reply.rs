@@ -18,12 +18,47 @@ pub(super) struct Reply<'a> {
     pub(super) durable: (Epoch, Revision),
 }
 
-/// At most so many rejected items are named in one nack; the rest is counted by the set digest.
+/// What an answer says of the message that it is for.
+pub(super) struct Answered {
+    /// Its items that cannot be used.
+    pub(super) rejected: Vec<wire::RejectedItem>,
+    /// It is a whole snapshot or a start, and in use.
+    pub(super) is_whole: bool,
+}
+
+/// At most so many rejected items are named in one nack, which says so where there are more.
 const MAX_NAMED_REJECTS: usize = 100;
+
+impl Answered {
+    /// A snapshot or a start is in use, but for what was rejected.
+    pub(super) const fn whole(rejected: Vec<wire::RejectedItem>) -> Self {
+        Self {
+            rejected,
+            is_whole: true,
+        }
+    }
+
+    /// A change, or nothing at all, is in use.
+    pub(super) const fn part() -> Self {
+        Self::part_without(Vec::new())
+    }
+
+    /// A change is in use, but for what was rejected.
+    pub(super) const fn part_without(rejected: Vec<wire::RejectedItem>) -> Self {
+        Self {
+            rejected,
+            is_whole: false,
+        }
+    }
+}
 
 impl Reply<'_> {
     /// An ack, or a nack that names what was rejected.
-    pub(super) fn answer(&self, mut rejected: Vec<wire::RejectedItem>) -> wire::SidecarMessage {
+    pub(super) fn answer(&self, answered: Answered) -> wire::SidecarMessage {
+        let Answered {
+            mut rejected,
+            is_whole,
+        } = answered;
         let keyring = self.keyring.to_string();
         // Of another history nothing is in use yet, whatever the number.
         let is_of_history = self.held.epoch.get() == self.epoch;
@@ -40,6 +75,7 @@ impl Reply<'_> {
                 applied_revision,
                 durable_revision: if is_durable { durable.get() } else { 0 },
                 revoked_through,
+                is_whole,
                 ..Default::default()
             }));
         }
@@ -51,6 +87,7 @@ impl Reply<'_> {
                 "an item of the keyring cannot be used"
             );
         }
+        let has_more = rejected.len() > MAX_NAMED_REJECTS;
         rejected.truncate(MAX_NAMED_REJECTS);
         message(Answer::Nack(wire::Nack {
             keyring,
@@ -59,6 +96,8 @@ impl Reply<'_> {
             items: rejected,
             applied_revision,
             revoked_through,
+            is_whole,
+            has_more,
             ..Default::default()
         }))
     }

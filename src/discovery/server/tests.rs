@@ -221,10 +221,16 @@ async fn no_sidecar_has_more_than_there_is() {
         let (_, member) = world.fleet.members().remove(0);
         member.keyrings[&testing::keyring_name()].clone()
     };
+    // One that is ahead comes from another history.
     let mut ahead = hello();
     ahead.subscriptions[0].epoch = epoch;
     ahead.subscriptions[0].revision = newest.get() + 8;
-    let (say, _stream) = world.open(ahead).await.expect("it is admitted");
+    let (_say, _stream) = world.open(ahead).await.expect("it is admitted");
+    assert_eq!(progress().applied, Revision::default());
+    assert_eq!(progress().revoked_through, Revision::default());
+
+    let at_head = hello_of(&served, newest);
+    let (say, _stream) = world.open(at_head).await.expect("it is admitted");
     assert_eq!(progress().applied, newest);
     assert_eq!(progress().revoked_through, newest);
 
@@ -256,6 +262,87 @@ async fn no_sidecar_has_more_than_there_is() {
         assert_eq!(progress().applied, newest);
         assert_eq!(progress().revoked_through, newest);
         assert_eq!(progress().durable, newest);
+    }
+}
+
+/// The hello of a sidecar that holds a keyring as it was at `revision`.
+fn hello_of(served: &ServedKeyring, revision: Revision) -> wire::Hello {
+    let mut hello = hello();
+    let subscription = &mut hello.subscriptions[0];
+    let digest = served.journal().state().feed.digest_at(revision);
+    subscription.epoch = served.epoch().get();
+    subscription.revision = revision.get();
+    subscription.set_digest = digest.expect("it is known");
+    subscription.revoked_through = revision.get();
+    hello
+}
+
+#[tokio::test]
+async fn what_a_sidecar_holds_counts_by_its_digest_and_else_from_a_snapshot_on() {
+    let world = World::start(Peer::default()).await;
+    let served = world.create_keyring().await;
+    let first = served.revision();
+    world
+        .catalog
+        .commit(&served, "test", |keyring, _| {
+            let consumer = "checkout".parse().expect("a valid id");
+            Ok((keyring.create_consumer(consumer, String::new())?, ()))
+        })
+        .await
+        .expect("it is committed");
+    let second = served.revision();
+    let progress = || {
+        let (_, member) = world.fleet.members().remove(0);
+        member.keyrings[&testing::keyring_name()].clone()
+    };
+    let mut streams = Vec::new();
+    for revision in [first, second] {
+        let agrees = hello_of(&served, revision);
+        streams.push(world.open(agrees).await.expect("it is admitted"));
+        assert_eq!(progress().applied, revision);
+        // It could not use an item, and has started again since.
+        let mut differs = hello_of(&served, revision);
+        differs.subscriptions[0].set_digest += 1;
+        streams.push(world.open(differs).await.expect("it is admitted"));
+        assert_eq!(progress().applied, Revision::default());
+        assert_eq!(progress().revoked_through, Revision::default());
+    }
+    // On demand there is no digest.
+    let mut on_demand = hello_of(&served, first);
+    on_demand.subscriptions[0].set_digest = 0;
+    on_demand.subscriptions[0].mode = wire::Mode::OnDemand.into();
+    streams.push(world.open(on_demand).await.expect("it is admitted"));
+    assert_eq!(progress().applied, first);
+
+    let mut differs = hello_of(&served, second);
+    differs.subscriptions[0].set_digest += 1;
+    let (say, _stream) = world.open(differs).await.expect("it is admitted");
+    let ack = |is_whole| wire::Ack {
+        keyring: testing::keyring_name().to_string(),
+        epoch: served.epoch().get(),
+        nonce: 1,
+        applied_revision: second.get(),
+        durable_revision: second.get(),
+        revoked_through: second.get(),
+        is_whole,
+        ..Default::default()
+    };
+    let mut changes = world.fleet.watch();
+    let parts = [
+        (false, Revision::default()),
+        (true, second),
+        (false, second),
+    ];
+    for (is_whole, counts) in parts {
+        changes.mark_unchanged();
+        let kind = Some(Kind::Ack(ack(is_whole)));
+        let message = wire::SidecarMessage { kind };
+        say.send(message).await.expect("the stream is open");
+        let noted = tokio::time::timeout(DEADLINE, changes.changed()).await;
+        noted.expect("in time").expect("the fleet lives");
+        assert_eq!(progress().applied, counts);
+        assert_eq!(progress().revoked_through, counts);
+        assert_eq!(progress().durable, counts);
     }
 }
 

@@ -4,12 +4,14 @@ use prost::Message;
 use super::*;
 use crate::{
     clock::Clock,
-    discovery::testing::spec,
+    discovery::{receiver::Receiver, testing::spec},
     key::{
         Change, KeyId, MasterPepper, PepperId, Prefix,
         operation::{self, Which},
         testing,
     },
+    keyring::{Keyrings, Staleness},
+    proto::discovery::sidecar_message::Kind as Said,
     store::{LogName, SqliteOptions, SqliteStore, Store},
 };
 
@@ -131,14 +133,19 @@ impl Pair {
     }
 
     fn reader_in(&self, mode: wire::Mode, held: Held) -> Reader {
-        let subscription = wire::Subscription {
+        self.reader_of(wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: held.epoch.get(),
             revision: held.revision.get(),
             set_digest: held.set_digest,
             mode: mode.into(),
+            revoked_through: held.revoked_through.get(),
+            partial: held.partial,
             ..Default::default()
-        };
+        })
+    }
+
+    fn reader_of(&self, subscription: wire::Subscription) -> Reader {
         let (resyncs, asked_resyncs) = mpsc::channel(1);
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
         let asked = Asked {
@@ -178,7 +185,45 @@ impl Pair {
             epoch: served.epoch(),
             revision: served.revision(),
             set_digest: served.journal().state().feed.set_digest(),
+            revoked_through: served.revision(),
+            partial: None,
         }
+    }
+}
+
+/// The other end: a sidecar that holds the keyring in full.
+struct Sidecar {
+    keyrings: Keyrings,
+    receiver: Receiver,
+}
+
+impl Sidecar {
+    fn new() -> Self {
+        let keyrings = Keyrings::new([(testing::keyring_name(), Staleness::default())]);
+        let receiver = Receiver::new(&keyrings, Clock::system());
+        Self { keyrings, receiver }
+    }
+
+    /// Opens a stream.
+    fn connect(&mut self, pair: &Pair) -> Reader {
+        pair.reader_of(self.receiver.subscriptions().remove(0))
+    }
+
+    /// Takes a message; returns the ack, where there is one.
+    fn take(&mut self, kind: Kind) -> Option<wire::Ack> {
+        let message = wire::ControlMessage { kind: Some(kind) };
+        let outcome = self.receiver.receive(message).expect("the stream goes on");
+        let answer = outcome.answers.into_iter().next()?;
+        match answer.kind {
+            Some(Said::Ack(ack)) => Some(ack),
+            other => panic!("{other:?} is no ack"),
+        }
+    }
+
+    fn len(&self) -> Option<usize> {
+        let slot = self.keyrings.get(&testing::keyring_name());
+        let view = slot.expect("it is configured").load();
+        view.as_ref().map(|view| view.len())
     }
 }
 
@@ -263,6 +308,195 @@ async fn a_sidecar_that_could_not_use_an_item_gets_a_snapshot_when_it_comes_back
         ..pair.head()
     };
     assert_eq!(pair.reader(held).read_snapshot().await, 2);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_could_not_use_an_item_gets_a_snapshot_when_it_is_behind_too() {
+    let pair = Pair::with_keys(2).await;
+    let former = pair.head();
+    pair.add_keys(1).await;
+    let held = Held {
+        set_digest: former.set_digest + 1,
+        ..former
+    };
+    assert_eq!(pair.reader(held).read_snapshot().await, 3);
+    // With the digest of its revision it goes on from there.
+    let mut reader = pair.reader(former);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
+}
+
+#[tokio::test]
+async fn a_sidecar_is_sent_the_revocations_that_it_does_not_say_it_has() {
+    let pair = Pair::with_keys(2).await;
+    let before = pair.head();
+    pair.revoke_one().await;
+    // It could not read the revocation of the revision that it is at.
+    let refused = Held {
+        revoked_through: before.revision,
+        ..pair.head()
+    };
+    let mut reader = pair.reader(refused);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Revocations(_)));
+    // It has the revocation, and not the delta.
+    let overtaken = Held {
+        revoked_through: pair.head().revision,
+        ..before
+    };
+    let mut reader = pair.reader(overtaken);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
+}
+
+#[tokio::test]
+async fn a_sidecar_that_was_away_too_long_claims_no_revocation_that_it_missed() {
+    let pair = Pair::with_keys(3).await;
+    let mut sidecar = Sidecar::new();
+    let mut reader = sidecar.connect(&pair);
+    while sidecar.take(reader.news().await).is_none() {}
+    drop(reader);
+    let held = pair.head().revision;
+    pair.revoke_one().await;
+    let missed = pair.head().revision;
+    // More than the feed keeps.
+    pair.add_keys(9_000).await;
+    pair.revoke_one().await;
+    let newest = pair.head().revision;
+    let mut reader = sidecar.connect(&pair);
+    assert_eq!(
+        sidecar.take(reader.news().await),
+        None,
+        "settings are no news"
+    );
+    let overtaking = reader.news().await;
+    assert!(matches!(overtaking, Kind::Revocations(_)));
+    let ack = sidecar.take(overtaking).expect("it is answered");
+    assert_eq!(ack.revoked_through, held.get());
+    assert!(ack.revoked_through < missed.get());
+    let whole = loop {
+        if let Some(ack) = sidecar.take(reader.news().await) {
+            break ack;
+        }
+    };
+    assert_eq!(
+        (whole.revoked_through, whole.is_whole),
+        (newest.get(), true)
+    );
+}
+
+#[tokio::test]
+async fn a_snapshot_over_a_stream_that_breaks_every_few_chunks_completes() {
+    let pair = Pair::with_keys(700).await;
+    let served = pair.served();
+    let chunks = served.snapshot(Revision::default()).chunks.len();
+    assert!(chunks > 6, "{chunks} chunks are few");
+    let mut sidecar = Sidecar::new();
+    let mut sent = 0;
+    while sidecar.len().is_none() {
+        let mut reader = sidecar.connect(&pair);
+        assert!(matches!(reader.news().await, Kind::Settings(_)));
+        sidecar.take(Kind::Settings(served.settings()));
+        for _ in 0..2 {
+            let chunk = reader.news().await;
+            if !matches!(chunk, Kind::Snapshot(_)) {
+                break;
+            }
+            sent += 1;
+            sidecar.take(chunk);
+        }
+        drop(reader);
+        // It is some seconds until the next stream opens, and the keyring changes meanwhile.
+        (0..10).for_each(|_| served.drop_idle_snapshot());
+        pair.add_keys(1).await;
+        assert!(sent <= chunks, "a chunk is sent again");
+    }
+    assert_eq!((sent, sidecar.len()), (chunks, Some(700)));
+    let mut reader = sidecar.connect(&pair);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    for more in 1..=chunks.div_ceil(2) {
+        let ack = sidecar.take(reader.news().await).expect("it is answered");
+        assert_eq!(sidecar.len(), Some(700 + more));
+        assert!(!ack.is_whole);
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_encoded_anew_is_not_mixed_with_its_beginnings() {
+    let pair = Pair::with_keys(200).await;
+    let mut sidecar = Sidecar::new();
+    let mut reader = sidecar.connect(&pair);
+    sidecar.take(reader.news().await);
+    sidecar.take(reader.news().await);
+    let subscription = sidecar.receiver.subscriptions().remove(0);
+    assert_eq!(subscription.partial.map(|partial| partial.chunks), Some(1));
+    drop(reader);
+    pair.served().confirm_items(7);
+    let mut reader = sidecar.connect(&pair);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let whole = loop {
+        let chunk = reader.news().await;
+        if let Kind::Snapshot(chunk) = &chunk {
+            let chunk = wire::SnapshotChunk::decode(chunk.clone()).expect("a chunk");
+            assert_ne!(
+                Some(chunk.id),
+                subscription.partial.map(|partial| partial.id)
+            );
+        }
+        if let Some(ack) = sidecar.take(chunk) {
+            break ack;
+        }
+    };
+    assert!(whole.is_whole);
+    assert_eq!(sidecar.len(), Some(200));
+    assert_eq!(sidecar.receiver.subscriptions()[0].partial, None);
+    // Neither is one that is wrong about how much it has.
+    let kept = pair.served().snapshot(Revision::default());
+    for chunks in [kept.chunks.len(), usize::MAX] {
+        let partial = wire::PartialSnapshot {
+            id: kept.id,
+            chunks: u32::try_from(chunks).unwrap_or(u32::MAX),
+        };
+        let held = Held {
+            partial: Some(partial),
+            ..Held::default()
+        };
+        assert_eq!(pair.reader(held).read_snapshot().await, 200);
+    }
+}
+
+#[tokio::test]
+async fn what_came_of_a_snapshot_is_forgotten_where_the_next_stream_goes_on_by_deltas() {
+    let pair = Pair::with_keys(200).await;
+    let mut sidecar = Sidecar::new();
+    let mut reader = sidecar.connect(&pair);
+    while sidecar.take(reader.news().await).is_none() {}
+    let resync = wire::Resync {
+        keyring: testing::keyring_name().to_string(),
+        reason: ResyncReason::DigestMismatch.into(),
+    };
+    reader.resyncs.send(resync).await.expect("it is heard");
+    sidecar.take(reader.news().await);
+    assert!(sidecar.receiver.subscriptions()[0].partial.is_some());
+    pair.add_keys(1).await;
+    let mut reader = sidecar.connect(&pair);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(sidecar.take(reader.news().await).is_some());
+    assert_eq!(sidecar.receiver.subscriptions()[0].partial, None);
+    assert_eq!(sidecar.len(), Some(201));
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_numbered_within_the_stream() {
+    let pair = Pair::new().await;
+    for (before, number) in [(0, 1), (2, 3)] {
+        let mut reader = pair.new_reader();
+        reader.session = reader.session.numbering_not_served_after(before);
+        let Kind::NotServed(told) = reader.news().await else {
+            panic!("it is served");
+        };
+        assert_eq!((told.number, told.is_forbidden), (number, false));
+    }
 }
 
 #[tokio::test]
@@ -536,6 +770,22 @@ async fn a_sidecar_that_holds_keys_on_demand_resumes_where_it_was() {
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     let first = delta(reader.news().await);
     assert_eq!(first.prev_revision, held.revision.get());
+}
+
+#[tokio::test]
+async fn a_sidecar_on_demand_that_could_not_read_a_revocation_starts_anew() {
+    let pair = Pair::with_keys(1).await;
+    let before = pair.head().revision;
+    pair.revoke_one().await;
+    let held = Held {
+        set_digest: 0,
+        revoked_through: before,
+        ..pair.head()
+    };
+    let mut reader = on_demand(&pair, held);
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Revocations(_)));
+    assert!(matches!(reader.news().await, Kind::Start(_)));
 }
 
 #[tokio::test]

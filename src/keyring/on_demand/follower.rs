@@ -234,7 +234,11 @@ impl Follower {
                     self.cache.unknown.insert(digest, unknown);
                     Answer::Unknown
                 }
-                Found::Unreadable => Answer::Failed(Failure::Unreadable),
+                Found::Unreadable => {
+                    // Whatever is held is not what the version is by now.
+                    self.groups.remove(&digest);
+                    Answer::Failed(Failure::Unreadable)
+                }
             }
         };
         self.cache.answer(&digest, answer, now);
@@ -243,9 +247,14 @@ impl Follower {
     /// Revokes a version, whatever its record says of its state.
     fn revoke_one(&mut self, record: &KeyRecord, revision: Revision) {
         self.tombstones.add(record.digest);
+        // Of a revocation that cannot be read whole only the digest tells which version it is of.
+        let group = self.groups.with(&record.digest);
+        let held = group.as_ref().and_then(|group| group.find(&record.digest));
+        let held = held.map(|held| held.key().held().to_record());
+        let known = held.filter(|held| held.version_ref() != record.version_ref());
         let revoked = KeyRecord {
             state: KeyState::Revoked,
-            ..record.clone()
+            ..known.unwrap_or_else(|| record.clone())
         };
         self.change(&revoked, revision);
     }

@@ -315,6 +315,32 @@ fn an_entry_that_has_ended_is_looked_up_at_nobodys_expense_and_is_there_meanwhil
 }
 
 #[test]
+fn an_answer_that_cannot_be_read_ends_what_is_held() {
+    let mut followed = Followed::new();
+    let (secret, record) = key();
+    let digest = record.digest;
+    followed.fill(10, digest, Some(record), START);
+    let long = START.saturating_add(SETTINGS.ttl);
+    let Finding::Ended(..) = followed.find(&secret, long) else {
+        panic!("it was to end by then");
+    };
+    let waiting = followed.wait(digest, long);
+    let unreadable = Fill {
+        epoch: EPOCH,
+        revision: revision(11),
+        digest,
+        found: Found::Unreadable,
+    };
+    followed.follower.fill(unreadable, long);
+    assert!(matches!(
+        waiting.collect(),
+        Some(Answer::Failed(Failure::Unreadable))
+    ));
+    // A check that the lookup did not help falls back on nothing.
+    assert!(matches!(followed.find(&secret, long), Finding::Missing(_)));
+}
+
+#[test]
 fn that_a_key_is_unknown_is_believed_for_its_time_and_until_the_key_is_made() {
     let mut followed = Followed::new();
     let (secret, record) = key();
