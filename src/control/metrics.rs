@@ -367,7 +367,7 @@ impl KeyCollector {
     fn encode_fleet(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut sidecars = encoder.encode_descriptor(
             "relatch_sidecars",
-            "Sidecars of a keyring, by how they are: current, lagging, disconnected, or gone without their last report",
+            "Sidecars of a keyring, by status: current, lagging, lost and stopped, which may still serve it, or gone without their last report",
             None,
             MetricType::Gauge,
         )?;
