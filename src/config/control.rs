@@ -48,9 +48,6 @@ pub struct ControlSettings {
     pub store: PathBuf,
     /// The file of the pepper that keys the digests. Default: `pepper.json` in the data directory.
     pub pepper_file: PathBuf,
-    /// How long a silent sidecar counts as present, 10 seconds to 10 minutes and at least two heartbeats. Default: 60
-    /// seconds.
-    pub lease: Duration,
     /// How often a sidecar asks whether its keyrings are current, 1 to 30 seconds. Default: 5 seconds.
     pub heartbeat: Duration,
     /// How long a sidecar may serve without an answer to that, 1 second to 30 days. Its own `deny_after` counts where it is
@@ -67,13 +64,9 @@ pub struct ControlSettings {
 const DEFAULT_DISCOVERY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9010);
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9011);
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9012);
-const DEFAULT_LEASE: Duration = Duration::from_mins(1);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 const DEFAULT_MAX_SERVE_FOR: Duration = Duration::from_hours(1);
 const SERVICE_NAME: &str = "relatch-control";
-
-/// Below, a pause of a few seconds would drop a sidecar from the fleet; above, a rotation would wait for dead ones.
-const LEASE_BOUNDS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
 
 /// Below, heartbeats are the main traffic; above, a sidecar with default limits would count as stale between two.
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -91,7 +84,6 @@ struct Raw {
     http: Option<Text>,
     store: Option<RawStore>,
     pepper_file: Option<Text>,
-    lease: Option<Text>,
     heartbeat: Option<Text>,
     max_serve_for: Option<Text>,
     sinks: Option<RawSinks>,
@@ -149,7 +141,6 @@ impl ControlSettings {
             http: DEFAULT_HTTP,
             store: data_dir.join("relatch.db"),
             pepper_file: data_dir.join("pepper.json"),
-            lease: DEFAULT_LEASE,
             heartbeat: DEFAULT_HEARTBEAT,
             max_serve_for: DEFAULT_MAX_SERVE_FOR,
             sinks: Vec::new(),
@@ -193,7 +184,6 @@ impl ControlSettings {
         let [discovery, admin, http] =
             addresses(&discovery_parts, &admin_parts, raw.http.as_ref(), found);
         let Times {
-            lease,
             heartbeat,
             max_serve_for,
         } = times(&raw, found);
@@ -218,7 +208,6 @@ impl ControlSettings {
             http,
             store: store.unwrap_or(default.store),
             pepper_file: pepper_file.unwrap_or(default.pepper_file),
-            lease,
             heartbeat,
             max_serve_for,
             sinks,
@@ -276,26 +265,14 @@ fn addresses(
 
 /// Of how long a control plane waits for its sidecars, and they for it.
 struct Times {
-    lease: Duration,
     heartbeat: Duration,
     max_serve_for: Duration,
 }
 
 fn times(raw: &Raw, found: &mut Findings) -> Times {
-    let lease = found
-        .duration("lease", raw.lease.as_ref(), LEASE_BOUNDS)
-        .unwrap_or(DEFAULT_LEASE);
     let heartbeat = found
         .duration("heartbeat", raw.heartbeat.as_ref(), HEARTBEAT_BOUNDS)
         .unwrap_or(DEFAULT_HEARTBEAT);
-    if lease < heartbeat * 2 {
-        let heartbeat = written(heartbeat);
-        found.note(
-            place_of(raw.lease.as_ref().or(raw.heartbeat.as_ref())),
-            "lease",
-            format_args!("use at least twice the `heartbeat`, which is {heartbeat}"),
-        );
-    }
     let text = raw.max_serve_for.as_ref();
     let max_serve_for = found
         .duration("max_serve_for", text, MAX_SERVE_FOR_BOUNDS)
@@ -309,7 +286,6 @@ fn times(raw: &Raw, found: &mut Findings) -> Times {
         );
     }
     Times {
-        lease,
         heartbeat,
         max_serve_for,
     }
@@ -345,8 +321,8 @@ mod tests {
         assert_eq!(settings.discovery.to_string(), "127.0.0.1:9010");
         assert_eq!(settings.admin.to_string(), "127.0.0.1:9011");
         assert_eq!(settings.http.to_string(), "127.0.0.1:9012");
-        assert_eq!(settings.lease.as_secs(), 60);
         assert_eq!(settings.heartbeat.as_secs(), 5);
+        assert_eq!(settings.max_serve_for.as_secs(), 3_600);
         assert_eq!(settings.telemetry.service_name, "relatch-control");
     }
 
@@ -354,7 +330,7 @@ mod tests {
     fn every_field_is_read() {
         let settings = parse(
             "data_dir: d\ndiscovery: '[::1]:0'\nadmin: 127.0.0.1:0\nhttp: 0.0.0.0:0\nstore: {sqlite: /s.db}\n\
-             pepper_file: /p.json\nlease: 90s\nheartbeat: 1s\n\
+             pepper_file: /p.json\nheartbeat: 1s\nmax_serve_for: 90s\n\
              telemetry: {otlp_endpoint: \"http://127.0.0.1:4317\"}\nlog: {level: warn}\n",
             "control.yaml",
         )
@@ -363,10 +339,8 @@ mod tests {
         assert_eq!(settings.http.to_string(), "0.0.0.0:0");
         assert_eq!(settings.store, Path::new("/s.db"));
         assert_eq!(settings.pepper_file, Path::new("/p.json"));
-        assert_eq!(
-            (settings.lease.as_secs(), settings.heartbeat.as_secs()),
-            (90, 1)
-        );
+        assert_eq!(settings.heartbeat.as_secs(), 1);
+        assert_eq!(settings.max_serve_for.as_secs(), 90);
         assert!(settings.telemetry.otlp_endpoint.is_some());
     }
 
@@ -383,14 +357,18 @@ mod tests {
             ("store: {sqlite: \"\"}", "2:17: store.sqlite: use the path of a file or directory".into()),
             ("store: {postgres: a}", "2:9: store.postgres: is not a known field, use one of `sqlite`".into()),
             ("pepper_file: [a]", "2:14: pepper_file: use a single value".into()),
-            ("lease: 1s", "2:8: lease: use a duration from 10s to 10m, such as \"30s\"".into()),
             ("heartbeat: 31s", "2:12: heartbeat: use a duration from 1s to 30s, such as \"30s\"".into()),
             ("heartbeat: 999ms", "2:12: heartbeat: use a duration from 1s to 30s, such as \"30s\"".into()),
-            ("lease: 10s\nheartbeat: 6s", "2:8: lease: use at least twice the `heartbeat`, which is 6s".into()),
-            ("leese: 60s", "2:1: leese: is not a known field, did you mean `lease`?".into()),
+            ("max_serve_for: 999ms", "2:16: max_serve_for: use a duration from 1s to 30d, such as \"30s\"".into()),
+            ("max_serve_for: 31d", "2:16: max_serve_for: use a duration from 1s to 30d, such as \"30s\"".into()),
+            ("max_serve_for: 5s\nheartbeat: 6s", "2:16: max_serve_for: use at least the `heartbeat`, which is 6s".into()),
+            ("max_serve_for: 4s", "2:16: max_serve_for: use at least the `heartbeat`, which is 5s".into()),
+            ("hartbeat: 5s", "2:1: hartbeat: is not a known field, did you mean `heartbeat`?".into()),
+            ("lease: 60s", "2:1: lease: is not a known field, use one of `data_dir`, `discovery`, `admin`, \
+              `http`, `store`, `pepper_file`, `heartbeat`, `max_serve_for`, `sinks`, `telemetry`, `log`".into()),
             ("token_file: a", "2:1: token_file: is not a known field, use one of `data_dir`, `discovery`, `admin`, \
-              `http`, `store`, `pepper_file`, `lease`, `heartbeat`, `sinks`, `telemetry`, `log`".into()),
-            ("lease: 60s\nlease: 61s", "3:1: lease: is given twice, keep one of them".into()),
+              `http`, `store`, `pepper_file`, `heartbeat`, `max_serve_for`, `sinks`, `telemetry`, `log`".into()),
+            ("heartbeat: 5s\nheartbeat: 6s", "3:1: heartbeat: is given twice, keep one of them".into()),
         ] {
             assert_eq!(
                 refusal(&format!("data_dir: d\n{line}\n")),

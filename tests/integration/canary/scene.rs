@@ -115,7 +115,7 @@ impl Scene {
              - {{ file: {second}, identity: \"spiffe://relatch.example/node/edge-2\" }}\n  allow:\n    \
              - {{ identity: \"spiffe://relatch.example/node/*\", keyrings: [\"*\"] }}\n\
              admin:\n  tls: {{ cert: {certs}/control.pem, key: {certs}/control.key, client_ca: {certs}/ca.pem }}\n\
-             heartbeat: 1s\nlease: 10s\n\
+             heartbeat: 1s\nmax_serve_for: 10s\n\
              telemetry: {{ otlp_endpoint: \"http://{spans}\" }}\n\
              log: {{ format: json, level: trace }}\n\
              sinks:\n  \

@@ -61,7 +61,7 @@ pub(super) struct Report {
 }
 
 /// The least that the control plane's file may hold.
-const BRISK: &str = "heartbeat: 1s\nlease: 10s\n";
+const BRISK: &str = "heartbeat: 1s\nmax_serve_for: 10s\n";
 
 /// A sidecar may look a hundred keys up that nobody has, a second after it has used up what it may look up at once.
 const BUDGET_FILLS: Duration = Duration::from_secs(1);

@@ -31,7 +31,7 @@ pub(super) const KEYRING: &str = "payments";
 pub(super) const CONSUMER: &str = "acme";
 
 /// The least that the control plane's file may hold: sidecars report with every heartbeat.
-const BRISK: &str = "heartbeat: 1s\nlease: 10s\n";
+const BRISK: &str = "heartbeat: 1s\n";
 /// Twice the longest time that a sidecar waits before it connects again.
 const RECONNECTED: Duration = Duration::from_mins(1);
 

@@ -52,7 +52,7 @@ async fn a_sidecar_that_is_told_to_stop_leaves_the_fleet_at_once() {
         (control.fleet().await == ["edge-2"]).then_some(())
     })
     .await;
-    // Nobody waits for it, although its lease would run for a minute.
+    // Nobody waits for it, although it could have served for an hour.
     let rotate = ["rotate", "start", &key.id, "--timeout", "30s"];
     assert_eq!(control.json(&rotate).await["total"], 1);
 }

@@ -65,7 +65,7 @@ impl Mesh {
         let own = format!("cert: {certs}/control.pem, key: {certs}/control.key");
         let yaml = format!(
             "discovery: {{ tls: {{ {own}{authorities} }}, {more} }}\n\
-             admin: {{ tls: {{ {own}, client_ca: {certs}/ca.pem }} }}\nheartbeat: 1s\nlease: 10s\n"
+             admin: {{ tls: {{ {own}, client_ca: {certs}/ca.pem }} }}\nheartbeat: 1s\n"
         );
         let yaml = yaml
             .replace("{certs}", certs)
