@@ -104,9 +104,9 @@ enum Gone {
     Forgotten,
 }
 
-/// A run has no row: nothing may be sent to it.
+/// A run is not connected, or does not hold the keyring: nothing may be granted to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the run has ended, or was forgotten")]
+#[error("the run is not connected, or does not hold the keyring")]
 pub struct UnknownRun;
 
 /// What is to be written to the store.
@@ -179,7 +179,8 @@ impl Serving {
     ///
     /// # Errors
     ///
-    /// When the run has ended: the answer must not leave.
+    /// When the run is not connected, or does not hold the keyring: the answer must not leave. What is left of the bound of one
+    /// that is lost may be written already.
     pub fn grant(
         &mut self,
         key: &RunKey,
@@ -187,7 +188,7 @@ impl Serving {
         serve_for: Duration,
         arrived: BootTime,
     ) -> Result<bool, UnknownRun> {
-        let run = self.runs.get_mut(key).filter(|run| run.ended.is_none());
+        let run = self.runs.get_mut(key).filter(|run| run.is_connected());
         let holding = run.and_then(|run| run.keyrings.get_mut(keyring));
         let holding = holding.ok_or(UnknownRun)?;
         if !holding.grant(serve_for, arrived) {
