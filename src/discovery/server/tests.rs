@@ -8,7 +8,7 @@ use tonic::{
 use super::*;
 use crate::{
     control::{metrics::ControlMetrics, pace::Pace, served::ServedKeyring},
-    key::{MasterPepper, PepperId, Prefix, operation, testing},
+    key::{MasterPepper, PepperId, Prefix, Revision, operation, testing},
     proto::discovery::{
         control_message::Kind as Told, keyring_discovery_client::KeyringDiscoveryClient,
     },
@@ -46,7 +46,8 @@ impl World {
         );
         let pace = Arc::new(Pace::new(clock.clone()));
         let usage = UsageBook::open(store, clock.clone(), pace, &[]);
-        let fleet = Arc::new(Fleet::new(clock, Duration::from_mins(1), Vec::new()));
+        let fleet = Fleet::new(clock, Duration::from_hours(1), Vec::new());
+        let fleet = Arc::new(fleet.expect("no rows"));
         let catalog = Arc::new(catalog.await.expect("an empty store"));
         let discovery = DiscoveryServer::new(
             Arc::clone(&catalog),
@@ -128,8 +129,11 @@ fn hello() -> wire::Hello {
         run_id: "a".to_owned(),
         subscriptions: vec![wire::Subscription {
             keyring: testing::keyring_name().to_string(),
+            deny_after_ms: 3_600_000,
             ..wire::Subscription::default()
         }],
+        protocol: wire::PROTOCOL,
+        stream: 1,
         ..Default::default()
     }
 }
@@ -169,7 +173,7 @@ async fn a_stream_ends_with_the_certificate_that_it_began_with() {
             .fleet
             .members()
             .iter()
-            .any(|(_, member)| member.streams > 0)
+            .any(|(_, run)| run.is_connected())
         {
             changes.changed().await.expect("the fleet lives");
         }
@@ -218,21 +222,18 @@ async fn no_sidecar_has_more_than_there_is() {
     let served = world.create_keyring().await;
     let (newest, epoch) = (served.revision(), served.epoch().get());
     let progress = || {
-        let (_, member) = world.fleet.members().remove(0);
-        member.keyrings[&testing::keyring_name()].clone()
+        let (_, run) = world.fleet.members().remove(0);
+        run.keyrings[&testing::keyring_name()].progress.clone()
     };
-    // One that is ahead comes from another history.
+    let nothing = Revision::default();
     let mut ahead = hello();
     ahead.subscriptions[0].epoch = epoch;
     ahead.subscriptions[0].revision = newest.get() + 8;
-    let (_say, _stream) = world.open(ahead).await.expect("it is admitted");
-    assert_eq!(progress().applied, Revision::default());
-    assert_eq!(progress().revoked_through, Revision::default());
-
-    let at_head = hello_of(&served, newest);
-    let (say, _stream) = world.open(at_head).await.expect("it is admitted");
-    assert_eq!(progress().applied, newest);
-    assert_eq!(progress().revoked_through, newest);
+    let (say, _stream) = world.open(ahead).await.expect("it is admitted");
+    assert_eq!(progress().applied, nothing);
+    assert_eq!(progress().revoked_through, nothing);
+    // What it holds is not what there is: nothing counts before it has a whole snapshot.
+    assert!(progress().awaits_whole);
 
     let ack = wire::Ack {
         keyring: testing::keyring_name().to_string(),
@@ -241,7 +242,8 @@ async fn no_sidecar_has_more_than_there_is() {
         applied_revision: u64::MAX,
         durable_revision: u64::MAX,
         revoked_through: u64::MAX,
-        ..Default::default()
+        durable_revoked_through: u64::MAX,
+        is_whole: true,
     };
     let nack = wire::Nack {
         keyring: ack.keyring.clone(),
@@ -250,7 +252,10 @@ async fn no_sidecar_has_more_than_there_is() {
         items: Vec::new(),
         applied_revision: u64::MAX,
         revoked_through: u64::MAX,
-        ..Default::default()
+        durable_revision: u64::MAX,
+        durable_revoked_through: u64::MAX,
+        is_whole: true,
+        has_more: false,
     };
     let mut changes = world.fleet.watch();
     for kind in [Kind::Ack(ack), Kind::Nack(nack)] {
@@ -262,6 +267,7 @@ async fn no_sidecar_has_more_than_there_is() {
         assert_eq!(progress().applied, newest);
         assert_eq!(progress().revoked_through, newest);
         assert_eq!(progress().durable, newest);
+        assert_eq!(progress().durable_revoked_through, newest);
     }
 }
 
@@ -292,8 +298,8 @@ async fn what_a_sidecar_holds_counts_by_its_digest_and_else_from_a_snapshot_on()
         .expect("it is committed");
     let second = served.revision();
     let progress = || {
-        let (_, member) = world.fleet.members().remove(0);
-        member.keyrings[&testing::keyring_name()].clone()
+        let (_, run) = world.fleet.members().remove(0);
+        run.keyrings[&testing::keyring_name()].progress.clone()
     };
     let mut streams = Vec::new();
     for revision in [first, second] {
