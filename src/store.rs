@@ -173,8 +173,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// When the store cannot be written.
     async fn prune_state_pages(&self, log: &LogName) -> Result<bool, StoreError>;
 
-    /// Keeps `rows`, each in place of the one with its key, unless that one's last contact is later. Whatever is later,
-    /// the latest [`complete_until`](PresenceRow::complete_until) stays.
+    /// Keeps `rows`, each in place of the one with its key, whatever its times are: the later save wins, and of two in one
+    /// call the later row. Only [`complete_until`](PresenceRow::complete_until) never goes back.
     ///
     /// # Errors
     ///

@@ -588,6 +588,7 @@ pub(crate) async fn presence_is_kept_by_node_and_process<E: Engine>() {
         last_contact: Timestamp::from_millis(millis),
         complete_until: None,
         gone_at: None,
+        serving: None,
     };
     assert_eq!(load_presence(&store).await, []);
     let rows = [
@@ -605,14 +606,24 @@ pub(crate) async fn presence_is_kept_by_node_and_process<E: Engine>() {
     later.cluster = "mesh".into();
     later.version = "0.2.0".into();
     later.keyrings = Vec::new();
+    later.serving = Some("{\"stream\":7}".into());
+    // The later save wins, whatever a wall clock said of it.
     let earlier = row("edge-2", "a", 29);
     store
-        .save_presence(vec![later.clone(), earlier])
+        .save_presence(vec![later.clone(), earlier.clone()])
         .await
         .expect("it saves");
     assert_eq!(
         load_presence(&store).await,
-        [rows[0].clone(), later.clone(), rows[2].clone()]
+        [rows[0].clone(), later.clone(), earlier.clone()]
+    );
+    // Of two in one call, too.
+    later.serving = None;
+    let twice = vec![row("edge-1", "b", 40), later.clone()];
+    store.save_presence(twice).await.expect("it saves");
+    assert_eq!(
+        load_presence(&store).await,
+        [rows[0].clone(), later.clone(), earlier.clone()]
     );
 
     let gone = vec![
@@ -621,7 +632,7 @@ pub(crate) async fn presence_is_kept_by_node_and_process<E: Engine>() {
         row("edge-2", "b", 0).key(),
     ];
     store.remove_presence(gone).await.expect("it removes");
-    assert_eq!(load_presence(&store).await, [later, rows[2].clone()]);
+    assert_eq!(load_presence(&store).await, [later, earlier]);
 }
 
 pub(crate) async fn completeness_of_presence_only_grows<E: Engine>() {
@@ -636,6 +647,7 @@ pub(crate) async fn completeness_of_presence_only_grows<E: Engine>() {
         last_contact: Timestamp::from_millis(last_contact),
         complete_until: complete_until.map(Timestamp::from_millis),
         gone_at: gone_at.map(Timestamp::from_millis),
+        serving: None,
     };
     for (saved, expected) in [
         (row(10, None, None), row(10, None, None)),
@@ -643,8 +655,8 @@ pub(crate) async fn completeness_of_presence_only_grows<E: Engine>() {
         // It came back.
         (row(12, Some(8), None), row(12, Some(9), None)),
         (row(13, None, None), row(13, Some(9), None)),
-        // Late, and still it told of more.
-        (row(5, Some(12), Some(65)), row(13, Some(12), None)),
+        // By a wall clock that was set back.
+        (row(5, Some(12), Some(65)), row(5, Some(12), Some(65))),
     ] {
         store.save_presence(vec![saved]).await.expect("it saves");
         assert_eq!(load_presence(&store).await, [expected]);
@@ -894,6 +906,7 @@ pub(crate) async fn reopened_store_has_everything<E: Engine>() {
         last_contact: Timestamp::from_millis(1),
         complete_until: Some(Timestamp::from_millis(2)),
         gone_at: Some(Timestamp::from_millis(3)),
+        serving: Some("{\"stream\":7}".into()),
     };
     store
         .save_presence(vec![row.clone()])

@@ -481,6 +481,7 @@ async fn database_of_version_1_is_upgraded_in_place() {
         last_contact: Timestamp::from_millis(7),
         complete_until: None,
         gone_at,
+        serving: None,
     };
     let gone_at = Some(Timestamp::from_millis(9));
     for (found, folded) in [(None, vec![]), (gone_at, vec!["a".to_owned()])] {

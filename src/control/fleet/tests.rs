@@ -1,8 +1,21 @@
+use std::{collections::BTreeMap, path::PathBuf};
+
+use rusqlite::Connection;
+
 use super::*;
-use crate::key::{VersionRef, testing};
+use crate::{
+    control::fleet::hello::read,
+    key::{VersionNumber, VersionRef, testing},
+    serving::{Lock, LockAt, LockPlace, SnapshotFile},
+    store::{SqliteOptions, SqliteStore},
+};
 
-const LEASE: Duration = Duration::from_mins(1);
+const MAX_SERVE_FOR: Duration = Duration::from_hours(1);
+/// An hour by a boot clock that is slower by 1 %.
+const STRETCHED: Duration = Duration::from_millis(3_636_001);
+const START: i64 = 1_000_000;
 
+/// The first stream of a process that holds a revision.
 fn hello(node: &str, run_id: &str, revision: u64) -> wire::Hello {
     wire::Hello {
         node: Some(wire::Node {
@@ -14,46 +27,67 @@ fn hello(node: &str, run_id: &str, revision: u64) -> wire::Hello {
             keyring: testing::keyring_name().to_string(),
             epoch: 1,
             revision,
+            revoked_through: revision,
+            deny_after_ms: 3_600_000,
             ..wire::Subscription::default()
         }],
+        protocol: wire::PROTOCOL,
+        stream: 1,
         ..Default::default()
     }
 }
 
-fn ack(applied: u64, revoked_through: u64) -> wire::Ack {
+fn believed() -> Believed {
+    Believed::from([(testing::keyring_name(), true)])
+}
+
+fn ack(applied: u64) -> wire::Ack {
     wire::Ack {
         keyring: testing::keyring_name().to_string(),
         epoch: 1,
         nonce: applied,
         applied_revision: applied,
-        durable_revision: 0,
-        revoked_through,
+        revoked_through: applied,
         ..Default::default()
     }
 }
 
+fn told_all() -> Parting {
+    Parting::Goodbye(Farewell {
+        has_told_all: true,
+        has_erased_file: false,
+        last_write: 0,
+    })
+}
+
 fn fleet() -> (Fleet, crate::clock::ManualClock) {
-    let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000_000));
-    (Fleet::new(clock, LEASE, Vec::new()), hands)
+    let (clock, hands) = Clock::manual(at(START));
+    let fleet = Fleet::new(clock, MAX_SERVE_FOR, Vec::new());
+    (fleet.expect("no rows"), hands)
+}
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(millis)
 }
 
 fn barrier(fleet: &Fleet, target: Target) -> Barrier {
     let (name, epoch) = (testing::keyring_name(), Epoch::new(1));
-    let barrier = fleet.barrier(&name, epoch, target);
-    let (reached, all) = fleet.reached(&name, epoch, target);
-    assert_eq!((reached, all), (barrier.applied, barrier.total));
+    let nobody = BTreeSet::new();
+    let barrier = fleet.barrier(&name, epoch, target, &nobody);
+    let reached = fleet.reached(&name, epoch, target, &nobody);
+    assert_eq!(reached, (barrier.confirmed, barrier.total));
     barrier
 }
 
-fn connect(fleet: &Fleet, node: &str, run_id: &str, revision: u64) -> MemberKey {
-    let connected = fleet.connected(&hello(node, run_id, revision), None);
+fn connect(fleet: &Fleet, node: &str, run_id: &str, revision: u64) -> OpenStream {
+    let connected = fleet.connected(&hello(node, run_id, revision), &believed(), None);
     connected.expect("nobody else is this node")
 }
 
 fn staged() -> VersionRef {
     VersionRef {
         key_id: "7Qm2Xc91TbKe".parse().expect("a key id"),
-        version: crate::key::VersionNumber::FIRST,
+        version: VersionNumber::FIRST,
     }
 }
 
@@ -61,91 +95,209 @@ fn applied(revision: u64) -> Target {
     Target::Applied(Revision::new(revision), staged())
 }
 
-#[test]
-fn a_barrier_waits_for_every_live_sidecar() {
-    let (fleet, _) = fleet();
-    let first = connect(&fleet, "edge-1", "a", 3);
-    connect(&fleet, "edge-2", "b", 2);
-    let seen = barrier(&fleet, applied(4));
-    assert_eq!((seen.applied, seen.total), (0, 2));
-    assert_eq!(seen.laggards[1].behind, 2);
-    fleet.acked(&first, &ack(4, 4));
-    let seen = barrier(&fleet, applied(4));
-    assert_eq!((seen.applied, seen.total), (1, 2));
-    assert!(!seen.is_passed());
+fn run_ids(runs: &[RunKey]) -> Vec<&str> {
+    runs.iter().map(|run| &*run.run_id).collect()
 }
 
-#[test]
-fn a_lost_sidecar_is_waited_for_until_its_lease_is_over() {
-    let (fleet, hands) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.disconnected(&key, Parting::Lost);
-    hands.advance(LEASE.saturating_sub(Duration::from_millis(1)));
-    assert!(!barrier(&fleet, applied(4)).is_passed());
-    hands.advance(Duration::from_millis(1));
-    assert!(barrier(&fleet, applied(4)).is_passed());
+/// A database, and who is known in it.
+struct Disk {
+    dir: tempfile::TempDir,
+    store: SqliteStore,
 }
 
-#[test]
-fn a_sidecar_that_said_goodbye_is_gone_at_once() {
-    let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.disconnected(&key, Parting::Goodbye { told_all: true });
-    assert!(barrier(&fleet, applied(4)).is_passed());
-    assert!(fleet.members().is_empty());
+impl Disk {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let options = SqliteOptions {
+            create: true,
+            busy_timeout: Duration::from_millis(50),
+        };
+        let store = SqliteStore::open(&dir.path().join("relatch.db"), options).await;
+        let store = store.expect("it opens");
+        Self { dir, store }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("relatch.db")
+    }
+
+    async fn rows(&self) -> Vec<PresenceRow> {
+        self.store.load_presence().await.expect("it reads")
+    }
+
+    /// Of each row, the node and when it was last heard of.
+    async fn contacts(&self) -> Vec<(String, i64)> {
+        let rows = self.rows().await.into_iter();
+        rows.map(|row| (row.node, row.last_contact.as_millis()))
+            .collect()
+    }
+
+    async fn news(&self, fleet: &Fleet) -> Vec<RunKey> {
+        fleet.record_news(&self.store).await.expect("it writes")
+    }
+
+    /// The fleet as the next control plane finds it, with a clock of its own.
+    async fn next(&self, fleet: &Fleet) -> (Fleet, crate::clock::ManualClock) {
+        fleet.record(&self.store).await.expect("it writes");
+        let (clock, hands) = Clock::manual(fleet.clock.wall());
+        let fleet = Fleet::new(clock, MAX_SERVE_FOR, self.rows().await);
+        (fleet.expect("sound rows"), hands)
+    }
+
+    /// Keeps everybody from writing until it is dropped.
+    fn lock(&self) -> Connection {
+        let connection = Connection::open(self.path()).expect("it opens");
+        let locked = connection.execute_batch("BEGIN IMMEDIATE");
+        locked.expect("nobody writes");
+        connection
+    }
 }
 
-#[test]
-fn a_restarted_sidecar_takes_its_former_place() {
-    let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.disconnected(&key, Parting::Lost);
-    connect(&fleet, "edge-1", "b", 4);
-    assert_eq!(barrier(&fleet, applied(4)).total, 1);
-}
+// What is read.
 
 #[test]
-fn a_stream_that_is_replaced_does_not_end_the_sidecar() {
-    let (fleet, hands) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    connect(&fleet, "edge-1", "a", 3);
-    fleet.disconnected(&key, Parting::Lost);
-    hands.advance(2 * LEASE);
-    assert_eq!(fleet.members().len(), 1);
-}
-
-#[test]
-fn sidecars_of_a_former_life_are_waited_for() {
-    let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000_000));
-    let row = PresenceRow {
-        node: "edge-1".to_owned(),
-        run_id: "a".to_owned(),
-        cluster: String::new(),
-        version: String::new(),
-        keyrings: vec![testing::keyring_name().to_string()],
-        last_contact: Timestamp::from_millis(999_000),
-        complete_until: None,
-        gone_at: None,
+fn a_hello_is_read_as_it_was_said() {
+    let place = wire::lock::Place::File(wire::FileLock {
+        device: 2,
+        inode: 3,
+    });
+    let said = wire::Hello {
+        node: Some(wire::Node {
+            id: "edge-1".to_owned(),
+            cluster: "gateway".to_owned(),
+            version: "0.1.0".to_owned(),
+            labels: [("zone".to_owned(), "a".to_owned())].into(),
+        }),
+        stream: 4,
+        lock: Some(wire::Lock {
+            boot_id: "boot-1".to_owned(),
+            time_namespace: 5,
+            acquired_ns: 6,
+            place: Some(place),
+        }),
+        snapshot_file: Some(wire::SnapshotFile {
+            id: vec![0x0a, 0xff].into(),
+            begun_from_write: 7,
+        }),
+        ..hello("edge-1", "a", 3)
     };
-    let fleet = Fleet::new(clock, LEASE, vec![row]);
-    assert!(!barrier(&fleet, applied(1)).is_passed());
-    hands.advance(LEASE);
-    assert!(barrier(&fleet, applied(1)).is_passed());
+    let identity: Identity = "spiffe://mesh/one".parse().expect("an identity");
+    let read = read(&said, &believed(), Some(&identity));
+    assert_eq!((&*read.key.node, &*read.key.run_id), ("edge-1", "a"));
+    assert_eq!(read.stream, 4);
+    assert_eq!(read.about.cluster, "gateway");
+    assert_eq!(read.about.version, "0.1.0");
+    assert_eq!(read.about.labels["zone"], "a");
+    assert_eq!(read.about.identity, Some(identity));
+    let at = LockAt::File {
+        device: 2,
+        inode: 3,
+    };
+    let place = LockPlace {
+        boot_id: "boot-1".to_owned(),
+        time_namespace: 5,
+        at,
+    };
+    let lock = Lock {
+        place,
+        acquired_ns: 6,
+    };
+    assert_eq!(read.lock, Some(lock));
+    let file = SnapshotFile {
+        id: "0aff".to_owned(),
+        begun_from_write: 7,
+    };
+    assert_eq!(read.file, Some(file));
+    let held = read.keyrings[&testing::keyring_name()];
+    assert_eq!(
+        (held.epoch, held.revision),
+        (Epoch::new(1), Revision::new(3))
+    );
+    assert_eq!(held.revoked_through, Revision::new(3));
+    assert_eq!(held.deny_after, MAX_SERVE_FOR);
+    assert!(held.agrees);
 }
 
 #[test]
-fn revocations_are_acked_ahead_of_the_revision() {
-    let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.acked(&key, &ack(3, 9));
-    assert!(barrier(&fleet, Target::Revoked(Revision::new(9))).is_passed());
-    assert!(!barrier(&fleet, applied(9)).is_passed());
+fn what_a_hello_holds_counts_only_where_somebody_has_compared_it() {
+    let mut said = hello("edge-1", "a", 3);
+    said.subscriptions.push(wire::Subscription {
+        keyring: "no name!".to_owned(),
+        ..wire::Subscription::default()
+    });
+    for believed in [
+        Believed::new(),
+        Believed::from([(testing::keyring_name(), false)]),
+    ] {
+        let read = read(&said, &believed, None);
+        assert_eq!(read.keyrings.len(), 1);
+        assert!(!read.keyrings[&testing::keyring_name()].agrees);
+    }
 }
 
 #[test]
-fn a_sidecar_that_refused_the_version_is_not_there() {
+fn a_lock_that_does_not_say_where_it_is_proves_nothing() {
+    let socket = wire::lock::Place::Socket(wire::SocketLock {
+        network_namespace: 9,
+    });
+    let lock = wire::Lock {
+        boot_id: "boot-1".to_owned(),
+        time_namespace: 5,
+        acquired_ns: 6,
+        place: Some(socket),
+    };
+    let read = |lock: wire::Lock| {
+        let said = wire::Hello {
+            lock: Some(lock),
+            ..hello("edge-1", "a", 3)
+        };
+        read(&said, &believed(), None)
+            .lock
+            .map(|lock| lock.place.at)
+    };
+    let at = LockAt::Socket {
+        network_namespace: 9,
+        node: "edge-1".to_owned(),
+    };
+    assert_eq!(read(lock.clone()), Some(at));
+    for nowhere in [
+        wire::Lock {
+            place: None,
+            ..lock.clone()
+        },
+        wire::Lock {
+            boot_id: String::new(),
+            ..lock.clone()
+        },
+        wire::Lock {
+            boot_id: "b".repeat(65),
+            ..lock.clone()
+        },
+        wire::Lock {
+            time_namespace: 0,
+            ..lock
+        },
+    ] {
+        assert_eq!(read(nowhere.clone()), None, "{nowhere:?}");
+    }
+}
+
+#[test]
+fn acks_and_nacks_are_read_as_they_were_said() {
     let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
+    let key = connect(&fleet, "edge-1", "a", 3).run;
+    let progress = || {
+        let (_, run) = fleet.members().remove(0);
+        run.keyrings[&testing::keyring_name()].progress.clone()
+    };
+    let whole = wire::Ack {
+        applied_revision: 9,
+        revoked_through: 8,
+        durable_revision: 7,
+        durable_revoked_through: 6,
+        is_whole: true,
+        ..ack(9)
+    };
     let nack = wire::Nack {
         keyring: testing::keyring_name().to_string(),
         epoch: 1,
@@ -154,302 +306,54 @@ fn a_sidecar_that_refused_the_version_is_not_there() {
             name: staged().to_string(),
             reason: "state: 9 is unknown".to_owned(),
         }],
-        applied_revision: 4,
-        revoked_through: 4,
-        ..Default::default()
+        applied_revision: 12,
+        revoked_through: 11,
+        durable_revision: 10,
+        durable_revoked_through: 9,
+        is_whole: false,
+        has_more: true,
+    };
+    let numbers = || {
+        let progress = progress();
+        [
+            progress.applied,
+            progress.revoked_through,
+            progress.durable,
+            progress.durable_revoked_through,
+        ]
+        .map(Revision::get)
     };
     fleet.nacked(&key, &nack);
-    fleet.acked(&key, &ack(5, 5));
-    assert!(!barrier(&fleet, applied(4)).is_passed());
-    let other = VersionRef {
-        version: staged().version.next(),
-        ..staged()
-    };
-    assert!(barrier(&fleet, Target::Applied(Revision::new(4), other)).is_passed());
-}
-
-#[test]
-fn another_epoch_is_never_there() {
-    let (fleet, _) = fleet();
-    connect(&fleet, "edge-1", "a", 30);
-    let seen = fleet.barrier(&testing::keyring_name(), Epoch::new(2), applied(4));
-    assert!(!seen.is_passed());
-}
-
-fn told_all() -> Parting {
-    Parting::Goodbye { told_all: true }
-}
-
-fn coverage(fleet: &Fleet) -> (Option<i64>, Option<i64>) {
-    let now = fleet.clock.wall();
-    let coverage = fleet.coverage(&testing::keyring_name(), now);
-    (
-        coverage.complete_until.map(Timestamp::as_millis),
-        coverage.gap_until.map(Timestamp::as_millis),
-    )
-}
-
-fn at(millis: i64) -> Timestamp {
-    Timestamp::from_millis(millis)
-}
-
-const START: i64 = 1_000_000;
-const LEASE_MS: i64 = 60_000;
-
-/// What the store has of the fleet after it was recorded.
-async fn recorded(fleet: &Fleet, dir: &tempfile::TempDir) -> Vec<PresenceRow> {
-    let options = crate::store::SqliteOptions {
-        create: true,
-        ..crate::store::SqliteOptions::default()
-    };
-    let path = dir.path().join("relatch.db");
-    let store = crate::store::SqliteStore::open(&path, options).await;
-    let store = store.expect("it opens");
-    fleet.record(&store).await.expect("it writes");
-    store.load_presence().await.expect("it reads")
-}
-
-#[tokio::test]
-async fn news_are_written_of_those_who_came_or_went_and_once() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let options = crate::store::SqliteOptions {
-        create: true,
-        ..crate::store::SqliteOptions::default()
-    };
-    let path = dir.path().join("relatch.db");
-    let store = crate::store::SqliteStore::open(&path, options).await;
-    let store = store.expect("it opens");
-    let written = async || {
-        let rows = store.load_presence().await.expect("it reads");
-        let rows = rows.into_iter();
-        rows.map(|row| (row.node, row.last_contact.as_millis()))
-            .collect::<Vec<_>>()
-    };
-    let row = |node: &str, contact| (node.to_owned(), contact);
-    let (fleet, hands) = fleet();
-    let first = connect(&fleet, "edge-1", "a", 3);
-    let second = connect(&fleet, "edge-2", "b", 3);
-    fleet.record_news(&store).await.expect("it writes");
+    assert_eq!(numbers(), [12, 11, 10, 9]);
+    assert!(progress().has_more_rejected);
     assert_eq!(
-        written().await,
-        [row("edge-1", START), row("edge-2", START)]
+        progress().rejected[&staged().to_string()],
+        "state: 9 is unknown"
     );
-    // Nobody has come since: nothing is written, although both were heard of later.
-    hands.advance(Duration::from_secs(1));
-    fleet.record_news(&store).await.expect("it writes");
-    assert_eq!(
-        written().await,
-        [row("edge-1", START), row("edge-2", START)]
-    );
-    fleet.disconnected(&second, Parting::Lost);
-    fleet.record_news(&store).await.expect("it writes");
-    let later = START + 1_000;
-    assert_eq!(
-        written().await,
-        [row("edge-1", START), row("edge-2", later)]
-    );
-    fleet.disconnected(&first, Parting::Goodbye { told_all: true });
-    let gone = fleet.record_news(&store).await.expect("it writes");
-    assert_eq!(gone, [first]);
-    assert_eq!(written().await, [row("edge-2", later)]);
-}
-
-/// The fleet as the next control plane finds it.
-async fn reopened(fleet: &Fleet, dir: &tempfile::TempDir) -> Fleet {
-    let rows = recorded(fleet, dir).await;
-    Fleet::new(fleet.clock.clone(), LEASE, rows)
-}
-
-#[test]
-fn coverage_is_that_of_the_last_to_report() {
-    let (fleet, hands) = fleet();
-    assert_eq!(coverage(&fleet), (Some(START), None));
-    let first = connect(&fleet, "edge-1", "a", 3);
-    let second = connect(&fleet, "edge-2", "b", 3);
-    fleet.told(&first, at(START - 1));
-    assert_eq!(coverage(&fleet), (None, None));
-    fleet.told(&second, at(START - 5));
-    assert_eq!(coverage(&fleet), (Some(START - 5), None));
-    fleet.told(&second, at(START - 9));
-    assert_eq!(coverage(&fleet), (Some(START - 5), None));
-    // Neither a clock that is ahead nor one that is set back later proves anything.
-    fleet.told(&second, at(START + 5_000));
-    assert_eq!(coverage(&fleet), (Some(START - 1), None));
-    hands.advance(Duration::from_secs(9));
-    fleet.told(&first, at(START + 9_000));
-    assert_eq!(coverage(&fleet), (Some(START), None));
-    hands.set_wall(at(START - 100));
-    assert_eq!(coverage(&fleet), (Some(START - 100), None));
-    let other: KeyringName = "elsewhere".parse().expect("a name");
-    let elsewhere = fleet.coverage(&other, at(START));
-    assert_eq!(elsewhere.complete_until, Some(at(START)));
-}
-
-#[test]
-fn who_lags_is_named() {
-    let (fleet, _) = fleet();
-    let first = connect(&fleet, "edge-1", "a", 3);
-    connect(&fleet, "edge-2", "b", 3);
-    fleet.told(&first, at(START - 10));
-    let late = |since| -> Vec<String> {
-        let late = fleet.late(&testing::keyring_name(), at(since));
-        late.into_iter().map(|late| late.node).collect()
+    fleet.acked(&key, &whole);
+    assert_eq!(numbers(), [9, 8, 7, 6]);
+    assert!(!progress().has_more_rejected && progress().rejected.is_empty());
+    let refused_whole = wire::Nack {
+        is_whole: true,
+        has_more: false,
+        ..nack
     };
-    assert_eq!(late(START - 10), ["edge-2"]);
-    assert_eq!(late(START - 9), ["edge-1", "edge-2"]);
-}
-
-#[test]
-fn a_sidecar_that_vanishes_leaves_a_gap_one_lease_after_its_last_contact() {
-    let (fleet, hands) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.told(&key, at(START));
-    hands.advance(Duration::from_secs(5));
-    fleet.disconnected(&key, Parting::Lost);
-    hands.advance(LEASE.saturating_sub(Duration::from_millis(1)));
-    assert_eq!(coverage(&fleet), (Some(START), None));
-    hands.advance(Duration::from_millis(1));
-    let until = START + 5_000 + LEASE_MS;
-    assert_eq!(coverage(&fleet), (Some(until), Some(until)));
-    let gaps = fleet.gaps(Some(&testing::keyring_name()));
-    assert_eq!(gaps[0].0, key);
-    assert_eq!(gaps[0].1.complete_until, Some(at(START)));
-    assert_eq!(gaps[0].1.last_contact, at(START + 5_000));
-    assert!(fleet.members().is_empty());
-    // The same process comes back: its counts have grown on.
-    connect(&fleet, "edge-1", "a", 3);
-    assert_eq!(coverage(&fleet), (Some(START), None));
-    fleet.told(&key, at(until + 1));
-    assert_eq!(coverage(&fleet), (Some(until), None));
-}
-
-#[test]
-fn only_a_goodbye_after_the_last_report_leaves_no_gap() {
-    let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.disconnected(&key, told_all());
-    assert_eq!(coverage(&fleet), (Some(START), None));
-    let key = connect(&fleet, "edge-1", "b", 3);
-    fleet.disconnected(&key, Parting::Goodbye { told_all: false });
-    assert_eq!(coverage(&fleet), (Some(START), Some(START + LEASE_MS)));
-    assert!(fleet.members().is_empty());
-}
-
-#[test]
-fn a_new_process_leaves_a_gap_of_its_former_one() {
-    let (fleet, hands) = fleet();
-    let former = connect(&fleet, "edge-1", "a", 3);
-    fleet.disconnected(&former, Parting::Lost);
-    hands.advance(Duration::from_secs(2));
-    connect(&fleet, "edge-1", "b", 3);
-    assert_eq!(coverage(&fleet), (None, Some(START + LEASE_MS)));
-    assert_eq!(fleet.gaps(None)[0].0, former);
-}
-
-#[tokio::test]
-async fn gaps_survive_a_restart_without_a_new_lease() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let (fleet, hands) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.told(&key, at(START));
-    fleet.disconnected(&key, Parting::Lost);
-    hands.advance(LEASE);
-    let mut fleet = fleet;
-    for _ in 0..3 {
-        fleet = reopened(&fleet, &dir).await;
-        let now = fleet.clock.wall().as_millis();
-        assert_eq!(coverage(&fleet), (Some(now), Some(START + LEASE_MS)));
-        assert!(fleet.members().is_empty());
-        assert_eq!(fleet.gaps(None)[0].1.complete_until, Some(at(START)));
-        hands.advance(LEASE);
-    }
-    // It is forgotten after thirty days.
-    hands.advance(Duration::from_hours(30 * 24));
-    fleet = reopened(&fleet, &dir).await;
-    assert_eq!(fleet.gaps(None), []);
-}
-
-#[tokio::test]
-async fn a_sidecar_that_does_not_come_back_to_a_new_control_plane_may_have_served_until_then() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let (fleet, hands) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.told(&key, at(START));
-    let rows = recorded(&fleet, &dir).await;
-    hands.advance(Duration::from_hours(1));
-    let fleet = Fleet::new(fleet.clock.clone(), LEASE, rows);
-    let started = START + 3_600_000;
-    assert_eq!(coverage(&fleet), (Some(START), None));
-    hands.advance(LEASE);
-    let until = started + LEASE_MS;
-    assert_eq!(coverage(&fleet), (Some(until), Some(until)));
-    // And the next control plane knows the same.
-    let fleet = reopened(&fleet, &dir).await;
-    assert_eq!(coverage(&fleet).1, Some(until));
-}
-
-#[tokio::test]
-async fn who_said_goodbye_is_not_in_the_store_any_more() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    assert_eq!(reopened(&fleet, &dir).await.members().len(), 1);
-    fleet.disconnected(&key, told_all());
-    let next = reopened(&fleet, &dir).await;
-    assert!(next.members().is_empty());
-    assert_eq!(next.gaps(None), []);
-}
-
-#[test]
-fn a_sidecar_that_dies_again_and_again_keeps_its_newest_gaps() {
-    let (fleet, hands) = fleet();
-    for number in 0..40 {
-        let key = connect(&fleet, "edge-1", &format!("boot-{number:02}"), 3);
-        fleet.disconnected(&key, Parting::Lost);
-        hands.advance(2 * LEASE);
-    }
-    let gaps = fleet.gaps(None);
-    assert_eq!(gaps.len(), 16);
-    assert_eq!(gaps[0].0.run_id, "boot-24");
-}
-
-#[test]
-fn a_node_belongs_to_the_identity_that_is_it_until_its_lease_is_over() {
-    let (fleet, hands) = fleet();
-    let [one, other] = ["spiffe://mesh/one", "spiffe://mesh/other"]
-        .map(|text| text.parse::<Identity>().expect("an identity"));
-    let connect = |identity, run_id| fleet.connected(&hello("edge-1", run_id, 3), Some(identity));
-    let first = connect(&one, "a").expect("it is new");
-    connect(&one, "b").expect("its next process");
-    let refused = connect(&other, "c").expect_err("it is taken");
-    assert_eq!(
-        refused.to_string(),
-        "the identity spiffe://mesh/other may not appear as node edge-1: another identity does, until its lease is over"
-    );
-    // Not even as the very process, whose Goodbye would end it.
-    connect(&other, "a").expect_err("it is taken");
-    assert_eq!(fleet.members().len(), 2);
-    for (run_id, key) in [
-        ("a", &first),
-        (
-            "b",
-            &MemberKey {
-                run_id: "b".to_owned(),
-                ..first.clone()
-            },
-        ),
-    ] {
-        fleet.disconnected(key, Parting::Lost);
-        assert!(connect(&other, run_id).is_err(), "it has a lease");
-    }
-    hands.advance(LEASE);
-    connect(&other, "c").expect("nobody is it any more");
+    fleet.nacked(&key, &refused_whole);
+    assert!(!progress().has_more_rejected);
+    assert_eq!(progress().rejected.len(), 1);
+    // Of no keyring nothing is kept.
+    let nowhere = wire::Ack {
+        keyring: "no name!".to_owned(),
+        ..ack(20)
+    };
+    fleet.acked(&key, &nowhere);
+    assert_eq!(numbers(), [12, 11, 10, 9]);
 }
 
 #[test]
 fn long_texts_about_refused_items_are_cut() {
     let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
+    let key = connect(&fleet, "edge-1", "a", 3).run;
     let item = |number| wire::RejectedItem {
         name: format!("{number} {}", "long".repeat(10_000)),
         reason: "long".repeat(10_000),
@@ -464,41 +368,410 @@ fn long_texts_about_refused_items_are_cut() {
         ..Default::default()
     };
     fleet.nacked(&key, &nack);
-    let (_, member) = fleet.members().remove(0);
-    let rejected = &member.keyrings[&testing::keyring_name()].rejected;
-    assert_eq!(rejected.len(), MAX_REJECTED);
-    let lengths = rejected
-        .iter()
-        .map(|(name, reason)| name.len() + reason.len());
+    let (_, run) = fleet.members().remove(0);
+    let progress = &run.keyrings[&testing::keyring_name()].progress;
+    assert_eq!(progress.rejected.len(), 100);
+    assert!(progress.has_more_rejected);
+    let rejected = progress.rejected.iter();
+    let lengths = rejected.map(|(name, reason)| name.len() + reason.len());
     assert_eq!(lengths.max(), Some(400));
+    assert!(!barrier(&fleet, applied(4)).is_passed());
+}
+
+// Who is waited for.
+
+#[test]
+fn a_barrier_waits_for_everything_that_may_serve() {
+    let (fleet, hands) = fleet();
+    let first = connect(&fleet, "edge-1", "a", 3);
+    let second = connect(&fleet, "edge-2", "b", 2);
+    let seen = barrier(&fleet, applied(4));
+    assert_eq!((seen.confirmed, seen.total), (0, 2));
+    assert_eq!(seen.laggards[1].behind, 2);
+    fleet.acked(&first.run, &ack(4));
+    let seen = barrier(&fleet, applied(4));
+    assert_eq!((seen.confirmed, seen.total), (1, 2));
+    fleet.disconnected(&second, Parting::Lost);
+    hands.advance(STRETCHED.saturating_sub(Duration::from_millis(1)));
+    assert!(!barrier(&fleet, applied(4)).is_passed());
+    hands.advance(Duration::from_millis(1));
+    assert!(barrier(&fleet, applied(4)).is_passed());
+    fleet.disconnected(&first, told_all());
+    assert!(fleet.members().is_empty());
 }
 
 #[test]
-fn what_is_on_disk_of_another_epoch_is_not_of_this_one() {
+fn a_wall_clock_that_jumps_ends_no_wait() {
+    let (fleet, hands) = fleet();
+    let stream = connect(&fleet, "edge-1", "a", 3);
+    fleet.disconnected(&stream, Parting::Lost);
+    hands.set_wall(at(START + 1_000_000_000));
+    assert!(!barrier(&fleet, applied(4)).is_passed());
+    hands.set_wall(at(0));
+    hands.advance(STRETCHED);
+    assert!(barrier(&fleet, applied(4)).is_passed());
+}
+
+#[test]
+fn every_event_wakes_who_waits() {
     let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3);
-    fleet.acked(
-        &key,
-        &wire::Ack {
-            durable_revision: 3,
-            ..ack(3, 3)
-        },
+    let mut changes = fleet.watch();
+    let mut woken = || {
+        let has_changed = changes.has_changed().expect("the fleet lives");
+        changes.mark_unchanged();
+        has_changed
+    };
+    let stream = connect(&fleet, "edge-1", "a", 3);
+    assert!(woken());
+    fleet.acked(&stream.run, &ack(4));
+    assert!(woken());
+    fleet.dropped(&stream, &testing::keyring_name());
+    assert!(woken());
+    assert_eq!(barrier(&fleet, applied(4)).total, 0);
+    fleet.disconnected(&stream, Parting::Lost);
+    assert!(woken());
+    let stream = connect(&fleet, "edge-1", "b", 3);
+    fleet.disconnected(&stream, Parting::Lost);
+    assert!(woken());
+    fleet.forget("edge-1", None).expect("it is lost");
+    assert!(woken() && !woken());
+}
+
+#[test]
+fn a_node_belongs_to_the_identity_that_may_serve_as_it() {
+    let (fleet, hands) = fleet();
+    let [one, other] = ["spiffe://mesh/one", "spiffe://mesh/other"]
+        .map(|text| text.parse::<Identity>().expect("an identity"));
+    let connect = |identity, run_id| {
+        let hello = hello("edge-1", run_id, 3);
+        fleet.connected(&hello, &believed(), Some(identity))
+    };
+    let first = connect(&one, "a").expect("it is new");
+    let refused = connect(&other, "c").expect_err("it is taken");
+    assert_eq!(
+        refused.to_string(),
+        "the identity spiffe://mesh/other may not appear as node edge-1: another identity does, for as long as one of its processes may serve"
     );
-    let durable = || {
-        let (_, member) = fleet.members().remove(0);
-        member.keyrings[&testing::keyring_name()].durable
+    fleet.disconnected(&first, Parting::Lost);
+    connect(&other, "c").expect_err("it may serve");
+    hands.advance(STRETCHED);
+    connect(&other, "c").expect("nobody is it any more");
+}
+
+#[test]
+fn streams_of_the_past_are_refused() {
+    let (fleet, _) = fleet();
+    let stream = connect(&fleet, "edge-1", "a", 3);
+    let again = || fleet.connected(&hello("edge-1", "a", 3), &believed(), None);
+    assert!(matches!(again(), Err(Refusal::Late)));
+    let filed = wire::Hello {
+        stream: 2,
+        snapshot_file: Some(wire::SnapshotFile {
+            id: vec![1].into(),
+            begun_from_write: 0,
+        }),
+        ..hello("edge-1", "a", 3)
     };
-    let nack = |epoch| wire::Nack {
-        keyring: testing::keyring_name().to_string(),
-        epoch,
-        nonce: 4,
-        items: Vec::new(),
-        applied_revision: 1,
-        revoked_through: 1,
-        ..Default::default()
+    let filed = fleet.connected(&filed, &believed(), None);
+    filed.expect("it is later");
+    fleet.disconnected(&stream, told_all());
+    assert!(matches!(again(), Err(Refusal::Ended)));
+}
+
+// Who is forgotten.
+
+#[test]
+fn what_is_not_connected_of_a_node_is_forgotten() {
+    let (fleet, _) = fleet();
+    let streams = ["a", "b", "c"].map(|run_id| connect(&fleet, "edge-1", run_id, 3));
+    let other = connect(&fleet, "edge-2", "d", 3);
+    assert_eq!(fleet.forget("edge-1", None), Err(ForgetError::Connected));
+    assert_eq!(fleet.forget("edge-9", None), Err(ForgetError::Unknown));
+    for stream in [&streams[0], &streams[1], &other] {
+        fleet.disconnected(stream, Parting::Lost);
+    }
+    let unknown = fleet.forget("edge-1", Some("d"));
+    assert_eq!(unknown, Err(ForgetError::Unknown), "it is of edge-2");
+    let connected = fleet.forget("edge-1", Some("c"));
+    assert_eq!(connected, Err(ForgetError::Connected));
+    let forgotten = fleet.forget("edge-1", None).expect("two are lost");
+    assert_eq!(run_ids(&forgotten), ["a", "b"]);
+    assert_eq!(barrier(&fleet, applied(4)).total, 2);
+    assert_eq!(fleet.gaps(None).len(), 2);
+    assert!(fleet.gaps(None).iter().all(|(_, gap)| gap.is_forgotten));
+}
+
+#[test]
+fn one_process_of_a_node_is_forgotten() {
+    let (fleet, _) = fleet();
+    let streams = ["a", "b"].map(|run_id| connect(&fleet, "edge-1", run_id, 3));
+    for stream in &streams {
+        fleet.disconnected(stream, Parting::Lost);
+    }
+    let forgotten = fleet.forget("edge-1", Some("a")).expect("it is lost");
+    assert_eq!(run_ids(&forgotten), ["a"]);
+    assert_eq!(barrier(&fleet, applied(4)).laggards[0].key.run_id, "b");
+    // It comes back, and is to begin anew.
+    let back = wire::Hello {
+        stream: 2,
+        ..hello("edge-1", "a", 9)
     };
-    fleet.nacked(&key, &nack(1));
-    assert_eq!(durable(), Revision::new(3));
-    fleet.nacked(&key, &nack(2));
-    assert_eq!(durable(), Revision::default());
+    let back = fleet.connected(&back, &believed(), None);
+    assert!(back.expect("it is welcome").was_forgotten);
+    assert_eq!(barrier(&fleet, applied(4)).confirmed, 0);
+}
+
+// Evidence.
+
+#[test]
+fn who_lags_is_named() {
+    let (fleet, _) = fleet();
+    let first = connect(&fleet, "edge-1", "a", 3);
+    let second = connect(&fleet, "edge-2", "b", 3);
+    fleet.told(&first.run, at(START - 10));
+    fleet.disconnected(&second, Parting::Lost);
+    let late = |since| -> Vec<(String, Presence)> {
+        let late = fleet.late(&testing::keyring_name(), at(since));
+        let late = late.into_iter();
+        late.map(|late| (late.key.node, late.presence)).collect()
+    };
+    let lost = || ("edge-2".to_owned(), Presence::Lost(at(START)));
+    let connected = || ("edge-1".to_owned(), Presence::Connected);
+    assert_eq!(late(START - 10), [lost()]);
+    assert_eq!(late(START - 9), [connected(), lost()]);
+}
+
+#[test]
+fn coverage_is_that_of_the_last_to_report() {
+    let (fleet, hands) = fleet();
+    let coverage = || {
+        let now = fleet.clock.wall();
+        fleet.coverage(&testing::keyring_name(), now)
+    };
+    let first = connect(&fleet, "edge-1", "a", 3);
+    let second = connect(&fleet, "edge-2", "b", 3);
+    fleet.told(&first.run, at(START));
+    assert_eq!(coverage().complete_until, None);
+    fleet.told(&second.run, at(START - 5));
+    assert_eq!(coverage().complete_until, Some(at(START - 5)));
+    fleet.disconnected(&second, Parting::Lost);
+    hands.advance(STRETCHED);
+    let now = fleet.clock.wall();
+    assert_eq!(coverage().complete_until, Some(at(START)));
+    assert_eq!(coverage().gap_until, Some(now));
+    assert_eq!(fleet.gaps(Some(&testing::keyring_name())).len(), 1);
+    let other = "elsewhere".parse().expect("a name");
+    assert_eq!(fleet.gaps(Some(&other)), []);
+}
+
+// What the store keeps.
+
+#[tokio::test]
+async fn news_are_written_of_those_who_came_or_went_and_once() {
+    let disk = Disk::new().await;
+    let row = |node: &str, contact| (node.to_owned(), contact);
+    let (fleet, hands) = fleet();
+    let first = connect(&fleet, "edge-1", "a", 3);
+    let second = connect(&fleet, "edge-2", "b", 3);
+    disk.news(&fleet).await;
+    let both = [row("edge-1", START), row("edge-2", START)];
+    assert_eq!(disk.contacts().await, both);
+    // Nobody has come since: nothing is written, although both were heard of later.
+    hands.advance(Duration::from_secs(1));
+    fleet.acked(&first.run, &ack(4));
+    disk.news(&fleet).await;
+    assert_eq!(disk.contacts().await, both);
+    fleet.disconnected(&second, Parting::Lost);
+    disk.news(&fleet).await;
+    let later = START + 1_000;
+    assert_eq!(
+        disk.contacts().await,
+        [row("edge-1", START), row("edge-2", later)]
+    );
+    fleet.disconnected(&first, told_all());
+    assert_eq!(disk.news(&fleet).await, [first.run]);
+    assert_eq!(disk.contacts().await, [row("edge-2", later)]);
+    assert_eq!(disk.news(&fleet).await, []);
+}
+
+#[tokio::test]
+async fn what_could_not_be_written_is_written_later() {
+    let disk = Disk::new().await;
+    let (fleet, _) = fleet();
+    connect(&fleet, "edge-1", "a", 3);
+    let locked = disk.lock();
+    let failed = fleet.record_news(&disk.store).await;
+    assert!(failed.is_err(), "somebody writes");
+    drop(locked);
+    disk.news(&fleet).await;
+    assert_eq!(disk.contacts().await, [("edge-1".to_owned(), START)]);
+}
+
+#[tokio::test]
+async fn a_grant_is_on_record_before_it_leaves() {
+    let disk = Disk::new().await;
+    let (fleet, _) = fleet();
+    let mut brief = hello("edge-1", "a", 3);
+    brief.subscriptions[0].deny_after_ms = 60_000;
+    let stream = fleet.connected(&brief, &believed(), None);
+    let run = stream.expect("it is welcome").run;
+    disk.news(&fleet).await;
+    let grant = async |serve_for| {
+        let grants = [(testing::keyring_name(), serve_for)];
+        let arrived = fleet.clock.boot();
+        fleet.grant(&disk.store, &run, arrived, &grants).await
+    };
+    let minute = Duration::from_mins(1);
+    let locked = disk.lock();
+    grant(minute).await.expect("its row says so already");
+    let longer = grant(2 * minute).await;
+    assert!(matches!(longer, Err(GrantError::Store(_))), "{longer:?}");
+    drop(locked);
+    grant(2 * minute).await.expect("it writes");
+    let _locked = disk.lock();
+    grant(2 * minute).await.expect("its row says so already");
+    // Whoever finds the store now waits for as long.
+    let (clock, _) = Clock::manual(at(START));
+    let next = Fleet::new(clock, MAX_SERVE_FOR, disk.rows().await);
+    let next = next.expect("sound rows");
+    let rest = barrier(&next, applied(4)).rest();
+    assert_eq!(rest, Some(Duration::from_millis(121_201)));
+    // A run that has ended is granted nothing.
+    let grants = [(testing::keyring_name(), minute)];
+    let unknown = RunKey {
+        run_id: "b".to_owned(),
+        ..run.clone()
+    };
+    let arrived = fleet.clock.boot();
+    let refused = fleet.grant(&disk.store, &unknown, arrived, &grants).await;
+    assert!(matches!(refused, Err(GrantError::Unknown(_))));
+}
+
+#[tokio::test]
+async fn sidecars_of_a_former_control_plane_are_waited_for() {
+    let disk = Disk::new().await;
+    let (fleet, hands) = fleet();
+    let connected = connect(&fleet, "edge-1", "a", 3).run;
+    let lost = connect(&fleet, "edge-2", "b", 3);
+    fleet.told(&connected, at(START - 1));
+    fleet.disconnected(&lost, Parting::Lost);
+    hands.advance(Duration::from_mins(10));
+    let (next, hands) = disk.next(&fleet).await;
+    let seen = barrier(&next, applied(1));
+    assert_eq!((seen.confirmed, seen.total), (0, 2));
+    let rests: Vec<_> = seen.laggards.iter().map(|laggard| laggard.rest).collect();
+    let rest = STRETCHED.saturating_sub(Duration::from_mins(10));
+    assert_eq!(rests, [Some(STRETCHED), Some(rest)]);
+    let now = next.clock.wall();
+    let coverage = next.coverage(&testing::keyring_name(), now);
+    assert_eq!(coverage.complete_until, None);
+    hands.advance(rest);
+    assert_eq!(barrier(&next, applied(1)).total, 1);
+    // One that is back is waited for until it has confirmed.
+    let back = wire::Hello {
+        stream: 2,
+        ..hello("edge-1", "a", 3)
+    };
+    let back = next.connected(&back, &believed(), None);
+    back.expect("it is welcome");
+    hands.advance(STRETCHED);
+    assert_eq!(barrier(&next, applied(3)).confirmed, 1);
+    assert!(!barrier(&next, applied(4)).is_passed());
+}
+
+#[tokio::test]
+async fn gaps_survive_restarts_and_grow_older_only_while_somebody_watches() {
+    let disk = Disk::new().await;
+    let (fleet, hands) = fleet();
+    let stream = connect(&fleet, "edge-1", "a", 3);
+    fleet.told(&stream.run, at(START));
+    fleet.disconnected(&stream, Parting::Lost);
+    hands.advance(STRETCHED);
+    let mut fleet = fleet;
+    let hour = Duration::from_hours(1);
+    for restarts in 0..3 {
+        let (next, hands) = disk.next(&fleet).await;
+        let gaps = next.gaps(None);
+        let (key, gap) = &gaps[0];
+        assert_eq!(*key, stream.run);
+        assert_eq!(gap.complete_until, Some(at(START)));
+        assert_eq!(gap.age(next.clock.boot()), restarts * hour);
+        assert!(next.members().is_empty());
+        hands.advance(hour);
+        fleet = next;
+    }
+    // After thirty days nobody asks any more.
+    let (clock, hands) = Clock::manual(fleet.clock.wall());
+    let fleet = Fleet::new(clock, MAX_SERVE_FOR, disk.rows().await).expect("sound rows");
+    hands.advance(Duration::from_hours(30 * 24));
+    assert_eq!(fleet.gaps(None), []);
+    assert_eq!(disk.news(&fleet).await, [stream.run]);
+    assert_eq!(disk.rows().await, []);
+}
+
+#[tokio::test]
+async fn the_age_of_a_gap_is_written_every_ten_minutes() {
+    let disk = Disk::new().await;
+    let (fleet, hands) = fleet();
+    let stream = connect(&fleet, "edge-1", "a", 3);
+    fleet.disconnected(&stream, Parting::Lost);
+    hands.advance(STRETCHED);
+    let age = async || {
+        fleet.record(&disk.store).await.expect("it writes");
+        let (clock, _) = Clock::manual(at(START));
+        let next = Fleet::new(clock, MAX_SERVE_FOR, disk.rows().await);
+        let next = next.expect("sound rows");
+        next.gaps(None)[0].1.age(next.clock.boot())
+    };
+    assert_eq!(age().await, Duration::ZERO);
+    hands.advance(Duration::from_mins(10).saturating_sub(Duration::from_millis(1)));
+    assert_eq!(age().await, Duration::ZERO);
+    hands.advance(Duration::from_millis(1));
+    assert_eq!(age().await, Duration::from_mins(10));
+}
+
+#[tokio::test]
+async fn who_said_goodbye_is_in_the_store_only_with_a_file() {
+    let disk = Disk::new().await;
+    let (fleet, _) = fleet();
+    let gone = connect(&fleet, "edge-1", "a", 3);
+    let filed = wire::Hello {
+        snapshot_file: Some(wire::SnapshotFile {
+            id: vec![1].into(),
+            begun_from_write: 0,
+        }),
+        ..hello("edge-2", "b", 3)
+    };
+    let stopped = fleet.connected(&filed, &believed(), None);
+    let stopped = stopped.expect("it is welcome");
+    let (next, _) = disk.next(&fleet).await;
+    assert_eq!(next.members().len(), 2);
+    fleet.disconnected(&gone, told_all());
+    fleet.disconnected(&stopped, told_all());
+    let (next, _) = disk.next(&fleet).await;
+    let members = next.members();
+    let members = members.iter().map(|(key, run)| (key, run.presence()));
+    let members: BTreeMap<_, _> = members.collect();
+    let stopped = (&stopped.run, Presence::Stopped(at(START)));
+    assert_eq!(members, BTreeMap::from([stopped]));
+    assert_eq!(next.gaps(None), []);
+}
+
+#[test]
+fn a_row_that_cannot_be_read_keeps_the_control_plane_from_starting() {
+    let (clock, _) = Clock::manual(at(START));
+    let row = PresenceRow {
+        node: "edge-1".to_owned(),
+        run_id: "a".to_owned(),
+        cluster: String::new(),
+        version: String::new(),
+        keyrings: vec![testing::keyring_name().to_string()],
+        last_contact: at(START),
+        complete_until: None,
+        gone_at: None,
+        serving: Some("not JSON".to_owned()),
+    };
+    let refused = Fleet::new(clock, MAX_SERVE_FOR, vec![row]);
+    let error = refused.expect_err("it would wait for too few");
+    assert!(error.to_string().contains("edge-1"), "{error}");
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     clock::{Clock, ManualClock},
-    control::fleet::{MemberKey, Parting},
+    control::fleet::{Believed, OpenStream, Parting},
     key::{
         AllowedSources, Change, KeyId, MasterPepper, OnDeadline, PepperId, PolicyOverrides, Prefix,
         Refusal, Revision, RotationId, Scopes, VersionNumber, Window,
@@ -16,11 +16,12 @@ use crate::{
         testing,
     },
     proto::discovery as wire,
+    serving::{Farewell, RunKey},
     store::{NewEntry, SqliteOptions, SqliteStore, Store},
 };
 
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
-const LEASE: Duration = Duration::from_mins(1);
+const MAX_SERVE_FOR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 /// In the order in which they are made.
 const KEYS: [&str; 4] = [
@@ -60,7 +61,8 @@ impl World {
         let pace = Arc::new(Pace::new(clock.clone()));
         let usage = UsageBook::open(store, clock.clone(), pace, &[]).await;
         let usage = Arc::new(usage.expect("it reads"));
-        let fleet = Arc::new(Fleet::new(clock.clone(), LEASE, Vec::new()));
+        let fleet = Fleet::new(clock.clone(), MAX_SERVE_FOR, Vec::new());
+        let fleet = Arc::new(fleet.expect("no rows"));
         registry.register_collector(Box::new(KeyCollector {
             catalog: Arc::clone(&catalog),
             usage: Arc::clone(&usage),
@@ -156,7 +158,11 @@ impl World {
         served.expect("it was made")
     }
 
-    fn connect(&self, node: &str) -> MemberKey {
+    fn connect(&self, node: &str) -> OpenStream {
+        self.connect_with(node, None)
+    }
+
+    fn connect_with(&self, node: &str, snapshot_file: Option<wire::SnapshotFile>) -> OpenStream {
         let hello = wire::Hello {
             node: Some(wire::Node {
                 id: node.to_owned(),
@@ -167,17 +173,22 @@ impl World {
                 keyring: testing::keyring_name().to_string(),
                 epoch: self.served().epoch().get(),
                 revision: self.served().revision().get(),
+                deny_after_ms: u64::MAX,
                 ..wire::Subscription::default()
             }],
+            protocol: wire::PROTOCOL,
+            stream: 1,
+            snapshot_file,
             ..Default::default()
         };
-        let connected = self.fleet.connected(&hello, None);
+        let believed = Believed::from([(testing::keyring_name(), true)]);
+        let connected = self.fleet.connected(&hello, &believed, None);
         connected.expect("nobody else is this node")
     }
 
     /// A sidecar tells that versions were used so often until now.
     fn report(&self, node: &str, uses: &[(&str, u32, u64)]) {
-        let member = MemberKey {
+        let member = RunKey {
             node: node.to_owned(),
             run_id: node.to_owned(),
         };
@@ -449,18 +460,34 @@ async fn sidecars_are_counted_by_how_they_are() {
             let sample = sample.unwrap_or_else(|| panic!("no {status} in {samples:?}"));
             sample.parse::<u32>().expect("a number")
         };
-        assert_eq!(samples.len(), 4, "{samples:?}");
-        ["current", "lagging", "disconnected", "gap"].map(count)
+        assert_eq!(samples.len(), 5, "{samples:?}");
+        ["current", "lagging", "lost", "stopped", "gap"].map(count)
     };
-    assert_eq!(counts(), [0, 0, 0, 0]);
+    assert_eq!(counts(), [0, 0, 0, 0, 0]);
     let behind = world.connect("edge-1");
     let lost = world.connect("edge-2");
     world.make_key(KEYS[0]).await;
     world.connect("edge-3");
     world.fleet.disconnected(&lost, Parting::Lost);
-    assert_eq!(counts(), [1, 1, 1, 0]);
-    world.hands.advance(LEASE);
-    assert_eq!(counts(), [1, 1, 0, 1]);
+    assert_eq!(counts(), [1, 1, 1, 0, 0]);
+    let file = wire::SnapshotFile {
+        id: b"file".to_vec().into(),
+        begun_from_write: 0,
+    };
+    let stopped = world.connect_with("edge-4", Some(file));
+    let farewell = Farewell {
+        has_told_all: true,
+        has_erased_file: false,
+        last_write: 7,
+    };
+    world
+        .fleet
+        .disconnected(&stopped, Parting::Goodbye(farewell));
+    assert_eq!(counts(), [1, 1, 1, 1, 0]);
+    world.hands.advance(MAX_SERVE_FOR);
+    assert_eq!(counts(), [1, 1, 1, 1, 0], "their bounds are 1 % later");
+    world.hands.advance(MAX_SERVE_FOR / 50);
+    assert_eq!(counts(), [1, 1, 0, 0, 2]);
     let served = world.served();
     let ack = wire::Ack {
         keyring: served.name().to_string(),
@@ -468,8 +495,8 @@ async fn sidecars_are_counted_by_how_they_are() {
         applied_revision: served.revision().get(),
         ..wire::Ack::default()
     };
-    world.fleet.acked(&behind, &ack);
-    assert_eq!(counts(), [2, 0, 0, 1]);
+    world.fleet.acked(&behind.run, &ack);
+    assert_eq!(counts(), [2, 0, 0, 0, 2]);
 }
 
 #[tokio::test]

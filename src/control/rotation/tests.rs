@@ -61,7 +61,7 @@ impl World {
             id: None,
             old_ends: OldEnds::AfterOverlap(None),
             lifetime: None,
-            timeout: SOON,
+            patience: Patience::default(),
             sink: None,
             due_at: None,
         };
@@ -83,7 +83,8 @@ impl World {
         let pepper = MasterPepper::new(PepperId::new(1), &[7; 32]).expect("32 bytes");
         let (clock, metrics) = (Clock::system(), ControlMetrics::default());
         let catalog = Catalog::open(store, clock.clone(), pepper, metrics).await;
-        let fleet = Fleet::new(clock, Duration::from_mins(1), Vec::new());
+        let fleet = Fleet::new(clock, Duration::from_hours(1), Vec::new());
+        let fleet = fleet.expect("no rows");
         Rotations::new(
             Arc::new(catalog.expect("a sound store")),
             Arc::new(fleet),

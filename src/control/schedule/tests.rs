@@ -75,7 +75,8 @@ impl World {
         let metrics = ControlMetrics::default();
         let catalog = Catalog::open(store, self.clock.clone(), pepper, metrics).await;
         let catalog = Arc::new(catalog.expect("a sound store"));
-        let fleet = Fleet::new(self.clock.clone(), Duration::from_mins(1), Vec::new());
+        let fleet = Fleet::new(self.clock.clone(), Duration::from_hours(1), Vec::new());
+        let fleet = fleet.expect("no rows");
         let rotations = Rotations::new(
             Arc::clone(&catalog),
             Arc::new(fleet),

@@ -1,14 +1,18 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use proptest::prelude::*;
 use tokio::sync::watch::Receiver;
 
 use super::*;
 use crate::{
     clock::ManualClock,
+    control::fleet::{Believed, OpenStream, Parting},
     key::{VersionNumber, testing},
+    serving::Farewell,
     store::{SqliteOptions, SqliteStore},
 };
 
-const LEASE: Duration = Duration::from_mins(1);
+const MAX_SERVE_FOR: Duration = Duration::from_hours(1);
 const START: i64 = 1_000_000;
 const KEY: &str = "7Qm2Xc91TbKe";
 
@@ -43,6 +47,8 @@ struct Plane {
     hands: ManualClock,
     book: Arc<UsageBook>,
     fleet: Fleet,
+    /// The number of the next stream.
+    streams: AtomicU64,
 }
 
 impl Plane {
@@ -56,6 +62,7 @@ impl Plane {
             hands,
             book,
             fleet,
+            streams: AtomicU64::new(1),
         }
     }
 
@@ -76,11 +83,14 @@ impl Plane {
         let known = store.load_presence().await.expect("it reads");
         let pace = Arc::new(Pace::new(clock.clone()));
         let book = UsageBook::open(store, clock.clone(), pace, &known).await;
-        let fleet = Fleet::new(clock.clone(), LEASE, known);
-        (Arc::new(book.expect("it reads")), fleet)
+        let fleet = Fleet::new(clock.clone(), MAX_SERVE_FOR, known);
+        (
+            Arc::new(book.expect("it reads")),
+            fleet.expect("sound rows"),
+        )
     }
 
-    async fn connect(&self, run_id: &str) -> (MemberKey, UsageStream, Receiver<u64>) {
+    async fn connect(&self, run_id: &str) -> (OpenStream, UsageStream, Receiver<u64>) {
         let subscription = wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             ..wire::Subscription::default()
@@ -92,14 +102,16 @@ impl Plane {
             }),
             run_id: run_id.to_owned(),
             subscriptions: vec![subscription],
+            protocol: wire::PROTOCOL,
+            stream: self.streams.fetch_add(1, Ordering::Relaxed),
             ..Default::default()
         };
-        let member = self.fleet.connected(&hello, None);
-        let member = member.expect("nobody else is this node");
+        let opened = self.fleet.connected(&hello, &Believed::new(), None);
+        let opened = opened.expect("nobody else is this node");
         self.record().await;
         let subscribed = BTreeSet::from([testing::keyring_name()]);
-        let (stream, acks) = self.book.stream(&member, subscribed);
-        (member, stream, acks)
+        let (stream, acks) = self.book.stream(&opened.run, subscribed);
+        (opened, stream, acks)
     }
 
     async fn record(&self) {
@@ -297,14 +309,19 @@ async fn what_does_not_exist_is_dropped() {
 async fn an_orderly_end_folds_the_process_and_leaves_no_gap() {
     let mut plane = Plane::new().await;
     for run_id in ["a", "b", "c"] {
-        let (member, mut stream, _acks) = plane.connect(run_id).await;
+        let (opened, mut stream, _acks) = plane.connect(run_id).await;
         let last = report(1, Some(START), vec![used(1, 5, START)]);
         stream.note(&last, &TwoVersions);
         let told_all = stream.settle(&plane.fleet).await;
         assert!(told_all);
         drop(stream);
-        let parting = crate::control::fleet::Parting::Goodbye { told_all };
-        plane.fleet.disconnected(&member, parting);
+        let farewell = Farewell {
+            has_told_all: told_all,
+            has_erased_file: false,
+            last_write: 0,
+        };
+        let parting = Parting::Goodbye(farewell);
+        plane.fleet.disconnected(&opened, parting);
         plane.record().await;
         if run_id == "c" {
             // Dies before it has folded: the next life does.
@@ -388,7 +405,8 @@ async fn callers_are_kept_while_the_version_should_not_be_used() {
 #[tokio::test]
 async fn the_task_writes_soon_and_what_is_left_at_its_end() {
     let plane = Plane::new().await;
-    let fleet = Arc::new(Fleet::new(plane.clock.clone(), LEASE, Vec::new()));
+    let fleet = Fleet::new(plane.clock.clone(), MAX_SERVE_FOR, Vec::new());
+    let fleet = Arc::new(fleet.expect("no rows"));
     let end = CancellationToken::new();
     let task = tokio::spawn(Arc::clone(&plane.book).run(fleet, end.clone()));
     let (_, mut stream, mut acks) = plane.connect("a").await;
