@@ -370,6 +370,7 @@ mod tests {
                 "relatch rotate abort",
                 "relatch revoke",
                 "relatch fleet",
+                "relatch fleet forget",
                 "relatch usage",
                 "relatch explain",
                 "relatch check",

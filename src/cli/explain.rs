@@ -249,7 +249,8 @@ mod tests {
                 r#"{"decision":"deny","reason":"revoked","keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","#,
                 r#""key_version":3,"key_state":"revoked","steps":[{"check":"lookup","passed":true,"finding":"it is version 3"},"#,
                 r#"{"check":"state","passed":false,"finding":"the version is revoked"}],"#,
-                r#""laggards":[{"node":"edge-3","cluster":"","connected":false,"behind":0,"last_seen":null}]}"#,
+                r#""laggards":[{"node":"edge-3","cluster":"","connected":false,"behind":0,"last_seen":null,"run_id":"","#,
+                r#""presence":"unknown","since":null,"serves_until":null,"lacks_disk":false}]}"#,
             )
         );
     }

@@ -399,7 +399,18 @@ mod tests {
                 missing: false,
             }],
             complete_until: Some(at(1_767_225_605)),
+            presence: admin::Presence::Lost as i32,
+            since: Some(at(1_767_225_606)),
+            serves_until: Some(at(1_767_229_206)),
+            has_snapshot_file: true,
         }
+    }
+
+    fn connect(sidecar: &mut admin::Sidecar) {
+        sidecar.connected = true;
+        sidecar.presence = admin::Presence::Connected as i32;
+        sidecar.since = None;
+        sidecar.serves_until = None;
     }
 
     fn gap() -> admin::GoneSidecar {
@@ -412,6 +423,7 @@ mod tests {
             complete_until: None,
             last_contact: Some(at(1_767_225_550)),
             until: Some(at(1_767_225_610)),
+            forgotten: false,
         }
     }
 
@@ -425,7 +437,8 @@ mod tests {
                 r#""keyrings":[{"keyring":"payments","epoch":1,"applied_revision":16,"durable_revision":15,"#,
                 r#""head_revision":18,"lag":2,"applied_at":"2026-01-01T00:00:02.000Z","#,
                 r#""rejected":["key 0123456789ab: too long"],"missing":false}],"#,
-                r#""complete_until":"2026-01-01T00:00:05.000Z","gap_until":null}"#,
+                r#""complete_until":"2026-01-01T00:00:05.000Z","gap_until":null,"presence":"lost","#,
+                r#""since":"2026-01-01T00:00:06.000Z","serves_until":"2026-01-01T01:00:06.000Z","snapshot_file":true}"#,
             )
         );
     }
@@ -437,7 +450,7 @@ mod tests {
             concat!(
                 r#"{"node":"edge-9","cluster":"","version":"0.1.0","run_id":"b2","connected":false,"#,
                 r#""last_seen":"2025-12-31T23:59:10.000Z","keyrings":[{"keyring":"payments"},{"keyring":"partners"}],"#,
-                r#""complete_until":null,"gap_until":"2026-01-01T00:00:10.000Z"}"#,
+                r#""complete_until":null,"gap_until":"2026-01-01T00:00:10.000Z","presence":"gone","forgotten":false}"#,
             )
         );
     }
@@ -451,7 +464,7 @@ mod tests {
         assert_eq!(view.lateness(at(30)), None);
         assert_eq!(
             view.lateness(at(31)).as_deref(),
-            Some("edge-3 has told nothing of the use of keys for 31 s")
+            Some("edge-3 has not reported the use of keys for 31 s")
         );
         let silent = SidecarView {
             complete_until: None,
@@ -459,11 +472,19 @@ mod tests {
         };
         assert_eq!(
             silent.lateness(now).as_deref(),
-            Some("edge-3 has told nothing of the use of keys yet")
+            Some("edge-3 has not reported the use of keys yet")
         );
         assert_eq!(
             GapView::from(gap()).note(),
             "edge-9 went without its last report; what it saw used until 2026-01-01T00:00:10Z is not known"
+        );
+        let forgotten = admin::GoneSidecar {
+            forgotten: true,
+            ..gap()
+        };
+        assert_eq!(
+            GapView::from(forgotten).note(),
+            "edge-9 was forgotten; what it saw used until 2026-01-01T00:00:10Z is not known"
         );
     }
 
@@ -472,20 +493,25 @@ mod tests {
         let now = Timestamp::from_millis(1_767_225_610_000);
         let mut bare = sidecar();
         bare.node = "edge-4".to_owned();
-        bare.connected = true;
+        connect(&mut bare);
         bare.keyrings.clear();
         bare.complete_until = None;
+        let mut stopped = sidecar();
+        stopped.node = "edge-5".to_owned();
+        stopped.presence = admin::Presence::Stopped as i32;
         let list = Listing(vec![
             FleetView::Sidecar(sidecar().into()),
             FleetView::Sidecar(bare.into()),
+            FleetView::Sidecar(stopped.into()),
             FleetView::Gap(gap().into()),
         ]);
         assert_eq!(
             list.render(now),
-            "NODE    CLUSTER  VERSION  CONNECTED                  KEYRING            REVISION  LAG  SINCE    REPORTED\n\
-             edge-3  gateway  0.1.0    no, last seen 4 s ago      payments           16 of 18  2    8 s ago  5 s ago\n\
-             edge-4  gateway  0.1.0    yes                        -                  -         -    -        never\n\
-             edge-9  -        0.1.0    gone, last seen 1 min ago  payments partners  -         -    -        never\n"
+            "NODE    CLUSTER  VERSION  STATUS                                  KEYRING            REVISION  LAG  SINCE    REPORTED\n\
+             edge-3  gateway  0.1.0    lost 4 s ago, may serve for 59 min      payments           16 of 18  2    8 s ago  5 s ago\n\
+             edge-4  gateway  0.1.0    connected                               -                  -         -    -        never\n\
+             edge-5  gateway  0.1.0    stopped 4 s ago, has a file for 59 min  payments           16 of 18  2    8 s ago  5 s ago\n\
+             edge-9  -        0.1.0    gone, last seen 1 min ago               payments partners  -         -    -        never\n"
         );
     }
 
@@ -493,7 +519,7 @@ mod tests {
     fn a_keyring_that_does_not_exist_is_not_in_step() {
         let now = Timestamp::from_millis(1_767_225_610_000);
         let mut waiting = sidecar();
-        waiting.connected = true;
+        connect(&mut waiting);
         let keyring = &mut waiting.keyrings[0];
         keyring.keyring = "paymnets".to_owned();
         keyring.missing = true;
@@ -514,9 +540,9 @@ mod tests {
         assert_eq!(keyring["lag"], serde_json::Value::Null);
         assert_eq!(
             list.render(now),
-            "NODE    CLUSTER  VERSION  CONNECTED  KEYRING   REVISION         LAG  SINCE  REPORTED\n\
-             edge-3  gateway  0.1.0    yes        paymnets  no such keyring  -    -      5 s ago\n\
-             edge-4  gateway  0.1.0    yes        paymnets  no such keyring  -    -      5 s ago\n"
+            "NODE    CLUSTER  VERSION  STATUS     KEYRING   REVISION         LAG  SINCE  REPORTED\n\
+             edge-3  gateway  0.1.0    connected  paymnets  no such keyring  -    -      5 s ago\n\
+             edge-4  gateway  0.1.0    connected  paymnets  no such keyring  -    -      5 s ago\n"
         );
     }
 

@@ -584,6 +584,7 @@ mod tests {
                 create_missing: false,
                 no_wait: false,
                 timeout: None,
+                pass_by: PassByArgs::default(),
                 idempotency: IdempotencyArgs::default(),
             },
             from_file: SecretInput::File(path),

@@ -242,6 +242,7 @@ mod tests {
                     })
                     .into_iter()
                     .collect(),
+                passed_by: Vec::new(),
             }),
             done,
             propagation: done.then_some(prost_types::Duration {

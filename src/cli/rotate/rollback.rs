@@ -250,6 +250,7 @@ mod tests {
                     })
                     .into_iter()
                     .collect(),
+                passed_by: Vec::new(),
             }),
             done,
             propagation: done.then_some(prost_types::Duration {
@@ -282,7 +283,7 @@ mod tests {
         );
         assert_eq!(
             view.propagation(Timestamp::from_millis(0)),
-            "2 of 2 sidecars have it; the last one after 38 ms"
+            "2 of 2 sidecars confirmed; the last one after 38 ms"
         );
         let alone = RolledBackView {
             replaced_version: None,
@@ -294,7 +295,7 @@ mod tests {
     #[test]
     fn a_timeout_says_that_the_roll_back_stands() {
         let committed = RolledBackView::from(response(false));
-        let timed_out = tonic::Status::deadline_exceeded("1 of 2 sidecars have it");
+        let timed_out = tonic::Status::deadline_exceeded("1 of 2 sidecars confirmed");
         let failure = explain(
             timed_out.into(),
             Some(&committed),
@@ -307,7 +308,7 @@ mod tests {
             "{report}"
         );
         assert!(
-            report.contains("hint: edge-3 lags by 1 revision"),
+            report.contains("hint: edge-3 is 1 revision behind"),
             "{report}"
         );
     }

@@ -581,6 +581,21 @@ mod tests {
                     seconds: 1_767_225_600,
                     nanos: 0,
                 }),
+                run_id: "b1".to_owned(),
+                presence: admin::Presence::Lost as i32,
+                since: Some(prost_types::Timestamp {
+                    seconds: 1_767_225_600,
+                    nanos: 0,
+                }),
+                serves_until: Some(prost_types::Timestamp {
+                    seconds: 1_767_229_200,
+                    nanos: 0,
+                }),
+                lacks_disk: false,
+            }],
+            passed_by: vec![admin::SidecarRun {
+                node: "edge-9".to_owned(),
+                run_id: "b2".to_owned(),
             }],
         }
     }
@@ -597,6 +612,7 @@ mod tests {
                 applied: 2,
                 total: 2,
                 laggards: Vec::new(),
+                passed_by: Vec::new(),
             }),
             propagation: Some(prost_types::Duration {
                 seconds: 0,
@@ -618,7 +634,12 @@ mod tests {
         );
         assert_eq!(
             json(Step::Barrier(barrier())),
-            r#"{"event":"barrier","applied":1,"total":2,"laggards":[{"node":"edge-3","cluster":"gateway","connected":false,"behind":2,"last_seen":"2026-01-01T00:00:00.000Z"}]}"#
+            concat!(
+                r#"{"event":"barrier","applied":1,"total":2,"laggards":[{"node":"edge-3","cluster":"gateway","#,
+                r#""connected":false,"behind":2,"last_seen":"2026-01-01T00:00:00.000Z","run_id":"b1","#,
+                r#""presence":"lost","since":"2026-01-01T00:00:00.000Z","serves_until":"2026-01-01T01:00:00.000Z","#,
+                r#""lacks_disk":false}],"passed_by":[{"node":"edge-9","run_id":"b2"}]}"#,
+            )
         );
     }
 
@@ -731,14 +752,14 @@ mod tests {
     fn a_timeout_names_who_lags_and_that_nothing_was_handed_out() {
         let mut run = run();
         run.note(&RotationEvent::Barrier(barrier().into()));
-        let timed_out = tonic::Status::deadline_exceeded("1 of 2 sidecars have revision 17");
+        let timed_out = tonic::Status::deadline_exceeded("1 of 2 sidecars confirmed revision 17");
         let now = Timestamp::from_millis(1_767_225_604_000);
         let failure = run.explain(withdrawn(timed_out), now);
         assert_eq!(failure.exit(), Exit::TimedOut);
         assert_eq!(
             failure.report(false),
-            "error: version 4 was not handed out\n  caused by: 1 of 2 sidecars have revision 17\n\
-             hint: edge-3 is 2 revisions behind, last seen 4 s ago; see `relatch fleet`\n"
+            "error: version 4 was not handed out\n  caused by: 1 of 2 sidecars confirmed revision 17\n\
+             hint: if edge-3 is gone for good: relatch fleet forget edge-3 --reason TEXT; to go on without it once: --without edge-3\n"
         );
     }
 

@@ -375,6 +375,7 @@ mod tests {
                 applied: 2,
                 total: 3,
                 laggards: Vec::new(),
+                passed_by: Vec::new(),
             }),
             ..admin::Rotation::default()
         }
@@ -453,7 +454,7 @@ mod tests {
             "{table}"
         );
         assert!(
-            table.contains("SIDECARS   2 of 3 sidecars have it\n"),
+            table.contains("SIDECARS   2 of 3 sidecars confirmed\n"),
             "{table}"
         );
         assert!(!table.contains("OVERLAP UNTIL"), "{table}");
