@@ -10,7 +10,7 @@ use ::relatch::{
     clock::Clock,
     discovery::backoff,
     proto::discovery::{
-        Ack, ControlMessage, Goodbye, Hello, Node, SidecarMessage, Subscription, Usage,
+        Ack, ControlMessage, Goodbye, Hello, Node, PROTOCOL, SidecarMessage, Subscription, Usage,
         control_message, keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
     },
 };
@@ -34,6 +34,8 @@ pub(crate) struct Sidecar {
     pub(crate) orders: watch::Receiver<Order>,
     /// What it holds of the keyring.
     pub(crate) held: Held,
+    /// How many streams it has opened.
+    pub(crate) streams: u64,
 }
 
 /// A point in the history of a keyring.
@@ -94,6 +96,8 @@ enum End {
 const MAX_SAID: usize = 64;
 /// The largest message: a chunk of a snapshot, with room to spare.
 const MAX_MESSAGE: usize = 4 << 20;
+/// What it says that it would serve for without an answer.
+const DENY_AFTER_MS: u64 = 3_600_000;
 /// The wait after a failure where no jitter is asked for.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -164,12 +168,15 @@ impl Sidecar {
         }
     }
 
-    async fn connect(&self) -> Result<(mpsc::Sender<SidecarMessage>, Streaming<ControlMessage>)> {
+    async fn connect(
+        &mut self,
+    ) -> Result<(mpsc::Sender<SidecarMessage>, Streaming<ControlMessage>)> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.discovery))?
             .local_address(Some(self.source))
             .tcp_nodelay(true);
         let channel = endpoint.connect().await?;
         let (say, said) = mpsc::channel(MAX_SAID);
+        self.streams += 1;
         let hello = Hello {
             node: Some(Node {
                 id: self.node.clone(),
@@ -184,8 +191,11 @@ impl Sidecar {
                 revision: self.held.revision,
                 set_digest: self.held.set_digest,
                 revoked_through: self.held.revoked_through,
+                deny_after_ms: DENY_AFTER_MS,
                 ..Subscription::default()
             }],
+            protocol: PROTOCOL,
+            stream: self.streams,
             ..Default::default()
         };
         say.send(message(Kind::Hello(hello))).await?;
@@ -223,7 +233,7 @@ impl Sidecar {
                 self.board.took_snapshot();
                 self.held.set_digest = chunk.set_digest;
                 self.reach(chunk.revision);
-                Ok(Some(self.ack(chunk.nonce)))
+                Ok(Some(self.ack(chunk.nonce, true)))
             }
             Heard::Delta(delta) => {
                 self.board.heard_change(delta.len());
@@ -237,13 +247,13 @@ impl Sidecar {
                 self.board.took_delta();
                 self.held.set_digest = 0;
                 self.reach(delta.revision);
-                Ok(Some(self.ack(delta.nonce)))
+                Ok(Some(self.ack(delta.nonce, false)))
             }
             Heard::Revocations(revocations) => {
                 self.board.heard_change(revocations.len());
                 let revocations = Revoked::decode(revocations)?;
                 self.know_revoked(revocations.revision);
-                Ok(Some(self.ack(revocations.nonce)))
+                Ok(Some(self.ack(revocations.nonce, false)))
             }
             Heard::Heartbeat(heartbeat) => {
                 for pulse in heartbeat.keyrings {
@@ -280,7 +290,7 @@ impl Sidecar {
         self.held.revoked_through = self.held.revoked_through.max(revision);
     }
 
-    fn ack(&self, nonce: u64) -> Kind {
+    fn ack(&self, nonce: u64, is_whole: bool) -> Kind {
         Kind::Ack(Ack {
             keyring: self.keyring.clone(),
             epoch: self.held.epoch,
@@ -288,6 +298,7 @@ impl Sidecar {
             applied_revision: self.held.revision,
             durable_revision: 0,
             revoked_through: self.held.revoked_through,
+            is_whole,
             ..Default::default()
         })
     }

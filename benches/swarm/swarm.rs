@@ -102,6 +102,7 @@ impl Swarm {
                 board: Arc::clone(&board),
                 orders: orders.subscribe(),
                 held: Held::default(),
+                streams: 0,
             };
             sidecars.spawn(sidecar.run());
         }

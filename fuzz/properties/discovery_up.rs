@@ -11,11 +11,7 @@ use prost::Message as _;
 use relatch::{
     clock::Clock,
     control::{
-        catalog::Catalog,
-        fleet::{Fleet, Member},
-        metrics::ControlMetrics,
-        pace::Pace,
-        usage::UsageBook,
+        catalog::Catalog, fleet::Fleet, metrics::ControlMetrics, pace::Pace, usage::UsageBook,
     },
     discovery::server::DiscoveryServer,
     key::{
@@ -27,6 +23,7 @@ use relatch::{
         self as wire, control_message::Kind as Told,
         keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
     },
+    serving::Run,
     store::{SqliteOptions, SqliteStore, Store},
 };
 use tempfile::TempDir;
@@ -160,8 +157,9 @@ impl World {
 impl Stream {
     async fn open(first: Option<Kind>) -> Self {
         let world = World::get();
-        let lease = Duration::from_mins(1);
-        let fleet = Arc::new(Fleet::new(world.clock.clone(), lease, Vec::new()));
+        let max_serve_for = Duration::from_hours(1);
+        let fleet = Fleet::new(world.clock.clone(), max_serve_for, Vec::new());
+        let fleet = Arc::new(fleet.expect("no rows"));
         let pace = Arc::new(Pace::new(world.clock.clone()));
         let store = Arc::clone(&world.store);
         let usage = UsageBook::open(store, world.clock.clone(), pace, &[]).await;
@@ -268,9 +266,9 @@ impl Stream {
     fn check(&self) {
         let members = self.fleet.members();
         assert!(members.len() <= 1, "one stream is one sidecar");
-        for (key, member) in members {
+        for (key, run) in members {
             assert!(key.node.len() <= 253 && key.run_id.len() <= 253);
-            check_member(&member);
+            check_run(&run);
         }
         let coverage = self.fleet.coverage(&name(), World::get().clock.wall());
         assert!(coverage.complete_until <= Some(World::get().clock.wall()));
@@ -290,8 +288,8 @@ impl Stream {
         tasks.close();
         // A task that panicked has not noted that its stream is over.
         tasks.wait().await;
-        for (_, member) in fleet.members() {
-            assert_eq!(member.streams, 0, "a stream outlives its connection");
+        for (_, run) in fleet.members() {
+            assert_eq!(run.streams(), 0, "a stream outlives its connection");
         }
         usage.flush(&fleet).await.expect("the store works");
     }
@@ -362,11 +360,11 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
             set_digest: u64::from(digest),
             mode: i32::from(input.byte() % 3),
             revoked_through: revision.wrapping_sub(u64::from(digest % 4)),
+            deny_after_ms: 3_600_000,
             partial: (digest >= 0x80).then(|| wire::PartialSnapshot {
                 id: u64::from(digest % 2),
                 chunks: u32::from(digest),
             }),
-            ..Default::default()
         }
     });
     let subscriptions = subscriptions.collect();
@@ -374,6 +372,8 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
         node: Some(node),
         run_id: input.text(),
         subscriptions,
+        protocol: wire::PROTOCOL,
+        stream: 1,
         ..Default::default()
     }
 }
@@ -480,13 +480,15 @@ fn usage(input: &mut Input<'_>) -> wire::Usage {
     }
 }
 
-fn check_member(member: &Member) {
-    let labels = member.labels.iter();
+fn check_run(run: &Run) {
+    let about = &run.about;
+    let labels = about.labels.iter();
     let labels: usize = labels.map(|(name, value)| name.len() + value.len()).sum();
-    let of_node = member.cluster.len() + member.version.len() + labels;
+    let of_node = about.cluster.len() + about.version.len() + labels;
     assert!(of_node <= MAX_OF_NODE, "{of_node} bytes are kept of a node");
     let served = World::get().catalog.get(&name()).expect("it is served");
-    for (keyring, progress) in &member.keyrings {
+    for (keyring, holding) in &run.keyrings {
+        let progress = &holding.progress;
         let rejected = progress.rejected.iter();
         let rejected: usize = rejected
             .map(|(name, reason)| name.len() + reason.len())
@@ -503,6 +505,10 @@ fn check_member(member: &Member) {
                 "more is revoked than there is"
             );
             assert!(progress.durable <= newest, "more is on disk than there is");
+            assert!(
+                progress.durable_revoked_through <= newest,
+                "more is revoked on disk than there is"
+            );
         }
     }
 }

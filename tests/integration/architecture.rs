@@ -64,6 +64,32 @@ fn the_domain_is_pure() {
 }
 
 #[test]
+fn who_may_serve_is_decided_without_clocks_and_edges() {
+    let edges = [
+        "Clock",
+        "tokio",
+        "tonic",
+        "prost",
+        "rusqlite",
+        "tracing",
+        "crate::proto",
+        "crate::store",
+        "crate::control",
+        "crate::discovery",
+        "SystemTime::now",
+        "Instant::now",
+    ];
+    let mut impure = naming("serving.rs", &edges);
+    impure.extend(naming("serving", &edges));
+    // The model is a test.
+    impure.retain(|path| !path.ends_with("serving/model.rs"));
+    assert!(
+        impure.is_empty(),
+        "what decides who may serve touches an edge: {impure:?}"
+    );
+}
+
+#[test]
 fn the_store_knows_nothing_of_the_network() {
     let network = [
         "tonic",

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use relatch::{
     key::Timestamp,
     proto::discovery::{
-        Caller, ControlMessage, Goodbye, Hello, KeyringUsage, Node, SidecarMessage, Subscription,
-        Usage, VersionUsage, control_message, keyring_discovery_client::KeyringDiscoveryClient,
-        sidecar_message::Kind,
+        Caller, ControlMessage, Goodbye, Hello, KeyringUsage, Node, PROTOCOL, SidecarMessage,
+        Subscription, Usage, VersionUsage, control_message,
+        keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
     },
 };
 use tokio::sync::mpsc;
@@ -24,6 +24,8 @@ pub(crate) struct ScriptedSidecar {
     heard: Streaming<ControlMessage>,
 }
 
+/// What it says that it would serve for without an answer: the default of a real one.
+const DENY_AFTER_MS: u64 = 3_600_000;
 /// More than a test ever says before the other end has read it.
 const MAX_SAID: usize = 16;
 
@@ -50,8 +52,11 @@ impl ScriptedSidecar {
             run_id: run_id.to_owned(),
             subscriptions: vec![Subscription {
                 keyring: keyring.to_owned(),
+                deny_after_ms: DENY_AFTER_MS,
                 ..Subscription::default()
             }],
+            protocol: PROTOCOL,
+            stream: 1,
             ..Default::default()
         };
         let hello = SidecarMessage {
