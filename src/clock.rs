@@ -13,8 +13,13 @@ use std::{
 };
 
 use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::watch;
 
 use crate::key::Timestamp;
+
+mod steps;
+
+pub use steps::Steps;
 
 /// Reads both clocks; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +28,15 @@ pub struct Clock(Source);
 /// Time since the machine's boot (`CLOCK_BOOTTIME`): runs forward only and counts suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BootTime(Duration);
+
+/// What both clocks said, one right after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The clock that runs forward only.
+    pub boot: BootTime,
+    /// The wall clock, in whole milliseconds.
+    pub wall: Timestamp,
+}
 
 /// One boot of the machine: [`BootTime`]s of the same boot can be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +57,14 @@ struct Latest {
 
 /// The hands of a [`Clock`] that tests turn.
 #[derive(Clone, Debug)]
-pub struct ManualClock(Arc<Mutex<Hands>>);
+pub struct ManualClock(Arc<Manual>);
+
+#[derive(Debug)]
+struct Manual {
+    hands: Mutex<Hands>,
+    /// Counts the steps of the wall clock.
+    steps: watch::Sender<u64>,
+}
 
 #[derive(Clone, Debug, Default)]
 enum Source {
@@ -78,7 +99,10 @@ impl Clock {
         let boot = BootTime(Duration::from_secs(1));
         let wall = wall.into();
         let boots = 1;
-        let hands = ManualClock(Arc::new(Mutex::new(Hands { wall, boot, boots })));
+        let hands = ManualClock(Arc::new(Manual {
+            hands: Mutex::new(Hands { wall, boot, boots }),
+            steps: watch::Sender::new(0),
+        }));
         (Self(Source::Manual(hands.clone())), hands)
     }
 
@@ -111,6 +135,24 @@ impl Clock {
         }
     }
 
+    /// Both clocks.
+    #[must_use]
+    pub fn reading(&self) -> Reading {
+        Reading {
+            boot: self.boot(),
+            wall: self.wall(),
+        }
+    }
+
+    /// The steps of the wall clock from now on, on a runtime with I/O.
+    #[must_use]
+    pub fn steps(&self) -> Steps {
+        match &self.0 {
+            Source::System => Steps::system(),
+            Source::Manual(hands) => Steps::manual(hands.0.steps.subscribe()),
+        }
+    }
+
     /// Which boot of the machine this is; none when the system does not tell.
     #[must_use]
     pub fn boot_id(&self) -> Option<BootId> {
@@ -137,7 +179,7 @@ impl fmt::Display for BootId {
 
 impl LatestWall {
     /// How far a clock may be ahead of the control plane's and still be remembered: as much as machines differ that follow
-    /// a time server, with room for a slow heartbeat.
+    /// a time server, with room for a slow answer.
     pub const TOLERANCE: Duration = Duration::from_mins(1);
 
     /// The time to judge by when the wall clock says `now`: it never goes back.
@@ -223,6 +265,7 @@ impl ManualClock {
     /// Steps the wall clock alone.
     pub fn set_wall(&self, wall: Timestamp) {
         self.lock().wall = wall.into();
+        self.0.steps.send_modify(|steps| *steps += 1);
     }
 
     /// Boots the machine anew: the clock that runs forward only starts from the beginning.
@@ -237,7 +280,7 @@ impl ManualClock {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Hands> {
-        self.0.lock().expect("no holder of the hands panics")
+        self.0.hands.lock().expect("no holder of the hands panics")
     }
 }
 

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod pace;
 pub mod plane;
 mod port;
+pub mod reads;
 pub mod reconciler;
 pub mod rotation;
 pub mod saved;

@@ -23,6 +23,6 @@ pub use held::{HeldKey, OwnedKey};
 pub use mirror::{
     Announced, DeltaError, Mirror, Position, Restored, SnapshotBuilder, SnapshotError,
 };
-pub use slot::{Freshness, Keyrings, Mode, Slot, Staleness};
+pub use slot::{Confirmation, Freshness, Keyrings, Look, Mode, Slot, Staleness};
 pub use usage::{Ledger, UsageIndex, VersionUsage};
 pub use view::{KeyringSettings, KeyringView};

@@ -82,7 +82,7 @@ impl Held {
         mirror
             .finish_snapshot(snapshot, None, 0)
             .expect("the first snapshot");
-        slot.confirm(Clock::system().boot());
+        slot.confirm(Clock::system().reading().into(), Duration::from_hours(1));
         Self {
             keys,
             keyrings,

@@ -41,7 +41,7 @@ pub(crate) struct FanOut {
 const KEYRING: &str = "bench";
 /// How many operators write at once.
 const WRITERS: [usize; 3] = [1, 8, 64];
-/// After this long without news every stream has had a heartbeat, and its memory is what it needs at rest.
+/// After this long without news every beat was answered, and its memory is what it needs at rest.
 const AT_REST: Duration = Duration::from_secs(6);
 
 impl FanOut {
@@ -167,7 +167,7 @@ impl FanOut {
                 let (mut times, mut peaks) = (Vec::new(), Vec::new());
                 let before = swarm.counts();
                 for _ in 0..self.cuts {
-                    // Until a heartbeat has come, a simulated sidecar does not know the digest of what it holds.
+                    // Until a beat was answered, a simulated sidecar does not know the digest of what it holds.
                     tokio::time::sleep(AT_REST).await;
                     control.forget_peak()?;
                     times.push(millis(swarm.cut(jitter, forget).await?));

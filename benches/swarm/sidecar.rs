@@ -7,11 +7,11 @@ use std::{
 };
 
 use ::relatch::{
-    clock::Clock,
     discovery::backoff,
     proto::discovery::{
-        Ack, ControlMessage, Goodbye, Hello, Node, PROTOCOL, SidecarMessage, Subscription, Usage,
-        control_message, keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+        Ack, Beat, ControlMessage, Goodbye, Hello, Node, PROTOCOL, SidecarMessage, Subscription,
+        Usage, control_message, keyring_discovery_client::KeyringDiscoveryClient,
+        sidecar_message::Kind,
     },
 };
 use anyhow::{Result, ensure};
@@ -36,6 +36,8 @@ pub(crate) struct Sidecar {
     pub(crate) held: Held,
     /// How many streams it has opened.
     pub(crate) streams: u64,
+    /// How often it has asked for confirmation.
+    pub(crate) beats: u64,
 }
 
 /// A point in the history of a keyring.
@@ -96,7 +98,9 @@ enum End {
 const MAX_SAID: usize = 64;
 /// The largest message: a chunk of a snapshot, with room to spare.
 const MAX_MESSAGE: usize = 4 << 20;
-/// What it says that it would serve for without an answer.
+/// As the control plane asks for by default.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
+/// `deny_after` of a sidecar.
 const DENY_AFTER_MS: u64 = 3_600_000;
 /// The wait after a failure where no jitter is asked for.
 const RETRY: Duration = Duration::from_millis(20);
@@ -147,9 +151,15 @@ impl Sidecar {
             board: Arc::clone(&self.board),
             counted: false,
         };
+        // The first one ticks at once: that is the beat behind the hello.
+        let mut beats = tokio::time::interval(BEAT_EVERY);
         loop {
             let told = tokio::select! {
                 told = heard.message() => told?,
+                _ = beats.tick() => {
+                    say.send(message(self.beat())).await?;
+                    continue;
+                }
                 changed = self.orders.changed() => {
                     changed?;
                     if self.orders.borrow().stop {
@@ -162,8 +172,13 @@ impl Sidecar {
             let Some(kind) = told.and_then(|told| told.kind) else {
                 anyhow::bail!("the stream has ended");
             };
+            let is_new = matches!(&kind, control_message::Kind::Snapshot(_));
+            let revision = self.held.revision;
             if let Some(answer) = self.take(kind, &mut following)? {
                 say.send(message(answer)).await?;
+            }
+            if is_new && self.held.revision != revision {
+                beats.reset_immediately();
             }
         }
     }
@@ -255,8 +270,8 @@ impl Sidecar {
                 self.know_revoked(revocations.revision);
                 Ok(Some(self.ack(revocations.nonce, false)))
             }
-            Heard::Heartbeat(heartbeat) => {
-                for pulse in heartbeat.keyrings {
+            Heard::BeatAnswer(answer) => {
+                for pulse in answer.keyrings {
                     if pulse.revision == self.held.revision {
                         self.held.set_digest = pulse.set_digest;
                         following.count();
@@ -265,18 +280,22 @@ impl Sidecar {
                 self.held.sequence += 1;
                 Ok(Some(Kind::Usage(Usage {
                     sequence: self.held.sequence,
-                    complete_until: Some(Clock::system().wall().to_wire()),
-                    keyrings: Vec::new(),
-                    ..Default::default()
+                    complete_until_beat: answer.beat,
+                    ..Usage::default()
                 })))
             }
             Heard::NotServed(told) => anyhow::bail!("{}", told.reason),
             Heard::Drain(_) => anyhow::bail!("the control plane stops"),
-            Heard::UsageAck(_) | Heard::BeatAnswer(_) => Ok(None),
+            Heard::UsageAck(_) => Ok(None),
             Heard::Start(_) | Heard::LookupResult(_) => {
                 anyhow::bail!("the keyring is held in full")
             }
         }
+    }
+
+    fn beat(&mut self) -> Kind {
+        self.beats += 1;
+        Kind::Beat(Beat { number: self.beats })
     }
 
     fn reach(&mut self, revision: u64) {

@@ -103,6 +103,7 @@ impl Swarm {
                 orders: orders.subscribe(),
                 held: Held::default(),
                 streams: 0,
+                beats: 0,
             };
             sidecars.spawn(sidecar.run());
         }

@@ -140,8 +140,8 @@ impl Sidecar {
                 self.take(&Kind::Revocations(revocations.encode_to_vec().into()));
             }
             5 => {
-                let heartbeat = self.heartbeat(which, input);
-                self.take(&Kind::Heartbeat(heartbeat));
+                let answer = self.beat_answer(which, input);
+                self.take(&Kind::BeatAnswer(answer));
             }
             6 => {
                 let start = wire::Start {
@@ -198,7 +198,7 @@ impl Sidecar {
     }
 
     fn check_answers(&self, outcome: &Outcome) {
-        // Of a heartbeat one of each keyring.
+        // Of an answer to a beat one of each keyring.
         assert!(
             outcome.answers.len() <= 16,
             "{} answers",
@@ -258,7 +258,6 @@ impl Sidecar {
             }
             Kind::Settings(_)
             | Kind::Snapshot(_)
-            | Kind::Heartbeat(_)
             | Kind::BeatAnswer(_)
             | Kind::Drain(_)
             | Kind::NotServed(_)
@@ -378,7 +377,16 @@ impl Sidecar {
         }
     }
 
-    fn heartbeat(&self, which: Which, input: &mut Input<'_>) -> wire::Heartbeat {
+    /// The answer to a beat, mostly to one that is sent just now.
+    fn beat_answer(&mut self, which: Which, input: &mut Input<'_>) -> wire::BeatAnswer {
+        let Some(Answer::Beat(beat)) = self.receiver.next_beat().kind else {
+            panic!("it asks for nothing");
+        };
+        let shape = input.byte();
+        let beat = match shape {
+            0..0xc0 => beat.number,
+            _ => u64::from(shape % 16),
+        };
         let time = |byte: u8| match byte {
             0xff => None,
             0xfe => Some(prost_types::Timestamp {
@@ -399,15 +407,16 @@ impl Sidecar {
             let hashes = view.announced().map(|announced| announced.hash);
             hashes.fold(0, u64::wrapping_add)
         });
-        wire::Heartbeat {
+        wire::BeatAnswer {
+            beat,
             sent_at: time(input.byte()),
+            beat_every_ms: u32::from(shape) * 100,
             keyrings: vec![wire::KeyringPulse {
                 keyring: which.name().to_string(),
                 epoch,
                 revision,
                 set_digest: set_digest.wrapping_add(u64::from(input.byte() & 1)),
-                as_of: time(input.byte()),
-                ..Default::default()
+                serve_for_ms: u64::from(input.byte()) * 100,
             }],
         }
     }
@@ -528,7 +537,6 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
             Some(unreadable(&chunk.items))
         }
         Kind::Settings(_)
-        | Kind::Heartbeat(_)
         | Kind::BeatAnswer(_)
         | Kind::Drain(_)
         | Kind::NotServed(_)

@@ -13,7 +13,7 @@ use relatch::{
     control::{
         catalog::Catalog, fleet::Fleet, metrics::ControlMetrics, pace::Pace, usage::UsageBook,
     },
-    discovery::server::DiscoveryServer,
+    discovery::{server::DiscoveryServer, session::Terms},
     key::{
         AllowedSources, KeyId, KeyringName, MasterPepper, Pepper, PepperId, Prefix, Scopes, Secret,
         Timestamp, Window,
@@ -89,6 +89,8 @@ struct Stream {
     told: Option<tonic::Streaming<wire::ControlMessage>>,
     /// The sequences of the reports.
     reported: BTreeSet<u64>,
+    /// The numbers of the beats.
+    beats: BTreeSet<u64>,
 }
 
 impl World {
@@ -169,7 +171,10 @@ impl Stream {
             Arc::clone(&world.catalog),
             Arc::clone(&fleet),
             Arc::clone(&usage),
-            Duration::from_secs(5),
+            Terms {
+                beat_every: Duration::from_secs(5),
+                max_serve_for: Duration::from_hours(1),
+            },
             tasks.clone(),
             CancellationToken::new(),
         );
@@ -187,6 +192,7 @@ impl Stream {
             say,
             told: told.map(tonic::Response::into_inner),
             reported: BTreeSet::new(),
+            beats: BTreeSet::new(),
         }
     }
 
@@ -195,6 +201,9 @@ impl Stream {
             if let Kind::Usage(usage) = &kind {
                 self.reported.insert(usage.sequence);
             }
+            if let Kind::Beat(beat) = &kind {
+                self.beats.insert(beat.number);
+            }
             let is_flush = matches!(&kind, Kind::Ack(ack) if ack.nonce % 4 == 3);
             // The first one has opened the stream. That the control plane has left is seen by what it tells.
             if at > 0 {
@@ -202,6 +211,9 @@ impl Stream {
             }
             self.listen().await;
             if is_flush {
+                // Beats that have arrived are answered from now on.
+                let catalog = &World::get().catalog;
+                catalog.refresh().await.expect("the store works");
                 self.usage
                     .flush(&self.fleet)
                     .await
@@ -255,11 +267,13 @@ impl Stream {
                 assert_eq!(result.revision, newest);
                 assert_eq!(result.digest.len(), 32);
             }
-            Told::Settings(_)
-            | Told::NotServed(_)
-            | Told::Heartbeat(_)
-            | Told::BeatAnswer(_)
-            | Told::Drain(_) => {}
+            Told::Settings(_) | Told::NotServed(_) | Told::Drain(_) => {}
+            Told::BeatAnswer(answer) => {
+                assert!(self.beats.contains(&answer.beat), "an answer to nothing");
+                for pulse in answer.keyrings {
+                    assert_eq!(pulse.revision, newest);
+                }
+            }
         }
     }
 
@@ -283,6 +297,7 @@ impl Stream {
             say,
             told,
             reported: _,
+            beats: _,
         } = self;
         drop((say, told));
         tasks.close();
@@ -360,7 +375,7 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
             set_digest: u64::from(digest),
             mode: i32::from(input.byte() % 3),
             revoked_through: revision.wrapping_sub(u64::from(digest % 4)),
-            deny_after_ms: 3_600_000,
+            deny_after_ms: input.number(60_000),
             partial: (digest >= 0x80).then(|| wire::PartialSnapshot {
                 id: u64::from(digest % 2),
                 chunks: u32::from(digest),
@@ -379,7 +394,7 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
 }
 
 fn act(input: &mut Input<'_>) -> Option<Kind> {
-    let kind = match input.byte() % 9 {
+    let kind = match input.byte() % 10 {
         0 | 1 => Kind::Ack(wire::Ack {
             keyring: input.keyring(),
             epoch: input.epoch(),
@@ -424,6 +439,9 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
         }),
         5 | 6 => Kind::Usage(usage(input)),
         7 => Kind::Hello(hello(input)),
+        8 => Kind::Beat(wire::Beat {
+            number: input.number(8),
+        }),
         _ => match input.byte() {
             0x80.. => return serialized(input),
             _ => Kind::Goodbye(wire::Goodbye {
@@ -436,17 +454,7 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
 
 fn usage(input: &mut Input<'_>) -> wire::Usage {
     let sequence = input.number(8);
-    let complete_until = match input.byte() {
-        0xff => Some(prost_types::Timestamp {
-            seconds: i64::MAX,
-            nanos: i32::MIN,
-        }),
-        byte @ 0x40.. => Some(prost_types::Timestamp {
-            seconds: 1_000_000_000 - 0x80 + i64::from(byte),
-            nanos: 0,
-        }),
-        _ => None,
-    };
+    let end = input.byte();
     let versions = input.byte() % 4;
     let versions = (0..versions).map(|_| wire::VersionUsage {
         key_id: match input.byte() {
@@ -471,12 +479,15 @@ fn usage(input: &mut Input<'_>) -> wire::Usage {
     let versions = versions.collect();
     wire::Usage {
         sequence,
-        complete_until,
+        complete_until_beat: match end {
+            0x40.. => u64::from(end % 8),
+            _ => 0,
+        },
+        is_final: end >= 0xf0,
         keyrings: vec![wire::KeyringUsage {
             keyring: input.keyring(),
             versions,
         }],
-        ..Default::default()
     }
 }
 

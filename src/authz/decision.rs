@@ -10,10 +10,9 @@ use super::{
     settings::Auth,
 };
 use crate::{
-    clock::BootTime,
     key::{KeyDigest, KeyState, KeyringName, PresentedKey, Revision, Standing, Timestamp},
     keyring::{
-        Freshness, HeldKey, KeyringView, Slot,
+        HeldKey, KeyringView, Look,
         on_demand::{CachedKey, Finding},
     },
 };
@@ -97,13 +96,10 @@ pub enum Outcome {
     Denied(DenyReason),
 }
 
-/// A keyring as one check sees it: its view, loaded once, and its age at the same moment.
+/// A keyring as one check sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Held<'v> {
-    slot: &'v Slot,
-    view: Option<&'v KeyringView>,
-    at: BootTime,
-    age: Option<Duration>,
+    look: &'v Look<'v>,
     looked_up: &'v LookedUp,
 }
 
@@ -119,31 +115,21 @@ pub struct LookedUp {
 }
 
 impl<'v> Held<'v> {
-    /// A slot with the view that was loaded from it.
+    /// What a check saw of a keyring, and what it has looked up.
     #[must_use]
-    pub fn new(
-        slot: &'v Slot,
-        view: Option<&'v KeyringView>,
-        looked_up: &'v LookedUp,
-        now: BootTime,
-    ) -> Self {
-        Self {
-            slot,
-            view,
-            at: now,
-            age: slot.age(now),
-            looked_up,
-        }
+    pub const fn new(look: &'v Look<'v>, looked_up: &'v LookedUp) -> Self {
+        Self { look, looked_up }
     }
 
     /// The view, if it may be used.
     fn usable(&self) -> Result<&'v KeyringView, DenyReason> {
-        let (Some(view), Some(age)) = (self.view, self.age) else {
+        let (Some(view), Some(_)) = (self.look.view(), self.look.age()) else {
             return Err(DenyReason::KeyringUnavailable);
         };
-        match self.slot.freshness(age) {
-            Freshness::Fresh | Freshness::Warned => Ok(view),
-            Freshness::Stale => Err(DenyReason::KeyringStale),
+        if self.look.is_stale() {
+            Err(DenyReason::KeyringStale)
+        } else {
+            Ok(view)
         }
     }
 
@@ -153,7 +139,7 @@ impl<'v> Held<'v> {
         view: &'v KeyringView,
         presented: &PresentedKey<'_>,
     ) -> Result<HeldKey<'v>, Unfound> {
-        let Some(cache) = self.slot.cache() else {
+        let Some(cache) = self.look.slot().cache() else {
             return view.find(presented).ok_or(Unfound::Unknown);
         };
         let LookedUp {
@@ -164,7 +150,8 @@ impl<'v> Held<'v> {
         if let Some(cached) = version.get() {
             return Ok(cached.key().held());
         }
-        match cache.find(&view.settings().peppers, presented, unknown, self.at) {
+        let now = self.look.now().boot;
+        match cache.find(&view.settings().peppers, presented, unknown, now) {
             Finding::Held(cached) => Ok(version.get_or_init(|| cached).key().held()),
             Finding::Ended(cached, _) if *has_failed => {
                 Ok(version.get_or_init(|| cached).key().held())
@@ -177,14 +164,15 @@ impl<'v> Held<'v> {
 
     /// Whether a keyring that is held on demand holds a version under a digest, also one that is to be looked up again.
     pub(super) fn holds(&self, digest: &KeyDigest) -> bool {
-        self.slot.cache().is_some_and(|cache| cache.holds(digest))
+        let cache = self.look.slot().cache();
+        cache.is_some_and(|cache| cache.holds(digest))
     }
 
     fn facts(&self) -> KeyringFacts<'v> {
         KeyringFacts {
-            name: self.slot.name(),
-            revision: self.view.map(KeyringView::revision),
-            age: self.age,
+            name: self.look.slot().name(),
+            revision: self.look.view().map(KeyringView::revision),
+            age: self.look.age(),
         }
     }
 }

@@ -26,7 +26,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    clock::{BootTime, Clock, LatestWall},
+    clock::{BootTime, Clock, LatestWall, Reading},
     key::{KeyDigest, KeyState, Timestamp},
     keyring::{Caller, Keyrings, Slot, on_demand::KeyCache},
     telemetry::TraceParent,
@@ -50,9 +50,10 @@ pub struct Authorizer {
 pub(super) struct Moment {
     started: SystemTime,
     began: BootTime,
-    /// What it is judged by.
+    /// What windows are judged by.
     wall: Timestamp,
-    boot: BootTime,
+    /// What staleness is judged by.
+    read: Reading,
 }
 
 /// What a check waits for.
@@ -102,7 +103,7 @@ impl Authorizer {
         let missing = self.answer_by(parent, moment, answer, |answer| {
             self.judge(message, parent, moment, &looked_up, answer)
         })?;
-        if let Ok(waiting) = missing.cache.look_up(missing.digest, moment.boot) {
+        if let Ok(waiting) = missing.cache.look_up(missing.digest, moment.read.boot) {
             let message = Bytes::copy_from_slice(message);
             return Some(self.clone().answer_later(message, parent, moment, waiting));
         }
@@ -131,12 +132,15 @@ impl Authorizer {
 
     pub(super) fn now(&self) -> Moment {
         let started = self.clock.system_time();
-        let boot = self.clock.boot();
+        let read = Reading {
+            boot: self.clock.boot(),
+            wall: started.into(),
+        };
         Moment {
             started,
-            began: boot,
-            wall: self.latest.not_before(started.into()),
-            boot,
+            began: read.boot,
+            wall: self.latest.not_before(read.wall),
+            read,
         }
     }
 
@@ -163,11 +167,10 @@ impl Authorizer {
                 .and_then(TraceParent::parse)
         });
         let slot = question.keyring().and_then(|name| self.slot(name));
-        let view = slot.map(Slot::load);
-        let view = view.as_ref().and_then(|view| view.as_deref());
-        let held = slot.map(|slot| Held::new(slot, view, looked_up, moment.boot));
+        let look = slot.map(|slot| slot.look(moment.read));
+        let held = look.as_ref().map(|look| Held::new(look, looked_up));
         let verdict = decide(&question, held.as_ref(), moment.wall);
-        let verdict = self.within_budget(verdict, held.as_ref(), input.source(), moment.boot);
+        let verdict = self.within_budget(verdict, held.as_ref(), input.source(), moment.read.boot);
         let decision = match verdict {
             Verdict::Decided(decision) => decision,
             Verdict::LookUp(digest) => {
@@ -260,7 +263,7 @@ impl Moment {
 
     /// When the check is judged.
     pub(super) const fn judged_at(&self) -> BootTime {
-        self.boot
+        self.read.boot
     }
 }
 

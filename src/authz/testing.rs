@@ -16,7 +16,7 @@ use super::{
     settings::{CredentialSource, Settings, SettingsParts},
 };
 use crate::{
-    clock::BootTime,
+    clock::{BootTime, Reading},
     key::{Epoch, KeyRecord, KeyringName, Prefix, Revision, Timestamp, testing},
     keyring::{Announced, HeldKey, KeyringSettings, Keyrings, Mirror, Slot, Staleness},
     proto::auth::{
@@ -179,6 +179,14 @@ pub(crate) const REVISION: Revision = Revision::new(7);
 
 /// The keyring `payments` with `records`, confirmed, and an `empty` one that never came.
 pub(crate) fn keyrings(records: Vec<KeyRecord>, issued_only: bool) -> Keyrings {
+    let keyrings = unconfirmed(records, issued_only);
+    let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
+    slot.confirm(read_at(CONFIRMED_AT).into(), DENY_AFTER);
+    keyrings
+}
+
+/// The same before the control plane has confirmed anything.
+pub(crate) fn unconfirmed(records: Vec<KeyRecord>, issued_only: bool) -> Keyrings {
     let staleness = Staleness {
         warn_after: Duration::from_secs(30),
         deny_after: DENY_AFTER,
@@ -202,8 +210,16 @@ pub(crate) fn keyrings(records: Vec<KeyRecord>, issued_only: bool) -> Keyrings {
     mirror
         .finish_snapshot(snapshot, None, 0)
         .expect("the first snapshot");
-    slot.confirm(CONFIRMED_AT);
     keyrings
+}
+
+/// Both clocks at a moment. Tests of windows set the wall clock that those are judged by apart.
+pub(crate) fn read_at(boot: BootTime) -> Reading {
+    let millis = i64::try_from(boot.as_millis()).expect("no test waits for so long");
+    Reading {
+        boot,
+        wall: Timestamp::from_millis(millis),
+    }
 }
 
 /// What is known of a decision after its keyring has gone.
@@ -256,10 +272,9 @@ pub(crate) fn decided(
         .keyring()
         .and_then(|name| keyrings.iter().find(|slot| slot.name().as_str() == name));
     let slot: Option<&'static Slot> = slot.map(|slot| &**Box::leak(Box::new(Arc::clone(slot))));
-    let view: Option<&'static _> = slot.map(|slot| &**Box::leak(Box::new(slot.load())));
-    let view = view.and_then(|view| view.as_deref());
+    let look: Option<&'static _> = slot.map(|slot| &*Box::leak(Box::new(slot.look(read_at(boot)))));
     let looked_up: &'static LookedUp = Box::leak(Box::default());
-    let held = slot.map(|slot| Held::new(slot, view, looked_up, boot));
+    let held = look.map(|look| Held::new(look, looked_up));
     let decision = at_once(decide(&question, held.as_ref(), now));
     let response = written(|answer| {
         response::respond(settings, question.input(), &decision, None, answer);

@@ -116,7 +116,7 @@ struct HeldKeyringView {
     missing: bool,
 }
 
-/// From when on a report is late. Every heartbeat is answered by one, and the default is one in five seconds.
+/// From when on a report is late. Every answer to a beat is replied to by one, and the default is one in five seconds.
 const LATE: Duration = Duration::from_secs(30);
 /// So many sidecars are named in a note: more would not fit on a line or two.
 const MOST_NAMED: usize = 5;

@@ -129,7 +129,7 @@ const MAX_LABELS: usize = 16;
 /// The most workers: more threads than any machine's cores help nobody.
 const MAX_WORKERS: usize = 64;
 
-/// Bounds of both limits of staleness: below a second is below the heartbeat, beyond a month nothing is confirmed.
+/// Bounds of both limits of staleness: below a second no answer comes in time, beyond a month nothing is confirmed.
 const STALENESS_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_hours(30 * 24));
 

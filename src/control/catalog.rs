@@ -8,12 +8,14 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::{sync::watch, task};
+use tokio::{sync::watch, task, time::sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     bells::Ringer,
     journal::{self, CommitError, Committed, Journal, LogError, Position, Report},
     metrics::{CommitOutcome, ControlMetrics},
+    reads::{READ_PAUSE, RETRY_PAUSE, Reads},
     saved::{self, Restorer, SavedError},
     served::{FedKeyring, ServedKeyring},
     spans::{Changes, CommitEvent, ControlTracer, carried_report},
@@ -46,6 +48,7 @@ pub struct Catalog {
     metrics: ControlMetrics,
     tracer: ControlTracer,
     unread: Unread,
+    reads: Reads,
 }
 
 impl Catalog {
@@ -70,6 +73,7 @@ impl Catalog {
             metrics,
             tracer: ControlTracer::default(),
             unread: Unread::default(),
+            reads: Reads::default(),
         };
         catalog.refresh().await?;
         Ok(catalog)
@@ -181,12 +185,27 @@ impl Catalog {
         self.served.subscribe()
     }
 
-    /// When a keyring was last read successfully: how fresh it is. Told by the wall clock as it stands now, so that the
-    /// difference is right whatever that clock has done since.
+    /// The reads of the store, and who waits for one.
     #[must_use]
-    pub fn as_of(&self, served: &ServedKeyring) -> Timestamp {
-        let age = self.clock.boot().saturating_since(served.read_at());
-        self.clock.wall().saturating_sub(age)
+    pub const fn reads(&self) -> &Reads {
+        &self.reads
+    }
+
+    /// Reads the store for those who ask, until `shutdown`. Those who ask within a pause of [`READ_PAUSE`] share a read. After
+    /// one that failed they go on waiting; the reconciler logs why, since it reads, too.
+    pub async fn read_for_those_who_ask(self: Arc<Self>, shutdown: CancellationToken) {
+        let reading = async {
+            loop {
+                self.reads.wanted().await;
+                if self.refresh().await.is_ok() {
+                    sleep(READ_PAUSE).await;
+                } else {
+                    self.reads.ask_again();
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        };
+        shutdown.run_until_cancelled(reading).await;
     }
 
     /// Makes a keyring from the first change of its log.
@@ -374,6 +393,7 @@ impl Catalog {
     ///
     /// When the store cannot be read. What could be read is noted all the same.
     pub async fn refresh(&self) -> Result<(), LogError> {
+        let read = self.reads.begin();
         let began = self.clock.boot();
         // Before the heads: what is committed meanwhile is not in them.
         let held: BTreeMap<KeyringName, (Epoch, Position)> = self
@@ -410,6 +430,9 @@ impl Catalog {
             let log = LogName::Keyring(name.clone());
             let error = position.unlike(&log, Position::default());
             self.note_read(name, None, Err(error), began)?;
+        }
+        if failed.is_ok() {
+            self.reads.succeeded(read);
         }
         failed
     }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     clock::Clock,
     config::{ControlSettings, NodeName},
-    discovery::{server::DiscoveryServer, token::TokenFileError},
+    discovery::{server::DiscoveryServer, session::Terms, token::TokenFileError},
     http::{HttpServer, Pages},
     key::MasterPepper,
     outbound::SetupError,
@@ -56,6 +57,8 @@ pub struct ControlPlane {
     pub catalog: Arc<Catalog>,
     /// Who is told of their changes.
     pub webhooks: Arc<Webhooks>,
+    /// Counts the rounds of its reconciler that are over.
+    pub rounds: watch::Receiver<u64>,
     spans: Option<SpanPipeline>,
     /// Nobody else serves from the store, or changes it, as long as this is held.
     _owner: Arc<StoreOwner>,
@@ -190,7 +193,7 @@ impl ControlPlane {
             Arc::clone(&catalog),
             Arc::clone(&fleet),
             Arc::clone(&usage),
-            settings.heartbeat,
+            terms(settings),
             calls.clone(),
             shutdown.token(),
         );
@@ -251,9 +254,8 @@ impl ControlPlane {
             calls.clone(),
         );
         shutdown.spawn("schedule", schedule.run(shutdown.token()));
-        shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
         let keeper = Keeper::new(Arc::clone(&catalog), answers);
-        shutdown.spawn("keeper", keeper.run(shutdown.token()));
+        let rounds = spawn_upkeep(reconciler, keeper, &catalog, shutdown);
         shutdown.spawn("webhooks", Arc::clone(&webhooks).run(shutdown.token()));
         let calls = end_calls(calls, health, streams_ended, shutdown.token());
         shutdown.spawn("calls", calls);
@@ -262,6 +264,7 @@ impl ControlPlane {
             endpoints,
             catalog,
             webhooks,
+            rounds,
             spans,
             _owner: owner,
         })
@@ -448,6 +451,29 @@ async fn end_calls(
     calls.close();
     unless_left_behind("calls", stop, calls.wait()).await;
     streams_ended.cancel();
+}
+
+/// What sidecars are asked for, and allowed.
+const fn terms(settings: &ControlSettings) -> Terms {
+    Terms {
+        beat_every: settings.heartbeat,
+        max_serve_for: settings.max_serve_for,
+    }
+}
+
+/// Starts what follows the store and keeps it, and returns what counts the rounds of the reconciler.
+fn spawn_upkeep(
+    reconciler: Reconciler,
+    keeper: Keeper,
+    catalog: &Arc<Catalog>,
+    shutdown: &Shutdown,
+) -> watch::Receiver<u64> {
+    let rounds = reconciler.rounds();
+    shutdown.spawn("reconciler", reconciler.run(shutdown.token()));
+    let reads = Arc::clone(catalog).read_for_those_who_ask(shutdown.token());
+    shutdown.spawn("reads", reads);
+    shutdown.spawn("keeper", keeper.run(shutdown.token()));
+    rounds
 }
 
 /// At `stop` tells those who wait for the store that it will be free soon.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,11 +19,13 @@ pub struct Reconciler {
     fleet: Arc<Fleet>,
     usage: Arc<UsageBook>,
     pace: Arc<Pace>,
+    /// Counts its rounds.
+    rounds: watch::Sender<u64>,
     /// What was being staged when this process started, by processes that are gone.
     left_behind: BTreeMap<KeyringName, Vec<VersionRef>>,
 }
 
-/// How often the store is read: a keyring is as fresh as the last read, and a commit of another process is seen by then.
+/// How often the store is read where no sidecar asks: a commit of another process is seen by then.
 const EVERY: Duration = Duration::from_secs(1);
 /// Every so many rounds the fleet's book is written.
 const BOOK_ROUNDS: u32 = 10;
@@ -54,7 +56,14 @@ impl Reconciler {
             fleet,
             usage,
             pace,
+            rounds: watch::Sender::new(0),
         }
+    }
+
+    /// Counts the rounds that are over, in each of which the store was read and what was due by then was committed.
+    #[must_use]
+    pub fn rounds(&self) -> watch::Receiver<u64> {
+        self.rounds.subscribe()
     }
 
     /// Runs until `shutdown`. A failure is logged and tried again in the next round.
@@ -69,7 +78,7 @@ impl Reconciler {
             if let Err(error) = self.follow().await {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "the store cannot be followed; sidecars are told no newer time than its last good read"
+                    "the store cannot be followed; sidecars get no answer until it can be"
                 );
                 continue;
             }
@@ -78,6 +87,7 @@ impl Reconciler {
             work.carry(self.commit_due()).await;
             drop(work);
             self.forget_callers();
+            self.rounds.send_modify(|rounds| *rounds += 1);
             if round == BOOK_ROUNDS {
                 self.keep_book().await;
             }

@@ -4,6 +4,7 @@
 //! for told by the [`fleet`](super::fleet): what the evidence calls complete survives the control plane. Counts are
 //! cumulative and merged by maximum, so that reports which come twice, late or in another order change nothing.
 
+mod answers;
 mod callers;
 mod ledger;
 
@@ -27,10 +28,11 @@ use crate::{
     store::{PresenceRow, Store, StoreError, UsageRow},
 };
 
+pub use answers::Answers;
 pub use callers::Caller;
 
 use callers::{Callers, MAX_CALLERS};
-use ledger::{Boot, Entry, Ledger, entry_of};
+use ledger::{Boot, Entry, Ledger, Receipt, Told, entry_of};
 
 /// How often each version was used, by all that sidecars have told.
 #[derive(Debug)]
@@ -53,12 +55,22 @@ pub struct UsageStream {
     id: u64,
     boot: Boot,
     subscribed: BTreeSet<KeyringName>,
+    answers: Answers,
     /// The sequence that comes next.
     next: Option<u64>,
     /// A message of the present report is missing.
     holed: bool,
-    /// The last message was the end of a report that came whole.
+    /// The last message was the end of a final report that came whole.
     told_all: bool,
+}
+
+/// What a stream is told of its reports, and tells them.
+#[derive(Debug)]
+pub struct UsageAcks {
+    /// Up to which message everything is in the store.
+    pub durable: watch::Receiver<u64>,
+    /// To be told of each answer to a beat.
+    pub answers: Answers,
 }
 
 /// What a keyring says of a version that a sidecar reports.
@@ -116,14 +128,14 @@ struct Written {
     closed: bool,
 }
 
-/// How long a report waits for others to be written with it: short beside the heartbeat that asks for reports, and long
+/// How long a report waits for others to be written with it: short beside the pause between beats, and long
 /// enough that a thousand sidecars cost four transactions a second.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(250);
 /// How long to wait after the store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The most rows of one transaction, which holds the only write lock: some ten milliseconds.
 const MAX_ROWS: usize = 2_000;
-/// How often dropped reports are logged: a sidecar that reports nonsense does so with every heartbeat.
+/// How often dropped reports are logged: a sidecar that reports nonsense does so with every report.
 const LOG_DROPPED_EVERY: Duration = Duration::from_mins(1);
 
 impl UsageBook {
@@ -166,15 +178,19 @@ impl UsageBook {
         })
     }
 
-    /// Takes the reports of a stream that has opened, about the keyrings to which its sidecar subscribes. The receiver
-    /// tells up to which message everything is in the store.
+    /// Takes the reports of a stream that has opened, about the keyrings to which its sidecar subscribes.
     #[must_use]
     pub fn stream(
         self: &Arc<Self>,
         member: &RunKey,
         subscribed: BTreeSet<KeyringName>,
-    ) -> (UsageStream, watch::Receiver<u64>) {
-        let (durable, acks) = watch::channel(0);
+    ) -> (UsageStream, UsageAcks) {
+        let (durable, written) = watch::channel(0);
+        let answers = Answers::new(Arc::clone(&self.pace));
+        let acks = UsageAcks {
+            durable: written,
+            answers: answers.clone(),
+        };
         let mut state = self.lock();
         let id = state.next_stream;
         state.next_stream += 1;
@@ -192,6 +208,7 @@ impl UsageBook {
             id,
             boot: member.run_id.as_str().into(),
             subscribed,
+            answers,
             next: None,
             holed: false,
             told_all: false,
@@ -431,9 +448,12 @@ impl UsageBook {
                 let Some(known) = known else { continue };
                 taken += 1;
                 let boot = &stream.boot;
-                let uses = uses(version, now);
-                let at = self.clock.boot();
-                state.ledger.merge(&keyring, *which, boot, uses, at);
+                let receipt = Receipt {
+                    wall: now,
+                    boot: self.clock.boot(),
+                };
+                let told = told_of(version, now);
+                state.ledger.merge(&keyring, *which, boot, told, receipt);
                 if known.keeps_callers && !version.callers.is_empty() {
                     let callers = version.callers.iter().take(MAX_CALLERS);
                     let callers = callers.map(|caller| Caller::from_wire(caller, now));
@@ -483,16 +503,19 @@ impl UsageStream {
             self.holed |= self.next.is_some_and(|next| usage.sequence > next);
             self.next = Some(usage.sequence.saturating_add(1));
             let is_whole = !self.holed;
-            let complete_until = usage.complete_until.and_then(timestamp);
-            self.told_all = is_whole && complete_until.is_some();
-            if usage.complete_until.is_some() {
+            let is_last = usage.is_final || usage.complete_until_beat > 0;
+            self.told_all = is_whole && usage.is_final;
+            if is_last {
                 self.holed = false;
             }
-            if is_whole && let Some(open) = self.book.lock().streams.get_mut(&self.id) {
-                open.merged = usage.sequence;
-                // A use is before its report, whatever the sidecar's clock says.
-                let told = complete_until.map(|until| until.min(now));
-                open.complete_until = open.complete_until.max(told);
+            if is_whole {
+                // That a final report is final says nothing of who has begun since from the same snapshot file: it is as
+                // complete as the answer that it replies to, as others are.
+                let complete_until = self.answers.complete_until(usage.complete_until_beat);
+                if let Some(open) = self.book.lock().streams.get_mut(&self.id) {
+                    open.merged = usage.sequence;
+                    open.complete_until = open.complete_until.max(complete_until);
+                }
             }
         }
         self.book.written_to.notify_one();
@@ -563,25 +586,18 @@ fn version_ref(version: &wire::VersionUsage) -> Option<VersionRef> {
     })
 }
 
-/// What was told at `now`, within bounds.
-fn uses(told: &wire::VersionUsage, now: Timestamp) -> Use {
+/// What was told at `now`, within bounds. When a version was used last follows from when its count grew.
+fn told_of(told: &wire::VersionUsage, now: Timestamp) -> Told {
     let requests = told.requests.min(UsageRow::MAX_COUNT);
-    // A use is before its report. One that says nothing of its time may have been just now.
-    let time = |millis| match millis {
-        ..=0 => now,
-        millis => Timestamp::from_millis(millis).min(now),
-    };
-    let last_used = (requests > 0).then(|| time(told.last_used_ms));
-    Use {
+    Told {
         requests,
         denied: told.denied.min(requests),
-        first_used: last_used.map(|last| time(told.first_used_ms).min(last)),
-        last_used,
+        // A use is before its report. One that says nothing of its time may have been just now.
+        first_used: match told.first_used_ms {
+            ..=0 => now,
+            millis => Timestamp::from_millis(millis).min(now),
+        },
     }
-}
-
-fn timestamp(time: prost_types::Timestamp) -> Option<Timestamp> {
-    std::time::SystemTime::try_from(time).ok().map(Into::into)
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
@@ -13,7 +12,7 @@ use std::{
 };
 
 use futures_util::{
-    Stream as AnyStream,
+    FutureExt as _, Stream as AnyStream,
     stream::{PollNext, select_with_strategy},
 };
 use http::header::AUTHORIZATION;
@@ -28,12 +27,16 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
+mod beating;
+
 use super::{
     backoff::{Backoff, drawn, random},
-    receiver::{DrainReason, Leave, Outcome, Receiver},
+    receiver::{BeatNews, DrainReason, Leave, Outcome, Receiver},
     reporter::ReportProgress,
     token::{SidecarToken, TokenFileError},
 };
+use beating::{Beating, Turn};
+
 use crate::{
     causes,
     key::RandomError,
@@ -87,6 +90,7 @@ struct Stream {
     /// Usage, which waits until there are no answers to send.
     usage: mpsc::Sender<wire::SidecarMessage>,
     inbound: tonic::Streaming<wire::ControlMessage>,
+    beating: Beating,
 }
 
 /// How a stream ended.
@@ -120,8 +124,8 @@ struct Next {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same of a control plane that takes the connection and then does not answer.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// Three times the longest interval of heartbeats: a stream without one for so long is given up.
-const SILENCE: Duration = Duration::from_secs(90);
+/// A control plane that does not read for so long is given up.
+const SEND_TIMEOUT: Duration = Duration::from_secs(90);
 /// With the timeout below, a dead link is found within 15 seconds. A ping leaves when nothing has come for the interval: on
 /// a link that brings something, none does.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -305,6 +309,8 @@ impl Client {
             ..Default::default()
         };
         send(&answers, Kind::Hello(hello)).await?;
+        let beating = Beating::new(self.receiver.clock(), self.receiver.beat_every());
+        send_message(&answers, self.receiver.next_beat()).await?;
         let mut call = Request::new(answers_first(outbound, reports));
         call.metadata_mut().as_mut().extend(bearer);
         let inbound = client.subscribe(call).await?.into_inner();
@@ -315,6 +321,7 @@ impl Client {
             answers,
             usage,
             inbound,
+            beating,
         })
     }
 
@@ -330,13 +337,12 @@ impl Client {
                 message = self.next(stream) => message?,
                 () = drained(shutdown, checks) => return Ok(()),
             };
-            self.take(message, &stream.answers).await?;
+            self.take(message, stream).await?;
         }
     }
 
     /// The next message. Lookups and usage are sent meanwhile, and what has come to the disk is told.
     async fn next(&mut self, stream: &mut Stream) -> Result<wire::ControlMessage, StreamEnd> {
-        let mut silence = pin!(sleep(SILENCE));
         loop {
             tokio::select! {
                 message = stream.inbound.next() => {
@@ -350,7 +356,18 @@ impl Client {
                         room.send(usage);
                     }
                 }
-                () = &mut silence => return Err(StreamEnd::Silent),
+                room = stream.answers.reserve(), if stream.beating.is_due() => {
+                    room.map_err(|_| StreamEnd::Closed)?.send(self.receiver.next_beat());
+                    stream.beating.sent();
+                }
+                turn = stream.beating.turn() => match turn {
+                    Turn::Due => {}
+                    // What has come while this process was stopped is heard first.
+                    Turn::Silent => match stream.inbound.next().now_or_never() {
+                        Some(message) => return Ok(message.ok_or(StreamEnd::Closed)??),
+                        None => return Err(StreamEnd::Silent),
+                    }
+                },
             }
         }
     }
@@ -397,7 +414,7 @@ impl Client {
                 let last = self.receiver.make_last_report();
                 while self.receiver.progress().acked < last {
                     let message = self.next(stream).await?;
-                    self.take(message, &stream.answers).await?;
+                    self.take(message, stream).await?;
                 }
                 if self.receiver.progress().unacked == 0 {
                     return Ok::<(), StreamEnd>(());
@@ -419,21 +436,27 @@ impl Client {
     async fn take(
         &mut self,
         message: wire::ControlMessage,
-        answers: &mpsc::Sender<wire::SidecarMessage>,
+        stream: &mut Stream,
     ) -> Result<(), StreamEnd> {
         self.link.note(&message);
         let Outcome {
-            answers: replies,
+            answers,
             clock_skew_ms,
+            beat,
         } = self.receiver.receive(message)?;
+        match beat {
+            Some(BeatNews::Due) => stream.beating.hurry(),
+            Some(BeatNews::Answered) => stream.beating.answered(self.receiver.beat_every()),
+            None => {}
+        }
         if let Some(skew) = clock_skew_ms {
             self.link.clock_skew_ms.store(skew, Ordering::Relaxed);
         }
         let ReportProgress { acked, unacked } = self.receiver.progress();
         self.link.usage_acked.store(acked, Ordering::Relaxed);
         self.link.usage_unacked.store(unacked, Ordering::Relaxed);
-        for reply in replies {
-            timeout(SILENCE, answers.send(reply))
+        for answer in answers {
+            timeout(SEND_TIMEOUT, stream.answers.send(answer))
                 .await
                 .map_err(|_| StreamEnd::Silent)?
                 .map_err(|_| StreamEnd::Closed)?;
@@ -524,7 +547,6 @@ impl Link {
                 control_message::Kind::Snapshot(_)
                 | control_message::Kind::Delta(_)
                 | control_message::Kind::Revocations(_)
-                | control_message::Kind::Heartbeat(_)
                 | control_message::Kind::BeatAnswer(_)
                 | control_message::Kind::Drain(_)
                 | control_message::Kind::UsageAck(_)
@@ -541,7 +563,7 @@ impl Link {
         self.reconnects.load(Ordering::Relaxed)
     }
 
-    /// How far the control plane's wall clock is ahead of ours, in milliseconds, at the last heartbeat.
+    /// How far the control plane's wall clock is ahead of ours, in milliseconds, at the last answer to a beat.
     #[must_use]
     pub fn clock_skew_ms(&self) -> i64 {
         self.clock_skew_ms.load(Ordering::Relaxed)
@@ -593,10 +615,14 @@ fn answers_first(
 }
 
 async fn send(answers: &mpsc::Sender<wire::SidecarMessage>, kind: Kind) -> Result<(), StreamEnd> {
-    answers
-        .send(wire::SidecarMessage { kind: Some(kind) })
-        .await
-        .map_err(|_| StreamEnd::Closed)
+    send_message(answers, wire::SidecarMessage { kind: Some(kind) }).await
+}
+
+async fn send_message(
+    answers: &mpsc::Sender<wire::SidecarMessage>,
+    message: wire::SidecarMessage,
+) -> Result<(), StreamEnd> {
+    answers.send(message).await.map_err(|_| StreamEnd::Closed)
 }
 
 /// Ends when the sidecar stops and all its checks are answered.
@@ -611,6 +637,7 @@ async fn goodbye(
         answers,
         usage,
         mut inbound,
+        beating: _,
     }: Stream,
 ) {
     let farewell = async {

@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::{
     item,
-    receiver::{Leave, Outcome, Receiver},
+    receiver::{BeatNews, Leave, Outcome, Receiver},
     testing::{settings, spec},
 };
 use crate::{
@@ -260,20 +260,35 @@ impl Pair {
         last
     }
 
-    fn heartbeat(&mut self) -> Result<Outcome, Leave> {
-        let now = Some(self.clock.wall().to_wire());
-        let pulse = wire::KeyringPulse {
-            keyring: testing::keyring_name().to_string(),
-            epoch: EPOCH.get(),
-            revision: self.control.revision().get(),
-            set_digest: self.control.feed.set_digest(),
-            as_of: now,
-            ..Default::default()
-        };
-        self.receive(Kind::Heartbeat(wire::Heartbeat {
-            sent_at: now,
-            keyrings: vec![pulse],
-        }))
+    /// Sends a beat; the number of it.
+    fn ask(&mut self) -> u64 {
+        match self.receiver.next_beat().kind {
+            Some(Answer::Beat(beat)) => beat.number,
+            other => panic!("{other:?} is no beat"),
+        }
+    }
+
+    /// What a control plane answers to a beat now.
+    fn answer_to(&self, beat: u64, serve_for: Duration) -> wire::BeatAnswer {
+        wire::BeatAnswer {
+            beat,
+            sent_at: Some(self.clock.wall().to_wire()),
+            beat_every_ms: 5_000,
+            keyrings: vec![wire::KeyringPulse {
+                keyring: testing::keyring_name().to_string(),
+                epoch: EPOCH.get(),
+                revision: self.control.revision().get(),
+                set_digest: self.control.feed.set_digest(),
+                serve_for_ms: serve_for.as_millis().try_into().expect("short"),
+            }],
+        }
+    }
+
+    /// A beat that is answered at once.
+    fn beat(&mut self) -> Result<Outcome, Leave> {
+        let beat = self.ask();
+        let answer = self.answer_to(beat, STALENESS.deny_after);
+        self.receive(Kind::BeatAnswer(answer))
     }
 
     fn slot(&self) -> &Slot {
@@ -431,16 +446,16 @@ proptest! {
             }
             pair.assert_revocations_hold();
             if resyncs_now {
-                let outcome = pair.heartbeat().expect("the stream goes on");
+                let outcome = pair.beat().expect("the stream goes on");
                 if resync_reason(&outcome).is_some() {
                     pair.snapshot().expect("a newer snapshot is taken");
                 }
                 pair.assert_revocations_hold();
             }
         }
-        let _ = pair.heartbeat().expect("the stream goes on");
+        let _ = pair.beat().expect("the stream goes on");
         pair.snapshot().expect("a snapshot of the same or a newer revision is taken");
-        let settled = pair.heartbeat().expect("the stream goes on");
+        let settled = pair.beat().expect("the stream goes on");
         prop_assert_eq!(resync_reason(&settled), None);
         pair.assert_converged();
     }
@@ -456,10 +471,10 @@ fn pair_with_keys(count: usize) -> Pair {
 }
 
 #[test]
-fn a_lost_delta_is_found_by_the_next_heartbeat() {
+fn a_lost_delta_is_found_by_the_next_beat() {
     let mut pair = pair_with_keys(2);
     pair.act(Act::CreateKey);
-    let outcome = pair.heartbeat().expect("the stream goes on");
+    let outcome = pair.beat().expect("the stream goes on");
     assert_eq!(resync_reason(&outcome), Some(ResyncReason::Gap));
 }
 
@@ -490,7 +505,7 @@ fn a_revocation_in_the_lane_is_acked_before_its_delta() {
     assert_eq!(ack.revoked_through, step.revision.get());
     let outcome = pair.receive(Kind::Delta(step.delta)).expect("it goes on");
     assert_eq!(acks(&outcome)[0].applied_revision, step.revision.get());
-    assert_eq!(resync_reason(&pair.heartbeat().expect("it goes on")), None);
+    assert_eq!(resync_reason(&pair.beat().expect("it goes on")), None);
 }
 
 #[test]
@@ -680,7 +695,7 @@ fn an_older_revision_of_the_same_epoch_is_left() {
         found: Revision::new(held.get() - 1),
     };
     assert_eq!(pair.snapshot().expect_err("it lags"), lagging);
-    assert_eq!(pair.heartbeat().expect_err("it lags"), lagging);
+    assert_eq!(pair.beat().expect_err("it lags"), lagging);
 }
 
 #[test]
@@ -720,7 +735,7 @@ fn a_held_snapshot_is_asked_for_again_until_it_is_confirmed() {
         pair.hands.advance(Duration::from_secs(wait));
         let held = pair.receive(Kind::Snapshot(snapshot.chunks[0].clone()));
         held.expect("the stream goes on");
-        let outcome = pair.heartbeat().expect("the stream goes on");
+        let outcome = pair.beat().expect("the stream goes on");
         assert_eq!(resync_reason(&outcome), Some(ResyncReason::SnapshotHeld));
     }
 }
@@ -738,38 +753,145 @@ fn a_snapshot_with_a_missing_chunk_is_refused() {
     assert!(matches!(out_of_order, Err(Leave::Protocol(_))));
 }
 
+fn freshness(pair: &Pair) -> Freshness {
+    pair.slot().freshness(pair.clock.reading())
+}
+
+fn age(pair: &Pair) -> Option<Duration> {
+    pair.slot().age(pair.clock.reading())
+}
+
 #[test]
-fn freshness_is_measured_from_the_last_read_of_the_store() {
+fn freshness_counts_from_the_sending_of_the_beat() {
     let mut pair = pair_with_keys(1);
-    assert_eq!(pair.slot().age(pair.clock.boot()), None);
-    pair.heartbeat().expect("the stream goes on");
-    assert_eq!(pair.slot().age(pair.clock.boot()), Some(Duration::ZERO));
-    let as_of = pair.clock.wall();
+    assert_eq!((age(&pair), freshness(&pair)), (None, Freshness::Stale));
+    pair.beat().expect("the stream goes on");
+    assert_eq!(age(&pair), Some(Duration::ZERO));
+    let beat = pair.ask();
     pair.hands.advance(Duration::from_secs(40));
-    let mut pulse = wire::Heartbeat {
-        sent_at: Some(pair.clock.wall().to_wire()),
-        keyrings: vec![wire::KeyringPulse {
-            keyring: testing::keyring_name().to_string(),
-            epoch: EPOCH.get(),
-            revision: pair.control.revision().get(),
-            set_digest: pair.control.feed.set_digest(),
-            as_of: Some(as_of.to_wire()),
-            ..Default::default()
-        }],
+    let answer = pair.answer_to(beat, STALENESS.deny_after);
+    pair.receive(Kind::BeatAnswer(answer)).expect("it goes on");
+    assert_eq!(age(&pair), Some(Duration::from_secs(40)));
+    assert_eq!(freshness(&pair), Freshness::Warned);
+}
+
+#[test]
+fn answers_that_waited_while_the_sidecar_was_stopped_make_nothing_fresh() {
+    let mut pair = pair_with_keys(2);
+    pair.beat().expect("the stream goes on");
+    // They arrive where nobody reads: the process is stopped.
+    let held_up: Vec<_> = (0..3)
+        .map(|_| {
+            let beat = pair.ask();
+            pair.hands.advance(Duration::from_secs(1));
+            pair.answer_to(beat, STALENESS.deny_after)
+        })
+        .collect();
+    pair.hands.advance(STALENESS.deny_after);
+    for answer in held_up {
+        pair.receive(Kind::BeatAnswer(answer)).expect("it goes on");
+        assert_eq!(freshness(&pair), Freshness::Stale, "{:?}", age(&pair));
+    }
+    // Asking again does.
+    pair.beat().expect("the stream goes on");
+    assert_eq!(freshness(&pair), Freshness::Fresh);
+}
+
+#[test]
+fn a_step_of_the_wall_clock_denies_until_the_sidecar_has_asked_again() {
+    let mut pair = pair_with_keys(1);
+    pair.beat().expect("the stream goes on");
+    let wall = pair.clock.wall();
+    pair.hands
+        .set_wall(wall.saturating_add(STALENESS.deny_after));
+    assert_eq!(freshness(&pair), Freshness::Stale);
+    pair.beat().expect("the stream goes on");
+    assert_eq!(freshness(&pair), Freshness::Fresh);
+    // It is set right again: the other clock tells.
+    pair.hands.set_wall(wall);
+    assert_eq!(freshness(&pair), Freshness::Fresh);
+    pair.hands.advance(STALENESS.deny_after);
+    assert_eq!(freshness(&pair), Freshness::Stale);
+}
+
+#[test]
+fn a_sidecar_serves_for_what_it_is_granted_and_its_own_limit() {
+    let mut pair = pair_with_keys(1);
+    let mut granted = |serve_for| {
+        let beat = pair.ask();
+        let answer = pair.answer_to(beat, Duration::from_secs(serve_for));
+        pair.receive(Kind::BeatAnswer(answer)).expect("it goes on");
+        let now = pair.clock.reading();
+        let fresh_after = |seconds: u64| {
+            let mut later = now;
+            later.boot = later.boot.saturating_add(Duration::from_secs(seconds));
+            pair.slot().freshness(later) != Freshness::Stale
+        };
+        let serves = (0..100).find(|seconds| !fresh_after(*seconds));
+        pair.hands.advance(Duration::from_secs(1));
+        serves.expect("it does not serve for ever")
     };
-    pair.receive(Kind::Heartbeat(pulse.clone()))
-        .expect("the stream goes on");
-    let age = pair
-        .slot()
-        .age(pair.clock.boot())
-        .expect("it was confirmed");
-    assert_eq!(age, Duration::from_secs(40));
-    assert_eq!(pair.slot().freshness(age), Freshness::Warned);
-    // A step of our wall clock changes nothing.
-    pair.hands.set_wall(Timestamp::from_millis(5));
-    pulse.keyrings[0].as_of = pulse.sent_at;
-    pair.receive(Kind::Heartbeat(pulse)).expect("it goes on");
-    assert_eq!(pair.slot().age(pair.clock.boot()), Some(Duration::ZERO));
+    assert_eq!(granted(4), 4);
+    assert_eq!(granted(3_600), 60);
+    assert_eq!(granted(2), 2);
+    assert_eq!(granted(0), 0);
+}
+
+#[test]
+fn an_answer_that_is_older_than_the_newest_or_to_no_beat_changes_nothing() {
+    let mut pair = pair_with_keys(1);
+    let (first, second) = (pair.ask(), pair.ask());
+    pair.hands.advance(Duration::from_secs(10));
+    let receive = |pair: &mut Pair, beat| {
+        let answer = pair.answer_to(beat, Duration::from_secs(30));
+        pair.receive(Kind::BeatAnswer(answer)).expect("it goes on")
+    };
+    receive(&mut pair, second + 1);
+    assert_eq!(age(&pair), None);
+    let outcome = receive(&mut pair, second);
+    assert_eq!(outcome.beat, Some(BeatNews::Answered));
+    assert_eq!(age(&pair), Some(Duration::from_secs(10)));
+    pair.hands.advance(Duration::from_secs(1));
+    for beat in [first, second] {
+        let outcome = receive(&mut pair, beat);
+        assert_eq!((outcome.beat, outcome.clock_skew_ms), (None, None));
+        assert_eq!(age(&pair), Some(Duration::from_secs(11)));
+    }
+    // Neither does one to what was asked on a stream that has ended.
+    let lost = pair.ask();
+    pair.receiver.disconnected();
+    receive(&mut pair, lost);
+    assert_eq!(age(&pair), Some(Duration::from_secs(11)));
+}
+
+#[test]
+fn an_answer_confirms_nothing_of_which_changes_are_missing() {
+    let mut pair = pair_with_keys(1);
+    pair.beat().expect("the stream goes on");
+    pair.hands.advance(Duration::from_secs(10));
+    pair.act(Act::CreateKey);
+    let outcome = pair.beat().expect("the stream goes on");
+    assert_eq!(resync_reason(&outcome), Some(ResyncReason::Gap));
+    assert_eq!(age(&pair), Some(Duration::from_secs(10)));
+    let outcome = pair.snapshot().expect("it is taken");
+    assert_eq!(outcome.beat, Some(BeatNews::Due), "it is to be confirmed");
+    pair.beat().expect("the stream goes on");
+    assert_eq!(age(&pair), Some(Duration::ZERO));
+}
+
+#[test]
+fn a_beat_and_its_answer_are_small() {
+    let mut pair = pair_with_keys(1);
+    let beat = pair.receiver.next_beat();
+    let answer = wire::BeatAnswer {
+        beat: u64::from(u32::MAX),
+        ..pair.answer_to(1, Duration::from_hours(1))
+    };
+    let answer = wire::ControlMessage {
+        kind: Some(Kind::BeatAnswer(answer)),
+    };
+    assert!(beat.encoded_len() <= 13, "{}", beat.encoded_len());
+    assert!(answer.encoded_len() <= 70, "{}", answer.encoded_len());
 }
 
 #[test]
@@ -777,20 +899,11 @@ fn resyncs_for_an_unexplained_difference_are_spaced() {
     let mut pair = pair_with_keys(1);
     let mut mismatching = |advance| {
         pair.hands.advance(Duration::from_secs(advance));
-        let now = Some(pair.clock.wall().to_wire());
-        let pulse = wire::KeyringPulse {
-            keyring: testing::keyring_name().to_string(),
-            epoch: EPOCH.get(),
-            revision: pair.control.revision().get(),
-            set_digest: pair.control.feed.set_digest() + 1,
-            as_of: now,
-            ..Default::default()
-        };
+        let beat = pair.ask();
+        let mut answer = pair.answer_to(beat, STALENESS.deny_after);
+        answer.keyrings[0].set_digest += 1;
         let outcome = pair
-            .receive(Kind::Heartbeat(wire::Heartbeat {
-                sent_at: now,
-                keyrings: vec![pulse],
-            }))
+            .receive(Kind::BeatAnswer(answer))
             .expect("the stream goes on");
         let asked = resync_reason(&outcome);
         if asked.is_some() {

@@ -74,7 +74,7 @@ enum Tell {
     BrokenRevocation,
     Delta,
     LookupResult,
-    Heartbeat,
+    BeatAnswer,
 }
 
 /// A sidecar that holds a keyring on demand, and all the control planes that it may meet.
@@ -415,19 +415,22 @@ impl World {
                         }));
                 }
             }
-            Tell::Heartbeat => {
+            Tell::BeatAnswer => {
                 if sent >= replica.revision() {
-                    let now = Some(self.clock.wall().to_wire());
+                    let Some(Said::Beat(beat)) = self.receiver.next_beat().kind else {
+                        panic!("the sidecar asks for nothing");
+                    };
                     let pulse = wire::KeyringPulse {
                         keyring: testing::keyring_name().to_string(),
                         epoch: stream.epoch.get(),
                         revision: replica.revision().get(),
                         set_digest: replica.feed.set_digest(),
-                        as_of: now,
-                        ..Default::default()
+                        serve_for_ms: 60_000,
                     };
-                    stream.transit.push_back(Kind::Heartbeat(wire::Heartbeat {
-                        sent_at: now,
+                    stream.transit.push_back(Kind::BeatAnswer(wire::BeatAnswer {
+                        beat: beat.number,
+                        sent_at: Some(self.clock.wall().to_wire()),
+                        beat_every_ms: 5_000,
                         keyrings: vec![pulse],
                     }));
                 }
@@ -619,7 +622,7 @@ impl World {
             }
             self.deliver();
         }
-        self.tell(Tell::Heartbeat);
+        self.tell(Tell::BeatAnswer);
         self.deliver();
         assert!(self.stream.is_some(), "the stream goes on");
     }
@@ -683,7 +686,6 @@ fn revoked_by(kind: &Kind) -> Vec<KeyDigest> {
         }
         Kind::Settings(_)
         | Kind::Snapshot(_)
-        | Kind::Heartbeat(_)
         | Kind::BeatAnswer(_)
         | Kind::Drain(_)
         | Kind::NotServed(_)
@@ -765,7 +767,7 @@ fn tell() -> impl Strategy<Value = Tell> {
         1 => Just(Tell::BrokenRevocation),
         4 => Just(Tell::Delta),
         6 => Just(Tell::LookupResult),
-        1 => Just(Tell::Heartbeat),
+        1 => Just(Tell::BeatAnswer),
     ]
 }
 

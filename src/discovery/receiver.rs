@@ -23,12 +23,14 @@ use crate::{
     snapshot::{disk::Disk, recorder::Recorder},
 };
 
+mod beats;
 mod full;
 mod on_demand;
 mod pulse;
 mod reply;
 mod revoked;
 
+use beats::Beats;
 use full::Held;
 use on_demand::Followed;
 
@@ -44,6 +46,7 @@ pub struct Receiver {
     reporter: Reporter,
     /// What is still to be sent of the last usage report.
     report: VecDeque<wire::Usage>,
+    beats: Beats,
     /// None when nothing is kept on disk.
     disk: Option<Arc<Disk>>,
     /// Told of the control plane's wall clock.
@@ -64,6 +67,17 @@ pub struct Outcome {
     pub answers: Vec<wire::SidecarMessage>,
     /// How far the control plane's wall clock is ahead of ours, in milliseconds, where the message told.
     pub clock_skew_ms: Option<i64>,
+    /// What the message means for the beats of the stream.
+    pub beat: Option<BeatNews>,
+}
+
+/// What a message means for the beats of its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BeatNews {
+    /// A keyring has come anew, and is to be confirmed: the next beat is due.
+    Due,
+    /// A beat is answered.
+    Answered,
 }
 
 /// Why a sidecar leaves a stream of its own accord.
@@ -127,6 +141,7 @@ impl Receiver {
             lookups,
             reporter,
             report: VecDeque::new(),
+            beats: Beats::new(),
             disk: None,
             latest: LatestWall::default(),
         }
@@ -188,9 +203,27 @@ impl Receiver {
     /// The stream has ended: whoever waits for an answer is told.
     pub fn disconnected(&mut self) {
         self.answered.clear();
+        self.beats.disconnected();
         for followed in self.followed() {
             followed.follower().disconnected();
         }
+    }
+
+    /// The clock that everything here goes by.
+    #[must_use]
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The next beat, to be sent at once: what its answer confirms is as old as this call.
+    pub fn next_beat(&mut self) -> wire::SidecarMessage {
+        message(Answer::Beat(self.beats.send(self.clock.reading())))
+    }
+
+    /// The pause between two beats, as the control plane last asked for it.
+    #[must_use]
+    pub const fn beat_every(&self) -> Duration {
+        self.beats.every()
     }
 
     /// Whether the open stream has been of use: the control plane has said of each keyring that it does not serve it, or has
@@ -252,10 +285,9 @@ impl Receiver {
         };
         match kind {
             Kind::Settings(settings) => self.settings(&settings).map(Outcome::answer),
-            Kind::Snapshot(chunk) => self.chunk(chunk).map(Outcome::answer),
+            Kind::Snapshot(chunk) => self.chunk(chunk).map(Outcome::begin),
             Kind::Delta(delta) => self.delta(delta).map(Outcome::answers),
             Kind::Revocations(revocations) => self.revocations(revocations).map(Outcome::answers),
-            Kind::Heartbeat(heartbeat) => self.heartbeat(heartbeat),
             Kind::Drain(drain) => Err(Leave::Drain {
                 reason: drain.reason().into(),
                 retry_after: drain
@@ -266,8 +298,8 @@ impl Receiver {
                 self.reporter.acked(ack.sequence);
                 Ok(Outcome::default())
             }
-            Kind::BeatAnswer(_) => Ok(Outcome::default()),
-            Kind::Start(start) => self.start(&start).map(Outcome::answer),
+            Kind::BeatAnswer(answer) => self.beat_answer(answer),
+            Kind::Start(start) => self.start(&start).map(Outcome::begin),
             Kind::LookupResult(result) => self.lookup_result(&result).map(|()| Outcome::default()),
             Kind::NotServed(refusal) => {
                 tracing::warn!(
@@ -284,7 +316,7 @@ impl Receiver {
     /// Makes the last usage report, once no check is under way and none will come, and returns the sequence of its last
     /// message. It is sent behind what is left of the one before.
     pub fn make_last_report(&mut self) -> u64 {
-        let last = self.reporter.last_report(self.clock.wall());
+        let last = self.reporter.last_report();
         self.report.extend(last);
         self.report.back().map_or(0, |usage| usage.sequence)
     }
@@ -351,24 +383,31 @@ impl Receiver {
         })
     }
 
-    fn heartbeat(&mut self, heartbeat: wire::Heartbeat) -> Result<Outcome, Leave> {
-        let (now, wall) = (self.clock.boot(), self.clock.wall());
-        let sent_at = timestamp(heartbeat.sent_at)?;
-        self.latest.told(sent_at, now);
+    /// Takes the answer to a beat. Whatever it brings is as old as the beat: the answer may have waited on its way, and this
+    /// process may have been stopped.
+    fn beat_answer(&mut self, answer: wire::BeatAnswer) -> Result<Outcome, Leave> {
+        let now = self.clock.reading();
+        let sent_at = timestamp(answer.sent_at)?;
+        let Some(asked) = self.beats.answered(answer.beat) else {
+            return Ok(Outcome::default());
+        };
+        // By then it was at most so late there.
+        self.latest.told(sent_at, asked.boot);
         let mut outcome = Outcome {
             answers: Vec::new(),
-            clock_skew_ms: Some(sent_at.as_millis() - wall.as_millis()),
+            clock_skew_ms: Some(sent_at.as_millis() - now.wall.as_millis()),
+            beat: Some(BeatNews::Answered),
         };
-        for pulse in heartbeat.keyrings {
-            let as_of = timestamp(pulse.as_of)?;
-            let confirmed_at = now.saturating_sub(sent_at.saturating_since(as_of));
+        self.beats
+            .pace(Duration::from_millis(answer.beat_every_ms.into()));
+        for pulse in answer.keyrings {
             let (answer, is_following) = match self.subscribed(&pulse.keyring) {
                 Some(Subscribed::Full(held)) => {
-                    let answer = held.pulse(&pulse, confirmed_at, now)?;
+                    let answer = held.pulse(&pulse, asked.into(), now.boot)?;
                     (answer, held.is_following())
                 }
                 Some(Subscribed::OnDemand(followed)) => {
-                    let answer = followed.pulse(&pulse, confirmed_at)?;
+                    let answer = followed.pulse(&pulse, asked.into())?;
                     (answer, followed.is_following())
                 }
                 None => (None, false),
@@ -380,7 +419,7 @@ impl Receiver {
         }
         // One that is still being sent is sent to its end: an ack is for everything before it, too.
         if self.report.is_empty() {
-            self.report.extend(self.reporter.report(wall));
+            self.report.extend(self.reporter.report(answer.beat));
         }
         Ok(outcome)
     }
@@ -447,14 +486,22 @@ impl Outcome {
     fn answers(answers: Vec<wire::SidecarMessage>) -> Self {
         Self {
             answers,
-            clock_skew_ms: None,
+            ..Self::default()
         }
     }
 
     fn answer(answer: Option<wire::SidecarMessage>) -> Self {
         Self {
             answers: answer.into_iter().collect(),
-            clock_skew_ms: None,
+            ..Self::default()
+        }
+    }
+
+    /// The answer to what brings a keyring anew, once it is here.
+    fn begin(answer: Option<wire::SidecarMessage>) -> Self {
+        Self {
+            beat: answer.is_some().then_some(BeatNews::Due),
+            ..Self::answer(answer)
         }
     }
 }
@@ -462,7 +509,7 @@ impl Outcome {
 fn timestamp(time: Option<prost_types::Timestamp>) -> Result<Timestamp, Leave> {
     time.and_then(|time| std::time::SystemTime::try_from(time).ok())
         .map(Timestamp::from)
-        .ok_or(Leave::Protocol("a heartbeat without a time"))
+        .ok_or(Leave::Protocol("the answer to a beat without a time"))
 }
 
 const fn message(kind: Answer) -> wire::SidecarMessage {

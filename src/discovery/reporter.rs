@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
 use prost::Message;
@@ -24,7 +23,8 @@ pub struct Reporter {
     /// Of the last message, over all streams.
     sequence: u64,
     acked: u64,
-    complete_until: Option<Timestamp>,
+    /// No check is under way and none will come.
+    has_ended: bool,
 }
 
 /// How far the reports of a sidecar have come.
@@ -61,17 +61,12 @@ struct Draft {
     bytes: usize,
 }
 
-/// A check takes microseconds from its look at the clock to its count. A second is so much more that only a thread
-/// which gets no processor for as long is counted late, and so little beside the hours for which versions have to be
-/// idle that it delays nothing. A use that is counted later still is told of with the time up to which reports were
-/// complete before: see [`VersionUsage::used_since`].
-const MARGIN: Duration = Duration::from_secs(1);
 /// Versions of one message, which take 50 KiB without callers.
 const MAX_VERSIONS: usize = 500;
 /// The control plane takes 256 KiB. A version with all its callers has up to 6 KiB, so that what is added last fits.
 const MAX_BYTES: usize = 128 << 10;
-/// Messages of one report: a hundred thousand versions, more than a sidecar sees used between two heartbeats. The rest
-/// of a larger book, such as after a change of the epoch, follows with the next heartbeats.
+/// Messages of one report: a hundred thousand versions, more than a sidecar sees used between two beats. The rest of a
+/// larger book, such as after a change of the epoch, follows with the next reports.
 const MAX_MESSAGES: usize = 200;
 
 impl Reporter {
@@ -90,19 +85,21 @@ impl Reporter {
                 .collect(),
             sequence: 0,
             acked: 0,
-            complete_until: None,
+            has_ended: false,
         }
     }
 
-    /// The report at `now`, the wall clock as it was read before this call: every use that is not acked, in messages of
-    /// bounded size. At least one message, as it says until when nothing is missing. Checks go on meanwhile.
-    pub fn report(&mut self, now: Timestamp) -> Vec<wire::Usage> {
-        self.report_until(now.saturating_sub(MARGIN))
+    /// The report that replies to the answer to a beat: every use that is not acked, in messages of bounded size. At least one
+    /// message, as it says that nothing is missing which was counted before. Checks go on meanwhile.
+    pub fn report(&mut self, beat: u64) -> Vec<wire::Usage> {
+        self.tell_all(beat)
     }
 
-    /// The same once no check is under way and none will come: nothing is missing until `now` itself.
-    pub fn last_report(&mut self, now: Timestamp) -> Vec<wire::Usage> {
-        self.report_until(now)
+    /// The same once no check is under way and none will come: this report, and each after it, is final.
+    pub fn last_report(&mut self) -> Vec<wire::Usage> {
+        const NO_BEAT: u64 = 0;
+        self.has_ended = true;
+        self.tell_all(NO_BEAT)
     }
 
     /// Takes an ack: whatever was told up to `sequence` is in the store.
@@ -156,17 +153,9 @@ impl Reporter {
         }
     }
 
-    fn report_until(&mut self, until: Timestamp) -> Vec<wire::Usage> {
+    fn tell_all(&mut self, beat: u64) -> Vec<wire::Usage> {
         for account in self.keyrings.values_mut() {
             let used = account.slot.usage().take_used();
-            // They were counted after the last report. Should they be older by the clock, it was set back, or their
-            // check was held up: what was said to be complete stays true.
-            if let Some(complete_until) = self.complete_until {
-                for index in &used {
-                    let usage = account.slot.usage().get(*index);
-                    usage.used_since(complete_until);
-                }
-            }
             account.expect(used);
         }
         let mut draft = Draft::default();
@@ -176,11 +165,10 @@ impl Reporter {
         let is_whole = self.tell(&mut draft, |told| told.is_none())
             && self.tell(&mut draft, |told| told.is_some_and(|told| told < first));
         if is_whole {
-            let complete_until = self
-                .complete_until
-                .map_or(until, |former| former.max(until));
-            self.complete_until = Some(complete_until);
-            draft.last().complete_until = Some(complete_until.to_wire());
+            let is_final = self.has_ended;
+            let last = draft.last();
+            last.complete_until_beat = beat;
+            last.is_final = is_final;
         }
         draft.messages
     }

@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::counted::Counted;
-use super::session::{Asked, Drains, MAX_LOOKUPS, Session};
+use super::session::{Asked, Beats, Drains, Grantor, MAX_LOOKUPS, Session, Terms};
 use crate::{
     clock::Clock,
     control::{
@@ -41,7 +41,7 @@ pub struct DiscoveryServer {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
     usage: Arc<UsageBook>,
-    heartbeat_every: Duration,
+    terms: Terms,
     builds: Arc<Semaphore>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -53,6 +53,7 @@ pub struct DiscoveryServer {
 struct Asking {
     resyncs: mpsc::Sender<wire::Resync>,
     lookups: mpsc::Sender<wire::Lookup>,
+    beats: Beats,
 }
 
 /// Snapshots that are encoded at once. A control plane that restarts under a thousand sidecars must keep a core for
@@ -77,7 +78,7 @@ impl DiscoveryServer {
         catalog: Arc<Catalog>,
         fleet: Arc<Fleet>,
         usage: Arc<UsageBook>,
-        heartbeat_every: Duration,
+        terms: Terms,
         tasks: TaskTracker,
         shutdown: CancellationToken,
     ) -> Self {
@@ -85,7 +86,7 @@ impl DiscoveryServer {
             catalog,
             fleet,
             usage,
-            heartbeat_every,
+            terms,
             builds: Arc::new(Semaphore::new(MAX_BUILDS)),
             tasks,
             shutdown,
@@ -213,11 +214,17 @@ impl KeyringDiscovery for DiscoveryServer {
         // One resync a keyring is all that a sidecar can have waiting.
         let (resyncs, asked_resyncs) = mpsc::channel(hello.subscriptions.len().max(1));
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
+        let (beats, asked_beats) = Beats::new();
         let asked = Asked {
             resyncs: asked_resyncs,
             lookups: asked_lookups,
+            beats: asked_beats,
         };
-        let asking = Asking { resyncs, lookups };
+        let asking = Asking {
+            resyncs,
+            lookups,
+            beats,
+        };
         // What a sidecar saw used of a keyring that it has to erase counts, too.
         let subscribed = said.subscriptions.iter();
         let subscribed = subscribed.filter_map(|subscription| subscription.keyring.parse().ok());
@@ -231,7 +238,11 @@ impl KeyringDiscovery for DiscoveryServer {
             &hello.subscriptions,
             asked,
             acks,
-            self.heartbeat_every,
+            Grantor {
+                fleet: Arc::clone(&self.fleet),
+                member: stream.run.clone(),
+                terms: self.terms,
+            },
             Arc::clone(&self.builds),
             drains.clone(),
         )
@@ -340,6 +351,7 @@ async fn listen(
                 }
             }
             Some(Kind::Usage(usage)) => reports.note(&usage, catalog),
+            Some(Kind::Beat(beat)) => asking.beats.arrive(beat.number, catalog),
             Some(Kind::Goodbye(goodbye)) => return Some(goodbye),
             Some(Kind::Dropped(dropped)) => {
                 let mut asked = not_served.iter();
@@ -353,7 +365,7 @@ async fn listen(
                 }
             }
             // A second hello, or a kind that this version does not know.
-            Some(Kind::Hello(_) | Kind::Beat(_)) | None => {}
+            Some(Kind::Hello(_)) | None => {}
         }
     }
     None

@@ -2,29 +2,36 @@
 //!
 //! Nothing is queued for a stream. It has a cursor per keyring into the feed that all streams share, and a message is
 //! made when the transport asks for one, so that a slow reader costs no memory and a revocation is never behind more
-//! than the message that is on its way. In order of precedence: revocations, settings, starts, deltas, a heartbeat that is
-//! due, the ack of usage, the results of lookups, chunks of a snapshot.
+//! than the message that is on its way. In order of precedence: revocations, settings, starts, deltas, the answer to a beat,
+//! the ack of usage, the results of lookups, chunks of a snapshot.
 //!
 //! A result is read from the newest state as its message is made. So whatever came before it on the stream is no newer,
 //! which is what sidecars that hold a keyring on demand rely on (`keyring::on_demand`).
+
+mod answering;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::{
-    sync::{Notify, Semaphore, mpsc, watch},
-    time::{Interval, MissedTickBehavior},
-};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     control::{
-        catalog::Catalog, feed::EncodedSnapshot, metrics::LookupOutcome, served::ServedKeyring,
+        catalog::Catalog,
+        feed::EncodedSnapshot,
+        metrics::LookupOutcome,
+        served::ServedKeyring,
+        usage::{Answers, UsageAcks},
     },
     key::{Epoch, KeyDigest, KeyringName, Refusal, Revision},
     proto::discovery::{self as wire, ResyncReason, control_message::Kind},
 };
+
+pub use answering::{ArrivedBeat, Beats, Grantor, Terms};
+
+use answering::{Answering, Granted};
 
 /// What a stream is to bring to one sidecar.
 pub struct Session {
@@ -40,8 +47,9 @@ pub struct Session {
     /// Up to which message of the sidecar all usage is in the store.
     usage: watch::Receiver<u64>,
     usage_acked: u64,
-    heartbeat: Interval,
-    heartbeat_due: bool,
+    answering: Answering,
+    /// When beats were answered.
+    answers: Answers,
     /// Bounds the snapshots that are encoded at once.
     builds: Arc<Semaphore>,
     build: Option<(usize, Build)>,
@@ -60,6 +68,8 @@ pub struct Asked {
     pub resyncs: mpsc::Receiver<wire::Resync>,
     /// To be told of a key.
     pub lookups: mpsc::Receiver<wire::Lookup>,
+    /// To confirm what it has.
+    pub beats: watch::Receiver<Option<ArrivedBeat>>,
 }
 
 /// What ends a stream in order, which its sidecar is told.
@@ -79,6 +89,8 @@ type Build = Pin<Box<dyn Future<Output = Arc<EncodedSnapshot>> + Send>>;
 struct Subscription {
     name: KeyringName,
     is_on_demand: bool,
+    /// `deny_after` of the sidecar.
+    deny_after: Duration,
     phase: Phase,
 }
 
@@ -155,19 +167,17 @@ impl Drains {
 }
 
 impl Session {
-    /// A session for the keyrings of a sidecar's hello, which acks its `usage`. It ends when `asked` closes, or with one of
-    /// `drains`.
+    /// A session for the keyrings of a sidecar's hello, which acks its `usage` and grants it what `grantor` has. It ends when
+    /// `asked` closes, or with one of `drains`.
     pub fn new(
         catalog: Arc<Catalog>,
         subscriptions: &[wire::Subscription],
         asked: Asked,
-        usage: watch::Receiver<u64>,
-        heartbeat_every: Duration,
+        usage: UsageAcks,
+        grantor: Grantor,
         builds: Arc<Semaphore>,
         drains: Drains,
     ) -> Self {
-        let mut heartbeat = tokio::time::interval(heartbeat_every);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let served = catalog.watch_served();
         let bell = Arc::new(Notify::new());
         let subscriptions = subscriptions
@@ -185,21 +195,22 @@ impl Session {
                 Some(Subscription {
                     name,
                     is_on_demand: subscription.mode() == wire::Mode::OnDemand,
+                    deny_after: Duration::from_millis(subscription.deny_after_ms),
                     phase,
                 })
             })
             .collect();
         Self {
+            answering: Answering::new(&catalog, grantor, asked.beats.clone()),
             catalog,
             subscriptions,
             asked,
             lookup: None,
             bell,
             served,
-            usage,
+            usage: usage.durable,
             usage_acked: 0,
-            heartbeat,
-            heartbeat_due: false,
+            answers: usage.answers,
             builds,
             build: None,
             drains,
@@ -247,6 +258,7 @@ impl Session {
                 self.served.mark_unchanged();
                 self.leave_old_epochs();
             }
+            self.record_grant();
             if let Some(message) = self.ready() {
                 return Some(message);
             }
@@ -257,7 +269,7 @@ impl Session {
                 () = self.bell.notified() => {}
                 () = begun(&mut self.served) => {}
                 () = changed(&mut self.usage) => {}
-                _ = self.heartbeat.tick() => self.heartbeat_due = true,
+                () = self.answering.turn() => {}
                 (at, snapshot) = built(&mut self.build) => self.built(at, snapshot),
                 () = self.drains.stop.cancelled() => {}
                 () = self.drains.expired.cancelled() => {}
@@ -284,7 +296,7 @@ impl Session {
             .or_else(|| self.settings())
             .or_else(|| self.start())
             .or_else(|| self.delta())
-            .or_else(|| self.pulse())
+            .or_else(|| self.beat_answer())
             .or_else(|| self.usage_ack())
             .or_else(|| self.lookup_result())
             .or_else(|| self.chunk())
@@ -312,6 +324,7 @@ impl Session {
             name,
             is_on_demand,
             phase,
+            ..
         } in &mut self.subscriptions
         {
             match phase {
@@ -344,10 +357,7 @@ impl Session {
             }
             if let Phase::Settings { served, held } = phase {
                 let settings = served.settings();
-                let (phase_after, in_sync) =
-                    Phase::after_settings(Arc::clone(served), *held, *is_on_demand);
-                *phase = phase_after;
-                self.heartbeat_due |= in_sync;
+                *phase = Phase::after_settings(Arc::clone(served), *held, *is_on_demand);
                 return Some(Kind::Settings(settings));
             }
         }
@@ -369,7 +379,6 @@ impl Session {
                 nonce: at.revision.get(),
             };
             *phase = Phase::Following { at };
-            self.heartbeat_due = true;
             return Some(Kind::Start(start));
         }
         None
@@ -402,37 +411,31 @@ impl Session {
         None
     }
 
-    /// A heartbeat speaks of the keyrings that the sidecar has been sent to the last revision, so that it can take a
-    /// difference for a loss.
-    fn pulse(&mut self) -> Option<Kind> {
-        if !self.heartbeat_due {
-            return None;
-        }
-        self.heartbeat_due = false;
-        let keyrings = self
+    /// Has recorded what the next answer grants. It grants the keyrings that the sidecar follows: of the others it holds
+    /// nothing that could be confirmed.
+    fn record_grant(&mut self) {
+        self.answering.hear();
+        let following = self
             .subscriptions
             .iter()
-            .filter_map(|subscription| match &subscription.phase {
-                Phase::Following { at } => {
-                    let state = at.served.journal().state();
-                    (at.revision == state.keyring.revision()).then(|| wire::KeyringPulse {
-                        keyring: subscription.name.to_string(),
-                        epoch: at.served.epoch().get(),
-                        revision: at.revision.get(),
-                        set_digest: state.feed.set_digest(),
-                        as_of: Some(self.catalog.as_of(&at.served).to_wire()),
-                        ..Default::default()
-                    })
-                }
-                Phase::NotServed { .. }
-                | Phase::Settings { .. }
-                | Phase::Starting { .. }
-                | Phase::Unsynced { .. }
-                | Phase::Snapshot { .. } => None,
-            })
-            .collect();
-        Some(Kind::Heartbeat(wire::Heartbeat {
+            .filter(|subscription| matches!(subscription.phase, Phase::Following { .. }));
+        self.answering
+            .record(following.map(|subscription| (&subscription.name, subscription.deny_after)));
+        self.answering.bring_on();
+    }
+
+    /// An answer speaks of the keyrings that the sidecar has been sent to the last revision, so that it can take a
+    /// difference for a loss.
+    fn beat_answer(&mut self) -> Option<Kind> {
+        let granted = self.answering.take()?;
+        let pulses = self.subscriptions.iter();
+        let keyrings = pulses.filter_map(|subscription| subscription.pulse(&granted));
+        let keyrings = keyrings.collect();
+        self.answers.sending(granted.beat);
+        Some(Kind::BeatAnswer(wire::BeatAnswer {
+            beat: granted.beat,
             sent_at: Some(self.catalog.clock().wall().to_wire()),
+            beat_every_ms: saturating_millis(self.answering.beat_every()),
             keyrings,
         }))
     }
@@ -487,7 +490,6 @@ impl Session {
                 let mut at = at.clone();
                 at.revision = sending.snapshot.revision;
                 *phase = Phase::Following { at };
-                self.heartbeat_due = true;
             }
             return chunk.map(Kind::Snapshot);
         }
@@ -549,6 +551,32 @@ impl Session {
     }
 }
 
+impl Subscription {
+    /// What the answer to a beat says of the keyring; nothing while the sidecar has not been sent all of it.
+    fn pulse(&self, granted: &Granted) -> Option<wire::KeyringPulse> {
+        match &self.phase {
+            Phase::Following { at } => {
+                let state = at.served.journal().state();
+                let serve_for = granted.serve_for(&self.name)?;
+                // Of one that could not be read nobody knows whether that is its head.
+                let is_head = at.served.is_current() && at.revision == state.keyring.revision();
+                is_head.then(|| wire::KeyringPulse {
+                    keyring: self.name.to_string(),
+                    epoch: at.served.epoch().get(),
+                    revision: at.revision.get(),
+                    set_digest: state.feed.set_digest(),
+                    serve_for_ms: u64::try_from(serve_for.as_millis()).unwrap_or(u64::MAX),
+                })
+            }
+            Phase::NotServed { .. }
+            | Phase::Settings { .. }
+            | Phase::Starting { .. }
+            | Phase::Unsynced { .. }
+            | Phase::Snapshot { .. } => None,
+        }
+    }
+}
+
 impl Phase {
     fn begin(catalog: &Catalog, name: &KeyringName, held: Held, bell: &Arc<Notify>) -> Self {
         match catalog.get(name) {
@@ -560,10 +588,10 @@ impl Phase {
         }
     }
 
-    /// A sidecar that holds a revision of this history goes on from there; whether that is the newest is returned too.
-    /// One that is there with other items, since it could not use some, does not: its digest is not that of the revision. One
-    /// that claims to be ahead goes on: its next heartbeat tells it that we lag.
-    fn after_settings(served: Arc<ServedKeyring>, held: Held, is_on_demand: bool) -> (Self, bool) {
+    /// A sidecar that holds a revision of this history goes on from there. One that is there with other items, since it could
+    /// not use some, does not: its digest is not that of the revision. One that claims to be ahead goes on: the next answer to a
+    /// beat tells it that we lag.
+    fn after_settings(served: Arc<ServedKeyring>, held: Held, is_on_demand: bool) -> Self {
         let Held {
             epoch, revision, ..
         } = held;
@@ -592,11 +620,11 @@ impl Phase {
             revision: revision.min(newest),
         };
         if can_follow {
-            (Self::Following { at }, revision >= newest)
+            Self::Following { at }
         } else if let Some(partial) = held.partial.filter(|_| !is_on_demand) {
-            (Self::resumed(at, partial), false)
+            Self::resumed(at, partial)
         } else {
-            (Self::anew(at, is_on_demand), false)
+            Self::anew(at, is_on_demand)
         }
     }
 
@@ -684,6 +712,10 @@ impl Drop for Sending {
             self.served.keep_snapshot(self.snapshot.id);
         }
     }
+}
+
+fn saturating_millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Waits until a keyring begins to be served, and leaves that to be seen.

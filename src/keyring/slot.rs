@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -17,7 +17,7 @@ use super::{
     usage::Ledger,
     view::KeyringView,
 };
-use crate::{clock::BootTime, key::KeyringName};
+use crate::{clock::Reading, key::KeyringName};
 
 /// The keyrings that a sidecar is configured to hold.
 #[derive(Clone, Debug)]
@@ -46,9 +46,37 @@ pub struct Slot {
     cache: Option<Arc<KeyCache>>,
     view: ArcSwapOption<KeyringView>,
     usage: Ledger,
-    /// When the control plane last confirmed the view, in milliseconds since the boot: below zero when that was before, and
-    /// [`NEVER`].
-    confirmed_at: AtomicI64,
+    /// Held by whoever changes what follows, so that it can be read as a whole.
+    granted: Mutex<Option<(Confirmation, Duration)>>,
+    confirmed_at: ByClocks,
+    /// From when on checks are denied.
+    stale_at: ByClocks,
+}
+
+/// When a sidecar asked what the control plane then confirmed, by both of its clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirmation {
+    /// In milliseconds since the boot.
+    pub boot_ms: i64,
+    /// In milliseconds since the Unix epoch.
+    pub wall_ms: i64,
+}
+
+/// What a check sees of a keyring.
+#[derive(Debug)]
+pub struct Look<'s> {
+    slot: &'s Slot,
+    now: Reading,
+    age: Option<Duration>,
+    is_stale: bool,
+    view: Guard<Option<Arc<KeyringView>>>,
+}
+
+/// A moment by both clocks, in milliseconds. [`NEVER`] for none.
+#[derive(Debug)]
+struct ByClocks {
+    boot: AtomicI64,
+    wall: AtomicI64,
 }
 
 /// How long a keyring may go without a confirmation by the control plane.
@@ -56,7 +84,8 @@ pub struct Slot {
 pub struct Staleness {
     /// From then on it is reported; at least one second. Default: 30 seconds.
     pub warn_after: Duration,
-    /// From then on every check is denied; more than `warn_after`, at most 30 days. Default: one hour.
+    /// From then on every check is denied, or sooner, where the control plane grants less; more than `warn_after`, at most 30
+    /// days. Default: one hour.
     pub deny_after: Duration,
 }
 
@@ -124,7 +153,9 @@ impl Slot {
             cache,
             view: ArcSwapOption::empty(),
             usage: Ledger::default(),
-            confirmed_at: AtomicI64::new(NEVER),
+            granted: Mutex::default(),
+            confirmed_at: ByClocks::never(),
+            stale_at: ByClocks::never(),
         }
     }
 
@@ -146,10 +177,25 @@ impl Slot {
         self.cache.as_ref()
     }
 
-    /// The newest view; none before the first snapshot. A check calls this once.
+    /// The newest view; none before the first snapshot. A check [looks](Self::look) instead.
     #[must_use]
     pub fn load(&self) -> Guard<Option<Arc<KeyringView>>> {
         self.view.load()
+    }
+
+    /// What a check at `now` sees. A check calls this once.
+    ///
+    /// How fresh the keyring is comes before its view. So a check that is held up between the two never takes an old view
+    /// for fresh because of what was confirmed meanwhile.
+    #[must_use]
+    pub fn look(&self, now: Reading) -> Look<'_> {
+        Look {
+            is_stale: self.is_stale(now),
+            age: self.age(now),
+            view: self.view.load(),
+            slot: self,
+            now,
+        }
     }
 
     /// How often the keyring's versions were used, whatever its view.
@@ -158,46 +204,155 @@ impl Slot {
         &self.usage
     }
 
-    /// The time since the control plane last confirmed the view; none when it never has.
+    /// The time since the sidecar asked what the control plane confirmed last: the larger of what both clocks say. None when
+    /// the control plane has not confirmed anything.
     #[must_use]
-    pub fn age(&self, now: BootTime) -> Option<Duration> {
-        match self.confirmed_at.load(Ordering::Relaxed) {
-            NEVER => None,
-            confirmed_at => {
-                let age = millis(now).saturating_sub(confirmed_at);
-                Some(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
-            }
+    pub fn age(&self, now: Reading) -> Option<Duration> {
+        let (boot, wall) = self.confirmed_at.load();
+        if boot == NEVER {
+            return None;
         }
+        let now = Confirmation::from(now);
+        let by_boot = now.boot_ms.saturating_sub(boot);
+        let by_wall = now.wall_ms.saturating_sub(wall);
+        let age = u64::try_from(by_boot.max(by_wall)).unwrap_or(0);
+        Some(Duration::from_millis(age))
     }
 
-    /// How fresh the view is at an age.
+    /// How fresh the view is. One that was never confirmed is stale.
     #[must_use]
-    pub fn freshness(&self, age: Duration) -> Freshness {
-        if age >= self.staleness.deny_after {
+    pub fn freshness(&self, now: Reading) -> Freshness {
+        if self.is_stale(now) {
             Freshness::Stale
-        } else if age >= self.staleness.warn_after {
+        } else if self.age(now) >= Some(self.staleness.warn_after) {
             Freshness::Warned
         } else {
             Freshness::Fresh
         }
     }
 
-    /// Notes that the control plane's store confirmed the view at `as_of`. An older confirmation changes nothing.
-    pub fn confirm(&self, as_of: BootTime) {
-        self.confirmed_at
-            .fetch_max(millis(as_of), Ordering::Relaxed);
+    /// The newest confirmation, and how long the control plane lets the sidecar serve from then on; none before the first. The
+    /// sidecar serves for `deny_after` where that is shorter.
+    #[must_use]
+    pub fn confirmation(&self) -> Option<(Confirmation, Duration)> {
+        *self.lock()
     }
 
-    /// Notes that the view, which was kept, is `age` old at `now`: it may have been confirmed before the boot.
-    pub fn restore_age(&self, now: BootTime, age: Duration) {
-        let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-        let confirmed_at = millis(now).saturating_sub(age).max(NEVER + 1);
-        self.confirmed_at.fetch_max(confirmed_at, Ordering::Relaxed);
+    /// Notes that the control plane confirmed the view as the sidecar `asked`, and lets it serve for `serve_for` from then
+    /// on. A confirmation that was asked for earlier than the newest changes nothing.
+    pub fn confirm(&self, asked: Confirmation, serve_for: Duration) {
+        let mut granted = self.lock();
+        let newest = granted.map_or(NEVER, |(newest, _)| newest.boot_ms);
+        if asked.boot_ms < newest {
+            return;
+        }
+        *granted = Some((asked, serve_for));
+        // Confirmation and grant are one number by each clock: a reader sees both or neither.
+        self.stale_at
+            .store(asked.after(serve_for.min(self.staleness.deny_after)));
+        self.confirmed_at.store(asked);
+    }
+
+    /// Begins with what a former process of the same boot was granted: it had the view confirmed as it asked at `confirmed`.
+    pub fn restore(&self, confirmed: Confirmation, serve_for: Duration) {
+        self.confirm(confirmed, serve_for);
+    }
+
+    fn is_stale(&self, now: Reading) -> bool {
+        let (boot, wall) = self.stale_at.load();
+        let now = Confirmation::from(now);
+        now.boot_ms >= boot || now.wall_ms >= wall
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Confirmation, Duration)>> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes `view` the newest.
     pub(super) fn publish(&self, view: Arc<KeyringView>) {
         self.view.store(Some(view));
+    }
+}
+
+impl<'s> Look<'s> {
+    /// Of which keyring.
+    #[must_use]
+    pub const fn slot(&self) -> &'s Slot {
+        self.slot
+    }
+
+    /// When.
+    #[must_use]
+    pub const fn now(&self) -> Reading {
+        self.now
+    }
+
+    /// See [`Slot::age`].
+    #[must_use]
+    pub const fn age(&self) -> Option<Duration> {
+        self.age
+    }
+
+    /// Whether checks are denied, since nothing has confirmed the view for too long.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
+    /// The view; none before the first snapshot.
+    #[must_use]
+    pub fn view(&self) -> Option<&KeyringView> {
+        self.view.as_deref()
+    }
+}
+
+impl ByClocks {
+    const fn never() -> Self {
+        Self {
+            boot: AtomicI64::new(NEVER),
+            wall: AtomicI64::new(NEVER),
+        }
+    }
+
+    /// By the clock since the boot, and by the wall clock. Between two moments it may be the one of the former and the other
+    /// of the latter.
+    fn load(&self) -> (i64, i64) {
+        let boot = self.boot.load(Ordering::Acquire);
+        (boot, self.wall.load(Ordering::Acquire))
+    }
+
+    fn store(&self, at: Confirmation) {
+        self.wall.store(at.wall_ms, Ordering::Release);
+        self.boot.store(at.boot_ms, Ordering::Release);
+    }
+}
+
+impl Confirmation {
+    /// The moment `duration` earlier; it may be before the boot.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self {
+            boot_ms: self.boot_ms.saturating_sub(millis).max(NEVER + 1),
+            wall_ms: self.wall_ms.saturating_sub(millis),
+        }
+    }
+
+    fn after(self, duration: Duration) -> Self {
+        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self {
+            boot_ms: self.boot_ms.saturating_add(millis),
+            wall_ms: self.wall_ms.saturating_add(millis),
+        }
+    }
+}
+
+impl From<Reading> for Confirmation {
+    fn from(reading: Reading) -> Self {
+        Self {
+            boot_ms: i64::try_from(reading.boot.as_millis()).unwrap_or(i64::MAX),
+            wall_ms: reading.wall.as_millis(),
+        }
     }
 }
 
@@ -210,53 +365,115 @@ impl Default for Staleness {
     }
 }
 
-fn millis(time: BootTime) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::testing;
+    use crate::{
+        clock::BootTime,
+        key::{Timestamp, testing},
+    };
+
+    const DENY_AFTER: Duration = Duration::from_mins(1);
+    const LONG: Duration = Duration::from_hours(24);
 
     fn slot() -> Slot {
         let staleness = Staleness {
             warn_after: Duration::from_secs(30),
-            deny_after: Duration::from_mins(1),
+            deny_after: DENY_AFTER,
         };
         Slot::new(testing::keyring_name(), staleness, None)
     }
 
-    #[test]
-    fn age_counts_from_the_newest_confirmation() {
-        let slot = slot();
-        assert_eq!(slot.age(BootTime::from_millis(9_000)), None);
-        slot.confirm(BootTime::from_millis(5_000));
-        slot.confirm(BootTime::from_millis(4_000));
-        let age = slot.age(BootTime::from_millis(9_000));
-        assert_eq!(age, Some(Duration::from_secs(4)));
+    /// A moment by both clocks, of which the one that shows the wall time is an hour ahead.
+    fn at(millis: u64) -> Reading {
+        by(millis, 3_600_000 + i64::try_from(millis).expect("few"))
+    }
+
+    const fn by(boot: u64, wall: i64) -> Reading {
+        Reading {
+            boot: BootTime::from_millis(boot),
+            wall: Timestamp::from_millis(wall),
+        }
+    }
+
+    fn confirm(slot: &Slot, millis: u64, serve_for: Duration) {
+        slot.confirm(at(millis).into(), serve_for);
     }
 
     #[test]
-    fn an_age_that_was_kept_goes_back_before_the_boot() {
+    fn age_counts_from_the_asking_for_the_newest_confirmation() {
         let slot = slot();
-        slot.restore_age(BootTime::from_millis(9_000), Duration::from_hours(1));
-        let age = slot.age(BootTime::from_millis(10_000));
-        assert_eq!(age, Some(Duration::from_secs(3_601)));
-        slot.confirm(BootTime::from_millis(9_500));
-        let age = slot.age(BootTime::from_millis(10_000));
-        assert_eq!(age, Some(Duration::from_millis(500)));
-        slot.restore_age(BootTime::from_millis(10_000), Duration::MAX);
-        assert_eq!(slot.age(BootTime::from_millis(10_000)), age);
+        assert_eq!(slot.age(at(9_000)), None);
+        assert_eq!(slot.freshness(at(9_000)), Freshness::Stale);
+        confirm(&slot, 5_000, LONG);
+        confirm(&slot, 4_000, LONG);
+        assert_eq!(slot.age(at(9_000)), Some(Duration::from_secs(4)));
+        assert_eq!(slot.freshness(at(9_000)), Freshness::Fresh);
+    }
+
+    #[test]
+    fn age_is_the_larger_of_what_both_clocks_say() {
+        let slot = slot();
+        confirm(&slot, 5_000, LONG);
+        let aged = |boot, wall| (slot.age(by(boot, wall)), slot.freshness(by(boot, wall)));
+        let seconds = Duration::from_secs;
+        // A guest whose boot clock stood still while it was paused.
+        let paused = aged(6_000, 3_665_000);
+        assert_eq!(paused, (Some(seconds(60)), Freshness::Stale));
+        // A wall clock that was set back.
+        let back = aged(64_999, 0);
+        assert_eq!(
+            back,
+            (Some(Duration::from_millis(59_999)), Freshness::Warned)
+        );
+        assert_eq!(aged(65_000, 0), (Some(seconds(60)), Freshness::Stale));
+        // Asking again makes it fresh, by the clock as it is now.
+        slot.confirm(by(66_000, 1_000).into(), LONG);
+        assert_eq!(aged(67_000, 2_000), (Some(seconds(1)), Freshness::Fresh));
+    }
+
+    #[test]
+    fn a_grant_that_is_shorter_than_the_limit_ends_first() {
+        let slot = slot();
+        confirm(&slot, 1_000, Duration::from_secs(10));
+        assert_eq!(slot.freshness(at(10_999)), Freshness::Fresh);
+        assert_eq!(slot.freshness(at(11_000)), Freshness::Stale);
+        // Neither does an earlier confirmation bring a longer one.
+        confirm(&slot, 999, LONG);
+        assert_eq!(slot.freshness(at(11_000)), Freshness::Stale);
+        let granted = (at(1_000).into(), Duration::from_secs(10));
+        assert_eq!(slot.confirmation(), Some(granted));
+    }
+
+    #[test]
+    fn a_grant_that_is_longer_than_the_limit_does_not_extend_it() {
+        let slot = slot();
+        confirm(&slot, 0, LONG);
+        assert_eq!(slot.freshness(at(59_999)), Freshness::Warned);
+        assert_eq!(slot.freshness(at(60_000)), Freshness::Stale);
+    }
+
+    #[test]
+    fn what_a_former_process_was_granted_goes_on_with_its_own_end() {
+        let slot = slot();
+        slot.restore(at(1_000).into(), Duration::from_secs(4));
+        assert_eq!(slot.age(at(2_000)), Some(Duration::from_secs(1)));
+        assert_eq!(slot.freshness(at(4_999)), Freshness::Fresh);
+        assert_eq!(slot.freshness(at(5_000)), Freshness::Stale);
+        confirm(&slot, 5_000, LONG);
+        assert_eq!(slot.freshness(at(5_000)), Freshness::Fresh);
     }
 
     #[test]
     fn limits_are_reached_at_their_very_millisecond() {
         let slot = slot();
-        let at = |millis| slot.freshness(Duration::from_millis(millis));
-        assert_eq!(at(29_999), Freshness::Fresh);
-        assert_eq!(at(30_000), Freshness::Warned);
-        assert_eq!(at(59_999), Freshness::Warned);
-        assert_eq!(at(60_000), Freshness::Stale);
+        confirm(&slot, 0, LONG);
+        let freshness = |millis| slot.freshness(at(millis));
+        assert_eq!(freshness(29_999), Freshness::Fresh);
+        assert_eq!(freshness(30_000), Freshness::Warned);
+        assert_eq!(freshness(59_999), Freshness::Warned);
+        assert_eq!(freshness(60_000), Freshness::Stale);
+        assert!(!slot.look(at(59_999)).is_stale());
+        assert!(slot.look(at(60_000)).is_stale());
     }
 }

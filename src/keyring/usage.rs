@@ -90,12 +90,6 @@ impl VersionUsage {
         }
     }
 
-    /// Notes that the uses which were taken last did not come before `moment`.
-    pub fn used_since(&self, moment: Timestamp) {
-        self.last_used
-            .fetch_max(moment.as_millis(), Ordering::Relaxed);
-    }
-
     /// Who uses the version most, the most requests first.
     #[must_use]
     pub fn callers(&self) -> Vec<CallerUse> {

@@ -11,7 +11,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SmallBuffers<T, U>(std::marker::PhantomData<(T, U)>);
 
-/// A heartbeat of ten keyrings, or three versions of a key.
+/// An answer to a beat about ten keyrings, or three versions of a key.
 const BUFFER: usize = 512;
 /// tonic's own: how much of what is ready is gathered before it is handed on.
 const GATHERED: usize = 32 << 10;

@@ -207,19 +207,20 @@ impl Monitor {
     }
 
     fn condition(&self, slot: &Slot) -> Condition {
-        match slot.age(self.clock.boot()) {
-            Some(age) if slot.load().is_some() => match slot.freshness(age) {
-                Freshness::Fresh => Condition::Fresh,
-                Freshness::Warned => Condition::Warned,
-                Freshness::Stale => Condition::Stale,
-            },
-            Some(_) | None => Condition::Unavailable,
+        let now = self.clock.reading();
+        if slot.age(now).is_none() || slot.load().is_none() {
+            return Condition::Unavailable;
+        }
+        match slot.freshness(now) {
+            Freshness::Fresh => Condition::Fresh,
+            Freshness::Warned => Condition::Warned,
+            Freshness::Stale => Condition::Stale,
         }
     }
 
     fn tell(&self, slot: &Slot, condition: Condition) {
         let keyring = slot.name();
-        let age_ms = slot.age(self.clock.boot()).map(|age| age.as_millis());
+        let age_ms = slot.age(self.clock.reading()).map(|age| age.as_millis());
         match condition {
             Condition::Unavailable => tracing::info!(
                 auth.keyring = %keyring,
@@ -294,7 +295,7 @@ impl Monitor {
             condition: self.condition(slot),
             epoch: view.map_or(0, |view| view.epoch().get()),
             revision: view.map_or(0, |view| view.revision().get()),
-            age_ms: slot.age(self.clock.boot()).map(|age| age.as_millis()),
+            age_ms: slot.age(self.clock.reading()).map(|age| age.as_millis()),
             durable_revision: self.durable_revision(slot, view.map(|view| view.epoch())),
             mode: slot.cache().map_or("full", |_| "on_demand"),
             not_served: self.link.not_served(slot.name().as_str()),

@@ -19,7 +19,7 @@ use crate::{
     config::sidecar::{NodeSettings, SnapshotSettings},
     discovery::receiver::Receiver,
     key::KeyringName,
-    keyring::{Keyrings, Restored, Slot},
+    keyring::{Confirmation, Keyrings, Restored, Slot},
 };
 
 /// A file that is kept.
@@ -188,14 +188,16 @@ fn restore(
 }
 
 fn restore_age(slot: &Slot, age: Age, now: &Now) {
+    let reading = now.reading();
+    let grant = slot.staleness().deny_after;
     match age {
-        Age::Known(age) => slot.restore_age(now.boot, age),
+        Age::Known(age) => slot.restore(Confirmation::from(reading).before(age), grant),
         Age::Untold => {
             tracing::error!(
                 auth.keyring = %slot.name(),
                 "the machine has booted and its wall clock was set back: nobody knows how old the keyring is, and it is taken for stale"
             );
-            slot.restore_age(now.boot, slot.staleness().deny_after);
+            slot.restore(Confirmation::from(reading).before(grant), grant);
         }
         Age::Never => {}
     }
@@ -214,7 +216,7 @@ fn restore_keyring(
     tracing::info!(
         auth.keyring = %name,
         auth.keyring.revision = %revision,
-        auth.keyring.age_ms = slot.age(now.boot).map(|age| age.as_millis()),
+        auth.keyring.age_ms = slot.age(now.reading()).map(|age| age.as_millis()),
         items = versions,
         "keyring taken from the snapshot file"
     );

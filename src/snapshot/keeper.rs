@@ -108,8 +108,8 @@ const PULSE_EVERY: Duration = Duration::from_secs(30);
 /// With limits of staleness of a few seconds more often, but a limit is never below a second.
 const PULSES_PER_LIMIT: u32 = 4;
 const MIN_PULSE: Duration = Duration::from_millis(250);
-/// A keyring that nothing confirms is of no use at a start. The first confirmation comes with the next heartbeat, seconds
-/// after the keyring itself, and is waited for.
+/// A keyring that nothing confirms is of no use at a start. The first confirmation comes with the answer to the next
+/// beat, soon after the keyring itself, and is waited for.
 const UNCONFIRMED_PULSE: Duration = Duration::from_secs(1);
 /// How long a change that revokes nothing waits for others: well below the second that it may take to the disk.
 const GATHER: Duration = Duration::from_millis(250);

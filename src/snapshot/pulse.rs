@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    clock::{BootId, BootTime, Clock},
+    clock::{BootId, BootTime, Clock, Reading},
     key::{KeyringName, Timestamp},
     keyring::Keyrings,
     proto::snapshot as wire,
@@ -56,10 +56,10 @@ impl Pulse {
     #[must_use]
     pub fn of(keyrings: &Keyrings, latest_wall: Timestamp, now: &Now) -> Self {
         let confirmed = keyrings.iter().filter_map(|slot| {
-            let age = slot.age(now.boot)?;
+            let (confirmed, _) = slot.confirmation()?;
             let confirmed = Confirmed {
-                wall: now.wall.saturating_sub(age),
-                boot_ms: signed_millis(now.boot).saturating_sub(saturating_millis(age)),
+                wall: Timestamp::from_millis(confirmed.wall_ms),
+                boot_ms: confirmed.boot_ms,
             };
             Some((slot.name().clone(), confirmed))
         });
@@ -140,14 +140,19 @@ impl Now {
             boot_id: clock.boot_id(),
         }
     }
+
+    /// Both clocks.
+    #[must_use]
+    pub const fn reading(&self) -> Reading {
+        Reading {
+            boot: self.boot,
+            wall: self.wall,
+        }
+    }
 }
 
 fn signed_millis(boot: BootTime) -> i64 {
     i64::try_from(boot.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn saturating_millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

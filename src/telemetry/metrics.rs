@@ -314,7 +314,7 @@ impl Collector for KeyringCollector {
                 ConstGauge::new(view.revision().get()).encode(revisions.encode_family(&labels)?)?;
             }
         }
-        let now = self.clock.boot();
+        let now = self.clock.reading();
         let mut ages = encoder.encode_descriptor(
             "relatch_keyring_age_seconds",
             "The time since the control plane last confirmed the keyring",

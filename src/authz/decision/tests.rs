@@ -8,8 +8,10 @@ use crate::{
         settings::{Settings, SettingsParts},
         testing::{
             CONFIRMED_AT, DENY_AFTER, Judged, Message, REVISION, at_once, judge, keyrings, parts,
+            read_at, unconfirmed,
         },
     },
+    clock::BootTime,
     key::{AllowedSources, KeyId, KeyRecord, Secret, Window, testing},
 };
 
@@ -255,21 +257,12 @@ fn a_keyring_is_stale_from_its_limit_on() {
 fn a_view_that_was_never_confirmed_is_not_used() {
     let sidecar = Sidecar::new();
     let settings = Settings::new(sidecar.settings.clone()).expect("valid settings");
-    let confirmed = keyrings(vec![sidecar.record.clone()], true);
-    let view = confirmed
-        .get(&testing::keyring_name())
-        .expect("it was made")
-        .load();
-    let staleness = crate::keyring::Staleness {
-        warn_after: DENY_AFTER,
-        deny_after: DENY_AFTER,
-    };
-    let unconfirmed = crate::keyring::Keyrings::new([(testing::keyring_name(), staleness)]);
-    let slot = unconfirmed
-        .get(&testing::keyring_name())
-        .expect("it was made");
+    let unconfirmed = unconfirmed(vec![sidecar.record.clone()], true);
+    let slot = unconfirmed.get(&testing::keyring_name());
+    let look = slot.expect("it was made").look(read_at(sidecar.boot));
+    assert!(look.view().is_some());
     let looked_up = LookedUp::default();
-    let held = Held::new(slot, view.as_deref(), &looked_up, sidecar.boot);
+    let held = Held::new(&look, &looked_up);
     let request = sidecar.request().raw().encode_to_vec();
     let question = Question::read(&settings, &request).expect("a question");
     let decision = at_once(decide(&question, Some(&held), sidecar.now));

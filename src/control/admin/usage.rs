@@ -15,7 +15,8 @@ use crate::{
     serving::{Gap, RunKey, Target},
 };
 
-/// A report comes with each heartbeat, every five seconds unless configured otherwise: a sidecar that has told nothing for
+/// A report replies to each answer to a beat, every five seconds unless configured otherwise: a sidecar that has told nothing
+/// for
 /// longer is named.
 const LATE_AFTER: Duration = Duration::from_secs(30);
 /// The most callers that a refusal names.

@@ -206,7 +206,7 @@ impl World {
             });
         let usage = wire::Usage {
             sequence: 1,
-            complete_until: Some(now.to_wire()),
+            is_final: true,
             keyrings: vec![wire::KeyringUsage {
                 keyring: testing::keyring_name().to_string(),
                 versions: versions.collect(),

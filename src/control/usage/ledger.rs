@@ -28,6 +28,22 @@ pub(super) struct Ledger {
     unsaved: BTreeSet<Entry>,
 }
 
+/// What a process tells of a version since its begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) requests: u64,
+    pub(super) denied: u64,
+    /// By the clock of the sidecar.
+    pub(super) first_used: Timestamp,
+}
+
+/// When it was received, by the clocks of the control plane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Receipt {
+    pub(super) wall: Timestamp,
+    pub(super) boot: BootTime,
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     /// [`UsageRow::FOLDED`] for the sum of all that have ended.
@@ -75,37 +91,41 @@ impl Ledger {
         ledger
     }
 
-    /// Merges what a process tells of a version since its begin. To merge it again, or late, changes nothing.
+    /// Merges what a process tells of a version since its begin. A count that grew is a use at its receipt, whatever the clock
+    /// of the sidecar says: it came since the report before. What did not grow changes nothing, so that to merge it again, or
+    /// late, does not either.
     pub(super) fn merge(
         &mut self,
         keyring: &KeyringName,
         version: VersionRef,
         boot: &Boot,
-        told: Use,
-        now: BootTime,
+        told: Told,
+        receipt: Receipt,
     ) {
-        let (boot, told) = if self.ended.contains_key(boot) {
-            // Its counts are in the sum already. When it was used is merged still, so that no use is ever overlooked.
-            let times = Use {
-                requests: 0,
-                denied: 0,
-                ..told
-            };
-            (Boot::from(UsageRow::FOLDED), times)
-        } else {
-            (Arc::clone(boot), told)
-        };
         let versions = self.keyrings.entry(keyring.clone()).or_default();
         let counts = versions.entry(version).or_default();
+        // The counts of a process that has ended are in the sum already. Whether these have grown since nobody knows, and so
+        // they have, so that no use is ever overlooked.
+        let has_ended = self.ended.contains_key(boot);
+        let boot = if has_ended {
+            Boot::from(UsageRow::FOLDED)
+        } else {
+            Arc::clone(boot)
+        };
         let before = counts.total().requests;
         let held = counts.boots.entry(Arc::clone(&boot)).or_default();
-        let merged = merged(*held, told);
-        if merged == *held {
+        let has_grown = told.requests > if has_ended { 0 } else { held.requests };
+        if !has_grown {
             return;
         }
-        *held = merged;
+        if !has_ended {
+            held.requests = told.requests;
+            held.denied = held.denied.max(told.denied);
+        }
+        held.first_used = earlier(held.first_used, Some(told.first_used.min(receipt.wall)));
+        held.last_used = held.last_used.max(Some(receipt.wall));
         if counts.total().requests > before {
-            counts.pace.grow(before, now);
+            counts.pace.grow(before, receipt.boot);
         }
         self.unsaved.insert((keyring.clone(), version, boot));
     }
@@ -241,16 +261,6 @@ impl Pace {
 pub(super) fn entry_of(row: &UsageRow) -> Entry {
     let boot = row.run_id.as_str().into();
     (row.keyring.clone(), row.version, boot)
-}
-
-/// What is known of one process after both were told of it.
-fn merged(one: Use, other: Use) -> Use {
-    Use {
-        requests: one.requests.max(other.requests),
-        denied: one.denied.max(other.denied),
-        first_used: earlier(one.first_used, other.first_used),
-        last_used: one.last_used.max(other.last_used),
-    }
 }
 
 /// What is known of two processes together.

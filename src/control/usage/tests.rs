@@ -1,7 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use tokio::sync::watch::Receiver;
 
 use super::*;
 use crate::{
@@ -90,7 +89,7 @@ impl Plane {
         )
     }
 
-    async fn connect(&self, run_id: &str) -> (OpenStream, UsageStream, Receiver<u64>) {
+    async fn connect(&self, run_id: &str) -> (OpenStream, UsageStream, UsageAcks) {
         let subscription = wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             ..wire::Subscription::default()
@@ -161,14 +160,11 @@ fn used(number: u32, requests: u64, last_used_ms: i64) -> wire::VersionUsage {
     }
 }
 
-fn report(
-    sequence: u64,
-    complete_until: Option<i64>,
-    versions: Vec<wire::VersionUsage>,
-) -> wire::Usage {
+/// A message of a report; the last one replies to the answer to a beat.
+fn report(sequence: u64, beat: Option<u64>, versions: Vec<wire::VersionUsage>) -> wire::Usage {
     wire::Usage {
         sequence,
-        complete_until: complete_until.map(|millis| at(millis).to_wire()),
+        complete_until_beat: beat.unwrap_or(0),
         keyrings: vec![wire::KeyringUsage {
             keyring: testing::keyring_name().to_string(),
             versions,
@@ -177,23 +173,38 @@ fn report(
     }
 }
 
+/// The last report of a process that stops.
+fn last_report(sequence: u64, versions: Vec<wire::VersionUsage>) -> wire::Usage {
+    wire::Usage {
+        is_final: true,
+        ..report(sequence, None, versions)
+    }
+}
+
+/// What a report is complete until that replies to what was sent at `sent`.
+const fn complete(sent: i64) -> i64 {
+    sent - 1_000
+}
+
 #[tokio::test]
 async fn usage_is_acked_and_complete_only_when_it_is_in_the_store() {
     let plane = Plane::new().await;
     let (_, mut stream, acks) = plane.connect("a").await;
+    acks.answers.sending(1);
+    plane.hands.advance(Duration::from_secs(5));
     stream.note(
         &report(1, None, vec![used(1, 5, START - 500)]),
         &TwoVersions,
     );
     stream.note(
-        &report(2, Some(START - 10), vec![used(2, 1, START - 400)]),
+        &report(2, Some(1), vec![used(2, 1, START - 400)]),
         &TwoVersions,
     );
-    assert_eq!((*acks.borrow(), plane.complete_until()), (0, None));
+    assert_eq!((*acks.durable.borrow(), plane.complete_until()), (0, None));
     plane.flush().await;
     assert_eq!(
-        (*acks.borrow(), plane.complete_until()),
-        (2, Some(START - 10))
+        (*acks.durable.borrow(), plane.complete_until()),
+        (2, Some(complete(START)))
     );
     assert_eq!((plane.requests(1), plane.requests(2)), (5, 1));
 }
@@ -205,16 +216,16 @@ async fn a_store_that_fails_is_written_later_and_nothing_is_acked_before() {
     let path = plane.dir.path().join("relatch.db");
     let aside = plane.dir.path().join("aside");
     std::fs::rename(&path, &aside).expect("it moves");
-    stream.note(
-        &report(1, Some(START), vec![used(1, 5, START)]),
-        &TwoVersions,
-    );
+    stream.note(&last_report(1, vec![used(1, 5, START)]), &TwoVersions);
     assert!(plane.book.flush(&plane.fleet).await.is_err());
-    assert_eq!((*acks.borrow(), plane.complete_until()), (0, None));
+    assert_eq!((*acks.durable.borrow(), plane.complete_until()), (0, None));
     assert!(!stream.settle(&plane.fleet).await);
     std::fs::rename(&aside, &path).expect("it moves");
     plane.flush().await;
-    assert_eq!((*acks.borrow(), plane.complete_until()), (1, Some(START)));
+    assert_eq!(
+        (*acks.durable.borrow(), plane.complete_until()),
+        (1, Some(START))
+    );
     plane.reopen().await;
     assert_eq!(plane.requests(1), 5);
 }
@@ -223,62 +234,99 @@ async fn a_store_that_fails_is_written_later_and_nothing_is_acked_before() {
 async fn a_report_with_a_hole_is_counted_but_not_complete() {
     let plane = Plane::new().await;
     let (_, mut stream, acks) = plane.connect("a").await;
+    acks.answers.sending(1);
+    plane.hands.advance(Duration::from_secs(5));
+    acks.answers.sending(2);
     stream.note(&report(4, None, vec![used(1, 5, START)]), &TwoVersions);
-    stream.note(
-        &report(6, Some(START - 20), vec![used(2, 1, START)]),
-        &TwoVersions,
-    );
+    stream.note(&report(6, Some(1), vec![used(2, 1, START)]), &TwoVersions);
     plane.flush().await;
-    assert_eq!((*acks.borrow(), plane.complete_until()), (4, None));
+    assert_eq!((*acks.durable.borrow(), plane.complete_until()), (4, None));
     assert_eq!((plane.requests(1), plane.requests(2)), (5, 1));
     assert!(!stream.settle(&plane.fleet).await);
     // What was missing comes late; the next report is whole and has whatever was not acked.
     stream.note(&report(5, None, vec![used(1, 6, START)]), &TwoVersions);
     plane.flush().await;
-    assert_eq!((*acks.borrow(), plane.complete_until()), (4, None));
-    stream.note(
-        &report(7, Some(START - 10), vec![used(1, 6, START)]),
-        &TwoVersions,
-    );
+    assert_eq!((*acks.durable.borrow(), plane.complete_until()), (4, None));
+    stream.note(&report(7, Some(2), vec![used(1, 6, START)]), &TwoVersions);
     plane.flush().await;
     assert_eq!(
-        (*acks.borrow(), plane.complete_until()),
-        (7, Some(START - 10))
+        (*acks.durable.borrow(), plane.complete_until()),
+        (7, Some(complete(START + 5_000)))
     );
     assert_eq!(plane.requests(1), 6);
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_proves_nothing_about_the_future() {
+async fn no_clock_of_a_sidecar_says_when_a_version_was_used() {
+    const DAY: i64 = 86_400_000;
     let plane = Plane::new().await;
-    let (_, mut stream, _acks) = plane.connect("a").await;
-    let ahead = START + 3_600_000;
-    stream.note(
-        &report(1, Some(ahead), vec![used(1, 5, ahead)]),
-        &TwoVersions,
-    );
+    let (_, mut stream, acks) = plane.connect("a").await;
+    let last_used = || {
+        let used = plane.book.use_of(&testing::keyring_name(), version(1));
+        used.and_then(|used| used.last_used)
+            .map(Timestamp::as_millis)
+    };
+    // One that is days behind would make the version look unused, and one that is ahead would keep it for ever.
+    for (sequence, requests, off) in [(1, 5, -3 * DAY), (2, 6, 3 * DAY), (3, 7, -3 * DAY)] {
+        plane.hands.advance(Duration::from_secs(10));
+        acks.answers.sending(sequence);
+        let now = plane.clock.wall().as_millis();
+        let told = used(1, requests, now + off);
+        stream.note(&report(sequence, Some(sequence), vec![told]), &TwoVersions);
+        assert_eq!(last_used(), Some(now));
+        plane.flush().await;
+        assert_eq!(plane.complete_until(), Some(complete(now)));
+    }
+    // To be told again is no use.
+    plane.hands.advance(Duration::from_secs(10));
+    acks.answers.sending(4);
+    let told = used(1, 7, START + 3 * DAY);
+    stream.note(&report(4, Some(4), vec![told]), &TwoVersions);
     plane.flush().await;
-    assert_eq!(plane.complete_until(), Some(START));
-    plane.hands.advance(Duration::from_mins(10));
-    assert_eq!(plane.complete_until(), Some(START));
-    let used = plane.book.use_of(&testing::keyring_name(), version(1));
-    assert_eq!(used.and_then(|used| used.last_used), Some(at(START)));
+    assert_eq!(last_used(), Some(START + 30_000));
+    assert_eq!(plane.complete_until(), Some(complete(START + 40_000)));
 }
 
 #[tokio::test]
-async fn clocks_that_jumped_ahead_together_prove_nothing_once_they_are_set_right() {
+async fn a_reply_to_no_answer_of_its_stream_completes_nothing() {
     let plane = Plane::new().await;
-    let (_, mut stream, _acks) = plane.connect("a").await;
+    let (_, mut stream, acks) = plane.connect("a").await;
+    let (_, _other, others) = plane.connect("b").await;
+    others.answers.sending(9);
+    acks.answers.sending(1);
+    stream.note(&report(1, Some(9), vec![used(1, 5, START)]), &TwoVersions);
+    plane.flush().await;
+    assert_eq!((*acks.durable.borrow(), plane.requests(1)), (1, 5));
+    let (_, a) = plane.fleet.members().remove(0);
+    assert_eq!(a.complete_until, None);
+    assert!(!stream.settle(&plane.fleet).await, "it is not the last one");
+    stream.note(&report(2, Some(1), Vec::new()), &TwoVersions);
+    plane.flush().await;
+    let (_, a) = plane.fleet.members().remove(0);
+    assert_eq!(
+        a.complete_until.map(Timestamp::as_millis),
+        Some(complete(START))
+    );
+    // Only a final report says that nothing will come.
+    assert!(!stream.settle(&plane.fleet).await);
+    stream.note(&last_report(3, Vec::new()), &TwoVersions);
+    assert!(stream.settle(&plane.fleet).await);
+    let (_, a) = plane.fleet.members().remove(0);
+    assert_eq!(a.complete_until, Some(at(START)));
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_under_a_report_proves_nothing_once_it_is_set_right() {
+    let plane = Plane::new().await;
+    let (_, mut stream, acks) = plane.connect("a").await;
     let ahead = START + 3_600_000;
     plane.hands.set_wall(at(ahead));
-    stream.note(
-        &report(1, Some(ahead), vec![used(1, 5, ahead)]),
-        &TwoVersions,
-    );
+    acks.answers.sending(1);
+    stream.note(&report(1, Some(1), vec![used(1, 5, ahead)]), &TwoVersions);
     plane.flush().await;
     plane.hands.set_wall(at(START));
     plane.hands.advance(Duration::from_mins(10));
-    assert_eq!(plane.complete_until(), Some(START));
+    assert_eq!(plane.complete_until(), Some(complete(START)));
     let used = plane.book.use_of(&testing::keyring_name(), version(1));
     assert_eq!(used.and_then(|used| used.last_used), Some(at(START)));
 }
@@ -289,7 +337,7 @@ async fn what_does_not_exist_is_dropped() {
     let (_, mut stream, acks) = plane.connect("a").await;
     let mut odd = report(
         1,
-        Some(START),
+        None,
         vec![used(3, 5, START), used(0, 5, START), used(1, 2, START)],
     );
     odd.keyrings[0].versions[2].requests = u64::MAX;
@@ -299,7 +347,7 @@ async fn what_does_not_exist_is_dropped() {
     });
     stream.note(&odd, &TwoVersions);
     plane.flush().await;
-    assert_eq!(*acks.borrow(), 1);
+    assert_eq!(*acks.durable.borrow(), 1);
     let stored = plane.book.store.load_usage().await.expect("it reads");
     assert_eq!(stored.counts.len(), 1);
     assert_eq!(stored.counts[0].requests, UsageRow::MAX_COUNT);
@@ -310,7 +358,7 @@ async fn an_orderly_end_folds_the_process_and_leaves_no_gap() {
     let mut plane = Plane::new().await;
     for run_id in ["a", "b", "c"] {
         let (opened, mut stream, _acks) = plane.connect(run_id).await;
-        let last = report(1, Some(START), vec![used(1, 5, START)]);
+        let last = last_report(1, vec![used(1, 5, START)]);
         stream.note(&last, &TwoVersions);
         let told_all = stream.settle(&plane.fleet).await;
         assert!(told_all);
@@ -411,13 +459,14 @@ async fn the_task_writes_soon_and_what_is_left_at_its_end() {
     let task = tokio::spawn(Arc::clone(&plane.book).run(fleet, end.clone()));
     let (_, mut stream, mut acks) = plane.connect("a").await;
     stream.note(&report(1, None, vec![used(1, 1, START)]), &TwoVersions);
-    acks.wait_for(|acked| *acked == 1)
+    acks.durable
+        .wait_for(|acked| *acked == 1)
         .await
         .expect("it is acked");
     stream.note(&report(2, None, vec![used(1, 2, START)]), &TwoVersions);
     end.cancel();
     task.await.expect("it ends");
-    assert_eq!(*acks.borrow(), 2);
+    assert_eq!(*acks.durable.borrow(), 2);
 }
 
 /// What happens between three sidecars and a control plane that is killed at any moment.
@@ -456,7 +505,7 @@ async fn survive(events: Vec<Event>) {
                 let versions = (1..=2)
                     .map(|number| used(number, saw[boot][number as usize - 1], START))
                     .collect();
-                sent.push((boot, report(sequence[boot], Some(START), versions)));
+                sent.push((boot, report(sequence[boot], None, versions)));
                 let (_, mut stream, _acks) = plane.connect(names[boot]).await;
                 stream.note(&sent[sent.len() - 1].1, &TwoVersions);
             }
@@ -519,7 +568,7 @@ async fn more_than_one_transaction_takes_is_written_and_acked_with_one_flush() {
     };
     stream.note(&report, &All);
     plane.flush().await;
-    assert_eq!(*acks.borrow(), 1);
+    assert_eq!(*acks.durable.borrow(), 1);
     plane.reopen().await;
     for number in 1..=versions {
         assert_eq!(plane.requests(number), 3, "version {number}");

@@ -33,6 +33,9 @@ struct Opened {
     said: Streaming<wire::SidecarMessage>,
     tell: mpsc::UnboundedSender<Result<wire::ControlMessage, Status>>,
     revision: u64,
+    /// The newest beat that was read, and the newest that was answered.
+    beat: u64,
+    answered: u64,
 }
 
 /// A client with its keyring, its control plane, and a key.
@@ -49,6 +52,8 @@ struct World {
 
 /// What a sidecar may send before it is read: little, so that more waits where the sidecar has it.
 const SERVERS_WINDOW: u32 = 64 << 10;
+/// Often, so that no test waits for a beat.
+const BEAT_EVERY_MS: u32 = 50;
 /// Far above what anything here takes, so that only a failing test meets it.
 const DEADLINE: Duration = Duration::from_mins(2);
 
@@ -66,6 +71,8 @@ impl KeyringDiscovery for Control {
             said: request.into_inner(),
             tell,
             revision: 0,
+            beat: 0,
+            answered: 0,
         };
         self.0.send(opened).expect("the test listens");
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(told))))
@@ -191,10 +198,29 @@ impl Opened {
         self.tell(Tell::UsageAck(wire::UsageAck { sequence }));
     }
 
-    /// The next message; none at the end of the stream.
+    /// The next message but for beats; none at the end of the stream.
     async fn next(&mut self) -> Option<Kind> {
+        loop {
+            match self.said().await? {
+                Kind::Beat(beat) => self.beat = beat.number,
+                other => return Some(other),
+            }
+        }
+    }
+
+    async fn said(&mut self) -> Option<Kind> {
         let message = timeout(DEADLINE, self.said.message()).await;
         message.expect("in time").ok().flatten()?.kind
+    }
+
+    /// Waits until there is a beat that is not answered.
+    async fn until_beat(&mut self) {
+        while self.beat <= self.answered {
+            match self.said().await {
+                Some(Kind::Beat(beat)) => self.beat = beat.number,
+                other => panic!("no beat: {other:?}"),
+            }
+        }
     }
 
     async fn usage(&mut self) -> wire::Usage {
@@ -204,16 +230,20 @@ impl Opened {
         }
     }
 
-    fn tell_heartbeat(&self) {
-        self.tell(Tell::Heartbeat(wire::Heartbeat {
+    async fn answer_beat(&mut self) {
+        self.until_beat().await;
+        self.answered = self.beat;
+        self.tell(Tell::BeatAnswer(wire::BeatAnswer {
+            beat: self.beat,
             sent_at: Some(Clock::system().wall().to_wire()),
+            beat_every_ms: BEAT_EVERY_MS,
             keyrings: Vec::new(),
         }));
     }
 
-    /// The answer to a heartbeat.
-    async fn heartbeat(&mut self) -> wire::Usage {
-        self.tell_heartbeat();
+    /// The report that replies to the answer to a beat.
+    async fn report(&mut self) -> wire::Usage {
+        self.answer_beat().await;
         self.usage().await
     }
 }
@@ -232,22 +262,23 @@ fn requests(usage: &wire::Usage) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn every_heartbeat_is_answered_with_what_was_not_acked() {
+async fn every_answer_to_a_beat_is_replied_to_with_what_was_not_acked() {
     let mut world = World::start().await;
     let mut stream = world.stream(KeyState::Active).await;
     world.count(3);
-    let first = stream.heartbeat().await;
+    let first = stream.report().await;
     assert_eq!((first.sequence, requests(&first)), (1, vec![3]));
-    assert!(first.complete_until.is_some());
+    assert_eq!(first.complete_until_beat, stream.answered);
+    assert!(!first.is_final);
     world.count(1);
-    let second = stream.heartbeat().await;
+    let second = stream.report().await;
     assert_eq!(requests(&second), [4]);
-    assert_eq!(requests(&stream.heartbeat().await), [4]);
+    assert_eq!(requests(&stream.report().await), [4]);
     stream.ack(&second);
     // It is told once more before the ack of the last message has come.
-    let last = stream.heartbeat().await;
+    let last = stream.report().await;
     stream.ack(&last);
-    assert!(requests(&stream.heartbeat().await).is_empty());
+    assert!(requests(&stream.report().await).is_empty());
     let progress = ReportProgress {
         acked: last.sequence,
         unacked: 0,
@@ -261,9 +292,9 @@ async fn a_control_plane_that_does_not_read_usage_is_listened_to_and_gets_all_of
     let mut world = World::start().await;
     let mut stream = world.stream(KeyState::Active).await;
     world.count_others(VERSIONS);
-    stream.tell_heartbeat();
+    stream.answer_beat().await;
     // The second report is not begun before the first has left.
-    stream.tell_heartbeat();
+    stream.answer_beat().await;
     stream.tell(Tell::UsageAck(wire::UsageAck { sequence: 1 }));
     let taken = async {
         while world.link.usage().acked == 0 {
@@ -278,11 +309,30 @@ async fn a_control_plane_that_does_not_read_usage_is_listened_to_and_gets_all_of
         messages += 1;
         assert_eq!(usage.sequence, messages);
         told += requests(&usage).len();
-        if usage.complete_until.is_some() {
+        if usage.complete_until_beat > 0 {
             break;
         }
     }
     assert_eq!(told, VERSIONS);
+}
+
+#[tokio::test]
+async fn a_sidecar_asks_behind_its_hello_after_a_snapshot_and_after_each_pause() {
+    let mut world = World::start().await;
+    let mut stream = world.stream(KeyState::Active).await;
+    assert_eq!(stream.beat, 1, "it stands behind the hello");
+    let second = stream.said().await;
+    let is_second = matches!(&second, Some(Kind::Beat(beat)) if beat.number == 2);
+    assert!(
+        is_second,
+        "{second:?} stands behind the ack of the snapshot"
+    );
+    stream.beat = 2;
+    for _ in 0..3 {
+        let usage = stream.report().await;
+        assert_eq!(usage.complete_until_beat, stream.answered);
+    }
+    assert!(stream.answered >= 4, "the others come after the pause");
 }
 
 #[tokio::test]
@@ -307,14 +357,14 @@ async fn counts_go_on_over_a_lost_stream_and_a_change_of_the_record() {
     let mut world = World::start().await;
     let mut stream = world.stream(KeyState::Active).await;
     world.count(5);
-    let lost = stream.heartbeat().await;
+    let lost = stream.report().await;
     assert_eq!(requests(&lost), [5]);
     drop(stream);
 
     let mut stream = world.stream(KeyState::Retiring).await;
     assert_eq!(world.state(), KeyState::Retiring);
     world.count(2);
-    let told = stream.heartbeat().await;
+    let told = stream.report().await;
     assert_eq!(requests(&told), [7]);
     assert!(told.sequence > lost.sequence, "it is the same process");
     stream.ack(&told);
@@ -322,7 +372,7 @@ async fn counts_go_on_over_a_lost_stream_and_a_change_of_the_record() {
 
     let mut stream = world.stream(KeyState::Retired).await;
     world.count(1);
-    assert_eq!(requests(&stream.heartbeat().await), [8]);
+    assert_eq!(requests(&stream.report().await), [8]);
 }
 
 #[tokio::test]
@@ -340,16 +390,16 @@ async fn a_stop_serves_the_stream_until_checks_are_answered_and_reports_them_bef
     world.checks.close();
     world.shutdown.cancel();
     for _ in 0..3 {
-        assert!(requests(&stream.heartbeat().await).is_empty());
+        assert!(requests(&stream.report().await).is_empty());
     }
     answer.send(()).expect("the check waits");
 
     let report = stream.usage().await;
 
     assert_eq!(requests(&report), [1]);
-    assert!(report.complete_until.is_some());
+    assert!(report.is_final);
     // Nothing is said before the ack, but for answers.
-    let while_waiting = stream.heartbeat().await;
+    let while_waiting = stream.report().await;
     assert_eq!(requests(&while_waiting), [1]);
     stream.ack(&while_waiting);
     let goodbye = stream.next().await;
@@ -466,18 +516,23 @@ fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
         let message = wire::ControlMessage { kind: Some(kind) };
         receiver.receive(message).expect("the stream goes on");
     };
-    let pulse = |revision| {
-        Tell::Heartbeat(wire::Heartbeat {
+    let confirm = |receiver: &mut Receiver, revision| {
+        let Some(Kind::Beat(beat)) = receiver.next_beat().kind else {
+            panic!("it asks for nothing");
+        };
+        let answer = wire::BeatAnswer {
+            beat: beat.number,
             sent_at: Some(Clock::system().wall().to_wire()),
+            beat_every_ms: BEAT_EVERY_MS,
             keyrings: vec![wire::KeyringPulse {
                 keyring: testing::keyring_name().to_string(),
                 epoch: 1,
                 revision,
                 set_digest: 0,
-                as_of: Some(Clock::system().wall().to_wire()),
-                ..Default::default()
+                serve_for_ms: 60_000,
             }],
-        })
+        };
+        tell(receiver, Tell::BeatAnswer(answer));
     };
     let empty = wire::SnapshotChunk {
         keyring: testing::keyring_name().to_string(),
@@ -489,7 +544,7 @@ fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
     let empty = prost::Message::encode_to_vec(&empty);
     tell(&mut receiver, Tell::Settings(settings(Epoch::new(1))));
     // Behind what there is: a snapshot is asked for.
-    tell(&mut receiver, pulse(1));
+    confirm(&mut receiver, 1);
     tell(&mut receiver, Tell::Snapshot(empty.into()));
     let refused = wire::NotServed {
         keyring: other.to_string(),
@@ -498,7 +553,7 @@ fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
     };
     tell(&mut receiver, Tell::NotServed(refused));
     assert!(!receiver.is_answered(), "nothing was confirmed");
-    tell(&mut receiver, pulse(1));
+    confirm(&mut receiver, 1);
     assert!(receiver.is_answered());
     // The next stream has to bring it anew.
     receiver.disconnected();

@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::{
     Leave, message,
-    pulse::reason_to_resync,
+    pulse::{deny_after_ms, reason_to_resync},
     reply::{Answered, Reply},
     revoked::RevokedThrough,
 };
@@ -15,7 +15,9 @@ use crate::{
     clock::BootTime,
     discovery::change::{Changes, decode_items, decode_revocations},
     key::{Epoch, KeyRecord, KeyringName, Revision},
-    keyring::{DeltaError, KeyringSettings, Mirror, Restored, SnapshotBuilder, SnapshotError},
+    keyring::{
+        Confirmation, DeltaError, KeyringSettings, Mirror, Restored, SnapshotBuilder, SnapshotError,
+    },
     proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
     snapshot::{journal::Urgency, recorder::Recorder},
 };
@@ -119,6 +121,7 @@ impl Held {
                 id: partial.id,
                 chunks: partial.next_index,
             }),
+            deny_after_ms: deny_after_ms(self.mirror.slot()),
             ..Default::default()
         }
     }
@@ -232,7 +235,7 @@ impl Held {
                     found,
                     "snapshot held: it would drop more than half of the keyring; confirm the number of items if it is right"
                 );
-                // The one that was asked for has come; heartbeats ask again until one is confirmed.
+                // The one that was asked for has come; answers to beats ask again until one is confirmed.
                 self.awaits_snapshot = false;
                 self.awaits_confirmation = true;
                 let reason = SnapshotError::Shrinks { held, found }.to_string();
@@ -381,7 +384,7 @@ impl Held {
     pub(super) fn pulse(
         &mut self,
         pulse: &wire::KeyringPulse,
-        confirmed_at: BootTime,
+        asked: Confirmation,
         now: BootTime,
     ) -> Result<Option<wire::SidecarMessage>, Leave> {
         if self.awaits_snapshot || self.incoming.is_some() {
@@ -398,7 +401,9 @@ impl Held {
         if pulse.set_digest == held.set_digest {
             self.pacer = ResyncPacer::new();
             self.partial = None;
-            self.mirror.slot().confirm(confirmed_at);
+            self.mirror
+                .slot()
+                .confirm(asked, Duration::from_millis(pulse.serve_for_ms));
             return Ok(None);
         }
         if !self.pacer.may_resync(now) {

@@ -1,8 +1,10 @@
 //! What a sidecar does with what comes of a keyring that it holds on demand.
 
+use std::time::Duration;
+
 use super::{
     Leave, message,
-    pulse::reason_to_resync,
+    pulse::{deny_after_ms, reason_to_resync},
     reply::{Answered, Reply},
     revoked::RevokedThrough,
 };
@@ -14,7 +16,7 @@ use crate::{
     },
     key::{Epoch, KeyDigest, KeyRecord, KeyringName, Revision},
     keyring::{
-        DeltaError,
+        Confirmation, DeltaError,
         on_demand::{Fill, Follower, Found, StartError},
     },
     proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
@@ -53,6 +55,7 @@ impl Followed {
             set_digest: 0,
             mode: wire::Mode::OnDemand.into(),
             revoked_through: self.revoked_through.get().get(),
+            deny_after_ms: deny_after_ms(self.follower.slot()),
             ..Default::default()
         }
     }
@@ -247,7 +250,7 @@ impl Followed {
     pub(super) fn pulse(
         &mut self,
         pulse: &wire::KeyringPulse,
-        confirmed_at: BootTime,
+        asked: Confirmation,
     ) -> Result<Option<wire::SidecarMessage>, Leave> {
         if self.awaits_start {
             return Ok(None);
@@ -256,7 +259,9 @@ impl Followed {
         if let Some(reason) = reason_to_resync(&self.name(), held, pulse)? {
             return Ok(Some(self.resync(reason)));
         }
-        self.follower.slot().confirm(confirmed_at);
+        self.follower
+            .slot()
+            .confirm(asked, Duration::from_millis(pulse.serve_for_ms));
         Ok(None)
     }
 

@@ -1,11 +1,11 @@
-//! What a heartbeat says of a keyring, beside what is held of it.
+//! What the answer to a beat says of a keyring, beside what is held of it.
 
 use std::cmp::Ordering;
 
 use super::Leave;
 use crate::{
     key::{Epoch, KeyringName, Revision},
-    keyring::Position,
+    keyring::{Position, Slot},
     proto::discovery::{self as wire, ResyncReason},
 };
 
@@ -32,4 +32,10 @@ pub(super) fn reason_to_resync(
         Ordering::Equal => Ok(None),
         Ordering::Greater => Ok(Some(ResyncReason::Gap)),
     }
+}
+
+/// How long a keyring may go without a confirmation, as the control plane is told.
+pub(super) fn deny_after_ms(slot: &Slot) -> u64 {
+    let limit = slot.staleness().deny_after.as_millis();
+    u64::try_from(limit).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,7 @@
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use proptest::{collection::vec, prelude::*};
 
@@ -48,7 +51,8 @@ struct Model {
     stored: HashMap<(String, u32), Use>,
     /// What was counted when a report was made, by the sequence of its last message.
     counted: HashMap<u64, Vec<Use>>,
-    complete_until: Option<Timestamp>,
+    /// The last beat that was answered.
+    beat: u64,
 }
 
 fn at(millis: i64) -> Timestamp {
@@ -81,13 +85,10 @@ fn told(message: &wire::Usage) -> impl Iterator<Item = &wire::VersionUsage> {
         .flat_map(|keyring| &keyring.versions)
 }
 
-fn complete_until(message: &wire::Usage) -> Option<Timestamp> {
-    let time = message.complete_until?;
-    Some(
-        std::time::SystemTime::try_from(time)
-            .expect("a time")
-            .into(),
-    )
+/// The beat to whose answer a whole report replies.
+fn complete_until(message: &wire::Usage) -> Option<u64> {
+    let beat = message.complete_until_beat;
+    (beat > 0).then_some(beat)
 }
 
 impl Model {
@@ -104,7 +105,7 @@ impl Model {
             streams: vec![Stream::default()],
             stored: HashMap::new(),
             counted: HashMap::new(),
-            complete_until: None,
+            beat: 0,
         }
     }
 
@@ -141,11 +142,10 @@ impl Model {
     }
 
     fn report(&mut self) {
-        let report = self.reporter.report(self.now);
+        self.beat += 1;
+        let report = self.reporter.report(self.beat);
         let last = report.last().expect("there is one");
-        let until = complete_until(last).expect("it is a whole report");
-        assert!(self.complete_until.is_none_or(|former| former <= until));
-        self.complete_until = Some(until);
+        assert_eq!(complete_until(last), Some(self.beat));
         let usages = self.usages.iter();
         let counted = usages.map(|usage| self.slot.usage().get(*usage).read());
         let counted = counted.collect();
@@ -255,46 +255,42 @@ proptest! {
         model.settle();
         model.assert_exact();
         prop_assert_eq!(model.reporter.progress().unacked, 0);
-        let report = model.reporter.report(model.now);
+        let report = model.reporter.report(model.beat + 1);
         prop_assert_eq!(told(&report[0]).count(), 0, "what was acked is not told again");
     }
 }
 
 #[test]
-fn an_idle_sidecar_tells_that_nothing_is_missing() {
+fn an_idle_sidecar_tells_that_nothing_is_missing_since_it_asked() {
     let mut model = Model::new();
-    let first = model.reporter.report(at(9_000));
-    assert_eq!((first.len(), first[0].sequence), (1, 1));
-    assert_eq!(complete_until(&first[0]), Some(at(8_000)));
-    // The clock is set back; then no check is under way any more.
-    for (report, sequence, until) in [
-        (model.reporter.report(at(5_000)), 2, 8_000),
-        (model.reporter.report(at(9_500)), 3, 8_500),
-        (model.reporter.last_report(at(9_600)), 4, 9_600),
-    ] {
-        assert_eq!(report[0].sequence, sequence);
-        assert_eq!(complete_until(&report[0]), Some(at(until)));
+    for (sequence, beat) in [(1, 1), (2, 2), (3, 7)] {
+        let report = model.reporter.report(beat);
+        assert_eq!((report.len(), report[0].sequence), (1, sequence));
+        assert_eq!(report[0].complete_until_beat, beat);
+        assert!(!report[0].is_final, "checks go on");
     }
 }
 
 #[test]
-fn a_use_after_a_report_is_told_as_one_after_it_although_the_clock_was_set_back() {
+fn whatever_is_reported_once_no_check_is_under_way_is_final() {
     let mut model = Model::new();
-    drop(model.reporter.report(at(9_000)));
-    let usage = model.usages[0];
-    model.slot.usage().count(usage, at(2_000), false);
-    let report = model.reporter.report(at(2_500));
-    let told: Vec<_> = told(&report[0])
-        .map(|told| (told.first_used_ms, told.last_used_ms))
-        .collect();
-    assert_eq!(told, [(2_000, 8_000)]);
+    model.act(Act::Use(0, false));
+    drop(model.reporter.report(1));
+    for report in [
+        model.reporter.last_report(),
+        model.reporter.report(2),
+        model.reporter.last_report(),
+    ] {
+        assert_eq!(told(&report[0]).count(), 1);
+        assert!(report[0].is_final);
+    }
 }
 
 #[test]
 fn an_ack_that_nobody_can_have_sent_changes_nothing() {
     let mut model = Model::new();
     model.act(Act::Use(0, false));
-    drop(model.reporter.report(model.now));
+    drop(model.reporter.report(1));
     model.reporter.acked(2);
     let expected = ReportProgress {
         acked: 0,
@@ -313,7 +309,7 @@ fn messages_are_bounded_and_only_the_last_says_that_the_report_is_whole() {
     for usage in &usages {
         slot.usage().count(*usage, at(5), false);
     }
-    let report = reporter.report(at(5_000));
+    let report = reporter.report(1);
     let sizes: Vec<_> = report.iter().map(|message| told(message).count()).collect();
     assert_eq!(sizes, [MAX_VERSIONS, MAX_VERSIONS, 201]);
     let complete: Vec<_> = report.iter().map(|m| complete_until(m).is_some()).collect();
@@ -329,7 +325,7 @@ fn messages_are_bounded_and_only_the_last_says_that_the_report_is_whole() {
             slot.usage().get(*usage).note_caller(&caller, at(5));
         }
     }
-    let report = reporter.report(at(5_000));
+    let report = reporter.report(1);
     let largest = report.iter().map(Message::encoded_len).max();
     assert!(largest.is_some_and(|bytes| (MAX_BYTES..=160 << 10).contains(&bytes)));
 }
@@ -342,19 +338,23 @@ fn a_book_that_takes_several_reports_is_told_to_its_end_and_whole_only_then() {
     for usage in usages(&slot, u32::try_from(room + 2).expect("it is bounded")) {
         slot.usage().count(usage, at(5), false);
     }
-    let first = reporter.report(at(5_000));
+    let first = reporter.report(5);
     assert_eq!(first.len(), MAX_MESSAGES);
-    assert!(first.iter().all(|message| message.complete_until.is_none()));
+    assert!(
+        first
+            .iter()
+            .all(|message| complete_until(message).is_none())
+    );
     // Without an ack the rest comes first; what had room beside it is told again.
-    let second = reporter.report(at(6_000));
+    let second = reporter.report(6);
     assert!(
         second
             .iter()
-            .all(|message| message.complete_until.is_none())
+            .all(|message| complete_until(message).is_none())
     );
     reporter.acked(second[0].sequence);
     assert_eq!(reporter.progress().unacked, room - MAX_VERSIONS);
-    let third = reporter.report(at(7_000));
+    let third = reporter.report(7);
     let last = third.last().expect("there is one");
-    assert_eq!(complete_until(last), Some(at(6_000)));
+    assert_eq!(complete_until(last), Some(7));
 }

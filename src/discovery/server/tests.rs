@@ -22,6 +22,7 @@ const DEADLINE: Duration = Duration::from_mins(2);
 struct World {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
+    usage: Arc<UsageBook>,
     endpoint: Endpoint,
     _server: JoinSet<()>,
     dir: tempfile::TempDir,
@@ -49,11 +50,15 @@ impl World {
         let fleet = Fleet::new(clock, Duration::from_hours(1), Vec::new());
         let fleet = Arc::new(fleet.expect("no rows"));
         let catalog = Arc::new(catalog.await.expect("an empty store"));
+        let usage = Arc::new(usage.await.expect("an empty store"));
         let discovery = DiscoveryServer::new(
             Arc::clone(&catalog),
             Arc::clone(&fleet),
-            Arc::new(usage.await.expect("an empty store")),
-            Duration::from_hours(1),
+            Arc::clone(&usage),
+            Terms {
+                beat_every: Duration::from_secs(5),
+                max_serve_for: Duration::from_hours(1),
+            },
             TaskTracker::new(),
             CancellationToken::new(),
         );
@@ -69,9 +74,11 @@ impl World {
             .serve_with_incoming(TcpListenerStream::new(listener));
         let mut server = JoinSet::new();
         server.spawn(async move { serving.await.expect("it serves") });
+        server.spawn(Arc::clone(&catalog).read_for_those_who_ask(CancellationToken::new()));
         Self {
             catalog,
             fleet,
+            usage,
             endpoint: Endpoint::try_from(format!("http://{address}")).expect("a URI"),
             _server: server,
             dir,
@@ -154,16 +161,12 @@ async fn a_stream_ends_with_the_certificate_that_it_began_with() {
     let (say, mut stream) = world.subscribe().await;
     let told = next(&mut stream).await;
     assert!(matches!(told, Some(Told::NotServed(_))), "{told:?}");
-    loop {
-        match next(&mut stream).await {
-            Some(Told::Heartbeat(_)) => {}
-            Some(Told::Drain(drain)) => {
-                assert_eq!(drain.reason(), wire::DrainReason::CertificateExpired);
-                assert_eq!(drain.retry_after, None);
-                break;
-            }
-            other => panic!("no drain: {other:?}"),
+    match next(&mut stream).await {
+        Some(Told::Drain(drain)) => {
+            assert_eq!(drain.reason(), wire::DrainReason::CertificateExpired);
+            assert_eq!(drain.retry_after, None);
         }
+        other => panic!("no drain: {other:?}"),
     }
     assert!(next(&mut stream).await.is_none(), "nothing follows");
     // The sidecar does not leave, and is left.
@@ -350,6 +353,49 @@ async fn what_a_sidecar_holds_counts_by_its_digest_and_else_from_a_snapshot_on()
         assert_eq!(progress().revoked_through, counts);
         assert_eq!(progress().durable, counts);
     }
+}
+
+#[tokio::test]
+async fn a_beat_is_answered_and_the_report_that_replies_is_complete_until_the_sending() {
+    let world = World::start(Peer::default()).await;
+    world.create_keyring().await;
+    let (say, mut stream) = world.subscribe().await;
+    let said = async |kind| {
+        let message = wire::SidecarMessage { kind: Some(kind) };
+        say.send(message).await.expect("the stream is open");
+    };
+    said(Kind::Beat(wire::Beat { number: 1 })).await;
+    let before = Clock::system().wall();
+    let answer = loop {
+        match next(&mut stream).await {
+            Some(Told::BeatAnswer(answer)) => break answer,
+            Some(Told::Settings(_) | Told::Snapshot(_)) => {}
+            other => panic!("no answer: {other:?}"),
+        }
+    };
+    assert_eq!(answer.beat, 1);
+    let after = Clock::system().wall();
+    said(Kind::Usage(wire::Usage {
+        sequence: 1,
+        complete_until_beat: 1,
+        ..Default::default()
+    }))
+    .await;
+    let complete = async {
+        loop {
+            world.usage.flush(&world.fleet).await.expect("writable");
+            let (_, member) = world.fleet.members().remove(0);
+            if let Some(until) = member.complete_until {
+                return until;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let complete = tokio::time::timeout(DEADLINE, complete)
+        .await
+        .expect("in time");
+    let sent_at = complete.saturating_add(Duration::from_secs(1));
+    assert!(before <= sent_at && sent_at <= after, "{sent_at}");
 }
 
 #[tokio::test]

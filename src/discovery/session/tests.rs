@@ -4,6 +4,10 @@ use prost::Message;
 use super::*;
 use crate::{
     clock::Clock,
+    control::{
+        fleet::{Fleet, OpenStream},
+        pace::Pace,
+    },
     discovery::{receiver::Receiver, testing::spec},
     key::{
         Change, KeyId, MasterPepper, PepperId, Prefix,
@@ -12,19 +16,24 @@ use crate::{
     },
     keyring::{Keyrings, Staleness},
     proto::discovery::sidecar_message::Kind as Said,
-    store::{LogName, SqliteOptions, SqliteStore, Store},
+    store::{LogName, SqliteOptions, SqliteStore, Store, StoreError},
 };
 
 /// Longer than anything here takes, so that only a hung test meets it.
 const DEADLINE: Duration = Duration::from_mins(2);
-/// So rare that only the first one is met.
-const HEARTBEAT: Duration = Duration::from_hours(1);
+const TERMS: Terms = Terms {
+    beat_every: Duration::from_secs(5),
+    max_serve_for: Duration::from_mins(15),
+};
+/// That of the sidecars here.
+const DENY_AFTER: Duration = Duration::from_hours(1);
 
 /// A control plane's catalog and the session of one sidecar, whose messages the test asks for.
 struct Pair {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     store: Arc<dyn Store>,
     catalog: Arc<Catalog>,
+    fleet: Arc<Fleet>,
     shutdown: CancellationToken,
     expired: CancellationToken,
     /// Up to which message all usage is in the store.
@@ -35,6 +44,8 @@ struct Reader {
     session: Session,
     resyncs: mpsc::Sender<wire::Resync>,
     lookups: mpsc::Sender<wire::Lookup>,
+    beats: Beats,
+    catalog: Arc<Catalog>,
 }
 
 impl Pair {
@@ -55,8 +66,9 @@ impl Pair {
         )
         .await;
         Self {
-            _dir: dir,
+            dir,
             store,
+            fleet: Arc::new(Fleet::new(Clock::system(), DEADLINE, Vec::new())),
             catalog: Arc::new(catalog.expect("an empty store")),
             shutdown: CancellationToken::new(),
             expired: CancellationToken::new(),
@@ -141,23 +153,37 @@ impl Pair {
             mode: mode.into(),
             revoked_through: held.revoked_through.get(),
             partial: held.partial,
-            ..Default::default()
+            deny_after_ms: DENY_AFTER.as_millis().try_into().expect("short"),
         })
     }
 
     fn reader_of(&self, subscription: wire::Subscription) -> Reader {
         let (resyncs, asked_resyncs) = mpsc::channel(1);
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
+        let (beats, asked_beats) = Beats::new();
         let asked = Asked {
             resyncs: asked_resyncs,
             lookups: asked_lookups,
+            beats: asked_beats,
+        };
+        let usage = UsageAcks {
+            durable: self.usage.subscribe(),
+            answers: Answers::new(Arc::new(Pace::new(Clock::system()))),
+        };
+        let grantor = Grantor {
+            fleet: Arc::clone(&self.fleet),
+            member: MemberKey {
+                node: "edge-1".to_owned(),
+                run_id: "a".to_owned(),
+            },
+            terms: TERMS,
         };
         let session = Session::new(
             Arc::clone(&self.catalog),
-            &[subscription],
+            std::slice::from_ref(subscription),
             asked,
-            self.usage.subscribe(),
-            HEARTBEAT,
+            usage,
+            grantor,
             Arc::new(Semaphore::new(1)),
             Drains {
                 stop: self.shutdown.clone(),
@@ -168,6 +194,8 @@ impl Pair {
             session,
             resyncs,
             lookups,
+            beats,
+            catalog: Arc::clone(&self.catalog),
         }
     }
 
@@ -234,13 +262,30 @@ impl Reader {
             .expect("a message comes")
     }
 
-    /// The next message that is no heartbeat.
+    /// The next message of a stream that goes on.
     async fn news(&mut self) -> Kind {
-        loop {
-            match self.next().await.expect("the stream goes on") {
-                Kind::Heartbeat(_) => {}
-                other => return other,
-            }
+        self.next().await.expect("the stream goes on")
+    }
+
+    /// What the session has to say now; none when it waits.
+    fn now(&mut self) -> Option<Kind> {
+        self.session
+            .next()
+            .now_or_never()
+            .map(|kind| kind.expect("the stream goes on"))
+    }
+
+    fn beat(&self, number: u64) {
+        self.beats.arrive(number, &self.catalog);
+    }
+
+    /// A beat, the read of the store for it, and its answer.
+    async fn answer(&mut self, number: u64) -> wire::BeatAnswer {
+        self.beat(number);
+        self.catalog.refresh().await.expect("readable");
+        match self.news().await {
+            Kind::BeatAnswer(answer) => answer,
+            other => panic!("{other:?} is no answer"),
         }
     }
 
@@ -271,19 +316,169 @@ fn delta(kind: Kind) -> wire::Delta {
 }
 
 #[tokio::test]
-async fn a_new_sidecar_gets_settings_a_snapshot_and_a_heartbeat() {
+async fn a_new_sidecar_gets_settings_a_snapshot_and_an_answer() {
     let pair = Pair::with_keys(3).await;
     let mut reader = pair.new_reader();
     assert_eq!(reader.read_snapshot().await, 3);
-    let heartbeat = loop {
-        if let Some(Kind::Heartbeat(heartbeat)) = reader.next().await
-            && !heartbeat.keyrings.is_empty()
-        {
-            break heartbeat;
-        }
+    let answer = reader.answer(1).await;
+    assert_eq!((answer.beat, answer.beat_every_ms), (1, 5_000));
+    let head = pair.head();
+    let pulse = &answer.keyrings[0];
+    assert_eq!(pulse.epoch, head.epoch.get());
+    assert_eq!(pulse.revision, head.revision.get());
+    assert_eq!(pulse.set_digest, head.set_digest);
+    assert_eq!(pulse.serve_for_ms, 900_000);
+}
+
+#[tokio::test]
+async fn a_sidecar_is_granted_no_more_than_its_own_limit_and_ours() {
+    let pair = Pair::with_keys(1).await;
+    for (deny_after_ms, granted) in [(4_000, 4_000), (900_001, 900_000), (u64::MAX, 900_000)] {
+        let head = pair.head();
+        let mut reader = pair.reader_of(&wire::Subscription {
+            keyring: testing::keyring_name().to_string(),
+            epoch: head.epoch.get(),
+            revision: head.revision.get(),
+            set_digest: head.set_digest,
+            deny_after_ms,
+            ..Default::default()
+        });
+        assert!(matches!(reader.news().await, Kind::Settings(_)));
+        let answer = reader.answer(1).await;
+        assert_eq!(answer.keyrings[0].serve_for_ms, granted);
+    }
+}
+
+#[tokio::test]
+async fn what_a_sidecar_has_not_been_sent_whole_is_not_confirmed() {
+    // Two chunks.
+    let pair = Pair::with_keys(120).await;
+    let mut reader = pair.new_reader();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    assert!(matches!(reader.news().await, Kind::Snapshot(_)));
+    assert_eq!(reader.answer(1).await.keyrings, []);
+    assert!(matches!(reader.news().await, Kind::Snapshot(_)));
+    assert_eq!(reader.answer(2).await.keyrings.len(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_comes_behind_the_changes_that_it_speaks_of() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    reader.beat(1);
+    pair.add_keys(1).await;
+    pair.revoke_one().await;
+    pair.catalog.refresh().await.expect("readable");
+    assert!(matches!(reader.news().await, Kind::Revocations(_)));
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
+    assert!(matches!(reader.news().await, Kind::Delta(_)));
+    let Kind::BeatAnswer(answer) = reader.news().await else {
+        panic!("it is not answered");
     };
-    let pulse = &heartbeat.keyrings[0];
-    assert_eq!(pulse.revision, pair.served().revision().get());
+    assert_eq!(answer.keyrings[0].revision, pair.head().revision.get());
+}
+
+#[tokio::test]
+async fn a_beat_that_arrives_during_a_read_waits_for_the_next_one() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let under_way = pair.catalog.reads().begin();
+    reader.beat(1);
+    assert_eq!(reader.now(), None);
+    pair.catalog.reads().succeeded(under_way);
+    assert_eq!(reader.now(), None, "it was read before the beat");
+    pair.catalog.refresh().await.expect("readable");
+    assert!(matches!(reader.now(), Some(Kind::BeatAnswer(answer)) if answer.beat == 1));
+}
+
+#[tokio::test]
+async fn no_beat_is_answered_while_the_store_cannot_be_read() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let (path, aside) = (
+        pair.dir.path().join("relatch.db"),
+        pair.dir.path().join("aside"),
+    );
+    std::fs::rename(&path, &aside).expect("it is there");
+    reader.beat(1);
+    assert!(pair.catalog.refresh().await.is_err());
+    reader.beat(2);
+    assert!(pair.catalog.refresh().await.is_err());
+    assert_eq!(reader.now(), None);
+    std::fs::rename(&aside, &path).expect("it is there");
+    pair.catalog.refresh().await.expect("readable");
+    let answers: Vec<_> = std::iter::from_fn(|| reader.now())
+        .map(|kind| match kind {
+            Kind::BeatAnswer(answer) => answer.beat,
+            other => panic!("{other:?} is no answer"),
+        })
+        .collect();
+    assert_eq!(answers.last(), Some(&2));
+}
+
+#[tokio::test]
+async fn an_answer_whose_grant_cannot_be_recorded_does_not_leave() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    let granted = Granted {
+        beat: 1,
+        serve_for: vec![(testing::keyring_name(), DENY_AFTER)],
+    };
+    let failed = std::future::ready((granted, Err(StoreError::Closing)));
+    reader.session.answering.recording = Some(Box::pin(failed));
+    assert_eq!(reader.now(), None);
+    assert_eq!(reader.answer(2).await.beat, 2);
+}
+
+#[tokio::test]
+async fn beats_that_wait_for_the_same_read_are_answered_by_the_newest_and_older_ones_never() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    for number in [3, 4, 4, 2, 5, 1] {
+        reader.beat(number);
+    }
+    assert_eq!(reader.now(), None);
+    reader.beat(6);
+    pair.catalog.refresh().await.expect("readable");
+    assert!(matches!(reader.now(), Some(Kind::BeatAnswer(answer)) if answer.beat == 6));
+    reader.beat(5);
+    pair.catalog.refresh().await.expect("readable");
+    assert_eq!(reader.now(), None, "a newer one was answered");
+}
+
+#[tokio::test]
+async fn a_beat_is_answered_however_many_newer_ones_come_during_its_read() {
+    let pair = Pair::with_keys(1).await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    for number in 1..10 {
+        reader.beat(number);
+        assert_eq!(reader.now(), None);
+        let read = pair.catalog.reads().begin();
+        reader.beat(number + 1);
+        pair.catalog.reads().succeeded(read);
+        assert!(matches!(reader.now(), Some(Kind::BeatAnswer(answer)) if answer.beat == number));
+    }
+}
+
+#[tokio::test]
+async fn the_answers_of_a_control_plane_that_reads_by_itself_take_a_fraction_of_a_second() {
+    let pair = Pair::with_keys(1).await;
+    let reading = Arc::clone(&pair.catalog).read_for_those_who_ask(pair.shutdown.clone());
+    let reading = tokio::spawn(reading);
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    for number in 1..=3 {
+        reader.beat(number);
+        assert!(matches!(reader.news().await, Kind::BeatAnswer(answer) if answer.beat == number));
+    }
+    pair.shutdown.cancel();
+    reading.await.expect("it ends");
 }
 
 #[tokio::test]
@@ -718,6 +913,7 @@ async fn a_stream_ends_when_its_sidecar_is_gone() {
         mut session,
         resyncs,
         lookups,
+        ..
     } = reader;
     drop((resyncs, lookups));
     let ended = async { while session.next().await.is_some() {} };

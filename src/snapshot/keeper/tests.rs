@@ -138,21 +138,27 @@ impl Sidecar {
     }
 
     fn age(&self, machine: &Machine) -> Option<Duration> {
-        self.slot().age(machine.clock.boot())
+        self.slot().age(machine.clock.reading())
     }
 
-    fn heartbeat(&mut self, machine: &Machine, wall: Timestamp) {
+    /// Asks the control plane, whose wall clock shows `wall`, and has everything confirmed.
+    fn beat(&mut self, machine: &Machine, wall: Timestamp) {
         let held = self.receiver.subscriptions().remove(0);
+        let beat = match self.receiver.next_beat().kind {
+            Some(wire::sidecar_message::Kind::Beat(beat)) => beat.number,
+            other => panic!("{other:?} is no beat"),
+        };
         let pulse = wire::KeyringPulse {
             keyring: held.keyring,
             epoch: held.epoch,
             revision: held.revision,
             set_digest: held.set_digest,
-            as_of: Some(wall.to_wire()),
-            ..Default::default()
+            serve_for_ms: held.deny_after_ms,
         };
-        self.take(vec![Kind::Heartbeat(wire::Heartbeat {
+        self.take(vec![Kind::BeatAnswer(wire::BeatAnswer {
+            beat,
             sent_at: Some(wall.to_wire()),
+            beat_every_ms: 5_000,
             keyrings: vec![pulse],
         })]);
         assert_eq!(self.age(machine), Some(Duration::ZERO));
@@ -507,7 +513,7 @@ fn a_keyring_that_is_not_held_in_full_any_more_is_left_out() {
 fn age_goes_on_over_restarts_and_boots() {
     let (machine, _control, mut sidecar) = begun();
     // Its wall clock is an hour behind the control plane's, which makes no difference.
-    sidecar.heartbeat(&machine, Timestamp::from_millis(START + 3_600_000));
+    sidecar.beat(&machine, Timestamp::from_millis(START + 3_600_000));
     sidecar.write();
     drop(sidecar);
 
@@ -571,7 +577,7 @@ fn the_latest_time_is_remembered_unless_the_control_plane_says_otherwise() {
     assert_eq!(sidecar.latest.not_before(at(START)), at(START + 500_000));
 
     // The control plane says what time it is: the clock was ahead by mistake.
-    sidecar.heartbeat(&machine, at(START));
+    sidecar.beat(&machine, at(START));
     sidecar.write();
     drop(sidecar);
     let sidecar = machine.start();
@@ -589,7 +595,7 @@ fn the_first_confirmation_is_waited_for_and_later_ones_are_not() {
     sidecar.write();
     sidecar.keeper.patience.idle = PULSE_EVERY;
     assert_eq!(sidecar.keeper.patience().idle, UNCONFIRMED_PULSE);
-    sidecar.heartbeat(&machine, Timestamp::from_millis(START));
+    sidecar.beat(&machine, Timestamp::from_millis(START));
     sidecar.keeper.patience.idle = Duration::ZERO;
     sidecar.write();
     sidecar.keeper.patience.idle = PULSE_EVERY;

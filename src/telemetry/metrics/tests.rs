@@ -23,7 +23,7 @@ impl Scraped {
     fn new() -> Self {
         let secret = testing::secret(KeyId::generate().expect("the random source works"));
         let keyrings = keyrings(vec![testing::record_of(&secret)], true);
-        let (clock, hands) = Clock::manual(Timestamp::from_millis(5_000));
+        let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000));
         hands.advance(Duration::from_millis(2_500));
         let mut registry = Registry::default();
         let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock);

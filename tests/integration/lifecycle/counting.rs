@@ -13,17 +13,17 @@ async fn checks_are_counted_exactly_over_a_lost_stream_and_a_change_of_the_key()
     let yaml = sidecar_yaml("edge-1", control.address(), &[KEYRING]);
     let sidecar = Sidecar::with_config(&yaml).await;
     let mut stream = control.stream(1, KeyState::Active).await;
-    drop(stream.heartbeat().await);
+    drop(stream.report().await);
     checked(&sidecar, control.key(), 5, &Verdict::allowed(1)).await;
-    let lost = stream.heartbeat().await;
+    let lost = stream.report().await;
     assert_eq!(counts(&lost), [(5, 0)]);
     assert_eq!(status(&sidecar).await["unacked_versions"], 1);
     drop(stream);
 
     let mut stream = control.stream(2, KeyState::Retiring).await;
-    drop(stream.heartbeat().await);
+    drop(stream.report().await);
     checked(&sidecar, control.key(), 3, &Verdict::allowed(1)).await;
-    let told = stream.heartbeat().await;
+    let told = stream.report().await;
     assert_eq!(counts(&told), [(8, 0)]);
     let callers = &told.keyrings[0].versions[0].callers;
     assert_eq!((callers.len(), callers[0].requests), (1, 3));
@@ -32,12 +32,12 @@ async fn checks_are_counted_exactly_over_a_lost_stream_and_a_change_of_the_key()
     drop(stream);
 
     let mut stream = control.stream(3, KeyState::Retired).await;
-    drop(stream.heartbeat().await);
+    drop(stream.report().await);
     checked(&sidecar, control.key(), 2, &Verdict::denied("retired", 1)).await;
-    let told = stream.heartbeat().await;
+    let told = stream.report().await;
     assert_eq!(counts(&told), [(10, 2)]);
     stream.ack(&told);
-    assert!(counts(&stream.heartbeat().await).is_empty());
+    assert!(counts(&stream.report().await).is_empty());
     let status = status(&sidecar).await;
     assert_eq!(status["acked_sequence"], told.sequence);
     assert_eq!(
@@ -52,14 +52,14 @@ async fn the_last_checks_are_reported_before_the_goodbye() {
     let yaml = sidecar_yaml("edge-1", control.address(), &[KEYRING]);
     let mut sidecar = Sidecar::with_config(&yaml).await;
     let mut stream = control.stream(1, KeyState::Active).await;
-    drop(stream.heartbeat().await);
+    drop(stream.report().await);
     checked(&sidecar, control.key(), 7, &Verdict::allowed(1)).await;
 
     sidecar.daemon.process.signal(Signal::TERM);
 
     let last = stream.usage().await;
     assert_eq!(counts(&last), [(7, 0)]);
-    assert!(last.complete_until.is_some());
+    assert!(last.is_final);
     stream.ack(&last);
     let goodbye = stream.next().await;
     assert!(matches!(goodbye, Some(Kind::Goodbye(_))), "{goodbye:?}");

@@ -1,4 +1,4 @@
-//! A control plane of one keyring with one key, whose heartbeats, acks and ends are the test's.
+//! A control plane of one keyring with one key, whose answers, acks and ends are the test's.
 
 use std::{net::SocketAddr, pin::Pin};
 
@@ -42,11 +42,16 @@ pub(crate) struct SidecarStream {
     said: Streaming<wire::SidecarMessage>,
     tell: mpsc::UnboundedSender<Result<wire::ControlMessage, Status>>,
     keyring: wire::KeyringPulse,
+    /// The newest beat that was read, and the newest that was answered.
+    beat: u64,
+    answered: u64,
 }
 
 #[derive(Debug)]
 struct Service(mpsc::UnboundedSender<SidecarStream>);
 
+/// Often, so that no test waits for a beat.
+const BEAT_EVERY_MS: u32 = 50;
 const KEYRING: &str = "payments";
 const PEPPER: [u8; Pepper::LEN] = [7; Pepper::LEN];
 
@@ -133,8 +138,17 @@ impl ScriptedControl {
 }
 
 impl SidecarStream {
-    /// What the sidecar says next; none at its end.
+    /// What the sidecar says next but for beats; none at its end.
     pub(crate) async fn next(&mut self) -> Option<Kind> {
+        loop {
+            match self.heard().await? {
+                Kind::Beat(beat) => self.beat = beat.number,
+                other => return Some(other),
+            }
+        }
+    }
+
+    async fn heard(&mut self) -> Option<Kind> {
         let said = within(DEADLINE, "a message", self.said.message()).await;
         said.ok().flatten()?.kind
     }
@@ -147,16 +161,20 @@ impl SidecarStream {
         }
     }
 
-    /// Sends a heartbeat; the report that answers it.
-    pub(crate) async fn heartbeat(&mut self) -> wire::Usage {
-        let now = Some(Clock::system().wall().to_wire());
-        let pulse = wire::KeyringPulse {
-            as_of: now,
-            ..self.keyring.clone()
-        };
-        self.tell(Tell::Heartbeat(wire::Heartbeat {
-            sent_at: now,
-            keyrings: vec![pulse],
+    /// Answers the next beat; the report that replies to it.
+    pub(crate) async fn report(&mut self) -> wire::Usage {
+        while self.beat <= self.answered {
+            match self.heard().await {
+                Some(Kind::Beat(beat)) => self.beat = beat.number,
+                other => panic!("no beat: {other:?}"),
+            }
+        }
+        self.answered = self.beat;
+        self.tell(Tell::BeatAnswer(wire::BeatAnswer {
+            beat: self.beat,
+            sent_at: Some(Clock::system().wall().to_wire()),
+            beat_every_ms: BEAT_EVERY_MS,
+            keyrings: vec![self.keyring.clone()],
         }));
         self.usage().await
     }
@@ -188,8 +206,11 @@ impl KeyringDiscovery for Service {
             keyring: wire::KeyringPulse {
                 keyring: KEYRING.to_owned(),
                 epoch: 1,
+                serve_for_ms: 3_600_000,
                 ..wire::KeyringPulse::default()
             },
+            beat: 0,
+            answered: 0,
         };
         self.0.send(opened).expect("the test listens");
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(told))))

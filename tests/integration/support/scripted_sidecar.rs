@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use relatch::{
     key::Timestamp,
     proto::discovery::{
-        Caller, ControlMessage, Goodbye, Hello, KeyringUsage, Node, PROTOCOL, SidecarMessage,
+        Beat, Caller, ControlMessage, Goodbye, Hello, KeyringUsage, Node, PROTOCOL, SidecarMessage,
         Subscription, Usage, VersionUsage, control_message,
         keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
     },
@@ -20,11 +20,24 @@ use super::eventually::{DEADLINE, eventually, within};
 #[derive(Debug)]
 pub(crate) struct ScriptedSidecar {
     keyring: String,
+    /// The number of the last beat.
+    beat: u64,
     say: mpsc::Sender<SidecarMessage>,
     heard: Streaming<ControlMessage>,
 }
 
-/// What it says that it would serve for without an answer: the default of a real one.
+/// What a report ends with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Until {
+    /// More is to come.
+    Open,
+    /// The answer to a beat.
+    Beat(u64),
+    /// The end of the process.
+    End,
+}
+
+/// `deny_after` of the sidecar.
 const DENY_AFTER_MS: u64 = 3_600_000;
 /// More than a test ever says before the other end has read it.
 const MAX_SAID: usize = 16;
@@ -67,27 +80,42 @@ impl ScriptedSidecar {
         let heard = client.subscribe(ReceiverStream::new(said)).await;
         Self {
             keyring: keyring.to_owned(),
+            beat: 0,
             say,
             heard: heard.expect("the stream opens").into_inner(),
         }
     }
 
-    /// Reports the requests of version 1 of a key, and that this is all until `complete_until`.
-    pub(crate) async fn report(
-        &self,
-        sequence: u64,
-        key_id: &str,
-        requests: u64,
-        complete_until: Option<Timestamp>,
-    ) {
-        let last_used = complete_until.map_or(1_000, Timestamp::as_millis);
+    /// Sends a beat and waits for its answer; its number, and when it was answered.
+    pub(crate) async fn beat(&mut self) -> (u64, Timestamp) {
+        self.beat += 1;
+        let number = self.beat;
+        self.say(Kind::Beat(Beat { number })).await;
+        let answered = async {
+            loop {
+                let message = self.heard.message().await.expect("the stream is open");
+                let kind = message.expect("the stream goes on").kind;
+                if let Some(control_message::Kind::BeatAnswer(answer)) = kind
+                    && answer.beat == number
+                {
+                    let sent_at = answer.sent_at.expect("it has a time");
+                    break std::time::SystemTime::try_from(sent_at).expect("a time");
+                }
+            }
+        };
+        let sent_at = within(DEADLINE, "the answer to a beat", answered).await;
+        (number, sent_at.into())
+    }
+
+    /// Reports the requests of version 1 of a key, and that this is all until then. The sidecar's clock is far behind.
+    pub(crate) async fn report(&self, sequence: u64, key_id: &str, requests: u64, until: Until) {
         let version = VersionUsage {
             key_id: key_id.to_owned(),
             version: 1,
             requests,
             denied: 0,
             first_used_ms: 1_000,
-            last_used_ms: last_used,
+            last_used_ms: 1_000,
             callers: vec![Caller {
                 source: "10.0.0.1".to_owned(),
                 ..Caller::default()
@@ -95,12 +123,15 @@ impl ScriptedSidecar {
         };
         let usage = Usage {
             sequence,
-            complete_until: complete_until.map(Timestamp::to_wire),
             keyrings: vec![KeyringUsage {
                 keyring: self.keyring.clone(),
                 versions: vec![version],
             }],
-            ..Default::default()
+            complete_until_beat: match until {
+                Until::Beat(number) => number,
+                Until::Open | Until::End => 0,
+            },
+            is_final: matches!(until, Until::End),
         };
         self.say(Kind::Usage(usage)).await;
     }

@@ -99,10 +99,15 @@ impl World {
     }
 
     fn deliver(&mut self, by: usize, report: &[(u32, Use)]) {
-        for (number, told) in report {
+        for (number, saw) in report {
             let (keyring, which) = (testing::keyring_name(), version(*number));
+            let told = Told {
+                requests: saw.requests,
+                denied: saw.denied,
+                first_used: saw.first_used.expect("it is used"),
+            };
             self.ledger
-                .merge(&keyring, which, &boot(by), *told, BootTime::default());
+                .merge(&keyring, which, &boot(by), told, received(self.time));
         }
     }
 
@@ -221,13 +226,32 @@ proptest! {
                 world.die();
             }
             for number in 1..=VERSIONS {
-                prop_assert_eq!(world.counted(number), world.truth(number));
+                let (counted, truth) = (world.counted(number), world.truth(number));
+                prop_assert!(counted.last_used >= truth.last_used, "{counted:?} is before {truth:?}");
+                let last_used = truth.last_used;
+                prop_assert_eq!(Use { last_used, ..counted }, truth);
             }
         }
     }
 }
 
-fn told(requests: u64, last_used: i64) -> Use {
+fn told(requests: u64) -> Told {
+    Told {
+        requests,
+        denied: 0,
+        first_used: Timestamp::from_millis(1),
+    }
+}
+
+/// At so many milliseconds by either clock.
+fn received(millis: i64) -> Receipt {
+    Receipt {
+        wall: Timestamp::from_millis(millis),
+        boot: BootTime::from_millis(millis.unsigned_abs()),
+    }
+}
+
+fn used(requests: u64, last_used: i64) -> Use {
     Use {
         requests,
         denied: 0,
@@ -237,26 +261,54 @@ fn told(requests: u64, last_used: i64) -> Use {
 }
 
 #[test]
-fn a_late_use_of_a_process_that_ended_is_dated_and_not_counted() {
-    let (keyring, now) = (testing::keyring_name(), BootTime::default());
+fn a_count_that_grew_is_a_use_at_its_receipt_and_one_that_did_not_is_none() {
+    let keyring = testing::keyring_name();
     let mut ledger = Ledger::default();
-    ledger.merge(&keyring, version(1), &boot(0), told(5, 10), now);
+    for (requests, at, expected) in [
+        (5, 10, used(5, 10)),
+        (5, 20, used(5, 10)),
+        (4, 30, used(5, 10)),
+        (6, 40, used(6, 40)),
+        (6, 50, used(6, 40)),
+    ] {
+        ledger.merge(&keyring, version(1), &boot(0), told(requests), received(at));
+        assert_eq!(
+            ledger.total(&keyring, version(1)),
+            Some(expected),
+            "at {at}"
+        );
+    }
+    // The clock of another process is far ahead.
+    let ahead = Told {
+        first_used: Timestamp::from_millis(9_999),
+        ..told(1)
+    };
+    ledger.merge(&keyring, version(2), &boot(1), ahead, received(60));
+    let total = ledger.total(&keyring, version(2)).expect("it is used");
+    assert_eq!(total.first_used, Some(Timestamp::from_millis(60)));
+}
+
+#[test]
+fn a_late_use_of_a_process_that_ended_is_dated_and_not_counted() {
+    let keyring = testing::keyring_name();
+    let mut ledger = Ledger::default();
+    ledger.merge(&keyring, version(1), &boot(0), told(5), received(10));
     ledger.end(&boot(0), Timestamp::from_millis(10));
     let rows = ledger.unsaved(None, usize::MAX);
     ledger.saved(&rows);
     ledger.fold(&boot(0));
-    ledger.merge(&keyring, version(1), &boot(0), told(7, 30), now);
-    assert_eq!(ledger.total(&keyring, version(1)), Some(told(5, 30)));
+    ledger.merge(&keyring, version(1), &boot(0), told(5), received(30));
+    assert_eq!(ledger.total(&keyring, version(1)), Some(used(5, 30)));
     assert_eq!(ledger.unsaved(None, usize::MAX).len(), 1);
 }
 
 #[test]
 fn what_changes_while_it_is_written_is_written_again() {
-    let (keyring, now) = (testing::keyring_name(), BootTime::default());
+    let keyring = testing::keyring_name();
     let mut ledger = Ledger::default();
-    ledger.merge(&keyring, version(1), &boot(0), told(5, 10), now);
+    ledger.merge(&keyring, version(1), &boot(0), told(5), received(10));
     let rows = ledger.unsaved(None, usize::MAX);
-    ledger.merge(&keyring, version(1), &boot(0), told(6, 11), now);
+    ledger.merge(&keyring, version(1), &boot(0), told(6), received(11));
     ledger.saved(&rows);
     assert_eq!(ledger.unsaved(None, usize::MAX)[0].requests, 6);
 }
@@ -267,8 +319,12 @@ fn a_rate_is_that_of_the_last_minute() {
     let mut ledger = Ledger::default();
     let at = |seconds: u64| BootTime::from_millis(seconds * 1_000);
     let mut report = |seconds: u64| {
-        let uses = told(10 * seconds, 1);
-        ledger.merge(&keyring, version(1), &boot(0), uses, at(seconds));
+        let receipt = Receipt {
+            boot: at(seconds),
+            ..received(1)
+        };
+        let told = told(10 * seconds);
+        ledger.merge(&keyring, version(1), &boot(0), told, receipt);
         ledger.rate(&keyring, version(1), at(seconds))
     };
     // What came in the first seconds is spread over the minute.
@@ -287,11 +343,12 @@ fn a_rate_is_that_of_the_last_minute() {
 
 #[test]
 fn what_is_unsaved_is_read_in_batches() {
-    let (keyring, now) = (testing::keyring_name(), BootTime::default());
+    let keyring = testing::keyring_name();
     let mut ledger = Ledger::default();
     for number in 1..=3 {
         for process in 0..=1 {
-            ledger.merge(&keyring, version(number), &boot(process), told(1, 10), now);
+            let boot = boot(process);
+            ledger.merge(&keyring, version(number), &boot, told(1), received(10));
         }
     }
     let all = ledger.unsaved(None, usize::MAX);

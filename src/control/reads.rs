@@ -1,0 +1,142 @@
+//! Reads of the store, and who waits for one.
+//!
+//! What a sidecar is told to be current must have been read after it asked. Many ask at the same time, and share a read.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+
+/// The reads of a store, counted from 1 as they begin.
+#[derive(Debug)]
+pub struct Reads {
+    begun: AtomicU64,
+    /// The newest read that succeeded.
+    done: watch::Sender<u64>,
+    wanted: Notify,
+}
+
+/// A read that has begun.
+#[derive(Debug)]
+pub struct Read(u64);
+
+/// What was asked for: a read that had not begun by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// The reads that had begun.
+    begun: u64,
+}
+
+/// The pause between two reads that were asked for: it is what an answer waits at most, beside the read itself, and a read is
+/// one small query.
+pub const READ_PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a read that failed.
+pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+impl Reads {
+    /// A read begins: nothing was read before this call.
+    pub fn begin(&self) -> Read {
+        Read(self.begun.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// The read brought everything that the store had as it began.
+    pub fn succeeded(&self, Read(number): Read) {
+        self.done.send_if_modified(|done| {
+            let is_news = *done < number;
+            *done = number.max(*done);
+            is_news
+        });
+    }
+
+    /// Asks for a read that begins after this call.
+    pub fn ask(&self) -> ReadRequest {
+        let begun = self.begun.load(Ordering::SeqCst);
+        self.wanted.notify_one();
+        ReadRequest { begun }
+    }
+
+    /// Has those who ask wait for another read, since the one for them failed.
+    pub(super) fn ask_again(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Waits until somebody has asked for a read since this last returned.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Wakes with each read that succeeded. To be asked whether a [`ReadRequest`] is served.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.done.subscribe()
+    }
+}
+
+impl ReadRequest {
+    /// Whether it is served once the read with this number has succeeded.
+    #[must_use]
+    pub const fn is_served_by(self, done: u64) -> bool {
+        done > self.begun
+    }
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        Self {
+            begun: AtomicU64::new(0),
+            done: watch::Sender::new(0),
+            wanted: Notify::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_read_that_had_begun_serves_nobody_who_asks_later() {
+        let reads = Reads::default();
+        let done = reads.watch();
+        let is_served = |request: ReadRequest| request.is_served_by(*done.borrow());
+        let first = reads.ask();
+        let under_way = reads.begin();
+        let second = reads.ask();
+        assert!(!is_served(first) && !is_served(second));
+        reads.succeeded(under_way);
+        assert!(is_served(first));
+        assert!(!is_served(second), "it was read before");
+        let _failed = reads.begin();
+        assert!(!is_served(second), "nothing was read");
+        let next = reads.begin();
+        reads.succeeded(next);
+        assert!(is_served(second));
+    }
+
+    #[test]
+    fn a_read_that_ends_late_takes_nothing_back() {
+        let reads = Reads::default();
+        let mut done = reads.watch();
+        let (slow, quick) = (reads.begin(), reads.begin());
+        reads.succeeded(quick);
+        assert!(done.has_changed().expect("it is there"));
+        done.mark_unchanged();
+        reads.succeeded(slow);
+        assert!(!done.has_changed().expect("it is there"));
+        assert_eq!(*done.borrow(), 2);
+    }
+
+    #[test]
+    fn those_who_ask_together_are_served_together() {
+        let reads = Reads::default();
+        for _ in 0..100 {
+            reads.ask();
+        }
+        assert!(reads.wanted().now_or_never().is_some());
+        assert!(reads.wanted().now_or_never().is_none());
+    }
+}

@@ -1,0 +1,236 @@
+//! How a session answers beats: after a read of the store that began when the beat had arrived, and once what the answer
+//! grants is on record.
+
+use std::{
+    future::{Future, pending},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use tokio::sync::watch;
+
+use crate::{
+    clock::BootTime,
+    control::{
+        catalog::Catalog,
+        fleet::{Fleet, GrantError},
+        reads::ReadRequest,
+    },
+    key::KeyringName,
+    serving::RunKey,
+};
+
+/// What a control plane asks of its sidecars, and lets them do.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// The pause between two beats of a sidecar.
+    pub beat_every: Duration,
+    /// How long a sidecar may serve without another answer, whatever its own `deny_after` is.
+    pub max_serve_for: Duration,
+}
+
+/// On whose record a session grants something.
+#[derive(Clone, Debug)]
+pub struct Grantor {
+    /// The record.
+    pub fleet: Arc<Fleet>,
+    /// The sidecar of the session.
+    pub member: RunKey,
+    /// What it is granted at most.
+    pub terms: Terms,
+}
+
+/// A beat that has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArrivedBeat {
+    number: u64,
+    at: BootTime,
+    read: ReadRequest,
+}
+
+/// The newest beat of a stream that has arrived, for its session.
+#[derive(Debug)]
+pub struct Beats(watch::Sender<Option<ArrivedBeat>>);
+
+/// The answers of a session.
+pub(super) struct Answering {
+    catalog: Arc<Catalog>,
+    grantor: Grantor,
+    arrived: watch::Receiver<Option<ArrivedBeat>>,
+    /// Of the reads of the store, the newest that succeeded.
+    reads: watch::Receiver<u64>,
+    /// The beat that is answered next. Newer ones wait beside it.
+    due: Option<ArrivedBeat>,
+    pub(super) recording: Option<Recording>,
+    /// What can be answered: of a beat, with what is granted.
+    granted: Option<Granted>,
+}
+
+/// What the answer to a beat grants.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) beat: u64,
+    pub(super) serve_for: Vec<(KeyringName, Duration)>,
+}
+
+/// Brings a grant to the record.
+pub(super) type Recording = Pin<Box<dyn Future<Output = (Granted, Result<(), GrantError>)> + Send>>;
+
+impl Beats {
+    /// No beat yet, and where a session hears of them.
+    #[must_use]
+    pub fn new() -> (Self, watch::Receiver<Option<ArrivedBeat>>) {
+        let (beats, arrived) = watch::channel(None);
+        (Self(beats), arrived)
+    }
+
+    /// A beat arrives now. One that is not newer than all before it is ignored.
+    pub fn arrive(&self, number: u64, catalog: &Catalog) {
+        self.0.send_if_modified(|newest| {
+            let is_newer = newest.is_none_or(|newest| newest.number < number);
+            if is_newer {
+                *newest = Some(ArrivedBeat {
+                    number,
+                    at: catalog.clock().boot(),
+                    read: catalog.reads().ask(),
+                });
+            }
+            is_newer
+        });
+    }
+}
+
+impl Answering {
+    pub(super) fn new(
+        catalog: &Arc<Catalog>,
+        grantor: Grantor,
+        arrived: watch::Receiver<Option<ArrivedBeat>>,
+    ) -> Self {
+        Self {
+            reads: catalog.reads().watch(),
+            catalog: Arc::clone(catalog),
+            grantor,
+            arrived,
+            due: None,
+            recording: None,
+            granted: None,
+        }
+    }
+
+    /// Waits for what brings an answer on: a beat, a read of the store, the record of a grant. Nothing is lost when this is
+    /// cancelled.
+    pub(super) async fn turn(&mut self) {
+        tokio::select! {
+            () = changed(&mut self.arrived), if self.due.is_none() => {
+                self.arrived.mark_changed();
+            }
+            () = served(&mut self.reads, self.due), if self.recording.is_none() => {}
+            recorded = recorded(&mut self.recording) => self.note(recorded),
+        }
+    }
+
+    /// Brings a record on that is under way. The session calls it as it makes a message, since it waits for nothing while it
+    /// has one to send: a long snapshot would hold the answer up.
+    pub(super) fn bring_on(&mut self) {
+        if let Some(recorded) = recorded(&mut self.recording).now_or_never() {
+            self.note(recorded);
+        }
+    }
+
+    fn note(&mut self, (granted, recorded): (Granted, Result<(), GrantError>)) {
+        self.recording = None;
+        match recorded {
+            Ok(()) => self.granted = Some(granted),
+            Err(error) => tracing::warn!(
+                node = self.grantor.member.node,
+                error = &error as &dyn std::error::Error,
+                "a sidecar gets no answer, since what it would grant cannot be recorded"
+            ),
+        }
+    }
+
+    /// Takes note of beats that have arrived. Those that the same read serves are answered as one, by the newest.
+    pub(super) fn hear(&mut self) {
+        if !self.arrived.has_changed().unwrap_or(false) {
+            return;
+        }
+        let arrived = *self.arrived.borrow();
+        let joins = |due: ArrivedBeat| arrived.is_some_and(|newest| newest.read == due.read);
+        if self.due.is_none_or(joins) {
+            self.arrived.mark_unchanged();
+            self.due = arrived;
+        }
+    }
+
+    /// Begins to record what the answer that is due grants, once the store was read for it. `served` is what the sidecar
+    /// follows, with its own limit for each.
+    pub(super) fn record<'k>(&mut self, served: impl Iterator<Item = (&'k KeyringName, Duration)>) {
+        if self.recording.is_some() || self.granted.is_some() {
+            return;
+        }
+        let read = *self.reads.borrow();
+        let Some(due) = self.due.filter(|due| due.read.is_served_by(read)) else {
+            return;
+        };
+        self.due = None;
+        let most = self.grantor.terms.max_serve_for;
+        let granted = Granted {
+            beat: due.number,
+            serve_for: served
+                .map(|(name, limit)| (name.clone(), limit.min(most)))
+                .collect(),
+        };
+        let Grantor { fleet, member, .. } = self.grantor.clone();
+        let store = Arc::clone(self.catalog.store());
+        self.recording = Some(Box::pin(async move {
+            let recorded = fleet
+                .grant(&*store, &member, due.at, &granted.serve_for)
+                .await;
+            (granted, recorded)
+        }));
+    }
+
+    /// The beat that can be answered now, with what is granted.
+    pub(super) fn take(&mut self) -> Option<Granted> {
+        self.granted.take()
+    }
+
+    pub(super) const fn beat_every(&self) -> Duration {
+        self.grantor.terms.beat_every
+    }
+}
+
+impl Granted {
+    /// For how long the sidecar may serve a keyring; none when the grant does not hold it.
+    pub(super) fn serve_for(&self, keyring: &KeyringName) -> Option<Duration> {
+        let granted = self.serve_for.iter().find(|(name, _)| name == keyring);
+        granted.map(|(_, serve_for)| *serve_for)
+    }
+}
+
+async fn changed(arrived: &mut watch::Receiver<Option<ArrivedBeat>>) {
+    if arrived.changed().await.is_err() {
+        pending::<()>().await;
+    }
+}
+
+/// Waits until the read has succeeded that a beat waits for; for ever without a beat.
+async fn served(reads: &mut watch::Receiver<u64>, due: Option<ArrivedBeat>) {
+    match due {
+        Some(due)
+            if reads
+                .wait_for(|done| due.read.is_served_by(*done))
+                .await
+                .is_ok() => {}
+        Some(_) | None => pending().await,
+    }
+}
+
+async fn recorded(recording: &mut Option<Recording>) -> (Granted, Result<(), GrantError>) {
+    match recording {
+        Some(recording) => recording.await,
+        None => pending().await,
+    }
+}
