@@ -16,6 +16,7 @@ use relatch::{
     proto::auth::CheckRequest,
     snapshot::{
         SnapshotKey,
+        origin::{FileId, Inode, Origin},
         pulse::Pulse,
         read,
         seal::{Header, Sealer},
@@ -133,15 +134,23 @@ fn snapshot_file(view: &KeyringView) -> Vec<u8> {
         node: "edge-1".to_owned(),
         cluster: "default".to_owned(),
         written_at: Timestamp::from_millis(0),
+        origin: Origin {
+            id: FileId::new([1; FileId::LEN]),
+            inode: Inode {
+                device: 1,
+                number: 2,
+                born_ns: 3,
+            },
+            boot_clock: None,
+        },
     };
     let pulse = Pulse {
         latest_wall: Timestamp::from_millis(0),
-        boot_id: None,
         confirmed: BTreeMap::new(),
     };
     let mut sealer = Sealer::new(&snapshot_key(), &header).expect("the random source works");
     let mut file = Vec::new();
-    write::write(&mut file, &mut sealer, [view], &pulse).expect("memory takes it");
+    write::write(&mut file, &mut sealer, [view], &pulse, 1).expect("memory takes it");
     file
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     fmt, fs,
+    os::unix::fs::MetadataExt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -38,9 +39,18 @@ pub struct Reading {
     pub wall: Timestamp,
 }
 
-/// One boot of the machine: [`BootTime`]s of the same boot can be compared.
+/// One boot of the machine's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootId(Arc<str>);
+
+/// Which clock [`BootTime`]s are read from: those of the same clock can be compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootClock {
+    /// The boot that it counts from.
+    pub boot_id: BootId,
+    /// The inode of `/proc/self/ns/time`: each time namespace has an offset of its own. See `time_namespaces(7)`.
+    pub time_namespace: u64,
+}
 
 /// The latest time of a wall clock; cheap to clone. By it windows are judged, so that a clock which is set back brings no
 /// expired key back to life.
@@ -79,10 +89,13 @@ struct Hands {
     boot: BootTime,
     /// How often the machine has booted.
     boots: u32,
+    time_namespace: u64,
 }
 
 /// Where Linux tells which boot this is. See `random(4)`.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Where Linux tells in which time namespace this process is.
+const TIME_NAMESPACE: &str = "/proc/self/ns/time";
 /// The longest that is believed to be one: a UUID has 36 characters.
 const MAX_BOOT_ID: usize = 64;
 
@@ -98,9 +111,14 @@ impl Clock {
     pub fn manual(wall: Timestamp) -> (Self, ManualClock) {
         let boot = BootTime(Duration::from_secs(1));
         let wall = wall.into();
-        let boots = 1;
+        let hands = Hands {
+            wall,
+            boot,
+            boots: 1,
+            time_namespace: 1,
+        };
         let hands = ManualClock(Arc::new(Manual {
-            hands: Mutex::new(Hands { wall, boot, boots }),
+            hands: Mutex::new(hands),
             steps: watch::Sender::new(0),
         }));
         (Self(Source::Manual(hands.clone())), hands)
@@ -153,12 +171,25 @@ impl Clock {
         }
     }
 
-    /// Which boot of the machine this is; none when the system does not tell.
+    /// Which clock [`Clock::boot`] reads; none when the system does not tell.
     #[must_use]
-    pub fn boot_id(&self) -> Option<BootId> {
+    pub fn boot_clock(&self) -> Option<BootClock> {
         match &self.0 {
-            Source::System => BootId::new(fs::read_to_string(BOOT_ID).ok()?.trim()),
-            Source::Manual(hands) => BootId::new(&format!("boot-{}", hands.read().boots)),
+            Source::System => Some(BootClock {
+                boot_id: BootId::new(fs::read_to_string(BOOT_ID).ok()?.trim())?,
+                time_namespace: fs::metadata(TIME_NAMESPACE).ok()?.ino(),
+            }),
+            Source::Manual(hands) => {
+                let Hands {
+                    boots,
+                    time_namespace,
+                    ..
+                } = hands.read();
+                Some(BootClock {
+                    boot_id: BootId::new(&format!("boot-{boots}"))?,
+                    time_namespace,
+                })
+            }
         }
     }
 }
@@ -224,6 +255,12 @@ impl BootTime {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The time since the boot in nanoseconds.
+    #[must_use]
+    pub fn as_nanos(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// The point `millis` milliseconds after the boot.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
@@ -275,6 +312,11 @@ impl ManualClock {
         hands.boot = BootTime::default();
     }
 
+    /// Moves the process to another time namespace, whose clock that runs forward only says the same.
+    pub fn enter_time_namespace(&self) {
+        self.lock().time_namespace += 1;
+    }
+
     fn read(&self) -> Hands {
         *self.lock()
     }
@@ -313,14 +355,17 @@ mod tests {
     }
 
     #[test]
-    fn the_system_tells_which_boot_it_is() {
+    fn the_system_tells_which_clock_it_is() {
         let clock = Clock::system();
-        assert!(clock.boot_id().is_some());
-        assert_eq!(clock.boot_id(), clock.boot_id());
+        assert!(clock.boot_clock().is_some());
+        assert_eq!(clock.boot_clock(), clock.boot_clock());
         let (clock, hands) = Clock::manual(Timestamp::from_millis(5_000));
-        let boot_id = clock.boot_id();
+        let first = clock.boot_clock();
+        hands.enter_time_namespace();
+        let second = clock.boot_clock();
+        assert_ne!(second, first);
         hands.reboot();
-        assert_ne!(clock.boot_id(), boot_id);
+        assert_ne!(clock.boot_clock(), second);
         assert_eq!(clock.boot(), BootTime::default());
     }
 

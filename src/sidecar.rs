@@ -13,8 +13,10 @@ mod delay;
 mod handler;
 mod keepalive;
 pub mod listener;
+mod lock;
 mod message;
 pub mod monitor;
+mod node_socket;
 mod relay;
 mod reply;
 mod socket;
@@ -33,14 +35,21 @@ use crate::{
     authz::Authorizer,
     clock::{Clock, LatestWall},
     config::{Listen, SidecarSettings},
-    discovery::{client::Client, receiver::Receiver},
+    discovery::{
+        client::{Client, Hold},
+        receiver::Receiver,
+    },
     http::{HttpServer, Pages},
     key::RandomError,
     keyring::Keyrings,
     proto::discovery as wire,
     readiness::Readiness,
     shutdown::Shutdown,
-    snapshot::begin::{self, BeginError, Begun, Empty},
+    snapshot::{
+        begin::{self, BeginError, Begun, Empty, KeptFile},
+        disk::Disk,
+        keeper::Keeper,
+    },
     telemetry::{
         check::CheckTelemetry,
         export::{ExportError, SpanPipeline, SpanSource},
@@ -52,6 +61,7 @@ use crate::{
 };
 use connection::Services;
 use listener::{Endpoint, Listener};
+use lock::RunLock;
 use monitor::Monitor;
 use spread::{MAX_CONNECTIONS, Spread};
 
@@ -64,6 +74,19 @@ pub struct Sidecar {
     pub readiness: Readiness,
     /// The spans that are still to be sent.
     spans: Option<SpanPipeline>,
+    /// Held until the end.
+    _lock: Option<RunLock>,
+}
+
+/// What a run holds exclusively and what it keeps on disk.
+struct Holdings {
+    lock: Option<RunLock>,
+    /// None when nothing is configured to be kept.
+    disk: Option<Arc<Disk>>,
+    /// None when nothing is kept.
+    keeper: Option<Keeper>,
+    /// What the control plane is shown.
+    hold: Hold,
 }
 
 /// What certificates are loaded with.
@@ -159,17 +182,19 @@ impl Sidecar {
 
         let latest = LatestWall::default();
         let mut receiver = Receiver::new(&keyrings, clock.clone()).telling(latest.clone());
-        let kept = settings.snapshot.as_ref().map(|snapshot| {
-            let sidecar = Empty {
-                node: &settings.node,
-                keyrings: &keyrings,
-                receiver: &mut receiver,
-                latest: &latest,
-                clock: &clock,
-            };
-            begin::begin(snapshot, sidecar)
-        });
-        let (keeper, disk) = kept.transpose()?.map(Begun::into_parts).unzip();
+        let sidecar = Empty {
+            node: &settings.node,
+            keyrings: &keyrings,
+            receiver: &mut receiver,
+            latest: &latest,
+            clock: &clock,
+        };
+        let Holdings {
+            lock,
+            disk,
+            keeper,
+            hold,
+        } = Holdings::acquire(settings, sidecar)?;
         if let Some(disk) = &disk {
             registry.register_collector(Box::new(SnapshotCollector::new(Arc::clone(disk))));
         }
@@ -177,7 +202,7 @@ impl Sidecar {
             metrics: TlsMetrics::register(&mut registry),
             clock: clock.clone(),
         };
-        let client = start_client(settings, receiver, &certificates, shutdown)?;
+        let client = start_client(settings, receiver, &certificates, shutdown)?.with_hold(hold);
         let readiness = Readiness::default();
         let monitor = Monitor::new(
             settings.node.id.clone(),
@@ -215,6 +240,7 @@ impl Sidecar {
             &metrics,
             &certificates,
             &checks,
+            lock.as_ref(),
             shutdown,
         )?;
 
@@ -235,6 +261,7 @@ impl Sidecar {
             endpoints,
             readiness,
             spans,
+            _lock: lock,
         })
     }
 
@@ -243,6 +270,60 @@ impl Sidecar {
         if let Some(spans) = self.spans {
             spans.shutdown(deadline).await;
         }
+    }
+}
+
+impl Holdings {
+    /// Acquires what the run is to hold, and takes the snapshot file, if there is one.
+    ///
+    /// Without the lock of its file, or the socket of its node, it holds nothing: it serves all the same.
+    fn acquire(settings: &SidecarSettings, sidecar: Empty<'_>) -> Result<Self, BeginError> {
+        let clock = sidecar.clock.clone();
+        let Some(snapshot) = &settings.snapshot else {
+            let lock = RunLock::of_node(&settings.node.id, &clock);
+            let shown = lock.as_ref().and_then(|lock| lock.to_wire(&clock));
+            return Ok(Self {
+                lock,
+                disk: None,
+                keeper: None,
+                hold: Hold {
+                    lock: shown,
+                    ..Hold::default()
+                },
+            });
+        };
+        let Begun { disk, kept } = begin::begin(snapshot, sidecar)?;
+        let disk = Some(disk);
+        let Some(KeptFile {
+            keeper,
+            closer,
+            lock,
+            id,
+            begun_from_write,
+        }) = kept
+        else {
+            return Ok(Self {
+                lock: None,
+                disk,
+                keeper: None,
+                hold: Hold::default(),
+            });
+        };
+        let lock = lock.map(RunLock::of_file);
+        let hold = Hold {
+            lock: lock.as_ref().and_then(|lock| lock.to_wire(&clock)),
+            snapshot_file: Some(wire::SnapshotFile {
+                id: id.as_bytes().to_vec().into(),
+                begun_from_write,
+            }),
+            closer: Some(closer),
+        };
+        Ok(Self {
+            lock,
+            disk,
+            keeper: Some(keeper),
+            hold,
+        })
     }
 }
 
@@ -298,13 +379,14 @@ fn authorizer(
     Authorizer::new(settings, keyrings, clock, observer)
 }
 
-/// Starts the workers, whose checks belong to `checks`.
+/// Starts the workers, whose checks belong to `checks`, and who hold `lock`.
 fn start_workers(
     settings: &SidecarSettings,
     services: &Services<Authorizer>,
     metrics: &SidecarMetrics,
     certificates: &Certificates,
     checks: &TaskTracker,
+    lock: Option<&RunLock>,
     shutdown: &Shutdown,
 ) -> Result<Spread, SidecarError> {
     let tls = match &settings.listen_tls {
@@ -319,7 +401,8 @@ fn start_workers(
         .map(|index| {
             let (services, tls) = (services.clone(), tls.clone());
             let delays = metrics.worker_delays().clone();
-            worker::start(index, services, tls, delays, checks, shutdown)
+            let lock = lock.cloned();
+            worker::start(index, services, tls, delays, checks, lock, shutdown)
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(SidecarError::Worker)?;

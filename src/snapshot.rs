@@ -2,16 +2,20 @@
 //!
 //! It holds every keyring that the sidecar holds in full, tombstones and peppers included, and is sealed. A [`Journal`] takes
 //! what was applied, from the task that applies it; a [`Keeper`], on a thread of its own, brings that to the disk: the whole
-//! state at first, then what comes, each write a frame at the end. [`place`] is where the file lies, and who may use it.
-//! [`seal`] makes it so that nobody can read or alter it; [`mod@write`] and [`mod@read`] are what it says. At a start, [`restore`]
-//! takes the state back, and [`age`] tells how old it is.
+//! state at first, then what comes, each write a frame at the end. [`place`] is where the file lies, [`lock`] who may use it,
+//! and [`origin`] which file it is. [`seal`] makes it so that nobody can read or alter it; [`mod@write`] and [`mod@read`] are what
+//! it says. At a start, [`begin`] takes the state back, and [`pulse`] tells how old it is. At an orderly stop, a [`closer`]
+//! removes it, where that is configured.
 
 pub mod begin;
+pub mod closer;
 pub mod disk;
 pub mod error;
 pub mod journal;
 pub mod keeper;
 pub mod key;
+pub mod lock;
+pub mod origin;
 pub mod place;
 pub mod pulse;
 pub mod read;

@@ -7,6 +7,7 @@ use relatch::{
     keyring::Restored,
     snapshot::{
         SnapshotKey,
+        origin::{FileId, Inode, Origin},
         read::{self, Contents},
         seal::{FrameKind, Header, Sealer},
         write,
@@ -42,6 +43,15 @@ fn sealer() -> Sealer {
         node: "edge-1".to_owned(),
         cluster: "default".to_owned(),
         written_at: Timestamp::from_millis(5_000),
+        origin: Origin {
+            id: FileId::new([1; FileId::LEN]),
+            inode: Inode {
+                device: 1,
+                number: 2,
+                born_ns: 3,
+            },
+            boot_clock: None,
+        },
     };
     Sealer::new(&key(), &header).expect("the random source works")
 }
@@ -70,12 +80,14 @@ fn sealed(mut bytes: &[u8]) -> Vec<u8> {
 fn again(contents: &Contents) -> Contents {
     let mut file = Vec::new();
     let views = contents.keyrings.values().map(Restored::view);
-    write::write(&mut file, &mut sealer(), views, &contents.pulse).expect("memory takes it");
+    let (mut sealer, pulse) = (sealer(), &contents.pulse);
+    write::write(&mut file, &mut sealer, views, pulse, contents.write).expect("memory takes it");
     read::read(&file[..], file.len() as u64, &key()).expect("we wrote it")
 }
 
 fn assert_same(one: &Contents, other: &Contents) {
     assert!(one.pulse == other.pulse);
+    assert_eq!(one.write, other.write);
     assert!(one.keyrings.keys().eq(other.keyrings.keys()));
     for (one, other) in one.keyrings.values().zip(other.keyrings.values()) {
         let (one, other) = (one.view(), other.view());

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, BufReader},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
@@ -16,10 +17,13 @@ use super::{
     words,
 };
 use crate::{
+    clock::{BootClock, Clock},
+    duration::written,
     key::{KeyState, KeyringName, Timestamp},
     keyring::Restored,
     snapshot::{
         KeyFileError, ReadError, SnapshotKey,
+        origin::Inode,
         pulse::Pulse,
         read::{self, Contents, Outline, Tail},
         seal::{FORMAT, Header},
@@ -55,12 +59,21 @@ struct SnapshotView {
     cluster: String,
     /// When its sidecar began it.
     written_at: Timestamp,
+    /// Names the file over all rewrites and runs.
+    id: String,
+    /// The boot in which it was made; null when the system did not tell.
+    boot_id: Option<String>,
+    /// Whether it was made by this boot, and lies where it was made: only then a sidecar knows its age before the control
+    /// plane answers.
+    age_known: bool,
     bytes: u64,
     frames: u64,
     /// The last write was cut off.
     torn: bool,
     /// Whether it was opened; what follows is null where it was not.
     opened: bool,
+    /// The number of its last write, over all rewrites and runs.
+    write: Option<u64>,
     /// Changes that were appended since.
     changes: Option<u64>,
     /// The latest time by which windows were judged.
@@ -75,6 +88,8 @@ struct KeyringView {
     revision: u64,
     /// When the control plane last confirmed it, by the sidecar's clock.
     as_of: Option<Timestamp>,
+    /// How long since then a sidecar may serve it without another confirmation.
+    serve_for_ms: Option<u64>,
     versions: BTreeMap<&'static str, usize>,
 }
 
@@ -115,16 +130,22 @@ impl InspectArgs {
             )));
         }
         let bytes = metadata.len();
+        let found = Found {
+            path,
+            bytes,
+            inode: Inode::of(&metadata),
+            boot_clock: Clock::system().boot_clock(),
+        };
         let input = BufReader::new(file);
         let view = match key {
             None => {
                 let outline = read::outline(input, bytes).map_err(|error| refused(path, error))?;
-                SnapshotView::closed(path, bytes, outline)
+                SnapshotView::closed(&found, outline)
             }
             Some(key) => {
                 let contents =
                     read::read(input, bytes, &key).map_err(|error| refused(path, error))?;
-                SnapshotView::opened(path, bytes, contents)
+                SnapshotView::opened(&found, contents)
             }
         };
         session.show(&view)?;
@@ -137,30 +158,43 @@ impl InspectArgs {
     }
 }
 
+/// A file that is looked at, and by which clock.
+struct Found<'a> {
+    path: &'a Path,
+    bytes: u64,
+    inode: Inode,
+    boot_clock: Option<BootClock>,
+}
+
 impl SnapshotView {
-    fn closed(path: &Path, bytes: u64, outline: Outline) -> Self {
+    fn closed(found: &Found<'_>, outline: Outline) -> Self {
         let Header {
             node,
             cluster,
             written_at,
+            origin,
         } = outline.header;
         Self {
-            file: path.display().to_string(),
+            file: found.path.display().to_string(),
             format: FORMAT,
+            id: origin.id.to_string(),
+            age_known: origin.is_here(found.inode, found.boot_clock.as_ref()),
+            boot_id: origin.boot_clock.map(|clock| clock.boot_id.to_string()),
             node,
             cluster,
             written_at,
-            bytes,
+            bytes: found.bytes,
             frames: outline.frames,
             torn: outline.tail == Tail::Torn,
             opened: false,
+            write: None,
             changes: None,
             latest_wall: None,
             keyrings: None,
         }
     }
 
-    fn opened(path: &Path, bytes: u64, contents: Contents) -> Self {
+    fn opened(found: &Found<'_>, contents: Contents) -> Self {
         let pulse = &contents.pulse;
         let keyrings = contents.keyrings.iter();
         let keyrings = keyrings.map(|(name, restored)| KeyringView::of(name, restored, pulse));
@@ -173,10 +207,11 @@ impl SnapshotView {
         };
         Self {
             opened: true,
+            write: Some(contents.write),
             changes: Some(contents.changes),
             latest_wall,
             keyrings: Some(keyrings),
-            ..Self::closed(path, bytes, outline)
+            ..Self::closed(found, outline)
         }
     }
 }
@@ -185,11 +220,15 @@ impl KeyringView {
     fn of(name: &KeyringName, restored: &Restored, pulse: &Pulse) -> Self {
         let view = restored.view();
         let states = KeyState::ALL.into_iter();
+        let confirmed = pulse.confirmed.get(name);
         Self {
             keyring: name.to_string(),
             epoch: view.epoch().get(),
             revision: view.revision().get(),
-            as_of: pulse.confirmed.get(name).map(|confirmed| confirmed.wall),
+            as_of: confirmed.map(|confirmed| confirmed.wall),
+            serve_for_ms: confirmed.map(|confirmed| {
+                u64::try_from(confirmed.serve_for.as_millis()).unwrap_or(u64::MAX)
+            }),
             versions: states
                 .map(|state| (state.as_str(), view.count(state)))
                 .collect(),
@@ -204,16 +243,30 @@ impl View for SnapshotView {
         } else {
             "whole"
         };
+        let age = if self.age_known {
+            "known: made by this boot, and not copied"
+        } else {
+            "unknown: made by another boot, or copied; it serves once the control plane has answered"
+        };
         let mut facts = vec![
             ("FILE", self.file.clone()),
             ("FORMAT", self.format.to_string()),
             ("NODE", self.node.clone()),
             ("CLUSTER", self.cluster.clone()),
             ("MADE", words::time(Some(self.written_at))),
+            ("ID", self.id.clone()),
+            (
+                "BOOT",
+                self.boot_id.clone().unwrap_or_else(|| "unknown".to_owned()),
+            ),
+            ("AGE", age.to_owned()),
             ("BYTES", self.bytes.to_string()),
             ("FRAMES", self.frames.to_string()),
             ("END", torn.to_owned()),
         ];
+        if let Some(write) = self.write {
+            facts.push(("LAST WRITE", write.to_string()));
+        }
         if let Some(changes) = self.changes {
             facts.push(("CHANGES SINCE", changes.to_string()));
         }
@@ -227,18 +280,29 @@ impl View for SnapshotView {
     }
 }
 
-const TITLES: [&str; 9] = [
-    "KEYRING", "EPOCH", "REVISION", "AS OF", "PENDING", "ACTIVE", "RETIRING", "RETIRED", "REVOKED",
+const TITLES: [&str; 10] = [
+    "KEYRING",
+    "EPOCH",
+    "REVISION",
+    "AS OF",
+    "SERVES FOR",
+    "PENDING",
+    "ACTIVE",
+    "RETIRING",
+    "RETIRED",
+    "REVOKED",
 ];
 
 impl KeyringView {
     fn cells(&self, now: Timestamp) -> Vec<String> {
         let as_of = self.as_of.map(|as_of| words::age(as_of, now));
+        let serve_for = Duration::from_millis(self.serve_for_ms.unwrap_or(0));
         let mut cells = vec![
             self.keyring.clone(),
             self.epoch.to_string(),
             self.revision.to_string(),
             as_of.unwrap_or_else(|| "never".to_owned()),
+            written(serve_for).to_string(),
         ];
         let states = KeyState::ALL.into_iter();
         cells.extend(states.map(|state| {
@@ -284,29 +348,36 @@ mod tests {
             node: "edge-1".to_owned(),
             cluster: "default".to_owned(),
             written_at: at,
+            id: "00112233445566778899aabbccddeeff".to_owned(),
+            boot_id: None,
+            age_known: false,
             bytes: 1_234,
             frames: 4,
             torn: true,
             opened: true,
+            write: Some(17),
             changes: Some(2),
             latest_wall: Some(at),
             keyrings: Some(vec![KeyringView {
                 keyring: "payments".to_owned(),
                 epoch: 7,
                 revision: 12,
-                as_of: None,
+                as_of: Some(at),
+                serve_for_ms: Some(3_600_000),
                 versions: [("active", 3), ("revoked", 1)].into(),
             }]),
         };
         let text = view.render(at);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[2], "NODE           edge-1");
-        assert!(lines[7].starts_with("END            torn"), "{text}");
+        assert!(lines[7].starts_with("AGE            unknown"), "{text}");
+        assert!(lines[10].starts_with("END            torn"), "{text}");
+        assert_eq!(lines[11], "LAST WRITE     17");
         assert_eq!(
-            lines[10..],
+            lines[14..],
             [
-                "KEYRING   EPOCH  REVISION  AS OF  PENDING  ACTIVE  RETIRING  RETIRED  REVOKED",
-                "payments  7      12        never  0        3       0         0        1",
+                "KEYRING   EPOCH  REVISION  AS OF  SERVES FOR  PENDING  ACTIVE  RETIRING  RETIRED  REVOKED",
+                "payments  7      12        0 s    1h          0        3       0         0        1",
             ]
         );
     }

@@ -115,6 +115,8 @@ pub struct SnapshotSettings {
     pub path: PathBuf,
     /// Where the key is under which it is sealed, as `relatch config snapshot-key` makes one.
     pub key_file: PathBuf,
+    /// Whether an orderly stop erases it: for a sidecar that does not come back under the same name. Default: false.
+    pub erase_on_stop: bool,
 }
 
 /// The most control planes: more do not make it more available.
@@ -188,6 +190,7 @@ struct RawKeyring {
 struct RawSnapshot {
     path: Option<Text>,
     key_file: Option<Text>,
+    erase_on_stop: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -435,9 +438,12 @@ impl SnapshotSettings {
         };
         let file = path("path", raw.path, "/var/lib/relatch/keyring.snap");
         let key_file = path("key_file", raw.key_file, "/etc/relatch/snapshot.key");
+        let erase = raw.erase_on_stop.as_ref();
+        let erase_on_stop = found.parse("snapshot.erase_on_stop", erase, value::boolean);
         let settings = Self {
             path: file?,
             key_file: key_file?,
+            erase_on_stop: erase_on_stop.unwrap_or(false),
         };
         if settings.path == settings.key_file {
             found.note(

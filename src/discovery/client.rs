@@ -44,6 +44,7 @@ use crate::{
         self as wire, control_message, keyring_discovery_client::KeyringDiscoveryClient,
         sidecar_message::Kind,
     },
+    snapshot::{closer::Closer, disk::FileEnd},
     tls::{TlsClient, connector::Connector},
 };
 
@@ -61,6 +62,18 @@ pub struct Client {
     token_file: Option<PathBuf>,
     receiver: Receiver,
     link: Arc<Link>,
+    hold: Hold,
+}
+
+/// What a run holds exclusively, and what it keeps, as its Hello shows them.
+#[derive(Debug, Default)]
+pub struct Hold {
+    /// What it holds until it has answered its last check; none when it holds nothing.
+    pub lock: Option<wire::Lock>,
+    /// The snapshot file; none when it keeps none.
+    pub snapshot_file: Option<wire::SnapshotFile>,
+    /// Ends the keeping of that at an orderly stop; none when there is none.
+    pub closer: Option<Closer>,
 }
 
 /// What is known of the stream, for metrics and `/status`.
@@ -177,6 +190,7 @@ impl Client {
             token_file: None,
             receiver,
             link,
+            hold: Hold::default(),
         })
     }
 
@@ -196,6 +210,12 @@ impl Client {
             token_file: Some(token_file),
             ..self
         }
+    }
+
+    /// Shows what the run holds.
+    #[must_use]
+    pub fn with_hold(self, hold: Hold) -> Self {
+        Self { hold, ..self }
     }
 
     /// What is known of the stream.
@@ -270,12 +290,28 @@ impl Client {
             Ok(mut stream) => match self.follow(&mut stream, shutdown, checks).await {
                 Ok(()) => {
                     self.report_last(&mut stream).await;
-                    goodbye(stream).await;
+                    let farewell = self.close_file().await;
+                    goodbye(stream, farewell).await;
                     StreamEnd::Shutdown
                 }
                 Err(end) => end,
             },
             Err(end) => end,
+        }
+    }
+
+    /// Writes the snapshot file for the last time, or erases it; returns the Goodbye that says what is left.
+    async fn close_file(&self) -> wire::Goodbye {
+        let end = match &self.hold.closer {
+            Some(closer) => closer.close().await,
+            None => FileEnd::Unknown,
+        };
+        wire::Goodbye {
+            has_erased_file: end == FileEnd::Erased,
+            last_write: match end {
+                FileEnd::Kept { last_write } => last_write,
+                FileEnd::Erased | FileEnd::Unknown => 0,
+            },
         }
     }
 
@@ -306,6 +342,8 @@ impl Client {
             node: Some(self.node.clone()),
             run_id: self.run_id.clone(),
             subscriptions: self.receiver.subscriptions(),
+            lock: self.hold.lock.clone(),
+            snapshot_file: self.hold.snapshot_file.clone(),
             ..Default::default()
         };
         send(&answers, Kind::Hello(hello)).await?;
@@ -387,8 +425,8 @@ impl Client {
         }
     }
 
-    /// Tells of one keyring that more of it is on the disk, once that is so and the stream has room. Nothing is lost when
-    /// this is cancelled.
+    /// Tells of one keyring that more of it is on the disk, once that is so and the stream has room. Ends without it when
+    /// something else has come to the disk. Nothing is lost when this is cancelled.
     async fn send_durable(
         &self,
         answers: &mpsc::Sender<wire::SidecarMessage>,
@@ -396,15 +434,14 @@ impl Client {
         let Some(disk) = self.receiver.disk() else {
             return std::future::pending().await;
         };
-        loop {
-            let room = answers.reserve().await.map_err(|_| StreamEnd::Closed)?;
-            if let Some(ack) = self.receiver.next_durable() {
-                room.send(ack);
-                return Ok(());
-            }
+        let room = answers.reserve().await.map_err(|_| StreamEnd::Closed)?;
+        if let Some(ack) = self.receiver.next_durable() {
+            room.send(ack);
+        } else {
             drop(room);
             disk.news().notified().await;
         }
+        Ok(())
     }
 
     /// Tells of the last uses, and waits until they are in the store.
@@ -639,17 +676,10 @@ async fn goodbye(
         mut inbound,
         beating: _,
     }: Stream,
+    goodbye: wire::Goodbye,
 ) {
     let farewell = async {
-        if send(
-            &answers,
-            Kind::Goodbye(wire::Goodbye {
-                ..Default::default()
-            }),
-        )
-        .await
-        .is_ok()
-        {
+        if send(&answers, Kind::Goodbye(goodbye)).await.is_ok() {
             drop((answers, usage));
             while let Some(Ok(_)) = inbound.next().await {}
         }

@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod beats;
+mod forbidden;
 mod full;
 mod on_demand;
 mod pulse;
@@ -31,6 +32,7 @@ mod reply;
 mod revoked;
 
 use beats::Beats;
+use forbidden::Forbidden;
 use full::Held;
 use on_demand::Followed;
 
@@ -48,7 +50,9 @@ pub struct Receiver {
     report: VecDeque<wire::Usage>,
     beats: Beats,
     /// None when nothing is kept on disk.
-    disk: Option<Arc<Disk>>,
+    recorder: Option<Recorder>,
+    /// Those that the sidecar may not have any more.
+    forbidden: Forbidden,
     /// Told of the control plane's wall clock.
     latest: LatestWall,
 }
@@ -142,7 +146,8 @@ impl Receiver {
             reporter,
             report: VecDeque::new(),
             beats: Beats::new(),
-            disk: None,
+            recorder: None,
+            forbidden: Forbidden::default(),
             latest: LatestWall::default(),
         }
     }
@@ -155,7 +160,7 @@ impl Receiver {
 
     /// From now on `recorder` notes what is applied.
     pub fn record(&mut self, recorder: &Recorder) {
-        self.disk = Some(Arc::clone(recorder.disk()));
+        self.recorder = Some(recorder.clone());
         for keyring in self.keyrings.values_mut() {
             match keyring {
                 Subscribed::Full(held) => held.record(recorder.clone()),
@@ -175,7 +180,7 @@ impl Receiver {
     /// What is known of the disk; none when nothing is kept there.
     #[must_use]
     pub fn disk(&self) -> Option<&Disk> {
-        self.disk.as_deref()
+        self.recorder.as_ref().map(|recorder| &**recorder.disk())
     }
 
     /// An ack for a keyring of which more has come to the disk.
@@ -192,7 +197,7 @@ impl Receiver {
 
     /// A stream is open: what it answers can be asked for.
     pub fn connected(&mut self) {
-        if let Some(disk) = &self.disk {
+        if let Some(disk) = self.disk() {
             disk.forget_told();
         }
         for followed in self.followed() {
@@ -204,6 +209,7 @@ impl Receiver {
     pub fn disconnected(&mut self) {
         self.answered.clear();
         self.beats.disconnected();
+        self.forbidden.disconnected();
         for followed in self.followed() {
             followed.follower().disconnected();
         }
@@ -249,15 +255,20 @@ impl Receiver {
         &self.lookups
     }
 
-    /// The next message of usage to send, after all answers: what waits for those are checks and operators.
+    /// The next message of usage to send, after all answers: what waits for those are checks and operators. Behind the usage
+    /// comes which keyrings were dropped, so that their last counts are there before.
     pub fn next_usage(&mut self) -> Option<wire::SidecarMessage> {
-        self.report.pop_front().map(Answer::Usage).map(message)
+        if let Some(usage) = self.report.pop_front() {
+            return Some(message(Answer::Usage(usage)));
+        }
+        let dropped = self.forbidden.next(self.recorder.as_ref());
+        dropped.map(Answer::Dropped).map(message)
     }
 
-    /// Whether there is usage to send.
+    /// Whether there is usage to send, or a keyring that was dropped to report.
     #[must_use]
     pub fn has_usage(&self) -> bool {
-        !self.report.is_empty()
+        !self.report.is_empty() || self.forbidden.has_next(self.recorder.as_ref())
     }
 
     /// What the first message of a new stream says of each keyring. What was half sent before is forgotten; what was half
@@ -307,10 +318,37 @@ impl Receiver {
                     reason = refusal.reason,
                     "the control plane does not serve this keyring"
                 );
+                if refusal.is_forbidden {
+                    self.drop_keyring(&refusal);
+                }
                 self.note_answered(&refusal.keyring);
                 Ok(Outcome::default())
             }
         }
+    }
+
+    /// Drops a keyring that the sidecar may not have any more: from memory at once, and from the file. That is reported when
+    /// it was done, behind the last counts of the keyring.
+    fn drop_keyring(&mut self, refusal: &wire::NotServed) {
+        let Ok(name) = refusal.keyring.parse::<KeyringName>() else {
+            return;
+        };
+        match self.keyrings.get_mut(&name) {
+            Some(Subscribed::Full(held)) => held.forget(),
+            Some(Subscribed::OnDemand(followed)) => followed.forget(),
+            None => return,
+        }
+        tracing::error!(
+            auth.keyring = %name,
+            reason = refusal.reason,
+            "this sidecar may not have the keyring any more: it is dropped, and checks of it are denied"
+        );
+        // It replies to no answer: it brings the last counts, and makes nothing complete.
+        const NO_BEAT: u64 = 0;
+        let last = self.reporter.report(NO_BEAT);
+        self.report.extend(last);
+        self.forbidden
+            .forbid(name, refusal.number, self.recorder.as_ref());
     }
 
     /// Makes the last usage report, once no check is under way and none will come, and returns the sequence of its last
@@ -347,6 +385,7 @@ impl Receiver {
         }
         // They come before anything else of the keyring, so that no report of this stream passes over what was lost.
         if let Ok(name) = settings.keyring.parse() {
+            self.forbidden.allow(&name);
             self.reporter.entered(&name, Epoch::new(settings.epoch));
         }
         Ok(None)

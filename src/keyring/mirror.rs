@@ -159,6 +159,14 @@ impl Mirror {
         self.publish(view);
     }
 
+    /// Forgets everything that it holds: checks of the keyring are denied from now on.
+    pub fn forget(&mut self) {
+        self.slot.withdraw();
+        self.settings = None;
+        self.view = None;
+        self.early.clear();
+    }
+
     /// Takes new settings; they are in use at once.
     pub fn adopt(&mut self, settings: KeyringSettings) {
         let settings = Arc::new(settings);

@@ -268,6 +268,15 @@ impl Slot {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Withdraws the view: checks of the keyring are denied, until another view is published and confirmed.
+    pub(super) fn withdraw(&self) {
+        let mut granted = self.lock();
+        *granted = None;
+        self.stale_at.clear();
+        self.confirmed_at.clear();
+        self.view.store(None);
+    }
+
     /// Makes `view` the newest.
     pub(super) fn publish(&self, view: Arc<KeyringView>) {
         self.view.store(Some(view));
@@ -319,6 +328,11 @@ impl ByClocks {
     fn load(&self) -> (i64, i64) {
         let boot = self.boot.load(Ordering::Acquire);
         (boot, self.wall.load(Ordering::Acquire))
+    }
+
+    fn clear(&self) {
+        self.wall.store(NEVER, Ordering::Release);
+        self.boot.store(NEVER, Ordering::Release);
     }
 
     fn store(&self, at: Confirmation) {

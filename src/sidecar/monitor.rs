@@ -60,7 +60,7 @@ struct Status<'a> {
 
 #[derive(Serialize)]
 struct SnapshotStatus {
-    /// Why the last write failed; null when it did not.
+    /// Why the last write failed, or why nothing is written at all; null when neither is so.
     problem: Option<String>,
     /// Why the file was not taken at the start; null when it was, or there was none.
     refused: Option<String>,
@@ -282,9 +282,13 @@ impl Monitor {
 
     /// Up to where a keyring is on the disk, if it is of the history that checks see.
     fn durable_revision(&self, slot: &Slot, epoch: Option<Epoch>) -> Option<u64> {
-        let (durable_epoch, durable) = self.disk.as_ref()?.durable(slot.name());
-        let is_of_history = epoch == Some(durable_epoch);
-        Some(if is_of_history { durable.get() } else { 0 })
+        let durable = self.disk.as_ref()?.durable(slot.name());
+        let is_of_history = epoch == Some(durable.epoch);
+        Some(if is_of_history {
+            durable.revision.get()
+        } else {
+            0
+        })
     }
 
     fn describe(&self, slot: &Slot) -> KeyringStatus {

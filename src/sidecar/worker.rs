@@ -13,6 +13,7 @@ use super::{
     connection::{ConnectionError, Services, serve, serve_tls},
     delay::DelayProbe,
     handler::CheckHandler,
+    lock::RunLock,
     spread::{Arrival, Intake},
 };
 use crate::{
@@ -24,7 +25,8 @@ use crate::{
 type End = Result<Result<(), ConnectionError>, JoinError>;
 
 /// Starts worker number `index`, which serves `services` on the connections that it is given, over `tls` where that is
-/// there, and tells `delays` how late it is. It belongs to `shutdown`. It is among `checks` for as long as it answers any.
+/// there, and tells `delays` how late it is. It belongs to `shutdown`. It is among `checks` for as long as it answers any, and
+/// so long it holds `lock`.
 ///
 /// # Errors
 ///
@@ -35,6 +37,7 @@ pub(super) fn start<H: CheckHandler>(
     tls: Option<TlsServer>,
     delays: Histogram,
     checks: &TaskTracker,
+    lock: Option<RunLock>,
     shutdown: &Shutdown,
 ) -> io::Result<Intake> {
     let (intake, arrivals) = Intake::new();
@@ -54,9 +57,12 @@ pub(super) fn start<H: CheckHandler>(
     };
     // Whoever answers a check belongs to the future that this polls: none is under way when it has ended.
     let task = shutdown.supervise(name.as_str(), checks.track_future(work));
-    thread::Builder::new()
-        .name(name)
-        .spawn(move || runtime.block_on(task))?;
+    thread::Builder::new().name(name).spawn(move || {
+        runtime.block_on(task);
+        // What was cut off ends with the runtime.
+        drop(runtime);
+        drop(lock);
+    })?;
     Ok(intake)
 }
 
@@ -169,7 +175,7 @@ mod tests {
         let checks = TaskTracker::new();
         let services = Services::new(Arc::<Echo>::default(), Routes::default());
         let tls = Some(TlsServer::new(credentials));
-        let intake = start(0, services, tls, delays(), &checks, &shutdown).expect("a thread");
+        let intake = start(0, services, tls, delays(), &checks, None, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
@@ -186,11 +192,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_run_holds_is_released_with_the_last_worker() {
+        let id = crate::key::RotationId::generate().expect("the random source works");
+        let node = format!("node-{}", id.as_str().to_lowercase());
+        let node = node.parse().expect("a name");
+        let clock = crate::clock::Clock::system();
+        let bind = || RunLock::of_node(&node, &clock);
+        let shutdown = Shutdown::new();
+        let checks = TaskTracker::new();
+        let services = Services::new(Arc::<Echo>::default(), Routes::default());
+        let lock = bind();
+        assert!(lock.is_some(), "nobody else has this node");
+        let intake = start(0, services, None, delays(), &checks, lock, &shutdown);
+        let intake = intake.expect("a thread");
+        let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
+        let (mut client, server) = UnixStream::pair().expect("two sockets");
+        server.set_nonblocking(true).expect("a socket");
+        let given = workers.give(Accepted::Unix(server)).await;
+        given.expect("the worker runs");
+        client.write_all(PREFACE).expect("writable");
+        client.write_all(EMPTY_SETTINGS).expect("writable");
+        // The worker's settings: it answers.
+        client.read_exact(&mut [0; 9]).expect("readable");
+        assert!(bind().is_none(), "the worker holds it");
+        shutdown.trigger();
+        let signals = Signals::listen().expect("signals can be heard");
+        let ended = shutdown.run(signals, DRAIN).await;
+        ended.expect("an orderly end");
+        // Its thread ends right behind its task.
+        let released = async {
+            while bind().is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let released = tokio::time::timeout(DRAIN, released).await;
+        released.expect("the lock is released");
+    }
+
+    #[tokio::test]
     async fn a_client_that_is_frozen_does_not_hold_a_stop_up() {
         let shutdown = Shutdown::new();
         let checks = TaskTracker::new();
         let services = Services::new(Arc::<Echo>::default(), Routes::default());
-        let intake = start(0, services, None, delays(), &checks, &shutdown).expect("a thread");
+        let intake =
+            start(0, services, None, delays(), &checks, None, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");

@@ -1,15 +1,18 @@
 //! The start of a sidecar that keeps a file: what was kept is taken back, and a keeper goes on from there.
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use super::{
+    closer::Closer,
     disk::Disk,
     error::RefusedError,
-    journal::Journal,
+    journal::{Applied, Ending, Journal},
     keeper::{Keeper, KeeperParts},
     key::{KeyFileError, SnapshotKey},
+    lock::FileLock,
+    origin::{FileId, Inode},
     place::{Place, PlaceError},
-    pulse::{Age, Now},
+    pulse::Now,
     read::{self, Contents, Tail},
     recorder::Recorder,
 };
@@ -18,17 +21,32 @@ use crate::{
     clock::{Clock, LatestWall},
     config::sidecar::{NodeSettings, SnapshotSettings},
     discovery::receiver::Receiver,
-    key::KeyringName,
-    keyring::{Confirmation, Keyrings, Restored, Slot},
+    key::{KeyringName, RandomError},
+    keyring::{Keyrings, Restored, Slot},
 };
+
+/// What a sidecar begins with that is to keep a file.
+#[derive(Debug)]
+pub struct Begun {
+    /// What is known of the file.
+    pub disk: Arc<Disk>,
+    /// None when another process uses the file: nothing is read or written then.
+    pub kept: Option<KeptFile>,
+}
 
 /// A file that is kept.
 #[derive(Debug)]
-pub struct Begun {
+pub struct KeptFile {
     /// Keeps it, once it runs.
     pub keeper: Keeper,
-    /// What is known of it.
-    pub disk: Arc<Disk>,
+    /// Ends its keeping at an orderly stop.
+    pub closer: Closer,
+    /// What this process holds as long as it uses the file; none when the disk did not let it.
+    pub lock: Option<Arc<FileLock>>,
+    /// Names the file.
+    pub id: FileId,
+    /// The number of the last write to what was taken; zero when nothing was.
+    pub begun_from_write: u64,
 }
 
 /// A sidecar that is to keep a file cannot start.
@@ -40,6 +58,9 @@ pub enum BeginError {
     /// The file cannot be used by this process.
     #[error("snapshot.path")]
     Place(#[from] PlaceError),
+    /// The operating system's random source failed.
+    #[error(transparent)]
+    Random(#[from] RandomError),
 }
 
 /// What a sidecar has that was not told anything yet.
@@ -57,26 +78,38 @@ pub struct Empty<'a> {
     pub clock: &'a Clock,
 }
 
-impl Begun {
-    /// The keeper, and what is known of the file.
-    #[must_use]
-    pub fn into_parts(self) -> (Keeper, Arc<Disk>) {
-        (self.keeper, self.disk)
-    }
+/// A file that can be taken.
+struct Taken {
+    file: File,
+    inode: Inode,
+    contents: Contents,
 }
 
-/// Takes back what was kept. A file that cannot be taken is put aside, and the sidecar starts as if there were none.
+/// Takes back what was kept. A file that cannot be taken is put aside, and the sidecar starts as if there were none. While
+/// another process uses the file, the sidecar starts without it.
 ///
 /// It blocks while it reads: until it is done there is nothing that a sidecar could answer.
 ///
 /// # Errors
 ///
-/// When the key cannot be used, another process uses the file, or there is no place for it.
+/// When the key cannot be used, or there is no place for the file.
 pub fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, BeginError> {
     let key = SnapshotKey::read(&settings.key_file)?;
-    let place = Place::claim(&settings.path)?;
     let disk = Arc::new(Disk::default());
-    let contents = take(&place, &key, sidecar.node).unwrap_or_else(|refused| {
+    let place = match Place::claim(&settings.path, sidecar.clock) {
+        Ok(place) => place,
+        Err(busy @ PlaceError::Busy { .. }) => {
+            tracing::error!(
+                path = %settings.path.display(),
+                error = &busy as &dyn std::error::Error,
+                "the snapshot file is neither read nor written: until it ends, the control plane cannot know the end of this process"
+            );
+            disk.unused(causes::in_one_line(&busy));
+            return Ok(Begun { disk, kept: None });
+        }
+        Err(error @ PlaceError::Directory { .. }) => return Err(error.into()),
+    };
+    let taken = take(&place, &key, sidecar.node).unwrap_or_else(|refused| {
         refuse(&place, &refused);
         disk.refused(causes::in_one_line(&refused));
         None
@@ -88,13 +121,38 @@ pub fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, B
         latest,
         clock,
     } = sidecar;
-    if let Some(contents) = contents {
-        restore(&place, contents, keyrings, receiver, latest, clock);
-    }
+    let mut left_out = Vec::new();
+    let (id, begun_from_write, present) = match taken {
+        None => (FileId::generate()?, 0, None),
+        Some(Taken {
+            file,
+            inode,
+            contents,
+        }) => {
+            let (id, write) = (contents.header.origin.id, contents.write);
+            let start = Start {
+                keyrings,
+                receiver,
+                now: Now::of(clock),
+                is_ours: is_ours(&place, &contents, inode, clock),
+            };
+            left_out = start.restore(&place, contents, latest);
+            (id, write, Some(file))
+        }
+    };
     let held = keyrings.iter().filter(|slot| slot.cache().is_none());
-    let views = held.filter_map(|slot| slot.load().as_ref().map(Arc::clone));
-    let journal = Arc::new(Journal::new(views));
+    let journal = Arc::new(Journal::new(held.filter_map(|slot| begun_with(slot))));
+    for keyring in left_out {
+        journal.removed(&keyring);
+    }
     receiver.record(&Recorder::new(Arc::clone(&journal), Arc::clone(&disk)));
+    let lock = place.held().cloned();
+    let ending = if settings.erase_on_stop {
+        Ending::Erase
+    } else {
+        Ending::Keep
+    };
+    let closer = Closer::new(Arc::clone(&journal), Arc::clone(&disk), ending);
     let keeper = Keeper::new(KeeperParts {
         place,
         key,
@@ -104,19 +162,32 @@ pub fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, B
         disk: Arc::clone(&disk),
         latest: latest.clone(),
         clock: clock.clone(),
+        id,
+        write: begun_from_write,
+        present,
+        ending,
     });
-    Ok(Begun { keeper, disk })
+    let kept = KeptFile {
+        keeper,
+        closer,
+        lock,
+        id,
+        begun_from_write,
+    };
+    let kept = Some(kept);
+    Ok(Begun { disk, kept })
 }
 
 fn take(
     place: &Place,
     key: &SnapshotKey,
     node: &NodeSettings,
-) -> Result<Option<Contents>, RefusedError> {
+) -> Result<Option<Taken>, RefusedError> {
     let Some((file, len)) = place.open()? else {
         return Ok(None);
     };
-    let input = std::io::BufReader::with_capacity(READ_AHEAD, file);
+    let inode = Inode::of(&file.metadata()?);
+    let input = std::io::BufReader::with_capacity(READ_AHEAD, &file);
     let contents = read::read(input, len, key)?;
     let header = &contents.header;
     if header.node != node.id.as_str() || header.cluster != node.cluster.as_str() {
@@ -125,7 +196,11 @@ fn take(
             cluster: header.cluster.clone(),
         });
     }
-    Ok(Some(contents))
+    Ok(Some(Taken {
+        file,
+        inode,
+        contents,
+    }))
 }
 
 /// A few frames for each call of the system.
@@ -150,74 +225,91 @@ fn refuse(place: &Place, refused: &RefusedError) {
     }
 }
 
-fn restore(
-    place: &Place,
-    contents: Contents,
-    keyrings: &Keyrings,
-    receiver: &mut Receiver,
-    latest: &LatestWall,
-    clock: &Clock,
-) {
-    let now = Now::of(clock);
-    let pulse = contents.pulse;
-    if contents.tail == Tail::Torn {
-        tracing::warn!(
-            path = %place.path().display(),
-            "the last write to the snapshot file was cut off; it is taken up to there"
-        );
-    }
-    if now.wall < latest.not_before(pulse.latest_wall) {
-        tracing::warn!(
-            latest = %pulse.latest_wall,
-            now = %now.wall,
-            "the wall clock is behind the latest time that this sidecar had; windows are judged by that until it is passed"
-        );
-    }
-    for (name, restored) in contents.keyrings {
-        match keyrings.get(&name) {
-            Some(slot) if slot.cache().is_none() => {
-                restore_age(slot, pulse.age(&name, &now), &now);
-                restore_keyring(&name, restored, slot, receiver, &now);
-            }
-            Some(_) | None => tracing::warn!(
-                auth.keyring = %name,
-                "the snapshot file has a keyring that is not configured to be held in full any more; it is left out from now on"
-            ),
-        }
-    }
+fn is_ours(place: &Place, contents: &Contents, inode: Inode, clock: &Clock) -> bool {
+    let origin = &contents.header.origin;
+    let is_last = |lock: &Arc<FileLock>| lock.is_last(origin.id, contents.write);
+    origin.is_here(inode, clock.boot_clock().as_ref()) && place.held().is_none_or(is_last)
 }
 
-fn restore_age(slot: &Slot, age: Age, now: &Now) {
-    let reading = now.reading();
-    let grant = slot.staleness().deny_after;
-    match age {
-        Age::Known(age) => slot.restore(Confirmation::from(reading).before(age), grant),
-        Age::Untold => {
-            tracing::error!(
-                auth.keyring = %slot.name(),
-                "the machine has booted and its wall clock was set back: nobody knows how old the keyring is, and it is taken for stale"
+/// Everything up to its revision was applied, so that no revocation is missing.
+fn begun_with(slot: &Slot) -> Option<Applied> {
+    let view = slot.load().as_ref().map(Arc::clone)?;
+    let revoked_through = view.revision();
+    Some(Applied {
+        view,
+        revoked_through,
+    })
+}
+
+/// A sidecar that takes a file.
+struct Start<'a> {
+    keyrings: &'a Keyrings,
+    receiver: &'a mut Receiver,
+    now: Now,
+    /// The file was made where it lies, by this clock, and is the newest one: its age is known.
+    is_ours: bool,
+}
+
+impl Start<'_> {
+    /// Returns the keyrings that are not to be in the file any more.
+    fn restore(
+        mut self,
+        place: &Place,
+        contents: Contents,
+        latest: &LatestWall,
+    ) -> Vec<KeyringName> {
+        let mut left_out = Vec::new();
+        let now = self.now;
+        let pulse = contents.pulse;
+        let path = place.path().display();
+        if contents.tail == Tail::Torn {
+            tracing::warn!(
+                path = %path,
+                "the last write to the snapshot file was cut off; it is taken up to there"
             );
-            slot.restore(Confirmation::from(reading).before(grant), grant);
         }
-        Age::Never => {}
+        if now.wall < latest.not_before(pulse.latest_wall) {
+            tracing::warn!(
+                latest = %pulse.latest_wall,
+                now = %now.wall,
+                "the wall clock is behind the latest time that this sidecar had; windows are judged by that until it is passed"
+            );
+        }
+        if !self.is_ours {
+            tracing::warn!(
+                path = %path,
+                "the snapshot file is a copy, an older one, or of another boot: nobody knows its age, and its keyrings are used once the control plane has confirmed them"
+            );
+        }
+        for (name, restored) in contents.keyrings {
+            let slot = self.keyrings.get(&name);
+            let Some(slot) = slot.filter(|slot| slot.cache().is_none()) else {
+                tracing::warn!(
+                    auth.keyring = %name,
+                    "the snapshot file has a keyring that is not configured to be held in full any more; it is left out from now on"
+                );
+                left_out.push(name);
+                continue;
+            };
+            let kept = pulse.restored(&name, &now);
+            if let Some((confirmed, serve_for)) = kept.filter(|_| self.is_ours) {
+                slot.restore(confirmed, serve_for);
+            }
+            self.restore_keyring(&name, restored, slot);
+        }
+        left_out
     }
-}
 
-fn restore_keyring(
-    name: &KeyringName,
-    restored: Restored,
-    slot: &Slot,
-    receiver: &mut Receiver,
-    now: &Now,
-) {
-    let versions = restored.view().len();
-    let revision = restored.view().revision();
-    receiver.restore(name, restored);
-    tracing::info!(
-        auth.keyring = %name,
-        auth.keyring.revision = %revision,
-        auth.keyring.age_ms = slot.age(now.reading()).map(|age| age.as_millis()),
-        items = versions,
-        "keyring taken from the snapshot file"
-    );
+    fn restore_keyring(&mut self, name: &KeyringName, restored: Restored, slot: &Slot) {
+        let versions = restored.view().len();
+        let revision = restored.view().revision();
+        self.receiver.restore(name, restored);
+        tracing::info!(
+            auth.keyring = %name,
+            auth.keyring.revision = %revision,
+            auth.keyring.age_ms = slot.age(self.now.reading()).map(|age| age.as_millis()),
+            items = versions,
+            "keyring taken from the snapshot file"
+        );
+    }
 }

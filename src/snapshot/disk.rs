@@ -5,19 +5,43 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::{
-    key::{Epoch, KeyringName, Revision, Timestamp},
-    keyring::KeyringView,
-};
+use super::journal::{Applied, Removal};
+use crate::key::{Epoch, KeyringName, Revision, Timestamp};
 
 /// What is on the disk, and how writing goes.
 #[derive(Debug, Default)]
 pub struct Disk {
     state: Mutex<State>,
-    /// Woken when more of a keyring is on the disk.
+    /// Woken when more of a keyring is on the disk, or one is removed from it.
     news: Notify,
+    end: watch::Sender<Option<FileEnd>>,
+}
+
+/// Up to where a keyring is on the disk; all zero when it is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// The history.
+    pub epoch: Epoch,
+    /// The newest revision in it.
+    pub revision: Revision,
+    /// Every revocation up to this revision is there.
+    pub revoked_through: Revision,
+}
+
+/// What is left of a file at an orderly stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileEnd {
+    /// Nothing, and that outlives a loss of power.
+    Erased,
+    /// The file, as its last write left it.
+    Kept {
+        /// The number of that write.
+        last_write: u64,
+    },
+    /// Nobody knows.
+    Unknown,
 }
 
 /// How writing goes.
@@ -31,7 +55,7 @@ pub struct Health {
     pub last_written_at: Option<Timestamp>,
     /// The length of the file.
     pub size: u64,
-    /// Why the last write failed; none when it did not.
+    /// Why the last write failed, or why nothing is written at all; none when neither is so.
     pub problem: Option<String>,
     /// Why the file was not taken at the start; none when it was, or there was none.
     pub refused: Option<String>,
@@ -39,18 +63,33 @@ pub struct Health {
 
 #[derive(Debug, Default)]
 struct State {
-    durable: BTreeMap<KeyringName, (Epoch, Revision)>,
+    durable: BTreeMap<KeyringName, Durable>,
+    /// The newest removal of a keyring that is on the disk.
+    removed: Removal,
     /// The keyrings of which the control plane has not been told.
     untold: BTreeSet<KeyringName>,
     health: Health,
 }
 
 impl Disk {
-    /// Up to where a keyring is on the disk; the beginning of no epoch when it is not.
+    /// Up to where a keyring is on the disk.
     #[must_use]
-    pub fn durable(&self, keyring: &KeyringName) -> (Epoch, Revision) {
+    pub fn durable(&self, keyring: &KeyringName) -> Durable {
         let durable = self.lock().durable.get(keyring).copied();
         durable.unwrap_or_default()
+    }
+
+    /// Whether a removal is on the disk: the file does not have the keyring any more.
+    #[must_use]
+    pub fn has_removed(&self, removal: Removal) -> bool {
+        self.lock().removed >= removal
+    }
+
+    /// What is left of the file, once nothing more is written to it.
+    pub async fn end(&self) -> FileEnd {
+        let mut end = self.end.subscribe();
+        let end = end.wait_for(Option::is_some).await;
+        end.ok().and_then(|is| *is).unwrap_or(FileEnd::Unknown)
     }
 
     /// How writing goes.
@@ -76,27 +115,49 @@ impl Disk {
         &self.news
     }
 
-    /// `views` are on the disk.
-    pub(super) fn written<'v>(
+    /// The keyrings of `state` are on the disk, and no others, after `removal`.
+    pub(super) fn written(
         &self,
-        views: impl IntoIterator<Item = &'v KeyringView>,
+        state: &BTreeMap<KeyringName, Applied>,
+        removal: Removal,
         size: u64,
         now: Timestamp,
     ) {
-        let mut state = self.lock();
-        for view in views {
-            let is = (view.epoch(), view.revision());
-            if state.durable.insert(view.name().clone(), is) != Some(is) {
-                state.untold.insert(view.name().clone());
+        let mut disk = self.lock();
+        let mut has_news = disk.removed < removal;
+        disk.removed = disk.removed.max(removal);
+        disk.durable.retain(|name, _| state.contains_key(name));
+        disk.untold.retain(|name| state.contains_key(name));
+        for (name, applied) in state {
+            let is = applied.durable();
+            if disk.durable.insert(name.clone(), is) != Some(is) {
+                disk.untold.insert(name.clone());
             }
         }
-        state.health.written += 1;
-        state.health.last_written_at = Some(now);
-        state.health.size = size;
-        state.health.problem = None;
-        if !state.untold.is_empty() {
+        disk.health.written += 1;
+        disk.health.last_written_at = Some(now);
+        disk.health.size = size;
+        disk.health.problem = None;
+        has_news |= !disk.untold.is_empty();
+        if has_news {
             self.news.notify_one();
         }
+    }
+
+    /// Nothing more is written to the file.
+    pub(super) fn ended(&self, end: FileEnd) {
+        if end == FileEnd::Erased {
+            let mut disk = self.lock();
+            disk.durable.clear();
+            disk.untold.clear();
+            disk.health.size = 0;
+        }
+        self.end.send_replace(Some(end));
+    }
+
+    /// No file is read or written, for this reason.
+    pub(super) fn unused(&self, reason: String) {
+        self.lock().health.problem = Some(reason);
     }
 
     /// Writing failed; whether it did not before.

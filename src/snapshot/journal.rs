@@ -10,8 +10,11 @@ use std::{
     time::Duration,
 };
 
-use super::write::Change;
-use crate::{key::KeyringName, keyring::KeyringView};
+use super::{disk::Durable, write::Change};
+use crate::{
+    key::{KeyringName, Revision},
+    keyring::KeyringView,
+};
 
 /// Changes on their way to the disk.
 #[derive(Debug)]
@@ -24,13 +27,37 @@ pub struct Journal {
 #[derive(Debug)]
 pub struct Batch {
     /// Every keyring, after `changes`.
-    pub views: Vec<Arc<KeyringView>>,
+    pub state: BTreeMap<KeyringName, Applied>,
     /// What was applied since the last batch, in order.
     pub changes: Vec<Change>,
-    /// The changes do not tell everything: the views have to be written.
+    /// The changes do not tell everything: the state has to be written.
     pub is_whole: bool,
-    /// Nothing will follow.
-    pub is_last: bool,
+    /// The newest removal of a keyring, which `state` does not have any more.
+    pub removal: Removal,
+    /// How it ends, when nothing will follow.
+    pub ending: Option<Ending>,
+}
+
+/// What was applied of a keyring.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// What came of it.
+    pub view: Arc<KeyringView>,
+    /// Every revocation up to this revision is in it.
+    pub revoked_through: Revision,
+}
+
+/// Numbers the removals of keyrings, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Removal(u64);
+
+/// What becomes of the file when nothing follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is left with what was applied.
+    Keep,
+    /// It is erased.
+    Erase,
 }
 
 /// How long whoever writes waits.
@@ -47,19 +74,21 @@ pub struct Patience {
 pub enum Urgency {
     /// At once: it revokes.
     Now,
-    /// Within a second.
+    /// Together with what follows within the time that is waited for others.
     Soon,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
-    views: BTreeMap<KeyringName, Arc<KeyringView>>,
+    state: BTreeMap<KeyringName, Applied>,
     changes: Vec<Change>,
     /// Of the changes, in bytes.
     size: usize,
     is_whole: bool,
     is_urgent: bool,
-    is_closed: bool,
+    /// The newest one.
+    removal: Removal,
+    ending: Option<Ending>,
 }
 
 /// Half of what a frame may have: the rest is room for the message that goes beyond it.
@@ -68,15 +97,15 @@ const MAX_PENDING: usize = 4 << 20;
 impl Journal {
     /// A journal of keyrings whose state is to be written whole, if there is any.
     #[must_use]
-    pub fn new(views: impl IntoIterator<Item = Arc<KeyringView>>) -> Self {
-        let views: BTreeMap<_, _> = views
+    pub fn new(state: impl IntoIterator<Item = Applied>) -> Self {
+        let state: BTreeMap<_, _> = state
             .into_iter()
-            .map(|view| (view.name().clone(), view))
+            .map(|applied| (applied.view.name().clone(), applied))
             .collect();
-        let is_whole = !views.is_empty();
+        let is_whole = !state.is_empty();
         Self {
             pending: Mutex::new(Pending {
-                views,
+                state,
                 is_whole,
                 is_urgent: is_whole,
                 ..Pending::default()
@@ -85,10 +114,10 @@ impl Journal {
         }
     }
 
-    /// Something was applied, and `view` came of it.
-    pub fn changed(&self, change: Change, urgency: Urgency, view: Arc<KeyringView>) {
+    /// Something was applied, and `applied` came of it.
+    pub fn changed(&self, change: Change, urgency: Urgency, applied: Applied) {
         let mut pending = self.lock();
-        pending.views.insert(view.name().clone(), view);
+        pending.put(applied);
         pending.is_urgent |= urgency == Urgency::Now;
         if !pending.is_whole {
             pending.size += change.size();
@@ -100,26 +129,38 @@ impl Journal {
         self.news.notify_all();
     }
 
-    /// A keyring was replaced by `view`.
-    pub fn replaced(&self, view: Arc<KeyringView>) {
+    /// A keyring was replaced by what was applied.
+    pub fn replaced(&self, applied: Applied) {
         let mut pending = self.lock();
-        pending.views.insert(view.name().clone(), view);
+        pending.put(applied);
         pending.need_whole();
         self.news.notify_all();
     }
 
-    /// Nothing will follow.
-    pub fn close(&self) {
-        self.lock().is_closed = true;
+    /// A keyring is to be removed from the file, whether or not it is there. [`Disk::has_removed`] says when it was.
+    ///
+    /// [`Disk::has_removed`]: super::disk::Disk::has_removed
+    pub fn removed(&self, keyring: &KeyringName) -> Removal {
+        let mut pending = self.lock();
+        pending.state.remove(keyring);
+        pending.removal.0 += 1;
+        pending.need_whole();
+        self.news.notify_all();
+        pending.removal
+    }
+
+    /// Nothing will follow. The first word on how it ends holds.
+    pub fn close(&self, ending: Ending) {
+        self.lock().ending.get_or_insert(ending);
         self.news.notify_all();
     }
 
     /// What is to be written next; waits until there is something, at most as long as `patience` says. With `is_due` it does
-    /// not wait where there are views, and they are to be written.
+    /// not wait where there is a state, and it is to be written whole.
     #[must_use]
     pub fn next(&self, patience: Patience, is_due: bool) -> Batch {
         let mut pending = self.lock();
-        if is_due && !pending.views.is_empty() {
+        if is_due && pending.has_state() {
             pending.need_whole();
         }
         pending = self.wait_while(pending, patience.idle, Pending::is_idle);
@@ -129,17 +170,18 @@ impl Journal {
         pending.size = 0;
         pending.is_urgent = false;
         Batch {
-            views: pending.views.values().cloned().collect(),
+            state: pending.state.clone(),
             changes: std::mem::take(&mut pending.changes),
             is_whole: std::mem::take(&mut pending.is_whole),
-            is_last: pending.is_closed,
+            removal: pending.removal,
+            ending: pending.ending,
         }
     }
 
     /// Waits for `pause`, or until nothing will follow.
     pub fn pause(&self, pause: Duration) {
         let pending = self.lock();
-        drop(self.wait_while(pending, pause, |pending| !pending.is_closed));
+        drop(self.wait_while(pending, pause, |pending| pending.ending.is_none()));
     }
 
     fn wait_while<'a>(
@@ -159,7 +201,27 @@ impl Journal {
     }
 }
 
+impl Applied {
+    /// Up to where the keyring is on the disk, once this is there.
+    pub(super) fn durable(&self) -> Durable {
+        Durable {
+            epoch: self.view.epoch(),
+            revision: self.view.revision(),
+            revoked_through: self.revoked_through,
+        }
+    }
+}
+
 impl Pending {
+    fn put(&mut self, applied: Applied) {
+        self.state.insert(applied.view.name().clone(), applied);
+    }
+
+    /// Whether there is something that a file has to say: also that a keyring is not there any more.
+    fn has_state(&self) -> bool {
+        !self.state.is_empty() || self.removal > Removal::default()
+    }
+
     fn need_whole(&mut self) {
         self.is_whole = true;
         self.is_urgent = true;
@@ -172,7 +234,7 @@ impl Pending {
     }
 
     const fn is_pressing(&self) -> bool {
-        self.is_urgent || self.is_whole || self.is_closed
+        self.is_urgent || self.is_whole || self.ending.is_some()
     }
 }
 
@@ -197,7 +259,7 @@ mod tests {
         gather: Duration::ZERO,
     };
 
-    fn view(revision: u64) -> Arc<KeyringView> {
+    fn applied(revision: u64) -> Applied {
         let settings = KeyringSettings {
             prefix: crate::key::Prefix::default(),
             issued_only: true,
@@ -206,7 +268,10 @@ mod tests {
         };
         let (epoch, revision) = (Epoch::new(1), Revision::new(revision));
         let restored = Restored::new(testing::keyring_name(), epoch, revision, settings, 0);
-        Arc::new(restored.view().clone())
+        Applied {
+            view: Arc::new(restored.view().clone()),
+            revoked_through: revision,
+        }
     }
 
     fn change(len: usize) -> Change {
@@ -217,34 +282,35 @@ mod tests {
     }
 
     fn revision(batch: &Batch) -> u64 {
-        batch.views[0].revision().get()
+        let (_, applied) = batch.state.first_key_value().expect("it has one");
+        applied.view.revision().get()
     }
 
     #[test]
     fn changes_come_with_the_state_that_came_of_them() {
-        let journal = Journal::new([view(1)]);
+        let journal = Journal::new([applied(1)]);
         let batch = journal.next(NEVER, false);
         assert!(batch.is_whole && revision(&batch) == 1);
-        journal.changed(change(1), Urgency::Soon, view(2));
-        journal.changed(change(2), Urgency::Now, view(3));
+        journal.changed(change(1), Urgency::Soon, applied(2));
+        journal.changed(change(2), Urgency::Now, applied(3));
         let batch = journal.next(NEVER, false);
         assert!(batch.changes == [change(1), change(2)] && !batch.is_whole);
         assert_eq!(revision(&batch), 3);
         let batch = journal.next(NOW, false);
-        assert!(batch.changes.is_empty() && !batch.is_whole && !batch.is_last);
+        assert!(batch.changes.is_empty() && !batch.is_whole && batch.ending.is_none());
     }
 
     #[test]
     fn what_is_kept_is_bounded() {
         let journal = Journal::new([]);
         for number in 1..=100 {
-            journal.changed(change(MAX_PENDING / 10), Urgency::Soon, view(number));
+            journal.changed(change(MAX_PENDING / 10), Urgency::Soon, applied(number));
             assert!(journal.lock().size <= MAX_PENDING);
         }
         let batch = journal.next(NEVER, false);
         assert!(batch.is_whole && batch.changes.is_empty());
         assert_eq!(revision(&batch), 100);
-        journal.changed(change(1), Urgency::Now, view(101));
+        journal.changed(change(1), Urgency::Now, applied(101));
         assert_eq!(journal.next(NEVER, false).changes, [change(1)]);
     }
 
@@ -252,19 +318,37 @@ mod tests {
     fn who_has_lost_the_file_gets_the_state_and_not_what_led_to_it() {
         let journal = Journal::new([]);
         assert!(!journal.next(NOW, true).is_whole);
-        journal.changed(change(1), Urgency::Soon, view(2));
+        journal.changed(change(1), Urgency::Soon, applied(2));
         let batch = journal.next(NEVER, true);
         assert!(batch.is_whole && batch.changes.is_empty());
     }
 
     #[test]
     fn a_journal_that_is_closed_waits_no_more() {
-        let journal = Journal::new([]);
-        journal.changed(change(1), Urgency::Soon, view(2));
-        journal.close();
-        journal.pause(LONG);
+        for ending in [Ending::Keep, Ending::Erase] {
+            let journal = Journal::new([]);
+            journal.changed(change(1), Urgency::Soon, applied(2));
+            journal.close(ending);
+            journal.close(Ending::Keep);
+            journal.pause(LONG);
+            let batch = journal.next(NEVER, false);
+            assert!(batch.ending == Some(ending) && batch.changes == [change(1)]);
+            assert_eq!(journal.next(NEVER, false).ending, Some(ending));
+        }
+    }
+
+    #[test]
+    fn a_keyring_that_is_removed_is_not_in_the_next_state() {
+        let journal = Journal::new([applied(1)]);
         let batch = journal.next(NEVER, false);
-        assert!(batch.is_last && batch.changes == [change(1)]);
-        assert!(journal.next(NEVER, false).is_last);
+        assert_eq!((batch.state.len(), batch.removal), (1, Removal::default()));
+        journal.changed(change(1), Urgency::Soon, applied(2));
+        let first = journal.removed(&testing::keyring_name());
+        let batch = journal.next(NEVER, false);
+        assert!(batch.is_whole && batch.state.is_empty() && batch.changes.is_empty());
+        assert_eq!(batch.removal, first);
+        // Who has lost the file writes that it is not there, too.
+        assert!(journal.next(NEVER, true).is_whole);
+        assert!(journal.removed(&testing::keyring_name()) > first);
     }
 }

@@ -1,17 +1,19 @@
 //! Keeps the file: brings to the disk what the journal takes, on a thread of its own.
 //!
 //! A file is appended to only by the process that made it whole, and only as long as every write to it has succeeded. After
-//! an error nobody knows what it holds: it is made anew. Whatever the disk does, checks go on.
+//! an error nobody knows what it holds: it is made anew. Once a new one lies in its place, the former one is emptied, so that
+//! whoever has another name of it does not serve from it. Whatever the disk does, checks go on.
 
-use std::{fs::File, io::Write, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, io::Write, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    disk::Disk,
-    journal::{Batch, Journal, Patience},
+    disk::{Disk, FileEnd},
+    journal::{Applied, Batch, Ending, Journal, Patience},
     key::SnapshotKey,
+    origin::{FileId, Inode, Origin},
     place::Place,
     pulse::{Now, Pulse},
     seal::{Header, Sealer},
@@ -21,8 +23,8 @@ use crate::{
     causes,
     clock::{BootTime, Clock, LatestWall},
     config::sidecar::NodeSettings,
-    key::RandomError,
-    keyring::{KeyringView, Keyrings},
+    key::{KeyringName, RandomError},
+    keyring::Keyrings,
 };
 
 /// Keeps the file.
@@ -36,6 +38,12 @@ pub struct Keeper {
     disk: Arc<Disk>,
     latest: LatestWall,
     clock: Clock,
+    id: FileId,
+    /// The number of the last write, whatever became of it.
+    write: u64,
+    /// What lies at the place, and was made or taken by this process.
+    present: Option<Arc<File>>,
+    ending: Ending,
     /// None until it was made whole by this process, and after every error.
     file: Option<Kept>,
     /// The file has a keyring of which it does not tell that the control plane has ever confirmed it.
@@ -64,6 +72,14 @@ pub struct KeeperParts {
     pub latest: LatestWall,
     /// The time.
     pub clock: Clock,
+    /// Names the file.
+    pub id: FileId,
+    /// The number of the last write.
+    pub write: u64,
+    /// The file that was taken at the start.
+    pub present: Option<File>,
+    /// What becomes of the file at an orderly stop.
+    pub ending: Ending,
 }
 
 /// The keeper has ended before its time.
@@ -71,7 +87,7 @@ pub struct KeeperParts {
 pub enum KeeperError {
     /// It got no thread.
     #[error("no thread for the snapshot file")]
-    Thread(#[source] std::io::Error),
+    Thread(#[source] io::Error),
     /// It panicked; its message was printed where it did.
     #[error("the thread of the snapshot file panicked")]
     Panicked,
@@ -80,8 +96,10 @@ pub enum KeeperError {
 /// The file as this process has written it.
 #[derive(Debug)]
 struct Kept {
-    file: File,
+    file: Arc<File>,
     sealer: Sealer,
+    /// The last one that it tells.
+    pulse: Pulse,
     /// Of the state that it was made with, in bytes.
     whole: u64,
     /// What was appended, in bytes.
@@ -95,7 +113,7 @@ struct Closing(Arc<Journal>);
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
     #[error(transparent)]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
     #[error(transparent)]
     Random(#[from] RandomError),
     #[error("the file was removed or replaced by somebody else")]
@@ -111,8 +129,9 @@ const MIN_PULSE: Duration = Duration::from_millis(250);
 /// A keyring that nothing confirms is of no use at a start. The first confirmation comes with the answer to the next
 /// beat, soon after the keyring itself, and is waited for.
 const UNCONFIRMED_PULSE: Duration = Duration::from_secs(1);
-/// How long a change that revokes nothing waits for others: well below the second that it may take to the disk.
-const GATHER: Duration = Duration::from_millis(250);
+/// How long a change that revokes nothing waits for others: twenty syncs a second at most, and a rotation, which waits for
+/// the disk of every sidecar, hardly notices.
+const GATHER: Duration = Duration::from_millis(50);
 /// A file is made anew when as much was appended as it was made with: then it has at most twice the length that it needs. A
 /// small one not before this,
 const MIN_APPENDED: u64 = 4 << 20;
@@ -137,6 +156,10 @@ impl Keeper {
             disk,
             latest,
             clock,
+            id,
+            write,
+            present,
+            ending,
         } = parts;
         let patience = Patience {
             idle: pulse_every(&keyrings),
@@ -151,6 +174,10 @@ impl Keeper {
             disk,
             latest,
             clock,
+            id,
+            write,
+            present: present.map(Arc::new),
+            ending,
             file: None,
             is_unconfirmed: false,
             patience,
@@ -159,13 +186,14 @@ impl Keeper {
         }
     }
 
-    /// Keeps the file until `stop`; then writes what is left, and how late it is.
+    /// Keeps the file until `stop`; then writes what is left, and how late it is, or erases it.
     ///
     /// # Errors
     ///
     /// When its thread cannot be made, or dies.
     pub async fn run(self, stop: CancellationToken) -> Result<(), KeeperError> {
         let closing = Closing(Arc::clone(&self.journal));
+        let ending = self.ending;
         let (tell, mut ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("snapshot".to_owned())
@@ -175,11 +203,17 @@ impl Keeper {
                 let _ = tell.send(());
             })
             .map_err(KeeperError::Thread)?;
-        tokio::select! {
-            ended = &mut ended => return ended.map_err(|_| KeeperError::Panicked),
-            () = stop.cancelled() => drop(closing),
-        }
-        ended.await.map_err(|_| KeeperError::Panicked)
+        let ended = tokio::select! {
+            ended = &mut ended => ended,
+            () = stop.cancelled() => {
+                closing.0.close(ending);
+                ended.await
+            }
+        };
+        ended.map_err(|_| KeeperError::Panicked)?;
+        // Whoever has the file erased closes the journal before the keeper is told to stop.
+        stop.cancelled().await;
+        Ok(())
     }
 
     fn work(mut self) {
@@ -189,10 +223,25 @@ impl Keeper {
     /// Writes what is to be written next; whether that was the last.
     fn turn(&mut self) -> bool {
         let batch = self.journal.next(self.patience(), self.file.is_none());
-        let is_last = batch.is_last;
-        match self.write(batch) {
-            Ok(()) => self.succeeded(),
-            Err(error) => self.failed(&error, is_last),
+        let is_last = batch.ending.is_some();
+        match batch.ending {
+            Some(Ending::Erase) => self.erase(),
+            Some(Ending::Keep) | None => {
+                let end = match self.write(batch) {
+                    Ok(()) => {
+                        self.succeeded();
+                        let last_write = self.write;
+                        FileEnd::Kept { last_write }
+                    }
+                    Err(error) => {
+                        self.failed(&error, is_last);
+                        FileEnd::Unknown
+                    }
+                };
+                if is_last {
+                    self.disk.ended(end);
+                }
+            }
         }
         is_last
     }
@@ -211,20 +260,25 @@ impl Keeper {
 
     fn write(&mut self, batch: Batch) -> Result<(), WriteError> {
         let Batch {
-            views,
+            state,
             changes,
             is_whole,
-            is_last: _,
+            removal,
+            ending: _,
         } = batch;
-        if views.is_empty() {
+        if state.is_empty() && !is_whole {
             return Ok(());
         }
-        let pulse = self.pulse();
+        self.write += 1;
+        let pulse = self.pulse(&state);
+        self.is_unconfirmed = pulse.confirmed.len() < state.len();
         let appended = match self.file.take() {
             Some(mut kept) if !is_whole && !kept.is_overgrown() => {
-                match write::append(&mut kept.sealer, &changes, &pulse) {
+                let news = pulse.since(&kept.pulse);
+                match write::append(&mut kept.sealer, &changes, &news, self.write) {
                     Some(frame) => {
                         kept.append(&frame)?;
+                        kept.pulse.clone_from(&pulse);
                         Some(kept)
                     }
                     None => None,
@@ -234,47 +288,102 @@ impl Keeper {
         };
         let kept = match appended {
             Some(kept) => kept,
-            None => self.write_whole(views.iter().map(AsRef::as_ref), &pulse)?,
+            None => self.write_whole(&state, pulse)?,
         };
         if !self.place.holds(&kept.file) {
             return Err(WriteError::Gone);
         }
-        self.is_unconfirmed = views
-            .iter()
-            .any(|view| !pulse.confirmed.contains_key(view.name()));
+        if let Some(lock) = self.place.held() {
+            lock.note(self.id, self.write);
+        }
         let size = kept.whole + kept.appended;
         self.file = Some(kept);
-        let views = views.iter().map(AsRef::as_ref);
-        self.disk.written(views, size, self.clock.wall());
+        self.disk.written(&state, removal, size, self.clock.wall());
         Ok(())
     }
 
-    fn write_whole<'v>(
+    fn write_whole(
         &mut self,
-        views: impl Iterator<Item = &'v KeyringView>,
-        pulse: &Pulse,
+        state: &BTreeMap<KeyringName, Applied>,
+        pulse: Pulse,
     ) -> Result<Kept, WriteError> {
+        let mut draft = self.place.draft()?;
         let header = Header {
             node: self.node.id.to_string(),
             cluster: self.node.cluster.to_string(),
             written_at: self.clock.wall(),
+            origin: Origin {
+                id: self.id,
+                inode: Inode::of(&draft.metadata()?),
+                boot_clock: self.clock.boot_clock(),
+            },
         };
         let mut sealer = Sealer::new(&self.key, &header)?;
-        let mut file = self.place.draft()?;
-        let whole = write::write(&mut file, &mut sealer, views, pulse)?;
-        self.place.publish(&file)?;
+        let views = state.values().map(|applied| &*applied.view);
+        let whole = write::write(&mut draft, &mut sealer, views, &pulse, self.write)?;
+        let published = self.place.publish(&draft);
+        let file = Arc::new(draft);
+        let former = if self.place.holds(&file) {
+            self.present.replace(Arc::clone(&file))
+        } else {
+            None
+        };
+        published?;
+        if let Some(former) = former {
+            self.empty(&former);
+        }
         Ok(Kept {
             file,
             sealer,
+            pulse,
             whole,
             appended: 0,
         })
     }
 
-    fn pulse(&self) -> Pulse {
+    /// Empties a file in whose place another one lies.
+    fn empty(&self, former: &File) {
+        if let Err(error) = former.set_len(0) {
+            tracing::warn!(
+                path = %self.place.path().display(),
+                error = &error as &dyn std::error::Error,
+                "the former snapshot file cannot be emptied: remove whatever other name it has"
+            );
+        }
+    }
+
+    fn erase(&mut self) {
+        self.file = None;
+        self.place.discard();
+        let erased = match &self.present {
+            Some(present) => self.place.erase(present),
+            None if self.place.is_empty() => Ok(()),
+            None => Err(io::Error::other("it was not made by this process")),
+        };
+        let path = self.place.path().display();
+        match erased {
+            Ok(()) => {
+                tracing::info!(path = %path, "the snapshot file is erased");
+                self.disk.ended(FileEnd::Erased);
+            }
+            Err(error) => {
+                tracing::error!(
+                    path = %path,
+                    error = &error as &dyn std::error::Error,
+                    "the snapshot file cannot be erased; the control plane waits for this sidecar as for one that may come back"
+                );
+                self.disk.ended(FileEnd::Unknown);
+            }
+        }
+    }
+
+    /// How late it is, and how fresh what is written.
+    fn pulse(&self, state: &BTreeMap<KeyringName, Applied>) -> Pulse {
         let now = Now::of(&self.clock);
         let latest = self.latest.to_remember(now.wall, now.boot);
-        Pulse::of(&self.keyrings, latest, &now)
+        let mut pulse = Pulse::of(&self.keyrings, latest);
+        pulse.confirmed.retain(|name, _| state.contains_key(name));
+        pulse
     }
 
     fn succeeded(&mut self) {
@@ -310,14 +419,14 @@ impl Keeper {
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.close();
+        self.0.close(Ending::Keep);
     }
 }
 
 impl Kept {
     /// Appends a frame. When this returns, it outlives a loss of power.
-    fn append(&mut self, frame: &[u8]) -> std::io::Result<()> {
-        self.file.write_all(frame)?;
+    fn append(&mut self, frame: &[u8]) -> io::Result<()> {
+        (&*self.file).write_all(frame)?;
         self.file.sync_data()?;
         self.appended += frame.len() as u64;
         Ok(())

@@ -1,26 +1,29 @@
-//! Where a snapshot file lies, and who may use it.
+//! Where a snapshot file lies.
 //!
 //! Beside the file lie its lock, which one process holds for as long as it lives, the file that is being written (`.new`), and
 //! the last one that was refused (`.refused`).
 
 use std::{
     ffi::OsString,
-    fs::{self, File, Metadata, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::OFlags;
 
-use super::error::RefusedError;
+use super::{error::RefusedError, lock::FileLock, origin::Inode};
+use crate::clock::Clock;
 
 /// The place of a snapshot file, of which this process is the only user.
 #[derive(Debug)]
 pub struct Place {
     path: PathBuf,
+    clock: Clock,
     /// None while the disk does not let us make one.
-    lock: Option<File>,
+    lock: Option<Arc<FileLock>>,
 }
 
 /// A snapshot file cannot be used by this process.
@@ -51,9 +54,10 @@ impl Place {
     /// # Errors
     ///
     /// When another process has claimed it, or nothing can be made there.
-    pub fn claim(path: &Path) -> Result<Self, PlaceError> {
+    pub fn claim(path: &Path, clock: &Clock) -> Result<Self, PlaceError> {
         let mut place = Self {
             path: path.to_owned(),
+            clock: clock.clone(),
             lock: None,
         };
         let directory = |source| PlaceError::Directory {
@@ -90,6 +94,7 @@ impl Place {
     pub fn look(path: &Path) -> Result<(), RefusedError> {
         let place = Self {
             path: path.to_owned(),
+            clock: Clock::system(),
             lock: None,
         };
         place.open().map(drop)
@@ -101,18 +106,26 @@ impl Place {
         &self.path
     }
 
-    /// Opens the file, with its length; none when there is none.
+    /// What this process holds for as long as it uses the place; none when the disk did not let us make it.
+    #[must_use]
+    pub const fn held(&self) -> Option<&Arc<FileLock>> {
+        self.lock.as_ref()
+    }
+
+    /// Opens the file, with its length, for writing too where the disk lets us; none when there is none.
     ///
     /// # Errors
     ///
     /// When it is not a file that this user made for itself alone.
     pub fn open(&self) -> Result<Option<(File, u64)>, RefusedError> {
         // Without NONBLOCK a pipe would hold us up.
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits().cast_signed())
-            .open(&self.path);
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(flags);
+        let opened = match options.clone().write(true).open(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => options.open(&self.path),
+            opened => opened,
+        };
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -173,11 +186,7 @@ impl Place {
     pub fn publish(&self, draft: &File) -> io::Result<()> {
         draft.sync_all()?;
         fs::rename(self.beside("new"), &self.path)?;
-        let directory = match self.path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            Some(_) | None => Path::new("."),
-        };
-        File::open(directory)?.sync_all()
+        self.sync_directory()
     }
 
     /// Removes a draft that came to nothing: on a disk that is full it would take the room of others.
@@ -189,31 +198,51 @@ impl Place {
     /// Whether `file` still is what lies here: somebody may have removed it, and what is written to it then is nowhere.
     #[must_use]
     pub fn holds(&self, file: &File) -> bool {
-        let is = |metadata: Metadata| (metadata.dev(), metadata.ino());
         match (fs::symlink_metadata(&self.path), file.metadata()) {
-            (Ok(here), Ok(written)) => is(here) == is(written),
+            (Ok(here), Ok(written)) => Inode::of(&here) == Inode::of(&written),
             (Err(_), _) | (_, Err(_)) => false,
         }
     }
 
+    /// Whether there is nothing here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let found = fs::symlink_metadata(&self.path);
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Erases `file`, which lies here: whoever has another name of it finds it empty. When this returns, that outlives a loss
+    /// of power.
+    ///
+    /// # Errors
+    ///
+    /// When that is not known, or something else lies here.
+    pub fn erase(&self, file: &File) -> io::Result<()> {
+        if !self.holds(file) {
+            return Err(io::Error::other(
+                "it was removed or replaced by somebody else",
+            ));
+        }
+        file.set_len(0)?;
+        file.sync_all()?;
+        fs::remove_file(&self.path)?;
+        self.sync_directory()
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let directory = match self.path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            Some(_) | None => Path::new("."),
+        };
+        File::open(directory)?.sync_all()
+    }
+
     /// Takes the lock, unless it is held.
     fn lock(&mut self) -> io::Result<()> {
-        if self.lock.is_some() {
-            return Ok(());
+        if self.lock.is_none() {
+            let lock = FileLock::acquire(&self.beside("lock"), &self.clock)?;
+            self.lock = Some(Arc::new(lock));
         }
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(self.beside("lock"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-        self.lock = Some(file);
         Ok(())
     }
 
@@ -235,16 +264,6 @@ fn is_of_disk(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
-        // close of one copy alone leaves the lock.
-        if let Some(lock) = &self.lock {
-            drop(lock.unlock());
-        }
-    }
-}
-
 /// What opening a link without following it comes to.
 fn is_link(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
@@ -261,8 +280,12 @@ mod tests {
 
     fn place() -> (TempDir, Place) {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let place = Place::claim(&dir.path().join("keyring.snap")).expect("it is ours");
+        let place = claim(&dir.path().join("keyring.snap")).expect("it is ours");
         (dir, place)
+    }
+
+    fn claim(path: &Path) -> Result<Place, PlaceError> {
+        Place::claim(path, &Clock::system())
     }
 
     fn publish(place: &mut Place, content: &[u8]) -> File {
@@ -297,19 +320,43 @@ mod tests {
     fn a_place_has_one_user() {
         let (dir, place) = place();
         let path = dir.path().join("keyring.snap");
-        let error = Place::claim(&path).expect_err("it is taken");
+        let error = claim(&path).expect_err("it is taken");
         assert!(matches!(error, PlaceError::Busy { .. }), "{error}");
         drop(place);
-        assert!(Place::claim(&path).is_ok());
+        assert!(claim(&path).is_ok());
     }
 
     #[test]
     fn a_place_is_free_although_a_child_holds_a_copy_of_its_lock() {
         let (dir, place) = place();
         let lock = place.lock.as_ref().expect("it is locked");
-        let _copy = lock.try_clone().expect("a descriptor is free");
+        let _copy = lock.copy();
         drop(place);
-        assert!(Place::claim(&dir.path().join("keyring.snap")).is_ok());
+        assert!(claim(&dir.path().join("keyring.snap")).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_erased_is_empty_under_its_other_names() {
+        let (dir, mut place) = place();
+        let link = dir.path().join("link");
+        let file = publish(&mut place, b"one");
+        fs::hard_link(place.path(), &link).expect("it is ours");
+        place.erase(&file).expect("it lies there");
+        assert!(place.is_empty());
+        assert_eq!(fs::read(&link).expect("it is there"), b"");
+    }
+
+    #[test]
+    fn only_what_lies_here_is_erased() {
+        let (dir, mut place) = place();
+        let file = publish(&mut place, b"one");
+        let moved = dir.path().join("moved");
+        fs::rename(place.path(), &moved).expect("it is ours");
+        assert!(place.erase(&file).is_err());
+        fs::write(place.path(), "other").expect("it is written");
+        assert!(place.erase(&file).is_err());
+        assert_eq!(fs::read(place.path()).expect("it is there"), b"other");
+        assert_eq!(fs::read(&moved).expect("it is there"), b"one");
     }
 
     #[test]
@@ -318,7 +365,7 @@ mod tests {
         drop(place);
         let left = dir.path().join("keyring.snap.new");
         fs::write(&left, "half").expect("it is written");
-        let mut place = Place::claim(&dir.path().join("keyring.snap")).expect("it is ours");
+        let mut place = claim(&dir.path().join("keyring.snap")).expect("it is ours");
         assert!(!left.exists());
         fs::write(&left, "half").expect("it is written");
         publish(&mut place, b"one");
@@ -367,7 +414,7 @@ mod tests {
 
     #[test]
     fn a_place_that_cannot_be_is_named() {
-        let error = Place::claim(Path::new("/nonexistent/keyring.snap")).expect_err("no place");
+        let error = claim(Path::new("/nonexistent/keyring.snap")).expect_err("no place");
         let error = error.to_string();
         assert!(error.contains("/nonexistent/keyring.snap"), "{error}");
     }

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    clock::{BootId, BootTime, Clock, Reading},
+    clock::{BootTime, Clock, Reading},
     key::{KeyringName, Timestamp},
-    keyring::Keyrings,
+    keyring::{Confirmation, Keyrings},
     proto::snapshot as wire,
 };
 
@@ -14,83 +14,88 @@ use crate::{
 pub struct Pulse {
     /// The latest time by which windows were judged.
     pub latest_wall: Timestamp,
-    /// The boot of the machine; none when it could not be told.
-    pub boot_id: Option<BootId>,
     /// When each keyring was confirmed last; those that never were are not among them.
     pub confirmed: BTreeMap<KeyringName, Confirmed>,
 }
 
-/// When the control plane last confirmed a keyring, by both of the sidecar's clocks.
+/// When the control plane last confirmed a keyring, by both of the sidecar's clocks, and what it granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confirmed {
     /// By the wall clock.
     pub wall: Timestamp,
     /// In milliseconds since the boot; below zero when that was before.
     pub boot_ms: i64,
+    /// How long the sidecar may serve the keyring since then without another confirmation; zero for not at all.
+    pub serve_for: Duration,
 }
 
 /// What a machine's clocks say.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Now {
     /// The wall clock.
     pub wall: Timestamp,
     /// The clock that runs forward only.
     pub boot: BootTime,
-    /// Since which boot; none when it cannot be told.
-    pub boot_id: Option<BootId>,
-}
-
-/// How old a keyring is that was read back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Age {
-    /// The control plane has never confirmed it.
-    Never,
-    /// So much time has passed since.
-    Known(Duration),
-    /// The machine has booted since, and its wall clock is behind the latest time that it had.
-    Untold,
 }
 
 impl Pulse {
     /// What is so now. `latest_wall` is the latest time by which windows were judged.
     #[must_use]
-    pub fn of(keyrings: &Keyrings, latest_wall: Timestamp, now: &Now) -> Self {
+    pub fn of(keyrings: &Keyrings, latest_wall: Timestamp) -> Self {
         let confirmed = keyrings.iter().filter_map(|slot| {
-            let (confirmed, _) = slot.confirmation()?;
+            let (Confirmation { boot_ms, wall_ms }, serve_for) = slot.confirmation()?;
             let confirmed = Confirmed {
-                wall: Timestamp::from_millis(confirmed.wall_ms),
-                boot_ms: confirmed.boot_ms,
+                wall: Timestamp::from_millis(wall_ms),
+                boot_ms,
+                serve_for,
             };
             Some((slot.name().clone(), confirmed))
         });
         Self {
             latest_wall,
-            boot_id: now.boot_id.clone(),
             confirmed: confirmed.collect(),
         }
     }
 
-    /// How old a keyring is at `now`, of which this is the last that was written: by the larger of what the two clocks say.
-    ///
-    /// The clock that runs forward only tells as long as the machine has not booted. A wall clock that is behind the latest
-    /// time that it had was set back; how much time has passed since then it cannot tell.
+    /// What is newer in it than in `former`.
     #[must_use]
-    pub fn age(&self, keyring: &KeyringName, now: &Now) -> Age {
-        let Some(confirmed) = self.confirmed.get(keyring) else {
-            return Age::Never;
-        };
-        let by_wall = now
-            .wall
-            .max(self.latest_wall)
-            .saturating_since(confirmed.wall);
-        let is_same_boot = self.boot_id.is_some() && self.boot_id == now.boot_id;
-        let since_boot = signed_millis(now.boot).saturating_sub(confirmed.boot_ms);
-        match u64::try_from(since_boot) {
-            Ok(by_boot) if is_same_boot => Age::Known(by_wall.max(Duration::from_millis(by_boot))),
-            // The latest time may be held at what the control plane said, and the clock have been further ahead.
-            Ok(_) | Err(_) if now.wall < self.latest_wall.max(confirmed.wall) => Age::Untold,
-            Ok(_) | Err(_) => Age::Known(by_wall),
+    pub fn since(&self, former: &Self) -> Self {
+        let confirmed = self.confirmed.iter();
+        let newer = confirmed.filter(|(name, is)| former.confirmed.get(*name) != Some(*is));
+        Self {
+            latest_wall: self.latest_wall,
+            confirmed: newer.map(|(name, is)| (name.clone(), *is)).collect(),
         }
+    }
+
+    /// What is so after `newer`, which names only what has changed.
+    pub fn advance(&mut self, newer: Self) {
+        self.latest_wall = newer.latest_wall;
+        self.confirmed.extend(newer.confirmed);
+    }
+
+    /// The confirmation and the grant with which a keyring begins at `now`, by the same clock that runs forward only; none
+    /// when it was never confirmed, or nothing was granted.
+    ///
+    /// The age is the larger of what the two clocks say. The wall clock is not believed to be earlier than the latest time
+    /// that it had.
+    #[must_use]
+    pub fn restored(&self, keyring: &KeyringName, now: &Now) -> Option<(Confirmation, Duration)> {
+        let Confirmed {
+            wall,
+            boot_ms,
+            serve_for,
+        } = *self.confirmed.get(keyring)?;
+        let now_ms = signed_millis(now.boot);
+        if serve_for.is_zero() || now_ms < boot_ms {
+            return None;
+        }
+        let by_wall = now.wall.max(self.latest_wall).saturating_since(wall);
+        let confirmed = Confirmation {
+            boot_ms: boot_ms.min(now_ms.saturating_sub(saturating_millis(by_wall))),
+            wall_ms: wall.as_millis(),
+        };
+        Some((confirmed, serve_for))
     }
 
     pub(super) fn to_wire(&self) -> wire::Pulse {
@@ -101,13 +106,10 @@ impl Pulse {
                 keyring: keyring.to_string(),
                 wall_ms: confirmed.wall.as_millis(),
                 boot_ms: confirmed.boot_ms,
+                serve_for_ms: u64::try_from(confirmed.serve_for.as_millis()).unwrap_or(u64::MAX),
             });
         wire::Pulse {
             latest_wall_ms: self.latest_wall.as_millis(),
-            boot_id: self
-                .boot_id
-                .as_ref()
-                .map_or_else(String::new, BootId::to_string),
             confirmed: confirmed.collect(),
         }
     }
@@ -119,12 +121,12 @@ impl Pulse {
             let confirmed = Confirmed {
                 wall: Timestamp::from_millis(confirmed.wall_ms),
                 boot_ms: confirmed.boot_ms,
+                serve_for: Duration::from_millis(confirmed.serve_for_ms),
             };
             Some((name, confirmed))
         });
         Some(Self {
             latest_wall: Timestamp::from_millis(pulse.latest_wall_ms),
-            boot_id: BootId::new(&pulse.boot_id),
             confirmed: confirmed.collect::<Option<_>>()?,
         })
     }
@@ -137,7 +139,6 @@ impl Now {
         Self {
             wall: clock.wall(),
             boot: clock.boot(),
-            boot_id: clock.boot_id(),
         }
     }
 
@@ -151,6 +152,10 @@ impl Now {
     }
 }
 
+fn saturating_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 fn signed_millis(boot: BootTime) -> i64 {
     i64::try_from(boot.as_millis()).unwrap_or(i64::MAX)
 }
@@ -161,87 +166,85 @@ mod tests {
     use crate::key::testing;
 
     /// A keyring that was confirmed at wall time 1,000,000 s and 500 s after the boot, written 20 s later.
-    fn pulse(boot: &str) -> Pulse {
+    fn pulse() -> Pulse {
         let confirmed = Confirmed {
             wall: seconds(1_000_000),
             boot_ms: 500_000,
+            serve_for: GRANT,
         };
         Pulse {
             latest_wall: seconds(1_000_020),
-            boot_id: BootId::new(boot),
             confirmed: [(testing::keyring_name(), confirmed)].into(),
         }
     }
 
-    fn age(pulse: &Pulse, wall: i64, boot: u64, boot_id: &str) -> Age {
+    const GRANT: Duration = Duration::from_hours(1);
+
+    /// How old the keyring is then, in seconds.
+    fn age(pulse: &Pulse, wall: i64, boot: u64) -> Option<i64> {
         let now = Now {
             wall: seconds(wall),
             boot: BootTime::from_millis(boot * 1_000),
-            boot_id: BootId::new(boot_id),
         };
-        pulse.age(&testing::keyring_name(), &now)
+        let (confirmed, serve_for) = pulse.restored(&testing::keyring_name(), &now)?;
+        assert_eq!(serve_for, GRANT);
+        Some(signed_millis(now.boot).saturating_sub(confirmed.boot_ms) / 1_000)
     }
 
     fn seconds(seconds: i64) -> Timestamp {
         Timestamp::from_millis(seconds * 1_000)
     }
 
-    const fn known(seconds: u64) -> Age {
-        Age::Known(Duration::from_secs(seconds))
-    }
-
     #[test]
-    fn within_a_boot_the_larger_of_both_clocks_tells() {
-        let pulse = pulse("one");
-        assert_eq!(age(&pulse, 1_000_060, 560, "one"), known(60));
-        assert_eq!(age(&pulse, 1_000_060, 560, "one"), known(60));
+    fn the_larger_of_both_clocks_tells() {
+        let pulse = pulse();
+        assert_eq!(age(&pulse, 1_000_060, 560), Some(60));
         // Set back by a day, set ahead by an hour.
-        assert_eq!(age(&pulse, 1_000_060 - 86_400, 560, "one"), known(60));
-        assert_eq!(age(&pulse, 1_000_060 + 3_600, 560, "one"), known(3_660));
+        assert_eq!(age(&pulse, 1_000_060 - 86_400, 560), Some(60));
+        assert_eq!(age(&pulse, 1_000_060 + 3_600, 560), Some(3_660));
+        // It was 20 s old as it was written, whatever the clocks say now.
+        assert_eq!(age(&pulse, 1_000_000, 500), Some(20));
     }
 
     #[test]
-    fn across_boots_the_wall_clock_tells_unless_it_was_set_back() {
-        let pulse = pulse("one");
-        assert_eq!(age(&pulse, 1_000_060, 5, "two"), known(60));
-        assert_eq!(age(&pulse, 1_000_020, 5, "two"), known(20));
-        assert_eq!(age(&pulse, 1_000_019, 5, "two"), Age::Untold);
-        // A boot that cannot be told is not the same one.
-        assert_eq!(age(&pulse, 1_000_019, 560, ""), Age::Untold);
-        let untold = self::pulse("");
-        assert_eq!(age(&untold, 1_000_019, 560, ""), Age::Untold);
+    fn a_clock_that_runs_forward_only_and_is_behind_tells_nothing() {
+        assert_eq!(age(&pulse(), 1_000_060, 499), None);
     }
 
     #[test]
-    fn a_clock_that_was_ahead_makes_nothing_fresh_when_it_is_set_right() {
-        let pulse = Pulse {
-            latest_wall: seconds(900_000),
-            ..pulse("one")
-        };
-        assert_eq!(age(&pulse, 900_010, 5, "two"), Age::Untold);
-        assert_eq!(age(&pulse, 900_010, 560, "one"), known(60));
-    }
-
-    #[test]
-    fn a_clock_that_runs_forward_only_and_is_behind_is_of_another_boot() {
-        let pulse = pulse("one");
-        assert_eq!(age(&pulse, 1_000_060, 499, "one"), known(60));
-        assert_eq!(age(&pulse, 999_000, 499, "one"), Age::Untold);
-    }
-
-    #[test]
-    fn a_keyring_that_was_never_confirmed_has_no_age() {
-        let pulse = Pulse {
+    fn a_keyring_that_was_never_confirmed_or_granted_has_no_age() {
+        let never = Pulse {
             confirmed: BTreeMap::new(),
-            ..pulse("one")
+            ..pulse()
         };
-        assert_eq!(age(&pulse, 1_000_060, 560, "one"), Age::Never);
+        assert_eq!(age(&never, 1_000_060, 560), None);
+        let mut ungranted = pulse();
+        for confirmed in ungranted.confirmed.values_mut() {
+            confirmed.serve_for = Duration::ZERO;
+        }
+        assert_eq!(age(&ungranted, 1_000_060, 560), None);
     }
 
     #[test]
     fn a_pulse_is_read_as_it_was_written() {
-        for pulse in [pulse("one"), pulse("")] {
-            assert_eq!(Pulse::from_wire(pulse.to_wire()), Some(pulse));
-        }
+        assert_eq!(Pulse::from_wire(pulse().to_wire()), Some(pulse()));
+    }
+
+    #[test]
+    fn what_is_newer_leads_to_the_whole() {
+        let other: KeyringName = "partners".parse().expect("a name");
+        let former = pulse();
+        let mut is = pulse();
+        let newer = Confirmed {
+            boot_ms: 600_000,
+            ..is.confirmed[&testing::keyring_name()]
+        };
+        is.confirmed.insert(other.clone(), newer);
+        is.latest_wall = seconds(1_000_030);
+        let since = is.since(&former);
+        assert_eq!(since.confirmed.keys().collect::<Vec<_>>(), [&other]);
+        let mut read = former;
+        read.advance(since);
+        assert_eq!(read, is);
     }
 }

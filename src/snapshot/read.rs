@@ -31,6 +31,8 @@ pub struct Contents {
     pub keyrings: BTreeMap<KeyringName, Restored>,
     /// How late it was then.
     pub pulse: Pulse,
+    /// The number of the last write that is whole.
+    pub write: u64,
     /// How many frames are whole.
     pub frames: u64,
     /// How many changes were applied since the file was made.
@@ -67,6 +69,7 @@ struct Reading {
     open: Option<Open>,
     /// Once the state that the file was made with is whole.
     pulse: Option<Pulse>,
+    write: u64,
     changes: u64,
 }
 
@@ -108,6 +111,7 @@ pub fn read(input: impl Read, len: u64, key: &SnapshotKey) -> Result<Contents, R
         header: opener.header().clone(),
         keyrings: reading.keyrings,
         pulse: reading.pulse.ok_or(ReadError::Cut { frame: frames })?,
+        write: reading.write,
         frames,
         changes: reading.changes,
         tail,
@@ -138,11 +142,16 @@ pub fn outline(input: impl Read, len: u64) -> Result<Outline, ReadError> {
 impl Reading {
     /// Takes a frame, with `room` bytes of file from its beginning on.
     fn take(&mut self, kind: FrameKind, plaintext: Bytes, room: u64) -> Result<(), String> {
-        match (kind, &self.pulse) {
+        match (kind, &mut self.pulse) {
             (FrameKind::Keyring, None) => self.begin(&decode(plaintext)?, room),
             (FrameKind::Entries, None) => self.entries(decode(plaintext)?),
             (FrameKind::End, None) => self.end(decode(plaintext)?),
-            (FrameKind::Appended, Some(_)) => self.appended(decode(plaintext)?),
+            (FrameKind::Appended, Some(pulse)) => {
+                let appended: wire::Appended = decode(plaintext)?;
+                pulse.advance(pulse_of(appended.pulse)?);
+                self.number(appended.write)?;
+                self.changes(appended.changes)
+            }
             (FrameKind::Keyring | FrameKind::Entries | FrameKind::End, Some(_)) => {
                 Err("the state goes on behind its end".to_owned())
             }
@@ -203,6 +212,18 @@ impl Reading {
             ));
         }
         self.pulse = Some(pulse_of(end.pulse)?);
+        self.number(end.write)
+    }
+
+    /// Takes the number of a write.
+    fn number(&mut self, number: u64) -> Result<(), String> {
+        if number <= self.write {
+            return Err(format!(
+                "it is write {number}, and comes after write {}",
+                self.write
+            ));
+        }
+        self.write = number;
         Ok(())
     }
 
@@ -228,8 +249,8 @@ impl Reading {
         Ok(())
     }
 
-    fn appended(&mut self, appended: wire::Appended) -> Result<(), String> {
-        for change in appended.changes {
+    fn changes(&mut self, changes: Vec<wire::Change>) -> Result<(), String> {
+        for change in changes {
             let name: KeyringName = change.keyring.parse().map_err(text)?;
             let keyring = self.keyrings.get_mut(&name);
             let keyring = keyring.ok_or_else(|| format!("keyring {name} is not in the state"))?;
@@ -249,7 +270,6 @@ impl Reading {
             }
             self.changes += 1;
         }
-        self.pulse = Some(pulse_of(appended.pulse)?);
         Ok(())
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    disk::Disk,
-    journal::{Journal, Urgency},
+    disk::{Disk, Durable},
+    journal::{Applied, Journal, Removal, Urgency},
     write::{Change, ChangeKind},
 };
 use crate::{
-    key::{Epoch, Revision},
-    keyring::{KeyringView, Slot},
+    key::{KeyringName, Revision},
+    keyring::Slot,
 };
 
 /// Notes for the file what was applied to a keyring, after it was; cheap to clone. It never waits for the disk.
@@ -21,6 +21,15 @@ use crate::{
 pub struct Recorder {
     journal: Arc<Journal>,
     disk: Arc<Disk>,
+}
+
+/// What was applied, and up to which revision all revocations are.
+#[derive(Clone, Copy, Debug)]
+pub struct After<'a> {
+    /// Where it is published.
+    pub slot: &'a Slot,
+    /// Every revocation up to this revision is in use.
+    pub revoked_through: Revision,
 }
 
 impl Recorder {
@@ -38,41 +47,53 @@ impl Recorder {
 
     /// Up to where a keyring is on the disk.
     #[must_use]
-    pub fn durable(&self, slot: &Slot) -> (Epoch, Revision) {
+    pub fn durable(&self, slot: &Slot) -> Durable {
         self.disk.durable(slot.name())
     }
 
     /// A snapshot was taken.
-    pub fn replaced(&self, slot: &Slot) {
-        if let Some(view) = view(slot) {
-            self.journal.replaced(view);
+    pub fn replaced(&self, after: After<'_>) {
+        if let Some(applied) = after.applied() {
+            self.journal.replaced(applied);
         }
     }
 
     /// A serialized `Delta` was applied.
-    pub fn delta(&self, slot: &Slot, delta: Bytes, urgency: Urgency) {
-        self.changed(slot, ChangeKind::Delta(delta), urgency);
+    pub fn delta(&self, after: After<'_>, delta: Bytes, urgency: Urgency) {
+        self.changed(after, ChangeKind::Delta(delta), urgency);
     }
 
     /// Serialized `Revocations` were applied.
-    pub fn revocations(&self, slot: &Slot, revocations: Bytes) {
-        self.changed(slot, ChangeKind::Revocations(revocations), Urgency::Now);
+    pub fn revocations(&self, after: After<'_>, revocations: Bytes) {
+        self.changed(after, ChangeKind::Revocations(revocations), Urgency::Now);
     }
 
     /// Serialized `KeyringSettings` were adopted.
-    pub fn settings(&self, slot: &Slot, settings: Bytes) {
-        self.changed(slot, ChangeKind::Settings(settings), Urgency::Soon);
+    pub fn settings(&self, after: After<'_>, settings: Bytes) {
+        self.changed(after, ChangeKind::Settings(settings), Urgency::Soon);
     }
 
-    fn changed(&self, slot: &Slot, kind: ChangeKind, urgency: Urgency) {
-        if let Some(view) = view(slot) {
-            let keyring = slot.name().clone();
+    /// A keyring is to be removed from the file. [`Disk::has_removed`] says when it was.
+    #[must_use]
+    pub fn removed(&self, keyring: &KeyringName) -> Removal {
+        self.journal.removed(keyring)
+    }
+
+    fn changed(&self, after: After<'_>, kind: ChangeKind, urgency: Urgency) {
+        if let Some(applied) = after.applied() {
+            let keyring = after.slot.name().clone();
             self.journal
-                .changed(Change { keyring, kind }, urgency, view);
+                .changed(Change { keyring, kind }, urgency, applied);
         }
     }
 }
 
-fn view(slot: &Slot) -> Option<Arc<KeyringView>> {
-    slot.load().as_ref().map(Arc::clone)
+impl After<'_> {
+    fn applied(self) -> Option<Applied> {
+        let view = self.slot.load().as_ref().map(Arc::clone)?;
+        Some(Applied {
+            view,
+            revoked_through: self.revoked_through,
+        })
+    }
 }

@@ -21,7 +21,7 @@ use ring::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{error::ReadError, key::SnapshotKey};
+use super::{error::ReadError, key::SnapshotKey, origin::Origin};
 use crate::{
     key::{RandomError, Timestamp, fill_random},
     proto::snapshot as wire,
@@ -36,6 +36,8 @@ pub struct Header {
     pub cluster: String,
     /// When the file was begun, by the wall clock.
     pub written_at: Timestamp,
+    /// Which file it is, and where it was made.
+    pub origin: Origin,
 }
 
 /// What a frame holds.
@@ -91,7 +93,7 @@ struct Bytes(usize);
 /// What every snapshot file begins with.
 pub const MAGIC: [u8; 8] = *b"RLKSNAP\n";
 /// The format that this version reads and writes. Any change to what a reader has to understand is another number.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = 2;
 /// The largest plaintext of a frame. Twice the largest message of the stream, so that what was gathered for one write fits
 /// together with the message that filled it.
 pub const MAX_PLAINTEXT: usize = 8 << 20;
@@ -132,12 +134,16 @@ impl Sealer {
 
     fn with_salt(key: &SnapshotKey, header: &Header, salt: [u8; SALT_LEN]) -> Self {
         let derived = derive(key, &salt);
+        let (id, inode, boot_clock) = header.origin.to_wire();
         let header = wire::Header {
             node: header.node.clone(),
             cluster: header.cluster.clone(),
             salt: salt.to_vec().into(),
             key_check: key_check(&derived).to_vec().into(),
             written_at_ms: header.written_at.as_millis(),
+            id: id.into(),
+            inode: Some(inode),
+            boot_clock,
         }
         .encode_to_vec();
         let mut preamble = Vec::with_capacity(PREAMBLE_LEN + header.len());
@@ -214,6 +220,7 @@ impl<R: Read> Opener<R> {
         let header = wire::Header::decode(&preamble[PREAMBLE_LEN..]).ok();
         let header = header.ok_or(ReadError::Header)?;
         let salt: [u8; SALT_LEN] = header.salt[..].try_into().map_err(|_| ReadError::Header)?;
+        let origin = Origin::from_wire(&header).ok_or(ReadError::Header)?;
         let seal = match key {
             None => None,
             Some(key) => {
@@ -232,6 +239,7 @@ impl<R: Read> Opener<R> {
                 node: header.node,
                 cluster: header.cluster,
                 written_at: Timestamp::from_millis(header.written_at_ms),
+                origin,
             },
             seal,
             frames: 0,

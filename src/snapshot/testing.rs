@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
+use super::origin::{FileId, Inode, Origin};
 use crate::{
+    clock::{BootClock, BootId},
     discovery::{item, settings},
     key::{KeyDigest, KeyRecord, KeyState, VersionNumber, testing},
     keyring::{KeyringView, Position},
@@ -181,6 +183,23 @@ impl State {
         revoked
             .map(|(record, _)| record.digest.as_bytes()[0])
             .collect()
+    }
+}
+
+/// The origin of a file that lies nowhere.
+pub(super) fn origin() -> Origin {
+    let boot_id = BootId::new("one").expect("it is short");
+    Origin {
+        id: FileId::new([3; FileId::LEN]),
+        inode: Inode {
+            device: 1,
+            number: 2,
+            born_ns: 3,
+        },
+        boot_clock: Some(BootClock {
+            boot_id,
+            time_namespace: 4,
+        }),
     }
 }
 

@@ -41,7 +41,7 @@ const CHUNK: usize = 64 << 10;
 /// What surrounds a message in a frame: tags, lengths and the name of a keyring.
 const AROUND: usize = 128;
 
-/// Writes the whole of `keyrings`; returns how many bytes that are.
+/// Writes the whole of `keyrings`, as the write of this number; returns how many bytes that are.
 ///
 /// # Errors
 ///
@@ -51,6 +51,7 @@ pub fn write<'v>(
     sealer: &mut Sealer,
     keyrings: impl IntoIterator<Item = &'v KeyringView>,
     pulse: &Pulse,
+    number: u64,
 ) -> io::Result<u64> {
     let mut bytes = Vec::with_capacity(CHUNK + 2 * AROUND);
     let mut written = sealer.preamble().len() as u64;
@@ -87,17 +88,25 @@ pub fn write<'v>(
     let end = wire::End {
         keyrings: count,
         pulse: Some(pulse.to_wire()),
+        write: number,
     };
     frame(FrameKind::End, &end.encode_to_vec())?;
     Ok(written)
 }
 
-/// The frame that tells of `changes`; none when they are too many for one.
+/// The frame that tells of `changes`, and of what is newer in the pulse, as the write of this number; none when they are too
+/// many for one.
 #[must_use]
-pub fn append(sealer: &mut Sealer, changes: &[Change], pulse: &Pulse) -> Option<Vec<u8>> {
+pub fn append(
+    sealer: &mut Sealer,
+    changes: &[Change],
+    pulse: &Pulse,
+    number: u64,
+) -> Option<Vec<u8>> {
     let appended = wire::Appended {
         changes: changes.iter().map(Change::to_wire).collect(),
         pulse: Some(pulse.to_wire()),
+        write: number,
     };
     if appended.encoded_len() > MAX_PLAINTEXT {
         return None;

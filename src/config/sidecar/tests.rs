@@ -651,6 +651,7 @@ fn a_snapshot_file_needs_a_path_and_a_key() {
         Some(SnapshotSettings {
             path: "/var/lib/relatch/a.snap".into(),
             key_file: "snapshot.key".into(),
+            erase_on_stop: false,
         })
     );
     for (line, expected) in [
@@ -712,7 +713,7 @@ fn unknown_fields_are_refused_at_every_level() {
         ),
         (
             "snapshot: {file: a}",
-            "3:12: snapshot.file: is not a known field, use one of `path`, `key_file`",
+            "3:12: snapshot.file: is not a known field, use one of `path`, `key_file`, `erase_on_stop`",
         ),
         (
             "log: {levels: a}",

@@ -10,7 +10,8 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::*;
 use crate::{
-    clock::Clock,
+    clock::{Clock, LatestWall},
+    config::sidecar::{NodeSettings, SnapshotSettings},
     discovery::{
         item,
         testing::{Torrent, settings},
@@ -20,6 +21,11 @@ use crate::{
     proto::discovery::{
         control_message::Kind as Tell,
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
+    },
+    snapshot::{
+        SnapshotKey,
+        begin::{self, Empty},
+        read,
     },
 };
 
@@ -32,6 +38,7 @@ struct Control(mpsc::UnboundedSender<Opened>);
 struct Opened {
     said: Streaming<wire::SidecarMessage>,
     tell: mpsc::UnboundedSender<Result<wire::ControlMessage, Status>>,
+    hello: wire::Hello,
     revision: u64,
     /// The newest beat that was read, and the newest that was answered.
     beat: u64,
@@ -70,6 +77,7 @@ impl KeyringDiscovery for Control {
         let opened = Opened {
             said: request.into_inner(),
             tell,
+            hello: wire::Hello::default(),
             revision: 0,
             beat: 0,
             answered: 0,
@@ -81,6 +89,11 @@ impl KeyringDiscovery for Control {
 
 impl World {
     async fn start() -> Self {
+        Self::start_with(|_, _| Hold::default()).await
+    }
+
+    /// A client that shows what `hold` makes of its keyrings and its receiver.
+    async fn start_with(hold: impl FnOnce(&Keyrings, &mut Receiver) -> Hold) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (control, opened) = mpsc::unbounded_channel();
@@ -93,10 +106,11 @@ impl World {
 
         let keyrings = Keyrings::new([(testing::keyring_name(), Staleness::default())]);
         let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
-        let receiver = Receiver::new(&keyrings, Clock::system());
+        let mut receiver = Receiver::new(&keyrings, Clock::system());
+        let hold = hold(&keyrings, &mut receiver);
         let endpoint = format!("http://{address}").parse().expect("a URI");
         let client = Client::new(wire::Node::default(), vec![endpoint], receiver);
-        let client = client.expect("the random source works");
+        let client = client.expect("the random source works").with_hold(hold);
         let (shutdown, checks) = (CancellationToken::new(), TaskTracker::new());
         Self {
             opened,
@@ -114,8 +128,10 @@ impl World {
     async fn stream(&mut self, state: KeyState) -> Opened {
         let opened = timeout(DEADLINE, self.opened.recv()).await;
         let mut opened = opened.expect("in time").expect("it listens");
-        let hello = opened.next().await;
-        assert!(matches!(hello, Some(Kind::Hello(_))), "{hello:?}");
+        opened.hello = match opened.next().await {
+            Some(Kind::Hello(hello)) => hello,
+            other => panic!("no hello: {other:?}"),
+        };
         opened.tell(Tell::Settings(settings(Epoch::new(1))));
         let held = self
             .slot
@@ -410,6 +426,139 @@ async fn a_stop_serves_the_stream_until_checks_are_answered_and_reports_them_bef
     );
     drop(stream);
     world.ended().await;
+}
+
+/// A client with a file that is to be erased; its keeper runs until `stop`, if it runs at all.
+async fn with_file(dir: &std::path::Path, stop: Option<CancellationToken>) -> World {
+    let settings = SnapshotSettings {
+        path: dir.join("keyring.snap"),
+        key_file: dir.join("snapshot.key"),
+        erase_on_stop: true,
+    };
+    SnapshotKey::make(&settings.key_file).expect("it is made");
+    World::start_with(|keyrings, receiver| {
+        let empty = Empty {
+            node: &NodeSettings::named("edge-1".parse().expect("a name")),
+            keyrings,
+            receiver,
+            latest: &LatestWall::default(),
+            clock: &Clock::system(),
+        };
+        let begun = begin::begin(&settings, empty).expect("it starts");
+        let kept = begun.kept.expect("nobody else uses the file");
+        match stop {
+            Some(stop) => drop(tokio::spawn(kept.keeper.run(stop))),
+            None => std::mem::forget(kept.keeper),
+        }
+        Hold {
+            lock: Some(wire::Lock {
+                acquired_ns: 17,
+                ..wire::Lock::default()
+            }),
+            snapshot_file: Some(wire::SnapshotFile {
+                id: kept.id.as_bytes().to_vec().into(),
+                begun_from_write: kept.begun_from_write,
+            }),
+            closer: Some(kept.closer),
+        }
+    })
+    .await
+}
+
+/// What a stream ends with, and the acks before it.
+async fn farewell(stream: &mut Opened) -> (wire::Goodbye, Vec<wire::Ack>) {
+    let mut acks = Vec::new();
+    loop {
+        match stream.next().await {
+            Some(Kind::Goodbye(goodbye)) => return (goodbye, acks),
+            Some(Kind::Usage(usage)) => stream.ack(&usage),
+            Some(Kind::Ack(ack)) => acks.push(ack),
+            other => panic!("no goodbye: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_goodbye_says_that_the_file_is_erased_once_it_is() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let stop = CancellationToken::new();
+    let mut world = with_file(dir.path(), Some(stop.clone())).await;
+    let mut stream = world.stream(KeyState::Active).await;
+    assert_eq!(
+        stream.hello.lock.as_ref().map(|lock| lock.acquired_ns),
+        Some(17)
+    );
+    let file = stream.hello.snapshot_file.clone().expect("it keeps one");
+    assert_eq!((file.id.len(), file.begun_from_write), (16, 0));
+    match stream.next().await {
+        Some(Kind::Ack(ack)) => assert_eq!(
+            (ack.durable_revision, ack.durable_revoked_through),
+            (stream.revision, stream.revision)
+        ),
+        other => panic!("no ack: {other:?}"),
+    }
+    let file = dir.path().join("keyring.snap");
+    assert!(file.exists());
+    // A check is under way: until it is answered the file stays.
+    let (answer, asked) = tokio::sync::oneshot::channel::<()>();
+    world
+        .checks
+        .spawn(async move { asked.await.expect("the test answers") });
+    world.checks.close();
+    world.shutdown.cancel();
+    assert!(requests(&stream.heartbeat().await).is_empty());
+    assert!(file.exists());
+    answer.send(()).expect("the check waits");
+    let (goodbye, _) = farewell(&mut stream).await;
+    assert!(goodbye.has_erased_file);
+    assert!(!file.exists());
+    drop(stream);
+    world.ended().await;
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_goodbye_does_not_wait_for_a_disk_that_does_not_answer() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut world = with_file(dir.path(), None).await;
+    let mut stream = world.stream(KeyState::Active).await;
+    world.checks.close();
+    world.shutdown.cancel();
+    let (goodbye, acks) = farewell(&mut stream).await;
+    assert!(!goodbye.has_erased_file);
+    assert!(acks.is_empty(), "nothing is on the disk");
+    drop(stream);
+    world.ended().await;
+}
+
+#[tokio::test]
+async fn a_keyring_is_reported_as_dropped_once_the_disk_does_not_have_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut world = with_file(dir.path(), Some(CancellationToken::new())).await;
+    let mut stream = world.stream(KeyState::Active).await;
+    world.count(3);
+    stream.tell(Tell::NotServed(wire::NotServed {
+        keyring: testing::keyring_name().to_string(),
+        reason: "the rule was removed".to_owned(),
+        number: 4,
+        is_forbidden: true,
+    }));
+    let mut last = Vec::new();
+    let dropped = loop {
+        match stream.next().await {
+            Some(Kind::Dropped(dropped)) => break dropped,
+            Some(Kind::Usage(usage)) => last.push(requests(&usage)),
+            Some(Kind::Ack(_)) => {}
+            other => panic!("not dropped: {other:?}"),
+        }
+    };
+    assert_eq!(dropped.not_served, 4);
+    assert_eq!(last, [[3]], "its last counts come before");
+    assert!(world.slot.load().is_none());
+    let key = SnapshotKey::read(&dir.path().join("snapshot.key")).expect("it is there");
+    let bytes = std::fs::read(dir.path().join("keyring.snap")).expect("it is there");
+    let contents = read::read(&bytes[..], bytes.len() as u64, &key).expect("it is whole");
+    assert_eq!(contents.keyrings.len(), 0);
 }
 
 #[tokio::test]

@@ -19,7 +19,10 @@ use crate::{
         Confirmation, DeltaError, KeyringSettings, Mirror, Restored, SnapshotBuilder, SnapshotError,
     },
     proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
-    snapshot::{journal::Urgency, recorder::Recorder},
+    snapshot::{
+        journal::Urgency,
+        recorder::{After, Recorder},
+    },
 };
 
 /// One keyring that is held in full.
@@ -84,11 +87,21 @@ impl Held {
         self.mirror.restore(restored);
     }
 
+    /// Forgets what it holds, which the sidecar may not have any more.
+    pub(super) fn forget(&mut self) {
+        self.mirror.forget();
+        self.incoming = None;
+        self.awaits_snapshot = false;
+        self.awaits_confirmation = false;
+        self.revoked_through = RevokedThrough::default();
+        self.partial = None;
+    }
+
     /// Takes new settings, of which `message` is the serialized form; they are in use at once.
     pub(super) fn adopt(&mut self, settings: KeyringSettings, message: Bytes) {
         self.mirror.adopt(settings);
         if let Some(recorder) = &self.recorder {
-            recorder.settings(self.mirror.slot(), message);
+            recorder.settings(self.after(), message);
         }
     }
 
@@ -206,7 +219,7 @@ impl Held {
                 self.revoked_through
                     .replaced(Revision::new(last.revision), is_same_history);
                 if let Some(recorder) = &self.recorder {
-                    recorder.replaced(self.mirror.slot());
+                    recorder.replaced(self.after());
                 }
                 let keyring = self.name();
                 if new_epoch {
@@ -262,9 +275,6 @@ impl Held {
         let (records, rejected) = decode_revocations(&message.items, held);
         let records = records.into_iter().map(|announced| announced.record);
         self.mirror.revoke(records.collect());
-        if let Some(recorder) = &self.recorder {
-            recorder.revocations(self.mirror.slot(), serialized);
-        }
         let is_refused = !rejected.is_empty();
         if is_refused {
             self.note_refused(message.epoch, message.revision);
@@ -272,6 +282,10 @@ impl Held {
             let after = Revision::new(message.complete_after);
             self.revoked_through
                 .overtaken(after, Revision::new(message.revision));
+        }
+        // Behind that: what comes to the disk says up to where all revocations are there.
+        if let Some(recorder) = &self.recorder {
+            recorder.revocations(self.after(), serialized);
         }
         let answered = Answered::part_without(rejected);
         let answer = self.answer(message.epoch, message.nonce, answered);
@@ -316,7 +330,7 @@ impl Held {
                 self.partial = None;
                 self.revoked_through.applied(Revision::new(delta.revision));
                 if let Some(recorder) = &self.recorder {
-                    recorder.delta(self.mirror.slot(), serialized, urgency);
+                    recorder.delta(self.after(), serialized, urgency);
                 }
                 let answered = Answered::part_without(rejected);
                 let answer = self.answer(delta.epoch, delta.nonce, answered);
@@ -377,7 +391,7 @@ impl Held {
                 complete_after: delta.prev_revision,
             };
             let serialized = revocations.encode_to_vec().into();
-            recorder.revocations(self.mirror.slot(), serialized);
+            recorder.revocations(self.after(), serialized);
         }
     }
 
@@ -415,6 +429,14 @@ impl Held {
             "the keyring differs from the control plane's at the same revision; asking for a snapshot"
         );
         Ok(Some(self.resync(ResyncReason::DigestMismatch)))
+    }
+
+    /// What was applied so far.
+    fn after(&self) -> After<'_> {
+        After {
+            slot: self.mirror.slot(),
+            revoked_through: self.revoked_through.get(),
+        }
     }
 
     /// Whether it is followed by deltas: no snapshot is missing.

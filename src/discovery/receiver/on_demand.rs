@@ -20,6 +20,7 @@ use crate::{
         on_demand::{Fill, Follower, Found, StartError},
     },
     proto::discovery::{self as wire, ResyncReason, sidecar_message::Kind as Answer},
+    snapshot::disk::Durable,
 };
 
 /// One keyring that is held on demand.
@@ -42,6 +43,13 @@ impl Followed {
 
     pub(super) const fn follower(&mut self) -> &mut Follower {
         &mut self.follower
+    }
+
+    /// Forgets what it holds, which the sidecar may not have any more.
+    pub(super) fn forget(&mut self) {
+        self.follower.forget();
+        self.awaits_start = false;
+        self.revoked_through = RevokedThrough::default();
     }
 
     /// What the first message of a new stream says of it.
@@ -289,7 +297,7 @@ impl Followed {
             nonce,
             held: self.follower.position(),
             revoked_through: self.revoked_through.get(),
-            durable: Default::default(),
+            durable: Durable::default(),
         };
         reply.answer(answered)
     }

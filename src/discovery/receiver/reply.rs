@@ -2,9 +2,10 @@
 
 use super::message;
 use crate::{
-    key::{Epoch, KeyringName, Revision},
+    key::{KeyringName, Revision},
     keyring::Position,
     proto::discovery::{self as wire, sidecar_message::Kind as Answer},
+    snapshot::disk::Durable,
 };
 
 /// What an answer says of a keyring.
@@ -15,7 +16,7 @@ pub(super) struct Reply<'a> {
     pub(super) held: Position,
     pub(super) revoked_through: Revision,
     /// Up to where it is on the disk.
-    pub(super) durable: (Epoch, Revision),
+    pub(super) durable: Durable,
 }
 
 /// What an answer says of the message that it is for.
@@ -65,17 +66,20 @@ impl Reply<'_> {
         let in_use = |revision: Revision| if is_of_history { revision.get() } else { 0 };
         let applied_revision = in_use(self.held.revision);
         let revoked_through = in_use(self.revoked_through);
-        let (durable_epoch, durable) = self.durable;
-        let is_durable = durable_epoch.get() == self.epoch;
+        let is_durable = self.durable.epoch.get() == self.epoch;
+        let on_disk = |revision: Revision| if is_durable { revision.get() } else { 0 };
+        let durable_revision = on_disk(self.durable.revision);
+        let durable_revoked_through = on_disk(self.durable.revoked_through);
         if rejected.is_empty() {
             return message(Answer::Ack(wire::Ack {
                 keyring,
                 epoch: self.epoch,
                 nonce: self.nonce,
                 applied_revision,
-                durable_revision: if is_durable { durable.get() } else { 0 },
+                durable_revision,
                 revoked_through,
                 is_whole,
+                durable_revoked_through,
                 ..Default::default()
             }));
         }
@@ -98,6 +102,8 @@ impl Reply<'_> {
             revoked_through,
             is_whole,
             has_more,
+            durable_revision,
+            durable_revoked_through,
             ..Default::default()
         }))
     }

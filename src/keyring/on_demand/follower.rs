@@ -116,6 +116,20 @@ impl Follower {
         self.cache.disconnected();
     }
 
+    /// Forgets everything that it holds: checks of the keyring are denied from now on.
+    pub fn forget(&mut self) {
+        self.slot.withdraw();
+        self.settings = None;
+        self.view = None;
+        self.seen = Revision::default();
+        self.tombstones = Tombstones::default();
+        // Pairs with the acquire in `KeyCache::is_current`.
+        self.cache.generation.fetch_add(1, Ordering::Release);
+        self.cache.outdate_answers();
+        self.groups.clear();
+        self.cache.unknown.invalidate_all();
+    }
+
     /// Takes new settings; they are in use at once.
     pub fn adopt(&mut self, settings: KeyringSettings) {
         let settings = Arc::new(settings);

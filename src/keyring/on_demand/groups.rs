@@ -73,6 +73,13 @@ impl Groups {
         }
     }
 
+    /// Drops every group.
+    pub(super) fn clear(&mut self) {
+        self.heads.clear();
+        self.cache.groups.invalidate_all();
+        self.cache.links.invalidate_all();
+    }
+
     /// Forgets the groups that were evicted since the last time.
     pub(super) fn tidy(&mut self) {
         for gone in mem::take(&mut *self.cache.lock_gone()) {

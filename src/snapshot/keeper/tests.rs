@@ -19,8 +19,8 @@ use crate::{
     keyring::{Mode, Slot, Staleness, on_demand::CacheSettings},
     proto::discovery::{self as wire, control_message::Kind, sidecar_message::Kind as Answer},
     snapshot::{
-        begin::{self, BeginError, Begun, Empty},
-        read::{self, Tail},
+        begin::{self, BeginError, Begun, Empty, KeptFile},
+        read::{self, Contents, Tail},
         testing::{Act, Control, State},
     },
 };
@@ -31,12 +31,16 @@ const STALENESS: Staleness = Staleness {
     deny_after: Duration::from_hours(1),
 };
 
+mod measure;
+mod serving;
+
 /// A machine with a disk, on which a sidecar runs.
 struct Machine {
     dir: TempDir,
     clock: Clock,
     hands: ManualClock,
     node: NodeSettings,
+    staleness: Staleness,
 }
 
 /// A sidecar, without network and without a thread of its own for the file.
@@ -57,6 +61,7 @@ impl Machine {
             clock,
             hands,
             node: NodeSettings::named("edge-1".parse().expect("a name")),
+            staleness: STALENESS,
         }
     }
 
@@ -64,6 +69,7 @@ impl Machine {
         SnapshotSettings {
             path: self.file(),
             key_file: self.dir.path().join("snapshot.key"),
+            erase_on_stop: false,
         }
     }
 
@@ -76,7 +82,7 @@ impl Machine {
     }
 
     fn start_with(&self, mode: Mode) -> Result<Sidecar, BeginError> {
-        let keyrings = Keyrings::with_modes([(testing::keyring_name(), STALENESS, mode)]);
+        let keyrings = Keyrings::with_modes([(testing::keyring_name(), self.staleness, mode)]);
         let latest = LatestWall::default();
         let mut receiver = Receiver::new(&keyrings, self.clock.clone()).telling(latest.clone());
         let empty = Empty {
@@ -86,7 +92,8 @@ impl Machine {
             latest: &latest,
             clock: &self.clock,
         };
-        let Begun { mut keeper, .. } = begin::begin(&self.settings(), empty)?;
+        let Begun { kept, .. } = begin::begin(&self.settings(), empty)?;
+        let KeptFile { mut keeper, .. } = kept.expect("nobody else uses the file");
         keeper.patience = Patience {
             idle: Duration::ZERO,
             gather: Duration::ZERO,
@@ -100,10 +107,15 @@ impl Machine {
     }
 
     /// What the file holds.
-    fn read(&self) -> (State, Tail) {
+    fn contents(&self) -> Contents {
         let key = SnapshotKey::read(&self.settings().key_file).expect("it is there");
         let bytes = fs::read(self.file()).expect("it is there");
-        let contents = read::read(&bytes[..], bytes.len() as u64, &key).expect("it is whole");
+        read::read(&bytes[..], bytes.len() as u64, &key).expect("it is whole")
+    }
+
+    /// The keyring that the file holds.
+    fn read(&self) -> (State, Tail) {
+        let contents = self.contents();
         let keyring = contents.keyrings.values().next().expect("it has one");
         (State::of(keyring.view()), contents.tail)
     }
@@ -134,7 +146,8 @@ impl Sidecar {
     }
 
     fn durable(&self) -> (Epoch, Revision) {
-        self.keeper.disk.durable(&testing::keyring_name())
+        let durable = self.keeper.disk.durable(&testing::keyring_name());
+        (durable.epoch, durable.revision)
     }
 
     fn age(&self, machine: &Machine) -> Option<Duration> {
@@ -284,7 +297,7 @@ fn what_is_on_the_disk_is_told_and_nothing_else() {
     let answers = sidecar.take(control.act(Act::Put(1, KeyState::Active)));
     assert_eq!(durable(&answers), (2, 1));
     fs::remove_dir_all(machine.dir.path()).expect("it is ours");
-    sidecar.keeper.journal.close();
+    sidecar.keeper.journal.close(Ending::Keep);
     sidecar.write();
     assert_eq!(sidecar.receiver.next_durable(), None);
     assert_eq!(sidecar.durable(), (Epoch::new(7), Revision::new(1)));
@@ -417,7 +430,7 @@ fn what_cannot_be_taken_is_put_aside_with_the_reason() {
     let cases: [(Vec<u8>, u32, &str); 6] = [
         (good.clone(), 0o640, "mode is 640"),
         (b"something else".to_vec(), 0o600, "no snapshot file"),
-        (altered(9), 0o600, "format 0"),
+        (altered(9), 0o600, "format 3"),
         (altered(good.len() / 2), 0o600, "altered"),
         (good[..good.len() / 2].to_vec(), 0o600, "cut"),
         (Vec::new(), 0o600, "no snapshot file"),
@@ -483,12 +496,8 @@ fn the_file_of_another_node_or_under_another_key_is_refused() {
 }
 
 #[test]
-fn a_sidecar_does_not_start_on_the_file_of_another_process_or_without_its_key() {
+fn a_sidecar_does_not_start_without_the_key_of_its_file() {
     let machine = Machine::new();
-    let sidecar = machine.start();
-    let error = machine.start_with(Mode::Full).err().expect("it is taken");
-    assert!(matches!(error, BeginError::Place(_)), "{error:?}");
-    drop(sidecar);
     let mode = fs::Permissions::from_mode(0o644);
     fs::set_permissions(machine.settings().key_file, mode).expect("it is ours");
     let error = machine
@@ -504,52 +513,11 @@ fn a_keyring_that_is_not_held_in_full_any_more_is_left_out() {
     sidecar.write();
     drop(sidecar);
     let on_demand = Mode::OnDemand(CacheSettings::default());
-    let sidecar = machine.start_with(on_demand).expect("it starts");
+    let mut sidecar = machine.start_with(on_demand).expect("it starts");
     assert!(sidecar.slot().load().is_none());
     assert_eq!(sidecar.age(&machine), None);
-}
-
-#[test]
-fn age_goes_on_over_restarts_and_boots() {
-    let (machine, _control, mut sidecar) = begun();
-    // Its wall clock is an hour behind the control plane's, which makes no difference.
-    sidecar.beat(&machine, Timestamp::from_millis(START + 3_600_000));
     sidecar.write();
-    drop(sidecar);
-
-    machine.hands.advance(Duration::from_secs(40));
-    let mut sidecar = machine.start();
-    assert_eq!(sidecar.age(&machine), Some(Duration::from_secs(40)));
-    machine.hands.advance(Duration::from_secs(20));
-    assert_eq!(sidecar.age(&machine), Some(Duration::from_mins(1)));
-    sidecar.write();
-    drop(sidecar);
-
-    // A clock that is set back makes nothing younger.
-    machine
-        .hands
-        .set_wall(Timestamp::from_millis(START - 86_400_000));
-    let sidecar = machine.start();
-    assert_eq!(sidecar.age(&machine), Some(Duration::from_mins(1)));
-    drop(sidecar);
-    machine
-        .hands
-        .set_wall(Timestamp::from_millis(START + 90_000));
-    machine.hands.reboot();
-    let mut sidecar = machine.start();
-    assert_eq!(sidecar.age(&machine), Some(Duration::from_secs(90)));
-    sidecar.write();
-    drop(sidecar);
-
-    // Before the boot is counted from, too.
-    machine.hands.advance(Duration::from_secs(10));
-    let sidecar = machine.start();
-    assert_eq!(sidecar.age(&machine), Some(Duration::from_secs(100)));
-    drop(sidecar);
-    machine.hands.reboot();
-    machine.hands.set_wall(Timestamp::from_millis(START));
-    let sidecar = machine.start();
-    assert_eq!(sidecar.age(&machine), Some(STALENESS.deny_after));
+    assert_eq!(machine.contents().keyrings.len(), 0);
 }
 
 #[test]

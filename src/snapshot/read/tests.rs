@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    clock::{BootId, Clock},
+    clock::Clock,
     discovery::receiver::Receiver,
     key::{KeyState, Timestamp, testing},
     keyring::{KeyringView, Keyrings, Staleness},
@@ -15,7 +15,7 @@ use crate::{
     snapshot::{
         pulse::Confirmed,
         seal::Sealer,
-        testing::{Act, Control, State},
+        testing::{Act, Control, State, origin},
         write::{self, Change, ChangeKind},
     },
 };
@@ -56,11 +56,12 @@ impl Sample {
             node: "edge-1".to_owned(),
             cluster: "default".to_owned(),
             written_at: Timestamp::from_millis(5_000),
+            origin: origin(),
         };
         let mut sealer = Sealer::new(&key(), &header).expect("the random source works");
         let mut bytes = Vec::new();
         let views: [&KeyringView; 1] = [&view];
-        write::write(&mut bytes, &mut sealer, views, &pulse(0)).expect("memory takes it");
+        write::write(&mut bytes, &mut sealer, views, &pulse(0), 1).expect("memory takes it");
         let mut ends = vec![bytes.len()];
         let mut states = vec![State::of(&view)];
         for (number, act) in [
@@ -73,7 +74,8 @@ impl Sample {
         {
             let (messages, view) = take(control.act(act));
             let changes: Vec<_> = messages.into_iter().map(change).collect();
-            let frame = write::append(&mut sealer, &changes, &pulse(number + 1));
+            let write = u64::try_from(number).expect("it is small") + 2;
+            let frame = write::append(&mut sealer, &changes, &pulse(number + 1), write);
             bytes.extend_from_slice(&frame.expect("it is small"));
             ends.push(bytes.len());
             states.push(State::of(&view));
@@ -118,10 +120,13 @@ fn key() -> SnapshotKey {
 
 fn pulse(number: usize) -> Pulse {
     let wall = Timestamp::from_millis(1_000 * i64::try_from(number).expect("it is small"));
-    let confirmed = Confirmed { wall, boot_ms: 1 };
+    let confirmed = Confirmed {
+        wall,
+        boot_ms: 1,
+        serve_for: Duration::from_hours(1),
+    };
     Pulse {
         latest_wall: wall,
-        boot_id: BootId::new("one"),
         confirmed: [(testing::keyring_name(), confirmed)].into(),
     }
 }
@@ -229,7 +234,7 @@ fn alter<M: Message + Default>(frame: &mut (FrameKind, Vec<u8>), change: impl Fn
 fn what_makes_no_sense_behind_the_seal_is_refused() {
     type Frames = Vec<(FrameKind, Vec<u8>)>;
     type Case = (&'static str, fn(&mut Frames));
-    let cases: [Case; 9] = [
+    let cases: [Case; 11] = [
         ("other entries than its digest", |frames| {
             alter::<wire::Keyring>(&mut frames[0], |keyring| keyring.set_digest ^= 1);
         }),
@@ -251,6 +256,12 @@ fn what_makes_no_sense_behind_the_seal_is_refused() {
         }),
         ("does not tell how late", |frames| {
             alter::<wire::Appended>(&mut frames[3], |appended| appended.pulse = None);
+        }),
+        ("it is write 0", |frames| {
+            alter::<wire::End>(&mut frames[2], |end| end.write = 0);
+        }),
+        ("it is write 2, and comes after write 2", |frames| {
+            alter::<wire::Appended>(&mut frames[4], |appended| appended.write = 2);
         }),
         ("the state goes on behind its end", |frames| {
             let again = frames[1].clone();

@@ -1,4 +1,5 @@
 use super::*;
+use crate::snapshot::testing::origin;
 
 /// Frames of different lengths and kinds.
 const FRAMES: [(FrameKind, &[u8]); 4] = [
@@ -17,6 +18,7 @@ fn header() -> Header {
         node: "edge-1".to_owned(),
         cluster: "default".to_owned(),
         written_at: Timestamp::from_millis(5_000),
+        origin: origin(),
     }
 }
 

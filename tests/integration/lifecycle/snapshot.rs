@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,7 +30,7 @@ use tonic::{
 use super::deployment::{CONSUMER, Control, IssuedKey, KEYRING, Sidecar, Verdict, check_request};
 use crate::support::{
     eventually::{DEADLINE, eventually, eventually_within, within},
-    process::{Output, Process, relatch},
+    process::{Output, relatch},
     relatch::{sidecar_yaml, text},
 };
 
@@ -215,13 +216,20 @@ async fn a_file_has_one_process_and_one_node() {
     sidecar.ready().await;
     is_durable(&sidecar, key.revision).await;
 
+    // A second process serves, without the file.
     for node in ["edge-1", "edge-2"] {
-        let yaml = disk.0.path().join(node);
-        fs::write(&yaml, disk.yaml(&control, node, "")).expect("it is ours");
-        let mut second = Process::relatch(&["sidecar", "--config", text(&yaml)]);
-        assert_eq!(second.exit().await.code(), Some(1));
-        let said = second.lines().join("\n");
-        assert!(said.contains("another process uses"), "{said}");
+        let written = fs::metadata(disk.file()).expect("it is there").ino();
+        let second = Sidecar::with_config(&disk.yaml(&control, node, "")).await;
+        second.ready().await;
+        assert_eq!(second.check(&key.secret).await, Verdict::allowed(1));
+        let status: Value = second.daemon.get("/status").await.json();
+        let problem = status["snapshot"]["problem"].as_str().expect("a reason");
+        assert!(problem.contains("another process uses"), "{problem}");
+        assert_eq!(second.keyring().await["durable_revision"], 0);
+        let log = second.stopped().await;
+        assert_eq!(log.count("neither read nor written"), 1, "{log}");
+        let after = fs::metadata(disk.file()).expect("it is there").ino();
+        assert_eq!(after, written, "it was not written");
     }
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
     drop(sidecar);
@@ -229,6 +237,91 @@ async fn a_file_has_one_process_and_one_node() {
     let status: Value = other.daemon.get("/status").await.json();
     let refused = status["snapshot"]["refused"].as_str().expect("a reason");
     assert!(refused.contains("node edge-1"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_limit_that_is_raised_during_an_outage_revives_no_file() {
+    let disk = Disk::new().await;
+    let mut control = Control::start_brisk("").await;
+    let key = control.create_key().await;
+    let limits =
+        |deny_after: &str| format!("staleness: {{ warn_after: 2s, deny_after: {deny_after} }}\n");
+    let sidecar = Sidecar::with_config(&disk.yaml(&control, "edge-1", &limits("10s"))).await;
+    sidecar.ready().await;
+    is_durable(&sidecar, key.revision).await;
+    control.plane.kill().await;
+    eventually("it is stale", async || {
+        (sidecar.check(&key.secret).await.reason == "keyring_stale").then_some(())
+    })
+    .await;
+    drop(sidecar);
+
+    let sidecar = Sidecar::with_config(&disk.yaml(&control, "edge-1", &limits("24h"))).await;
+
+    assert_eq!(sidecar.check(&key.secret).await.reason, "keyring_stale");
+    control.plane.restart().await;
+    sidecar.ready().await;
+    assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
+}
+
+#[tokio::test]
+async fn a_copy_of_a_file_serves_once_the_control_plane_has_answered() {
+    let disk = Disk::new().await;
+    let mut control = Control::start().await;
+    let key = control.create_key().await;
+    let mut sidecar = disk.start(&control).await;
+    sidecar.ready().await;
+    is_durable(&sidecar, key.revision).await;
+    sidecar.daemon.stop().await;
+    control.plane.kill().await;
+    let copy = disk.0.path().join("copy");
+    fs::copy(disk.file(), &copy).expect("it is ours");
+    fs::rename(&copy, disk.file()).expect("it is ours");
+
+    let sidecar = disk.start(&control).await;
+
+    let verdict = sidecar.check(&key.secret).await;
+    assert_eq!(
+        (verdict.allowed, verdict.reason.as_str()),
+        (false, "keyring_unavailable")
+    );
+    control.plane.restart().await;
+    sidecar.ready().await;
+    assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count("nobody knows its age"), 1, "{log}");
+    assert_eq!(log.count(TAKEN), 1, "{log}");
+    // What it holds was enough.
+    assert_eq!(log.count("snapshot applied"), 0, "{log}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_to_leave_nothing_erases_its_file_at_an_orderly_stop() {
+    let disk = Disk::new().await;
+    let mut control = Control::start().await;
+    let key = control.create_key().await;
+    let yaml = disk.yaml(&control, "edge-1", "");
+    let yaml = yaml.replace("snapshot: {", "snapshot: { erase_on_stop: true,");
+    let sidecar = Sidecar::with_config(&yaml).await;
+    sidecar.ready().await;
+    is_durable(&sidecar, key.revision).await;
+
+    // A kill is no orderly stop.
+    drop(sidecar);
+    assert!(disk.file().exists());
+    let mut sidecar = Sidecar::with_config(&yaml).await;
+    sidecar.ready().await;
+    assert!(sidecar.daemon.stop().await.success());
+    assert!(!disk.file().exists());
+
+    // Nor does it need a control plane that is told.
+    let sidecar = Sidecar::with_config(&yaml).await;
+    sidecar.ready().await;
+    is_durable(&sidecar, key.revision).await;
+    control.plane.kill().await;
+    let log = sidecar.stopped().await;
+    assert_eq!(log.count("the snapshot file is erased"), 1, "{log}");
+    assert!(!disk.file().exists());
 }
 
 #[tokio::test]
@@ -392,7 +485,13 @@ async fn a_file_is_inspected_without_telling_a_secret() {
         (&shown["opened"], &shown["torn"]),
         (&json!(true), &json!(false))
     );
+    assert_eq!(shown["age_known"], true);
+    assert!(shown["write"].as_u64() > Some(0), "{shown}");
+    assert_eq!(shown["id"], closed.json()["id"]);
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("it is there");
+    assert_eq!(shown["boot_id"], boot_id.trim());
     let keyring = &shown["keyrings"][0];
+    assert_eq!(keyring["serve_for_ms"], 3_600_000);
     assert_eq!(keyring["keyring"], KEYRING);
     assert_eq!(keyring["revision"], key.revision);
     assert_eq!(keyring["versions"]["active"], 1);
@@ -486,12 +585,12 @@ impl Started {
         shutdown: &Shutdown,
     ) -> Self {
         let _entered = runtime.enter();
-        let sidecar = main.block_on(eventually("the file is free", async || {
-            let (settings, clock, shutdown) = (settings.clone(), clock.clone(), shutdown.clone());
-            let start =
-                runtime.spawn(async move { InProcess::start(&settings, clock, &shutdown).await });
-            start.await.expect("it does not panic").ok()
-        }));
+        main.block_on(eventually("the file is free", async || is_free(settings)));
+        let (settings, clock, shutdown) = (settings.clone(), clock.clone(), shutdown.clone());
+        let start =
+            runtime.spawn(async move { InProcess::start(&settings, clock, &shutdown).await });
+        let sidecar = main.block_on(start).expect("it does not panic");
+        let sidecar = sidecar.expect("it starts");
         let listener::Endpoint::Tcp(address) = sidecar.endpoints.ext_authz else {
             panic!("it listens on a port");
         };
@@ -510,6 +609,17 @@ impl Started {
             (self.check(key).await == verdict).then_some(())
         })
         .await;
+    }
+}
+
+/// Whether nobody holds the lock of the file.
+fn is_free(settings: &SidecarSettings) -> Option<()> {
+    let file = &settings.snapshot.as_ref().expect("it keeps a file").path;
+    let lock = fs::File::open(file.with_extension("snap.lock"));
+    match lock {
+        Ok(lock) => lock.try_lock().ok(),
+        // Nobody was here yet.
+        Err(_) => Some(()),
     }
 }
 

@@ -1,0 +1,201 @@
+//! Which file a snapshot file is, and where it was made.
+
+use std::{
+    fmt,
+    fs::Metadata,
+    os::unix::fs::MetadataExt,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    clock::{BootClock, BootId},
+    key::{RandomError, fill_random},
+    proto::snapshot as wire,
+};
+
+/// Which file it is, and where it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Names the file over all rewrites and runs.
+    pub id: FileId,
+    /// The inode that it was written to.
+    pub inode: Inode,
+    /// The clock of the sidecar that wrote it; none when the system did not tell.
+    pub boot_clock: Option<BootClock>,
+}
+
+/// The name of a file over all rewrites and runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FileId([u8; FileId::LEN]);
+
+/// An inode: a file that is renamed keeps it, a copy has another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// The device of the file system.
+    pub device: u64,
+    /// Its number there, which may be used again once the file is removed.
+    pub number: u64,
+    /// When it was created, in nanoseconds since the Unix epoch; zero where the file system does not tell.
+    pub born_ns: i64,
+}
+
+impl Origin {
+    /// Whether a file with this origin that is found as `inode` was made there, by the clock `boot_clock`. Only then its age
+    /// can be told: any other one may be a copy, or of another boot.
+    #[must_use]
+    pub fn is_here(&self, inode: Inode, boot_clock: Option<&BootClock>) -> bool {
+        self.inode == inode && boot_clock.is_some() && self.boot_clock.as_ref() == boot_clock
+    }
+
+    pub(super) fn to_wire(&self) -> (Vec<u8>, wire::Inode, Option<wire::BootClock>) {
+        let inode = wire::Inode {
+            device: self.inode.device,
+            number: self.inode.number,
+            born_ns: self.inode.born_ns,
+        };
+        let boot_clock = self.boot_clock.as_ref().map(|clock| wire::BootClock {
+            boot_id: clock.boot_id.to_string(),
+            time_namespace: clock.time_namespace,
+        });
+        (self.id.0.to_vec(), inode, boot_clock)
+    }
+
+    /// None when the header does not have one.
+    pub(super) fn from_wire(header: &wire::Header) -> Option<Self> {
+        let inode = header.inode.as_ref()?;
+        let boot_clock = match &header.boot_clock {
+            None => None,
+            Some(clock) => Some(BootClock {
+                boot_id: BootId::new(&clock.boot_id)?,
+                time_namespace: clock.time_namespace,
+            }),
+        };
+        Some(Self {
+            id: FileId(header.id[..].try_into().ok()?),
+            inode: Inode {
+                device: inode.device,
+                number: inode.number,
+                born_ns: inode.born_ns,
+            },
+            boot_clock,
+        })
+    }
+}
+
+impl FileId {
+    /// How many bytes it has.
+    pub const LEN: usize = 16;
+
+    /// A name that no other file has.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system's random source fails.
+    pub fn generate() -> Result<Self, RandomError> {
+        let mut id = [0; Self::LEN];
+        fill_random(&mut id)?;
+        Ok(Self(id))
+    }
+
+    /// The name of these bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; Self::LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileId({self})")
+    }
+}
+
+impl Inode {
+    /// The inode that `metadata` describes.
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            number: metadata.ino(),
+            born_ns: metadata.created().map_or(0, nanos),
+        }
+    }
+}
+
+fn nanos(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn clock(boot_id: &str, time_namespace: u64) -> BootClock {
+        BootClock {
+            boot_id: BootId::new(boot_id).expect("it is short"),
+            time_namespace,
+        }
+    }
+
+    #[test]
+    fn a_file_is_where_it_was_made_on_the_same_clock_only() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("file");
+        fs::write(&path, "x").expect("it is written");
+        let inode = |name: &str| Inode::of(&fs::metadata(dir.path().join(name)).expect("a file"));
+        let origin = Origin {
+            id: FileId::new([1; FileId::LEN]),
+            inode: inode("file"),
+            boot_clock: Some(clock("one", 1)),
+        };
+        let here = |inode, clock: Option<BootClock>| origin.is_here(inode, clock.as_ref());
+        fs::rename(&path, dir.path().join("renamed")).expect("it is ours");
+        assert!(here(inode("renamed"), Some(clock("one", 1))));
+        assert!(!here(inode("renamed"), Some(clock("two", 1))));
+        assert!(!here(inode("renamed"), Some(clock("one", 2))));
+        assert!(!here(inode("renamed"), None));
+        fs::copy(dir.path().join("renamed"), dir.path().join("copy")).expect("it is ours");
+        assert!(!here(inode("copy"), Some(clock("one", 1))));
+        // One that cannot be told is not the same one.
+        let untold = Origin {
+            boot_clock: None,
+            ..origin.clone()
+        };
+        assert!(!untold.is_here(inode("renamed"), None));
+    }
+
+    /// File systems give the number of a file that was removed to the next one.
+    #[test]
+    fn an_inode_number_that_is_used_again_is_another_inode() {
+        let inode = Inode {
+            device: 1,
+            number: 2,
+            born_ns: 3,
+        };
+        let origin = Origin {
+            id: FileId::new([1; FileId::LEN]),
+            inode,
+            boot_clock: Some(clock("one", 1)),
+        };
+        let again = Inode {
+            born_ns: 4,
+            ..inode
+        };
+        assert!(!origin.is_here(again, Some(&clock("one", 1))));
+    }
+}
