@@ -208,15 +208,17 @@ impl Serving {
         }
     }
 
-    /// A run has confirmed something of a keyring.
+    /// A run has confirmed something of a keyring. What an older stream brings late was said of what the run held then.
     pub fn confirmed(
         &mut self,
         key: &RunKey,
+        stream: u64,
         keyring: &KeyringName,
         confirmation: &Confirmation,
         now: Now,
     ) {
-        let Some(run) = self.runs.get_mut(key).filter(|run| run.ended.is_none()) else {
+        let is_heard = |run: &&mut Run| run.ended.is_none() && run.newest_stream == stream;
+        let Some(run) = self.runs.get_mut(key).filter(is_heard) else {
             return;
         };
         run.last_seen = now.wall;

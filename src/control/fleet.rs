@@ -224,7 +224,7 @@ impl Fleet {
     }
 
     /// A sidecar has applied something.
-    pub fn acked(&self, key: &RunKey, ack: &wire::Ack) {
+    pub fn acked(&self, stream: &OpenStream, ack: &wire::Ack) {
         let confirmation = Confirmation {
             epoch: Epoch::new(ack.epoch),
             applied: Revision::new(ack.applied_revision),
@@ -235,11 +235,11 @@ impl Fleet {
             rejected: Vec::new(),
             has_more_rejected: false,
         };
-        self.confirmed(key, &ack.keyring, &confirmation);
+        self.confirmed(stream, &ack.keyring, &confirmation);
     }
 
     /// A sidecar could not use some items.
-    pub fn nacked(&self, key: &RunKey, nack: &wire::Nack) {
+    pub fn nacked(&self, stream: &OpenStream, nack: &wire::Nack) {
         let rejected = nack.items.iter().map(|item| {
             let item = refusal(&item.name, &item.reason);
             (item.name, item.reason)
@@ -254,7 +254,7 @@ impl Fleet {
             rejected: rejected.collect(),
             has_more_rejected: nack.has_more,
         };
-        self.confirmed(key, &nack.keyring, &confirmation);
+        self.confirmed(stream, &nack.keyring, &confirmation);
     }
 
     /// A sidecar has erased what it held of a keyring.
@@ -434,10 +434,12 @@ impl Fleet {
         Ok(unsaved.removed)
     }
 
-    fn confirmed(&self, key: &RunKey, keyring: &str, confirmation: &Confirmation) {
+    fn confirmed(&self, stream: &OpenStream, keyring: &str, confirmation: &Confirmation) {
         let now = self.now();
         if let Ok(name) = keyring.parse() {
-            self.lock().confirmed(key, &name, confirmation, now);
+            let OpenStream { run, number, .. } = stream;
+            self.lock()
+                .confirmed(run, *number, &name, confirmation, now);
         }
         self.wake();
     }

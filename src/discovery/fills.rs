@@ -707,7 +707,7 @@ fn spoilt(revocations: bytes::Bytes, tell: Tell) -> bytes::Bytes {
         Tell::BrokenRevocation => {
             records.for_each(|record| *record = bytes::Bytes::from_static(b"\xff"));
         }
-        Tell::Revocation | Tell::Delta | Tell::LookupResult | Tell::Heartbeat => {
+        Tell::Revocation | Tell::Delta | Tell::LookupResult | Tell::BeatAnswer => {
             return revocations;
         }
     }

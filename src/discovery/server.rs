@@ -324,7 +324,7 @@ async fn listen(
                 ack.revoked_through = ack.revoked_through.min(newest);
                 ack.durable_revision = ack.durable_revision.min(newest);
                 ack.durable_revoked_through = ack.durable_revoked_through.min(newest);
-                fleet.acked(member, &ack);
+                fleet.acked(stream, &ack);
             }
             Some(Kind::Nack(mut nack)) => {
                 let newest = newest(catalog, &nack.keyring, nack.epoch);
@@ -338,7 +338,7 @@ async fn listen(
                     items = nack.items.len(),
                     "a sidecar cannot use some items; see `relatch fleet`"
                 );
-                fleet.nacked(member, &nack);
+                fleet.nacked(stream, &nack);
             }
             Some(Kind::Resync(resync)) => {
                 if asking.resyncs.send(resync).await.is_err() {

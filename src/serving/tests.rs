@@ -81,7 +81,17 @@ impl Book {
     }
 
     fn confirm(&mut self, key: &RunKey, confirmation: &Confirmation) {
-        self.serving.confirmed(key, &name(), confirmation, self.now);
+        let newest = self
+            .serving
+            .runs
+            .get(key)
+            .map_or(1, |run| run.newest_stream);
+        self.confirm_on(key, newest, confirmation);
+    }
+
+    fn confirm_on(&mut self, key: &RunKey, stream: u64, confirmation: &Confirmation) {
+        self.serving
+            .confirmed(key, stream, &name(), confirmation, self.now);
     }
 
     fn barrier(&self, target: Target) -> Barrier {
@@ -391,6 +401,24 @@ fn a_stream_that_is_replaced_does_not_lose_its_run() {
     assert_eq!(book.presence(&key), Some(Presence::Connected));
     book.serving.stream_ended(&key, 2, book.now);
     assert_eq!(book.presence(&key), Some(Presence::Lost(book.now.wall)));
+}
+
+#[test]
+fn what_an_older_stream_confirms_late_counts_for_nothing() {
+    let mut book = Book::new();
+    let key = book.connect(hello("a"));
+    let mut again = Hello {
+        stream: 2,
+        ..hello("a")
+    };
+    let held = again.keyrings.get_mut(&name()).expect("it subscribes");
+    held.agrees = false;
+    book.connect(again);
+    let late = whole(9);
+    book.confirm_on(&key, 1, &late);
+    assert!(book.run(&key).keyrings[&name()].progress.awaits_whole);
+    book.confirm_on(&key, 2, &late);
+    assert!(!book.run(&key).keyrings[&name()].progress.awaits_whole);
 }
 
 // Until when.

@@ -124,32 +124,27 @@ async fn a_new_epoch_is_served_anew() {
 }
 
 #[tokio::test]
-async fn freshness_is_that_of_the_last_read_whatever_the_wall_clock_does() {
+async fn those_who_ask_wait_until_the_store_can_be_read() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let store = store(&dir).await;
-    let start = Timestamp::from_millis(1_800_000_000_000);
-    let (clock, hands) = Clock::manual(start);
-    let catalog = catalog_at(&store, clock.clone()).await;
+    let catalog = catalog_at(&store(&dir).await, Clock::system()).await;
     create(&catalog, testing::keyring_name()).await;
-    let age = || {
-        let served = catalog.get(&testing::keyring_name()).expect("it exists");
-        clock.wall().saturating_since(catalog.as_of(&served))
-    };
-    let minute = Duration::from_mins(1);
-    let month = Duration::from_hours(30 * 24);
-    hands.set_wall(start.saturating_add(month));
-    catalog.refresh().await.expect("readable");
-    assert_eq!(age(), Duration::ZERO);
-    hands.advance(minute);
-    hands.set_wall(start);
-    assert_eq!(age(), minute);
-    catalog.refresh().await.expect("readable");
-    assert_eq!(age(), Duration::ZERO);
-    std::fs::remove_file(dir.path().join("relatch.db")).expect("it is there");
-    hands.advance(minute);
+    let catalog = Arc::new(catalog);
+    let mut reads = catalog.reads().watch();
+    let (path, aside) = (dir.path().join("relatch.db"), dir.path().join("aside"));
+    std::fs::rename(&path, &aside).expect("it is there");
+    let asked = catalog.reads().ask();
     assert!(catalog.refresh().await.is_err());
-    assert_eq!(age(), minute);
+    assert!(!asked.is_served_by(*reads.borrow()), "nothing was read");
     assert!(!served(&catalog).is_current());
+    std::fs::rename(&aside, &path).expect("it is there");
+    let shutdown = CancellationToken::new();
+    let reading = Arc::clone(&catalog).read_for_those_who_ask(shutdown.clone());
+    let reading = tokio::spawn(reading);
+    let done = reads.wait_for(|done| asked.is_served_by(*done)).await;
+    drop(done.expect("the catalog lives"));
+    shutdown.cancel();
+    reading.await.expect("it ends");
+    assert!(served(&catalog).is_current());
 }
 
 fn other_name() -> KeyringName {

@@ -285,7 +285,7 @@ fn a_lock_that_does_not_say_where_it_is_proves_nothing() {
 #[test]
 fn acks_and_nacks_are_read_as_they_were_said() {
     let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3).run;
+    let key = connect(&fleet, "edge-1", "a", 3);
     let progress = || {
         let (_, run) = fleet.members().remove(0);
         run.keyrings[&testing::keyring_name()].progress.clone()
@@ -353,7 +353,7 @@ fn acks_and_nacks_are_read_as_they_were_said() {
 #[test]
 fn long_texts_about_refused_items_are_cut() {
     let (fleet, _) = fleet();
-    let key = connect(&fleet, "edge-1", "a", 3).run;
+    let key = connect(&fleet, "edge-1", "a", 3);
     let item = |number| wire::RejectedItem {
         name: format!("{number} {}", "long".repeat(10_000)),
         reason: "long".repeat(10_000),
@@ -388,7 +388,7 @@ fn a_barrier_waits_for_everything_that_may_serve() {
     let seen = barrier(&fleet, applied(4));
     assert_eq!((seen.confirmed, seen.total), (0, 2));
     assert_eq!(seen.laggards[1].behind, 2);
-    fleet.acked(&first.run, &ack(4));
+    fleet.acked(&first, &ack(4));
     let seen = barrier(&fleet, applied(4));
     assert_eq!((seen.confirmed, seen.total), (1, 2));
     fleet.disconnected(&second, Parting::Lost);
@@ -423,7 +423,7 @@ fn every_event_wakes_who_waits() {
     };
     let stream = connect(&fleet, "edge-1", "a", 3);
     assert!(woken());
-    fleet.acked(&stream.run, &ack(4));
+    fleet.acked(&stream, &ack(4));
     assert!(woken());
     fleet.dropped(&stream, &testing::keyring_name());
     assert!(woken());
@@ -578,7 +578,7 @@ async fn news_are_written_of_those_who_came_or_went_and_once() {
     assert_eq!(disk.contacts().await, both);
     // Nobody has come since: nothing is written, although both were heard of later.
     hands.advance(Duration::from_secs(1));
-    fleet.acked(&first.run, &ack(4));
+    fleet.acked(&first, &ack(4));
     disk.news(&fleet).await;
     assert_eq!(disk.contacts().await, both);
     fleet.disconnected(&second, Parting::Lost);

@@ -495,7 +495,7 @@ async fn sidecars_are_counted_by_how_they_are() {
         applied_revision: served.revision().get(),
         ..wire::Ack::default()
     };
-    world.fleet.acked(&behind.run, &ack);
+    world.fleet.acked(&behind, &ack);
     assert_eq!(counts(), [2, 0, 0, 0, 2]);
 }
 

@@ -506,7 +506,7 @@ async fn a_goodbye_says_that_the_file_is_erased_once_it_is() {
         .spawn(async move { asked.await.expect("the test answers") });
     world.checks.close();
     world.shutdown.cancel();
-    assert!(requests(&stream.heartbeat().await).is_empty());
+    assert!(requests(&stream.report().await).is_empty());
     assert!(file.exists());
     answer.send(()).expect("the check waits");
     let (goodbye, _) = farewell(&mut stream).await;

@@ -5,6 +5,8 @@ use tonic::{
     transport::{Endpoint, Server},
 };
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
 use crate::{
     control::{metrics::ControlMetrics, pace::Pace, served::ServedKeyring},
@@ -26,6 +28,8 @@ struct World {
     endpoint: Endpoint,
     _server: JoinSet<()>,
     dir: tempfile::TempDir,
+    /// The streams of the sidecar so far.
+    streams: AtomicU64,
 }
 
 impl World {
@@ -82,6 +86,7 @@ impl World {
             endpoint: Endpoint::try_from(format!("http://{address}")).expect("a URI"),
             _server: server,
             dir,
+            streams: AtomicU64::new(0),
         }
     }
 
@@ -106,7 +111,7 @@ impl World {
 
     async fn open(
         &self,
-        hello: wire::Hello,
+        mut hello: wire::Hello,
     ) -> Result<
         (
             mpsc::Sender<wire::SidecarMessage>,
@@ -115,6 +120,7 @@ impl World {
         Status,
     > {
         let (say, said) = mpsc::channel(1);
+        hello.stream = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
         let hello = wire::SidecarMessage {
             kind: Some(Kind::Hello(hello)),
         };
@@ -195,7 +201,7 @@ async fn a_sidecar_that_leaves_before_its_stream_is_open_is_counted_no_longer() 
     lock.execute_batch("BEGIN IMMEDIATE").expect("it is free");
     let streams = || -> usize {
         let members = world.fleet.members();
-        members.iter().map(|(_, member)| member.streams).sum()
+        members.iter().map(|(_, run)| run.streams()).sum()
     };
     let mut changes = world.fleet.watch();
     let mut until = async |count: usize| {

@@ -1,11 +1,13 @@
 use futures_util::FutureExt;
 use prost::Message;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
 use crate::{
     clock::Clock,
     control::{
-        fleet::{Fleet, OpenStream},
+        fleet::{Believed, Fleet, GrantError},
         pace::Pace,
     },
     discovery::{receiver::Receiver, testing::spec},
@@ -38,6 +40,8 @@ struct Pair {
     expired: CancellationToken,
     /// Up to which message all usage is in the store.
     usage: watch::Sender<u64>,
+    /// The streams of the sidecar so far.
+    streams: AtomicU64,
 }
 
 struct Reader {
@@ -68,11 +72,14 @@ impl Pair {
         Self {
             dir,
             store,
-            fleet: Arc::new(Fleet::new(Clock::system(), DEADLINE, Vec::new())),
+            fleet: Arc::new(
+                Fleet::new(Clock::system(), TERMS.max_serve_for, Vec::new()).expect("no rows"),
+            ),
             catalog: Arc::new(catalog.expect("an empty store")),
             shutdown: CancellationToken::new(),
             expired: CancellationToken::new(),
             usage: watch::Sender::new(0),
+            streams: AtomicU64::new(0),
         }
     }
 
@@ -170,17 +177,25 @@ impl Pair {
             durable: self.usage.subscribe(),
             answers: Answers::new(Arc::new(Pace::new(Clock::system()))),
         };
+        let hello = wire::Hello {
+            node: Some(wire::Node {
+                id: "edge-1".to_owned(),
+                ..wire::Node::default()
+            }),
+            run_id: "a".to_owned(),
+            stream: self.streams.fetch_add(1, Ordering::Relaxed) + 1,
+            subscriptions: vec![subscription.clone()],
+            ..wire::Hello::default()
+        };
+        let opened = self.fleet.connected(&hello, &Believed::new(), None);
         let grantor = Grantor {
             fleet: Arc::clone(&self.fleet),
-            member: MemberKey {
-                node: "edge-1".to_owned(),
-                run_id: "a".to_owned(),
-            },
+            member: opened.expect("its streams are counted").run,
             terms: TERMS,
         };
         let session = Session::new(
             Arc::clone(&self.catalog),
-            std::slice::from_ref(subscription),
+            std::slice::from_ref(&subscription),
             asked,
             usage,
             grantor,
@@ -197,6 +212,12 @@ impl Pair {
             beats,
             catalog: Arc::clone(&self.catalog),
         }
+    }
+
+    /// Brings the streams of the readers to the record, as the server does before it sends anything.
+    async fn record(&self) {
+        let recorded = self.fleet.record_news(&*self.store).await;
+        recorded.expect("it is written");
     }
 
     fn new_reader(&self) -> Reader {
@@ -335,7 +356,7 @@ async fn a_sidecar_is_granted_no_more_than_its_own_limit_and_ours() {
     let pair = Pair::with_keys(1).await;
     for (deny_after_ms, granted) in [(4_000, 4_000), (900_001, 900_000), (u64::MAX, 900_000)] {
         let head = pair.head();
-        let mut reader = pair.reader_of(&wire::Subscription {
+        let mut reader = pair.reader_of(wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: head.epoch.get(),
             revision: head.revision.get(),
@@ -383,6 +404,7 @@ async fn an_answer_comes_behind_the_changes_that_it_speaks_of() {
 async fn a_beat_that_arrives_during_a_read_waits_for_the_next_one() {
     let pair = Pair::with_keys(1).await;
     let mut reader = pair.reader_at_head();
+    pair.record().await;
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     let under_way = pair.catalog.reads().begin();
     reader.beat(1);
@@ -397,6 +419,7 @@ async fn a_beat_that_arrives_during_a_read_waits_for_the_next_one() {
 async fn no_beat_is_answered_while_the_store_cannot_be_read() {
     let pair = Pair::with_keys(1).await;
     let mut reader = pair.reader_at_head();
+    pair.record().await;
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     let (path, aside) = (
         pair.dir.path().join("relatch.db"),
@@ -428,7 +451,7 @@ async fn an_answer_whose_grant_cannot_be_recorded_does_not_leave() {
         beat: 1,
         serve_for: vec![(testing::keyring_name(), DENY_AFTER)],
     };
-    let failed = std::future::ready((granted, Err(StoreError::Closing)));
+    let failed = std::future::ready((granted, Err(GrantError::from(StoreError::Closing))));
     reader.session.answering.recording = Some(Box::pin(failed));
     assert_eq!(reader.now(), None);
     assert_eq!(reader.answer(2).await.beat, 2);
@@ -438,6 +461,7 @@ async fn an_answer_whose_grant_cannot_be_recorded_does_not_leave() {
 async fn beats_that_wait_for_the_same_read_are_answered_by_the_newest_and_older_ones_never() {
     let pair = Pair::with_keys(1).await;
     let mut reader = pair.reader_at_head();
+    pair.record().await;
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     for number in [3, 4, 4, 2, 5, 1] {
         reader.beat(number);
@@ -455,6 +479,7 @@ async fn beats_that_wait_for_the_same_read_are_answered_by_the_newest_and_older_
 async fn a_beat_is_answered_however_many_newer_ones_come_during_its_read() {
     let pair = Pair::with_keys(1).await;
     let mut reader = pair.reader_at_head();
+    pair.record().await;
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     for number in 1..10 {
         reader.beat(number);

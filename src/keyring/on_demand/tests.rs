@@ -330,6 +330,7 @@ fn an_answer_that_cannot_be_read_ends_what_is_held() {
         revision: revision(11),
         digest,
         found: Found::Unreadable,
+        siblings: None,
     };
     followed.follower.fill(unreadable, long);
     assert!(matches!(

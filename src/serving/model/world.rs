@@ -157,6 +157,7 @@ impl World {
                 self.start(at, node % self.nodes, with_file, deny_after);
             }
             Step::Kill(run) => self.kill(run),
+            Step::Crash(run) => self.crash(run),
             Step::Stop { run, erase } => self.stop(run, erase),
             Step::Freeze(run) => self.freeze(run, true),
             Step::Thaw(run) => self.freeze(run, false),
@@ -357,6 +358,17 @@ impl World {
             if let Some(stream) = self.sidecars[run].stream {
                 self.streams[stream].is_cut |= self.random.one_in(2);
             }
+        }
+    }
+
+    fn crash(&mut self, run: u8) {
+        if let Some(run) = self.run(run) {
+            self.connect(run);
+            let sidecar = &mut self.sidecars[run];
+            sidecar.is_alive = false;
+            let (machine, node) = (sidecar.machine, sidecar.node);
+            let (with_file, deny_after) = (sidecar.volume.is_some(), sidecar.deny_after);
+            self.start(machine, node, with_file, deny_after);
         }
     }
 
@@ -623,8 +635,10 @@ impl World {
                     is_whole: true,
                     ..Confirmation::default()
                 };
+                let number = self.streams[stream].number;
+                let name = testing::keyring_name();
                 self.serving
-                    .confirmed(&key, &testing::keyring_name(), &confirmation, now);
+                    .confirmed(&key, number, &name, &confirmation, now);
             }
             Up::Usage { beat, uses } => {
                 self.count(run, &uses);

@@ -8,7 +8,7 @@ const AGE: Duration = Duration::from_secs(40);
 /// A machine on which a sidecar was stopped whose keyring was confirmed, [`AGE`] ago.
 fn stopped() -> Machine {
     let (machine, _control, mut sidecar) = begun();
-    sidecar.heartbeat(&machine, Timestamp::from_millis(START));
+    sidecar.beat(&machine, Timestamp::from_millis(START));
     sidecar.write();
     drop(sidecar);
     machine.hands.advance(AGE);
@@ -21,7 +21,7 @@ fn waits(machine: &Machine, sidecar: &mut Sidecar) {
     assert!(sidecar.state().is_some());
     // A delta is enough for it, and the answer of the control plane.
     assert_eq!(sidecar.receiver.subscriptions()[0].revision, 1);
-    sidecar.heartbeat(machine, machine.clock.wall());
+    sidecar.beat(machine, machine.clock.wall());
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_file_that_was_renamed_serves_and_a_copy_does_not() {
 fn an_older_state_that_is_copied_over_a_file_does_not_serve() {
     let (machine, mut control, mut sidecar) = begun();
     sidecar.take(control.act(Act::Put(1, KeyState::Active)));
-    sidecar.heartbeat(&machine, Timestamp::from_millis(START));
+    sidecar.beat(&machine, Timestamp::from_millis(START));
     sidecar.write();
     let older = fs::read(machine.file()).expect("it is there");
     sidecar.take(control.act(Act::Put(1, KeyState::Revoked)));
@@ -135,10 +135,7 @@ fn a_link_to_a_file_that_was_made_anew_is_empty() {
 fn a_file_does_not_serve_for_longer_than_was_granted() {
     let mut machine = stopped();
     machine.staleness.deny_after = Duration::from_hours(24);
-    let freshness = |sidecar: &Sidecar| {
-        let age = sidecar.age(&machine).expect("it was confirmed");
-        sidecar.slot().freshness(age)
-    };
+    let freshness = |sidecar: &Sidecar| sidecar.slot().freshness(machine.clock.reading());
     // An hour without what has passed, and without a millisecond.
     machine.hands.advance(Duration::from_millis(3_559_999));
     let mut sidecar = machine.start();
@@ -151,7 +148,7 @@ fn a_file_does_not_serve_for_longer_than_was_granted() {
     let mut sidecar = machine.start();
     assert_eq!(freshness(&sidecar), Freshness::Stale);
     // Until the control plane answers.
-    sidecar.heartbeat(&machine, machine.clock.wall());
+    sidecar.beat(&machine, machine.clock.wall());
     machine.hands.advance(2 * STALENESS.deny_after);
     assert_eq!(freshness(&sidecar), Freshness::Warned);
 }
@@ -161,8 +158,8 @@ fn a_lower_limit_of_the_sidecar_holds_whatever_was_granted() {
     let mut machine = stopped();
     machine.staleness.deny_after = AGE;
     let sidecar = machine.start();
-    let age = sidecar.age(&machine).expect("it was confirmed");
-    assert_eq!(sidecar.slot().freshness(age), Freshness::Stale);
+    let freshness = sidecar.slot().freshness(machine.clock.reading());
+    assert_eq!(freshness, Freshness::Stale);
 }
 
 #[test]
@@ -306,7 +303,7 @@ fn sent(sidecar: &mut Sidecar) -> (usize, Vec<(String, u64)>) {
 fn a_keyring_that_a_sidecar_may_not_have_is_dropped_when_memory_and_file_have_it_no_more() {
     let (machine, mut control, mut sidecar) = begun();
     let name = testing::keyring_name().to_string();
-    sidecar.heartbeat(&machine, Timestamp::from_millis(START));
+    sidecar.beat(&machine, Timestamp::from_millis(START));
     sidecar.write();
     sent(&mut sidecar);
     sidecar.take(not_served(7));

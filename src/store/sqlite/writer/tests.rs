@@ -103,6 +103,7 @@ fn presence() -> PresenceRow {
         last_contact: Timestamp::from_millis(1),
         complete_until: None,
         gone_at: None,
+        serving: None,
     }
 }
 
