@@ -139,6 +139,17 @@ impl Serving {
         Ok(serving)
     }
 
+    /// The store is a backup: what it says of the time that was left is of the past. Every run in it may serve for its full
+    /// bound from now on.
+    pub fn distrust_rests(&mut self, now: Now) {
+        for (key, run) in &mut self.runs {
+            for holding in run.keyrings.values_mut() {
+                holding.suppose(holding.granted.max(self.max_serve_for), now.boot);
+            }
+            self.unsaved.insert(key.clone());
+        }
+    }
+
     /// The longest time that an answer grants.
     #[must_use]
     pub const fn max_serve_for(&self) -> Duration {
@@ -190,6 +201,7 @@ impl Serving {
     ) -> Result<bool, UnknownRun> {
         let run = self.runs.get_mut(key).filter(|run| run.is_connected());
         let holding = run.and_then(|run| run.keyrings.get_mut(keyring));
+        let holding = holding.filter(|holding| holding.is_followed);
         let holding = holding.ok_or(UnknownRun)?;
         if !holding.grant(serve_for, arrived) {
             self.unsaved.insert(key.clone());
@@ -270,6 +282,12 @@ impl Serving {
         self.unremoved.extend(old);
     }
 
+    /// One run, while it may serve.
+    #[must_use]
+    pub fn run(&self, key: &RunKey) -> Option<&Run> {
+        self.runs.get(key)
+    }
+
     /// Every run that may serve.
     pub fn runs(&self) -> impl Iterator<Item = (&RunKey, &Run)> {
         self.runs.iter()
@@ -300,7 +318,7 @@ impl Serving {
                 continue;
             }
             barrier.total += 1;
-            if holding.has_reached(epoch, target, run.file.is_some()) {
+            if holding.has_reached(epoch, target, run.keeps(holding)) {
                 barrier.confirmed += 1;
             } else {
                 let laggard = Laggard::of(key, run, holding, target, now);
@@ -326,7 +344,7 @@ impl Serving {
             (!without.contains(key)).then_some((run, holding))
         });
         serving.fold((0, 0), |(reached, all), (run, holding)| {
-            let is_there = holding.has_reached(epoch, target, run.file.is_some());
+            let is_there = holding.has_reached(epoch, target, run.keeps(holding));
             (reached + usize::from(is_there), all + 1)
         })
     }
@@ -411,7 +429,7 @@ impl Serving {
         };
         run.open.clear();
         run.lost_at = None;
-        let leaves_file = run.file.is_some();
+        let leaves_file = run.keyrings.values().any(|held| run.keeps(held));
         if leaves_file {
             run.ended.get_or_insert(Ended {
                 at: now.wall,
@@ -419,7 +437,8 @@ impl Serving {
                 last_write: farewell.last_write,
             });
             // What was never granted is in no file that may serve.
-            run.keyrings.retain(|_, holding| holding.until.is_some());
+            run.keyrings
+                .retain(|_, holding| holding.until.is_some() && !holding.is_on_demand);
             self.unsaved.insert(key.clone());
         } else if farewell.has_told_all {
             self.remove(key);

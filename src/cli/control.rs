@@ -156,7 +156,7 @@ impl DaemonArgs {
         } else {
             UnknownPepper::Refuse
         };
-        let data = Data::open_with(&settings, &clock, CONTROL, unknown)
+        let mut data = Data::open_with(&settings, &clock, CONTROL, unknown)
             .await
             .map_err(unusable)?;
         if self.new_epoch {

@@ -30,6 +30,8 @@ pub struct Data {
     pub(super) store: Arc<dyn Store>,
     pub(super) tokens: Tokens,
     pub(super) pepper: MasterPepper,
+    /// It is a backup: a new epoch of every keyring has begun.
+    pub(super) is_restored: bool,
     // Released after the store is closed.
     pub(super) owner: StoreOwner,
 }
@@ -290,6 +292,7 @@ impl Data {
         let data = Self {
             store,
             tokens,
+            is_restored: false,
             pepper,
             owner,
         };
@@ -302,11 +305,12 @@ impl Data {
     /// # Errors
     ///
     /// When the store cannot be used.
-    pub async fn begin_epoch(&self) -> Result<(), DataError> {
+    pub async fn begin_epoch(&mut self) -> Result<(), DataError> {
         for head in self.store.heads().await? {
             let head = self.store.rotate_epoch(&head.log).await?;
             tracing::warn!(log = %head.log, epoch = %head.epoch, "a new epoch has begun");
         }
+        self.is_restored = true;
         Ok(())
     }
 

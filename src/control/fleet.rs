@@ -126,6 +126,20 @@ impl Fleet {
         })
     }
 
+    /// The store is a backup: whoever it knows may serve for its full bound from now on.
+    pub fn distrust_rests(&self) {
+        let now = self.now();
+        self.lock().distrust_rests(now);
+    }
+
+    /// What the book has of a run: the keyrings that it may have, and those that it was granted before.
+    #[must_use]
+    pub fn keyrings_of(&self, key: &RunKey) -> BTreeSet<KeyringName> {
+        let serving = self.lock();
+        let run = serving.run(key);
+        run.map_or_else(BTreeSet::new, |run| run.keyrings.keys().cloned().collect())
+    }
+
     /// The longest time that an answer grants.
     #[must_use]
     pub fn max_serve_for(&self) -> Duration {
@@ -263,38 +277,49 @@ impl Fleet {
         self.wake();
     }
 
-    /// Somebody answers for it that runs of a node do not serve any more: all that are not connected, or the one of
-    /// `run_id`. Returns those.
+    /// The runs of a node that are not connected and may serve: all of them, or the one of `run_id`.
     ///
     /// # Errors
     ///
-    /// When there is none, or the one that is named is connected.
-    pub fn forget(&self, node: &str, run_id: Option<&str>) -> Result<Vec<RunKey>, ForgetError> {
-        let now = self.now();
-        let mut serving = self.lock();
-        serving.pass(now);
+    /// When there is none.
+    pub fn lost_runs(&self, node: &str, run_id: Option<&str>) -> Result<Vec<RunKey>, ForgetError> {
+        let serving = self.passed();
         let of_node = serving.runs().filter(|(key, _)| key.node == node);
-        let of_node: Vec<(RunKey, bool)> = of_node
+        let mut of_node = of_node
             .filter(|(key, _)| run_id.is_none_or(|run_id| key.run_id == run_id))
-            .map(|(key, run)| (key.clone(), run.is_connected()))
-            .collect();
-        let lost: Vec<RunKey> = of_node
-            .iter()
-            .filter(|(_, is_connected)| !is_connected)
-            .map(|(key, _)| key.clone())
-            .collect();
+            .peekable();
+        if of_node.peek().is_none() {
+            return Err(ForgetError::Unknown);
+        }
+        let lost = of_node.filter(|(_, run)| !run.is_connected());
+        let lost: Vec<RunKey> = lost.map(|(key, _)| key.clone()).collect();
         if lost.is_empty() {
-            return Err(match of_node.first() {
-                Some(_) => ForgetError::Connected,
-                None => ForgetError::Unknown,
-            });
+            return Err(ForgetError::Connected);
         }
-        for key in &lost {
-            serving.forget(key, now)?;
-        }
-        drop(serving);
-        self.wake();
         Ok(lost)
+    }
+
+    /// Somebody answers for it that `runs` do not serve any more. Returns those that are forgotten: one that has gone meanwhile
+    /// is not.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is connected.
+    pub fn forget(&self, runs: &[RunKey]) -> Result<Vec<RunKey>, ForgetError> {
+        let now = self.now();
+        let mut forgotten = Vec::new();
+        {
+            let mut serving = self.passed();
+            for key in runs {
+                match serving.forget(key, now) {
+                    Ok(()) => forgotten.push(key.clone()),
+                    Err(ForgetError::Unknown) => {}
+                    Err(error @ ForgetError::Connected) => return Err(error),
+                }
+            }
+        }
+        self.wake();
+        Ok(forgotten)
     }
 
     /// Every sidecar that may serve.

@@ -291,6 +291,7 @@ impl Loaded {
             pepper,
             store,
             tokens,
+            is_restored,
         } = data;
         let known = store.load_presence().await?;
         let catalog = Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone(), metrics);
@@ -298,12 +299,16 @@ impl Loaded {
         let pace = Arc::new(Pace::new(clock.clone()));
         let usage = UsageBook::open(Arc::clone(&store), clock.clone(), Arc::clone(&pace), &known);
         let usage = usage.await?;
+        let fleet = Fleet::new(clock.clone(), settings.max_serve_for, known)?;
+        if is_restored {
+            fleet.distrust_rests();
+        }
         Ok(Self {
             owner: Arc::new(owner),
             catalog,
             tokens: Arc::new(tokens.with_tracer(tracer.clone())),
             usage: Arc::new(usage),
-            fleet: Arc::new(Fleet::new(clock.clone(), settings.max_serve_for, known)?),
+            fleet: Arc::new(fleet),
             pace,
             pepper,
         })

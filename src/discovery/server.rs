@@ -226,9 +226,8 @@ impl KeyringDiscovery for DiscoveryServer {
             beats,
         };
         // What a sidecar saw used of a keyring that it has to erase counts, too.
-        let subscribed = said.subscriptions.iter();
-        let subscribed = subscribed.filter_map(|subscription| subscription.keyring.parse().ok());
-        let (mut reports, acks) = self.usage.stream(&stream.run, subscribed.collect());
+        let counted_keyrings = self.fleet.keyrings_of(&stream.run);
+        let (mut reports, acks) = self.usage.stream(&stream.run, counted_keyrings);
         let drains = Drains {
             stop: self.shutdown.clone(),
             expired: CancellationToken::new(),

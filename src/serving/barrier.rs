@@ -75,7 +75,7 @@ impl Barrier {
 
 impl Laggard {
     pub(super) fn of(key: &RunKey, run: &Run, held: &Holding, target: Target, now: Now) -> Self {
-        let rest = (!run.is_connected()).then(|| held.rest(now.boot));
+        let rest = (!run.is_answered(held)).then(|| held.rest(now.boot));
         let progress = &held.progress;
         let in_use = match target {
             Target::Applied(..) => progress.applied,
@@ -86,7 +86,7 @@ impl Laggard {
             cluster: run.about.cluster.clone(),
             presence: run.presence(),
             behind: progress.applied.behind(target.revision()),
-            lacks_disk: run.file.is_some() && in_use >= target.revision(),
+            lacks_disk: run.keeps(held) && in_use >= target.revision(),
             last_seen: run.last_seen,
             rest,
             serves_until: rest.map(|rest| now.wall.saturating_add(rest)),

@@ -38,6 +38,10 @@ pub struct Held {
     pub agrees: bool,
     /// Its own limit: it serves for no longer without an answer.
     pub deny_after: Duration,
+    /// It may have the keyring. Of one that it may not have it is granted nothing, and counts for what it was granted before.
+    pub is_admitted: bool,
+    /// It holds the keys that it has looked up, and no file has them.
+    pub is_on_demand: bool,
 }
 
 /// What follows a Hello.
@@ -100,19 +104,22 @@ impl Serving {
         run.last_seen = now.wall;
         run.lock = hello.lock;
         run.file = hello.file;
-        for (name, mut held) in hello.keyrings {
-            let full = held.deny_after.min(max_serve_for);
-            held.agrees &= !was_forgotten;
-            let holding = run.keyrings.entry(name).or_default();
-            holding.progress.greet(&held, now.wall);
-            if held.revision > Revision::default() {
-                // Nobody knows who has granted what it serves.
-                holding.suppose(full, now.boot);
-            }
-            holding.granted = holding.granted.max(full);
+        for holding in run.keyrings.values_mut() {
+            holding.is_followed = false;
         }
         for (name, from) in inherited {
             run.keyrings.entry(name).or_default().inherit(&from);
+        }
+        for (name, mut held) in hello.keyrings {
+            held.agrees &= !was_forgotten;
+            if !held.is_admitted {
+                if let Some(holding) = run.keyrings.get_mut(&name) {
+                    holding.progress.greet(&held, now.wall);
+                }
+                continue;
+            }
+            let holding = run.keyrings.entry(name).or_default();
+            holding.greet(&held, max_serve_for, now);
         }
         Ok(Welcome {
             was_forgotten,
@@ -138,8 +145,11 @@ impl Serving {
             }
         }
         if let Some(lock) = &hello.lock {
-            let mut others = self.runs.iter().filter(|(key, _)| **key != hello.key);
-            if others.any(|(_, run)| run.lock.as_ref().is_some_and(|is| is.succeeds(lock))) {
+            let mut others = self.others_of_node(&hello.key);
+            if others.any(|other| {
+                let held = self.runs[other].lock.as_ref();
+                held.is_some_and(|held| held.succeeds(lock))
+            }) {
                 return Err(HelloError::Ended);
             }
         }
@@ -163,7 +173,8 @@ impl Serving {
         };
         let mut ended = Vec::new();
         for (key, run) in &self.runs {
-            let held = run.lock.as_ref().filter(|_| *key != hello.key);
+            let is_other = *key != hello.key && key.node == hello.key.node;
+            let held = run.lock.as_ref().filter(|_| is_other);
             if held.is_some_and(|held| lock.succeeds(held)) {
                 ended.push(key.clone());
             }

@@ -77,6 +77,8 @@ struct HoldingRecord {
     /// How long the run may still serve, once nobody answers it; absent while somebody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rest_ms: Option<u64>,
+    #[serde(default)]
+    is_on_demand: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,10 +92,11 @@ impl Row {
     pub(super) fn of_run(key: &RunKey, run: &Run, now: Now) -> Self {
         let connected = run.is_connected();
         let holding = |(name, held): (&KeyringName, &Holding)| {
-            let rest = (!connected).then(|| millis(held.rest(now.boot)));
+            let rest = (!run.is_answered(held)).then(|| millis(held.rest(now.boot)));
             let record = HoldingRecord {
                 granted_ms: millis(held.granted),
                 rest_ms: rest,
+                is_on_demand: held.is_on_demand,
             };
             (name.clone(), record)
         };
@@ -228,6 +231,7 @@ impl Row {
                     let held = HoldingRecord {
                         granted_ms,
                         rest_ms,
+                        is_on_demand: false,
                     };
                     (name.clone(), held)
                 })
@@ -266,6 +270,7 @@ impl HoldingRecord {
         Holding {
             until: Some(now.boot.saturating_add(rest)),
             granted,
+            is_on_demand: self.is_on_demand,
             ..Holding::default()
         }
     }

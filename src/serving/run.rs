@@ -7,10 +7,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lock, Progress, Target};
+use super::{Held, Lock, Now, Progress, Target};
 use crate::{
     clock::BootTime,
-    key::{Epoch, KeyringName, Timestamp},
+    key::{Epoch, KeyringName, Revision, Timestamp},
     tls::Identity,
 };
 
@@ -70,6 +70,10 @@ pub struct Holding {
     pub(super) until: Option<BootTime>,
     /// The largest grant that may not have run out. It is on record.
     pub(super) granted: Duration,
+    /// The run asks for it, and gets it: an open stream may extend its time.
+    pub(super) is_followed: bool,
+    /// It is held on demand, so that no file holds it.
+    pub(super) is_on_demand: bool,
 }
 
 /// A snapshot file.
@@ -153,7 +157,17 @@ impl Run {
     /// What it holds of a keyring; none when it may not serve that.
     pub(super) fn holding(&self, keyring: &KeyringName, now: BootTime) -> Option<&Holding> {
         let holding = self.keyrings.get(keyring)?;
-        (self.is_connected() || holding.is_within(now)).then_some(holding)
+        (self.is_answered(holding) || holding.is_within(now)).then_some(holding)
+    }
+
+    /// Whether it may serve what it holds without an end that time brings.
+    pub(super) fn is_answered(&self, holding: &Holding) -> bool {
+        self.is_connected() && holding.is_followed
+    }
+
+    /// Whether its snapshot file holds a keyring.
+    pub(super) const fn keeps(&self, holding: &Holding) -> bool {
+        self.file.is_some() && !holding.is_on_demand
     }
 
     pub(super) fn may_serve_any(&self, now: BootTime) -> bool {
@@ -174,6 +188,19 @@ impl Run {
 }
 
 impl Holding {
+    /// A stream begins on which it is followed.
+    pub(super) fn greet(&mut self, held: &Held, max_serve_for: Duration, now: Now) {
+        let full = held.deny_after.min(max_serve_for);
+        self.progress.greet(held, now.wall);
+        self.is_followed = true;
+        self.is_on_demand = held.is_on_demand;
+        if held.revision > Revision::default() {
+            // Nobody knows who has granted what it serves.
+            self.suppose(full, now.boot);
+        }
+        self.granted = self.granted.max(full);
+    }
+
     /// An answer to a beat that arrived at `arrived` lets the run serve for `serve_for`; whether that is on record.
     pub(super) fn grant(&mut self, serve_for: Duration, arrived: BootTime) -> bool {
         let bound = arrived.saturating_add(stretched(serve_for));

@@ -169,6 +169,8 @@ fn held(revision: u64) -> Held {
         revoked_through: Revision::new(revision),
         agrees: true,
         deny_after: HOUR,
+        is_admitted: true,
+        is_on_demand: false,
     }
 }
 
@@ -421,6 +423,101 @@ fn what_an_older_stream_confirms_late_counts_for_nothing() {
     assert!(!book.run(&key).keyrings[&name()].progress.awaits_whole);
 }
 
+#[test]
+fn what_is_held_on_demand_is_in_no_file() {
+    let mut book = Book::new();
+    let mut on_demand = filed("a", 1, 0);
+    let held = on_demand.keyrings.get_mut(&name()).expect("it subscribes");
+    held.is_on_demand = true;
+    let key = book.connect(on_demand);
+    book.answer(&key, HOUR);
+    // It confirms what it has in use, and with its end nothing is left of it.
+    book.confirm(&key, &in_use(9));
+    assert!(book.barrier(applied(9)).is_passed());
+    book.goodbye(&key, told_all(7));
+    assert_eq!(book.presence(&key), None);
+    assert_eq!(book.barrier(applied(10)).total, 0);
+}
+
+#[test]
+fn a_keyring_that_is_not_followed_any_more_counts_until_its_bound_whoever_is_connected() {
+    let other: KeyringName = "partners".parse().expect("a name");
+    let mut book = Book::new();
+    let mut former = filed("a", 1, 0);
+    former.keyrings.insert(other.clone(), held(3));
+    let former = book.connect(former);
+    book.answer(&former, HOUR);
+    // The next process takes the file, and its own settings name one keyring only.
+    let next = book.connect(filed("b", 2, 1));
+    book.answer(&next, HOUR);
+    let barrier = |book: &Book| {
+        let nobody = BTreeSet::new();
+        book.serving
+            .barrier(&other, epoch(), applied(9), &nobody, book.now)
+    };
+    let waited = barrier(&book);
+    assert_eq!(
+        (waited.total, waited.laggards[0].key.run_id.as_str()),
+        (1, "b")
+    );
+    assert!(waited.rest().is_some(), "time brings its end");
+    book.advance(STRETCHED_HOUR);
+    assert_eq!(barrier(&book).total, 0);
+    assert_eq!(book.presence(&next), Some(Presence::Connected));
+}
+
+#[test]
+fn a_keyring_that_a_run_may_not_have_counts_for_what_it_was_granted_and_no_longer() {
+    let forbidden = |stream| {
+        let mut hello = hello("a");
+        hello.stream = stream;
+        let held = hello.keyrings.get_mut(&name()).expect("it subscribes");
+        held.is_admitted = false;
+        held.agrees = false;
+        hello
+    };
+    let mut book = Book::new();
+    // What it says that it holds counts for nothing where it was never granted that.
+    let key = book.connect(forbidden(1));
+    assert_eq!(book.barrier(applied(9)).total, 0);
+    book.goodbye(&key, told_all(0));
+
+    let mut book = Book::new();
+    let key = book.connect(hello("a"));
+    book.answer(&key, HOUR);
+    book.connect(forbidden(2));
+    assert_eq!(book.grant(&key, HOUR), Err(UnknownRun));
+    assert!(!book.barrier(applied(9)).is_passed());
+    book.advance(STRETCHED_HOUR);
+    assert!(book.barrier(applied(9)).is_passed());
+}
+
+#[test]
+fn a_lock_ends_no_run_of_another_node() {
+    let mut book = Book::new();
+    let key = book.connect(filed("a", 1, 0));
+    book.answer(&key, HOUR);
+    let mut other = filed("b", 2, 1);
+    other.key.node = "edge-2".to_owned();
+    let other = book.connect(other);
+    assert_eq!(book.presence(&key), Some(Presence::Connected));
+    assert_eq!(book.presence(&other), Some(Presence::Connected));
+}
+
+#[test]
+fn what_a_backup_says_of_the_time_that_is_left_is_not_believed() {
+    let mut book = Book::new();
+    let key = book.connect(hello("a"));
+    book.answer(&key, HOUR);
+    book.lose(&key);
+    book.advance(HOUR);
+    book.serving.distrust_rests(book.now);
+    book.advance(HOUR);
+    assert!(!book.barrier(applied(9)).is_passed());
+    book.advance(STRETCHED_HOUR - HOUR);
+    assert!(book.barrier(applied(9)).is_passed());
+}
+
 // Until when.
 
 #[test]
@@ -534,11 +631,6 @@ fn a_lock_that_is_acquired_later_ends_its_former_holder() {
     // The end of its stream comes later.
     book.serving.stream_ended(&former, 1, book.now);
     assert_eq!(book.names(), ["b"]);
-    // A run of another name that holds the same lock ends it as well.
-    let mut renamed = locked("c", 12);
-    renamed.key.node = "edge-2".to_owned();
-    book.connect(renamed);
-    assert_eq!(book.names(), ["c"]);
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl AdminApi {
             return Err(error::invalid("reason", problem));
         }
         let run = (!run_id.is_empty()).then_some(run_id.as_str());
-        let forgotten = self.fleet.forget(&node, run).map_err(|refusal| {
+        let refused = |refusal| {
             let which = match run {
                 Some(run) => format!("run {run} of {node}"),
                 None => node.clone(),
@@ -59,17 +59,18 @@ impl AdminApi {
                     "{which} is connected: stop it, or wait until it has confirmed"
                 )),
             }
-        })?;
-        let store = &**self.catalog.store();
-        let recorded = self.fleet.record_news(store).await;
-        recorded.map_err(|failure| error::store(&failure))?;
-        let sidecars = forgotten.clone();
+        };
+        let lost = self.fleet.lost_runs(&node, run).map_err(refused)?;
+        // First of all it is known who answers for it.
         let change = TokenChange::SidecarsForgotten {
-            sidecars,
+            sidecars: lost.clone(),
             reason: reason.clone(),
         };
         let noted = self.tokens.note(&caller.actor, change).await;
         noted.map_err(error::commit)?;
+        let forgotten = self.fleet.forget(&lost).map_err(refused)?;
+        let recorded = self.fleet.record_news(&**self.catalog.store()).await;
+        recorded.map_err(|failure| error::store(&failure))?;
         tracing::warn!(
             actor = caller.actor,
             node,

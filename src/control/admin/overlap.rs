@@ -135,6 +135,9 @@ impl AdminApi {
         }
         let patience = self.patience(request.timeout, request.pass_by)?;
         let served = self.holding(key_id)?;
+        let (name, key) = (served.name(), Some(key_id));
+        self.note_passed_by(&caller.actor, "roll-back", name, key, &patience)
+            .await?;
         let began = self.catalog.clock().boot();
         let committed = self
             .catalog
@@ -180,11 +183,6 @@ impl AdminApi {
             is_new: true,
         };
         let wait = request.wait.then_some(patience);
-        if let Some(patience) = &wait {
-            let (name, key) = (underway.served.name(), Some(key_id));
-            self.note_passed_by(&caller.actor, "roll-back", name, key, patience)
-                .await?;
-        }
         Ok(
             self.tell_progress(underway, wait, move |step| api::RollBackResponse {
                 barrier: Some(step.barrier),

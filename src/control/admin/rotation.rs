@@ -225,6 +225,14 @@ impl AdminApi {
             .catalog
             .holding(key_id)
             .map_err(|refusal| error::refused(&refusal))?;
+        self.note_passed_by(
+            &caller.actor,
+            "revocation",
+            served.name(),
+            Some(key_id),
+            &patience,
+        )
+        .await?;
         let began = self.catalog.clock().boot();
         let revoked = self
             .rotations
@@ -245,12 +253,6 @@ impl AdminApi {
             is_new: revoked.is_new,
         };
         let wait = request.wait.then_some(patience);
-        if let Some(patience) = &wait {
-            // The revocation is in force already; who is passed by is only about the answer.
-            let (name, key) = (underway.served.name(), Some(key_id));
-            self.note_passed_by(&caller.actor, "revocation", name, key, patience)
-                .await?;
-        }
         Ok(
             self.tell_progress(underway, wait, move |step| api::RevokeResponse {
                 barrier: Some(step.barrier),

@@ -10,24 +10,27 @@ use crate::{
     tls::Identity,
 };
 
-/// Of each keyring of a Hello, whether what the sidecar says that it holds agrees with what there is.
+/// Of each keyring of a Hello that the sidecar may have, whether what it says that it holds agrees with what there is.
 pub type Believed = BTreeMap<KeyringName, bool>;
 
 /// A lock's numbers come from one machine; a text that is longer than this is none.
 const MAX_BOOT_ID: usize = 64;
 
-/// Reads a Hello that was checked. Every keyring that the sidecar holds something of counts, also one that it may not have.
+/// Reads a Hello that was checked. The sidecar may have the keyrings that `believed` names.
 pub(super) fn read(hello: &wire::Hello, believed: &Believed, identity: Option<&Identity>) -> Hello {
     let node = hello.node.clone().unwrap_or_default();
     let lock = hello.lock.as_ref();
     let subscriptions = hello.subscriptions.iter();
     let keyrings = subscriptions.filter_map(|subscription| {
         let name: KeyringName = subscription.keyring.parse().ok()?;
+        let agrees = believed.get(&name);
         let held = Held {
             epoch: Epoch::new(subscription.epoch),
             revision: Revision::new(subscription.revision),
             revoked_through: Revision::new(subscription.revoked_through),
-            agrees: believed.get(&name).copied().unwrap_or(false),
+            agrees: agrees.copied().unwrap_or(false),
+            is_admitted: agrees.is_some(),
+            is_on_demand: subscription.mode() == wire::Mode::OnDemand,
             deny_after: Duration::from_millis(subscription.deny_after_ms),
         };
         Some((name, held))

@@ -433,7 +433,7 @@ fn every_event_wakes_who_waits() {
     let stream = connect(&fleet, "edge-1", "b", 3);
     fleet.disconnected(&stream, Parting::Lost);
     assert!(woken());
-    fleet.forget("edge-1", None).expect("it is lost");
+    forget(&fleet, "edge-1", None).expect("it is lost");
     assert!(woken() && !woken());
 }
 
@@ -480,21 +480,25 @@ fn streams_of_the_past_are_refused() {
 
 // Who is forgotten.
 
+fn forget(fleet: &Fleet, node: &str, run_id: Option<&str>) -> Result<Vec<RunKey>, ForgetError> {
+    fleet.forget(&fleet.lost_runs(node, run_id)?)
+}
+
 #[test]
 fn what_is_not_connected_of_a_node_is_forgotten() {
     let (fleet, _) = fleet();
     let streams = ["a", "b", "c"].map(|run_id| connect(&fleet, "edge-1", run_id, 3));
     let other = connect(&fleet, "edge-2", "d", 3);
-    assert_eq!(fleet.forget("edge-1", None), Err(ForgetError::Connected));
-    assert_eq!(fleet.forget("edge-9", None), Err(ForgetError::Unknown));
+    assert_eq!(forget(&fleet, "edge-1", None), Err(ForgetError::Connected));
+    assert_eq!(forget(&fleet, "edge-9", None), Err(ForgetError::Unknown));
     for stream in [&streams[0], &streams[1], &other] {
         fleet.disconnected(stream, Parting::Lost);
     }
-    let unknown = fleet.forget("edge-1", Some("d"));
+    let unknown = forget(&fleet, "edge-1", Some("d"));
     assert_eq!(unknown, Err(ForgetError::Unknown), "it is of edge-2");
-    let connected = fleet.forget("edge-1", Some("c"));
+    let connected = forget(&fleet, "edge-1", Some("c"));
     assert_eq!(connected, Err(ForgetError::Connected));
-    let forgotten = fleet.forget("edge-1", None).expect("two are lost");
+    let forgotten = forget(&fleet, "edge-1", None).expect("two are lost");
     assert_eq!(run_ids(&forgotten), ["a", "b"]);
     assert_eq!(barrier(&fleet, applied(4)).total, 2);
     assert_eq!(fleet.gaps(None).len(), 2);
@@ -508,7 +512,7 @@ fn one_process_of_a_node_is_forgotten() {
     for stream in &streams {
         fleet.disconnected(stream, Parting::Lost);
     }
-    let forgotten = fleet.forget("edge-1", Some("a")).expect("it is lost");
+    let forgotten = forget(&fleet, "edge-1", Some("a")).expect("it is lost");
     assert_eq!(run_ids(&forgotten), ["a"]);
     assert_eq!(barrier(&fleet, applied(4)).laggards[0].key.run_id, "b");
     // It comes back, and is to begin anew.

@@ -72,11 +72,15 @@ impl Rotations {
         progress: &mpsc::Sender<Progress>,
     ) -> Result<Barrier, RotationError> {
         let span = self.catalog.tracer().begin("relatch.barrier");
-        let waited = self.wait_for(goal, progress).await;
+        let mut has_waited_for_lost = false;
+        let waited = self
+            .wait_for(goal, progress, &mut has_waited_for_lost)
+            .await;
         if let Ok(barrier) = &waited
             && let Some(at) = goal.committed_at
-            // Where there is no sidecar there was no way.
+            // Where there is no sidecar there was no way, and the time of one that was lost is none.
             && barrier.total > 0
+            && !has_waited_for_lost
         {
             let took = self.catalog.clock().boot().saturating_since(at);
             self.catalog.metrics().propagated(took);
@@ -101,6 +105,7 @@ impl Rotations {
         &self,
         goal: &Goal<'_>,
         progress: &mpsc::Sender<Progress>,
+        has_waited_for_lost: &mut bool,
     ) -> Result<Barrier, RotationError> {
         let began = self.catalog.clock().boot();
         let longest = goal.patience.longest(self.fleet.max_serve_for());
@@ -129,8 +134,18 @@ impl Rotations {
                 () = settled(&mut changes) => {}
                 () = tokio::time::sleep_until(tell_at), if told != Some(news) => {}
                 () = tokio::time::sleep(BOUND_CHECK) => {
+                    let barrier = self.barrier(goal);
+                    if !*has_waited_for_lost && barrier.laggards.iter().any(|l| l.rest.is_some()) {
+                        *has_waited_for_lost = true;
+                        tracing::warn!(
+                            auth.keyring = %goal.served.name(),
+                            auth.keyring.revision = goal.target.revision().get(),
+                            missing = missing(&barrier),
+                            "waiting for sidecars that may serve without a stream"
+                        );
+                    }
                     if goal.patience.timeout.is_none() {
-                        self.lose_patience(goal, &mut missing_since)?;
+                        self.lose_patience(barrier, &mut missing_since)?;
                     }
                 }
                 () = progress.closed() => return Err(RotationError::Abandoned),
@@ -147,11 +162,10 @@ impl Rotations {
     /// Who is lost is waited for until its bound. Who is connected gets a minute.
     fn lose_patience(
         &self,
-        goal: &Goal<'_>,
+        barrier: Barrier,
         missing_since: &mut Option<BootTime>,
     ) -> Result<(), RotationError> {
         let now = self.catalog.clock().boot();
-        let barrier = self.barrier(goal);
         let mut laggards = barrier.laggards.iter();
         if !laggards.any(|laggard| laggard.rest.is_none()) {
             *missing_since = None;

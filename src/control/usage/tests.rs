@@ -105,7 +105,8 @@ impl Plane {
             stream: self.streams.fetch_add(1, Ordering::Relaxed),
             ..Default::default()
         };
-        let opened = self.fleet.connected(&hello, &Believed::new(), None);
+        let admitted = Believed::from([(testing::keyring_name(), false)]);
+        let opened = self.fleet.connected(&hello, &admitted, None);
         let opened = opened.expect("nobody else is this node");
         self.record().await;
         let subscribed = BTreeSet::from([testing::keyring_name()]);

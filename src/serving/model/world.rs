@@ -771,6 +771,8 @@ impl World {
             revoked_through: Revision::new(view.revoked_through),
             agrees: !is_forbidden && view.applied > 0,
             deny_after: millis(sidecar.deny_after),
+            is_admitted: !is_forbidden,
+            is_on_demand: false,
         };
         Hello {
             key,
