@@ -233,6 +233,7 @@ fn describe(text: &mut String, laggard: &Laggard) {
             ", stopped at {since}, may start from its snapshot file until {until}"
         ),
         _ if laggard.lacks_disk => write!(text, ", connected, its snapshot file is behind"),
+        _ if laggard.behind == 1 => write!(text, ", connected, 1 revision behind"),
         _ => write!(text, ", connected, {} revisions behind", laggard.behind),
     };
 }

@@ -233,7 +233,7 @@ async fn tables_are_for_people() {
         (&["keyring", "list"], &[KEYRING]),
         (&["consumer", "list", "--keyring", KEYRING], &[CONSUMER]),
         (&["token", "list"], &["ROLE", "admin"]),
-        (&["fleet"], &["NODE", "edge-1", "yes"]),
+        (&["fleet"], &["STATUS", "edge-1", "connected"]),
         (
             &["audit", "list", "--keyring", KEYRING],
             &["ACTOR", "key_created"],

@@ -230,7 +230,11 @@ async fn a_sidecar_that_does_not_confirm_keeps_the_new_version_from_being_handed
         .await;
 
     assert_eq!(refused.status.code(), Some(5), "{}", refused.stderr);
-    assert!(refused.stderr.contains("edge-2 lags"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("edge-2 is 1 revision behind"),
+        "{}",
+        refused.stderr
+    );
     assert!(!refused.stderr.contains("edge-1 "), "{}", refused.stderr);
     assert!(!refused.stdout.contains("secret"), "{}", refused.stdout);
     let progress = last_line(&refused);
@@ -248,7 +252,7 @@ async fn a_sidecar_that_does_not_confirm_keeps_the_new_version_from_being_handed
     assert_eq!(shown["versions"][1]["state"], "revoked");
     let reason = shown["versions"][1]["reason"].as_str().expect("a reason");
     assert!(
-        reason.contains("1 of 2 sidecars") && reason.contains("edge-2"),
+        reason.contains("applied by 1 of 2") && reason.contains("edge-2"),
         "{reason}"
     );
     assert_eq!(good.check(&key.secret).await, Verdict::allowed(1));
