@@ -21,7 +21,7 @@ use super::deployment::Control;
 use crate::support::eventually::eventually;
 
 /// The roles that may make each call.
-const PERMITTED: [(&str, &[&str]); 33] = [
+const PERMITTED: [(&str, &[&str]); 34] = [
     ("CreateToken", &["admin"]),
     ("ListTokens", &["admin"]),
     ("EndToken", &["admin"]),
@@ -53,6 +53,7 @@ const PERMITTED: [(&str, &[&str]); 33] = [
     ("ListDeliveries", EVERYBODY),
     ("Revoke", &["revoker", "admin"]),
     ("GetFleet", EVERYBODY),
+    ("ForgetSidecar", &["admin"]),
     ("ListAudit", EVERYBODY),
     ("VerifyAudit", EVERYBODY),
 ];
