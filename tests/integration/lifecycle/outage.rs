@@ -4,7 +4,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::deployment::{Control, IssuedKey, KEYRING, Sidecar, Verdict};
-use crate::support::eventually::eventually;
+use crate::support::{eventually::eventually, reserved::own_node};
 
 #[tokio::test]
 async fn checks_go_on_without_a_control_plane_and_its_return_costs_no_snapshot() {
@@ -57,8 +57,9 @@ async fn checks_go_on_without_a_control_plane_and_its_return_costs_no_snapshot()
 #[tokio::test]
 async fn a_sidecar_that_was_killed_comes_back_with_the_same_answers() {
     let control = Control::start().await;
+    let node = own_node("edge");
     let old = control.create_key().await;
-    let sidecar = Sidecar::start(&control, "edge-1").await;
+    let sidecar = Sidecar::start(&control, &node).await;
     let new = control.json(&["rotate", "start", &old.id]).await;
     let new = IssuedKey::from_json(&new);
     let gone = control.create_key().await;
@@ -69,7 +70,7 @@ async fn a_sidecar_that_was_killed_comes_back_with_the_same_answers() {
     let before = verdicts(&sidecar, keys).await;
 
     drop(sidecar);
-    let sidecar = Sidecar::start(&control, "edge-1").await;
+    let sidecar = Sidecar::start(&control, &node).await;
 
     assert_eq!(verdicts(&sidecar, keys).await, before);
     assert_eq!(
@@ -80,7 +81,7 @@ async fn a_sidecar_that_was_killed_comes_back_with_the_same_answers() {
             Verdict::denied("revoked", 1)
         ]
     );
-    assert_eq!(control.fleet().await, ["edge-1"]);
+    assert_eq!(control.fleet().await, [node]);
 }
 
 #[tokio::test]
@@ -89,7 +90,8 @@ async fn a_control_plane_that_restarts_waits_for_the_sidecars_of_its_former_life
     let key = control.create_key().await;
     let good = Sidecar::start(&control, "edge-1").await;
     let frozen = Sidecar::start(&control, "edge-2").await;
-    let killed = Sidecar::start(&control, "edge-3").await;
+    let node = own_node("edge-3");
+    let killed = Sidecar::start(&control, &node).await;
     frozen.daemon.process.signal(Signal::STOP);
     control.plane.kill().await;
     drop(killed);
@@ -100,12 +102,12 @@ async fn a_control_plane_that_restarts_waits_for_the_sidecars_of_its_former_life
 
     assert_eq!(refused.status.code(), Some(5), "{}", refused.stderr);
     assert!(refused.stderr.contains("edge-2"), "{}", refused.stderr);
-    assert!(refused.stderr.contains("edge-3"), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&node), "{}", refused.stderr);
     assert!(!refused.stdout.contains("\"secret\""), "{}", refused.stdout);
     assert_eq!(good.check(&key.secret).await, Verdict::allowed(1));
     frozen.daemon.process.signal(Signal::CONT);
-    // Another process of the node takes the place of the one that was killed.
-    let back = Sidecar::start(&control, "edge-3").await;
+    // The next process of the node proves the end of the one that was killed.
+    let back = Sidecar::start(&control, &node).await;
     let done = control.json(&["rotate", "start", &key.id]).await;
     assert_eq!(done["total"], 3);
     let new = IssuedKey::from_json(&done);

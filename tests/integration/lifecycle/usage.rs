@@ -9,13 +9,13 @@ use serde_json::Value;
 use super::deployment::{Control, IssuedKey, KEYRING};
 use crate::support::{
     eventually::eventually,
-    scripted_sidecar::{ScriptedSidecar, Until},
+    scripted_sidecar::{ScriptedRun, ScriptedSidecar, Until},
 };
 
 const NODE: &str = "edge-1";
 
-async fn connect(control: &Control, run_id: &str) -> ScriptedSidecar {
-    ScriptedSidecar::connect(control.plane.discovery(), NODE, run_id, KEYRING).await
+async fn connect(control: &Control, run: &mut ScriptedRun) -> ScriptedSidecar {
+    ScriptedSidecar::connect(control.plane.discovery(), run, KEYRING).await
 }
 
 /// What `key show` tells of version 1.
@@ -38,7 +38,8 @@ async fn counts_end_exact_whatever_streams_and_control_planes_do() {
     let key = control.create_key().await;
     assert_eq!(requests(&control, &key).await, Some(0), "nobody can use it");
 
-    let mut sidecar = connect(&control, "a").await;
+    let mut run = ScriptedRun::new(NODE, "a");
+    let mut sidecar = connect(&control, &mut run).await;
     assert_eq!(requests(&control, &key).await, None, "nothing was told yet");
     // The second message is lost at first, then late; the third comes twice.
     sidecar.report(1, &key.id, 5, Until::Open).await;
@@ -62,7 +63,7 @@ async fn counts_end_exact_whatever_streams_and_control_planes_do() {
     control.plane.restart().await;
     drop(sidecar);
     assert_eq!(requests(&control, &key).await, Some(12));
-    let mut sidecar = connect(&control, "a").await;
+    let mut sidecar = connect(&control, &mut run).await;
     sidecar.report(5, &key.id, 12, Until::Open).await;
     sidecar.report(6, &key.id, 15, Until::Open).await;
     sidecar.until_acked(6).await;
@@ -75,7 +76,7 @@ async fn counts_end_exact_whatever_streams_and_control_planes_do() {
     control.plane.restart().await;
     let after = requests(&control, &key).await;
     assert!(matches!(after, Some(15 | 20)), "{after:?}");
-    let mut sidecar = connect(&control, "a").await;
+    let mut sidecar = connect(&control, &mut run).await;
     sidecar.report(8, &key.id, 21, Until::Open).await;
     sidecar.until_acked(8).await;
     assert_eq!(requests(&control, &key).await, Some(21));
@@ -88,7 +89,7 @@ async fn counts_end_exact_whatever_streams_and_control_planes_do() {
     })
     .await;
     assert_eq!(control.json(&["fleet"]).await, Value::Array(Vec::new()));
-    let mut sidecar = connect(&control, "b").await;
+    let mut sidecar = connect(&control, &mut ScriptedRun::new(NODE, "b")).await;
     sidecar.report(1, &key.id, 4, Until::Open).await;
     sidecar.until_acked(1).await;
     assert_eq!(requests(&control, &key).await, Some(26));
@@ -101,7 +102,7 @@ async fn counts_end_exact_whatever_streams_and_control_planes_do() {
 async fn a_sidecar_that_went_without_its_last_report_is_a_gap_for_every_later_control_plane() {
     let mut control = Control::start().await;
     let key = control.create_key().await;
-    let mut sidecar = connect(&control, "a").await;
+    let mut sidecar = connect(&control, &mut ScriptedRun::new(NODE, "a")).await;
     let before = now();
     let (beat, sent_at) = sidecar.beat().await;
     sidecar.report(1, &key.id, 1, Until::Beat(beat)).await;
@@ -112,7 +113,7 @@ async fn a_sidecar_that_went_without_its_last_report_is_a_gap_for_every_later_co
         (fleet[0]["connected"] == false).then_some(())
     })
     .await;
-    let successor = connect(&control, "b").await;
+    let successor = connect(&control, &mut ScriptedRun::new(NODE, "b")).await;
     for restarted in [false, true] {
         if restarted {
             control.plane.kill().await;

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 
 use relatch::{
+    clock::Clock,
     key::Timestamp,
     proto::discovery::{
-        Beat, Caller, ControlMessage, Goodbye, Hello, KeyringUsage, Node, PROTOCOL, SidecarMessage,
-        Subscription, Usage, VersionUsage, control_message,
-        keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+        Beat, Caller, ControlMessage, Goodbye, Hello, KeyringUsage, Lock, Node, PROTOCOL,
+        SidecarMessage, SocketLock, Subscription, Usage, VersionUsage, control_message,
+        keyring_discovery_client::KeyringDiscoveryClient, lock::Place, sidecar_message::Kind,
     },
 };
 use tokio::sync::mpsc;
@@ -15,6 +16,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
 use super::eventually::{DEADLINE, eventually, within};
+
+/// A process of a sidecar. It holds the lock of its node, and a later one of the same node has witnessed its end.
+#[derive(Debug)]
+pub(crate) struct ScriptedRun {
+    node: String,
+    run_id: String,
+    lock: Lock,
+    streams: u64,
+}
 
 /// One stream of a sidecar of one keyring. Dropping it breaks the stream.
 #[derive(Debug)]
@@ -42,12 +52,46 @@ const DENY_AFTER_MS: u64 = 3_600_000;
 /// More than a test ever says before the other end has read it.
 const MAX_SAID: usize = 16;
 
+impl ScriptedRun {
+    /// Starts the process `run_id` of `node`.
+    pub(crate) fn new(node: &str, run_id: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            run_id: run_id.to_owned(),
+            lock: Lock {
+                boot_id: "scripted".to_owned(),
+                time_namespace: 1,
+                place: Some(Place::Socket(SocketLock {
+                    network_namespace: 1,
+                })),
+                acquired_ns: Clock::system().boot().as_nanos(),
+            },
+            streams: 0,
+        }
+    }
+
+    fn hello(&mut self, subscription: Subscription) -> Hello {
+        self.streams += 1;
+        Hello {
+            node: Some(Node {
+                id: self.node.clone(),
+                ..Node::default()
+            }),
+            run_id: self.run_id.clone(),
+            subscriptions: vec![subscription],
+            stream: self.streams,
+            lock: Some(self.lock.clone()),
+            snapshot_file: None,
+            protocol: PROTOCOL,
+        }
+    }
+}
+
 impl ScriptedSidecar {
-    /// Opens the stream of the process `run_id`, as soon as a control plane listens.
+    /// Opens the next stream of a process, as soon as a control plane listens.
     pub(crate) async fn connect(
         discovery: SocketAddr,
-        node: &str,
-        run_id: &str,
+        run: &mut ScriptedRun,
         keyring: &str,
     ) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{discovery}"));
@@ -57,21 +101,11 @@ impl ScriptedSidecar {
         })
         .await;
         let (say, said) = mpsc::channel(MAX_SAID);
-        let hello = Hello {
-            node: Some(Node {
-                id: node.to_owned(),
-                ..Node::default()
-            }),
-            run_id: run_id.to_owned(),
-            subscriptions: vec![Subscription {
-                keyring: keyring.to_owned(),
-                deny_after_ms: DENY_AFTER_MS,
-                ..Subscription::default()
-            }],
-            protocol: PROTOCOL,
-            stream: 1,
-            ..Default::default()
-        };
+        let hello = run.hello(Subscription {
+            keyring: keyring.to_owned(),
+            deny_after_ms: DENY_AFTER_MS,
+            ..Subscription::default()
+        });
         let hello = SidecarMessage {
             kind: Some(Kind::Hello(hello)),
         };
