@@ -2,14 +2,15 @@
 //!
 //! Each runs once, in seconds, among the other tests. `scripts/faults.sh` runs them for longer and prints what they came to.
 //!
-//! The scenarios are in `processes`, `links`, `staleness`, `disk`, `flood`, `overload` and `traffic`; [`form::run`] plays them in a
+//! The scenarios are in `processes`, `links`, `staleness`, `serving`, `disk`, `flood`, `overload` and `traffic`; [`form::run`] plays them in a
 //! [`World`], whose [`record`] is judged by its [`history`].
 
 use rustix::process::Signal;
 
 use form::Dice;
-use proxy::Fault;
 use world::World;
+
+use crate::support::proxy::Fault;
 
 mod asker;
 mod consumer;
@@ -23,8 +24,8 @@ mod links;
 mod node;
 mod overload;
 mod processes;
-mod proxy;
 mod record;
+mod serving;
 mod slow;
 mod staleness;
 mod traffic;

@@ -11,6 +11,7 @@ pub(crate) mod openbao;
 pub(crate) mod otlp;
 pub(crate) mod page;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod relatch;
 pub(crate) mod reserved;

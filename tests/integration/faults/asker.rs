@@ -88,7 +88,7 @@ impl Asker {
 
     /// Asks once.
     async fn ask(&mut self, turn: usize) {
-        let (credential, secret) = self.record.choose(turn);
+        let (credential, secret) = self.record.choose(turn, self.sidecar);
         // Before the address is looked at: who is asked from now on is asked where it listens.
         let sent = self.record.now();
         if self.address.has_changed().unwrap_or(false) {

@@ -46,7 +46,7 @@ impl Consumer {
         let mut kept = None;
         let mut turn = 0;
         while !self.record.has_stopped() {
-            let (credential, secret) = self.record.choose(turn);
+            let (credential, secret) = self.record.choose(turn, self.sidecar);
             let request = Request::get("/v1/orders").header("x-api-key", secret);
             let sent = self.record.now();
             let answer = Connection::send_kept(&mut kept, self.envoy.addr(), &request).await;

@@ -1,6 +1,13 @@
 //! What the control plane is asked for and tells: changes, and what it knows of its sidecars.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs, process,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use relatch::proto::admin::{self, admin_client::AdminClient};
 use tonic::{
@@ -22,8 +29,6 @@ pub(super) struct Bearer(MetadataValue<Ascii>);
 
 /// The keyring of a run.
 pub(super) const KEYRING: &str = "payments";
-/// How node `number` is called.
-pub(super) const NODE: &str = "edge-";
 /// Between two looks at the fleet.
 const LOOK: Duration = Duration::from_millis(15);
 
@@ -53,8 +58,16 @@ pub(super) fn within_a_moment<T>(message: T) -> Request<T> {
     request
 }
 
-/// Notes what the control plane knows of its sidecars until the run ends.
-pub(super) async fn watch(record: Arc<Record>, mut admin: Admin) {
+/// What the names of a world's nodes begin with, before their numbers. No two worlds have a name in common: the lock that
+/// proves the end of a process is one of the machine.
+pub(super) fn new_prefix() -> String {
+    static WORLDS: AtomicUsize = AtomicUsize::new(0);
+    let world = WORLDS.fetch_add(1, Ordering::Relaxed);
+    format!("edge-{}-{world}-", process::id())
+}
+
+/// Notes what the control plane knows of its sidecars, whose names begin with `prefix`, until the run ends.
+pub(super) async fn watch(record: Arc<Record>, mut admin: Admin, prefix: String) {
     while !record.has_stopped() {
         let request = admin::GetFleetRequest {
             keyring: KEYRING.to_owned(),
@@ -63,7 +76,7 @@ pub(super) async fn watch(record: Arc<Record>, mut admin: Admin) {
             let now = record.now();
             let mut history = record.history();
             for sidecar in fleet.into_inner().sidecars {
-                let number = sidecar.node.strip_prefix(NODE);
+                let number = sidecar.node.strip_prefix(&prefix);
                 let number: Option<usize> = number.and_then(|number| number.parse().ok());
                 let held = sidecar.keyrings.first();
                 if let (Some(number), Some(held)) = (number, held)

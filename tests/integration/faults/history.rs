@@ -24,6 +24,19 @@ pub(super) struct Credential {
     pub(super) issued: Option<Change>,
     /// Retired or revoked.
     pub(super) ended: Option<Change>,
+    /// It replaced another one.
+    pub(super) handed_over: Option<HandOver>,
+    /// When a command returned that waits until no sidecar accepts it any more.
+    pub(super) gone: Option<Moment>,
+}
+
+/// A version was handed out in the place of another one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HandOver {
+    /// After the command returned that waits until every sidecar accepts it.
+    pub(super) at: Moment,
+    /// The number of the credential before it.
+    pub(super) old: usize,
 }
 
 /// A change of a keyring.
@@ -196,6 +209,10 @@ impl History {
         let Some(issued) = credential.issued else {
             return Expected::Deny;
         };
+        if credential.gone.is_some_and(|gone| gone <= check.sent) {
+            // Whatever the control plane knew of this process.
+            return Expected::Deny;
+        }
         let sidecar = &self.sidecars[check.sidecar];
         let knows = |change: Change| {
             let revision = change.revision;
@@ -216,7 +233,13 @@ impl History {
             Staleness::Possible => return Expected::Either,
             Staleness::None => {}
         }
-        if knows(issued) && sidecar.could_answer(check) && sidecar.could_find(check, found) {
+        let is_promised = credential.handed_over.is_some_and(|handed_over| {
+            handed_over.at <= check.sent && sidecar.has_found(handed_over.old, check, found)
+        });
+        if (is_promised || knows(issued))
+            && sidecar.could_answer(check)
+            && sidecar.could_find(check, found)
+        {
             Expected::Allow
         } else {
             Expected::Either
@@ -277,12 +300,17 @@ impl SidecarPast {
             && !self.frozen.iter().any(|span| span.touches(check))
     }
 
+    /// Whether the process that is asked has allowed a credential before.
+    fn has_found(&self, credential: usize, check: &Check, found: &Found) -> bool {
+        let life = self.life_of(check);
+        let first = life.and_then(|life| found.get(&(check.sidecar, life, credential)));
+        first.is_some_and(|first| *first < check.sent)
+    }
+
     /// Whether lookups were made, or none was needed.
     fn could_find(&self, check: &Check, found: &Found) -> bool {
-        let life = self.life_of(check);
-        let first = life.and_then(|life| found.get(&(check.sidecar, life, check.credential)));
-        let is_held = first.is_some_and(|first| *first < check.sent);
-        is_held || !self.crowded.iter().any(|span| span.touches(check))
+        self.has_found(check.credential, check, found)
+            || !self.crowded.iter().any(|span| span.touches(check))
     }
 
     fn life_of(&self, check: &Check) -> Option<usize> {

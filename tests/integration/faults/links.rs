@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{change, fail_link, form::run, proxy::Fault, world::Plan};
+use super::{change, fail_link, form::run, world::Plan};
+use crate::support::proxy::Fault;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_link_that_is_dead_without_a_word_is_found_out() {

@@ -10,16 +10,12 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{
-    disk::FailingSyncs,
-    fleet::{KEYRING, NODE},
-    proxy::FaultProxy,
-    record::Record,
-};
+use super::{disk::FailingSyncs, fleet::KEYRING, record::Record};
 use crate::support::{
     envoy::AuthzAddress,
     eventually::eventually,
     process::relatch,
+    proxy::FaultProxy,
     relatch::{Control, Sidecar, sidecar_yaml, text},
 };
 
@@ -39,6 +35,8 @@ pub(super) struct Node {
 /// How a node is made.
 #[derive(Debug)]
 pub(super) struct Setup {
+    /// Its node id.
+    pub(super) name: String,
     /// Of this node alone.
     pub(super) directory: PathBuf,
     /// More lines of its file.
@@ -60,9 +58,8 @@ impl Node {
         record: &Arc<Record>,
     ) -> Self {
         let proxy = FaultProxy::start(control.discovery()).await;
-        let name = format!("{NODE}{number}");
         let yaml = setup
-            .yaml(sidecar_yaml(&name, proxy.address(), &[KEYRING]))
+            .yaml(sidecar_yaml(&setup.name, proxy.address(), &[KEYRING]))
             .await;
         record.lives(number);
         let sidecar = Sidecar::start(&yaml).await.until_ready().await;
@@ -145,10 +142,20 @@ impl Node {
     }
 
     /// Lets its process stand still for a while.
-    pub(super) async fn freeze(&mut self, duration: Duration) {
+    pub(super) async fn freeze(&self, duration: Duration) {
+        self.stand_still();
+        tokio::time::sleep(duration).await;
+        self.go_on();
+    }
+
+    /// Lets its process stand still until it is told to go on.
+    pub(super) fn stand_still(&self) {
         self.record.freezes(self.number);
         self.sidecar.process.signal(Signal::STOP);
-        tokio::time::sleep(duration).await;
+    }
+
+    /// Lets its process run again.
+    pub(super) fn go_on(&self) {
         self.sidecar.process.signal(Signal::CONT);
         self.record.thaws(self.number);
     }

@@ -5,11 +5,10 @@ use std::time::Duration;
 use super::{
     change, end_control, fail_link,
     form::{run, run_each},
-    proxy::Fault,
     start_alone,
     world::Plan,
 };
-use crate::support::envoy::EnvoyVersion;
+use crate::support::{envoy::EnvoyVersion, proxy::Fault};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_control_plane_is_killed_frozen_and_restarted() {

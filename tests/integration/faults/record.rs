@@ -1,14 +1,17 @@
 //! What is written down of a run while it goes on.
 
-use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use relatch::clock::{BootTime, Clock};
 
 use super::history::{
-    Change, Check, Credential, Cut, History, Life, Limits, Moment, SidecarPast, Span,
+    Change, Check, Credential, Cut, HandOver, History, Life, Limits, Moment, SidecarPast, Span,
 };
 
 /// The history of a run, to which all its tasks add.
@@ -18,6 +21,8 @@ pub(super) struct Record {
     begun: BootTime,
     history: Mutex<History>,
     secrets: Mutex<Vec<String>>,
+    /// Credentials that are asked for at one sidecar alone, or nowhere.
+    only_at: Mutex<HashMap<usize, Option<usize>>>,
     stop: AtomicBool,
 }
 
@@ -33,6 +38,7 @@ impl Record {
                 ..History::default()
             }),
             secrets: Mutex::default(),
+            only_at: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }
@@ -81,9 +87,29 @@ impl Record {
             secret,
             Credential {
                 issued,
-                ended: None,
+                ..Credential::default()
             },
         )
+    }
+
+    /// Notes that a command has returned which hands a credential out in the place of another one.
+    pub(super) fn handed_over(&self, credential: usize, old: usize) {
+        let at = self.now();
+        self.history().credentials[credential].handed_over = Some(HandOver { at, old });
+    }
+
+    /// Notes that a command has returned which waits until no sidecar accepts a credential.
+    pub(super) fn is_gone(&self, credential: usize) {
+        let now = self.now();
+        self.history().credentials[credential].gone = Some(now);
+    }
+
+    /// Asks for a credential at one sidecar alone, from the next check on; or nowhere.
+    pub(super) fn ask_only_at(&self, credential: usize, sidecar: Option<usize>) {
+        self.only_at
+            .lock()
+            .expect("no holder of the choices panics")
+            .insert(credential, sidecar);
     }
 
     /// Notes that the end of a credential is about to be asked for.
@@ -104,14 +130,22 @@ impl Record {
         }
     }
 
-    /// Chooses what the check of a turn presents: the newest as often as all others, for there it is decided whether a
-    /// change was told in time.
-    pub(super) fn choose(&self, turn: usize) -> (usize, String) {
+    /// Chooses what the check of a turn presents to a sidecar: the newest as often as all others, for there it is decided
+    /// whether a change was told in time.
+    pub(super) fn choose(&self, turn: usize, sidecar: usize) -> (usize, String) {
         let secrets = self.secrets();
-        let number = match turn % 2 {
+        let mut number = match turn % 2 {
             0 => secrets.len() - 1 - (turn / 2) % secrets.len().min(4),
             _ => (turn / 2) % secrets.len(),
         };
+        let only_at = self
+            .only_at
+            .lock()
+            .expect("no holder of the choices panics");
+        let only = only_at.get(&number);
+        if only.is_some_and(|only| *only != Some(sidecar)) {
+            number = 0;
+        }
         (number, secrets[number].clone())
     }
 

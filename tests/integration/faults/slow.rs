@@ -10,10 +10,10 @@ use super::{
     asker::{check_request, checks, outcome},
     fleet::{KEYRING, admin_of},
     history::Outcome,
-    proxy::{Fault, FaultProxy},
 };
 use crate::support::{
     eventually::eventually,
+    proxy::{Fault, FaultProxy},
     relatch::{Control, Sidecar, sidecar_yaml},
 };
 

@@ -6,10 +6,9 @@ use super::{
     change,
     form::{run, run_each},
     history::Limits,
-    proxy::Fault,
     world::Plan,
 };
-use crate::support::eventually::eventually;
+use crate::support::{eventually::eventually, proxy::Fault};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_keyring_that_nobody_confirms_is_denied_from_its_limit_on() {

@@ -3,12 +3,12 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{
     asker::{Asker, checks},
     consumer::Consumer,
-    fleet::{self, Admin, admin_of},
+    fleet::{self, Admin, admin_of, new_prefix},
     flood::{Flooded, Shape, flood},
     form::Dice,
     history::{Credential, Judgement, Limits, Moment, Outcome},
@@ -16,7 +16,7 @@ use super::{
     node::{Node, Setup},
     record::Record,
 };
-use crate::support::{envoy::EnvoyVersion, eventually::eventually, relatch::Control};
+use crate::support::{envoy::EnvoyVersion, eventually::eventually, proxy::Fault, relatch::Control};
 
 /// Everything that a scenario plays with.
 pub(super) struct World {
@@ -60,8 +60,8 @@ pub(super) struct Report {
     pub(super) note: Option<String>,
 }
 
-/// The least that the control plane's file may hold.
-const BRISK: &str = "heartbeat: 1s\nmax_serve_for: 10s\n";
+/// The least that the control plane's file may hold. How long a sidecar may serve is for each plan to say.
+const BRISK: &str = "heartbeat: 1s\n";
 
 /// A sidecar may look a hundred keys up that nobody has, a second after it has used up what it may look up at once.
 const BUDGET_FILLS: Duration = Duration::from_secs(1);
@@ -90,9 +90,11 @@ impl World {
         let never = "rlk_7Qm2Xc91TbKe_0000000000000000000000000000000003Xqnfa".to_owned();
         world.record.add(never, Credential::default());
         world.issue().await;
+        let prefix = new_prefix();
         for number in 0..plan.sidecars {
             let envoy = plan.envoy.filter(|_| number == 0);
             let setup = Setup {
+                name: format!("{prefix}{number}"),
                 directory: world.directory(number),
                 settings: plan.settings.clone(),
                 has_file: plan.has_files,
@@ -111,7 +113,7 @@ impl World {
             }
             world.nodes.push(node);
         }
-        let watcher = fleet::watch(Arc::clone(&world.record), world.admin.clone());
+        let watcher = fleet::watch(Arc::clone(&world.record), world.admin.clone(), prefix);
         world.tasks.spawn(watcher);
         world.issue().await;
         world.follows().await;
@@ -222,6 +224,21 @@ impl World {
     /// Notes that the way of a sidecar's confirmations is about to be whole again.
     pub(super) fn is_healed(&self, number: usize) {
         self.record.is_healed(number);
+    }
+
+    /// Cuts the link of a sidecar so many milliseconds from now, and makes it whole after so many more, whatever goes on then.
+    pub(super) fn cut_in(&mut self, number: usize, wait: u64, length: u64) -> JoinHandle<()> {
+        self.injected();
+        let link = self.nodes[number].proxy.remote();
+        let record = Arc::clone(&self.record);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            link.set(Fault::Cut);
+            record.is_cut(number);
+            tokio::time::sleep(Duration::from_millis(length)).await;
+            record.is_healed(number);
+            link.set(Fault::None);
+        })
     }
 
     /// Makes a key, and waits until every sidecar has it and is ready: how long that takes is the recovery from what was

@@ -42,6 +42,7 @@ fn history() -> History {
     let key = Credential {
         issued: Some(change(10, 5)),
         ended: Some(change(50, 9)),
+        ..Credential::default()
     };
     History {
         credentials: vec![key, Credential::default()],
@@ -223,6 +224,74 @@ fn a_process_that_begins_with_a_file_owes_what_the_former_one_was_told_to_have_a
     );
     history.sidecars[0].acked("next", at(83), 9, 8);
     assert!(history.sidecars[0].keeps(8) && !history.sidecars[0].keeps(9));
+}
+
+#[test]
+fn a_version_that_was_handed_out_must_be_allowed_wherever_the_one_before_was() {
+    let all = [ALLOWED, denied(), failed()];
+    let mut history = history();
+    history.credentials[0].ended = None;
+    // Handed out at 70. The process is cut off, and nothing is known of it.
+    history.credentials[1] = Credential {
+        issued: Some(change(65, 11)),
+        handed_over: Some(HandOver { at: at(70), old: 0 }),
+        ..Credential::default()
+    };
+    let old = |sent, answered| Check {
+        outcome: ALLOWED,
+        ..check(sent, answered)
+    };
+    let new = |sent, answered, outcome| Check {
+        credential: 1,
+        outcome,
+        ..check(sent, answered)
+    };
+    let wrong = |history: &mut History, checks: &[Check]| {
+        history.checks = checks.to_vec();
+        history.judge().wrong.len()
+    };
+    assert_eq!(
+        wrong(&mut history, &[old(61, 62), new(70, 71, denied())]),
+        1
+    );
+    assert_eq!(
+        wrong(&mut history, &[old(61, 62), new(70, 71, failed())]),
+        1
+    );
+    assert_eq!(wrong(&mut history, &[old(61, 62), new(70, 71, ALLOWED)]), 0);
+    assert_eq!(
+        wrong(&mut history, &[old(61, 62), new(69, 71, denied())]),
+        0
+    );
+    for outcome in all {
+        // It is not known to have held the old one.
+        assert_eq!(wrong(&mut history, &[new(70, 71, outcome.clone())]), 0);
+        let late = [old(61, 72), new(72, 73, outcome)];
+        assert_eq!(wrong(&mut history, &late), 0);
+    }
+    // Another process of the sidecar owes what it holds itself.
+    history.sidecars[0].lives = vec![life(0, 0, Some(66)), life(67, 68, None)];
+    assert_eq!(
+        wrong(&mut history, &[old(61, 62), new(70, 71, denied())]),
+        0
+    );
+    assert_eq!(
+        wrong(&mut history, &[old(68, 69), new(70, 71, denied())]),
+        1
+    );
+}
+
+#[test]
+fn a_version_whose_end_was_waited_for_must_be_denied_by_whatever_answers() {
+    let mut history = history();
+    history.credentials[0].ended = Some(change(70, 11));
+    history.credentials[0].gone = Some(at(80));
+    let all = [ALLOWED, denied(), failed()];
+    assert_wrong(&mut history, &check(79, 81), &[], &all);
+    let right = [denied(), failed()];
+    assert_wrong(&mut history, &check(80, 81), &[ALLOWED], &right);
+    history.sidecars[0].lives = vec![life(0, 0, Some(66)), life(83, 84, None)];
+    assert_wrong(&mut history, &check(85, 86), &[ALLOWED], &right);
 }
 
 #[test]

@@ -21,14 +21,14 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::support::{
+use super::{
     eventually::{DEADLINE, within},
     loopback::listen,
 };
 
 /// Stands between a sidecar and its control plane. Dropping it resets everything.
 #[derive(Debug)]
-pub(super) struct FaultProxy {
+pub(crate) struct FaultProxy {
     address: SocketAddr,
     fault: Arc<watch::Sender<Fault>>,
     counts: Arc<Counts>,
@@ -37,17 +37,23 @@ pub(super) struct FaultProxy {
     acceptor: JoinHandle<()>,
 }
 
+/// Sets the fault of a proxy.
+#[derive(Debug)]
+pub(crate) struct Remote(Arc<watch::Sender<Fault>>);
+
 /// What it has seen.
 #[derive(Debug, Default)]
 struct Counts {
     connections: AtomicUsize,
     /// Bytes from the control plane.
     carried: AtomicUsize,
+    /// Bytes from the control plane that were kept.
+    held_back: AtomicUsize,
 }
 
 /// What is done to every connection, those that are open and those that come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[default]
     None,
     /// Open connections are reset, and so is whatever comes.
@@ -60,6 +66,19 @@ pub(super) enum Fault {
     Throttled(usize),
     /// Every piece comes so much later.
     Delayed(Duration),
+    /// What comes from the control plane is kept, and delivered when the fault is over.
+    HeldBack,
+    /// What was kept is delivered. Nothing else gets through any more on what is open, which the control plane sees reset and the
+    /// sidecar does not. Whatever comes is reset.
+    Late,
+}
+
+/// How what comes from the control plane has ended.
+enum Ended {
+    /// The control plane has closed the connection, or it was reset on purpose.
+    WithServer,
+    /// With [`Fault::Late`].
+    Late,
 }
 
 /// More would hide where a connection was cut.
@@ -67,7 +86,7 @@ const PIECE: usize = 4096;
 
 impl FaultProxy {
     /// A proxy to `upstream` that does nothing yet.
-    pub(super) async fn start(upstream: SocketAddr) -> Self {
+    pub(crate) async fn start(upstream: SocketAddr) -> Self {
         let (listener, address) = listen().await;
         let (fault, seen) = watch::channel(Fault::None);
         let open = TaskTracker::new();
@@ -95,29 +114,46 @@ impl FaultProxy {
     }
 
     /// Where sidecars connect.
-    pub(super) const fn address(&self) -> SocketAddr {
+    pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// How many connections have come.
-    pub(super) fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.counts.connections.load(Ordering::Relaxed)
     }
 
     /// How many bytes have come from the control plane and gone on.
-    pub(super) fn carried(&self) -> usize {
+    pub(crate) fn carried(&self) -> usize {
         self.counts.carried.load(Ordering::Relaxed)
     }
 
+    /// How many bytes have come from the control plane and were kept.
+    pub(crate) fn held_back(&self) -> usize {
+        self.counts.held_back.load(Ordering::Relaxed)
+    }
+
     /// Resets every connection, and returns when none is left that may carry anything.
-    pub(super) async fn cut(&self) {
+    pub(crate) async fn cut(&self) {
         self.set(Fault::Cut);
         within(DEADLINE, "every connection is reset", self.open.wait()).await;
     }
 
     /// From now on.
-    pub(super) fn set(&self, fault: Fault) {
+    pub(crate) fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
+    }
+
+    /// Sets its fault from elsewhere.
+    pub(crate) fn remote(&self) -> Remote {
+        Remote(Arc::clone(&self.fault))
+    }
+}
+
+impl Remote {
+    /// From now on.
+    pub(crate) fn set(&self, fault: Fault) {
+        self.0.send_replace(fault);
     }
 }
 
@@ -135,7 +171,7 @@ async fn carry(
     counts: &Counts,
 ) -> io::Result<()> {
     reset_on_drop(&client)?;
-    if *fault.borrow() == Fault::Cut {
+    if matches!(*fault.borrow(), Fault::Cut | Fault::Late) {
         return Ok(());
     }
     let mut server = TcpStream::connect(upstream).await?;
@@ -146,17 +182,22 @@ async fn carry(
         let mut seen = fault.clone();
         tokio::select! {
             end = upload(from_client, to_server) => return end,
-            end = download(from_server, to_client, fault.clone(), counts) => return end,
+            end = download(from_server, to_client, fault.clone(), counts) => match end? {
+                Ended::WithServer => return Ok(()),
+                Ended::Late => Fault::Late,
+            },
             met = seen.wait_for(|fault| matches!(fault, Fault::Cut | Fault::HalfOpen)) => {
                 // Fails when the proxy is gone.
                 met.map_or(Fault::Cut, |met| *met)
             }
         }
     };
-    if met == Fault::Cut {
-        return Ok(());
+    match met {
+        Fault::Cut => return Ok(()),
+        Fault::Late => drop(server),
+        _ => {}
     }
-    // Both ends stay open, and hear nothing of each other. Fails when the proxy is gone, which is an end too.
+    // What is open stays open, and hears nothing of the other end. Fails when the proxy is gone, which is an end too.
     let _ = fault.wait_for(|fault| *fault == Fault::Cut).await;
     Ok(())
 }
@@ -172,7 +213,7 @@ async fn download(
     mut to: WriteHalf<'_>,
     mut fault: watch::Receiver<Fault>,
     counts: &Counts,
-) -> io::Result<()> {
+) -> io::Result<Ended> {
     let mut piece = [0; PIECE];
     let mut carried = 0;
     loop {
@@ -180,7 +221,15 @@ async fn download(
         let now = *fault.borrow();
         let mut is_last = len == 0;
         match now {
-            Fault::None | Fault::Cut | Fault::HalfOpen => {}
+            Fault::None | Fault::Cut | Fault::HalfOpen | Fault::Late => {}
+            Fault::HeldBack => {
+                let kept = hold_back(&piece[..len], &mut from, &mut fault, counts).await?;
+                to.write_all(&kept).await?;
+                if *fault.borrow() == Fault::Late {
+                    return Ok(Ended::Late);
+                }
+                continue;
+            }
             Fault::ResetAfter(bytes) => {
                 is_last |= carried + len >= bytes;
                 len = len.min(bytes.saturating_sub(carried));
@@ -195,9 +244,35 @@ async fn download(
         carried += len;
         counts.carried.fetch_add(len, Ordering::Relaxed);
         if is_last {
-            return Ok(());
+            return Ok(Ended::WithServer);
         }
     }
+}
+
+/// Keeps what comes from the control plane, `first` before all, until the fault is over; returns that.
+async fn hold_back(
+    first: &[u8],
+    from: &mut ReadHalf<'_>,
+    fault: &mut watch::Receiver<Fault>,
+    counts: &Counts,
+) -> io::Result<Vec<u8>> {
+    let mut kept = first.to_vec();
+    counts.held_back.fetch_add(first.len(), Ordering::Relaxed);
+    let mut piece = [0; PIECE];
+    let mut is_open = !first.is_empty();
+    while *fault.borrow_and_update() == Fault::HeldBack {
+        tokio::select! {
+            len = from.read(&mut piece), if is_open => {
+                let len = len?;
+                is_open = len > 0;
+                kept.extend(&piece[..len]);
+                counts.held_back.fetch_add(len, Ordering::Relaxed);
+            }
+            // Fails when the proxy is gone.
+            changed = fault.changed() => if changed.is_err() { break },
+        }
+    }
+    Ok(kept)
 }
 
 /// Waits for as long as the fault lasts, at most.
