@@ -24,6 +24,7 @@ mod preflight;
 mod revocation;
 mod roles;
 mod rotation;
+mod serving;
 mod short_lives;
 mod shutdown;
 mod snapshot;
