@@ -55,8 +55,10 @@ use run::Ended;
 pub struct Serving {
     runs: BTreeMap<RunKey, Run>,
     gaps: Gaps,
-    /// Those whose rows the store does not have as they are.
+    /// Those whose rows the store does not have as they are. Answers to them wait.
     unsaved: BTreeSet<RunKey>,
+    /// Those of whose time the store is to be given anew how much is left. Nobody waits for that.
+    aging: BTreeSet<RunKey>,
     /// Those whose rows the store is to remove.
     unremoved: BTreeSet<RunKey>,
     max_serve_for: Duration,
@@ -130,6 +132,7 @@ impl Serving {
             runs: BTreeMap::new(),
             gaps: Gaps::default(),
             unsaved: BTreeSet::new(),
+            aging: BTreeSet::new(),
             unremoved: BTreeSet::new(),
             max_serve_for,
         };
@@ -271,6 +274,10 @@ impl Serving {
 
     /// Time has passed: whoever is over its bound is gone.
     pub fn pass(&mut self, now: Now) {
+        for run in self.runs.values_mut() {
+            // A clock that was ahead, and was set right: nobody knows what was reported by then. The next report tells.
+            run.complete_until = run.complete_until.filter(|until| *until <= now.wall);
+        }
         let over = self.runs.iter();
         let over = over.filter(|(_, run)| !run.may_serve_any(now.boot));
         let over: Vec<RunKey> = over.map(|(key, _)| key.clone()).collect();
@@ -318,7 +325,7 @@ impl Serving {
                 continue;
             }
             barrier.total += 1;
-            if holding.has_reached(epoch, target, run.keeps(holding)) {
+            if holding.has_reached(epoch, target, run.keeps(holding, now.boot)) {
                 barrier.confirmed += 1;
             } else {
                 let laggard = Laggard::of(key, run, holding, target, now);
@@ -344,7 +351,7 @@ impl Serving {
             (!without.contains(key)).then_some((run, holding))
         });
         serving.fold((0, 0), |(reached, all), (run, holding)| {
-            let is_there = holding.has_reached(epoch, target, run.keeps(holding));
+            let is_there = holding.has_reached(epoch, target, run.keeps(holding, now.boot));
             (reached + usize::from(is_there), all + 1)
         })
     }
@@ -383,7 +390,7 @@ impl Serving {
         Unsaved {
             rows: self
                 .unsaved
-                .iter()
+                .union(&self.aging)
                 .filter_map(|key| self.row(key, now))
                 .collect(),
             removed: self.unremoved.iter().cloned().collect(),
@@ -392,9 +399,9 @@ impl Serving {
 
     /// The store is to be given anew what is left of each bound, and, `with_gaps`, how long ago gaps ended.
     pub fn write_down(&mut self, with_gaps: bool) {
-        self.unsaved.extend(self.runs.keys().cloned());
+        self.aging.extend(self.runs.keys().cloned());
         if with_gaps {
-            self.unsaved
+            self.aging
                 .extend(self.gaps.iter().map(|(key, _)| key.clone()));
         }
     }
@@ -408,6 +415,7 @@ impl Serving {
             {
                 self.unsaved.remove(&row.key);
             }
+            self.aging.remove(&row.key);
         }
         for key in &written.removed {
             self.unremoved.remove(key);
@@ -429,16 +437,26 @@ impl Serving {
         };
         run.open.clear();
         run.lost_at = None;
-        let leaves_file = run.keyrings.values().any(|held| run.keeps(held));
+        let leaves_file = run.keyrings.values().any(|held| run.keeps(held, now.boot));
         if leaves_file {
             run.ended.get_or_insert(Ended {
                 at: now.wall,
                 has_told_all: farewell.has_told_all,
                 last_write: farewell.last_write,
             });
+            let is_kept = run.file.is_some();
             // What was never granted is in no file that may serve.
-            run.keyrings
-                .retain(|_, holding| holding.until.is_some() && !holding.is_on_demand);
+            run.keyrings.retain(|_, holding| holding.until.is_some());
+            for holding in run.keyrings.values_mut() {
+                if !(is_kept && holding.may_be_in_file(now.boot)) {
+                    // Its time ends with the process; what was used until then is not known.
+                    holding.until = holding.until.min(Some(now.boot));
+                }
+            }
+            if farewell.has_told_all {
+                run.keyrings
+                    .retain(|_, holding| holding.may_be_in_file(now.boot));
+            }
             self.unsaved.insert(key.clone());
         } else if farewell.has_told_all {
             self.remove(key);

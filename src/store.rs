@@ -174,7 +174,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn prune_state_pages(&self, log: &LogName) -> Result<bool, StoreError>;
 
     /// Keeps `rows`, each in place of the one with its key, whatever its times are: the later save wins, and of two in one
-    /// call the later row. Only [`complete_until`](PresenceRow::complete_until) never goes back.
+    /// call the later row.
     ///
     /// # Errors
     ///

@@ -156,11 +156,13 @@ impl DaemonArgs {
         } else {
             UnknownPepper::Refuse
         };
-        let mut data = Data::open_with(&settings, &clock, CONTROL, unknown)
+        let data = Data::open_with(&settings, &clock, CONTROL, unknown)
             .await
             .map_err(unusable)?;
         if self.new_epoch {
-            data.begin_epoch().await.map_err(unusable)?;
+            data.begin_epoch(&settings, &clock)
+                .await
+                .map_err(unusable)?;
         }
         let plane = ControlPlane::start(data, &settings, clock, &shutdown)
             .await
@@ -285,6 +287,7 @@ pub(super) fn unusable(error: DataError) -> Failure {
         | DataError::Owner(OwnerError::Unsupported { .. } | OwnerError::Io { .. })
         | DataError::Secrets(_)
         | DataError::Store(_)
+        | DataError::Fleet(_)
         | DataError::Log(_)
         | DataError::Commit(_)
         | DataError::Append(_)

@@ -18,7 +18,9 @@ use super::{
 use crate::{
     clock::Clock,
     config::ControlSettings,
+    control::fleet::Fleet,
     key::{MasterPepper, PepperCheck, PepperId, RandomError, Revision, Secret},
+    serving::RowError,
     store::{
         AppendError, LogName, OwnerError, SqliteOptions, SqliteStore, Store, StoreError, StoreOwner,
     },
@@ -30,8 +32,6 @@ pub struct Data {
     pub(super) store: Arc<dyn Store>,
     pub(super) tokens: Tokens,
     pub(super) pepper: MasterPepper,
-    /// It is a backup: a new epoch of every keyring has begun.
-    pub(super) is_restored: bool,
     // Released after the store is closed.
     pub(super) owner: StoreOwner,
 }
@@ -39,6 +39,9 @@ pub struct Data {
 /// The data of a control plane cannot be used or created.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// What the store has of the sidecars cannot be read.
+    #[error(transparent)]
+    Fleet(#[from] RowError),
     /// There is nothing yet.
     #[error(
         "there is no store at {} and no pepper file {}: create both with `relatch control init`, or correct the paths",
@@ -292,7 +295,6 @@ impl Data {
         let data = Self {
             store,
             tokens,
-            is_restored: false,
             pepper,
             owner,
         };
@@ -305,12 +307,20 @@ impl Data {
     /// # Errors
     ///
     /// When the store cannot be used.
-    pub async fn begin_epoch(&mut self) -> Result<(), DataError> {
+    pub async fn begin_epoch(
+        &self,
+        settings: &ControlSettings,
+        clock: &Clock,
+    ) -> Result<(), DataError> {
+        // First, so that no start that fails in between leaves the times of the backup.
+        let known = self.store.load_presence().await?;
+        let fleet = Fleet::new(clock.clone(), settings.max_serve_for, known)?;
+        fleet.distrust_rests();
+        fleet.record_news(&*self.store).await?;
         for head in self.store.heads().await? {
             let head = self.store.rotate_epoch(&head.log).await?;
             tracing::warn!(log = %head.log, epoch = %head.epoch, "a new epoch has begun");
         }
-        self.is_restored = true;
         Ok(())
     }
 

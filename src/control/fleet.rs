@@ -169,7 +169,7 @@ impl Fleet {
         let (run, number) = (hello.key.clone(), hello.stream);
         let identity = hello.about.identity.clone();
         let welcome = self.lock().hello(hello, self.now());
-        let welcome = welcome.map_err(|error| hello::refusal(error, &run, identity.as_ref()))?;
+        let welcome = welcome.map_err(|error| hello::refusal(&error, &run, identity.as_ref()))?;
         if welcome.was_forgotten {
             tracing::error!(
                 node = run.node,
@@ -310,11 +310,13 @@ impl Fleet {
         let mut forgotten = Vec::new();
         {
             let mut serving = self.passed();
+            let is_connected = |key| serving.run(key).is_some_and(Run::is_connected);
+            if runs.iter().any(is_connected) {
+                return Err(ForgetError::Connected);
+            }
             for key in runs {
-                match serving.forget(key, now) {
-                    Ok(()) => forgotten.push(key.clone()),
-                    Err(ForgetError::Unknown) => {}
-                    Err(error @ ForgetError::Connected) => return Err(error),
+                if serving.forget(key, now).is_ok() {
+                    forgotten.push(key.clone());
                 }
             }
         }

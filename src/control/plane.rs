@@ -291,7 +291,6 @@ impl Loaded {
             pepper,
             store,
             tokens,
-            is_restored,
         } = data;
         let known = store.load_presence().await?;
         let catalog = Catalog::open(Arc::clone(&store), clock.clone(), pepper.clone(), metrics);
@@ -300,9 +299,6 @@ impl Loaded {
         let usage = UsageBook::open(Arc::clone(&store), clock.clone(), Arc::clone(&pace), &known);
         let usage = usage.await?;
         let fleet = Fleet::new(clock.clone(), settings.max_serve_for, known)?;
-        if is_restored {
-            fleet.distrust_rests();
-        }
         Ok(Self {
             owner: Arc::new(owner),
             catalog,

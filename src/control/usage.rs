@@ -555,7 +555,11 @@ impl Versions for Catalog {
         now: Timestamp,
     ) -> Vec<Option<Known>> {
         let Ok(served) = self.get(keyring) else {
-            return vec![None; versions.len()];
+            // Of one that cannot be read now nobody knows which versions there are; sidecars may serve it.
+            let mut unreadable = self.unreadable().into_iter();
+            let known = unreadable.any(|(name, _)| name == *keyring);
+            let keeps_callers = false;
+            return vec![known.then_some(Known { keeps_callers }); versions.len()];
         };
         let state = served.journal().state();
         let known = |which: &VersionRef| {

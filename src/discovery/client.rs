@@ -344,7 +344,6 @@ impl Client {
             subscriptions: self.receiver.subscriptions(),
             lock: self.hold.lock.clone(),
             snapshot_file: self.hold.snapshot_file.clone(),
-            ..Default::default()
         };
         send(&answers, Kind::Hello(hello)).await?;
         let beating = Beating::new(self.receiver.clock(), self.receiver.beat_every());

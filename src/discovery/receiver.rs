@@ -123,6 +123,9 @@ pub enum DrainReason {
     Unspecified,
 }
 
+/// In the place of a beat in a report that replies to no answer.
+const NO_BEAT: u64 = 0;
+
 impl Receiver {
     /// A receiver for `keyrings`, none of which holds anything yet.
     #[must_use]
@@ -344,7 +347,6 @@ impl Receiver {
             "this sidecar may not have the keyring any more: it is dropped, and checks of it are denied"
         );
         // It replies to no answer: it brings the last counts, and makes nothing complete.
-        const NO_BEAT: u64 = 0;
         let last = self.reporter.report(NO_BEAT);
         self.report.extend(last);
         self.forbidden

@@ -1,6 +1,7 @@
 //! The control plane's end of discovery: accepts the streams of sidecars.
 
 mod counted;
+mod listener;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -10,27 +11,27 @@ use tokio_stream::StreamExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::counted::Counted;
+use self::{
+    counted::Counted,
+    listener::{Asking, Listener},
+};
 use super::session::{Asked, Beats, Drains, Grantor, MAX_LOOKUPS, Session, Terms};
 use crate::{
-    clock::Clock,
     control::{
         admission::{Admission, Refusal},
         bearers::Bearers,
         catalog::Catalog,
-        fleet::{Believed, Fleet, OpenStream, Parting},
-        metrics::LookupOutcome,
+        fleet::{Believed, Fleet},
         served::ServedKeyring,
         token::bearer,
-        usage::{UsageBook, UsageStream},
+        usage::UsageBook,
     },
-    key::{Revision, Timestamp},
+    key::Revision,
     proto::discovery::{
         self as wire, control_message,
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
         sidecar_message::Kind,
     },
-    serving::Farewell,
     store::StoreError,
     tls::Peer,
 };
@@ -49,20 +50,11 @@ pub struct DiscoveryServer {
     bearers: Option<Arc<Bearers>>,
 }
 
-/// Where a session hears what its sidecar asks for.
-struct Asking {
-    resyncs: mpsc::Sender<wire::Resync>,
-    lookups: mpsc::Sender<wire::Lookup>,
-    beats: Beats,
-}
-
 /// Snapshots that are encoded at once. A control plane that restarts under a thousand sidecars must keep a core for
 /// everything else.
 const MAX_BUILDS: usize = 2;
 /// A sidecar that sends no hello within this time is no sidecar.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// A sidecar that is told to come back leaves at once; one that does not is left.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest message of a sidecar: a hello of a hundred keyrings, or a nack of a hundred items, with room to spare.
 const MAX_MESSAGE: usize = 256 << 10;
 /// The most labels of a sidecar, and the longest text of one: they are kept for each process of it. The same as in its file.
@@ -192,7 +184,8 @@ impl KeyringDiscovery for DiscoveryServer {
         check(&hello)?;
         let mut said = hello.clone();
         let not_served = self.admit(&peer, &mut hello)?;
-        let believed = believed(&self.catalog, &mut said);
+        let believed = believed(&self.catalog, &hello);
+        clamp(&self.catalog, &mut said);
         let stream = self
             .fleet
             .connected(&said, &believed, self.admission.counts(&peer))
@@ -227,7 +220,7 @@ impl KeyringDiscovery for DiscoveryServer {
         };
         // What a sidecar saw used of a keyring that it has to erase counts, too.
         let counted_keyrings = self.fleet.keyrings_of(&stream.run);
-        let (mut reports, acks) = self.usage.stream(&stream.run, counted_keyrings);
+        let (reports, acks) = self.usage.stream(&stream.run, counted_keyrings);
         let drains = Drains {
             stop: self.shutdown.clone(),
             expired: CancellationToken::new(),
@@ -246,52 +239,19 @@ impl KeyringDiscovery for DiscoveryServer {
             drains.clone(),
         )
         .numbering_not_served_after(not_served.len() as u64);
-        let (catalog, fleet) = (Arc::clone(&self.catalog), Arc::clone(&self.fleet));
-        let usage = Arc::clone(&self.usage);
-        let forbidden = not_served.clone();
-        self.tasks.spawn(async move {
-            let mut listening = Box::pin(listen(
-                inbound,
-                &catalog,
-                &fleet,
-                &stream,
-                &forbidden,
-                &mut reports,
-                asking,
-            ));
-            let goodbye = tokio::select! {
-                goodbye = &mut listening => goodbye,
-                () = expired(peer.not_after, catalog.clock()) => {
-                    tracing::info!(
-                        node = stream.run.node,
-                        identity = %peer,
-                        "the certificate of a sidecar has expired; it is to come back with its next one"
-                    );
-                    drains.expired.cancel();
-                    let left = tokio::time::timeout(LEAVE_TIMEOUT, &mut listening).await;
-                    left.unwrap_or(None)
-                }
-            };
-            drop(listening);
-            let parting = match goodbye {
-                Some(goodbye) => Parting::Goodbye(Farewell {
-                    has_told_all: reports.settle(&fleet).await,
-                    has_erased_file: goodbye.has_erased_file,
-                    last_write: goodbye.last_write,
-                }),
-                None => Parting::Lost,
-            };
-            drop(reports);
-            counted.end(parting);
-            tracing::info!(node = stream.run.node, ?parting, "sidecar disconnected");
-            if let Err(error) = record(&catalog, &fleet, &usage).await {
-                // The reconciler tries again; until then the store has more than there is.
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the fleet's book could not be written"
-                );
-            }
-        });
+        let listener = Listener {
+            catalog: Arc::clone(&self.catalog),
+            fleet: Arc::clone(&self.fleet),
+            usage: Arc::clone(&self.usage),
+            peer,
+            stream,
+            counted,
+            not_served: not_served.clone(),
+            reports,
+            asking,
+            drains,
+        };
+        self.tasks.spawn(listener.run(inbound));
         let not_served = not_served.into_iter().map(|not_served| {
             Ok(wire::ControlMessage {
                 kind: Some(control_message::Kind::NotServed(not_served)),
@@ -304,81 +264,14 @@ impl KeyringDiscovery for DiscoveryServer {
     }
 }
 
-/// Notes what a sidecar says until its stream ends; returns its Goodbye, if it said one. The session ends with `asking`.
-async fn listen(
-    mut inbound: Streaming<wire::SidecarMessage>,
-    catalog: &Catalog,
-    fleet: &Fleet,
-    stream: &OpenStream,
-    not_served: &[wire::NotServed],
-    reports: &mut UsageStream,
-    asking: Asking,
-) -> Option<wire::Goodbye> {
-    let member = &stream.run;
-    while let Some(Ok(message)) = inbound.next().await {
-        match message.kind {
-            Some(Kind::Ack(mut ack)) => {
-                let newest = newest(catalog, &ack.keyring, ack.epoch);
-                ack.applied_revision = ack.applied_revision.min(newest);
-                ack.revoked_through = ack.revoked_through.min(newest);
-                ack.durable_revision = ack.durable_revision.min(newest);
-                ack.durable_revoked_through = ack.durable_revoked_through.min(newest);
-                fleet.acked(stream, &ack);
-            }
-            Some(Kind::Nack(mut nack)) => {
-                let newest = newest(catalog, &nack.keyring, nack.epoch);
-                nack.applied_revision = nack.applied_revision.min(newest);
-                nack.revoked_through = nack.revoked_through.min(newest);
-                nack.durable_revision = nack.durable_revision.min(newest);
-                nack.durable_revoked_through = nack.durable_revoked_through.min(newest);
-                tracing::error!(
-                    node = member.node,
-                    auth.keyring = nack.keyring,
-                    items = nack.items.len(),
-                    "a sidecar cannot use some items; see `relatch fleet`"
-                );
-                fleet.nacked(stream, &nack);
-            }
-            Some(Kind::Resync(resync)) => {
-                if asking.resyncs.send(resync).await.is_err() {
-                    return None;
-                }
-            }
-            Some(Kind::Lookup(lookup)) => {
-                if asking.lookups.try_send(lookup).is_err() {
-                    catalog.metrics().looked_up(LookupOutcome::Dropped);
-                }
-            }
-            Some(Kind::Usage(usage)) => reports.note(&usage, catalog),
-            Some(Kind::Beat(beat)) => asking.beats.arrive(beat.number, catalog),
-            Some(Kind::Goodbye(goodbye)) => return Some(goodbye),
-            Some(Kind::Dropped(dropped)) => {
-                let mut asked = not_served.iter();
-                let is_asked = asked.any(|asked| {
-                    asked.keyring == dropped.keyring && asked.number == dropped.not_served
-                });
-                if let Ok(keyring) = dropped.keyring.parse()
-                    && is_asked
-                {
-                    fleet.dropped(stream, &keyring);
-                }
-            }
-            // A second hello, or a kind that this version does not know.
-            Some(Kind::Hello(_)) | None => {}
-        }
-    }
-    None
-}
-
 /// Of each keyring of a hello, whether what the sidecar says that it holds is what there is: its set digest is the one that
 /// the keyring had at that revision. One that could not use an item holds another set. Where a keyring is held on demand there
 /// is no digest, and the revision decides. No sidecar has more than there is: one that says so comes from a control plane that
 /// is ahead of this one, or from a history that this one has lost, and has nothing of what will have those revisions here.
-fn believed(catalog: &Catalog, hello: &mut wire::Hello) -> Believed {
+fn believed(catalog: &Catalog, hello: &wire::Hello) -> Believed {
     let mut believed = Believed::new();
-    for subscription in &mut hello.subscriptions {
+    for subscription in &hello.subscriptions {
         let newest = newest(catalog, &subscription.keyring, subscription.epoch);
-        subscription.revoked_through = subscription.revoked_through.min(newest);
         let Ok(name) = subscription.keyring.parse() else {
             continue;
         };
@@ -396,6 +289,14 @@ fn believed(catalog: &Catalog, hello: &mut wire::Hello) -> Believed {
         believed.insert(name, agrees);
     }
     believed
+}
+
+/// No revocation is in force that there is not.
+fn clamp(catalog: &Catalog, hello: &mut wire::Hello) {
+    for subscription in &mut hello.subscriptions {
+        let newest = newest(catalog, &subscription.keyring, subscription.epoch);
+        subscription.revoked_through = subscription.revoked_through.min(newest);
+    }
 }
 
 /// The sidecar holds nothing that counts.
@@ -420,22 +321,12 @@ fn served_at(catalog: &Catalog, keyring: &str, epoch: u64) -> Option<Arc<ServedK
     (served.epoch().get() == epoch).then_some(served)
 }
 
-/// Ends when a certificate has: who goes on beyond it has to show another. Without one it never ends.
-async fn expired(not_after: Option<Timestamp>, clock: &Clock) {
-    match not_after {
-        Some(not_after) => {
-            // Of its last second, all.
-            let end = not_after.saturating_add(Duration::from_secs(1));
-            tokio::time::sleep(end.saturating_since(clock.wall())).await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
 /// Brings the fleet's book to the store.
 async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) -> Result<(), StoreError> {
     let gone = fleet.record_news(&**catalog.store()).await?;
-    gone.iter().for_each(|run| usage.end(&run.run_id));
+    for run in &gone {
+        usage.end(&run.run_id);
+    }
     Ok(())
 }
 

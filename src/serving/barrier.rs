@@ -86,7 +86,7 @@ impl Laggard {
             cluster: run.about.cluster.clone(),
             presence: run.presence(),
             behind: progress.applied.behind(target.revision()),
-            lacks_disk: run.keeps(held) && in_use >= target.revision(),
+            lacks_disk: run.keeps(held, now.boot) && in_use >= target.revision(),
             last_seen: run.last_seen,
             rest,
             serves_until: rest.map(|rest| now.wall.saturating_add(rest)),

@@ -86,12 +86,10 @@ impl Serving {
         self.unremoved.remove(&hello.key);
         self.unsaved.insert(hello.key.clone());
         let max_serve_for = self.max_serve_for;
-        let run = self.runs.entry(hello.key).or_insert_with(|| {
-            let mut run = Run::new(About::default(), now.wall);
-            // Its counts have grown on: its next report tells what it saw meanwhile.
-            run.complete_until = gap.and_then(|gap| gap.complete_until);
-            run
-        });
+        let run = self
+            .runs
+            .entry(hello.key)
+            .or_insert_with(|| Run::back(gap, now));
         let identity = hello.about.identity.clone();
         run.about = About {
             identity: identity.or_else(|| run.about.identity.take()),

@@ -96,7 +96,7 @@ impl Row {
             let record = HoldingRecord {
                 granted_ms: millis(held.granted),
                 rest_ms: rest,
-                is_on_demand: held.is_on_demand,
+                is_on_demand: !held.may_be_in_file(now.boot),
             };
             (name.clone(), record)
         };

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Held, Lock, Now, Progress, Target};
+use super::{Gap, Held, Lock, Now, Progress, Target};
 use crate::{
     clock::BootTime,
     key::{Epoch, KeyringName, Revision, Timestamp},
@@ -72,8 +72,10 @@ pub struct Holding {
     pub(super) granted: Duration,
     /// The run asks for it, and gets it: an open stream may extend its time.
     pub(super) is_followed: bool,
-    /// It is held on demand, so that no file holds it.
+    /// It is held on demand, so that no file holds it,
     pub(super) is_on_demand: bool,
+    /// but for what a former run, which held it in full, may have left there: that serves until then.
+    pub(super) in_file_until: Option<BootTime>,
 }
 
 /// A snapshot file.
@@ -132,6 +134,24 @@ impl Run {
         }
     }
 
+    /// A run that was not in the book any more. Its counts have grown on: its next report tells what it saw meanwhile.
+    pub(super) fn back(gap: Option<Gap>, now: Now) -> Self {
+        let mut run = Self::new(About::default(), now.wall);
+        if let Some(gap) = gap {
+            let ended = now.boot.saturating_sub(gap.age(now.boot));
+            let over = |name| {
+                let holding = Holding {
+                    until: Some(ended),
+                    ..Holding::default()
+                };
+                (name, holding)
+            };
+            run.complete_until = gap.complete_until;
+            run.keyrings = gap.keyrings.into_iter().map(over).collect();
+        }
+        run
+    }
+
     /// Whether one of its streams is open.
     #[must_use]
     pub fn is_connected(&self) -> bool {
@@ -166,8 +186,8 @@ impl Run {
     }
 
     /// Whether its snapshot file holds a keyring.
-    pub(super) const fn keeps(&self, holding: &Holding) -> bool {
-        self.file.is_some() && !holding.is_on_demand
+    pub(super) fn keeps(&self, holding: &Holding, now: BootTime) -> bool {
+        self.file.is_some() && holding.may_be_in_file(now)
     }
 
     pub(super) fn may_serve_any(&self, now: BootTime) -> bool {
@@ -193,6 +213,9 @@ impl Holding {
         let full = held.deny_after.min(max_serve_for);
         self.progress.greet(held, now.wall);
         self.is_followed = true;
+        if held.is_on_demand && !self.is_on_demand {
+            self.in_file_until = self.until;
+        }
         self.is_on_demand = held.is_on_demand;
         if held.revision > Revision::default() {
             // Nobody knows who has granted what it serves.
@@ -225,6 +248,11 @@ impl Holding {
     pub(super) fn inherit(&mut self, other: &Self) {
         self.granted = self.granted.max(other.granted);
         self.until = self.until.max(other.until);
+    }
+
+    /// Whether a snapshot file of the run may hold it.
+    pub(super) fn may_be_in_file(&self, now: BootTime) -> bool {
+        !self.is_on_demand || self.in_file_until.is_some_and(|until| now < until)
     }
 
     fn is_within(&self, now: BootTime) -> bool {

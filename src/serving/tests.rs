@@ -518,6 +518,98 @@ fn what_a_backup_says_of_the_time_that_is_left_is_not_believed() {
     assert!(book.barrier(applied(9)).is_passed());
 }
 
+#[test]
+fn uses_of_what_was_held_on_demand_are_a_gap_where_nobody_has_reported_them() {
+    let mut book = Book::new();
+    let other: KeyringName = "partners".parse().expect("a name");
+    let mut hello = filed("a", 1, 0);
+    let on_demand = Held {
+        is_on_demand: true,
+        ..held(3)
+    };
+    hello.keyrings.insert(other.clone(), on_demand);
+    let key = book.connect(hello);
+    book.answer(&key, HOUR);
+    let granted = book.serving.grant(&key, &other, HOUR, book.now.boot);
+    assert_eq!(granted, Ok(true));
+    // A new process shows that the former has ended.
+    book.connect(Hello {
+        keyrings: BTreeMap::from([(name(), held(3))]),
+        ..filed("b", 2, 0)
+    });
+    assert_eq!(book.presence(&key), Some(Presence::Stopped(book.now.wall)));
+    let coverage = book.serving.coverage(&other, book.now.wall, book.now);
+    assert_eq!(coverage.gap_until, Some(book.now.wall));
+}
+
+#[test]
+fn what_a_former_process_left_in_the_file_counts_until_its_bound_although_it_is_held_on_demand_now()
+{
+    let mut book = Book::new();
+    let former = book.connect(filed("a", 1, 0));
+    book.answer(&former, HOUR);
+    let mut next = filed("b", 2, 1);
+    let held = next.keyrings.get_mut(&name()).expect("it subscribes");
+    held.is_on_demand = true;
+    let next = book.connect(next);
+    book.answer(&next, MINUTE);
+    book.confirm(&next, &in_use(9));
+    assert!(
+        !book.barrier(applied(9)).is_passed(),
+        "the file may have it still"
+    );
+    book.goodbye(&next, told_all(7));
+    assert_eq!(book.presence(&next), Some(Presence::Stopped(book.now.wall)));
+    book.advance(STRETCHED_HOUR);
+    assert_eq!(book.presence(&next), None);
+}
+
+#[test]
+fn a_gap_of_a_keyring_that_a_run_may_not_have_any_more_stays_when_it_is_back() {
+    let mut book = Book::new();
+    let key = book.connect(hello("a"));
+    book.answer(&key, HOUR);
+    book.lose(&key);
+    book.advance(STRETCHED_HOUR);
+    let ended = book.now.wall;
+    let mut back = hello("a");
+    back.stream = 2;
+    let held = back.keyrings.get_mut(&name()).expect("it subscribes");
+    held.is_admitted = false;
+    book.connect(back);
+    assert_eq!(book.coverage(), (Some(book.now.wall), Some(ended)));
+    assert!(
+        book.run(&key).keyrings.contains_key(&name()),
+        "its last counts are taken"
+    );
+    book.serving.dropped(&key, 2, &name());
+    assert!(book.run(&key).keyrings.is_empty());
+}
+
+#[test]
+fn no_answer_waits_for_what_is_only_written_down() {
+    let mut book = Book::new();
+    let key = book.connect(hello("a"));
+    book.answer(&key, HOUR);
+    book.save();
+    book.serving.write_down(true);
+    assert_eq!(book.grant(&key, HOUR), Ok(true), "the store has that");
+    assert_eq!(book.serving.unsaved(book.now).rows.len(), 1);
+}
+
+#[test]
+fn what_was_reported_by_a_clock_that_was_ahead_counts_for_nothing() {
+    let mut book = Book::new();
+    let key = book.connect(hello("a"));
+    book.answer(&key, HOUR);
+    let right = book.now.wall;
+    book.now.wall = right.saturating_add(HOUR);
+    book.serving.reported(&key, book.now.wall, book.now);
+    book.now.wall = right.saturating_add(MINUTE);
+    book.serving.pass(book.now);
+    assert_eq!(book.coverage().0, None);
+}
+
 // Until when.
 
 #[test]

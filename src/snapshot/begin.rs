@@ -122,22 +122,25 @@ pub fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, B
         clock,
     } = sidecar;
     let mut left_out = Vec::new();
-    let (id, begun_from_write, present) = match taken {
-        None => (FileId::generate()?, 0, None),
+    let (id, last_write, begun_from_write, present) = match taken {
+        None => (FileId::generate()?, 0, 0, None),
         Some(Taken {
             file,
             inode,
             contents,
         }) => {
             let (id, write) = (contents.header.origin.id, contents.write);
+            let is_ours = is_ours(&place, &contents, inode, clock);
             let start = Start {
                 keyrings,
                 receiver,
                 now: Now::of(clock),
-                is_ours: is_ours(&place, &contents, inode, clock),
+                is_ours,
             };
             left_out = start.restore(&place, contents, latest);
-            (id, write, Some(file))
+            // Who begins from a copy does not have the file that was copied.
+            let begun_from_write = if is_ours { write } else { 0 };
+            (id, write, begun_from_write, Some(file))
         }
     };
     let held = keyrings.iter().filter(|slot| slot.cache().is_none());
@@ -163,7 +166,7 @@ pub fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, B
         latest: latest.clone(),
         clock: clock.clone(),
         id,
-        write: begun_from_write,
+        write: last_write,
         present,
         ending,
     });

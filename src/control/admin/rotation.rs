@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::{
     AdminApi, Streamed, error,
-    idempotency::withdrawn,
+    idempotency::{committed, withdrawn},
     progress::{MAX_PROGRESS, Underway},
     wire,
 };
@@ -220,25 +220,24 @@ impl AdminApi {
         if request.pass_by.is_some() && !request.wait {
             return Err(error::invalid("pass_by", "leave it out, or set wait"));
         }
-        let patience = self.patience(request.timeout, request.pass_by)?;
+        self.patience(request.timeout, None)?;
         let served = self
             .catalog
             .holding(key_id)
             .map_err(|refusal| error::refused(&refusal))?;
-        self.note_passed_by(
-            &caller.actor,
-            "revocation",
-            served.name(),
-            Some(key_id),
-            &patience,
-        )
-        .await?;
         let began = self.catalog.clock().boot();
         let revoked = self
             .rotations
             .revoke(&served, &caller.actor, key_id, which, &request.reason)
             .await
             .map_err(error::commit)?;
+        // Whatever is wrong with the wait, the revocation is in force.
+        let patience = self.patience(request.timeout, request.pass_by);
+        let patience = patience.map_err(committed)?;
+        let (name, key) = (served.name(), Some(key_id));
+        self.note_passed_by(&caller.actor, "revocation", name, key, &patience)
+            .await
+            .map_err(committed)?;
         let answer = api::RevokeResponse {
             keyring: served.name().to_string(),
             key_id: key_id.to_string(),

@@ -88,7 +88,7 @@ fn read_file(file: &wire::SnapshotFile) -> SnapshotFile {
     }
 }
 
-pub(super) fn refusal(error: HelloError, run: &RunKey, identity: Option<&Identity>) -> Refusal {
+pub(super) fn refusal(error: &HelloError, run: &RunKey, identity: Option<&Identity>) -> Refusal {
     match error {
         HelloError::Late => Refusal::Late,
         HelloError::Ended => Refusal::Ended,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 
 use super::{Progress, RotationError, Rotations};
@@ -112,6 +112,9 @@ impl Rotations {
         let mut changes = self.fleet.watch();
         let deadline = tokio::time::sleep(longest);
         tokio::pin!(deadline);
+        // Not made anew in each turn: on a busy fleet there is always an event before it.
+        let mut bound_checks = tokio::time::interval(BOUND_CHECK);
+        bound_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Since when a connected sidecar has been missing.
         let mut missing_since = Some(began);
         let (mut told, mut tell_at) = (None, Instant::now());
@@ -133,7 +136,7 @@ impl Rotations {
             tokio::select! {
                 () = settled(&mut changes) => {}
                 () = tokio::time::sleep_until(tell_at), if told != Some(news) => {}
-                () = tokio::time::sleep(BOUND_CHECK) => {
+                _ = bound_checks.tick() => {
                     let barrier = self.barrier(goal);
                     if !*has_waited_for_lost && barrier.laggards.iter().any(|l| l.rest.is_some()) {
                         *has_waited_for_lost = true;

@@ -135,7 +135,6 @@ impl Held {
                 chunks: partial.next_index,
             }),
             deny_after_ms: deny_after_ms(self.mirror.slot()),
-            ..Default::default()
         }
     }
 

@@ -80,7 +80,6 @@ impl Reply<'_> {
                 revoked_through,
                 is_whole,
                 durable_revoked_through,
-                ..Default::default()
             }));
         }
         for item in &rejected {
@@ -104,7 +103,6 @@ impl Reply<'_> {
             has_more,
             durable_revision,
             durable_revoked_through,
-            ..Default::default()
         }))
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::{
+    clock::Clock,
     control::{metrics::ControlMetrics, pace::Pace, served::ServedKeyring},
     key::{MasterPepper, PepperId, Prefix, Revision, operation, testing},
     proto::discovery::{

@@ -152,7 +152,7 @@ impl Pair {
     }
 
     fn reader_in(&self, mode: wire::Mode, held: Held) -> Reader {
-        self.reader_of(wire::Subscription {
+        self.reader_of(&wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: held.epoch.get(),
             revision: held.revision.get(),
@@ -164,7 +164,7 @@ impl Pair {
         })
     }
 
-    fn reader_of(&self, subscription: wire::Subscription) -> Reader {
+    fn reader_of(&self, subscription: &wire::Subscription) -> Reader {
         let (resyncs, asked_resyncs) = mpsc::channel(1);
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
         let (beats, asked_beats) = Beats::new();
@@ -196,7 +196,7 @@ impl Pair {
         };
         let session = Session::new(
             Arc::clone(&self.catalog),
-            std::slice::from_ref(&subscription),
+            std::slice::from_ref(subscription),
             asked,
             usage,
             grantor,
@@ -256,7 +256,7 @@ impl Sidecar {
 
     /// Opens a stream.
     fn connect(&mut self, pair: &Pair) -> Reader {
-        pair.reader_of(self.receiver.subscriptions().remove(0))
+        pair.reader_of(&self.receiver.subscriptions().remove(0))
     }
 
     /// Takes a message; returns the ack, where there is one.
@@ -357,7 +357,7 @@ async fn a_sidecar_is_granted_no_more_than_its_own_limit_and_ours() {
     let pair = Pair::with_keys(1).await;
     for (deny_after_ms, granted) in [(4_000, 4_000), (900_001, 900_000), (u64::MAX, 900_000)] {
         let head = pair.head();
-        let mut reader = pair.reader_of(wire::Subscription {
+        let mut reader = pair.reader_of(&wire::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: head.epoch.get(),
             revision: head.revision.get(),

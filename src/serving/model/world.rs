@@ -976,10 +976,10 @@ impl World {
         } = idle
         {
             let (since, until) = (since.as_millis(), complete_until.as_millis());
-            let uses = self.used.get(&at).map_or(&[][..], Vec::as_slice);
+            let seen = self.used.get(&at).map_or(&[][..], Vec::as_slice);
             // Both clocks of the control plane are true within one per cent, and they differ.
             let slack = (until - since) / 100 + 1;
-            if uses
+            if seen
                 .iter()
                 .any(|used| *used > since + slack && *used < until)
             {

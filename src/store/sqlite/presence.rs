@@ -14,16 +14,14 @@ use crate::{
 pub(super) fn save(transaction: Transaction<'_>, rows: &[PresenceRow]) -> Result<(), Fault> {
     {
         let mut upsert = transaction.prepare_cached(
-            "INSERT INTO presence (node, run_id, cluster, version, keyrings, last_contact, gone_at, serving)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+            "INSERT INTO presence (node, run_id, cluster, version, keyrings, last_contact, complete_until,
+                 gone_at, serving)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
              ON CONFLICT (node, run_id) DO UPDATE SET cluster = excluded.cluster,
                  version = excluded.version, keyrings = excluded.keyrings,
-                 last_contact = excluded.last_contact, gone_at = excluded.gone_at,
+                 last_contact = excluded.last_contact,
+                 complete_until = excluded.complete_until, gone_at = excluded.gone_at,
                  serving = excluded.serving",
-        )?;
-        let mut complete = transaction.prepare_cached(
-            "UPDATE presence SET complete_until = max(coalesce(complete_until, ?3), ?3)
-             WHERE node = ?1 AND run_id = ?2",
         )?;
         for row in rows {
             let keyrings =
@@ -35,12 +33,10 @@ pub(super) fn save(transaction: Transaction<'_>, rows: &[PresenceRow]) -> Result
                 row.version,
                 keyrings,
                 row.last_contact.as_millis(),
+                row.complete_until.map(Timestamp::as_millis),
                 row.gone_at.map(Timestamp::as_millis),
                 row.serving,
             ])?;
-            if let Some(until) = row.complete_until {
-                complete.execute(params![row.node, row.run_id, until.as_millis()])?;
-            }
         }
     }
     transaction.commit()?;
