@@ -4,7 +4,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::deployment::{Control, IssuedKey, KEYRING, Sidecar, Verdict};
-use crate::support::{eventually::eventually, reserved::own_node};
+use crate::support::{eventually::eventually, relatch::own_node};
 
 #[tokio::test]
 async fn checks_go_on_without_a_control_plane_and_its_return_costs_no_snapshot() {

@@ -5,7 +5,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitStatus,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use rustix::process::Signal;
@@ -404,6 +407,14 @@ impl Output {
         let last = self.stdout.lines().next_back().unwrap_or_default();
         serde_json::from_str(last).unwrap_or_else(|error| panic!("{error} in {last}"))
     }
+}
+
+/// A name for a sidecar that no other one of this machine has at the same time: of a name that two share, only one gets the
+/// socket that proves its end.
+pub(crate) fn own_node(name: &str) -> String {
+    static USED: AtomicU32 = AtomicU32::new(0);
+    let used = USED.fetch_add(1, Ordering::Relaxed);
+    format!("{name}-{}-{used}", std::process::id())
 }
 
 /// The part of a sidecar's file that every test needs: who it is, ports of its own, and the keyrings that it takes from

@@ -1,4 +1,4 @@
-//! Addresses and names of this machine that belong to one test, whatever else runs on it.
+//! Addresses of this machine that belong to one test, whatever else runs on it.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -55,14 +55,6 @@ pub(crate) fn own_address() -> Ipv4Addr {
     static USED: AtomicU32 = AtomicU32::new(0);
     let used = USED.fetch_add(1, Ordering::Relaxed) % PER_PROCESS;
     nth_address(process::id().wrapping_mul(PER_PROCESS).wrapping_add(used))
-}
-
-/// A name for a sidecar that no other one of this machine has at the same time: of a name that two share, only one gets the
-/// socket that proves its end.
-pub(crate) fn own_node(name: &str) -> String {
-    static USED: AtomicU32 = AtomicU32::new(0);
-    let used = USED.fetch_add(1, Ordering::Relaxed);
-    format!("{name}-{}-{used}", process::id())
 }
 
 /// Neighbours differ. The second part is at least 1, so that 127.0.0.0/16 stays everybody's, and the last one is neither
