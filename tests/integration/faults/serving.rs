@@ -36,21 +36,23 @@ async fn a_file_is_started_from_while_something_waits() {
         "29 start from a file in waits",
         plan,
         async |world, dice| {
-            let node = dice.roll(world.nodes.len());
-            if dice.roll(2) == 0 {
-                world.nodes[node].stop().await;
-            } else {
-                world.nodes[node].kill().await;
+            for is_in_order in [true, false] {
+                let node = dice.roll(world.nodes.len());
+                if is_in_order {
+                    world.nodes[node].stop().await;
+                } else {
+                    world.nodes[node].kill().await;
+                }
+                world.injected();
+                world.nodes[node].proxy.set(Fault::Cut);
+                world.is_cut(node);
+                world.nodes[node].restart().await;
+                wait_for_all(world, dice).await;
+                wait_for_all(world, dice).await;
+                world.is_healed(node);
+                world.nodes[node].proxy.set(Fault::None);
+                world.follows().await;
             }
-            world.injected();
-            world.nodes[node].proxy.set(Fault::Cut);
-            world.is_cut(node);
-            world.nodes[node].restart().await;
-            wait_for_all(world, dice).await;
-            wait_for_all(world, dice).await;
-            world.is_healed(node);
-            world.nodes[node].proxy.set(Fault::None);
-            world.follows().await;
         },
     )
     .await;
