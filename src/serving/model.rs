@@ -69,7 +69,7 @@ enum Step {
     Thaw(u8),
     Pause(u8, u64),
     Reboot(u8),
-    StepWall(u8, i64),
+    SetWall(u8, i64),
     MoveVolume(u8, u8),
     CopyFile(u8, u8),
     Disk {
@@ -156,7 +156,7 @@ impl Random {
             22 => Step::Reboot(self.any()),
             23 => {
                 let by = i64::try_from(1_000 + self.below(200_000)).unwrap_or(1_000);
-                Step::StepWall(self.any(), if self.one_in(2) { by } else { -by })
+                Step::SetWall(self.any(), if self.one_in(2) { by } else { -by })
             }
             24 => Step::MoveVolume(self.any(), self.any()),
             25 => Step::CopyFile(self.any(), self.any()),
@@ -252,6 +252,10 @@ fn find(plant: Plant, seeds: impl Iterator<Item = u64>) -> Option<String> {
 /// So many schedules are played; `RELATCH_MODEL_SCHEDULES` asks for more.
 const SCHEDULES: u64 = 5_000;
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test has neither command line nor file"
+)]
 fn schedules() -> u64 {
     let asked = std::env::var("RELATCH_MODEL_SCHEDULES");
     asked.map_or(SCHEDULES, |many| many.parse().expect("a number"))

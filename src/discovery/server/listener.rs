@@ -55,18 +55,17 @@ impl Listener {
             goodbye = self.listen(&mut inbound) => Some(goodbye),
             () = expired(not_after, &clock) => None,
         };
-        let goodbye = match ended {
-            Some(goodbye) => goodbye,
-            None => {
-                tracing::info!(
-                    node = self.stream.run.node,
-                    identity = %self.peer,
-                    "the certificate of a sidecar has expired; it is to come back with its next one"
-                );
-                self.drains.expired.cancel();
-                let left = tokio::time::timeout(LEAVE_TIMEOUT, self.listen(&mut inbound)).await;
-                left.unwrap_or(None)
-            }
+        let goodbye = if let Some(goodbye) = ended {
+            goodbye
+        } else {
+            tracing::info!(
+                node = self.stream.run.node,
+                identity = %self.peer,
+                "the certificate of a sidecar has expired; it is to come back with its next one"
+            );
+            self.drains.expired.cancel();
+            let left = tokio::time::timeout(LEAVE_TIMEOUT, self.listen(&mut inbound)).await;
+            left.unwrap_or(None)
         };
         self.note_end(goodbye).await;
     }

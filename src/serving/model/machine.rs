@@ -133,14 +133,31 @@ pub(super) struct Stream {
     pub(super) down: VecDeque<Down>,
     /// Nothing arrives any more.
     pub(super) is_cut: bool,
-    /// The control plane has it open.
-    pub(super) is_open: bool,
-    /// It was ended at the control plane, or by a restart.
-    pub(super) is_over: bool,
+    /// At the control plane.
+    pub(super) state: StreamState,
     /// The keyring is not given to the sidecar on it.
     pub(super) is_forbidden: bool,
     /// When each answer was sent, by the control plane's wall clock.
     pub(super) answered: BTreeMap<u64, i64>,
+}
+
+/// How a stream is at the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamState {
+    /// Its Hello has not been read.
+    Opening,
+    Open,
+    Over,
+}
+
+impl Stream {
+    pub(super) fn is_open(&self) -> bool {
+        self.state == StreamState::Open
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.state == StreamState::Over
+    }
 }
 
 impl Machine {

@@ -1,13 +1,13 @@
 //! What there is, what each step does to it, and the judge.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use super::{
     Plant, Random, Step,
-    machine::{Asked, Down, File, Machine, Sidecar, Stream, Up, View, Volume},
+    machine::{Asked, Down, File, Machine, Sidecar, Stream, StreamState, Up, View, Volume},
 };
 use crate::{
     clock::BootTime,
@@ -165,7 +165,7 @@ impl World {
                 let at = self.machine(machine);
                 self.reboot(at);
             }
-            Step::StepWall(machine, by) => {
+            Step::SetWall(machine, by) => {
                 let at = self.machine(machine);
                 let machine = &mut self.machines[at];
                 if !machine.pauses {
@@ -494,10 +494,9 @@ impl World {
             run,
             number: stream,
             up: [Up::Hello { stream, view }].into(),
-            down: Default::default(),
+            down: VecDeque::default(),
             is_cut: false,
-            is_open: false,
-            is_over: false,
+            state: StreamState::Opening,
             is_forbidden: false,
             answered: BTreeMap::new(),
         });
@@ -520,7 +519,7 @@ impl World {
             .stream
             .filter(|_| self.sidecars[run].is_alive)
         {
-            while !self.streams[stream].up.is_empty() && !self.streams[stream].is_over {
+            while !self.streams[stream].up.is_empty() && !self.streams[stream].is_over() {
                 let left = self.streams[stream].up.len();
                 self.deliver_up(stream);
                 if self.streams[stream].up.len() == left {
@@ -548,7 +547,7 @@ impl World {
         let is_forbidden = self.forbidden.contains(&self.sidecars[run].node);
         let is_served = self.sidecars[run].stream.is_some_and(|at| {
             let stream = &self.streams[at];
-            stream.is_open && !stream.is_cut && stream.is_forbidden == is_forbidden
+            stream.is_open() && !stream.is_cut && stream.is_forbidden == is_forbidden
         });
         if !is_served {
             self.connect(run);
@@ -589,8 +588,8 @@ impl World {
     }
 
     fn end_stream(&mut self, stream: usize) {
-        let was_open = std::mem::replace(&mut self.streams[stream].is_open, false);
-        self.streams[stream].is_over = true;
+        let was_open = self.streams[stream].is_open();
+        self.streams[stream].state = StreamState::Over;
         self.streams[stream].up.clear();
         if was_open {
             let (run, number) = (self.streams[stream].run, self.streams[stream].number);
@@ -602,7 +601,7 @@ impl World {
     }
 
     fn deliver_up(&mut self, stream: usize) {
-        if self.streams[stream].is_cut || self.streams[stream].is_over {
+        if self.streams[stream].is_cut || self.streams[stream].is_over() {
             return;
         }
         let Some(message) = self.streams[stream].up.pop_front() else {
@@ -619,7 +618,7 @@ impl World {
             self.greet(stream, number, view);
             return;
         }
-        if !self.streams[stream].is_open {
+        if !self.streams[stream].is_open() {
             return;
         }
         match message {
@@ -663,8 +662,7 @@ impl World {
                     last_write,
                 };
                 self.serving.goodbye(&key, farewell, now);
-                self.streams[stream].is_open = false;
-                self.streams[stream].is_over = true;
+                self.streams[stream].state = StreamState::Over;
             }
         }
     }
@@ -693,7 +691,7 @@ impl World {
         let welcome = self.serving.hello(hello, now);
         if welcome.is_err() {
             self.streams[stream].down.push_back(Down::End);
-            self.streams[stream].is_over = true;
+            self.streams[stream].state = StreamState::Over;
             return;
         }
         let kept = self.rows.get(&key).cloned();
@@ -706,7 +704,7 @@ impl World {
         self.lost_since.remove(&key);
         self.naive.remove(&key);
         let opened = &mut self.streams[stream];
-        opened.is_open = true;
+        opened.state = StreamState::Open;
         opened.is_forbidden = is_forbidden;
         opened.down.push_back(if is_forbidden {
             Down::NotServed
@@ -1006,7 +1004,7 @@ impl World {
     fn publish(&mut self, revokes: bool) {
         let head = self.head;
         for stream in &mut self.streams {
-            if stream.is_open && !stream.is_forbidden {
+            if stream.is_open() && !stream.is_forbidden {
                 if revokes {
                     stream.down.push_front(Down::Lane(head));
                 }
@@ -1019,8 +1017,7 @@ impl World {
         self.max_serve_for = if generous { LONG } else { SHORT };
         self.granted_at_most = self.max_serve_for;
         for stream in &mut self.streams {
-            stream.is_over = true;
-            stream.is_open = false;
+            stream.state = StreamState::Over;
             stream.up.clear();
             stream.down.push_back(Down::End);
         }
@@ -1073,7 +1070,7 @@ impl World {
     /// A stream that is not over; the newest are the likeliest.
     fn stream(&self, which: u8) -> Option<usize> {
         let newest = self.streams.iter().enumerate().rev();
-        let live = newest.filter(|(_, stream)| !stream.is_over || !stream.down.is_empty());
+        let live = newest.filter(|(_, stream)| !stream.is_over() || !stream.down.is_empty());
         let live: Vec<usize> = live.map(|(at, _)| at).take(8).collect();
         (!live.is_empty()).then(|| live[usize::from(which) % live.len()])
     }

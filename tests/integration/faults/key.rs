@@ -72,7 +72,7 @@ impl World {
             return self.retire(key).await;
         }
         let begun = self.now();
-        request.get_mut().key_id = self.keys[key].id.clone();
+        request.get_mut().key_id.clone_from(&self.keys[key].id);
         let Ok(steps) = self.admin.start_rotation(request).await else {
             return;
         };

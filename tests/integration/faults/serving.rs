@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use super::{form::Dice, form::run, form::run_each, history::Limits, world::Plan, world::World};
+use super::{
+    form::{Dice, run, run_each},
+    history::Limits,
+    world::{Plan, World},
+};
 use crate::support::proxy::Fault;
 
 /// How long a sidecar serves without an answer; many more than a busy machine makes an answer late.
