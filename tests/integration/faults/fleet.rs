@@ -72,6 +72,7 @@ pub(super) async fn watch(record: Arc<Record>, mut admin: Admin, prefix: String)
         let request = admin::GetFleetRequest {
             keyring: KEYRING.to_owned(),
         };
+        let asked = record.now();
         if let Ok(fleet) = admin.get_fleet(within_a_moment(request)).await {
             let now = record.now();
             let mut history = record.history();
@@ -83,6 +84,9 @@ pub(super) async fn watch(record: Arc<Record>, mut admin: Admin, prefix: String)
                     && let Some(past) = history.sidecars.get_mut(number)
                 {
                     let (applied, durable) = (held.applied_revision, held.durable_revision);
+                    if sidecar.connected {
+                        past.hears_of(&sidecar.run_id, asked);
+                    }
                     past.acked(&sidecar.run_id, now, applied, durable);
                 }
             }

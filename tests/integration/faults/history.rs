@@ -71,6 +71,8 @@ pub(super) struct Life {
     pub(super) from: Moment,
     /// When it was known to listen, with all that it had on its disk.
     pub(super) serves: Option<Moment>,
+    /// When it was seen to be ready.
+    pub(super) well: Option<Moment>,
     /// Before it was told to end.
     pub(super) to: Option<Moment>,
 }
@@ -154,8 +156,14 @@ pub(super) struct Judgement {
     pub(super) wrong: Vec<String>,
 }
 
-/// By sidecar, process and credential.
-type Found = HashMap<(usize, usize, usize), Moment>;
+/// When processes first allowed something.
+#[derive(Debug, Default)]
+struct Found {
+    /// By sidecar, process and credential.
+    each: HashMap<(usize, usize, usize), Moment>,
+    /// By sidecar and process.
+    any: HashMap<(usize, usize), Moment>,
+}
 
 /// The limit holds within so much.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
@@ -191,13 +199,16 @@ impl History {
 
     /// When processes first said of credentials that they are good, by sidecar, process and credential.
     fn found(&self) -> Found {
-        let mut found = Found::new();
+        let mut found = Found::default();
         let allowed = self.checks.iter();
         for check in allowed.filter(|check| check.outcome == Outcome::Allowed) {
             if let Some(life) = self.sidecars[check.sidecar].life_of(check) {
-                let first = found.entry((check.sidecar, life, check.credential));
-                let first = first.or_insert(check.answered);
-                *first = check.answered.min(*first);
+                let key = (check.sidecar, life, check.credential);
+                let each = found.each.entry(key).or_insert(check.answered);
+                *each = check.answered.min(*each);
+                let any = found.any.entry((check.sidecar, life));
+                let any = any.or_insert(check.answered);
+                *any = check.answered.min(*any);
             }
         }
         found
@@ -236,7 +247,8 @@ impl History {
         let is_promised = credential.handed_over.is_some_and(|handed_over| {
             handed_over.at <= check.sent && sidecar.has_found(handed_over.old, check, found)
         });
-        if (is_promised || knows(issued))
+        let is_known = knows(issued) && sidecar.was_confirmed(issued, check, found);
+        if (is_promised || is_known)
             && sidecar.could_answer(check)
             && sidecar.could_find(check, found)
         {
@@ -255,13 +267,22 @@ enum Staleness {
 }
 
 impl SidecarPast {
-    /// Notes what the control plane knew of a process at a moment.
+    /// Notes that the control plane, asked at a moment, names a process as connected. One of which nothing was heard before is
+    /// the one that listened by then: one that is gone is still told of, but not as connected.
+    pub(super) fn hears_of(&mut self, boot: &str, asked: Moment) {
+        let newest = self.lives.iter().enumerate().next_back();
+        if let Some((number, life)) = newest
+            && life.serves.is_some_and(|serves| serves <= asked)
+        {
+            self.boots.entry(boot.to_owned()).or_insert(number);
+        }
+    }
+
+    /// Notes what the control plane knew at a moment of a process that was heard of.
     pub(super) fn acked(&mut self, boot: &str, at: Moment, applied: u64, durable: u64) {
-        let Some(newest) = self.lives.len().checked_sub(1) else {
+        let Some(life) = self.boots.get(boot).copied() else {
             return;
         };
-        // A process is first heard of while it lives; one that is gone is still told of for a while.
-        let life = *self.boots.entry(boot.to_owned()).or_insert(newest);
         self.acks.push(Ack {
             at,
             life,
@@ -286,6 +307,21 @@ impl SidecarPast {
         })
     }
 
+    /// Whether the process had been answered a beat before the check. One that starts without a file serves from then on, which
+    /// is a round trip after it has said what it applied; it is not ready before.
+    fn was_confirmed(&self, issued: Change, check: &Check, found: &Found) -> bool {
+        let Some(life) = self.life_of(check) else {
+            return false;
+        };
+        let mut acks = self.acks.iter();
+        let is_from_disk = acks.any(|ack| {
+            ack.life < life && issued.revision <= Some(ack.durable) && ack.at < check.sent
+        });
+        let is_well = self.lives[life].well.is_some_and(|well| well < check.sent);
+        let first = found.any.get(&(check.sidecar, life));
+        is_from_disk || is_well || first.is_some_and(|first| *first < check.sent)
+    }
+
     /// Whether the process that lives was seen to have a revision on its disk.
     pub(super) fn keeps(&self, revision: u64) -> bool {
         let mut acks = self.acks.iter();
@@ -303,7 +339,7 @@ impl SidecarPast {
     /// Whether the process that is asked has allowed a credential before.
     fn has_found(&self, credential: usize, check: &Check, found: &Found) -> bool {
         let life = self.life_of(check);
-        let first = life.and_then(|life| found.get(&(check.sidecar, life, credential)));
+        let first = life.and_then(|life| found.each.get(&(check.sidecar, life, credential)));
         first.is_some_and(|first| *first < check.sent)
     }
 
@@ -343,6 +379,7 @@ impl Life {
         Self {
             from,
             serves: None,
+            well: None,
             to: None,
         }
     }

@@ -229,6 +229,9 @@ impl Record {
     /// Notes that a sidecar says that all is well.
     pub(super) fn is_well(&self, sidecar: usize) {
         let now = self.now();
+        if let Some(life) = self.history().sidecars[sidecar].lives.last_mut() {
+            life.well.get_or_insert(now);
+        }
         if let Some(cut) = self.history().sidecars[sidecar].cut.last_mut() {
             cut.recovered.get_or_insert(now);
         }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::{
+    end_control,
     form::{Dice, run, run_each},
     history::Limits,
     world::{Plan, World},
@@ -21,6 +22,10 @@ async fn a_link_is_cut_at_any_moment_of_what_waits() {
             // Half of the cuts end before the bound.
             let cut = world.cut_in(node, dice.millis(0, 300), dice.millis(2_000, 22_000));
             world.a_while(dice.millis(0, 400)).await;
+            if dice.roll(2) == 0 {
+                // What was left of each bound is left still.
+                end_control(world, dice, 0).await;
+            }
             wait_for_all(world, dice).await;
             wait_for_all(world, dice).await;
             cut.await.expect("the link is cut and healed");

@@ -20,6 +20,7 @@ fn life(from: u64, serves: u64, to: Option<u64>) -> Life {
     Life {
         from: at(from),
         serves: Some(at(serves)),
+        well: Some(at(serves)),
         to: to.map(at),
     }
 }
@@ -37,8 +38,8 @@ fn history() -> History {
         lives: vec![life(0, 0, None)],
         ..SidecarPast::default()
     };
-    sidecar.acked("boot", at(20), 5, 0);
-    sidecar.acked("boot", at(60), 9, 0);
+    acked(&mut sidecar, "boot", 20, 5, 0);
+    acked(&mut sidecar, "boot", 60, 9, 0);
     let key = Credential {
         issued: Some(change(10, 5)),
         ended: Some(change(50, 9)),
@@ -49,6 +50,12 @@ fn history() -> History {
         sidecars: vec![sidecar],
         ..History::default()
     }
+}
+
+/// What is known of a process that is connected.
+fn acked(past: &mut SidecarPast, boot: &str, seconds: u64, applied: u64, durable: u64) {
+    past.hears_of(boot, at(seconds));
+    past.acked(boot, at(seconds), applied, durable);
 }
 
 fn check(sent: u64, answered: u64) -> Check {
@@ -146,7 +153,7 @@ fn a_process_that_is_gone_or_stands_still_owes_no_answer_and_its_successor_only_
     assert_wrong(&mut history, &check(42, 43), &[], &all);
     // What the first process had acked by then does not count for the second: 60 is told of the first.
     assert_wrong(&mut history, &check(61, 62), &[], &all);
-    history.sidecars[0].acked("second", at(63), 9, 0);
+    acked(&mut history.sidecars[0], "second", 63, 9, 0);
     assert_wrong(&mut history, &check(64, 65), &[ALLOWED], &[denied()]);
 
     // The same with the first acks on disk. Before it listens it owes no answer.
@@ -161,6 +168,42 @@ fn a_process_that_is_gone_or_stands_still_owes_no_answer_and_its_successor_only_
         &[ALLOWED],
     );
     assert_wrong(&mut history, &check(61, 62), &[ALLOWED], &[denied()]);
+}
+
+#[test]
+fn what_is_known_of_a_process_that_is_gone_does_not_bind_the_next_one() {
+    let mut history = history();
+    history.sidecars[0].lives = vec![life(0, 0, Some(40)), life(41, 42, None)];
+    let past = &mut history.sidecars[0];
+    // It was never heard of while it lived, and is still connected as far as the control plane knows.
+    past.hears_of("unheard", at(41));
+    past.acked("unheard", at(43), 9, 0);
+    // It is told of as lost.
+    past.acked("unheard", at(44), 9, 0);
+    let all = [ALLOWED, denied(), failed()];
+    assert_wrong(&mut history, &check(45, 46), &[], &all);
+    acked(&mut history.sidecars[0], "second", 47, 9, 0);
+    history.credentials[0].ended = None;
+    assert_wrong(&mut history, &check(48, 49), &[denied()], &[ALLOWED]);
+}
+
+#[test]
+fn a_process_without_a_file_owes_nothing_before_it_was_answered_a_beat() {
+    let all = [ALLOWED, denied(), failed()];
+    let mut history = history();
+    history.credentials[0].ended = None;
+    history.sidecars[0].lives[0].well = Some(at(30));
+    assert_wrong(&mut history, &check(28, 29), &[], &all);
+    assert_wrong(&mut history, &check(31, 32), &[denied()], &[ALLOWED]);
+    // It has allowed something by then.
+    history.checks = vec![
+        check(22, 23),
+        Check {
+            outcome: denied(),
+            ..check(24, 25)
+        },
+    ];
+    assert_eq!(history.judge().wrong.len(), 1);
 }
 
 #[test]
@@ -198,12 +241,12 @@ fn a_process_that_begins_with_a_file_owes_what_the_former_one_was_told_to_have_a
     // The key is on disk, its end is only applied, when the process ends at 70.
     let past = &mut history.sidecars[0];
     past.lives = vec![life(0, 0, Some(70)), life(71, 72, None)];
-    past.acked("boot", at(65), 9, 5);
+    acked(past, "boot", 65, 9, 5);
     assert!(!past.keeps(5), "that is of another life");
     assert_wrong(&mut history, &check(75, 76), &[], &all);
 
     // Its end, too; that it was is heard of at 80.
-    history.sidecars[0].acked("boot", at(80), 9, 9);
+    acked(&mut history.sidecars[0], "boot", 80, 9, 9);
     assert_wrong(&mut history, &check(75, 76), &[], &all);
     assert_wrong(
         &mut history,
@@ -222,7 +265,7 @@ fn a_process_that_begins_with_a_file_owes_what_the_former_one_was_told_to_have_a
         &[denied(), failed()],
         &[ALLOWED],
     );
-    history.sidecars[0].acked("next", at(83), 9, 8);
+    acked(&mut history.sidecars[0], "next", 83, 9, 8);
     assert!(history.sidecars[0].keeps(8) && !history.sidecars[0].keeps(9));
 }
 
