@@ -66,6 +66,9 @@ pub const WITHDRAWN: &str = "withdrawn";
 /// The [`OUTCOME`] of a call whose change is committed, and not confirmed by every sidecar.
 pub const COMMITTED: &str = "committed";
 
+/// The metadata of an error that says which sidecars were waited for in vain; see `admin.proto`.
+pub const MISSING: &str = "relatch-missing-bin";
+
 /// The descriptors of all of `proto/`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -5,12 +5,12 @@ use serde::Serialize;
 use super::{wire, words};
 use crate::{key::Timestamp, proto::admin};
 
-/// How many of the live sidecars have applied a revision, and who lags.
+/// How many of the sidecars that may serve have confirmed a revision, and who lags.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BarrierView {
-    /// The sidecars that have applied it.
+    /// The sidecars that have confirmed it.
     pub applied: u32,
-    /// The live sidecars that hold the keyring.
+    /// The sidecars that may serve the keyring.
     pub total: u32,
     /// Those that have not.
     pub laggards: Vec<LaggardView>,
@@ -107,16 +107,21 @@ impl BarrierView {
     /// What to do about those that lag: for one that is gone for good, the very command that ends the wait.
     #[must_use]
     pub fn hint(&self, now: Timestamp) -> String {
-        let mut lost = self.laggards.iter().filter(|l| l.serves_until.is_some());
-        if let Some(LaggardView { node, .. }) = lost.next() {
-            return format!(
-                "if {node} is gone for good: relatch fleet forget {node} --reason TEXT; to go on without it once: --without {node}"
-            );
-        }
-        match self.laggards_sentence(now) {
+        let see = || match self.laggards_sentence(now) {
             Some(laggards) => format!("{laggards}; see `relatch fleet`"),
             None => "see `relatch fleet`".to_owned(),
-        }
+        };
+        self.way_out().unwrap_or_else(see)
+    }
+
+    /// The command that ends the wait for a sidecar that is gone for good; none when all that lag are connected.
+    #[must_use]
+    pub fn way_out(&self) -> Option<String> {
+        let mut lost = self.laggards.iter().filter(|l| l.serves_until.is_some());
+        let LaggardView { node, .. } = lost.next()?;
+        Some(format!(
+            "if {node} is gone for good: relatch fleet forget {node} --reason TEXT; to go on without it once: --without {node}"
+        ))
     }
 
     /// Who is connected and behind.

@@ -6,10 +6,11 @@ use std::{
     process::ExitCode,
 };
 
+use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::words;
-use crate::proto::{OUTCOME, WITHDRAWN};
+use super::{barrier::BarrierView, words};
+use crate::proto::{MISSING, OUTCOME, WITHDRAWN, admin};
 
 /// The exit codes. Scripts rely on them, so that a number never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub enum Exit {
     NotFound = 3,
     /// A safety check refused it.
     Refused = 4,
-    /// Sidecars did not confirm in time.
+    /// Not every sidecar that may serve has confirmed: not in time, or not before Ctrl-C.
     TimedOut = 5,
     /// The token is not known, or its role does not permit it.
     NotPermitted = 6,
@@ -297,6 +298,7 @@ impl From<Status> for Failure {
             status.message().to_owned()
         };
         let call = CallOutcome::of(&status, broken);
+        let way_out = missing(&status).and_then(|missing| missing.way_out());
         let failure = Self {
             call,
             ..Self::new(exit, CallError { message, status })
@@ -308,7 +310,9 @@ impl From<Status> for Failure {
             Exit::Unreachable => {
                 failure.hint("is it running, and does --admin or RELATCH_ADMIN name its address?")
             }
-            Exit::TimedOut => failure.hint("`relatch fleet` shows which sidecars lag"),
+            Exit::TimedOut => failure.hint(way_out.unwrap_or_else(|| {
+                "`relatch fleet` shows which sidecars lag".to_owned()
+            })),
             Exit::Done
             | Exit::Failed
             | Exit::Usage
@@ -317,6 +321,13 @@ impl From<Status> for Failure {
             | Exit::SecretForgotten => failure,
         }
     }
+}
+
+/// Who was waited for in vain.
+fn missing(status: &Status) -> Option<BarrierView> {
+    let bytes = status.metadata().get_bin(MISSING)?.to_bytes().ok()?;
+    let barrier = admin::Barrier::decode(bytes).ok()?;
+    Some(BarrierView::from(barrier))
 }
 
 impl fmt::Display for CallError {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     Session,
+    barrier::{BarrierView, LaggardView, RunView},
     connection::answer,
     failure::Failure,
     output::{Listing, Row},
@@ -44,7 +45,7 @@ enum FleetCommand {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum FleetView {
-    /// One that is live.
+    /// One that may serve.
     Sidecar(SidecarView),
     /// One that went without its last report.
     Gap(GapView),
@@ -75,7 +76,7 @@ struct SidecarView {
     snapshot_file: bool,
 }
 
-/// A sidecar that went without its last report, named as a live one is.
+/// A sidecar that went without its last report, named as one that may serve is.
 #[derive(Debug, Serialize)]
 struct GapView {
     node: String,
@@ -151,7 +152,70 @@ impl FleetArgs {
     }
 }
 
+/// Which sidecars are behind the newest revision of a keyring, and are not passed by.
+///
+/// # Errors
+///
+/// When the control plane cannot be reached or refuses.
+pub(super) async fn behind(
+    session: &Session,
+    keyring: &str,
+    pass_by: Option<&admin::PassBy>,
+) -> Result<BarrierView, Failure> {
+    let mut admin = session.admin().await?;
+    let request = admin::GetFleetRequest {
+        keyring: keyring.to_owned(),
+    };
+    let fleet = answer(admin.get_fleet(request)).await?;
+    let is_passed_by = |sidecar: &SidecarView| {
+        pass_by.is_some_and(|by| {
+            by.nodes.contains(&sidecar.node) || (by.lost && sidecar.serves_until.is_some())
+        })
+    };
+    let sidecars = fleet.sidecars.into_iter().map(SidecarView::from);
+    let (passed_by, waited_for): (Vec<_>, Vec<_>) = sidecars.partition(is_passed_by);
+    let total = waited_for.len();
+    let laggards = waited_for.into_iter().filter_map(|s| s.laggard(keyring));
+    let laggards: Vec<_> = laggards.collect();
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(BarrierView {
+        applied: count(total - laggards.len()),
+        total: count(total),
+        laggards,
+        passed_by: passed_by.into_iter().map(SidecarView::run).collect(),
+    })
+}
+
 impl SidecarView {
+    /// As one that is waited for; none when it has the newest revision of the keyring.
+    fn laggard(self, keyring: &str) -> Option<LaggardView> {
+        let held = self.keyrings.iter().find(|held| held.keyring == keyring)?;
+        let behind = held.lag.unwrap_or(0);
+        let lacks_disk = self.snapshot_file && held.durable_revision < held.head_revision;
+        if behind == 0 && !lacks_disk {
+            return None;
+        }
+        Some(LaggardView {
+            node: self.node,
+            cluster: self.cluster,
+            connected: self.connected,
+            behind,
+            last_seen: None,
+            run_id: self.run_id,
+            presence: self.presence,
+            since: self.since,
+            serves_until: self.serves_until,
+            lacks_disk: behind == 0,
+        })
+    }
+
+    fn run(self) -> RunView {
+        RunView {
+            node: self.node,
+            run_id: self.run_id,
+        }
+    }
+
     fn refused(&self) -> Vec<String> {
         let keyrings = self
             .keyrings

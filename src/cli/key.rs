@@ -11,6 +11,7 @@ use super::{
     barrier::BarrierView,
     connection::{Admin, answer, answer_within},
     failure::{Exit, Failure},
+    fleet,
     idempotency::{IdempotencyArgs, answered, ask_again, forgotten, not_shown},
     issued::IssuedView,
     output::{self, Format, Listing, Row, View},
@@ -106,6 +107,13 @@ pub struct ImportArgs {
     from_file: SecretInput,
 }
 
+/// The sidecars for which a call waits.
+#[derive(Debug, Default)]
+struct WaitsFor {
+    keyring: String,
+    pass_by: Option<admin::PassBy>,
+}
+
 /// The arguments of `key list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
@@ -196,10 +204,11 @@ impl KeyCommand {
                 let (key, patience) = (args.idempotency.key()?, patience(args.timeout));
                 let request = args.into_request(&key);
                 let keyring = request.keyring.clone();
+                let waits_for = WaitsFor::of(&request);
                 let mut issued = None;
                 let call = answered(session, &key, async |mut admin: Admin| {
                     let answer = answer_within(patience, admin.create_key(request.clone()));
-                    issued = Some(waiting(session, answer).await?);
+                    issued = Some(waiting(session, &waits_for, answer).await?);
                     Ok(())
                 });
                 Box::pin(watched(patience, call, &key, &keyring)).await?;
@@ -208,9 +217,10 @@ impl KeyCommand {
             Self::Import(args) => {
                 let (key, patience) = (args.key.idempotency.key()?, patience(args.key.timeout));
                 let request = args.into_request(&key)?;
+                let waits_for = request.key.as_ref().map(WaitsFor::of).unwrap_or_default();
                 let issued = answered(session, &key, async |mut admin: Admin| {
                     let answer = answer_within(patience, admin.import_key(request.clone()));
-                    waiting(session, answer).await
+                    waiting(session, &waits_for, answer).await
                 });
                 show_issued(session, issued.await?, &key)
             }
@@ -229,20 +239,30 @@ impl KeyCommand {
     }
 }
 
-/// Says what a call waits for, when it takes longer than a moment.
+/// Says which sidecars a call waits for, when it takes longer than a moment.
 async fn waiting<T>(
     session: &Session,
+    waits_for: &WaitsFor,
     call: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    tokio::pin!(call);
+    let WaitsFor { keyring, pass_by } = waits_for;
+    let reported = async {
+        tokio::time::sleep(MOMENT).await;
+        session
+            .output
+            .note("waiting until every sidecar that may serve accepts the key");
+        let mut progress = session.output.progress();
+        loop {
+            if let Ok(missing) = fleet::behind(session, keyring, pass_by.as_ref()).await {
+                progress.say(&missing.sentence(session.now()));
+            }
+            tokio::time::sleep(MOMENT).await;
+        }
+    };
     tokio::select! {
-        answer = &mut call => return answer,
-        () = tokio::time::sleep(MOMENT) => {}
+        answer = call => answer,
+        never = reported => never,
     }
-    session
-        .output
-        .note("waiting until every sidecar accepts the key; `relatch fleet` shows which do not");
-    call.await
 }
 
 /// Runs the call that creates a key until it is over or interrupted.
@@ -259,6 +279,7 @@ async fn watched(
         Err(Stopped::Interrupted) => Err(Failure::failed(
             "interrupted: the control plane revokes the key, unless it was about to hand it out",
         )
+        .exit_with(Exit::TimedOut)
         .hint(format!(
             "`relatch key list --keyring {keyring}` shows its state; {}",
             ask_again(key)
@@ -302,6 +323,15 @@ fn show_issued(
         Some(_) | None => {}
     }
     Ok(())
+}
+
+impl WaitsFor {
+    fn of(request: &admin::CreateKeyRequest) -> Self {
+        Self {
+            keyring: request.keyring.clone(),
+            pass_by: request.pass_by.clone(),
+        }
+    }
 }
 
 impl KeyArgs {

@@ -9,7 +9,7 @@ use tonic::Streaming;
 use super::{
     Session,
     barrier::BarrierView,
-    failure::Failure,
+    failure::{Exit, Failure},
     output::{self, Format, View},
     pass_by::PassByArgs,
     value::{self, KeyIdParser},
@@ -114,11 +114,17 @@ impl RevokeArgs {
             Err(Stopped::Failed(failure)) => {
                 Err(explain(failure, committed.as_ref(), session.now()))
             }
-            Err(Stopped::Interrupted) => Err(explain(
-                Failure::failed("interrupted while waiting for the sidecars"),
-                committed.as_ref(),
-                session.now(),
-            )),
+            Err(Stopped::Interrupted) => {
+                let exit = match committed {
+                    Some(_) => Exit::TimedOut,
+                    None => Exit::Failed,
+                };
+                Err(explain(
+                    Failure::failed("interrupted while waiting for the sidecars").exit_with(exit),
+                    committed.as_ref(),
+                    session.now(),
+                ))
+            }
         }
     }
 
@@ -223,7 +229,7 @@ impl View for RevocationView {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::failure::Exit, *};
+    use super::*;
 
     fn response(applied: u32, done: bool) -> admin::RevokeResponse {
         admin::RevokeResponse {

@@ -14,14 +14,14 @@ use super::{Session, failure::Failure};
 /// What can be done with rotations.
 #[derive(Debug, Subcommand)]
 pub enum RotateCommand {
-    /// Make the next version of a key, and hand it out once every live sidecar accepts it
+    /// Make the next version of a key, and hand it out once every sidecar accepts it
     ///
-    /// A new version is staged and pushed to the sidecars. Only when every live sidecar has confirmed that it accepts
-    /// it is its secret printed, once, and the old version begins to retire: both are accepted during the overlap, so
-    /// that the consumer can switch without a failed request. `relatch rotate status` tells how far it has switched.
+    /// A new version is staged and pushed to the sidecars. Only when every sidecar that may serve has confirmed that it
+    /// accepts it is its secret printed, once, and the old version begins to retire: both are accepted during the overlap,
+    /// so that the consumer can switch without a failed request. `relatch rotate status` shows how far it has switched.
     ///
-    /// When sidecars do not confirm in time, or after Ctrl-C before the hand-over, the version is withdrawn and nothing
-    /// was handed out.
+    /// When sidecars do not confirm in time, or after Ctrl-C before the hand-over, the version is withdrawn, nothing was
+    /// handed out, and the exit code is 5.
     ///
     /// With --emergency the old version is revoked at the hand-over instead of retiring: for a key that has leaked, at
     /// the price of denied requests until its consumer has the new one. It needs a token with role admin.

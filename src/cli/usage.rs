@@ -36,7 +36,7 @@ pub struct UsageView {
     pub key_id: String,
     /// By number, the oldest first.
     pub versions: Vec<VersionUsageView>,
-    /// Every live sidecar has told of all requests before; null when one of them has told nothing yet.
+    /// Every sidecar that may serve has reported all requests before; null when one of them has reported nothing yet.
     pub complete_until: Option<Timestamp>,
     /// Sidecars that vanished without their last report.
     pub gaps: Vec<GapView>,

@@ -161,7 +161,7 @@ impl ControlMetrics {
         metrics
     }
 
-    /// Counts a change that every live sidecar has.
+    /// Counts a change that every sidecar that may serve has.
     pub fn propagated(&self, took: std::time::Duration) {
         self.propagation.observe(took.as_secs_f64());
     }

@@ -188,7 +188,7 @@ impl Rotations {
         &self.sinks
     }
 
-    /// Stages a version, waits until every live sidecar accepts it, delivers it where it is to be delivered, and hands it
+    /// Stages a version, waits until everything that may serve accepts it, delivers it where it is to be delivered, and hands it
     /// over.
     ///
     /// When the receiver of `progress` is dropped before the hand-over, the wait times out or the control plane stops, the

@@ -23,7 +23,7 @@ pub struct Use {
 /// How completely the sidecars of a keyring have told of uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// Every live sidecar has told of all uses before this moment; none when one of them has told nothing yet.
+    /// Every sidecar that may serve has reported all uses before this moment; none when one of them has reported nothing yet.
     pub complete_until: Option<Timestamp>,
     /// A sidecar that vanished without its last report may have seen uses until this moment; none when all that went
     /// had told everything.
@@ -56,7 +56,7 @@ pub enum Idleness {
         /// What began the time that has to pass.
         since: Since,
     },
-    /// A live sidecar has told nothing yet.
+    /// A sidecar that may serve has reported nothing yet.
     Unknown,
 }
 

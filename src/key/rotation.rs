@@ -408,7 +408,7 @@ impl Case<'_> {
         let (since, until) = match &version.state {
             VersionState::Pending { sink, .. } => {
                 let waits_for = match sink {
-                    None => "every live sidecar to accept the new version".to_owned(),
+                    None => "every sidecar to accept the new version".to_owned(),
                     Some(sink) if version.told.secret_lost => secret_lost(self.name(version), sink),
                     Some(sink) => format!("sink {sink} to take the secret"),
                 };

@@ -10,7 +10,7 @@ use crate::{
     cli::{
         Session,
         barrier::BarrierView,
-        failure::Failure,
+        failure::{Exit, Failure},
         output::{self, Format, View},
         pass_by::PassByArgs,
         value::{self, KeyIdParser},
@@ -97,11 +97,17 @@ impl RollbackArgs {
             Err(Stopped::Failed(failure)) => {
                 Err(explain(failure, committed.as_ref(), session.now()))
             }
-            Err(Stopped::Interrupted) => Err(explain(
-                Failure::failed("interrupted while waiting for the sidecars"),
-                committed.as_ref(),
-                session.now(),
-            )),
+            Err(Stopped::Interrupted) => {
+                let exit = match committed {
+                    Some(_) => Exit::TimedOut,
+                    None => Exit::Failed,
+                };
+                Err(explain(
+                    Failure::failed("interrupted while waiting for the sidecars").exit_with(exit),
+                    committed.as_ref(),
+                    session.now(),
+                ))
+            }
         }
     }
 
@@ -226,7 +232,6 @@ impl View for RolledBackView {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::failure::Exit;
 
     fn response(done: bool) -> admin::RollBackResponse {
         admin::RollBackResponse {

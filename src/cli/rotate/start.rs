@@ -101,7 +101,7 @@ struct HandedOverView {
 struct OldRevokedView {
     #[serde(flatten)]
     barrier: BarrierView,
-    /// Every live sidecar denies it.
+    /// No sidecar may accept it any more.
     done: bool,
     /// From its commit to the last sidecar's ack; null until it is done.
     propagation_seconds: Option<f64>,
@@ -177,7 +177,7 @@ impl StartArgs {
             Err(Stopped::Failed(failure)) => Err(run.explain(failure, session.now())),
             Err(Stopped::Interrupted) => {
                 let fate = run.fate(session).await;
-                Err(run.interrupted(fate))
+                Err(run.interrupted(fate, session.now()))
             }
         }
     }
@@ -474,19 +474,26 @@ impl Run {
         }
     }
 
-    fn interrupted(&self, fate: Fate) -> Failure {
+    fn interrupted(&self, fate: Fate, now: Timestamp) -> Failure {
         if self.handed_over {
             return Failure::failed(
                 "interrupted: the new version was handed out and the revocation of the old one stands, but not every sidecar has confirmed it",
             )
-            .hint(self.show_versions());
+            .exit_with(Exit::TimedOut)
+            .hint(self.barrier.hint(now));
         }
         let (became, hint) = self.became(fate);
-        let when = match fate {
-            Fate::Withdrawn => "interrupted before the hand-over",
-            Fate::HandedOver | Fate::Unknown => "interrupted",
+        let (when, exit) = match fate {
+            Fate::Withdrawn => ("interrupted before the hand-over", Exit::TimedOut),
+            Fate::HandedOver | Fate::Unknown => ("interrupted", Exit::Failed),
         };
-        Failure::failed(format!("{when}: {became}")).hint(hint)
+        let hint = match self.barrier.way_out() {
+            Some(way_out) if fate == Fate::Withdrawn => way_out,
+            Some(_) | None => hint,
+        };
+        Failure::failed(format!("{when}: {became}"))
+            .exit_with(exit)
+            .hint(hint)
     }
 
     /// The command failed on this machine, while the control plane went on.
@@ -725,7 +732,9 @@ mod tests {
             report.starts_with("error: version 4 was handed out;"),
             "{report}"
         );
-        let report = run.interrupted(Fate::Unknown).report(false);
+        let report = run
+            .interrupted(Fate::Unknown, Timestamp::from_millis(0))
+            .report(false);
         assert!(
             report.contains("the revocation of the old one stands"),
             "{report}"
@@ -813,10 +822,17 @@ mod tests {
 
     #[test]
     fn an_interruption_says_what_became_of_the_version() {
-        let report = |fate| run().interrupted(fate).report(false);
-        assert!(report(Fate::Withdrawn).contains("its secret was not handed out"));
+        let interrupted = |fate| run().interrupted(fate, Timestamp::from_millis(0));
+        let withdrawn = interrupted(Fate::Withdrawn);
+        assert_eq!(withdrawn.exit(), Exit::TimedOut);
+        assert!(
+            withdrawn
+                .report(false)
+                .contains("its secret was not handed out")
+        );
         for fate in [Fate::HandedOver, Fate::Unknown] {
-            let report = report(fate);
+            assert_eq!(interrupted(fate).exit(), Exit::Failed);
+            let report = interrupted(fate).report(false);
             assert!(!report.contains("was not handed out"), "{report}");
             assert!(report.contains("--idempotency-key once"), "{report}");
         }

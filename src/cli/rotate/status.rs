@@ -370,7 +370,7 @@ mod tests {
             state: admin::KeyState::Pending as i32,
             phase: admin::RotationPhase::Stage as i32,
             since: Some(at(1_767_225_600)),
-            waits_for: "every live sidecar to accept the new version".to_owned(),
+            waits_for: "every sidecar to accept the new version".to_owned(),
             barrier: Some(admin::Barrier {
                 applied: 2,
                 total: 3,

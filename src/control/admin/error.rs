@@ -1,13 +1,16 @@
 //! How failures are told: one status code a kind, so that callers can go by the code.
 
-use tonic::Status;
+use prost::Message as _;
+use tonic::{Status, metadata::MetadataValue};
 
+use super::wire;
 use crate::{
     control::{
         journal::{CommitError, LogError},
         rotation::RotationError,
     },
     key::Refusal,
+    proto::MISSING,
     store::StoreError,
 };
 
@@ -61,7 +64,12 @@ pub(super) fn store(error: &StoreError) -> Status {
 pub(super) fn rotation(error: RotationError) -> Status {
     match error {
         RotationError::Commit(error) => commit(error),
-        RotationError::TimedOut { .. } => Status::deadline_exceeded(error.to_string()),
+        RotationError::TimedOut { ref barrier, .. } => {
+            let mut status = Status::deadline_exceeded(error.to_string());
+            let missing = MetadataValue::from_bytes(&wire::missing(barrier).encode_to_vec());
+            status.metadata_mut().insert_bin(MISSING, missing);
+            status
+        }
         RotationError::TakenBack => Status::failed_precondition(error.to_string()),
         RotationError::Abandoned => Status::cancelled(error.to_string()),
         RotationError::Stopping | RotationError::Unsure { .. } => {

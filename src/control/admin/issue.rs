@@ -235,7 +235,7 @@ impl AdminApi {
         })
     }
 
-    /// Waits until every live sidecar accepts a key.
+    /// Waits until everything that may serve accepts a key.
     async fn accepted(
         &self,
         created: &Created,
@@ -441,7 +441,8 @@ fn not_confirmed(key_id: KeyId, problem: RotationError) -> Status {
 /// A status that says what a failed wait means.
 fn explained(what: &str, problem: RotationError) -> Status {
     let status = error::rotation(problem);
-    Status::new(status.code(), format!("{what}; {}", status.message()))
+    let message = format!("{what}; {}", status.message());
+    Status::with_metadata(status.code(), message, status.metadata().clone())
 }
 
 impl AdminApi {

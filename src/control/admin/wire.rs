@@ -15,6 +15,9 @@ use crate::{
     serving::{Barrier, Laggard, Presence, RunKey},
 };
 
+/// So many sidecars fit into the metadata of an error.
+const MAX_MISSING: usize = 10;
+
 /// Parses a field that has a type of its own.
 pub(super) fn field<T>(name: &'static str, text: &str) -> Result<T, Status>
 where
@@ -211,6 +214,18 @@ pub(super) fn barrier(barrier: &Barrier) -> api::Barrier {
         total: count(barrier.total),
         laggards: barrier.laggards.iter().map(laggard).collect(),
         passed_by: barrier.passed_by.iter().map(run).collect(),
+    }
+}
+
+/// A barrier that is small enough for the metadata of an error.
+pub(super) fn missing(barrier: &Barrier) -> api::Barrier {
+    let mut laggards: Vec<_> = barrier.laggards.iter().collect();
+    laggards.sort_by_key(|laggard| laggard.presence == Presence::Connected);
+    laggards.truncate(MAX_MISSING);
+    api::Barrier {
+        laggards: laggards.into_iter().map(laggard).collect(),
+        passed_by: Vec::new(),
+        ..self::barrier(barrier)
     }
 }
 

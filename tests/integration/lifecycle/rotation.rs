@@ -279,7 +279,7 @@ async fn ctrl_c_before_the_hand_over_withdraws_the_new_version() {
 
     rotation.signal(Signal::INT);
 
-    assert_eq!(rotation.exit().await.code(), Some(1));
+    assert_eq!(rotation.exit().await.code(), Some(5));
     let said = rotation.lines().join("\n");
     assert!(said.contains("interrupted before the hand-over"), "{said}");
     assert!(!said.contains("\"secret\""), "{said}");

@@ -485,6 +485,41 @@ async fn a_command_passes_by_those_that_it_is_told_to_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_waits_names_whom_for_and_ends_alike_by_time_and_by_ctrl_c() {
+    let control = Control::start_brisk("").await;
+    let key = control.create_key().await;
+    let cut = Edge::start(&control, "named").await;
+    cut.cut(&control).await;
+
+    let create = ["key", "create", "--keyring", KEYRING, "--consumer", "acme"];
+    let admin = format!("http://{}", control.plane.admin());
+    let token = text(control.plane.token_file());
+    let connection = ["-o", "table", "--admin", &admin, "--token-file", token];
+    let late = [&create[..], &["--timeout", "4s"], &connection].concat();
+    let late = relatch(&late, "").await;
+    assert_waits_for(&late, &cut.node);
+    let progress = format!("0 of 1 sidecar confirmed; {} is lost since ", cut.node);
+    assert!(late.stderr.contains(&progress), "{}", late.stderr);
+
+    let rotate = ["rotate", "start", &key.id];
+    let revoke = ["revoke", &key.id, "--all", "--reason", "leaked", "--wait"];
+    let barrier = r#""event":"barrier""#;
+    for (waits, line) in [
+        (&create[..], "waiting until every sidecar"),
+        (&rotate, barrier),
+        (&revoke, barrier),
+    ] {
+        let mut command = control.plane.cli_started(waits);
+        command.wait_for_line(line).await;
+        command.signal(Signal::INT);
+        assert_eq!(command.exit().await.code(), Some(5), "{waits:?}");
+        let said = command.lines().join("\n");
+        assert!(said.contains("interrupted"), "{said}");
+        assert!(!said.contains("\"secret\""), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_plane_that_restarts_waits_for_the_rest_of_the_bound() {
     const LONG: Duration = Duration::from_secs(30);
     /// The rest of each bound is written down every ten seconds.
