@@ -409,7 +409,7 @@ impl Collector for KeyCollector {
         }
         let mut last_used = encoder.encode_descriptor(
             "relatch_key_last_used_timestamp_seconds",
-            "When a key version was last used, by the clock of its sidecar",
+            "When the control plane received the last report of the use of a key version",
             None,
             MetricType::Gauge,
         )?;

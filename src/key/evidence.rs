@@ -14,9 +14,9 @@ pub struct Use {
     pub requests: u64,
     /// Those of them that were denied.
     pub denied: u64,
-    /// When the first was, by the wall clock of its sidecar.
+    /// When the first was, by the wall clock of its sidecar, and no later than its report was received.
     pub first_used: Option<Timestamp>,
-    /// When the last was.
+    /// When the last report of one was received.
     pub last_used: Option<Timestamp>,
 }
 

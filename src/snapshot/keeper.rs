@@ -162,7 +162,7 @@ impl Keeper {
             ending,
         } = parts;
         let patience = Patience {
-            idle: pulse_every(&keyrings),
+            idle: PULSE_EVERY,
             gather: GATHER,
         };
         Self {
@@ -248,12 +248,13 @@ impl Keeper {
 
     fn patience(&self) -> Patience {
         let Patience { idle, gather } = self.patience;
+        let limit = if self.is_unconfirmed {
+            UNCONFIRMED_PULSE
+        } else {
+            pulse_every(&self.keyrings)
+        };
         Patience {
-            idle: if self.is_unconfirmed {
-                idle.min(UNCONFIRMED_PULSE)
-            } else {
-                idle
-            },
+            idle: idle.min(limit),
             gather,
         }
     }
@@ -437,8 +438,13 @@ impl Kept {
     }
 }
 
+/// By the keyring that may be served for the shortest time.
 fn pulse_every(keyrings: &Keyrings) -> Duration {
-    let limits = keyrings.iter().map(|slot| slot.staleness().deny_after);
+    let limits = keyrings.iter().map(|slot| {
+        let deny_after = slot.staleness().deny_after;
+        let granted = slot.confirmation().map(|(_, serve_for)| serve_for);
+        granted.map_or(deny_after, |granted| granted.min(deny_after))
+    });
     let least = limits.min().unwrap_or(PULSE_EVERY) / PULSES_PER_LIMIT;
     least.clamp(MIN_PULSE, PULSE_EVERY)
 }

@@ -156,6 +156,11 @@ impl Sidecar {
 
     /// Asks the control plane, whose wall clock shows `wall`, and has everything confirmed.
     fn beat(&mut self, machine: &Machine, wall: Timestamp) {
+        self.beat_for(machine, wall, machine.staleness.deny_after);
+    }
+
+    /// As [`Self::beat`], for so long.
+    fn beat_for(&mut self, machine: &Machine, wall: Timestamp, serve_for: Duration) {
         let held = self.receiver.subscriptions().remove(0);
         let beat = match self.receiver.next_beat().kind {
             Some(wire::sidecar_message::Kind::Beat(beat)) => beat.number,
@@ -166,7 +171,7 @@ impl Sidecar {
             epoch: held.epoch,
             revision: held.revision,
             set_digest: held.set_digest,
-            serve_for_ms: held.deny_after_ms,
+            serve_for_ms: serve_for.as_millis().try_into().expect("it is short"),
         };
         self.take(vec![Kind::BeatAnswer(wire::BeatAnswer {
             beat,
@@ -555,6 +560,19 @@ fn the_latest_time_is_remembered_unless_the_control_plane_says_otherwise() {
 fn restore_file(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).expect("it is ours");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("it is ours");
+}
+
+#[test]
+fn the_file_says_how_fresh_it_is_well_within_the_time_that_is_granted() {
+    let (machine, _control, mut sidecar) = begun();
+    sidecar.keeper.patience.idle = PULSE_EVERY;
+    for (granted, pause) in [(15_000, 3_750), (60, 250), (86_400_000, 30_000)] {
+        let granted = Duration::from_millis(granted);
+        sidecar.beat_for(&machine, Timestamp::from_millis(START), granted);
+        sidecar.keeper.is_unconfirmed = false;
+        let pause = Duration::from_millis(pause);
+        assert_eq!(sidecar.keeper.patience().idle, pause, "{granted:?}");
+    }
 }
 
 #[test]
