@@ -43,6 +43,8 @@ const KEYRING: &str = "bench";
 const WRITERS: [usize; 3] = [1, 8, 64];
 /// After this long without news every beat was answered, and its memory is what it needs at rest.
 const AT_REST: Duration = Duration::from_secs(6);
+/// Six beats of each sidecar.
+const IDLE_FOR: Duration = Duration::from_secs(30);
 
 impl FanOut {
     /// Measures, and adds the figures to `report`.
@@ -88,6 +90,7 @@ impl FanOut {
         let grown = kibibytes(with.saturating_sub(without)) / f64::from(self.streams);
         report.add("control plane, memory of a stream, KiB", &[grown])?;
 
+        idle(&swarm, report).await?;
         self.revoke(&control, &swarm, &keys, report).await?;
         for writers in WRITERS {
             let before = swarm.counts().deltas;
@@ -193,6 +196,25 @@ impl FanOut {
         }
         Ok(())
     }
+}
+
+/// What passes between a sidecar and the control plane while nothing changes.
+async fn idle(swarm: &Swarm, report: &mut Report) -> Result<()> {
+    let (began, before) = (Instant::now(), swarm.counts());
+    tokio::time::sleep(IDLE_FOR).await;
+    let (took, after) = (began.elapsed().as_secs_f64(), swarm.counts());
+    let sidecars = f64::from(u32::try_from(swarm.size())?);
+    for (bytes, way) in [
+        (after.sent - before.sent, "from"),
+        (after.received - before.received, "to"),
+    ] {
+        let bytes = f64::from(u32::try_from(bytes)?);
+        report.add(
+            format!("idle: bytes a second {way} a sidecar, with the frames of HTTP/2"),
+            &[bytes / sidecars / took],
+        )?;
+    }
+    Ok(())
 }
 
 fn per_cut(count: u64, cuts: f64) -> Result<f64> {

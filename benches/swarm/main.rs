@@ -2,10 +2,11 @@
 //!
 //! Every simulated sidecar is a stream of its own over a connection of its own, and speaks the protocol that a real one
 //! speaks, but holds no keys. [`control`] is the process that is measured, [`seed`] fills its store, [`sidecar`] is one
-//! stream and [`swarm`] all of them, [`writers`] are operators, [`fan_out`] and [`start`] are what is measured, and
-//! [`figures`] writes it down. `docs/scaling.md` says what the figures mean.
+//! stream over a [`counted`] connection and [`swarm`] all of them, [`writers`] are operators, [`fan_out`] and [`start`] are
+//! what is measured, and [`figures`] writes it down. `docs/scaling.md` says what the figures mean.
 
 mod control;
+mod counted;
 #[expect(
     dead_code,
     reason = "the comparison of a Check starts daemons that are up at once"

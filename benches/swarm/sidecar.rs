@@ -1,6 +1,7 @@
 //! One simulated sidecar: follows a keyring by revision, without holding its keys.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -15,12 +16,19 @@ use ::relatch::{
     },
 };
 use anyhow::{Result, ensure};
+use hyper_util::rt::TokioIo;
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    net::TcpSocket,
+    sync::{mpsc, watch},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
-use crate::swarm::{Board, Order};
+use crate::{
+    counted::Counted,
+    swarm::{Board, Order},
+};
 
 /// A sidecar, from its first connection to its Goodbye.
 pub(crate) struct Sidecar {
@@ -100,6 +108,8 @@ const MAX_SAID: usize = 64;
 const MAX_MESSAGE: usize = 4 << 20;
 /// As the control plane asks for by default.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
+/// As a real one asks whether a silent connection lives.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// `deny_after` of a sidecar.
 const DENY_AFTER_MS: u64 = 3_600_000;
 /// The wait after a failure where no jitter is asked for.
@@ -187,9 +197,21 @@ impl Sidecar {
         &mut self,
     ) -> Result<(mpsc::Sender<SidecarMessage>, Streaming<ControlMessage>)> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.discovery))?
-            .local_address(Some(self.source))
-            .tcp_nodelay(true);
-        let channel = endpoint.connect().await?;
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_while_idle(true);
+        let (source, discovery) = (SocketAddr::new(self.source, 0), self.discovery);
+        let board = Arc::clone(&self.board);
+        let connect = tower::service_fn(move |_| {
+            let board = Arc::clone(&board);
+            async move {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind(source)?;
+                let stream = socket.connect(discovery).await?;
+                stream.set_nodelay(true)?;
+                io::Result::Ok(TokioIo::new(Counted::new(stream, board)))
+            }
+        });
+        let channel = endpoint.connect_with_connector(connect).await?;
         let (say, said) = mpsc::channel(MAX_SAID);
         self.streams += 1;
         let hello = Hello {

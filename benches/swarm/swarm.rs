@@ -56,6 +56,9 @@ pub(crate) struct Board {
     change_bytes: AtomicU64,
     /// Of chunks of snapshots.
     snapshot_bytes: AtomicU64,
+    /// Of all connections.
+    received: AtomicU64,
+    sent: AtomicU64,
     news: Notify,
 }
 
@@ -76,6 +79,8 @@ pub(crate) struct Counts {
     pub(crate) failures: u64,
     pub(crate) change_bytes: u64,
     pub(crate) snapshot_bytes: u64,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
 }
 
 /// From one address come fewer connections than Linux has ephemeral ports (28,232).
@@ -128,6 +133,8 @@ impl Swarm {
             failures: self.board.failures.load(Ordering::Relaxed),
             change_bytes: self.board.change_bytes.load(Ordering::Relaxed),
             snapshot_bytes: self.board.snapshot_bytes.load(Ordering::Relaxed),
+            received: self.board.received.load(Ordering::Relaxed),
+            sent: self.board.sent.load(Ordering::Relaxed),
         }
     }
 
@@ -229,6 +236,8 @@ impl Board {
             failures: AtomicU64::new(0),
             change_bytes: AtomicU64::new(0),
             snapshot_bytes: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             news: Notify::new(),
         }
     }
@@ -260,6 +269,16 @@ impl Board {
     pub(crate) fn heard_chunk(&self, bytes: usize) {
         self.snapshot_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// So many bytes arrived on a connection.
+    pub(crate) fn received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// So many bytes left on a connection.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// A sidecar has taken a whole snapshot.
