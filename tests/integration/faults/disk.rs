@@ -1,9 +1,13 @@
-//! A disk that cannot sync: `strace` answers in the kernel's place.
+//! A disk that cannot sync: `strace` answers in the kernel's place. A disk that is full: no file may grow.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use tokio::task::JoinHandle;
 
 use super::{
     change,
@@ -11,7 +15,7 @@ use super::{
     start_alone,
     world::{Plan, World},
 };
-use crate::support::{eventually::eventually, relatch::text};
+use crate::support::{eventually::eventually, process::Process, relatch::text};
 
 /// Some of the syncs of a process fail, as they do when a disk is about to die. They are counted for each thread, and
 /// apart for files that are written whole (fsync) and for what is appended (fdatasync).
@@ -23,6 +27,41 @@ pub(super) struct FailingSyncs {
     pub(super) append: String,
     /// Where strace writes what it did.
     pub(super) log: PathBuf,
+}
+
+/// What the files of a process may grow to: each write fails where the disk is full.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LimitedFiles(Pid);
+
+impl LimitedFiles {
+    /// What a shell runs that is about to become the program: a write beyond the limit fails, and ends no process.
+    pub(super) const BEFORE: &str = "trap '' XFSZ";
+
+    pub(super) fn of(process: &Process) -> Self {
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
+        Self(pid.expect("a process has a number"))
+    }
+
+    /// The disk is full from now on.
+    pub(super) fn fill(self) {
+        self.limit(Some(0));
+    }
+
+    /// The disk has room again, some time from now, whatever goes on then.
+    pub(super) fn room_in(self, moment: Duration) -> JoinHandle<()> {
+        tokio::spawn(async move {
+            tokio::time::sleep(moment).await;
+            self.limit(getrlimit(Resource::Fsize).current);
+        })
+    }
+
+    fn limit(self, current: Option<u64>) {
+        let limit = Rlimit {
+            current,
+            ..getrlimit(Resource::Fsize)
+        };
+        prlimit(Some(self.0), Resource::Fsize, limit).expect("it is our process, and it runs");
+    }
 }
 
 impl FailingSyncs {

@@ -1,6 +1,7 @@
 //! What the control plane is asked for and tells: changes, and what it knows of its sidecars.
 
 use std::{
+    collections::HashMap,
     fs, process,
     sync::{
         Arc,
@@ -29,6 +30,8 @@ pub(super) struct Bearer(MetadataValue<Ascii>);
 
 /// The keyring of a run.
 pub(super) const KEYRING: &str = "payments";
+/// The label with a sidecar's number, which tells those apart that have one name. Nothing but the judge looks at it.
+pub(super) const NUMBER: &str = "number";
 /// Between two looks at the fleet.
 const LOOK: Duration = Duration::from_millis(15);
 
@@ -66,8 +69,10 @@ pub(super) fn new_prefix() -> String {
     format!("edge-{}-{world}-", process::id())
 }
 
-/// Notes what the control plane knows of its sidecars, whose names begin with `prefix`, until the run ends.
-pub(super) async fn watch(record: Arc<Record>, mut admin: Admin, prefix: String) {
+/// Notes what the control plane knows of its sidecars until the run ends.
+pub(super) async fn watch(record: Arc<Record>, mut admin: Admin) {
+    // Labels are told of those that have connected since the control plane was started.
+    let mut numbers: HashMap<String, usize> = HashMap::new();
     while !record.has_stopped() {
         let request = admin::GetFleetRequest {
             keyring: KEYRING.to_owned(),
@@ -77,11 +82,14 @@ pub(super) async fn watch(record: Arc<Record>, mut admin: Admin, prefix: String)
             let now = record.now();
             let mut history = record.history();
             for sidecar in fleet.into_inner().sidecars {
-                let number = sidecar.node.strip_prefix(&prefix);
-                let number: Option<usize> = number.and_then(|number| number.parse().ok());
+                if let Some(number) = sidecar.labels.get(NUMBER) {
+                    let number = number.parse().expect("the number of a sidecar");
+                    numbers.insert(sidecar.run_id.clone(), number);
+                }
+                let number = numbers.get(&sidecar.run_id);
                 let held = sidecar.keyrings.first();
                 if let (Some(number), Some(held)) = (number, held)
-                    && let Some(past) = history.sidecars.get_mut(number)
+                    && let Some(past) = history.sidecars.get_mut(*number)
                 {
                     let (applied, durable) = (held.applied_revision, held.durable_revision);
                     if sidecar.connected {

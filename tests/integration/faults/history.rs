@@ -88,6 +88,8 @@ pub(super) struct Span {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
     pub(super) from: Moment,
+    /// When what it holds since then was confirmed at the latest: as the time began, or sooner for what it took from a file.
+    pub(super) confirmed: Moment,
     /// When the way was whole again.
     pub(super) healed: Option<Moment>,
     /// When the sidecar said that it was well again.
@@ -147,6 +149,15 @@ pub(super) enum Expected {
     Either,
 }
 
+/// How much a process owed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Owed {
+    /// Checks that had to be allowed.
+    pub(super) allowed: usize,
+    /// Checks that had to be denied because a command had returned which waits until no process accepts the credential.
+    pub(super) gone: usize,
+}
+
 /// What the checks of a run came to.
 #[derive(Debug, Default)]
 pub(super) struct Judgement {
@@ -195,6 +206,22 @@ impl History {
             }
         }
         judgement
+    }
+
+    /// How much a sidecar owed since a moment.
+    pub(super) fn owed(&self, sidecar: usize, since: Moment) -> Owed {
+        let found = self.found();
+        let checks = self.checks.iter();
+        let checks = checks.filter(|check| check.sidecar == sidecar && check.sent >= since);
+        checks.fold(Owed::default(), |owed, check| {
+            let gone = self.credentials[check.credential].gone;
+            let is_gone = gone.is_some_and(|gone| gone <= check.sent);
+            let is_allowed = self.expected(check, &found) == Expected::Allow;
+            Owed {
+                allowed: owed.allowed + usize::from(is_allowed),
+                gone: owed.gone + usize::from(is_gone),
+            }
+        })
     }
 
     /// When processes first said of credentials that they are good, by sidecar, process and credential.
@@ -358,11 +385,13 @@ impl SidecarPast {
     fn staleness(&self, check: &Check, limits: Limits) -> Staleness {
         let mut staleness = Staleness::None;
         for cut in &self.cut {
-            let is_cut = cut.healed.is_none_or(|healed| check.answered < healed);
-            if is_cut && check.sent > cut.from + limits.deny_after + STALE_WITHIN {
+            let is_cut =
+                cut.from <= check.sent && cut.healed.is_none_or(|healed| check.answered < healed);
+            if is_cut && check.sent > cut.confirmed + limits.deny_after + STALE_WITHIN {
                 return Staleness::Certain;
             }
-            let first = (cut.from + limits.deny_after).saturating_sub(limits.heartbeat);
+            let first = (cut.confirmed + limits.deny_after).saturating_sub(limits.heartbeat);
+            let first = first.max(cut.from);
             let has_recovered = cut
                 .recovered
                 .is_some_and(|recovered| recovered < check.sent);

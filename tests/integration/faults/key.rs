@@ -19,6 +19,12 @@ pub(super) struct IssuedKey {
     version: u32,
 }
 
+/// For how long commands wait that are not to wait for the lost.
+const SHORT: prost_types::Duration = prost_types::Duration {
+    seconds: 2,
+    nanos: 0,
+};
+
 impl World {
     pub(super) const fn keys(&self) -> usize {
         self.keys.len()
@@ -51,10 +57,7 @@ impl World {
     /// Rotates a key that has one version; the old one stays accepted. Gives up after two seconds.
     pub(super) async fn rotate(&mut self, key: usize) {
         let request = admin::StartRotationRequest {
-            timeout: Some(prost_types::Duration {
-                seconds: 2,
-                nanos: 0,
-            }),
+            timeout: Some(SHORT),
             ..admin::StartRotationRequest::default()
         };
         self.rotate_by(key, within_a_moment(request)).await;
@@ -125,10 +128,41 @@ impl World {
         self.revoke_by(key, Request::new(request)).await;
     }
 
-    async fn revoke_by(&mut self, key: usize, mut request: Request<admin::RevokeRequest>) {
+    /// As [`Self::revoke_patiently`], and gives up after two seconds; the key, where it was waited for in vain.
+    pub(super) async fn revoke_impatiently(&mut self, key: usize) -> Option<IssuedKey> {
+        let request = admin::RevokeRequest {
+            wait: true,
+            timeout: Some(SHORT),
+            ..admin::RevokeRequest::default()
+        };
         let key = self.keys.swap_remove(key % self.keys.len());
+        let is_done = self.revoke_of(&key, Request::new(request)).await;
+        (!is_done).then_some(key)
+    }
+
+    /// Asks again for what was waited for in vain, and waits until no sidecar accepts it.
+    pub(super) async fn revoke_again(&mut self, key: &IssuedKey) {
+        let request = admin::RevokeRequest {
+            wait: true,
+            ..admin::RevokeRequest::default()
+        };
+        let is_done = self.revoke_of(key, Request::new(request)).await;
+        assert!(is_done, "nobody accepts it by then");
+    }
+
+    async fn revoke_by(&mut self, key: usize, request: Request<admin::RevokeRequest>) {
+        let key = self.keys.swap_remove(key % self.keys.len());
+        self.revoke_of(&key, request).await;
+    }
+
+    /// Returns whether it is gone everywhere, which only a request that waits is told.
+    async fn revoke_of(
+        &mut self,
+        key: &IssuedKey,
+        mut request: Request<admin::RevokeRequest>,
+    ) -> bool {
         let asked = request.get_mut();
-        asked.key_id = key.id;
+        asked.key_id.clone_from(&key.id);
         "a scenario".clone_into(&mut asked.reason);
         asked.which = Some(revoke_request::Which::All(true));
         let waits = asked.wait;
@@ -138,17 +172,20 @@ impl World {
             self.record.ending(version);
         }
         let Ok(events) = self.admin.revoke(request).await else {
-            return;
+            return false;
         };
+        let mut is_gone = false;
         let mut events = events.into_inner();
         while let Ok(Some(event)) = events.message().await {
             for version in versions.clone() {
                 self.record.ended(version, event.revision);
                 if waits && event.done {
                     self.record.is_gone(version);
+                    is_gone = true;
                 }
             }
         }
+        is_gone
     }
 
     /// Has the old version of a key asked for at one sidecar alone, or nowhere any more.

@@ -10,7 +10,11 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{disk::FailingSyncs, fleet::KEYRING, record::Record};
+use super::{
+    disk::{FailingSyncs, LimitedFiles},
+    fleet::{KEYRING, NUMBER},
+    record::Record,
+};
 use crate::support::{
     envoy::AuthzAddress,
     eventually::eventually,
@@ -24,6 +28,7 @@ use crate::support::{
 pub(super) struct Node {
     pub(super) proxy: FaultProxy,
     pub(super) sidecar: Sidecar,
+    name: String,
     number: usize,
     yaml: String,
     directory: PathBuf,
@@ -35,7 +40,7 @@ pub(super) struct Node {
 /// How a node is made.
 #[derive(Debug)]
 pub(super) struct Setup {
-    /// Its node id.
+    /// Its node id, which others may have, too.
     pub(super) name: String,
     /// Of this node alone.
     pub(super) directory: PathBuf,
@@ -59,7 +64,10 @@ impl Node {
     ) -> Self {
         let proxy = FaultProxy::start(control.discovery()).await;
         let yaml = setup
-            .yaml(sidecar_yaml(&setup.name, proxy.address(), &[KEYRING]))
+            .yaml(
+                number,
+                sidecar_yaml(&setup.name, proxy.address(), &[KEYRING]),
+            )
             .await;
         record.lives(number);
         let sidecar = Sidecar::start(&yaml).await.until_ready().await;
@@ -68,6 +76,7 @@ impl Node {
         Self {
             proxy,
             sidecar,
+            name: setup.name,
             number,
             yaml,
             directory: setup.directory,
@@ -79,6 +88,11 @@ impl Node {
 
     pub(super) const fn is_on_demand(&self) -> bool {
         self.is_on_demand
+    }
+
+    /// Its node id.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Where it is asked.
@@ -118,14 +132,20 @@ impl Node {
 
     /// Starts it again after its end, on a disk of which some syncs fail.
     pub(super) async fn restart_on(&mut self, disk: &FailingSyncs) {
-        self.begin(Some(disk)).await;
+        self.begin(Some(&disk.before())).await;
     }
 
-    async fn begin(&mut self, disk: Option<&FailingSyncs>) {
+    /// Starts it again after its end, on a disk that can be full.
+    pub(super) async fn restart_limited(&mut self) -> LimitedFiles {
+        self.begin(Some(LimitedFiles::BEFORE)).await;
+        LimitedFiles::of(&self.sidecar.process)
+    }
+
+    async fn begin(&mut self, before: Option<&str>) {
         self.sidecar.process.exit().await;
         self.record.lives(self.number);
-        self.sidecar = match disk {
-            Some(disk) => Sidecar::start_after(&disk.before(), &self.yaml).await,
+        self.sidecar = match before {
+            Some(before) => Sidecar::start_after(before, &self.yaml).await,
             None => Sidecar::start(&self.yaml).await,
         };
         self.address.send_replace(self.sidecar.ext_authz());
@@ -209,7 +229,7 @@ impl Node {
 
 impl Setup {
     /// The file of a sidecar, made of what every one has.
-    async fn yaml(&self, plain: String) -> String {
+    async fn yaml(&self, number: usize, plain: String) -> String {
         let mut yaml = plain + &self.settings;
         if self.has_file {
             yaml += &snapshot_settings(&self.directory).await;
@@ -218,6 +238,12 @@ impl Setup {
             assert!(yaml.contains(from), "{from} is not in {yaml}");
             *yaml = yaml.replace(from, to);
         };
+        let id = format!("{{ id: {} }}", self.name);
+        let labelled = format!(
+            "{{ id: {}, labels: {{ {NUMBER}: '{number}' }} }}",
+            self.name
+        );
+        replace(&mut yaml, &id, &labelled);
         if self.has_socket {
             let socket = self.directory.join("authz.sock");
             let listen = format!("\nlisten: unix://{}\n", text(&socket));

@@ -210,8 +210,14 @@ impl Record {
 
     /// Notes that nobody can confirm any more what a sidecar holds.
     pub(super) fn is_cut(&self, sidecar: usize) {
+        self.is_cut_with(sidecar, self.now());
+    }
+
+    /// As [`Self::is_cut`], of a process that begins with what was confirmed by then at the latest.
+    pub(super) fn is_cut_with(&self, sidecar: usize, confirmed: Moment) {
         let cut = Cut {
             from: self.now(),
+            confirmed,
             healed: None,
             recovered: None,
         };

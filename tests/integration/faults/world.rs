@@ -25,7 +25,9 @@ pub(super) struct World {
     pub(super) record: Arc<Record>,
     pub(super) admin: Admin,
     pub(super) keys: Vec<IssuedKey>,
-    has_files: bool,
+    plan: Plan,
+    /// What the names of its sidecars begin with.
+    prefix: String,
     /// What was done to it.
     injections: usize,
     /// The longest time until everything followed again.
@@ -63,6 +65,9 @@ pub(super) struct Report {
 /// The least that the control plane's file may hold. How long a sidecar may serve is for each plan to say.
 const BRISK: &str = "heartbeat: 1s\n";
 
+/// So many checks that were judged at one process prove something.
+const ENOUGH: usize = 20;
+
 /// A sidecar may look a hundred keys up that nobody has, a second after it has used up what it may look up at once.
 const BUDGET_FILLS: Duration = Duration::from_secs(1);
 
@@ -79,7 +84,8 @@ impl World {
             record,
             admin,
             keys: Vec::new(),
-            has_files: plan.has_files,
+            plan: plan.clone(),
+            prefix: new_prefix(),
             injections: 0,
             recovery: Duration::ZERO,
             note: None,
@@ -90,30 +96,11 @@ impl World {
         let never = "rlk_7Qm2Xc91TbKe_0000000000000000000000000000000003Xqnfa".to_owned();
         world.record.add(never, Credential::default());
         world.issue().await;
-        let prefix = new_prefix();
         for number in 0..plan.sidecars {
-            let envoy = plan.envoy.filter(|_| number == 0);
-            let setup = Setup {
-                name: format!("{prefix}{number}"),
-                directory: world.directory(number),
-                settings: plan.settings.clone(),
-                has_file: plan.has_files,
-                has_socket: envoy.is_some(),
-                is_on_demand: plan.is_last_on_demand && number + 1 == plan.sidecars,
-            };
-            let node = Node::start(number, &world.control, setup, &world.record).await;
-            let record = Arc::clone(&world.record);
-            if let Some(version) = envoy {
-                let address = node.sidecar.ext_authz();
-                let consumer = Consumer::start(record, number, address, version).await;
-                world.tasks.spawn(consumer.run());
-            } else {
-                let asker = Asker::new(record, number, node.address());
-                world.tasks.spawn(asker.run());
-            }
-            world.nodes.push(node);
+            let name = format!("{}{number}", world.prefix);
+            world.start_node(name, plan.has_files).await;
         }
-        let watcher = fleet::watch(Arc::clone(&world.record), world.admin.clone(), prefix);
+        let watcher = fleet::watch(Arc::clone(&world.record), world.admin.clone());
         world.tasks.spawn(watcher);
         world.issue().await;
         world.follows().await;
@@ -121,6 +108,40 @@ impl World {
             world.is_kept().await;
         }
         world
+    }
+
+    /// Starts one more sidecar with its askers.
+    async fn start_node(&mut self, name: String, has_file: bool) {
+        let number = self.nodes.len();
+        let envoy = self.plan.envoy.filter(|_| number == 0);
+        let setup = Setup {
+            name,
+            directory: self.directory(number),
+            settings: self.plan.settings.clone(),
+            has_file,
+            has_socket: envoy.is_some(),
+            is_on_demand: self.plan.is_last_on_demand && number + 1 == self.plan.sidecars,
+        };
+        let node = Node::start(number, &self.control, setup, &self.record).await;
+        let record = Arc::clone(&self.record);
+        if let Some(version) = envoy {
+            let address = node.sidecar.ext_authz();
+            let consumer = Consumer::start(record, number, address, version).await;
+            self.tasks.spawn(consumer.run());
+        } else {
+            let asker = Asker::new(record, number, node.address());
+            self.tasks.spawn(asker.run());
+        }
+        self.nodes.push(node);
+    }
+
+    /// Starts a sidecar with the node id of another one, as a copied configuration does, and waits until it is ready; its
+    /// number.
+    pub(super) async fn start_namesake(&mut self, of: usize, has_file: bool) -> usize {
+        let name = self.nodes[of].name().to_owned();
+        self.start_node(name, has_file).await;
+        self.injected();
+        self.nodes.len() - 1
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -134,7 +155,7 @@ impl World {
 
     /// Whether its sidecars keep snapshot files.
     pub(super) const fn has_files(&self) -> bool {
-        self.has_files
+        self.plan.has_files
     }
 
     /// Asks a sidecar many times at once over one connection, and gives every second call up after a moment. The others are
@@ -219,6 +240,30 @@ impl World {
     /// Notes that nobody can confirm any more what a sidecar holds.
     pub(super) fn is_cut(&self, number: usize) {
         self.record.is_cut(number);
+    }
+
+    /// As [`Self::is_cut`], of a process that begins with a file in which nothing is newer than that.
+    pub(super) fn is_cut_with(&self, number: usize, confirmed: Moment) {
+        self.record.is_cut_with(number, confirmed);
+    }
+
+    /// Waits until checks were judged at a sidecar since a moment that had to be allowed.
+    pub(super) async fn owes_allows(&self, number: usize, since: Moment) {
+        eventually("checks had to be allowed there", async || {
+            let owed = self.record.history().owed(number, since);
+            (owed.allowed > ENOUGH).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until checks were judged at a sidecar since a moment that had to be denied, of what a command had promised to be
+    /// gone.
+    pub(super) async fn owes_what_is_gone(&self, number: usize, since: Moment) {
+        eventually("checks of what is gone were judged there", async || {
+            let owed = self.record.history().owed(number, since);
+            (owed.gone > ENOUGH).then_some(())
+        })
+        .await;
     }
 
     /// Notes that the way of a sidecar's confirmations is about to be whole again.

@@ -217,6 +217,7 @@ fn a_keyring_that_nobody_confirms_must_be_denied_from_its_limit_on() {
     };
     history.sidecars[0].cut = vec![Cut {
         from: at(22),
+        confirmed: at(22),
         healed: Some(at(45)),
         recovered: Some(at(60)),
     }];
@@ -232,6 +233,34 @@ fn a_keyring_that_nobody_confirms_must_be_denied_from_its_limit_on() {
     assert_wrong(&mut history, &check(44, 46), &[], &all);
     assert_wrong(&mut history, &check(50, 51), &[], &all);
     assert_wrong(&mut history, &check(61, 62), &[denied()], &[ALLOWED]);
+
+    // What it has held since 24 was last confirmed at 14; until then it was confirmed all the while.
+    history.sidecars[0].cut[0].from = at(24);
+    history.sidecars[0].cut[0].confirmed = at(14);
+    assert_wrong(&mut history, &check(22, 23), &[denied()], &[ALLOWED]);
+    assert_wrong(&mut history, &check(22, 24), &[], &all);
+    assert_wrong(&mut history, &check(24, 26), &[], &all);
+    let right = [denied(), failed()];
+    assert_wrong(&mut history, &check(26, 27), &[ALLOWED], &right);
+    history.sidecars[0].cut[0].from = at(30);
+    assert_wrong(&mut history, &check(26, 27), &[denied()], &[ALLOWED]);
+    assert_wrong(&mut history, &check(30, 31), &[ALLOWED], &right);
+}
+
+#[test]
+fn what_a_process_owed_is_told_for_each_apart() {
+    let mut history = history();
+    history.credentials[0].gone = Some(at(70));
+    history.sidecars.push(SidecarPast::default());
+    history.checks = [(21, 22), (48, 49), (55, 56), (69, 71), (70, 71)]
+        .map(|(sent, answered)| check(sent, answered))
+        .to_vec();
+    let owed = history.owed(0, at(0));
+    assert_eq!((owed.allowed, owed.gone), (2, 1));
+    let owed = history.owed(0, at(22));
+    assert_eq!((owed.allowed, owed.gone), (1, 1));
+    let owed = history.owed(1, at(0));
+    assert_eq!((owed.allowed, owed.gone), (0, 0));
 }
 
 #[test]
