@@ -450,6 +450,17 @@ impl Judgement {
     pub(super) const fn is_enough(&self) -> bool {
         self.must_allow > 50 && self.must_deny > 50
     }
+
+    /// Fails the test on a wrong decision.
+    pub(super) fn assert_right(&self) {
+        let wrong = &self.wrong;
+        assert!(
+            wrong.is_empty(),
+            "{} wrong decisions, the first of them:\n{}",
+            wrong.len(),
+            wrong[..wrong.len().min(5)].join("\n")
+        );
+    }
 }
 
 impl fmt::Display for Judgement {

@@ -141,6 +141,7 @@ async fn a_namesake_goes_on_where_nobody_reaches_it() {
         for both in [first, second] {
             world.owes_what_is_gone(both, cut).await;
         }
+        world.assert_right();
         world.is_healed(first);
         world.nodes[first].proxy.set(Fault::None);
         world.follows().await;

@@ -266,6 +266,12 @@ impl World {
         .await;
     }
 
+    /// Fails the test on a wrong decision so far: for where one that goes wrong may never follow again.
+    pub(super) fn assert_right(&self) {
+        let judgement = self.record.history().judge();
+        judgement.assert_right();
+    }
+
     /// Notes that the way of a sidecar's confirmations is about to be whole again.
     pub(super) fn is_healed(&self, number: usize) {
         self.record.is_healed(number);
@@ -379,13 +385,7 @@ impl World {
 impl Report {
     /// Fails the test on a wrong decision, or when nothing was judged.
     pub(super) fn assert_right(&self) {
-        let wrong = &self.judgement.wrong;
-        assert!(
-            wrong.is_empty(),
-            "{} wrong decisions, the first of them:\n{}",
-            wrong.len(),
-            wrong[..wrong.len().min(5)].join("\n")
-        );
+        self.judgement.assert_right();
         assert!(
             self.judgement.is_enough(),
             "too few checks were judged: {}",
