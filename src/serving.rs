@@ -478,7 +478,12 @@ impl Serving {
         let is_forgotten = gone == Gone::Forgotten;
         let age = now.boot.saturating_since(ended);
         let gap = Gap {
-            keyrings: run.keyrings.into_keys().collect(),
+            keyrings: run.keyrings.keys().cloned().collect(),
+            held: if is_forgotten {
+                run.keyrings
+            } else {
+                BTreeMap::new()
+            },
             complete_until: run.complete_until,
             last_seen: run.last_seen,
             until: now.wall.saturating_sub(age),

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{About, RunKey};
+use super::{About, Holding, RunKey};
 use crate::{
     clock::BootTime,
     key::{KeyringName, Timestamp},
@@ -33,6 +33,8 @@ pub struct Gap {
     pub(super) newest_stream: u64,
     /// Its process is known to have ended.
     pub(super) has_ended: bool,
+    /// What it may serve all the same: of one that is forgotten, which may come back.
+    pub(super) held: BTreeMap<KeyringName, Holding>,
 }
 
 /// The gaps that matter still.

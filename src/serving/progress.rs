@@ -6,7 +6,7 @@ use super::{Held, Target};
 use crate::key::{Epoch, Revision, Timestamp};
 
 /// What a run has confirmed of a keyring.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The history.
     pub epoch: Epoch,

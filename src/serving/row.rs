@@ -92,13 +92,8 @@ impl Row {
     pub(super) fn of_run(key: &RunKey, run: &Run, now: Now) -> Self {
         let connected = run.is_connected();
         let holding = |(name, held): (&KeyringName, &Holding)| {
-            let rest = (!run.is_answered(held)).then(|| millis(held.rest(now.boot)));
-            let record = HoldingRecord {
-                granted_ms: millis(held.granted),
-                rest_ms: rest,
-                is_on_demand: !held.may_be_in_file(now.boot),
-            };
-            (name.clone(), record)
+            let rest = (!run.is_answered(held)).then(|| held.rest(now.boot));
+            (name.clone(), HoldingRecord::of(held, rest, now))
         };
         let record = Record {
             stream: run.newest_stream,
@@ -129,8 +124,13 @@ impl Row {
     }
 
     pub(super) fn of_gap(key: &RunKey, gap: &Gap, now: Now) -> Self {
+        let holding = |(name, held): (&KeyringName, &Holding)| {
+            let rest = Some(held.rest(now.boot));
+            (name.clone(), HoldingRecord::of(held, rest, now))
+        };
         let record = Record {
             stream: gap.newest_stream,
+            keyrings: gap.held.iter().map(holding).collect(),
             gap: Some(GapRecord {
                 age_ms: u64::try_from(gap.age(now.boot).as_millis()).unwrap_or(u64::MAX),
                 has_ended: gap.has_ended,
@@ -192,7 +192,7 @@ impl Row {
         };
         if let Some(until) = self.gone_at {
             let record = record.unwrap_or_default();
-            let kept = record.gap.unwrap_or(GapRecord {
+            let kept = record.gap.as_ref().unwrap_or(&GapRecord {
                 age_ms: 0,
                 has_ended: false,
                 is_forgotten: false,
@@ -208,6 +208,7 @@ impl Row {
                 age_before: Duration::from_millis(kept.age_ms),
                 newest_stream: record.stream,
                 has_ended: kept.has_ended,
+                held: held_of(record.keyrings, now),
             };
             serving.gaps.load(self.key, gap);
             return Ok(());
@@ -252,16 +253,29 @@ impl Row {
             has_told_all: ended.has_told_all,
             last_write: ended.last_write,
         });
-        run.keyrings = keyrings
-            .into_iter()
-            .map(|(name, held)| (name, held.load(now)))
-            .collect();
+        run.keyrings = held_of(keyrings, now);
         serving.runs.insert(self.key, run);
         Ok(())
     }
 }
 
+fn held_of(
+    records: BTreeMap<KeyringName, HoldingRecord>,
+    now: Now,
+) -> BTreeMap<KeyringName, Holding> {
+    let records = records.into_iter();
+    records.map(|(name, held)| (name, held.load(now))).collect()
+}
+
 impl HoldingRecord {
+    fn of(held: &Holding, rest: Option<Duration>, now: Now) -> Self {
+        Self {
+            granted_ms: millis(held.granted),
+            rest_ms: rest.map(millis),
+            is_on_demand: !held.may_be_in_file(now.boot),
+        }
+    }
+
     fn load(&self, now: Now) -> Holding {
         let granted = Duration::from_millis(self.granted_ms);
         let rest = self

@@ -62,7 +62,7 @@ pub struct About {
 }
 
 /// What a run holds of a keyring.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
     /// What it has confirmed.
     pub progress: Progress,
@@ -134,20 +134,19 @@ impl Run {
         }
     }
 
-    /// A run that was not in the book any more. Its counts have grown on: its next report tells what it saw meanwhile.
+    /// A run that was not in the book any more. Its counts have grown on: its next report tells what it saw meanwhile. One that
+    /// was forgotten may serve what it was granted.
     pub(super) fn back(gap: Option<Gap>, now: Now) -> Self {
         let mut run = Self::new(About::default(), now.wall);
-        if let Some(gap) = gap {
+        if let Some(mut gap) = gap {
             let ended = now.boot.saturating_sub(gap.age(now.boot));
-            let over = |name| {
-                let holding = Holding {
-                    until: Some(ended),
-                    ..Holding::default()
-                };
+            let holding = |name| {
+                let mut holding = gap.held.remove(&name).unwrap_or_default();
+                holding.until = holding.until.max(Some(ended));
                 (name, holding)
             };
             run.complete_until = gap.complete_until;
-            run.keyrings = gap.keyrings.into_iter().map(over).collect();
+            run.keyrings = gap.keyrings.into_iter().map(holding).collect();
         }
         run
     }

@@ -1009,6 +1009,33 @@ fn a_forgotten_run_that_comes_back_begins_anew() {
     }
 }
 
+#[test]
+fn a_forgotten_run_that_comes_back_counts_for_what_it_was_granted() {
+    let mut book = Book::new();
+    let key = book.connect(hello("a"));
+    book.answer(&key, HOUR);
+    book.lose(&key);
+    book.advance(10 * MINUTE);
+    let rest = STRETCHED_HOUR.saturating_sub(10 * MINUTE);
+    book.serving.forget(&key, book.now).expect("it is lost");
+    let mut next = Book::restored(book.written(), start());
+    for book in [&mut book, &mut next] {
+        // It may not have the keyring any more, and has not dropped it yet.
+        let forbidden = Held {
+            is_admitted: false,
+            ..held(3)
+        };
+        book.connect(Hello {
+            stream: 2,
+            keyrings: BTreeMap::from([(name(), forbidden)]),
+            ..hello("a")
+        });
+        assert!(!book.has_reached(applied(9)));
+        book.lose(&key);
+        book.assert_serves_for(&key, rest);
+    }
+}
+
 // What confirms.
 
 #[test]
