@@ -1,6 +1,7 @@
-//! A model of everything that the rule is about: control planes that restart, sidecars whose clocks drift, stop and step,
-//! files, copies and volumes that move, links that cut, freeze and deliver late. Schedules are drawn from a seed, and the
-//! three promises are judged after every step. A schedule that breaks one is made smaller and printed.
+//! A model of everything that the rule is about: control planes that restart, here or elsewhere, whose wall clocks step and
+//! whose writes to the store fail; sidecars whose clocks drift, stop and step, and which hold all keys or those that they have
+//! looked up; files, copies and volumes that move; links that cut, freeze and deliver late. Schedules are drawn from a seed, and
+//! the three promises are judged after every step. A schedule that breaks one is made smaller and printed.
 //!
 //! Each hole that the rule closes can be planted: the model has to find it.
 
@@ -45,6 +46,25 @@ enum Plant {
     FreshBeforeFolded,
     /// A file that was copied serves.
     CopyServes,
+    /// A sidecar is sent what there is although its row could not be saved.
+    HelloBeforeSaved,
+    /// An answer leaves although what it grants could not be saved.
+    AnswerBeforeSaved,
+    /// What is left of a bound is counted down by the control plane's wall clock.
+    CountedByWallClock,
+    /// Where keys are held on demand, the versions of one key are held apart.
+    SiblingsApart,
+}
+
+/// How a write to the store fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// Nothing is written.
+    Refused,
+    /// Rows are saved, and none are removed.
+    Torn,
+    /// All is written, and nobody is told so.
+    Unheard,
 }
 
 /// A step of a schedule. Numbers are reduced to what there is when the step is made; a step that is not possible does
@@ -57,6 +77,7 @@ enum Step {
         node: u8,
         with_file: bool,
         patient: bool,
+        on_demand: bool,
     },
     Kill(u8),
     /// A process crashes, a Hello of it still on its way, and starts again in its place.
@@ -94,12 +115,23 @@ enum Step {
     Retire(u8),
     Restart {
         generous: bool,
+        /// On another machine, with another boot clock.
+        elsewhere: bool,
     },
+    SetControlWall(i64),
     /// Answers grant less from now on, or as much as before.
     Limit {
         generous: bool,
     },
+    /// What is left of bounds is on its way to the store,
     WriteDown,
+    /// and has arrived.
+    Written,
+    /// So many of the next writes to the store fail.
+    Failing(Failure, u8),
+    Forget(u8),
+    /// The cache of a sidecar that holds keys on demand makes room.
+    Evict(u8),
     Rule {
         node: u8,
         allowed: bool,
@@ -130,8 +162,16 @@ impl Random {
         self.below(many) == 0
     }
 
+    fn failure(&mut self) -> Failure {
+        match self.below(4) {
+            0 => Failure::Torn,
+            1 => Failure::Unheard,
+            _ => Failure::Refused,
+        }
+    }
+
     fn step(&mut self) -> Step {
-        match self.below(100) {
+        match self.below(109) {
             0..=8 => Step::Pass(match self.below(4) {
                 0 => 1 + self.below(400),
                 1 => 1_000 + self.below(4_000),
@@ -143,6 +183,7 @@ impl Random {
                 node: self.any(),
                 with_file: !self.one_in(3),
                 patient: self.one_in(2),
+                on_demand: self.one_in(4),
             },
             14 => Step::Kill(self.any()),
             15 => Step::Crash(self.any()),
@@ -171,7 +212,7 @@ impl Random {
             41..=48 => Step::Up(self.any()),
             49..=55 => Step::Down(self.any()),
             56..=60 => Step::Ask(self.any()),
-            62..=65 => Step::Use(self.any(), self.any()),
+            61..=65 => Step::Use(self.any(), self.any()),
             66..=75 => Step::Settle(self.any()),
             76..=78 => Step::Stage,
             79..=83 => Step::HandOver,
@@ -180,15 +221,25 @@ impl Random {
             90..=92 => Step::Retire(self.any()),
             93 => Step::Restart {
                 generous: self.one_in(2),
+                elsewhere: self.one_in(2),
             },
-            94..=95 => Step::Limit {
+            94..=95 | 107..=108 => Step::Limit {
                 generous: self.one_in(2),
             },
             96..=97 => Step::WriteDown,
-            _ => Step::Rule {
+            98..=99 => Step::Rule {
                 node: self.any(),
                 allowed: self.one_in(2),
             },
+            100 => {
+                let hours = i64::try_from(1 + self.below(72)).unwrap_or(1);
+                let by = hours * 3_600_000;
+                Step::SetControlWall(if self.one_in(2) { by } else { -by })
+            }
+            101..=102 => Step::Written,
+            103..=104 => Step::Failing(self.failure(), 1 + self.any() % 3),
+            105 => Step::Forget(self.any()),
+            _ => Step::Evict(self.any()),
         }
     }
 }
@@ -281,19 +332,23 @@ macro_rules! finds {
 }
 
 finds! {
-    it_finds_a_lease_that_is_taken_for_evidence: LeaseIsEvidence from 700,
-    it_finds_an_age_that_counts_from_the_arrival: AgeFromArrival from 800,
-    it_finds_a_goodbye_that_is_taken_for_the_end_of_the_file: GoodbyeIsGone from 100,
+    it_finds_a_lease_that_is_taken_for_evidence: LeaseIsEvidence from 2800,
+    it_finds_an_age_that_counts_from_the_arrival: AgeFromArrival from 7000,
+    it_finds_a_goodbye_that_is_taken_for_the_end_of_the_file: GoodbyeIsGone from 300,
     it_finds_a_namesake_that_supersedes: NamesakeSupersedes from 0,
-    it_finds_a_confirmation_from_memory: ConfirmedFromMemory from 1500,
-    it_finds_a_grant_that_is_ignored: GrantIgnored from 500,
-    it_finds_a_sidecars_clock_in_the_evidence: SidecarsClock from 18_400,
-    it_finds_a_stale_rest: StaleRest from 5800,
-    it_finds_a_bound_that_a_smaller_grant_lowers: LoweredBound from 75_400,
-    it_finds_the_end_of_a_run_that_is_taken_for_the_end_of_its_file: RunProofIsFileProof from 100,
-    it_finds_a_late_hello_of_a_dead_predecessor: LateHello from 192_400,
-    it_finds_a_late_dropped: LateDropped from 13_700,
-    it_finds_a_volume_that_moved: MovedVolume from 2100,
-    it_finds_what_is_fresh_before_it_is_folded: FreshBeforeFolded from 1000,
-    it_finds_a_copy_that_serves: CopyServes from 84_000,
+    it_finds_a_confirmation_from_memory: ConfirmedFromMemory from 4300,
+    it_finds_a_grant_that_is_ignored: GrantIgnored from 800,
+    it_finds_a_sidecars_clock_in_the_evidence: SidecarsClock from 35_000,
+    it_finds_a_stale_rest: StaleRest from 8000,
+    it_finds_a_bound_that_a_smaller_grant_lowers: LoweredBound from 445_100,
+    it_finds_the_end_of_a_run_that_is_taken_for_the_end_of_its_file: RunProofIsFileProof from 300,
+    it_finds_a_late_hello_of_a_dead_predecessor: LateHello from 13_000,
+    it_finds_a_late_dropped: LateDropped from 44_000,
+    it_finds_a_volume_that_moved: MovedVolume from 1000,
+    it_finds_what_is_fresh_before_it_is_folded: FreshBeforeFolded from 29_500,
+    it_finds_a_copy_that_serves: CopyServes from 44_300,
+    it_finds_a_hello_whose_row_is_not_saved: HelloBeforeSaved from 0,
+    it_finds_an_answer_whose_grant_is_not_saved: AnswerBeforeSaved from 0,
+    it_finds_a_wait_that_the_wall_clock_measures: CountedByWallClock from 500,
+    it_finds_siblings_that_are_held_apart: SiblingsApart from 0,
 }

@@ -1,6 +1,9 @@
 //! Machines, their clocks and volumes, and the sidecars that run on them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What every wall clock says as a schedule begins: a thousand days, so that none is ever set back to a time before all times.
+const BEGIN: i64 = 86_400_000_000;
 
 /// A machine with two clocks, of which one is true within half a per cent.
 #[derive(Clone, Debug)]
@@ -35,6 +38,9 @@ pub(super) struct File {
     pub(super) written_as: u64,
     pub(super) boot: u64,
     pub(super) machine: usize,
+    pub(super) writer: usize,
+    /// Somebody answers for whatever serves from it.
+    pub(super) is_forgotten: bool,
     pub(super) write: u64,
     pub(super) view: View,
     pub(super) confirmed: Option<Asked>,
@@ -74,7 +80,11 @@ pub(super) struct Sidecar {
     pub(super) file_id: String,
     pub(super) begun_from_write: u64,
     pub(super) writes: u64,
+    /// The run that wrote the file from which it goes on, until the control plane has welcomed it.
+    pub(super) goes_on_from: Option<usize>,
     pub(super) view: View,
+    /// It holds nothing but what it has looked up, in memory alone: these versions.
+    pub(super) on_demand: Option<BTreeSet<usize>>,
     pub(super) durable: View,
     pub(super) confirmed: Option<Asked>,
     pub(super) grant: u64,
@@ -103,6 +113,8 @@ pub(super) enum Up {
         beat: u64,
         uses: BTreeMap<usize, (u64, i64)>,
     },
+    /// A version is presented that it does not hold.
+    Lookup(usize),
     Dropped,
     Goodbye {
         erased: bool,
@@ -113,8 +125,15 @@ pub(super) enum Up {
 /// What a control plane says.
 #[derive(Clone, Debug)]
 pub(super) enum Down {
+    /// Whatever it holds is not to be used again.
+    Anew,
     State(u64),
     Lane(u64),
+    /// What it looked up.
+    Found {
+        version: usize,
+        head: u64,
+    },
     Answer {
         beat: u64,
         head: u64,
@@ -165,7 +184,7 @@ impl Machine {
         Self {
             boot: 1,
             boot_us: 0,
-            wall: 0,
+            wall: BEGIN,
             rate,
             pauses,
             volume: None,
@@ -192,6 +211,13 @@ impl Machine {
         self.boot_us = 0;
     }
 
+    /// Its boot clock is another one, which says anything and has a speed of its own.
+    pub(super) fn replace(&mut self, boot: u64, rate: u64) {
+        self.boot += 1;
+        self.boot_us = boot * 1_000;
+        self.rate = rate;
+    }
+
     pub(super) const fn now(&self) -> Asked {
         Asked {
             boot: self.boot_us / 1_000,
@@ -209,6 +235,12 @@ impl Asked {
 }
 
 impl Sidecar {
+    pub(super) fn holds(&self, version: usize) -> bool {
+        self.on_demand
+            .as_ref()
+            .is_none_or(|held| held.contains(&version))
+    }
+
     /// Whether it answers checks from what it holds.
     pub(super) fn is_fresh(&self, now: Asked, ignores_grant: bool) -> bool {
         let limit = if ignores_grant {

@@ -1,0 +1,107 @@
+//! The judge of what sidecars answer, and of what is retired.
+
+use super::{
+    super::{
+        Plant,
+        machine::{Sidecar, View},
+    },
+    IDLE_FOR, Version, World,
+};
+
+/// A promise is broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) enum Violation {
+    /// A sidecar denies a version that was handed out.
+    Denied { run: usize, version: usize },
+    /// A sidecar accepts a version that none should accept any more.
+    Accepted { run: usize, version: usize },
+    /// A version was retired as unused, and was used.
+    Used { version: usize },
+}
+
+impl World {
+    /// Whether what every sidecar would answer now is what was promised.
+    pub(super) fn judge(&self) -> Result<(), Violation> {
+        for (run, sidecar) in self.sidecars.iter().enumerate() {
+            let now = self.machines[sidecar.machine].now();
+            if !sidecar.is_fresh(now, self.plant == Plant::GrantIgnored) {
+                continue;
+            }
+            for (version, state) in self.versions.iter().enumerate() {
+                let handed_over = state.handed_over.is_some();
+                let is_promised = handed_over && !self.may_deny.contains(&(version, run));
+                if is_promised && self.denies(sidecar, version) {
+                    return Err(Violation::Denied { run, version });
+                }
+                let is_denied = state.is_denied && !self.may_accept.contains(&(version, run));
+                if is_denied && self.accepts(sidecar, version) {
+                    return Err(Violation::Accepted { run, version });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a sidecar accepts a version from what it holds.
+    pub(super) fn accepts(&self, sidecar: &Sidecar, version: usize) -> bool {
+        sidecar.holds(version) && self.versions[version].is_accepted_in(sidecar.view)
+    }
+
+    /// Whether a sidecar does not know a version, once it is cut off. One that holds keys on demand may know none; if it
+    /// accepts one of them, it has to know the others.
+    fn denies(&self, sidecar: &Sidecar, version: usize) -> bool {
+        let state = &self.versions[version];
+        if sidecar.on_demand.is_none() {
+            return sidecar.view.applied < state.staged;
+        }
+        let has_ended = state.revoked.is_some() || state.retired.is_some();
+        let mut others = (0..self.versions.len()).filter(|other| *other != version);
+        !has_ended
+            && !self.accepts(sidecar, version)
+            && others.any(|other| self.accepts(sidecar, other))
+    }
+
+    /// Whether a version that is retired was idle for long enough at any time since the last use of which the control plane
+    /// was told, and since it was replaced.
+    pub(super) fn was_idle(&self, version: usize) -> bool {
+        // The clocks by which that is measured are true within one per cent.
+        let enough = IDLE_FOR - IDLE_FOR / 100 - 1;
+        let replaced = self.versions[version].replaced_at;
+        let mut since = replaced.map_or(0, |at| at.true_time);
+        let checks = self.used.get(&version).map_or(&[][..], Vec::as_slice);
+        let is_told = |run| self.told.get(&(run, version)).map_or(0, |told| told.uses);
+        let told = checks
+            .iter()
+            .filter(|check| check.number <= is_told(check.run));
+        since = told
+            .map(|check| check.true_time)
+            .max()
+            .map_or(since, |last| last.max(since));
+        let mut moments = checks.iter().map(|check| check.true_time);
+        let mut is_idle = |until: u64| {
+            let is_enough = until.saturating_sub(since) >= enough;
+            since = since.max(until);
+            is_enough
+        };
+        moments.any(&mut is_idle) || is_idle(self.true_time)
+    }
+}
+
+impl Version {
+    /// Whether a sidecar that holds it accepts it, at what it has applied.
+    fn is_accepted_in(&self, view: View) -> bool {
+        let revoked_through = view.revoked_through.max(view.applied);
+        self.staged <= view.applied
+            && self.revoked.is_none_or(|at| at > revoked_through)
+            && self.retired.is_none_or(|at| at > view.applied)
+    }
+
+    /// Whether it is accepted at a revision.
+    pub(super) fn is_live_at(&self, head: u64) -> bool {
+        let all = View {
+            applied: head,
+            revoked_through: head,
+        };
+        self.is_accepted_in(all)
+    }
+}
