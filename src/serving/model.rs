@@ -46,9 +46,9 @@ enum Plant {
     FreshBeforeFolded,
     /// A file that was copied serves.
     CopyServes,
-    /// A sidecar is sent what there is although its row could not be saved.
+    /// A sidecar is sent what there is before its row is saved.
     HelloBeforeSaved,
-    /// An answer leaves although what it grants could not be saved.
+    /// An answer leaves before what it grants is saved.
     AnswerBeforeSaved,
     /// What is left of a bound is counted down by the control plane's wall clock.
     CountedByWallClock,

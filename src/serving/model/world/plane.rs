@@ -132,7 +132,7 @@ impl World {
             return;
         };
         let kept = self.rows.get(&key).cloned();
-        if !self.save() && self.plant != Plant::HelloBeforeSaved {
+        if self.plant != Plant::HelloBeforeSaved && !self.save() {
             self.serving.stream_ended(&key, number, now);
             self.refuse(stream);
             return;
@@ -253,7 +253,7 @@ impl World {
         match granted {
             Ok(true) => {}
             Ok(false) => {
-                if !self.save() && self.plant != Plant::AnswerBeforeSaved {
+                if self.plant != Plant::AnswerBeforeSaved && !self.save() {
                     return;
                 }
             }
