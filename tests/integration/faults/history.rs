@@ -384,13 +384,13 @@ impl SidecarPast {
 
     fn staleness(&self, check: &Check, limits: Limits) -> Staleness {
         let mut staleness = Staleness::None;
-        for cut in &self.cut {
+        for (number, cut) in self.cut.iter().enumerate() {
             let is_cut =
                 cut.from <= check.sent && cut.healed.is_none_or(|healed| check.answered < healed);
             if is_cut && check.sent > cut.confirmed + limits.deny_after + STALE_WITHIN {
                 return Staleness::Certain;
             }
-            let first = (cut.confirmed + limits.deny_after).saturating_sub(limits.heartbeat);
+            let first = self.confirmed_since(number, limits) + limits.deny_after;
             let first = first.max(cut.from);
             let has_recovered = cut
                 .recovered
@@ -400,6 +400,24 @@ impl SidecarPast {
             }
         }
         staleness
+    }
+
+    /// When what is held since a cut was confirmed at the earliest. A file says every so often only how fresh it is: when a
+    /// process is killed soon after it has recovered, it says what it said before that.
+    fn confirmed_since(&self, cut: usize, limits: Limits) -> Moment {
+        let Cut {
+            from, confirmed, ..
+        } = self.cut[cut];
+        let earliest = confirmed.saturating_sub(limits.heartbeat);
+        let mut ends = self.lives.iter().filter_map(|life| life.to);
+        if !ends.any(|end| earliest <= end && end <= from) {
+            return earliest;
+        }
+        let before = self.cut[..cut].iter().rposition(|before| {
+            let is_over = before.recovered.is_some_and(|over| over <= earliest);
+            before.from <= earliest && !is_over
+        });
+        before.map_or(earliest, |before| self.confirmed_since(before, limits))
     }
 }
 

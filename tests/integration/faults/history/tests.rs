@@ -248,6 +248,45 @@ fn a_keyring_that_nobody_confirms_must_be_denied_from_its_limit_on() {
 }
 
 #[test]
+fn a_file_may_say_what_it_said_before_the_process_recovered() {
+    let all = [ALLOWED, denied(), failed()];
+    let mut history = history();
+    history.credentials[0].ended = None;
+    history.limits = Limits {
+        deny_after: at(10),
+        heartbeat: at(3),
+    };
+    acked(&mut history.sidecars[0], "boot", 35, 9, 9);
+    let cut = |from, recovered| Cut {
+        from: at(from),
+        confirmed: at(from),
+        healed: recovered,
+        recovered,
+    };
+    for (recovered, killed, is_stale_at_once) in [
+        (36, Some(40), false),
+        (37, Some(40), false),
+        (38, Some(40), true),
+        (39, Some(40), true),
+        (39, None, false),
+    ] {
+        let sidecar = &mut history.sidecars[0];
+        sidecar.cut = vec![cut(22, Some(at(recovered))), cut(40, None)];
+        sidecar.lives = vec![life(0, 0, killed)];
+        if killed.is_some() {
+            sidecar.lives.push(life(40, 40, None));
+        }
+        if is_stale_at_once {
+            assert_wrong(&mut history, &check(40, 41), &[], &all);
+        } else {
+            assert_wrong(&mut history, &check(40, 41), &[denied()], &[ALLOWED]);
+            assert_wrong(&mut history, &check(46, 47), &[], &all);
+        }
+        assert_wrong(&mut history, &check(52, 53), &[ALLOWED], &[denied()]);
+    }
+}
+
+#[test]
 fn what_a_process_owed_is_told_for_each_apart() {
     let mut history = history();
     history.credentials[0].gone = Some(at(70));
