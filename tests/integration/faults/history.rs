@@ -269,6 +269,9 @@ impl History {
         match sidecar.staleness(check, self.limits) {
             Staleness::Certain => return Expected::Deny,
             Staleness::Possible => return Expected::Either,
+            Staleness::None if sidecar.may_have_begun_stale(check, self.limits, found) => {
+                return Expected::Either;
+            }
             Staleness::None => {}
         }
         let is_promised = credential.handed_over.is_some_and(|handed_over| {
@@ -344,9 +347,7 @@ impl SidecarPast {
         let is_from_disk = acks.any(|ack| {
             ack.life < life && issued.revision <= Some(ack.durable) && ack.at < check.sent
         });
-        let is_well = self.lives[life].well.is_some_and(|well| well < check.sent);
-        let first = found.any.get(&(check.sidecar, life));
-        is_from_disk || is_well || first.is_some_and(|first| *first < check.sent)
+        is_from_disk || self.was_answered(life, check, found)
     }
 
     /// Whether the process that lives was seen to have a revision on its disk.
@@ -402,22 +403,47 @@ impl SidecarPast {
         staleness
     }
 
-    /// When what is held since a cut was confirmed at the earliest. A file says every so often only how fresh it is: when a
-    /// process is killed soon after it has recovered, it says what it said before that.
+    /// When what is held since a cut was confirmed at the earliest.
     fn confirmed_since(&self, cut: usize, limits: Limits) -> Moment {
         let Cut {
             from, confirmed, ..
         } = self.cut[cut];
         let earliest = confirmed.saturating_sub(limits.heartbeat);
         let mut ends = self.lives.iter().filter_map(|life| life.to);
-        if !ends.any(|end| earliest <= end && end <= from) {
-            return earliest;
+        if ends.any(|end| earliest <= end && end <= from) {
+            self.file_since(earliest, limits)
+        } else {
+            earliest
         }
-        let before = self.cut[..cut].iter().rposition(|before| {
+    }
+
+    /// When what a file holds was confirmed at the earliest. A file says only every so often how fresh it is: when a process is
+    /// killed soon after it has recovered, the file says what it said before that.
+    fn file_since(&self, earliest: Moment, limits: Limits) -> Moment {
+        let before = self.cut.iter().rposition(|before| {
             let is_over = before.recovered.is_some_and(|over| over <= earliest);
             before.from <= earliest && !is_over
         });
         before.map_or(earliest, |before| self.confirmed_since(before, limits))
+    }
+
+    /// Whether a process that began with a file may have been stale until it was answered.
+    fn may_have_begun_stale(&self, check: &Check, limits: Limits, found: &Found) -> bool {
+        let Some(life) = self.life_of(check) else {
+            return false;
+        };
+        let Some(killed) = life.checked_sub(1).and_then(|former| self.lives[former].to) else {
+            return false;
+        };
+        let since = self.file_since(killed.saturating_sub(limits.heartbeat), limits);
+        !self.was_answered(life, check, found) && since + limits.deny_after <= check.answered
+    }
+
+    /// Whether a process was seen to be ready, or to allow something, before the check.
+    fn was_answered(&self, life: usize, check: &Check, found: &Found) -> bool {
+        let is_well = self.lives[life].well.is_some_and(|well| well < check.sent);
+        let first = found.any.get(&(check.sidecar, life));
+        is_well || first.is_some_and(|first| *first < check.sent)
     }
 }
 

@@ -284,6 +284,20 @@ fn a_file_may_say_what_it_said_before_the_process_recovered() {
         }
         assert_wrong(&mut history, &check(52, 53), &[ALLOWED], &[denied()]);
     }
+
+    // The link is whole as it begins: it is stale until it is answered.
+    for (recovered, is_stale_at_once) in [(37, false), (38, true)] {
+        let sidecar = &mut history.sidecars[0];
+        sidecar.cut = vec![cut(22, Some(at(recovered)))];
+        sidecar.lives = vec![life(0, 0, Some(40)), life(40, 40, None)];
+        sidecar.lives[1].well = Some(at(44));
+        if is_stale_at_once {
+            assert_wrong(&mut history, &check(41, 42), &[], &all);
+        } else {
+            assert_wrong(&mut history, &check(41, 42), &[denied()], &[ALLOWED]);
+        }
+        assert_wrong(&mut history, &check(45, 46), &[denied()], &[ALLOWED]);
+    }
 }
 
 #[test]
