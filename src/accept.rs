@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use crate::telemetry::seldom::Seldom;
+use crate::seldom::Seldom;
 
 /// Tells of what a listener cannot accept, and holds it back while there is room for nothing.
 #[derive(Debug)]

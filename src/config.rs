@@ -25,10 +25,7 @@ pub use error::{ConfigError, Problem};
 pub use reader::Places;
 pub use sidecar::SidecarSettings;
 pub use sink::SinkSettings;
-pub use value::{
-    ControlEndpoint, Listen, LogFormat, LogSettings, NodeName, OtlpEndpoint, ParseValueError,
-    TelemetrySettings,
-};
+pub use value::{ControlEndpoint, Listen, LogFormat, LogSettings, OtlpEndpoint, TelemetrySettings};
 
 /// A file that was found to be right; its text is a summary in one line.
 #[derive(Clone, Debug)]

@@ -2,13 +2,12 @@
 //!
 //! The way of a change: [`admin`] checks who asks for what; an operation of [`crate::key`] plans it; a [`journal`]
 //! commits it to the store at the revision that the plan saw, and folds it into the keyring that is [`served`]; its
-//! [`feed`] encodes it once; the sessions of [`crate::discovery`] bring it to the sidecars, whose acks the [`fleet`]
+//! [`feed`] encodes it once; the sessions of [`stream`] bring it to the sidecars, whose acks the [`fleet`]
 //! notes; a [`rotation`] waits for them. What a call has handed out, `calls` keeps for a while. A [`sink`] takes the secret of a rotation that no caller waits for. The
 //! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, [`webhook`]s are told of what
 //! was committed, and [`plane`] puts the parts together, on the [`data`] that one process owns.
 
 pub mod admin;
-pub mod admission;
 pub mod bearers;
 pub mod bells;
 pub(crate) mod calls;
@@ -32,6 +31,7 @@ pub mod served;
 pub mod sink;
 pub mod spans;
 pub mod steps;
+pub mod stream;
 pub mod token;
 pub mod usage;
 pub mod webhook;

@@ -10,15 +10,16 @@
 //!
 //! The way of a key, from an operator to every sidecar: `cli` calls `control/admin`, `key/operation` plans a change,
 //! `control/journal` commits it to the `store`, `key/keyring` folds it in, `control/feed` encodes it,
-//! `discovery/session` sends it, `discovery/client` and `discovery/receiver` take it, `keyring/mirror` applies it and
+//! `control/stream/session` sends it, `follow/client` and `follow/receiver` receive it, `keyring/mirror` applies it and
 //! publishes the next view, and `control/fleet` notes the ack for which `control/rotation` waits. From there
-//! `snapshot/recorder` and `snapshot/keeper` bring it to the sidecar's disk, and `snapshot/begin` takes it back at a start.
+//! `snapshot/recorder` and `snapshot/keeper` bring it to the sidecar's disk, and `sidecar/begin` loads it at a start.
 //!
 //! [`key`] is the domain and pure. [`authz`] and [`keyring`] are the data path, and the connections of [`sidecar`];
-//! [`control`] and [`discovery`] are the control path. [`tls`] makes their connections safe beyond this machine. The
-//! daemons are put together in [`sidecar`] and [`control::plane`].
+//! [`control`] and [`follow`] are the two ends of the control path, and [`wire`] is what they share. [`tls`] makes their
+//! connections safe beyond this machine. The daemons are put together in [`sidecar`] and [`control::plane`].
 
 pub mod accept;
+pub mod admission;
 pub mod authz;
 pub mod budget;
 mod causes;
@@ -27,12 +28,14 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod core_dumps;
-pub mod discovery;
 mod duration;
+pub mod follow;
 pub mod http;
 pub mod key;
 pub mod keyring;
+pub mod node_name;
 pub mod outbound;
+mod parse;
 mod preflight;
 mod printable;
 pub mod proto;
@@ -41,6 +44,7 @@ pub mod readiness;
 #[path = "../tests/integration/support/reserved.rs"]
 mod reserved;
 pub mod secret_file;
+pub mod seldom;
 pub mod serving;
 pub mod shutdown;
 pub mod sidecar;
@@ -48,3 +52,5 @@ pub mod snapshot;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;
+pub mod wire;

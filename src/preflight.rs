@@ -26,7 +26,6 @@ use crate::{
         secrets::{self, SecretFileError},
         sink::{file::FileSink, vault::VaultSink},
     },
-    discovery::token::{SidecarToken, TokenFileError},
     secret_file::{self, PrivateFileError},
     sidecar::listener::Occupant,
     snapshot::{
@@ -35,6 +34,7 @@ use crate::{
     },
     store::{Named, Ownership, SqliteStore, StoreError, StoreOwner},
     tls::{Authorities, Credentials, TlsError, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles},
+    wire::token::{SidecarToken, TokenFileError},
 };
 
 /// Something that is not as the file says.

@@ -7,6 +7,7 @@
 //! doing, and the [`delay`] of each worker is measured.
 
 mod advertised;
+pub(crate) mod begin;
 mod call;
 mod connection;
 mod delay;
@@ -35,21 +36,17 @@ use crate::{
     authz::Authorizer,
     clock::{Clock, LatestWall},
     config::{Listen, SidecarSettings},
-    discovery::{
+    follow::{
         client::{Client, Hold},
         receiver::Receiver,
     },
     http::{HttpServer, Pages},
     key::RandomError,
     keyring::Keyrings,
-    proto::discovery as wire,
+    proto::discovery,
     readiness::Readiness,
     shutdown::Shutdown,
-    snapshot::{
-        begin::{self, BeginError, Begun, Empty, KeptFile},
-        disk::Disk,
-        keeper::Keeper,
-    },
+    snapshot::{disk::Disk, keeper::Keeper},
     telemetry::{
         check::CheckTelemetry,
         export::{ExportError, SpanPipeline, SpanSource},
@@ -59,6 +56,7 @@ use crate::{
     },
     tls::{Credentials, TlsClient, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse},
 };
+use begin::{BeginError, Begun, Empty, KeptFile};
 use connection::Services;
 use listener::{Endpoint, Listener};
 use lock::RunLock;
@@ -312,7 +310,7 @@ impl Holdings {
         let lock = lock.map(RunLock::of_file);
         let hold = Hold {
             lock: lock.as_ref().and_then(|lock| lock.to_wire(&clock)),
-            snapshot_file: Some(wire::SnapshotFile {
+            snapshot_file: Some(discovery::SnapshotFile {
                 id: id.as_bytes().to_vec().into(),
                 begun_from_write,
             }),
@@ -428,8 +426,8 @@ fn start_spans(
         .transpose()
 }
 
-fn node(settings: &SidecarSettings) -> wire::Node {
-    wire::Node {
+fn node(settings: &SidecarSettings) -> discovery::Node {
+    discovery::Node {
         id: settings.node.id.to_string(),
         cluster: settings.node.cluster.to_string(),
         labels: settings.node.labels.clone().into_iter().collect(),

@@ -7,7 +7,6 @@
 //! it says. At a start, [`begin`] takes the state back, and [`pulse`] tells how old it is. At an orderly stop, a [`closer`]
 //! removes it, where that is configured.
 
-pub mod begin;
 pub mod closer;
 pub mod disk;
 pub mod error;

@@ -11,8 +11,4 @@ pub mod lines;
 pub mod logs;
 pub mod metrics;
 pub mod process;
-pub mod seldom;
 pub mod snapshot;
-mod traceparent;
-
-pub use traceparent::TraceParent;

@@ -8,12 +8,12 @@ use std::{
 };
 
 use ::relatch::{
-    discovery::backoff,
     proto::discovery::{
         Ack, Beat, ControlMessage, Goodbye, Hello, Node, PROTOCOL, SidecarMessage, Subscription,
         Usage, control_message, keyring_discovery_client::KeyringDiscoveryClient,
         sidecar_message::Kind,
     },
+    wire::backoff,
 };
 use anyhow::{Result, ensure};
 use hyper_util::rt::TokioIo;

@@ -6,8 +6,8 @@ use std::{error::Error, fmt::Debug, fs, os::unix::fs::PermissionsExt};
 use relatch::{
     config::{self, ConfigError, control, sidecar},
     control::secrets,
-    discovery::token::SidecarToken,
     snapshot::SnapshotKey,
+    wire::token::SidecarToken,
 };
 use tempfile::NamedTempFile;
 

@@ -11,11 +11,7 @@ use std::{
 use prost::Message as _;
 use relatch::{
     clock::{Clock, ManualClock},
-    discovery::{
-        item,
-        receiver::{Leave, Outcome, Receiver},
-        settings,
-    },
+    follow::receiver::{Leave, Outcome, Receiver},
     key::{
         AllowedSources, Epoch, KeyDigest, KeyId, KeyRecord, KeyState, KeyringName, MasterPepper,
         Pepper, PepperId, Prefix, PresentedKey, Revision, Scopes, Timestamp, VersionNumber, Window,
@@ -24,7 +20,8 @@ use relatch::{
         KeyringSettings, Keyrings, Mode, Slot, Staleness,
         on_demand::{Answer as Looked, CacheSettings, Finding, Waiting},
     },
-    proto::discovery::{self as wire, control_message::Kind, sidecar_message::Kind as Answer},
+    proto::discovery::{self, control_message::Kind, sidecar_message::Kind as Answer},
+    wire::{item, settings},
 };
 
 use super::input::Input;
@@ -118,7 +115,7 @@ impl Sidecar {
 
     fn take_serialized(&mut self, input: &mut Input<'_>) {
         let len = usize::from(u16::from_be_bytes([input.byte(), input.byte()]));
-        if let Ok(message) = wire::ControlMessage::decode(input.bytes(len))
+        if let Ok(message) = discovery::ControlMessage::decode(input.bytes(len))
             && let Some(kind) = message.kind
         {
             self.take(&kind);
@@ -144,7 +141,7 @@ impl Sidecar {
                 self.take(&Kind::BeatAnswer(answer));
             }
             6 => {
-                let start = wire::Start {
+                let start = discovery::Start {
                     keyring: which.name().to_string(),
                     epoch: self.epoch(which, input),
                     revision: self.revision(which, input),
@@ -169,7 +166,7 @@ impl Sidecar {
     fn take(&mut self, kind: &Kind) {
         let before = Which::ALL.map(|which| self.position(which));
         let poison = poison(kind);
-        let outcome = self.receiver.receive(wire::ControlMessage {
+        let outcome = self.receiver.receive(discovery::ControlMessage {
             kind: Some(kind.clone()),
         });
         match &outcome {
@@ -240,15 +237,16 @@ impl Sidecar {
     fn note_revocations(&mut self, kind: &Kind) {
         let (keyring, items) = match kind {
             Kind::Delta(delta) => {
-                let delta = wire::Delta::decode(delta.clone()).expect("it was taken");
+                let delta = discovery::Delta::decode(delta.clone()).expect("it was taken");
                 (delta.keyring, delta.revocations)
             }
             Kind::Revocations(message) => {
-                let message = wire::Revocations::decode(message.clone()).expect("it was taken");
+                let message =
+                    discovery::Revocations::decode(message.clone()).expect("it was taken");
                 (message.keyring, message.items)
             }
             Kind::LookupResult(result) => {
-                let is_revoked = |found: &wire::Item| {
+                let is_revoked = |found: &discovery::Item| {
                     item::decode(found).is_ok_and(|record| record.state == KeyState::Revoked)
                 };
                 let items = result.item.iter().chain(&result.siblings);
@@ -319,7 +317,7 @@ impl Sidecar {
         let (first, second) = items.split_at(cut);
         let hashes = items.iter().map(item::hash);
         let set_digest = hashes.fold(0_u64, u64::wrapping_add);
-        let chunk = |index, last, items: &[wire::Item]| wire::SnapshotChunk {
+        let chunk = |index, last, items: &[discovery::Item]| discovery::SnapshotChunk {
             keyring: which.name().to_string(),
             epoch,
             revision,
@@ -342,20 +340,20 @@ impl Sidecar {
         }
     }
 
-    fn delta(&self, which: Which, input: &mut Input<'_>) -> wire::Delta {
+    fn delta(&self, which: Which, input: &mut Input<'_>) -> discovery::Delta {
         let epoch = self.epoch(which, input);
         let prev_revision = self.revision(which, input);
         let removed = input.byte();
-        wire::Delta {
+        discovery::Delta {
             keyring: which.name().to_string(),
             epoch,
             prev_revision,
             revision: self.revision(which, input),
             nonce: 1,
-            revocations: items(input, Some(wire::KeyState::Revoked)),
+            revocations: items(input, Some(discovery::KeyState::Revoked)),
             upserts: items(input, None),
             removals: (0..removed % 3)
-                .map(|number| wire::ItemRef {
+                .map(|number| discovery::ItemRef {
                     name: format!("removal {number}"),
                     digest: match removed {
                         0xf0.. => b"short".to_vec().into(),
@@ -366,19 +364,19 @@ impl Sidecar {
         }
     }
 
-    fn revocations(&self, which: Which, input: &mut Input<'_>) -> wire::Revocations {
-        wire::Revocations {
+    fn revocations(&self, which: Which, input: &mut Input<'_>) -> discovery::Revocations {
+        discovery::Revocations {
             keyring: which.name().to_string(),
             epoch: self.epoch(which, input),
             revision: self.revision(which, input),
             nonce: 1,
-            items: items(input, Some(wire::KeyState::Revoked)),
+            items: items(input, Some(discovery::KeyState::Revoked)),
             ..Default::default()
         }
     }
 
     /// The answer to a beat, mostly to one that is sent just now.
-    fn beat_answer(&mut self, which: Which, input: &mut Input<'_>) -> wire::BeatAnswer {
+    fn beat_answer(&mut self, which: Which, input: &mut Input<'_>) -> discovery::BeatAnswer {
         let Some(Answer::Beat(beat)) = self.receiver.next_beat().kind else {
             panic!("it asks for nothing");
         };
@@ -407,11 +405,11 @@ impl Sidecar {
             let hashes = view.announced().map(|announced| announced.hash);
             hashes.fold(0, u64::wrapping_add)
         });
-        wire::BeatAnswer {
+        discovery::BeatAnswer {
             beat,
             sent_at: time(input.byte()),
             beat_every_ms: u32::from(shape) * 100,
-            keyrings: vec![wire::KeyringPulse {
+            keyrings: vec![discovery::KeyringPulse {
                 keyring: which.name().to_string(),
                 epoch,
                 revision,
@@ -421,7 +419,7 @@ impl Sidecar {
         }
     }
 
-    fn lookup_result(&self, which: Which, input: &mut Input<'_>) -> wire::LookupResult {
+    fn lookup_result(&self, which: Which, input: &mut Input<'_>) -> discovery::LookupResult {
         let (epoch, revision) = (self.epoch(which, input), self.revision(which, input));
         let key = input.byte();
         let item = match input.byte() {
@@ -430,7 +428,7 @@ impl Sidecar {
             0x30.. => Some(item_of(key, input, None)),
         };
         let siblings = (1..=key >> 6).map(|next| item_of(key.wrapping_add(next), input, None));
-        wire::LookupResult {
+        discovery::LookupResult {
             keyring: which.name().to_string(),
             epoch,
             revision,
@@ -504,14 +502,14 @@ fn assert_is_revoked(state: KeyState) {
 
 /// The names of the items of a message that cannot be read.
 fn poison(kind: &Kind) -> Option<Vec<String>> {
-    let unreadable = |items: &[wire::Item]| {
+    let unreadable = |items: &[discovery::Item]| {
         let unreadable = items.iter().filter(|found| item::decode(found).is_err());
         unreadable
             .map(|found| found.name.clone())
             .collect::<Vec<_>>()
     };
     // A revocation needs no more than its digest.
-    let unrevoked = |items: &[wire::Item]| {
+    let unrevoked = |items: &[discovery::Item]| {
         let unreadable = items.iter();
         let unreadable = unreadable.filter(|found| item::digest_of(&found.record).is_none());
         unreadable
@@ -520,7 +518,7 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
     };
     match kind {
         Kind::Delta(delta) => {
-            let delta = wire::Delta::decode(delta.clone()).ok()?;
+            let delta = discovery::Delta::decode(delta.clone()).ok()?;
             let mut names = unrevoked(&delta.revocations);
             names.extend(unreadable(&delta.upserts));
             let removals = delta.removals.iter();
@@ -529,11 +527,11 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
             Some(names)
         }
         Kind::Revocations(message) => {
-            let message = wire::Revocations::decode(message.clone()).ok()?;
+            let message = discovery::Revocations::decode(message.clone()).ok()?;
             Some(unrevoked(&message.items))
         }
         Kind::Snapshot(chunk) => {
-            let chunk = wire::SnapshotChunk::decode(chunk.clone()).ok()?;
+            let chunk = discovery::SnapshotChunk::decode(chunk.clone()).ok()?;
             Some(unreadable(&chunk.items))
         }
         Kind::Settings(_)
@@ -606,7 +604,7 @@ fn digest_of(key: u8) -> &'static KeyDigest {
     &known()[usize::from(key % KEYS)].digest
 }
 
-fn settings_of(which: Which, input: &mut Input<'_>) -> wire::KeyringSettings {
+fn settings_of(which: Which, input: &mut Input<'_>) -> discovery::KeyringSettings {
     let settings = KeyringSettings {
         prefix: Prefix::default(),
         issued_only: false,
@@ -625,7 +623,7 @@ fn settings_of(which: Which, input: &mut Input<'_>) -> wire::KeyringSettings {
 }
 
 /// Some items, seldom many, and at times one that cannot be read.
-fn items(input: &mut Input<'_>, state: Option<wire::KeyState>) -> Vec<wire::Item> {
+fn items(input: &mut Input<'_>, state: Option<discovery::KeyState>) -> Vec<discovery::Item> {
     let count = input.byte();
     let items = (0..count % 4).map(|_| {
         let key = input.byte();
@@ -638,14 +636,14 @@ fn items(input: &mut Input<'_>, state: Option<wire::KeyState>) -> Vec<wire::Item
         0xf0.. => (usize::from(count % 16), String::new()),
         _ => (0, String::new()),
     };
-    items.extend((0..poisoned).map(|number| wire::Item {
+    items.extend((0..poisoned).map(|number| discovery::Item {
         name: format!("{number}{more}"),
         record: b"\xff".to_vec().into(),
     }));
     items
 }
 
-fn item_of(key: u8, input: &mut Input<'_>, state: Option<wire::KeyState>) -> wire::Item {
+fn item_of(key: u8, input: &mut Input<'_>, state: Option<discovery::KeyState>) -> discovery::Item {
     let shape = input.byte();
     let key_id: KeyId = "0123456789ab".parse().expect("an id");
     let record = KeyRecord {
@@ -664,7 +662,7 @@ fn item_of(key: u8, input: &mut Input<'_>, state: Option<wire::KeyState>) -> wir
         rotation: None,
     };
     let mut item = item::encode(&record);
-    let mut message = wire::KeyVersion::decode(item.record.clone()).expect("just encoded");
+    let mut message = discovery::KeyVersion::decode(item.record.clone()).expect("just encoded");
     match (shape, state) {
         (0xfe.., _) => message.digest = b"short".to_vec().into(),
         (0xfc.., _) => message.state = 99,

@@ -11,17 +11,21 @@ use prost::Message as _;
 use relatch::{
     clock::Clock,
     control::{
-        catalog::Catalog, fleet::Fleet, metrics::ControlMetrics, pace::Pace, usage::UsageBook,
+        catalog::Catalog,
+        fleet::Fleet,
+        metrics::ControlMetrics,
+        pace::Pace,
+        stream::{server::DiscoveryServer, session::Terms},
+        usage::UsageBook,
     },
-    discovery::{server::DiscoveryServer, session::Terms},
     key::{
         AllowedSources, KeyId, KeyringName, MasterPepper, Pepper, PepperId, Prefix, Scopes, Secret,
         Timestamp, Window,
         operation::{self, KeySpec, Which},
     },
     proto::discovery::{
-        self as wire, control_message::Kind as Told,
-        keyring_discovery_client::KeyringDiscoveryClient, sidecar_message::Kind,
+        self, control_message::Kind as Told, keyring_discovery_client::KeyringDiscoveryClient,
+        sidecar_message::Kind,
     },
     serving::Run,
     store::{SqliteOptions, SqliteStore, Store},
@@ -84,9 +88,9 @@ struct Stream {
     fleet: Arc<Fleet>,
     usage: Arc<UsageBook>,
     tasks: TaskTracker,
-    say: mpsc::UnboundedSender<wire::SidecarMessage>,
+    say: mpsc::UnboundedSender<discovery::SidecarMessage>,
     /// None when the control plane has refused it.
-    told: Option<tonic::Streaming<wire::ControlMessage>>,
+    told: Option<tonic::Streaming<discovery::ControlMessage>>,
     /// The sequences of the reports.
     reported: BTreeSet<u64>,
     /// The numbers of the beats.
@@ -241,22 +245,22 @@ impl Stream {
         }
     }
 
-    fn check_told(&self, message: wire::ControlMessage) {
+    fn check_told(&self, message: discovery::ControlMessage) {
         let newest = newest();
         match message
             .kind
             .expect("a control plane says nothing without content")
         {
             Told::Snapshot(chunk) => {
-                let chunk = wire::SnapshotChunk::decode(chunk).expect("it is serialized");
+                let chunk = discovery::SnapshotChunk::decode(chunk).expect("it is serialized");
                 assert_eq!(chunk.revision, newest);
             }
             Told::Delta(delta) => {
-                let delta = wire::Delta::decode(delta).expect("it is serialized");
+                let delta = discovery::Delta::decode(delta).expect("it is serialized");
                 assert!(delta.prev_revision < delta.revision && delta.revision <= newest);
             }
             Told::Revocations(message) => {
-                let message = wire::Revocations::decode(message).expect("it is serialized");
+                let message = discovery::Revocations::decode(message).expect("it is serialized");
                 assert!(message.revision <= newest);
             }
             Told::UsageAck(ack) => {
@@ -349,15 +353,15 @@ impl Input<'_> {
 
 fn serialized(input: &mut Input<'_>) -> Option<Kind> {
     let len = usize::from(u16::from_be_bytes([input.byte(), input.byte()]));
-    let message = wire::SidecarMessage::decode(input.bytes(len)).ok()?;
+    let message = discovery::SidecarMessage::decode(input.bytes(len)).ok()?;
     message.kind
 }
 
-fn hello(input: &mut Input<'_>) -> wire::Hello {
+fn hello(input: &mut Input<'_>) -> discovery::Hello {
     let labels = input.byte();
     let labels = (0..labels % 4).map(|_| (input.text(), input.text()));
     let labels = labels.collect();
-    let node = wire::Node {
+    let node = discovery::Node {
         id: input.text(),
         cluster: input.text(),
         labels,
@@ -368,7 +372,7 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
         let (keyring, epoch) = (input.keyring(), input.epoch());
         let revision = input.number(newest());
         let digest = input.byte();
-        wire::Subscription {
+        discovery::Subscription {
             keyring,
             epoch,
             revision,
@@ -376,18 +380,18 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
             mode: i32::from(input.byte() % 3),
             revoked_through: revision.wrapping_sub(u64::from(digest % 4)),
             deny_after_ms: input.number(60_000),
-            partial: (digest >= 0x80).then(|| wire::PartialSnapshot {
+            partial: (digest >= 0x80).then(|| discovery::PartialSnapshot {
                 id: u64::from(digest % 2),
                 chunks: u32::from(digest),
             }),
         }
     });
     let subscriptions = subscriptions.collect();
-    wire::Hello {
+    discovery::Hello {
         node: Some(node),
         run_id: input.text(),
         subscriptions,
-        protocol: wire::PROTOCOL,
+        protocol: discovery::PROTOCOL,
         stream: 1,
         ..Default::default()
     }
@@ -395,7 +399,7 @@ fn hello(input: &mut Input<'_>) -> wire::Hello {
 
 fn act(input: &mut Input<'_>) -> Option<Kind> {
     let kind = match input.byte() % 10 {
-        0 | 1 => Kind::Ack(wire::Ack {
+        0 | 1 => Kind::Ack(discovery::Ack {
             keyring: input.keyring(),
             epoch: input.epoch(),
             nonce: u64::from(input.byte()),
@@ -406,15 +410,15 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
         }),
         2 => {
             let count = input.byte() % 8;
-            let item = wire::RejectedItem {
+            let item = discovery::RejectedItem {
                 name: input.text(),
                 reason: input.text(),
             };
-            let numbered = |number: usize| wire::RejectedItem {
+            let numbered = |number: usize| discovery::RejectedItem {
                 name: format!("{number} {}", item.name),
                 reason: item.reason.clone(),
             };
-            Kind::Nack(wire::Nack {
+            Kind::Nack(discovery::Nack {
                 keyring: input.keyring(),
                 epoch: input.epoch(),
                 nonce: 1,
@@ -426,11 +430,11 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
                 ..Default::default()
             })
         }
-        3 => Kind::Resync(wire::Resync {
+        3 => Kind::Resync(discovery::Resync {
             keyring: input.keyring(),
             reason: i32::from(input.byte() % 8),
         }),
-        4 => Kind::Lookup(wire::Lookup {
+        4 => Kind::Lookup(discovery::Lookup {
             keyring: input.keyring(),
             digest: match input.byte() {
                 0xf0.. => b"short".to_vec().into(),
@@ -439,12 +443,12 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
         }),
         5 | 6 => Kind::Usage(usage(input)),
         7 => Kind::Hello(hello(input)),
-        8 => Kind::Beat(wire::Beat {
+        8 => Kind::Beat(discovery::Beat {
             number: input.number(8),
         }),
         _ => match input.byte() {
             0x80.. => return serialized(input),
-            _ => Kind::Goodbye(wire::Goodbye {
+            _ => Kind::Goodbye(discovery::Goodbye {
                 ..Default::default()
             }),
         },
@@ -452,11 +456,11 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
     Some(kind)
 }
 
-fn usage(input: &mut Input<'_>) -> wire::Usage {
+fn usage(input: &mut Input<'_>) -> discovery::Usage {
     let sequence = input.number(8);
     let end = input.byte();
     let versions = input.byte() % 4;
-    let versions = (0..versions).map(|_| wire::VersionUsage {
+    let versions = (0..versions).map(|_| discovery::VersionUsage {
         key_id: match input.byte() {
             0xf0.. => input.text(),
             byte => key_id(byte % (KEYS + 1)).to_string(),
@@ -467,7 +471,7 @@ fn usage(input: &mut Input<'_>) -> wire::Usage {
         first_used_ms: input.number(1_000_000_000_000).cast_signed(),
         last_used_ms: input.number(1_000_000_000_000).cast_signed(),
         callers: (0..input.byte() % 32)
-            .map(|_| wire::Caller {
+            .map(|_| discovery::Caller {
                 source: input.text(),
                 user_agent: input.text(),
                 route: input.text(),
@@ -477,14 +481,14 @@ fn usage(input: &mut Input<'_>) -> wire::Usage {
             .collect(),
     });
     let versions = versions.collect();
-    wire::Usage {
+    discovery::Usage {
         sequence,
         complete_until_beat: match end {
             0x40.. => u64::from(end % 8),
             _ => 0,
         },
         is_final: end >= 0xf0,
-        keyrings: vec![wire::KeyringUsage {
+        keyrings: vec![discovery::KeyringUsage {
             keyring: input.keyring(),
             versions,
         }],
@@ -524,8 +528,8 @@ fn check_run(run: &Run) {
     }
 }
 
-fn message(kind: Kind) -> wire::SidecarMessage {
-    wire::SidecarMessage { kind: Some(kind) }
+fn message(kind: Kind) -> discovery::SidecarMessage {
+    discovery::SidecarMessage { kind: Some(kind) }
 }
 
 fn newest() -> u64 {

@@ -2,7 +2,6 @@
 //! written, and is then read as the same.
 
 use relatch::{
-    discovery::item,
     key::Timestamp,
     keyring::Restored,
     snapshot::{
@@ -12,6 +11,7 @@ use relatch::{
         seal::{FrameKind, Header, Sealer},
         write,
     },
+    wire::item,
 };
 
 /// The first byte says what the others are: an even number, the bytes of a file; an odd one, the plaintexts of frames, each

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{decision::Decision, question::MalformedRequest};
-use crate::telemetry::TraceParent;
+use crate::trace::TraceParent;
 
 /// One check, after it was answered. Holds nothing of the request.
 #[derive(Clone, Copy, Debug)]

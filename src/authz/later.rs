@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     keyring::on_demand::{Answer, Waiting},
-    telemetry::TraceParent,
+    trace::TraceParent,
 };
 
 /// A serialized `CheckResponse` that is not known yet. Dropping it takes the check back.

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     key::Timestamp, keyring::HeldKey, proto::auth::header_value_option::HeaderAppendAction,
-    telemetry::TraceParent,
+    trace::TraceParent,
 };
 use writer::Writer;
 

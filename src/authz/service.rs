@@ -29,7 +29,7 @@ use crate::{
     clock::{BootTime, Clock, LatestWall, Reading},
     key::{KeyDigest, KeyState, Timestamp},
     keyring::{Caller, Keyrings, Slot, on_demand::KeyCache},
-    telemetry::TraceParent,
+    trace::TraceParent,
 };
 
 /// Answers checks from the keyrings that this sidecar holds.

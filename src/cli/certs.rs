@@ -14,9 +14,9 @@ use zeroize::Zeroizing;
 
 use super::{Exit, Failure, Session, output::View};
 use crate::{
-    config::NodeName,
     control::secrets,
     key::Timestamp,
+    node_name::NodeName,
     tls::{
         Identity,
         dev::{DevAuthority, DevPair, Subject},

@@ -23,8 +23,7 @@ use crate::{
     authz,
     clock::Clock,
     config::{
-        ControlEndpoint, ControlSettings, Listen, LogSettings, NodeName, OtlpEndpoint,
-        SidecarSettings,
+        ControlEndpoint, ControlSettings, Listen, LogSettings, OtlpEndpoint, SidecarSettings,
     },
     control::{
         data::{self, Data, DataError, NewData},
@@ -32,6 +31,7 @@ use crate::{
         secrets,
     },
     key::{KeyringName, Timestamp},
+    node_name::NodeName,
     proto::admin,
     readiness::Readiness,
     secret_file,

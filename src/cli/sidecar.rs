@@ -7,7 +7,8 @@ use clap::Args;
 use super::{Exit, Failure, Session, daemon};
 use crate::{
     clock::Clock,
-    config::{self, ControlEndpoint, Listen, NodeName},
+    config::{self, ControlEndpoint, Listen},
+    node_name::NodeName,
     shutdown::Shutdown,
     sidecar::Sidecar,
 };

@@ -20,7 +20,7 @@ use super::{
     value::{self, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 use crate::{
-    control::{admission::Admission, bearers::BearerFile},
+    admission::{Admission, BearerFile},
     duration::written,
     tls::TlsFiles,
 };

@@ -20,10 +20,7 @@ use super::{
     tls::{
         ClientTls, PlaintextError, RawClientTls, RawListener, RawServer, refuse_plaintext_listener,
     },
-    value::{
-        self, ControlEndpoint, Listen, LogSettings, NodeName, RawLog, RawTelemetry,
-        TelemetrySettings,
-    },
+    value::{self, ControlEndpoint, Listen, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 use crate::{
     authz::{self, Notices, SettingsParts},
@@ -31,6 +28,7 @@ use crate::{
     duration::written,
     key::KeyringName,
     keyring::{Mode, Staleness},
+    node_name::NodeName,
     tls::TlsFiles,
 };
 

@@ -16,13 +16,11 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{
     reader::{Findings, Text},
-    value::{Listen, ParseValueError},
+    value::Listen,
 };
 use crate::{
-    control::{
-        admission::{Admission, AdmissionRule, KeyringGrant, NodePattern},
-        bearers::BearerFile,
-    },
+    admission::{Admission, AdmissionRule, BearerFile, KeyringGrant, NodePattern},
+    parse::ParseValueError,
     tls::{Authorities, Identity, TlsFiles, TrustDomain, domain_text, files::OwnFiles},
 };
 

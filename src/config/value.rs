@@ -5,7 +5,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
-    sync::Arc,
 };
 
 use ::http::Uri;
@@ -16,7 +15,7 @@ use super::{
     reader::{Findings, Text},
     tls::refuse_plaintext_client,
 };
-use crate::budget::Rate;
+use crate::{budget::Rate, parse::ParseValueError};
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +33,6 @@ pub struct ControlEndpoint(Uri);
 /// The address of an OTLP collector: `http://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpEndpoint(Uri);
-
-/// The name of a node or cluster: 1 to 253 of `A-Z`, `a-z`, `0-9` and `. _ -`, as long as a DNS name may be.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeName(Arc<str>);
 
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,11 +62,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// A text that is not a valid value; says what is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ParseValueError(&'static str);
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTelemetry {
@@ -84,12 +74,6 @@ pub(super) struct RawTelemetry {
 pub(super) struct RawLog {
     format: Option<Text>,
     level: Option<Text>,
-}
-
-impl ParseValueError {
-    pub(super) const fn new(rule: &'static str) -> Self {
-        Self(rule)
-    }
 }
 
 impl Listen {
@@ -118,13 +102,13 @@ impl FromStr for Listen {
             {
                 Ok(Self::Unix(path.into()))
             } else {
-                Err(ParseValueError(
+                Err(ParseValueError::new(
                     "use unix:///path with an absolute path of at most 107 bytes",
                 ))
             };
         }
         text.parse().map(Self::Tcp).map_err(|_| {
-            ParseValueError(
+            ParseValueError::new(
                 "use an IP address with a port, such as 127.0.0.1:9001, or unix:///path",
             )
         })
@@ -168,7 +152,7 @@ impl FromStr for ControlEndpoint {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: ParseValueError =
-            ParseValueError("use https://host:port, or on this machine http://127.0.0.1:9010");
+            ParseValueError::new("use https://host:port, or on this machine http://127.0.0.1:9010");
         let endpoint = Self(base_uri(text).ok_or(FORM)?);
         if !matches!(endpoint.0.scheme_str(), Some("http" | "https")) {
             return Err(FORM);
@@ -194,7 +178,7 @@ impl FromStr for OtlpEndpoint {
         base_uri(text)
             .filter(|uri| uri.scheme_str() == Some("http"))
             .map(Self)
-            .ok_or(ParseValueError(
+            .ok_or(ParseValueError::new(
                 "use http://host:port of a collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; \
                  this version sends spans in plaintext",
             ))
@@ -210,52 +194,6 @@ impl fmt::Display for ControlEndpoint {
 impl fmt::Display for OtlpEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-impl NodeName {
-    /// The host name of this machine.
-    ///
-    /// # Errors
-    ///
-    /// When the host name is empty or is no name that a node may have.
-    pub fn of_host() -> Result<Self, ParseValueError> {
-        rustix::system::uname()
-            .nodename()
-            .to_str()
-            .ok()
-            .and_then(|name| name.parse().ok())
-            .ok_or(ParseValueError(
-                "the host name of this machine cannot name a node, set this field",
-            ))
-    }
-
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for NodeName {
-    type Err = ParseValueError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let valid = matches!(text.len(), 1..=253)
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if valid {
-            Ok(Self(text.into()))
-        } else {
-            Err(ParseValueError("use 1 to 253 of A-Z, a-z, 0-9 and . _ -"))
-        }
-    }
-}
-
-impl fmt::Display for NodeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -313,7 +251,7 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(ParseValueError("use text or json")),
+            _ => Err(ParseValueError::new("use text or json")),
         }
     }
 }
@@ -325,7 +263,7 @@ impl FromStr for LogFormat {
 /// When `text` is none.
 pub fn address(text: &str) -> Result<SocketAddr, ParseValueError> {
     text.parse()
-        .map_err(|_| ParseValueError("use an IP address with a port, such as 127.0.0.1:9002"))
+        .map_err(|_| ParseValueError::new("use an IP address with a port, such as 127.0.0.1:9002"))
 }
 
 /// Parses a text that goes into labels: 1 to 128 printable ASCII characters.
@@ -337,14 +275,16 @@ pub(super) fn label(text: &str) -> Result<String, ParseValueError> {
     if valid {
         Ok(text.to_owned())
     } else {
-        Err(ParseValueError("use 1 to 128 printable ASCII characters"))
+        Err(ParseValueError::new(
+            "use 1 to 128 printable ASCII characters",
+        ))
     }
 }
 
 /// Parses `true` or `false`.
 pub(super) fn boolean(text: &str) -> Result<bool, ParseValueError> {
     text.parse()
-        .map_err(|_| ParseValueError("use true or false"))
+        .map_err(|_| ParseValueError::new("use true or false"))
 }
 
 /// One of the numbers of a [`Rate`].
@@ -390,7 +330,9 @@ fn level(text: &str) -> Result<LevelFilter, ParseValueError> {
         "info" => Ok(LevelFilter::INFO),
         "debug" => Ok(LevelFilter::DEBUG),
         "trace" => Ok(LevelFilter::TRACE),
-        _ => Err(ParseValueError("use error, warn, info, debug or trace")),
+        _ => Err(ParseValueError::new(
+            "use error, warn, info, debug or trace",
+        )),
     }
 }
 

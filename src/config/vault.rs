@@ -9,9 +9,12 @@ use serde_saphyr::Location;
 use super::{
     reader::{Findings, Text},
     sink::{missing, required},
-    value::{ParseValueError, base_uri, is_loopback},
+    value::{base_uri, is_loopback},
 };
-use crate::key::{ConsumerId, KeyId, KeyringName};
+use crate::{
+    key::{ConsumerId, KeyId, KeyringName},
+    parse::ParseValueError,
+};
 
 /// A KV version 2 mount of Vault or OpenBao.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,25 +1,17 @@
 //! Sidecars that show a token in the place of a certificate: whose each token is.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    discovery::token::{SidecarToken, TokenFileError},
+    admission::BearerFile,
     key::{KeyDigest, Pepper, PresentedKey},
-    telemetry::seldom::Seldom,
+    seldom::Seldom,
     tls::Identity,
+    wire::token::{SidecarToken, TokenFileError},
 };
-
-/// A file with a token, and for whom the token speaks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BearerFile {
-    /// The file.
-    pub path: PathBuf,
-    /// Whose token it is.
-    pub identity: Identity,
-}
 
 /// The tokens of all files, as they were read last.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use prost::Message;
 
 use super::steps::{Step, Steps};
 use crate::{
-    discovery::item,
     key::{Epoch, KeyRecord, KeyState, Keyring, Revision, Touched},
-    proto::discovery as wire,
+    proto::discovery,
+    wire::item,
 };
 
 /// The recent changes of a keyring, and the digest of its set of items. Its clones share the changes.
@@ -73,7 +73,7 @@ impl Feed {
     /// Encodes the change that led to the keyring's revision and touched these versions.
     pub fn push(&mut self, keyring: &Keyring, touched: &[Touched]) {
         let revision = keyring.revision();
-        let mut delta = wire::Delta {
+        let mut delta = discovery::Delta {
             keyring: keyring.name().to_string(),
             epoch: self.epoch.get(),
             prev_revision: revision.get() - 1,
@@ -94,7 +94,7 @@ impl Feed {
             }
         }
         let revocations = (!delta.revocations.is_empty()).then(|| {
-            let message = wire::Revocations {
+            let message = discovery::Revocations {
                 keyring: delta.keyring.clone(),
                 epoch: delta.epoch,
                 revision: delta.revision,
@@ -137,7 +137,7 @@ impl Feed {
         id: u64,
     ) -> Arc<EncodedSnapshot> {
         let revision = keyring.revision();
-        let empty = wire::SnapshotChunk {
+        let empty = discovery::SnapshotChunk {
             keyring: keyring.name().to_string(),
             epoch: self.epoch.get(),
             revision: revision.get(),
@@ -157,7 +157,7 @@ impl Feed {
             let item = item::encode(&record);
             let len = item.encoded_len();
             if size + len > MAX_CHUNK {
-                let next = wire::SnapshotChunk {
+                let next = discovery::SnapshotChunk {
                     index: chunk.index + 1,
                     ..empty.clone()
                 };
@@ -178,7 +178,7 @@ impl Feed {
     }
 
     /// Counts an item in the place of its former self.
-    fn replace(&mut self, former: Option<&KeyRecord>, item: &wire::Item) {
+    fn replace(&mut self, former: Option<&KeyRecord>, item: &discovery::Item) {
         let former = former.map(item::encode_record);
         let former = former.map_or(0, |former| item::hash_record(&former));
         let hash = item::hash(item);

@@ -12,19 +12,18 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
+    admission::Refusal,
     clock::{BootTime, Clock},
-    discovery::change::refusal,
     key::{Coverage, Epoch, KeyringName, Revision, Timestamp},
-    proto::discovery as wire,
+    proto::discovery,
     serving::{
         Barrier, Confirmation, Farewell, ForgetError, Gap, Now, Presence, Row, RowError, Run,
         RunKey, Serving, Target, UnknownRun,
     },
     store::{PresenceKey, PresenceRow, Store, StoreError},
     tls::Identity,
+    wire::change::refusal,
 };
-
-use super::admission::Refusal;
 
 pub use hello::Believed;
 
@@ -161,7 +160,7 @@ impl Fleet {
     /// does not know it of those that have not connected again.
     pub fn connected(
         &self,
-        hello: &wire::Hello,
+        hello: &discovery::Hello,
         believed: &Believed,
         identity: Option<&Identity>,
     ) -> Result<OpenStream, Refusal> {
@@ -238,7 +237,7 @@ impl Fleet {
     }
 
     /// A sidecar has applied something.
-    pub fn acked(&self, stream: &OpenStream, ack: &wire::Ack) {
+    pub fn acked(&self, stream: &OpenStream, ack: &discovery::Ack) {
         let confirmation = Confirmation {
             epoch: Epoch::new(ack.epoch),
             applied: Revision::new(ack.applied_revision),
@@ -253,7 +252,7 @@ impl Fleet {
     }
 
     /// A sidecar could not use some items.
-    pub fn nacked(&self, stream: &OpenStream, nack: &wire::Nack) {
+    pub fn nacked(&self, stream: &OpenStream, nack: &discovery::Nack) {
         let rejected = nack.items.iter().map(|item| {
             let item = refusal(&item.name, &item.reason);
             (item.name, item.reason)

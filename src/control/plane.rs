@@ -31,10 +31,11 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::{ControlSettings, NodeName},
-    discovery::{server::DiscoveryServer, session::Terms, token::TokenFileError},
+    config::ControlSettings,
+    control::stream::{server::DiscoveryServer, session::Terms},
     http::{HttpServer, Pages},
     key::MasterPepper,
+    node_name::NodeName,
     outbound::SetupError,
     proto,
     readiness::Readiness,
@@ -46,6 +47,7 @@ use crate::{
         process::ProcessCollector,
     },
     tls::{Credentials, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse},
+    wire::token::TokenFileError,
 };
 
 /// A control plane that is running.

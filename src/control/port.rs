@@ -21,7 +21,7 @@ use tonic::service::Routes;
 use tower::{ServiceExt as _, util::Oneshot};
 
 use crate::{
-    telemetry::seldom::Seldom,
+    seldom::Seldom,
     tls::{
         Peer, TlsServer,
         incoming::{Incoming, Listening},
@@ -232,11 +232,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        discovery::testing::Torrent,
         proto::discovery::{
             keyring_discovery_client::KeyringDiscoveryClient,
             keyring_discovery_server::KeyringDiscoveryServer,
         },
+        wire::testing::Torrent,
     };
 
     /// Longer than anything here takes, so that only a hung test meets it.

@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{
     clock::BootTime,
-    discovery::item,
     key::{
         ApplyError, Change, Epoch, KeyDigest, Keyring, KeyringName, Pepper, Revision, Timestamp,
     },
-    proto::discovery as wire,
+    proto::discovery,
+    wire::item,
 };
 
 /// A keyring, its journal and what its sidecars are told.
@@ -69,9 +69,9 @@ pub struct LookedUp {
     /// At which the rest is true: all of it is of one moment.
     pub revision: Revision,
     /// The version, whatever its state; none where the keyring holds no such one.
-    pub item: Option<wire::Item>,
+    pub item: Option<discovery::Item>,
     /// The other versions of the same key that are accepted within their windows.
-    pub siblings: Vec<wire::Item>,
+    pub siblings: Vec<discovery::Item>,
 }
 
 impl ServedKeyring {
@@ -123,14 +123,14 @@ impl ServedKeyring {
 
     /// What sidecars need to judge its keys.
     #[must_use]
-    pub fn settings(&self) -> wire::KeyringSettings {
+    pub fn settings(&self) -> discovery::KeyringSettings {
         let state = self.journal.state();
-        wire::KeyringSettings {
+        discovery::KeyringSettings {
             keyring: self.name.to_string(),
             epoch: self.epoch().get(),
             prefix: state.keyring.prefix().to_string(),
             issued_only: !state.keyring.allow_imported(),
-            peppers: vec![wire::Pepper {
+            peppers: vec![discovery::Pepper {
                 id: self.pepper.id().get(),
                 secret: bytes::Bytes::copy_from_slice(self.pepper.expose()),
             }],

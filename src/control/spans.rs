@@ -25,7 +25,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 use super::metrics::CommitOutcome;
 use crate::{
     key::{Change, KeyId, KeyringName, Revision, RotationId},
-    telemetry::TraceParent,
+    trace::TraceParent,
 };
 
 /// Makes spans, or nothing where there is no collector; cheap to clone.

@@ -23,7 +23,7 @@ use crate::{
     key::{
         Evidence, Key, KeyVersion, Keyring, KeyringName, Timestamp, Use, VersionRef, VersionState,
     },
-    proto::discovery as wire,
+    proto::discovery,
     serving::RunKey,
     store::{PresenceRow, Store, StoreError, UsageRow},
 };
@@ -425,7 +425,7 @@ impl UsageBook {
     fn merge(
         &self,
         stream: &UsageStream,
-        usage: &wire::Usage,
+        usage: &discovery::Usage,
         versions: &impl Versions,
         now: Timestamp,
     ) {
@@ -495,7 +495,7 @@ impl UsageBook {
 impl UsageStream {
     /// Merges a message. One that comes twice or late changes nothing; after one that is missing, nothing is taken for
     /// complete until the next report, which has whatever was not acked.
-    pub fn note(&mut self, usage: &wire::Usage, versions: &impl Versions) {
+    pub fn note(&mut self, usage: &discovery::Usage, versions: &impl Versions) {
         let now = self.book.pace.now();
         self.book.merge(self, usage, versions, now);
         let is_late = self.next.is_some_and(|next| usage.sequence < next);
@@ -583,7 +583,7 @@ fn keeps_callers(keyring: &Keyring, key: &Key, version: &KeyVersion, now: Timest
     }
 }
 
-fn version_ref(version: &wire::VersionUsage) -> Option<VersionRef> {
+fn version_ref(version: &discovery::VersionUsage) -> Option<VersionRef> {
     Some(VersionRef {
         key_id: version.key_id.parse().ok()?,
         version: crate::key::VersionNumber::new(version.version)?,
@@ -591,7 +591,7 @@ fn version_ref(version: &wire::VersionUsage) -> Option<VersionRef> {
 }
 
 /// What was told at `now`, within bounds. When a version was used last follows from when its count grew.
-fn told_of(told: &wire::VersionUsage, now: Timestamp) -> Told {
+fn told_of(told: &discovery::VersionUsage, now: Timestamp) -> Told {
     let requests = told.requests.min(UsageRow::MAX_COUNT);
     Told {
         requests,

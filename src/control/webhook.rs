@@ -29,11 +29,11 @@ use self::{
 };
 use super::catalog::Catalog;
 use crate::{
-    discovery::backoff,
     key::{EventKind, KeyringName, MasterPepper, Refusal, Webhook, WebhookId},
     outbound::{Limits, Outbound, SetupError},
     shutdown::unless_left_behind,
     store::{Delivery, Settled, StoreError},
+    wire::backoff,
 };
 
 /// The webhooks of a control plane.

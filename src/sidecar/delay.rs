@@ -8,7 +8,7 @@ use std::{convert::Infallible, time::Duration};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::time::Instant;
 
-use crate::telemetry::seldom::Seldom;
+use crate::seldom::Seldom;
 
 /// Measures a worker from within.
 #[derive(Debug)]

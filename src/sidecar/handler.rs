@@ -5,7 +5,7 @@ use http::HeaderMap;
 
 use crate::{
     authz::{Authorizer, LaterAnswer},
-    telemetry::TraceParent,
+    trace::TraceParent,
 };
 
 /// Answers the checks of all connections.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::node_socket::NodeSocket;
 use crate::{
     clock::{BootTime, Clock},
-    config::NodeName,
-    proto::discovery::{self as wire, lock::Place},
+    node_name::NodeName,
+    proto::discovery::{self, lock::Place},
     snapshot::lock::FileLock,
 };
 
@@ -45,10 +45,10 @@ impl RunLock {
     }
 
     /// As a Hello shows it; none when the system does not tell by which clock it was acquired.
-    pub(super) fn to_wire(&self, clock: &Clock) -> Option<wire::Lock> {
+    pub(super) fn to_wire(&self, clock: &Clock) -> Option<discovery::Lock> {
         let boot_clock = clock.boot_clock()?;
         let (place, acquired) = self.place();
-        Some(wire::Lock {
+        Some(discovery::Lock {
             boot_id: boot_clock.boot_id.to_string(),
             time_namespace: boot_clock.time_namespace,
             acquired_ns: acquired.as_nanos(),
@@ -59,14 +59,14 @@ impl RunLock {
     fn place(&self) -> (Place, BootTime) {
         match &self.0 {
             Held::File(lock) => {
-                let place = wire::FileLock {
+                let place = discovery::FileLock {
                     device: lock.device(),
                     inode: lock.inode(),
                 };
                 (Place::File(place), lock.acquired())
             }
             Held::Socket(socket) => {
-                let place = wire::SocketLock {
+                let place = discovery::SocketLock {
                     network_namespace: socket.network_namespace(),
                 };
                 (Place::Socket(place), socket.acquired())

@@ -8,11 +8,11 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     clock::Clock,
-    config::NodeName,
-    discovery::client::Link,
+    follow::client::Link,
     http::StatusSource,
     key::{Epoch, KeyState, KeyringName, Timestamp},
     keyring::{Freshness, Keyrings, Slot},
+    node_name::NodeName,
     readiness::{Readiness, ReadinessGuard},
     snapshot::disk::Disk,
     telemetry::metrics::SidecarMetrics,

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     clock::{BootTime, Clock},
-    config::NodeName,
+    node_name::NodeName,
     secret_file::to_hex,
 };
 

@@ -15,7 +15,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 
 use super::socket::Accepted;
-use crate::telemetry::seldom::Seldom;
+use crate::seldom::Seldom;
 
 /// Spreads connections over workers.
 #[derive(Debug)]

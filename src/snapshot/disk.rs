@@ -156,7 +156,7 @@ impl Disk {
     }
 
     /// No file is read or written, for this reason.
-    pub(super) fn unused(&self, reason: String) {
+    pub(crate) fn unused(&self, reason: String) {
         self.lock().health.problem = Some(reason);
     }
 
@@ -167,7 +167,7 @@ impl Disk {
         state.health.problem.replace(problem).is_none()
     }
 
-    pub(super) fn refused(&self, reason: String) {
+    pub(crate) fn refused(&self, reason: String) {
         self.lock().health.refused = Some(reason);
     }
 

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     clock::{BootClock, BootId},
     key::{RandomError, fill_random},
-    proto::snapshot as wire,
+    proto::snapshot,
 };
 
 /// Which file it is, and where it was made.
@@ -47,13 +47,13 @@ impl Origin {
         self.inode == inode && boot_clock.is_some() && self.boot_clock.as_ref() == boot_clock
     }
 
-    pub(super) fn to_wire(&self) -> (Vec<u8>, wire::Inode, Option<wire::BootClock>) {
-        let inode = wire::Inode {
+    pub(super) fn to_wire(&self) -> (Vec<u8>, snapshot::Inode, Option<snapshot::BootClock>) {
+        let inode = snapshot::Inode {
             device: self.inode.device,
             number: self.inode.number,
             born_ns: self.inode.born_ns,
         };
-        let boot_clock = self.boot_clock.as_ref().map(|clock| wire::BootClock {
+        let boot_clock = self.boot_clock.as_ref().map(|clock| snapshot::BootClock {
             boot_id: clock.boot_id.to_string(),
             time_namespace: clock.time_namespace,
         });
@@ -61,7 +61,7 @@ impl Origin {
     }
 
     /// None when the header does not have one.
-    pub(super) fn from_wire(header: &wire::Header) -> Option<Self> {
+    pub(super) fn from_wire(header: &snapshot::Header) -> Option<Self> {
         let inode = header.inode.as_ref()?;
         let boot_clock = match &header.boot_clock {
             None => None,

@@ -6,7 +6,7 @@ use crate::{
     clock::{BootTime, Clock, Reading},
     key::{KeyringName, Timestamp},
     keyring::{Confirmation, Keyrings},
-    proto::snapshot as wire,
+    proto::snapshot,
 };
 
 /// What a sidecar's clocks said at some time.
@@ -98,24 +98,24 @@ impl Pulse {
         Some((confirmed, serve_for))
     }
 
-    pub(super) fn to_wire(&self) -> wire::Pulse {
+    pub(super) fn to_wire(&self) -> snapshot::Pulse {
         let confirmed = self
             .confirmed
             .iter()
-            .map(|(keyring, confirmed)| wire::Confirmed {
+            .map(|(keyring, confirmed)| snapshot::Confirmed {
                 keyring: keyring.to_string(),
                 wall_ms: confirmed.wall.as_millis(),
                 boot_ms: confirmed.boot_ms,
                 serve_for_ms: u64::try_from(confirmed.serve_for.as_millis()).unwrap_or(u64::MAX),
             });
-        wire::Pulse {
+        snapshot::Pulse {
             latest_wall_ms: self.latest_wall.as_millis(),
             confirmed: confirmed.collect(),
         }
     }
 
     /// None when it names a keyring that cannot be.
-    pub(super) fn from_wire(pulse: wire::Pulse) -> Option<Self> {
+    pub(super) fn from_wire(pulse: snapshot::Pulse) -> Option<Self> {
         let confirmed = pulse.confirmed.into_iter().map(|confirmed| {
             let name: KeyringName = confirmed.keyring.parse().ok()?;
             let confirmed = Confirmed {

@@ -13,13 +13,13 @@ use super::{
     seal::{FrameKind, Header, Next, Opener},
 };
 use crate::{
-    discovery::{
+    key::{Epoch, KeyringName, Revision},
+    keyring::{Announced, KeyringSettings, Position, Restored},
+    proto::{discovery, snapshot},
+    wire::{
         change::{Changes, decode_revocations},
         item, settings,
     },
-    key::{Epoch, KeyringName, Revision},
-    keyring::{Announced, KeyringSettings, Position, Restored},
-    proto::{discovery, snapshot as wire},
 };
 
 /// What a snapshot file holds.
@@ -147,7 +147,7 @@ impl Reading {
             (FrameKind::Entries, None) => self.entries(decode(plaintext)?),
             (FrameKind::End, None) => self.end(decode(plaintext)?),
             (FrameKind::Appended, Some(pulse)) => {
-                let appended: wire::Appended = decode(plaintext)?;
+                let appended: snapshot::Appended = decode(plaintext)?;
                 pulse.advance(pulse_of(appended.pulse)?);
                 self.number(appended.write)?;
                 self.changes(appended.changes)
@@ -159,7 +159,7 @@ impl Reading {
         }
     }
 
-    fn begin(&mut self, begin: &wire::Keyring, room: u64) -> Result<(), String> {
+    fn begin(&mut self, begin: &snapshot::Keyring, room: u64) -> Result<(), String> {
         self.close()?;
         let name: KeyringName = begin.name.parse().map_err(text)?;
         if self.keyrings.contains_key(&name) {
@@ -185,7 +185,7 @@ impl Reading {
         Ok(())
     }
 
-    fn entries(&mut self, chunk: wire::Entries) -> Result<(), String> {
+    fn entries(&mut self, chunk: snapshot::Entries) -> Result<(), String> {
         let open = self.open.as_mut();
         let open = open.ok_or_else(|| "entries come before their keyring".to_owned())?;
         for entry in chunk.entries {
@@ -202,7 +202,7 @@ impl Reading {
         Ok(())
     }
 
-    fn end(&mut self, end: wire::End) -> Result<(), String> {
+    fn end(&mut self, end: snapshot::End) -> Result<(), String> {
         self.close()?;
         if end.keyrings as usize != self.keyrings.len() {
             return Err(format!(
@@ -249,21 +249,21 @@ impl Reading {
         Ok(())
     }
 
-    fn changes(&mut self, changes: Vec<wire::Change>) -> Result<(), String> {
+    fn changes(&mut self, changes: Vec<snapshot::Change>) -> Result<(), String> {
         for change in changes {
             let name: KeyringName = change.keyring.parse().map_err(text)?;
             let keyring = self.keyrings.get_mut(&name);
             let keyring = keyring.ok_or_else(|| format!("keyring {name} is not in the state"))?;
             match change.kind {
-                Some(wire::change::Kind::Delta(delta)) => apply(keyring, &decode(delta)?)?,
-                Some(wire::change::Kind::Revocations(revocations)) => {
+                Some(snapshot::change::Kind::Delta(delta)) => apply(keyring, &decode(delta)?)?,
+                Some(snapshot::change::Kind::Revocations(revocations)) => {
                     let revocations: discovery::Revocations = decode(revocations)?;
                     let held = |digest: &_| keyring.view().record(digest);
                     let (records, _) = decode_revocations(&revocations.items, held);
                     let records = records.into_iter().map(|announced| announced.record);
                     keyring.revoke(records.collect());
                 }
-                Some(wire::change::Kind::Settings(settings)) => {
+                Some(snapshot::change::Kind::Settings(settings)) => {
                     keyring.adopt(settings_of(settings)?);
                 }
                 None => return Err("a change of a kind that is not known".to_owned()),
@@ -294,7 +294,7 @@ fn settings_of(settings: Bytes) -> Result<KeyringSettings, String> {
     settings::decode(&message).map_err(text)
 }
 
-fn pulse_of(pulse: Option<wire::Pulse>) -> Result<Pulse, String> {
+fn pulse_of(pulse: Option<snapshot::Pulse>) -> Result<Pulse, String> {
     pulse
         .and_then(Pulse::from_wire)
         .ok_or_else(|| "it does not tell how late it was".to_owned())

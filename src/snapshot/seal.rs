@@ -24,7 +24,7 @@ use subtle::ConstantTimeEq;
 use super::{error::ReadError, key::SnapshotKey, origin::Origin};
 use crate::{
     key::{RandomError, Timestamp, fill_random},
-    proto::snapshot as wire,
+    proto::snapshot,
 };
 
 /// Whose file it is, and since when.
@@ -135,7 +135,7 @@ impl Sealer {
     fn with_salt(key: &SnapshotKey, header: &Header, salt: [u8; SALT_LEN]) -> Self {
         let derived = derive(key, &salt);
         let (id, inode, boot_clock) = header.origin.to_wire();
-        let header = wire::Header {
+        let header = snapshot::Header {
             node: header.node.clone(),
             cluster: header.cluster.clone(),
             salt: salt.to_vec().into(),
@@ -217,7 +217,7 @@ impl<R: Read> Opener<R> {
         if !read_exact(&mut input, &mut preamble[PREAMBLE_LEN..])? {
             return Err(ReadError::Header);
         }
-        let header = wire::Header::decode(&preamble[PREAMBLE_LEN..]).ok();
+        let header = snapshot::Header::decode(&preamble[PREAMBLE_LEN..]).ok();
         let header = header.ok_or(ReadError::Header)?;
         let salt: [u8; SALT_LEN] = header.salt[..].try_into().map_err(|_| ReadError::Header)?;
         let origin = Origin::from_wire(&header).ok_or(ReadError::Header)?;

@@ -7,10 +7,10 @@ use prost::Message;
 use super::origin::{FileId, Inode, Origin};
 use crate::{
     clock::{BootClock, BootId},
-    discovery::{item, settings},
     key::{KeyDigest, KeyRecord, KeyState, VersionNumber, testing},
     keyring::{KeyringView, Position},
-    proto::discovery::{self as wire, control_message::Kind},
+    proto::discovery::{self, control_message::Kind},
+    wire::{item, settings},
 };
 
 /// What happens to the keyring, or to the stream.
@@ -35,7 +35,7 @@ pub(super) enum Act {
 pub(super) struct Control {
     epoch: u64,
     revision: u64,
-    items: BTreeMap<u8, wire::Item>,
+    items: BTreeMap<u8, discovery::Item>,
     help_url: String,
 }
 
@@ -74,14 +74,14 @@ impl Control {
                 self.items.remove(&number);
                 let digest = record(number, KeyState::Active).digest;
                 self.delta(|delta| {
-                    delta.removals.push(wire::ItemRef {
+                    delta.removals.push(discovery::ItemRef {
                         name: String::new(),
                         digest: digest.as_bytes().to_vec().into(),
                     });
                 })
             }
             Act::RevokeAhead(number) => {
-                let revocations = wire::Revocations {
+                let revocations = discovery::Revocations {
                     keyring: testing::keyring_name().to_string(),
                     epoch: self.epoch,
                     revision: self.revision + 1,
@@ -114,14 +114,14 @@ impl Control {
         vec![self.settings(), self.snapshot()]
     }
 
-    fn delta(&mut self, fill: impl FnOnce(&mut wire::Delta)) -> Vec<Kind> {
-        let mut delta = wire::Delta {
+    fn delta(&mut self, fill: impl FnOnce(&mut discovery::Delta)) -> Vec<Kind> {
+        let mut delta = discovery::Delta {
             keyring: testing::keyring_name().to_string(),
             epoch: self.epoch,
             prev_revision: self.revision,
             revision: self.revision + 1,
             nonce: 1,
-            ..wire::Delta::default()
+            ..discovery::Delta::default()
         };
         self.revision += 1;
         fill(&mut delta);
@@ -130,12 +130,12 @@ impl Control {
 
     fn settings(&self) -> Kind {
         let pepper = testing::pepper();
-        Kind::Settings(wire::KeyringSettings {
+        Kind::Settings(discovery::KeyringSettings {
             keyring: testing::keyring_name().to_string(),
             epoch: self.epoch,
             prefix: "rlk".to_owned(),
             issued_only: true,
-            peppers: vec![wire::Pepper {
+            peppers: vec![discovery::Pepper {
                 id: pepper.id().get(),
                 secret: pepper.expose().to_vec().into(),
             }],
@@ -146,7 +146,7 @@ impl Control {
     fn snapshot(&self) -> Kind {
         let items: Vec<_> = self.items.values().cloned().collect();
         let hashes = items.iter().map(item::hash);
-        let chunk = wire::SnapshotChunk {
+        let chunk = discovery::SnapshotChunk {
             keyring: testing::keyring_name().to_string(),
             epoch: self.epoch,
             revision: self.revision,
@@ -218,6 +218,6 @@ pub(super) fn record(number: u8, state: KeyState) -> KeyRecord {
     }
 }
 
-fn item(number: u8, state: KeyState) -> wire::Item {
+fn item(number: u8, state: KeyState) -> discovery::Item {
     item::encode(&record(number, state))
 }

@@ -10,10 +10,10 @@ use super::{
     seal::{FrameKind, MAX_PLAINTEXT, Sealer},
 };
 use crate::{
-    discovery::{item, settings},
     key::KeyringName,
     keyring::{Announced, KeyringView, Position},
-    proto::snapshot as wire,
+    proto::snapshot,
+    wire::{item, settings},
 };
 
 /// A message of the stream that was applied to a keyring.
@@ -66,12 +66,12 @@ pub fn write<'v>(
     for view in keyrings {
         count += 1;
         frame(FrameKind::Keyring, &begin(view).encode_to_vec())?;
-        let mut chunk = wire::Entries::default();
+        let mut chunk = snapshot::Entries::default();
         let mut size = 0;
         for Announced { record, hash } in view.announced() {
             let record = item::encode_record(&record);
             size += record.len() + 16;
-            chunk.entries.push(wire::Entry {
+            chunk.entries.push(snapshot::Entry {
                 record: record.into(),
                 announced: hash,
             });
@@ -85,7 +85,7 @@ pub fn write<'v>(
             frame(FrameKind::Entries, &chunk.encode_to_vec())?;
         }
     }
-    let end = wire::End {
+    let end = snapshot::End {
         keyrings: count,
         pulse: Some(pulse.to_wire()),
         write: number,
@@ -103,7 +103,7 @@ pub fn append(
     pulse: &Pulse,
     number: u64,
 ) -> Option<Vec<u8>> {
-    let appended = wire::Appended {
+    let appended = snapshot::Appended {
         changes: changes.iter().map(Change::to_wire).collect(),
         pulse: Some(pulse.to_wire()),
         write: number,
@@ -126,9 +126,9 @@ impl Change {
         message.len() + AROUND
     }
 
-    fn to_wire(&self) -> wire::Change {
-        use wire::change::Kind;
-        wire::Change {
+    fn to_wire(&self) -> snapshot::Change {
+        use snapshot::change::Kind;
+        snapshot::Change {
             keyring: self.keyring.to_string(),
             kind: Some(match self.kind.clone() {
                 ChangeKind::Delta(delta) => Kind::Delta(delta),
@@ -159,13 +159,13 @@ impl std::fmt::Debug for ChangeKind {
     }
 }
 
-fn begin(view: &KeyringView) -> wire::Keyring {
+fn begin(view: &KeyringView) -> snapshot::Keyring {
     let Position {
         epoch,
         revision,
         set_digest,
     } = Position::of(view);
-    wire::Keyring {
+    snapshot::Keyring {
         name: view.name().to_string(),
         epoch: epoch.get(),
         revision: revision.get(),

@@ -32,7 +32,7 @@ use crate::{
     clock::Clock,
     key::{KeyState, KeyringName},
     keyring::{HeldKey, Keyrings},
-    telemetry::TraceParent,
+    trace::TraceParent,
 };
 
 /// The sidecar's instruments; cheap to clone.

@@ -20,7 +20,7 @@ use tower::Service;
 use crate::{
     control::spans::{ControlTracer, OpenSpan},
     proto,
-    telemetry::TraceParent,
+    trace::TraceParent,
 };
 
 /// A service whose calls have spans.

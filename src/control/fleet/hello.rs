@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    control::admission::Refusal,
+    admission::Refusal,
     key::{Epoch, KeyringName, Revision},
-    proto::discovery::{self as wire, lock::Place},
+    proto::discovery::{self, lock::Place},
     serving::{About, Held, Hello, HelloError, Lock, LockAt, LockPlace, RunKey, SnapshotFile},
     tls::Identity,
 };
@@ -17,7 +17,11 @@ pub type Believed = BTreeMap<KeyringName, bool>;
 const MAX_BOOT_ID: usize = 64;
 
 /// Reads a Hello that was checked. The sidecar may have the keyrings that `believed` names.
-pub(super) fn read(hello: &wire::Hello, believed: &Believed, identity: Option<&Identity>) -> Hello {
+pub(super) fn read(
+    hello: &discovery::Hello,
+    believed: &Believed,
+    identity: Option<&Identity>,
+) -> Hello {
     let node = hello.node.clone().unwrap_or_default();
     let lock = hello.lock.as_ref();
     let subscriptions = hello.subscriptions.iter();
@@ -30,7 +34,7 @@ pub(super) fn read(hello: &wire::Hello, believed: &Believed, identity: Option<&I
             revoked_through: Revision::new(subscription.revoked_through),
             agrees: agrees.copied().unwrap_or(false),
             is_admitted: agrees.is_some(),
-            is_on_demand: subscription.mode() == wire::Mode::OnDemand,
+            is_on_demand: subscription.mode() == discovery::Mode::OnDemand,
             deny_after: Duration::from_millis(subscription.deny_after_ms),
         };
         Some((name, held))
@@ -54,7 +58,7 @@ pub(super) fn read(hello: &wire::Hello, believed: &Believed, identity: Option<&I
 }
 
 /// A lock that does not say where it is proves nothing.
-fn read_lock(lock: &wire::Lock, node: &str) -> Option<Lock> {
+fn read_lock(lock: &discovery::Lock, node: &str) -> Option<Lock> {
     let at = match lock.place? {
         Place::File(file) => LockAt::File {
             device: file.device,
@@ -76,7 +80,7 @@ fn read_lock(lock: &wire::Lock, node: &str) -> Option<Lock> {
     })
 }
 
-fn read_file(file: &wire::SnapshotFile) -> SnapshotFile {
+fn read_file(file: &discovery::SnapshotFile) -> SnapshotFile {
     use std::fmt::Write;
     let mut id = String::with_capacity(2 * file.id.len());
     for byte in &file.id {

@@ -16,22 +16,22 @@ const STRETCHED: Duration = Duration::from_millis(3_636_001);
 const START: i64 = 1_000_000;
 
 /// The first stream of a process that holds a revision.
-fn hello(node: &str, run_id: &str, revision: u64) -> wire::Hello {
-    wire::Hello {
-        node: Some(wire::Node {
+fn hello(node: &str, run_id: &str, revision: u64) -> discovery::Hello {
+    discovery::Hello {
+        node: Some(discovery::Node {
             id: node.to_owned(),
-            ..wire::Node::default()
+            ..discovery::Node::default()
         }),
         run_id: run_id.to_owned(),
-        subscriptions: vec![wire::Subscription {
+        subscriptions: vec![discovery::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: 1,
             revision,
             revoked_through: revision,
             deny_after_ms: 3_600_000,
-            ..wire::Subscription::default()
+            ..discovery::Subscription::default()
         }],
-        protocol: wire::PROTOCOL,
+        protocol: discovery::PROTOCOL,
         stream: 1,
         ..Default::default()
     }
@@ -41,8 +41,8 @@ fn believed() -> Believed {
     Believed::from([(testing::keyring_name(), true)])
 }
 
-fn ack(applied: u64) -> wire::Ack {
-    wire::Ack {
+fn ack(applied: u64) -> discovery::Ack {
+    discovery::Ack {
         keyring: testing::keyring_name().to_string(),
         epoch: 1,
         nonce: applied,
@@ -157,25 +157,25 @@ impl Disk {
 
 #[test]
 fn a_hello_is_read_as_it_was_said() {
-    let place = wire::lock::Place::File(wire::FileLock {
+    let place = discovery::lock::Place::File(discovery::FileLock {
         device: 2,
         inode: 3,
     });
-    let said = wire::Hello {
-        node: Some(wire::Node {
+    let said = discovery::Hello {
+        node: Some(discovery::Node {
             id: "edge-1".to_owned(),
             cluster: "gateway".to_owned(),
             version: "0.1.0".to_owned(),
             labels: [("zone".to_owned(), "a".to_owned())].into(),
         }),
         stream: 4,
-        lock: Some(wire::Lock {
+        lock: Some(discovery::Lock {
             boot_id: "boot-1".to_owned(),
             time_namespace: 5,
             acquired_ns: 6,
             place: Some(place),
         }),
-        snapshot_file: Some(wire::SnapshotFile {
+        snapshot_file: Some(discovery::SnapshotFile {
             id: vec![0x0a, 0xff].into(),
             begun_from_write: 7,
         }),
@@ -221,9 +221,9 @@ fn a_hello_is_read_as_it_was_said() {
 #[test]
 fn what_a_hello_holds_counts_only_where_somebody_has_compared_it() {
     let mut said = hello("edge-1", "a", 3);
-    said.subscriptions.push(wire::Subscription {
+    said.subscriptions.push(discovery::Subscription {
         keyring: "no name!".to_owned(),
-        ..wire::Subscription::default()
+        ..discovery::Subscription::default()
     });
     for believed in [
         Believed::new(),
@@ -237,17 +237,17 @@ fn what_a_hello_holds_counts_only_where_somebody_has_compared_it() {
 
 #[test]
 fn a_lock_that_does_not_say_where_it_is_proves_nothing() {
-    let socket = wire::lock::Place::Socket(wire::SocketLock {
+    let socket = discovery::lock::Place::Socket(discovery::SocketLock {
         network_namespace: 9,
     });
-    let lock = wire::Lock {
+    let lock = discovery::Lock {
         boot_id: "boot-1".to_owned(),
         time_namespace: 5,
         acquired_ns: 6,
         place: Some(socket),
     };
-    let read = |lock: wire::Lock| {
-        let said = wire::Hello {
+    let read = |lock: discovery::Lock| {
+        let said = discovery::Hello {
             lock: Some(lock),
             ..hello("edge-1", "a", 3)
         };
@@ -261,19 +261,19 @@ fn a_lock_that_does_not_say_where_it_is_proves_nothing() {
     };
     assert_eq!(read(lock.clone()), Some(at));
     for nowhere in [
-        wire::Lock {
+        discovery::Lock {
             place: None,
             ..lock.clone()
         },
-        wire::Lock {
+        discovery::Lock {
             boot_id: String::new(),
             ..lock.clone()
         },
-        wire::Lock {
+        discovery::Lock {
             boot_id: "b".repeat(65),
             ..lock.clone()
         },
-        wire::Lock {
+        discovery::Lock {
             time_namespace: 0,
             ..lock
         },
@@ -290,7 +290,7 @@ fn acks_and_nacks_are_read_as_they_were_said() {
         let (_, run) = fleet.members().remove(0);
         run.keyrings[&testing::keyring_name()].progress.clone()
     };
-    let whole = wire::Ack {
+    let whole = discovery::Ack {
         applied_revision: 9,
         revoked_through: 8,
         durable_revision: 7,
@@ -298,11 +298,11 @@ fn acks_and_nacks_are_read_as_they_were_said() {
         is_whole: true,
         ..ack(9)
     };
-    let nack = wire::Nack {
+    let nack = discovery::Nack {
         keyring: testing::keyring_name().to_string(),
         epoch: 1,
         nonce: 4,
-        items: vec![wire::RejectedItem {
+        items: vec![discovery::RejectedItem {
             name: staged().to_string(),
             reason: "state: 9 is unknown".to_owned(),
         }],
@@ -333,7 +333,7 @@ fn acks_and_nacks_are_read_as_they_were_said() {
     fleet.acked(&key, &whole);
     assert_eq!(numbers(), [9, 8, 7, 6]);
     assert!(!progress().has_more_rejected && progress().rejected.is_empty());
-    let refused_whole = wire::Nack {
+    let refused_whole = discovery::Nack {
         is_whole: true,
         has_more: false,
         ..nack
@@ -342,7 +342,7 @@ fn acks_and_nacks_are_read_as_they_were_said() {
     assert!(!progress().has_more_rejected);
     assert_eq!(progress().rejected.len(), 1);
     // Of no keyring nothing is kept.
-    let nowhere = wire::Ack {
+    let nowhere = discovery::Ack {
         keyring: "no name!".to_owned(),
         ..ack(20)
     };
@@ -354,11 +354,11 @@ fn acks_and_nacks_are_read_as_they_were_said() {
 fn long_texts_about_refused_items_are_cut() {
     let (fleet, _) = fleet();
     let key = connect(&fleet, "edge-1", "a", 3);
-    let item = |number| wire::RejectedItem {
+    let item = |number| discovery::RejectedItem {
         name: format!("{number} {}", "long".repeat(10_000)),
         reason: "long".repeat(10_000),
     };
-    let nack = wire::Nack {
+    let nack = discovery::Nack {
         keyring: testing::keyring_name().to_string(),
         epoch: 1,
         nonce: 4,
@@ -464,9 +464,9 @@ fn streams_of_the_past_are_refused() {
     let stream = connect(&fleet, "edge-1", "a", 3);
     let again = || fleet.connected(&hello("edge-1", "a", 3), &believed(), None);
     assert!(matches!(again(), Err(Refusal::Late)));
-    let filed = wire::Hello {
+    let filed = discovery::Hello {
         stream: 2,
-        snapshot_file: Some(wire::SnapshotFile {
+        snapshot_file: Some(discovery::SnapshotFile {
             id: vec![1].into(),
             begun_from_write: 0,
         }),
@@ -516,7 +516,7 @@ fn one_process_of_a_node_is_forgotten() {
     assert_eq!(run_ids(&forgotten), ["a"]);
     assert_eq!(barrier(&fleet, applied(4)).laggards[0].key.run_id, "b");
     // It comes back, and is to begin anew.
-    let back = wire::Hello {
+    let back = discovery::Hello {
         stream: 2,
         ..hello("edge-1", "a", 9)
     };
@@ -672,7 +672,7 @@ async fn sidecars_of_a_former_control_plane_are_waited_for() {
     hands.advance(rest);
     assert_eq!(barrier(&next, applied(1)).total, 1);
     // One that is back is waited for until it has confirmed.
-    let back = wire::Hello {
+    let back = discovery::Hello {
         stream: 2,
         ..hello("edge-1", "a", 3)
     };
@@ -739,8 +739,8 @@ async fn who_said_goodbye_is_in_the_store_only_with_a_file() {
     let disk = Disk::new().await;
     let (fleet, _) = fleet();
     let gone = connect(&fleet, "edge-1", "a", 3);
-    let filed = wire::Hello {
-        snapshot_file: Some(wire::SnapshotFile {
+    let filed = discovery::Hello {
+        snapshot_file: Some(discovery::SnapshotFile {
             id: vec![1].into(),
             begun_from_write: 0,
         }),

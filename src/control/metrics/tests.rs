@@ -15,7 +15,7 @@ use crate::{
         operation::{self, KeySpec, OldEnds, StageSpec, Which},
         testing,
     },
-    proto::discovery as wire,
+    proto::discovery,
     serving::{Farewell, RunKey},
     store::{NewEntry, SqliteOptions, SqliteStore, Store},
 };
@@ -162,21 +162,25 @@ impl World {
         self.connect_with(node, None)
     }
 
-    fn connect_with(&self, node: &str, snapshot_file: Option<wire::SnapshotFile>) -> OpenStream {
-        let hello = wire::Hello {
-            node: Some(wire::Node {
+    fn connect_with(
+        &self,
+        node: &str,
+        snapshot_file: Option<discovery::SnapshotFile>,
+    ) -> OpenStream {
+        let hello = discovery::Hello {
+            node: Some(discovery::Node {
                 id: node.to_owned(),
-                ..wire::Node::default()
+                ..discovery::Node::default()
             }),
             run_id: node.to_owned(),
-            subscriptions: vec![wire::Subscription {
+            subscriptions: vec![discovery::Subscription {
                 keyring: testing::keyring_name().to_string(),
                 epoch: self.served().epoch().get(),
                 revision: self.served().revision().get(),
                 deny_after_ms: u64::MAX,
-                ..wire::Subscription::default()
+                ..discovery::Subscription::default()
             }],
-            protocol: wire::PROTOCOL,
+            protocol: discovery::PROTOCOL,
             stream: 1,
             snapshot_file,
             ..Default::default()
@@ -197,17 +201,17 @@ impl World {
         let (mut stream, _acks) = self.usage.stream(&member, subscribed);
         let versions = uses
             .iter()
-            .map(|(key_id, version, requests)| wire::VersionUsage {
+            .map(|(key_id, version, requests)| discovery::VersionUsage {
                 key_id: (*key_id).to_owned(),
                 version: *version,
                 requests: *requests,
                 last_used_ms: now.as_millis(),
-                ..wire::VersionUsage::default()
+                ..discovery::VersionUsage::default()
             });
-        let usage = wire::Usage {
+        let usage = discovery::Usage {
             sequence: 1,
             is_final: true,
-            keyrings: vec![wire::KeyringUsage {
+            keyrings: vec![discovery::KeyringUsage {
                 keyring: testing::keyring_name().to_string(),
                 versions: versions.collect(),
             }],
@@ -470,7 +474,7 @@ async fn sidecars_are_counted_by_how_they_are() {
     world.connect("edge-3");
     world.fleet.disconnected(&lost, Parting::Lost);
     assert_eq!(counts(), [1, 1, 1, 0, 0]);
-    let file = wire::SnapshotFile {
+    let file = discovery::SnapshotFile {
         id: b"file".to_vec().into(),
         begun_from_write: 0,
     };
@@ -489,11 +493,11 @@ async fn sidecars_are_counted_by_how_they_are() {
     world.hands.advance(MAX_SERVE_FOR / 50);
     assert_eq!(counts(), [1, 1, 0, 0, 2]);
     let served = world.served();
-    let ack = wire::Ack {
+    let ack = discovery::Ack {
         keyring: served.name().to_string(),
         epoch: served.epoch().get(),
         applied_revision: served.revision().get(),
-        ..wire::Ack::default()
+        ..discovery::Ack::default()
     };
     world.fleet.acked(&behind, &ack);
     assert_eq!(counts(), [2, 0, 0, 0, 2]);

@@ -8,7 +8,7 @@ use super::ledger::Boot;
 use crate::{
     key::{KeyringName, Timestamp, VersionRef},
     printable,
-    proto::discovery as wire,
+    proto::discovery,
     store::{CallersRow, UsageRow},
 };
 
@@ -160,7 +160,7 @@ impl Callers {
 
 impl Caller {
     /// What a sidecar told at `now`, within bounds and without what a terminal would obey.
-    pub(super) fn from_wire(told: &wire::Caller, now: Timestamp) -> Self {
+    pub(super) fn from_wire(told: &discovery::Caller, now: Timestamp) -> Self {
         Self {
             source: plain(&told.source),
             user_agent: plain(&told.user_agent),

@@ -90,18 +90,18 @@ impl Plane {
     }
 
     async fn connect(&self, run_id: &str) -> (OpenStream, UsageStream, UsageAcks) {
-        let subscription = wire::Subscription {
+        let subscription = discovery::Subscription {
             keyring: testing::keyring_name().to_string(),
-            ..wire::Subscription::default()
+            ..discovery::Subscription::default()
         };
-        let hello = wire::Hello {
-            node: Some(wire::Node {
+        let hello = discovery::Hello {
+            node: Some(discovery::Node {
                 id: format!("edge-{run_id}"),
-                ..wire::Node::default()
+                ..discovery::Node::default()
             }),
             run_id: run_id.to_owned(),
             subscriptions: vec![subscription],
-            protocol: wire::PROTOCOL,
+            protocol: discovery::PROTOCOL,
             stream: self.streams.fetch_add(1, Ordering::Relaxed),
             ..Default::default()
         };
@@ -149,8 +149,8 @@ fn version(number: u32) -> VersionRef {
     }
 }
 
-fn used(number: u32, requests: u64, last_used_ms: i64) -> wire::VersionUsage {
-    wire::VersionUsage {
+fn used(number: u32, requests: u64, last_used_ms: i64) -> discovery::VersionUsage {
+    discovery::VersionUsage {
         key_id: KEY.to_owned(),
         version: number,
         requests,
@@ -162,11 +162,15 @@ fn used(number: u32, requests: u64, last_used_ms: i64) -> wire::VersionUsage {
 }
 
 /// A message of a report; the last one replies to the answer to a beat.
-fn report(sequence: u64, beat: Option<u64>, versions: Vec<wire::VersionUsage>) -> wire::Usage {
-    wire::Usage {
+fn report(
+    sequence: u64,
+    beat: Option<u64>,
+    versions: Vec<discovery::VersionUsage>,
+) -> discovery::Usage {
+    discovery::Usage {
         sequence,
         complete_until_beat: beat.unwrap_or(0),
-        keyrings: vec![wire::KeyringUsage {
+        keyrings: vec![discovery::KeyringUsage {
             keyring: testing::keyring_name().to_string(),
             versions,
         }],
@@ -175,8 +179,8 @@ fn report(sequence: u64, beat: Option<u64>, versions: Vec<wire::VersionUsage>) -
 }
 
 /// The last report of a process that stops.
-fn last_report(sequence: u64, versions: Vec<wire::VersionUsage>) -> wire::Usage {
-    wire::Usage {
+fn last_report(sequence: u64, versions: Vec<discovery::VersionUsage>) -> discovery::Usage {
+    discovery::Usage {
         is_final: true,
         ..report(sequence, None, versions)
     }
@@ -345,7 +349,7 @@ async fn what_does_not_exist_is_dropped() {
         vec![used(3, 5, START), used(0, 5, START), used(1, 2, START)],
     );
     odd.keyrings[0].versions[2].requests = u64::MAX;
-    odd.keyrings.push(wire::KeyringUsage {
+    odd.keyrings.push(discovery::KeyringUsage {
         keyring: "elsewhere".to_owned(),
         versions: vec![used(1, 7, START)],
     });
@@ -401,14 +405,14 @@ async fn an_orderly_end_folds_the_process_and_leaves_no_gap() {
 async fn callers_are_kept_while_the_version_should_not_be_used() {
     let mut plane = Plane::new().await;
     let keyring = testing::keyring_name();
-    let caller = |source: &str, requests| wire::Caller {
+    let caller = |source: &str, requests| discovery::Caller {
         source: source.to_owned(),
         user_agent: "curl\u{1b}[2J".to_owned(),
         route: "api.example.com/v1".to_owned(),
         requests,
         last_used_ms: START,
     };
-    let with = |mut told: wire::VersionUsage, callers: Vec<wire::Caller>| {
+    let with = |mut told: discovery::VersionUsage, callers: Vec<discovery::Caller>| {
         told.callers = callers;
         told
     };
@@ -498,7 +502,7 @@ async fn survive(events: Vec<Event>) {
     let mut plane = Plane::new().await;
     let mut saw = [[0_u64; 2]; 3];
     let mut sequence = [0_u64; 3];
-    let mut sent: Vec<(usize, wire::Usage)> = Vec::new();
+    let mut sent: Vec<(usize, discovery::Usage)> = Vec::new();
     let last = (0..3).map(|boot| Event::Reports { boot });
     let last = last.chain([Event::Flushes, Event::Dies]);
     for event in events.into_iter().chain(last) {
@@ -559,16 +563,16 @@ async fn more_than_one_transaction_takes_is_written_and_acked_with_one_flush() {
     let versions = u32::try_from(2 * MAX_ROWS + 1).expect("a few thousand");
     let mut plane = Plane::new().await;
     let (_, mut stream, acks) = plane.connect("one").await;
-    let told = wire::KeyringUsage {
+    let told = discovery::KeyringUsage {
         keyring: testing::keyring_name().to_string(),
         versions: (1..=versions)
             .map(|number| used(number, 3, START))
             .collect(),
     };
-    let report = wire::Usage {
+    let report = discovery::Usage {
         sequence: 1,
         keyrings: vec![told],
-        ..wire::Usage::default()
+        ..discovery::Usage::default()
     };
     stream.note(&report, &All);
     plane.flush().await;

@@ -6,11 +6,11 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 
 use crate::{
     causes,
-    discovery::backoff::drawn,
     key::Timestamp,
     outbound::{OutboundError, UrlError},
     printable,
     store::{Delivery, Settled, Settlement},
+    wire::backoff::drawn,
 };
 
 /// How an attempt ended.

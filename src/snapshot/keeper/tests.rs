@@ -14,12 +14,12 @@ use super::*;
 use crate::{
     clock::ManualClock,
     config::sidecar::SnapshotSettings,
-    discovery::receiver::Receiver,
+    follow::receiver::Receiver,
     key::{Epoch, KeyState, Revision, Timestamp, testing},
     keyring::{Mode, Slot, Staleness, on_demand::CacheSettings},
-    proto::discovery::{self as wire, control_message::Kind, sidecar_message::Kind as Answer},
+    proto::discovery::{self, control_message::Kind, sidecar_message::Kind as Answer},
+    sidecar::begin::{self, BeginError, Begun, Empty, KeptFile},
     snapshot::{
-        begin::{self, BeginError, Begun, Empty, KeptFile},
         read::{self, Contents, Tail},
         testing::{Act, Control, State},
     },
@@ -122,10 +122,10 @@ impl Machine {
 }
 
 impl Sidecar {
-    fn take(&mut self, messages: Vec<Kind>) -> Vec<wire::SidecarMessage> {
+    fn take(&mut self, messages: Vec<Kind>) -> Vec<discovery::SidecarMessage> {
         let mut answers = Vec::new();
         for kind in messages {
-            let message = wire::ControlMessage { kind: Some(kind) };
+            let message = discovery::ControlMessage { kind: Some(kind) };
             let outcome = self.receiver.receive(message);
             answers.extend(outcome.expect("the stream goes on").answers);
         }
@@ -163,17 +163,17 @@ impl Sidecar {
     fn beat_for(&mut self, machine: &Machine, wall: Timestamp, serve_for: Duration) {
         let held = self.receiver.subscriptions().remove(0);
         let beat = match self.receiver.next_beat().kind {
-            Some(wire::sidecar_message::Kind::Beat(beat)) => beat.number,
+            Some(discovery::sidecar_message::Kind::Beat(beat)) => beat.number,
             other => panic!("{other:?} is no beat"),
         };
-        let pulse = wire::KeyringPulse {
+        let pulse = discovery::KeyringPulse {
             keyring: held.keyring,
             epoch: held.epoch,
             revision: held.revision,
             set_digest: held.set_digest,
             serve_for_ms: serve_for.as_millis().try_into().expect("it is short"),
         };
-        self.take(vec![Kind::BeatAnswer(wire::BeatAnswer {
+        self.take(vec![Kind::BeatAnswer(discovery::BeatAnswer {
             beat,
             sent_at: Some(wall.to_wire()),
             beat_every_ms: 5_000,
@@ -287,7 +287,7 @@ fn what_is_on_the_disk_is_told_and_nothing_else() {
     let machine = Machine::new();
     let mut control = Control::new();
     let mut sidecar = machine.start();
-    let durable = |answers: &[wire::SidecarMessage]| match &answers[0].kind {
+    let durable = |answers: &[discovery::SidecarMessage]| match &answers[0].kind {
         Some(Answer::Ack(ack)) => (ack.applied_revision, ack.durable_revision),
         other => panic!("no ack: {other:?}"),
     };

@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::{
     clock::Clock,
-    discovery::receiver::Receiver,
+    follow::receiver::Receiver,
     key::{KeyState, Timestamp, testing},
     keyring::{KeyringView, Keyrings, Staleness},
     proto::discovery::{ControlMessage, control_message::Kind},
@@ -236,13 +236,13 @@ fn what_makes_no_sense_behind_the_seal_is_refused() {
     type Case = (&'static str, fn(&mut Frames));
     let cases: [Case; 11] = [
         ("other entries than its digest", |frames| {
-            alter::<wire::Keyring>(&mut frames[0], |keyring| keyring.set_digest ^= 1);
+            alter::<snapshot::Keyring>(&mut frames[0], |keyring| keyring.set_digest ^= 1);
         }),
         ("has 2 entries, and should have 3", |frames| {
-            alter::<wire::Keyring>(&mut frames[0], |keyring| keyring.entries += 1);
+            alter::<snapshot::Keyring>(&mut frames[0], |keyring| keyring.entries += 1);
         }),
         ("has 1 entries, and should have 2", |frames| {
-            alter::<wire::Entries>(&mut frames[1], |chunk| drop(chunk.entries.pop()));
+            alter::<snapshot::Entries>(&mut frames[1], |chunk| drop(chunk.entries.pop()));
         }),
         ("entries come before their keyring", |frames| {
             frames.swap(0, 1);
@@ -252,16 +252,16 @@ fn what_makes_no_sense_behind_the_seal_is_refused() {
             frames.splice(2..2, again);
         }),
         ("there are 1 keyrings, and should be 2", |frames| {
-            alter::<wire::End>(&mut frames[2], |end| end.keyrings = 2);
+            alter::<snapshot::End>(&mut frames[2], |end| end.keyrings = 2);
         }),
         ("does not tell how late", |frames| {
-            alter::<wire::Appended>(&mut frames[3], |appended| appended.pulse = None);
+            alter::<snapshot::Appended>(&mut frames[3], |appended| appended.pulse = None);
         }),
         ("it is write 0", |frames| {
-            alter::<wire::End>(&mut frames[2], |end| end.write = 0);
+            alter::<snapshot::End>(&mut frames[2], |end| end.write = 0);
         }),
         ("it is write 2, and comes after write 2", |frames| {
-            alter::<wire::Appended>(&mut frames[4], |appended| appended.write = 2);
+            alter::<snapshot::Appended>(&mut frames[4], |appended| appended.write = 2);
         }),
         ("the state goes on behind its end", |frames| {
             let again = frames[1].clone();

@@ -25,7 +25,8 @@ use crate::{
     config::{LogFormat, LogSettings},
     key::{KeyRecord, RotationId, Secret, Timestamp, testing},
     keyring::Keyrings,
-    telemetry::{TraceParent, logs},
+    telemetry::logs,
+    trace::TraceParent,
 };
 
 const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

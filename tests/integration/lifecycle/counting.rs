@@ -1,6 +1,6 @@
 //! What a sidecar's process tells of the use of its keys: every check, over lost streams and to its very end.
 
-use relatch::{key::KeyState, proto::discovery as wire, proto::discovery::sidecar_message::Kind};
+use relatch::{key::KeyState, proto::discovery, proto::discovery::sidecar_message::Kind};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -93,7 +93,7 @@ async fn status(sidecar: &Sidecar) -> Value {
 }
 
 /// Requests and denials of each version that was told of.
-fn counts(usage: &wire::Usage) -> Vec<(u64, u64)> {
+fn counts(usage: &discovery::Usage) -> Vec<(u64, u64)> {
     let versions = usage.keyrings.iter().flat_map(|keyring| &keyring.versions);
     versions
         .map(|version| (version.requests, version.denied))

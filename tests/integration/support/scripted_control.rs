@@ -6,17 +6,17 @@ use futures_util::Stream;
 use prost::Message as _;
 use relatch::{
     clock::Clock,
-    discovery::item,
     key::{
         AllowedSources, KeyId, KeyRecord, KeyState, Pepper, PepperId, Prefix, Scopes, Secret,
         VersionNumber, Window,
     },
     proto::discovery::{
-        self as wire,
+        self,
         control_message::Kind as Tell,
         keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
         sidecar_message::Kind,
     },
+    wire::item,
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
@@ -39,9 +39,9 @@ pub(crate) struct ScriptedControl {
 /// The stream of a sidecar.
 #[derive(Debug)]
 pub(crate) struct SidecarStream {
-    said: Streaming<wire::SidecarMessage>,
-    tell: mpsc::UnboundedSender<Result<wire::ControlMessage, Status>>,
-    keyring: wire::KeyringPulse,
+    said: Streaming<discovery::SidecarMessage>,
+    tell: mpsc::UnboundedSender<Result<discovery::ControlMessage, Status>>,
+    keyring: discovery::KeyringPulse,
     /// The newest beat that was read, and the newest that was answered.
     beat: u64,
     answered: u64,
@@ -90,12 +90,12 @@ impl ScriptedControl {
         let hello = stream.next().await;
         assert!(matches!(hello, Some(Kind::Hello(_))), "{hello:?}");
         let pepper = Pepper::new(PepperId::new(1), &PEPPER).expect("32 bytes");
-        stream.tell(Tell::Settings(wire::KeyringSettings {
+        stream.tell(Tell::Settings(discovery::KeyringSettings {
             keyring: KEYRING.to_owned(),
             epoch: 1,
             prefix: Prefix::default().to_string(),
             issued_only: true,
-            peppers: vec![wire::Pepper {
+            peppers: vec![discovery::Pepper {
                 id: 1,
                 secret: PEPPER.to_vec().into(),
             }],
@@ -119,7 +119,7 @@ impl ScriptedControl {
         });
         stream.keyring.revision = revision;
         stream.keyring.set_digest = item::hash(&item);
-        let chunk = wire::SnapshotChunk {
+        let chunk = discovery::SnapshotChunk {
             keyring: KEYRING.to_owned(),
             epoch: 1,
             revision,
@@ -128,7 +128,7 @@ impl ScriptedControl {
             total_items: 1,
             set_digest: item::hash(&item),
             items: vec![item],
-            ..wire::SnapshotChunk::default()
+            ..discovery::SnapshotChunk::default()
         };
         stream.tell(Tell::Snapshot(chunk.encode_to_vec().into()));
         let ack = stream.next().await;
@@ -154,7 +154,7 @@ impl SidecarStream {
     }
 
     /// The usage report that comes next, in one message.
-    pub(crate) async fn usage(&mut self) -> wire::Usage {
+    pub(crate) async fn usage(&mut self) -> discovery::Usage {
         match self.next().await {
             Some(Kind::Usage(usage)) => usage,
             other => panic!("no usage: {other:?}"),
@@ -162,7 +162,7 @@ impl SidecarStream {
     }
 
     /// Answers the next beat; the report that replies to it.
-    pub(crate) async fn report(&mut self) -> wire::Usage {
+    pub(crate) async fn report(&mut self) -> discovery::Usage {
         while self.beat <= self.answered {
             match self.heard().await {
                 Some(Kind::Beat(beat)) => self.beat = beat.number,
@@ -170,7 +170,7 @@ impl SidecarStream {
             }
         }
         self.answered = self.beat;
-        self.tell(Tell::BeatAnswer(wire::BeatAnswer {
+        self.tell(Tell::BeatAnswer(discovery::BeatAnswer {
             beat: self.beat,
             sent_at: Some(Clock::system().wall().to_wire()),
             beat_every_ms: BEAT_EVERY_MS,
@@ -179,13 +179,13 @@ impl SidecarStream {
         self.usage().await
     }
 
-    pub(crate) fn ack(&self, usage: &wire::Usage) {
+    pub(crate) fn ack(&self, usage: &discovery::Usage) {
         let sequence = usage.sequence;
-        self.tell(Tell::UsageAck(wire::UsageAck { sequence }));
+        self.tell(Tell::UsageAck(discovery::UsageAck { sequence }));
     }
 
     fn tell(&self, kind: Tell) {
-        let message = wire::ControlMessage { kind: Some(kind) };
+        let message = discovery::ControlMessage { kind: Some(kind) };
         // A sidecar that has gone shows in what it does not say.
         let _ = self.tell.send(Ok(message));
     }
@@ -193,21 +193,22 @@ impl SidecarStream {
 
 #[tonic::async_trait]
 impl KeyringDiscovery for Service {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<wire::ControlMessage, Status>> + Send>>;
+    type SubscribeStream =
+        Pin<Box<dyn Stream<Item = Result<discovery::ControlMessage, Status>> + Send>>;
 
     async fn subscribe(
         &self,
-        request: Request<Streaming<wire::SidecarMessage>>,
+        request: Request<Streaming<discovery::SidecarMessage>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let (tell, told) = mpsc::unbounded_channel();
         let opened = SidecarStream {
             said: request.into_inner(),
             tell,
-            keyring: wire::KeyringPulse {
+            keyring: discovery::KeyringPulse {
                 keyring: KEYRING.to_owned(),
                 epoch: 1,
                 serve_for_ms: 3_600_000,
-                ..wire::KeyringPulse::default()
+                ..discovery::KeyringPulse::default()
             },
             beat: 0,
             answered: 0,

@@ -39,7 +39,7 @@ async fn what_a_change_costs_on_the_disk() {
     let slot = slot.expect("it is configured");
     let mut take = |messages: Vec<Kind>| {
         for kind in messages {
-            let message = wire::ControlMessage { kind: Some(kind) };
+            let message = discovery::ControlMessage { kind: Some(kind) };
             receiver.receive(message).expect("the stream goes on");
         }
         slot.load().as_ref().expect("it is here").revision()

@@ -275,7 +275,7 @@ fn erasure(sidecar: &Sidecar) -> FileEnd {
 }
 
 fn not_served(number: u64) -> Vec<Kind> {
-    vec![Kind::NotServed(wire::NotServed {
+    vec![Kind::NotServed(discovery::NotServed {
         keyring: testing::keyring_name().to_string(),
         reason: "the rule was removed".to_owned(),
         number,
@@ -382,7 +382,7 @@ fn who_keeps_nothing_reports_at_once_what_was_dropped() {
     let mut receiver = Receiver::new(&keyrings, clock);
     let messages = [Control::new().begin(), not_served(5)].concat();
     for kind in messages {
-        let message = wire::ControlMessage { kind: Some(kind) };
+        let message = discovery::ControlMessage { kind: Some(kind) };
         receiver.receive(message).expect("the stream goes on");
     }
     let slot = keyrings.get(&testing::keyring_name());
@@ -406,11 +406,11 @@ fn a_keyring_on_demand_is_dropped_too() {
     let slot = keyrings.get(&testing::keyring_name());
     let slot = slot.expect("it is configured");
     let mut tell = |kind| {
-        let message = wire::ControlMessage { kind: Some(kind) };
+        let message = discovery::ControlMessage { kind: Some(kind) };
         receiver.receive(message).expect("the stream goes on");
     };
     let start = || {
-        let start = wire::Start {
+        let start = discovery::Start {
             keyring: testing::keyring_name().to_string(),
             epoch: 7,
             revision: 1,
@@ -421,13 +421,13 @@ fn a_keyring_on_demand_is_dropped_too() {
     };
     let record = crate::snapshot::testing::record(1, KeyState::Active);
     let digest = record.digest;
-    let found = wire::LookupResult {
+    let found = discovery::LookupResult {
         keyring: testing::keyring_name().to_string(),
         epoch: 7,
         revision: 1,
         digest: digest.as_bytes().to_vec().into(),
-        item: Some(crate::discovery::item::encode(&record)),
-        ..wire::LookupResult::default()
+        item: Some(crate::wire::item::encode(&record)),
+        ..discovery::LookupResult::default()
     };
     start().into_iter().for_each(&mut tell);
     tell(Kind::LookupResult(found));

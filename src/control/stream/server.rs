@@ -1,0 +1,387 @@
+//! The control plane's end of discovery: accepts the streams of sidecars.
+
+mod counted;
+mod listener;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::Stream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::StreamExt;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use self::{
+    counted::Counted,
+    listener::{Asking, Listener},
+};
+use super::session::{Asked, Beats, Drains, Grantor, MAX_LOOKUPS, Session, Terms};
+use crate::{
+    admission::{Admission, Refusal},
+    control::{
+        bearers::Bearers,
+        catalog::Catalog,
+        fleet::{Believed, Fleet},
+        served::ServedKeyring,
+        token::bearer,
+        usage::UsageBook,
+    },
+    key::Revision,
+    proto::discovery::{
+        self, control_message,
+        keyring_discovery_server::{KeyringDiscovery, KeyringDiscoveryServer},
+        sidecar_message::Kind,
+    },
+    store::StoreError,
+    tls::Peer,
+};
+
+/// Serves `KeyringDiscovery`.
+#[derive(Debug)]
+pub struct DiscoveryServer {
+    catalog: Arc<Catalog>,
+    fleet: Arc<Fleet>,
+    usage: Arc<UsageBook>,
+    terms: Terms,
+    builds: Arc<Semaphore>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    admission: Admission,
+    bearers: Option<Arc<Bearers>>,
+}
+
+/// Snapshots that are encoded at once. A control plane that restarts under a thousand sidecars must keep a core for
+/// everything else.
+const MAX_BUILDS: usize = 2;
+/// A sidecar that sends no hello within this time is no sidecar.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest message of a sidecar: a hello of a hundred keyrings, or a nack of a hundred items, with room to spare.
+const MAX_MESSAGE: usize = 256 << 10;
+/// The most labels of a sidecar, and the longest text of one: they are kept for each process of it. The same as in its file.
+const MAX_LABELS: usize = 16;
+const MAX_TEXT: usize = 128;
+/// The most keyrings that a sidecar may subscribe to.
+const MAX_SUBSCRIPTIONS: usize = 1_000;
+
+impl DiscoveryServer {
+    /// A server of the catalog's keyrings, which keeps the fleet's book and that of usage.
+    #[must_use]
+    pub fn new(
+        catalog: Arc<Catalog>,
+        fleet: Arc<Fleet>,
+        usage: Arc<UsageBook>,
+        terms: Terms,
+        tasks: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            catalog,
+            fleet,
+            usage,
+            terms,
+            builds: Arc::new(Semaphore::new(MAX_BUILDS)),
+            tasks,
+            shutdown,
+            admission: Admission::Local,
+            bearers: None,
+        }
+    }
+
+    /// Lets those alone subscribe whom `admission` lets.
+    #[must_use]
+    pub fn with_admission(self, admission: Admission) -> Self {
+        Self { admission, ..self }
+    }
+
+    /// Takes the tokens of `bearers` for identities, too.
+    #[must_use]
+    pub fn with_bearers(self, bearers: Arc<Bearers>) -> Self {
+        Self {
+            bearers: Some(bearers),
+            ..self
+        }
+    }
+
+    /// Who is at the other end of a call.
+    fn peer<T>(&self, call: &Request<T>) -> Result<Peer, Status> {
+        let peer = call.extensions().get::<Peer>().cloned();
+        let peer = peer.unwrap_or_default();
+        let shown = call.metadata().get("authorization");
+        let (Some(bearers), Some(shown)) = (&self.bearers, shown) else {
+            return Ok(peer);
+        };
+        let token = shown.to_str().ok().and_then(bearer);
+        let identity = token.and_then(|token| bearers.identity_of(&token).cloned());
+        if identity.is_none() {
+            tracing::warn!("a sidecar is refused: no file of `discovery.tokens` holds its token");
+            return Err(Status::unauthenticated(
+                "no file of `discovery.tokens` holds the token of this sidecar",
+            ));
+        }
+        Ok(Peer {
+            identity,
+            not_after: None,
+        })
+    }
+
+    /// Takes out of a hello the keyrings that the sidecar may not have, and returns what it is told of them. Whatever it
+    /// holds of them, it is to erase.
+    fn admit(
+        &self,
+        peer: &Peer,
+        hello: &mut discovery::Hello,
+    ) -> Result<Vec<discovery::NotServed>, Status> {
+        let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
+        let admitted = self.admission.admit(peer, node);
+        let admitted = admitted.map_err(|refusal| refused(peer, &refusal))?;
+        let mut not_served = Vec::new();
+        let mut subscriptions = std::mem::take(&mut hello.subscriptions);
+        subscriptions.retain(|subscription| {
+            let Err(refusal) = admitted.subscribe(&subscription.keyring) else {
+                return true;
+            };
+            tracing::warn!(
+                node = hello.node.as_ref().map_or("", |node| node.id.as_str()),
+                auth.keyring = subscription.keyring,
+                error = &refusal as &dyn std::error::Error,
+                "a sidecar does not get a keyring"
+            );
+            not_served.push(discovery::NotServed {
+                keyring: subscription.keyring.clone(),
+                reason: refusal.to_string(),
+                number: not_served.len() as u64 + 1,
+                is_forbidden: true,
+            });
+            false
+        });
+        hello.subscriptions = subscriptions;
+        Ok(not_served)
+    }
+
+    /// The service to add to a server.
+    #[must_use]
+    pub fn into_service(self) -> KeyringDiscoveryServer<Self> {
+        KeyringDiscoveryServer::new(self).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+#[tonic::async_trait]
+impl KeyringDiscovery for DiscoveryServer {
+    type SubscribeStream =
+        Pin<Box<dyn Stream<Item = Result<discovery::ControlMessage, Status>> + Send + 'static>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<discovery::SidecarMessage>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let peer = self.peer(&request)?;
+        let mut inbound = request.into_inner();
+        let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello came"))??
+            .and_then(|message| message.kind);
+        let Some(Kind::Hello(mut hello)) = hello else {
+            return Err(Status::invalid_argument(
+                "the first message must be a hello",
+            ));
+        };
+        check(&hello)?;
+        let mut said = hello.clone();
+        let not_served = self.admit(&peer, &mut hello)?;
+        let believed = believed(&self.catalog, &hello);
+        clamp(&self.catalog, &mut said);
+        let stream = self
+            .fleet
+            .connected(&said, &believed, self.admission.counts(&peer))
+            .map_err(|refusal| refused(&peer, &refusal))?;
+        let counted = Counted::new(Arc::clone(&self.fleet), stream.clone());
+        // Nothing leaves for a sidecar that is not on record: a control plane that starts anew has to wait for it.
+        record(&self.catalog, &self.fleet, &self.usage)
+            .await
+            .map_err(|error| Status::unavailable(format!("the store: {error}")))?;
+        tracing::info!(
+            node = stream.run.node,
+            run_id = stream.run.run_id,
+            identity = %peer,
+            "sidecar connected"
+        );
+        if stream.was_forgotten {
+            begin_anew(&mut hello);
+        }
+        // One resync a keyring is all that a sidecar can have waiting.
+        let (resyncs, asked_resyncs) = mpsc::channel(hello.subscriptions.len().max(1));
+        let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
+        let (beats, asked_beats) = Beats::new();
+        let asked = Asked {
+            resyncs: asked_resyncs,
+            lookups: asked_lookups,
+            beats: asked_beats,
+        };
+        let asking = Asking {
+            resyncs,
+            lookups,
+            beats,
+        };
+        // What a sidecar saw used of a keyring that it has to erase counts, too.
+        let counted_keyrings = self.fleet.keyrings_of(&stream.run);
+        let (reports, acks) = self.usage.stream(&stream.run, counted_keyrings);
+        let drains = Drains {
+            stop: self.shutdown.clone(),
+            expired: CancellationToken::new(),
+        };
+        let session = Session::new(
+            Arc::clone(&self.catalog),
+            &hello.subscriptions,
+            asked,
+            acks,
+            Grantor {
+                fleet: Arc::clone(&self.fleet),
+                member: stream.run.clone(),
+                terms: self.terms,
+            },
+            Arc::clone(&self.builds),
+            drains.clone(),
+        )
+        .numbering_not_served_after(not_served.len() as u64);
+        let listener = Listener {
+            catalog: Arc::clone(&self.catalog),
+            fleet: Arc::clone(&self.fleet),
+            usage: Arc::clone(&self.usage),
+            peer,
+            stream,
+            counted,
+            not_served: not_served.clone(),
+            reports,
+            asking,
+            drains,
+        };
+        self.tasks.spawn(listener.run(inbound));
+        let not_served = not_served.into_iter().map(|not_served| {
+            Ok(discovery::ControlMessage {
+                kind: Some(control_message::Kind::NotServed(not_served)),
+            })
+        });
+        let not_served = futures_util::stream::iter(not_served);
+        Ok(Response::new(Box::pin(
+            not_served.chain(session.into_stream()),
+        )))
+    }
+}
+
+/// Of each keyring of a hello, whether what the sidecar says that it holds is what there is: its set digest is the one that
+/// the keyring had at that revision. One that could not use an item holds another set. Where a keyring is held on demand there
+/// is no digest, and the revision decides. No sidecar has more than there is: one that says so comes from a control plane that
+/// is ahead of this one, or from a history that this one has lost, and has nothing of what will have those revisions here.
+fn believed(catalog: &Catalog, hello: &discovery::Hello) -> Believed {
+    let mut believed = Believed::new();
+    for subscription in &hello.subscriptions {
+        let newest = newest(catalog, &subscription.keyring, subscription.epoch);
+        let Ok(name) = subscription.keyring.parse() else {
+            continue;
+        };
+        let served = served_at(catalog, &subscription.keyring, subscription.epoch);
+        let at = Revision::new(subscription.revision);
+        let is_held = (1..=newest).contains(&subscription.revision);
+        let agrees = is_held
+            && served.is_some_and(|served| match subscription.mode() {
+                discovery::Mode::Full => {
+                    let state = served.journal().state();
+                    state.feed.digest_at(at) == Some(subscription.set_digest)
+                }
+                discovery::Mode::OnDemand => true,
+            });
+        believed.insert(name, agrees);
+    }
+    believed
+}
+
+/// No revocation is in force that there is not.
+fn clamp(catalog: &Catalog, hello: &mut discovery::Hello) {
+    for subscription in &mut hello.subscriptions {
+        let newest = newest(catalog, &subscription.keyring, subscription.epoch);
+        subscription.revoked_through = subscription.revoked_through.min(newest);
+    }
+}
+
+/// The sidecar holds nothing that counts.
+fn begin_anew(hello: &mut discovery::Hello) {
+    for subscription in &mut hello.subscriptions {
+        subscription.epoch = 0;
+        subscription.revision = 0;
+        subscription.set_digest = 0;
+        subscription.partial = None;
+    }
+}
+
+/// The newest revision that there is of a keyring's history; of others nothing is known, and nothing asked.
+fn newest(catalog: &Catalog, keyring: &str, epoch: u64) -> u64 {
+    let served = served_at(catalog, keyring, epoch);
+    served.map_or(u64::MAX, |served| served.revision().get())
+}
+
+/// A keyring, where its history is that of `epoch`.
+fn served_at(catalog: &Catalog, keyring: &str, epoch: u64) -> Option<Arc<ServedKeyring>> {
+    let served = catalog.get(&keyring.parse().ok()?).ok()?;
+    (served.epoch().get() == epoch).then_some(served)
+}
+
+/// Brings the fleet's book to the store.
+async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) -> Result<(), StoreError> {
+    let gone = fleet.record_news(&**catalog.store()).await?;
+    for run in &gone {
+        usage.end(&run.run_id);
+    }
+    Ok(())
+}
+
+fn refused(peer: &Peer, refusal: &Refusal) -> Status {
+    tracing::warn!(
+        identity = %peer,
+        error = refusal as &dyn std::error::Error,
+        "a sidecar is refused"
+    );
+    Status::permission_denied(refusal.to_string())
+}
+
+fn check(hello: &discovery::Hello) -> Result<(), Status> {
+    if hello.protocol != discovery::PROTOCOL {
+        return Err(Status::failed_precondition(format!(
+            "the sidecar speaks version {} of the discovery protocol, the control plane version {}: run the same version of relatch on both",
+            hello.protocol.max(1),
+            discovery::PROTOCOL
+        )));
+    }
+    if hello.stream == 0 {
+        return Err(Status::invalid_argument("stream: count from 1"));
+    }
+    let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
+    let printable =
+        |text: &str| matches!(text.len(), 1..=253) && text.bytes().all(|b| b.is_ascii_graphic());
+    if !printable(node) || !printable(&hello.run_id) {
+        return Err(Status::invalid_argument(
+            "node.id and run_id: give 1 to 253 printable ASCII characters without spaces",
+        ));
+    }
+    if let Some(node) = &hello.node {
+        let labels = node.labels.iter();
+        let mut texts = labels.flat_map(|(name, value)| [name, value]);
+        if node.labels.len() > MAX_LABELS
+            || texts.any(|text| text.len() > MAX_TEXT)
+            || node.cluster.len() > 253
+            || node.version.len() > MAX_TEXT
+        {
+            return Err(Status::invalid_argument(format!(
+                "node: give a cluster of at most 253 bytes, and {MAX_LABELS} labels and a version of {MAX_TEXT}"
+            )));
+        }
+    }
+    if hello.subscriptions.len() > MAX_SUBSCRIPTIONS {
+        return Err(Status::invalid_argument(format!(
+            "subscriptions: a sidecar may have at most {MAX_SUBSCRIPTIONS}"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! The control plane's end of one stream: hears what a sidecar says, until it goes.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tonic::Streaming;
+
+use super::{counted::Counted, newest, record};
+use crate::{
+    clock::Clock,
+    control::stream::session::{Beats, Drains},
+    control::{
+        catalog::Catalog,
+        fleet::{Fleet, OpenStream, Parting},
+        metrics::LookupOutcome,
+        usage::{UsageBook, UsageStream},
+    },
+    key::Timestamp,
+    proto::discovery::{self, sidecar_message::Kind},
+    serving::Farewell,
+    tls::Peer,
+};
+
+/// Where a session hears what its sidecar asks for.
+pub(super) struct Asking {
+    pub(super) resyncs: mpsc::Sender<discovery::Resync>,
+    pub(super) lookups: mpsc::Sender<discovery::Lookup>,
+    pub(super) beats: Beats,
+}
+
+/// Hears what a sidecar says on one stream.
+pub(super) struct Listener {
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) usage: Arc<UsageBook>,
+    pub(super) peer: Peer,
+    pub(super) stream: OpenStream,
+    pub(super) counted: Counted,
+    /// What the sidecar was told to erase.
+    pub(super) not_served: Vec<discovery::NotServed>,
+    pub(super) reports: UsageStream,
+    pub(super) asking: Asking,
+    pub(super) drains: Drains,
+}
+
+/// A sidecar that is told to come back leaves at once; one that does not is left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl Listener {
+    /// Listens until the stream ends, and notes how it did.
+    pub(super) async fn run(mut self, mut inbound: Streaming<discovery::SidecarMessage>) {
+        let (not_after, clock) = (self.peer.not_after, self.catalog.clock().clone());
+        let ended = tokio::select! {
+            goodbye = self.listen(&mut inbound) => Some(goodbye),
+            () = expired(not_after, &clock) => None,
+        };
+        let goodbye = if let Some(goodbye) = ended {
+            goodbye
+        } else {
+            tracing::info!(
+                node = self.stream.run.node,
+                identity = %self.peer,
+                "the certificate of a sidecar has expired; it is to come back with its next one"
+            );
+            self.drains.expired.cancel();
+            let left = tokio::time::timeout(LEAVE_TIMEOUT, self.listen(&mut inbound)).await;
+            left.unwrap_or(None)
+        };
+        self.note_end(goodbye).await;
+    }
+
+    async fn note_end(self, goodbye: Option<discovery::Goodbye>) {
+        let Self {
+            catalog,
+            fleet,
+            usage,
+            stream,
+            counted,
+            reports,
+            asking,
+            ..
+        } = self;
+        // The session ends with it.
+        drop(asking);
+        let parting = match goodbye {
+            Some(goodbye) => Parting::Goodbye(Farewell {
+                has_told_all: reports.settle(&fleet).await,
+                has_erased_file: goodbye.has_erased_file,
+                last_write: goodbye.last_write,
+            }),
+            None => Parting::Lost,
+        };
+        drop(reports);
+        counted.end(parting);
+        tracing::info!(node = stream.run.node, ?parting, "sidecar disconnected");
+        if let Err(error) = record(&catalog, &fleet, &usage).await {
+            // The reconciler tries again; until then the store has more than there is.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the fleet's book could not be written"
+            );
+        }
+    }
+
+    /// Notes what the sidecar says until its stream ends; returns its Goodbye, if it said one. Nothing is lost when this is
+    /// cancelled between two messages.
+    async fn listen(
+        &mut self,
+        inbound: &mut Streaming<discovery::SidecarMessage>,
+    ) -> Option<discovery::Goodbye> {
+        while let Some(Ok(message)) = inbound.next().await {
+            match message.kind {
+                Some(Kind::Ack(ack)) => self.acked(ack),
+                Some(Kind::Nack(nack)) => self.nacked(nack),
+                Some(Kind::Resync(resync)) => {
+                    if self.asking.resyncs.send(resync).await.is_err() {
+                        return None;
+                    }
+                }
+                Some(Kind::Lookup(lookup)) => {
+                    if self.asking.lookups.try_send(lookup).is_err() {
+                        let metrics = self.catalog.metrics();
+                        metrics.looked_up(LookupOutcome::Dropped);
+                    }
+                }
+                Some(Kind::Usage(usage)) => self.reports.note(&usage, &*self.catalog),
+                Some(Kind::Beat(beat)) => self.asking.beats.arrive(beat.number, &self.catalog),
+                Some(Kind::Goodbye(goodbye)) => return Some(goodbye),
+                Some(Kind::Dropped(dropped)) => self.dropped(&dropped),
+                // A second hello, or a kind that this version does not know.
+                Some(Kind::Hello(_)) | None => {}
+            }
+        }
+        None
+    }
+
+    fn acked(&self, mut ack: discovery::Ack) {
+        let newest = newest(&self.catalog, &ack.keyring, ack.epoch);
+        ack.applied_revision = ack.applied_revision.min(newest);
+        ack.revoked_through = ack.revoked_through.min(newest);
+        ack.durable_revision = ack.durable_revision.min(newest);
+        ack.durable_revoked_through = ack.durable_revoked_through.min(newest);
+        self.fleet.acked(&self.stream, &ack);
+    }
+
+    fn nacked(&self, mut nack: discovery::Nack) {
+        let newest = newest(&self.catalog, &nack.keyring, nack.epoch);
+        nack.applied_revision = nack.applied_revision.min(newest);
+        nack.revoked_through = nack.revoked_through.min(newest);
+        nack.durable_revision = nack.durable_revision.min(newest);
+        nack.durable_revoked_through = nack.durable_revoked_through.min(newest);
+        tracing::error!(
+            node = self.stream.run.node,
+            auth.keyring = nack.keyring,
+            items = nack.items.len(),
+            "a sidecar cannot use some items; see `relatch fleet`"
+        );
+        self.fleet.nacked(&self.stream, &nack);
+    }
+
+    /// The sidecar has erased a keyring, as this stream has asked it to.
+    fn dropped(&self, dropped: &discovery::Dropped) {
+        let mut asked = self.not_served.iter();
+        let is_asked = asked
+            .any(|asked| asked.keyring == dropped.keyring && asked.number == dropped.not_served);
+        if let Ok(keyring) = dropped.keyring.parse()
+            && is_asked
+        {
+            self.fleet.dropped(&self.stream, &keyring);
+        }
+    }
+}
+
+/// Ends when a certificate has: who goes on beyond it has to show another. Without one it never ends.
+async fn expired(not_after: Option<Timestamp>, clock: &Clock) {
+    match not_after {
+        Some(not_after) => {
+            // Of its last second, all.
+            let end = not_after.saturating_add(Duration::from_secs(1));
+            tokio::time::sleep(end.saturating_since(clock.wall())).await;
+        }
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,755 @@
+//! The control plane's side of one stream: decides what the sidecar is told next.
+//!
+//! Nothing is queued for a stream. It has a cursor per keyring into the feed that all streams share, and a message is
+//! made when the transport asks for one, so that a slow reader costs no memory and a revocation is never behind more
+//! than the message that is on its way. In order of precedence: revocations, settings, starts, deltas, the answer to a beat,
+//! the ack of usage, the results of lookups, chunks of a snapshot.
+//!
+//! A result is read from the newest state as its message is made. So whatever came before it on the stream is no newer,
+//! which is what sidecars that hold a keyring on demand rely on (`keyring::on_demand`).
+
+mod answering;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    control::{
+        catalog::Catalog,
+        feed::EncodedSnapshot,
+        metrics::LookupOutcome,
+        served::ServedKeyring,
+        usage::{Answers, UsageAcks},
+    },
+    key::{Epoch, KeyDigest, KeyringName, Refusal, Revision},
+    proto::discovery::{self, ResyncReason, control_message::Kind},
+};
+
+pub use answering::{ArrivedBeat, Beats, Grantor, Terms};
+
+use answering::{Answering, Granted};
+
+/// What a stream is to bring to one sidecar.
+pub struct Session {
+    catalog: Arc<Catalog>,
+    subscriptions: Vec<Subscription>,
+    asked: Asked,
+    /// A lookup that has come and is not answered yet.
+    lookup: Option<discovery::Lookup>,
+    /// Rung by the keyrings of the stream when they change.
+    bell: Arc<Notify>,
+    /// Wakes when a keyring begins to be served.
+    served: watch::Receiver<u64>,
+    /// Up to which message of the sidecar all usage is in the store.
+    usage: watch::Receiver<u64>,
+    usage_acked: u64,
+    answering: Answering,
+    /// When beats were answered.
+    answers: Answers,
+    /// Bounds the snapshots that are encoded at once.
+    builds: Arc<Semaphore>,
+    build: Option<(usize, Build)>,
+    drains: Drains,
+    drained: bool,
+    /// The last message was a chunk of a snapshot.
+    sent_chunk: bool,
+    /// How many times the sidecar was told on this stream that a keyring is not served.
+    not_served: u64,
+}
+
+/// What a sidecar asks for while its stream is open.
+#[derive(Debug)]
+pub struct Asked {
+    /// To begin a keyring anew.
+    pub resyncs: mpsc::Receiver<discovery::Resync>,
+    /// To be told of a key.
+    pub lookups: mpsc::Receiver<discovery::Lookup>,
+    /// To confirm what it has.
+    pub beats: watch::Receiver<Option<ArrivedBeat>>,
+}
+
+/// What ends a stream in order, which its sidecar is told.
+#[derive(Clone, Debug)]
+pub struct Drains {
+    /// The control plane stops.
+    pub stop: CancellationToken,
+    /// The certificate that the sidecar began the stream with has expired.
+    pub expired: CancellationToken,
+}
+
+/// A snapshot that is being encoded.
+type Build = Pin<Box<dyn Future<Output = Arc<EncodedSnapshot>> + Send>>;
+
+/// One keyring of the stream.
+#[derive(Debug)]
+struct Subscription {
+    name: KeyringName,
+    is_on_demand: bool,
+    /// `deny_after` of the sidecar.
+    deny_after: Duration,
+    phase: Phase,
+}
+
+/// Where a keyring of the stream is.
+#[derive(Debug)]
+enum Phase {
+    /// The control plane does not have it (yet).
+    NotServed { told: bool },
+    /// The sidecar does not know its settings yet.
+    Settings {
+        served: Arc<ServedKeyring>,
+        held: Held,
+    },
+    /// The sidecar holds the keyring on demand, and is to be told from where it follows.
+    Starting { at: Cursor },
+    /// The sidecar needs a snapshot.
+    Unsynced { at: Cursor },
+    /// A snapshot is on its way.
+    Snapshot { at: Cursor, sending: Sending },
+    /// The sidecar follows by deltas.
+    Following { at: Cursor },
+}
+
+/// What a sidecar says that it holds of a keyring; all zero for nothing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    epoch: Epoch,
+    revision: Revision,
+    set_digest: u64,
+    /// Less than the revision where a revocation could not be read, and more where revocations overtook deltas.
+    revoked_through: Revision,
+    /// What came of a snapshot.
+    partial: Option<discovery::PartialSnapshot>,
+}
+
+/// A snapshot on its way. Where the stream ends before it does, the snapshot is kept for the next stream.
+#[derive(Debug)]
+struct Sending {
+    served: Arc<ServedKeyring>,
+    snapshot: Arc<EncodedSnapshot>,
+    /// The next chunk.
+    next: usize,
+}
+
+/// What a sidecar has been sent of a keyring.
+#[derive(Clone, Debug)]
+struct Cursor {
+    served: Arc<ServedKeyring>,
+    revision: Revision,
+    revoked_through: Revision,
+}
+
+/// The lookups of a stream that wait to be answered; more are dropped, and denied by their sidecar at its deadline. A
+/// control plane answers so many within a hundredth of a second, so that only one that is overwhelmed drops any.
+pub const MAX_LOOKUPS: usize = 1_024;
+/// How long a sidecar waits after the stop of a control plane before it connects again: the next one may be starting.
+const DRAIN_RETRY_AFTER: Duration = Duration::from_millis(200);
+
+impl Drains {
+    /// What the sidecar is told, once the stream is to end.
+    fn due(&self) -> Option<discovery::Drain> {
+        let (reason, retry_after) = if self.stop.is_cancelled() {
+            (discovery::DrainReason::Stopping, Some(DRAIN_RETRY_AFTER))
+        } else if self.expired.is_cancelled() {
+            (discovery::DrainReason::CertificateExpired, None)
+        } else {
+            return None;
+        };
+        Some(discovery::Drain {
+            retry_after: retry_after.and_then(|after| after.try_into().ok()),
+            reason: reason.into(),
+        })
+    }
+}
+
+impl Session {
+    /// A session for the keyrings of a sidecar's hello, which acks its `usage` and grants it what `grantor` has. It ends when
+    /// `asked` closes, or with one of `drains`.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        subscriptions: &[discovery::Subscription],
+        asked: Asked,
+        usage: UsageAcks,
+        grantor: Grantor,
+        builds: Arc<Semaphore>,
+        drains: Drains,
+    ) -> Self {
+        let served = catalog.watch_served();
+        let bell = Arc::new(Notify::new());
+        let subscriptions = subscriptions
+            .iter()
+            .filter_map(|subscription| {
+                let name: KeyringName = subscription.keyring.parse().ok()?;
+                let held = Held {
+                    epoch: Epoch::new(subscription.epoch),
+                    revision: Revision::new(subscription.revision),
+                    set_digest: subscription.set_digest,
+                    revoked_through: Revision::new(subscription.revoked_through),
+                    partial: subscription.partial,
+                };
+                let phase = Phase::begin(&catalog, &name, held, &bell);
+                Some(Subscription {
+                    name,
+                    is_on_demand: subscription.mode() == discovery::Mode::OnDemand,
+                    deny_after: Duration::from_millis(subscription.deny_after_ms),
+                    phase,
+                })
+            })
+            .collect();
+        Self {
+            answering: Answering::new(&catalog, grantor, asked.beats.clone()),
+            catalog,
+            subscriptions,
+            asked,
+            lookup: None,
+            bell,
+            served,
+            usage: usage.durable,
+            usage_acked: 0,
+            answers: usage.answers,
+            builds,
+            build: None,
+            drains,
+            drained: false,
+            sent_chunk: false,
+            not_served: 0,
+        }
+    }
+
+    /// The sidecar is told on this stream of so many keyrings that they are not served, before anything of the session.
+    #[must_use]
+    pub fn numbering_not_served_after(self, not_served: u64) -> Self {
+        Self { not_served, ..self }
+    }
+
+    /// The messages, made as they are asked for.
+    pub fn into_stream(
+        self,
+    ) -> impl Stream<Item = Result<discovery::ControlMessage, tonic::Status>> {
+        futures_util::stream::unfold(self, |mut session| async move {
+            if std::mem::take(&mut session.sent_chunk) {
+                // Lets the chunk go before the next one is asked for: the transport gathers messages that are ready in a
+                // buffer, which a stream keeps.
+                tokio::task::yield_now().await;
+            }
+            let message = session.next().await?;
+            session.sent_chunk = matches!(message, Kind::Snapshot(_));
+            let message = discovery::ControlMessage {
+                kind: Some(message),
+            };
+            Some((Ok(message), session))
+        })
+    }
+
+    /// The next message; none when the stream is over.
+    async fn next(&mut self) -> Option<Kind> {
+        loop {
+            if self.drained {
+                return None;
+            }
+            if let Some(drain) = self.drains.due() {
+                self.drained = true;
+                return Some(Kind::Drain(drain));
+            }
+            self.usage.mark_unchanged();
+            if self.served.has_changed().unwrap_or(false) {
+                self.served.mark_unchanged();
+                self.leave_old_epochs();
+            }
+            self.record_grant();
+            if let Some(message) = self.ready() {
+                return Some(message);
+            }
+            self.begin_build();
+            tokio::select! {
+                resync = self.asked.resyncs.recv() => self.resync(&resync?),
+                lookup = self.asked.lookups.recv() => self.lookup = Some(lookup?),
+                () = self.bell.notified() => {}
+                () = begun(&mut self.served) => {}
+                () = changed(&mut self.usage) => {}
+                () = self.answering.turn() => {}
+                (at, snapshot) = built(&mut self.build) => self.built(at, snapshot),
+                () = self.drains.stop.cancelled() => {}
+                () = self.drains.expired.cancelled() => {}
+            }
+        }
+    }
+
+    /// A keyring whose history was rewritten while the stream is open begins anew on it.
+    fn leave_old_epochs(&mut self) {
+        for Subscription { name, phase, .. } in &mut self.subscriptions {
+            if let Some(held) = phase.served()
+                && let Ok(served) = self.catalog.get(name)
+                && !Arc::ptr_eq(held, &served)
+            {
+                served.bells().join(&self.bell);
+                let held = Held::default();
+                *phase = Phase::Settings { served, held };
+            }
+        }
+    }
+
+    fn ready(&mut self) -> Option<Kind> {
+        self.revocations()
+            .or_else(|| self.settings())
+            .or_else(|| self.start())
+            .or_else(|| self.delta())
+            .or_else(|| self.beat_answer())
+            .or_else(|| self.usage_ack())
+            .or_else(|| self.lookup_result())
+            .or_else(|| self.chunk())
+    }
+
+    fn revocations(&mut self) -> Option<Kind> {
+        self.subscriptions
+            .iter_mut()
+            .filter_map(|subscription| subscription.phase.cursor())
+            .find_map(|cursor| {
+                let state = cursor.served.journal().state();
+                let step = state.feed.revocation_after(cursor.revoked_through);
+                // Without one, the next look begins where this one ended.
+                cursor.revoked_through = match step {
+                    Some(step) => step.revision,
+                    None => cursor.revoked_through.max(state.keyring.revision()),
+                };
+                step?.revocations.clone()
+            })
+            .map(Kind::Revocations)
+    }
+
+    fn settings(&mut self) -> Option<Kind> {
+        for Subscription {
+            name,
+            is_on_demand,
+            phase,
+            ..
+        } in &mut self.subscriptions
+        {
+            match phase {
+                Phase::NotServed { told } => match self.catalog.get(name) {
+                    Ok(served) => {
+                        served.bells().join(&self.bell);
+                        *phase = Phase::Settings {
+                            served,
+                            held: Held::default(),
+                        };
+                    }
+                    Err(_) if *told => continue,
+                    Err(refusal) => {
+                        *told = true;
+                        self.not_served += 1;
+                        return Some(Kind::NotServed(discovery::NotServed {
+                            keyring: name.to_string(),
+                            reason: reason_of(&refusal),
+                            number: self.not_served,
+                            // It may be made yet, or made again: nobody has said that the sidecar may not have it.
+                            is_forbidden: false,
+                        }));
+                    }
+                },
+                Phase::Settings { .. }
+                | Phase::Starting { .. }
+                | Phase::Unsynced { .. }
+                | Phase::Snapshot { .. }
+                | Phase::Following { .. } => {}
+            }
+            if let Phase::Settings { served, held } = phase {
+                let settings = served.settings();
+                *phase = Phase::after_settings(Arc::clone(served), *held, *is_on_demand);
+                return Some(Kind::Settings(settings));
+            }
+        }
+        None
+    }
+
+    fn start(&mut self) -> Option<Kind> {
+        for Subscription { name, phase, .. } in &mut self.subscriptions {
+            let Phase::Starting { at } = phase else {
+                continue;
+            };
+            let mut at = at.clone();
+            at.revision = at.served.revision();
+            at.revoked_through = at.revoked_through.max(at.revision);
+            let start = discovery::Start {
+                keyring: name.to_string(),
+                epoch: at.served.epoch().get(),
+                revision: at.revision.get(),
+                nonce: at.revision.get(),
+            };
+            *phase = Phase::Following { at };
+            return Some(Kind::Start(start));
+        }
+        None
+    }
+
+    fn delta(&mut self) -> Option<Kind> {
+        for Subscription {
+            is_on_demand,
+            phase,
+            ..
+        } in &mut self.subscriptions
+        {
+            let Phase::Following { at } = phase else {
+                continue;
+            };
+            let state = at.served.journal().state();
+            if at.revision >= state.keyring.revision() {
+                continue;
+            }
+            if let Some(step) = state.feed.step_after(at.revision) {
+                at.revision = step.revision;
+                return Some(Kind::Delta(step.delta.clone()));
+            }
+            drop(state);
+            *phase = Phase::anew(at.clone(), *is_on_demand);
+            if *is_on_demand {
+                return self.start();
+            }
+        }
+        None
+    }
+
+    /// Has recorded what the next answer grants. It grants the keyrings that the sidecar follows: of the others it holds
+    /// nothing that could be confirmed.
+    fn record_grant(&mut self) {
+        self.answering.hear();
+        let following = self
+            .subscriptions
+            .iter()
+            .filter(|subscription| matches!(subscription.phase, Phase::Following { .. }));
+        self.answering
+            .record(following.map(|subscription| (&subscription.name, subscription.deny_after)));
+        self.answering.bring_on();
+    }
+
+    /// An answer speaks of the keyrings that the sidecar has been sent to the last revision, so that it can take a
+    /// difference for a loss.
+    fn beat_answer(&mut self) -> Option<Kind> {
+        let granted = self.answering.take()?;
+        let pulses = self.subscriptions.iter();
+        let keyrings = pulses.filter_map(|subscription| subscription.pulse(&granted));
+        let keyrings = keyrings.collect();
+        self.answers.sending(granted.beat);
+        Some(Kind::BeatAnswer(discovery::BeatAnswer {
+            beat: granted.beat,
+            sent_at: Some(self.catalog.clock().wall().to_wire()),
+            beat_every_ms: saturating_millis(self.answering.beat_every()),
+            keyrings,
+        }))
+    }
+
+    fn usage_ack(&mut self) -> Option<Kind> {
+        let sequence = *self.usage.borrow();
+        (sequence > self.usage_acked).then(|| {
+            self.usage_acked = sequence;
+            Kind::UsageAck(discovery::UsageAck { sequence })
+        })
+    }
+
+    /// What a sidecar is told of the next key that it asked for. It is not told anything of a keyring that it does not
+    /// follow: whatever it asked for has ended with that.
+    fn lookup_result(&mut self) -> Option<Kind> {
+        loop {
+            let lookup = self.lookup.take();
+            let lookup = lookup.or_else(|| self.asked.lookups.try_recv().ok())?;
+            let followed = self.subscriptions.iter().find(|subscription| {
+                subscription.is_on_demand && subscription.name.as_str() == lookup.keyring
+            });
+            let Some(Phase::Following { at }) = followed.map(|subscription| &subscription.phase)
+            else {
+                continue;
+            };
+            let Ok(digest) = KeyDigest::from_slice(&lookup.digest) else {
+                continue;
+            };
+            let found = at.served.lookup(&digest);
+            self.catalog.metrics().looked_up(match &found.item {
+                Some(_) => LookupOutcome::Found,
+                None => LookupOutcome::Unknown,
+            });
+            return Some(Kind::LookupResult(discovery::LookupResult {
+                keyring: lookup.keyring,
+                epoch: at.served.epoch().get(),
+                revision: found.revision.get(),
+                digest: lookup.digest,
+                item: found.item,
+                siblings: found.siblings,
+            }));
+        }
+    }
+
+    fn chunk(&mut self) -> Option<Kind> {
+        for Subscription { phase, .. } in &mut self.subscriptions {
+            let Phase::Snapshot { at, sending } = phase else {
+                continue;
+            };
+            let chunk = sending.next_chunk();
+            if sending.is_done() {
+                let mut at = at.clone();
+                at.revision = sending.snapshot.revision;
+                *phase = Phase::Following { at };
+            }
+            return chunk.map(Kind::Snapshot);
+        }
+        None
+    }
+
+    /// Begins to encode a snapshot where one is needed and none is on its way.
+    fn begin_build(&mut self) {
+        if self.build.is_some() {
+            return;
+        }
+        let unsynced = self
+            .subscriptions
+            .iter()
+            .position(|subscription| matches!(subscription.phase, Phase::Unsynced { .. }));
+        if let Some(index) = unsynced
+            && let Some(cursor) = self.subscriptions[index].phase.cursor()
+        {
+            let served = Arc::clone(&cursor.served);
+            let builds = Arc::clone(&self.builds);
+            // Nobody is to go back.
+            let least = cursor.revision;
+            self.build = Some((
+                index,
+                Box::pin(async move {
+                    let _permit = builds.acquire().await;
+                    tokio::task::spawn_blocking(move || served.snapshot(least))
+                        .await
+                        .expect("encoding a snapshot does not panic")
+                }),
+            ));
+        }
+    }
+
+    fn built(&mut self, index: usize, snapshot: Arc<EncodedSnapshot>) {
+        self.build = None;
+        let phase = &mut self.subscriptions[index].phase;
+        if let Phase::Unsynced { at } = phase {
+            *phase = Phase::sending(at.clone(), snapshot, 0);
+        }
+    }
+
+    fn resync(&mut self, resync: &discovery::Resync) {
+        let Some(subscription) = self
+            .subscriptions
+            .iter_mut()
+            .find(|subscription| subscription.name.as_str() == resync.keyring)
+        else {
+            return;
+        };
+        tracing::warn!(
+            auth.keyring = resync.keyring,
+            reason = ResyncReason::try_from(resync.reason).map_or("unknown", |r| r.as_str_name()),
+            "a sidecar asks to begin anew"
+        );
+        if let Phase::Following { at } | Phase::Snapshot { at, .. } = &subscription.phase {
+            subscription.phase = Phase::anew(at.clone(), subscription.is_on_demand);
+        }
+    }
+}
+
+impl Subscription {
+    /// What the answer to a beat says of the keyring; nothing while the sidecar has not been sent all of it.
+    fn pulse(&self, granted: &Granted) -> Option<discovery::KeyringPulse> {
+        match &self.phase {
+            Phase::Following { at } => {
+                let state = at.served.journal().state();
+                let serve_for = granted.serve_for(&self.name)?;
+                // Of one that could not be read nobody knows whether that is its head.
+                let is_head = at.served.is_current() && at.revision == state.keyring.revision();
+                is_head.then(|| discovery::KeyringPulse {
+                    keyring: self.name.to_string(),
+                    epoch: at.served.epoch().get(),
+                    revision: at.revision.get(),
+                    set_digest: state.feed.set_digest(),
+                    serve_for_ms: u64::try_from(serve_for.as_millis()).unwrap_or(u64::MAX),
+                })
+            }
+            Phase::NotServed { .. }
+            | Phase::Settings { .. }
+            | Phase::Starting { .. }
+            | Phase::Unsynced { .. }
+            | Phase::Snapshot { .. } => None,
+        }
+    }
+}
+
+impl Phase {
+    fn begin(catalog: &Catalog, name: &KeyringName, held: Held, bell: &Arc<Notify>) -> Self {
+        match catalog.get(name) {
+            Ok(served) => {
+                served.bells().join(bell);
+                Self::Settings { served, held }
+            }
+            Err(_) => Self::NotServed { told: false },
+        }
+    }
+
+    /// A sidecar that holds a revision of this history goes on from there. One that is there with other items, since it could
+    /// not use some, does not: its digest is not that of the revision. One that claims to be ahead goes on: the next answer to a
+    /// beat tells it that we lag.
+    fn after_settings(served: Arc<ServedKeyring>, held: Held, is_on_demand: bool) -> Self {
+        let Held {
+            epoch, revision, ..
+        } = held;
+        let same_history = epoch == served.epoch();
+        let (newest, can_follow) = {
+            let state = served.journal().state();
+            let newest = state.keyring.revision();
+            // Of a part of a set there is no digest. There the sidecar says what it could not read.
+            let agrees = if is_on_demand {
+                held.revoked_through >= revision
+            } else {
+                state.feed.digest_at(revision) == Some(held.set_digest)
+            };
+            let leads_on = revision == newest || state.feed.step_after(revision).is_some();
+            let is_ahead = revision > newest;
+            (newest, same_history && (is_ahead || (agrees && leads_on)))
+        };
+        // What a sidecar without this history is to be told of is all in its snapshot.
+        let at = Cursor {
+            revoked_through: if same_history && revision > Revision::default() {
+                held.revoked_through.min(newest)
+            } else {
+                newest
+            },
+            served,
+            revision: revision.min(newest),
+        };
+        if can_follow {
+            Self::Following { at }
+        } else if let Some(partial) = held.partial.filter(|_| !is_on_demand) {
+            Self::resumed(at, partial)
+        } else {
+            Self::anew(at, is_on_demand)
+        }
+    }
+
+    /// A sidecar that has some chunks of a snapshot gets the others, as long as the snapshot is kept.
+    fn resumed(at: Cursor, partial: discovery::PartialSnapshot) -> Self {
+        let snapshot = at.served.resumed_snapshot(partial.id, at.revision);
+        let next = usize::try_from(partial.chunks).unwrap_or(usize::MAX);
+        match snapshot.filter(|snapshot| next < snapshot.chunks.len()) {
+            Some(snapshot) => Self::sending(at, snapshot, next),
+            None => Self::Unsynced { at },
+        }
+    }
+
+    fn sending(at: Cursor, snapshot: Arc<EncodedSnapshot>, next: usize) -> Self {
+        let served = Arc::clone(&at.served);
+        Self::Snapshot {
+            at,
+            sending: Sending {
+                served,
+                snapshot,
+                next,
+            },
+        }
+    }
+
+    /// A sidecar that cannot go on from what it holds.
+    const fn anew(at: Cursor, is_on_demand: bool) -> Self {
+        if is_on_demand {
+            Self::Starting { at }
+        } else {
+            Self::Unsynced { at }
+        }
+    }
+
+    fn served(&self) -> Option<&Arc<ServedKeyring>> {
+        match self {
+            Self::Settings { served, .. } => Some(served),
+            Self::Starting { at }
+            | Self::Unsynced { at }
+            | Self::Snapshot { at, .. }
+            | Self::Following { at } => Some(&at.served),
+            Self::NotServed { .. } => None,
+        }
+    }
+
+    fn cursor(&mut self) -> Option<&mut Cursor> {
+        match self {
+            Self::Starting { at }
+            | Self::Unsynced { at }
+            | Self::Snapshot { at, .. }
+            | Self::Following { at } => Some(at),
+            Self::NotServed { .. } | Self::Settings { .. } => None,
+        }
+    }
+}
+
+/// Why a keyring is not served, as its sidecars read it.
+fn reason_of(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::NotFound { .. } => {
+            "there is no such keyring; make it with `relatch keyring create`".to_owned()
+        }
+        Refusal::AlreadyExists { .. }
+        | Refusal::Invalid { .. }
+        | Refusal::Unsafe(_)
+        | Refusal::InUse { .. } => refusal.to_string(),
+    }
+}
+
+impl Sending {
+    fn next_chunk(&mut self) -> Option<Bytes> {
+        let chunk = self.snapshot.chunks.get(self.next).cloned();
+        self.next += 1;
+        chunk
+    }
+
+    fn is_done(&self) -> bool {
+        self.next >= self.snapshot.chunks.len()
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if !self.is_done() {
+            self.served.keep_snapshot(self.snapshot.id);
+        }
+    }
+}
+
+fn saturating_millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Waits until a keyring begins to be served, and leaves that to be seen.
+async fn begun(served: &mut watch::Receiver<u64>) {
+    match served.changed().await {
+        Ok(()) => served.mark_changed(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Waits for the next value; for ever, when no more will come.
+async fn changed(usage: &mut watch::Receiver<u64>) {
+    if usage.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The snapshot that is being encoded; never, when there is none.
+async fn built(build: &mut Option<(usize, Build)>) -> (usize, Arc<EncodedSnapshot>) {
+    match build {
+        Some((index, build)) => (*index, build.await),
+        None => std::future::pending().await,
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("subscriptions", &self.subscriptions)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,695 @@
+//! The sidecar's side of the stream: keeps one open, to one control plane after the other, for as long as the sidecar
+//! lives. Whatever happens to the stream, checks go on with what is held.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt as _, Stream as AnyStream,
+    stream::{PollNext, select_with_strategy},
+};
+use http::header::AUTHORIZATION;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    Request,
+    transport::{Channel, Endpoint, Uri},
+};
+
+mod beating;
+
+use super::{
+    receiver::{BeatNews, DrainReason, Leave, Outcome, Receiver},
+    reporter::ReportProgress,
+};
+use beating::{Beating, Turn};
+
+use crate::{
+    causes,
+    key::RandomError,
+    proto::discovery::{
+        self, control_message, keyring_discovery_client::KeyringDiscoveryClient,
+        sidecar_message::Kind,
+    },
+    snapshot::{closer::Closer, disk::FileEnd},
+    tls::{TlsClient, connector::Connector},
+    wire::{
+        backoff::{Backoff, drawn, random},
+        token::{SidecarToken, TokenFileError},
+    },
+};
+
+/// Keeps a sidecar's keyrings up to date.
+#[derive(Debug)]
+pub struct Client {
+    node: discovery::Node,
+    run_id: String,
+    /// The number of the newest stream.
+    streams: u64,
+    endpoints: Vec<Uri>,
+    /// There for those with `https://`.
+    connector: Option<Connector>,
+    /// What is shown to a control plane in the place of a certificate.
+    token_file: Option<PathBuf>,
+    receiver: Receiver,
+    link: Arc<Link>,
+    hold: Hold,
+}
+
+/// What a run holds exclusively, and what it keeps, as its Hello shows them.
+#[derive(Debug, Default)]
+pub struct Hold {
+    /// What it holds until it has answered its last check; none when it holds nothing.
+    pub lock: Option<discovery::Lock>,
+    /// The snapshot file; none when it keeps none.
+    pub snapshot_file: Option<discovery::SnapshotFile>,
+    /// Ends the keeping of that at an orderly stop; none when there is none.
+    pub closer: Option<Closer>,
+}
+
+/// What is known of the stream, for metrics and `/status`.
+#[derive(Debug)]
+pub struct Link {
+    endpoints: Vec<EndpointLink>,
+    /// Why the control plane does not serve keyrings that were asked for.
+    not_served: Mutex<BTreeMap<String, String>>,
+    reconnects: AtomicU64,
+    clock_skew_ms: AtomicI64,
+    usage_acked: AtomicU64,
+    usage_unacked: AtomicUsize,
+}
+
+/// What is known of one endpoint.
+#[derive(Debug)]
+pub struct EndpointLink {
+    /// Its address.
+    pub uri: Uri,
+    open: AtomicBool,
+    problem: Mutex<Option<String>>,
+}
+
+/// An open stream.
+struct Stream {
+    answers: mpsc::Sender<discovery::SidecarMessage>,
+    /// Usage, which waits until there are no answers to send.
+    usage: mpsc::Sender<discovery::SidecarMessage>,
+    inbound: tonic::Streaming<discovery::ControlMessage>,
+    beating: Beating,
+}
+
+/// How a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("the connection failed")]
+    Transport(#[from] tonic::transport::Error),
+    #[error("the control plane ended the stream: {0}")]
+    Status(#[from] tonic::Status),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("the control plane does not answer, though its link is alive")]
+    Silent,
+    #[error("control.tls.token_file")]
+    Token(#[from] TokenFileError),
+    #[error(transparent)]
+    Left(#[from] Leave),
+    #[error("the sidecar stops")]
+    Shutdown,
+}
+
+/// What follows the end of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Next {
+    wait: Duration,
+    /// Whether the control plane that ended the stream is to serve the next one.
+    is_same_endpoint: bool,
+}
+
+/// A connection that takes longer is taken for dead and the next endpoint is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same of a control plane that takes the connection and then does not answer.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// A control plane that does not read for so long is given up.
+const SEND_TIMEOUT: Duration = Duration::from_secs(90);
+/// With the timeout below, a dead link is found within 15 seconds. A ping leaves when nothing has come for the interval: on
+/// a link that brings something, none does.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// The answer to a ping comes behind what is on its way, [`WINDOW`] at most: a link of 8 kB/s is slow, and not dead.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the control plane may send ahead of what was read, on the one stream of the connection. A revocation comes behind
+/// all of it: at 150 kB/s within half a second. A snapshot is slower than the link only where the way there and back takes
+/// long: 1.3 MB/s at 50 ms.
+const WINDOW: u32 = 64 << 10;
+/// Answers that wait for the stream. A control plane that does not read them stops being read from.
+const MAX_ANSWERS: usize = 64;
+/// Messages of usage that wait for the stream; the others of a report wait with the receiver.
+const MAX_USAGE: usize = 1;
+/// A chunk of a snapshot has at most 1 MiB of items; this leaves room for what surrounds them.
+const MAX_MESSAGE: usize = 4 << 20;
+/// Keyrings that are remembered as not served: as many as a sidecar may hold.
+const MAX_NOT_SERVED: usize = 256;
+/// How long an orderly stop waits until its last usage report is in the control plane's store, which takes a commit. One
+/// that takes longer than a slow disk does is not waited for: the next reports of others show the gap.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an orderly stop waits for its Goodbye to go out.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Client {
+    /// A client of the control planes at `endpoints`, which are tried in turn.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system's random source fails.
+    pub fn new(
+        node: discovery::Node,
+        endpoints: Vec<Uri>,
+        receiver: Receiver,
+    ) -> Result<Self, RandomError> {
+        let link = Arc::new(Link {
+            endpoints: endpoints.iter().map(EndpointLink::new).collect(),
+            not_served: Mutex::default(),
+            reconnects: AtomicU64::new(0),
+            clock_skew_ms: AtomicI64::new(0),
+            usage_acked: AtomicU64::new(0),
+            usage_unacked: AtomicUsize::new(0),
+        });
+        Ok(Self {
+            node,
+            run_id: crate::key::RotationId::generate()?.as_str().to_owned(),
+            streams: 0,
+            endpoints,
+            connector: None,
+            token_file: None,
+            receiver,
+            link,
+            hold: Hold::default(),
+        })
+    }
+
+    /// Connects over TLS to endpoints that ask for it.
+    #[must_use]
+    pub fn with_tls(self, tls: TlsClient) -> Self {
+        Self {
+            connector: Some(Connector::new(tls)),
+            ..self
+        }
+    }
+
+    /// Shows the token of a file, which is read for every stream.
+    #[must_use]
+    pub fn with_token_file(self, token_file: PathBuf) -> Self {
+        Self {
+            token_file: Some(token_file),
+            ..self
+        }
+    }
+
+    /// Shows what the run holds.
+    #[must_use]
+    pub fn with_hold(self, hold: Hold) -> Self {
+        Self { hold, ..self }
+    }
+
+    /// What is known of the stream.
+    #[must_use]
+    pub const fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Runs until `shutdown`, and on until all of `checks` have ended, so that their answers are in the last report. Then
+    /// says Goodbye. Without a stream it ends at once.
+    pub async fn run(mut self, shutdown: CancellationToken, checks: TaskTracker) {
+        let mut backoff = Backoff::default();
+        let mut at = 0;
+        while at < self.endpoints.len() {
+            let end = self.stream(at, &shutdown, &checks).await;
+            let was_of_use = self.receiver.is_answered();
+            self.receiver.disconnected();
+            self.link.closed(at, &end);
+            if matches!(end, StreamEnd::Shutdown) {
+                return;
+            }
+            if shutdown.is_cancelled() {
+                tracing::warn!(
+                    endpoint = %self.endpoints[at],
+                    error = &end as &dyn std::error::Error,
+                    "the stream broke before the last usage report and the goodbye"
+                );
+                return;
+            }
+            let Next {
+                wait,
+                is_same_endpoint,
+            } = end.next(was_of_use, &mut backoff, random());
+            if let StreamEnd::Left(reason @ Leave::Drain { .. }) = &end {
+                tracing::info!(
+                    endpoint = %self.endpoints[at],
+                    %reason,
+                    retry_in_ms = wait.as_millis(),
+                    "the stream to the control plane ended as planned; checks go on with what is held"
+                );
+            } else {
+                self.link.reconnects.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(
+                    endpoint = %self.endpoints[at],
+                    error = &end as &dyn std::error::Error,
+                    retry_in_ms = wait.as_millis(),
+                    "no stream to the control plane; checks go on with what is held"
+                );
+            }
+            if !is_same_endpoint {
+                at = (at + 1) % self.endpoints.len();
+            }
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// Keeps a stream to one endpoint until it ends. At the shutdown it ends with a Goodbye.
+    async fn stream(
+        &mut self,
+        at: usize,
+        shutdown: &CancellationToken,
+        checks: &TaskTracker,
+    ) -> StreamEnd {
+        let opened = tokio::select! {
+            opened = timeout(OPEN_TIMEOUT, self.open(at)) => opened.unwrap_or(Err(StreamEnd::Silent)),
+            () = shutdown.cancelled() => Err(StreamEnd::Shutdown),
+        };
+        match opened {
+            Ok(mut stream) => match self.follow(&mut stream, shutdown, checks).await {
+                Ok(()) => {
+                    self.report_last(&mut stream).await;
+                    let farewell = self.close_file().await;
+                    goodbye(stream, farewell).await;
+                    StreamEnd::Shutdown
+                }
+                Err(end) => end,
+            },
+            Err(end) => end,
+        }
+    }
+
+    /// Writes the snapshot file for the last time, or erases it; returns the Goodbye that says what is left.
+    async fn close_file(&self) -> discovery::Goodbye {
+        let end = match &self.hold.closer {
+            Some(closer) => closer.close().await,
+            None => FileEnd::Unknown,
+        };
+        discovery::Goodbye {
+            has_erased_file: end == FileEnd::Erased,
+            last_write: match end {
+                FileEnd::Kept { last_write } => last_write,
+                FileEnd::Erased | FileEnd::Unknown => 0,
+            },
+        }
+    }
+
+    async fn connect(&self, uri: Uri) -> Result<Channel, tonic::transport::Error> {
+        let has_tls = uri.scheme_str() == Some("https");
+        let endpoint = endpoint(uri);
+        match &self.connector {
+            Some(connector) if has_tls => connector.open(&endpoint).await,
+            Some(_) | None => endpoint.connect().await,
+        }
+    }
+
+    async fn open(&mut self, at: usize) -> Result<Stream, StreamEnd> {
+        let uri = self.endpoints[at].clone();
+        let token = self.token_file.as_deref().map(SidecarToken::read);
+        let bearer = token
+            .transpose()?
+            .map(|token| (AUTHORIZATION, token.bearer()));
+        let channel = self.connect(uri.clone()).await?;
+        let mut client =
+            KeyringDiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let (answers, outbound) = mpsc::channel(MAX_ANSWERS);
+        let (usage, reports) = mpsc::channel(MAX_USAGE);
+        self.streams += 1;
+        let hello = discovery::Hello {
+            protocol: discovery::PROTOCOL,
+            stream: self.streams,
+            node: Some(self.node.clone()),
+            run_id: self.run_id.clone(),
+            subscriptions: self.receiver.subscriptions(),
+            lock: self.hold.lock.clone(),
+            snapshot_file: self.hold.snapshot_file.clone(),
+        };
+        send(&answers, Kind::Hello(hello)).await?;
+        let beating = Beating::new(self.receiver.clock(), self.receiver.beat_every());
+        send_message(&answers, self.receiver.next_beat()).await?;
+        let mut call = Request::new(answers_first(outbound, reports));
+        call.metadata_mut().as_mut().extend(bearer);
+        let inbound = client.subscribe(call).await?.into_inner();
+        self.link.opened(at);
+        self.receiver.connected();
+        tracing::info!(endpoint = %uri, "stream to the control plane is open");
+        Ok(Stream {
+            answers,
+            usage,
+            inbound,
+            beating,
+        })
+    }
+
+    /// Serves the stream until the sidecar stops and all checks are answered.
+    async fn follow(
+        &mut self,
+        stream: &mut Stream,
+        shutdown: &CancellationToken,
+        checks: &TaskTracker,
+    ) -> Result<(), StreamEnd> {
+        loop {
+            let message = tokio::select! {
+                message = self.next(stream) => message?,
+                () = drained(shutdown, checks) => return Ok(()),
+            };
+            self.take(message, stream).await?;
+        }
+    }
+
+    /// The next message. Lookups and usage are sent meanwhile, and what has come to the disk is told.
+    async fn next(&mut self, stream: &mut Stream) -> Result<discovery::ControlMessage, StreamEnd> {
+        loop {
+            tokio::select! {
+                message = stream.inbound.next() => {
+                    return Ok(message.ok_or(StreamEnd::Closed)??);
+                }
+                sent = self.send_lookup(&stream.answers) => sent?,
+                sent = self.send_durable(&stream.answers) => sent?,
+                room = stream.usage.reserve(), if self.receiver.has_usage() => {
+                    let room = room.map_err(|_| StreamEnd::Closed)?;
+                    if let Some(usage) = self.receiver.next_usage() {
+                        room.send(usage);
+                    }
+                }
+                room = stream.answers.reserve(), if stream.beating.is_due() => {
+                    room.map_err(|_| StreamEnd::Closed)?.send(self.receiver.next_beat());
+                    stream.beating.sent();
+                }
+                turn = stream.beating.turn() => match turn {
+                    Turn::Due => {}
+                    // What has come while this process was stopped is heard first.
+                    Turn::Silent => match stream.inbound.next().now_or_never() {
+                        Some(message) => return Ok(message.ok_or(StreamEnd::Closed)??),
+                        None => return Err(StreamEnd::Silent),
+                    }
+                },
+            }
+        }
+    }
+
+    /// Sends one lookup, once there is one and the stream has room for it. None is lost when this is cancelled.
+    async fn send_lookup(
+        &self,
+        answers: &mpsc::Sender<discovery::SidecarMessage>,
+    ) -> Result<(), StreamEnd> {
+        let room = answers.reserve().await.map_err(|_| StreamEnd::Closed)?;
+        loop {
+            if let Some(lookup) = self.receiver.next_lookup() {
+                room.send(lookup);
+                return Ok(());
+            }
+            self.receiver.lookups().notified().await;
+        }
+    }
+
+    /// Tells of one keyring that more of it is on the disk, once that is so and the stream has room. Ends without it when
+    /// something else has come to the disk. Nothing is lost when this is cancelled.
+    async fn send_durable(
+        &self,
+        answers: &mpsc::Sender<discovery::SidecarMessage>,
+    ) -> Result<(), StreamEnd> {
+        let Some(disk) = self.receiver.disk() else {
+            return std::future::pending().await;
+        };
+        let room = answers.reserve().await.map_err(|_| StreamEnd::Closed)?;
+        if let Some(ack) = self.receiver.next_durable() {
+            room.send(ack);
+        } else {
+            drop(room);
+            disk.news().notified().await;
+        }
+        Ok(())
+    }
+
+    /// Tells of the last uses, and waits until they are in the store.
+    async fn report_last(&mut self, stream: &mut Stream) {
+        let reported = async {
+            loop {
+                let last = self.receiver.make_last_report();
+                while self.receiver.progress().acked < last {
+                    let message = self.next(stream).await?;
+                    self.take(message, stream).await?;
+                }
+                if self.receiver.progress().unacked == 0 {
+                    return Ok::<(), StreamEnd>(());
+                }
+            }
+        };
+        let problem = match timeout(REPORT_TIMEOUT, reported).await {
+            Ok(Ok(())) => return,
+            Ok(Err(end)) => end,
+            Err(_elapsed) => StreamEnd::Silent,
+        };
+        tracing::warn!(
+            error = &problem as &dyn std::error::Error,
+            "the last usage report was not acked"
+        );
+    }
+
+    /// Takes a message, and answers it.
+    async fn take(
+        &mut self,
+        message: discovery::ControlMessage,
+        stream: &mut Stream,
+    ) -> Result<(), StreamEnd> {
+        self.link.note(&message);
+        let Outcome {
+            answers,
+            clock_skew_ms,
+            beat,
+        } = self.receiver.receive(message)?;
+        match beat {
+            Some(BeatNews::Due) => stream.beating.hurry(),
+            Some(BeatNews::Answered) => stream.beating.answered(self.receiver.beat_every()),
+            None => {}
+        }
+        if let Some(skew) = clock_skew_ms {
+            self.link.clock_skew_ms.store(skew, Ordering::Relaxed);
+        }
+        let ReportProgress { acked, unacked } = self.receiver.progress();
+        self.link.usage_acked.store(acked, Ordering::Relaxed);
+        self.link.usage_unacked.store(unacked, Ordering::Relaxed);
+        for answer in answers {
+            timeout(SEND_TIMEOUT, stream.answers.send(answer))
+                .await
+                .map_err(|_| StreamEnd::Silent)?
+                .map_err(|_| StreamEnd::Closed)?;
+        }
+        Ok(())
+    }
+}
+
+impl StreamEnd {
+    /// What follows this end. A stream that was of use ends the series of failures, however long it lived; one that was not
+    /// goes on with it, so that a control plane that accepts streams and then fails is not hammered. `random` is uniform.
+    fn next(&self, was_of_use: bool, backoff: &mut Backoff, random: u32) -> Next {
+        if was_of_use {
+            backoff.reset();
+        }
+        let elsewhere = |wait| Next {
+            wait,
+            is_same_endpoint: false,
+        };
+        match self {
+            Self::Left(Leave::Drain {
+                reason: DrainReason::CertificateExpired,
+                ..
+            }) => Next {
+                wait: drawn(Backoff::PLANNED, random),
+                is_same_endpoint: true,
+            },
+            Self::Left(Leave::Drain {
+                reason: DrainReason::Stopping | DrainReason::Unspecified,
+                retry_after,
+            }) => elsewhere(retry_after.unwrap_or_default() + backoff.next(random)),
+            Self::Transport(_)
+            | Self::Status(_)
+            | Self::Closed
+            | Self::Silent
+            | Self::Token(_)
+            | Self::Left(Leave::Lagging { .. } | Leave::Protocol(_))
+            | Self::Shutdown => elsewhere(backoff.next(random)),
+        }
+    }
+}
+
+impl Link {
+    /// The configured endpoints, and to which the stream is open.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&Uri, bool)> {
+        self.endpoints
+            .iter()
+            .map(|endpoint| (&endpoint.uri, endpoint.open.load(Ordering::Relaxed)))
+    }
+
+    /// Why there is no stream to an endpoint, as far as is known; for each of [`Link::endpoints`].
+    pub fn problems(&self) -> impl Iterator<Item = Option<String>> {
+        self.endpoints
+            .iter()
+            .map(|endpoint| locked(&endpoint.problem).clone())
+    }
+
+    /// Why the control plane does not serve a keyring; none while it does, or has not said anything.
+    #[must_use]
+    pub fn not_served(&self, keyring: &str) -> Option<String> {
+        locked(&self.not_served).get(keyring).cloned()
+    }
+
+    fn opened(&self, at: usize) {
+        self.endpoints[at].open.store(true, Ordering::Relaxed);
+        *locked(&self.endpoints[at].problem) = None;
+        locked(&self.not_served).clear();
+    }
+
+    fn closed(&self, at: usize, end: &StreamEnd) {
+        self.endpoints[at].open.store(false, Ordering::Relaxed);
+        *locked(&self.endpoints[at].problem) = Some(causes::in_one_line(end));
+    }
+
+    /// What is not served, and what is after all.
+    fn note(&self, message: &discovery::ControlMessage) {
+        match &message.kind {
+            Some(control_message::Kind::NotServed(refusal)) => {
+                let mut not_served = locked(&self.not_served);
+                if not_served.len() < MAX_NOT_SERVED {
+                    not_served.insert(refusal.keyring.clone(), refusal.reason.clone());
+                }
+            }
+            Some(control_message::Kind::Settings(settings)) => {
+                locked(&self.not_served).remove(&settings.keyring);
+            }
+            Some(
+                control_message::Kind::Snapshot(_)
+                | control_message::Kind::Delta(_)
+                | control_message::Kind::Revocations(_)
+                | control_message::Kind::BeatAnswer(_)
+                | control_message::Kind::Drain(_)
+                | control_message::Kind::UsageAck(_)
+                | control_message::Kind::Start(_)
+                | control_message::Kind::LookupResult(_),
+            )
+            | None => {}
+        }
+    }
+
+    /// How many times a stream was lost or could not be opened. Planned ends are not counted.
+    #[must_use]
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// How far the control plane's wall clock is ahead of ours, in milliseconds, at the last answer to a beat.
+    #[must_use]
+    pub fn clock_skew_ms(&self) -> i64 {
+        self.clock_skew_ms.load(Ordering::Relaxed)
+    }
+
+    /// How far the usage reports have come.
+    #[must_use]
+    pub fn usage(&self) -> ReportProgress {
+        ReportProgress {
+            acked: self.usage_acked.load(Ordering::Relaxed),
+            unacked: self.usage_unacked.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// How a control plane is spoken to.
+fn endpoint(uri: Uri) -> Endpoint {
+    Endpoint::from(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+impl EndpointLink {
+    fn new(uri: &Uri) -> Self {
+        Self {
+            uri: uri.clone(),
+            open: AtomicBool::new(false),
+            problem: Mutex::default(),
+        }
+    }
+}
+
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is sent: usage only where no answer waits.
+fn answers_first(
+    answers: mpsc::Receiver<discovery::SidecarMessage>,
+    usage: mpsc::Receiver<discovery::SidecarMessage>,
+) -> impl AnyStream<Item = discovery::SidecarMessage> {
+    let (answers, usage) = (ReceiverStream::new(answers), ReceiverStream::new(usage));
+    select_with_strategy(answers, usage, |(): &mut ()| PollNext::Left)
+}
+
+async fn send(
+    answers: &mpsc::Sender<discovery::SidecarMessage>,
+    kind: Kind,
+) -> Result<(), StreamEnd> {
+    send_message(answers, discovery::SidecarMessage { kind: Some(kind) }).await
+}
+
+async fn send_message(
+    answers: &mpsc::Sender<discovery::SidecarMessage>,
+    message: discovery::SidecarMessage,
+) -> Result<(), StreamEnd> {
+    answers.send(message).await.map_err(|_| StreamEnd::Closed)
+}
+
+/// Ends when the sidecar stops and all its checks are answered.
+async fn drained(shutdown: &CancellationToken, checks: &TaskTracker) {
+    shutdown.cancelled().await;
+    checks.wait().await;
+}
+
+/// Sends the Goodbye and waits until the control plane has closed the stream, which it does when it has read it.
+async fn goodbye(
+    Stream {
+        answers,
+        usage,
+        mut inbound,
+        beating: _,
+    }: Stream,
+    goodbye: discovery::Goodbye,
+) {
+    let farewell = async {
+        if send(&answers, Kind::Goodbye(goodbye)).await.is_ok() {
+            drop((answers, usage));
+            while let Some(Ok(_)) = inbound.next().await {}
+        }
+    };
+    let _ = timeout(GOODBYE_TIMEOUT, farewell).await;
+}
+
+#[cfg(test)]
+mod tests;

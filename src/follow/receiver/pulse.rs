@@ -1,0 +1,41 @@
+//! What the answer to a beat says of a keyring, beside what is held of it.
+
+use std::cmp::Ordering;
+
+use super::Leave;
+use crate::{
+    key::{Epoch, KeyringName, Revision},
+    keyring::{Position, Slot},
+    proto::discovery::{self, ResyncReason},
+};
+
+/// Why what is held has to come anew; none where it is at the same revision of the same history.
+///
+/// # Errors
+///
+/// When the control plane knows less than we do.
+pub(super) fn reason_to_resync(
+    keyring: &KeyringName,
+    held: Position,
+    pulse: &discovery::KeyringPulse,
+) -> Result<Option<ResyncReason>, Leave> {
+    if held.epoch != Epoch::new(pulse.epoch) {
+        return Ok(Some(ResyncReason::Epoch));
+    }
+    let found = Revision::new(pulse.revision);
+    match found.cmp(&held.revision) {
+        Ordering::Less => Err(Leave::Lagging {
+            keyring: keyring.clone(),
+            held: held.revision,
+            found,
+        }),
+        Ordering::Equal => Ok(None),
+        Ordering::Greater => Ok(Some(ResyncReason::Gap)),
+    }
+}
+
+/// How long a keyring may go without a confirmation, as the control plane is told.
+pub(super) fn deny_after_ms(slot: &Slot) -> u64 {
+    let limit = slot.staleness().deny_after.as_millis();
+    u64::try_from(limit).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,273 @@
+//! What a sidecar tells of the use of its key versions, so that nothing it has counted is ever missing for good.
+//!
+//! The counts only grow. What was not acked is told again, what was lost is healed by the next report, and what comes
+//! twice or late changes nothing, as the control plane keeps the larger number.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use prost::Message;
+
+use crate::{
+    key::{Epoch, KeyringName, Timestamp, VersionRef},
+    keyring::{CallerUse, Keyrings, Slot, UsageIndex, VersionUsage},
+    proto::discovery,
+};
+
+/// Makes the usage reports of a sidecar and knows which of them have arrived.
+#[derive(Debug)]
+pub struct Reporter {
+    keyrings: BTreeMap<KeyringName, Account>,
+    /// Of the last message, over all streams.
+    sequence: u64,
+    acked: u64,
+    /// No check is under way and none will come.
+    has_ended: bool,
+}
+
+/// How far the reports of a sidecar have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReportProgress {
+    /// The last message that is in the control plane's store.
+    pub acked: u64,
+    /// Versions that were told of, or are to be told of again, without an ack.
+    pub unacked: usize,
+}
+
+/// What is not acked of one keyring.
+#[derive(Debug)]
+struct Account {
+    slot: Arc<Slot>,
+    /// Of the control plane's settings; none before they came.
+    epoch: Option<Epoch>,
+    unacked: HashMap<VersionRef, Unacked>,
+}
+
+#[derive(Debug)]
+struct Unacked {
+    usage: UsageIndex,
+    /// The message of this stream that has told of it last.
+    told: Option<u64>,
+}
+
+/// A report that is being made.
+#[derive(Debug, Default)]
+struct Draft {
+    messages: Vec<discovery::Usage>,
+    /// Of the last message.
+    versions: usize,
+    bytes: usize,
+}
+
+/// Versions of one message, which take 50 KiB without callers.
+const MAX_VERSIONS: usize = 500;
+/// The control plane takes 256 KiB. A version with all its callers has up to 6 KiB, so that what is added last fits.
+const MAX_BYTES: usize = 128 << 10;
+/// Messages of one report: a hundred thousand versions, more than a sidecar sees used between two beats. The rest of a
+/// larger book, such as after a change of the epoch, follows with the next reports.
+const MAX_MESSAGES: usize = 200;
+
+impl Reporter {
+    /// A reporter of everything that is counted in `keyrings`.
+    #[must_use]
+    pub fn new(keyrings: &Keyrings) -> Self {
+        let account = |slot: &Arc<Slot>| Account {
+            slot: Arc::clone(slot),
+            epoch: None,
+            unacked: HashMap::new(),
+        };
+        Self {
+            keyrings: keyrings
+                .iter()
+                .map(|slot| (slot.name().clone(), account(slot)))
+                .collect(),
+            sequence: 0,
+            acked: 0,
+            has_ended: false,
+        }
+    }
+
+    /// The report that replies to the answer to a beat: every use that is not acked, in messages of bounded size. At least one
+    /// message, as it says that nothing is missing which was counted before. Checks go on meanwhile.
+    pub fn report(&mut self, beat: u64) -> Vec<discovery::Usage> {
+        self.tell_all(beat)
+    }
+
+    /// The same once no check is under way and none will come: this report, and each after it, is final.
+    pub fn last_report(&mut self) -> Vec<discovery::Usage> {
+        const NO_BEAT: u64 = 0;
+        self.has_ended = true;
+        self.tell_all(NO_BEAT)
+    }
+
+    /// Takes an ack: whatever was told up to `sequence` is in the store.
+    pub fn acked(&mut self, sequence: u64) {
+        if sequence > self.sequence {
+            tracing::warn!(
+                sequence,
+                newest = self.sequence,
+                "the control plane acks a usage report that was not sent"
+            );
+            return;
+        }
+        self.acked = self.acked.max(sequence);
+        for account in self.keyrings.values_mut() {
+            account
+                .unacked
+                .retain(|_, unacked| unacked.told.is_none_or(|told| told > sequence));
+        }
+    }
+
+    /// A new stream begins: what was told on the one before and not acked may be lost.
+    pub fn reconnected(&mut self) {
+        for unacked in self.unacked_mut() {
+            unacked.told = None;
+        }
+    }
+
+    /// The control plane is at `epoch` of a keyring. When that is another one, its store was restored and may have lost
+    /// what it had acked: everything is told again.
+    pub fn entered(&mut self, keyring: &KeyringName, epoch: Epoch) {
+        let Some(account) = self.keyrings.get_mut(keyring) else {
+            return;
+        };
+        let former = account.epoch.replace(epoch);
+        if former.is_some_and(|former| former != epoch) {
+            let used = account.slot.usage().ever_used();
+            account.expect(used);
+        }
+    }
+
+    /// How far the reports have come.
+    #[must_use]
+    pub fn progress(&self) -> ReportProgress {
+        ReportProgress {
+            acked: self.acked,
+            unacked: self
+                .keyrings
+                .values()
+                .map(|account| account.unacked.len())
+                .sum(),
+        }
+    }
+
+    fn tell_all(&mut self, beat: u64) -> Vec<discovery::Usage> {
+        for account in self.keyrings.values_mut() {
+            let used = account.slot.usage().take_used();
+            account.expect(used);
+        }
+        let mut draft = Draft::default();
+        draft.begin(&mut self.sequence);
+        let first = draft.last().sequence;
+        // The untold first, so that a book that takes several reports gets told to its end.
+        let is_whole = self.tell(&mut draft, |told| told.is_none())
+            && self.tell(&mut draft, |told| told.is_some_and(|told| told < first));
+        if is_whole {
+            let is_final = self.has_ended;
+            let last = draft.last();
+            last.complete_until_beat = beat;
+            last.is_final = is_final;
+        }
+        draft.messages
+    }
+
+    /// Adds the unacked versions that were told in this way; says whether there was room for all.
+    fn tell(&mut self, draft: &mut Draft, which: impl Fn(Option<u64>) -> bool) -> bool {
+        for (name, account) in &mut self.keyrings {
+            for unacked in account.unacked.values_mut() {
+                if !which(unacked.told) {
+                    continue;
+                }
+                let told = describe(account.slot.usage().get(unacked.usage));
+                if !draft.has_room() {
+                    if draft.messages.len() >= MAX_MESSAGES {
+                        return false;
+                    }
+                    draft.begin(&mut self.sequence);
+                }
+                draft.add(name, told);
+                unacked.told = Some(self.sequence);
+            }
+        }
+        true
+    }
+
+    fn unacked_mut(&mut self) -> impl Iterator<Item = &mut Unacked> {
+        self.keyrings
+            .values_mut()
+            .flat_map(|account| account.unacked.values_mut())
+    }
+}
+
+impl Account {
+    /// Notes versions that are to be told of.
+    fn expect(&mut self, used: Vec<UsageIndex>) {
+        for usage in used {
+            let version = self.slot.usage().get(usage).version();
+            self.unacked.insert(version, Unacked { usage, told: None });
+        }
+    }
+}
+
+impl Draft {
+    /// Begins the next message.
+    fn begin(&mut self, sequence: &mut u64) {
+        *sequence += 1;
+        self.messages.push(discovery::Usage {
+            sequence: *sequence,
+            ..discovery::Usage::default()
+        });
+        (self.versions, self.bytes) = (0, 0);
+    }
+
+    fn last(&mut self) -> &mut discovery::Usage {
+        self.messages.last_mut().expect("a draft begins at once")
+    }
+
+    const fn has_room(&self) -> bool {
+        self.versions < MAX_VERSIONS && self.bytes < MAX_BYTES
+    }
+
+    fn add(&mut self, keyring: &KeyringName, told: discovery::VersionUsage) {
+        self.versions += 1;
+        self.bytes += told.encoded_len();
+        let keyrings = &mut self.last().keyrings;
+        match keyrings.last_mut() {
+            Some(last) if last.keyring == keyring.as_str() => last.versions.push(told),
+            Some(_) | None => keyrings.push(discovery::KeyringUsage {
+                keyring: keyring.to_string(),
+                versions: vec![told],
+            }),
+        }
+    }
+}
+
+fn describe(usage: &VersionUsage) -> discovery::VersionUsage {
+    let version = usage.version();
+    let used = usage.read();
+    let millis = |time: Option<Timestamp>| time.map_or(0, Timestamp::as_millis);
+    discovery::VersionUsage {
+        key_id: version.key_id.to_string(),
+        version: version.version.get(),
+        requests: used.requests,
+        denied: used.denied,
+        first_used_ms: millis(used.first_used),
+        last_used_ms: millis(used.last_used),
+        callers: usage.callers().into_iter().map(describe_caller).collect(),
+    }
+}
+
+fn describe_caller(caller: CallerUse) -> discovery::Caller {
+    discovery::Caller {
+        source: caller.source.map_or_else(String::new, |at| at.to_string()),
+        user_agent: caller.user_agent,
+        route: caller.route,
+        requests: caller.requests,
+        last_used_ms: caller.last_used.as_millis(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! What both ends of the stream between a control plane and its sidecars share: [`item`], the form in which a key version
+//! travels, [`change`] and [`settings`], the [`token`] of a sidecar without a certificate, and the [`backoff`] between two
+//! attempts.
+
+pub mod backoff;
+pub mod change;
+pub mod item;
+pub mod settings;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod token;
