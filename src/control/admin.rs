@@ -168,7 +168,7 @@ impl Admin for AdminApi {
         request: Request<api::CreateTokenRequest>,
     ) -> Result<Response<api::CreateTokenResponse>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.make_token(caller, request.into_inner())
+        self.create_token(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -178,7 +178,7 @@ impl Admin for AdminApi {
         request: Request<api::ListTokensRequest>,
     ) -> Result<Response<api::ListTokensResponse>, Status> {
         self.permit(&request, Permission::Administer)?;
-        Ok(Response::new(self.all_tokens()))
+        Ok(Response::new(self.list_tokens()))
     }
 
     async fn end_token(
@@ -186,7 +186,7 @@ impl Admin for AdminApi {
         request: Request<api::EndTokenRequest>,
     ) -> Result<Response<api::EndTokenResponse>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.finish_token(caller, request.into_inner())
+        self.end_token(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -196,7 +196,7 @@ impl Admin for AdminApi {
         request: Request<api::CreateKeyringRequest>,
     ) -> Result<Response<api::Keyring>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.make_keyring(caller, request.into_inner())
+        self.create_keyring(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -206,7 +206,7 @@ impl Admin for AdminApi {
         request: Request<api::ListKeyringsRequest>,
     ) -> Result<Response<api::ListKeyringsResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        Ok(Response::new(self.all_keyrings()))
+        Ok(Response::new(self.list_keyrings()))
     }
 
     async fn get_keyring(
@@ -214,7 +214,7 @@ impl Admin for AdminApi {
         request: Request<api::GetKeyringRequest>,
     ) -> Result<Response<api::Keyring>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.one_keyring(&request.into_inner()).map(Response::new)
+        self.get_keyring(&request.into_inner()).map(Response::new)
     }
 
     async fn confirm_snapshot(
@@ -222,7 +222,7 @@ impl Admin for AdminApi {
         request: Request<api::ConfirmSnapshotRequest>,
     ) -> Result<Response<api::ConfirmSnapshotResponse>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.confirm_items(&caller, &request.into_inner())
+        self.confirm_snapshot(&caller, &request.into_inner())
             .map(Response::new)
     }
 
@@ -231,7 +231,7 @@ impl Admin for AdminApi {
         request: Request<api::CreateConsumerRequest>,
     ) -> Result<Response<api::Consumer>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.make_consumer(caller, request.into_inner())
+        self.create_consumer(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -241,7 +241,8 @@ impl Admin for AdminApi {
         request: Request<api::ListConsumersRequest>,
     ) -> Result<Response<api::ListConsumersResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.all_consumers(&request.into_inner()).map(Response::new)
+        self.list_consumers(&request.into_inner())
+            .map(Response::new)
     }
 
     async fn get_consumer(
@@ -249,7 +250,7 @@ impl Admin for AdminApi {
         request: Request<api::GetConsumerRequest>,
     ) -> Result<Response<api::Consumer>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.one_consumer(&request.into_inner()).map(Response::new)
+        self.get_consumer(&request.into_inner()).map(Response::new)
     }
 
     async fn create_key(
@@ -257,7 +258,7 @@ impl Admin for AdminApi {
         request: Request<api::CreateKeyRequest>,
     ) -> Result<Response<api::IssuedKey>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.issue_key(caller, request.into_inner())
+        self.create_key(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -267,7 +268,7 @@ impl Admin for AdminApi {
         request: Request<api::ImportKeyRequest>,
     ) -> Result<Response<api::IssuedKey>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.take_key(caller, request.into_inner())
+        self.import_key(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -277,7 +278,7 @@ impl Admin for AdminApi {
         request: Request<api::ListKeysRequest>,
     ) -> Result<Response<api::ListKeysResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.all_keys(&request.into_inner()).map(Response::new)
+        self.list_keys(&request.into_inner()).map(Response::new)
     }
 
     async fn get_key(
@@ -285,7 +286,7 @@ impl Admin for AdminApi {
         request: Request<api::GetKeyRequest>,
     ) -> Result<Response<api::Key>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.one_key(&request.into_inner()).map(Response::new)
+        self.get_key(&request.into_inner()).map(Response::new)
     }
 
     async fn start_rotation(
@@ -298,7 +299,7 @@ impl Admin for AdminApi {
             Permission::Issue
         };
         let caller = self.permit(&request, permission)?;
-        self.rotate(caller, &request.into_inner())
+        self.start_rotation(caller, &request.into_inner())
             .await
             .map(Response::new)
     }
@@ -308,7 +309,7 @@ impl Admin for AdminApi {
         request: Request<api::RevokeRequest>,
     ) -> Result<Response<Self::RevokeStream>, Status> {
         let caller = self.permit(&request, Permission::Revoke)?;
-        self.end_versions(caller, request.into_inner())
+        self.revoke(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -318,7 +319,7 @@ impl Admin for AdminApi {
         request: Request<api::GetRotationRequest>,
     ) -> Result<Response<api::RotationStatus>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.rotation_of(request.get_ref()).map(Response::new)
+        self.get_rotation(request.get_ref()).map(Response::new)
     }
 
     async fn get_usage(
@@ -326,7 +327,7 @@ impl Admin for AdminApi {
         request: Request<api::GetUsageRequest>,
     ) -> Result<Response<api::KeyUsage>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.usage_of(request.get_ref()).map(Response::new)
+        self.get_usage(request.get_ref()).map(Response::new)
     }
 
     async fn retire_version(
@@ -340,7 +341,7 @@ impl Admin for AdminApi {
             Permission::Issue
         };
         let caller = self.permit(&request, permission)?;
-        self.end_overlap(caller, request.into_inner())
+        self.retire_version(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -350,7 +351,7 @@ impl Admin for AdminApi {
         request: Request<api::ExtendOverlapRequest>,
     ) -> Result<Response<api::ExtendOverlapResponse>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.move_deadline(caller, request.into_inner())
+        self.extend_overlap(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -360,7 +361,7 @@ impl Admin for AdminApi {
         request: Request<api::RollBackRequest>,
     ) -> Result<Response<Self::RollBackStream>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.go_back(caller, request.into_inner())
+        self.roll_back(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -370,7 +371,7 @@ impl Admin for AdminApi {
         request: Request<api::AbortRotationRequest>,
     ) -> Result<Response<api::AbortRotationResponse>, Status> {
         let caller = self.permit(&request, Permission::Issue)?;
-        self.give_up(caller, request.into_inner())
+        self.abort_rotation(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -380,7 +381,7 @@ impl Admin for AdminApi {
         request: Request<api::GetPolicyRequest>,
     ) -> Result<Response<api::PolicyStatus>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.policy(request.into_inner()).map(Response::new)
+        self.get_policy(request.into_inner()).map(Response::new)
     }
 
     async fn set_policy(
@@ -388,7 +389,7 @@ impl Admin for AdminApi {
         request: Request<api::SetPolicyRequest>,
     ) -> Result<Response<api::PolicyStatus>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.change_policy(caller, request.into_inner())
+        self.set_policy(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -398,8 +399,7 @@ impl Admin for AdminApi {
         request: Request<api::ExplainRequest>,
     ) -> Result<Response<api::ExplainResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.explain_credential(request.get_ref())
-            .map(Response::new)
+        self.explain(request.get_ref()).map(Response::new)
     }
 
     async fn add_webhook(
@@ -407,7 +407,7 @@ impl Admin for AdminApi {
         request: Request<api::AddWebhookRequest>,
     ) -> Result<Response<api::AddWebhookResponse>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.tell_of_events(caller, request.into_inner())
+        self.add_webhook(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -417,7 +417,7 @@ impl Admin for AdminApi {
         request: Request<api::RemoveWebhookRequest>,
     ) -> Result<Response<api::Webhook>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.tell_no_more(caller, request.into_inner())
+        self.remove_webhook(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -427,7 +427,7 @@ impl Admin for AdminApi {
         request: Request<api::TestWebhookRequest>,
     ) -> Result<Response<api::TestWebhookResponse>, Status> {
         let caller = self.permit(&request, Permission::Administer)?;
-        self.try_webhook(caller, request.into_inner())
+        self.test_webhook(caller, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -437,7 +437,7 @@ impl Admin for AdminApi {
         request: Request<api::ListWebhooksRequest>,
     ) -> Result<Response<api::ListWebhooksResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.all_webhooks(request.get_ref()).map(Response::new)
+        self.list_webhooks(request.get_ref()).map(Response::new)
     }
 
     async fn list_deliveries(
@@ -445,7 +445,7 @@ impl Admin for AdminApi {
         request: Request<api::ListDeliveriesRequest>,
     ) -> Result<Response<api::ListDeliveriesResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.all_deliveries(request.get_ref())
+        self.list_deliveries(request.get_ref())
             .await
             .map(Response::new)
     }
@@ -455,7 +455,7 @@ impl Admin for AdminApi {
         request: Request<api::GetFleetRequest>,
     ) -> Result<Response<api::GetFleetResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.all_sidecars(&request.into_inner()).map(Response::new)
+        self.get_fleet(&request.into_inner()).map(Response::new)
     }
 
     async fn forget_sidecar(
@@ -474,7 +474,7 @@ impl Admin for AdminApi {
         request: Request<api::ListAuditRequest>,
     ) -> Result<Response<api::ListAuditResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.audit_entries(&request.into_inner())
+        self.list_audit(&request.into_inner())
             .await
             .map(Response::new)
     }
@@ -484,7 +484,7 @@ impl Admin for AdminApi {
         request: Request<api::VerifyAuditRequest>,
     ) -> Result<Response<api::VerifyAuditResponse>, Status> {
         self.permit(&request, Permission::Read)?;
-        self.audit_verdicts(&request.into_inner())
+        self.verify_audit(&request.into_inner())
             .await
             .map(Response::new)
     }

@@ -199,7 +199,7 @@ impl Rotations {
     /// # Errors
     ///
     /// When the rotation was not handed over; nothing was handed out then, except where a delivery has begun.
-    pub async fn rotate(
+    pub async fn start_rotation(
         &self,
         actor: &str,
         spec: &RotationSpec,

@@ -134,7 +134,7 @@ impl Schedule {
     async fn rotate(&self, served: &ServedKeyring, spec: &RotationSpec) {
         // Nobody looks on; the receiver lives as long as the rotation.
         let (progress, mut unread) = mpsc::channel(1);
-        let rotate = self.rotations.rotate(ACTOR, spec, &progress);
+        let rotate = self.rotations.start_rotation(ACTOR, spec, &progress);
         tokio::pin!(rotate);
         let rotated = loop {
             tokio::select! {

@@ -13,7 +13,7 @@ use crate::{
 const DEFAULT_LIMIT: usize = 100;
 
 impl AdminApi {
-    pub(super) async fn audit_entries(
+    pub(super) async fn list_audit(
         &self,
         request: &api::ListAuditRequest,
     ) -> Result<api::ListAuditResponse, Status> {
@@ -36,7 +36,7 @@ impl AdminApi {
         })
     }
 
-    pub(super) async fn audit_verdicts(
+    pub(super) async fn verify_audit(
         &self,
         request: &api::VerifyAuditRequest,
     ) -> Result<api::VerifyAuditResponse, Status> {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) async fn make_consumer(
+    pub(super) async fn create_consumer(
         &self,
         caller: Caller,
         request: api::CreateConsumerRequest,
@@ -33,7 +33,7 @@ impl AdminApi {
         self.describe_consumer(&request.keyring, &id)
     }
 
-    pub(super) fn all_consumers(
+    pub(super) fn list_consumers(
         &self,
         request: &api::ListConsumersRequest,
     ) -> Result<api::ListConsumersResponse, Status> {
@@ -49,7 +49,7 @@ impl AdminApi {
         })
     }
 
-    pub(super) fn one_consumer(
+    pub(super) fn get_consumer(
         &self,
         request: &api::GetConsumerRequest,
     ) -> Result<api::Consumer, Status> {

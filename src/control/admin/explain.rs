@@ -25,7 +25,7 @@ struct Circumstances {
 struct Steps(Vec<api::ExplainStep>);
 
 impl AdminApi {
-    pub(super) fn explain_credential(
+    pub(super) fn explain(
         &self,
         request: &api::ExplainRequest,
     ) -> Result<api::ExplainResponse, Status> {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) fn all_sidecars(
+    pub(super) fn get_fleet(
         &self,
         request: &api::GetFleetRequest,
     ) -> Result<api::GetFleetResponse, Status> {

@@ -62,7 +62,7 @@ const TAKE_BACK_TRIES: u32 = 5;
 const TAKE_BACK_RETRY: Duration = Duration::from_secs(1);
 
 impl AdminApi {
-    pub(super) async fn issue_key(
+    pub(super) async fn create_key(
         &self,
         caller: Caller,
         request: api::CreateKeyRequest,
@@ -72,7 +72,7 @@ impl AdminApi {
             .await
     }
 
-    pub(super) async fn take_key(
+    pub(super) async fn import_key(
         &self,
         caller: Caller,
         request: api::ImportKeyRequest,

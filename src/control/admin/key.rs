@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) fn all_keys(
+    pub(super) fn list_keys(
         &self,
         request: &api::ListKeysRequest,
     ) -> Result<api::ListKeysResponse, Status> {
@@ -37,7 +37,7 @@ impl AdminApi {
         Ok(api::ListKeysResponse { keys })
     }
 
-    pub(super) fn one_key(&self, request: &api::GetKeyRequest) -> Result<api::Key, Status> {
+    pub(super) fn get_key(&self, request: &api::GetKeyRequest) -> Result<api::Key, Status> {
         let key_id: KeyId = wire::field("key_id", &request.key_id)?;
         let describe = || {
             let served = self.catalog.holding(key_id)?;

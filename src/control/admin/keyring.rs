@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) async fn make_keyring(
+    pub(super) async fn create_keyring(
         &self,
         caller: Caller,
         request: api::CreateKeyringRequest,
@@ -58,7 +58,7 @@ impl AdminApi {
         Ok((served, revision))
     }
 
-    pub(super) fn all_keyrings(&self) -> api::ListKeyringsResponse {
+    pub(super) fn list_keyrings(&self) -> api::ListKeyringsResponse {
         api::ListKeyringsResponse {
             keyrings: self
                 .catalog
@@ -69,7 +69,7 @@ impl AdminApi {
         }
     }
 
-    pub(super) fn one_keyring(
+    pub(super) fn get_keyring(
         &self,
         request: &api::GetKeyringRequest,
     ) -> Result<api::Keyring, Status> {
@@ -77,7 +77,7 @@ impl AdminApi {
         Ok(describe(&served))
     }
 
-    pub(super) fn confirm_items(
+    pub(super) fn confirm_snapshot(
         &self,
         caller: &Caller,
         request: &api::ConfirmSnapshotRequest,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) async fn end_overlap(
+    pub(super) async fn retire_version(
         &self,
         caller: Caller,
         request: api::RetireVersionRequest,
@@ -59,7 +59,7 @@ impl AdminApi {
         })
     }
 
-    pub(super) async fn move_deadline(
+    pub(super) async fn extend_overlap(
         &self,
         caller: Caller,
         request: api::ExtendOverlapRequest,
@@ -124,7 +124,7 @@ impl AdminApi {
         })
     }
 
-    pub(super) async fn go_back(
+    pub(super) async fn roll_back(
         &self,
         caller: Caller,
         request: api::RollBackRequest,
@@ -193,7 +193,7 @@ impl AdminApi {
         )
     }
 
-    pub(super) async fn give_up(
+    pub(super) async fn abort_rotation(
         &self,
         caller: Caller,
         request: api::AbortRotationRequest,

@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) fn policy(
+    pub(super) fn get_policy(
         &self,
         request: api::GetPolicyRequest,
     ) -> Result<api::PolicyStatus, Status> {
@@ -28,7 +28,7 @@ impl AdminApi {
         }
     }
 
-    pub(super) async fn change_policy(
+    pub(super) async fn set_policy(
         &self,
         caller: Caller,
         request: api::SetPolicyRequest,

@@ -32,7 +32,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) async fn rotate(
+    pub(super) async fn start_rotation(
         &self,
         caller: Caller,
         request: &api::StartRotationRequest,
@@ -170,7 +170,10 @@ impl AdminApi {
             id: Some(id.into()),
             ..spec
         };
-        let rotated = self.rotations.rotate(&caller.actor, &spec, progress).await;
+        let rotated = self
+            .rotations
+            .start_rotation(&caller.actor, &spec, progress)
+            .await;
         let done = match rotated {
             Ok(done) => Arc::new(done),
             Err(error) => {
@@ -201,7 +204,7 @@ impl AdminApi {
         Ok((handed_over(served, &done, is_revoked)?, underway))
     }
 
-    pub(super) async fn end_versions(
+    pub(super) async fn revoke(
         &self,
         caller: Caller,
         request: api::RevokeRequest,

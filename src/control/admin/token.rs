@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl AdminApi {
-    pub(super) async fn make_token(
+    pub(super) async fn create_token(
         &self,
         caller: Caller,
         request: api::CreateTokenRequest,
@@ -60,13 +60,13 @@ impl AdminApi {
         created
     }
 
-    pub(super) fn all_tokens(&self) -> api::ListTokensResponse {
+    pub(super) fn list_tokens(&self) -> api::ListTokensResponse {
         api::ListTokensResponse {
             tokens: self.tokens.list().iter().map(wire::token).collect(),
         }
     }
 
-    pub(super) async fn finish_token(
+    pub(super) async fn end_token(
         &self,
         caller: Caller,
         request: api::EndTokenRequest,

@@ -23,13 +23,16 @@ const LATE_AFTER: Duration = Duration::from_secs(30);
 const MAX_NAMED: usize = 5;
 
 impl AdminApi {
-    pub(super) fn usage_of(&self, request: &api::GetUsageRequest) -> Result<api::KeyUsage, Status> {
+    pub(super) fn get_usage(
+        &self,
+        request: &api::GetUsageRequest,
+    ) -> Result<api::KeyUsage, Status> {
         let key_id: KeyId = wire::field("key_id", &request.key_id)?;
         let served = self.holding(key_id)?;
         self.describe_usage(&served, key_id)
     }
 
-    pub(super) fn rotation_of(
+    pub(super) fn get_rotation(
         &self,
         request: &api::GetRotationRequest,
     ) -> Result<api::RotationStatus, Status> {

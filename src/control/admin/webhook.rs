@@ -21,7 +21,7 @@ const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
 impl AdminApi {
-    pub(super) async fn tell_of_events(
+    pub(super) async fn add_webhook(
         &self,
         caller: Caller,
         request: api::AddWebhookRequest,
@@ -106,7 +106,7 @@ impl AdminApi {
         Ok(answer(&webhook))
     }
 
-    pub(super) async fn tell_no_more(
+    pub(super) async fn remove_webhook(
         &self,
         caller: Caller,
         request: api::RemoveWebhookRequest,
@@ -133,7 +133,7 @@ impl AdminApi {
             .ok_or_else(|| Status::internal("nothing was removed"))
     }
 
-    pub(super) async fn try_webhook(
+    pub(super) async fn test_webhook(
         &self,
         caller: Caller,
         request: api::TestWebhookRequest,
@@ -161,7 +161,7 @@ impl AdminApi {
         })
     }
 
-    pub(super) fn all_webhooks(
+    pub(super) fn list_webhooks(
         &self,
         request: &api::ListWebhooksRequest,
     ) -> Result<api::ListWebhooksResponse, Status> {
@@ -182,7 +182,7 @@ impl AdminApi {
         Ok(api::ListWebhooksResponse { webhooks })
     }
 
-    pub(super) async fn all_deliveries(
+    pub(super) async fn list_deliveries(
         &self,
         request: &api::ListDeliveriesRequest,
     ) -> Result<api::ListDeliveriesResponse, Status> {
