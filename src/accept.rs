@@ -6,7 +6,7 @@ use crate::seldom::Seldom;
 
 /// Tells of what a listener cannot accept, and holds it back while there is room for nothing.
 #[derive(Debug)]
-pub struct Unaccepted {
+pub(crate) struct Unaccepted {
     /// Names it in the log.
     listener: &'static str,
     failed: u64,
@@ -22,7 +22,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 impl Unaccepted {
     /// At a listener of this name.
     #[must_use]
-    pub const fn at(listener: &'static str) -> Self {
+    pub(crate) const fn at(listener: &'static str) -> Self {
         Self {
             listener,
             failed: 0,
@@ -31,7 +31,7 @@ impl Unaccepted {
     }
 
     /// Takes note of a failure; the listener may be asked again when this is over. Cancellation safe.
-    pub async fn note(&mut self, error: &io::Error) {
+    pub(crate) async fn note(&mut self, error: &io::Error) {
         self.failed = self.failed.saturating_add(1);
         if self.told.is_due() {
             tracing::warn!(

@@ -28,16 +28,16 @@ pub enum Admission {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdmissionRule {
     /// Whose.
-    pub identity: IdentityPattern,
+    pub(crate) identity: IdentityPattern,
     /// To which keyrings they may subscribe.
-    pub keyrings: KeyringGrant,
+    pub(crate) keyrings: KeyringGrant,
     /// Under which node ids they may appear.
-    pub nodes: NodePattern,
+    pub(crate) nodes: NodePattern,
 }
 
 /// Some keyrings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyringGrant {
+pub(crate) enum KeyringGrant {
     /// Every one, also those that are made later.
     All,
     /// Those of these names.
@@ -46,7 +46,7 @@ pub enum KeyringGrant {
 
 /// Some node ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum NodePattern {
+pub(crate) enum NodePattern {
     /// The last path segment of the identity.
     #[default]
     LastSegment,
@@ -60,21 +60,21 @@ pub enum NodePattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BearerFile {
     /// The file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Whose token it is.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
 }
 
 /// What a sidecar that was admitted may do.
 #[derive(Clone, Debug)]
-pub struct Admitted<'a> {
+pub(crate) struct Admitted<'a> {
     identity: Option<&'a Identity>,
     rules: Vec<&'a AdmissionRule>,
 }
 
 /// Why a sidecar may not. Its text is for both sides.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// It has no identity.
     #[error("a sidecar needs a certificate with an identity here, or a token")]
     Nobody,
@@ -128,7 +128,7 @@ pub enum Refusal {
 impl Admission {
     /// The identity of `peer`, where that counts.
     #[must_use]
-    pub const fn counts<'a>(&self, peer: &'a Peer) -> Option<&'a Identity> {
+    pub(crate) const fn counts<'a>(&self, peer: &'a Peer) -> Option<&'a Identity> {
         match self {
             Self::Local => None,
             Self::Rules(_) => peer.identity.as_ref(),
@@ -140,7 +140,7 @@ impl Admission {
     /// # Errors
     ///
     /// When it may not do anything.
-    pub fn admit<'a>(&'a self, peer: &'a Peer, node: &str) -> Result<Admitted<'a>, Refusal> {
+    pub(crate) fn admit<'a>(&'a self, peer: &'a Peer, node: &str) -> Result<Admitted<'a>, Refusal> {
         let rules = match self {
             Self::Local => {
                 return Ok(Admitted {
@@ -189,7 +189,7 @@ impl Admitted<'_> {
     /// # Errors
     ///
     /// When no rule lets it.
-    pub fn subscribe(&self, keyring: &str) -> Result<(), Refusal> {
+    pub(crate) fn subscribe(&self, keyring: &str) -> Result<(), Refusal> {
         let Some(identity) = self.identity else {
             return Ok(());
         };

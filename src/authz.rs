@@ -7,21 +7,21 @@
 //! Every outcome is an [`Outcome`], every denial has a [`DenyReason`]; response, metric, span and log use the same.
 
 mod cookie;
-pub mod credential;
-pub mod decision;
-pub mod event;
+pub(crate) mod credential;
+pub(crate) mod decision;
+pub(crate) mod event;
 mod failures;
 mod inline;
 mod later;
 mod message;
 mod query;
-pub mod question;
-pub mod reason;
+pub(crate) mod question;
+pub(crate) mod reason;
 pub mod request;
-pub mod response;
-pub mod route;
-pub mod service;
-pub mod settings;
+pub(crate) mod response;
+pub(crate) mod route;
+pub(crate) mod service;
+pub(crate) mod settings;
 
 #[cfg(test)]
 mod properties;
@@ -30,13 +30,17 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod wire;
 
-pub use decision::{Decision, Held, LookedUp, Outcome, Verdict, decide};
-pub use event::{CheckEvent, Observer};
-pub use later::LaterAnswer;
-pub use question::Question;
-pub use reason::{DenialStatus, DenyReason};
+#[cfg(test)]
+pub(crate) use decision::Decision;
+pub(crate) use decision::Outcome;
+pub(crate) use event::{CheckEvent, Observer};
+pub(crate) use later::LaterAnswer;
+pub use reason::DenialStatus;
+pub use reason::DenyReason;
 pub use service::Authorizer;
-pub use settings::{
-    Auth, CredentialSource, HostPattern, IdentityHeaders, Notices, ParseSettingError, PathPrefix,
-    QueryName, RouteRule, Settings, SettingsError, SettingsParts, Token,
+#[cfg(test)]
+pub(crate) use settings::HostPattern;
+pub(crate) use settings::{
+    Auth, CredentialSource, IdentityHeaders, Notices, PathPrefix, RouteRule,
 };
+pub use settings::{Settings, SettingsParts};

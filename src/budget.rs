@@ -8,14 +8,14 @@ use crate::clock::BootTime;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// In the long run, 1 to [`Rate::MAX`].
-    pub per_second: u32,
+    pub(crate) per_second: u32,
     /// At once, 1 to [`Rate::MAX`].
-    pub burst: u32,
+    pub(crate) burst: u32,
 }
 
 /// A token bucket: whatever happens takes a token.
 #[derive(Clone, Copy, Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     rate: Rate,
     /// In thousandths, so that a millisecond's worth is a whole number.
     tokens: u64,
@@ -26,13 +26,13 @@ const THOUSANDTHS: u64 = 1_000;
 
 impl Rate {
     /// The most of both. More is no bound: it is above what a sidecar is asked, and what a control plane answers.
-    pub const MAX: u32 = 100_000;
+    pub(crate) const MAX: u32 = 100_000;
 }
 
 impl Budget {
     /// A full one.
     #[must_use]
-    pub fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         Self {
             rate,
             tokens: capacity(rate),
@@ -41,7 +41,7 @@ impl Budget {
     }
 
     /// Takes a token; false when there is none.
-    pub fn take(&mut self, now: BootTime) -> bool {
+    pub(crate) fn take(&mut self, now: BootTime) -> bool {
         self.fill(now);
         let left = self.tokens.checked_sub(THOUSANDTHS);
         self.tokens = left.unwrap_or(self.tokens);
@@ -49,13 +49,13 @@ impl Budget {
     }
 
     /// Whether there is no token.
-    pub fn is_spent(&mut self, now: BootTime) -> bool {
+    pub(crate) fn is_spent(&mut self, now: BootTime) -> bool {
         self.fill(now);
         self.tokens < THOUSANDTHS
     }
 
     /// Gives a token back.
-    pub fn refund(&mut self) {
+    pub(crate) fn refund(&mut self) {
         self.tokens = (self.tokens + THOUSANDTHS).min(capacity(self.rate));
     }
 

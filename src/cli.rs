@@ -3,42 +3,42 @@
 //! [`Cli`] parses, [`Cli::run`] dispatches to one file per command. A command calls through [`connection`], answers
 //! with a [`View`](output::View) through [`output`], and ends with an [`Exit`] or a [`Failure`].
 
-pub mod audit;
-pub mod barrier;
-pub mod certs;
-pub mod check;
-pub mod completions;
-pub mod config;
+pub(crate) mod audit;
+pub(crate) mod barrier;
+pub(crate) mod certs;
+pub(crate) mod check;
+pub(crate) mod completions;
+pub(crate) mod config;
 pub mod connection;
-pub mod consumer;
-pub mod control;
+pub(crate) mod consumer;
+pub(crate) mod control;
 mod daemon;
-pub mod decision;
-pub mod dev;
-pub mod explain;
-pub mod failure;
-pub mod fleet;
-pub mod idempotency;
-pub mod issued;
-pub mod key;
-pub mod keyring;
+pub(crate) mod decision;
+pub(crate) mod dev;
+pub(crate) mod explain;
+pub(crate) mod failure;
+pub(crate) mod fleet;
+pub(crate) mod idempotency;
+pub(crate) mod issued;
+pub(crate) mod key;
+pub(crate) mod keyring;
 pub mod output;
-pub mod pass_by;
-pub mod policy;
-pub mod revoke;
-pub mod rotate;
-pub mod screen;
-pub mod secret;
-pub mod sidecar;
-pub mod snapshot;
-pub mod token;
-pub mod usage;
+pub(crate) mod pass_by;
+pub(crate) mod policy;
+pub(crate) mod revoke;
+pub(crate) mod rotate;
+pub(crate) mod screen;
+pub(crate) mod secret;
+pub(crate) mod sidecar;
+pub(crate) mod snapshot;
+pub(crate) mod token;
+pub(crate) mod usage;
 pub mod usage_error;
-pub mod value;
-pub mod watch;
-pub mod webhook;
-pub mod wire;
-pub mod words;
+pub(crate) mod value;
+pub(crate) mod watch;
+pub(crate) mod webhook;
+pub(crate) mod wire;
+pub(crate) mod words;
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -62,7 +62,7 @@ use output::{Format, Output, Progress, Terminal, View};
 pub struct Cli {
     /// How to reach the control plane.
     #[command(flatten)]
-    pub connection: ConnectionArgs,
+    pub(crate) connection: ConnectionArgs,
 
     /// The form of the answer, table or json; without it a table on a terminal and JSON elsewhere: one document on one
     /// line, or one line per event where a command reports progress
@@ -74,7 +74,7 @@ pub struct Cli {
         value_name = "FORMAT",
         help_heading = "Global options"
     )]
-    pub output: Option<Format>,
+    pub(crate) output: Option<Format>,
 
     /// What to do.
     #[command(subcommand)]
@@ -150,7 +150,7 @@ pub enum Command {
 #[derive(Debug)]
 pub struct Session {
     /// Where it writes.
-    pub output: Output,
+    pub(crate) output: Output,
     clock: Clock,
     connection: ConnectionArgs,
 }
@@ -251,25 +251,25 @@ impl Session {
     /// # Errors
     ///
     /// When there is no admin token, or the control plane cannot be reached.
-    pub async fn admin(&self) -> Result<Admin, Failure> {
+    pub(crate) async fn admin(&self) -> Result<Admin, Failure> {
         self.connection.connect().await
     }
 
     /// The certificates for `https://`.
     #[must_use]
-    pub const fn tls(&self) -> &TlsArgs {
+    pub(crate) const fn tls(&self) -> &TlsArgs {
         self.connection.tls()
     }
 
     /// The time by the wall clock.
     #[must_use]
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         self.clock.wall()
     }
 
     /// The clock that runs forward only, by which waiting is measured.
     #[must_use]
-    pub fn boot(&self) -> BootTime {
+    pub(crate) fn boot(&self) -> BootTime {
         self.clock.boot()
     }
 
@@ -278,7 +278,7 @@ impl Session {
     /// # Errors
     ///
     /// When standard output cannot be written to.
-    pub fn show<V: View>(&self, view: &V) -> Result<(), Failure> {
+    pub(crate) fn show<V: View>(&self, view: &V) -> Result<(), Failure> {
         self.output.show(view, self.now())
     }
 
@@ -287,7 +287,7 @@ impl Session {
     /// # Errors
     ///
     /// When standard output cannot be written to.
-    pub fn report<T: Serialize>(
+    pub(crate) fn report<T: Serialize>(
         &self,
         progress: &mut Progress,
         event: &T,

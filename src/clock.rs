@@ -20,7 +20,7 @@ use crate::key::Timestamp;
 
 mod steps;
 
-pub use steps::Steps;
+pub(crate) use steps::Steps;
 
 /// Reads both clocks; cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -34,28 +34,28 @@ pub struct BootTime(Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The clock that runs forward only.
-    pub boot: BootTime,
+    pub(crate) boot: BootTime,
     /// The wall clock, in whole milliseconds.
-    pub wall: Timestamp,
+    pub(crate) wall: Timestamp,
 }
 
 /// One boot of the machine's kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootId(Arc<str>);
+pub(crate) struct BootId(Arc<str>);
 
 /// Which clock [`BootTime`]s are read from: those of the same clock can be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootClock {
     /// The boot that it counts from.
-    pub boot_id: BootId,
+    pub(crate) boot_id: BootId,
     /// The inode of `/proc/self/ns/time`: each time namespace has an offset of its own. See `time_namespaces(7)`.
-    pub time_namespace: u64,
+    pub(crate) time_namespace: u64,
 }
 
 /// The latest time of a wall clock; cheap to clone. By it windows are judged, so that a clock which is set back brings no
 /// expired key back to life.
 #[derive(Clone, Debug, Default)]
-pub struct LatestWall(Arc<Latest>);
+pub(crate) struct LatestWall(Arc<Latest>);
 
 #[derive(Debug, Default)]
 struct Latest {
@@ -132,7 +132,7 @@ impl Clock {
 
     /// The wall clock as finely as it runs, for the start of a span: a check takes microseconds.
     #[must_use]
-    pub fn system_time(&self) -> SystemTime {
+    pub(crate) fn system_time(&self) -> SystemTime {
         match &self.0 {
             Source::System => system_time(),
             Source::Manual(hands) => hands.read().wall,
@@ -164,7 +164,7 @@ impl Clock {
 
     /// The steps of the wall clock from now on, on a runtime with I/O.
     #[must_use]
-    pub fn steps(&self) -> Steps {
+    pub(crate) fn steps(&self) -> Steps {
         match &self.0 {
             Source::System => Steps::system(),
             Source::Manual(hands) => Steps::manual(hands.0.steps.subscribe()),
@@ -173,7 +173,7 @@ impl Clock {
 
     /// Which clock [`Clock::boot`] reads; none when the system does not tell.
     #[must_use]
-    pub fn boot_clock(&self) -> Option<BootClock> {
+    pub(crate) fn boot_clock(&self) -> Option<BootClock> {
         match &self.0 {
             Source::System => Some(BootClock {
                 boot_id: BootId::new(fs::read_to_string(BOOT_ID).ok()?.trim())?,
@@ -197,7 +197,7 @@ impl Clock {
 impl BootId {
     /// Of its text; none when that is empty, or too long to be one.
     #[must_use]
-    pub fn new(text: &str) -> Option<Self> {
+    pub(crate) fn new(text: &str) -> Option<Self> {
         matches!(text.len(), 1..=MAX_BOOT_ID).then(|| Self(text.into()))
     }
 }
@@ -211,11 +211,11 @@ impl fmt::Display for BootId {
 impl LatestWall {
     /// How far a clock may be ahead of the control plane's and still be remembered: as much as machines differ that follow
     /// a time server, with room for a slow answer.
-    pub const TOLERANCE: Duration = Duration::from_mins(1);
+    pub(crate) const TOLERANCE: Duration = Duration::from_mins(1);
 
     /// The time to judge by when the wall clock says `now`: it never goes back.
     #[must_use]
-    pub fn not_before(&self, now: Timestamp) -> Timestamp {
+    pub(crate) fn not_before(&self, now: Timestamp) -> Timestamp {
         let latest = self.0.millis.load(Ordering::Relaxed);
         if now.as_millis() > latest {
             self.0.millis.fetch_max(now.as_millis(), Ordering::Relaxed);
@@ -224,7 +224,7 @@ impl LatestWall {
     }
 
     /// The control plane's wall clock said `wall` at `now`.
-    pub fn told(&self, wall: Timestamp, now: BootTime) {
+    pub(crate) fn told(&self, wall: Timestamp, now: BootTime) {
         *self.lock() = Some((wall, now));
     }
 
@@ -232,7 +232,7 @@ impl LatestWall {
     /// that it is. So a clock that is ahead by mistake is forgotten with the process, once somebody has set it right; while
     /// nobody tells the time, our own clock is believed.
     #[must_use]
-    pub fn to_remember(&self, wall: Timestamp, now: BootTime) -> Timestamp {
+    pub(crate) fn to_remember(&self, wall: Timestamp, now: BootTime) -> Timestamp {
         let latest = self.not_before(wall);
         match *self.lock() {
             None => latest,
@@ -251,7 +251,7 @@ impl LatestWall {
 impl BootTime {
     /// The time since the boot in whole milliseconds.
     #[must_use]
-    pub fn as_millis(self) -> u64 {
+    pub(crate) fn as_millis(self) -> u64 {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -275,13 +275,13 @@ impl BootTime {
 
     /// The point `duration` earlier, not before the boot.
     #[must_use]
-    pub const fn saturating_sub(self, duration: Duration) -> Self {
+    pub(crate) const fn saturating_sub(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(duration))
     }
 
     /// The point `duration` later.
     #[must_use]
-    pub const fn saturating_add(self, duration: Duration) -> Self {
+    pub(crate) const fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration))
     }
 }
@@ -306,14 +306,16 @@ impl ManualClock {
     }
 
     /// Boots the machine anew: the clock that runs forward only starts from the beginning.
-    pub fn reboot(&self) {
+    #[cfg(test)]
+    pub(crate) fn reboot(&self) {
         let mut hands = self.lock();
         hands.boots += 1;
         hands.boot = BootTime::default();
     }
 
     /// Moves the process to another time namespace, whose clock that runs forward only says the same.
-    pub fn enter_time_namespace(&self) {
+    #[cfg(test)]
+    pub(crate) fn enter_time_namespace(&self) {
         self.lock().time_namespace += 1;
     }
 

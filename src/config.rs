@@ -7,13 +7,13 @@
 mod cache;
 pub mod control;
 mod credential;
-pub mod error;
+pub(crate) mod error;
 mod reader;
 mod route;
 pub mod sidecar;
 pub mod sink;
-pub mod tls;
-pub mod value;
+pub(crate) mod tls;
+pub(crate) mod value;
 pub mod vault;
 
 use std::{fmt, path::Path};
@@ -21,11 +21,11 @@ use std::{fmt, path::Path};
 use serde::{Deserialize, de::IgnoredAny};
 
 pub use control::ControlSettings;
-pub use error::{ConfigError, Problem};
-pub use reader::Places;
+pub use error::ConfigError;
+pub(crate) use reader::Places;
 pub use sidecar::SidecarSettings;
 pub use sink::SinkSettings;
-pub use value::{ControlEndpoint, Listen, LogFormat, LogSettings, OtlpEndpoint, TelemetrySettings};
+pub(crate) use value::{ControlEndpoint, Listen, LogFormat, LogSettings, OtlpEndpoint};
 
 /// A file that was found to be right; its text is a summary in one line.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct CheckedFile {
     /// What it says.
     pub settings: Checked,
     /// Where it says it.
-    pub places: Places,
+    pub(crate) places: Places,
 }
 
 /// The fields that only one of the two files has.

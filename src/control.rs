@@ -7,30 +7,30 @@
 //! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, [`webhook`]s are told of what
 //! was committed, and [`plane`] puts the parts together, on the [`data`] that one process owns.
 
-pub mod admin;
-pub mod bearers;
-pub mod bells;
+pub(crate) mod admin;
+pub(crate) mod bearers;
+pub(crate) mod bells;
 pub(crate) mod calls;
 pub mod catalog;
 pub mod data;
-pub mod feed;
+pub(crate) mod feed;
 pub mod fleet;
 pub mod journal;
-pub mod keeper;
+pub(crate) mod keeper;
 pub mod metrics;
 pub mod pace;
 pub mod plane;
 mod port;
-pub mod reads;
-pub mod reconciler;
-pub mod rotation;
-pub mod saved;
-pub mod schedule;
+pub(crate) mod reads;
+pub(crate) mod reconciler;
+pub(crate) mod rotation;
+pub(crate) mod saved;
+pub(crate) mod schedule;
 pub mod secrets;
 pub mod served;
 pub mod sink;
-pub mod spans;
-pub mod steps;
+pub(crate) mod spans;
+pub(crate) mod steps;
 pub mod stream;
 pub mod token;
 pub mod usage;

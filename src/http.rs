@@ -25,7 +25,7 @@ use crate::{accept::Unaccepted, readiness::Readiness};
 
 /// A bound endpoint that does not answer yet.
 #[derive(Debug)]
-pub struct HttpServer {
+pub(crate) struct HttpServer {
     listener: TcpListener,
     local_addr: SocketAddr,
     router: Router,
@@ -33,25 +33,25 @@ pub struct HttpServer {
 
 /// What the endpoint tells.
 #[derive(Clone)]
-pub struct Pages {
+pub(crate) struct Pages {
     /// `/metrics`.
-    pub registry: Arc<Registry>,
+    pub(crate) registry: Arc<Registry>,
     /// `/readyz`.
-    pub readiness: Readiness,
+    pub(crate) readiness: Readiness,
     /// What `/readyz` says beside being ready; none: nothing.
-    pub notes: Option<Arc<dyn NoteSource>>,
+    pub(crate) notes: Option<Arc<dyn NoteSource>>,
     /// `/status`; none: there is no such page.
-    pub status: Option<Arc<dyn StatusSource>>,
+    pub(crate) status: Option<Arc<dyn StatusSource>>,
 }
 
 /// Says what is wrong with a part of a process that is ready all the same: the rest of it works. It holds no secrets.
-pub trait NoteSource: Send + Sync {
+pub(crate) trait NoteSource: Send + Sync {
     /// A line for each thing that is wrong now. It is called on the runtime of the endpoint and must not block.
     fn notes(&self) -> Vec<String>;
 }
 
 /// Describes the process for an operator, as JSON. It holds no secrets.
-pub trait StatusSource: Send + Sync {
+pub(crate) trait StatusSource: Send + Sync {
     /// The status as it is now. It is called on the runtime of the endpoint and must not block.
     fn status(&self) -> serde_json::Value;
 }
@@ -80,7 +80,7 @@ impl HttpServer {
     /// # Errors
     ///
     /// When the address cannot be bound.
-    pub async fn bind(address: SocketAddr, pages: Pages) -> io::Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr, pages: Pages) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         Ok(Self {
             local_addr: listener.local_addr()?,
@@ -91,12 +91,12 @@ impl HttpServer {
 
     /// The bound address.
     #[must_use]
-    pub const fn local_addr(&self) -> SocketAddr {
+    pub(crate) const fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
     /// Answers until `stop` is cancelled, then finishes the answers under way.
-    pub async fn serve(self, stop: CancellationToken) {
+    pub(crate) async fn serve(self, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
         let mut unaccepted = Unaccepted::at("http");

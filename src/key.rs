@@ -8,27 +8,27 @@
 //!
 //! Every function that depends on time takes `now`.
 
-pub mod change;
-pub mod consumer;
-pub mod digest;
-pub mod evidence;
-pub mod id;
-pub mod idempotency;
-pub mod keyring;
-pub mod lifetime;
-pub mod note;
+pub(crate) mod change;
+pub(crate) mod consumer;
+pub(crate) mod digest;
+pub(crate) mod evidence;
+pub(crate) mod id;
+pub(crate) mod idempotency;
+pub(crate) mod keyring;
+pub(crate) mod lifetime;
+pub(crate) mod note;
 pub mod operation;
 mod paged;
-pub mod permission;
-pub mod policy;
-pub mod record;
-pub mod rotation;
+pub(crate) mod permission;
+pub(crate) mod policy;
+pub(crate) mod record;
+pub(crate) mod rotation;
 mod shared;
-pub mod time;
-pub mod token;
+pub(crate) mod time;
+pub(crate) mod token;
 pub mod version;
 mod versions;
-pub mod webhook;
+pub(crate) mod webhook;
 
 #[cfg(test)]
 pub(crate) mod history;
@@ -36,25 +36,33 @@ pub(crate) mod history;
 pub(crate) mod testing;
 
 pub use change::Change;
-pub use consumer::{Consumer, Key};
-pub use digest::{KeyDigest, MasterPepper, Pepper, PepperCheck, PepperId};
-pub use evidence::{Coverage, Evidence, Idleness, Use};
-pub use id::{
-    ConsumerId, Epoch, KeyId, KeyringName, Revision, RotationId, VersionNumber, VersionRef,
-};
-pub use idempotency::IdempotencyKey;
-pub use keyring::{ApplyError, Keyring, KeyringHead, Touched};
-pub use lifetime::Lifetime;
-pub use note::Note;
-pub use operation::Refusal;
-pub use paged::{PagedMap, PagedSet};
+pub(crate) use consumer::{Consumer, Key};
+pub use digest::Pepper;
+pub use digest::{KeyDigest, MasterPepper, PepperCheck, PepperId};
+#[cfg(test)]
+pub(crate) use evidence::Idleness;
+pub(crate) use evidence::{Coverage, Evidence, Use};
+pub use id::KeyId;
+pub use id::{ConsumerId, Epoch, RotationId, VersionNumber, VersionRef};
+pub use id::{KeyringName, Revision};
+pub(crate) use idempotency::IdempotencyKey;
+pub(crate) use keyring::{ApplyError, Keyring, KeyringHead, Touched};
+pub(crate) use lifetime::Lifetime;
+pub(crate) use operation::Refusal;
+pub(crate) use paged::PagedMap;
 pub(crate) use permission::permit_source;
 pub use permission::{AllowedSources, Scope, Scopes};
-pub use policy::{OnDeadline, PolicyOverrides, RotationPolicy, SinkName};
-pub use record::{KeyRecord, Standing};
-pub use time::{Timestamp, Window};
+pub(crate) use policy::OnDeadline;
+pub use policy::{PolicyOverrides, RotationPolicy, SinkName};
+pub use record::KeyRecord;
+pub(crate) use record::Standing;
+pub use time::Timestamp;
+pub use time::Window;
+pub use token::PresentedKey;
 pub(crate) use token::fill_random;
-pub use token::{Prefix, PresentedKey, RandomError, Secret};
-pub use version::{KeyState, KeyVersion, VersionState};
-pub use versions::Versions;
-pub use webhook::{EventKind, Webhook, WebhookId};
+pub use token::{Prefix, RandomError, Secret};
+pub use version::KeyState;
+pub(crate) use version::{KeyVersion, VersionState};
+pub use webhook::EventKind;
+pub use webhook::Webhook;
+pub use webhook::WebhookId;

@@ -18,11 +18,15 @@ mod slot;
 mod usage;
 mod view;
 
-pub use callers::{Caller, CallerUse, MAX_CALLERS};
-pub use held::{HeldKey, OwnedKey};
-pub use mirror::{
-    Announced, DeltaError, Mirror, Position, Restored, SnapshotBuilder, SnapshotError,
-};
-pub use slot::{Confirmation, Freshness, Keyrings, Look, Mode, Slot, Staleness};
-pub use usage::{Ledger, UsageIndex, VersionUsage};
+pub(crate) use callers::{Caller, CallerUse};
+pub(crate) use held::HeldKey;
+#[cfg(test)]
+pub(crate) use held::OwnedKey;
+pub use mirror::Announced;
+pub(crate) use mirror::{DeltaError, Position, SnapshotBuilder, SnapshotError};
+pub use mirror::{Mirror, Restored};
+pub use slot::Keyrings;
+pub(crate) use slot::{Confirmation, Freshness, Look};
+pub use slot::{Mode, Slot, Staleness};
+pub(crate) use usage::{UsageIndex, VersionUsage};
 pub use view::{KeyringSettings, KeyringView};

@@ -18,10 +18,10 @@
 //! [`control`] and [`follow`] are the two ends of the control path, and [`wire`] is what they share. [`tls`] makes their
 //! connections safe beyond this machine. The daemons are put together in [`sidecar`] and [`control::plane`].
 
-pub mod accept;
-pub mod admission;
+pub(crate) mod accept;
+pub(crate) mod admission;
 pub mod authz;
-pub mod budget;
+pub(crate) mod budget;
 mod causes;
 pub mod cli;
 pub mod clock;
@@ -30,27 +30,27 @@ pub mod control;
 pub mod core_dumps;
 mod duration;
 pub mod follow;
-pub mod http;
+pub(crate) mod http;
 pub mod key;
 pub mod keyring;
-pub mod node_name;
+pub(crate) mod node_name;
 pub mod outbound;
 mod parse;
 mod preflight;
 mod printable;
 pub mod proto;
-pub mod readiness;
+pub(crate) mod readiness;
 #[cfg(test)]
 #[path = "../tests/integration/support/reserved.rs"]
 mod reserved;
-pub mod secret_file;
-pub mod seldom;
+pub(crate) mod secret_file;
+pub(crate) mod seldom;
 pub mod serving;
 pub mod shutdown;
 pub mod sidecar;
 pub mod snapshot;
 pub mod store;
 pub mod telemetry;
-pub mod tls;
-pub mod trace;
+pub(crate) mod tls;
+pub(crate) mod trace;
 pub mod wire;

@@ -6,7 +6,7 @@ use crate::parse::ParseValueError;
 
 /// The name of a node or cluster: 1 to 253 of `A-Z`, `a-z`, `0-9` and `. _ -`, as long as a DNS name may be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeName(Arc<str>);
+pub(crate) struct NodeName(Arc<str>);
 
 impl NodeName {
     /// The host name of this machine.
@@ -14,7 +14,7 @@ impl NodeName {
     /// # Errors
     ///
     /// When the host name is empty or is no name that a node may have.
-    pub fn of_host() -> Result<Self, ParseValueError> {
+    pub(crate) fn of_host() -> Result<Self, ParseValueError> {
         rustix::system::uname()
             .nodename()
             .to_str()
@@ -27,7 +27,7 @@ impl NodeName {
 
     /// The name as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

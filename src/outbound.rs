@@ -5,7 +5,7 @@
 //! is connected to: a name is resolved and judged in one step, for every connection anew, so that a name that changes
 //! its mind gains nothing. Redirects are never followed, proxies and cookies not known, connections not kept.
 
-pub mod address;
+pub(crate) mod address;
 mod error;
 mod resolver;
 mod url;
@@ -19,13 +19,12 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject as _},
 };
 
+pub(crate) use self::error::{OutboundError, SetupError};
+pub use self::url::OutboundUrl;
+pub(crate) use self::url::{Scheme, UrlError};
 use self::{
     address::Kind,
     resolver::{Accepted, Resolver},
-};
-pub use self::{
-    error::{OutboundError, SetupError},
-    url::{OutboundUrl, Scheme, UrlError},
 };
 
 /// Makes requests; cheap to clone.
@@ -76,16 +75,16 @@ pub struct Answer {
     /// The status.
     pub status: StatusCode,
     /// The headers.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     /// The body's first [`MAX_ANSWER`] bytes.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     /// Whether more followed, which was not read.
-    pub truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 /// The most bytes of an answer that are read. Those of webhook endpoints are not used at all, those of a secret store
 /// are some hundred bytes.
-pub const MAX_ANSWER: usize = 64 << 10;
+pub(crate) const MAX_ANSWER: usize = 64 << 10;
 
 /// As servers see us.
 const USER_AGENT: &str = concat!("relatch/", env!("CARGO_PKG_VERSION"));
@@ -97,7 +96,7 @@ impl Outbound {
     /// # Errors
     ///
     /// When `ca` holds no certificates, or TLS cannot be set up.
-    pub fn for_operator(limits: Limits, ca: Option<&[u8]>) -> Result<Self, SetupError> {
+    pub(crate) fn for_operator(limits: Limits, ca: Option<&[u8]>) -> Result<Self, SetupError> {
         Self::new(Reach::Operator, limits, ca)
     }
 

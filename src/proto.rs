@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::key::Timestamp;
 
-pub mod codec;
+pub(crate) mod codec;
 
 /// `envoy.service.auth.v3`
 #[expect(
@@ -54,20 +54,20 @@ pub mod discovery {
 }
 
 /// `relatch.snapshot.v1`
-#[expect(missing_debug_implementations, missing_docs, reason = "generated")]
-pub mod snapshot {
+#[expect(unreachable_pub, reason = "generated")]
+pub(crate) mod snapshot {
     tonic::include_proto!("relatch.snapshot.v1");
 }
 
 /// The metadata of an error that says what came of the call; see `admin.proto`.
-pub const OUTCOME: &str = "relatch-outcome";
+pub(crate) const OUTCOME: &str = "relatch-outcome";
 /// The [`OUTCOME`] of a call that has handed out nothing, and will not.
-pub const WITHDRAWN: &str = "withdrawn";
+pub(crate) const WITHDRAWN: &str = "withdrawn";
 /// The [`OUTCOME`] of a call whose change is committed, and not confirmed by every sidecar.
-pub const COMMITTED: &str = "committed";
+pub(crate) const COMMITTED: &str = "committed";
 
 /// The metadata of an error that says which sidecars were waited for in vain; see `admin.proto`.
-pub const MISSING: &str = "relatch-missing-bin";
+pub(crate) const MISSING: &str = "relatch-missing-bin";
 
 /// The descriptors of all of `proto/`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -10,12 +10,12 @@ use std::{
 
 /// Whether the process can do its work; cheap to clone. Ready as long as nobody blocks it.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Inner>);
+pub(crate) struct Readiness(Arc<Inner>);
 
 /// Blocks readiness until it is dropped.
 #[derive(Debug)]
 #[must_use = "readiness is blocked only as long as the guard lives"]
-pub struct ReadinessGuard {
+pub(crate) struct ReadinessGuard {
     readiness: Readiness,
     id: u64,
 }
@@ -35,7 +35,7 @@ struct Blockers {
 
 impl Readiness {
     /// Blocks readiness under `name`, which the operator reads, until the guard is dropped.
-    pub fn block(&self, name: impl Into<Arc<str>>) -> ReadinessGuard {
+    pub(crate) fn block(&self, name: impl Into<Arc<str>>) -> ReadinessGuard {
         let mut blockers = self.lock();
         let id = blockers.next;
         blockers.next += 1;
@@ -49,13 +49,13 @@ impl Readiness {
 
     /// Whether nobody blocks.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.0.count.load(Ordering::Acquire) == 0
     }
 
     /// The names of those who block, the longest first.
     #[must_use]
-    pub fn blocked_by(&self) -> Vec<Arc<str>> {
+    pub(crate) fn blocked_by(&self) -> Vec<Arc<str>> {
         self.lock().names.values().cloned().collect()
     }
 

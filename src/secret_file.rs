@@ -40,7 +40,7 @@ const MAX_LEN: u64 = 4 << 10;
 /// # Errors
 ///
 /// When it is missing, unreadable, or not UTF-8.
-pub fn read(path: &Path) -> io::Result<Zeroizing<String>> {
+pub(crate) fn read(path: &Path) -> io::Result<Zeroizing<String>> {
     let file = File::open(path)?;
     if let Some(mode) = open_mode(&file)? {
         tracing::warn!(
@@ -57,7 +57,7 @@ pub fn read(path: &Path) -> io::Result<Zeroizing<String>> {
 /// # Errors
 ///
 /// When it is missing or cannot be opened.
-pub fn mode_if_open(path: &Path) -> io::Result<Option<u32>> {
+pub(crate) fn mode_if_open(path: &Path) -> io::Result<Option<u32>> {
     open_mode(&File::open(path)?)
 }
 
@@ -74,7 +74,7 @@ fn open_mode(file: &File) -> io::Result<Option<u32>> {
 /// # Errors
 ///
 /// When it is missing, unreadable, not UTF-8, or open to others.
-pub fn read_private(path: &Path) -> Result<Zeroizing<String>, PrivateFileError> {
+pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>, PrivateFileError> {
     let unreadable = |source| PrivateFileError::Io {
         path: path.to_owned(),
         source,
@@ -97,7 +97,7 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<String>, PrivateFileError> 
 /// # Errors
 ///
 /// When the file exists, or cannot be written.
-pub fn write_new(path: &Path, secret: &str) -> io::Result<()> {
+pub(crate) fn write_new(path: &Path, secret: &str) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -110,7 +110,7 @@ pub fn write_new(path: &Path, secret: &str) -> io::Result<()> {
 
 /// Bytes as hexadecimal digits.
 #[must_use]
-pub fn to_hex(bytes: &[u8]) -> String {
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
     // Reserved first, so that no copy of a secret is left behind by a string that grew.
@@ -125,7 +125,7 @@ pub fn to_hex(bytes: &[u8]) -> String {
 
 /// The bytes that hexadecimal digits stand for; none of anything else.
 #[must_use]
-pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     if !text.len().is_multiple_of(2) {
         return None;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// Says when something may be told again that happens again and again.
 #[derive(Debug)]
-pub struct Seldom {
+pub(crate) struct Seldom {
     every: Duration,
     told: Option<Instant>,
 }
@@ -14,12 +14,12 @@ pub struct Seldom {
 impl Seldom {
     /// At once, and then once in `every`.
     #[must_use]
-    pub const fn new(every: Duration) -> Self {
+    pub(crate) const fn new(every: Duration) -> Self {
         Self { every, told: None }
     }
 
     /// Whether it is to be told now; then not again before its time.
-    pub fn is_due(&mut self) -> bool {
+    pub(crate) fn is_due(&mut self) -> bool {
         let is_due = self.told.is_none_or(|told| told.elapsed() >= self.every);
         if is_due {
             self.told = Some(Instant::now());

@@ -39,20 +39,23 @@ use crate::{
     key::{Coverage, Epoch, KeyringName, Timestamp},
 };
 
-pub use barrier::{Barrier, Laggard, Target};
-pub use gap::Gap;
-pub use hello::{Held, Hello, HelloError, Welcome};
-pub use lock::{Lock, LockAt, LockPlace};
-pub use progress::{Confirmation, Progress};
-pub use row::{Row, RowError};
-pub use run::{About, Holding, Presence, Run, RunKey, SnapshotFile};
+pub(crate) use barrier::{Barrier, Laggard, Target};
+pub(crate) use gap::Gap;
+#[cfg(test)]
+use hello::Welcome;
+pub(crate) use hello::{Held, Hello, HelloError};
+pub(crate) use lock::{Lock, LockAt, LockPlace};
+pub(crate) use progress::{Confirmation, Progress};
+pub(crate) use row::{Row, RowError};
+pub(crate) use run::{About, Holding, Presence, SnapshotFile};
+pub use run::{Run, RunKey};
 
 use gap::Gaps;
 use run::Ended;
 
 /// The book of all runs that may serve, and of those that have ended without telling every use.
 #[derive(Clone, Debug)]
-pub struct Serving {
+pub(crate) struct Serving {
     runs: BTreeMap<RunKey, Run>,
     gaps: Gaps,
     /// Those whose rows the store does not have as they are. Answers to them wait.
@@ -66,27 +69,27 @@ pub struct Serving {
 
 /// The time of an event, by both clocks of the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
+pub(crate) struct Now {
     /// Waiting is measured by this one.
-    pub boot: BootTime,
+    pub(crate) boot: BootTime,
     /// People are told this one.
-    pub wall: Timestamp,
+    pub(crate) wall: Timestamp,
 }
 
 /// How a run said Goodbye.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Farewell {
+pub(crate) struct Farewell {
     /// It has reported every use that it saw, and the store has that.
-    pub has_told_all: bool,
+    pub(crate) has_told_all: bool,
     /// It has unlinked its snapshot file, and that is synced.
-    pub has_erased_file: bool,
+    pub(crate) has_erased_file: bool,
     /// The number of the last write to its snapshot file; zero when it is not known.
-    pub last_write: u64,
+    pub(crate) last_write: u64,
 }
 
 /// A run cannot be forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ForgetError {
+pub(crate) enum ForgetError {
     /// Nothing is known of it.
     #[error("there is no such sidecar")]
     Unknown,
@@ -109,15 +112,15 @@ enum Gone {
 /// A run is not connected, or does not hold the keyring: nothing may be granted to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the run is not connected, or does not hold the keyring")]
-pub struct UnknownRun;
+pub(crate) struct UnknownRun;
 
 /// What is to be written to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unsaved {
+pub(crate) struct Unsaved {
     /// To be kept, each in the place of the one before.
-    pub rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
     /// To be removed.
-    pub removed: Vec<RunKey>,
+    pub(crate) removed: Vec<RunKey>,
 }
 
 impl Serving {
@@ -127,7 +130,11 @@ impl Serving {
     /// # Errors
     ///
     /// When a row cannot be read: whoever starts without it proves too much.
-    pub fn restore(rows: Vec<Row>, max_serve_for: Duration, now: Now) -> Result<Self, RowError> {
+    pub(crate) fn restore(
+        rows: Vec<Row>,
+        max_serve_for: Duration,
+        now: Now,
+    ) -> Result<Self, RowError> {
         let mut serving = Self {
             runs: BTreeMap::new(),
             gaps: Gaps::default(),
@@ -144,7 +151,7 @@ impl Serving {
 
     /// The store is a backup: what it says of the time that was left is of the past. Every run in it may serve for its full
     /// bound from now on.
-    pub fn distrust_rests(&mut self, now: Now) {
+    pub(crate) fn distrust_rests(&mut self, now: Now) {
         for (key, run) in &mut self.runs {
             for holding in run.keyrings.values_mut() {
                 holding.suppose(holding.granted.max(self.max_serve_for), now.boot);
@@ -155,12 +162,12 @@ impl Serving {
 
     /// The longest time that an answer grants.
     #[must_use]
-    pub const fn max_serve_for(&self) -> Duration {
+    pub(crate) const fn max_serve_for(&self) -> Duration {
         self.max_serve_for
     }
 
     /// A stream has ended. Without a Goodbye the run is lost once none of its streams is open.
-    pub fn stream_ended(&mut self, key: &RunKey, stream: u64, now: Now) {
+    pub(crate) fn stream_ended(&mut self, key: &RunKey, stream: u64, now: Now) {
         let Some(run) = self.runs.get_mut(key) else {
             return;
         };
@@ -176,7 +183,7 @@ impl Serving {
     }
 
     /// A run has answered its last check.
-    pub fn goodbye(&mut self, key: &RunKey, farewell: Farewell, now: Now) {
+    pub(crate) fn goodbye(&mut self, key: &RunKey, farewell: Farewell, now: Now) {
         let Some(run) = self.runs.get_mut(key) else {
             return;
         };
@@ -195,7 +202,7 @@ impl Serving {
     ///
     /// When the run is not connected, or does not hold the keyring: the answer must not leave. What is left of the bound of one
     /// that is lost may be written already.
-    pub fn grant(
+    pub(crate) fn grant(
         &mut self,
         key: &RunKey,
         keyring: &KeyringName,
@@ -213,7 +220,7 @@ impl Serving {
     }
 
     /// A run has reported every use before `until`, and the store has that.
-    pub fn reported(&mut self, key: &RunKey, until: Timestamp, now: Now) {
+    pub(crate) fn reported(&mut self, key: &RunKey, until: Timestamp, now: Now) {
         if let Some(run) = self.runs.get_mut(key) {
             if run.is_connected() {
                 run.last_seen = now.wall;
@@ -224,7 +231,7 @@ impl Serving {
     }
 
     /// A run has confirmed something of a keyring. What an older stream brings late was said of what the run held then.
-    pub fn confirmed(
+    pub(crate) fn confirmed(
         &mut self,
         key: &RunKey,
         stream: u64,
@@ -244,7 +251,7 @@ impl Serving {
 
     /// A connected run has erased what it held of a keyring, from memory and from its snapshot file, and has reported what it
     /// saw used.
-    pub fn dropped(&mut self, key: &RunKey, stream: u64, keyring: &KeyringName) {
+    pub(crate) fn dropped(&mut self, key: &RunKey, stream: u64, keyring: &KeyringName) {
         // What an older stream brings late was said of what the run held then.
         if let Some(run) = self
             .runs
@@ -263,7 +270,7 @@ impl Serving {
     /// # Errors
     ///
     /// When it is connected, or not known.
-    pub fn forget(&mut self, key: &RunKey, now: Now) -> Result<(), ForgetError> {
+    pub(crate) fn forget(&mut self, key: &RunKey, now: Now) -> Result<(), ForgetError> {
         let run = self.runs.get(key).ok_or(ForgetError::Unknown)?;
         if run.is_connected() {
             return Err(ForgetError::Connected);
@@ -273,7 +280,7 @@ impl Serving {
     }
 
     /// Time has passed: whoever is over its bound is gone.
-    pub fn pass(&mut self, now: Now) {
+    pub(crate) fn pass(&mut self, now: Now) {
         for run in self.runs.values_mut() {
             // A clock that was ahead, and was set right: nobody knows what was reported by then. The next report tells.
             run.complete_until = run.complete_until.filter(|until| *until <= now.wall);
@@ -291,23 +298,23 @@ impl Serving {
 
     /// One run, while it may serve.
     #[must_use]
-    pub fn run(&self, key: &RunKey) -> Option<&Run> {
+    pub(crate) fn run(&self, key: &RunKey) -> Option<&Run> {
         self.runs.get(key)
     }
 
     /// Every run that may serve.
-    pub fn runs(&self) -> impl Iterator<Item = (&RunKey, &Run)> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (&RunKey, &Run)> {
         self.runs.iter()
     }
 
     /// The runs that have ended without telling every use.
-    pub fn gaps(&self) -> impl Iterator<Item = (&RunKey, &Gap)> {
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = (&RunKey, &Gap)> {
         self.gaps.iter()
     }
 
     /// How far the runs that may serve a keyring are from a target; those of `without` are passed by.
     #[must_use]
-    pub fn barrier(
+    pub(crate) fn barrier(
         &self,
         keyring: &KeyringName,
         epoch: Epoch,
@@ -338,7 +345,7 @@ impl Serving {
     /// How many runs that may serve a keyring have reached a target, and how many there are: a [`barrier`](Self::barrier)
     /// without names.
     #[must_use]
-    pub fn reached(
+    pub(crate) fn reached(
         &self,
         keyring: &KeyringName,
         epoch: Epoch,
@@ -359,7 +366,7 @@ impl Serving {
     /// How completely uses of a keyring's keys were reported. `at` is the time by which planned ends come: the end of a gap is
     /// as long before it as the boot clock has measured. Where nothing may serve, nobody can use a key.
     #[must_use]
-    pub fn coverage(&self, keyring: &KeyringName, at: Timestamp, now: Now) -> Coverage {
+    pub(crate) fn coverage(&self, keyring: &KeyringName, at: Timestamp, now: Now) -> Coverage {
         let mut coverage = Coverage {
             complete_until: Some(at),
             gap_until: None,
@@ -386,7 +393,7 @@ impl Serving {
     /// What the store does not have, with what is left of each bound at `now`. Whoever has written it calls
     /// [`saved`](Self::saved).
     #[must_use]
-    pub fn unsaved(&self, now: Now) -> Unsaved {
+    pub(crate) fn unsaved(&self, now: Now) -> Unsaved {
         Unsaved {
             rows: self
                 .unsaved
@@ -398,7 +405,7 @@ impl Serving {
     }
 
     /// The store is to be given anew what is left of each bound, and, `with_gaps`, how long ago gaps ended.
-    pub fn write_down(&mut self, with_gaps: bool) {
+    pub(crate) fn write_down(&mut self, with_gaps: bool) {
         self.aging.extend(self.runs.keys().cloned());
         if with_gaps {
             self.aging
@@ -407,7 +414,7 @@ impl Serving {
     }
 
     /// The store has `written` as of `now`. What has changed since stays to be written.
-    pub fn saved(&mut self, written: &Unsaved, now: Now) {
+    pub(crate) fn saved(&mut self, written: &Unsaved, now: Now) {
         for row in &written.rows {
             if self
                 .row(&row.key, now)

@@ -30,14 +30,14 @@ pub struct Shutdown {
 
 /// SIGTERM and SIGINT, heard from the moment that it is made.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 /// Why the process stops.
 #[derive(Debug, thiserror::Error)]
-pub enum ShutdownError {
+pub(crate) enum ShutdownError {
     /// A task ended although nobody had told it to stop.
     #[error("task `{task}` ended before the shutdown")]
     Ended {
@@ -111,11 +111,11 @@ struct Entry {
 
 /// How long a stop waits for peers. What they have under way takes milliseconds; one that is frozen must neither hold the
 /// stop up to the drain's deadline nor make a failure of it.
-pub const GRACE: Duration = Duration::from_secs(3);
+pub(crate) const GRACE: Duration = Duration::from_secs(3);
 
 /// Runs `work`, which ends soon after `stop` unless a peer does not answer: then it is left behind after [`GRACE`], and
 /// none is returned.
-pub async fn unless_left_behind<T>(
+pub(crate) async fn unless_left_behind<T>(
     what: &str,
     stop: CancellationToken,
     work: impl Future<Output = T>,
@@ -142,7 +142,7 @@ impl Shutdown {
 
     /// The owner of tasks that others need until their end: they are told to stop when all others have ended.
     #[must_use]
-    pub fn last(&self) -> Self {
+    pub(crate) fn last(&self) -> Self {
         Self {
             turn: Turn::Last,
             ..self.clone()
@@ -151,7 +151,7 @@ impl Shutdown {
 
     /// Cancelled when the tasks of this turn are to stop.
     #[must_use]
-    pub fn token(&self) -> CancellationToken {
+    pub(crate) fn token(&self) -> CancellationToken {
         self.stage().stop.clone()
     }
 
@@ -165,7 +165,7 @@ impl Shutdown {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn spawn<F>(&self, name: &str, task: F)
+    pub(crate) fn spawn<F>(&self, name: &str, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -177,7 +177,7 @@ impl Shutdown {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn spawn_fallible<F, E>(&self, name: &str, task: F)
+    pub(crate) fn spawn_fallible<F, E>(&self, name: &str, task: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
@@ -187,7 +187,11 @@ impl Shutdown {
 
     /// Wraps `task` so that it is named, waited for and, at the drain's deadline, dropped. For the root of a runtime of
     /// its own; others use [`Shutdown::spawn`]. The task counts from this call on, so that it has to be polled.
-    pub fn supervise<F, E>(&self, name: &str, task: F) -> impl Future<Output = ()> + use<F, E>
+    pub(crate) fn supervise<F, E>(
+        &self,
+        name: &str,
+        task: F,
+    ) -> impl Future<Output = ()> + use<F, E>
     where
         F: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
@@ -222,7 +226,11 @@ impl Shutdown {
     /// # Errors
     ///
     /// With the task that brought the process down, else with those that did not end in time.
-    pub async fn run(&self, mut signals: Signals, drain: Duration) -> Result<(), ShutdownError> {
+    pub(crate) async fn run(
+        &self,
+        mut signals: Signals,
+        drain: Duration,
+    ) -> Result<(), ShutdownError> {
         tokio::select! {
             () = self.process.first.stop.cancelled() => {}
             name = signals.next() => tracing::info!(signal = name, "shutting down"),
@@ -307,7 +315,7 @@ impl Signals {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

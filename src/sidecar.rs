@@ -16,7 +16,7 @@ mod keepalive;
 pub mod listener;
 mod lock;
 mod message;
-pub mod monitor;
+pub(crate) mod monitor;
 mod node_socket;
 mod relay;
 mod reply;
@@ -69,7 +69,7 @@ pub struct Sidecar {
     /// Where it listens.
     pub endpoints: SidecarEndpoints,
     /// Whether it can answer.
-    pub readiness: Readiness,
+    pub(crate) readiness: Readiness,
     /// The spans that are still to be sent.
     spans: Option<SpanPipeline>,
     /// Held until the end.
@@ -99,7 +99,7 @@ pub struct SidecarEndpoints {
     /// External authorization and gRPC health.
     pub ext_authz: Endpoint,
     /// Metrics, probes and status.
-    pub http: SocketAddr,
+    pub(crate) http: SocketAddr,
 }
 
 /// A sidecar cannot be started.
@@ -264,7 +264,7 @@ impl Sidecar {
     }
 
     /// Sends the last spans, after the tasks have ended.
-    pub async fn flush(self, deadline: Duration) {
+    pub(crate) async fn flush(self, deadline: Duration) {
         if let Some(spans) = self.spans {
             spans.shutdown(deadline).await;
         }

@@ -7,22 +7,22 @@
 //! it says. At a start, [`begin`] takes the state back, and [`pulse`] tells how old it is. At an orderly stop, a [`closer`]
 //! removes it, where that is configured.
 
-pub mod closer;
-pub mod disk;
-pub mod error;
-pub mod journal;
-pub mod keeper;
-pub mod key;
-pub mod lock;
+pub(crate) mod closer;
+pub(crate) mod disk;
+pub(crate) mod error;
+pub(crate) mod journal;
+pub(crate) mod keeper;
+pub(crate) mod key;
+pub(crate) mod lock;
 pub mod origin;
-pub mod place;
+pub(crate) mod place;
 pub mod pulse;
 pub mod read;
-pub mod recorder;
+pub(crate) mod recorder;
 pub mod seal;
 #[cfg(test)]
 mod testing;
 pub mod write;
 
-pub use error::{ReadError, RefusedError};
+pub(crate) use error::ReadError;
 pub use key::{KeyFileError, SnapshotKey};

@@ -33,11 +33,15 @@ use async_trait::async_trait;
 
 use crate::key::{KeyringName, Revision, Timestamp};
 
-pub use entry::{Entry, EntryHash, Expected, Head, LogName, NewEntry, ParseLogNameError};
-pub use error::{AppendError, EntryError, StoreError};
-pub use outbox::{Delivery, DeliveryState, NewDelivery, Retention, Settled, Settlement};
-pub(crate) use sqlite::{Named, Ownership};
-pub use sqlite::{Owner, OwnerError, SqliteOptions, SqliteStore, StoreOwner};
+pub use entry::{Entry, Expected, Head, LogName, NewEntry};
+pub use entry::{EntryHash, ParseLogNameError};
+pub use error::EntryError;
+pub use error::{AppendError, StoreError};
+pub use outbox::DeliveryState;
+pub use outbox::Settled;
+pub use outbox::{Delivery, NewDelivery, Retention, Settlement};
+pub(crate) use sqlite::{Named, Owner, OwnerError, Ownership, StoreOwner};
+pub use sqlite::{SqliteOptions, SqliteStore};
 pub use usage::{CallersRow, StoredUsage, UsageRow};
 
 /// The most entries in one append. An append holds the only write lock, and this many take well under a second.
@@ -359,9 +363,9 @@ pub struct PresenceRow {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PresenceKey {
     /// The sidecar.
-    pub node: String,
+    pub(crate) node: String,
     /// Its process.
-    pub run_id: String,
+    pub(crate) run_id: String,
 }
 
 impl PresenceRow {

@@ -5,10 +5,10 @@
 
 mod cache;
 pub mod check;
-pub mod export;
+pub(crate) mod export;
 mod json;
-pub mod lines;
-pub mod logs;
+pub(crate) mod lines;
+pub(crate) mod logs;
 pub mod metrics;
-pub mod process;
-pub mod snapshot;
+pub(crate) mod process;
+pub(crate) mod snapshot;

@@ -11,18 +11,18 @@
 //! out.
 
 mod certificate;
-pub mod client;
-pub mod connector;
-pub mod credentials;
-pub mod dev;
+pub(crate) mod client;
+pub(crate) mod connector;
+pub(crate) mod credentials;
+pub(crate) mod dev;
 mod error;
-pub mod files;
+pub(crate) mod files;
 mod handshake;
 mod identity;
-pub mod incoming;
+pub(crate) mod incoming;
 mod material;
-pub mod metrics;
-pub mod server;
+pub(crate) mod metrics;
+pub(crate) mod server;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,24 +35,24 @@ use std::{sync::Arc, time::SystemTime};
 use rustls::{crypto::CryptoProvider, pki_types::UnixTime, time_provider::TimeProvider};
 
 pub(crate) use self::trust_domain::domain_text;
-pub use self::{
+pub(crate) use self::{
     certificate::Certificate,
     client::TlsClient,
     credentials::Credentials,
     error::TlsError,
     files::TlsFiles,
     handshake::HandshakeError,
-    identity::{Identity, IdentityError, IdentityPattern, ParseIdentityError},
+    identity::{Identity, IdentityError, IdentityPattern},
     metrics::TlsMetrics,
     server::{Peer, TlsServer},
     stream::TlsStream,
-    trust_domain::{Authorities, NoTrustDomainError, ParseTrustDomainError, TrustDomain},
+    trust_domain::{Authorities, TrustDomain},
 };
 use crate::clock::Clock;
 
 /// What a pair of certificate and key is for: its name in metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TlsUse {
+pub(crate) enum TlsUse {
     /// The control plane towards sidecars.
     DiscoveryServer,
     /// A sidecar towards the control plane.
@@ -86,7 +86,7 @@ impl TlsUse {
 
     /// Its name.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::DiscoveryServer => "discovery_server",
             Self::DiscoveryClient => "discovery_client",

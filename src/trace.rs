@@ -13,7 +13,7 @@ pub struct TraceParent {
 impl TraceParent {
     /// Reads the value of a `traceparent` header; none when it is not one, which a receiver ignores.
     #[must_use]
-    pub fn parse(value: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
         const LEN: usize = 55;
         let (head, tail) = value.split_at_checked(LEN)?;
         let version = hex::<1>(&head[..2])?[0];
@@ -34,20 +34,20 @@ impl TraceParent {
 
     /// The trace.
     #[must_use]
-    pub const fn trace_id(&self) -> TraceId {
+    pub(crate) const fn trace_id(&self) -> TraceId {
         self.trace
     }
 
     /// Whether the caller samples its span.
     #[must_use]
-    pub fn is_sampled(&self) -> bool {
+    pub(crate) fn is_sampled(&self) -> bool {
         self.flags.is_sampled()
     }
 
     /// As the parent of a span that is to be recorded, whether the caller records its own or not: a sampler that
     /// follows the parent follows this.
     #[must_use]
-    pub fn recording_context(&self) -> SpanContext {
+    pub(crate) fn recording_context(&self) -> SpanContext {
         let flags = self.flags.with_sampled(true);
         SpanContext::new(self.trace, self.span, flags, true, TraceState::NONE)
     }

@@ -3,7 +3,7 @@
 //! attempts.
 
 pub mod backoff;
-pub mod change;
+pub(crate) mod change;
 pub mod item;
 pub mod settings;
 #[cfg(test)]

@@ -16,18 +16,18 @@ use super::{
 use crate::key::{PresentedKey, token::PresentedKeyError};
 
 /// The one credential of a request, and the places that hold it. Never printed.
-pub struct Credential<'a> {
+pub(crate) struct Credential<'a> {
     value: Value<'a>,
     places: Places,
 }
 
 /// A set of the configured sources, by their position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Places(u32);
+pub(crate) struct Places(u32);
 
 /// A place from which a credential is to be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place<'s> {
+pub(crate) enum Place<'s> {
     /// The header of this name.
     Header(&'s str),
     /// The query parameter whose name decodes to this.
@@ -38,7 +38,7 @@ pub enum Place<'s> {
 
 /// The request holds no single credential that can be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CredentialError {
+pub(crate) enum CredentialError {
     /// One of its credentials is not printable ASCII, or cannot be taken out of what surrounds it.
     #[error("a credential is not printable ASCII, or stands among bytes that are not UTF-8")]
     Malformed,
@@ -70,7 +70,7 @@ impl<'a> Credential<'a> {
     /// # Errors
     ///
     /// When there is more than one, or one that cannot be a key.
-    pub fn collect(
+    pub(crate) fn collect(
         settings: &Settings,
         input: &CheckInput<'a>,
     ) -> Result<Option<Self>, CredentialError> {
@@ -96,13 +96,13 @@ impl<'a> Credential<'a> {
     /// # Errors
     ///
     /// When it is longer than any key.
-    pub fn key(&self) -> Result<PresentedKey<'_>, PresentedKeyError> {
+    pub(crate) fn key(&self) -> Result<PresentedKey<'_>, PresentedKeyError> {
         PresentedKey::new(self.value.as_bytes())
     }
 
     /// The places that hold it.
     #[must_use]
-    pub const fn places(&self) -> Places {
+    pub(crate) const fn places(&self) -> Places {
         self.places
     }
 }
@@ -115,7 +115,7 @@ impl fmt::Debug for Credential<'_> {
 
 impl Places {
     /// The places by name.
-    pub fn iter(self, settings: &Settings) -> impl Iterator<Item = Place<'_>> {
+    pub(crate) fn iter(self, settings: &Settings) -> impl Iterator<Item = Place<'_>> {
         settings
             .credentials()
             .iter()

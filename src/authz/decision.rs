@@ -19,7 +19,7 @@ use crate::{
 
 /// What comes of judging a question.
 #[derive(Clone, Debug)]
-pub enum Verdict<'v> {
+pub(crate) enum Verdict<'v> {
     /// What becomes of the request.
     Decided(Decision<'v>),
     /// The keyring is held on demand, and the key with this digest has to be looked up first, or again.
@@ -28,7 +28,7 @@ pub enum Verdict<'v> {
 
 /// What becomes of a request.
 #[derive(Clone, Debug)]
-pub enum Decision<'v> {
+pub(crate) enum Decision<'v> {
     /// It passes, with the identity of the caller.
     Allow(Grant<'v>),
     /// It passes without one: the route does not need it, and there was no credential.
@@ -39,7 +39,7 @@ pub enum Decision<'v> {
 
 /// The right to pass with an identity. Only [`decide`] makes one.
 #[derive(Clone, Debug)]
-pub struct Grant<'v> {
+pub(crate) struct Grant<'v> {
     keyring: KeyringFacts<'v>,
     key: HeldKey<'v>,
     places: Places,
@@ -48,13 +48,13 @@ pub struct Grant<'v> {
 
 /// The right to pass without an identity. Only [`decide`] makes one.
 #[derive(Clone, Debug)]
-pub struct Anonymous<'v> {
+pub(crate) struct Anonymous<'v> {
     keyring: KeyringFacts<'v>,
 }
 
 /// Why a request does not pass.
 #[derive(Clone, Debug)]
-pub struct Denial<'v> {
+pub(crate) struct Denial<'v> {
     reason: DenyReason,
     keyring: Option<KeyringFacts<'v>>,
     /// Only once the key was verified: it was found, so that its holder had all of it.
@@ -65,29 +65,29 @@ pub struct Denial<'v> {
 
 /// What the decision was based on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyringFacts<'v> {
+pub(crate) struct KeyringFacts<'v> {
     /// The keyring.
-    pub name: &'v KeyringName,
+    pub(crate) name: &'v KeyringName,
     /// The revision of its view; none before the first one.
-    pub revision: Option<Revision>,
+    pub(crate) revision: Option<Revision>,
     /// The time since the control plane confirmed it; none when it never has.
-    pub age: Option<Duration>,
+    pub(crate) age: Option<Duration>,
 }
 
 /// What a consumer is told that used a retiring version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Notice<'v> {
+pub(crate) struct Notice<'v> {
     /// Since when the version should not be used any more; none where the control plane does not say.
-    pub since: Option<Timestamp>,
+    pub(crate) since: Option<Timestamp>,
     /// The announced end of the version: its deadline, or its expiry if that is earlier.
-    pub sunset: Option<Timestamp>,
+    pub(crate) sunset: Option<Timestamp>,
     /// A page that helps.
-    pub help_url: Option<&'v str>,
+    pub(crate) help_url: Option<&'v str>,
 }
 
 /// A decision without its facts: what is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// [`Decision::Allow`]
     Allowed,
     /// [`Decision::Anonymous`]
@@ -98,14 +98,14 @@ pub enum Outcome {
 
 /// A keyring as one check sees it.
 #[derive(Clone, Copy, Debug)]
-pub struct Held<'v> {
+pub(crate) struct Held<'v> {
     look: &'v Look<'v>,
     looked_up: &'v LookedUp,
 }
 
 /// What a check has of a keyring that is held on demand, for as long as its decision borrows it.
 #[derive(Debug, Default)]
-pub struct LookedUp {
+pub(crate) struct LookedUp {
     /// The version of the key.
     version: OnceCell<Arc<CachedKey>>,
     /// Digests that nobody has.
@@ -117,7 +117,7 @@ pub struct LookedUp {
 impl<'v> Held<'v> {
     /// What a check saw of a keyring, and what it has looked up.
     #[must_use]
-    pub const fn new(look: &'v Look<'v>, looked_up: &'v LookedUp) -> Self {
+    pub(crate) const fn new(look: &'v Look<'v>, looked_up: &'v LookedUp) -> Self {
         Self { look, looked_up }
     }
 
@@ -180,7 +180,11 @@ impl<'v> Held<'v> {
 /// Judges a question by the wall clock's `now`. `held` is the keyring that the question names; none when this sidecar
 /// does not hold it.
 #[must_use]
-pub fn decide<'v>(question: &Question<'v>, held: Option<&Held<'v>>, now: Timestamp) -> Verdict<'v> {
+pub(crate) fn decide<'v>(
+    question: &Question<'v>,
+    held: Option<&Held<'v>>,
+    now: Timestamp,
+) -> Verdict<'v> {
     let Some(held) = held else {
         return Verdict::Decided(Denial::unread(DenyReason::UnknownKeyring).into());
     };
@@ -282,17 +286,17 @@ fn refuse(question: &Question<'_>, key: &HeldKey<'_>, now: Timestamp) -> Option<
 
 impl LookedUp {
     /// Takes the version of the key. The check judges it in the place of whatever else is held.
-    pub fn found(&mut self, cached: Arc<CachedKey>) {
+    pub(crate) fn found(&mut self, cached: Arc<CachedKey>) {
         self.version = OnceCell::from(cached);
     }
 
     /// Notes that nobody has a digest.
-    pub fn found_none(&mut self, digest: KeyDigest) {
+    pub(crate) fn found_none(&mut self, digest: KeyDigest) {
         self.unknown.push(digest);
     }
 
     /// Notes that the check does not wait for a lookup (any more).
-    pub const fn failed(&mut self) {
+    pub(crate) const fn failed(&mut self) {
         self.has_failed = true;
     }
 }
@@ -300,7 +304,7 @@ impl LookedUp {
 impl<'v> Decision<'v> {
     /// What is counted.
     #[must_use]
-    pub const fn outcome(&self) -> Outcome {
+    pub(crate) const fn outcome(&self) -> Outcome {
         match self {
             Self::Allow(_) => Outcome::Allowed,
             Self::Anonymous(_) => Outcome::Anonymous,
@@ -310,7 +314,7 @@ impl<'v> Decision<'v> {
 
     /// What it was based on; none when no keyring was asked.
     #[must_use]
-    pub const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
+    pub(crate) const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
         match self {
             Self::Allow(grant) => Some(&grant.keyring),
             Self::Anonymous(anonymous) => Some(&anonymous.keyring),
@@ -320,7 +324,7 @@ impl<'v> Decision<'v> {
 
     /// The version that was used; none unless it was verified.
     #[must_use]
-    pub const fn key(&self) -> Option<&HeldKey<'v>> {
+    pub(crate) const fn key(&self) -> Option<&HeldKey<'v>> {
         match self {
             Self::Allow(grant) => Some(&grant.key),
             Self::Anonymous(_) => None,
@@ -338,7 +342,7 @@ impl<'v> From<Denial<'v>> for Decision<'v> {
 impl Outcome {
     /// `allow` or `deny`.
     #[must_use]
-    pub const fn decision(self) -> &'static str {
+    pub(crate) const fn decision(self) -> &'static str {
         match self {
             Self::Allowed | Self::Anonymous => "allow",
             Self::Denied(_) => "deny",
@@ -347,7 +351,7 @@ impl Outcome {
 
     /// The reason of a denial; `ok` or `anonymous` for an allow.
     #[must_use]
-    pub const fn reason(self) -> &'static str {
+    pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::Allowed => "ok",
             Self::Anonymous => "anonymous",
@@ -359,25 +363,25 @@ impl Outcome {
 impl<'v> Grant<'v> {
     /// The keyring that holds it.
     #[must_use]
-    pub const fn keyring(&self) -> &KeyringFacts<'v> {
+    pub(crate) const fn keyring(&self) -> &KeyringFacts<'v> {
         &self.keyring
     }
 
     /// The version that was used.
     #[must_use]
-    pub const fn key(&self) -> &HeldKey<'v> {
+    pub(crate) const fn key(&self) -> &HeldKey<'v> {
         &self.key
     }
 
     /// Where the credential was.
     #[must_use]
-    pub const fn places(&self) -> Places {
+    pub(crate) const fn places(&self) -> Places {
         self.places
     }
 
     /// What to tell the consumer.
     #[must_use]
-    pub const fn notice(&self) -> Option<&Notice<'v>> {
+    pub(crate) const fn notice(&self) -> Option<&Notice<'v>> {
         self.notice.as_ref()
     }
 }
@@ -385,7 +389,7 @@ impl<'v> Grant<'v> {
 impl<'v> Anonymous<'v> {
     /// The keyring that would have been asked.
     #[must_use]
-    pub const fn keyring(&self) -> &KeyringFacts<'v> {
+    pub(crate) const fn keyring(&self) -> &KeyringFacts<'v> {
         &self.keyring
     }
 }
@@ -419,13 +423,13 @@ impl<'v> Denial<'v> {
 
     /// The denial of a request that cannot be understood.
     #[must_use]
-    pub const fn malformed() -> Self {
+    pub(crate) const fn malformed() -> Self {
         Self::unread(DenyReason::MalformedRequest)
     }
 
     /// The denial after a fault of ours.
     #[must_use]
-    pub const fn internal() -> Self {
+    pub(crate) const fn internal() -> Self {
         Self::unread(DenyReason::InternalError)
     }
 
@@ -440,25 +444,25 @@ impl<'v> Denial<'v> {
 
     /// The reason.
     #[must_use]
-    pub const fn reason(&self) -> DenyReason {
+    pub(crate) const fn reason(&self) -> DenyReason {
         self.reason
     }
 
     /// The keyring that was asked.
     #[must_use]
-    pub const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
+    pub(crate) const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
         self.keyring.as_ref()
     }
 
     /// The version that was used; none unless it was verified.
     #[must_use]
-    pub const fn key(&self) -> Option<&HeldKey<'v>> {
+    pub(crate) const fn key(&self) -> Option<&HeldKey<'v>> {
         self.key.as_ref()
     }
 
     /// What the route demands, when that was missing.
     #[must_use]
-    pub const fn scopes(&self) -> Option<&RequiredScopes<'v>> {
+    pub(crate) const fn scopes(&self) -> Option<&RequiredScopes<'v>> {
         self.scopes.as_ref()
     }
 }

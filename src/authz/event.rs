@@ -12,15 +12,15 @@ use crate::trace::TraceParent;
 #[derive(Clone, Copy, Debug)]
 pub struct CheckEvent<'a> {
     /// What became of it.
-    pub decision: &'a Decision<'a>,
+    pub(crate) decision: &'a Decision<'a>,
     /// What could not be understood.
-    pub malformed: Option<MalformedRequest>,
+    pub(crate) malformed: Option<MalformedRequest>,
     /// The span that the check belongs to.
-    pub parent: Option<TraceParent>,
+    pub(crate) parent: Option<TraceParent>,
     /// When it began, by the wall clock.
-    pub started: SystemTime,
+    pub(crate) started: SystemTime,
     /// How long it took.
-    pub duration: Duration,
+    pub(crate) duration: Duration,
 }
 
 /// Is told of every check, on the data path: it must not wait.

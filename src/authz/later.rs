@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A serialized `CheckResponse` that is not known yet. Dropping it takes the check back.
-pub type LaterAnswer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
+pub(crate) type LaterAnswer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
 impl Authorizer {
     /// Answers a check when the lookup of its key was answered, or its time is over.

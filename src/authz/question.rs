@@ -9,7 +9,7 @@ use super::{
 
 /// A request that can be judged.
 #[derive(Debug)]
-pub struct Question<'a> {
+pub(crate) struct Question<'a> {
     pub(super) input: CheckInput<'a>,
     pub(super) route: Route<'a>,
     pub(super) credential: Result<Option<Credential<'a>>, Ambiguous>,
@@ -21,7 +21,7 @@ pub(super) struct Ambiguous;
 
 /// A request that cannot be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MalformedRequest {
+pub(crate) enum MalformedRequest {
     /// The message is no request.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -42,7 +42,10 @@ impl<'a> Question<'a> {
     /// # Errors
     ///
     /// When it cannot be understood, or could be understood in two ways.
-    pub fn read(settings: &'a Settings, message: &'a [u8]) -> Result<Self, MalformedRequest> {
+    pub(crate) fn read(
+        settings: &'a Settings,
+        message: &'a [u8],
+    ) -> Result<Self, MalformedRequest> {
         let input = CheckInput::read(message)?;
         let is_unremovable = |name: &[u8]| settings.is_spoofed(name) && !is_token(name);
         if input.headers().any(|header| is_unremovable(header.name)) {
@@ -64,13 +67,13 @@ impl<'a> Question<'a> {
 
     /// The name of the keyring that protects the request; none when nothing chooses one.
     #[must_use]
-    pub const fn keyring(&self) -> Option<&'a str> {
+    pub(crate) const fn keyring(&self) -> Option<&'a str> {
         self.route.keyring
     }
 
     /// The request itself.
     #[must_use]
-    pub const fn input(&self) -> &CheckInput<'a> {
+    pub(crate) const fn input(&self) -> &CheckInput<'a> {
         &self.input
     }
 }

@@ -77,7 +77,7 @@ impl DenyReason {
 
     /// The name that users see everywhere.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::MalformedRequest => "malformed_request",
             Self::UnknownKeyring => "unknown_keyring",
@@ -121,7 +121,7 @@ impl DenyReason {
 
     /// What the consumer reads. A malformed key and an unknown one read the same.
     #[must_use]
-    pub const fn title(self) -> &'static str {
+    pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::MalformedRequest => "The request cannot be understood",
             Self::UnknownKeyring => "No keyring serves this route",
@@ -143,13 +143,13 @@ impl DenyReason {
 
     /// Whether the fault is ours rather than the request's.
     #[must_use]
-    pub const fn is_our_fault(self) -> bool {
+    pub(crate) const fn is_our_fault(self) -> bool {
         matches!(self.status(), DenialStatus::Unavailable)
     }
 
     /// Whether its credential is of no key at all.
     #[must_use]
-    pub const fn is_failed_credential(self) -> bool {
+    pub(crate) const fn is_failed_credential(self) -> bool {
         match self {
             Self::MalformedCredential | Self::UnknownKey => true,
             Self::MalformedRequest
@@ -171,7 +171,7 @@ impl DenyReason {
 
     /// Whether the request held a key, and it was the wrong one.
     #[must_use]
-    pub const fn is_of_the_key(self) -> bool {
+    pub(crate) const fn is_of_the_key(self) -> bool {
         match self {
             Self::MalformedCredential
             | Self::UnknownKey
@@ -214,7 +214,7 @@ impl DenialStatus {
 
     /// The `google.rpc.Code` that says the same; never 0, which would allow.
     #[must_use]
-    pub const fn rpc(self) -> i32 {
+    pub(crate) const fn rpc(self) -> i32 {
         match self {
             Self::BadRequest => 3,
             Self::Unauthorized => 16,

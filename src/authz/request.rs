@@ -48,13 +48,13 @@ pub enum RequestError {
 
 impl<'a> CheckInput<'a> {
     /// The most headers; Envoy's own limit is 100 unless it was raised.
-    pub const MAX_HEADERS: usize = 512;
+    pub(crate) const MAX_HEADERS: usize = 512;
     /// The most bytes in names and values; Envoy's own limit is 60 KiB unless it was raised.
-    pub const MAX_HEADER_BYTES: usize = 192 * 1024;
+    pub(crate) const MAX_HEADER_BYTES: usize = 192 * 1024;
     /// The longest path, which Envoy counts among the headers.
-    pub const MAX_PATH_LEN: usize = 64 * 1024;
+    pub(crate) const MAX_PATH_LEN: usize = 64 * 1024;
     /// The most context extensions; an operator writes them on a route, and relatch knows three.
-    pub const MAX_EXTENSIONS: usize = 64;
+    pub(crate) const MAX_EXTENSIONS: usize = 64;
 
     /// Reads a serialized `CheckRequest`.
     ///
@@ -83,7 +83,7 @@ impl<'a> CheckInput<'a> {
     }
 
     /// The values of a header.
-    pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers()
             .filter(move |header| header.is(name))
             .map(|header| header.value)
@@ -91,7 +91,7 @@ impl<'a> CheckInput<'a> {
 
     /// Whether a header that came twice is one value with a comma (Envoy's map) rather than two headers.
     #[must_use]
-    pub const fn joins_duplicates(&self) -> bool {
+    pub(crate) const fn joins_duplicates(&self) -> bool {
         self.message.joined > 0
     }
 
@@ -173,7 +173,7 @@ impl fmt::Debug for CheckInput<'_> {
 impl Header<'_> {
     /// Whether it has this name, without regard to case.
     #[must_use]
-    pub fn is(&self, name: &str) -> bool {
+    pub(crate) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name.as_bytes())
     }
 }

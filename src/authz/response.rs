@@ -58,7 +58,7 @@ mod denied_field {
 type Removed<'a> = InlineVec<&'a [u8], 8>;
 
 /// Appends the answer to a decision on `input`.
-pub fn respond(
+pub(crate) fn respond(
     settings: &Settings,
     input: &CheckInput<'_>,
     decision: &Decision<'_>,
@@ -73,7 +73,7 @@ pub fn respond(
 }
 
 /// Appends the answer to a request that passes with an identity.
-pub fn allow(
+pub(crate) fn allow(
     settings: &Settings,
     input: &CheckInput<'_>,
     grant: &Grant<'_>,
@@ -93,7 +93,7 @@ pub fn allow(
 }
 
 /// Appends the answer to a request that passes without one.
-pub fn allow_anonymous(
+pub(crate) fn allow_anonymous(
     settings: &Settings,
     input: &CheckInput<'_>,
     anonymous: &Anonymous<'_>,
@@ -107,7 +107,7 @@ pub fn allow_anonymous(
 }
 
 /// Appends the answer to a request that does not pass.
-pub fn deny(
+pub(crate) fn deny(
     settings: &Settings,
     denial: &Denial<'_>,
     trace: Option<&TraceParent>,

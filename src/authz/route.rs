@@ -24,25 +24,25 @@ use crate::key::{KeyringName, Scopes};
 
 /// What holds for a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Route<'a> {
+pub(crate) struct Route<'a> {
     /// The keyring's name, as it was given; none when nothing chooses one.
-    pub keyring: Option<&'a str>,
+    pub(crate) keyring: Option<&'a str>,
     /// What a key must hold.
-    pub scopes: RequiredScopes<'a>,
+    pub(crate) scopes: RequiredScopes<'a>,
     /// Whether a key is needed.
-    pub auth: Auth,
+    pub(crate) auth: Auth,
 }
 
 /// Scopes of which a key must hold every one: those of the Envoy route, or else those of a rule.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RequiredScopes<'a> {
+pub(crate) struct RequiredScopes<'a> {
     of_route: Option<&'a str>,
     of_rule: Option<&'a Scopes>,
 }
 
 /// The request has no route that could be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RouteError {
+pub(crate) enum RouteError {
     /// An extension begins with `relatch.` and is not known, so that what it demands would be missed.
     #[error("the route has an unknown context extension that begins with 'relatch.'")]
     UnknownExtension,
@@ -74,7 +74,10 @@ impl<'a> Route<'a> {
     /// # Errors
     ///
     /// When what was set on the Envoy route is invalid, or the request is spelled so that it may fall under two rules.
-    pub fn choose(settings: &'a Settings, input: &CheckInput<'a>) -> Result<Self, RouteError> {
+    pub(crate) fn choose(
+        settings: &'a Settings,
+        input: &CheckInput<'a>,
+    ) -> Result<Self, RouteError> {
         let extensions = Extensions::read(input)?;
         let rule = match extensions.scopes {
             Some(_) if extensions.keyring.is_some() => None,
@@ -108,7 +111,7 @@ impl<'a> Route<'a> {
 impl RequiredScopes<'_> {
     /// Whether all of them are among `held`, which is separated by spaces.
     #[must_use]
-    pub fn are_held_by(&self, held: &str) -> bool {
+    pub(crate) fn are_held_by(&self, held: &str) -> bool {
         let holds = |required: &str| held.split(' ').any(|scope| scope == required);
         let of_route = self.of_route.unwrap_or_default();
         of_route.split_ascii_whitespace().all(holds)

@@ -85,7 +85,7 @@ impl Authorizer {
 
     /// Judges by `latest`, which others know, too.
     #[must_use]
-    pub fn judging_by(self, latest: LatestWall) -> Self {
+    pub(crate) fn judging_by(self, latest: LatestWall) -> Self {
         Self { latest, ..self }
     }
 

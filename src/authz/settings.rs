@@ -9,10 +9,14 @@ use http::HeaderName;
 
 use crate::{budget::Rate, key::KeyringName};
 
-pub use header::{IdentityHeaders, folds_to, parse_credential_header, parse_identity_header};
-pub use rule::{Auth, Case, HostPattern, PathPrefix, RouteRule};
+pub(crate) use header::{
+    IdentityHeaders, folds_to, parse_credential_header, parse_identity_header,
+};
+#[cfg(test)]
+pub(crate) use rule::HostPattern;
+pub(crate) use rule::{Auth, Case, PathPrefix, RouteRule};
+pub(crate) use source::CredentialSource;
 pub(super) use source::is_token;
-pub use source::{CredentialSource, QueryName, Token};
 
 /// Validated settings; made from [`SettingsParts`].
 #[derive(Clone, Debug)]
@@ -51,9 +55,9 @@ pub struct SettingsParts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notices {
     /// `Deprecation` (RFC 9745), the beginning of the overlap.
-    pub deprecation: bool,
+    pub(crate) deprecation: bool,
     /// `Sunset` (RFC 8594), the announced end of the version.
-    pub sunset: bool,
+    pub(crate) sunset: bool,
 }
 
 /// Settings that cannot be.
@@ -112,9 +116,9 @@ pub enum ParseSettingError {
 
 impl Settings {
     /// The most places of credentials: they are marked in a word of 32 bits, and four kinds of them is much already.
-    pub const MAX_SOURCES: usize = 16;
+    pub(crate) const MAX_SOURCES: usize = 16;
     /// The most rules: they are looked through one by one.
-    pub const MAX_ROUTES: usize = 256;
+    pub(crate) const MAX_ROUTES: usize = 256;
 
     /// Checks the parts against each other.
     ///
@@ -143,7 +147,7 @@ impl Settings {
 
     /// The defaults, with `keyring` for every request whose Envoy route does not name one.
     #[must_use]
-    pub fn of_keyring(keyring: KeyringName) -> Self {
+    pub(crate) fn of_keyring(keyring: KeyringName) -> Self {
         let mut settings = Self::default();
         settings.parts.default_keyring = Some(keyring);
         settings
@@ -151,50 +155,50 @@ impl Settings {
 
     /// Where a credential may be.
     #[must_use]
-    pub fn credentials(&self) -> &[CredentialSource] {
+    pub(crate) fn credentials(&self) -> &[CredentialSource] {
         &self.parts.credentials
     }
 
     /// The rules, those first that win over the others.
     #[must_use]
-    pub fn routes(&self) -> &[RouteRule] {
+    pub(crate) fn routes(&self) -> &[RouteRule] {
         &self.parts.routes
     }
 
     /// The keyring of requests that no rule matches.
     #[must_use]
-    pub const fn default_keyring(&self) -> Option<&KeyringName> {
+    pub(crate) const fn default_keyring(&self) -> Option<&KeyringName> {
         self.parts.default_keyring.as_ref()
     }
 
     /// What the upstream is told of the caller.
     #[must_use]
-    pub const fn identity(&self) -> &IdentityHeaders {
+    pub(crate) const fn identity(&self) -> &IdentityHeaders {
         &self.parts.identity
     }
 
     /// What a consumer is told that used a retiring version; none for nothing.
     #[must_use]
-    pub const fn notices(&self) -> Option<Notices> {
+    pub(crate) const fn notices(&self) -> Option<Notices> {
         self.parts.notices
     }
 
     /// How many credentials that no keyring holds each source may present.
     #[must_use]
-    pub const fn failed_credentials(&self) -> Rate {
+    pub(crate) const fn failed_credentials(&self) -> Rate {
         self.parts.failed_credentials
     }
 
     /// The headers that reach the upstream only from us.
     #[must_use]
-    pub fn reserved(&self) -> &[HeaderName] {
+    pub(crate) fn reserved(&self) -> &[HeaderName] {
         &self.reserved
     }
 
     /// Whether a header's name is one that never passes from outside as it came: a spelling of a reserved header, or
     /// another spelling of a header that holds credentials.
     #[must_use]
-    pub fn is_spoofed(&self, name: &[u8]) -> bool {
+    pub(crate) fn is_spoofed(&self, name: &[u8]) -> bool {
         // Most headers of a request have a length that none of ours has.
         if self.lengths & length_bit(name.len()) == 0 {
             return false;

@@ -16,7 +16,8 @@ use envoy_types::pb::envoy::{
 use prost::Message as _;
 
 use super::{
-    Outcome, Question,
+    Outcome,
+    question::Question,
     request::CheckInput,
     testing::{CONFIRMED_AT, Message, judge, keyrings, settings},
 };

@@ -13,7 +13,7 @@ use tokio::{net::unix::pipe, sync::watch};
 
 /// Waits for steps of the wall clock: somebody sets it, or the machine wakes up. A clock that is slewed does not step.
 #[derive(Debug)]
-pub struct Steps(Source);
+pub(crate) struct Steps(Source);
 
 #[derive(Debug)]
 enum Source {
@@ -45,7 +45,7 @@ impl Steps {
     }
 
     /// Waits for the next step. Nothing is lost when this is cancelled.
-    pub async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         loop {
             match &mut self.0 {
                 Source::System(timer) => match stepped(timer).await {

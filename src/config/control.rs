@@ -102,7 +102,7 @@ struct RawStore {
 /// # Errors
 ///
 /// When it cannot be read, or with everything that is wrong in it.
-pub fn load(path: &Path) -> Result<ControlSettings, ConfigError> {
+pub(crate) fn load(path: &Path) -> Result<ControlSettings, ConfigError> {
     let (text, file) = reader::read(path)?;
     parse(&text, &file)
 }
@@ -155,7 +155,7 @@ impl ControlSettings {
     /// # Errors
     ///
     /// When something would be.
-    pub fn check_channels(&self) -> Result<(), PlaintextError> {
+    pub(crate) fn check_channels(&self) -> Result<(), PlaintextError> {
         for (field, address, tls) in [
             ("discovery", self.discovery, &self.discovery_tls),
             ("admin", self.admin, &self.admin_tls),

@@ -49,7 +49,7 @@ pub struct Problem {
     /// Its column in characters, counted from 1.
     pub column: u64,
     /// The path of the field, such as `keyrings[0].mode`; empty for the file as a whole.
-    pub field: String,
+    pub(crate) field: String,
     /// What is wrong and what to do.
     pub message: String,
 }

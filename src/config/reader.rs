@@ -36,7 +36,7 @@ pub(super) struct Findings {
 
 /// Where the fields of a file stand, of those that are given in it.
 #[derive(Clone, Debug, Default)]
-pub struct Places(BTreeMap<String, (u64, u64)>);
+pub(crate) struct Places(BTreeMap<String, (u64, u64)>);
 
 /// The text of the file at `path`, and the name by which errors call it.
 pub(super) fn read(path: &Path) -> Result<(String, String), ConfigError> {
@@ -217,7 +217,7 @@ impl Findings {
 impl Places {
     /// Line and column of the first of `fields` that is given in the file; the top of the file where none is.
     #[must_use]
-    pub fn of(&self, fields: &[&str]) -> (u64, u64) {
+    pub(crate) fn of(&self, fields: &[&str]) -> (u64, u64) {
         let place = fields.iter().find_map(|field| self.0.get(*field));
         place.copied().unwrap_or((1, 1))
     }

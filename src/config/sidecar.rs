@@ -36,57 +36,57 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct SidecarSettings {
     /// Who this sidecar is.
-    pub node: NodeSettings,
+    pub(crate) node: NodeSettings,
     /// Where Envoy asks (`ext_authz` and gRPC health): without TLS loopback or a Unix socket. Default: `127.0.0.1:9001`.
-    pub listen: Listen,
+    pub(crate) listen: Listen,
     /// The certificate that Envoy sees, and those that it needs. Default: none.
-    pub listen_tls: Option<TlsFiles>,
+    pub(crate) listen_tls: Option<TlsFiles>,
     /// Where `/metrics`, `/livez`, `/readyz` and `/status` are served, on any address. Default: `127.0.0.1:9002`.
-    pub http: SocketAddr,
+    pub(crate) http: SocketAddr,
     /// Threads that answer Checks, 1 to 64. Default: 1.
-    pub workers: NonZeroUsize,
+    pub(crate) workers: NonZeroUsize,
     /// The control planes, 1 to 16: the first that answers is used.
-    pub control: Vec<ControlEndpoint>,
+    pub(crate) control: Vec<ControlEndpoint>,
     /// Certificates on the way to them; there for `https://`.
-    pub control_tls: Option<ClientTls>,
+    pub(crate) control_tls: Option<ClientTls>,
     /// The keyrings that this sidecar holds, 1 to 256, each once.
-    pub keyrings: Vec<KeyringSettings>,
+    pub(crate) keyrings: Vec<KeyringSettings>,
     /// Where credentials are, which keyring a request belongs to, and what the upstream is told. The keyrings that it
     /// names are among `keyrings`.
-    pub authz: authz::Settings,
+    pub(crate) authz: authz::Settings,
     /// The file that lets it restart without a control plane. Default: none, and nothing is kept on disk.
     pub snapshot: Option<SnapshotSettings>,
     /// Where spans go.
-    pub telemetry: TelemetrySettings,
+    pub(crate) telemetry: TelemetrySettings,
     /// What is logged.
-    pub log: LogSettings,
+    pub(crate) log: LogSettings,
 }
 
 /// Who a sidecar is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeSettings {
+pub(crate) struct NodeSettings {
     /// Unique among the sidecars of a control plane. Default: the host name.
-    pub id: NodeName,
+    pub(crate) id: NodeName,
     /// The group that it belongs to. Default: `default`.
-    pub cluster: NodeName,
+    pub(crate) cluster: NodeName,
     /// At most 16 facts for the operator, with names and values of 1 to 128 printable characters. Default: none.
-    pub labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// A keyring that the sidecar holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyringSettings {
+pub(crate) struct KeyringSettings {
     /// Its name.
-    pub name: KeyringName,
+    pub(crate) name: KeyringName,
     /// How much of it is held. Default: all of it.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Its own limits, or those of the file.
-    pub staleness: Staleness,
+    pub(crate) staleness: Staleness,
 }
 
 /// A channel of a sidecar would not be safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChannelError {
+pub(crate) enum ChannelError {
     /// It would listen in clear.
     #[error(transparent)]
     Listen(#[from] PlaintextError),
@@ -97,7 +97,7 @@ pub enum ChannelError {
 
 /// An address of a control plane does not fit `control.tls`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EndpointError {
+pub(crate) enum EndpointError {
     /// TLS is asked for without certificates.
     #[error("https:// needs `control.tls` with `ca`, `cert` and `key`")]
     NoTls,
@@ -112,9 +112,9 @@ pub struct SnapshotSettings {
     /// Where it is. Its directory exists, and belongs to the user of the sidecar.
     pub path: PathBuf,
     /// Where the key is under which it is sealed, as `relatch config snapshot-key` makes one.
-    pub key_file: PathBuf,
+    pub(crate) key_file: PathBuf,
     /// Whether an orderly stop erases it: for a sidecar that does not come back under the same name. Default: false.
-    pub erase_on_stop: bool,
+    pub(crate) erase_on_stop: bool,
 }
 
 /// The most control planes: more do not make it more available.
@@ -218,7 +218,7 @@ struct RawStaleness {
 /// # Errors
 ///
 /// When it cannot be read, or with everything that is wrong in it.
-pub fn load(path: &Path) -> Result<SidecarSettings, ConfigError> {
+pub(crate) fn load(path: &Path) -> Result<SidecarSettings, ConfigError> {
     let (text, file) = reader::read(path)?;
     parse(&text, &file)
 }
@@ -246,7 +246,11 @@ pub(super) fn parse_placed(
 impl SidecarSettings {
     /// The defaults, for a sidecar named `node` that holds `keyrings` of the control plane at `control`.
     #[must_use]
-    pub fn new(node: NodeName, control: ControlEndpoint, keyrings: Vec<KeyringName>) -> Self {
+    pub(crate) fn new(
+        node: NodeName,
+        control: ControlEndpoint,
+        keyrings: Vec<KeyringName>,
+    ) -> Self {
         let staleness = Staleness::default();
         Self {
             node: NodeSettings::named(node),
@@ -277,7 +281,7 @@ impl SidecarSettings {
     /// # Errors
     ///
     /// When it is not so.
-    pub fn check_channels(&self) -> Result<(), ChannelError> {
+    pub(crate) fn check_channels(&self) -> Result<(), ChannelError> {
         if let Some(ip) = self.listen.ip() {
             refuse_plaintext_listener("listen", ip, self.listen_tls.is_some())?;
         }
@@ -366,7 +370,7 @@ impl NodeSettings {
     /// A node of the default cluster, without labels.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "the default is a valid name")]
-    pub fn named(id: NodeName) -> Self {
+    pub(crate) fn named(id: NodeName) -> Self {
         Self {
             id,
             cluster: DEFAULT_CLUSTER

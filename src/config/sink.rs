@@ -42,18 +42,18 @@ pub enum SinkTarget {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSettings {
     /// An absolute path without `..`.
-    pub directory: PathBuf,
+    pub(crate) directory: PathBuf,
 }
 
 /// A program that is handed the secret on its standard input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecSettings {
     /// Its absolute path.
-    pub program: PathBuf,
+    pub(crate) program: PathBuf,
     /// What it is called with, without its name.
-    pub arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
     /// How long it may run, 1 second to 10 minutes. Default: 30 seconds.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 /// The sinks as they stand in the file.

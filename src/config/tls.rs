@@ -26,21 +26,21 @@ use crate::{
 
 /// The side that connects.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientTls {
+pub(crate) struct ClientTls {
     /// Its certificate and its key, where it has no token, and the authorities that it trusts.
-    pub files: TlsFiles,
+    pub(crate) files: TlsFiles,
     /// Who the server has to be, beside being at its host. Default: anybody with a certificate for the host.
-    pub server_identity: Option<Identity>,
+    pub(crate) server_identity: Option<Identity>,
     /// The token that is shown in the place of a certificate.
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 /// Something may not be said in clear over a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {rule}")]
-pub struct PlaintextError {
+pub(crate) struct PlaintextError {
     /// The setting.
-    pub field: &'static str,
+    pub(crate) field: &'static str,
     rule: ParseValueError,
 }
 
@@ -144,7 +144,7 @@ const PLAINTEXT_CLIENT: ParseValueError = ParseValueError::new(
 /// # Errors
 ///
 /// When it would.
-pub fn refuse_plaintext_listener(
+pub(crate) fn refuse_plaintext_listener(
     field: &'static str,
     address: IpAddr,
     has_tls: bool,
@@ -162,7 +162,7 @@ pub fn refuse_plaintext_listener(
 /// # Errors
 ///
 /// When what it says would cross a network in clear.
-pub fn refuse_plaintext_client(host: &str, has_tls: bool) -> Result<(), ParseValueError> {
+pub(crate) fn refuse_plaintext_client(host: &str, has_tls: bool) -> Result<(), ParseValueError> {
     if has_tls || super::value::is_loopback(host) {
         Ok(())
     } else {

@@ -28,33 +28,33 @@ pub enum Listen {
 
 /// The address of a control plane: `https://host:port`, or `http://host:port` with a host on loopback.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ControlEndpoint(Uri);
+pub(crate) struct ControlEndpoint(Uri);
 
 /// The address of an OTLP collector: `http://host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OtlpEndpoint(Uri);
+pub(crate) struct OtlpEndpoint(Uri);
 
 /// Where spans go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetrySettings {
     /// The OTLP/gRPC collector; none: no spans are made. Default: none.
-    pub otlp_endpoint: Option<OtlpEndpoint>,
+    pub(crate) otlp_endpoint: Option<OtlpEndpoint>,
     /// `service.name` of the spans, 1 to 128 printable characters. Default: `relatch-sidecar` or `relatch-control`.
-    pub service_name: String,
+    pub(crate) service_name: String,
 }
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSettings {
     /// Default: text.
-    pub format: LogFormat,
+    pub(crate) format: LogFormat,
     /// The least severe level that is logged. Default: info.
-    pub level: LevelFilter,
+    pub(crate) level: LevelFilter,
 }
 
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     #[default]
     Text,
@@ -82,7 +82,7 @@ impl Listen {
 
     /// The address that other machines may reach; none for a Unix socket.
     #[must_use]
-    pub fn ip(&self) -> Option<IpAddr> {
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
         match self {
             Self::Tcp(address) => Some(address.ip()),
             Self::Unix(_) => None,
@@ -125,24 +125,24 @@ impl fmt::Display for Listen {
 }
 
 impl ControlEndpoint {
+    /// The address.
+    #[must_use]
+    pub(crate) const fn uri(&self) -> &Uri {
+        &self.0
+    }
+
     /// The address of a control plane that listens on `address`.
     ///
     /// # Errors
     ///
     /// When `address` is not on loopback.
-    pub fn at(address: SocketAddr) -> Result<Self, ParseValueError> {
+    pub(crate) fn at(address: SocketAddr) -> Result<Self, ParseValueError> {
         format!("http://{address}").parse()
-    }
-
-    /// The address.
-    #[must_use]
-    pub const fn uri(&self) -> &Uri {
-        &self.0
     }
 
     /// Whether it is reached over TLS.
     #[must_use]
-    pub fn has_tls(&self) -> bool {
+    pub(crate) fn has_tls(&self) -> bool {
         self.0.scheme_str() == Some("https")
     }
 }
@@ -160,14 +160,6 @@ impl FromStr for ControlEndpoint {
         let host = endpoint.0.host().unwrap_or_default();
         refuse_plaintext_client(host, endpoint.has_tls())?;
         Ok(endpoint)
-    }
-}
-
-impl OtlpEndpoint {
-    /// The address.
-    #[must_use]
-    pub const fn uri(&self) -> &Uri {
-        &self.0
     }
 }
 
@@ -200,7 +192,7 @@ impl fmt::Display for OtlpEndpoint {
 impl TelemetrySettings {
     /// No spans, under the name `service_name`.
     #[must_use]
-    pub fn named(service_name: &str) -> Self {
+    pub(crate) fn named(service_name: &str) -> Self {
         Self {
             otlp_endpoint: None,
             service_name: service_name.to_owned(),
@@ -261,7 +253,7 @@ impl FromStr for LogFormat {
 /// # Errors
 ///
 /// When `text` is none.
-pub fn address(text: &str) -> Result<SocketAddr, ParseValueError> {
+pub(crate) fn address(text: &str) -> Result<SocketAddr, ParseValueError> {
     text.parse()
         .map_err(|_| ParseValueError::new("use an IP address with a port, such as 127.0.0.1:9002"))
 }

@@ -123,8 +123,9 @@ impl RawVault {
 
 impl VaultAddress {
     /// The address.
+    #[cfg(test)]
     #[must_use]
-    pub const fn uri(&self) -> &Uri {
+    pub(crate) const fn uri(&self) -> &Uri {
         &self.0
     }
 }
@@ -149,8 +150,9 @@ impl FromStr for VaultAddress {
 
 impl VaultMount {
     /// The path as text.
+    #[cfg(test)]
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -172,7 +174,7 @@ impl FromStr for VaultMount {
 impl VaultNamespace {
     /// The path as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -190,7 +192,7 @@ impl VaultPath {
     ///
     /// A `/` in the consumer's name becomes `~`, which no name holds: a name must not reach into another one's folder.
     #[must_use]
-    pub fn render(
+    pub(crate) fn render(
         &self,
         keyring: &KeyringName,
         consumer: &ConsumerId,

@@ -48,11 +48,11 @@ use crate::{
     },
 };
 
-pub use call::TracedCalls;
+pub(crate) use call::TracedCalls;
 
 /// Serves `relatch.admin.v1.Admin`.
 #[derive(Clone, Debug)]
-pub struct AdminApi {
+pub(crate) struct AdminApi {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
     usage: Arc<UsageBook>,
@@ -66,21 +66,21 @@ pub struct AdminApi {
 
 /// What the API speaks of.
 #[derive(Debug)]
-pub struct AdminParts {
+pub(crate) struct AdminParts {
     /// The keyrings.
-    pub catalog: Arc<Catalog>,
+    pub(crate) catalog: Arc<Catalog>,
     /// The sidecars.
-    pub fleet: Arc<Fleet>,
+    pub(crate) fleet: Arc<Fleet>,
     /// The use of keys.
-    pub usage: Arc<UsageBook>,
+    pub(crate) usage: Arc<UsageBook>,
     /// Who may call.
-    pub tokens: Arc<Tokens>,
+    pub(crate) tokens: Arc<Tokens>,
     /// The steps that take time.
-    pub rotations: Rotations,
+    pub(crate) rotations: Rotations,
     /// Who is told of events.
-    pub webhooks: Arc<Webhooks>,
+    pub(crate) webhooks: Arc<Webhooks>,
     /// The time by which planned ends come.
-    pub pace: Arc<Pace>,
+    pub(crate) pace: Arc<Pace>,
     /// The answers that may be given again.
     pub(crate) calls: Arc<Calls>,
 }
@@ -93,7 +93,7 @@ const MAX_MESSAGE: usize = 64 << 10;
 impl AdminApi {
     /// An API over the parts of a control plane. Rotations run as `tasks`.
     #[must_use]
-    pub fn new(parts: AdminParts, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(parts: AdminParts, tasks: TaskTracker) -> Self {
         let AdminParts {
             catalog,
             fleet,
@@ -119,7 +119,7 @@ impl AdminApi {
 
     /// The service to add to a server.
     #[must_use]
-    pub fn into_service(self) -> TracedCalls<AdminServer<Self>> {
+    pub(crate) fn into_service(self) -> TracedCalls<AdminServer<Self>> {
         let tracer = self.catalog.tracer().clone();
         let service = AdminServer::new(self).max_decoding_message_size(MAX_MESSAGE);
         TracedCalls::new(service, tracer)

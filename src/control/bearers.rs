@@ -15,7 +15,7 @@ use crate::{
 
 /// The tokens of all files, as they were read last.
 #[derive(Debug)]
-pub struct Bearers {
+pub(crate) struct Bearers {
     files: Vec<BearerFile>,
     pepper: Pepper,
     /// For each file; none where it holds no token.
@@ -33,7 +33,10 @@ impl Bearers {
     /// # Errors
     ///
     /// When one of them holds no token: whoever begins so has made a mistake.
-    pub fn load(files: Vec<BearerFile>, pepper: Pepper) -> Result<Arc<Self>, TokenFileError> {
+    pub(crate) fn load(
+        files: Vec<BearerFile>,
+        pepper: Pepper,
+    ) -> Result<Arc<Self>, TokenFileError> {
         let digests = files.iter().map(|file| read(&pepper, file).map(Some));
         let digests = digests.collect::<Result<_, _>>()?;
         Ok(Arc::new(Self {
@@ -45,7 +48,7 @@ impl Bearers {
 
     /// For whom a token speaks. Of two files with the same one the first counts.
     #[must_use]
-    pub fn identity_of(&self, token: &str) -> Option<&Identity> {
+    pub(crate) fn identity_of(&self, token: &str) -> Option<&Identity> {
         let presented = PresentedKey::new(token.as_bytes()).ok()?;
         let digest = self.pepper.digest(&presented);
         let digests = self.digests.load();
@@ -54,7 +57,7 @@ impl Bearers {
     }
 
     /// Looks at the files every two seconds until `stop`. A file that holds no token any more lets nobody in.
-    pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut told = Seldom::new(LOG_INTERVAL);
         loop {
             tokio::select! {

@@ -12,11 +12,11 @@ use crate::key::Revision;
 
 /// The bells that a change rings. Each is somebody's own, who may have it rung by several keyrings.
 #[derive(Debug, Default)]
-pub struct Bells(Mutex<Vec<Weak<Notify>>>);
+pub(crate) struct Bells(Mutex<Vec<Weak<Notify>>>);
 
 /// Rings for each revision of a keyring that becomes visible, once.
 #[derive(Debug)]
-pub struct Ringer {
+pub(crate) struct Ringer {
     bells: Bells,
     /// The newest revision that was rung for.
     rung: AtomicU64,
@@ -27,7 +27,7 @@ pub struct Ringer {
 impl Ringer {
     /// Rings nobody yet; `changes` is counted up with every revision.
     #[must_use]
-    pub fn new(changes: watch::Sender<u64>) -> Self {
+    pub(crate) fn new(changes: watch::Sender<u64>) -> Self {
         Self {
             bells: Bells::default(),
             rung: AtomicU64::new(0),
@@ -37,7 +37,7 @@ impl Ringer {
 
     /// What it rings.
     #[must_use]
-    pub const fn bells(&self) -> &Bells {
+    pub(crate) const fn bells(&self) -> &Bells {
         &self.bells
     }
 }
@@ -55,7 +55,7 @@ impl Witness for Ringer {
 
 impl Bells {
     /// Rings `bell` with every change from now on, for as long as somebody holds it.
-    pub fn join(&self, bell: &Arc<Notify>) {
+    pub(crate) fn join(&self, bell: &Arc<Notify>) {
         let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if bells.len() == bells.capacity() {
             // Where nothing changes, those who come and go must not pile up.
@@ -65,7 +65,7 @@ impl Bells {
     }
 
     /// Wakes everybody; who is not waiting at the moment will not wait the next time.
-    pub fn ring(&self) {
+    pub(crate) fn ring(&self) {
         let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         bells.retain(|bell| match bell.upgrade() {
             Some(bell) => {

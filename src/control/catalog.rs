@@ -81,31 +81,31 @@ impl Catalog {
 
     /// The same, with spans of its commits and of what leads to them.
     #[must_use]
-    pub fn with_tracer(self, tracer: ControlTracer) -> Self {
+    pub(crate) fn with_tracer(self, tracer: ControlTracer) -> Self {
         Self { tracer, ..self }
     }
 
     /// What is counted of commits and of their way to sidecars.
     #[must_use]
-    pub const fn metrics(&self) -> &ControlMetrics {
+    pub(crate) const fn metrics(&self) -> &ControlMetrics {
         &self.metrics
     }
 
     /// What makes spans.
     #[must_use]
-    pub const fn tracer(&self) -> &ControlTracer {
+    pub(crate) const fn tracer(&self) -> &ControlTracer {
         &self.tracer
     }
 
     /// The clock that commits are dated by.
     #[must_use]
-    pub const fn clock(&self) -> &Clock {
+    pub(crate) const fn clock(&self) -> &Clock {
         &self.clock
     }
 
     /// The store.
     #[must_use]
-    pub const fn store(&self) -> &Arc<dyn Store> {
+    pub(crate) const fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
@@ -132,7 +132,7 @@ impl Catalog {
     /// # Errors
     ///
     /// When none does, or one that does may be among those that could never be read.
-    pub fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, Refusal> {
+    pub(crate) fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, Refusal> {
         self.read()
             .values()
             .find(|served| {
@@ -163,37 +163,37 @@ impl Catalog {
     /// The keyrings whose last read failed, with what is wrong and what to do. Some of them may still be served as they
     /// were read before.
     #[must_use]
-    pub fn unreadable(&self) -> Vec<(KeyringName, Arc<str>)> {
+    pub(crate) fn unreadable(&self) -> Vec<(KeyringName, Arc<str>)> {
         self.unread.list()
     }
 
     /// All keyrings by name.
     #[must_use]
-    pub fn list(&self) -> Vec<Arc<ServedKeyring>> {
+    pub(crate) fn list(&self) -> Vec<Arc<ServedKeyring>> {
         self.read().values().cloned().collect()
     }
 
     /// Wakes whenever a keyring has changed or was made.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
     /// Wakes whenever a keyring begins to be served, or begins anew after its history was rewritten.
     #[must_use]
-    pub fn watch_served(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch_served(&self) -> watch::Receiver<u64> {
         self.served.subscribe()
     }
 
     /// The reads of the store, and who waits for one.
     #[must_use]
-    pub const fn reads(&self) -> &Reads {
+    pub(crate) const fn reads(&self) -> &Reads {
         &self.reads
     }
 
     /// Reads the store for those who ask, until `shutdown`. Those who ask within a pause of [`READ_PAUSE`] share a read. After
     /// one that failed they go on waiting; the reconciler logs why, since it reads, too.
-    pub async fn read_for_those_who_ask(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(crate) async fn read_for_those_who_ask(self: Arc<Self>, shutdown: CancellationToken) {
         let reading = async {
             loop {
                 self.reads.wanted().await;
@@ -229,7 +229,7 @@ impl Catalog {
     /// # Errors
     ///
     /// When it exists, the plan is refused, or the store fails.
-    pub async fn create_keyring_with(
+    pub(crate) async fn create_keyring_with(
         &self,
         actor: &str,
         name: KeyringName,

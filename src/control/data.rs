@@ -145,7 +145,7 @@ pub enum DataError {
 
 /// What becomes of a store that has entries and no check value of its pepper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnknownPepper {
+pub(crate) enum UnknownPepper {
     /// It is refused: the pepper that is there may be another one.
     Refuse,
     /// The pepper that is there becomes that of the store, because somebody who knows says so.
@@ -234,7 +234,7 @@ pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<New
 /// # Errors
 ///
 /// When the control plane runs, or its data cannot be used.
-pub async fn recover_admin(
+pub(crate) async fn recover_admin(
     settings: &ControlSettings,
     clock: &Clock,
 ) -> Result<(Token, Secret), DataError> {
@@ -267,7 +267,7 @@ impl Data {
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    pub async fn open_with(
+    pub(crate) async fn open_with(
         settings: &ControlSettings,
         clock: &Clock,
         command: &str,
@@ -307,7 +307,7 @@ impl Data {
     /// # Errors
     ///
     /// When the store cannot be used.
-    pub async fn begin_epoch(
+    pub(crate) async fn begin_epoch(
         &self,
         settings: &ControlSettings,
         clock: &Clock,

@@ -14,7 +14,7 @@ use crate::{
 
 /// The recent changes of a keyring, and the digest of its set of items. Its clones share the changes.
 #[derive(Clone, Debug)]
-pub struct Feed {
+pub(crate) struct Feed {
     epoch: Epoch,
     set_digest: u64,
     recent: Steps,
@@ -25,13 +25,13 @@ pub struct Feed {
 
 /// A whole keyring, encoded.
 #[derive(Debug)]
-pub struct EncodedSnapshot {
+pub(crate) struct EncodedSnapshot {
     /// Names this encoding; zero for one that cannot be resumed.
-    pub id: u64,
+    pub(crate) id: u64,
     /// The revision that it is at.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// Serialized chunks, at least one.
-    pub chunks: Vec<Bytes>,
+    pub(crate) chunks: Vec<Bytes>,
 }
 
 /// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little, and so that a chunk fits
@@ -42,7 +42,7 @@ const MAX_CHUNK: usize = 7_680;
 impl Feed {
     /// The feed of a keyring as it is; nobody can resume before that.
     #[must_use]
-    pub fn new(epoch: Epoch, keyring: &Keyring) -> Self {
+    pub(crate) fn new(epoch: Epoch, keyring: &Keyring) -> Self {
         let mut feed = Self {
             epoch,
             set_digest: 0,
@@ -59,19 +59,19 @@ impl Feed {
 
     /// The digest of the set of all items.
     #[must_use]
-    pub const fn set_digest(&self) -> u64 {
+    pub(crate) const fn set_digest(&self) -> u64 {
         self.set_digest
     }
 
     /// The digest that the set had at `revision`; none where that is too long ago, before the feed began or still to come.
     /// Known of every revision that a kept step leads on from.
     #[must_use]
-    pub fn digest_at(&self, revision: Revision) -> Option<u64> {
+    pub(crate) fn digest_at(&self, revision: Revision) -> Option<u64> {
         self.recent.digest_at(revision)
     }
 
     /// Encodes the change that led to the keyring's revision and touched these versions.
-    pub fn push(&mut self, keyring: &Keyring, touched: &[Touched]) {
+    pub(crate) fn push(&mut self, keyring: &Keyring, touched: &[Touched]) {
         let revision = keyring.revision();
         let mut delta = discovery::Delta {
             keyring: keyring.name().to_string(),
@@ -117,20 +117,20 @@ impl Feed {
 
     /// The step that leads on from revision `after`; none when it is not kept any more, or there is none yet.
     #[must_use]
-    pub fn step_after(&self, after: Revision) -> Option<&Step> {
+    pub(crate) fn step_after(&self, after: Revision) -> Option<&Step> {
         self.recent.get(after.next())
     }
 
     /// The first step after revision `after` that revokes something, as far as steps are kept.
     #[must_use]
-    pub fn revocation_after(&self, after: Revision) -> Option<&Step> {
+    pub(crate) fn revocation_after(&self, after: Revision) -> Option<&Step> {
         self.recent.first_revocation(after.next())
     }
 
     /// Encodes the whole keyring. `confirmed_items` is the number that an operator confirmed, and `id` a number that no other
     /// encoding has; zero for none.
     #[must_use]
-    pub fn snapshot(
+    pub(crate) fn snapshot(
         &self,
         keyring: &Keyring,
         confirmed_items: u64,

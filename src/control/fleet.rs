@@ -25,7 +25,7 @@ use crate::{
     wire::change::refusal,
 };
 
-pub use hello::Believed;
+pub(crate) use hello::Believed;
 
 /// The sidecars that may serve, or did lately.
 #[derive(Debug)]
@@ -41,18 +41,18 @@ pub struct Fleet {
 
 /// An open stream of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenStream {
+pub(crate) struct OpenStream {
     /// The run.
-    pub run: RunKey,
+    pub(crate) run: RunKey,
     /// Counted from 1 within the run.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Somebody had forgotten the run: it has to begin anew.
-    pub was_forgotten: bool,
+    pub(crate) was_forgotten: bool,
 }
 
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parting {
+pub(crate) enum Parting {
     /// It broke; the sidecar may come back.
     Lost,
     /// With a Goodbye: the process answers no check any more.
@@ -61,22 +61,22 @@ pub enum Parting {
 
 /// A sidecar that may serve and whose reports lag.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Late {
+pub(crate) struct Late {
     /// Which.
-    pub key: RunKey,
+    pub(crate) key: RunKey,
     /// Its cluster.
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// Whether it is connected, lost or stopped.
-    pub presence: Presence,
+    pub(crate) presence: Presence,
     /// It has reported every use before this moment; none when it has reported nothing.
-    pub complete_until: Option<Timestamp>,
+    pub(crate) complete_until: Option<Timestamp>,
     /// When it was last heard of.
-    pub last_seen: Timestamp,
+    pub(crate) last_seen: Timestamp,
 }
 
 /// How a sidecar of a keyring is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// Connected, and at the newest revision.
     Current,
     /// Connected, and behind.
@@ -91,7 +91,7 @@ pub enum Condition {
 
 /// An answer must not leave.
 #[derive(Debug, thiserror::Error)]
-pub enum GrantError {
+pub(crate) enum GrantError {
     /// The run is not in the book.
     #[error(transparent)]
     Unknown(#[from] UnknownRun),
@@ -126,14 +126,14 @@ impl Fleet {
     }
 
     /// The store is a backup: whoever it knows may serve for its full bound from now on.
-    pub fn distrust_rests(&self) {
+    pub(crate) fn distrust_rests(&self) {
         let now = self.now();
         self.lock().distrust_rests(now);
     }
 
     /// What the book has of a run: the keyrings that it may have, and those that it was granted before.
     #[must_use]
-    pub fn keyrings_of(&self, key: &RunKey) -> BTreeSet<KeyringName> {
+    pub(crate) fn keyrings_of(&self, key: &RunKey) -> BTreeSet<KeyringName> {
         let serving = self.lock();
         let run = serving.run(key);
         run.map_or_else(BTreeSet::new, |run| run.keyrings.keys().cloned().collect())
@@ -141,13 +141,13 @@ impl Fleet {
 
     /// The longest time that an answer grants.
     #[must_use]
-    pub fn max_serve_for(&self) -> Duration {
+    pub(crate) fn max_serve_for(&self) -> Duration {
         self.lock().max_serve_for()
     }
 
     /// Wakes whenever a sidecar came, went or answered.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
@@ -158,7 +158,7 @@ impl Fleet {
     ///
     /// When it is a stream of the past, or another identity is this node, as far as is known: a control plane that starts anew
     /// does not know it of those that have not connected again.
-    pub fn connected(
+    pub(crate) fn connected(
         &self,
         hello: &discovery::Hello,
         believed: &Believed,
@@ -192,7 +192,7 @@ impl Fleet {
     }
 
     /// A stream of a sidecar has ended.
-    pub fn disconnected(&self, stream: &OpenStream, parting: Parting) {
+    pub(crate) fn disconnected(&self, stream: &OpenStream, parting: Parting) {
         let now = self.now();
         {
             let mut serving = self.lock();
@@ -210,7 +210,7 @@ impl Fleet {
     /// # Errors
     ///
     /// When the run has ended, or the store cannot be written; the answer must not leave then.
-    pub async fn grant(
+    pub(crate) async fn grant(
         &self,
         store: &dyn Store,
         key: &RunKey,
@@ -231,13 +231,13 @@ impl Fleet {
     }
 
     /// A sidecar has reported every use before `until`, and the store has that.
-    pub fn told(&self, key: &RunKey, until: Timestamp) {
+    pub(crate) fn told(&self, key: &RunKey, until: Timestamp) {
         let now = self.now();
         self.lock().reported(key, until, now);
     }
 
     /// A sidecar has applied something.
-    pub fn acked(&self, stream: &OpenStream, ack: &discovery::Ack) {
+    pub(crate) fn acked(&self, stream: &OpenStream, ack: &discovery::Ack) {
         let confirmation = Confirmation {
             epoch: Epoch::new(ack.epoch),
             applied: Revision::new(ack.applied_revision),
@@ -252,7 +252,7 @@ impl Fleet {
     }
 
     /// A sidecar could not use some items.
-    pub fn nacked(&self, stream: &OpenStream, nack: &discovery::Nack) {
+    pub(crate) fn nacked(&self, stream: &OpenStream, nack: &discovery::Nack) {
         let rejected = nack.items.iter().map(|item| {
             let item = refusal(&item.name, &item.reason);
             (item.name, item.reason)
@@ -271,7 +271,7 @@ impl Fleet {
     }
 
     /// A sidecar has erased what it held of a keyring.
-    pub fn dropped(&self, stream: &OpenStream, keyring: &KeyringName) {
+    pub(crate) fn dropped(&self, stream: &OpenStream, keyring: &KeyringName) {
         self.lock().dropped(&stream.run, stream.number, keyring);
         self.wake();
     }
@@ -281,7 +281,11 @@ impl Fleet {
     /// # Errors
     ///
     /// When there is none.
-    pub fn lost_runs(&self, node: &str, run_id: Option<&str>) -> Result<Vec<RunKey>, ForgetError> {
+    pub(crate) fn lost_runs(
+        &self,
+        node: &str,
+        run_id: Option<&str>,
+    ) -> Result<Vec<RunKey>, ForgetError> {
         let serving = self.passed();
         let of_node = serving.runs().filter(|(key, _)| key.node == node);
         let mut of_node = of_node
@@ -304,7 +308,7 @@ impl Fleet {
     /// # Errors
     ///
     /// When one of them is connected.
-    pub fn forget(&self, runs: &[RunKey]) -> Result<Vec<RunKey>, ForgetError> {
+    pub(crate) fn forget(&self, runs: &[RunKey]) -> Result<Vec<RunKey>, ForgetError> {
         let now = self.now();
         let mut forgotten = Vec::new();
         {
@@ -333,7 +337,7 @@ impl Fleet {
 
     /// The sidecars that went without their last report, of one keyring or of all.
     #[must_use]
-    pub fn gaps(&self, keyring: Option<&KeyringName>) -> Vec<(RunKey, Gap)> {
+    pub(crate) fn gaps(&self, keyring: Option<&KeyringName>) -> Vec<(RunKey, Gap)> {
         let serving = self.passed();
         let gaps = serving.gaps();
         gaps.filter(|(_, gap)| keyring.is_none_or(|name| gap.keyrings.contains(name)))
@@ -350,7 +354,7 @@ impl Fleet {
 
     /// The sidecars that may serve a keyring and have not reported every use before `since`.
     #[must_use]
-    pub fn late(&self, keyring: &KeyringName, since: Timestamp) -> Vec<Late> {
+    pub(crate) fn late(&self, keyring: &KeyringName, since: Timestamp) -> Vec<Late> {
         let serving = self.passed();
         let late = serving.runs().filter(|(_, run)| {
             run.keyrings.contains_key(keyring) && run.complete_until < Some(since)
@@ -367,7 +371,7 @@ impl Fleet {
 
     /// How each sidecar of a keyring is, for a keyring whose newest revision is `head`.
     #[must_use]
-    pub fn conditions(
+    pub(crate) fn conditions(
         &self,
         keyring: &KeyringName,
         epoch: Epoch,
@@ -393,7 +397,7 @@ impl Fleet {
     /// How many sidecars that may serve a keyring have reached a target, and how many there are: a
     /// [`barrier`](Self::barrier) without names.
     #[must_use]
-    pub fn reached(
+    pub(crate) fn reached(
         &self,
         keyring: &KeyringName,
         epoch: Epoch,
@@ -406,7 +410,7 @@ impl Fleet {
 
     /// How far the sidecars that may serve a keyring are from a target; those of `without` are passed by.
     #[must_use]
-    pub fn barrier(
+    pub(crate) fn barrier(
         &self,
         keyring: &KeyringName,
         epoch: Epoch,
@@ -422,7 +426,7 @@ impl Fleet {
     /// # Errors
     ///
     /// When the store cannot be written; the next call tries again.
-    pub async fn record(&self, store: &dyn Store) -> Result<Vec<RunKey>, StoreError> {
+    pub(crate) async fn record(&self, store: &dyn Store) -> Result<Vec<RunKey>, StoreError> {
         let mut gaps_written = self.recording.lock().await;
         let now = self.now();
         let with_gaps = gaps_written.is_none_or(|at| now.boot.saturating_since(at) >= GAPS_EVERY);
@@ -440,7 +444,7 @@ impl Fleet {
     /// # Errors
     ///
     /// When the store cannot be written; the next call tries again.
-    pub async fn record_news(&self, store: &dyn Store) -> Result<Vec<RunKey>, StoreError> {
+    pub(crate) async fn record_news(&self, store: &dyn Store) -> Result<Vec<RunKey>, StoreError> {
         let _turn = self.recording.lock().await;
         self.write(store).await
     }
@@ -494,7 +498,7 @@ impl Fleet {
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Current,
         Self::Lagging,
         Self::Lost,
@@ -504,7 +508,7 @@ impl Condition {
 
     /// Its name.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Current => "current",
             Self::Lagging => "lagging",

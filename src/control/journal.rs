@@ -34,7 +34,7 @@ use crate::{
 };
 
 pub use error::{CommitError, LogError, Position};
-pub use witness::{Report, Witness};
+pub(crate) use witness::{Report, Witness};
 
 /// What a log folds into.
 ///
@@ -140,17 +140,17 @@ enum Outcome {
 
 /// Read access to a state of a journal, which stays as it is.
 #[derive(Debug)]
-pub struct StateGuard<S>(Arc<Folded<S>>);
+pub(crate) struct StateGuard<S>(Arc<Folded<S>>);
 
 /// What was committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed<T> {
     /// What the plan returned beside the changes.
-    pub value: T,
+    pub(crate) value: T,
     /// The revision of the last change.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// When it was decided.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
 }
 
 /// A log has few writers; this many conflicts in a row mean that something is wrong.
@@ -169,7 +169,7 @@ impl<S: State> Journal<S> {
     /// # Errors
     ///
     /// When the log cannot be followed.
-    pub async fn open(
+    pub(crate) async fn open(
         store: Arc<dyn Store>,
         clock: Clock,
         log: LogName,
@@ -203,26 +203,27 @@ impl<S: State> Journal<S> {
     }
 
     /// Its log.
+    #[cfg(test)]
     #[must_use]
-    pub fn log(&self) -> &LogName {
+    pub(crate) fn log(&self) -> &LogName {
         &self.core.log
     }
 
     /// The epoch of its log.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
+    pub(crate) fn epoch(&self) -> Epoch {
         self.core.epoch
     }
 
     /// The state, as the store has it. Nobody waits for who holds it.
     #[must_use]
-    pub fn state(&self) -> StateGuard<S> {
+    pub(crate) fn state(&self) -> StateGuard<S> {
         StateGuard(self.core.folded.load_full())
     }
 
     /// Where the log stood when it was read or written last.
     #[must_use]
-    pub fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         self.core.folded.load().position()
     }
 
@@ -285,7 +286,7 @@ impl<S: State> Journal<S> {
     /// # Errors
     ///
     /// When the plan is refused, or the store fails.
-    pub async fn commit<T>(
+    pub(crate) async fn commit<T>(
         &self,
         actor: &str,
         mut plan: impl FnMut(&S, Timestamp) -> Result<(Vec<S::Change>, T), CommitError>,
@@ -313,7 +314,7 @@ impl<S: State> Journal<S> {
     /// # Errors
     ///
     /// When the log cannot be followed.
-    pub async fn catch_up(&self) -> Result<(), LogError> {
+    pub(crate) async fn catch_up(&self) -> Result<(), LogError> {
         let core = &self.core;
         let _turn = core.turn.lock().await;
         let held = core.folded.load().state.revision();
@@ -520,7 +521,7 @@ impl<S: State> Core<S> {
 /// # Errors
 ///
 /// When the log cannot be followed.
-pub async fn follow<S: State>(
+pub(crate) async fn follow<S: State>(
     store: &dyn Store,
     log: &LogName,
     mut state: S,
@@ -608,7 +609,7 @@ impl<S> Deref for StateGuard<S> {
 /// # Errors
 ///
 /// When it is none that this version knows.
-pub fn decode<C: DeserializeOwned>(entry: &Entry) -> Result<C, LogError> {
+pub(crate) fn decode<C: DeserializeOwned>(entry: &Entry) -> Result<C, LogError> {
     serde_json::from_slice(&entry.payload).map_err(|source| LogError::Payload {
         log: entry.log.clone(),
         revision: entry.revision,

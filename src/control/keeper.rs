@@ -10,7 +10,7 @@ use super::{calls::Calls, catalog::Catalog};
 
 /// The keeper of all keyrings. To save a large one takes its time, for which nothing else waits.
 #[derive(Debug)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     catalog: Arc<Catalog>,
     calls: Arc<Calls>,
 }
@@ -26,7 +26,7 @@ impl Keeper {
     }
 
     /// Runs until `shutdown`. A failure is logged and tried again in the next round.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

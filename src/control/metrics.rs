@@ -47,7 +47,7 @@ pub struct ControlMetrics {
 
 /// What became of a lookup by a sidecar that holds a keyring on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LookupOutcome {
+pub(crate) enum LookupOutcome {
     /// There is such a key.
     Found,
     /// There is none.
@@ -58,7 +58,7 @@ pub enum LookupOutcome {
 
 /// What became of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommitOutcome {
+pub(crate) enum CommitOutcome {
     /// It is in the log.
     Committed,
     /// It was refused.
@@ -130,7 +130,7 @@ impl Default for ControlMetrics {
 
 impl ControlMetrics {
     /// Registers the instruments.
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "relatch_propagation_seconds",
@@ -162,29 +162,29 @@ impl ControlMetrics {
     }
 
     /// Counts a change that every sidecar that may serve has.
-    pub fn propagated(&self, took: std::time::Duration) {
+    pub(crate) fn propagated(&self, took: std::time::Duration) {
         self.propagation.observe(took.as_secs_f64());
     }
 
     /// The counter of spans that were not exported.
     #[must_use]
-    pub const fn spans_dropped(&self) -> &Counter {
+    pub(crate) const fn spans_dropped(&self) -> &Counter {
         &self.spans_dropped
     }
 
     /// Counts a lookup.
-    pub fn looked_up(&self, outcome: LookupOutcome) {
+    pub(crate) fn looked_up(&self, outcome: LookupOutcome) {
         self.lookups.get_or_create(&outcome.labels()).inc();
     }
 
     /// Counts a commit.
-    pub fn committed(&self, outcome: CommitOutcome) {
+    pub(crate) fn committed(&self, outcome: CommitOutcome) {
         self.commits.get_or_create(&outcome.labels()).inc();
     }
 }
 
 /// Registers what is read at a scrape.
-pub fn register_keys(
+pub(crate) fn register_keys(
     registry: &mut Registry,
     catalog: Arc<Catalog>,
     usage: Arc<UsageBook>,
@@ -205,7 +205,7 @@ impl LookupOutcome {
 
     /// Its name.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Found => "found",
             Self::Unknown => "unknown",
@@ -223,7 +223,7 @@ impl CommitOutcome {
 
     /// Its name.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Committed => "committed",
             Self::Refused => "refused",
@@ -233,7 +233,7 @@ impl CommitOutcome {
 
     /// What became of the commit that ended so.
     #[must_use]
-    pub const fn of<T>(committed: &Result<T, CommitError>) -> Self {
+    pub(crate) const fn of<T>(committed: &Result<T, CommitError>) -> Self {
         match committed {
             Ok(_) => Self::Committed,
             Err(CommitError::Refused(_)) => Self::Refused,

@@ -32,7 +32,7 @@ struct Steady {
 
 impl Pace {
     /// How long a clock that jumped ahead has to stand: long enough for people to see the alarm and set it right.
-    pub const TRUST_AFTER: Duration = Duration::from_hours(1);
+    pub(crate) const TRUST_AFTER: Duration = Duration::from_hours(1);
     /// A clock that is slewed, or read late, is ahead by less.
     const TOLERANCE: Duration = Duration::from_secs(10);
 
@@ -52,7 +52,7 @@ impl Pace {
 
     /// The time by which planned ends come. To be asked more often than a clock is slewed by the tolerance.
     #[must_use]
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         let (wall, boot) = (self.clock.wall(), self.clock.boot());
         let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
         let expected = steady

@@ -55,10 +55,6 @@ use crate::{
 pub struct ControlPlane {
     /// Where it listens.
     pub endpoints: ControlEndpoints,
-    /// Its keyrings.
-    pub catalog: Arc<Catalog>,
-    /// Who is told of their changes.
-    pub webhooks: Arc<Webhooks>,
     /// Counts the rounds of its reconciler that are over.
     pub rounds: watch::Receiver<u64>,
     spans: Option<SpanPipeline>,
@@ -100,7 +96,7 @@ pub struct ControlEndpoints {
     /// The admin API.
     pub admin: SocketAddr,
     /// Metrics and probes.
-    pub http: SocketAddr,
+    pub(crate) http: SocketAddr,
 }
 
 /// A control plane cannot be started.
@@ -264,8 +260,6 @@ impl ControlPlane {
         shutdown.spawn("owner", note_stop(Arc::clone(&owner), shutdown.token()));
         Ok(Self {
             endpoints,
-            catalog,
-            webhooks,
             rounds,
             spans,
             _owner: owner,
@@ -273,7 +267,7 @@ impl ControlPlane {
     }
 
     /// Sends the last spans, after the tasks have ended.
-    pub async fn flush(self, deadline: Duration) {
+    pub(crate) async fn flush(self, deadline: Duration) {
         if let Some(spans) = self.spans {
             spans.shutdown(deadline).await;
         }

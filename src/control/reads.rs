@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 
 /// The reads of a store, counted from 1 as they begin.
 #[derive(Debug)]
-pub struct Reads {
+pub(crate) struct Reads {
     begun: AtomicU64,
     /// The newest read that succeeded.
     done: watch::Sender<u64>,
@@ -20,29 +20,29 @@ pub struct Reads {
 
 /// A read that has begun.
 #[derive(Debug)]
-pub struct Read(u64);
+pub(crate) struct Read(u64);
 
 /// What was asked for: a read that had not begun by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadRequest {
+pub(crate) struct ReadRequest {
     /// The reads that had begun.
     begun: u64,
 }
 
 /// The pause between two reads that were asked for: it is what an answer waits at most, beside the read itself, and a read is
 /// one small query.
-pub const READ_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const READ_PAUSE: Duration = Duration::from_millis(100);
 /// The pause after a read that failed.
-pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 impl Reads {
     /// A read begins: nothing was read before this call.
-    pub fn begin(&self) -> Read {
+    pub(crate) fn begin(&self) -> Read {
         Read(self.begun.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
     /// The read brought everything that the store had as it began.
-    pub fn succeeded(&self, Read(number): Read) {
+    pub(crate) fn succeeded(&self, Read(number): Read) {
         self.done.send_if_modified(|done| {
             let is_news = *done < number;
             *done = number.max(*done);
@@ -51,7 +51,7 @@ impl Reads {
     }
 
     /// Asks for a read that begins after this call.
-    pub fn ask(&self) -> ReadRequest {
+    pub(crate) fn ask(&self) -> ReadRequest {
         let begun = self.begun.load(Ordering::SeqCst);
         self.wanted.notify_one();
         ReadRequest { begun }
@@ -69,7 +69,7 @@ impl Reads {
 
     /// Wakes with each read that succeeded. To be asked whether a [`ReadRequest`] is served.
     #[must_use]
-    pub fn watch(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.done.subscribe()
     }
 }
@@ -77,7 +77,7 @@ impl Reads {
 impl ReadRequest {
     /// Whether it is served once the read with this number has succeeded.
     #[must_use]
-    pub const fn is_served_by(self, done: u64) -> bool {
+    pub(crate) const fn is_served_by(self, done: u64) -> bool {
         done > self.begun
     }
 }

@@ -13,7 +13,7 @@ use crate::key::{KeyringName, VersionRef, rotation};
 
 /// The background work of a control plane.
 #[derive(Debug)]
-pub struct Reconciler {
+pub(crate) struct Reconciler {
     catalog: Arc<Catalog>,
     tokens: Arc<Tokens>,
     fleet: Arc<Fleet>,
@@ -37,7 +37,7 @@ const ACTOR: &str = "reconciler";
 impl Reconciler {
     /// A reconciler of everything that a control plane owns, made before that control plane stages anything.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         catalog: Arc<Catalog>,
         tokens: Arc<Tokens>,
         fleet: Arc<Fleet>,
@@ -62,12 +62,12 @@ impl Reconciler {
 
     /// Counts the rounds that are over, in each of which the store was read and what was due by then was committed.
     #[must_use]
-    pub fn rounds(&self) -> watch::Receiver<u64> {
+    pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
         self.rounds.subscribe()
     }
 
     /// Runs until `shutdown`. A failure is logged and tried again in the next round.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for round in (1..=BOOK_ROUNDS).cycle() {

@@ -28,11 +28,11 @@ use crate::{
 
 mod wait;
 
-pub use wait::{Goal, Patience};
+pub(crate) use wait::{Goal, Patience};
 
 /// Rotates keys and revokes them.
 #[derive(Clone, Debug)]
-pub struct Rotations {
+pub(crate) struct Rotations {
     catalog: Arc<Catalog>,
     fleet: Arc<Fleet>,
     sinks: Arc<Sinks>,
@@ -41,22 +41,22 @@ pub struct Rotations {
 
 /// How a rotation is to go.
 #[derive(Clone, Debug)]
-pub struct RotationSpec {
+pub(crate) struct RotationSpec {
     /// Of which key.
-    pub key_id: KeyId,
+    pub(crate) key_id: KeyId,
     /// The id of the rotation; a new one when absent.
-    pub id: Option<RotationId>,
+    pub(crate) id: Option<RotationId>,
     /// What becomes of the old version.
-    pub old_ends: OldEnds,
+    pub(crate) old_ends: OldEnds,
     /// How long the new version lives; as long as the one before was to live when absent.
-    pub lifetime: Option<Lifetime>,
+    pub(crate) lifetime: Option<Lifetime>,
     /// How long to wait for sidecars, and for which not.
-    pub patience: Patience,
+    pub(crate) patience: Patience,
     /// Where the secret is delivered before the hand-over; none: the caller gets it.
-    pub sink: Option<SinkName>,
+    pub(crate) sink: Option<SinkName>,
     /// The time by which the policy made it due. It is refused where that is not so any more: another control plane on the
     /// same store may have been first. None: somebody asked for it.
-    pub due_at: Option<Timestamp>,
+    pub(crate) due_at: Option<Timestamp>,
 }
 
 /// A version that is on its way to the sidecars. Its secret is nowhere else.
@@ -73,7 +73,7 @@ struct Staged {
 
 /// How far a rotation is.
 #[derive(Debug)]
-pub enum Progress {
+pub(crate) enum Progress {
     /// The new version is on its way.
     Staged {
         /// The rotation.
@@ -89,37 +89,35 @@ pub enum Progress {
 
 /// A rotation that was handed over.
 #[derive(Debug)]
-pub struct HandedOver {
+pub(crate) struct HandedOver {
     /// The new version's secret.
-    pub secret: Secret,
+    pub(crate) secret: Secret,
     /// The new version.
-    pub version: VersionRef,
-    /// When it is valid.
-    pub window: Window,
+    pub(crate) version: VersionRef,
     /// The version that is retiring now.
-    pub old: Option<OldVersion>,
+    pub(crate) old: Option<OldVersion>,
     /// The revision of the hand-over.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// All sidecars, at the end of the wait.
-    pub barrier: Barrier,
+    pub(crate) barrier: Barrier,
     /// From the staged commit to the last ack.
-    pub propagation: Duration,
+    pub(crate) propagation: Duration,
 }
 
 /// A revocation that was committed.
 #[derive(Debug)]
-pub struct Revoked {
+pub(crate) struct Revoked {
     /// The versions that were asked for; all of them are revoked now.
-    pub versions: Vec<VersionNumber>,
+    pub(crate) versions: Vec<VersionNumber>,
     /// The revision of the revocation.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// Whether any of them was not revoked before.
-    pub is_new: bool,
+    pub(crate) is_new: bool,
 }
 
 /// Why a rotation was not handed over, or a revocation not seen through.
 #[derive(Debug, thiserror::Error)]
-pub enum RotationError {
+pub(crate) enum RotationError {
     /// A commit failed.
     #[error(transparent)]
     Commit(#[from] CommitError),
@@ -168,7 +166,7 @@ const DELIVERY_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::
 impl Rotations {
     /// Rotates the catalog's keys and waits for the fleet until `stop`.
     #[must_use]
-    pub const fn new(
+    pub(crate) const fn new(
         catalog: Arc<Catalog>,
         fleet: Arc<Fleet>,
         sinks: Arc<Sinks>,
@@ -184,7 +182,7 @@ impl Rotations {
 
     /// The sinks that a policy may name.
     #[must_use]
-    pub fn sinks(&self) -> &Sinks {
+    pub(crate) fn sinks(&self) -> &Sinks {
         &self.sinks
     }
 
@@ -199,7 +197,7 @@ impl Rotations {
     /// # Errors
     ///
     /// When the rotation was not handed over; nothing was handed out then, except where a delivery has begun.
-    pub async fn start_rotation(
+    pub(crate) async fn start_rotation(
         &self,
         actor: &str,
         spec: &RotationSpec,
@@ -268,7 +266,6 @@ impl Rotations {
         Ok(HandedOver {
             secret: staged.secret,
             version: staged.version,
-            window: staged.window,
             old,
             revision,
             barrier,
@@ -483,7 +480,7 @@ impl Rotations {
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn withdraw_left(
+    pub(crate) async fn withdraw_left(
         &self,
         actor: &str,
         served: &ServedKeyring,
@@ -510,7 +507,7 @@ impl Rotations {
     /// # Errors
     ///
     /// When the revocation is refused, or the store fails.
-    pub async fn revoke(
+    pub(crate) async fn revoke(
         &self,
         served: &ServedKeyring,
         actor: &str,
@@ -557,7 +554,7 @@ impl Rotations {
 impl RotationError {
     /// Whether nothing was handed out, and nothing will be.
     #[must_use]
-    pub const fn is_withdrawn(&self) -> bool {
+    pub(crate) const fn is_withdrawn(&self) -> bool {
         match self {
             Self::Commit(_)
             | Self::TimedOut { .. }

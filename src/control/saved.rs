@@ -15,11 +15,11 @@ use crate::key::{
 };
 
 /// The format of what is saved. Others are passed over, and the log is read instead. 1 was the JSON of everything.
-pub const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Saves a keyring page by page.
 #[derive(Debug)]
-pub struct Saver {
+pub(crate) struct Saver {
     keyring: Keyring,
     /// Where the next page begins; none after the last one.
     next: Option<Place>,
@@ -27,7 +27,7 @@ pub struct Saver {
 
 /// Puts a saved keyring together again.
 #[derive(Debug)]
-pub struct Restorer {
+pub(crate) struct Restorer {
     head: KeyringHead,
     consumers: Vec<(ConsumerId, Consumer)>,
     keys: Vec<(KeyId, Arc<Key>)>,
@@ -37,7 +37,7 @@ pub struct Restorer {
 
 /// What is saved cannot be understood.
 #[derive(Debug, thiserror::Error)]
-pub enum SavedError {
+pub(crate) enum SavedError {
     /// A page is none.
     #[error("a page is damaged")]
     Page(#[from] prost::DecodeError),
@@ -155,7 +155,7 @@ const PAGE_CONSUMERS: usize = 8_192;
 impl Saver {
     /// Saves `keyring` as it is now.
     #[must_use]
-    pub fn new(keyring: Keyring) -> Self {
+    pub(crate) fn new(keyring: Keyring) -> Self {
         let first = keyring.consumers().keys().next().cloned();
         Self {
             next: first.map(|consumer| Place {
@@ -233,7 +233,7 @@ impl Restorer {
     /// # Errors
     ///
     /// When it is none.
-    pub fn new(head: &[u8]) -> Result<Self, SavedError> {
+    pub(crate) fn new(head: &[u8]) -> Result<Self, SavedError> {
         Ok(Self {
             head: serde_json::from_slice(head)?,
             consumers: Vec::new(),
@@ -248,7 +248,7 @@ impl Restorer {
     /// # Errors
     ///
     /// When it is none, or does not follow the former one.
-    pub fn page(&mut self, page: &[u8]) -> Result<(), SavedError> {
+    pub(crate) fn page(&mut self, page: &[u8]) -> Result<(), SavedError> {
         for saved in Page::decode(page)?.consumers {
             let goes_on = self.consumers.last().map(|(id, _)| id.as_str()) == Some(&saved.id);
             if !goes_on {
@@ -277,7 +277,7 @@ impl Restorer {
     /// # Errors
     ///
     /// When its keys do not fit each other.
-    pub fn finish(self) -> Result<Keyring, SavedError> {
+    pub(crate) fn finish(self) -> Result<Keyring, SavedError> {
         let consumers = self.consumers.into_iter();
         let consumers = consumers.map(|(id, consumer)| (id, Arc::new(consumer)));
         Keyring::restore(self.head, consumers.collect(), self.keys).ok_or(SavedError::Keys)

@@ -26,7 +26,7 @@ use crate::{
 
 /// Starts the rotations that are due.
 #[derive(Clone, Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     catalog: Arc<Catalog>,
     rotations: Rotations,
     pace: Arc<Pace>,
@@ -64,7 +64,7 @@ const ACTOR: &str = "schedule";
 impl Schedule {
     /// A schedule for the catalog's keys, whose rotations run as `tasks`.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         catalog: Arc<Catalog>,
         rotations: Rotations,
         pace: Arc<Pace>,
@@ -81,7 +81,7 @@ impl Schedule {
     }
 
     /// Runs until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

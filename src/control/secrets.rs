@@ -61,7 +61,7 @@ const FIRST_PEPPER: PepperId = PepperId::new(1);
 /// # Errors
 ///
 /// When that is not possible.
-pub fn ensure_directory(path: &Path) -> Result<(), SecretFileError> {
+pub(crate) fn ensure_directory(path: &Path) -> Result<(), SecretFileError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -92,7 +92,7 @@ pub fn read_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
 /// # Errors
 ///
 /// When there is such a file, or it cannot be written.
-pub fn create_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
+pub(crate) fn create_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
     let pepper = MasterPepper::generate(FIRST_PEPPER)?;
     let mut content = PepperFile {
         id: pepper.id().get(),

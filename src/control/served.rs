@@ -58,26 +58,26 @@ const RESUME_ROUNDS: u32 = 60;
 #[derive(Clone, Debug)]
 pub struct FedKeyring {
     /// The keyring.
-    pub keyring: Keyring,
+    pub(crate) keyring: Keyring,
     /// What its sidecars are to be told.
-    pub feed: Feed,
+    pub(crate) feed: Feed,
 }
 
 /// What a keyring holds under a digest, as its sidecars are told of it.
 #[derive(Clone, Debug)]
-pub struct LookedUp {
+pub(crate) struct LookedUp {
     /// At which the rest is true: all of it is of one moment.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// The version, whatever its state; none where the keyring holds no such one.
-    pub item: Option<discovery::Item>,
+    pub(crate) item: Option<discovery::Item>,
     /// The other versions of the same key that are accepted within their windows.
-    pub siblings: Vec<discovery::Item>,
+    pub(crate) siblings: Vec<discovery::Item>,
 }
 
 impl ServedKeyring {
     /// Serves what a journal holds, whose witness is `ringer`.
     #[must_use]
-    pub fn new(journal: Journal<FedKeyring>, ringer: Arc<Ringer>, pepper: Pepper) -> Self {
+    pub(crate) fn new(journal: Journal<FedKeyring>, ringer: Arc<Ringer>, pepper: Pepper) -> Self {
         let name = journal.state().keyring.name().clone();
         Self {
             name,
@@ -93,7 +93,7 @@ impl ServedKeyring {
 
     /// The keyring's name.
     #[must_use]
-    pub const fn name(&self) -> &KeyringName {
+    pub(crate) const fn name(&self) -> &KeyringName {
         &self.name
     }
 
@@ -123,7 +123,7 @@ impl ServedKeyring {
 
     /// What sidecars need to judge its keys.
     #[must_use]
-    pub fn settings(&self) -> discovery::KeyringSettings {
+    pub(crate) fn settings(&self) -> discovery::KeyringSettings {
         let state = self.journal.state();
         discovery::KeyringSettings {
             keyring: self.name.to_string(),
@@ -140,25 +140,26 @@ impl ServedKeyring {
 
     /// The key version with `digest`, as its sidecars are told of it now.
     #[must_use]
-    pub fn lookup(&self, digest: &KeyDigest) -> LookedUp {
+    pub(crate) fn lookup(&self, digest: &KeyDigest) -> LookedUp {
         self.journal.state().lookup(digest)
     }
 
     /// What is rung when the keyring has changed.
     #[must_use]
-    pub fn bells(&self) -> &Bells {
+    pub(crate) fn bells(&self) -> &Bells {
         self.ringer.bells()
     }
 
     /// Since when its state is that of the store at least: the begin of the last read that succeeded.
+    #[cfg(test)]
     #[must_use]
-    pub fn read_at(&self) -> BootTime {
+    pub(crate) fn read_at(&self) -> BootTime {
         BootTime::from_millis(self.read_at.load(Ordering::Acquire))
     }
 
     /// Whether the last read of it succeeded. Where it did not, nobody may be told that what they hold is fresh.
     #[must_use]
-    pub fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         self.is_current.load(Ordering::Acquire)
     }
 
@@ -176,7 +177,7 @@ impl ServedKeyring {
     /// The whole keyring, encoded anew only when there is no snapshot at `least` or later from which the feed leads on.
     /// Takes time in proportion to its size then, for which no change waits.
     #[must_use]
-    pub fn snapshot(&self, least: Revision) -> Arc<EncodedSnapshot> {
+    pub(crate) fn snapshot(&self, least: Revision) -> Arc<EncodedSnapshot> {
         let mut cached = self.cached();
         cached.rounds = cached.rounds.max(1);
         let state = self.journal.state();
@@ -196,7 +197,11 @@ impl ServedKeyring {
     /// The snapshot that has `id`, where it is kept still, is at `least` or later, and the feed leads on from it. It does not
     /// wait for one that is being encoded, which takes the place of the one that is kept.
     #[must_use]
-    pub fn resumed_snapshot(&self, id: u64, least: Revision) -> Option<Arc<EncodedSnapshot>> {
+    pub(crate) fn resumed_snapshot(
+        &self,
+        id: u64,
+        least: Revision,
+    ) -> Option<Arc<EncodedSnapshot>> {
         let cached = self.snapshot.try_lock().ok()?;
         let snapshot = cached.snapshot.as_ref()?;
         let state = self.journal.state();
@@ -210,7 +215,7 @@ impl ServedKeyring {
 
     /// Keeps the snapshot that has `id` for a minute: the stream that brought it ended before it did, and the next one may go
     /// on from there.
-    pub fn keep_snapshot(&self, id: u64) {
+    pub(crate) fn keep_snapshot(&self, id: u64) {
         // Who encodes one now replaces it.
         if let Ok(mut cached) = self.snapshot.try_lock()
             && cached.snapshot.as_ref().is_some_and(|kept| kept.id == id)
@@ -221,7 +226,7 @@ impl ServedKeyring {
 
     /// Drops the snapshot unless a stream brings it, or somebody has asked for it since the last time: it takes as much memory
     /// as its keys.
-    pub fn drop_idle_snapshot(&self) {
+    pub(crate) fn drop_idle_snapshot(&self) {
         // Who encodes one now wants it.
         if let Ok(mut cached) = self.snapshot.try_lock() {
             let is_sent = |snapshot| Arc::strong_count(snapshot) > 1;
@@ -236,7 +241,7 @@ impl ServedKeyring {
     }
 
     /// Notes that an operator wants snapshots of this many items to be taken even where they shrink a keyring.
-    pub fn confirm_items(&self, items: u64) {
+    pub(crate) fn confirm_items(&self, items: u64) {
         self.confirmed_items.store(items, Ordering::Relaxed);
         self.cached().snapshot = None;
     }
@@ -257,7 +262,7 @@ impl FedKeyring {
 
     /// What it holds under a digest. The cost grows with the logarithm of the keyring's size.
     #[must_use]
-    pub fn lookup(&self, digest: &KeyDigest) -> LookedUp {
+    pub(crate) fn lookup(&self, digest: &KeyDigest) -> LookedUp {
         let keyring = &self.keyring;
         let which = keyring.find(digest);
         let record = which.and_then(|which| keyring.record(which));
@@ -271,7 +276,7 @@ impl FedKeyring {
 
     /// Serves a keyring as it is. Takes time in proportion to its size.
     #[must_use]
-    pub fn from_keyring(epoch: Epoch, keyring: Keyring) -> Self {
+    pub(crate) fn from_keyring(epoch: Epoch, keyring: Keyring) -> Self {
         Self {
             feed: Feed::new(epoch, &keyring),
             keyring,

@@ -4,14 +4,16 @@
 //! delivery that failed may have arrived all the same: a time-out tells nothing of the other side. To deliver the same
 //! version again is harmless everywhere.
 
-pub mod exec;
-pub mod file;
+pub(crate) mod exec;
+pub(crate) mod file;
 mod redact;
 #[cfg(test)]
 mod testing;
-pub mod vault;
+pub(crate) mod vault;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+#[cfg(test)]
+use std::time::Duration;
 
 use crate::{
     config::{SinkSettings, sink::SinkTarget},
@@ -94,7 +96,7 @@ enum Kind {
 impl SinkError {
     /// In what kind of sink it failed: the same for all texts of programs and Vaults.
     #[must_use]
-    pub const fn kind(&self) -> &'static str {
+    pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::Unknown(_) => "unknown_sink",
             Self::File { .. } => "file_sink",
@@ -130,7 +132,7 @@ impl Sinks {
     }
 
     /// The names in order.
-    pub fn names(&self) -> impl Iterator<Item = &SinkName> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &SinkName> {
         self.0.keys()
     }
 }
@@ -150,14 +152,16 @@ impl Sink {
     }
 
     /// Its name in the file.
+    #[cfg(test)]
     #[must_use]
-    pub const fn name(&self) -> &SinkName {
+    pub(crate) const fn name(&self) -> &SinkName {
         &self.name
     }
 
     /// The longest that a delivery takes, for whoever keeps a version staged meanwhile.
+    #[cfg(test)]
     #[must_use]
-    pub const fn time_limit(&self) -> Duration {
+    pub(crate) const fn time_limit(&self) -> Duration {
         match &self.kind {
             Kind::File(_) => FileSink::TIME_LIMIT,
             Kind::Exec(sink) => sink.time_limit(),

@@ -30,21 +30,21 @@ use crate::{
 
 /// Makes spans, or nothing where there is no collector; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct ControlTracer(Option<SdkTracer>);
+pub(crate) struct ControlTracer(Option<SdkTracer>);
 
 /// A span that is under way; it ends when this is dropped. Nothing where no spans are made.
 #[derive(Debug)]
 #[must_use = "the span ends when this is dropped"]
-pub struct OpenSpan(Option<Context>);
+pub(crate) struct OpenSpan(Option<Context>);
 
 /// A round of work that comes every second. It has a span as soon as something in it has one.
 #[derive(Debug)]
 #[must_use = "the round ends when this is dropped"]
-pub struct Round(Option<Arc<LazySpan>>);
+pub(crate) struct Round(Option<Arc<LazySpan>>);
 
 /// What a commit was to change.
 #[derive(Debug, Default)]
-pub struct Changes {
+pub(crate) struct Changes {
     kinds: BTreeSet<&'static str>,
     keys: BTreeSet<KeyId>,
     rotations: BTreeSet<RotationId>,
@@ -52,19 +52,19 @@ pub struct Changes {
 
 /// A commit that is over.
 #[derive(Debug)]
-pub struct CommitEvent<'a> {
+pub(crate) struct CommitEvent<'a> {
     /// When it began.
-    pub started: SystemTime,
+    pub(crate) started: SystemTime,
     /// Who made it, as the audit log names them.
-    pub actor: &'a str,
+    pub(crate) actor: &'a str,
     /// Of which keyring; none: of the control plane itself.
-    pub keyring: Option<&'a KeyringName>,
+    pub(crate) keyring: Option<&'a KeyringName>,
     /// What was planned last.
-    pub changes: &'a Changes,
+    pub(crate) changes: &'a Changes,
     /// What became of it.
-    pub outcome: CommitOutcome,
+    pub(crate) outcome: CommitOutcome,
     /// The last revision that it wrote.
-    pub revision: Option<Revision>,
+    pub(crate) revision: Option<Revision>,
 }
 
 #[derive(Debug)]
@@ -78,18 +78,18 @@ struct LazySpan {
 impl ControlTracer {
     /// Without a tracer there are no spans.
     #[must_use]
-    pub const fn new(tracer: Option<SdkTracer>) -> Self {
+    pub(crate) const fn new(tracer: Option<SdkTracer>) -> Self {
         Self(tracer)
     }
 
     /// Whether spans are made.
     #[must_use]
-    pub const fn is_on(&self) -> bool {
+    pub(crate) const fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
     /// Begins the span of a call, below that of its caller.
-    pub fn call(&self, method: String, parent: Option<TraceParent>) -> OpenSpan {
+    pub(crate) fn call(&self, method: String, parent: Option<TraceParent>) -> OpenSpan {
         let parent = parent.map_or_else(Context::new, |parent| {
             Context::new().with_remote_span_context(parent.recording_context())
         });
@@ -104,7 +104,7 @@ impl ControlTracer {
     }
 
     /// Begins a span below the current one.
-    pub fn begin(&self, name: &'static str) -> OpenSpan {
+    pub(crate) fn begin(&self, name: &'static str) -> OpenSpan {
         if self.0.is_none() {
             return OpenSpan(None);
         }
@@ -113,7 +113,7 @@ impl ControlTracer {
     }
 
     /// Begins a round.
-    pub fn round(&self, name: &'static str, started: SystemTime) -> Round {
+    pub(crate) fn round(&self, name: &'static str, started: SystemTime) -> Round {
         Round(self.0.is_some().then(|| {
             Arc::new(LazySpan {
                 tracer: self.clone(),
@@ -125,7 +125,7 @@ impl ControlTracer {
     }
 
     /// Tells of a commit that wrote something, and of one that failed where somebody had asked for it.
-    pub fn commit(&self, event: &CommitEvent<'_>) {
+    pub(crate) fn commit(&self, event: &CommitEvent<'_>) {
         let is_asked_for = || Context::map_current(Context::has_active_span);
         if self.0.is_none() || event.outcome != CommitOutcome::Committed && !is_asked_for() {
             return;
@@ -152,19 +152,19 @@ impl ControlTracer {
 
 impl OpenSpan {
     /// Adds an attribute.
-    pub fn set(&self, key: &'static str, value: impl Into<Value>) {
+    pub(crate) fn set(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new(key, value));
         }
     }
 
     /// Adds who acts.
-    pub fn set_actor(&self, actor: &str) {
+    pub(crate) fn set_actor(&self, actor: &str) {
         self.set("relatch.actor", id_of(actor));
     }
 
     /// Notes that it failed, and what in.
-    pub fn fail(&self, error_type: &'static str) {
+    pub(crate) fn fail(&self, error_type: &'static str) {
         self.set("error.type", error_type);
         if let Some(context) = &self.0 {
             context.span().set_status(Status::error(""));
@@ -172,7 +172,7 @@ impl OpenSpan {
     }
 
     /// A future in which this is the current span.
-    pub fn carry<F>(&self, future: F) -> WithContext<F> {
+    pub(crate) fn carry<F>(&self, future: F) -> WithContext<F> {
         future.with_context(self.0.clone().unwrap_or_else(Context::current))
     }
 }
@@ -187,7 +187,7 @@ impl Drop for OpenSpan {
 
 impl Round {
     /// A future whose spans belong to this round.
-    pub fn carry<F>(&self, future: F) -> WithContext<F> {
+    pub(crate) fn carry<F>(&self, future: F) -> WithContext<F> {
         let context = match &self.0 {
             Some(lazy) => Context::current_with_value(Arc::clone(lazy)),
             None => Context::current(),
@@ -217,7 +217,7 @@ impl LazySpan {
 
 impl Changes {
     /// What `changes` are.
-    pub fn of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Self {
+    pub(crate) fn of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Self {
         let mut told = Self::default();
         for change in changes {
             told.kinds.insert(change.kind());
@@ -229,7 +229,7 @@ impl Changes {
 
     /// One change that is not of a keyring.
     #[must_use]
-    pub fn of_kind(kind: &'static str) -> Self {
+    pub(crate) fn of_kind(kind: &'static str) -> Self {
         Self {
             kinds: [kind].into(),
             ..Self::default()
@@ -237,8 +237,9 @@ impl Changes {
     }
 
     /// Whether there are none.
+    #[cfg(test)]
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.kinds.is_empty()
     }
 }
@@ -275,7 +276,7 @@ impl CommitEvent<'_> {
 }
 
 /// Adds to the current span who acts.
-pub fn tell_actor(actor: &str) {
+pub(crate) fn tell_actor(actor: &str) {
     Context::map_current(|context| {
         let span = context.span();
         if span.is_recording() {
@@ -285,12 +286,12 @@ pub fn tell_actor(actor: &str) {
 }
 
 /// A task whose spans belong to the span that is current now.
-pub fn carried<F>(task: F) -> WithContext<F> {
+pub(crate) fn carried<F>(task: F) -> WithContext<F> {
     task.with_current_context()
 }
 
 /// A report whose span belongs to the span that is current now, wherever it is made.
-pub fn carried_report<T>(report: impl FnOnce(T)) -> impl FnOnce(T) {
+pub(crate) fn carried_report<T>(report: impl FnOnce(T)) -> impl FnOnce(T) {
     let context = Context::current();
     move |told| {
         let _current = context.attach();
@@ -300,7 +301,7 @@ pub fn carried_report<T>(report: impl FnOnce(T)) -> impl FnOnce(T) {
 
 /// A number as attributes hold it.
 #[must_use]
-pub fn whole(number: u64) -> i64 {
+pub(crate) fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

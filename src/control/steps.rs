@@ -8,7 +8,7 @@ use crate::key::Revision;
 
 /// The last revisions without a gap, as many as are kept. Clones share them: a new one costs a copy of the last block.
 #[derive(Clone, Debug, Default)]
-pub struct Steps {
+pub(crate) struct Steps {
     /// The state that the first step starts from.
     before: Before,
     /// The steps of revisions `n * BLOCK` to `(n + 1) * BLOCK - 1`, for consecutive `n`. Only the first block may lack
@@ -19,15 +19,15 @@ pub struct Steps {
 
 /// One revision, encoded.
 #[derive(Clone, Debug)]
-pub struct Step {
+pub(crate) struct Step {
     /// The revision to which it leads.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// A serialized delta.
-    pub delta: Bytes,
+    pub(crate) delta: Bytes,
     /// Serialized revocations, where the delta has any.
-    pub revocations: Option<Bytes>,
+    pub(crate) revocations: Option<Bytes>,
     /// The digest of the set of items at this revision.
-    pub set_digest: u64,
+    pub(crate) set_digest: u64,
 }
 
 /// What is known of the revision before the first step.
@@ -46,7 +46,7 @@ struct Block {
 }
 
 /// So many of the last revisions are kept, unless they are too large. A sidecar that was away for longer takes a snapshot.
-pub const KEPT: u64 = 8_192;
+pub(crate) const KEPT: u64 = 8_192;
 /// How many revisions a block has.
 const BLOCK: u64 = 64;
 /// How many blocks are kept at most: the last one is rarely full.
@@ -57,7 +57,7 @@ const MAX_BYTES: usize = 16 << 20;
 impl Steps {
     /// No steps yet: the first one starts from `revision`, where the set of items has `set_digest`.
     #[must_use]
-    pub fn after(revision: Revision, set_digest: u64) -> Self {
+    pub(crate) fn after(revision: Revision, set_digest: u64) -> Self {
         Self {
             before: Before {
                 revision,
@@ -68,7 +68,7 @@ impl Steps {
     }
 
     /// Adds the step that follows the last one.
-    pub fn push(&mut self, step: Step) {
+    pub(crate) fn push(&mut self, step: Step) {
         let begins_block = step.revision.get().is_multiple_of(BLOCK);
         if begins_block || self.blocks.is_empty() {
             self.blocks.push(Arc::default());
@@ -87,14 +87,14 @@ impl Steps {
 
     /// The step that leads to `revision`, if it is kept.
     #[must_use]
-    pub fn get(&self, revision: Revision) -> Option<&Step> {
+    pub(crate) fn get(&self, revision: Revision) -> Option<&Step> {
         let (block, step) = self.place(revision)?;
         self.blocks.get(block)?.steps.get(step)
     }
 
     /// The first step from `revision` on that revokes something, as far as steps are kept.
     #[must_use]
-    pub fn first_revocation(&self, revision: Revision) -> Option<&Step> {
+    pub(crate) fn first_revocation(&self, revision: Revision) -> Option<&Step> {
         let oldest = self.oldest()?;
         let (first, skipped) = self.place(revision.max(oldest))?;
         let rest = self.blocks.get(first..)?.iter().enumerate();
@@ -108,7 +108,7 @@ impl Steps {
 
     /// The digest of the set of items at `revision`: that of a step that is kept, or the one before the first.
     #[must_use]
-    pub fn digest_at(&self, revision: Revision) -> Option<u64> {
+    pub(crate) fn digest_at(&self, revision: Revision) -> Option<u64> {
         if revision == self.before.revision {
             return Some(self.before.set_digest);
         }

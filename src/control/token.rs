@@ -23,7 +23,7 @@ use crate::{
 
 /// The tokens of a control plane, kept in its own log, and the check values of its peppers.
 #[derive(Debug)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     journal: Journal<TokenBook>,
     pepper: Pepper,
     clock: Clock,
@@ -32,26 +32,26 @@ pub struct Tokens {
 
 /// One admin token. Its secret is stored as a keyed digest only.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     /// Public; also a part of the token.
-    pub id: KeyId,
+    pub(crate) id: KeyId,
     /// For people.
-    pub name: String,
+    pub(crate) name: String,
     /// What it permits.
-    pub role: Role,
+    pub(crate) role: Role,
     /// When it was made.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// When it ends by itself.
-    pub expires_at: Option<Timestamp>,
+    pub(crate) expires_at: Option<Timestamp>,
     /// When it was ended.
-    pub ended_at: Option<Timestamp>,
+    pub(crate) ended_at: Option<Timestamp>,
     digest: KeyDigest,
 }
 
 /// What the holder of a token is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub(crate) enum Role {
     /// Reads.
     Viewer,
     /// Reads, makes consumers and keys, rotates.
@@ -64,7 +64,7 @@ pub enum Role {
 
 /// What a call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permission {
+pub(crate) enum Permission {
     /// Looks.
     Read,
     /// Makes consumers and keys, rotates keys.
@@ -77,16 +77,16 @@ pub enum Permission {
 
 /// Who makes a call, once its token was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// As the audit log names the caller: `token:<id> (<name>)`.
-    pub actor: String,
+    pub(crate) actor: String,
     /// What the token permits.
-    pub role: Role,
+    pub(crate) role: Role,
 }
 
 /// All tokens, as their log tells, and the check value of every pepper that the store's digests need.
 #[derive(Clone, Debug, Default)]
-pub struct TokenBook {
+pub(crate) struct TokenBook {
     revision: Revision,
     tokens: BTreeMap<KeyId, Token>,
     peppers: BTreeMap<PepperId, PepperCheck>,
@@ -102,7 +102,7 @@ struct Draft {
 /// What happened to the tokens and peppers. Stored as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum TokenChange {
+pub(crate) enum TokenChange {
     /// One was made.
     TokenCreated {
         /// Its id.
@@ -155,7 +155,7 @@ pub(crate) const PEPPER_ADDED: &str = "pepper_added";
 /// A text that is no role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a role: use viewer, issuer, revoker or admin")]
-pub struct ParseRoleError;
+pub(crate) struct ParseRoleError;
 
 impl Tokens {
     /// Loads the tokens of a store.
@@ -163,7 +163,7 @@ impl Tokens {
     /// # Errors
     ///
     /// When their log cannot be followed.
-    pub async fn open(
+    pub(crate) async fn open(
         store: Arc<dyn Store>,
         clock: Clock,
         pepper: &MasterPepper,
@@ -191,7 +191,7 @@ impl Tokens {
 
     /// The same, with spans of its commits.
     #[must_use]
-    pub fn with_tracer(self, tracer: ControlTracer) -> Self {
+    pub(crate) fn with_tracer(self, tracer: ControlTracer) -> Self {
         Self { tracer, ..self }
     }
 
@@ -200,7 +200,7 @@ impl Tokens {
     /// # Errors
     ///
     /// When its name cannot be, or the store fails.
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         actor: &str,
         name: &str,
@@ -252,7 +252,7 @@ impl Tokens {
     /// # Errors
     ///
     /// When the token does not exist, has ended or must stay, or the store fails.
-    pub async fn end(&self, actor: &str, id: KeyId) -> Result<Token, CommitError> {
+    pub(crate) async fn end(&self, actor: &str, id: KeyId) -> Result<Token, CommitError> {
         self.commit(actor, |book, _| match book.tokens.get(&id) {
             None => Err(not_found(id)),
             Some(token) if token.ended_at.is_some() => Err(Refusal::AlreadyExists {
@@ -272,7 +272,7 @@ impl Tokens {
 
     /// The check value of every pepper that the store's digests need; none in a store that was created without them.
     #[must_use]
-    pub fn peppers(&self) -> BTreeMap<PepperId, PepperCheck> {
+    pub(crate) fn peppers(&self) -> BTreeMap<PepperId, PepperCheck> {
         self.journal.state().peppers.clone()
     }
 
@@ -281,7 +281,11 @@ impl Tokens {
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn add_pepper(&self, actor: &str, pepper: &MasterPepper) -> Result<(), CommitError> {
+    pub(crate) async fn add_pepper(
+        &self,
+        actor: &str,
+        pepper: &MasterPepper,
+    ) -> Result<(), CommitError> {
         let (id, check) = (pepper.id(), pepper.check());
         let planned = |book: &TokenBook, _| {
             let is_new = !book.peppers.contains_key(&id);
@@ -297,19 +301,19 @@ impl Tokens {
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn note(&self, actor: &str, change: TokenChange) -> Result<(), CommitError> {
+    pub(crate) async fn note(&self, actor: &str, change: TokenChange) -> Result<(), CommitError> {
         self.commit(actor, |_, _| Ok(change.clone())).await
     }
 
     /// All tokens, ended ones too.
     #[must_use]
-    pub fn list(&self) -> Vec<Token> {
+    pub(crate) fn list(&self) -> Vec<Token> {
         self.journal.state().tokens.values().cloned().collect()
     }
 
     /// Who presents `token`; none when it is not one, or is over.
     #[must_use]
-    pub fn verify(&self, token: &str) -> Option<Caller> {
+    pub(crate) fn verify(&self, token: &str) -> Option<Caller> {
         let presented = PresentedKey::new(token.as_bytes()).ok()?;
         let id = presented.parse(&prefix()).ok()?;
         let digest = self.pepper.digest(&presented);
@@ -331,7 +335,7 @@ impl Tokens {
     /// # Errors
     ///
     /// When the log cannot be followed.
-    pub async fn refresh(&self) -> Result<(), LogError> {
+    pub(crate) async fn refresh(&self) -> Result<(), LogError> {
         self.journal.catch_up().await
     }
 
@@ -391,7 +395,7 @@ impl Tokens {
 /// # Errors
 ///
 /// When the operating system's random source fails.
-pub fn first_entries(
+pub(crate) fn first_entries(
     actor: &str,
     name: &str,
     pepper: &MasterPepper,
@@ -518,7 +522,7 @@ impl State for TokenBook {
 impl Role {
     /// Whether it permits a call. What is not listed is not permitted.
     #[must_use]
-    pub const fn permits(self, permission: Permission) -> bool {
+    pub(crate) const fn permits(self, permission: Permission) -> bool {
         match permission {
             Permission::Read => matches!(
                 self,
@@ -532,7 +536,7 @@ impl Role {
 
     /// Its name.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Viewer => "viewer",
             Self::Issuer => "issuer",

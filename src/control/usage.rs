@@ -28,8 +28,8 @@ use crate::{
     store::{PresenceRow, Store, StoreError, UsageRow},
 };
 
-pub use answers::Answers;
-pub use callers::Caller;
+pub(crate) use answers::Answers;
+pub(crate) use callers::Caller;
 
 use callers::{Callers, MAX_CALLERS};
 use ledger::{Boot, Entry, Ledger, Receipt, Told, entry_of};
@@ -50,7 +50,7 @@ pub struct UsageBook {
 
 /// The reports of one stream.
 #[derive(Debug)]
-pub struct UsageStream {
+pub(crate) struct UsageStream {
     book: Arc<UsageBook>,
     id: u64,
     boot: Boot,
@@ -66,22 +66,22 @@ pub struct UsageStream {
 
 /// What a stream is told of its reports, and tells them.
 #[derive(Debug)]
-pub struct UsageAcks {
+pub(crate) struct UsageAcks {
     /// Up to which message everything is in the store.
-    pub durable: watch::Receiver<u64>,
+    pub(crate) durable: watch::Receiver<u64>,
     /// To be told of each answer to a beat.
-    pub answers: Answers,
+    pub(crate) answers: Answers,
 }
 
 /// What a keyring says of a version that a sidecar reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub(crate) struct Known {
     /// Whether to keep who uses it.
-    pub keeps_callers: bool,
+    pub(crate) keeps_callers: bool,
 }
 
 /// Which versions there are.
-pub trait Versions {
+pub(crate) trait Versions {
     /// What is known of each of `versions`; none for one that does not exist.
     fn known(
         &self,
@@ -130,7 +130,7 @@ struct Written {
 
 /// How long a report waits for others to be written with it: short beside the pause between beats, and long
 /// enough that a thousand sidecars cost four transactions a second.
-pub const FLUSH_AFTER: Duration = Duration::from_millis(250);
+pub(crate) const FLUSH_AFTER: Duration = Duration::from_millis(250);
 /// How long to wait after the store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The most rows of one transaction, which holds the only write lock: some ten milliseconds.
@@ -180,7 +180,7 @@ impl UsageBook {
 
     /// Takes the reports of a stream that has opened, about the keyrings to which its sidecar subscribes.
     #[must_use]
-    pub fn stream(
+    pub(crate) fn stream(
         self: &Arc<Self>,
         member: &RunKey,
         subscribed: BTreeSet<KeyringName>,
@@ -217,7 +217,7 @@ impl UsageBook {
     }
 
     /// A process has ended for good: its counts are added to those of all that have.
-    pub fn end(&self, run_id: &str) {
+    pub(crate) fn end(&self, run_id: &str) {
         let boot = Boot::from(run_id);
         let now = self.clock.wall();
         let mut state = self.lock();
@@ -229,19 +229,19 @@ impl UsageBook {
 
     /// How often a version was used; none when nothing was told of it.
     #[must_use]
-    pub fn use_of(&self, keyring: &KeyringName, version: VersionRef) -> Option<Use> {
+    pub(crate) fn use_of(&self, keyring: &KeyringName, version: VersionRef) -> Option<Use> {
         self.lock().ledger.total(keyring, version)
     }
 
     /// The versions of a keyring of whose use anything was told, in any order.
     #[must_use]
-    pub fn used(&self, keyring: &KeyringName) -> Vec<VersionRef> {
+    pub(crate) fn used(&self, keyring: &KeyringName) -> Vec<VersionRef> {
         self.lock().ledger.versions(keyring).copied().collect()
     }
 
     /// How often each of `versions` was used; without those of which nothing was told.
     #[must_use]
-    pub fn uses_of(
+    pub(crate) fn uses_of(
         &self,
         keyring: &KeyringName,
         versions: &[VersionRef],
@@ -253,20 +253,20 @@ impl UsageBook {
 
     /// Requests per second with a version that were told of in the last minute.
     #[must_use]
-    pub fn rate(&self, keyring: &KeyringName, version: VersionRef) -> f64 {
+    pub(crate) fn rate(&self, keyring: &KeyringName, version: VersionRef) -> f64 {
         let now = self.clock.boot();
         self.lock().ledger.rate(keyring, version, now)
     }
 
     /// Who uses a version that its consumer should not use any more, the most requests first; at most 16.
     #[must_use]
-    pub fn callers(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
+    pub(crate) fn callers(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
         self.lock().callers.of(keyring, version)
     }
 
     /// What is known of the use of the versions that are in a rotation.
     #[must_use]
-    pub fn evidence(&self, keyring: &Keyring, fleet: &Fleet, now: Timestamp) -> Evidence {
+    pub(crate) fn evidence(&self, keyring: &Keyring, fleet: &Fleet, now: Timestamp) -> Evidence {
         // Before the counts, which then hold everything that the coverage speaks of.
         let coverage = fleet.coverage(keyring.name(), now);
         let state = self.lock();
@@ -284,7 +284,7 @@ impl UsageBook {
     }
 
     /// Forgets who used versions.
-    pub fn forget_callers(&self, keyring: &KeyringName, versions: &[VersionRef]) {
+    pub(crate) fn forget_callers(&self, keyring: &KeyringName, versions: &[VersionRef]) {
         let mut state = self.lock();
         for version in versions {
             state.callers.forget(keyring, *version);
@@ -295,7 +295,7 @@ impl UsageBook {
 
     /// Forgets who used versions whose rotation is over: they are gone, in use again, or retired for longer than a
     /// roll-back reaches.
-    pub fn forget_past_callers(&self, keyring: &Keyring, now: Timestamp) {
+    pub(crate) fn forget_past_callers(&self, keyring: &Keyring, now: Timestamp) {
         let held = self.lock().callers.versions(keyring.name());
         let past: Vec<VersionRef> = held
             .into_iter()
@@ -355,7 +355,7 @@ impl UsageBook {
     }
 
     /// Writes what comes until `end`, and then what is left.
-    pub async fn run(self: Arc<Self>, fleet: Arc<Fleet>, end: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, fleet: Arc<Fleet>, end: CancellationToken) {
         let mut pause = FLUSH_AFTER;
         while !end.is_cancelled() {
             tokio::select! {
@@ -495,7 +495,7 @@ impl UsageBook {
 impl UsageStream {
     /// Merges a message. One that comes twice or late changes nothing; after one that is missing, nothing is taken for
     /// complete until the next report, which has whatever was not acked.
-    pub fn note(&mut self, usage: &discovery::Usage, versions: &impl Versions) {
+    pub(crate) fn note(&mut self, usage: &discovery::Usage, versions: &impl Versions) {
         let now = self.book.pace.now();
         self.book.merge(self, usage, versions, now);
         let is_late = self.next.is_some_and(|next| usage.sequence < next);
@@ -522,7 +522,7 @@ impl UsageStream {
     }
 
     /// Writes what the stream has told; returns whether that is all that its sidecar saw, if it has ended.
-    pub async fn settle(&self, fleet: &Fleet) -> bool {
+    pub(crate) async fn settle(&self, fleet: &Fleet) -> bool {
         self.told_all && self.book.try_flush(fleet).await
     }
 }

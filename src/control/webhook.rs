@@ -5,12 +5,12 @@
 //! that are due, [signs](signature) them and sends them; [`delivery`] says what follows from the answer. An event thus
 //! arrives at least once, under the same id, or is given up for everybody to see.
 
-pub mod courier;
-pub mod delivery;
-pub mod event;
+pub(crate) mod courier;
+pub(crate) mod delivery;
+pub(crate) mod event;
 pub mod metrics;
-pub mod projector;
-pub mod signature;
+pub(crate) mod projector;
+pub(crate) mod signature;
 
 #[cfg(test)]
 mod tests;
@@ -63,7 +63,7 @@ pub struct TestResult {
     /// The HTTP status of the answer; none where there was no answer.
     pub status: Option<u16>,
     /// What went wrong; none when the endpoint took the event.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// What is asked of a webhook cannot be done.
@@ -80,7 +80,7 @@ pub enum WebhookError {
 /// How long the store keeps deliveries that are over is looked after so often: they are few.
 const PRUNE_EVERY: Duration = Duration::from_mins(10);
 /// The most deliveries that are listed at once: as many as are kept.
-pub const MAX_LISTED: usize = courier::MAX_OVER;
+pub(crate) const MAX_LISTED: usize = courier::MAX_OVER;
 
 impl Default for Options {
     /// An endpoint has 15 s in all, as Standard Webhooks advises, and 5 s of these to be connected to. A second is as
@@ -135,7 +135,7 @@ impl Webhooks {
 
     /// Tells of events until `shutdown`; then waits a moment for what is under way. What is not answered by then is sent
     /// again by whoever starts next.
-    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let clock = self.catalog.clock();
         let mut changes = self.catalog.watch();
         let mut projector = Projector::new(Arc::clone(&self.catalog));
@@ -208,7 +208,7 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is no such keyring, or the store cannot be read.
-    pub async fn deliveries(
+    pub(crate) async fn deliveries(
         &self,
         keyring: &KeyringName,
         webhook: WebhookId,

@@ -52,7 +52,7 @@ use crate::{
 
 /// Keeps a sidecar's keyrings up to date.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     node: discovery::Node,
     run_id: String,
     /// The number of the newest stream.
@@ -69,18 +69,18 @@ pub struct Client {
 
 /// What a run holds exclusively, and what it keeps, as its Hello shows them.
 #[derive(Debug, Default)]
-pub struct Hold {
+pub(crate) struct Hold {
     /// What it holds until it has answered its last check; none when it holds nothing.
-    pub lock: Option<discovery::Lock>,
+    pub(crate) lock: Option<discovery::Lock>,
     /// The snapshot file; none when it keeps none.
-    pub snapshot_file: Option<discovery::SnapshotFile>,
+    pub(crate) snapshot_file: Option<discovery::SnapshotFile>,
     /// Ends the keeping of that at an orderly stop; none when there is none.
-    pub closer: Option<Closer>,
+    pub(crate) closer: Option<Closer>,
 }
 
 /// What is known of the stream, for metrics and `/status`.
 #[derive(Debug)]
-pub struct Link {
+pub(crate) struct Link {
     endpoints: Vec<EndpointLink>,
     /// Why the control plane does not serve keyrings that were asked for.
     not_served: Mutex<BTreeMap<String, String>>,
@@ -92,9 +92,9 @@ pub struct Link {
 
 /// What is known of one endpoint.
 #[derive(Debug)]
-pub struct EndpointLink {
+pub(crate) struct EndpointLink {
     /// Its address.
-    pub uri: Uri,
+    pub(crate) uri: Uri,
     open: AtomicBool,
     problem: Mutex<Option<String>>,
 }
@@ -170,7 +170,7 @@ impl Client {
     /// # Errors
     ///
     /// When the operating system's random source fails.
-    pub fn new(
+    pub(crate) fn new(
         node: discovery::Node,
         endpoints: Vec<Uri>,
         receiver: Receiver,
@@ -198,7 +198,7 @@ impl Client {
 
     /// Connects over TLS to endpoints that ask for it.
     #[must_use]
-    pub fn with_tls(self, tls: TlsClient) -> Self {
+    pub(crate) fn with_tls(self, tls: TlsClient) -> Self {
         Self {
             connector: Some(Connector::new(tls)),
             ..self
@@ -207,7 +207,7 @@ impl Client {
 
     /// Shows the token of a file, which is read for every stream.
     #[must_use]
-    pub fn with_token_file(self, token_file: PathBuf) -> Self {
+    pub(crate) fn with_token_file(self, token_file: PathBuf) -> Self {
         Self {
             token_file: Some(token_file),
             ..self
@@ -216,19 +216,19 @@ impl Client {
 
     /// Shows what the run holds.
     #[must_use]
-    pub fn with_hold(self, hold: Hold) -> Self {
+    pub(crate) fn with_hold(self, hold: Hold) -> Self {
         Self { hold, ..self }
     }
 
     /// What is known of the stream.
     #[must_use]
-    pub const fn link(&self) -> &Arc<Link> {
+    pub(crate) const fn link(&self) -> &Arc<Link> {
         &self.link
     }
 
     /// Runs until `shutdown`, and on until all of `checks` have ended, so that their answers are in the last report. Then
     /// says Goodbye. Without a stream it ends at once.
-    pub async fn run(mut self, shutdown: CancellationToken, checks: TaskTracker) {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken, checks: TaskTracker) {
         let mut backoff = Backoff::default();
         let mut at = 0;
         while at < self.endpoints.len() {
@@ -539,14 +539,14 @@ impl StreamEnd {
 
 impl Link {
     /// The configured endpoints, and to which the stream is open.
-    pub fn endpoints(&self) -> impl Iterator<Item = (&Uri, bool)> {
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Uri, bool)> {
         self.endpoints
             .iter()
             .map(|endpoint| (&endpoint.uri, endpoint.open.load(Ordering::Relaxed)))
     }
 
     /// Why there is no stream to an endpoint, as far as is known; for each of [`Link::endpoints`].
-    pub fn problems(&self) -> impl Iterator<Item = Option<String>> {
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Option<String>> {
         self.endpoints
             .iter()
             .map(|endpoint| locked(&endpoint.problem).clone())
@@ -554,7 +554,7 @@ impl Link {
 
     /// Why the control plane does not serve a keyring; none while it does, or has not said anything.
     #[must_use]
-    pub fn not_served(&self, keyring: &str) -> Option<String> {
+    pub(crate) fn not_served(&self, keyring: &str) -> Option<String> {
         locked(&self.not_served).get(keyring).cloned()
     }
 
@@ -597,19 +597,19 @@ impl Link {
 
     /// How many times a stream was lost or could not be opened. Planned ends are not counted.
     #[must_use]
-    pub fn reconnects(&self) -> u64 {
+    pub(crate) fn reconnects(&self) -> u64 {
         self.reconnects.load(Ordering::Relaxed)
     }
 
     /// How far the control plane's wall clock is ahead of ours, in milliseconds, at the last answer to a beat.
     #[must_use]
-    pub fn clock_skew_ms(&self) -> i64 {
+    pub(crate) fn clock_skew_ms(&self) -> i64 {
         self.clock_skew_ms.load(Ordering::Relaxed)
     }
 
     /// How far the usage reports have come.
     #[must_use]
-    pub fn usage(&self) -> ReportProgress {
+    pub(crate) fn usage(&self) -> ReportProgress {
         ReportProgress {
             acked: self.usage_acked.load(Ordering::Relaxed),
             unacked: self.usage_unacked.load(Ordering::Relaxed),

@@ -68,14 +68,14 @@ pub struct Outcome {
     /// To send, in order, before any usage.
     pub answers: Vec<discovery::SidecarMessage>,
     /// How far the control plane's wall clock is ahead of ours, in milliseconds, where the message told.
-    pub clock_skew_ms: Option<i64>,
+    pub(crate) clock_skew_ms: Option<i64>,
     /// What the message means for the beats of the stream.
-    pub beat: Option<BeatNews>,
+    pub(crate) beat: Option<BeatNews>,
 }
 
 /// What a message means for the beats of its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BeatNews {
+pub(crate) enum BeatNews {
     /// A keyring has come anew, and is to be confirmed: the next beat is due.
     Due,
     /// A beat is answered.
@@ -155,12 +155,12 @@ impl Receiver {
 
     /// Tells `latest` of the control plane's wall clock.
     #[must_use]
-    pub fn telling(self, latest: LatestWall) -> Self {
+    pub(crate) fn telling(self, latest: LatestWall) -> Self {
         Self { latest, ..self }
     }
 
     /// From now on `recorder` notes what is applied.
-    pub fn record(&mut self, recorder: &Recorder) {
+    pub(crate) fn record(&mut self, recorder: &Recorder) {
         self.recorder = Some(recorder.clone());
         for keyring in self.keyrings.values_mut() {
             match keyring {
@@ -171,7 +171,7 @@ impl Receiver {
     }
 
     /// Begins with what was kept of a keyring that is held in full.
-    pub fn restore(&mut self, keyring: &KeyringName, restored: Restored) {
+    pub(crate) fn restore(&mut self, keyring: &KeyringName, restored: Restored) {
         match self.keyrings.get_mut(keyring) {
             Some(Subscribed::Full(held)) => held.restore(restored),
             Some(Subscribed::OnDemand(_)) | None => {}
@@ -180,13 +180,13 @@ impl Receiver {
 
     /// What is known of the disk; none when nothing is kept there.
     #[must_use]
-    pub fn disk(&self) -> Option<&Disk> {
+    pub(crate) fn disk(&self) -> Option<&Disk> {
         self.recorder.as_ref().map(|recorder| &**recorder.disk())
     }
 
     /// An ack for a keyring of which more has come to the disk.
     #[must_use]
-    pub fn next_durable(&self) -> Option<discovery::SidecarMessage> {
+    pub(crate) fn next_durable(&self) -> Option<discovery::SidecarMessage> {
         let disk = self.disk()?;
         loop {
             match self.keyrings.get(&disk.next_untold()?) {
@@ -218,7 +218,7 @@ impl Receiver {
 
     /// The clock that everything here goes by.
     #[must_use]
-    pub const fn clock(&self) -> &Clock {
+    pub(crate) const fn clock(&self) -> &Clock {
         &self.clock
     }
 
@@ -229,14 +229,14 @@ impl Receiver {
 
     /// The pause between two beats, as the control plane last asked for it.
     #[must_use]
-    pub const fn beat_every(&self) -> Duration {
+    pub(crate) const fn beat_every(&self) -> Duration {
         self.beats.every()
     }
 
     /// Whether the open stream has been of use: the control plane has said of each keyring that it does not serve it, or has
     /// brought what it has and confirmed it.
     #[must_use]
-    pub fn is_answered(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         self.answered.len() == self.keyrings.len()
     }
 
@@ -252,13 +252,13 @@ impl Receiver {
 
     /// Woken when there is a lookup to send.
     #[must_use]
-    pub const fn lookups(&self) -> &Arc<Notify> {
+    pub(crate) const fn lookups(&self) -> &Arc<Notify> {
         &self.lookups
     }
 
     /// The next message of usage to send, after all answers: what waits for those are checks and operators. Behind the usage
     /// comes which keyrings were dropped, so that their last counts are there before.
-    pub fn next_usage(&mut self) -> Option<discovery::SidecarMessage> {
+    pub(crate) fn next_usage(&mut self) -> Option<discovery::SidecarMessage> {
         if let Some(usage) = self.report.pop_front() {
             return Some(message(Answer::Usage(usage)));
         }
@@ -268,7 +268,7 @@ impl Receiver {
 
     /// Whether there is usage to send, or a keyring that was dropped to report.
     #[must_use]
-    pub fn has_usage(&self) -> bool {
+    pub(crate) fn has_usage(&self) -> bool {
         !self.report.is_empty() || self.forbidden.has_next(self.recorder.as_ref())
     }
 
@@ -353,7 +353,7 @@ impl Receiver {
 
     /// Makes the last usage report, once no check is under way and none will come, and returns the sequence of its last
     /// message. It is sent behind what is left of the one before.
-    pub fn make_last_report(&mut self) -> u64 {
+    pub(crate) fn make_last_report(&mut self) -> u64 {
         let last = self.reporter.last_report();
         self.report.extend(last);
         self.report.back().map_or(0, |usage| usage.sequence)
@@ -361,7 +361,7 @@ impl Receiver {
 
     /// How far the usage reports have come.
     #[must_use]
-    pub fn progress(&self) -> ReportProgress {
+    pub(crate) fn progress(&self) -> ReportProgress {
         self.reporter.progress()
     }
 

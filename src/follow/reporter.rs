@@ -18,7 +18,7 @@ use crate::{
 
 /// Makes the usage reports of a sidecar and knows which of them have arrived.
 #[derive(Debug)]
-pub struct Reporter {
+pub(crate) struct Reporter {
     keyrings: BTreeMap<KeyringName, Account>,
     /// Of the last message, over all streams.
     sequence: u64,
@@ -29,11 +29,11 @@ pub struct Reporter {
 
 /// How far the reports of a sidecar have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReportProgress {
+pub(crate) struct ReportProgress {
     /// The last message that is in the control plane's store.
-    pub acked: u64,
+    pub(crate) acked: u64,
     /// Versions that were told of, or are to be told of again, without an ack.
-    pub unacked: usize,
+    pub(crate) unacked: usize,
 }
 
 /// What is not acked of one keyring.
@@ -72,7 +72,7 @@ const MAX_MESSAGES: usize = 200;
 impl Reporter {
     /// A reporter of everything that is counted in `keyrings`.
     #[must_use]
-    pub fn new(keyrings: &Keyrings) -> Self {
+    pub(crate) fn new(keyrings: &Keyrings) -> Self {
         let account = |slot: &Arc<Slot>| Account {
             slot: Arc::clone(slot),
             epoch: None,
@@ -91,19 +91,19 @@ impl Reporter {
 
     /// The report that replies to the answer to a beat: every use that is not acked, in messages of bounded size. At least one
     /// message, as it says that nothing is missing which was counted before. Checks go on meanwhile.
-    pub fn report(&mut self, beat: u64) -> Vec<discovery::Usage> {
+    pub(crate) fn report(&mut self, beat: u64) -> Vec<discovery::Usage> {
         self.tell_all(beat)
     }
 
     /// The same once no check is under way and none will come: this report, and each after it, is final.
-    pub fn last_report(&mut self) -> Vec<discovery::Usage> {
+    pub(crate) fn last_report(&mut self) -> Vec<discovery::Usage> {
         const NO_BEAT: u64 = 0;
         self.has_ended = true;
         self.tell_all(NO_BEAT)
     }
 
     /// Takes an ack: whatever was told up to `sequence` is in the store.
-    pub fn acked(&mut self, sequence: u64) {
+    pub(crate) fn acked(&mut self, sequence: u64) {
         if sequence > self.sequence {
             tracing::warn!(
                 sequence,
@@ -121,7 +121,7 @@ impl Reporter {
     }
 
     /// A new stream begins: what was told on the one before and not acked may be lost.
-    pub fn reconnected(&mut self) {
+    pub(crate) fn reconnected(&mut self) {
         for unacked in self.unacked_mut() {
             unacked.told = None;
         }
@@ -129,7 +129,7 @@ impl Reporter {
 
     /// The control plane is at `epoch` of a keyring. When that is another one, its store was restored and may have lost
     /// what it had acked: everything is told again.
-    pub fn entered(&mut self, keyring: &KeyringName, epoch: Epoch) {
+    pub(crate) fn entered(&mut self, keyring: &KeyringName, epoch: Epoch) {
         let Some(account) = self.keyrings.get_mut(keyring) else {
             return;
         };
@@ -142,7 +142,7 @@ impl Reporter {
 
     /// How far the reports have come.
     #[must_use]
-    pub fn progress(&self) -> ReportProgress {
+    pub(crate) fn progress(&self) -> ReportProgress {
         ReportProgress {
             acked: self.acked,
             unacked: self

@@ -186,15 +186,15 @@ pub enum Change {
 #[serde(deny_unknown_fields)]
 pub struct OldVersion {
     /// The version.
-    pub version: VersionNumber,
+    pub(crate) version: VersionNumber,
     /// Until when it stays accepted.
-    pub until: Timestamp,
+    pub(crate) until: Timestamp,
 }
 
 impl Change {
     /// The key that it is about, if it is about one.
     #[must_use]
-    pub const fn key_id(&self) -> Option<KeyId> {
+    pub(crate) const fn key_id(&self) -> Option<KeyId> {
         match self {
             Self::KeyringCreated { .. }
             | Self::ConsumerCreated { .. }
@@ -217,7 +217,7 @@ impl Change {
 
     /// The rotation that it names, if it names one.
     #[must_use]
-    pub const fn rotation(&self) -> Option<RotationId> {
+    pub(crate) const fn rotation(&self) -> Option<RotationId> {
         match self {
             Self::VersionStaged { rotation, .. }
             | Self::HandedOver { rotation, .. }
@@ -240,7 +240,7 @@ impl Change {
 
     /// The version that began to retire by it.
     #[must_use]
-    pub fn old_version(&self) -> Option<OldVersion> {
+    pub(crate) fn old_version(&self) -> Option<OldVersion> {
         if let Self::HandedOver { old, .. } | Self::RolledBack { replaced: old, .. } = self {
             *old
         } else {
@@ -250,7 +250,7 @@ impl Change {
 
     /// Its name in the log.
     #[must_use]
-    pub const fn kind(&self) -> &'static str {
+    pub(crate) const fn kind(&self) -> &'static str {
         match self {
             Self::KeyringCreated { .. } => "keyring_created",
             Self::ConsumerCreated { .. } => "consumer_created",

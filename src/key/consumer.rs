@@ -17,34 +17,34 @@ use super::{
 
 /// A caller that keys belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Consumer {
+pub(crate) struct Consumer {
     /// For people.
-    pub name: String,
+    pub(crate) name: String,
     /// When it was made.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// The ids of its keys.
-    pub keys: PagedSet<KeyId>,
+    pub(crate) keys: PagedSet<KeyId>,
 }
 
 /// One credential of a consumer. Its id is stable across rotations; its secrets are its versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub(crate) struct Key {
     /// Its id.
-    pub id: KeyId,
+    pub(crate) id: KeyId,
     /// Whose it is.
-    pub consumer: ConsumerId,
+    pub(crate) consumer: ConsumerId,
     /// For people.
-    pub name: String,
+    pub(crate) name: String,
     /// Whether its first secret comes from another system.
-    pub imported: bool,
+    pub(crate) imported: bool,
     /// What it may do.
-    pub scopes: Scopes,
+    pub(crate) scopes: Scopes,
     /// From where.
-    pub allowed_sources: AllowedSources,
+    pub(crate) allowed_sources: AllowedSources,
     /// In what it departs from the policy of its keyring; few keys do.
-    pub policy: Option<Arc<PolicyOverrides>>,
+    pub(crate) policy: Option<Arc<PolicyOverrides>>,
     /// Its versions by number.
-    pub versions: Versions,
+    pub(crate) versions: Versions,
 }
 
 /// Those of a key that departs from nothing.
@@ -53,13 +53,13 @@ static NO_OVERRIDES: PolicyOverrides = PolicyOverrides::NONE;
 impl Key {
     /// In what it departs from the policy of its keyring.
     #[must_use]
-    pub fn overrides(&self) -> &PolicyOverrides {
+    pub(crate) fn overrides(&self) -> &PolicyOverrides {
         self.policy.as_deref().unwrap_or(&NO_OVERRIDES)
     }
 
     /// The version that the consumer should use, if there is one.
     #[must_use]
-    pub fn active(&self) -> Option<&KeyVersion> {
+    pub(crate) fn active(&self) -> Option<&KeyVersion> {
         self.versions
             .values()
             .find(|version| matches!(version.state, VersionState::Active { .. }))
@@ -67,21 +67,21 @@ impl Key {
 
     /// The version whose rotation has not been handed over, if there is one.
     #[must_use]
-    pub fn pending(&self) -> Option<&KeyVersion> {
+    pub(crate) fn pending(&self) -> Option<&KeyVersion> {
         self.versions
             .values()
             .find(|version| matches!(version.state, VersionState::Pending { .. }))
     }
 
     /// The versions that are retiring, the oldest first.
-    pub fn retiring(&self) -> impl Iterator<Item = &KeyVersion> {
+    pub(crate) fn retiring(&self) -> impl Iterator<Item = &KeyVersion> {
         self.versions
             .values()
             .filter(|version| matches!(version.state, VersionState::Retiring { .. }))
     }
 
     /// The versions that sidecars accept at `now`, or will.
-    pub fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &KeyVersion> {
+    pub(crate) fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &KeyVersion> {
         self.versions
             .values()
             .filter(move |version| version.is_accepted(now))
@@ -89,7 +89,11 @@ impl Key {
 
     /// The version that `rotation` replaced by `new`, and until when it is accepted; one that has ended, when it did.
     #[must_use]
-    pub fn replaced_by(&self, rotation: RotationId, new: VersionNumber) -> Option<OldVersion> {
+    pub(crate) fn replaced_by(
+        &self,
+        rotation: RotationId,
+        new: VersionNumber,
+    ) -> Option<OldVersion> {
         let is_old =
             |version: &&KeyVersion| version.number != new && version.rotation == Some(rotation);
         let old = self.versions.values().find(is_old)?;
@@ -106,7 +110,7 @@ impl Key {
 
     /// How long the active version was to live when it was made; where none is active, the newest one.
     #[must_use]
-    pub fn lifetime(&self) -> Lifetime {
+    pub(crate) fn lifetime(&self) -> Lifetime {
         let limit = || {
             let version = self.active().or_else(|| self.versions.last())?;
             let start = version.window.not_before.unwrap_or(version.created_at);
@@ -117,7 +121,7 @@ impl Key {
 
     /// The number for the next version.
     #[must_use]
-    pub fn next_number(&self) -> VersionNumber {
+    pub(crate) fn next_number(&self) -> VersionNumber {
         self.versions
             .last()
             .map_or(VersionNumber::FIRST, |last| last.number.next())

@@ -77,7 +77,7 @@ impl KeyDigest {
 
     /// Eight bytes of the digest: as good as random, so that tables need not hash it again.
     #[must_use]
-    pub const fn table_hash(&self) -> u64 {
+    pub(crate) const fn table_hash(&self) -> u64 {
         match self.0.first_chunk() {
             Some(head) => u64::from_le_bytes(*head),
             None => 0,
@@ -140,7 +140,7 @@ impl TryFrom<String> for KeyDigest {
 impl PepperCheck {
     /// The first four bytes as hexadecimal digits, for messages: enough to tell the peppers of one operator apart.
     #[must_use]
-    pub fn fingerprint(&self) -> String {
+    pub(crate) fn fingerprint(&self) -> String {
         let mut hex = self.0.to_hex();
         hex.truncate(8);
         hex
@@ -156,7 +156,7 @@ impl PepperId {
 
     /// The number.
     #[must_use]
-    pub const fn get(self) -> u32 {
+    pub(crate) const fn get(self) -> u32 {
         self.0
     }
 }
@@ -253,13 +253,13 @@ impl MasterPepper {
 
     /// Its id.
     #[must_use]
-    pub const fn id(&self) -> PepperId {
+    pub(crate) const fn id(&self) -> PepperId {
         self.id
     }
 
     /// Its secret, for the file that holds it.
     #[must_use]
-    pub fn expose(&self) -> &[u8] {
+    pub(crate) fn expose(&self) -> &[u8] {
         self.secret.as_slice()
     }
 
@@ -277,25 +277,25 @@ impl MasterPepper {
 
     /// The pepper of the tokens that sidecars show.
     #[must_use]
-    pub fn for_sidecar_tokens(&self) -> Pepper {
+    pub(crate) fn for_sidecar_tokens(&self) -> Pepper {
         self.derive(b"relatch sidecar token pepper 1\0", "")
     }
 
     /// The pepper of the ids that are derived from idempotency keys.
     #[must_use]
-    pub fn for_idempotency(&self) -> Pepper {
+    pub(crate) fn for_idempotency(&self) -> Pepper {
         self.derive(b"relatch idempotency pepper 1\0", "")
     }
 
     /// The secret that a webhook's requests are signed with. It lies nowhere else.
     #[must_use]
-    pub fn for_webhook(&self, webhook: WebhookId) -> Zeroizing<[u8; Pepper::LEN]> {
+    pub(crate) fn for_webhook(&self, webhook: WebhookId) -> Zeroizing<[u8; Pepper::LEN]> {
         self.derive_secret(b"relatch webhook secret 1\0", webhook.as_str())
     }
 
     /// The value by which a store knows this pepper again. It depends on the pepper's id, too.
     #[must_use]
-    pub fn check(&self) -> PepperCheck {
+    pub(crate) fn check(&self) -> PepperCheck {
         let check = self.derive_secret(b"relatch pepper check 1\0", &self.id.0.to_string());
         PepperCheck(KeyDigest(*check))
     }

@@ -9,15 +9,15 @@ use super::{id::VersionRef, time::Timestamp};
 
 /// How often a version was used, as far as it was told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Use {
+pub(crate) struct Use {
     /// Checks that presented the version, whatever became of them.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// Those of them that were denied.
-    pub denied: u64,
+    pub(crate) denied: u64,
     /// When the first was, by the wall clock of its sidecar, and no later than its report was received.
-    pub first_used: Option<Timestamp>,
+    pub(crate) first_used: Option<Timestamp>,
     /// When the last report of one was received.
-    pub last_used: Option<Timestamp>,
+    pub(crate) last_used: Option<Timestamp>,
 }
 
 /// How completely the sidecars of a keyring have told of uses.
@@ -27,21 +27,21 @@ pub struct Coverage {
     pub complete_until: Option<Timestamp>,
     /// A sidecar that vanished without its last report may have seen uses until this moment; none when all that went
     /// had told everything.
-    pub gap_until: Option<Timestamp>,
+    pub(crate) gap_until: Option<Timestamp>,
 }
 
 /// What is known of the use of a keyring's versions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     /// How complete it is.
-    pub coverage: Coverage,
+    pub(crate) coverage: Coverage,
     /// By version; one that is absent was not used.
-    pub uses: HashMap<VersionRef, Use>,
+    pub(crate) uses: HashMap<VersionRef, Use>,
 }
 
 /// Whether a version has been idle for long enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Idleness {
+pub(crate) enum Idleness {
     /// It was not used in `[since, complete_until)`, which is long enough.
     Complete {
         /// The last use, or from when on there is evidence.
@@ -62,7 +62,7 @@ pub enum Idleness {
 
 /// What the time in which a version has to be idle begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Since {
+pub(crate) enum Since {
     /// The begin of the overlap: nothing has been seen since.
     Overlap(Timestamp),
     /// A use.
@@ -74,13 +74,13 @@ pub enum Since {
 impl Evidence {
     /// The use of one version.
     #[must_use]
-    pub fn of(&self, version: VersionRef) -> Use {
+    pub(crate) fn of(&self, version: VersionRef) -> Use {
         self.uses.get(&version).copied().unwrap_or_default()
     }
 
     /// Whether `version`, whose overlap began at `overlap`, has been idle for `idle_for`.
     #[must_use]
-    pub fn idleness(
+    pub(crate) fn idleness(
         &self,
         version: VersionRef,
         overlap: Timestamp,
@@ -121,7 +121,7 @@ impl Evidence {
 impl Since {
     /// The moment itself.
     #[must_use]
-    pub const fn moment(self) -> Timestamp {
+    pub(crate) const fn moment(self) -> Timestamp {
         match self {
             Self::Overlap(at) | Self::Use(at) | Self::Gap(at) => at,
         }

@@ -102,7 +102,7 @@ impl ConsumerId {
 
     /// The id as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -125,7 +125,7 @@ impl FromStr for ConsumerId {
 
 impl KeyId {
     /// Its length in characters.
-    pub const LEN: usize = 12;
+    pub(crate) const LEN: usize = 12;
 
     const ERROR: ParseIdError = ParseIdError {
         what: "key id",
@@ -159,7 +159,7 @@ impl KeyId {
     /// # Errors
     ///
     /// When `bytes` is not 12 base62 characters.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParseIdError> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, ParseIdError> {
         let id: [u8; Self::LEN] = bytes.try_into().map_err(|_| Self::ERROR)?;
         if id.iter().all(u8::is_ascii_alphanumeric) {
             Ok(Self(id))
@@ -199,7 +199,7 @@ impl RotationId {
 
     /// The id as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         self.0.as_str()
     }
 }
@@ -224,7 +224,7 @@ impl FromStr for RotationId {
 
 impl VersionRef {
     /// Before all that there are.
-    pub const LEAST: Self = Self {
+    pub(crate) const LEAST: Self = Self {
         key_id: KeyId([0; KeyId::LEN]),
         version: VersionNumber(0),
     };
@@ -245,13 +245,13 @@ impl VersionNumber {
 
     /// The number.
     #[must_use]
-    pub const fn get(self) -> u32 {
+    pub(crate) const fn get(self) -> u32 {
         self.0
     }
 
     /// The number after this one.
     #[must_use]
-    pub const fn next(self) -> Self {
+    pub(crate) const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 }
@@ -277,7 +277,7 @@ impl Revision {
 
     /// How many revisions this one lies behind `head`; zero when it does not.
     #[must_use]
-    pub const fn behind(self, head: Self) -> u64 {
+    pub(crate) const fn behind(self, head: Self) -> u64 {
         head.0.saturating_sub(self.0)
     }
 }

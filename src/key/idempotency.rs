@@ -13,7 +13,7 @@ use super::{
 
 /// Names one call: 1 to 128 printable ASCII characters without spaces. Not a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct IdempotencyKey(Arc<str>);
+pub(crate) struct IdempotencyKey(Arc<str>);
 
 /// A text that is no idempotency key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,18 +21,18 @@ pub struct IdempotencyKey(Arc<str>);
     "use 1 to {} printable ASCII characters without spaces",
     IdempotencyKey::MAX_LEN
 )]
-pub struct ParseIdempotencyKeyError;
+pub(crate) struct ParseIdempotencyKeyError;
 
 impl IdempotencyKey {
     /// The longest, in characters: a UUID has 36, and the keys of workflow engines seldom more than a hundred.
-    pub const MAX_LEN: usize = 128;
+    pub(crate) const MAX_LEN: usize = 128;
 
     /// A new one: 24 base62 characters from the operating system's random source.
     ///
     /// # Errors
     ///
     /// When that source fails.
-    pub fn generate() -> Result<Self, RandomError> {
+    pub(crate) fn generate() -> Result<Self, RandomError> {
         let characters: [u8; 24] = random_base62()?;
         let text: String = characters.into_iter().map(char::from).collect();
         Ok(Self(text.into()))
@@ -40,13 +40,13 @@ impl IdempotencyKey {
 
     /// The key as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The id of what the `attempt`-th run of a call of `method` by `actor` creates. Another actor's is another one.
     #[must_use]
-    pub fn id(&self, pepper: &Pepper, actor: &str, method: &str, attempt: u32) -> KeyId {
+    pub(crate) fn id(&self, pepper: &Pepper, actor: &str, method: &str, attempt: u32) -> KeyId {
         let attempt = attempt.to_be_bytes();
         let parts: [&[u8]; 4] = [
             actor.as_bytes(),

@@ -23,7 +23,7 @@ use super::{
     webhook::{Webhook, WebhookId},
 };
 
-pub use fold::{ApplyError, Touched};
+pub(crate) use fold::{ApplyError, Touched};
 
 /// All consumers, keys and versions of one API, at a revision.
 ///
@@ -45,71 +45,71 @@ pub struct Keyring {
 
 /// What a keyring is beside its consumers and keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyringHead {
+pub(crate) struct KeyringHead {
     /// Its name.
-    pub name: KeyringName,
+    pub(crate) name: KeyringName,
     /// What its tokens begin with.
-    pub prefix: Prefix,
+    pub(crate) prefix: Prefix,
     /// Whether keys of another system may be imported.
-    pub allow_imported: bool,
+    pub(crate) allow_imported: bool,
     /// A page for consumers whose key is about to retire.
-    pub help_url: Option<String>,
+    pub(crate) help_url: Option<String>,
     /// When it was made.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// Of the last change.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// How its keys are rotated.
-    pub policy: RotationPolicy,
+    pub(crate) policy: RotationPolicy,
     /// Who is told of what happens to its keys.
-    pub webhooks: BTreeMap<WebhookId, Webhook>,
+    pub(crate) webhooks: BTreeMap<WebhookId, Webhook>,
 }
 
 impl Keyring {
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &KeyringName {
+    pub(crate) fn name(&self) -> &KeyringName {
         &self.head.name
     }
 
     /// What its tokens begin with.
     #[must_use]
-    pub fn prefix(&self) -> &Prefix {
+    pub(crate) fn prefix(&self) -> &Prefix {
         &self.head.prefix
     }
 
     /// Whether keys of another system may be imported, which switches the format check off.
     #[must_use]
-    pub fn allow_imported(&self) -> bool {
+    pub(crate) fn allow_imported(&self) -> bool {
         self.head.allow_imported
     }
 
     /// A page for consumers whose key is about to retire.
     #[must_use]
-    pub fn help_url(&self) -> Option<&str> {
+    pub(crate) fn help_url(&self) -> Option<&str> {
         self.head.help_url.as_deref()
     }
 
     /// When it was made.
     #[must_use]
-    pub fn created_at(&self) -> Timestamp {
+    pub(crate) fn created_at(&self) -> Timestamp {
         self.head.created_at
     }
 
     /// Of the last change.
     #[must_use]
-    pub fn revision(&self) -> Revision {
+    pub(crate) fn revision(&self) -> Revision {
         self.head.revision
     }
 
     /// How its keys are rotated.
     #[must_use]
-    pub fn policy(&self) -> &RotationPolicy {
+    pub(crate) fn policy(&self) -> &RotationPolicy {
         &self.head.policy
     }
 
     /// How one of its keys is rotated.
     #[must_use]
-    pub fn policy_of(&self, key: &Key) -> Cow<'_, RotationPolicy> {
+    pub(crate) fn policy_of(&self, key: &Key) -> Cow<'_, RotationPolicy> {
         match &key.policy {
             None => Cow::Borrowed(&self.head.policy),
             Some(overrides) => Cow::Owned(self.head.policy.with(overrides)),
@@ -118,31 +118,31 @@ impl Keyring {
 
     /// Who is told of what happens to its keys.
     #[must_use]
-    pub fn webhooks(&self) -> &BTreeMap<WebhookId, Webhook> {
+    pub(crate) fn webhooks(&self) -> &BTreeMap<WebhookId, Webhook> {
         &self.head.webhooks
     }
 
     /// Its consumers by id.
     #[must_use]
-    pub const fn consumers(&self) -> &PagedMap<ConsumerId, Arc<Consumer>> {
+    pub(crate) const fn consumers(&self) -> &PagedMap<ConsumerId, Arc<Consumer>> {
         &self.consumers
     }
 
     /// Its keys by id.
     #[must_use]
-    pub const fn keys(&self) -> &PagedMap<KeyId, Arc<Key>> {
+    pub(crate) const fn keys(&self) -> &PagedMap<KeyId, Arc<Key>> {
         &self.keys
     }
 
     /// How many versions it holds, whatever their state.
     #[must_use]
-    pub fn version_count(&self) -> usize {
+    pub(crate) fn version_count(&self) -> usize {
         self.by_digest.len()
     }
 
     /// The version with `digest`, whatever its state.
     #[must_use]
-    pub fn find(&self, digest: &KeyDigest) -> Option<VersionRef> {
+    pub(crate) fn find(&self, digest: &KeyDigest) -> Option<VersionRef> {
         let head = digest.table_hash();
         self.by_digest
             .range_from(&(head, VersionRef::LEAST))
@@ -156,14 +156,14 @@ impl Keyring {
     }
 
     /// The versions in a rotation: pending and retiring ones.
-    pub fn moving(&self) -> impl Iterator<Item = (&Key, &KeyVersion)> {
+    pub(crate) fn moving(&self) -> impl Iterator<Item = (&Key, &KeyVersion)> {
         self.moving
             .keys()
             .filter_map(|version| self.version(*version))
     }
 
     /// The active versions of which something is due by `now`, the earliest first.
-    pub fn due(&self, now: Timestamp) -> impl Iterator<Item = (&Key, &KeyVersion)> {
+    pub(crate) fn due(&self, now: Timestamp) -> impl Iterator<Item = (&Key, &KeyVersion)> {
         self.due
             .keys()
             .take_while(move |(at, _)| *at <= now)
@@ -172,20 +172,20 @@ impl Keyring {
 
     /// One version with its key.
     #[must_use]
-    pub fn version(&self, which: VersionRef) -> Option<(&Key, &KeyVersion)> {
+    pub(crate) fn version(&self, which: VersionRef) -> Option<(&Key, &KeyVersion)> {
         let key = self.keys.get(&which.key_id)?;
         Some((key, key.versions.get(&which.version)?))
     }
 
     /// What sidecars are told of one version.
     #[must_use]
-    pub fn record(&self, which: VersionRef) -> Option<KeyRecord> {
+    pub(crate) fn record(&self, which: VersionRef) -> Option<KeyRecord> {
         self.version(which)
             .map(|(key, version)| key.record(version))
     }
 
     /// What sidecars are told of the other versions of the same key that are accepted within their windows: a handful.
-    pub fn siblings(&self, which: VersionRef) -> impl Iterator<Item = KeyRecord> {
+    pub(crate) fn siblings(&self, which: VersionRef) -> impl Iterator<Item = KeyRecord> {
         let key = self.keys.get(&which.key_id);
         key.into_iter()
             .flat_map(|key| key.versions.values().map(|version| key.record(version)))
@@ -193,7 +193,7 @@ impl Keyring {
     }
 
     /// What sidecars are told: every version, the retired and revoked ones as tombstones.
-    pub fn records(&self) -> impl Iterator<Item = KeyRecord> {
+    pub(crate) fn records(&self) -> impl Iterator<Item = KeyRecord> {
         self.keys
             .values()
             .flat_map(|key| key.versions.values().map(|version| key.record(version)))
@@ -201,13 +201,13 @@ impl Keyring {
 
     /// Everything but its consumers and keys.
     #[must_use]
-    pub fn head(&self) -> &KeyringHead {
+    pub(crate) fn head(&self) -> &KeyringHead {
         &self.head
     }
 
     /// A keyring without consumers and keys.
     #[must_use]
-    pub fn new(head: KeyringHead) -> Self {
+    pub(crate) fn new(head: KeyringHead) -> Self {
         Self {
             head: Arc::new(head),
             consumers: PagedMap::default(),
@@ -222,7 +222,7 @@ impl Keyring {
     /// A keyring of consumers with the ids of their keys, and of those keys, in any order. None when two keys have one id
     /// or one digest.
     #[must_use]
-    pub fn restore(
+    pub(crate) fn restore(
         head: KeyringHead,
         mut consumers: Vec<(ConsumerId, Arc<Consumer>)>,
         mut keys: Vec<(KeyId, Arc<Key>)>,

@@ -6,7 +6,7 @@ use super::time::Timestamp;
 
 /// How long a version lives from its first moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifetime {
+pub(crate) enum Lifetime {
     /// This long.
     Limited(Duration),
     /// It does not expire.
@@ -16,7 +16,7 @@ pub enum Lifetime {
 impl Lifetime {
     /// When a version that begins at `start` expires; none: never.
     #[must_use]
-    pub fn end(self, start: Timestamp) -> Option<Timestamp> {
+    pub(crate) fn end(self, start: Timestamp) -> Option<Timestamp> {
         match self {
             Self::Limited(duration) => Some(start.saturating_add(duration)),
             Self::Unlimited => None,

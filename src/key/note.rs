@@ -53,31 +53,31 @@ pub enum Note {
     clippy::struct_excessive_bools,
     reason = "facts that do not depend on each other"
 )]
-pub struct Told {
+pub(crate) struct Told {
     /// That its overlap ends soon, for an overlap that ends at this moment.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reminded_of: Option<Timestamp>,
+    pub(crate) reminded_of: Option<Timestamp>,
     /// That it is not used any more.
     #[serde(skip_serializing_if = "is_false")]
-    pub drained: bool,
+    pub(crate) drained: bool,
     /// That its rotation is held at this deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_at: Option<Timestamp>,
+    pub(crate) held_at: Option<Timestamp>,
     /// That its secret is lost, in state pending.
     #[serde(skip_serializing_if = "is_false")]
-    pub secret_lost: bool,
+    pub(crate) secret_lost: bool,
     /// That it expires soon, in state active.
     #[serde(skip_serializing_if = "is_false")]
-    pub expiring: bool,
+    pub(crate) expiring: bool,
     /// That a rotation is due, in state active.
     #[serde(skip_serializing_if = "is_false")]
-    pub rotation_due: bool,
+    pub(crate) rotation_due: bool,
 }
 
 impl Told {
     /// With one thing more.
     #[must_use]
-    pub const fn and(mut self, note: &Note) -> Self {
+    pub(crate) const fn and(mut self, note: &Note) -> Self {
         match note {
             Note::Reminder { deadline } => self.reminded_of = Some(*deadline),
             Note::Drained { .. } => self.drained = true,
@@ -91,7 +91,7 @@ impl Told {
 
     /// Whether nothing was told.
     #[must_use]
-    pub fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -84,20 +84,20 @@ pub struct KeySpec {
 
 /// What a version to stage shall be.
 #[derive(Clone, Copy, Debug)]
-pub struct StageSpec {
+pub(crate) struct StageSpec {
     /// Of which key.
-    pub key_id: KeyId,
+    pub(crate) key_id: KeyId,
     /// The rotation that it begins.
-    pub rotation: RotationId,
+    pub(crate) rotation: RotationId,
     /// When the version is valid.
-    pub window: Window,
+    pub(crate) window: Window,
     /// When it is withdrawn unless it was handed over.
-    pub withdraw_after: Timestamp,
+    pub(crate) withdraw_after: Timestamp,
 }
 
 /// What becomes of the old version at a hand-over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OldEnds {
+pub(crate) enum OldEnds {
     /// It stays accepted for so long at least; as the policy says when absent.
     AfterOverlap(Option<Duration>),
     /// It is revoked at once, for this reason.
@@ -114,9 +114,9 @@ pub enum Which {
 }
 
 /// The longest name for people, in bytes.
-pub const MAX_NAME_LEN: usize = 128;
+pub(crate) const MAX_NAME_LEN: usize = 128;
 /// The longest reason, in bytes.
-pub const MAX_REASON_LEN: usize = 512;
+pub(crate) const MAX_REASON_LEN: usize = 512;
 
 /// Makes a keyring: the first change of its log.
 ///
@@ -175,7 +175,7 @@ impl Keyring {
     /// # Errors
     ///
     /// As those of [`create_key`](Self::create_key), except that the consumer need not exist.
-    pub fn create_key_and_consumer(
+    pub(crate) fn create_key_and_consumer(
         &self,
         spec: KeySpec,
         secret: &PresentedKey<'_>,
@@ -256,7 +256,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When it does not exist.
-    pub fn key(&self, key_id: KeyId) -> Result<&Key, Refusal> {
+    pub(crate) fn key(&self, key_id: KeyId) -> Result<&Key, Refusal> {
         let key = self.keys().get(&key_id).map(|key| &**key);
         key.ok_or_else(|| Refusal::NotFound {
             what: "key",
@@ -270,7 +270,7 @@ impl Keyring {
     ///
     /// When the key does not exist, a rotation of it is being staged, as many versions are accepted as may be, or the
     /// window is over.
-    pub fn stage(
+    pub(crate) fn stage(
         &self,
         spec: StageSpec,
         secret: &PresentedKey<'_>,
@@ -326,7 +326,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When the version is not pending any more.
-    pub fn hand_over(
+    pub(crate) fn hand_over(
         &self,
         key_id: KeyId,
         rotation: RotationId,
@@ -362,7 +362,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When the version is not pending any more.
-    pub fn begin_delivery(
+    pub(crate) fn begin_delivery(
         &self,
         key_id: KeyId,
         rotation: RotationId,
@@ -384,7 +384,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When the version is not pending any more.
-    pub fn hold_staged(
+    pub(crate) fn hold_staged(
         &self,
         key_id: KeyId,
         rotation: RotationId,
@@ -410,7 +410,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When it is not pending any more.
-    pub fn withdraw(
+    pub(crate) fn withdraw(
         &self,
         key_id: KeyId,
         rotation: RotationId,
@@ -458,7 +458,11 @@ impl Keyring {
     /// # Errors
     ///
     /// When the key or the version does not exist.
-    pub fn asked_for(&self, key_id: KeyId, which: Which) -> Result<Vec<&KeyVersion>, Refusal> {
+    pub(crate) fn asked_for(
+        &self,
+        key_id: KeyId,
+        which: Which,
+    ) -> Result<Vec<&KeyVersion>, Refusal> {
         let key = self.key(key_id)?;
         match which {
             Which::All => Ok(key.versions.values().collect()),

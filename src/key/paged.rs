@@ -8,13 +8,13 @@ use std::{fmt, ops::Index, sync::Arc};
 
 /// A sorted map whose clones share their pages.
 #[derive(Clone)]
-pub struct PagedMap<K, V> {
+pub(crate) struct PagedMap<K, V> {
     root: Arc<Page<K, V>>,
     len: usize,
 }
 
 /// A sorted set whose clones share their pages.
-pub type PagedSet<K> = PagedMap<K, ()>;
+pub(crate) type PagedSet<K> = PagedMap<K, ()>;
 
 /// A node of the tree. All leaves are equally deep.
 #[derive(Clone)]
@@ -28,7 +28,7 @@ enum Page<K, V> {
 type Below<K, V> = (K, Arc<Page<K, V>>);
 
 /// The entries of a map in the order of their keys.
-pub struct Iter<'a, K, V> {
+pub(crate) struct Iter<'a, K, V> {
     above: Vec<std::slice::Iter<'a, Below<K, V>>>,
     leaf: std::slice::Iter<'a, (K, V)>,
 }
@@ -49,31 +49,32 @@ const GROWTH: usize = 16;
 impl<K, V> PagedMap<K, V> {
     /// How many entries it has.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
     /// Whether it has none.
+    #[cfg(test)]
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// The entries in the order of their keys.
     #[must_use]
-    pub fn iter(&self) -> Iter<'_, K, V> {
+    pub(crate) fn iter(&self) -> Iter<'_, K, V> {
         let mut iter = Iter::default();
         iter.descend(&self.root);
         iter
     }
 
     /// The keys in order.
-    pub fn keys(&self) -> impl Iterator<Item = &K> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.iter().map(|(key, _)| key)
     }
 
     /// The values in the order of their keys.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
     }
 }
@@ -81,7 +82,7 @@ impl<K, V> PagedMap<K, V> {
 impl<K: Ord, V> PagedMap<K, V> {
     /// The value of `key`.
     #[must_use]
-    pub fn get(&self, key: &K) -> Option<&V> {
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
         let mut page = &*self.root;
         loop {
             match page {
@@ -96,13 +97,13 @@ impl<K: Ord, V> PagedMap<K, V> {
 
     /// Whether there is a value of `key`.
     #[must_use]
-    pub fn contains_key(&self, key: &K) -> bool {
+    pub(crate) fn contains_key(&self, key: &K) -> bool {
         self.get(key).is_some()
     }
 
     /// The entries from `key` on, in order.
     #[must_use]
-    pub fn range_from(&self, key: &K) -> Iter<'_, K, V> {
+    pub(crate) fn range_from(&self, key: &K) -> Iter<'_, K, V> {
         let mut iter = Iter::default();
         let mut page = &*self.root;
         loop {
@@ -127,7 +128,7 @@ impl<K: Ord, V> PagedMap<K, V> {
 
 impl<K: Ord + Clone, V: Clone> PagedMap<K, V> {
     /// Puts `value` in the place of the former one, which is returned.
-    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+    pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let Inserted { former, split } = Arc::make_mut(&mut self.root).insert(key, value);
         if let Some((key, upper)) = split {
             let lower = std::mem::replace(&mut self.root, Arc::new(Page::Inner(Vec::new())));
@@ -139,7 +140,7 @@ impl<K: Ord + Clone, V: Clone> PagedMap<K, V> {
     }
 
     /// The value of `key`, to be changed.
-    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         // A look first, so that the pages on the way to nothing are not copied.
         if !self.contains_key(key) {
             return None;
@@ -160,7 +161,7 @@ impl<K: Ord + Clone, V: Clone> PagedMap<K, V> {
     }
 
     /// Takes the value of `key` out.
-    pub fn remove(&mut self, key: &K) -> Option<V> {
+    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
         if !self.contains_key(key) {
             return None;
         }

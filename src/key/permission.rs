@@ -29,14 +29,14 @@ pub struct ParseScopeError;
 /// A text that is not a block of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is neither an address nor a CIDR block, such as 10.0.0.0/8")]
-pub struct ParseSourceError {
+pub(crate) struct ParseSourceError {
     text: String,
 }
 
 impl Scope {
     /// The scope as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -83,20 +83,20 @@ impl Scopes {
 
     /// Whether all of `required` are held.
     #[must_use]
-    pub fn hold_all(&self, required: &Self) -> bool {
+    pub(crate) fn hold_all(&self, required: &Self) -> bool {
         required
             .iter()
             .all(|scope| self.0.binary_search(scope).is_ok())
     }
 
     /// The scopes in order.
-    pub fn iter(&self) -> impl Iterator<Item = &Scope> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Scope> {
         self.0.iter()
     }
 
     /// Whether the set holds none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
@@ -140,7 +140,7 @@ impl AllowedSources {
     /// # Errors
     ///
     /// When one of them is neither.
-    pub fn parse<S: AsRef<str>>(blocks: &[S]) -> Result<Self, ParseSourceError> {
+    pub(crate) fn parse<S: AsRef<str>>(blocks: &[S]) -> Result<Self, ParseSourceError> {
         blocks
             .iter()
             .map(|text| {
@@ -157,12 +157,12 @@ impl AllowedSources {
 
     /// Whether a request from `source` is within a block. An unknown source is only where every source is.
     #[must_use]
-    pub fn permit(&self, source: Option<IpAddr>) -> bool {
+    pub(crate) fn permit(&self, source: Option<IpAddr>) -> bool {
         permit_source(self.0.iter().copied(), source)
     }
 
     /// The blocks in order.
-    pub fn iter(&self) -> impl Iterator<Item = &IpNet> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &IpNet> {
         self.0.iter()
     }
 }

@@ -12,26 +12,26 @@ use crate::duration::written;
 pub struct RotationPolicy {
     /// How long a version is active before the next rotation is due; none: rotations are started by people.
     #[serde(default, with = "optional_duration")]
-    pub rotate_every: Option<Duration>,
+    pub(crate) rotate_every: Option<Duration>,
     /// How long an old version stays accepted after the hand-over at least: what its consumer is promised.
     #[serde(with = "duration")]
-    pub overlap: Duration,
+    pub(crate) overlap: Duration,
     /// How long an old version has to go unused before it retires.
     #[serde(with = "duration")]
-    pub idle_for: Duration,
+    pub(crate) idle_for: Duration,
     /// What becomes of an old version whose overlap is over while the evidence is not complete.
-    pub on_deadline: OnDeadline,
+    pub(crate) on_deadline: OnDeadline,
     /// How long after its retirement a version may come back by a roll-back.
     #[serde(with = "duration")]
-    pub rollback_for: Duration,
+    pub(crate) rollback_for: Duration,
     /// How long before the end of an overlap, or of a key, its consumer is reminded.
     #[serde(with = "duration")]
-    pub remind_before: Duration,
+    pub(crate) remind_before: Duration,
     /// The most versions of a key that may be accepted at once.
-    pub max_versions: u32,
+    pub(crate) max_versions: u32,
     /// Where the secrets of scheduled rotations are delivered; none: what is due is told and nothing is rotated.
     #[serde(default)]
-    pub sink: Option<SinkName>,
+    pub(crate) sink: Option<SinkName>,
 }
 
 /// The parts of a policy that are to be as given; the others stay as they are.
@@ -40,34 +40,34 @@ pub struct RotationPolicy {
 pub struct PolicyOverrides {
     /// [`RotationPolicy::rotate_every`]; zero: no schedule.
     #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
-    pub rotate_every: Option<Duration>,
+    pub(crate) rotate_every: Option<Duration>,
     /// [`RotationPolicy::overlap`]
     #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
-    pub overlap: Option<Duration>,
+    pub(crate) overlap: Option<Duration>,
     /// [`RotationPolicy::idle_for`]
     #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
-    pub idle_for: Option<Duration>,
+    pub(crate) idle_for: Option<Duration>,
     /// [`RotationPolicy::on_deadline`]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_deadline: Option<OnDeadline>,
+    pub(crate) on_deadline: Option<OnDeadline>,
     /// [`RotationPolicy::rollback_for`]
     #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
-    pub rollback_for: Option<Duration>,
+    pub(crate) rollback_for: Option<Duration>,
     /// [`RotationPolicy::remind_before`]
     #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
-    pub remind_before: Option<Duration>,
+    pub(crate) remind_before: Option<Duration>,
     /// [`RotationPolicy::max_versions`]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_versions: Option<u32>,
+    pub(crate) max_versions: Option<u32>,
     /// [`RotationPolicy::sink`]; the empty name: no sink.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sink: Option<Arc<str>>,
+    pub(crate) sink: Option<Arc<str>>,
 }
 
 /// What becomes of an old version whose overlap is over while the evidence is not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OnDeadline {
+pub(crate) enum OnDeadline {
     /// It retires, whoever still uses it.
     Retire,
     /// The overlap is extended by [`RotationPolicy::idle_for`], until its own expiry at the latest.
@@ -84,7 +84,7 @@ pub struct SinkName(Arc<str>);
 /// A text that names no [`OnDeadline`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an answer to a deadline: use retire, extend or hold")]
-pub struct ParseOnDeadlineError;
+pub(crate) struct ParseOnDeadlineError;
 
 /// A text that is no name of a sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,11 +94,11 @@ pub struct ParseSinkNameError;
 /// A policy that contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
-pub struct PolicyError {
+pub(crate) struct PolicyError {
     /// The part that cannot be.
-    pub field: &'static str,
+    pub(crate) field: &'static str,
     /// What is wrong, and what to do.
-    pub problem: String,
+    pub(crate) problem: String,
 }
 
 const DAY: Duration = Duration::from_hours(24);
@@ -111,7 +111,7 @@ const VERSIONS: std::ops::RangeInclusive<u32> = 2..=10;
 
 impl PolicyOverrides {
     /// Nothing.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         rotate_every: None,
         overlap: None,
         idle_for: None,
@@ -126,7 +126,7 @@ impl PolicyOverrides {
 impl RotationPolicy {
     /// The policy with the parts that `overrides` gives.
     #[must_use]
-    pub fn with(&self, overrides: &PolicyOverrides) -> Self {
+    pub(crate) fn with(&self, overrides: &PolicyOverrides) -> Self {
         let given = overrides.clone();
         Self {
             rotate_every: match given.rotate_every {
@@ -152,7 +152,7 @@ impl RotationPolicy {
     /// # Errors
     ///
     /// With the first part that does not.
-    pub fn check(&self) -> Result<(), PolicyError> {
+    pub(crate) fn check(&self) -> Result<(), PolicyError> {
         let bounded = [
             ("overlap", Some(self.overlap)),
             ("idle_for", Some(self.idle_for)),
@@ -218,7 +218,7 @@ impl Default for RotationPolicy {
 impl PolicyOverrides {
     /// These overrides, and where they give nothing, those of `former`.
     #[must_use]
-    pub fn over(self, former: &Self) -> Self {
+    pub(crate) fn over(self, former: &Self) -> Self {
         let former = former.clone();
         Self {
             rotate_every: self.rotate_every.or(former.rotate_every),
@@ -234,7 +234,7 @@ impl PolicyOverrides {
 
     /// Whether nothing is given.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -242,7 +242,7 @@ impl PolicyOverrides {
 impl OnDeadline {
     /// Its name.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Retire => "retire",
             Self::Extend => "extend",
@@ -271,7 +271,7 @@ impl fmt::Display for OnDeadline {
 impl SinkName {
     /// The name as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

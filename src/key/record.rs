@@ -42,7 +42,7 @@ pub struct KeyRecord {
 
 /// How a version stands at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub(crate) enum Standing {
     /// It is accepted.
     Accepted,
     /// Its window has not begun.
@@ -58,7 +58,7 @@ pub enum Standing {
 impl KeyRecord {
     /// What names it.
     #[must_use]
-    pub const fn version_ref(&self) -> VersionRef {
+    pub(crate) const fn version_ref(&self) -> VersionRef {
         VersionRef {
             key_id: self.key_id,
             version: self.version,
@@ -67,7 +67,7 @@ impl KeyRecord {
 
     /// How the version stands at `now`, by the wall clock: see [`Standing::of`].
     #[must_use]
-    pub fn standing(&self, now: Timestamp) -> Standing {
+    pub(crate) fn standing(&self, now: Timestamp) -> Standing {
         Standing::of(self.state, &self.window, now)
     }
 }
@@ -76,7 +76,7 @@ impl Standing {
     /// How a version stands at `now`, by the wall clock. An overlap is ended by the control plane alone: only it knows
     /// whether the old version is still in use.
     #[must_use]
-    pub fn of(state: KeyState, window: &Window, now: Timestamp) -> Self {
+    pub(crate) fn of(state: KeyState, window: &Window, now: Timestamp) -> Self {
         match state {
             KeyState::Revoked => return Self::Revoked,
             KeyState::Retired => return Self::Retired,

@@ -24,11 +24,11 @@ use super::{
 
 use crate::duration::written;
 
-pub use left_behind::{secret_lost, settle_left_behind, staged};
+pub(crate) use left_behind::{secret_lost, settle_left_behind, staged};
 
 /// How far the rotation of a version is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// It is pending: sidecars are to accept it before its secret is handed out.
     Stage,
     /// It is retiring and may be in use.
@@ -43,13 +43,13 @@ pub enum Phase {
 
 /// How a rotation goes on if nobody does anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outlook {
+pub(crate) struct Outlook {
     /// Where it is.
-    pub phase: Phase,
+    pub(crate) phase: Phase,
     /// What it waits for, as a sentence.
-    pub waits_for: String,
+    pub(crate) waits_for: String,
     /// The earliest end, if no further use comes; none when it cannot be told.
-    pub earliest_end: Option<Timestamp>,
+    pub(crate) earliest_end: Option<Timestamp>,
 }
 
 /// An extension by less would be a new deadline every second.
@@ -60,7 +60,12 @@ const MIN_EXTENSION: Duration = Duration::from_secs(1);
 ///
 /// Planning again after the changes are applied plans nothing new.
 #[must_use]
-pub fn plan(keyring: &Keyring, evidence: &Evidence, now: Timestamp, limit: usize) -> Vec<Change> {
+pub(crate) fn plan(
+    keyring: &Keyring,
+    evidence: &Evidence,
+    now: Timestamp,
+    limit: usize,
+) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut handed_over = BTreeSet::new();
     for (key, version) in keyring.moving().chain(keyring.due(now)) {
@@ -89,7 +94,7 @@ pub fn plan(keyring: &Keyring, evidence: &Evidence, now: Timestamp, limit: usize
 
 /// The keys whose scheduled rotation is to be started at `now`: their policy names a sink, and no rotation is under way.
 #[must_use]
-pub fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
+pub(crate) fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
     keyring
         .due(now)
         .filter(|(key, version)| is_to_rotate(keyring, key, version, now))
@@ -99,7 +104,7 @@ pub fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
 
 /// Whether the scheduled rotation of a key is to be started at `now`.
 #[must_use]
-pub fn is_rotation_due(keyring: &Keyring, key: &Key, now: Timestamp) -> bool {
+pub(crate) fn is_rotation_due(keyring: &Keyring, key: &Key, now: Timestamp) -> bool {
     key.active()
         .is_some_and(|version| is_to_rotate(keyring, key, version, now))
 }
@@ -113,7 +118,7 @@ fn is_to_rotate(keyring: &Keyring, key: &Key, version: &KeyVersion, now: Timesta
 
 /// How the rotation that a version takes part in goes on; none when it is neither pending nor retiring.
 #[must_use]
-pub fn outlook(
+pub(crate) fn outlook(
     keyring: &Keyring,
     which: VersionRef,
     evidence: &Evidence,
@@ -133,7 +138,7 @@ pub fn outlook(
 /// policy retires it then and another version can take its place, else from its own expiry. None where it is not
 /// retiring, or where nothing ends it while it is in use.
 #[must_use]
-pub fn denied_from(
+pub(crate) fn denied_from(
     keyring: &Keyring,
     key: &Key,
     version: &KeyVersion,
@@ -514,7 +519,7 @@ impl Case<'_> {
 impl Phase {
     /// Its name.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Stage => "stage",
             Self::Overlap => "overlap",

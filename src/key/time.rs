@@ -21,15 +21,15 @@ pub struct Timestamp(NonZeroU64);
 pub struct Window {
     /// The first instant at which the window holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_before: Option<Timestamp>,
+    pub(crate) not_before: Option<Timestamp>,
     /// The first instant at which it holds no longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<Timestamp>,
+    pub(crate) expires_at: Option<Timestamp>,
 }
 
 /// Where an instant lies relative to a [`Window`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Position {
+pub(crate) enum Position {
     /// Before `not_before`.
     Before,
     /// Within the window.
@@ -75,7 +75,7 @@ impl Timestamp {
 
     /// The instant `duration` earlier, held at the beginning of the year 1970.
     #[must_use]
-    pub fn saturating_sub(self, duration: Duration) -> Self {
+    pub(crate) fn saturating_sub(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis(self.as_millis().saturating_sub(millis))
     }
@@ -90,7 +90,7 @@ impl Timestamp {
 impl Window {
     /// A window from `not_before` to `expires_at`.
     #[must_use]
-    pub const fn new(not_before: Option<Timestamp>, expires_at: Option<Timestamp>) -> Self {
+    pub(crate) const fn new(not_before: Option<Timestamp>, expires_at: Option<Timestamp>) -> Self {
         Self {
             not_before,
             expires_at,
@@ -99,7 +99,7 @@ impl Window {
 
     /// Where `now` lies.
     #[must_use]
-    pub fn position(&self, now: Timestamp) -> Position {
+    pub(crate) fn position(&self, now: Timestamp) -> Position {
         if self.expires_at.is_some_and(|end| now >= end) {
             Position::After
         } else if self.not_before.is_some_and(|start| now < start) {

@@ -22,33 +22,33 @@ use super::{
 
 /// One secret of a key, with what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyVersion {
+pub(crate) struct KeyVersion {
     /// Counted from 1 within the key.
-    pub number: VersionNumber,
+    pub(crate) number: VersionNumber,
     /// Of its secret.
-    pub digest: KeyDigest,
+    pub(crate) digest: KeyDigest,
     /// The pepper that keys the digest.
-    pub pepper: PepperId,
+    pub(crate) pepper: PepperId,
     /// When it was made.
-    pub created_at: Timestamp,
+    pub(crate) created_at: Timestamp,
     /// When its secret is valid at all; no rotation makes it longer.
-    pub window: Window,
+    pub(crate) window: Window,
     /// The last rotation that it took part in.
-    pub rotation: Option<RotationId>,
+    pub(crate) rotation: Option<RotationId>,
     /// The rotation that staged it and has not withdrawn it; none for the first version of a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub staged_by: Option<RotationId>,
+    pub(crate) staged_by: Option<RotationId>,
     /// Where it is in its life.
-    pub state: VersionState,
+    pub(crate) state: VersionState,
     /// What was told of it already.
     #[serde(default, skip_serializing_if = "Told::is_nothing")]
-    pub told: Told,
+    pub(crate) told: Told,
 }
 
 /// Where a version is in its life, with the facts of that state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum VersionState {
+pub(crate) enum VersionState {
     /// Distributed and accepted, its secret not handed out yet.
     Pending {
         /// When it was staged.
@@ -138,7 +138,7 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is not pending.
-    pub fn activate(self, now: Timestamp) -> Result<Self, TransitionError> {
+    pub(crate) fn activate(self, now: Timestamp) -> Result<Self, TransitionError> {
         match self.state {
             VersionState::Pending { .. } => Ok(self.with(VersionState::Active { since: now })),
             VersionState::Active { .. }
@@ -153,7 +153,7 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is not active.
-    pub fn begin_retiring(
+    pub(crate) fn begin_retiring(
         self,
         now: Timestamp,
         overlap: Duration,
@@ -180,7 +180,7 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is not retiring.
-    pub fn extend(self, until: Timestamp) -> Result<Self, TransitionError> {
+    pub(crate) fn extend(self, until: Timestamp) -> Result<Self, TransitionError> {
         match self.state {
             VersionState::Retiring {
                 since, replaced_by, ..
@@ -204,7 +204,7 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is not retiring.
-    pub fn retire(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
+    pub(crate) fn retire(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
         match self.state {
             VersionState::Retiring { replaced_by, .. } => Ok(self.with(VersionState::Retired {
                 since: now,
@@ -223,7 +223,11 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is in another state, or retired longer ago.
-    pub fn reinstate(self, now: Timestamp, rollback_for: Duration) -> Result<Self, ReinstateError> {
+    pub(crate) fn reinstate(
+        self,
+        now: Timestamp,
+        rollback_for: Duration,
+    ) -> Result<Self, ReinstateError> {
         match self.state {
             VersionState::Retiring { .. } => Ok(self.with(VersionState::Active { since: now })),
             VersionState::Retired { since, .. } => {
@@ -247,7 +251,7 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is revoked already.
-    pub fn revoke(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
+    pub(crate) fn revoke(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
         match self.state {
             VersionState::Pending { .. }
             | VersionState::Active { .. }
@@ -265,7 +269,11 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is not pending.
-    pub fn withdraw(self, now: Timestamp, reason: Arc<str>) -> Result<Self, TransitionError> {
+    pub(crate) fn withdraw(
+        self,
+        now: Timestamp,
+        reason: Arc<str>,
+    ) -> Result<Self, TransitionError> {
         match self.state {
             VersionState::Pending { .. } => Ok(Self {
                 rotation: None,
@@ -281,7 +289,7 @@ impl KeyVersion {
 
     /// Whether sidecars accept the version at `now` or will later, as long as nothing is done about it.
     #[must_use]
-    pub fn is_accepted(&self, now: Timestamp) -> bool {
+    pub(crate) fn is_accepted(&self, now: Timestamp) -> bool {
         let lives = match self.state {
             VersionState::Pending { .. }
             | VersionState::Active { .. }
@@ -293,7 +301,7 @@ impl KeyVersion {
 
     /// The earliest end that is announced: the version's own expiry, or the end of its overlap.
     #[must_use]
-    pub fn ends_at(&self) -> Option<Timestamp> {
+    pub(crate) fn ends_at(&self) -> Option<Timestamp> {
         match self.state {
             VersionState::Retiring { until, .. } => Some(until),
             VersionState::Pending { .. }
@@ -308,7 +316,7 @@ impl KeyVersion {
     /// # Errors
     ///
     /// When it is not pending.
-    pub fn begin_delivery(
+    pub(crate) fn begin_delivery(
         self,
         sink: SinkName,
         withdraw_after: Timestamp,
@@ -328,7 +336,7 @@ impl KeyVersion {
 
     /// The version after people were told of it.
     #[must_use]
-    pub fn told_of(self, note: &Note) -> Self {
+    pub(crate) fn told_of(self, note: &Note) -> Self {
         Self {
             told: self.told.and(note),
             ..self
@@ -367,7 +375,7 @@ impl KeyVersion {
 impl VersionState {
     /// The state without its facts.
     #[must_use]
-    pub const fn kind(&self) -> KeyState {
+    pub(crate) const fn kind(&self) -> KeyState {
         match self {
             Self::Pending { .. } => KeyState::Pending,
             Self::Active { .. } => KeyState::Active,
@@ -390,7 +398,7 @@ impl KeyState {
 
     /// Whether such a version is accepted within its window.
     #[must_use]
-    pub const fn is_live(self) -> bool {
+    pub(crate) const fn is_live(self) -> bool {
         match self {
             Self::Pending | Self::Active | Self::Retiring => true,
             Self::Retired | Self::Revoked => false,
@@ -399,7 +407,7 @@ impl KeyState {
 
     /// The name that users see everywhere.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Active => "active",
@@ -434,7 +442,7 @@ pub struct NewVersion {
 impl NewVersion {
     /// The version in its first state.
     #[must_use]
-    pub fn begin(
+    pub(crate) fn begin(
         self,
         now: Timestamp,
         state: VersionState,

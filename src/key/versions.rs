@@ -6,51 +6,46 @@ use super::{id::VersionNumber, version::KeyVersion};
 
 /// The versions of a key, by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Versions(Vec<KeyVersion>);
+pub(crate) struct Versions(Vec<KeyVersion>);
 
 impl Versions {
     /// How many there are.
+    #[cfg(test)]
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.0.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 
     /// Version `number`.
     #[must_use]
-    pub fn get(&self, number: &VersionNumber) -> Option<&KeyVersion> {
+    pub(crate) fn get(&self, number: &VersionNumber) -> Option<&KeyVersion> {
         self.0.get(self.place_of(*number).ok()?)
     }
 
     /// Whether there is a version `number`.
     #[must_use]
-    pub fn contains_key(&self, number: &VersionNumber) -> bool {
+    pub(crate) fn contains_key(&self, number: &VersionNumber) -> bool {
         self.place_of(*number).is_ok()
     }
 
     /// The numbers in order.
-    pub fn keys(&self) -> impl Iterator<Item = VersionNumber> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = VersionNumber> {
         self.0.iter().map(|version| version.number)
     }
 
     /// The versions in the order of their numbers.
-    pub fn values(&self) -> std::slice::Iter<'_, KeyVersion> {
+    pub(crate) fn values(&self) -> std::slice::Iter<'_, KeyVersion> {
         self.0.iter()
     }
 
     /// The one with the highest number.
     #[must_use]
-    pub fn last(&self) -> Option<&KeyVersion> {
+    pub(crate) fn last(&self) -> Option<&KeyVersion> {
         self.0.last()
     }
 
     /// Puts a version in the place of the one with its number, which is returned.
-    pub fn put(&mut self, version: KeyVersion) -> Option<KeyVersion> {
+    pub(crate) fn put(&mut self, version: KeyVersion) -> Option<KeyVersion> {
         match self.place_of(version.number) {
             Ok(at) => Some(std::mem::replace(&mut self.0[at], version)),
             Err(at) => {

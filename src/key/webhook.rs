@@ -130,7 +130,7 @@ impl fmt::Debug for WebhookId {
 impl Webhook {
     /// Whether it is told of `event`, which is about a key of `consumer`.
     #[must_use]
-    pub fn wants(&self, event: EventKind, consumer: &ConsumerId) -> bool {
+    pub(crate) fn wants(&self, event: EventKind, consumer: &ConsumerId) -> bool {
         let of_whom = self.consumer.as_ref().is_none_or(|only| only == consumer);
         of_whom && (self.events.is_empty() || self.events.contains(&event))
     }

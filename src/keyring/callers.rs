@@ -10,7 +10,7 @@ use crate::key::Timestamp;
 
 /// Where a request comes from, cut to what is kept of it.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub(crate) struct Caller {
     source: Option<IpAddr>,
     user_agent: Short,
     route: Short,
@@ -22,17 +22,17 @@ pub(super) struct Callers(Vec<CallerUse>);
 
 /// How often a caller has used a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallerUse {
+pub(crate) struct CallerUse {
     /// The request's source, as Envoy names it; none when it names none.
-    pub source: Option<IpAddr>,
+    pub(crate) source: Option<IpAddr>,
     /// What the caller says that it is; at most 128 bytes of printable ASCII.
-    pub user_agent: String,
+    pub(crate) user_agent: String,
     /// Host and the first two segments of the path; at most 128 bytes of printable ASCII.
-    pub route: String,
+    pub(crate) route: String,
     /// Since it is counted; too many by at most the count that it went on from.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// By the wall clock.
-    pub last_used: Timestamp,
+    pub(crate) last_used: Timestamp,
 }
 
 /// At most [`MAX_TEXT`] bytes of printable ASCII, on the stack: a check makes one without an allocation.
@@ -43,7 +43,7 @@ struct Short {
 }
 
 /// An operator looks for the few that have not moved; sixteen are a screen of them, and at most 5 KiB of memory.
-pub const MAX_CALLERS: usize = 16;
+pub(crate) const MAX_CALLERS: usize = 16;
 /// Holds the names and versions with which a `user-agent` begins.
 const MAX_TEXT: usize = 128;
 /// As many as tell one API from another; what follows are mostly ids, which would make a caller of each.
@@ -53,7 +53,7 @@ impl Caller {
     /// Of a request from `source` with these headers and this path. The query is left out, as it may hold credentials,
     /// and so are `;parameters`, which may hold sessions.
     #[must_use]
-    pub fn new(source: Option<IpAddr>, user_agent: &[u8], host: &[u8], path: &[u8]) -> Self {
+    pub(crate) fn new(source: Option<IpAddr>, user_agent: &[u8], host: &[u8], path: &[u8]) -> Self {
         let mut route = Short::new();
         route.push(host);
         let end = path.iter().position(|byte| matches!(byte, b'?' | b';'));

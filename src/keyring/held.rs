@@ -85,7 +85,7 @@ impl<'v> HeldKey<'v> {
 
     /// What it is found by.
     #[must_use]
-    pub const fn digest(&self) -> &'v KeyDigest {
+    pub(crate) const fn digest(&self) -> &'v KeyDigest {
         self.digest
     }
 
@@ -103,19 +103,19 @@ impl<'v> HeldKey<'v> {
 
     /// The key, the same for all its versions.
     #[must_use]
-    pub const fn key_id(&self) -> KeyId {
+    pub(crate) const fn key_id(&self) -> KeyId {
         self.common.key_id
     }
 
     /// Which version of the key.
     #[must_use]
-    pub const fn version(&self) -> VersionNumber {
+    pub(crate) const fn version(&self) -> VersionNumber {
         self.common.version
     }
 
     /// What names it.
     #[must_use]
-    pub const fn version_ref(&self) -> VersionRef {
+    pub(crate) const fn version_ref(&self) -> VersionRef {
         VersionRef {
             key_id: self.common.key_id,
             version: self.common.version,
@@ -124,49 +124,49 @@ impl<'v> HeldKey<'v> {
 
     /// Whose key it is: the text of a [`ConsumerId`].
     #[must_use]
-    pub const fn consumer(&self) -> &'v str {
+    pub(crate) const fn consumer(&self) -> &'v str {
         self.common.consumer
     }
 
     /// When the secret is valid at all.
     #[must_use]
-    pub const fn window(&self) -> Window {
+    pub(crate) const fn window(&self) -> Window {
         self.common.window
     }
 
     /// How the version stands at `now`, by the wall clock: see [`Standing::of`].
     #[must_use]
-    pub fn standing(&self, now: Timestamp) -> Standing {
+    pub(crate) fn standing(&self, now: Timestamp) -> Standing {
         Standing::of(self.common.state, &self.common.window, now)
     }
 
     /// The beginning of the overlap, in state retiring.
     #[must_use]
-    pub fn retiring_since(&self) -> Option<Timestamp> {
+    pub(crate) fn retiring_since(&self) -> Option<Timestamp> {
         self.rare().retiring_since
     }
 
     /// The announced end of the overlap, in state retiring.
     #[must_use]
-    pub fn retires_at(&self) -> Option<Timestamp> {
+    pub(crate) fn retires_at(&self) -> Option<Timestamp> {
         self.rare().retires_at
     }
 
     /// The rotation that the version takes part in.
     #[must_use]
-    pub fn rotation(&self) -> Option<RotationId> {
+    pub(crate) fn rotation(&self) -> Option<RotationId> {
         self.rare().rotation
     }
 
     /// What the key may do: the text of [`Scopes`], in order and separated by single spaces.
     #[must_use]
-    pub fn scopes(&self) -> &'v str {
+    pub(crate) fn scopes(&self) -> &'v str {
         self.grants.scopes()
     }
 
     /// Whether the key may be used from `source`; an unknown source is only where every source is.
     #[must_use]
-    pub fn permits(&self, source: Option<IpAddr>) -> bool {
+    pub(crate) fn permits(&self, source: Option<IpAddr>) -> bool {
         permit_source(self.grants.sources(), source)
     }
 
@@ -200,7 +200,7 @@ impl<'v> HeldKey<'v> {
 impl OwnedKey {
     /// Packs a record.
     #[must_use]
-    pub fn new(record: &KeyRecord) -> Self {
+    pub(crate) fn new(record: &KeyRecord) -> Self {
         let mut packed = Vec::new();
         let grants = grants::pack(record);
         pack(record, grants.as_deref().map(Granted::Own), &mut packed);
@@ -213,7 +213,7 @@ impl OwnedKey {
 
     /// What it is found by.
     #[must_use]
-    pub const fn digest(&self) -> &KeyDigest {
+    pub(crate) const fn digest(&self) -> &KeyDigest {
         &self.digest
     }
 
@@ -225,7 +225,7 @@ impl OwnedKey {
 
     /// The memory that it takes, in bytes, without what an allocator adds.
     #[must_use]
-    pub const fn size(&self) -> usize {
+    pub(crate) const fn size(&self) -> usize {
         size_of::<Self>() + self.packed.len()
     }
 }

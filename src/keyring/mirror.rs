@@ -34,13 +34,13 @@ pub struct Announced {
 
 /// What a mirror holds; all zero for nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
+pub(crate) struct Position {
     /// The history.
-    pub epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// The revision in it.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// The digest of what was announced.
-    pub set_digest: u64,
+    pub(crate) set_digest: u64,
 }
 
 /// A snapshot on its way, built aside.
@@ -140,7 +140,7 @@ impl Mirror {
 
     /// What it holds.
     #[must_use]
-    pub fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         self.view
             .as_deref()
             .map_or_else(Position::default, Position::of)
@@ -148,19 +148,19 @@ impl Mirror {
 
     /// A version that it holds.
     #[must_use]
-    pub fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
+    pub(crate) fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
         self.view.as_ref()?.record(digest)
     }
 
     /// Publishes what was kept, as the first that it holds.
-    pub fn restore(&mut self, restored: Restored) {
+    pub(crate) fn restore(&mut self, restored: Restored) {
         let Restored { view, unused: _ } = restored;
         self.settings = Some(view.shared_settings());
         self.publish(view);
     }
 
     /// Forgets everything that it holds: checks of the keyring are denied from now on.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.slot.withdraw();
         self.settings = None;
         self.view = None;
@@ -277,7 +277,7 @@ impl Mirror {
     }
 
     /// Revokes versions ahead of the delta that tells of it; the revision stays.
-    pub fn revoke(&mut self, records: Vec<KeyRecord>) {
+    pub(crate) fn revoke(&mut self, records: Vec<KeyRecord>) {
         match &self.view {
             Some(view) => {
                 let mut view = KeyringView::clone(view);
@@ -309,7 +309,7 @@ impl Mirror {
 impl Position {
     /// Where a view is.
     #[must_use]
-    pub const fn of(view: &KeyringView) -> Self {
+    pub(crate) const fn of(view: &KeyringView) -> Self {
         Self {
             epoch: view.epoch(),
             revision: view.revision(),
@@ -356,7 +356,7 @@ impl KeyringView {
 impl Restored {
     /// A keyring without versions, with room for `versions` of them.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         name: KeyringName,
         epoch: Epoch,
         revision: Revision,
@@ -377,12 +377,12 @@ impl Restored {
     }
 
     /// Adds a version as it was kept.
-    pub fn add(&mut self, announced: &Announced) {
+    pub(crate) fn add(&mut self, announced: &Announced) {
         self.view.put(&announced.record, announced.hash);
     }
 
     /// Takes new settings.
-    pub fn adopt(&mut self, settings: KeyringSettings) {
+    pub(crate) fn adopt(&mut self, settings: KeyringSettings) {
         self.view.adopt(Arc::new(settings));
     }
 
@@ -391,7 +391,7 @@ impl Restored {
     /// # Errors
     ///
     /// When it does not start at exactly what is held; nothing is changed then.
-    pub fn apply_delta(
+    pub(crate) fn apply_delta(
         &mut self,
         epoch: Epoch,
         from: Revision,
@@ -407,7 +407,7 @@ impl Restored {
     }
 
     /// Revokes versions as [`Mirror::revoke`] does.
-    pub fn revoke(&mut self, records: Vec<KeyRecord>) {
+    pub(crate) fn revoke(&mut self, records: Vec<KeyRecord>) {
         for record in records {
             revoke(&mut self.view, record);
         }
@@ -417,13 +417,13 @@ impl Restored {
 impl SnapshotBuilder {
     /// The revision that the snapshot is at.
     #[must_use]
-    pub const fn revision(&self) -> Revision {
+    pub(crate) const fn revision(&self) -> Revision {
         self.view.revision()
     }
 
     /// The history that it belongs to.
     #[must_use]
-    pub const fn epoch(&self) -> Epoch {
+    pub(crate) const fn epoch(&self) -> Epoch {
         self.view.epoch()
     }
 

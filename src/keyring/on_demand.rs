@@ -83,12 +83,15 @@ mod settings;
 mod stats;
 mod tombstones;
 
-pub use follower::{Fill, Follower, Found, StartError};
+pub(crate) use follower::StartError;
+pub use follower::{Fill, Follower, Found};
 use group::Group;
 use groups::Gone;
-pub use lookup::{Answer, Failure, Lookups, MAX_WAITING, Refusal, Waiting};
+pub use lookup::Answer;
+pub(crate) use lookup::{Failure, Lookups, MAX_WAITING};
+pub use lookup::{Refusal, Waiting};
 pub use settings::CacheSettings;
-pub use stats::{CacheStats, LookupOutcome, ReadOutcome};
+pub(crate) use stats::{CacheStats, LookupOutcome, ReadOutcome};
 use tombstones::Tombstones;
 
 /// The versions of a keyring that this sidecar has looked up, and their siblings. Checks read it, one [`Follower`] writes.
@@ -162,7 +165,7 @@ const REFRESH_PART: u64 = 10;
 impl KeyCache {
     /// An empty cache. Lookups that are to be sent wake `wake`.
     #[must_use]
-    pub fn new(settings: CacheSettings, wake: Arc<Notify>) -> Self {
+    pub(crate) fn new(settings: CacheSettings, wake: Arc<Notify>) -> Self {
         let stats = Arc::new(CacheStats::default());
         let told = Arc::clone(&stats);
         let gone: Arc<Mutex<Vec<Gone>>> = Arc::default();
@@ -203,7 +206,7 @@ impl KeyCache {
 
     /// Its settings.
     #[must_use]
-    pub const fn settings(&self) -> &CacheSettings {
+    pub(crate) const fn settings(&self) -> &CacheSettings {
         &self.settings
     }
 
@@ -234,7 +237,7 @@ impl KeyCache {
 
     /// How many digests are known to be nobody's.
     #[must_use]
-    pub fn unknown_len(&self) -> u64 {
+    pub(crate) fn unknown_len(&self) -> u64 {
         self.unknown.entry_count()
     }
 
@@ -289,7 +292,7 @@ impl KeyCache {
 
     /// Whether a version is held under a digest, also one that is to be looked up again.
     #[must_use]
-    pub fn holds(&self, digest: &KeyDigest) -> bool {
+    pub(crate) fn holds(&self, digest: &KeyDigest) -> bool {
         self.entry(digest).is_some()
     }
 

@@ -57,14 +57,14 @@ pub struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confirmation {
     /// In milliseconds since the boot.
-    pub boot_ms: i64,
+    pub(crate) boot_ms: i64,
     /// In milliseconds since the Unix epoch.
-    pub wall_ms: i64,
+    pub(crate) wall_ms: i64,
 }
 
 /// What a check sees of a keyring.
 #[derive(Debug)]
-pub struct Look<'s> {
+pub(crate) struct Look<'s> {
     slot: &'s Slot,
     now: Reading,
     age: Option<Duration>,
@@ -91,7 +91,7 @@ pub struct Staleness {
 
 /// How fresh a keyring is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
+pub(crate) enum Freshness {
     /// Confirmed lately.
     Fresh,
     /// Older than the warning limit.
@@ -129,7 +129,7 @@ impl Keyrings {
 
     /// Woken when a key of any of them is to be looked up.
     #[must_use]
-    pub const fn lookups(&self) -> &Arc<Notify> {
+    pub(crate) const fn lookups(&self) -> &Arc<Notify> {
         &self.lookups
     }
 
@@ -161,13 +161,13 @@ impl Slot {
 
     /// The keyring's name.
     #[must_use]
-    pub const fn name(&self) -> &KeyringName {
+    pub(crate) const fn name(&self) -> &KeyringName {
         &self.name
     }
 
     /// Its limits.
     #[must_use]
-    pub const fn staleness(&self) -> Staleness {
+    pub(crate) const fn staleness(&self) -> Staleness {
         self.staleness
     }
 
@@ -188,7 +188,7 @@ impl Slot {
     /// How fresh the keyring is comes before its view. So a check that is held up between the two never takes an old view
     /// for fresh because of what was confirmed meanwhile.
     #[must_use]
-    pub fn look(&self, now: Reading) -> Look<'_> {
+    pub(crate) fn look(&self, now: Reading) -> Look<'_> {
         Look {
             is_stale: self.is_stale(now),
             age: self.age(now),
@@ -200,14 +200,14 @@ impl Slot {
 
     /// How often the keyring's versions were used, whatever its view.
     #[must_use]
-    pub const fn usage(&self) -> &Ledger {
+    pub(crate) const fn usage(&self) -> &Ledger {
         &self.usage
     }
 
     /// The time since the sidecar asked what the control plane confirmed last: the larger of what both clocks say. None when
     /// the control plane has not confirmed anything.
     #[must_use]
-    pub fn age(&self, now: Reading) -> Option<Duration> {
+    pub(crate) fn age(&self, now: Reading) -> Option<Duration> {
         let (boot, wall) = self.confirmed_at.load();
         if boot == NEVER {
             return None;
@@ -221,7 +221,7 @@ impl Slot {
 
     /// How fresh the view is. One that was never confirmed is stale.
     #[must_use]
-    pub fn freshness(&self, now: Reading) -> Freshness {
+    pub(crate) fn freshness(&self, now: Reading) -> Freshness {
         if self.is_stale(now) {
             Freshness::Stale
         } else if self.age(now) >= Some(self.staleness.warn_after) {
@@ -234,7 +234,7 @@ impl Slot {
     /// The newest confirmation, and how long the control plane lets the sidecar serve from then on; none before the first. The
     /// sidecar serves for `deny_after` where that is shorter.
     #[must_use]
-    pub fn confirmation(&self) -> Option<(Confirmation, Duration)> {
+    pub(crate) fn confirmation(&self) -> Option<(Confirmation, Duration)> {
         *self.lock()
     }
 
@@ -254,7 +254,7 @@ impl Slot {
     }
 
     /// Begins with what a former process of the same boot was granted: it had the view confirmed as it asked at `confirmed`.
-    pub fn restore(&self, confirmed: Confirmation, serve_for: Duration) {
+    pub(crate) fn restore(&self, confirmed: Confirmation, serve_for: Duration) {
         self.confirm(confirmed, serve_for);
     }
 
@@ -286,31 +286,31 @@ impl Slot {
 impl<'s> Look<'s> {
     /// Of which keyring.
     #[must_use]
-    pub const fn slot(&self) -> &'s Slot {
+    pub(crate) const fn slot(&self) -> &'s Slot {
         self.slot
     }
 
     /// When.
     #[must_use]
-    pub const fn now(&self) -> Reading {
+    pub(crate) const fn now(&self) -> Reading {
         self.now
     }
 
     /// See [`Slot::age`].
     #[must_use]
-    pub const fn age(&self) -> Option<Duration> {
+    pub(crate) const fn age(&self) -> Option<Duration> {
         self.age
     }
 
     /// Whether checks are denied, since nothing has confirmed the view for too long.
     #[must_use]
-    pub const fn is_stale(&self) -> bool {
+    pub(crate) const fn is_stale(&self) -> bool {
         self.is_stale
     }
 
     /// The view; none before the first snapshot.
     #[must_use]
-    pub fn view(&self) -> Option<&KeyringView> {
+    pub(crate) fn view(&self) -> Option<&KeyringView> {
         self.view.as_deref()
     }
 }
@@ -343,8 +343,9 @@ impl ByClocks {
 
 impl Confirmation {
     /// The moment `duration` earlier; it may be before the boot.
+    #[cfg(test)]
     #[must_use]
-    pub fn before(self, duration: Duration) -> Self {
+    pub(crate) fn before(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self {
             boot_ms: self.boot_ms.saturating_sub(millis).max(NEVER + 1),

@@ -19,7 +19,7 @@ use super::{
 use crate::key::{Timestamp, Use, VersionRef};
 
 /// The counters of one key version.
-pub struct VersionUsage {
+pub(crate) struct VersionUsage {
     version: VersionRef,
     /// The uses that have come since [`Ledger::take_used`] are announced in its list.
     announced: AtomicBool,
@@ -37,7 +37,7 @@ pub struct VersionUsage {
 /// Only versions that were used have counters, of a hundred bytes each: what a sidecar takes in memory for the use of keys
 /// goes by the keys that are used through it, not by those that it holds.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     /// Only ever appended to, so that a check finds counters without a lock.
     usages: boxcar::Vec<VersionUsage>,
     book: Mutex<HashMap<VersionRef, UsageIndex>>,
@@ -46,7 +46,7 @@ pub struct Ledger {
 
 /// Where counters are in their [`Ledger`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UsageIndex(u32);
+pub(crate) struct UsageIndex(u32);
 
 /// Where a version that is held notes its counters; nothing before its first use.
 #[derive(Debug, Default)]
@@ -67,14 +67,14 @@ impl VersionUsage {
 
     /// Whose counters these are.
     #[must_use]
-    pub const fn version(&self) -> VersionRef {
+    pub(crate) const fn version(&self) -> VersionRef {
         self.version
     }
 
     /// The counts now. Counting goes on meanwhile: they are never less than at an earlier look, and hold at least every
     /// use that was counted before this one.
     #[must_use]
-    pub fn read(&self) -> Use {
+    pub(crate) fn read(&self) -> Use {
         let requests = self.requests.load(Ordering::SeqCst);
         if requests == 0 {
             return Use::default();
@@ -92,13 +92,13 @@ impl VersionUsage {
 
     /// Who uses the version most, the most requests first.
     #[must_use]
-    pub fn callers(&self) -> Vec<CallerUse> {
+    pub(crate) fn callers(&self) -> Vec<CallerUse> {
         let callers = self.lock_callers();
         callers.as_deref().map_or_else(Vec::new, Callers::ranked)
     }
 
     /// Counts one request of a caller that should use the version no more.
-    pub fn note_caller(&self, caller: &Caller, now: Timestamp) {
+    pub(crate) fn note_caller(&self, caller: &Caller, now: Timestamp) {
         let mut callers = self.lock_callers();
         callers.get_or_insert_default().note(caller, now);
     }
@@ -137,7 +137,7 @@ impl Ledger {
     /// The counters of a version that is held, made at the first call and the same at every one. Without a lock after the
     /// first call for the version and the view that it is held by.
     #[must_use]
-    pub fn of(&self, key: &HeldKey<'_>) -> UsageIndex {
+    pub(crate) fn of(&self, key: &HeldKey<'_>) -> UsageIndex {
         if let Some(index) = key.usage().get() {
             return index;
         }
@@ -160,14 +160,14 @@ impl Ledger {
         clippy::missing_panics_doc,
         reason = "an index is of counters that were made"
     )]
-    pub fn get(&self, UsageIndex(index): UsageIndex) -> &VersionUsage {
+    pub(crate) fn get(&self, UsageIndex(index): UsageIndex) -> &VersionUsage {
         let index = usize::try_from(index).expect("an address has 32 bits");
         self.usages.get(index).expect("counters are never removed")
     }
 
     /// The counters of a version; none before its first use.
     #[must_use]
-    pub fn find(&self, version: VersionRef) -> Option<&VersionUsage> {
+    pub(crate) fn find(&self, version: VersionRef) -> Option<&VersionUsage> {
         let index = self.lock_book().get(&version).copied();
         index.map(|index| self.get(index))
     }
@@ -179,7 +179,7 @@ impl Ledger {
     /// sides. If the check still finds the announcement, that look comes before it is taken back, and the addition before
     /// the reading. If it does not, it announces the version anew, for the next taking. With a weaker order both could
     /// look before the other has written (store buffering), and the use would wait for another one to be told of.
-    pub fn count(&self, index: UsageIndex, now: Timestamp, denied: bool) {
+    pub(crate) fn count(&self, index: UsageIndex, now: Timestamp, denied: bool) {
         let usage = self.get(index);
         usage.add(now, denied);
         let is_announced =
@@ -191,7 +191,7 @@ impl Ledger {
 
     /// The versions that were used since they were last taken. Their counters are to be read after this.
     #[must_use]
-    pub fn take_used(&self) -> Vec<UsageIndex> {
+    pub(crate) fn take_used(&self) -> Vec<UsageIndex> {
         // Collected anew, so that the list keeps its room and checks do not make it grow again.
         let used: Vec<_> = self.lock_used().drain(..).collect();
         for index in &used {
@@ -202,13 +202,13 @@ impl Ledger {
 
     /// How many versions wait to be taken.
     #[must_use]
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.lock_used().len()
     }
 
     /// Every version that was used since the process began.
     #[must_use]
-    pub fn ever_used(&self) -> Vec<UsageIndex> {
+    pub(crate) fn ever_used(&self) -> Vec<UsageIndex> {
         let book = self.lock_book();
         let used = book.values().filter(|index| self.get(**index).was_used());
         used.copied().collect()

@@ -81,7 +81,7 @@ impl KeyringView {
 
     /// Its name.
     #[must_use]
-    pub const fn name(&self) -> &KeyringName {
+    pub(crate) const fn name(&self) -> &KeyringName {
         &self.name
     }
 
@@ -99,13 +99,13 @@ impl KeyringView {
 
     /// What is needed to judge its keys.
     #[must_use]
-    pub fn settings(&self) -> &KeyringSettings {
+    pub(crate) fn settings(&self) -> &KeyringSettings {
         &self.settings
     }
 
     /// The version whose secret a presented key is, whatever its state.
     #[must_use]
-    pub fn find(&self, key: &PresentedKey<'_>) -> Option<HeldKey<'_>> {
+    pub(crate) fn find(&self, key: &PresentedKey<'_>) -> Option<HeldKey<'_>> {
         self.settings
             .peppers
             .iter()
@@ -120,13 +120,13 @@ impl KeyringView {
 
     /// The same as a record.
     #[must_use]
-    pub fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
+    pub(crate) fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
         Some(self.lookup(digest)?.to_record())
     }
 
     /// How many versions it holds in `state`.
     #[must_use]
-    pub const fn count(&self, state: KeyState) -> usize {
+    pub(crate) const fn count(&self, state: KeyState) -> usize {
         self.counts[state as usize]
     }
 

@@ -6,7 +6,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 /// Where an address lies, as far as a request is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// On the Internet, for everyone alike.
     Public,
     /// On this machine or in a network around it: loopback, RFC 1918, shared address space (RFC 6598), unique local
@@ -57,7 +57,7 @@ const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
 
 /// Where `address` lies.
 #[must_use]
-pub fn kind(address: IpAddr) -> Kind {
+pub(crate) fn kind(address: IpAddr) -> Kind {
     match address {
         IpAddr::V4(address) => kind_v4(address),
         IpAddr::V6(address) => kind_v6(address),

@@ -13,7 +13,7 @@ pub struct OutboundUrl {
 
 /// How a URL is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
+pub(crate) enum Scheme {
     /// In plain text.
     Http,
     /// Over TLS.
@@ -73,13 +73,13 @@ impl OutboundUrl {
 
     /// How it is spoken to.
     #[must_use]
-    pub const fn scheme(&self) -> Scheme {
+    pub(crate) const fn scheme(&self) -> Scheme {
         self.scheme
     }
 
     /// Host and, where it is not the scheme's own, port.
     #[must_use]
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         let host = self.url.host_str().unwrap_or_default();
         match self.url.port() {
             Some(port) => format!("{host}:{port}"),
@@ -88,8 +88,9 @@ impl OutboundUrl {
     }
 
     /// The whole URL, for whoever may see it.
+    #[cfg(test)]
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         self.url.as_str()
     }
 

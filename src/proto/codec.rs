@@ -9,7 +9,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 /// Each side of a stream keeps two of them for as long as it lives. Thousands of sidecars are connected at once, and most
 /// of what they say and hear is far smaller than the 8 KiB of tonic's own: buffers grow where a message is larger.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SmallBuffers<T, U>(std::marker::PhantomData<(T, U)>);
+pub(crate) struct SmallBuffers<T, U>(std::marker::PhantomData<(T, U)>);
 
 /// An answer to a beat about ten keyrings, or three versions of a key.
 const BUFFER: usize = 512;

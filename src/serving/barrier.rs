@@ -7,7 +7,7 @@ use crate::key::{Revision, Timestamp, VersionRef};
 
 /// A point that every sidecar is to reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// Everything up to the revision is in use, and this version was not refused.
     Applied(Revision, VersionRef),
     /// Every revocation up to the revision is in use.
@@ -16,42 +16,42 @@ pub enum Target {
 
 /// How far the runs that may serve a keyring are from a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Barrier {
+pub(crate) struct Barrier {
     /// How many have confirmed it.
-    pub confirmed: usize,
+    pub(crate) confirmed: usize,
     /// How many there are.
-    pub total: usize,
+    pub(crate) total: usize,
     /// The others.
-    pub laggards: Vec<Laggard>,
+    pub(crate) laggards: Vec<Laggard>,
     /// Those for which nobody waits, because the caller says so.
-    pub passed_by: Vec<RunKey>,
+    pub(crate) passed_by: Vec<RunKey>,
 }
 
 /// A run that has not confirmed a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Laggard {
+pub(crate) struct Laggard {
     /// Which.
-    pub key: RunKey,
+    pub(crate) key: RunKey,
     /// Its cluster.
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// Whether it is connected, lost or stopped.
-    pub presence: Presence,
+    pub(crate) presence: Presence,
     /// By how many revisions it lags.
-    pub behind: u64,
+    pub(crate) behind: u64,
     /// It uses the target already, but its snapshot file does not have it.
-    pub lacks_disk: bool,
+    pub(crate) lacks_disk: bool,
     /// When it was last heard of.
-    pub last_seen: Timestamp,
+    pub(crate) last_seen: Timestamp,
     /// How long it may still serve what it has; none while it is connected.
-    pub rest: Option<Duration>,
+    pub(crate) rest: Option<Duration>,
     /// The same as a time of the control plane's wall clock.
-    pub serves_until: Option<Timestamp>,
+    pub(crate) serves_until: Option<Timestamp>,
 }
 
 impl Target {
     /// The revision that is to be reached.
     #[must_use]
-    pub const fn revision(self) -> Revision {
+    pub(crate) const fn revision(self) -> Revision {
         match self {
             Self::Applied(revision, _) | Self::Revoked(revision) => revision,
         }
@@ -61,13 +61,14 @@ impl Target {
 impl Barrier {
     /// Whether everything that may serve has confirmed.
     #[must_use]
-    pub const fn is_passed(&self) -> bool {
+    pub(crate) const fn is_passed(&self) -> bool {
         self.laggards.is_empty()
     }
 
     /// How long the last laggard may still serve; none while one is connected, which has no end that time brings.
+    #[cfg(test)]
     #[must_use]
-    pub fn rest(&self) -> Option<Duration> {
+    pub(crate) fn rest(&self) -> Option<Duration> {
         let rests = self.laggards.iter().map(|laggard| laggard.rest);
         rests.collect::<Option<Vec<_>>>()?.into_iter().max()
     }

@@ -13,19 +13,19 @@ use crate::{
 
 /// A run that is gone: nobody knows what it saw used before it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gap {
+pub(crate) struct Gap {
     /// What it said of itself.
-    pub about: About,
+    pub(crate) about: About,
     /// The keyrings that it held.
-    pub keyrings: BTreeSet<KeyringName>,
+    pub(crate) keyrings: BTreeSet<KeyringName>,
     /// It has reported every use before this moment; none when it reported nothing.
-    pub complete_until: Option<Timestamp>,
+    pub(crate) complete_until: Option<Timestamp>,
     /// When it was last heard of.
-    pub last_seen: Timestamp,
+    pub(crate) last_seen: Timestamp,
     /// It may have served until then, by the wall clock.
-    pub until: Timestamp,
+    pub(crate) until: Timestamp,
     /// Somebody answers for it that it does not serve any more.
-    pub is_forgotten: bool,
+    pub(crate) is_forgotten: bool,
     /// The same as `until` by the boot clock of this control plane,
     pub(super) ended: BootTime,
     /// and how long before that it was, as far as former ones have measured.
@@ -51,7 +51,7 @@ const MAX_GAPS: usize = 10_000;
 impl Gap {
     /// How long ago it ended, as far as boot clocks have measured.
     #[must_use]
-    pub fn age(&self, now: BootTime) -> Duration {
+    pub(crate) fn age(&self, now: BootTime) -> Duration {
         self.age_before + now.saturating_since(self.ended)
     }
 }

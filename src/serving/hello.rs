@@ -10,52 +10,52 @@ use crate::{
 
 /// What a sidecar says as its stream begins.
 #[derive(Clone, Debug)]
-pub struct Hello {
+pub(crate) struct Hello {
     /// Who it is.
-    pub key: RunKey,
+    pub(crate) key: RunKey,
     /// Counts the streams of the run from 1.
-    pub stream: u64,
+    pub(crate) stream: u64,
     /// What it says of itself.
-    pub about: About,
+    pub(crate) about: About,
     /// The lock that it holds.
-    pub lock: Option<Lock>,
+    pub(crate) lock: Option<Lock>,
     /// The snapshot file that it keeps.
-    pub file: Option<SnapshotFile>,
+    pub(crate) file: Option<SnapshotFile>,
     /// What it holds of each keyring.
-    pub keyrings: BTreeMap<KeyringName, Held>,
+    pub(crate) keyrings: BTreeMap<KeyringName, Held>,
 }
 
 /// What a sidecar holds of a keyring as its stream begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub(crate) struct Held {
     /// The history.
-    pub epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// The revision, zero for nothing.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// Every revocation up to here is in use.
-    pub revoked_through: Revision,
+    pub(crate) revoked_through: Revision,
     /// The digest of what it holds is that of the control plane at this revision.
-    pub agrees: bool,
+    pub(crate) agrees: bool,
     /// Its own limit: it serves for no longer without an answer.
-    pub deny_after: Duration,
+    pub(crate) deny_after: Duration,
     /// It may have the keyring. Of one that it may not have it is granted nothing, and counts for what it was granted before.
-    pub is_admitted: bool,
+    pub(crate) is_admitted: bool,
     /// It holds the keys that it has looked up, and no file has them.
-    pub is_on_demand: bool,
+    pub(crate) is_on_demand: bool,
 }
 
 /// What follows a Hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Welcome {
+pub(crate) struct Welcome {
     /// Somebody had said that the run does not serve any more: it has to begin anew.
-    pub was_forgotten: bool,
+    pub(crate) was_forgotten: bool,
     /// Another run of the node may serve, too: a copied configuration, or one that cannot prove the end of the former.
-    pub has_namesake: bool,
+    pub(crate) has_namesake: bool,
 }
 
 /// A stream cannot begin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HelloError {
+pub(crate) enum HelloError {
     /// A later stream of the run has begun.
     #[error("a later stream of this run has begun")]
     Late,
@@ -76,7 +76,7 @@ impl Serving {
     /// # Errors
     ///
     /// When it is a stream of the past, or the node belongs to another identity.
-    pub fn hello(&mut self, hello: Hello, now: Now) -> Result<Welcome, HelloError> {
+    pub(crate) fn hello(&mut self, hello: Hello, now: Now) -> Result<Welcome, HelloError> {
         self.pass(now);
         self.check(&hello)?;
         let inherited = self.end_predecessors(&hello, now);

@@ -4,28 +4,28 @@ use serde::{Deserialize, Serialize};
 
 /// A lock that a run holds exclusively until it has answered its last check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lock {
+pub(crate) struct Lock {
     /// What is locked.
-    pub place: LockPlace,
+    pub(crate) place: LockPlace,
     /// When the run acquired it, in nanoseconds by the boot clock of the machine.
-    pub acquired_ns: u64,
+    pub(crate) acquired_ns: u64,
 }
 
 /// What a lock is on. Two are the same only where one kernel enforces both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LockPlace {
+pub(crate) struct LockPlace {
     /// The boot of the kernel.
-    pub boot_id: String,
+    pub(crate) boot_id: String,
     /// The inode of the time namespace: the boot clocks of different ones cannot be compared.
-    pub time_namespace: u64,
+    pub(crate) time_namespace: u64,
     /// On that machine.
-    pub at: LockAt,
+    pub(crate) at: LockAt,
 }
 
 /// What a lock is on, on its machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LockAt {
+pub(crate) enum LockAt {
     /// The file beside the snapshot file.
     File {
         /// Its device.

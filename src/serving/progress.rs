@@ -19,34 +19,34 @@ pub struct Progress {
     /// Every revocation up to here is in the snapshot file.
     pub durable_revoked_through: Revision,
     /// Since when `applied` is what it is.
-    pub applied_at: Option<Timestamp>,
+    pub(crate) applied_at: Option<Timestamp>,
     /// The items that it has refused since its last snapshot, by name, with the reason.
     pub rejected: BTreeMap<String, String>,
     /// It has refused more than `rejected` names.
-    pub has_more_rejected: bool,
+    pub(crate) has_more_rejected: bool,
     /// What it holds is not known to be what it should be: only a whole snapshot confirms.
-    pub awaits_whole: bool,
+    pub(crate) awaits_whole: bool,
 }
 
 /// What an answer of a sidecar confirms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Confirmation {
+pub(crate) struct Confirmation {
     /// The history.
-    pub epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// The revision in use.
-    pub applied: Revision,
+    pub(crate) applied: Revision,
     /// Every revocation up to here is in use.
-    pub revoked_through: Revision,
+    pub(crate) revoked_through: Revision,
     /// The revision in the snapshot file.
-    pub durable: Revision,
+    pub(crate) durable: Revision,
     /// Every revocation up to here is in the snapshot file.
-    pub durable_revoked_through: Revision,
+    pub(crate) durable_revoked_through: Revision,
     /// Whether it answers a whole snapshot.
-    pub is_whole: bool,
+    pub(crate) is_whole: bool,
     /// The items that it refused, with the reasons.
-    pub rejected: Vec<(String, String)>,
+    pub(crate) rejected: Vec<(String, String)>,
     /// It refused more than `rejected` names.
-    pub has_more_rejected: bool,
+    pub(crate) has_more_rejected: bool,
 }
 
 /// So many rejected items are remembered per run and keyring; one is enough to know that something is wrong.

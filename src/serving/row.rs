@@ -12,23 +12,23 @@ use crate::key::{KeyringName, Timestamp};
 
 /// What the store keeps of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
+pub(crate) struct Row {
     /// Which.
-    pub key: RunKey,
+    pub(crate) key: RunKey,
     /// Its cluster.
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// The version of relatch that it runs.
-    pub version: String,
+    pub(crate) version: String,
     /// The keyrings that it holds.
-    pub keyrings: Vec<KeyringName>,
+    pub(crate) keyrings: Vec<KeyringName>,
     /// When it was last heard of.
-    pub last_seen: Timestamp,
+    pub(crate) last_seen: Timestamp,
     /// It has reported every use of a key before this moment; none when it has reported nothing.
-    pub complete_until: Option<Timestamp>,
+    pub(crate) complete_until: Option<Timestamp>,
     /// It is gone, and may have served until then; none of one that may serve.
-    pub gone_at: Option<Timestamp>,
+    pub(crate) gone_at: Option<Timestamp>,
     /// The rest, as JSON; none in rows that a version before this one has written.
-    pub record: Option<String>,
+    pub(crate) record: Option<String>,
 }
 
 /// A row cannot be read.

@@ -29,15 +29,15 @@ pub struct Run {
     /// What it says of itself.
     pub about: About,
     /// When it was last heard of.
-    pub last_seen: Timestamp,
+    pub(crate) last_seen: Timestamp,
     /// Since when a stream is open; none without one.
-    pub connected_at: Option<Timestamp>,
+    pub(crate) connected_at: Option<Timestamp>,
     /// It has reported every use of a key before this moment; none when it has reported nothing.
-    pub complete_until: Option<Timestamp>,
+    pub(crate) complete_until: Option<Timestamp>,
     /// What it holds of each keyring.
     pub keyrings: BTreeMap<KeyringName, Holding>,
     /// The snapshot file that it keeps.
-    pub file: Option<SnapshotFile>,
+    pub(crate) file: Option<SnapshotFile>,
     pub(super) lock: Option<Lock>,
     /// The streams that are open.
     pub(super) open: BTreeSet<u64>,
@@ -58,7 +58,7 @@ pub struct About {
     /// What its operator says of it.
     pub labels: BTreeMap<String, String>,
     /// Whom its certificate speaks for; none without one, and of those that are known from the store.
-    pub identity: Option<Identity>,
+    pub(crate) identity: Option<Identity>,
 }
 
 /// What a run holds of a keyring.
@@ -80,11 +80,11 @@ pub struct Holding {
 
 /// A snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotFile {
+pub(crate) struct SnapshotFile {
     /// Random; it stays when the file is rewritten.
-    pub id: String,
+    pub(crate) id: String,
     /// The number of the last write to the file that the run began from; zero when it did not begin from the file.
-    pub begun_from_write: u64,
+    pub(crate) begun_from_write: u64,
 }
 
 /// The end of a process that has left a snapshot file.
@@ -98,7 +98,7 @@ pub(super) struct Ended {
 
 /// Whether a run may serve, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
+pub(crate) enum Presence {
     /// One of its streams is open.
     Connected,
     /// Its stream ended, at this time, without a Goodbye.
@@ -153,7 +153,7 @@ impl Run {
 
     /// Whether one of its streams is open.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         !self.open.is_empty()
     }
 
@@ -165,7 +165,7 @@ impl Run {
 
     /// Whether it may serve, in one word.
     #[must_use]
-    pub fn presence(&self) -> Presence {
+    pub(crate) fn presence(&self) -> Presence {
         match (&self.ended, self.is_connected()) {
             (Some(ended), _) => Presence::Stopped(ended.at),
             (None, true) => Presence::Connected,
@@ -200,7 +200,7 @@ impl Run {
 
     /// How long it may serve without another answer, from `now` on; none while it is connected.
     #[must_use]
-    pub fn rest(&self, now: BootTime) -> Option<Duration> {
+    pub(crate) fn rest(&self, now: BootTime) -> Option<Duration> {
         let bound = self.last_bound()?;
         (!self.is_connected()).then(|| bound.saturating_since(now))
     }
@@ -264,7 +264,7 @@ impl Holding {
 
     /// How long the run may serve without another answer, from `now` on.
     #[must_use]
-    pub fn rest(&self, now: BootTime) -> Duration {
+    pub(crate) fn rest(&self, now: BootTime) -> Duration {
         self.until
             .map_or(Duration::ZERO, |until| until.saturating_since(now))
     }

@@ -29,24 +29,24 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Begun {
     /// What is known of the file.
-    pub disk: Arc<Disk>,
+    pub(crate) disk: Arc<Disk>,
     /// None when another process uses the file: nothing is read or written then.
-    pub kept: Option<KeptFile>,
+    pub(crate) kept: Option<KeptFile>,
 }
 
 /// A file that is kept.
 #[derive(Debug)]
 pub(crate) struct KeptFile {
     /// Keeps it, once it runs.
-    pub keeper: Keeper,
+    pub(crate) keeper: Keeper,
     /// Ends its keeping at an orderly stop.
-    pub closer: Closer,
+    pub(crate) closer: Closer,
     /// What this process holds as long as it uses the file; none when the disk did not let it.
-    pub lock: Option<Arc<FileLock>>,
+    pub(crate) lock: Option<Arc<FileLock>>,
     /// Names the file.
-    pub id: FileId,
+    pub(crate) id: FileId,
     /// The number of the last write to what was taken; zero when nothing was.
-    pub begun_from_write: u64,
+    pub(crate) begun_from_write: u64,
 }
 
 /// A sidecar that is to keep a file cannot start.
@@ -67,15 +67,15 @@ pub enum BeginError {
 #[derive(Debug)]
 pub(crate) struct Empty<'a> {
     /// Who it is.
-    pub node: &'a NodeSettings,
+    pub(crate) node: &'a NodeSettings,
     /// Its keyrings.
-    pub keyrings: &'a Keyrings,
+    pub(crate) keyrings: &'a Keyrings,
     /// Where they come in.
-    pub receiver: &'a mut Receiver,
+    pub(crate) receiver: &'a mut Receiver,
     /// The latest time by which windows were judged.
-    pub latest: &'a LatestWall,
+    pub(crate) latest: &'a LatestWall,
     /// The time.
-    pub clock: &'a Clock,
+    pub(crate) clock: &'a Clock,
 }
 
 /// A file that can be taken.

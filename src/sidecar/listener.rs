@@ -18,7 +18,7 @@ use crate::{accept::Unaccepted, config::Listen};
 
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     socket: Bound,
     endpoint: Endpoint,
 }
@@ -58,7 +58,7 @@ impl Listener {
     /// # Errors
     ///
     /// When the address cannot be bound, or something else lies where the socket should.
-    pub async fn bind(listen: &Listen) -> io::Result<Self> {
+    pub(crate) async fn bind(listen: &Listen) -> io::Result<Self> {
         match listen {
             Listen::Tcp(address) => {
                 let listener = TcpListener::bind(address).await?;
@@ -79,7 +79,7 @@ impl Listener {
 
     /// Where it is bound.
     #[must_use]
-    pub const fn endpoint(&self) -> &Endpoint {
+    pub(crate) const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 

@@ -20,7 +20,7 @@ use crate::{
 
 /// What is known of a sidecar's health.
 #[derive(Clone, Debug)]
-pub struct Monitor {
+pub(crate) struct Monitor {
     node: NodeName,
     keyrings: Keyrings,
     link: Arc<Link>,
@@ -128,7 +128,7 @@ const SERVICE: &str = "envoy.service.auth.v3.Authorization";
 impl Monitor {
     /// A monitor of `keyrings`; they block `readiness` as long as they cannot be used.
     #[must_use]
-    pub const fn new(
+    pub(crate) const fn new(
         node: NodeName,
         keyrings: Keyrings,
         link: Arc<Link>,
@@ -147,12 +147,12 @@ impl Monitor {
 
     /// Tells of what is kept on `disk`, too.
     #[must_use]
-    pub fn with_disk(self, disk: Option<Arc<Disk>>) -> Self {
+    pub(crate) fn with_disk(self, disk: Option<Arc<Disk>>) -> Self {
         Self { disk, ..self }
     }
 
     /// Keeps readiness, health and the link's metrics true until `shutdown`; `guards` are those held at the start.
-    pub async fn run(
+    pub(crate) async fn run(
         self,
         mut guards: BTreeMap<KeyringName, ReadinessGuard>,
         mut health: HealthReporter,
@@ -196,7 +196,7 @@ impl Monitor {
 
     /// Blocks readiness for every keyring, to begin with.
     #[must_use]
-    pub fn block(&self) -> BTreeMap<KeyringName, ReadinessGuard> {
+    pub(crate) fn block(&self) -> BTreeMap<KeyringName, ReadinessGuard> {
         self.keyrings
             .iter()
             .map(|slot| {

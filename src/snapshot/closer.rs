@@ -11,7 +11,7 @@ use super::{
 
 /// Ends the keeping of the file of a sidecar that stops in order: the file is written for the last time, or erased.
 #[derive(Debug)]
-pub struct Closer {
+pub(crate) struct Closer {
     journal: Arc<Journal>,
     disk: Arc<Disk>,
     ending: Ending,
@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 impl Closer {
     /// Ends what is kept of `journal` and `disk`.
     #[must_use]
-    pub const fn new(journal: Arc<Journal>, disk: Arc<Disk>, ending: Ending) -> Self {
+    pub(crate) const fn new(journal: Arc<Journal>, disk: Arc<Disk>, ending: Ending) -> Self {
         Self {
             journal,
             disk,
@@ -33,7 +33,7 @@ impl Closer {
 
     /// Ends it, once no check will be answered any more; returns what is left, on the disk too. Nothing is written from now
     /// on. It takes a second at most; cancelling it has the file ended all the same.
-    pub async fn close(&self) -> FileEnd {
+    pub(crate) async fn close(&self) -> FileEnd {
         self.journal.close(self.ending);
         match timeout(TIMEOUT, self.disk.end()).await {
             Ok(end) => end,

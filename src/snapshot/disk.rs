@@ -12,7 +12,7 @@ use crate::key::{Epoch, KeyringName, Revision, Timestamp};
 
 /// What is on the disk, and how writing goes.
 #[derive(Debug, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     state: Mutex<State>,
     /// Woken when more of a keyring is on the disk, or one is removed from it.
     news: Notify,
@@ -21,18 +21,18 @@ pub struct Disk {
 
 /// Up to where a keyring is on the disk; all zero when it is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Durable {
+pub(crate) struct Durable {
     /// The history.
-    pub epoch: Epoch,
+    pub(crate) epoch: Epoch,
     /// The newest revision in it.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// Every revocation up to this revision is there.
-    pub revoked_through: Revision,
+    pub(crate) revoked_through: Revision,
 }
 
 /// What is left of a file at an orderly stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileEnd {
+pub(crate) enum FileEnd {
     /// Nothing, and that outlives a loss of power.
     Erased,
     /// The file, as its last write left it.
@@ -46,19 +46,19 @@ pub enum FileEnd {
 
 /// How writing goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Health {
+pub(crate) struct Health {
     /// Writes that came to the disk, whole ones and appends.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Writes that failed.
-    pub failed: u64,
+    pub(crate) failed: u64,
     /// When something was last written, by the wall clock.
-    pub last_written_at: Option<Timestamp>,
+    pub(crate) last_written_at: Option<Timestamp>,
     /// The length of the file.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Why the last write failed, or why nothing is written at all; none when neither is so.
-    pub problem: Option<String>,
+    pub(crate) problem: Option<String>,
     /// Why the file was not taken at the start; none when it was, or there was none.
-    pub refused: Option<String>,
+    pub(crate) refused: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -74,19 +74,19 @@ struct State {
 impl Disk {
     /// Up to where a keyring is on the disk.
     #[must_use]
-    pub fn durable(&self, keyring: &KeyringName) -> Durable {
+    pub(crate) fn durable(&self, keyring: &KeyringName) -> Durable {
         let durable = self.lock().durable.get(keyring).copied();
         durable.unwrap_or_default()
     }
 
     /// Whether a removal is on the disk: the file does not have the keyring any more.
     #[must_use]
-    pub fn has_removed(&self, removal: Removal) -> bool {
+    pub(crate) fn has_removed(&self, removal: Removal) -> bool {
         self.lock().removed >= removal
     }
 
     /// What is left of the file, once nothing more is written to it.
-    pub async fn end(&self) -> FileEnd {
+    pub(crate) async fn end(&self) -> FileEnd {
         let mut end = self.end.subscribe();
         let end = end.wait_for(Option::is_some).await;
         end.ok().and_then(|is| *is).unwrap_or(FileEnd::Unknown)
@@ -94,24 +94,24 @@ impl Disk {
 
     /// How writing goes.
     #[must_use]
-    pub fn health(&self) -> Health {
+    pub(crate) fn health(&self) -> Health {
         self.lock().health.clone()
     }
 
     /// A keyring of which more came to the disk since it was last asked for.
     #[must_use]
-    pub fn next_untold(&self) -> Option<KeyringName> {
+    pub(crate) fn next_untold(&self) -> Option<KeyringName> {
         self.lock().untold.pop_first()
     }
 
     /// Of every keyring is to be told anew: nobody knows of it.
-    pub fn forget_told(&self) {
+    pub(crate) fn forget_told(&self) {
         let mut state = self.lock();
         state.untold = state.durable.keys().cloned().collect();
     }
 
     /// Woken when there is something to tell.
-    pub const fn news(&self) -> &Notify {
+    pub(crate) const fn news(&self) -> &Notify {
         &self.news
     }
 

@@ -50,7 +50,7 @@ pub enum ReadError {
 
 /// A file cannot be trusted, or is somebody else's.
 #[derive(Debug, thiserror::Error)]
-pub enum RefusedError {
+pub(crate) enum RefusedError {
     /// It is a link, a directory, a pipe.
     #[error("it is no regular file")]
     NotAFile,

@@ -18,42 +18,42 @@ use crate::{
 
 /// Changes on their way to the disk.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     pending: Mutex<Pending>,
     news: Condvar,
 }
 
 /// What is to be written.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Every keyring, after `changes`.
-    pub state: BTreeMap<KeyringName, Applied>,
+    pub(crate) state: BTreeMap<KeyringName, Applied>,
     /// What was applied since the last batch, in order.
-    pub changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
     /// The changes do not tell everything: the state has to be written.
-    pub is_whole: bool,
+    pub(crate) is_whole: bool,
     /// The newest removal of a keyring, which `state` does not have any more.
-    pub removal: Removal,
+    pub(crate) removal: Removal,
     /// How it ends, when nothing will follow.
-    pub ending: Option<Ending>,
+    pub(crate) ending: Option<Ending>,
 }
 
 /// What was applied of a keyring.
 #[derive(Clone, Debug)]
-pub struct Applied {
+pub(crate) struct Applied {
     /// What came of it.
-    pub view: Arc<KeyringView>,
+    pub(crate) view: Arc<KeyringView>,
     /// Every revocation up to this revision is in it.
-    pub revoked_through: Revision,
+    pub(crate) revoked_through: Revision,
 }
 
 /// Numbers the removals of keyrings, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Removal(u64);
+pub(crate) struct Removal(u64);
 
 /// What becomes of the file when nothing follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// It is left with what was applied.
     Keep,
     /// It is erased.
@@ -62,16 +62,16 @@ pub enum Ending {
 
 /// How long whoever writes waits.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// For the first change.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
     /// With one that is not urgent, for others, which are written together with it.
-    pub gather: Duration,
+    pub(crate) gather: Duration,
 }
 
 /// How soon a change has to be on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Urgency {
+pub(crate) enum Urgency {
     /// At once: it revokes.
     Now,
     /// Together with what follows within the time that is waited for others.
@@ -97,7 +97,7 @@ const MAX_PENDING: usize = 4 << 20;
 impl Journal {
     /// A journal of keyrings whose state is to be written whole, if there is any.
     #[must_use]
-    pub fn new(state: impl IntoIterator<Item = Applied>) -> Self {
+    pub(crate) fn new(state: impl IntoIterator<Item = Applied>) -> Self {
         let state: BTreeMap<_, _> = state
             .into_iter()
             .map(|applied| (applied.view.name().clone(), applied))
@@ -115,7 +115,7 @@ impl Journal {
     }
 
     /// Something was applied, and `applied` came of it.
-    pub fn changed(&self, change: Change, urgency: Urgency, applied: Applied) {
+    pub(crate) fn changed(&self, change: Change, urgency: Urgency, applied: Applied) {
         let mut pending = self.lock();
         pending.put(applied);
         pending.is_urgent |= urgency == Urgency::Now;
@@ -130,7 +130,7 @@ impl Journal {
     }
 
     /// A keyring was replaced by what was applied.
-    pub fn replaced(&self, applied: Applied) {
+    pub(crate) fn replaced(&self, applied: Applied) {
         let mut pending = self.lock();
         pending.put(applied);
         pending.need_whole();
@@ -140,7 +140,7 @@ impl Journal {
     /// A keyring is to be removed from the file, whether or not it is there. [`Disk::has_removed`] says when it was.
     ///
     /// [`Disk::has_removed`]: super::disk::Disk::has_removed
-    pub fn removed(&self, keyring: &KeyringName) -> Removal {
+    pub(crate) fn removed(&self, keyring: &KeyringName) -> Removal {
         let mut pending = self.lock();
         pending.state.remove(keyring);
         pending.removal.0 += 1;
@@ -150,7 +150,7 @@ impl Journal {
     }
 
     /// Nothing will follow. The first word on how it ends holds.
-    pub fn close(&self, ending: Ending) {
+    pub(crate) fn close(&self, ending: Ending) {
         self.lock().ending.get_or_insert(ending);
         self.news.notify_all();
     }
@@ -158,7 +158,7 @@ impl Journal {
     /// What is to be written next; waits until there is something, at most as long as `patience` says. With `is_due` it does
     /// not wait where there is a state, and it is to be written whole.
     #[must_use]
-    pub fn next(&self, patience: Patience, is_due: bool) -> Batch {
+    pub(crate) fn next(&self, patience: Patience, is_due: bool) -> Batch {
         let mut pending = self.lock();
         if is_due && pending.has_state() {
             pending.need_whole();
@@ -179,7 +179,7 @@ impl Journal {
     }
 
     /// Waits for `pause`, or until nothing will follow.
-    pub fn pause(&self, pause: Duration) {
+    pub(crate) fn pause(&self, pause: Duration) {
         let pending = self.lock();
         drop(self.wait_while(pending, pause, |pending| pending.ending.is_none()));
     }

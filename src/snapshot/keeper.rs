@@ -29,7 +29,7 @@ use crate::{
 
 /// Keeps the file.
 #[derive(Debug)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     place: Place,
     key: SnapshotKey,
     node: NodeSettings,
@@ -55,36 +55,36 @@ pub struct Keeper {
 
 /// What a keeper works with.
 #[derive(Debug)]
-pub struct KeeperParts {
+pub(crate) struct KeeperParts {
     /// Where the file is.
-    pub place: Place,
+    pub(crate) place: Place,
     /// Under which it is sealed.
-    pub key: SnapshotKey,
+    pub(crate) key: SnapshotKey,
     /// Whose it is.
-    pub node: NodeSettings,
+    pub(crate) node: NodeSettings,
     /// Of which it tells how fresh they are.
-    pub keyrings: Keyrings,
+    pub(crate) keyrings: Keyrings,
     /// What is to be written.
-    pub journal: Arc<Journal>,
+    pub(crate) journal: Arc<Journal>,
     /// What is known of the disk.
-    pub disk: Arc<Disk>,
+    pub(crate) disk: Arc<Disk>,
     /// The latest time by which windows were judged.
-    pub latest: LatestWall,
+    pub(crate) latest: LatestWall,
     /// The time.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// Names the file.
-    pub id: FileId,
+    pub(crate) id: FileId,
     /// The number of the last write.
-    pub write: u64,
+    pub(crate) write: u64,
     /// The file that was taken at the start.
-    pub present: Option<File>,
+    pub(crate) present: Option<File>,
     /// What becomes of the file at an orderly stop.
-    pub ending: Ending,
+    pub(crate) ending: Ending,
 }
 
 /// The keeper has ended before its time.
 #[derive(Debug, thiserror::Error)]
-pub enum KeeperError {
+pub(crate) enum KeeperError {
     /// It got no thread.
     #[error("no thread for the snapshot file")]
     Thread(#[source] io::Error),
@@ -146,7 +146,7 @@ const TELL_EVERY: Duration = Duration::from_mins(5);
 impl Keeper {
     /// A keeper of what `parts` name.
     #[must_use]
-    pub fn new(parts: KeeperParts) -> Self {
+    pub(crate) fn new(parts: KeeperParts) -> Self {
         let KeeperParts {
             place,
             key,
@@ -191,7 +191,7 @@ impl Keeper {
     /// # Errors
     ///
     /// When its thread cannot be made, or dies.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), KeeperError> {
+    pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), KeeperError> {
         let closing = Closing(Arc::clone(&self.journal));
         let ending = self.ending;
         let (tell, mut ended) = oneshot::channel();

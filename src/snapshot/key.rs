@@ -68,7 +68,7 @@ impl SnapshotKey {
     /// # Errors
     ///
     /// When that source fails.
-    pub fn generate() -> Result<Self, RandomError> {
+    pub(crate) fn generate() -> Result<Self, RandomError> {
         let mut bytes = Zeroizing::new([0; Self::LEN]);
         fill_random(bytes.as_mut_slice())?;
         Ok(Self(bytes))
@@ -104,7 +104,7 @@ impl SnapshotKey {
     /// # Errors
     ///
     /// When there is a file already, or none can be made.
-    pub fn make(path: &Path) -> Result<(), KeyFileError> {
+    pub(crate) fn make(path: &Path) -> Result<(), KeyFileError> {
         let key = Self::generate()?;
         let digits = Zeroizing::new(secret_file::to_hex(key.0.as_slice()));
         let text = Zeroizing::new([MARK, &digits].concat());

@@ -17,7 +17,7 @@ use crate::clock::{BootTime, Clock};
 
 /// An exclusive `flock(2)` of a file, released when this is dropped. A process that is killed releases it, too.
 #[derive(Debug)]
-pub struct FileLock {
+pub(crate) struct FileLock {
     file: File,
     device: u64,
     inode: u64,
@@ -33,7 +33,7 @@ impl FileLock {
     /// # Errors
     ///
     /// With [`io::ErrorKind::WouldBlock`] when another process holds it; else when the file cannot be opened.
-    pub fn acquire(path: &Path, clock: &Clock) -> io::Result<Self> {
+    pub(crate) fn acquire(path: &Path, clock: &Clock) -> io::Result<Self> {
         let file = open(path)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -54,19 +54,19 @@ impl FileLock {
 
     /// The device of the file that is locked.
     #[must_use]
-    pub const fn device(&self) -> u64 {
+    pub(crate) const fn device(&self) -> u64 {
         self.device
     }
 
     /// The inode of the file that is locked.
     #[must_use]
-    pub const fn inode(&self) -> u64 {
+    pub(crate) const fn inode(&self) -> u64 {
         self.inode
     }
 
     /// Notes that the file `id` was written to, by the write of this number. Where the disk does not take that, nothing else
     /// is held up: the note before stays.
-    pub fn note(&self, id: FileId, write: u64) {
+    pub(crate) fn note(&self, id: FileId, write: u64) {
         let mut note = [0; NOTE_LEN];
         note[..FileId::LEN].copy_from_slice(id.as_bytes());
         note[FileId::LEN..].copy_from_slice(&write.to_be_bytes());
@@ -75,7 +75,7 @@ impl FileLock {
 
     /// Whether `write` of the file `id` is the last one that was noted, or a later one; also where nothing was noted.
     #[must_use]
-    pub fn is_last(&self, id: FileId, write: u64) -> bool {
+    pub(crate) fn is_last(&self, id: FileId, write: u64) -> bool {
         let mut note = [0; NOTE_LEN];
         if self.file.read_exact_at(&mut note, 0).is_err() {
             return true;
@@ -93,7 +93,7 @@ impl FileLock {
 
     /// A time at which it was held, right after it was acquired.
     #[must_use]
-    pub const fn acquired(&self) -> BootTime {
+    pub(crate) const fn acquired(&self) -> BootTime {
         self.acquired
     }
 }

@@ -43,7 +43,7 @@ impl Origin {
     /// Whether a file with this origin that is found as `inode` was made there, by the clock `boot_clock`. Only then its age
     /// can be told: any other one may be a copy, or of another boot.
     #[must_use]
-    pub fn is_here(&self, inode: Inode, boot_clock: Option<&BootClock>) -> bool {
+    pub(crate) fn is_here(&self, inode: Inode, boot_clock: Option<&BootClock>) -> bool {
         self.inode == inode && boot_clock.is_some() && self.boot_clock.as_ref() == boot_clock
     }
 
@@ -91,7 +91,7 @@ impl FileId {
     /// # Errors
     ///
     /// When the operating system's random source fails.
-    pub fn generate() -> Result<Self, RandomError> {
+    pub(crate) fn generate() -> Result<Self, RandomError> {
         let mut id = [0; Self::LEN];
         fill_random(&mut id)?;
         Ok(Self(id))
@@ -105,7 +105,7 @@ impl FileId {
 
     /// Its bytes.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+    pub(crate) const fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
 }
@@ -125,7 +125,7 @@ impl fmt::Debug for FileId {
 impl Inode {
     /// The inode that `metadata` describes.
     #[must_use]
-    pub fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
             number: metadata.ino(),

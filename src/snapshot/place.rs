@@ -19,7 +19,7 @@ use crate::clock::Clock;
 
 /// The place of a snapshot file, of which this process is the only user.
 #[derive(Debug)]
-pub struct Place {
+pub(crate) struct Place {
     path: PathBuf,
     clock: Clock,
     /// None while the disk does not let us make one.
@@ -54,7 +54,7 @@ impl Place {
     /// # Errors
     ///
     /// When another process has claimed it, or nothing can be made there.
-    pub fn claim(path: &Path, clock: &Clock) -> Result<Self, PlaceError> {
+    pub(crate) fn claim(path: &Path, clock: &Clock) -> Result<Self, PlaceError> {
         let mut place = Self {
             path: path.to_owned(),
             clock: clock.clone(),
@@ -91,7 +91,7 @@ impl Place {
     /// # Errors
     ///
     /// When it is not a file that this user made for itself alone.
-    pub fn look(path: &Path) -> Result<(), RefusedError> {
+    pub(crate) fn look(path: &Path) -> Result<(), RefusedError> {
         let place = Self {
             path: path.to_owned(),
             clock: Clock::system(),
@@ -102,13 +102,13 @@ impl Place {
 
     /// Where the file is.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// What this process holds for as long as it uses the place; none when the disk did not let us make it.
     #[must_use]
-    pub const fn held(&self) -> Option<&Arc<FileLock>> {
+    pub(crate) const fn held(&self) -> Option<&Arc<FileLock>> {
         self.lock.as_ref()
     }
 
@@ -117,7 +117,7 @@ impl Place {
     /// # Errors
     ///
     /// When it is not a file that this user made for itself alone.
-    pub fn open(&self) -> Result<Option<(File, u64)>, RefusedError> {
+    pub(crate) fn open(&self) -> Result<Option<(File, u64)>, RefusedError> {
         // Without NONBLOCK a pipe would hold us up.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let mut options = OpenOptions::new();
@@ -152,7 +152,7 @@ impl Place {
     /// # Errors
     ///
     /// When that is not possible.
-    pub fn set_aside(&self) -> io::Result<PathBuf> {
+    pub(crate) fn set_aside(&self) -> io::Result<PathBuf> {
         let aside = self.beside("refused");
         fs::rename(&self.path, &aside)?;
         Ok(aside)
@@ -163,7 +163,7 @@ impl Place {
     /// # Errors
     ///
     /// When it cannot be made, or another process has claimed the place meanwhile.
-    pub fn draft(&mut self) -> io::Result<File> {
+    pub(crate) fn draft(&mut self) -> io::Result<File> {
         self.lock()?;
         let path = self.beside("new");
         match fs::remove_file(&path) {
@@ -183,21 +183,21 @@ impl Place {
     /// # Errors
     ///
     /// When that is not known.
-    pub fn publish(&self, draft: &File) -> io::Result<()> {
+    pub(crate) fn publish(&self, draft: &File) -> io::Result<()> {
         draft.sync_all()?;
         fs::rename(self.beside("new"), &self.path)?;
         self.sync_directory()
     }
 
     /// Removes a draft that came to nothing: on a disk that is full it would take the room of others.
-    pub fn discard(&self) {
+    pub(crate) fn discard(&self) {
         // One that cannot be removed is, by the next draft.
         let _ = fs::remove_file(self.beside("new"));
     }
 
     /// Whether `file` still is what lies here: somebody may have removed it, and what is written to it then is nowhere.
     #[must_use]
-    pub fn holds(&self, file: &File) -> bool {
+    pub(crate) fn holds(&self, file: &File) -> bool {
         match (fs::symlink_metadata(&self.path), file.metadata()) {
             (Ok(here), Ok(written)) => Inode::of(&here) == Inode::of(&written),
             (Err(_), _) | (_, Err(_)) => false,
@@ -206,7 +206,7 @@ impl Place {
 
     /// Whether there is nothing here.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let found = fs::symlink_metadata(&self.path);
         found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
@@ -217,7 +217,7 @@ impl Place {
     /// # Errors
     ///
     /// When that is not known, or something else lies here.
-    pub fn erase(&self, file: &File) -> io::Result<()> {
+    pub(crate) fn erase(&self, file: &File) -> io::Result<()> {
         if !self.holds(file) {
             return Err(io::Error::other(
                 "it was removed or replaced by somebody else",

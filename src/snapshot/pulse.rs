@@ -22,26 +22,26 @@ pub struct Pulse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confirmed {
     /// By the wall clock.
-    pub wall: Timestamp,
+    pub(crate) wall: Timestamp,
     /// In milliseconds since the boot; below zero when that was before.
-    pub boot_ms: i64,
+    pub(crate) boot_ms: i64,
     /// How long the sidecar may serve the keyring since then without another confirmation; zero for not at all.
-    pub serve_for: Duration,
+    pub(crate) serve_for: Duration,
 }
 
 /// What a machine's clocks say.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
+pub(crate) struct Now {
     /// The wall clock.
-    pub wall: Timestamp,
+    pub(crate) wall: Timestamp,
     /// The clock that runs forward only.
-    pub boot: BootTime,
+    pub(crate) boot: BootTime,
 }
 
 impl Pulse {
     /// What is so now. `latest_wall` is the latest time by which windows were judged.
     #[must_use]
-    pub fn of(keyrings: &Keyrings, latest_wall: Timestamp) -> Self {
+    pub(crate) fn of(keyrings: &Keyrings, latest_wall: Timestamp) -> Self {
         let confirmed = keyrings.iter().filter_map(|slot| {
             let (Confirmation { boot_ms, wall_ms }, serve_for) = slot.confirmation()?;
             let confirmed = Confirmed {
@@ -59,7 +59,7 @@ impl Pulse {
 
     /// What is newer in it than in `former`.
     #[must_use]
-    pub fn since(&self, former: &Self) -> Self {
+    pub(crate) fn since(&self, former: &Self) -> Self {
         let confirmed = self.confirmed.iter();
         let newer = confirmed.filter(|(name, is)| former.confirmed.get(*name) != Some(*is));
         Self {
@@ -69,7 +69,7 @@ impl Pulse {
     }
 
     /// What is so after `newer`, which names only what has changed.
-    pub fn advance(&mut self, newer: Self) {
+    pub(crate) fn advance(&mut self, newer: Self) {
         self.latest_wall = newer.latest_wall;
         self.confirmed.extend(newer.confirmed);
     }
@@ -80,7 +80,11 @@ impl Pulse {
     /// The age is the larger of what the two clocks say. The wall clock is not believed to be earlier than the latest time
     /// that it had.
     #[must_use]
-    pub fn restored(&self, keyring: &KeyringName, now: &Now) -> Option<(Confirmation, Duration)> {
+    pub(crate) fn restored(
+        &self,
+        keyring: &KeyringName,
+        now: &Now,
+    ) -> Option<(Confirmation, Duration)> {
         let Confirmed {
             wall,
             boot_ms,
@@ -135,7 +139,7 @@ impl Pulse {
 impl Now {
     /// What a clock says.
     #[must_use]
-    pub fn of(clock: &Clock) -> Self {
+    pub(crate) fn of(clock: &Clock) -> Self {
         Self {
             wall: clock.wall(),
             boot: clock.boot(),
@@ -144,7 +148,7 @@ impl Now {
 
     /// Both clocks.
     #[must_use]
-    pub const fn reading(&self) -> Reading {
+    pub(crate) const fn reading(&self) -> Reading {
         Reading {
             boot: self.boot,
             wall: self.wall,

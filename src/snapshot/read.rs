@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Contents {
     /// Whose it is.
-    pub header: Header,
+    pub(crate) header: Header,
     /// The keyrings as they were after the last change that is whole.
     pub keyrings: BTreeMap<KeyringName, Restored>,
     /// How late it was then.
@@ -36,25 +36,25 @@ pub struct Contents {
     /// How many frames are whole.
     pub frames: u64,
     /// How many changes were applied since the file was made.
-    pub changes: u64,
+    pub(crate) changes: u64,
     /// How it ends.
-    pub tail: Tail,
+    pub(crate) tail: Tail,
 }
 
 /// What can be told of a file without its key.
 #[derive(Clone, Debug)]
 pub struct Outline {
     /// Whose it is, as it says.
-    pub header: Header,
+    pub(crate) header: Header,
     /// How many frames are whole.
     pub frames: u64,
     /// How it ends.
-    pub tail: Tail,
+    pub(crate) tail: Tail,
 }
 
 /// How a file ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tail {
+pub(crate) enum Tail {
     /// With a whole frame.
     Whole,
     /// In the middle of an append: by a kill, or a loss of power.

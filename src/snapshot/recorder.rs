@@ -18,64 +18,64 @@ use crate::{
 ///
 /// Of a keyring that is not here yet there is nothing to note: no check is answered from it, and what comes is newer.
 #[derive(Clone, Debug)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     journal: Arc<Journal>,
     disk: Arc<Disk>,
 }
 
 /// What was applied, and up to which revision all revocations are.
 #[derive(Clone, Copy, Debug)]
-pub struct After<'a> {
+pub(crate) struct After<'a> {
     /// Where it is published.
-    pub slot: &'a Slot,
+    pub(crate) slot: &'a Slot,
     /// Every revocation up to this revision is in use.
-    pub revoked_through: Revision,
+    pub(crate) revoked_through: Revision,
 }
 
 impl Recorder {
     /// Notes in `journal`.
     #[must_use]
-    pub const fn new(journal: Arc<Journal>, disk: Arc<Disk>) -> Self {
+    pub(crate) const fn new(journal: Arc<Journal>, disk: Arc<Disk>) -> Self {
         Self { journal, disk }
     }
 
     /// What is known of the disk.
     #[must_use]
-    pub const fn disk(&self) -> &Arc<Disk> {
+    pub(crate) const fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }
 
     /// Up to where a keyring is on the disk.
     #[must_use]
-    pub fn durable(&self, slot: &Slot) -> Durable {
+    pub(crate) fn durable(&self, slot: &Slot) -> Durable {
         self.disk.durable(slot.name())
     }
 
     /// A snapshot was taken.
-    pub fn replaced(&self, after: After<'_>) {
+    pub(crate) fn replaced(&self, after: After<'_>) {
         if let Some(applied) = after.applied() {
             self.journal.replaced(applied);
         }
     }
 
     /// A serialized `Delta` was applied.
-    pub fn delta(&self, after: After<'_>, delta: Bytes, urgency: Urgency) {
+    pub(crate) fn delta(&self, after: After<'_>, delta: Bytes, urgency: Urgency) {
         self.changed(after, ChangeKind::Delta(delta), urgency);
     }
 
     /// Serialized `Revocations` were applied.
-    pub fn revocations(&self, after: After<'_>, revocations: Bytes) {
+    pub(crate) fn revocations(&self, after: After<'_>, revocations: Bytes) {
         self.changed(after, ChangeKind::Revocations(revocations), Urgency::Now);
     }
 
     /// Serialized `KeyringSettings` were adopted.
-    pub fn settings(&self, after: After<'_>, settings: Bytes) {
+    pub(crate) fn settings(&self, after: After<'_>, settings: Bytes) {
         self.changed(after, ChangeKind::Settings(settings), Urgency::Soon);
     }
 
     /// A keyring is to be removed from the file. [`Disk::has_removed`] says when it was.
     #[must_use]
-    pub fn removed(&self, keyring: &KeyringName) -> Removal {
+    pub(crate) fn removed(&self, keyring: &KeyringName) -> Removal {
         self.journal.removed(keyring)
     }
 

@@ -60,7 +60,7 @@ pub struct Sealer {
 }
 
 /// Takes a file apart, frame by frame.
-pub struct Opener<R> {
+pub(crate) struct Opener<R> {
     input: R,
     /// The bytes that are still to come, as the file's length says.
     remaining: u64,
@@ -91,12 +91,12 @@ struct Seal {
 struct Bytes(usize);
 
 /// What every snapshot file begins with.
-pub const MAGIC: [u8; 8] = *b"RLKSNAP\n";
+pub(crate) const MAGIC: [u8; 8] = *b"RLKSNAP\n";
 /// The format that this version reads and writes. Any change to what a reader has to understand is another number.
-pub const FORMAT: u16 = 2;
+pub(crate) const FORMAT: u16 = 2;
 /// The largest plaintext of a frame. Twice the largest message of the stream, so that what was gathered for one write fits
 /// together with the message that filled it.
-pub const MAX_PLAINTEXT: usize = 8 << 20;
+pub(crate) const MAX_PLAINTEXT: usize = 8 << 20;
 
 const SALT_LEN: usize = 32;
 const KEY_CHECK_LEN: usize = 8;
@@ -197,7 +197,11 @@ impl<R: Read> Opener<R> {
     /// # Errors
     ///
     /// When it is no snapshot file, or not one of ours under this key.
-    pub fn new(mut input: R, len: u64, key: Option<&SnapshotKey>) -> Result<Self, ReadError> {
+    pub(crate) fn new(
+        mut input: R,
+        len: u64,
+        key: Option<&SnapshotKey>,
+    ) -> Result<Self, ReadError> {
         let mut preamble = vec![0; PREAMBLE_LEN];
         let is_there = len >= PREAMBLE_LEN as u64;
         if !is_there || !read_exact(&mut input, &mut preamble)? || preamble[..8] != MAGIC {
@@ -247,17 +251,17 @@ impl<R: Read> Opener<R> {
     }
 
     /// Whose file it is: only as it says, until a frame was opened.
-    pub const fn header(&self) -> &Header {
+    pub(crate) const fn header(&self) -> &Header {
         &self.header
     }
 
     /// How many frames were read.
-    pub const fn frames(&self) -> u64 {
+    pub(crate) const fn frames(&self) -> u64 {
         self.frames
     }
 
     /// How many bytes follow.
-    pub const fn remaining(&self) -> u64 {
+    pub(crate) const fn remaining(&self) -> u64 {
         self.remaining
     }
 

@@ -18,16 +18,16 @@ use crate::{
 
 /// A message of the stream that was applied to a keyring.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Change {
+pub(crate) struct Change {
     /// Which.
-    pub keyring: KeyringName,
+    pub(crate) keyring: KeyringName,
     /// What.
-    pub kind: ChangeKind,
+    pub(crate) kind: ChangeKind,
 }
 
 /// A serialized message of the discovery protocol.
 #[derive(Clone, PartialEq, Eq)]
-pub enum ChangeKind {
+pub(crate) enum ChangeKind {
     /// A `Delta`.
     Delta(Bytes),
     /// `Revocations` that came ahead.
@@ -97,7 +97,7 @@ pub fn write<'v>(
 /// The frame that tells of `changes`, and of what is newer in the pulse, as the write of this number; none when they are too
 /// many for one.
 #[must_use]
-pub fn append(
+pub(crate) fn append(
     sealer: &mut Sealer,
     changes: &[Change],
     pulse: &Pulse,
@@ -119,7 +119,7 @@ pub fn append(
 impl Change {
     /// How many bytes it takes in a frame, about.
     #[must_use]
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         let (ChangeKind::Delta(message)
         | ChangeKind::Revocations(message)
         | ChangeKind::Settings(message)) = &self.kind;

@@ -152,7 +152,11 @@ pub fn link(head: &Head, entries: Vec<NewEntry>) -> Vec<Entry> {
 /// # Errors
 ///
 /// When it is not, or does not.
-pub fn check_next(after: Revision, prev_hash: EntryHash, entry: &Entry) -> Result<(), Problem> {
+pub(crate) fn check_next(
+    after: Revision,
+    prev_hash: EntryHash,
+    entry: &Entry,
+) -> Result<(), Problem> {
     if entry.revision != after.next() {
         return Err(Problem::Gap {
             after,

@@ -45,11 +45,11 @@ pub struct Entry {
     /// Its position there, counted from 1.
     pub revision: Revision,
     /// When it was decided. Clocks of replicas differ: it does not order the log.
-    pub at: Timestamp,
+    pub(crate) at: Timestamp,
     /// Who did it.
     pub actor: String,
     /// What it is; names how `payload` reads.
-    pub kind: String,
+    pub(crate) kind: String,
     /// What happened, as JSON: the bytes that were appended.
     pub payload: Vec<u8>,
     /// The hash of the entry before it.
@@ -75,15 +75,15 @@ pub struct Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// The revision of the last entry; 0 of a log that does not exist.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// That entry's hash; none: whatever entry it is.
-    pub hash: Option<EntryHash>,
+    pub(crate) hash: Option<EntryHash>,
 }
 
 impl Expected {
     /// At this entry.
     #[must_use]
-    pub const fn at(revision: Revision, hash: EntryHash) -> Self {
+    pub(crate) const fn at(revision: Revision, hash: EntryHash) -> Self {
         Self {
             revision,
             hash: Some(hash),
@@ -92,7 +92,7 @@ impl Expected {
 
     /// Whether `head` is there.
     #[must_use]
-    pub fn is(self, head: &Head) -> bool {
+    pub(crate) fn is(self, head: &Head) -> bool {
         self.revision == head.revision && self.hash.is_none_or(|hash| hash == head.hash)
     }
 }
@@ -146,20 +146,20 @@ impl fmt::Display for LogName {
 
 impl EntryHash {
     /// Its length in bytes.
-    pub const LEN: usize = 32;
+    pub(crate) const LEN: usize = 32;
 
     /// What the first entry of a log is chained to.
     pub const ZERO: Self = Self([0; Self::LEN]);
 
     /// The hash with these bytes.
     #[must_use]
-    pub const fn new(bytes: [u8; Self::LEN]) -> Self {
+    pub(crate) const fn new(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }
 
     /// The bytes of the hash.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
+    pub(crate) const fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
 }
@@ -183,7 +183,7 @@ impl NewEntry {
     ///
     /// When there are more than [`MAX_APPEND`], when one is longer than [`MAX_ENTRY_LEN`], or when an actor or a kind
     /// has a NUL, which PostgreSQL cannot hold in a text.
-    pub fn check(entries: &[Self]) -> Result<(), EntryError> {
+    pub(crate) fn check(entries: &[Self]) -> Result<(), EntryError> {
         if entries.len() > MAX_APPEND {
             return Err(EntryError::TooMany {
                 count: entries.len(),

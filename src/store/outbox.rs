@@ -99,7 +99,7 @@ pub struct Retention {
 impl DeliveryState {
     /// Its name in the store, in JSON and in tables.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
             Self::Delivered => "delivered",
@@ -111,7 +111,7 @@ impl DeliveryState {
 impl Settled {
     /// The state that the delivery is in from then on.
     #[must_use]
-    pub const fn state(self) -> DeliveryState {
+    pub(crate) const fn state(self) -> DeliveryState {
         match self {
             Self::Delivered => DeliveryState::Delivered,
             Self::Retry(_) => DeliveryState::Waiting,

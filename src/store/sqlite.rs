@@ -26,7 +26,7 @@ use crate::key::{KeyringName, Revision, Timestamp};
 
 pub(crate) use look::AtRest;
 pub(crate) use owner::{Named, Ownership};
-pub use owner::{Owner, OwnerError, StoreOwner};
+pub(crate) use owner::{Owner, OwnerError, StoreOwner};
 
 use self::{
     log::Outcome,
@@ -95,7 +95,7 @@ impl SqliteStore {
     /// # Errors
     ///
     /// When the path leads nowhere, or only the write-ahead log of a database is left.
-    pub fn is_at(path: &Path) -> Result<bool, StoreError> {
+    pub(crate) fn is_at(path: &Path) -> Result<bool, StoreError> {
         open::is_at(&Place::new(path.to_owned(), Duration::ZERO))
     }
 
@@ -105,7 +105,7 @@ impl SqliteStore {
     /// # Errors
     ///
     /// When it is missing, is something else, comes from a later version or cannot be written.
-    pub fn look(path: &Path) -> Result<(), StoreError> {
+    pub(crate) fn look(path: &Path) -> Result<(), StoreError> {
         look::look(&Place::new(path.to_owned(), Duration::ZERO))
     }
 

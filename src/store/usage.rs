@@ -51,7 +51,7 @@ impl UsageRow {
 
     /// The largest count that is kept of a process. Ten million requests per second need a year to reach it, and a
     /// million such processes can be added up without an overflow.
-    pub const MAX_COUNT: u64 = 1 << 48;
+    pub(crate) const MAX_COUNT: u64 = 1 << 48;
 }
 
 impl std::fmt::Debug for CallersRow {

@@ -23,20 +23,20 @@ use crate::config::OtlpEndpoint;
 /// from then on is counted as dropped.
 #[derive(Debug)]
 #[must_use = "without it, queued spans are dropped"]
-pub struct SpanPipeline {
+pub(crate) struct SpanPipeline {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 /// Who makes the spans: the attributes of their resource.
 #[derive(Clone, Debug)]
-pub struct SpanSource<'a> {
+pub(crate) struct SpanSource<'a> {
     /// `service.name`.
-    pub service_name: &'a str,
+    pub(crate) service_name: &'a str,
     /// `service.instance.id`: the node's id.
-    pub instance: &'a str,
+    pub(crate) instance: &'a str,
     /// Each becomes `relatch.node.label.<name>`.
-    pub labels: &'a BTreeMap<String, String>,
+    pub(crate) labels: &'a BTreeMap<String, String>,
 }
 
 /// The collector's address cannot be used.
@@ -90,7 +90,7 @@ impl SpanPipeline {
     /// # Panics
     ///
     /// Outside a tokio runtime.
-    pub fn start(
+    pub(crate) fn start(
         endpoint: &OtlpEndpoint,
         source: &SpanSource<'_>,
         dropped: Counter,
@@ -139,7 +139,7 @@ impl SpanPipeline {
 
     /// Sends what is queued, for `deadline` at most. What is left then, and every span that ends later, is dropped and
     /// counted.
-    pub async fn shutdown(mut self, deadline: Duration) {
+    pub(crate) async fn shutdown(mut self, deadline: Duration) {
         self.stop.cancel();
         match timeout(deadline, &mut self.task).await {
             Ok(Ok(())) => {}

@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 
 /// The entry of the queue: each write is one line. Cheap to clone; a write never waits and never fails.
 #[derive(Clone, Debug)]
-pub struct Lines {
+pub(crate) struct Lines {
     queue: SyncSender<Entry>,
     dropped: Counter,
 }
@@ -22,7 +22,7 @@ pub struct Lines {
 /// Writes out what is queued when it is dropped.
 #[derive(Debug)]
 #[must_use = "dropped, it flushes once and no more"]
-pub struct LinesGuard {
+pub(crate) struct LinesGuard {
     lines: Lines,
 }
 
@@ -45,7 +45,7 @@ impl Lines {
     /// # Errors
     ///
     /// When the thread cannot be started.
-    pub fn to(writer: impl Write + Send + 'static) -> io::Result<(Self, LinesGuard)> {
+    pub(crate) fn to(writer: impl Write + Send + 'static) -> io::Result<(Self, LinesGuard)> {
         let (queue, entries) = sync_channel(QUEUE);
         let lines = Self {
             queue,
@@ -76,8 +76,9 @@ impl Write for Lines {
 
 impl LinesGuard {
     /// Counts the lines that were dropped.
+    #[cfg(test)]
     #[must_use]
-    pub fn dropped(&self) -> Counter {
+    pub(crate) fn dropped(&self) -> Counter {
         self.lines.dropped.clone()
     }
 }

@@ -33,7 +33,7 @@ const LIBRARIES: LevelFilter = LevelFilter::WARN;
 
 /// Logs cannot be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// The thread that writes them cannot be started.
     #[error("cannot start the thread that writes logs")]
     Thread(#[source] io::Error),
@@ -48,7 +48,7 @@ pub enum LogError {
 /// # Errors
 ///
 /// When the thread cannot be started, or when logs are set up already.
-pub fn init(settings: LogSettings) -> Result<LinesGuard, LogError> {
+pub(crate) fn init(settings: LogSettings) -> Result<LinesGuard, LogError> {
     let colours = io::stderr().is_terminal();
     let (lines, guard) = Lines::to(io::stderr()).map_err(LogError::Thread)?;
     subscriber(settings, move || lines.clone(), colours)
@@ -59,7 +59,7 @@ pub fn init(settings: LogSettings) -> Result<LinesGuard, LogError> {
 
 /// The subscriber that writes to `writer`.
 #[must_use]
-pub fn subscriber<W>(
+pub(crate) fn subscriber<W>(
     settings: LogSettings,
     writer: W,
     colours: bool,

@@ -145,7 +145,7 @@ impl SidecarMetrics {
     }
 
     /// Counts a check and its duration.
-    pub fn check(&self, event: &CheckEvent<'_>) {
+    pub(crate) fn check(&self, event: &CheckEvent<'_>) {
         let decision = event.decision;
         let outcome = decision.outcome();
         let state = decision.key().map(HeldKey::state);
@@ -164,37 +164,37 @@ impl SidecarMetrics {
     }
 
     /// Notes whether the stream to an endpoint is open. Endpoints come from configuration, so that there are few.
-    pub fn discovery_connected(&self, endpoint: &str, is_connected: bool) {
+    pub(crate) fn discovery_connected(&self, endpoint: &str, is_connected: bool) {
         self.connected
             .get_or_create(&[("endpoint", endpoint.to_owned())])
             .set(i64::from(is_connected));
     }
 
     /// Counts a stream that was opened again.
-    pub fn discovery_reconnected(&self) {
+    pub(crate) fn discovery_reconnected(&self) {
         self.reconnects.inc();
     }
 
     /// The counter of spans that were not exported.
     #[must_use]
-    pub const fn spans_dropped(&self) -> &Counter {
+    pub(crate) const fn spans_dropped(&self) -> &Counter {
         &self.spans_dropped
     }
 
     /// The counter of connections for checks that were closed because there were too many.
     #[must_use]
-    pub const fn connections_refused(&self) -> &Counter {
+    pub(crate) const fn connections_refused(&self) -> &Counter {
         &self.connections_refused
     }
 
     /// How late the threads that answer checks are, in seconds.
     #[must_use]
-    pub const fn worker_delays(&self) -> &Histogram {
+    pub(crate) const fn worker_delays(&self) -> &Histogram {
         &self.worker_delays
     }
 
     /// Notes by how much the control plane's wall clock is ahead, in seconds.
-    pub fn clock_skew(&self, seconds: f64) {
+    pub(crate) fn clock_skew(&self, seconds: f64) {
         self.clock_skew.set(seconds);
     }
 }

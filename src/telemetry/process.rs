@@ -12,7 +12,7 @@ use prometheus_client::{
 /// Reads this process' use of the machine on each scrape; writes nothing when `/proc` does not answer. The names have
 /// no prefix of ours, so that it belongs to a registry without one.
 #[derive(Debug)]
-pub struct ProcessCollector {
+pub(crate) struct ProcessCollector {
     /// Seconds from 1970 to the start of the process.
     start: f64,
 }
@@ -34,7 +34,7 @@ impl ProcessCollector {
     /// # Errors
     ///
     /// When `/proc` cannot be read.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let boot = boot_time(&fs::read_to_string("/proc/stat")?)
             .ok_or_else(|| io::Error::other("/proc/stat has no boot time"))?;
         Ok(Self {

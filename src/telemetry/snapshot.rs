@@ -12,14 +12,14 @@ use crate::snapshot::disk::Disk;
 
 /// Reads how writing goes.
 #[derive(Debug)]
-pub struct SnapshotCollector {
+pub(crate) struct SnapshotCollector {
     disk: Arc<Disk>,
 }
 
 impl SnapshotCollector {
     /// A collector of what is known of `disk`.
     #[must_use]
-    pub const fn new(disk: Arc<Disk>) -> Self {
+    pub(crate) const fn new(disk: Arc<Disk>) -> Self {
         Self { disk }
     }
 }

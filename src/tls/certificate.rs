@@ -33,7 +33,7 @@ const MAX_NAMES: usize = 6;
 impl Certificate {
     /// Reads a certificate in DER; none when it is not one.
     #[must_use]
-    pub fn read(der: &[u8]) -> Option<Self> {
+    pub(crate) fn read(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let (mut hosts, mut uris) = (Vec::new(), Vec::new());
         if let Some(names) = certificate.subject_alternative_name().ok()? {
@@ -66,7 +66,7 @@ impl Certificate {
 
     /// Its URIs, as they stand in it.
     #[must_use]
-    pub fn uris(&self) -> &[String] {
+    pub(crate) fn uris(&self) -> &[String] {
         &self.uris
     }
 
@@ -82,13 +82,13 @@ impl Certificate {
 
     /// From when on it is valid.
     #[must_use]
-    pub const fn not_before(&self) -> Timestamp {
+    pub(crate) const fn not_before(&self) -> Timestamp {
         self.not_before
     }
 
     /// The last moment at which it is valid, in whole seconds.
     #[must_use]
-    pub const fn not_after(&self) -> Timestamp {
+    pub(crate) const fn not_after(&self) -> Timestamp {
         self.not_after
     }
 }

@@ -18,7 +18,7 @@ use super::{
 
 /// Makes handshakes with servers; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct TlsClient {
+pub(crate) struct TlsClient {
     credentials: Arc<Credentials>,
     server_identity: Option<Identity>,
 }
@@ -32,7 +32,10 @@ impl TlsClient {
     /// A client that shows and judges by `credentials`. A server has to have a certificate for the host under which it
     /// is reached, and for `server_identity` where that is given.
     #[must_use]
-    pub const fn new(credentials: Arc<Credentials>, server_identity: Option<Identity>) -> Self {
+    pub(crate) const fn new(
+        credentials: Arc<Credentials>,
+        server_identity: Option<Identity>,
+    ) -> Self {
         Self {
             credentials,
             server_identity,
@@ -46,7 +49,11 @@ impl TlsClient {
     /// # Errors
     ///
     /// When no connection comes of it.
-    pub async fn connect<S>(&self, host: &str, socket: S) -> Result<TlsStream<S>, HandshakeError>
+    pub(crate) async fn connect<S>(
+        &self,
+        host: &str,
+        socket: S,
+    ) -> Result<TlsStream<S>, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

@@ -9,11 +9,11 @@ use super::{HandshakeError, TlsClient, TlsStream};
 
 /// Opens channels to endpoints over TLS; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Connector(TlsClient);
+pub(crate) struct Connector(TlsClient);
 
 /// A channel could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
+pub(crate) enum ConnectError {
     /// There is no connection.
     #[error("cannot connect to {host}")]
     Connect {
@@ -30,7 +30,7 @@ pub enum ConnectError {
 impl Connector {
     /// Connects with `tls`.
     #[must_use]
-    pub const fn new(tls: TlsClient) -> Self {
+    pub(crate) const fn new(tls: TlsClient) -> Self {
         Self(tls)
     }
 
@@ -39,7 +39,10 @@ impl Connector {
     /// # Errors
     ///
     /// When that fails; a [`ConnectError`] is among the causes.
-    pub async fn open(&self, endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+    pub(crate) async fn open(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<Channel, tonic::transport::Error> {
         let this = self.clone();
         let connect = tower::service_fn(move |uri: Uri| {
             let this = this.clone();

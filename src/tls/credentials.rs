@@ -25,7 +25,7 @@ use crate::{clock::Clock, key::Timestamp};
 
 /// What one side of one channel shows of itself, and by what it judges the other.
 #[derive(Debug)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     used: TlsUse,
     files: TlsFiles,
     clock: Clock,
@@ -58,7 +58,7 @@ impl Credentials {
     /// # Errors
     ///
     /// When a file cannot be used, or they do not fit each other.
-    pub fn load(
+    pub(crate) fn load(
         used: TlsUse,
         files: TlsFiles,
         clock: Clock,
@@ -97,7 +97,7 @@ impl Credentials {
     /// # Errors
     ///
     /// When it cannot be read, everybody can use it, or it holds something else.
-    pub fn check_key(path: &Path) -> Result<(), TlsError> {
+    pub(crate) fn check_key(path: &Path) -> Result<(), TlsError> {
         material::check_key(path)
     }
 
@@ -106,13 +106,13 @@ impl Credentials {
     /// # Errors
     ///
     /// When it is not valid yet, or not any more: no handshake succeeds with it.
-    pub fn check_validity(&self) -> Result<(), TlsError> {
+    pub(crate) fn check_validity(&self) -> Result<(), TlsError> {
         let current = self.current.load();
         current.check_validity(&self.files, self.clock.wall())
     }
 
     /// Looks at the files every two seconds until `stop`.
-    pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
@@ -131,7 +131,7 @@ impl Credentials {
     }
 
     /// Looks at the files once, and takes what they hold when that is new and fits.
-    pub fn look(&self) {
+    pub(crate) fn look(&self) {
         let mut seen = self.lock();
         match self.files.read() {
             Ok(content) => {
@@ -152,7 +152,7 @@ impl Credentials {
 
     /// What it is for.
     #[must_use]
-    pub const fn used(&self) -> TlsUse {
+    pub(crate) const fn used(&self) -> TlsUse {
         self.used
     }
 

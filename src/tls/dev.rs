@@ -17,7 +17,7 @@ use super::{Certificate, Identity};
 use crate::key::Timestamp;
 
 /// An authority.
-pub struct DevAuthority {
+pub(crate) struct DevAuthority {
     issuer: Issuer<'static, KeyPair>,
     pair: DevPair,
     /// Nothing that it signs is valid for longer.
@@ -26,28 +26,28 @@ pub struct DevAuthority {
 
 /// Whom a certificate is for.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub(crate) struct Subject {
     /// The common name, for people.
-    pub name: String,
+    pub(crate) name: String,
     /// DNS names and addresses, for servers.
-    pub hosts: Vec<String>,
+    pub(crate) hosts: Vec<String>,
     /// Whom it speaks for.
-    pub identity: Option<Identity>,
+    pub(crate) identity: Option<Identity>,
     /// Whether it is for servers, else for clients.
-    pub is_server: bool,
+    pub(crate) is_server: bool,
 }
 
 /// A certificate and its key, in PEM.
-pub struct DevPair {
+pub(crate) struct DevPair {
     /// The certificate.
-    pub cert: String,
+    pub(crate) cert: String,
     /// The key.
-    pub key: Zeroizing<String>,
+    pub(crate) key: Zeroizing<String>,
 }
 
 /// A certificate cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum DevError {
+pub(crate) enum DevError {
     /// A name does not fit, or the random source fails.
     #[error("the certificate of {name} cannot be made")]
     Make {
@@ -82,7 +82,7 @@ impl DevAuthority {
     /// # Errors
     ///
     /// When the random source fails.
-    pub fn new(now: Timestamp, life: Duration) -> Result<Self, DevError> {
+    pub(crate) fn new(now: Timestamp, life: Duration) -> Result<Self, DevError> {
         let not_after = now.saturating_add(life.saturating_mul(AUTHORITY_LIVES));
         let params = authority(now, not_after);
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(cannot(AUTHORITY))?;
@@ -103,7 +103,7 @@ impl DevAuthority {
     /// # Errors
     ///
     /// When they are not a pair of our making, or have ended at `now`.
-    pub fn from_pem(pair: DevPair, now: Timestamp) -> Result<Self, DevError> {
+    pub(crate) fn from_pem(pair: DevPair, now: Timestamp) -> Result<Self, DevError> {
         let der = CertificateDer::from_pem_slice(pair.cert.as_bytes());
         let der = der.map_err(|_| DevError::Authority)?;
         let certificate = Certificate::read(&der).ok_or(DevError::Authority)?;
@@ -126,7 +126,7 @@ impl DevAuthority {
 
     /// Its certificate, which others trust, and its key.
     #[must_use]
-    pub const fn pair(&self) -> &DevPair {
+    pub(crate) const fn pair(&self) -> &DevPair {
         &self.pair
     }
 
@@ -135,7 +135,7 @@ impl DevAuthority {
     /// # Errors
     ///
     /// When a name cannot stand in a certificate, or the random source fails.
-    pub fn issue(
+    pub(crate) fn issue(
         &self,
         subject: &Subject,
         now: Timestamp,

@@ -16,18 +16,18 @@ use super::{Authorities, TlsError};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Its certificate with those between it and the authority, and its private key.
-    pub own: Option<OwnFiles>,
+    pub(crate) own: Option<OwnFiles>,
     /// The authorities whose certificates are trusted; none: those of the system for a client, nobody for a server.
-    pub ca: Option<Authorities<PathBuf>>,
+    pub(crate) ca: Option<Authorities<PathBuf>>,
 }
 
 /// A certificate and its private key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnFiles {
+pub(crate) struct OwnFiles {
     /// The certificate, first in its file.
-    pub cert: PathBuf,
+    pub(crate) cert: PathBuf,
     /// The key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// What the files held at one moment.

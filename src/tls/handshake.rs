@@ -9,7 +9,7 @@ use crate::{duration::written, key::Timestamp};
 
 /// No connection came of a handshake. Its text is for the operator of this side.
 #[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// The other side took too long.
     #[error("the {peer} did not finish the TLS handshake within {}", written(*.after))]
     Slow {
@@ -86,7 +86,7 @@ pub(super) const SERVER: &str = "server";
 impl HandshakeError {
     /// A name for a metric.
     #[must_use]
-    pub const fn as_str(&self) -> &'static str {
+    pub(crate) const fn as_str(&self) -> &'static str {
         match self {
             Self::Slow { .. } => "slow",
             Self::Crowded => "crowded",

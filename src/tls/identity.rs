@@ -6,11 +6,11 @@ use super::Certificate;
 
 /// A URI with a scheme, 1 to 2,048 printable characters without spaces and without `*`. Compared byte by byte.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Identity(Arc<str>);
+pub(crate) struct Identity(Arc<str>);
 
 /// One identity, or with `/*` at its end all that differ in their last path segment alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdentityPattern {
+pub(crate) struct IdentityPattern {
     /// Without the `*`.
     text: Arc<str>,
     is_any_last: bool,
@@ -18,7 +18,7 @@ pub struct IdentityPattern {
 
 /// A certificate speaks for nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityError {
+pub(crate) enum IdentityError {
     /// It has no URI.
     #[error("it has no URI among its subject alternative names, which would be its identity")]
     Missing,
@@ -35,7 +35,7 @@ pub enum IdentityError {
 #[error(
     "an identity is a URI of at most 2048 printable characters, such as spiffe://mesh.example/relatch/edge-1"
 )]
-pub struct ParseIdentityError;
+pub(crate) struct ParseIdentityError;
 
 /// As long as a SPIFFE ID may be.
 const MAX_LEN: usize = 2_048;
@@ -46,7 +46,7 @@ impl Identity {
     /// # Errors
     ///
     /// When it has none, or more than one.
-    pub fn of(certificate: &Certificate) -> Result<Self, IdentityError> {
+    pub(crate) fn of(certificate: &Certificate) -> Result<Self, IdentityError> {
         match certificate.uris() {
             [] => Err(IdentityError::Missing),
             [uri] => Ok(uri.parse()?),
@@ -56,13 +56,13 @@ impl Identity {
 
     /// As text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// What follows its last `/`.
     #[must_use]
-    pub fn last_segment(&self) -> &str {
+    pub(crate) fn last_segment(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or_default()
     }
 }
@@ -94,7 +94,7 @@ impl fmt::Display for Identity {
 impl IdentityPattern {
     /// Whether it is, or includes, `identity`.
     #[must_use]
-    pub fn matches(&self, identity: &Identity) -> bool {
+    pub(crate) fn matches(&self, identity: &Identity) -> bool {
         if self.is_any_last {
             identity
                 .as_str()

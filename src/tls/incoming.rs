@@ -18,7 +18,7 @@ use crate::accept::Unaccepted;
 
 /// A connection of a client, plain or over TLS.
 #[derive(Debug)]
-pub struct Incoming {
+pub(crate) struct Incoming {
     wire: Wire,
     peer: Peer,
 }
@@ -32,7 +32,7 @@ enum Wire {
 /// The connections that a listener accepts, each as soon as its handshake is done: one that is slow holds up no other.
 /// Dropped, it closes those whose handshake is under way.
 #[derive(Debug)]
-pub struct Listening {
+pub(crate) struct Listening {
     what: &'static str,
     listener: TcpListener,
     tls: Option<TlsServer>,
@@ -49,7 +49,7 @@ type Shaken = Result<(TlsStream<TcpStream>, Peer), HandshakeError>;
 impl Listening {
     /// Those of `listener`, over `tls` where that is there. `what` names it in the log.
     #[must_use]
-    pub fn new(what: &'static str, listener: TcpListener, tls: Option<TlsServer>) -> Self {
+    pub(crate) fn new(what: &'static str, listener: TcpListener, tls: Option<TlsServer>) -> Self {
         Self {
             what,
             listener,
@@ -63,7 +63,7 @@ impl Listening {
     /// Lets the system hold `bytes` of each connection unsent (`TCP_NOTSENT_LOWAT`, tcp(7)): what is written later goes
     /// behind no more than that, and what is on its way.
     #[must_use]
-    pub fn with_max_unsent(self, bytes: u32) -> Self {
+    pub(crate) fn with_max_unsent(self, bytes: u32) -> Self {
         Self {
             max_unsent: Some(bytes),
             ..self
@@ -71,7 +71,7 @@ impl Listening {
     }
 
     /// The next one. Cancellation safe.
-    pub async fn next(&mut self) -> Incoming {
+    pub(crate) async fn next(&mut self) -> Incoming {
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => {
@@ -118,7 +118,7 @@ impl Incoming {
 
     /// Who is at the other end.
     #[must_use]
-    pub const fn peer(&self) -> &Peer {
+    pub(crate) const fn peer(&self) -> &Peer {
         &self.peer
     }
 }

@@ -9,7 +9,7 @@ use super::{Certificate, HandshakeError, TlsUse};
 
 /// Counts handshakes and reloads, and tells when certificates end; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct TlsMetrics {
+pub(crate) struct TlsMetrics {
     not_before: Family<[(&'static str, &'static str); 1], Gauge>,
     not_after: Family<[(&'static str, &'static str); 1], Gauge>,
     reloads: Family<[(&'static str, &'static str); 2], Counter>,
@@ -18,7 +18,7 @@ pub struct TlsMetrics {
 
 impl TlsMetrics {
     /// Registers the instruments.
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "relatch_tls_certificate_not_before_seconds",

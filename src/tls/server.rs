@@ -26,7 +26,7 @@ use crate::key::Timestamp;
 
 /// Makes handshakes with clients; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct TlsServer {
+pub(crate) struct TlsServer {
     credentials: Arc<Credentials>,
     turns: Turns,
     timeout: Duration,
@@ -42,15 +42,15 @@ struct Told {
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// Whom its certificate speaks for; none without a certificate, or for nobody.
-    pub identity: Option<Identity>,
+    pub(crate) identity: Option<Identity>,
     /// The last moment at which that is so.
-    pub not_after: Option<Timestamp>,
+    pub(crate) not_after: Option<Timestamp>,
 }
 
 /// Two round trips take a second over the worst of links, and a client that does not finish in five will not.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Failures that are told of in so long a time. The metrics count all of them.
 const MAX_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
@@ -62,13 +62,17 @@ impl TlsServer {
     /// A server that shows and judges by `credentials`. Clients have to have a certificate where those name
     /// authorities.
     #[must_use]
-    pub fn new(credentials: Arc<Credentials>) -> Self {
+    pub(crate) fn new(credentials: Arc<Credentials>) -> Self {
         Self::with_limits(credentials, MAX_UNDER_WAY, TIMEOUT)
     }
 
     /// The same, with other limits on handshakes: how many may be under way, and how long one may take.
     #[must_use]
-    pub fn with_limits(credentials: Arc<Credentials>, max: usize, timeout: Duration) -> Self {
+    pub(crate) fn with_limits(
+        credentials: Arc<Credentials>,
+        max: usize,
+        timeout: Duration,
+    ) -> Self {
         Self {
             credentials,
             turns: Turns::new(max),
@@ -86,7 +90,7 @@ impl TlsServer {
     /// # Errors
     ///
     /// When no connection comes of it.
-    pub async fn accept<S>(
+    pub(crate) async fn accept<S>(
         &self,
         socket: S,
         from: Option<SocketAddr>,

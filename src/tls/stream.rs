@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 /// Bytes over TLS, of either side. It offers no vectored writes: HTTP/2 then puts its frames together, and they leave
 /// in one record.
 #[derive(Debug)]
-pub struct TlsStream<S> {
+pub(crate) struct TlsStream<S> {
     inner: tokio_rustls::TlsStream<S>,
     /// What was read before anybody asked for it.
     first: Bytes,

@@ -10,7 +10,7 @@ pub struct TrustDomain(Arc<str>);
 
 /// Something about authorities, either for everybody or for each trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Authorities<T> {
+pub(crate) enum Authorities<T> {
     /// The same for every certificate.
     Flat(T),
     /// For each trust domain its own, by which nobody of another one is judged. Not empty.
@@ -27,7 +27,7 @@ pub struct ParseTrustDomainError;
 /// An identity belongs to no trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("its identity {0} is no SPIFFE ID, such as spiffe://mesh.example/relatch/edge-1")]
-pub struct NoTrustDomainError(Identity);
+pub(crate) struct NoTrustDomainError(Identity);
 
 /// The scheme of a SPIFFE ID, with what separates it from the trust domain.
 const SCHEME: &str = "spiffe://";
@@ -40,7 +40,7 @@ impl TrustDomain {
     /// # Errors
     ///
     /// When the identity is no SPIFFE ID of a workload: one has a path behind its trust domain (X.509-SVID, section 2).
-    pub fn of(identity: &Identity) -> Result<Self, NoTrustDomainError> {
+    pub(crate) fn of(identity: &Identity) -> Result<Self, NoTrustDomainError> {
         let rest = identity.as_str().strip_prefix(SCHEME);
         rest.and_then(|rest| rest.split_once('/'))
             .filter(|(_, path)| !path.is_empty())
@@ -49,8 +49,9 @@ impl TrustDomain {
     }
 
     /// As text.
+    #[cfg(test)]
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

@@ -13,11 +13,11 @@ impl Backoff {
     /// The range of the first wait.
     pub const FIRST: Duration = Duration::from_millis(100);
     /// The largest range: a control plane that is back is found within half a minute.
-    pub const MAX: Duration = Duration::from_secs(30);
+    pub(crate) const MAX: Duration = Duration::from_secs(30);
     /// The range of the wait after an end that is no failure, while the control plane goes on. Sidecars whose certificates
     /// were issued together lose them in the same second: a thousand handshakes, at about a millisecond of a processor each,
     /// take a second, and all who wait that long still answer checks.
-    pub const PLANNED: Duration = Duration::from_secs(1);
+    pub(crate) const PLANNED: Duration = Duration::from_secs(1);
 
     /// The wait after one more failure, uniform in `(0, range]`; `random` is uniform.
     #[must_use]
@@ -30,7 +30,7 @@ impl Backoff {
     }
 
     /// Ends the series of failures.
-    pub const fn reset(&mut self) {
+    pub(crate) const fn reset(&mut self) {
         self.failures = 0;
     }
 }

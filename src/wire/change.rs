@@ -10,17 +10,17 @@ use crate::{
 
 /// The items of a delta.
 #[derive(Debug)]
-pub struct Changes {
+pub(crate) struct Changes {
     /// Versions that are revoked.
-    pub revocations: Vec<Announced>,
+    pub(crate) revocations: Vec<Announced>,
     /// Versions that are new, or other than they were.
-    pub upserts: Vec<Announced>,
+    pub(crate) upserts: Vec<Announced>,
     /// Versions that the keyring no longer holds.
-    pub removals: Vec<KeyDigest>,
+    pub(crate) removals: Vec<KeyDigest>,
     /// What could not be read.
-    pub rejected: Vec<discovery::RejectedItem>,
+    pub(crate) rejected: Vec<discovery::RejectedItem>,
     /// A revocation is among that, so that a version may still be accepted which is not any more.
-    pub is_revocation_rejected: bool,
+    pub(crate) is_revocation_rejected: bool,
 }
 
 /// The longest name of an item that is passed on, in bytes: five times what a key version's takes.
@@ -31,7 +31,10 @@ const MAX_REASON: usize = 300;
 impl Changes {
     /// Reads a delta. `held` is what is held of a version.
     #[must_use]
-    pub fn of(delta: &discovery::Delta, held: impl Fn(&KeyDigest) -> Option<KeyRecord>) -> Self {
+    pub(crate) fn of(
+        delta: &discovery::Delta,
+        held: impl Fn(&KeyDigest) -> Option<KeyRecord>,
+    ) -> Self {
         let (revocations, mut rejected) = decode_revocations(&delta.revocations, held);
         let is_revocation_rejected = !rejected.is_empty();
         let (upserts, rejected_upserts) = decode_items(&delta.upserts);
@@ -55,7 +58,9 @@ impl Changes {
 
 /// Reads items; those that cannot be read are named, and spoil no others.
 #[must_use]
-pub fn decode_items(items: &[discovery::Item]) -> (Vec<Announced>, Vec<discovery::RejectedItem>) {
+pub(crate) fn decode_items(
+    items: &[discovery::Item],
+) -> (Vec<Announced>, Vec<discovery::RejectedItem>) {
     let mut decoded = Vec::with_capacity(items.len());
     let mut rejected = Vec::new();
     for item in items {
@@ -73,7 +78,7 @@ pub fn decode_items(items: &[discovery::Item]) -> (Vec<Announced>, Vec<discovery
 /// Reads revocations. Where nothing but the digest can be read, the version is what `held` says, or a tombstone, and revoked:
 /// that is not rejected.
 #[must_use]
-pub fn decode_revocations(
+pub(crate) fn decode_revocations(
     items: &[discovery::Item],
     held: impl Fn(&KeyDigest) -> Option<KeyRecord>,
 ) -> (Vec<Announced>, Vec<discovery::RejectedItem>) {
@@ -107,7 +112,7 @@ pub fn decode_revocations(
 
 /// What is told, and kept, of an item that cannot be used. Texts that nobody would read to the end are cut.
 #[must_use]
-pub fn refusal(name: &str, reason: &str) -> discovery::RejectedItem {
+pub(crate) fn refusal(name: &str, reason: &str) -> discovery::RejectedItem {
     let cut = |text: &str, max| text[..text.floor_char_boundary(max)].to_owned();
     discovery::RejectedItem {
         name: cut(name, MAX_NAME),

@@ -134,7 +134,7 @@ pub fn digest_of(record: &[u8]) -> Option<KeyDigest> {
 ///
 /// Never: the texts that stand for what is not known are valid.
 #[must_use]
-pub fn tombstone(digest: KeyDigest, name: &str) -> KeyRecord {
+pub(crate) fn tombstone(digest: KeyDigest, name: &str) -> KeyRecord {
     const NO_KEY: &[u8] = b"unreadable00";
     const NO_CONSUMER: &str = "unreadable";
     let named = name.split_once('/').and_then(|(key_id, version)| {
@@ -172,7 +172,7 @@ pub fn hash(item: &discovery::Item) -> u64 {
 
 /// The same of a record as it was encoded.
 #[must_use]
-pub fn hash_record(record: &[u8]) -> u64 {
+pub(crate) fn hash_record(record: &[u8]) -> u64 {
     let digest: [u8; 32] = Sha256::digest(record).into();
     digest
         .first_chunk()

@@ -8,7 +8,7 @@ use crate::{
 
 /// Settings cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SettingsError {
+pub(crate) enum SettingsError {
     /// A pepper is not 32 bytes long.
     #[error("a pepper of the wrong length")]
     Pepper,
@@ -46,7 +46,9 @@ pub fn encode(
 /// # Errors
 ///
 /// When they cannot be used.
-pub fn decode(settings: &discovery::KeyringSettings) -> Result<KeyringSettings, SettingsError> {
+pub(crate) fn decode(
+    settings: &discovery::KeyringSettings,
+) -> Result<KeyringSettings, SettingsError> {
     let peppers = settings
         .peppers
         .iter()

@@ -58,7 +58,7 @@ impl SidecarToken {
         clippy::missing_panics_doc,
         reason = "it was printable when it was read"
     )]
-    pub fn presented(&self) -> PresentedKey<'_> {
+    pub(crate) fn presented(&self) -> PresentedKey<'_> {
         PresentedKey::new(self.0.as_bytes()).expect("it was printable when it was read")
     }
 
@@ -68,7 +68,7 @@ impl SidecarToken {
         clippy::missing_panics_doc,
         reason = "it was printable when it was read"
     )]
-    pub fn bearer(&self) -> HeaderValue {
+    pub(crate) fn bearer(&self) -> HeaderValue {
         let text = Zeroizing::new(format!("Bearer {}", self.0.as_str()));
         let mut value = HeaderValue::from_str(&text).expect("it was printable when it was read");
         value.set_sensitive(true);

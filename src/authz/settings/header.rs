@@ -8,13 +8,13 @@ use super::ParseSettingError;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityHeaders {
     /// Whose key it was. Default: `x-relatch-consumer`.
-    pub consumer: Option<HeaderName>,
+    pub(crate) consumer: Option<HeaderName>,
     /// Which key. Default: `x-relatch-key-id`.
-    pub key_id: Option<HeaderName>,
+    pub(crate) key_id: Option<HeaderName>,
     /// Which version of it. Default: `x-relatch-key-version`.
-    pub key_version: Option<HeaderName>,
+    pub(crate) key_version: Option<HeaderName>,
     /// What it holds, separated by spaces. Default: `x-relatch-scopes`.
-    pub scopes: Option<HeaderName>,
+    pub(crate) scopes: Option<HeaderName>,
 }
 
 /// Headers that a proxy cannot remove (see `HeaderMutationRules` in Envoy), that frame or describe the message, or that
@@ -34,7 +34,7 @@ const OF_MESSAGE: [HeaderName; 10] = [
 
 impl IdentityHeaders {
     /// The headers that are sent.
-    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &HeaderName> {
         [
             &self.consumer,
             &self.key_id,
@@ -62,7 +62,7 @@ impl Default for IdentityHeaders {
 /// # Errors
 ///
 /// When it is no name, or that of a header with another meaning.
-pub fn parse_credential_header(text: &str) -> Result<HeaderName, ParseSettingError> {
+pub(crate) fn parse_credential_header(text: &str) -> Result<HeaderName, ParseSettingError> {
     let name = parse(text)?;
     check_credential(&name).map(|()| name)
 }
@@ -72,7 +72,7 @@ pub fn parse_credential_header(text: &str) -> Result<HeaderName, ParseSettingErr
 /// # Errors
 ///
 /// When it is no name, or that of a header with another meaning.
-pub fn parse_identity_header(text: &str) -> Result<HeaderName, ParseSettingError> {
+pub(crate) fn parse_identity_header(text: &str) -> Result<HeaderName, ParseSettingError> {
     let name = parse(text)?;
     check_identity(&name).map(|()| name)
 }
@@ -102,7 +102,7 @@ pub(super) fn check_identity(name: &HeaderName) -> Result<(), ParseSettingError>
 /// Whether a framework could take `name` for `header`. CGI and its heirs hand headers on in upper case, with `_` for
 /// `-`, some with `_` for every character that is neither letter nor digit.
 #[must_use]
-pub fn folds_to(name: &[u8], header: &HeaderName) -> bool {
+pub(crate) fn folds_to(name: &[u8], header: &HeaderName) -> bool {
     let header = header.as_str().as_bytes();
     name.len() == header.len()
         && name

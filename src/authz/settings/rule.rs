@@ -9,20 +9,20 @@ use crate::key::{KeyringName, Scopes};
 #[derive(Clone, Debug)]
 pub struct RouteRule {
     /// Which hosts; none for every one.
-    pub host: Option<HostPattern>,
+    pub(crate) host: Option<HostPattern>,
     /// Which paths.
-    pub path_prefix: PathPrefix,
+    pub(crate) path_prefix: PathPrefix,
     /// The keyring that protects them.
-    pub keyring: KeyringName,
+    pub(crate) keyring: KeyringName,
     /// What a key must hold, all of it.
-    pub scopes: Scopes,
+    pub(crate) scopes: Scopes,
     /// Whether a key is needed.
-    pub auth: Auth,
+    pub(crate) auth: Auth,
 }
 
 /// Whether a route needs a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Auth {
+pub(crate) enum Auth {
     /// A request without a credential is denied.
     #[default]
     Required,
@@ -32,7 +32,7 @@ pub enum Auth {
 
 /// A host, or every host below one (`*.example.com`). Lower case, without port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HostPattern {
+pub(crate) enum HostPattern {
     /// This host.
     Exact(Box<str>),
     /// Hosts that end so; begins with a dot.
@@ -41,11 +41,11 @@ pub enum HostPattern {
 
 /// A path and everything below it, by whole segments; the default, `/`, for all paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PathPrefix(Box<str>);
+pub(crate) struct PathPrefix(Box<str>);
 
 /// How the case of a path counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Case {
+pub(crate) enum Case {
     /// As RFC 3986 has it.
     Sensitive,
     /// As some upstreams route.
@@ -55,7 +55,7 @@ pub enum Case {
 impl RouteRule {
     /// Whether both match the same requests; paths that differ in case only are too easily confused.
     #[must_use]
-    pub fn matches_as(&self, other: &Self) -> bool {
+    pub(crate) fn matches_as(&self, other: &Self) -> bool {
         self.host == other.host
             && self
                 .path_prefix
@@ -89,7 +89,7 @@ impl FromStr for Auth {
 impl HostPattern {
     /// Whether it matches a host without port and brackets.
     #[must_use]
-    pub fn matches(&self, host: &str) -> bool {
+    pub(crate) fn matches(&self, host: &str) -> bool {
         match self {
             Self::Exact(exact) => host.eq_ignore_ascii_case(exact),
             Self::Suffix(suffix) => host
@@ -143,7 +143,7 @@ impl PathPrefix {
 
     /// Whether it matches a path, with case or without.
     #[must_use]
-    pub fn matches(&self, path: &[u8], case: Case) -> bool {
+    pub(crate) fn matches(&self, path: &[u8], case: Case) -> bool {
         let prefix = self.0.as_bytes();
         let Some((head, rest)) = path.split_at_checked(prefix.len()) else {
             return false;
@@ -157,7 +157,7 @@ impl PathPrefix {
 
     /// Whether it matches every path.
     #[must_use]
-    pub const fn is_root(&self) -> bool {
+    pub(crate) const fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 }

@@ -42,7 +42,7 @@ const MAX_NAME: usize = 128;
 impl CredentialSource {
     /// The sources where configuration names none: `x-api-key`, and `authorization` with `Bearer`.
     #[must_use]
-    pub fn defaults() -> Vec<Self> {
+    pub(crate) fn defaults() -> Vec<Self> {
         vec![
             Self::Header {
                 name: HeaderName::from_static("x-api-key"),
@@ -57,7 +57,7 @@ impl CredentialSource {
 
     /// Whether one credential could be found in both, or a spelling of one header is the other.
     #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
             (
                 Self::Header { name, scheme },
@@ -80,7 +80,7 @@ impl CredentialSource {
 
     /// Whether it is a header that a framework could take for `header`.
     #[must_use]
-    pub fn folds_to(&self, header: &HeaderName) -> bool {
+    pub(crate) fn folds_to(&self, header: &HeaderName) -> bool {
         match self {
             Self::Header { name, .. } => header::folds_to(name.as_ref(), header),
             Self::Query { .. } | Self::Cookie { .. } => false,
@@ -105,7 +105,7 @@ impl fmt::Display for CredentialSource {
 impl Token {
     /// The token as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -125,7 +125,7 @@ impl FromStr for Token {
 impl QueryName {
     /// The name as text.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

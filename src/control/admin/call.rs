@@ -25,7 +25,7 @@ use crate::{
 
 /// A service whose calls have spans.
 #[derive(Clone, Debug)]
-pub struct TracedCalls<S> {
+pub(crate) struct TracedCalls<S> {
     service: S,
     tracer: ControlTracer,
     /// `<service>/<method>` of all that there are.
@@ -49,7 +49,7 @@ struct Call {
 impl<S: NamedService> TracedCalls<S> {
     /// The calls of `service`, with spans of `tracer`.
     #[must_use]
-    pub fn new(service: S, tracer: ControlTracer) -> Self {
+    pub(crate) fn new(service: S, tracer: ControlTracer) -> Self {
         Self {
             methods: Arc::new(methods(S::NAME)),
             service,

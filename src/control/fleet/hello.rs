@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Of each keyring of a Hello that the sidecar may have, whether what it says that it holds agrees with what there is.
-pub type Believed = BTreeMap<KeyringName, bool>;
+pub(crate) type Believed = BTreeMap<KeyringName, bool>;
 
 /// A lock's numbers come from one machine; a text that is longer than this is none.
 const MAX_BOOT_ID: usize = 64;

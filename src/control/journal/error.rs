@@ -80,9 +80,9 @@ pub enum LogError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// The revision of the entry; 0 before the first one.
-    pub revision: Revision,
+    pub(crate) revision: Revision,
     /// Its hash.
-    pub hash: EntryHash,
+    pub(crate) hash: EntryHash,
 }
 
 impl Position {
@@ -91,7 +91,7 @@ impl Position {
     /// # Errors
     ///
     /// When the head is before this place, or is another entry in it.
-    pub fn check(self, head: &Head) -> Result<(), LogError> {
+    pub(crate) fn check(self, head: &Head) -> Result<(), LogError> {
         let found = Self {
             revision: head.revision,
             hash: head.hash,
@@ -107,7 +107,7 @@ impl Position {
     /// # Errors
     ///
     /// When it follows another entry.
-    pub fn check_next(self, next: &Entry) -> Result<(), LogError> {
+    pub(crate) fn check_next(self, next: &Entry) -> Result<(), LogError> {
         if next.prev_hash == self.hash {
             return Ok(());
         }
@@ -120,7 +120,7 @@ impl Position {
 
     /// The error of a store that has `found` in the place of this.
     #[must_use]
-    pub fn unlike(self, log: &LogName, found: Self) -> LogError {
+    pub(crate) fn unlike(self, log: &LogName, found: Self) -> LogError {
         LogError::OtherHistory {
             log: log.clone(),
             held: self,

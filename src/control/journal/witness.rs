@@ -6,24 +6,24 @@ use crate::key::Revision;
 
 /// Who hears about each state of a log that becomes visible: after a commit, whether its caller still waits or not, and
 /// after a read of what others have committed.
-pub trait Witness: fmt::Debug + Send + Sync + 'static {
+pub(crate) trait Witness: fmt::Debug + Send + Sync + 'static {
     /// The state of `revision` is visible. It returns at once. To hear about a revision twice changes nothing.
     fn published(&self, revision: Revision);
 }
 
 /// What reports a commit that the store has: its log line, its span, its count.
-pub struct Report(Option<Box<dyn FnOnce(Revision) + Send>>);
+pub(crate) struct Report(Option<Box<dyn FnOnce(Revision) + Send>>);
 
 impl Report {
     /// Calls `report` with the commit's last revision. It returns at once.
     #[must_use]
-    pub fn new(report: impl FnOnce(Revision) + Send + 'static) -> Self {
+    pub(crate) fn new(report: impl FnOnce(Revision) + Send + 'static) -> Self {
         Self(Some(Box::new(report)))
     }
 
     /// Nothing is reported.
     #[must_use]
-    pub const fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self(None)
     }
 

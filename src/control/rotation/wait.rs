@@ -16,25 +16,25 @@ use crate::{
 
 /// How long a caller waits for sidecars, and for which it does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// How long to wait in all. Without it: a minute for sidecars that are connected, and until they cannot serve any more for
     /// those that are not.
-    pub timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
     /// Runs for which nobody waits, although they may serve.
-    pub without: BTreeSet<RunKey>,
+    pub(crate) without: BTreeSet<RunKey>,
 }
 
 /// A point that everything that may serve a keyring is to reach.
 #[derive(Debug)]
-pub struct Goal<'a> {
+pub(crate) struct Goal<'a> {
     /// The keyring.
-    pub served: &'a ServedKeyring,
+    pub(crate) served: &'a ServedKeyring,
     /// The point.
-    pub target: Target,
+    pub(crate) target: Target,
     /// When what they are to get was committed; none when it was there before, so that its way cannot be measured.
-    pub committed_at: Option<BootTime>,
+    pub(crate) committed_at: Option<BootTime>,
     /// How long to wait, and for whom not.
-    pub patience: &'a Patience,
+    pub(crate) patience: &'a Patience,
 }
 
 /// How long to wait for connected sidecars when the caller does not say.
@@ -66,7 +66,7 @@ impl Rotations {
     /// # Errors
     ///
     /// When that takes longer than the goal allows, the receiver of `progress` is dropped, or the control plane stops.
-    pub async fn wait(
+    pub(crate) async fn wait(
         &self,
         goal: &Goal<'_>,
         progress: &mpsc::Sender<Progress>,

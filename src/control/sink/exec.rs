@@ -33,7 +33,7 @@ use crate::{
 
 /// A program that is handed the secret.
 #[derive(Clone, Debug)]
-pub struct ExecSink {
+pub(crate) struct ExecSink {
     settings: ExecSettings,
 }
 
@@ -104,15 +104,16 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 impl ExecSink {
     /// The program of `settings`.
     #[must_use]
-    pub fn new(settings: &ExecSettings) -> Self {
+    pub(crate) fn new(settings: &ExecSettings) -> Self {
         Self {
             settings: settings.clone(),
         }
     }
 
     /// The longest that a delivery takes.
+    #[cfg(test)]
     #[must_use]
-    pub const fn time_limit(&self) -> Duration {
+    pub(crate) const fn time_limit(&self) -> Duration {
         // The output and the wait for what was killed may take that long each.
         self.settings
             .timeout
@@ -131,7 +132,7 @@ impl ExecSink {
         clippy::missing_panics_doc,
         reason = "a program that was just started has its pipes and its id"
     )]
-    pub async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), ExecError> {
+    pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), ExecError> {
         let program = || self.settings.program.clone();
         let watch = |error| ExecError::Watch {
             program: program(),

@@ -28,7 +28,7 @@ use crate::{
 
 /// Files in a directory.
 #[derive(Clone, Debug)]
-pub struct FileSink {
+pub(crate) struct FileSink {
     directory: PathBuf,
 }
 
@@ -128,11 +128,11 @@ const MAX_LEN: u64 = 4 << 10;
 
 impl FileSink {
     /// The longest that a delivery takes. Two small files take milliseconds; a network file system, some seconds.
-    pub const TIME_LIMIT: Duration = Duration::from_secs(30);
+    pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(30);
 
     /// Files in the directory of `settings`.
     #[must_use]
-    pub fn new(settings: &FileSettings) -> Self {
+    pub(crate) fn new(settings: &FileSettings) -> Self {
         Self {
             directory: settings.directory.clone(),
         }
@@ -144,7 +144,7 @@ impl FileSink {
     /// # Errors
     ///
     /// When it is so.
-    pub fn look(&self) -> Result<(), FileError> {
+    pub(crate) fn look(&self) -> Result<(), FileError> {
         open_base(&self.directory).map(drop)
     }
 
@@ -153,7 +153,7 @@ impl FileSink {
     /// # Errors
     ///
     /// When that is not possible. `current` is then as it was, or holds the secret.
-    pub async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), FileError> {
+    pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), FileError> {
         let base = self.directory.clone();
         let keyring = delivery.keyring.clone();
         let key_id = delivery.version.key_id;

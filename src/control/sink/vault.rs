@@ -30,7 +30,7 @@ use crate::{
 
 /// A KV version 2 mount.
 #[derive(Debug)]
-pub struct VaultSink {
+pub(crate) struct VaultSink {
     settings: VaultSettings,
     client: Outbound,
 }
@@ -207,14 +207,14 @@ const MAX_ERROR: usize = 300;
 
 impl VaultSink {
     /// The longest that a delivery takes: three requests at their slowest.
-    pub const TIME_LIMIT: Duration = Duration::from_secs(30);
+    pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(30);
 
     /// The mount of `settings`.
     ///
     /// # Errors
     ///
     /// When the certificates that are to be trusted cannot be used.
-    pub fn new(settings: &VaultSettings) -> Result<Self, VaultError> {
+    pub(crate) fn new(settings: &VaultSettings) -> Result<Self, VaultError> {
         let ca = match &settings.ca_file {
             Some(path) => Some(std::fs::read(path).map_err(|error| VaultError::CaFile {
                 path: path.clone(),
@@ -233,7 +233,7 @@ impl VaultSink {
     /// # Errors
     ///
     /// When its file cannot be read, or holds something else.
-    pub fn check_token(settings: &VaultSettings) -> Result<(), VaultError> {
+    pub(crate) fn check_token(settings: &VaultSettings) -> Result<(), VaultError> {
         read_token(&settings.token_file).map(drop)
     }
 
@@ -242,7 +242,7 @@ impl VaultSink {
     /// # Errors
     ///
     /// When it is not there, or not known to be.
-    pub async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
+    pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
         let call = self.call(delivery)?;
         match timeout(Self::TIME_LIMIT, call.deliver(delivery)).await {
             Ok(delivered) => delivered,

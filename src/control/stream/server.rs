@@ -89,13 +89,13 @@ impl DiscoveryServer {
 
     /// Lets those alone subscribe whom `admission` lets.
     #[must_use]
-    pub fn with_admission(self, admission: Admission) -> Self {
+    pub(crate) fn with_admission(self, admission: Admission) -> Self {
         Self { admission, ..self }
     }
 
     /// Takes the tokens of `bearers` for identities, too.
     #[must_use]
-    pub fn with_bearers(self, bearers: Arc<Bearers>) -> Self {
+    pub(crate) fn with_bearers(self, bearers: Arc<Bearers>) -> Self {
         Self {
             bearers: Some(bearers),
             ..self

@@ -29,12 +29,13 @@ use crate::{
     proto::discovery::{self, ResyncReason, control_message::Kind},
 };
 
-pub use answering::{ArrivedBeat, Beats, Grantor, Terms};
+pub use answering::Terms;
+pub(crate) use answering::{ArrivedBeat, Beats, Grantor};
 
 use answering::{Answering, Granted};
 
 /// What a stream is to bring to one sidecar.
-pub struct Session {
+pub(crate) struct Session {
     catalog: Arc<Catalog>,
     subscriptions: Vec<Subscription>,
     asked: Asked,
@@ -63,22 +64,22 @@ pub struct Session {
 
 /// What a sidecar asks for while its stream is open.
 #[derive(Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// To begin a keyring anew.
-    pub resyncs: mpsc::Receiver<discovery::Resync>,
+    pub(crate) resyncs: mpsc::Receiver<discovery::Resync>,
     /// To be told of a key.
-    pub lookups: mpsc::Receiver<discovery::Lookup>,
+    pub(crate) lookups: mpsc::Receiver<discovery::Lookup>,
     /// To confirm what it has.
-    pub beats: watch::Receiver<Option<ArrivedBeat>>,
+    pub(crate) beats: watch::Receiver<Option<ArrivedBeat>>,
 }
 
 /// What ends a stream in order, which its sidecar is told.
 #[derive(Clone, Debug)]
-pub struct Drains {
+pub(crate) struct Drains {
     /// The control plane stops.
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// The certificate that the sidecar began the stream with has expired.
-    pub expired: CancellationToken,
+    pub(crate) expired: CancellationToken,
 }
 
 /// A snapshot that is being encoded.
@@ -145,7 +146,7 @@ struct Cursor {
 
 /// The lookups of a stream that wait to be answered; more are dropped, and denied by their sidecar at its deadline. A
 /// control plane answers so many within a hundredth of a second, so that only one that is overwhelmed drops any.
-pub const MAX_LOOKUPS: usize = 1_024;
+pub(crate) const MAX_LOOKUPS: usize = 1_024;
 /// How long a sidecar waits after the stop of a control plane before it connects again: the next one may be starting.
 const DRAIN_RETRY_AFTER: Duration = Duration::from_millis(200);
 
@@ -169,7 +170,7 @@ impl Drains {
 impl Session {
     /// A session for the keyrings of a sidecar's hello, which acks its `usage` and grants it what `grantor` has. It ends when
     /// `asked` closes, or with one of `drains`.
-    pub fn new(
+    pub(crate) fn new(
         catalog: Arc<Catalog>,
         subscriptions: &[discovery::Subscription],
         asked: Asked,
@@ -222,12 +223,12 @@ impl Session {
 
     /// The sidecar is told on this stream of so many keyrings that they are not served, before anything of the session.
     #[must_use]
-    pub fn numbering_not_served_after(self, not_served: u64) -> Self {
+    pub(crate) fn numbering_not_served_after(self, not_served: u64) -> Self {
         Self { not_served, ..self }
     }
 
     /// The messages, made as they are asked for.
-    pub fn into_stream(
+    pub(crate) fn into_stream(
         self,
     ) -> impl Stream<Item = Result<discovery::ControlMessage, tonic::Status>> {
         futures_util::stream::unfold(self, |mut session| async move {

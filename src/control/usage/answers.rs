@@ -10,7 +10,7 @@ use crate::{control::pace::Pace, key::Timestamp};
 
 /// The answers of one stream; shared by who sends them and who hears the replies.
 #[derive(Clone, Debug)]
-pub struct Answers {
+pub(crate) struct Answers {
     pace: Arc<Pace>,
     /// Of the beat, and of the sending; the oldest first.
     sent: Arc<Mutex<VecDeque<(u64, Timestamp)>>>,
@@ -27,7 +27,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 impl Answers {
     /// None yet; they are dated by `pace`.
     #[must_use]
-    pub fn new(pace: Arc<Pace>) -> Self {
+    pub(crate) fn new(pace: Arc<Pace>) -> Self {
         Self {
             pace,
             sent: Arc::default(),
@@ -35,7 +35,7 @@ impl Answers {
     }
 
     /// The answer to a beat is about to be sent.
-    pub fn sending(&self, beat: u64) {
+    pub(crate) fn sending(&self, beat: u64) {
         let now = self.pace.now();
         let mut sent = self.lock();
         if sent.len() == MAX_ANSWERS {

@@ -14,17 +14,17 @@ use crate::{
 
 /// Where requests come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// The address that Envoy names as the request's source; empty when it names none.
-    pub source: String,
+    pub(crate) source: String,
     /// The request's `user-agent`, shortened.
-    pub user_agent: String,
+    pub(crate) user_agent: String,
     /// Host and the beginning of the path, without the query.
-    pub route: String,
+    pub(crate) route: String,
     /// About how many.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// When the last was.
-    pub last_used: Timestamp,
+    pub(crate) last_used: Timestamp,
 }
 
 /// The callers of each version, as each process told last.

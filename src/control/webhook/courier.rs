@@ -15,7 +15,7 @@ use crate::{
 
 /// Sends deliveries and notes what became of them.
 #[derive(Debug)]
-pub struct Courier {
+pub(crate) struct Courier {
     pub(super) catalog: Arc<Catalog>,
     pub(super) outbound: Outbound,
     pub(super) pepper: MasterPepper,
@@ -26,7 +26,7 @@ pub struct Courier {
 
 /// The deliveries that this process has under way, one of each webhook. Dropping them ends them.
 #[derive(Default)]
-pub struct Flights(JoinSet<()>);
+pub(crate) struct Flights(JoinSet<()>);
 
 /// The most webhooks that are told at once: with as many endpoints that hang, the next one waits for one deadline.
 const MAX_FLIGHTS: usize = 64;
@@ -37,13 +37,13 @@ const DELIVERED_FOR: Duration = Duration::from_hours(7 * 24);
 /// How long one that was given up is: a month, so that somebody sees it.
 const GIVEN_UP_FOR: Duration = Duration::from_hours(30 * 24);
 /// The most deliveries of a webhook that are over and listed.
-pub const MAX_OVER: usize = 1_000;
+pub(crate) const MAX_OVER: usize = 1_000;
 /// The most that wait for one endpoint: many days of rotations.
 const MAX_WAITING: usize = 10_000;
 
 impl Courier {
     /// Sends what is due, as far as there is room. What it claims is its own until it has landed.
-    pub async fn send_due(self: &Arc<Self>, flights: &mut Flights) {
+    pub(crate) async fn send_due(self: &Arc<Self>, flights: &mut Flights) {
         let room = MAX_FLIGHTS - flights.0.len().min(MAX_FLIGHTS);
         if room == 0 {
             return;
@@ -189,7 +189,7 @@ impl Courier {
 
 impl Flights {
     /// Waits until one has landed; for ever when there is none. Cancellation safe.
-    pub async fn landed(&mut self) {
+    pub(crate) async fn landed(&mut self) {
         match self.0.join_next().await {
             Some(landed) => rethrow(landed),
             None => std::future::pending().await,
@@ -197,7 +197,7 @@ impl Flights {
     }
 
     /// Waits until all have landed.
-    pub async fn all_landed(&mut self) {
+    pub(crate) async fn all_landed(&mut self) {
         while let Some(landed) = self.0.join_next().await {
             rethrow(landed);
         }

@@ -15,7 +15,7 @@ use crate::{
 
 /// How an attempt ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The endpoint answered.
     Answered {
         /// The status.
@@ -40,17 +40,17 @@ const FIRST: Duration = Duration::from_secs(5);
 const MAX: Duration = Duration::from_hours(1);
 /// The most attempts. With the waits above three days take about half as many; the bound stands against a clock that does not
 /// move.
-pub const MAX_ATTEMPTS: u32 = 200;
+pub(crate) const MAX_ATTEMPTS: u32 = 200;
 /// The age at which an event is given up: its news is old by then, and people were told by `webhook deliveries`, a log
 /// line and a metric.
-pub const MAX_AGE: Duration = Duration::from_hours(72);
+pub(crate) const MAX_AGE: Duration = Duration::from_hours(72);
 /// The longest text of an error that is kept: one line.
 const MAX_ERROR: usize = 300;
 
 impl Outcome {
     /// What an answer says.
     #[must_use]
-    pub fn answered(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Self {
+    pub(crate) fn answered(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Self {
         let says_when = matches!(
             status,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
@@ -63,7 +63,7 @@ impl Outcome {
 
     /// The status of the answer, if there was one.
     #[must_use]
-    pub fn status(&self) -> Option<StatusCode> {
+    pub(crate) fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Answered { status, .. } => Some(*status),
             Self::Failed(_) | Self::Unusable(_) | Self::Removed | Self::Behind => None,
@@ -72,7 +72,7 @@ impl Outcome {
 
     /// What went wrong, in one short line without anything that the endpoint chose; none when it took the event.
     #[must_use]
-    pub fn error(&self) -> Option<String> {
+    pub(crate) fn error(&self) -> Option<String> {
         let mut text = match self {
             Self::Answered { status, .. } if status.is_success() => return None,
             Self::Answered { status, .. } => format!("answered with status {}", status.as_u16()),
@@ -88,7 +88,7 @@ impl Outcome {
 
     /// What follows for a delivery that ended so at `now`; `random` is uniform.
     #[must_use]
-    pub fn settle(&self, delivery: &Delivery, now: Timestamp, random: u32) -> Settlement {
+    pub(crate) fn settle(&self, delivery: &Delivery, now: Timestamp, random: u32) -> Settlement {
         Settlement {
             webhook: delivery.what.webhook.clone(),
             event: delivery.what.event.clone(),

@@ -12,61 +12,61 @@ use crate::key::{
 
 /// Something that happened to a key. It holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub(crate) struct Event {
     /// Unique, and the same however often the event is made from its change. Printable, without a full stop.
-    pub id: String,
+    pub(crate) id: String,
     /// What happened.
-    pub kind: EventKind,
+    pub(crate) kind: EventKind,
     /// When it was committed.
-    pub time: Timestamp,
+    pub(crate) time: Timestamp,
     /// The rest.
-    pub data: Data,
+    pub(crate) data: Data,
 }
 
 /// What is told of an event. What does not apply is left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Data {
+pub(crate) struct Data {
     /// The keyring.
-    pub keyring: KeyringName,
+    pub(crate) keyring: KeyringName,
     /// Whose key it is about; none in a test.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub consumer: Option<ConsumerId>,
+    pub(crate) consumer: Option<ConsumerId>,
     /// The key.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub key_id: Option<KeyId>,
+    pub(crate) key_id: Option<KeyId>,
     /// The version that ends, has ended or expires.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub version: Option<VersionNumber>,
+    pub(crate) version: Option<VersionNumber>,
     /// The same where several end at once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub versions: Vec<VersionNumber>,
+    pub(crate) versions: Vec<VersionNumber>,
     /// The version to use instead.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub replaced_by: Option<VersionNumber>,
+    pub(crate) replaced_by: Option<VersionNumber>,
     /// The deadline of the overlap.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sunset: Option<Timestamp>,
+    pub(crate) sunset: Option<Timestamp>,
     /// When the version expires by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<Timestamp>,
+    pub(crate) expires_at: Option<Timestamp>,
     /// Since when the version is not used.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub unused_since: Option<Timestamp>,
+    pub(crate) unused_since: Option<Timestamp>,
     /// Since when a rotation is due, or cannot be delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub due_since: Option<Timestamp>,
+    pub(crate) due_since: Option<Timestamp>,
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Arc<str>>,
+    pub(crate) reason: Option<Arc<str>>,
     /// Whether an operator retired the version although it may still have been used.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub forced: bool,
+    pub(crate) forced: bool,
     /// The page for consumers whose key is about to retire.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub help_url: Option<String>,
+    pub(crate) help_url: Option<String>,
     /// The webhook that is tried out.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub webhook_id: Option<WebhookId>,
+    pub(crate) webhook_id: Option<WebhookId>,
 }
 
 /// The envelope.
@@ -84,7 +84,7 @@ struct CloudEvent<'a> {
 }
 
 /// The media type of [`Event::to_json`].
-pub const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
 
 /// Before the kind, so that no other producer's types are like ours.
 const TYPE_PREFIX: &str = "dev.relatch.";
@@ -93,7 +93,7 @@ impl Event {
     /// What is told of `change`, which was committed to `keyring` at `revision`; none when nothing is. The keyring may
     /// have changed since, so that of it only what cannot change is told, or what still is as the change left it.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         keyring: &Keyring,
         epoch: Epoch,
         revision: Revision,
@@ -117,7 +117,7 @@ impl Event {
 
     /// A try of a webhook.
     #[must_use]
-    pub fn test(keyring: &Keyring, webhook: WebhookId, now: Timestamp) -> Self {
+    pub(crate) fn test(keyring: &Keyring, webhook: WebhookId, now: Timestamp) -> Self {
         Self {
             id: format!("{}-test-{webhook}-{}", keyring.name(), now.as_millis()),
             kind: EventKind::WebhookTest,
@@ -132,7 +132,7 @@ impl Event {
     /// The body of a request that tells of it.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "an event is always JSON")]
-    pub fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         let event = CloudEvent {
             specversion: "1.0",
             id: &self.id,

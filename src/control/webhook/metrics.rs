@@ -15,7 +15,7 @@ pub struct WebhookMetrics {
 
 impl WebhookMetrics {
     /// Registers the instruments.
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "relatch_webhook_deliveries",
@@ -26,7 +26,7 @@ impl WebhookMetrics {
     }
 
     /// Counts an attempt, or a delivery that is given up without one. `event` is the name of its kind.
-    pub fn count(&self, event: &str, settled: Settled) {
+    pub(crate) fn count(&self, event: &str, settled: Settled) {
         let outcome = match settled {
             Settled::Delivered => "delivered",
             Settled::Retry(_) => "retried",

@@ -18,7 +18,7 @@ use crate::{
 
 /// Walks the logs of all keyrings.
 #[derive(Debug)]
-pub struct Projector {
+pub(crate) struct Projector {
     catalog: Arc<Catalog>,
     /// How far each log was walked, as last seen. Another replica may be further.
     cursors: BTreeMap<KeyringName, Revision>,
@@ -43,7 +43,7 @@ const LAZY: u64 = 1_000;
 impl Projector {
     /// A projector of all keyrings.
     #[must_use]
-    pub const fn new(catalog: Arc<Catalog>) -> Self {
+    pub(crate) const fn new(catalog: Arc<Catalog>) -> Self {
         Self {
             catalog,
             cursors: BTreeMap::new(),
@@ -51,7 +51,7 @@ impl Projector {
     }
 
     /// Makes the deliveries of all changes so far. A keyring of which that fails is logged, and tried again next time.
-    pub async fn follow(&mut self) {
+    pub(crate) async fn follow(&mut self) {
         for served in self.catalog.list() {
             if let Err(error) = self.follow_one(&served).await {
                 tracing::error!(

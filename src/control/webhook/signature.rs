@@ -16,11 +16,11 @@ use crate::key::{MasterPepper, Pepper, Timestamp, WebhookId};
 pub struct SigningSecret(Zeroizing<[u8; Pepper::LEN]>);
 
 /// The event's id, the same in every attempt.
-pub const ID: HeaderName = HeaderName::from_static("webhook-id");
+pub(crate) const ID: HeaderName = HeaderName::from_static("webhook-id");
 /// When the attempt was made, in whole seconds since the Unix epoch.
-pub const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 /// The signature of id, timestamp and body.
-pub const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+pub(crate) const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
 /// By which people and tools know a secret of this kind.
 const PREFIX: &str = "whsec_";
@@ -28,7 +28,7 @@ const PREFIX: &str = "whsec_";
 impl SigningSecret {
     /// The secret of one webhook.
     #[must_use]
-    pub fn of(pepper: &MasterPepper, webhook: WebhookId) -> Self {
+    pub(crate) fn of(pepper: &MasterPepper, webhook: WebhookId) -> Self {
         Self(pepper.for_webhook(webhook))
     }
 

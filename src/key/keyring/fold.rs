@@ -71,11 +71,11 @@ pub enum ApplyError {
 
 /// A version whose record a change has made another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Touched {
+pub(crate) struct Touched {
     /// What sidecars are to be told now.
-    pub record: KeyRecord,
+    pub(crate) record: KeyRecord,
     /// What they were told before; none of a version that is new.
-    pub former: Option<KeyRecord>,
+    pub(crate) former: Option<KeyRecord>,
 }
 
 impl Keyring {
@@ -84,7 +84,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When `change` does not make a keyring.
-    pub fn begin(at: Timestamp, change: &Change) -> Result<Self, ApplyError> {
+    pub(crate) fn begin(at: Timestamp, change: &Change) -> Result<Self, ApplyError> {
         match change {
             Change::KeyringCreated {
                 name,
@@ -127,7 +127,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When the change is not possible; the keyring is then as before.
-    pub fn apply(
+    pub(crate) fn apply(
         &mut self,
         revision: Revision,
         at: Timestamp,
@@ -155,7 +155,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When the change is not possible; the keyring is then as before.
-    pub fn advance(
+    pub(crate) fn advance(
         &mut self,
         revision: Revision,
         at: Timestamp,

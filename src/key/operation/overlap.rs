@@ -18,7 +18,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When no version of the key is pending.
-    pub fn abort(&self, key_id: KeyId, reason: &str) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn abort(&self, key_id: KeyId, reason: &str) -> Result<Vec<Change>, Refusal> {
         check_reason(reason)?;
         let key = self.key(key_id)?;
         let Some((version, rotation)) = key
@@ -47,7 +47,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When it is not retiring, [`Refusal::InUse`] when it may be in use, or when nothing takes its place.
-    pub fn retire(
+    pub(crate) fn retire(
         &self,
         key_id: KeyId,
         version: Option<VersionNumber>,
@@ -99,7 +99,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When it is not retiring, or no later deadline is possible.
-    pub fn extend(
+    pub(crate) fn extend(
         &self,
         key_id: KeyId,
         version: Option<VersionNumber>,
@@ -143,7 +143,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When a version is being staged, or none can come back.
-    pub fn roll_back(
+    pub(crate) fn roll_back(
         &self,
         key_id: KeyId,
         reason: &str,

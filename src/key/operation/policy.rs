@@ -14,7 +14,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When the policy would contradict itself, or that of a key with its departures would.
-    pub fn set_policy(&self, parts: &PolicyOverrides) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn set_policy(&self, parts: &PolicyOverrides) -> Result<Vec<Change>, Refusal> {
         let policy = self.policy().with(&sound(parts)?);
         policy.check().map_err(contradiction)?;
         for key in self.keys().values() {
@@ -40,7 +40,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When the key does not exist, or its policy would contradict itself.
-    pub fn set_key_policy(
+    pub(crate) fn set_key_policy(
         &self,
         key_id: KeyId,
         parts: &PolicyOverrides,

@@ -42,7 +42,7 @@ impl Keyring {
     /// # Errors
     ///
     /// When it does not exist.
-    pub fn remove_webhook(&self, id: WebhookId) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn remove_webhook(&self, id: WebhookId) -> Result<Vec<Change>, Refusal> {
         if self.webhooks().contains_key(&id) {
             Ok(vec![Change::WebhookRemoved { id }])
         } else {

@@ -10,7 +10,7 @@ use super::super::{
 };
 
 /// All versions that are being staged.
-pub fn staged(keyring: &Keyring) -> impl Iterator<Item = VersionRef> {
+pub(crate) fn staged(keyring: &Keyring) -> impl Iterator<Item = VersionRef> {
     keyring.moving().filter_map(|(key, version)| {
         matches!(version.state, VersionState::Pending { .. }).then_some(VersionRef {
             key_id: key.id,
@@ -23,7 +23,11 @@ pub fn staged(keyring: &Keyring) -> impl Iterator<Item = VersionRef> {
 ///
 /// Once all of them are applied, it returns nothing.
 #[must_use]
-pub fn settle_left_behind(keyring: &Keyring, versions: &[VersionRef], limit: usize) -> Vec<Change> {
+pub(crate) fn settle_left_behind(
+    keyring: &Keyring,
+    versions: &[VersionRef],
+    limit: usize,
+) -> Vec<Change> {
     let settle = |which: &VersionRef| {
         let (_, version) = keyring.version(*which)?;
         let VersionState::Pending { since, sink, .. } = &version.state else {
@@ -53,7 +57,7 @@ pub fn settle_left_behind(keyring: &Keyring, versions: &[VersionRef], limit: usi
 
 /// What a version waits for whose secret is lost, with the command that helps.
 #[must_use]
-pub fn secret_lost(which: VersionRef, sink: &SinkName) -> String {
+pub(crate) fn secret_lost(which: VersionRef, sink: &SinkName) -> String {
     let VersionRef { key_id, version } = which;
     format!(
         "an operator: the control plane stopped before sink {sink} confirmed the secret of version {version}, and relatch does not have it any more; \

@@ -62,9 +62,9 @@ pub enum Found {
 #[error("a start at revision {found} came to a keyring at revision {held} of the same epoch")]
 pub struct StartError {
     /// Of the keyring.
-    pub held: Revision,
+    pub(crate) held: Revision,
     /// Of the start.
-    pub found: Revision,
+    pub(crate) found: Revision,
 }
 
 impl Follower {
@@ -84,7 +84,7 @@ impl Follower {
 
     /// The slot that it publishes to.
     #[must_use]
-    pub const fn slot(&self) -> &Arc<Slot> {
+    pub(crate) const fn slot(&self) -> &Arc<Slot> {
         &self.slot
     }
 
@@ -96,7 +96,7 @@ impl Follower {
 
     /// Where it is. There is no digest of a set of which it holds a part.
     #[must_use]
-    pub fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         self.view
             .as_ref()
             .map_or_else(Position::default, |view| Position {
@@ -107,17 +107,17 @@ impl Follower {
     }
 
     /// A stream is open: lookups can be sent.
-    pub fn connected(&self) {
+    pub(crate) fn connected(&self) {
         self.cache.connected();
     }
 
     /// The stream has ended: nobody waits any longer.
-    pub fn disconnected(&self) {
+    pub(crate) fn disconnected(&self) {
         self.cache.disconnected();
     }
 
     /// Forgets everything that it holds: checks of the keyring are denied from now on.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.slot.withdraw();
         self.settings = None;
         self.view = None;
@@ -177,7 +177,7 @@ impl Follower {
     /// # Errors
     ///
     /// When it does not start at exactly where this is; nothing is changed then.
-    pub fn apply_delta(
+    pub(crate) fn apply_delta(
         &mut self,
         epoch: Epoch,
         from: Revision,
@@ -207,7 +207,7 @@ impl Follower {
     }
 
     /// Revokes versions, wherever that comes from and whatever revision this is at.
-    pub fn revoke(&mut self, epoch: Epoch, revision: Revision, records: &[KeyRecord]) {
+    pub(crate) fn revoke(&mut self, epoch: Epoch, revision: Revision, records: &[KeyRecord]) {
         if self.position().epoch == epoch {
             self.seen = self.seen.max(revision);
         }

@@ -21,7 +21,7 @@ use crate::{
 /// The lookups of one cache. An answered one stays until those who waited have collected the answer, and is kept as true
 /// as an entry meanwhile.
 #[derive(Debug)]
-pub struct Lookups {
+pub(crate) struct Lookups {
     pub(super) flights: HashMap<KeyDigest, Flight, Hashing>,
     /// Checks that wait, in all flights.
     waiting: usize,
@@ -86,7 +86,7 @@ pub(super) struct Flight {
 
 /// The most checks that wait at a time, and the most lookups that are under way. With a control plane that answers within
 /// 10 ms that is 400,000 misses a second; when it does not answer at all, it is what waits until the deadline.
-pub const MAX_WAITING: usize = 4_096;
+pub(crate) const MAX_WAITING: usize = 4_096;
 
 impl Lookups {
     pub(super) fn new(rate: Rate) -> Self {
@@ -281,7 +281,7 @@ impl KeyCache {
     }
 
     /// The next digest to ask the control plane for.
-    pub fn next_request(&self) -> Option<KeyDigest> {
+    pub(crate) fn next_request(&self) -> Option<KeyDigest> {
         self.lock_lookups().outbox.pop_front()
     }
 
@@ -344,7 +344,7 @@ impl Waiting {
 
     /// How long a check waits at most.
     #[must_use]
-    pub fn timeout(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         self.cache.settings.lookup_timeout
     }
 
@@ -355,7 +355,7 @@ impl Waiting {
     }
 
     /// Notes that the check waited in vain until its deadline, unless the version is held.
-    pub fn gave_up(&self) {
+    pub(crate) fn gave_up(&self) {
         if !self.cache.holds(&self.digest) {
             self.cache.stats.timed_out();
         }

@@ -24,7 +24,7 @@ pub struct CacheStats {
 
 /// What a check found in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadOutcome {
+pub(crate) enum ReadOutcome {
     /// An entry.
     Hit,
     /// That nobody has the key.
@@ -35,7 +35,7 @@ pub enum ReadOutcome {
 
 /// What became of a lookup that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LookupOutcome {
+pub(crate) enum LookupOutcome {
     /// There is such a key.
     Found,
     /// There is none.
@@ -57,31 +57,31 @@ const BUCKETS: [f64; 11] = [
 impl CacheStats {
     /// How many checks found this.
     #[must_use]
-    pub fn reads(&self, outcome: ReadOutcome) -> u64 {
+    pub(crate) fn reads(&self, outcome: ReadOutcome) -> u64 {
         self.reads[outcome as usize].load(Ordering::Relaxed)
     }
 
     /// How many lookups came to this.
     #[must_use]
-    pub fn lookups(&self, outcome: LookupOutcome) -> u64 {
+    pub(crate) fn lookups(&self, outcome: LookupOutcome) -> u64 {
         self.lookups[outcome as usize].load(Ordering::Relaxed)
     }
 
     /// How many checks were denied without a lookup for this reason.
     #[must_use]
-    pub fn refusals(&self, refusal: Refusal) -> u64 {
+    pub(crate) fn refusals(&self, refusal: Refusal) -> u64 {
         self.refusals[refusal as usize].load(Ordering::Relaxed)
     }
 
     /// How many checks were denied because no answer came in time.
     #[must_use]
-    pub fn timeouts(&self) -> u64 {
+    pub(crate) fn timeouts(&self) -> u64 {
         self.timeouts.load(Ordering::Relaxed)
     }
 
     /// How many entries were looked up ahead of their end.
     #[must_use]
-    pub fn refreshes(&self) -> u64 {
+    pub(crate) fn refreshes(&self) -> u64 {
         self.refreshes.load(Ordering::Relaxed)
     }
 
@@ -93,7 +93,7 @@ impl CacheStats {
 
     /// How long lookups took until their answer, in seconds.
     #[must_use]
-    pub const fn durations(&self) -> &Histogram {
+    pub(crate) const fn durations(&self) -> &Histogram {
         &self.durations
     }
 
@@ -142,11 +142,11 @@ impl Default for CacheStats {
 
 impl ReadOutcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Hit, Self::Unknown, Self::Miss];
+    pub(crate) const ALL: [Self; 3] = [Self::Hit, Self::Unknown, Self::Miss];
 
     /// Its name in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
             Self::Unknown => "unknown",
@@ -157,7 +157,7 @@ impl ReadOutcome {
 
 impl LookupOutcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Found,
         Self::Unknown,
         Self::Outdated,
@@ -167,7 +167,7 @@ impl LookupOutcome {
 
     /// Its name in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Found => "found",
             Self::Unknown => "unknown",
@@ -180,11 +180,11 @@ impl LookupOutcome {
 
 impl Refusal {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Offline, Self::OverBudget, Self::Crowded];
+    pub(crate) const ALL: [Self; 3] = [Self::Offline, Self::OverBudget, Self::Crowded];
 
     /// Its name in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Offline => "offline",
             Self::OverBudget => "over_budget",

@@ -37,16 +37,16 @@ pub struct StoreOwner {
 #[serde(deny_unknown_fields)]
 pub struct Owner {
     /// What it runs as, such as `relatch control`.
-    pub command: String,
+    pub(crate) command: String,
     /// Its process id, which counts on its own host or in its own container.
-    pub process: u32,
+    pub(crate) process: u32,
     /// The name of its host.
-    pub host: String,
+    pub(crate) host: String,
     /// When it became the owner.
-    pub since: Timestamp,
+    pub(crate) since: Timestamp,
     /// Whether it stops, and the store will be free soon.
     #[serde(default)]
-    pub is_stopping: bool,
+    pub(crate) is_stopping: bool,
 }
 
 /// A store cannot be owned by this process.
@@ -141,7 +141,11 @@ impl StoreOwner {
     /// # Errors
     ///
     /// When another process owns the database, or the lock cannot be taken.
-    pub async fn claim(store: &Path, command: &str, now: Timestamp) -> Result<Self, OwnerError> {
+    pub(crate) async fn claim(
+        store: &Path,
+        command: &str,
+        now: Timestamp,
+    ) -> Result<Self, OwnerError> {
         let store = resolved(store).map_err(|source| OwnerError::Io {
             lock: beside(store),
             source,
@@ -254,7 +258,7 @@ impl StoreOwner {
     }
 
     /// Tells processes that want the store that it will be free soon.
-    pub fn note_stop(&self) {
+    pub(crate) fn note_stop(&self) {
         let owner = Owner {
             is_stopping: true,
             ..self.owner.clone()

@@ -33,18 +33,18 @@ pub struct Terms {
 
 /// On whose record a session grants something.
 #[derive(Clone, Debug)]
-pub struct Grantor {
+pub(crate) struct Grantor {
     /// The record.
-    pub fleet: Arc<Fleet>,
+    pub(crate) fleet: Arc<Fleet>,
     /// The sidecar of the session.
-    pub member: RunKey,
+    pub(crate) member: RunKey,
     /// What it is granted at most.
-    pub terms: Terms,
+    pub(crate) terms: Terms,
 }
 
 /// A beat that has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ArrivedBeat {
+pub(crate) struct ArrivedBeat {
     number: u64,
     at: BootTime,
     read: ReadRequest,
@@ -52,7 +52,7 @@ pub struct ArrivedBeat {
 
 /// The newest beat of a stream that has arrived, for its session.
 #[derive(Debug)]
-pub struct Beats(watch::Sender<Option<ArrivedBeat>>);
+pub(crate) struct Beats(watch::Sender<Option<ArrivedBeat>>);
 
 /// The answers of a session.
 pub(super) struct Answering {
@@ -81,13 +81,13 @@ pub(super) type Recording = Pin<Box<dyn Future<Output = (Granted, Result<(), Gra
 impl Beats {
     /// No beat yet, and where a session hears of them.
     #[must_use]
-    pub fn new() -> (Self, watch::Receiver<Option<ArrivedBeat>>) {
+    pub(crate) fn new() -> (Self, watch::Receiver<Option<ArrivedBeat>>) {
         let (beats, arrived) = watch::channel(None);
         (Self(beats), arrived)
     }
 
     /// A beat arrives now. One that is not newer than all before it is ignored.
-    pub fn arrive(&self, number: u64, catalog: &Catalog) {
+    pub(crate) fn arrive(&self, number: u64, catalog: &Catalog) {
         self.0.send_if_modified(|newest| {
             let is_newer = newest.is_none_or(|newest| newest.number < number);
             if is_newer {
