@@ -40,6 +40,8 @@ pub(crate) mod webhook;
 pub(crate) mod wire;
 pub(crate) mod words;
 
+use std::ops::Deref;
+
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tokio::runtime::Builder;
@@ -50,22 +52,18 @@ use crate::{
     clock::{BootTime, Clock},
     key::Timestamp,
 };
-use connection::{Admin, ConnectionArgs, TlsArgs};
+use connection::{Admin, Client, ClientArgs, ConnectionArgs};
 use output::{Format, Output, Progress, Terminal, View};
 
-/// Rotates API keys across a service mesh with no failed request
+/// Rotate API keys across a service mesh with no failed request
 ///
-/// relatch rotates API keys across a service mesh with no failed request: a new version of a key is accepted by every
-/// sidecar before its secret is handed out, and the old one until its consumer has moved.
+/// relatch rotates API keys across a service mesh with no failed request. Every sidecar accepts a new version of a key
+/// before its secret is handed out. The old version stays accepted until its consumer has switched.
 #[derive(Debug, Parser)]
-#[command(name = "relatch", version, after_help = EXIT_CODES)]
+#[command(name = "relatch", version, after_help = EXIT_CODES, max_term_width = 80)]
 pub struct Cli {
-    /// How to reach the control plane.
-    #[command(flatten)]
-    pub(crate) connection: ConnectionArgs,
-
-    /// The form of the answer, table or json; without it a table on a terminal and JSON elsewhere: one document on one
-    /// line, or one line per event where a command reports progress
+    /// Output format: table, or json with one document on one line, or one line per event for commands that report
+    /// progress [default: table on a terminal, json elsewhere]
     #[arg(
         short,
         long,
@@ -84,74 +82,72 @@ pub struct Cli {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a control plane and a sidecar with a demo key on this machine: the first thing to try
+    /// Run a control plane and a sidecar with a demo key on this machine: start here
     Dev(dev::DevArgs),
-    /// Run the control plane, or create what one needs
+    /// Run the control plane, or create its data directory
     Control(control::ControlArgs),
-    /// Run a sidecar, which answers Envoy's external authorization checks
+    /// Run a sidecar that answers Envoy's external authorization checks
     Sidecar(sidecar::SidecarArgs),
-    /// Make, list and end admin tokens
-    #[command(subcommand)]
-    Token(token::TokenCommand),
-    /// Make and show keyrings, the set of keys that protects an API each
-    #[command(subcommand)]
-    Keyring(keyring::KeyringCommand),
-    /// Make and show consumers, the callers that keys belong to
-    #[command(subcommand)]
-    Consumer(consumer::ConsumerCommand),
-    /// Make, import and show keys
-    #[command(subcommand)]
-    Key(key::KeyCommand),
-    /// Replace a key by its next version, with no failed request, and see it through
-    #[command(subcommand)]
-    Rotate(rotate::RotateCommand),
-    /// End versions of a key at once, for good
-    Revoke(revoke::RevokeArgs),
-    /// Show which sidecar has which revision, since when
-    Fleet(fleet::FleetArgs),
-    /// Show how often each version of a key was used, when last, and from where
+    /// Create, list and delete admin tokens
+    Token(Client<token::TokenCommand>),
+    /// Create and show keyrings: each is the set of keys of one API
+    Keyring(Client<keyring::KeyringCommand>),
+    /// Create and show consumers: the callers that own keys
+    Consumer(Client<consumer::ConsumerCommand>),
+    /// Create, import and show keys
+    Key(Client<key::KeyCommand>),
+    /// Rotate a key to its next version with no failed request
+    Rotate(Client<rotate::RotateCommand>),
+    /// Revoke versions of a key immediately and permanently
+    Revoke(ClientArgs<revoke::RevokeArgs>),
+    /// Show the sidecars, and which revision each of them has confirmed
+    Fleet(ClientArgs<fleet::FleetArgs>),
+    /// Show how often each version of a key was used, when it was last used, and from where
     ///
-    /// For the question whether an old version is still needed, and by whom. `relatch rotate status` shows what follows
-    /// from it.
-    Usage(usage::UsageArgs),
+    /// Use it to find out whether an old version is still needed, and who needs it. `relatch rotate status` shows what
+    /// that means for a rotation.
+    Usage(ClientArgs<usage::UsageArgs>),
     /// Show what a sidecar would decide about a key, step by step
     ///
-    /// For the question why a request was denied, or whether it would be. The key is read from a file or from standard
-    /// input and never taken as an argument.
-    Explain(explain::ExplainArgs),
-    /// Make one real check against a running sidecar
+    /// Use it to find out why a request was denied, or whether it would be denied. The key is read from a file or from
+    /// standard input, never from an argument.
+    Explain(ClientArgs<explain::ExplainArgs>),
+    /// Send one real check to a running sidecar
     Check(check::CheckArgs),
     /// Show and set how keys are rotated
     ///
-    /// A policy says how long an old version stays accepted, how long it has to go unused before it retires, and what
-    /// becomes of one that is still used at the end of its overlap.
-    #[command(subcommand)]
-    Policy(policy::PolicyCommand),
-    /// Add, list, try and remove webhooks, which are told of what happens to keys
-    #[command(subcommand)]
-    Webhook(webhook::WebhookCommand),
+    /// A policy sets how long an old version stays accepted, how long it must be unused before it retires, and what
+    /// happens to a version that is still used at the end of its overlap.
+    Policy(Client<policy::PolicyCommand>),
+    /// Create, list, test and delete webhooks: they receive events about keys
+    Webhook(Client<webhook::WebhookCommand>),
     /// List and verify the audit log
-    #[command(subcommand)]
-    Audit(audit::AuditCommand),
-    /// Make certificates for trying TLS out
+    Audit(Client<audit::AuditCommand>),
+    /// Create certificates to try out TLS
     #[command(subcommand)]
     Certs(certs::CertsCommand),
-    /// Look at configuration files, and make the key of a snapshot file
+    /// Check configuration files, and create the key of a snapshot file
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Look at the snapshot file of a sidecar
+    /// Inspect the snapshot file of a sidecar
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
-    /// Print the completions of a shell
+    /// Print the completion script for a shell
     Completions(completions::CompletionsArgs),
 }
 
 /// What every command works with.
 #[derive(Debug)]
-pub struct Session {
+pub struct Console {
     /// Where it writes.
     pub(crate) output: Output,
     clock: Clock,
+}
+
+/// What a command of the control plane's client works with.
+#[derive(Debug)]
+pub struct Session {
+    console: Console,
     connection: ConnectionArgs,
 }
 
@@ -161,17 +157,19 @@ const CONTROL_THREADS: usize = 2;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  failed; denied (check, explain); not delivered (webhook test); broken (audit verify)
+  1  failed; also: denied (check, explain), not delivered (webhook test),
+     broken (audit verify)
   2  usage: the command line, or a value on it, is not valid
   3  not found
   4  refused by a safety check
   5  timed out waiting for sidecars to confirm
   6  not permitted
   7  control plane (for check: sidecar) unreachable
-  8  done by the same call before, and its secret is forgotten
+  8  an earlier call with the same idempotency key did this, and its secret is
+     forgotten
 
-Secrets are read from files or standard input, never from arguments, and printed once,
-by the command that made them.";
+Secrets are read from files or standard input, never from arguments. The command
+that creates a secret prints it once.";
 
 impl Cli {
     /// Runs the command.
@@ -180,32 +178,67 @@ impl Cli {
     ///
     /// When it did not do what it was asked; the failure holds the exit code.
     pub async fn run(self, terminal: Terminal) -> Result<Exit, Failure> {
-        let session = Session {
+        let console = Console {
             output: Output::new(self.output, terminal),
             clock: Clock::system(),
-            connection: self.connection,
         };
         match self.command {
-            Command::Dev(args) => Box::pin(args.run(&session)).await?,
-            Command::Control(args) => Box::pin(args.run(&session)).await?,
-            Command::Sidecar(args) => Box::pin(args.run(&session)).await?,
-            Command::Certs(command) => command.run(&session)?,
-            Command::Config(command) => return command.run(&session),
-            Command::Snapshot(command) => command.run(&session)?,
-            Command::Token(command) => command.run(&session).await?,
-            Command::Keyring(command) => command.run(&session).await?,
-            Command::Consumer(command) => command.run(&session).await?,
-            Command::Key(command) => Box::pin(command.run(&session)).await?,
-            Command::Rotate(command) => command.run(&session).await?,
-            Command::Revoke(args) => args.run(&session).await?,
-            Command::Fleet(args) => args.run(&session).await?,
-            Command::Usage(args) => args.run(&session).await?,
-            Command::Explain(args) => return args.run(&session).await,
-            Command::Check(args) => return args.run(&session).await,
-            Command::Policy(command) => command.run(&session).await?,
-            Command::Webhook(command) => return command.run(&session).await,
-            Command::Audit(command) => command.run(&session).await?,
+            Command::Dev(args) => Box::pin(args.run(&console)).await?,
+            Command::Control(args) => Box::pin(args.run(&console)).await?,
+            Command::Sidecar(args) => Box::pin(args.run(&console)).await?,
+            Command::Certs(command) => command.run(&console)?,
+            Command::Config(command) => return command.run(&console),
+            Command::Snapshot(command) => command.run(&console)?,
+            Command::Check(args) => return args.run(&console).await,
             Command::Completions(args) => args.run()?,
+            Command::Token(client) => {
+                let (command, session) = client.into_parts(console);
+                command.run(&session).await?;
+            }
+            Command::Keyring(client) => {
+                let (command, session) = client.into_parts(console);
+                command.run(&session).await?;
+            }
+            Command::Consumer(client) => {
+                let (command, session) = client.into_parts(console);
+                command.run(&session).await?;
+            }
+            Command::Key(client) => {
+                let (command, session) = client.into_parts(console);
+                Box::pin(command.run(&session)).await?;
+            }
+            Command::Rotate(client) => {
+                let (command, session) = client.into_parts(console);
+                command.run(&session).await?;
+            }
+            Command::Policy(client) => {
+                let (command, session) = client.into_parts(console);
+                command.run(&session).await?;
+            }
+            Command::Webhook(client) => {
+                let (command, session) = client.into_parts(console);
+                return command.run(&session).await;
+            }
+            Command::Audit(client) => {
+                let (command, session) = client.into_parts(console);
+                command.run(&session).await?;
+            }
+            Command::Revoke(client) => {
+                let (args, session) = client.into_parts(console);
+                args.run(&session).await?;
+            }
+            Command::Fleet(client) => {
+                let (args, session) = client.into_parts(console);
+                args.run(&session).await?;
+            }
+            Command::Usage(client) => {
+                let (args, session) = client.into_parts(console);
+                args.run(&session).await?;
+            }
+            Command::Explain(client) => {
+                let (args, session) = client.into_parts(console);
+                return args.run(&session).await;
+            }
         }
         Ok(Exit::Done)
     }
@@ -254,13 +287,17 @@ impl Session {
     pub(crate) async fn admin(&self) -> Result<Admin, Failure> {
         self.connection.connect().await
     }
+}
 
-    /// The certificates for `https://`.
-    #[must_use]
-    pub(crate) const fn tls(&self) -> &TlsArgs {
-        self.connection.tls()
+impl Deref for Session {
+    type Target = Console;
+
+    fn deref(&self) -> &Console {
+        &self.console
     }
+}
 
+impl Console {
     /// The time by the wall clock.
     #[must_use]
     pub(crate) fn now(&self) -> Timestamp {
@@ -596,8 +633,84 @@ mod tests {
         for code in 0..=7 {
             assert!(help.contains(&format!("\n  {code}  ")), "{code} is missing");
         }
-        assert!(help.contains("relatch-data/admin.token"), "{help}");
-        assert!(help.contains("RELATCH_ADMIN"), "{help}");
+        let key_list = Cli::try_parse_from(["relatch", "key", "list", "--help"]);
+        let help = key_list.expect_err("the help").to_string();
+        for part in ["relatch-data/admin.token", "RELATCH_ADMIN", "RELATCH_CA"] {
+            assert!(help.contains(part), "{help}");
+        }
+    }
+
+    /// As they are parsed: with the options that they have from the commands above.
+    fn built() -> Vec<(String, clap::Command)> {
+        let mut root = Cli::command();
+        root.build();
+        tree(&root, "relatch")
+    }
+
+    #[test]
+    fn the_help_of_every_command_fits_a_terminal() {
+        let mut wide = Vec::new();
+        for (name, mut command) in built() {
+            // clap wraps all but examples, where a broken line would not run.
+            let mut texts: Vec<String> = [command.get_after_help(), command.get_after_long_help()]
+                .into_iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect();
+            texts.push(command.render_help().to_string());
+            texts.push(command.render_long_help().to_string());
+            let lines = texts.iter().flat_map(|text| text.lines());
+            let lines = lines.filter(|line| line.chars().count() > 80);
+            wide.extend(lines.map(|line| format!("{name}: {line}")));
+        }
+        assert_eq!(wide, [""; 0], "lines that are too wide");
+    }
+
+    #[test]
+    fn every_option_names_its_default() {
+        for (name, command) in built() {
+            for arg in command.get_arguments() {
+                let in_required_group = command.get_groups().any(|group| {
+                    group.is_required_set() && group.get_args().any(|id| id == arg.get_id())
+                });
+                let takes_value = arg.get_action().takes_values();
+                if !takes_value || arg.is_required_set() || in_required_group {
+                    continue;
+                }
+                let help = arg.get_long_help().or_else(|| arg.get_help());
+                let help = help.map(ToString::to_string).unwrap_or_default();
+                let named = help.contains("[default: ") || !arg.get_default_values().is_empty();
+                assert!(named, "{name}: {arg} names no default: {help}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_clients_have_options_for_the_connection() {
+        for line in [
+            "relatch dev",
+            "relatch control",
+            "relatch control init",
+            "relatch sidecar --config x",
+            "relatch certs dev --out x",
+            "relatch config check x",
+            "relatch config snapshot-key x",
+            "relatch snapshot inspect x",
+            "relatch completions bash",
+            "relatch check",
+        ] {
+            let error = parse_error(&format!("{line} --admin http://127.0.0.1:9011"));
+            assert_eq!(error.kind(), ErrorKind::UnknownArgument, "{line}");
+        }
+        for line in [
+            "relatch key list --admin http://127.0.0.1:9011 --token-file x",
+            "relatch key --admin http://127.0.0.1:9011 list --ca x",
+            "relatch fleet --admin http://127.0.0.1:9011",
+            "relatch fleet forget edge-1 --reason gone --token-file x",
+            "relatch check --ca x --tls-cert y --tls-key z",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
     }
 
     #[test]

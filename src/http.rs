@@ -203,7 +203,7 @@ async fn readyz(State(pages): State<Pages>) -> Response {
     }
     let mut page = String::new();
     for name in pages.readiness.blocked_by() {
-        page.push_str("waiting for ");
+        page.push_str("not ready: ");
         page.push_str(&name);
         page.push('\n');
     }
@@ -313,7 +313,7 @@ mod tests {
         let answer = running.ask("GET /readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(
-            answer.ends_with("\r\n\r\nwaiting for keyring payments\n"),
+            answer.ends_with("\r\n\r\nnot ready: keyring payments\n"),
             "{answer}"
         );
         assert!(running.ask("GET /livez").await.starts_with("HTTP/1.1 200 "));

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     clock::{BootTime, Reading},
     key::{Epoch, KeyRecord, KeyringName, Prefix, Revision, Timestamp, testing},
-    keyring::{Announced, HeldKey, KeyringSettings, Keyrings, Mirror, Slot, Staleness},
+    keyring::{Announced, KeyringSettings, Keyrings, Mirror, Slot, Staleness},
     proto::auth::{
         Address, AttributeContext, CheckRequest, CheckResponse, Entry, HeaderMap, HttpRequest,
         Peer, RawHeader, Request, SocketAddress,
@@ -301,7 +301,7 @@ impl Judged {
     fn new(decision: &Decision<'_>) -> Self {
         Self {
             outcome: decision.outcome(),
-            record: decision.key().map(HeldKey::to_record),
+            record: decision.key().map(|key| key.to_record()),
             has_keyring: decision.keyring().is_some(),
             revision: decision.keyring().and_then(|keyring| keyring.revision),
             sunset: match decision {

@@ -1,14 +1,16 @@
 //! `relatch audit`: who changed what and when, and whether anybody changed that record.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     Session,
-    connection::answer,
+    connection::{Admin, answer},
     failure::Failure,
-    output::{Listing, Row},
+    output::{Format, Listing, Row},
     wire, words,
 };
 use crate::{
@@ -19,24 +21,24 @@ use crate::{
 /// What can be done with the audit log.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// List the changes of a keyring, the oldest first
+    /// List the changes of a keyring, newest last
     List(ListArgs),
-    /// Recompute the chain of hashes; exit code 1 when it is broken
+    /// Recompute the hash chain; the exit code is 1 if it is broken
     Verify(VerifyArgs),
 }
 
 /// The arguments of `audit list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// The keyring; without this flag the control plane's own log, which tells of admin tokens
+    /// Keyring whose log to list [default: the control plane's own log, which records admin tokens]
     #[arg(long)]
     keyring: Option<KeyringName>,
 
-    /// Only what came after this revision
-    #[arg(long, value_name = "REVISION", default_value_t = 0)]
-    after: u64,
+    /// List the entries after this revision, from the oldest [default: the newest entries]
+    #[arg(long, value_name = "REVISION")]
+    after: Option<u64>,
 
-    /// The most entries to list, up to 1000
+    /// Maximum number of entries to list, up to 1000
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
 }
@@ -44,7 +46,7 @@ pub struct ListArgs {
 /// The arguments of `audit verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Only the log of this keyring; without this flag every log
+    /// Verify only the log of this keyring [default: every log]
     #[arg(long)]
     keyring: Option<KeyringName>,
 }
@@ -60,6 +62,9 @@ struct EntryView {
     /// The change. It holds digests, never a secret.
     payload: Value,
     hash: String,
+    /// The consumer of the key, where the change itself does not name it.
+    #[serde(skip)]
+    owner: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,8 +79,8 @@ struct VerdictView {
 
 /// How the control plane's own log is called in tables.
 const OWN_LOG: &str = "(control plane)";
-/// How much of a hash a table shows: enough to tell two entries apart; JSON has all of it.
-const SHOWN_HASH: usize = 12;
+/// The most entries that the control plane lists at once.
+const PAGE: u32 = 1_000;
 
 impl AuditCommand {
     /// Runs the command.
@@ -93,21 +98,89 @@ impl AuditCommand {
 
 async fn list(args: ListArgs, session: &Session) -> Result<(), Failure> {
     let mut admin = session.admin().await?;
-    let request = admin::ListAuditRequest {
-        keyring: args.keyring.map(String::from).unwrap_or_default(),
-        after: args.after,
-        limit: args.limit,
+    let keyring = args.keyring.map(String::from).unwrap_or_default();
+    let (entries, note) = if let Some(after) = args.after {
+        let entries = page(&mut admin, &keyring, after, args.limit).await?;
+        let full = entries.len() >= args.limit as usize;
+        let last = entries.last().filter(|_| full).map(|last| last.revision);
+        let more = |last| format!("there may be more entries: continue with --after {last}");
+        (entries, last.map(more))
+    } else {
+        let entries = newest(&mut admin, &keyring, args.limit).await?;
+        let has_older = entries.first().is_some_and(|first| first.revision > 1);
+        let note = "older entries are not listed: start from the oldest with --after 0";
+        (entries, has_older.then(|| note.to_owned()))
     };
-    let page = answer(admin.list_audit(request)).await?;
-    let entries: Vec<_> = page.entries.into_iter().map(EntryView::from).collect();
-    let last = entries.last().map(|entry| entry.revision);
-    let full = entries.len() >= args.limit as usize;
+    let mut entries: Vec<_> = entries.into_iter().map(EntryView::from).collect();
+    if session.output.format() == Format::Table {
+        add_owners(&mut admin, &mut entries).await;
+    }
     session.show(&Listing(entries))?;
-    if let Some(last) = last.filter(|_| full) {
-        let note = format!("there may be more: continue with --after {last}");
+    if let Some(note) = note {
         session.output.note(&note);
     }
     Ok(())
+}
+
+/// The entries after a revision, the oldest first.
+async fn page(
+    admin: &mut Admin,
+    keyring: &str,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<admin::AuditEntry>, Failure> {
+    let keyring = keyring.to_owned();
+    let request = admin::ListAuditRequest {
+        keyring,
+        after,
+        limit,
+    };
+    Ok(answer(admin.list_audit(request)).await?.entries)
+}
+
+/// The last entries of a log, the newest last. A keyring's revision says where they begin; the control plane's own log is
+/// short, and read to its end.
+async fn newest(
+    admin: &mut Admin,
+    keyring: &str,
+    limit: u32,
+) -> Result<Vec<admin::AuditEntry>, Failure> {
+    let mut after = 0;
+    if !keyring.is_empty() {
+        let name = keyring.to_owned();
+        let head = answer(admin.get_keyring(admin::GetKeyringRequest { name })).await?;
+        after = head.revision.saturating_sub(limit.into());
+    }
+    let mut newest = VecDeque::new();
+    loop {
+        let entries = page(admin, keyring, after, PAGE).await?;
+        let is_last = entries.len() < PAGE as usize;
+        newest.extend(entries);
+        newest.drain(..newest.len().saturating_sub(limit as usize));
+        match newest.back() {
+            Some(last) if !is_last => after = last.revision,
+            _ => return Ok(newest.into()),
+        }
+    }
+}
+
+/// Asks for the consumer of each key whose entry does not name it. A key that cannot be asked for has none in the table.
+async fn add_owners(admin: &mut Admin, entries: &mut [EntryView]) {
+    let mut owners: BTreeMap<String, Option<String>> = BTreeMap::new();
+    for entry in entries {
+        let Some(key_id) = entry.text("key_id").filter(|_| entry.consumer().is_none()) else {
+            continue;
+        };
+        let key_id = key_id.to_owned();
+        if !owners.contains_key(&key_id) {
+            let request = admin::GetKeyRequest {
+                key_id: key_id.clone(),
+            };
+            let key = answer(admin.get_key(request)).await.ok();
+            owners.insert(key_id.clone(), key.map(|key| key.consumer));
+        }
+        entry.owner = owners.get(&key_id).cloned().flatten();
+    }
 }
 
 async fn verify(args: VerifyArgs, session: &Session) -> Result<(), Failure> {
@@ -126,7 +199,10 @@ fn broken(verdicts: &[VerdictView]) -> Option<Failure> {
         .filter(|verdict| !verdict.intact)
         .map(|verdict| {
             let log = verdict.keyring.as_deref().unwrap_or(OWN_LOG);
-            let problem = verdict.problem.as_deref().unwrap_or("no place was named");
+            let problem = verdict
+                .problem
+                .as_deref()
+                .unwrap_or("the control plane did not say where");
             format!("the log of {log} is broken: {problem}")
         })
         .collect();
@@ -144,6 +220,7 @@ impl From<admin::AuditEntry> for EntryView {
             // What is no JSON after all is shown as the text that it is.
             payload: serde_json::from_str(&entry.payload).unwrap_or(Value::String(entry.payload)),
             hash: entry.hash,
+            owner: None,
         }
     }
 }
@@ -160,17 +237,43 @@ impl From<admin::AuditVerdict> for VerdictView {
 }
 
 impl Row for EntryView {
-    const TITLES: &[&str] = &["KEYRING", "REVISION", "AT", "ACTOR", "KIND", "HASH"];
+    const TITLES: &[&str] = &["REV", "AT", "ACTOR", "KIND", "KEY", "CONSUMER", "REASON"];
 
     fn cells(&self, _now: Timestamp) -> Vec<Vec<String>> {
+        let text = |text: Option<&str>| words::or_nothing(text.unwrap_or_default());
         vec![vec![
-            self.keyring.as_deref().unwrap_or(OWN_LOG).to_owned(),
             self.revision.to_string(),
             words::time(self.at),
-            words::or_nothing(&self.actor),
+            words::or_nothing(self.actor_name()),
             self.kind.clone(),
-            self.hash.chars().take(SHOWN_HASH).collect(),
+            text(self.key()),
+            text(self.consumer().or(self.owner.as_deref())),
+            text(self.text("reason")),
         ]]
+    }
+}
+
+impl EntryView {
+    fn text(&self, field: &str) -> Option<&str> {
+        self.payload.get(field)?.as_str()
+    }
+
+    /// The name of the token, of `token:ID (NAME)`; of another actor all that is known.
+    fn actor_name(&self) -> &str {
+        let token = self.actor.strip_prefix("token:");
+        let name = token.and_then(|token| token.split_once(" (")?.1.strip_suffix(')'));
+        name.unwrap_or(&self.actor)
+    }
+
+    /// The key; in the control plane's own log, the admin token.
+    fn key(&self) -> Option<&str> {
+        let token = || self.text("id").filter(|_| self.kind.starts_with("token_"));
+        self.text("key_id").or_else(token)
+    }
+
+    fn consumer(&self) -> Option<&str> {
+        let of_webhook = || self.payload.get("webhook")?.get("consumer")?.as_str();
+        self.text("consumer").or_else(of_webhook)
     }
 }
 
@@ -190,7 +293,10 @@ impl Row for VerdictView {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{failure::Exit, output::View},
+        super::{
+            failure::Exit,
+            output::{View, tests::fits},
+        },
         *,
     };
 
@@ -205,7 +311,7 @@ mod tests {
 
     #[test]
     fn json_of_an_entry_holds_the_change_as_json() {
-        let mut entry = admin::AuditEntry {
+        let entry = admin::AuditEntry {
             keyring: "payments".to_owned(),
             revision: 2,
             at: None,
@@ -222,11 +328,49 @@ mod tests {
                 r#"{{"keyring":"payments","revision":2,"at":null,"actor":"deploy","kind":"consumer_created","payload":{{"consumer":"acme"}},"hash":"{hash}"}}"#
             )
         );
-        entry.keyring.clear();
+    }
+
+    #[test]
+    fn entries_are_listed_with_key_consumer_and_reason() {
+        let entry = |revision, kind: &str, payload: &str| {
+            EntryView::from(admin::AuditEntry {
+                keyring: "payments".to_owned(),
+                revision,
+                at: Some(prost_types::Timestamp {
+                    seconds: 1_767_225_600,
+                    nanos: 0,
+                }),
+                actor: "token:NdCNSCy9mibE (ops)".to_owned(),
+                kind: kind.to_owned(),
+                payload: payload.to_owned(),
+                hash: "00ff".repeat(16),
+            })
+        };
+        let mut rolled_back = entry(
+            3,
+            "rolled_back",
+            r#"{"key_id":"7Qm2Xc91TbKe","version":1,"reason":"broken"}"#,
+        );
+        rolled_back.owner = Some("acme".to_owned());
+        let list = Listing(vec![
+            entry(
+                1,
+                "token_created",
+                r#"{"id":"4fK0pQz81LmN","name":"deploy"}"#,
+            ),
+            entry(
+                2,
+                "key_created",
+                r#"{"key_id":"7Qm2Xc91TbKe","consumer":"acme"}"#,
+            ),
+            rolled_back,
+        ]);
         assert_eq!(
-            Listing(vec![EntryView::from(entry)]).render(Timestamp::from_millis(0)),
-            "KEYRING          REVISION  AT  ACTOR   KIND              HASH\n\
-             (control plane)  2         -   deploy  consumer_created  00ff00ff00ff\n"
+            fits(list.render(Timestamp::from_millis(0))),
+            "REV  AT                    ACTOR  KIND           KEY           CONSUMER  REASON\n\
+             1    2026-01-01T00:00:00Z  ops    token_created  4fK0pQz81LmN  -         -\n\
+             2    2026-01-01T00:00:00Z  ops    key_created    7Qm2Xc91TbKe  acme      -\n\
+             3    2026-01-01T00:00:00Z  ops    rolled_back    7Qm2Xc91TbKe  acme      broken\n"
         );
     }
 

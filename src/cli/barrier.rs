@@ -7,7 +7,7 @@ use crate::{key::Timestamp, proto::admin};
 
 /// How many of the sidecars that may serve have confirmed a revision, and who lags.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct BarrierView {
+pub(crate) struct BarrierView {
     /// The sidecars that have confirmed it.
     pub applied: u32,
     /// The sidecars that may serve the keyring.
@@ -21,7 +21,7 @@ pub struct BarrierView {
 
 /// A process of a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RunView {
+pub(crate) struct RunView {
     /// The sidecar.
     pub node: String,
     /// Its process.
@@ -30,7 +30,7 @@ pub struct RunView {
 
 /// A sidecar that has not applied a revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct LaggardView {
+pub(crate) struct LaggardView {
     /// Its name.
     pub node: String,
     /// Where it runs.
@@ -59,7 +59,7 @@ const MOST_NAMED: usize = 5;
 impl BarrierView {
     /// `17 of 20 sidecars confirmed; edge-3 and edge-9 are connected and 2 revisions behind`
     #[must_use]
-    pub fn sentence(&self, now: Timestamp) -> String {
+    pub(crate) fn sentence(&self, now: Timestamp) -> String {
         let Self {
             applied,
             total,
@@ -67,8 +67,7 @@ impl BarrierView {
             ..
         } = self;
         let mut sentence = match total {
-            0 if passed_by.is_empty() => return "no sidecar holds this keyring".to_owned(),
-            1 => format!("{applied} of 1 sidecar confirmed"),
+            0 if passed_by.is_empty() => return "no sidecar serves this keyring".to_owned(),
             _ => format!("{applied} of {total} sidecars confirmed"),
         };
         if let Some(laggards) = self.laggards_sentence(now) {
@@ -83,9 +82,9 @@ impl BarrierView {
         sentence
     }
 
-    /// `edge-3 is lost since 12:01:03 and may serve what it has until 13:01:05`; none when nobody lags.
+    /// `edge-3 has been lost since 12:01:03 and may serve its last revision until 13:01:05`; none when nobody lags.
     #[must_use]
-    pub fn laggards_sentence(&self, now: Timestamp) -> Option<String> {
+    pub(crate) fn laggards_sentence(&self, now: Timestamp) -> Option<String> {
         let connected = self.connected(now);
         let lost = self.laggards.iter().filter(|l| l.serves_until.is_some());
         let lost: Vec<String> = lost.map(LaggardView::absence).collect();
@@ -106,7 +105,7 @@ impl BarrierView {
 
     /// What to do about those that lag: for one that is gone for good, the very command that ends the wait.
     #[must_use]
-    pub fn hint(&self, now: Timestamp) -> String {
+    pub(crate) fn hint(&self, now: Timestamp) -> String {
         let see = || match self.laggards_sentence(now) {
             Some(laggards) => format!("{laggards}; see `relatch fleet`"),
             None => "see `relatch fleet`".to_owned(),
@@ -116,11 +115,11 @@ impl BarrierView {
 
     /// The command that ends the wait for a sidecar that is gone for good; none when all that lag are connected.
     #[must_use]
-    pub fn way_out(&self) -> Option<String> {
+    pub(crate) fn way_out(&self) -> Option<String> {
         let mut lost = self.laggards.iter().filter(|l| l.serves_until.is_some());
         let LaggardView { node, .. } = lost.next()?;
         Some(format!(
-            "if {node} is gone for good: relatch fleet forget {node} --reason TEXT; to go on without it once: --without {node}"
+            "if {node} is gone for good: relatch fleet forget {node} --reason TEXT; to continue without it this time: --without {node}"
         ))
     }
 
@@ -152,7 +151,7 @@ impl BarrierView {
 }
 
 impl LaggardView {
-    /// `edge-3 is lost since 12:01:03 and may serve what it has until 13:01:05`
+    /// `edge-3 has been lost since 12:01:03 and may serve its last revision until 13:01:05`
     fn absence(&self) -> String {
         let Self {
             node,
@@ -164,10 +163,12 @@ impl LaggardView {
         let (since, until) = (words::time(*since), words::time(*serves_until));
         if *presence == "stopped" {
             format!(
-                "{node} is stopped since {since} and may start from its snapshot file until {until}"
+                "{node} has been stopped since {since} and may start from its snapshot file until {until}"
             )
         } else {
-            format!("{node} is {presence} since {since} and may serve what it has until {until}")
+            format!(
+                "{node} has been {presence} since {since} and may serve its last revision until {until}"
+            )
         }
     }
 }
@@ -248,7 +249,7 @@ mod tests {
         let laggards = ["edge-3", "edge-9", "edge-11"].map(|node| laggard(node, 2, 4));
         assert_eq!(
             barrier(17, 20, &laggards).sentence(now()),
-            "17 of 20 sidecars confirmed; edge-3, edge-9 and edge-11 are 2 revisions behind, last seen 4 s ago"
+            "17 of 20 sidecars confirmed; edge-3, edge-9 and edge-11 are 2 revisions behind, last seen 4s ago"
         );
     }
 
@@ -256,7 +257,7 @@ mod tests {
     fn one_laggard_stands_in_the_singular() {
         assert_eq!(
             barrier(1, 2, &[laggard("edge-3", 1, 0)]).sentence(now()),
-            "1 of 2 sidecars confirmed; edge-3 is 1 revision behind, last seen 0 s ago"
+            "1 of 2 sidecars confirmed; edge-3 is 1 revision behind, last seen 0s ago"
         );
     }
 
@@ -265,7 +266,7 @@ mod tests {
         let laggards = [laggard("edge-3", 1, 2), laggard("edge-9", 7, 130)];
         assert_eq!(
             barrier(0, 2, &laggards).sentence(now()),
-            "0 of 2 sidecars confirmed; edge-3 and edge-9 are up to 7 revisions behind, last seen 2 min ago"
+            "0 of 2 sidecars confirmed; edge-3 and edge-9 are up to 7 revisions behind, last seen 2m ago"
         );
     }
 
@@ -275,7 +276,7 @@ mod tests {
         let sentence = barrier(0, 8, &laggards).laggards_sentence(now());
         assert_eq!(
             sentence.as_deref(),
-            Some("e0, e1, e2, e3, e4 and 3 more are 1 revision behind, last seen 1 s ago")
+            Some("e0, e1, e2, e3, e4 and 3 more are 1 revision behind, last seen 1s ago")
         );
     }
 
@@ -296,11 +297,11 @@ mod tests {
         let missing = barrier(1, 3, &[lost, stopped]);
         assert_eq!(
             missing.sentence(now()),
-            "1 of 3 sidecars confirmed; edge-3 is lost since 2026-12-31T23:59:00Z and may serve what it has until 2027-01-01T01:00:00Z, edge-4 is stopped since 2026-12-31T23:59:00Z and may start from its snapshot file until 2027-01-01T01:00:00Z"
+            "1 of 3 sidecars confirmed; edge-3 has been lost since 2026-12-31T23:59:00Z and may serve its last revision until 2027-01-01T01:00:00Z, edge-4 has been stopped since 2026-12-31T23:59:00Z and may start from its snapshot file until 2027-01-01T01:00:00Z"
         );
         assert_eq!(
             missing.hint(now()),
-            "if edge-3 is gone for good: relatch fleet forget edge-3 --reason TEXT; to go on without it once: --without edge-3"
+            "if edge-3 is gone for good: relatch fleet forget edge-3 --reason TEXT; to continue without it this time: --without edge-3"
         );
         let passed = BarrierView {
             passed_by: vec![RunView {
@@ -324,7 +325,7 @@ mod tests {
         };
         assert_eq!(
             barrier(0, 1, &[behind]).sentence(now()),
-            "0 of 1 sidecar confirmed; edge-3 is behind in the snapshot file, last seen 1 s ago"
+            "0 of 1 sidecars confirmed; edge-3 is behind in the snapshot file, last seen 1s ago"
         );
     }
 
@@ -336,11 +337,11 @@ mod tests {
         );
         assert_eq!(
             barrier(1, 1, &[]).sentence(now()),
-            "1 of 1 sidecar confirmed"
+            "1 of 1 sidecars confirmed"
         );
         assert_eq!(
             barrier(0, 0, &[]).sentence(now()),
-            "no sidecar holds this keyring"
+            "no sidecar serves this keyring"
         );
         assert_eq!(barrier(0, 0, &[]).laggards_sentence(now()), None);
     }

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{Exit, Failure, Session, output::View};
+use super::{Console, Exit, Failure, output::View, words};
 use crate::{
     control::secrets,
     key::Timestamp,
@@ -26,38 +26,38 @@ use crate::{
 /// What can be done with certificates.
 #[derive(Debug, Subcommand)]
 pub enum CertsCommand {
-    /// Make an authority and certificates for control plane, sidecars, operator and Envoy: for trying out
+    /// Create an authority and certificates for control plane, sidecars, operator and Envoy, to try out TLS
     ///
-    /// Not for production: the key of the authority lies in a file, and nothing renews what it signed. An authority
-    /// that is in the directory already is used again.
+    /// Do not use them in production: the key of the authority is in a file, and nothing renews the certificates. If
+    /// the directory already has an authority, that authority is used again.
     Dev(DevArgs),
 }
 
 /// The arguments of `certs dev`.
 #[derive(Debug, Args)]
 pub struct DevArgs {
-    /// The directory to write to; it is made where it is not there
+    /// Directory to write to; it is created if it does not exist
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
-    /// The node id of a sidecar, may be repeated
+    /// Node id of a sidecar; may be repeated
     #[arg(long, value_name = "ID", default_value = "edge-1")]
     node: Vec<NodeName>,
 
-    /// A name or address of the control plane and of the sidecars' `ext_authz`, beside those of this machine; may be
-    /// repeated
+    /// Additional host name or address of the control plane and of the sidecars' `ext_authz`; may be repeated [default:
+    /// only localhost and its addresses]
     #[arg(long, value_name = "NAME")]
     host: Vec<String>,
 
-    /// For how many days they are valid
+    /// Validity in days, 1 to 365
     #[arg(long, value_name = "N", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=365))]
     days: u32,
 
-    /// What the identities begin with: `spiffe://NAME/`
+    /// Trust domain of the identities: `spiffe://NAME/`
     #[arg(long, value_name = "NAME", default_value = "relatch.example")]
     trust_domain: NodeName,
 
-    /// Replace certificates that are there, under the same authority
+    /// Replace existing certificates, under the same authority
     #[arg(long)]
     force: bool,
 }
@@ -95,16 +95,16 @@ impl CertsCommand {
     /// # Errors
     ///
     /// When a file is there already, or something cannot be made.
-    pub fn run(self, session: &Session) -> Result<(), Failure> {
+    pub fn run(self, console: &Console) -> Result<(), Failure> {
         match self {
-            Self::Dev(args) => args.run(session),
+            Self::Dev(args) => args.run(console),
         }
     }
 }
 
 impl DevArgs {
-    fn run(self, session: &Session) -> Result<(), Failure> {
-        let now = session.now();
+    fn run(self, console: &Console) -> Result<(), Failure> {
+        let now = console.now();
         secrets::ensure_directory(&self.out).map_err(Failure::from_error)?;
         let (authority, mut drafts) = self.authority(now)?;
         let life = DAY * self.days;
@@ -113,10 +113,10 @@ impl DevArgs {
             drafts.extend(draft(&file, pair.map_err(Failure::from_error)?));
         }
         self.write(&drafts)?;
-        session.show(&self.view(&drafts, now.saturating_add(life)))?;
-        session
+        console.show(&self.view(&drafts, now.saturating_add(life)))?;
+        console
             .output
-            .note("for trying out: in production let SPIRE, cert-manager or Vault issue and renew certificates");
+            .note("do not use these in production: let SPIRE, cert-manager or Vault issue and renew certificates");
         Ok(())
     }
 
@@ -143,7 +143,7 @@ impl DevArgs {
                 Ok((authority, draft("ca", pair).into()))
             }
             (Err(error), _) | (_, Err(error)) => Err(Failure::from_error(error).context(format!(
-                "{} and {} cannot be read together",
+                "cannot read both {} and {}",
                 cert.display(),
                 key.display()
             ))),
@@ -203,9 +203,9 @@ impl DevArgs {
         {
             return Err(Failure::new(
                 Exit::Refused,
-                anyhow::anyhow!("{} is there already", path.display()),
+                anyhow::anyhow!("{} already exists", path.display()),
             )
-            .hint("--force replaces certificates, under the same authority"));
+            .hint("--force replaces the certificates, under the same authority"));
         }
         for draft in drafts {
             let path = self.out.join(&draft.name);
@@ -258,11 +258,11 @@ impl View for MadeView {
         format!(
             "{}: {}; valid until {}\n\n\
              # control.yaml\n{}\n\
-             # sidecar.yaml; `listen` takes a `tls` section as well, with ext-authz.pem and ext-authz.key\n{}\n\
+             # sidecar.yaml; `listen` also accepts a `tls` section, with ext-authz.pem and ext-authz.key\n{}\n\
              # an operator's shell\n{}",
             self.directory.display(),
             self.files.join(" "),
-            self.not_after,
+            words::time(Some(self.not_after)),
             self.control,
             self.sidecar,
             self.operator

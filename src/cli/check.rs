@@ -7,8 +7,8 @@ use http::{HeaderName, Method};
 use zeroize::Zeroizing;
 
 use super::{
-    Session,
-    connection::Address,
+    Console,
+    connection::{Address, TlsArgs},
     decision::{Decision, DecisionView},
     failure::{Exit, Failure},
     secret::SecretInput,
@@ -22,58 +22,63 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CheckArgs {
-    /// Where the sidecar answers checks: `HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`
+    /// Address of the sidecar's `ext_authz`: `HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9001")]
     endpoint: Address,
 
-    /// The file that holds the key, or - for standard input; a line's end after it is not part of it
+    /// File that contains the key, or - for standard input; one trailing line break is ignored
     #[arg(long, value_name = "PATH", default_value = "-")]
     key_file: SecretInput,
 
-    /// Send no key at all
+    /// Send no key
     #[arg(long, conflicts_with = "key_file")]
     no_key: bool,
 
-    /// The header that carries the key
+    /// Header to send the key in
     #[arg(long, value_name = "NAME", default_value = "x-api-key")]
     header: HeaderName,
 
-    /// What stands before the key in that header, for example Bearer
+    /// Scheme before the key in that header, for example Bearer [default: none]
     #[arg(long)]
     scheme: Option<String>,
 
-    /// The request's method
+    /// Method of the request
     #[arg(long, default_value = "GET")]
     method: Method,
 
-    /// The request's path with its query
+    /// Path of the request, with its query
     #[arg(long, default_value = "/")]
     path: String,
 
-    /// The request's host
+    /// Host of the request
     #[arg(long, default_value = "localhost")]
     host: String,
 
-    /// The keyring that the route names; without this flag the sidecar chooses
+    /// Keyring that the route names [default: the sidecar chooses]
     #[arg(long)]
     keyring: Option<KeyringName>,
 
-    /// The scopes that the route asks for, separated by spaces
+    /// Scopes that the route requires, separated by spaces [default: none]
     #[arg(long, value_parser = Scopes::parse)]
     scopes: Option<Scopes>,
 
-    /// The address that the request comes from
+    /// Source address of the request
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     source: IpAddr,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   relatch check --key-file acme.key --keyring payments
-  relatch check --keyring payments --scopes 'read write' --source 10.1.2.3 < acme.key
+  relatch check --keyring payments --scopes 'read write' --source 10.1.2.3 \\
+    < acme.key
   relatch check --endpoint unix:///run/relatch/authz.sock --no-key
 
-Exit codes: 0 allowed, 1 denied, 7 no decision: nothing listens there, or what does is no sidecar.";
+Exit codes: 0 allowed, 1 denied, 7 no decision: nothing listens at the endpoint,
+or it is not a sidecar.";
 
 /// A sidecar answers within a millisecond, and Envoy waits 250: five seconds are for a machine in trouble.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,23 +91,23 @@ impl CheckArgs {
     /// # Errors
     ///
     /// When there is no key to send, or no decision.
-    pub async fn run(self, session: &Session) -> Result<Exit, Failure> {
+    pub async fn run(self, console: &Console) -> Result<Exit, Failure> {
         let request = self.request()?;
-        let channel = self.endpoint.connect(TIMEOUT, session.tls()).await;
+        let channel = self.endpoint.connect(TIMEOUT, &self.tls).await;
         let channel = channel.map_err(|failure| self.no_decision(failure))?;
         let mut sidecar = AuthorizationClient::new(channel);
         let response = match tokio::time::timeout(TIMEOUT, sidecar.check(request)).await {
             Ok(response) => response.map_err(|status| self.no_decision(status.into()))?,
             Err(_elapsed) => {
-                let message = format!("it did not answer within {} seconds", TIMEOUT.as_secs());
+                let message = format!("no answer within {} seconds", TIMEOUT.as_secs());
                 return Err(self.no_decision(Failure::failed(message)));
             }
         };
         let view = DecisionView::from(response.into_inner());
-        session.show(&view)?;
+        console.show(&view)?;
         if view.reason() == Some(MISSING_CREDENTIAL) && !self.no_key {
-            session.output.note(&format!(
-                "the sidecar does not look for a key in {}, see `credentials` in its configuration; when this happens only behind Envoy, the filter's allowed_headers or disallowed_headers may hide the header",
+            console.output.note(&format!(
+                "the sidecar does not look for a key in {}: see `credentials` in its configuration; if this happens only behind Envoy, the filter's allowed_headers or disallowed_headers may hide the header",
                 self.header
             ));
         }
@@ -117,7 +122,7 @@ impl CheckArgs {
         failure
             .exit_with(Exit::Unreachable)
             .context(format!("no decision from a sidecar at {}", self.endpoint))
-            .hint("is it running, and does --endpoint name its ext_authz address?")
+            .hint("check that the sidecar runs, and that --endpoint is its ext_authz address")
     }
 
     fn request(&self) -> Result<CheckRequest, Failure> {

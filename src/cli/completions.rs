@@ -9,13 +9,14 @@ use super::{Cli, failure::Failure, output};
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CompletionsArgs {
-    /// The shell
+    /// Shell to print the script for
     shell: Shell,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  relatch completions bash > ~/.local/share/bash-completion/completions/relatch
+  relatch completions bash \\
+    > ~/.local/share/bash-completion/completions/relatch
   relatch completions fish > ~/.config/fish/completions/relatch.fish";
 
 impl CompletionsArgs {

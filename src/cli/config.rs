@@ -9,7 +9,7 @@ use clap::Subcommand;
 use rustix::process::geteuid;
 use serde::Serialize;
 
-use super::{Exit, Failure, Session, daemon, output::View, words};
+use super::{Console, Exit, Failure, daemon, output::View, words};
 use crate::{
     clock::Clock,
     config::{self, CheckedFile, Places},
@@ -24,30 +24,32 @@ const WARNING: &str = "warning";
 /// What can be done with a configuration file.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Find what would stop a daemon from starting with a file; every problem is named with its line and field
+    /// Check whether a daemon would start with a file; report each problem with its line and field
     ///
-    /// Beside the file itself it looks at what the file names on this machine: files that are missing, unreadable or open
-    /// to others, certificates that cannot be read or do not match their keys, directories that cannot be written to,
-    /// addresses that are in use. Nothing is created, changed or deleted; each address is bound, and the lock of a store
-    /// tried, for a moment. Whether the pepper is that of the store is checked while no process uses the store, and not while
-    /// its write-ahead log (`-wal`) has content, as after a kill; damage within the store shows at the start only. Run it as the user of the daemon: root can read and write what that user cannot.
+    /// The command also checks what the file refers to on this machine: files that are missing, unreadable or open to
+    /// others, certificates that cannot be read or do not match their keys, directories that are not writable, and
+    /// addresses that are in use. It creates, changes and deletes nothing. It binds each address and locks the store for
+    /// a moment. It checks that the pepper belongs to the store only while no process uses the store, and not while the
+    /// write-ahead log (`-wal`) of the store has content, as after a kill. It does not find damage within the store: only
+    /// a start does. Run it as the user of the daemon: root can read and write files that this user cannot.
     ///
-    /// The exit code is 0 when a daemon would start, 1 when something on this machine would stop it, and 2 when the file
-    /// itself is not valid.
+    /// The exit code is 0 if a daemon would start, 1 if something on this machine would stop it, and 2 if the file itself
+    /// is not valid.
     Check {
-        /// The file of a sidecar or of a control plane
+        /// Configuration file of a sidecar or of a control plane
         file: PathBuf,
 
-        /// Check only what the file itself says: for another machine, or while the daemon runs
+        /// Check only the file itself: use it for another machine, or while the daemon runs
         #[arg(long)]
         offline: bool,
     },
-    /// Make the key under which a sidecar seals its snapshot file, in a file that only its owner can read
+    /// Create the key that encrypts a sidecar's snapshot file, in a file that only its owner can read
     ///
-    /// The key is not shown. `snapshot.key_file` in the sidecar's file names it. Each sidecar may have one of its own;
-    /// without it a snapshot file cannot be opened, and the sidecar takes its keyrings anew.
+    /// The key is not shown. Name the file in `snapshot.key_file` of the sidecar's configuration. Each sidecar may have
+    /// its own key. If the key is lost, the snapshot file cannot be opened, and the sidecar loads its keyrings again from
+    /// the control plane.
     SnapshotKey {
-        /// The file to make; one that exists is left as it is
+        /// File to create; an existing file is not changed
         file: PathBuf,
     },
 }
@@ -85,12 +87,12 @@ impl ConfigCommand {
     /// # Errors
     ///
     /// When the file is not right.
-    pub fn run(self, session: &Session) -> Result<Exit, Failure> {
+    pub fn run(self, console: &Console) -> Result<Exit, Failure> {
         match self {
-            Self::Check { file, offline } => check(&file, offline, session),
+            Self::Check { file, offline } => check(&file, offline, console),
             Self::SnapshotKey { file } => {
                 SnapshotKey::make(&file).map_err(refused)?;
-                session.show(&MadeKeyView {
+                console.show(&MadeKeyView {
                     file: file.display().to_string(),
                 })?;
                 Ok(Exit::Done)
@@ -99,7 +101,7 @@ impl ConfigCommand {
     }
 }
 
-fn check(path: &Path, offline: bool, session: &Session) -> Result<Exit, Failure> {
+fn check(path: &Path, offline: bool, console: &Console) -> Result<Exit, Failure> {
     let CheckedFile { settings, places } = config::check(path).map_err(daemon::misconfigured)?;
     let found = if offline {
         Vec::new()
@@ -110,7 +112,7 @@ fn check(path: &Path, offline: bool, session: &Session) -> Result<Exit, Failure>
         .iter()
         .all(|finding| finding.weight == Weight::Warning);
     let user = geteuid();
-    session.show(&CheckedView {
+    console.show(&CheckedView {
         file: path.display().to_string(),
         summary: settings.to_string(),
         checked_as: (!offline).then(|| user.as_raw()),
@@ -120,8 +122,8 @@ fn check(path: &Path, offline: bool, session: &Session) -> Result<Exit, Failure>
             .collect(),
     })?;
     if !offline && user.is_root() {
-        session.output.note(
-            "checked as root, who can read and write what others cannot: run it as the user of the daemon as well",
+        console.output.note(
+            "checked as root, which can read and write files that others cannot: also run this as the user of the daemon",
         );
     }
     Ok(if would_start {
@@ -149,7 +151,7 @@ impl FindingView {
 
 impl View for MadeKeyView {
     fn render(&self, _now: Timestamp) -> String {
-        format!("{}: made\n", self.file)
+        format!("{}: created\n", self.file)
     }
 }
 
@@ -180,7 +182,7 @@ impl View for CheckedView {
             count => words::count(count as u64, "problem"),
         };
         let whose = checked_as.map_or_else(
-            || "checked without looking at this machine".to_owned(),
+            || "this machine was not checked".to_owned(),
             |user| format!("checked as user {user}"),
         );
         let _ = writeln!(text, "{file}: {verdict}; {whose}");

@@ -17,6 +17,7 @@ use tonic::{
 use zeroize::Zeroizing;
 
 use super::{
+    Console, Session,
     failure::{Exit, Failure},
     secret::SecretInput,
 };
@@ -33,11 +34,31 @@ use crate::{
 /// The admin API, with the token in every call.
 pub type Admin = AdminClient<InterceptedService<Channel, Bearer>>;
 
+/// A command of the control plane's client, and how to reach the control plane.
+#[derive(Debug, clap::Args)]
+pub struct Client<C: clap::Subcommand> {
+    #[command(flatten)]
+    pub(super) connection: ConnectionArgs,
+
+    #[command(subcommand)]
+    pub(super) command: C,
+}
+
+/// The same for a command without subcommands.
+#[derive(Debug, clap::Args)]
+pub struct ClientArgs<A: clap::Args> {
+    #[command(flatten)]
+    pub(super) args: A,
+
+    #[command(flatten)]
+    pub(super) connection: ConnectionArgs,
+}
+
 /// How to reach the control plane.
 #[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Global options")]
+#[command(next_help_heading = "Connection options")]
 pub struct ConnectionArgs {
-    /// The control plane's admin API: `https://HOST:PORT`, on this machine `http://HOST:PORT`, or `unix:///PATH`
+    /// Admin API of the control plane: `https://HOST:PORT`, `unix:///PATH`, or `http://HOST:PORT` on this machine
     #[arg(
         long,
         global = true,
@@ -47,8 +68,7 @@ pub struct ConnectionArgs {
     )]
     admin: AdminAddress,
 
-    /// The file that holds the admin token; without it the one that `relatch dev` writes is used if it is there,
-    /// ./relatch-data/admin.token
+    /// File that contains the admin token [default: ./relatch-data/admin.token, which `relatch dev` writes]
     #[arg(long, global = true, value_name = "PATH", env = "RELATCH_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 
@@ -58,13 +78,13 @@ pub struct ConnectionArgs {
 
 /// Certificates for `https://`.
 #[derive(Clone, Debug, Default, clap::Args)]
-#[command(next_help_heading = "Global options")]
+#[command(next_help_heading = "Connection options")]
 pub struct TlsArgs {
-    /// The authorities to trust for https, in PEM; without it those of the system
+    /// Certificate authorities to trust for https, in PEM [default: the system's]
     #[arg(long, global = true, value_name = "PATH", env = "RELATCH_CA")]
     ca: Option<PathBuf>,
 
-    /// The certificate to show for https, in PEM
+    /// Client certificate for https, in PEM [default: none]
     #[arg(
         long,
         global = true,
@@ -74,7 +94,7 @@ pub struct TlsArgs {
     )]
     tls_cert: Option<PathBuf>,
 
-    /// The key of that certificate, in PEM
+    /// Private key of the client certificate, in PEM [default: none]
     #[arg(
         long,
         global = true,
@@ -103,7 +123,7 @@ pub enum ParseAddressError {
     Syntax,
     /// The token would cross a network in clear.
     #[error(
-        "the admin token would cross the network in clear; use https://, or a loopback address through `ssh -L` or `kubectl port-forward`"
+        "the admin token would cross the network unencrypted; use https://, or a loopback address through `ssh -L` or `kubectl port-forward`"
     )]
     NotLoopback,
 }
@@ -126,6 +146,30 @@ const MAX_ANSWER: usize = 64 << 20;
 /// The largest request is a key with all its scopes and sources, a few kilobytes.
 const MAX_REQUEST: usize = 256 << 10;
 
+impl<C: clap::Subcommand> Client<C> {
+    /// The command, and what it works with.
+    pub(super) fn into_parts(self, console: Console) -> (C, Session) {
+        let connection = self.connection;
+        let session = Session {
+            console,
+            connection,
+        };
+        (self.command, session)
+    }
+}
+
+impl<A: clap::Args> ClientArgs<A> {
+    /// The command's arguments, and what it works with.
+    pub(super) fn into_parts(self, console: Console) -> (A, Session) {
+        let connection = self.connection;
+        let session = Session {
+            console,
+            connection,
+        };
+        (self.args, session)
+    }
+}
+
 impl ConnectionArgs {
     /// Connects to the control plane.
     ///
@@ -138,15 +182,9 @@ impl ConnectionArgs {
             .await
             .map_err(|failure| {
                 failure.hint(
-                "`relatch dev` starts one on this machine; --admin or RELATCH_ADMIN names another",
+                "--admin or RELATCH_ADMIN sets the address; `relatch dev` starts a control plane on this machine",
             )
             })
-    }
-
-    /// The certificates for `https://`.
-    #[must_use]
-    pub const fn tls(&self) -> &TlsArgs {
-        &self.tls
     }
 
     fn token_file(&self) -> Result<PathBuf, Failure> {
@@ -158,7 +196,7 @@ impl ConnectionArgs {
             Ok(dev.to_owned())
         } else {
             Err(Failure::usage("no admin token").hint(format!(
-                "give --token-file PATH or set RELATCH_TOKEN_FILE; `relatch dev` writes ./{DEV_TOKEN_FILE}, which is found from the directory it was started in"
+                "use --token-file PATH or set RELATCH_TOKEN_FILE; `relatch dev` writes ./{DEV_TOKEN_FILE}, which is found only from the directory where `relatch dev` started"
             )))
         }
     }
@@ -348,8 +386,11 @@ impl Bearer {
         let header = text.map(|token| Zeroizing::new(format!("Bearer {token}")));
         let value = header.and_then(|header| header.parse::<MetadataValue<Ascii>>().ok());
         let mut value = value.ok_or_else(|| {
-            Failure::usage(format!("{} does not hold an admin token", path.display()))
-                .hint("the file holds the token alone, on one line")
+            Failure::usage(format!(
+                "{} does not contain an admin token",
+                path.display()
+            ))
+            .hint("the file must contain only the token, on one line")
         })?;
         // Keeps it out of the debug output and of the header compression's table.
         value.set_sensitive(true);
@@ -446,6 +487,43 @@ mod tests {
         let failure = Bearer::from_file(&path).expect_err("two lines");
         assert_eq!(failure.exit(), Exit::Usage);
         assert!(!failure.report(false).contains("rlt_"));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_expects_tls_is_named_as_such() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        const ALERT: &[u8] = b"\x15\x03\x03\x00\x02\x02\x46";
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let address = AdminAddress::at(listener.local_addr().expect("bound"));
+        let server = async {
+            let (mut socket, _) = listener.accept().await.expect("a connection");
+            let mut preface = [0; 24];
+            let _ = socket.read_exact(&mut preface).await;
+            let _ = socket.write_all(ALERT).await;
+            let _ = socket.write_all(&[0; 64]).await;
+            // Open until the client has read it all.
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("admin.token");
+        fs::write(&path, "rlt_abc\n").expect("writable");
+        let bearer = Bearer::from_file(&path).expect("a token");
+        let call = async {
+            let mut admin = connect(&address, bearer, &TlsArgs::default()).await?;
+            let request = crate::proto::admin::ListKeyringsRequest {};
+            answer(admin.list_keyrings(request)).await
+        };
+        let failure = tokio::select! {
+            answer = call => answer.expect_err("no HTTP/2"),
+            () = async { server.await; std::future::pending().await } => unreachable!("it waits"),
+        };
+        assert_eq!(failure.exit(), Exit::Unreachable);
+        let report = failure.report(false);
+        assert!(
+            report.contains("hint: the server may expect TLS: try https://"),
+            "{report}"
+        );
     }
 
     #[tokio::test]

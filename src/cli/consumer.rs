@@ -18,7 +18,7 @@ use crate::{
 /// What can be done with consumers.
 #[derive(Debug, Subcommand)]
 pub enum ConsumerCommand {
-    /// Make a consumer
+    /// Create a consumer
     Create(CreateArgs),
     /// List the consumers of a keyring
     List(ListArgs),
@@ -29,14 +29,14 @@ pub enum ConsumerCommand {
 /// The arguments of `consumer create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Its name within the keyring: 1 to 128 of A-Z, a-z, 0-9 and . _ - : @ /
+    /// Id of the consumer, unique within the keyring: 1 to 128 of A-Z, a-z, 0-9 and . _ - : @ /
     consumer: ConsumerId,
 
-    /// The keyring that holds it
+    /// Keyring of the consumer
     #[arg(long)]
     keyring: KeyringName,
 
-    /// A name for people
+    /// Display name [default: none]
     #[arg(long)]
     name: Option<String>,
 }
@@ -44,7 +44,7 @@ pub struct CreateArgs {
 /// The arguments of `consumer list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// The keyring
+    /// Keyring whose consumers to list
     #[arg(long)]
     keyring: KeyringName,
 }
@@ -52,10 +52,10 @@ pub struct ListArgs {
 /// The arguments of `consumer show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The consumer
+    /// Id of the consumer
     consumer: ConsumerId,
 
-    /// The keyring that holds it
+    /// Keyring of the consumer
     #[arg(long)]
     keyring: KeyringName,
 }
@@ -150,7 +150,7 @@ impl Row for ConsumerView {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::output::tests::fits, *};
 
     #[test]
     fn consumers_are_listed_with_the_number_of_their_keys() {
@@ -166,7 +166,7 @@ mod tests {
             r#"{"keyring":"payments","consumer":"acme","name":"","created_at":null,"key_ids":["7Qm2Xc91TbKe","0123456789ab"]}"#
         );
         assert_eq!(
-            Listing(vec![view]).render(Timestamp::from_millis(0)),
+            fits(Listing(vec![view]).render(Timestamp::from_millis(0))),
             "CONSUMER  NAME  KEYS  CREATED\nacme      -     2     -\n"
         );
     }

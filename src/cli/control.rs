@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
-    Exit, Failure, Session, daemon,
+    Console, Exit, Failure, daemon,
     output::{self, View},
     secret::Revealed,
 };
@@ -36,50 +36,50 @@ pub struct ControlArgs {
 /// What `control` can do beside running.
 #[derive(Debug, Subcommand)]
 enum ControlCommand {
-    /// Create what a control plane needs: data directory, pepper, store, and the first admin token, printed once
+    /// Create the data directory, the pepper, the store and the first admin token, which is printed once
     ///
-    /// The pepper keys the digests of all keys. Keep a copy of its file apart from the backups of the store: without it
-    /// no key can be verified, and with both of them an attacker can test guesses. Where there is a store or a pepper
-    /// already, nothing is written, and the exit code is 4.
+    /// The pepper keys the digests of all keys. Keep a copy of its file apart from the backups of the store: without the
+    /// pepper no key can be verified, and with both an attacker can test guesses. If a store or a pepper already exists,
+    /// nothing is written, and the exit code is 4.
     Init(DataArgs),
-    /// Create another admin token while the control plane is stopped, because every other one is lost
+    /// Create another admin token while the control plane is stopped, after all admin tokens were lost
     ///
-    /// The token has the role admin, does not expire, and is printed once. Run this beside the store, as the user of the
-    /// control plane. It is refused while the control plane runs. Other tokens stay as they are: end those that are lost
-    /// with `relatch token end`.
+    /// The token has the role admin, does not expire, and is printed once. Run this on the machine of the store, as the
+    /// user of the control plane. It is refused while the control plane runs. Other tokens stay valid: delete the lost
+    /// ones with `relatch token end`.
     RecoverAdmin(DataArgs),
 }
 
 /// How the control plane runs.
 #[derive(Debug, Args)]
 struct DaemonArgs {
-    /// The configuration file; `deploy/control.yaml` is a commented sample
+    /// Configuration file; `deploy/control.yaml` is a commented sample [default: none]
     #[arg(long, value_name = "FILE", env = "RELATCH_CONFIG")]
     config: Option<PathBuf>,
 
-    /// The directory that the control plane owns, for use without a file; overrides it
+    /// Data directory of the control plane; overrides the file [default: from the file, else relatch-data]
     #[arg(long, value_name = "DIR", env = "RELATCH_DATA_DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Where sidecars connect; overrides the file
+    /// Address for sidecars; overrides the file [default: from the file, else 127.0.0.1:9010]
     #[arg(long, value_name = "ADDRESS", env = "RELATCH_DISCOVERY", value_parser = value::address)]
     discovery: Option<SocketAddr>,
 
-    /// Where operators connect; overrides the file
+    /// Address of the admin API; overrides the file [default: from the file, else 127.0.0.1:9011]
     #[arg(long, value_name = "ADDRESS", env = "RELATCH_ADMIN_LISTEN", value_parser = value::address)]
     admin_listen: Option<SocketAddr>,
 
-    /// Where metrics and probes are served; overrides the file
+    /// Address for metrics and probes; overrides the file [default: from the file, else 127.0.0.1:9012]
     #[arg(long, value_name = "ADDRESS", env = "RELATCH_HTTP")]
     http: Option<SocketAddr>,
 
-    /// Begin a new epoch of every keyring before serving: to be given once, after the store was restored from a backup,
-    /// so that every sidecar takes its keyrings anew
+    /// Begin a new epoch of every keyring before serving, so that every sidecar loads its keyrings again; use it once,
+    /// after you restored the store from a backup
     #[arg(long)]
     new_epoch: bool,
 
-    /// Record the pepper that is there as that of the store: to be given once, for a store from before check values, whose
-    /// start is refused without it; with the pepper of another store every key would be denied, for good
+    /// Record the existing pepper as the pepper of the store; use it once, for a store without a check value, which does
+    /// not start otherwise. With the pepper of another store, every key is denied permanently
     #[arg(long)]
     adopt_pepper: bool,
 }
@@ -87,11 +87,11 @@ struct DaemonArgs {
 /// The arguments of `control init` and `control recover-admin`.
 #[derive(Debug, Args)]
 struct DataArgs {
-    /// The configuration file
+    /// Configuration file [default: none]
     #[arg(long, value_name = "FILE", env = "RELATCH_CONFIG")]
     config: Option<PathBuf>,
 
-    /// The data directory, for use without a file
+    /// Data directory; overrides the file [default: from the file, else relatch-data]
     #[arg(long, value_name = "DIR", env = "RELATCH_DATA_DIR")]
     data_dir: Option<PathBuf>,
 }
@@ -123,10 +123,10 @@ impl ControlArgs {
     /// # Errors
     ///
     /// When that cannot be created or started, or a part of it fails.
-    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+    pub async fn run(self, console: &Console) -> Result<(), Failure> {
         match self.command {
-            Some(ControlCommand::Init(args)) => args.initialize(session).await,
-            Some(ControlCommand::RecoverAdmin(args)) => args.recover_admin(session).await,
+            Some(ControlCommand::Init(args)) => args.initialize(console).await,
+            Some(ControlCommand::RecoverAdmin(args)) => args.recover_admin(console).await,
             None => self.daemon.run().await,
         }
     }
@@ -180,37 +180,37 @@ impl DaemonArgs {
 }
 
 impl DataArgs {
-    async fn initialize(self, session: &Session) -> Result<(), Failure> {
+    async fn initialize(self, console: &Console) -> Result<(), Failure> {
         let settings = settings(self.config, self.data_dir)?;
         let NewData { token, owner } = data::initialize(&settings, &Clock::system())
             .await
             .map_err(unusable)?;
         drop(owner);
-        session.show(&Initialized {
+        console.show(&Initialized {
             data_dir: settings.data_dir.display().to_string(),
             store: settings.store.display().to_string(),
             pepper_file: settings.pepper_file.display().to_string(),
             admin_token: Revealed::new(token.expose().to_owned()),
         })?;
-        session
+        console
             .output
             .note("keep a copy of the pepper file, apart from the backups of the store: without it no key can be verified");
         Ok(())
     }
 
-    async fn recover_admin(self, session: &Session) -> Result<(), Failure> {
+    async fn recover_admin(self, console: &Console) -> Result<(), Failure> {
         let settings = settings(self.config, self.data_dir)?;
         let (token, secret) = data::recover_admin(&settings, &Clock::system())
             .await
             .map_err(unusable)?;
-        session.show(&Recovered {
+        console.show(&Recovered {
             data_dir: settings.data_dir.display().to_string(),
             store: settings.store.display().to_string(),
             token_id: token.id.to_string(),
             admin_token: Revealed::new(secret.expose().to_owned()),
         })?;
-        session.output.note(
-            "the other tokens stay as they are: start the control plane, and end those that are lost with `relatch token end`",
+        console.output.note(
+            "the other tokens stay valid: start the control plane, and delete the lost ones with `relatch token end`",
         );
         Ok(())
     }

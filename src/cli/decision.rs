@@ -16,7 +16,7 @@ use crate::{
 
 /// What the sidecar decided. The identity is null unless the key was verified.
 #[derive(Debug, Serialize)]
-pub struct DecisionView {
+pub(crate) struct DecisionView {
     decision: Decision,
     /// Of the response to the consumer; null when the request is allowed, and the upstream answers.
     http_status: Option<i32>,
@@ -39,7 +39,7 @@ pub struct DecisionView {
 /// Allowed or denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Decision {
+pub(crate) enum Decision {
     /// The request goes to the upstream.
     Allow,
     /// The consumer gets the sidecar's answer.
@@ -52,13 +52,13 @@ const DEFAULT_DENIED_STATUS: i32 = 403;
 impl DecisionView {
     /// Whether the request is allowed.
     #[must_use]
-    pub const fn decision(&self) -> Decision {
+    pub(crate) const fn decision(&self) -> Decision {
         self.decision
     }
 
     /// Why, in the sidecar's own word.
     #[must_use]
-    pub fn reason(&self) -> Option<&str> {
+    pub(crate) fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 }

@@ -14,7 +14,7 @@ use tonic::Request;
 use tracing::level_filters::LevelFilter;
 
 use super::{
-    Exit, Failure, Session,
+    Console, Exit, Failure,
     connection::{self, Admin, AdminAddress, Bearer, TlsArgs},
     control, daemon,
     secret::Revealed,
@@ -43,7 +43,7 @@ use crate::{
 /// The arguments of `dev`.
 #[derive(Debug, Args)]
 pub struct DevArgs {
-    /// Where keys, tokens and what this process tells of itself are kept
+    /// Directory for keys, tokens and endpoint information
     #[arg(
         long,
         value_name = "DIR",
@@ -52,19 +52,19 @@ pub struct DevArgs {
     )]
     data_dir: PathBuf,
 
-    /// Let the system choose every port, instead of 9001, 9002 and 9010 to 9012
+    /// Let the system choose every port [default: ports 9001, 9002 and 9010 to 9012]
     #[arg(long)]
     ephemeral_ports: bool,
 
-    /// Threads that answer checks
+    /// Number of threads that answer checks
     #[arg(long, value_name = "N", default_value = "1")]
     workers: NonZeroUsize,
 
-    /// Send spans to this OTLP/gRPC collector, such as `http://127.0.0.1:4317`
+    /// Send spans to this OTLP/gRPC collector, for example `http://127.0.0.1:4317` [default: none]
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<OtlpEndpoint>,
 
-    /// How much is logged to standard error
+    /// Log level on standard error: off, error, warn, info, debug or trace
     #[arg(
         long,
         value_name = "LEVEL",
@@ -105,10 +105,9 @@ const DEV: &str = "relatch dev";
 const KEYRING: &str = "demo";
 const CONSUMER: &str = "demo-app";
 /// How two of them run on one machine.
-const SECOND: &str = "start a second one with another --data-dir and with --ephemeral-ports";
+const SECOND: &str = "to start a second one, use another --data-dir and --ephemeral-ports";
 /// What to do about an address that somebody else uses.
-const TAKEN: &str =
-    "stop what listens there, or let the system choose every port with --ephemeral-ports";
+const TAKEN: &str = "stop the process that listens there, or let the system choose every port with --ephemeral-ports";
 /// Prints the secret of a key as JSON has it, with what every system has.
 const SECRET_OF_JSON: &str = r#"sed 's/.*"secret":"\([^"]*\)".*/\1/'"#;
 const ENVOY_SAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
@@ -122,7 +121,7 @@ impl DevArgs {
     /// # Errors
     ///
     /// When they cannot be started, or a part of them fails.
-    pub async fn run(self, session: &Session) -> Result<(), Failure> {
+    pub async fn run(self, console: &Console) -> Result<(), Failure> {
         let _lines = daemon::log(LogSettings {
             level: self.log_level,
             ..LogSettings::default()
@@ -135,7 +134,7 @@ impl DevArgs {
         let started = self.start(&control, &place, &shutdown).await;
         let (sidecar, control_plane, key) = started.inspect_err(|_| shutdown.trigger())?;
         place.write(&sidecar.endpoints, &control_plane.endpoints)?;
-        session.output.announce(&welcome(
+        console.output.announce(&welcome(
             &place,
             &sidecar.endpoints,
             &control_plane.endpoints,
@@ -248,10 +247,10 @@ impl Place {
         let (data_dir, token_file) = (self.data_dir.display(), self.token_file.display());
         Failure::new(
             Exit::Refused,
-            anyhow::anyhow!("{data_dir} holds a control plane, but not its token file {token_file}"),
+            anyhow::anyhow!("{data_dir} contains the data of a control plane, but not its token file {token_file}"),
         )
         .hint(format!(
-            "put the file back, put a token there that `relatch control recover-admin --data-dir {data_dir}` creates, or choose another --data-dir"
+            "restore the file, write a token from `relatch control recover-admin --data-dir {data_dir}` to it, or choose another --data-dir"
         ))
     }
 
@@ -264,14 +263,14 @@ impl Place {
         let endpoints = read.and_then(|json| serde_json::from_slice::<EndpointsFile>(&json).ok());
         match endpoints.filter(|_| is_of_owner) {
             Some(endpoints) => format!(
-                "it serves ext_authz at {}, sidecar http at {}, discovery at {}, admin at {} and control http at {}, as {path} says; {SECOND}",
+                "it serves ext_authz at {}, sidecar http at {}, discovery at {}, admin at {} and control http at {} (see {path}); {SECOND}",
                 endpoints.ext_authz,
                 endpoints.sidecar_http,
                 endpoints.discovery,
                 endpoints.admin,
                 endpoints.control_http,
             ),
-            None => format!("it is starting: {path} will say where it listens; {SECOND}"),
+            None => format!("it is starting: it writes its addresses to {path}; {SECOND}"),
         }
     }
 
@@ -302,7 +301,7 @@ async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Fa
             drop(owner);
             written.map_err(|error| {
                 Failure::from_error(error)
-                    .context(format!("cannot make {}", place.token_file.display()))
+                    .context(format!("cannot create {}", place.token_file.display()))
             })
         }
         Err(DataError::Initialized { .. }) if place.token_file.exists() => Ok(()),
@@ -391,7 +390,7 @@ async fn demo_key(admin: &mut Admin) -> Result<DemoKey, Failure> {
     let request = admin::CreateKeyRequest {
         keyring: KEYRING.to_owned(),
         consumer: CONSUMER.to_owned(),
-        name: "made by relatch dev".to_owned(),
+        name: "created by relatch dev".to_owned(),
         create_missing: true,
         ..admin::CreateKeyRequest::default()
     };
@@ -431,16 +430,16 @@ fn welcome(
     let export = format!("  export RELATCH_ADMIN=http://{admin} RELATCH_TOKEN_FILE={token}\n");
     let (shown, secret, id) = match &key.secret {
         Some(secret) => (secret.expose(), secret.expose(), key.id.as_str()),
-        None => ("(shown once, when it was made)", "$KEY", "$KEY_ID"),
+        None => ("(shown once, when it was created)", "$KEY", "$KEY_ID"),
     };
     // A key whose secret is not known any more may have been rotated or revoked as well: the commands work with another.
     let (once, another, export) = match &key.secret {
-        Some(_) => ("  (shown this once)", String::new(), export),
+        Some(_) => ("  (shown only once)", String::new(), export),
         None => (
             "",
             format!(
                 "\
-Make another key to try with, since that one is not shown again:
+That key is not shown again. Create another key to try out:
 {export}  KEY=$({program} key create --keyring {KEYRING} --consumer {CONSUMER} -o json | {SECRET_OF_JSON})
   KEY_ID=$(echo $KEY | cut -d_ -f2)
 
@@ -469,16 +468,17 @@ relatch is running.
 {another}Ask the sidecar as Envoy would:
   echo {secret} | {program} check --endpoint {ext_authz}
 
-Put Envoy in front of something on port 8080, and call it:
+Put Envoy in front of a service on port 8080, and call it:
   envoy -c {envoy}
   curl -i -H \"x-api-key: {secret}\" http://127.0.0.1:10000/
 
-Replace the key with no failed request, see who still uses the old version, then end it:
+Rotate the key with no failed request, see who still uses the old version, then
+revoke it:
 {export}  {program} rotate start {id} --overlap 1h
   {program} rotate status {id}
   {program} revoke {id} --version 1 --reason 'trying it out' --wait
 
-Ctrl-C stops it; the keys stay in {data_dir}.
+Press Ctrl-C to stop. The keys stay in {data_dir}.
 ",
         ext_authz = sidecar.ext_authz,
         sidecar_http = sidecar.http,

@@ -24,23 +24,23 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ExplainArgs {
-    /// The keyring that would judge it
+    /// Keyring that the route names
     #[arg(long)]
     keyring: KeyringName,
 
-    /// The address that the request would come from; without this flag as if it were not known
+    /// Source address of the request [default: unknown]
     #[arg(long, value_name = "IP")]
     source: Option<IpAddr>,
 
-    /// A scope that the route would ask for; may be repeated
+    /// Scope that the route requires; may be repeated [default: none]
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<Scope>,
 
-    /// As if it were then, in RFC 3339, for example 2027-01-31T12:00:00Z; without this flag now
+    /// Evaluate as of this time (RFC 3339), for example 2027-01-31T12:00:00Z [default: now]
     #[arg(long, value_name = "TIME")]
     at: Option<Timestamp>,
 
-    /// The file that holds the key, or - for standard input; a line's end after it is not part of it
+    /// File that contains the key, or - for standard input; one trailing line break is ignored
     #[arg(long, value_name = "PATH", default_value = "-")]
     key_file: SecretInput,
 }
@@ -73,15 +73,16 @@ struct StepView {
 const EXAMPLES: &str = "\
 Examples:
   Why was this key denied?
-    relatch explain --keyring payments --key-file acme.key --source 10.1.2.3 --scope write -o table
+    relatch explain --keyring payments --key-file acme.key \\
+      --source 10.1.2.3 --scope write -o table
 
   Will it still be accepted next month?
     relatch explain --keyring payments --at 2027-01-31T12:00:00Z < acme.key
 
-The control plane answers by what it has committed. It does not keep the key, and the answer does
-not repeat it. `relatch check` asks a sidecar.
+The control plane answers from its committed state. It does not store the key,
+and the answer does not contain it. To ask a sidecar, use `relatch check`.
 
-Exit codes: 0 it would be allowed, 1 it would be denied.";
+Exit codes: 0 the key would be allowed, 1 it would be denied.";
 
 /// The most laggards that a note names; the JSON names all.
 const MOST_NAMED: usize = 5;
@@ -113,7 +114,7 @@ impl ExplainArgs {
         // Not an error with the bytes in it: what somebody takes for a key may be one.
         let credential = std::str::from_utf8(&bytes).map_err(|_| {
             Failure::usage(format!(
-                "what {} holds is no text, and every key is",
+                "{} does not contain text, and every key is text",
                 self.key_file
             ))
         })?;
@@ -201,7 +202,7 @@ impl View for ExplanationView {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::output::tests::fits, *};
 
     fn step(check: &str, passed: bool, finding: &str) -> admin::ExplainStep {
         admin::ExplainStep {
@@ -214,7 +215,7 @@ mod tests {
     fn denied() -> ExplanationView {
         let explained = admin::ExplainResponse {
             steps: vec![
-                step("lookup", true, "it is version 3"),
+                step("lookup", true, "version 3"),
                 step("state", false, "the version is revoked"),
             ],
             allowed: false,
@@ -247,7 +248,7 @@ mod tests {
             serde_json::to_string(&denied()).expect("serializable"),
             concat!(
                 r#"{"decision":"deny","reason":"revoked","keyring":"payments","consumer":"acme","key_id":"7Qm2Xc91TbKe","#,
-                r#""key_version":3,"key_state":"revoked","steps":[{"check":"lookup","passed":true,"finding":"it is version 3"},"#,
+                r#""key_version":3,"key_state":"revoked","steps":[{"check":"lookup","passed":true,"finding":"version 3"},"#,
                 r#"{"check":"state","passed":false,"finding":"the version is revoked"}],"#,
                 r#""laggards":[{"node":"edge-3","cluster":"","connected":false,"behind":0,"last_seen":null,"run_id":"","#,
                 r#""presence":"unknown","since":null,"serves_until":null,"lacks_disk":false}]}"#,
@@ -258,9 +259,9 @@ mod tests {
     #[test]
     fn each_step_has_its_mark() {
         assert_eq!(
-            denied().render(Timestamp::from_millis(0)),
+            fits(denied().render(Timestamp::from_millis(0))),
             "   CHECK   FINDING\n\
-             ✓  lookup  it is version 3\n\
+             ✓  lookup  version 3\n\
              ✗  state   the version is revoked\n\
              \n\
              DECISION  deny\n\

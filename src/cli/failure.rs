@@ -71,6 +71,9 @@ struct CallError {
     status: Status,
 }
 
+/// What to do about an answer that does not read as HTTP/2.
+const TRY_TLS: &str = "the server may expect TLS: try https://";
+
 impl Exit {
     /// What the code of a gRPC error means for the command line. An error that calls itself `Ok` is still an error.
     #[must_use]
@@ -299,16 +302,18 @@ impl From<Status> for Failure {
         };
         let call = CallOutcome::of(&status, broken);
         let way_out = missing(&status).and_then(|missing| missing.way_out());
+        let tls_in_answer = is_frame_of_impossible_size(&status);
         let failure = Self {
             call,
             ..Self::new(exit, CallError { message, status })
         };
         match exit {
             Exit::NotPermitted => failure.hint(
-                "--token-file or RELATCH_TOKEN_FILE names the admin token; its role must permit the command (viewer, issuer, revoker or admin)",
+                "--token-file or RELATCH_TOKEN_FILE sets the file of the admin token; its role (viewer, issuer, revoker or admin) must permit the command",
             ),
+            Exit::Unreachable if tls_in_answer => failure.hint(TRY_TLS),
             Exit::Unreachable => {
-                failure.hint("is it running, and does --admin or RELATCH_ADMIN name its address?")
+                failure.hint("check that it runs, and that --admin or RELATCH_ADMIN is its address")
             }
             Exit::TimedOut => failure.hint(way_out.unwrap_or_else(|| {
                 "`relatch fleet` shows which sidecars lag".to_owned()
@@ -321,6 +326,21 @@ impl From<Status> for Failure {
             | Exit::SecretForgotten => failure,
         }
     }
+}
+
+/// A server that expects TLS answers plaintext with a TLS alert, whose first bytes read as the length of a huge frame.
+fn is_frame_of_impossible_size(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let reason = error
+            .downcast_ref::<h2::Error>()
+            .and_then(h2::Error::reason);
+        if reason == Some(h2::Reason::FRAME_SIZE_ERROR) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Who was waited for in vain.

@@ -25,19 +25,19 @@ use forget::ForgetArgs;
 
 /// The arguments of `fleet`.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_help = COLUMNS)]
 pub struct FleetArgs {
     #[command(subcommand)]
     command: Option<FleetCommand>,
 
-    /// Only the sidecars that hold this keyring
+    /// Show only the sidecars that serve this keyring [default: all sidecars]
     #[arg(long)]
     keyring: Option<KeyringName>,
 }
 
 #[derive(Debug, Subcommand)]
 enum FleetCommand {
-    /// Declare that a sidecar does not serve any more: nobody waits for it. Needs role admin
+    /// Declare that a sidecar no longer serves, so that no command waits for it; requires role admin
     Forget(ForgetArgs),
 }
 
@@ -116,6 +116,18 @@ struct HeldKeyringView {
     /// The control plane has no keyring of this name.
     missing: bool,
 }
+
+const COLUMNS: &str = "\
+Columns of the table:
+  STATUS     connected, lost, stopped or gone, and for how long
+  MAY SERVE  how long a lost sidecar may continue to serve, or a stopped one may
+             start from its snapshot file
+  REVISION   the revision that the sidecar uses, of the newest revision
+  LAG        the difference between the two
+  SINCE      when the sidecar began to use its revision
+  REPORTED   the time up to which it has reported the use of keys
+
+With -o json each sidecar also has its cluster, version, run id and labels.";
 
 /// From when on a report is late. Every answer to a beat is replied to by one, and the default is one in five seconds.
 const LATE: Duration = Duration::from_secs(30);
@@ -246,21 +258,20 @@ impl SidecarView {
         }
     }
 
-    /// `connected`, or `lost 4 s ago, serves for 59 min`.
+    /// `connected`, or `lost 4s ago`.
     fn status(&self, now: Timestamp) -> String {
-        let Some(until) = self.serves_until else {
-            return self.presence.to_owned();
-        };
-        let since = self.since.map_or_else(String::new, |since| {
-            format!(" {} ago", words::age(since, now))
-        });
-        let rest = words::age(now, until);
-        let Self { presence, .. } = self;
-        if *presence == "stopped" {
-            format!("{presence}{since}, has a file for {rest}")
-        } else {
-            format!("{presence}{since}, may serve for {rest}")
+        match self.since.filter(|_| self.serves_until.is_some()) {
+            Some(since) => format!("{} {} ago", self.presence, words::age(since, now)),
+            None => self.presence.to_owned(),
         }
+    }
+
+    /// How long it may serve without a stream; a dash while it has one.
+    fn may_serve(&self, now: Timestamp) -> String {
+        self.serves_until.map_or_else(
+            || words::NOTHING.to_owned(),
+            |until| format!("for {}", words::age(now, until)),
+        )
     }
 }
 
@@ -291,33 +302,39 @@ impl GapView {
         let how = if self.forgotten {
             "was forgotten"
         } else {
-            "went without its last report"
+            "ended without its last report"
         };
         format!(
-            "{} {how}; what it saw used until {} is not known",
+            "{} {how}; its requests until {} are not known",
             self.node,
             words::time(self.gap_until)
         )
     }
 
+    /// A line for each keyring that it served; one even if it served none.
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
-        let age = |then| words::age(then, now);
-        let gone = self.last_seen.map(age).map_or_else(
+        let gone = self.last_seen.map_or_else(
             || "gone".to_owned(),
-            |age| format!("gone, last seen {age} ago"),
+            |seen| format!("gone {} ago", words::age(seen, now)),
         );
-        let keyrings: Vec<&str> = self.keyrings.iter().map(|k| k.keyring.as_str()).collect();
-        vec![vec![
-            self.node.clone(),
-            words::or_nothing(&self.cluster),
-            words::or_nothing(&self.version),
-            gone,
-            words::or_nothing(&keyrings.join(" ")),
-            words::NOTHING.to_owned(),
-            words::NOTHING.to_owned(),
-            words::NOTHING.to_owned(),
-            reported(self.complete_until, now),
-        ]]
+        let nothing = || words::NOTHING.to_owned();
+        let row = |keyring: String| {
+            vec![
+                self.node.clone(),
+                gone.clone(),
+                nothing(),
+                keyring,
+                nothing(),
+                nothing(),
+                nothing(),
+                reported(self.complete_until, now),
+            ]
+        };
+        if self.keyrings.is_empty() {
+            return vec![row(nothing())];
+        }
+        let keyrings = self.keyrings.iter();
+        keyrings.map(|held| row(held.keyring.clone())).collect()
     }
 }
 
@@ -358,7 +375,14 @@ impl From<admin::SidecarKeyring> for HeldKeyringView {
 
 impl Row for FleetView {
     const TITLES: &[&str] = &[
-        "NODE", "CLUSTER", "VERSION", "STATUS", "KEYRING", "REVISION", "LAG", "SINCE", "REPORTED",
+        "NODE",
+        "STATUS",
+        "MAY SERVE",
+        "KEYRING",
+        "REVISION",
+        "LAG",
+        "SINCE",
+        "REPORTED",
     ];
 
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
@@ -372,12 +396,7 @@ impl Row for FleetView {
 impl SidecarView {
     /// A line for each keyring that the sidecar holds; one even where it holds none.
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
-        let sidecar = [
-            self.node.clone(),
-            words::or_nothing(&self.cluster),
-            words::or_nothing(&self.version),
-            self.status(now),
-        ];
+        let sidecar = [self.node.clone(), self.status(now), self.may_serve(now)];
         let reported = [reported(self.complete_until, now)];
         let row = |held: [String; 4]| [&sidecar[..], &held, &reported].concat();
         if self.keyrings.is_empty() {
@@ -419,8 +438,8 @@ impl HeldKeyringView {
     fn cells(&self, now: Timestamp) -> [String; 4] {
         let Some(lag) = self.lag else {
             let nothing = words::NOTHING.to_owned();
-            let no_keyring = "no such keyring".to_owned();
-            return [self.keyring.clone(), no_keyring, nothing.clone(), nothing];
+            let missing = "no such keyring".to_owned();
+            return [self.keyring.clone(), missing, nothing.clone(), nothing];
         };
         let since = self
             .applied_at
@@ -436,7 +455,10 @@ impl HeldKeyringView {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::output::View, *};
+    use super::{
+        super::output::{View, tests::fits},
+        *,
+    };
 
     fn at(seconds: i64) -> prost_types::Timestamp {
         prost_types::Timestamp { seconds, nanos: 0 }
@@ -528,7 +550,7 @@ mod tests {
         assert_eq!(view.lateness(at(30)), None);
         assert_eq!(
             view.lateness(at(31)).as_deref(),
-            Some("edge-3 has not reported the use of keys for 31 s")
+            Some("edge-3 has not reported the use of keys for 31s")
         );
         let silent = SidecarView {
             complete_until: None,
@@ -540,7 +562,7 @@ mod tests {
         );
         assert_eq!(
             GapView::from(gap()).note(),
-            "edge-9 went without its last report; what it saw used until 2026-01-01T00:00:10Z is not known"
+            "edge-9 ended without its last report; its requests until 2026-01-01T00:00:10Z are not known"
         );
         let forgotten = admin::GoneSidecar {
             forgotten: true,
@@ -548,7 +570,7 @@ mod tests {
         };
         assert_eq!(
             GapView::from(forgotten).note(),
-            "edge-9 was forgotten; what it saw used until 2026-01-01T00:00:10Z is not known"
+            "edge-9 was forgotten; its requests until 2026-01-01T00:00:10Z are not known"
         );
     }
 
@@ -570,12 +592,13 @@ mod tests {
             FleetView::Gap(gap().into()),
         ]);
         assert_eq!(
-            list.render(now),
-            "NODE    CLUSTER  VERSION  STATUS                                  KEYRING            REVISION  LAG  SINCE    REPORTED\n\
-             edge-3  gateway  0.1.0    lost 4 s ago, may serve for 59 min      payments           16 of 18  2    8 s ago  5 s ago\n\
-             edge-4  gateway  0.1.0    connected                               -                  -         -    -        never\n\
-             edge-5  gateway  0.1.0    stopped 4 s ago, has a file for 59 min  payments           16 of 18  2    8 s ago  5 s ago\n\
-             edge-9  -        0.1.0    gone, last seen 1 min ago               payments partners  -         -    -        never\n"
+            fits(list.render(now)),
+            "NODE    STATUS          MAY SERVE  KEYRING   REVISION  LAG  SINCE   REPORTED\n\
+             edge-3  lost 4s ago     for 59m    payments  16 of 18  2    8s ago  5s ago\n\
+             edge-4  connected       -          -         -         -    -       never\n\
+             edge-5  stopped 4s ago  for 59m    payments  16 of 18  2    8s ago  5s ago\n\
+             edge-9  gone 1m ago     -          payments  -         -    -       never\n\
+             edge-9  gone 1m ago     -          partners  -         -    -       never\n"
         );
     }
 
@@ -603,10 +626,10 @@ mod tests {
         assert_eq!(keyring["missing"], true);
         assert_eq!(keyring["lag"], serde_json::Value::Null);
         assert_eq!(
-            list.render(now),
-            "NODE    CLUSTER  VERSION  STATUS     KEYRING   REVISION         LAG  SINCE  REPORTED\n\
-             edge-3  gateway  0.1.0    connected  paymnets  no such keyring  -    -      5 s ago\n\
-             edge-4  gateway  0.1.0    connected  paymnets  no such keyring  -    -      5 s ago\n"
+            fits(list.render(now)),
+            "NODE    STATUS     MAY SERVE  KEYRING   REVISION         LAG  SINCE  REPORTED\n\
+             edge-3  connected  -          paymnets  no such keyring  -    -      5s ago\n\
+             edge-4  connected  -          paymnets  no such keyring  -    -      5s ago\n"
         );
     }
 

@@ -15,9 +15,9 @@ use crate::key::IdempotencyKey;
 
 /// The flag of a command that hands out a secret.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct IdempotencyArgs {
-    /// Repeat a call whose answer was lost: the same command with the same key gives the same secret for ten minutes
-    /// [default: a new key]
+pub(crate) struct IdempotencyArgs {
+    /// Idempotency key: to repeat a call whose answer was lost, run the same command with the same key; it returns the
+    /// same secret for ten minutes [default: a new key]
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<IdempotencyKey>,
 }
@@ -33,7 +33,7 @@ impl IdempotencyArgs {
     /// # Errors
     ///
     /// When the operating system's random source fails.
-    pub fn key(&self) -> Result<IdempotencyKey, Failure> {
+    pub(crate) fn key(&self) -> Result<IdempotencyKey, Failure> {
         match &self.idempotency_key {
             Some(key) => Ok(key.clone()),
             None => IdempotencyKey::generate().map_err(Failure::from_error),
@@ -46,7 +46,7 @@ impl IdempotencyArgs {
 /// # Errors
 ///
 /// When the control plane cannot be reached, refuses, or does not answer for 30 seconds after an answer was lost.
-pub async fn answered<T>(
+pub(crate) async fn answered<T>(
     session: &Session,
     key: &IdempotencyKey,
     mut call: impl AsyncFnMut(Admin) -> Result<T, Failure>,
@@ -68,7 +68,7 @@ pub async fn answered<T>(
             let cause = failure.summary();
             session
                 .output
-                .note(&format!("no answer ({cause}); asking again"));
+                .note(&format!("no answer ({cause}); retrying"));
             *lost_at.insert(session.boot())
         };
         let mut wait = WAIT.0;
@@ -87,30 +87,34 @@ pub async fn answered<T>(
 
 /// The call was carried out by an earlier call with the same key, and its secret is forgotten.
 #[must_use]
-pub fn forgotten(stands: &str, hint: String) -> Failure {
+pub(crate) fn forgotten(stands: &str, hint: String) -> Failure {
     Failure::new(
         Exit::SecretForgotten,
-        anyhow::anyhow!("{stands} by the same call before, and its secret is forgotten"),
+        anyhow::anyhow!(
+            "{stands} by an earlier call with this idempotency key, and its secret is forgotten"
+        ),
     )
     .hint(hint)
 }
 
 /// A secret that arrived and could not be shown: how to get it again.
 #[must_use]
-pub fn not_shown(failure: Failure, key: &IdempotencyKey) -> Failure {
+pub(crate) fn not_shown(failure: Failure, key: &IdempotencyKey) -> Failure {
     failure
-        .context("the secret arrived, and could not be written")
+        .context("received the secret, but could not write it")
         .hint(ask_again(key))
 }
 
 /// How to get the answer of a call that was not answered.
 #[must_use]
-pub fn ask_again(key: &IdempotencyKey) -> String {
-    format!("within ten minutes the same command with --idempotency-key {key} gets the same answer")
+pub(crate) fn ask_again(key: &IdempotencyKey) -> String {
+    format!(
+        "to get the same answer, run the same command with --idempotency-key {key} within ten minutes"
+    )
 }
 
 fn unanswered(failure: Failure, key: &IdempotencyKey) -> Failure {
     failure
-        .context("whether the control plane carried the call out is not known")
+        .context("it is not known whether the control plane executed the call")
         .hint(ask_again(key))
 }

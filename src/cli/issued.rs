@@ -11,7 +11,7 @@ use crate::{key::Timestamp, proto::admin};
 
 /// What the maker of a version is told. The names and their order are a contract.
 #[derive(Debug, Serialize)]
-pub struct IssuedView {
+pub(crate) struct IssuedView {
     /// The keyring that holds the key.
     pub keyring: String,
     /// Whose key it is.

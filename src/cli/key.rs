@@ -29,15 +29,15 @@ use crate::{
 /// What can be done with keys.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Make a key; its secret is printed once, when every sidecar accepts it
+    /// Create a key, and print its secret once, when every sidecar accepts it
     ///
-    /// If sidecars do not confirm in time, the key is revoked, nothing was handed out, and the exit code is 5.
+    /// If sidecars do not confirm in time, the key is revoked, no secret is handed out, and the exit code is 5.
     #[command(after_help = CREATE_EXAMPLES)]
     Create(KeyArgs),
-    /// Take over a key of another system as it is
+    /// Import a key of another system unchanged
     ///
-    /// The key is read from a file or from standard input and never taken as an argument. The keyring must have been
-    /// made with --allow-imported.
+    /// The key is read from a file or from standard input, never from an argument. The keyring must have been created
+    /// with --allow-imported.
     #[command(after_help = IMPORT_EXAMPLES)]
     Import(ImportArgs),
     /// List keys
@@ -49,43 +49,43 @@ pub enum KeyCommand {
 /// What a new key shall be.
 #[derive(Debug, Args)]
 pub struct KeyArgs {
-    /// The keyring that shall hold it
+    /// Keyring of the key
     #[arg(long)]
     keyring: KeyringName,
 
-    /// Whose key it is
+    /// Consumer that owns the key
     #[arg(long)]
     consumer: ConsumerId,
 
-    /// A name for people
+    /// Display name [default: none]
     #[arg(long)]
     name: Option<String>,
 
-    /// A scope that the key holds; may be repeated
+    /// Scope of the key; may be repeated [default: none]
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<Scope>,
 
-    /// A block or an address that the key may be used from; may be repeated; without this flag from anywhere
+    /// CIDR block or address that may use the key; may be repeated [default: any address]
     #[arg(long = "allow-source", value_name = "CIDR", value_parser = value::source)]
     allowed_sources: Vec<String>,
 
-    /// From when it is accepted, in RFC 3339, for example 2027-01-31T12:00:00Z; without this flag at once
+    /// Time from which the key is accepted (RFC 3339), for example 2027-01-31T12:00:00Z [default: now]
     #[arg(long, value_name = "TIME")]
     not_before: Option<Timestamp>,
 
-    /// How long it lives, for example 90d; without this flag it does not expire
+    /// Lifetime of the key, for example 90d [default: the key does not expire]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
     expires_in: Option<Duration>,
 
-    /// Make the keyring (needs role admin) and the consumer where they do not exist
+    /// Create the keyring (requires role admin) and the consumer if they do not exist
     #[arg(long)]
     create_missing: bool,
 
-    /// Do not wait until every sidecar accepts the key; a request that uses it at once may be denied
+    /// Do not wait until every sidecar accepts the key: a request that uses it immediately may be denied
     #[arg(long)]
     no_wait: bool,
 
-    /// How long to wait [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
+    /// Maximum time to wait [default: 1m for connected sidecars, and until lost sidecars can no longer serve]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, conflicts_with = "no_wait")]
     timeout: Option<Duration>,
 
@@ -102,7 +102,7 @@ pub struct ImportArgs {
     #[command(flatten)]
     key: KeyArgs,
 
-    /// The file that holds the key, or - for standard input; a line's end after it is not part of it
+    /// File that contains the key, or - for standard input; one trailing line break is ignored
     #[arg(long, value_name = "PATH", default_value = "-")]
     from_file: SecretInput,
 }
@@ -117,11 +117,11 @@ struct WaitsFor {
 /// The arguments of `key list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only those of this keyring
+    /// List only the keys of this keyring [default: all keyrings]
     #[arg(long)]
     keyring: Option<KeyringName>,
 
-    /// Only those of this consumer
+    /// List only the keys of this consumer [default: all consumers]
     #[arg(long)]
     consumer: Option<ConsumerId>,
 }
@@ -129,7 +129,7 @@ pub struct ListArgs {
 /// The arguments of `key show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 }
@@ -175,11 +175,11 @@ Examples:
   A key for a new consumer of a new keyring:
     relatch key create --keyring payments --consumer acme --create-missing
 
-  One that may read only, from one network, for 90 days:
+  A key that can only read, from one network, for 90 days:
     relatch key create --keyring payments --consumer acme \\
       --scope read --allow-source 10.0.0.0/8 --expires-in 90d
 
-  Its secret into a file:
+  Write the secret to a file:
     (umask 077; relatch key create --keyring payments --consumer acme -o json \\
       | jq -r .secret > acme.key)";
 
@@ -277,7 +277,7 @@ async fn watched(
         Ok(()) => Ok(()),
         Err(Stopped::Failed(failure)) => Err(failure),
         Err(Stopped::Interrupted) => Err(Failure::failed(
-            "interrupted: the control plane revokes the key, unless it was about to hand it out",
+            "interrupted: the control plane revokes the key, unless the hand-over has already begun",
         )
         .exit_with(Exit::TimedOut)
         .hint(format!(
@@ -295,7 +295,7 @@ fn show_issued(
 ) -> Result<(), Failure> {
     if key.secret_forgotten {
         let stands = format!(
-            "key {} of consumer {} was created, and its version {} is {},",
+            "key {} of consumer {} was created (version {} is {})",
             key.key_id,
             key.consumer,
             key.version,
@@ -314,7 +314,7 @@ fn show_issued(
         .map_err(|failure| not_shown(failure, idempotency_key))?;
     match barrier {
         Some(barrier) if barrier.total == 0 => session.output.note(&format!(
-            "no sidecar serves keyring {keyring}, so that nothing accepts this key yet; add the keyring to `keyrings` in a sidecar's file, and see `relatch fleet`"
+            "no sidecar serves keyring {keyring}, so no sidecar accepts this key yet; add the keyring to `keyrings` in a sidecar's file, and see `relatch fleet`"
         )),
         Some(barrier) if session.output.format() == Format::Table => {
             let sidecars = words::count(barrier.applied.into(), "sidecar");
@@ -362,8 +362,10 @@ impl ImportArgs {
         // Bytes that are no text are refused with the same words as a text that is no key.
         let text = std::str::from_utf8(&bytes).unwrap_or_default();
         let secret = Secret::import(Zeroizing::new(text.to_owned())).map_err(|error| {
-            Failure::new(Exit::Usage, error)
-                .context(format!("what {} holds cannot be imported", self.from_file))
+            Failure::new(Exit::Usage, error).context(format!(
+                "the content of {} cannot be imported",
+                self.from_file
+            ))
         })?;
         Ok(admin::ImportKeyRequest {
             key: Some(self.key.into_request(idempotency_key)),
@@ -449,10 +451,10 @@ impl View for KeyView {
 
 impl Row for KeyView {
     const TITLES: &[&str] = &[
-        "KEYRING", "CONSUMER", "KEY ID", "NAME", "VERSIONS", "EXPIRES", "SCOPES",
+        "KEYRING", "CONSUMER", "KEY ID", "NAME", "VERSIONS", "EXPIRES",
     ];
 
-    fn cells(&self, _now: Timestamp) -> Vec<Vec<String>> {
+    fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
         let versions = self.versions.iter();
         let versions: Vec<String> = versions
             .map(|version| format!("{} {}", version.version, version.state))
@@ -463,8 +465,7 @@ impl Row for KeyView {
             self.key_id.clone(),
             words::or_nothing(&self.name),
             words::or_nothing(&versions.join(", ")),
-            words::time(self.expires_at),
-            words::or_nothing(&self.scopes.join(" ")),
+            words::when(self.expires_at, now),
         ]]
     }
 }
@@ -497,7 +498,7 @@ impl VersionView {
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{super::output::tests::fits, *};
 
     fn key() -> admin::Key {
         let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
@@ -572,7 +573,7 @@ mod tests {
             nanos: 0,
         });
         assert_eq!(
-            KeyView::from(key).render(Timestamp::from_millis(0)),
+            fits(KeyView::from(key).render(Timestamp::from_millis(0))),
             "KEYRING   payments\n\
              CONSUMER  acme\n\
              KEY ID    7Qm2Xc91TbKe\n\
@@ -593,8 +594,12 @@ mod tests {
 
     #[test]
     fn keys_are_listed_with_the_states_of_their_versions() {
-        let list = Listing(vec![KeyView::from(key())]).render(Timestamp::from_millis(0));
-        assert!(list.contains("  1 active, 2 retired  "), "{list}");
+        let now = Timestamp::from_millis(1_767_312_000_000);
+        assert_eq!(
+            fits(Listing(vec![KeyView::from(key())]).render(now)),
+            "KEYRING   CONSUMER  KEY ID        NAME   VERSIONS             EXPIRES\n\
+             payments  acme      7Qm2Xc91TbKe  batch  1 active, 2 retired  in 364d\n"
+        );
     }
 
     #[test]

@@ -18,34 +18,34 @@ use crate::{
 /// What can be done with keyrings.
 #[derive(Debug, Subcommand)]
 pub enum KeyringCommand {
-    /// Make a keyring
+    /// Create a keyring
     Create(CreateArgs),
     /// List the keyrings
     List,
     /// Show one keyring
     Show(ShowArgs),
-    /// Let sidecars take a snapshot that drops more than half of what they hold
+    /// Allow sidecars to load a snapshot that removes more than half of their versions
     ///
-    /// After a restore from a backup, sidecars go on with what they hold when the restored keyring is much smaller. Look at
-    /// it with `keyring show`; if it is right, confirm its number of versions.
+    /// If a keyring is much smaller after a restore from a backup, sidecars keep serving the versions that they have
+    /// cached. Check the keyring with `relatch keyring show`. If it is correct, confirm its number of versions.
     Confirm(ConfirmArgs),
 }
 
 /// The arguments of `keyring create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Its name: 1 to 63 of a-z, 0-9 and '-', beginning with a letter
+    /// Name of the keyring: 1 to 63 of a-z, 0-9 and '-', beginning with a letter
     name: KeyringName,
 
-    /// What its keys begin with; may carry the environment, for example rlk-test
+    /// Prefix of its keys; it may name the environment, for example rlk-test
     #[arg(long, default_value_t)]
     prefix: Prefix,
 
-    /// Also take keys of another system as they are; their format is then not checked before they are hashed
+    /// Also accept imported keys of other systems; the format of keys is then not checked before they are hashed
     #[arg(long)]
     allow_imported: bool,
 
-    /// A page for consumers whose key is about to retire; they get it as a link in each response
+    /// Page for consumers whose key is about to retire; each response links to it [default: none]
     #[arg(long, value_name = "URL")]
     help_url: Option<String>,
 }
@@ -53,17 +53,17 @@ pub struct CreateArgs {
 /// The arguments of `keyring show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The keyring
+    /// Name of the keyring
     name: KeyringName,
 }
 
 /// The arguments of `keyring confirm`.
 #[derive(Debug, Args)]
 pub struct ConfirmArgs {
-    /// The keyring
+    /// Name of the keyring
     name: KeyringName,
 
-    /// How many versions it has, as `keyring show` says
+    /// Number of versions of the keyring, as `relatch keyring show` reports it
     #[arg(long, value_name = "N")]
     versions: u64,
 }
@@ -112,7 +112,7 @@ impl KeyringCommand {
                 };
                 answer(admin.confirm_snapshot(request)).await?;
                 session.output.note(&format!(
-                    "sidecars will take a snapshot of {} versions of {}",
+                    "sidecars may load a snapshot of keyring {1} with {0} versions",
                     args.versions, args.name
                 ));
                 Ok(())
@@ -186,7 +186,7 @@ impl Row for KeyringView {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::output::tests::fits, *};
 
     #[test]
     fn json_of_a_keyring() {
@@ -202,6 +202,19 @@ mod tests {
             help_url: String::new(),
             versions: 4,
         });
+        assert_eq!(
+            fits(view.render(Timestamp::from_millis(0))),
+            "NAME           payments\n\
+             PREFIX         rlk\n\
+             IMPORTED KEYS  no\n\
+             HELP           -\n\
+             CONSUMERS      2\n\
+             KEYS           3\n\
+             VERSIONS       4\n\
+             REVISION       18\n\
+             EPOCH          1\n\
+             CREATED        -\n"
+        );
         assert_eq!(
             serde_json::to_string(&view).expect("serializable"),
             r#"{"name":"payments","prefix":"rlk","allow_imported":false,"revision":18,"epoch":1,"consumers":2,"keys":3,"versions":4,"created_at":null,"help_url":null}"#

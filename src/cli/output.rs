@@ -147,7 +147,7 @@ impl Output {
                 }
                 write_out(text.as_bytes())?;
                 if view.secret().is_some() {
-                    self.note("keep this secret now: it is not shown again");
+                    self.note("save this secret now: it is not shown again");
                 }
                 Ok(())
             }
@@ -311,8 +311,16 @@ pub fn write_err(text: &str) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// `text`, after a look whether a terminal of 80 columns shows each of its lines whole.
+    pub(crate) fn fits(text: String) -> String {
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line:?} is too wide");
+        }
+        text
+    }
 
     fn terminal(stdout: bool, stderr: bool) -> Terminal {
         Terminal {

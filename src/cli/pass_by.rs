@@ -6,12 +6,12 @@ use crate::proto::admin;
 
 /// The arguments that name them.
 #[derive(Clone, Debug, Default, Args)]
-pub struct PassByArgs {
-    /// Do not wait for this sidecar, although it may still serve what it has; can be given several times
+pub(crate) struct PassByArgs {
+    /// Do not wait for this sidecar, although it may still serve; may be repeated [default: wait for every sidecar]
     #[arg(long, value_name = "NODE")]
     without: Vec<String>,
 
-    /// Do not wait for sidecars that are lost or stopped now, although they may still serve what they have
+    /// Do not wait for sidecars that are lost or stopped, although they may still serve
     #[arg(long)]
     without_lost: bool,
 }
@@ -19,7 +19,7 @@ pub struct PassByArgs {
 impl PassByArgs {
     /// As the admin API names them; none when the command waits for all.
     #[must_use]
-    pub fn into_request(self) -> Option<admin::PassBy> {
+    pub(crate) fn into_request(self) -> Option<admin::PassBy> {
         let Self {
             without,
             without_lost,

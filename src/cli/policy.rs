@@ -30,9 +30,9 @@ pub enum PolicyCommand {
     Show(ShowArgs),
     /// Change how the keys of a keyring, or one key, are rotated
     ///
-    /// What is not given stays as it is. A policy holds at once, also for rotations that are under way: when an old version
-    /// retires, and what becomes of it at the end of its overlap. The policy of a keyring holds for all of its keys but
-    /// for that in which a key has a policy of its own.
+    /// Settings without a flag do not change. A policy applies immediately, also to rotations in progress: it decides when
+    /// an old version retires, and what happens to it at the end of its overlap. The policy of a keyring applies to all
+    /// its keys, except where a key has its own setting.
     // The usage that clap makes lists every flag twice.
     #[command(
         after_help = SET_EXAMPLES,
@@ -62,11 +62,11 @@ pub struct SetArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct OfArgs {
-    /// Of this key: the 12 characters between the first two '_' of the key
+    /// Key id, for the policy of one key: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: Option<KeyId>,
 
-    /// Of this keyring
+    /// Keyring, for the policy of all its keys
     #[arg(long)]
     keyring: Option<KeyringName>,
 }
@@ -75,40 +75,41 @@ struct OfArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 struct PartsArgs {
-    /// How long a version is active before the next rotation is due, for example 90d; never: people start rotations
+    /// Time that a version is active before the next rotation is due, for example 90d; never: rotations are started
+    /// manually [default: unchanged]
     #[arg(long, value_name = "DURATION|never")]
     rotate_every: Option<Every>,
 
-    /// How long an old version stays accepted at least, for example 7d
+    /// Minimum time that an old version stays accepted, for example 7d [default: unchanged]
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     overlap: Option<Duration>,
 
-    /// How long an old version has to go unused before it retires, for example 24h; at most the overlap
+    /// Time that an old version must be unused before it retires, for example 24h; at most the overlap [default: unchanged]
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     idle_for: Option<Duration>,
 
-    /// What becomes of a version that is still used when its overlap is over: retire, extend or hold
+    /// Action for a version that is still used at the end of its overlap: retire, extend or hold [default: unchanged]
     #[arg(long, value_name = "ANSWER", value_parser = on_deadline)]
     on_deadline: Option<OnDeadline>,
 
-    /// How long after its retirement a version may come back
+    /// Time after its retirement in which a version can be rolled back to [default: unchanged]
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     rollback_for: Option<Duration>,
 
-    /// How long before an end its consumer is reminded
+    /// Time before the end of a version at which its consumer gets a reminder [default: unchanged]
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     remind_before: Option<Duration>,
 
-    /// The most versions of a key that may be accepted at once, 2 to 10
+    /// Maximum number of versions of a key that are accepted at the same time, 2 to 10 [default: unchanged]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=10))]
     max_versions: Option<u32>,
 
-    /// Where secrets of scheduled rotations go: a sink of the control plane's configuration; none: due rotations are
-    /// told and not started
+    /// Sink for the secrets of scheduled rotations, from the control plane's configuration; none: due rotations are
+    /// reported but not started [default: unchanged]
     #[arg(long, value_name = "NAME|none")]
     sink: Option<SinkChoice>,
 
-    /// Only for a key: forget first in what it departs from its keyring
+    /// Only for a key: first delete its own settings, so that it inherits its keyring's
     #[arg(long, conflicts_with = "keyring")]
     inherit: bool,
 }
@@ -148,16 +149,16 @@ Examples:
 
 const SET_EXAMPLES: &str = "\
 Examples:
-  Two weeks to switch, and three unused days before an old version retires:
+  Overlap of two weeks; an old version retires after three unused days:
     relatch policy set --keyring payments --overlap 14d --idle-for 3d
 
-  One key is rotated every 90 days, its new secrets go to the sink `vault`:
+  Rotate one key every 90 days, and send its new secrets to the sink `vault`:
     relatch policy set 7Qm2Xc91TbKe --rotate-every 90d --sink vault
 
-  That key as its keyring again:
+  Use the policy of the keyring for that key again:
     relatch policy set 7Qm2Xc91TbKe --inherit
 
-Needs role admin.";
+Requires role admin.";
 
 /// What --rotate-every takes for no schedule.
 const NEVER: &str = "never";
@@ -290,7 +291,7 @@ impl PolicyView {
     /// A part as a line, with whose it is.
     fn part(&self, title: &'static str, name: &str, value: &str) -> (&'static str, String) {
         let is_own = self.overridden.iter().any(|part| part == name);
-        let whose = if is_own { "  (this key's own)" } else { "" };
+        let whose = if is_own { "  (set for this key)" } else { "" };
         (title, format!("{value}{whose}"))
     }
 }
@@ -326,7 +327,7 @@ mod tests {
     use clap::{Parser, error::ErrorKind};
 
     use super::{
-        super::{Cli, Command},
+        super::{Cli, Command, connection::Client, output::tests::fits},
         *,
     };
 
@@ -334,7 +335,10 @@ mod tests {
         let line = format!("relatch policy set {line}");
         let cli = Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())?;
         match cli.command {
-            Command::Policy(PolicyCommand::Set(args)) => Ok(args.into_request()),
+            Command::Policy(Client {
+                command: PolicyCommand::Set(args),
+                ..
+            }) => Ok(args.into_request()),
             other => panic!("{other:?}"),
         }
     }
@@ -379,11 +383,11 @@ mod tests {
     #[test]
     fn a_table_says_what_is_the_key_s_own() {
         assert_eq!(
-            PolicyView::from(status()).render(Timestamp::from_millis(0)),
+            fits(PolicyView::from(status()).render(Timestamp::from_millis(0))),
             "KEYRING        payments\n\
              KEY ID         7Qm2Xc91TbKe\n\
              ROTATE EVERY   never\n\
-             OVERLAP        7d  (this key's own)\n\
+             OVERLAP        7d  (set for this key)\n\
              IDLE FOR       1d\n\
              ON DEADLINE    hold\n\
              ROLLBACK FOR   7d\n\

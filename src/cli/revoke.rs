@@ -25,22 +25,22 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct RevokeArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 
     #[command(flatten)]
     which: WhichArgs,
 
-    /// Why; it is kept in the audit log
+    /// Reason, recorded in the audit log
     #[arg(long, value_name = "TEXT")]
     reason: String,
 
-    /// Return only when every sidecar that may serve has confirmed it, and say how long that took
+    /// Wait until every sidecar that may serve has confirmed, and report how long that took
     #[arg(long)]
     wait: bool,
 
-    /// How long --wait waits [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
+    /// Maximum time for --wait [default: 1m for connected sidecars, and until lost sidecars can no longer serve]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, requires = "wait")]
     timeout: Option<Duration>,
 
@@ -52,11 +52,11 @@ pub struct RevokeArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct WhichArgs {
-    /// The version to revoke
+    /// Number of the version to revoke
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     version: Option<u32>,
 
-    /// Revoke every version: the key is of no use afterwards
+    /// Revoke every version: the key can no longer be used
     #[arg(long)]
     all: bool,
 }
@@ -86,14 +86,16 @@ struct RevocationView {
 
 const EXAMPLES: &str = "\
 Examples:
-  End one leaked version, and wait until no sidecar accepts it:
-    relatch revoke 7Qm2Xc91TbKe --version 3 --reason 'found in a public repository' --wait
+  Revoke one leaked version, and wait until no sidecar accepts it:
+    relatch revoke 7Qm2Xc91TbKe --version 3 --wait \\
+      --reason 'found in a public repository'
 
-  End a key with all its versions:
+  Revoke all versions of a key:
     relatch revoke 7Qm2Xc91TbKe --all --reason 'contract ended'
 
-A revocation stands once it is committed, also when --wait ends with exit code 5: sidecars that
-did not confirm in time apply it as soon as they are reached. The same command again only waits.";
+A committed revocation cannot be undone, even if --wait ends with exit code 5.
+Sidecars that did not confirm in time apply it as soon as they are reachable. If
+you run the same command again, it only waits.";
 
 impl RevokeArgs {
     /// Runs the command.
@@ -120,7 +122,7 @@ impl RevokeArgs {
                     None => Exit::Failed,
                 };
                 Err(explain(
-                    Failure::failed("interrupted while waiting for the sidecars").exit_with(exit),
+                    Failure::failed("interrupted while waiting for sidecars").exit_with(exit),
                     committed.as_ref(),
                     session.now(),
                 ))
@@ -159,7 +161,7 @@ async fn follow(
         session.report(&mut progress, &RevocationEvent::Barrier(view), &sentence)?;
     }
     Err(Failure::failed(
-        "the control plane ended the call before it was done",
+        "the control plane closed the call before it was complete",
     ))
 }
 
@@ -181,7 +183,7 @@ fn explain(failure: Failure, committed: Option<&RevocationView>, now: Timestamp)
     };
     failure
         .context(format!(
-            "the revocation stands as revision {} of keyring {}, but not every sidecar has confirmed it",
+            "the revocation is committed as revision {} of keyring {}, but not every sidecar has confirmed it",
             view.revision, view.keyring
         ))
         .hint(view.barrier.hint(now))
@@ -190,7 +192,7 @@ fn explain(failure: Failure, committed: Option<&RevocationView>, now: Timestamp)
 impl RevocationView {
     fn summary(&self, waited: bool, now: Timestamp) -> String {
         if !waited {
-            return "sidecars apply it as it reaches them; `relatch fleet` shows who has it, --wait waits for them"
+            return "sidecars apply the revocation as they receive it; `relatch fleet` shows which have confirmed, --wait waits for them"
                 .to_owned();
         }
         let mut summary = self.barrier.sentence(now);
@@ -287,7 +289,7 @@ mod tests {
         assert_eq!(failure.exit(), Exit::TimedOut);
         assert_eq!(
             failure.report(false),
-            "error: the revocation stands as revision 19 of keyring payments, but not every sidecar has confirmed it\n  \
+            "error: the revocation is committed as revision 19 of keyring payments, but not every sidecar has confirmed it\n  \
              caused by: 1 of 2 sidecars have it\n\
              hint: edge-3 is 1 revision behind; see `relatch fleet`\n"
         );

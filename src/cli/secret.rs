@@ -19,7 +19,7 @@ use super::failure::{Exit, Failure};
 
 /// Where a secret is read from: a file, or `-` for standard input.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SecretInput {
+pub(crate) enum SecretInput {
     /// Standard input.
     Stdin,
     /// A file.
@@ -39,14 +39,14 @@ impl SecretInput {
     /// # Errors
     ///
     /// When standard input is a terminal (nothing prompts for a secret), when it cannot be read, is empty, or too long.
-    pub fn read(&self, what: &str, flag: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    pub(crate) fn read(&self, what: &str, flag: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let secret = match self {
             Self::Stdin if io::stdin().is_terminal() => {
                 return Err(Failure::usage(format!(
                     "standard input is a terminal: no {what} to read"
                 ))
                 .hint(format!(
-                    "give {flag} PATH, or pipe the {what} into the command"
+                    "use {flag} PATH, or pipe the {what} into the command"
                 )));
             }
             Self::Stdin => read_bounded(io::stdin().lock()),

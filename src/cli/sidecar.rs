@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
-use super::{Exit, Failure, Session, daemon};
+use super::{Console, Exit, Failure, daemon};
 use crate::{
     clock::Clock,
     config::{self, ControlEndpoint, Listen},
@@ -16,19 +16,19 @@ use crate::{
 /// The arguments of `sidecar`.
 #[derive(Debug, Args)]
 pub struct SidecarArgs {
-    /// The configuration file; `deploy/sidecar.yaml` is a commented sample
+    /// Configuration file; `deploy/sidecar.yaml` is a commented sample
     #[arg(long, value_name = "FILE", env = "RELATCH_CONFIG")]
     config: PathBuf,
 
-    /// Who this sidecar is, unique in the fleet; overrides the file
+    /// Node id of this sidecar, unique in the fleet [default: `node.id` in the file]
     #[arg(long, value_name = "ID", env = "RELATCH_NODE_ID")]
     node_id: Option<NodeName>,
 
-    /// Where Envoy asks: an address, without TLS on loopback, or `unix:///PATH`; overrides the file
+    /// Address for Envoy: `HOST:PORT` (without TLS only on loopback) or `unix:///PATH` [default: `listen` in the file]
     #[arg(long, value_name = "ADDRESS", env = "RELATCH_LISTEN")]
     listen: Option<Listen>,
 
-    /// A control plane, may be repeated; overrides the file
+    /// URL of a control plane; may be repeated [default: `control.endpoints` in the file]
     #[arg(
         long,
         value_name = "URL",
@@ -37,7 +37,7 @@ pub struct SidecarArgs {
     )]
     control: Vec<ControlEndpoint>,
 
-    /// Where metrics, probes and status are served; overrides the file
+    /// Address for metrics, probes and status [default: `http` in the file]
     #[arg(long, value_name = "ADDRESS", env = "RELATCH_HTTP")]
     http: Option<SocketAddr>,
 }
@@ -48,7 +48,7 @@ impl SidecarArgs {
     /// # Errors
     ///
     /// When it cannot be started, or a part of it fails.
-    pub async fn run(self, _session: &Session) -> Result<(), Failure> {
+    pub async fn run(self, _console: &Console) -> Result<(), Failure> {
         let mut settings = config::sidecar::load(&self.config).map_err(daemon::misconfigured)?;
         if let Some(id) = self.node_id {
             settings.node.id = id;

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
-    Exit, Failure, Session,
+    Console, Exit, Failure,
     output::{self, View},
     words,
 };
@@ -33,20 +33,21 @@ use crate::{
 /// What can be done with snapshot files.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Show what a snapshot file holds, without secrets
+    /// Show the content of a snapshot file, without secrets
     ///
-    /// Without its key: whose it is, and when it was made, as it says. With it: its keyrings, after every frame was found to
-    /// be as it was written. A sidecar that runs goes on writing to its file.
+    /// Without its key, the command shows what the header of the file says, such as its sidecar and its creation time,
+    /// and verifies nothing. With its key, the command verifies every frame and also shows the keyrings. A running
+    /// sidecar continues to write to its file.
     Inspect(InspectArgs),
 }
 
 /// The arguments of `snapshot inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The snapshot file
+    /// Snapshot file
     file: PathBuf,
 
-    /// The file with its key, as the sidecar's `snapshot.key_file` names it
+    /// File with its key: `snapshot.key_file` in the sidecar's configuration [default: show only the header]
     #[arg(long, value_name = "PATH")]
     key_file: Option<PathBuf>,
 }
@@ -99,15 +100,15 @@ impl SnapshotCommand {
     /// # Errors
     ///
     /// When the file is not there, or not what it should be.
-    pub fn run(self, session: &Session) -> Result<(), Failure> {
+    pub fn run(self, console: &Console) -> Result<(), Failure> {
         match self {
-            Self::Inspect(args) => args.run(session),
+            Self::Inspect(args) => args.run(console),
         }
     }
 }
 
 impl InspectArgs {
-    fn run(self, session: &Session) -> Result<(), Failure> {
+    fn run(self, console: &Console) -> Result<(), Failure> {
         let key = self.key_file.as_deref().map(SnapshotKey::read).transpose();
         let key = key.map_err(|error| {
             let exit = match &error {
@@ -125,7 +126,7 @@ impl InspectArgs {
         let metadata = file.metadata().map_err(|error| unreadable(path, error))?;
         if !metadata.is_file() {
             return Err(Failure::failed(format!(
-                "{} is no regular file",
+                "{} is not a regular file",
                 path.display()
             )));
         }
@@ -148,10 +149,10 @@ impl InspectArgs {
                 SnapshotView::opened(&found, contents)
             }
         };
-        session.show(&view)?;
+        console.show(&view)?;
         if !view.opened {
-            session.output.note(
-                "nothing of this was verified: give --key-file PATH for that, and for the keyrings",
+            console.output.note(
+                "nothing here is verified: use --key-file PATH to verify the file and to show its keyrings",
             );
         }
         Ok(())
@@ -239,21 +240,21 @@ impl KeyringView {
 impl View for SnapshotView {
     fn render(&self, now: Timestamp) -> String {
         let torn = if self.torn {
-            "torn: the last write was cut off, and is left out"
+            "torn: the last write is incomplete and was skipped"
         } else {
-            "whole"
+            "complete"
         };
         let age = if self.age_known {
-            "known: made by this boot, and not copied"
+            "known: created since the last boot, and not copied"
         } else {
-            "unknown: made by another boot, or copied; it serves once the control plane has answered"
+            "unknown: copied or rebooted; waits for the control plane"
         };
         let mut facts = vec![
             ("FILE", self.file.clone()),
             ("FORMAT", self.format.to_string()),
             ("NODE", self.node.clone()),
             ("CLUSTER", self.cluster.clone()),
-            ("MADE", words::time(Some(self.written_at))),
+            ("CREATED", words::time(Some(self.written_at))),
             ("ID", self.id.clone()),
             (
                 "BOOT",
@@ -272,38 +273,40 @@ impl View for SnapshotView {
         }
         let mut text = output::facts(&facts);
         if let Some(keyrings) = &self.keyrings {
-            let rows = keyrings.iter().map(|keyring| keyring.cells(now));
+            // Two tables, since one would be wider than a terminal.
+            let served = keyrings.iter().map(|keyring| keyring.served(now));
             text.push('\n');
-            text.push_str(&output::table(&TITLES, rows));
+            text.push_str(&output::table(&SERVED, served));
+            let versions = keyrings.iter().map(KeyringView::versions);
+            text.push('\n');
+            text.push_str(&output::table(&VERSIONS, versions));
         }
         text
     }
 }
 
-const TITLES: [&str; 10] = [
-    "KEYRING",
-    "EPOCH",
-    "REVISION",
-    "AS OF",
-    "SERVES FOR",
-    "PENDING",
-    "ACTIVE",
-    "RETIRING",
-    "RETIRED",
-    "REVOKED",
+const SERVED: [&str; 5] = ["KEYRING", "EPOCH", "REVISION", "CONFIRMED", "SERVES FOR"];
+const VERSIONS: [&str; 6] = [
+    "KEYRING", "PENDING", "ACTIVE", "RETIRING", "RETIRED", "REVOKED",
 ];
 
 impl KeyringView {
-    fn cells(&self, now: Timestamp) -> Vec<String> {
-        let as_of = self.as_of.map(|as_of| words::age(as_of, now));
+    /// How new it is, and how long it may be served.
+    fn served(&self, now: Timestamp) -> Vec<String> {
+        let confirmed = self.as_of.map(|as_of| words::distance(as_of, now));
         let serve_for = Duration::from_millis(self.serve_for_ms.unwrap_or(0));
-        let mut cells = vec![
+        vec![
             self.keyring.clone(),
             self.epoch.to_string(),
             self.revision.to_string(),
-            as_of.unwrap_or_else(|| "never".to_owned()),
+            confirmed.unwrap_or_else(|| "never".to_owned()),
             written(serve_for).to_string(),
-        ];
+        ]
+    }
+
+    /// How many versions it has in each state.
+    fn versions(&self) -> Vec<String> {
+        let mut cells = vec![self.keyring.clone()];
         let states = KeyState::ALL.into_iter();
         cells.extend(states.map(|state| {
             let count = self.versions.get(state.as_str());
@@ -332,12 +335,12 @@ fn refused(path: &Path, error: ReadError) -> Failure {
         | ReadError::Cut { .. }
         | ReadError::Contradiction { .. } => Exit::Refused,
     };
-    Failure::new(exit, error).context(format!("{} is refused", path.display()))
+    Failure::new(exit, error).context(format!("cannot load {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::output::tests::fits, *};
 
     #[test]
     fn a_file_is_shown_as_facts_and_its_keyrings_as_a_table() {
@@ -367,7 +370,7 @@ mod tests {
                 versions: [("active", 3), ("revoked", 1)].into(),
             }]),
         };
-        let text = view.render(at);
+        let text = fits(view.render(at));
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[2], "NODE           edge-1");
         assert!(lines[7].starts_with("AGE            unknown"), "{text}");
@@ -376,8 +379,11 @@ mod tests {
         assert_eq!(
             lines[14..],
             [
-                "KEYRING   EPOCH  REVISION  AS OF  SERVES FOR  PENDING  ACTIVE  RETIRING  RETIRED  REVOKED",
-                "payments  7      12        0 s    1h          0        3       0         0        1",
+                "KEYRING   EPOCH  REVISION  CONFIRMED  SERVES FOR",
+                "payments  7      12        0s ago     1h",
+                "",
+                "KEYRING   PENDING  ACTIVE  RETIRING  RETIRED  REVOKED",
+                "payments  0        3       0         0        1",
             ]
         );
     }

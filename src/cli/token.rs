@@ -22,28 +22,28 @@ use crate::{
 /// What can be done with admin tokens.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Make an admin token; it is printed once
+    /// Create an admin token, and print it once
     Create(CreateArgs),
-    /// List the admin tokens, ended ones too
+    /// List the admin tokens, including ended ones
     List,
-    /// End a token at once
+    /// Delete an admin token: it is rejected immediately, and `token list` shows when it ended
     ///
-    /// The last admin token that does not expire cannot be ended: create another one first.
+    /// The last token with role admin that does not expire cannot be deleted: create another one first.
     End(EndArgs),
 }
 
 /// The arguments of `token create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Who or what will use it, for people; it stands in the audit log
+    /// Name of the person or program that uses the token; the audit log records it
     #[arg(long)]
     name: String,
 
-    /// What it permits
+    /// Role of the token
     #[arg(long)]
     role: Role,
 
-    /// How long it is valid, for example 90d; without this flag it does not expire
+    /// Lifetime of the token, for example 90d [default: the token does not expire]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
     expires_in: Option<Duration>,
 
@@ -54,7 +54,7 @@ pub struct CreateArgs {
 /// The arguments of `token end`.
 #[derive(Debug, Args)]
 pub struct EndArgs {
-    /// The token's id, as `token list` shows it
+    /// Id of the token, as `relatch token list` shows it
     #[arg(value_name = "TOKEN_ID")]
     id: String,
 }
@@ -62,7 +62,7 @@ pub struct EndArgs {
 /// What an admin token permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Role {
-    /// Read everything but secrets, which nobody can read
+    /// Read everything except secrets, which nobody can read
     Viewer,
     /// Also create consumers and keys, and rotate keys
     Issuer,
@@ -110,7 +110,7 @@ impl TokenCommand {
                 if created.secret_forgotten {
                     let stands = format!("token {} ({}) was created", token.id, token.name);
                     let hint = format!(
-                        "if nobody has it: relatch token end {}, and create another one",
+                        "if nobody has the secret: relatch token end {}, then create another token",
                         token.id
                     );
                     return Err(forgotten(&stands, hint));
@@ -201,14 +201,14 @@ impl View for CreatedToken {
 impl Row for TokenView {
     const TITLES: &[&str] = &["ID", "NAME", "ROLE", "CREATED", "EXPIRES", "ENDED"];
 
-    fn cells(&self, _now: Timestamp) -> Vec<Vec<String>> {
+    fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
         vec![vec![
             self.id.clone(),
             words::or_nothing(&self.name),
             self.role.clone(),
-            words::time(self.created_at),
-            words::time(self.expires_at),
-            words::time(self.ended_at),
+            words::when(self.created_at, now),
+            words::when(self.expires_at, now),
+            words::when(self.ended_at, now),
         ]]
     }
 }
@@ -225,7 +225,7 @@ fn role_name(role: i32) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::output::tests::fits, *};
 
     fn token() -> admin::Token {
         admin::Token {
@@ -257,11 +257,24 @@ mod tests {
 
     #[test]
     fn tokens_are_listed_a_line_each() {
-        let list = Listing(vec![TokenView::from(token())]);
+        let day = |days: i64| {
+            Some(prost_types::Timestamp {
+                seconds: 1_767_225_600 + days * 86_400,
+                nanos: 0,
+            })
+        };
+        let ended = admin::Token {
+            id: "4fK0pQz81LmN".to_owned(),
+            expires_at: day(90),
+            ended_at: day(1),
+            ..token()
+        };
+        let list = Listing([token(), ended].map(TokenView::from).into());
         assert_eq!(
-            list.render(Timestamp::from_millis(0)),
-            "ID    NAME    ROLE    CREATED               EXPIRES  ENDED\n\
-             tok1  deploy  issuer  2026-01-01T00:00:00Z  -        -\n"
+            fits(list.render(Timestamp::from_millis(1_767_225_600_000 + 2 * 86_400_000))),
+            "ID            NAME    ROLE    CREATED  EXPIRES  ENDED\n\
+             tok1          deploy  issuer  2d ago   -        -\n\
+             4fK0pQz81LmN  deploy  issuer  2d ago   in 88d   1d ago\n"
         );
     }
 

@@ -20,14 +20,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct UsageArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 }
 
 /// What is known of the use of a key, and how far.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct UsageView {
+pub(crate) struct UsageView {
     /// The keyring that holds the key.
     pub keyring: String,
     /// Whose key it is.
@@ -46,7 +46,7 @@ pub struct UsageView {
 
 /// What is known of the use of one version.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct VersionUsageView {
+pub(crate) struct VersionUsageView {
     /// Its number.
     pub version: u32,
     /// Its state.
@@ -69,7 +69,7 @@ pub struct VersionUsageView {
 
 /// From where a version is used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct CallerView {
+pub(crate) struct CallerView {
     /// The address.
     pub source: String,
     /// What it calls itself.
@@ -84,7 +84,7 @@ pub struct CallerView {
 
 /// A time in which a sidecar may have seen requests that it has not told of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct GapView {
+pub(crate) struct GapView {
     /// The sidecar.
     pub node: String,
     /// Which process it was.
@@ -100,9 +100,10 @@ Example:
   Who still uses an old version of this key?
     relatch usage 7Qm2Xc91TbKe -o table
 
-Counted is every check that presented the key, allowed or denied. What sidecars have not told of
-yet is missing: COMPLETE says until when nothing is. Callers are kept for versions that are
-retiring or have ended, the most frequent ones.";
+The counts include every check that presented the key, allowed or denied. They
+do not include requests that sidecars have not reported yet; COMPLETE shows the
+time up to which all are reported. The most frequent callers are recorded for
+versions that are retiring or have ended.";
 
 impl UsageArgs {
     /// Runs the command.
@@ -121,7 +122,7 @@ impl UsageArgs {
 impl UsageView {
     /// Whose usage it is.
     #[must_use]
-    pub fn subject(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn subject(&self) -> Vec<(&'static str, String)> {
         vec![
             ("KEYRING", self.keyring.clone()),
             ("CONSUMER", self.consumer.clone()),
@@ -131,20 +132,20 @@ impl UsageView {
 
     /// How far the counts can be trusted, a line for each gap.
     #[must_use]
-    pub fn completeness(&self, now: Timestamp) -> Vec<(&'static str, String)> {
+    pub(crate) fn completeness(&self, now: Timestamp) -> Vec<(&'static str, String)> {
         let complete = match self.complete_until {
             Some(until) => format!(
                 "until {}, {} ago",
                 words::time(Some(until)),
                 words::age(until, now)
             ),
-            None => "no: a sidecar has not told of any requests yet".to_owned(),
+            None => "no: a sidecar has not reported any requests yet".to_owned(),
         };
         let gaps = self.gaps.iter().map(|gap| ("GAP", gap.sentence()));
         let silent = self
             .silent
             .iter()
-            .map(|node| ("SILENT", format!("{node}: its reports are late")));
+            .map(|node| ("SILENT", format!("the reports of {node} are late")));
         std::iter::once(("COMPLETE", complete))
             .chain(gaps)
             .chain(silent)
@@ -153,7 +154,7 @@ impl UsageView {
 
     /// A line for each version.
     #[must_use]
-    pub fn versions_table(&self) -> String {
+    pub(crate) fn versions_table(&self, now: Timestamp) -> String {
         let titles = [
             "VERSION",
             "STATE",
@@ -164,18 +165,19 @@ impl UsageView {
             "FIRST USED",
             "LAST USED",
         ];
-        output::table(&titles, self.versions.iter().map(VersionUsageView::cells))
+        let versions = self.versions.iter();
+        output::table(&titles, versions.map(|version| version.cells(now)))
     }
 
     /// A line for each caller of a version, at most `most` of each; none when no caller is known.
     #[must_use]
-    pub fn callers_table(&self, most: usize) -> Option<String> {
+    pub(crate) fn callers_table(&self, most: usize, now: Timestamp) -> Option<String> {
         let rows: Vec<Vec<String>> = self
             .versions
             .iter()
             .flat_map(|version| {
                 let callers = version.callers.iter().take(most);
-                callers.map(|caller| caller.cells(version.version))
+                callers.map(|caller| caller.cells(version.version, now))
             })
             .collect();
         let titles = [
@@ -193,8 +195,8 @@ impl UsageView {
 impl View for UsageView {
     fn render(&self, now: Timestamp) -> String {
         let facts = [self.subject(), self.completeness(now)].concat();
-        let mut text = format!("{}\n{}", output::facts(&facts), self.versions_table());
-        if let Some(callers) = self.callers_table(usize::MAX) {
+        let mut text = format!("{}\n{}", output::facts(&facts), self.versions_table(now));
+        if let Some(callers) = self.callers_table(usize::MAX, now) {
             text.push('\n');
             text.push_str(&callers);
         }
@@ -203,7 +205,7 @@ impl View for UsageView {
 }
 
 impl VersionUsageView {
-    fn cells(&self) -> Vec<String> {
+    fn cells(&self, now: Timestamp) -> Vec<String> {
         let nothing = || words::NOTHING.to_owned();
         vec![
             self.version.to_string(),
@@ -212,8 +214,8 @@ impl VersionUsageView {
             self.rate.map_or_else(nothing, words::rate),
             self.requests.to_string(),
             self.denied.to_string(),
-            words::time(self.first_used_at),
-            words::time(self.last_used_at),
+            words::when(self.first_used_at, now),
+            words::when(self.last_used_at, now),
         ]
     }
 
@@ -226,29 +228,28 @@ impl VersionUsageView {
 }
 
 impl CallerView {
-    fn cells(&self, version: u32) -> Vec<String> {
+    fn cells(&self, version: u32, now: Timestamp) -> Vec<String> {
         vec![
             version.to_string(),
             words::or_nothing(&self.source),
             words::or_nothing(&self.user_agent),
             words::or_nothing(&self.route),
             self.requests.to_string(),
-            words::time(self.last_used_at),
+            words::when(self.last_used_at, now),
         ]
     }
 }
 
 impl GapView {
-    /// `edge-3 vanished at …; it has not told of requests since …`
+    /// `edge-3: … to … not reported`
     fn sentence(&self) -> String {
-        let at = words::time(self.until);
-        match self.from {
-            Some(_) => format!(
-                "{} vanished at {at}; it has not told of requests since {}",
-                self.node,
-                words::time(self.from)
-            ),
-            None => format!("{} vanished at {at}; it has told of no requests", self.node),
+        let Self {
+            node, from, until, ..
+        } = self;
+        let until = words::time(*until);
+        match from {
+            Some(_) => format!("{node}: {} to {until} not reported", words::time(*from)),
+            None => format!("{node}: nothing reported up to {until}"),
         }
     }
 }
@@ -325,7 +326,7 @@ fn share_out(versions: &mut [VersionUsageView]) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
+    use super::{super::output::tests::fits, *};
 
     pub(crate) const NOW: i64 = 1_767_225_610_000;
 
@@ -396,20 +397,20 @@ pub(super) mod tests {
     #[test]
     fn a_table_tells_of_versions_callers_and_of_what_is_not_known() {
         assert_eq!(
-            UsageView::from(usage()).render(Timestamp::from_millis(NOW)),
+            fits(UsageView::from(usage()).render(Timestamp::from_millis(NOW))),
             "KEYRING   payments\n\
              CONSUMER  acme\n\
              KEY ID    7Qm2Xc91TbKe\n\
-             COMPLETE  until 2026-01-01T00:00:06Z, 4 s ago\n\
-             GAP       edge-3 vanished at 2025-12-31T23:51:00Z; it has not told of requests since 2025-12-31T23:50:00Z\n\
-             SILENT    edge-4: its reports are late\n\
+             COMPLETE  until 2026-01-01T00:00:06Z, 4s ago\n\
+             GAP       edge-3: 2025-12-31T23:50:00Z to 2025-12-31T23:51:00Z not reported\n\
+             SILENT    the reports of edge-4 are late\n\
              \n\
-             VERSION  STATE     SHARE  RATE   REQUESTS  DENIED  FIRST USED            LAST USED\n\
-             1        retiring  75%    7.5/s  1200      3       2025-12-29T09:20:00Z  2026-01-01T00:00:08Z\n\
-             2        active    25%    2.5/s  40        0       -                     -\n\
+             VERSION  STATE     SHARE  RATE   REQUESTS  DENIED  FIRST USED  LAST USED\n\
+             1        retiring  75%    7.5/s  1200      3       2d ago      2s ago\n\
+             2        active    25%    2.5/s  40        0       -           -\n\
              \n\
              VERSION  SOURCE    USER AGENT  ROUTE               REQUESTS  LAST USED\n\
-             1        10.1.2.3  batch/2.1   api.example/orders  900       2026-01-01T00:00:08Z\n"
+             1        10.1.2.3  batch/2.1   api.example/orders  900       2s ago\n"
         );
     }
 
@@ -439,9 +440,12 @@ pub(super) mod tests {
         usage.gaps[0].from = None;
         let view = UsageView::from(usage);
         let facts = view.completeness(Timestamp::from_millis(NOW));
-        assert_eq!(facts[0].1, "no: a sidecar has not told of any requests yet");
+        assert_eq!(
+            facts[0].1,
+            "no: a sidecar has not reported any requests yet"
+        );
         assert!(
-            facts[1].1.ends_with("it has told of no requests"),
+            facts[1].1.contains(": nothing reported up to "),
             "{facts:?}"
         );
     }
@@ -450,7 +454,9 @@ pub(super) mod tests {
     fn what_callers_call_themselves_cannot_steer_a_terminal() {
         let mut usage = usage();
         usage.versions[0].callers[0].user_agent = "a\x1b[2J\nb".to_owned();
-        let table = UsageView::from(usage).callers_table(1).expect("a caller");
+        let table = UsageView::from(usage)
+            .callers_table(1, Timestamp::from_millis(NOW))
+            .expect("a caller");
         assert!(!table.contains('\x1b'), "{table}");
         assert_eq!(table.lines().count(), 2, "{table}");
     }

@@ -12,41 +12,41 @@ use crate::key::{
 /// Takes a [`KeyId`]. Unlike clap's own parsers it does not repeat what it was given: somebody may have pasted a whole
 /// key where its id belongs.
 #[derive(Clone, Copy, Debug)]
-pub struct KeyIdParser;
+pub(crate) struct KeyIdParser;
 
 /// Takes a [`WebhookId`], and does not repeat what it was given either: it may be the secret that signs.
 #[derive(Clone, Copy, Debug)]
-pub struct WebhookIdParser;
+pub(crate) struct WebhookIdParser;
 
 /// A text that is no duration which a command takes.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum ParseDurationError {
+pub(crate) enum ParseDurationError {
     /// It is no duration at all.
-    #[error("{0}; write for example 30s, 12h or 7d")]
+    #[error("{0}; examples: 30s, 12h or 7d")]
     Syntax(humantime::DurationError),
     /// It is zero where that means nothing.
-    #[error("it must be longer than zero; write for example 30s, 12h or 7d")]
+    #[error("the duration must be longer than zero; examples: 30s, 12h or 7d")]
     Zero,
     /// It is longer than [`MAX_DURATION`].
-    #[error("it is longer than 100 years; leave the flag away for no end")]
+    #[error("the duration is longer than 100 years; omit the flag for no end")]
     TooLong,
 }
 
 /// A text that is no lifetime.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}, or never")]
-pub struct ParseLifetimeError(#[from] ParseDurationError);
+pub(crate) struct ParseLifetimeError(#[from] ParseDurationError);
 
 /// The longest duration that is taken, 100 years: more is a slip of the finger, and everything below fits every format
 /// that the duration passes through.
-pub const MAX_DURATION: Duration = Duration::from_hours(24 * 36_525);
+pub(crate) const MAX_DURATION: Duration = Duration::from_hours(24 * 36_525);
 
 /// A duration, zero included: `30s`, `7d`, `1h30m`.
 ///
 /// # Errors
 ///
 /// When `text` is no duration, or too long.
-pub fn duration(text: &str) -> Result<Duration, ParseDurationError> {
+pub(crate) fn duration(text: &str) -> Result<Duration, ParseDurationError> {
     let duration = humantime::parse_duration(text).map_err(ParseDurationError::Syntax)?;
     if duration > MAX_DURATION {
         return Err(ParseDurationError::TooLong);
@@ -59,7 +59,7 @@ pub fn duration(text: &str) -> Result<Duration, ParseDurationError> {
 /// # Errors
 ///
 /// As for [`duration`], and when it is zero.
-pub fn positive_duration(text: &str) -> Result<Duration, ParseDurationError> {
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, ParseDurationError> {
     let duration = duration(text)?;
     if duration.is_zero() {
         return Err(ParseDurationError::Zero);
@@ -72,7 +72,7 @@ pub fn positive_duration(text: &str) -> Result<Duration, ParseDurationError> {
 /// # Errors
 ///
 /// When it is neither.
-pub fn lifetime(text: &str) -> Result<Lifetime, ParseLifetimeError> {
+pub(crate) fn lifetime(text: &str) -> Result<Lifetime, ParseLifetimeError> {
     match text {
         "never" => Ok(Lifetime::Unlimited),
         text => Ok(Lifetime::Limited(positive_duration(text)?)),
@@ -84,7 +84,7 @@ pub fn lifetime(text: &str) -> Result<Lifetime, ParseLifetimeError> {
 /// # Errors
 ///
 /// When it is neither.
-pub fn source(text: &str) -> Result<String, ParseSourceError> {
+pub(crate) fn source(text: &str) -> Result<String, ParseSourceError> {
     AllowedSources::parse(&[text]).map(|_| text.to_owned())
 }
 
@@ -146,10 +146,7 @@ mod tests {
     fn a_bad_duration_is_answered_with_an_example() {
         for bad in ["", "soon", "30", "5 parsecs", "-3s"] {
             let error = duration(bad).expect_err("not a duration").to_string();
-            assert!(
-                error.ends_with("write for example 30s, 12h or 7d"),
-                "{error}"
-            );
+            assert!(error.ends_with("examples: 30s, 12h or 7d"), "{error}");
         }
     }
 
@@ -160,7 +157,7 @@ mod tests {
         assert_eq!(lifetime("never"), Ok(Lifetime::Unlimited));
         let error = lifetime("forever").expect_err("no duration").to_string();
         assert!(
-            error.ends_with("write for example 30s, 12h or 7d, or never"),
+            error.ends_with("examples: 30s, 12h or 7d, or never"),
             "{error}"
         );
         assert!(lifetime("0s").is_err());

@@ -8,7 +8,7 @@ use crate::duration::written;
 
 /// Why a watched call did not come to its end.
 #[derive(Debug)]
-pub enum Stopped {
+pub(crate) enum Stopped {
     /// It failed.
     Failed(Failure),
     /// Ctrl-C. The call was dropped, which the control plane notices.
@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(30);
 
 /// How long a command waits for the answer of a control plane that waits `timeout` for sidecars.
 #[must_use]
-pub fn patience(timeout: Option<Duration>) -> Duration {
+pub(crate) fn patience(timeout: Option<Duration>) -> Duration {
     timeout.unwrap_or(DEFAULT_TIMEOUT).saturating_add(GRACE)
 }
 
@@ -32,7 +32,7 @@ pub fn patience(timeout: Option<Duration>) -> Duration {
 /// # Errors
 ///
 /// When the call fails, is overdue, or Ctrl-C is pressed.
-pub async fn watch(
+pub(crate) async fn watch(
     patience: Duration,
     call: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Stopped> {
@@ -55,7 +55,7 @@ fn overdue(patience: Duration) -> Failure {
     Failure::unanswered(
         Exit::TimedOut,
         anyhow::anyhow!(
-            "the control plane said nothing within {}",
+            "the control plane did not answer within {}",
             written(patience)
         ),
     )
@@ -80,7 +80,7 @@ mod tests {
             Err(Stopped::Failed(failure)) => {
                 assert_eq!(failure.exit(), Exit::TimedOut);
                 let report = failure.report(false);
-                assert!(report.contains("said nothing within 0s"), "{report}");
+                assert!(report.contains("did not answer within 0s"), "{report}");
             }
             other => panic!("{other:?}"),
         }

@@ -26,22 +26,28 @@ use crate::{
 /// What can be done with webhooks.
 #[derive(Debug, Subcommand)]
 pub enum WebhookCommand {
-    /// Tell an address of what happens to keys; the secret that signs is printed once
+    /// Create a webhook: send events about keys to a URL, and print the signing secret once
     ///
-    /// Each event is sent in the form of CloudEvents, by a POST that is signed as Standard Webhooks says, until it was delivered or
-    /// given up. The secret by which the receiver verifies signatures is printed once.
-    #[command(after_help = ADD_EXAMPLES)]
+    /// The control plane sends each event in the CloudEvents format, in a POST request that is signed as Standard Webhooks
+    /// specifies, and retries until it is delivered or given up. The receiver verifies the signature with the signing
+    /// secret.
+    // The usage that clap makes is wider than a terminal.
+    #[command(
+        after_help = ADD_EXAMPLES,
+        override_usage = "relatch webhook add [OPTIONS] --keyring <KEYRING>\n    \
+                          <--url <URL>|--url-file <PATH>>"
+    )]
     Add(AddArgs),
     /// List webhooks
     List(ListArgs),
-    /// Tell an address no more
+    /// Delete a webhook
     Remove(OneArgs),
-    /// Send an event of type webhook.test now, and say what came back
+    /// Send an event of type webhook.test, and show the result
     ///
-    /// The exit code is 1 when it was not delivered. It is not tried again.
+    /// The exit code is 1 if the event was not delivered. The control plane does not retry it.
     #[command(after_help = TEST_EXAMPLES)]
     Test(OneArgs),
-    /// List what was sent and what waits to be sent, the newest first
+    /// List sent and waiting events, newest first
     #[command(after_help = DELIVERIES_EXAMPLES)]
     Deliveries(DeliveriesArgs),
 }
@@ -49,22 +55,22 @@ pub enum WebhookCommand {
 /// The arguments of `webhook add`.
 #[derive(Debug, Args)]
 pub struct AddArgs {
-    /// The keyring whose keys it is told of
+    /// Keyring whose events to send
     #[arg(long)]
     keyring: KeyringName,
 
     #[command(flatten)]
     address: AddressArgs,
 
-    /// Only of keys of this consumer
+    /// Send only events about keys of this consumer [default: all consumers]
     #[arg(long)]
     consumer: Option<ConsumerId>,
 
-    /// Only of this event, for example rotation.started; may be repeated; without this flag of all
+    /// Event to send, for example rotation.started; may be repeated [default: all events]
     #[arg(long = "event", value_name = "EVENT")]
     events: Vec<EventKind>,
 
-    /// Its address may be on a private network, and plain http
+    /// Allow a URL on a private network, or with plain http
     #[arg(long)]
     allow_private: bool,
 
@@ -76,11 +82,11 @@ pub struct AddArgs {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct AddressArgs {
-    /// Where events are sent; give --url-file instead when it holds a token, since other processes can read arguments
+    /// URL to send events to; if it contains a token, use --url-file, because other processes can read arguments
     #[arg(long)]
     url: Option<String>,
 
-    /// The file that holds the address, or - for standard input
+    /// File that contains the URL, or - for standard input
     #[arg(long, value_name = "PATH")]
     url_file: Option<SecretInput>,
 }
@@ -88,7 +94,7 @@ struct AddressArgs {
 /// The arguments of `webhook list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only those of this keyring
+    /// List only the webhooks of this keyring [default: all keyrings]
     #[arg(long)]
     keyring: Option<KeyringName>,
 }
@@ -96,11 +102,11 @@ pub struct ListArgs {
 /// One webhook.
 #[derive(Debug, Args)]
 pub struct OneArgs {
-    /// The keyring whose keys it is told of
+    /// Keyring of the webhook [default: the keyring that has a webhook with this id]
     #[arg(long)]
-    keyring: KeyringName,
+    keyring: Option<KeyringName>,
 
-    /// The webhook, as `webhook list` names it
+    /// Id of the webhook, as `relatch webhook list` shows it
     #[arg(value_name = "ID", value_parser = WebhookIdParser)]
     id: WebhookId,
 }
@@ -108,15 +114,15 @@ pub struct OneArgs {
 /// The arguments of `webhook deliveries`.
 #[derive(Debug, Args)]
 pub struct DeliveriesArgs {
-    /// The keyring whose webhooks sent it
+    /// Keyring of the webhooks
     #[arg(long)]
     keyring: KeyringName,
 
-    /// Only those of this webhook, as `webhook list` names it
+    /// List only events of this webhook: an id as `relatch webhook list` shows it [default: all webhooks]
     #[arg(long, value_name = "ID", value_parser = WebhookIdParser)]
     webhook: Option<WebhookId>,
 
-    /// How many to show, at most 1000
+    /// Maximum number of events to list, up to 1000
     #[arg(
         long,
         value_name = "N",
@@ -178,25 +184,26 @@ struct DeliveryView {
 
 const ADD_EXAMPLES: &str = "\
 Examples:
-  Tell a consumer of every rotation of its keys, and keep the secret that signs:
+  Send a consumer the events about its keys; write the signing secret to a file:
     (umask 077; relatch webhook add --keyring payments --consumer acme \\
-      --url https://hooks.example.com/relatch -o json | jq -r .signing_secret > acme.hook)
+      --url https://hooks.example.com/relatch -o json \\
+      | jq -r .signing_secret > acme.hook)
 
 Events: rotation.started, rotation.reminder, rotation.drained, rotation.held,
 rotation.secret_lost, rotation.retired, rotation.rolled_back, rotation.due,
 key.revoked, key.expiring.
 
-Needs role admin.";
+Requires role admin.";
 
 const TEST_EXAMPLES: &str = "\
 Example:
-  relatch webhook test --keyring payments 4fK0pQz81LmN -o table
+  relatch webhook test 4fK0pQz81LmN -o table
 
 Exit codes: 0 delivered, 1 not delivered.";
 
 const DELIVERIES_EXAMPLES: &str = "\
 Example:
-  What was given up?
+  List the events that were given up:
     relatch webhook deliveries --keyring payments --limit 1000 -o json \\
       | jq '.[] | select(.state == \"given_up\")'";
 
@@ -229,15 +236,17 @@ impl WebhookCommand {
             }
             Self::Remove(args) => {
                 let mut admin = session.admin().await?;
-                let (keyring, id) = args.into_parts();
+                let (keyring, id) = args.find(&mut admin).await?;
                 let request = admin::RemoveWebhookRequest { keyring, id };
                 let removed = answer(admin.remove_webhook(request)).await?;
                 session.show(&WebhookView::from(removed))?;
-                session.output.note("it is told no more");
+                session
+                    .output
+                    .note("the webhook was deleted: it receives no more events");
             }
             Self::Test(args) => {
                 let mut admin = session.admin().await?;
-                let (keyring, id) = args.into_parts();
+                let (keyring, id) = args.find(&mut admin).await?;
                 let request = admin::TestWebhookRequest { keyring, id };
                 let view = TestView::from(answer(admin.test_webhook(request)).await?);
                 session.show(&view)?;
@@ -275,9 +284,9 @@ impl AddressArgs {
         let Some(file) = self.url_file else {
             return Ok(self.url.unwrap_or_default());
         };
-        let bytes = file.read("address", "--url-file")?;
+        let bytes = file.read("URL", "--url-file")?;
         let url = std::str::from_utf8(&bytes)
-            .map_err(|_| Failure::usage(format!("what {file} holds is no address")))?;
+            .map_err(|_| Failure::usage(format!("{file} does not contain a URL")))?;
         Ok(url.to_owned())
     }
 }
@@ -292,8 +301,19 @@ impl std::fmt::Debug for AddressArgs {
 }
 
 impl OneArgs {
-    fn into_parts(self) -> (String, String) {
-        (self.keyring.into(), self.id.into())
+    /// The webhook's keyring and id.
+    ///
+    /// # Errors
+    ///
+    /// When no keyring is given, and none has such a webhook.
+    async fn find(self, admin: &mut Admin) -> Result<(String, String), Failure> {
+        let id = String::from(self.id);
+        if let Some(keyring) = self.keyring {
+            return Ok((keyring.into(), id));
+        }
+        let everywhere = admin::ListWebhooksRequest::default();
+        let list = answer(admin.list_webhooks(everywhere)).await?;
+        Ok((keyring_of(&id, list.webhooks)?, id))
     }
 }
 
@@ -371,6 +391,14 @@ impl WebhookView {
             self.events.join(" ")
         }
     }
+
+    /// How many of the events it receives: their names would not fit into a table.
+    fn count(&self) -> String {
+        match self.events.len() {
+            0 => "all".to_owned(),
+            count => count.to_string(),
+        }
+    }
 }
 
 impl View for WebhookView {
@@ -388,15 +416,14 @@ impl View for WebhookView {
 }
 
 impl Row for WebhookView {
-    const TITLES: &[&str] = &["ID", "KEYRING", "CONSUMER", "EVENTS", "CREATED", "URL"];
+    const TITLES: &[&str] = &["ID", "KEYRING", "CONSUMER", "EVENTS", "URL"];
 
     fn cells(&self, _now: Timestamp) -> Vec<Vec<String>> {
         vec![vec![
             self.id.clone(),
             self.keyring.clone(),
             self.consumers(),
-            self.events(),
-            words::time(self.created_at),
+            self.count(),
             self.url.clone(),
         ]]
     }
@@ -441,22 +468,36 @@ impl View for TestView {
 
 impl Row for DeliveryView {
     const TITLES: &[&str] = &[
-        "CREATED", "EVENT", "EVENT ID", "WEBHOOK", "STATE", "ATTEMPTS", "STATUS", "NEXT", "PROBLEM",
+        "AGE", "EVENT", "WEBHOOK", "STATE", "TRIES", "NEXT", "PROBLEM",
     ];
 
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
-        let next = self.next_attempt_at.map(|next| words::distance(next, now));
+        let age = self.created_at.map(|created| words::age(created, now));
         vec![vec![
-            words::time(self.created_at),
+            age.unwrap_or_else(|| words::NOTHING.to_owned()),
             self.event.clone(),
-            self.event_id.clone(),
             self.webhook_id.clone(),
             self.state.clone(),
             self.attempts.to_string(),
-            number(self.last_http_status),
-            next.unwrap_or_else(|| words::NOTHING.to_owned()),
+            words::when(self.next_attempt_at, now),
             words::or_nothing(self.last_problem.as_deref().unwrap_or_default()),
         ]]
+    }
+}
+
+/// The one keyring that has a webhook with this id.
+fn keyring_of(id: &str, webhooks: Vec<admin::Webhook>) -> Result<String, Failure> {
+    let mut found = webhooks.into_iter().filter(|webhook| webhook.id == id);
+    match (found.next(), found.next()) {
+        (Some(webhook), None) => Ok(webhook.keyring),
+        (Some(one), Some(other)) => Err(Failure::usage(format!(
+            "keyrings {} and {} both have a webhook {id}",
+            one.keyring, other.keyring
+        ))
+        .hint("use --keyring NAME to choose one")),
+        (None, _) => Err(Failure::failed(format!("webhook {id} does not exist"))
+            .exit_with(Exit::NotFound)
+            .hint("`relatch webhook list` shows the webhooks")),
     }
 }
 
@@ -469,7 +510,7 @@ mod tests {
     use clap::{Parser, error::ErrorKind};
 
     use super::{
-        super::{Cli, Command},
+        super::{Cli, Command, output::tests::fits},
         *,
     };
 
@@ -492,7 +533,7 @@ mod tests {
     fn parse(line: &str) -> Result<WebhookCommand, clap::Error> {
         let line = format!("relatch webhook {line}");
         match Cli::try_parse_from(line.split(' '))?.command {
-            Command::Webhook(command) => Ok(command),
+            Command::Webhook(client) => Ok(client.command),
             other => panic!("{other:?}"),
         }
     }
@@ -527,11 +568,33 @@ mod tests {
         };
         let list = Listing(vec![WebhookView::from(webhook()), all.into()]);
         assert_eq!(
-            list.render(Timestamp::from_millis(0)),
-            "ID            KEYRING   CONSUMER  EVENTS                        CREATED               URL\n\
-             4fK0pQz81LmN  payments  acme      rotation.started key.revoked  2026-01-01T00:00:00Z  https://hooks.example.com/t0ken\n\
-             7Qm2Xc91TbKe  payments  all       all                           2026-01-01T00:00:00Z  https://hooks.example.com/t0ken\n"
+            fits(list.render(Timestamp::from_millis(0))),
+            "ID            KEYRING   CONSUMER  EVENTS  URL\n\
+             4fK0pQz81LmN  payments  acme      2       https://hooks.example.com/t0ken\n\
+             7Qm2Xc91TbKe  payments  all       all     https://hooks.example.com/t0ken\n"
         );
+    }
+
+    #[test]
+    fn a_webhook_is_found_by_its_id_alone() {
+        assert!(parse("test 4fK0pQz81LmN").is_ok());
+        assert!(parse("remove 4fK0pQz81LmN --keyring payments").is_ok());
+        let other = admin::Webhook {
+            id: "7Qm2Xc91TbKe".to_owned(),
+            keyring: "partners".to_owned(),
+            ..webhook()
+        };
+        let twin = admin::Webhook {
+            keyring: "partners".to_owned(),
+            ..webhook()
+        };
+        let of = |webhooks: &[admin::Webhook]| keyring_of("4fK0pQz81LmN", webhooks.to_vec());
+        assert_eq!(of(&[other.clone(), webhook()]).expect("one"), "payments");
+        let missing = of(&[other]).expect_err("another one");
+        assert_eq!(missing.exit(), Exit::NotFound);
+        let both = of(&[webhook(), twin]).expect_err("two");
+        assert_eq!(both.exit(), Exit::Usage);
+        assert!(both.report(false).contains("--keyring"));
     }
 
     #[test]
@@ -584,10 +647,11 @@ mod tests {
                 r#""last_problem":"connection refused"}"#,
             )
         );
-        let table = Listing(vec![view]).render(Timestamp::from_millis(1_767_225_610_000));
-        assert!(
-            table.contains("waiting  2         -       in 2 min  connection refused"),
-            "{table}"
+        let list = Listing(vec![view]);
+        assert_eq!(
+            fits(list.render(Timestamp::from_millis(1_767_225_610_000))),
+            "AGE  EVENT             WEBHOOK       STATE    TRIES  NEXT   PROBLEM\n\
+             10s  rotation.started  4fK0pQz81LmN  waiting  2      in 2m  connection refused\n"
         );
     }
 

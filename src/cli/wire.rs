@@ -10,7 +10,7 @@ use crate::{
 
 /// A point in time that a message holds.
 #[must_use]
-pub fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+pub(crate) fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
     time.map(|time| {
         let millis = time.seconds.saturating_mul(1_000);
         Timestamp::from_millis(millis.saturating_add(i64::from(time.nanos / 1_000_000)))
@@ -19,23 +19,19 @@ pub fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
 
 /// A point in time for a message.
 #[must_use]
-pub fn to_timestamp(time: Timestamp) -> prost_types::Timestamp {
+pub(crate) fn to_timestamp(time: Timestamp) -> prost_types::Timestamp {
     std::time::SystemTime::from(time).into()
 }
 
 /// A duration that a message holds; none when it is negative.
 #[must_use]
-pub fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
+pub(crate) fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
     duration.and_then(|duration| duration.try_into().ok())
 }
 
 /// A duration for a message, at most [`MAX_DURATION`](super::value::MAX_DURATION).
 #[must_use]
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "the parser of durations holds the bound"
-)]
-pub fn to_duration(duration: Duration) -> prost_types::Duration {
+pub(crate) fn to_duration(duration: Duration) -> prost_types::Duration {
     duration
         .try_into()
         .expect("a duration on the command line has at most 100 years")
@@ -43,7 +39,7 @@ pub fn to_duration(duration: Duration) -> prost_types::Duration {
 
 /// The lifetime of a version, for a message.
 #[must_use]
-pub fn to_lifetime(lifetime: Lifetime) -> admin::start_rotation_request::Lifetime {
+pub(crate) fn to_lifetime(lifetime: Lifetime) -> admin::start_rotation_request::Lifetime {
     match lifetime {
         Lifetime::Limited(duration) => {
             admin::start_rotation_request::Lifetime::ExpiresIn(to_duration(duration))
@@ -54,7 +50,7 @@ pub fn to_lifetime(lifetime: Lifetime) -> admin::start_rotation_request::Lifetim
 
 /// The name of a key's state; `unknown` for one that a newer control plane has.
 #[must_use]
-pub fn state(state: i32) -> String {
+pub(crate) fn state(state: i32) -> String {
     match admin::KeyState::try_from(state) {
         Ok(admin::KeyState::Pending) => KeyState::Pending.to_string(),
         Ok(admin::KeyState::Active) => KeyState::Active.to_string(),
@@ -67,7 +63,7 @@ pub fn state(state: i32) -> String {
 
 /// The name of a rotation's phase; `unknown` for one that a newer control plane has.
 #[must_use]
-pub fn phase(phase: i32) -> String {
+pub(crate) fn phase(phase: i32) -> String {
     let phase = match admin::RotationPhase::try_from(phase) {
         Ok(admin::RotationPhase::Stage) => Phase::Stage,
         Ok(admin::RotationPhase::Overlap) => Phase::Overlap,
@@ -81,7 +77,7 @@ pub fn phase(phase: i32) -> String {
 
 /// What a policy does at a deadline; none when the message does not say, or says what a newer control plane knows.
 #[must_use]
-pub fn on_deadline(answer: i32) -> Option<OnDeadline> {
+pub(crate) fn on_deadline(answer: i32) -> Option<OnDeadline> {
     match admin::OnDeadline::try_from(answer) {
         Ok(admin::OnDeadline::Retire) => Some(OnDeadline::Retire),
         Ok(admin::OnDeadline::Extend) => Some(OnDeadline::Extend),
@@ -92,7 +88,7 @@ pub fn on_deadline(answer: i32) -> Option<OnDeadline> {
 
 /// What a policy does at a deadline, for a message.
 #[must_use]
-pub fn to_on_deadline(answer: Option<OnDeadline>) -> i32 {
+pub(crate) fn to_on_deadline(answer: Option<OnDeadline>) -> i32 {
     match answer {
         Some(OnDeadline::Retire) => admin::OnDeadline::Retire,
         Some(OnDeadline::Extend) => admin::OnDeadline::Extend,
@@ -107,7 +103,7 @@ pub fn to_on_deadline(answer: Option<OnDeadline>) -> i32 {
 /// # Errors
 ///
 /// When it does not.
-pub fn required<T>(part: Option<T>, what: &str) -> Result<T, Failure> {
+pub(crate) fn required<T>(part: Option<T>, what: &str) -> Result<T, Failure> {
     part.ok_or_else(|| Failure::failed(format!("the answer of the control plane lacks the {what}")))
 }
 

@@ -6,7 +6,7 @@ use crate::{key::Timestamp, printable, proto::admin};
 
 /// The colour of a [`label`].
 #[derive(Clone, Copy, Debug)]
-pub enum Colour {
+pub(crate) enum Colour {
     /// For errors.
     Red,
     /// For notes and hints.
@@ -14,11 +14,11 @@ pub enum Colour {
 }
 
 /// What a table shows where there is nothing to show.
-pub const NOTHING: &str = "-";
+pub(crate) const NOTHING: &str = "-";
 
 /// The bold word that a line on standard error begins with.
 #[must_use]
-pub fn label(text: &str, colour: Colour, coloured: bool) -> String {
+pub(crate) fn label(text: &str, colour: Colour, coloured: bool) -> String {
     let code = match colour {
         Colour::Red => "31",
         Colour::Cyan => "36",
@@ -33,19 +33,19 @@ pub fn label(text: &str, colour: Colour, coloured: bool) -> String {
 /// `text` with every character replaced that steers a terminal or deceives the reader, so that what another party wrote
 /// stays on its line and reads as it is.
 #[must_use]
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     printable::line(text)
 }
 
 /// The same of a text of several lines.
 #[must_use]
-pub fn printable_lines(text: &str) -> Cow<'_, str> {
+pub(crate) fn printable_lines(text: &str) -> Cow<'_, str> {
     printable::lines(text)
 }
 
 /// `text`, or a dash when it is empty.
 #[must_use]
-pub fn or_nothing(text: &str) -> String {
+pub(crate) fn or_nothing(text: &str) -> String {
     if text.is_empty() {
         NOTHING.to_owned()
     } else {
@@ -55,7 +55,7 @@ pub fn or_nothing(text: &str) -> String {
 
 /// A point in time to the second, or a dash.
 #[must_use]
-pub fn time(time: Option<Timestamp>) -> String {
+pub(crate) fn time(time: Option<Timestamp>) -> String {
     time.map_or_else(
         || NOTHING.to_owned(),
         |time| humantime::format_rfc3339_seconds(time.into()).to_string(),
@@ -64,7 +64,7 @@ pub fn time(time: Option<Timestamp>) -> String {
 
 /// Whether a sidecar may answer checks.
 #[must_use]
-pub const fn presence(presence: admin::Presence) -> &'static str {
+pub(crate) const fn presence(presence: admin::Presence) -> &'static str {
     match presence {
         admin::Presence::Unspecified => "unknown",
         admin::Presence::Connected => "connected",
@@ -75,25 +75,25 @@ pub const fn presence(presence: admin::Presence) -> &'static str {
 
 /// `yes` or `no`.
 #[must_use]
-pub fn yes_no(is: bool) -> String {
+pub(crate) fn yes_no(is: bool) -> String {
     if is { "yes" } else { "no" }.to_owned()
 }
 
-/// How long before `now` something was, in its largest unit: `4 s`, `3 min`, `2 h`, `5 d`.
+/// How long before `now` something was, in its largest unit: `4s`, `3m`, `2h`, `5d`.
 #[must_use]
-pub fn age(then: Timestamp, now: Timestamp) -> String {
+pub(crate) fn age(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.saturating_since(then).as_secs();
     match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3_600 => format!("{} min", seconds / 60),
-        3_600..86_400 => format!("{} h", seconds / 3_600),
-        _ => format!("{} d", seconds / 86_400),
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }
 
 /// How long something took: `1.4 ms`, `412 ms`, `2.41 s`.
 #[must_use]
-pub fn took(duration: Duration) -> String {
+pub(crate) fn took(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     match duration.as_millis() {
         0..10 => format!("{:.1} ms", seconds * 1e3),
@@ -102,9 +102,9 @@ pub fn took(duration: Duration) -> String {
     }
 }
 
-/// How far a point in time is from `now`: `in 3 d`, `4 s ago`.
+/// How far a point in time is from `now`: `in 3d`, `4s ago`.
 #[must_use]
-pub fn distance(then: Timestamp, now: Timestamp) -> String {
+pub(crate) fn distance(then: Timestamp, now: Timestamp) -> String {
     if then > now {
         format!("in {}", age(now, then))
     } else {
@@ -112,9 +112,15 @@ pub fn distance(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// [`distance`], or a dash.
+#[must_use]
+pub(crate) fn when(then: Option<Timestamp>, now: Timestamp) -> String {
+    then.map_or_else(|| NOTHING.to_owned(), |then| distance(then, now))
+}
+
 /// Requests a second: `0.02/s`, `7.5/s`, `320/s`.
 #[must_use]
-pub fn rate(rate: f64) -> String {
+pub(crate) fn rate(rate: f64) -> String {
     if rate == 0.0 {
         "0/s".to_owned()
     } else if rate < 0.01 {
@@ -130,7 +136,7 @@ pub fn rate(rate: f64) -> String {
 
 /// A share between 0 and 1 in percent. What is little but not nothing does not read as nothing, nor almost all as all.
 #[must_use]
-pub fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     if share > 0.0 && share < 0.01 {
         "<1%".to_owned()
     } else if share > 0.99 && share < 1.0 {
@@ -142,14 +148,14 @@ pub fn percent(share: f64) -> String {
 
 /// `1 revision`, `2 revisions`.
 #[must_use]
-pub fn count(number: u64, noun: &str) -> String {
+pub(crate) fn count(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{plural}")
 }
 
 /// `a`, `a and b`, `a, b and c`; at most `most` are named, the rest is counted.
 #[must_use]
-pub fn list(names: &[String], most: usize) -> String {
+pub(crate) fn list(names: &[String], most: usize) -> String {
     let rest = names.len().saturating_sub(most);
     let mut shown: Vec<String> = names.iter().take(most).map(|n| printable(n)).collect();
     if rest > 0 {
@@ -180,18 +186,18 @@ mod tests {
     fn ages_use_their_largest_unit() {
         let now = Timestamp::from_millis(1_000_000_000_000);
         for (seconds, text) in [
-            (0, "0 s"),
-            (59, "59 s"),
-            (60, "1 min"),
-            (3_599, "59 min"),
-            (3_600, "1 h"),
-            (86_399, "23 h"),
-            (86_400, "1 d"),
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (3_599, "59m"),
+            (3_600, "1h"),
+            (86_399, "23h"),
+            (86_400, "1d"),
         ] {
             let then = Timestamp::from_millis(now.as_millis() - seconds * 1_000);
             assert_eq!(age(then, now), text);
         }
-        assert_eq!(age(now.saturating_add(Duration::from_secs(9)), now), "0 s");
+        assert_eq!(age(now.saturating_add(Duration::from_secs(9)), now), "0s");
     }
 
     #[test]
@@ -213,9 +219,9 @@ mod tests {
     fn a_distance_says_on_which_side_of_now_it_lies() {
         let now = Timestamp::from_millis(1_000_000_000_000);
         let later = now.saturating_add(Duration::from_mins(3));
-        assert_eq!(distance(later, now), "in 3 min");
-        assert_eq!(distance(now, later), "3 min ago");
-        assert_eq!(distance(now, now), "0 s ago");
+        assert_eq!(distance(later, now), "in 3m");
+        assert_eq!(distance(now, later), "3m ago");
+        assert_eq!(distance(now, now), "0s ago");
     }
 
     #[test]

@@ -369,7 +369,6 @@ impl SidecarSettings {
 impl NodeSettings {
     /// A node of the default cluster, without labels.
     #[must_use]
-    #[expect(clippy::missing_panics_doc, reason = "the default is a valid name")]
     pub(crate) fn named(id: NodeName) -> Self {
         Self {
             id,

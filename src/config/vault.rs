@@ -121,15 +121,6 @@ impl RawVault {
     }
 }
 
-impl VaultAddress {
-    /// The address.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) const fn uri(&self) -> &Uri {
-        &self.0
-    }
-}
-
 impl FromStr for VaultAddress {
     type Err = ParseValueError;
 
@@ -145,15 +136,6 @@ impl FromStr for VaultAddress {
                 "secrets go there: use https://, or http:// with 127.0.0.1, [::1] or localhost",
             )),
         }
-    }
-}
-
-impl VaultMount {
-    /// The path as text.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
     }
 }
 

@@ -142,7 +142,7 @@ impl AdminApi {
             .and_then(|token| self.tokens.verify(&token))
             .ok_or_else(|| {
                 Status::unauthenticated(
-                    "give an admin token that is valid: --token-file or RELATCH_TOKEN_FILE",
+                    "the admin token was rejected: it is expired, deleted, or of another control plane",
                 )
             })?;
         spans::tell_actor(&caller.actor);

@@ -202,13 +202,6 @@ impl<S: State> Journal<S> {
         Ok(journal)
     }
 
-    /// Its log.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) fn log(&self) -> &LogName {
-        &self.core.log
-    }
-
     /// The epoch of its log.
     #[must_use]
     pub(crate) fn epoch(&self) -> Epoch {

@@ -122,7 +122,7 @@ pub(crate) enum RotationError {
     #[error(transparent)]
     Commit(#[from] CommitError),
     /// Not every sidecar acked in time. A rotation was withdrawn and nothing handed out; a revocation stands.
-    #[error("applied by {confirmed} of {total} after {waited}: {missing}", confirmed = barrier.confirmed, total = barrier.total, waited = written(whole_seconds(*waited)), missing = wait::missing(barrier))]
+    #[error("confirmed by {confirmed} of {total} sidecars after {waited}: {missing}", confirmed = barrier.confirmed, total = barrier.total, waited = written(whole_seconds(*waited)), missing = wait::missing(barrier))]
     TimedOut {
         /// Who is missing.
         barrier: Barrier,
@@ -133,14 +133,14 @@ pub(crate) enum RotationError {
     #[error("the caller went away before the hand-over; the new version was withdrawn")]
     Abandoned,
     /// Somebody gave the rotation up, or revoked its version.
-    #[error("the rotation was given up meanwhile; nothing was handed out")]
+    #[error("the rotation was aborted, or its version was revoked; nothing was handed out")]
     TakenBack,
     /// The control plane stops. A rotation was withdrawn and nothing handed out; a revocation stands.
-    #[error("the control plane stops and waits for sidecars no longer")]
+    #[error("the control plane is stopping and no longer waits for sidecars")]
     Stopping,
     /// The store failed at the hand-over and may have it all the same.
     #[error(
-        "the store failed at the hand-over, and may have it all the same; `relatch key show {key_id}` tells when the store is back",
+        "the store failed during the hand-over and may have committed it; when the store works again, `relatch key show {key_id}` shows whether it did",
         key_id = version.key_id
     )]
     Unsure {

@@ -12,8 +12,6 @@ mod testing;
 pub(crate) mod vault;
 
 use std::collections::BTreeMap;
-#[cfg(test)]
-use std::time::Duration;
 
 use crate::{
     config::{SinkSettings, sink::SinkTarget},
@@ -149,24 +147,6 @@ impl Sink {
             },
         };
         Ok(Self { name, kind })
-    }
-
-    /// Its name in the file.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) const fn name(&self) -> &SinkName {
-        &self.name
-    }
-
-    /// The longest that a delivery takes, for whoever keeps a version staged meanwhile.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) const fn time_limit(&self) -> Duration {
-        match &self.kind {
-            Kind::File(_) => FileSink::TIME_LIMIT,
-            Kind::Exec(sink) => sink.time_limit(),
-            Kind::Vault(_) => VaultSink::TIME_LIMIT,
-        }
     }
 
     /// Delivers a secret. Returns when it is where it should be, durably.

@@ -235,13 +235,6 @@ impl Changes {
             ..Self::default()
         }
     }
-
-    /// Whether there are none.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.kinds.is_empty()
-    }
 }
 
 impl CommitEvent<'_> {

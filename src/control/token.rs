@@ -255,10 +255,9 @@ impl Tokens {
     pub(crate) async fn end(&self, actor: &str, id: KeyId) -> Result<Token, CommitError> {
         self.commit(actor, |book, _| match book.tokens.get(&id) {
             None => Err(not_found(id)),
-            Some(token) if token.ended_at.is_some() => Err(Refusal::AlreadyExists {
-                what: "the end of token",
-                name: id.to_string(),
-            }),
+            Some(token) if token.ended_at.is_some() => Err(Refusal::DoneBefore(format!(
+                "token {id} is already deleted"
+            ))),
             Some(token) if token.is_lasting_admin() && book.lasting_admins() == 1 => {
                 Err(Refusal::Unsafe(format!(
                     "token {id} is the last admin token that does not expire: create another one first with `relatch token create --role admin`; if this one is lost, `relatch control recover-admin` creates another one beside the store"
@@ -641,7 +640,7 @@ mod tests {
         tokens.end(WHO, first).await.expect("another one is left");
         assert!(is_refused(&tokens.end(WHO, second).await));
         let again = tokens.end(WHO, first).await.expect_err("it has ended");
-        assert!(again.to_string().contains("exists already"), "{again}");
+        assert!(again.to_string().contains("is already deleted"), "{again}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

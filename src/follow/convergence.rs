@@ -19,7 +19,7 @@ use crate::{
         operation::{self, OldEnds, StageSpec, Which},
         testing,
     },
-    keyring::{Freshness, Keyrings, Slot, Staleness},
+    keyring::{Freshness, HeldKey, Keyrings, Slot, Staleness},
     proto::discovery::{
         self, ResyncReason, control_message::Kind, sidecar_message::Kind as Answer,
     },
@@ -311,7 +311,7 @@ impl Pair {
         assert_eq!(view.len(), self.control.keyring.version_count());
         for record in self.control.keyring.records() {
             assert_eq!(
-                view.lookup(&record.digest).map(|held| held.to_record()),
+                view.lookup(&record.digest).map(HeldKey::to_record),
                 Some(record)
             );
         }

@@ -174,7 +174,7 @@ impl Keyring {
     #[must_use]
     pub(crate) fn version(&self, which: VersionRef) -> Option<(&Key, &KeyVersion)> {
         let key = self.keys.get(&which.key_id)?;
-        Some((key, key.versions.get(&which.version)?))
+        Some((key, key.versions.get(which.version)?))
     }
 
     /// What sidecars are told of one version.

@@ -27,7 +27,7 @@ use crate::printable;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It speaks of something that is not there.
-    #[error("there is no {what} {name:?}")]
+    #[error("{what} {name:?} does not exist")]
     NotFound {
         /// A consumer, a key or a version.
         what: &'static str,
@@ -35,13 +35,19 @@ pub enum Refusal {
         name: String,
     },
     /// It would make something that is there already.
-    #[error("{what} {name:?} exists already")]
+    #[error("{what} {name:?} already exists")]
     AlreadyExists {
         /// A consumer or a key.
         what: &'static str,
         /// Its name.
         name: String,
     },
+    /// The key has no version of this number.
+    #[error("key {key_id} has no version {version}", key_id = .0.key_id, version = .0.version)]
+    NoVersion(VersionRef),
+    /// It was done before.
+    #[error("{0}")]
+    DoneBefore(String),
     /// A value of the request cannot be.
     #[error("{field}: {problem}")]
     Invalid {
@@ -54,7 +60,7 @@ pub enum Refusal {
     #[error("{0}")]
     Unsafe(String),
     /// It would end a version that may be in use.
-    #[error("version {version} of key {key_id} may be in use: {why}; --force retires it all the same", key_id = version.key_id, version = version.version)]
+    #[error("version {version} of key {key_id} may be in use: {why}; --force retires it anyway", key_id = version.key_id, version = version.version)]
     InUse {
         /// The version.
         version: VersionRef,
@@ -222,7 +228,7 @@ impl Keyring {
     ) -> Result<Change, Refusal> {
         if spec.imported && !self.allow_imported() {
             return Err(Refusal::Unsafe(format!(
-                "keyring {:?} holds only keys that it issues; make one with --allow-imported",
+                "keyring {:?} does not allow imported keys; create one with --allow-imported",
                 self.name().as_str()
             )));
         }
@@ -230,10 +236,10 @@ impl Keyring {
         check_window(&spec.window, now)?;
         let digest = pepper.digest(secret);
         if let Some(held) = self.find(&digest) {
-            return Err(Refusal::AlreadyExists {
-                what: "this secret, as key",
-                name: held.key_id.as_str().to_owned(),
-            });
+            return Err(Refusal::DoneBefore(format!(
+                "this secret is already imported, as key {}",
+                held.key_id
+            )));
         }
         Ok(Change::KeyCreated {
             key_id: spec.key_id,
@@ -466,12 +472,12 @@ impl Keyring {
         let key = self.key(key_id)?;
         match which {
             Which::All => Ok(key.versions.values().collect()),
-            Which::Version(number) => match key.versions.get(&number) {
+            Which::Version(number) => match key.versions.get(number) {
                 Some(version) => Ok(vec![version]),
-                None => Err(Refusal::NotFound {
-                    what: "version",
-                    name: format!("{number} of key {key_id}"),
-                }),
+                None => Err(Refusal::NoVersion(VersionRef {
+                    key_id,
+                    version: number,
+                })),
             },
         }
     }

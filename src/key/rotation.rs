@@ -240,7 +240,7 @@ impl Case<'_> {
         let mut key = self.key.clone();
         let overlap = |until: Timestamp| until.saturating_since(self.now);
         let old = old.and_then(|old| {
-            let version = key.versions.get(&old.version)?.clone();
+            let version = key.versions.get(old.version)?.clone();
             version
                 .begin_retiring(self.now, overlap(old.until), new.number)
                 .ok()
@@ -299,7 +299,7 @@ impl Case<'_> {
                     return None;
                 }
                 let why = format!(
-                    "sink {sink} has not confirmed the secret; see what it holds, then give the rotation up: relatch rotate abort {}",
+                    "sink {sink} has not confirmed the secret; check what it holds, then abort the rotation: relatch rotate abort {}",
                     self.key.id
                 );
                 return self.hold(version, withdraw_after, &why);
@@ -336,7 +336,7 @@ impl Case<'_> {
             } if is_over && self.has_successor() => Some(self.retire(
                 version,
                 format!(
-                    "the overlap is over and no request has used it since {since}; sidecars have told of every request until {complete_until}"
+                    "the overlap is over and no request has used it since {since}; sidecars have reported every request until {complete_until}"
                 )
                 .into(),
             )),
@@ -359,10 +359,15 @@ impl Case<'_> {
     ) -> Option<Change> {
         let why = self.missing(idleness);
         match self.policy.on_deadline {
-            OnDeadline::Retire => Some(self.retire(
-                version,
-                format!("the overlap is over, and the policy retires then, although {why}").into(),
-            )),
+            OnDeadline::Retire => Some(
+                self.retire(
+                    version,
+                    format!(
+                        "the overlap is over, and the policy retires the version although {why}"
+                    )
+                    .into(),
+                ),
+            ),
             OnDeadline::Extend => {
                 let by = self.policy.idle_for.max(MIN_EXTENSION);
                 let longer = version.clone().extend(self.now.saturating_add(by)).ok()?;
@@ -415,7 +420,7 @@ impl Case<'_> {
                 let waits_for = match sink {
                     None => "every sidecar to accept the new version".to_owned(),
                     Some(sink) if version.told.secret_lost => secret_lost(self.name(version), sink),
-                    Some(sink) => format!("sink {sink} to take the secret"),
+                    Some(sink) => format!("sink {sink} to accept the secret"),
                 };
                 return Some(Outlook {
                     phase: if version.told.secret_lost {
@@ -558,22 +563,22 @@ pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
         Idleness::Complete { since, .. } => format!("it was not used since {since}"),
         Idleness::Pending { until, since } => match since {
             Since::Overlap(at) => format!(
-                "it has to go unused for {idle_for} since the overlap began at {at}, and sidecars to tell of all requests until {until}"
+                "it must be unused for {idle_for} since the overlap began at {at}, and sidecars must report all requests until {until}"
             ),
-            Since::Use(at) => format!(
-                "it was last used at {at} and has to go unused for {idle_for}, until {until}"
-            ),
+            Since::Use(at) => {
+                format!("it was last used at {at} and must be unused for {idle_for}, until {until}")
+            }
             Since::Gap(at) => format!(
-                "a sidecar vanished without its last report and may have seen requests until {at}; it has to go unused for {idle_for} after that, until {until}"
+                "a sidecar vanished without its last report and may have seen requests until {at}; the version must be unused for {idle_for} after that, until {until}"
             ),
         },
-        Idleness::Unknown => "a sidecar has not told of any requests yet".to_owned(),
+        Idleness::Unknown => "a sidecar has not reported any requests yet".to_owned(),
     }
 }
 
 /// A version without a successor is what its consumer depends on, whatever its deadline.
 const NO_SUCCESSOR: &str =
-    "no active version takes its place; roll back, rotate, or retire it by force";
+    "no active version replaces it; roll back, rotate, or retire it by force";
 
 #[cfg(test)]
 #[expect(

@@ -18,14 +18,14 @@ impl Versions {
 
     /// Version `number`.
     #[must_use]
-    pub(crate) fn get(&self, number: &VersionNumber) -> Option<&KeyVersion> {
-        self.0.get(self.place_of(*number).ok()?)
+    pub(crate) fn get(&self, number: VersionNumber) -> Option<&KeyVersion> {
+        self.0.get(self.place_of(number).ok()?)
     }
 
     /// Whether there is a version `number`.
     #[must_use]
-    pub(crate) fn contains_key(&self, number: &VersionNumber) -> bool {
-        self.place_of(*number).is_ok()
+    pub(crate) fn contains_key(&self, number: VersionNumber) -> bool {
+        self.place_of(number).is_ok()
     }
 
     /// The numbers in order.
@@ -77,6 +77,6 @@ impl Index<&VersionNumber> for Versions {
     type Output = KeyVersion;
 
     fn index(&self, number: &VersionNumber) -> &KeyVersion {
-        self.get(number).expect("the key has the version")
+        self.get(*number).expect("the key has the version")
     }
 }

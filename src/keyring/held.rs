@@ -172,8 +172,7 @@ impl<'v> HeldKey<'v> {
 
     /// All of it, copied.
     #[must_use]
-    #[expect(clippy::missing_panics_doc, reason = "what was packed is valid")]
-    pub fn to_record(&self) -> KeyRecord {
+    pub fn to_record(self) -> KeyRecord {
         let (common, rare) = (&self.common, self.rare());
         KeyRecord {
             digest: *self.digest,

@@ -342,17 +342,6 @@ impl ByClocks {
 }
 
 impl Confirmation {
-    /// The moment `duration` earlier; it may be before the boot.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) fn before(self, duration: Duration) -> Self {
-        let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        Self {
-            boot_ms: self.boot_ms.saturating_sub(millis).max(NEVER + 1),
-            wall_ms: self.wall_ms.saturating_sub(millis),
-        }
-    }
-
     fn after(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self {

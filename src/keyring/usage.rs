@@ -156,10 +156,6 @@ impl Ledger {
 
     /// The counters at an index of this ledger.
     #[must_use]
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "an index is of counters that were made"
-    )]
     pub(crate) fn get(&self, UsageIndex(index): UsageIndex) -> &VersionUsage {
         let index = usize::try_from(index).expect("an address has 32 bits");
         self.usages.get(index).expect("counters are never removed")

@@ -224,7 +224,7 @@ impl Monitor {
         match condition {
             Condition::Unavailable => tracing::info!(
                 auth.keyring = %keyring,
-                "the keyring is not here yet; checks of it are denied"
+                "the keyring is not loaded yet; its checks are denied"
             ),
             Condition::Fresh => tracing::info!(auth.keyring = %keyring, "the keyring is fresh"),
             Condition::Warned => tracing::warn!(
@@ -387,5 +387,5 @@ async fn end_watches(health: &mut HealthReporter) {
 }
 
 fn blocker(keyring: &KeyringName) -> String {
-    format!("keyring {keyring} is not here, or stale")
+    format!("keyring {keyring} is not loaded, or is stale")
 }

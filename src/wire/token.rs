@@ -54,20 +54,12 @@ impl SidecarToken {
 
     /// As it is compared.
     #[must_use]
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "it was printable when it was read"
-    )]
     pub(crate) fn presented(&self) -> PresentedKey<'_> {
         PresentedKey::new(self.0.as_bytes()).expect("it was printable when it was read")
     }
 
     /// What goes into the metadata `authorization` of a call (RFC 6750, section 2.1).
     #[must_use]
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "it was printable when it was read"
-    )]
     pub(crate) fn bearer(&self) -> HeaderValue {
         let text = Zeroizing::new(format!("Bearer {}", self.0.as_str()));
         let mut value = HeaderValue::from_str(&text).expect("it was printable when it was read");

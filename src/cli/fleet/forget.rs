@@ -20,14 +20,14 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ForgetArgs {
-    /// The sidecar's node id
+    /// Node id of the sidecar
     node: String,
 
-    /// Only this process of it, as `relatch fleet -o json` names it in `run_id` [default: every one that is not connected]
+    /// Forget only this process: `run_id` in `relatch fleet -o json` [default: every process that is not connected]
     #[arg(long, value_name = "ID")]
     run: Option<String>,
 
-    /// Why; it is kept in the audit log
+    /// Reason, recorded in the audit log
     #[arg(long, value_name = "TEXT")]
     reason: String,
 }
@@ -40,12 +40,13 @@ struct ForgottenView {
 
 const EXAMPLES: &str = "\
 Example:
-  A node was taken out of the cluster, and its disk with it:
+  A node was removed from the cluster, together with its disk:
     relatch fleet forget edge-3 --reason 'node deleted, see INC-1043'
 
-Only do this when the process has ended and its snapshot file cannot be used again: a sidecar that
-is merely cut off goes on accepting what you revoke, until its time is up. `relatch fleet` shows
-until when that is. A sidecar that comes back begins anew, and the control plane logs an error.";
+Do this only if the process has ended and its snapshot file cannot be used
+again. A sidecar that has only lost its connection continues to accept keys that
+you revoke until its time is up; `relatch fleet` shows when that is. If the
+sidecar comes back, it starts over, and the control plane logs an error.";
 
 impl ForgetArgs {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {

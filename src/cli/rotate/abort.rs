@@ -18,11 +18,11 @@ use crate::{
 /// The arguments of `rotate abort`.
 #[derive(Debug, Args)]
 pub struct AbortArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 
-    /// Why; it is kept in the audit log
+    /// Reason, recorded in the audit log
     #[arg(long, value_name = "TEXT")]
     reason: String,
 }
@@ -38,10 +38,10 @@ struct AbortedView {
 
 pub(super) const EXAMPLES: &str = "\
 Example:
-  Give up a rotation that waits for a sidecar which will not come back:
+  Abort a rotation that waits for a sidecar that will not come back:
     relatch rotate abort 7Qm2Xc91TbKe --reason 'edge-3 is being replaced'
 
-Exit codes of note: 4 no version of the key is being staged.";
+Exit codes of note: 4 no version of the key is staged.";
 
 impl AbortArgs {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {

@@ -21,18 +21,18 @@ use crate::{
 /// The arguments of `rotate extend`.
 #[derive(Debug, Args)]
 pub struct ExtendArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 
     #[command(flatten)]
     to: ToArgs,
 
-    /// Why; it is kept in the audit log
+    /// Reason, recorded in the audit log
     #[arg(long, value_name = "TEXT")]
     reason: String,
 
-    /// The version whose overlap it is; needed only where more than one is retiring
+    /// Version whose overlap to extend; required if several versions are retiring [default: the retiring version]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     version: Option<u32>,
 }
@@ -41,11 +41,11 @@ pub struct ExtendArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct ToArgs {
-    /// The new end, in RFC 3339, for example 2027-01-31T12:00:00Z
+    /// New end (RFC 3339), for example 2027-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
     until: Option<Timestamp>,
 
-    /// How much longer than until now, for example 3d; counted from the present where the end has passed
+    /// Time to add to the current end, or to the current time if the end has passed, for example 3d
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
     by: Option<Duration>,
 }
@@ -62,10 +62,13 @@ struct ExtendedView {
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  relatch rotate extend 7Qm2Xc91TbKe --by 3d --reason 'acme deploys on Thursday'
-  relatch rotate extend 7Qm2Xc91TbKe --until 2027-01-31T12:00:00Z --reason 'end of their freeze'
+  relatch rotate extend 7Qm2Xc91TbKe --by 3d \\
+    --reason 'acme deploys on Thursday'
+  relatch rotate extend 7Qm2Xc91TbKe --until 2027-01-31T12:00:00Z \\
+    --reason 'end of their freeze'
 
-Exit codes of note: 4 no version of the key is retiring, or it expires by itself then.";
+Exit codes of note: 4 no version of the key is retiring, or its overlap already
+ends when the version expires.";
 
 impl ExtendArgs {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
@@ -99,8 +102,9 @@ impl ExtendedView {
             .until
             .filter(|until| asked.is_some_and(|asked| *until < asked))?;
         Some(format!(
-            "version {} expires by itself at {until}: its overlap cannot outlast that",
-            self.version
+            "version {} expires at {}: its overlap cannot end later",
+            self.version,
+            words::time(Some(until))
         ))
     }
 }
@@ -166,6 +170,6 @@ mod tests {
         assert_eq!(note(None), None);
         assert_eq!(note(Some(Timestamp::from_millis(end))), None);
         let later = note(Some(Timestamp::from_millis(end + 1))).expect("a note");
-        assert!(later.contains("expires by itself at 2027-01-01"), "{later}");
+        assert!(later.contains("expires at 2027-01-01"), "{later}");
     }
 }

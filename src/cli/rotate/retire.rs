@@ -18,19 +18,19 @@ use crate::{
 /// The arguments of `rotate retire`.
 #[derive(Debug, Args)]
 pub struct RetireArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 
-    /// The version to retire; needed only where more than one is retiring
+    /// Version to retire; required if several versions are retiring [default: the retiring version]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     version: Option<u32>,
 
-    /// Also while it may be in use; needs role revoker or admin
+    /// Retire the version even if it may be in use; requires role revoker or admin
     #[arg(long, requires = "reason")]
     force: bool,
 
-    /// Why it is forced; it is kept in the audit log
+    /// Reason for --force, recorded in the audit log [default: none]
     #[arg(long, value_name = "TEXT", requires = "force")]
     reason: Option<String>,
 }
@@ -48,11 +48,12 @@ struct RetiredView {
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  End the old version, if the evidence says that nobody uses it:
+  Retire the old version if the evidence shows that nobody uses it:
     relatch rotate retire 7Qm2Xc91TbKe
 
-  End it although it is still used:
-    relatch rotate retire 7Qm2Xc91TbKe --force --reason 'the consumer was told twice'
+  Retire it although it is still used:
+    relatch rotate retire 7Qm2Xc91TbKe --force \\
+      --reason 'the consumer was told twice'
 
 Exit codes of note: 4 the version may be in use; `relatch usage` shows by whom.";
 
@@ -79,7 +80,7 @@ impl RetireArgs {
 fn explain(failure: Failure, key_id: KeyId) -> Failure {
     match failure.exit() {
         Exit::Refused => failure.hint(format!(
-            "`relatch usage {key_id}` shows who uses which version, `relatch rotate status {key_id}` what is waited for"
+            "`relatch usage {key_id}` shows who uses which version, `relatch rotate status {key_id}` shows what the rotation waits for"
         )),
         Exit::Done
         | Exit::Failed

@@ -24,19 +24,19 @@ use crate::{
 /// The arguments of `rotate rollback`.
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 
-    /// Why; it is kept in the audit log
+    /// Reason, recorded in the audit log
     #[arg(long, value_name = "TEXT")]
     reason: String,
 
-    /// Return only when every sidecar that may serve has confirmed it, and say how long that took
+    /// Wait until every sidecar that may serve has confirmed, and report how long that took
     #[arg(long)]
     wait: bool,
 
-    /// How long --wait waits [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
+    /// Maximum time for --wait [default: 1m for connected sidecars, and until lost sidecars can no longer serve]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration, requires = "wait")]
     timeout: Option<Duration>,
 
@@ -74,14 +74,14 @@ struct RolledBackView {
 
 pub(super) const EXAMPLES: &str = "\
 Example:
-  Go back to the old version, and wait until every sidecar knows:
+  Roll back to the old version, and wait until every sidecar has confirmed:
     relatch rotate rollback 7Qm2Xc91TbKe --reason 'acme cannot deploy' --wait
 
-The replaced version goes on to be accepted and retires on evidence, as the old one would have;
-`relatch revoke` ends it at once. A roll-back stands once it is committed, also when --wait ends
-with exit code 5.
+The new version stays accepted and retires on evidence, as the old one would
+have; to end it immediately, use `relatch revoke`. A committed roll-back stays
+in effect, even if --wait ends with exit code 5.
 
-Exit codes of note: 4 no former version can come back.";
+Exit codes of note: 4 no former version can become active again.";
 
 impl RollbackArgs {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
@@ -103,7 +103,7 @@ impl RollbackArgs {
                     None => Exit::Failed,
                 };
                 Err(explain(
-                    Failure::failed("interrupted while waiting for the sidecars").exit_with(exit),
+                    Failure::failed("interrupted while waiting for sidecars").exit_with(exit),
                     committed.as_ref(),
                     session.now(),
                 ))
@@ -141,7 +141,7 @@ async fn follow(
         session.report(&mut progress, &RollbackEvent::Barrier(view), &sentence)?;
     }
     Err(Failure::failed(
-        "the control plane ended the call before it was done",
+        "the control plane closed the call before it was complete",
     ))
 }
 
@@ -168,7 +168,7 @@ fn explain(failure: Failure, committed: Option<&RolledBackView>, now: Timestamp)
     };
     failure
         .context(format!(
-            "the roll-back stands as revision {} of keyring {}, but not every sidecar has confirmed it",
+            "the roll-back is committed as revision {} of keyring {}, but not every sidecar has confirmed it",
             view.revision, view.keyring
         ))
         .hint(view.barrier.hint(now))
@@ -188,10 +188,10 @@ impl RolledBackView {
     fn replaced(&self) -> Option<String> {
         let replaced = self.replaced_version?;
         let until = self.replaced_until.map_or_else(String::new, |until| {
-            format!(" once its overlap is over at {until}")
+            format!(" after its overlap ends at {}", words::time(Some(until)))
         });
         Some(format!(
-            "version {replaced} goes on to be accepted and retires{until}, on evidence that nobody uses it; `relatch rotate status {}` shows it",
+            "version {replaced} stays accepted and retires{until}, on evidence that nobody uses it; `relatch rotate status {}` shows the progress",
             self.key_id
         ))
     }
@@ -283,7 +283,7 @@ mod tests {
         let view = RolledBackView::from(response(true));
         let said = view.replaced().expect("one was replaced");
         assert!(
-            said.starts_with("version 4 goes on to be accepted and retires once"),
+            said.starts_with("version 4 stays accepted and retires after its overlap"),
             "{said}"
         );
         assert_eq!(
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(failure.exit(), Exit::TimedOut);
         let report = failure.report(false);
         assert!(
-            report.contains("the roll-back stands as revision 19"),
+            report.contains("the roll-back is committed as revision 19"),
             "{report}"
         );
         assert!(

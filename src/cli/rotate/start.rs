@@ -28,31 +28,30 @@ use crate::{
 /// The arguments of `rotate start`.
 #[derive(Debug, Args)]
 pub struct StartArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 
-    /// How long the old version stays accepted after the hand-over, for example 7d; without this flag as long as the
-    /// policy says
+    /// Time that the old version stays accepted after the hand-over, for example 7d [default: from the policy]
     #[arg(long, value_name = "DURATION", value_parser = value::duration, conflicts_with = "emergency")]
     overlap: Option<Duration>,
 
-    /// How long the new version lives, for example 90d, or never [default: as long as the version before was to live]
+    /// Lifetime of the new version, for example 90d, or never [default: the lifetime of the previous version]
     #[arg(long, value_name = "DURATION", value_parser = value::lifetime)]
     expires_in: Option<Lifetime>,
 
-    /// How long to wait [default: 1m for connected sidecars; until they cannot serve any more for lost ones]
+    /// Maximum time to wait [default: 1m for connected sidecars, and until lost sidecars can no longer serve]
     #[arg(long, value_name = "DURATION", value_parser = value::positive_duration)]
     timeout: Option<Duration>,
 
     #[command(flatten)]
     pass_by: PassByArgs,
 
-    /// Revoke the old version at the hand-over: nothing overlaps; needs role admin
+    /// Revoke the old version at the hand-over, without an overlap; requires role admin
     #[arg(long, requires = "reason")]
     emergency: bool,
 
-    /// Why it is an emergency; it is kept in the audit log
+    /// Reason for --emergency, recorded in the audit log [default: none]
     #[arg(long, value_name = "TEXT", requires = "emergency")]
     reason: Option<String>,
 
@@ -132,19 +131,24 @@ enum Fate {
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  Replace a key, with a week for its consumer to switch:
+  Rotate a key; its consumer has a week to switch:
     relatch rotate start 7Qm2Xc91TbKe --overlap 7d
 
-  Give sidecars five minutes to confirm, and keep the new secret in a file:
+  Wait at most five minutes for sidecars, and write the new secret to a file:
     (umask 077; relatch rotate start 7Qm2Xc91TbKe --timeout 5m -o json \\
       | jq -r 'select(.event == \"handed_over\").secret' > acme.key)
 
-  Replace a key that has leaked: the old version is revoked as the new one is handed out:
-    relatch rotate start 7Qm2Xc91TbKe --emergency --reason 'found in a public repository'
+  Rotate a leaked key: the old version is revoked at the hand-over:
+    relatch rotate start 7Qm2Xc91TbKe --emergency \\
+      --reason 'found in a public repository'
 
-Exit codes of note: 4 another rotation is in the way, 5 sidecars did not confirm in time,
-7 no answer came: the rotation may have been handed over; the message says how to ask again,
-8 the same call was answered before, and the secret is forgotten.";
+Exit codes of note:
+  4  another rotation blocks this one
+  5  sidecars did not confirm in time
+  7  no answer: the new version may have been handed over; the message says how
+     to get the answer
+  8  an earlier call with the same idempotency key did this, and its secret is
+     forgotten";
 
 /// How long it is looked what became of a version after an interruption: a withdrawal takes some milliseconds.
 const FATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -257,7 +261,7 @@ async fn follow(
             }
         }
     }
-    let problem = anyhow::anyhow!("the control plane ended the call before its end");
+    let problem = anyhow::anyhow!("the control plane closed the call before it was complete");
     Err(Failure::unanswered(Exit::Failed, problem))
 }
 
@@ -295,7 +299,7 @@ impl RotationEvent {
         match self {
             Self::Staged {
                 version, revision, ..
-            } => format!("version {version} is on its way to the sidecars as revision {revision}"),
+            } => format!("pushing version {version} to the sidecars as revision {revision}"),
             Self::Barrier(barrier) => barrier.sentence(now),
             Self::HandedOver(view) => view.summary(),
             Self::OldRevoked(view) => view.sentence(now),
@@ -323,7 +327,7 @@ impl HandedOverView {
         let mut summary = if self.barrier.total == 0 {
             let keyring = &self.key.keyring;
             format!(
-                "no sidecar serves keyring {keyring}, so that nothing accepts version {version} yet"
+                "no sidecar serves keyring {keyring}, so no sidecar accepts version {version} yet"
             )
         } else {
             let sidecars = words::count(self.barrier.applied.into(), "sidecar");
@@ -336,7 +340,8 @@ impl HandedOverView {
         if let (Some(old), Some(until)) = (self.old_version, self.old_until) {
             let _ = write!(
                 summary,
-                "; version {old} is accepted until {until}, and longer where the policy says so"
+                "; version {old} is accepted until {}, or longer if the policy says so",
+                words::time(Some(until))
             );
         } else if let Some(old) = self.old_version {
             let _ = write!(summary, "; version {old} is revoked");
@@ -391,19 +396,19 @@ impl Run {
         if self.handed_over {
             return failure
                 .context(format!(
-                    "{version} was handed out; the revocation of the old version stands, but not every sidecar has confirmed it"
+                    "{version} was handed out; the revocation of the old version is committed, but not every sidecar has confirmed it"
                 ))
                 .hint(self.show_versions());
         }
         if failure.is_answer_lost() {
             let neither = if self.emergency {
-                "; if it was, the old version is revoked, and its consumer has neither until you get the secret"
+                "; if it was, the old version is revoked, and the consumer has no accepted key until you get the secret"
             } else {
                 ""
             };
             return failure
                 .context(format!(
-                    "whether {version} was handed out is not known{neither}"
+                    "it is not known whether {version} was handed out{neither}"
                 ))
                 .hint(format!(
                     "{}; {}",
@@ -431,7 +436,7 @@ impl Run {
     /// In an emergency the old version ends with the hand-over only, which somebody who has a leak has to know.
     const fn kept(&self) -> &'static str {
         if self.emergency {
-            ", and this call did not revoke the old version; `relatch revoke` ends it without a new one"
+            ", and this call did not revoke the old version; to end it without a new version, use `relatch revoke`"
         } else {
             ""
         }
@@ -477,7 +482,7 @@ impl Run {
     fn interrupted(&self, fate: Fate, now: Timestamp) -> Failure {
         if self.handed_over {
             return Failure::failed(
-                "interrupted: the new version was handed out and the revocation of the old one stands, but not every sidecar has confirmed it",
+                "interrupted: the new version was handed out and the revocation of the old version is committed, but not every sidecar has confirmed it",
             )
             .exit_with(Exit::TimedOut)
             .hint(self.barrier.hint(now));
@@ -518,19 +523,19 @@ impl Run {
             ),
             Fate::HandedOver => {
                 let neither = if self.emergency {
-                    "; the old version is revoked, so that its consumer has neither until you get it"
+                    "; the old version is revoked, so the consumer has no accepted key until you get the secret"
                 } else {
                     ""
                 };
                 (
                     format!(
-                        "{version} was handed over already, and its secret did not arrive{neither}"
+                        "{version} was already handed over, and its secret did not arrive{neither}"
                     ),
                     ask_again(&self.idempotency_key),
                 )
             }
             Fate::Unknown => (
-                format!("whether {version} was handed out is not known"),
+                format!("it is not known whether {version} was handed out"),
                 format!(
                     "{}; {}",
                     self.show_versions(),
@@ -542,7 +547,7 @@ impl Run {
 
     fn forgotten(&self, key: &admin::IssuedKey) -> Failure {
         let stands = format!(
-            "version {} of key {} was handed over, and is {},",
+            "version {} of key {} (now {}) was handed over",
             key.version,
             key.key_id,
             wire::state(key.state)
@@ -736,7 +741,7 @@ mod tests {
             .interrupted(Fate::Unknown, Timestamp::from_millis(0))
             .report(false);
         assert!(
-            report.contains("the revocation of the old one stands"),
+            report.contains("the revocation of the old version is committed"),
             "{report}"
         );
     }
@@ -746,7 +751,7 @@ mod tests {
         let event = RotationEvent::from_step(Step::HandedOver(handed_over())).expect("whole");
         assert_eq!(
             event.sentence(Timestamp::from_millis(0)),
-            "2 sidecars accepted version 4 within 412 ms; version 3 is accepted until 2026-01-01T00:00:00.000Z, and longer where the policy says so"
+            "2 sidecars accepted version 4 within 412 ms; version 3 is accepted until 2026-01-01T00:00:00Z, or longer if the policy says so"
         );
     }
 
@@ -768,7 +773,7 @@ mod tests {
         assert_eq!(
             failure.report(false),
             "error: version 4 was not handed out\n  caused by: 1 of 2 sidecars confirmed revision 17\n\
-             hint: if edge-3 is gone for good: relatch fleet forget edge-3 --reason TEXT; to go on without it once: --without edge-3\n"
+             hint: if edge-3 is gone for good: relatch fleet forget edge-3 --reason TEXT; to continue without it this time: --without edge-3\n"
         );
     }
 
@@ -782,7 +787,7 @@ mod tests {
             let report = run().explain(lost.into(), Timestamp::from_millis(0));
             let report = report.report(false);
             assert!(
-                report.starts_with("error: whether version 4 was handed out is not known\n"),
+                report.starts_with("error: it is not known whether version 4 was handed out\n"),
                 "{report}"
             );
             assert!(report.contains("--idempotency-key once"), "{report}");
@@ -795,7 +800,10 @@ mod tests {
         let lost = tonic::Status::unavailable("draining");
         let report = emergency.explain(lost.into(), Timestamp::from_millis(0));
         let report = report.report(false);
-        assert!(report.contains("its consumer has neither"), "{report}");
+        assert!(
+            report.contains("the consumer has no accepted key"),
+            "{report}"
+        );
     }
 
     #[test]

@@ -26,15 +26,15 @@ use crate::{
 /// The arguments of `rotate status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The key's id: the 12 characters between the first two '_' of the key
+    /// Key id: the 12 characters between the first two '_' of the key
     #[arg(value_name = "KEY_ID", value_parser = KeyIdParser)]
     key_id: KeyId,
 
-    /// Go on until no rotation of the key is under way any more
+    /// Continue until the key has no rotation in progress
     #[arg(long)]
     watch: bool,
 
-    /// How often --watch looks, at least every 100ms
+    /// Time between two updates of --watch, at least 100ms
     #[arg(
         long,
         value_name = "DURATION",
@@ -100,8 +100,8 @@ Examples:
   Wait until the old version has retired:
     relatch rotate status 7Qm2Xc91TbKe --watch
 
-Exit codes of note: with --watch 0 as soon as no rotation is under way, 7 when the control plane
-was away for two minutes.";
+Exit codes of note: with --watch, 0 when no rotation is in progress, 7 when the
+control plane was unreachable for two minutes.";
 
 /// Below, a look would begin before most of what the last one was to show has come.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -135,10 +135,9 @@ impl StatusArgs {
                     let is_over = view.rotations.is_empty();
                     view.tell(told.as_ref(), &mut screen, session)?;
                     if is_over {
-                        session.output.note(&format!(
-                            "no rotation of key {} is under way any more",
-                            self.key_id
-                        ));
+                        session
+                            .output
+                            .note(&format!("key {} has no rotation in progress", self.key_id));
                         return Ok(());
                     }
                     told = Some(view);
@@ -148,7 +147,7 @@ impl StatusArgs {
                     if outage.bear(failure, session.boot())? {
                         screen.leave();
                         session.output.note(&format!(
-                            "the control plane cannot be reached; trying again for {}",
+                            "the control plane cannot be reached; retrying for {}",
                             written(PATIENCE)
                         ));
                     }
@@ -217,14 +216,18 @@ impl View for StatusView {
     fn render(&self, now: Timestamp) -> String {
         let mut facts = self.usage.subject();
         if self.rotations.is_empty() {
-            facts.push(("ROTATION", "none is under way".to_owned()));
+            facts.push(("ROTATION", "none in progress".to_owned()));
         }
         for rotation in &self.rotations {
             facts.extend(rotation.facts(self.last_used(rotation.version), now));
         }
         facts.extend(self.usage.completeness(now));
-        let mut text = format!("{}\n{}", output::facts(&facts), self.usage.versions_table());
-        if let Some(callers) = self.usage.callers_table(MOST_CALLERS) {
+        let mut text = format!(
+            "{}\n{}",
+            output::facts(&facts),
+            self.usage.versions_table(now)
+        );
+        if let Some(callers) = self.usage.callers_table(MOST_CALLERS, now) {
             text.push('\n');
             text.push_str(&callers);
         }
@@ -253,19 +256,21 @@ impl RotationView {
         if self.replaced_by.is_some() {
             facts.push((
                 "LAST USED",
-                last_used.map_or_else(|| "never, as far as is known".to_owned(), when),
+                last_used.map_or_else(|| "no known use".to_owned(), when),
             ));
         }
         if let Some(deadline) = self.deadline {
-            let then = self.on_deadline.map_or("", then);
-            facts.push(("OVERLAP UNTIL", format!("{}{then}", when(deadline))));
+            facts.push(("OVERLAP UNTIL", when(deadline)));
+            if let Some(on_deadline) = self.on_deadline {
+                facts.push(("ON DEADLINE", then(on_deadline).to_owned()));
+            }
         }
         facts.push(("WAITS FOR", words::or_nothing(&self.waits_for)));
         if self.replaced_by.is_some() {
             let end = match self.earliest_end {
                 Some(end) if end <= now => "due now".to_owned(),
                 Some(end) => format!("{} at the earliest", when(end)),
-                None => "cannot be told".to_owned(),
+                None => "unknown".to_owned(),
             };
             facts.push(("ENDS", end));
         }
@@ -276,9 +281,9 @@ impl RotationView {
 /// What the policy does at a deadline.
 const fn then(on_deadline: OnDeadline) -> &'static str {
     match on_deadline {
-        OnDeadline::Retire => "; then it retires, used or not",
-        OnDeadline::Extend => "; then the overlap is extended as long as it is used",
-        OnDeadline::Hold => "; then it is held as long as it is used",
+        OnDeadline::Retire => "retire, even if the version is used",
+        OnDeadline::Extend => "extend the overlap while the version is used",
+        OnDeadline::Hold => "hold while the version is used",
     }
 }
 
@@ -346,7 +351,10 @@ impl From<admin::Rotation> for RotationView {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::usage::tests::{NOW, at, usage};
+    use crate::cli::{
+        output::tests::fits,
+        usage::tests::{NOW, at, usage},
+    };
 
     fn overlap() -> admin::Rotation {
         admin::Rotation {
@@ -414,19 +422,20 @@ mod tests {
 
     #[test]
     fn an_overlap_is_shown_with_its_end_and_who_uses_it() {
-        let table = status(vec![overlap()]).render(Timestamp::from_millis(NOW));
+        let table = fits(status(vec![overlap()]).render(Timestamp::from_millis(NOW)));
         let begin = "KEYRING        payments\n\
              CONSUMER       acme\n\
              KEY ID         7Qm2Xc91TbKe\n\
              ROTATION       version 1 to version 2\n\
              PHASE          overlap\n\
-             SINCE          2025-12-31T00:00:00Z, 1 d ago\n\
-             LAST USED      2026-01-01T00:00:08Z, 2 s ago\n\
-             OVERLAP UNTIL  2026-01-04T00:00:00Z, in 2 d; then it is held as long as it is used\n\
+             SINCE          2025-12-31T00:00:00Z, 1d ago\n\
+             LAST USED      2026-01-01T00:00:08Z, 2s ago\n\
+             OVERLAP UNTIL  2026-01-04T00:00:00Z, in 2d\n\
+             ON DEADLINE    hold while the version is used\n\
              WAITS FOR      it was last used just now\n\
-             ENDS           2026-01-04T00:00:00Z, in 2 d at the earliest\n\
-             COMPLETE       until 2026-01-01T00:00:06Z, 4 s ago\n\
-             GAP            edge-3 vanished";
+             ENDS           2026-01-04T00:00:00Z, in 2d at the earliest\n\
+             COMPLETE       until 2026-01-01T00:00:06Z, 4s ago\n\
+             GAP            edge-3: ";
         assert!(table.starts_with(begin), "{table}");
         assert!(
             table.contains("\n1        retiring  75%    7.5/s"),
@@ -443,7 +452,7 @@ mod tests {
         assert!(table.contains("ENDS           due now\n"), "{table}");
         rotation.earliest_end = None;
         let table = status(vec![rotation]).render(Timestamp::from_millis(NOW));
-        assert!(table.contains("ENDS           cannot be told\n"), "{table}");
+        assert!(table.contains("ENDS           unknown\n"), "{table}");
     }
 
     #[test]
@@ -459,7 +468,7 @@ mod tests {
         );
         assert!(!table.contains("OVERLAP UNTIL"), "{table}");
         let none = status(Vec::new()).render(Timestamp::from_millis(NOW));
-        assert!(none.contains("ROTATION  none is under way\n"), "{none}");
+        assert!(none.contains("ROTATION  none in progress\n"), "{none}");
     }
 
     #[test]

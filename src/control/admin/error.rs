@@ -22,8 +22,8 @@ pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
 pub(super) fn refused(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {
-        Refusal::NotFound { .. } => Status::not_found(message),
-        Refusal::AlreadyExists { .. } => Status::already_exists(message),
+        Refusal::NotFound { .. } | Refusal::NoVersion(_) => Status::not_found(message),
+        Refusal::AlreadyExists { .. } | Refusal::DoneBefore(_) => Status::already_exists(message),
         Refusal::Invalid { .. } => Status::invalid_argument(message),
         Refusal::Unsafe(_) | Refusal::InUse { .. } => Status::failed_precondition(message),
     }

@@ -101,11 +101,11 @@ fn find(
     match key.parse(keyring.prefix()) {
         Ok(key_id) => steps.passed(
             "format",
-            format!("it is a token of this keyring's format, of key {key_id}, and its checksum is right"),
+            format!("key id {key_id} in this keyring's format, checksum correct"),
         ),
         Err(problem) if keyring.allow_imported() => steps.passed(
             "format",
-            format!("it is no token of this keyring's own format ({problem}), but the keyring takes imported keys"),
+            format!("not this keyring's format ({problem}), but the keyring accepts imported keys"),
         ),
         Err(problem) => {
             steps.failed("format", problem.to_string());
@@ -114,16 +114,13 @@ fn find(
     }
     let found = keyring.find(&served.pepper().digest(&key));
     let Some(record) = found.and_then(|which| keyring.record(which)) else {
-        steps.failed(
-            "lookup",
-            "no version of any key of this keyring has this secret",
-        );
+        steps.failed("lookup", "no key in this keyring has this secret");
         return Err(DenyReason::UnknownKey);
     };
     steps.passed(
         "lookup",
         format!(
-            "it is version {} of key {}, of consumer {}",
+            "version {} of key {}, consumer {}",
             record.version, record.key_id, record.consumer
         ),
     );
@@ -141,25 +138,27 @@ fn stand(record: &KeyRecord, at: Timestamp, steps: &mut Steps) -> Result<(), Den
         Standing::Retired => {
             let instead = record
                 .replaced_by
-                .map_or_else(String::new, |by| format!("; version {by} took its place"));
+                .map_or_else(String::new, |by| format!("; version {by} replaced it"));
             steps.failed("state", state + &instead);
             return Err(DenyReason::Retired);
         }
         Standing::Accepted | Standing::NotYetValid | Standing::Expired => {
             let until = record.retires_at.map_or_else(String::new, |until| {
-                format!("; its overlap ends at {until}")
+                format!("; its overlap ends at {}", seconds(until))
             });
             steps.passed("state", state + &until);
         }
     }
     let window = record.window;
-    let from = window
-        .not_before
-        .map_or_else(|| "always".to_owned(), |at| at.to_string());
-    let until = window
-        .expires_at
-        .map_or_else(|| "no end".to_owned(), |at| at.to_string());
-    let valid = format!("it is valid from {from} to {until}; looked at as of {at}");
+    let valid = match (window.not_before, window.expires_at) {
+        (None, None) => "no start or end date".to_owned(),
+        (Some(from), None) => format!("valid from {}, no end date", seconds(from)),
+        (None, Some(until)) => format!("valid until {}", seconds(until)),
+        (Some(from), Some(until)) => {
+            format!("valid from {} to {}", seconds(from), seconds(until))
+        }
+    };
+    let valid = format!("{valid}; evaluated as of {}", seconds(at));
     match standing {
         Standing::NotYetValid => {
             steps.failed("window", valid);
@@ -174,6 +173,11 @@ fn stand(record: &KeyRecord, at: Timestamp, steps: &mut Steps) -> Result<(), Den
             Ok(())
         }
     }
+}
+
+/// A point in time to the second.
+fn seconds(at: Timestamp) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(at.into())
 }
 
 fn admit(

@@ -229,7 +229,7 @@ fn describe(text: &mut String, laggard: &Laggard) {
     let _ = match (laggard.presence, laggard.serves_until) {
         (Presence::Lost(since), Some(until)) => write!(
             text,
-            ", lost since {since}, may serve what it has until {until}"
+            ", lost since {since}, may serve its last revision until {until}"
         ),
         (Presence::Stopped(since), Some(until)) => write!(
             text,

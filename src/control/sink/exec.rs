@@ -110,17 +110,6 @@ impl ExecSink {
         }
     }
 
-    /// The longest that a delivery takes.
-    #[cfg(test)]
-    #[must_use]
-    pub(crate) const fn time_limit(&self) -> Duration {
-        // The output and the wait for what was killed may take that long each.
-        self.settings
-            .timeout
-            .saturating_add(LAST_WORDS)
-            .saturating_add(LAST_WORDS)
-    }
-
     /// Runs the program with the secret as the only line on its standard input.
     ///
     /// When the future is dropped, the program is killed with its group.
@@ -128,10 +117,6 @@ impl ExecSink {
     /// # Errors
     ///
     /// When it cannot be started, takes too long, or ends with another exit code than 0.
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "a program that was just started has its pipes and its id"
-    )]
     pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), ExecError> {
         let program = || self.settings.program.clone();
         let watch = |error| ExecError::Watch {

@@ -688,9 +688,11 @@ impl Phase {
 fn reason_of(refusal: &Refusal) -> String {
     match refusal {
         Refusal::NotFound { .. } => {
-            "there is no such keyring; make it with `relatch keyring create`".to_owned()
+            "the keyring does not exist; create it with `relatch keyring create`".to_owned()
         }
         Refusal::AlreadyExists { .. }
+        | Refusal::NoVersion(_)
+        | Refusal::DoneBefore(_)
         | Refusal::Invalid { .. }
         | Refusal::Unsafe(_)
         | Refusal::InUse { .. } => refusal.to_string(),

@@ -43,10 +43,6 @@ impl SigningSecret {
 
     /// The headers that sign `body`, sent at `now` for the event `id`.
     #[must_use]
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "ids and signatures are printable"
-    )]
     pub fn headers(&self, id: &str, now: Timestamp, body: &[u8]) -> HeaderMap {
         let seconds = (now.as_millis() / 1_000).to_string();
         let signature = sign(self.0.as_slice(), id, &seconds, body);

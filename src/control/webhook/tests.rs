@@ -803,7 +803,7 @@ async fn a_webhook_can_be_tried_out() {
     let nobody = WebhookId::generate().expect("the random source works");
     let error = webhooks.test(&testing::keyring_name(), nobody).await;
     let error = error.expect_err("it does not exist").to_string();
-    assert_eq!(error, format!("there is no webhook \"{nobody}\""));
+    assert_eq!(error, format!("webhook \"{nobody}\" does not exist"));
 }
 
 #[tokio::test]
@@ -855,7 +855,7 @@ async fn every_event_tells_its_facts_and_no_secret() {
     };
     let day = "2027-01-16T08:00:00.000Z";
     let lost = format!(
-        "an operator: the control plane stopped before sink files confirmed the secret of version 2, and relatch does not have it any more; \
+        "an operator: the control plane stopped before sink files confirmed the secret of version 2, and relatch no longer has it; \
          if the sink holds it, the first use of version 2 completes the rotation; if not: relatch rotate abort {key_id} --reason TEXT"
     );
     let story = [

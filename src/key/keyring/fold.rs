@@ -228,7 +228,7 @@ impl Keyring {
                 withdraw_after,
             } => {
                 let key = self.expect_key(revision, *key_id)?;
-                if key.versions.contains_key(&version.number) {
+                if key.versions.contains_key(version.number) {
                     return Err(duplicate(revision, "version", &version.number));
                 }
                 if self.find(&version.digest).is_some() {
@@ -465,7 +465,7 @@ impl Keyring {
     ) -> Result<KeyVersion, ApplyError> {
         self.expect_key(revision, key_id)?
             .versions
-            .get(&number)
+            .get(number)
             .cloned()
             .ok_or_else(|| unknown(revision, "version", &number))
     }

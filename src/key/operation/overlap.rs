@@ -130,7 +130,7 @@ impl Keyring {
             (held, _) => Err(Refusal::Invalid {
                 field: "until",
                 problem: format!(
-                    "the overlap lasts until {} already; give a later end",
+                    "the overlap already lasts until {}; give a later end",
                     held.map_or_else(String::new, |held| held.to_string())
                 ),
             }),
@@ -225,10 +225,11 @@ fn retiring(
 }
 
 fn named(key: &Key, number: VersionNumber) -> Result<&KeyVersion, Refusal> {
-    key.versions.get(&number).ok_or_else(|| Refusal::NotFound {
-        what: "version",
-        name: format!("{number} of key {}", key.id),
-    })
+    let version = VersionRef {
+        key_id: key.id,
+        version: number,
+    };
+    key.versions.get(number).ok_or(Refusal::NoVersion(version))
 }
 
 fn only_retiring(key: &Key) -> Result<&KeyVersion, Refusal> {

@@ -60,7 +60,7 @@ pub(crate) fn settle_left_behind(
 pub(crate) fn secret_lost(which: VersionRef, sink: &SinkName) -> String {
     let VersionRef { key_id, version } = which;
     format!(
-        "an operator: the control plane stopped before sink {sink} confirmed the secret of version {version}, and relatch does not have it any more; \
+        "an operator: the control plane stopped before sink {sink} confirmed the secret of version {version}, and relatch no longer has it; \
          if the sink holds it, the first use of version {version} completes the rotation; if not: relatch rotate abort {key_id} --reason TEXT"
     )
 }

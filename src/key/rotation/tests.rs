@@ -527,7 +527,8 @@ fn what_an_overlap_does_not_allow_is_refused_with_the_way_out() {
     assert!(refused(active).ends_with("is active, not retiring"));
     let third = VersionNumber::new(3);
     let unknown = keyring.retire(key_id, third, &scene.evidence, Some("why"), now);
-    assert!(matches!(unknown, Err(crate::key::Refusal::NotFound { .. })));
+    assert!(matches!(unknown, Err(crate::key::Refusal::NoVersion(_))));
+    assert!(refused(unknown).ends_with(" has no version 3"));
     let unexplained = keyring.retire(key_id, None, &scene.evidence, Some(" "), now);
     assert!(refused(unexplained).starts_with("reason: say why"));
     let earlier = START.saturating_add(OVERLAP);

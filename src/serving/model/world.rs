@@ -168,6 +168,7 @@ impl World {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each kind of step")]
     pub(super) fn make(&mut self, step: Step) -> Result<(), Violation> {
         match step {
             Step::Pass(time) => self.pass(time, None),

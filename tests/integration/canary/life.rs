@@ -322,7 +322,7 @@ impl Scene {
             self.fails(&["sidecar", "--config", text(secret)], "").await;
         }
         let admin = format!("https://user:{url}@localhost:1");
-        self.fails(&["--admin", &admin, "fleet"], "").await;
+        self.fails(&["fleet", "--admin", &admin], "").await;
         let file = self.path("keyring.snap");
         for key in [&snapshot_key, &self.path("snapshot.key")] {
             let inspect = ["snapshot", "inspect", text(&file), "--key-file", text(key)];

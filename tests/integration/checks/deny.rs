@@ -266,7 +266,7 @@ async fn without_a_control_plane_there_is_no_keyring_and_no_way_in() {
     assert_eq!(readyz.status, 503);
     assert_eq!(
         readyz.text(),
-        "waiting for keyring payments is not here, or stale\n"
+        "not ready: keyring payments is not loaded, or is stale\n"
     );
     assert_eq!(sidecar.get("/livez").await.status, 200);
 }

@@ -71,7 +71,7 @@ async fn a_sidecar_is_ready_once_it_holds_every_keyring() {
     eventually("payments is here, late is not", async || {
         let readyz = sidecar.get("/readyz").await;
         assert_eq!(readyz.status, 503);
-        (readyz.text() == "waiting for keyring late is not here, or stale\n").then_some(())
+        (readyz.text() == "not ready: keyring late is not loaded, or is stale\n").then_some(())
     })
     .await;
     let status: Value = sidecar.get("/status").await.json();

@@ -72,7 +72,7 @@ async fn a_consumer_that_reads_its_key_anew_goes_through_scheduled_rotations() {
         (
             &"held".into(),
             &"pending".into(),
-            &"sink files to take the secret".into()
+            &"sink files to accept the secret".into()
         )
     );
     let key = format!("key_id=\"{}\"", first.id);

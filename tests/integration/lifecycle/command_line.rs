@@ -148,7 +148,7 @@ async fn a_key_that_is_refused_leaves_no_consumer_and_no_keyring_behind() {
     assert_eq!(made["revision"], 3);
 
     refused(4, &import, KEYRING, "--allow-imported").await;
-    refused(1, &import, "foreign", "exists already").await;
+    refused(1, &import, "foreign", "already imported").await;
     refused(2, &create, "foreign", "would have expired").await;
     refused(2, &create, "nowhere", "would have expired").await;
 

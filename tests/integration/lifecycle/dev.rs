@@ -14,15 +14,15 @@ use crate::support::{
 async fn it_starts_again_on_its_data_with_the_same_key() {
     let data = tempfile::tempdir().expect("a directory can be made");
     let mut first = dev(data.path());
-    first.wait_for_line("Ctrl-C stops it").await;
-    let shown = first.wait_for_line("(shown this once)").await;
+    first.wait_for_line("Press Ctrl-C to stop").await;
+    let shown = first.wait_for_line("(shown only once)").await;
     let key = shown.split_whitespace().nth(1).expect("a key").to_owned();
     assert!(allows(data.path(), &key).await);
     first.signal(Signal::INT);
     assert_eq!(first.exit().await.code(), Some(0));
 
     let mut second = dev(data.path());
-    second.wait_for_line("Ctrl-C stops it").await;
+    second.wait_for_line("Press Ctrl-C to stop").await;
 
     assert!(allows(data.path(), &key).await);
     let printed = second.stop().await;
@@ -35,7 +35,7 @@ async fn the_commands_that_it_prints_work_at_every_start() {
     let data = parent.path().join("it's my data");
     for start in ["first", "second", "third"] {
         let mut daemon = dev(&data);
-        daemon.wait_for_line("Ctrl-C stops it").await;
+        daemon.wait_for_line("Press Ctrl-C to stop").await;
 
         let commands = commands(&daemon);
         let output = run(Command::new("sh").args(["-euxc", &commands]), "").await;
@@ -59,7 +59,7 @@ async fn the_commands_that_it_prints_work_at_every_start() {
 async fn data_without_its_token_file_is_refused() {
     let data = tempfile::tempdir().expect("a directory can be made");
     let mut first = dev(data.path());
-    first.wait_for_line("Ctrl-C stops it").await;
+    first.wait_for_line("Press Ctrl-C to stop").await;
     first.signal(Signal::INT);
     first.exit().await;
     let token = data.path().join("admin.token");
@@ -80,7 +80,7 @@ async fn data_without_its_token_file_is_refused() {
 async fn a_second_one_in_the_same_directory_is_told_where_the_first_one_is() {
     let data = tempfile::tempdir().expect("a directory can be made");
     let mut first = dev(data.path());
-    first.wait_for_line("Ctrl-C stops it").await;
+    first.wait_for_line("Press Ctrl-C to stop").await;
     let before = files(data.path());
     let json: Value = serde_json::from_slice(&before[0].1).expect("endpoints.json is JSON");
 
@@ -110,7 +110,7 @@ async fn a_second_one_in_the_same_directory_is_told_where_the_first_one_is() {
 async fn data_without_its_pepper_is_refused() {
     let data = tempfile::tempdir().expect("a directory can be made");
     let mut first = dev(data.path());
-    first.wait_for_line("Ctrl-C stops it").await;
+    first.wait_for_line("Press Ctrl-C to stop").await;
     first.signal(Signal::INT);
     first.exit().await;
     let pepper = data.path().join("pepper.json");

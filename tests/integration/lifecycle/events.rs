@@ -162,7 +162,7 @@ async fn a_stalled_rotation(scene: &Scene) {
         (&1.into(), &done["old_until"])
     );
     let reason = data["reason"].as_str().expect("a reason");
-    assert!(reason.contains("has to go unused for 1h"), "{reason}");
+    assert!(reason.contains("must be unused for 1h"), "{reason}");
 
     let reason = ["--reason", "acme cannot deploy"];
     let rollback = ["rotate", "rollback", &key.id];

@@ -218,7 +218,7 @@ async fn a_command_that_gets_no_answer_does_not_say_that_nothing_was_handed_out(
         assert!(!said.contains("was not handed out"), "{said}");
         assert!(said.contains("not known"), "{said}");
     }
-    let neither = "its consumer has neither until you get the secret";
+    let neither = "the consumer has no accepted key until you get the secret";
     assert!(
         emergency_output.stderr.contains(neither),
         "{}",
@@ -272,10 +272,13 @@ async fn a_control_plane_that_has_forgotten_an_answer_says_what_stands() {
     for (args, stands) in [
         (
             &create[..],
-            "was created, and its version 1 is retiring, by the same call before",
+            "was created (version 1 is retiring) by an earlier call with this idempotency key",
         ),
         (&rotate[..], "version 2 of key"),
-        (&token[..], "(ci) was created by the same call before"),
+        (
+            &token[..],
+            "(ci) was created by an earlier call with this idempotency key",
+        ),
     ] {
         let output = control.run(args).await;
         assert_eq!(output.status.code(), Some(8), "{}", output.stderr);
@@ -396,7 +399,7 @@ async fn a_new_key_is_handed_out_when_every_sidecar_accepts_it() {
     let late = control.run(&late).await;
     assert_eq!(late.status.code(), Some(5), "{}", late.stderr);
     assert_eq!(late.stdout, "");
-    let said = "was not handed out, and is revoked; applied by 0 of 1 after 1s: edge-1, connected, 1 revision behind";
+    let said = "was not handed out, and is revoked; confirmed by 0 of 1 sidecars after 1s: edge-1, connected, 1 revision behind";
     assert!(late.stderr.contains(said), "{}", late.stderr);
     let listed = control.json(&["key", "list"]).await;
     let listed = listed.as_array().expect("a list");
@@ -442,8 +445,9 @@ async fn a_secret_that_cannot_be_written_can_be_had_again() {
         let script = "exec \"$0\" \"$@\" > /dev/full";
         let mut command = Command::new("sh");
         command.args(["-c", script, env!("CARGO_BIN_EXE_relatch")]);
-        command.args(["--admin", &admin, "--token-file", token]);
-        process::run(command.args(args), "").await
+        command.args(args);
+        let connection = ["--admin", &admin, "--token-file", token];
+        process::run(command.args(connection), "").await
     };
     for args in [
         &CREATE[..],
@@ -488,7 +492,7 @@ async fn a_refusal_after_a_lost_answer_does_not_hide_the_attempt_before() {
 
     assert_eq!(status.code(), Some(6), "{:?}", command.lines());
     let said = command.lines().join("\n");
-    let unknown = "whether the control plane carried the call out is not known";
+    let unknown = "it is not known whether the control plane executed the call";
     assert!(said.contains(unknown), "{said}");
     assert!(said.contains("--idempotency-key"), "{said}");
     assert_eq!(keys(&control).await, 2);

@@ -89,7 +89,7 @@ async fn a_revocation_stands_although_a_sidecar_does_not_confirm_it() {
 
     assert_eq!(late.status.code(), Some(5), "{}", late.stderr);
     assert!(
-        late.stderr.contains("the revocation stands"),
+        late.stderr.contains("the revocation is committed"),
         "{}",
         late.stderr
     );

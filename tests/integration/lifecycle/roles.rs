@@ -206,6 +206,8 @@ async fn what_is_not_permitted_ends_the_command_with_its_own_exit_code() {
     std::fs::write(&viewer, "nobody").expect("the test's directory can be written to");
     let unknown = control.plane.cli_as(&viewer, &["key", "list"]).await;
     assert_eq!(unknown.status.code(), Some(6), "{}", unknown.stderr);
+    let why = "the admin token was rejected: it is expired, deleted, or of another control plane";
+    assert!(unknown.stderr.contains(why), "{}", unknown.stderr);
 }
 
 /// The names of the calls that `proto/` declares.

@@ -252,7 +252,7 @@ async fn a_sidecar_that_does_not_confirm_keeps_the_new_version_from_being_handed
     assert_eq!(shown["versions"][1]["state"], "revoked");
     let reason = shown["versions"][1]["reason"].as_str().expect("a reason");
     assert!(
-        reason.contains("applied by 1 of 2") && reason.contains("edge-2"),
+        reason.contains("confirmed by 1 of 2 sidecars") && reason.contains("edge-2"),
         "{reason}"
     );
     assert_eq!(good.check(&key.secret).await, Verdict::allowed(1));

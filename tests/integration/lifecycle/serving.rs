@@ -178,7 +178,7 @@ fn assert_waits_for(output: &Output, node: &str) {
     assert_eq!(output.status.code(), Some(5), "{}", output.stderr);
     let waits = format!("{node}, lost since ");
     let forget = format!("relatch fleet forget {node} --reason");
-    for part in [&waits, "may serve what it has until", &forget] {
+    for part in [&waits, "may serve its last revision until", &forget] {
         assert!(output.stderr.contains(part), "{part}: {}", output.stderr);
     }
     assert!(!output.stdout.contains("\"secret\""), "{}", output.stdout);
@@ -246,7 +246,7 @@ async fn a_revocation_is_done_when_no_sidecar_that_is_cut_off_allows_the_key() {
     let late = revoke(&control, &key, &["--timeout", "2s"]).await;
     assert_waits_for(&late, &cut.node);
     assert!(
-        late.stderr.contains("the revocation stands"),
+        late.stderr.contains("the revocation is committed"),
         "{}",
         late.stderr
     );
@@ -498,7 +498,10 @@ async fn a_command_that_waits_names_whom_for_and_ends_alike_by_time_and_by_ctrl_
     let late = [&create[..], &["--timeout", "4s"], &connection].concat();
     let late = relatch(&late, "").await;
     assert_waits_for(&late, &cut.node);
-    let progress = format!("0 of 1 sidecar confirmed; {} is lost since ", cut.node);
+    let progress = format!(
+        "0 of 1 sidecars confirmed; {} has been lost since ",
+        cut.node
+    );
     assert!(late.stderr.contains(&progress), "{}", late.stderr);
 
     let rotate = ["rotate", "start", &key.id];

@@ -142,7 +142,7 @@ async fn to_watch_a_key_that_is_in_no_rotation_ends_at_once() {
     let watched = control.run(&["rotate", "status", &key.id, "--watch"]).await;
     assert_eq!(watched.json()["event"], "ended");
     assert!(
-        watched.stderr.contains("no rotation of key"),
+        watched.stderr.contains("has no rotation in progress"),
         "{}",
         watched.stderr
     );

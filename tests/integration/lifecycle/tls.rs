@@ -134,15 +134,15 @@ impl Mesh {
             ["ca.pem", "envoy.pem", "envoy.key"].map(|name| certs.join(name));
         let endpoint = format!("https://localhost:{}", tcp(sidecar).port());
         let check = [
+            "check",
+            "--endpoint",
+            &endpoint,
             "--ca",
             text(&ca),
             "--tls-cert",
             text(&cert),
             "--tls-key",
             text(&key_file),
-            "check",
-            "--endpoint",
-            &endpoint,
         ];
         let output = relatch(&check, secret(key)).await;
         (
@@ -179,16 +179,21 @@ async fn who_calls_otherwise_is_told_what_is_wrong() {
     let [clear, tls] =
         ["http", "https"].map(|scheme| format!("{scheme}://{}", mesh.control.admin()));
     let base = [
-        "--token-file",
-        text(mesh.control.token_file()),
         "keyring",
         "list",
+        "--token-file",
+        text(mesh.control.token_file()),
     ];
     let node = [certs.join("control.pem"), certs.join("control.key")];
     let [cert, key] = node.each_ref().map(|path| text(path));
     for (args, code, words) in [
         // A plaintext call on a port for TLS.
         (vec!["--admin", &clear], 7, "the connection failed"),
+        (
+            vec!["--admin", &clear],
+            7,
+            "hint: the server may expect TLS: try https://",
+        ),
         (
             vec!["--admin", &tls],
             7,
@@ -222,10 +227,10 @@ async fn who_calls_otherwise_is_told_what_is_wrong() {
         (
             vec!["--admin", "http://10.0.0.1:9011"],
             2,
-            "would cross the network in clear",
+            "would cross the network unencrypted",
         ),
     ] {
-        let output = relatch(&[&args, &base[..]].concat(), "").await;
+        let output = relatch(&[&base[..], &args].concat(), "").await;
         assert_eq!(
             output.status.code(),
             Some(code),

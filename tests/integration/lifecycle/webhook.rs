@@ -40,9 +40,7 @@ async fn a_webhook_is_added_listed_tried_and_removed() {
     assert_eq!(listed.json()[0]["id"], id);
     assert!(!listed.stdout.contains(secret), "{}", listed.stdout);
 
-    let tried = control
-        .run(&["webhook", "test", "--keyring", KEYRING, id])
-        .await;
+    let tried = control.run(&["webhook", "test", id]).await;
     assert_eq!(tried.status.code(), Some(1), "{}", tried.stderr);
     let came: serde_json::Value = serde_json::from_str(&tried.stdout).expect("a document");
     assert_eq!(
@@ -65,6 +63,13 @@ async fn a_webhook_is_added_listed_tried_and_removed() {
     assert_eq!(control.json(&list).await, json!([]));
     let again = control.run(&remove).await;
     assert_eq!(again.status.code(), Some(3), "{}", again.stderr);
+    let by_id = control.run(&["webhook", "remove", id]).await;
+    assert_eq!(by_id.status.code(), Some(3), "{}", by_id.stderr);
+    let newest = ["audit", "list", "--keyring", KEYRING, "--limit", "1"];
+    let newest = control.json(&newest).await;
+    let kinds: Vec<_> = newest.as_array().expect("a list").iter().collect();
+    assert_eq!(kinds.len(), 1, "{newest}");
+    assert_eq!(kinds[0]["kind"], "webhook_removed");
     let log = control.stopped().await;
     assert!(!log.has(secret), "{log}");
 }

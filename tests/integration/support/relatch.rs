@@ -105,7 +105,7 @@ impl Relatch {
         let data = tempfile::tempdir().expect("a directory can be made");
         let args = ["dev", "--ephemeral-ports", "--data-dir", text(data.path())];
         let mut process = Process::relatch(&args);
-        process.wait_for_line("Ctrl-C stops it").await;
+        process.wait_for_line("Press Ctrl-C to stop").await;
         let json = fs::read(data.path().join("endpoints.json")).expect("endpoints.json is there");
         let endpoints: Endpoints = serde_json::from_slice(&json).expect("endpoints.json is right");
         Self {
@@ -386,6 +386,9 @@ impl Operator {
         let scheme = self.certs.as_ref().map_or("http", |_| "https");
         let admin = format!("{scheme}://{}", self.admin);
         let connection = ["--admin", &admin, "--token-file", text(&self.token_file)];
+        // It asks a sidecar, and has no options for the control plane.
+        let is_check = args.first() == Some(&"check");
+        let connection = if is_check { &[] } else { &connection[..] };
         let certs = self.certs.iter().flat_map(|certs| {
             [
                 ("--ca", "ca.pem"),
@@ -394,9 +397,9 @@ impl Operator {
             ]
             .map(|(flag, file)| [flag.to_owned(), text(&certs.join(file)).to_owned()])
         });
-        let all = [&connection, args, &["-o", "json"]].concat();
+        let all = [args, connection, &["-o", "json"]].concat();
         let all = all.into_iter().map(str::to_owned);
-        certs.flatten().chain(all).collect()
+        all.chain(certs.flatten()).collect()
     }
 }
 
