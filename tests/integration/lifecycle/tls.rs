@@ -190,11 +190,6 @@ async fn who_calls_otherwise_is_told_what_is_wrong() {
         // A plaintext call on a port for TLS.
         (vec!["--admin", &clear], 7, "the connection failed"),
         (
-            vec!["--admin", &clear],
-            7,
-            "hint: the server may expect TLS: try https://",
-        ),
-        (
             vec!["--admin", &tls],
             7,
             "its issuer is not among the authorities that are trusted here",
