@@ -90,6 +90,7 @@ async fn a_control_plane_without_file_descriptors_serves_those_who_are_there() {
     let key = control.create_key().await;
     let sidecar = Sidecar::start(&control, "edge-1").await;
     sidecar.reaches(key.revision).await;
+    sidecar.ready().await;
     let mut operator = Operator::connect(&control).await;
     let http = control.plane.http();
     let told = Told::from_now_on();

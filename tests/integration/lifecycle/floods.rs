@@ -51,6 +51,7 @@ async fn a_sidecar_bears_floods_while_it_answers_checks() {
     let key = control.create_key().await;
     let sidecar = Arc::new(Sidecar::start(&control, "edge-1").await);
     sidecar.reaches(key.revision).await;
+    sidecar.ready().await;
     let address = tcp(&sidecar);
     let before = peak(&sidecar.daemon.process);
     for flood in Flood::ALL {
@@ -97,6 +98,7 @@ async fn who_never_reads_and_who_never_finishes_cost_others_nothing() {
     let key = control.create_key().await;
     let sidecar = Arc::new(Sidecar::start(&control, "edge-1").await);
     sidecar.reaches(key.revision).await;
+    sidecar.ready().await;
     let address = tcp(&sidecar);
     let before = peak(&sidecar.daemon.process);
     let others = Others::ask(&sidecar, &key);

@@ -59,6 +59,7 @@ async fn a_rotation_shows_and_every_alert_finds_its_metrics() {
     let disk = Disk::new().await;
     let sidecar = disk.start(&control).await;
     sidecar.reaches(key.revision).await;
+    sidecar.ready().await;
     let nobody = Reserved::new();
     let url = format!("http://{}/", nobody.address());
     let add = ["webhook", "add", "--keyring", KEYRING, "--url", &url];
@@ -162,6 +163,7 @@ async fn each_commit_that_every_sidecar_was_waited_for_is_observed_once() {
     assert_eq!(observed().await, 0, "there is no sidecar");
     let sidecar = Sidecar::start(&control, "edge-1").await;
     sidecar.reaches(key.revision).await;
+    sidecar.ready().await;
 
     let versions = async || {
         let shown = control.show_key(&key.id).await;

@@ -457,6 +457,7 @@ async fn kills_in_the_middle_of_a_storm_of_changes_lose_nothing_that_was_told() 
     let sidecar = disk.start(&control).await;
     let last = control.create_key().await;
     sidecar.reaches(last.revision).await;
+    sidecar.ready().await;
     assert_eq!(sidecar.check(&last.secret).await, Verdict::allowed(1));
 }
 
