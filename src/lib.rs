@@ -2,17 +2,17 @@
 //!
 //! # The map
 //!
-//! The way of a request, in a sidecar: `sidecar/connection` takes Envoy's calls, `sidecar/call` puts the message of
-//! each together, `sidecar/handler` hands it to `authz/service`, `authz/request` reads it, `authz/route` chooses the
-//! keyring, `authz/credential` finds what was presented, `key/token` checks its form, `key/digest` hashes it,
-//! `keyring/view` finds its record, `authz/decision` decides, `authz/response` answers, and `telemetry/check` tells of
-//! it.
+//! The way of a request, in a sidecar: `sidecar/connection` receives Envoy's calls, `sidecar/call` assembles the message
+//! of each, and `sidecar/handler` hands it to `authz/service`. `authz/request` reads the message, `authz/question` collects
+//! the credentials with `authz/credential` and chooses the keyring with `authz/route`. `key/digest` hashes the key,
+//! `keyring/view` finds its record, `authz/decision` decides, `authz/response` answers, and `telemetry/check` reports the
+//! decision.
 //!
 //! The way of a key, from an operator to every sidecar: `cli` calls `control/admin`, `key/operation` plans a change,
-//! `control/journal` commits it to the `store`, `key/keyring` folds it in, `control/feed` encodes it,
-//! `control/stream/session` sends it, `follow/client` and `follow/receiver` receive it, `keyring/mirror` applies it and
-//! publishes the next view, and `control/fleet` notes the ack for which `control/rotation` waits. From there
-//! `snapshot/recorder` and `snapshot/keeper` bring it to the sidecar's disk, and `sidecar/begin` loads it at a start.
+//! `key/keyring` folds it into the state, `control/feed` encodes it, and `control/journal` commits it to the `store` before
+//! anybody sees it. `control/stream/session` sends it, `follow/client` and `follow/receiver` receive it, `keyring/mirror`
+//! applies it and publishes the next view, and `control/fleet` records the ack for which `control/rotation` waits.
+//! `snapshot/recorder` and `snapshot/keeper` write it to the sidecar's disk, and `sidecar/begin` loads it at a start.
 //!
 //! [`key`] is the domain and pure. [`authz`] and [`keyring`] are the data path, and the connections of [`sidecar`];
 //! [`control`] and [`follow`] are the two ends of the control path, and [`wire`] is what they share. [`tls`] makes their

@@ -154,7 +154,7 @@ const WINDOW: u32 = 64 << 10;
 const MAX_ANSWERS: usize = 64;
 /// Messages of usage that wait for the stream; the others of a report wait with the receiver.
 const MAX_USAGE: usize = 1;
-/// A chunk of a snapshot has at most 1 MiB of items; this leaves room for what surrounds them.
+/// The largest message that a sidecar reads, in bytes. A chunk of a snapshot has at most 7,680 bytes of items.
 const MAX_MESSAGE: usize = 4 << 20;
 /// Keyrings that are remembered as not served: as many as a sidecar may hold.
 const MAX_NOT_SERVED: usize = 256;
