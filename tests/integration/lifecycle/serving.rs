@@ -268,7 +268,8 @@ async fn a_revocation_is_done_when_no_sidecar_that_is_cut_off_allows_the_key() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_that_is_used_where_nobody_sees_it_does_not_retire() {
     const CUT_FOR: Duration = Duration::from_secs(20);
-    let control = Control::start_brisk("max_serve_for: 40s\n").await;
+    // The bound leaves room for the longest wait before an attempt to connect, 30 s, after the cut.
+    let control = Control::start_brisk("max_serve_for: 2min\n").await;
     let old = control.create_key().await;
     control
         .set_policy(&["--overlap", "2s", "--idle-for", "2s"])
