@@ -17,6 +17,7 @@ pub(crate) mod feed;
 pub mod fleet;
 pub mod journal;
 pub(crate) mod keeper;
+mod key_collector;
 pub mod metrics;
 pub mod pace;
 pub mod plane;

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     bells::Ringer,
-    journal::{self, CommitError, Committed, Journal, LogError, Position, Report},
-    metrics::{CommitOutcome, ControlMetrics},
+    journal::{self, CommitError, CommitOutcome, Committed, Journal, LogError, Position, Report},
+    metrics::ControlMetrics,
     reads::{READ_PAUSE, RETRY_PAUSE, Reads},
     saved::{self, Restorer, SavedError},
     served::{FedKeyring, ServedKeyring},

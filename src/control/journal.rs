@@ -9,6 +9,7 @@
 //! is reported, where the new state becomes visible: see [`Witness`].
 
 mod error;
+mod outcome;
 mod witness;
 
 use std::{
@@ -34,6 +35,7 @@ use crate::{
 };
 
 pub use error::{CommitError, LogError, Position};
+pub(crate) use outcome::CommitOutcome;
 pub(crate) use witness::{Report, Witness};
 
 /// What a log folds into.

@@ -17,7 +17,8 @@ use super::{
     fleet::Fleet,
     journal::LogError,
     keeper::Keeper,
-    metrics::{self, ControlMetrics},
+    key_collector,
+    metrics::ControlMetrics,
     pace::Pace,
     port::Port,
     reconciler::Reconciler,
@@ -224,7 +225,7 @@ impl ControlPlane {
         let (admin, health) = admin_routes(admin).await?;
 
         let certificates = Certificates::new(&mut registry, clock);
-        metrics::register_keys(
+        key_collector::register(
             &mut registry,
             Arc::clone(&catalog),
             Arc::clone(&usage),

@@ -22,7 +22,7 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 
-use super::metrics::CommitOutcome;
+use super::journal::CommitOutcome;
 use crate::{
     key::{Change, KeyId, KeyringName, Revision, RotationId},
     trace::TraceParent,

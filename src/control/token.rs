@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    journal::{self, CommitError, Journal, LogError, Report, State},
-    metrics::CommitOutcome,
+    journal::{self, CommitError, CommitOutcome, Journal, LogError, Report, State},
     spans::{Changes, CommitEvent, ControlTracer, carried_report},
 };
 use crate::{

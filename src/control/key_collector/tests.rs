@@ -8,7 +8,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     clock::{Clock, ManualClock},
-    control::fleet::{Believed, OpenStream, Parting},
+    control::{
+        fleet::{Believed, OpenStream, Parting},
+        metrics::ControlMetrics,
+    },
     key::{
         AllowedSources, Change, KeyId, MasterPepper, OnDeadline, PepperId, PolicyOverrides, Prefix,
         Refusal, Revision, RotationId, Scopes, VersionNumber, Window,
