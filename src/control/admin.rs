@@ -1,18 +1,21 @@
 //! The admin API: what operators and the command line ask of a control plane.
 //!
 //! Each handler states the permission that it needs, in its own first line; a call without a token that has it ends
-//! there. The nouns are in files of their own, [`wire`] translates to and from messages, [`error`] to statuses.
+//! there. The nouns are in files of their own. [`field`] reads the fields of requests, [`messages`] makes the messages of
+//! answers, and [`error`] makes statuses.
 
 mod audit;
 mod call;
 mod consumer;
 mod error;
 mod explain;
+mod field;
 mod fleet;
 mod idempotency;
 mod issue;
 mod key;
 mod keyring;
+mod messages;
 mod overlap;
 mod policy;
 mod progress;
@@ -20,7 +23,6 @@ mod rotation;
 mod token;
 mod usage;
 mod webhook;
-mod wire;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     key::Revision,
     proto::admin as api,
@@ -73,7 +73,7 @@ impl AdminApi {
 fn log_of(keyring: &str) -> Result<LogName, Status> {
     match keyring {
         "" => Ok(LogName::Control),
-        text => wire::field("keyring", text),
+        text => field::parse("keyring", text),
     }
 }
 
@@ -81,7 +81,7 @@ fn entry(entry: Entry) -> api::AuditEntry {
     api::AuditEntry {
         keyring: entry.log.to_string(),
         revision: entry.revision.get(),
-        at: wire::time(Some(entry.at)),
+        at: messages::time(Some(entry.at)),
         actor: entry.actor,
         kind: entry.kind,
         payload: String::from_utf8_lossy(&entry.payload).into_owned(),

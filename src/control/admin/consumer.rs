@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     control::token::Caller,
     key::{ConsumerId, Refusal},
@@ -16,7 +16,7 @@ impl AdminApi {
         request: api::CreateConsumerRequest,
     ) -> Result<api::Consumer, Status> {
         let served = self.served("keyring", &request.keyring)?;
-        let id: ConsumerId = wire::field("consumer", &request.consumer)?;
+        let id: ConsumerId = field::parse("consumer", &request.consumer)?;
         self.catalog
             .commit(&served, &caller.actor, |keyring, _| {
                 let changes = keyring.create_consumer(id.clone(), request.name.clone())?;
@@ -44,7 +44,7 @@ impl AdminApi {
                 .keyring
                 .consumers()
                 .iter()
-                .map(|(id, consumer)| wire::consumer(served.name(), id, consumer))
+                .map(|(id, consumer)| messages::consumer(served.name(), id, consumer))
                 .collect(),
         })
     }
@@ -53,7 +53,7 @@ impl AdminApi {
         &self,
         request: &api::GetConsumerRequest,
     ) -> Result<api::Consumer, Status> {
-        let id: ConsumerId = wire::field("consumer", &request.consumer)?;
+        let id: ConsumerId = field::parse("consumer", &request.consumer)?;
         self.describe_consumer(&request.keyring, &id)
     }
 
@@ -64,7 +64,7 @@ impl AdminApi {
             .keyring
             .consumers()
             .get(id)
-            .map(|consumer| wire::consumer(served.name(), id, consumer))
+            .map(|consumer| messages::consumer(served.name(), id, consumer))
             .ok_or_else(|| {
                 error::refused(&Refusal::NotFound {
                     what: "consumer",

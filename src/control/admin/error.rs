@@ -3,7 +3,7 @@
 use prost::Message as _;
 use tonic::{Status, metadata::MetadataValue};
 
-use super::wire;
+use super::messages;
 use crate::{
     control::{
         journal::{CommitError, LogError},
@@ -66,7 +66,7 @@ pub(super) fn rotation(error: RotationError) -> Status {
         RotationError::Commit(error) => commit(error),
         RotationError::TimedOut { ref barrier, .. } => {
             let mut status = Status::deadline_exceeded(error.to_string());
-            let missing = MetadataValue::from_bytes(&wire::missing(barrier).encode_to_vec());
+            let missing = MetadataValue::from_bytes(&messages::missing(barrier).encode_to_vec());
             status.metadata_mut().insert_bin(MISSING, missing);
             status
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     authz::DenyReason,
     control::served::ServedKeyring,
@@ -33,11 +33,11 @@ impl AdminApi {
         let circumstances = Circumstances {
             source: match request.source.as_str() {
                 "" => None,
-                text => Some(wire::field("source", text)?),
+                text => Some(field::parse("source", text)?),
             },
             scopes: Scopes::parse(&request.scopes.join(" "))
                 .map_err(|problem| error::invalid("scopes", problem))?,
-            at: wire::timestamp("at", request.at)?.unwrap_or_else(|| self.catalog.clock().wall()),
+            at: field::timestamp("at", request.at)?.unwrap_or_else(|| self.catalog.clock().wall()),
         };
         let mut steps = Steps::default();
         let (reason, record) = judge(
@@ -63,8 +63,8 @@ impl AdminApi {
             consumer: record.consumer.to_string(),
             key_id: record.key_id.to_string(),
             version: record.version.get(),
-            state: wire::state(record.state),
-            laggards: wire::barrier(&barrier).laggards,
+            state: messages::state(record.state),
+            laggards: messages::barrier(&barrier).laggards,
             ..answer
         })
     }

@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, messages};
 use crate::{
     control::token::{Caller, TokenChange},
     key::{KeyringName, operation::MAX_REASON_LEN},
@@ -79,7 +79,7 @@ impl AdminApi {
             "a sidecar is forgotten: nobody waits for what it may still serve"
         );
         Ok(api::ForgetSidecarResponse {
-            forgotten: forgotten.iter().map(wire::run).collect(),
+            forgotten: forgotten.iter().map(messages::run).collect(),
         })
     }
 
@@ -103,7 +103,7 @@ impl AdminApi {
                     durable_revision: progress.durable.get(),
                     missing: head.is_err(),
                     head_revision: head.unwrap_or_default().get(),
-                    applied_at: wire::time(progress.applied_at),
+                    applied_at: messages::time(progress.applied_at),
                     rejected: progress
                         .rejected
                         .iter()
@@ -114,22 +114,22 @@ impl AdminApi {
             .collect();
         let clock = self.catalog.clock();
         let rest = member.rest(clock.boot());
-        let (presence, since) = wire::presence(member.presence());
+        let (presence, since) = messages::presence(member.presence());
         api::Sidecar {
             node: key.node,
             run_id: key.run_id,
             presence: presence.into(),
-            since: wire::time(since),
-            serves_until: wire::time(rest.map(|rest| clock.wall().saturating_add(rest))),
+            since: messages::time(since),
+            serves_until: messages::time(rest.map(|rest| clock.wall().saturating_add(rest))),
             has_snapshot_file: member.file.is_some(),
             connected: member.is_connected(),
             cluster: member.about.cluster,
             version: member.about.version,
             labels: member.about.labels.into_iter().collect(),
-            connected_at: wire::time(member.connected_at),
-            last_seen: wire::time(Some(member.last_seen)),
+            connected_at: messages::time(member.connected_at),
+            last_seen: messages::time(Some(member.last_seen)),
             keyrings,
-            complete_until: wire::time(member.complete_until),
+            complete_until: messages::time(member.complete_until),
         }
     }
 }
@@ -142,8 +142,8 @@ fn describe_gap((key, gap): (RunKey, Gap)) -> api::GoneSidecar {
         forgotten: gap.is_forgotten,
         run_id: key.run_id,
         keyrings: gap.keyrings.iter().map(ToString::to_string).collect(),
-        complete_until: wire::time(gap.complete_until),
-        last_contact: wire::time(Some(gap.last_seen)),
-        until: wire::time(Some(gap.until)),
+        complete_until: messages::time(gap.complete_until),
+        last_contact: messages::time(Some(gap.last_seen)),
+        until: messages::time(Some(gap.until)),
     }
 }

@@ -3,7 +3,7 @@
 use prost::Message;
 use tonic::{Status, metadata::MetadataValue};
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field};
 use crate::{
     control::{
         calls::{Identity, ReusedError, Turn},
@@ -26,7 +26,7 @@ impl AdminApi {
         if key.is_empty() {
             return Ok(None);
         }
-        let key: IdempotencyKey = wire::field("idempotency_key", key)?;
+        let key: IdempotencyKey = field::parse("idempotency_key", key)?;
         Ok(Some(self.calls.identify(key, caller, method, request)))
     }
 

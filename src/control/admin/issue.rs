@@ -7,9 +7,9 @@ use tonic::Status;
 use zeroize::Zeroizing;
 
 use super::{
-    AdminApi, error,
+    AdminApi, error, field,
     idempotency::{committed, reused, withdrawn},
-    wire,
+    messages,
 };
 use crate::{
     clock::BootTime,
@@ -120,7 +120,7 @@ impl AdminApi {
             return Err(withdrawn(error::rotation(RotationError::Abandoned)));
         }
         if let Some(patience) = &order.wait {
-            let keyring = wire::field("keyring", &order.request.keyring)?;
+            let keyring = field::parse("keyring", &order.request.keyring)?;
             self.note_passed_by(&caller.actor, "new key", &keyring, Some(key_id), patience)
                 .await?;
         }
@@ -169,7 +169,7 @@ impl AdminApi {
             not_before,
             expires_in,
         } = Details::parse(request)?;
-        let keyring: KeyringName = wire::field("keyring", &request.keyring)?;
+        let keyring: KeyringName = field::parse("keyring", &request.keyring)?;
         let held = self.keyring_for(caller, &keyring, request.create_missing)?;
         let prefix = held.as_ref().map_or_else(Prefix::default, |served| {
             served.journal().state().keyring.prefix().clone()
@@ -297,7 +297,7 @@ impl AdminApi {
     fn answer(&self, kept: &KeptKey) -> Result<api::IssuedKey, Status> {
         let secret = kept.secret.as_ref().map_or("", Secret::expose);
         Ok(api::IssuedKey {
-            barrier: kept.barrier.as_ref().map(wire::barrier),
+            barrier: kept.barrier.as_ref().map(messages::barrier),
             ..self.issued(kept.version, secret, kept.revision)?
         })
     }
@@ -327,7 +327,7 @@ impl AdminApi {
         let waited = self.rotations.wait(&goal, progress).await;
         let barrier = waited.map_err(|problem| committed(not_confirmed(id, problem)))?;
         Ok(api::IssuedKey {
-            barrier: Some(wire::barrier(&barrier)),
+            barrier: Some(messages::barrier(&barrier)),
             ..issued
         })
     }
@@ -367,7 +367,7 @@ impl AdminApi {
                 "this call created key {id} before, whose version 1 is {state} ({reason}); to create another key, repeat the call with a new idempotency key"
             )));
         }
-        let issued = wire::issued(&state.keyring, key, first, "", state.keyring.revision());
+        let issued = messages::issued(&state.keyring, key, first, "", state.keyring.revision());
         let issued = api::IssuedKey {
             secret_forgotten: order.imported.is_none(),
             ..issued
@@ -388,7 +388,13 @@ impl AdminApi {
             .keyring
             .version(which)
             .ok_or_else(|| Status::internal("the key that was created is not there"))?;
-        Ok(wire::issued(&state.keyring, key, version, secret, revision))
+        Ok(messages::issued(
+            &state.keyring,
+            key,
+            version,
+            secret,
+            revision,
+        ))
     }
 
     /// The keyring of a new key; none where it does not exist and is to be created.
@@ -416,16 +422,16 @@ impl AdminApi {
 impl Details {
     fn parse(request: &api::CreateKeyRequest) -> Result<Self, Status> {
         Ok(Self {
-            consumer: wire::field("consumer", &request.consumer)?,
+            consumer: field::parse("consumer", &request.consumer)?,
             scopes: request
                 .scopes
                 .iter()
-                .map(|scope| wire::field::<Scope>("scopes", scope))
+                .map(|scope| field::parse::<Scope>("scopes", scope))
                 .collect::<Result<_, _>>()?,
             allowed_sources: AllowedSources::parse(&request.allowed_sources)
                 .map_err(|problem| error::invalid("allowed_sources", problem))?,
-            not_before: wire::timestamp("not_before", request.not_before)?,
-            expires_in: wire::duration("expires_in", request.expires_in)?,
+            not_before: field::timestamp("not_before", request.not_before)?,
+            expires_in: field::duration("expires_in", request.expires_in)?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     key::{ConsumerId, KeyId, KeyringName, Refusal, Use, VersionRef},
     proto::admin as api,
@@ -19,7 +19,7 @@ impl AdminApi {
         };
         let consumer: Option<ConsumerId> = match request.consumer.as_str() {
             "" => None,
-            text => Some(wire::field("consumer", text)?),
+            text => Some(field::parse("consumer", text)?),
         };
         let mut keys = Vec::new();
         for served in keyrings {
@@ -31,20 +31,20 @@ impl AdminApi {
                     .keys()
                     .values()
                     .filter(|key| consumer.as_ref().is_none_or(|id| key.consumer == *id))
-                    .map(|key| wire::key(&state.keyring, key, &used)),
+                    .map(|key| messages::key(&state.keyring, key, &used)),
             );
         }
         Ok(api::ListKeysResponse { keys })
     }
 
     pub(super) fn get_key(&self, request: &api::GetKeyRequest) -> Result<api::Key, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         let describe = || {
             let served = self.catalog.holding(key_id)?;
             let used = self.used(served.name());
             let state = served.journal().state();
             let key = state.keyring.key(key_id)?;
-            Ok(wire::key(&state.keyring, key, used))
+            Ok(messages::key(&state.keyring, key, used))
         };
         describe().map_err(|refusal: Refusal| error::refused(&refusal))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     control::{served::ServedKeyring, token::Caller},
     key::{Change, Keyring, KeyringName, Pepper, Prefix, Refusal, Revision, Timestamp, operation},
@@ -17,10 +17,10 @@ impl AdminApi {
         caller: Caller,
         request: api::CreateKeyringRequest,
     ) -> Result<api::Keyring, Status> {
-        let name: KeyringName = wire::field("name", &request.name)?;
+        let name: KeyringName = field::parse("name", &request.name)?;
         let prefix = match request.prefix.as_str() {
             "" => Prefix::default(),
-            text => wire::field("prefix", text)?,
+            text => field::parse("prefix", text)?,
         };
         let help_url = Some(request.help_url).filter(|url| !url.is_empty());
         let nothing_else = |_: &Keyring, _: &Pepper, _| Ok(Vec::new());
@@ -102,7 +102,7 @@ impl AdminApi {
         field: &'static str,
         name: &str,
     ) -> Result<Arc<ServedKeyring>, Status> {
-        let name: KeyringName = wire::field(field, name)?;
+        let name: KeyringName = field::parse(field, name)?;
         self.catalog
             .get(&name)
             .map_err(|refusal| error::refused(&refusal))
@@ -110,5 +110,5 @@ impl AdminApi {
 }
 
 fn describe(served: &ServedKeyring) -> api::Keyring {
-    wire::keyring(&served.journal().state().keyring, served.epoch())
+    messages::keyring(&served.journal().state().keyring, served.epoch())
 }

@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::{AdminApi, Streamed, error, progress::Underway, wire};
+use super::{AdminApi, Streamed, error, field, messages, progress::Underway};
 use crate::{
     control::{journal::CommitError, token::Caller},
     key::{Change, KeyId, Timestamp, VersionNumber, VersionRef, VersionState},
@@ -16,7 +16,7 @@ impl AdminApi {
         caller: Caller,
         request: api::RetireVersionRequest,
     ) -> Result<api::RetireVersionResponse, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         let version = VersionNumber::new(request.version);
         let served = self.holding(key_id)?;
         let force = request.force.then_some(request.reason.as_str());
@@ -64,11 +64,11 @@ impl AdminApi {
         caller: Caller,
         request: api::ExtendOverlapRequest,
     ) -> Result<api::ExtendOverlapResponse, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         let version = VersionNumber::new(request.version);
         let to = match request.to {
-            Some(To::Until(until)) => Ok(wire::timestamp("until", Some(until))?),
-            Some(To::By(by)) => Err(wire::duration("by", Some(by))?.unwrap_or_default()),
+            Some(To::Until(until)) => Ok(field::timestamp("until", Some(until))?),
+            Some(To::By(by)) => Err(field::duration("by", Some(by))?.unwrap_or_default()),
             None => return Err(error::invalid("until", "say until when, or by how long")),
         };
         let served = self.holding(key_id)?;
@@ -119,7 +119,7 @@ impl AdminApi {
             keyring: served.name().to_string(),
             key_id: key_id.to_string(),
             version: version.get(),
-            until: wire::time(Some(until)),
+            until: messages::time(Some(until)),
             revision: committed.revision.get(),
         })
     }
@@ -129,7 +129,7 @@ impl AdminApi {
         caller: Caller,
         request: api::RollBackRequest,
     ) -> Result<Streamed<api::RollBackResponse>, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         if request.pass_by.is_some() && !request.wait {
             return Err(error::invalid("pass_by", "leave it out, or set wait"));
         }
@@ -172,7 +172,7 @@ impl AdminApi {
             key_id: key_id.to_string(),
             version: version.get(),
             replaced_version: replaced.map_or(0, |replaced| replaced.version.get()),
-            replaced_until: wire::time(replaced.map(|replaced| replaced.until)),
+            replaced_until: messages::time(replaced.map(|replaced| replaced.until)),
             revision: committed.revision.get(),
             ..api::RollBackResponse::default()
         };
@@ -198,7 +198,7 @@ impl AdminApi {
         caller: Caller,
         request: api::AbortRotationRequest,
     ) -> Result<api::AbortRotationResponse, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         let served = self.holding(key_id)?;
         let committed = self
             .catalog

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     control::{served::ServedKeyring, token::Caller},
     key::{KeyId, OnDeadline, PolicyOverrides, RotationPolicy},
@@ -21,7 +21,7 @@ impl AdminApi {
                 Ok(of_keyring(&*self.served("keyring", &name)?))
             }
             Some(get_policy_request::Of::KeyId(key_id)) => {
-                let key_id: KeyId = wire::field("key_id", &key_id)?;
+                let key_id: KeyId = field::parse("key_id", &key_id)?;
                 of_key(&*self.holding(key_id)?, key_id)
             }
             None => Err(error::invalid("of", "name a keyring or a key")),
@@ -49,7 +49,7 @@ impl AdminApi {
         let (served, key_id) = match request.of {
             Some(set_policy_request::Of::Keyring(name)) => (self.served("keyring", &name)?, None),
             Some(set_policy_request::Of::KeyId(key_id)) => {
-                let key_id: KeyId = wire::field("key_id", &key_id)?;
+                let key_id: KeyId = field::parse("key_id", &key_id)?;
                 (self.holding(key_id)?, Some(key_id))
             }
             None => return Err(error::invalid("of", "name a keyring or a key")),
@@ -104,12 +104,12 @@ fn of_key(served: &ServedKeyring, key_id: KeyId) -> Result<api::PolicyStatus, St
 }
 
 fn policy(policy: &RotationPolicy) -> api::Policy {
-    let known = |duration: Duration| wire::elapsed(duration);
+    let known = |duration: Duration| messages::elapsed(duration);
     api::Policy {
         rotate_every: known(policy.rotate_every.unwrap_or_default()),
         overlap: known(policy.overlap),
         idle_for: known(policy.idle_for),
-        on_deadline: wire::on_deadline(policy.on_deadline),
+        on_deadline: messages::on_deadline(policy.on_deadline),
         rollback_for: known(policy.rollback_for),
         remind_before: known(policy.remind_before),
         max_versions: policy.max_versions,
@@ -124,9 +124,9 @@ fn policy(policy: &RotationPolicy) -> api::Policy {
 
 fn parts(policy: api::Policy) -> Result<PolicyOverrides, Status> {
     Ok(PolicyOverrides {
-        rotate_every: wire::duration("rotate_every", policy.rotate_every)?,
-        overlap: wire::duration("overlap", policy.overlap)?,
-        idle_for: wire::duration("idle_for", policy.idle_for)?,
+        rotate_every: field::duration("rotate_every", policy.rotate_every)?,
+        overlap: field::duration("overlap", policy.overlap)?,
+        idle_for: field::duration("idle_for", policy.idle_for)?,
         on_deadline: match api::OnDeadline::try_from(policy.on_deadline) {
             Ok(api::OnDeadline::Unspecified) => None,
             Ok(api::OnDeadline::Retire) => Some(OnDeadline::Retire),
@@ -134,8 +134,8 @@ fn parts(policy: api::Policy) -> Result<PolicyOverrides, Status> {
             Ok(api::OnDeadline::Hold) => Some(OnDeadline::Hold),
             Err(_) => return Err(error::invalid("on_deadline", "use retire, extend or hold")),
         },
-        rollback_for: wire::duration("rollback_for", policy.rollback_for)?,
-        remind_before: wire::duration("remind_before", policy.remind_before)?,
+        rollback_for: field::duration("rollback_for", policy.rollback_for)?,
+        remind_before: field::duration("remind_before", policy.remind_before)?,
         max_versions: (policy.max_versions != 0).then_some(policy.max_versions),
         sink: policy.sink.map(Into::into),
     })

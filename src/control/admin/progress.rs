@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{AdminApi, Streamed, error, wire};
+use super::{AdminApi, Streamed, error, field, messages};
 use crate::{
     clock::BootTime,
     control::{
@@ -87,7 +87,7 @@ impl AdminApi {
             // The caller may be gone; what is committed stands.
             let _ = outcome.send(waited.map_err(error::rotation).map(|barrier| {
                 tell(Step {
-                    propagation: wire::elapsed(propagation),
+                    propagation: messages::elapsed(propagation),
                     ..Step::under_way(&barrier, true)
                 })
             }));
@@ -114,7 +114,7 @@ impl AdminApi {
 impl Step {
     fn under_way(barrier: &Barrier, done: bool) -> Self {
         Self {
-            barrier: wire::barrier(barrier),
+            barrier: messages::barrier(barrier),
             done,
             propagation: None,
         }
@@ -128,7 +128,7 @@ impl AdminApi {
         timeout: Option<prost_types::Duration>,
         pass_by: Option<api::PassBy>,
     ) -> Result<Patience, Status> {
-        let timeout = wire::duration("timeout", timeout)?;
+        let timeout = field::duration("timeout", timeout)?;
         if timeout.is_some_and(|timeout| timeout > MAX_TIMEOUT) {
             return Err(error::invalid("timeout", "wait for at most one day"));
         }

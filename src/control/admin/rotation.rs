@@ -8,10 +8,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{
-    AdminApi, Streamed, error,
+    AdminApi, Streamed, error, field,
     idempotency::{committed, withdrawn},
+    messages,
     progress::{MAX_PROGRESS, Underway},
-    wire,
 };
 use crate::{
     control::{
@@ -37,7 +37,7 @@ impl AdminApi {
         caller: Caller,
         request: &api::StartRotationRequest,
     ) -> Result<Streamed<api::StartRotationResponse>, Status> {
-        let overlap = wire::duration("overlap", request.overlap)?;
+        let overlap = field::duration("overlap", request.overlap)?;
         let old_ends = match (request.emergency, overlap) {
             (false, overlap) => OldEnds::AfterOverlap(overlap),
             (true, None) if request.reason.trim().is_empty() => {
@@ -54,7 +54,7 @@ impl AdminApi {
             }
         };
         let spec = RotationSpec {
-            key_id: wire::field("key_id", &request.key_id)?,
+            key_id: field::parse("key_id", &request.key_id)?,
             id: None,
             old_ends,
             sink: None,
@@ -209,7 +209,7 @@ impl AdminApi {
         caller: Caller,
         request: api::RevokeRequest,
     ) -> Result<Streamed<api::RevokeResponse>, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         let which = match request.which {
             Some(revoke_request::Which::Version(number)) => Which::Version(
                 VersionNumber::new(number)
@@ -273,7 +273,7 @@ fn lifetime(
     match lifetime {
         None => Ok(None),
         Some(Asked::ExpiresIn(duration)) => {
-            let duration = wire::duration("expires_in", Some(duration))?;
+            let duration = field::duration("expires_in", Some(duration))?;
             Ok(duration.map(Lifetime::Limited))
         }
         Some(Asked::NeverExpires(true)) => Ok(Some(Lifetime::Unlimited)),
@@ -295,7 +295,7 @@ fn started(progress: Progress) -> api::StartRotationResponse {
             version: version.get(),
             revision: revision.get(),
         }),
-        Progress::Waiting(barrier) => Step::Barrier(wire::barrier(&barrier)),
+        Progress::Waiting(barrier) => Step::Barrier(messages::barrier(&barrier)),
     };
     api::StartRotationResponse { step: Some(step) }
 }
@@ -328,7 +328,8 @@ fn handed_over_before(
         | VersionState::Retiring { .. }
         | VersionState::Retired { .. } => {
             let old = key.replaced_by(rotation, number);
-            let issued = wire::issued(&state.keyring, key, version, "", state.keyring.revision());
+            let issued =
+                messages::issued(&state.keyring, key, version, "", state.keyring.revision());
             Ok(api::StartRotationResponse {
                 step: Some(Step::HandedOver(api::HandedOver {
                     key: Some(api::IssuedKey {
@@ -336,7 +337,7 @@ fn handed_over_before(
                         ..issued
                     }),
                     old_version: old.map_or(0, |old| old.version.get()),
-                    old_until: wire::time(old.map(|old| old.until)),
+                    old_until: messages::time(old.map(|old| old.until)),
                     barrier: None,
                     propagation: None,
                 })),
@@ -361,7 +362,7 @@ fn handed_over(
         .keyring
         .version(done.version)
         .ok_or_else(|| Status::internal("the version that was handed over is not there"))?;
-    let key = wire::issued(
+    let key = messages::issued(
         &state.keyring,
         key,
         version,
@@ -372,9 +373,9 @@ fn handed_over(
         step: Some(Step::HandedOver(api::HandedOver {
             key: Some(key),
             old_version: done.old.map_or(0, |old| old.version.get()),
-            old_until: wire::time(done.old.map(|old| old.until).filter(|_| !is_old_revoked)),
-            barrier: Some(wire::barrier(&done.barrier)),
-            propagation: wire::elapsed(done.propagation),
+            old_until: messages::time(done.old.map(|old| old.until).filter(|_| !is_old_revoked)),
+            barrier: Some(messages::barrier(&done.barrier)),
+            propagation: messages::elapsed(done.propagation),
         })),
     })
 }

@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     control::{
         calls::{CallId, Identity, Kept},
@@ -29,14 +29,14 @@ impl AdminApi {
         request: &api::CreateTokenRequest,
         identity: Option<Identity>,
     ) -> Result<api::CreateTokenResponse, Status> {
-        let role = wire::role(request.role)?;
-        let expires_in = wire::duration("expires_in", request.expires_in)?;
+        let role = field::role(request.role)?;
+        let expires_in = field::duration("expires_in", request.expires_in)?;
         let mut turn = self.turn(identity).await?;
         let answer = |id, secret: Option<&str>| {
             let token = self.tokens.get(id);
             let token = token.map_err(|refusal| error::refused(&refusal))?;
             Ok(api::CreateTokenResponse {
-                token: Some(wire::token(&token)),
+                token: Some(messages::token(&token)),
                 secret: secret.unwrap_or_default().to_owned(),
                 secret_forgotten: secret.is_none(),
             })
@@ -62,7 +62,7 @@ impl AdminApi {
 
     pub(super) fn list_tokens(&self) -> api::ListTokensResponse {
         api::ListTokensResponse {
-            tokens: self.tokens.list().iter().map(wire::token).collect(),
+            tokens: self.tokens.list().iter().map(messages::token).collect(),
         }
     }
 
@@ -71,7 +71,7 @@ impl AdminApi {
         caller: Caller,
         request: api::EndTokenRequest,
     ) -> Result<api::EndTokenResponse, Status> {
-        let id = wire::field("id", &request.id)?;
+        let id = field::parse("id", &request.id)?;
         let token = self
             .tokens
             .end(&caller.actor, id)
@@ -79,7 +79,7 @@ impl AdminApi {
             .map_err(error::commit)?;
         tracing::info!(actor = caller.actor, token = %token.id, "admin token ended");
         Ok(api::EndTokenResponse {
-            token: Some(wire::token(&token)),
+            token: Some(messages::token(&token)),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tonic::Status;
 
-use super::{AdminApi, error, wire};
+use super::{AdminApi, error, field, messages};
 use crate::{
     control::{served::ServedKeyring, usage::Caller},
     key::{
@@ -27,7 +27,7 @@ impl AdminApi {
         &self,
         request: &api::GetUsageRequest,
     ) -> Result<api::KeyUsage, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         let served = self.holding(key_id)?;
         self.describe_usage(&served, key_id)
     }
@@ -36,7 +36,7 @@ impl AdminApi {
         &self,
         request: &api::GetRotationRequest,
     ) -> Result<api::RotationStatus, Status> {
-        let key_id: KeyId = wire::field("key_id", &request.key_id)?;
+        let key_id: KeyId = field::parse("key_id", &request.key_id)?;
         let served = self.holding(key_id)?;
         let usage = self.describe_usage(&served, key_id)?;
         let now = self.pace.now();
@@ -93,7 +93,7 @@ impl AdminApi {
                 .values()
                 .map(|version| self.describe_use(name, key_id, version))
                 .collect(),
-            complete_until: wire::time(self.fleet.coverage(name, now).complete_until),
+            complete_until: messages::time(self.fleet.coverage(name, now).complete_until),
             gaps: self.fleet.gaps(Some(name)).into_iter().map(gap).collect(),
             silent: late.into_iter().map(|late| late.key.node).collect(),
         })
@@ -112,12 +112,12 @@ impl AdminApi {
         let used = self.usage.use_of(keyring, which).unwrap_or_default();
         api::VersionUsage {
             version: version.number.get(),
-            state: wire::state(version.state.kind()),
+            state: messages::state(version.state.kind()),
             requests: used.requests,
             denied: used.denied,
             rate: Some(self.usage.rate(keyring, which)),
-            first_used_at: wire::time(used.first_used),
-            last_used_at: wire::time(used.last_used),
+            first_used_at: messages::time(used.first_used),
+            last_used_at: messages::time(used.last_used),
             callers: self
                 .usage
                 .callers(keyring, which)
@@ -147,7 +147,7 @@ impl AdminApi {
                 let barrier =
                     self.fleet
                         .barrier(served.name(), served.epoch(), target, &BTreeSet::new());
-                (*since, None, 0, Some(wire::barrier(&barrier)))
+                (*since, None, 0, Some(messages::barrier(&barrier)))
             }
             VersionState::Retiring {
                 since,
@@ -160,17 +160,17 @@ impl AdminApi {
         };
         Some(api::Rotation {
             version: version.number.get(),
-            state: wire::state(version.state.kind()),
-            phase: wire::phase(outlook.phase),
+            state: messages::state(version.state.kind()),
+            phase: messages::phase(outlook.phase),
             rotation_id: version
                 .rotation
                 .map_or_else(String::new, |rotation| rotation.to_string()),
-            since: wire::time(Some(since)),
-            deadline: wire::time(deadline),
-            on_deadline: wire::on_deadline(keyring.policy_of(key).on_deadline),
+            since: messages::time(Some(since)),
+            deadline: messages::time(deadline),
+            on_deadline: messages::on_deadline(keyring.policy_of(key).on_deadline),
             replaced_by,
             waits_for: outlook.waits_for,
-            earliest_end: wire::time(outlook.earliest_end),
+            earliest_end: messages::time(outlook.earliest_end),
             barrier,
         })
     }
@@ -180,8 +180,8 @@ fn gap((key, gap): (RunKey, Gap)) -> api::Gap {
     api::Gap {
         node: key.node,
         run_id: key.run_id,
-        from: wire::time(gap.complete_until),
-        until: wire::time(Some(gap.until)),
+        from: messages::time(gap.complete_until),
+        until: messages::time(Some(gap.until)),
     }
 }
 
@@ -191,7 +191,7 @@ fn caller(caller: Caller) -> api::Caller {
         user_agent: caller.user_agent,
         route: caller.route,
         requests: caller.requests,
-        last_used_at: wire::time(Some(caller.last_used)),
+        last_used_at: messages::time(Some(caller.last_used)),
     }
 }
 

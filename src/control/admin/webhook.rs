@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::{AdminApi, error, idempotency::reused, wire};
+use super::{AdminApi, error, field, idempotency::reused, messages};
 use crate::{
     control::{
         calls::{CallId, Identity, Kept, ReusedError},
@@ -42,12 +42,12 @@ impl AdminApi {
         OutboundUrl::parse(&request.url).map_err(|problem| error::invalid("url", problem))?;
         let consumer = match request.consumer.as_str() {
             "" => None,
-            text => Some(wire::field("consumer", text)?),
+            text => Some(field::parse("consumer", text)?),
         };
         let events = request
             .events
             .iter()
-            .map(|event| wire::field::<EventKind>("events", event))
+            .map(|event| field::parse::<EventKind>("events", event))
             .collect::<Result<_, _>>()?;
         let mut turn = self.turn(identity).await?;
         let added = |id: KeyId| {
@@ -112,7 +112,7 @@ impl AdminApi {
         request: api::RemoveWebhookRequest,
     ) -> Result<api::Webhook, Status> {
         let served = self.served("keyring", &request.keyring)?;
-        let id: WebhookId = wire::field("id", &request.id)?;
+        let id: WebhookId = field::parse("id", &request.id)?;
         let committed = self
             .catalog
             .commit(&served, &caller.actor, |keyring, _| {
@@ -139,7 +139,7 @@ impl AdminApi {
         request: api::TestWebhookRequest,
     ) -> Result<api::TestWebhookResponse, Status> {
         let served = self.served("keyring", &request.keyring)?;
-        let id: WebhookId = wire::field("id", &request.id)?;
+        let id: WebhookId = field::parse("id", &request.id)?;
         let began = self.catalog.clock().boot();
         let tried = self
             .webhooks
@@ -157,7 +157,7 @@ impl AdminApi {
             delivered: tried.error.is_none(),
             status: tried.status.map_or(0, u32::from),
             problem: tried.error.unwrap_or_default(),
-            took: wire::elapsed(self.catalog.clock().boot().saturating_since(began)),
+            took: messages::elapsed(self.catalog.clock().boot().saturating_since(began)),
         })
     }
 
@@ -194,7 +194,7 @@ impl AdminApi {
         };
         let webhook = match request.webhook_id.as_str() {
             "" => None,
-            text => Some(wire::field::<WebhookId>("webhook_id", text)?),
+            text => Some(field::parse::<WebhookId>("webhook_id", text)?),
         };
         let of: Vec<WebhookId> = if let Some(id) = webhook {
             vec![id]
@@ -226,7 +226,7 @@ fn describe(keyring: &KeyringName, webhook: &Webhook) -> api::Webhook {
             .map_or_else(String::new, ToString::to_string),
         events: webhook.events.iter().map(ToString::to_string).collect(),
         allow_private: webhook.allow_private,
-        created_at: wire::time(Some(webhook.created_at)),
+        created_at: messages::time(Some(webhook.created_at)),
     }
 }
 
@@ -240,10 +240,10 @@ fn delivery(delivery: Delivery) -> api::Delivery {
         webhook_id: delivery.what.webhook,
         event_id: delivery.what.event,
         event: delivery.what.kind,
-        created_at: wire::time(Some(delivery.what.created_at)),
+        created_at: messages::time(Some(delivery.what.created_at)),
         state: state.to_owned(),
         attempts: delivery.attempts,
-        next_attempt_at: wire::time(next),
+        next_attempt_at: messages::time(next),
         last_status: delivery.last_status.map_or(0, u32::from),
         last_problem: delivery.last_error.unwrap_or_default(),
     }

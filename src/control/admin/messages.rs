@@ -1,10 +1,7 @@
-//! Between messages and the domain.
+//! The messages of answers, made from values of the domain.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use tonic::Status;
-
-use super::error::invalid;
 use crate::{
     control::token::{Role, Token},
     key::{
@@ -15,40 +12,8 @@ use crate::{
     serving::{Barrier, Laggard, Presence, RunKey},
 };
 
-/// So many sidecars fit into the metadata of an error.
+/// The most sidecars that fit into the metadata of an error.
 const MAX_MISSING: usize = 10;
-
-/// Parses a field that has a type of its own.
-pub(super) fn field<T>(name: &'static str, text: &str) -> Result<T, Status>
-where
-    T: std::str::FromStr<Err: std::fmt::Display>,
-{
-    text.parse().map_err(|error| invalid(name, error))
-}
-
-pub(super) fn duration(
-    name: &'static str,
-    value: Option<prost_types::Duration>,
-) -> Result<Option<Duration>, Status> {
-    value
-        .map(|value| {
-            Duration::try_from(value).map_err(|_| invalid(name, "a duration cannot be negative"))
-        })
-        .transpose()
-}
-
-pub(super) fn timestamp(
-    name: &'static str,
-    value: Option<prost_types::Timestamp>,
-) -> Result<Option<Timestamp>, Status> {
-    value
-        .map(|value| {
-            SystemTime::try_from(value)
-                .map(Timestamp::from)
-                .map_err(|_| invalid(name, "not a time"))
-        })
-        .transpose()
-}
 
 pub(super) fn time(value: Option<Timestamp>) -> Option<prost_types::Timestamp> {
     value.map(Timestamp::to_wire)
@@ -56,18 +21,6 @@ pub(super) fn time(value: Option<Timestamp>) -> Option<prost_types::Timestamp> {
 
 pub(super) fn elapsed(value: Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(value).ok()
-}
-
-pub(super) fn role(value: i32) -> Result<Role, Status> {
-    match api::Role::try_from(value) {
-        Ok(api::Role::Viewer) => Ok(Role::Viewer),
-        Ok(api::Role::Issuer) => Ok(Role::Issuer),
-        Ok(api::Role::Revoker) => Ok(Role::Revoker),
-        Ok(api::Role::Admin) => Ok(Role::Admin),
-        Ok(api::Role::Unspecified) | Err(_) => {
-            Err(invalid("role", "use viewer, issuer, revoker or admin"))
-        }
-    }
 }
 
 pub(super) fn token(token: &Token) -> api::Token {
