@@ -17,15 +17,20 @@
 //! granted, plus 1 %: the most by which two boot clocks may differ in speed. The run counts from the sending of that beat, and
 //! so never ends later. A smaller grant becomes the bound only when the larger one before it has run out.
 
+mod about;
 mod barrier;
 mod gap;
+mod held;
 mod hello;
+mod holding;
 mod lock;
 #[cfg(test)]
 mod model;
 mod progress;
 mod row;
 mod run;
+mod run_key;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -39,16 +44,21 @@ use crate::{
     key::{Coverage, Epoch, KeyringName, Timestamp},
 };
 
-pub(crate) use barrier::{Barrier, Laggard, Target};
+pub(crate) use about::About;
+pub(crate) use barrier::{Barrier, Laggard};
 pub(crate) use gap::Gap;
+pub(crate) use held::Held;
 #[cfg(test)]
 use hello::Welcome;
-pub(crate) use hello::{Held, Hello, HelloError};
+pub(crate) use hello::{Hello, HelloError};
+pub(crate) use holding::Holding;
 pub(crate) use lock::{Lock, LockAt, LockPlace};
 pub(crate) use progress::{Confirmation, Progress};
 pub(crate) use row::{Row, RowError};
-pub(crate) use run::{About, Holding, Presence, SnapshotFile};
-pub use run::{Run, RunKey};
+pub use run::Run;
+pub(crate) use run::{Presence, SnapshotFile};
+pub use run_key::RunKey;
+pub(crate) use target::Target;
 
 use gap::Gaps;
 use run::Ended;

@@ -2,17 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Holding, Now, Presence, Run, RunKey};
-use crate::key::{Revision, Timestamp, VersionRef};
-
-/// A point that every sidecar is to reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
-    /// Everything up to the revision is in use, and this version was not refused.
-    Applied(Revision, VersionRef),
-    /// Every revocation up to the revision is in use.
-    Revoked(Revision),
-}
+use super::{Holding, Now, Presence, Run, RunKey, Target};
+use crate::key::Timestamp;
 
 /// How far the runs that may serve a keyring are from a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,16 +37,6 @@ pub(crate) struct Laggard {
     pub(crate) rest: Option<Duration>,
     /// The same as a time of the control plane's wall clock.
     pub(crate) serves_until: Option<Timestamp>,
-}
-
-impl Target {
-    /// The revision that is to be reached.
-    #[must_use]
-    pub(crate) const fn revision(self) -> Revision {
-        match self {
-            Self::Applied(revision, _) | Self::Revoked(revision) => revision,
-        }
-    }
 }
 
 impl Barrier {

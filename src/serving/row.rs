@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    About, Gap, Holding, Lock, Now, Run, RunKey, Serving, SnapshotFile,
-    run::{Ended, stretched},
+    About, Gap, Holding, Lock, Now, Run, RunKey, Serving, SnapshotFile, holding::stretched,
+    run::Ended,
 };
 use crate::key::{KeyringName, Timestamp};
 

@@ -5,23 +5,11 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-
-use super::{Gap, Held, Lock, Now, Progress, Target};
+use super::{About, Gap, Holding, Lock, Now};
 use crate::{
     clock::BootTime,
-    key::{Epoch, KeyringName, Revision, Timestamp},
-    tls::Identity,
+    key::{KeyringName, Timestamp},
 };
-
-/// Names a run. Ordered by node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct RunKey {
-    /// The sidecar.
-    pub node: String,
-    /// Its process.
-    pub run_id: String,
-}
 
 /// One process of a sidecar, while it may serve.
 #[derive(Clone, Debug)]
@@ -46,36 +34,6 @@ pub struct Run {
     pub(super) lost_at: Option<Timestamp>,
     /// Its process has ended, and its file is left.
     pub(super) ended: Option<Ended>,
-}
-
-/// What a sidecar says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct About {
-    /// Its cluster.
-    pub cluster: String,
-    /// The version of relatch that it runs.
-    pub version: String,
-    /// What its operator says of it.
-    pub labels: BTreeMap<String, String>,
-    /// Whom its certificate speaks for; none without one, and of those that are known from the store.
-    pub(crate) identity: Option<Identity>,
-}
-
-/// What a run holds of a keyring.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holding {
-    /// What it has confirmed.
-    pub progress: Progress,
-    /// It may serve until then without another answer; none when it was never granted anything.
-    pub(super) until: Option<BootTime>,
-    /// The largest grant that may not have run out. It is on record.
-    pub(super) granted: Duration,
-    /// The run asks for it, and gets it: an open stream may extend its time.
-    pub(super) is_followed: bool,
-    /// It is held on demand, so that no file holds it,
-    pub(super) is_on_demand: bool,
-    /// but for what a former run, which held it in full, may have left there: that serves until then.
-    pub(super) in_file_until: Option<BootTime>,
 }
 
 /// A snapshot file.
@@ -105,16 +63,6 @@ pub(crate) enum Presence {
     Lost(Timestamp),
     /// Its process ended, at this time, and left a snapshot file.
     Stopped(Timestamp),
-}
-
-impl RunKey {
-    /// The first that the runs of a node may have.
-    pub(super) fn first_of(node: &str) -> Self {
-        Self {
-            node: node.to_owned(),
-            run_id: String::new(),
-        }
-    }
 }
 
 impl Run {
@@ -204,74 +152,4 @@ impl Run {
         let bound = self.last_bound()?;
         (!self.is_connected()).then(|| bound.saturating_since(now))
     }
-}
-
-impl Holding {
-    /// A stream begins on which it is followed.
-    pub(super) fn greet(&mut self, held: &Held, max_serve_for: Duration, now: Now) {
-        let full = held.deny_after.min(max_serve_for);
-        self.progress.greet(held, now.wall);
-        self.is_followed = true;
-        if held.is_on_demand && !self.is_on_demand {
-            self.in_file_until = self.until;
-        }
-        self.is_on_demand = held.is_on_demand;
-        if held.revision > Revision::default() {
-            // Nobody knows who has granted what it serves.
-            self.suppose(full, now.boot);
-        }
-        self.granted = self.granted.max(full);
-    }
-
-    /// An answer to a beat that arrived at `arrived` lets the run serve for `serve_for`; whether that is on record.
-    pub(super) fn grant(&mut self, serve_for: Duration, arrived: BootTime) -> bool {
-        let bound = arrived.saturating_add(stretched(serve_for));
-        let on_record = serve_for <= self.granted;
-        if !on_record || self.until.is_none_or(|until| until <= bound) {
-            // The larger grant before it has run out by then.
-            self.granted = serve_for;
-        }
-        self.until = self.until.max(Some(bound));
-        on_record
-    }
-
-    /// The run may serve for `serve_for` from `now` on, as far as is known.
-    pub(super) fn suppose(&mut self, serve_for: Duration, now: BootTime) {
-        self.granted = self.granted.max(serve_for);
-        self.until = self
-            .until
-            .max(Some(now.saturating_add(stretched(serve_for))));
-    }
-
-    /// What another run held is what this one holds.
-    pub(super) fn inherit(&mut self, other: &Self) {
-        self.granted = self.granted.max(other.granted);
-        self.until = self.until.max(other.until);
-    }
-
-    /// Whether a snapshot file of the run may hold it.
-    pub(super) fn may_be_in_file(&self, now: BootTime) -> bool {
-        !self.is_on_demand || self.in_file_until.is_some_and(|until| now < until)
-    }
-
-    fn is_within(&self, now: BootTime) -> bool {
-        self.until.is_some_and(|until| now < until)
-    }
-
-    pub(super) fn has_reached(&self, epoch: Epoch, target: Target, has_file: bool) -> bool {
-        self.progress.has_reached(epoch, target, has_file)
-    }
-
-    /// How long the run may serve without another answer, from `now` on.
-    #[must_use]
-    pub(crate) fn rest(&self, now: BootTime) -> Duration {
-        self.until
-            .map_or(Duration::ZERO, |until| until.saturating_since(now))
-    }
-}
-
-/// A time by another boot clock, which may be slower by 1 %.
-pub(super) fn stretched(time: Duration) -> Duration {
-    time.saturating_add(time / 100)
-        .saturating_add(Duration::from_millis(1))
 }
