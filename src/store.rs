@@ -33,9 +33,9 @@ use async_trait::async_trait;
 
 use crate::key::{KeyringName, Revision, Timestamp};
 
-pub use entry::{Entry, Expected, Head, LogName, NewEntry};
-pub use entry::{EntryHash, ParseLogNameError};
-pub use error::EntryError;
+pub use entry::{
+    Entry, EntryError, EntryHash, Expected, Head, LogName, NewEntry, ParseLogNameError,
+};
 pub use error::{AppendError, StoreError};
 pub use outbox::DeliveryState;
 pub use outbox::Settled;

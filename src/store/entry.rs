@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use crate::key::{Epoch, KeyringName, Revision, Timestamp};
 
-use super::{EntryError, MAX_APPEND, MAX_ENTRY_LEN};
+use super::{MAX_APPEND, MAX_ENTRY_LEN};
 
 /// Names a log. As text it is `_control`, which no keyring can be called, or the keyring's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +35,26 @@ pub struct NewEntry {
     pub kind: String,
     /// What happened, as JSON.
     pub payload: Vec<u8>,
+}
+
+/// Entries that no store takes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// Too many at once.
+    #[error("{count} changes at once: commit at most {MAX_APPEND} at a time")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// One is too long.
+    #[error("a change of {len} bytes: make it at most {MAX_ENTRY_LEN} bytes long")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// An actor or a kind has a NUL.
+    #[error("the actor or the kind of a change has a NUL character: remove it")]
+    Nul,
 }
 
 /// One committed change.

@@ -4,7 +4,7 @@ use std::{error::Error, path::PathBuf, time::Duration};
 
 use crate::{duration::written, key::Revision};
 
-use super::{Head, LogName, MAX_APPEND, MAX_ENTRY_LEN};
+use super::{EntryError, Head, LogName};
 
 /// Why an append was not made.
 #[derive(Debug, thiserror::Error)]
@@ -24,26 +24,6 @@ pub enum AppendError {
     /// The store failed; whether the entries were appended, the head says.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// Entries that no store takes.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EntryError {
-    /// Too many at once.
-    #[error("{count} changes at once: commit at most {MAX_APPEND} at a time")]
-    TooMany {
-        /// How many.
-        count: usize,
-    },
-    /// One is too long.
-    #[error("a change of {len} bytes: make it at most {MAX_ENTRY_LEN} bytes long")]
-    TooLong {
-        /// Its length in bytes.
-        len: usize,
-    },
-    /// An actor or a kind has a NUL.
-    #[error("the actor or the kind of a change has a NUL character: remove it")]
-    Nul,
 }
 
 /// Why a store could not be opened, read or written. `store` is a path or an address, without credentials.
