@@ -1,7 +1,11 @@
 //! The sidecars of this control plane: brings the book of who may serve ([`Serving`]) together with clocks, streams and the
 //! store.
 
+mod condition;
 mod hello;
+mod late_reporter;
+mod presence_row;
+mod stream;
 
 use std::{
     collections::BTreeSet,
@@ -17,15 +21,20 @@ use crate::{
     key::{Coverage, Epoch, KeyringName, Revision, Timestamp},
     proto::discovery,
     serving::{
-        Barrier, Confirmation, Farewell, ForgetError, Gap, Now, Presence, Row, RowError, Run,
-        RunKey, Serving, Target, UnknownRun,
+        Barrier, Confirmation, ForgetError, Gap, Now, RowError, Run, RunKey, Serving, Target,
+        UnknownRun,
     },
-    store::{PresenceKey, PresenceRow, Store, StoreError},
+    store::{PresenceRow, Store, StoreError},
     tls::Identity,
     wire::change::refusal,
 };
 
+pub(crate) use condition::Condition;
 pub(crate) use hello::Believed;
+pub(crate) use late_reporter::LateReporter;
+pub(crate) use stream::{OpenStream, Parting};
+
+use presence_row::{presence_of_row, row_of_presence};
 
 /// The sidecars that may serve, or did lately.
 #[derive(Debug)]
@@ -37,56 +46,6 @@ pub struct Fleet {
     recording: tokio::sync::Mutex<Option<BootTime>>,
     /// Counts changes; wakes those that wait for confirmations.
     changes: watch::Sender<u64>,
-}
-
-/// An open stream of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OpenStream {
-    /// The run.
-    pub(crate) run: RunKey,
-    /// Counted from 1 within the run.
-    pub(crate) number: u64,
-    /// Somebody had forgotten the run: it has to begin anew.
-    pub(crate) was_forgotten: bool,
-}
-
-/// How a stream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Parting {
-    /// It broke; the sidecar may come back.
-    Lost,
-    /// With a Goodbye: the process answers no check any more.
-    Goodbye(Farewell),
-}
-
-/// A sidecar that may serve and whose reports lag.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Late {
-    /// Which.
-    pub(crate) key: RunKey,
-    /// Its cluster.
-    pub(crate) cluster: String,
-    /// Whether it is connected, lost or stopped.
-    pub(crate) presence: Presence,
-    /// It has reported every use before this moment; none when it has reported nothing.
-    pub(crate) complete_until: Option<Timestamp>,
-    /// When it was last heard of.
-    pub(crate) last_seen: Timestamp,
-}
-
-/// How a sidecar of a keyring is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Condition {
-    /// Connected, and at the newest revision.
-    Current,
-    /// Connected, and behind.
-    Lagging,
-    /// Without a stream, and serving what it has.
-    Lost,
-    /// Ended, with a snapshot file from which it may serve again.
-    Stopped,
-    /// Gone without its last report of uses.
-    Gap,
 }
 
 /// An answer must not leave.
@@ -354,19 +313,12 @@ impl Fleet {
 
     /// The sidecars that may serve a keyring and have not reported every use before `since`.
     #[must_use]
-    pub(crate) fn late(&self, keyring: &KeyringName, since: Timestamp) -> Vec<Late> {
+    pub(crate) fn late(&self, keyring: &KeyringName, since: Timestamp) -> Vec<LateReporter> {
         let serving = self.passed();
         let late = serving.runs().filter(|(_, run)| {
             run.keyrings.contains_key(keyring) && run.complete_until < Some(since)
         });
-        late.map(|(key, run)| Late {
-            key: key.clone(),
-            cluster: run.about.cluster.clone(),
-            presence: run.presence(),
-            complete_until: run.complete_until,
-            last_seen: run.last_seen,
-        })
-        .collect()
+        late.map(|(key, run)| LateReporter::of(key, run)).collect()
     }
 
     /// How each sidecar of a keyring is, for a keyring whose newest revision is `head`.
@@ -379,15 +331,8 @@ impl Fleet {
     ) -> Vec<Condition> {
         let serving = self.passed();
         let runs = serving.runs().filter_map(|(_, run)| {
-            let progress = &run.keyrings.get(keyring)?.progress;
-            Some(match run.presence() {
-                Presence::Lost(_) => Condition::Lost,
-                Presence::Stopped(_) => Condition::Stopped,
-                Presence::Connected if progress.epoch == epoch && progress.applied >= head => {
-                    Condition::Current
-                }
-                Presence::Connected => Condition::Lagging,
-            })
+            let holding = run.keyrings.get(keyring)?;
+            Some(Condition::of(run, holding, epoch, head))
         });
         let gone = serving.gaps();
         let gone = gone.filter(|(_, gap)| gap.keyrings.contains(keyring));
@@ -496,76 +441,10 @@ impl Fleet {
     }
 }
 
-impl Condition {
-    /// All of them.
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Current,
-        Self::Lagging,
-        Self::Lost,
-        Self::Stopped,
-        Self::Gap,
-    ];
-
-    /// Its name.
-    #[must_use]
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Current => "current",
-            Self::Lagging => "lagging",
-            Self::Lost => "lost",
-            Self::Stopped => "stopped",
-            Self::Gap => "gap",
-        }
-    }
-}
-
-impl From<RunKey> for PresenceKey {
-    fn from(key: RunKey) -> Self {
-        Self {
-            node: key.node,
-            run_id: key.run_id,
-        }
-    }
-}
-
 fn now(clock: &Clock) -> Now {
     Now {
         boot: clock.boot(),
         wall: clock.wall(),
-    }
-}
-
-fn row_of_presence(row: PresenceRow) -> Row {
-    Row {
-        key: RunKey {
-            node: row.node,
-            run_id: row.run_id,
-        },
-        cluster: row.cluster,
-        version: row.version,
-        keyrings: row
-            .keyrings
-            .into_iter()
-            .filter_map(|name| name.parse().ok())
-            .collect(),
-        last_seen: row.last_contact,
-        complete_until: row.complete_until,
-        gone_at: row.gone_at,
-        record: row.serving,
-    }
-}
-
-fn presence_of_row(row: Row) -> PresenceRow {
-    PresenceRow {
-        node: row.key.node,
-        run_id: row.key.run_id,
-        cluster: row.cluster,
-        version: row.version,
-        keyrings: row.keyrings.iter().map(ToString::to_string).collect(),
-        last_contact: row.last_seen,
-        complete_until: row.complete_until,
-        gone_at: row.gone_at,
-        serving: row.record,
     }
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     control::fleet::hello::read,
     key::{VersionNumber, VersionRef, testing},
-    serving::{Lock, LockAt, LockPlace, SnapshotFile},
+    serving::{Farewell, Lock, LockAt, LockPlace, Presence, SnapshotFile},
     store::{SqliteOptions, SqliteStore},
 };
 
