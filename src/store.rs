@@ -1,6 +1,6 @@
 //! The store: an append-only log of changes per keyring, and what stands beside the logs.
 //!
-//! A [`log`](LogName) is a gapless sequence of [`Entry`]s, each chained to the one before it by [`chain`]. A commit is
+//! A [`log`](LogName) is a gapless sequence of [`LogEntry`]s, each chained to the one before it by [`chain`]. A commit is
 //! an append at the head that the writer expects. That alone orders the control plane's replicas: the loser of a race
 //! gets a [conflict](AppendError::Conflict), reads what it missed, validates its change again and retries.
 //!
@@ -34,7 +34,7 @@ use async_trait::async_trait;
 use crate::key::{KeyringName, Revision, Timestamp};
 
 pub use entry::{
-    Entry, EntryError, EntryHash, Expected, Head, LogName, NewEntry, ParseLogNameError,
+    EntryError, EntryHash, Expected, Head, LogEntry, LogName, NewEntry, ParseLogNameError,
 };
 pub use error::{AppendError, StoreError};
 pub use outbox::DeliveryState;
@@ -124,7 +124,7 @@ pub trait Store: Send + Sync + fmt::Debug {
         log: &LogName,
         after: Revision,
         limit: usize,
-    ) -> Result<Vec<Entry>, StoreError>;
+    ) -> Result<Vec<LogEntry>, StoreError>;
 
     /// Gives `log` a new epoch, so that every sidecar takes it anew. To be called after a restore.
     ///

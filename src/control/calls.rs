@@ -50,12 +50,12 @@ pub(crate) struct Identity {
 struct Call {
     identity: Identity,
     /// Locked while the call is carried out.
-    outcome: Arc<tokio::sync::Mutex<Outcome>>,
+    outcome: Arc<tokio::sync::Mutex<CallOutcome>>,
 }
 
 /// What came of a call so far.
 #[derive(Debug, Default)]
-struct Outcome {
+struct CallOutcome {
     kept: Option<Kept>,
     /// The last id under which it was carried out without an answer being handed out.
     given_up: Option<KeyId>,
@@ -94,7 +94,7 @@ pub(crate) struct KeptKey {
 pub(crate) struct Turn<'a> {
     calls: &'a Calls,
     /// None of a call without an idempotency key.
-    repeatable: Option<(Identity, OwnedMutexGuard<Outcome>)>,
+    repeatable: Option<(Identity, OwnedMutexGuard<CallOutcome>)>,
 }
 
 /// The id under which a call is to be carried out.
@@ -178,7 +178,7 @@ impl Calls {
     fn outcome_of(
         &self,
         identity: &Identity,
-    ) -> Result<Arc<tokio::sync::Mutex<Outcome>>, ReusedError> {
+    ) -> Result<Arc<tokio::sync::Mutex<CallOutcome>>, ReusedError> {
         let now = self.clock.boot();
         let mut calls = self.lock();
         if let Some(call) = calls.get(&identity.key)
@@ -195,9 +195,9 @@ impl Calls {
         }
         let call = Call {
             identity: identity.clone(),
-            outcome: Arc::new(tokio::sync::Mutex::new(Outcome {
+            outcome: Arc::new(tokio::sync::Mutex::new(CallOutcome {
                 until: now.saturating_add(KEPT_FOR),
-                ..Outcome::default()
+                ..CallOutcome::default()
             })),
         };
         let outcome = Arc::clone(&call.outcome);

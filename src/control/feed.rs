@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
-use super::steps::{Step, Steps};
+use super::steps::{EncodedStep, Steps};
 use crate::{
     key::{Epoch, KeyRecord, KeyState, Keyring, Revision, Touched},
     proto::discovery,
@@ -107,7 +107,7 @@ impl Feed {
         if revocations.is_some() {
             self.revoked_at = revision;
         }
-        self.recent.push(Step {
+        self.recent.push(EncodedStep {
             revision,
             delta: delta.encode_to_vec().into(),
             revocations,
@@ -117,13 +117,13 @@ impl Feed {
 
     /// The step that leads on from revision `after`; none when it is not kept any more, or there is none yet.
     #[must_use]
-    pub(crate) fn step_after(&self, after: Revision) -> Option<&Step> {
+    pub(crate) fn step_after(&self, after: Revision) -> Option<&EncodedStep> {
         self.recent.get(after.next())
     }
 
     /// The first step after revision `after` that revokes something, as far as steps are kept.
     #[must_use]
-    pub(crate) fn revocation_after(&self, after: Revision) -> Option<&Step> {
+    pub(crate) fn revocation_after(&self, after: Revision) -> Option<&EncodedStep> {
         self.recent.first_revocation(after.next())
     }
 

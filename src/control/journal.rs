@@ -29,7 +29,7 @@ use crate::{
     clock::Clock,
     key::{ApplyError, Epoch, Revision, Timestamp},
     store::{
-        AppendError, Entry, EntryHash, Expected, Head, LogName, MAX_APPEND, MAX_PAGE, NewEntry,
+        AppendError, EntryHash, Expected, Head, LogEntry, LogName, MAX_APPEND, MAX_PAGE, NewEntry,
         StatePage, StateSnapshot, Store, StoreError,
     },
 };
@@ -41,7 +41,7 @@ pub(crate) use witness::{Report, Witness};
 /// What a log folds into.
 ///
 /// A clone must be cheap, whatever the state's size: every transaction makes one.
-pub trait State: Clone + fmt::Debug + Send + Sync + 'static {
+pub trait LogState: Clone + fmt::Debug + Send + Sync + 'static {
     /// What happened, as the log holds it.
     type Change: Serialize + DeserializeOwned + Send + Sync;
 
@@ -122,14 +122,14 @@ struct Ahead<S> {
     /// What is reported about each commit in it, with the commit's last revision, once the store has it.
     reports: Vec<(Revision, Report)>,
     /// How the transaction ends that writes what waits, or else what was planned last; none when the store has all.
-    outcome: Option<watch::Receiver<Outcome>>,
+    outcome: Option<watch::Receiver<TransactionOutcome>>,
     /// Tells it for what waits.
-    tell: Option<watch::Sender<Outcome>>,
+    tell: Option<watch::Sender<TransactionOutcome>>,
 }
 
 /// What became of a transaction.
 #[derive(Clone, Debug)]
-enum Outcome {
+enum TransactionOutcome {
     /// It is not over.
     Open,
     /// The store has it.
@@ -163,7 +163,7 @@ const SAVE_EVERY: u64 = 1_000;
 /// it reads of the state, and what is written of states is no more than a few times what is written of the log.
 const SAVE_SHARE: u64 = 10;
 
-impl<S: State> Journal<S> {
+impl<S: LogState> Journal<S> {
     /// Takes a state that was folded from the log up to the entry with `hash`, and folds the rest in. `saved` is the
     /// revision of the newest saved state; 0 when there is none. `witness` hears about every state that becomes visible
     /// from then on, and about those that the rest leads to.
@@ -292,13 +292,15 @@ impl<S: State> Journal<S> {
             let (planned, outcome) = self.core.plan(actor, &mut plan, &mut report);
             let outcome = match outcome {
                 Some(outcome) => ended(outcome).await,
-                None => Outcome::Written,
+                None => TransactionOutcome::Written,
             };
             match (outcome, planned) {
-                (Outcome::Written, Planned::Answer(answer)) => return answer,
-                (Outcome::Written, Planned::Full) => {}
-                (Outcome::Undone | Outcome::Open, _) => undone += 1,
-                (Outcome::Failed(error), _) => return Err(LogError::Shared(error).into()),
+                (TransactionOutcome::Written, Planned::Answer(answer)) => return answer,
+                (TransactionOutcome::Written, Planned::Full) => {}
+                (TransactionOutcome::Undone | TransactionOutcome::Open, _) => undone += 1,
+                (TransactionOutcome::Failed(error), _) => {
+                    return Err(LogError::Shared(error).into());
+                }
             }
         }
         Err(CommitError::Contended)
@@ -330,14 +332,14 @@ enum Planned<T> {
     Full,
 }
 
-impl<S: State> Core<S> {
+impl<S: LogState> Core<S> {
     /// Plans a commit in its turn, and lets its changes wait to be written. Returns the transaction that decides.
     fn plan<T>(
         self: &Arc<Self>,
         actor: &str,
         plan: impl FnOnce(&S, Timestamp) -> Result<(Vec<S::Change>, T), CommitError>,
         report: impl FnOnce(&[S::Change]) -> Report,
-    ) -> (Planned<T>, Option<watch::Receiver<Outcome>>) {
+    ) -> (Planned<T>, Option<watch::Receiver<TransactionOutcome>>) {
         let mut ahead = self.ahead();
         let at = self.clock.wall();
         let planned = plan(&ahead.state, at).and_then(|(changes, value)| {
@@ -396,7 +398,7 @@ impl<S: State> Core<S> {
         if ahead.tell.is_some() {
             return;
         }
-        let (tell, outcome) = watch::channel(Outcome::Open);
+        let (tell, outcome) = watch::channel(TransactionOutcome::Open);
         ahead.tell = Some(tell);
         ahead.outcome = Some(outcome);
         let core = Arc::clone(self);
@@ -420,7 +422,7 @@ impl<S: State> Core<S> {
         if held.revision.behind(state.revision()) != entries.len() as u64 {
             // The former transaction ended otherwise than it was planned on.
             self.begin_anew(&mut self.ahead());
-            tell.send_replace(Outcome::Undone);
+            tell.send_replace(TransactionOutcome::Undone);
             return;
         }
         let expected = Expected::at(held.revision, held.hash);
@@ -430,18 +432,18 @@ impl<S: State> Core<S> {
                 for (revision, report) in reports {
                     report.send(revision);
                 }
-                Outcome::Written
+                TransactionOutcome::Written
             }
             Err(AppendError::Conflict { head, .. }) => match self.read_after(held, &head).await {
-                Ok(()) => Outcome::Undone,
-                Err(error) => Outcome::Failed(Arc::new(error)),
+                Ok(()) => TransactionOutcome::Undone,
+                Err(error) => TransactionOutcome::Failed(Arc::new(error)),
             },
-            Err(AppendError::Invalid(error)) => Outcome::Failed(Arc::new(error.into())),
-            Err(AppendError::Store(error)) => Outcome::Failed(Arc::new(error.into())),
+            Err(AppendError::Invalid(error)) => TransactionOutcome::Failed(Arc::new(error.into())),
+            Err(AppendError::Store(error)) => TransactionOutcome::Failed(Arc::new(error.into())),
         };
         {
             let mut ahead = self.ahead();
-            if !matches!(outcome, Outcome::Written) {
+            if !matches!(outcome, TransactionOutcome::Written) {
                 self.begin_anew(&mut ahead);
             } else if ahead.tell.is_none() {
                 ahead.outcome = None;
@@ -470,7 +472,7 @@ impl<S: State> Core<S> {
         ahead.reports = Vec::new();
         ahead.outcome = None;
         if let Some(tell) = ahead.tell.take() {
-            tell.send_replace(Outcome::Undone);
+            tell.send_replace(TransactionOutcome::Undone);
         }
     }
 
@@ -492,7 +494,7 @@ impl<S: State> Core<S> {
             let last = usize::try_from(count)
                 .ok()
                 .and_then(|count| count.checked_sub(1));
-            if let Some(Entry { hash, .. }) = last.and_then(|last| page.get(last)) {
+            if let Some(LogEntry { hash, .. }) = last.and_then(|last| page.get(last)) {
                 self.publish(Folded { state, hash: *hash });
             }
             done?;
@@ -516,7 +518,7 @@ impl<S: State> Core<S> {
 /// # Errors
 ///
 /// When the log cannot be followed.
-pub(crate) async fn follow<S: State>(
+pub(crate) async fn follow<S: LogState>(
     store: &dyn Store,
     log: &LogName,
     mut state: S,
@@ -546,7 +548,7 @@ pub(crate) async fn follow<S: State>(
 }
 
 /// Folds the entries in, up to the first that cannot be used.
-fn fold<S: State>(state: &mut S, page: &[Entry]) -> Result<(), LogError> {
+fn fold<S: LogState>(state: &mut S, page: &[LogEntry]) -> Result<(), LogError> {
     for entry in page {
         let change = decode::<S::Change>(entry)?;
         state
@@ -572,17 +574,17 @@ async fn next_page(
 }
 
 /// Waits for the end of a transaction. One that is not told of was lost with the runtime.
-async fn ended(mut outcome: watch::Receiver<Outcome>) -> Outcome {
+async fn ended(mut outcome: watch::Receiver<TransactionOutcome>) -> TransactionOutcome {
     match outcome
-        .wait_for(|outcome| !matches!(outcome, Outcome::Open))
+        .wait_for(|outcome| !matches!(outcome, TransactionOutcome::Open))
         .await
     {
         Ok(outcome) => outcome.clone(),
-        Err(_) => Outcome::Failed(Arc::new(StoreError::Closing.into())),
+        Err(_) => TransactionOutcome::Failed(Arc::new(StoreError::Closing.into())),
     }
 }
 
-impl<S: State> Folded<S> {
+impl<S: LogState> Folded<S> {
     fn position(&self) -> Position {
         Position {
             revision: self.state.revision(),
@@ -604,7 +606,7 @@ impl<S> Deref for StateGuard<S> {
 /// # Errors
 ///
 /// When it is none that this version knows.
-pub(crate) fn decode<C: DeserializeOwned>(entry: &Entry) -> Result<C, LogError> {
+pub(crate) fn decode<C: DeserializeOwned>(entry: &LogEntry) -> Result<C, LogError> {
     serde_json::from_slice(&entry.payload).map_err(|source| LogError::Payload {
         log: entry.log.clone(),
         revision: entry.revision,
@@ -614,7 +616,7 @@ pub(crate) fn decode<C: DeserializeOwned>(entry: &Entry) -> Result<C, LogError> 
 
 /// The entry that holds a change.
 #[expect(clippy::missing_panics_doc, reason = "a change is always JSON")]
-pub fn entry<S: State>(change: &S::Change, actor: &str, at: Timestamp) -> NewEntry {
+pub fn entry<S: LogState>(change: &S::Change, actor: &str, at: Timestamp) -> NewEntry {
     NewEntry {
         at,
         actor: actor.to_owned(),

@@ -38,8 +38,8 @@ struct KeyCollector {
     max_versions: usize,
 }
 
-/// What a scrape tells of versions.
-struct Told {
+/// The versions that a scrape lists.
+struct VersionLines {
     lines: Vec<Line>,
     /// The most lines.
     room: usize,
@@ -47,7 +47,7 @@ struct Told {
     rest: Option<Use>,
 }
 
-/// One version as it is told at a scrape.
+/// One version of a scrape.
 struct Line {
     labels: Labels,
     used: Option<Use>,
@@ -92,9 +92,9 @@ pub(crate) fn register(
 
 impl KeyCollector {
     /// The versions in rotations first, then the others that are in use, up to the bound; and the sum of the rest.
-    fn tell(&self) -> Told {
+    fn tell(&self) -> VersionLines {
         let now = self.pace.now();
-        let mut told = Told {
+        let mut told = VersionLines {
             lines: Vec::new(),
             room: self.max_versions,
             rest: None,
@@ -115,7 +115,7 @@ impl KeyCollector {
         &self,
         served: &ServedKeyring,
         now: Timestamp,
-        told: &mut Told,
+        told: &mut VersionLines,
     ) -> HashSet<VersionRef> {
         let moving: Vec<VersionRef> = {
             let state = served.journal().state();
@@ -155,7 +155,7 @@ impl KeyCollector {
         served: &ServedKeyring,
         moving: &HashSet<VersionRef>,
         now: Timestamp,
-        told: &mut Told,
+        told: &mut VersionLines,
     ) {
         // In order, so that the same versions have series of their own at the next scrape.
         let mut versions = self.usage.used(served.name());
@@ -233,7 +233,7 @@ impl KeyCollector {
 
 impl Collector for KeyCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Told { lines, rest, .. } = self.tell();
+        let VersionLines { lines, rest, .. } = self.tell();
         let overflow = Labels::overflow();
         let mut requests = encoder.encode_descriptor(
             "relatch_key_requests",
@@ -315,7 +315,7 @@ impl Collector for KeyCollector {
     }
 }
 
-impl Told {
+impl VersionLines {
     /// Adds a version, as a line while there is room.
     fn add(&mut self, used: Option<Use>, line: impl FnOnce() -> Line) {
         if self.lines.len() < self.room {

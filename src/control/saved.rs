@@ -22,7 +22,7 @@ pub(crate) const FORMAT: u32 = 2;
 pub(crate) struct Saver {
     keyring: Keyring,
     /// Where the next page begins; none after the last one.
-    next: Option<Place>,
+    next: Option<PageStart>,
 }
 
 /// Puts a saved keyring together again.
@@ -52,9 +52,9 @@ pub(crate) enum SavedError {
     Keys,
 }
 
-/// A consumer, and the keys of it that are not in a page yet.
+/// The consumer with which a page begins, and the key with which it continues; without a key, it begins with its first.
 #[derive(Clone, Debug)]
-struct Place {
+struct PageStart {
     consumer: ConsumerId,
     from: Option<KeyId>,
 }
@@ -158,7 +158,7 @@ impl Saver {
     pub(crate) fn new(keyring: Keyring) -> Self {
         let first = keyring.consumers().keys().next().cloned();
         Self {
-            next: first.map(|consumer| Place {
+            next: first.map(|consumer| PageStart {
                 consumer,
                 from: None,
             }),
@@ -166,7 +166,7 @@ impl Saver {
         }
     }
 
-    fn consumer(&self, place: &Place, room: usize) -> (SavedConsumer, Option<KeyId>) {
+    fn consumer(&self, place: &PageStart, room: usize) -> (SavedConsumer, Option<KeyId>) {
         let consumer = &self.keyring.consumers()[&place.consumer];
         let mut ids = match place.from {
             Some(from) => consumer.keys.range_from(&from),

@@ -8,7 +8,7 @@ use std::sync::{
 use super::{
     bells::{Bells, Ringer},
     feed::{EncodedSnapshot, Feed},
-    journal::{Journal, SaveState, State},
+    journal::{Journal, LogState, SaveState},
     saved::Saver,
 };
 use crate::{
@@ -294,7 +294,7 @@ fn snapshot_id() -> u64 {
 }
 
 /// A keyring that nobody follows yet.
-impl State for Keyring {
+impl LogState for Keyring {
     type Change = Change;
 
     fn kind(change: &Change) -> &'static str {
@@ -315,7 +315,7 @@ impl State for Keyring {
     }
 }
 
-impl State for FedKeyring {
+impl LogState for FedKeyring {
     type Change = Change;
 
     fn kind(change: &Change) -> &'static str {

@@ -19,7 +19,7 @@ pub(crate) struct Steps {
 
 /// One revision, encoded.
 #[derive(Clone, Debug)]
-pub(crate) struct Step {
+pub(crate) struct EncodedStep {
     /// The revision to which it leads.
     pub(crate) revision: Revision,
     /// A serialized delta.
@@ -39,7 +39,7 @@ struct Before {
 
 #[derive(Clone, Debug, Default)]
 struct Block {
-    steps: Vec<Step>,
+    steps: Vec<EncodedStep>,
     bytes: usize,
     /// Whether any of them revokes something.
     revokes: bool,
@@ -68,7 +68,7 @@ impl Steps {
     }
 
     /// Adds the step that follows the last one.
-    pub(crate) fn push(&mut self, step: Step) {
+    pub(crate) fn push(&mut self, step: EncodedStep) {
         let begins_block = step.revision.get().is_multiple_of(BLOCK);
         if begins_block || self.blocks.is_empty() {
             self.blocks.push(Arc::default());
@@ -87,14 +87,14 @@ impl Steps {
 
     /// The step that leads to `revision`, if it is kept.
     #[must_use]
-    pub(crate) fn get(&self, revision: Revision) -> Option<&Step> {
+    pub(crate) fn get(&self, revision: Revision) -> Option<&EncodedStep> {
         let (block, step) = self.place(revision)?;
         self.blocks.get(block)?.steps.get(step)
     }
 
     /// The first step from `revision` on that revokes something, as far as steps are kept.
     #[must_use]
-    pub(crate) fn first_revocation(&self, revision: Revision) -> Option<&Step> {
+    pub(crate) fn first_revocation(&self, revision: Revision) -> Option<&EncodedStep> {
         let oldest = self.oldest()?;
         let (first, skipped) = self.place(revision.max(oldest))?;
         let rest = self.blocks.get(first..)?.iter().enumerate();
@@ -152,7 +152,7 @@ impl Steps {
     }
 }
 
-impl Step {
+impl EncodedStep {
     fn len(&self) -> usize {
         self.delta.len() + self.revocations.as_ref().map_or(0, Bytes::len)
     }
@@ -162,8 +162,8 @@ impl Step {
 mod tests {
     use super::*;
 
-    fn step(revision: u64, bytes: usize, revokes: bool) -> Step {
-        Step {
+    fn step(revision: u64, bytes: usize, revokes: bool) -> EncodedStep {
+        EncodedStep {
             revision: Revision::new(revision),
             delta: vec![0; bytes].into(),
             revocations: revokes.then(Bytes::new),

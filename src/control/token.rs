@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
-    journal::{self, CommitError, CommitOutcome, Journal, LogError, Report, State},
+    journal::{self, CommitError, CommitOutcome, Journal, LogError, LogState, Report},
     spans::{Changes, CommitEvent, ControlTracer, carried_report},
 };
 use crate::{
@@ -455,7 +455,7 @@ impl TokenBook {
     }
 }
 
-impl State for TokenBook {
+impl LogState for TokenBook {
     type Change = TokenChange;
 
     fn kind(change: &TokenChange) -> &'static str {

@@ -32,7 +32,7 @@ pub(crate) use answers::Answers;
 pub(crate) use callers::Caller;
 
 use callers::{Callers, MAX_CALLERS};
-use ledger::{Boot, Entry, Ledger, Receipt, Told, entry_of};
+use ledger::{Boot, CountName, Ledger, Receipt, ReportedUse, count_name_of};
 
 /// How often each version was used, by all that sidecars have told.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct UsageBook {
     clock: Clock,
     /// What a sidecar tells of the future is cut here, also while both clocks have jumped ahead.
     pace: Arc<Pace>,
-    state: Mutex<State>,
+    state: Mutex<UsageState>,
     /// There is something to write.
     written_to: Notify,
     /// Held by who writes to the store.
@@ -92,7 +92,7 @@ pub(crate) trait Versions {
 }
 
 #[derive(Debug)]
-struct State {
+struct UsageState {
     ledger: Ledger,
     callers: Callers,
     streams: BTreeMap<u64, Open>,
@@ -159,7 +159,7 @@ impl UsageBook {
         for boot in &ended {
             ledger.end(boot, now);
         }
-        let state = State {
+        let state = UsageState {
             ledger,
             callers: Callers::load(stored.callers),
             streams: BTreeMap::new(),
@@ -342,13 +342,13 @@ impl UsageBook {
 
     /// Writes what is not in the store as this begins. Whoever reports is held up for a batch at a time at most.
     async fn flush_counts(&self) -> Result<(), StoreError> {
-        let mut last: Option<Entry> = None;
+        let mut last: Option<CountName> = None;
         loop {
             let batch = self.lock().ledger.unsaved(last.as_ref(), MAX_ROWS);
             let Some(row) = batch.last() else {
                 return Ok(());
             };
-            last = Some(entry_of(row));
+            last = Some(count_name_of(row));
             self.store.save_usage(batch.clone()).await?;
             self.lock().ledger.saved(&batch);
         }
@@ -452,7 +452,7 @@ impl UsageBook {
                     wall: now,
                     boot: self.clock.boot(),
                 };
-                let told = told_of(version, now);
+                let told = reported_use(version, now);
                 state.ledger.merge(&keyring, *which, boot, told, receipt);
                 if known.keeps_callers && !version.callers.is_empty() {
                     let callers = version.callers.iter().take(MAX_CALLERS);
@@ -487,7 +487,7 @@ impl UsageBook {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, UsageState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -591,9 +591,9 @@ fn version_ref(version: &discovery::VersionUsage) -> Option<VersionRef> {
 }
 
 /// What was told at `now`, within bounds. When a version was used last follows from when its count grew.
-fn told_of(told: &discovery::VersionUsage, now: Timestamp) -> Told {
+fn reported_use(told: &discovery::VersionUsage, now: Timestamp) -> ReportedUse {
     let requests = told.requests.min(UsageRow::MAX_COUNT);
-    Told {
+    ReportedUse {
         requests,
         denied: told.denied.min(requests),
         // A use is before its report. One that says nothing of its time may have been just now.

@@ -12,7 +12,7 @@ use prost::Message;
 use super::receiver::{BeatNews, Leave, Outcome, Receiver};
 use crate::{
     clock::{Clock, ManualClock},
-    control::{journal::State, served::FedKeyring, steps::Step},
+    control::{journal::LogState, served::FedKeyring, steps::EncodedStep},
     key::{
         Change, Epoch, KeyDigest, KeyId, KeyState, PresentedKey, Revision, RotationId, Timestamp,
         Window,
@@ -213,7 +213,7 @@ impl Pair {
     }
 
     /// Delivers a step; whether the sidecar asks for a snapshot because of a revocation that it cannot read.
-    fn deliver(&mut self, step: &Step, fate: Fate) -> bool {
+    fn deliver(&mut self, step: &EncodedStep, fate: Fate) -> bool {
         let revocations = || step.revocations.clone().map(Kind::Revocations);
         let delta = || Some(Kind::Delta(step.delta.clone()));
         let messages = match fate {
@@ -242,7 +242,7 @@ impl Pair {
         asks
     }
 
-    fn note_revocations(&mut self, step: &Step) {
+    fn note_revocations(&mut self, step: &EncodedStep) {
         if let Some(revocations) = &step.revocations {
             let message =
                 discovery::Revocations::decode(revocations.clone()).expect("just encoded");
@@ -329,7 +329,10 @@ impl Pair {
 }
 
 /// The lane message of a step, where it has one, and its delta, with other revocations.
-fn spoilt(step: &Step, spoil: &dyn Fn(&mut discovery::Item)) -> (Option<Kind>, Option<Kind>) {
+fn spoilt(
+    step: &EncodedStep,
+    spoil: &dyn Fn(&mut discovery::Item),
+) -> (Option<Kind>, Option<Kind>) {
     let lane = step.revocations.clone().map(|lane| {
         let mut lane = discovery::Revocations::decode(lane).expect("just encoded");
         lane.items.iter_mut().for_each(spoil);

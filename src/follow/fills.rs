@@ -14,7 +14,7 @@ use super::receiver::{Leave, Outcome, Receiver};
 use crate::{
     clock::{Clock, ManualClock},
     control::{
-        journal::State,
+        journal::LogState,
         served::{FedKeyring, LookedUp},
     },
     key::{

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::key::Revision;
 
-use super::{Entry, EntryHash, Head, LogName, MAX_PAGE, NewEntry, Store, StoreError};
+use super::{EntryHash, Head, LogEntry, LogName, MAX_PAGE, NewEntry, Store, StoreError};
 
 /// What the verification of a log found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,14 +123,14 @@ impl fmt::Display for Problem {
 
 /// Chains `entries` to `head`.
 #[must_use]
-pub fn link(head: &Head, entries: Vec<NewEntry>) -> Vec<Entry> {
+pub fn link(head: &Head, entries: Vec<NewEntry>) -> Vec<LogEntry> {
     let mut revision = head.revision;
     let mut prev_hash = head.hash;
     entries
         .into_iter()
         .map(|new| {
             revision = revision.next();
-            let mut entry = Entry {
+            let mut entry = LogEntry {
                 log: head.log.clone(),
                 revision,
                 at: new.at,
@@ -155,7 +155,7 @@ pub fn link(head: &Head, entries: Vec<NewEntry>) -> Vec<Entry> {
 pub(crate) fn check_next(
     after: Revision,
     prev_hash: EntryHash,
-    entry: &Entry,
+    entry: &LogEntry,
 ) -> Result<(), Problem> {
     if entry.revision != after.next() {
         return Err(Problem::Gap {
@@ -246,7 +246,7 @@ async fn check_end(
     }))
 }
 
-fn hash(entry: &Entry) -> EntryHash {
+fn hash(entry: &LogEntry) -> EntryHash {
     let mut encoded = Encoder(Sha256::new());
     encoded.text(b"relatch.log.entry.v1");
     encoded.0.update(entry.prev_hash.as_bytes());
@@ -287,12 +287,12 @@ mod tests {
         }
     }
 
-    fn chain(len: usize) -> Vec<Entry> {
+    fn chain(len: usize) -> Vec<LogEntry> {
         let entries = vec![new_entry("alice", "k", "{}"); len];
         link(&Head::absent(log()), entries)
     }
 
-    fn first_problem(entries: &[Entry]) -> Option<Problem> {
+    fn first_problem(entries: &[LogEntry]) -> Option<Problem> {
         let mut at = (Revision::default(), EntryHash::ZERO);
         entries.iter().find_map(|entry| {
             let problem = check_next(at.0, at.1, entry).err();
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn every_field_is_hashed() {
         let sound = chain(1).remove(0);
-        let edits: [fn(&mut Entry); 7] = [
+        let edits: [fn(&mut LogEntry); 7] = [
             |entry| entry.log = LogName::Control,
             |entry| entry.revision = Revision::new(2),
             |entry| entry.at = entry.at.saturating_add(std::time::Duration::from_millis(1)),

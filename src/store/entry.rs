@@ -59,7 +59,7 @@ pub enum EntryError {
 
 /// One committed change.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct LogEntry {
     /// The log that it belongs to.
     pub log: LogName,
     /// Its position there, counted from 1.
@@ -247,9 +247,9 @@ impl fmt::Debug for NewEntry {
     }
 }
 
-impl fmt::Debug for Entry {
+impl fmt::Debug for LogEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry")
+        f.debug_struct("LogEntry")
             .field("log", &self.log)
             .field("revision", &self.revision)
             .field("at", &self.at)

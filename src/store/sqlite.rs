@@ -29,12 +29,12 @@ pub(crate) use owner::{Named, Ownership};
 pub(crate) use owner::{Owner, OwnerError, StoreOwner};
 
 use self::{
-    log::Outcome,
-    place::{Fault, Place},
+    log::AppendOutcome,
+    place::{DatabasePlace, Fault},
     writer::{Urgency, Writer},
 };
 use super::{
-    AppendError, CallersRow, Delivery, Entry, Expected, Head, LogName, NewDelivery, NewEntry,
+    AppendError, CallersRow, Delivery, Expected, Head, LogEntry, LogName, NewDelivery, NewEntry,
     PresenceKey, PresenceRow, Retention, Settlement, StatePage, StateSnapshot, Store, StoreError,
     StoredUsage, UsageRow,
 };
@@ -54,7 +54,7 @@ pub struct SqliteStore {
     // Closed before the writer, whose close then is the last one and empties the write-ahead log into the file.
     reader: Arc<Mutex<Connection>>,
     writer: Writer,
-    place: Arc<Place>,
+    place: Arc<DatabasePlace>,
 }
 
 impl Default for SqliteOptions {
@@ -76,7 +76,7 @@ impl SqliteStore {
     /// When it is missing, is something else, comes from a later version, is damaged, is held by another process or
     /// cannot be written. It is left as it is then.
     pub async fn open(path: &Path, options: SqliteOptions) -> Result<Self, StoreError> {
-        let place = Place::new(path.to_owned(), options.busy_timeout);
+        let place = DatabasePlace::new(path.to_owned(), options.busy_timeout);
         blocking(move || {
             let (place, reader, writer) = open::open(place, options.create)?;
             let place = Arc::new(place);
@@ -96,7 +96,7 @@ impl SqliteStore {
     ///
     /// When the path leads nowhere, or only the write-ahead log of a database is left.
     pub(crate) fn is_at(path: &Path) -> Result<bool, StoreError> {
-        open::is_at(&Place::new(path.to_owned(), Duration::ZERO))
+        open::is_at(&DatabasePlace::new(path.to_owned(), Duration::ZERO))
     }
 
     /// Finds what [`open`](Self::open) would refuse of the database at `path`, as far as that shows without opening it:
@@ -106,7 +106,7 @@ impl SqliteStore {
     ///
     /// When it is missing, is something else, comes from a later version or cannot be written.
     pub(crate) fn look(path: &Path) -> Result<(), StoreError> {
-        look::look(&Place::new(path.to_owned(), Duration::ZERO))
+        look::look(&DatabasePlace::new(path.to_owned(), Duration::ZERO))
     }
 
     /// Reads the entries of `log` that are of `kind` from a database that no process owns, without a trace. It blocks.
@@ -123,7 +123,11 @@ impl SqliteStore {
         if !is_free() {
             return Ok(None);
         }
-        let read = look::at_rest(&Place::new(path.to_owned(), Duration::ZERO), log, kind);
+        let read = look::at_rest(
+            &DatabasePlace::new(path.to_owned(), Duration::ZERO),
+            log,
+            kind,
+        );
         // What was read while a process began to write means nothing.
         if is_free() { read } else { Ok(None) }
     }
@@ -172,8 +176,8 @@ impl Store for SqliteStore {
             .write_awaited(move |transaction| log::append(transaction, log, expected, entries))
             .await?;
         match outcome {
-            Outcome::Appended(head) => Ok(head),
-            Outcome::Conflict(head) => Err(AppendError::Conflict {
+            AppendOutcome::Appended(head) => Ok(head),
+            AppendOutcome::Conflict(head) => Err(AppendError::Conflict {
                 expected: expected.revision,
                 head,
             }),
@@ -195,7 +199,7 @@ impl Store for SqliteStore {
         log: &LogName,
         after: Revision,
         limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let log = log.clone();
         self.read_with(move |connection| log::read(connection, &log, after, limit))
             .await

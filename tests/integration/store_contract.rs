@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use relatch::{
     key::{Epoch, Revision, Timestamp, VersionNumber, VersionRef},
     store::{
-        AppendError, CallersRow, Entry, EntryError, EntryHash, FOLDED_FOR, Head, LogName,
+        AppendError, CallersRow, EntryError, EntryHash, FOLDED_FOR, Head, LogEntry, LogName,
         MAX_APPEND, MAX_ENTRY_LEN, MAX_PAGE, MAX_PAGE_LEN, NewEntry, PresenceRow, StatePage,
         StateSnapshot, Store, StoreError, StoredUsage, UsageRow, chain,
     },
@@ -963,7 +963,7 @@ pub(crate) async fn append(
 }
 
 /// All entries behind revision `after`.
-pub(crate) async fn read(store: &Arc<dyn Store>, log: &LogName, after: u64) -> Vec<Entry> {
+pub(crate) async fn read(store: &Arc<dyn Store>, log: &LogName, after: u64) -> Vec<LogEntry> {
     let mut entries = Vec::new();
     let mut after = Revision::new(after);
     loop {
@@ -1011,8 +1011,8 @@ async fn append_until_won(store: &Arc<dyn Store>, actor: String) -> u64 {
 }
 
 /// What a reader sees that asks for what lies behind the last entry that it saw, up to revision `end`.
-async fn tail(store: Arc<dyn Store>, end: u64) -> Vec<Entry> {
-    let mut seen: Vec<Entry> = Vec::new();
+async fn tail(store: Arc<dyn Store>, end: u64) -> Vec<LogEntry> {
+    let mut seen: Vec<LogEntry> = Vec::new();
     let mut after = Revision::default();
     while after.get() < end {
         let page = store
@@ -1074,7 +1074,7 @@ async fn load_usage(store: &Arc<dyn Store>) -> StoredUsage {
     usage
 }
 
-fn revisions(entries: &[Entry]) -> Vec<u64> {
+fn revisions(entries: &[LogEntry]) -> Vec<u64> {
     entries.iter().map(|entry| entry.revision.get()).collect()
 }
 

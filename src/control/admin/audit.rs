@@ -6,7 +6,7 @@ use super::{AdminApi, error, field, messages};
 use crate::{
     key::Revision,
     proto::admin as api,
-    store::{Entry, LogName, MAX_PAGE, chain},
+    store::{LogEntry, LogName, MAX_PAGE, chain},
 };
 
 /// How many entries are told when the caller does not say.
@@ -77,7 +77,7 @@ fn log_of(keyring: &str) -> Result<LogName, Status> {
     }
 }
 
-fn entry(entry: Entry) -> api::AuditEntry {
+fn entry(entry: LogEntry) -> api::AuditEntry {
     api::AuditEntry {
         keyring: entry.log.to_string(),
         revision: entry.revision.get(),

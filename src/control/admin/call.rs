@@ -36,12 +36,12 @@ pub(crate) struct TracedCalls<S> {
 #[derive(Debug)]
 struct TracedBody {
     body: Body,
-    call: Call,
+    call: TracedCall,
 }
 
 /// A call that is under way.
 #[derive(Debug)]
-struct Call {
+struct TracedCall {
     span: OpenSpan,
     is_told: bool,
 }
@@ -84,7 +84,7 @@ where
         }
         let parent = parent(request.headers());
         let method = self.method(request.uri().path());
-        let mut call = Call {
+        let mut call = TracedCall {
             span: self.tracer.call(method, parent),
             is_told: false,
         };
@@ -137,7 +137,7 @@ impl http_body::Body for TracedBody {
     }
 }
 
-impl Call {
+impl TracedCall {
     fn ended(&mut self, code: Code) {
         if self.is_told {
             return;
@@ -151,7 +151,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for TracedCall {
     fn drop(&mut self) {
         self.ended(Code::Cancelled);
     }

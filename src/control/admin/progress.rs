@@ -39,8 +39,8 @@ pub(super) struct Underway {
     pub(super) is_new: bool,
 }
 
-/// How far a commit is, for the message that tells of it.
-pub(super) struct Step {
+/// The progress of a commit, as messages report it.
+pub(super) struct CommitProgress {
     /// The sidecars.
     pub(super) barrier: api::Barrier,
     /// Whether this is the last message.
@@ -55,7 +55,7 @@ impl AdminApi {
         &self,
         underway: Underway,
         wait: Option<Patience>,
-        message: impl Fn(Step) -> T + Clone + Send + 'static,
+        message: impl Fn(CommitProgress) -> T + Clone + Send + 'static,
     ) -> Streamed<T> {
         let Underway {
             served,
@@ -68,10 +68,10 @@ impl AdminApi {
         let without = without.unwrap_or(&nobody);
         let now = (self.fleet).barrier(served.name(), served.epoch(), target, without);
         let Some(patience) = wait else {
-            let only = message(Step::under_way(&now, true));
+            let only = message(CommitProgress::under_way(&now, true));
             return Box::pin(futures_util::stream::iter([Ok(only)]));
         };
-        let first = message(Step::under_way(&now, false));
+        let first = message(CommitProgress::under_way(&now, false));
         let (progress, steps) = mpsc::channel(MAX_PROGRESS);
         let (outcome, last) = tokio::sync::oneshot::channel();
         let (api, tell) = (self.clone(), message.clone());
@@ -86,15 +86,17 @@ impl AdminApi {
             let propagation = api.catalog.clock().boot().saturating_since(began);
             // The caller may be gone; what is committed stands.
             let _ = outcome.send(waited.map_err(error::rotation).map(|barrier| {
-                tell(Step {
+                tell(CommitProgress {
                     propagation: messages::elapsed(propagation),
-                    ..Step::under_way(&barrier, true)
+                    ..CommitProgress::under_way(&barrier, true)
                 })
             }));
         }));
         let steps = ReceiverStream::new(steps).filter_map(move |step| {
             let told = match step {
-                Progress::Waiting(barrier) => Some(Ok(message(Step::under_way(&barrier, false)))),
+                Progress::Waiting(barrier) => {
+                    Some(Ok(message(CommitProgress::under_way(&barrier, false))))
+                }
                 Progress::Staged { .. } => None,
             };
             std::future::ready(told)
@@ -111,7 +113,7 @@ impl AdminApi {
     }
 }
 
-impl Step {
+impl CommitProgress {
     fn under_way(barrier: &Barrier, done: bool) -> Self {
         Self {
             barrier: messages::barrier(barrier),

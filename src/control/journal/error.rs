@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     key::{ApplyError, Refusal, Revision},
-    store::{Entry, EntryHash, Head, LogName, StoreError},
+    store::{EntryHash, Head, LogEntry, LogName, StoreError},
 };
 
 use super::CONFLICTS;
@@ -107,7 +107,7 @@ impl Position {
     /// # Errors
     ///
     /// When it follows another entry.
-    pub(crate) fn check_next(self, next: &Entry) -> Result<(), LogError> {
+    pub(crate) fn check_next(self, next: &LogEntry) -> Result<(), LogError> {
         if next.prev_hash == self.hash {
             return Ok(());
         }

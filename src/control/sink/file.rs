@@ -95,7 +95,7 @@ pub enum FileError {
 
 /// The directory of one key, held for one delivery.
 #[derive(Debug)]
-struct Place {
+struct KeyDirectory {
     path: PathBuf,
     directory: OwnedFd,
 }
@@ -103,7 +103,7 @@ struct Place {
 /// What a delivery does, in this order. Between any two the process may end: `current` is whole at any time, and the
 /// delivery can be made again from the start.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum DeliveryStep {
     WritePrevious,
     MovePrevious,
     WriteCurrent,
@@ -158,8 +158,9 @@ impl FileSink {
         let keyring = delivery.keyring.clone();
         let key_id = delivery.version.key_id;
         let new = Zeroizing::new(delivery.secret.expose().as_bytes().to_vec());
-        let written =
-            tokio::task::spawn_blocking(move || Place::open(&base, &keyring, key_id)?.write(new));
+        let written = tokio::task::spawn_blocking(move || {
+            KeyDirectory::open(&base, &keyring, key_id)?.write(new)
+        });
         match tokio::time::timeout(Self::TIME_LIMIT, written).await {
             Ok(Ok(written)) => written,
             Ok(Err(ended)) => Err(FileError::Io {
@@ -175,7 +176,7 @@ impl FileSink {
     }
 }
 
-impl Drop for Place {
+impl Drop for KeyDirectory {
     fn drop(&mut self) {
         // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
         // close of one copy alone leaves the lock.
@@ -183,7 +184,7 @@ impl Drop for Place {
     }
 }
 
-impl Place {
+impl KeyDirectory {
     /// Opens the directory of a key and locks it; makes it, and that of its keyring, when they are not there.
     fn open(base: &Path, keyring: &KeyringName, key_id: KeyId) -> Result<Self, FileError> {
         let (mut path, mut directory) = open_base(base)?;
@@ -212,7 +213,7 @@ impl Place {
             return self.sync();
         }
         let contents = Contents { old, new };
-        let written = Step::ALL
+        let written = DeliveryStep::ALL
             .into_iter()
             .try_for_each(|step| self.run(step, &contents));
         if written.is_err() {
@@ -228,13 +229,13 @@ impl Place {
         }
     }
 
-    fn run(&self, step: Step, contents: &Contents) -> Result<(), FileError> {
+    fn run(&self, step: DeliveryStep, contents: &Contents) -> Result<(), FileError> {
         match (step, &contents.old) {
-            (Step::WritePrevious, Some(old)) => self.write_new(PREVIOUS_NEW, old),
-            (Step::MovePrevious, Some(_)) => self.rename(PREVIOUS_NEW, PREVIOUS),
-            (Step::WritePrevious | Step::MovePrevious, None) => Ok(()),
-            (Step::WriteCurrent, _) => self.write_new(CURRENT_NEW, &contents.new),
-            (Step::MoveCurrent, _) => self.rename(CURRENT_NEW, CURRENT),
+            (DeliveryStep::WritePrevious, Some(old)) => self.write_new(PREVIOUS_NEW, old),
+            (DeliveryStep::MovePrevious, Some(_)) => self.rename(PREVIOUS_NEW, PREVIOUS),
+            (DeliveryStep::WritePrevious | DeliveryStep::MovePrevious, None) => Ok(()),
+            (DeliveryStep::WriteCurrent, _) => self.write_new(CURRENT_NEW, &contents.new),
+            (DeliveryStep::MoveCurrent, _) => self.rename(CURRENT_NEW, CURRENT),
         }
     }
 
@@ -303,7 +304,7 @@ impl Place {
     }
 }
 
-impl Step {
+impl DeliveryStep {
     const ALL: [Self; 4] = [
         Self::WritePrevious,
         Self::MovePrevious,

@@ -112,7 +112,7 @@ pub enum VaultError {
 pub struct Errors(Vec<String>);
 
 /// A place in a mount, with the token for it.
-struct Call<'a> {
+struct VaultCall<'a> {
     sink: &'a VaultSink,
     url: OutboundUrl,
     /// `<mount>/data/<path>`, as the policies of Vault call it.
@@ -126,12 +126,12 @@ struct Call<'a> {
 struct Found {
     /// The version by which Vault counts, 0 where there has never been anything.
     revision: u64,
-    held: Option<Held>,
+    held: Option<HeldFields>,
 }
 
 /// The fields of a secret that are ours. Whatever else stands there was not written by relatch.
 #[derive(Deserialize)]
-struct Held {
+struct HeldFields {
     #[serde(default)]
     key: Option<String>,
     #[serde(default)]
@@ -149,7 +149,7 @@ struct ReadAnswer {
 
 #[derive(Deserialize)]
 struct ReadData {
-    data: Option<Held>,
+    data: Option<HeldFields>,
     metadata: Metadata,
 }
 
@@ -253,7 +253,7 @@ impl VaultSink {
         }
     }
 
-    fn call<'a>(&'a self, delivery: &Delivery<'a>) -> Result<Call<'a>, VaultError> {
+    fn call<'a>(&'a self, delivery: &Delivery<'a>) -> Result<VaultCall<'a>, VaultError> {
         let VaultSettings {
             address,
             mount,
@@ -271,7 +271,7 @@ impl VaultSink {
         let url = OutboundUrl::parse(&format!("{address}/v1/{place}"))
             .expect("an address, a mount and a path make a URL of less than 2 KiB");
         let token = read_token(token_file)?;
-        Ok(Call {
+        Ok(VaultCall {
             sink: self,
             url,
             place,
@@ -281,7 +281,7 @@ impl VaultSink {
     }
 }
 
-impl Call<'_> {
+impl VaultCall<'_> {
     async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
         let mut refused: Option<(u64, VaultError)> = None;
         for _ in 0..ATTEMPTS {
@@ -403,7 +403,12 @@ impl Call<'_> {
     }
 
     /// `held` is what the place holds, which went into the request or may be told with the refusal.
-    fn refused(&self, what: &'static str, answer: &Answer, held: Option<&Held>) -> VaultError {
+    fn refused(
+        &self,
+        what: &'static str,
+        answer: &Answer,
+        held: Option<&HeldFields>,
+    ) -> VaultError {
         let errors = match serde_json::from_slice(&answer.body) {
             Ok(ErrorAnswer { errors }) => errors,
             // A proxy's page, most likely.
@@ -456,7 +461,7 @@ impl VaultError {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldFields {
     fn drop(&mut self) {
         for secret in [self.key.take(), self.previous.take()] {
             drop(secret.map(Zeroizing::new));
@@ -464,9 +469,9 @@ impl Drop for Held {
     }
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for HeldFields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held")
+        f.debug_struct("HeldFields")
             .field("key_id", &self.key_id)
             .field("version", &self.version)
             .finish_non_exhaustive()

@@ -103,7 +103,7 @@ enum Phase {
     /// The sidecar does not know its settings yet.
     Settings {
         served: Arc<ServedKeyring>,
-        held: Held,
+        held: ClaimedState,
     },
     /// The sidecar holds the keyring on demand, and is to be told from where it follows.
     Starting { at: Cursor },
@@ -117,7 +117,7 @@ enum Phase {
 
 /// What a sidecar says that it holds of a keyring; all zero for nothing.
 #[derive(Clone, Copy, Debug, Default)]
-struct Held {
+struct ClaimedState {
     epoch: Epoch,
     revision: Revision,
     set_digest: u64,
@@ -185,7 +185,7 @@ impl Session {
             .iter()
             .filter_map(|subscription| {
                 let name: KeyringName = subscription.keyring.parse().ok()?;
-                let held = Held {
+                let held = ClaimedState {
                     epoch: Epoch::new(subscription.epoch),
                     revision: Revision::new(subscription.revision),
                     set_digest: subscription.set_digest,
@@ -288,7 +288,7 @@ impl Session {
                 && !Arc::ptr_eq(held, &served)
             {
                 served.bells().join(&self.bell);
-                let held = Held::default();
+                let held = ClaimedState::default();
                 *phase = Phase::Settings { served, held };
             }
         }
@@ -336,7 +336,7 @@ impl Session {
                         served.bells().join(&self.bell);
                         *phase = Phase::Settings {
                             served,
-                            held: Held::default(),
+                            held: ClaimedState::default(),
                         };
                     }
                     Err(_) if *told => continue,
@@ -581,7 +581,12 @@ impl Subscription {
 }
 
 impl Phase {
-    fn begin(catalog: &Catalog, name: &KeyringName, held: Held, bell: &Arc<Notify>) -> Self {
+    fn begin(
+        catalog: &Catalog,
+        name: &KeyringName,
+        held: ClaimedState,
+        bell: &Arc<Notify>,
+    ) -> Self {
         match catalog.get(name) {
             Ok(served) => {
                 served.bells().join(bell);
@@ -594,8 +599,8 @@ impl Phase {
     /// A sidecar that holds a revision of this history goes on from there. One that is there with other items, since it could
     /// not use some, does not: its digest is not that of the revision. One that claims to be ahead goes on: the next answer to a
     /// beat tells it that we lag.
-    fn after_settings(served: Arc<ServedKeyring>, held: Held, is_on_demand: bool) -> Self {
-        let Held {
+    fn after_settings(served: Arc<ServedKeyring>, held: ClaimedState, is_on_demand: bool) -> Self {
+        let ClaimedState {
             epoch, revision, ..
         } = held;
         let same_history = epoch == served.epoch();

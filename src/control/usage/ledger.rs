@@ -17,7 +17,7 @@ use crate::{
 pub(super) type Boot = Arc<str>;
 
 /// Names the count of one version by one process.
-pub(super) type Entry = (KeyringName, VersionRef, Boot);
+pub(super) type CountName = (KeyringName, VersionRef, Boot);
 
 /// How often each version was used, and what of it the store does not have yet.
 #[derive(Debug, Default)]
@@ -25,12 +25,12 @@ pub(super) struct Ledger {
     keyrings: BTreeMap<KeyringName, HashMap<VersionRef, Counts>>,
     /// The processes that have ended for good, and when. Their counts are in the sums, or about to be.
     ended: HashMap<Boot, Timestamp>,
-    unsaved: BTreeSet<Entry>,
+    unsaved: BTreeSet<CountName>,
 }
 
-/// What a process tells of a version since its begin.
+/// What a process reports of a version, counted since the process began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct ReportedUse {
     pub(super) requests: u64,
     pub(super) denied: u64,
     /// By the clock of the sidecar.
@@ -48,12 +48,12 @@ pub(super) struct Receipt {
 struct Counts {
     /// [`UsageRow::FOLDED`] for the sum of all that have ended.
     boots: BTreeMap<Boot, Use>,
-    pace: Pace,
+    marks: RateMarks,
 }
 
-/// From which the rate follows: the totals at two moments, about a minute apart.
+/// The totals at two moments, about a minute apart, from which the rate is computed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Pace {
+struct RateMarks {
     former: Option<Mark>,
     latest: Option<Mark>,
     /// When the total grew last.
@@ -99,7 +99,7 @@ impl Ledger {
         keyring: &KeyringName,
         version: VersionRef,
         boot: &Boot,
-        told: Told,
+        told: ReportedUse,
         receipt: Receipt,
     ) {
         let versions = self.keyrings.entry(keyring.clone()).or_default();
@@ -125,7 +125,7 @@ impl Ledger {
         held.first_used = earlier(held.first_used, Some(told.first_used.min(receipt.wall)));
         held.last_used = held.last_used.max(Some(receipt.wall));
         if counts.total().requests > before {
-            counts.pace.grow(before, receipt.boot);
+            counts.marks.grow(before, receipt.boot);
         }
         self.unsaved.insert((keyring.clone(), version, boot));
     }
@@ -147,7 +147,9 @@ impl Ledger {
     /// Requests per second that were told of in the last minute.
     pub(super) fn rate(&self, keyring: &KeyringName, version: VersionRef, now: BootTime) -> f64 {
         let counts = self.keyrings.get(keyring).and_then(|all| all.get(&version));
-        counts.map_or(0.0, |counts| counts.pace.rate(counts.total().requests, now))
+        counts.map_or(0.0, |counts| {
+            counts.marks.rate(counts.total().requests, now)
+        })
     }
 
     /// The processes of which anything is counted apart.
@@ -162,7 +164,7 @@ impl Ledger {
 
     /// What the store does not have yet, in the order of the entries: the first `most` of them, or those that come after
     /// `last`.
-    pub(super) fn unsaved(&self, last: Option<&Entry>, most: usize) -> Vec<UsageRow> {
+    pub(super) fn unsaved(&self, last: Option<&CountName>, most: usize) -> Vec<UsageRow> {
         let begin = last.map_or(Bound::Unbounded, Bound::Excluded);
         let unsaved = self.unsaved.range((begin, Bound::Unbounded));
         unsaved
@@ -185,7 +187,7 @@ impl Ledger {
     /// The store has `rows` now.
     pub(super) fn saved(&mut self, rows: &[UsageRow]) {
         for row in rows {
-            let entry = entry_of(row);
+            let entry = count_name_of(row);
             let saved = Use {
                 requests: row.requests,
                 denied: row.denied,
@@ -228,7 +230,7 @@ impl Counts {
     }
 }
 
-impl Pace {
+impl RateMarks {
     /// The total begins to grow from `requests` at `now`.
     fn grow(&mut self, requests: u64, now: BootTime) {
         let is_due = |mark: Mark| now.saturating_since(mark.at) >= RATE_OVER;
@@ -258,7 +260,7 @@ impl Pace {
 }
 
 /// What a row is of.
-pub(super) fn entry_of(row: &UsageRow) -> Entry {
+pub(super) fn count_name_of(row: &UsageRow) -> CountName {
     let boot = row.run_id.as_str().into();
     (row.keyring.clone(), row.version, boot)
 }

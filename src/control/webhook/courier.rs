@@ -5,7 +5,7 @@ use std::{error::Error, fmt, panic, sync::Arc, time::Duration};
 use http::{HeaderValue, Method, header::CONTENT_TYPE};
 use tokio::task::{JoinError, JoinSet};
 
-use super::{delivery::Outcome, event, metrics::WebhookMetrics, signature::SigningSecret};
+use super::{delivery::DeliveryOutcome, event, metrics::WebhookMetrics, signature::SigningSecret};
 use crate::{
     control::catalog::Catalog,
     key::{MasterPepper, Timestamp, Webhook, WebhookId},
@@ -72,10 +72,10 @@ impl Courier {
     }
 
     /// Sends one event to one webhook.
-    pub(super) async fn post(&self, webhook: &Webhook, id: &str, body: String) -> Outcome {
+    pub(super) async fn post(&self, webhook: &Webhook, id: &str, body: String) -> DeliveryOutcome {
         let url = match OutboundUrl::parse(&webhook.url) {
             Ok(url) => url,
-            Err(error) => return Outcome::Unusable(error),
+            Err(error) => return DeliveryOutcome::Unusable(error),
         };
         let now = self.catalog.clock().wall();
         let secret = SigningSecret::of(&self.pepper, webhook.id);
@@ -92,9 +92,9 @@ impl Courier {
         match self.outbound.send(request).await {
             Ok(answer) => {
                 let now = self.catalog.clock().wall();
-                Outcome::answered(answer.status, &answer.headers, now)
+                DeliveryOutcome::answered(answer.status, &answer.headers, now)
             }
-            Err(error) => Outcome::Failed(error),
+            Err(error) => DeliveryOutcome::Failed(error),
         }
     }
 
@@ -146,19 +146,19 @@ impl Courier {
     }
 
     /// The webhook of a delivery as it is now.
-    fn webhook_of(&self, what: &NewDelivery) -> Result<Webhook, Outcome> {
+    fn webhook_of(&self, what: &NewDelivery) -> Result<Webhook, DeliveryOutcome> {
         let served = self
             .catalog
             .get(&what.keyring)
-            .map_err(|_| Outcome::Behind)?;
+            .map_err(|_| DeliveryOutcome::Behind)?;
         let state = served.journal().state();
         // It was there when the delivery was made, at this revision or a later one.
         if state.keyring.revision() < what.revision {
-            return Err(Outcome::Behind);
+            return Err(DeliveryOutcome::Behind);
         }
-        let id: WebhookId = what.webhook.parse().map_err(|_| Outcome::Removed)?;
+        let id: WebhookId = what.webhook.parse().map_err(|_| DeliveryOutcome::Removed)?;
         let found = state.keyring.webhooks().get(&id);
-        found.cloned().ok_or(Outcome::Removed)
+        found.cloned().ok_or(DeliveryOutcome::Removed)
     }
 
     fn tell(&self, delivery: &Delivery, settled: Settled, error: &str) {

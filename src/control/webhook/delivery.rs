@@ -15,7 +15,7 @@ use crate::{
 
 /// How an attempt ended.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum DeliveryOutcome {
     /// The endpoint answered.
     Answered {
         /// The status.
@@ -47,7 +47,7 @@ pub(crate) const MAX_AGE: Duration = Duration::from_hours(72);
 /// The longest text of an error that is kept: one line.
 const MAX_ERROR: usize = 300;
 
-impl Outcome {
+impl DeliveryOutcome {
     /// What an answer says.
     #[must_use]
     pub(crate) fn answered(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Self {
@@ -173,15 +173,15 @@ mod tests {
         }
     }
 
-    fn answered(status: u16, retry_after: Option<&'static str>) -> Outcome {
+    fn answered(status: u16, retry_after: Option<&'static str>) -> DeliveryOutcome {
         let mut headers = HeaderMap::new();
         headers.extend(retry_after.map(|text| (RETRY_AFTER, HeaderValue::from_static(text))));
         let status = StatusCode::from_u16(status).expect("a status");
-        Outcome::answered(status, &headers, NOW)
+        DeliveryOutcome::answered(status, &headers, NOW)
     }
 
     /// The wait in seconds; none when there is none.
-    fn waits(outcome: &Outcome, attempts: u32) -> Option<u64> {
+    fn waits(outcome: &DeliveryOutcome, attempts: u32) -> Option<u64> {
         match outcome.follows(&delivery(attempts), NOW, u32::MAX) {
             Settled::Retry(next) => Some(next.saturating_since(NOW).as_secs()),
             Settled::Delivered | Settled::GivenUp => None,
@@ -215,9 +215,9 @@ mod tests {
         let gone = answered(410, None);
         assert_eq!(gone.follows(&delivery(1), NOW, 0), Settled::GivenUp);
         assert_eq!(gone.error().as_deref(), Some("answered with status 410"));
-        let removed = Outcome::Removed.follows(&delivery(1), NOW, 0);
+        let removed = DeliveryOutcome::Removed.follows(&delivery(1), NOW, 0);
         assert_eq!(removed, Settled::GivenUp);
-        assert_eq!(waits(&Outcome::Behind, 1), Some(5));
+        assert_eq!(waits(&DeliveryOutcome::Behind, 1), Some(5));
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn errors_are_one_short_line() {
         let host = format!("hooks\n{}", "é".repeat(400));
-        let text = Outcome::Failed(OutboundError::Unresolved { host }).error();
+        let text = DeliveryOutcome::Failed(OutboundError::Unresolved { host }).error();
         let text = text.expect("an error");
         assert!(text.starts_with("the name hooksé"), "{text}");
         assert!(text.len() <= MAX_ERROR);

@@ -13,7 +13,7 @@ use crate::{
         served::ServedKeyring,
     },
     key::{Change, KeyringName, Revision, Webhook, WebhookId},
-    store::{Entry, LogName, MAX_PAGE, NewDelivery, Store},
+    store::{LogEntry, LogName, MAX_PAGE, NewDelivery, Store},
 };
 
 /// Walks the logs of all keyrings.
@@ -24,10 +24,11 @@ pub(crate) struct Projector {
     cursors: BTreeMap<KeyringName, Revision>,
 }
 
-/// Who is told of what in one walk.
-struct Told<'a> {
+/// The webhooks that get deliveries from one walk.
+struct Audience<'a> {
     webhooks: &'a BTreeMap<WebhookId, Webhook>,
-    /// Where those were added that are newer than the beginning of the walk: nobody is told of what was before.
+    /// The revisions at which webhooks were added after the one from which the walk starts. A webhook gets no change from
+    /// before it was added.
     added: &'a BTreeMap<WebhookId, Revision>,
 }
 
@@ -90,7 +91,7 @@ impl Projector {
                     none => none.insert(additions(&*store, &log, from, held).await?),
                 };
                 let page = store.read(&log, from, PAGE).await?;
-                let told = Told {
+                let told = Audience {
                     webhooks: &webhooks,
                     added,
                 };
@@ -105,12 +106,12 @@ impl Projector {
     }
 }
 
-impl Told<'_> {
+impl Audience<'_> {
     /// The deliveries of the entries of `page` up to revision `held`, and the revision of the last of them.
     fn deliveries(
         &self,
         served: &ServedKeyring,
-        page: &[Entry],
+        page: &[LogEntry],
         held: Revision,
     ) -> Result<(Revision, Vec<NewDelivery>), LogError> {
         let (mut to, mut rows) = (held, Vec::new());

@@ -6,13 +6,13 @@ use super::place::Fault;
 use crate::{
     key::{Epoch, Revision, Timestamp},
     store::{
-        Entry, EntryHash, Expected, Head, LogName, MAX_PAGE, MAX_PAGE_LEN, NewEntry, StoreError,
+        EntryHash, Expected, Head, LogEntry, LogName, MAX_PAGE, MAX_PAGE_LEN, NewEntry, StoreError,
         chain, entry::random_epoch,
     },
 };
 
 /// How an append ended.
-pub(super) enum Outcome {
+pub(super) enum AppendOutcome {
     /// This is the head now.
     Appended(Head),
     /// This, and not the expected one, is the head.
@@ -29,14 +29,14 @@ pub(super) fn append(
     log: LogName,
     expected: Expected,
     entries: Vec<NewEntry>,
-) -> Result<Outcome, Fault> {
+) -> Result<AppendOutcome, Fault> {
     let mut head = head(&transaction, &log)?.unwrap_or_else(|| Head::absent(log));
     if !expected.is(&head) {
-        return Ok(Outcome::Conflict(head));
+        return Ok(AppendOutcome::Conflict(head));
     }
     let entries = chain::link(&head, entries);
     let Some(last) = entries.last() else {
-        return Ok(Outcome::Appended(head));
+        return Ok(AppendOutcome::Appended(head));
     };
     if head.epoch == Epoch::default() {
         head.epoch = random_epoch().map_err(StoreError::from)?;
@@ -72,7 +72,7 @@ pub(super) fn append(
         }
     }
     transaction.commit()?;
-    Ok(Outcome::Appended(head))
+    Ok(AppendOutcome::Appended(head))
 }
 
 pub(super) fn heads(connection: &Connection) -> Result<Vec<Head>, Fault> {
@@ -95,7 +95,7 @@ pub(super) fn read(
     log: &LogName,
     after: Revision,
     limit: usize,
-) -> Result<Vec<Entry>, Fault> {
+) -> Result<Vec<LogEntry>, Fault> {
     let limit = limit.min(MAX_PAGE);
     let mut statement = connection.prepare_cached(
         "SELECT revision, at, actor, kind, payload, prev_hash, hash FROM entries
@@ -153,8 +153,8 @@ fn head_from(row: &Row<'_>) -> rusqlite::Result<Head> {
     })
 }
 
-fn entry_from(log: &LogName, row: &Row<'_>) -> rusqlite::Result<Entry> {
-    Ok(Entry {
+fn entry_from(log: &LogName, row: &Row<'_>) -> rusqlite::Result<LogEntry> {
+    Ok(LogEntry {
         log: log.clone(),
         revision: Revision::new(number(row, 0)?),
         at: timestamp(row, 1)?,

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{Access, AtFlags, CWD};
 
 use super::{
-    place::{Fault, Place},
+    place::{DatabasePlace, Fault},
     schema,
 };
 use crate::store::{LogName, StoreError};
@@ -39,7 +39,7 @@ pub(crate) struct AtRest {
 /// that the file does not change. None when a journal beside it holds a part of the content, or when the file did change.
 /// Whether a process owns the database is for the caller to find out, before and after.
 pub(super) fn at_rest(
-    place: &Place,
+    place: &DatabasePlace,
     log: &LogName,
     kind: &str,
 ) -> Result<Option<AtRest>, StoreError> {
@@ -55,7 +55,7 @@ pub(super) fn at_rest(
 }
 
 /// What changes when the file is written to; none when the file is not all of the database.
-fn resting(place: &Place) -> Result<Option<(u64, u64, i64, i64)>, StoreError> {
+fn resting(place: &DatabasePlace) -> Result<Option<(u64, u64, i64, i64)>, StoreError> {
     for suffix in ["-wal", "-journal"] {
         match fs::metadata(place.beside(suffix)) {
             Ok(metadata) if metadata.len() == 0 => {}
@@ -73,7 +73,7 @@ fn resting(place: &Place) -> Result<Option<(u64, u64, i64, i64)>, StoreError> {
     )))
 }
 
-fn read(place: &Place, log: &LogName, kind: &str) -> Result<AtRest, Fault> {
+fn read(place: &DatabasePlace, log: &LogName, kind: &str) -> Result<AtRest, Fault> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_URI
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -108,7 +108,7 @@ fn immutable(path: &Path) -> String {
 
 /// Finds what opening the database would be refused for, as far as that shows from outside: it is missing, something
 /// else, of a later version, or not writable. Damage deeper inside does not show.
-pub(super) fn look(place: &Place) -> Result<(), StoreError> {
+pub(super) fn look(place: &DatabasePlace) -> Result<(), StoreError> {
     match fs::metadata(place.path()) {
         Ok(metadata) if metadata.is_dir() => {
             return Err(StoreError::NotRelatch {
@@ -145,7 +145,7 @@ pub(super) fn look(place: &Place) -> Result<(), StoreError> {
     }
 }
 
-fn check_header(header: &[u8], place: &Place) -> Result<(), StoreError> {
+fn check_header(header: &[u8], place: &DatabasePlace) -> Result<(), StoreError> {
     let number = |at: usize| {
         let bytes = header.get(at..at + 4)?;
         Some(u32::from_be_bytes(bytes.try_into().ok()?))
@@ -176,7 +176,7 @@ mod tests {
     };
 
     fn look_at(path: &Path) -> Result<(), StoreError> {
-        look(&Place::new(path.to_owned(), Duration::ZERO))
+        look(&DatabasePlace::new(path.to_owned(), Duration::ZERO))
     }
 
     #[tokio::test]
@@ -270,7 +270,7 @@ mod tests {
             .await;
         appended.expect("it appends");
         let read = || {
-            let place = Place::new(path.clone(), Duration::ZERO);
+            let place = DatabasePlace::new(path.clone(), Duration::ZERO);
             at_rest(&place, &LogName::Control, "two").expect("it is sound")
         };
         assert_eq!(read(), None, "its log holds the entries");

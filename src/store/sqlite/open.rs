@@ -13,7 +13,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 use super::{
-    place::{Fault, Place},
+    place::{DatabasePlace, Fault},
     schema,
 };
 use crate::store::StoreError;
@@ -27,9 +27,9 @@ const WAL_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
 
 /// Opens the database at `place`, or makes it: its reading and its writing connection.
 pub(super) fn open(
-    mut place: Place,
+    mut place: DatabasePlace,
     create: bool,
-) -> Result<(Place, Connection, Connection), StoreError> {
+) -> Result<(DatabasePlace, Connection, Connection), StoreError> {
     match fs::metadata(place.path()) {
         Ok(metadata) if metadata.is_dir() => {
             return Err(StoreError::NotRelatch {
@@ -46,7 +46,7 @@ pub(super) fn open(
     Ok((place, connections.0, connections.1))
 }
 
-fn connect(place: &Place) -> Result<(Connection, Connection), Fault> {
+fn connect(place: &DatabasePlace) -> Result<(Connection, Connection), Fault> {
     let reader = open_reader(place)?;
     schema::check(&reader, place)?;
     let mut writer = open_writer(place)?;
@@ -54,13 +54,13 @@ fn connect(place: &Place) -> Result<(Connection, Connection), Fault> {
     Ok((reader, writer))
 }
 
-fn open_reader(place: &Place) -> Result<Connection, Fault> {
+fn open_reader(place: &DatabasePlace) -> Result<Connection, Fault> {
     let reader = open_with(place.path(), place, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     reader.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(reader)
 }
 
-fn open_writer(place: &Place) -> Result<Connection, Fault> {
+fn open_writer(place: &DatabasePlace) -> Result<Connection, Fault> {
     let writer = open_with(place.path(), place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     check_writable(&writer, place)?;
     use_wal(&writer, place)?;
@@ -71,7 +71,7 @@ fn open_writer(place: &Place) -> Result<Connection, Fault> {
 }
 
 /// SQLite opens a file that it may not write for reading, and says so only here.
-pub(super) fn check_writable(connection: &Connection, place: &Place) -> Result<(), Fault> {
+pub(super) fn check_writable(connection: &Connection, place: &DatabasePlace) -> Result<(), Fault> {
     if connection.is_readonly("main")? {
         return Err(StoreError::ReadOnly {
             store: place.name(),
@@ -81,7 +81,7 @@ pub(super) fn check_writable(connection: &Connection, place: &Place) -> Result<(
     Ok(())
 }
 
-fn use_wal(connection: &Connection, place: &Place) -> Result<(), Fault> {
+fn use_wal(connection: &Connection, place: &DatabasePlace) -> Result<(), Fault> {
     let mode: String =
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
@@ -95,7 +95,7 @@ fn use_wal(connection: &Connection, place: &Place) -> Result<(), Fault> {
     Ok(())
 }
 
-fn open_with(path: &Path, place: &Place, flags: OpenFlags) -> Result<Connection, Fault> {
+fn open_with(path: &Path, place: &DatabasePlace, flags: OpenFlags) -> Result<Connection, Fault> {
     // A connection is used by one thread at a time.
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(place.busy_timeout())?;
@@ -108,7 +108,7 @@ fn open_with(path: &Path, place: &Place, flags: OpenFlags) -> Result<Connection,
 }
 
 /// Makes a database where none is, if `create` says so.
-fn make(place: &Place, create: bool) -> Result<(), StoreError> {
+fn make(place: &DatabasePlace, create: bool) -> Result<(), StoreError> {
     let missing = place.missing();
     // SQLite would play the log of the lost database into the new one.
     if !create || matches!(missing, StoreError::Orphaned { .. }) {
@@ -124,7 +124,7 @@ fn make(place: &Place, create: bool) -> Result<(), StoreError> {
 }
 
 /// Whether there is anything of a database at `place`.
-pub(super) fn is_at(place: &Place) -> Result<bool, StoreError> {
+pub(super) fn is_at(place: &DatabasePlace) -> Result<bool, StoreError> {
     match fs::metadata(place.path()) {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -139,7 +139,7 @@ pub(super) fn is_at(place: &Place) -> Result<bool, StoreError> {
 }
 
 /// SQLite would play the log of a lost database into a new one.
-fn refuse_orphan(place: &Place) -> Result<(), StoreError> {
+fn refuse_orphan(place: &DatabasePlace) -> Result<(), StoreError> {
     match place.missing() {
         orphaned @ StoreError::Orphaned { .. } => Err(orphaned),
         _ => Ok(()),
@@ -153,7 +153,7 @@ fn draft_suffix() -> Result<String, getrandom::Error> {
 }
 
 /// Builds a whole database at `draft`, so that a half-made one is never found at the path itself.
-fn build(draft: &Path, place: &Place) -> Result<(), StoreError> {
+fn build(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -172,7 +172,7 @@ fn build(draft: &Path, place: &Place) -> Result<(), StoreError> {
 }
 
 /// Gives the database at `draft` its name, durably. One that another process made meanwhile stays.
-fn publish(draft: &Path, place: &Place) -> Result<(), StoreError> {
+fn publish(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
     match fs::hard_link(draft, place.path()) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),

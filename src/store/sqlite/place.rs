@@ -14,7 +14,7 @@ use crate::store::StoreError;
 
 /// The file of a database.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct DatabasePlace {
     path: PathBuf,
     busy_timeout: Duration,
     /// Device and inode of the file that is open; none before it is.
@@ -24,13 +24,13 @@ pub(super) struct Place {
 /// What went wrong in a piece of work on a connection.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// SQLite says so; to be explained by the [`Place`].
+    /// SQLite says so; to be explained by the [`DatabasePlace`].
     Sqlite(rusqlite::Error),
     /// Already explained.
     Store(StoreError),
 }
 
-impl Place {
+impl DatabasePlace {
     /// The file at `path`, for which a call waits up to `busy_timeout`.
     pub(super) fn new(path: PathBuf, busy_timeout: Duration) -> Self {
         Self {

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::place::{Fault, Place};
+use super::place::{DatabasePlace, Fault};
 use crate::store::StoreError;
 
 /// Marks the file as a database of relatch: `rlch`.
@@ -189,7 +189,7 @@ fn version(connection: &Connection) -> rusqlite::Result<u32> {
 }
 
 /// Checks the marks of a database: whose it is, and of which version.
-pub(super) fn check_marks(id: i32, version: u32, place: &Place) -> Result<(), StoreError> {
+pub(super) fn check_marks(id: i32, version: u32, place: &DatabasePlace) -> Result<(), StoreError> {
     if id != APPLICATION_ID {
         return Err(StoreError::NotRelatch {
             store: place.name(),
@@ -216,7 +216,7 @@ pub(super) fn check_marks(id: i32, version: u32, place: &Place) -> Result<(), St
 ///
 /// Reading all pages takes about a second per gigabyte, once per start. It finds a damaged tree; a damaged byte within
 /// a payload is found by the hash chain.
-pub(super) fn check(connection: &Connection, place: &Place) -> Result<(), Fault> {
+pub(super) fn check(connection: &Connection, place: &DatabasePlace) -> Result<(), Fault> {
     let pages: u32 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
     if pages == 0 {
         return Err(StoreError::NotRelatch {

@@ -11,7 +11,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::{
     blocking,
-    place::{Fault, Place},
+    place::{DatabasePlace, Fault},
 };
 use crate::store::StoreError;
 
@@ -21,7 +21,7 @@ pub(super) struct Writer {
     connection: Arc<Mutex<Connection>>,
     /// Held by the one bulk write that may wait for the connection.
     bulk: Mutex<()>,
-    place: Arc<Place>,
+    place: Arc<DatabasePlace>,
 }
 
 /// Who waits for a write.
@@ -44,7 +44,7 @@ enum Attempt<T, W> {
 const ATTEMPT: Duration = Duration::from_millis(50);
 
 impl Writer {
-    pub(super) fn new(connection: Connection, place: Arc<Place>) -> Result<Self, Fault> {
+    pub(super) fn new(connection: Connection, place: Arc<DatabasePlace>) -> Result<Self, Fault> {
         connection.busy_timeout(ATTEMPT.min(place.busy_timeout()))?;
         Ok(Self {
             connection: Arc::new(Mutex::new(connection)),
@@ -98,7 +98,7 @@ impl Writer {
 /// Does `work` unless another process writes. The connection is free when it returns.
 fn attempt<T, W>(
     mut connection: tokio::sync::OwnedMutexGuard<Connection>,
-    place: &Place,
+    place: &DatabasePlace,
     work: W,
 ) -> Result<Attempt<T, W>, StoreError>
 where

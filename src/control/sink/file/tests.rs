@@ -43,8 +43,9 @@ impl Directory {
         names
     }
 
-    fn place(&self, owner: &Owner) -> Place {
-        Place::open(&self.sink.directory, &owner.keyring, owner.key_id).expect("it can be opened")
+    fn place(&self, owner: &Owner) -> KeyDirectory {
+        KeyDirectory::open(&self.sink.directory, &owner.keyring, owner.key_id)
+            .expect("it can be opened")
     }
 
     async fn deliver(&self, version: &Version<'_>) -> Result<(), FileError> {
@@ -124,7 +125,7 @@ async fn the_same_version_again_changes_nothing() {
 async fn wherever_a_delivery_ends_the_next_one_completes_it() {
     let owner = Owner::new();
     let [one, two] = [1, 2].map(|number| owner.version(number));
-    for done in 0..=Step::ALL.len() {
+    for done in 0..=DeliveryStep::ALL.len() {
         let directory = Directory::new();
         directory.deliver(&one).await.expect("it is delivered");
         let place = directory.place(&owner);
@@ -132,7 +133,7 @@ async fn wherever_a_delivery_ends_the_next_one_completes_it() {
             old: place.read(CURRENT).expect("readable"),
             new: Zeroizing::new(two.secret.expose().as_bytes().to_vec()),
         };
-        for step in Step::ALL.into_iter().take(done) {
+        for step in DeliveryStep::ALL.into_iter().take(done) {
             place.run(step, &contents).expect("the step works");
         }
         // Half a file of the step that was cut short.
@@ -142,7 +143,11 @@ async fn wherever_a_delivery_ends_the_next_one_completes_it() {
         drop(place);
 
         let current = directory.read(&owner, "current").expect("never absent");
-        let expected = if done == Step::ALL.len() { &two } else { &one };
+        let expected = if done == DeliveryStep::ALL.len() {
+            &two
+        } else {
+            &one
+        };
         assert_eq!(current, expected.secret.expose(), "after {done} steps");
 
         directory.deliver(&two).await.expect("it is delivered");

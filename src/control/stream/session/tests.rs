@@ -148,11 +148,11 @@ impl Pair {
         served.expect("the keyring exists")
     }
 
-    fn reader(&self, held: Held) -> Reader {
+    fn reader(&self, held: ClaimedState) -> Reader {
         self.reader_in(discovery::Mode::Full, held)
     }
 
-    fn reader_in(&self, mode: discovery::Mode, held: Held) -> Reader {
+    fn reader_in(&self, mode: discovery::Mode, held: ClaimedState) -> Reader {
         self.reader_of(&discovery::Subscription {
             keyring: testing::keyring_name().to_string(),
             epoch: held.epoch.get(),
@@ -223,16 +223,16 @@ impl Pair {
     }
 
     fn new_reader(&self) -> Reader {
-        self.reader(Held::default())
+        self.reader(ClaimedState::default())
     }
 
     fn reader_at_head(&self) -> Reader {
         self.reader(self.head())
     }
 
-    fn head(&self) -> Held {
+    fn head(&self) -> ClaimedState {
         let served = self.served();
-        Held {
+        ClaimedState {
             epoch: served.epoch(),
             revision: served.revision(),
             set_digest: served.journal().state().feed.set_digest(),
@@ -525,7 +525,7 @@ async fn a_sidecar_that_was_away_resumes_by_deltas() {
 #[tokio::test]
 async fn a_sidecar_that_could_not_use_an_item_gets_a_snapshot_when_it_comes_back() {
     let pair = Pair::with_keys(2).await;
-    let held = Held {
+    let held = ClaimedState {
         set_digest: 1,
         ..pair.head()
     };
@@ -537,7 +537,7 @@ async fn a_sidecar_that_could_not_use_an_item_gets_a_snapshot_when_it_is_behind_
     let pair = Pair::with_keys(2).await;
     let former = pair.head();
     pair.add_keys(1).await;
-    let held = Held {
+    let held = ClaimedState {
         set_digest: former.set_digest + 1,
         ..former
     };
@@ -554,7 +554,7 @@ async fn a_sidecar_is_sent_the_revocations_that_it_does_not_say_it_has() {
     let before = pair.head();
     pair.revoke_one().await;
     // It could not read the revocation of the revision that it is at.
-    let refused = Held {
+    let refused = ClaimedState {
         revoked_through: before.revision,
         ..pair.head()
     };
@@ -562,7 +562,7 @@ async fn a_sidecar_is_sent_the_revocations_that_it_does_not_say_it_has() {
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     assert!(matches!(reader.news().await, Kind::Revocations(_)));
     // It has the revocation, and not the delta.
-    let overtaken = Held {
+    let overtaken = ClaimedState {
         revoked_through: pair.head().revision,
         ..before
     };
@@ -679,9 +679,9 @@ async fn a_snapshot_that_is_encoded_anew_is_not_mixed_with_its_beginnings() {
             id: kept.id,
             chunks: u32::try_from(chunks).unwrap_or(u32::MAX),
         };
-        let held = Held {
+        let held = ClaimedState {
             partial: Some(partial),
-            ..Held::default()
+            ..ClaimedState::default()
         };
         assert_eq!(pair.reader(held).read_snapshot().await, 200);
     }
@@ -949,7 +949,7 @@ async fn a_stream_ends_when_its_sidecar_is_gone() {
         .expect("it ends");
 }
 
-fn on_demand(pair: &Pair, held: Held) -> Reader {
+fn on_demand(pair: &Pair, held: ClaimedState) -> Reader {
     pair.reader_in(discovery::Mode::OnDemand, held)
 }
 
@@ -970,7 +970,7 @@ fn any_digest(pair: &Pair) -> KeyDigest {
 #[tokio::test]
 async fn a_sidecar_that_holds_keys_on_demand_is_told_from_where_it_follows_and_gets_no_snapshot() {
     let pair = Pair::with_keys(3).await;
-    let mut reader = on_demand(&pair, Held::default());
+    let mut reader = on_demand(&pair, ClaimedState::default());
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     let Kind::Start(start) = reader.news().await else {
         panic!("no start came");
@@ -984,7 +984,7 @@ async fn a_sidecar_that_holds_keys_on_demand_is_told_from_where_it_follows_and_g
 #[tokio::test]
 async fn a_sidecar_that_holds_keys_on_demand_resumes_where_it_was() {
     let pair = Pair::with_keys(3).await;
-    let held = Held {
+    let held = ClaimedState {
         set_digest: 0,
         ..pair.head()
     };
@@ -1000,7 +1000,7 @@ async fn a_sidecar_on_demand_that_could_not_read_a_revocation_starts_anew() {
     let pair = Pair::with_keys(1).await;
     let before = pair.head().revision;
     pair.revoke_one().await;
-    let held = Held {
+    let held = ClaimedState {
         set_digest: 0,
         revoked_through: before,
         ..pair.head()
@@ -1014,7 +1014,7 @@ async fn a_sidecar_on_demand_that_could_not_read_a_revocation_starts_anew() {
 #[tokio::test]
 async fn a_resync_of_a_sidecar_that_holds_keys_on_demand_is_a_start() {
     let pair = Pair::with_keys(1).await;
-    let mut reader = on_demand(&pair, Held::default());
+    let mut reader = on_demand(&pair, ClaimedState::default());
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     assert!(matches!(reader.news().await, Kind::Start(_)));
     let resync = discovery::Resync {
@@ -1029,7 +1029,7 @@ async fn a_resync_of_a_sidecar_that_holds_keys_on_demand_is_a_start() {
 async fn a_lookup_is_answered_from_the_newest_state_and_behind_what_made_it() {
     let pair = Pair::with_keys(1).await;
     let digest = any_digest(&pair);
-    let mut reader = on_demand(&pair, Held::default());
+    let mut reader = on_demand(&pair, ClaimedState::default());
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     assert!(matches!(reader.news().await, Kind::Start(_)));
     for digest in [&digest.as_bytes()[..], &[0; 32], b"no digest"] {

@@ -101,7 +101,7 @@ impl World {
     fn deliver(&mut self, by: usize, report: &[(u32, Use)]) {
         for (number, saw) in report {
             let (keyring, which) = (testing::keyring_name(), version(*number));
-            let told = Told {
+            let told = ReportedUse {
                 requests: saw.requests,
                 denied: saw.denied,
                 first_used: saw.first_used.expect("it is used"),
@@ -235,8 +235,8 @@ proptest! {
     }
 }
 
-fn told(requests: u64) -> Told {
-    Told {
+fn told(requests: u64) -> ReportedUse {
+    ReportedUse {
         requests,
         denied: 0,
         first_used: Timestamp::from_millis(1),
@@ -279,7 +279,7 @@ fn a_count_that_grew_is_a_use_at_its_receipt_and_one_that_did_not_is_none() {
         );
     }
     // The clock of another process is far ahead.
-    let ahead = Told {
+    let ahead = ReportedUse {
         first_used: Timestamp::from_millis(9_999),
         ..told(1)
     };
@@ -354,8 +354,11 @@ fn what_is_unsaved_is_read_in_batches() {
     let all = ledger.unsaved(None, usize::MAX);
     assert_eq!(all.len(), 6);
     let first = ledger.unsaved(None, 4);
-    let second = ledger.unsaved(first.last().map(entry_of).as_ref(), 4);
+    let second = ledger.unsaved(first.last().map(count_name_of).as_ref(), 4);
     assert_eq!((first.len(), second.len()), (4, 2));
-    assert_eq!(ledger.unsaved(second.last().map(entry_of).as_ref(), 4), []);
+    assert_eq!(
+        ledger.unsaved(second.last().map(count_name_of).as_ref(), 4),
+        []
+    );
     assert_eq!([first, second].concat(), all);
 }
