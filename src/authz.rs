@@ -1,17 +1,20 @@
-//! A check: from Envoy's question to the answer, and what is told of it.
+//! A check: from Envoy's question to the answer, and the event that reports it.
 //!
-//! The way of a request, in file names: [`service`] takes the message, `question` reads it ([`request`] behind either
-//! encoding of headers, [`credential`] from `query`, `cookie` and header, [`route`] by context extensions or rules),
-//! [`decision`] judges it against one load of the keyring, [`response`] writes the answer, and an [`event`] tells of it.
+//! The way of a request, in file names: [`service`] receives the message and lets `judge` answer it, at once or, after the
+//! lookup of its key, in `later`. `question` reads the message ([`request`] behind either encoding of headers, [`credential`]
+//! from `query`, `cookie` and header, [`route`] by context extensions or rules), [`decision`] judges it against one load of
+//! the keyring, [`response`] writes the answer, and an [`event`] reports it.
 //!
 //! Every outcome is an [`Outcome`], every denial has a [`DenyReason`]; response, metric, span and log use the same.
 
+mod check;
 mod cookie;
 pub(crate) mod credential;
+mod credential_value;
 pub(crate) mod decision;
 pub(crate) mod event;
 mod failures;
-mod inline;
+mod judge;
 mod later;
 mod message;
 mod query;

@@ -6,10 +6,10 @@
 
 use std::fmt;
 
-use zeroize::Zeroizing;
-
 use super::{
-    cookie, query,
+    cookie,
+    credential_value::CredentialValue,
+    query,
     request::{CheckInput, Header},
     settings::{CredentialSource, Settings},
 };
@@ -17,7 +17,7 @@ use crate::key::{PresentedKey, token::PresentedKeyError};
 
 /// The one credential of a request, and the places that hold it. Never printed.
 pub(crate) struct Credential<'a> {
-    value: Value<'a>,
+    value: CredentialValue<'a>,
     places: Places,
 }
 
@@ -47,16 +47,10 @@ pub(crate) enum CredentialError {
     Ambiguous,
 }
 
-/// The bytes of a credential, wiped if they had to be copied.
-pub(super) enum Value<'a> {
-    Borrowed(&'a [u8]),
-    Owned(Zeroizing<Vec<u8>>),
-}
-
 /// What was found so far.
 struct Collector<'a> {
     joins_duplicates: bool,
-    value: Option<Value<'a>>,
+    value: Option<CredentialValue<'a>>,
     seen: Places,
     repeated: Places,
     found: Places,
@@ -141,24 +135,6 @@ impl Places {
     }
 }
 
-impl Value<'_> {
-    pub(super) fn owned(bytes: Vec<u8>) -> Self {
-        Self::Owned(Zeroizing::new(bytes))
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Borrowed(bytes) => bytes,
-            Self::Owned(bytes) => bytes,
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn to_vec(&self) -> Vec<u8> {
-        self.as_bytes().to_vec()
-    }
-}
-
 impl<'a> Collector<'a> {
     fn look_at_header(&mut self, settings: &Settings, header: Header<'a>) {
         for (at, source) in settings.credentials().iter().enumerate() {
@@ -166,7 +142,9 @@ impl<'a> Collector<'a> {
                 CredentialSource::Header { name, scheme } if header.is(name.as_str()) => {
                     self.occurs(at);
                     match scheme {
-                        None => self.offer(at, Value::Borrowed(header.value.trim_ascii())),
+                        None => {
+                            self.offer(at, CredentialValue::Borrowed(header.value.trim_ascii()));
+                        }
                         Some(scheme) => {
                             self.offer_with_scheme(at, scheme.as_str(), header.value);
                         }
@@ -178,7 +156,7 @@ impl<'a> Collector<'a> {
                         .filter(|cookie| cookie.name == name.as_str().as_bytes());
                     for cookie in named {
                         self.occurs(at);
-                        self.offer(at, Value::Borrowed(cookie.value));
+                        self.offer(at, CredentialValue::Borrowed(cookie.value));
                     }
                 }
                 CredentialSource::Header { .. }
@@ -215,7 +193,7 @@ impl<'a> Collector<'a> {
     /// `authorization` as it reads them. A later value with the scheme is a second credential.
     fn offer_with_scheme(&mut self, at: usize, scheme: &str, header: &'a [u8]) {
         if let Some(credential) = after_scheme(header, scheme) {
-            self.offer_value(at, Value::Borrowed(credential), true);
+            self.offer_value(at, CredentialValue::Borrowed(credential), true);
         }
         self.conflict |= header
             .split(|b| *b == b',')
@@ -231,12 +209,12 @@ impl<'a> Collector<'a> {
         self.seen.add(at);
     }
 
-    fn offer(&mut self, at: usize, value: Value<'a>) {
+    fn offer(&mut self, at: usize, value: CredentialValue<'a>) {
         self.offer_value(at, value, self.joins_duplicates);
     }
 
     /// `is_joined`: a comma in the value stands between two.
-    fn offer_value(&mut self, at: usize, value: Value<'a>, is_joined: bool) {
+    fn offer_value(&mut self, at: usize, value: CredentialValue<'a>, is_joined: bool) {
         let bytes = value.as_bytes();
         if bytes.is_empty() {
             return;

@@ -6,78 +6,58 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    decision::{Denial, LookedUp},
-    service::{Authorizer, Missing, Moment},
-};
-use crate::{
-    keyring::on_demand::{Answer, Waiting},
-    trace::TraceParent,
-};
+use super::{check::Check, judge::Judge};
+use crate::keyring::on_demand::{Answer, Waiting};
 
-/// A serialized `CheckResponse` that is not known yet. Dropping it takes the check back.
+/// A serialized `CheckResponse` that is not known yet. Dropping it cancels the check.
 pub(crate) type LaterAnswer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
-impl Authorizer {
-    /// Answers a check when the lookup of its key was answered, or its time is over.
-    pub(super) fn answer_later(
-        self,
-        message: Bytes,
-        parent: Option<TraceParent>,
-        moment: Moment,
-        waiting: Waiting,
-    ) -> LaterAnswer {
-        Box::pin(async move {
-            let answered = self.look_up(&message, parent, moment, waiting);
-            match AssertUnwindSafe(answered).catch_unwind().await {
-                Ok(answer) => answer,
-                Err(_panic) => {
-                    let mut answer = BytesMut::new();
-                    self.refuse(Denial::internal(), None, parent, moment, &mut answer);
-                    answer.freeze()
-                }
+/// Answers a check when the lookup of its key was answered, or when its time is over.
+pub(super) fn answer_later(
+    judge: Judge,
+    mut check: Check<'static>,
+    waiting: Waiting,
+) -> LaterAnswer {
+    Box::pin(async move {
+        let answered = AssertUnwindSafe(look_up(&judge, &mut check, waiting));
+        match answered.catch_unwind().await {
+            Ok(answer) => answer,
+            Err(_panic) => {
+                let mut answer = BytesMut::new();
+                judge.deny_after_panic(&check, &mut answer);
+                answer.freeze()
             }
-        })
-    }
+        }
+    })
+}
 
-    /// Waits for the lookup, and for another one where the key may be under another pepper, and judges what they came to.
-    async fn look_up(
-        &self,
-        message: &[u8],
-        parent: Option<TraceParent>,
-        began: Moment,
-        waiting: Waiting,
-    ) -> Bytes {
-        let deadline = Instant::now() + waiting.timeout();
-        let mut looked_up = LookedUp::default();
-        let mut waiting = Some(waiting);
-        loop {
-            if let Some(mut waiting) = waiting.take() {
-                let is_in_time = timeout_at(deadline, &mut waiting).await.is_ok();
-                match waiting.collect() {
-                    Some(Answer::Held(cached)) => looked_up.found(cached),
-                    Some(Answer::Unknown) => looked_up.found_none(*waiting.digest()),
-                    Some(Answer::Failed(_)) => looked_up.failed(),
-                    None => {
-                        if !is_in_time {
-                            waiting.gave_up();
-                        }
-                        looked_up.failed();
+/// Waits for the lookup, and for another one where the key may be under another pepper, and judges by what they found.
+async fn look_up(judge: &Judge, check: &mut Check<'_>, waiting: Waiting) -> Bytes {
+    let deadline = Instant::now() + waiting.timeout();
+    let mut waiting = Some(waiting);
+    loop {
+        if let Some(mut waiting) = waiting.take() {
+            let is_in_time = timeout_at(deadline, &mut waiting).await.is_ok();
+            match waiting.collect() {
+                Some(Answer::Held(cached)) => check.looked_up.found(cached),
+                Some(Answer::Unknown) => check.looked_up.found_none(*waiting.digest()),
+                Some(Answer::Failed(_)) => check.looked_up.failed(),
+                None => {
+                    if !is_in_time {
+                        waiting.gave_up();
                     }
+                    check.looked_up.failed();
                 }
             }
-            let moment = self.now().of(began);
-            let mut answer = BytesMut::new();
-            let missing = self.answer_by(parent, moment, &mut answer, |answer| {
-                self.judge(message, parent, moment, &looked_up, answer)
-            });
-            let Some(Missing { cache, digest }) = missing else {
-                return answer.freeze();
-            };
-            match cache.look_up(digest, moment.judged_at()) {
-                Ok(next) => waiting = Some(next),
-                Err(_refused) => looked_up.failed(),
-            }
+        }
+        check.moment = judge.now();
+        let mut answer = BytesMut::new();
+        let Some(missing) = judge.answer(check, &mut answer) else {
+            return answer.freeze();
+        };
+        match missing.look_up(check.moment) {
+            Ok(next) => waiting = Some(next),
+            Err(_refused) => check.looked_up.failed(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! code that is generated from it: of a field that comes twice the last one counts, a message that comes twice is
 //! merged, what is unknown is skipped. What one refuses the other refuses.
 
-use super::inline::InlineVec;
+use smallvec::SmallVec;
 
 /// The fields of a request.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +27,7 @@ pub(super) struct Message<'a> {
 }
 
 /// Names and values in order, up to [`MAX_PAIRS`]: what comes after is left out.
-type Pairs<const INLINE: usize> = InlineVec<(Span, Span), INLINE>;
+type Pairs<const INLINE: usize> = SmallVec<[(Span, Span); INLINE]>;
 
 /// A part of the message.
 #[derive(Clone, Copy, Debug, Default)]

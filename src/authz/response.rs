@@ -14,12 +14,12 @@ use std::fmt;
 
 use bytes::BytesMut;
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use super::{
     cookie,
     credential::{Place, Places},
     decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome},
-    inline::InlineVec,
     query,
     reason::{DenialStatus, DenyReason},
     request::CheckInput,
@@ -55,7 +55,7 @@ mod denied_field {
 }
 
 /// Names of headers that are to be removed, as the request or the settings spell them.
-type Removed<'a> = InlineVec<&'a [u8], 8>;
+type Removed<'a> = SmallVec<[&'a [u8]; 8]>;
 
 /// Appends the answer to a decision on `input`.
 pub(crate) fn respond(

@@ -15,7 +15,10 @@ fn collected(message: &Message) -> [Found; 2] {
         let request = request.encode_to_vec();
         let input = CheckInput::read(&request).expect("a request");
         let credential = Credential::collect(&settings, &input)?;
-        Ok(credential.map(|credential| (credential.value.to_vec(), credential.places.0)))
+        Ok(
+            credential
+                .map(|credential| (credential.value.as_bytes().to_vec(), credential.places.0)),
+        )
     })
 }
 

@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::*;
 use crate::{
     authz::{
-        CheckEvent, DenyReason, Observer, Outcome, Settings, SettingsParts,
+        Authorizer, CheckEvent, DenyReason, Observer, Outcome, Settings, SettingsParts,
         testing::{Message, parts, settings},
     },
     budget::Rate,

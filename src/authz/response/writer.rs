@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use bytes::{BufMut, BytesMut};
+use prost::encoding::encode_varint;
 
 /// Appends fields to a message.
 pub(super) struct Writer<'b>(&'b mut BytesMut);
@@ -83,14 +84,8 @@ impl<'b> Writer<'b> {
         self.0[at..at + width].copy_from_slice(&length[..width]);
     }
 
-    fn varint(&mut self, mut value: u32) {
-        while value >= 0x80 {
-            let [low, ..] = value.to_le_bytes();
-            self.0.put_u8(0x80 | low);
-            value >>= 7;
-        }
-        let [low, ..] = value.to_le_bytes();
-        self.0.put_u8(low);
+    fn varint(&mut self, value: u32) {
+        encode_varint(value.into(), self.0);
     }
 }
 

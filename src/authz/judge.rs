@@ -1,0 +1,273 @@
+//! Judges checks at once, from the keyrings in memory.
+
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use bytes::BytesMut;
+
+use super::{
+    check::{Arrival, Check, Moment},
+    decision::{Decision, Denial, Held, LookedUp, Verdict, decide},
+    event::{CheckEvent, Observer},
+    failures::FailureBudgets,
+    question::{MalformedRequest, Question},
+    request::CheckInput,
+    response,
+    settings::Settings,
+};
+use crate::{
+    clock::{BootTime, Clock, LatestWall, Reading},
+    key::{KeyDigest, KeyState, Timestamp},
+    keyring::{
+        Caller, Keyrings, Slot,
+        on_demand::{KeyCache, Refusal, Waiting},
+    },
+    trace::TraceParent,
+};
+
+/// Everything that checks are judged by.
+#[derive(Clone, Debug)]
+pub(super) struct Judge {
+    settings: Arc<Settings>,
+    /// Sorted by name, to be found by a name that is text only.
+    slots: Arc<[Arc<Slot>]>,
+    clock: Clock,
+    failures: Arc<FailureBudgets>,
+    /// The latest time by which a check was judged.
+    latest: LatestWall,
+    observer: Arc<dyn Observer>,
+}
+
+/// What a check needs before it can be judged: the version under a digest, which this sidecar has not looked up.
+pub(super) struct Missing {
+    cache: Arc<KeyCache>,
+    digest: KeyDigest,
+}
+
+impl Missing {
+    /// Asks the control plane for it.
+    ///
+    /// # Errors
+    ///
+    /// When the check is not to wait.
+    pub(super) fn look_up(self, moment: Moment) -> Result<Waiting, Refusal> {
+        self.cache.look_up(self.digest, moment.read.boot)
+    }
+}
+
+impl Judge {
+    pub(super) fn new(
+        settings: Arc<Settings>,
+        keyrings: &Keyrings,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let mut slots: Vec<Arc<Slot>> = keyrings.iter().cloned().collect();
+        slots.sort_unstable_by(|one, other| one.name().cmp(other.name()));
+        Self {
+            failures: Arc::new(FailureBudgets::new(settings.failed_credentials())),
+            settings,
+            slots: slots.into(),
+            clock,
+            latest: LatestWall::default(),
+            observer,
+        }
+    }
+
+    /// Judges by `latest`, which it shares with others.
+    pub(super) fn judging_by(self, latest: LatestWall) -> Self {
+        Self { latest, ..self }
+    }
+
+    /// A check that arrives now.
+    pub(super) fn begin<'a>(&self, message: &'a [u8], parent: Option<TraceParent>) -> Check<'a> {
+        let started = self.clock.system_time();
+        let moment = self.moment(started.into());
+        let arrival = Arrival {
+            started,
+            began: moment.read.boot,
+        };
+        Check {
+            message: Cow::Borrowed(message),
+            parent,
+            arrival,
+            moment,
+            looked_up: LookedUp::default(),
+        }
+    }
+
+    /// The moment at which a check is judged again.
+    pub(super) fn now(&self) -> Moment {
+        self.moment(self.clock.system_time().into())
+    }
+
+    fn moment(&self, wall: Timestamp) -> Moment {
+        let read = Reading {
+            boot: self.clock.boot(),
+            wall,
+        };
+        Moment {
+            wall: self.latest.not_before(wall),
+            read,
+        }
+    }
+
+    /// Appends the serialized `CheckResponse` to `answer`, or leaves it as it is and returns what is missing. A panic becomes
+    /// a denial.
+    pub(super) fn answer(&self, check: &Check<'_>, answer: &mut BytesMut) -> Option<Missing> {
+        self.answer_by(check, answer, |answer| self.judge(check, answer))
+    }
+
+    fn answer_by(
+        &self,
+        check: &Check<'_>,
+        answer: &mut BytesMut,
+        judge: impl FnOnce(&mut BytesMut) -> Option<Missing>,
+    ) -> Option<Missing> {
+        let begin = answer.len();
+        guarded(|| judge(answer)).unwrap_or_else(|| {
+            answer.truncate(begin);
+            self.deny_after_panic(check, answer);
+            None
+        })
+    }
+
+    /// Answers a check whose judging panicked.
+    pub(super) fn deny_after_panic(&self, check: &Check<'_>, answer: &mut BytesMut) {
+        self.refuse(check, Denial::internal(), None, answer);
+    }
+
+    fn judge(&self, check: &Check<'_>, answer: &mut BytesMut) -> Option<Missing> {
+        let question = match Question::read(&self.settings, &check.message) {
+            Ok(question) => question,
+            Err(error) => {
+                self.refuse(check, Denial::malformed(), Some(error), answer);
+                return None;
+            }
+        };
+        let (input, moment) = (question.input(), check.moment);
+        let slot = question.keyring().and_then(|name| self.slot(name));
+        let look = slot.map(|slot| slot.look(moment.read));
+        let held = look.as_ref().map(|look| Held::new(look, &check.looked_up));
+        let verdict = decide(&question, held.as_ref(), moment.wall);
+        let verdict = self.within_budget(verdict, held.as_ref(), input.source(), moment.read.boot);
+        let decision = match verdict {
+            Verdict::Decided(decision) => decision,
+            Verdict::LookUp(digest) => {
+                let cache = slot.and_then(Slot::cache).cloned();
+                let cache = cache.expect("a key is looked up of a keyring that is held on demand");
+                return Some(Missing { cache, digest });
+            }
+        };
+        if let Some(slot) = slot {
+            count(slot, &decision, input, moment.wall);
+        }
+        let parent = check.parent.or_else(|| parent_of(input));
+        response::respond(&self.settings, input, &decision, parent.as_ref(), answer);
+        self.report(check, &decision, None, parent);
+        None
+    }
+
+    /// The verdict, or a denial when `source` has presented too many credentials that failed. A key in memory passes
+    /// all the same; other keys of this source are not looked up any more.
+    fn within_budget<'v>(
+        &self,
+        verdict: Verdict<'v>,
+        held: Option<&Held<'v>>,
+        source: Option<IpAddr>,
+        now: BootTime,
+    ) -> Verdict<'v> {
+        let (Some(held), Some(source)) = (held, source) else {
+            return verdict;
+        };
+        let is_too_many = match &verdict {
+            Verdict::Decided(Decision::Deny(denial)) => {
+                denial.reason().is_failed_credential() && !self.failures.take(source, now)
+            }
+            Verdict::Decided(Decision::Allow(_) | Decision::Anonymous(_)) => false,
+            Verdict::LookUp(digest) => !held.holds(digest) && self.failures.is_spent(source, now),
+        };
+        if is_too_many {
+            Verdict::Decided(Denial::too_many_failures(held).into())
+        } else {
+            verdict
+        }
+    }
+
+    /// Denies a check that no keyring judged.
+    fn refuse(
+        &self,
+        check: &Check<'_>,
+        denial: Denial<'_>,
+        malformed: Option<MalformedRequest>,
+        answer: &mut BytesMut,
+    ) {
+        response::deny(&self.settings, &denial, check.parent.as_ref(), answer);
+        self.report(check, &denial.into(), malformed, check.parent);
+    }
+
+    /// Reports to the observer. One that panics loses the report, and does not change the answer.
+    fn report(
+        &self,
+        check: &Check<'_>,
+        decision: &Decision<'_>,
+        malformed: Option<MalformedRequest>,
+        parent: Option<TraceParent>,
+    ) {
+        let event = CheckEvent {
+            decision,
+            malformed,
+            parent,
+            started: check.arrival.started,
+            duration: self.clock.boot().saturating_since(check.arrival.began),
+        };
+        let _observed = guarded(|| self.observer.observe(&event));
+    }
+
+    fn slot(&self, name: &str) -> Option<&Slot> {
+        self.slots
+            .binary_search_by(|slot| slot.name().as_str().cmp(name))
+            .ok()
+            .map(|at| self.slots[at].as_ref())
+    }
+}
+
+/// The span of the caller.
+fn parent_of(input: &CheckInput<'_>) -> Option<TraceParent> {
+    TraceParent::parse(input.values("traceparent").next()?)
+}
+
+/// Counts the use of the version that was verified, whether the check is allowed or denied. Before the answer is written,
+/// so that every check that was answered has been counted.
+fn count(slot: &Slot, decision: &Decision<'_>, input: &CheckInput<'_>, now: Timestamp) {
+    let Some(key) = decision.key() else {
+        return;
+    };
+    let denied = match decision {
+        Decision::Allow(_) | Decision::Anonymous(_) => false,
+        Decision::Deny(_) => true,
+    };
+    let usage = slot.usage().of(key);
+    match key.state() {
+        KeyState::Pending | KeyState::Active => {}
+        KeyState::Retiring | KeyState::Retired | KeyState::Revoked => {
+            let user_agent = input.values("user-agent").next().unwrap_or_default();
+            let caller = Caller::new(input.source(), user_agent, input.host(), input.path());
+            slot.usage().get(usage).note_caller(&caller, now);
+        }
+    }
+    // Last, so that a report which has the request has its caller, too.
+    slot.usage().count(usage, now, denied);
+}
+
+/// What `work` returns; none when it panics. A check writes to nothing that outlives it but counters.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+#[cfg(test)]
+mod tests;
