@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js, OpenBao, promtool and
-# strace.
-# Needs Rust, python3 with venv and pip, a C compiler and curl, and apt or promtool and strace on the PATH.
+# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js, OpenBao, promtool,
+# strace and jq.
+# Needs Rust, python3 with venv and pip, a C compiler, curl and openssl; apt, or promtool, strace and jq on the PATH; and,
+# for the commands of README.md, its ports (see scripts/readme.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib/debian.sh
 source scripts/lib/envoy.sh
+source scripts/lib/jq.sh
 source scripts/lib/node.sh
 source scripts/lib/openbao.sh
 source scripts/lib/promtool.sh
@@ -18,6 +20,7 @@ fetch_node
 fetch_openbao
 fetch_promtool
 fetch_strace
+fetch_jq
 
 step 'promtool'
 "$promtool" check rules deploy/prometheus/relatch.rules.yaml
@@ -38,3 +41,5 @@ step 'cargo clippy'
 cargo clippy --locked --all-targets -- -D warnings
 step 'cargo test'
 cargo test --locked
+step 'README.md'
+RELATCH="${CARGO_TARGET_DIR:-target}/debug/relatch" PATH="$PWD/target/jq:$PATH" ./scripts/readme.sh
