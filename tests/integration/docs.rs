@@ -1,6 +1,8 @@
 //! The pages say what is true. The examples of `docs/for-consumers.md` are taken out of it and run as a consumer would;
 //! `docs/operating.md` knows every alert, and every metric that one relies on. Tests that pages name are there.
 
+mod names;
+
 use std::{
     fs,
     path::{Path, PathBuf},
