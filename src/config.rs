@@ -8,6 +8,7 @@ mod cache;
 pub mod control;
 mod credential;
 pub(crate) mod error;
+pub(crate) mod plaintext;
 mod reader;
 mod route;
 pub mod sidecar;

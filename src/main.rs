@@ -5,11 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use relatch::{
-    cli::{
-        Cli, Exit, Failure,
-        output::{self, Terminal},
-        usage_error,
-    },
+    cli::{Cli, Exit, Failure, output::Terminal, stream, usage_error},
     core_dumps,
 };
 
@@ -25,7 +21,7 @@ fn main() -> ExitCode {
     match run(cli, terminal) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            output::write_err(&failure.report(terminal.coloured));
+            stream::write_err(&failure.report(terminal.coloured));
             failure.exit().into()
         }
     }

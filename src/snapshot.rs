@@ -9,6 +9,7 @@
 
 pub(crate) mod closer;
 pub(crate) mod disk;
+pub(crate) mod durable;
 pub(crate) mod error;
 pub(crate) mod journal;
 pub(crate) mod keeper;

@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::{
     Session,
     connection::{Admin, answer},
+    convert,
     failure::Failure,
     output::{Format, Listing, Row},
-    wire, words,
+    words,
 };
 use crate::{
     key::{KeyringName, Timestamp},
@@ -214,7 +215,7 @@ impl From<admin::AuditEntry> for EntryView {
         Self {
             keyring: Some(entry.keyring).filter(|name| !name.is_empty()),
             revision: entry.revision,
-            at: wire::timestamp(entry.at),
+            at: convert::timestamp(entry.at),
             actor: entry.actor,
             kind: entry.kind,
             // What is no JSON after all is shown as the text that it is.

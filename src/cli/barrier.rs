@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{wire, words};
+use super::{convert, words};
 use crate::{key::Timestamp, proto::admin};
 
 /// How many of the sidecars that may serve have confirmed a revision, and who lags.
@@ -201,10 +201,10 @@ impl From<admin::Laggard> for LaggardView {
             cluster: laggard.cluster,
             connected: laggard.connected,
             behind: laggard.behind,
-            last_seen: wire::timestamp(laggard.last_seen),
+            last_seen: convert::timestamp(laggard.last_seen),
             run_id: laggard.run_id,
-            since: wire::timestamp(laggard.since),
-            serves_until: wire::timestamp(laggard.serves_until),
+            since: convert::timestamp(laggard.since),
+            serves_until: convert::timestamp(laggard.serves_until),
             lacks_disk: laggard.lacks_disk,
         }
     }

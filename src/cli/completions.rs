@@ -3,7 +3,7 @@
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use super::{Cli, failure::Failure, output};
+use super::{Cli, failure::Failure, stream};
 
 /// The arguments of `completions`.
 #[derive(Debug, Args)]
@@ -26,7 +26,7 @@ impl CompletionsArgs {
     ///
     /// When standard output cannot be written to.
     pub fn run(&self) -> Result<(), Failure> {
-        output::write_out(&self.script())
+        stream::write_out(&self.script())
     }
 
     fn script(&self) -> Vec<u8> {

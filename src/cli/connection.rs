@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    config::tls::refuse_plaintext_client,
+    config::plaintext::refuse_plaintext_client,
     proto::admin::admin_client::AdminClient,
     tls::{
         Authorities, Credentials, TlsClient, TlsFiles, TlsMetrics, TlsUse, connector::Connector,

@@ -6,9 +6,10 @@ use serde::Serialize;
 use super::{
     Session,
     connection::answer,
+    convert,
     failure::Failure,
     output::{self, Listing, Row, View},
-    wire, words,
+    words,
 };
 use crate::{
     key::{ConsumerId, KeyringName, Timestamp},
@@ -117,7 +118,7 @@ impl From<admin::Consumer> for ConsumerView {
             keyring: consumer.keyring,
             consumer: consumer.consumer,
             name: consumer.name,
-            created_at: wire::timestamp(consumer.created_at),
+            created_at: convert::timestamp(consumer.created_at),
             key_ids: consumer.key_ids,
         }
     }

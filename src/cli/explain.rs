@@ -9,11 +9,12 @@ use super::{
     Session,
     barrier::LaggardView,
     connection::answer,
+    convert,
     decision::Decision,
     failure::{Exit, Failure},
     output::{self, View},
     secret::SecretInput,
-    wire, words,
+    words,
 };
 use crate::{
     key::{KeyringName, Scope, Timestamp},
@@ -123,7 +124,7 @@ impl ExplainArgs {
             credential: credential.to_owned(),
             source: self.source.map_or_else(String::new, |ip| ip.to_string()),
             scopes: self.scopes.into_iter().map(String::from).collect(),
-            at: self.at.map(wire::to_timestamp),
+            at: self.at.map(convert::to_timestamp),
         })
     }
 }
@@ -143,7 +144,7 @@ impl ExplanationView {
             consumer: text(explained.consumer),
             key_id: text(explained.key_id),
             key_version: is_known.then_some(explained.version),
-            key_state: is_known.then(|| wire::state(explained.state)),
+            key_state: is_known.then(|| convert::state(explained.state)),
             steps: explained.steps.into_iter().map(Into::into).collect(),
             laggards: explained.laggards.into_iter().map(Into::into).collect(),
         }

@@ -362,6 +362,15 @@ impl Error for CallError {
     }
 }
 
+/// What an answer must hold.
+///
+/// # Errors
+///
+/// When it does not.
+pub(crate) fn required<T>(part: Option<T>, what: &str) -> Result<T, Failure> {
+    part.ok_or_else(|| Failure::failed(format!("the answer of the control plane lacks the {what}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

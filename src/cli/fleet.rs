@@ -9,9 +9,10 @@ use super::{
     Session,
     barrier::{BarrierView, LaggardView, RunView},
     connection::answer,
+    convert,
     failure::Failure,
     output::{Listing, Row},
-    wire, words,
+    words,
 };
 
 mod forget;
@@ -279,8 +280,8 @@ impl From<admin::Sidecar> for SidecarView {
     fn from(sidecar: admin::Sidecar) -> Self {
         Self {
             presence: words::presence(sidecar.presence()),
-            since: wire::timestamp(sidecar.since),
-            serves_until: wire::timestamp(sidecar.serves_until),
+            since: convert::timestamp(sidecar.since),
+            serves_until: convert::timestamp(sidecar.serves_until),
             snapshot_file: sidecar.has_snapshot_file,
             node: sidecar.node,
             cluster: sidecar.cluster,
@@ -288,10 +289,10 @@ impl From<admin::Sidecar> for SidecarView {
             run_id: sidecar.run_id,
             labels: sidecar.labels.into_iter().collect(),
             connected: sidecar.connected,
-            connected_at: wire::timestamp(sidecar.connected_at),
-            last_seen: wire::timestamp(sidecar.last_seen),
+            connected_at: convert::timestamp(sidecar.connected_at),
+            last_seen: convert::timestamp(sidecar.last_seen),
             keyrings: sidecar.keyrings.into_iter().map(Into::into).collect(),
-            complete_until: wire::timestamp(sidecar.complete_until),
+            complete_until: convert::timestamp(sidecar.complete_until),
             gap_until: None,
         }
     }
@@ -347,10 +348,10 @@ impl From<admin::GoneSidecar> for GapView {
             version: gap.version,
             run_id: gap.run_id,
             connected: false,
-            last_seen: wire::timestamp(gap.last_contact),
+            last_seen: convert::timestamp(gap.last_contact),
             keyrings: keyrings.map(|keyring| GapKeyringView { keyring }).collect(),
-            complete_until: wire::timestamp(gap.complete_until),
-            gap_until: wire::timestamp(gap.until),
+            complete_until: convert::timestamp(gap.complete_until),
+            gap_until: convert::timestamp(gap.until),
             presence: "gone",
             forgotten: gap.forgotten,
         }
@@ -366,7 +367,7 @@ impl From<admin::SidecarKeyring> for HeldKeyringView {
             applied_revision: held.applied_revision,
             durable_revision: held.durable_revision,
             head_revision: held.head_revision,
-            applied_at: wire::timestamp(held.applied_at),
+            applied_at: convert::timestamp(held.applied_at),
             rejected: held.rejected,
             missing: held.missing,
         }

@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::{
+    convert,
     output::{self, View},
     secret::Revealed,
-    wire, words,
+    words,
 };
 use crate::{key::Timestamp, proto::admin};
 
@@ -39,10 +40,10 @@ impl From<admin::IssuedKey> for IssuedView {
             consumer: key.consumer,
             key_id: key.key_id,
             version: key.version,
-            state: wire::state(key.state),
+            state: convert::state(key.state),
             secret: Revealed::new(key.secret),
-            not_before: wire::timestamp(key.not_before),
-            expires_at: wire::timestamp(key.expires_at),
+            not_before: convert::timestamp(key.not_before),
+            expires_at: convert::timestamp(key.expires_at),
             revision: key.revision,
         }
     }

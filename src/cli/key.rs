@@ -10,7 +10,8 @@ use super::{
     Session,
     barrier::BarrierView,
     connection::{Admin, answer, answer_within},
-    failure::{Exit, Failure},
+    convert,
+    failure::{Exit, Failure, required},
     fleet,
     idempotency::{IdempotencyArgs, answered, ask_again, forgotten, not_shown},
     issued::IssuedView,
@@ -19,7 +20,7 @@ use super::{
     secret::SecretInput,
     value::{self, KeyIdParser},
     watch::{Stopped, patience, watch},
-    wire, words,
+    words,
 };
 use crate::{
     key::{ConsumerId, IdempotencyKey, KeyId, KeyringName, Scope, Secret, Timestamp},
@@ -212,7 +213,7 @@ impl KeyCommand {
                     Ok(())
                 });
                 Box::pin(watched(patience, call, &key, &keyring)).await?;
-                show_issued(session, wire::required(issued, "new key")?, &key)
+                show_issued(session, required(issued, "new key")?, &key)
             }
             Self::Import(args) => {
                 let (key, patience) = (args.key.idempotency.key()?, patience(args.key.timeout));
@@ -299,7 +300,7 @@ fn show_issued(
             key.key_id,
             key.consumer,
             key.version,
-            wire::state(key.state)
+            convert::state(key.state)
         );
         let hint = format!(
             "if nobody has the secret: relatch rotate start {}, or relatch revoke {} --all",
@@ -342,11 +343,11 @@ impl KeyArgs {
             name: self.name.unwrap_or_default(),
             scopes: self.scopes.iter().map(|s| s.as_str().to_owned()).collect(),
             allowed_sources: self.allowed_sources,
-            not_before: self.not_before.map(wire::to_timestamp),
-            expires_in: self.expires_in.map(wire::to_duration),
+            not_before: self.not_before.map(convert::to_timestamp),
+            expires_in: self.expires_in.map(convert::to_duration),
             create_missing: self.create_missing,
             wait: !self.no_wait,
-            timeout: self.timeout.map(wire::to_duration),
+            timeout: self.timeout.map(convert::to_duration),
             idempotency_key: idempotency_key.as_str().to_owned(),
             pass_by: self.pass_by.into_request(),
         }
@@ -396,9 +397,9 @@ impl From<admin::Key> for KeyView {
             consumer: key.consumer,
             key_id: key.key_id,
             version: current.map(|version| version.version),
-            state: current.map(|version| wire::state(version.state)),
-            not_before: current.and_then(|version| wire::timestamp(version.not_before)),
-            expires_at: current.and_then(|version| wire::timestamp(version.expires_at)),
+            state: current.map(|version| convert::state(version.state)),
+            not_before: current.and_then(|version| convert::timestamp(version.not_before)),
+            expires_at: current.and_then(|version| convert::timestamp(version.expires_at)),
             revision: key.revision,
             scopes: key.scopes,
             versions: key.versions.into_iter().map(VersionView::from).collect(),
@@ -412,14 +413,14 @@ impl From<admin::KeyVersion> for VersionView {
     fn from(version: admin::KeyVersion) -> Self {
         Self {
             version: version.version,
-            state: wire::state(version.state),
-            created_at: wire::timestamp(version.created_at),
-            not_before: wire::timestamp(version.not_before),
-            expires_at: wire::timestamp(version.expires_at),
+            state: convert::state(version.state),
+            created_at: convert::timestamp(version.created_at),
+            not_before: convert::timestamp(version.not_before),
+            expires_at: convert::timestamp(version.expires_at),
             requests: version.requests,
-            last_used_at: wire::timestamp(version.last_used_at),
+            last_used_at: convert::timestamp(version.last_used_at),
             reason: Some(version.reason).filter(|reason| !reason.is_empty()),
-            ends_at: wire::timestamp(version.ends_at),
+            ends_at: convert::timestamp(version.ends_at),
         }
     }
 }

@@ -6,9 +6,10 @@ use serde::Serialize;
 use super::{
     Session,
     connection::answer,
+    convert,
     failure::Failure,
     output::{self, Listing, Row, View},
-    wire, words,
+    words,
 };
 use crate::{
     key::{KeyringName, Prefix, Timestamp},
@@ -143,7 +144,7 @@ impl From<admin::Keyring> for KeyringView {
             consumers: keyring.consumers,
             keys: keyring.keys,
             versions: keyring.versions,
-            created_at: wire::timestamp(keyring.created_at),
+            created_at: convert::timestamp(keyring.created_at),
             help_url: Some(keyring.help_url).filter(|url| !url.is_empty()),
         }
     }

@@ -1,6 +1,6 @@
 //! What a command writes: answers to standard output, notes and progress to standard error.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -10,6 +10,7 @@ use super::{
     failure::{Exit, Failure},
     screen::Screen,
     secret::Revealed,
+    stream::{write_err, write_out},
     words,
 };
 use crate::key::Timestamp;
@@ -287,27 +288,6 @@ fn lines(mut table: Table) -> String {
     let mut text = table.trim_fmt();
     text.push('\n');
     text
-}
-
-/// Writes to standard output at once.
-///
-/// # Errors
-///
-/// When it cannot be written to.
-pub(super) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(bytes)
-        .and_then(|()| stdout.flush())
-        .map_err(|error| {
-            Failure::new(Exit::Failed, error).context("cannot write to standard output")
-        })
-}
-
-/// Writes to standard error. What is written beside the answer is of no use when nobody can read it: a failure changes
-/// nothing, and the exit code still says how the command went.
-pub fn write_err(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -8,10 +8,11 @@ use serde::Serialize;
 use super::{
     Session,
     connection::answer,
+    convert,
     failure::Failure,
     output::{self, View},
     value::{self, KeyIdParser, ParseDurationError},
-    wire, words,
+    words,
 };
 use crate::{
     duration::written,
@@ -218,7 +219,7 @@ impl OfArgs {
 
 impl PartsArgs {
     fn into_policy(self) -> admin::Policy {
-        let duration = |duration: Option<Duration>| duration.map(wire::to_duration);
+        let duration = |duration: Option<Duration>| duration.map(convert::to_duration);
         let sink = |SinkChoice(sink)| sink.map_or_else(String::new, String::from);
         admin::Policy {
             rotate_every: duration(
@@ -227,7 +228,7 @@ impl PartsArgs {
             ),
             overlap: duration(self.overlap),
             idle_for: duration(self.idle_for),
-            on_deadline: wire::to_on_deadline(self.on_deadline),
+            on_deadline: convert::to_on_deadline(self.on_deadline),
             rollback_for: duration(self.rollback_for),
             remind_before: duration(self.remind_before),
             max_versions: self.max_versions.unwrap_or_default(),
@@ -266,17 +267,17 @@ impl From<admin::PolicyStatus> for PolicyView {
     fn from(status: admin::PolicyStatus) -> Self {
         let policy = status.policy.unwrap_or_default();
         let duration = |value| {
-            let duration = wire::duration(value)?;
+            let duration = convert::duration(value)?;
             Some(written(duration).to_string())
         };
-        let every = wire::duration(policy.rotate_every).filter(|every| !every.is_zero());
+        let every = convert::duration(policy.rotate_every).filter(|every| !every.is_zero());
         Self {
             keyring: status.keyring,
             key_id: Some(status.key_id).filter(|id| !id.is_empty()),
             rotate_every: every.map(|every| written(every).to_string()),
             overlap: duration(policy.overlap),
             idle_for: duration(policy.idle_for),
-            on_deadline: wire::on_deadline(policy.on_deadline),
+            on_deadline: convert::on_deadline(policy.on_deadline),
             rollback_for: duration(policy.rollback_for),
             remind_before: duration(policy.remind_before),
             max_versions: policy.max_versions,
@@ -403,7 +404,7 @@ mod tests {
         let request = parse("--keyring payments --overlap 14d").expect("valid");
         let policy = request.policy.expect("parts");
         let expected = admin::Policy {
-            overlap: Some(wire::to_duration(Duration::from_hours(14 * 24))),
+            overlap: Some(convert::to_duration(Duration::from_hours(14 * 24))),
             ..admin::Policy::default()
         };
         assert_eq!((policy, request.anew), (expected, false));

@@ -9,12 +9,13 @@ use tonic::Streaming;
 use super::{
     Session,
     barrier::BarrierView,
+    convert,
     failure::{Exit, Failure},
     output::{self, Format, View},
     pass_by::PassByArgs,
     value::{self, KeyIdParser},
     watch::{Stopped, patience, watch},
-    wire, words,
+    words,
 };
 use crate::{
     key::{KeyId, Timestamp},
@@ -136,7 +137,7 @@ impl RevokeArgs {
             which: Some(self.which.version.map_or(Which::All(true), Which::Version)),
             reason: self.reason,
             wait: self.wait,
-            timeout: self.timeout.map(wire::to_duration),
+            timeout: self.timeout.map(convert::to_duration),
             pass_by: self.pass_by.into_request(),
         }
     }
@@ -212,7 +213,7 @@ impl From<admin::RevokeResponse> for RevocationView {
             versions: response.versions,
             revision: response.revision,
             barrier: response.barrier.unwrap_or_default().into(),
-            propagation_seconds: wire::duration(response.propagation).map(|d| d.as_secs_f64()),
+            propagation_seconds: convert::duration(response.propagation).map(|d| d.as_secs_f64()),
         }
     }
 }

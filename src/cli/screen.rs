@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::termios::tcgetwinsize;
 
-use super::{failure::Failure, output::write_out, words};
+use super::{failure::Failure, stream::write_out, words};
 
 /// Where the block stands.
 #[derive(Debug)]

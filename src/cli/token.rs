@@ -8,11 +8,12 @@ use serde::Serialize;
 use super::{
     Session,
     connection::{Admin, answer},
-    failure::Failure,
+    convert,
+    failure::{Failure, required},
     idempotency::{IdempotencyArgs, answered, forgotten, not_shown},
     output::{self, Listing, Row, View},
     secret::Revealed,
-    value, wire, words,
+    value, words,
 };
 use crate::{
     key::{IdempotencyKey, Timestamp},
@@ -106,7 +107,7 @@ impl TokenCommand {
                     answer(admin.create_token(request.clone())).await
                 });
                 let created = created.await?;
-                let token = wire::required(created.token, "token")?;
+                let token = required(created.token, "token")?;
                 if created.secret_forgotten {
                     let stands = format!("token {} ({}) was created", token.id, token.name);
                     let hint = format!(
@@ -133,7 +134,7 @@ impl TokenCommand {
                 let mut admin = session.admin().await?;
                 let request = admin::EndTokenRequest { id: args.id };
                 let ended = answer(admin.end_token(request)).await?;
-                let token = wire::required(ended.token, "token")?;
+                let token = required(ended.token, "token")?;
                 session.show(&TokenView::from(token))
             }
         }
@@ -145,7 +146,7 @@ impl CreateArgs {
         admin::CreateTokenRequest {
             name: self.name,
             role: admin::Role::from(self.role).into(),
-            expires_in: self.expires_in.map(wire::to_duration),
+            expires_in: self.expires_in.map(convert::to_duration),
             idempotency_key: idempotency_key.as_str().to_owned(),
         }
     }
@@ -168,9 +169,9 @@ impl From<admin::Token> for TokenView {
             id: token.id,
             name: token.name,
             role: role_name(token.role).to_owned(),
-            created_at: wire::timestamp(token.created_at),
-            expires_at: wire::timestamp(token.expires_at),
-            ended_at: wire::timestamp(token.ended_at),
+            created_at: convert::timestamp(token.created_at),
+            expires_at: convert::timestamp(token.expires_at),
+            ended_at: convert::timestamp(token.ended_at),
         }
     }
 }

@@ -6,10 +6,11 @@ use serde::Serialize;
 use super::{
     Session,
     connection::answer,
+    convert,
     failure::Failure,
     output::{self, View},
     value::KeyIdParser,
-    wire, words,
+    words,
 };
 use crate::{
     key::{KeyId, KeyState, Timestamp},
@@ -264,7 +265,7 @@ impl From<admin::KeyUsage> for UsageView {
             consumer: usage.consumer,
             key_id: usage.key_id,
             versions,
-            complete_until: wire::timestamp(usage.complete_until),
+            complete_until: convert::timestamp(usage.complete_until),
             gaps: usage.gaps.into_iter().map(Into::into).collect(),
             silent: usage.silent,
         }
@@ -275,13 +276,13 @@ impl From<admin::VersionUsage> for VersionUsageView {
     fn from(usage: admin::VersionUsage) -> Self {
         Self {
             version: usage.version,
-            state: wire::state(usage.state),
+            state: convert::state(usage.state),
             requests: usage.requests,
             denied: usage.denied,
             rate: usage.rate.filter(|rate| rate.is_finite() && *rate >= 0.0),
             share: None,
-            first_used_at: wire::timestamp(usage.first_used_at),
-            last_used_at: wire::timestamp(usage.last_used_at),
+            first_used_at: convert::timestamp(usage.first_used_at),
+            last_used_at: convert::timestamp(usage.last_used_at),
             callers: usage.callers.into_iter().map(Into::into).collect(),
         }
     }
@@ -294,7 +295,7 @@ impl From<admin::Caller> for CallerView {
             user_agent: caller.user_agent,
             route: caller.route,
             requests: caller.requests,
-            last_used_at: wire::timestamp(caller.last_used_at),
+            last_used_at: convert::timestamp(caller.last_used_at),
         }
     }
 }
@@ -304,8 +305,8 @@ impl From<admin::Gap> for GapView {
         Self {
             node: gap.node,
             run_id: gap.run_id,
-            from: wire::timestamp(gap.from),
-            until: wire::timestamp(gap.until),
+            from: convert::timestamp(gap.from),
+            until: convert::timestamp(gap.until),
         }
     }
 }

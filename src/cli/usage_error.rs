@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use clap::error::ErrorKind;
 
-use super::output;
+use super::stream;
 
 /// A run of letters and digits that is taken for random text: the shortest secret that relatch makes or takes from a secret
 /// store has as many, and few names do.
@@ -27,7 +27,7 @@ pub fn exit(error: &clap::Error, arguments: impl IntoIterator<Item = OsString>) 
     match without_secrets(&text, arguments) {
         None => error.exit(),
         Some(text) => {
-            output::write_err(&text);
+            stream::write_err(&text);
             std::process::exit(error.exit_code());
         }
     }

@@ -8,12 +8,13 @@ use serde::Serialize;
 use super::{
     Session,
     connection::{Admin, answer},
-    failure::{Exit, Failure},
+    convert,
+    failure::{Exit, Failure, required},
     idempotency::{IdempotencyArgs, answered, not_shown},
     output::{self, Listing, Row, View},
     secret::{Revealed, SecretInput},
     value::WebhookIdParser,
-    wire, words,
+    words,
 };
 use crate::{
     key::{
@@ -336,7 +337,7 @@ impl From<admin::Webhook> for WebhookView {
             consumer: Some(webhook.consumer).filter(|consumer| !consumer.is_empty()),
             events: webhook.events,
             allow_private: webhook.allow_private,
-            created_at: wire::timestamp(webhook.created_at),
+            created_at: convert::timestamp(webhook.created_at),
         }
     }
 }
@@ -346,7 +347,7 @@ impl TryFrom<admin::AddWebhookResponse> for AddedView {
 
     fn try_from(added: admin::AddWebhookResponse) -> Result<Self, Failure> {
         Ok(Self {
-            webhook: wire::required(added.webhook, "webhook")?.into(),
+            webhook: required(added.webhook, "webhook")?.into(),
             signing_secret: Revealed::new(added.signing_secret),
         })
     }
@@ -358,7 +359,7 @@ impl From<admin::TestWebhookResponse> for TestView {
             delivered: test.delivered,
             http_status: Some(test.status).filter(|&status| status != 0),
             problem: Some(test.problem).filter(|problem| !problem.is_empty()),
-            took_seconds: wire::duration(test.took).map(|took| took.as_secs_f64()),
+            took_seconds: convert::duration(test.took).map(|took| took.as_secs_f64()),
         }
     }
 }
@@ -369,10 +370,10 @@ impl From<admin::Delivery> for DeliveryView {
             webhook_id: delivery.webhook_id,
             event_id: delivery.event_id,
             event: delivery.event,
-            created_at: wire::timestamp(delivery.created_at),
+            created_at: convert::timestamp(delivery.created_at),
             state: delivery.state,
             attempts: delivery.attempts,
-            next_attempt_at: wire::timestamp(delivery.next_attempt_at),
+            next_attempt_at: convert::timestamp(delivery.next_attempt_at),
             last_http_status: Some(delivery.last_status).filter(|&status| status != 0),
             last_problem: Some(delivery.last_problem).filter(|problem| !problem.is_empty()),
         }

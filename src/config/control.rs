@@ -11,12 +11,10 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{
     error::ConfigError,
+    plaintext::{PlaintextError, refuse_plaintext_listener},
     reader::{self, Findings, Places, Text},
     sink::{self, RawSinks, SinkSettings},
-    tls::{
-        DiscoveryParts, PlaintextError, RawDiscovery, RawListener, RawServer, ServerParts,
-        refuse_plaintext_listener,
-    },
+    tls::{DiscoveryParts, RawDiscovery, RawListener, RawServer, ServerParts},
     value::{self, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 use crate::{

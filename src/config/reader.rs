@@ -111,6 +111,25 @@ impl Findings {
         });
     }
 
+    /// Notes that `field` is missing from what stands at `place`.
+    pub(super) fn missing(&mut self, place: Location, field: impl Display) {
+        self.note(place, field, "is missing");
+    }
+
+    /// Parses a value that has no default, of what stands at `place`; none when it is missing or wrong, which was noted then.
+    pub(super) fn required<T, E: Display>(
+        &mut self,
+        place: Location,
+        field: impl Display,
+        text: Option<&Text>,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        if text.is_none() {
+            self.missing(place, &field);
+        }
+        self.parse(field, text, parse)
+    }
+
     /// Parses `text` where it is given; none when it is not, or when it is wrong and was noted.
     pub(super) fn parse<T, E: Display>(
         &mut self,

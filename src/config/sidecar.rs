@@ -15,11 +15,10 @@ use super::{
     cache::{self, RawCache},
     credential::{Placed, RawCredential, RawIdentityHeaders},
     error::ConfigError,
+    plaintext::{PlaintextError, refuse_plaintext_listener},
     reader::{self, Findings, Places, Text},
     route::{self, KnownKeyrings, RawRoute},
-    tls::{
-        ClientTls, PlaintextError, RawClientTls, RawListener, RawServer, refuse_plaintext_listener,
-    },
+    tls::{ClientTls, RawClientTls, RawListener, RawServer},
     value::{self, ControlEndpoint, Listen, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 use crate::{

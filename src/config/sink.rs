@@ -4,7 +4,6 @@
 //! token may do.
 
 use std::{
-    fmt,
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -147,7 +146,7 @@ impl RawFile {
         found: &mut Findings,
     ) -> Option<FileSettings> {
         let field = format!("sinks[{at}].file.directory");
-        let directory = required(found, place, &field, self.directory.as_ref(), absolute)?;
+        let directory = found.required(place, &field, self.directory.as_ref(), absolute)?;
         Some(FileSettings { directory })
     }
 }
@@ -169,7 +168,7 @@ impl RawExec {
             None => Some(DEFAULT_TIMEOUT),
         };
         let Some(command) = self.command else {
-            missing(found, place, &field);
+            found.missing(place, &field);
             return None;
         };
         found.bound(&field, &command, MAX_ARGUMENTS);
@@ -197,24 +196,6 @@ impl RawExec {
             timeout: timeout?,
         })
     }
-}
-
-/// Parses a value of the sink at `place` that has no default; none when it is missing or wrong, which was noted then.
-pub(super) fn required<T, E: fmt::Display>(
-    found: &mut Findings,
-    place: Location,
-    field: &str,
-    text: Option<&Text>,
-    parse: impl FnOnce(&str) -> Result<T, E>,
-) -> Option<T> {
-    if text.is_none() {
-        missing(found, place, field);
-    }
-    found.parse(field, text, parse)
-}
-
-pub(super) fn missing(found: &mut Findings, place: Location, field: &str) {
-    found.note(place, field, "is missing");
 }
 
 fn absolute(text: &str) -> Result<PathBuf, &'static str> {

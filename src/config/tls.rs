@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     marker::PhantomData,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::PathBuf,
 };
 
@@ -15,6 +15,7 @@ use serde::{
 use serde_saphyr::{Location, Spanned};
 
 use super::{
+    plaintext::refuse_plaintext_listener,
     reader::{Findings, Text},
     value::Listen,
 };
@@ -33,15 +34,6 @@ pub(crate) struct ClientTls {
     pub(crate) server_identity: Option<Identity>,
     /// The token that is shown in the place of a certificate.
     pub(crate) token_file: Option<PathBuf>,
-}
-
-/// Something may not be said in clear over a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {rule}")]
-pub(crate) struct PlaintextError {
-    /// The setting.
-    pub(crate) field: &'static str,
-    rule: ParseValueError,
 }
 
 /// Where a server listens: an address, or an address with more.
@@ -126,56 +118,9 @@ const MAX_TOKENS: usize = 100;
 const MAX_BUNDLES: usize = 32;
 /// The most rules: more say that patterns would be better.
 const MAX_RULES: usize = 1_000;
-/// Why a server that takes keys or hands them out may not listen beyond this machine.
-const PLAINTEXT_LISTENER: ParseValueError = ParseValueError::new(
-    "without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`",
-);
 /// Who may open a Unix socket is said by the mode of its directory.
 const UNIX_TLS: ParseValueError =
     ParseValueError::new("a Unix socket never leaves this machine: remove `tls`");
-/// Why a client may not say what it has to say.
-const PLAINTEXT_CLIENT: ParseValueError = ParseValueError::new(
-    "http:// is for this machine only (127.0.0.1, [::1] or localhost): use https:// for another",
-);
-
-/// The one rule about plaintext: nothing that takes, hands out or checks keys listens on an address that other machines
-/// reach, unless over TLS.
-///
-/// # Errors
-///
-/// When it would.
-pub(crate) fn refuse_plaintext_listener(
-    field: &'static str,
-    address: IpAddr,
-    has_tls: bool,
-) -> Result<(), PlaintextError> {
-    if has_tls || address.is_loopback() {
-        Ok(())
-    } else {
-        let rule = PLAINTEXT_LISTENER;
-        Err(PlaintextError { field, rule })
-    }
-}
-
-/// The same of whoever connects to `host`.
-///
-/// # Errors
-///
-/// When what it says would cross a network in clear.
-pub(crate) fn refuse_plaintext_client(host: &str, has_tls: bool) -> Result<(), ParseValueError> {
-    if has_tls || super::value::is_loopback(host) {
-        Ok(())
-    } else {
-        Err(PLAINTEXT_CLIENT)
-    }
-}
-
-impl PlaintextError {
-    pub(super) const fn rule(&self) -> ParseValueError {
-        self.rule
-    }
-}
-
 impl RawListener<RawServer> {
     /// Its parts; the address has the place of the whole where that is all there is.
     pub(super) fn into_parts(

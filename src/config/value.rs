@@ -12,8 +12,8 @@ use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
 use super::{
+    plaintext::refuse_plaintext_client,
     reader::{Findings, Text},
-    tls::refuse_plaintext_client,
 };
 use crate::{budget::Rate, parse::ParseValueError};
 
@@ -340,17 +340,6 @@ pub(super) fn base_uri(text: &str) -> Option<Uri> {
             .authority()
             .is_some_and(|authority| !authority.as_str().contains('@'));
     base.then_some(uri)
-}
-
-pub(super) fn is_loopback(host: &str) -> bool {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
-    bare.eq_ignore_ascii_case("localhost")
-        || bare
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

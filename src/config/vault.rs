@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_saphyr::Location;
 
 use super::{
+    plaintext::is_loopback,
     reader::{Findings, Text},
-    sink::{missing, required},
-    value::{base_uri, is_loopback},
+    value::base_uri,
 };
 use crate::{
     key::{ConsumerId, KeyId, KeyringName},
@@ -80,13 +80,7 @@ impl RawVault {
         found: &mut Findings,
     ) -> Option<VaultSettings> {
         let field = |name: &str| format!("sinks[{at}].vault.{name}");
-        let address = required(
-            found,
-            place,
-            &field("address"),
-            self.address.as_ref(),
-            str::parse,
-        );
+        let address = found.required(place, &field("address"), self.address.as_ref(), str::parse);
         let mount = found.parse_or(
             field("mount"),
             self.mount.as_ref(),
@@ -100,7 +94,7 @@ impl RawVault {
             str::parse,
         );
         if self.token_file.is_none() {
-            missing(found, place, &field("token_file"));
+            found.missing(place, &field("token_file"));
         }
         let token_file = found.path(field("token_file"), self.token_file.as_ref());
         let namespace = found.parse_or(

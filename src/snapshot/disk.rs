@@ -7,8 +7,11 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use super::journal::{Applied, Removal};
-use crate::key::{Epoch, KeyringName, Revision, Timestamp};
+use super::{
+    durable::Durable,
+    journal::{Applied, Removal},
+};
+use crate::key::{KeyringName, Timestamp};
 
 /// What is on the disk, and how writing goes.
 #[derive(Debug, Default)]
@@ -17,17 +20,6 @@ pub(crate) struct Disk {
     /// Woken when more of a keyring is on the disk, or one is removed from it.
     news: Notify,
     end: watch::Sender<Option<FileEnd>>,
-}
-
-/// Up to where a keyring is on the disk; all zero when it is not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Durable {
-    /// The history.
-    pub(crate) epoch: Epoch,
-    /// The newest revision in it.
-    pub(crate) revision: Revision,
-    /// Every revocation up to this revision is there.
-    pub(crate) revoked_through: Revision,
 }
 
 /// What is left of a file at an orderly stop.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{disk::Durable, write::Change};
+use super::{durable::Durable, write::Change};
 use crate::{
     key::{KeyringName, Revision},
     keyring::KeyringView,

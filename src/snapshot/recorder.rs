@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    disk::{Disk, Durable},
+    disk::Disk,
+    durable::Durable,
     journal::{Applied, Journal, Removal, Urgency},
     write::{Change, ChangeKind},
 };

@@ -9,10 +9,11 @@ use crate::{
     cli::{
         Session,
         connection::answer,
+        convert,
         failure::Failure,
         output::{self, View},
         value::{self, KeyIdParser},
-        wire, words,
+        words,
     },
     key::{KeyId, Timestamp},
     proto::admin::{self, extend_overlap_request::To},
@@ -84,8 +85,8 @@ impl ExtendArgs {
     }
 
     fn into_request(self) -> admin::ExtendOverlapRequest {
-        let until = self.to.until.map(wire::to_timestamp).map(To::Until);
-        let by = self.to.by.map(wire::to_duration).map(To::By);
+        let until = self.to.until.map(convert::to_timestamp).map(To::Until);
+        let by = self.to.by.map(convert::to_duration).map(To::By);
         admin::ExtendOverlapRequest {
             key_id: self.key_id.as_str().to_owned(),
             version: self.version.unwrap_or_default(),
@@ -115,7 +116,7 @@ impl From<admin::ExtendOverlapResponse> for ExtendedView {
             keyring: extended.keyring,
             key_id: extended.key_id,
             version: extended.version,
-            until: wire::timestamp(extended.until),
+            until: convert::timestamp(extended.until),
             revision: extended.revision,
         }
     }

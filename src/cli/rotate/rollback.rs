@@ -10,12 +10,13 @@ use crate::{
     cli::{
         Session,
         barrier::BarrierView,
+        convert,
         failure::{Exit, Failure},
         output::{self, Format, View},
         pass_by::PassByArgs,
         value::{self, KeyIdParser},
         watch::{Stopped, patience, watch},
-        wire, words,
+        words,
     },
     key::{KeyId, Timestamp},
     proto::admin,
@@ -116,7 +117,7 @@ impl RollbackArgs {
             key_id: self.key_id.as_str().to_owned(),
             reason: self.reason,
             wait: self.wait,
-            timeout: self.timeout.map(wire::to_duration),
+            timeout: self.timeout.map(convert::to_duration),
             pass_by: self.pass_by.into_request(),
         }
     }
@@ -204,10 +205,10 @@ impl From<admin::RollBackResponse> for RolledBackView {
             key_id: response.key_id,
             version: response.version,
             replaced_version: Some(response.replaced_version).filter(|&version| version != 0),
-            replaced_until: wire::timestamp(response.replaced_until),
+            replaced_until: convert::timestamp(response.replaced_until),
             revision: response.revision,
             barrier: response.barrier.unwrap_or_default().into(),
-            propagation_seconds: wire::duration(response.propagation).map(|d| d.as_secs_f64()),
+            propagation_seconds: convert::duration(response.propagation).map(|d| d.as_secs_f64()),
         }
     }
 }

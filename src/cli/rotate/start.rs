@@ -11,7 +11,8 @@ use crate::{
         Session,
         barrier::BarrierView,
         connection::{Admin, answer},
-        failure::{Exit, Failure},
+        convert,
+        failure::{Exit, Failure, required},
         idempotency::{IdempotencyArgs, answered, ask_again, forgotten, not_shown},
         issued::IssuedView,
         output::{Format, View},
@@ -19,7 +20,7 @@ use crate::{
         secret::Revealed,
         value::{self, KeyIdParser},
         watch::{Stopped, patience, watch},
-        wire, words,
+        words,
     },
     key::{IdempotencyKey, KeyId, Lifetime, Timestamp},
     proto::admin::{self, start_rotation_response::Step},
@@ -199,9 +200,9 @@ impl StartArgs {
     fn into_request(self, idempotency_key: &IdempotencyKey) -> admin::StartRotationRequest {
         admin::StartRotationRequest {
             key_id: self.key_id.as_str().to_owned(),
-            overlap: self.overlap.map(wire::to_duration),
-            lifetime: self.expires_in.map(wire::to_lifetime),
-            timeout: self.timeout.map(wire::to_duration),
+            overlap: self.overlap.map(convert::to_duration),
+            lifetime: self.expires_in.map(convert::to_lifetime),
+            timeout: self.timeout.map(convert::to_duration),
             emergency: self.emergency,
             reason: self.reason.unwrap_or_default(),
             idempotency_key: idempotency_key.as_str().to_owned(),
@@ -290,7 +291,8 @@ impl RotationEvent {
             Step::OldRevoked(revoked) => Self::OldRevoked(OldRevokedView {
                 barrier: revoked.barrier.unwrap_or_default().into(),
                 done: revoked.done,
-                propagation_seconds: wire::duration(revoked.propagation).map(|d| d.as_secs_f64()),
+                propagation_seconds: convert::duration(revoked.propagation)
+                    .map(|d| d.as_secs_f64()),
             }),
         })
     }
@@ -312,11 +314,11 @@ impl TryFrom<admin::HandedOver> for HandedOverView {
 
     fn try_from(done: admin::HandedOver) -> Result<Self, Failure> {
         Ok(Self {
-            key: wire::required(done.key, "new key")?.into(),
+            key: required(done.key, "new key")?.into(),
             old_version: Some(done.old_version).filter(|&version| version != 0),
-            old_until: wire::timestamp(done.old_until),
+            old_until: convert::timestamp(done.old_until),
             barrier: done.barrier.unwrap_or_default().into(),
-            propagation_seconds: wire::duration(done.propagation).map(|d| d.as_secs_f64()),
+            propagation_seconds: convert::duration(done.propagation).map(|d| d.as_secs_f64()),
         })
     }
 }
@@ -550,7 +552,7 @@ impl Run {
             "version {} of key {} (now {}) was handed over",
             key.version,
             key.key_id,
-            wire::state(key.state)
+            convert::state(key.state)
         );
         forgotten(
             &stands,

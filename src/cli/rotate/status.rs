@@ -10,12 +10,13 @@ use crate::{
         Session,
         barrier::BarrierView,
         connection::{Admin, answer},
-        failure::{Exit, Failure},
+        convert,
+        failure::{Exit, Failure, required},
         output::{self, Format, View},
         screen::Screen,
         usage::UsageView,
         value::{self, KeyIdParser},
-        wire, words,
+        words,
     },
     clock::BootTime,
     duration::written,
@@ -324,7 +325,7 @@ impl TryFrom<admin::RotationStatus> for StatusView {
 
     fn try_from(status: admin::RotationStatus) -> Result<Self, Failure> {
         Ok(Self {
-            usage: wire::required(status.usage, "usage of the key")?.into(),
+            usage: required(status.usage, "usage of the key")?.into(),
             rotations: status.rotations.into_iter().map(Into::into).collect(),
         })
     }
@@ -334,15 +335,15 @@ impl From<admin::Rotation> for RotationView {
     fn from(rotation: admin::Rotation) -> Self {
         Self {
             version: rotation.version,
-            state: wire::state(rotation.state),
-            phase: wire::phase(rotation.phase),
+            state: convert::state(rotation.state),
+            phase: convert::phase(rotation.phase),
             rotation_id: Some(rotation.rotation_id).filter(|id| !id.is_empty()),
-            since: wire::timestamp(rotation.since),
-            deadline: wire::timestamp(rotation.deadline),
-            on_deadline: wire::on_deadline(rotation.on_deadline),
+            since: convert::timestamp(rotation.since),
+            deadline: convert::timestamp(rotation.deadline),
+            on_deadline: convert::on_deadline(rotation.on_deadline),
             replaced_by: Some(rotation.replaced_by).filter(|&version| version != 0),
             waits_for: rotation.waits_for,
-            earliest_end: wire::timestamp(rotation.earliest_end),
+            earliest_end: convert::timestamp(rotation.earliest_end),
             barrier: rotation.barrier.map(Into::into),
         }
     }

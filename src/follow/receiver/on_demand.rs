@@ -16,7 +16,7 @@ use crate::{
         on_demand::{Fill, Follower, Found, StartError},
     },
     proto::discovery::{self, ResyncReason, sidecar_message::Kind as Answer},
-    snapshot::disk::Durable,
+    snapshot::durable::Durable,
     wire::{
         change::{decode_items, decode_revocations, refusal},
         item,

@@ -5,7 +5,7 @@ use crate::{
     key::{KeyringName, Revision},
     keyring::Position,
     proto::discovery::{self, sidecar_message::Kind as Answer},
-    snapshot::disk::Durable,
+    snapshot::durable::Durable,
 };
 
 /// What an answer says of a keyring.

@@ -1,8 +1,7 @@
-//! Between the generated messages of the admin API and the values that the commands show.
+//! Converts between the generated messages of the admin API and the values that the commands show.
 
 use std::time::Duration;
 
-use super::failure::Failure;
 use crate::{
     key::{KeyState, Lifetime, OnDeadline, Timestamp, rotation::Phase},
     proto::admin,
@@ -96,15 +95,6 @@ pub(crate) fn to_on_deadline(answer: Option<OnDeadline>) -> i32 {
         None => admin::OnDeadline::Unspecified,
     }
     .into()
-}
-
-/// What an answer must hold.
-///
-/// # Errors
-///
-/// When it does not.
-pub(crate) fn required<T>(part: Option<T>, what: &str) -> Result<T, Failure> {
-    part.ok_or_else(|| Failure::failed(format!("the answer of the control plane lacks the {what}")))
 }
 
 #[cfg(test)]
