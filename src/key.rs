@@ -8,6 +8,7 @@
 //!
 //! Every function that depends on time takes `now`.
 
+mod base62;
 pub(crate) mod change;
 pub(crate) mod consumer;
 pub(crate) mod digest;
@@ -21,9 +22,11 @@ pub mod operation;
 mod paged;
 pub(crate) mod permission;
 pub(crate) mod policy;
+pub(crate) mod random;
 pub(crate) mod record;
 pub(crate) mod rotation;
 mod shared;
+pub(crate) mod sink_name;
 pub(crate) mod time;
 pub(crate) mod token;
 pub mod version;
@@ -53,14 +56,16 @@ pub(crate) use paged::PagedMap;
 pub(crate) use permission::permit_source;
 pub use permission::{AllowedSources, Scope, Scopes};
 pub(crate) use policy::OnDeadline;
-pub use policy::{PolicyOverrides, RotationPolicy, SinkName};
+pub use policy::{PolicyOverrides, RotationPolicy};
+pub use random::RandomError;
+pub(crate) use random::fill_random;
 pub use record::KeyRecord;
 pub(crate) use record::Standing;
+pub use sink_name::SinkName;
 pub use time::Timestamp;
 pub use time::Window;
 pub use token::PresentedKey;
-pub(crate) use token::fill_random;
-pub use token::{Prefix, RandomError, Secret};
+pub use token::{Prefix, Secret};
 pub use version::KeyState;
 pub(crate) use version::{KeyVersion, VersionState};
 pub use webhook::EventKind;

@@ -13,9 +13,11 @@ mod held;
 mod mirror;
 pub mod on_demand;
 mod packed;
+mod position;
 mod shard;
 mod slot;
 mod usage;
+mod usage_cell;
 mod view;
 
 pub(crate) use callers::{Caller, CallerUse};
@@ -23,10 +25,12 @@ pub(crate) use held::HeldKey;
 #[cfg(test)]
 pub(crate) use held::OwnedKey;
 pub use mirror::Announced;
-pub(crate) use mirror::{DeltaError, Position, SnapshotBuilder, SnapshotError};
 pub use mirror::{Mirror, Restored};
+pub(crate) use mirror::{SnapshotBuilder, SnapshotError};
+pub(crate) use position::{DeltaError, Position};
 pub use slot::Keyrings;
 pub(crate) use slot::{Confirmation, Freshness, Look};
 pub use slot::{Mode, Slot, Staleness};
-pub(crate) use usage::{UsageIndex, VersionUsage};
+pub(crate) use usage::VersionUsage;
+pub(crate) use usage_cell::UsageIndex;
 pub use view::{KeyringSettings, KeyringView};

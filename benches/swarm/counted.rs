@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::swarm::Board;
+use crate::board::Board;
 
 /// A connection of a simulated sidecar.
 pub(crate) struct Counted {

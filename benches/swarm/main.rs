@@ -5,6 +5,7 @@
 //! stream over a [`counted`] connection and [`swarm`] all of them, [`writers`] are operators, [`fan_out`] and [`start`] are
 //! what is measured, and [`figures`] writes it down. `docs/scaling.md` says what the figures mean.
 
+mod board;
 mod control;
 mod counted;
 #[expect(
@@ -17,6 +18,7 @@ mod fan_out;
 mod figures;
 #[path = "../check/machine.rs"]
 mod machine;
+mod order;
 mod seed;
 mod sidecar;
 mod start;

@@ -25,10 +25,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
-use crate::{
-    counted::Counted,
-    swarm::{Board, Order},
-};
+use crate::{board::Board, counted::Counted, order::Order};
 
 /// A sidecar, from its first connection to its Goodbye.
 pub(crate) struct Sidecar {

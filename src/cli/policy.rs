@@ -17,8 +17,8 @@ use super::{
 use crate::{
     duration::written,
     key::{
-        KeyId, KeyringName, OnDeadline, SinkName, Timestamp,
-        policy::{ParseOnDeadlineError, ParseSinkNameError},
+        KeyId, KeyringName, OnDeadline, SinkName, Timestamp, policy::ParseOnDeadlineError,
+        sink_name::ParseSinkNameError,
     },
     proto::admin::{self, get_policy_request, set_policy_request},
 };

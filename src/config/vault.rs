@@ -80,7 +80,7 @@ impl RawVault {
         found: &mut Findings,
     ) -> Option<VaultSettings> {
         let field = |name: &str| format!("sinks[{at}].vault.{name}");
-        let address = found.required(place, &field("address"), self.address.as_ref(), str::parse);
+        let address = found.required(place, field("address"), self.address.as_ref(), str::parse);
         let mount = found.parse_or(
             field("mount"),
             self.mount.as_ref(),
@@ -94,7 +94,7 @@ impl RawVault {
             str::parse,
         );
         if self.token_file.is_none() {
-            found.missing(place, &field("token_file"));
+            found.missing(place, field("token_file"));
         }
         let token_file = found.path(field("token_file"), self.token_file.as_ref());
         let namespace = found.parse_or(

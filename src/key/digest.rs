@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 
 use super::{
     id::KeyringName,
-    token::{PresentedKey, RandomError},
+    random::{RandomError, fill_random},
+    token::PresentedKey,
     webhook::WebhookId,
 };
 
@@ -232,7 +233,7 @@ impl MasterPepper {
     /// When that source fails.
     pub fn generate(id: PepperId) -> Result<Self, RandomError> {
         let mut secret = Zeroizing::new([0; Pepper::LEN]);
-        super::token::fill_random(secret.as_mut_slice())?;
+        fill_random(secret.as_mut_slice())?;
         Ok(Self { id, secret })
     }
 

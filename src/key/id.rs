@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::token;
+use super::{base62, random::RandomError};
 
 /// The name of a keyring: 1 to 63 of `a-z`, `0-9` and `-`, beginning with a letter.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,8 +137,8 @@ impl KeyId {
     /// # Errors
     ///
     /// When that source fails.
-    pub fn generate() -> Result<Self, token::RandomError> {
-        token::random_base62().map(Self)
+    pub fn generate() -> Result<Self, RandomError> {
+        base62::random().map(Self)
     }
 
     /// The id that uniformly distributed bytes stand for. The first 16 decide: 128 bits for the 71 of an id, so that no
@@ -150,7 +150,7 @@ impl KeyId {
         Self(std::array::from_fn(|_| {
             let digit = rest % 62;
             rest /= 62;
-            token::base62(digit)
+            base62::character(digit)
         }))
     }
 
@@ -193,7 +193,7 @@ impl RotationId {
     /// # Errors
     ///
     /// When that source fails.
-    pub fn generate() -> Result<Self, token::RandomError> {
+    pub fn generate() -> Result<Self, RandomError> {
         KeyId::generate().map(Self)
     }
 

@@ -5,11 +5,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::{
-    digest::Pepper,
-    id::KeyId,
-    token::{RandomError, random_base62},
-};
+use super::{base62, digest::Pepper, id::KeyId, random::RandomError};
 
 /// Names one call: 1 to 128 printable ASCII characters without spaces. Not a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +29,7 @@ impl IdempotencyKey {
     ///
     /// When that source fails.
     pub(crate) fn generate() -> Result<Self, RandomError> {
-        let characters: [u8; 24] = random_base62()?;
+        let characters: [u8; 24] = base62::random()?;
         let text: String = characters.into_iter().map(char::from).collect();
         Ok(Self(text.into()))
     }

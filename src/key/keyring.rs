@@ -15,7 +15,6 @@ use super::{
     paged::{PagedMap, PagedSet},
     policy::RotationPolicy,
     record::KeyRecord,
-    rotation,
     shared::Shared,
     time::Timestamp,
     token::Prefix,
@@ -320,7 +319,7 @@ impl Keyring {
             | VersionState::Retired { .. }
             | VersionState::Revoked { .. } => false,
         };
-        Some((moves, rotation::due_at(version, &self.policy_of(key))))
+        Some((moves, self.policy_of(key).due_at(version)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{policy::SinkName, time::Timestamp};
+use super::{sink_name::SinkName, time::Timestamp};
 
 /// What people are told of a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,11 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::{
+    sink_name::SinkName,
+    time::Timestamp,
+    version::{KeyVersion, VersionState},
+};
 use crate::duration::written;
 
 /// How the keys of a keyring are rotated. Stored as JSON, its durations as text such as `7days`.
@@ -76,20 +81,10 @@ pub(crate) enum OnDeadline {
     Hold,
 }
 
-/// Names a sink of the control plane's configuration: 1 to 63 of `a-z`, `0-9`, `-` and `_`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SinkName(Arc<str>);
-
 /// A text that names no [`OnDeadline`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an answer to a deadline: use retire, extend or hold")]
 pub(crate) struct ParseOnDeadlineError;
-
-/// A text that is no name of a sink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a name of a sink: use 1 to 63 of a-z, 0-9, '-' and '_'")]
-pub struct ParseSinkNameError;
 
 /// A policy that contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -268,50 +263,6 @@ impl fmt::Display for OnDeadline {
     }
 }
 
-impl SinkName {
-    /// The name as text.
-    #[must_use]
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for SinkName {
-    type Err = ParseSinkNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let valid = matches!(text.len(), 1..=63)
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-        if valid {
-            Ok(Self(text.into()))
-        } else {
-            Err(ParseSinkNameError)
-        }
-    }
-}
-
-impl TryFrom<String> for SinkName {
-    type Error = ParseSinkNameError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<SinkName> for String {
-    fn from(name: SinkName) -> Self {
-        name.as_str().to_owned()
-    }
-}
-
-impl fmt::Display for SinkName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 fn invalid(field: &'static str, problem: &str) -> PolicyError {
     PolicyError {
         field,
@@ -368,6 +319,42 @@ mod optional_duration {
         Option::<String>::deserialize(deserializer)?
             .map(|text| humantime::parse_duration(&text).map_err(D::Error::custom))
             .transpose()
+    }
+}
+
+impl RotationPolicy {
+    /// When something will be due of a version that is in no rotation.
+    pub(super) fn due_at(&self, version: &KeyVersion) -> Option<Timestamp> {
+        match version.state {
+            VersionState::Active { .. } => [
+                self.expiring_at(version),
+                self.rotation_due_at(version).filter(|_| {
+                    // Without a sink it is reported once; with one it stays due until it is done.
+                    self.sink.is_some() || !version.told.rotation_due
+                }),
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
+            VersionState::Pending { .. }
+            | VersionState::Retiring { .. }
+            | VersionState::Retired { .. }
+            | VersionState::Revoked { .. } => None,
+        }
+    }
+
+    /// When an active version is reported to expire soon; none when it was.
+    pub(super) fn expiring_at(&self, version: &KeyVersion) -> Option<Timestamp> {
+        let expires_at = version.window.expires_at?;
+        (!version.told.expiring).then(|| expires_at.saturating_sub(self.remind_before))
+    }
+
+    /// When the next rotation of an active version is due.
+    pub(super) fn rotation_due_at(&self, version: &KeyVersion) -> Option<Timestamp> {
+        let VersionState::Active { since } = version.state else {
+            return None;
+        };
+        self.rotate_every.map(|every| since.saturating_add(every))
     }
 }
 

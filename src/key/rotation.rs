@@ -17,7 +17,8 @@ use super::{
     id::{KeyId, VersionRef},
     keyring::Keyring,
     note::Note,
-    policy::{OnDeadline, RotationPolicy, SinkName},
+    policy::{OnDeadline, RotationPolicy},
+    sink_name::SinkName,
     time::{Position, Timestamp},
     version::{KeyVersion, VersionState},
 };
@@ -111,7 +112,9 @@ pub(crate) fn is_rotation_due(keyring: &Keyring, key: &Key, now: Timestamp) -> b
 
 fn is_to_rotate(keyring: &Keyring, key: &Key, version: &KeyVersion, now: Timestamp) -> bool {
     let policy = keyring.policy_of(key);
-    let is_due = rotation_due_at(version, &policy).is_some_and(|due| due <= now);
+    let is_due = policy
+        .rotation_due_at(version)
+        .is_some_and(|due| due <= now);
     let is_free = key.pending().is_none() && key.retiring().next().is_none();
     policy.sink.is_some() && is_due && is_free
 }
@@ -151,40 +154,6 @@ pub(crate) fn denied_from(
         OnDeadline::Retire if has_successor(key, now) => Some(until),
         OnDeadline::Retire | OnDeadline::Extend | OnDeadline::Hold => version.window.expires_at,
     }
-}
-
-/// When something will be due of a version that is in no rotation.
-pub(super) fn due_at(version: &KeyVersion, policy: &RotationPolicy) -> Option<Timestamp> {
-    match version.state {
-        VersionState::Active { .. } => [
-            expiring_at(version, policy),
-            rotation_due_at(version, policy).filter(|_| {
-                // Without a sink it is told once; with one it stays due until it is done.
-                policy.sink.is_some() || !version.told.rotation_due
-            }),
-        ]
-        .into_iter()
-        .flatten()
-        .min(),
-        VersionState::Pending { .. }
-        | VersionState::Retiring { .. }
-        | VersionState::Retired { .. }
-        | VersionState::Revoked { .. } => None,
-    }
-}
-
-/// When people are to be told that an active version expires; none when they were.
-fn expiring_at(version: &KeyVersion, policy: &RotationPolicy) -> Option<Timestamp> {
-    let expires_at = version.window.expires_at?;
-    (!version.told.expiring).then(|| expires_at.saturating_sub(policy.remind_before))
-}
-
-/// When the next rotation of an active version is due.
-fn rotation_due_at(version: &KeyVersion, policy: &RotationPolicy) -> Option<Timestamp> {
-    let VersionState::Active { since } = version.state else {
-        return None;
-    };
-    policy.rotate_every.map(|every| since.saturating_add(every))
 }
 
 /// A key in its circumstances.
@@ -405,11 +374,14 @@ impl Case<'_> {
     fn tell_of_active(&self, version: &KeyVersion) -> Option<Change> {
         let has_come = |at: Option<Timestamp>| at.is_some_and(|at| at <= self.now);
         if let Some(expires_at) = version.window.expires_at
-            && has_come(expiring_at(version, self.policy))
+            && has_come(self.policy.expiring_at(version))
         {
             return Some(self.note(version, Note::Expiring { expires_at }));
         }
-        let due = rotation_due_at(version, self.policy).filter(|due| *due <= self.now)?;
+        let due = self
+            .policy
+            .rotation_due_at(version)
+            .filter(|due| *due <= self.now)?;
         (self.policy.sink.is_none() && !version.told.rotation_due)
             .then(|| self.note(version, Note::RotationDue { since: due }))
     }

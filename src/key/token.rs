@@ -13,7 +13,11 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::id::{KeyId, ParseIdError};
+use super::{
+    base62,
+    id::{KeyId, ParseIdError},
+    random::RandomError,
+};
 
 /// A key as it came with a request. Borrowed, never printed.
 #[derive(Clone, Copy)]
@@ -52,12 +56,6 @@ pub struct FormatError;
 )]
 pub struct ImportError;
 
-/// The operating system's random source failed.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the operating system's random source failed: {0}")]
-pub struct RandomError(getrandom::Error);
-
-const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const SECRET_LEN: usize = 32;
 const CHECKSUM_LEN: usize = 6;
 /// After the prefix: `_`, key id, `_`, secret, checksum.
@@ -128,7 +126,7 @@ impl Secret {
     ///
     /// When the operating system's random source fails.
     pub fn generate(prefix: &Prefix, id: KeyId) -> Result<Self, RandomError> {
-        let random = Zeroizing::new(random_base62::<SECRET_LEN>()?);
+        let random = Zeroizing::new(base62::random::<SECRET_LEN>()?);
         let mut token = Zeroizing::new(String::with_capacity(prefix.as_str().len() + TAIL_LEN));
         token.push_str(prefix.as_str());
         token.push('_');
@@ -233,39 +231,11 @@ impl From<Prefix> for String {
     }
 }
 
-/// Fills `bytes` from the operating system's random source.
-#[expect(clippy::disallowed_methods, reason = "this is the home of secrets")]
-pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), RandomError> {
-    getrandom::fill(bytes).map_err(RandomError)
-}
-
-/// `N` characters, each of the 62 equally likely.
-pub(super) fn random_base62<const N: usize>() -> Result<[u8; N], RandomError> {
-    // The largest multiple of 62 that a byte can hold; a byte above it would favour the first characters.
-    const LIMIT: u8 = 248;
-    let mut characters = [0; N];
-    let mut filled = 0;
-    let mut pool = Zeroizing::new([0; 64]);
-    while filled < N {
-        fill_random(pool.as_mut_slice())?;
-        for byte in pool.iter().filter(|&&byte| byte < LIMIT).take(N - filled) {
-            characters[filled] = BASE62[usize::from(byte % 62)];
-            filled += 1;
-        }
-    }
-    Ok(characters)
-}
-
-/// The character of a digit, of which the part below 62 counts.
-pub(super) fn base62(digit: u128) -> u8 {
-    BASE62[usize::try_from(digit % 62).unwrap_or_default()]
-}
-
 fn checksum(body: &[u8]) -> [u8; CHECKSUM_LEN] {
     let mut rest = crc32fast::hash(body);
     let mut digits = [b'0'; CHECKSUM_LEN];
     for digit in digits.iter_mut().rev() {
-        *digit = BASE62[(rest % 62) as usize];
+        *digit = base62::character(rest.into());
         rest /= 62;
     }
     digits
@@ -345,8 +315,8 @@ mod tests {
             let (prefix, _, secret) = token("rlk");
             let mut bytes = secret.expose().as_bytes().to_vec();
             let at = at % bytes.len();
-            let old = BASE62.iter().position(|b| *b == bytes[at]).unwrap_or(0);
-            bytes[at] = BASE62[(old + usize::from(by)) % 62];
+            let old = base62::ALPHABET.iter().position(|b| *b == bytes[at]).unwrap_or(0);
+            bytes[at] = base62::ALPHABET[(old + usize::from(by)) % 62];
             prop_assume!(bytes != secret.expose().as_bytes());
             let presented = PresentedKey::new(&bytes).expect("printable");
             prop_assert_eq!(presented.parse(&prefix), Err(FormatError));

@@ -16,7 +16,7 @@ use super::{
     digest::{KeyDigest, PepperId},
     id::{RotationId, VersionNumber},
     note::{Note, Told},
-    policy::SinkName,
+    sink_name::SinkName,
     time::{Position, Timestamp, Window},
 };
 

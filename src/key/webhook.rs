@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     id::{ConsumerId, KeyId, ParseIdError},
+    random::RandomError,
     time::Timestamp,
-    token::RandomError,
 };
 
 /// The public id of a webhook: 12 base62 characters.

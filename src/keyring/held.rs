@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use super::{
     grants::{self, Granted, Grants},
     packed::{PACKED, Reader, push_measured, push_number, push_time},
-    usage::UsageCell,
+    usage_cell::UsageCell,
 };
 use crate::key::{
     AllowedSources, ConsumerId, KeyDigest, KeyId, KeyRecord, KeyState, PepperId, RotationId,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{
     grants::Granted,
     held::{self, HeldKey},
-    usage::UsageCell,
+    usage_cell::UsageCell,
 };
 use crate::key::{KeyDigest, KeyRecord};
 

@@ -8,13 +8,14 @@ use std::{
     fmt,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
 use super::{
     callers::{Caller, CallerUse, Callers},
     held::HeldKey,
+    usage_cell::UsageIndex,
 };
 use crate::key::{Timestamp, Use, VersionRef};
 
@@ -43,14 +44,6 @@ pub(crate) struct Ledger {
     book: Mutex<HashMap<VersionRef, UsageIndex>>,
     used: Mutex<Vec<UsageIndex>>,
 }
-
-/// Where counters are in their [`Ledger`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct UsageIndex(u32);
-
-/// Where a version that is held notes its counters; nothing before its first use.
-#[derive(Debug, Default)]
-pub(super) struct UsageCell(AtomicU32);
 
 impl VersionUsage {
     fn new(version: VersionRef) -> Self {
@@ -216,26 +209,6 @@ impl Ledger {
 
     fn lock_used(&self) -> MutexGuard<'_, Vec<UsageIndex>> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl UsageCell {
-    pub(super) fn get(&self) -> Option<UsageIndex> {
-        self.0
-            .load(Ordering::Acquire)
-            .checked_sub(1)
-            .map(UsageIndex)
-    }
-
-    fn set(&self, UsageIndex(index): UsageIndex) {
-        self.0.store(index + 1, Ordering::Release);
-    }
-}
-
-/// A view that is copied while a check notes an index may miss it, and asks the ledger again.
-impl Clone for UsageCell {
-    fn clone(&self) -> Self {
-        Self(AtomicU32::new(self.0.load(Ordering::Acquire)))
     }
 }
 

@@ -2,202 +2,143 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
+    sync::LazyLock,
 };
 
-/// A source file of the library.
-struct Source {
-    /// Below `src/`, without the ending.
-    place: PathBuf,
-    text: String,
+use self::modules::{Import, Module, ModulePath, Modules};
+
+mod modules;
+
+/// The library.
+static LIBRARY: LazyLock<Modules> = LazyLock::new(|| read("src/lib.rs"));
+
+/// The programs that are no single file.
+const BENCHES: [&str; 3] = [
+    "benches/check/main.rs",
+    "benches/on_demand/main.rs",
+    "benches/swarm/main.rs",
+];
+
+/// The imports that may close a circle inside a folder: from where, to where, and why.
+const EXCEPTIONS: [(&str, &str, &str); 1] = [(
+    "keyring/on_demand/follower",
+    "keyring/slot",
+    "the slot owns the cache, and the side that writes the cache stands beside it, to keep its parts private",
+)];
+
+fn read(root: &str) -> Modules {
+    Modules::read(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(root))
 }
 
-impl Source {
-    /// The top-level module that it belongs to.
-    fn module(&self) -> &str {
-        let first = self.place.iter().next().expect("a file has a name");
-        first.to_str().expect("module names are ASCII")
-    }
-
-    /// Without comments and without the tests at its end.
-    fn code(&self) -> String {
-        let code = self.text.split("#[cfg(test)]\nmod tests {").next();
-        let lines = code.unwrap_or_default().lines();
-        lines.fold(String::new(), |mut code, line| {
-            code.push_str(line.split("//").next().unwrap_or_default());
-            code.push('\n');
-            code
-        })
-    }
-
-    /// The modules of which it says that they are compiled for tests only.
-    fn test_modules(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        for declared in self.text.split("#[cfg(test)]\n").skip(1) {
-            let words = declared.split_whitespace();
-            let mut words = words.skip_while(|word| word.starts_with("pub"));
-            if words.next() == Some("mod")
-                && let Some(name) = words.next().and_then(|name| name.strip_suffix(';'))
-            {
-                found.push(self.place.join(name));
-            }
-        }
-        found
-    }
-
-    /// The top-level modules that its code names.
-    fn imports(&self) -> BTreeSet<String> {
-        let code = self.code();
-        let mut found = BTreeSet::new();
-        for path in code.split("crate::").skip(1) {
-            match path.strip_prefix('{') {
-                Some(group) => found.extend(first_names(group)),
-                None => found.extend(name_of(path)),
-            }
-        }
-        found.retain(|name| name != self.module());
-        found
-    }
+/// Two parts of one folder, of which the first imports from the second. A part is a file with the folder of its name.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Edge<'a> {
+    from: &'a str,
+    to: &'a str,
 }
 
-/// The name that a text begins with.
-fn name_of(text: &str) -> Option<String> {
-    let is_of_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
-    let name: String = text
-        .trim_start()
-        .chars()
-        .take_while(|letter| is_of_name(*letter))
-        .collect();
-    (!name.is_empty()).then_some(name)
-}
-
-/// The first name of each path of a group of imports, whose brace is open.
-fn first_names(group: &str) -> Vec<String> {
-    let mut depth = 1;
-    let mut names: Vec<String> = name_of(group).into_iter().collect();
-    for (at, letter) in group.char_indices() {
-        match letter {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            ',' if depth == 1 => names.extend(name_of(&group[at + 1..])),
-            _ => {}
-        }
-        if depth == 0 {
-            break;
+/// The imports among the parts of each folder.
+fn folders(imports: &BTreeSet<Import>) -> BTreeMap<ModulePath, BTreeMap<Edge<'_>, Vec<&Import>>> {
+    let mut found: BTreeMap<_, BTreeMap<_, Vec<_>>> = BTreeMap::new();
+    for import in imports {
+        let both = import.from.iter().zip(&import.to);
+        let shared = both.take_while(|(from, to)| from == to).count();
+        // Between a file and the folder of its name there is no such edge.
+        if let (Some(from), Some(to)) = (import.from.get(shared), import.to.get(shared)) {
+            let folder = found.entry(import.from[..shared].to_vec()).or_default();
+            folder.entry(Edge { from, to }).or_default().push(import);
         }
     }
-    names
+    found
 }
 
-/// What is compiled into the library and is no test.
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// Whether one part of a folder imports another one, by itself or through others.
+fn reaches(edges: &BTreeMap<Edge<'_>, Vec<&Import>>, start: &str, end: &str) -> bool {
+    let mut reached = BTreeSet::from([start]);
+    let mut next = vec![start];
+    while let Some(part) = next.pop() {
+        let imported = edges.keys().filter(|edge| edge.from == part);
+        next.extend(imported.map(|edge| edge.to).filter(|to| reached.insert(to)));
+    }
+    reached.contains(end)
+}
+
+/// The imports that close circles inside a folder, each as `from -> to: name`.
+fn circles(imports: &BTreeSet<Import>) -> Vec<String> {
     let mut found = Vec::new();
-    let mut places = vec![root.clone()];
-    while let Some(place) = places.pop() {
-        if place.is_dir() {
-            let entries = fs::read_dir(&place).expect("a readable directory");
-            places.extend(entries.map(|entry| entry.expect("a readable entry").path()));
-        } else if place.extension().is_some_and(|end| end == "rs") {
-            let text = fs::read_to_string(&place).expect("a readable file");
-            let place = place.with_extension("");
-            let place = place.strip_prefix(&root).expect("it is below src/");
-            found.push(Source {
-                place: place.to_owned(),
-                text,
-            });
-        }
+    for edges in folders(imports).values() {
+        let closing = edges
+            .iter()
+            .filter(|(edge, _)| reaches(edges, edge.to, edge.from));
+        found.extend(
+            closing
+                .flat_map(|(_, imports)| imports)
+                .map(ToString::to_string),
+        );
     }
-    found.retain(|source| !["lib", "main"].contains(&source.module()));
-    let tests: Vec<_> = found.iter().flat_map(Source::test_modules).collect();
-    found.retain(|source| !tests.iter().any(|test| source.place.starts_with(test)));
     found
 }
 
-/// What belongs to a top-level module.
-fn sources_of(module: &str) -> Vec<Source> {
-    let mut found = sources();
-    found.retain(|source| source.module() == module);
-    assert!(!found.is_empty(), "there is no src/{module}");
-    found
+/// The files of a part of the library of which a line of code holds one of `words`.
+fn naming(part: &str, words: &[&str]) -> Vec<String> {
+    let files = files_of(part).filter(|module| words.iter().any(|word| module.code.contains(word)));
+    files.map(Module::shown).collect()
 }
 
-/// The files of a top-level module of which a line of code holds one of `words`.
-fn naming(module: &str, words: &[&str]) -> Vec<PathBuf> {
-    let mut found = sources_of(module);
-    found.retain(|source| {
-        let code = source.code();
-        words.iter().any(|word| code.contains(word))
-    });
-    found.into_iter().map(|source| source.place).collect()
+/// The files of a part of the library.
+fn files_of(part: &str) -> impl Iterator<Item = &'static Module> {
+    let of_part = LIBRARY
+        .iter()
+        .filter(move |(path, _)| path.first().is_some_and(|first| first == part));
+    let mut files = of_part
+        .map(|(_, module)| module)
+        .filter(|module| !module.code.is_empty())
+        .peekable();
+    assert!(files.peek().is_some(), "there is no src/{part}");
+    files
 }
 
-/// Fails where code of a top-level module names another one that is not `allowed`.
+/// Fails where code of a part of the library uses another one that is not `allowed`.
 #[track_caller]
-fn assert_imports(module: &str, allowed: &[&str]) {
-    for source in sources_of(module) {
-        for import in source.imports() {
-            let place = source.place.display();
+fn assert_imports(part: &str, allowed: &[&str]) {
+    for import in LIBRARY.imports() {
+        let other = import.to.first().filter(|other| *other != part);
+        if let (true, Some(other)) = (import.from.first().is_some_and(|from| from == part), other) {
             assert!(
-                allowed.contains(&&*import),
-                "src/{place}.rs imports crate::{import}, which {module} may not"
+                allowed.contains(&&**other),
+                "{import}, which {part} may not import"
             );
         }
     }
 }
 
 #[test]
-fn no_two_parts_import_each_other() {
-    let mut imports: BTreeMap<String, BTreeMap<String, PathBuf>> = BTreeMap::new();
-    for source in sources() {
-        let of_module = imports.entry(source.module().to_owned()).or_default();
-        for import in source.imports() {
-            of_module
-                .entry(import)
-                .or_insert_with(|| source.place.clone());
-        }
+fn no_parts_of_a_folder_import_each_other() {
+    for root in ["src/lib.rs"].into_iter().chain(BENCHES) {
+        let modules = read(root);
+        let mut imports = modules.imports();
+        assert!(!imports.is_empty(), "the imports of {root} are found");
+        imports.retain(|import| !EXCEPTIONS.iter().any(|(from, to, _)| import.is(from, to)));
+        let circles = circles(&imports);
+        assert!(
+            circles.is_empty(),
+            "{root}: parts import each other: {circles:#?}"
+        );
     }
-    assert!(
-        imports["control"].contains_key("serving"),
-        "imports are found"
-    );
-    // A module that imports none of those that are left, or that none of them imports, is in no cycle.
-    loop {
-        let before = imports.len();
-        let left: BTreeSet<_> = imports.keys().cloned().collect();
-        for of_module in imports.values_mut() {
-            of_module.retain(|import, _| left.contains(import));
-        }
-        let imported: BTreeSet<_> = imports.values().flat_map(BTreeMap::keys).cloned().collect();
-        imports.retain(|module, of_module| imported.contains(module) && !of_module.is_empty());
-        if imports.len() == before {
-            break;
-        }
-    }
-    assert!(imports.is_empty(), "these import each other: {imports:#?}");
 }
 
 #[test]
-fn imports_are_found_however_they_are_written() {
-    let source = Source {
-        place: PathBuf::from("authz/request"),
-        text: "use crate::{\n    key::{Digest, KeyId},\n    authz::Check,\n    trace,\n};\n// crate::tls\nfn f(_: \
-               crate::clock::Clock) {}\n#[cfg(test)]\nmod tests {\n    use crate::store::Store;\n}\n"
-            .to_owned(),
-    };
-    let imports: Vec<_> = source.imports().into_iter().collect();
-    assert_eq!(imports, ["clock", "key", "trace"]);
-    let source = Source {
-        place: PathBuf::from("serving"),
-        text: "mod run;\n#[cfg(test)]\nmod model;\n#[cfg(test)]\npub(crate) mod testing;\n"
-            .to_owned(),
-    };
-    let tests = source.test_modules();
-    assert_eq!(
-        tests,
-        ["serving/model", "serving/testing"].map(PathBuf::from)
-    );
+fn each_exception_is_needed() {
+    let imports = LIBRARY.imports();
+    let closing = circles(&imports);
+    for (from, to, why) in EXCEPTIONS {
+        let mut named = imports.iter().filter(|import| import.is(from, to));
+        assert!(
+            named.any(|import| closing.contains(&import.to_string())),
+            "{from} -> {to} ({why}) closes no circle"
+        );
+    }
 }
 
 #[test]
@@ -250,9 +191,9 @@ fn the_store_knows_nothing_of_the_network() {
 #[test]
 fn a_check_waits_for_nothing_but_the_lookup_of_its_key() {
     let waiting = [".await", "block_on", "tokio::time::sleep", "thread::sleep"];
-    for module in ["authz", "keyring"] {
-        let mut found = naming(module, &waiting);
-        found.retain(|place| place != Path::new("authz/later"));
+    for part in ["authz", "keyring"] {
+        let mut found = naming(part, &waiting);
+        found.retain(|file| file != "authz/later.rs");
         assert!(found.is_empty(), "the data path waits: {found:?}");
     }
 }
@@ -261,13 +202,13 @@ fn a_check_waits_for_nothing_but_the_lookup_of_its_key() {
 fn responses_are_made_in_one_place() {
     let makers: Vec<_> = ["authz", "sidecar", "telemetry"]
         .into_iter()
-        .flat_map(sources_of)
-        .filter(|source| source.place != Path::new("authz/response"))
-        .filter(|source| {
-            let text = source.text.replace("-> CheckResponse {", "");
-            text.contains("CheckResponse {") || text.contains("CheckResponse::default")
+        .flat_map(files_of)
+        .filter(|module| module.shown() != "authz/response.rs")
+        .filter(|module| {
+            let code = module.code.replace("-> CheckResponse {", "");
+            code.contains("CheckResponse {") || code.contains("CheckResponse::default")
         })
-        .map(|source| source.place)
+        .map(Module::shown)
         .collect();
     assert!(
         makers.is_empty(),

@@ -5,7 +5,8 @@ use crate::key::{
     change::Change,
     id::KeyId,
     keyring::Keyring,
-    policy::{PolicyError, PolicyOverrides, SinkName},
+    policy::{PolicyError, PolicyOverrides},
+    sink_name::SinkName,
 };
 
 impl Keyring {

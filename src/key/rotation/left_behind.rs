@@ -5,7 +5,7 @@
 //! in a sink people are told, since only its use or an operator can say what the sink holds.
 
 use super::super::{
-    change::Change, id::VersionRef, keyring::Keyring, note::Note, policy::SinkName,
+    change::Change, id::VersionRef, keyring::Keyring, note::Note, sink_name::SinkName,
     version::VersionState,
 };
 

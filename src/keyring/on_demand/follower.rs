@@ -11,7 +11,7 @@ use crate::{
     key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision, VersionRef},
     keyring::{
         held::OwnedKey,
-        mirror::{DeltaError, Position},
+        position::{DeltaError, Position},
         slot::Slot,
         view::{KeyringSettings, KeyringView},
     },

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{CachedKey, Hashing, KeyCache, LookupOutcome};
+use super::{CachedKey, Hashing, KeyCache, LookupOutcome, Refusal};
 use crate::{
     budget::{Budget, Rate},
     clock::BootTime,
@@ -61,17 +61,6 @@ pub enum Failure {
     Unreadable,
     /// The stream ended.
     Lost,
-}
-
-/// Why a check is not let wait for a lookup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// There is no stream to a control plane.
-    Offline,
-    /// Too many lookups came to nothing lately.
-    OverBudget,
-    /// Too many checks wait already, or too many lookups are under way.
-    Crowded,
 }
 
 #[derive(Debug)]

@@ -178,21 +178,6 @@ impl LookupOutcome {
     }
 }
 
-impl Refusal {
-    /// Every reason, in the order of their numbers.
-    pub(crate) const ALL: [Self; 3] = [Self::Offline, Self::OverBudget, Self::Crowded];
-
-    /// Its name in metrics.
-    #[must_use]
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Offline => "offline",
-            Self::OverBudget => "over_budget",
-            Self::Crowded => "crowded",
-        }
-    }
-}
-
 fn zeros<const N: usize>() -> [AtomicU64; N] {
     array::from_fn(|_| AtomicU64::new(0))
 }

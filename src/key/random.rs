@@ -1,0 +1,15 @@
+//! The operating system's random source.
+
+/// The operating system's random source failed.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the operating system's random source failed: {0}")]
+pub struct RandomError(getrandom::Error);
+
+/// Fills `bytes` from the operating system's random source.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the home of random secrets and ids"
+)]
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), RandomError> {
+    getrandom::fill(bytes).map_err(RandomError)
+}
