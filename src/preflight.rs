@@ -1,8 +1,9 @@
-//! What would stop a daemon from starting on this machine: what its file says is there has to be there.
+//! Checks whether a daemon would start on this machine: whether the files, directories and addresses that its configuration
+//! names exist and can be used.
 //!
-//! Every look is made with the functions that a start uses. Nothing is created, changed or deleted, and the lock of a store
-//! is tried for a moment only, so that a daemon may run meanwhile: an address that it has bound is found in use, and so is
-//! its store. What a new setting names is looked at in [`Look::control`] or [`Look::sidecar`].
+//! The checks call the functions that a start calls. They create, change and delete nothing. They lock a store for a moment
+//! only, so that a daemon may run meanwhile; its addresses and its store are then reported as in use. A new setting that
+//! names something on the machine is checked in [`Look::control`] or [`Look::sidecar`].
 
 use std::{
     error::Error,
@@ -37,41 +38,40 @@ use crate::{
     wire::token::{SidecarToken, TokenFileError},
 };
 
-/// Something that is not as the file says.
+/// A difference between the configuration and this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
-    /// The field that names it.
+    /// The path of the field, such as `snapshot.key_file`.
     pub(crate) field: String,
-    /// The field to point at where that one is not in the file.
+    /// The field whose line is reported where `field` is not in the file; empty: none.
     pub(crate) near: &'static str,
     /// What is wrong, and what to do.
     pub(crate) message: String,
-    /// What becomes of it.
     pub(crate) weight: Weight,
 }
 
-/// What becomes of a finding at a start.
+/// What a finding means for a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weight {
     /// The start fails, or what the field is for does not work.
     Problem,
-    /// The daemon starts, and warns of it.
+    /// The daemon starts.
     Warning,
 }
 
-/// A look at this machine, with what was found so far.
+/// A check of this machine in progress, with the findings so far.
 struct Look {
     clock: Clock,
     found: Vec<Finding>,
 }
 
-/// The field of the store, and the one that places it where that is not given.
+/// The field of the store, and the field that determines its path where `store.sqlite` is not given.
 const STORE: &str = "store.sqlite";
 const NEAR_STORE: &str = "data_dir";
-/// What to do about a file that cannot be read.
+/// The advice about a file that cannot be read.
 const CHECK_PATH: &str = "check the path and its permissions";
 
-/// Everything that is not as a file says, in the order of its settings. It blocks.
+/// Returns all findings in the order of the checks. It blocks.
 pub(crate) fn look(settings: &Checked, clock: Clock) -> Vec<Finding> {
     let mut look = Look {
         clock,
@@ -85,10 +85,10 @@ pub(crate) fn look(settings: &Checked, clock: Clock) -> Vec<Finding> {
 }
 
 impl Look {
-    /// Whatever the file of a control plane names.
+    /// Checks everything that the configuration of a control plane names.
     fn control(&mut self, settings: &ControlSettings) {
         let has_data = self.data_dir(&settings.data_dir);
-        // What would lie in a directory that is missing is missing with it.
+        // A missing directory is one finding: the files in it are not reported too.
         let may_be = |path: &Path| has_data || !path.starts_with(&settings.data_dir);
         let has_pepper = may_be(&settings.pepper_file) && self.pepper(&settings.pepper_file);
         let before = self.found.len();
@@ -137,7 +137,7 @@ impl Look {
         self.address("http", settings.http);
     }
 
-    /// Whatever the file of a sidecar names.
+    /// Checks everything that the configuration of a sidecar names.
     fn sidecar(&mut self, settings: &SidecarSettings) {
         match &settings.listen {
             Listen::Tcp(address) => self.address("listen", *address),
@@ -158,7 +158,7 @@ impl Look {
         }
     }
 
-    /// Returns whether the directory is there.
+    /// Returns whether the directory exists.
     fn data_dir(&mut self, path: &Path) -> bool {
         const FIELD: &str = "data_dir";
         let shown = path.display();
@@ -178,7 +178,7 @@ impl Look {
                 self.problem(
                     FIELD,
                     format!(
-                        "there is no directory {shown}: make it and what belongs into it with `relatch control init`, or correct the path"
+                        "the directory {shown} does not exist: create it and its content with `relatch control init`, or correct the path"
                     ),
                 );
                 false
@@ -190,7 +190,7 @@ impl Look {
         }
     }
 
-    /// Returns whether there is a store, whatever is wrong with it.
+    /// Returns whether the store exists, even if something is wrong with it.
     fn store(&mut self, path: &Path) -> bool {
         match SqliteStore::look(path) {
             Ok(()) => {}
@@ -202,7 +202,7 @@ impl Look {
         }
         match StoreOwner::look(path) {
             Ok(Ownership::Free) => {}
-            // Whoever checks a change before a restart finds the control plane that is to be restarted.
+            // A warning only: an operator who checks a change before a restart finds the running control plane.
             Ok(Ownership::Held(owner)) => self.found.push(Finding {
                 field: STORE.to_owned(),
                 near: NEAR_STORE,
@@ -218,7 +218,7 @@ impl Look {
         true
     }
 
-    /// Returns whether there is a pepper, whatever is wrong with it.
+    /// Returns whether the pepper file exists, even if something is wrong with it.
     fn pepper(&mut self, path: &Path) -> bool {
         const FIELD: &str = "pepper_file";
         const NEAR: &str = "data_dir";
@@ -239,9 +239,9 @@ impl Look {
         true
     }
 
-    /// Whether the pepper is that of the store, as far as a store tells that nobody uses.
+    /// Checks that the pepper belongs to the store. It can tell this only of a store that no process uses.
     fn pepper_of_store(&mut self, settings: &ControlSettings) {
-        // One that cannot be read was found out before.
+        // A pepper that cannot be read is already among the findings.
         let Ok(pepper) = secrets::read_pepper(&settings.pepper_file) else {
             return;
         };
@@ -251,29 +251,29 @@ impl Look {
                     self.problem_near("pepper_file", "data_dir", with_causes(&error));
                 }
             }
-            // A process owns it, or was killed while it did: the help of the command says so.
+            // A process uses the store, or was killed while it used it. The help of the command says so.
             Ok(None) => {}
             Err(error) => self.problem_near(STORE, NEAR_STORE, with_causes(&error)),
         }
     }
 
-    /// A file of a secret that a start reads although others can.
+    /// Warns about a secret file that other users can read or write. A start accepts it.
     fn exposed(&mut self, field: &str, near: &'static str, path: &Path) {
-        // One that cannot be looked at any more was found out when it was read.
+        // An error here was already reported when the file was read.
         if let Ok(Some(mode)) = secret_file::mode_if_open(path) {
             let shown = path.display();
             self.found.push(Finding {
                 field: field.to_owned(),
                 near,
                 message: format!(
-                    "others than its owner can use {shown}, which holds a secret (mode {mode:03o}): `chmod 600` it"
+                    "{shown} holds a secret, and its mode is {mode:03o}: other users can use it; run `chmod 600` on it"
                 ),
                 weight: Weight::Warning,
             });
         }
     }
 
-    /// The files of a channel, each part as a start reads it, so that one that is wrong does not hide the other.
+    /// Checks the TLS files of a channel, each part on its own, so that an error in one does not hide an error in another.
     fn tls(&mut self, field: &str, ca_name: &str, used: TlsUse, files: &TlsFiles) {
         let field = |name: &str| format!("{field}.tls.{name}");
         if let Some(own) = &files.own {
@@ -318,12 +318,12 @@ impl Look {
             }
         }
         if self.found.len() == before {
-            // Each can be used, and not all of them together.
+            // Each bundle can be used alone, but not all of them together.
             self.problem(field("bundles"), with_causes(&error));
         }
     }
 
-    /// A certificate whose key cannot be used: read as authorities are, it says at least whether it is one.
+    /// Checks a certificate whose key cannot be used. It is read as an authority, which shows whether it is a certificate.
     fn certificate(&mut self, field: &str, used: TlsUse, own: &OwnFiles) {
         let alone = TlsFiles {
             own: None,
@@ -336,7 +336,7 @@ impl Look {
                 | TlsError::NoCertificate { .. }
                 | TlsError::Damaged { .. }),
             ) => self.problem(field, with_causes(&error)),
-            // That it is no authority is as it should be.
+            // A certificate of a server or client is not an authority: these errors say nothing about it.
             Ok(())
             | Err(
                 TlsError::Exposed { .. }
@@ -353,7 +353,8 @@ impl Look {
         }
     }
 
-    /// A certificate that is not valid now is refused here: a daemon starts with it, but no handshake succeeds.
+    /// Loads the files as a start does. It also fails for a certificate that is not valid now: a daemon starts with it, but
+    /// no handshake succeeds.
     fn load(&self, used: TlsUse, files: TlsFiles) -> Result<(), TlsError> {
         let metrics = TlsMetrics::register(&mut Registry::default());
         Credentials::load(used, files, self.clock.clone(), metrics)?.check_validity()
@@ -369,7 +370,7 @@ impl Look {
         }
     }
 
-    /// A sink is not tried at a start; what is wrong here holds up the first rotation.
+    /// Checks a sink. A start does not check it: a problem here would hold up the first rotation.
     fn sink(&mut self, at: usize, sink: &SinkSettings) {
         match &sink.target {
             SinkTarget::File(settings) => {
@@ -395,9 +396,7 @@ impl Look {
                     && may(path, Access::EXEC_OK) => {}
             Ok(_) => self.problem(
                 field,
-                format!(
-                    "{shown} cannot be run by this user: it has to be a program, `chmod +x` it"
-                ),
+                format!("this user cannot run {shown}: name a program, and run `chmod +x` on it"),
             ),
             Err(error) => self.problem(field, format!("cannot run {shown}: {error}; {CHECK_PATH}")),
         }
@@ -435,7 +434,7 @@ impl Look {
                 field: PATH.to_owned(),
                 near: "",
                 message: format!(
-                    "{} is not used, and is put aside at the start: {}",
+                    "the sidecar cannot use {}, and puts it aside at its start: {}",
                     settings.path.display(),
                     with_causes(&error)
                 ),
@@ -454,10 +453,10 @@ impl Look {
             Ok(Occupant::Other) => self.problem(
                 field,
                 format!(
-                    "{shown} is in use, or is not a socket: stop what listens there, or choose another path; --offline leaves this out"
+                    "{shown} is in use, or is not a socket: stop the process that listens there, or choose another path; --offline skips this check"
                 ),
             ),
-            Err(error) => self.problem(field, format!("cannot look at {shown}: {error}; {CHECK_PATH}")),
+            Err(error) => self.problem(field, format!("cannot read {shown}: {error}; {CHECK_PATH}")),
         }
     }
 
@@ -468,7 +467,7 @@ impl Look {
         };
         let what_to_do = match error.kind() {
             io::ErrorKind::AddrInUse => {
-                "stop what listens there, or choose another port; if it is this daemon itself, --offline leaves this out"
+                "stop the process that listens there, or choose another port; if it is this daemon, --offline skips this check"
             }
             io::ErrorKind::AddrNotAvailable => "use an address of this machine",
             io::ErrorKind::PermissionDenied => {
@@ -482,7 +481,7 @@ impl Look {
         );
     }
 
-    /// The directory in which a file is to be made. Returns whether one can be.
+    /// Checks the directory of a file that the daemon will create. Returns whether this user can create files in it.
     fn directory_of(&mut self, field: &str, path: &Path) -> bool {
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -502,7 +501,7 @@ impl Look {
                 self.problem(
                     field,
                     format!(
-                        "cannot use the directory {shown}: {error}; make it, or correct the path"
+                        "cannot use the directory {shown}: {error}; create it, or correct the path"
                     ),
                 );
                 false
@@ -510,14 +509,14 @@ impl Look {
         }
     }
 
-    /// Returns whether files can be made in a directory that is there.
+    /// Checks whether this user can create files in an existing directory, and returns it.
     fn writable(&mut self, field: &str, directory: &Path) -> bool {
         let may_write = may(directory, Access::WRITE_OK | Access::EXEC_OK);
         if !may_write {
             self.problem(
                 field,
                 format!(
-                    "this user cannot make files in {}: let the directory belong to the user of the daemon, on a file system that can be written to",
+                    "this user cannot create files in {}: make the user of the daemon the owner of the directory, on a writable file system",
                     directory.display()
                 ),
             );
@@ -539,7 +538,7 @@ impl Look {
     }
 }
 
-/// Whether the user of this process, as it acts, may use `path` so.
+/// Whether the effective user of this process has `access` to `path`.
 fn may(path: &Path, access: Access) -> bool {
     rustix::fs::accessat(CWD, path, access, AtFlags::EACCESS).is_ok()
 }

@@ -114,7 +114,7 @@ async fn everything_that_would_stop_a_sidecar_is_found_at_once() {
             (9, "control.tls.key", "is not the key of the certificate"),
             (7, "control.tls.ca", "holds no certificate"),
             (11, "snapshot.key_file", "chmod 600"),
-            (11, "snapshot.path", "make it"),
+            (11, "snapshot.path", "create it"),
         ]
         .map(said(&checked))
     );
@@ -193,8 +193,8 @@ async fn what_lies_where_a_socket_and_a_snapshot_are_to_be_is_found() {
         socket.display()
     );
     let file = machine.write("sidecar.yaml", &yaml, 0o644);
-    let aside = (6, "snapshot.path", "is put aside");
-    let in_use = (2, "listen", "stop what listens there");
+    let aside = (6, "snapshot.path", "puts it aside");
+    let in_use = (2, "listen", "stop the process that listens there");
 
     let nothing = check(&file, &[]).await;
     let listener = UnixListener::bind(&socket).expect("nothing is there");
@@ -461,7 +461,7 @@ async fn what_the_user_of_the_daemon_may_not_do_is_found() {
     assert_eq!(checked.status.code(), Some(1), "{}", checked.stdout);
     let expected = [
         (7, "snapshot.key_file", "check the path and its permissions"),
-        (7, "snapshot.path", "cannot make files"),
+        (7, "snapshot.path", "cannot create files"),
     ];
     assert_eq!(findings(&checked), expected.map(said(&checked)));
     let user = if is_root {
