@@ -1,8 +1,9 @@
 //! Configuration: YAML files become validated settings.
 //!
-//! `reader.rs` reads a file into raw structs of texts with their places, [`sidecar`] and [`control`] turn those into
-//! settings: `route.rs` and `credential.rs` into those of a check ([`crate::authz::settings`]), the others, [`sink`] and
-//! [`vault`] among them, into types of their own and of [`value`]. Every problem of a file is reported at once.
+//! `reader.rs` reads a file into raw structs of texts with their places. [`sidecar`] and [`control`] turn these into
+//! settings, with the other modules: `route.rs` and `credential.rs` make the settings of checks
+//! ([`crate::authz::settings`]), and all others, such as [`sink`], make types of their own. All problems of a file are
+//! reported together.
 
 mod cache;
 pub mod control;
@@ -28,7 +29,7 @@ pub use sidecar::SidecarSettings;
 pub use sink::SinkSettings;
 pub(crate) use value::{ControlEndpoint, Listen, LogFormat, LogSettings, OtlpEndpoint};
 
-/// A file that was found to be right; its text is a summary in one line.
+/// The settings of a valid file. Their text is a summary in one line.
 #[derive(Clone, Debug)]
 pub enum Checked {
     /// The file of a sidecar.
@@ -37,16 +38,16 @@ pub enum Checked {
     Control(Box<ControlSettings>),
 }
 
-/// A file that was found to be right, and where its fields stand.
+/// A valid file.
 #[derive(Clone, Debug)]
 pub struct CheckedFile {
-    /// What it says.
+    /// The settings.
     pub settings: Checked,
-    /// Where it says it.
+    /// The places of the fields.
     pub(crate) places: Places,
 }
 
-/// The fields that only one of the two files has.
+/// The fields that only one of the two kinds of file has.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Signs {
@@ -59,11 +60,11 @@ struct Signs {
     discovery: Option<IgnoredAny>,
 }
 
-/// Checks the file at `path`, whichever daemon it is for.
+/// Checks the file at `path`, of a sidecar or of a control plane.
 ///
 /// # Errors
 ///
-/// When a daemon would refuse it, or when nothing in it tells for which daemon it is.
+/// When the daemon would refuse it, or when it has no field that only one of the daemons has.
 pub fn check(path: &Path) -> Result<CheckedFile, ConfigError> {
     let (text, file) = reader::read(path)?;
     let signs: Signs = reader::from_yaml(&text, &file)?;
@@ -108,7 +109,7 @@ impl fmt::Display for Checked {
                     .collect();
                 write!(
                     f,
-                    "sidecar {} on {}: keyrings {}; {} routes, {} places of a credential",
+                    "sidecar {} on {}: keyrings {}; {} routes, {} credential sources",
                     settings.node.id,
                     settings.listen,
                     names.join(", "),
@@ -138,7 +139,7 @@ mod tests {
         let sidecar = check(&deploy.join("sidecar.yaml")).expect("a right sample");
         assert_eq!(
             sidecar.settings.to_string(),
-            "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners, devices; 2 routes, 4 places of a credential"
+            "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners, devices; 2 routes, 4 credential sources"
         );
         let control = check(&deploy.join("control.yaml")).expect("a right sample");
         assert_eq!(

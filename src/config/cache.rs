@@ -1,4 +1,4 @@
-//! How a keyring is held: the `mode` and the `cache` of an entry of `keyrings` in a sidecar's file.
+//! The `mode` and the `cache` of an entry of `keyrings` in the configuration file of a sidecar.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     keyring::{Mode, on_demand::CacheSettings},
 };
 
-/// What bounds a keyring that is held on demand.
+/// The limits of a keyring on demand.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawCache {
@@ -26,22 +26,24 @@ pub(super) struct RawCache {
     unknown_burst: Option<Text>,
 }
 
-/// In bytes. Less than a mebibyte holds too little to be worth a lookup; nobody has a sidecar of more than 64 GiB.
+/// The bounds of `max_size`, in bytes. A cache below 1 MiB holds too few keys to be useful. No sidecar has more than 64 GiB.
 const MAX_SIZE_BOUNDS: (u64, u64) = (1 << 20, 64 << 30);
 
-/// Less than a minute is a lookup for nearly every check of a key that is seldom used; after a day a record that nobody
-/// corrected has been wrong for long enough.
+/// The bounds of `ttl`. Below a minute, nearly every check of a seldom used key needs a lookup. The upper bound of a day
+/// limits for how long a record that was never corrected can be wrong.
 const TTL_BOUNDS: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(24));
 
-/// Below a second a client that repeats a wrong key is a load; a new key that a sidecar has denied before it knew of it
-/// is to be accepted within minutes, whatever happened to the stream.
+/// The bounds of `negative_ttl`. Below a second, a client that repeats a wrong key causes load. The upper bound of 5 minutes
+/// is for a key that a sidecar has denied before it was created: it is accepted within minutes, whatever happens to the
+/// stream.
 const NEGATIVE_TTL_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 
-/// Below 5 ms a control plane in another zone is never heard in time; no proxy waits for more than 10 s.
+/// The bounds of `lookup_timeout`. Below 5 ms, no answer of a control plane in another zone arrives in time. No proxy waits
+/// for more than 10 s.
 const LOOKUP_TIMEOUT_BOUNDS: (Duration, Duration) =
     (Duration::from_millis(5), Duration::from_secs(10));
 
-/// The mode of a keyring, and its bounds where it is held on demand.
+/// The mode of a keyring, with its limits if it is on demand.
 pub(super) fn mode(
     field: impl Fn(&str) -> String,
     mode: Option<&Text>,
@@ -61,7 +63,7 @@ pub(super) fn mode(
             found.note(
                 cache.referenced,
                 field("cache"),
-                "is of use with `mode: on_demand` only, remove it or set the mode",
+                "has an effect only with `mode: on_demand`, remove it or set the mode",
             );
             Mode::Full
         }

@@ -1,4 +1,4 @@
-//! The control plane's file.
+//! The configuration file of a control plane.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -23,39 +23,40 @@ use crate::{
     tls::TlsFiles,
 };
 
-/// What a control plane is told at its start. Relative paths are relative to the working directory.
+/// The settings of a control plane. Relative paths are relative to the working directory.
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
-    /// The directory that it owns.
+    /// The directory of its data.
     pub data_dir: PathBuf,
-    /// Where sidecars connect (gRPC), without TLS on loopback. Default: `127.0.0.1:9010`.
+    /// The address for sidecars (gRPC); without TLS, on loopback. Default: `127.0.0.1:9010`.
     pub discovery: SocketAddr,
-    /// The certificates of discovery, on both sides. Default: none.
+    /// The certificate of discovery, and the authorities of the certificates of sidecars. Default: none.
     pub discovery_tls: Option<TlsFiles>,
-    /// The tokens that sidecars may show in the place of certificates, at most 100. Default: none.
+    /// The tokens that sidecars may present instead of certificates, at most 100. Default: none.
     pub sidecar_tokens: Vec<BearerFile>,
-    /// Who may subscribe to what. Default: whoever is on this machine.
+    /// Which sidecars may subscribe to which keyrings. Default: every process of this machine, to all of them.
     pub admission: Admission,
-    /// Where operators connect (gRPC), without TLS on loopback. Default: `127.0.0.1:9011`.
+    /// The address for operators (gRPC); without TLS, on loopback. Default: `127.0.0.1:9011`.
     pub admin: SocketAddr,
-    /// The certificate of the admin API, and those that operators need beside their token. Default: none.
+    /// The certificate of the admin API, and the authorities of the certificates that operators need in addition to their
+    /// tokens. Default: none.
     pub admin_tls: Option<TlsFiles>,
-    /// Where `/metrics`, `/livez` and `/readyz` are served, on any address. Default: `127.0.0.1:9012`.
+    /// The address of `/metrics`, `/livez` and `/readyz`; any address is allowed. Default: `127.0.0.1:9012`.
     pub http: SocketAddr,
     /// The file of the SQLite store. Default: `relatch.db` in the data directory.
     pub store: PathBuf,
-    /// The file of the pepper that keys the digests. Default: `pepper.json` in the data directory.
+    /// The file of the master pepper. Default: `pepper.json` in the data directory.
     pub pepper_file: PathBuf,
     /// How often a sidecar asks whether its keyrings are current, 1 to 30 seconds. Default: 5 seconds.
     pub heartbeat: Duration,
-    /// How long a sidecar may serve without an answer to that, 1 second to 30 days. Its own `deny_after` counts where it is
-    /// shorter. Default: 1 hour.
+    /// How long a sidecar may serve without an answer to that, 1 second to 30 days. The `deny_after` of the sidecar applies
+    /// where it is shorter. Default: 1 hour.
     pub max_serve_for: Duration,
-    /// Where secrets of scheduled rotations can be delivered; each name once. Default: nowhere.
+    /// The sinks for the secrets of scheduled rotations; each name once. Default: none.
     pub sinks: Vec<SinkSettings>,
-    /// Where spans go.
+    /// The export of spans.
     pub telemetry: TelemetrySettings,
-    /// What is logged.
+    /// The format and level of the log.
     pub log: LogSettings,
 }
 
@@ -66,10 +67,12 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 const DEFAULT_MAX_SERVE_FOR: Duration = Duration::from_hours(1);
 const SERVICE_NAME: &str = "relatch-control";
 
-/// Below, heartbeats are the main traffic; above, a sidecar with default limits would count as stale between two.
+/// Below 1 second, heartbeats are the main traffic. Above 30 seconds, a sidecar with the default limits would be stale
+/// between two of them.
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Those of `deny_after` in a sidecar's file: below a second no answer comes in time, beyond a month nothing is confirmed.
+/// The bounds of `deny_after` in the file of a sidecar. Below a second, no answer arrives in time. After a month without a
+/// confirmation, nothing is known about the keyring.
 const MAX_SERVE_FOR_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_hours(30 * 24));
 
@@ -99,22 +102,22 @@ struct RawStore {
 ///
 /// # Errors
 ///
-/// When it cannot be read, or with everything that is wrong in it.
+/// When it cannot be read, or is not valid; the error has all problems.
 pub(crate) fn load(path: &Path) -> Result<ControlSettings, ConfigError> {
     let (text, file) = reader::read(path)?;
     parse(&text, &file)
 }
 
-/// Reads `text`, which errors call `file`.
+/// Reads `text`; errors name it `file`.
 ///
 /// # Errors
 ///
-/// With everything that is wrong in it.
+/// When it is not valid; the error has all problems.
 pub fn parse(text: &str, file: &str) -> Result<ControlSettings, ConfigError> {
     parse_placed(text, file).map(|(settings, _)| settings)
 }
 
-/// The same, with where the settings stand.
+/// As [`parse`], with the places of the fields.
 pub(super) fn parse_placed(
     text: &str,
     file: &str,
@@ -126,7 +129,7 @@ pub(super) fn parse_placed(
 }
 
 impl ControlSettings {
-    /// The defaults, for a control plane that keeps its data in `data_dir`.
+    /// The defaults for a control plane with its data in `data_dir`.
     #[must_use]
     pub fn new(data_dir: PathBuf) -> Self {
         Self {
@@ -148,11 +151,11 @@ impl ControlSettings {
         }
     }
 
-    /// Whether nothing is said in clear beyond this machine: after flags have replaced what was in the file.
+    /// Checks the addresses again after flags have replaced some of the file.
     ///
     /// # Errors
     ///
-    /// When something would be.
+    /// When a listener without TLS is on an address that other machines can reach.
     pub(crate) fn check_channels(&self) -> Result<(), PlaintextError> {
         for (field, address, tls) in [
             ("discovery", self.discovery, &self.discovery_tls),
@@ -163,7 +166,7 @@ impl ControlSettings {
         Ok(())
     }
 
-    /// None when there is no data directory, which was noted then.
+    /// None if the data directory is missing, which is then noted.
     fn from_raw(mut raw: Raw, found: &mut Findings) -> Option<Self> {
         if raw.data_dir.is_none() {
             found.note(
@@ -215,7 +218,7 @@ impl ControlSettings {
     }
 }
 
-/// Where discovery, admin and HTTP listen: three places, unless the system chooses.
+/// The addresses of discovery, admin and HTTP. They have to differ, except where the port is 0.
 fn addresses(
     discovery_parts: &ServerParts,
     admin_parts: &ServerParts,
@@ -261,7 +264,6 @@ fn addresses(
     [discovery, admin, http]
 }
 
-/// Of how long a control plane waits for its sidecars, and they for it.
 struct Times {
     heartbeat: Duration,
     max_serve_for: Duration,
@@ -345,7 +347,7 @@ mod tests {
     #[test]
     fn each_bad_value_is_named_with_its_place() {
         const PLAINTEXT: &str =
-            "without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`";
+            "without `tls` only this machine may connect: use 127.0.0.1 or [::1], or add `tls`";
         for (line, expected) in [
             ("discovery: 0.0.0.0:9010", format!("2:12: discovery: {PLAINTEXT}")),
             ("admin: 10.0.0.1:9011", format!("2:8: admin: {PLAINTEXT}")),
@@ -355,10 +357,10 @@ mod tests {
             ("store: {sqlite: \"\"}", "2:17: store.sqlite: use the path of a file or directory".into()),
             ("store: {postgres: a}", "2:9: store.postgres: is not a known field, use one of `sqlite`".into()),
             ("pepper_file: [a]", "2:14: pepper_file: use a single value".into()),
-            ("heartbeat: 31s", "2:12: heartbeat: use a duration from 1s to 30s, such as \"30s\"".into()),
-            ("heartbeat: 999ms", "2:12: heartbeat: use a duration from 1s to 30s, such as \"30s\"".into()),
-            ("max_serve_for: 999ms", "2:16: max_serve_for: use a duration from 1s to 30d, such as \"30s\"".into()),
-            ("max_serve_for: 31d", "2:16: max_serve_for: use a duration from 1s to 30d, such as \"30s\"".into()),
+            ("heartbeat: 31s", "2:12: heartbeat: use a duration from 1s to 30s".into()),
+            ("heartbeat: 999ms", "2:12: heartbeat: use a duration from 1s to 30s".into()),
+            ("max_serve_for: 999ms", "2:16: max_serve_for: use a duration from 1s to 30d".into()),
+            ("max_serve_for: 31d", "2:16: max_serve_for: use a duration from 1s to 30d".into()),
             ("max_serve_for: 5s\nheartbeat: 6s", "2:16: max_serve_for: use at least the `heartbeat`, which is 6s".into()),
             ("max_serve_for: 4s", "2:16: max_serve_for: use at least the `heartbeat`, which is 5s".into()),
             ("hartbeat: 5s", "2:1: hartbeat: is not a known field, did you mean `heartbeat`?".into()),
@@ -398,12 +400,12 @@ mod tests {
         let both = text.replace("key: c.key", "key: c.key, client_ca: ca.pem");
         assert_eq!(
             refusal(&both),
-            "control.yaml:3:45: discovery.tls.client_ca: sidecars show tokens, and no certificates: remove one of the two"
+            "control.yaml:3:45: discovery.tls.client_ca: cannot be used together with `discovery.tokens`, with which sidecars present no certificates: remove one of the two"
         );
         let nobodys = text.replace(", identity: \"spiffe://mesh/edge/1\"", "");
         assert_eq!(
             refusal(&nobodys),
-            "control.yaml:4:12: discovery.tokens[0].identity: is missing, say for whom the token speaks"
+            "control.yaml:4:12: discovery.tokens[0].identity: is missing, name the identity of the sidecars that use the token"
         );
         let clear = text.replace("  tls: {cert: c.pem, key: c.key}\n", "");
         assert!(refusal(&clear).contains("discovery.tokens: needs `discovery.tls`"));
@@ -463,8 +465,8 @@ mod tests {
         let refused = refusal(&with_rules(flat, &[mesh, "https://x/y", mesh, others]));
         assert_eq!(
             refused,
-            "control.yaml:8:16: discovery.allow[3].identity: is of trust domain other.example, and discovery.allow[0] of mesh.example: \
-             `client_ca` serves one trust domain, since its authorities may sign for any; use `discovery.tls.bundles` with a file for each"
+            "control.yaml:8:16: discovery.allow[3].identity: is of trust domain other.example, but discovery.allow[0] is of mesh.example: \
+             `client_ca` is for one trust domain, because its authorities may sign for any; use `discovery.tls.bundles` with a file for each"
         );
         for admitted in [
             &[mesh, "spiffe://mesh.example/ns/*", "https://x/y"][..],
@@ -488,8 +490,8 @@ mod tests {
         ] {
             assert_eq!(
                 refusal(&with_rules(BUNDLES, &["spiffe://mesh.example/a", unserved])),
-                "control.yaml:6:16: discovery.allow[1].identity: is of no trust domain for which `discovery.tls.bundles` names a file: \
-                 add one, or remove the rule",
+                "control.yaml:6:16: discovery.allow[1].identity: is not a SPIFFE ID of a trust domain in `discovery.tls.bundles`: \
+                 add a file for its domain there, or remove the rule",
                 "{unserved}"
             );
         }
@@ -511,13 +513,13 @@ mod tests {
         let both = format!("client_ca: c, {BUNDLES}");
         assert_eq!(
             refusal(&with_rules(&both, &["spiffe://mesh.example/a"])),
-            "control.yaml:3:49: discovery.tls.bundles: has `client_ca` beside it, of which one is used: remove the other"
+            "control.yaml:3:49: discovery.tls.bundles: cannot be used together with `client_ca`: remove one of the two"
         );
         let tokens = with_rules(BUNDLES, &["spiffe://mesh.example/a"])
             + "  tokens: [{file: t, identity: \"spiffe://mesh.example/a\"}]\n";
         assert_eq!(
             refusal(&tokens),
-            "control.yaml:3:35: discovery.tls.bundles: sidecars show tokens, and no certificates: remove one of the two"
+            "control.yaml:3:35: discovery.tls.bundles: cannot be used together with `discovery.tokens`, with which sidecars present no certificates: remove one of the two"
         );
         let many: Vec<String> = (0..33).map(|at| format!("d{at}: f")).collect();
         let many = format!("bundles: {{{}}}", many.join(", "));
@@ -531,14 +533,14 @@ mod tests {
     fn each_slip_about_certificates_is_named_with_its_place() {
         let tls = "tls: {cert: a, key: b, client_ca: c}";
         for (line, expected) in [
-            ("discovery: {address: 0.0.0.0:9010}".to_owned(), "2:22: discovery: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`"),
-            (format!("discovery: {{{tls}}}"), "2:12: discovery.allow: is missing, say who may subscribe to what, such as [{ identity: \"spiffe://mesh.example/relatch/edge-1\", keyrings: [payments] }]"),
-            (format!("discovery: {{{tls}, allow: []}}"), "2:58: discovery.allow: is missing, say who may subscribe to what, such as [{ identity: \"spiffe://mesh.example/relatch/edge-1\", keyrings: [payments] }]"),
-            ("discovery: {allow: [{identity: \"a://b\", keyrings: [k]}]}".to_owned(), "2:20: discovery.allow: needs `discovery.tls`: without certificates nobody has an identity"),
+            ("discovery: {address: 0.0.0.0:9010}".to_owned(), "2:22: discovery: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or add `tls`"),
+            (format!("discovery: {{{tls}}}"), "2:12: discovery.allow: is missing or empty, list which sidecars may subscribe to which keyrings, such as [{ identity: \"spiffe://mesh.example/relatch/edge-1\", keyrings: [payments] }]"),
+            (format!("discovery: {{{tls}, allow: []}}"), "2:58: discovery.allow: is missing or empty, list which sidecars may subscribe to which keyrings, such as [{ identity: \"spiffe://mesh.example/relatch/edge-1\", keyrings: [payments] }]"),
+            ("discovery: {allow: [{identity: \"a://b\", keyrings: [k]}]}".to_owned(), "2:20: discovery.allow: needs `discovery.tls`: without TLS, sidecars have no identity"),
             ("discovery: {tls: {cert: a, key: b}, allow: [{identity: \"a://b\", keyrings: [k]}]}".to_owned(), "2:18: discovery.tls.client_ca: is missing, name the authorities of the sidecars' certificates"),
-            (format!("discovery: {{{tls}, allow: [{{keyrings: [k]}}]}}"), "2:59: discovery.allow[0].identity: is missing, name the URI of a certificate"),
-            (format!("discovery: {{{tls}, allow: [{{identity: \"*\", keyrings: [k]}}]}}"), "2:70: discovery.allow[0].identity: use a URI such as spiffe://mesh.example/relatch/edge-1; a * may stand for its last path segment"),
-            (format!("discovery: {{{tls}, allow: [{{identity: \"a://b\"}}]}}"), "2:59: discovery.allow[0].keyrings: is missing, name keyrings, or \"*\" for all of them"),
+            (format!("discovery: {{{tls}, allow: [{{keyrings: [k]}}]}}"), "2:59: discovery.allow[0].identity: is missing, use a URI such as spiffe://mesh.example/relatch/edge-1"),
+            (format!("discovery: {{{tls}, allow: [{{identity: \"*\", keyrings: [k]}}]}}"), "2:70: discovery.allow[0].identity: use a URI such as spiffe://mesh.example/relatch/edge-1; its last path segment may be a *"),
+            (format!("discovery: {{{tls}, allow: [{{identity: \"a://b\"}}]}}"), "2:59: discovery.allow[0].keyrings: is missing, list keyrings, or use [\"*\"] for all keyrings"),
             ("admin: {allow: []}".to_owned(), "2:9: admin.allow: is not a known field, use one of `address`, `tls`"),
         ] {
             assert_eq!(

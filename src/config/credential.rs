@@ -1,4 +1,4 @@
-//! Where the sidecar's file says that a credential may be, and what the upstream is told.
+//! The places of credentials, and the identity headers for the upstream, in the configuration file of a sidecar.
 
 use ::http::HeaderName;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub(super) struct RawIdentityHeaders {
     scopes: Option<Text>,
 }
 
-/// A source of credentials, with the place in the file where it was named; none for a default.
+/// A source of credentials, with its place in the file; a default has none.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) source: CredentialSource,
@@ -36,7 +36,7 @@ pub(super) struct Placed {
 }
 
 impl Placed {
-    /// The sources of the file; the default ones where it has none.
+    /// The sources of the file, or the default sources if it has none.
     pub(super) fn from_raw(
         raw: Option<&Spanned<Vec<Spanned<RawCredential>>>>,
         found: &mut Findings,
@@ -52,7 +52,7 @@ impl Placed {
             found.note(
                 raw.referenced,
                 "credentials",
-                "is empty, name a place or leave the field out",
+                "is empty, add a header, query or cookie, or remove the field",
             );
         }
         let mut placed: Vec<Self> = Vec::new();
@@ -64,7 +64,7 @@ impl Placed {
                 found.note(
                     raw.referenced,
                     format_args!("credentials[{at}]"),
-                    format_args!("{source} is already searched, remove one of the two"),
+                    format_args!("{source} is already in the list, remove one of the two"),
                 );
             }
             placed.push(Self {
@@ -77,7 +77,8 @@ impl Placed {
 }
 
 impl RawIdentityHeaders {
-    /// The headers of the file. One that folds into a credential's or into another would be taken for it.
+    /// The headers of the file. A header that folds into the header of a credential, or into another identity header, is
+    /// refused: the upstream could mistake one for the other.
     pub(super) fn into_headers(
         self,
         credentials: &[Placed],
@@ -95,7 +96,7 @@ impl RawIdentityHeaders {
             let credential = credentials
                 .iter()
                 .find(|placed| placed.source.folds_to(&header));
-            // A default stands nowhere in the file, so that the collision is shown where the other one stands.
+            // A default has no place in the file: the collision is reported at the place of the other header.
             let at = raw
                 .map(|text| text.referenced)
                 .or_else(|| credential.and_then(|placed| placed.at))
@@ -126,7 +127,7 @@ impl RawIdentityHeaders {
     }
 }
 
-/// The source that stands at position `at`; none when it is wrong, which was noted then.
+/// The source at index `at`; none if it is wrong, which is then noted.
 fn source(
     at: usize,
     raw: &Spanned<RawCredential>,
@@ -145,7 +146,7 @@ fn source(
         found.note(
             scheme.referenced,
             field("scheme"),
-            "belongs to a header only, remove it",
+            "can be used only with `header`, remove it",
         );
     }
     match (header, query, cookie) {

@@ -1,52 +1,51 @@
-//! What can be wrong with a configuration file.
+//! The errors of a configuration file.
 
 use std::{fmt, io, path::PathBuf};
 
-/// A configuration file that cannot be used. Its text is for the operator: it names the file, and for each problem the
-/// place, the field and what to do.
+/// A configuration file that cannot be used. The text is for the operator: it names the file, and for each problem the
+/// line, the column, the field and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
     #[error("{}: cannot be read, check the path and its permissions", file.display())]
     Unreadable {
-        /// The file as it was named.
+        /// The path as given.
         file: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The file is larger than any configuration is.
-    #[error("{}: is larger than {limit} bytes, which no configuration is; check the path", file.display())]
+    /// The file is larger than the limit.
+    #[error("{}: is larger than {limit} bytes, the most for a configuration; check the path", file.display())]
     TooLarge {
-        /// The file as it was named.
+        /// The path as given.
         file: PathBuf,
-        /// The most bytes that are read.
+        /// The largest file that is read, in bytes.
         limit: u64,
     },
-    /// Its content is wrong; one line for each problem, in the order of the file.
+    /// The content is not valid. The text has one line for each problem, in the order of the file.
     #[error("{}", Lines { file, problems })]
     Invalid {
-        /// The file as it was named.
+        /// The path as given.
         file: String,
-        /// At least one.
+        /// All problems, at least one.
         problems: Vec<Problem>,
     },
-    /// Nothing in the file tells for which daemon it is.
+    /// The file has no field that only one of the daemons has.
     #[error(
-        "{file}: is neither a sidecar's nor a control plane's configuration; \
-         the first has `keyrings`, the second `data_dir`"
+        "{file}: is not the configuration of a sidecar, which has `keyrings`, or of a control plane, which has `data_dir`"
     )]
     UnknownKind {
-        /// The file as it was named.
+        /// The path as given.
         file: String,
     },
 }
 
-/// One thing that is wrong in a file.
+/// One problem of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Its line, counted from 1.
+    /// The line, counted from 1.
     pub line: u64,
-    /// Its column in characters, counted from 1.
+    /// The column in characters, counted from 1.
     pub column: u64,
     /// The path of the field, such as `keyrings[0].mode`; empty for the file as a whole.
     pub(crate) field: String,
@@ -55,7 +54,7 @@ pub struct Problem {
 }
 
 impl ConfigError {
-    /// What is wrong with the content; empty when that was not reached.
+    /// The problems of the content; empty if the content was not checked.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         match self {
@@ -65,7 +64,7 @@ impl ConfigError {
     }
 }
 
-/// `line:column: field: message`, to be read behind the name of the file.
+/// `line:column: field: message`, for use after the name of the file.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.line, self.column)?;

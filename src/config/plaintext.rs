@@ -1,40 +1,38 @@
-//! The one rule about plaintext: what nobody else may read does not cross a network in clear.
+//! The one rule about plaintext: secrets do not cross a network without TLS.
 
 use std::net::IpAddr;
 
 use crate::parse::ParseValueError;
 
-/// Something may not be said in clear over a network.
+/// A setting would send secrets over a network in plaintext.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {rule}")]
 pub(crate) struct PlaintextError {
-    /// The setting.
     pub(crate) field: &'static str,
     rule: ParseValueError,
 }
 
-/// Why a server that takes keys or hands them out may not listen beyond this machine.
+/// The problem of a server without TLS on an address that other machines can reach.
 const PLAINTEXT_LISTENER: ParseValueError = ParseValueError::new(
-    "without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`",
+    "without `tls` only this machine may connect: use 127.0.0.1 or [::1], or add `tls`",
 );
-
-/// Why a client may not say what it has to say.
+/// The problem of a client that would connect to another machine in plaintext.
 const PLAINTEXT_CLIENT: ParseValueError = ParseValueError::new(
-    "http:// is for this machine only (127.0.0.1, [::1] or localhost): use https:// for another",
+    "http:// is for this machine only (127.0.0.1, [::1] or localhost): use https:// for another machine",
 );
 
-/// The one rule about plaintext: nothing that takes, hands out or checks keys listens on an address that other machines
-/// reach, unless over TLS.
+/// Checks the rule about plaintext: a server that receives, sends or checks keys may listen on an address that other machines
+/// can reach only with TLS.
 ///
 /// # Errors
 ///
-/// When it would.
+/// When `ip` is such an address, and there is no TLS.
 pub(crate) fn refuse_plaintext_listener(
     field: &'static str,
-    address: IpAddr,
+    ip: IpAddr,
     has_tls: bool,
 ) -> Result<(), PlaintextError> {
-    if has_tls || address.is_loopback() {
+    if has_tls || ip.is_loopback() {
         Ok(())
     } else {
         let rule = PLAINTEXT_LISTENER;
@@ -42,11 +40,11 @@ pub(crate) fn refuse_plaintext_listener(
     }
 }
 
-/// The same of whoever connects to `host`.
+/// Checks the same rule for a client that connects to `host`.
 ///
 /// # Errors
 ///
-/// When what it says would cross a network in clear.
+/// When `host` is not on loopback, and there is no TLS.
 pub(crate) fn refuse_plaintext_client(host: &str, has_tls: bool) -> Result<(), ParseValueError> {
     if has_tls || is_loopback(host) {
         Ok(())

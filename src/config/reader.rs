@@ -1,4 +1,4 @@
-//! Reads a file into raw structs, and gathers every problem that is found on the way to settings.
+//! Reads a file into raw structs, and collects every problem that is found on the way to settings.
 
 use std::{
     collections::BTreeMap,
@@ -17,16 +17,16 @@ use super::error::{ConfigError, Problem};
 
 use crate::duration::written;
 
-/// The most bytes of a file that are read: a thousand routes take a tenth of it.
+/// The largest file that is read, in bytes: a thousand routes need a tenth of it.
 const MAX_FILE: u64 = 1 << 20;
 
-/// How many edits a misspelled field may be away from the one that is meant: more, and a guess is noise.
+/// The most edits between an unknown field and the known field that an error suggests: a guess beyond that is noise.
 const MAX_EDITS: usize = 2;
 
-/// A scalar as it stands in the file, with its place.
+/// A scalar of the file as text, with its line and column.
 pub(super) type Text = Spanned<String>;
 
-/// The problems found in one file so far, and where its fields stand.
+/// The problems found in one file so far, and the places of its fields.
 #[derive(Debug)]
 pub(super) struct Findings {
     file: String,
@@ -34,11 +34,11 @@ pub(super) struct Findings {
     places: Places,
 }
 
-/// Where the fields of a file stand, of those that are given in it.
+/// The line and column of each field that a file gives.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places(BTreeMap<String, (u64, u64)>);
 
-/// The text of the file at `path`, and the name by which errors call it.
+/// Returns the text of the file at `path`, and the name of the file for errors.
 pub(super) fn read(path: &Path) -> Result<(String, String), ConfigError> {
     let unreadable = |source| ConfigError::Unreadable {
         file: path.to_owned(),
@@ -100,10 +100,10 @@ impl Findings {
         }
     }
 
-    /// Notes that `field`, which stands at `place`, is wrong.
+    /// Notes a problem of `field` at `place`.
     pub(super) fn note(&mut self, place: Location, field: impl Display, message: impl Display) {
         self.problems.push(Problem {
-            // What is missing stands nowhere: the top of the file.
+            // A missing field has no place: it is reported at the top of the file.
             line: place.line().max(1),
             column: place.column().max(1),
             field: field.to_string(),
@@ -111,26 +111,28 @@ impl Findings {
         });
     }
 
-    /// Notes that `field` is missing from what stands at `place`.
-    pub(super) fn missing(&mut self, place: Location, field: impl Display) {
-        self.note(place, field, "is missing");
+    /// Notes that `field` is missing from the value at `place`. `advice` says what to do.
+    pub(super) fn missing(&mut self, place: Location, field: impl Display, advice: &str) {
+        self.note(place, field, format_args!("is missing, {advice}"));
     }
 
-    /// Parses a value that has no default, of what stands at `place`; none when it is missing or wrong, which was noted then.
+    /// Parses a value without a default, of the value at `place`. None if it is missing or wrong, which is then noted. `advice`
+    /// says what to do about a missing value.
     pub(super) fn required<T, E: Display>(
         &mut self,
         place: Location,
         field: impl Display,
+        advice: &str,
         text: Option<&Text>,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         if text.is_none() {
-            self.missing(place, &field);
+            self.missing(place, &field, advice);
         }
         self.parse(field, text, parse)
     }
 
-    /// Parses `text` where it is given; none when it is not, or when it is wrong and was noted.
+    /// Parses `text` where it is given. None if it is not given, or if it is wrong, which is then noted.
     pub(super) fn parse<T, E: Display>(
         &mut self,
         field: impl Display,
@@ -149,7 +151,7 @@ impl Findings {
             .ok()
     }
 
-    /// Parses `text`, or takes `default` where it is not given; none when it is wrong and was noted.
+    /// Parses `text`, or returns `default` where it is not given. None if it is wrong, which is then noted.
     pub(super) fn parse_or<T, E: Display>(
         &mut self,
         field: impl Display,
@@ -177,7 +179,7 @@ impl Findings {
                 .filter(within)
                 .ok_or_else(|| {
                     let [least, most] = [bounds.0, bounds.1].map(written);
-                    format!("use a duration from {least} to {most}, such as \"30s\"")
+                    format!("use a duration from {least} to {most}")
                 })
         })
     }
@@ -204,7 +206,8 @@ impl Findings {
         }
     }
 
-    /// Puts parts together that are right each; none when something was noted, or is now.
+    /// Combines parts that are each valid. None if a problem was noted before, or if they do not fit together, which is then
+    /// noted.
     pub(super) fn combine<T, E: Display>(
         &mut self,
         combine: impl FnOnce() -> Result<T, E>,
@@ -217,7 +220,7 @@ impl Findings {
             .ok()
     }
 
-    /// The settings and where they stand, unless something is wrong with them.
+    /// Returns the settings and the places of their fields, or all problems in the order of the file.
     pub(super) fn finish<T>(mut self, settings: Option<T>) -> Result<(T, Places), ConfigError> {
         match settings {
             Some(settings) if self.problems.is_empty() => Ok((settings, self.places)),
@@ -234,7 +237,7 @@ impl Findings {
 }
 
 impl Places {
-    /// Line and column of the first of `fields` that is given in the file; the top of the file where none is.
+    /// The line and column of the first of `fields` that the file gives; the top of the file if it gives none of them.
     #[must_use]
     pub(crate) fn of(&self, fields: &[&str]) -> (u64, u64) {
         let place = fields.iter().find_map(|field| self.0.get(*field));
@@ -274,7 +277,7 @@ fn problem_of(error: &serde_saphyr::Error, track: Track) -> Problem {
             expected: "sequence start",
             ..
         } => "use a list, such as `[first, second]`".to_owned(),
-        // The library's own enum, open to additions: its text says what it found.
+        // The enum belongs to the library and may grow. Its text says what is wrong.
         other => {
             let text = other.to_string();
             let place = format!(" at line {line}, column {column}");
@@ -291,7 +294,7 @@ fn problem_of(error: &serde_saphyr::Error, track: Track) -> Problem {
     }
 }
 
-/// The path as an operator writes it: without the wrapper that keeps a value's place.
+/// The path of a field as an operator writes it, without the wrapper that keeps the place of a value.
 fn path_of(track: Track) -> String {
     let mut path = String::new();
     for segment in &track.path() {
@@ -322,10 +325,10 @@ fn unknown_field(field: &str, known: &[&'static str]) -> String {
     }
 }
 
-/// How many letters must be put in, taken out, changed or swapped with their neighbour to make `from` into `to`.
+/// The number of letters to insert, remove, change or swap with their neighbour to turn `from` into `to`.
 fn edits(from: &str, to: &str) -> usize {
     let (from, to) = (from.as_bytes(), to.as_bytes());
-    // The field may be of any length; a known one is short, so that a long one is no match.
+    // The field of a file may have any length. A known field is short, so a long one is no match.
     if from.len() > to.len() + MAX_EDITS {
         return usize::MAX;
     }

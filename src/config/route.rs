@@ -1,4 +1,5 @@
-//! Routes of the sidecar's file: which keyring and scopes a request needs where the mesh cannot say so.
+//! The routes in the configuration file of a sidecar: the keyring and the scopes of requests for which the mesh does not
+//! give them.
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -26,17 +27,17 @@ pub(super) struct KnownKeyrings<'a> {
     default: DefaultKeyring,
 }
 
-/// The keyring of the routes that name none.
+/// The keyring of the routes that do not name one.
 #[derive(Debug)]
 enum DefaultKeyring {
     Missing,
-    /// Given and not one of the keyrings, which was noted.
+    /// Given, but not one of the keyrings, which was noted.
     Wrong,
     Named(KeyringName),
 }
 
 impl<'a> KnownKeyrings<'a> {
-    /// The keyrings `names`, one of which `default_keyring` may be.
+    /// The keyrings `names`, with `default_keyring`, which has to be one of them.
     pub(super) fn from_raw(
         names: &'a [KeyringName],
         default_keyring: Option<&Text>,
@@ -81,7 +82,7 @@ pub(super) fn rules(
             found.note(
                 raw.referenced,
                 format_args!("routes[{at}]"),
-                format_args!("matches the same as routes[{other}], remove one of the two"),
+                format_args!("matches the same requests as routes[{other}], remove one of the two"),
             );
         }
         rules.push((at, rule));
@@ -89,7 +90,7 @@ pub(super) fn rules(
     rules.into_iter().map(|(_, rule)| rule).collect()
 }
 
-/// The rule that stands at position `at`; none when it is wrong, which was noted then.
+/// The rule at index `at`; none if it is wrong, which is then noted.
 fn rule(
     at: usize,
     raw: &Spanned<RawRoute>,
@@ -150,12 +151,12 @@ fn rule(
     })
 }
 
-/// Parses the name of a keyring that the file holds.
+/// Parses the name of a keyring of the file.
 fn known(text: &str, names: &[KeyringName]) -> Result<KeyringName, String> {
     let name: KeyringName = text.parse().map_err(|error| format!("{error}"))?;
     if names.contains(&name) {
         Ok(name)
     } else {
-        Err("is not in `keyrings`, add it there or name one of those".to_owned())
+        Err("is not in `keyrings`, add it there or name another keyring".to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! The sidecar's file.
+//! The configuration file of a sidecar.
 
 use std::{
     collections::BTreeMap,
@@ -31,65 +31,66 @@ use crate::{
     tls::TlsFiles,
 };
 
-/// What a sidecar is told at its start.
+/// The settings of a sidecar. Relative paths are relative to the working directory.
 #[derive(Clone, Debug)]
 pub struct SidecarSettings {
-    /// Who this sidecar is.
     pub(crate) node: NodeSettings,
-    /// Where Envoy asks (`ext_authz` and gRPC health): without TLS loopback or a Unix socket. Default: `127.0.0.1:9001`.
+    /// The address for Envoy (`ext_authz` and gRPC health); without TLS, on loopback or a Unix socket. Default:
+    /// `127.0.0.1:9001`.
     pub(crate) listen: Listen,
-    /// The certificate that Envoy sees, and those that it needs. Default: none.
+    /// The certificate of `listen`, and the authorities of the certificates that Envoy has to present. Default: none.
     pub(crate) listen_tls: Option<TlsFiles>,
-    /// Where `/metrics`, `/livez`, `/readyz` and `/status` are served, on any address. Default: `127.0.0.1:9002`.
+    /// The address of `/metrics`, `/livez`, `/readyz` and `/status`; any address is allowed. Default: `127.0.0.1:9002`.
     pub(crate) http: SocketAddr,
-    /// Threads that answer Checks, 1 to 64. Default: 1.
+    /// The number of threads that answer checks, 1 to 64. Default: 1.
     pub(crate) workers: NonZeroUsize,
-    /// The control planes, 1 to 16: the first that answers is used.
+    /// The addresses of the control plane, 1 to 16. The first that answers is used.
     pub(crate) control: Vec<ControlEndpoint>,
-    /// Certificates on the way to them; there for `https://`.
+    /// The TLS files for `control`; given if its addresses are `https://`.
     pub(crate) control_tls: Option<ClientTls>,
-    /// The keyrings that this sidecar holds, 1 to 256, each once.
+    /// The keyrings of this sidecar, 1 to 256, each once.
     pub(crate) keyrings: Vec<KeyringSettings>,
-    /// Where credentials are, which keyring a request belongs to, and what the upstream is told. The keyrings that it
-    /// names are among `keyrings`.
+    /// The places of credentials, the routes to keyrings, and the headers for the upstream. All keyrings that it names are
+    /// in `keyrings`.
     pub(crate) authz: authz::Settings,
-    /// The file that lets it restart without a control plane. Default: none, and nothing is kept on disk.
+    /// The snapshot file, with which a sidecar can restart while the control plane is away. Default: none; then nothing is
+    /// written to disk.
     pub snapshot: Option<SnapshotSettings>,
-    /// Where spans go.
+    /// The export of spans.
     pub(crate) telemetry: TelemetrySettings,
-    /// What is logged.
+    /// The format and level of the log.
     pub(crate) log: LogSettings,
 }
 
-/// Who a sidecar is.
+/// The identity of a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NodeSettings {
-    /// Unique among the sidecars of a control plane. Default: the host name.
+    /// The node id, unique among the sidecars of a control plane. Default: the host name.
     pub(crate) id: NodeName,
-    /// The group that it belongs to. Default: `default`.
+    /// The group of the sidecar. Default: `default`.
     pub(crate) cluster: NodeName,
-    /// At most 16 facts for the operator, with names and values of 1 to 128 printable characters. Default: none.
+    /// Information for the operator: at most 16 entries, with names and values of 1 to 128 printable characters. Default:
+    /// none.
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-/// A keyring that the sidecar holds.
+/// A keyring of the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyringSettings {
-    /// Its name.
     pub(crate) name: KeyringName,
-    /// How much of it is held. Default: all of it.
+    /// Whether the sidecar holds the whole keyring, or keys on demand. Default: the whole keyring.
     pub(crate) mode: Mode,
-    /// Its own limits, or those of the file.
+    /// The limits of the keyring, or else those of the file.
     pub(crate) staleness: Staleness,
 }
 
-/// A channel of a sidecar would not be safe.
+/// The settings of a channel are not safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ChannelError {
-    /// It would listen in clear.
+    /// A listener in plaintext on an address that other machines can reach.
     #[error(transparent)]
     Listen(#[from] PlaintextError),
-    /// It would connect otherwise than it should.
+    /// An address of the control plane does not fit `control.tls`.
     #[error("control.endpoints: {0}")]
     Endpoint(#[from] EndpointError),
 }
@@ -97,38 +98,42 @@ pub(crate) enum ChannelError {
 /// An address of a control plane does not fit `control.tls`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum EndpointError {
-    /// TLS is asked for without certificates.
-    #[error("https:// needs `control.tls` with `ca`, `cert` and `key`")]
+    /// `https://` without `control.tls`.
+    #[error(
+        "https:// needs `control.tls`: `ca` or `bundles`, and `cert` with `key`, or `token_file`"
+    )]
     NoTls,
-    /// Certificates are there and not used.
-    #[error("http:// does not use `control.tls`: write https://, or remove it")]
+    /// `control.tls` with `http://`, which does not use it.
+    #[error("http:// does not use `control.tls`: write https://, or remove `control.tls`")]
     Plaintext,
 }
 
-/// The snapshot file.
+/// The settings of the snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotSettings {
-    /// Where it is. Its directory exists, and belongs to the user of the sidecar.
+    /// The path of the snapshot file, in an existing directory that belongs to the user of the sidecar.
     pub path: PathBuf,
-    /// Where the key is under which it is sealed, as `relatch config snapshot-key` makes one.
+    /// The path of the key that encrypts the snapshot file. `relatch config snapshot-key` creates one.
     pub(crate) key_file: PathBuf,
-    /// Whether an orderly stop erases it: for a sidecar that does not come back under the same name. Default: false.
+    /// Whether the sidecar deletes the snapshot file when it stops in order: for a sidecar that does not start again under
+    /// the same node id. Default: false.
     pub(crate) erase_on_stop: bool,
 }
 
-/// The most control planes: more do not make it more available.
+/// The most addresses of control planes: more of them do not improve availability.
 const MAX_ENDPOINTS: usize = 16;
 
-/// The most keyrings: each is one more subscription and one more label in every metric.
+/// The most keyrings: each adds a subscription, and a label value in every metric.
 const MAX_KEYRINGS: usize = 256;
 
-/// The most labels: they travel in every message of presence.
+/// The most labels: the sidecar sends them in every message of presence.
 const MAX_LABELS: usize = 16;
 
-/// The most workers: more threads than any machine's cores help nobody.
+/// The most workers: more threads than cores do not help.
 const MAX_WORKERS: usize = 64;
 
-/// Bounds of both limits of staleness: below a second no answer comes in time, beyond a month nothing is confirmed.
+/// The bounds of both limits of staleness. Below a second, no answer arrives in time. After a month without a confirmation,
+/// nothing is known about the keyring.
 const STALENESS_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_hours(30 * 24));
 
@@ -216,22 +221,22 @@ struct RawStaleness {
 ///
 /// # Errors
 ///
-/// When it cannot be read, or with everything that is wrong in it.
+/// When it cannot be read, or is not valid; the error has all problems.
 pub(crate) fn load(path: &Path) -> Result<SidecarSettings, ConfigError> {
     let (text, file) = reader::read(path)?;
     parse(&text, &file)
 }
 
-/// Reads `text`, which errors call `file`.
+/// Reads `text`; errors name it `file`.
 ///
 /// # Errors
 ///
-/// With everything that is wrong in it.
+/// When it is not valid; the error has all problems.
 pub fn parse(text: &str, file: &str) -> Result<SidecarSettings, ConfigError> {
     parse_placed(text, file).map(|(settings, _)| settings)
 }
 
-/// The same, with where the settings stand.
+/// As [`parse`], with the places of the fields.
 pub(super) fn parse_placed(
     text: &str,
     file: &str,
@@ -243,7 +248,7 @@ pub(super) fn parse_placed(
 }
 
 impl SidecarSettings {
-    /// The defaults, for a sidecar named `node` that holds `keyrings` of the control plane at `control`.
+    /// The defaults for a sidecar `node` with `keyrings` of the control plane at `control`.
     #[must_use]
     pub(crate) fn new(
         node: NodeName,
@@ -274,12 +279,11 @@ impl SidecarSettings {
         }
     }
 
-    /// Whether nothing is said in clear beyond this machine, and TLS is where it is asked for: after flags have replaced
-    /// what was in the file.
+    /// Checks the addresses again after flags have replaced some of the file.
     ///
     /// # Errors
     ///
-    /// When it is not so.
+    /// When a channel would leave this machine in plaintext, or `control.tls` does not fit the addresses in `control`.
     pub(crate) fn check_channels(&self) -> Result<(), ChannelError> {
         if let Some(ip) = self.listen.ip() {
             refuse_plaintext_listener("listen", ip, self.listen_tls.is_some())?;
@@ -366,7 +370,7 @@ impl SidecarSettings {
 }
 
 impl NodeSettings {
-    /// A node of the default cluster, without labels.
+    /// A node `id` of the default cluster, without labels.
     #[must_use]
     pub(crate) fn named(id: NodeName) -> Self {
         Self {
@@ -378,7 +382,7 @@ impl NodeSettings {
         }
     }
 
-    /// None when there is no id, which was noted then.
+    /// None if the id is not valid, which is then noted.
     fn from_raw(raw: RawNode, found: &mut Findings) -> Option<Self> {
         let id = match &raw.id {
             Some(id) => found.parse("node.id", Some(id), str::parse),
@@ -421,7 +425,7 @@ impl NodeSettings {
 }
 
 impl SnapshotSettings {
-    /// None when there are none, or they are wrong, which was noted then.
+    /// None if they are not given, or if they are not valid, which is then noted.
     fn from_raw(raw: Option<Spanned<RawSnapshot>>, found: &mut Findings) -> Option<Self> {
         let Spanned {
             value: raw,
@@ -457,7 +461,7 @@ impl SnapshotSettings {
 }
 
 impl RawNotice {
-    /// What a consumer is told; none for nothing.
+    /// The notices for consumers; none if they are switched off.
     fn into_notices(self, found: &mut Findings) -> Option<Notices> {
         let mut is_on = |name: &str, text: Option<&Text>| {
             found.parse(format_args!("notice.{name}"), text, value::boolean)
@@ -479,7 +483,7 @@ impl RawNotice {
                 found.note(
                     text.referenced,
                     field,
-                    "nothing is announced while `notice.enabled` is false, remove one of the two",
+                    "has no effect while `notice.enabled` is false, remove one of the two",
                 );
             }
         }
@@ -500,7 +504,7 @@ impl RawRate {
 }
 
 impl RawStaleness {
-    /// The limits, each from `default` where it is not given.
+    /// The limits, each with `default` where it is not given.
     fn into_limits(self, field: &str, default: Staleness, found: &mut Findings) -> Staleness {
         let mut limit = |name: &str, text: Option<&Text>, default| {
             found
@@ -534,7 +538,7 @@ fn workers(text: &str) -> Result<NonZeroUsize, String> {
         .ok_or_else(|| format!("use a whole number from 1 to {MAX_WORKERS}"))
 }
 
-/// The control planes, and the certificates on the way to them.
+/// The addresses of the control plane, and the TLS files for them.
 fn control(
     raw: Option<Spanned<RawControl>>,
     found: &mut Findings,
@@ -546,11 +550,11 @@ fn control(
     (endpoints, tls)
 }
 
-/// Whether an endpoint and `control.tls` fit.
+/// Checks that an endpoint and `control.tls` fit.
 fn check_endpoint(endpoint: &ControlEndpoint, has_tls: bool) -> Result<(), EndpointError> {
     match (endpoint.has_tls(), has_tls) {
         (true, false) => Err(EndpointError::NoTls),
-        // A slip of the pen would say in clear what was to be said over TLS.
+        // A typing error must not send in plaintext what the operator meant to send over TLS.
         (false, true) => Err(EndpointError::Plaintext),
         (true, true) | (false, false) => Ok(()),
     }

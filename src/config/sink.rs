@@ -1,7 +1,7 @@
-//! Where the control plane's file says that secrets of scheduled rotations are delivered.
+//! The sinks in the configuration file of a control plane, for the secrets of scheduled rotations.
 //!
-//! Sinks stand in the file alone: whoever may declare one chooses a program that the control plane runs, which no admin
-//! token may do.
+//! Only the file can declare a sink: a sink can be a program that the control plane runs, and no admin token may choose
+//! one.
 
 use std::{
     path::{Component, Path, PathBuf},
@@ -17,21 +17,21 @@ use super::{
 };
 use crate::key::SinkName;
 
-/// A place to which secrets of scheduled rotations can be delivered.
+/// The settings of a sink for the secrets of scheduled rotations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkSettings {
-    /// What a policy calls it.
+    /// The name that policies use.
     pub name: SinkName,
-    /// What it is.
+    /// The kind of sink, with its settings.
     pub target: SinkTarget,
 }
 
-/// What a sink is.
+/// The kinds of sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SinkTarget {
     /// Files in a directory.
     File(FileSettings),
-    /// A program that is handed the secret.
+    /// A program that receives the secret.
     Exec(ExecSettings),
     /// A KV version 2 mount of Vault or OpenBao.
     Vault(VaultSettings),
@@ -44,18 +44,18 @@ pub struct FileSettings {
     pub(crate) directory: PathBuf,
 }
 
-/// A program that is handed the secret on its standard input.
+/// A program that receives the secret on its standard input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecSettings {
-    /// Its absolute path.
+    /// The absolute path of the program.
     pub(crate) program: PathBuf,
-    /// What it is called with, without its name.
+    /// The arguments, without the name of the program.
     pub(crate) arguments: Vec<String>,
-    /// How long it may run, 1 second to 10 minutes. Default: 30 seconds.
+    /// The longest time of one run, 1 second to 10 minutes. Default: 30 seconds.
     pub(crate) timeout: Duration,
 }
 
-/// The sinks as they stand in the file.
+/// The sinks as the file gives them.
 pub(super) type RawSinks = Spanned<Vec<Spanned<RawSink>>>;
 
 #[derive(Debug, Deserialize)]
@@ -80,15 +80,17 @@ struct RawExec {
     timeout: Option<Text>,
 }
 
-/// One for each team of a large company; each costs a client of its own.
+/// The most sinks: one for each team of a large company. Each has a client of its own.
 const MAX_SINKS: usize = 64;
-/// More than a program that delivers one secret has arguments.
+/// The most arguments: a program that delivers one secret has fewer.
 const MAX_ARGUMENTS: usize = 64;
-/// How long a command may run when the file does not say: a call to a busy cluster takes seconds.
+/// The default limit of a run: a call to a busy cluster takes seconds.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Below, starting an interpreter can take too long; above, the new version waits pending for one place.
+/// Below 1 second, the start of an interpreter can take too long. Above 10 minutes, a new version stays pending for too long
+/// because of one sink.
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(10));
-/// The sinks of the file; what is wrong with them is noted.
+
+/// The valid sinks of the file; problems are noted.
 pub(super) fn from_raw(raw: RawSinks, found: &mut Findings) -> Vec<SinkSettings> {
     found.bound("sinks", &raw, MAX_SINKS);
     let mut sinks: Vec<SinkSettings> = Vec::new();
@@ -100,7 +102,7 @@ pub(super) fn from_raw(raw: RawSinks, found: &mut Findings) -> Vec<SinkSettings>
             found.note(
                 place,
                 field("name"),
-                "is missing, a policy refers to the sink by it",
+                "is missing, name the sink: policies refer to it by this name",
             );
         }
         let name: Option<SinkName> = found.parse(field("name"), raw.name.as_ref(), str::parse);
@@ -146,7 +148,8 @@ impl RawFile {
         found: &mut Findings,
     ) -> Option<FileSettings> {
         let field = format!("sinks[{at}].file.directory");
-        let directory = found.required(place, &field, self.directory.as_ref(), absolute)?;
+        let directory = self.directory.as_ref();
+        let directory = found.required(place, &field, "name a directory", directory, absolute)?;
         Some(FileSettings { directory })
     }
 }
@@ -168,7 +171,7 @@ impl RawExec {
             None => Some(DEFAULT_TIMEOUT),
         };
         let Some(command) = self.command else {
-            found.missing(place, &field);
+            found.missing(place, &field, "name a program and its arguments");
             return None;
         };
         found.bound(&field, &command, MAX_ARGUMENTS);
@@ -176,7 +179,7 @@ impl RawExec {
             found.note(
                 command.referenced,
                 &field,
-                "is empty, begin with the path of a program",
+                "is empty, name a program and its arguments, such as [/usr/local/bin/deliver]",
             );
             return None;
         };
@@ -211,12 +214,12 @@ fn absolute(text: &str) -> Result<PathBuf, &'static str> {
 }
 
 fn argument(text: &str) -> Result<String, &'static str> {
-    /// Far below what the system takes in all (`ARG_MAX`), far above what a name or a flag needs.
+    /// The longest argument in bytes: far below the limit of the system (`ARG_MAX`), far above the need of a name or a flag.
     const MAX_ARGUMENT: usize = 4 << 10;
     if text.len() <= MAX_ARGUMENT && !text.contains('\0') {
         Ok(text.to_owned())
     } else {
-        Err("use at most 4096 bytes without a zero byte")
+        Err("use at most 4,096 bytes, without a zero byte")
     }
 }
 
@@ -293,23 +296,23 @@ mod tests {
     #[test]
     fn each_bad_value_is_named_with_its_place() {
         const ABSOLUTE: &str = "use an absolute path without `..`";
-        const PATH: &str = "use segments of A-Z, a-z, 0-9 and . _ - with '/' between them, and in them {keyring}, \
-                            {consumer} and {key_id}";
+        const PATH: &str = "use segments of A-Z, a-z, 0-9, . _ - and the placeholders {keyring}, {consumer} \
+                            and {key_id}, with '/' between them";
         for (yaml, expected) in [
             ("file: { directory: run }", format!("3:35: sinks[0].file.directory: {ABSOLUTE}")),
             ("file: { directory: /run/../etc }", format!("3:35: sinks[0].file.directory: {ABSOLUTE}")),
-            ("file: {}", "3:5: sinks[0].file.directory: is missing".into()),
+            ("file: {}", "3:5: sinks[0].file.directory: is missing, name a directory".into()),
             ("files: {}", "3:16: sinks[0].files: is not a known field, did you mean `file`?".into()),
-            ("exec: { command: [] }", "3:33: sinks[0].exec.command: is empty, begin with the path of a program".into()),
+            ("exec: { command: [] }", "3:33: sinks[0].exec.command: is empty, name a program and its arguments, such as [/usr/local/bin/deliver]".into()),
             ("exec: { command: [sh] }", format!("3:34: sinks[0].exec.command[0]: {ABSOLUTE}")),
-            ("exec: { timeout: 5s }", "3:5: sinks[0].exec.command: is missing".into()),
+            ("exec: { timeout: 5s }", "3:5: sinks[0].exec.command: is missing, name a program and its arguments".into()),
             (
                 "exec: { command: [/a], timeout: 11m }",
-                "3:48: sinks[0].exec.timeout: use a duration from 1s to 10m, such as \"30s\"".into(),
+                "3:48: sinks[0].exec.timeout: use a duration from 1s to 10m".into(),
             ),
             (
                 "exec: { command: [/a, \"\\0\"] }",
-                "3:38: sinks[0].exec.command[1]: use at most 4096 bytes without a zero byte".into(),
+                "3:38: sinks[0].exec.command[1]: use at most 4,096 bytes, without a zero byte".into(),
             ),
             ("kafka: a", "3:16: sinks[0].kafka: is not a known field, use one of `name`, `file`, `exec`, `vault`".into()),
         ] {
@@ -318,7 +321,7 @@ mod tests {
         for (field, expected) in [
             (
                 "address: \"http://vault:8200\"",
-                "sinks[0].vault.address: secrets go there: use https://, or http:// with 127.0.0.1, [::1] or localhost",
+                "sinks[0].vault.address: use https://, or http:// with 127.0.0.1, [::1] or localhost: secrets are sent to this address",
             ),
             (
                 "address: \"https://u:p@vault:8200\"",
@@ -348,7 +351,7 @@ mod tests {
             ("path: \"{key_id\"", &format!("sinks[0].vault.path: {PATH}")),
             (
                 "path: \"{keyring}/{consumer}\"",
-                "sinks[0].vault.path: put {key_id} into it: two keys must not share a place",
+                "sinks[0].vault.path: add {key_id} to the path: two keys must not have the same path",
             ),
         ] {
             let address = if field.starts_with("address") {
@@ -373,7 +376,7 @@ mod tests {
         assert_eq!(
             sinks("sinks:\n  - { file: { directory: /a } }\n"),
             Err(
-                "control.yaml:3:5: sinks[0].name: is missing, a policy refers to the sink by it"
+                "control.yaml:3:5: sinks[0].name: is missing, name the sink: policies refer to it by this name"
                     .to_owned()
             )
         );

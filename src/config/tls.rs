@@ -1,4 +1,4 @@
-//! Certificates of a channel, and where it listens.
+//! The TLS settings and addresses of the channels, and the rules of admission to discovery.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,18 +25,18 @@ use crate::{
     tls::{Authorities, Identity, TlsFiles, TrustDomain, domain_text, files::OwnFiles},
 };
 
-/// The side that connects.
+/// The TLS settings of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClientTls {
-    /// Its certificate and its key, where it has no token, and the authorities that it trusts.
+    /// The certificate and key, unless there is a token, and the authorities of the server.
     pub(crate) files: TlsFiles,
-    /// Who the server has to be, beside being at its host. Default: anybody with a certificate for the host.
+    /// The identity that the certificate of the server needs in addition to the host name. Default: any.
     pub(crate) server_identity: Option<Identity>,
-    /// The token that is shown in the place of a certificate.
+    /// The file of the token that is sent instead of a certificate.
     pub(crate) token_file: Option<PathBuf>,
 }
 
-/// Where a server listens: an address, or an address with more.
+/// The address of a server, alone or as one field among others.
 #[derive(Debug)]
 pub(super) enum RawListener<F> {
     Address(String),
@@ -94,17 +94,17 @@ pub(super) struct RawClientTls {
     server_identity: Option<Text>,
 }
 
-/// Files of authorities by the names of trust domains.
+/// Files of authorities by the name of their trust domain.
 type RawBundles = Spanned<BTreeMap<String, Text>>;
 
-/// A server as it stands in the file.
+/// The address and TLS files of a server.
 #[derive(Debug, Default)]
 pub(super) struct ServerParts {
     pub(super) address: Option<Text>,
     pub(super) tls: Option<TlsFiles>,
 }
 
-/// Where sidecars connect, as it stands in the file.
+/// The settings of discovery.
 #[derive(Debug)]
 pub(super) struct DiscoveryParts {
     pub(super) server: ServerParts,
@@ -112,17 +112,19 @@ pub(super) struct DiscoveryParts {
     pub(super) admission: Admission,
 }
 
-/// The most tokens: all files are read every two seconds, and what has more sidecars has something that issues certificates.
+/// The most tokens: every file is read every two seconds, and an operator of more sidecars has a tool that issues
+/// certificates.
 const MAX_TOKENS: usize = 100;
-/// The most bundles: each is read every two seconds, and a mesh that trusts more needs a broker between.
+/// The most bundles: each file is read every two seconds, and a mesh that trusts more domains needs a broker between them.
 const MAX_BUNDLES: usize = 32;
-/// The most rules: more say that patterns would be better.
+/// The most rules: patterns suit better where there are more.
 const MAX_RULES: usize = 1_000;
-/// Who may open a Unix socket is said by the mode of its directory.
+/// The problem of TLS on a Unix socket. The mode of the directory determines who may open the socket.
 const UNIX_TLS: ParseValueError =
     ParseValueError::new("a Unix socket never leaves this machine: remove `tls`");
+
 impl RawListener<RawServer> {
-    /// Its parts; the address has the place of the whole where that is all there is.
+    /// Splits the settings into parts. An address that stands alone has the place of the whole.
     pub(super) fn into_parts(
         listener: Option<Spanned<Self>>,
         field: &str,
@@ -142,7 +144,7 @@ impl RawListener<RawServer> {
 }
 
 impl RawListener<RawDiscovery> {
-    /// Its parts.
+    /// Splits the settings into parts.
     pub(super) fn into_parts(
         listener: Option<Spanned<Self>>,
         field: &str,
@@ -159,7 +161,9 @@ impl RawListener<RawDiscovery> {
         let admission = admission(place, raw.allow, raw.tls.is_some(), found);
         let authorities = match &raw.tokens {
             None => ClientAuthorities::Needed("the authorities of the sidecars' certificates"),
-            Some(_) => ClientAuthorities::Unused("sidecars show tokens, and no certificates"),
+            Some(_) => ClientAuthorities::Unused(
+                "cannot be used together with `discovery.tokens`, with which sidecars present no certificates",
+            ),
         };
         let tokens = raw.tokens.map_or_else(Vec::new, |tokens| {
             if raw.tls.is_none() {
@@ -167,7 +171,7 @@ impl RawListener<RawDiscovery> {
                 found.note(
                     tokens.referenced,
                     field,
-                    "needs `discovery.tls`: a token is not sent in clear",
+                    "needs `discovery.tls`: a token must not be sent in plaintext",
                 );
             }
             bearer_files(tokens, &format!("{field}.tokens"), found)
@@ -200,7 +204,7 @@ impl DiscoveryParts {
 }
 
 impl ServerParts {
-    /// The address, where it is given and may be listened on.
+    /// The address, if it is given and allowed.
     pub(super) fn address(&self, field: &'static str, found: &mut Findings) -> Option<SocketAddr> {
         found.parse(field, self.address.as_ref(), |text| {
             let address = super::value::address(text)?;
@@ -210,7 +214,7 @@ impl ServerParts {
         })
     }
 
-    /// The same of a server that may also listen on a Unix socket.
+    /// The same for a server that may also listen on a Unix socket.
     pub(super) fn listen(&self, found: &mut Findings) -> Option<Listen> {
         let has_tls = self.tls.is_some();
         found.parse("listen", self.address.as_ref(), |text| {
@@ -233,7 +237,7 @@ impl ServerParts {
 }
 
 impl ClientTls {
-    /// None when something is missing, which was noted then.
+    /// None if something is missing or wrong, which is then noted.
     pub(super) fn from_raw(raw: &Spanned<RawClientTls>, found: &mut Findings) -> Option<Self> {
         const FIELD: &str = "control.tls";
         let mut file = |name: &str, text: Option<&Text>, what: Option<&str>| {
@@ -285,7 +289,7 @@ impl ClientTls {
             for (name, text) in [("cert", &raw_files.cert), ("key", &raw_files.key)] {
                 if let Some(text) = text {
                     let field = format_args!("{FIELD}.{name}");
-                    let why = "has `token_file` beside it, of which one is shown: remove the other";
+                    let why = "cannot be used together with `token_file`: remove one of the two";
                     found.note(text.referenced, field, why);
                 }
             }
@@ -304,12 +308,13 @@ impl ClientTls {
     }
 }
 
-/// Whether a server names the authorities of its clients.
+/// Whether a server needs the authorities of its clients.
 #[derive(Clone, Copy)]
 enum ClientAuthorities {
+    /// With the words for them in an error.
     Needed(&'static str),
     Optional,
-    /// And why.
+    /// With the reason.
     Unused(&'static str),
 }
 
@@ -377,7 +382,8 @@ fn server_files(
     })
 }
 
-/// The file of each trust domain, beside `flat`, the field with authorities for all; none when something was noted.
+/// The file of each trust domain; none if a problem was noted. `flat` is the field with the authorities of all domains, if
+/// that is given too.
 fn read_bundles(
     raw: &RawBundles,
     parent: &str,
@@ -386,7 +392,7 @@ fn read_bundles(
 ) -> Option<BTreeMap<TrustDomain, PathBuf>> {
     let field = format!("{parent}.bundles");
     let problem = if let Some(flat) = flat {
-        format!("has `{flat}` beside it, of which one is used: remove the other")
+        format!("cannot be used together with `{flat}`: remove one of the two")
     } else if raw.value.is_empty() {
         "is empty, name the authorities of each trust domain, such as { mesh.example: mesh.pem }"
             .to_owned()
@@ -409,8 +415,8 @@ fn read_bundles(
     None
 }
 
-/// A server that may be of several trust domains has to be named: else whoever is an authority of one of them could stand in
-/// for it.
+/// Checks that the identity of the server is given where there are several trust domains: without it, an authority of any of
+/// them could issue a certificate for the server.
 fn check_server_identity(
     raw: &Spanned<RawClientTls>,
     expected: Option<&Identity>,
@@ -422,26 +428,26 @@ fn check_server_identity(
     match (given, expected.map(TrustDomain::of)) {
         (Some(_), Some(Ok(domain))) if bundles.contains_key(&domain) => {}
         (Some(given), Some(Ok(domain))) => {
-            let why = format!("is of trust domain {domain}, for which `bundles` names no file");
+            let why = format!("is of trust domain {domain}, which is not in `bundles`: add its file there");
             found.note(given.referenced, FIELD, why);
         }
         (Some(given), Some(Err(_))) => {
-            let why = "is judged by `bundles`: use a SPIFFE ID, such as spiffe://mesh.example/control";
+            let why = "has to be a SPIFFE ID with `bundles`, such as spiffe://mesh.example/control";
             found.note(given.referenced, FIELD, why);
         }
-        // It was noted that it cannot be parsed.
+        // The problem was noted when it was parsed.
         (Some(_), None) => {}
         (None, _) if bundles.len() < 2 => {}
         (None, _) => found.note(
             raw.referenced,
             FIELD,
-            "is missing: with the bundles of several trust domains, name the identity of the control plane, \
-             such as spiffe://mesh.example/control",
+            "is missing, name the identity of the control plane, such as spiffe://mesh.example/control: with several trust \
+             domains in `bundles`, it is needed",
         ),
     }
 }
 
-/// The identities of rules, with the place of each in the list.
+/// The identities of rules, with the index of each in the list.
 fn identities(allow: Option<&Spanned<Vec<Spanned<RawRule>>>>) -> Vec<(usize, Text)> {
     let rules = allow.map_or(&[][..], |allow| &allow.value);
     let rules = rules.iter().take(MAX_RULES).enumerate();
@@ -449,8 +455,8 @@ fn identities(allow: Option<&Spanned<Vec<Spanned<RawRule>>>>) -> Vec<(usize, Tex
     identities.collect()
 }
 
-/// Refuses rules that the authorities cannot tell apart, or can never serve. All of one file may sign for every trust
-/// domain: with rules for two, those of one could make an identity of the other.
+/// Refuses rules that the authorities cannot tell apart, and rules that can never match. The authorities of one file may sign
+/// for every trust domain: with rules for two domains, an authority of one could issue an identity of the other.
 fn check_domains(
     identities: &[(usize, Text)],
     authorities: &Authorities<PathBuf>,
@@ -468,8 +474,8 @@ fn check_domains(
             };
             for (at, identity, other) in rules.filter(|(_, _, domain)| *domain != first) {
                 let why = format!(
-                    "is of trust domain {other}, and discovery.allow[{first_at}] of {first}: `client_ca` serves one trust \
-                     domain, since its authorities may sign for any; use `discovery.tls.bundles` with a file for each"
+                    "is of trust domain {other}, but discovery.allow[{first_at}] is of {first}: `client_ca` is for one trust \
+                     domain, because its authorities may sign for any; use `discovery.tls.bundles` with a file for each"
                 );
                 found.note(identity.referenced, field(at), why);
             }
@@ -480,8 +486,8 @@ fn check_domains(
                 let is_served = |domain: TrustDomain| bundles.contains_key(&domain);
                 let is_exact = identity.value.starts_with("spiffe://");
                 if !(is_exact && domain.parse().is_ok_and(is_served)) {
-                    let why = "is of no trust domain for which `discovery.tls.bundles` names a file: add one, or remove \
-                               the rule";
+                    let why = "is not a SPIFFE ID of a trust domain in `discovery.tls.bundles`: add a file for its \
+                               domain there, or remove the rule";
                     found.note(identity.referenced, field(*at), why);
                 }
             }
@@ -495,7 +501,7 @@ fn bearer_files(
     found: &mut Findings,
 ) -> Vec<BearerFile> {
     if raw.value.is_empty() {
-        let why = "is empty, name files with the identities of their tokens, or remove it";
+        let why = "is empty, add entries with `file` and `identity`, or remove the field";
         found.note(raw.referenced, field, why);
     }
     found.bound(field, &raw, MAX_TOKENS);
@@ -504,7 +510,11 @@ fn bearer_files(
         let (place, raw) = (raw.referenced, raw.value);
         for (name, text, what) in [
             ("file", &raw.file, "name the file of a token"),
-            ("identity", &raw.identity, "say for whom the token speaks"),
+            (
+                "identity",
+                &raw.identity,
+                "name the identity of the sidecars that use the token",
+            ),
         ] {
             if text.is_none() {
                 found.note(
@@ -542,7 +552,7 @@ fn admission(
             found.note(
                 place,
                 FIELD,
-                "is missing, say who may subscribe to what, such as \
+                "is missing or empty, list which sidecars may subscribe to which keyrings, such as \
                  [{ identity: \"spiffe://mesh.example/relatch/edge-1\", keyrings: [payments] }]",
             );
             return Admission::Rules(Vec::new());
@@ -551,7 +561,7 @@ fn admission(
             found.note(
                 raw.referenced,
                 FIELD,
-                "needs `discovery.tls`: without certificates nobody has an identity",
+                "needs `discovery.tls`: without TLS, sidecars have no identity",
             );
             return Admission::Local;
         }
@@ -568,11 +578,15 @@ fn rule(field: &str, raw: &Spanned<RawRule>, found: &mut Findings) -> Option<Adm
     let raw = &raw.value;
     if raw.identity.is_none() {
         let field = format_args!("{field}.identity");
-        found.note(place, field, "is missing, name the URI of a certificate");
+        found.note(
+            place,
+            field,
+            "is missing, use a URI such as spiffe://mesh.example/relatch/edge-1",
+        );
     }
     let identity = found.parse(format_args!("{field}.identity"), raw.identity.as_ref(), |text| {
         text.parse().map_err(|_| {
-            "use a URI such as spiffe://mesh.example/relatch/edge-1; a * may stand for its last path segment"
+            "use a URI such as spiffe://mesh.example/relatch/edge-1; its last path segment may be a *"
         })
     });
     let node = found.parse(format_args!("{field}.node"), raw.node.as_ref(), str::parse);
@@ -583,7 +597,7 @@ fn rule(field: &str, raw: &Spanned<RawRule>, found: &mut Findings) -> Option<Adm
             found.note(
                 place,
                 field,
-                "is missing, name keyrings, or \"*\" for all of them",
+                "is missing, list keyrings, or use [\"*\"] for all keyrings",
             );
             None
         }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{budget::Rate, parse::ParseValueError};
 
-/// Where a server listens.
+/// The address on which a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
     /// A TCP address; port 0 lets the system choose.
@@ -34,16 +34,16 @@ pub(crate) struct ControlEndpoint(Uri);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OtlpEndpoint(Uri);
 
-/// Where spans go.
+/// The export of spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetrySettings {
-    /// The OTLP/gRPC collector; none: no spans are made. Default: none.
+    /// The OTLP/gRPC collector. Default: none; then no spans are created.
     pub(crate) otlp_endpoint: Option<OtlpEndpoint>,
     /// `service.name` of the spans, 1 to 128 printable characters. Default: `relatch-sidecar` or `relatch-control`.
     pub(crate) service_name: String,
 }
 
-/// What is logged, and how.
+/// The format and level of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSettings {
     /// Default: text.
@@ -52,13 +52,13 @@ pub struct LogSettings {
     pub(crate) level: LevelFilter,
 }
 
-/// The form of a log line.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -77,10 +77,10 @@ pub(super) struct RawLog {
 }
 
 impl Listen {
-    /// The longest path that a Unix socket's address holds on Linux (`sockaddr_un`), without its final zero.
+    /// The longest path in the address of a Unix socket on Linux (`sockaddr_un`), in bytes, without its final zero.
     const MAX_PATH: usize = 107;
 
-    /// The address that other machines may reach; none for a Unix socket.
+    /// The IP address; none for a Unix socket.
     #[must_use]
     pub(crate) fn ip(&self) -> Option<IpAddr> {
         match self {
@@ -140,7 +140,7 @@ impl ControlEndpoint {
         format!("http://{address}").parse()
     }
 
-    /// Whether it is reached over TLS.
+    /// Whether the connection uses TLS.
     #[must_use]
     pub(crate) fn has_tls(&self) -> bool {
         self.0.scheme_str() == Some("https")
@@ -151,8 +151,9 @@ impl FromStr for ControlEndpoint {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: ParseValueError =
-            ParseValueError::new("use https://host:port, or on this machine http://127.0.0.1:9010");
+        const FORM: ParseValueError = ParseValueError::new(
+            "use https://host:port, or http:// on this machine, such as http://127.0.0.1:9010",
+        );
         let endpoint = Self(base_uri(text).ok_or(FORM)?);
         if !matches!(endpoint.0.scheme_str(), Some("http" | "https")) {
             return Err(FORM);
@@ -171,7 +172,7 @@ impl FromStr for OtlpEndpoint {
             .filter(|uri| uri.scheme_str() == Some("http"))
             .map(Self)
             .ok_or(ParseValueError::new(
-                "use http://host:port of a collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; \
+                "use http://host:port of a collector that receives OTLP over gRPC, such as http://127.0.0.1:4317; \
                  this version sends spans in plaintext",
             ))
     }
@@ -190,7 +191,7 @@ impl fmt::Display for OtlpEndpoint {
 }
 
 impl TelemetrySettings {
-    /// No spans, under the name `service_name`.
+    /// The defaults for the service `service_name`: no spans.
     #[must_use]
     pub(crate) fn named(service_name: &str) -> Self {
         Self {
@@ -248,17 +249,17 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Parses an address.
+/// Parses an IP address with a port.
 ///
 /// # Errors
 ///
-/// When `text` is none.
+/// When `text` is anything else.
 pub(crate) fn address(text: &str) -> Result<SocketAddr, ParseValueError> {
     text.parse()
         .map_err(|_| ParseValueError::new("use an IP address with a port, such as 127.0.0.1:9002"))
 }
 
-/// Parses a text that goes into labels: 1 to 128 printable ASCII characters.
+/// Parses a text for a label: 1 to 128 printable ASCII characters.
 pub(super) fn label(text: &str) -> Result<String, ParseValueError> {
     let valid = matches!(text.len(), 1..=128)
         && text
@@ -279,7 +280,7 @@ pub(super) fn boolean(text: &str) -> Result<bool, ParseValueError> {
         .map_err(|_| ParseValueError::new("use true or false"))
 }
 
-/// One of the numbers of a [`Rate`].
+/// Parses one of the numbers of a [`Rate`].
 pub(super) fn rate(text: &str) -> Result<u32, String> {
     text.parse()
         .ok()
@@ -287,7 +288,7 @@ pub(super) fn rate(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("use a whole number from 1 to {}", Rate::MAX))
 }
 
-/// A number of bytes within `bounds`, both included, such as `64MiB`.
+/// Parses a size such as `64MiB` within `bounds`, both included; the result and `bounds` are in bytes.
 pub(super) fn size(text: &str, bounds: (u64, u64)) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -306,7 +307,7 @@ pub(super) fn size(text: &str, bounds: (u64, u64)) -> Result<u64, String> {
         })
 }
 
-/// A size in the largest unit of which it is a multiple.
+/// Writes a size in the largest unit that divides it.
 fn in_words(bytes: u64) -> String {
     match bytes {
         bytes if bytes.is_multiple_of(1 << 30) => format!("{}GiB", bytes >> 30),
@@ -328,7 +329,7 @@ fn level(text: &str) -> Result<LevelFilter, ParseValueError> {
     }
 }
 
-/// A URI of scheme, host and port alone. Credentials in it are refused: they would be printed with it.
+/// Parses a URI that has a scheme, a host and a port only. Credentials in it are refused, because messages print the URI.
 pub(super) fn base_uri(text: &str) -> Option<Uri> {
     let uri: Uri = text.parse().ok()?;
     let base = uri.scheme().is_some()

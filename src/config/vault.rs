@@ -1,4 +1,4 @@
-//! A KV version 2 mount of Vault or OpenBao, as the control plane's file names it.
+//! The settings of a sink for a KV version 2 mount of Vault or OpenBao, in the configuration file of a control plane.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -19,7 +19,7 @@ use crate::{
 /// A KV version 2 mount of Vault or OpenBao.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VaultSettings {
-    /// The server.
+    /// The address of the server.
     pub address: VaultAddress,
     /// The path of the mount. Default: `secret`.
     pub mount: VaultMount,
@@ -27,9 +27,9 @@ pub struct VaultSettings {
     pub path: VaultPath,
     /// The file of the token, read at every delivery.
     pub token_file: PathBuf,
-    /// The namespace; none: the root's, or that of the token.
+    /// The namespace. Default: the root namespace, or that of the token.
     pub namespace: Option<VaultNamespace>,
-    /// A file of certificates in PEM that are trusted beside those of the system, read at the start. Default: none.
+    /// A PEM file of certificates that are trusted in addition to those of the system, read at the start. Default: none.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -41,11 +41,11 @@ pub struct VaultAddress(Uri);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VaultMount(String);
 
-/// The path of a namespace, written as a [`VaultMount`] is.
+/// The path of a namespace, in the form of a [`VaultMount`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VaultNamespace(String);
 
-/// The path of a key's secret, with places for its keyring, consumer and id; at most 512 bytes.
+/// The path of a key's secret, with placeholders for its keyring, consumer and id; at most 512 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VaultPath(Vec<PathPart>);
 
@@ -68,7 +68,7 @@ pub(super) struct RawVault {
     ca_file: Option<Text>,
 }
 
-/// The longest path and the longest mount: a URL of both, with an address, stays below 1 KiB.
+/// The longest path and the longest mount, in bytes: a URL of both, with an address, stays below 1 KiB.
 const MAX_PATH: usize = 512;
 const MAX_MOUNT: usize = 128;
 
@@ -80,7 +80,13 @@ impl RawVault {
         found: &mut Findings,
     ) -> Option<VaultSettings> {
         let field = |name: &str| format!("sinks[{at}].vault.{name}");
-        let address = found.required(place, field("address"), self.address.as_ref(), str::parse);
+        let address = found.required(
+            place,
+            field("address"),
+            "name the server, such as https://vault.internal:8200",
+            self.address.as_ref(),
+            str::parse,
+        );
         let mount = found.parse_or(
             field("mount"),
             self.mount.as_ref(),
@@ -94,7 +100,7 @@ impl RawVault {
             str::parse,
         );
         if self.token_file.is_none() {
-            found.missing(place, field("token_file"));
+            found.missing(place, field("token_file"), "name the file of the token");
         }
         let token_file = found.path(field("token_file"), self.token_file.as_ref());
         let namespace = found.parse_or(
@@ -127,7 +133,7 @@ impl FromStr for VaultAddress {
             Some("https") => Ok(Self(uri)),
             Some("http") if local => Ok(Self(uri)),
             Some(_) | None => Err(ParseValueError::new(
-                "secrets go there: use https://, or http:// with 127.0.0.1, [::1] or localhost",
+                "use https://, or http:// with 127.0.0.1, [::1] or localhost: secrets are sent to this address",
             )),
         }
     }
@@ -164,9 +170,10 @@ impl FromStr for VaultNamespace {
 }
 
 impl VaultPath {
-    /// The path for one key; none when a segment of it would be `.` or `..`, which a consumer's name can make it.
+    /// Returns the path for one key. None if a segment of it would be `.` or `..`, which the name of a consumer can cause.
     ///
-    /// A `/` in the consumer's name becomes `~`, which no name holds: a name must not reach into another one's folder.
+    /// A `/` in the name of the consumer becomes `~`, which no name contains: a name must not lead into the folder of another
+    /// consumer.
     #[must_use]
     pub(crate) fn render(
         &self,
@@ -207,7 +214,7 @@ impl FromStr for VaultPath {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: ParseValueError = ParseValueError::new(
-            "use segments of A-Z, a-z, 0-9 and . _ - with '/' between them, and in them {keyring}, {consumer} and {key_id}",
+            "use segments of A-Z, a-z, 0-9, . _ - and the placeholders {keyring}, {consumer} and {key_id}, with '/' between them",
         );
         if text.len() > MAX_PATH {
             return Err(ParseValueError::new("use a path of at most 512 bytes"));
@@ -239,10 +246,10 @@ impl FromStr for VaultPath {
         }
         if !parts.contains(&PathPart::KeyId) {
             return Err(ParseValueError::new(
-                "put {key_id} into it: two keys must not share a place",
+                "add {key_id} to the path: two keys must not have the same path",
             ));
         }
-        // What stands for the names is neither empty nor dots here, so that only the file's own text can be at fault.
+        // The samples for the placeholders are neither empty nor dots, so that only the text of the file can be wrong.
         let sample = text.replace(['{', '}'], "x");
         let wrong = sample
             .split('/')
@@ -251,7 +258,7 @@ impl FromStr for VaultPath {
     }
 }
 
-/// As in the file.
+/// The form of the file.
 impl fmt::Display for VaultPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for part in &self.0 {

@@ -203,7 +203,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "listen: 0.0.0.0:9001",
-        "3:9: listen: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`",
+        "3:9: listen: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or add `tls`",
     ),
     (
         "http: here",
@@ -224,7 +224,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ("workers: [1]", "3:10: workers: use a single value"),
     (
         "default_keyring: other",
-        "3:18: default_keyring: is not in `keyrings`, add it there or name one of those",
+        "3:18: default_keyring: is not in `keyrings`, add it there or name another keyring",
     ),
     (
         "default_keyring: A",
@@ -240,7 +240,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "routes: [{keyring: payments}, {keyring: other}]",
-        "3:41: routes[1].keyring: is not in `keyrings`, add it there or name one of those",
+        "3:41: routes[1].keyring: is not in `keyrings`, add it there or name another keyring",
     ),
     (
         "routes: [{path_prefix: /v1}]",
@@ -248,7 +248,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "routes: [{keyring: payments, path_prefix: /a}, {keyring: payments, path_prefix: /A/}]",
-        "3:48: routes[1]: matches the same as routes[0], remove one of the two",
+        "3:48: routes[1]: matches the same requests as routes[0], remove one of the two",
     ),
     (
         "routes: [{keyring: payments, scopes: [read, \"a b\"]}]",
@@ -264,7 +264,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "credentials: []",
-        "3:14: credentials: is empty, name a place or leave the field out",
+        "3:14: credentials: is empty, add a header, query or cookie, or remove the field",
     ),
     (
         "credentials: [{}]",
@@ -276,7 +276,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "credentials: [{query: a, scheme: b}]",
-        "3:34: credentials[0].scheme: belongs to a header only, remove it",
+        "3:34: credentials[0].scheme: can be used only with `header`, remove it",
     ),
     (
         "credentials: [{header: \":path\"}]",
@@ -304,11 +304,11 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "credentials: [{header: x-a}, {header: X_A}]",
-        "3:30: credentials[1]: header x_a is already searched, remove one of the two",
+        "3:30: credentials[1]: header x_a is already in the list, remove one of the two",
     ),
     (
         "credentials: [{header: a, scheme: Key}, {header: a}]",
-        "3:41: credentials[1]: header a is already searched, remove one of the two",
+        "3:41: credentials[1]: header a is already in the list, remove one of the two",
     ),
     (
         "identity_headers: {consumer: true id}",
@@ -348,15 +348,15 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "notice: {enabled: false, sunset: true}",
-        "3:34: notice.sunset: nothing is announced while `notice.enabled` is false, remove one of the two",
+        "3:34: notice.sunset: has no effect while `notice.enabled` is false, remove one of the two",
     ),
     (
         "staleness: {warn_after: 30}",
-        "3:25: staleness.warn_after: use a duration from 1s to 30d, such as \"30s\"",
+        "3:25: staleness.warn_after: use a duration from 1s to 30d",
     ),
     (
         "staleness: {deny_after: 31days}",
-        "3:25: staleness.deny_after: use a duration from 1s to 30d, such as \"30s\"",
+        "3:25: staleness.deny_after: use a duration from 1s to 30d",
     ),
     (
         "staleness: {warn_after: 10s, deny_after: 10s}",
@@ -364,7 +364,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "telemetry: {otlp_endpoint: \"https://otel:4317\"}",
-        "3:28: telemetry.otlp_endpoint: use http://host:port of a collector that takes OTLP over gRPC, such as http://127.0.0.1:4317; this version sends spans in plaintext",
+        "3:28: telemetry.otlp_endpoint: use http://host:port of a collector that receives OTLP over gRPC, such as http://127.0.0.1:4317; this version sends spans in plaintext",
     ),
     (
         "telemetry: {service_name: \"\"}",
@@ -397,7 +397,7 @@ const BAD_KEYRINGS: &[(&str, &str)] = &[
     ),
     (
         "{name: a, cache: {ttl: 10m}}",
-        "2:29: keyrings[0].cache: is of use with `mode: on_demand` only, remove it or set the mode",
+        "2:29: keyrings[0].cache: has an effect only with `mode: on_demand`, remove it or set the mode",
     ),
     (
         "{name: a, mode: on_demand, cache: {max_size: 64MB}}",
@@ -409,15 +409,15 @@ const BAD_KEYRINGS: &[(&str, &str)] = &[
     ),
     (
         "{name: a, mode: on_demand, cache: {ttl: 59s}}",
-        "2:52: keyrings[0].cache.ttl: use a duration from 1m to 1d, such as \"30s\"",
+        "2:52: keyrings[0].cache.ttl: use a duration from 1m to 1d",
     ),
     (
         "{name: a, mode: on_demand, cache: {negative_ttl: 6m}}",
-        "2:61: keyrings[0].cache.negative_ttl: use a duration from 1s to 5m, such as \"30s\"",
+        "2:61: keyrings[0].cache.negative_ttl: use a duration from 1s to 5m",
     ),
     (
         "{name: a, mode: on_demand, cache: {lookup_timeout: 4ms}}",
-        "2:63: keyrings[0].cache.lookup_timeout: use a duration from 5ms to 10s, such as \"30s\"",
+        "2:63: keyrings[0].cache.lookup_timeout: use a duration from 5ms to 10s",
     ),
     (
         "{name: a, mode: on_demand, cache: {unknown_per_second: 0}}",
@@ -462,9 +462,11 @@ fn each_bad_keyring_is_named_with_its_place() {
 
 #[test]
 fn control_planes_beyond_loopback_need_tls_and_certificates() {
-    const CLEAR: &str = "http:// is for this machine only (127.0.0.1, [::1] or localhost): use https:// for another";
-    const BARE: &str = "https:// needs `control.tls` with `ca`, `cert` and `key`";
-    const SLIP: &str = "http:// does not use `control.tls`: write https://, or remove it";
+    const CLEAR: &str = "http:// is for this machine only (127.0.0.1, [::1] or localhost): use https:// for another machine";
+    const BARE: &str =
+        "https:// needs `control.tls`: `ca` or `bundles`, and `cert` with `key`, or `token_file`";
+    const SLIP: &str =
+        "http:// does not use `control.tls`: write https://, or remove `control.tls`";
     let tls = ", tls: {ca: a, cert: b, key: c}";
     for (endpoint, tls, expected) in [
         ("http://relatch-control:9010", "", CLEAR),
@@ -536,7 +538,7 @@ fn certificates_that_are_missing_or_of_no_use_are_named() {
     for (line, expected) in [
         (
             "listen: {address: 0.0.0.0:9001}",
-            "3:19: listen: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or give it `tls`",
+            "3:19: listen: without `tls` only this machine may connect: use 127.0.0.1 or [::1], or add `tls`",
         ),
         (
             "listen: {address: 127.0.0.1:9001, tls: {cert: a}}",
@@ -592,7 +594,7 @@ fn bundles_are_read_in_the_place_of_one_file_of_authorities() {
     for (tls, expected) in [
         (
             "ca: a.pem, bundles: {mesh.example: m.pem}",
-            "1:65: control.tls.bundles: has `ca` beside it, of which one is used: remove the other",
+            "1:65: control.tls.bundles: cannot be used together with `ca`: remove one of the two",
         ),
         (
             "bundles: {}",
@@ -604,15 +606,15 @@ fn bundles_are_read_in_the_place_of_one_file_of_authorities() {
         ),
         (
             two,
-            "1:44: control.tls.server_identity: is missing: with the bundles of several trust domains, name the identity of the control plane, such as spiffe://mesh.example/control",
+            "1:44: control.tls.server_identity: is missing, name the identity of the control plane, such as spiffe://mesh.example/control: with several trust domains in `bundles`, it is needed",
         ),
         (
             "bundles: {other.example: o.pem}, server_identity: \"spiffe://mesh.example/control\"",
-            "1:95: control.tls.server_identity: is of trust domain mesh.example, for which `bundles` names no file",
+            "1:95: control.tls.server_identity: is of trust domain mesh.example, which is not in `bundles`: add its file there",
         ),
         (
             "bundles: {other.example: o.pem}, server_identity: \"https://other.example/control\"",
-            "1:95: control.tls.server_identity: is judged by `bundles`: use a SPIFFE ID, such as spiffe://mesh.example/control",
+            "1:95: control.tls.server_identity: has to be a SPIFFE ID with `bundles`, such as spiffe://mesh.example/control",
         ),
     ] {
         assert_eq!(
@@ -638,7 +640,7 @@ fn a_token_stands_in_for_a_certificate() {
     assert_eq!((tls.files.own, tls.files.ca), (None, ca));
     assert_eq!(
         refusal(&with("ca: ca.pem, token_file: a.token, key: a.key")),
-        "sidecar.yaml:1:83: control.tls.key: has `token_file` beside it, of which one is shown: remove the other"
+        "sidecar.yaml:1:83: control.tls.key: cannot be used together with `token_file`: remove one of the two"
     );
 }
 
