@@ -1,7 +1,7 @@
-//! What the process tells of itself and of its work.
+//! Metrics, spans and logs.
 //!
-//! [`check`] makes [`metrics`], spans and a log line of each check; [`export`] sends the spans. [`logs`] go through
-//! [`lines`]. [`process`] measures the process. [`seldom`] keeps what happens often from filling the log.
+//! [`check`] reports each check as [`metrics`], a span and a log line; [`export`] sends the spans. [`logs`] go through
+//! [`lines`]. [`process`] measures the process. [`seldom`] limits log lines about events that repeat.
 
 mod cache;
 pub mod check;

@@ -187,7 +187,7 @@ impl KeyCollector {
     fn encode_unreadable(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut unreadable = encoder.encode_descriptor(
             "relatch_keyring_unreadable",
-            "1 for a keyring that cannot be read from the store: its sidecars deny its keys when their bounds end",
+            "1 while the keyring cannot be read from the store, else 0; its sidecars deny its keys when their grants are over",
             None,
             MetricType::Gauge,
         )?;
@@ -209,7 +209,7 @@ impl KeyCollector {
     fn encode_fleet(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut sidecars = encoder.encode_descriptor(
             "relatch_sidecars",
-            "Sidecars of a keyring, by status: current, lagging, lost and stopped, which may still serve it, or gone without their last report",
+            "Number of processes of sidecars with the keyring by status: current, lagging, lost and stopped may serve it; gap is gone without a last report",
             None,
             MetricType::Gauge,
         )?;
@@ -237,7 +237,7 @@ impl Collector for KeyCollector {
         let overflow = Labels::overflow();
         let mut requests = encoder.encode_descriptor(
             "relatch_key_requests",
-            "Requests that presented a key version, as far as sidecars have told, whatever became of them",
+            "Number of requests that presented the key version, as reported by sidecars, denied ones included",
             None,
             MetricType::Counter,
         )?;
@@ -251,7 +251,7 @@ impl Collector for KeyCollector {
         }
         let mut last_used = encoder.encode_descriptor(
             "relatch_key_last_used_timestamp_seconds",
-            "When the control plane received the last report of the use of a key version",
+            "Time at which the control plane received the last report of a use of the key version, in seconds since the Unix epoch",
             None,
             MetricType::Gauge,
         )?;
@@ -265,7 +265,7 @@ impl Collector for KeyCollector {
         }
         let mut retires = encoder.encode_descriptor(
             "relatch_key_retires_timestamp_seconds",
-            "The end of the overlap of a retiring key version",
+            "End of the overlap of a retiring key version, in seconds since the Unix epoch",
             None,
             MetricType::Gauge,
         )?;
@@ -276,7 +276,7 @@ impl Collector for KeyCollector {
         }
         let mut denied = encoder.encode_descriptor(
             "relatch_key_denied_from_timestamp_seconds",
-            "From when requests with a retiring key version are denied although it is in use: by the policy at its deadline, or by its own expiry",
+            "Time from which requests with a retiring key version are denied although it is in use, in seconds since the Unix epoch: its deadline or its own expiry",
             None,
             MetricType::Gauge,
         )?;
@@ -287,7 +287,7 @@ impl Collector for KeyCollector {
         }
         let mut phases = encoder.encode_descriptor(
             "relatch_rotation_phase",
-            "1 for the phase that the rotation of a key version is in",
+            "1 for the current phase of the rotation of a key version",
             None,
             MetricType::Gauge,
         )?;

@@ -1,6 +1,6 @@
-//! What a control plane counts as it happens.
+//! The counters of a control plane.
 //!
-//! What is true at the moment of a scrape is in [`key_collector`](super::key_collector).
+//! [`key_collector`](super::key_collector) has the metrics that are read at a scrape.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -18,19 +18,19 @@ pub struct ControlMetrics {
     lookups: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-/// What became of a lookup by a sidecar that holds a keyring on demand.
+/// The outcome of a lookup by a sidecar with a keyring on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LookupOutcome {
-    /// There is such a key.
+    /// The key exists.
     Found,
-    /// There is none.
+    /// The key does not exist.
     Unknown,
-    /// The stream had too many that waited.
+    /// The lookup was dropped, because too many lookups of the stream waited.
     Dropped,
 }
 
-/// In seconds: from a millisecond, which a sidecar beside the control plane needs, to a minute, after which commands stop
-/// waiting.
+/// The buckets of the propagation time, in seconds: from a millisecond, which a sidecar near the control plane needs, to a
+/// minute, after which commands stop waiting.
 const PROPAGATION_BUCKETS: [f64; 13] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
 ];
@@ -47,27 +47,27 @@ impl Default for ControlMetrics {
 }
 
 impl ControlMetrics {
-    /// Registers the instruments.
+    /// Registers the metrics.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "relatch_propagation_seconds",
-            "From a commit to the last acknowledgement of it, where somebody waited for it",
+            "Time from a commit until the last sidecar that may serve confirmed it or its time was up, in seconds, for commits with a wait",
             metrics.propagation.clone(),
         );
         registry.register(
             "relatch_commits",
-            "Commits of changes to keyrings, by what became of them",
+            "Number of attempts to commit changes to keyrings by outcome",
             metrics.commits.clone(),
         );
         registry.register(
             "relatch_spans_dropped",
-            "Spans that were not exported",
+            "Number of spans that were not exported",
             metrics.spans_dropped.clone(),
         );
         registry.register(
             "relatch_lookups",
-            "Keys that sidecars which hold a keyring on demand asked for, by what became of it",
+            "Number of keys that sidecars with a keyring on demand looked up, by outcome",
             metrics.lookups.clone(),
         );
         for outcome in LookupOutcome::ALL {
@@ -79,7 +79,7 @@ impl ControlMetrics {
         metrics
     }
 
-    /// Counts a change that every sidecar that may serve has.
+    /// Records the time from a commit until no sidecar that may serve was without it.
     pub(crate) fn propagated(&self, took: std::time::Duration) {
         self.propagation.observe(took.as_secs_f64());
     }

@@ -1,4 +1,4 @@
-//! What a scrape tells of the keyrings that are held on demand.
+//! The metrics of keyrings on demand.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::keyring::{
     on_demand::{KeyCache, LookupOutcome, ReadOutcome, Refusal},
 };
 
-/// Reads the caches of keyrings when it is asked.
+/// Reads the caches of keyrings at a scrape.
 #[derive(Debug)]
 pub(super) struct CacheCollector(Keyrings);
 
@@ -23,12 +23,12 @@ struct Family {
     name: &'static str,
     help: &'static str,
     metric: MetricType,
-    /// Beside that of the keyring; none where there is one number for each.
+    /// The second label, after that of the keyring. None if each keyring has one number.
     label: Option<&'static str>,
 }
 
 impl CacheCollector {
-    /// A collector of those of `keyrings` that are held on demand.
+    /// A collector for those of `keyrings` that are on demand.
     pub(super) const fn new(keyrings: Keyrings) -> Self {
         Self(keyrings)
     }
@@ -71,7 +71,7 @@ impl CacheCollector {
     fn tell_of_room(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let entries = Family {
             name: "relatch_on_demand_entries",
-            help: "What the cache of a keyring holds: versions of keys, and digests that nobody has",
+            help: "Number of entries in the cache of a keyring: key versions, or digests that no key has (unknown)",
             metric: MetricType::Gauge,
             label: Some("kind"),
         };
@@ -80,14 +80,14 @@ impl CacheCollector {
         })?;
         let bytes = Family {
             name: "relatch_on_demand_bytes",
-            help: "What the versions take that the cache of a keyring holds",
+            help: "Memory of the key versions in the cache of a keyring, in bytes",
             metric: MetricType::Gauge,
             label: None,
         };
         self.tell(encoder, bytes, |cache| [("", cache.bytes())])?;
         let evictions = Family {
             name: "relatch_on_demand_evictions",
-            help: "Versions that went, or were not let in, for want of room",
+            help: "Number of key versions that were evicted, or not cached, because of max_size",
             metric: MetricType::Counter,
             label: None,
         };
@@ -99,7 +99,7 @@ impl CacheCollector {
     fn tell_of_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let reads = Family {
             name: "relatch_on_demand_reads",
-            help: "Checks that looked into the cache of a keyring, by what they found",
+            help: "Number of checks by the result in the cache of a keyring",
             metric: MetricType::Counter,
             label: Some("outcome"),
         };
@@ -108,7 +108,7 @@ impl CacheCollector {
         })?;
         let denials = Family {
             name: "relatch_on_demand_denials",
-            help: "Checks that were denied because their key was not looked up, or not in time",
+            help: "Number of checks that were denied because their key was not looked up, or not in time, by cause",
             metric: MetricType::Counter,
             label: Some("cause"),
         };
@@ -123,7 +123,7 @@ impl CacheCollector {
     fn tell_of_lookups(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let lookups = Family {
             name: "relatch_on_demand_lookups",
-            help: "Lookups at the control plane, by what became of them",
+            help: "Number of lookups at the control plane by outcome",
             metric: MetricType::Counter,
             label: Some("outcome"),
         };
@@ -132,7 +132,7 @@ impl CacheCollector {
         })?;
         let refreshes = Family {
             name: "relatch_on_demand_refreshes",
-            help: "Lookups of versions that are held and in use, ahead of the end of their entries",
+            help: "Number of lookups of key versions in use before their cache entries expire",
             metric: MetricType::Counter,
             label: None,
         };
@@ -141,7 +141,7 @@ impl CacheCollector {
         })?;
         let mut durations = encoder.encode_descriptor(
             "relatch_on_demand_lookup_duration_seconds",
-            "From a lookup to its answer, in seconds",
+            "Time from a lookup to its answer, in seconds",
             None,
             MetricType::Histogram,
         )?;

@@ -1,8 +1,8 @@
-//! What is made of a check: counters always, a span where it is sampled, a log line within a rate.
+//! The telemetry of a check: always counters, a span if the check is sampled, and a log line within a rate.
 //!
-//! Sampling is decided here, after the decision: the parent's choice, and on top of it, up to one a second for each key
-//! version, every use of a version that is not active and every denial; denials of keys that were not verified count
-//! for their keyring and reason. The tracer that is passed in should record whatever it is given, or follow the parent.
+//! Sampling happens here, after the decision. A check is sampled if its parent is. Denials and uses of a version that is not
+//! active are sampled too, up to one per second for each key version; denials of keys that were not verified share a rate
+//! for each keyring and reason. The tracer should record every span that it receives, or follow the parent.
 
 use std::{
     hash::{BuildHasher, Hash, RandomState},
@@ -23,7 +23,7 @@ use crate::{
     key::{KeyId, KeyState, KeyringName, RotationId, VersionNumber},
 };
 
-/// Writes a check as a log line whose fields are named as the attributes of its span.
+/// Writes a check as a log line. Its fields have the names of the attributes of its span.
 macro_rules! log_line {
     ($level:ident, $event:expr, $message:literal) => {{
         let event: &CheckEvent<'_> = $event;
@@ -52,7 +52,7 @@ macro_rules! log_line {
     }};
 }
 
-/// Makes metrics, spans and log lines of checks.
+/// Reports checks as metrics, spans and log lines.
 #[derive(Debug)]
 pub struct CheckTelemetry {
     metrics: SidecarMetrics,
@@ -62,29 +62,29 @@ pub struct CheckTelemetry {
     logs: RateLimit,
 }
 
-/// Lets one event a second pass for each subject.
+/// Lets one event per second pass for each subject.
 ///
-/// Subjects that fall on one cell share its rate: the memory is bounded however many consumers there are, and too few
-/// pass rather than too many.
+/// Subjects that hash to the same cell share its rate. This bounds the memory for any number of consumers, and at worst too
+/// few events pass.
 #[derive(Debug)]
 struct RateLimit {
     hasher: RandomState,
-    /// When an event last passed, in milliseconds since the boot.
+    /// The time at which an event last passed, in milliseconds since the boot.
     cells: Box<[AtomicU64]>,
 }
 
-/// What a rate holds for.
+/// The subject of a rate.
 #[derive(Hash)]
 enum Subject<'a> {
     Version(KeyId, VersionNumber),
     Unverified(Option<&'a KeyringName>, &'static str),
 }
 
-/// The name of the span and of the method.
+/// The name of the span, and the method of the call.
 const METHOD: &str = "envoy.service.auth.v3.Authorization/Check";
 
 impl CheckTelemetry {
-    /// Without a tracer there are no spans.
+    /// Reports to `metrics`, and creates spans with `tracer`; without one there are no spans.
     #[must_use]
     pub fn new(metrics: SidecarMetrics, tracer: Option<SdkTracer>, clock: Clock) -> Self {
         Self {
@@ -144,7 +144,7 @@ impl Observer for CheckTelemetry {
 }
 
 impl RateLimit {
-    /// 32 KiB; more consumers than this in one second with something notable share the rate.
+    /// The number of cells, 32 KiB. If more consumers have notable events in one second, some share a rate.
     const CELLS: usize = 4096;
     const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -175,7 +175,7 @@ impl Default for RateLimit {
     }
 }
 
-/// A denial, or the use of a version that its consumer should not use any more or not yet.
+/// Whether the check is a denial, or the use of a version that is not active.
 fn is_notable(event: &CheckEvent<'_>) -> bool {
     match event.decision.outcome() {
         Outcome::Denied(_) => true,
@@ -202,7 +202,7 @@ fn attributes(event: &CheckEvent<'_>) -> Vec<KeyValue> {
     let mut attributes = vec![
         KeyValue::new("rpc.system.name", "grpc"),
         KeyValue::new("rpc.method", METHOD),
-        // Of the call, which always succeeds: a denial is an answer.
+        // The status of the call, which always succeeds: a denial is an answer.
         KeyValue::new("rpc.response.status_code", "OK"),
         KeyValue::new("auth.decision", outcome.decision()),
     ];
@@ -255,8 +255,8 @@ fn age_ms(event: &CheckEvent<'_>) -> Option<i64> {
     i64::try_from(age.as_millis()).ok()
 }
 
-/// The rotation that runs over the version, and what the version does in it: it waits for its turn, is to be used while
-/// its predecessor is accepted still, or is on its way out.
+/// The rotation of the version and its phase for this version: `stage` for a pending version, `overlap` for an active one
+/// whose predecessor is still accepted, `drain` for a retiring one.
 fn rotation(event: &CheckEvent<'_>) -> Option<(RotationId, &'static str)> {
     let key = event.decision.key()?;
     let phase = match key.state() {

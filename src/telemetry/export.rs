@@ -1,8 +1,8 @@
-//! Spans on their way to a collector, without a cost to whoever makes them.
+//! Sends spans to a collector on a task of its own, so that checks never wait for it.
 //!
-//! A span that ends goes into a bounded queue or, when that is full, is dropped and counted. A task of its own takes
-//! batches out and sends them over OTLP/gRPC. A collector that hangs, fails or is absent therefore costs spans, never
-//! time. Whether a span is made at all is the caller's decision: everything that is made is queued.
+//! A span that ends goes into a bounded queue. If the queue is full, the span is dropped and counted. The task sends batches
+//! from the queue over OTLP/gRPC. If the collector hangs, fails or is absent, spans are lost, but nothing waits. The caller
+//! decides whether a span is created: every created span is queued.
 
 use std::{collections::BTreeMap, fmt, mem, time::Duration};
 
@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::OtlpEndpoint;
 
-/// The task that sends spans. Whoever drops it gives up the spans that are still queued. Should it panic, every span
-/// from then on is counted as dropped.
+/// The task that sends spans. When it is dropped, the spans in the queue are lost. If the task panics, every later span is
+/// counted as dropped.
 #[derive(Debug)]
 #[must_use = "without it, queued spans are dropped"]
 pub(crate) struct SpanPipeline {
@@ -28,18 +28,18 @@ pub(crate) struct SpanPipeline {
     task: JoinHandle<()>,
 }
 
-/// Who makes the spans: the attributes of their resource.
+/// The source of spans: the attributes of their resource.
 #[derive(Clone, Debug)]
 pub(crate) struct SpanSource<'a> {
     /// `service.name`.
     pub(crate) service_name: &'a str,
-    /// `service.instance.id`: the node's id.
+    /// `service.instance.id`: the node id.
     pub(crate) instance: &'a str,
-    /// Each becomes `relatch.node.label.<name>`.
+    /// The labels of the node; each becomes `relatch.node.label.<name>`.
     pub(crate) labels: &'a BTreeMap<String, String>,
 }
 
-/// The collector's address cannot be used.
+/// The address of the collector cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot send spans to `{endpoint}`")]
 pub struct ExportError {
@@ -47,45 +47,44 @@ pub struct ExportError {
     source: opentelemetry_otlp::ExporterBuildError,
 }
 
-/// The most spans that wait: four batches and, at about 1 KiB each, some megabytes at most.
+/// The most spans in the queue: eight batches. At about 1 KiB each, they need some megabytes.
 const QUEUE: usize = 4096;
 
-/// The most spans in one message: at about 1 KiB each it stays far below the 4 MiB that gRPC servers take.
+/// The most spans in one message: at about 1 KiB each, it stays far below the 4 MiB that gRPC servers accept.
 const BATCH: usize = 512;
 
-/// How long a batch waits to become full: soon enough for somebody who looks at a rotation.
+/// How long a batch waits to become full: short enough for an operator who watches a rotation.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long a collector may take for a batch, retries included.
+/// The timeout of one batch, retries included.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Puts spans that end into the queue.
+/// The sending end of the queue.
 struct Queueing {
     queue: mpsc::Sender<SpanData>,
     stop: CancellationToken,
     dropped: Counter,
 }
 
-/// The other end of the queue. What is left in it, and in the batch, when it goes is counted.
+/// The receiving end of the queue. When it is dropped, the spans in it and in the batch are counted as dropped.
 struct Queued {
     queue: mpsc::Receiver<SpanData>,
     batch: Vec<SpanData>,
     dropped: Counter,
 }
 
-/// Spans that are on their way. Unless they arrive they are counted as dropped.
+/// The spans of a message that is being sent. They are counted as dropped unless they arrive.
 struct Underway {
     spans: u64,
     dropped: Counter,
 }
 
 impl SpanPipeline {
-    /// Starts to send spans to `endpoint`, on the current runtime. Spans that are lost are counted in `dropped`.
+    /// Starts to send spans to `endpoint`, on the current runtime. Lost spans are counted in `dropped`.
     ///
     /// # Errors
     ///
-    /// When the endpoint, or an `OTEL_EXPORTER_OTLP_*` variable beside it, cannot be used. That nobody answers there is
-    /// no error.
+    /// When the endpoint, or a variable `OTEL_EXPORTER_OTLP_*`, cannot be used. It is not an error if nothing answers there.
     ///
     /// # Panics
     ///
@@ -137,8 +136,8 @@ impl SpanPipeline {
         (provider.tracer_with_scope(scope), Self { stop, task })
     }
 
-    /// Sends what is queued, for `deadline` at most. What is left then, and every span that ends later, is dropped and
-    /// counted.
+    /// Sends the queued spans, for at most `deadline`. The spans that are left, and every span that ends later, are dropped
+    /// and counted.
     pub(crate) async fn shutdown(mut self, deadline: Duration) {
         self.stop.cancel();
         match timeout(deadline, &mut self.task).await {
@@ -146,13 +145,13 @@ impl SpanPipeline {
             Ok(Err(error)) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "the sender of spans failed"
+                    "the task that sends spans failed"
                 );
             }
             Err(_late) => {
-                tracing::warn!("the collector did not take the last spans in time");
+                tracing::warn!("the collector did not receive the last spans in time");
                 self.task.abort();
-                // An aborted task ends at its next await, which is where it hangs: its spans are counted then.
+                // An aborted task ends at the await where it hangs. Its spans are then counted.
                 let _aborted = (&mut self.task).await;
             }
         }
@@ -190,12 +189,12 @@ impl SpanProcessor for Queueing {
         }
     }
 
-    /// Nothing to do here: the task sends what is queued within [`LINGER`].
+    /// Does nothing: the task sends the queued spans within [`LINGER`].
     fn force_flush(&self) -> OTelSdkResult {
         Ok(())
     }
 
-    /// Tells the task to send what is queued and to end; does not wait for it.
+    /// Tells the task to send the queued spans and to end. It does not wait for the task.
     fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
         self.stop.cancel();
         Ok(())
@@ -212,24 +211,24 @@ impl Queued {
             }
             self.send(&exporter).await;
         }
-        // Whoever ends a span from now on finds the queue closed and counts it.
+        // Spans that end from now on find the queue closed, and are counted as dropped.
         self.queue.close();
         while self.receive().await {
             self.send(&exporter).await;
         }
     }
 
-    /// Waits for a span, and then for the batch to become full; false when no more can come. Cancellation safe: what
-    /// was received is in the batch.
+    /// Waits for a span, and then for a full batch. False if no more spans can arrive. Cancellation safe: the batch keeps
+    /// the received spans.
     async fn fill(&mut self) -> bool {
         let open = self.receive().await;
         let full = async { while self.batch.len() < BATCH && self.receive().await {} };
-        // Full or not, it goes out.
+        // The batch is sent even if it is not full.
         let _full = timeout(LINGER, full).await;
         open
     }
 
-    /// Waits for spans; false when no more can come. Cancellation safe.
+    /// Waits for spans. False if no more can arrive. Cancellation safe.
     async fn receive(&mut self) -> bool {
         let room = BATCH - self.batch.len();
         self.queue.recv_many(&mut self.batch, room).await > 0

@@ -1,8 +1,8 @@
 //! Log lines in JSON: one object for each event.
 //!
-//! The library's own format writes an error without its causes, which are often all that says what to do. Here an error is
-//! one text with its causes, so that a search for a cause in Loki or Elasticsearch finds it in the same field as every
-//! other error. Spans are left out: relatch opens none with `tracing`.
+//! The format of the library writes an error without its causes, which often are the only part that says what to do. Here,
+//! an error is one text with its causes, so that a search in Loki or Elasticsearch finds every cause in the same field.
+//! Spans are left out: relatch opens none with `tracing`.
 
 use std::{error::Error, fmt, io};
 
@@ -27,24 +27,24 @@ use crate::causes;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JsonLines;
 
-/// Where the bridge from the crate `log` puts the target of a record. The event itself has the target `log`.
+/// The field in which the bridge from the crate `log` puts the target of a record. The event itself has the target `log`.
 const LOG_TARGET: &str = "log.target";
-/// What else that bridge adds to a record.
+/// The prefix of all fields that the bridge adds to a record.
 const LOG_FIELDS: &str = "log.";
 
-/// Writes fields into an object, and keeps the first error: a visitor cannot return one.
+/// Writes fields into an object. It keeps the first error, because a visitor cannot return one.
 struct Fields<M: SerializeMap> {
     object: M,
     written: Result<(), M::Error>,
-    /// Of a record from the crate `log`.
+    /// The target of a record from the crate `log`.
     log_target: Option<String>,
 }
 
-/// Compact, and without a raw control character. `serde_json` escapes those below U+0020; some terminals obey U+0080 to
-/// U+009F, too.
+/// A compact format that escapes all control characters. `serde_json` escapes those below U+0020 only; some terminals also
+/// interpret U+0080 to U+009F.
 struct Escaped(CompactFormatter);
 
-/// Writes bytes that are UTF-8 into a log line.
+/// Writes UTF-8 bytes into a log line.
 struct Utf8<'w, 'l>(&'w mut Writer<'l>);
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -117,7 +117,7 @@ impl<M: SerializeMap> Visit for Fields<M> {
         self.write(field, &value);
     }
 
-    /// That of milliseconds, among others.
+    /// The type of milliseconds, for example.
     fn record_u128(&mut self, field: &Field, value: u128) {
         self.write(field, &value);
     }

@@ -1,7 +1,7 @@
-//! Lines of a log on their way to a writer, without a cost to whoever logs.
+//! Writes log lines on a thread of its own, so that logging never waits.
 //!
 //! Standard error may be a pipe that nobody reads, or a slow disk. A line therefore goes into a bounded queue, which a
-//! thread writes out; when the queue is full the line is dropped and counted.
+//! thread writes out. If the queue is full, the line is dropped and counted.
 
 use std::{
     io::{self, Write},
@@ -12,30 +12,30 @@ use std::{
 
 use prometheus_client::metrics::counter::Counter;
 
-/// The entry of the queue: each write is one line. Cheap to clone; a write never waits and never fails.
+/// The sending end of the queue. Each write is one line; it never waits and never fails. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Lines {
     queue: SyncSender<Entry>,
     dropped: Counter,
 }
 
-/// Writes out what is queued when it is dropped.
+/// Writes out the queued lines when it is dropped.
 #[derive(Debug)]
-#[must_use = "dropped, it flushes once and no more"]
+#[must_use = "when it is dropped, it writes out the queue for the last time"]
 pub(crate) struct LinesGuard {
     lines: Lines,
 }
 
-/// The most lines that wait: some seconds of a busy log and, at about 300 bytes each, a megabyte or so.
+/// The most lines in the queue: some seconds of a busy log. At about 300 bytes each, they need about a megabyte.
 const QUEUE: usize = 4096;
 
-/// How long the end of the process waits for a writer that is stuck.
+/// The longest time that the end of the process waits for a writer that does not respond.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// Asks for a word when everything before it is written.
+    /// Asks for a message when all lines before it are written.
     Flush(SyncSender<()>),
 }
 
@@ -86,14 +86,14 @@ impl LinesGuard {
 impl Drop for LinesGuard {
     fn drop(&mut self) {
         let (sender, flushed) = sync_channel(1);
-        // A full queue is one whose writer is stuck: there is nothing to wait for.
+        // If the queue is full, its writer does not respond: waiting would not help.
         if self.lines.queue.try_send(Entry::Flush(sender)).is_ok() {
             let _late = flushed.recv_timeout(FLUSH_TIMEOUT);
         }
     }
 }
 
-/// Writes until nobody can log any more. A line that cannot be written has nowhere else to go.
+/// Writes until all senders are gone. A line that cannot be written is lost.
 fn write_out(entries: &Receiver<Entry>, mut writer: impl Write) {
     for entry in entries {
         match entry {
@@ -102,7 +102,7 @@ fn write_out(entries: &Receiver<Entry>, mut writer: impl Write) {
             }
             Entry::Flush(done) => {
                 let _unwritten = writer.flush();
-                // Whoever asked may have stopped waiting.
+                // The receiver may have stopped waiting.
                 let _gone = done.send(());
             }
         }

@@ -1,4 +1,4 @@
-//! Logs: one line an event, to standard error.
+//! The log: one line for each event, on standard error.
 
 use std::io::{self, IsTerminal as _};
 
@@ -22,32 +22,32 @@ use crate::{
     printable,
 };
 
-/// Makes writers of text for people: other parties wrote some of it, and nothing of that may deceive the reader.
+/// Creates writers of text for people. Parts of the text come from others; no character of it may deceive the reader.
 struct ForPeople<W>(W);
 
-/// The name of our own targets.
+/// The prefix of relatch's own targets.
 const OURS: &str = env!("CARGO_CRATE_NAME");
 
-/// The most that libraries may say: below it they print what they carry, such as the headers of a request.
+/// The least severe level of libraries that is logged: below it, they log data such as the headers of a request.
 const LIBRARIES: LevelFilter = LevelFilter::WARN;
 
-/// Logs cannot be set up.
+/// The log cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogError {
-    /// The thread that writes them cannot be started.
-    #[error("cannot start the thread that writes logs")]
+    /// The thread that writes log lines cannot be started.
+    #[error("cannot start the thread that writes the log")]
     Thread(#[source] io::Error),
-    /// They are set up already.
-    #[error("logs are set up already")]
+    /// The log is already set up.
+    #[error("the log is already set up")]
     Twice(#[source] TryInitError),
 }
 
-/// Sends the events of the whole process to standard error. Colours only on a terminal, and not where `NO_COLOR` is
-/// set. The guard is kept until the end of the process: dropped, it writes what is still queued.
+/// Writes the events of the whole process to standard error, with colours only on a terminal and without `NO_COLOR`. The
+/// caller keeps the guard until the end of the process: when it is dropped, it writes the queued lines.
 ///
 /// # Errors
 ///
-/// When the thread cannot be started, or when logs are set up already.
+/// When the thread cannot be started, or when the log is already set up.
 pub(crate) fn init(settings: LogSettings) -> Result<LinesGuard, LogError> {
     let colours = io::stderr().is_terminal();
     let (lines, guard) = Lines::to(io::stderr()).map_err(LogError::Thread)?;
@@ -57,7 +57,7 @@ pub(crate) fn init(settings: LogSettings) -> Result<LinesGuard, LogError> {
     Ok(guard)
 }
 
-/// The subscriber that writes to `writer`.
+/// Returns a subscriber that writes to `writer`.
 #[must_use]
 pub(crate) fn subscriber<W>(
     settings: LogSettings,
@@ -75,7 +75,7 @@ where
             .with_writer(writer)
             .event_format(JsonLines)
             .boxed(),
-        // The library looks at NO_COLOR itself, unless it is told.
+        // The library reads NO_COLOR on its own, unless colours are set here.
         LogFormat::Text if colours => fmt::layer().with_writer(ForPeople(writer)).boxed(),
         LogFormat::Text => fmt::layer()
             .with_writer(ForPeople(writer))
@@ -93,7 +93,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for ForPeople<W> {
     }
 }
 
-/// Each write is one line. Control characters stay: the library has escaped those of others, and colours are made of them.
+/// Each write is one line. It keeps control characters: the library has escaped those in values, and colours need them.
 impl<W: io::Write> io::Write for ForPeople<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);

@@ -1,7 +1,7 @@
-//! The sidecar's instruments, all made here.
+//! The metrics of a sidecar.
 //!
-//! A check counts into an array of its keyring: no lock, no allocation, and no label that a request could choose. What
-//! can be read from the keyrings is read when it is scraped.
+//! A check counts into an array of its keyring, without a lock, an allocation, or a label that a request could choose. The
+//! state of keyrings is read at a scrape.
 
 use std::{
     fmt,
@@ -35,7 +35,7 @@ use crate::{
     trace::TraceParent,
 };
 
-/// The sidecar's instruments; cheap to clone.
+/// The metrics of a sidecar; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct SidecarMetrics {
     checks: Arc<Checks>,
@@ -47,12 +47,12 @@ pub struct SidecarMetrics {
     clock_skew: Gauge<f64, AtomicU64>,
 }
 
-/// Counts and durations of checks.
+/// The counts and durations of checks.
 #[derive(Debug)]
 struct Checks {
     /// Sorted by name.
     keyrings: Box<[KeyringChecks]>,
-    /// Of requests for which no keyring was asked.
+    /// For requests that were answered without a keyring.
     without_keyring: Cells,
     allowed: Durations,
     denied: Durations,
@@ -64,14 +64,15 @@ struct KeyringChecks {
     cells: Cells,
 }
 
-/// A counter for every outcome and state of the key.
+/// A counter for each outcome and state of the key.
 #[derive(Debug)]
 struct Cells([[AtomicU64; KEY_STATES]; OUTCOMES]);
 
-/// Takes an uncontended lock for a few additions: the client library makes exemplars of its own histogram only.
+/// A histogram with a lock, which is uncontended and held for a few additions: the client library supports exemplars in its
+/// own histogram only.
 type Durations = HistogramWithExemplars<[(&'static str, String); 1]>;
 
-/// Reads the keyrings when it is asked.
+/// Reads the keyrings at a scrape.
 #[derive(Debug)]
 struct KeyringCollector {
     keyrings: Keyrings,
@@ -81,20 +82,22 @@ struct KeyringCollector {
 #[derive(Debug)]
 struct CheckCollector(Arc<Checks>);
 
-/// Every reason, allowed, and anonymous.
+/// The number of outcomes: every reason of a denial, allowed, and anonymous.
 const OUTCOMES: usize = DenyReason::ALL.len() + 2;
-/// Every state, and none where the key was not verified.
+/// The number of states of a key, with one for a key that was not verified.
 const KEY_STATES: usize = KeyState::ALL.len() + 1;
-/// In seconds, from 5 µs, below which a check is hardly possible, to 50 ms, where Envoy's patience ends.
+/// The buckets of a check's duration, in seconds: from 5 µs, since checks are hardly faster, to 50 ms, since a check of
+/// that time is slow however much longer it takes.
 const BUCKETS: [f64; 13] = [
     5e-6, 1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4, 3.2e-4, 6.4e-4, 1.28e-3, 2.56e-3, 5.12e-3, 1e-2, 5e-2,
 ];
 
-/// In seconds, from a tick of the runtime's clock to a second, when nobody waits any longer.
+/// The buckets of the delay of workers, in seconds: from a tick of the runtime's clock to 1 s, when no client waits any
+/// longer.
 const DELAY_BUCKETS: [f64; 10] = [1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0];
 
 impl SidecarMetrics {
-    /// Registers the instruments.
+    /// Registers the metrics.
     pub fn register(registry: &mut Registry, keyrings: &Keyrings, clock: Clock) -> Self {
         let metrics = Self {
             checks: Arc::new(Checks::new(keyrings)),
@@ -113,32 +116,32 @@ impl SidecarMetrics {
         registry.register_collector(Box::new(CacheCollector::new(keyrings.clone())));
         registry.register(
             "relatch_discovery_connected",
-            "Whether the stream to an endpoint of the control plane is open",
+            "1 while the stream to the endpoint of a control plane is open, else 0",
             metrics.connected.clone(),
         );
         registry.register(
             "relatch_discovery_reconnects",
-            "How often the stream to the control plane was opened again",
+            "Number of times that the stream to the control plane was lost or could not be opened",
             metrics.reconnects.clone(),
         );
         registry.register(
             "relatch_spans_dropped",
-            "Spans that were not exported",
+            "Number of spans that were not exported",
             metrics.spans_dropped.clone(),
         );
         registry.register(
             "relatch_connections_refused",
-            "Connections for checks that were closed at once because there were too many",
+            "Number of connections of Envoy that were closed at once because too many were open",
             metrics.connections_refused.clone(),
         );
         registry.register(
             "relatch_worker_delay_seconds",
-            "How late the threads that answer checks serve their timers, which is how long what arrives waits",
+            "Scheduling delay of the threads that answer checks, in seconds: the time that arriving checks wait",
             metrics.worker_delays.clone(),
         );
         registry.register(
             "relatch_clock_skew_seconds",
-            "The control plane's wall clock less this one's",
+            "Wall clock of the control plane minus the wall clock of this sidecar, in seconds",
             metrics.clock_skew.clone(),
         );
         metrics
@@ -163,14 +166,14 @@ impl SidecarMetrics {
         durations.observe(event.duration.as_secs_f64(), exemplar, ended);
     }
 
-    /// Notes whether the stream to an endpoint is open. Endpoints come from configuration, so that there are few.
+    /// Records whether the stream to an endpoint is open. Endpoints come from the configuration, so there are few.
     pub(crate) fn discovery_connected(&self, endpoint: &str, is_connected: bool) {
         self.connected
             .get_or_create(&[("endpoint", endpoint.to_owned())])
             .set(i64::from(is_connected));
     }
 
-    /// Counts a stream that was opened again.
+    /// Counts a stream that was lost or could not be opened.
     pub(crate) fn discovery_reconnected(&self) {
         self.reconnects.inc();
     }
@@ -187,13 +190,13 @@ impl SidecarMetrics {
         &self.connections_refused
     }
 
-    /// How late the threads that answer checks are, in seconds.
+    /// The scheduling delay of the threads that answer checks, in seconds.
     #[must_use]
     pub(crate) const fn worker_delays(&self) -> &Histogram {
         &self.worker_delays
     }
 
-    /// Notes by how much the control plane's wall clock is ahead, in seconds.
+    /// Records by how many seconds the wall clock of the control plane is ahead.
     pub(crate) fn clock_skew(&self, seconds: f64) {
         self.clock_skew.set(seconds);
     }
@@ -226,7 +229,7 @@ impl Checks {
             .unwrap_or(&self.without_keyring)
     }
 
-    /// All cells with their keyring's name, which is empty where no keyring was asked.
+    /// All cells with the name of their keyring, which is empty for checks without a keyring.
     fn all(&self) -> impl Iterator<Item = (&str, &Cells)> {
         let named = self
             .keyrings
@@ -272,7 +275,7 @@ impl Collector for CheckCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut checks = encoder.encode_descriptor(
             "relatch_checks",
-            "Checks, by what became of them; an allow has the reason ok or anonymous",
+            "Number of checks by keyring, decision, reason and state of the key; an allow has the reason ok or anonymous",
             None,
             MetricType::Counter,
         )?;
@@ -289,7 +292,7 @@ impl Collector for CheckCollector {
         }
         let mut durations = encoder.encode_descriptor(
             "relatch_check_duration_seconds",
-            "The time that a check takes, in seconds",
+            "Duration of a check, in seconds",
             None,
             MetricType::Histogram,
         )?;
@@ -304,7 +307,7 @@ impl Collector for KeyringCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut revisions = encoder.encode_descriptor(
             "relatch_keyring_revision",
-            "The revision that checks see",
+            "Revision of the keyring that checks use",
             None,
             MetricType::Gauge,
         )?;
@@ -317,7 +320,7 @@ impl Collector for KeyringCollector {
         let now = self.clock.reading();
         let mut ages = encoder.encode_descriptor(
             "relatch_keyring_age_seconds",
-            "The time since the control plane last confirmed the keyring",
+            "Age of the keyring, in seconds: the time since the sidecar asked the question that the control plane last confirmed",
             None,
             MetricType::Gauge,
         )?;
@@ -329,11 +332,11 @@ impl Collector for KeyringCollector {
         }
         let mut keys = encoder.encode_descriptor(
             "relatch_keyring_keys",
-            "The key versions that the keyring holds",
+            "Number of key versions in the keyring by state; not for keyrings on demand",
             None,
             MetricType::Gauge,
         )?;
-        // Of one that is held on demand, the view has none.
+        // The view of a keyring on demand has no versions.
         for slot in self.keyrings.iter().filter(|slot| slot.cache().is_none()) {
             let view = slot.load();
             let Some(view) = view.as_ref() else { continue };

@@ -1,4 +1,4 @@
-//! The metrics that Prometheus has of every process, read from `/proc` when they are asked for.
+//! The standard metrics of a process in Prometheus, read from `/proc` at a scrape.
 
 use std::{fmt, fs, io};
 
@@ -9,20 +9,20 @@ use prometheus_client::{
     registry::Unit,
 };
 
-/// Reads this process' use of the machine on each scrape; writes nothing when `/proc` does not answer. The names have
-/// no prefix of ours, so that it belongs to a registry without one.
+/// Reads the resource use of this process at each scrape. It writes nothing if `/proc` cannot be read. The names have no
+/// prefix of relatch, so the registry must not add one.
 #[derive(Debug)]
 pub(crate) struct ProcessCollector {
     /// Seconds from 1970 to the start of the process.
     start: f64,
 }
 
-/// The fields of `/proc/self/stat` that we use (`proc_pid_stat(5)`).
+/// The fields of `/proc/self/stat` that are used (`proc_pid_stat(5)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stat {
-    /// Ticks on a CPU, ours and the system's for us (fields 14 and 15).
+    /// CPU time in user space and in the kernel, in ticks (fields 14 and 15).
     cpu: u64,
-    /// Ticks from the machine's boot to the start of the process (field 22).
+    /// Ticks from the boot of the machine to the start of the process (field 22).
     start: u64,
     /// Resident pages (field 24).
     resident: u64,
@@ -49,7 +49,7 @@ impl Collector for ProcessCollector {
             write(
                 &mut encoder,
                 "process_cpu",
-                "Time on a CPU, in user space and in the kernel",
+                "CPU time of the process in user space and in the kernel, in seconds",
                 Some(&Unit::Seconds),
                 &ConstCounter::new(seconds(stat.cpu)),
             )?;
@@ -57,7 +57,7 @@ impl Collector for ProcessCollector {
             write(
                 &mut encoder,
                 "process_resident_memory",
-                "Memory that is held in RAM",
+                "Resident memory of the process, in bytes",
                 Some(&Unit::Bytes),
                 &gauge(stat.resident.saturating_mul(page)),
             )?;
@@ -66,7 +66,7 @@ impl Collector for ProcessCollector {
             write(
                 &mut encoder,
                 "process_open_fds",
-                "Open file descriptors",
+                "Number of open file descriptors",
                 None,
                 &gauge(open),
             )?;
@@ -74,7 +74,7 @@ impl Collector for ProcessCollector {
         write(
             &mut encoder,
             "process_start_time",
-            "Time from 1970 to the start of the process",
+            "Start time of the process, in seconds since the Unix epoch",
             Some(&Unit::Seconds),
             &ConstGauge::new(self.start),
         )
@@ -88,7 +88,8 @@ impl Stat {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // Field 2 is the program's name in parentheses and may hold anything; field 3 follows the last of them.
+        // Field 2 is the name of the program in parentheses, which may contain any character, even parentheses. Field 3
+        // follows the last `)`.
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
@@ -122,7 +123,7 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// The line `btime` of `/proc/stat`: seconds from 1970 to the machine's boot.
+/// The line `btime` of `/proc/stat`: seconds from 1970 to the boot of the machine.
 fn boot_time(stat: &str) -> Option<f64> {
     stat.lines()
         .find_map(|line| line.strip_prefix("btime "))?
@@ -133,7 +134,7 @@ fn boot_time(stat: &str) -> Option<f64> {
 
 fn open_files() -> io::Result<u64> {
     let listed = fs::read_dir("/proc/self/fd")?.count() as u64;
-    // The directory that is being read is one of them.
+    // One of them is the descriptor of the directory that is read here.
     Ok(listed.saturating_sub(1))
 }
 

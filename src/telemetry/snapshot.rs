@@ -1,4 +1,4 @@
-//! The instruments of the snapshot file, read when they are scraped.
+//! The metrics of the snapshot file, read at a scrape.
 
 use std::{fmt, sync::Arc};
 
@@ -10,14 +10,14 @@ use prometheus_client::{
 
 use crate::snapshot::disk::Disk;
 
-/// Reads how writing goes.
+/// Reads the state of the writes to the snapshot file.
 #[derive(Debug)]
 pub(crate) struct SnapshotCollector {
     disk: Arc<Disk>,
 }
 
 impl SnapshotCollector {
-    /// A collector of what is known of `disk`.
+    /// A collector for the state of `disk`.
     #[must_use]
     pub(crate) const fn new(disk: Arc<Disk>) -> Self {
         Self { disk }
@@ -29,7 +29,7 @@ impl Collector for SnapshotCollector {
         let health = self.disk.health();
         let mut writes = encoder.encode_descriptor(
             "relatch_snapshot_writes",
-            "Writes to the snapshot file, by what became of them",
+            "Number of writes to the snapshot file by outcome",
             None,
             MetricType::Counter,
         )?;
@@ -38,14 +38,14 @@ impl Collector for SnapshotCollector {
         }
         let failing = encoder.encode_descriptor(
             "relatch_snapshot_failing",
-            "Whether the last write to the snapshot file failed",
+            "1 while the snapshot file cannot be written, or another process uses it, else 0",
             None,
             MetricType::Gauge,
         )?;
         ConstGauge::new(u64::from(health.problem.is_some())).encode(failing)?;
         let size = encoder.encode_descriptor(
             "relatch_snapshot_size_bytes",
-            "The length of the snapshot file",
+            "Length of the snapshot file, in bytes",
             None,
             MetricType::Gauge,
         )?;
@@ -53,7 +53,7 @@ impl Collector for SnapshotCollector {
         if let Some(at) = health.last_written_at {
             let written_at = encoder.encode_descriptor(
                 "relatch_snapshot_last_write_timestamp_seconds",
-                "When the snapshot file was last written to",
+                "Time of the last write to the snapshot file, in seconds since the Unix epoch",
                 None,
                 MetricType::Gauge,
             )?;

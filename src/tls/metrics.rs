@@ -1,4 +1,4 @@
-//! The instruments of TLS.
+//! The metrics of TLS.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -7,7 +7,7 @@ use prometheus_client::{
 
 use super::{Certificate, HandshakeError, TlsUse};
 
-/// Counts handshakes and reloads, and tells when certificates end; cheap to clone.
+/// The metrics of handshakes, reloads and the validity of certificates; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TlsMetrics {
     not_before: Family<[(&'static str, &'static str); 1], Gauge>,
@@ -17,27 +17,27 @@ pub(crate) struct TlsMetrics {
 }
 
 impl TlsMetrics {
-    /// Registers the instruments.
+    /// Registers the metrics.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register(
             "relatch_tls_certificate_not_before_seconds",
-            "When the certificate in use began, in seconds since the Unix epoch",
+            "Start of the validity of the certificate in use, in seconds since the Unix epoch",
             metrics.not_before.clone(),
         );
         registry.register(
             "relatch_tls_certificate_not_after_seconds",
-            "When the certificate in use ends, in seconds since the Unix epoch",
+            "End of the validity of the certificate in use, in seconds since the Unix epoch",
             metrics.not_after.clone(),
         );
         registry.register(
             "relatch_tls_reloads",
-            "Files of certificates that had changed, by whether they were taken",
+            "Number of times that changed TLS files were loaded (taken) or refused",
             metrics.reloads.clone(),
         );
         registry.register(
             "relatch_tls_handshakes",
-            "TLS handshakes, by how they ended",
+            "Number of TLS handshakes by result",
             metrics.handshakes.clone(),
         );
         metrics

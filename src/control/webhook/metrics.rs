@@ -19,7 +19,7 @@ impl WebhookMetrics {
         let metrics = Self::default();
         registry.register(
             "relatch_webhook_deliveries",
-            "Attempts to deliver an event to a webhook",
+            "Number of attempts to deliver an event to a webhook by outcome, and of deliveries that were given up without an attempt",
             metrics.deliveries.clone(),
         );
         metrics
