@@ -72,7 +72,7 @@ impl Bearers {
                     Ok(errors) => tell(&errors, &mut told),
                     Err(error) => tracing::error!(
                         error = &error as &dyn std::error::Error,
-                        "looking at the files of tokens has failed"
+                        "the task that reads the token files failed; it is tried again"
                     ),
                 },
                 () = stop.cancelled() => return,

@@ -109,7 +109,7 @@ pub(crate) enum CallId {
 /// An idempotency key belongs to another call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it belongs to another call, of other arguments or of another token; give each call a key of its own"
+    "another call has used it, with other arguments or with another token; use a new key for each call"
 )]
 pub(crate) struct ReusedError;
 

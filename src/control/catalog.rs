@@ -151,7 +151,7 @@ impl Catalog {
         let mut unread = self.unread.list().into_iter();
         match unread.find(|(name, _)| !self.read().contains_key(name)) {
             Some((name, problem)) => Refusal::Unsafe(format!(
-                "no keyring that is served holds key {key_id}; keyring {name} is not served: {problem}"
+                "no keyring that is served has key {key_id}; keyring {name} is not served: {problem}"
             )),
             None => Refusal::NotFound {
                 what: "key",
@@ -597,11 +597,11 @@ impl Catalog {
                 Ok(keyring) if keyring.name() == name && keyring.revision() == state.revision => {
                     return Ok(Some((keyring, state.hash)));
                 }
-                Ok(_) => "it is of another keyring or revision".to_owned(),
+                Ok(_) => "it belongs to another keyring or revision".to_owned(),
                 Err(error) => causes::in_one_line(&error),
             }
         } else {
-            "its format is another one".to_owned()
+            "it has another format".to_owned()
         };
         tracing::warn!(
             auth.keyring = %name,

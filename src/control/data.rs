@@ -80,7 +80,7 @@ pub enum DataError {
     },
     /// Both are there already.
     #[error(
-        "{} is initialized already: create further admin tokens with `relatch token create`, or with `relatch control recover-admin` when no admin token is left",
+        "{} is already initialized: create further admin tokens with `relatch token create`, or with `relatch control recover-admin` when no admin token is left",
         store.display()
     )]
     Initialized {
@@ -89,7 +89,7 @@ pub enum DataError {
     },
     /// The pepper is that of another store.
     #[error(
-        "{} is not the pepper of {}: the store expects {}, and the file holds {}; restore the pepper file that belongs to this store, because with another pepper every key would be denied (check values are not secret)",
+        "{} is not the pepper of {}: the store expects {}, but the file has {}; restore the pepper file that belongs to this store, because with another pepper every key would be denied (check values are not secret)",
         pepper_file.display(),
         store.display(),
         Peppers(expected),
@@ -107,7 +107,7 @@ pub enum DataError {
     },
     /// The store does not say which pepper is its own.
     #[error(
-        "{} does not say which pepper is its own, and has entries, so that {} with {} may be that of another store; with another pepper every key would be denied, for good; if you are sure that it is the right one, give `--adopt-pepper` to `relatch control` once, which records it (check values are not secret)",
+        "{} has entries but does not say which pepper is its own, so {} with {} may belong to another store; with another pepper every key would be denied, for good; if you are sure that it is the right one, start `relatch control` once with `--adopt-pepper`, which records it (check values are not secret)",
         store.display(),
         pepper_file.display(),
         Peppers(&BTreeMap::from([*found]))
@@ -343,7 +343,7 @@ impl Data {
             tracing::warn!(
                 pepper = self.pepper.id().get(),
                 check = self.pepper.check().fingerprint(),
-                "the store did not say which pepper is its own: recorded the present one"
+                "the store did not say which pepper is its own: recorded the pepper of the file"
             );
         }
         Ok(())
@@ -413,7 +413,9 @@ impl Parts {
 
     /// Whatever lies where they belong.
     fn at(settings: &ControlSettings) -> Result<Self, DataError> {
-        Self::found(settings, "look at", |path| fs::symlink_metadata(path))
+        Self::found(settings, "read the metadata of", |path| {
+            fs::symlink_metadata(path)
+        })
     }
 
     /// What can be used: a link that leads nowhere is no pepper.
@@ -507,7 +509,7 @@ impl Created {
                 tracing::warn!(
                     path = %file.display(),
                     error = &error as &dyn std::error::Error,
-                    "what was created cannot be deleted"
+                    "a file that the failed command created cannot be deleted"
                 );
                 return;
             }

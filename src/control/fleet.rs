@@ -132,14 +132,14 @@ impl Fleet {
             tracing::error!(
                 node = run.node,
                 run_id = run.run_id,
-                "a sidecar that was forgotten is back: it may have served what was revoked meanwhile; it begins anew"
+                "a sidecar that was forgotten has connected again: it may have accepted keys that were revoked meanwhile; it receives its keyrings again"
             );
         }
         if welcome.has_namesake {
             tracing::warn!(
                 node = run.node,
                 run_id = run.run_id,
-                "another process of this node may serve, too; see `relatch fleet`"
+                "another process with this node id may serve too; see `relatch fleet`"
             );
         }
         self.wake();

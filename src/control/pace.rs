@@ -65,7 +65,7 @@ impl Pace {
                 steady.ahead_since = Some(boot);
                 tracing::error!(
                     by_ms = wall.saturating_since(expected).as_millis(),
-                    "the wall clock jumped ahead; nothing retires by it for an hour: check the clock of this machine"
+                    "the wall clock jumped ahead; for an hour, no version retires by the new time: check the clock of this machine"
                 );
                 expected
             }

@@ -140,13 +140,13 @@ pub enum PlaneError {
     #[error("reflection cannot be served")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// The process cannot be measured.
-    #[error("the process cannot be measured")]
+    #[error("cannot read the resource use of this process")]
     Process(#[source] std::io::Error),
     /// The collector's address cannot be used.
     #[error(transparent)]
     Spans(#[from] ExportError),
     /// No requests can be made to webhooks.
-    #[error("webhooks cannot be told of anything")]
+    #[error("cannot create the HTTP client for webhooks")]
     Webhooks(#[source] SetupError),
 }
 

@@ -125,7 +125,7 @@ impl Port {
                         tracing::warn!(
                             listener = self.what,
                             max = limits.connections,
-                            "a connection was closed: there are too many"
+                            "a connection was closed: too many are open"
                         );
                     }
                 }

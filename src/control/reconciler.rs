@@ -78,7 +78,7 @@ impl Reconciler {
             if let Err(error) = self.follow().await {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "the store cannot be followed; sidecars get no answer until it can be"
+                    "the store cannot be read; sidecars receive no confirmations until it can be read again"
                 );
                 continue;
             }
@@ -127,13 +127,13 @@ impl Reconciler {
                     auth.keyring = %served.name(),
                     auth.keyring.revision = committed.revision.get(),
                     changes = committed.value,
-                    "what was due is committed"
+                    "changes that were due are committed"
                 ),
                 Ok(_) => {}
                 Err(error) => tracing::error!(
                     auth.keyring = %served.name(),
                     error = &error as &dyn std::error::Error,
-                    "what is due could not be committed"
+                    "changes that are due could not be committed"
                 ),
             }
         }
@@ -146,7 +146,7 @@ impl Reconciler {
                 .for_each(|member| self.usage.end(&member.run_id)),
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the fleet's book could not be written"
+                "the states of sidecars could not be written to the store"
             ),
         }
     }

@@ -130,7 +130,7 @@ pub(crate) enum RotationError {
         waited: Duration,
     },
     /// The caller went away before the hand-over; the version was withdrawn.
-    #[error("the caller went away before the hand-over; the new version was withdrawn")]
+    #[error("the caller disconnected before the hand-over; the new version was withdrawn")]
     Abandoned,
     /// Somebody gave the rotation up, or revoked its version.
     #[error("the rotation was aborted, or its version was revoked; nothing was handed out")]
@@ -318,7 +318,7 @@ impl Rotations {
                 auth.keyring = %staged.served.name(),
                 auth.key.id = %staged.version.key_id,
                 error = &source as &dyn std::error::Error,
-                "the store failed at a hand-over; asking it again"
+                "the store failed during a hand-over; asking it again"
             );
             tokio::select! {
                 () = tokio::time::sleep(HAND_OVER_RETRY) => {}
@@ -598,7 +598,7 @@ fn whole_seconds(time: Duration) -> Duration {
 }
 
 fn not_due(key_id: KeyId) -> Refusal {
-    Refusal::Unsafe(format!("no rotation of key {key_id} is due any more"))
+    Refusal::Unsafe(format!("the rotation of key {key_id} is no longer due"))
 }
 
 #[cfg(test)]

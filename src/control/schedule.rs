@@ -162,7 +162,7 @@ impl Schedule {
                     auth.keyring = %served.name(),
                     auth.key.id = %spec.key_id,
                     reason = %refusal,
-                    "scheduled rotation left to whoever was first"
+                    "scheduled rotation not needed: another rotation of the key was first"
                 );
             }
             Err(error) => {

@@ -66,7 +66,7 @@ pub(crate) fn ensure_directory(path: &Path) -> Result<(), SecretFileError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(io_error("make the directory", path))
+        .map_err(io_error("create the directory", path))
 }
 
 /// Reads the master pepper.

@@ -222,7 +222,7 @@ impl Tokens {
         if !matches!(name.len(), 1..=64) || name.contains(printable::is_unsafe) {
             return Err(Refusal::Invalid {
                 field: "name",
-                problem: "give 1 to 64 bytes without control characters and without characters that are invisible or change the direction of text".to_owned(),
+                problem: "use 1 to 64 bytes, without control characters and without characters that are invisible or change the direction of text".to_owned(),
             }
             .into());
         }

@@ -382,7 +382,7 @@ impl UsageBook {
         if let Err(error) = &flushed {
             tracing::error!(
                 error = error as &dyn std::error::Error,
-                "the use of keys cannot be written; sidecars go on to report it"
+                "the use of keys cannot be written to the store; sidecars repeat their reports until it can"
             );
         }
         flushed.is_ok()
@@ -480,7 +480,7 @@ impl UsageBook {
             tracing::warn!(
                 run_id = &**boot,
                 versions = state.dropped,
-                "reported uses of versions that do not exist, or of keyrings without a subscription, are dropped"
+                "reports of use were dropped: their versions do not exist, or the sidecar has no subscription to their keyrings"
             );
             state.dropped = 0;
             state.dropped_logged = Some(now);

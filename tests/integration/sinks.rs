@@ -254,7 +254,7 @@ async fn what_openbao_refuses_is_told_with_what_to_do() {
     scene.settings.mount = "absent".parse().expect("a mount");
     let refusal = scene.deliver(1, &secret).await.expect_err("no such mount");
     assert!(
-        refusal.ends_with("look at `mount` and `namespace`"),
+        refusal.ends_with("check `mount` and `namespace`"),
         "{refusal}"
     );
 

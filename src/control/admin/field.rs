@@ -21,7 +21,7 @@ pub(super) fn duration(
 ) -> Result<Option<Duration>, Status> {
     value
         .map(|value| {
-            Duration::try_from(value).map_err(|_| invalid(name, "a duration cannot be negative"))
+            Duration::try_from(value).map_err(|_| invalid(name, "use a duration of zero or more"))
         })
         .transpose()
 }
@@ -34,7 +34,7 @@ pub(super) fn timestamp(
         .map(|value| {
             SystemTime::try_from(value)
                 .map(Timestamp::from)
-                .map_err(|_| invalid(name, "not a time"))
+                .map_err(|_| invalid(name, "is not a valid time"))
         })
         .transpose()
 }

@@ -42,7 +42,7 @@ impl AdminApi {
             reason,
         } = request;
         if reason.trim().is_empty() || reason.len() > MAX_REASON_LEN {
-            let problem = format!("say why, in at most {MAX_REASON_LEN} bytes");
+            let problem = format!("give a reason of at most {MAX_REASON_LEN} bytes");
             return Err(error::invalid("reason", problem));
         }
         let run = (!run_id.is_empty()).then_some(run_id.as_str());
@@ -76,7 +76,7 @@ impl AdminApi {
             node,
             runs = forgotten.len(),
             reason,
-            "a sidecar is forgotten: nobody waits for what it may still serve"
+            "a sidecar is forgotten: nothing waits for it any more, although it may still serve"
         );
         Ok(api::ForgetSidecarResponse {
             forgotten: forgotten.iter().map(messages::run).collect(),

@@ -42,7 +42,7 @@ impl AdminApi {
     ) -> Result<T, Status> {
         let task = self.tasks.spawn(spans::carried(call));
         task.await
-            .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
+            .unwrap_or_else(|_| Err(Status::aborted("the control plane is stopping")))
     }
 }
 

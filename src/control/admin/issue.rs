@@ -78,7 +78,8 @@ impl AdminApi {
         request: api::ImportKeyRequest,
     ) -> Result<api::IssuedKey, Status> {
         let key = request.key.as_ref();
-        let key = key.ok_or_else(|| error::invalid("key", "say what key it shall be"))?;
+        let key =
+            key.ok_or_else(|| error::invalid("key", "is missing, describe the key to import"))?;
         let identity = self.identify(&caller, "ImportKey", &key.idempotency_key, &request)?;
         let key = key.clone();
         let secret = Secret::import(Zeroizing::new(request.secret))
@@ -256,7 +257,7 @@ impl AdminApi {
     async fn take_back(&self, caller: &Caller, created: &Created, problem: &RotationError) -> bool {
         let why = match problem {
             RotationError::TimedOut { .. } => "not every sidecar accepted it in time",
-            RotationError::Abandoned => "the caller went away",
+            RotationError::Abandoned => "the caller disconnected",
             RotationError::Stopping => "the control plane stopped",
             RotationError::Commit(_) | RotationError::TakenBack | RotationError::Unsure { .. } => {
                 "it failed"
@@ -439,7 +440,7 @@ impl Details {
 /// An import that stands.
 fn not_confirmed(key_id: KeyId, problem: RotationError) -> Status {
     explained(
-        &format!("key {key_id} is imported, and not every sidecar accepts it yet"),
+        &format!("key {key_id} is imported, but not every sidecar accepts it yet"),
         problem,
     )
 }

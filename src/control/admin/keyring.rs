@@ -86,7 +86,7 @@ impl AdminApi {
         let items = served.journal().state().keyring.version_count() as u64;
         if request.items != items {
             return Err(Status::failed_precondition(format!(
-                "keyring {} has {items} versions, not {}: look again before you confirm",
+                "keyring {} has {items} versions, not {}: check the number before you confirm",
                 served.name(),
                 request.items
             )));

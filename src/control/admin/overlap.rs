@@ -69,7 +69,7 @@ impl AdminApi {
         let to = match request.to {
             Some(To::Until(until)) => Ok(field::timestamp("until", Some(until))?),
             Some(To::By(by)) => Err(field::duration("by", Some(by))?.unwrap_or_default()),
-            None => return Err(error::invalid("until", "say until when, or by how long")),
+            None => return Err(error::invalid("until", "is missing, give `until` or `by`")),
         };
         let served = self.holding(key_id)?;
         let committed = self

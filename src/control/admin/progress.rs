@@ -103,7 +103,7 @@ impl AdminApi {
         });
         let last = futures_util::stream::once(async {
             last.await
-                .unwrap_or_else(|_| Err(Status::aborted("the control plane stops")))
+                .unwrap_or_else(|_| Err(Status::aborted("the control plane is stopping")))
         });
         Box::pin(
             futures_util::stream::iter([Ok(first)])

@@ -41,15 +41,18 @@ impl AdminApi {
         let old_ends = match (request.emergency, overlap) {
             (false, overlap) => OldEnds::AfterOverlap(overlap),
             (true, None) if request.reason.trim().is_empty() => {
-                return Err(error::invalid("reason", "say why this is an emergency"));
+                return Err(error::invalid(
+                    "reason",
+                    "is missing, give the reason of the emergency",
+                ));
             }
             (true, None) if request.reason.len() > MAX_REASON_LEN => {
-                let problem = format!("say why, in at most {MAX_REASON_LEN} bytes");
+                let problem = format!("give a reason of at most {MAX_REASON_LEN} bytes");
                 return Err(error::invalid("reason", problem));
             }
             (true, None) => OldEnds::AtOnce(request.reason.as_str().into()),
             (true, Some(_)) => {
-                let problem = "in an emergency there is none; leave it out";
+                let problem = "an emergency rotation has no overlap; leave it out";
                 return Err(error::invalid("overlap", problem));
             }
         };
@@ -89,14 +92,14 @@ impl AdminApi {
                     actor = caller.actor,
                     auth.key.id = %key_id,
                     is_repeatable,
-                    "the caller of a rotation went away before it was given the new secret; only the same call with its idempotency key gets it, for ten minutes"
+                    "the caller of a rotation disconnected before it received the new secret; only the same call with its idempotency key receives it, for ten minutes"
                 );
             }
         }));
         let steps = ReceiverStream::new(steps).map(|step| Ok(started(step)));
         let api = self.clone();
         let last = spans::carried(async move {
-            let stopped = || Err(Status::aborted("the control plane stops"));
+            let stopped = || Err(Status::aborted("the control plane is stopping"));
             let (answer, underway) = last.await.unwrap_or_else(|_| stopped())?;
             let handed_over = futures_util::stream::iter([Ok(answer)]);
             let revocation = underway.map(|underway| {
@@ -213,11 +216,11 @@ impl AdminApi {
         let which = match request.which {
             Some(revoke_request::Which::Version(number)) => Which::Version(
                 VersionNumber::new(number)
-                    .ok_or_else(|| error::invalid("version", "versions are counted from 1"))?,
+                    .ok_or_else(|| error::invalid("version", "use a number from 1"))?,
             ),
             Some(revoke_request::Which::All(true)) => Which::All,
             Some(revoke_request::Which::All(false)) | None => {
-                return Err(error::invalid("which", "name a version, or say all"));
+                return Err(error::invalid("which", "name a version, or set `all`"));
             }
         };
         if request.pass_by.is_some() && !request.wait {
@@ -279,7 +282,7 @@ fn lifetime(
         Some(Asked::NeverExpires(true)) => Ok(Some(Lifetime::Unlimited)),
         Some(Asked::NeverExpires(false)) => Err(error::invalid(
             "never_expires",
-            "leave it out, or give expires_in, to have the version expire",
+            "leave it out, or give expires_in if the version is to expire",
         )),
     }
 }

@@ -77,7 +77,7 @@ impl AdminApi {
             .end(&caller.actor, id)
             .await
             .map_err(error::commit)?;
-        tracing::info!(actor = caller.actor, token = %token.id, "admin token ended");
+        tracing::info!(actor = caller.actor, token = %token.id, "admin token deleted");
         Ok(api::EndTokenResponse {
             token: Some(messages::token(&token)),
         })

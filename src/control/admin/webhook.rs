@@ -151,7 +151,7 @@ impl AdminApi {
             auth.keyring = %served.name(),
             webhook = %id,
             delivered = tried.error.is_none(),
-            "webhook tried"
+            "test event sent to a webhook"
         );
         Ok(api::TestWebhookResponse {
             delivered: tried.error.is_none(),

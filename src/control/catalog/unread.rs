@@ -58,7 +58,7 @@ impl Unread {
                 auth.keyring = %name,
                 auth.keyring.revision = head.map(|head| head.revision.get()),
                 error = error as &dyn std::error::Error,
-                "the keyring cannot be read from the store: no sidecar hears that its copy is fresh, and each denies its keys when its bound ends; the other keyrings are served"
+                "the keyring cannot be read from the store: sidecars receive no confirmation of it, and each denies its keys when its grant is over; the other keyrings are served"
             );
         }
         let problem = Problem {

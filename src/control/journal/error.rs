@@ -52,7 +52,7 @@ pub enum LogError {
     },
     /// An entry does not fit what is before it.
     #[error(
-        "revision {revision} of log {log} does not fit what is before it; see `relatch audit verify`"
+        "revision {revision} of log {log} contradicts the revisions before it; see `relatch audit verify`"
     )]
     Apply {
         /// Which log.

@@ -57,7 +57,7 @@ pub enum ExecError {
         error: io::Error,
     },
     /// It ended with another exit code than 0.
-    #[error("{} ended with {status} {said}; look there for what it could not do", program.display())]
+    #[error("{} ended with {status} {said}; find out what the program could not do", program.display())]
     Failed {
         /// Its path.
         program: PathBuf,
@@ -68,7 +68,7 @@ pub enum ExecError {
     },
     /// It took too long and was killed. It may have delivered the secret.
     #[error(
-        "{} was killed after {} {said}; find out what it waits for, or allow it a longer `timeout`",
+        "{} was killed after {} {said}; find out what it waits for, or set a longer `timeout`",
         program.display(),
         written(*limit)
     )]
@@ -273,9 +273,9 @@ impl Tail {
         let start = self.0.len().saturating_sub(SHOWN);
         let text = redact::without(&self.0, start, &[secret.expose()]);
         match text.trim() {
-            "" => "and said nothing".to_owned(),
+            "" => "and wrote nothing".to_owned(),
             // Quoted: a program's output must not pass for lines of a log, or move a terminal's cursor.
-            text => format!("and said {text:?}"),
+            text => format!("and wrote {text:?}"),
         }
     }
 }

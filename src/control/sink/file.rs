@@ -36,10 +36,10 @@ pub(crate) struct FileSink {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The directory of the settings is not there.
-    #[error("there is no directory {}: make it for the user of the control plane, mode 0700", .0.display())]
+    #[error("the directory {} does not exist: create it for the user of the control plane, with mode 0700", .0.display())]
     Missing(PathBuf),
     /// Something on the way is a symbolic link.
-    #[error("{} is a symbolic link, which is not followed: name what it leads to, or remove it", .0.display())]
+    #[error("{} is a symbolic link, which is not followed: name its target, or remove it", .0.display())]
     Symlink(PathBuf),
     /// Something on the way is no directory, or a file of secrets is no file.
     #[error("{} is not a {expected}: move it out of the way", path.display())]
@@ -50,7 +50,7 @@ pub enum FileError {
         expected: &'static str,
     },
     /// It belongs to another user, who could take the secret.
-    #[error("{} belongs to user {owner}, and the control plane runs as user {user}: `chown {user}` it", path.display())]
+    #[error("{} belongs to user {owner}, but the control plane runs as user {user}: run `chown {user}` on it", path.display())]
     Owner {
         /// What is there.
         path: PathBuf,
@@ -60,7 +60,7 @@ pub enum FileError {
         user: u32,
     },
     /// Others than its owner can put files into it.
-    #[error("others than its owner can write to {} (mode {mode:03o}): `chmod go-w` it", path.display())]
+    #[error("other users can write to {} (mode {mode:03o}): run `chmod go-w` on it", path.display())]
     Writable {
         /// The directory.
         path: PathBuf,
@@ -68,13 +68,13 @@ pub enum FileError {
         mode: u32,
     },
     /// There is no space, or no more of what the user may have.
-    #[error("there is no space left for {}: free some", .0.display())]
+    #[error("there is no space left for {}: free some space", .0.display())]
     Full(PathBuf),
     /// Another delivery writes there, of this process or of another one.
     #[error("another delivery writes to {} now: try again", .0.display())]
     Busy(PathBuf),
     /// The system refused something else.
-    #[error("cannot {what} {}: {error}; look at its permissions and its file system", path.display())]
+    #[error("cannot {what} {}: {error}; check its permissions and its file system", path.display())]
     Io {
         /// What was tried.
         what: &'static str,
@@ -84,7 +84,7 @@ pub enum FileError {
         error: io::Error,
     },
     /// The file system did not answer in time; the files may still be written.
-    #[error("{} was not written within {}: look at its file system", path.display(), written(*limit))]
+    #[error("{} was not written within {}: check its file system", path.display(), written(*limit))]
     TimedOut {
         /// The directory of the settings.
         path: PathBuf,
@@ -192,7 +192,7 @@ impl KeyDirectory {
             path.push(name);
             match fs::mkdirat(&directory, name, Mode::RWXU) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(failed("make", &path)(error)),
+                Err(error) => return Err(failed("create", &path)(error)),
             }
             fs::fsync(&directory).map_err(failed("write", &path))?;
             directory = enter(&directory, OsStr::new(name), &path, OFlags::RDONLY)?;
@@ -250,7 +250,7 @@ impl KeyDirectory {
             Err(Errno::LOOP) => return Err(FileError::Symlink(path)),
             Err(error) => return Err(failed("open", &path)(error)),
         };
-        let found = fs::fstat(&file).map_err(failed("look at", &path))?;
+        let found = fs::fstat(&file).map_err(failed("read the metadata of", &path))?;
         if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
             let expected = "file";
             return Err(FileError::Type { path, expected });
@@ -279,7 +279,8 @@ impl KeyDirectory {
         let mode = Mode::RUSR | Mode::WUSR;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(&self.directory, name, flags, mode).map_err(failed("make", &path))?;
+        let file =
+            fs::openat(&self.directory, name, flags, mode).map_err(failed("create", &path))?;
         let mut file = File::from(file);
         file.write_all(content)
             .and_then(|()| file.sync_all())
@@ -361,7 +362,7 @@ fn open_base(base: &Path) -> Result<(PathBuf, OwnedFd), FileError> {
 }
 
 fn check_directory(directory: &OwnedFd, path: &Path) -> Result<(), FileError> {
-    let found = fs::fstat(directory).map_err(failed("look at", path))?;
+    let found = fs::fstat(directory).map_err(failed("read the metadata of", path))?;
     check_owner(found.st_uid, path)?;
     let mode = found.st_mode & 0o7777;
     if mode & 0o022 == 0 {

@@ -47,11 +47,11 @@ pub enum VaultError {
         error: io::Error,
     },
     /// No client can be made, most likely with the certificates of the settings.
-    #[error("cannot be called: {}; look at `ca_file`", causes::in_one_line(.0))]
+    #[error("cannot create the HTTP client: {}; check `ca_file`", causes::in_one_line(.0))]
     Setup(SetupError),
     /// A consumer's name makes a path that leads elsewhere.
     #[error(
-        "the consumer's name `{consumer}` cannot stand alone between two `/` of `path`: put text beside {{consumer}}, or leave it out"
+        "the consumer's name `{consumer}` cannot be a whole segment of `path`: add text beside {{consumer}}, or remove {{consumer}}"
     )]
     Path {
         /// The consumer.
@@ -66,13 +66,16 @@ pub enum VaultError {
         error: io::Error,
     },
     /// What is in the file is no token. It is not told.
-    #[error("{} holds no token: it must be one line of printable ASCII", path.display())]
+    #[error("{} does not contain a token: it must be one line of printable ASCII", path.display())]
     TokenForm {
         /// The file.
         path: PathBuf,
     },
     /// There was no answer. It may have taken the secret all the same.
-    #[error("{}; look at the server and the way to it", causes::in_one_line(error))]
+    #[error(
+        "{}; check the server and the network between",
+        causes::in_one_line(error)
+    )]
     Unreachable {
         /// Why not.
         error: OutboundError,
@@ -91,14 +94,14 @@ pub enum VaultError {
     },
     /// The answer was none that a KV version 2 mount gives.
     #[error(
-        "{place} does not answer as a KV version 2 mount does: look at `address` and `mount`, and at the mount's version"
+        "{place} does not answer as a KV version 2 mount does: check `address`, `mount` and the version of the mount"
     )]
     NotKv2 {
         /// Where.
         place: String,
     },
     /// It took too long. It may have taken the secret all the same.
-    #[error("{place} was not written within {}: look at the server", written(*limit))]
+    #[error("{place} was not written within {}: check the server", written(*limit))]
     TimedOut {
         /// Where.
         place: String,
@@ -496,15 +499,15 @@ impl fmt::Display for Errors {
 fn advice(status: u16, place: &str) -> String {
     match status {
         // Vault's own statuses are in its documentation of the HTTP API.
-        300..=399 => "name the server that is meant: redirects are not followed".to_owned(),
-        400 => "look at what the mount demands of a secret".to_owned(),
+        300..=399 => "set `address` to the server that answers without a redirect: redirects are not followed".to_owned(),
+        400 => "check what the mount requires of a secret".to_owned(),
         403 => format!(
-            "the token must be valid, and its policy give `read`, `create` and `update` on {place}"
+            "the token must be valid, and its policy must allow `read`, `create` and `update` on {place}"
         ),
-        404 => "look at `mount` and `namespace`".to_owned(),
-        429 | 472 | 473 => "name the active server, or one that forwards to it".to_owned(),
-        503 => "unseal the server, or wait until it is maintained".to_owned(),
-        _ => "look at the server's log".to_owned(),
+        404 => "check `mount` and `namespace`".to_owned(),
+        429 | 472 | 473 => "set `address` to the active server, or to one that forwards to it".to_owned(),
+        503 => "unseal the server, or wait for the end of its maintenance".to_owned(),
+        _ => "read the log of the server".to_owned(),
     }
 }
 

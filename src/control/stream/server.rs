@@ -144,7 +144,7 @@ impl DiscoveryServer {
                 node = hello.node.as_ref().map_or("", |node| node.id.as_str()),
                 auth.keyring = subscription.keyring,
                 error = &refusal as &dyn std::error::Error,
-                "a sidecar does not get a keyring"
+                "a sidecar does not receive a keyring"
             );
             not_served.push(discovery::NotServed {
                 keyring: subscription.keyring.clone(),
@@ -178,7 +178,7 @@ impl KeyringDiscovery for DiscoveryServer {
         let mut inbound = request.into_inner();
         let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
             .await
-            .map_err(|_| Status::deadline_exceeded("no hello came"))??
+            .map_err(|_| Status::deadline_exceeded("no hello arrived in time"))??
             .and_then(|message| message.kind);
         let Some(Kind::Hello(mut hello)) = hello else {
             return Err(Status::invalid_argument(
@@ -352,14 +352,14 @@ fn check(hello: &discovery::Hello) -> Result<(), Status> {
         )));
     }
     if hello.stream == 0 {
-        return Err(Status::invalid_argument("stream: count from 1"));
+        return Err(Status::invalid_argument("stream: use a number from 1"));
     }
     let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
     let printable =
         |text: &str| matches!(text.len(), 1..=253) && text.bytes().all(|b| b.is_ascii_graphic());
     if !printable(node) || !printable(&hello.run_id) {
         return Err(Status::invalid_argument(
-            "node.id and run_id: give 1 to 253 printable ASCII characters without spaces",
+            "node.id and run_id: use 1 to 253 printable ASCII characters without spaces",
         ));
     }
     if let Some(node) = &hello.node {
@@ -371,7 +371,7 @@ fn check(hello: &discovery::Hello) -> Result<(), Status> {
             || node.version.len() > MAX_TEXT
         {
             return Err(Status::invalid_argument(format!(
-                "node: give a cluster of at most 253 bytes, and {MAX_LABELS} labels and a version of {MAX_TEXT}"
+                "node: use a cluster of at most 253 bytes, and {MAX_LABELS} labels and a version of {MAX_TEXT}"
             )));
         }
     }

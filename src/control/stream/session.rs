@@ -546,7 +546,7 @@ impl Session {
         tracing::warn!(
             auth.keyring = resync.keyring,
             reason = ResyncReason::try_from(resync.reason).map_or("unknown", |r| r.as_str_name()),
-            "a sidecar asks to begin anew"
+            "a sidecar asks to receive the keyring from its start"
         );
         if let Phase::Following { at } | Phase::Snapshot { at, .. } = &subscription.phase {
             subscription.phase = Phase::anew(at.clone(), subscription.is_on_demand);

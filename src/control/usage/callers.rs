@@ -62,7 +62,7 @@ impl Callers {
                     auth.keyring = %row.keyring,
                     auth.key.id = %row.version.key_id,
                     error = &error as &dyn std::error::Error,
-                    "callers of an old version cannot be read; they are told anew with its next use"
+                    "the callers of an old version cannot be read from the store; they are reported again with its next use"
                 ),
             }
         }

@@ -66,7 +66,7 @@ impl Courier {
             }
             Err(error) => tracing::error!(
                 error = &error as &dyn Error,
-                "webhooks are not told: the store cannot be used; it is tried again"
+                "events are not delivered to webhooks, because the store cannot be used; it is tried again"
             ),
         }
     }
@@ -116,7 +116,7 @@ impl Courier {
             }
             Err(error) => tracing::warn!(
                 error = &error as &dyn Error,
-                "old deliveries to webhooks cannot be removed; it is tried again"
+                "old deliveries to webhooks cannot be deleted from the store; it is tried again"
             ),
         }
     }
@@ -140,7 +140,7 @@ impl Courier {
                 error = &error as &dyn Error,
                 webhook = delivery.what.webhook,
                 event = delivery.what.event,
-                "what became of an event cannot be noted: it will be sent once more"
+                "the result of a delivery to a webhook cannot be recorded; the event will be sent once more"
             ),
         }
     }
@@ -173,15 +173,15 @@ impl Courier {
         } = what;
         match settled {
             Settled::Delivered => tracing::debug!(
-                auth.keyring = %keyring, webhook, event, kind, attempts, "a webhook was told"
+                auth.keyring = %keyring, webhook, event, kind, attempts, "an event was delivered to a webhook"
             ),
             Settled::Retry(next) => tracing::info!(
                 auth.keyring = %keyring, webhook, event, kind, attempts, error, %next,
-                "a webhook could not be told; it is tried again"
+                "an event could not be delivered to a webhook; it is tried again"
             ),
             Settled::GivenUp => tracing::warn!(
                 auth.keyring = %keyring, webhook, event, kind, attempts, error,
-                "an event was given up: the webhook will not be told of it"
+                "the delivery of an event was given up: the webhook will not receive it"
             ),
         }
     }

@@ -79,7 +79,9 @@ impl DeliveryOutcome {
             Self::Failed(error) => causes::in_one_line(error),
             Self::Unusable(error) => format!("the webhook's URL is {error}"),
             Self::Removed => "the webhook was removed".to_owned(),
-            Self::Behind => "the webhook is not known here yet".to_owned(),
+            Self::Behind => {
+                "this control plane has not read the webhook from the store yet".to_owned()
+            }
         };
         text.retain(|c| !printable::is_unsafe(c));
         text.truncate(text.floor_char_boundary(MAX_ERROR));

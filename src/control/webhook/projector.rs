@@ -58,7 +58,7 @@ impl Projector {
                 tracing::error!(
                     auth.keyring = %served.name(),
                     error = &error as &dyn Error,
-                    "webhooks cannot be told of this keyring; it is tried again"
+                    "events of the keyring cannot be delivered to webhooks; it is tried again"
                 );
             }
         }

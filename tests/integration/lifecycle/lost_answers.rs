@@ -366,7 +366,7 @@ async fn an_idempotency_key_belongs_to_one_call_of_one_token() {
         control.plane.cli_as(&admin, &create).await,
     ] {
         assert_eq!(refused.status.code(), Some(2), "{}", refused.stderr);
-        let why = "idempotency_key: it belongs to another call";
+        let why = "idempotency_key: another call has used it";
         assert!(refused.stderr.contains(why), "{}", refused.stderr);
         assert_eq!(refused.stdout, "");
     }
@@ -427,7 +427,7 @@ async fn a_new_key_is_handed_out_when_every_sidecar_accepts_it() {
     drop(process);
     control
         .change("the key is revoked", |change| {
-            let reason = "its secret was not handed out: the caller went away";
+            let reason = "its secret was not handed out: the caller disconnected";
             change["kind"] == "versions_revoked" && change["reason"] == reason
         })
         .await;

@@ -447,7 +447,10 @@ async fn a_forgotten_sidecar_is_not_waited_for_and_begins_anew() {
         Verdict::denied("revoked", 1)
     );
     let log = control.stopped().await;
-    assert!(log.has("a sidecar that was forgotten is back"), "{log}");
+    assert!(
+        log.has("a sidecar that was forgotten has connected again"),
+        "{log}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

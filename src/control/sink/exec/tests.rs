@@ -127,16 +127,16 @@ async fn an_exit_code_is_a_failure_told_with_the_last_words() {
             &version
         )
         .await,
-        "/bin/sh ended with exit status: 3 and said \"no route to \\u{1b}[31mthe cluster\"; \
-         look there for what it could not do"
+        "/bin/sh ended with exit status: 3 and wrote \"no route to \\u{1b}[31mthe cluster\"; \
+         find out what the program could not do"
     );
     assert_eq!(
         failure("echo only here; exit 1", &version).await,
-        "/bin/sh ended with exit status: 1 and said \"only here\"; look there for what it could not do"
+        "/bin/sh ended with exit status: 1 and wrote \"only here\"; find out what the program could not do"
     );
     assert_eq!(
         failure("kill -TERM $$", &version).await,
-        "/bin/sh ended with signal: 15 (SIGTERM) and said nothing; look there for what it could not do"
+        "/bin/sh ended with signal: 15 (SIGTERM) and wrote nothing; find out what the program could not do"
     );
 }
 
@@ -209,7 +209,7 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     let error = deliver(&sink, &version).await.expect_err("it hangs");
     assert_eq!(
         error.to_string(),
-        "/bin/sh was killed after 1s and said \"waiting\"; find out what it waits for, or allow it a longer `timeout`"
+        "/bin/sh was killed after 1s and wrote \"waiting\"; find out what it waits for, or set a longer `timeout`"
     );
     for name in ["parent", "child"] {
         let pid = fs::read_to_string(directory.path().join(name)).expect("it began");

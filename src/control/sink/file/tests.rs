@@ -257,7 +257,7 @@ async fn a_directory_that_others_can_write_to_is_refused() {
     for mode in [0o770, 0o702, 0o1777] {
         set_mode(&base, mode);
         let refusal = directory.refusal(&version).await;
-        let expected = format!("others than its owner can write to {}", base.display());
+        let expected = format!("other users can write to {}", base.display());
         assert!(refusal.starts_with(&expected), "{refusal}");
     }
     set_mode(&base, 0o755);
@@ -300,7 +300,7 @@ fn what_belongs_to_another_user_is_refused() {
     assert_eq!(
         error.to_string(),
         format!(
-            "/run/keys belongs to user {}, and the control plane runs as user {user}: `chown {user}` it",
+            "/run/keys belongs to user {}, but the control plane runs as user {user}: run `chown {user}` on it",
             user + 1
         )
     );
@@ -310,7 +310,10 @@ fn what_belongs_to_another_user_is_refused() {
 fn a_full_disk_is_told_apart() {
     for error in [Errno::NOSPC, Errno::DQUOT] {
         let error = failed("write", Path::new("/run/keys"))(error).to_string();
-        assert_eq!(error, "there is no space left for /run/keys: free some");
+        assert_eq!(
+            error,
+            "there is no space left for /run/keys: free some space"
+        );
     }
 }
 

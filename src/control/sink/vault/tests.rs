@@ -259,38 +259,40 @@ async fn a_refusal_names_status_errors_and_what_to_do_and_no_secret() {
         (
             refuses(403, "permission denied"),
             format!(
-                "cannot read {place}: status 403, \"permission denied\"; the token must be valid, and its policy give \
+                "cannot read {place}: status 403, \"permission denied\"; the token must be valid, and its policy must allow \
                  `read`, `create` and `update` on {place}"
             ),
         ),
         (
             refuses(503, "Vault is sealed"),
             format!(
-                "cannot read {place}: status 503, \"Vault is sealed\"; unseal the server, or wait until it is maintained"
+                "cannot read {place}: status 503, \"Vault is sealed\"; unseal the server, or wait for the end of its maintenance"
             ),
         ),
         (
             (502, "<html>bad gateway</html>".to_owned()),
-            format!("cannot read {place}: status 502, without a reason; look at the server's log"),
+            format!(
+                "cannot read {place}: status 502, without a reason; read the log of the server"
+            ),
         ),
         (
             (307, String::new()),
             format!(
-                "cannot read {place}: status 307, without a reason; name the server that is meant: redirects are not \
-                 followed"
+                "cannot read {place}: status 307, without a reason; set `address` to the server that answers without a redirect: \
+                 redirects are not followed"
             ),
         ),
         (
             refuses(404, "no handler for route"),
             format!(
-                "cannot read {place}: status 404, \"no handler for route\"; look at `mount` and `namespace`"
+                "cannot read {place}: status 404, \"no handler for route\"; check `mount` and `namespace`"
             ),
         ),
         (
             (200, "{}".to_owned()),
             format!(
-                "{place} does not answer as a KV version 2 mount does: look at `address` and `mount`, and at the \
-                 mount's version"
+                "{place} does not answer as a KV version 2 mount does: check `address`, `mount` and the \
+                 version of the mount"
             ),
         ),
     ] {

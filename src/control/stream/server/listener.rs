@@ -61,7 +61,7 @@ impl Listener {
             tracing::info!(
                 node = self.stream.run.node,
                 identity = %self.peer,
-                "the certificate of a sidecar has expired; it is to come back with its next one"
+                "the certificate of a sidecar has expired; the sidecar is told to connect again with its next certificate"
             );
             self.drains.expired.cancel();
             let left = tokio::time::timeout(LEAVE_TIMEOUT, self.listen(&mut inbound)).await;
@@ -98,7 +98,7 @@ impl Listener {
             // The reconciler tries again; until then the store has more than there is.
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the fleet's book could not be written"
+                "the states of sidecars could not be written to the store"
             );
         }
     }

@@ -146,7 +146,7 @@ impl Answering {
             Err(error) => tracing::warn!(
                 node = self.grantor.member.node,
                 error = &error as &dyn std::error::Error,
-                "a sidecar gets no answer, since what it would grant cannot be recorded"
+                "a sidecar receives no confirmation, because its grant cannot be recorded in the store"
             ),
         }
     }
