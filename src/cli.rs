@@ -75,12 +75,12 @@ pub struct Cli {
     )]
     pub(crate) output: Option<Format>,
 
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What can be done.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a control plane and a sidecar with a demo key on this machine: start here
@@ -89,7 +89,7 @@ pub enum Command {
     Control(control::ControlArgs),
     /// Run a sidecar that answers Envoy's external authorization checks
     Sidecar(sidecar::SidecarArgs),
-    /// Create, list and delete admin tokens
+    /// Create, list and end admin tokens
     Token(Client<token::TokenCommand>),
     /// Create and show keyrings: each is the set of keys of one API
     Keyring(Client<keyring::KeyringCommand>),
@@ -137,22 +137,22 @@ pub enum Command {
     Completions(completions::CompletionsArgs),
 }
 
-/// What every command works with.
+/// The context of every command.
 #[derive(Debug)]
 pub struct Console {
-    /// Where it writes.
+    /// The output of the command.
     pub(crate) output: Output,
     clock: Clock,
 }
 
-/// What a command of the control plane's client works with.
+/// The context of a command that calls the control plane.
 #[derive(Debug)]
 pub struct Session {
     console: Console,
     connection: ConnectionArgs,
 }
 
-/// Threads of a daemon's control path: one may be busy with a large keyring while the other keeps streams alive.
+/// The threads of a daemon's control path: one can be busy with a large keyring while the other serves streams.
 const CONTROL_THREADS: usize = 2;
 
 const EXIT_CODES: &str = "\
@@ -177,7 +177,7 @@ impl Cli {
     ///
     /// # Errors
     ///
-    /// When it did not do what it was asked; the failure holds the exit code.
+    /// When the command failed; the failure has the exit code.
     pub async fn run(self, terminal: Terminal) -> Result<Exit, Failure> {
         let console = Console {
             output: Output::new(self.output, terminal),
@@ -246,8 +246,8 @@ impl Cli {
 }
 
 impl Command {
-    /// The runtime that the command needs: a daemon's control path runs on threads of its own, beside the workers that
-    /// answer checks; everything else waits for one thing at a time.
+    /// The runtime of the command. The control path of a daemon has its own threads, apart from the workers that answer checks;
+    /// every other command needs one thread.
     #[must_use]
     pub fn runtime(&self) -> Builder {
         match self {
@@ -280,7 +280,7 @@ impl Command {
 }
 
 impl Session {
-    /// The admin API.
+    /// Connects to the admin API.
     ///
     /// # Errors
     ///
@@ -299,13 +299,13 @@ impl Deref for Session {
 }
 
 impl Console {
-    /// The time by the wall clock.
+    /// The current time of the wall clock.
     #[must_use]
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.wall()
     }
 
-    /// The clock that runs forward only, by which waiting is measured.
+    /// The current time of the boot clock, which never goes back; waits are measured by it.
     #[must_use]
     pub(crate) fn boot(&self) -> BootTime {
         self.clock.boot()
@@ -320,7 +320,7 @@ impl Console {
         self.output.show(view, self.now())
     }
 
-    /// Tells of an event: the sentence to people, the event itself to whoever reads JSON.
+    /// Reports an event: as a sentence for people, or as the event in JSON.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The `relatch` binary: parses, runs, and says in words and by its exit code how it went.
+//! The `relatch` binary: parses the command line, runs the command, and reports a failure in words and by the exit code.
 
 use std::process::ExitCode;
 
@@ -9,8 +9,8 @@ use relatch::{
     core_dumps,
 };
 
-/// HTTP/2 allocates seven times for a check, most of it for the headers of either direction. This allocator takes less time
-/// over it than the system's.
+/// HTTP/2 allocates seven times for each check, mostly for the headers of both directions. This allocator is faster at it
+/// than that of the system.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

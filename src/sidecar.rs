@@ -142,7 +142,7 @@ pub enum SidecarError {
     #[error(transparent)]
     Random(#[from] RandomError),
     /// The process cannot be measured.
-    #[error("the process cannot be measured")]
+    #[error("cannot read the resource use of this process")]
     Process(#[source] io::Error),
 }
 

@@ -1,4 +1,4 @@
-//! `relatch audit`: who changed what and when, and whether anybody changed that record.
+//! `relatch audit`: lists the audit log, and verifies that it was not changed.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,7 +19,7 @@ use crate::{
     proto::admin,
 };
 
-/// What can be done with the audit log.
+/// The commands of `audit`.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
     /// List the changes of a keyring, newest last
@@ -60,10 +60,10 @@ struct EntryView {
     at: Option<Timestamp>,
     actor: String,
     kind: String,
-    /// The change. It holds digests, never a secret.
+    /// The change. It contains digests, never a secret.
     payload: Value,
     hash: String,
-    /// The consumer of the key, where the change itself does not name it.
+    /// The consumer of the key, if the change itself does not name it.
     #[serde(skip)]
     owner: Option<String>,
 }
@@ -74,11 +74,11 @@ struct VerdictView {
     keyring: Option<String>,
     entries: u64,
     intact: bool,
-    /// Where and how the chain is broken.
+    /// The place and the kind of the break in the chain.
     problem: Option<String>,
 }
 
-/// How the control plane's own log is called in tables.
+/// The name of the control plane's own log in tables.
 const OWN_LOG: &str = "(control plane)";
 /// The most entries that the control plane lists at once.
 const PAGE: u32 = 1_000;
@@ -123,7 +123,7 @@ async fn list(args: ListArgs, session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The entries after a revision, the oldest first.
+/// Requests the entries after a revision, the oldest first.
 async fn page(
     admin: &mut Admin,
     keyring: &str,
@@ -139,8 +139,8 @@ async fn page(
     Ok(answer(admin.list_audit(request)).await?.entries)
 }
 
-/// The last entries of a log, the newest last. A keyring's revision says where they begin; the control plane's own log is
-/// short, and read to its end.
+/// Requests the last entries of a log, the newest last. The revision of a keyring determines where they begin. The control
+/// plane's own log is short, and is read completely.
 async fn newest(
     admin: &mut Admin,
     keyring: &str,
@@ -165,7 +165,7 @@ async fn newest(
     }
 }
 
-/// Asks for the consumer of each key whose entry does not name it. A key that cannot be asked for has none in the table.
+/// Requests the consumer of each key whose entry does not name it. If the request fails, the table shows no consumer.
 async fn add_owners(admin: &mut Admin, entries: &mut [EntryView]) {
     let mut owners: BTreeMap<String, Option<String>> = BTreeMap::new();
     for entry in entries {
@@ -218,7 +218,7 @@ impl From<admin::AuditEntry> for EntryView {
             at: convert::timestamp(entry.at),
             actor: entry.actor,
             kind: entry.kind,
-            // What is no JSON after all is shown as the text that it is.
+            // A text that is not JSON is shown unchanged.
             payload: serde_json::from_str(&entry.payload).unwrap_or(Value::String(entry.payload)),
             hash: entry.hash,
             owner: None,
@@ -259,7 +259,7 @@ impl EntryView {
         self.payload.get(field)?.as_str()
     }
 
-    /// The name of the token, of `token:ID (NAME)`; of another actor all that is known.
+    /// The name of the token from `token:ID (NAME)`; another actor is shown unchanged.
     fn actor_name(&self) -> &str {
         let token = self.actor.strip_prefix("token:");
         let name = token.and_then(|token| token.split_once(" (")?.1.strip_suffix(')'));

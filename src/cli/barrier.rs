@@ -1,20 +1,20 @@
-//! How far a revision has got among the sidecars, as an event and as a sentence.
+//! The progress of a revision at the sidecars, as an event and as a sentence.
 
 use serde::Serialize;
 
 use super::{convert, words};
 use crate::{key::Timestamp, proto::admin};
 
-/// How many of the sidecars that may serve have confirmed a revision, and who lags.
+/// The number of sidecars that have confirmed a revision, and those that lag.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct BarrierView {
-    /// The sidecars that have confirmed it.
+    /// The number of sidecars that have confirmed it.
     pub applied: u32,
-    /// The sidecars that may serve the keyring.
+    /// The number of sidecars that may serve the keyring.
     pub total: u32,
-    /// Those that have not.
+    /// The sidecars that have not confirmed it.
     pub laggards: Vec<LaggardView>,
-    /// Those for which the command does not wait; left out when there are none.
+    /// The sidecars for which the command does not wait; left out if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub passed_by: Vec<RunView>,
 }
@@ -22,7 +22,7 @@ pub(crate) struct BarrierView {
 /// A process of a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct RunView {
-    /// The sidecar.
+    /// The node id of the sidecar.
     pub node: String,
     /// Its process.
     pub run_id: String,
@@ -31,29 +31,29 @@ pub(crate) struct RunView {
 /// A sidecar that has not applied a revision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct LaggardView {
-    /// Its name.
+    /// The node id of the sidecar.
     pub node: String,
-    /// Where it runs.
+    /// The cluster of the sidecar.
     pub cluster: String,
-    /// Whether its stream is open.
+    /// Whether the stream of the sidecar is open.
     pub connected: bool,
-    /// How many revisions it is behind.
+    /// The number of revisions that it is behind.
     pub behind: u64,
-    /// When the control plane last heard of it.
+    /// The time of the last message from the sidecar.
     pub last_seen: Option<Timestamp>,
     /// Its process.
     pub run_id: String,
     /// `connected`, `lost` or `stopped`.
     pub presence: &'static str,
-    /// Since when it is lost or stopped.
+    /// The time since which it is lost or stopped.
     pub since: Option<Timestamp>,
-    /// Until when it may serve what it has; null while it is connected.
+    /// The time until which it may serve its keyrings; null while it is connected.
     pub serves_until: Option<Timestamp>,
-    /// It uses the revision, but its snapshot file does not have it.
+    /// Whether it uses the revision, but does not have it in its snapshot file.
     pub lacks_disk: bool,
 }
 
-/// The most laggards that a sentence names, so that it stays a sentence; the JSON names all.
+/// The most sidecars that a sentence names, so that it stays short; the JSON names all.
 const MOST_NAMED: usize = 5;
 
 impl BarrierView {
@@ -82,7 +82,8 @@ impl BarrierView {
         sentence
     }
 
-    /// `edge-3 has been lost since 12:01:03 and may serve its last revision until 13:01:05`; none when nobody lags.
+    /// The sidecars that lag, such as `edge-3 has been lost since 12:01:03 and may serve its last revision until 13:01:05`; none
+    /// if no sidecar lags.
     #[must_use]
     pub(crate) fn laggards_sentence(&self, now: Timestamp) -> Option<String> {
         let connected = self.connected(now);
@@ -103,7 +104,7 @@ impl BarrierView {
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 
-    /// What to do about those that lag: for one that is gone for good, the very command that ends the wait.
+    /// The advice about the sidecars that lag: for one that is gone for good, the command that ends the wait.
     #[must_use]
     pub(crate) fn hint(&self, now: Timestamp) -> String {
         let see = || match self.laggards_sentence(now) {
@@ -113,7 +114,7 @@ impl BarrierView {
         self.way_out().unwrap_or_else(see)
     }
 
-    /// The command that ends the wait for a sidecar that is gone for good; none when all that lag are connected.
+    /// The command that ends the wait for a sidecar that is gone for good; none if all sidecars that lag are connected.
     #[must_use]
     pub(crate) fn way_out(&self) -> Option<String> {
         let mut lost = self.laggards.iter().filter(|l| l.serves_until.is_some());
@@ -123,7 +124,7 @@ impl BarrierView {
         ))
     }
 
-    /// Who is connected and behind.
+    /// The sidecars that are connected and behind.
     fn connected(&self, now: Timestamp) -> Option<String> {
         let laggards = self.laggards.iter();
         let connected: Vec<&LaggardView> = laggards.filter(|l| l.serves_until.is_none()).collect();
@@ -140,7 +141,7 @@ impl BarrierView {
             sentence.push_str(&words::count(most, "revision"));
             sentence.push_str(" behind");
         }
-        // The one that was silent longest is the one to look at.
+        // The sidecar that was silent for the longest time is the most important one.
         if let Some(oldest) = connected.iter().filter_map(|l| l.last_seen).min() {
             sentence.push_str(", last seen ");
             sentence.push_str(&words::age(oldest, now));

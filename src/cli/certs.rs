@@ -1,4 +1,4 @@
-//! `relatch certs`: certificates for trying TLS out.
+//! `relatch certs`: creates certificates to try out TLS.
 
 use std::{
     fs::{self, OpenOptions},
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// What can be done with certificates.
+/// The commands of `certs`.
 #[derive(Debug, Subcommand)]
 pub enum CertsCommand {
     /// Create an authority and certificates for control plane, sidecars, operator and Envoy, to try out TLS
@@ -62,30 +62,29 @@ pub struct DevArgs {
     force: bool,
 }
 
-/// What was made.
+/// The files that were created.
 #[derive(Debug, Serialize)]
 struct MadeView {
     directory: PathBuf,
     files: Vec<String>,
     not_after: Timestamp,
-    /// Lines for the two configuration files and the shell.
+    /// The lines for the two configuration files and for the shell.
     control: String,
     sidecar: String,
     operator: String,
 }
 
-/// A file to be written.
+/// A file to write.
 struct Draft {
     name: String,
     content: Zeroizing<String>,
     mode: u32,
 }
 
-/// A day.
 const DAY: Duration = Duration::from_hours(24);
-/// Where everything is reached without a name of its own.
+/// The hosts in every certificate: localhost and its addresses.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
-/// What is written may be public, or a key.
+/// Whether the content of a file is public, or a key.
 const PUBLIC: u32 = 0o644;
 const KEY: u32 = 0o600;
 
@@ -94,7 +93,7 @@ impl CertsCommand {
     ///
     /// # Errors
     ///
-    /// When a file is there already, or something cannot be made.
+    /// When a file already exists, or something cannot be created.
     pub fn run(self, console: &Console) -> Result<(), Failure> {
         match self {
             Self::Dev(args) => args.run(console),
@@ -120,7 +119,7 @@ impl DevArgs {
         Ok(())
     }
 
-    /// The authority, and what of it is to be written.
+    /// The authority, and its files to write.
     fn authority(&self, now: Timestamp) -> Result<(DevAuthority, Vec<Draft>), Failure> {
         let (cert, key) = (self.out.join("ca.pem"), self.out.join("ca.key"));
         match (fs::read_to_string(&cert), fs::read_to_string(&key)) {
@@ -150,7 +149,7 @@ impl DevArgs {
         }
     }
 
-    /// Each with the name of its files.
+    /// The subjects of the certificates, each with the name of its files.
     fn subjects(&self) -> Result<Vec<(String, Subject)>, Failure> {
         let hosts: Vec<String> = LOCAL
             .map(str::to_owned)
@@ -193,7 +192,7 @@ impl DevArgs {
         Ok(subjects)
     }
 
-    /// Writes all, or none when one is there that may not be replaced.
+    /// Writes all files, or none if one exists that must not be replaced.
     fn write(&self, drafts: &[Draft]) -> Result<(), Failure> {
         let there = drafts.iter().map(|draft| self.out.join(&draft.name));
         if !self.force
@@ -286,7 +285,7 @@ fn draft(name: &str, pair: DevPair) -> [Draft; 2] {
     ]
 }
 
-/// Writes a file as a whole: who reads it finds the old one or the new one.
+/// Writes a file as a whole: a reader sees the old file or the new one.
 fn write(path: &Path, draft: &Draft) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".draft");

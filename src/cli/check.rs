@@ -1,4 +1,4 @@
-//! `relatch check`: one real Check against a running sidecar, as Envoy would make it.
+//! `relatch check`: sends one real check to a running sidecar, as Envoy does.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -80,9 +80,9 @@ Examples:
 Exit codes: 0 allowed, 1 denied, 7 no decision: nothing listens at the endpoint,
 or it is not a sidecar.";
 
-/// A sidecar answers within a millisecond, and Envoy waits 250: five seconds are for a machine in trouble.
+/// The timeout. A sidecar answers within a millisecond, and Envoy waits 250 ms; five seconds are for a machine in trouble.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The reason that a sidecar gives when it saw no key.
+/// The reason that a sidecar gives if it found no key.
 const MISSING_CREDENTIAL: &str = "missing_credential";
 
 impl CheckArgs {
@@ -117,7 +117,7 @@ impl CheckArgs {
         })
     }
 
-    /// Every failure to get a decision ends with the same code, so that a script can tell it from a denial.
+    /// The failure without a decision. It always has the same exit code, so that a script can distinguish it from a denial.
     fn no_decision(&self, failure: Failure) -> Failure {
         failure
             .exit_with(Exit::Unreachable)

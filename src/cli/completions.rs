@@ -1,4 +1,4 @@
-//! `relatch completions`: what a shell needs to complete the command line.
+//! `relatch completions`: prints the completion script for a shell.
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;

@@ -1,4 +1,4 @@
-//! `relatch config`: looks at configuration files, and makes the key of a snapshot file.
+//! `relatch config`: checks configuration files, and creates the key of a snapshot file.
 
 use std::{
     fmt::Write as _,
@@ -18,10 +18,10 @@ use crate::{
     snapshot::{KeyFileError, SnapshotKey},
 };
 
-/// The weight of a finding that stops nothing.
+/// The weight of a finding that does not prevent a start.
 const WARNING: &str = "warning";
 
-/// What can be done with a configuration file.
+/// The commands of `config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Check whether a daemon would start with a file; report each problem with its line and field
@@ -54,30 +54,30 @@ pub enum ConfigCommand {
     },
 }
 
-/// A key that was made. It is not shown.
+/// A key that was created. It is not shown.
 #[derive(Debug, Serialize)]
 struct MadeKeyView {
     file: String,
 }
 
-/// A file that is valid, and what of this machine is not as it says.
+/// A valid file, and the findings on this machine.
 #[derive(Debug, Serialize)]
 struct CheckedView {
     file: String,
     summary: String,
-    /// The id of the user who looked at this machine; null: nobody did.
+    /// The id of the user who checked this machine; null: this machine was not checked.
     checked_as: Option<u32>,
     findings: Vec<FindingView>,
 }
 
-/// Something that is not as the file says.
+/// A difference between the file and this machine.
 #[derive(Debug, Serialize)]
 struct FindingView {
     line: u64,
     column: u64,
     field: String,
     message: String,
-    /// `problem`: it stops a start, or what the field is for; `warning`: the daemon starts all the same.
+    /// `problem`: the start fails, or the purpose of the field does not work; `warning`: the daemon starts.
     weight: &'static str,
 }
 
@@ -86,7 +86,7 @@ impl ConfigCommand {
     ///
     /// # Errors
     ///
-    /// When the file is not right.
+    /// When the file is not valid, or the key cannot be created.
     pub fn run(self, console: &Console) -> Result<Exit, Failure> {
         match self {
             Self::Check { file, offline } => check(&file, offline, console),

@@ -1,4 +1,4 @@
-//! The way to the control plane: its address, the admin token, and the limits of a call.
+//! The connection to the control plane: its address, the admin token, and the limits of a call.
 
 use std::{
     fmt,
@@ -31,10 +31,10 @@ use crate::{
     },
 };
 
-/// The admin API, with the token in every call.
+/// The client of the admin API; it sends the token with every call.
 pub type Admin = AdminClient<InterceptedService<Channel, Bearer>>;
 
-/// A command of the control plane's client, and how to reach the control plane.
+/// A command with subcommands, and the connection to the control plane.
 #[derive(Debug, clap::Args)]
 pub struct Client<C: clap::Subcommand> {
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub struct Client<C: clap::Subcommand> {
     pub(super) command: C,
 }
 
-/// The same for a command without subcommands.
+/// A command without subcommands, and the connection to the control plane.
 #[derive(Debug, clap::Args)]
 pub struct ClientArgs<A: clap::Args> {
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct ClientArgs<A: clap::Args> {
     pub(super) connection: ConnectionArgs,
 }
 
-/// How to reach the control plane.
+/// The connection to the control plane.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Connection options")]
 pub struct ConnectionArgs {
@@ -105,23 +105,23 @@ pub struct TlsArgs {
     tls_key: Option<PathBuf>,
 }
 
-/// Where a gRPC server listens: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`.
+/// The address of a gRPC server: `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT` or `unix:///PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address(String);
 
-/// An [`Address`] to which an admin token may be sent: over TLS, or in clear to a loopback address or a Unix socket.
+/// An [`Address`] to which an admin token may be sent: over TLS, or in plaintext to a loopback address or a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminAddress(Address);
 
 /// A text that is not an address that a command can call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseAddressError {
-    /// It is no address at all.
+    /// The text is not an address.
     #[error(
         "write https://HOST:PORT, http://HOST:PORT or unix:///PATH, for example http://127.0.0.1:9011"
     )]
     Syntax,
-    /// The token would cross a network in clear.
+    /// The token would cross a network in plaintext.
     #[error(
         "the admin token would cross the network unencrypted; use https://, or a loopback address through `ssh -L` or `kubectl port-forward`"
     )]
@@ -132,22 +132,22 @@ pub enum ParseAddressError {
 #[derive(Clone)]
 pub struct Bearer(MetadataValue<Ascii>);
 
-/// What `relatch dev` writes beside its data.
+/// The token file of `relatch dev`.
 const DEV_TOKEN_FILE: &str = "relatch-data/admin.token";
-/// A control plane on this machine answers at once or not at all.
+/// The time to connect: a control plane on this machine answers immediately or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The slowest answer that does not wait for sidecars is a large list; a commit takes milliseconds.
+/// The time for an answer that does not wait for sidecars. The slowest is a large list; a commit takes milliseconds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A dead link is found within 15 seconds, as between sidecar and control plane.
+/// The keepalive finds a dead link within 15 seconds, as between a sidecar and the control plane.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest answer is the list of all keys: 64 MiB hold some 200,000 of them.
+/// The largest answer, in bytes. The list of all keys is the largest; 64 MiB are enough for some 200,000 of them.
 const MAX_ANSWER: usize = 64 << 20;
-/// The largest request is a key with all its scopes and sources, a few kilobytes.
+/// The largest request, in bytes. A key with all its scopes and sources has a few kilobytes.
 const MAX_REQUEST: usize = 256 << 10;
 
 impl<C: clap::Subcommand> Client<C> {
-    /// The command, and what it works with.
+    /// Splits into the command and its session.
     pub(super) fn into_parts(self, console: Console) -> (C, Session) {
         let connection = self.connection;
         let session = Session {
@@ -159,7 +159,7 @@ impl<C: clap::Subcommand> Client<C> {
 }
 
 impl<A: clap::Args> ClientArgs<A> {
-    /// The command's arguments, and what it works with.
+    /// Splits into the arguments of the command and its session.
     pub(super) fn into_parts(self, console: Console) -> (A, Session) {
         let connection = self.connection;
         let session = Session {
@@ -224,7 +224,7 @@ pub async fn connect(
         .max_encoding_message_size(MAX_REQUEST))
 }
 
-/// The answer of a call that waits for no sidecar.
+/// Waits for the answer of a call that does not wait for sidecars.
 ///
 /// # Errors
 ///
@@ -235,7 +235,7 @@ pub async fn answer<T>(
     answer_within(CALL_TIMEOUT, call).await
 }
 
-/// The answer of a call that may wait for sidecars.
+/// Waits for the answer of a call that may wait for sidecars.
 ///
 /// # Errors
 ///
@@ -257,7 +257,7 @@ pub async fn answer_within<T>(
 }
 
 impl Address {
-    /// Connects to it within `timeout`, with the certificates of `tls` where it is `https://`.
+    /// Connects to the address within `timeout`, with the certificates of `tls` for `https://`.
     ///
     /// # Errors
     ///
@@ -283,7 +283,7 @@ impl Address {
         self.0.starts_with("https://")
     }
 
-    /// Whether it is a Unix socket or a loopback address, which nobody else can listen to.
+    /// Whether it is a Unix socket or a loopback address: no other machine sees that traffic.
     fn is_local(&self) -> bool {
         if self.0.starts_with("unix:") {
             return true;
@@ -366,7 +366,7 @@ impl fmt::Display for AdminAddress {
 }
 
 impl AdminAddress {
-    /// The address of a control plane of this process.
+    /// The address of a control plane in this process.
     #[must_use]
     pub fn at(address: std::net::SocketAddr) -> Self {
         Self(Address(format!("http://{address}")))
@@ -374,11 +374,11 @@ impl AdminAddress {
 }
 
 impl Bearer {
-    /// Reads the token that a file holds.
+    /// Reads a token from a file.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or holds no token.
+    /// When the file cannot be read, or does not contain a token.
     pub fn from_file(path: &Path) -> Result<Self, Failure> {
         let token = SecretInput::File(path.to_owned()).read("admin token", "--token-file")?;
         let is_token = token.iter().all(u8::is_ascii_graphic);
@@ -392,7 +392,7 @@ impl Bearer {
             ))
             .hint("the file must contain only the token, on one line")
         })?;
-        // Keeps it out of the debug output and of the header compression's table.
+        // A sensitive value is not in the debug output, and not in the table of the header compression.
         value.set_sensitive(true);
         Ok(Self(value))
     }

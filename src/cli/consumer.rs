@@ -1,4 +1,4 @@
-//! `relatch consumer`: the callers that keys belong to.
+//! `relatch consumer`: creates and shows consumers.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::{
     proto::admin,
 };
 
-/// What can be done with consumers.
+/// The commands of `consumer`.
 #[derive(Debug, Subcommand)]
 pub enum ConsumerCommand {
     /// Create a consumer

@@ -1,4 +1,4 @@
-//! `relatch control`: the control plane.
+//! `relatch control`: runs the control plane, or creates its data.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -33,7 +33,7 @@ pub struct ControlArgs {
     daemon: DaemonArgs,
 }
 
-/// What `control` can do beside running.
+/// The commands of `control`; without one, the control plane runs.
 #[derive(Debug, Subcommand)]
 enum ControlCommand {
     /// Create the data directory, the pepper, the store and the first admin token, which is printed once
@@ -45,12 +45,12 @@ enum ControlCommand {
     /// Create another admin token while the control plane is stopped, after all admin tokens were lost
     ///
     /// The token has the role admin, does not expire, and is printed once. Run this on the machine of the store, as the
-    /// user of the control plane. It is refused while the control plane runs. Other tokens stay valid: delete the lost
+    /// user of the control plane. It is refused while the control plane runs. Other tokens stay valid: end the lost
     /// ones with `relatch token end`.
     RecoverAdmin(DataArgs),
 }
 
-/// How the control plane runs.
+/// The options of a control plane that runs.
 #[derive(Debug, Args)]
 struct DaemonArgs {
     /// Configuration file; `deploy/control.yaml` is a commented sample [default: none]
@@ -112,17 +112,17 @@ struct Recovered {
     admin_token: Option<Revealed>,
 }
 
-/// What a control plane runs as, for those who find its store in use.
+/// The name of this process for others that find the store in use.
 const CONTROL: &str = "relatch control";
-/// Where the data is when nobody says.
+/// The default data directory.
 const DEFAULT_DATA_DIR: &str = "relatch-data";
 
 impl ControlArgs {
-    /// Runs a control plane until it is told to stop, or creates what one needs.
+    /// Runs a control plane until a signal stops it, or creates its data.
     ///
     /// # Errors
     ///
-    /// When that cannot be created or started, or a part of it fails.
+    /// When the data cannot be created, or the control plane cannot be started, or a part of it fails.
     pub async fn run(self, console: &Console) -> Result<(), Failure> {
         match self.command {
             Some(ControlCommand::Init(args)) => args.initialize(console).await,
@@ -210,7 +210,7 @@ impl DataArgs {
             admin_token: Revealed::new(secret.expose().to_owned()),
         })?;
         console.output.note(
-            "the other tokens stay valid: start the control plane, and delete the lost ones with `relatch token end`",
+            "the other tokens stay valid: start the control plane, and end the lost ones with `relatch token end`",
         );
         Ok(())
     }
@@ -261,7 +261,7 @@ fn settings(
     }
 }
 
-/// Puts the data elsewhere, with everything that the file left at its place within the data directory.
+/// Changes the data directory, and with it all paths that have their default within the data directory.
 fn move_to(settings: &mut ControlSettings, data_dir: PathBuf) {
     let was = ControlSettings::new(settings.data_dir.clone());
     let is = ControlSettings::new(data_dir);
@@ -274,7 +274,7 @@ fn move_to(settings: &mut ControlSettings, data_dir: PathBuf) {
     settings.data_dir = is.data_dir;
 }
 
-/// The data of a control plane cannot be used or created.
+/// The failure of data that cannot be used or created.
 pub(super) fn unusable(error: DataError) -> Failure {
     let exit = match &error {
         DataError::Initialized { .. }

@@ -1,4 +1,4 @@
-//! Converts between the generated messages of the admin API and the values that the commands show.
+//! Conversions between the generated messages of the admin API and the values of commands.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::{
     proto::admin,
 };
 
-/// A point in time that a message holds.
+/// Reads a point in time of a message.
 #[must_use]
 pub(crate) fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
     time.map(|time| {
@@ -16,19 +16,19 @@ pub(crate) fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestam
     })
 }
 
-/// A point in time for a message.
+/// Writes a point in time for a message.
 #[must_use]
 pub(crate) fn to_timestamp(time: Timestamp) -> prost_types::Timestamp {
     std::time::SystemTime::from(time).into()
 }
 
-/// A duration that a message holds; none when it is negative.
+/// Reads a duration of a message; none if it is negative.
 #[must_use]
 pub(crate) fn duration(duration: Option<prost_types::Duration>) -> Option<Duration> {
     duration.and_then(|duration| duration.try_into().ok())
 }
 
-/// A duration for a message, at most [`MAX_DURATION`](super::value::MAX_DURATION).
+/// Writes a duration for a message, at most [`MAX_DURATION`](super::value::MAX_DURATION).
 #[must_use]
 pub(crate) fn to_duration(duration: Duration) -> prost_types::Duration {
     duration
@@ -36,7 +36,7 @@ pub(crate) fn to_duration(duration: Duration) -> prost_types::Duration {
         .expect("a duration on the command line has at most 100 years")
 }
 
-/// The lifetime of a version, for a message.
+/// Writes the lifetime of a version for a message.
 #[must_use]
 pub(crate) fn to_lifetime(lifetime: Lifetime) -> admin::start_rotation_request::Lifetime {
     match lifetime {
@@ -47,7 +47,7 @@ pub(crate) fn to_lifetime(lifetime: Lifetime) -> admin::start_rotation_request::
     }
 }
 
-/// The name of a key's state; `unknown` for one that a newer control plane has.
+/// The name of the state of a key; `unknown` for a state that only a newer control plane has.
 #[must_use]
 pub(crate) fn state(state: i32) -> String {
     match admin::KeyState::try_from(state) {
@@ -60,7 +60,7 @@ pub(crate) fn state(state: i32) -> String {
     }
 }
 
-/// The name of a rotation's phase; `unknown` for one that a newer control plane has.
+/// The name of the phase of a rotation; `unknown` for a phase that only a newer control plane has.
 #[must_use]
 pub(crate) fn phase(phase: i32) -> String {
     let phase = match admin::RotationPhase::try_from(phase) {
@@ -74,7 +74,7 @@ pub(crate) fn phase(phase: i32) -> String {
     phase.as_str().to_owned()
 }
 
-/// What a policy does at a deadline; none when the message does not say, or says what a newer control plane knows.
+/// Reads the action of a policy at a deadline; none if the message has none, or one that only a newer control plane has.
 #[must_use]
 pub(crate) fn on_deadline(answer: i32) -> Option<OnDeadline> {
     match admin::OnDeadline::try_from(answer) {
@@ -85,7 +85,7 @@ pub(crate) fn on_deadline(answer: i32) -> Option<OnDeadline> {
     }
 }
 
-/// What a policy does at a deadline, for a message.
+/// Writes the action of a policy at a deadline for a message.
 #[must_use]
 pub(crate) fn to_on_deadline(answer: Option<OnDeadline>) -> i32 {
     match answer {

@@ -1,4 +1,4 @@
-//! What the daemons have in common: logs, signals, and how their end is told.
+//! The common parts of the daemons: the log, signals, and errors of the start.
 
 use std::{error::Error, time::Duration};
 
@@ -9,36 +9,36 @@ use crate::{
     telemetry::{lines::LinesGuard, logs},
 };
 
-/// How long tasks may take to end. Envoy finishes its checks in milliseconds; Kubernetes kills after 30 seconds.
+/// The longest time for tasks to end. Checks take milliseconds, and Kubernetes kills a process after 30 seconds.
 pub(super) const DRAIN: Duration = Duration::from_secs(10);
-/// How long the last spans may take.
+/// The longest time to send the last spans.
 pub(super) const FLUSH: Duration = Duration::from_secs(3);
 
-/// Begins to log. Hold the guard until the process ends.
+/// Sets up the log. The caller keeps the guard until the process ends.
 ///
 /// # Errors
 ///
-/// When something logs already.
+/// When the log is already set up.
 pub(super) fn log(settings: LogSettings) -> Result<LinesGuard, Failure> {
     logs::init(settings).map_err(Failure::from_error)
 }
 
-/// Begins to listen for SIGTERM and SIGINT.
+/// Starts to listen for SIGTERM and SIGINT.
 ///
 /// # Errors
 ///
-/// When the system does not let us.
+/// When the system refuses.
 pub(super) fn signals() -> Result<Signals, Failure> {
     Signals::listen().map_err(Failure::from_error)
 }
 
-/// A daemon could not be started; what was started of it is told to stop.
+/// The failure of a daemon that could not start. The parts that were already started are told to stop.
 pub(super) fn stopped(shutdown: &Shutdown, error: impl Error + Send + Sync + 'static) -> Failure {
     shutdown.trigger();
     Failure::from_error(error)
 }
 
-/// A configuration file is not right.
+/// The failure of a configuration file that is not valid.
 #[must_use]
 pub(super) fn misconfigured(error: ConfigError) -> Failure {
     Failure::new(Exit::Usage, error)

@@ -1,4 +1,4 @@
-//! What a sidecar decided on a Check, read as Envoy reads it.
+//! The decision of a sidecar on a check, read as Envoy reads it.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use crate::{
     proto::auth::{CheckResponse, HeaderValueOption, check_response::HttpResponse},
 };
 
-/// What the sidecar decided. The identity is null unless the key was verified.
+/// The decision of a sidecar. The identity is null unless the key was verified.
 #[derive(Debug, Serialize)]
 pub(crate) struct DecisionView {
     decision: Decision,
-    /// Of the response to the consumer; null when the request is allowed, and the upstream answers.
+    /// The HTTP status of the response to the consumer; null if the request is allowed, because the upstream then answers.
     http_status: Option<i32>,
     reason: Option<String>,
     keyring: Option<String>,
@@ -27,12 +27,12 @@ pub(crate) struct DecisionView {
     key_version: Option<u64>,
     key_state: Option<String>,
     revision: Option<u64>,
-    /// What the upstream gets beside the request's own headers.
+    /// The headers that are added to the request for the upstream.
     upstream_headers: BTreeMap<String, String>,
-    /// What is taken out of the request before the upstream gets it.
+    /// The headers and query parameters that are removed from the request for the upstream.
     removed_headers: Vec<String>,
     removed_query_parameters: Vec<String>,
-    /// What the consumer gets.
+    /// The headers of the response to the consumer.
     response_headers: BTreeMap<String, String>,
 }
 
@@ -42,11 +42,11 @@ pub(crate) struct DecisionView {
 pub(crate) enum Decision {
     /// The request goes to the upstream.
     Allow,
-    /// The consumer gets the sidecar's answer.
+    /// The consumer receives the answer of the sidecar.
     Deny,
 }
 
-/// What Envoy sends to the consumer when a denial names no status.
+/// The status that Envoy sends to the consumer if a denial has none.
 const DEFAULT_DENIED_STATUS: i32 = 403;
 
 impl DecisionView {
@@ -56,7 +56,7 @@ impl DecisionView {
         self.decision
     }
 
-    /// Why, in the sidecar's own word.
+    /// The reason that the sidecar gives.
     #[must_use]
     pub(crate) fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
@@ -65,7 +65,7 @@ impl DecisionView {
 
 impl From<CheckResponse> for DecisionView {
     fn from(response: CheckResponse) -> Self {
-        // As Envoy reads it: a status that is absent is zero, and zero allows.
+        // Envoy reads an absent status as zero, and zero allows.
         let decision = match response.status.map_or(0, |status| status.code) {
             0 => Decision::Allow,
             _ => Decision::Deny,

@@ -74,7 +74,7 @@ pub struct DevArgs {
     log_level: LevelFilter,
 }
 
-/// What was bound, for other programs: `endpoints.json`.
+/// The addresses that were bound, in `endpoints.json` for other programs.
 #[derive(Serialize, Deserialize)]
 struct EndpointsFile {
     ext_authz: String,
@@ -88,11 +88,11 @@ struct EndpointsFile {
 /// The demo key.
 struct DemoKey {
     id: String,
-    /// Only when it was just made.
+    /// The secret, only if the key was just created.
     secret: Option<Revealed>,
 }
 
-/// Where everything is.
+/// The paths of the files.
 struct Place {
     data_dir: PathBuf,
     token_file: PathBuf,
@@ -100,23 +100,23 @@ struct Place {
     envoy_file: PathBuf,
 }
 
-/// What this runs as, for those who find the store in use.
+/// The name of this process for others that find the store in use.
 const DEV: &str = "relatch dev";
 const KEYRING: &str = "demo";
 const CONSUMER: &str = "demo-app";
-/// How two of them run on one machine.
+/// The advice for a second `relatch dev` on one machine.
 const SECOND: &str = "to start a second one, use another --data-dir and --ephemeral-ports";
-/// What to do about an address that somebody else uses.
+/// The advice about an address that another process uses.
 const TAKEN: &str = "stop the process that listens there, or let the system choose every port with --ephemeral-ports";
-/// Prints the secret of a key as JSON has it, with what every system has.
+/// Prints the secret of a key from JSON, with tools that every system has.
 const SECRET_OF_JSON: &str = r#"sed 's/.*"secret":"\([^"]*\)".*/\1/'"#;
 const ENVOY_SAMPLE: &str = include_str!("../../deploy/envoy/envoy.yaml");
-/// The stream between two parts of one process opens at once; a slow disk may take a moment.
+/// The longest wait for the sidecar to become ready: its stream opens immediately, but a slow disk may need a moment.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 const READY_POLL: Duration = Duration::from_millis(20);
 
 impl DevArgs {
-    /// Runs control plane and sidecar until it is told to stop.
+    /// Runs the control plane and the sidecar until a signal stops them.
     ///
     /// # Errors
     ///
@@ -228,7 +228,7 @@ impl Place {
         })
     }
 
-    /// Says of a store that another `relatch dev` uses where that one listens.
+    /// Adds the addresses of the other `relatch dev` to the error about a store that it uses.
     fn unusable(&self, error: DataError) -> Failure {
         let hint = match &error {
             DataError::Owner(OwnerError::Held {
@@ -254,7 +254,7 @@ impl Place {
         ))
     }
 
-    /// Where the `relatch dev` that owns the store listens, as far as it has written that yet.
+    /// The addresses of the `relatch dev` that owns the store, if it has already written them.
     fn whereabouts(&self, owner: &Owner) -> String {
         let path = self.endpoints_file.display();
         let written = fs::metadata(&self.endpoints_file).and_then(|metadata| metadata.modified());
@@ -291,13 +291,13 @@ impl Place {
     }
 }
 
-/// Creates what the control plane needs, where there is nothing, and keeps the first admin token in its file.
+/// Creates the files of the control plane if there are none, and writes the first admin token to its file.
 async fn first_start(settings: &ControlSettings, place: &Place) -> Result<(), Failure> {
     let clock = Clock::system();
     match data::initialize(settings, &clock).await {
         Ok(NewData { token, owner }) => {
             let written = secret_file::write_new(&place.token_file, token.expose());
-            // Only now, so that who owns the store finds the file.
+            // The file is written only now, so that the owner of the store finds it.
             drop(owner);
             written.map_err(|error| {
                 Failure::from_error(error)
@@ -365,7 +365,7 @@ fn not_started(error: impl Into<anyhow::Error>, is_address_taken: bool) -> Failu
     }
 }
 
-/// Makes the demo key, where there is none.
+/// Creates the demo key if there is none.
 async fn demo_key(admin: &mut Admin) -> Result<DemoKey, Failure> {
     let keyrings =
         connection::answer(admin.list_keyrings(Request::new(admin::ListKeyringsRequest {})))
@@ -432,7 +432,8 @@ fn welcome(
         Some(secret) => (secret.expose(), secret.expose(), key.id.as_str()),
         None => ("(shown once, when it was created)", "$KEY", "$KEY_ID"),
     };
-    // A key whose secret is not known any more may have been rotated or revoked as well: the commands work with another.
+    // If the secret of the key is no longer known, the key may also have been rotated or revoked. The commands then
+    // use another key.
     let (once, another, export) = match &key.secret {
         Some(_) => ("  (shown only once)", String::new(), export),
         None => (
@@ -491,7 +492,7 @@ Press Ctrl-C to stop. The keys stay in {data_dir}.
     ))
 }
 
-/// This program as it was called, so that the commands above run as they stand, also from a build directory.
+/// The path by which this program was called, so that the printed commands also work in a build directory.
 fn program() -> String {
     env::args_os().next().map_or_else(
         || "relatch".to_owned(),
@@ -499,7 +500,7 @@ fn program() -> String {
     )
 }
 
-/// `text` as one word of a shell.
+/// Quotes `text` as one word of a shell.
 fn shell_word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
@@ -509,7 +510,7 @@ fn shell_word(text: &str) -> String {
     }
 }
 
-/// Replaces a file as a whole, so that who reads it never finds a part.
+/// Replaces a file as a whole, so that no reader sees a part of it.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     let draft = path.with_extension("draft");
     fs::write(&draft, content)?;

@@ -1,4 +1,4 @@
-//! `relatch explain`: what a sidecar would decide about a credential, step by step.
+//! `relatch explain`: the decision that a sidecar would make about a credential, step by step.
 
 use std::net::IpAddr;
 
@@ -46,20 +46,20 @@ pub struct ExplainArgs {
     key_file: SecretInput,
 }
 
-/// The decision, and how it comes about. The identity is null unless the credential is a key of the keyring.
+/// The decision and its steps. The identity is null unless the credential is a key of the keyring.
 #[derive(Debug, Serialize)]
 struct ExplanationView {
     decision: Decision,
-    /// Why it is denied, in the sidecar's own word; null when it is allowed.
+    /// The reason of the denial, as a sidecar gives it; null if the request is allowed.
     reason: Option<String>,
     keyring: String,
     consumer: Option<String>,
     key_id: Option<String>,
     key_version: Option<u32>,
     key_state: Option<String>,
-    /// In the order in which a sidecar takes them, up to the one that decides.
+    /// The steps in the order of a sidecar, up to the step that decides.
     steps: Vec<StepView>,
-    /// Live sidecars that do not have the newest revision yet: they may decide otherwise.
+    /// Sidecars that may serve but do not have the newest revision yet: they may decide differently.
     laggards: Vec<LaggardView>,
 }
 
@@ -67,7 +67,7 @@ struct ExplanationView {
 struct StepView {
     check: String,
     passed: bool,
-    /// What was found, as a sentence.
+    /// The finding, as a sentence.
     finding: String,
 }
 
@@ -85,7 +85,7 @@ and the answer does not contain it. To ask a sidecar, use `relatch check`.
 
 Exit codes: 0 the key would be allowed, 1 it would be denied.";
 
-/// The most laggards that a note names; the JSON names all.
+/// The most sidecars that a note names; the JSON names all.
 const MOST_NAMED: usize = 5;
 
 impl ExplainArgs {
@@ -93,7 +93,7 @@ impl ExplainArgs {
     ///
     /// # Errors
     ///
-    /// When there is no credential to judge, or the control plane cannot be reached or refuses.
+    /// When there is no credential, or the control plane cannot be reached or refuses.
     pub async fn run(self, session: &Session) -> Result<Exit, Failure> {
         let request = self.into_request()?;
         let keyring = request.keyring.clone();
@@ -112,7 +112,7 @@ impl ExplainArgs {
 
     fn into_request(self) -> Result<admin::ExplainRequest, Failure> {
         let bytes = self.key_file.read("key", "--key-file")?;
-        // Not an error with the bytes in it: what somebody takes for a key may be one.
+        // The error must not contain the bytes: the file may contain a secret.
         let credential = std::str::from_utf8(&bytes).map_err(|_| {
             Failure::usage(format!(
                 "{} does not contain text, and every key is text",
@@ -150,7 +150,7 @@ impl ExplanationView {
         }
     }
 
-    /// Who may decide otherwise.
+    /// The sidecars that may decide differently, as a sentence.
     fn lag(&self) -> Option<String> {
         let nodes: Vec<String> = self.laggards.iter().map(|l| l.node.clone()).collect();
         let verb = match nodes.len() {
@@ -159,7 +159,7 @@ impl ExplanationView {
             _ => "have not",
         };
         Some(format!(
-            "{} {verb} applied the newest revision and may decide otherwise; see `relatch fleet`",
+            "{} {verb} applied the newest revision and may decide differently; see `relatch fleet`",
             words::list(&nodes, MOST_NAMED)
         ))
     }

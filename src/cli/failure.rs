@@ -1,4 +1,4 @@
-//! How a command ends: its exit code, and what it says when it failed.
+//! The end of a command: its exit code, and its report if it failed.
 
 use std::{
     error::Error,
@@ -12,55 +12,55 @@ use tonic::{Code, Status};
 use super::{barrier::BarrierView, words};
 use crate::proto::{MISSING, OUTCOME, WITHDRAWN, admin};
 
-/// The exit codes. Scripts rely on them, so that a number never changes its meaning.
+/// The exit codes. Scripts rely on them, so a number never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
     /// Done.
     Done = 0,
-    /// Failed in a way that no other code says; also a denied `check` and a broken audit log.
+    /// Failed without another code for the reason; also a denied `check` and a broken audit log.
     Failed = 1,
-    /// The command line, or a value on it, cannot be.
+    /// The command line, or a value on it, is not valid.
     Usage = 2,
-    /// What the command speaks of does not exist.
+    /// The object of the command does not exist.
     NotFound = 3,
     /// A safety check refused it.
     Refused = 4,
-    /// Not every sidecar that may serve has confirmed: not in time, or not before Ctrl-C.
+    /// Not every sidecar that may serve has confirmed in time, or before Ctrl-C.
     TimedOut = 5,
-    /// The token is not known, or its role does not permit it.
+    /// The token is not known, or its role does not permit the command.
     NotPermitted = 6,
     /// The control plane, or for `check` the sidecar, cannot be reached.
     Unreachable = 7,
-    /// An earlier call with the same idempotency key did it, and the secret that it handed out is forgotten.
+    /// An earlier call with the same idempotency key did this, and its secret is forgotten.
     SecretForgotten = 8,
 }
 
-/// Why a command did not do what it was asked, with the [`Exit`] that says so and a hint for people.
+/// The reason why a command failed, with its [`Exit`] and a hint for people.
 #[derive(Debug)]
 pub struct Failure {
     exit: Exit,
     error: anyhow::Error,
     hint: Option<String>,
-    /// What is known of the call that failed.
+    /// What is known about the failed call.
     call: CallOutcome,
 }
 
-/// What is known of a call that failed.
+/// What is known about a failed call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum CallOutcome {
-    /// There was none: the failure is of this machine.
+    /// There was no call: the failure is on this machine.
     #[default]
     None,
-    /// The control plane, or a gateway before it, refused it.
+    /// The control plane, or a gateway in front of it, refused the call.
     Refused,
-    /// The control plane refused it and knows of it: it says what stands.
+    /// The control plane refused the call, and reported its state.
     Settled,
-    /// The control plane says that its change is committed, and that not every sidecar has confirmed it.
+    /// The control plane reported that the change is committed, and that not every sidecar has confirmed it.
     Committed,
-    /// The control plane says that it has handed out nothing.
+    /// The control plane reported that it has handed out nothing.
     Withdrawn,
-    /// No answer of the control plane came: the call may have been carried out.
+    /// No answer of the control plane arrived: the call may have been executed.
     Unknown,
 }
 
@@ -71,11 +71,11 @@ struct CallError {
     status: Status,
 }
 
-/// What to do about an answer that does not read as HTTP/2.
+/// The advice about an answer that is not HTTP/2.
 const TRY_TLS: &str = "the server may expect TLS: try https://";
 
 impl Exit {
-    /// What the code of a gRPC error means for the command line. An error that calls itself `Ok` is still an error.
+    /// The exit code for the code of a gRPC error. An error with the code `Ok` is still an error.
     #[must_use]
     pub const fn from_code(code: Code) -> Self {
         match code {
@@ -112,7 +112,7 @@ impl From<Exit> for ExitCode {
 }
 
 impl Failure {
-    /// A failure that ends the command with `exit`.
+    /// Creates a failure that ends the command with `exit`.
     pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
         Self {
             exit,
@@ -122,7 +122,7 @@ impl Failure {
         }
     }
 
-    /// A call that was not answered in time.
+    /// Creates the failure of a call that was not answered in time.
     pub fn unanswered(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
         Self {
             call: CallOutcome::Unknown,
@@ -136,31 +136,31 @@ impl Failure {
         self.error.to_string()
     }
 
-    /// Whether the call may have been carried out, though no answer of the control plane says so.
+    /// Whether the call may have been executed although no answer of the control plane confirms it.
     #[must_use]
     pub fn is_answer_lost(&self) -> bool {
         self.call == CallOutcome::Unknown
     }
 
-    /// Whether no call has failed, but something on this machine.
+    /// Whether the failure is on this machine, and not of a call.
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.call == CallOutcome::None
     }
 
-    /// Whether it says what to do about it.
+    /// Whether it has a hint.
     #[must_use]
     pub const fn has_hint(&self) -> bool {
         self.hint.is_some()
     }
 
-    /// Whether the call was refused by somebody who may not know of an earlier attempt.
+    /// Whether the call was refused by a server that may not know of an earlier attempt.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.call == CallOutcome::Refused
     }
 
-    /// The failure of a call of which an earlier attempt may have been carried out.
+    /// Marks that an earlier attempt of the call may have been executed.
     #[must_use]
     pub fn after_lost_answer(self) -> Self {
         Self {
@@ -169,28 +169,28 @@ impl Failure {
         }
     }
 
-    /// Whether the control plane says that nothing was handed out, and that nothing will be.
+    /// Whether the control plane reported that nothing was handed out, and that nothing will be.
     #[must_use]
     pub fn is_withdrawn(&self) -> bool {
         self.call == CallOutcome::Withdrawn
     }
 
-    /// An error that no other exit code describes.
+    /// Creates a failure from an error that no other exit code describes.
     pub fn from_error(error: impl Into<anyhow::Error>) -> Self {
         Self::new(Exit::Failed, error)
     }
 
-    /// A failure that no other exit code describes.
+    /// Creates a failure that no other exit code describes.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(Exit::Failed, anyhow::Error::msg(message.into()))
     }
 
-    /// A command line that cannot be carried out as it stands.
+    /// Creates the failure of a command line that is not valid.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, anyhow::Error::msg(message.into()))
     }
 
-    /// Says before the cause what it was that failed.
+    /// Adds before the cause what failed.
     #[must_use]
     pub fn context(self, message: impl Into<String>) -> Self {
         Self {
@@ -199,7 +199,7 @@ impl Failure {
         }
     }
 
-    /// Says what to do about it.
+    /// Adds a hint: what to do about it.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self {
@@ -224,7 +224,7 @@ impl Failure {
     #[must_use]
     pub fn report(&self, colour: bool) -> String {
         let mut report = String::new();
-        // Layers of a network stack repeat each other's words.
+        // The layers of a network stack repeat the texts of each other.
         let mut messages: Vec<String> = self.error.chain().map(ToString::to_string).collect();
         messages.dedup();
         for (at, message) in messages.iter().enumerate() {
@@ -235,7 +235,7 @@ impl Failure {
             };
             let mut lines = message.lines().map(words::printable);
             let _ = writeln!(report, "{label} {}", lines.next().unwrap_or_default());
-            // Set in, so that nothing that another party wrote begins a line of the report.
+            // The causes are indented, so that no text of another party begins a line of the report.
             for line in lines {
                 let _ = writeln!(report, "       {line}");
             }
@@ -249,8 +249,8 @@ impl Failure {
 }
 
 impl CallOutcome {
-    /// A gateway in between answers for a control plane that it lost, with a code of this list. The control plane itself
-    /// says with [`OUTCOME`] when it knows better.
+    /// Classifies a failed call. A gateway that loses the control plane answers in its place, with a code of the list below.
+    /// If the control plane knows the state of the call, it reports it with [`OUTCOME`].
     fn of(status: &Status, broken: bool) -> Self {
         if let Some(outcome) = status.metadata().get(OUTCOME) {
             return if outcome == WITHDRAWN {
@@ -268,7 +268,7 @@ impl CallOutcome {
             | Code::Internal
             | Code::Unavailable
             | Code::DataLoss => Self::Unknown,
-            // No gateway makes it of an HTTP status (gRPC's http-grpc-status-mapping).
+            // No gateway answers with this code: no HTTP status is mapped to it (http-grpc-status-mapping of gRPC).
             Code::FailedPrecondition => Self::Settled,
             Code::Ok
             | Code::InvalidArgument
@@ -285,8 +285,8 @@ impl CallOutcome {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        // Only what tonic's own transport reports has a source; what the other side answered arrives without one. So a
-        // connection that breaks in the middle of a call counts as unreachable, whatever code tonic chose for it.
+        // Only an error of the transport of tonic has a source; an answer of the server has none. A connection that breaks
+        // during a call therefore counts as unreachable, with any code that tonic chooses for it.
         let broken = status.source().is_some();
         let exit = if broken {
             Exit::Unreachable
@@ -328,7 +328,8 @@ impl From<Status> for Failure {
     }
 }
 
-/// A server that expects TLS answers plaintext with a TLS alert, whose first bytes read as the length of a huge frame.
+/// Whether the server may expect TLS. Such a server answers plaintext with a TLS alert, whose first bytes look like the
+/// length of a huge frame.
 fn is_frame_of_impossible_size(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
@@ -343,7 +344,7 @@ fn is_frame_of_impossible_size(status: &Status) -> bool {
     false
 }
 
-/// Who was waited for in vain.
+/// The sidecars that did not confirm.
 fn missing(status: &Status) -> Option<BarrierView> {
     let bytes = status.metadata().get_bin(MISSING)?.to_bytes().ok()?;
     let barrier = admin::Barrier::decode(bytes).ok()?;
@@ -362,11 +363,11 @@ impl Error for CallError {
     }
 }
 
-/// What an answer must hold.
+/// Returns a part that an answer must have.
 ///
 /// # Errors
 ///
-/// When it does not.
+/// When the part is missing.
 pub(crate) fn required<T>(part: Option<T>, what: &str) -> Result<T, Failure> {
     part.ok_or_else(|| Failure::failed(format!("the answer of the control plane lacks the {what}")))
 }

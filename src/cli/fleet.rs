@@ -1,4 +1,4 @@
-//! `relatch fleet`: which sidecars may serve, what each of them has confirmed, and which do not count any more.
+//! `relatch fleet`: shows the sidecars that may serve and what each of them has confirmed, and forgets sidecars.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -42,13 +42,13 @@ enum FleetCommand {
     Forget(ForgetArgs),
 }
 
-/// A line of the fleet.
+/// An entry of the fleet.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum FleetView {
-    /// One that may serve.
+    /// A sidecar that may serve.
     Sidecar(SidecarView),
-    /// One that went without its last report.
+    /// A sidecar that is gone without its last report.
     Gap(GapView),
 }
 
@@ -63,21 +63,21 @@ struct SidecarView {
     connected_at: Option<Timestamp>,
     last_seen: Option<Timestamp>,
     keyrings: Vec<HeldKeyringView>,
-    /// It has reported every use of a key before this moment.
+    /// The time up to which it has reported every use of a key.
     complete_until: Option<Timestamp>,
-    /// Always null; tells it apart from one that is gone.
+    /// Always null; a sidecar that is gone has a value here.
     gap_until: Option<Timestamp>,
     /// `connected`, `lost` or `stopped`.
     presence: &'static str,
-    /// Since when it is lost or stopped.
+    /// The time since which it is lost or stopped.
     since: Option<Timestamp>,
-    /// Until when it may serve what it has; null while it is connected.
+    /// The time until which it may serve its keyrings; null while it is connected.
     serves_until: Option<Timestamp>,
-    /// It keeps a snapshot file.
+    /// Whether it has a snapshot file.
     snapshot_file: bool,
 }
 
-/// A sidecar that went without its last report, named as one that may serve is.
+/// A sidecar that is gone without its last report, with the field names of a sidecar that may serve.
 #[derive(Debug, Serialize)]
 struct GapView {
     node: String,
@@ -88,11 +88,11 @@ struct GapView {
     last_seen: Option<Timestamp>,
     keyrings: Vec<GapKeyringView>,
     complete_until: Option<Timestamp>,
-    /// It may have served until then.
+    /// The time until which it may have served.
     gap_until: Option<Timestamp>,
     /// Always `gone`.
     presence: &'static str,
-    /// Somebody declared that it does not serve any more.
+    /// Whether an operator forgot it.
     forgotten: bool,
 }
 
@@ -108,13 +108,13 @@ struct HeldKeyringView {
     applied_revision: u64,
     durable_revision: u64,
     head_revision: u64,
-    /// How many revisions the sidecar is behind the head; null: there is no such keyring.
+    /// The number of revisions that the sidecar is behind the head; null: the keyring does not exist.
     lag: Option<u64>,
-    /// Since when `applied_revision` is what it is.
+    /// The time since which the sidecar has `applied_revision`.
     applied_at: Option<Timestamp>,
-    /// Items that the sidecar refused, with the reason.
+    /// The items that the sidecar refused, with the reason.
     rejected: Vec<String>,
-    /// The control plane has no keyring of this name.
+    /// Whether the keyring does not exist.
     missing: bool,
 }
 
@@ -130,9 +130,9 @@ Columns of the table:
 
 With -o json each sidecar also has its cluster, version, run id and labels.";
 
-/// From when on a report is late. Every answer to a beat is replied to by one, and the default is one in five seconds.
+/// The age at which a report is late. A sidecar sends one after every answer to a beat, by default every five seconds.
 const LATE: Duration = Duration::from_secs(30);
-/// So many sidecars are named in a note: more would not fit on a line or two.
+/// The most sidecars that a note names: more would not fit into two lines.
 const MOST_NAMED: usize = 5;
 
 impl FleetArgs {
@@ -165,7 +165,7 @@ impl FleetArgs {
     }
 }
 
-/// Which sidecars are behind the newest revision of a keyring, and are not passed by.
+/// The sidecars that are behind the newest revision of a keyring, and for which the command waits.
 ///
 /// # Errors
 ///
@@ -200,7 +200,7 @@ pub(super) async fn behind(
 }
 
 impl SidecarView {
-    /// As one that is waited for; none when it has the newest revision of the keyring.
+    /// The sidecar as a laggard; none if it has the newest revision of the keyring.
     fn laggard(self, keyring: &str) -> Option<LaggardView> {
         let held = self.keyrings.iter().find(|held| held.keyring == keyring)?;
         let behind = held.lag.unwrap_or(0);
@@ -267,7 +267,7 @@ impl SidecarView {
         }
     }
 
-    /// How long it may serve without a stream; a dash while it has one.
+    /// The time that it may still serve without a stream; a dash while it has one.
     fn may_serve(&self, now: Timestamp) -> String {
         self.serves_until.map_or_else(
             || words::NOTHING.to_owned(),
@@ -312,7 +312,7 @@ impl GapView {
         )
     }
 
-    /// A line for each keyring that it served; one even if it served none.
+    /// A row for each keyring that it served, or one row if it served none.
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
         let gone = self.last_seen.map_or_else(
             || "gone".to_owned(),
@@ -395,7 +395,7 @@ impl Row for FleetView {
 }
 
 impl SidecarView {
-    /// A line for each keyring that the sidecar holds; one even where it holds none.
+    /// A row for each keyring of the sidecar, or one row if it has none.
     fn cells(&self, now: Timestamp) -> Vec<Vec<String>> {
         let sidecar = [self.node.clone(), self.status(now), self.may_serve(now)];
         let reported = [reported(self.complete_until, now)];
@@ -427,7 +427,7 @@ fn missing(sidecars: &[SidecarView]) -> Vec<String> {
     waiting.into_iter().map(sentence).collect()
 }
 
-/// Until when uses were told of.
+/// The age of the last complete report of use.
 fn reported(complete_until: Option<Timestamp>, now: Timestamp) -> String {
     complete_until.map_or_else(
         || "never".to_owned(),

@@ -1,8 +1,8 @@
-//! Calls that hand out a secret, and what to do when an answer is lost on its way.
+//! Calls that hand out a secret, and what to do if an answer is lost.
 //!
-//! Each has an idempotency key. When the connection breaks, the command makes the same call again: the control plane gives
-//! the same answer, with the same secret, and does nothing twice. Where no answer comes, the command says that it does not
-//! know what became of the call, and how to ask again.
+//! Each call has an idempotency key. If the connection breaks, the command repeats the call: the control plane gives the same
+//! answer, with the same secret, and does nothing twice. If no answer arrives, the command reports that the result is not
+//! known, and how to ask again.
 
 use std::time::Duration;
 
@@ -22,17 +22,17 @@ pub(crate) struct IdempotencyArgs {
     idempotency_key: Option<IdempotencyKey>,
 }
 
-/// How long a command asks again after an answer was lost: a control plane that is restarted is back within seconds.
+/// How long a command repeats a call after a lost answer: a control plane restarts within seconds.
 const ASK_AGAIN_FOR: Duration = Duration::from_secs(30);
-/// The first and the longest wait before it asks again.
+/// The first and the longest wait before a repetition.
 const WAIT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
 impl IdempotencyArgs {
-    /// The key that was given, or a new one.
+    /// Returns the given key, or a new one.
     ///
     /// # Errors
     ///
-    /// When the operating system's random source fails.
+    /// When the random source of the operating system fails.
     pub(crate) fn key(&self) -> Result<IdempotencyKey, Failure> {
         match &self.idempotency_key {
             Some(key) => Ok(key.clone()),
@@ -41,7 +41,7 @@ impl IdempotencyArgs {
     }
 }
 
-/// Makes a call until it is answered. `call` has to be made with `key`.
+/// Repeats a call until it is answered. `call` has to use `key`.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub(crate) async fn answered<T>(
     loop {
         let failure = match call(admin).await {
             Err(failure) if failure.is_answer_lost() => failure,
-            // Whoever refuses it now, such as a token that has ended meanwhile, does not speak of the attempt before.
+            // A refusal of this attempt, for example because the token has expired, says nothing about the earlier attempt.
             Err(failure) if failure.is_refused() && lost_at.is_some() => {
                 return Err(unanswered(failure.after_lost_answer(), key));
             }
@@ -85,7 +85,7 @@ pub(crate) async fn answered<T>(
     }
 }
 
-/// The call was carried out by an earlier call with the same key, and its secret is forgotten.
+/// The failure if an earlier call with the same key did this, and its secret is forgotten.
 #[must_use]
 pub(crate) fn forgotten(stands: &str, hint: String) -> Failure {
     Failure::new(
@@ -97,7 +97,7 @@ pub(crate) fn forgotten(stands: &str, hint: String) -> Failure {
     .hint(hint)
 }
 
-/// A secret that arrived and could not be shown: how to get it again.
+/// The failure if a secret arrived but could not be shown, with the way to get it again.
 #[must_use]
 pub(crate) fn not_shown(failure: Failure, key: &IdempotencyKey) -> Failure {
     failure
@@ -105,7 +105,7 @@ pub(crate) fn not_shown(failure: Failure, key: &IdempotencyKey) -> Failure {
         .hint(ask_again(key))
 }
 
-/// How to get the answer of a call that was not answered.
+/// The failure of a call without an answer, with the way to get the answer.
 #[must_use]
 pub(crate) fn ask_again(key: &IdempotencyKey) -> String {
     format!(

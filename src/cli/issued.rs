@@ -1,4 +1,4 @@
-//! A key version as it was just made: the answer of `key create`, `key import` and a finished `rotate start`.
+//! A new key version: the answer of `key create`, `key import` and a finished `rotate start`.
 
 use serde::Serialize;
 
@@ -10,26 +10,26 @@ use super::{
 };
 use crate::{key::Timestamp, proto::admin};
 
-/// What the maker of a version is told. The names and their order are a contract.
+/// A new version, with its secret. The names and their order are a contract.
 #[derive(Debug, Serialize)]
 pub(crate) struct IssuedView {
-    /// The keyring that holds the key.
+    /// The keyring of the key.
     pub keyring: String,
-    /// Whose key it is.
+    /// The consumer of the key.
     pub consumer: String,
-    /// The key.
+    /// The id of the key.
     pub key_id: String,
-    /// The version's number.
+    /// The number of the version.
     pub version: u32,
-    /// The version's state.
+    /// The state of the version.
     pub state: String,
-    /// Shown this once; null for an imported key, which its owner has.
+    /// The secret, shown only once; null for an imported key, whose owner has it.
     pub secret: Option<Revealed>,
-    /// From when it is accepted; null: at once.
+    /// The time from which it is accepted; null: immediately.
     pub not_before: Option<Timestamp>,
-    /// Until when; null: it does not expire.
+    /// The time at which it expires; null: never.
     pub expires_at: Option<Timestamp>,
-    /// The keyring's revision that holds it.
+    /// The revision of the keyring that added it.
     pub revision: u64,
 }
 

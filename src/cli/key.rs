@@ -27,7 +27,7 @@ use crate::{
     proto::admin,
 };
 
-/// What can be done with keys.
+/// The commands of `key`.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// Create a key, and print its secret once, when every sidecar accepts it
@@ -47,7 +47,7 @@ pub enum KeyCommand {
     Show(ShowArgs),
 }
 
-/// What a new key shall be.
+/// The properties of a new key.
 #[derive(Debug, Args)]
 pub struct KeyArgs {
     /// Keyring of the key
@@ -135,13 +135,13 @@ pub struct ShowArgs {
     key_id: KeyId,
 }
 
-/// A key as `key show` tells of it. The names and their order, up to `versions`, are a contract.
+/// The answer of `key show`. The names and their order, up to `versions`, are a contract.
 #[derive(Debug, Serialize)]
 struct KeyView {
     keyring: String,
     consumer: String,
     key_id: String,
-    /// Of the active version; of the newest where none is active.
+    /// From the active version, or from the newest version if none is active.
     version: Option<u32>,
     state: Option<String>,
     not_before: Option<Timestamp>,
@@ -161,11 +161,11 @@ struct VersionView {
     created_at: Option<Timestamp>,
     not_before: Option<Timestamp>,
     expires_at: Option<Timestamp>,
-    /// How many requests used it; null: not counted yet, which is not the same as none.
+    /// The number of requests that used it; null: not counted yet, which is not the same as none.
     requests: Option<u64>,
-    /// When a request last used it; null: never, or not counted yet.
+    /// The time of the last request that used it; null: never, or not counted yet.
     last_used_at: Option<Timestamp>,
-    /// Why it is in its state, where somebody said so.
+    /// The reason of its state, if one was given.
     reason: Option<String>,
     /// The announced end of its overlap; null: it is not retiring.
     ends_at: Option<Timestamp>,
@@ -190,7 +190,7 @@ Examples:
   vault kv get -field=key secret/acme \\
     | relatch key import --keyring partners --consumer acme";
 
-/// A command that takes longer says why: sidecars confirm within milliseconds.
+/// The time after which a command says that it waits: sidecars normally confirm within milliseconds.
 const MOMENT: Duration = Duration::from_secs(2);
 
 impl KeyCommand {
@@ -240,7 +240,7 @@ impl KeyCommand {
     }
 }
 
-/// Says which sidecars a call waits for, when it takes longer than a moment.
+/// Reports the sidecars for which a call waits, if the wait is longer than a moment.
 async fn waiting<T>(
     session: &Session,
     waits_for: &WaitsFor,
@@ -266,14 +266,14 @@ async fn waiting<T>(
     }
 }
 
-/// Runs the call that creates a key until it is over or interrupted.
+/// Runs the call that creates a key until it ends or is interrupted.
 async fn watched(
     patience: Duration,
     call: impl Future<Output = Result<(), Failure>>,
     key: &IdempotencyKey,
     keyring: &str,
 ) -> Result<(), Failure> {
-    // The call has a patience of its own for each attempt.
+    // The call has its own timeout for each attempt.
     match watch(patience.saturating_mul(2), call).await {
         Ok(()) => Ok(()),
         Err(Stopped::Failed(failure)) => Err(failure),
@@ -288,7 +288,7 @@ async fn watched(
     }
 }
 
-/// Shows a key that was just created or imported, and who accepts it.
+/// Shows a key that was just created or imported, and the sidecars that accept it.
 fn show_issued(
     session: &Session,
     key: admin::IssuedKey,
@@ -360,7 +360,7 @@ impl ImportArgs {
         idempotency_key: &IdempotencyKey,
     ) -> Result<admin::ImportKeyRequest, Failure> {
         let bytes = self.from_file.read("key", "--from-file")?;
-        // Bytes that are no text are refused with the same words as a text that is no key.
+        // Bytes that are not text get the same error as text that is not a key.
         let text = std::str::from_utf8(&bytes).unwrap_or_default();
         let secret = Secret::import(Zeroizing::new(text.to_owned())).map_err(|error| {
             Failure::new(Exit::Usage, error).context(format!(
@@ -441,7 +441,7 @@ impl View for KeyView {
             ("SOURCES", sources),
             ("REVISION", self.revision.to_string()),
         ]);
-        // Two tables, since one would be wider than a terminal.
+        // There are two tables, because one would be wider than a terminal.
         let ends = ["VERSION", "STATE", "EXPIRES", "ENDS", "REASON"];
         let ends = output::table(&ends, self.versions.iter().map(VersionView::ends));
         let uses = ["VERSION", "CREATED", "NOT BEFORE", "REQUESTS", "LAST USED"];
@@ -472,7 +472,7 @@ impl Row for KeyView {
 }
 
 impl VersionView {
-    /// When it ends, by its own expiry and by its overlap, and why it has ended.
+    /// The end of each version by its own expiry and by its overlap, and the reason of its state.
     fn ends(&self) -> Vec<String> {
         vec![
             self.version.to_string(),
@@ -483,7 +483,7 @@ impl VersionView {
         ]
     }
 
-    /// Since when it exists and is valid, and how it was used.
+    /// The creation, the validity and the use of each version.
     fn uses(&self) -> Vec<String> {
         vec![
             self.version.to_string(),

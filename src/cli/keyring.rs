@@ -1,4 +1,4 @@
-//! `relatch keyring`: the named sets of keys, one for each API that is protected.
+//! `relatch keyring`: creates and shows keyrings.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::{
     proto::admin,
 };
 
-/// What can be done with keyrings.
+/// The commands of `keyring`.
 #[derive(Debug, Subcommand)]
 pub enum KeyringCommand {
     /// Create a keyring

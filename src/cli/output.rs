@@ -1,4 +1,4 @@
-//! What a command writes: answers to standard output, notes and progress to standard error.
+//! The output of commands: answers on standard output, notes and progress on standard error.
 
 use std::io::{self, IsTerminal};
 
@@ -15,12 +15,12 @@ use super::{
 };
 use crate::key::Timestamp;
 
-/// What a command answers. JSON and table come from the same value.
+/// An answer of a command. Its JSON and its table come from the same value.
 pub trait View: Serialize {
-    /// The answer for people, ended by a newline. Without the secret.
+    /// The answer for people, with a final newline and without the secret.
     fn render(&self, now: Timestamp) -> String;
 
-    /// The secret that the answer holds, to be shown once.
+    /// The secret in the answer, to show once.
     fn secret(&self) -> Option<&Revealed> {
         None
     }
@@ -28,7 +28,7 @@ pub trait View: Serialize {
 
 /// One kind of line in a table.
 pub trait Row: Serialize {
-    /// The columns' titles.
+    /// The titles of the columns.
     const TITLES: &[&str];
 
     /// The lines of this value, each with a cell for every title.
@@ -49,7 +49,7 @@ pub enum Format {
     Json,
 }
 
-/// What the process is connected to.
+/// The properties of the terminal and the standard streams.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -60,20 +60,20 @@ pub struct Terminal {
     pub stdout: bool,
     /// Standard error is a terminal.
     pub stderr: bool,
-    /// It knows the control sequences that redraw a line.
+    /// The terminal supports the control sequences that redraw a line.
     pub redraws: bool,
-    /// Colours are wanted: `NO_COLOR` is unset or empty.
+    /// Colours are allowed: `NO_COLOR` is unset or empty.
     pub coloured: bool,
 }
 
-/// Where and in which form a command writes.
+/// The format and the terminal for the output of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     format: Format,
     terminal: Terminal,
 }
 
-/// Progress on standard error while a command runs. A line that was being redrawn is cleared on drop.
+/// Progress on standard error while a command runs. On drop, a redrawn line is cleared.
 #[derive(Debug)]
 pub struct Progress {
     style: ProgressStyle,
@@ -86,7 +86,7 @@ enum ProgressStyle {
     Live,
     /// A line for each new sentence.
     Lines,
-    /// Nothing: whoever reads the events as JSON needs no sentences.
+    /// Nothing, because the events are written as JSON.
     Silent,
 }
 
@@ -98,7 +98,7 @@ const WRAP: &str = "\x1b[?7h";
 const CLEAR: &str = "\r\x1b[2K";
 
 impl Terminal {
-    /// Looks at the process' own streams and environment (`NO_COLOR`, see no-color.org, and `TERM`).
+    /// Reads the streams and the environment of this process (`NO_COLOR`, see no-color.org, and `TERM`).
     #[must_use]
     pub fn detect() -> Self {
         let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -114,7 +114,7 @@ impl Terminal {
 }
 
 impl Output {
-    /// Output in `format`; by default a table on a terminal and JSON elsewhere.
+    /// Output in `format`. The default is a table on a terminal, and JSON elsewhere.
     #[must_use]
     pub fn new(format: Option<Format>, terminal: Terminal) -> Self {
         let default = if terminal.stdout {
@@ -128,7 +128,7 @@ impl Output {
         }
     }
 
-    /// Writes the answer of a command, and the secret that it holds.
+    /// Writes the answer of a command, with its secret.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl Output {
                 let mut text =
                     Zeroizing::new(words::printable_lines(&view.render(now)).into_owned());
                 if let Some(secret) = view.secret() {
-                    // Reserved first, so that no copy is left behind by a string that grew.
+                    // The capacity is reserved first: a string that grows leaves a copy of the secret behind.
                     text.reserve_exact(secret.expose().len() + 2);
                     text.push('\n');
                     text.push_str(secret.expose());
@@ -155,13 +155,13 @@ impl Output {
         }
     }
 
-    /// Writes a text for people, whatever the form of answers.
+    /// Writes a text for people, in any format of answers.
     ///
     /// # Errors
     ///
     /// When standard output cannot be written to.
     pub fn announce(&self, text: &str) -> Result<(), Failure> {
-        // It may hold a secret.
+        // The text may contain a secret.
         let text = Zeroizing::new(words::printable_lines(text).into_owned());
         write_out(text.as_bytes())
     }
@@ -179,13 +179,13 @@ impl Output {
         write_out(&line)
     }
 
-    /// The form of answers.
+    /// The format of answers.
     #[must_use]
     pub const fn format(&self) -> Format {
         self.format
     }
 
-    /// Tells people something beside the answer.
+    /// Writes a note for people to standard error.
     pub fn note(&self, text: &str) {
         let label = words::label("note:", words::Colour::Cyan, self.terminal.coloured);
         write_err(&format!("{label} {}\n", words::printable(text)));
@@ -216,7 +216,7 @@ impl Output {
         match self.format {
             Format::Table if stderr && redraws => ProgressStyle::Live,
             Format::Table => ProgressStyle::Lines,
-            // The events go into a pipe or a file, and somebody watches.
+            // The events go to a pipe or a file, while a person watches standard error.
             Format::Json if stderr && redraws && !stdout => ProgressStyle::Live,
             Format::Json => ProgressStyle::Silent,
         }
@@ -224,7 +224,7 @@ impl Output {
 }
 
 impl Progress {
-    /// Shows how far it is.
+    /// Shows the progress.
     pub fn say(&mut self, sentence: &str) {
         if self.last == sentence {
             return;
@@ -265,7 +265,7 @@ pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     lines(table)
 }
 
-/// The facts of one thing, a line each: its name, then its value.
+/// Facts as lines of a name and a value.
 #[must_use]
 pub fn facts(facts: &[(&str, String)]) -> String {
     let mut table = borderless();
@@ -294,7 +294,7 @@ fn lines(mut table: Table) -> String {
 pub(super) mod tests {
     use super::*;
 
-    /// `text`, after a look whether a terminal of 80 columns shows each of its lines whole.
+    /// Returns `text`, and asserts that each of its lines fits into 80 columns.
     pub(crate) fn fits(text: String) -> String {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{line:?} is too wide");

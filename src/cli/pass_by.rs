@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::proto::admin;
 
-/// The arguments that name them.
+/// The arguments that name these sidecars.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct PassByArgs {
     /// Do not wait for this sidecar, although it may still serve; may be repeated [default: wait for every sidecar]
@@ -17,7 +17,7 @@ pub(crate) struct PassByArgs {
 }
 
 impl PassByArgs {
-    /// As the admin API names them; none when the command waits for all.
+    /// The message of the admin API; none if the command waits for all sidecars.
     #[must_use]
     pub(crate) fn into_request(self) -> Option<admin::PassBy> {
         let Self {

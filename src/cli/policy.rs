@@ -1,4 +1,4 @@
-//! `relatch policy`: how the keys of a keyring are rotated, and in what one key departs from that.
+//! `relatch policy`: shows and sets how the keys of a keyring, or one key, are rotated.
 
 use std::{str::FromStr, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     proto::admin::{self, get_policy_request, set_policy_request},
 };
 
-/// What can be done with policies.
+/// The commands of `policy`.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Show how the keys of a keyring, or one key, are rotated
@@ -34,7 +34,7 @@ pub enum PolicyCommand {
     /// Settings without a flag do not change. A policy applies immediately, also to rotations in progress: it decides when
     /// an old version retires, and what happens to it at the end of its overlap. The policy of a keyring applies to all
     /// its keys, except where a key has its own setting.
-    // The usage that clap makes lists every flag twice.
+    // The usage that clap generates lists every flag twice.
     #[command(
         after_help = SET_EXAMPLES,
         override_usage = "relatch policy set [OPTIONS] <KEY_ID|--keyring <KEYRING>>"
@@ -59,7 +59,7 @@ pub struct SetArgs {
     parts: PartsArgs,
 }
 
-/// Whose policy.
+/// The keyring or the key of the policy.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct OfArgs {
@@ -72,7 +72,7 @@ struct OfArgs {
     keyring: Option<KeyringName>,
 }
 
-/// What it shall be.
+/// The new settings.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 struct PartsArgs {
@@ -123,13 +123,13 @@ struct Every(Option<Duration>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SinkChoice(Option<SinkName>);
 
-/// How keys are rotated. Durations are as `policy set` takes them.
+/// A policy. Durations have the format of `policy set`.
 #[derive(Debug, Serialize)]
 struct PolicyView {
     keyring: String,
     /// Null for the policy of a keyring.
     key_id: Option<String>,
-    /// Null: rotations are started by people.
+    /// Null: rotations are started manually.
     rotate_every: Option<String>,
     overlap: Option<String>,
     idle_for: Option<String>,
@@ -138,7 +138,7 @@ struct PolicyView {
     remind_before: Option<String>,
     max_versions: u32,
     sink: Option<String>,
-    /// The parts in which a key departs from its keyring.
+    /// The settings of a key that differ from those of its keyring.
     overridden: Vec<String>,
     revision: u64,
 }
@@ -161,9 +161,9 @@ Examples:
 
 Requires role admin.";
 
-/// What --rotate-every takes for no schedule.
+/// The value of --rotate-every for no schedule.
 const NEVER: &str = "never";
-/// What --sink takes for no sink.
+/// The value of --sink for no sink.
 const NO_SINK: &str = "none";
 
 impl PolicyCommand {
@@ -289,7 +289,7 @@ impl From<admin::PolicyStatus> for PolicyView {
 }
 
 impl PolicyView {
-    /// A part as a line, with whose it is.
+    /// A setting as a line, with a mark if it is set for this key.
     fn part(&self, title: &'static str, name: &str, value: &str) -> (&'static str, String) {
         let is_own = self.overridden.iter().any(|part| part == name);
         let whose = if is_own { "  (set for this key)" } else { "" };

@@ -1,4 +1,4 @@
-//! `relatch revoke`: the immediate end of a key version, never undone.
+//! `relatch revoke`: revokes versions of a key, immediately and permanently.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ pub struct RevokeArgs {
     pass_by: PassByArgs,
 }
 
-/// Which versions.
+/// The versions to revoke.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct WhichArgs {
@@ -66,13 +66,13 @@ struct WhichArgs {
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum RevocationEvent {
-    /// It is committed; how far it has got.
+    /// The revocation is committed; the number of sidecars that have confirmed it.
     Barrier(RevocationView),
-    /// Done, as far as was asked.
+    /// The revocation is done; with `--wait`, every sidecar has confirmed it.
     Revoked(RevocationView),
 }
 
-/// What was revoked, and who has applied it.
+/// The revoked versions, and the sidecars that have applied the revocation.
 #[derive(Clone, Debug, Serialize)]
 struct RevocationView {
     keyring: String,
@@ -81,7 +81,7 @@ struct RevocationView {
     revision: u64,
     #[serde(flatten)]
     barrier: BarrierView,
-    /// From the commit to the last sidecar's ack; null unless waited for.
+    /// The time from the commit to the confirmation of the last sidecar; null without `--wait`.
     propagation_seconds: Option<f64>,
 }
 
@@ -177,7 +177,7 @@ fn finish(view: RevocationView, waited: bool, session: &Session) -> Result<(), F
     }
 }
 
-/// Says with the failure what stands nevertheless, and who lags.
+/// Adds to the failure that the revocation is committed, and which sidecars lag.
 fn explain(failure: Failure, committed: Option<&RevocationView>, now: Timestamp) -> Failure {
     let Some(view) = committed else {
         return failure;

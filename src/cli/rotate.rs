@@ -1,4 +1,4 @@
-//! `relatch rotate`: from one version of a key to the next, and what may become necessary on the way.
+//! `relatch rotate`: starts, shows and changes rotations of keys.
 
 mod abort;
 mod extend;
@@ -11,7 +11,7 @@ use clap::Subcommand;
 
 use super::{Session, failure::Failure};
 
-/// What can be done with rotations.
+/// The commands of `rotate`.
 #[derive(Debug, Subcommand)]
 pub enum RotateCommand {
     /// Create the next version of a key, and hand it out when every sidecar accepts it
@@ -51,7 +51,7 @@ pub enum RotateCommand {
     /// Move the end of an overlap to a later time
     ///
     /// Use it if a consumer needs more time to switch. The overlap of a version cannot end after the version expires.
-    // The usage that clap makes is wider than a terminal.
+    // The usage that clap generates is wider than a terminal.
     #[command(
         after_help = extend::EXAMPLES,
         override_usage = "relatch rotate extend [OPTIONS] <KEY_ID> --reason <TEXT>\n    \

@@ -1,4 +1,4 @@
-//! A block of text on standard output that is shown again as it changes: in its place on a terminal, below elsewhere.
+//! A block of text on standard output that is updated: a terminal redraws it in place, other outputs get it again below.
 
 use std::io;
 
@@ -6,28 +6,28 @@ use rustix::termios::tcgetwinsize;
 
 use super::{failure::Failure, stream::write_out, words};
 
-/// Where the block stands.
+/// The state of the block.
 #[derive(Debug)]
 pub struct Screen {
-    /// Whether it is drawn over what it was before.
+    /// Whether the block is redrawn in place.
     redraws: bool,
-    /// How many lines above the cursor are the block's own.
+    /// The number of lines above the cursor that belong to the block.
     drawn: usize,
     /// Whether anything was shown yet.
     begun: bool,
 }
 
-/// Do not wrap what is longer than the line: a line of the block is a line of the terminal.
+/// Do not wrap long lines: a line of the block is a line of the terminal.
 const NO_WRAP: &str = "\x1b[?7l";
 /// Wrap again.
 const WRAP: &str = "\x1b[?7h";
 /// Clear from the cursor to the end of the screen.
 const CLEAR_BELOW: &str = "\x1b[J";
-/// The height of a terminal that does not tell its own: the one that all of them have had.
+/// The height of a terminal that does not report its own: the traditional height.
 const USUAL_ROWS: usize = 24;
 
 impl Screen {
-    /// A block of which nothing is shown yet.
+    /// A block that was not shown yet.
     pub(super) const fn new(redraws: bool) -> Self {
         Self {
             redraws,
@@ -36,13 +36,13 @@ impl Screen {
         }
     }
 
-    /// Whether it is drawn in its place, so that to draw it often disturbs nobody.
+    /// Whether the block is redrawn in place, so that it can be shown often.
     #[must_use]
     pub const fn redraws(&self) -> bool {
         self.redraws
     }
 
-    /// Shows the block as it is now. Each of its lines is ended by a newline.
+    /// Shows the block with the text `text`, whose lines each end with a newline.
     ///
     /// # Errors
     ///
@@ -60,13 +60,13 @@ impl Screen {
         write_out(shown.as_bytes())
     }
 
-    /// Leaves what is shown where it is, so that something else can be written below.
+    /// Leaves the shown block as it is, so that other text can be written below it.
     pub const fn leave(&mut self) {
         self.drawn = 0;
     }
 
-    /// What draws the block over the one before. A block higher than the terminal is cut: what has scrolled out of it
-    /// cannot be drawn over.
+    /// The output that draws the block over the previous one. A block that is higher than the terminal is cut, because lines
+    /// that have scrolled out cannot be redrawn.
     fn redrawn(&mut self, text: &str, rows: usize) -> String {
         let most = rows.saturating_sub(1).max(1);
         let lines: Vec<&str> = text.lines().take(most).collect();

@@ -1,8 +1,8 @@
-//! Secrets on their way in and out: read from a file or from standard input, shown once. Never an argument, which the
-//! shell's history and every process of the machine could read.
+//! The input and output of secrets. A secret is read from a file or from standard input, and shown once. It is never an
+//! argument, because the history of the shell and every process of the machine could read it.
 //!
-//! What these types own is wiped when they are dropped. The copies of the network stack, of the buffer of standard
-//! output and of the terminal are out of reach.
+//! These types wipe their memory when they are dropped. They cannot wipe the copies in the network stack, in the buffer of
+//! standard output and in the terminal.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::failure::{Exit, Failure};
 
-/// Where a secret is read from: a file, or `-` for standard input.
+/// The source of a secret: a file, or `-` for standard input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SecretInput {
     /// Standard input.
@@ -26,19 +26,20 @@ pub(crate) enum SecretInput {
     File(PathBuf),
 }
 
-/// A secret that the control plane has just made, to be shown once.
+/// A secret that the control plane has just created, to show once.
 pub struct Revealed(Zeroizing<String>);
 
-/// The longest input that is read, in bytes. The longest key has 512, the longest token less; the rest is room for a
-/// line's end, and a file that is longer is not what it was taken for.
+/// The longest input, in bytes. The longest key has 512 bytes, and the longest token has fewer; the rest is for the end of
+/// the line. A longer file is a wrong file.
 const MAX_LEN: usize = 1024;
 
 impl SecretInput {
-    /// Reads the secret, without the line's end that an editor or `echo` leaves: one `\n` or `\r\n`.
+    /// Reads the secret, without the line end that an editor or `echo` adds: one `\n` or `\r\n`.
     ///
     /// # Errors
     ///
-    /// When standard input is a terminal (nothing prompts for a secret), when it cannot be read, is empty, or too long.
+    /// When standard input is a terminal (there is no prompt for secrets), or when the input cannot be read, is empty or is too
+    /// long.
     pub(crate) fn read(&self, what: &str, flag: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let secret = match self {
             Self::Stdin if io::stdin().is_terminal() => {
@@ -80,14 +81,14 @@ impl fmt::Display for SecretInput {
 }
 
 impl Revealed {
-    /// Takes a secret out of a message; none when the message holds none.
+    /// Creates it from a secret in a message; none if the message has none.
     #[must_use]
     pub fn new(secret: String) -> Option<Self> {
         let secret = Zeroizing::new(secret);
         (!secret.is_empty()).then_some(Self(secret))
     }
 
-    /// The secret in clear, to be written to standard output.
+    /// The secret in plaintext, for standard output.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -100,7 +101,7 @@ impl fmt::Debug for Revealed {
     }
 }
 
-/// In clear: this is how `-o json` shows it.
+/// The secret in plaintext: `-o json` shows it so.
 impl Serialize for Revealed {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0)
@@ -108,7 +109,7 @@ impl Serialize for Revealed {
 }
 
 fn read_bounded(input: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
-    // Room for all that is read, so that no copy is left behind by a vector that grew.
+    // The capacity is enough for all input: a vector that grows leaves a copy of the secret behind.
     let mut secret = Zeroizing::new(Vec::with_capacity(MAX_LEN + 1));
     let mut chunk = Zeroizing::new([0; MAX_LEN + 1]);
     let mut input = input.take(MAX_LEN as u64 + 1);

@@ -1,4 +1,4 @@
-//! `relatch sidecar`: answers Envoy's checks.
+//! `relatch sidecar`: runs a sidecar, which answers the checks of Envoy.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -43,7 +43,7 @@ pub struct SidecarArgs {
 }
 
 impl SidecarArgs {
-    /// Runs a sidecar until it is told to stop.
+    /// Runs a sidecar until a signal stops it.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! `relatch snapshot`: looks at the snapshot file of a sidecar.
+//! `relatch snapshot`: shows the content of the snapshot file of a sidecar.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// What can be done with snapshot files.
+/// The commands of `snapshot`.
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
     /// Show the content of a snapshot file, without secrets
@@ -58,26 +58,26 @@ struct SnapshotView {
     format: u16,
     node: String,
     cluster: String,
-    /// When its sidecar began it.
+    /// The time at which its sidecar created it.
     written_at: Timestamp,
-    /// Names the file over all rewrites and runs.
+    /// The id of the file, the same over all rewrites and runs.
     id: String,
-    /// The boot in which it was made; null when the system did not tell.
+    /// The boot of the machine in which it was created; null if the system did not report it.
     boot_id: Option<String>,
-    /// Whether it was made by this boot, and lies where it was made: only then a sidecar knows its age before the control
-    /// plane answers.
+    /// Whether it was created in this boot, and was not copied. Only then does a sidecar know its age before the control plane
+    /// answers.
     age_known: bool,
     bytes: u64,
     frames: u64,
-    /// The last write was cut off.
+    /// Whether the last write is incomplete.
     torn: bool,
-    /// Whether it was opened; what follows is null where it was not.
+    /// Whether it was opened with its key; if not, the following fields are null.
     opened: bool,
     /// The number of its last write, over all rewrites and runs.
     write: Option<u64>,
-    /// Changes that were appended since.
+    /// The number of changes that were appended since then.
     changes: Option<u64>,
-    /// The latest time by which windows were judged.
+    /// The latest time at which validity was judged.
     latest_wall: Option<Timestamp>,
     keyrings: Option<Vec<KeyringView>>,
 }
@@ -87,9 +87,9 @@ struct KeyringView {
     keyring: String,
     epoch: u64,
     revision: u64,
-    /// When the control plane last confirmed it, by the sidecar's clock.
+    /// The time of the last confirmation by the control plane, by the clock of the sidecar.
     as_of: Option<Timestamp>,
-    /// How long since then a sidecar may serve it without another confirmation.
+    /// How long a sidecar may serve it after that without another confirmation.
     serve_for_ms: Option<u64>,
     versions: BTreeMap<&'static str, usize>,
 }
@@ -99,7 +99,7 @@ impl SnapshotCommand {
     ///
     /// # Errors
     ///
-    /// When the file is not there, or not what it should be.
+    /// When the file does not exist, or is not a valid snapshot file.
     pub fn run(self, console: &Console) -> Result<(), Failure> {
         match self {
             Self::Inspect(args) => args.run(console),
@@ -159,7 +159,7 @@ impl InspectArgs {
     }
 }
 
-/// A file that is looked at, and by which clock.
+/// A file to inspect, and the clock for its age.
 struct Found<'a> {
     path: &'a Path,
     bytes: u64,
@@ -273,7 +273,7 @@ impl View for SnapshotView {
         }
         let mut text = output::facts(&facts);
         if let Some(keyrings) = &self.keyrings {
-            // Two tables, since one would be wider than a terminal.
+            // There are two tables, because one would be wider than a terminal.
             let served = keyrings.iter().map(|keyring| keyring.served(now));
             text.push('\n');
             text.push_str(&output::table(&SERVED, served));
@@ -291,7 +291,7 @@ const VERSIONS: [&str; 6] = [
 ];
 
 impl KeyringView {
-    /// How new it is, and how long it may be served.
+    /// The revision and age of each keyring, and how long it may be served.
     fn served(&self, now: Timestamp) -> Vec<String> {
         let confirmed = self.as_of.map(|as_of| words::distance(as_of, now));
         let serve_for = Duration::from_millis(self.serve_for_ms.unwrap_or(0));
@@ -304,7 +304,7 @@ impl KeyringView {
         ]
     }
 
-    /// How many versions it has in each state.
+    /// The number of versions of each keyring by state.
     fn versions(&self) -> Vec<String> {
         let mut cells = vec![self.keyring.clone()];
         let states = KeyState::ALL.into_iter();

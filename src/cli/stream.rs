@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use super::failure::{Exit, Failure};
 
-/// Writes to standard output at once.
+/// Writes to standard output without a delay.
 ///
 /// # Errors
 ///
@@ -19,8 +19,7 @@ pub(super) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
         })
 }
 
-/// Writes to standard error. What is written beside the answer is of no use when nobody can read it: a failure changes
-/// nothing, and the exit code still says how the command went.
+/// Writes to standard error. An error of the write is ignored: the exit code still reports the result of the command.
 pub fn write_err(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }

@@ -1,4 +1,4 @@
-//! `relatch token`: admin tokens and their roles.
+//! `relatch token`: creates, lists and ends admin tokens.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::{
     proto::admin,
 };
 
-/// What can be done with admin tokens.
+/// The commands of `token`.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Create an admin token, and print it once
     Create(CreateArgs),
     /// List the admin tokens, including ended ones
     List,
-    /// Delete an admin token: it is rejected immediately, and `token list` shows when it ended
+    /// End an admin token: it is rejected immediately and permanently, and `token list` shows when it ended
     ///
-    /// The last token with role admin that does not expire cannot be deleted: create another one first.
+    /// The last token with role admin that does not expire cannot be ended: create another one first.
     End(EndArgs),
 }
 
@@ -60,7 +60,7 @@ pub struct EndArgs {
     id: String,
 }
 
-/// What an admin token permits.
+/// The role of an admin token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Role {
     /// Read everything except secrets, which nobody can read
@@ -84,7 +84,7 @@ struct TokenView {
     ended_at: Option<Timestamp>,
 }
 
-/// An admin token as it was just made.
+/// A new admin token.
 #[derive(Debug, Serialize)]
 struct CreatedToken {
     #[serde(flatten)]

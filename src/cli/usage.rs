@@ -1,4 +1,4 @@
-//! `relatch usage`: how often each version of a key was used, when last, from where, and how far that is known.
+//! `relatch usage`: shows how often each version of a key was used, when it was last used, and from where.
 
 use clap::Args;
 use serde::Serialize;
@@ -26,73 +26,67 @@ pub struct UsageArgs {
     key_id: KeyId,
 }
 
-/// What is known of the use of a key, and how far.
+/// The reported use of a key, and up to which moment the reports are complete.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct UsageView {
-    /// The keyring that holds the key.
     pub keyring: String,
-    /// Whose key it is.
     pub consumer: String,
-    /// The key.
     pub key_id: String,
-    /// By number, the oldest first.
+    /// The versions by number, the oldest first.
     pub versions: Vec<VersionUsageView>,
-    /// Every sidecar that may serve has reported all requests before; null when one of them has reported nothing yet.
+    /// The time up to which every sidecar that may serve has reported all requests; null if one has reported nothing yet.
     pub complete_until: Option<Timestamp>,
-    /// Sidecars that vanished without their last report.
+    /// The gaps of sidecars that are gone without their last report.
     pub gaps: Vec<GapView>,
-    /// Live sidecars whose reports are late.
+    /// The connected sidecars whose reports are late.
     pub silent: Vec<String>,
 }
 
-/// What is known of the use of one version.
+/// The reported use of one version.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct VersionUsageView {
-    /// Its number.
     pub version: u32,
-    /// Its state.
     pub state: String,
-    /// Checks that presented it, whatever became of them.
+    /// The number of checks that presented it, denied ones included.
     pub requests: u64,
-    /// Those of them that were denied.
+    /// The number of these checks that were denied.
     pub denied: u64,
-    /// Requests a second, lately; null when it cannot be told.
+    /// The recent requests per second; null if they are not known.
     pub rate: Option<f64>,
-    /// Of the key's recent requests, from 0 to 1; null when it cannot be told.
+    /// Its share of the recent requests of the key, from 0 to 1; null if it is not known.
     pub share: Option<f64>,
-    /// When a request first used it; null: never.
+    /// The time of the first request; null: never used.
     pub first_used_at: Option<Timestamp>,
-    /// When a request last used it; null: never.
+    /// The time of the last request; null: never used.
     pub last_used_at: Option<Timestamp>,
-    /// Who uses it most; only of versions that are retiring or have ended.
+    /// The most frequent callers; only of versions that are retiring or have ended.
     pub callers: Vec<CallerView>,
 }
 
-/// From where a version is used.
+/// A caller of a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct CallerView {
-    /// The address.
+    /// The source address.
     pub source: String,
-    /// What it calls itself.
+    /// The user agent that it sends.
     pub user_agent: String,
-    /// Where its requests go.
+    /// The target of its requests.
     pub route: String,
-    /// How many they were.
+    /// The number of its requests.
     pub requests: u64,
-    /// When the last one was.
+    /// The time of its last request.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// A time in which a sidecar may have seen requests that it has not told of.
+/// A time in which a sidecar may have seen requests that it has not reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct GapView {
-    /// The sidecar.
     pub node: String,
-    /// Which process it was.
+    /// The process of the sidecar.
     pub run_id: String,
-    /// It has told of all requests before; null when it has told nothing.
+    /// The time up to which it has reported all requests; null if it has reported nothing.
     pub from: Option<Timestamp>,
-    /// It may have seen requests until then.
+    /// The time until which it may have seen requests.
     pub until: Option<Timestamp>,
 }
 
@@ -121,7 +115,7 @@ impl UsageArgs {
 }
 
 impl UsageView {
-    /// Whose usage it is.
+    /// The facts that identify the key.
     #[must_use]
     pub(crate) fn subject(&self) -> Vec<(&'static str, String)> {
         vec![
@@ -131,7 +125,7 @@ impl UsageView {
         ]
     }
 
-    /// How far the counts can be trusted, a line for each gap.
+    /// The facts about the completeness of the reports, with a line for each gap.
     #[must_use]
     pub(crate) fn completeness(&self, now: Timestamp) -> Vec<(&'static str, String)> {
         let complete = match self.complete_until {
@@ -153,7 +147,7 @@ impl UsageView {
             .collect()
     }
 
-    /// A line for each version.
+    /// A table with a row for each version.
     #[must_use]
     pub(crate) fn versions_table(&self, now: Timestamp) -> String {
         let titles = [
@@ -170,7 +164,7 @@ impl UsageView {
         output::table(&titles, versions.map(|version| version.cells(now)))
     }
 
-    /// A line for each caller of a version, at most `most` of each; none when no caller is known.
+    /// A table with at most `most` callers for each version; none if no caller is known.
     #[must_use]
     pub(crate) fn callers_table(&self, most: usize, now: Timestamp) -> Option<String> {
         let rows: Vec<Vec<String>> = self
@@ -220,7 +214,7 @@ impl VersionUsageView {
         ]
     }
 
-    /// Whether its secret may be in use: a rate that is not known of such a version leaves every share unknown.
+    /// Whether its secret may be in use. If the rate of such a version is not known, no share is known.
     fn is_accepted(&self) -> bool {
         [KeyState::Pending, KeyState::Active, KeyState::Retiring]
             .iter()
@@ -311,7 +305,7 @@ impl From<admin::Gap> for GapView {
     }
 }
 
-/// Gives every version its share of the recent requests, unless that would be a guess.
+/// Sets the share of each version in the recent requests, unless a rate is not known.
 fn share_out(versions: &mut [VersionUsageView]) {
     let known = versions
         .iter()

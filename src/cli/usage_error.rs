@@ -1,5 +1,5 @@
-//! What is said of a command line that cannot be. It repeats words, and one of them may be a secret that somebody has
-//! pasted; what is said ends in logs more often than what was typed.
+//! Errors of the command line. Such an error repeats words of the command line, and one of them may be a pasted secret;
+//! errors are logged more often than command lines.
 
 use std::ffi::OsString;
 
@@ -7,15 +7,15 @@ use clap::error::ErrorKind;
 
 use super::stream;
 
-/// A run of letters and digits that is taken for random text: the shortest secret that relatch makes or takes from a secret
-/// store has as many, and few names do.
+/// The length of a run of letters and digits that counts as random text: the shortest secret that relatch creates, or reads
+/// from a secret store, has this length, and few names do.
 const RANDOM: usize = 24;
-/// Before the base64 of the secret that signs a webhook's events.
+/// The prefix of the signing secret of a webhook, before its base64.
 const SIGNING: &str = "whsec_";
 const REDACTED: &str = "[redacted]";
 
-/// Tells of it, without the words of `arguments` that may be secrets, and ends the process. Help and version are such an
-/// error, too.
+/// Prints the error, without the words of `arguments` that may be secrets, and ends the process. For clap, help and version
+/// are such an error, too.
 pub fn exit(error: &clap::Error, arguments: impl IntoIterator<Item = OsString>) -> ! {
     if matches!(
         error.kind(),
@@ -33,7 +33,7 @@ pub fn exit(error: &clap::Error, arguments: impl IntoIterator<Item = OsString>) 
     }
 }
 
-/// `text` without the secrets among `arguments`; none when it repeats none.
+/// Returns `text` without the secrets among `arguments`; none if it contains none of them.
 fn without_secrets(text: &str, arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
     let mut clean = text.to_owned();
     for argument in arguments {

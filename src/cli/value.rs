@@ -1,4 +1,4 @@
-//! Values on the command line, parsed where they enter. An error names the problem and an example; clap names the flag.
+//! Parsers of values on the command line. An error names the problem and gives an example; clap names the flag.
 
 use std::{ffi::OsStr, time::Duration};
 
@@ -9,43 +9,43 @@ use crate::key::{
     webhook::WebhookId,
 };
 
-/// Takes a [`KeyId`]. Unlike clap's own parsers it does not repeat what it was given: somebody may have pasted a whole
-/// key where its id belongs.
+/// Parses a [`KeyId`]. Unlike the parsers of clap, its error does not repeat the text: a user may have pasted a whole key
+/// instead of its id.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeyIdParser;
 
-/// Takes a [`WebhookId`], and does not repeat what it was given either: it may be the secret that signs.
+/// Parses a [`WebhookId`]. Its error does not repeat the text either: it may be the signing secret.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WebhookIdParser;
 
-/// A text that is no duration which a command takes.
+/// A text that is not a duration, or not one that commands accept.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(crate) enum ParseDurationError {
-    /// It is no duration at all.
+    /// The text is not a duration.
     #[error("{0}; examples: 30s, 12h or 7d")]
     Syntax(humantime::DurationError),
-    /// It is zero where that means nothing.
+    /// The duration is zero, which has no meaning here.
     #[error("the duration must be longer than zero; examples: 30s, 12h or 7d")]
     Zero,
-    /// It is longer than [`MAX_DURATION`].
+    /// The duration is longer than [`MAX_DURATION`].
     #[error("the duration is longer than 100 years; omit the flag for no end")]
     TooLong,
 }
 
-/// A text that is no lifetime.
+/// A text that is not a lifetime.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}, or never")]
 pub(crate) struct ParseLifetimeError(#[from] ParseDurationError);
 
-/// The longest duration that is taken, 100 years: more is a slip of the finger, and everything below fits every format
-/// that the duration passes through.
+/// The longest duration, 100 years. A longer one is a typing error, and every shorter one fits into all formats that the
+/// duration passes through.
 pub(crate) const MAX_DURATION: Duration = Duration::from_hours(24 * 36_525);
 
-/// A duration, zero included: `30s`, `7d`, `1h30m`.
+/// Parses a duration such as `30s`, `7d` or `1h30m`; zero is allowed.
 ///
 /// # Errors
 ///
-/// When `text` is no duration, or too long.
+/// When `text` is not a duration, or is too long.
 pub(crate) fn duration(text: &str) -> Result<Duration, ParseDurationError> {
     let duration = humantime::parse_duration(text).map_err(ParseDurationError::Syntax)?;
     if duration > MAX_DURATION {
@@ -54,7 +54,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, ParseDurationError> {
     Ok(duration)
 }
 
-/// A [`duration`] above zero.
+/// Parses a [`duration`] above zero.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, ParseDurationErr
     Ok(duration)
 }
 
-/// How long a new version lives: a [`positive_duration`], or `never` for one that does not expire.
+/// Parses the lifetime of a new version: a [`positive_duration`], or `never` for one that does not expire.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ pub(crate) fn lifetime(text: &str) -> Result<Lifetime, ParseLifetimeError> {
     }
 }
 
-/// A CIDR block or an address, as it was written.
+/// Checks that `text` is a CIDR block or an address, and returns it unchanged.
 ///
 /// # Errors
 ///
@@ -116,7 +116,7 @@ impl TypedValueParser for WebhookIdParser {
     }
 }
 
-/// As clap says it, without the value.
+/// The error of clap, without the value.
 fn unrepeated(command: &Command, arg: Option<&Arg>, error: &ParseIdError) -> clap::Error {
     let name = arg.map_or_else(|| "ID".to_owned(), ToString::to_string);
     let problem = format!("invalid value for '{name}': {error}\n");

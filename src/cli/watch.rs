@@ -1,4 +1,4 @@
-//! Watching a call that waits for sidecars: how long, and what ends it.
+//! Runs a call that waits for sidecars until it ends, is overdue, or is interrupted.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use super::failure::{Exit, Failure};
 
 use crate::duration::written;
 
-/// Why a watched call did not come to its end.
+/// The reason why a call did not end normally.
 #[derive(Debug)]
 pub(crate) enum Stopped {
-    /// It failed.
+    /// The call failed.
     Failed(Failure),
     /// Ctrl-C. The call was dropped, which the control plane notices.
     Interrupted,
 }
 
-/// How long a call may take of which the control plane decides how long it waits: until the last sidecar that is lost cannot
-/// serve any more, which takes a month at most. A control plane that is gone is noticed by its connection.
+/// The limit of a call whose wait the control plane decides: it waits until the last lost sidecar can no longer serve, which
+/// is a month at most. If the control plane is gone, the connection reports it.
 const DEFAULT_TIMEOUT: Duration = Duration::from_hours(62 * 24);
-/// What the command grants beyond that for commits and the way, before it stops believing in an answer.
+/// The additional time for commits and the network, after which the command expects no answer any more.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// How long a command waits for the answer of a control plane that waits `timeout` for sidecars.
@@ -27,7 +27,7 @@ pub(crate) fn patience(timeout: Option<Duration>) -> Duration {
     timeout.unwrap_or(DEFAULT_TIMEOUT).saturating_add(GRACE)
 }
 
-/// Runs `call` until it is over, overdue, or interrupted. What the call has ready counts before a signal does.
+/// Runs `call` until it ends, is overdue, or is interrupted. A result that is ready has priority over a signal.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! `relatch webhook`: who is told of what happens to the keys of a keyring.
+//! `relatch webhook`: creates, shows, tests and deletes webhooks.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::{
     proto::admin,
 };
 
-/// What can be done with webhooks.
+/// The commands of `webhook`.
 #[derive(Debug, Subcommand)]
 pub enum WebhookCommand {
     /// Create a webhook: send events about keys to a URL, and print the signing secret once
@@ -32,7 +32,7 @@ pub enum WebhookCommand {
     /// The control plane sends each event in the CloudEvents format, in a POST request that is signed as Standard Webhooks
     /// specifies, and retries until it is delivered or given up. The receiver verifies the signature with the signing
     /// secret.
-    // The usage that clap makes is wider than a terminal.
+    // The usage that clap generates is wider than a terminal.
     #[command(
         after_help = ADD_EXAMPLES,
         override_usage = "relatch webhook add [OPTIONS] --keyring <KEYRING>\n    \
@@ -79,7 +79,7 @@ pub struct AddArgs {
     idempotency: IdempotencyArgs,
 }
 
-/// Where events are sent.
+/// The URL for events.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct AddressArgs {
@@ -138,35 +138,35 @@ struct WebhookView {
     id: String,
     keyring: String,
     url: String,
-    /// Null: of all consumers.
+    /// The consumer whose events are sent; null: all consumers.
     consumer: Option<String>,
-    /// Empty: of all events.
+    /// The events that are sent; empty: all events.
     events: Vec<String>,
     allow_private: bool,
     created_at: Option<Timestamp>,
 }
 
-/// A webhook as its maker is told of it.
+/// A new webhook.
 #[derive(Serialize)]
 struct AddedView {
     #[serde(flatten)]
     webhook: WebhookView,
-    /// By which the receiver verifies signatures. Shown this once.
+    /// The signing secret, with which the receiver verifies signatures. It is shown only once.
     signing_secret: Option<Revealed>,
 }
 
-/// What came of a test.
+/// The result of a test.
 #[derive(Debug, Serialize)]
 struct TestView {
     delivered: bool,
-    /// The HTTP status; null when there was no answer.
+    /// The HTTP status; null if there was no answer.
     http_status: Option<u32>,
-    /// What went wrong; null when nothing did.
+    /// The problem; null if there was none.
     problem: Option<String>,
     took_seconds: Option<f64>,
 }
 
-/// An event on its way to a webhook.
+/// An event for a webhook, sent or waiting.
 #[derive(Debug, Serialize)]
 struct DeliveryView {
     webhook_id: String,
@@ -176,9 +176,9 @@ struct DeliveryView {
     /// `waiting`, `delivered` or `given_up`.
     state: String,
     attempts: u32,
-    /// Null when it is not tried again.
+    /// The time of the next attempt; null if there is none.
     next_attempt_at: Option<Timestamp>,
-    /// Of the last attempt; null when there was no answer.
+    /// The HTTP status of the last attempt; null if there was no answer.
     last_http_status: Option<u32>,
     last_problem: Option<String>,
 }
@@ -292,7 +292,7 @@ impl AddressArgs {
     }
 }
 
-/// An address may hold a token.
+/// Without the URL, because it may contain a token.
 impl std::fmt::Debug for AddressArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AddressArgs")
@@ -302,7 +302,7 @@ impl std::fmt::Debug for AddressArgs {
 }
 
 impl OneArgs {
-    /// The webhook's keyring and id.
+    /// The keyring and the id of the webhook.
     ///
     /// # Errors
     ///
@@ -393,7 +393,7 @@ impl WebhookView {
         }
     }
 
-    /// How many of the events it receives: their names would not fit into a table.
+    /// The number of events that it receives: their names would not fit into a table.
     fn count(&self) -> String {
         match self.events.len() {
             0 => "all".to_owned(),

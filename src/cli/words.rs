@@ -13,10 +13,10 @@ pub(crate) enum Colour {
     Cyan,
 }
 
-/// What a table shows where there is nothing to show.
+/// The text of a cell without a value.
 pub(crate) const NOTHING: &str = "-";
 
-/// The bold word that a line on standard error begins with.
+/// The bold word at the start of a line on standard error.
 #[must_use]
 pub(crate) fn label(text: &str, colour: Colour, coloured: bool) -> String {
     let code = match colour {
@@ -30,20 +30,20 @@ pub(crate) fn label(text: &str, colour: Colour, coloured: bool) -> String {
     }
 }
 
-/// `text` with every character replaced that steers a terminal or deceives the reader, so that what another party wrote
-/// stays on its line and reads as it is.
+/// Replaces every character of `text` that controls a terminal or deceives the reader, so that text of another party stays
+/// on its line and cannot look like something else.
 #[must_use]
 pub(crate) fn printable(text: &str) -> String {
     printable::line(text)
 }
 
-/// The same of a text of several lines.
+/// Does the same for a text of several lines.
 #[must_use]
 pub(crate) fn printable_lines(text: &str) -> Cow<'_, str> {
     printable::lines(text)
 }
 
-/// `text`, or a dash when it is empty.
+/// `text`, or a dash if it is empty.
 #[must_use]
 pub(crate) fn or_nothing(text: &str) -> String {
     if text.is_empty() {
@@ -118,7 +118,7 @@ pub(crate) fn when(then: Option<Timestamp>, now: Timestamp) -> String {
     then.map_or_else(|| NOTHING.to_owned(), |then| distance(then, now))
 }
 
-/// Requests a second: `0.02/s`, `7.5/s`, `320/s`.
+/// Requests per second: `0.02/s`, `7.5/s`, `320/s`.
 #[must_use]
 pub(crate) fn rate(rate: f64) -> String {
     if rate == 0.0 {
@@ -134,7 +134,7 @@ pub(crate) fn rate(rate: f64) -> String {
     }
 }
 
-/// A share between 0 and 1 in percent. What is little but not nothing does not read as nothing, nor almost all as all.
+/// A share between 0 and 1 in percent. A small share is not shown as 0 %, and a share below 1 is not shown as 100 %.
 #[must_use]
 pub(crate) fn percent(share: f64) -> String {
     if share > 0.0 && share < 0.01 {
@@ -153,7 +153,7 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{plural}")
 }
 
-/// `a`, `a and b`, `a, b and c`; at most `most` are named, the rest is counted.
+/// `a`, `a and b`, `a, b and c`; at most `most` names, and the number of the rest.
 #[must_use]
 pub(crate) fn list(names: &[String], most: usize) -> String {
     let rest = names.len().saturating_sub(most);

@@ -117,13 +117,13 @@ enum StreamEnd {
     Status(#[from] tonic::Status),
     #[error("the control plane closed the stream")]
     Closed,
-    #[error("the control plane does not answer, though its link is alive")]
+    #[error("the control plane does not answer, although the connection works")]
     Silent,
     #[error("control.tls.token_file")]
     Token(#[from] TokenFileError),
     #[error(transparent)]
     Left(#[from] Leave),
-    #[error("the sidecar stops")]
+    #[error("the sidecar is stopping")]
     Shutdown,
 }
 
@@ -256,7 +256,7 @@ impl Client {
                     endpoint = %self.endpoints[at],
                     %reason,
                     retry_in_ms = wait.as_millis(),
-                    "the stream to the control plane ended as planned; checks go on with what is held"
+                    "the stream to the control plane ended as planned; checks continue with the loaded keyrings"
                 );
             } else {
                 self.link.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -264,7 +264,7 @@ impl Client {
                     endpoint = %self.endpoints[at],
                     error = &end as &dyn std::error::Error,
                     retry_in_ms = wait.as_millis(),
-                    "no stream to the control plane; checks go on with what is held"
+                    "no stream to the control plane; checks continue with the loaded keyrings"
                 );
             }
             if !is_same_endpoint {
@@ -466,7 +466,7 @@ impl Client {
         };
         tracing::warn!(
             error = &problem as &dyn std::error::Error,
-            "the last usage report was not acked"
+            "the control plane did not confirm the last usage report"
         );
     }
 

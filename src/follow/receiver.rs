@@ -342,7 +342,7 @@ impl Receiver {
         tracing::error!(
             auth.keyring = %name,
             reason = refusal.reason,
-            "this sidecar may not have the keyring any more: it is dropped, and checks of it are denied"
+            "this sidecar may no longer have the keyring: it is dropped, and its checks are denied"
         );
         // It replies to no answer: it brings the last counts, and makes nothing complete.
         let last = self.reporter.report(NO_BEAT);
@@ -517,9 +517,9 @@ impl From<discovery::DrainReason> for DrainReason {
 impl fmt::Display for DrainReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Stopping => "the control plane stops",
+            Self::Stopping => "the control plane is stopping",
             Self::CertificateExpired => "the certificate that the stream began with has expired",
-            Self::Unspecified => "the control plane ends the stream",
+            Self::Unspecified => "the control plane ends the stream without a reason",
         })
     }
 }
@@ -551,7 +551,7 @@ impl Outcome {
 fn timestamp(time: Option<prost_types::Timestamp>) -> Result<Timestamp, Leave> {
     time.and_then(|time| std::time::SystemTime::try_from(time).ok())
         .map(Timestamp::from)
-        .ok_or(Leave::Protocol("the answer to a beat without a time"))
+        .ok_or(Leave::Protocol("an answer to a beat without a time"))
 }
 
 const fn message(kind: Answer) -> discovery::SidecarMessage {

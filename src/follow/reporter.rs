@@ -108,7 +108,7 @@ impl Reporter {
             tracing::warn!(
                 sequence,
                 newest = self.sequence,
-                "the control plane acks a usage report that was not sent"
+                "the control plane confirms a usage report that was not sent"
             );
             return;
         }

@@ -102,7 +102,7 @@ pub(crate) fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<B
             tracing::error!(
                 path = %settings.path.display(),
                 error = &busy as &dyn std::error::Error,
-                "the snapshot file is neither read nor written: until it ends, the control plane cannot know the end of this process"
+                "this process neither reads nor writes the snapshot file, and the control plane cannot know when this process ends"
             );
             disk.unused(causes::in_one_line(&busy));
             return Ok(Begun { disk, kept: None });
@@ -217,13 +217,13 @@ fn refuse(place: &Place, refused: &RefusedError) {
             path = %path,
             error,
             aside = %aside.display(),
-            "the snapshot file is refused and put aside; the sidecar starts as if there were none"
+            "the snapshot file is refused and put aside; the sidecar starts without it"
         ),
         Err(failed) => tracing::error!(
             path = %path,
             error,
             aside_error = &failed as &dyn std::error::Error,
-            "the snapshot file is refused, and cannot be put aside; the sidecar starts as if there were none"
+            "the snapshot file is refused, but cannot be put aside; the sidecar starts without it"
         ),
     }
 }
@@ -268,20 +268,20 @@ impl Start<'_> {
         if contents.tail == Tail::Torn {
             tracing::warn!(
                 path = %path,
-                "the last write to the snapshot file was cut off; it is taken up to there"
+                "the last write to the snapshot file is incomplete; the file is loaded up to that write"
             );
         }
         if now.wall < latest.not_before(pulse.latest_wall) {
             tracing::warn!(
                 latest = %pulse.latest_wall,
                 now = %now.wall,
-                "the wall clock is behind the latest time that this sidecar had; windows are judged by that until it is passed"
+                "the wall clock is behind the latest time that this sidecar recorded; the validity of versions is evaluated at that time until the clock has passed it"
             );
         }
         if !self.is_ours {
             tracing::warn!(
                 path = %path,
-                "the snapshot file is a copy, an older one, or of another boot: nobody knows its age, and its keyrings are used once the control plane has confirmed them"
+                "the snapshot file is a copy, an older file, or from another boot: its age is unknown, and its keyrings are used after the control plane has confirmed them"
             );
         }
         for (name, restored) in contents.keyrings {
@@ -289,7 +289,7 @@ impl Start<'_> {
             let Some(slot) = slot.filter(|slot| slot.cache().is_none()) else {
                 tracing::warn!(
                     auth.keyring = %name,
-                    "the snapshot file has a keyring that is not configured to be held in full any more; it is left out from now on"
+                    "the snapshot file has a keyring that is not in the configuration, or is now on demand; the keyring is left out from now on"
                 );
                 left_out.push(name);
                 continue;
@@ -312,7 +312,7 @@ impl Start<'_> {
             auth.keyring.revision = %revision,
             auth.keyring.age_ms = slot.age(self.now.reading()).map(|age| age.as_millis()),
             items = versions,
-            "keyring taken from the snapshot file"
+            "keyring loaded from the snapshot file"
         );
     }
 }

@@ -52,13 +52,13 @@ pub(super) struct Services<H> {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionError {
     /// The runtime does not take it.
-    #[error("the runtime does not take the connection")]
+    #[error("the runtime does not accept the connection")]
     Register(#[source] io::Error),
     /// There is no TLS, which was told of.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     /// It does not begin as HTTP/2 does.
-    #[error("the client does not begin to speak HTTP/2")]
+    #[error("the client does not start HTTP/2")]
     Silent,
     /// Its client is dead, or frozen.
     #[error(

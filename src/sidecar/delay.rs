@@ -50,7 +50,7 @@ impl DelayProbe {
             tracing::warn!(
                 worker = self.worker,
                 delay_ms = delay.as_millis(),
-                "checks wait for their worker: it has more to answer than it can, or too little of a processor"
+                "checks wait for their worker: it receives more than it can answer, or has too little processor time"
             );
         }
     }

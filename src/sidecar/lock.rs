@@ -37,7 +37,7 @@ impl RunLock {
                 tracing::warn!(
                     node = %node,
                     error = &error as &dyn std::error::Error,
-                    "the socket of this node cannot be bound, and another sidecar with this `node.id` may be running here: the control plane cannot know the end of this process"
+                    "the socket of this node cannot be bound; another sidecar with this `node.id` may be running here: the control plane cannot know when this process ends"
                 );
                 None
             }

@@ -24,7 +24,7 @@ pub(super) struct Incoming {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MessageError {
     /// The client takes the call back, or is gone.
-    #[error("the call was taken back")]
+    #[error("the call was cancelled")]
     TakenBack(#[from] h2::Error),
     /// There is none.
     #[error("Missing request message.")]

@@ -190,7 +190,7 @@ impl Monitor {
                 () = shutdown.cancelled() => break,
             }
         }
-        let _stopping = self.readiness.block("the sidecar stops");
+        let _stopping = self.readiness.block("the sidecar is stopping");
         end_watches(&mut health).await;
     }
 
@@ -230,7 +230,7 @@ impl Monitor {
             Condition::Warned => tracing::warn!(
                 auth.keyring = %keyring,
                 auth.keyring.age_ms = age_ms,
-                "the control plane has not confirmed the keyring for a while; checks go on"
+                "the control plane has not confirmed the keyring for a while; checks continue"
             ),
             Condition::Stale => tracing::error!(
                 auth.keyring = %keyring,

@@ -37,7 +37,7 @@ pub(super) async fn relay(
     if let Err(error) = relayed {
         tracing::debug!(
             error = &error as &dyn std::error::Error,
-            "a call was taken back before its end"
+            "a call was cancelled before its end"
         );
     }
 }

@@ -74,7 +74,7 @@ fn note(sent: Result<(), h2::Error>) {
     if let Err(error) = sent {
         tracing::debug!(
             error = &error as &dyn std::error::Error,
-            "a call was taken back before its answer"
+            "a call was cancelled before its answer"
         );
     }
 }

@@ -114,7 +114,7 @@ impl Spread {
             tracing::warn!(
                 max = self.max,
                 refused = self.refused.get(),
-                "a connection was closed: there are too many"
+                "a connection was closed: too many are open"
             );
         }
     }

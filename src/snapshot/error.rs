@@ -9,7 +9,7 @@ pub enum ReadError {
     #[error("it cannot be read")]
     Io(#[from] io::Error),
     /// It begins with something else.
-    #[error("it is no snapshot file")]
+    #[error("it is not a snapshot file")]
     NoSnapshot,
     /// Another version of relatch wrote it.
     #[error(
@@ -24,7 +24,7 @@ pub enum ReadError {
     #[error("its header is damaged")]
     Header,
     /// It was sealed under another key, or its header was altered.
-    #[error("it was sealed under another key than the configured one")]
+    #[error("it was sealed with another key than the configured one")]
     Key,
     /// A frame is not as it was written.
     #[error("it was altered: frame {frame} is not as it was written")]
@@ -33,7 +33,7 @@ pub enum ReadError {
         frame: u64,
     },
     /// The state that it was made with does not end.
-    #[error("it is cut: frame {frame}, where its state goes on, is missing or not whole")]
+    #[error("it is cut: frame {frame} of its state is missing or incomplete")]
     Cut {
         /// Counted from zero.
         frame: u64,
@@ -52,16 +52,16 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RefusedError {
     /// It is a link, a directory, a pipe.
-    #[error("it is no regular file")]
+    #[error("it is not a regular file")]
     NotAFile,
     /// Others than its owner may use it.
-    #[error("its mode is {mode:03o}: others than its owner may use it")]
+    #[error("its mode is {mode:03o}: other users can use it")]
     Mode {
         /// The permissions.
         mode: u32,
     },
     /// It belongs to somebody else.
-    #[error("it belongs to user {owner}, and this process is of user {user}")]
+    #[error("it belongs to user {owner}, but this process runs as user {user}")]
     Owner {
         /// Whose it is.
         owner: u32,

@@ -86,7 +86,7 @@ pub(crate) struct KeeperParts {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeeperError {
     /// It got no thread.
-    #[error("no thread for the snapshot file")]
+    #[error("cannot start the thread of the snapshot file")]
     Thread(#[source] io::Error),
     /// It panicked; its message was printed where it did.
     #[error("the thread of the snapshot file panicked")]
@@ -116,7 +116,7 @@ enum WriteError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Random(#[from] RandomError),
-    #[error("the file was removed or replaced by somebody else")]
+    #[error("the file was removed or replaced from outside")]
     Gone,
 }
 
@@ -348,7 +348,7 @@ impl Keeper {
             tracing::warn!(
                 path = %self.place.path().display(),
                 error = &error as &dyn std::error::Error,
-                "the former snapshot file cannot be emptied: remove whatever other name it has"
+                "the former snapshot file cannot be emptied: remove all its other names (hard links)"
             );
         }
     }
@@ -359,7 +359,7 @@ impl Keeper {
         let erased = match &self.present {
             Some(present) => self.place.erase(present),
             None if self.place.is_empty() => Ok(()),
-            None => Err(io::Error::other("it was not made by this process")),
+            None => Err(io::Error::other("this process did not create it")),
         };
         let path = self.place.path().display();
         match erased {
@@ -371,7 +371,7 @@ impl Keeper {
                 tracing::error!(
                     path = %path,
                     error = &error as &dyn std::error::Error,
-                    "the snapshot file cannot be erased; the control plane waits for this sidecar as for one that may come back"
+                    "the snapshot file cannot be erased; the control plane waits for this sidecar as for one that may start again"
                 );
                 self.disk.ended(FileEnd::Unknown);
             }
@@ -408,7 +408,7 @@ impl Keeper {
             tracing::error!(
                 path = %self.place.path().display(),
                 error = error as &dyn std::error::Error,
-                "the snapshot file cannot be written; checks go on, but a restart without the control plane goes back to what was written before"
+                "the snapshot file cannot be written; checks continue, but a restart without the control plane goes back to the last write"
             );
         }
         if !is_last {

@@ -21,7 +21,7 @@ pub enum KeyFileError {
     Unusable(#[from] PrivateFileError),
     /// It is not there.
     #[error(
-        "there is no file {path}: make it with `relatch config snapshot-key`, or correct the path"
+        "the file {path} does not exist: create it with `relatch config snapshot-key`, or correct the path"
     )]
     Missing {
         /// Which file.
@@ -29,7 +29,7 @@ pub enum KeyFileError {
     },
     /// It is something else. What it holds is not told.
     #[error(
-        "{path} is not a snapshot key: it must be a file that `relatch config snapshot-key` made, or a copy of one"
+        "{path} is not a snapshot key: it must be a file that `relatch config snapshot-key` created, or a copy of one"
     )]
     Malformed {
         /// Which file.
@@ -37,14 +37,14 @@ pub enum KeyFileError {
     },
     /// It is there already.
     #[error(
-        "{path} exists, and a key is never written over: a snapshot file that was sealed under it could not be opened any more"
+        "{path} exists, and a key is never overwritten: nothing could open a snapshot file that was sealed with it any more"
     )]
     Exists {
         /// Which file.
         path: String,
     },
     /// It cannot be written.
-    #[error("cannot make {path}")]
+    #[error("cannot create {path}")]
     Make {
         /// Which file.
         path: String,

@@ -36,7 +36,7 @@ pub enum PlaceError {
         path: PathBuf,
     },
     /// There is no place for it.
-    #[error("cannot make {}: its directory has to exist, and to belong to the user of the sidecar", path.display())]
+    #[error("cannot create {}: its directory must exist and belong to the user of the sidecar", path.display())]
     Directory {
         /// The file that cannot be made.
         path: PathBuf,
@@ -78,7 +78,7 @@ impl Place {
                 tracing::error!(
                     path = %path.display(),
                     error = &error as &dyn std::error::Error,
-                    "the place of the snapshot file cannot be locked"
+                    "the snapshot file cannot be locked"
                 );
                 Ok(place)
             }
@@ -219,9 +219,7 @@ impl Place {
     /// When that is not known, or something else lies here.
     pub(crate) fn erase(&self, file: &File) -> io::Result<()> {
         if !self.holds(file) {
-            return Err(io::Error::other(
-                "it was removed or replaced by somebody else",
-            ));
+            return Err(io::Error::other("it was removed or replaced from outside"));
         }
         file.set_len(0)?;
         file.sync_all()?;
@@ -391,11 +389,11 @@ mod tests {
         let target = dir.path().join("target");
         fs::write(&target, "x").expect("it is written");
         std::os::unix::fs::symlink(&target, &path).expect("a link");
-        assert_eq!(refusal(&place), "it is no regular file");
+        assert_eq!(refusal(&place), "it is not a regular file");
         assert_eq!(place.set_aside().expect("it is put aside"), aside);
 
         mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
-        assert_eq!(refusal(&place), "it is no regular file");
+        assert_eq!(refusal(&place), "it is not a regular file");
         place.set_aside().expect("it is put aside");
 
         for mode in [0o640, 0o604, 0o620, 0o602] {
@@ -409,7 +407,7 @@ mod tests {
         assert!(fs::metadata(&aside).expect("the last one").is_file());
         assert_eq!(fs::read(&target).expect("as it was"), b"x");
         fs::create_dir(&path).expect("a directory");
-        assert_eq!(refusal(&place), "it is no regular file");
+        assert_eq!(refusal(&place), "it is not a regular file");
     }
 
     #[test]

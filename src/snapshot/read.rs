@@ -153,7 +153,7 @@ impl Reading {
                 self.changes(appended.changes)
             }
             (FrameKind::Keyring | FrameKind::Entries | FrameKind::End, Some(_)) => {
-                Err("the state goes on behind its end".to_owned())
+                Err("the state continues after its end".to_owned())
             }
             (FrameKind::Appended, None) => Err("a change comes before the state's end".to_owned()),
         }
@@ -206,7 +206,7 @@ impl Reading {
         self.close()?;
         if end.keyrings as usize != self.keyrings.len() {
             return Err(format!(
-                "there are {} keyrings, and should be {}",
+                "it has {} keyrings, but should have {}",
                 self.keyrings.len(),
                 end.keyrings
             ));
@@ -219,7 +219,7 @@ impl Reading {
     fn number(&mut self, number: u64) -> Result<(), String> {
         if number <= self.write {
             return Err(format!(
-                "it is write {number}, and comes after write {}",
+                "it is write {number}, but comes after write {}",
                 self.write
             ));
         }
@@ -235,13 +235,13 @@ impl Reading {
         let found = open.keyring.view().len() as u64;
         if found != open.entries {
             return Err(format!(
-                "keyring {} has {found} entries, and should have {}",
+                "keyring {} has {found} entries, but should have {}",
                 open.name, open.entries
             ));
         }
         if Position::of(open.keyring.view()).set_digest != open.set_digest {
             return Err(format!(
-                "keyring {} has other entries than its digest says",
+                "the entries of keyring {} do not match its digest",
                 open.name
             ));
         }
@@ -266,7 +266,7 @@ impl Reading {
                 Some(snapshot::change::Kind::Settings(settings)) => {
                     keyring.adopt(settings_of(settings)?);
                 }
-                None => return Err("a change of a kind that is not known".to_owned()),
+                None => return Err("a change is of an unknown kind".to_owned()),
             }
             self.changes += 1;
         }
@@ -297,7 +297,7 @@ fn settings_of(settings: Bytes) -> Result<KeyringSettings, String> {
 fn pulse_of(pulse: Option<snapshot::Pulse>) -> Result<Pulse, String> {
     pulse
         .and_then(Pulse::from_wire)
-        .ok_or_else(|| "it does not tell how late it was".to_owned())
+        .ok_or_else(|| "its times are missing or damaged".to_owned())
 }
 
 fn decode<M: Message + Default>(plaintext: Bytes) -> Result<M, String> {

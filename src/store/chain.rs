@@ -94,7 +94,7 @@ impl fmt::Display for Problem {
             Self::Edited { revision } => {
                 write!(
                     f,
-                    "revision {revision} was edited: its content does not have its hash"
+                    "revision {revision} was edited: its content does not match its hash"
                 )
             }
             Self::Cut { end, head } => {

@@ -31,7 +31,7 @@ pub enum AppendError {
 pub enum StoreError {
     /// There is no store there.
     #[error(
-        "there is no database at {store}: make one with `relatch control init`, or correct the path"
+        "there is no database at {store}: create one with `relatch control init`, or correct the path"
     )]
     Missing {
         /// Where it was looked for.
@@ -39,7 +39,7 @@ pub enum StoreError {
     },
     /// The database is gone, but committed changes are left beside it.
     #[error(
-        "there is no database at {store}, but its write-ahead log {} holds changes of it: put the database back, or move that file away to begin anew",
+        "there is no database at {store}, but its write-ahead log {} has changes of it: put the database back, or move that file away to start with a new database",
         log.display()
     )]
     Orphaned {
@@ -97,7 +97,7 @@ pub enum StoreError {
         store: String,
     },
     /// There is no space left.
-    #[error("there is no space left for {store}: free some; what was being written was not kept")]
+    #[error("there is no space left for {store}: free some space; the last write was not kept")]
     DiskFull {
         /// Where it is.
         store: String,
@@ -128,7 +128,7 @@ pub enum StoreError {
     },
     /// A state that no entry of the log leads to.
     #[error(
-        "the state of {log} at revision {revision} does not belong to its log: read the log anew"
+        "the state of {log} at revision {revision} does not belong to its log: read the log again"
     )]
     ForeignState {
         /// The log.
@@ -137,7 +137,7 @@ pub enum StoreError {
         revision: Revision,
     },
     /// A state of which a page was not saved.
-    #[error("the state of {log} at revision {revision} lacks a page: save it anew")]
+    #[error("the state of {log} at revision {revision} lacks a page: save it again")]
     IncompleteState {
         /// The log.
         log: LogName,

@@ -1,4 +1,4 @@
-//! `relatch fleet forget`: nobody waits for a sidecar that is gone for good.
+//! `relatch fleet forget`: declares that a sidecar no longer serves, so that no command waits for it.
 
 use clap::Args;
 use serde::Serialize;
@@ -32,7 +32,7 @@ pub(super) struct ForgetArgs {
     reason: String,
 }
 
-/// The processes for which nobody waits any more.
+/// The processes that were forgotten.
 #[derive(Debug, Serialize)]
 struct ForgottenView {
     forgotten: Vec<RunView>,

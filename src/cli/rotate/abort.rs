@@ -1,4 +1,4 @@
-//! `relatch rotate abort`: the end of a rotation before its hand-over.
+//! `relatch rotate abort`: ends a rotation before its hand-over.
 
 use clap::Args;
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! `relatch rotate extend`: a later end of an overlap.
+//! `relatch rotate extend`: moves the end of an overlap to a later time.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct ExtendArgs {
     version: Option<u32>,
 }
 
-/// To when.
+/// The new end.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct ToArgs {
@@ -97,7 +97,7 @@ impl ExtendArgs {
 }
 
 impl ExtendedView {
-    /// What is to be said when the end is not the one that was asked for.
+    /// A note if the new end is not the requested one.
     fn note(&self, asked: Option<Timestamp>) -> Option<String> {
         let until = self
             .until

@@ -1,4 +1,4 @@
-//! `relatch rotate retire`: the planned end of an old version, now.
+//! `relatch rotate retire`: retires an old version before its overlap ends.
 
 use clap::Args;
 use serde::Serialize;
@@ -35,14 +35,14 @@ pub struct RetireArgs {
     reason: Option<String>,
 }
 
-/// The version that was retired, and on which grounds.
+/// The version that was retired, and the reason.
 #[derive(Debug, Serialize)]
 struct RetiredView {
     keyring: String,
     key_id: String,
     version: u32,
     revision: u64,
-    /// As the audit log tells it.
+    /// The reason in the audit log.
     reason: String,
 }
 
@@ -76,7 +76,7 @@ impl RetireArgs {
     }
 }
 
-/// A refusal leads to who uses the version.
+/// Adds a hint to a refusal: the commands that show who uses the version.
 fn explain(failure: Failure, key_id: KeyId) -> Failure {
     match failure.exit() {
         Exit::Refused => failure.hint(format!(

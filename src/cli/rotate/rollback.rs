@@ -1,4 +1,4 @@
-//! `relatch rotate rollback`: the way back to the version before.
+//! `relatch rotate rollback`: makes the previous version active again.
 
 use std::time::Duration;
 
@@ -49,27 +49,27 @@ pub struct RollbackArgs {
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum RollbackEvent {
-    /// It is committed; how far it has got.
+    /// The roll-back is committed; the number of sidecars that have confirmed it.
     Barrier(RolledBackView),
-    /// Done, as far as was asked.
+    /// The roll-back is done; with `--wait`, every sidecar has confirmed it.
     RolledBack(RolledBackView),
 }
 
-/// The version to use again, and what becomes of the one that had replaced it.
+/// The version that is active again, and the state of the version that had replaced it.
 #[derive(Clone, Debug, Serialize)]
 struct RolledBackView {
     keyring: String,
     key_id: String,
     /// The version that is active again.
     version: u32,
-    /// The version that is retiring instead; null for none.
+    /// The version that is retiring now; null for none.
     replaced_version: Option<u32>,
-    /// The end of that one's overlap.
+    /// The end of its overlap.
     replaced_until: Option<Timestamp>,
     revision: u64,
     #[serde(flatten)]
     barrier: BarrierView,
-    /// From the commit to the last sidecar's ack; null unless waited for.
+    /// The time from the commit to the confirmation of the last sidecar; null without `--wait`.
     propagation_seconds: Option<f64>,
 }
 
@@ -162,7 +162,7 @@ fn finish(view: RolledBackView, waited: bool, session: &Session) -> Result<(), F
     }
 }
 
-/// Says with the failure what stands nevertheless, and who lags.
+/// Adds to the failure that the roll-back is committed, and which sidecars lag.
 fn explain(failure: Failure, committed: Option<&RolledBackView>, now: Timestamp) -> Failure {
     let Some(view) = committed else {
         return failure;
@@ -185,7 +185,7 @@ impl RolledBackView {
         sentence
     }
 
-    /// What becomes of the version that had taken its place.
+    /// A sentence on the version that had replaced it.
     fn replaced(&self) -> Option<String> {
         let replaced = self.replaced_version?;
         let until = self.replaced_until.map_or_else(String::new, |until| {

@@ -1,4 +1,4 @@
-//! `relatch rotate start`: the next version of a key, handed out once every sidecar accepts it.
+//! `relatch rotate start`: creates the next version of a key, and hands it out when every sidecar accepts it.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -64,50 +64,50 @@ pub struct StartArgs {
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum RotationEvent {
-    /// The new version is on its way to the sidecars.
+    /// The new version is sent to the sidecars.
     Staged {
-        /// Names the rotation.
+        /// The id of the rotation.
         rotation_id: String,
         /// The new version.
         version: u32,
         /// The revision that sidecars have to confirm.
         revision: u64,
     },
-    /// How far it has got.
+    /// The progress at the barrier.
     Barrier(BarrierView),
-    /// Done: the new version with its secret.
+    /// The hand-over is done: the new version with its secret.
     HandedOver(Box<HandedOverView>),
-    /// In an emergency: how far the end of the old version has got.
+    /// In an emergency: the progress of the revocation of the old version.
     OldRevoked(OldRevokedView),
 }
 
-/// The new version, and what became of the old one.
+/// The new version, and the state of the old one.
 #[derive(Debug, Serialize)]
 struct HandedOverView {
     #[serde(flatten)]
     key: IssuedView,
-    /// The version that is retiring now; null where there was none.
+    /// The version that is retiring now; null if there was none.
     old_version: Option<u32>,
-    /// Until when that one is accepted.
+    /// The time until which it is accepted.
     old_until: Option<Timestamp>,
     #[serde(flatten)]
     barrier: BarrierView,
-    /// From the staged commit to the last sidecar's ack.
+    /// The time from the staged commit to the confirmation of the last sidecar.
     propagation_seconds: Option<f64>,
 }
 
-/// How far the end of the old version has got.
+/// The progress of the revocation of the old version.
 #[derive(Debug, Serialize)]
 struct OldRevokedView {
     #[serde(flatten)]
     barrier: BarrierView,
-    /// No sidecar may accept it any more.
+    /// No sidecar accepts it any more.
     done: bool,
-    /// From its commit to the last sidecar's ack; null until it is done.
+    /// The time from its commit to the confirmation of the last sidecar; null until it is done.
     propagation_seconds: Option<f64>,
 }
 
-/// What is known of a rotation that runs, for the words that it ends with.
+/// What is known about a rotation in progress, for the report at its end.
 #[derive(Debug)]
 struct Run {
     key_id: KeyId,
@@ -115,18 +115,18 @@ struct Run {
     emergency: bool,
     staged: Option<u32>,
     barrier: BarrierView,
-    /// The secret is in the caller's hands.
+    /// The caller has received the secret.
     handed_over: bool,
 }
 
-/// What became of a version whose hand-over was not seen.
+/// The state of a version whose hand-over was not seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It was withdrawn; its secret was not handed out.
+    /// The version was withdrawn; its secret was not handed out.
     Withdrawn,
-    /// It was handed over, and its secret did not arrive.
+    /// The version was handed over, and its secret did not arrive.
     HandedOver,
-    /// Nobody could be asked, or it is still being staged.
+    /// The control plane could not be asked, or the version is still being staged.
     Unknown,
 }
 
@@ -151,7 +151,7 @@ Exit codes of note:
   8  an earlier call with the same idempotency key did this, and its secret is
      forgotten";
 
-/// How long it is looked what became of a version after an interruption: a withdrawal takes some milliseconds.
+/// How long the command asks for the state of a version after an interruption: a withdrawal takes some milliseconds.
 const FATE_TIMEOUT: Duration = Duration::from_secs(5);
 const FATE_POLL: Duration = Duration::from_millis(100);
 
@@ -218,7 +218,7 @@ async fn follow(
 ) -> Result<(), Failure> {
     let mut progress = session.output.progress();
     while let Some(event) = events.message().await? {
-        // A step that only a newer control plane knows is passed over.
+        // A step that only a newer control plane knows is skipped.
         let Some(step) = event.step else { continue };
         if let Step::HandedOver(done) = &step
             && let Some(key) = done.key.as_ref().filter(|key| key.secret_forgotten)
@@ -226,7 +226,7 @@ async fn follow(
             if !run.handed_over {
                 return Err(run.forgotten(key));
             }
-            // Only the end of the old version was not seen.
+            // Only the end of the revocation of the old version was not seen.
             continue;
         }
         let event = RotationEvent::from_step(step)?;
@@ -266,7 +266,7 @@ async fn follow(
     Err(Failure::unanswered(Exit::Failed, problem))
 }
 
-/// The secret is shown as soon as it is there, whatever comes after it.
+/// Shows the secret as soon as it arrives, before the command waits for anything else.
 fn hand_out(view: Box<HandedOverView>, session: &Session) -> Result<(), Failure> {
     match session.output.format() {
         Format::Json => session.output.event(&RotationEvent::HandedOver(view)),
@@ -377,7 +377,7 @@ impl View for HandedOverView {
 }
 
 impl Run {
-    /// What was known of an earlier attempt may not be so any more.
+    /// Resets what was known from an earlier attempt, because it may have changed.
     fn begin_attempt(&mut self) {
         self.staged = None;
         self.barrier = BarrierView::default();
@@ -392,7 +392,7 @@ impl Run {
         }
     }
 
-    /// Says with the failure what it means for the rotation, as far as that is known.
+    /// Adds to the failure what it means for the rotation, as far as that is known.
     fn explain(&self, failure: Failure, now: Timestamp) -> Failure {
         let version = self.version();
         if self.handed_over {
@@ -435,7 +435,8 @@ impl Run {
             .map_or_else(|| "a new version".to_owned(), number)
     }
 
-    /// In an emergency the old version ends with the hand-over only, which somebody who has a leak has to know.
+    /// In an emergency, says that the old version is not revoked: it ends only with the hand-over, and the operator of a leaked
+    /// key must know this.
     const fn kept(&self) -> &'static str {
         if self.emergency {
             ", and this call did not revoke the old version; to end it without a new version, use `relatch revoke`"
@@ -444,7 +445,7 @@ impl Run {
         }
     }
 
-    /// What became of the staged version after the call was given up.
+    /// Asks for the state of the staged version after the call was given up.
     async fn fate(&self, session: &Session) -> Fate {
         let Some(version) = self.staged.filter(|_| !self.handed_over) else {
             return Fate::Unknown;
@@ -503,7 +504,7 @@ impl Run {
             .hint(hint)
     }
 
-    /// The command failed on this machine, while the control plane went on.
+    /// The failure of the command on this machine while the control plane continues.
     fn broken_off(&self, failure: Failure, fate: Fate) -> Failure {
         if self.staged.is_none() || failure.has_hint() {
             return failure;
@@ -512,7 +513,7 @@ impl Run {
         failure.context(became).hint(hint)
     }
 
-    /// What became of the version of a call that the command gave up, and what to do.
+    /// The state of the version of a call that the command gave up, and what to do.
     fn became(&self, fate: Fate) -> (String, String) {
         let version = self.version();
         match fate {

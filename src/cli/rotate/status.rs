@@ -1,4 +1,4 @@
-//! `relatch rotate status`: how far the rotation of a key is, once or until it is over.
+//! `relatch rotate status`: shows the progress of a key's rotation, once or until it ends.
 
 use std::time::Duration;
 
@@ -50,22 +50,22 @@ pub struct StatusArgs {
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum StatusEvent<'a> {
-    /// A rotation is under way.
+    /// A rotation is in progress.
     Status(&'a StatusView),
-    /// None is under way any more.
+    /// No rotation is in progress any more.
     Ended(&'a StatusView),
 }
 
-/// How far the rotations of a key are, and who uses which version.
+/// The progress of the rotations of a key, and the use of each version.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct StatusView {
     #[serde(flatten)]
     usage: UsageView,
-    /// The versions that are pending or retiring; empty when no rotation is under way.
+    /// The versions that are pending or retiring; empty if no rotation is in progress.
     rotations: Vec<RotationView>,
 }
 
-/// A version on its way in, or on its way out.
+/// A version that is pending or retiring.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct RotationView {
     version: u32,
@@ -76,19 +76,19 @@ struct RotationView {
     since: Option<Timestamp>,
     /// The end of the overlap; null for a pending version.
     deadline: Option<Timestamp>,
-    /// What the policy does then: `retire`, `extend` or `hold`.
+    /// The action of the policy at that time: `retire`, `extend` or `hold`.
     on_deadline: Option<OnDeadline>,
     /// The version to use instead; null for a pending version.
     replaced_by: Option<u32>,
-    /// What it waits for, as a sentence.
+    /// The reason why it has not ended yet, as a sentence.
     waits_for: String,
-    /// The earliest end if no further use comes; null when it cannot be told.
+    /// The earliest end if the version is not used again; null if it is not known.
     earliest_end: Option<Timestamp>,
-    /// For a pending version: how far it has got.
+    /// For a pending version: the progress at the barrier.
     barrier: Option<BarrierView>,
 }
 
-/// A time in which the control plane cannot be reached.
+/// An outage: a time in which the control plane cannot be reached.
 #[derive(Debug, Default)]
 struct Outage {
     since: Option<BootTime>,
@@ -104,11 +104,13 @@ Examples:
 Exit codes of note: with --watch, 0 when no rotation is in progress, 7 when the
 control plane was unreachable for two minutes.";
 
-/// Below, a look would begin before most of what the last one was to show has come.
+/// The shortest interval: below it, an update would begin before most results of the last one have arrived.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
-/// A control plane restarts within seconds, its machine within two minutes. Beyond, somebody has to look.
+/// The longest outage: a control plane restarts within seconds, and its machine within two minutes. After that, an operator
+/// has to act.
 const PATIENCE: Duration = Duration::from_mins(2);
-/// The callers of a version that are shown: the most frequent ones tell whom to talk to, `relatch usage` shows the rest.
+/// The most callers of a version that are shown: the most frequent ones are enough to find its owner, and `relatch usage`
+/// shows all.
 const MOST_CALLERS: usize = 5;
 
 impl StatusArgs {
@@ -166,7 +168,7 @@ async fn look(admin: &mut Admin, key_id: KeyId) -> Result<StatusView, Failure> {
     status.try_into()
 }
 
-/// Over a new connection where the last one broke.
+/// Asks over a new connection if the last one broke.
 async fn look_again(
     admin: &mut Option<Admin>,
     key_id: KeyId,
@@ -180,7 +182,7 @@ async fn look_again(
 }
 
 impl StatusView {
-    /// Tells of it where something has changed, and on a terminal as time passes.
+    /// Shows the status if something has changed; on a terminal always, because times pass.
     fn tell(
         &self,
         before: Option<&Self>,
@@ -279,7 +281,7 @@ impl RotationView {
     }
 }
 
-/// What the policy does at a deadline.
+/// The action of the policy at a deadline, in words.
 const fn then(on_deadline: OnDeadline) -> &'static str {
     match on_deadline {
         OnDeadline::Retire => "retire, even if the version is used",
@@ -289,11 +291,11 @@ const fn then(on_deadline: OnDeadline) -> &'static str {
 }
 
 impl Outage {
-    /// Bears a failure that may pass; whether it is the first of its outage.
+    /// Accepts a failure that may pass. Returns whether it is the first of its outage.
     ///
     /// # Errors
     ///
-    /// The failure, when it will not pass, or when the outage lasts too long.
+    /// The failure, if it will not pass, or if the outage lasts too long.
     fn bear(&mut self, failure: Failure, now: BootTime) -> Result<bool, Failure> {
         match failure.exit() {
             Exit::Unreachable => {}
@@ -314,7 +316,7 @@ impl Outage {
         Ok(is_first)
     }
 
-    /// The control plane has answered; whether it had not before.
+    /// Records an answer of the control plane. Returns whether this ends an outage.
     const fn ends(&mut self) -> bool {
         self.since.take().is_some()
     }

@@ -204,7 +204,7 @@ impl Held {
         last: &discovery::SnapshotChunk,
     ) -> Result<discovery::SidecarMessage, Leave> {
         if incoming.items != last.total_items {
-            return Err(Leave::Protocol("a snapshot that is cut short"));
+            return Err(Leave::Protocol("an incomplete snapshot"));
         }
         let held = self.mirror.position();
         let new_epoch = held.epoch != Epoch::default() && held.epoch != incoming.builder.epoch();
@@ -230,7 +230,7 @@ impl Held {
                         old_epoch = %held.epoch,
                         new_epoch = last.epoch,
                         auth.keyring.revision = last.revision,
-                        "the keyring has a new epoch: its history was rewritten; revocations known here stay in force"
+                        "the keyring has a new epoch, because its history was rewritten; revocations that this sidecar knows stay in force"
                     );
                 } else {
                     tracing::info!(
@@ -263,7 +263,7 @@ impl Held {
             Err(
                 SnapshotError::Digest | SnapshotError::NoSettings | SnapshotError::Older { .. },
             ) => Err(Leave::Protocol(
-                "a snapshot with other items than its digest says",
+                "a snapshot whose items do not match its digest",
             )),
         }
     }
@@ -428,7 +428,7 @@ impl Held {
         tracing::error!(
             auth.keyring = %self.name(),
             auth.keyring.revision = pulse.revision,
-            "the keyring differs from the control plane's at the same revision; asking for a snapshot"
+            "the keyring differs from that of the control plane at the same revision; asking for a snapshot"
         );
         Ok(Some(self.resync(ResyncReason::DigestMismatch)))
     }

@@ -94,13 +94,13 @@ impl Followed {
                 old_epoch = %former.epoch,
                 new_epoch = start.epoch,
                 auth.keyring.revision = start.revision,
-                "the keyring has a new epoch: its history was rewritten; revocations known here stay in force"
+                "the keyring has a new epoch, because its history was rewritten; revocations that this sidecar knows stay in force"
             );
         } else {
             tracing::info!(
                 auth.keyring = %self.name(),
                 auth.keyring.revision = start.revision,
-                "the keyring is followed from here on; keys are looked up anew"
+                "the keyring is followed from this revision; keys are looked up again"
             );
         }
         let answered = Answered::whole(Vec::new());
@@ -226,7 +226,11 @@ impl Followed {
             None => Found::Nothing,
             Some(found) => match item::decode(found) {
                 Ok(record) if record.digest == digest => Found::Version(Box::new(record)),
-                Ok(_) => return Err(Leave::Protocol("another key than was looked up")),
+                Ok(_) => {
+                    return Err(Leave::Protocol(
+                        "another key than the one that was looked up",
+                    ));
+                }
                 Err(error) => {
                     tracing::error!(
                         auth.keyring = %self.name(),

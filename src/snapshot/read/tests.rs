@@ -235,13 +235,13 @@ fn what_makes_no_sense_behind_the_seal_is_refused() {
     type Frames = Vec<(FrameKind, Vec<u8>)>;
     type Case = (&'static str, fn(&mut Frames));
     let cases: [Case; 11] = [
-        ("other entries than its digest", |frames| {
+        ("do not match its digest", |frames| {
             alter::<snapshot::Keyring>(&mut frames[0], |keyring| keyring.set_digest ^= 1);
         }),
-        ("has 2 entries, and should have 3", |frames| {
+        ("has 2 entries, but should have 3", |frames| {
             alter::<snapshot::Keyring>(&mut frames[0], |keyring| keyring.entries += 1);
         }),
-        ("has 1 entries, and should have 2", |frames| {
+        ("has 1 entries, but should have 2", |frames| {
             alter::<snapshot::Entries>(&mut frames[1], |chunk| drop(chunk.entries.pop()));
         }),
         ("entries come before their keyring", |frames| {
@@ -251,19 +251,19 @@ fn what_makes_no_sense_behind_the_seal_is_refused() {
             let again = [frames[0].clone(), frames[1].clone()];
             frames.splice(2..2, again);
         }),
-        ("there are 1 keyrings, and should be 2", |frames| {
+        ("it has 1 keyrings, but should have 2", |frames| {
             alter::<snapshot::End>(&mut frames[2], |end| end.keyrings = 2);
         }),
-        ("does not tell how late", |frames| {
+        ("its times are missing or damaged", |frames| {
             alter::<snapshot::Appended>(&mut frames[3], |appended| appended.pulse = None);
         }),
         ("it is write 0", |frames| {
             alter::<snapshot::End>(&mut frames[2], |end| end.write = 0);
         }),
-        ("it is write 2, and comes after write 2", |frames| {
+        ("it is write 2, but comes after write 2", |frames| {
             alter::<snapshot::Appended>(&mut frames[4], |appended| appended.write = 2);
         }),
-        ("the state goes on behind its end", |frames| {
+        ("the state continues after its end", |frames| {
             let again = frames[1].clone();
             frames.push(again);
         }),

@@ -85,7 +85,7 @@ fn use_wal(connection: &Connection, place: &DatabasePlace) -> Result<(), Fault> 
     let mode: String =
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
-        let cause = format!("its file system does not bear a write-ahead log, only {mode:?}");
+        let cause = format!("its file system does not support a write-ahead log, only {mode:?}");
         return Err(StoreError::CannotOpen {
             store: place.name(),
             source: cause.into(),

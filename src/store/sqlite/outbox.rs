@@ -13,7 +13,7 @@ use crate::{
 
 /// A state of a delivery that is none.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no state of a delivery")]
+#[error("{0:?} is not a state of a delivery")]
 struct StateError(String);
 
 /// What [`delivery_from`] reads.

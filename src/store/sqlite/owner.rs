@@ -394,7 +394,7 @@ fn give_to_owner_of(store: &Path, file: &File) {
         if let Err(error) = given {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the lock of the store could not be given to the store's user"
+                "the user of the store could not be made the owner of the lock file"
             );
         }
     }
@@ -408,7 +408,7 @@ fn write(file: &File, lock: &Path, owner: &Owner) {
         tracing::warn!(
             lock = %lock.display(),
             error = &error as &dyn std::error::Error,
-            "the owner of the store could not be noted"
+            "the process that owns the store could not be recorded in the lock file"
         );
     }
 }

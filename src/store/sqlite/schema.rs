@@ -170,7 +170,7 @@ pub(super) fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
         tracing::info!(
             from = found,
             to = VERSION,
-            "the store's tables are upgraded"
+            "the tables of the store are upgraded"
         );
     }
     transaction.commit()

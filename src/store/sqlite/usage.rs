@@ -13,7 +13,7 @@ use crate::{
 
 /// A number of a version that is none.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} is no number of a version")]
+#[error("{0} is not a number of a version")]
 struct NumberError(u32);
 
 /// The largest sum of processes that have ended: one more process cannot overflow it.

@@ -353,7 +353,7 @@ impl Scene {
         self.left.add_output("edge-1", &edge.process);
 
         let mut edge = self.sidecar("edge-1", "text").await;
-        let taken = "keyring taken from the snapshot file";
+        let taken = "keyring loaded from the snapshot file";
         edge.process.wait_for_line(taken).await;
         let config = self.path(CONFIG_FILE);
         let yaml = fs::read_to_string(&config).expect("the control plane has it");

@@ -136,7 +136,7 @@ async fn a_disk_that_cannot_sync_is_told_of_and_never_lied_about() {
         assert!(!world.is_kept_by(node), "no sync has succeeded since");
         world.nodes[node].kill().await;
         start_alone(world, node, 300).await;
-        let taken = "keyring taken from the snapshot file";
+        let taken = "keyring loaded from the snapshot file";
         let process = &mut world.nodes[node].sidecar.process;
         process.wait_for_line(taken).await;
         world.follows().await;

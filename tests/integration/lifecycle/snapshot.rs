@@ -35,7 +35,7 @@ use crate::support::{
 };
 
 /// What a sidecar logs that starts with what its file holds.
-const TAKEN: &str = "keyring taken from the snapshot file";
+const TAKEN: &str = "keyring loaded from the snapshot file";
 /// Far less than the half minute after which a file says anew how fresh it is.
 const SOON: Duration = Duration::from_secs(15);
 
