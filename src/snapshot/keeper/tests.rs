@@ -434,11 +434,11 @@ fn what_cannot_be_taken_is_put_aside_with_the_reason() {
     };
     let cases: [(Vec<u8>, u32, &str); 6] = [
         (good.clone(), 0o640, "mode is 640"),
-        (b"something else".to_vec(), 0o600, "no snapshot file"),
+        (b"something else".to_vec(), 0o600, "not a snapshot file"),
         (altered(9), 0o600, "format 3"),
         (altered(good.len() / 2), 0o600, "altered"),
         (good[..good.len() / 2].to_vec(), 0o600, "cut"),
-        (Vec::new(), 0o600, "no snapshot file"),
+        (Vec::new(), 0o600, "not a snapshot file"),
     ];
     for (bytes, mode, reason) in cases {
         put(&bytes, mode);

@@ -515,7 +515,7 @@ async fn a_file_is_inspected_without_telling_a_secret() {
     let again = relatch(&["config", "snapshot-key", text(&key_file)], "").await;
     assert_eq!(again.status.code(), Some(4), "{}", again.stderr);
     assert!(
-        again.stderr.contains("never written over"),
+        again.stderr.contains("never overwritten"),
         "{}",
         again.stderr
     );
