@@ -323,7 +323,7 @@ async fn a_control_plane_is_initialized_once() {
 
     let again = relatch(&init, "").await;
 
-    assert_code(4, &again, "is initialized already");
+    assert_code(4, &again, "is already initialized");
     assert_eq!(again.stdout, "");
     assert_eq!(fs::read(&pepper).expect("it is there"), before);
 }

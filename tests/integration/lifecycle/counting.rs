@@ -78,7 +78,7 @@ async fn what_a_sidecar_has_counted_to_its_end_is_in_the_store() {
 
     let shown = control.show_key(&key.id).await;
     assert_eq!(shown["versions"][0]["requests"], 9);
-    assert_eq!(sidecar.logged("was not acked"), 0);
+    assert_eq!(sidecar.logged("did not confirm the last usage report"), 0);
 }
 
 async fn checked(sidecar: &Sidecar, key: &str, times: usize, expected: &Verdict) {

@@ -99,7 +99,7 @@ async fn every_check_is_counted_once_whatever_becomes_of_reports() {
     // One sidecar stops in order.
     let (mut stopped, of_third) = third.stop().await;
     assert!(stopped.daemon.stop().await.success());
-    assert_eq!(stopped.logged("was not acked"), 0);
+    assert_eq!(stopped.logged("did not confirm the last usage report"), 0);
     first.go_on().await;
     // The control plane stops in order, and its streams are cut.
     control.plane.process.signal(Signal::TERM);

@@ -412,7 +412,7 @@ async fn a_daemon_that_runs_is_found_by_its_addresses_and_its_store() {
 
     let checked = check(&file, &[]).await;
 
-    let in_use = "if it is this daemon itself, --offline";
+    let in_use = "if it is this daemon, --offline";
     let process = format!(
         "`relatch control`, process {} on ",
         control.plane.process.id()

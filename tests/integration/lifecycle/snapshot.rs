@@ -227,7 +227,11 @@ async fn a_file_has_one_process_and_one_node() {
         assert!(problem.contains("another process uses"), "{problem}");
         assert_eq!(second.keyring().await["durable_revision"], 0);
         let log = second.stopped().await;
-        assert_eq!(log.count("neither read nor written"), 1, "{log}");
+        assert_eq!(
+            log.count("neither reads nor writes the snapshot file"),
+            1,
+            "{log}"
+        );
         let after = fs::metadata(disk.file()).expect("it is there").ino();
         assert_eq!(after, written, "it was not written");
     }
@@ -289,7 +293,7 @@ async fn a_copy_of_a_file_serves_once_the_control_plane_has_answered() {
     sidecar.ready().await;
     assert_eq!(sidecar.check(&key.secret).await, Verdict::allowed(1));
     let log = sidecar.stopped().await;
-    assert_eq!(log.count("nobody knows its age"), 1, "{log}");
+    assert_eq!(log.count("its age is unknown"), 1, "{log}");
     assert_eq!(log.count(TAKEN), 1, "{log}");
     // What it holds was enough.
     assert_eq!(log.count("snapshot applied"), 0, "{log}");

@@ -215,7 +215,7 @@ async fn init_writes_nothing_where_a_store_or_a_pepper_is() {
     let only_log = tempfile::tempdir().expect("a directory can be made");
     fs::write(only_log.path().join("relatch.db-wal"), "lost").expect("it is the test's");
     for (data, code, said) in [
-        (&both, 4, &["is initialized already", "recover-admin"][..]),
+        (&both, 4, &["is already initialized", "recover-admin"][..]),
         (&only_store, 4, &["no pepper file", "restore the file"]),
         (&only_pepper, 4, &["no store", "restore the store"]),
         (&only_log, 1, &["put the database back"]),

@@ -135,8 +135,9 @@ async fn rules_for_two_trust_domains_need_a_bundle_for_each() {
     ] {
         let refused = relatch(command, "").await;
         assert!(!refused.status.success(), "{command:?}");
-        let words = "discovery.allow[1].identity: is of trust domain other.example, and discovery.allow[0] of mesh.example: \
-                     `client_ca` serves one trust domain, since its authorities may sign for any; use `discovery.tls.bundles`";
+        let words = "discovery.allow[1].identity: is of trust domain other.example, but discovery.allow[0] is of \
+                     mesh.example: `client_ca` is for one trust domain, because its authorities may sign for any; use \
+                     `discovery.tls.bundles`";
         assert!(
             refused.stderr.contains(words),
             "{command:?}: {}",

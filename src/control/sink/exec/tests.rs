@@ -167,7 +167,9 @@ async fn the_secret_is_hidden_wherever_what_is_shown_begins() {
         let mut tail = Tail::new();
         tail.read(said.as_bytes()).await;
         let shown = tail.shown(&version.secret);
-        let quoted = shown.strip_prefix("and wrote ").expect("it wrote something");
+        let quoted = shown
+            .strip_prefix("and wrote ")
+            .expect("it wrote something");
         let rest = quoted.replacen("[redacted]", "", 1);
         assert!(
             rest.trim_matches('"').bytes().all(|byte| byte == b'.'),

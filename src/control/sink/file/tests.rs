@@ -264,7 +264,10 @@ async fn a_directory_that_others_can_write_to_is_refused() {
     directory.deliver(&version).await.expect("it is delivered");
     set_mode(&directory.of(&owner), 0o720);
     let refusal = directory.refusal(&version).await;
-    assert!(refusal.contains("(mode 720): run `chmod go-w` on it"), "{refusal}");
+    assert!(
+        refusal.contains("(mode 720): run `chmod go-w` on it"),
+        "{refusal}"
+    );
 }
 
 #[tokio::test]
