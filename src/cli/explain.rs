@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(
             denied().lag().as_deref(),
             Some(
-                "edge-3 has not applied the newest revision and may decide otherwise; see `relatch fleet`"
+                "edge-3 has not applied the newest revision and may decide differently; see `relatch fleet`"
             )
         );
     }
