@@ -1,7 +1,7 @@
-//! The wire: code generated from `proto/`. Used by the service modules and by nobody else.
+//! The code generated from `proto/`. Only the modules of services use it.
 //!
-//! Messages that hold a request's headers, and those of the snapshot file, have no `Debug` at all; others that hold a
-//! secret print without it.
+//! Messages with the headers of a request, and those of the snapshot file, have no `Debug`. The `Debug` of other messages
+//! with a secret omits the secret.
 
 use std::fmt;
 
@@ -47,7 +47,7 @@ pub mod admin {
     reason = "generated"
 )]
 pub mod discovery {
-    /// The version of the protocol, which a Hello names.
+    /// The version of the protocol, which a Hello contains.
     pub const PROTOCOL: u32 = 2;
 
     tonic::include_proto!("relatch.discovery.v1");
@@ -59,21 +59,21 @@ pub(crate) mod snapshot {
     tonic::include_proto!("relatch.snapshot.v1");
 }
 
-/// The metadata of an error that says what came of the call; see `admin.proto`.
+/// The metadata of an error that reports the outcome of the call; see `admin.proto`.
 pub(crate) const OUTCOME: &str = "relatch-outcome";
 /// The [`OUTCOME`] of a call that has handed out nothing, and will not.
 pub(crate) const WITHDRAWN: &str = "withdrawn";
 /// The [`OUTCOME`] of a call whose change is committed, and not confirmed by every sidecar.
 pub(crate) const COMMITTED: &str = "committed";
 
-/// The metadata of an error that says which sidecars were waited for in vain; see `admin.proto`.
+/// The metadata of an error that reports which sidecars did not confirm; see `admin.proto`.
 pub(crate) const MISSING: &str = "relatch-missing-bin";
 
 /// The descriptors of all of `proto/`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 impl Timestamp {
-    /// The form in which it travels.
+    /// The form on the wire.
     #[must_use]
     pub fn to_wire(self) -> prost_types::Timestamp {
         std::time::SystemTime::from(self).into()
@@ -120,7 +120,7 @@ impl fmt::Debug for admin::ExplainRequest {
     }
 }
 
-/// The address of a webhook may hold a token.
+/// Without the URL of the webhook, because it may contain a token.
 impl fmt::Debug for admin::Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Webhook")

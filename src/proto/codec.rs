@@ -1,19 +1,19 @@
-//! How messages become bytes and back.
+//! The codec of the generated services.
 
 use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// The codec of the generated services, whose buffers begin small.
+/// A codec whose buffers begin small.
 ///
-/// Each side of a stream keeps two of them for as long as it lives. Thousands of sidecars are connected at once, and most
-/// of what they say and hear is far smaller than the 8 KiB of tonic's own: buffers grow where a message is larger.
+/// Each end of a stream has two buffers for the whole life of the stream. Thousands of sidecars are connected at the same
+/// time, and most of their messages are far smaller than the 8 KiB of the codec of tonic. Buffers grow for larger messages.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SmallBuffers<T, U>(std::marker::PhantomData<(T, U)>);
 
-/// An answer to a beat about ten keyrings, or three versions of a key.
+/// The initial size of a buffer, in bytes: an answer to a beat about ten keyrings, or three versions of a key.
 const BUFFER: usize = 512;
-/// tonic's own: how much of what is ready is gathered before it is handed on.
+/// The default of tonic, in bytes: how much ready data is collected before it is passed on.
 const GATHERED: usize = 32 << 10;
 
 impl<T, U> Codec for SmallBuffers<T, U>
