@@ -1,11 +1,11 @@
-//! The file that lets a sidecar restart without a control plane.
+//! The snapshot file, with which a sidecar can restart while the control plane is away.
 //!
-//! It holds every keyring that the sidecar holds in full, tombstones and peppers included, and is sealed. A [`Journal`] takes
-//! what was applied, from the task that applies it; a [`Keeper`], on a thread of its own, brings that to the disk: the whole
-//! state at first, then what comes, each write a frame at the end. [`place`] is where the file lies, [`lock`] who may use it,
-//! and [`origin`] which file it is. [`seal`] makes it so that nobody can read or alter it; [`mod@write`] and [`mod@read`] are what
-//! it says. At a start, [`begin`] takes the state back, and [`pulse`] tells how old it is. At an orderly stop, a [`closer`]
-//! removes it, where that is configured.
+//! The file is sealed. It has every keyring that the sidecar holds in full, with tombstones and peppers. A [`Journal`]
+//! receives each change from the task that applies it. A [`Keeper`], on a thread of its own, writes to the disk: first the
+//! whole state, then each change as a frame at the end. [`place`] is the path of the file, [`lock`] the right to use it, and
+//! [`origin`] its identity. [`seal`] encrypts and authenticates it; [`mod@write`] and [`mod@read`] are its content. At a
+//! start, [`begin`] loads the state, and [`pulse`] determines its age. At an orderly stop, a [`closer`] ends the writing, and
+//! erases the file if that is configured.
 
 pub(crate) mod closer;
 pub(crate) mod disk;

@@ -38,7 +38,7 @@ pub(crate) struct UsageView {
     pub complete_until: Option<Timestamp>,
     /// The gaps of sidecars that are gone without their last report.
     pub gaps: Vec<GapView>,
-    /// The connected sidecars whose reports are late.
+    /// The sidecars that may serve and whose reports are late.
     pub silent: Vec<String>,
 }
 

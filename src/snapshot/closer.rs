@@ -1,4 +1,4 @@
-//! Ends the keeping of the file at an orderly stop.
+//! Ends the writing of the snapshot file at an orderly stop.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use super::{
     journal::{Ending, Journal},
 };
 
-/// Ends the keeping of the file of a sidecar that stops in order: the file is written for the last time, or erased.
+/// Ends the writing of the file of a sidecar that stops in order: the file is written for the last time, or erased.
 #[derive(Debug)]
 pub(crate) struct Closer {
     journal: Arc<Journal>,
@@ -17,11 +17,11 @@ pub(crate) struct Closer {
     ending: Ending,
 }
 
-/// How long an orderly stop waits for its file: a disk takes milliseconds.
+/// The longest wait of an orderly stop for its file: a disk needs milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Closer {
-    /// Ends what is kept of `journal` and `disk`.
+    /// Creates a closer for `journal` and `disk`.
     #[must_use]
     pub(crate) const fn new(journal: Arc<Journal>, disk: Arc<Disk>, ending: Ending) -> Self {
         Self {
@@ -31,8 +31,8 @@ impl Closer {
         }
     }
 
-    /// Ends it, once no check will be answered any more; returns what is left, on the disk too. Nothing is written from now
-    /// on. It takes a second at most; cancelling it has the file ended all the same.
+    /// Ends the writing, and returns the durable state of the file. The caller answers no more checks. It takes at most a
+    /// second. If it is cancelled, the writing ends nevertheless.
     pub(crate) async fn close(&self) -> FileEnd {
         self.journal.close(self.ending);
         match timeout(TIMEOUT, self.disk.end()).await {

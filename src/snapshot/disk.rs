@@ -1,4 +1,4 @@
-//! What is known of the disk: what is on it, and how writing goes.
+//! The state of the snapshot file on the disk, and the health of its writes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,43 +13,43 @@ use super::{
 };
 use crate::key::{KeyringName, Timestamp};
 
-/// What is on the disk, and how writing goes.
+/// The state of the file on the disk, and the health of its writes.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     state: Mutex<State>,
-    /// Woken when more of a keyring is on the disk, or one is removed from it.
+    /// Notified when more of a keyring is on the disk, or when a keyring is removed from it.
     news: Notify,
     end: watch::Sender<Option<FileEnd>>,
 }
 
-/// What is left of a file at an orderly stop.
+/// The state of the file after an orderly stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileEnd {
-    /// Nothing, and that outlives a loss of power.
+    /// There is no file, and a loss of power cannot bring it back.
     Erased,
-    /// The file, as its last write left it.
+    /// The file exists, as its last write left it.
     Kept {
         /// The number of that write.
         last_write: u64,
     },
-    /// Nobody knows.
+    /// The state is not known.
     Unknown,
 }
 
-/// How writing goes.
+/// The health of the writes to the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Health {
-    /// Writes that came to the disk, whole ones and appends.
+    /// The number of successful writes, of whole files and of appends.
     pub(crate) written: u64,
-    /// Writes that failed.
+    /// The number of failed writes.
     pub(crate) failed: u64,
-    /// When something was last written, by the wall clock.
+    /// The time of the last write, by the wall clock.
     pub(crate) last_written_at: Option<Timestamp>,
-    /// The length of the file.
+    /// The length of the file, in bytes.
     pub(crate) size: u64,
-    /// Why the last write failed, or why nothing is written at all; none when neither is so.
+    /// The reason why the last write failed, or why nothing is written at all; none if there is no problem.
     pub(crate) problem: Option<String>,
-    /// Why the file was not taken at the start; none when it was, or there was none.
+    /// The reason why the file was refused at the start; none if it was used, or if there was none.
     pub(crate) refused: Option<String>,
 }
 
@@ -58,56 +58,56 @@ struct State {
     durable: BTreeMap<KeyringName, Durable>,
     /// The newest removal of a keyring that is on the disk.
     removed: Removal,
-    /// The keyrings of which the control plane has not been told.
+    /// The keyrings whose state the control plane does not know yet.
     untold: BTreeSet<KeyringName>,
     health: Health,
 }
 
 impl Disk {
-    /// Up to where a keyring is on the disk.
+    /// The state of a keyring on the disk.
     #[must_use]
     pub(crate) fn durable(&self, keyring: &KeyringName) -> Durable {
         let durable = self.lock().durable.get(keyring).copied();
         durable.unwrap_or_default()
     }
 
-    /// Whether a removal is on the disk: the file does not have the keyring any more.
+    /// Whether a removal is on the disk, so that the file no longer has the keyring.
     #[must_use]
     pub(crate) fn has_removed(&self, removal: Removal) -> bool {
         self.lock().removed >= removal
     }
 
-    /// What is left of the file, once nothing more is written to it.
+    /// Waits until nothing more is written, and returns the state of the file.
     pub(crate) async fn end(&self) -> FileEnd {
         let mut end = self.end.subscribe();
         let end = end.wait_for(Option::is_some).await;
         end.ok().and_then(|is| *is).unwrap_or(FileEnd::Unknown)
     }
 
-    /// How writing goes.
+    /// The health of the writes to the file.
     #[must_use]
     pub(crate) fn health(&self) -> Health {
         self.lock().health.clone()
     }
 
-    /// A keyring of which more came to the disk since it was last asked for.
+    /// The next keyring whose state on the disk has changed since it was last returned here.
     #[must_use]
     pub(crate) fn next_untold(&self) -> Option<KeyringName> {
         self.lock().untold.pop_first()
     }
 
-    /// Of every keyring is to be told anew: nobody knows of it.
+    /// Marks every keyring as changed, because the control plane knows none of them.
     pub(crate) fn forget_told(&self) {
         let mut state = self.lock();
         state.untold = state.durable.keys().cloned().collect();
     }
 
-    /// Woken when there is something to tell.
+    /// Notified when there is a change to report.
     pub(crate) const fn news(&self) -> &Notify {
         &self.news
     }
 
-    /// The keyrings of `state` are on the disk, and no others, after `removal`.
+    /// Records a write: after `removal`, exactly the keyrings of `state` are on the disk.
     pub(super) fn written(
         &self,
         state: &BTreeMap<KeyringName, Applied>,
@@ -136,7 +136,7 @@ impl Disk {
         }
     }
 
-    /// Nothing more is written to the file.
+    /// Records that nothing more is written to the file.
     pub(super) fn ended(&self, end: FileEnd) {
         if end == FileEnd::Erased {
             let mut disk = self.lock();
@@ -147,12 +147,12 @@ impl Disk {
         self.end.send_replace(Some(end));
     }
 
-    /// No file is read or written, for this reason.
+    /// Records why no file is read or written.
     pub(crate) fn unused(&self, reason: String) {
         self.lock().health.problem = Some(reason);
     }
 
-    /// Writing failed; whether it did not before.
+    /// Records a failed write. Returns whether it is the first after a success.
     pub(super) fn failed(&self, problem: String) -> bool {
         let mut state = self.lock();
         state.health.failed += 1;

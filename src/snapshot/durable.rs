@@ -2,13 +2,13 @@
 
 use crate::key::{Epoch, Revision};
 
-/// Up to where a keyring is on the disk; all zero when it is not.
+/// The state of a keyring on the disk; all zero if the keyring is not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Durable {
-    /// The history.
+    /// The epoch.
     pub(crate) epoch: Epoch,
-    /// The newest revision in it.
+    /// The newest revision.
     pub(crate) revision: Revision,
-    /// Every revocation up to this revision is there.
+    /// Every revocation up to this revision is on the disk.
     pub(crate) revoked_through: Revision,
 }

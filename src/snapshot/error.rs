@@ -1,29 +1,29 @@
-//! Why a snapshot file is not taken.
+//! The errors of a snapshot file.
 
 use std::io;
 
-/// What a file holds is not a snapshot that can be taken.
+/// The content of a file is not a snapshot that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("it cannot be read")]
     Io(#[from] io::Error),
-    /// It begins with something else.
+    /// The file does not begin as a snapshot file does.
     #[error("it is not a snapshot file")]
     NoSnapshot,
-    /// Another version of relatch wrote it.
+    /// The format is that of another version of relatch.
     #[error(
         "it has format {found}, and this version of relatch reads format {}",
         super::seal::FORMAT
     )]
     Format {
-        /// Which.
+        /// The format of the file.
         found: u16,
     },
-    /// Its header cannot be read.
+    /// The header cannot be read.
     #[error("its header is damaged")]
     Header,
-    /// It was sealed under another key, or its header was altered.
+    /// The file was sealed under another key, or its header was altered.
     #[error("it was sealed with another key than the configured one")]
     Key,
     /// A frame is not as it was written.
@@ -32,51 +32,51 @@ pub enum ReadError {
         /// Counted from zero.
         frame: u64,
     },
-    /// The state that it was made with does not end.
+    /// The state with which the file was created has no end.
     #[error("it is cut: frame {frame} of its state is missing or incomplete")]
     Cut {
         /// Counted from zero.
         frame: u64,
     },
-    /// A frame was written by us and makes no sense.
+    /// A frame is authentic, but its content is not consistent.
     #[error("frame {frame}: {problem}")]
     Contradiction {
         /// Counted from zero.
         frame: u64,
-        /// What is wrong with it.
+        /// The problem of the frame.
         problem: String,
     },
 }
 
-/// A file cannot be trusted, or is somebody else's.
+/// A file cannot be trusted, or belongs to another user or sidecar.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RefusedError {
-    /// It is a link, a directory, a pipe.
+    /// The path is a link, a directory or a pipe.
     #[error("it is not a regular file")]
     NotAFile,
-    /// Others than its owner may use it.
+    /// Other users than the owner can use the file.
     #[error("its mode is {mode:03o}: other users can use it")]
     Mode {
         /// The permissions.
         mode: u32,
     },
-    /// It belongs to somebody else.
+    /// The file belongs to another user.
     #[error("it belongs to user {owner}, but this process runs as user {user}")]
     Owner {
-        /// Whose it is.
+        /// The user id of the owner.
         owner: u32,
-        /// Who we are.
+        /// The user id of this process.
         user: u32,
     },
-    /// It is of another sidecar.
+    /// The file is of another sidecar.
     #[error("it is of node {node} in cluster {cluster}")]
     Node {
-        /// Which.
+        /// The node id in the file.
         node: String,
-        /// Its cluster.
+        /// The cluster in the file.
         cluster: String,
     },
-    /// What it holds cannot be taken.
+    /// The content of the file cannot be used.
     #[error(transparent)]
     Contents(#[from] ReadError),
 }

@@ -1,8 +1,8 @@
-//! What was applied and is not on the disk yet.
+//! The changes that were applied and are not on the disk yet.
 //!
-//! The task that applies it never waits for the disk: it leaves the change here, with the view that came of it. Whoever
-//! writes takes all changes at once, and the newest views, which are the state after exactly these changes. What is kept here
-//! is bounded: when changes come faster than they are written, they are dropped, and the views are written whole.
+//! The task that applies changes never waits for the disk: it adds each change here, with the resulting view. The thread that
+//! writes receives all changes together, with the newest views, which are the state after exactly these changes. The memory
+//! is bounded: if changes arrive faster than they are written, they are dropped, and the whole state is written.
 
 use std::{
     collections::BTreeMap,
@@ -23,58 +23,58 @@ pub(crate) struct Journal {
     news: Condvar,
 }
 
-/// What is to be written.
+/// The next write.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// Every keyring, after `changes`.
+    /// The state of every keyring after `changes`.
     pub(crate) state: BTreeMap<KeyringName, Applied>,
-    /// What was applied since the last batch, in order.
+    /// The changes since the last batch, in order.
     pub(crate) changes: Vec<Change>,
-    /// The changes do not tell everything: the state has to be written.
+    /// Whether the whole state has to be written, because the changes are not complete.
     pub(crate) is_whole: bool,
     /// The newest removal of a keyring, which `state` does not have any more.
     pub(crate) removal: Removal,
-    /// How it ends, when nothing will follow.
+    /// The end of the file, if this is the last batch.
     pub(crate) ending: Option<Ending>,
 }
 
-/// What was applied of a keyring.
+/// The applied state of a keyring.
 #[derive(Clone, Debug)]
 pub(crate) struct Applied {
-    /// What came of it.
+    /// The view after the last change.
     pub(crate) view: Arc<KeyringView>,
-    /// Every revocation up to this revision is in it.
+    /// Every revocation up to this revision is in the view.
     pub(crate) revoked_through: Revision,
 }
 
-/// Numbers the removals of keyrings, from 1.
+/// The number of a removal of a keyring, from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Removal(u64);
 
-/// What becomes of the file when nothing follows.
+/// What happens to the file at an orderly stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It is left with what was applied.
+    /// The file is kept, with all applied changes.
     Keep,
-    /// It is erased.
+    /// The file is erased.
     Erase,
 }
 
-/// How long whoever writes waits.
+/// How long the thread that writes waits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// For the first change.
+    /// The wait for the first change.
     pub(crate) idle: Duration,
-    /// With one that is not urgent, for others, which are written together with it.
+    /// The additional wait of a change that is not urgent for others, which are written together with it.
     pub(crate) gather: Duration,
 }
 
 /// How soon a change has to be on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Urgency {
-    /// At once: it revokes.
+    /// Immediately: it revokes.
     Now,
-    /// Together with what follows within the time that is waited for others.
+    /// Together with the changes that follow within a short time.
     Soon,
 }
 
@@ -82,7 +82,7 @@ pub(crate) enum Urgency {
 struct Pending {
     state: BTreeMap<KeyringName, Applied>,
     changes: Vec<Change>,
-    /// Of the changes, in bytes.
+    /// The size of the changes, in bytes.
     size: usize,
     is_whole: bool,
     is_urgent: bool,
@@ -91,11 +91,11 @@ struct Pending {
     ending: Option<Ending>,
 }
 
-/// Half of what a frame may have: the rest is room for the message that goes beyond it.
+/// The largest size of the changes, in bytes: half of the largest frame, so that the message that exceeds it fits too.
 const MAX_PENDING: usize = 4 << 20;
 
 impl Journal {
-    /// A journal of keyrings whose state is to be written whole, if there is any.
+    /// A journal of keyrings. If there are any, their whole state is written first.
     #[must_use]
     pub(crate) fn new(state: impl IntoIterator<Item = Applied>) -> Self {
         let state: BTreeMap<_, _> = state
@@ -114,7 +114,7 @@ impl Journal {
         }
     }
 
-    /// Something was applied, and `applied` came of it.
+    /// Adds a change that was applied, with the resulting state.
     pub(crate) fn changed(&self, change: Change, urgency: Urgency, applied: Applied) {
         let mut pending = self.lock();
         pending.put(applied);
@@ -129,7 +129,7 @@ impl Journal {
         self.news.notify_all();
     }
 
-    /// A keyring was replaced by what was applied.
+    /// Adds the state of a keyring that was replaced as a whole.
     pub(crate) fn replaced(&self, applied: Applied) {
         let mut pending = self.lock();
         pending.put(applied);
@@ -137,7 +137,7 @@ impl Journal {
         self.news.notify_all();
     }
 
-    /// A keyring is to be removed from the file, whether or not it is there. [`Disk::has_removed`] says when it was.
+    /// Removes a keyring from the file, whether or not the file has it. [`Disk::has_removed`] reports when this is done.
     ///
     /// [`Disk::has_removed`]: super::disk::Disk::has_removed
     pub(crate) fn removed(&self, keyring: &KeyringName) -> Removal {
@@ -149,14 +149,14 @@ impl Journal {
         pending.removal
     }
 
-    /// Nothing will follow. The first word on how it ends holds.
+    /// Ends the journal: no change follows. If it is called again, the first `ending` applies.
     pub(crate) fn close(&self, ending: Ending) {
         self.lock().ending.get_or_insert(ending);
         self.news.notify_all();
     }
 
-    /// What is to be written next; waits until there is something, at most as long as `patience` says. With `is_due` it does
-    /// not wait where there is a state, and it is to be written whole.
+    /// Waits for the next batch, for at most the time of `patience`. If `is_due` is set and there is a state, the call does not
+    /// wait for a first change, and the batch has the whole state.
     #[must_use]
     pub(crate) fn next(&self, patience: Patience, is_due: bool) -> Batch {
         let mut pending = self.lock();
@@ -178,7 +178,7 @@ impl Journal {
         }
     }
 
-    /// Waits for `pause`, or until nothing will follow.
+    /// Waits for `pause`, or until the journal ends.
     pub(crate) fn pause(&self, pause: Duration) {
         let pending = self.lock();
         drop(self.wait_while(pending, pause, |pending| pending.ending.is_none()));
@@ -202,7 +202,7 @@ impl Journal {
 }
 
 impl Applied {
-    /// Up to where the keyring is on the disk, once this is there.
+    /// The state of the keyring on the disk after this was written.
     pub(super) fn durable(&self) -> Durable {
         Durable {
             epoch: self.view.epoch(),
@@ -217,7 +217,7 @@ impl Pending {
         self.state.insert(applied.view.name().clone(), applied);
     }
 
-    /// Whether there is something that a file has to say: also that a keyring is not there any more.
+    /// Whether there is a state to write; the removal of a keyring is one, too.
     fn has_state(&self) -> bool {
         !self.state.is_empty() || self.removal > Removal::default()
     }

@@ -1,8 +1,8 @@
-//! Keeps the file: brings to the disk what the journal takes, on a thread of its own.
+//! Writes the snapshot file: it brings the changes of the journal to the disk, on a thread of its own.
 //!
-//! A file is appended to only by the process that made it whole, and only as long as every write to it has succeeded. After
-//! an error nobody knows what it holds: it is made anew. Once a new one lies in its place, the former one is emptied, so that
-//! whoever has another name of it does not serve from it. Whatever the disk does, checks go on.
+//! A process appends to a file only if it created this file, and only as long as every write to it has succeeded. After an
+//! error, the content is not known, and the process creates a new file. When a new file is in place, the former one is
+//! emptied, so that no process serves from another name of it. Checks continue independently of the disk.
 
 use std::{collections::BTreeMap, fs::File, io, io::Write, sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ use crate::{
     keyring::Keyrings,
 };
 
-/// Keeps the file.
+/// Writes the snapshot file.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     place: Place,
@@ -39,77 +39,77 @@ pub(crate) struct Keeper {
     latest: LatestWall,
     clock: Clock,
     id: FileId,
-    /// The number of the last write, whatever became of it.
+    /// The number of the last write, successful or not.
     write: u64,
-    /// What lies at the place, and was made or taken by this process.
+    /// The file at the place, if this process has created or loaded it.
     present: Option<Arc<File>>,
     ending: Ending,
-    /// None until it was made whole by this process, and after every error.
+    /// The file to append to. None until this process has created one, and after every error.
     file: Option<Kept>,
-    /// The file has a keyring of which it does not tell that the control plane has ever confirmed it.
+    /// Whether the file has a keyring without a confirmation by the control plane.
     is_unconfirmed: bool,
     patience: Patience,
     backoff: Duration,
     last_told: Option<BootTime>,
 }
 
-/// What a keeper works with.
+/// The parts of a keeper.
 #[derive(Debug)]
 pub(crate) struct KeeperParts {
-    /// Where the file is.
+    /// The place of the file.
     pub(crate) place: Place,
-    /// Under which it is sealed.
+    /// The key that seals the file.
     pub(crate) key: SnapshotKey,
-    /// Whose it is.
+    /// The sidecar that owns the file.
     pub(crate) node: NodeSettings,
-    /// Of which it tells how fresh they are.
+    /// The keyrings whose age is written.
     pub(crate) keyrings: Keyrings,
-    /// What is to be written.
+    /// The changes to write.
     pub(crate) journal: Arc<Journal>,
-    /// What is known of the disk.
+    /// The state of the disk.
     pub(crate) disk: Arc<Disk>,
-    /// The latest time by which windows were judged.
+    /// The latest time at which validity was judged.
     pub(crate) latest: LatestWall,
-    /// The time.
+    /// The clocks.
     pub(crate) clock: Clock,
-    /// Names the file.
+    /// The id of the file.
     pub(crate) id: FileId,
     /// The number of the last write.
     pub(crate) write: u64,
-    /// The file that was taken at the start.
+    /// The file that was loaded at the start.
     pub(crate) present: Option<File>,
-    /// What becomes of the file at an orderly stop.
+    /// What happens to the file at an orderly stop.
     pub(crate) ending: Ending,
 }
 
-/// The keeper has ended before its time.
+/// The keeper has ended too early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeeperError {
-    /// It got no thread.
+    /// Its thread could not start.
     #[error("cannot start the thread of the snapshot file")]
     Thread(#[source] io::Error),
-    /// It panicked; its message was printed where it did.
+    /// Its thread panicked, and printed the message of the panic.
     #[error("the thread of the snapshot file panicked")]
     Panicked,
 }
 
-/// The file as this process has written it.
+/// The file that this process has written.
 #[derive(Debug)]
 struct Kept {
     file: Arc<File>,
     sealer: Sealer,
-    /// The last one that it tells.
+    /// The last pulse in the file.
     pulse: Pulse,
-    /// Of the state that it was made with, in bytes.
+    /// The size of the state with which the file was created, in bytes.
     whole: u64,
-    /// What was appended, in bytes.
+    /// The size of the appended frames, in bytes.
     appended: u64,
 }
 
-/// Closes a journal, so that the thread which writes it ends, however its owner ends.
+/// Closes a journal on drop, so that the thread that writes always ends with its owner.
 struct Closing(Arc<Journal>);
 
-/// Something was not written.
+/// A write failed.
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
     #[error(transparent)]
@@ -120,31 +120,32 @@ enum WriteError {
     Gone,
 }
 
-/// So much may pass unnoticed when a sidecar is killed: it then takes its keyrings for as much older than they are. Three
-/// thousand small writes a day wear no disk out.
+/// How often the age of the keyrings is written. After a kill, a sidecar takes its keyrings for older by at most this time.
+/// Three thousand small writes per day do not wear out a disk.
 const PULSE_EVERY: Duration = Duration::from_secs(30);
-/// With limits of staleness of a few seconds more often, but a limit is never below a second.
+/// With limits of staleness of a few seconds, the age is written this many times per limit. A limit is at least a second.
 const PULSES_PER_LIMIT: u32 = 4;
 const MIN_PULSE: Duration = Duration::from_millis(250);
-/// A keyring that nothing confirms is of no use at a start. The first confirmation comes with the answer to the next
-/// beat, soon after the keyring itself, and is waited for.
+/// How soon the first confirmation of a keyring is written: a keyring without a confirmation is useless at a start. The
+/// confirmation arrives with the answer to the next beat, soon after the keyring.
 const UNCONFIRMED_PULSE: Duration = Duration::from_secs(1);
-/// How long a change that revokes nothing waits for others: twenty syncs a second at most, and a rotation, which waits for
-/// the disk of every sidecar, hardly notices.
+/// How long a change that revokes nothing waits for others. This limits the syncs to twenty per second, and delays a rotation,
+/// which waits for the disk of every sidecar, only a little.
 const GATHER: Duration = Duration::from_millis(50);
-/// A file is made anew when as much was appended as it was made with: then it has at most twice the length that it needs. A
-/// small one not before this,
+/// A new file is created when as many bytes were appended as the state had, so that a file has at most twice the necessary
+/// length. A small file is not rewritten before this number of appended bytes.
 const MIN_APPENDED: u64 = 4 << 20;
-/// and a large one not after this, which is some hundred thousand changes to apply at a start.
+/// A large file is rewritten after this number of appended bytes, which are some hundred thousand changes to apply at a
+/// start.
 const MAX_APPENDED: u64 = 64 << 20;
-/// After an error the next attempt waits, each time for longer.
+/// The first and the longest wait after an error; it grows with each error.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_mins(1);
-/// How often an error that stays is logged.
+/// How often a continuing error is logged.
 const TELL_EVERY: Duration = Duration::from_mins(5);
 
 impl Keeper {
-    /// A keeper of what `parts` name.
+    /// Creates a keeper from `parts`.
     #[must_use]
     pub(crate) fn new(parts: KeeperParts) -> Self {
         let KeeperParts {
@@ -186,11 +187,11 @@ impl Keeper {
         }
     }
 
-    /// Keeps the file until `stop`; then writes what is left, and how late it is, or erases it.
+    /// Writes the file until `stop`. Then it writes the last changes and the time, or erases the file.
     ///
     /// # Errors
     ///
-    /// When its thread cannot be made, or dies.
+    /// When its thread cannot start, or panics.
     pub(crate) async fn run(self, stop: CancellationToken) -> Result<(), KeeperError> {
         let closing = Closing(Arc::clone(&self.journal));
         let ending = self.ending;
@@ -199,7 +200,7 @@ impl Keeper {
             .name("snapshot".to_owned())
             .spawn(move || {
                 self.work();
-                // Who does not listen any more was cut off.
+                // The receiver may already be dropped.
                 let _ = tell.send(());
             })
             .map_err(KeeperError::Thread)?;
@@ -211,7 +212,7 @@ impl Keeper {
             }
         };
         ended.map_err(|_| KeeperError::Panicked)?;
-        // Whoever has the file erased closes the journal before the keeper is told to stop.
+        // The journal may be closed, to erase the file, before the keeper is told to stop.
         stop.cancelled().await;
         Ok(())
     }
@@ -220,7 +221,7 @@ impl Keeper {
         while !self.turn() {}
     }
 
-    /// Writes what is to be written next; whether that was the last.
+    /// Writes the next batch. Returns whether it was the last.
     fn turn(&mut self) -> bool {
         let batch = self.journal.next(self.patience(), self.file.is_none());
         let is_last = batch.ending.is_some();
@@ -342,7 +343,7 @@ impl Keeper {
         })
     }
 
-    /// Empties a file in whose place another one lies.
+    /// Empties a file that was replaced by another one.
     fn empty(&self, former: &File) {
         if let Err(error) = former.set_len(0) {
             tracing::warn!(
@@ -378,7 +379,7 @@ impl Keeper {
         }
     }
 
-    /// How late it is, and how fresh what is written.
+    /// The current pulse.
     fn pulse(&self, state: &BTreeMap<KeyringName, Applied>) -> Pulse {
         let now = Now::of(&self.clock);
         let latest = self.latest.to_remember(now.wall, now.boot);
@@ -425,7 +426,7 @@ impl Drop for Closing {
 }
 
 impl Kept {
-    /// Appends a frame. When this returns, it outlives a loss of power.
+    /// Appends a frame. When this returns, the frame survives a loss of power.
     fn append(&mut self, frame: &[u8]) -> io::Result<()> {
         (&*self.file).write_all(frame)?;
         self.file.sync_data()?;
@@ -438,7 +439,7 @@ impl Kept {
     }
 }
 
-/// By the keyring that may be served for the shortest time.
+/// The interval of pulses, for the keyring that may be served for the shortest time.
 fn pulse_every(keyrings: &Keyrings) -> Duration {
     let limits = keyrings.iter().map(|slot| {
         let deny_after = slot.staleness().deny_after;

@@ -1,4 +1,4 @@
-//! The key under which snapshot files are sealed, and the file that holds it.
+//! The key that seals snapshot files, and its file.
 
 use std::{fmt, io, path::Path};
 
@@ -9,17 +9,17 @@ use crate::{
     secret_file::{self, PrivateFileError},
 };
 
-/// 32 random bytes. The key of each file is derived from them; nothing is sealed under them directly.
+/// A snapshot key: 32 random bytes. The key of each snapshot file is derived from them; they seal nothing directly.
 #[derive(Clone)]
 pub struct SnapshotKey(Zeroizing<[u8; SnapshotKey::LEN]>);
 
-/// The file of a key cannot be used, or not be made.
+/// The file of a key cannot be used or created.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// It cannot be read, or others may read it.
+    /// The file cannot be read, or other users can use it.
     #[error(transparent)]
     Unusable(#[from] PrivateFileError),
-    /// It is not there.
+    /// The file does not exist.
     #[error(
         "the file {path} does not exist: create it with `relatch config snapshot-key`, or correct the path"
     )]
@@ -27,7 +27,7 @@ pub enum KeyFileError {
         /// Which file.
         path: String,
     },
-    /// It is something else. What it holds is not told.
+    /// The file is not a snapshot key. The error does not show its content.
     #[error(
         "{path} is not a snapshot key: it must be a file that `relatch config snapshot-key` created, or a copy of one"
     )]
@@ -35,7 +35,7 @@ pub enum KeyFileError {
         /// Which file.
         path: String,
     },
-    /// It is there already.
+    /// The file already exists.
     #[error(
         "{path} exists, and a key is never overwritten: nothing could open a snapshot file that was sealed with it any more"
     )]
@@ -43,27 +43,27 @@ pub enum KeyFileError {
         /// Which file.
         path: String,
     },
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error("cannot create {path}")]
     Make {
         /// Which file.
         path: String,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The operating system's random source failed.
+    /// The random source of the operating system failed.
     #[error(transparent)]
     Random(#[from] RandomError),
 }
 
-/// What the text of a key begins with, for people and for scanners of secrets. 64 hexadecimal digits follow.
+/// The prefix of a key, for people and for scanners of secrets. 64 hexadecimal digits follow.
 const MARK: &str = "relatch-snapshot-key-1:";
 
 impl SnapshotKey {
-    /// Its length in bytes.
+    /// The length of a key in bytes.
     pub const LEN: usize = 32;
 
-    /// A new one from the operating system's random source.
+    /// Creates a key from the random source of the operating system.
     ///
     /// # Errors
     ///
@@ -74,17 +74,17 @@ impl SnapshotKey {
         Ok(Self(bytes))
     }
 
-    /// A key of these bytes.
+    /// A key from its bytes.
     #[must_use]
     pub fn new(bytes: [u8; Self::LEN]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Reads the key in the file at `path`, which only its owner may be able to use.
+    /// Reads the key from the file at `path`, which only its owner may be able to use.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, others may use it, or it is something else.
+    /// When the file cannot be read, when other users can use it, or when it is not a snapshot key.
     pub fn read(path: &Path) -> Result<Self, KeyFileError> {
         let text = secret_file::read_private(path).map_err(|error| match error {
             PrivateFileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
@@ -99,11 +99,11 @@ impl SnapshotKey {
         })
     }
 
-    /// Makes a key and its file, which only its owner can read.
+    /// Creates a key in a new file that only its owner can read.
     ///
     /// # Errors
     ///
-    /// When there is a file already, or none can be made.
+    /// When the file already exists, or cannot be created.
     pub(crate) fn make(path: &Path) -> Result<(), KeyFileError> {
         let key = Self::generate()?;
         let digits = Zeroizing::new(secret_file::to_hex(key.0.as_slice()));

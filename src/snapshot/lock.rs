@@ -1,7 +1,7 @@
-//! The lock beside a snapshot file: whoever holds it is the only user of the file.
+//! The lock beside a snapshot file: the process that holds it is the only user of the file.
 //!
-//! In it stands which file was written last, and by which write, so that an older state that somebody copies over the file is
-//! known as such. That is not synced: after a boot no file serves from its own age, whatever stands here.
+//! The lock file contains the id of the last written file and the number of its last write, so that a copy of an older state
+//! is recognized. This note is not synced: after a boot, the age of a snapshot file is not known anyway.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -24,15 +24,15 @@ pub(crate) struct FileLock {
     acquired: BootTime,
 }
 
-/// A file id, and the number of a write.
+/// The length of a file id and the number of a write.
 const NOTE_LEN: usize = FileId::LEN + 8;
 
 impl FileLock {
-    /// Acquires the lock of the file at `path`, which is made if it is not there and the disk lets us.
+    /// Acquires the lock file at `path`. It creates the file if it does not exist and the disk allows it.
     ///
     /// # Errors
     ///
-    /// With [`io::ErrorKind::WouldBlock`] when another process holds it; else when the file cannot be opened.
+    /// With [`io::ErrorKind::WouldBlock`] when another process holds it, or when the file cannot be opened.
     pub(crate) fn acquire(path: &Path, clock: &Clock) -> io::Result<Self> {
         let file = open(path)?;
         match file.try_lock() {
@@ -40,9 +40,9 @@ impl FileLock {
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // Behind the lock: whoever held it before acquired it earlier.
+        // Read after the lock was acquired: every former holder acquired it earlier.
         let acquired = clock.boot();
-        // Of the open file, which the path may not name any more.
+        // The metadata of the open file: the path may already name another one.
         let metadata = file.metadata()?;
         Ok(Self {
             device: metadata.dev(),
@@ -64,8 +64,8 @@ impl FileLock {
         self.inode
     }
 
-    /// Notes that the file `id` was written to, by the write of this number. Where the disk does not take that, nothing else
-    /// is held up: the note before stays.
+    /// Notes the last write of the file `id` by its number. If the note cannot be written, the former note stays, and nothing
+    /// else is affected.
     pub(crate) fn note(&self, id: FileId, write: u64) {
         let mut note = [0; NOTE_LEN];
         note[..FileId::LEN].copy_from_slice(id.as_bytes());
@@ -73,7 +73,7 @@ impl FileLock {
         drop(self.file.write_all_at(&note, 0));
     }
 
-    /// Whether `write` of the file `id` is the last one that was noted, or a later one; also where nothing was noted.
+    /// Whether `write` of the file `id` is the last noted write, or a later one; also true if there is no note.
     #[must_use]
     pub(crate) fn is_last(&self, id: FileId, write: u64) -> bool {
         let mut note = [0; NOTE_LEN];
@@ -81,17 +81,17 @@ impl FileLock {
             return true;
         }
         let (noted, number) = note.split_at(FileId::LEN);
-        // As numbers of equal length are ordered.
+        // Numbers of equal length are ordered as their bytes.
         noted == id.as_bytes() && write.to_be_bytes()[..] >= *number
     }
 
-    /// What a child holds before it runs its program.
+    /// The descriptor that a child process holds before it runs its program.
     #[cfg(test)]
     pub(super) fn copy(&self) -> File {
         self.file.try_clone().expect("a descriptor is free")
     }
 
-    /// A time at which it was held, right after it was acquired.
+    /// A time at which the lock was held, immediately after it was acquired.
     #[must_use]
     pub(crate) const fn acquired(&self) -> BootTime {
         self.acquired
@@ -100,13 +100,13 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
-        // close of one copy alone leaves the lock.
+        // A child that this process is starting holds a copy of the descriptor until it runs its program. To close only
+        // one copy does not release the lock.
         drop(self.file.unlock());
     }
 }
 
-/// A disk that is read-only lets us lock what is there.
+/// A file on a read-only disk can still be locked.
 fn open(path: &Path) -> io::Result<File> {
     let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
     let opened = OpenOptions::new()

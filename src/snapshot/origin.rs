@@ -1,4 +1,4 @@
-//! Which file a snapshot file is, and where it was made.
+//! The origin of a snapshot file: its id, its inode and the clock of its sidecar.
 
 use std::{
     fmt,
@@ -13,35 +13,35 @@ use crate::{
     proto::snapshot,
 };
 
-/// Which file it is, and where it was made.
+/// The origin of a snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Names the file over all rewrites and runs.
+    /// The id of the file, the same over all rewrites and runs.
     pub id: FileId,
-    /// The inode that it was written to.
+    /// The inode to which the file was written.
     pub inode: Inode,
-    /// The clock of the sidecar that wrote it; none when the system did not tell.
+    /// The clock of the sidecar that wrote it; none if the system did not report it.
     pub boot_clock: Option<BootClock>,
 }
 
-/// The name of a file over all rewrites and runs.
+/// The id of a snapshot file, the same over all rewrites and runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FileId([u8; FileId::LEN]);
 
-/// An inode: a file that is renamed keeps it, a copy has another one.
+/// An inode: a renamed file keeps it, and a copy has another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inode {
     /// The device of the file system.
     pub device: u64,
-    /// Its number there, which may be used again once the file is removed.
+    /// The number in the file system, which may be used again after the file is removed.
     pub number: u64,
-    /// When it was created, in nanoseconds since the Unix epoch; zero where the file system does not tell.
+    /// The time of its creation, in nanoseconds since the Unix epoch; zero if the file system does not report it.
     pub born_ns: i64,
 }
 
 impl Origin {
-    /// Whether a file with this origin that is found as `inode` was made there, by the clock `boot_clock`. Only then its age
-    /// can be told: any other one may be a copy, or of another boot.
+    /// Whether a file with this origin was created as `inode` and by the clock `boot_clock`. Only then is its age known:
+    /// another file may be a copy, or of another boot.
     #[must_use]
     pub(crate) fn is_here(&self, inode: Inode, boot_clock: Option<&BootClock>) -> bool {
         self.inode == inode && boot_clock.is_some() && self.boot_clock.as_ref() == boot_clock
@@ -60,7 +60,7 @@ impl Origin {
         (self.id.0.to_vec(), inode, boot_clock)
     }
 
-    /// None when the header does not have one.
+    /// None if the header does not have one.
     pub(super) fn from_wire(header: &snapshot::Header) -> Option<Self> {
         let inode = header.inode.as_ref()?;
         let boot_clock = match &header.boot_clock {
@@ -83,27 +83,27 @@ impl Origin {
 }
 
 impl FileId {
-    /// How many bytes it has.
+    /// The length in bytes.
     pub const LEN: usize = 16;
 
-    /// A name that no other file has.
+    /// Creates an id that no other file has.
     ///
     /// # Errors
     ///
-    /// When the operating system's random source fails.
+    /// When the random source of the operating system fails.
     pub(crate) fn generate() -> Result<Self, RandomError> {
         let mut id = [0; Self::LEN];
         fill_random(&mut id)?;
         Ok(Self(id))
     }
 
-    /// The name of these bytes.
+    /// An id from its bytes.
     #[must_use]
     pub const fn new(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// The bytes of the id.
     #[must_use]
     pub(crate) const fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
@@ -123,7 +123,7 @@ impl fmt::Debug for FileId {
 }
 
 impl Inode {
-    /// The inode that `metadata` describes.
+    /// The inode of `metadata`.
     #[must_use]
     pub(crate) fn of(metadata: &Metadata) -> Self {
         Self {

@@ -1,7 +1,7 @@
-//! Where a snapshot file lies.
+//! The place of a snapshot file in its directory.
 //!
-//! Beside the file lie its lock, which one process holds for as long as it lives, the file that is being written (`.new`), and
-//! the last one that was refused (`.refused`).
+//! The same directory has its lock, which one process holds for its whole life, the new file that is being written (`.new`),
+//! and the last file that was refused (`.refused`).
 
 use std::{
     ffi::OsString,
@@ -22,7 +22,7 @@ use crate::clock::Clock;
 pub(crate) struct Place {
     path: PathBuf,
     clock: Clock,
-    /// None while the disk does not let us make one.
+    /// None while the disk refuses to create the lock file.
     lock: Option<Arc<FileLock>>,
 }
 
@@ -35,25 +35,24 @@ pub enum PlaceError {
         /// The file.
         path: PathBuf,
     },
-    /// There is no place for it.
+    /// No file can be created at the place.
     #[error("cannot create {}: its directory must exist and belong to the user of the sidecar", path.display())]
     Directory {
-        /// The file that cannot be made.
+        /// The file that cannot be created.
         path: PathBuf,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
 impl Place {
-    /// Claims the place of the file at `path`, and removes what a process that was killed has left there.
+    /// Claims the place of the file at `path`, and removes the draft of a process that was killed.
     ///
-    /// A disk that is full or read-only is no reason not to start: nothing can be written there, but what lies there can be
-    /// read.
+    /// A full or read-only disk does not prevent a start: nothing can be written, but an existing file can be read.
     ///
     /// # Errors
     ///
-    /// When another process has claimed it, or nothing can be made there.
+    /// When another process has claimed the place, or no file can be created there.
     pub(crate) fn claim(path: &Path, clock: &Clock) -> Result<Self, PlaceError> {
         let mut place = Self {
             path: path.to_owned(),
@@ -86,11 +85,11 @@ impl Place {
         }
     }
 
-    /// Finds why a start would put the file at `path` aside, without claiming its place.
+    /// Checks, without claiming the place, whether a start would put the file at `path` aside.
     ///
     /// # Errors
     ///
-    /// When it is not a file that this user made for itself alone.
+    /// When it is not a file of this user that no other user can use.
     pub(crate) fn look(path: &Path) -> Result<(), RefusedError> {
         let place = Self {
             path: path.to_owned(),
@@ -100,25 +99,25 @@ impl Place {
         place.open().map(drop)
     }
 
-    /// Where the file is.
+    /// The path of the file.
     #[must_use]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What this process holds for as long as it uses the place; none when the disk did not let us make it.
+    /// The lock that this process holds while it uses the place; none if the disk refused to create it.
     #[must_use]
     pub(crate) const fn held(&self) -> Option<&Arc<FileLock>> {
         self.lock.as_ref()
     }
 
-    /// Opens the file, with its length, for writing too where the disk lets us; none when there is none.
+    /// Opens the file, also for writing if the disk allows it, and returns it with its length; none if there is no file.
     ///
     /// # Errors
     ///
-    /// When it is not a file that this user made for itself alone.
+    /// When it is not a file of this user that no other user can use.
     pub(crate) fn open(&self) -> Result<Option<(File, u64)>, RefusedError> {
-        // Without NONBLOCK a pipe would hold us up.
+        // Without NONBLOCK, the open of a pipe would block.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(flags);
@@ -147,22 +146,22 @@ impl Place {
         Ok(Some((file, metadata.len())))
     }
 
-    /// Puts the file aside, in the place of the one that was put aside before; returns where it is now.
+    /// Puts the file aside, and replaces the one that was put aside before. Returns its new path.
     ///
     /// # Errors
     ///
-    /// When that is not possible.
+    /// When it cannot be renamed.
     pub(crate) fn set_aside(&self) -> io::Result<PathBuf> {
         let aside = self.beside("refused");
         fs::rename(&self.path, &aside)?;
         Ok(aside)
     }
 
-    /// Makes the file that is to take the place of the present one.
+    /// Creates a draft of a new file, which will replace the present one.
     ///
     /// # Errors
     ///
-    /// When it cannot be made, or another process has claimed the place meanwhile.
+    /// When it cannot be created, or another process has claimed the place.
     pub(crate) fn draft(&mut self) -> io::Result<File> {
         self.lock()?;
         let path = self.beside("new");
@@ -178,24 +177,24 @@ impl Place {
             .open(path)
     }
 
-    /// Puts a draft, which is whole, in the place of the file. When this returns, it outlives a loss of power.
+    /// Replaces the file by a complete draft. When this returns, the new file survives a loss of power.
     ///
     /// # Errors
     ///
-    /// When that is not known.
+    /// When this is not certain.
     pub(crate) fn publish(&self, draft: &File) -> io::Result<()> {
         draft.sync_all()?;
         fs::rename(self.beside("new"), &self.path)?;
         self.sync_directory()
     }
 
-    /// Removes a draft that came to nothing: on a disk that is full it would take the room of others.
+    /// Removes a draft that failed: on a full disk, it would use the space for others.
     pub(crate) fn discard(&self) {
-        // One that cannot be removed is, by the next draft.
+        // If it cannot be removed, the next draft replaces it.
         let _ = fs::remove_file(self.beside("new"));
     }
 
-    /// Whether `file` still is what lies here: somebody may have removed it, and what is written to it then is nowhere.
+    /// Whether `file` is still the file at this path. If somebody has removed it, writes to it are lost.
     #[must_use]
     pub(crate) fn holds(&self, file: &File) -> bool {
         match (fs::symlink_metadata(&self.path), file.metadata()) {
@@ -204,19 +203,19 @@ impl Place {
         }
     }
 
-    /// Whether there is nothing here.
+    /// Whether there is no file at this path.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         let found = fs::symlink_metadata(&self.path);
         found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Erases `file`, which lies here: whoever has another name of it finds it empty. When this returns, that outlives a loss
-    /// of power.
+    /// Erases `file`, the file at this path: it removes it, and empties it for all other names. When this returns, this
+    /// survives a loss of power.
     ///
     /// # Errors
     ///
-    /// When that is not known, or something else lies here.
+    /// When this is not certain, or when another file is at this path.
     pub(crate) fn erase(&self, file: &File) -> io::Result<()> {
         if !self.holds(file) {
             return Err(io::Error::other("it was removed or replaced from outside"));
@@ -235,7 +234,7 @@ impl Place {
         File::open(directory)?.sync_all()
     }
 
-    /// Takes the lock, unless it is held.
+    /// Acquires the lock, unless this process already holds it.
     fn lock(&mut self) -> io::Result<()> {
         if self.lock.is_none() {
             let lock = FileLock::acquire(&self.beside("lock"), &self.clock)?;
@@ -252,7 +251,7 @@ impl Place {
     }
 }
 
-/// Whether an error is one of the disk rather than of how the place was set up.
+/// Whether an error is of the disk, and not of the directory or its permissions.
 fn is_of_disk(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -262,7 +261,7 @@ fn is_of_disk(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-/// What opening a link without following it comes to.
+/// The error of opening a link without following it.
 fn is_link(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }

@@ -1,4 +1,4 @@
-//! How late it was as something was written, and how fresh what was written.
+//! The times in a snapshot file: when it was written, and when the keyrings were last confirmed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,37 +9,37 @@ use crate::{
     proto::snapshot,
 };
 
-/// What a sidecar's clocks said at some time.
+/// The times of a sidecar at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulse {
-    /// The latest time by which windows were judged.
+    /// The latest time at which validity was judged.
     pub latest_wall: Timestamp,
-    /// When each keyring was confirmed last; those that never were are not among them.
+    /// The last confirmation of each keyring; a keyring without a confirmation is not in it.
     pub confirmed: BTreeMap<KeyringName, Confirmed>,
 }
 
-/// When the control plane last confirmed a keyring, by both of the sidecar's clocks, and what it granted.
+/// The last confirmation of a keyring by the control plane, by both clocks of the sidecar, and the granted time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confirmed {
-    /// By the wall clock.
+    /// The time of the wall clock.
     pub(crate) wall: Timestamp,
-    /// In milliseconds since the boot; below zero when that was before.
+    /// The time in milliseconds since the boot; negative if it was before the boot.
     pub(crate) boot_ms: i64,
-    /// How long the sidecar may serve the keyring since then without another confirmation; zero for not at all.
+    /// How long the sidecar may serve the keyring after that without another confirmation; zero: not at all.
     pub(crate) serve_for: Duration,
 }
 
-/// What a machine's clocks say.
+/// The current times of the clocks of a machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
     /// The wall clock.
     pub(crate) wall: Timestamp,
-    /// The clock that runs forward only.
+    /// The boot clock.
     pub(crate) boot: BootTime,
 }
 
 impl Pulse {
-    /// What is so now. `latest_wall` is the latest time by which windows were judged.
+    /// The current times. `latest_wall` is the latest time at which validity was judged.
     #[must_use]
     pub(crate) fn of(keyrings: &Keyrings, latest_wall: Timestamp) -> Self {
         let confirmed = keyrings.iter().filter_map(|slot| {
@@ -57,7 +57,7 @@ impl Pulse {
         }
     }
 
-    /// What is newer in it than in `former`.
+    /// The part of it that is newer than `former`.
     #[must_use]
     pub(crate) fn since(&self, former: &Self) -> Self {
         let confirmed = self.confirmed.iter();
@@ -68,17 +68,17 @@ impl Pulse {
         }
     }
 
-    /// What is so after `newer`, which names only what has changed.
+    /// Adds `newer`, which has only the changes.
     pub(crate) fn advance(&mut self, newer: Self) {
         self.latest_wall = newer.latest_wall;
         self.confirmed.extend(newer.confirmed);
     }
 
-    /// The confirmation and the grant with which a keyring begins at `now`, by the same clock that runs forward only; none
-    /// when it was never confirmed, or nothing was granted.
+    /// Returns the confirmation and the grant with which a keyring starts at `now`, by the same boot clock. None if the keyring
+    /// was never confirmed, or nothing was granted.
     ///
-    /// The age is the larger of what the two clocks say. The wall clock is not believed to be earlier than the latest time
-    /// that it had.
+    /// The age is the larger one of the two clocks. If the wall clock is earlier than its latest time in the file, that latest
+    /// time is used.
     #[must_use]
     pub(crate) fn restored(
         &self,
@@ -118,7 +118,7 @@ impl Pulse {
         }
     }
 
-    /// None when it names a keyring that cannot be.
+    /// None if the name of a keyring is not valid.
     pub(super) fn from_wire(pulse: snapshot::Pulse) -> Option<Self> {
         let confirmed = pulse.confirmed.into_iter().map(|confirmed| {
             let name: KeyringName = confirmed.keyring.parse().ok()?;
@@ -137,7 +137,7 @@ impl Pulse {
 }
 
 impl Now {
-    /// What a clock says.
+    /// The current times of `clock`.
     #[must_use]
     pub(crate) fn of(clock: &Clock) -> Self {
         Self {
@@ -146,7 +146,7 @@ impl Now {
         }
     }
 
-    /// Both clocks.
+    /// Creates it from the times of both clocks.
     #[must_use]
     pub(crate) const fn reading(&self) -> Reading {
         Reading {

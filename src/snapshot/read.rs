@@ -1,4 +1,4 @@
-//! Takes a snapshot file in. Whatever the bytes are, it does not panic, and takes no more memory than a file of their length
+//! Reads a snapshot file. For any bytes, it does not panic, and it uses no more memory than a valid file of that length
 //! could need.
 
 use std::{collections::BTreeMap, io::Read};
@@ -22,29 +22,29 @@ use crate::{
     },
 };
 
-/// What a snapshot file holds.
+/// The content of a snapshot file.
 #[derive(Debug)]
 pub struct Contents {
-    /// Whose it is.
+    /// The header, with the owner of the file.
     pub(crate) header: Header,
-    /// The keyrings as they were after the last change that is whole.
+    /// The keyrings after the last complete change.
     pub keyrings: BTreeMap<KeyringName, Restored>,
-    /// How late it was then.
+    /// The times at that moment.
     pub pulse: Pulse,
-    /// The number of the last write that is whole.
+    /// The number of the last complete write.
     pub write: u64,
     /// How many frames are whole.
     pub frames: u64,
-    /// How many changes were applied since the file was made.
+    /// The number of changes that were applied since the file was created.
     pub(crate) changes: u64,
     /// How it ends.
     pub(crate) tail: Tail,
 }
 
-/// What can be told of a file without its key.
+/// What is known about a file without its key.
 #[derive(Clone, Debug)]
 pub struct Outline {
-    /// Whose it is, as it says.
+    /// The header, with the owner of the file; not verified.
     pub(crate) header: Header,
     /// How many frames are whole.
     pub frames: u64,
@@ -52,22 +52,22 @@ pub struct Outline {
     pub(crate) tail: Tail,
 }
 
-/// How a file ends.
+/// The end of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tail {
-    /// With a whole frame.
+    /// The file ends with a complete frame.
     Whole,
-    /// In the middle of an append: by a kill, or a loss of power.
+    /// The file ends within an append, because of a kill or a loss of power.
     Torn,
 }
 
-/// What was read so far.
+/// The content that was read so far.
 #[derive(Default)]
 struct Reading {
     keyrings: BTreeMap<KeyringName, Restored>,
-    /// The one that entries belong to.
+    /// The keyring to which the next entries belong.
     open: Option<Open>,
-    /// Once the state that the file was made with is whole.
+    /// Set when the state with which the file was created is complete.
     pulse: Option<Pulse>,
     write: u64,
     changes: u64,
@@ -80,16 +80,16 @@ struct Open {
     set_digest: u64,
 }
 
-/// The most keyrings, as many as a sidecar can be configured to hold.
+/// The most keyrings: as many as the configuration of a sidecar allows.
 const MAX_KEYRINGS: usize = 256;
-/// No entry takes less: a digest, a key's id and a consumer.
+/// The size of the smallest entry in bytes: a digest, the id of a key and a consumer.
 const MIN_ENTRY: u64 = 48;
 
 /// Reads a file of `len` bytes that was sealed under `key`.
 ///
 /// # Errors
 ///
-/// When it cannot be taken: everything up to its [`End`](FrameKind::End) has to be whole and as it was written.
+/// When it cannot be used: everything up to its [`End`](FrameKind::End) has to be complete and unaltered.
 pub fn read(input: impl Read, len: u64, key: &SnapshotKey) -> Result<Contents, ReadError> {
     let mut opener = Opener::new(input, len, Some(key))?;
     let mut reading = Reading::default();
@@ -118,11 +118,11 @@ pub fn read(input: impl Read, len: u64, key: &SnapshotKey) -> Result<Contents, R
     })
 }
 
-/// Looks at a file of `len` bytes without its key.
+/// Reads the outline of a file of `len` bytes without its key.
 ///
 /// # Errors
 ///
-/// When it is no snapshot file of this format, or something lies between its frames.
+/// When it is not a snapshot file of this format, or when there is anything between its frames.
 pub fn outline(input: impl Read, len: u64) -> Result<Outline, ReadError> {
     let mut opener = Opener::new(input, len, None)?;
     let tail = loop {
@@ -140,7 +140,7 @@ pub fn outline(input: impl Read, len: u64) -> Result<Outline, ReadError> {
 }
 
 impl Reading {
-    /// Takes a frame, with `room` bytes of file from its beginning on.
+    /// Reads a frame; `room` is the number of bytes from its beginning to the end of the file.
     fn take(&mut self, kind: FrameKind, plaintext: Bytes, room: u64) -> Result<(), String> {
         match (kind, &mut self.pulse) {
             (FrameKind::Keyring, None) => self.begin(&decode(plaintext)?, room),
@@ -215,7 +215,7 @@ impl Reading {
         self.number(end.write)
     }
 
-    /// Takes the number of a write.
+    /// Reads the number of a write.
     fn number(&mut self, number: u64) -> Result<(), String> {
         if number <= self.write {
             return Err(format!(
@@ -227,7 +227,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Puts the keyring that is open among the others.
+    /// Adds the open keyring to the complete ones.
     fn close(&mut self) -> Result<(), String> {
         let Some(open) = self.open.take() else {
             return Ok(());
@@ -274,7 +274,7 @@ impl Reading {
     }
 }
 
-/// What could not be read as it was applied cannot be read now, and is passed over as it was then.
+/// Applies a message. An item that could not be read when it was first applied is skipped again.
 fn apply(keyring: &mut Restored, delta: &discovery::Delta) -> Result<(), String> {
     let changes = Changes::of(delta, |digest| keyring.view().record(digest));
     keyring

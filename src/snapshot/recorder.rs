@@ -1,4 +1,4 @@
-//! What the task that applies changes leaves for the file.
+//! The interface between the task that applies changes and the snapshot file.
 
 use std::sync::Arc;
 
@@ -15,44 +15,44 @@ use crate::{
     keyring::Slot,
 };
 
-/// Notes for the file what was applied to a keyring, after it was; cheap to clone. It never waits for the disk.
+/// Records for the file what was applied to a keyring, after it was applied. It never waits for the disk. Cheap to clone.
 ///
-/// Of a keyring that is not here yet there is nothing to note: no check is answered from it, and what comes is newer.
+/// Nothing is recorded for a keyring that is not loaded yet: no check is answered from it, and its snapshot will be newer.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorder {
     journal: Arc<Journal>,
     disk: Arc<Disk>,
 }
 
-/// What was applied, and up to which revision all revocations are.
+/// The state after a message was applied.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct After<'a> {
-    /// Where it is published.
+    /// The slot in which it is published.
     pub(crate) slot: &'a Slot,
     /// Every revocation up to this revision is in use.
     pub(crate) revoked_through: Revision,
 }
 
 impl Recorder {
-    /// Notes in `journal`.
+    /// Records in `journal`.
     #[must_use]
     pub(crate) const fn new(journal: Arc<Journal>, disk: Arc<Disk>) -> Self {
         Self { journal, disk }
     }
 
-    /// What is known of the disk.
+    /// The state of the disk.
     #[must_use]
     pub(crate) const fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }
 
-    /// Up to where a keyring is on the disk.
+    /// The state of a keyring on the disk.
     #[must_use]
     pub(crate) fn durable(&self, slot: &Slot) -> Durable {
         self.disk.durable(slot.name())
     }
 
-    /// A snapshot was taken.
+    /// A snapshot was applied.
     pub(crate) fn replaced(&self, after: After<'_>) {
         if let Some(applied) = after.applied() {
             self.journal.replaced(applied);
@@ -74,7 +74,7 @@ impl Recorder {
         self.changed(after, ChangeKind::Settings(settings), Urgency::Soon);
     }
 
-    /// A keyring is to be removed from the file. [`Disk::has_removed`] says when it was.
+    /// Removes a keyring from the file. [`Disk::has_removed`] reports when this is done.
     #[must_use]
     pub(crate) fn removed(&self, keyring: &KeyringName) -> Removal {
         self.journal.removed(keyring)

@@ -1,5 +1,5 @@
-//! How a snapshot file is sealed: a header in clear, then frames that can be neither read, altered, reordered, left out in
-//! the middle, nor moved to another file.
+//! The encryption of a snapshot file: a header in plaintext, then frames. Without the key, nobody can read, alter, reorder
+//! or remove a frame in the middle, or move it to another file.
 //!
 //! ```text
 //! magic (8) | format (2) | length of header (4) | header | frames
@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Numbers are big-endian. The key of a file is derived (HKDF-SHA-256, RFC 5869) from the configured key and the salt in the
-//! header, which is new in each file; the nonce is the number of the frame. Authenticated with a frame are the SHA-256 of
-//! everything before the first frame, the frame's kind, and its number. A file is written by one process, which makes it
-//! whole first: no nonce is ever used twice under a key.
+//! header, which is new in each file. The nonce is the number of the frame. The authenticated data of a frame are the SHA-256
+//! of everything before the first frame, the kind of the frame, and its number. Only the process that created a file appends
+//! to it, so no nonce is ever used twice under a key.
 
 use std::io::{self, Read};
 
@@ -27,55 +27,55 @@ use crate::{
     proto::snapshot,
 };
 
-/// Whose file it is, and since when.
+/// The header of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The node.
+    /// The node id of the sidecar.
     pub node: String,
-    /// Its cluster.
+    /// The cluster of the sidecar.
     pub cluster: String,
-    /// When the file was begun, by the wall clock.
+    /// The time at which the file was created, by the wall clock.
     pub written_at: Timestamp,
-    /// Which file it is, and where it was made.
+    /// The origin of the file.
     pub origin: Origin,
 }
 
-/// What a frame holds.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
-    /// Begins a keyring.
+    /// The beginning of a keyring.
     Keyring = 1,
     /// Entries of a keyring.
     Entries = 2,
-    /// Ends the state that the file was made with.
+    /// The end of the state with which the file was created.
     End = 3,
-    /// What was applied since.
+    /// Changes that were applied since then.
     Appended = 4,
 }
 
-/// Seals frames, one after the other.
+/// Seals frames one after another.
 pub struct Sealer {
     preamble: Vec<u8>,
     seal: Seal,
 }
 
-/// Takes a file apart, frame by frame.
+/// Opens a file frame by frame.
 pub(crate) struct Opener<R> {
     input: R,
-    /// The bytes that are still to come, as the file's length says.
+    /// The number of bytes that follow, from the length of the file.
     remaining: u64,
     header: Header,
-    /// None without a key: frames are counted then, and stay closed.
+    /// None without a key: frames are then counted, but not opened.
     seal: Option<Seal>,
     frames: u64,
 }
 
-/// What comes next in a file.
+/// The next part of a file.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// A frame, opened; empty without a key.
+    /// An opened frame; empty without a key.
     Frame(FrameKind, Vec<u8>),
-    /// Something that a kill or a loss of power in the middle of a write leaves at the end of a file.
+    /// An incomplete frame at the end of a file, as a kill or a loss of power during a write leaves it.
     Torn,
     /// The end of the file.
     End,
@@ -87,25 +87,25 @@ struct Seal {
     next: u64,
 }
 
-/// A secret of so many bytes, from HKDF.
+/// The length of a secret from HKDF, in bytes.
 struct Bytes(usize);
 
-/// What every snapshot file begins with.
+/// The first bytes of every snapshot file.
 pub(crate) const MAGIC: [u8; 8] = *b"RLKSNAP\n";
-/// The format that this version reads and writes. Any change to what a reader has to understand is another number.
+/// The format that this version reads and writes. A change that a reader has to know gets another number.
 pub(crate) const FORMAT: u16 = 2;
-/// The largest plaintext of a frame. Twice the largest message of the stream, so that what was gathered for one write fits
-/// together with the message that filled it.
+/// The largest plaintext of a frame, in bytes: twice the largest message of the stream, so that the changes collected for
+/// one write fit into it together with the last message.
 pub(crate) const MAX_PLAINTEXT: usize = 8 << 20;
 
 const SALT_LEN: usize = 32;
 const KEY_CHECK_LEN: usize = 8;
 const TAG_LEN: usize = 16;
-/// Magic, format and the header's length.
+/// The length of the magic, the format and the length of the header, in bytes.
 const PREAMBLE_LEN: usize = MAGIC.len() + 2 + 4;
-/// Kind and length.
+/// The length of the kind and the length of a frame, in bytes.
 const FRAME_HEAD_LEN: usize = 1 + 4;
-/// Two names of at most 253 bytes, and what is of fixed length.
+/// The longest header, in bytes: two names of at most 253 bytes, and fields of fixed length.
 const MAX_HEADER: u32 = 1 << 10;
 
 impl FrameKind {
@@ -121,11 +121,11 @@ impl FrameKind {
 }
 
 impl Sealer {
-    /// Begins a file under a key of its own.
+    /// Begins a file with its own key.
     ///
     /// # Errors
     ///
-    /// When the operating system's random source fails.
+    /// When the random source of the operating system fails.
     pub fn new(key: &SnapshotKey, header: &Header) -> Result<Self, RandomError> {
         let mut salt = [0; SALT_LEN];
         fill_random(&mut salt)?;
@@ -156,7 +156,7 @@ impl Sealer {
         Self { preamble, seal }
     }
 
-    /// What the file begins with.
+    /// The bytes before the first frame.
     #[must_use]
     pub fn preamble(&self) -> &[u8] {
         &self.preamble
@@ -196,7 +196,7 @@ impl<R: Read> Opener<R> {
     ///
     /// # Errors
     ///
-    /// When it is no snapshot file, or not one of ours under this key.
+    /// When it is not a snapshot file, or was not sealed with this key.
     pub(crate) fn new(
         mut input: R,
         len: u64,
@@ -250,26 +250,26 @@ impl<R: Read> Opener<R> {
         })
     }
 
-    /// Whose file it is: only as it says, until a frame was opened.
+    /// The header of the file. It is not verified before a frame was opened.
     pub(crate) const fn header(&self) -> &Header {
         &self.header
     }
 
-    /// How many frames were read.
+    /// The number of frames that were read.
     pub(crate) const fn frames(&self) -> u64 {
         self.frames
     }
 
-    /// How many bytes follow.
+    /// The number of bytes that follow.
     pub(crate) const fn remaining(&self) -> u64 {
         self.remaining
     }
 
-    /// The next frame.
+    /// Reads the next frame.
     ///
     /// # Errors
     ///
-    /// When there is something else, and more behind it.
+    /// When it cannot be read, or when it is not as it was written and is not the incomplete end of the file.
     pub(super) fn next(&mut self) -> Result<Next, ReadError> {
         if self.remaining == 0 {
             return Ok(Next::End);
@@ -279,7 +279,7 @@ impl<R: Read> Opener<R> {
             return Ok(Next::Torn);
         }
         if head == [0; FRAME_HEAD_LEN] && self.rest_is_zero()? {
-            // The file had grown when the power was lost, and what was to be there had not come.
+            // The power was lost when the file had already grown, but its content was not written.
             return Ok(Next::Torn);
         }
         let kind = FrameKind::from_byte(head[0]);
@@ -318,7 +318,7 @@ impl<R: Read> Opener<R> {
         }
     }
 
-    /// Fills `bytes`; whether there were so many.
+    /// Fills `bytes`. Returns whether the input had enough bytes.
     fn take(&mut self, bytes: &mut [u8]) -> Result<bool, ReadError> {
         if bytes.len() as u64 > self.remaining {
             return Ok(false);
@@ -364,7 +364,7 @@ impl Seal {
         }
     }
 
-    /// The nonce of the next frame, and what is authenticated with it.
+    /// The nonce of the next frame, and its authenticated data.
     fn next(&mut self, kind: FrameKind) -> (Nonce, [u8; 32 + 1 + 8]) {
         let number = self.next.to_be_bytes();
         self.next += 1;
@@ -397,7 +397,7 @@ fn key_check(derived: &Prk) -> [u8; KEY_CHECK_LEN] {
     check
 }
 
-/// Whether there were so many bytes.
+/// Returns false if the input had too few bytes.
 fn read_exact(input: &mut impl Read, bytes: &mut [u8]) -> io::Result<bool> {
     match input.read_exact(bytes) {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! A control plane of one keyring, as a sidecar sees it, and what a sidecar holds of it.
+//! A model of one keyring of a control plane, and of the state that a sidecar has of it, for tests.
 
 use std::collections::BTreeMap;
 
@@ -13,24 +13,24 @@ use crate::{
     wire::{item, settings},
 };
 
-/// What happens to the keyring, or to the stream.
+/// An event of the keyring or the stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act {
-    /// A version is there from now on, in this state.
+    /// A version is added, or changes to this state.
     Put(u8, KeyState),
-    /// A version is there no more.
+    /// A version is removed.
     Remove(u8),
-    /// A revocation comes ahead; the delta that tells of it may be lost.
+    /// A revocation is sent ahead; the delta with it may be lost.
     RevokeAhead(u8),
-    /// A delta that does not follow, and revokes.
+    /// A delta that does not start at the current revision, and revokes.
     Gap(u8),
-    /// Other settings.
+    /// New settings.
     Settings(bool),
-    /// Everything anew, in a new history or in the same.
+    /// A new snapshot, in a new epoch or in the same.
     Snapshot(bool),
 }
 
-/// The keyring as the control plane has it.
+/// The keyring of the control plane.
 #[derive(Debug)]
 pub(super) struct Control {
     epoch: u64,
@@ -39,7 +39,7 @@ pub(super) struct Control {
     help_url: String,
 }
 
-/// Everything that a sidecar holds of a keyring.
+/// The whole state that a sidecar has of a keyring.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct State {
     position: Position,
@@ -57,7 +57,7 @@ impl Control {
         }
     }
 
-    /// The messages that tell of what happens.
+    /// The messages for an event.
     pub(super) fn act(&mut self, act: Act) -> Vec<Kind> {
         match act {
             Act::Put(number, KeyState::Revoked) => {
@@ -96,7 +96,7 @@ impl Control {
                 self.delta(|delta| delta.revocations.push(item(number, KeyState::Revoked)))
             }
             Act::Settings(is_other) => {
-                // As long as it may be, so that a file grows.
+                // The longest allowed URL, so that the file grows.
                 let page = if is_other { "a" } else { "b" };
                 self.help_url = format!("https://help/{}", page.repeat(2_000));
                 vec![self.settings()]
@@ -109,7 +109,7 @@ impl Control {
         }
     }
 
-    /// The messages with which a stream begins.
+    /// The first messages of a stream.
     pub(super) fn begin(&self) -> Vec<Kind> {
         vec![self.settings(), self.snapshot()]
     }
@@ -176,7 +176,7 @@ impl State {
         }
     }
 
-    /// The versions that are revoked, by their numbers.
+    /// The numbers of the revoked versions.
     pub(super) fn revoked(&self) -> Vec<u8> {
         let versions = self.versions.values();
         let revoked = versions.filter(|(record, _)| record.state == KeyState::Revoked);
@@ -186,7 +186,7 @@ impl State {
     }
 }
 
-/// The origin of a file that lies nowhere.
+/// The origin of a file that does not exist.
 pub(super) fn origin() -> Origin {
     let boot_id = BootId::new("one").expect("it is short");
     Origin {
@@ -203,10 +203,10 @@ pub(super) fn origin() -> Origin {
     }
 }
 
-/// A version of a few.
+/// One of a few versions.
 pub(super) fn record(number: u8, state: KeyState) -> KeyRecord {
     let mut digest = [number; KeyDigest::LEN];
-    // Some of them share a shard.
+    // Some of the versions share a shard.
     digest[8] = number / 2;
     digest[9] = 0;
     KeyRecord {

@@ -1,4 +1,4 @@
-//! What a snapshot file says: the state of every keyring, then what was applied since.
+//! Writes the content of a snapshot file: the state of every keyring, then the changes that were applied since.
 
 use std::io::{self, Write};
 
@@ -19,9 +19,7 @@ use crate::{
 /// A message of the stream that was applied to a keyring.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// Which.
     pub(crate) keyring: KeyringName,
-    /// What.
     pub(crate) kind: ChangeKind,
 }
 
@@ -30,18 +28,18 @@ pub(crate) struct Change {
 pub(crate) enum ChangeKind {
     /// A `Delta`.
     Delta(Bytes),
-    /// `Revocations` that came ahead.
+    /// `Revocations` that were sent ahead.
     Revocations(Bytes),
     /// `KeyringSettings`.
     Settings(Bytes),
 }
 
-/// Plaintext of one frame of entries: a loss of room below a thousandth, and no large buffer on either side.
+/// The plaintext of one frame of entries, in bytes: the overhead is below a thousandth, and no large buffer is necessary.
 const CHUNK: usize = 64 << 10;
-/// What surrounds a message in a frame: tags, lengths and the name of a keyring.
+/// The overhead of a message in a frame, in bytes: tags, lengths and the name of a keyring.
 const AROUND: usize = 128;
 
-/// Writes the whole of `keyrings`, as the write of this number; returns how many bytes that are.
+/// Writes the whole state of `keyrings`, as write `number`. Returns the number of bytes.
 ///
 /// # Errors
 ///
@@ -94,8 +92,8 @@ pub fn write<'v>(
     Ok(written)
 }
 
-/// The frame that tells of `changes`, and of what is newer in the pulse, as the write of this number; none when they are too
-/// many for one.
+/// Returns the frame with `changes` and the newer part of the pulse, as write `number`. None if they do not fit into one
+/// frame.
 #[must_use]
 pub(crate) fn append(
     sealer: &mut Sealer,
@@ -117,7 +115,7 @@ pub(crate) fn append(
 }
 
 impl Change {
-    /// How many bytes it takes in a frame, about.
+    /// The approximate size in a frame, in bytes.
     #[must_use]
     pub(crate) fn size(&self) -> usize {
         let (ChangeKind::Delta(message)
@@ -139,7 +137,7 @@ impl Change {
     }
 }
 
-/// Without what it holds: settings have peppers.
+/// Without the content, because settings have peppers.
 impl std::fmt::Debug for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Change")
