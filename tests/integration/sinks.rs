@@ -193,7 +193,7 @@ async fn a_token_needs_read_create_and_update() {
         let refusal = refusal.expect_err("the token may not");
         let expected = format!(
             "{place}: status 403, \"1 error occurred:\\n\\t* permission denied\\n\\n\"; the token must be valid, and \
-             its policy give `read`, `create` and `update` on {place}"
+             its policy must allow `read`, `create` and `update` on {place}"
         );
         assert!(refusal.ends_with(&expected), "{at}: {refusal}");
     }

@@ -153,7 +153,7 @@ async fn the_pepper_of_another_store_is_refused_and_both_are_named() {
         for part in [
             "pepper.json",
             &format!("expects pepper 1 (check value {expected})"),
-            &format!("holds pepper 1 (check value {found})"),
+            &format!("the file has pepper 1 (check value {found})"),
             "restore the pepper file",
         ] {
             assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
