@@ -1,7 +1,7 @@
-//! What cannot be seen from outside a sidecar: the allocations of a Check, and the time of a change to many keys.
+//! Measures what is not visible from outside a sidecar: the allocations of a check, and the time of a change to many keys.
 //!
-//! Writes rows as `benches/check` takes them in. Allocations are counted only while they are measured; the changes are
-//! timed without.
+//! The program writes rows in the form that `benches/check` reads. Allocations are counted only for the figures about them,
+//! and not while changes are timed.
 
 mod held;
 
@@ -18,39 +18,39 @@ use serde_json::{Value, json};
 
 use held::{Held, OnDemand, assert_allowed, pepper};
 
-/// Counts the allocations of a Check, and times a change to many keys
+/// Count the allocations of a check, and time a change to many keys
 #[derive(Debug, Parser)]
 #[command(bin_name = "scripts/bench.sh")]
 struct Cli {
-    /// Rounds of changes
+    /// Number of rounds of changes
     #[arg(long, value_name = "N", default_value = "5")]
     rounds: u32,
 
-    /// Keys in the keyring that changes
+    /// Number of keys in the keyring that changes
     #[arg(long, value_name = "N", default_value = "1000000")]
     keys: u64,
 
-    /// Where the figures are written as JSON
+    /// File for the figures, as JSON
     #[arg(long, value_name = "FILE", default_value = "target/bench/inside.json")]
     report: PathBuf,
 
-    /// What `cargo bench` gives to every benchmark
+    /// Ignored; `cargo bench` passes it to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 const PART: &str = "inside";
-/// Changes in a round: enough for a 99th percentile.
+/// The number of changes in a round: enough for a 99th percentile.
 const CHANGES: usize = 1_000;
-/// Checks before allocations are counted: the first use of a key makes its counters.
+/// The number of checks before allocations are counted: the first use of a key creates its counters.
 const WARM_UP: usize = 100;
-/// Checks whose allocations are counted.
+/// The number of checks whose allocations are counted.
 const CHECKS: u32 = 1_000;
-/// An answer has a few hundred bytes.
+/// The size of the buffer for an answer, which has a few hundred bytes.
 const ANSWER: usize = 4 << 10;
 
 fn main() -> Result<()> {
-    // `cargo test` runs benchmarks too, with arguments of its own: only `cargo bench` means it.
+    // `cargo test` also runs benchmarks, with its own arguments. Only `cargo bench` measures.
     if !env::args().skip(1).any(|arg| arg == "--bench") {
         return Ok(());
     }
@@ -66,8 +66,8 @@ fn main() -> Result<()> {
     write(&cli.report, &rows)
 }
 
-/// Allocations of our own code for an allow, from the bytes of the request to those of the answer: what the transport
-/// needs is not among them.
+/// The allocations of relatch's own code for an allow, from the bytes of the request to the bytes of the answer. Those of the
+/// transport are not included.
 fn allocations() -> f64 {
     let held = Held::new(1_000);
     let authorizer = held.authorizer();
@@ -90,7 +90,7 @@ fn allocations() -> f64 {
     f64::from(total) / f64::from(CHECKS)
 }
 
-/// Allocations for the version of a key that is held on demand, those of the cache's own upkeep included.
+/// The allocations to find the version of a key on demand, including the maintenance of the cache.
 fn allocations_on_demand() -> f64 {
     const KEYS: usize = 1_000;
     let held = OnDemand::new(KEYS);
@@ -105,7 +105,7 @@ fn allocations_on_demand() -> f64 {
     f64::from(total) / f64::from(CHECKS)
 }
 
-/// The time from a delta to the next view, in microseconds: of each round the 99th percentile, and the median.
+/// The times from a delta to the next view, in microseconds: the 99th percentile and the median of each round.
 fn changes(rounds: u32, keys: u64) -> [Vec<f64>; 2] {
     let clock = Clock::system();
     let mut held = Held::new(keys);

@@ -1,6 +1,6 @@
-//! Micro-benchmarks of the steps of a Check, of applying a change, and of a snapshot file.
+//! Micro-benchmarks of the steps of a check, of a change, and of a snapshot file.
 //!
-//! `cargo bench --bench micro` measures; `cargo test --benches` runs each once.
+//! `cargo bench --bench micro` measures them; `cargo test --benches` runs each one once.
 
 mod held;
 
@@ -32,13 +32,13 @@ fn main() {
     divan::main();
 }
 
-/// Into the fields of a request, within bounds.
+/// Reads the fields of a request, within bounds.
 #[divan::bench]
 fn read_request(bencher: Bencher<'_, '_>) {
     bencher.bench(|| CheckInput::read(black_box(&RECORDED[5..])).is_ok());
 }
 
-/// The same by the generated code.
+/// Reads the same with the generated code.
 #[divan::bench]
 fn decode_request(bencher: Bencher<'_, '_>) {
     let message = bytes::Bytes::from_static(&RECORDED[5..]);
@@ -51,7 +51,7 @@ fn digest(bencher: Bencher<'_, '_>) {
     bencher.bench(|| pepper.digest(black_box(&secret.presented())));
 }
 
-/// Among digests that are spread over the whole keyring, so that large ones do not fit the cache.
+/// Finds digests that are spread over the whole keyring, so that a large one does not fit into the cache of the processor.
 #[divan::bench(args = SIZES)]
 fn lookup(bencher: Bencher<'_, '_>, keys: u64) {
     let held = Held::new(keys);
@@ -69,7 +69,7 @@ fn lookup(bencher: Bencher<'_, '_>, keys: u64) {
         });
 }
 
-/// Of a keyring that is held on demand: the digest of a secret, and its version in the cache.
+/// Computes the digest of a secret, and finds its version in the cache of a keyring on demand.
 #[divan::bench(args = [1_000, 50_000])]
 fn find_on_demand(bencher: Bencher<'_, '_>, keys: usize) {
     let held = OnDemand::new(keys);
@@ -81,7 +81,7 @@ fn find_on_demand(bencher: Bencher<'_, '_>, keys: usize) {
     });
 }
 
-/// From the bytes of the request to the bytes of the response, with metrics and without spans.
+/// A whole check, from the bytes of the request to the bytes of the response, with metrics and without spans.
 #[divan::bench(args = SIZES)]
 fn answer(bencher: Bencher<'_, '_>, keys: u64) {
     let held = Held::new(keys);
@@ -97,14 +97,14 @@ fn answer(bencher: Bencher<'_, '_>, keys: u64) {
     });
 }
 
-/// One version changes its state; the new view is published.
+/// Changes the state of one version, and publishes the new view.
 #[divan::bench(args = SIZES)]
 fn apply_delta_of_one(bencher: Bencher<'_, '_>, keys: u64) {
     let mut held = Held::new(keys);
     bencher.bench_local(|| held.change());
 }
 
-/// The whole of a keyring into a snapshot file, in memory.
+/// Writes a whole keyring into a snapshot file in memory.
 #[divan::bench(args = SIZES, sample_count = 10)]
 fn write_snapshot(bencher: Bencher<'_, '_>, keys: u64) {
     let held = Held::new(keys);
@@ -113,7 +113,7 @@ fn write_snapshot(bencher: Bencher<'_, '_>, keys: u64) {
     bencher.bench_local(|| snapshot_file(view).len());
 }
 
-/// The same back, into a view that a check could be answered from.
+/// Reads the file into a view that can answer checks.
 #[divan::bench(args = SIZES, sample_count = 10)]
 fn read_snapshot(bencher: Bencher<'_, '_>, keys: u64) {
     let held = Held::new(keys);

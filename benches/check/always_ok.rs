@@ -1,6 +1,7 @@
-//! The baseline `always-ok`: an authorization server as one would write it in an afternoon.
+//! The baseline `always-ok`: a simple authorization server, as one can write it in an afternoon.
 //!
-//! Envoy's own declarations from `envoy-types`, decoded whole; one header is read; two go to the upstream.
+//! It decodes the whole request with Envoy's own declarations from `envoy-types`, reads one header, and adds two headers for
+//! the upstream.
 
 use anyhow::Result;
 use envoy_types::{
@@ -21,7 +22,7 @@ use crate::server;
 #[derive(Debug)]
 struct AlwaysOk;
 
-/// Serves it until the process is killed.
+/// Serves until the process is killed.
 ///
 /// # Errors
 ///
@@ -30,7 +31,7 @@ pub(crate) fn serve() -> Result<()> {
     server::serve(Routes::new(AuthorizationServer::new(AlwaysOk)))
 }
 
-/// What is answered to `request`.
+/// The answer to `request`.
 pub(crate) fn answer(request: &CheckRequest) -> CheckResponse {
     let key = request
         .get_client_headers()

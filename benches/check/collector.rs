@@ -1,4 +1,4 @@
-//! A trace collector that counts spans: OTLP over gRPC in, nothing kept.
+//! A trace collector that receives spans in OTLP over gRPC, counts them, and discards them.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -42,7 +42,7 @@ const METRIC: &str = "spans_received";
 const LABEL: &str = "kind=\"all\"";
 
 impl Collector {
-    /// Starts this program as a collector, where the load runs.
+    /// Starts this program as a collector, on the core of the load.
     ///
     /// # Errors
     ///
@@ -55,16 +55,16 @@ impl Collector {
         Ok(Self { daemon })
     }
 
-    /// Where spans are sent to.
+    /// The address for spans.
     ///
     /// # Errors
     ///
-    /// When it did not tell.
+    /// When the collector has not reported it.
     pub(crate) fn address(&self) -> Result<SocketAddr> {
         self.daemon.address("otlp")
     }
 
-    /// How many spans it has received.
+    /// The number of spans that it has received.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ pub(crate) fn serve() -> Result<()> {
     let counted = spans.clone();
     thread::spawn(move || {
         for stream in pages.incoming().flatten() {
-            // Whoever asked and went away needs no answer.
+            // A client that has disconnected needs no answer.
             let _gone = tell(stream, &counted);
         }
     });

@@ -1,16 +1,16 @@
-//! Which core does what: a load that shares a core with the server that it asks measures the scheduler.
+//! Assigns work to cores: a load on the same core as the measured server would measure the scheduler.
 
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Where a program runs.
+/// The core of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Core {
-    /// On the core of the servers that are measured; one of them is asked at a time.
+    /// The core of the measured servers; only one of them has load at a time.
     Measured,
-    /// With the load: control plane, collector, and the load itself.
+    /// The core of the load, with the control plane and the collector.
     Load,
 }
 
@@ -19,18 +19,18 @@ pub(crate) enum Core {
 pub(crate) struct Cores(Vec<usize>);
 
 impl Cores {
-    /// Looks, before anything is pinned.
+    /// Reads the available cores, before anything is pinned.
     ///
     /// # Errors
     ///
-    /// When the system does not tell.
+    /// When the system refuses.
     pub(crate) fn look() -> Result<Self> {
         let set = sched_getaffinity(None)?;
         let cores = (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core));
         Ok(Self(cores.collect()))
     }
 
-    /// Puts this thread, and what it starts, onto a core. On a machine with one core everything shares it.
+    /// Pins this thread, and everything that it starts, to a core. On a machine with one core, everything shares that core.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl Cores {
         sched_setaffinity(None, &set).context("cannot choose a core")
     }
 
-    /// Does `work` on a core. What it starts begins there and stays there.
+    /// Does `work` on a core. Everything that it starts begins there and stays there.
     ///
     /// # Errors
     ///

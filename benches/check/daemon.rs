@@ -1,4 +1,4 @@
-//! A child process that serves, and tells in a JSON line on standard error where.
+//! A child process that serves, and reports its addresses in a JSON line on standard error.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,21 +13,21 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 
-/// A running program. Dropping it kills it.
+/// A running program. It is killed on drop.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
     started: Value,
 }
 
-/// Where a program listens.
+/// The place where a program listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// A server on a loaded machine starts within a second or two.
+/// The longest start: on a loaded machine, a server needs a second or two.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Daemon {
@@ -35,16 +35,16 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// When the program cannot be run, ends, or does not say so in time.
+    /// When the program cannot be run, ends, or does not start in time.
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
         Self::start_within(command, START_TIMEOUT)
     }
 
-    /// The same for a program that has much to do first.
+    /// Does the same for a program with a long start.
     ///
     /// # Errors
     ///
-    /// When the program cannot be run, ends, or does not say so in time.
+    /// When the program cannot be run, ends, or does not start in time.
     pub(crate) fn start_within(command: &mut Command, timeout: Duration) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command
@@ -59,13 +59,13 @@ impl Daemon {
             started: Value::Null,
         };
         let (found, announcement) = mpsc::channel();
-        // Reads to the end, so that the program never waits for a reader.
+        // It reads to the end, so that the program never waits for a reader.
         thread::spawn(move || {
             let mut last = String::new();
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 match started(&line) {
                     Some(value) => {
-                        // Nobody waits after the deadline.
+                        // After the deadline, there is no receiver.
                         let _late = found.send(Ok(value));
                     }
                     None => last = line,
@@ -80,11 +80,11 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// The address that it told under `name`.
+    /// The address that it has reported as `name`.
     ///
     /// # Errors
     ///
-    /// When it told none.
+    /// When it has not reported one.
     pub(crate) fn address(&self, name: &str) -> Result<SocketAddr> {
         match self.place(name)? {
             Place::Tcp(address) => Ok(address),
@@ -92,11 +92,11 @@ impl Daemon {
         }
     }
 
-    /// The address or the socket that it told under `name`.
+    /// The address or the socket that it has reported as `name`.
     ///
     /// # Errors
     ///
-    /// When it told none.
+    /// When it has not reported one.
     pub(crate) fn place(&self, name: &str) -> Result<Place> {
         let text = self.started[name]
             .as_str()
@@ -107,7 +107,7 @@ impl Daemon {
         })
     }
 
-    /// Tells it to stop, and waits until it has.
+    /// Stops the program, and waits for its end.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The program may already have ended.
         let _ended = self.child.kill();
         let _status = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! relatch as it is deployed: a control plane with keyrings full of keys, and sidecars, each a process of its own.
+//! relatch as it is deployed: a control plane with filled keyrings, and sidecars, each as a process.
 
 use std::{
     fs,
@@ -26,29 +26,29 @@ use crate::{
     server::Server,
 };
 
-/// A control plane that runs, and what is in its keyrings.
+/// A running control plane, and the keys in its keyrings.
 #[derive(Debug)]
 pub(crate) struct Deployment {
     directory: PathBuf,
     cores: Cores,
     populations: Vec<Population>,
     control: Daemon,
-    /// How many sidecars were started.
+    /// The number of started sidecars.
     sidecars: AtomicU32,
 }
 
-/// How a sidecar is set up.
+/// The configuration of a sidecar.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SidecarOptions {
-    /// Where spans go.
+    /// The collector of spans.
     pub(crate) collector: Option<SocketAddr>,
     /// Whether it listens on a Unix socket.
     pub(crate) unix: bool,
-    /// Whether it keeps a snapshot file.
+    /// Whether it has a snapshot file.
     pub(crate) snapshot: bool,
 }
 
-/// A sidecar's file, and its snapshot file, of a process that has ended.
+/// The configuration file and the snapshot file of a sidecar that has ended.
 #[derive(Debug)]
 pub(crate) struct Kept<'a> {
     deployment: &'a Deployment,
@@ -57,15 +57,15 @@ pub(crate) struct Kept<'a> {
 }
 
 const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
-/// A thousand keys arrive at once, a million within seconds; ten million on a busy machine take minutes.
+/// The longest wait for a ready sidecar: a million keys arrive within seconds, but ten million on a busy machine need minutes.
 const READY_TIMEOUT: Duration = Duration::from_mins(10);
 
 impl Deployment {
-    /// Makes a store with a keyring for each of `sizes` in `directory`, and starts a control plane on it.
+    /// Creates a store with a keyring for each of `sizes` in `directory`, and starts a control plane with it.
     ///
     /// # Errors
     ///
-    /// When something of it fails.
+    /// When one of these fails.
     pub(crate) fn start(directory: &Path, cores: &Cores, sizes: &[u32]) -> Result<Self> {
         let data_dir = directory.join("data");
         initialize(&data_dir, &token_file(directory))?;
@@ -88,16 +88,16 @@ impl Deployment {
         })
     }
 
-    /// Where its admin API is.
+    /// The address of the admin API.
     ///
     /// # Errors
     ///
-    /// When it did not tell.
+    /// When the control plane has not reported it.
     pub(crate) fn admin(&self) -> Result<AdminAddress> {
         Ok(AdminAddress::at(self.control.address("admin")?))
     }
 
-    /// The file that holds its admin token.
+    /// The path of its admin token.
     pub(crate) fn token_file(&self) -> PathBuf {
         token_file(&self.directory)
     }
@@ -120,7 +120,7 @@ impl Deployment {
         Ok(&self.population(size)?.keys)
     }
 
-    /// Starts a sidecar with the keyring of `size` keys, and waits until it holds them all.
+    /// Starts a sidecar with the keyring of `size` keys, and waits until it has all of them.
     ///
     /// # Errors
     ///
@@ -134,12 +134,12 @@ impl Deployment {
         Ok(server)
     }
 
-    /// The snapshot file of a sidecar with the keyring of `size` keys, which has ended, and a file with which it starts
-    /// again and finds no control plane.
+    /// Creates the snapshot file of a sidecar with the keyring of `size` keys. The sidecar has ended. With the returned
+    /// configuration file, it starts again without a control plane.
     ///
     /// # Errors
     ///
-    /// When the sidecar does not start, or keeps no file.
+    /// When the sidecar does not start, or writes no file.
     pub(crate) fn kept(&self, size: u32) -> Result<Kept<'_>> {
         let options = SidecarOptions {
             snapshot: true,
@@ -150,9 +150,9 @@ impl Deployment {
         let control = self.control.address("discovery")?;
         let server = self.run_sidecar(&self.write_config(number, size, options, control)?)?;
         until_loaded(&server, u64::from(size))?;
-        // Told to stop, it writes what is not on the disk yet.
+        // At its stop, the sidecar writes everything that is not on the disk yet.
         server.daemon.stop()?;
-        // Nobody listens there, and nobody else will while the benchmark runs on this port of discard (RFC 863).
+        // Nothing listens on the port of the discard protocol (RFC 863).
         let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
         Ok(Kept {
             deployment: self,
@@ -234,7 +234,7 @@ default_keyring: {keyring}
 }
 
 impl Kept<'_> {
-    /// Starts the sidecar again, and waits until it says that it is ready and holds every key.
+    /// Starts the sidecar again, and waits until it is ready and has every key.
     ///
     /// # Errors
     ///
@@ -283,7 +283,7 @@ fn initialize(data_dir: &Path, token_file: &Path) -> Result<()> {
     fs::write(token_file, token).context("cannot keep the admin token")
 }
 
-/// Waits until the sidecar says that it is ready, and that it holds `keys` active versions.
+/// Waits until the sidecar reports that it is ready, and that it has `keys` active versions.
 fn until_loaded(server: &Server, keys: u64) -> Result<()> {
     let http = server.metrics.context("a sidecar has metrics")?;
     until("the sidecar is ready", READY_TIMEOUT, || {

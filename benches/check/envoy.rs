@@ -1,4 +1,4 @@
-//! A real Envoy with one worker thread, one route that it answers itself, and one way to authorize.
+//! A real Envoy with one worker thread, one route that it answers itself, and one kind of authorization.
 
 use std::{
     fs,
@@ -19,29 +19,29 @@ use crate::{
     patience::until,
 };
 
-/// A running Envoy. Dropping it kills it.
+/// A running Envoy. It is killed on drop.
 #[derive(Debug)]
 pub(crate) struct Envoy {
     process: Process,
-    /// Where consumers connect.
+    /// The address for consumers.
     pub(crate) address: SocketAddr,
 }
 
-/// How it authorizes a request.
+/// The kind of authorization.
 #[derive(Clone, Debug)]
 pub(crate) enum Filter<'a> {
-    /// Not at all.
+    /// None.
     None,
-    /// By its own filter `api_key_auth` with these keys.
+    /// The filter `api_key_auth` of Envoy, with these keys.
     ApiKeyAuth(&'a Keys),
-    /// By asking a server.
+    /// A check of a server.
     ExtAuthz(&'a Place),
 }
 
 #[derive(Debug)]
 struct Process(Child);
 
-/// Envoy takes a second or two, longer when it reads many keys.
+/// The longest start: Envoy needs a second or two, and more if it reads many keys.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 
 impl Envoy {
@@ -98,7 +98,7 @@ impl Envoy {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Envoy may already have ended.
         let _ended = self.0.kill();
         let _status = self.0.wait();
     }
@@ -109,7 +109,7 @@ fn program() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/envoy/1.40/bin/envoy")
 }
 
-/// Where it listens, once it is ready.
+/// The address on which it listens; none while it is not ready.
 fn listener(admin_file: &Path) -> Option<SocketAddr> {
     let admin = fs::read_to_string(admin_file).ok()?.trim().parse().ok()?;
     let ready = page::get(admin, "/ready").ok()?;
@@ -122,7 +122,8 @@ fn listener(admin_file: &Path) -> Option<SocketAddr> {
     Some(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-/// The route is answered by Envoy itself, after its filters: an upstream would take more time than what is compared.
+/// The configuration of the listener. Envoy itself answers the route, after its filters: an upstream would need more time
+/// than the compared parts.
 fn bootstrap(filter: &Filter<'_>) -> Value {
     let router = json!({
         "name": "envoy.filters.http.router",

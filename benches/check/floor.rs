@@ -1,4 +1,4 @@
-//! The baseline `floor`: the gRPC stack alone. Bytes come in unread, one constant response goes out.
+//! The baseline `floor`: the gRPC stack alone. It does not read the bytes of a request, and sends a constant response.
 
 use std::{
     convert::Infallible,
@@ -33,11 +33,11 @@ struct Floor {
     response: Bytes,
 }
 
-/// Messages as they are on the wire.
+/// A codec that leaves messages as they are on the wire.
 #[derive(Clone, Copy, Debug, Default)]
 struct RawCodec;
 
-/// Serves it until the process is killed, with the message in the file `answer`, or else with that of `always-ok`.
+/// Serves until the process is killed, with the message in the file `answer`, or else with that of `always-ok`.
 ///
 /// # Errors
 ///

@@ -1,10 +1,10 @@
-//! The load generator: requests over HTTP/2 at so little cost that one thread of it saturates any server here.
+//! The load generator. It sends requests over HTTP/2 at so low a cost that one thread of it saturates any server here.
 //!
-//! Unlike `h2load` it can present another key with every request ([`traffic`]), and it can pace: requests leave at evenly
-//! spaced times whether earlier ones are answered or not, and a latency counts from the time at which the request was
-//! due. A server that stalls thus pays for every request that had to wait, not for one alone ("coordinated omission").
+//! Unlike `h2load`, it can present another key with every request ([`traffic`]), and it can pace: requests leave at evenly
+//! spaced times, even if earlier ones are not answered, and a latency counts from the time at which the request was due. The
+//! figures of a server that stalls therefore include every request that had to wait, not only one ("coordinated omission").
 //!
-//! It checks what it is answered: status 200 each time, and a message where gRPC is spoken.
+//! It verifies the answers: the status must be 200, and a gRPC answer must have a message.
 
 mod connection;
 mod frame;
@@ -23,27 +23,27 @@ use connection::Connection;
 
 pub(crate) use traffic::{Sampling, Traffic};
 
-/// What is sent where, over how many connections.
+/// A load: its traffic, the address of the server, and the number of connections.
 #[derive(Debug)]
 pub(crate) struct Generator {
     address: SocketAddr,
     traffic: Traffic,
     clock: Clock,
-    /// The number of the next request, so that no run begins with the keys of the one before.
+    /// The number of the next request, so that no run begins with the keys of the last one.
     next: u64,
 }
 
-/// From the time at which a request was due to the last byte of its answer, in microseconds, in ascending order.
+/// The times from the moment at which a request was due to the last byte of its answer, in microseconds, in ascending order.
 #[derive(Clone, Debug)]
 pub(crate) struct Latencies(Vec<f64>);
 
-/// As Envoy with four worker threads.
+/// The number of connections: as of an Envoy with four worker threads.
 const CONNECTIONS: usize = 4;
-/// A server that answers nothing for so long answers no more.
+/// The time without an answer after which a server counts as failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Generator {
-    /// A generator of `traffic` to the server at `address`.
+    /// Creates a generator of `traffic` for the server at `address`.
     pub(crate) fn new(address: SocketAddr, traffic: Traffic) -> Self {
         Self {
             address,
@@ -57,7 +57,7 @@ impl Generator {
     ///
     /// # Errors
     ///
-    /// When it is not answered with 200.
+    /// When the answer is not 200.
     pub(crate) fn ask_once(&mut self) -> Result<Vec<u8>> {
         let mut connection = Connection::open(self.address, self.traffic.reply())?;
         connection.keep();
@@ -72,7 +72,7 @@ impl Generator {
         Ok(connection.kept())
     }
 
-    /// Sends `count` requests with `streams` under way on each connection; returns the rate in requests a second.
+    /// Sends `count` requests, with `streams` at the same time on each connection. Returns the rate in requests per second.
     ///
     /// # Errors
     ///
@@ -101,9 +101,9 @@ impl Generator {
         Ok(count / self.since(began).as_secs_f64())
     }
 
-    /// Sends `count` requests at `rate` a second, evenly spaced; returns how long each took.
+    /// Sends `count` requests at `rate` per second, evenly spaced. Returns the latencies.
     ///
-    /// It never sleeps, so that a request leaves when it is due and an answer is seen when it comes.
+    /// It never sleeps, so that a request leaves when it is due, and an answer is seen when it arrives.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl Latencies {
         Self(micros)
     }
 
-    /// The latency that the share `1 - 1 / one_in` of the requests stays within.
+    /// The latency that the share `1 - 1 / one_in` of the requests does not exceed.
     pub(crate) fn all_but_one_in(&self, one_in: usize) -> f64 {
         let beyond = self.0.len() / one_in;
         self.0[self.0.len() - 1 - beyond.min(self.0.len() - 1)]
@@ -179,19 +179,19 @@ impl Latencies {
         self.all_but_one_in(2)
     }
 
-    /// What 99 of 100 stay within.
+    /// The 99th percentile.
     pub(crate) fn p99(&self) -> f64 {
         self.all_but_one_in(100)
     }
 
-    /// The longest.
+    /// The maximum.
     pub(crate) fn max(&self) -> f64 {
         self.0.last().copied().unwrap_or_default()
     }
 }
 
-/// Writes and reads what can be written and read now. `answered` gets a place for the time of one read, which all
-/// answers in it share.
+/// Writes and reads as much as is possible now. `answered` receives a place for the time of one read, which all answers of
+/// that read share.
 fn advance(
     connections: &mut [Connection],
     mut answered: impl FnMut(&mut Option<u64>, u64),
@@ -207,7 +207,7 @@ fn advance(
     Ok(())
 }
 
-/// Waits until something can be read, or written where something waits for it.
+/// Waits until something can be read, or until pending bytes can be written.
 fn wait(connections: &[Connection]) -> Result<()> {
     let mut polled: Vec<PollFd<'_>> = connections
         .iter()
@@ -227,7 +227,7 @@ fn wait(connections: &[Connection]) -> Result<()> {
     }
 }
 
-/// When request `number` of a run is due, in nanoseconds after its begin.
+/// The time at which request `number` of a run is due, in nanoseconds after its start.
 fn due(number: u64, spacing: f64) -> u64 {
     #[expect(
         clippy::cast_precision_loss,

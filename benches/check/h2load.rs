@@ -1,4 +1,4 @@
-//! Load from `h2load`, and what it saw: one request again and again, from a program that is not ours.
+//! Load from `h2load`, an independent program that repeats one request, and its results.
 
 use std::{
     fmt, fs,
@@ -9,14 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The request, ready to be sent by `h2load`.
+/// A request for `h2load`.
 #[derive(Debug)]
 pub(crate) struct H2load {
     body: PathBuf,
     log: PathBuf,
 }
 
-/// How many requests are under way at once.
+/// The number of requests at the same time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pressure {
     connections: u32,
@@ -24,7 +24,7 @@ pub(crate) struct Pressure {
     streams: u32,
 }
 
-/// From the first byte of a request to the last of its answer, in microseconds.
+/// The latencies, from the first byte of a request to the last byte of its answer, in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
     pub(crate) p50: f64,
@@ -32,17 +32,17 @@ pub(crate) struct Latency {
 }
 
 impl Pressure {
-    /// More than one thread can answer.
+    /// A load above what one thread can answer.
     pub(crate) const SATURATING: Self = Self {
         connections: 4,
         streams: 50,
     };
-    /// As many as the server lets through, on connections of many clients.
+    /// As many requests as the server allows, on connections of many clients.
     pub(crate) const EXCESSIVE: Self = Self {
         connections: 64,
         streams: 1_024,
     };
-    /// A few requests at a time, so that latency is not the length of a queue.
+    /// A few requests at a time, so that the latency is not that of a queue.
     pub(crate) const LIGHT: Self = Self {
         connections: 4,
         streams: 1,
@@ -63,7 +63,7 @@ impl fmt::Display for Pressure {
 }
 
 impl H2load {
-    /// Writes `framed`, a gRPC message in its frame, into `directory`.
+    /// Creates it for `framed`, a gRPC message in its frame, with its files in `directory`.
     ///
     /// # Errors
     ///
@@ -92,7 +92,7 @@ impl H2load {
             .with_context(|| format!("h2load tells no rate:\n{told}"))
     }
 
-    /// The same, and returns how long requests took.
+    /// Does the same, and returns the latencies.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl H2load {
         count: u64,
         pressure: Pressure,
     ) -> Result<Latency> {
-        // It appends.
+        // `h2load` appends to the file.
         if self.log.exists() {
             fs::remove_file(&self.log)?;
         }
@@ -144,7 +144,7 @@ impl H2load {
     }
 }
 
-/// Runs `h2load` and returns what it printed, once every request has succeeded.
+/// Runs `h2load`, and returns its output if every request has succeeded.
 fn run(command: &mut Command, count: u64) -> Result<String> {
     let output = command
         .output()

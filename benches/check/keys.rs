@@ -1,10 +1,10 @@
-//! Keys that are presented.
+//! The keys that checks present.
 
 use std::fmt;
 
 use anyhow::{Result, ensure};
 
-/// The secrets of a keyring's keys, all of one length, one behind the other.
+/// The secrets of the keys of a keyring, one after another, all with the same length.
 pub(crate) struct Keys(Vec<u8>);
 
 impl Keys {
@@ -16,7 +16,7 @@ impl Keys {
         Self(bytes)
     }
 
-    /// All of them.
+    /// The bytes of all keys.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -32,7 +32,7 @@ impl Keys {
         Ok(())
     }
 
-    /// How many there are.
+    /// The number of keys.
     pub(crate) fn len(&self) -> u64 {
         (self.0.len() / Self::LEN) as u64
     }

@@ -1,4 +1,4 @@
-//! The machine on which figures were taken: without it they mean nothing.
+//! The machine on which figures were measured, and without which they mean nothing.
 
 use std::{fs, process::Command, thread};
 
@@ -6,24 +6,24 @@ use ::relatch::{clock::Clock, key::Timestamp};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-/// What figures depend on.
+/// The facts on which figures depend.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
     pub(crate) cpu: String,
     pub(crate) cores: usize,
     pub(crate) kernel: String,
     pub(crate) rustc: String,
-    /// Ends with `-dirty` when files differ from it.
+    /// The commit; it ends with `-dirty` if files differ from it.
     pub(crate) commit: String,
     pub(crate) at: Timestamp,
 }
 
 impl Machine {
-    /// Looks at this machine.
+    /// Reads the facts of this machine.
     ///
     /// # Errors
     ///
-    /// When it is no Linux, or the tools of the build are not there.
+    /// When it is not Linux, or the tools of the build are missing.
     pub(crate) fn look() -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
         let cpu = cpuinfo

@@ -1,10 +1,9 @@
-//! The benchmark of a whole sidecar, against baselines, in interleaved rounds on one machine.
+//! Measures a whole sidecar beside baselines, in interleaved rounds on one machine.
 //!
-//! What is compared are processes of their own, each with one thread that answers: [`always_ok`] and [`floor`] are this
-//! program under another subcommand, [`deployment`] runs the binary that is deployed, [`envoy`] a real Envoy.
-//! [`h2load`] and [`generator`] ask them, [`processor`] reads what they spent. [`parts`] say what is measured, each a
-//! file; a [`row`] is one figure over all rounds; [`report`] writes them down. `docs/performance.md` says what they
-//! mean.
+//! Each side of a comparison is a process with one thread that answers: [`always_ok`] and [`floor`] are this program with
+//! another subcommand, [`deployment`] runs the deployed binary, and [`envoy`] a real Envoy. [`h2load`] and [`generator`] send
+//! the load, and [`processor`] reads the processor time. Each file of [`parts`] is one measurement, a [`row`] is one figure
+//! over all rounds, and [`report`] writes them. `docs/performance.md` says what they mean.
 
 mod always_ok;
 mod collector;
@@ -40,7 +39,7 @@ use machine::Machine;
 use parts::{Bench, Part, Plan};
 use report::Report;
 
-/// Measures what a Check costs, beside baselines
+/// Measure the cost of a check beside baselines
 #[derive(Debug, Parser)]
 #[command(bin_name = "scripts/bench.sh")]
 #[expect(
@@ -51,35 +50,35 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// Only this part; can be given several times
+    /// Measure only this part; may be repeated [default: all parts]
     #[arg(long, value_name = "PART")]
     only: Vec<Part>,
 
-    /// Rounds; each measures every side of a comparison once
+    /// Number of rounds; each measures every side of a comparison once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
 
-    /// A try: one round, few Checks, a tenth of the keys
+    /// Trial: one round, few checks, a tenth of the keys
     #[arg(long)]
     quick: bool,
 
-    /// Measure the memory of 10,000,000 keys too
+    /// Also measure the memory of 10,000,000 keys
     #[arg(long)]
     large: bool,
 
-    /// Take in what another benchmark has written; can be given several times
+    /// File of another benchmark whose figures to add; may be repeated
     #[arg(long, value_name = "FILE")]
     merge: Vec<PathBuf>,
 
-    /// Measure nothing, only take in
+    /// Measure nothing, only add the figures of --merge
     #[arg(long, conflicts_with = "only")]
     merge_only: bool,
 
-    /// Where the figures are written as JSON
+    /// File for the figures, as JSON
     #[arg(long, value_name = "FILE", default_value = "target/bench/check.json")]
     report: PathBuf,
 
-    /// What `cargo bench` gives to every benchmark
+    /// Ignored; `cargo bench` passes it to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -90,7 +89,7 @@ enum Command {
     #[command(hide = true)]
     Serve {
         what: Served,
-        /// The message that `floor` answers
+        /// File with the message that `floor` answers
         #[arg(long)]
         answer: Option<PathBuf>,
     },
@@ -99,7 +98,7 @@ enum Command {
     Fill { data_dir: PathBuf, sizes: Vec<u32> },
 }
 
-/// What this program can serve as.
+/// The servers that this program can be.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Served {
     AlwaysOk,
@@ -108,7 +107,7 @@ enum Served {
 }
 
 fn main() -> Result<()> {
-    // `cargo test` runs benchmarks too, with arguments of its own: only `cargo bench` and ourselves mean it.
+    // `cargo test` also runs benchmarks, with its own arguments. Only `cargo bench` and this program measure or serve.
     let is_meant = env::args()
         .skip(1)
         .any(|arg| ["--bench", "serve", "fill"].contains(&arg.as_str()));
@@ -129,7 +128,7 @@ fn main() -> Result<()> {
 
 impl Cli {
     fn measure(&self) -> Result<()> {
-        // What the machine has is asked before this process keeps to one core of it.
+        // The machine is inspected before this process restricts itself to one core.
         let machine = Machine::look()?;
         let cores = Cores::look()?;
         cores.pin(Core::Load)?;
@@ -195,7 +194,7 @@ impl Cli {
         }
     }
 
-    /// In the order in which they are measured. Changes come last: they add keys.
+    /// The order of the measurements. Changes come last, because they add keys.
     fn parts(&self) -> Vec<Part> {
         let all = Part::value_variants().iter().copied();
         all.filter(|part| self.only.is_empty() || self.only.contains(part))

@@ -1,4 +1,4 @@
-//! A page of a daemon's HTTP server, and the samples on it.
+//! Reads a page of the HTTP server of a daemon, and the samples on it.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,14 +8,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// A page is made from memory.
+/// The longest wait for a page, which is created from memory.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The body of `path`.
 ///
 /// # Errors
 ///
-/// When it is not answered with 200.
+/// When the answer is not 200.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -37,7 +37,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Result<String> {
 ///
 /// # Errors
 ///
-/// When one is no whole number.
+/// When one is not a whole number.
 pub(crate) fn sum(page: &str, metric: &str, label: &str) -> Result<u64> {
     page.lines()
         .filter_map(|line| line.strip_prefix(metric)?.strip_prefix('{'))
@@ -55,7 +55,7 @@ pub(crate) fn sum(page: &str, metric: &str, label: &str) -> Result<u64> {
 ///
 /// # Errors
 ///
-/// When it is not there or no whole number.
+/// When it is missing, or is not a whole number.
 pub(crate) fn value(page: &str, metric: &str) -> Result<u64> {
     page.lines()
         .find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '))

@@ -1,4 +1,4 @@
-//! What is measured, in parts that can be run alone.
+//! The parts of the benchmark, which can be run alone.
 
 mod change;
 mod cost;
@@ -21,15 +21,15 @@ use crate::{
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// Processor time of a Check beside the baselines
+    /// Processor time of a check beside the baselines
     Cost,
-    /// Processor time of a Check with many keys
+    /// Processor time of a check with many keys
     Size,
-    /// Processor time of a Check with a span
+    /// Processor time of a check with a span
     Spans,
-    /// Latency at half of the rate that saturates
+    /// Latency at half of the saturation rate
     Tail,
-    /// Checks when clients ask for more than can be answered
+    /// Checks when clients ask for more than the sidecar can answer
     Overload,
     /// Requests through Envoy
     Envoy,
@@ -39,53 +39,53 @@ pub(crate) enum Part {
     Change,
 }
 
-/// How much is measured.
+/// The size of the measurements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// How often each side of a comparison is measured.
+    /// The number of rounds, in each of which every side of a comparison is measured once.
     pub(crate) rounds: u32,
-    /// Checks that saturate a server, in a round. Processor time is counted in hundredths of a second: 200,000 Checks of
-    /// 10 µs are 200 of them.
+    /// The number of checks that saturate a server, in a round. Processor time is counted in hundredths of a second: 200,000
+    /// checks of 10 µs are 200 of them.
     pub(crate) checks: u64,
-    /// How long a paced load lasts, in a round.
+    /// The duration of a paced load, in a round.
     pub(crate) paced: Duration,
-    /// Keys in the small keyring.
+    /// The number of keys in the small keyring.
     pub(crate) few: u32,
-    /// Keys in the large one.
+    /// The number of keys in the large keyring.
     pub(crate) many: u32,
-    /// Whether the memory of ten times as many is measured too.
+    /// Whether the memory of ten times as many keys is measured too.
     pub(crate) large: bool,
 }
 
-/// All that a part needs.
+/// The environment of a part.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bench<'a> {
     pub(crate) plan: Plan,
     pub(crate) cores: &'a Cores,
     pub(crate) deployment: &'a Deployment,
-    /// For files that live as long as the benchmark.
+    /// The directory for files that exist as long as the benchmark.
     pub(crate) directory: &'a Path,
 }
 
-/// What a part has shown.
+/// The result of a part.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    /// What was done, in words.
+    /// The measurement, in words.
     pub(crate) plan: String,
     pub(crate) rows: Vec<Row>,
 }
 
-/// What a server spent on a Check, in microseconds of processor time.
+/// The processor time of a server for a check, in microseconds.
 #[derive(Clone, Copy, Debug)]
 struct Spent {
-    /// All of it.
+    /// The time of the whole process.
     process: f64,
-    /// Those of its threads that answer Checks.
+    /// The time of the threads that answer checks.
     check_threads: f64,
 }
 
 impl Part {
-    /// The sizes of the keyrings that it needs.
+    /// The sizes of the keyrings that the part needs.
     pub(crate) fn sizes(self, plan: Plan) -> BTreeSet<u32> {
         match self {
             Self::Cost | Self::Spans | Self::Tail | Self::Overload | Self::Envoy => {
@@ -96,7 +96,7 @@ impl Part {
         }
     }
 
-    /// Measures it.
+    /// Measures the part.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl Part {
         }
     }
 
-    /// As it is named on the command line and in the table.
+    /// The name on the command line and in the table.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Cost => "cost",
@@ -130,7 +130,7 @@ impl Part {
 }
 
 impl Spent {
-    /// What `server` spends on each of the `count` Checks that `work` asks.
+    /// Measures what `server` spends on each of the `count` checks that `work` sends.
     fn measure<T>(
         server: &Server,
         count: u64,
@@ -154,7 +154,7 @@ fn micros_each(time: Duration, count: u64) -> f64 {
     time.as_secs_f64() * 1e6 / count as f64
 }
 
-/// A number as people write it: 1,000,000.
+/// A number with separators: 1,000,000.
 fn grouped(number: impl Into<u64>) -> String {
     let digits = number.into().to_string();
     let mut out = String::new();

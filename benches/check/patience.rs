@@ -1,18 +1,18 @@
-//! Waiting for something that comes true by itself.
+//! Waits for a condition by polling.
 
 use std::{thread, time::Duration};
 
 use ::relatch::clock::Clock;
 use anyhow::{Result, ensure};
 
-/// Short beside everything that is timed by waiting for it, long beside a look.
+/// The interval of polling: short in comparison with everything that is timed so, long in comparison with one poll.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Looks again and again until there is an answer.
+/// Polls until there is an answer.
 ///
 /// # Errors
 ///
-/// When a look fails, or there is none within `timeout`.
+/// When a poll fails, or when there is no answer within `timeout`.
 pub(crate) fn until<T>(
     what: &str,
     timeout: Duration,

@@ -1,8 +1,8 @@
-//! Keyrings full of keys, written into the store of a control plane that does not run yet.
+//! Fills keyrings with keys in the store of a control plane before it starts.
 //!
-//! A control plane commits a key in about a millisecond, most of which is the disk's: a million would take a quarter of
-//! an hour. So they are committed here, by the control plane's own code, five thousand at a time. What it starts from is
-//! what it would have written itself. That takes memory, so that a process of its own does it.
+//! A control plane commits a key in about a millisecond, mostly the time of the disk: a million keys would need a quarter of
+//! an hour. Here, the control plane's own code commits five thousand keys at a time. The store is the same as if the control
+//! plane had written it. This needs memory, so a process of its own does it.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ pub(crate) struct Population {
     pub(crate) keys: Arc<Keys>,
 }
 
-/// A key that is about to be made.
+/// A key that will be created.
 struct Newcomer {
     consumer: ConsumerId,
     id: KeyId,
@@ -42,15 +42,15 @@ struct Newcomer {
 }
 
 const ACTOR: &str = "bench";
-/// The changes of one commit: half of what the store takes at once.
+/// The number of changes in one commit: half of what the store accepts at once.
 const BATCH: u32 = 5_000;
 
 impl Population {
-    /// Fills the store in `data_dir`, which `relatch control init` has made, with a keyring for each of `sizes`.
+    /// Fills the store in `data_dir`, which `relatch control init` has created, with a keyring for each of `sizes`.
     ///
     /// # Errors
     ///
-    /// When the process that does it fails.
+    /// When the process that fills it fails.
     pub(crate) fn make(data_dir: &Path, sizes: &[u32]) -> Result<Vec<Self>> {
         let filling = this_program()?
             .arg("fill")
@@ -71,7 +71,7 @@ impl Population {
     }
 }
 
-/// Fills a store, and writes the secrets beside it. Every key belongs to a consumer of its own and has two scopes.
+/// Fills a store, and writes the secrets to a file beside it. Every key has its own consumer and two scopes.
 ///
 /// # Errors
 ///
@@ -132,7 +132,7 @@ impl Newcomer {
     }
 }
 
-/// Two commits: a key is made for a consumer that is there.
+/// Makes two commits, because a key needs an existing consumer.
 async fn commit(
     catalog: &Catalog,
     served: &ServedKeyring,

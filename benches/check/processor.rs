@@ -8,13 +8,13 @@ use rustix::param::clock_ticks_per_second;
 /// User and system time since the process began, in steps of a clock tick, commonly 10 ms.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProcessorTime {
-    /// Of all threads, also of those that have ended.
+    /// The time of all threads, including those that have ended.
     pub(crate) process: Duration,
-    /// Of the threads that answer checks; all of it where threads have no such task.
+    /// The time of the threads that answer checks; the whole time for a server without such threads.
     pub(crate) check_threads: Duration,
 }
 
-/// How a sidecar names the threads that answer checks.
+/// The name of the threads of a sidecar that answer checks.
 const CHECK_THREAD: &str = "(check-";
 
 impl ProcessorTime {
@@ -45,7 +45,7 @@ impl ProcessorTime {
         })
     }
 
-    /// What was spent after `earlier`.
+    /// The time that was spent since `earlier`.
     pub(crate) const fn since(self, earlier: Self) -> Self {
         Self {
             process: self.process.saturating_sub(earlier.process),
@@ -59,7 +59,8 @@ fn read_stat(home: &Path) -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Fields 14 and 15. The name in field 2 may hold anything: counting begins after its closing parenthesis.
+/// Reads fields 14 and 15. The name in field 2 may contain any character: the fields are counted after its closing
+/// parenthesis.
 fn spent(stat: &str) -> Result<Duration> {
     let (_, fields) = stat.rsplit_once(") ").context("stat has no name")?;
     let mut ticks = 0;

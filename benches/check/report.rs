@@ -11,7 +11,7 @@ use crate::{
     row::{Row, Spread, Target, Unit},
 };
 
-/// All that is told.
+/// The report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     machine: Machine,
@@ -23,20 +23,20 @@ pub(crate) struct Report {
 #[derive(Debug, Serialize)]
 pub(crate) struct Part {
     pub(crate) name: String,
-    /// How much was measured.
+    /// The size of the measurement.
     pub(crate) plan: String,
     pub(crate) seconds: f64,
 }
 
-/// A row and what is seen in it at once.
+/// A row with its spread and its verdict.
 #[derive(Debug, Serialize)]
 struct SpreadRow {
     part: String,
     name: String,
-    /// None where the name has it.
+    /// The unit; none if the name contains it.
     #[serde(skip_serializing_if = "Option::is_none")]
     unit: Option<Unit>,
-    /// In their order; empty where they were not told.
+    /// The rounds in their order; empty if they were not reported.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rounds: Vec<f64>,
     #[serde(flatten)]
@@ -47,7 +47,7 @@ struct SpreadRow {
     met: Option<bool>,
 }
 
-/// What another benchmark has measured.
+/// The figures of another benchmark.
 #[derive(Debug, Deserialize)]
 struct Merged {
     /// Of `benches/inside.rs`.
@@ -58,16 +58,16 @@ struct Merged {
     figures: Vec<Figure>,
 }
 
-/// A figure of which only the spread is told.
+/// A figure that is reported only with its spread.
 #[derive(Debug, Deserialize)]
 struct Figure {
     name: String,
     spread: Spread,
 }
 
-/// The part to which figures belong of which only the spread is told.
+/// The part of figures that are reported only with their spread.
 const SWARM: &str = "swarm";
-/// What figures of the swarm shall be, by what their names contain and how they end.
+/// The targets for figures of the swarm, by a part and the end of their names.
 const SWARM_TARGETS: [(&str, &str, Target); 2] = [
     (
         "from the call of revoke until it was known to",
@@ -78,7 +78,7 @@ const SWARM_TARGETS: [(&str, &str, Target); 2] = [
 ];
 
 impl Report {
-    /// A report of nothing yet.
+    /// An empty report.
     pub(crate) const fn new(machine: Machine) -> Self {
         Self {
             machine,
@@ -87,7 +87,7 @@ impl Report {
         }
     }
 
-    /// Takes in what a part has measured.
+    /// Adds the figures of a part.
     ///
     /// # Errors
     ///
@@ -97,11 +97,11 @@ impl Report {
         self.extend(rows)
     }
 
-    /// Takes in the rows that another benchmark wrote to `file`.
+    /// Adds the rows that another benchmark wrote to `file`.
     ///
     /// # Errors
     ///
-    /// When the file is not there or something else.
+    /// When the file does not exist, or has another content.
     pub(crate) fn merge(&mut self, file: &Path) -> Result<()> {
         let read = || -> Result<Merged> { Ok(serde_json::from_slice(&fs::read(file)?)?) };
         let merged = read().with_context(|| format!("cannot take in {}", file.display()))?;
@@ -110,7 +110,7 @@ impl Report {
         self.extend(merged.rows)
     }
 
-    /// Writes it as JSON.
+    /// Writes the report as JSON.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The Check that is asked: one that Envoy sent, with a key that the keyring holds.
+//! The check that is sent: a request of Envoy, with a key of the keyring.
 
 use anyhow::{Context as _, Result, ensure};
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
@@ -10,26 +10,26 @@ use crate::keys::Keys;
 #[derive(Clone, Debug)]
 pub(crate) struct CheckTemplate {
     framed: Vec<u8>,
-    /// Where the key begins.
+    /// The position of the key.
     at: usize,
 }
 
-/// As Envoy 1.40 sent it for a GET with twelve headers.
+/// A request that Envoy 1.40 sent for a GET with twelve headers.
 const RECORDED: &[u8] = include_bytes!("../../tests/data/check-request.grpc");
-/// Before a message: one byte for compression, four for the length.
+/// The length of the gRPC frame before a message, in bytes: one for the compression, four for the length.
 pub(crate) const FRAME_LEN: usize = 5;
-/// Stands where the key will.
+/// The placeholder for the key.
 const NO_KEY: &[u8; Keys::LEN] = &[b'-'; Keys::LEN];
-/// Where the headers are: `attributes`, `request`, `http`, `headers`.
+/// The path to the headers: `attributes`, `request`, `http`, `headers`.
 const HEADERS: [u32; 4] = [1, 4, 2, 3];
 
 impl CheckTemplate {
-    /// The recorded request with room for a key in the header `x-api-key`. The route names no keyring, and the
-    /// `traceparent` that the consumer sent is not sampled. All else is as Envoy sent it, in its order.
+    /// The recorded request with a placeholder for a key in the header `x-api-key`. The route names no keyring, and the
+    /// `traceparent` of the consumer is not sampled. Everything else is as Envoy sent it, in the same order.
     ///
     /// # Errors
     ///
-    /// When the recording is not what it is taken for.
+    /// When the recording is not the expected request.
     pub(crate) fn recorded() -> Result<Self> {
         let message = rewritten(&RECORDED[FRAME_LEN..], &HEADERS, &|header| {
             let (name, value) = read_header(header)?;
@@ -68,7 +68,7 @@ impl CheckTemplate {
         self.framed.len() - FRAME_LEN
     }
 
-    /// Puts `key` into a copy of the bytes.
+    /// Writes `key` into a copy of the bytes.
     pub(crate) fn present(&self, key: &[u8], copy: &mut [u8]) {
         copy[self.at..self.at + Keys::LEN].copy_from_slice(key);
     }
@@ -81,7 +81,7 @@ impl CheckTemplate {
     }
 }
 
-/// A message in which the fields at `path` are what `edit` makes of them.
+/// Returns the message with the fields at `path` replaced by the result of `edit`.
 fn rewritten(
     mut rest: &[u8],
     path: &[u32],

@@ -1,9 +1,9 @@
-//! Interleaved rounds: what is compared is measured seconds apart, and no side always comes first.
+//! Interleaved rounds: the sides of a comparison are measured seconds apart, and no side is always the first.
 
 use anyhow::Result;
 
-/// Measures each of `subjects` in each of `rounds` rounds, and returns what it showed in them. Every round begins with
-/// another one.
+/// Measures each of `subjects` in each of `rounds` rounds, and returns the results of each. Every round begins with another
+/// subject.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! One figure: what it is, what it was in every round, and what it shall be.
+//! One figure: its name and unit, its value in every round, and its target.
 
 use std::fmt;
 
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 
 /// A figure over all rounds.
 ///
-/// Other benchmarks write rows in this form too: `--merge` takes them in.
+/// Other benchmarks also write rows in this form, and `--merge` reads them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Row {
-    /// The part of the benchmark that it belongs to.
+    /// The part of the benchmark.
     pub(crate) part: String,
     pub(crate) name: String,
     pub(crate) unit: Unit,
-    /// The rounds in their order.
+    /// The values of the rounds in their order.
     pub(crate) rounds: Vec<f64>,
-    /// What it shall be; none for a figure that only explains others.
+    /// The target; none for a figure that only explains others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) target: Option<Target>,
 }
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Unit {
@@ -37,7 +37,7 @@ pub(crate) enum Unit {
     Count,
 }
 
-/// What the median shall be.
+/// The target for the median.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Target {
@@ -45,7 +45,7 @@ pub(crate) enum Target {
     AtLeast(f64),
 }
 
-/// Of a figure over all rounds.
+/// The spread of a figure over all rounds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) min: f64,
@@ -70,7 +70,7 @@ impl Row {
         }
     }
 
-    /// The ratio of two figures that were taken in the same rounds.
+    /// The ratio of two figures of the same rounds.
     pub(crate) fn ratio(
         part: impl Into<String>,
         name: impl Into<String>,
@@ -81,7 +81,7 @@ impl Row {
         Self::new(part, name, Unit::Ratio, rounds)
     }
 
-    /// The same with what it shall be.
+    /// Adds a target.
     pub(crate) fn target(self, target: Target) -> Self {
         Self {
             target: Some(target),
@@ -89,11 +89,11 @@ impl Row {
         }
     }
 
-    /// How far the rounds differ.
+    /// The spread over the rounds.
     ///
     /// # Errors
     ///
-    /// When there was no round, or one gave no number.
+    /// When there was no round, or a value is not a number.
     pub(crate) fn spread(&self) -> Result<Spread> {
         let mut rounds = self.rounds.clone();
         rounds.sort_unstable_by(f64::total_cmp);
@@ -113,7 +113,7 @@ impl Row {
 }
 
 impl Target {
-    /// Whether a figure of which the median is `median` reaches it.
+    /// Whether a figure with this median reaches the target.
     pub(crate) fn is_met(self, median: f64) -> bool {
         match self {
             Self::AtMost(most) => median <= most,
@@ -123,7 +123,7 @@ impl Target {
 }
 
 impl Unit {
-    /// Of a figure, so many digits tell something.
+    /// The number of significant digits of a figure.
     pub(crate) const fn decimals(self) -> usize {
         match self {
             Self::Ratio | Self::Seconds => 2,

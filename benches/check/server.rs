@@ -1,4 +1,4 @@
-//! A server under comparison, and how a baseline serves.
+//! A server of a comparison, and the serving of a baseline.
 
 use std::{
     env,
@@ -29,16 +29,16 @@ use crate::{
 /// A server that answers checks in a process of its own.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// As the report calls it.
+    /// The name in the report.
     pub(crate) name: &'static str,
-    /// Where it is asked.
+    /// The place for checks.
     pub(crate) place: Place,
-    /// Where it counts what it answered; baselines do not count.
+    /// The address of its metrics, which count its answers; baselines have none.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) daemon: Daemon,
 }
 
-/// A server that others are compared with.
+/// A baseline, with which other servers are compared.
 #[derive(Clone, Debug)]
 pub(crate) enum Baseline {
     AlwaysOk,
@@ -48,7 +48,7 @@ pub(crate) enum Baseline {
     FloorWith(PathBuf),
 }
 
-/// How many checks a server says that it answered.
+/// The number of checks that a server reports as answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Answered {
     pub(crate) allowed: u64,
@@ -86,7 +86,7 @@ impl Server {
         })
     }
 
-    /// Where it is asked over TCP.
+    /// The TCP address for checks.
     ///
     /// # Errors
     ///
@@ -98,8 +98,8 @@ impl Server {
         }
     }
 
-    /// Asks once and returns the message of the answer, which must be an allow: what is measured later is known to be
-    /// one.
+    /// Sends one check, and returns the message of the answer, which must be an allow. This shows that later measurements are of
+    /// allows.
     ///
     /// # Errors
     ///
@@ -118,8 +118,8 @@ impl Server {
         Ok(message)
     }
 
-    /// Does `work`, which asks `count` times. Statuses tell little of a gRPC call: where the server counts, its own count
-    /// says that every answer was an allow.
+    /// Does `work`, which sends `count` checks. The HTTP status says little about a gRPC call. If the server counts, its own
+    /// counters prove that every answer was an allow.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Server {
         Ok(done)
     }
 
-    /// What it has answered since it started; none when it does not count.
+    /// The number of its answers since its start; none if it does not count.
     fn answered(&self) -> Result<Option<Answered>> {
         let Some(address) = self.metrics else {
             return Ok(None);
@@ -156,11 +156,11 @@ impl Server {
     }
 }
 
-/// This program, to be started again as a server.
+/// A command that starts this program as a server.
 ///
 /// # Errors
 ///
-/// When it cannot be found.
+/// When this program cannot be found.
 pub(crate) fn this_program() -> Result<Command> {
     let this: &Path = &env::current_exe().context("cannot find this program")?;
     Ok(Command::new(this))

@@ -1,4 +1,4 @@
-//! A keyring as a sidecar holds it, made in memory, for benchmarks of what is done with it.
+//! Keyrings of a sidecar, created in memory for benchmarks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use relatch::{
     telemetry::{check::CheckTelemetry, metrics::SidecarMetrics},
 };
 
-/// A keyring as a sidecar holds it, and one key of it.
+/// A keyring that is held in full, and one key of it.
 pub(crate) struct Held {
     keys: u64,
     keyrings: Keyrings,
@@ -29,20 +29,20 @@ pub(crate) struct Held {
     revision: Revision,
 }
 
-/// A keyring that is held on demand, all of whose keys are in the cache.
+/// A keyring on demand with all its keys in the cache.
 pub(crate) struct OnDemand {
     secrets: Vec<Secret>,
     follower: Follower,
 }
 
-/// As Envoy 1.40 sent it, behind the five bytes that frame a gRPC message.
+/// A request that Envoy 1.40 sent, after the five bytes that frame a gRPC message.
 pub(crate) const RECORDED: &[u8] = include_bytes!("../../tests/data/check-request.grpc");
 const EPOCH: Epoch = Epoch::new(1);
 const BOOT: BootTime = BootTime::from_millis(1_000);
 
 /// A span that nobody records.
 const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
-/// A prime: takes numbers all over a keyring.
+/// A prime, whose multiples spread over a whole keyring.
 pub(crate) const STRIDE: u64 = 7_919;
 
 impl Held {
@@ -93,7 +93,7 @@ impl Held {
         }
     }
 
-    /// Applies the next change: one version, another each time, is retiring from now on.
+    /// Applies the next change: another version becomes retiring each time.
     pub(crate) fn change(&mut self) {
         let next = self.revision.next();
         let change = Announced {
@@ -146,7 +146,7 @@ impl Held {
 }
 
 impl OnDemand {
-    /// `keys` keys that somebody can present; they must fit.
+    /// `keys` keys whose secrets are known; they must fit into the cache.
     pub(crate) fn new(keys: usize) -> Self {
         let mode = Mode::OnDemand(CacheSettings::default());
         let keyrings = Keyrings::with_modes([(keyring(), Staleness::default(), mode)]);
@@ -178,7 +178,7 @@ impl OnDemand {
         Self { secrets, follower }
     }
 
-    /// Whether the key of this number is found.
+    /// Whether the key with this number is found.
     pub(crate) fn finds(&self, number: usize, peppers: &[Pepper]) -> bool {
         let presented = self.secrets[number].presented();
         let found = self.follower.cache().find(peppers, &presented, &[], BOOT);
@@ -224,7 +224,7 @@ fn record(secret: &Secret) -> KeyRecord {
     }
 }
 
-/// Spreads numbers over digests as a hash does: 64 bits through the finalizer of `SplitMix64`.
+/// Spreads numbers over digests, as a hash does, with the finalizer of `SplitMix64`.
 pub(crate) fn digest_of(number: u64) -> KeyDigest {
     let mut bytes = [0; KeyDigest::LEN];
     for (lane, part) in (0u64..).zip(bytes.chunks_exact_mut(8)) {

@@ -1,4 +1,4 @@
-//! The control plane and the sidecar that are measured: the binary that is deployed, in processes of their own.
+//! The measured control plane and sidecar: processes of the deployed binary.
 
 use std::{
     env, fmt, fs,
@@ -22,18 +22,18 @@ use crate::{
     store::{KEYRING, Keys},
 };
 
-/// The data of a control plane whose store is filled.
+/// The data of a control plane with a filled store.
 #[derive(Debug)]
 pub(crate) struct Deployment(TempDir);
 
-/// A running process that told where it listens. Dropping it kills it.
+/// A running process that has reported its addresses. It is killed on drop.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
     told: Value,
 }
 
-/// What a sidecar has counted of its cache.
+/// The counters of the cache of a sidecar.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
     hits: u64,
@@ -48,11 +48,11 @@ pub(crate) struct Counters {
 }
 
 const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
-/// Ten million keys are read within minutes.
+/// The longest start: ten million keys are read within minutes.
 const TIMEOUT: Duration = Duration::from_mins(30);
 
 impl Deployment {
-    /// Makes the data of a control plane, and fills its store in a process of its own.
+    /// Creates the data of a control plane, and fills its store in a process of its own.
     ///
     /// # Errors
     ///
@@ -85,7 +85,7 @@ impl Deployment {
         self.start("control", &yaml)
     }
 
-    /// Starts a sidecar that holds the keyring on demand, and waits until it is ready.
+    /// Starts a sidecar with the keyring on demand, and waits until it is ready.
     ///
     /// # Errors
     ///
@@ -141,18 +141,18 @@ impl Deployment {
                 break told;
             }
         };
-        // What it logs later must not fill the pipe.
+        // Later log lines must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Ok(Daemon { child, told })
     }
 }
 
 impl Daemon {
-    /// Where it listens for what it calls `name`.
+    /// The address that it has reported as `name`.
     ///
     /// # Errors
     ///
-    /// When it did not tell.
+    /// When it has not reported one.
     pub(crate) fn address(&self, name: &str) -> Result<&str> {
         let found = self
             .told
@@ -162,20 +162,20 @@ impl Daemon {
         found.with_context(|| format!("no {name} in {}", self.told))
     }
 
-    /// Its memory, in bytes.
+    /// The resident memory, in bytes.
     ///
     /// # Errors
     ///
-    /// When it is gone.
+    /// When the process is gone.
     pub(crate) fn resident(&self) -> Result<u64> {
         memory::resident(&self.child.id().to_string())
     }
 
-    /// What it has counted.
+    /// Reads the counters of its cache.
     ///
     /// # Errors
     ///
-    /// When it does not tell.
+    /// When its metrics cannot be read.
     pub(crate) async fn counters(&self) -> Result<Counters> {
         let page = self.get("/metrics").await?;
         let read = |name: &str, label: &str| -> u64 {
@@ -208,7 +208,7 @@ impl Daemon {
 }
 
 impl Counters {
-    /// What came since `before`.
+    /// The counts since `before`.
     pub(crate) fn since(self, before: &Self) -> Self {
         Self {
             hits: self.hits - before.hits,

@@ -1,10 +1,10 @@
-//! A keyring that is too large for its sidecar, under traffic that prefers some keys: how often the cache has the key, how
-//! long checks take, and how much memory a full cache takes.
+//! Measures a keyring on demand that is too large for its sidecar, under traffic that prefers some keys: the hit rate of the
+//! cache, the latency of checks, and the memory of a full cache.
 //!
 //! `cargo bench --bench on_demand -- --keys 1000000 --skew 1.0 --skew 0.8`
 //!
-//! The control plane and the sidecar are the binary that is deployed. Checks come at a fixed rate, so that one that is
-//! late makes no other one later than it is.
+//! The control plane and the sidecar are processes of the deployed binary. Checks are sent at a fixed rate, so that a late
+//! answer does not delay the next check.
 
 mod deployment;
 mod memory;
@@ -21,39 +21,39 @@ use traffic::{Plan, Zipf};
 
 #[derive(Debug, Parser)]
 struct Options {
-    /// Keys in the control plane's store
+    /// Number of keys in the store of the control plane
     #[arg(long, default_value_t = 1_000_000)]
     keys: u32,
 
-    /// The room in the sidecar
+    /// Size of the cache in the sidecar
     #[arg(long, default_value = "64MiB")]
     max_size: String,
 
-    /// How much traffic prefers the keys that it prefers: the exponent of Zipf's law; may be given several times
+    /// Skew of the traffic: the exponent of Zipf's law; may be repeated
     #[arg(long, default_values_t = [1.0, 0.8])]
     skew: Vec<f64>,
 
-    /// Checks before the measured ones
+    /// Number of checks before the measurement
     #[arg(long, default_value_t = 1_000_000)]
     warm_up: u64,
 
-    /// Checks that are measured
+    /// Number of measured checks
     #[arg(long, default_value_t = 300_000)]
     checks: u64,
 
-    /// How many of them a second
+    /// Measured checks per second
     #[arg(long, default_value_t = 5_000)]
     rate: u64,
 
-    /// Only fills a cache with keys of so many versions each, and says how much memory that takes
+    /// Only fill a cache with keys that have this number of versions each, and report its memory
     #[arg(long)]
     memory_of: Option<u64>,
 
-    /// Cargo gives it to every benchmark
+    /// Ignored; `cargo bench` passes it to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 
-    /// Fills the store of this data directory, in a process of its own, so that its memory is given back
+    /// Fill the store of this data directory, in a process of its own that then frees its memory
     #[arg(long, hide = true)]
     fill: Option<PathBuf>,
 }

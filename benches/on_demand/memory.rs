@@ -1,4 +1,4 @@
-//! What a key takes: a cache is filled in this process until it evicts, and the process is measured.
+//! Measures the memory of a key: it fills a cache in this process until the cache evicts, and measures the process.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use relatch::{
     },
 };
 
-/// Fills a cache of the default size with keys of so many versions each, and says what a key takes.
+/// Fills a cache of the default size with keys of `versions` versions each, and reports the memory of a key.
 ///
 /// # Errors
 ///
@@ -76,9 +76,9 @@ pub(crate) fn of_a_full_cache(versions: u64) -> Result<String> {
     ))
 }
 
-/// A record like those of the stores that are measured.
+/// A record like those of the measured stores.
 fn record(number: u64) -> Result<KeyRecord> {
-    // As good as random, which digests are.
+    // Practically random, as digests are.
     let mut bytes = [0; KeyDigest::LEN];
     let mut state = number;
     for chunk in bytes.chunks_exact_mut(8) {

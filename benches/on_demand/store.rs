@@ -1,4 +1,4 @@
-//! Keys in the store of a control plane that does not run yet, committed by the control plane's own code.
+//! Creates keys in the store of a control plane before it starts, with the control plane's own code.
 
 use std::{
     fs::File,
@@ -19,22 +19,22 @@ use relatch::{
     store::{SqliteOptions, SqliteStore},
 };
 
-/// The secrets of a keyring's keys, in a file.
+/// The file of the secrets of all keys in a keyring.
 #[derive(Debug)]
 pub(crate) struct Keys(File);
 
 pub(crate) const KEYRING: &str = "large";
-/// The changes of one commit; each key takes one, and a consumer of its own another one.
+/// The number of changes in one commit; each key needs one, and its consumer another one.
 const BATCH: u32 = 2_500;
 /// The length of a token whose prefix is `rlk`: prefix, `_`, key id, `_`, secret, checksum.
 const TOKEN: usize = 3 + 1 + 12 + 1 + 32 + 6;
 
-/// Where the secrets of a data directory are.
+/// The path of the secrets in a data directory.
 pub(crate) fn secrets_file(data_dir: &Path) -> PathBuf {
     data_dir.join("secrets")
 }
 
-/// Makes the keyring with `keys` keys, and writes their secrets beside the store.
+/// Creates the keyring with `keys` keys, and writes their secrets to a file beside the store.
 ///
 /// # Errors
 ///
@@ -90,18 +90,18 @@ pub(crate) async fn fill(data_dir: &Path, keys: u32) -> Result<()> {
 }
 
 impl Keys {
-    /// The secrets of a data directory that was filled.
+    /// Opens the secrets of a filled data directory.
     ///
     /// # Errors
     ///
-    /// When it was not.
+    /// When it was not filled.
     pub(crate) fn open(data_dir: &Path) -> Result<Self> {
         let path = secrets_file(data_dir);
         let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Self(file))
     }
 
-    /// The secret of key `number`.
+    /// Reads the secret of key `number`.
     ///
     /// # Errors
     ///

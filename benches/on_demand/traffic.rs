@@ -16,19 +16,19 @@ use tokio::{
 
 use crate::{deployment::Daemon, store::Keys};
 
-/// How likely each key is: the one of rank `r` as `1 / r^skew`.
+/// The probability of each key: that of rank `r` is proportional to `1 / r^skew`.
 #[derive(Debug)]
 pub(crate) struct Zipf(Vec<f64>);
 
-/// How many checks come, and how fast.
+/// The number and the rate of checks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) checks: u64,
-    /// A second; as fast as they are answered where there is none.
+    /// Checks per second; none: as fast as they are answered.
     pub(crate) rate: Option<u64>,
 }
 
-/// How long checks took.
+/// The latencies of checks.
 #[derive(Debug)]
 pub(crate) struct Measured {
     /// Sorted.
@@ -37,13 +37,13 @@ pub(crate) struct Measured {
     took: Duration,
 }
 
-/// Checks under way at a time: what an Envoy with a few worker threads has under load.
+/// The number of checks at the same time: as an Envoy with a few worker threads has under load.
 const MAX_UNDER_WAY: usize = 64;
-/// The same keys in the same order at every run.
+/// The seed: every run uses the same keys in the same order.
 const SEED: u64 = 0x5eed;
 
 impl Zipf {
-    /// Of `keys` keys.
+    /// The distribution for `keys` keys.
     pub(crate) fn new(keys: u32, skew: f64) -> Self {
         let mut sum = 0.0;
         let ranks = (1..=keys).map(|rank| {
@@ -132,7 +132,7 @@ fn next(state: &mut u64) -> f64 {
     ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// As Envoy asks.
+/// A request as Envoy sends it.
 fn request(key: String) -> CheckRequest {
     let headers = [
         (":authority", "api.example".to_owned()),

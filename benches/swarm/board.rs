@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::{sync::Notify, time::Instant};
 
-/// What the sidecars have reached, counted by themselves.
+/// The progress of the sidecars, which they count.
 #[derive(Debug)]
 pub(crate) struct Board {
     pub(crate) began: Instant,
     pub(crate) following: AtomicUsize,
-    /// Streams that followed and are broken.
+    /// The number of streams that followed and then broke.
     pub(crate) left: AtomicUsize,
     pub(crate) revoked: Line,
     /// The revision of each sidecar.
@@ -17,22 +17,22 @@ pub(crate) struct Board {
     pub(crate) deltas: AtomicU64,
     pub(crate) snapshots: AtomicU64,
     pub(crate) failures: AtomicU64,
-    /// Of deltas and revocations, without the frames around them.
+    /// The bytes of deltas and revocations, without frames.
     pub(crate) change_bytes: AtomicU64,
-    /// Of chunks of snapshots.
+    /// The bytes of chunks of snapshots.
     pub(crate) snapshot_bytes: AtomicU64,
-    /// Of all connections.
+    /// The bytes of all connections.
     pub(crate) received: AtomicU64,
     pub(crate) sent: AtomicU64,
     pub(crate) news: Notify,
 }
 
-/// A revision that all sidecars are to reach.
+/// A revision that all sidecars have to reach.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     pub(crate) revision: AtomicU64,
     pub(crate) passed: AtomicUsize,
-    /// When the last one passed it, in microseconds since the board began.
+    /// The time at which the last sidecar reached it, in microseconds since the board was created.
     pub(crate) last: AtomicU64,
 }
 
@@ -55,61 +55,61 @@ impl Board {
         }
     }
 
-    /// A sidecar knows that it holds what the control plane holds.
+    /// Records that a sidecar has the same state as the control plane.
     pub(crate) fn follows(&self) {
         self.following.fetch_add(1, Ordering::AcqRel);
         self.news.notify_one();
     }
 
-    /// The stream of a sidecar that followed is broken.
+    /// Records that the stream of a sidecar that followed broke.
     pub(crate) fn leaves(&self) {
         self.following.fetch_sub(1, Ordering::AcqRel);
         self.left.fetch_add(1, Ordering::AcqRel);
         self.news.notify_one();
     }
 
-    /// A sidecar could not connect, or its stream broke by itself.
+    /// Records that a sidecar could not connect, or that its stream broke without a cut.
     pub(crate) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A sidecar was told of a change in so many bytes.
+    /// Records the bytes of a change that was sent to a sidecar.
     pub(crate) fn heard_change(&self, bytes: usize) {
         self.change_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A sidecar was sent so many bytes of a snapshot.
+    /// Records the bytes of a snapshot that were sent to a sidecar.
     pub(crate) fn heard_chunk(&self, bytes: usize) {
         self.snapshot_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// So many bytes arrived on a connection.
+    /// Records the bytes that arrived on a connection.
     pub(crate) fn received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// So many bytes left on a connection.
+    /// Records the bytes that were sent on a connection.
     pub(crate) fn sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A sidecar has taken a whole snapshot.
+    /// Records that a sidecar has received a whole snapshot.
     pub(crate) fn took_snapshot(&self) {
         self.snapshots.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A sidecar has taken a delta.
+    /// Records that a sidecar has received a delta.
     pub(crate) fn took_delta(&self) {
         self.deltas.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A sidecar is at `revision`.
+    /// Records that a sidecar is at `revision`.
     pub(crate) fn applied(&self, number: usize, revision: u64) {
         self.applied[number].store(revision, Ordering::Release);
     }
 
-    /// A sidecar that knew every revocation up to `before` knows those up to `after`.
+    /// Records that a sidecar that knew every revocation up to `before` knows those up to `after`.
     pub(crate) fn revoked(&self, before: u64, after: u64) {
         let line = &self.revoked;
         let revision = line.revision.load(Ordering::Acquire);

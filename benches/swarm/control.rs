@@ -1,4 +1,4 @@
-//! The control plane that is measured: the binary that is deployed, in a process of its own.
+//! The measured control plane: a process of the deployed binary.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::daemon::Daemon;
 
-/// Where a control plane keeps its data, and who may ask it.
+/// The data directory of a control plane, and the admin token for it.
 #[derive(Debug)]
 pub(crate) struct Home {
     data_dir: PathBuf,
@@ -26,28 +26,28 @@ pub(crate) struct Home {
     token_file: PathBuf,
 }
 
-/// A running control plane. Dropping it kills it.
+/// A running control plane. It is killed on drop.
 #[derive(Debug)]
 pub(crate) struct Control {
     daemon: Daemon,
     bearer: PathBuf,
 }
 
-/// What the process uses of the memory, in bytes.
+/// The resident memory of the process, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
-    /// Now.
+    /// The current memory.
     pub(crate) resident: u64,
-    /// The most since the start, or since [`Control::forget_peak`].
+    /// The peak since the start, or since [`Control::forget_peak`].
     pub(crate) peak: u64,
 }
 
 const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
-/// Ten million keys are read from their log in minutes.
+/// The longest start: ten million keys are read from their log in minutes.
 const START_TIMEOUT: Duration = Duration::from_mins(30);
 
 impl Home {
-    /// Makes the data of a control plane in `directory`.
+    /// Creates the data of a control plane in `directory`.
     ///
     /// # Errors
     ///
@@ -85,12 +85,12 @@ log: {{ format: json, level: info }}
         Ok(home)
     }
 
-    /// The store's file.
+    /// The path of the store.
     pub(crate) fn store(&self) -> PathBuf {
         self.data_dir.join("relatch.db")
     }
 
-    /// The pepper that keys its digests.
+    /// Reads the master pepper.
     ///
     /// # Errors
     ///
@@ -116,11 +116,11 @@ log: {{ format: json, level: info }}
 }
 
 impl Control {
-    /// Where sidecars connect.
+    /// The address for sidecars.
     ///
     /// # Errors
     ///
-    /// When it told no address.
+    /// When it has not reported the address.
     pub(crate) fn discovery(&self) -> Result<SocketAddr> {
         self.daemon.address("discovery")
     }
@@ -138,7 +138,7 @@ impl Control {
             .map_err(|error| anyhow!("{error:?}"))
     }
 
-    /// What it uses of the memory.
+    /// Reads the memory of the process.
     ///
     /// # Errors
     ///
@@ -160,11 +160,11 @@ impl Control {
         })
     }
 
-    /// Begins the peak anew (`clear_refs` of proc(5)).
+    /// Resets the peak (`clear_refs` of proc(5)).
     ///
     /// # Errors
     ///
-    /// When the kernel does not let us.
+    /// When the kernel refuses.
     pub(crate) fn forget_peak(&self) -> Result<()> {
         let path = format!("/proc/{}/clear_refs", self.daemon.id());
         fs::write(&path, "5").with_context(|| format!("cannot write {path}"))

@@ -1,4 +1,4 @@
-//! A connection that counts what passes over it: the bytes of TCP, with the frames of HTTP/2.
+//! A connection that counts its bytes: those of TCP, including the frames of HTTP/2.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! What is measured with streams: their memory, the way of a change to all of them, and their return after a cut.
+//! The measurements with streams: their memory, the time of a change to all of them, and their return after a cut.
 
 use std::time::Duration;
 
@@ -13,37 +13,37 @@ use crate::{
     writers::{self, Written},
 };
 
-/// How much is measured with streams.
+/// The size of the measurements with streams.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FanOut {
-    /// Sidecars, each with a stream of its own
+    /// Number of sidecars, each with its own stream
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(1..))]
     streams: u32,
 
-    /// Keys in the keyring that they follow
+    /// Number of keys in the keyring that they follow
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u64).range(1_000..))]
     keys: u64,
 
-    /// Revocations that are timed
+    /// Number of timed revocations
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     revocations: u32,
 
-    /// How often all streams are cut, of each kind
+    /// Number of cuts of all streams, for each kind
     #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     cuts: u32,
 
-    /// How many seconds each number of writers commits
+    /// Time in seconds for which each number of writers commits
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = clap::value_parser!(u64).range(1..))]
     commit_for: u64,
 }
 
-/// The keyring that all follow.
+/// The keyring that all sidecars follow.
 const KEYRING: &str = "bench";
-/// How many operators write at once.
+/// The numbers of operators that write at the same time.
 const WRITERS: [usize; 3] = [1, 8, 64];
-/// After this long without news every beat was answered, and its memory is what it needs at rest.
+/// The time without changes after which every beat was answered, and the memory is that of an idle control plane.
 const AT_REST: Duration = Duration::from_secs(6);
-/// Six beats of each sidecar.
+/// The time of six beats of each sidecar.
 const IDLE_FOR: Duration = Duration::from_secs(30);
 
 impl FanOut {
@@ -170,7 +170,7 @@ impl FanOut {
                 let (mut times, mut peaks) = (Vec::new(), Vec::new());
                 let before = swarm.counts();
                 for _ in 0..self.cuts {
-                    // Until a beat was answered, a simulated sidecar does not know the digest of what it holds.
+                    // Until a beat was answered, a simulated sidecar does not know the digest of its keyring.
                     tokio::time::sleep(AT_REST).await;
                     control.forget_peak()?;
                     times.push(millis(swarm.cut(jitter, forget).await?));
@@ -198,7 +198,7 @@ impl FanOut {
     }
 }
 
-/// What passes between a sidecar and the control plane while nothing changes.
+/// Measures the bytes between a sidecar and the control plane while nothing changes.
 async fn idle(swarm: &Swarm, report: &mut Report) -> Result<()> {
     let (began, before) = (Instant::now(), swarm.counts());
     tokio::time::sleep(IDLE_FOR).await;

@@ -8,23 +8,23 @@ use serde::Serialize;
 
 use crate::machine::Machine;
 
-/// All that is told.
+/// The report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     machine: Machine,
     figures: Vec<Row>,
 }
 
-/// One line.
+/// One figure.
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
     spread: Spread,
-    /// How often it was measured.
+    /// The number of measurements.
     count: usize,
 }
 
-/// Of a figure over its repetitions.
+/// The spread of a figure over its repetitions.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Spread {
     min: f64,
@@ -37,7 +37,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// When the machine cannot be looked at.
+    /// When the facts of the machine cannot be read.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             machine: Machine::look()?,
@@ -45,11 +45,11 @@ impl Report {
         })
     }
 
-    /// Adds a figure that was measured as often as `values` has items, and tells of it at once.
+    /// Adds a figure with all its measurements `values`, and prints its median immediately.
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When `values` is empty.
     pub(crate) fn add(&mut self, name: impl Into<String>, values: &[f64]) -> Result<()> {
         let name = name.into();
         let spread = Spread::of(values).with_context(|| format!("{name} was not measured"))?;
@@ -66,7 +66,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When `values` is empty.
     pub(crate) fn add_p99(&mut self, name: impl Into<String>, values: &[f64]) -> Result<()> {
         let mut sorted = values.to_vec();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -76,7 +76,7 @@ impl Report {
 }
 
 impl Spread {
-    /// None of no values.
+    /// None if `values` is empty.
     fn of(values: &[f64]) -> Option<Self> {
         let mut values = values.to_vec();
         values.sort_unstable_by(f64::total_cmp);

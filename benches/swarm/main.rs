@@ -1,9 +1,9 @@
-//! The control plane at scale: a real `relatch control`, many sidecars that are simulated here, and many keys.
+//! Measures the control plane at scale: a real `relatch control`, many simulated sidecars, and many keys.
 //!
-//! Every simulated sidecar is a stream of its own over a connection of its own, and speaks the protocol that a real one
-//! speaks, but holds no keys. [`control`] is the process that is measured, [`seed`] fills its store, [`sidecar`] is one
-//! stream over a [`counted`] connection and [`swarm`] all of them, [`writers`] are operators, [`fan_out`] and [`start`] are
-//! what is measured, and [`figures`] writes it down. `docs/scaling.md` says what the figures mean.
+//! Every simulated sidecar has its own stream over its own connection. It speaks the protocol of a real sidecar, but holds no
+//! keys. [`control`] is the measured process, and [`seed`] fills its store. [`sidecar`] is one stream over a [`counted`]
+//! connection, and [`swarm`] is all of them. [`writers`] are operators. [`fan_out`] and [`start`] are the measurements, and
+//! [`figures`] is the report. `docs/scaling.md` says what the figures mean.
 
 mod board;
 mod control;
@@ -36,7 +36,7 @@ use fan_out::FanOut;
 use figures::Report;
 use start::Start;
 
-/// Measures the control plane at scale
+/// Measure the control plane at scale
 #[derive(Debug, Parser)]
 #[command(bin_name = "scripts/bench.sh --swarm")]
 struct Cli {
@@ -46,24 +46,25 @@ struct Cli {
     #[command(flatten)]
     start: Start,
 
-    /// Leave out what needs streams
+    /// Skip the measurements with streams
     #[arg(long)]
     no_streams: bool,
 
-    /// Where the figures are written as JSON
+    /// File for the figures, as JSON
     #[arg(long, value_name = "FILE", default_value = "target/bench/swarm.json")]
     report: PathBuf,
 
-    /// What `cargo bench` gives to every benchmark
+    /// Ignored; `cargo bench` passes it to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// The swarm shares the processor with the control plane: more threads would only take it away.
+/// The number of threads of the swarm: it shares the processor with the control plane, and more threads would only take time
+/// from it.
 const THREADS: usize = 2;
 
 fn main() -> Result<()> {
-    // `cargo test` runs benchmarks too, with arguments of its own: only `cargo bench` means it.
+    // `cargo test` also runs benchmarks, with its own arguments. Only `cargo bench` measures.
     if !env::args().skip(1).any(|arg| arg == "--bench") {
         return Ok(());
     }
@@ -95,7 +96,8 @@ impl Cli {
     }
 }
 
-/// A stream is an open file here, and another one in the control plane, which inherits the limit.
+/// Raises the limit of open files. Each stream is one open file in this process, and one in the control plane, which inherits
+/// the limit.
 fn raise_file_limit() -> rustix::io::Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(

@@ -1,14 +1,14 @@
 //! What the sidecars are to do.
 
-/// What the sidecars are to do.
+/// The orders for the sidecars.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Order {
-    /// Counts the cuts: a sidecar breaks its stream when it grows.
+    /// The number of cuts: a sidecar breaks its stream when it grows.
     pub(crate) cuts: u64,
-    /// Whether they come back with jitter, as real ones do.
+    /// Whether the sidecars connect again with jitter, as real ones do.
     pub(crate) jitter: bool,
-    /// Whether they come back with nothing, as after a restart without a snapshot file.
+    /// Whether the sidecars connect again without a state, as after a restart without a snapshot file.
     pub(crate) forget: bool,
-    /// Whether they are to say Goodbye.
+    /// Whether the sidecars have to stop with a Goodbye.
     pub(crate) stop: bool,
 }

@@ -1,4 +1,4 @@
-//! Fills a store with keys, through the library's own types, as fast as it takes them.
+//! Fills a store with keys as fast as possible, with the types of the library.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use ::relatch::{
 };
 use anyhow::Result;
 
-/// How many keys a keyring is to have, and of how many consumers each.
+/// The number of keys for a keyring, and the number of keys of each consumer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seed {
     pub(crate) keys: u64,
@@ -29,15 +29,15 @@ struct Writer {
     waiting: Vec<NewEntry>,
 }
 
-/// As the audit log names it.
+/// The actor in the audit log.
 const ACTOR: &str = "bench";
-/// What each key may do.
+/// The scopes of each key.
 const SCOPES: &str = "orders.read orders.write";
-/// A few keys are revoked later; they are returned by name.
+/// The number of keys whose ids are returned, to revoke them later.
 const RETURNED: usize = 10_000;
 
 impl Seed {
-    /// Makes `keyring` in the store at `path`, and returns the ids of some of its keys. Nobody knows their secrets.
+    /// Creates `keyring` in the store at `path`, and returns the ids of some of its keys. Their secrets are not known.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! One simulated sidecar: follows a keyring by revision, without holding its keys.
+//! One simulated sidecar: it follows a keyring by its revision, without its keys.
 
 use std::{
     io,
@@ -33,15 +33,15 @@ pub(crate) struct Sidecar {
     pub(crate) node: String,
     pub(crate) keyring: String,
     pub(crate) discovery: SocketAddr,
-    /// The address that it connects from.
+    /// The local address of its connections.
     pub(crate) source: IpAddr,
     pub(crate) board: Arc<Board>,
     pub(crate) orders: watch::Receiver<Order>,
-    /// What it holds of the keyring.
+    /// Its state of the keyring.
     pub(crate) held: Held,
-    /// How many streams it has opened.
+    /// The number of streams that it has opened.
     pub(crate) streams: u64,
-    /// How often it has asked for confirmation.
+    /// The number of beats that it has sent.
     pub(crate) beats: u64,
 }
 
@@ -50,15 +50,15 @@ pub(crate) struct Sidecar {
 pub(crate) struct Held {
     epoch: u64,
     revision: u64,
-    /// Every revocation up to here is known.
+    /// Every revocation up to this revision is known.
     revoked_through: u64,
-    /// Of the set at `revision`; 0 when it is not known.
+    /// The digest of the set at `revision`; 0 if it is not known.
     set_digest: u64,
-    /// The sequence of the last report of uses.
+    /// The sequence of the last report of use.
     sequence: u64,
 }
 
-/// What a sidecar without keys needs of a `SnapshotChunk`; the items are passed over.
+/// The fields of a `SnapshotChunk` that a sidecar without keys needs; the items are skipped.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Chunk {
     #[prost(uint64, tag = "3")]
@@ -91,29 +91,29 @@ struct Revoked {
     nonce: u64,
 }
 
-/// Why a stream is over.
+/// The reason of the end of a stream.
 enum End {
-    /// As ordered: to come back.
+    /// The swarm has cut it; the sidecar connects again.
     Cut,
-    /// As ordered: for good.
+    /// The swarm has stopped the sidecar.
     Stopped,
 }
 
-/// The words on their way to the control plane: an ack for each message of a burst.
+/// The length of the queue to the control plane: an ack for each message of a burst.
 const MAX_SAID: usize = 64;
-/// The largest message: a chunk of a snapshot, with room to spare.
+/// The largest message, in bytes: a chunk of a snapshot, with a margin.
 const MAX_MESSAGE: usize = 4 << 20;
-/// As the control plane asks for by default.
+/// The default heartbeat of the control plane.
 const BEAT_EVERY: Duration = Duration::from_secs(5);
-/// As a real one asks whether a silent connection lives.
+/// The keepalive of a real sidecar for a silent connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// `deny_after` of a sidecar.
+/// The `deny_after` of the sidecar.
 const DENY_AFTER_MS: u64 = 3_600_000;
-/// The wait after a failure where no jitter is asked for.
+/// The wait after a failure without jitter.
 const RETRY: Duration = Duration::from_millis(20);
 
 impl Sidecar {
-    /// Connects and follows until it is ordered to stop.
+    /// Connects and follows until the swarm stops it.
     pub(crate) async fn run(mut self) {
         let mut backoff = backoff::Backoff::default();
         loop {
@@ -158,7 +158,7 @@ impl Sidecar {
             board: Arc::clone(&self.board),
             counted: false,
         };
-        // The first one ticks at once: that is the beat behind the hello.
+        // The first tick is immediate: it is the beat after the hello.
         let mut beats = tokio::time::interval(BEAT_EVERY);
         loop {
             let told = tokio::select! {
@@ -239,7 +239,7 @@ impl Sidecar {
         Ok((say, heard.into_inner()))
     }
 
-    /// Takes a message and returns what is said to it.
+    /// Handles a message, and returns the answers to it.
     fn take(
         &mut self,
         kind: control_message::Kind,

@@ -1,4 +1,4 @@
-//! What is measured of a start: how long until a control plane with many keys listens, and what it takes.
+//! The measurements of a start: the time until a control plane with many keys listens, and its memory.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -16,23 +16,23 @@ use crate::{
     writers,
 };
 
-/// How much is measured of starts.
+/// The size of the measurements of starts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Start {
-    /// Keys of a keyring with which a control plane starts; may be given several times
+    /// Number of keys in the keyring of a control plane that starts; may be repeated
     #[arg(long, value_name = "N", default_values_t = [1_000_000])]
     start_keys: Vec<u64>,
 
-    /// Keys of each of its consumers
+    /// Number of keys of each consumer
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     keys_per_consumer: u64,
 }
 
 const KEYRING: &str = "large";
-/// A state of ten million keys is written within minutes.
+/// The longest time to save a state: ten million keys are written within minutes.
 const SAVE_TIMEOUT: Duration = Duration::from_mins(20);
 const LOOK: Duration = Duration::from_millis(100);
-/// How long one writer commits while the state is saved, and while it is not.
+/// The time for which one writer commits, while the state is saved and while it is not.
 const COMMIT_FOR: Duration = Duration::from_secs(3);
 
 impl Start {

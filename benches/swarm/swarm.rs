@@ -1,4 +1,4 @@
-//! All simulated sidecars, and what they have reached together.
+//! All simulated sidecars, and their common progress.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -35,15 +35,15 @@ pub(crate) struct Counts {
     pub(crate) sent: u64,
 }
 
-/// From one address come fewer connections than Linux has ephemeral ports (28,232).
+/// The most connections from one address: fewer than Linux has ephemeral ports (28,232).
 const STREAMS_PER_SOURCE: usize = 20_000;
-/// A swarm that has not got there by then never will.
+/// The longest wait for the swarm.
 const DEADLINE: Duration = Duration::from_mins(5);
-/// How often it is looked where nothing wakes.
+/// The interval of polling where there is no notification.
 const LOOK: Duration = Duration::from_millis(2);
 
 impl Swarm {
-    /// Sends out `size` sidecars.
+    /// Starts `size` sidecars.
     pub(crate) fn send_out(size: usize, discovery: SocketAddr, keyring: &str) -> Self {
         let board = Arc::new(Board::new(size));
         let orders = watch::Sender::new(Order::default());
@@ -72,7 +72,7 @@ impl Swarm {
         }
     }
 
-    /// How many there are.
+    /// The number of sidecars.
     pub(crate) const fn size(&self) -> usize {
         self.size
     }
@@ -90,21 +90,21 @@ impl Swarm {
         }
     }
 
-    /// Waits until every one follows.
+    /// Waits until every sidecar follows.
     ///
     /// # Errors
     ///
-    /// When one never does.
+    /// When one does not follow in time.
     pub(crate) async fn all_follow(&self) -> Result<()> {
         self.until("follow", || self.board.following.load(Ordering::Acquire))
             .await
     }
 
-    /// Breaks all streams at once, and returns how long it took until every sidecar follows again.
+    /// Breaks all streams at the same time, and returns the time until every sidecar follows again.
     ///
     /// # Errors
     ///
-    /// When one never does.
+    /// When one does not follow in time.
     pub(crate) async fn cut(&self, jitter: bool, forget: bool) -> Result<Duration> {
         let left = self.board.left.load(Ordering::Acquire);
         let began = Instant::now();
@@ -120,16 +120,16 @@ impl Swarm {
         Ok(began.elapsed())
     }
 
-    /// Draws the line of revocations at `revision`, which nobody has reached.
+    /// Sets `revision`, which no sidecar has reached, as the next revocation that all have to know.
     pub(crate) fn expect_revoked(&self, revision: u64) {
         self.board.revoked.draw(revision);
     }
 
-    /// Waits until everybody knows the revocation, and returns when the last one did.
+    /// Waits until every sidecar knows the revocation, and returns the time of the last one.
     ///
     /// # Errors
     ///
-    /// When one never does.
+    /// When one does not know it in time.
     pub(crate) async fn all_revoked(&self) -> Result<Instant> {
         let line = &self.board.revoked;
         self.until("know the revocation", || {
@@ -139,11 +139,11 @@ impl Swarm {
         Ok(self.board.began + Duration::from_micros(line.last.load(Ordering::Acquire)))
     }
 
-    /// Waits until everybody has applied `revision`.
+    /// Waits until every sidecar has applied `revision`.
     ///
     /// # Errors
     ///
-    /// When one never does.
+    /// When one has not applied it in time.
     pub(crate) async fn all_applied(&self, revision: u64) -> Result<()> {
         let applied = &self.board.applied;
         self.until("are up to date", || {
@@ -154,7 +154,7 @@ impl Swarm {
         .await
     }
 
-    /// Sends everybody home with a Goodbye.
+    /// Stops all sidecars with a Goodbye.
     pub(crate) async fn stop(mut self) {
         self.orders.send_modify(|order| order.stop = true);
         while self.sidecars.join_next().await.is_some() {}

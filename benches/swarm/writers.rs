@@ -1,4 +1,4 @@
-//! Operators: calls of the admin API.
+//! Operators, which call the admin API.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::control::Control;
 
-/// What many writers did.
+/// The result of many writers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Written {
-    /// Commits of one key each.
+    /// The number of commits, of one key each.
     pub(crate) commits: u64,
-    /// From the first call to the last answer.
+    /// The time from the first call to the last answer.
     pub(crate) took: Duration,
     /// The revision of the last commit.
     pub(crate) revision: u64,
 }
 
-/// A revocation that every sidecar has.
+/// A revocation that every sidecar has confirmed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Revoked {
     pub(crate) revision: u64,
-    /// From the commit to the last ack, by the control plane's clock.
+    /// The time from the commit to the last ack, by the clock of the control plane.
     pub(crate) propagation: Duration,
 }
 
-/// The consumer of keys that are made here.
+/// The consumer of the created keys.
 const CONSUMER: &str = "writers";
 
 impl Written {
@@ -45,7 +45,7 @@ impl Written {
     }
 }
 
-/// Lets `writers` make keys for `time`, each one after the other, and each with a connection of its own.
+/// Lets `writers` create keys for `time`. Each has its own connection, and creates one key after another.
 ///
 /// # Errors
 ///
@@ -125,7 +125,7 @@ async fn of_keyring(admin: &mut Admin, keyring: &str) -> Result<Keyring> {
     found.context("the keyring is not served")
 }
 
-/// Revokes a key and waits until every live sidecar has it.
+/// Revokes a key, and waits until every sidecar that may serve has confirmed.
 ///
 /// # Errors
 ///

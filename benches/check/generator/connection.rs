@@ -1,4 +1,4 @@
-//! One connection: writes requests, takes answers, and keeps the rules of HTTP/2 that a server insists on.
+//! One connection: it writes requests, reads answers, and follows the rules of HTTP/2 that servers require.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -13,57 +13,58 @@ use super::{
     traffic::{Reply, Traffic},
 };
 
-/// A connection to a server, and the requests that are under way on it.
+/// A connection to a server, and its requests without an answer.
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: TcpStream,
     buffer: Box<[u8]>,
-    /// Of `buffer`, so many bytes were received.
+    /// The number of received bytes in `buffer`.
     received: usize,
-    /// Of those, so many are taken already.
+    /// The number of them that are already processed.
     taken: usize,
     outgoing: Vec<u8>,
-    /// Of `outgoing`, so many bytes are written already.
+    /// The number of bytes in `outgoing` that are already written.
     written: usize,
-    /// By their order on the connection: stream 1 is the first.
+    /// The requests by their order on the connection: stream 1 is the first.
     streams: Vec<Stream>,
     under_way: usize,
-    /// How many may be under way: what the server allows.
+    /// The most requests at the same time, as the server allows.
     max_under_way: usize,
-    /// How many bytes of DATA the server still takes on this connection.
+    /// The number of bytes of DATA that the server still accepts on this connection.
     window: i64,
-    /// How many bytes of DATA came since the server was last given room.
+    /// The number of bytes of DATA since the last update of the window for the server.
     consumed: u32,
     reply: Reply,
-    /// The DATA of the answer, where it is looked at.
+    /// The DATA of the answer, if it is kept.
     kept: Option<Vec<u8>>,
 }
 
-/// A request and how far its answer is.
+/// A request, and the progress of its answer.
 #[derive(Clone, Copy, Debug)]
 struct Stream {
-    /// What was passed in with the request.
+    /// The value that was passed in with the request.
     due: u64,
     has_fields: bool,
 }
 
-/// Holds what a server writes at once to fifty requests, and a frame of the largest length that was not negotiated.
+/// The size of the buffer in bytes: it has room for the answers to fifty requests, and for a frame of the largest length
+/// without negotiation.
 const BUFFER: usize = 128 << 10;
-/// How much a server may send before it waits for room: more than it ever does here.
+/// The window for the server, in bytes: more than it ever sends here.
 const ROOM: u32 = 1 << 30;
-/// Of a server that does not say: `h2` has no bound of its own and Envoy allows as many.
+/// The most requests for a server that does not set a limit: `h2` has none, and Envoy allows this many.
 const UNBOUNDED: usize = i32::MAX as usize;
-/// The window of a connection that was not widened (RFC 9113, section 6.9.2).
+/// The initial window of a connection (RFC 9113, section 6.9.2).
 const FIRST_WINDOW: i64 = 65_535;
 const SETTINGS_MAX_CONCURRENT_STREAMS: u16 = 0x3;
 const SETTINGS_INITIAL_WINDOW_SIZE: u16 = 0x4;
 
 impl Connection {
-    /// Connects, and announces itself.
+    /// Connects, and sends the preface.
     ///
     /// # Errors
     ///
-    /// When nobody listens there.
+    /// When nothing listens there.
     pub(crate) fn open(address: SocketAddr, reply: Reply) -> Result<Self> {
         let socket =
             TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
@@ -99,7 +100,7 @@ impl Connection {
         })
     }
 
-    /// Keeps the DATA of what is answered from now on.
+    /// Keeps the DATA of answers from now on.
     pub(crate) fn keep(&mut self) {
         self.kept = Some(Vec::new());
     }
@@ -109,23 +110,23 @@ impl Connection {
         self.kept.unwrap_or_default()
     }
 
-    /// How many requests wait for their answer.
+    /// The number of requests that wait for their answer.
     pub(crate) const fn under_way(&self) -> usize {
         self.under_way
     }
 
-    /// Whether the server takes one more request.
+    /// Whether the server accepts another request.
     pub(crate) fn has_room(&self, traffic: &Traffic) -> bool {
         let needed = i64::try_from(traffic.body_len()).expect("bodies are small");
         self.under_way < self.max_under_way && self.window >= needed
     }
 
-    /// Whether something waits to be written.
+    /// Whether there are bytes to write.
     pub(crate) const fn is_writing(&self) -> bool {
         self.written < self.outgoing.len()
     }
 
-    /// Appends request `number` of `traffic` to what is written next. `due` is handed back with the answer.
+    /// Adds request `number` of `traffic` to the bytes to write. `due` is returned with the answer.
     pub(crate) fn ask(&mut self, traffic: &Traffic, number: u64, due: u64) {
         let stream =
             u32::try_from(2 * self.streams.len() + 1).expect("2^30 requests on one connection");
@@ -139,7 +140,7 @@ impl Connection {
         self.under_way += 1;
     }
 
-    /// Writes as much as the socket takes.
+    /// Writes as much as the socket accepts.
     ///
     /// # Errors
     ///
@@ -158,11 +159,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads what has come, and calls `answered` with what was passed in as `due` for each answer that is whole.
+    /// Reads the available bytes, and calls `answered` with the `due` of each complete answer.
     ///
     /// # Errors
     ///
-    /// When the server is gone, refuses a request, or answers otherwise than with what is asked for.
+    /// When the server is gone, refuses a request, or gives an unexpected answer.
     pub(crate) fn receive(&mut self, mut answered: impl FnMut(u64)) -> Result<()> {
         match self.socket.read(&mut self.buffer[self.received..]) {
             Ok(0) => bail!("the server has closed the connection"),
@@ -192,7 +193,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The head of the next frame that is whole, and where it ends.
+    /// The head of the next complete frame, and its end.
     fn next_frame(&self) -> Option<(Head, usize)> {
         let rest = &self.buffer[self.taken..self.received];
         let head = Head::read(rest.first_chunk()?);
@@ -200,7 +201,7 @@ impl Connection {
         (rest.len() >= len).then_some((head, self.taken + len))
     }
 
-    /// Takes one frame; returns what was passed in for the answer that it ends.
+    /// Handles one frame. If it ends an answer, returns the value that was passed in for it.
     fn take(&mut self, head: Head, payload: std::ops::Range<usize>) -> Result<Option<u64>> {
         let payload = &self.buffer[payload];
         match head.kind {
@@ -224,7 +225,7 @@ impl Connection {
                 if !stream.has_fields {
                     stream.has_fields = true;
                     ensure!(frame::is_ok(payload)?, "the answer is not 200");
-                    // A gRPC error comes without a message, and thus in one block of fields.
+                    // A gRPC error has no message, and therefore only one block of fields.
                     let is_empty = head.has(frame::END_STREAM);
                     ensure!(
                         !is_empty || self.reply == Reply::Page,
@@ -249,7 +250,7 @@ impl Connection {
                                 "the server takes less than a request at a time"
                             );
                         }
-                        // What a server may be sent beyond what every server must take is not used.
+                        // Optional features beyond those that every server must accept are not used.
                         _ => {}
                     }
                 }
@@ -271,7 +272,7 @@ impl Connection {
             kind::RST_STREAM => bail!("the server has reset a request"),
             kind::GOAWAY => bail!("the server ends the connection"),
             kind::PUSH_PROMISE | kind::CONTINUATION => bail!("a frame of type {} came", head.kind),
-            // Answers to our own, priorities, and what is to be ignored (RFC 9113, section 5.5).
+            // Answers to own frames, priorities, and frames that have to be ignored (RFC 9113, section 5.5).
             _ => Ok(None),
         }
     }
@@ -293,7 +294,7 @@ impl AsFd for Connection {
     }
 }
 
-/// Where a stream stands among those of its connection: clients have the odd numbers.
+/// The index of a stream on its connection: clients use the odd numbers.
 fn index(stream: u32) -> usize {
     usize::try_from(stream / 2).unwrap_or(usize::MAX)
 }

@@ -1,19 +1,19 @@
-//! Frames of HTTP/2 (RFC 9113) and field blocks of HPACK (RFC 7541): as much of both as a client of one call needs.
+//! Frames of HTTP/2 (RFC 9113) and field blocks of HPACK (RFC 7541), as far as a client of one call needs them.
 
 use anyhow::{Context as _, Result, ensure};
 
-/// What begins a connection (section 3.4).
+/// The preface of a connection (section 3.4).
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The length of a frame's head (section 4.1).
 pub(crate) const HEAD_LEN: usize = 9;
 
-/// The flag on DATA and HEADERS: nothing follows on the stream.
+/// The flag on DATA and HEADERS for the end of the stream.
 pub(crate) const END_STREAM: u8 = 0x1;
-/// The flag on HEADERS: the field block is whole.
+/// The flag on HEADERS for a complete field block.
 pub(crate) const END_HEADERS: u8 = 0x4;
-/// The flag on DATA and HEADERS: there is padding, which no server here sends.
+/// The flag on DATA and HEADERS for padding, which no server here sends.
 pub(crate) const PADDED: u8 = 0x8;
-/// The flag on SETTINGS and PING: the answer to one.
+/// The flag on SETTINGS and PING for an answer.
 pub(crate) const ACK: u8 = 0x1;
 
 /// The types of frames (section 6).
@@ -32,15 +32,15 @@ pub(crate) mod kind {
 /// The head of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// Of what follows, in bytes.
+    /// The length of the payload, in bytes.
     pub(crate) len: usize,
     pub(crate) kind: u8,
     pub(crate) flags: u8,
     pub(crate) stream: u32,
 }
 
-/// A field block of the same names in every request. The first on a connection enters its fields into the dynamic table,
-/// as clients do; the others name the entries.
+/// A field block with the same names in every request. The first one on a connection adds its fields to the dynamic table,
+/// as clients do; the others refer to these entries.
 #[derive(Clone, Debug)]
 pub(crate) struct FieldBlock {
     first: Vec<u8>,
@@ -89,14 +89,14 @@ impl Head {
 }
 
 impl FieldBlock {
-    /// `statics` are entries of the static table; `fields` are entered into the dynamic one.
+    /// `statics` are entries of the static table; `fields` are added to the dynamic table.
     pub(crate) fn new(statics: &[u8], fields: &[(Name, &str)]) -> Self {
         let mut first = statics.to_vec();
         for (name, value) in fields {
             literal(0x40, 0x3f, *name, value.as_bytes(), &mut first);
         }
         let mut later = statics.to_vec();
-        // The newest entry comes first.
+        // The newest entry is the first.
         for back in (0..fields.len()).rev() {
             let index = u8::try_from(STATIC_ENTRIES + 1 + back).expect("a request has few fields");
             later.push(0x80 | index);
@@ -119,7 +119,7 @@ pub(crate) fn write(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload
     out.extend_from_slice(payload);
 }
 
-/// Writes a field that is not entered into the dynamic table.
+/// Writes a field that is not added to the dynamic table.
 pub(crate) fn field(name: &'static str, value: &[u8], out: &mut Vec<u8>) {
     literal(0x00, 0x0f, Name::Text(name), value, out);
 }

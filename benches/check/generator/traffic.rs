@@ -1,4 +1,4 @@
-//! What is asked: Checks as Envoy sends them, or requests as consumers send them to Envoy. Each with another key.
+//! The requests: checks as Envoy sends them, or requests as consumers send them to Envoy, each with another key.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -13,11 +13,11 @@ pub(crate) struct Traffic {
     fields: FieldBlock,
     message: Message,
     keys: Arc<Keys>,
-    /// How many different keys are presented.
+    /// The number of different keys.
     presented: u64,
 }
 
-/// What is expected back.
+/// The expected answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
     /// A gRPC message.
@@ -26,7 +26,7 @@ pub(crate) enum Reply {
     Page,
 }
 
-/// Whether Envoy's span, which comes in the call's metadata, is sampled.
+/// Whether the span of Envoy, in the metadata of the call, is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sampling {
     Sampled,
@@ -37,13 +37,13 @@ pub(crate) enum Sampling {
 enum Message {
     Check {
         template: CheckTemplate,
-        /// None: Envoy makes no spans.
+        /// There is no span of Envoy.
         sampling: Option<Sampling>,
     },
     Get,
 }
 
-/// A browser's request behind a load balancer, as [`CheckTemplate`]'s recording has it.
+/// The headers of a browser's request after a load balancer, as in the recording of [`CheckTemplate`].
 const CONSUMER_FIELDS: [(Name, &str); 5] = [
     (Name::ACCEPT, "application/json, text/plain, */*"),
     (
@@ -60,7 +60,7 @@ impl Traffic {
     ///
     /// # Errors
     ///
-    /// When the recorded Check is not what it is taken for.
+    /// When the recording is not the expected request.
     pub(crate) fn checks(address: SocketAddr, keys: &Arc<Keys>, presented: u64) -> Result<Self> {
         let authority = address.to_string();
         let fields = [
@@ -80,7 +80,7 @@ impl Traffic {
         })
     }
 
-    /// The same with a span of Envoy's in each; every one of another trace.
+    /// Adds a span of Envoy to each request, each of another trace.
     pub(crate) fn traced(self, sampling: Sampling) -> Self {
         let message = match self.message {
             Message::Check { template, .. } => Message::Check {
@@ -108,7 +108,7 @@ impl Traffic {
         }
     }
 
-    /// What is expected back.
+    /// The expected answer.
     pub(crate) const fn reply(&self) -> Reply {
         match self.message {
             Message::Check { .. } => Reply::Message,
@@ -116,7 +116,7 @@ impl Traffic {
         }
     }
 
-    /// The length of a request's DATA, in bytes.
+    /// The length of the DATA of a request, in bytes.
     pub(crate) const fn body_len(&self) -> usize {
         match &self.message {
             Message::Check { template, .. } => template.framed_len(),
@@ -124,7 +124,7 @@ impl Traffic {
         }
     }
 
-    /// Writes request `number` as frames; returns the length of its DATA.
+    /// Writes request `number` as frames, and returns the length of its DATA.
     pub(crate) fn write(
         &self,
         number: u64,
@@ -132,7 +132,7 @@ impl Traffic {
         stream: u32,
         out: &mut Vec<u8>,
     ) -> usize {
-        // Spread over the whole keyring, however it is ordered.
+        // The keys are spread over the whole keyring, in any order of it.
         let chosen = number % self.presented * (self.keys.len() / self.presented);
         let key = self.keys.get(chosen);
         let begin = out.len();

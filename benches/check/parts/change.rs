@@ -1,7 +1,7 @@
-//! What a Check waits while keys change: one every 50 ms, in a keyring of many.
+//! Measures the latency of checks while keys change: one every 50 ms, in a large keyring.
 //!
-//! On a machine with few cores the control plane, which commits the changes, takes time from the load. So there is a
-//! third condition beside "quiet" and "changes": as many changes of another keyring, which this sidecar does not hold.
+//! On a machine with few cores, the control plane, which commits the changes, takes time from the load. There is therefore a
+//! third condition besides "quiet" and "changes": as many changes of another keyring, which this sidecar does not have.
 
 use std::{
     sync::{
@@ -40,16 +40,16 @@ use crate::{
     server::Server,
 };
 
-/// What happens while Checks are asked.
+/// The condition while checks are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
     Quiet,
-    /// Changes of a keyring that the sidecar does not hold.
+    /// Changes of a keyring that the sidecar does not have.
     Elsewhere,
     Changes,
 }
 
-/// Somebody who makes a new key at every tick.
+/// A writer that creates a new key at every tick.
 struct Writer {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64>>,
@@ -57,7 +57,7 @@ struct Writer {
 
 const PART: &str = "change";
 const EVERY: Duration = Duration::from_millis(50);
-/// A change reaches a sidecar on the same machine in milliseconds.
+/// The longest wait for a change, which needs milliseconds to a sidecar on the same machine.
 const ARRIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
@@ -182,7 +182,7 @@ impl Writer {
         Ok(Self { stop, thread })
     }
 
-    /// Returns how many changes were committed.
+    /// Stops the writer, and returns the number of committed changes.
     fn stop(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread
@@ -191,7 +191,7 @@ impl Writer {
     }
 }
 
-/// How many active versions the sidecar holds.
+/// The number of active versions of the sidecar.
 fn held(server: &Server) -> Result<u64> {
     let http = server.metrics.context("a sidecar has metrics")?;
     page::sum(

@@ -1,4 +1,4 @@
-//! What a Check costs beside what the gRPC stack costs, and beside what one would write in an afternoon.
+//! Measures the cost of a check beside the gRPC stack alone, and beside a simple server.
 
 use std::fs;
 
@@ -18,23 +18,23 @@ use crate::{
 /// One server in one round.
 struct Round {
     spent: Spent,
-    /// Checks a second, saturated.
+    /// Checks per second under a saturating load.
     rate: f64,
-    /// Under light load.
+    /// The latencies under light load.
     latency: Latency,
 }
 
 type Figure = fn(&Round) -> f64;
 
 const PART: &str = "cost";
-/// Of the saturating Checks, so many are sent under light load, and before the first round.
+/// The divisor of the number of saturating checks for those under light load, and for those before the first round.
 const LIGHT_SHARE: u64 = 10;
 
 const PROCESS: Figure = |round| round.spent.process;
 const CHECK_THREADS: Figure = |round| round.spent.check_threads;
 const P99: Figure = |round| round.latency.p99;
 
-/// Which server against which, in what, and what it shall be.
+/// The comparisons: two servers, a figure and its target.
 const RATIOS: [(&str, &str, &str, Figure, Option<Target>); 7] = [
     (
         "relatch",
@@ -69,7 +69,7 @@ const RATIOS: [(&str, &str, &str, Figure, Option<Target>); 7] = [
     ("relatch", "floor", "p99, light load", P99, None),
 ];
 
-/// What each server shows.
+/// The figures of each server.
 const FIGURES: [(&str, Unit, Figure); 5] = [
     ("processor time", Unit::Microseconds, PROCESS),
     ("of check threads", Unit::Microseconds, CHECK_THREADS),

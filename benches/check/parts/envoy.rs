@@ -1,7 +1,7 @@
-//! What is left of it through a real Envoy.
+//! Measures requests through a real Envoy.
 //!
-//! Envoy and the server that it asks share one core, as the containers of a pod with one processor do; so what either
-//! of them spends costs requests. The load has the other.
+//! Envoy and the server share one core, as the containers of a pod with one processor do, so that the time of both reduces
+//! the rate of requests. The load has the other core.
 
 use anyhow::Result;
 
@@ -16,7 +16,7 @@ use crate::{
     server::{Baseline, Server},
 };
 
-/// An Envoy and what it asks.
+/// An Envoy and its authorization server.
 struct Side<'a> {
     name: &'static str,
     envoy: Envoy,
@@ -24,9 +24,9 @@ struct Side<'a> {
     generator: Generator,
 }
 
-/// One of them in one round.
+/// One side in one round.
 struct Round {
-    /// Requests a second.
+    /// Requests per second.
     rate: f64,
     /// Processor time of a request, in microseconds.
     envoy: f64,
@@ -34,10 +34,10 @@ struct Round {
 }
 
 const PART: &str = "envoy";
-/// Requests under way on each connection: together enough that Envoy always has one to do, and few enough that they fit
-/// its caches.
+/// The requests at the same time on each connection: together enough that Envoy always has one, and few enough for the
+/// caches of the processor.
 const STREAMS: usize = 8;
-/// A request through Envoy takes several times what a Check takes.
+/// A request through Envoy needs several times the time of a check.
 const SHARE: u64 = 4;
 
 pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {

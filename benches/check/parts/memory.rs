@@ -1,4 +1,4 @@
-//! What a key takes of a sidecar's memory, and how long a sidecar takes until it is ready.
+//! Measures the memory of a key in a sidecar, and the time until a sidecar is ready.
 
 use std::{fs, time::Duration};
 
@@ -15,24 +15,24 @@ use crate::{
 
 /// A sidecar in one round.
 struct Round {
-    /// From its start to the moment at which it says that it is ready, in seconds.
+    /// The time from its start until it is ready, in seconds.
     ready: f64,
-    /// In bytes.
+    /// The resident memory, in bytes.
     resident: f64,
 }
 
 const PART: &str = "memory";
-/// Below the thousands that matter, and more than what idle timers move.
+/// The tolerance of settled memory: below the differences that matter, above those of idle timers.
 const SETTLED_BY: f64 = 0.001;
-/// What a sidecar gives back after a start it gives back within this time.
+/// The time within which a sidecar returns memory after a start.
 const SETTLES_WITHIN: Duration = Duration::from_secs(2);
 const SETTLE_TIMEOUT: Duration = Duration::from_mins(1);
-/// Beside which the others are measured.
+/// The number of keys with which the others are compared.
 const EMPTY: u32 = 0;
-/// Keys in the largest keyring, for each of the large one.
+/// The factor from the large keyring to the largest one.
 const LARGE: u32 = 10;
 
-/// The sizes that are measured, in ascending order.
+/// The measured sizes, in ascending order.
 pub(super) fn sizes(plan: Plan) -> Vec<u32> {
     let mut sizes = vec![EMPTY, plan.few, plan.many / 10, plan.many];
     if plan.large {
@@ -86,7 +86,7 @@ pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
     })
 }
 
-/// The time from the start of a sidecar that finds its snapshot file, and no control plane, until it is ready.
+/// The time until a sidecar with a snapshot file, but without a control plane, is ready.
 fn from_file(bench: Bench<'_>) -> Result<Vec<f64>> {
     let kept = bench.deployment.kept(bench.plan.many)?;
     let clock = Clock::system();
@@ -118,7 +118,7 @@ impl Round {
     }
 }
 
-/// What a process has in memory, in bytes (`VmRSS`, proc(5)).
+/// The resident memory of a process, in bytes (`VmRSS`, proc(5)).
 fn resident(id: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let kibibytes = status

@@ -1,7 +1,7 @@
-//! What becomes of Checks when clients ask for more than a sidecar can answer.
+//! Measures checks when clients ask for more than a sidecar can answer.
 //!
-//! Clients keep as many requests under way as the sidecar lets them, on many connections; beside it, as many as saturate it.
-//! What they have beyond stays with them, as it stays with Envoy, which refuses what is above its own limits.
+//! In one load, clients on many connections have as many requests at the same time as the sidecar allows. The other load only
+//! saturates the sidecar. Further requests wait in the client, as they do in Envoy, which refuses those above its own limits.
 
 use anyhow::Result;
 
@@ -24,7 +24,7 @@ struct Side {
 
 /// One kind in one round.
 struct Round {
-    /// Checks a second.
+    /// Checks per second.
     rate: f64,
     latency: Latency,
 }

@@ -1,4 +1,4 @@
-//! What a Check costs when the keyring does not fit the processor's caches.
+//! Measures the cost of a check if the keyring does not fit into the caches of the processor.
 
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ use crate::{
     server::Server,
 };
 
-/// A sidecar, and the load that it is asked by.
+/// A sidecar and its load.
 struct Side {
     size: u32,
     server: Server,
@@ -19,9 +19,10 @@ struct Side {
 }
 
 const PART: &str = "size";
-/// Under way on each connection: together more than one thread can answer, and as many as `h2load` has elsewhere.
+/// The requests at the same time on each connection: together more than one thread can answer, and as many as `h2load` has in
+/// other parts.
 pub(super) const STREAMS: usize = 50;
-/// How many different keys are presented. Their records alone are many times the second-level cache.
+/// The number of different keys. Their records alone are many times larger than the second-level cache.
 pub(super) const PRESENTED: u64 = 100_000;
 
 pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
@@ -31,7 +32,7 @@ pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
         Side::start(bench, plan.many)?,
     ];
     for side in &mut sides {
-        // Each key once, so that no round pays for a first use.
+        // Each key is used once, so that no round includes a first use.
         side.generator.saturate(PRESENTED, STREAMS)?;
     }
     let measured = interleaved(

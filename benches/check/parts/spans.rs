@@ -1,4 +1,4 @@
-//! What a span for every Check costs.
+//! Measures the cost of a span for every check.
 
 use std::time::Duration;
 
@@ -21,15 +21,15 @@ struct Side {
     generator: Generator,
 }
 
-/// One kind of Checks in one round.
+/// One kind of checks in one round.
 struct Round {
     spent: Spent,
-    /// Of the spans that were made, the share that reached the collector.
+    /// The share of the created spans that reached the collector.
     arrived: f64,
 }
 
 const PART: &str = "spans";
-/// A batch waits a second to become full, and the collector has five to take it.
+/// The longest wait for the last spans: a batch waits for one second, and its export can take five.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
@@ -96,7 +96,7 @@ pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
 }
 
 impl Side {
-    /// Every span that was made has arrived or is counted as dropped, or this fails.
+    /// Checks that every created span has arrived or is counted as dropped.
     fn measure(&mut self, server: &Server, collector: &Collector, count: u64) -> Result<Round> {
         let (received, dropped) = (collector.received()?, dropped(server)?);
         let expected = match self.sampling {
@@ -124,7 +124,7 @@ impl Side {
     }
 }
 
-/// How many spans the sidecar says that it did not send.
+/// The number of spans that the sidecar reports as dropped.
 fn dropped(server: &Server) -> Result<u64> {
     let http = server.metrics.context("a sidecar has metrics")?;
     page::value(&page::get(http, "/metrics")?, "relatch_spans_dropped_total")

@@ -1,7 +1,7 @@
-//! How long a Check takes at half of the rate that saturates a sidecar.
+//! Measures the latency of checks at half of the rate that saturates a sidecar.
 //!
-//! `floor` is asked at the same rate as relatch, which is half of what relatch can do: the question is what a caller
-//! waits, and the caller's rate does not depend on the server.
+//! `floor` gets the same rate as relatch, which is half of what relatch can answer: the measurement is the wait of a caller,
+//! whose rate does not depend on the server.
 
 use anyhow::Result;
 
@@ -93,7 +93,7 @@ impl Side {
     }
 }
 
-/// How many requests `rate` a second are in `seconds`.
+/// The number of requests in `seconds` at `rate` per second.
 pub(super) fn count(rate: f64, seconds: f64) -> u64 {
     whole(rate * seconds).max(1)
 }
