@@ -1,4 +1,4 @@
-//! A serialized `CheckRequest` is read by hand as the generated code reads it.
+//! The hand-written reader of a serialized `CheckRequest` gives the same result as the generated code.
 
 use prost::Message as _;
 use relatch::{
@@ -6,7 +6,7 @@ use relatch::{
     proto::auth::{AttributeContext, CheckRequest, HttpRequest},
 };
 
-/// Panics when the two differ.
+/// Panics if the two differ.
 pub(crate) fn holds(bytes: &[u8]) {
     let input = CheckInput::read(bytes);
     let Ok(generated) = CheckRequest::decode(bytes) else {

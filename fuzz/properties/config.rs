@@ -1,5 +1,5 @@
-//! Whatever stands in a file of a daemon, reading it ends with settings or with problems that name their places; settings
-//! are the same when they are read again. What stands in a file of a secret is not in the error about it.
+//! For any content, a configuration file gives settings or problems with their places, and the same settings when it is read
+//! again. The error about a file of a secret does not show the content of the file.
 
 use std::{error::Error, fmt::Debug, fs, os::unix::fs::PermissionsExt};
 
@@ -11,8 +11,8 @@ use relatch::{
 };
 use tempfile::NamedTempFile;
 
-/// The first byte says what the others are: the file of a sidecar or of a control plane, that of either of them as it lies
-/// on the disk, the key of a snapshot file or the token of a sidecar, or a pepper.
+/// The first byte selects what the others are: the configuration of a sidecar or of a control plane, such a file on the
+/// disk, the key of a snapshot file, the token of a sidecar, or a pepper.
 pub(crate) fn holds(bytes: &[u8]) {
     let Some((mode, bytes)) = bytes.split_first() else {
         return;
@@ -29,7 +29,7 @@ pub(crate) fn holds(bytes: &[u8]) {
     }
 }
 
-/// What the errors call the file.
+/// The name of the file in errors.
 const NAME: &str = "daemon.yaml";
 
 fn reads<T: Debug>(bytes: &[u8], parse: fn(&str, &str) -> Result<T, ConfigError>) {
@@ -47,13 +47,13 @@ fn reads<T: Debug>(bytes: &[u8], parse: fn(&str, &str) -> Result<T, ConfigError>
 }
 
 fn has_places(error: &ConfigError, name: &str, text: &str) {
-    // YAML knows more ends of lines than one.
+    // YAML has several line ends.
     let lines = text
         .split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'])
         .count() as u64;
     assert!(!error.problems().is_empty(), "{error:?} names no problem");
     for problem in error.problems() {
-        // The end of a text is on the line behind its last one.
+        // The end of a text is on the line after its last one.
         assert!((1..=lines + 1).contains(&problem.line), "{problem:?}");
         assert!(problem.column >= 1, "{problem:?}");
         assert!(!problem.message.is_empty(), "{problem:?}");
@@ -92,7 +92,7 @@ fn keeps_its_secret<T: Debug, E: Error>(bytes: &[u8], read: fn(&NamedTempFile) -
     }
     let told = told.replace(&file.path().display().to_string(), "");
     for part in bytes.split(|byte| !byte.is_ascii_alphanumeric()) {
-        // A secret is in digits, and none is shorter.
+        // Every secret contains a digit, and none is shorter than this.
         let is_secret = part.len() >= 12 && part.iter().any(u8::is_ascii_digit);
         let part = str::from_utf8(part).expect("letters and digits");
         assert!(

@@ -1,6 +1,6 @@
-//! Whatever a control plane sends, in whatever order, a sidecar takes it without a panic and answers within bounds: a
-//! revocation that has come is never undone, no keyring goes back within its history, and an item that cannot be read is
-//! named and not counted.
+//! For any messages of a control plane, in any order, a sidecar does not panic and answers within bounds. A received
+//! revocation is never undone, no keyring goes back within its epoch, and an item that cannot be read is named and not
+//! counted.
 
 use std::{
     collections::HashSet,
@@ -26,8 +26,8 @@ use relatch::{
 
 use super::input::Input;
 
-/// The first byte says what the others are: an even number, serialized messages, each behind its length of two bytes; an
-/// odd one, what a control plane and its sidecar do, byte by byte.
+/// The first byte selects what the others are. Even: serialized messages, each after its length of two bytes. Odd: actions of
+/// a control plane and its sidecar, byte by byte.
 pub(crate) fn holds(bytes: &[u8]) {
     let Some((mode, bytes)) = bytes.split_first() else {
         return;
@@ -47,16 +47,16 @@ pub(crate) fn holds(bytes: &[u8]) {
     sidecar.reconnect();
 }
 
-/// Enough for everything to follow on everything.
+/// The most messages: enough for every order of two kinds.
 const MAX_ACTS: usize = 200;
-/// The largest message that a control plane takes of a sidecar.
+/// The largest message of a sidecar that a control plane accepts, in bytes.
 const MAX_ANSWER: usize = 256 << 10;
 /// The most items that a nack names.
 const MAX_NAMED: usize = 100;
-/// The keys that are spoken of.
+/// The number of keys in messages.
 const KEYS: u8 = 8;
 
-/// A keyring that is held in full, and one that is held on demand.
+/// A keyring that is held in full, and a keyring on demand.
 #[derive(Clone, Copy, Debug)]
 enum Which {
     Full,
@@ -68,13 +68,13 @@ struct Sidecar {
     keyrings: Keyrings,
     clock: Clock,
     hands: ManualClock,
-    /// Of either keyring: what was revoked, as it was told.
+    /// For each keyring: the revocations that were received.
     revoked: [HashSet<KeyDigest>; 2],
-    /// Checks that wait for lookups.
+    /// The checks that wait for lookups.
     waiting: Vec<Waiting>,
 }
 
-/// A key of which messages speak.
+/// A key in messages.
 struct Known {
     secret: String,
     digest: KeyDigest,
@@ -162,7 +162,7 @@ impl Sidecar {
         }
     }
 
-    /// Takes a message, and looks what came of it.
+    /// Handles a message, and verifies the result.
     fn take(&mut self, kind: &Kind) {
         let before = Which::ALL.map(|which| self.position(which));
         let poison = poison(kind);
@@ -195,7 +195,7 @@ impl Sidecar {
     }
 
     fn check_answers(&self, outcome: &Outcome) {
-        // Of an answer to a beat one of each keyring.
+        // An answer to a beat has one for each keyring.
         assert!(
             outcome.answers.len() <= 16,
             "{} answers",
@@ -233,7 +233,7 @@ impl Sidecar {
         }
     }
 
-    /// What a message revokes stays so from now on, for which ever reason the rest of it was not applied.
+    /// Records the revocations of a message, which hold from now on, even if the rest of the message was not applied.
     fn note_revocations(&mut self, kind: &Kind) {
         let (keyring, items) = match kind {
             Kind::Delta(delta) => {
@@ -375,7 +375,7 @@ impl Sidecar {
         }
     }
 
-    /// The answer to a beat, mostly to one that is sent just now.
+    /// The answer to a beat, mostly to the current one.
     fn beat_answer(&mut self, which: Which, input: &mut Input<'_>) -> discovery::BeatAnswer {
         let Some(Answer::Beat(beat)) = self.receiver.next_beat().kind else {
             panic!("it asks for nothing");
@@ -438,7 +438,7 @@ impl Sidecar {
         }
     }
 
-    /// A check asks for a key that is held on demand, and some of those that waited go.
+    /// A check asks for a key of the keyring on demand, and some waiting checks end.
     fn ask(&mut self, input: &mut Input<'_>) {
         let byte = input.byte();
         if byte & 0x80 != 0 {
@@ -455,7 +455,7 @@ impl Sidecar {
         self.receiver.disconnected();
         let subscriptions = self.receiver.subscriptions();
         assert_eq!(subscriptions.len(), Which::ALL.len());
-        // What is held counts as it was announced: nothing that could not be read is among it.
+        // The digest counts only items that could be read.
         let full = &subscriptions[Which::Full as usize];
         let view = self.slot(Which::Full).load();
         let hashes = view.iter().flat_map(|view| view.announced());
@@ -474,7 +474,7 @@ impl Sidecar {
         view.as_ref().map(|view| (view.epoch(), view.revision()))
     }
 
-    /// An epoch: that which is held, mostly.
+    /// An epoch: mostly the current one.
     fn epoch(&self, which: Which, input: &mut Input<'_>) -> u64 {
         let held = self.position(which).map_or(1, |(epoch, _)| epoch.get());
         match input.byte() {
@@ -483,7 +483,7 @@ impl Sidecar {
         }
     }
 
-    /// A revision: around that which is held, mostly.
+    /// A revision: mostly near the current one.
     fn revision(&self, which: Which, input: &mut Input<'_>) -> u64 {
         let held = self.position(which);
         let held = held.map_or(0, |(_, revision)| revision.get());
@@ -508,7 +508,7 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
             .map(|found| found.name.clone())
             .collect::<Vec<_>>()
     };
-    // A revocation needs no more than its digest.
+    // The digest is enough for a revocation.
     let unrevoked = |items: &[discovery::Item]| {
         let unreadable = items.iter();
         let unreadable = unreadable.filter(|found| item::digest_of(&found.record).is_none());
@@ -544,13 +544,13 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
     }
 }
 
-/// An ack speaks for all of its message; a nack names what could not be read.
+/// An ack confirms all of its message; a nack names the items that could not be read.
 fn check_names(outcome: &Outcome, poison: &[String]) {
     for answer in &outcome.answers {
         match &answer.kind {
             Some(Answer::Ack(_)) => assert_eq!(poison.len(), 0, "what cannot be read is acked"),
             Some(Answer::Nack(nack)) => {
-                // A name that is no item's is cut.
+                // A name that is not the name of an item is cut.
                 let is_named = |name: &String| {
                     let mut named = nack.items.iter();
                     named.any(|item| {
@@ -558,7 +558,7 @@ fn check_names(outcome: &Outcome, poison: &[String]) {
                             || (item.name.len() >= 90 && name.starts_with(&item.name))
                     })
                 };
-                // Of a snapshot that is held back nothing is used, whatever is in it.
+                // Nothing of a snapshot that waits for a confirmation is used.
                 let is_held = nack.items[0].name == "snapshot";
                 let named = poison.iter().filter(|name| is_named(name)).count();
                 let has_room = nack.items.len() < MAX_NAMED && !is_held;
@@ -622,7 +622,7 @@ fn settings_of(which: Which, input: &mut Input<'_>) -> discovery::KeyringSetting
     settings
 }
 
-/// Some items, seldom many, and at times one that cannot be read.
+/// Some items, seldom many, and sometimes one that cannot be read.
 fn items(input: &mut Input<'_>, state: Option<discovery::KeyState>) -> Vec<discovery::Item> {
     let count = input.byte();
     let items = (0..count % 4).map(|_| {
@@ -630,7 +630,7 @@ fn items(input: &mut Input<'_>, state: Option<discovery::KeyState>) -> Vec<disco
         item_of(key, input, state)
     });
     let mut items: Vec<_> = items.collect();
-    // More than a nack names, and longer than a message may be.
+    // More items than a nack names, and longer than a message may be.
     let (poisoned, more) = match count {
         0xff => (104, "long".repeat(700)),
         0xf0.. => (usize::from(count % 16), String::new()),
@@ -666,7 +666,7 @@ fn item_of(key: u8, input: &mut Input<'_>, state: Option<discovery::KeyState>) -
     match (shape, state) {
         (0xfe.., _) => message.digest = b"short".to_vec().into(),
         (0xfc.., _) => message.state = 99,
-        // Now and then a control plane is wrong about it.
+        // Sometimes the state differs from the requested one.
         (0xf8.., _) | (_, None) => {}
         (_, Some(state)) => message.state = state.into(),
     }

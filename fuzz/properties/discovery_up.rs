@@ -1,5 +1,5 @@
-//! Whatever a sidecar says on its stream, the control plane takes it without a panic and keeps no more of it than its
-//! bounds: what it believes to be applied is not beyond what there is, and it acks what was told.
+//! For any messages of a sidecar, the control plane does not panic and stores no more of them than its bounds. It never
+//! records a revision as applied that does not exist, and it acks only what the sidecar has sent.
 
 use std::{
     collections::BTreeSet,
@@ -38,8 +38,8 @@ use zeroize::Zeroizing;
 
 use super::input::Input;
 
-/// The first byte says what the others are: an even number, serialized messages, each behind its length of two bytes; an
-/// odd one, what a sidecar does, byte by byte. What it says first is a hello.
+/// The first byte selects what the others are. Even: serialized messages, each after its length of two bytes. Odd: actions of
+/// a sidecar, byte by byte. The first message is a hello.
 pub(crate) fn holds(bytes: &[u8]) {
     let Some((mode, bytes)) = bytes.split_first() else {
         return;
@@ -63,19 +63,19 @@ pub(crate) fn holds(bytes: &[u8]) {
     });
 }
 
-/// Enough for everything to follow on everything.
+/// The most messages: enough for every order of two kinds.
 const MAX_SAID: usize = 100;
-/// The most bytes that are kept of what a sidecar says of itself.
+/// The most bytes that are stored about a sidecar.
 const MAX_OF_NODE: usize = 8 << 10;
-/// And of what it says that it refuses of a keyring.
+/// The most bytes that are stored about the items of a keyring that it refused.
 const MAX_REJECTED: usize = 100 * 1_024;
-/// The most messages that answer one: of each keyring of a hello its settings, or that it is not served.
+/// The most answers to one message: for each keyring of a hello its settings, or that it is not served.
 const MAX_ANSWERS: usize = 2_048;
-/// The keyring that is served. Of any other there is nothing.
+/// The only keyring that is served.
 const KEYRING: &str = "payments";
 const KEYS: u8 = 4;
 
-/// A control plane's catalog, in which nothing changes.
+/// The catalog of a control plane, in which nothing changes.
 struct World {
     catalog: Arc<Catalog>,
     store: Arc<dyn Store>,
@@ -89,7 +89,7 @@ struct Stream {
     usage: Arc<UsageBook>,
     tasks: TaskTracker,
     say: mpsc::UnboundedSender<discovery::SidecarMessage>,
-    /// None when the control plane has refused it.
+    /// None if the control plane has refused the stream.
     told: Option<tonic::Streaming<discovery::ControlMessage>>,
     /// The sequences of the reports.
     reported: BTreeSet<u64>,
@@ -209,13 +209,13 @@ impl Stream {
                 self.beats.insert(beat.number);
             }
             let is_flush = matches!(&kind, Kind::Ack(ack) if ack.nonce % 4 == 3);
-            // The first one has opened the stream. That the control plane has left is seen by what it tells.
+            // The first message has opened the stream. The answers show whether the control plane has closed it.
             if at > 0 {
                 let _ = self.say.send(message(kind));
             }
             self.listen().await;
             if is_flush {
-                // Beats that have arrived are answered from now on.
+                // The control plane now answers the beats that have arrived.
                 let catalog = &World::get().catalog;
                 catalog.refresh().await.expect("the store works");
                 self.usage
@@ -228,11 +228,11 @@ impl Stream {
         self.leave().await;
     }
 
-    /// Takes what is told until nothing more comes.
+    /// Receives the answers until no more arrive.
     async fn listen(&mut self) {
         let mut told = 0;
         while let Some(stream) = &mut self.told {
-            // A moment of a clock that only moves when nothing else can.
+            // The clock moves only when nothing else can run.
             match tokio::time::timeout(Duration::from_millis(1), stream.message()).await {
                 Err(_) => return,
                 Ok(Ok(Some(message))) => {
@@ -292,7 +292,7 @@ impl Stream {
         assert!(coverage.complete_until <= Some(World::get().clock.wall()));
     }
 
-    /// The sidecar goes, and everything that the stream had goes with it.
+    /// Ends the sidecar, and verifies that everything of its stream ends with it.
     async fn leave(self) {
         let Self {
             fleet,
@@ -305,7 +305,7 @@ impl Stream {
         } = self;
         drop((say, told));
         tasks.close();
-        // A task that panicked has not noted that its stream is over.
+        // A task that panicked has not recorded the end of its stream.
         tasks.wait().await;
         for (_, run) in fleet.members() {
             assert_eq!(run.streams(), 0, "a stream outlives its connection");
@@ -315,7 +315,7 @@ impl Stream {
 }
 
 impl Input<'_> {
-    /// Short mostly, at times as long as a message can be, at times no name.
+    /// A name: mostly short, sometimes as long as a message can be, sometimes not valid.
     fn text(&mut self) -> String {
         match self.byte() {
             0xff => "long ".repeat(8 << 10),
@@ -333,7 +333,7 @@ impl Input<'_> {
         }
     }
 
-    /// Mostly that which is served.
+    /// A keyring: mostly the one that is served.
     fn keyring(&mut self) -> String {
         match self.byte() {
             0xf0.. => self.text(),
@@ -557,7 +557,7 @@ fn spec(number: u8) -> KeySpec {
     }
 }
 
-/// One thread, and a clock that goes on when everything waits for it.
+/// A runtime with one thread, and with a clock that moves when everything waits for it.
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -1,6 +1,6 @@
-//! The bytes of a fuzzer, out of which a property makes its messages.
+//! The bytes of a fuzzer, from which a property creates its messages.
 
-/// Takes bytes off the front; zeros, where there are no more.
+/// Removes bytes from the front; if there are no more, zeros.
 pub(crate) struct Input<'b>(pub(crate) &'b [u8]);
 
 impl<'b> Input<'b> {

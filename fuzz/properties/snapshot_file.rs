@@ -1,4 +1,4 @@
-//! A snapshot file is read without a panic, whatever its bytes are and whatever lies behind its seal; what is taken can be
+//! For any bytes, and for any sealed content, a snapshot file is read without a panic. The content that is read can be
 //! written, and is then read as the same.
 
 use relatch::{
@@ -14,8 +14,8 @@ use relatch::{
     wire::item,
 };
 
-/// The first byte says what the others are: an even number, the bytes of a file; an odd one, the plaintexts of frames, each
-/// behind its kind and its length of two bytes.
+/// The first byte selects what the others are. Even: the bytes of a file. Odd: the plaintexts of frames, each after its kind
+/// and its length of two bytes.
 pub(crate) fn holds(bytes: &[u8]) {
     let Some((mode, bytes)) = bytes.split_first() else {
         return;
@@ -28,7 +28,7 @@ pub(crate) fn holds(bytes: &[u8]) {
     let outline = read::outline(&file[..], file.len() as u64);
     if let Ok(contents) = read::read(&file[..], file.len() as u64, &key()) {
         let outline = outline.expect("what opens has an outline");
-        // What does not open at the end is counted without the key.
+        // Without the key, a last frame that does not open is counted.
         assert!(contents.frames <= outline.frames);
         assert_same(&contents, &again(&contents));
     }
@@ -56,7 +56,7 @@ fn sealer() -> Sealer {
     Sealer::new(&key(), &header).expect("the random source works")
 }
 
-/// A file of the frames that the bytes describe.
+/// Creates a file of the frames in the bytes.
 fn sealed(mut bytes: &[u8]) -> Vec<u8> {
     const KINDS: [FrameKind; 4] = [
         FrameKind::Keyring,
@@ -76,7 +76,7 @@ fn sealed(mut bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// What is read of a file that was made of `contents`.
+/// Writes `contents` to a file, and reads it again.
 fn again(contents: &Contents) -> Contents {
     let mut file = Vec::new();
     let views = contents.keyrings.values().map(Restored::view);
@@ -99,7 +99,7 @@ fn assert_same(one: &Contents, other: &Contents) {
         for announced in one.announced() {
             let held = other.lookup(&announced.record.digest);
             let held = held.map(|held| item::encode_record(&held.to_record()));
-            // Times before 1970 are read as its beginning, which is written as its first millisecond.
+            // Times before 1970 are read as the beginning of 1970, which is written as its first millisecond.
             assert_eq!(held, Some(item::encode_record(&announced.record)));
         }
     }

@@ -1,5 +1,5 @@
-//! A key is a token of a keyring when its documented form says so, and then it is the same text again; no change of one
-//! character goes unseen. The form is written down here a second time, with a checksum of its own.
+//! A text is a token of a keyring exactly if it has the documented form, and a parsed token gives the same text again. Every
+//! change of one character is detected. The form is implemented here a second time, with its own checksum.
 
 use relatch::{
     control::token,
@@ -7,8 +7,8 @@ use relatch::{
 };
 use zeroize::Zeroizing;
 
-/// The first byte says what the others are: a key as it comes with a request, a key without its checksum, a prefix, or the
-/// header that brings an admin token.
+/// The first byte selects what the others are: a key as in a request, a key without its checksum, a prefix, or the header
+/// with an admin token.
 pub(crate) fn holds(bytes: &[u8]) {
     let Some((mode, bytes)) = bytes.split_first() else {
         return;
@@ -28,7 +28,7 @@ fn is_a_token_when_its_form_says_so(bytes: &[u8]) {
         return;
     };
     assert_eq!(format!("{presented:?}"), "PresentedKey(redacted)");
-    // A keyring's, one that tells an environment, and that of admin tokens.
+    // The default prefix of a keyring, a prefix with an environment, and the prefix of admin tokens.
     for prefix in ["rlk", "rlk-test", "rlat"] {
         let keyring: Prefix = prefix.parse().expect("a prefix");
         let parsed = presented.parse(&keyring).ok();
@@ -89,11 +89,11 @@ fn goes_out_as_it_came(bytes: &[u8], prefix: &Prefix, id: KeyId) {
     assert_eq!(printed, "Secret(redacted)");
 }
 
-/// A CRC-32 finds every change of one byte.
+/// A CRC-32 detects every change of one byte.
 fn notices_each_change(token: &[u8], prefix: &Prefix) {
     let mut changed = token.to_vec();
     for at in 0..token.len() {
-        // Another digit or letter, the other case, and what is neither.
+        // Another digit or letter, the other case, and a character that is neither.
         for other in [token[at] ^ 1, token[at] ^ 0x20, b'_'] {
             changed[at] = other;
             if other != token[at] {
