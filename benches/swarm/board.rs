@@ -1,4 +1,4 @@
-//! What the sidecars have reached together, counted by themselves.
+//! The common progress of the sidecars, which they count.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

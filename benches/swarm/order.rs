@@ -1,4 +1,4 @@
-//! What the sidecars are to do.
+//! The orders of the swarm for its sidecars.
 
 /// The orders for the sidecars.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,4 +1,4 @@
-//! How much of a keyring is on the disk.
+//! The state of a keyring on the disk.
 
 use crate::key::{Epoch, Revision};
 
