@@ -85,7 +85,8 @@ struct PartsArgs {
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     overlap: Option<Duration>,
 
-    /// Time that an old version must be unused before it retires, for example 24h; at most the overlap [default: unchanged]
+    /// Time that an old version must be unused before it retires, for example 24h; at most the overlap, and at most
+    /// 30d [default: unchanged]
     #[arg(long, value_name = "DURATION", value_parser = value::duration)]
     idle_for: Option<Duration>,
 

@@ -119,6 +119,9 @@ impl PolicyOverrides {
 }
 
 impl RotationPolicy {
+    /// The longest `idle_for`. Evidence of more would need gaps in the reports of uses that are no longer remembered.
+    pub(crate) const MAX_IDLE_FOR: Duration = Duration::from_hours(30 * 24);
+
     /// The policy with the parts that `overrides` gives.
     #[must_use]
     pub(crate) fn with(&self, overrides: &PolicyOverrides) -> Self {
@@ -184,6 +187,12 @@ impl RotationPolicy {
                     "{idle_for} is more than overlap, {overlap}: no evidence could be complete when the overlap is over; give at most as much"
                 ),
             });
+        }
+        if self.idle_for > Self::MAX_IDLE_FOR {
+            return Err(invalid(
+                "idle_for",
+                "give at most 30 days: so long relatch remembers sidecars that ended without their last report of uses",
+            ));
         }
         if !VERSIONS.contains(&self.max_versions) {
             return Err(PolicyError {
@@ -394,6 +403,14 @@ mod tests {
             (
                 PolicyOverrides {
                     idle_for: Some(hours(25)),
+                    ..day.clone()
+                },
+                "idle_for",
+            ),
+            (
+                PolicyOverrides {
+                    overlap: Some(hours(60 * 24)),
+                    idle_for: Some(RotationPolicy::MAX_IDLE_FOR + Duration::from_millis(1)),
                     ..day.clone()
                 },
                 "idle_for",

@@ -8,7 +8,7 @@ use std::{
 use super::{About, Holding, RunKey};
 use crate::{
     clock::BootTime,
-    key::{KeyringName, Timestamp},
+    key::{KeyringName, RotationPolicy, Timestamp},
 };
 
 /// A run that is gone: nobody knows what it saw used before it ended.
@@ -41,8 +41,8 @@ pub(crate) struct Gap {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gaps(BTreeMap<RunKey, Gap>);
 
-/// How long a gap is remembered. No version is asked to be idle for longer.
-const KEPT_FOR: Duration = Duration::from_hours(30 * 24);
+/// How long a gap is remembered: no policy asks a version to be idle for longer.
+const KEPT_FOR: Duration = RotationPolicy::MAX_IDLE_FOR;
 /// The most gaps of one node. Only the last to end decides; a sidecar that dies again and again shows as such.
 const MAX_OF_NODE: usize = 16;
 /// The most gaps in all: a page of each, should a mesh of that size vanish at once.
