@@ -131,13 +131,13 @@ impl Judge {
         let begin = answer.len();
         guarded(|| judge(answer)).unwrap_or_else(|| {
             answer.truncate(begin);
-            self.deny_after_panic(check, answer);
+            self.deny_internal(check, answer);
             None
         })
     }
 
-    /// Answers a check whose judging panicked.
-    pub(super) fn deny_after_panic(&self, check: &Check<'_>, answer: &mut BytesMut) {
+    /// Denies a check that could not be judged, after a panic or a broken invariant.
+    pub(super) fn deny_internal(&self, check: &Check<'_>, answer: &mut BytesMut) {
         self.refuse(check, Denial::internal(), None, answer);
     }
 

@@ -24,7 +24,7 @@ pub(super) fn answer_later(
             Ok(answer) => answer,
             Err(_panic) => {
                 let mut answer = BytesMut::new();
-                judge.deny_after_panic(&check, &mut answer);
+                judge.deny_internal(&check, &mut answer);
                 answer.freeze()
             }
         }

@@ -60,7 +60,10 @@ impl Authorizer {
             return Some(answer_later(judge.clone(), check.into_owned(), waiting));
         }
         check.looked_up.failed();
-        judge.answer(&check, answer);
+        if judge.answer(&check, answer).is_some() {
+            // Nothing is missing after a failed lookup. An empty response would allow.
+            judge.deny_internal(&check, answer);
+        }
         None
     }
 }

@@ -235,7 +235,7 @@ fn checksum(body: &[u8]) -> [u8; CHECKSUM_LEN] {
     let mut rest = crc32fast::hash(body);
     let mut digits = [b'0'; CHECKSUM_LEN];
     for digit in digits.iter_mut().rev() {
-        *digit = base62::character(rest.into());
+        *digit = base62::ALPHABET[(rest % 62) as usize];
         rest /= 62;
     }
     digits
