@@ -3,10 +3,10 @@
 //! # The map
 //!
 //! The way of a request, in a sidecar: `sidecar/connection` receives Envoy's calls, `sidecar/call` assembles the message
-//! of each, and `sidecar/handler` passes it to `authz/service` and `authz/judge`. `authz/request` reads the message, `authz/question` collects
-//! the credentials with `authz/credential` and chooses the keyring with `authz/route`. `key/digest` hashes the key,
-//! `keyring/view` finds its record, `authz/decision` decides, `authz/response` answers, and `telemetry/check` reports the
-//! decision.
+//! of each, and `sidecar/handler` passes it to `authz/service` and `authz/judge`. `authz/request` reads the message,
+//! `authz/question` collects the credentials with `authz/credential` and chooses the keyring with `authz/route`.
+//! `key/digest` hashes the key, `keyring/view` finds its record, `authz/decision` decides, `authz/response` answers, and
+//! `telemetry/check` reports the decision.
 //!
 //! The way of a key, from an operator to every sidecar: `cli` calls `control/admin`, `key/operation` plans a change,
 //! `key/keyring` folds it into the state, `control/feed` encodes it, and `control/journal` commits it to the `store` before

@@ -1,9 +1,10 @@
 //! Measures the control plane at scale: a real `relatch control`, many simulated sidecars, and many keys.
 //!
-//! Every simulated sidecar has its own stream over its own connection. It speaks the protocol of a real sidecar, but holds no
-//! keys. [`control`] is the measured process, and [`seed`] fills its store. [`sidecar`] is one stream over a [`counted`]
-//! connection, and [`swarm`] is all of them. [`writers`] are operators. [`fan_out`] and [`start`] are the measurements, and
-//! [`figures`] is the report. `docs/scaling.md` says what the figures mean.
+//! Every simulated sidecar has its own stream over its own connection. It speaks the protocol of a real sidecar, but holds
+//! no keys. [`control`] is the measured process, and [`seed`] fills its store. [`sidecar`] is one stream over a [`counted`]
+//! connection, [`swarm`] is all of them, [`order`] is what they do next, and [`board`] is what they have reached.
+//! [`writers`] are operators. [`fan_out`] and [`start`] are the measurements, and [`figures`] is the report.
+//! `docs/scaling.md` says what the figures mean.
 
 mod board;
 mod control;
@@ -96,8 +97,8 @@ impl Cli {
     }
 }
 
-/// Raises the limit of open files. Each stream is one open file in this process, and one in the control plane, which inherits
-/// the limit.
+/// Raises the limit of open files. Each stream is one open file in this process, and one in the control plane, which
+/// inherits the limit.
 fn raise_file_limit() -> rustix::io::Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(

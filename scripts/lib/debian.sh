@@ -29,3 +29,14 @@ download_packages() {
     mkdir -p apt/state/lists/partial apt/cache/archives/partial
     "${apt[@]}" "${own[@]}" update && "${apt[@]}" "${own[@]}" download "$@"
 }
+
+# Makes DIRECTORY/PROGRAM run the program that was unpacked there, with the libraries that lie beside it.
+wrap_unpacked() {
+    local directory=$1 program=$2 libraries
+    libraries=$(cd "$directory/unpacked/usr/lib" && echo "$PWD"/*-linux-*)
+    cat >"$directory/$program" <<SCRIPT
+#!/bin/sh
+LD_LIBRARY_PATH='$libraries' exec '$PWD/$directory/unpacked/usr/bin/$program' "\$@"
+SCRIPT
+    chmod +x "$directory/$program"
+}

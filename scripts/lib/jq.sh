@@ -27,12 +27,6 @@ fetch_jq() {
         echo 'apt-get cannot download the package jq: look at its sources, or install jq 1.6 or later' >&2
         exit 1
     fi
-    local libraries
-    libraries=$(cd target/jq/unpacked/usr/lib && echo "$PWD"/*-linux-*)
-    cat >"$jq" <<SCRIPT
-#!/bin/sh
-LD_LIBRARY_PATH='$libraries' exec '$PWD/target/jq/unpacked/usr/bin/jq' "\$@"
-SCRIPT
-    chmod +x "$jq"
+    wrap_unpacked target/jq jq
     "$jq" --version
 }

@@ -27,7 +27,7 @@ fetch_strace() {
             echo 'apt-get cannot download the package strace: look at its sources, or install strace 5.3 or later' >&2
             exit 1
         fi
-        wrap_strace
+        wrap_unpacked target/strace strace
     else
         echo 'strace is missing and this system has no apt to fetch it with: install strace 5.3 or later' >&2
         exit 1
@@ -37,15 +37,4 @@ fetch_strace() {
         exit 1
     fi
     "$strace" --version | head -n 1
-}
-
-# Its libraries lie beside it.
-wrap_strace() {
-    local libraries
-    libraries=$(cd target/strace/unpacked/usr/lib && echo "$PWD"/*-linux-*)
-    cat >"$strace" <<SCRIPT
-#!/bin/sh
-LD_LIBRARY_PATH='$libraries' exec '$PWD/target/strace/unpacked/usr/bin/strace' "\$@"
-SCRIPT
-    chmod +x "$strace"
 }

@@ -23,7 +23,7 @@ pub(crate) struct IssuedView {
     pub version: u32,
     /// The state of the version.
     pub state: String,
-    /// The secret, shown only once; null for an imported key, whose owner has it.
+    /// The secret, shown only once; null for an imported key: its owner knows it.
     pub secret: Option<Revealed>,
     /// The time from which it is accepted; null: immediately.
     pub not_before: Option<Timestamp>,

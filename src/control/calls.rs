@@ -81,7 +81,7 @@ pub(crate) enum Kept {
 pub(crate) struct KeptKey {
     /// Its first version.
     pub(crate) version: VersionRef,
-    /// None of an imported key, whose owner has it.
+    /// None for an imported key: its owner knows it.
     pub(crate) secret: Option<Secret>,
     /// The revision of its creation.
     pub(crate) revision: Revision,

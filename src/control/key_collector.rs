@@ -92,9 +92,9 @@ pub(crate) fn register(
 
 impl KeyCollector {
     /// The versions in rotations first, then the others that are in use, up to the bound; and the sum of the rest.
-    fn tell(&self) -> VersionLines {
+    fn versions(&self) -> VersionLines {
         let now = self.pace.now();
-        let mut told = VersionLines {
+        let mut lines = VersionLines {
             lines: Vec::new(),
             room: self.max_versions,
             rest: None,
@@ -102,20 +102,20 @@ impl KeyCollector {
         let keyrings = self.catalog.list();
         let moving: Vec<HashSet<VersionRef>> = keyrings
             .iter()
-            .map(|served| self.tell_moving(served, now, &mut told))
+            .map(|served| self.add_moving(served, now, &mut lines))
             .collect();
         for (served, moving) in keyrings.iter().zip(moving) {
-            self.tell_settled(served, &moving, now, &mut told);
+            self.add_settled(served, &moving, now, &mut lines);
         }
-        told
+        lines
     }
 
-    /// Tells of the versions in rotations, and returns them.
-    fn tell_moving(
+    /// Adds the versions in rotations, and returns them.
+    fn add_moving(
         &self,
         served: &ServedKeyring,
         now: Timestamp,
-        told: &mut VersionLines,
+        lines: &mut VersionLines,
     ) -> HashSet<VersionRef> {
         let moving: Vec<VersionRef> = {
             let state = served.journal().state();
@@ -135,7 +135,7 @@ impl KeyCollector {
                     continue;
                 };
                 let used = evidence.uses.get(which).copied();
-                told.add(used, || {
+                lines.add(used, || {
                     let outlook = rotation::outlook(&state.keyring, *which, &evidence, now);
                     Line {
                         denied_from: rotation::denied_from(&state.keyring, key, version, now),
@@ -148,14 +148,14 @@ impl KeyCollector {
         moving.into_iter().collect()
     }
 
-    /// Tells of the versions that are used and not in `moving`. Those that ended are told of for as long as they could
-    /// come back.
-    fn tell_settled(
+    /// Adds the versions that are used and not in `moving`. A version that has ended is added for as long as a rollback could
+    /// bring it back.
+    fn add_settled(
         &self,
         served: &ServedKeyring,
         moving: &HashSet<VersionRef>,
         now: Timestamp,
-        told: &mut VersionLines,
+        lines: &mut VersionLines,
     ) {
         // In order, so that the same versions have series of their own at the next scrape.
         let mut versions = self.usage.used(served.name());
@@ -167,18 +167,18 @@ impl KeyCollector {
                 let Some((key, version)) = state.keyring.version(*which) else {
                     continue;
                 };
-                let is_told = match version.state {
+                let is_shown = match version.state {
                     VersionState::Pending { .. }
                     | VersionState::Active { .. }
                     | VersionState::Retiring { .. } => true,
                     VersionState::Retired { since, .. } | VersionState::Revoked { since, .. } => {
-                        let told_for = state.keyring.policy_of(key).rollback_for;
-                        now < since.saturating_add(told_for)
+                        let shown_for = state.keyring.policy_of(key).rollback_for;
+                        now < since.saturating_add(shown_for)
                     }
                 };
-                if is_told {
+                if is_shown {
                     let used = counts.get(which).copied();
-                    told.add(used, || Line::of(&state.keyring, key, version, used));
+                    lines.add(used, || Line::of(&state.keyring, key, version, used));
                 }
             }
         }
@@ -233,7 +233,7 @@ impl KeyCollector {
 
 impl Collector for KeyCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let VersionLines { lines, rest, .. } = self.tell();
+        let VersionLines { lines, rest, .. } = self.versions();
         let overflow = Labels::overflow();
         let mut requests = encoder.encode_descriptor(
             "relatch_key_requests",

@@ -53,7 +53,7 @@ fn folders(imports: &BTreeSet<Import>) -> BTreeMap<ModulePath, BTreeMap<Edge<'_>
     found
 }
 
-/// Whether one part of a folder imports another one, by itself or through others.
+/// Whether one part of a folder imports another one, directly or through others.
 fn reaches(edges: &BTreeMap<Edge<'_>, Vec<&Import>>, start: &str, end: &str) -> bool {
     let mut reached = BTreeSet::from([start]);
     let mut next = vec![start];
