@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{accept::Unaccepted, readiness::Readiness};
+use crate::{accept::Acceptor, readiness::Readiness};
 
 /// A bound endpoint that does not answer yet.
 #[derive(Debug)]
@@ -99,26 +99,21 @@ impl HttpServer {
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
-        let mut unaccepted = Unaccepted::at("http");
+        let mut acceptor = Acceptor::new("http");
         loop {
-            let accepted = tokio::select! {
+            let (place, stream) = tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = async {
                     let place = places.clone().acquire_owned().await;
-                    (place, self.listener.accept().await)
+                    let (stream, _peer) = acceptor.next(|| self.listener.accept()).await;
+                    (place.expect("it is never closed"), stream)
                 } => accepted,
             };
-            match accepted {
-                (Ok(place), Ok((stream, _peer))) => {
-                    let connection = serve_connection(stream, self.router.clone(), stop.clone());
-                    connections.spawn(async move {
-                        let _place = place;
-                        connection.await;
-                    });
-                }
-                (_, Err(error)) => unaccepted.note(&error).await,
-                (Err(_closed), Ok(_)) => break,
-            }
+            let connection = serve_connection(stream, self.router.clone(), stop.clone());
+            connections.spawn(async move {
+                let _place = place;
+                connection.await;
+            });
         }
         connections.close();
         connections.wait().await;

@@ -28,6 +28,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod core_dumps;
+mod draft;
 mod duration;
 pub mod follow;
 pub(crate) mod http;

@@ -1,9 +1,8 @@
 //! `relatch certs`: creates certificates to try out TLS.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +14,7 @@ use zeroize::Zeroizing;
 use super::{Console, Exit, Failure, output::View, words};
 use crate::{
     control::secrets,
+    draft::Draft,
     key::Timestamp,
     node_name::NodeName,
     tls::{
@@ -75,7 +75,7 @@ struct MadeView {
 }
 
 /// A file to write.
-struct Draft {
+struct CertificateFile {
     name: String,
     content: Zeroizing<String>,
     mode: u32,
@@ -105,14 +105,14 @@ impl DevArgs {
     fn run(self, console: &Console) -> Result<(), Failure> {
         let now = console.now();
         secrets::ensure_directory(&self.out).map_err(Failure::from_error)?;
-        let (authority, mut drafts) = self.authority(now)?;
+        let (authority, mut files) = self.authority(now)?;
         let life = DAY * self.days;
         for (file, subject) in self.subjects()? {
             let pair = authority.issue(&subject, now, life);
-            drafts.extend(draft(&file, pair.map_err(Failure::from_error)?));
+            files.extend(pair_files(&file, pair.map_err(Failure::from_error)?));
         }
-        self.write(&drafts)?;
-        console.show(&self.view(&drafts, now.saturating_add(life)))?;
+        self.write(&files)?;
+        console.show(&self.view(&files, now.saturating_add(life)))?;
         console
             .output
             .note("do not use these in production: let SPIRE, cert-manager or Vault issue and renew certificates");
@@ -120,7 +120,7 @@ impl DevArgs {
     }
 
     /// The authority, and its files to write.
-    fn authority(&self, now: Timestamp) -> Result<(DevAuthority, Vec<Draft>), Failure> {
+    fn authority(&self, now: Timestamp) -> Result<(DevAuthority, Vec<CertificateFile>), Failure> {
         let (cert, key) = (self.out.join("ca.pem"), self.out.join("ca.key"));
         match (fs::read_to_string(&cert), fs::read_to_string(&key)) {
             (Ok(cert), Ok(key)) => {
@@ -139,7 +139,7 @@ impl DevArgs {
                     cert: authority.pair().cert.clone(),
                     key: authority.pair().key.clone(),
                 };
-                Ok((authority, draft("ca", pair).into()))
+                Ok((authority, pair_files("ca", pair).into()))
             }
             (Err(error), _) | (_, Err(error)) => Err(Failure::from_error(error).context(format!(
                 "cannot read both {} and {}",
@@ -193,8 +193,8 @@ impl DevArgs {
     }
 
     /// Writes all files, or none if one exists that must not be replaced.
-    fn write(&self, drafts: &[Draft]) -> Result<(), Failure> {
-        let there = drafts.iter().map(|draft| self.out.join(&draft.name));
+    fn write(&self, files: &[CertificateFile]) -> Result<(), Failure> {
+        let there = files.iter().map(|file| self.out.join(&file.name));
         if !self.force
             && let Some(path) = there
                 .into_iter()
@@ -206,16 +206,16 @@ impl DevArgs {
             )
             .hint("--force replaces the certificates, under the same authority"));
         }
-        for draft in drafts {
-            let path = self.out.join(&draft.name);
-            write(&path, draft).map_err(|error| {
+        for file in files {
+            let path = self.out.join(&file.name);
+            write(&path, file).map_err(|error| {
                 Failure::from_error(error).context(format!("cannot write {}", path.display()))
             })?;
         }
         Ok(())
     }
 
-    fn view(&self, drafts: &[Draft], not_after: Timestamp) -> MadeView {
+    fn view(&self, files: &[CertificateFile], not_after: Timestamp) -> MadeView {
         let directory = self.out.canonicalize().unwrap_or_else(|_| self.out.clone());
         let dir = directory.display();
         let domain = &self.trust_domain;
@@ -245,7 +245,7 @@ impl DevArgs {
                 "export RELATCH_ADMIN=https://localhost:9011 RELATCH_CA={dir}/ca.pem\n\
                  export RELATCH_TLS_CERT={dir}/operator.pem RELATCH_TLS_KEY={dir}/operator.key\n"
             ),
-            files: drafts.iter().map(|draft| draft.name.clone()).collect(),
+            files: files.iter().map(|file| file.name.clone()).collect(),
             not_after,
             directory,
         }
@@ -269,15 +269,15 @@ impl View for MadeView {
     }
 }
 
-fn draft(name: &str, pair: DevPair) -> [Draft; 2] {
+fn pair_files(name: &str, pair: DevPair) -> [CertificateFile; 2] {
     let DevPair { cert, key } = pair;
     [
-        Draft {
+        CertificateFile {
             name: format!("{name}.pem"),
             content: Zeroizing::new(cert),
             mode: PUBLIC,
         },
-        Draft {
+        CertificateFile {
             name: format!("{name}.key"),
             content: key,
             mode: KEY,
@@ -285,23 +285,10 @@ fn draft(name: &str, pair: DevPair) -> [Draft; 2] {
     ]
 }
 
-/// Writes a file as a whole: a reader sees the old file or the new one.
-fn write(path: &Path, draft: &Draft) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".draft");
-    let aside = PathBuf::from(name);
-    match fs::remove_file(&aside) {
-        Err(error) if !is_missing(&error) => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(draft.mode)
-        .open(&aside)?;
-    file.write_all(draft.content.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, path)
+fn write(path: &Path, file: &CertificateFile) -> io::Result<()> {
+    let mut draft = Draft::create(path, file.mode)?;
+    draft.file().write_all(file.content.as_bytes())?;
+    draft.publish()
 }
 
 fn is_missing(error: &io::Error) -> bool {

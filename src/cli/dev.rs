@@ -1,7 +1,8 @@
 //! `relatch dev`: a control plane, a sidecar and a demo key in one process on this machine.
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Write as _},
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -30,6 +31,7 @@ use crate::{
         plane::{ControlEndpoints, ControlPlane, PlaneError},
         secrets,
     },
+    draft::Draft,
     key::{KeyringName, Timestamp},
     node_name::NodeName,
     proto::admin,
@@ -510,11 +512,11 @@ fn shell_word(text: &str) -> String {
     }
 }
 
-/// Replaces a file as a whole, so that no reader sees a part of it.
+/// Replaces a file that everybody may read, as a whole.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    fs::write(&draft, content)?;
-    fs::rename(&draft, path)
+    let mut draft = Draft::create(path, 0o644)?;
+    draft.file().write_all(content.as_bytes())?;
+    draft.publish()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
+    draft,
     key::{MasterPepper, PepperId, RandomError},
     secret_file,
 };
@@ -101,14 +102,7 @@ pub(crate) fn create_pepper(path: &Path) -> Result<MasterPepper, SecretFileError
     let json = serde_json::to_string(&content).map(Zeroizing::new);
     content.secret.zeroize();
     let json = json.map_err(|error| io_error("encode", path)(error.into()))?;
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        Some(_) | None => Path::new("."),
-    };
-    let written = secret_file::write_new(path, &json).and_then(|()| {
-        // A file without a name in its directory would be lost.
-        fs::File::open(directory)?.sync_all()
-    });
+    let written = secret_file::write_new(path, &json).and_then(|()| draft::sync_directory_of(path));
     if let Err(error) = written {
         if error.kind() != io::ErrorKind::AlreadyExists {
             // It was never there, or is not whole.

@@ -14,7 +14,7 @@ use super::{
     socket::Accepted,
     spread::{Ended, Spread},
 };
-use crate::{accept::Unaccepted, config::Listen};
+use crate::{accept::Acceptor, config::Listen};
 
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
@@ -96,15 +96,11 @@ impl Listener {
     }
 
     async fn spread(&self, mut workers: Spread) -> Ended {
-        let mut unaccepted = Unaccepted::at("ext_authz");
+        let mut acceptor = Acceptor::new("ext_authz");
         loop {
-            match self.socket.accept().await {
-                Ok(accepted) => {
-                    if let Err(ended) = workers.give(accepted).await {
-                        return ended;
-                    }
-                }
-                Err(error) => unaccepted.note(&error).await,
+            let accepted = acceptor.next(|| self.socket.accept()).await;
+            if let Err(ended) = workers.give(accepted).await {
+                return ended;
             }
         }
     }

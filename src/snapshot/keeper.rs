@@ -316,15 +316,15 @@ impl Keeper {
             written_at: self.clock.wall(),
             origin: Origin {
                 id: self.id,
-                inode: Inode::of(&draft.metadata()?),
+                inode: Inode::of(&draft.file().metadata()?),
                 boot_clock: self.clock.boot_clock(),
             },
         };
         let mut sealer = Sealer::new(&self.key, &header)?;
         let views = state.values().map(|applied| &*applied.view);
-        let whole = write::write(&mut draft, &mut sealer, views, &pulse, self.write)?;
-        let published = self.place.publish(&draft);
-        let file = Arc::new(draft);
+        let whole = write::write(draft.file(), &mut sealer, views, &pulse, self.write)?;
+        let published = draft.publish();
+        let file = Arc::new(draft.into_file());
         let former = if self.place.holds(&file) {
             self.present.replace(Arc::clone(&file))
         } else {
@@ -356,7 +356,6 @@ impl Keeper {
 
     fn erase(&mut self) {
         self.file = None;
-        self.place.discard();
         let erased = match &self.present {
             Some(present) => self.place.erase(present),
             None if self.place.is_empty() => Ok(()),
@@ -400,7 +399,6 @@ impl Keeper {
 
     fn failed(&mut self, error: &WriteError, is_last: bool) {
         self.file = None;
-        self.place.discard();
         self.disk.failed(causes::in_one_line(error));
         let now = self.clock.boot();
         let is_news = |told| now.saturating_since(told) >= TELL_EVERY;

@@ -15,7 +15,10 @@ use std::{
 use rustix::fs::OFlags;
 
 use super::{error::RefusedError, lock::FileLock, origin::Inode};
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    draft::{self, Draft},
+};
 
 /// The place of a snapshot file, of which this process is the only user.
 #[derive(Debug)]
@@ -64,10 +67,8 @@ impl Place {
             source,
         };
         match place.lock() {
-            Ok(()) => match fs::remove_file(place.beside("new")) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound && !is_of_disk(&error) => {
-                    Err(directory(error))
-                }
+            Ok(()) => match draft::remove_leftover(path) {
+                Err(error) if !is_of_disk(&error) => Err(directory(error)),
                 Ok(()) | Err(_) => Ok(place),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(PlaceError::Busy {
@@ -162,36 +163,9 @@ impl Place {
     /// # Errors
     ///
     /// When it cannot be created, or another process has claimed the place.
-    pub(crate) fn draft(&mut self) -> io::Result<File> {
+    pub(crate) fn draft(&mut self) -> io::Result<Draft> {
         self.lock()?;
-        let path = self.beside("new");
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(path)
-    }
-
-    /// Replaces the file by a complete draft. When this returns, the new file survives a loss of power.
-    ///
-    /// # Errors
-    ///
-    /// When this is not certain.
-    pub(crate) fn publish(&self, draft: &File) -> io::Result<()> {
-        draft.sync_all()?;
-        fs::rename(self.beside("new"), &self.path)?;
-        self.sync_directory()
-    }
-
-    /// Removes a draft that failed: on a full disk, it would use the space for others.
-    pub(crate) fn discard(&self) {
-        // If it cannot be removed, the next draft replaces it.
-        let _ = fs::remove_file(self.beside("new"));
+        Draft::create(&self.path, 0o600)
     }
 
     /// Whether `file` is still the file at this path. If somebody has removed it, writes to it are lost.
@@ -223,15 +197,7 @@ impl Place {
         file.set_len(0)?;
         file.sync_all()?;
         fs::remove_file(&self.path)?;
-        self.sync_directory()
-    }
-
-    fn sync_directory(&self) -> io::Result<()> {
-        let directory = match self.path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            Some(_) | None => Path::new("."),
-        };
-        File::open(directory)?.sync_all()
+        draft::sync_directory_of(&self.path)
     }
 
     /// Acquires the lock, unless this process already holds it.
@@ -288,9 +254,9 @@ mod tests {
     fn publish(place: &mut Place, content: &[u8]) -> File {
         use std::io::Write;
         let mut draft = place.draft().expect("it is made");
-        draft.write_all(content).expect("it is written");
-        place.publish(&draft).expect("it is put in place");
-        draft
+        draft.file().write_all(content).expect("it is written");
+        draft.publish().expect("it is put in place");
+        draft.into_file()
     }
 
     fn refusal(place: &Place) -> String {

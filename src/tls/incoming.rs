@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{HandshakeError, Peer, TlsServer, TlsStream};
-use crate::accept::Unaccepted;
+use crate::accept::Acceptor;
 
 /// A connection of a client, plain or over TLS.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(crate) struct Listening {
     max_unsent: Option<u32>,
     /// Bounded by [`TlsServer`].
     handshakes: JoinSet<Shaken>,
-    unaccepted: Unaccepted,
+    acceptor: Acceptor,
 }
 
 /// How a handshake went.
@@ -56,7 +56,7 @@ impl Listening {
             tls,
             max_unsent: None,
             handshakes: JoinSet::new(),
-            unaccepted: Unaccepted::at(what),
+            acceptor: Acceptor::new(what),
         }
     }
 
@@ -72,25 +72,23 @@ impl Listening {
 
     /// The next one. Cancellation safe.
     pub(crate) async fn next(&mut self) -> Incoming {
+        let accept = async || {
+            let (socket, address) = self.listener.accept().await?;
+            socket.set_nodelay(true)?;
+            if let Some(bytes) = self.max_unsent {
+                SockRef::from(&socket).set_tcp_notsent_lowat(bytes)?;
+            }
+            Ok((socket, address))
+        };
         loop {
             tokio::select! {
-                accepted = self.listener.accept() => {
-                    let accepted = accepted.and_then(|(socket, address)| {
-                        socket.set_nodelay(true)?;
-                        if let Some(bytes) = self.max_unsent {
-                            SockRef::from(&socket).set_tcp_notsent_lowat(bytes)?;
-                        }
-                        Ok((socket, address))
-                    });
-                    match (accepted, self.tls.clone()) {
-                        (Ok((socket, _)), None) => return Incoming::plain(socket),
-                        (Ok((socket, address)), Some(tls)) => {
-                            self.handshakes
-                                .spawn(async move { tls.accept(socket, Some(address)).await });
-                        }
-                        (Err(error), _) => self.unaccepted.note(&error).await,
+                (socket, address) = self.acceptor.next(&accept) => match self.tls.clone() {
+                    None => return Incoming::plain(socket),
+                    Some(tls) => {
+                        self.handshakes
+                            .spawn(async move { tls.accept(socket, Some(address)).await });
                     }
-                }
+                },
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Ok((stream, peer))) => {
                         return Incoming { wire: Wire::Tls(Box::new(stream)), peer };

@@ -6,14 +6,14 @@ use super::{Keyring, KeyringHead};
 use crate::key::{
     change::{Change, OldVersion},
     consumer::{Consumer, Key},
-    digest::KeyDigest,
-    id::{KeyId, Revision, RotationId, VersionNumber, VersionRef},
+    id::{ConsumerId, KeyId, Revision, RotationId, VersionNumber, VersionRef},
     paged::PagedSet,
-    policy::RotationPolicy,
+    policy::{PolicyOverrides, RotationPolicy},
     record::KeyRecord,
     time::Timestamp,
-    version::{KeyVersion, ReinstateError, TransitionError, VersionState},
+    version::{KeyVersion, NewVersion, ReinstateError, TransitionError, VersionState},
     versions::Versions,
+    webhook::{Webhook, WebhookId},
 };
 
 /// A log that does not tell a possible history: it was written by a newer relatch, or was tampered with.
@@ -167,35 +167,40 @@ impl Keyring {
                 found: revision,
             });
         }
-        self.fold(revision, at, change)?;
+        let mut fold = Fold {
+            keyring: self,
+            revision,
+            at,
+        };
+        fold.change(change)?;
         Arc::make_mut(&mut self.head).revision = revision;
         Ok(())
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm a change, each short")]
-    fn fold(
-        &mut self,
-        revision: Revision,
-        at: Timestamp,
-        change: &Change,
-    ) -> Result<(), ApplyError> {
+    fn records_of(&self, key_id: KeyId) -> Vec<KeyRecord> {
+        self.keys.get(&key_id).map_or_else(Vec::new, |key| {
+            let versions = key.versions.values();
+            versions.map(|version| key.record(version)).collect()
+        })
+    }
+}
+
+/// One change on its way into a keyring: the keyring, and what all parts of the change share. A method that returns an error
+/// has left the keyring as it was.
+struct Fold<'k> {
+    keyring: &'k mut Keyring,
+    revision: Revision,
+    at: Timestamp,
+}
+
+impl Fold<'_> {
+    fn change(&mut self, change: &Change) -> Result<(), ApplyError> {
         match change {
             Change::KeyringCreated { .. } => Err(ApplyError::OutOfPlace {
-                revision,
+                revision: self.revision,
                 kind: change.kind(),
             }),
-            Change::ConsumerCreated { consumer, name } => {
-                if self.consumers.contains_key(consumer) {
-                    return Err(duplicate(revision, "consumer", consumer));
-                }
-                let made = Consumer {
-                    name: name.clone(),
-                    created_at: at,
-                    keys: PagedSet::default(),
-                };
-                self.consumers.insert(consumer.clone(), Arc::new(made));
-                Ok(())
-            }
+            Change::ConsumerCreated { consumer, name } => self.create_consumer(consumer, name),
             Change::KeyCreated {
                 key_id,
                 consumer,
@@ -215,296 +220,313 @@ impl Keyring {
                     policy: None,
                     versions: Versions::default(),
                 };
-                self.insert_key(revision, key, version.digest)?;
-                let state = VersionState::Active { since: at };
-                let version = version.clone().begin(at, state, None);
-                self.put(*key_id, version);
-                Ok(())
+                self.create_key(key, version)
             }
             Change::VersionStaged {
                 key_id,
                 rotation,
                 version,
                 withdraw_after,
-            } => {
-                let key = self.expect_key(revision, *key_id)?;
-                if key.versions.contains_key(version.number) {
-                    return Err(duplicate(revision, "version", &version.number));
-                }
-                if self.find(&version.digest).is_some() {
-                    return Err(duplicate(revision, "digest of", key_id));
-                }
-                let state = VersionState::Pending {
-                    since: at,
-                    withdraw_after: *withdraw_after,
-                    sink: None,
-                };
-                let version = version.clone().begin(at, state, Some(*rotation));
-                self.put(*key_id, version);
-                Ok(())
-            }
+            } => self.stage_version(*key_id, *rotation, version, *withdraw_after),
             Change::HandedOver {
                 key_id,
                 rotation,
                 version,
                 old,
-            } => {
-                let which = VersionRef {
-                    key_id: *key_id,
-                    version: *version,
-                };
-                self.hand_over_to(revision, at, which, *rotation, *old)
-            }
+            } => self.hand_over(version_ref(*key_id, *version), *rotation, *old),
+            Change::RolledBack {
+                key_id,
+                version,
+                replaced,
+                reason: _,
+            } => self.roll_back(version_ref(*key_id, *version), *replaced),
+            Change::VersionsRevoked {
+                key_id,
+                versions,
+                reason,
+            } => self.revoke(*key_id, versions, reason),
             Change::VersionWithdrawn {
                 key_id,
                 version,
                 reason,
                 ..
-            } => self.transition(revision, *key_id, *version, |v| {
-                v.withdraw(at, Arc::clone(reason))
+            } => self.transition(*key_id, *version, |version, at| {
+                version.withdraw(at, Arc::clone(reason))
             }),
             Change::VersionRetired {
                 key_id,
                 version,
                 reason,
                 forced: _,
-            } => self.transition(revision, *key_id, *version, |v| {
-                v.retire(at, Arc::clone(reason))
+            } => self.transition(*key_id, *version, |version, at| {
+                version.retire(at, Arc::clone(reason))
             }),
             Change::OverlapExtended {
                 key_id,
                 version,
                 until,
                 reason: _,
-            } => self.transition(revision, *key_id, *version, |v| v.extend(*until)),
-            Change::RolledBack {
-                key_id,
-                version,
-                replaced,
-                reason: _,
-            } => {
-                let which = VersionRef {
-                    key_id: *key_id,
-                    version: *version,
-                };
-                self.roll_back_to(revision, at, which, *replaced)
-            }
+            } => self.transition(*key_id, *version, |version, _| version.extend(*until)),
             Change::DeliveryBegun {
                 key_id,
                 version,
                 sink,
                 withdraw_after,
                 ..
-            } => self.transition(revision, *key_id, *version, |v| {
-                v.begin_delivery(sink.clone(), *withdraw_after)
+            } => self.transition(*key_id, *version, |version, _| {
+                version.begin_delivery(sink.clone(), *withdraw_after)
             }),
             Change::Noted {
                 key_id,
                 version,
                 note,
-            } => self.transition(revision, *key_id, *version, |v| Ok(v.told_of(note))),
-            Change::KeyringPolicySet { policy } => {
-                Arc::make_mut(&mut self.head).policy = policy.clone();
-                self.due = PagedSet::default();
-                let keys = self.keys.clone();
-                for (key_id, key) in &keys {
-                    for version in key.versions.keys() {
-                        let key_id = *key_id;
-                        self.index(VersionRef { key_id, version });
-                    }
-                }
-                Ok(())
-            }
-            Change::KeyPolicySet { key_id, overrides } => {
-                let numbers: Vec<VersionNumber> = self
-                    .expect_key(revision, *key_id)?
-                    .versions
-                    .keys()
-                    .collect();
-                let versions = numbers.into_iter().map(|version| VersionRef {
-                    key_id: *key_id,
-                    version,
-                });
-                for which in versions.clone() {
-                    self.leave_indexes(which);
-                }
-                let key = self.keys.get_mut(key_id);
-                let key = Arc::make_mut(key.expect("it was looked up"));
-                key.policy = (!overrides.is_empty()).then(|| Arc::new(overrides.clone()));
-                for which in versions {
-                    self.index(which);
-                }
-                Ok(())
-            }
-            Change::WebhookAdded { webhook } => {
-                if self.webhooks().contains_key(&webhook.id) {
-                    return Err(duplicate(revision, "webhook", &webhook.id));
-                }
-                let webhook = webhook.clone();
-                let head = Arc::make_mut(&mut self.head);
-                head.webhooks.insert(webhook.id, webhook);
-                Ok(())
-            }
-            Change::WebhookRemoved { id } => {
-                match Arc::make_mut(&mut self.head).webhooks.remove(id) {
-                    Some(_) => Ok(()),
-                    None => Err(unknown(revision, "webhook", id)),
-                }
-            }
-            Change::VersionsRevoked {
-                key_id,
-                versions,
-                reason,
-            } => {
-                let revoked = versions
-                    .iter()
-                    .map(|number| {
-                        self.expect_version(revision, *key_id, *number)?
-                            .revoke(at, Arc::clone(reason))
-                            .map_err(|e| wrong(revision, e))
-                    })
-                    .collect::<Result<Vec<_>, _>>()?;
-                for version in revoked {
-                    self.put(*key_id, version);
-                }
-                Ok(())
-            }
+            } => self.transition(*key_id, *version, |version, _| Ok(version.told_of(note))),
+            Change::KeyringPolicySet { policy } => self.set_keyring_policy(policy),
+            Change::KeyPolicySet { key_id, overrides } => self.set_key_policy(*key_id, overrides),
+            Change::WebhookAdded { webhook } => self.add_webhook(webhook),
+            Change::WebhookRemoved { id } => self.remove_webhook(*id),
         }
     }
 
-    fn insert_key(
-        &mut self,
-        revision: Revision,
-        key: Key,
-        digest: KeyDigest,
-    ) -> Result<(), ApplyError> {
-        if self.keys.contains_key(&key.id) {
-            return Err(duplicate(revision, "key", &key.id));
+    fn create_consumer(&mut self, consumer: &ConsumerId, name: &str) -> Result<(), ApplyError> {
+        if self.keyring.consumers.contains_key(consumer) {
+            return Err(self.duplicate("consumer", consumer));
         }
-        if self.find(&digest).is_some() {
-            return Err(duplicate(revision, "digest of", &key.id));
-        }
-        if !self.own(&key) {
-            return Err(unknown(revision, "consumer", &key.consumer));
-        }
-        let key = self.shared.key(key);
-        self.keys.insert(key.id, Arc::new(key));
+        let created = Consumer {
+            name: name.to_owned(),
+            created_at: self.at,
+            keys: PagedSet::default(),
+        };
+        self.keyring
+            .consumers
+            .insert(consumer.clone(), Arc::new(created));
         Ok(())
     }
 
-    fn hand_over_to(
+    /// Creates a key with its first version, which is active.
+    fn create_key(&mut self, key: Key, version: &NewVersion) -> Result<(), ApplyError> {
+        let key_id = key.id;
+        if self.keyring.keys.contains_key(&key_id) {
+            return Err(self.duplicate("key", &key_id));
+        }
+        if self.keyring.find(&version.digest).is_some() {
+            return Err(self.duplicate("digest of", &key_id));
+        }
+        if !self.keyring.own(&key) {
+            return Err(self.unknown("consumer", &key.consumer));
+        }
+        let key = self.keyring.shared.key(key);
+        self.keyring.keys.insert(key_id, Arc::new(key));
+        let state = VersionState::Active { since: self.at };
+        let version = version.clone().begin(self.at, state, None);
+        self.keyring.put(key_id, version);
+        Ok(())
+    }
+
+    fn stage_version(
         &mut self,
-        revision: Revision,
-        at: Timestamp,
+        key_id: KeyId,
+        rotation: RotationId,
+        version: &NewVersion,
+        withdraw_after: Timestamp,
+    ) -> Result<(), ApplyError> {
+        if self
+            .expect_key(key_id)?
+            .versions
+            .contains_key(version.number)
+        {
+            return Err(self.duplicate("version", &version.number));
+        }
+        if self.keyring.find(&version.digest).is_some() {
+            return Err(self.duplicate("digest of", &key_id));
+        }
+        let state = VersionState::Pending {
+            since: self.at,
+            withdraw_after,
+            sink: None,
+        };
+        let version = version.clone().begin(self.at, state, Some(rotation));
+        self.keyring.put(key_id, version);
+        Ok(())
+    }
+
+    fn hand_over(
+        &mut self,
         new: VersionRef,
         rotation: RotationId,
         old: Option<OldVersion>,
     ) -> Result<(), ApplyError> {
         let VersionRef { key_id, version } = new;
-        let new = self.expect_version(revision, key_id, version)?;
-        let new = new.activate(at).map_err(|e| wrong(revision, e))?;
-        if let Some(OldVersion {
-            version: number,
-            until,
-        }) = old
-        {
-            let mut old = self
-                .expect_version(revision, key_id, number)?
-                .begin_retiring(at, until.saturating_since(at), version)
-                .map_err(|e| wrong(revision, e))?;
+        let new = self.expect_version(key_id, version)?;
+        let new = new.activate(self.at).map_err(|e| self.wrong(e))?;
+        if let Some(old) = old {
+            let mut old = self.begin_retiring(key_id, old, version)?;
             old.rotation = Some(rotation);
-            self.put(key_id, old);
+            self.keyring.put(key_id, old);
         }
-        self.put(key_id, new);
+        self.keyring.put(key_id, new);
         Ok(())
     }
 
-    fn roll_back_to(
+    fn roll_back(
         &mut self,
-        revision: Revision,
-        at: Timestamp,
         old: VersionRef,
         replaced: Option<OldVersion>,
     ) -> Result<(), ApplyError> {
         let VersionRef { key_id, version } = old;
-        let rollback_for = self
-            .policy_of(self.expect_key(revision, key_id)?)
-            .rollback_for;
+        let policy = self.keyring.policy_of(self.expect_key(key_id)?);
+        let rollback_for = policy.rollback_for;
         let old = self
-            .expect_version(revision, key_id, version)?
-            .reinstate(at, rollback_for)
-            .map_err(|source| ApplyError::Reinstate { revision, source })?;
-        if let Some(OldVersion {
-            version: number,
-            until,
-        }) = replaced
-        {
-            let mut replaced = self
-                .expect_version(revision, key_id, number)?
-                .begin_retiring(at, until.saturating_since(at), version)
-                .map_err(|e| wrong(revision, e))?;
+            .expect_version(key_id, version)?
+            .reinstate(self.at, rollback_for)
+            .map_err(|source| ApplyError::Reinstate {
+                revision: self.revision,
+                source,
+            })?;
+        if let Some(replaced) = replaced {
+            let mut replaced = self.begin_retiring(key_id, replaced, version)?;
             replaced.rotation = replaced.rotation.or(old.rotation);
-            self.put(key_id, replaced);
+            self.keyring.put(key_id, replaced);
         }
-        self.put(key_id, old);
+        self.keyring.put(key_id, old);
         Ok(())
     }
 
-    fn expect_key(&self, revision: Revision, key_id: KeyId) -> Result<&Key, ApplyError> {
-        self.keys
-            .get(&key_id)
-            .map(|key| &**key)
-            .ok_or_else(|| unknown(revision, "key", &key_id))
+    fn revoke(
+        &mut self,
+        key_id: KeyId,
+        versions: &[VersionNumber],
+        reason: &Arc<str>,
+    ) -> Result<(), ApplyError> {
+        let revoked = versions
+            .iter()
+            .map(|number| {
+                self.expect_version(key_id, *number)?
+                    .revoke(self.at, Arc::clone(reason))
+                    .map_err(|e| self.wrong(e))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        for version in revoked {
+            self.keyring.put(key_id, version);
+        }
+        Ok(())
+    }
+
+    fn set_keyring_policy(&mut self, policy: &RotationPolicy) -> Result<(), ApplyError> {
+        Arc::make_mut(&mut self.keyring.head).policy = policy.clone();
+        self.keyring.due = PagedSet::default();
+        let keys = self.keyring.keys.clone();
+        for (key_id, key) in &keys {
+            for version in key.versions.keys() {
+                self.keyring.index(version_ref(*key_id, version));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_key_policy(
+        &mut self,
+        key_id: KeyId,
+        overrides: &PolicyOverrides,
+    ) -> Result<(), ApplyError> {
+        let versions: Vec<VersionRef> = self
+            .expect_key(key_id)?
+            .versions
+            .keys()
+            .map(|version| version_ref(key_id, version))
+            .collect();
+        for version in &versions {
+            self.keyring.leave_indexes(*version);
+        }
+        let key = self.keyring.keys.get_mut(&key_id);
+        let key = Arc::make_mut(key.expect("it was looked up"));
+        key.policy = (!overrides.is_empty()).then(|| Arc::new(overrides.clone()));
+        for version in versions {
+            self.keyring.index(version);
+        }
+        Ok(())
+    }
+
+    fn add_webhook(&mut self, webhook: &Webhook) -> Result<(), ApplyError> {
+        if self.keyring.webhooks().contains_key(&webhook.id) {
+            return Err(self.duplicate("webhook", &webhook.id));
+        }
+        let head = Arc::make_mut(&mut self.keyring.head);
+        head.webhooks.insert(webhook.id, webhook.clone());
+        Ok(())
+    }
+
+    fn remove_webhook(&mut self, id: WebhookId) -> Result<(), ApplyError> {
+        match Arc::make_mut(&mut self.keyring.head).webhooks.remove(&id) {
+            Some(_) => Ok(()),
+            None => Err(self.unknown("webhook", &id)),
+        }
+    }
+
+    /// Changes the state of one version.
+    fn transition(
+        &mut self,
+        key_id: KeyId,
+        number: VersionNumber,
+        to: impl FnOnce(KeyVersion, Timestamp) -> Result<KeyVersion, TransitionError>,
+    ) -> Result<(), ApplyError> {
+        let version = self.expect_version(key_id, number)?;
+        let version = to(version, self.at).map_err(|e| self.wrong(e))?;
+        self.keyring.put(key_id, version);
+        Ok(())
+    }
+
+    /// The version `old`, which begins to retire in favour of `successor`.
+    fn begin_retiring(
+        &self,
+        key_id: KeyId,
+        old: OldVersion,
+        successor: VersionNumber,
+    ) -> Result<KeyVersion, ApplyError> {
+        self.expect_version(key_id, old.version)?
+            .begin_retiring(self.at, old.until.saturating_since(self.at), successor)
+            .map_err(|e| self.wrong(e))
+    }
+
+    fn expect_key(&self, key_id: KeyId) -> Result<&Key, ApplyError> {
+        let key = self.keyring.keys.get(&key_id);
+        key.map(|key| &**key)
+            .ok_or_else(|| self.unknown("key", &key_id))
     }
 
     fn expect_version(
         &self,
-        revision: Revision,
         key_id: KeyId,
         number: VersionNumber,
     ) -> Result<KeyVersion, ApplyError> {
-        self.expect_key(revision, key_id)?
-            .versions
-            .get(number)
+        let version = self.expect_key(key_id)?.versions.get(number);
+        version
             .cloned()
-            .ok_or_else(|| unknown(revision, "version", &number))
+            .ok_or_else(|| self.unknown("version", &number))
     }
 
-    fn transition(
-        &mut self,
-        revision: Revision,
-        key_id: KeyId,
-        number: VersionNumber,
-        to: impl FnOnce(KeyVersion) -> Result<KeyVersion, TransitionError>,
-    ) -> Result<(), ApplyError> {
-        let version = self.expect_version(revision, key_id, number)?;
-        let version = to(version).map_err(|e| wrong(revision, e))?;
-        self.put(key_id, version);
-        Ok(())
+    fn duplicate(&self, what: &str, name: &dyn fmt::Display) -> ApplyError {
+        ApplyError::Duplicate {
+            revision: self.revision,
+            what: format!("{what} {name}"),
+        }
     }
 
-    fn records_of(&self, key_id: KeyId) -> Vec<KeyRecord> {
-        self.keys.get(&key_id).map_or_else(Vec::new, |key| {
-            let versions = key.versions.values();
-            versions.map(|version| key.record(version)).collect()
-        })
+    fn unknown(&self, what: &str, name: &dyn fmt::Display) -> ApplyError {
+        ApplyError::Unknown {
+            revision: self.revision,
+            what: format!("{what} {name}"),
+        }
     }
-}
 
-fn duplicate(revision: Revision, what: &str, name: &dyn fmt::Display) -> ApplyError {
-    ApplyError::Duplicate {
-        revision,
-        what: format!("{what} {name}"),
+    const fn wrong(&self, source: TransitionError) -> ApplyError {
+        ApplyError::Transition {
+            revision: self.revision,
+            source,
+        }
     }
 }
 
-fn unknown(revision: Revision, what: &str, name: &dyn fmt::Display) -> ApplyError {
-    ApplyError::Unknown {
-        revision,
-        what: format!("{what} {name}"),
-    }
-}
-
-const fn wrong(revision: Revision, source: TransitionError) -> ApplyError {
-    ApplyError::Transition { revision, source }
+const fn version_ref(key_id: KeyId, version: VersionNumber) -> VersionRef {
+    VersionRef { key_id, version }
 }

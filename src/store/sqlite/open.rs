@@ -4,7 +4,7 @@
 //! the close of any other connection would empty the write-ahead log into the file.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use super::{
     place::{DatabasePlace, Fault},
     schema,
 };
-use crate::store::StoreError;
+use crate::{draft, store::StoreError};
 
 /// More statements than this module's siblings have, so that each is compiled once per connection.
 const STATEMENT_CACHE: usize = 32;
@@ -178,13 +178,7 @@ fn publish(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => return Err(place.cannot_open(error)),
     }
-    let directory = match place.path().parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| place.cannot_open(error))
+    draft::sync_directory_of(place.path()).map_err(|error| place.cannot_open(error))
 }
 
 /// Removes what was built, if it is there. What cannot be removed does no harm under its name.
