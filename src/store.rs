@@ -1,22 +1,28 @@
 //! The store: an append-only log of changes per keyring, and what stands beside the logs.
 //!
-//! A [`log`](LogName) is a gapless sequence of [`LogEntry`]s, each chained to the one before it by [`chain`]. A commit is
-//! an append at the head that the writer expects. That alone orders the control plane's replicas: the loser of a race
-//! gets a [conflict](AppendError::Conflict), reads what it missed, validates its change again and retries.
+//! A [`log`](LogName) is a gapless sequence of [`LogEntry`]s, each chained to the one before it by
+//! [`chain`]. A commit appends entries at the head that the writer expects. This alone orders the
+//! replicas of the control plane: the replica that loses a race gets a
+//! [conflict](AppendError::Conflict), reads the entries that it missed, validates its change again
+//! and retries.
 //!
-//! Beside each log stand its [`Head`] and the newest [`StateSnapshot`], from which a replica starts without reading
-//! the whole log. [`PresenceRow`]s say which sidecars there are, [`UsageRow`]s how often they saw each key version used.
-//! [`Delivery`]s are what webhooks are to be told, made from the log up to a cursor that moves with them.
+//! The store holds for each log its [`Head`] and the newest [`StateSnapshot`], from which a replica
+//! starts without reading the whole log. A [`PresenceRow`] describes one process of a sidecar. A
+//! [`UsageRow`] counts the checks with which one process saw a key version used. A [`Delivery`] is
+//! one event for one webhook. Deliveries are created from the log up to a cursor, in the
+//! transaction that moves the cursor.
 //!
 //! # What every engine promises
 //!
-//! - **Order of revisions is order of commits.** An entry that can be read has all entries before it. A reader that
-//!   asks for what lies after the last revision that it saw therefore never skips and never repeats an entry.
-//! - **All or nothing.** The entries of an append become visible together, with the head that names the last of them.
-//! - **Durable.** What [`append`](Store::append) reported is on disk.
-//! - **Primary.** Every read sees every append that was reported before the read began, by whatever replica.
-//! - **Byte for byte.** What is read is what was appended.
-//! - **Nothing is mended.** A store that cannot be understood is reported and left as it is.
+//! - **Order of revisions is order of commits.** An entry that can be read has all entries before
+//!   it. A reader that asks for the entries after the last revision that it saw therefore never
+//!   skips and never repeats an entry.
+//! - **All or nothing.** The entries of an append become visible together, with the head that names
+//!   the last of them.
+//! - **Durable.** Entries are on disk before [`append`](Store::append) returns.
+//! - **Primary.** Every read sees every append that returned before the read began, on any replica.
+//! - **Byte for byte.** A read returns the bytes that were appended.
+//! - **No repair.** A store that cannot be understood is reported and not changed.
 //!
 //! A call whose future is dropped may still take effect.
 
@@ -44,37 +50,44 @@ pub(crate) use sqlite::{Named, Owner, OwnerError, Ownership, StoreOwner};
 pub use sqlite::{SqliteOptions, SqliteStore};
 pub use usage::{CallersRow, StoredUsage, UsageRow};
 
-/// The most entries in one append. An append holds the only write lock, and this many take well under a second.
+/// The most entries in one append. An append holds the only write lock; an append of this size
+/// needs well under a second.
 pub const MAX_APPEND: usize = 10_000;
 
-/// The most bytes of actor, kind and payload in one entry. The largest change is a few kilobytes; an entry above this
-/// would be a mistake that every replica had to read for ever.
+/// The most bytes of actor, kind and payload in one entry. The largest change has a few kilobytes;
+/// a larger entry than this would be a mistake, and every replica would have to read it for ever.
 pub const MAX_ENTRY_LEN: usize = 1024 * 1024;
 
-/// The most entries in one page: enough that a long log reads at full speed, few enough to hold in memory.
+/// The most entries in one page: enough to read a long log at full speed, few enough to hold in
+/// memory.
 pub const MAX_PAGE: usize = 1_000;
 
-/// The size at which a page ends early, in bytes of payload, so that a page of large entries fits into memory too.
+/// The size at which a page ends early, in bytes of payload, so that a page of large entries also
+/// fits into memory.
 pub const MAX_PAGE_LEN: usize = 8 * 1024 * 1024;
 
-/// How long a process whose usage was folded is remembered. A report of it that comes later was under way for longer
-/// than any stream lives.
+/// The time for which the store remembers a process whose usage was folded: 30 days. No stream
+/// lives that long, so no report of the process can arrive later.
 pub const FOLDED_FOR: Duration = Duration::from_hours(30 * 24);
 
-/// A place where logs are kept; shared by all tasks of a control plane, and by its replicas where the engine can.
+/// Storage for logs. All tasks of a control plane share it, and so do its replicas if the engine
+/// allows that.
 ///
-/// The [module](self) says what an engine promises. Every engine runs the same contract tests.
+/// The [module](self) lists the guarantees of every engine. Every engine runs the same contract
+/// tests.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
-    /// Appends `entries` to `log`, the first at the revision after `expected`, and returns the new head.
+    /// Appends `entries` to `log`, the first at the revision after `expected`, and returns the new
+    /// head.
     ///
-    /// An append to a log that does not exist, with `expected` 0, makes it, with a new epoch. An append of nothing only
-    /// compares `expected`.
+    /// An append with `expected` 0 to a log that does not exist creates the log, with a new epoch.
+    /// An append without entries only compares `expected`.
     ///
     /// # Errors
     ///
-    /// [`AppendError::Conflict`] when the head is not `expected`; [`AppendError::Invalid`] when an entry breaks a
-    /// bound. Nothing was appended then. After [`AppendError::Store`] the outcome is known only by reading the head.
+    /// [`AppendError::Conflict`] when the head is not `expected`; [`AppendError::Invalid`] when an
+    /// entry breaks a bound. In both cases nothing was appended. After [`AppendError::Store`], only
+    /// a read of the head shows whether the entries were appended.
     async fn append(
         &self,
         log: &LogName,
@@ -84,8 +97,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         self.append_at(log, expected.into(), entries).await
     }
 
-    /// The same, where the writer may also say by its hash which entry it expects at the head: of a log that was replaced,
-    /// the revision alone can be right.
+    /// Appends like [`append`](Self::append), but `expected` may also contain the hash of the entry
+    /// at the head. If a log was replaced, its revision alone can match by chance.
     ///
     /// # Errors
     ///
@@ -97,24 +110,25 @@ pub trait Store: Send + Sync + fmt::Debug {
         entries: Vec<NewEntry>,
     ) -> Result<Head, AppendError>;
 
-    /// The head of every log, in the order of their names.
+    /// Returns the head of every log, in the order of their names.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     async fn heads(&self) -> Result<Vec<Head>, StoreError>;
 
-    /// The head of `log`; none when there is no such log.
+    /// Returns the head of `log`; none if the log does not exist.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     async fn head(&self, log: &LogName) -> Result<Option<Head>, StoreError>;
 
-    /// The entries of `log` after revision `after`, in order, at most `limit` and at most [`MAX_PAGE`].
+    /// Returns the entries of `log` after revision `after`, in order, at most `limit` and at most
+    /// [`MAX_PAGE`].
     ///
-    /// A page also ends when it holds [`MAX_PAGE_LEN`] bytes. Only an empty page means that nothing follows. A log that
-    /// does not exist is an empty one.
+    /// A page also ends when it contains [`MAX_PAGE_LEN`] bytes of payload. Only an empty page
+    /// means that no entries follow. A log that does not exist reads as an empty log.
     ///
     /// # Errors
     ///
@@ -126,23 +140,24 @@ pub trait Store: Send + Sync + fmt::Debug {
         limit: usize,
     ) -> Result<Vec<LogEntry>, StoreError>;
 
-    /// Gives `log` a new epoch, so that every sidecar takes it anew. To be called after a restore.
+    /// Sets a new epoch for `log`, so that every sidecar loads it again. Call this after a restore.
     ///
     /// # Errors
     ///
     /// [`StoreError::UnknownLog`], or when the store cannot be written.
     async fn rotate_epoch(&self, log: &LogName) -> Result<Head, StoreError>;
 
-    /// Keeps a page of a state that is about to be saved, in the place of the same page.
+    /// Saves a page of a state before the state itself, and replaces the same page.
     ///
     /// # Errors
     ///
     /// [`StoreError::ForeignState`] when the log has no entry of that revision, or when the store cannot be written.
     async fn save_state_page(&self, log: &LogName, page: StatePage) -> Result<(), StoreError>;
 
-    /// Keeps `state` as the newest of `log`, unless a newer one is kept already. Its pages must have been saved.
+    /// Saves `state` as the newest of `log`, unless a newer one is already saved. Its pages must be
+    /// saved before.
     ///
-    /// Of two states at the same revision the one of the higher format is newer.
+    /// Of two states at the same revision, the one with the higher format is newer.
     ///
     /// # Errors
     ///
@@ -150,14 +165,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::IncompleteState`] when a page is missing, or when the store cannot be written.
     async fn save_state(&self, log: &LogName, state: StateSnapshot) -> Result<(), StoreError>;
 
-    /// The newest state of `log`.
+    /// Returns the newest state of `log`; none if no state was saved.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     async fn load_state(&self, log: &LogName) -> Result<Option<StateSnapshot>, StoreError>;
 
-    /// Page `number` of a state of `log`; none when it is not kept, or not any more.
+    /// Returns page `number` of a state of `log`; none if the page was not saved, or was deleted.
     ///
     /// # Errors
     ///
@@ -170,78 +185,84 @@ pub trait Store: Send + Sync + fmt::Debug {
         number: u32,
     ) -> Result<Option<StatePage>, StoreError>;
 
-    /// Removes a few pages of states that are older than the newest of `log`. False when there are none left.
+    /// Deletes a few pages of states that are older than the newest of `log`. Returns false if
+    /// there was none to delete.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
     async fn prune_state_pages(&self, log: &LogName) -> Result<bool, StoreError>;
 
-    /// Keeps `rows`, each in place of the one with its key, whatever its times are: the later save wins, and of two in one
-    /// call the later row.
+    /// Saves `rows` and replaces the rows with the same keys, whatever their times are: the later
+    /// save wins, and of two rows in one call the later row.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
     async fn save_presence(&self, rows: Vec<PresenceRow>) -> Result<(), StoreError>;
 
-    /// Removes the rows of `keys`; those that are absent are passed over.
+    /// Deletes the rows of `keys`; it ignores keys without a row.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
     async fn remove_presence(&self, keys: Vec<PresenceKey>) -> Result<(), StoreError>;
 
-    /// All rows, in the order of their keys.
+    /// Returns all rows, in the order of their keys.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     async fn load_presence(&self) -> Result<Vec<PresenceRow>, StoreError>;
 
-    /// Merges `rows` into those with their keys: the larger counts, the earlier first use, the later last use. To save
-    /// rows again, or late, changes nothing. All become durable together.
+    /// Merges `rows` into the rows with the same keys. The larger counts win, the earlier first use
+    /// and the later last use. A row that is saved again, or late, changes nothing. All rows become
+    /// durable together.
     ///
-    /// Of a process that was folded only the times are merged, into the row of all that were: its counts are in there.
+    /// For a process that was folded, only the times are merged, into the row that sums all folded
+    /// processes: that row already contains its counts.
     ///
     /// # Errors
     ///
     /// When the store cannot be written; nothing is merged then.
     async fn save_usage(&self, rows: Vec<UsageRow>) -> Result<(), StoreError>;
 
-    /// Keeps `rows`, each in place of the one with its key; one without a payload only removes that one.
+    /// Saves `rows` and replaces the rows with the same keys; a row without a payload only deletes
+    /// the saved row.
     ///
     /// # Errors
     ///
     /// When the store cannot be written; nothing is changed then.
     async fn save_callers(&self, rows: Vec<CallersRow>) -> Result<(), StoreError>;
 
-    /// Adds the rows of a process that has ended for good to those of all that have, at once. To fold it again changes
-    /// nothing, as long as it is remembered: for [`FOLDED_FOR`] after `now`.
+    /// Adds the rows of a process that has ended for good to the rows that sum all such processes,
+    /// in one transaction. A second fold of the same process changes nothing while the first is
+    /// remembered: for [`FOLDED_FOR`] after `now`.
     ///
     /// # Errors
     ///
     /// When the store cannot be written; nothing is folded then.
     async fn fold_usage(&self, run_id: &str, now: Timestamp) -> Result<(), StoreError>;
 
-    /// All that was saved of the use of key versions.
+    /// Returns all saved usage of key versions.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     async fn load_usage(&self) -> Result<StoredUsage, StoreError>;
 
-    /// How far `log` was turned into deliveries; 0 at first.
+    /// Returns the last revision of `log` for which deliveries were created; 0 at first.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     async fn outbox_cursor(&self, log: &LogName) -> Result<Revision, StoreError>;
 
-    /// Keeps `rows`, which follow from the entries of `log` after `from` up to `to`, and moves the cursor there, both
-    /// or neither. False when the cursor is not at `from`: somebody else was first, and nothing was kept.
+    /// Saves `rows`, which follow from the entries of `log` after `from` up to `to`, and moves the
+    /// cursor to `to`, both or neither. Returns false if the cursor is not at `from`: another
+    /// replica was first, and nothing was saved.
     ///
-    /// A delivery that is there already stays as it is.
+    /// A delivery that already exists stays unchanged.
     ///
     /// # Errors
     ///
@@ -254,9 +275,9 @@ pub trait Store: Send + Sync + fmt::Debug {
         rows: Vec<NewDelivery>,
     ) -> Result<bool, StoreError>;
 
-    /// Takes deliveries that are due at `now`, the longest due first, at most `limit`: one of each webhook that has none
-    /// under way. Nobody else gets them before `until`, unless they are settled; a claim that is never settled thus
-    /// leads to another attempt.
+    /// Claims deliveries that are due at `now`, the longest due first, at most `limit`: one for
+    /// each webhook that has no attempt in progress. No other claim returns them before `until`,
+    /// unless they are settled. A claim that is never settled therefore leads to another attempt.
     ///
     /// # Errors
     ///
@@ -268,15 +289,16 @@ pub trait Store: Send + Sync + fmt::Debug {
         limit: usize,
     ) -> Result<Vec<Delivery>, StoreError>;
 
-    /// Notes how an attempt ended. False when that is of no interest any more: the delivery is over, gone, or claimed
-    /// anew. That it was taken always is of interest until it is over.
+    /// Records the result of an attempt. Returns false if the result no longer matters: the
+    /// delivery is complete, deleted, or claimed again. A result that the webhook accepted the
+    /// event matters until the delivery is complete.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
     async fn settle_delivery(&self, settlement: Settlement) -> Result<bool, StoreError>;
 
-    /// The deliveries to a webhook, the newest first, at most `limit`.
+    /// Returns the deliveries to a webhook, the newest first, at most `limit`.
     ///
     /// # Errors
     ///
@@ -288,7 +310,9 @@ pub trait Store: Send + Sync + fmt::Debug {
         limit: usize,
     ) -> Result<Vec<Delivery>, StoreError>;
 
-    /// Removes deliveries that are over, and gives up those that wait in too great a number, which are returned.
+    /// Deletes complete deliveries as `retention` requires. Also gives up the oldest waiting
+    /// deliveries of a webhook with more than [`Retention::max_waiting`], except one with an
+    /// attempt in progress, and returns the given-up ones.
     ///
     /// # Errors
     ///
@@ -299,8 +323,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         retention: Retention,
     ) -> Result<Vec<Delivery>, StoreError>;
 
-    /// Reads the primary store, and nothing more. What a sidecar holds is as fresh as the last success of this or of
-    /// any other read.
+    /// Reads the primary store, to prove that it can be read. The keyrings of the sidecars are as
+    /// fresh as the last successful read, of this or any other kind.
     ///
     /// # Errors
     ///
@@ -308,68 +332,69 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn ping(&self) -> Result<(), StoreError>;
 }
 
-/// A keyring, or whatever else a log folds into, as of one revision.
+/// The state that a log folds into, such as a keyring, as of one revision.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StateSnapshot {
-    /// The last entry that it contains.
+    /// The revision of the last entry that the state contains.
     pub revision: Revision,
-    /// That entry's hash.
+    /// The hash of that entry.
     pub hash: EntryHash,
     /// The format of `payload`; a reader that does not know it reads the log instead.
     pub format: u32,
-    /// The state, or the beginning of it.
+    /// The state; if there are pages, its beginning.
     pub payload: Vec<u8>,
-    /// In how many pages the rest of it is.
+    /// The number of pages that contain the rest of the state.
     pub pages: u32,
 }
 
-/// A part of a [`StateSnapshot`]. A large state is written and read in parts, so that nobody waits for all of it.
+/// A part of a [`StateSnapshot`]. A large state is written and read in parts, so that other calls
+/// do not wait for all of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StatePage {
-    /// Of the state.
+    /// The revision of the state.
     pub revision: Revision,
-    /// The same.
+    /// The format of the state.
     pub format: u32,
-    /// Counted from 0.
+    /// The number of the page, counted from 0.
     pub number: u32,
-    /// The part.
+    /// The part of the state.
     pub payload: Vec<u8>,
 }
 
-/// What is known of one process of a sidecar.
+/// The saved facts about one process of a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PresenceRow {
-    /// The sidecar.
+    /// The node id of the sidecar.
     pub node: String,
-    /// Its process.
+    /// The run: one process of the sidecar.
     pub run_id: String,
-    /// The cluster that it names as its own.
+    /// The cluster that the sidecar names.
     pub cluster: String,
-    /// Its version of relatch.
+    /// The version of relatch that the process runs.
     pub version: String,
     /// The keyrings to which it subscribes.
     pub keyrings: Vec<String>,
-    /// When it was last heard of.
+    /// The time of the last message from the process.
     pub last_contact: Timestamp,
-    /// It has told of every use of a key before this moment; none when it has told nothing.
+    /// The process has reported every use of a key before this time; none if it has reported
+    /// nothing.
     pub complete_until: Option<Timestamp>,
-    /// It is gone, and may have served until then; none for one that may serve.
+    /// The time until which a process that is gone may have served; none while it may still serve.
     pub gone_at: Option<Timestamp>,
-    /// What lets it serve, and for how long, as JSON; none in rows of versions that did not keep that.
+    /// The grounds on which the process may serve, and for how long, as JSON; none in rows of
+    /// versions that did not save them.
     pub serving: Option<String>,
 }
 
-/// Names a [`PresenceRow`].
+/// The key of a [`PresenceRow`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PresenceKey {
-    /// The sidecar.
     pub(crate) node: String,
-    /// Its process.
     pub(crate) run_id: String,
 }
 
 impl PresenceRow {
-    /// What names it.
+    /// Returns the key of the row.
     #[must_use]
     pub fn key(&self) -> PresenceKey {
         PresenceKey {

@@ -1,12 +1,14 @@
-//! The hash chain of a log: makes every edit, swap, gap and cut visible.
+//! The hash chain of a log: it reveals every edit, swap, gap and cut.
 //!
-//! An entry's hash is SHA-256 over, in this order: the text `relatch.log.entry.v1`, the hash of the entry before it,
-//! the log's name, the revision, the time in milliseconds, the actor, the kind, the payload. Texts and the payload are
-//! preceded by their length in bytes; lengths and numbers are 8 bytes, the most significant first. Two different entries
-//! therefore never encode alike.
+//! The hash of an entry is SHA-256 over, in this order: the text `relatch.log.entry.v1`, the hash
+//! of the entry before it, the name of the log, the revision, the time in milliseconds, the actor,
+//! the kind, the payload. The length in bytes precedes each text and the payload; lengths and
+//! numbers are 8 bytes, the most significant first. Two different entries therefore never have the
+//! same encoding.
 //!
-//! The chain has no secret. Who can write to the store can make a new chain from any entry on, and a new head. That is
-//! seen only by comparing the head with one that was noted elsewhere; [`Verdict`] carries it for that purpose.
+//! The chain contains no secret. Anyone who can write to the store can create a new chain from any
+//! entry on, and a new head. Only a comparison of the head with a copy that was noted elsewhere
+//! reveals that; [`Verdict`] contains the head for this purpose.
 
 use std::fmt;
 
@@ -16,62 +18,62 @@ use crate::key::Revision;
 
 use super::{EntryHash, Head, LogEntry, LogName, MAX_PAGE, NewEntry, Store, StoreError};
 
-/// What the verification of a log found.
+/// The result of the verification of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The head that the log was verified up to; to be noted elsewhere.
+    /// The head up to which the log was verified; note it outside the store.
     pub head: Head,
-    /// How many entries are sound, from the first on.
+    /// The number of sound entries, counted from the first.
     pub entries: u64,
-    /// The first place where the log is not what was committed.
+    /// The first place where the log differs from the committed one.
     pub problem: Option<Problem>,
 }
 
-/// A place where a log is not what was committed.
+/// A place where a log differs from the committed one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// Revisions are missing.
     Gap {
-        /// The last one before the gap; 0 for a gap at the beginning.
+        /// The last revision before the gap; 0 for a gap at the beginning.
         after: Revision,
-        /// The first one after it.
+        /// The first revision after the gap.
         next: Revision,
     },
-    /// An entry was chained to another one than stands before it.
+    /// An entry was chained to another entry than the one before it.
     Unchained {
-        /// The entry.
+        /// The revision of the entry.
         revision: Revision,
-        /// The hash that it was chained to.
+        /// The hash that the entry was chained to.
         chained_to: EntryHash,
         /// The hash of the entry before it.
         found: EntryHash,
     },
-    /// An entry is not the one that was hashed.
+    /// The content of an entry does not match its hash.
     Edited {
-        /// The entry.
+        /// The revision of the entry.
         revision: Revision,
     },
     /// The log ends before its head.
     Cut {
-        /// Where it ends; 0 when nothing is left.
+        /// The last revision; 0 if no entry is left.
         end: Revision,
-        /// Where the head says that it ends.
+        /// The last revision according to the head.
         head: Revision,
     },
-    /// The last entry is not the one that the head names.
+    /// The last entry does not have the hash of the head.
     OtherHead {
-        /// The last entry.
+        /// The revision of the last entry.
         revision: Revision,
-        /// Its hash.
+        /// The hash of the last entry.
         found: EntryHash,
-        /// The head's hash.
+        /// The hash in the head.
         head: EntryHash,
     },
-    /// The log goes on behind its head.
+    /// The log continues after its head.
     Overhang {
-        /// Where the head says that it ends.
+        /// The last revision according to the head.
         head: Revision,
-        /// The first entry behind it.
+        /// The revision of the first entry after it.
         found: Revision,
     },
 }
@@ -151,7 +153,7 @@ pub fn link(head: &Head, entries: Vec<NewEntry>) -> Vec<LogEntry> {
 ///
 /// # Errors
 ///
-/// When it is not, or does not.
+/// The first difference: a gap, another predecessor, or an edit.
 pub(crate) fn check_next(
     after: Revision,
     prev_hash: EntryHash,
@@ -178,7 +180,7 @@ pub(crate) fn check_next(
     Ok(())
 }
 
-/// Verifies `log` from its first entry to its head, a page at a time. Appends may go on meanwhile.
+/// Verifies `log` from its first entry to its head, a page at a time. Appends may happen meanwhile.
 ///
 /// # Errors
 ///

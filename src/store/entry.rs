@@ -1,4 +1,4 @@
-//! What a log is made of: its name, its entries and its head.
+//! The parts of a log: its name, its entries and its head.
 
 use std::{fmt, str::FromStr};
 
@@ -6,53 +6,55 @@ use crate::key::{Epoch, KeyringName, Revision, Timestamp};
 
 use super::{MAX_APPEND, MAX_ENTRY_LEN};
 
-/// Names a log. As text it is `_control`, which no keyring can be called, or the keyring's name.
+/// The name of a log. As text it is `_control`, which is not a valid name of a keyring, or the name
+/// of the keyring.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LogName {
-    /// The control plane's own: changes of admin tokens.
+    /// The log of the control plane: changes of admin tokens.
     Control,
-    /// A keyring's.
+    /// The log of a keyring.
     Keyring(KeyringName),
 }
 
-/// A text that names no log.
+/// A text that is not the name of a log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a log: use `_control` or the name of a keyring")]
 pub struct ParseLogNameError;
 
-/// SHA-256 of an entry and of all entries before it; all zeros before the first. [`chain`](super::chain) says of what.
+/// SHA-256 of an entry and of all entries before it; all zeros before the first.
+/// [`chain`](super::chain) defines the encoding.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct EntryHash([u8; EntryHash::LEN]);
 
 /// An entry to be appended.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewEntry {
-    /// When it was decided.
+    /// The time at which the change was decided.
     pub at: Timestamp,
-    /// Who did it.
+    /// The originator of the change.
     pub actor: String,
-    /// What it is; names how `payload` reads.
+    /// The kind of the change; it determines the fields of `payload`.
     pub kind: String,
-    /// What happened, as JSON.
+    /// The change, as JSON.
     pub payload: Vec<u8>,
 }
 
-/// Entries that no store takes.
+/// Entries that every store rejects.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    /// Too many at once.
+    /// An append with more than [`MAX_APPEND`] entries.
     #[error("{count} changes at once: commit at most {MAX_APPEND} at a time")]
     TooMany {
-        /// How many.
+        /// The number of entries.
         count: usize,
     },
-    /// One is too long.
+    /// An entry with more than [`MAX_ENTRY_LEN`] bytes of actor, kind and payload.
     #[error("a change of {len} bytes: make it at most {MAX_ENTRY_LEN} bytes long")]
     TooLong {
-        /// Its length in bytes.
+        /// The number of these bytes.
         len: usize,
     },
-    /// An actor or a kind has a NUL.
+    /// An actor or a kind contains a NUL character.
     #[error("the actor or the kind of a change has a NUL character: remove it")]
     Nul,
 }
@@ -62,15 +64,16 @@ pub enum EntryError {
 pub struct LogEntry {
     /// The log that it belongs to.
     pub log: LogName,
-    /// Its position there, counted from 1.
+    /// The position of the entry in the log, counted from 1.
     pub revision: Revision,
-    /// When it was decided. Clocks of replicas differ: it does not order the log.
+    /// The time at which the change was decided. The clocks of replicas differ, so it does not
+    /// order the log.
     pub(crate) at: Timestamp,
-    /// Who did it.
+    /// The originator of the change.
     pub actor: String,
-    /// What it is; names how `payload` reads.
+    /// The kind of the change; it determines the fields of `payload`.
     pub(crate) kind: String,
-    /// What happened, as JSON: the bytes that were appended.
+    /// The change, as JSON: the bytes that were appended.
     pub payload: Vec<u8>,
     /// The hash of the entry before it.
     pub prev_hash: EntryHash,
@@ -81,27 +84,27 @@ pub struct LogEntry {
 /// The end of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The log.
+    /// The name of the log.
     pub log: LogName,
-    /// Its uninterrupted history; 0 while the log does not exist.
+    /// The epoch of the log; 0 while the log does not exist.
     pub epoch: Epoch,
-    /// The revision of its last entry; 0 while the log does not exist.
+    /// The revision of the last entry; 0 while the log does not exist.
     pub revision: Revision,
-    /// That entry's hash.
+    /// The hash of the last entry.
     pub hash: EntryHash,
 }
 
-/// Where a writer expects the head of a log.
+/// The position at which a writer expects the head of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// The revision of the last entry; 0 of a log that does not exist.
+    /// The revision of the last entry; 0 for a log that does not exist.
     pub(crate) revision: Revision,
-    /// That entry's hash; none: whatever entry it is.
+    /// The hash of that entry; none to accept any entry.
     pub(crate) hash: Option<EntryHash>,
 }
 
 impl Expected {
-    /// At this entry.
+    /// Expects the entry with this revision and this hash.
     #[must_use]
     pub(crate) const fn at(revision: Revision, hash: EntryHash) -> Self {
         Self {
@@ -110,7 +113,7 @@ impl Expected {
         }
     }
 
-    /// Whether `head` is there.
+    /// Whether `head` is at the expected position.
     #[must_use]
     pub(crate) fn is(self, head: &Head) -> bool {
         self.revision == head.revision && self.hash.is_none_or(|hash| hash == head.hash)
@@ -129,7 +132,7 @@ impl From<Revision> for Expected {
 impl LogName {
     const CONTROL: &'static str = "_control";
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -165,19 +168,17 @@ impl fmt::Display for LogName {
 }
 
 impl EntryHash {
-    /// Its length in bytes.
+    /// The length of a hash in bytes.
     pub(crate) const LEN: usize = 32;
 
-    /// What the first entry of a log is chained to.
+    /// The hash before the first entry of a log.
     pub const ZERO: Self = Self([0; Self::LEN]);
 
-    /// The hash with these bytes.
     #[must_use]
     pub(crate) const fn new(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes of the hash.
     #[must_use]
     pub(crate) const fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
@@ -201,8 +202,8 @@ impl NewEntry {
     ///
     /// # Errors
     ///
-    /// When there are more than [`MAX_APPEND`], when one is longer than [`MAX_ENTRY_LEN`], or when an actor or a kind
-    /// has a NUL, which PostgreSQL cannot hold in a text.
+    /// When there are more than [`MAX_APPEND`], when one is longer than [`MAX_ENTRY_LEN`], or when
+    /// an actor or a kind contains a NUL, which PostgreSQL cannot store in a text.
     pub(crate) fn check(entries: &[Self]) -> Result<(), EntryError> {
         if entries.len() > MAX_APPEND {
             return Err(EntryError::TooMany {
@@ -223,7 +224,7 @@ impl NewEntry {
 }
 
 impl Head {
-    /// The head of a log that does not exist.
+    /// Returns the head of a log that does not exist.
     #[must_use]
     pub fn absent(log: LogName) -> Self {
         Self {
@@ -235,7 +236,7 @@ impl Head {
     }
 }
 
-// Payloads may be long and hold digests: only their length is printed.
+// Payloads may be long and contain digests: only their length is printed.
 impl fmt::Debug for NewEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewEntry")
@@ -262,8 +263,8 @@ impl fmt::Debug for LogEntry {
     }
 }
 
-/// A new epoch: never 0, which means none, and of 53 bits, so that readers of JSON who take numbers for doubles keep it
-/// exact.
+/// Returns a new epoch. It is never 0, which means none, and has 53 bits, so that JSON readers that
+/// use doubles for numbers keep it exact.
 #[expect(clippy::disallowed_methods, reason = "this is the home of epochs")]
 pub(super) fn random_epoch() -> Result<Epoch, getrandom::Error> {
     loop {

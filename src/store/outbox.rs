@@ -1,103 +1,106 @@
-//! What is to be told to webhooks: deliveries, and how far each log was turned into them.
+//! Deliveries of events to webhooks, and the revision up to which each log was turned into
+//! deliveries.
 
 use std::fmt;
 
 use crate::key::{KeyringName, Revision, Timestamp};
 
-/// A delivery to be made: one event for one webhook.
+/// A delivery to be created: one event for one webhook.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewDelivery {
-    /// The webhook.
+    /// The id of the webhook.
     pub webhook: String,
-    /// The event's id. A webhook gets an event once, however often it is projected.
+    /// The id of the event. A webhook gets an event only once, even if the event is projected
+    /// again.
     pub event: String,
-    /// The keyring that both belong to.
+    /// The keyring of the webhook and of the event.
     pub keyring: KeyringName,
-    /// The change that the event tells of.
+    /// The revision of the change that the event reports.
     pub revision: Revision,
-    /// The event's kind, for those who list and count.
+    /// The kind of the event, for lists and counts.
     pub kind: String,
-    /// What is sent.
+    /// The body of the request, in JSON.
     pub body: String,
-    /// When it was decided to make it; the first attempt is due then.
+    /// The time at which the delivery was decided; the first attempt is due then.
     pub created_at: Timestamp,
 }
 
-/// A delivery, with what became of it so far.
+/// A delivery and its progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// What is to be delivered, and where.
+    /// The event, and the webhook to deliver it to.
     pub what: NewDelivery,
-    /// Whether it is over.
+    /// The progress of the delivery.
     pub state: DeliveryState,
-    /// How often it was claimed, the present claim included.
+    /// The number of claims, the present claim included.
     pub attempts: u32,
-    /// When it may be claimed next; of no meaning once it is over.
+    /// The time from which the delivery may be claimed again; without meaning once the delivery is
+    /// complete.
     pub next_attempt_at: Timestamp,
-    /// When the last attempt ended, or it was given up; none before.
+    /// The time at which the last attempt ended, or the delivery was given up; none before.
     pub settled_at: Option<Timestamp>,
-    /// The HTTP status of the last answer; none where there was no answer.
+    /// The HTTP status of the last answer; none if there was no answer.
     pub last_status: Option<u16>,
-    /// Why the last attempt failed; none when it did not.
+    /// The error of the last attempt, or the reason for giving up; none before, or if it succeeded.
     pub last_error: Option<String>,
 }
 
-/// How far a delivery is.
+/// The progress of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// It is to be made, or is being made.
+    /// An attempt is due later, due now or in progress.
     Waiting,
-    /// The webhook took it.
+    /// The webhook accepted the event.
     Delivered,
-    /// It was not taken, and is not tried any more.
+    /// The webhook did not accept the event, and there are no more attempts.
     GivenUp,
 }
 
-/// How a claimed attempt ended.
+/// The result of a claimed attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settlement {
-    /// The webhook.
+    /// The id of the webhook.
     pub webhook: String,
-    /// The event.
+    /// The id of the event.
     pub event: String,
-    /// [`Delivery::attempts`] as it was claimed.
+    /// [`Delivery::attempts`] as the claim returned it.
     pub attempts: u32,
-    /// When it ended.
+    /// The time at which the attempt ended.
     pub at: Timestamp,
-    /// What follows.
+    /// The consequence of the result.
     pub state: Settled,
-    /// The HTTP status of the answer.
+    /// The HTTP status of the answer; none if there was no answer.
     pub status: Option<u16>,
-    /// What went wrong.
+    /// The error; none if the attempt succeeded.
     pub error: Option<String>,
 }
 
-/// What follows from an attempt.
+/// The consequence of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// Nothing: the webhook took it.
+    /// The delivery is complete: the webhook accepted the event.
     Delivered,
-    /// Another attempt at this time.
+    /// Another attempt is due at this time.
     Retry(Timestamp),
-    /// Nothing: it is not tried any more.
+    /// The delivery is complete: there are no more attempts.
     GivenUp,
 }
 
-/// Which deliveries stay in the store.
+/// The deliveries that stay in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// Delivered ones that were settled before are removed.
+    /// Delivered ones that were settled before this time are deleted.
     pub delivered_since: Timestamp,
-    /// Given-up ones that were settled before are removed.
+    /// Given-up ones that were settled before this time are deleted.
     pub given_up_since: Timestamp,
-    /// The most that are over, per webhook; the oldest go first.
+    /// The maximum number of complete deliveries for each webhook; the oldest are deleted first.
     pub max_over: usize,
-    /// The most that wait, per webhook; the oldest are given up first.
+    /// The maximum number of waiting deliveries for each webhook; the oldest are given up first.
     pub max_waiting: usize,
 }
 
 impl DeliveryState {
-    /// Its name in the store, in JSON and in tables.
+    /// Returns the name of the state in the store, in JSON and in tables.
     #[must_use]
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -109,7 +112,7 @@ impl DeliveryState {
 }
 
 impl Settled {
-    /// The state that the delivery is in from then on.
+    /// Returns the state of the delivery after the attempt.
     #[must_use]
     pub(crate) const fn state(self) -> DeliveryState {
         match self {

@@ -1,8 +1,10 @@
 //! The embedded store: a SQLite database in one file, with its write-ahead log beside it.
 //!
-//! One connection writes and one reads, so that a long commit never holds up a read. Both do their work on threads that
-//! may block; a caller waits for its turn without one, and what somebody waits for is written first ([`writer`]). Several processes may share the file: a write takes the lock
-//! of the database before it reads the head, so that of two writers one finds the head moved.
+//! One connection writes and one reads, so that a long commit never delays a read. Both work on
+//! threads that may block; a caller uses such a thread only during its turn. Writes that a caller
+//! waits for come before other writes ([`writer`]). Several processes may share the file: a write
+//! acquires the lock of the database before it reads the head, so that of two writers one finds the
+//! head moved.
 
 mod log;
 mod look;
@@ -39,27 +41,29 @@ use super::{
     StoredUsage, UsageRow,
 };
 
-/// How a database is opened.
+/// The options for opening a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SqliteOptions {
-    /// Whether to make the database when there is none.
+    /// Whether to create the database if it does not exist.
     pub create: bool,
-    /// How long a call waits for another process that holds the database.
+    /// The maximum time for which a call waits while another process holds the lock of the
+    /// database.
     pub busy_timeout: Duration,
 }
 
 /// A [`Store`] in a SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    // Closed before the writer, whose close then is the last one and empties the write-ahead log into the file.
+    // The reader is closed before the writer. The close of the writer is then the last one, and it
+    // empties the write-ahead log into the file.
     reader: Arc<Mutex<Connection>>,
     writer: Writer,
     place: Arc<DatabasePlace>,
 }
 
 impl Default for SqliteOptions {
-    /// An existing database; 5 s for another process, which is far longer than any append takes and still shorter than
-    /// people and health checks wait.
+    /// An existing database, and 5 s of waiting for another process: far longer than any append
+    /// needs, and shorter than people and health checks wait.
     fn default() -> Self {
         Self {
             create: false,
@@ -69,12 +73,13 @@ impl Default for SqliteOptions {
 }
 
 impl SqliteStore {
-    /// Opens the database at `path` after checking all of it. A new one can be read and written by its owner only.
+    /// Opens the database at `path` after a check of the whole file. Only its owner can read and
+    /// write a new one.
     ///
     /// # Errors
     ///
-    /// When it is missing, is something else, comes from a later version, is damaged, is held by another process or
-    /// cannot be written. It is left as it is then.
+    /// When it is missing, is another file, comes from a later version, is damaged, is locked by
+    /// another process or cannot be written. It is not changed then.
     pub async fn open(path: &Path, options: SqliteOptions) -> Result<Self, StoreError> {
         let place = DatabasePlace::new(path.to_owned(), options.busy_timeout);
         blocking(move || {
@@ -90,30 +95,35 @@ impl SqliteStore {
         .await
     }
 
-    /// Whether there is anything of a database at `path`. Nothing is opened.
+    /// Whether a database exists at `path`. It opens nothing.
     ///
     /// # Errors
     ///
-    /// When the path leads nowhere, or only the write-ahead log of a database is left.
+    /// When the path is a symbolic link to nothing, or only the write-ahead log of a database is
+    /// left.
     pub(crate) fn is_at(path: &Path) -> Result<bool, StoreError> {
         open::is_at(&DatabasePlace::new(path.to_owned(), Duration::ZERO))
     }
 
-    /// Finds what [`open`](Self::open) would refuse of the database at `path`, as far as that shows without opening it:
-    /// nothing is locked, made or changed, and a control plane may use it meanwhile. It blocks.
+    /// Finds the reasons for which [`open`](Self::open) would refuse the database at `path`, as far
+    /// as they show without opening it. It locks, creates and changes nothing, and a control plane
+    /// may use the database meanwhile. It blocks.
     ///
     /// # Errors
     ///
-    /// When it is missing, is something else, comes from a later version or cannot be written.
+    /// When the database is missing, is another file, comes from a later version or cannot be
+    /// written.
     pub(crate) fn look(path: &Path) -> Result<(), StoreError> {
         look::look(&DatabasePlace::new(path.to_owned(), Duration::ZERO))
     }
 
-    /// Reads the entries of `log` that are of `kind` from a database that no process owns, without a trace. It blocks.
+    /// Reads the entries of `log` that are of `kind` from a database that no process owns. It
+    /// leaves no trace, and it blocks. Returns none if a process owns the database or has just used
+    /// it, or if the write-ahead log contains a part of it.
     ///
     /// # Errors
     ///
-    /// When it cannot be read. None: a process owns it, has just used it, or has left a part of it in the write-ahead log.
+    /// When the database cannot be read.
     pub(crate) fn at_rest(
         path: &Path,
         log: &LogName,
@@ -128,7 +138,7 @@ impl SqliteStore {
             log,
             kind,
         );
-        // What was read while a process began to write means nothing.
+        // A result from a time when a process began to write is not reliable.
         if is_free() { read } else { Ok(None) }
     }
 
@@ -145,7 +155,7 @@ impl SqliteStore {
         .await
     }
 
-    /// Writes what a sidecar or an operator waits for.
+    /// Makes a write that a sidecar or an operator waits for.
     async fn write_awaited<T: Send + 'static>(
         &self,
         work: impl FnOnce(Transaction<'_>) -> Result<T, Fault> + Send + 'static,
@@ -153,7 +163,7 @@ impl SqliteStore {
         self.writer.write(Urgency::Awaited, work).await
     }
 
-    /// Writes what nobody waits for.
+    /// Makes a write that no caller needs soon.
     async fn write_bulk<T: Send + 'static>(
         &self,
         work: impl FnOnce(Transaction<'_>) -> Result<T, Fault> + Send + 'static,
@@ -342,7 +352,7 @@ impl Store for SqliteStore {
     }
 }
 
-/// Runs `work` on a thread that may block. Its panic is the caller's.
+/// Runs `work` on a thread that may block. A panic of the work continues in the caller.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -438,7 +448,7 @@ mod tests {
         assert_eq!((verdict.entries, verdict.problem), (2, None));
     }
 
-    /// SQLite takes a limit below the present size as the present size.
+    /// SQLite replaces a limit below the present size by the present size.
     async fn limit_pages(store: &SqliteStore, pages: u32) {
         let writer = store.writer.connection().lock().await;
         writer

@@ -1,56 +1,59 @@
-//! What the store keeps of the use of key versions.
+//! Saved usage of key versions.
 
 use crate::key::{KeyringName, Timestamp, VersionRef};
 
-/// How often one process of a sidecar saw a version used, from its begin on.
+/// The number of checks with which one process of a sidecar saw a version used, since the process
+/// started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
     /// The keyring of the version.
     pub keyring: KeyringName,
-    /// The version.
+    /// The key and the number of the version.
     pub version: VersionRef,
-    /// The process; [`UsageRow::FOLDED`] for all that have ended.
+    /// The process; [`UsageRow::FOLDED`] for all processes that were folded.
     pub run_id: String,
-    /// Checks that presented the version; of one process at most [`UsageRow::MAX_COUNT`].
+    /// Checks that presented the version; at most [`UsageRow::MAX_COUNT`] for one process.
     pub requests: u64,
-    /// Those of them that were denied.
+    /// The checks among them that were denied.
     pub denied: u64,
-    /// When the first was.
+    /// The time of the first check.
     pub first_used: Option<Timestamp>,
-    /// When the last was.
+    /// The time of the last check.
     pub last_used: Option<Timestamp>,
 }
 
-/// Who uses a version most, as one process of a sidecar tells it.
+/// The most frequent callers of a version, as one process of a sidecar reports them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CallersRow {
     /// The keyring of the version.
     pub keyring: KeyringName,
-    /// The version.
+    /// The key and the number of the version.
     pub version: VersionRef,
     /// The process, as in [`UsageRow::run_id`].
     pub run_id: String,
-    /// The callers, in the form of whoever reads them; nothing to remove the row.
+    /// The callers, in a format that the store does not read; if empty, the row is deleted.
     pub payload: Vec<u8>,
 }
 
-/// All that is kept of the use of key versions.
+/// All saved usage of key versions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredUsage {
-    /// The counts, in no order.
+    /// The counts, in no particular order.
     pub counts: Vec<UsageRow>,
-    /// The callers, in no order.
+    /// The callers, in no particular order.
     pub callers: Vec<CallersRow>,
-    /// The processes whose rows were folded, as long as that is remembered.
+    /// The processes whose rows were folded, as long as the store remembers them
+    /// ([`FOLDED_FOR`](super::FOLDED_FOR)).
     pub folded: Vec<String>,
 }
 
 impl UsageRow {
-    /// In place of a process: the sum of all that have ended.
+    /// In place of a process: the sum of all processes that were folded.
     pub const FOLDED: &str = "";
 
-    /// The largest count that is kept of a process. Ten million requests per second need a year to reach it, and a
-    /// million such processes can be added up without an overflow.
+    /// The largest count of one process: 2^48. Ten million requests per second need 325 days to
+    /// reach it, and 16,000 such processes can be folded before their sum reaches its bound in the
+    /// store.
     pub(crate) const MAX_COUNT: u64 = 1 << 48;
 }
 

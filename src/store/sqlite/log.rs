@@ -11,15 +11,15 @@ use crate::{
     },
 };
 
-/// How an append ended.
+/// The result of an append.
 pub(super) enum AppendOutcome {
-    /// This is the head now.
+    /// The entries were appended; this is the new head.
     Appended(Head),
-    /// This, and not the expected one, is the head.
+    /// Nothing was appended: the head is this one, not the expected one.
     Conflict(Head),
 }
 
-/// A time that [`Timestamp`] cannot hold.
+/// A time that does not fit into a [`Timestamp`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0} ms is not a time between 1970 and 9999")]
 struct TimeError(i64);
@@ -166,12 +166,12 @@ fn entry_from(log: &LogName, row: &Row<'_>) -> rusqlite::Result<LogEntry> {
     })
 }
 
-/// The time in `column`, which must be one that [`Timestamp`] holds unchanged.
+/// Returns the time in `column`; an error if a [`Timestamp`] cannot represent it unchanged.
 pub(super) fn timestamp(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
     held(row.get(column)?, column)
 }
 
-/// The same for a column that may hold nothing.
+/// Returns the time in `column`, or none if the column is null.
 pub(super) fn optional_timestamp(
     row: &Row<'_>,
     column: usize,
@@ -189,7 +189,7 @@ fn held(millis: i64, column: usize) -> rusqlite::Result<Timestamp> {
     }
 }
 
-/// The error for a value that breaks the rules of `column`.
+/// Returns the error for a value that breaks the rules of `column`.
 pub(super) fn unreadable(
     column: usize,
     kind: Type,
@@ -203,7 +203,8 @@ pub(super) fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
 
-/// `number` as SQLite's signed integer. No log reaches its end, which thus stands for everything behind it.
+/// Returns `number` as a signed integer of SQLite. No log reaches the largest such integer, which
+/// therefore replaces all numbers above it.
 pub(super) fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,8 @@
-//! A look at a database from outside.
+//! Inspects a database from outside.
 //!
-//! SQLite would make files beside it, and lock it: [`look`] reads only its header, so that a control plane may use it
-//! meanwhile, and [`at_rest`] reads entries only while nobody uses it.
+//! SQLite would create files beside the database and lock it. [`look`] therefore reads only the
+//! header, so that a control plane may use the database meanwhile, and [`at_rest`] reads entries
+//! only while no process uses it.
 
 use std::{
     fmt::Write as _,
@@ -20,24 +21,26 @@ use super::{
 };
 use crate::store::{LogName, StoreError};
 
-/// What a database begins with: the header of its file (<https://www.sqlite.org/fileformat.html>, section 1.3).
+/// The length of the header of a database file (<https://www.sqlite.org/fileformat.html>, section
+/// 1.3).
 const HEADER_LEN: usize = 100;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const USER_VERSION_AT: usize = 60;
 const APPLICATION_ID_AT: usize = 68;
 
-/// What the database holds of the entries of one kind, when nobody uses it.
+/// The content of a database about one kind of entries, while no process uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AtRest {
-    /// The payloads of the entries of that kind, in their order.
+    /// The payloads of the entries of that kind, in the order of their revisions.
     pub(crate) payloads: Vec<Vec<u8>>,
     /// Whether any log has an entry.
     pub(crate) has_entries: bool,
 }
 
-/// Reads entries of one kind from a database that nobody uses, without a lock and without a file beside it: SQLite is told
-/// that the file does not change. None when a journal beside it holds a part of the content, or when the file did change.
-/// Whether a process owns the database is for the caller to find out, before and after.
+/// Reads entries of one kind from a database that no process uses, without a lock and without a
+/// file beside it: a flag promises SQLite that the file does not change. Returns none if a journal
+/// beside the database contains a part of it, or if the file did change. The caller must check,
+/// before and after, whether a process owns the database.
 pub(super) fn at_rest(
     place: &DatabasePlace,
     log: &LogName,
@@ -54,7 +57,7 @@ pub(super) fn at_rest(
     }
 }
 
-/// What changes when the file is written to; none when the file is not all of the database.
+/// Returns values that a write to the file changes; none if the file is not the whole database.
 fn resting(place: &DatabasePlace) -> Result<Option<(u64, u64, i64, i64)>, StoreError> {
     for suffix in ["-wal", "-journal"] {
         match fs::metadata(place.beside(suffix)) {
@@ -78,7 +81,8 @@ fn read(place: &DatabasePlace, log: &LogName, kind: &str) -> Result<AtRest, Faul
         | OpenFlags::SQLITE_OPEN_URI
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(immutable(place.path()), flags)?;
-    // A file from elsewhere may bring triggers and views of its own; they get no functions with side effects.
+    // A file from elsewhere may contain triggers and views; they cannot call functions with side
+    // effects.
     connection.pragma_update(None, "trusted_schema", false)?;
     let has_entries =
         connection.query_row("SELECT EXISTS (SELECT 1 FROM logs)", [], |row| row.get(0))?;
@@ -91,8 +95,8 @@ fn read(place: &DatabasePlace, log: &LogName, kind: &str) -> Result<AtRest, Faul
     })
 }
 
-/// The URI of a file that does not change (<https://www.sqlite.org/uri.html>). Each byte that may mean something there is
-/// escaped.
+/// Returns the URI of a file that does not change (<https://www.sqlite.org/uri.html>). Each byte
+/// that may have a meaning in a URI is escaped.
 fn immutable(path: &Path) -> String {
     let mut uri = String::from("file:");
     for &byte in path.as_os_str().as_bytes() {
@@ -106,8 +110,9 @@ fn immutable(path: &Path) -> String {
     uri
 }
 
-/// Finds what opening the database would be refused for, as far as that shows from outside: it is missing, something
-/// else, of a later version, or not writable. Damage deeper inside does not show.
+/// Finds reasons for which an open would refuse the database, as far as they show from outside: it
+/// is missing, is another file, is of a later version, or is not writable. Damage deeper in the
+/// file does not show.
 pub(super) fn look(place: &DatabasePlace) -> Result<(), StoreError> {
     match fs::metadata(place.path()) {
         Ok(metadata) if metadata.is_dir() => {

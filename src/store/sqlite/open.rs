@@ -1,7 +1,7 @@
-//! Opening a database, and making one.
+//! Opens a database, or creates one.
 //!
-//! A database is first looked at through a connection that cannot write, so that one that is refused stays as it was:
-//! the close of any other connection would empty the write-ahead log into the file.
+//! A connection that cannot write checks a database first, so that a database that is refused stays
+//! unchanged: the close of any other connection would empty the write-ahead log into the file.
 
 use std::{
     fs::{self, OpenOptions},
@@ -18,14 +18,16 @@ use super::{
 };
 use crate::{draft, store::StoreError};
 
-/// More statements than this module's siblings have, so that each is compiled once per connection.
+/// The number of compiled statements that a connection keeps: more than the sibling modules use, so
+/// that each is compiled once.
 const STATEMENT_CACHE: usize = 32;
 
-/// The size in bytes to which the write-ahead log shrinks after it was emptied: many times what lies between two
-/// checkpoints, so that only an exceptional burst is given back.
+/// The size in bytes to which the write-ahead log shrinks after it was emptied. It is many times
+/// the size between two checkpoints, so that only an exceptional burst leads to a smaller file.
 const WAL_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
 
-/// Opens the database at `place`, or makes it: its reading and its writing connection.
+/// Opens the database at `place`, or creates it if `create` is set. Returns its reading and its
+/// writing connection.
 pub(super) fn open(
     mut place: DatabasePlace,
     create: bool,
@@ -64,13 +66,13 @@ fn open_writer(place: &DatabasePlace) -> Result<Connection, Fault> {
     let writer = open_with(place.path(), place, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     check_writable(&writer, place)?;
     use_wal(&writer, place)?;
-    // Syncs at every commit: what was reported is on disk.
+    // Syncs at every commit, so that a reported commit is on disk.
     writer.pragma_update(None, "synchronous", "FULL")?;
     writer.pragma_update(None, "journal_size_limit", WAL_SIZE_LIMIT)?;
     Ok(writer)
 }
 
-/// SQLite opens a file that it may not write for reading, and says so only here.
+/// Returns an error if SQLite has opened a read-only file: the open itself succeeds then.
 pub(super) fn check_writable(connection: &Connection, place: &DatabasePlace) -> Result<(), Fault> {
     if connection.is_readonly("main")? {
         return Err(StoreError::ReadOnly {
@@ -101,16 +103,17 @@ fn open_with(path: &Path, place: &DatabasePlace, flags: OpenFlags) -> Result<Con
     connection.busy_timeout(place.busy_timeout())?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
     connection.pragma_update(None, "foreign_keys", true)?;
-    // A file from elsewhere may bring triggers and views of its own; they get no functions with side effects.
+    // A file from elsewhere may contain triggers and views; they cannot call functions with side
+    // effects.
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     Ok(connection)
 }
 
-/// Makes a database where none is, if `create` says so.
+/// Creates a database where none exists, if `create` is set.
 fn make(place: &DatabasePlace, create: bool) -> Result<(), StoreError> {
     let missing = place.missing();
-    // SQLite would play the log of the lost database into the new one.
+    // SQLite would replay the log of the lost database into the new one.
     if !create || matches!(missing, StoreError::Orphaned { .. }) {
         return Err(missing);
     }
@@ -123,7 +126,7 @@ fn make(place: &DatabasePlace, create: bool) -> Result<(), StoreError> {
     made
 }
 
-/// Whether there is anything of a database at `place`.
+/// Whether a database exists at `place`.
 pub(super) fn is_at(place: &DatabasePlace) -> Result<bool, StoreError> {
     match fs::metadata(place.path()) {
         Ok(_) => Ok(true),
@@ -138,7 +141,7 @@ pub(super) fn is_at(place: &DatabasePlace) -> Result<bool, StoreError> {
     }
 }
 
-/// SQLite would play the log of a lost database into a new one.
+/// SQLite would replay the log of a lost database into a new one.
 fn refuse_orphan(place: &DatabasePlace) -> Result<(), StoreError> {
     match place.missing() {
         orphaned @ StoreError::Orphaned { .. } => Err(orphaned),
@@ -146,13 +149,13 @@ fn refuse_orphan(place: &DatabasePlace) -> Result<(), StoreError> {
     }
 }
 
-/// Of a draft that no other process makes at the same time.
+/// Returns a suffix for a draft, which no other process uses at the same time.
 #[expect(clippy::disallowed_methods, reason = "this is the home of drafts")]
 fn draft_suffix() -> Result<String, getrandom::Error> {
     Ok(format!(".new-{:016x}", getrandom::u64()?))
 }
 
-/// Builds a whole database at `draft`, so that a half-made one is never found at the path itself.
+/// Builds a whole database at `draft`, so that the path itself never contains an incomplete one.
 fn build(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
     OpenOptions::new()
         .write(true)
@@ -165,13 +168,14 @@ fn build(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
         schema::create(&transaction)?;
         transaction.commit()?;
-        // Only now, so that all of it is in the file itself.
+        // The switch comes last, so that all content is in the file itself.
         use_wal(&connection, place)
     };
     fill().map_err(|fault| place.explain(fault))
 }
 
-/// Gives the database at `draft` its name, durably. One that another process made meanwhile stays.
+/// Renames the database at `draft` to its final name, durably. A database that another process
+/// created meanwhile stays.
 fn publish(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
     match fs::hard_link(draft, place.path()) {
         Ok(()) => {}
@@ -181,7 +185,7 @@ fn publish(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
     draft::sync_directory_of(place.path()).map_err(|error| place.cannot_open(error))
 }
 
-/// Removes what was built, if it is there. What cannot be removed does no harm under its name.
+/// Removes a file of the draft, if it exists. A file that cannot be removed does no harm.
 fn remove(draft: &Path, suffix: &str) {
     let mut path = draft.as_os_str().to_owned();
     path.push(suffix);

@@ -1,4 +1,4 @@
-//! Deliveries to webhooks, and how far each log was turned into them.
+//! Deliveries to webhooks, and the revision up to which each log was turned into deliveries.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Type};
 
@@ -11,16 +11,16 @@ use crate::{
     store::{Delivery, DeliveryState, LogName, NewDelivery, Retention, Settled, Settlement},
 };
 
-/// A state of a delivery that is none.
+/// An unknown state of a delivery.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a state of a delivery")]
 struct StateError(String);
 
-/// What [`delivery_from`] reads.
+/// The columns that [`delivery_from`] reads.
 const COLUMNS: &str = "webhook, event, keyring, revision, kind, body, created_at, state, attempts,
     next_attempt_at, settled_at, last_status, last_error";
 
-/// As the last error of a delivery that had to make room.
+/// The last error of a delivery that was given up because too many were waiting.
 const OVERFLOW: &str = "too many events were waiting for this webhook";
 
 pub(super) fn cursor(connection: &Connection, log: &LogName) -> Result<Revision, Fault> {
@@ -92,7 +92,8 @@ pub(super) fn claim(
     Ok(claimed)
 }
 
-/// The rows of those that are due, the longest due first, one of each webhook that has none under way.
+/// Returns the rows of the due deliveries, the longest due first, one for each webhook that has no
+/// attempt in progress.
 fn due(transaction: &Transaction<'_>, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<i64>> {
     transaction
         .prepare_cached(
@@ -125,7 +126,8 @@ pub(super) fn settle(transaction: Transaction<'_>, settlement: &Settlement) -> R
         Settled::Retry(next) => Some(next.as_millis()),
         Settled::Delivered | Settled::GivenUp => None,
     };
-    // Who took it has it, whichever attempt it was; any other news is only of the newest attempt.
+    // A webhook that accepted the event has it, whichever attempt this was. Any other result counts
+    // only for the newest attempt.
     let settled = transaction
         .prepare_cached(
             "UPDATE deliveries SET state = ?4, next_attempt_at = coalesce(?5, next_attempt_at),

@@ -1,9 +1,11 @@
-//! Who owns a database: the one process that may serve from it, or change it while nobody does.
+//! The owner of a database: the one process that may serve from it, or change it while no process
+//! serves.
 //!
-//! The owner holds an advisory lock (`flock`) on a file beside the database for as long as it lives. The kernel releases
-//! the lock when the process ends, however it ends; no other process inherits it, because the file is closed on exec. The
-//! lock is not on the database itself: the close of any descriptor of that file drops the locks that SQLite holds there.
-//! What the file says about the owner is only for messages.
+//! The owner holds an advisory lock (`flock`) on a file beside the database as long as it lives.
+//! The kernel releases the lock when the process ends, however it ends; no other process inherits
+//! it, because the file is closed on exec. The lock is not on the database itself: the close of any
+//! descriptor of that file drops the locks that SQLite holds there. The content of the lock file
+//! describes the owner, for messages only.
 
 use std::{
     ffi::OsString,
@@ -23,47 +25,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::Timestamp;
 
-/// The ownership of a store, held for as long as the value lives.
+/// The ownership of a store, until this value is dropped.
 #[derive(Debug)]
 pub struct StoreOwner {
     lock: PathBuf,
-    /// Holds the lock; its close releases it.
+    /// Holds the lock. The lock is released when this file is closed.
     file: File,
     owner: Owner,
 }
 
-/// A process that owns a store, as it describes itself.
+/// The description that a process gives of itself as the owner of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Owner {
-    /// What it runs as, such as `relatch control`.
+    /// The command that the process runs, such as `relatch control`.
     pub(crate) command: String,
-    /// Its process id, which counts on its own host or in its own container.
+    /// The process id, which is valid on its own host or in its own container.
     pub(crate) process: u32,
-    /// The name of its host.
     pub(crate) host: String,
-    /// When it became the owner.
+    /// The time at which the process became the owner.
     pub(crate) since: Timestamp,
-    /// Whether it stops, and the store will be free soon.
+    /// Whether the process is stopping, so that the store will be free soon.
     #[serde(default)]
     pub(crate) is_stopping: bool,
 }
 
-/// A store cannot be owned by this process.
+/// The reason that this process cannot own a store.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
     /// Another process owns it.
     #[error(
-        "{store} is in use by {}: a store has one owner, so stop that process first; the lock {} ends with the process, do not delete it",
+        "{store} is in use by {}: a store has one owner, so stop that process first; the lock {} is released when the process ends, do not delete it",
         Named(owner.as_ref()),
         lock.display()
     )]
     Held {
-        /// The database.
+        /// The path of the database.
         store: String,
-        /// The file with the lock.
+        /// The path of the lock file.
         lock: PathBuf,
-        /// The owner; none when the file does not say.
+        /// The owner; none if the lock file does not describe it.
         owner: Option<Owner>,
     },
     /// The database has several names, and SQLite keeps a write-ahead log for each of them.
@@ -71,9 +72,9 @@ pub enum OwnerError {
         "{store} has {links} names (hard links): keep only one, because two processes that use different names would destroy the database"
     )]
     Linked {
-        /// The database.
+        /// The path of the database.
         store: String,
-        /// How many names.
+        /// The number of names.
         links: u64,
     },
     /// The file system has no locks.
@@ -82,9 +83,8 @@ pub enum OwnerError {
         lock.display()
     )]
     Unsupported {
-        /// The file with the lock.
+        /// The path of the lock file.
         lock: PathBuf,
-        /// What the system says.
         source: io::Error,
     },
     /// The lock cannot be created or opened.
@@ -93,54 +93,56 @@ pub enum OwnerError {
         lock.display()
     )]
     Io {
-        /// The file with the lock.
+        /// The path of the lock file.
         lock: PathBuf,
-        /// Why not.
         source: io::Error,
     },
 }
 
-/// What a look from outside finds.
+/// The result of a look at the ownership from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ownership {
-    /// Nobody owns the store.
+    /// No process owns the store.
     Free,
-    /// A process owns it; none when the lock does not name it.
+    /// A process owns the store; none if the lock file does not describe it.
     Held(Option<Owner>),
 }
 
-/// An owner in words.
+/// Displays an owner in words.
 pub(crate) struct Named<'a>(pub(crate) Option<&'a Owner>);
 
-/// The result of one attempt to take the lock.
+/// The result of one attempt to acquire the lock.
 enum Attempt {
     Taken(File),
     Held(Option<Owner>),
 }
 
-/// How long a process that was just killed may still hold the lock: the kernel first frees its memory, which takes a
-/// moment when that is gigabytes.
+/// The time for which a process that was just killed may still hold the lock: the kernel first
+/// frees its memory, which needs a moment for gigabytes.
 const LEAVING: Duration = Duration::from_secs(1);
-/// How long a process that stops may still hold the lock: a control plane drains for 10 s and sends its last spans for 3 s.
+/// The time for which a process that is stopping may still hold the lock: a control plane drains
+/// for 10 s and sends its last spans for 3 s.
 const STOPPING: Duration = Duration::from_secs(15);
-/// How often the lock is tried while waiting: people do not notice this delay.
+/// The interval of the attempts while waiting: people do not notice this delay.
 const POLL: Duration = Duration::from_millis(20);
-/// The longest file that is read: an owner takes about 150 bytes, and no host name is longer than 255.
+/// The most bytes of the lock file that are read: an owner needs about 150, and a host name has at
+/// most 255.
 const MAX_LEN: usize = 1024;
-/// The ending of the files in which databases are built.
+/// The marker in the names of drafts, in which databases are built.
 const DRAFT: &str = ".new-";
 
 impl StoreOwner {
-    /// Takes the ownership of the database at `store`, as `command`. The directory of the database must exist.
+    /// Acquires the ownership of the database at `store`, as `command`. The directory of the
+    /// database must exist.
     ///
-    /// When the owner is another process that stops, this waits for up to 15 s; otherwise for up to 1 s, for a process that
-    /// was just killed.
+    /// When the owner is another process that is stopping, this waits for up to 15 s; otherwise for
+    /// up to 1 s, for a process that was just killed.
     ///
     /// Cancel safe: a dropped future owns nothing.
     ///
     /// # Errors
     ///
-    /// When another process owns the database, or the lock cannot be taken.
+    /// When another process owns the database, or the lock cannot be acquired.
     pub(crate) async fn claim(
         store: &Path,
         command: &str,
@@ -186,17 +188,17 @@ impl StoreOwner {
         Ok(claimed)
     }
 
-    /// Finds who owns the database at `store`, without owning it: the lock is tried for microseconds, and shared, so that
-    /// two who look do not find each other. A process that claims the store in these microseconds tries again. Nothing is
-    /// created or changed.
+    /// Returns the owner of the database at `store`, without owning it. The function holds a shared
+    /// lock for microseconds, so that two processes that look do not find each other. A process
+    /// that claims the store in these microseconds tries again. Nothing is created or changed.
     ///
     /// # Errors
     ///
-    /// When the lock could not be taken although it is free.
+    /// When the lock is free but could not be acquired.
     pub(crate) fn look(store: &Path) -> Result<Ownership, OwnerError> {
         let store = match resolved(store) {
             Ok(store) => store,
-            // Without its directory there is no lock either.
+            // Without its directory the lock does not exist either.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ownership::Free),
             Err(source) => {
                 let lock = beside(store);
@@ -206,13 +208,14 @@ impl StoreOwner {
         look_at(&beside(&store))
     }
 
-    /// Waits until nobody owns the database at `store`, for as long as [`claim`](Self::claim) waits. Nothing is created.
+    /// Waits until no process owns the database at `store`, for as long as [`claim`](Self::claim)
+    /// waits. Nothing is created.
     ///
     /// Cancel safe.
     ///
     /// # Errors
     ///
-    /// When another process keeps the database, or the lock cannot be looked at.
+    /// When another process keeps the database, or the lock cannot be inspected.
     pub(crate) async fn wait_until_free(store: &Path) -> Result<(), OwnerError> {
         let mut waited = Duration::ZERO;
         loop {
@@ -231,13 +234,14 @@ impl StoreOwner {
         }
     }
 
-    /// Finds whether [`claim`](Self::claim) would refuse the database at `store` because of its names. Nothing is deleted.
+    /// Checks whether [`claim`](Self::claim) would refuse the database at `store` because of its
+    /// names. Nothing is deleted.
     ///
     /// # Errors
     ///
-    /// When it has more than one that is no draft of its creation.
+    /// When the database has several names, not counting drafts of its creation.
     pub(crate) fn look_at_names(store: &Path) -> Result<(), OwnerError> {
-        // Where it cannot be found, there are no names either.
+        // A database that cannot be found has no names.
         let Ok(store) = resolved(store) else {
             return Ok(());
         };
@@ -257,7 +261,8 @@ impl StoreOwner {
         Ok(())
     }
 
-    /// Tells processes that want the store that it will be free soon.
+    /// Records in the lock file that this process is stopping, for processes that wait for the
+    /// store.
     pub(crate) fn note_stop(&self) {
         let owner = Owner {
             is_stopping: true,
@@ -266,7 +271,7 @@ impl StoreOwner {
         write(&self.file, &self.lock, &owner);
     }
 
-    /// Deletes the file with the lock, with a store that was not completed.
+    /// Deletes the lock file, together with a store that was not completed.
     pub(crate) fn discard(self) {
         // A file that stays does no harm.
         drop(fs::remove_file(&self.lock));
@@ -279,8 +284,9 @@ impl StoreOwner {
 
 impl Drop for StoreOwner {
     fn drop(&mut self) {
-        // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
-        // close of one copy alone leaves the lock. If this fails, that moment is waited for by whoever comes next.
+        // A child that this process is about to start holds a copy of the descriptor until it
+        // executes its program, and the close of one copy alone does not release the lock. If the
+        // unlock fails, the next owner waits for that moment.
         drop(self.file.unlock());
     }
 }
@@ -301,7 +307,7 @@ impl fmt::Display for Named<'_> {
     }
 }
 
-/// Tries the lock once. The file is created when it is not there.
+/// Tries the lock once. The file is created if it does not exist.
 fn attempt(store: &Path, lock: &Path) -> Result<Attempt, OwnerError> {
     let failed = |source| OwnerError::Io {
         lock: lock.to_owned(),
@@ -333,7 +339,7 @@ fn attempt(store: &Path, lock: &Path) -> Result<Attempt, OwnerError> {
     }
 }
 
-/// Tries the lock for a moment, where there is one.
+/// Tries the lock for a moment, if its file exists.
 fn look_at(lock: &Path) -> Result<Ownership, OwnerError> {
     let failed = |source| OwnerError::Io {
         lock: lock.to_owned(),
@@ -358,7 +364,7 @@ fn look_at(lock: &Path) -> Result<Ownership, OwnerError> {
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
-    // An owner writes its name into it.
+    // The owner writes its description into the file.
     rustix::fs::accessat(CWD, lock, Access::WRITE_OK, AtFlags::EACCESS)
         .map_err(|error| failed(error.into()))?;
     Ok(Ownership::Free)
@@ -368,7 +374,7 @@ fn is_stopping(owner: Option<&Owner>) -> bool {
     owner.is_some_and(|owner| owner.is_stopping)
 }
 
-/// How long an owner is waited for.
+/// Returns the time for which a claim waits for this owner.
 fn patience(owner: Option<&Owner>) -> Duration {
     if is_stopping(owner) {
         STOPPING
@@ -377,14 +383,16 @@ fn patience(owner: Option<&Owner>) -> Duration {
     }
 }
 
-/// Whether the file is still there. It may have been deleted since it was opened, and its lock then excludes nobody.
+/// Whether the file is still at its path. If it was deleted after the open, its lock excludes no
+/// other process.
 fn lies_at(file: &File, lock: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     let here = fs::symlink_metadata(lock);
     Ok(here.is_ok_and(|here| (here.dev(), here.ino()) == (ours.dev(), ours.ino())))
 }
 
-/// Root may run a command on the store of another user, who must be able to lock it afterwards.
+/// Root may run a command on the store of another user. That user must be able to lock the store
+/// afterwards.
 fn give_to_owner_of(store: &Path, file: &File) {
     let (Ok(store), Ok(lock)) = (fs::metadata(store), file.metadata()) else {
         return;
@@ -400,7 +408,8 @@ fn give_to_owner_of(store: &Path, file: &File) {
     }
 }
 
-/// Describes the owner. A disk that is full keeps nobody from owning the store: only messages lack the name then.
+/// Writes the description of the owner. A full disk does not prevent the ownership: only messages
+/// lack the description then.
 fn write(file: &File, lock: &Path, owner: &Owner) {
     let json = serde_json::to_vec(owner).expect("an owner has nothing but texts and numbers");
     let written = file.set_len(0).and_then(|()| file.write_all_at(&json, 0));
@@ -413,17 +422,18 @@ fn write(file: &File, lock: &Path, owner: &Owner) {
     }
 }
 
-/// What the holder of the lock says about itself; none when it has not said it completely.
+/// Returns the description of the lock's holder; none if it is missing or incomplete.
 fn read(file: &File) -> Option<Owner> {
     let mut bytes = vec![0; MAX_LEN];
     let len = file.read_at(&mut bytes, 0).ok()?;
     serde_json::from_slice(&bytes[..len]).ok()
 }
 
-/// The path of the database without links on the way, so that all paths to it lead to one lock.
+/// Returns the path of the database without symbolic links, so that all paths to the database lead
+/// to one lock.
 fn resolved(store: &Path) -> io::Result<PathBuf> {
     match store.canonicalize() {
-        // It is about to be created.
+        // The database does not exist yet.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let name = store.file_name().ok_or(error)?;
             let directory = match store.parent() {
@@ -436,7 +446,8 @@ fn resolved(store: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Refuses a database with several names, after the deletion of those that its unfinished creation left.
+/// Refuses a database with several names. It first deletes the names that an interrupted creation
+/// left.
 fn check_names(store: &Path) -> Result<(), OwnerError> {
     let Ok(metadata) = fs::metadata(store) else {
         return Ok(());
@@ -455,12 +466,12 @@ fn check_names(store: &Path) -> Result<(), OwnerError> {
 
 fn delete_drafts(store: &Path, database: &fs::Metadata) {
     for draft in drafts(store, database) {
-        // One that stays is reported as another name.
+        // A draft that cannot be deleted is reported as another name.
         drop(fs::remove_file(draft));
     }
 }
 
-/// The names that an unfinished creation has left of a database.
+/// Returns the names that an interrupted creation left.
 fn drafts(store: &Path, database: &fs::Metadata) -> Vec<PathBuf> {
     let (Some(directory), Some(name)) = (store.parent(), store.file_name()) else {
         return Vec::new();
@@ -488,7 +499,7 @@ fn host() -> String {
     name.nodename().to_string_lossy().into_owned()
 }
 
-/// What file systems without locks answer.
+/// Whether the error is one that file systems without locks return.
 fn is_unsupported(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::NOTSUP, Errno::NOSYS, Errno::NOLCK, Errno::INVAL]

@@ -1,4 +1,4 @@
-//! Where a database is, and what its faults mean.
+//! The path of a database, and the meaning of its errors.
 
 use std::{
     ffi::OsString,
@@ -17,21 +17,21 @@ use crate::store::StoreError;
 pub(super) struct DatabasePlace {
     path: PathBuf,
     busy_timeout: Duration,
-    /// Device and inode of the file that is open; none before it is.
+    /// Device and inode of the file that is open; none before the open.
     identity: Option<(u64, u64)>,
 }
 
-/// What went wrong in a piece of work on a connection.
+/// An error of a piece of work on a connection.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// SQLite says so; to be explained by the [`DatabasePlace`].
+    /// An error of SQLite, to be explained by the [`DatabasePlace`].
     Sqlite(rusqlite::Error),
-    /// Already explained.
+    /// An error that is already explained.
     Store(StoreError),
 }
 
 impl DatabasePlace {
-    /// The file at `path`, for which a call waits up to `busy_timeout`.
+    /// Describes the database at `path`, for whose lock a call waits up to `busy_timeout`.
     pub(super) fn new(path: PathBuf, busy_timeout: Duration) -> Self {
         Self {
             path,
@@ -48,19 +48,20 @@ impl DatabasePlace {
         self.busy_timeout
     }
 
-    /// The path as text, for messages.
+    /// Returns the path as text, for messages.
     pub(super) fn name(&self) -> String {
         self.path.display().to_string()
     }
 
-    /// The path with `suffix` behind it, where SQLite and relatch keep files that belong to it.
+    /// Returns the path followed by `suffix`, where SQLite and relatch keep files of the database.
     pub(super) fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = OsString::from(&self.path);
         path.push(suffix);
         path.into()
     }
 
-    /// Why there is no database: none was made, or it was taken away.
+    /// Returns the reason why there is no database: none was created, or it was removed but its log
+    /// is left.
     pub(super) fn missing(&self) -> StoreError {
         let (store, log) = (self.name(), self.beside("-wal"));
         if fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0) {
@@ -70,14 +71,15 @@ impl DatabasePlace {
         }
     }
 
-    /// Remembers which file is open.
+    /// Records the device and inode of the open file.
     pub(super) fn note_identity(&mut self) -> Result<(), StoreError> {
         let metadata = fs::metadata(&self.path).map_err(|error| self.cannot_open(error))?;
         self.identity = Some((metadata.dev(), metadata.ino()));
         Ok(())
     }
 
-    /// Checks that the open file still lies at its path. Writing to a file that was removed succeeds, and is lost.
+    /// Checks that the open file is still at its path. A write to a file that was removed succeeds,
+    /// but is lost.
     pub(super) fn check_present(&self) -> Result<(), StoreError> {
         let found = match fs::metadata(&self.path) {
             Ok(metadata) => Some((metadata.dev(), metadata.ino())),
@@ -105,14 +107,14 @@ impl DatabasePlace {
         }
     }
 
-    /// What `fault` means to a user.
+    /// Returns the error that explains `fault` to a user.
     pub(super) fn explain(&self, fault: Fault) -> StoreError {
         let error = match fault {
             Fault::Sqlite(error) => error,
             Fault::Store(error) => return error,
         };
         let store = self.name();
-        // Such errors come from rows that break their table's rules.
+        // These errors come from rows that break the rules of their table.
         if let rusqlite::Error::FromSqlConversionFailure(..)
         | rusqlite::Error::IntegralValueOutOfRange(..)
         | rusqlite::Error::InvalidColumnType(..)

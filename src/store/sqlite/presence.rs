@@ -1,4 +1,4 @@
-//! Which sidecars there are.
+//! Rows of presence: the known processes of sidecars.
 
 use rusqlite::{Connection, Transaction, params, types::Type};
 

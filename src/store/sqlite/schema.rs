@@ -1,11 +1,11 @@
-//! The tables, and the marks by which a database is known as ours.
+//! The tables, and the marks that identify a database of relatch.
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::place::{DatabasePlace, Fault};
 use crate::store::StoreError;
 
-/// Marks the file as a database of relatch: `rlch`.
+/// The application id of a database of relatch: `rlch`.
 const APPLICATION_ID: i32 = 0x726c_6368;
 
 /// The version of the tables: that of [`TABLES`] and one more for each of [`UPGRADES`].
@@ -14,10 +14,11 @@ const VERSION: u32 = 4;
 /// The version of [`TABLES`].
 const FIRST_VERSION: u32 = 1;
 
-/// What made each later version of the one before it. A version that was released is never edited.
+/// The upgrades from each version to the next. A version that was released is never edited.
 const UPGRADES: &[&[&str]] = &[&[DELIVERIES, USAGE], &[STATE_PAGES], &[RUNS]];
 
-/// Version 1. Times are milliseconds since the Unix epoch. The triggers stand against accidents; against intent stands the chain.
+/// Version 1. Times are milliseconds since the Unix epoch. The triggers protect against accidents;
+/// the hash chain protects against intent.
 const TABLES: &str = "
     CREATE TABLE logs (
         name     TEXT PRIMARY KEY,
@@ -63,8 +64,8 @@ const TABLES: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Version 2: the use of key versions, and how completely each sidecar has told of it. The process `''` stands for all
-/// that have ended.
+/// Version 2: the usage of key versions, and the time up to which each sidecar has reported it
+/// completely. The process `''` stands for the sum of all processes that have ended.
 const USAGE: &str = "
     CREATE TABLE usage (
         keyring    TEXT NOT NULL,
@@ -112,7 +113,7 @@ const STATE_PAGES: &str = "
     ) STRICT;
 ";
 
-/// Version 4: the process of a sidecar is a run, and the table says what may still serve.
+/// Version 4: a process of a sidecar is called a run, and the table records what may still serve.
 const RUNS: &str = "
     ALTER TABLE presence RENAME COLUMN boot_id TO run_id;
     ALTER TABLE presence ADD COLUMN serving TEXT CHECK (json_valid(serving));
@@ -121,7 +122,8 @@ const RUNS: &str = "
     ALTER TABLE usage_folded RENAME COLUMN boot_id TO run_id;
 ";
 
-/// Version 2: what is to be told to webhooks, and how far each log was turned into it.
+/// Version 2: deliveries to webhooks, and the revision up to which each log was turned into
+/// deliveries.
 const DELIVERIES: &str = "
     CREATE TABLE outbox (
         log      TEXT PRIMARY KEY REFERENCES logs (name),
@@ -150,14 +152,14 @@ const DELIVERIES: &str = "
     CREATE INDEX deliveries_claimed ON deliveries (webhook, claimed_until) WHERE state = 'waiting';
 ";
 
-/// Makes the tables and leaves the marks.
+/// Creates the tables and sets the marks.
 pub(super) fn create(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     transaction.execute_batch(TABLES)?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     upgrade_from(transaction, FIRST_VERSION)
 }
 
-/// Brings the tables of an earlier version to this one, all or nothing.
+/// Upgrades the tables of an earlier version to this one, completely or not at all.
 pub(super) fn upgrade(connection: &mut Connection) -> rusqlite::Result<()> {
     if version(connection)? == VERSION {
         return Ok(());
@@ -188,7 +190,7 @@ fn version(connection: &Connection) -> rusqlite::Result<u32> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Checks the marks of a database: whose it is, and of which version.
+/// Checks the marks of a database: its application id and its schema version.
 pub(super) fn check_marks(id: i32, version: u32, place: &DatabasePlace) -> Result<(), StoreError> {
     if id != APPLICATION_ID {
         return Err(StoreError::NotRelatch {
@@ -214,8 +216,8 @@ pub(super) fn check_marks(id: i32, version: u32, place: &DatabasePlace) -> Resul
 
 /// Checks the marks, then every page.
 ///
-/// Reading all pages takes about a second per gigabyte, once per start. It finds a damaged tree; a damaged byte within
-/// a payload is found by the hash chain.
+/// Reading all pages takes about a second per gigabyte, once per start. The check finds a damaged
+/// tree; the hash chain finds a damaged byte within a payload.
 pub(super) fn check(connection: &Connection, place: &DatabasePlace) -> Result<(), Fault> {
     let pages: u32 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
     if pages == 0 {

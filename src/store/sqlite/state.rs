@@ -1,4 +1,4 @@
-//! The states of logs, and their pages.
+//! States of logs, and their pages.
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
@@ -11,8 +11,8 @@ use crate::{
     store::{EntryHash, LogName, StatePage, StateSnapshot, StoreError},
 };
 
-/// The most pages that are removed in one transaction. Each is about a mebibyte, whose blocks are to be freed one by one
-/// while a commit may wait.
+/// The maximum number of pages that one transaction deletes. Each has about a mebibyte, and SQLite
+/// frees its blocks one by one while a commit may wait.
 const MAX_PRUNED: u32 = 4;
 
 pub(super) fn save_page(
@@ -131,7 +131,8 @@ pub(super) fn load_page(
     }))
 }
 
-/// Pages of a later revision are those of a state that is being saved.
+/// Deletes older pages than those of the saved state. Pages of a later revision belong to a state
+/// that is being saved.
 pub(super) fn prune_pages(transaction: Transaction<'_>, log: &LogName) -> Result<bool, Fault> {
     let removed = transaction
         .prepare_cached(

@@ -1,4 +1,4 @@
-//! How often key versions were used, and by whom.
+//! Usage of key versions, and their callers.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Type};
 
@@ -11,12 +11,12 @@ use crate::{
     store::{CallersRow, FOLDED_FOR, StoredUsage, UsageRow},
 };
 
-/// A number of a version that is none.
+/// An invalid version number.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} is not a number of a version")]
 struct NumberError(u32);
 
-/// The largest sum of processes that have ended: one more process cannot overflow it.
+/// The largest sum of folded processes: one more process cannot overflow it.
 const MAX_SUM: i64 = i64::MAX / 2;
 
 pub(super) fn save(transaction: Transaction<'_>, rows: &[UsageRow]) -> Result<(), Fault> {
@@ -118,7 +118,8 @@ pub(super) fn fold(
 }
 
 pub(super) fn load(connection: &mut Connection) -> Result<StoredUsage, Fault> {
-    // One transaction, so that a process that is folded meanwhile is found either with its rows or without them.
+    // One transaction, so that a process that is folded meanwhile is found either with its own rows
+    // or in the sum.
     let transaction = connection.transaction()?;
     let usage = StoredUsage {
         counts: all(

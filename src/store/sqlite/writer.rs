@@ -1,8 +1,9 @@
-//! The one connection that writes, and who gets it next.
+//! The connection that writes, and the order of its writes.
 //!
-//! SQLite has one writer at a time. While another process is that writer, or the disk is slow, writes queue here. What a
-//! sidecar or an operator waits for, a commit or a row of presence, is written before what nobody waits for: counts of uses,
-//! saved states, deliveries.
+//! SQLite has one writer at a time. While another process is that writer, or the disk is slow,
+//! writes queue in this process. A write that a sidecar or an operator waits for, such as a commit
+//! or a row of presence, comes before writes that no caller needs soon: counts of uses, saved
+//! states, deliveries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +16,6 @@ use super::{
 };
 use crate::store::StoreError;
 
-/// The connection that writes.
 #[derive(Debug)]
 pub(super) struct Writer {
     connection: Arc<Mutex<Connection>>,
@@ -24,23 +24,26 @@ pub(super) struct Writer {
     place: Arc<DatabasePlace>,
 }
 
-/// Who waits for a write.
+/// The order in which a write gets the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
-    /// A sidecar or an operator. Such writes are made in the order in which they come.
+    /// A sidecar or an operator waits for the write. Such writes are made in the order in which
+    /// they arrive.
     Awaited,
-    /// Nobody. At most one such write is under way or next; the others come after all that are awaited.
+    /// No caller needs the write soon. At most one such write is in progress or next; the others
+    /// come after all awaited ones.
     Bulk,
 }
 
-/// How one attempt to write ended.
+/// The result of one attempt to write.
 enum Attempt<T, W> {
     Written(T),
-    /// Another process writes; nothing of the work was done.
+    /// Another process writes; none of the work was done.
     Busy(W),
 }
 
-/// How long one attempt waits for another process. In between, whoever else waits has an attempt.
+/// The time for which one attempt waits for another process. Between two attempts, the other
+/// waiting writes have theirs.
 const ATTEMPT: Duration = Duration::from_millis(50);
 
 impl Writer {
@@ -53,8 +56,8 @@ impl Writer {
         })
     }
 
-    /// Does `work` in a transaction that holds the lock of the database from its begin: between what it reads and what it
-    /// writes nobody else can write.
+    /// Does `work` in a transaction that holds the lock of the database from its beginning: no
+    /// other process can write between the reads and the writes of the work.
     ///
     /// # Errors
     ///
@@ -95,7 +98,7 @@ impl Writer {
     }
 }
 
-/// Does `work` unless another process writes. The connection is free when it returns.
+/// Does `work` unless another process writes. It returns the connection in every case.
 fn attempt<T, W>(
     mut connection: tokio::sync::OwnedMutexGuard<Connection>,
     place: &DatabasePlace,
