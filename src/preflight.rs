@@ -586,7 +586,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(found(-1, 1), []);
-        for (from, to, said) in [(-3, -1, "has expired on"), (1, 3, "is not valid before")] {
+        for (from, to, said) in [(-3, -1, "expired on"), (1, 3, "is not valid before")] {
             let found = found(from, to);
             let [(field, message)] = found.as_slice() else {
                 panic!("one finding, and not {found:?}");

@@ -1,14 +1,15 @@
 //! TLS for every channel: between sidecars and the control plane, for operators, and for Envoy.
 //!
-//! TLS 1.3 alone, HTTP/2 alone (ALPN `h2`), and no resumption: what was agreed on with a certificate must not outlive
-//! it in a ticket, and a connection lives so long that a full handshake costs nothing.
+//! Only TLS 1.3 and HTTP/2 (ALPN `h2`), without session resumption. A session in a ticket could
+//! outlive the certificate with which it was agreed on, and connections live so long that the cost
+//! of a full handshake does not matter.
 //!
-//! [`files`] are read into [`material`], which [`credentials`] keep current while the process runs. A [`server`] and a
-//! [`client`] make a handshake of what is current then, and say in a [`handshake`] error which side refused which
-//! [`certificate`]. [`incoming`] and [`connector`] put connections into tonic's hands, and [`turns`] bound how many
-//! handshakes are under way. An [`identity`] is who a certificate speaks for; a
-//! [`trust_domain`] says whose authorities may sign for it. [`dev`] makes certificates for trying
-//! out.
+//! The process reads [`files`] and parses them into [`material`]; [`credentials`] keep the material
+//! current. A [`server`] and a [`client`] use the current material for each handshake. A
+//! [`handshake`] error reports which side refused which [`certificate`]. [`incoming`] and
+//! [`connector`] pass connections to tonic, and [`turns`] limit the number of handshakes in
+//! progress. An [`identity`] is the URI that a certificate speaks for; a [`trust_domain`]
+//! determines which authorities may sign for it. [`dev`] creates certificates to try out TLS.
 
 mod certificate;
 pub(crate) mod client;
@@ -50,30 +51,31 @@ pub(crate) use self::{
 };
 use crate::clock::Clock;
 
-/// What a pair of certificate and key is for: its name in metrics and logs.
+/// The purpose of a pair of certificate and key. It has a name in metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum TlsUse {
-    /// The control plane towards sidecars.
+    /// The control plane, as the server of sidecars.
     DiscoveryServer,
-    /// A sidecar towards the control plane.
+    /// A sidecar, as a client of the control plane.
     DiscoveryClient,
-    /// The control plane towards operators.
+    /// The control plane, as the server of operators.
     AdminServer,
-    /// An operator towards the control plane.
+    /// An operator, as a client of the control plane.
     AdminClient,
-    /// A sidecar towards Envoy.
+    /// A sidecar, as the server of Envoy.
     ExtAuthzServer,
 }
 
-/// The wall clock, by which certificates are judged.
+/// The wall clock, against which the validity of certificates is checked.
 #[derive(Debug)]
 struct WallClock(Clock);
 
-/// The protocol of every channel.
+/// The ALPN protocol of every channel.
 const HTTP2: &[u8] = b"h2";
 
 impl TlsUse {
-    /// Whether whoever connects has to speak for somebody: what it may do depends on who it is.
+    /// Whether the certificate of the other side must have an identity: for sidecars, it determines
+    /// their rights.
     const fn needs_identity(self) -> bool {
         match self {
             Self::DiscoveryServer => true,
@@ -84,7 +86,7 @@ impl TlsUse {
         }
     }
 
-    /// Its name.
+    /// Returns the name in metrics and logs.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {

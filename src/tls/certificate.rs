@@ -1,4 +1,4 @@
-//! What a certificate says of itself, for identities and for errors.
+//! The fields of a certificate that identities and errors need.
 
 use std::{
     fmt,
@@ -11,13 +11,13 @@ use x509_parser::{
 
 use crate::{key::Timestamp, printable};
 
-/// The readable part of a certificate. Its text is for errors; whoever sent the certificate chose it, so that it is cut
-/// short and holds no control characters.
+/// The readable part of a certificate. Its text is for errors. The sender of the certificate chose
+/// its content, so the text is shortened and contains no control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     subject: String,
     issuer: String,
-    /// DNS names and addresses.
+    /// DNS names and IP addresses.
     hosts: Vec<String>,
     uris: Vec<String>,
     not_before: Timestamp,
@@ -25,13 +25,13 @@ pub struct Certificate {
     public_key: Vec<u8>,
 }
 
-/// A name in an error: longer ones are cut.
+/// The maximum number of characters of a name in an error; longer ones are shortened.
 const MAX_NAME: usize = 128;
-/// Names in an error: more are left out.
+/// The maximum number of names in an error; the text only counts the others.
 const MAX_NAMES: usize = 6;
 
 impl Certificate {
-    /// Reads a certificate in DER; none when it is not one.
+    /// Reads a certificate in DER; returns none if the bytes are not a certificate.
     #[must_use]
     pub(crate) fn read(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
@@ -64,29 +64,29 @@ impl Certificate {
         })
     }
 
-    /// Its URIs, as they stand in it.
+    /// Returns the URIs, unchanged.
     #[must_use]
     pub(crate) fn uris(&self) -> &[String] {
         &self.uris
     }
 
-    /// Whose it is, as a distinguished name.
+    /// Returns the subject, as a distinguished name.
     pub(super) fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// Its key.
+    /// Returns the public key.
     pub(super) fn public_key(&self) -> &[u8] {
         &self.public_key
     }
 
-    /// From when on it is valid.
+    /// Returns the time from which the certificate is valid.
     #[must_use]
     pub(crate) const fn not_before(&self) -> Timestamp {
         self.not_before
     }
 
-    /// The last moment at which it is valid, in whole seconds.
+    /// Returns the last moment at which the certificate is valid, in whole seconds.
     #[must_use]
     pub(crate) const fn not_after(&self) -> Timestamp {
         self.not_after
@@ -124,7 +124,7 @@ impl fmt::Display for Certificate {
     }
 }
 
-/// A text that others chose.
+/// A text that other parties chose.
 struct Plain<'a>(&'a str);
 
 impl fmt::Display for Plain<'_> {

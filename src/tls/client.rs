@@ -16,21 +16,23 @@ use super::{
     verifier::{ServerJudge, Shown},
 };
 
-/// Makes handshakes with servers; cheap to clone.
+/// Performs handshakes with servers; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsClient {
     credentials: Arc<Credentials>,
     server_identity: Option<Identity>,
 }
 
-/// As long as the server's side waits.
+/// The time for a handshake, the same as on the server's side.
 const TIMEOUT: Duration = super::server::TIMEOUT;
-/// How long a server may take to say its first word before it is taken for one that waits for ours.
+/// The time for which the client waits for the first bytes of a server; after that, the server may
+/// be one that waits for the client.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl TlsClient {
-    /// A client that shows and judges by `credentials`. A server has to have a certificate for the host under which it
-    /// is reached, and for `server_identity` where that is given.
+    /// Creates a client that presents and verifies certificates with `credentials`. The certificate
+    /// of a server must be valid for the host under which the server is reached and, if
+    /// `server_identity` is given, must have this identity.
     #[must_use]
     pub(crate) const fn new(
         credentials: Arc<Credentials>,
@@ -42,13 +44,14 @@ impl TlsClient {
         }
     }
 
-    /// Makes a handshake with the server at `host`, a name or an address, and waits for its first word. In TLS 1.3 a
-    /// server judges a client's certificate after the client has begun to speak: its verdict comes in the place of that
-    /// word. A server that waits for the client to speak, as some proxies do, is not waited for beyond a second.
+    /// Performs a handshake with the server at `host`, a name or an address, and waits for its
+    /// first bytes. In TLS 1.3 a server verifies the certificate of a client after the client could
+    /// already send: a rejection arrives in place of these bytes. Some proxies wait for the client
+    /// to send first; the client waits for them at most a second.
     ///
     /// # Errors
     ///
-    /// When no connection comes of it.
+    /// When the handshake fails.
     pub(crate) async fn connect<S>(
         &self,
         host: &str,

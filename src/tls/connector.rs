@@ -1,4 +1,5 @@
-//! Connections for tonic's channels, which know TLS without deadlines, reloads and identities.
+//! Connections for tonic's channels. tonic's own TLS has no deadlines, no reloads and no
+//! identities.
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -11,24 +12,23 @@ use super::{HandshakeError, TlsClient, TlsStream};
 #[derive(Clone, Debug)]
 pub(crate) struct Connector(TlsClient);
 
-/// A channel could not be opened.
+/// The reason that a channel could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// There is no connection.
+    /// The TCP connection failed.
     #[error("cannot connect to {host}")]
     Connect {
-        /// Where.
+        /// The host and the port.
         host: String,
-        /// Why not.
         source: std::io::Error,
     },
-    /// There is no TLS.
+    /// The TLS handshake failed.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
 }
 
 impl Connector {
-    /// Connects with `tls`.
+    /// Creates a connector that connects with `tls`.
     #[must_use]
     pub(crate) const fn new(tls: TlsClient) -> Self {
         Self(tls)
@@ -38,7 +38,7 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// When that fails; a [`ConnectError`] is among the causes.
+    /// When the connection fails; a [`ConnectError`] is among the causes.
     pub(crate) async fn open(
         &self,
         endpoint: &Endpoint,

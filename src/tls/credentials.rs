@@ -1,11 +1,12 @@
-//! The certificates of one side, kept as their files are.
+//! The certificates of one side, kept equal to the files.
 //!
-//! Files are read every few seconds and compared by their content: that holds for files that are replaced, for files
-//! that are written in place, and for the links that Kubernetes turns over, without relying on times or notifications.
-//! What does not fit, a key of another certificate or a file that is half written, is not taken: what was in use stays
-//! in use, and the files are looked at again. A bundle of a trust domain that does not fit keeps out nothing but itself, and
-//! one with an authority of another trust domain is used without that authority.
-//! What is taken holds for the handshakes that follow; connections that are open go on.
+//! The files are read every two seconds and compared by their content. This works for files that
+//! are replaced, for files that are written in place, and for the links that Kubernetes switches,
+//! without reliance on times or notifications. Files that do not fit, such as a key of another
+//! certificate or a half-written file, are refused: the previous material stays in use, and the
+//! next read checks the files again. A bundle that does not fit affects only its own trust domain,
+//! and a bundle with an authority of another trust domain is used without that authority. New
+//! material applies to later handshakes; open connections continue.
 
 use std::{
     path::Path,
@@ -23,7 +24,8 @@ use super::{
 };
 use crate::{clock::Clock, key::Timestamp};
 
-/// What one side of one channel shows of itself, and by what it judges the other.
+/// The certificates that one side of one channel presents, and the authorities with which it
+/// verifies the other side.
 #[derive(Debug)]
 pub(crate) struct Credentials {
     used: TlsUse,
@@ -34,30 +36,31 @@ pub(crate) struct Credentials {
     seen: Mutex<Seen>,
 }
 
-/// What was found at the last look.
+/// The result of the last look at the files.
 #[derive(Debug)]
 struct Seen {
-    /// None when not all that was found could be taken.
+    /// The content that is in use; none if a part of the content found was refused.
     taken: Option<Fingerprint>,
-    /// What was refused and why, so that it is told once.
+    /// The refused content and the reasons, so that each refusal is logged once.
     refused: Option<(Option<Fingerprint>, Vec<String>)>,
-    /// Whether it was told that the certificate ends soon.
+    /// Whether the warning that the certificate expires soon was logged.
     warned: bool,
 }
 
-/// How often the files are read. A certificate that was replaced has hours left; that of a leaf, for which a new
-/// authority was added, is not used by anybody within seconds.
+/// The interval at which the files are read. A certificate that was replaced has hours left. After
+/// a new authority was added, no certificate that it signed is in use within seconds.
 const EVERY: Duration = Duration::from_secs(2);
-/// How long before its end a certificate should have been replaced. Of one that lives shorter, the last third.
+/// The time before its expiry by which a certificate should have been replaced, or the last third
+/// of its validity, if that is shorter.
 const WARN_BEFORE: Duration = Duration::from_hours(7 * 24);
 
 impl Credentials {
-    /// Reads `files` for the first time. A certificate that is not valid now is taken and told of: a sidecar whose
-    /// certificate has expired still answers checks.
+    /// Reads `files` for the first time. A certificate that is not valid now is loaded, and an
+    /// error is logged: a sidecar whose certificate has expired still answers checks.
     ///
     /// # Errors
     ///
-    /// When a file cannot be used, or they do not fit each other.
+    /// When a file cannot be used, or the files do not fit each other.
     pub(crate) fn load(
         used: TlsUse,
         files: TlsFiles,
@@ -66,7 +69,7 @@ impl Credentials {
     ) -> Result<Arc<Self>, TlsError> {
         let content = files.read()?;
         let taken = Some(content.fingerprint());
-        // Nothing was in use before, so that any problem is an error.
+        // No material was in use before, so any problem is an error.
         let Parsed { material, .. } = Material::parse(content, &files, None)?;
         let credentials = Self {
             used,
@@ -92,20 +95,20 @@ impl Credentials {
         Ok(Arc::new(credentials))
     }
 
-    /// Whether a file holds a private key that a start would take, whatever certificate it is of.
+    /// Checks that a file contains a private key that a start would accept, for any certificate.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, everybody can use it, or it holds something else.
+    /// When it cannot be read, every user can read it, or it contains no such key.
     pub(crate) fn check_key(path: &Path) -> Result<(), TlsError> {
         material::check_key(path)
     }
 
-    /// Whether the certificate in use is valid now.
+    /// Checks that the certificate in use is valid now.
     ///
     /// # Errors
     ///
-    /// When it is not valid yet, or not any more: no handshake succeeds with it.
+    /// When it is not yet valid, or has expired: no handshake succeeds with it.
     pub(crate) fn check_validity(&self) -> Result<(), TlsError> {
         let current = self.current.load();
         current.check_validity(&self.files, self.clock.wall())
@@ -119,18 +122,18 @@ impl Credentials {
                 () = stop.cancelled() => return,
             }
             let credentials = Arc::clone(&self);
-            // A file may lie on a disk or a network that hangs.
+            // A file may be on a disk or a network that hangs.
             let looked = tokio::task::spawn_blocking(move || credentials.look());
             tokio::select! {
                 looked = looked => if looked.is_err() {
-                    tracing::error!(tls.use = %self.used, "looking at the files of certificates has failed");
+                    tracing::error!(tls.use = %self.used, "the task that reads the certificate files has failed");
                 },
                 () = stop.cancelled() => return,
             }
         }
     }
 
-    /// Looks at the files once, and takes what they hold when that is new and fits.
+    /// Looks at the files once, and loads their content if it is new and fits.
     pub(crate) fn look(&self) {
         let mut seen = self.lock();
         match self.files.read() {
@@ -150,7 +153,7 @@ impl Credentials {
         self.warn(&mut seen);
     }
 
-    /// What it is for.
+    /// Returns the purpose of the credentials.
     #[must_use]
     pub(crate) const fn used(&self) -> TlsUse {
         self.used
@@ -168,14 +171,14 @@ impl Credentials {
         &self.metrics
     }
 
-    /// Its certificate with its file, for errors.
+    /// Returns the certificate with its file, for errors.
     pub(super) fn describe(&self) -> Option<String> {
         let current = self.current.load();
         let (own, files) = (current.own.as_ref()?, self.files.own.as_ref()?);
         Some(format!("{}: {}", files.cert.display(), own.certificate))
     }
 
-    /// What becomes current next has to be valid, too: what was in use may be.
+    /// New content must be valid now, because the material in use may still be valid.
     fn parse(&self, content: Content) -> Result<Parsed, TlsError> {
         let parsed = Material::parse(content, &self.files, Some(&self.current.load()))?;
         let material = &parsed.material;
@@ -183,7 +186,7 @@ impl Credentials {
         Ok(parsed)
     }
 
-    /// Takes what the files held, as far as it can be used.
+    /// Uses the content of the files, except the parts with problems.
     fn take(&self, seen: &mut Seen, found: Fingerprint, parsed: Parsed) {
         let Parsed { material, problems } = parsed;
         if problems.is_empty() {
@@ -214,13 +217,13 @@ impl Credentials {
                 tracing::error!(
                     tls.use = %self.used,
                     error,
-                    "a bundle has changed and is used without the authorities that it shares with another one"
+                    "a bundle has changed and is used without the authorities that it shares with another bundle"
                 );
             } else {
                 tracing::error!(
                     tls.use = %self.used,
                     error,
-                    "a certificate file has changed and is not used; what it held before stays in use"
+                    "a certificate file has changed and is not used; its previous content stays in use"
                 );
             }
         }
@@ -249,7 +252,7 @@ impl Credentials {
             tracing::warn!(
                 tls.use = %self.used,
                 certificate = %own.certificate,
-                "this certificate ends soon and was not replaced yet"
+                "this certificate expires soon and was not replaced yet"
             );
         }
     }

@@ -1,7 +1,8 @@
-//! Certificates for trying out: an authority whose key lies in a file, and what it signs.
+//! Certificates to try out TLS: an authority whose key is in a file, and certificates that it
+//! signs.
 //!
-//! In production certificates come from whatever issues them for the mesh (SPIRE, cert-manager, Vault), with lives of
-//! hours, a renewal that nobody has to think of, and an authority whose key is in no file.
+//! In production, the issuer of the mesh (SPIRE, cert-manager, Vault) creates certificates that are
+//! valid for hours, renews them automatically, and keeps the key of its authority out of files.
 
 use std::time::Duration;
 
@@ -16,68 +17,67 @@ use zeroize::Zeroizing;
 use super::{Certificate, Identity};
 use crate::key::Timestamp;
 
-/// An authority.
+/// An authority that signs certificates.
 pub(crate) struct DevAuthority {
     issuer: Issuer<'static, KeyPair>,
     pair: DevPair,
-    /// Nothing that it signs is valid for longer.
+    /// The end of its validity. No certificate that it signs is valid for longer.
     not_after: Timestamp,
 }
 
-/// Whom a certificate is for.
+/// The owner of a certificate.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
     /// The common name, for people.
     pub(crate) name: String,
-    /// DNS names and addresses, for servers.
+    /// DNS names and IP addresses, for servers.
     pub(crate) hosts: Vec<String>,
-    /// Whom it speaks for.
+    /// The URI that the certificate speaks for.
     pub(crate) identity: Option<Identity>,
-    /// Whether it is for servers, else for clients.
+    /// Whether the certificate is for servers; otherwise it is for clients.
     pub(crate) is_server: bool,
 }
 
 /// A certificate and its key, in PEM.
 pub(crate) struct DevPair {
-    /// The certificate.
     pub(crate) cert: String,
-    /// The key.
     pub(crate) key: Zeroizing<String>,
 }
 
-/// A certificate cannot be made.
+/// The reason that a certificate cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DevError {
-    /// A name does not fit, or the random source fails.
-    #[error("the certificate of {name} cannot be made")]
+    /// A name is not valid in a certificate, or the random source failed.
+    #[error("the certificate of {name} cannot be created")]
     Make {
-        /// Whose.
+        /// The name of the certificate's subject.
         name: String,
-        /// Why not.
         source: rcgen::Error,
     },
-    /// The files of an authority are not of one that was made here.
+    /// The files of the authority do not come from an earlier call.
     #[error(
-        "ca.pem and ca.key are not the authority that this command made: choose another directory"
+        "ca.pem and ca.key were not created by this command: choose another directory"
     )]
     Authority,
-    /// The authority has ended.
-    #[error("the authority in ca.pem has expired on {not_after}: choose another directory")]
+    /// The authority has expired.
+    #[error("the authority in ca.pem expired on {not_after}: choose another directory")]
     Ended {
-        /// When.
+        /// The end of its validity.
         not_after: Timestamp,
     },
 }
 
-/// By which an authority from a file is known to be of our making.
+/// The common name by which a later call recognizes its own authority in a file.
 const AUTHORITY: &str = "relatch certs dev";
-/// An authority outlives what it signs, so that this can be replaced under it.
+/// The validity of the authority, in lives of a certificate: longer, so that certificates can be
+/// replaced under the same authority.
 const AUTHORITY_LIVES: u32 = 10;
-/// So that a machine whose clock is a little behind takes them at once.
+/// The validity starts this long ago, so that a machine whose clock is a little behind accepts the
+/// certificates at once.
 const BACKDATED: Duration = Duration::from_mins(5);
 
 impl DevAuthority {
-    /// A new authority, which is valid for ten times `life` from `now` on.
+    /// Creates an authority that is valid for ten times `life` from `now` on.
     ///
     /// # Errors
     ///
@@ -98,11 +98,11 @@ impl DevAuthority {
         })
     }
 
-    /// The authority of an earlier call, from its certificate and key in PEM.
+    /// Returns the authority of an earlier call, from its certificate and key in PEM.
     ///
     /// # Errors
     ///
-    /// When they are not a pair of our making, or have ended at `now`.
+    /// When they are not a pair from an earlier call, or the authority has expired at `now`.
     pub(crate) fn from_pem(pair: DevPair, now: Timestamp) -> Result<Self, DevError> {
         let der = CertificateDer::from_pem_slice(pair.cert.as_bytes());
         let der = der.map_err(|_| DevError::Authority)?;
@@ -124,17 +124,18 @@ impl DevAuthority {
         })
     }
 
-    /// Its certificate, which others trust, and its key.
+    /// Returns its certificate, which others trust, and its key.
     #[must_use]
     pub(crate) const fn pair(&self) -> &DevPair {
         &self.pair
     }
 
-    /// A certificate with a key of its own, valid for `life` from `now` on, and no longer than the authority.
+    /// Creates a certificate with a new key, valid for `life` from `now` on, but no longer than the
+    /// authority.
     ///
     /// # Errors
     ///
-    /// When a name cannot stand in a certificate, or the random source fails.
+    /// When a name is not valid in a certificate, or the random source fails.
     pub(crate) fn issue(
         &self,
         subject: &Subject,

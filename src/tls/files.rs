@@ -1,4 +1,4 @@
-//! The files that a side of a channel is configured with.
+//! The certificate files that are configured for one side of a channel.
 
 use std::{
     fs::File,
@@ -12,25 +12,25 @@ use zeroize::Zeroizing;
 
 use super::{Authorities, TlsError};
 
-/// Where a side's own certificate is, and whom it trusts. PEM.
+/// The files of a side's own certificate, and of the authorities that it trusts, in PEM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Its certificate with those between it and the authority, and its private key.
+    /// Its certificate with the intermediate ones, and its private key.
     pub(crate) own: Option<OwnFiles>,
-    /// The authorities whose certificates are trusted; none: those of the system for a client, nobody for a server.
+    /// The trusted authorities; none: a client trusts those of the system, and a server asks for no
+    /// certificate.
     pub(crate) ca: Option<Authorities<PathBuf>>,
 }
 
 /// A certificate and its private key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OwnFiles {
-    /// The certificate, first in its file.
+    /// The certificate, followed by the intermediate ones.
     pub(crate) cert: PathBuf,
-    /// The key.
     pub(crate) key: PathBuf,
 }
 
-/// What the files held at one moment.
+/// The content of the files at one moment.
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) own: Option<OwnContent>,
@@ -46,23 +46,24 @@ pub(super) struct OwnContent {
 #[derive(Debug)]
 pub(super) struct AuthorityContent {
     pub(super) path: PathBuf,
-    /// Only of a bundle it may be an error: a trust domain whose bundle cannot be read holds up no other.
+    /// Can be an error only for a bundle: a trust domain whose bundle cannot be read does not
+    /// affect the others.
     pub(super) pem: Result<Vec<u8>, TlsError>,
 }
 
-/// Tells one content from another.
+/// A hash that differs for different content.
 pub(super) type Fingerprint = [u8; 32];
 
-/// A bundle of authorities of a system has some 300 KiB.
+/// The maximum size of a file, in bytes. The bundle of a system has some 300 KiB.
 const MAX_FILE: u64 = 1 << 20;
-/// What everybody may do with a file. The group may read a key: so does Kubernetes mount secrets for a user that is not
-/// root (`fsGroup`).
+/// The permission bits of all other users. The group may read a key: Kubernetes mounts secrets like
+/// this for a user other than root (`fsGroup`).
 const OTHERS: u32 = 0o007;
-/// The place of a file that cannot be read, in the fingerprint of them all. No content has it.
+/// Replaces the fingerprint of a bundle that cannot be read. No content has this fingerprint.
 const UNREADABLE: Fingerprint = [0; 32];
 
 impl TlsFiles {
-    /// Reads all of them.
+    /// Reads all files.
     pub(super) fn read(&self) -> Result<Content, TlsError> {
         let own = self.own.as_ref().map(|files| {
             let key = read_key(&files.key)?;
@@ -120,7 +121,7 @@ pub(super) fn fingerprint(parts: &[&[u8]]) -> Fingerprint {
     hash.finalize().into()
 }
 
-/// Reads a private key, which not everybody may be able to use.
+/// Reads a private key. It is an error if every user can use the file.
 pub(super) fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let (key, mode) = read(path)?;
     let key = Zeroizing::new(key);
@@ -137,7 +138,8 @@ fn read(path: &Path) -> Result<(Vec<u8>, u32), TlsError> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| {
         let metadata = file.metadata()?;
-        // At once, so that a key is not left behind in buffers that were too small.
+        // The buffer has its final size from the start, so that no copies of a key remain in
+        // smaller buffers.
         bytes.reserve_exact(usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or(0) + 1);
         file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
         Ok(metadata.mode())

@@ -1,4 +1,4 @@
-//! How a handshake fails: which side refused which certificate, and why.
+//! Errors of handshakes: which side refused which certificate, and why.
 
 use std::{io, time::Duration};
 
@@ -7,84 +7,74 @@ use rustls::{AlertDescription, CertificateError, Error};
 use super::{Certificate, IdentityError, TlsError};
 use crate::{duration::written, key::Timestamp};
 
-/// No connection came of a handshake. Its text is for the operator of this side.
+/// The reason that a handshake failed. The text is for the operator of this side.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
-    /// The other side took too long.
+    /// The other side was too slow.
     #[error("the {peer} did not finish the TLS handshake within {}", written(*.after))]
     Slow {
-        /// Who.
         peer: &'static str,
-        /// How long it had.
+        /// The time that it had.
         after: Duration,
     },
-    /// It was the oldest of too many.
-    #[error("the TLS handshake was given up: too many were under way, and this was the oldest")]
+    /// Too many handshakes were in progress, and this was the oldest.
+    #[error("the TLS handshake was cancelled: too many were in progress, and this was the oldest")]
     Crowded,
-    /// What came is not TLS.
+    /// The other side sent bytes that are not TLS.
     #[error("the {peer} does not speak TLS: {hint}")]
     NotTls {
-        /// Who.
         peer: &'static str,
-        /// What to look at.
+        /// The probable cause.
         hint: &'static str,
     },
-    /// We do not accept the certificate of the other side.
+    /// This side does not accept the certificate of the other side.
     #[error("the certificate of the {peer} is not accepted: {reason}{}", shown(.certificate.as_deref()))]
     Refused {
-        /// Whose.
         peer: &'static str,
-        /// Why not.
         reason: String,
-        /// What it says of itself.
         certificate: Option<Box<Certificate>>,
     },
-    /// The other side has shown no certificate.
-    #[error("the client has shown no certificate, and this port asks for one")]
+    /// The client presented no certificate, but this side requires one.
+    #[error("the client presented no certificate, but this port requires one")]
     NoCertificate,
-    /// The other side does not accept us.
+    /// The other side does not accept this side.
     #[error("the {peer} refuses the connection: {reason}{}", ours(.certificate.as_deref()))]
     RefusedByPeer {
-        /// Who.
         peer: &'static str,
-        /// Why.
         reason: String,
-        /// What we have shown, with its file.
+        /// The certificate that this side presented, with its file.
         certificate: Option<String>,
     },
-    /// The two have no version or no protocol in common.
+    /// The two sides have no TLS version, cipher suite or protocol in common.
     #[error("{0}")]
     Incompatible(String),
-    /// The certificate speaks for nobody.
+    /// The certificate of the client has no identity, or several.
     #[error("the certificate of the client is not accepted: {reason}{}", shown(Some(.certificate)))]
     NoIdentity {
-        /// Why.
         reason: IdentityError,
-        /// What it says of itself.
         certificate: Box<Certificate>,
     },
-    /// The connection broke.
+    /// The connection was lost.
     #[error("the connection broke during the TLS handshake")]
     Broken(#[source] io::Error),
-    /// Our own side is not set up.
+    /// The TLS configuration of this side cannot be used.
     #[error(transparent)]
     Setup(#[from] TlsError),
-    /// Something else about TLS.
+    /// Another error of TLS.
     #[error("the TLS handshake with the {peer} failed: {source}")]
     Other {
-        /// Who.
         peer: &'static str,
-        /// What rustls says.
+        /// The error of rustls.
         source: Error,
     },
 }
 
-/// The two sides, as each calls the other.
+/// The names of the two sides in errors.
 pub(super) const CLIENT: &str = "client";
 pub(super) const SERVER: &str = "server";
 
 impl HandshakeError {
-    /// A name for a metric.
+    /// Returns the name of the error in metrics.
     #[must_use]
     pub(crate) const fn as_str(&self) -> &'static str {
         match self {
@@ -100,8 +90,8 @@ impl HandshakeError {
         }
     }
 
-    /// What a failed read or write of a handshake, or of the connection after it, means. `theirs` is what the other
-    /// side has shown, `ours` what we have.
+    /// Explains a failed read or write of a handshake, or of the connection after it. `theirs` is
+    /// the certificate that the other side presented; `ours` describes the one of this side.
     pub(super) fn from_io(
         peer: &'static str,
         error: io::Error,
@@ -131,20 +121,20 @@ impl HandshakeError {
             Error::InvalidMessage(_) => Self::NotTls {
                 peer,
                 hint: if peer == CLIENT {
-                    "it may have been given http:// where this port wants https://"
+                    "it may use http://, but this port needs https://"
                 } else {
-                    "the port may be a plaintext one, or another service's"
+                    "the port may use plaintext, or belong to another service"
                 },
             },
             Error::PeerIncompatible(_) => Self::Incompatible(format!(
-                "the {peer} does not speak TLS 1.3, or no cipher that is known here"
+                "the {peer} does not speak TLS 1.3, or no cipher suite that relatch supports"
             )),
             Error::NoApplicationProtocol => Self::no_http2(peer),
             source => Self::Other { peer, source },
         }
     }
 
-    /// The other side does not agree on HTTP/2.
+    /// Returns the error for a side that does not agree on HTTP/2.
     pub(super) fn no_http2(peer: &str) -> Self {
         Self::Incompatible(format!(
             "the {peer} does not agree on HTTP/2 (ALPN h2): it may be another service"
@@ -158,28 +148,28 @@ impl HandshakeError {
     ) -> Self {
         let reason = match alert {
             AlertDescription::CertificateRequired => {
-                "it asks for a certificate, and none is configured here".to_owned()
+                "it requires a certificate, but none is configured here".to_owned()
             }
             AlertDescription::CertificateExpired => {
-                "it says that our certificate has expired, or is not valid yet".to_owned()
+                "it reports that our certificate has expired, or is not valid yet".to_owned()
             }
             AlertDescription::UnknownCA => {
                 "it does not trust the issuer of our certificate".to_owned()
             }
-            AlertDescription::AccessDenied => "it does not let our certificate in".to_owned(),
+            AlertDescription::AccessDenied => "it denies access to our certificate".to_owned(),
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateRevoked => {
-                format!("it does not accept our certificate ({alert:?}); its log says why")
+                format!("it does not accept our certificate ({alert:?}); see its log")
             }
             AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure => {
                 return Self::Incompatible(format!(
-                    "the {peer} does not speak TLS 1.3, or no cipher that is known here"
+                    "the {peer} does not speak TLS 1.3, or no cipher suite that relatch supports"
                 ));
             }
             AlertDescription::NoApplicationProtocol => return Self::no_http2(peer),
-            other => format!("TLS alert {other:?}; its log says why"),
+            other => format!("TLS alert {other:?}; see its log"),
         };
         Self::RefusedByPeer {
             peer,
@@ -189,7 +179,7 @@ impl HandshakeError {
     }
 }
 
-/// The error of rustls in an error of the connection.
+/// Returns the error of rustls within an error of the connection.
 pub(super) fn tls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
@@ -218,7 +208,7 @@ fn reason(error: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "it is for another use (a server needs serverAuth, a client clientAuth)".to_owned()
         }
-        // rustls' own enum, open to additions, and errors of our verifiers.
+        // The enum of rustls is not exhaustive. Errors of our own verifiers are `Other`.
         CertificateError::Other(other) => other.to_string(),
         other => other.to_string(),
     }

@@ -1,51 +1,53 @@
-//! Who a certificate speaks for: the one URI among its subject alternative names, as SPIFFE has it.
+//! The identity of a certificate: the one URI among its subject alternative names, as in SPIFFE.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use super::Certificate;
 
-/// A URI with a scheme, 1 to 2,048 printable characters without spaces and without `*`. Compared byte by byte.
+/// A URI with a scheme: up to 2,048 printable ASCII characters without spaces and without `*`.
+/// Compared byte by byte.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Identity(Arc<str>);
 
-/// One identity, or with `/*` at its end all that differ in their last path segment alone.
+/// One identity; or, with `/*` at its end, all identities that differ only in their last path
+/// segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdentityPattern {
-    /// Without the `*`.
+    /// The text without the `*`.
     text: Arc<str>,
     is_any_last: bool,
 }
 
-/// A certificate speaks for nobody.
+/// The reason that a certificate has no identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum IdentityError {
-    /// It has no URI.
-    #[error("it has no URI among its subject alternative names, which would be its identity")]
+    /// The certificate has no URI.
+    #[error("it has no URI among its subject alternative names, so it has no identity")]
     Missing,
-    /// It has more than one.
-    #[error("it has {0} URIs among its subject alternative names: an identity is the only one")]
+    /// The certificate has more than one URI.
+    #[error("it has {0} URIs among its subject alternative names, but an identity must be the only one")]
     Many(usize),
-    /// It is none that a rule can name.
+    /// The URI is not an identity that a rule can name.
     #[error(transparent)]
     Malformed(#[from] ParseIdentityError),
 }
 
-/// A text that is no identity.
+/// A text that is not an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "an identity is a URI of at most 2048 printable characters, such as spiffe://mesh.example/relatch/edge-1"
 )]
 pub(crate) struct ParseIdentityError;
 
-/// As long as a SPIFFE ID may be.
+/// The maximum length of a SPIFFE ID, in bytes.
 const MAX_LEN: usize = 2_048;
 
 impl Identity {
-    /// The identity of a certificate.
+    /// Returns the identity of a certificate.
     ///
     /// # Errors
     ///
-    /// When it has none, or more than one.
+    /// When the certificate has no URI, more than one, or one that is not an [`Identity`].
     pub(crate) fn of(certificate: &Certificate) -> Result<Self, IdentityError> {
         match certificate.uris() {
             [] => Err(IdentityError::Missing),
@@ -54,13 +56,13 @@ impl Identity {
         }
     }
 
-    /// As text.
+    /// Returns the identity as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What follows its last `/`.
+    /// Returns the text after the last `/`.
     #[must_use]
     pub(crate) fn last_segment(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or_default()
@@ -92,7 +94,7 @@ impl fmt::Display for Identity {
 }
 
 impl IdentityPattern {
-    /// Whether it is, or includes, `identity`.
+    /// Whether the pattern includes `identity`.
     #[must_use]
     pub(crate) fn matches(&self, identity: &Identity) -> bool {
         if self.is_any_last {
@@ -111,7 +113,7 @@ impl FromStr for IdentityPattern {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (text, is_any_last) = match text.strip_suffix("/*") {
-            // Behind the authority: a pattern never stands for every trust domain.
+            // The wildcard must follow the trust domain: no pattern includes all trust domains.
             Some(before)
                 if before
                     .split_once("://")

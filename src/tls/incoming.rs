@@ -1,4 +1,4 @@
-//! Connections for servers of gRPC: accepted, and over TLS where that is configured.
+//! Accepted connections for gRPC servers, over TLS if that is configured.
 
 use std::{
     io,
@@ -29,25 +29,28 @@ enum Wire {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The connections that a listener accepts, each as soon as its handshake is done: one that is slow holds up no other.
-/// Dropped, it closes those whose handshake is under way.
+/// The connections that a listener accepts. Each is returned as soon as its handshake is complete,
+/// so a slow handshake does not delay other connections. Dropping this closes the connections whose
+/// handshake is in progress.
 #[derive(Debug)]
 pub(crate) struct Listening {
     what: &'static str,
     listener: TcpListener,
     tls: Option<TlsServer>,
-    /// How much of each connection the system may hold unsent, in bytes; none: as much as it likes.
+    /// The maximum number of unsent bytes that the system buffers for each connection; none: no
+    /// such limit.
     max_unsent: Option<u32>,
     /// Bounded by [`TlsServer`].
     handshakes: JoinSet<Shaken>,
     acceptor: Acceptor,
 }
 
-/// How a handshake went.
+/// The result of a handshake.
 type Shaken = Result<(TlsStream<TcpStream>, Peer), HandshakeError>;
 
 impl Listening {
-    /// Those of `listener`, over `tls` where that is there. `what` names it in the log.
+    /// Creates the connections of `listener`, over `tls` if that is given. `what` names the
+    /// listener in the log.
     #[must_use]
     pub(crate) fn new(what: &'static str, listener: TcpListener, tls: Option<TlsServer>) -> Self {
         Self {
@@ -60,8 +63,8 @@ impl Listening {
         }
     }
 
-    /// Lets the system hold `bytes` of each connection unsent (`TCP_NOTSENT_LOWAT`, tcp(7)): what is written later goes
-    /// behind no more than that, and what is on its way.
+    /// Limits the unsent data in the buffer of each connection to `bytes` (`TCP_NOTSENT_LOWAT`,
+    /// tcp(7)): later writes wait only behind this data and the data in flight.
     #[must_use]
     pub(crate) fn with_max_unsent(self, bytes: u32) -> Self {
         Self {
@@ -70,7 +73,7 @@ impl Listening {
         }
     }
 
-    /// The next one. Cancellation safe.
+    /// Returns the next connection. Cancellation safe.
     pub(crate) async fn next(&mut self) -> Incoming {
         let accept = async || {
             let (socket, address) = self.listener.accept().await?;
@@ -93,7 +96,7 @@ impl Listening {
                     Ok(Ok((stream, peer))) => {
                         return Incoming { wire: Wire::Tls(Box::new(stream)), peer };
                     }
-                    // It was told of.
+                    // The server has already logged this error.
                     Ok(Err(_)) => {}
                     Err(error) => tracing::error!(
                         listener = self.what,
@@ -114,7 +117,7 @@ impl Incoming {
         }
     }
 
-    /// Who is at the other end.
+    /// Returns the identity of the other side.
     #[must_use]
     pub(crate) const fn peer(&self) -> &Peer {
         &self.peer

@@ -1,4 +1,4 @@
-//! What handshakes are made of: the content of the files, parsed and found to fit.
+//! The content of the certificate files, parsed and checked for handshakes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,16 +29,16 @@ pub(super) struct Material {
     trusted: Option<Trusted>,
 }
 
-/// What came of the content of the files.
+/// The result of parsing the content of the files.
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub(super) material: Material,
-    /// Why bundles that have changed are not used, or not as a whole. Of a bundle that cannot be used, the material has what it
-    /// held before; of one with an authority of another trust domain, it has the other authorities.
+    /// The reasons that changed bundles are not used, or not as a whole. For a bundle that cannot
+    /// be used, the material contains the previous bundle; for a bundle with an authority of
+    /// another trust domain, it contains the other authorities.
     pub(super) problems: Vec<TlsError>,
 }
 
-/// A certificate and its key.
 #[derive(Debug)]
 pub(super) struct Own {
     pub(super) pair: Arc<SingleCertAndKey>,
@@ -46,7 +46,7 @@ pub(super) struct Own {
     fingerprint: Fingerprint,
 }
 
-/// Authorities, and who judges by them.
+/// Authorities, and the verifiers that use them.
 #[derive(Debug)]
 struct Trusted {
     authorities: Authorities<Arc<Roots>>,
@@ -57,9 +57,11 @@ struct Trusted {
 #[derive(Debug)]
 struct Roots {
     path: PathBuf,
-    /// Empty for the authorities of everybody: only bundles are compared with each other.
+    /// Empty for a file of authorities for all trust domains: only bundles are compared with each
+    /// other.
     authorities: Vec<Authority>,
-    /// None when nothing is left of a bundle: nobody of its trust domain is trusted.
+    /// None if no authority of a bundle is left: no certificate of its trust domain is trusted
+    /// then.
     judges: Option<Judges>,
     fingerprint: Fingerprint,
 }
@@ -71,11 +73,11 @@ struct Authority {
     certificate: Certificate,
 }
 
-/// The trust domains whose bundles hold one key, in order and each once.
+/// The trust domains whose bundles contain one key, in order and each once.
 #[derive(Debug, Default)]
 struct Holders<'a>(Vec<(&'a TrustDomain, &'a Path)>);
 
-/// Who judges each side.
+/// The verifiers of clients and of servers.
 #[derive(Clone, Debug)]
 struct Judges {
     clients: Arc<dyn ClientCertVerifier>,
@@ -83,14 +85,15 @@ struct Judges {
 }
 
 impl Material {
-    /// Parses what the files held. A bundle that cannot be used stays as it is `in_use`, so that a trust domain whose bundle
-    /// somebody else writes keeps nobody from renewing a certificate. A bundle that newly holds an authority of another trust
-    /// domain is used without that authority. Everything else is used as a whole, or not at all.
+    /// Parses the content of the files. For a bundle that cannot be used, the bundle `in_use` stays
+    /// in use, because another party may write that file: its fault must not prevent the renewal of
+    /// a certificate. A bundle that newly contains an authority of another trust domain is used
+    /// without that authority. Everything else is used as a whole, or not at all.
     ///
     /// # Errors
     ///
-    /// When that whole cannot be used, or a bundle that was not in use before. When nothing was in use before, also when two
-    /// bundles hold one authority.
+    /// When the rest cannot be used, or a bundle without a previous version cannot be used. If
+    /// nothing was in use before, also when two bundles contain the same authority.
     pub(super) fn parse(
         content: Content,
         files: &TlsFiles,
@@ -110,7 +113,7 @@ impl Material {
         Ok(Parsed { material, problems })
     }
 
-    /// Whether it was made of the same content.
+    /// Whether both were created from the same content.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.fingerprints() == other.fingerprints()
     }
@@ -123,7 +126,7 @@ impl Material {
             .collect()
     }
 
-    /// Whether its certificate is valid at `now`.
+    /// Checks that the certificate is valid at `now`.
     pub(super) fn check_validity(&self, files: &TlsFiles, now: Timestamp) -> Result<(), TlsError> {
         let (Some(own), Some(files)) = (&self.own, &files.own) else {
             return Ok(());
@@ -147,12 +150,13 @@ impl Material {
         }
     }
 
-    /// Who judges clients; none when they are not asked for a certificate.
+    /// Returns the verifier of clients; none if clients are not asked for a certificate.
     pub(super) fn clients(&self) -> Option<&Arc<dyn ClientCertVerifier>> {
         self.trusted.as_ref().map(|trusted| &trusted.judges.clients)
     }
 
-    /// Who judges servers, by the authorities of the files or else by those of the system.
+    /// Returns the verifier of servers, which uses the authorities of the files, or else those of
+    /// the system.
     pub(super) fn servers(&self) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
         if let Some(trusted) = &self.trusted {
             return Ok(Arc::clone(&trusted.judges.servers));
@@ -220,7 +224,7 @@ impl Trusted {
         let mut shared = Vec::new();
         let bundles = withhold_shared(&bundles, in_use, &mut shared)?;
         match (shared.pop(), in_use) {
-            // At a start nobody held an authority before, so that no bundle can be preferred.
+            // At a start no bundle was in use before, so no bundle can be preferred.
             (Some(problem), None) => Err(problem),
             (last, _) => {
                 problems.extend(shared.into_iter().chain(last));
@@ -243,12 +247,12 @@ impl Trusted {
     }
 }
 
-/// Whether the file at `path` holds a private key that can be used, whatever certificate it is of.
+/// Checks that the file at `path` contains a private key that can be used, for any certificate.
 pub(super) fn check_key(path: &Path) -> Result<(), TlsError> {
     signing_key(&files::read_key(path)?, path).map(drop)
 }
 
-/// The private key in `pem`, which the file at `path` holds.
+/// Returns the private key in `pem`, the content of the file at `path`.
 fn signing_key(pem: &[u8], path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
     let no_key = || TlsError::NoKey {
         path: path.to_owned(),
@@ -261,14 +265,15 @@ fn signing_key(pem: &[u8], path: &Path) -> Result<Arc<dyn SigningKey>, TlsError>
 }
 
 impl Roots {
-    /// Parses the authorities of everybody, or those of one trust domain.
+    /// Parses the authorities for all trust domains, or the bundle of one.
     fn parse(
         AuthorityContent { path, pem }: AuthorityContent,
         domain: Option<&TrustDomain>,
     ) -> Result<Self, TlsError> {
         let pem = pem?;
         let found = certificates(&pem, &path)?;
-        // What cannot be read cannot be compared with the other bundles either.
+        // A certificate that cannot be read cannot be compared with those of the other bundles
+        // either.
         let read = |der: &CertificateDer<'static>| {
             let der = der.clone();
             match Certificate::read(&der) {
@@ -288,7 +293,7 @@ impl Roots {
         })
     }
 
-    /// The same with these authorities alone; none of them: it trusts nobody.
+    /// Returns the bundle with only these authorities; without any, it trusts no certificate.
     fn with_only(&self, authorities: Vec<Authority>) -> Result<Self, TlsError> {
         let found: Vec<_> = authorities.iter().map(|one| one.der.clone()).collect();
         let parts: Vec<&[u8]> = found.iter().map(|der| &**der).collect();
@@ -313,14 +318,15 @@ impl Roots {
 }
 
 impl Authority {
-    /// What makes two authorities one, whatever each is called.
+    /// Returns the public key. Two authorities with the same key are the same, whatever their names
+    /// are.
     fn key(&self) -> &[u8] {
         self.certificate.public_key()
     }
 }
 
 impl<'a> Holders<'a> {
-    /// The holders of each key.
+    /// Returns the holders of each key.
     fn of_each(bundles: &'a BTreeMap<TrustDomain, Arc<Roots>>) -> HashMap<&'a [u8], Self> {
         let mut all: HashMap<&[u8], Self> = HashMap::new();
         for (domain, roots) in bundles {
@@ -334,8 +340,9 @@ impl<'a> Holders<'a> {
         all
     }
 
-    /// The other trust domain because of which the key is not trusted for `domain`, and its file: the one that held the key
-    /// before, or else any other. None when `domain` is the only holder, or the only one that held the key before.
+    /// Returns the trust domain because of which the key is not trusted for `domain`, and its file:
+    /// one that held the key before, or else any other holder. Returns none if `domain` is the only
+    /// holder, or the only one that held the key before.
     fn rival(
         &self,
         domain: &TrustDomain,
@@ -382,12 +389,15 @@ impl Judges {
     }
 }
 
-/// The bundles with each authority in one of them at most: it could sign for every trust domain that has it. An authority stays
-/// with the trust domain that held it before, so that nobody can take it away by copying it. Where none held it before, nobody
-/// can say whose it is, and it is trusted for none. No bundle keeps what its file does not hold any more: whoever deletes an
-/// authority from a file relies on that, whatever the other files hold.
+/// Returns the bundles with each authority in one of them at most, because a shared authority could
+/// sign for all of its trust domains. An authority stays with the trust domain that held it before,
+/// so that a copy in another bundle cannot take it away. If no trust domain held it before, its
+/// owner is unknown, and it is trusted for none. No bundle keeps an authority that its file no
+/// longer contains: an operator who deletes an authority from a file relies on that, whatever the
+/// other files contain.
 ///
-/// Each bundle that is not used as a whole is a problem, with one of its authorities as the example.
+/// Each bundle that is not used as a whole is a problem, with one of its authorities as the
+/// example.
 fn withhold_shared(
     bundles: &BTreeMap<TrustDomain, Arc<Roots>>,
     in_use: Option<&Trusted>,
@@ -432,7 +442,7 @@ fn withhold_shared(
     Ok(used)
 }
 
-/// The authorities that the file at `path` holds.
+/// Returns the authorities of the file at `path`.
 fn store(found: Vec<CertificateDer<'static>>, path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in found {

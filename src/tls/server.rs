@@ -24,7 +24,7 @@ use super::{
 };
 use crate::key::Timestamp;
 
-/// Makes handshakes with clients; cheap to clone.
+/// Performs handshakes with clients; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsServer {
     credentials: Arc<Credentials>,
@@ -33,40 +33,44 @@ pub(crate) struct TlsServer {
     told: Arc<Mutex<Told>>,
 }
 
-/// How many failures were told of since when: strangers must not fill the log.
+/// The number of logged failures since a time: strangers must not fill the log.
 #[derive(Debug)]
 struct Told {
     since: Instant,
     lines: u32,
 }
 
-/// Who is at the other end of a connection.
+/// The other side of a connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peer {
-    /// Whom its certificate speaks for; none without a certificate, or for nobody.
+    /// The identity of its certificate; none if it has no certificate or the certificate has no
+    /// identity.
     pub(crate) identity: Option<Identity>,
-    /// The last moment at which that is so.
+    /// The last moment at which its certificate is valid; none without a certificate.
     pub(crate) not_after: Option<Timestamp>,
 }
 
-/// Two round trips take a second over the worst of links, and a client that does not finish in five will not.
+/// The time for a handshake. Two round trips need a second over the worst of links; a client that
+/// does not finish in five seconds will not finish.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
-/// Failures that are told of in so long a time. The metrics count all of them.
+/// The maximum number of failures that are logged per [`WINDOW`]. The metrics count all failures.
 const MAX_LINES: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(10);
-/// The most handshakes under way. Each takes a file and some 40 KiB; a thousand sidecars that come back at once finish
-/// a few hundred of theirs before the first of them is given up, and try again.
+/// The maximum number of handshakes in progress. Each needs a file descriptor and some 40 KiB. If a
+/// thousand sidecars reconnect at once, a few hundred of their handshakes finish before the first
+/// one is cancelled; the other sidecars retry.
 const MAX_UNDER_WAY: usize = 256;
 
 impl TlsServer {
-    /// A server that shows and judges by `credentials`. Clients have to have a certificate where those name
-    /// authorities.
+    /// Creates a server that presents and verifies certificates with `credentials`. If those name
+    /// authorities, clients must have a certificate.
     #[must_use]
     pub(crate) fn new(credentials: Arc<Credentials>) -> Self {
         Self::with_limits(credentials, MAX_UNDER_WAY, TIMEOUT)
     }
 
-    /// The same, with other limits on handshakes: how many may be under way, and how long one may take.
+    /// Creates a server with other limits: the number of handshakes in progress, and the time for
+    /// one.
     #[must_use]
     pub(crate) fn with_limits(
         credentials: Arc<Credentials>,
@@ -84,12 +88,12 @@ impl TlsServer {
         }
     }
 
-    /// Makes a handshake on a connection that was accepted `from` somewhere, and tells of it when it fails. Cancelled,
-    /// it closes the connection.
+    /// Performs a handshake on a connection that was accepted from the address `from`, and logs a
+    /// failure. Dropping the future closes the connection.
     ///
     /// # Errors
     ///
-    /// When no connection comes of it.
+    /// When the handshake fails.
     pub(crate) async fn accept<S>(
         &self,
         socket: S,
@@ -115,13 +119,13 @@ impl TlsServer {
     }
 
     fn tell(&self, from: Option<SocketAddr>, error: &HandshakeError) {
-        // As whoever only looks whether the port is open does it.
+        // A check whether the port is open looks like this.
         if matches!(error, HandshakeError::Broken(_)) {
             tracing::debug!(
                 tls.use = %self.credentials.used(),
                 peer = from.map(tracing::field::display),
                 error = error as &dyn std::error::Error,
-                "no connection: the TLS handshake was given up"
+                "no connection: the TLS handshake was broken off"
             );
             return;
         }
@@ -185,7 +189,8 @@ impl TlsServer {
         ))
     }
 
-    /// For one handshake: what is current, and who keeps what the client has shown.
+    /// Returns the configuration of one handshake: the current material, and a verifier that keeps
+    /// the certificate that the client presents.
     fn config(&self, material: &Material, shown: Shown) -> Result<ServerConfig, TlsError> {
         let clock = Arc::new(WallClock(self.credentials.clock().clone()));
         let builder = ServerConfig::builder_with_details(provider(), clock)
@@ -199,7 +204,7 @@ impl TlsServer {
             None => builder.with_no_client_auth(),
         };
         let own = material.own.as_ref().ok_or_else(|| {
-            TlsError::Setup(rustls::Error::General("a server has a certificate".into()))
+            TlsError::Setup(rustls::Error::General("a server needs a certificate".into()))
         })?;
         let mut config = builder.with_cert_resolver(Arc::clone(&own.pair) as _);
         config.alpn_protocols = vec![HTTP2.to_vec()];

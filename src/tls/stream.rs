@@ -1,4 +1,4 @@
-//! A connection whose handshake is done.
+//! A connection whose handshake is complete.
 
 use std::{
     io,
@@ -9,16 +9,16 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-/// Bytes over TLS, of either side. It offers no vectored writes: HTTP/2 then puts its frames together, and they leave
-/// in one record.
+/// The bytes of a TLS connection, of either side. It offers no vectored writes: HTTP/2 then joins
+/// its frames, and they are sent in one record.
 #[derive(Debug)]
 pub(crate) struct TlsStream<S> {
     inner: tokio_rustls::TlsStream<S>,
-    /// What was read before anybody asked for it.
+    /// The bytes that [`hear`](Self::hear) has read.
     first: Bytes,
 }
 
-/// The settings with which HTTP/2 begins.
+/// The size in bytes of the first read. HTTP/2 begins with the settings, which fit.
 const FIRST: usize = 256;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
@@ -29,11 +29,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         }
     }
 
-    /// Waits for the first bytes of the other side, and keeps them for who reads. Cancellation safe.
+    /// Waits for the first bytes of the other side, and keeps them for the next read. Cancellation
+    /// safe.
     ///
     /// # Errors
     ///
-    /// When something else comes first, such as a verdict on our certificate.
+    /// When another message arrives first, such as the rejection of this side's certificate.
     pub(super) async fn hear(&mut self) -> io::Result<()> {
         let mut first = [0; FIRST];
         let read = self.inner.read(&mut first).await?;

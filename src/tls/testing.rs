@@ -17,21 +17,21 @@ use time::{Duration, OffsetDateTime};
 use super::{Authorities, Credentials, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles};
 use crate::clock::Clock;
 
-/// An authority that signs whatever it is asked to.
+/// An authority that signs every certificate that a test asks for.
 #[derive(Debug)]
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
-/// What a certificate is to say.
+/// The content of a certificate.
 #[derive(Clone, Debug)]
 pub(crate) struct Leaf {
     name: String,
     hosts: Vec<String>,
     uris: Vec<String>,
     usage: Vec<ExtendedKeyUsagePurpose>,
-    /// In days from now.
+    /// The validity, in days from now.
     valid: (i64, i64),
 }
 
@@ -89,7 +89,7 @@ impl Authority {
         }
     }
 
-    /// Its own certificate.
+    /// The certificate of the authority.
     pub(crate) fn pem(&self) -> &str {
         &self.pem
     }
@@ -148,7 +148,7 @@ impl Leaf {
         leaf
     }
 
-    /// Valid between so many days from now.
+    /// Sets the validity, in days from now.
     pub(crate) fn valid(&self, from: i64, to: i64) -> Self {
         Self {
             valid: (from, to),
@@ -158,7 +158,7 @@ impl Leaf {
 }
 
 impl Issued {
-    /// The same, shown with more certificates.
+    /// Adds more certificates to the chain.
     pub(crate) fn with(mut self, pem: &str) -> Self {
         self.cert.push_str(pem);
         self
@@ -195,7 +195,7 @@ impl Files {
         }
     }
 
-    /// Writes and loads what one side has.
+    /// Writes and loads the files of one side.
     pub(crate) fn credentials(
         &self,
         used: TlsUse,
@@ -207,7 +207,8 @@ impl Files {
         self.load(used, own, authorities)
     }
 
-    /// The same, where each trust domain has a bundle, which is written to `NAME.bundle.pem`.
+    /// As [`credentials`](Self::credentials), but each trust domain has a bundle, which is written
+    /// to `NAME.bundle.pem`.
     pub(crate) fn with_bundles(
         &self,
         used: TlsUse,

@@ -18,7 +18,7 @@ use super::{
 const CONTROL: &str = "spiffe://mesh.example/control";
 const EDGE: &str = "spiffe://mesh.example/relatch/edge-1";
 
-/// A server that takes connections, tells how each handshake went, and says hello on each.
+/// A server that accepts connections, reports how each handshake ended, and sends hello on each.
 struct World {
     address: SocketAddr,
     ends: tokio::sync::mpsc::UnboundedReceiver<Result<Peer, HandshakeError>>,
@@ -62,7 +62,7 @@ impl Mesh {
         TlsClient::new(credentials, None)
     }
 
-    /// A right client.
+    /// A client with a valid certificate.
     fn right(&self) -> TlsClient {
         self.client(Some(&self.client_pair()), &self.ca)
     }
@@ -110,7 +110,7 @@ impl World {
         TcpStream::connect(self.address).await.expect("it listens")
     }
 
-    /// How the next handshake went on the server's side.
+    /// Returns the result of the next handshake on the server's side.
     async fn end(&mut self) -> Result<Peer, HandshakeError> {
         let end = tokio::time::timeout(Duration::from_mins(2), self.ends.recv()).await;
         end.expect("in time").expect("the server runs")
@@ -163,13 +163,13 @@ async fn a_client_refuses_a_server_that_is_not_what_it_should_be() {
             mesh.ca.issue(&right.valid(-3, -1)),
             "127.0.0.1",
             "it has expired",
-            "it says that our certificate has expired, or is not valid yet",
+            "it reports that our certificate has expired, or is not valid yet",
         ),
         (
             mesh.ca.issue(&right.valid(1, 3)),
             "127.0.0.1",
             "it is not valid yet by the clock of this machine",
-            "it says that our certificate has expired, or is not valid yet",
+            "it reports that our certificate has expired, or is not valid yet",
         ),
         (
             mesh.ca.issue(&right),
@@ -241,12 +241,12 @@ async fn a_server_refuses_a_client_that_is_not_what_it_should_be_and_both_say_wh
         (
             mesh.ca.issue(&right.valid(-3, -1)),
             "it has expired",
-            "it says that our certificate has expired, or is not valid yet; ours is ",
+            "it reports that our certificate has expired, or is not valid yet; ours is ",
         ),
         (
             mesh.ca.issue(&right.valid(1, 3)),
             "it is not valid yet by the clock of this machine",
-            "it says that our certificate has expired, or is not valid yet; ours is ",
+            "it reports that our certificate has expired, or is not valid yet; ours is ",
         ),
         (
             mesh.ca.issue(&Leaf::server(&["edge-1"]).uri(EDGE)),
@@ -284,11 +284,11 @@ async fn a_client_without_a_certificate_is_refused_where_one_is_asked_for() {
         .expect_err("no certificate");
     assert_eq!(
         world.refusal().await,
-        "the client has shown no certificate, and this port asks for one"
+        "the client presented no certificate, but this port requires one"
     );
     assert_parts(
         &error.to_string(),
-        &["it asks for a certificate, and none is configured here"],
+        &["it requires a certificate, but none is configured here"],
     );
 
     let open = mesh
@@ -355,7 +355,8 @@ async fn a_client_is_judged_by_the_bundle_of_its_own_trust_domain_alone() {
     let unknown = "its issuer is not among the authorities that are trusted here";
     let leaf = |uri: &str| Leaf::client("edge-1").uri(uri);
     for (refused, why) in [
-        // The other's root for an identity of ours, on every way, and ours for one of the other.
+        // The authority of the other mesh for an identity of ours, with every chain; and ours for
+        // an identity of the other.
         (mesh.other.issue(&edge), unknown),
         (mesh.other.issue(&edge).with(mesh.other.pem()), unknown),
         (mesh.other.issue(&edge).with(mesh.ca.pem()), unknown),
@@ -374,11 +375,11 @@ async fn a_client_is_judged_by_the_bundle_of_its_own_trust_domain_alone() {
         ),
         (
             mesh.ca.issue(&leaf("https://mesh.example/relatch/edge-1")),
-            "its identity https://mesh.example/relatch/edge-1 is no SPIFFE ID",
+            "its identity https://mesh.example/relatch/edge-1 is not a SPIFFE ID",
         ),
         (
             mesh.ca.issue(&leaf("spiffe://MESH.example/relatch/edge-1")),
-            "is no SPIFFE ID",
+            "is not a SPIFFE ID",
         ),
         (mesh.ca.issue(&Leaf::client("edge-1")), "it has no URI"),
         (
@@ -447,7 +448,7 @@ async fn a_server_is_judged_by_the_bundle_of_its_own_trust_domain_alone() {
     }
 }
 
-/// A client that is not ours.
+/// A client of another mesh.
 fn foreign(
     mesh: &Mesh,
     versions: &[&'static rustls::SupportedProtocolVersion],
@@ -589,7 +590,7 @@ async fn plaintext_on_a_tls_port_and_tls_on_a_plaintext_port_are_told_apart() {
     assert_parts(
         &world.refusal().await,
         &[
-            "the client does not speak TLS: it may have been given http:// where this port wants https://",
+            "the client does not speak TLS: it may use http://, but this port needs https://",
         ],
     );
 
@@ -609,21 +610,22 @@ async fn plaintext_on_a_tls_port_and_tls_on_a_plaintext_port_are_told_apart() {
         .expect_err("no TLS");
     assert_parts(
         &error.to_string(),
-        &["the server does not speak TLS: the port may be a plaintext one"],
+        &["the server does not speak TLS: the port may use plaintext"],
     );
 }
 
-/// One byte at a time keeps a handshake alive for no longer than saying nothing.
+/// A client that sends one byte at a time keeps a handshake open no longer than one that sends
+/// nothing.
 #[tokio::test]
 async fn a_slow_handshake_is_cut_at_its_deadline_and_holds_up_nobody() {
     let mesh = Mesh::new();
     let credentials = mesh.server(&mesh.server_pair());
-    // Far above what a handshake takes on a busy machine.
+    // Far more than a handshake needs on a busy machine.
     let deadline = Duration::from_secs(3);
     let mut world = World::start(TlsServer::with_limits(credentials, 8, deadline)).await;
     let mut slow = world.socket().await;
     let began = Clock::system().boot();
-    // A record that is announced and comes byte by byte.
+    // A record that is announced and arrives byte by byte.
     let dripping = tokio::spawn(async move {
         slow.write_all(&[22, 3, 1, 1, 0]).await.expect("writable");
         while slow.write_all(&[1]).await.is_ok() {
@@ -660,7 +662,7 @@ async fn many_slow_handshakes_keep_nobody_out() {
     for _ in 0..40 {
         silent.push(world.socket().await);
     }
-    // All but eight are given up for those that came after them.
+    // All but eight are cancelled for newer ones.
     for _ in 0..32 {
         assert_parts(&world.refusal().await, &["this was the oldest"]);
     }

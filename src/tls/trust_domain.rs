@@ -1,4 +1,4 @@
-//! Whose authorities judge an identity: the trust domain of a SPIFFE ID, and the authorities of each.
+//! The trust domain of a SPIFFE ID, and the authorities of each trust domain.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
@@ -8,38 +8,40 @@ use super::Identity;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
 
-/// Something about authorities, either for everybody or for each trust domain.
+/// A value for the authorities, either for all certificates or for each trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Authorities<T> {
-    /// The same for every certificate.
+    /// One value for all certificates.
     Flat(T),
-    /// For each trust domain its own, by which nobody of another one is judged. Not empty.
+    /// One value for each trust domain; a certificate of another trust domain is not verified with
+    /// it. Not empty.
     Bundles(BTreeMap<TrustDomain, T>),
 }
 
-/// A text that is no trust domain.
+/// A text that is not a trust domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a trust domain is 1 to 255 of `a-z`, `0-9`, `.`, `-` and `_`, such as mesh.example, without spiffe://"
 )]
 pub struct ParseTrustDomainError;
 
-/// An identity belongs to no trust domain.
+/// An identity that belongs to no trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("its identity {0} is no SPIFFE ID, such as spiffe://mesh.example/relatch/edge-1")]
+#[error("its identity {0} is not a SPIFFE ID, such as spiffe://mesh.example/relatch/edge-1")]
 pub(crate) struct NoTrustDomainError(Identity);
 
-/// The scheme of a SPIFFE ID, with what separates it from the trust domain.
+/// The scheme of a SPIFFE ID, with the separator before the trust domain.
 const SCHEME: &str = "spiffe://";
-/// As the specification has it.
+/// The maximum length of a trust domain, in bytes (SPIFFE ID, section 2.1).
 const MAX_LEN: usize = 255;
 
 impl TrustDomain {
-    /// The trust domain of an identity.
+    /// Returns the trust domain of an identity.
     ///
     /// # Errors
     ///
-    /// When the identity is no SPIFFE ID of a workload: one has a path behind its trust domain (X.509-SVID, section 2).
+    /// When the identity is not the SPIFFE ID of a workload, which has a path after its trust
+    /// domain (X.509-SVID, section 2).
     pub(crate) fn of(identity: &Identity) -> Result<Self, NoTrustDomainError> {
         let rest = identity.as_str().strip_prefix(SCHEME);
         rest.and_then(|rest| rest.split_once('/'))
@@ -48,7 +50,7 @@ impl TrustDomain {
             .ok_or_else(|| NoTrustDomainError(identity.clone()))
     }
 
-    /// As text.
+    /// Returns the trust domain as text.
     #[cfg(test)]
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
@@ -76,7 +78,7 @@ impl fmt::Display for TrustDomain {
 }
 
 impl<T> Authorities<T> {
-    /// Each of them, with the trust domain that it is for.
+    /// Returns each value, with the trust domain that it is for.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Option<&TrustDomain>, &T)> {
         let (flat, bundles) = match self {
             Self::Flat(flat) => (Some((None, flat)), None),
@@ -97,11 +99,11 @@ impl<T> Authorities<T> {
         }
     }
 
-    /// The same, made of each of them.
+    /// Converts each value.
     ///
     /// # Errors
     ///
-    /// The first of `convert`.
+    /// The first error of `convert`.
     pub(super) fn try_map<U, E>(
         self,
         mut convert: impl FnMut(Option<&TrustDomain>, T) -> Result<U, E>,
@@ -118,7 +120,7 @@ impl<T> Authorities<T> {
         }
     }
 
-    /// Those of a trust domain, where each has its own.
+    /// Returns the value of a trust domain; none if one value is for all certificates.
     pub(super) fn of(&self, domain: &TrustDomain) -> Option<&T> {
         match self {
             Self::Flat(_) => None,
@@ -127,8 +129,8 @@ impl<T> Authorities<T> {
     }
 }
 
-/// What stands between scheme and path of a SPIFFE ID, or of a pattern of some; none of another URI. Not parsed: two that
-/// differ in their case are two.
+/// Returns the text between scheme and path of a SPIFFE ID, or of a pattern of SPIFFE IDs; none for
+/// another URI. The text is not parsed: texts that differ in case are different.
 pub(crate) fn domain_text(uri: &str) -> Option<&str> {
     let (scheme, rest) = uri.split_once("://")?;
     let is_spiffe = scheme.eq_ignore_ascii_case("spiffe");
@@ -152,13 +154,13 @@ mod tests {
             "spiffe://someone@mesh.example/relatch/edge-1",
             "spiffe://mesh.example?a/b",
             "spiffe:///relatch/edge-1",
-            // Of the trust domain itself, and of nobody in it.
+            // The ID of the trust domain itself, not of a workload in it.
             "spiffe://mesh.example",
             "spiffe://mesh.example/",
         ] {
             let refused = of(bad).expect_err(bad).to_string();
             assert!(
-                refused.starts_with(&format!("its identity {bad} is no SPIFFE ID")),
+                refused.starts_with(&format!("its identity {bad} is not a SPIFFE ID")),
                 "{refused}"
             );
         }

@@ -1,7 +1,8 @@
-//! How many handshakes are under way: a bound that slow ones do not use up.
+//! A limit on the handshakes in progress, which slow handshakes cannot exhaust.
 //!
-//! A handshake takes milliseconds. Where there are too many, the oldest is given up for the newest, so that somebody
-//! who opens connections and says nothing keeps nobody out for longer than it takes to open as many again.
+//! A handshake needs milliseconds. If there are too many, the oldest is cancelled for the newest. A
+//! stranger who opens connections and sends nothing therefore blocks other clients no longer than
+//! the opening of another such set of connections lasts.
 
 use std::{
     collections::VecDeque,
@@ -10,15 +11,15 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// The handshakes that are under way; cheap to clone.
+/// The handshakes in progress; cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Turns {
     max: usize,
-    /// The oldest first.
+    /// The oldest handshake comes first.
     waiting: Arc<Mutex<VecDeque<CancellationToken>>>,
 }
 
-/// One of them.
+/// One handshake in progress.
 #[derive(Debug)]
 pub(super) struct Turn {
     turns: Turns,
@@ -33,11 +34,11 @@ impl Turns {
         }
     }
 
-    /// One more, for which the oldest is given up when there are too many.
+    /// Adds a handshake, and cancels the oldest if there are too many.
     pub(super) fn begin(&self) -> Turn {
         let given_up = CancellationToken::new();
         let mut waiting = self.lock();
-        // Those that ended on their own.
+        // The handshakes that have ended.
         waiting.retain(|other| !other.is_cancelled());
         if waiting.len() >= self.max
             && let Some(oldest) = waiting.pop_front()
@@ -58,7 +59,7 @@ impl Turns {
 }
 
 impl Turn {
-    /// Ends when it is given up for another.
+    /// Returns when this handshake is cancelled for a newer one.
     pub(super) async fn given_up(&self) {
         self.given_up.cancelled().await;
     }

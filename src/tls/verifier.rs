@@ -1,4 +1,5 @@
-//! Judges the certificate of the other side, and keeps what it says of itself: rustls tells an error without it.
+//! Verifies the certificate of the other side, and keeps its fields for errors: the errors of
+//! rustls do not contain it.
 
 use std::{
     collections::BTreeMap,
@@ -16,49 +17,49 @@ use rustls::{
 
 use super::{Certificate, Identity, TrustDomain, provider};
 
-/// What the other side of one handshake has shown.
+/// The certificate that the other side of one handshake presented.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shown(Arc<Mutex<Option<Certificate>>>);
 
-/// Judges the client of one handshake.
+/// Verifies the client of one handshake.
 #[derive(Debug)]
 pub(super) struct ClientJudge {
     pub(super) inner: Arc<dyn ClientCertVerifier>,
     pub(super) shown: Shown,
 }
 
-/// Judges the server of one handshake.
+/// Verifies the server of one handshake.
 #[derive(Debug)]
 pub(super) struct ServerJudge {
     pub(super) inner: Arc<dyn ServerCertVerifier>,
     pub(super) shown: Shown,
-    /// Who it has to be, beside having a certificate for its host.
+    /// The identity that the certificate must have, in addition to the host.
     pub(super) expected: Option<Identity>,
 }
 
-/// Judges each certificate by the authorities of its own trust domain, and by no others. Which those are is read from the
-/// certificate before it is verified: a certificate that lies about its trust domain is judged by authorities that did not
-/// sign it.
+/// Verifies each certificate with the authorities of its own trust domain, and with no others. The
+/// trust domain is read from the certificate before the verification: a certificate that lies about
+/// its trust domain is verified with authorities that did not sign it.
 #[derive(Debug)]
 pub(super) struct DomainJudge<V: ?Sized> {
-    /// None: a bundle is there, and nothing in it can be used.
+    /// None: the bundle exists, but none of its authorities can be used.
     domains: BTreeMap<TrustDomain, Option<Arc<V>>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Nobody here can judge a certificate.
+/// There is no bundle for the trust domain of a certificate.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no bundle for its trust domain {0}")]
 struct UnknownDomain(TrustDomain);
 
-/// Nobody may judge a certificate.
+/// The bundle of a trust domain has no authority that can be used.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no authority in the bundle of its trust domain {0} can be used: the log of this process says why"
+    "no authority in the bundle of its trust domain {0} can be used: see the log of this process"
 )]
 struct NoAuthority(TrustDomain);
 
-/// The server is not who it has to be.
+/// The server has another identity than it must have.
 #[derive(Debug, thiserror::Error)]
 #[error("its identity is {found}, not {expected}")]
 struct WrongIdentity {
@@ -81,9 +82,11 @@ impl Shown {
 }
 
 impl ServerJudge {
+    /// Checks that the server has the expected identity.
+    ///
     /// # Errors
     ///
-    /// When the certificate that was shown is of somebody else.
+    /// When the presented certificate has another identity, or none.
     fn check_identity(&self) -> Result<(), Error> {
         let Some(expected) = &self.expected else {
             return Ok(());
@@ -109,7 +112,7 @@ impl<V: ?Sized> DomainJudge<V> {
         }
     }
 
-    /// Who judges a certificate.
+    /// Returns the verifier for the trust domain of a certificate.
     fn judge_of(&self, end_entity: &CertificateDer<'_>) -> Result<&V, Error> {
         let certificate = Certificate::read(end_entity).ok_or(CertificateError::BadEncoding)?;
         let identity = Identity::of(&certificate).map_err(refusal)?;
@@ -123,7 +126,8 @@ impl<V: ?Sized> DomainJudge<V> {
 }
 
 impl ClientCertVerifier for DomainJudge<dyn ClientCertVerifier> {
-    /// None: a client may show whatever it has, and the names of all authorities could fill a message.
+    /// No hint: a client may present any certificate, and the names of all authorities could fill a
+    /// message.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -280,7 +284,7 @@ impl ServerCertVerifier for ServerJudge {
     }
 }
 
-/// An error of our own about a certificate.
+/// Converts one of this module's errors about a certificate.
 fn refusal(error: impl StdError + Send + Sync + 'static) -> Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
 }

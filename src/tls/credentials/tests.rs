@@ -170,7 +170,7 @@ fn what_cannot_be_used_leaves_in_use_what_was() {
     assert_eq!(world.reloads("refused"), "7");
 }
 
-/// Kubernetes: the files are links into a directory that is a link, and that one is turned over.
+/// As in Kubernetes: the files are links into a directory that is a link, which is switched.
 #[test]
 fn links_that_are_turned_over_are_followed() {
     let world = World::new();
@@ -388,7 +388,7 @@ fn a_bundle_that_is_broken_keeps_out_nothing_but_itself() {
         ));
     }
     fs::remove_file(domains.files.path("other.example.pem")).expect("it is there");
-    // What else is new is used meanwhile: the bundle of ours, and our own certificate.
+    // Other new content is used meanwhile: the bundle of our mesh, and our own certificate.
     domains.bundle("mesh.example", next.pem());
     let renewed = domains.mesh.issue(&Leaf::server(&["second"]));
     domains.files.pair("control", &renewed);
@@ -421,7 +421,7 @@ fn a_bundle_that_is_broken_keeps_out_nothing_but_itself() {
         "other.example",
         &domains.other
     ));
-    // Back to the files that were taken first.
+    // Back to the files that were loaded first.
     domains.bundle("mesh.example", domains.mesh.pem());
     domains.bundle("other.example", domains.other.pem());
     credentials.look();
@@ -534,7 +534,7 @@ fn an_authority_that_comes_into_two_bundles_at_once_is_trusted_for_neither() {
     let (shared, next) = (Authority::new("shared CA"), Authority::new("next CA"));
     domains.bundle("mesh.example", &[domains.mesh.pem(), shared.pem()].concat());
     domains.bundle("other.example", &[shared.pem(), next.pem()].concat());
-    // The second look finds the same: being there twice makes it nobody's.
+    // The second look finds the same: an authority in both bundles belongs to no trust domain.
     for _ in 0..2 {
         credentials.look();
         for domain in ["mesh.example", "other.example"] {

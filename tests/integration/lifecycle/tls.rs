@@ -197,7 +197,7 @@ async fn who_calls_otherwise_is_told_what_is_wrong() {
         (
             vec!["--admin", &tls, "--ca", text(&ca)],
             7,
-            "it asks for a certificate, and none is configured here",
+            "it requires a certificate, but none is configured here",
         ),
         (
             vec![
@@ -235,9 +235,9 @@ async fn who_calls_otherwise_is_told_what_is_wrong() {
         assert!(output.stderr.contains(words), "{args:?}: {}", output.stderr);
     }
     for words in [
-        "it may have been given http:// where this port wants https://",
+        "it may use http://, but this port needs https://",
         "it does not trust the issuer of our certificate",
-        "the client has shown no certificate, and this port asks for one",
+        "the client presented no certificate, but this port requires one",
         "it is for another use",
     ] {
         mesh.control.process.wait_for_line(words).await;
