@@ -1,9 +1,11 @@
-//! Which sidecar may subscribe to what: rules of the configuration about the identities of certificates and tokens.
+//! The keyrings to which a sidecar may subscribe: rules of the configuration for the identities of
+//! certificates and tokens.
 //!
-//! What no rule allows is refused. A rule also says under which node ids an identity may appear, so that a sidecar
-//! whose machine was taken over cannot ack, report or say Goodbye as another: without saying so it is the last path
-//! segment of the identity alone. Where many sidecars share an identity, as those of a Kubernetes service account do, a
-//! node id belongs to the identity that holds it for as long as the fleet knows it (`control/fleet`).
+//! A subscription that no rule allows is refused. A rule also determines under which node ids an
+//! identity may appear, so that a sidecar on a compromised machine cannot ack, report or say
+//! Goodbye as another. Without `node` in the rule, the node id must be the last path segment of the
+//! identity. If many sidecars share an identity, like those of a Kubernetes service account, a node
+//! id belongs to the identity that holds it as long as the fleet knows it (`control/fleet`).
 
 use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr};
 
@@ -14,119 +16,118 @@ use crate::{
     tls::{Identity, IdentityPattern, Peer},
 };
 
-/// Who may subscribe to what.
+/// The sidecars that may subscribe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Admission {
-    /// Whoever can connect, which is whoever can on this machine.
+    /// Every process that can connect: only processes on this machine can.
     #[default]
     Local,
-    /// Whom a rule names.
+    /// The sidecars that a rule names.
     Rules(Vec<AdmissionRule>),
 }
 
-/// What some identities may do.
+/// The rights of some identities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdmissionRule {
-    /// Whose.
+    /// The identities that the rule is for.
     pub(crate) identity: IdentityPattern,
-    /// To which keyrings they may subscribe.
+    /// The keyrings to which they may subscribe.
     pub(crate) keyrings: KeyringGrant,
-    /// Under which node ids they may appear.
+    /// The node ids under which they may appear.
     pub(crate) nodes: NodePattern,
 }
 
-/// Some keyrings.
+/// A set of keyrings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum KeyringGrant {
-    /// Every one, also those that are made later.
+    /// Every keyring, also one that is created later.
     All,
-    /// Those of these names.
+    /// The keyrings with these names.
     Of(BTreeSet<KeyringName>),
 }
 
-/// Some node ids.
+/// A set of node ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum NodePattern {
     /// The last path segment of the identity.
     #[default]
     LastSegment,
-    /// This one.
+    /// This node id.
     Exactly(NodeName),
-    /// Those that begin so; everything for an empty text.
+    /// The node ids that begin with this text; all for an empty text.
     Beginning(String),
 }
 
-/// A file with a token, and for whom the token speaks.
+/// A file with a token, and the identity of the token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BearerFile {
-    /// The file.
     pub(crate) path: PathBuf,
-    /// Whose token it is.
+    /// The identity of a sidecar that presents the token.
     pub(crate) identity: Identity,
 }
 
-/// What a sidecar that was admitted may do.
+/// The rights of a sidecar that was admitted.
 #[derive(Clone, Debug)]
 pub(crate) struct Admitted<'a> {
     identity: Option<&'a Identity>,
     rules: Vec<&'a AdmissionRule>,
 }
 
-/// Why a sidecar may not. Its text is for both sides.
+/// The reason of a refusal. Its text is for both sides.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// It has no identity.
-    #[error("a sidecar needs a certificate with an identity here, or a token")]
+    /// The sidecar has no identity.
+    #[error("this control plane requires a certificate with an identity, or a token")]
     Nobody,
-    /// No rule names it.
+    /// No rule names the identity.
     #[error(
         "no rule of `discovery.allow` names the identity {identity}: add one with its keyrings"
     )]
     Unknown {
-        /// Whose.
+        /// The identity of the sidecar.
         identity: Identity,
     },
-    /// It may not appear as this node.
+    /// The identity may not appear as this node.
     #[error(
         "the identity {identity} may not appear as node {node}: rules of `discovery.allow` let it be {allowed}; \
          correct `node.id` of the sidecar, or add `node` to the rule"
     )]
     OtherNode {
-        /// Whose.
+        /// The identity of the sidecar.
         identity: Identity,
-        /// Who it says that it is.
+        /// The node id that the sidecar reports.
         node: String,
-        /// Who it may be.
+        /// The node ids that the rules allow.
         allowed: String,
     },
-    /// Another identity is this node.
+    /// Another identity holds this node id.
     #[error(
         "the identity {identity} may not appear as node {node}: another identity does, for as long as one of its processes may serve"
     )]
     Taken {
-        /// Whose.
+        /// The identity of the sidecar.
         identity: String,
-        /// Who it says that it is.
+        /// The node id that the sidecar reports.
         node: String,
     },
-    /// The stream is an older one.
+    /// The run has opened a later stream.
     #[error("a later stream of this run has begun")]
     Late,
-    /// The run is over.
+    /// The run has ended.
     #[error("this run has ended: another process holds its lock, or it has said Goodbye")]
     Ended,
-    /// It may not have this keyring.
+    /// No rule allows the identity this keyring.
     #[error("no rule of `discovery.allow` lets the identity {identity} subscribe to {keyring}")]
     Keyring {
-        /// Whose.
+        /// The identity of the sidecar.
         identity: Identity,
-        /// To what.
+        /// The name of the keyring.
         keyring: String,
     },
 }
 
 impl Admission {
-    /// The identity of `peer`, where that counts.
+    /// Returns the identity of `peer`, unless every process on this machine is admitted.
     #[must_use]
     pub(crate) const fn counts<'a>(&self, peer: &'a Peer) -> Option<&'a Identity> {
         match self {
@@ -135,11 +136,11 @@ impl Admission {
         }
     }
 
-    /// What `peer` may do as `node`.
+    /// Returns the rights of `peer` as `node`.
     ///
     /// # Errors
     ///
-    /// When it may not do anything.
+    /// When no rule names the identity of `peer`, or none allows it this node.
     pub(crate) fn admit<'a>(&'a self, peer: &'a Peer, node: &str) -> Result<Admitted<'a>, Refusal> {
         let rules = match self {
             Self::Local => {
@@ -184,11 +185,11 @@ impl Admission {
 }
 
 impl Admitted<'_> {
-    /// Whether it may subscribe to a keyring.
+    /// Checks that the sidecar may subscribe to a keyring.
     ///
     /// # Errors
     ///
-    /// When no rule lets it.
+    /// When no rule allows it.
     pub(crate) fn subscribe(&self, keyring: &str) -> Result<(), Refusal> {
         let Some(identity) = self.identity else {
             return Ok(());
@@ -230,7 +231,7 @@ impl NodePattern {
     }
 }
 
-/// A node id, or the beginning of some with a `*` behind it.
+/// Parses a node id, or the beginning of node ids followed by `*`.
 impl FromStr for NodePattern {
     type Err = ParseValueError;
 

@@ -1,23 +1,23 @@
-//! How often something may happen: a token bucket.
+//! A limit on the rate of events: a token bucket.
 
 use std::time::Duration;
 
 use crate::clock::BootTime;
 
-/// How often.
+/// The limits of a token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// In the long run, 1 to [`Rate::MAX`].
+    /// The events per second in the long run, 1 to [`Rate::MAX`].
     pub(crate) per_second: u32,
-    /// At once, 1 to [`Rate::MAX`].
+    /// The events at once, 1 to [`Rate::MAX`].
     pub(crate) burst: u32,
 }
 
-/// A token bucket: whatever happens takes a token.
+/// A token bucket: every event uses a token.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     rate: Rate,
-    /// In thousandths, so that a millisecond's worth is a whole number.
+    /// The tokens in thousandths, so that the tokens of a millisecond are a whole number.
     tokens: u64,
     filled_at: BootTime,
 }
@@ -25,12 +25,13 @@ pub(crate) struct Budget {
 const THOUSANDTHS: u64 = 1_000;
 
 impl Rate {
-    /// The most of both. More is no bound: it is above what a sidecar is asked, and what a control plane answers.
+    /// The maximum of both values. A higher one would limit nothing: a sidecar is not asked that
+    /// often, and a control plane does not answer that often.
     pub(crate) const MAX: u32 = 100_000;
 }
 
 impl Budget {
-    /// A full one.
+    /// Creates a full budget.
     #[must_use]
     pub(crate) fn new(rate: Rate) -> Self {
         Self {
@@ -40,7 +41,7 @@ impl Budget {
         }
     }
 
-    /// Takes a token; false when there is none.
+    /// Uses a token; returns false if there is none.
     pub(crate) fn take(&mut self, now: BootTime) -> bool {
         self.fill(now);
         let left = self.tokens.checked_sub(THOUSANDTHS);
@@ -54,7 +55,7 @@ impl Budget {
         self.tokens < THOUSANDTHS
     }
 
-    /// Gives a token back.
+    /// Returns a token to the budget.
     pub(crate) fn refund(&mut self) {
         self.tokens = (self.tokens + THOUSANDTHS).min(capacity(self.rate));
     }
@@ -67,7 +68,7 @@ impl Budget {
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         let added = millis.saturating_mul(u64::from(self.rate.per_second));
         self.tokens = self.tokens.saturating_add(added).min(capacity(self.rate));
-        // What is less than a millisecond counts the next time.
+        // A fraction of a millisecond counts the next time.
         self.filled_at = self.filled_at.saturating_add(Duration::from_millis(millis));
     }
 }

@@ -2,12 +2,13 @@
 
 use std::error::Error;
 
-/// The most causes that a text holds. Chains of a network stack have about eight; a chain that is longer than this says
-/// nothing more to a reader, and one that refers to itself must end.
+/// The maximum number of causes in a text. Errors of a network stack have about eight; a longer
+/// chain tells a reader nothing more, and a chain that refers to itself must end.
 const MAX_CAUSES: usize = 16;
 
-/// The error and its causes, outermost first, joined by `: `. Layers of a network stack repeat each other's words, and some
-/// errors end with the text of their cause: a text that already stands at the end is left out.
+/// Returns the error and its causes, outermost first, joined by `: `. Layers of a network stack
+/// repeat each other's words, and some errors end with the text of their cause: a cause that the
+/// text already ends with is left out.
 pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     causes

@@ -1,14 +1,14 @@
-//! Core dumps, which are switched off: keys and peppers in the memory of a process are not to land on a disk.
+//! Switches core dumps off: keys and peppers in the memory of a process must not reach a disk.
 
 use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-/// Has the kernel write no core dump of this process.
+/// Prevents the kernel from writing core dumps of this process.
 ///
-/// The limit keeps it from writing a file, and holds for the programs that the process starts, too. A program that the
-/// kernel hands dumps to may not ask for the limit; a process that is not dumpable leaves none for it (`core(5)`). Nobody
-/// but root can attach a debugger to such a process (`ptrace(2)`).
+/// The limit prevents a file, also for the programs that the process starts. A program to which the
+/// kernel passes dumps may ignore the limit; the kernel passes it no dump of a process that is not
+/// dumpable (`core(5)`). Only root can attach a debugger to such a process (`ptrace(2)`).
 ///
 /// # Errors
 ///

@@ -2,12 +2,13 @@
 
 use std::{fmt, time::Duration};
 
-/// A duration whose text is in days and smaller units, each no longer than the next larger one. What reads durations reads
-/// it back exactly.
+/// Displays a duration in days and smaller units, each less than one of the next larger unit. The
+/// parser of durations reads the text back exactly.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Written(Duration);
 
-/// Months and years are left out: they have no one length, and nobody gives a lifetime of `2months 29days 2h 52m 48s`.
+/// The units. Months and years are left out: their length varies, and nobody writes a lifetime of
+/// `2months 29days 2h 52m 48s`.
 const UNITS: [(&str, u128); 7] = [
     ("d", 86_400_000_000_000),
     ("h", 3_600_000_000_000),
@@ -18,7 +19,7 @@ const UNITS: [(&str, u128); 7] = [
     ("ns", 1),
 ];
 
-/// `duration` as people write it.
+/// Returns `duration` as people write it.
 #[must_use]
 pub(crate) const fn written(duration: Duration) -> Written {
     Written(duration)

@@ -1,4 +1,4 @@
-//! The HTTP endpoint for machines that watch: metrics, liveness, readiness and status. HTTP/1, plaintext.
+//! The HTTP endpoint for monitoring: metrics, liveness, readiness and status. HTTP/1, plaintext.
 
 use std::{fmt, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -31,47 +31,51 @@ pub(crate) struct HttpServer {
     router: Router,
 }
 
-/// What the endpoint tells.
+/// The pages of the endpoint.
 #[derive(Clone)]
 pub(crate) struct Pages {
-    /// `/metrics`.
+    /// The metrics on `/metrics`.
     pub(crate) registry: Arc<Registry>,
-    /// `/readyz`.
+    /// The state on `/readyz`.
     pub(crate) readiness: Readiness,
-    /// What `/readyz` says beside being ready; none: nothing.
+    /// The notes on `/readyz` of a process that is ready; none: no notes.
     pub(crate) notes: Option<Arc<dyn NoteSource>>,
-    /// `/status`; none: there is no such page.
+    /// The status on `/status`; none: the page does not exist.
     pub(crate) status: Option<Arc<dyn StatusSource>>,
 }
 
-/// Says what is wrong with a part of a process that is ready all the same: the rest of it works. It holds no secrets.
+/// Reports faults in a part of a process that is ready, because the rest of it works. The notes
+/// contain no secrets.
 pub(crate) trait NoteSource: Send + Sync {
-    /// A line for each thing that is wrong now. It is called on the runtime of the endpoint and must not block.
+    /// Returns a line for each present fault. It is called on the runtime of the endpoint and must
+    /// not block.
     fn notes(&self) -> Vec<String>;
 }
 
-/// Describes the process for an operator, as JSON. It holds no secrets.
+/// Describes the process for an operator, as JSON without secrets.
 pub(crate) trait StatusSource: Send + Sync {
-    /// The status as it is now. It is called on the runtime of the endpoint and must not block.
+    /// Returns the present status. It is called on the runtime of the endpoint and must not block.
     fn status(&self) -> serde_json::Value;
 }
 
 /// `application/openmetrics-text`, version 1.0.0 (its specification, section "Overall Structure").
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The most connections at once: some scrapers, probes and people. More wait in the system's queue.
+/// The maximum number of connections at once: some scrapers, probes and people. More connections
+/// wait in the queue of the system.
 const MAX_CONNECTIONS: usize = 64;
 
-/// The time for a request's head: everything that asks here is near and fast.
+/// The time limit for the head of a request: all clients of this endpoint are near and fast.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest request head in bytes, hyper's smallest: nobody sends us more than a line and a few headers.
+/// The maximum size of a request head in bytes, the smallest that hyper allows: clients send one
+/// line and a few headers.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// The life of a connection: a client that does not read holds its place no longer.
+/// The maximum age of a connection: a client that does not read holds its place no longer.
 const MAX_AGE: Duration = Duration::from_mins(5);
 
-/// The time for the answer under way when a connection is closed from our side.
+/// The time limit for the answer in progress when this side closes a connection.
 const GRACE: Duration = Duration::from_secs(2);
 
 impl HttpServer {
@@ -89,13 +93,13 @@ impl HttpServer {
         })
     }
 
-    /// The bound address.
+    /// Returns the bound address.
     #[must_use]
     pub(crate) const fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Answers until `stop` is cancelled, then finishes the answers under way.
+    /// Answers until `stop` is cancelled, then finishes the answers in progress.
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
@@ -269,7 +273,7 @@ mod tests {
     }
 
     impl Running {
-        /// The whole answer to `head`, with `Connection: close`.
+        /// Returns the whole answer to `head`, with `Connection: close`.
         async fn ask(&self, head: &str) -> String {
             let mut stream = TcpStream::connect(self.address).await.expect("it listens");
             let request = format!("{head} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");

@@ -8,15 +8,18 @@
 //! `key/digest` hashes the key, `keyring/view` finds its record, `authz/decision` decides, `authz/response` answers, and
 //! `telemetry/check` reports the decision.
 //!
-//! The way of a key, from an operator to every sidecar: `cli` calls `control/admin`, `key/operation` plans a change,
-//! `key/keyring` folds it into the state, `control/feed` encodes it, and `control/journal` commits it to the `store` before
-//! anybody sees it. `control/stream/session` sends it, `follow/client` and `follow/receiver` receive it, `keyring/mirror`
-//! applies it and publishes the next view, and `control/fleet` records the ack for which `control/rotation` waits.
-//! `snapshot/recorder` and `snapshot/keeper` write it to the sidecar's disk, and `sidecar/begin` loads it at a start.
+//! The way of a key, from an operator to every sidecar: `cli` calls `control/admin`,
+//! `key/operation` plans a change, `key/keyring` folds it into the state, `control/feed` encodes
+//! it, and `control/journal` commits it to the `store` before any sidecar sees it.
+//! `control/stream/session` sends it, `follow/client` and `follow/receiver` receive it,
+//! `keyring/mirror` applies it and publishes the next view, and `control/fleet` records the ack for
+//! which `control/rotation` waits. `snapshot/recorder` and `snapshot/keeper` write it to the
+//! sidecar's disk, and `sidecar/begin` loads it at a start.
 //!
-//! [`key`] is the domain and pure. [`authz`] and [`keyring`] are the data path, and the connections of [`sidecar`];
-//! [`control`] and [`follow`] are the two ends of the control path, and [`wire`] is what they share. [`tls`] makes their
-//! connections safe beyond this machine. The daemons are put together in [`sidecar`] and [`control::plane`].
+//! [`key`] is the domain and pure. [`authz`], [`keyring`] and the connections of [`sidecar`] are
+//! the data path; [`control`] and [`follow`] are the two ends of the control path, and [`wire`]
+//! contains the parts that both ends share. [`tls`] protects their connections outside this
+//! machine. [`sidecar`] and [`control::plane`] assemble the daemons.
 
 pub(crate) mod accept;
 pub(crate) mod admission;

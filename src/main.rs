@@ -9,8 +9,8 @@ use relatch::{
     core_dumps,
 };
 
-/// HTTP/2 allocates seven times for each check, mostly for the headers of both directions. This allocator is faster at it
-/// than that of the system.
+/// HTTP/2 allocates seven times for each check, mostly for the headers of both directions. This
+/// allocator is faster at that than the allocator of the system.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,19 +1,20 @@
-//! What a node is called.
+//! Names of nodes and clusters.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::parse::ParseValueError;
 
-/// The name of a node or cluster: 1 to 253 of `A-Z`, `a-z`, `0-9` and `. _ -`, as long as a DNS name may be.
+/// The name of a node or cluster: 1 to 253 of `A-Z`, `a-z`, `0-9` and `. _ -`. A DNS name has the
+/// same maximum length.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct NodeName(Arc<str>);
 
 impl NodeName {
-    /// The host name of this machine.
+    /// Returns the host name of this machine.
     ///
     /// # Errors
     ///
-    /// When the host name is empty or is no name that a node may have.
+    /// When the host name is empty or is not a valid name of a node.
     pub(crate) fn of_host() -> Result<Self, ParseValueError> {
         rustix::system::uname()
             .nodename()
@@ -21,11 +22,10 @@ impl NodeName {
             .ok()
             .and_then(|name| name.parse().ok())
             .ok_or(ParseValueError::new(
-                "the host name of this machine cannot name a node, set this field",
+                "the host name of this machine is not a valid name of a node, set this field",
             ))
     }
 
-    /// The name as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0

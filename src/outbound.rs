@@ -1,9 +1,11 @@
-//! Requests that relatch itself makes: to servers of its operator and to webhook endpoints.
+//! Requests that relatch sends: to servers of its operator and to webhook endpoints.
 //!
-//! Who may name a URL must not thereby reach what only the control plane's machine can reach: its loopback, its
-//! network, the metadata service of its cloud. A client therefore has a [`Reach`], held against the very address that
-//! is connected to: a name is resolved and judged in one step, for every connection anew, so that a name that changes
-//! its mind gains nothing. Redirects are never followed, proxies and cookies not known, connections not kept.
+//! A user who may name a URL must not thereby reach what only the machine of the control plane can
+//! reach: its loopback interface, its network, the metadata service of its cloud. A client
+//! therefore has a [`Reach`], which is checked against the address of each connection: one step
+//! resolves the name and checks the addresses, for every new connection, so that a name whose
+//! addresses change does not evade the check. The client follows no redirects, uses no proxies and
+//! no cookies, and keeps no connections.
 
 pub(crate) mod address;
 mod error;
@@ -27,7 +29,7 @@ use self::{
     resolver::{Accepted, Resolver},
 };
 
-/// Makes requests; cheap to clone.
+/// A client that sends requests; cheap to clone.
 #[derive(Clone)]
 pub struct Outbound {
     any: reqwest::Client,
@@ -38,70 +40,72 @@ pub struct Outbound {
     limits: Limits,
 }
 
-/// How far a client's requests may go.
+/// The addresses that a client may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
     /// An operator of the control plane names the servers.
     Operator,
-    /// Whoever may administer a keyring names the servers.
+    /// A user who may administer a keyring names the servers.
     Guarded,
 }
 
-/// How long a request may take.
+/// The time limits of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Resolving the name, connecting and the TLS handshake.
+    /// The limit for resolving the name, connecting and the TLS handshake.
     pub connect: Duration,
-    /// All of it, to the last byte of the answer.
+    /// The limit for the whole request, up to the last byte of the answer.
     pub total: Duration,
 }
 
-/// A request.
+/// A request to send.
 pub struct Request {
-    /// The method.
+    /// The HTTP method.
     pub method: Method,
-    /// Where to.
+    /// The URL to call.
     pub url: OutboundUrl,
-    /// Beside those that every request has.
+    /// Headers in addition to those that every request has.
     pub headers: HeaderMap,
-    /// The body.
+    /// The body, which may be empty.
     pub body: Bytes,
-    /// Whether a guarded client may go to a private address with it.
+    /// Whether a guarded client may call a private address with this request, and use plain http
+    /// there.
     pub allow_private: bool,
 }
 
-/// What a server answered, whatever its status.
+/// The answer of a server, whatever its status.
 pub struct Answer {
-    /// The status.
+    /// The HTTP status.
     pub status: StatusCode,
-    /// The headers.
     pub(crate) headers: HeaderMap,
-    /// The body's first [`MAX_ANSWER`] bytes.
+    /// The first [`MAX_ANSWER`] bytes of the body.
     pub(crate) body: Bytes,
-    /// Whether more followed, which was not read.
+    /// Whether the body was longer; the rest was not read.
     pub(crate) truncated: bool,
 }
 
-/// The most bytes of an answer that are read. Those of webhook endpoints are not used at all, those of a secret store
-/// are some hundred bytes.
+/// The most bytes of an answer that are read. The answers of webhook endpoints are not used at all,
+/// and those of a secret store have some hundred bytes.
 pub(crate) const MAX_ANSWER: usize = 64 << 10;
 
-/// As servers see us.
+/// The header `user-agent` of every request.
 const USER_AGENT: &str = concat!("relatch/", env!("CARGO_PKG_VERSION"));
 
 impl Outbound {
-    /// A client for servers that an operator of the control plane has configured: at any address. Plain http only
-    /// reaches private addresses. `ca` holds certificates in PEM that are trusted beside those of the system.
+    /// Creates a client for servers that an operator of the control plane has configured, at any
+    /// address. Plain http reaches only private addresses. `ca` contains certificates in PEM that
+    /// are trusted in addition to those of the system.
     ///
     /// # Errors
     ///
-    /// When `ca` holds no certificates, or TLS cannot be set up.
+    /// When `ca` contains no certificates, or TLS cannot be set up.
     pub(crate) fn for_operator(limits: Limits, ca: Option<&[u8]>) -> Result<Self, SetupError> {
         Self::new(Reach::Operator, limits, ca)
     }
 
-    /// A client for URLs that come from elsewhere, such as webhook endpoints: only at public addresses and over https,
-    /// unless a request [may go](Request::allow_private) to a private one.
+    /// Creates a client for URLs that come from elsewhere, such as webhook endpoints. It calls only
+    /// public addresses over https, unless a request [may call](Request::allow_private) a private
+    /// one.
     ///
     /// # Errors
     ///
@@ -123,7 +127,8 @@ impl Outbound {
                 .user_agent(USER_AGENT)
                 .connect_timeout(limits.connect)
                 .timeout(limits.total)
-                // Requests are hours apart; a connection kept would only be found closed by the other side.
+                // Requests are hours apart: the other side would have closed a kept connection by
+                // then.
                 .pool_max_idle_per_host(0)
                 .build()
                 .map_err(SetupError::Client)
@@ -138,17 +143,17 @@ impl Outbound {
         })
     }
 
-    /// Sends a request and waits for its answer, which is returned whatever its status. Dropping the future ends the
-    /// request where it is.
+    /// Sends a request and waits for the answer, which is returned whatever its status. Dropping
+    /// the future cancels the request at its present point.
     ///
     /// # Errors
     ///
-    /// When the server may not or cannot be reached, or does not answer in time. What is named is the host, never more
-    /// of the URL.
+    /// When the server may not or cannot be reached, or does not answer in time. The error names
+    /// the host, but no other part of the URL.
     pub async fn send(&self, request: Request) -> Result<Answer, OutboundError> {
         let host = request.url.host();
         let accepted = self.accepted(&request)?;
-        // The resolver is not asked about an address.
+        // The resolver is not called for an address.
         if let Some(address) = request.url.address() {
             accepted.judge(&host, address)?;
         }
@@ -183,7 +188,7 @@ impl Outbound {
         })
     }
 
-    /// The addresses to which a request may go.
+    /// Returns the addresses that a request may call.
     fn accepted(&self, request: &Request) -> Result<Accepted, OutboundError> {
         match (self.reach, request.url.scheme(), request.allow_private) {
             (Reach::Operator, Scheme::Https, _) => Ok(Accepted::Any),
@@ -229,10 +234,11 @@ impl fmt::Debug for Answer {
     }
 }
 
-/// TLS 1.2 and 1.3 with the system's roots and those of `ca`.
+/// Creates a configuration for TLS 1.2 and 1.3 with the roots of the system and those of `ca`.
 fn tls_config(ca: Option<&[u8]>) -> Result<ClientConfig, SetupError> {
     let mut roots = RootCertStore::empty();
-    // Without any, every handshake fails and says so; plain http on loopback and `ca` still work.
+    // Without any roots, every handshake fails with an error that reports it; plain http to private
+    // addresses and `ca` still work.
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
         tracing::warn!(

@@ -1,6 +1,6 @@
-//! Why a text is not a value.
+//! The error for invalid values.
 
-/// A text that is not a valid value; says what is.
+/// A text that is not a valid value. The error describes a valid one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ParseValueError(&'static str);

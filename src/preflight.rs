@@ -45,7 +45,7 @@ pub(crate) struct Finding {
     pub(crate) field: String,
     /// The field whose line is reported where `field` is not in the file; empty: none.
     pub(crate) near: &'static str,
-    /// What is wrong, and what to do.
+    /// The problem, and the remedy.
     pub(crate) message: String,
     pub(crate) weight: Weight,
 }
@@ -53,7 +53,7 @@ pub(crate) struct Finding {
 /// What a finding means for a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weight {
-    /// The start fails, or what the field is for does not work.
+    /// The start fails, or the purpose of the field does not work.
     Problem,
     /// The daemon starts.
     Warning,
@@ -370,7 +370,7 @@ impl Look {
         }
     }
 
-    /// Checks a sink. A start does not check it: a problem here would hold up the first rotation.
+    /// Checks a sink. A start does not check it: a problem here would delay the first rotation.
     fn sink(&mut self, at: usize, sink: &SinkSettings) {
         match &sink.target {
             SinkTarget::File(settings) => {

@@ -1,39 +1,42 @@
 //! Text of other parties, made safe to show to people.
 //!
-//! A control character steers the terminal. Other characters deceive whoever reads: the bidirectional controls show a
-//! line in another order than it is stored in (U+202E turns the rest of it around), and invisible characters make two
-//! texts look the same or hide a text. All of them are shown as U+FFFD in tables, sentences and text logs, and are refused
-//! in names. JSON is data and is left as it is.
+//! A control character controls the terminal. Other characters deceive the reader: the
+//! bidirectional controls show a line in another order than it is stored in (U+202E reverses the
+//! rest of it), and invisible characters make two texts look the same or hide a text. All of them
+//! are shown as U+FFFD in tables, sentences and text logs, and are refused in names. JSON is data
+//! and is not changed.
 //!
-//! Some invisible characters stay, because scripts need them and they do not reorder anything: the zero-width joiner and
-//! non-joiner (U+200C, U+200D) for Persian, Indic scripts and emoji, and the variation selectors of emoji (U+FE00 to U+FE0F)
-//! and of Mongolian (U+180B to U+180D, U+180F). What they could imitate is a free text only: identifiers are ASCII. The 240
-//! other variation selectors (U+E0100 to U+E01EF) do not stay: each can stand for a byte of a hidden text, and without them
-//! a Japanese name is written with the usual form of its character. Spaces and visible format characters stay, too.
+//! Some invisible characters stay, because scripts need them and they do not reorder anything: the
+//! zero-width joiner and non-joiner (U+200C, U+200D) for Persian, Indic scripts and emoji, and the
+//! variation selectors of emoji (U+FE00 to U+FE0F) and of Mongolian (U+180B to U+180D, U+180F).
+//! They could imitate only a free text: identifiers are ASCII. The 240 other variation selectors
+//! (U+E0100 to U+E01EF) do not stay: each can stand for a byte of a hidden text, and without them a
+//! Japanese name is written with the usual form of its character. Spaces and visible format
+//! characters also stay.
 
 use std::borrow::Cow;
 
-/// What is shown in the place of a character that may not be.
+/// The character that replaces an unsafe one.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// Whether `c` steers a terminal or deceives the reader.
+/// Whether `c` controls a terminal or deceives the reader.
 pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control() || is_deceptive(c)
 }
 
-/// `text` on one line, with every unsafe character replaced.
+/// Returns `text` on one line, with every unsafe character replaced.
 pub(crate) fn line(text: &str) -> String {
     let shown = |c| if is_unsafe(c) { REPLACEMENT } else { c };
     text.chars().map(shown).collect()
 }
 
-/// `text` with its line breaks, and with every other unsafe character replaced.
+/// Returns `text` with its line breaks, and with every other unsafe character replaced.
 pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     let is_replaced = |c: char| c != '\n' && is_unsafe(c);
     if !text.contains(is_replaced) {
         return Cow::Borrowed(text);
     }
-    // Reserved first, so that no copy of a secret in the text is left behind by a string that grew.
+    // The capacity is reserved first, so that a growing string leaves no copy of a secret behind.
     let mut shown = String::with_capacity(text.len() * REPLACEMENT.len_utf8());
     shown.extend(
         text.chars()
@@ -42,7 +45,8 @@ pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// `text` with every deceptive character replaced; control characters are left to the caller.
+/// Returns `text` with every deceptive character replaced. The caller must handle control
+/// characters.
 pub(crate) fn undeceptive(text: &str) -> Cow<'_, str> {
     if text.is_ascii() || !text.contains(is_deceptive) {
         return Cow::Borrowed(text);
@@ -50,8 +54,9 @@ pub(crate) fn undeceptive(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.replace(is_deceptive, "\u{fffd}"))
 }
 
-/// Whether `c` reorders or hides what is beside it. By the Unicode properties: line and paragraph separators, and
-/// `Default_Ignorable_Code_Point`, except what scripts need (see the module); also the marks of annotations and the blank of Braille.
+/// Whether `c` reorders or hides the characters beside it. By the Unicode properties, these are
+/// line and paragraph separators, and `Default_Ignorable_Code_Point` except the characters that
+/// scripts need (see the module); also the marks of annotations and the blank of Braille.
 fn is_deceptive(c: char) -> bool {
     matches!(
         c,
@@ -64,13 +69,14 @@ fn is_deceptive(c: char) -> bool {
         | '\u{ad}' | '\u{34f}' | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}' | '\u{feff}'
         // Reserved for invisible characters, and the marks of annotations.
         | '\u{fff0}'..='\u{fff8}' | '\u{fff9}'..='\u{fffb}'
-        // Letters that are shown as nothing: the fillers of Hangul, and the inherent vowels of Khmer.
+        // Letters without a visible form: the fillers of Hangul, and the inherent vowels of Khmer.
         | '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}' | '\u{17b4}' | '\u{17b5}'
         // The blank of Braille.
         | '\u{2800}'
         // The controls of shorthand and of musical notation.
         | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-        // Tags and the supplement of variation selectors, with which a whole text can be hidden, and what is reserved beside them.
+        // Tags and the supplement of variation selectors, which can hide a whole text, and the
+        // reserved characters beside them.
         | '\u{e0000}'..='\u{e0fff}'
     )
 }
@@ -110,7 +116,7 @@ mod tests {
         }
     }
 
-    /// `Default_Ignorable_Code_Point` of Unicode: what is shown as nothing.
+    /// `Default_Ignorable_Code_Point` of Unicode: characters without a visible form.
     const IGNORABLE: [(u32, u32); 17] = [
         (0xad, 0xad),
         (0x34f, 0x34f),

@@ -1,4 +1,4 @@
-//! Readiness as ownership: whoever is not done yet holds a guard.
+//! Readiness as ownership: a part of the process that is not ready holds a guard.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-/// Whether the process can do its work; cheap to clone. Ready as long as nobody blocks it.
+/// Whether the process can do its work: it is ready while no guard exists. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Readiness(Arc<Inner>);
 
@@ -34,7 +34,7 @@ struct Blockers {
 }
 
 impl Readiness {
-    /// Blocks readiness under `name`, which the operator reads, until the guard is dropped.
+    /// Blocks readiness under `name`, which operators see, until the guard is dropped.
     pub(crate) fn block(&self, name: impl Into<Arc<str>>) -> ReadinessGuard {
         let mut blockers = self.lock();
         let id = blockers.next;
@@ -47,13 +47,13 @@ impl Readiness {
         }
     }
 
-    /// Whether nobody blocks.
+    /// Whether no guard blocks readiness.
     #[must_use]
     pub(crate) fn is_ready(&self) -> bool {
         self.0.count.load(Ordering::Acquire) == 0
     }
 
-    /// The names of those who block, the longest first.
+    /// Returns the names of the guards, the oldest first.
     #[must_use]
     pub(crate) fn blocked_by(&self) -> Vec<Arc<str>> {
         self.lock().names.values().cloned().collect()

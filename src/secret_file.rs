@@ -1,4 +1,5 @@
-//! Files that hold a secret as text: made for their owner alone, and never written over.
+//! Files that contain a secret as text: only their owner can read them, and they are never
+//! overwritten.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,33 +10,35 @@ use std::{
 
 use zeroize::Zeroizing;
 
-/// A file whose secret only its owner may know cannot be read.
+/// The reason that a private file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
-    /// The system does not let us read it, or it is not UTF-8.
+    /// The file cannot be read, or is not UTF-8.
     #[error("cannot read {}", path.display())]
     Io {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Others may read or change it.
-    #[error("others may use {}: it belongs to user {owner}, and its mode is {mode:03o}; let it belong to the user of the process, `chmod 600` it, and make a new secret if others may have read this one", path.display())]
+    /// Other users may read or change the file.
+    #[error("others may use {}: its owner is user {owner}, and its mode is {mode:03o}; make the user of the process its owner, run `chmod 600` on it, and create a new secret if others may have read this one", path.display())]
     Open {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Whose it is.
+        /// The id of the user who owns the file.
         owner: u32,
-        /// The permissions.
+        /// The permission bits of the file.
         mode: u32,
     },
 }
 
-/// The largest file that is read: a pepper file has about 100 bytes, the largest tokens of secret stores some hundred.
+/// The maximum number of bytes that are read: a pepper file has about 100, the largest tokens of
+/// secret stores some hundred.
 const MAX_LEN: u64 = 4 << 10;
 
-/// Reads a file that holds a secret, at most 4 KiB of it; warns when others than its owner can read it.
+/// Reads a file that contains a secret, at most its first 4 KiB. It logs a warning if users other
+/// than the owner can use the file.
 ///
 /// # Errors
 ///
@@ -46,13 +49,14 @@ pub(crate) fn read(path: &Path) -> io::Result<Zeroizing<String>> {
         tracing::warn!(
             path = %path.display(),
             mode = format!("{mode:03o}"),
-            "others than its owner can read this file of a secret; `chmod 600` it"
+            "users other than its owner can use this secret file; run `chmod 600` on it"
         );
     }
     text(file)
 }
 
-/// The permissions of a file that others than its owner can read or change; none of one that they cannot use.
+/// Returns the permission bits of a file that users other than its owner can use; none if they have
+/// no permission.
 ///
 /// # Errors
 ///
@@ -66,14 +70,16 @@ fn open_mode(file: &File) -> io::Result<Option<u32>> {
     Ok((mode & 0o077 != 0).then_some(mode))
 }
 
-/// Reads a file that holds a secret and that others must not be able to use, at most 4 KiB of it.
+/// Reads a file that contains a secret and that other users must not be able to use, at most its
+/// first 4 KiB.
 ///
-/// It belongs to the user of the process, and to nobody else; or to root, who may let the group of the process read it, as
-/// secrets come that Kubernetes and systemd mount. PostgreSQL takes the keys of its certificates by the same rule.
+/// The owner is the user of the process, and no other user has permissions. The owner may also be
+/// root, who may let the group of the process read the file: Kubernetes and systemd mount secrets
+/// in this way. PostgreSQL uses the same rule for the keys of its certificates.
 ///
 /// # Errors
 ///
-/// When it is missing, unreadable, not UTF-8, or open to others.
+/// When the file is missing, cannot be read, is not UTF-8, or can be used by other users.
 pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>, PrivateFileError> {
     let unreadable = |source| PrivateFileError::Io {
         path: path.to_owned(),
@@ -92,7 +98,7 @@ pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<String>, PrivateFile
     text(file).map_err(unreadable)
 }
 
-/// Writes a secret, and an end of line, to a new file that only its owner can read.
+/// Writes a secret and a line feed to a new file that only its owner can read.
 ///
 /// # Errors
 ///
@@ -108,12 +114,12 @@ pub(crate) fn write_new(path: &Path, secret: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Bytes as hexadecimal digits.
+/// Returns the bytes as hexadecimal digits.
 #[must_use]
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-    // Reserved first, so that no copy of a secret is left behind by a string that grew.
+    // The capacity is reserved first, so that a growing string leaves no copy of a secret behind.
     let mut text = String::with_capacity(2 * bytes.len());
     text.extend(
         bytes
@@ -123,7 +129,7 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes that hexadecimal digits stand for; none of anything else.
+/// Returns the bytes of hexadecimal digits; none for any other text.
 #[must_use]
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
@@ -137,10 +143,10 @@ pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether nobody can use a file but `user`, and root, who can use every file.
+/// Whether only `user` can use a file, apart from root, who can use every file.
 fn is_private(owner: u32, mode: u32, user: u32) -> bool {
     const ROOT: u32 = 0;
-    /// What others may do, and the group.
+    /// The widest permissions without any for the group and other users.
     const NOTHING: u32 = 0o600;
     const READ: u32 = 0o640;
     let is_within = |most: u32| mode | most | 0o700 == most | 0o700;

@@ -1,10 +1,10 @@
-//! What would fill the log if it were said each time.
+//! Messages that would fill the log if each one were logged.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Says when something may be told again that happens again and again.
+/// Limits how often a repeated message is logged.
 #[derive(Debug)]
 pub(crate) struct Seldom {
     every: Duration,
@@ -12,13 +12,13 @@ pub(crate) struct Seldom {
 }
 
 impl Seldom {
-    /// At once, and then once in `every`.
+    /// Creates a limit of one message at once, and then one per `every`.
     #[must_use]
     pub(crate) const fn new(every: Duration) -> Self {
         Self { every, told: None }
     }
 
-    /// Whether it is to be told now; then not again before its time.
+    /// Whether the message is due now. If it is, the next one is due after the interval.
     pub(crate) fn is_due(&mut self) -> bool {
         let is_due = self.told.is_none_or(|told| told.elapsed() >= self.every);
         if is_due {

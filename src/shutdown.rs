@@ -1,8 +1,8 @@
-//! The life of the process: tasks with owners, and an orderly end.
+//! The life of the process: tasks with owners, and an orderly stop.
 //!
-//! A task ends when it is told to stop. One that ends earlier, fails or panics takes the process with it: what it did
-//! is missing from then on, and a restart is better than a part of a daemon. Tasks that others need until their end have
-//! their turn after them.
+//! A task ends when it is told to stop. A task that ends earlier, fails or panics stops the whole
+//! process: the work of the task would be missing from then on, and a restart is better than a part
+//! of a daemon. Tasks that other tasks need until they end are stopped after them.
 
 use std::{
     collections::BTreeMap,
@@ -21,49 +21,49 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::duration::written;
 
-/// Owns the tasks of the process and tells them to stop; cheap to clone.
+/// Owns the tasks of the process and stops them; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     process: Arc<Process>,
     turn: Turn,
 }
 
-/// SIGTERM and SIGINT, heard from the moment that it is made.
+/// Receives SIGTERM and SIGINT from its creation on.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-/// Why the process stops.
+/// The reason that the process stops.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShutdownError {
-    /// A task ended although nobody had told it to stop.
+    /// A task ended before it was told to stop.
     #[error("task `{task}` ended before the shutdown")]
     Ended {
-        /// Its name.
+        /// The name of the task.
         task: Arc<str>,
     },
     /// A task failed.
     #[error("task `{task}` failed")]
     Failed {
-        /// Its name.
+        /// The name of the task.
         task: Arc<str>,
-        /// With what.
+        /// The error of the task.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A task panicked; its message was printed where it did.
+    /// A task panicked; its message was already printed.
     #[error("task `{task}` panicked")]
     Panicked {
-        /// Its name.
+        /// The name of the task.
         task: Arc<str>,
     },
-    /// Some tasks had not ended in time and were cut off.
+    /// Some tasks did not end in time and were cancelled.
     #[error("cut off after {}: {}", written(*after), Names(tasks))]
     Undrained {
-        /// The time that they had.
+        /// The time limit.
         after: Duration,
-        /// Their names.
+        /// The names of the tasks.
         tasks: Vec<Arc<str>>,
     },
 }
@@ -72,7 +72,7 @@ pub(crate) enum ShutdownError {
 struct Process {
     first: Stage,
     last: Stage,
-    /// Cuts off the tasks that have not ended.
+    /// Cancels the tasks that have not ended.
     cut: CancellationToken,
     book: Mutex<Book>,
 }
@@ -84,13 +84,13 @@ struct Stage {
     tasks: TaskTracker,
 }
 
-/// When tasks are told to stop.
+/// The moment at which tasks are told to stop.
 #[derive(Clone, Copy, Debug, Default)]
 enum Turn {
-    /// As the shutdown begins.
+    /// At the start of the shutdown.
     #[default]
     First,
-    /// When all those of the first turn have ended.
+    /// After all tasks of the first turn have ended.
     Last,
 }
 
@@ -98,23 +98,23 @@ enum Turn {
 struct Book {
     next: u64,
     running: BTreeMap<u64, Arc<str>>,
-    /// The first thing that went wrong; what follows are consequences.
+    /// The first failure; later ones are consequences.
     failure: Option<ShutdownError>,
 }
 
-/// A line of the book, struck out when the task's future is gone.
+/// An entry of the book, which is removed when the future of the task is dropped.
 struct Entry {
     shutdown: Shutdown,
     id: u64,
     name: Arc<str>,
 }
 
-/// How long a stop waits for peers. What they have under way takes milliseconds; one that is frozen must neither hold the
-/// stop up to the drain's deadline nor make a failure of it.
+/// The time for which a stop waits for peers. Their work in progress needs milliseconds. A frozen
+/// peer must neither delay the stop until the deadline of the drain nor turn it into a failure.
 pub(crate) const GRACE: Duration = Duration::from_secs(3);
 
-/// Runs `work`, which ends soon after `stop` unless a peer does not answer: then it is left behind after [`GRACE`], and
-/// none is returned.
+/// Runs `work`, which ends soon after `stop` unless a peer does not answer. In that case the work
+/// is cancelled [`GRACE`] after `stop`, and none is returned.
 pub(crate) async fn unless_left_behind<T>(
     what: &str,
     stop: CancellationToken,
@@ -127,20 +127,21 @@ pub(crate) async fn unless_left_behind<T>(
     tokio::select! {
         done = work => Some(done),
         () = overdue => {
-            tracing::warn!(what, "peers that do not answer are left behind");
+            tracing::warn!(what, "the stop does not wait longer for peers that do not answer");
             None
         }
     }
 }
 
 impl Shutdown {
-    /// No tasks yet.
+    /// Creates an owner without tasks.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The owner of tasks that others need until their end: they are told to stop when all others have ended.
+    /// Returns the owner of tasks that other tasks need until they end: it stops its tasks after
+    /// all others have ended.
     #[must_use]
     pub(crate) fn last(&self) -> Self {
         Self {
@@ -149,18 +150,19 @@ impl Shutdown {
         }
     }
 
-    /// Cancelled when the tasks of this turn are to stop.
+    /// Returns a token that is cancelled when the tasks of this turn must stop.
     #[must_use]
     pub(crate) fn token(&self) -> CancellationToken {
         self.stage().stop.clone()
     }
 
-    /// Begins the shutdown: tells the tasks to stop, each in its turn.
+    /// Starts the shutdown: the tasks are told to stop, turn by turn.
     pub fn trigger(&self) {
         self.process.first.stop.cancel();
     }
 
-    /// Runs `task` on the current runtime until it ends, which it does soon after [`Shutdown::token`] is cancelled.
+    /// Runs `task` on the current runtime until it ends. It must end soon after [`Shutdown::token`]
+    /// is cancelled.
     ///
     /// # Panics
     ///
@@ -172,7 +174,7 @@ impl Shutdown {
         self.spawn_fallible(name, task.map(Ok::<(), Infallible>));
     }
 
-    /// The same for a task that can fail.
+    /// Runs a task that can fail, as [`spawn`](Self::spawn) does.
     ///
     /// # Panics
     ///
@@ -185,8 +187,9 @@ impl Shutdown {
         tokio::spawn(self.supervise(name, task));
     }
 
-    /// Wraps `task` so that it is named, waited for and, at the drain's deadline, dropped. For the root of a runtime of
-    /// its own; others use [`Shutdown::spawn`]. The task counts from this call on, so that it has to be polled.
+    /// Wraps `task` so that the shutdown knows its name, waits for it and, at the deadline of the
+    /// drain, drops it. Use it for the root task of another runtime, and [`Shutdown::spawn`] for
+    /// all others. The task counts from this call on, so it must be polled.
     pub(crate) fn supervise<F, E>(
         &self,
         name: &str,
@@ -220,12 +223,14 @@ impl Shutdown {
         self.stage().tasks.track_future(supervised)
     }
 
-    /// Waits for a signal, for [`Shutdown::trigger`] or for a task that ends on its own; then tells all to stop, each in
-    /// its turn, and gives them `drain` together. A second signal ends the drain at once.
+    /// Waits for a signal, for [`Shutdown::trigger`] or for a task that ends too early. Then it
+    /// tells all tasks to stop, turn by turn, and waits for them at most `drain` in total. A second
+    /// signal ends the wait at once.
     ///
     /// # Errors
     ///
-    /// With the task that brought the process down, else with those that did not end in time.
+    /// The error of the task that stopped the process, or else the names of the tasks that did not
+    /// end in time.
     pub(crate) async fn run(
         &self,
         mut signals: Signals,
@@ -289,7 +294,7 @@ impl Shutdown {
 }
 
 impl Process {
-    /// Tells the tasks to stop and waits until they have, turn by turn.
+    /// Tells the tasks to stop and waits until they have ended, turn by turn.
     async fn drain(&self) {
         for Stage { stop, tasks } in [&self.first, &self.last] {
             stop.cancel();
@@ -306,11 +311,11 @@ impl Drop for Entry {
 }
 
 impl Signals {
-    /// Begins to listen, so that no signal from now on ends the process by itself.
+    /// Starts to listen, so that from now on these signals do not kill the process.
     ///
     /// # Errors
     ///
-    /// When the system does not let us.
+    /// When the system refuses the signal handlers.
     ///
     /// # Panics
     ///
@@ -322,7 +327,7 @@ impl Signals {
         })
     }
 
-    /// The name of the next signal. Cancellation safe.
+    /// Returns the name of the next signal. Cancellation safe.
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -347,7 +352,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than any task here takes, so that only a hung test meets it.
+    /// Longer than any task in these tests needs, so that only a test that hangs reaches it.
     const DRAIN: Duration = Duration::from_mins(2);
 
     fn signals() -> Signals {
@@ -415,7 +420,7 @@ mod tests {
         let (first, last) = (shutdown.token(), shutdown.last().token());
         shutdown.spawn("client", async move {
             first.cancelled().await;
-            // Whatever else is ready has its turn.
+            // Every other ready task runs meanwhile.
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }

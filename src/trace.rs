@@ -1,8 +1,8 @@
-//! The parent of a span, as it comes with a request (W3C Trace Context, section 3.2).
+//! The parent of a span, as a request names it (W3C Trace Context, section 3.2).
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
-/// A caller's span: its trace, its id, and whether it is sampled.
+/// The span of a caller: its trace, its id, and whether it is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceParent {
     trace: TraceId,
@@ -11,7 +11,8 @@ pub struct TraceParent {
 }
 
 impl TraceParent {
-    /// Reads the value of a `traceparent` header; none when it is not one, which a receiver ignores.
+    /// Parses the value of a `traceparent` header; returns none for an invalid value, which a
+    /// receiver ignores.
     #[must_use]
     pub(crate) fn parse(value: &[u8]) -> Option<Self> {
         const LEN: usize = 55;
@@ -32,7 +33,6 @@ impl TraceParent {
         is_valid.then_some(Self { trace, span, flags })
     }
 
-    /// The trace.
     #[must_use]
     pub(crate) const fn trace_id(&self) -> TraceId {
         self.trace
@@ -44,8 +44,9 @@ impl TraceParent {
         self.flags.is_sampled()
     }
 
-    /// As the parent of a span that is to be recorded, whether the caller records its own or not: a sampler that
-    /// follows the parent follows this.
+    /// Returns the context for a child span that is recorded, whether the caller records its own
+    /// span or not: the sampled flag is set, and a sampler that follows the parent records the
+    /// child.
     #[must_use]
     pub(crate) fn recording_context(&self) -> SpanContext {
         let flags = self.flags.with_sampled(true);
@@ -53,7 +54,7 @@ impl TraceParent {
     }
 }
 
-/// Bytes in lower-case hexadecimal; the specification allows no other.
+/// Parses lower-case hexadecimal digits; the specification allows no others.
 fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let digit = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),

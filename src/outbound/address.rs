@@ -1,19 +1,19 @@
-//! What an IP address leads to.
+//! The kinds of IP addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-/// Where an address lies, as far as a request is concerned.
+/// The kind of an address, as far as requests are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// On the Internet, for everyone alike.
+    /// On the Internet, the same server for every caller.
     Public,
-    /// On this machine or in a network around it: loopback, RFC 1918, shared address space (RFC 6598), unique local
-    /// (RFC 4193).
+    /// On this machine or in a network around it: loopback, RFC 1918, shared address space (RFC
+    /// 6598), unique local (RFC 4193).
     Private,
-    /// Where no server of anybody's is meant to be: link-local, with the metadata services of clouds, multicast,
-    /// unspecified, reserved, documentation, tunnels.
+    /// Addresses without a server that a request is meant for: link-local, with the metadata
+    /// services of clouds, multicast, unspecified, reserved, documentation, tunnels.
     Special,
 }
 
@@ -40,9 +40,10 @@ const SPECIAL_V4: [Ipv4Net; 10] = [
     v4([240, 0, 0, 0], 4),
 ];
 
-/// What is given out on the IPv6 Internet; whatever is not here is special.
+/// The assigned unicast block of IPv6; other addresses are special, except loopback, unique local,
+/// mapped and NAT64 ones.
 const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
-/// The exceptions from that: protocol assignments with Teredo, documentation, 6to4.
+/// The exceptions in that block: protocol assignments with Teredo, documentation, 6to4.
 const SPECIAL_V6: [Ipv6Net; 4] = [
     v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),
     v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32),
@@ -50,12 +51,13 @@ const SPECIAL_V6: [Ipv6Net; 4] = [
     v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),
 ];
 const UNIQUE_LOCAL: Ipv6Net = v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7);
-/// The metadata service of EC2, which lies among the unique local addresses.
+/// The metadata service of EC2, which is among the unique local addresses.
 const EC2_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-/// How a network without IPv4 reaches an IPv4 address (RFC 6052): it leads where that one leads.
+/// The prefix with which a network without IPv4 reaches an IPv4 address (RFC 6052): the kind is
+/// that of the IPv4 address.
 const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
 
-/// Where `address` lies.
+/// Returns the kind of `address`.
 #[must_use]
 pub(crate) fn kind(address: IpAddr) -> Kind {
     match address {

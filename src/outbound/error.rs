@@ -1,4 +1,4 @@
-//! Why a request of ours was not answered.
+//! The reasons that a request was not answered.
 
 use std::{error::Error, io, time::Duration};
 
@@ -6,98 +6,98 @@ use super::{Kind, Limits};
 
 use crate::duration::written;
 
-/// A request that was not made or not answered. Names the host, and nothing else of the URL.
+/// A request that was not sent or not answered. It names the host, and no other part of the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboundError {
-    /// Plain http to where anybody may listen.
-    #[error("{host} is to be called over plain http: use https, or allow private addresses")]
+    /// The request uses plain http, which is allowed only for private addresses.
+    #[error("the URL of {host} uses plain http: use https, or allow private addresses")]
     Plaintext {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
     },
-    /// The host is public, but the request is in plain text.
-    #[error("{host} has a public address and is to be called over plain http: use https")]
+    /// The host has a public address, but the request uses plain http.
+    #[error("{host} has a public address, but its URL uses plain http: use https")]
     PublicPlaintext {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
     },
-    /// The host is at a private address, and such are not allowed.
+    /// The host has a private address, and those are not allowed.
     #[error("{host} has a private address: use a public one, or allow private addresses")]
     PrivateAddress {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
     },
-    /// The host is at an address where no server is called.
+    /// The host has an address that is never called.
     #[error("{host} has an address that is never called, such as a link-local one")]
     SpecialAddress {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
     },
-    /// The name has no address, or nobody could say.
+    /// The name has no address, or its lookup failed.
     #[error("the name {host} cannot be resolved")]
     Unresolved {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
     },
-    /// Nothing takes connections there.
+    /// The connection was refused, or failed in another way.
     #[error("cannot connect to {host}")]
     Connect {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
-        /// Why not.
+        /// The kind of the system's error.
         kind: io::ErrorKind,
     },
     /// The server's certificate is not trusted, or it does not speak TLS.
     #[error("TLS with {host} failed")]
     Tls {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
-        /// Why.
+        /// The error of rustls.
         source: rustls::Error,
     },
-    /// It took too long.
-    #[error("{host} did not {} within {}", if *connecting { "take the connection" } else { "answer" }, written(*after))]
+    /// The host was too slow.
+    #[error("{host} did not {} within {}", if *connecting { "accept the connection" } else { "answer" }, written(*after))]
     TimedOut {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
-        /// Whether it was not even connected to.
+        /// Whether the connection was not yet complete.
         connecting: bool,
-        /// The time that it had.
+        /// The time limit.
         after: Duration,
     },
-    /// The answer is no HTTP, or broke off.
-    #[error("{host} did not give a whole answer")]
+    /// The answer is not HTTP, or ended early.
+    #[error("{host} did not send a complete answer")]
     Broken {
-        /// The host.
+        /// The host, with a port other than the default.
         host: String,
     },
 }
 
-/// A client cannot be made.
+/// The reason that a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The certificates are no PEM.
+    /// The certificates are not in PEM.
     #[error("the certificates cannot be read: use a file in PEM")]
     Pem(#[source] rustls::pki_types::pem::Error),
-    /// There are none.
+    /// The file contains no certificate.
     #[error("there is no certificate in the file: use one in PEM")]
     NoCertificate,
-    /// A certificate cannot be used, or TLS not be set up.
+    /// A certificate cannot be used, or TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[source] rustls::Error),
-    /// The HTTP client cannot be made.
-    #[error("the HTTP client cannot be made")]
+    /// The HTTP client cannot be created.
+    #[error("the HTTP client cannot be created")]
     Client(#[source] reqwest::Error),
 }
 
-/// A name that leads nowhere.
+/// The reason that a name has no address to call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unreachable {
-    /// It has no address, or nobody could say.
+    /// The name has no address, or its lookup failed.
     #[error("it cannot be resolved")]
     Unresolved,
-    /// None of its addresses is accepted, the first being of this kind.
-    #[error("no address of it may be called")]
+    /// None of its addresses is accepted; the first one is of this kind.
+    #[error("none of its addresses may be called")]
     Refused(Kind),
 }
 
@@ -112,7 +112,8 @@ impl OutboundError {
         }
     }
 
-    /// What an error of the HTTP client means. Its own text is not used: it tells the whole URL.
+    /// Explains an error of the HTTP client. Its own text is not used, because it contains the
+    /// whole URL.
     pub(super) fn of(host: &str, limits: Limits, error: &reqwest::Error) -> Self {
         let connecting = error.is_connect();
         if error.is_timeout() {
@@ -149,7 +150,7 @@ impl OutboundError {
     }
 }
 
-/// An error and its causes, with those that an I/O error wraps.
+/// An error and its causes, including those that an I/O error wraps.
 struct Causes<'a>(Option<&'a (dyn Error + 'static)>);
 
 impl<'a> Iterator for Causes<'a> {

@@ -1,4 +1,4 @@
-//! Names to addresses that may be called.
+//! Resolves names to addresses that may be called.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,22 +13,22 @@ use super::{
 /// The addresses that may be connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepted {
-    /// All.
+    /// All addresses.
     Any,
-    /// Only public ones.
+    /// Only public addresses.
     Public,
-    /// All but special ones.
+    /// All addresses except special ones.
     PublicOrPrivate,
-    /// Only private ones.
+    /// Only private addresses.
     Private,
 }
 
-/// Resolves names as the system does, and keeps of their addresses those that are accepted.
+/// Resolves names with the resolver of the system, and keeps the accepted addresses.
 #[derive(Debug)]
 pub(super) struct Resolver(Accepted);
 
 impl Accepted {
-    /// Those of `addresses` that are accepted, in their order; at least one.
+    /// Returns the accepted ones of `addresses`, in their order. It is an error if there is none.
     pub(super) fn keep(
         self,
         addresses: impl IntoIterator<Item = SocketAddr>,
@@ -46,7 +46,7 @@ impl Accepted {
         if kept.is_empty() { Err(why) } else { Ok(kept) }
     }
 
-    /// Whether a host that is this address may be called.
+    /// Checks that a host that is this address may be called.
     pub(super) fn judge(self, host: &str, address: IpAddr) -> Result<(), OutboundError> {
         match kind(address) {
             kind if self.includes(kind) => Ok(()),
@@ -76,7 +76,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let accepted = self.0;
         Box::pin(async move {
-            // The port is the URL's, filled in by the caller.
+            // The caller replaces the port by that of the URL.
             let found = tokio::net::lookup_host((name.as_str(), 0))
                 .await
                 .map_err(|_| Unreachable::Unresolved)?;

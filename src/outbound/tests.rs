@@ -151,14 +151,14 @@ async fn plain_text_only_goes_to_private_addresses() {
     let error = refusal(&guarded(PATIENT), "http://hooks.example/?token=a", false).await;
     assert_eq!(
         error,
-        "hooks.example is to be called over plain http: use https, or allow private addresses"
+        "the URL of hooks.example uses plain http: use https, or allow private addresses"
     );
     let operator = Outbound::for_operator(PATIENT, None).expect("a client");
     for client in [guarded(PATIENT), operator] {
         let error = refusal(&client, "http://8.8.8.8/?token=a", true).await;
         assert_eq!(
             error,
-            "8.8.8.8 has a public address and is to be called over plain http: use https"
+            "8.8.8.8 has a public address, but its URL uses plain http: use https"
         );
     }
 }

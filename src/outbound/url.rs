@@ -4,51 +4,52 @@ use std::{fmt, net::IpAddr};
 
 use url::{Host, Url};
 
-/// An `http` or `https` URL with a host, without user or password. It prints as its origin: the rest may be a secret.
+/// An `http` or `https` URL with a host, without user or password. It is printed as its origin,
+/// because the rest may be a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OutboundUrl {
     url: Url,
     scheme: Scheme,
 }
 
-/// How a URL is spoken to.
+/// The scheme of a URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
-    /// In plain text.
+    /// `http`: plain text.
     Http,
-    /// Over TLS.
+    /// `https`: over TLS.
     Https,
 }
 
-/// A text that is no such URL.
+/// The reason that a text is not a URL that relatch may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// It is no URL at all.
+    /// The text is not a URL.
     #[error("not a URL: write one such as https://hooks.example.com/relatch")]
     Syntax,
-    /// It has another scheme.
+    /// The URL has another scheme.
     #[error("not a URL that begins with https://")]
     Scheme,
-    /// It has a user or a password.
+    /// The URL has a user or a password.
     #[error("a URL with a user or a password: leave them out")]
     UserInfo,
-    /// It has a fragment, which no server would see.
+    /// The URL has a fragment, which is never sent to a server.
     #[error("a URL with a fragment: leave out what follows the #")]
     Fragment,
-    /// It is too long.
+    /// The URL is longer than 2,048 bytes.
     #[error("a URL of more than {MAX_LEN} bytes: use a shorter one")]
     TooLong,
 }
 
-/// The longest URL in bytes: what servers and proxies commonly take.
+/// The maximum length of a URL in bytes, which servers and proxies commonly accept.
 const MAX_LEN: usize = 2_048;
 
 impl OutboundUrl {
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
     ///
-    /// When it is none that relatch may call.
+    /// When the text is not a URL that relatch may call.
     pub fn parse(text: &str) -> Result<Self, UrlError> {
         if text.len() > MAX_LEN {
             return Err(UrlError::TooLong);
@@ -71,13 +72,13 @@ impl OutboundUrl {
         Ok(Self { url, scheme })
     }
 
-    /// How it is spoken to.
+    /// Returns the scheme.
     #[must_use]
     pub(crate) const fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// Host and, where it is not the scheme's own, port.
+    /// Returns the host and, if it is not the default of the scheme, the port.
     #[must_use]
     pub(crate) fn host(&self) -> String {
         let host = self.url.host_str().unwrap_or_default();
@@ -87,14 +88,14 @@ impl OutboundUrl {
         }
     }
 
-    /// The whole URL, for whoever may see it.
+    /// Returns the whole URL, which may contain a secret.
     #[cfg(test)]
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         self.url.as_str()
     }
 
-    /// Its host where that is an address, in whatever of the spellings that browsers know.
+    /// Returns the host if it is an address, in any spelling that browsers accept.
     pub(super) fn address(&self) -> Option<IpAddr> {
         match self.url.host()? {
             Host::Ipv4(address) => Some(address.into()),

@@ -55,9 +55,7 @@ pub(crate) enum DevError {
         source: rcgen::Error,
     },
     /// The files of the authority do not come from an earlier call.
-    #[error(
-        "ca.pem and ca.key were not created by this command: choose another directory"
-    )]
+    #[error("ca.pem and ca.key were not created by this command: choose another directory")]
     Authority,
     /// The authority has expired.
     #[error("the authority in ca.pem expired on {not_after}: choose another directory")]

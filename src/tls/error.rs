@@ -12,6 +12,7 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("{}: cannot be read, check the path and its permissions", path.display())]
     Read {
+        /// The path of the file.
         path: PathBuf,
         source: io::Error,
     },
@@ -32,16 +33,19 @@ pub enum TlsError {
     /// A file contains no certificate.
     #[error("{}: holds no certificate in PEM (`-----BEGIN CERTIFICATE-----`)", path.display())]
     NoCertificate {
+        /// The path of the file.
         path: PathBuf,
     },
     /// The PEM or a certificate in a file cannot be parsed.
     #[error("{}: holds a certificate that cannot be read: it is damaged, or half written", path.display())]
     Damaged {
+        /// The path of the file.
         path: PathBuf,
     },
     /// A file contains no private key.
     #[error("{}: holds no private key in PEM that can be used (PKCS#8, SEC 1 or PKCS#1; ECDSA P-256 or P-384, Ed25519 or RSA)", path.display())]
     NoKey {
+        /// The path of the file.
         path: PathBuf,
     },
     /// Certificate and key do not match.

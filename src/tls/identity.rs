@@ -25,7 +25,9 @@ pub(crate) enum IdentityError {
     #[error("it has no URI among its subject alternative names, so it has no identity")]
     Missing,
     /// The certificate has more than one URI.
-    #[error("it has {0} URIs among its subject alternative names, but an identity must be the only one")]
+    #[error(
+        "it has {0} URIs among its subject alternative names, but an identity must be the only one"
+    )]
     Many(usize),
     /// The URI is not an identity that a rule can name.
     #[error(transparent)]

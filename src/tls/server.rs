@@ -204,7 +204,9 @@ impl TlsServer {
             None => builder.with_no_client_auth(),
         };
         let own = material.own.as_ref().ok_or_else(|| {
-            TlsError::Setup(rustls::Error::General("a server needs a certificate".into()))
+            TlsError::Setup(rustls::Error::General(
+                "a server needs a certificate".into(),
+            ))
         })?;
         let mut config = builder.with_cert_resolver(Arc::clone(&own.pair) as _);
         config.alpn_protocols = vec![HTTP2.to_vec()];

@@ -589,9 +589,7 @@ async fn plaintext_on_a_tls_port_and_tls_on_a_plaintext_port_are_told_apart() {
     plain.write_all(preface).await.expect("writable");
     assert_parts(
         &world.refusal().await,
-        &[
-            "the client does not speak TLS: it may use http://, but this port needs https://",
-        ],
+        &["the client does not speak TLS: it may use http://, but this port needs https://"],
     );
 
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

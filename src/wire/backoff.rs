@@ -1,25 +1,26 @@
-//! How long to wait before the next attempt to connect.
+//! The wait before the next attempt to connect.
 
 use std::time::Duration;
 
-/// Doubles the range of the wait with every failure and draws from the whole of it, so that sidecars that lost the same
-/// control plane do not come back at the same moment.
+/// Doubles the range of the wait with every failure and draws from the whole range, so that
+/// sidecars that lost the same control plane do not reconnect at the same moment.
 #[derive(Clone, Debug, Default)]
 pub struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The range of the first wait.
+    /// The range of the first wait: 100 ms.
     pub const FIRST: Duration = Duration::from_millis(100);
-    /// The largest range: a control plane that is back is found within half a minute.
+    /// The largest range: a sidecar finds a control plane that is back within half a minute.
     pub(crate) const MAX: Duration = Duration::from_secs(30);
-    /// The range of the wait after an end that is no failure, while the control plane goes on. Sidecars whose certificates
-    /// were issued together lose them in the same second: a thousand handshakes, at about a millisecond of a processor each,
-    /// take a second, and all who wait that long still answer checks.
+    /// The range of the wait after an end that is not a failure, while the control plane continues.
+    /// Sidecars whose certificates were issued together lose them in the same second: a thousand
+    /// handshakes, at about a millisecond of processor time each, need a second. The sidecars that
+    /// wait answer checks meanwhile.
     pub(crate) const PLANNED: Duration = Duration::from_secs(1);
 
-    /// The wait after one more failure, uniform in `(0, range]`; `random` is uniform.
+    /// Returns the wait after one more failure, uniform in `(0, range]`; `random` is uniform.
     #[must_use]
     pub fn next(&mut self, random: u32) -> Duration {
         let range = Self::FIRST
@@ -29,19 +30,20 @@ impl Backoff {
         drawn(range, random)
     }
 
-    /// Ends the series of failures.
+    /// Resets the count of failures.
     pub(crate) const fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-/// A wait out of the whole of `(0, range]`; `random` is uniform.
+/// Returns a wait from the whole of `(0, range]`; `random` is uniform.
 #[must_use]
 pub fn drawn(range: Duration, random: u32) -> Duration {
     range.mul_f64((f64::from(random) + 1.0) / (f64::from(u32::MAX) + 1.0))
 }
 
-/// A failing random source must not keep anybody from trying again; the middle of the range is as good.
+/// Returns a uniform random number. If the random source fails, it returns the middle of the range,
+/// so that the next attempt is still made.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the home of jitter")]
 pub fn random() -> u32 {

@@ -1,5 +1,5 @@
-//! What a delta changes, read item by item: those that cannot be read are named, and spoil no others. A revocation needs no
-//! more than its digest.
+//! The changes in a delta, decoded item by item. An item that cannot be decoded is reported by its
+//! name and does not affect other items. A revocation needs only its digest.
 
 use super::item;
 use crate::{
@@ -11,25 +11,28 @@ use crate::{
 /// The items of a delta.
 #[derive(Debug)]
 pub(crate) struct Changes {
-    /// Versions that are revoked.
+    /// The versions that are revoked.
     pub(crate) revocations: Vec<Announced>,
-    /// Versions that are new, or other than they were.
+    /// The versions that are new or changed.
     pub(crate) upserts: Vec<Announced>,
-    /// Versions that the keyring no longer holds.
+    /// The versions that the keyring no longer contains.
     pub(crate) removals: Vec<KeyDigest>,
-    /// What could not be read.
+    /// The items that cannot be decoded.
     pub(crate) rejected: Vec<discovery::RejectedItem>,
-    /// A revocation is among that, so that a version may still be accepted which is not any more.
+    /// Whether a revocation is among the rejected items: the sidecar may still accept a version
+    /// that is revoked.
     pub(crate) is_revocation_rejected: bool,
 }
 
-/// The longest name of an item that is passed on, in bytes: five times what a key version's takes.
+/// The maximum length in bytes of an item's name that is passed on: five times the length of a key
+/// version's name.
 const MAX_NAME: usize = 100;
-/// The longest reason: a sentence. So a hundred of them fit into one message, whatever was sent.
+/// The maximum length of a reason in bytes: a sentence. A hundred of them fit into one message,
+/// whatever was received.
 const MAX_REASON: usize = 300;
 
 impl Changes {
-    /// Reads a delta. `held` is what is held of a version.
+    /// Decodes a delta. `held` returns the record that the keyring contains for a digest.
     #[must_use]
     pub(crate) fn of(
         delta: &discovery::Delta,
@@ -56,7 +59,8 @@ impl Changes {
     }
 }
 
-/// Reads items; those that cannot be read are named, and spoil no others.
+/// Decodes items. An item that cannot be decoded is reported by its name and does not affect the
+/// other items.
 #[must_use]
 pub(crate) fn decode_items(
     items: &[discovery::Item],
@@ -75,8 +79,8 @@ pub(crate) fn decode_items(
     (decoded, rejected)
 }
 
-/// Reads revocations. Where nothing but the digest can be read, the version is what `held` says, or a tombstone, and revoked:
-/// that is not rejected.
+/// Decodes revocations. If only the digest of an item can be read, the version is revoked with the
+/// record that `held` returns, or with a tombstone; such an item is not rejected.
 #[must_use]
 pub(crate) fn decode_revocations(
     items: &[discovery::Item],
@@ -91,7 +95,7 @@ pub(crate) fn decode_revocations(
             tracing::warn!(
                 item = refused.name,
                 reason = refused.reason,
-                "of a revocation only the digest can be read; the version is revoked all the same"
+                "only the digest of a revocation can be read; the version is revoked nevertheless"
             );
             let record = held(&digest).unwrap_or_else(|| item::tombstone(digest, &item.name));
             Ok(KeyRecord {
@@ -110,7 +114,7 @@ pub(crate) fn decode_revocations(
     (decoded, rejected)
 }
 
-/// What is told, and kept, of an item that cannot be used. Texts that nobody would read to the end are cut.
+/// Creates the report about an item that cannot be used. Long texts are cut.
 #[must_use]
 pub(crate) fn refusal(name: &str, reason: &str) -> discovery::RejectedItem {
     let cut = |text: &str, max| text[..text.floor_char_boundary(max)].to_owned();

@@ -1,4 +1,5 @@
-//! One key version on the wire, and how both ends count it in a keyring's set digest.
+//! The encoding of a key version, and its hash in the set digest of a keyring, which both ends
+//! compute.
 
 use prost::{
     Message,
@@ -16,7 +17,7 @@ use crate::{
     proto::discovery,
 };
 
-/// An item cannot be used; says which field and why.
+/// The reason that an item cannot be used; it names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct ItemError {
@@ -24,13 +25,15 @@ pub struct ItemError {
     problem: String,
 }
 
-/// The fields of a message, as they are written. As in every proto3 message, what has its default is left out.
+/// The encoded fields of a message. As in every proto3 message, a field with its default value is
+/// left out.
 struct Fields(Vec<u8>);
 
-/// More than most records take: a digest, two short names and a few scopes.
+/// The initial capacity in bytes: more than most records need, which have a digest, two short names
+/// and a few scopes.
 const ROOM: usize = 160;
 
-/// The wire form of a record.
+/// Encodes a record as an item.
 #[must_use]
 pub fn encode(record: &KeyRecord) -> discovery::Item {
     discovery::Item {
@@ -39,8 +42,9 @@ pub fn encode(record: &KeyRecord) -> discovery::Item {
     }
 }
 
-/// A record as a serialized [`discovery::KeyVersion`], written in the order of its tags as prost does. A control plane encodes
-/// every version when it starts and for every snapshot: the message itself would be a dozen allocations.
+/// Encodes a record as a serialized [`discovery::KeyVersion`], in the order of its tags as prost
+/// does. A control plane encodes every version when it starts and for every snapshot: the message
+/// type would need a dozen allocations each time.
 #[must_use]
 pub fn encode_record(record: &KeyRecord) -> Vec<u8> {
     let mut fields = Fields(Vec::with_capacity(ROOM));
@@ -69,11 +73,11 @@ pub fn encode_record(record: &KeyRecord) -> Vec<u8> {
     fields.0
 }
 
-/// The record of an item.
+/// Decodes the record of an item.
 ///
 /// # Errors
 ///
-/// When a field of it cannot be what it has to be.
+/// When a field has an invalid value.
 pub fn decode(item: &discovery::Item) -> Result<KeyRecord, ItemError> {
     let message = discovery::KeyVersion::decode(item.record.clone()).map_err(wrong("record"))?;
     Ok(KeyRecord {
@@ -104,8 +108,9 @@ pub fn decode(item: &discovery::Item) -> Result<KeyRecord, ItemError> {
     })
 }
 
-/// The digest of a serialized [`discovery::KeyVersion`], whatever else is in it; none where that cannot be read either. Of several
-/// the last one counts, as in every protobuf message.
+/// Returns the digest in a serialized [`discovery::KeyVersion`], whatever its other fields contain;
+/// none if the digest cannot be read either. Of several valid digests the last one counts, as in
+/// every protobuf message.
 #[must_use]
 pub fn digest_of(record: &[u8]) -> Option<KeyDigest> {
     const DIGEST: u32 = 1;
@@ -127,12 +132,12 @@ pub fn digest_of(record: &[u8]) -> Option<KeyDigest> {
     found
 }
 
-/// A revoked version of which nothing but the digest can be read, and its name where that is one: what it takes to deny
-/// the key.
+/// Returns a revoked version of which only the digest is known, and its key id and version if
+/// `name` is valid: enough to deny the key.
 ///
 /// # Panics
 ///
-/// Never: the texts that stand for what is not known are valid.
+/// Never: the placeholders for unknown fields are valid.
 #[must_use]
 pub(crate) fn tombstone(digest: KeyDigest, name: &str) -> KeyRecord {
     const NO_KEY: &[u8] = b"unreadable00";
@@ -162,15 +167,15 @@ pub(crate) fn tombstone(digest: KeyDigest, name: &str) -> KeyRecord {
     }
 }
 
-/// The hash under which an item counts in a set digest: the first eight bytes of SHA-256 of its record,
-/// little-endian. A set digest is the wrapping sum over all items, so that it does not depend on their order and
-/// follows a change without a look at the other items.
+/// Returns the hash with which an item counts in a set digest: the first eight bytes of SHA-256 of
+/// its record, little-endian. A set digest is the wrapping sum over all items. It therefore does
+/// not depend on their order, and a change updates it without a look at the other items.
 #[must_use]
 pub fn hash(item: &discovery::Item) -> u64 {
     hash_record(&item.record)
 }
 
-/// The same of a record as it was encoded.
+/// Returns the hash of an encoded record, as [`hash`] does of an item.
 #[must_use]
 pub(crate) fn hash_record(record: &[u8]) -> u64 {
     let digest: [u8; 32] = Sha256::digest(record).into();
@@ -193,7 +198,7 @@ impl Fields {
         }
     }
 
-    /// One of a repeated field.
+    /// Writes one element of a repeated field.
     fn element(&mut self, tag: u32, value: &[u8]) {
         encode_key(tag, WireType::LengthDelimited, &mut self.0);
         encode_varint(value.len() as u64, &mut self.0);
@@ -224,7 +229,7 @@ fn decode_state(state: i32) -> Result<KeyState, ItemError> {
     }
 }
 
-/// Zero stands for no bound; a version cannot be bounded by 1970 itself.
+/// Zero means no bound. A bound of exactly 1970 is moved by a millisecond.
 fn millis(time: Option<Timestamp>) -> u64 {
     time.map_or(0, |time| time.as_millis().max(1).unsigned_abs())
 }
@@ -306,7 +311,8 @@ mod tests {
         let record = record();
         let whole = encode_record(&record);
         assert_eq!(digest_of(&whole), Some(record.digest));
-        // Fields that are not known, a state that is none, what is cut or no protobuf at all: behind the digest, and before.
+        // Unknown fields, an invalid state, a cut message or bytes that are not protobuf: after the
+        // digest, and before it.
         let mut unknown = Vec::new();
         encode_key(200, WireType::LengthDelimited, &mut unknown);
         encode_varint(2, &mut unknown);
@@ -353,7 +359,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let item = discovery::Item { name: String::new(), record: bytes.into() };
             let _ = hash(&item);
-            // Who can read the whole reads the same digest.
+            // A complete decode finds the same digest.
             if let Ok(record) = decode(&item) {
                 prop_assert_eq!(digest_of(&item.record), Some(record.digest));
             }

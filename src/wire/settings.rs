@@ -1,4 +1,4 @@
-//! What a sidecar needs to judge a keyring's keys, as it travels.
+//! The settings of a keyring that a sidecar needs for its checks, and their encoding.
 
 use crate::{
     key::{Epoch, KeyringName, Pepper, PepperId},
@@ -6,21 +6,21 @@ use crate::{
     proto::discovery,
 };
 
-/// Settings cannot be used.
+/// The reason that settings cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SettingsError {
     /// A pepper is not 32 bytes long.
     #[error("a pepper of the wrong length")]
     Pepper,
-    /// There is none.
+    /// The settings contain no pepper.
     #[error("settings without a pepper")]
     NoPepper,
-    /// The prefix of tokens cannot be one.
+    /// The prefix of keys is not valid.
     #[error("settings with an invalid prefix")]
     Prefix,
 }
 
-/// The wire form of settings.
+/// Encodes settings as a message.
 #[must_use]
 pub fn encode(
     keyring: &KeyringName,
@@ -41,11 +41,11 @@ pub fn encode(
     }
 }
 
-/// The settings of a message.
+/// Decodes the settings of a message.
 ///
 /// # Errors
 ///
-/// When they cannot be used.
+/// When a pepper is not 32 bytes long or missing, or the prefix is not valid.
 pub(crate) fn decode(
     settings: &discovery::KeyringSettings,
 ) -> Result<KeyringSettings, SettingsError> {

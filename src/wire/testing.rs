@@ -20,17 +20,17 @@ use crate::{
 /// A control plane that has a message ready whenever the transport asks for one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Torrent {
-    /// How many were asked for.
+    /// The number of messages that the transport asked for.
     sent: Arc<AtomicUsize>,
 }
 
-/// The bytes of one of its messages.
+/// The size of a message in bytes.
 const PIECE: usize = 4 << 10;
-/// A transport that asks for nothing for so long has enough.
+/// A transport that asks for no message for this time is full.
 const STILL: Duration = Duration::from_millis(300);
 
 impl Torrent {
-    /// How many bytes the transport has asked for when it asks for no more.
+    /// Returns the number of bytes that the transport has asked for, once it asks for no more.
     pub(crate) async fn has_sent(&self) -> usize {
         let mut before = 0;
         loop {
@@ -70,7 +70,7 @@ impl KeyringDiscovery for Torrent {
     }
 }
 
-/// The settings of the keyring that tests speak of.
+/// The settings of the keyring in tests.
 pub(crate) fn settings(epoch: Epoch) -> discovery::KeyringSettings {
     let pepper = testing::pepper();
     discovery::KeyringSettings {

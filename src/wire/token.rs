@@ -1,4 +1,4 @@
-//! The token that a sidecar shows in the place of a certificate, and the file that it is in.
+//! The token that a sidecar sends in place of a certificate, and its file.
 
 use std::{
     fmt,
@@ -13,34 +13,36 @@ use crate::{
     secret_file::{self, PrivateFileError},
 };
 
-/// 32 to 512 printable characters of ASCII without spaces, such as `openssl rand -hex 32` makes. Never printed.
+/// 32 to 512 printable ASCII characters without spaces, such as the output of `openssl rand -hex
+/// 32`. Never printed.
 pub struct SidecarToken(Zeroizing<String>);
 
-/// A file holds no token that can be used.
+/// The reason that a file contains no token that can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFileError {
-    /// It cannot be read, or others can.
+    /// The file cannot be read, or other users may use it.
     #[error(transparent)]
     File(#[from] PrivateFileError),
-    /// It holds something else.
+    /// The file contains something else than a token.
     #[error(
-        "{} holds no token: write one line of 32 to 512 printable characters, such as `openssl rand -hex 32` makes", path.display()
+        "{} holds no token: write one line of 32 to 512 printable characters, such as the output of `openssl rand -hex 32`", path.display()
     )]
     Malformed {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
     },
 }
 
-/// A shorter one could be guessed, whatever it is made of.
+/// The minimum length in bytes: a shorter token could be guessed, whatever its characters are.
 const MIN_LEN: usize = 32;
 
 impl SidecarToken {
-    /// Reads it from a file of its own that nobody else can use. What is white around it does not count.
+    /// Reads a token from a file that other users cannot use. White space around the token is
+    /// ignored.
     ///
     /// # Errors
     ///
-    /// When there is none, or others can use the file.
+    /// When the file contains no token, cannot be read, or can be used by other users.
     pub fn read(path: &Path) -> Result<Self, TokenFileError> {
         let text = secret_file::read_private(path)?;
         let token = text.trim();
@@ -52,13 +54,13 @@ impl SidecarToken {
         Ok(Self(Zeroizing::new(token.to_owned())))
     }
 
-    /// As it is compared.
+    /// Returns the token in the form in which it is compared.
     #[must_use]
     pub(crate) fn presented(&self) -> PresentedKey<'_> {
         PresentedKey::new(self.0.as_bytes()).expect("it was printable when it was read")
     }
 
-    /// What goes into the metadata `authorization` of a call (RFC 6750, section 2.1).
+    /// Returns the value of the metadata `authorization` of a call (RFC 6750, section 2.1).
     #[must_use]
     pub(crate) fn bearer(&self) -> HeaderValue {
         let text = Zeroizing::new(format!("Bearer {}", self.0.as_str()));
