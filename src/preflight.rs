@@ -239,7 +239,8 @@ impl Look {
         true
     }
 
-    /// Checks that the pepper belongs to the store. It can tell this only of a store that no process uses.
+    /// Checks that the pepper belongs to the store. This is possible only for a store that no
+    /// process uses.
     fn pepper_of_store(&mut self, settings: &ControlSettings) {
         // A pepper that cannot be read is already among the findings.
         let Ok(pepper) = secrets::read_pepper(&settings.pepper_file) else {
@@ -251,7 +252,8 @@ impl Look {
                     self.problem_near("pepper_file", "data_dir", with_causes(&error));
                 }
             }
-            // A process uses the store, or was killed while it used it. The help of the command says so.
+            // A process uses the store, or was killed while it used it. The help of the command
+            // explains this.
             Ok(None) => {}
             Err(error) => self.problem_near(STORE, NEAR_STORE, with_causes(&error)),
         }

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::reserved::Reserved;
 
-/// Far above what a request on loopback takes, so that only a server that hangs on purpose meets it.
+/// Far longer than a request on loopback, so that only a server that hangs on purpose reaches it.
 const PATIENT: Limits = Limits {
     connect: Duration::from_mins(2),
     total: Duration::from_mins(2),
@@ -240,7 +240,8 @@ async fn requests_name_relatch() {
     assert!(sent.body.starts_with(b"relatch/"), "{:?}", sent.body);
 }
 
-/// A TLS server on loopback that answers every request, with a certificate for `name`; its port, and the certificate.
+/// Starts a TLS server on loopback that answers every request, with a certificate for `name`.
+/// Returns its port and the certificate.
 async fn tls_server(name: &str) -> (u16, String) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]);
     let rcgen::CertifiedKey { cert, signing_key } = made.expect("a certificate");
@@ -258,7 +259,7 @@ async fn tls_server(name: &str) -> (u16, String) {
     let port = listener.local_addr().expect("bound").port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            // A client that does not trust it hangs up.
+            // A client that does not trust the certificate closes the connection.
             let Ok(mut stream) = acceptor.accept(stream).await else {
                 continue;
             };

@@ -237,7 +237,7 @@ async fn check_end(
     let Some(entry) = behind.first() else {
         return Ok(None);
     };
-    // An append that was made meanwhile moved the head too.
+    // An append in the meantime moved the head as well.
     let moved = store.head(&head.log).await?;
     if moved.is_some_and(|moved| moved.revision >= entry.revision) {
         return Ok(None);

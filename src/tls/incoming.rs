@@ -96,7 +96,7 @@ impl Listening {
                     Ok(Ok((stream, peer))) => {
                         return Incoming { wire: Wire::Tls(Box::new(stream)), peer };
                     }
-                    // The server has already logged this error.
+                    // The server has already counted and, within its limit, logged this error.
                     Ok(Err(_)) => {}
                     Err(error) => tracing::error!(
                         listener = self.what,

@@ -432,7 +432,7 @@ async fn a_server_is_judged_by_the_bundle_of_its_own_trust_domain_alone() {
             ),
         ),
         (mesh.ca.issue(&nobody), "127.0.0.1", Some("it has no URI")),
-        // A right identity does not make it the server of another host.
+        // A valid identity does not make a certificate valid for another host.
         (
             mesh.ca.issue(&control),
             "elsewhere.example",

@@ -349,7 +349,7 @@ mod tests {
         for name in ["", "7Qm2Xc91TbKe", "7Qm2Xc91TbKe/0", "a b/1", "/"] {
             let unnamed = tombstone(digest, name);
             assert_eq!(unnamed.version_ref().to_string(), "unreadable00/1");
-            // It travels, and is kept, like every record.
+            // A tombstone is encoded and decoded like every record.
             assert_eq!(decode(&encode(&unnamed)), Ok(unnamed));
         }
     }

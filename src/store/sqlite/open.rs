@@ -141,7 +141,7 @@ pub(super) fn is_at(place: &DatabasePlace) -> Result<bool, StoreError> {
     }
 }
 
-/// SQLite would replay the log of a lost database into a new one.
+/// Refuses the write-ahead log of a lost database: SQLite would replay it into a new one.
 fn refuse_orphan(place: &DatabasePlace) -> Result<(), StoreError> {
     match place.missing() {
         orphaned @ StoreError::Orphaned { .. } => Err(orphaned),
@@ -174,7 +174,7 @@ fn build(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
     fill().map_err(|fault| place.explain(fault))
 }
 
-/// Renames the database at `draft` to its final name, durably. A database that another process
+/// Links the database at `draft` to its final path, durably. A database that another process
 /// created meanwhile stays.
 fn publish(draft: &Path, place: &DatabasePlace) -> Result<(), StoreError> {
     match fs::hard_link(draft, place.path()) {

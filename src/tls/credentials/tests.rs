@@ -303,7 +303,7 @@ async fn the_files_are_looked_at_while_it_runs() {
     kept.await.expect("it ends");
 }
 
-/// One side with bundles, and what they are made of.
+/// One side with bundles, and the authorities in them.
 struct Domains {
     files: Files,
     own: OwnFiles,
@@ -358,7 +358,7 @@ impl Domains {
         verified.is_ok()
     }
 
-    /// What was refused at the last look.
+    /// Returns the errors of the last look at the files.
     fn refused(credentials: &Credentials) -> Vec<String> {
         let seen = credentials.lock();
         seen.refused

@@ -8,10 +8,10 @@ use crate::{
     store::{PresenceRow, SqliteOptions, SqliteStore, Store, UsageRow},
 };
 
-/// Longer than anything here takes, so that only a hung test meets it.
+/// Longer than any write in these tests, so that only a test that hangs reaches it.
 const DEADLINE: Duration = Duration::from_mins(2);
 
-/// What ended, in the order in which it did.
+/// A write that ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     Usage,
@@ -40,7 +40,7 @@ impl World {
         }
     }
 
-    /// The lock of the database, as another process holds it until it is dropped.
+    /// Locks the database, as another process does, until the connection is dropped.
     fn lock(&self) -> Connection {
         let connection = Connection::open(&self.path).expect("it opens");
         connection
@@ -49,13 +49,13 @@ impl World {
         connection
     }
 
-    /// Begins `count` writes of usage and, behind them, one of presence.
+    /// Starts `count` writes of usage and, after them, one of presence.
     async fn begin_writes(&self, count: u32) -> JoinSet<Ended> {
         let mut writes = JoinSet::new();
         for number in 1..=count {
             let store = Arc::clone(&self.store);
             writes.spawn(async move {
-                // Whether it is written is not what the test is about.
+                // The test does not need the result.
                 let _ = store.save_usage(vec![usage(number)]).await;
                 Ended::Usage
             });
@@ -107,7 +107,8 @@ fn presence() -> PresenceRow {
     }
 }
 
-/// How many writes of usage ended before that of presence, and how that ended.
+/// Returns the number of writes of usage that ended before the write of presence, and whether that
+/// one succeeded.
 async fn until_presence(writes: &mut JoinSet<Ended>) -> (usize, bool) {
     let mut before = 0;
     let ended = async {
@@ -135,7 +136,7 @@ async fn a_row_of_presence_is_written_before_the_bulk_that_waits() {
     let (before, is_written) = until_presence(&mut writes).await;
 
     assert!(is_written);
-    // The one that was under way.
+    // One write was in progress.
     assert!(before <= 1, "{before} were written before it");
     while let Some(ended) = writes.join_next().await {
         ended.expect("no task panics");
@@ -153,7 +154,7 @@ async fn a_row_of_presence_waits_for_another_process_once_and_not_for_the_waits_
     let (before, is_written) = until_presence(&mut writes).await;
 
     assert!(!is_written, "the store is locked");
-    // Each of them waits as long as the row does.
+    // Each of these writes waits as long as the row does.
     assert!(before <= 2, "{before} waited before it");
     drop(lock);
     let saved = world.store.save_presence(vec![presence()]).await;
