@@ -1,11 +1,13 @@
-//! The control plane: owns keyrings and brings their changes to every sidecar.
+//! The control plane: owns keyrings and sends their changes to every sidecar.
 //!
-//! The way of a change: [`admin`] checks who asks for what; an operation of [`crate::key`] plans it; a [`journal`]
-//! commits it to the store at the revision that the plan saw, and folds it into the keyring that is [`served`]; its
-//! [`feed`] encodes it once; the sessions of [`stream`] bring it to the sidecars, whose acks the [`fleet`]
-//! notes; a [`rotation`] waits for them. What a call has handed out, `calls` keeps for a while. A [`sink`] takes the secret of a rotation that no caller waits for. The
-//! [`catalog`] holds all keyrings together, the [`reconciler`] commits what time makes due, [`webhook`]s are told of what
-//! was committed, and [`plane`] puts the parts together, on the [`data`] that one process owns.
+//! The way of a change: [`admin`] checks whether the caller may make it, and an operation of
+//! [`crate::key`] plans it. A [`journal`] commits it to the store at the revision that the plan
+//! saw, and folds it into the keyring that is [`served`]. The [`feed`] of the keyring encodes it
+//! once, and the sessions of [`stream`] send it to the sidecars. The [`fleet`] notes their acks,
+//! and a [`rotation`] waits for them. `calls` keeps what a call has handed out for a while. A
+//! [`sink`] receives the secret of a rotation that no caller waits for. The [`catalog`] holds all
+//! keyrings. The [`reconciler`] commits changes when they are due, and [`webhook`]s receive events
+//! about commits. [`plane`] puts the parts together, on the [`data`] that one process owns.
 
 pub(crate) mod admin;
 pub(crate) mod bearers;

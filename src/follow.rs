@@ -1,7 +1,8 @@
-//! How a sidecar follows its keyrings.
+//! The part of a sidecar that keeps its keyrings up to date.
 //!
-//! [`client`] keeps one stream to a control plane open and passes what comes to [`receiver`], which applies it to the mirrors
-//! and caches of [`crate::keyring`] and answers; [`reporter`] reports how the keys are used.
+//! [`client`] keeps one stream to a control plane open and passes each message to [`receiver`],
+//! which applies it to the mirrors and caches of [`crate::keyring`] and returns the answers.
+//! [`reporter`] reports the use of the keys.
 
 pub(crate) mod client;
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! The sidecar's side of the stream: keeps one open, to one control plane after the other, for as long as the sidecar
-//! lives. Whatever happens to the stream, checks go on with what is held.
+//! The sidecar's side of the stream. It keeps one stream open, to one control plane after the
+//! other, as long as the sidecar runs. Checks continue with the loaded keyrings, whatever happens
+//! to the stream.
 
 use std::{
     collections::BTreeMap,
@@ -58,31 +59,31 @@ pub(crate) struct Client {
     /// The number of the newest stream.
     streams: u64,
     endpoints: Vec<Uri>,
-    /// There for those with `https://`.
+    /// The connector for endpoints with `https://`.
     connector: Option<Connector>,
-    /// What is shown to a control plane in the place of a certificate.
+    /// The file of the token that the client sends, where it has no certificate.
     token_file: Option<PathBuf>,
     receiver: Receiver,
     link: Arc<Link>,
     hold: Hold,
 }
 
-/// What a run holds exclusively, and what it keeps, as its Hello shows them.
+/// The lock and the snapshot file of a run, as its Hello announces them.
 #[derive(Debug, Default)]
 pub(crate) struct Hold {
-    /// What it holds until it has answered its last check; none when it holds nothing.
+    /// The lock that the run holds until it has answered its last check; none if it holds none.
     pub(crate) lock: Option<discovery::Lock>,
-    /// The snapshot file; none when it keeps none.
+    /// The snapshot file; none if the run keeps none.
     pub(crate) snapshot_file: Option<discovery::SnapshotFile>,
-    /// Ends the keeping of that at an orderly stop; none when there is none.
+    /// Closes the snapshot file at an orderly stop; none if there is none.
     pub(crate) closer: Option<Closer>,
 }
 
-/// What is known of the stream, for metrics and `/status`.
+/// The state of the stream, for metrics and `/status`.
 #[derive(Debug)]
 pub(crate) struct Link {
     endpoints: Vec<EndpointLink>,
-    /// Why the control plane does not serve keyrings that were asked for.
+    /// The reasons why the control plane does not serve keyrings, by keyring.
     not_served: Mutex<BTreeMap<String, String>>,
     reconnects: AtomicU64,
     clock_skew_ms: AtomicI64,
@@ -90,10 +91,9 @@ pub(crate) struct Link {
     usage_unacked: AtomicUsize,
 }
 
-/// What is known of one endpoint.
+/// The state of one endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointLink {
-    /// Its address.
     pub(crate) uri: Uri,
     open: AtomicBool,
     problem: Mutex<Option<String>>,
@@ -102,13 +102,13 @@ pub(crate) struct EndpointLink {
 /// An open stream.
 struct Stream {
     answers: mpsc::Sender<discovery::SidecarMessage>,
-    /// Usage, which waits until there are no answers to send.
+    /// Usage messages, which wait until there are no answers to send.
     usage: mpsc::Sender<discovery::SidecarMessage>,
     inbound: tonic::Streaming<discovery::ControlMessage>,
     beating: Beating,
 }
 
-/// How a stream ended.
+/// The reason for the end of a stream.
 #[derive(Debug, thiserror::Error)]
 enum StreamEnd {
     #[error("the connection failed")]
@@ -127,45 +127,51 @@ enum StreamEnd {
     Shutdown,
 }
 
-/// What follows the end of a stream.
+/// The next step after the end of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Next {
     wait: Duration,
-    /// Whether the control plane that ended the stream is to serve the next one.
+    /// Whether the next stream goes to the control plane that ended this one.
     is_same_endpoint: bool,
 }
 
-/// A connection that takes longer is taken for dead and the next endpoint is tried.
+/// The limit for a connection: then the client regards the endpoint as dead and tries the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same of a control plane that takes the connection and then does not answer.
+/// The limit for a stream: a control plane can accept the connection and then not answer.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// A control plane that does not read for so long is given up.
+/// The limit for sending an answer: the client leaves a control plane that does not read for this
+/// time.
 const SEND_TIMEOUT: Duration = Duration::from_secs(90);
-/// With the timeout below, a dead link is found within 15 seconds. A ping leaves when nothing has come for the interval: on
-/// a link that brings something, none does.
+/// With the timeout below, the client finds a dead link within 15 seconds. It sends a ping when
+/// nothing has arrived for this interval. A link that delivers data gets no ping.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// The answer to a ping comes behind what is on its way, [`WINDOW`] at most: a link of 8 kB/s is slow, and not dead.
+/// The answer to a ping arrives after the data that is on its way, [`WINDOW`] at most: a link of 8
+/// kB/s is slow, and not dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the control plane may send ahead of what was read, on the one stream of the connection. A revocation comes behind
-/// all of it: at 150 kB/s within half a second. A snapshot is slower than the link only where the way there and back takes
-/// long: 1.3 MB/s at 50 ms.
+/// The bytes that the control plane may send before the sidecar has read them, on the one stream of
+/// the connection. A revocation arrives after all of them: at 150 kB/s within half a second. A
+/// snapshot is slower than the link only if the round trip is long: 1.3 MB/s at 50 ms.
 const WINDOW: u32 = 64 << 10;
-/// Answers that wait for the stream. A control plane that does not read them stops being read from.
+/// The most answers that wait for the stream. If the control plane does not read them, the client
+/// reads nothing more from it.
 const MAX_ANSWERS: usize = 64;
-/// Messages of usage that wait for the stream; the others of a report wait with the receiver.
+/// The most messages of usage that wait for the stream; the others of a report wait in the
+/// receiver.
 const MAX_USAGE: usize = 1;
 /// The largest message that a sidecar reads, in bytes. A chunk of a snapshot has at most 7,680 bytes of items.
 const MAX_MESSAGE: usize = 4 << 20;
-/// Keyrings that are remembered as not served: as many as a sidecar may hold.
+/// The most keyrings that are remembered as not served: as many as a sidecar may hold.
 const MAX_NOT_SERVED: usize = 256;
-/// How long an orderly stop waits until its last usage report is in the control plane's store, which takes a commit. One
-/// that takes longer than a slow disk does is not waited for: the next reports of others show the gap.
+/// The time for which an orderly stop waits until its last usage report is in the control plane's
+/// store, which needs a commit. It allows for a slow disk, but does not wait longer: the next
+/// reports of other sidecars show the gap.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long an orderly stop waits for its Goodbye to go out.
+/// The time for which an orderly stop sends its Goodbye and waits until the control plane closes
+/// the stream.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Client {
-    /// A client of the control planes at `endpoints`, which are tried in turn.
+    /// Returns a client of the control planes at `endpoints`, which it tries in turn.
     ///
     /// # Errors
     ///
@@ -196,7 +202,7 @@ impl Client {
         })
     }
 
-    /// Connects over TLS to endpoints that ask for it.
+    /// Connects over TLS to endpoints with `https://`.
     #[must_use]
     pub(crate) fn with_tls(self, tls: TlsClient) -> Self {
         Self {
@@ -205,7 +211,7 @@ impl Client {
         }
     }
 
-    /// Shows the token of a file, which is read for every stream.
+    /// Sends the token in a file, which is read for every stream.
     #[must_use]
     pub(crate) fn with_token_file(self, token_file: PathBuf) -> Self {
         Self {
@@ -214,20 +220,20 @@ impl Client {
         }
     }
 
-    /// Shows what the run holds.
+    /// Announces the lock and the snapshot file of the run.
     #[must_use]
     pub(crate) fn with_hold(self, hold: Hold) -> Self {
         Self { hold, ..self }
     }
 
-    /// What is known of the stream.
+    /// Returns the state of the stream.
     #[must_use]
     pub(crate) const fn link(&self) -> &Arc<Link> {
         &self.link
     }
 
-    /// Runs until `shutdown`, and on until all of `checks` have ended, so that their answers are in the last report. Then
-    /// says Goodbye. Without a stream it ends at once.
+    /// Runs until `shutdown`, and then until all of `checks` have ended, so that their answers are
+    /// in the last report. Then sends Goodbye. Without a stream it returns at once.
     pub(crate) async fn run(mut self, shutdown: CancellationToken, checks: TaskTracker) {
         let mut backoff = Backoff::default();
         let mut at = 0;
@@ -277,7 +283,7 @@ impl Client {
         }
     }
 
-    /// Keeps a stream to one endpoint until it ends. At the shutdown it ends with a Goodbye.
+    /// Keeps a stream to one endpoint open until it ends. At the shutdown it ends with a Goodbye.
     async fn stream(
         &mut self,
         at: usize,
@@ -302,7 +308,8 @@ impl Client {
         }
     }
 
-    /// Writes the snapshot file for the last time, or erases it; returns the Goodbye that says what is left.
+    /// Writes the snapshot file for the last time, or erases it; returns the Goodbye that reports
+    /// what is left.
     async fn close_file(&self) -> discovery::Goodbye {
         let end = match &self.hold.closer {
             Some(closer) => closer.close().await,
@@ -380,7 +387,8 @@ impl Client {
         }
     }
 
-    /// The next message. Lookups and usage are sent meanwhile, and what has come to the disk is told.
+    /// Returns the next message. Until it arrives, sends beats, lookups, usage, and acks for what
+    /// is on the disk now.
     async fn next(&mut self, stream: &mut Stream) -> Result<discovery::ControlMessage, StreamEnd> {
         loop {
             tokio::select! {
@@ -401,7 +409,7 @@ impl Client {
                 }
                 turn = stream.beating.turn() => match turn {
                     Turn::Due => {}
-                    // What has come while this process was stopped is heard first.
+                    // Messages that arrived while this process was stopped are read first.
                     Turn::Silent => match stream.inbound.next().now_or_never() {
                         Some(message) => return Ok(message.ok_or(StreamEnd::Closed)??),
                         None => return Err(StreamEnd::Silent),
@@ -411,7 +419,8 @@ impl Client {
         }
     }
 
-    /// Sends one lookup, once there is one and the stream has room for it. None is lost when this is cancelled.
+    /// Sends one lookup, once there is one and the stream has room for it. No lookup is lost if
+    /// this is cancelled.
     async fn send_lookup(
         &self,
         answers: &mpsc::Sender<discovery::SidecarMessage>,
@@ -426,8 +435,9 @@ impl Client {
         }
     }
 
-    /// Tells of one keyring that more of it is on the disk, once that is so and the stream has room. Ends without it when
-    /// something else has come to the disk. Nothing is lost when this is cancelled.
+    /// Sends one ack for a keyring of which more is on the disk, once the stream has room. If there
+    /// is none, waits for news of the disk, and returns without an ack. Nothing is lost if this is
+    /// cancelled.
     async fn send_durable(
         &self,
         answers: &mpsc::Sender<discovery::SidecarMessage>,
@@ -445,7 +455,8 @@ impl Client {
         Ok(())
     }
 
-    /// Tells of the last uses, and waits until they are in the store.
+    /// Reports the last uses, and waits until they are in the store, for [`REPORT_TIMEOUT`] at
+    /// most.
     async fn report_last(&mut self, stream: &mut Stream) {
         let reported = async {
             loop {
@@ -470,7 +481,7 @@ impl Client {
         );
     }
 
-    /// Takes a message, and answers it.
+    /// Applies a message, and sends the answers.
     async fn take(
         &mut self,
         message: discovery::ControlMessage,
@@ -504,8 +515,10 @@ impl Client {
 }
 
 impl StreamEnd {
-    /// What follows this end. A stream that was of use ends the series of failures, however long it lived; one that was not
-    /// goes on with it, so that a control plane that accepts streams and then fails is not hammered. `random` is uniform.
+    /// Returns the next step after this end. A stream that was of use ends the series of failures,
+    /// however long it lived. A stream that was not continues the series, so that a control plane
+    /// that accepts streams and then fails is not flooded with them. `random` is uniformly
+    /// distributed.
     fn next(&self, was_of_use: bool, backoff: &mut Backoff, random: u32) -> Next {
         if was_of_use {
             backoff.reset();
@@ -538,21 +551,23 @@ impl StreamEnd {
 }
 
 impl Link {
-    /// The configured endpoints, and to which the stream is open.
+    /// Returns the configured endpoints, and whether the stream is open to each.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Uri, bool)> {
         self.endpoints
             .iter()
             .map(|endpoint| (&endpoint.uri, endpoint.open.load(Ordering::Relaxed)))
     }
 
-    /// Why there is no stream to an endpoint, as far as is known; for each of [`Link::endpoints`].
+    /// Returns why there is no stream to an endpoint, if a stream to it has ended or failed to
+    /// open; for each of [`Link::endpoints`].
     pub(crate) fn problems(&self) -> impl Iterator<Item = Option<String>> {
         self.endpoints
             .iter()
             .map(|endpoint| locked(&endpoint.problem).clone())
     }
 
-    /// Why the control plane does not serve a keyring; none while it does, or has not said anything.
+    /// Returns why the control plane does not serve a keyring; none if it serves it, or has not
+    /// answered yet.
     #[must_use]
     pub(crate) fn not_served(&self, keyring: &str) -> Option<String> {
         locked(&self.not_served).get(keyring).cloned()
@@ -569,7 +584,7 @@ impl Link {
         *locked(&self.endpoints[at].problem) = Some(causes::in_one_line(end));
     }
 
-    /// What is not served, and what is after all.
+    /// Notes which keyrings are not served, and which are served again.
     fn note(&self, message: &discovery::ControlMessage) {
         match &message.kind {
             Some(control_message::Kind::NotServed(refusal)) => {
@@ -595,19 +610,20 @@ impl Link {
         }
     }
 
-    /// How many times a stream was lost or could not be opened. Planned ends are not counted.
+    /// Returns how many times a stream was lost or could not be opened. Planned ends do not count.
     #[must_use]
     pub(crate) fn reconnects(&self) -> u64 {
         self.reconnects.load(Ordering::Relaxed)
     }
 
-    /// How far the control plane's wall clock is ahead of ours, in milliseconds, at the last answer to a beat.
+    /// Returns the milliseconds by which the control plane's wall clock was ahead of ours at the
+    /// last answer to a beat; negative if it was behind.
     #[must_use]
     pub(crate) fn clock_skew_ms(&self) -> i64 {
         self.clock_skew_ms.load(Ordering::Relaxed)
     }
 
-    /// How far the usage reports have come.
+    /// Returns the progress of the usage reports.
     #[must_use]
     pub(crate) fn usage(&self) -> ReportProgress {
         ReportProgress {
@@ -617,7 +633,7 @@ impl Link {
     }
 }
 
-/// How a control plane is spoken to.
+/// Returns the settings of a connection to a control plane.
 fn endpoint(uri: Uri) -> Endpoint {
     Endpoint::from(uri)
         .connect_timeout(CONNECT_TIMEOUT)
@@ -643,7 +659,7 @@ fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is sent: usage only where no answer waits.
+/// Merges the messages to send: usage is sent only if no answer waits.
 fn answers_first(
     answers: mpsc::Receiver<discovery::SidecarMessage>,
     usage: mpsc::Receiver<discovery::SidecarMessage>,
@@ -666,13 +682,14 @@ async fn send_message(
     answers.send(message).await.map_err(|_| StreamEnd::Closed)
 }
 
-/// Ends when the sidecar stops and all its checks are answered.
+/// Waits until the sidecar stops and all its checks are answered.
 async fn drained(shutdown: &CancellationToken, checks: &TaskTracker) {
     shutdown.cancelled().await;
     checks.wait().await;
 }
 
-/// Sends the Goodbye and waits until the control plane has closed the stream, which it does when it has read it.
+/// Sends the Goodbye and waits until the control plane has read it and closes the stream, for
+/// [`GOODBYE_TIMEOUT`] at most.
 async fn goodbye(
     Stream {
         answers,

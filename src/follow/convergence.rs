@@ -66,7 +66,7 @@ struct Pair {
     keyrings: Keyrings,
     hands: ManualClock,
     clock: Clock,
-    /// Digests whose revocation the sidecar has been told.
+    /// Digests whose revocation the sidecar has received.
     revoked: HashSet<KeyDigest>,
     /// When each version was revoked.
     revoked_at: HashMap<KeyDigest, Revision>,
@@ -200,7 +200,7 @@ impl Pair {
         Ok(outcome)
     }
 
-    /// No version is accepted whose revocation the sidecar claims to have.
+    /// Asserts that no version is accepted whose revocation the sidecar reports as in force.
     fn assert_in_force(&self, revoked_through: u64) {
         for (digest, revoked_at) in &self.revoked_at {
             if revoked_at.get() <= revoked_through {
@@ -212,7 +212,8 @@ impl Pair {
         }
     }
 
-    /// Delivers a step; whether the sidecar asks for a snapshot because of a revocation that it cannot read.
+    /// Delivers a step; returns whether the sidecar requests a snapshot because of a revocation
+    /// that it cannot read.
     fn deliver(&mut self, step: &EncodedStep, fate: Fate) -> bool {
         let revocations = || step.revocations.clone().map(Kind::Revocations);
         let delta = || Some(Kind::Delta(step.delta.clone()));
@@ -261,7 +262,7 @@ impl Pair {
         last
     }
 
-    /// Sends a beat; the number of it.
+    /// Sends a beat and returns its number.
     fn ask(&mut self) -> u64 {
         match self.receiver.next_beat().kind {
             Some(Answer::Beat(beat)) => beat.number,
@@ -269,7 +270,7 @@ impl Pair {
         }
     }
 
-    /// What a control plane answers to a beat now.
+    /// Returns the answer of a control plane to a beat now.
     fn answer_to(&self, beat: u64, serve_for: Duration) -> discovery::BeatAnswer {
         discovery::BeatAnswer {
             beat,
@@ -436,7 +437,8 @@ proptest! {
         }
         pair.snapshot().expect("the first snapshot is taken");
         for (act, fate, luck) in after {
-            // The snapshot that the sidecar asks for comes at once, a little later or not at all; so does a heartbeat.
+            // The snapshot that the sidecar requests comes at once, a little later or not at all;
+            // so does a heartbeat.
             let (comes_soon, resyncs_now) = (luck > 0, luck > 1);
             let start = pair.control.revision();
             pair.act(act);
@@ -525,7 +527,7 @@ fn a_revocation_in_the_lane_claims_nothing_where_an_earlier_one_was_missed() {
     let outcome = pair.receive(overtaking.clone()).expect("it goes on");
     assert_eq!(acks(&outcome)[0].revoked_through, held.get());
     assert_eq!(pair.receiver.subscriptions()[0].revoked_through, held.get());
-    // What has overtaken it counts as soon as it is there.
+    // The revocation that overtook it counts as soon as it has arrived.
     let outcome = pair.receive(Kind::Delta(missed.delta)).expect("it goes on");
     assert_eq!(
         acks(&outcome)[0].revoked_through,
@@ -550,7 +552,7 @@ fn a_revocation_of_which_only_the_digest_can_be_read_is_in_force() {
         let outcome = pair.receive(message.expect("it revokes"));
         let outcome = outcome.expect("the stream goes on");
         assert_eq!(acks(&outcome)[0].revoked_through, step.revision.get());
-        // Whatever else was known of it is known still.
+        // The rest of the record is still known.
         let view = pair.slot().load();
         let held = view.as_ref().and_then(|view| view.record(&record.digest));
         let revoked = crate::key::KeyRecord {
@@ -783,7 +785,7 @@ fn freshness_counts_from_the_sending_of_the_beat() {
 fn answers_that_waited_while_the_sidecar_was_stopped_make_nothing_fresh() {
     let mut pair = pair_with_keys(2);
     pair.beat().expect("the stream goes on");
-    // They arrive where nobody reads: the process is stopped.
+    // The answers wait, because the process is stopped.
     let held_up: Vec<_> = (0..3)
         .map(|_| {
             let beat = pair.ask();
@@ -811,7 +813,7 @@ fn a_step_of_the_wall_clock_denies_until_the_sidecar_has_asked_again() {
     assert_eq!(freshness(&pair), Freshness::Stale);
     pair.beat().expect("the stream goes on");
     assert_eq!(freshness(&pair), Freshness::Fresh);
-    // It is set right again: the other clock tells.
+    // The wall clock is set right again: the boot clock decides.
     pair.hands.set_wall(wall);
     assert_eq!(freshness(&pair), Freshness::Fresh);
     pair.hands.advance(STALENESS.deny_after);
@@ -861,7 +863,7 @@ fn an_answer_that_is_older_than_the_newest_or_to_no_beat_changes_nothing() {
         assert_eq!((outcome.beat, outcome.clock_skew_ms), (None, None));
         assert_eq!(age(&pair), Some(Duration::from_secs(11)));
     }
-    // Neither does one to what was asked on a stream that has ended.
+    // The answer to a beat of a stream that has ended changes nothing either.
     let lost = pair.ask();
     pair.receiver.disconnected();
     receive(&mut pair, lost);

@@ -1,6 +1,7 @@
-//! Whatever is delayed, lost, evicted or answered by a control plane that lags: a keyring that is held on demand never
-//! allows a key that was revoked, never calls a key unknown that it should know, and holds of a key either nothing or
-//! every version that was accepted at the revision which it acked.
+//! Tests of a keyring that is held on demand, whatever is delayed, lost, evicted or answered by a
+//! control plane that lags. It never allows a key that was revoked, and never calls a key unknown
+//! that it should know. Of a key it holds either nothing or every version that was accepted at the
+//! acked revision.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -50,7 +51,7 @@ enum Act {
     CatchUp(usize),
     Connect(usize),
     Disconnect,
-    /// The control plane makes a message, if there is one of its kind to make.
+    /// The control plane sends a message of this kind, if there is one.
     Tell(Tell),
     /// The next message arrives.
     Deliver,
@@ -92,7 +93,7 @@ struct World {
     /// Of every version that ever was, and of one that never is.
     secrets: Vec<Secret>,
     waiting: Vec<(KeyDigest, Waiting)>,
-    /// When each version was made and revoked, by epoch.
+    /// When each version was created and revoked, by epoch.
     facts: HashMap<(Epoch, KeyDigest), Facts>,
     /// Digests whose revocation has arrived.
     told_revoked: HashSet<KeyDigest>,
@@ -108,7 +109,7 @@ struct Facts {
     revoked_at: Option<Revision>,
 }
 
-/// What the sidecar said last to be in use.
+/// The revisions that the sidecar last reported as in use.
 #[derive(Clone, Copy, Debug, Default)]
 struct Acked {
     epoch: Epoch,
@@ -306,7 +307,8 @@ impl World {
         }
     }
 
-    /// A backup is restored: the history goes on from an earlier revision, and is another one from there.
+    /// Restores a backup: the history continues from an earlier revision, and is another one from
+    /// there.
     fn rewrite(&mut self, lost: usize) {
         self.epoch = Epoch::new(self.epoch.get() + 1);
         let kept = self.log.len().saturating_sub(lost).max(2);
@@ -516,7 +518,7 @@ impl World {
             Finding::Held(cached) => self.judge(digest, Some(&Answer::Held(cached))),
             Finding::Unknown => self.judge(digest, Some(&Answer::Unknown)),
             Finding::Ended(cached, ended) => {
-                // It is used where the lookup comes to nothing.
+                // It is used if the lookup fails.
                 self.judge(digest, Some(&Answer::Held(cached)));
                 self.look_up(digest, ended);
             }
@@ -553,8 +555,9 @@ impl World {
         }
     }
 
-    /// Of a key of which any version is held, every one is that was accepted at the revision which was acked. What has ended
-    /// since may be missing: whoever looked the key up later was not told of it.
+    /// Asserts that, of a key with any held version, every version is held that was accepted at the
+    /// acked revision. A version that has ended since may be missing, because a later lookup does
+    /// not report it.
     fn judge_groups(&self) {
         let Acked { epoch, applied, .. } = self.acked;
         let cache = self.cache();
@@ -572,7 +575,7 @@ impl World {
         }
     }
 
-    /// Lets everything arrive, and looks whether every key is then judged as the store has it.
+    /// Delivers everything, and asserts that every key is then judged as in the store.
     fn settle(&mut self) {
         for replica in &mut self.replicas {
             while replica.revision() < self.head.revision() {
@@ -582,7 +585,7 @@ impl World {
         self.waiting.clear();
         self.connect(0);
         self.run_dry();
-        // Whatever had been asked too often lately.
+        // After this time, a digest that was looked up too often may be looked up again.
         self.hands.advance(Duration::from_mins(1));
         for which in 0..self.secrets.len() {
             let digest = self.digest_at(which);
@@ -667,7 +670,7 @@ fn apply_next(keyring: &mut FedKeyring, log: &[Change], at: Timestamp) {
         .expect("it was possible when it was planned");
 }
 
-/// The digests whose revocation a message tells of.
+/// Returns the digests that a message revokes.
 fn revoked_by(kind: &Kind) -> Vec<KeyDigest> {
     let items = match kind {
         Kind::Revocations(message) => {
@@ -748,7 +751,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// Rotations of a few keys, which are looked up all the while.
+/// Rotations of a few keys that are looked up all the time.
 fn busy() -> impl Strategy<Value = Act> {
     let which = || 0_usize..3;
     prop_oneof![

@@ -1,4 +1,5 @@
-//! What a sidecar does with what comes down its stream. No network: a message goes in, answers come out.
+//! The receiver of a sidecar: applies the messages of the stream and returns the answers. It does
+//! no network I/O.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -39,93 +40,96 @@ use on_demand::Followed;
 pub struct Receiver {
     clock: Clock,
     keyrings: BTreeMap<KeyringName, Subscribed>,
-    /// The keyrings of which the open stream has brought what it has to.
+    /// The keyrings that the open stream has answered, as [`Receiver::is_answered`] defines it.
     answered: BTreeSet<KeyringName>,
-    /// Woken when there is a lookup to send.
+    /// Notified when there is a lookup to send.
     lookups: Arc<Notify>,
     reporter: Reporter,
-    /// What is still to be sent of the last usage report.
+    /// The messages of usage reports that are still to be sent.
     report: VecDeque<discovery::Usage>,
     beats: Beats,
-    /// None when nothing is kept on disk.
+    /// None if nothing is kept on disk.
     recorder: Option<Recorder>,
-    /// Those that the sidecar may not have any more.
+    /// The keyrings that the sidecar must not hold any more.
     forbidden: Forbidden,
-    /// Told of the control plane's wall clock.
+    /// Notes the control plane's wall clock from each answer to a beat.
     latest: LatestWall,
 }
 
-/// A keyring of the stream, by how much of it the sidecar holds.
+/// A keyring of the stream: held in full, or on demand.
 #[derive(Debug)]
 enum Subscribed {
     Full(Held),
     OnDemand(Followed),
 }
 
-/// What came of a message.
+/// The result of a message.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// To send, in order, before any usage.
+    /// The answers to send, in this order and before any usage.
     pub answers: Vec<discovery::SidecarMessage>,
-    /// How far the control plane's wall clock is ahead of ours, in milliseconds, where the message told.
+    /// The milliseconds by which the control plane's wall clock is ahead of ours, if the message
+    /// reports it; negative if it is behind.
     pub(crate) clock_skew_ms: Option<i64>,
-    /// What the message means for the beats of the stream.
+    /// The effect of the message on the beats of the stream.
     pub(crate) beat: Option<BeatNews>,
 }
 
-/// What a message means for the beats of its stream.
+/// The effect of a message on the beats of its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BeatNews {
-    /// A keyring has come anew, and is to be confirmed: the next beat is due.
+    /// A keyring was received anew and needs a confirmation: the next beat is due.
     Due,
-    /// A beat is answered.
+    /// A beat was answered.
     Answered,
 }
 
-/// Why a sidecar leaves a stream of its own accord.
+/// The reason why a sidecar leaves a stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Leave {
     /// The control plane ends the stream in order.
     #[error("{reason}")]
     Drain {
-        /// Why.
+        /// The reason that the control plane gives.
         reason: DrainReason,
-        /// When to connect again; none to leave it to the sidecar.
+        /// The pause before the next connection, to which the sidecar adds its own backoff; none
+        /// for the backoff alone. It is ignored if a certificate has expired.
         retry_after: Option<Duration>,
     },
-    /// The control plane knows less than we do: a replica that lags, or one that lost commits.
+    /// The control plane is behind this sidecar: it is a replica that lags, or it has lost commits.
     #[error(
         "the control plane is at revision {found} of keyring {keyring}, older than {held} of the same epoch; if it was restored from a backup, start it with --new-epoch"
     )]
     Lagging {
-        /// Which keyring.
+        /// The keyring with an older revision at the control plane.
         keyring: KeyringName,
-        /// What we hold.
+        /// The revision that this sidecar holds.
         held: Revision,
-        /// What the control plane has.
+        /// The revision of the control plane.
         found: Revision,
     },
-    /// The control plane does not keep to the protocol.
+    /// The control plane violates the protocol; the text says what it sent.
     #[error("the control plane sent {0}")]
     Protocol(&'static str),
 }
 
-/// Why a control plane ends a stream in order.
+/// The reason why a control plane ends a stream in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainReason {
-    /// It stops.
+    /// The control plane stops.
     Stopping,
-    /// The certificate that the stream began with has expired; the next stream can begin at once.
+    /// The certificate with which the stream was opened has expired; the next stream can open at
+    /// once.
     CertificateExpired,
-    /// It gives none that this version knows.
+    /// The control plane gives no reason that this version knows.
     Unspecified,
 }
 
-/// In the place of a beat in a report that replies to no answer.
+/// The beat number of a report that does not reply to an answer.
 const NO_BEAT: u64 = 0;
 
 impl Receiver {
-    /// A receiver for `keyrings`, none of which holds anything yet.
+    /// Returns a receiver for `keyrings`, none of which holds anything yet.
     #[must_use]
     pub fn new(keyrings: &Keyrings, clock: Clock) -> Self {
         let reporter = Reporter::new(keyrings);
@@ -153,13 +157,13 @@ impl Receiver {
         }
     }
 
-    /// Tells `latest` of the control plane's wall clock.
+    /// Reports the control plane's wall clock to `latest`.
     #[must_use]
     pub(crate) fn telling(self, latest: LatestWall) -> Self {
         Self { latest, ..self }
     }
 
-    /// From now on `recorder` notes what is applied.
+    /// Records what is applied from now on with `recorder`.
     pub(crate) fn record(&mut self, recorder: &Recorder) {
         self.recorder = Some(recorder.clone());
         for keyring in self.keyrings.values_mut() {
@@ -170,7 +174,7 @@ impl Receiver {
         }
     }
 
-    /// Begins with what was kept of a keyring that is held in full.
+    /// Loads the kept state of a keyring that is held in full.
     pub(crate) fn restore(&mut self, keyring: &KeyringName, restored: Restored) {
         match self.keyrings.get_mut(keyring) {
             Some(Subscribed::Full(held)) => held.restore(restored),
@@ -178,13 +182,13 @@ impl Receiver {
         }
     }
 
-    /// What is known of the disk; none when nothing is kept there.
+    /// Returns the state of the disk; none if nothing is kept there.
     #[must_use]
     pub(crate) fn disk(&self) -> Option<&Disk> {
         self.recorder.as_ref().map(|recorder| &**recorder.disk())
     }
 
-    /// An ack for a keyring of which more has come to the disk.
+    /// Returns an ack for a keyring of which more is on the disk than was reported.
     #[must_use]
     pub(crate) fn next_durable(&self) -> Option<discovery::SidecarMessage> {
         let disk = self.disk()?;
@@ -196,7 +200,8 @@ impl Receiver {
         }
     }
 
-    /// A stream is open: what it answers can be asked for.
+    /// Notes that a stream is open: lookups can be sent, and the state on the disk is reported
+    /// again.
     pub fn connected(&mut self) {
         if let Some(disk) = self.disk() {
             disk.forget_told();
@@ -206,7 +211,7 @@ impl Receiver {
         }
     }
 
-    /// The stream has ended: whoever waits for an answer is told.
+    /// Notes that the stream has ended: checks that wait for a lookup stop waiting.
     pub fn disconnected(&mut self) {
         self.answered.clear();
         self.beats.disconnected();
@@ -216,31 +221,32 @@ impl Receiver {
         }
     }
 
-    /// The clock that everything here goes by.
+    /// Returns the clock of the receiver.
     #[must_use]
     pub(crate) const fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// The next beat, to be sent at once: what its answer confirms is as old as this call.
+    /// Returns the next beat, to be sent at once: what its answer confirms is as old as this call.
     pub fn next_beat(&mut self) -> discovery::SidecarMessage {
         message(Answer::Beat(self.beats.send(self.clock.reading())))
     }
 
-    /// The pause between two beats, as the control plane last asked for it.
+    /// Returns the pause between two beats, as the control plane last asked for it.
     #[must_use]
     pub(crate) const fn beat_every(&self) -> Duration {
         self.beats.every()
     }
 
-    /// Whether the open stream has been of use: the control plane has said of each keyring that it does not serve it, or has
-    /// brought what it has and confirmed it.
+    /// Returns whether the open stream has been of use: for each keyring, the control plane has
+    /// refused to serve it, or has answered a beat while no snapshot or start of the keyring was
+    /// missing.
     #[must_use]
     pub(crate) fn is_answered(&self) -> bool {
         self.answered.len() == self.keyrings.len()
     }
 
-    /// The next lookup to send.
+    /// Returns the next lookup to send.
     #[must_use]
     pub fn next_lookup(&self) -> Option<discovery::SidecarMessage> {
         let lookup = self.keyrings.values().find_map(|keyring| match keyring {
@@ -250,14 +256,15 @@ impl Receiver {
         Some(message(Answer::Lookup(lookup)))
     }
 
-    /// Woken when there is a lookup to send.
+    /// Returns what is notified when there is a lookup to send.
     #[must_use]
     pub(crate) const fn lookups(&self) -> &Arc<Notify> {
         &self.lookups
     }
 
-    /// The next message of usage to send, after all answers: what waits for those are checks and operators. Behind the usage
-    /// comes which keyrings were dropped, so that their last counts are there before.
+    /// Returns the next message of usage to send. All answers are sent before it, because checks
+    /// and operators wait for them. The reports of dropped keyrings follow the usage, so that the
+    /// last counts of a dropped keyring arrive first.
     pub(crate) fn next_usage(&mut self) -> Option<discovery::SidecarMessage> {
         if let Some(usage) = self.report.pop_front() {
             return Some(message(Answer::Usage(usage)));
@@ -266,14 +273,15 @@ impl Receiver {
         dropped.map(Answer::Dropped).map(message)
     }
 
-    /// Whether there is usage to send, or a keyring that was dropped to report.
+    /// Returns whether there is usage or a dropped keyring to report.
     #[must_use]
     pub(crate) fn has_usage(&self) -> bool {
         !self.report.is_empty() || self.forbidden.has_next(self.recorder.as_ref())
     }
 
-    /// What the first message of a new stream says of each keyring. What was half sent before is forgotten; what was half
-    /// received of a snapshot is kept until the new stream brings the rest, or something else.
+    /// Returns the subscriptions for the first message of a new stream. The unsent rest of a usage
+    /// report is dropped. The received part of a snapshot is kept until the new stream brings the
+    /// rest, or something else.
     pub fn subscriptions(&mut self) -> Vec<discovery::Subscription> {
         self.report.clear();
         self.reporter.reconnected();
@@ -285,11 +293,11 @@ impl Receiver {
         subscriptions.collect()
     }
 
-    /// Takes one message.
+    /// Applies one message and returns the answers to it.
     ///
     /// # Errors
     ///
-    /// When the stream is to be left.
+    /// When the sidecar has to leave the stream.
     pub fn receive(&mut self, message: discovery::ControlMessage) -> Result<Outcome, Leave> {
         let Some(kind) = message.kind else {
             // A kind of message that this version does not know.
@@ -328,8 +336,8 @@ impl Receiver {
         }
     }
 
-    /// Drops a keyring that the sidecar may not have any more: from memory at once, and from the file. That is reported when
-    /// it was done, behind the last counts of the keyring.
+    /// Drops a keyring that the sidecar must not hold any more: from memory at once, and from the
+    /// file. When both are done, the drop is reported, after the last counts of the keyring.
     fn drop_keyring(&mut self, refusal: &discovery::NotServed) {
         let Ok(name) = refusal.keyring.parse::<KeyringName>() else {
             return;
@@ -342,24 +350,25 @@ impl Receiver {
         tracing::error!(
             auth.keyring = %name,
             reason = refusal.reason,
-            "this sidecar may no longer have the keyring: it is dropped, and its checks are denied"
+            "this sidecar may no longer hold the keyring: it is dropped, and its checks are denied"
         );
-        // It replies to no answer: it brings the last counts, and makes nothing complete.
+        // This report does not reply to an answer to a beat: it brings the last counts, and
+        // completes nothing.
         let last = self.reporter.report(NO_BEAT);
         self.report.extend(last);
         self.forbidden
             .forbid(name, refusal.number, self.recorder.as_ref());
     }
 
-    /// Makes the last usage report, once no check is under way and none will come, and returns the sequence of its last
-    /// message. It is sent behind what is left of the one before.
+    /// Creates the last usage report, once no check is under way and none will come, and returns
+    /// the sequence of its last message. It is sent after the rest of the report before it.
     pub(crate) fn make_last_report(&mut self) -> u64 {
         let last = self.reporter.last_report();
         self.report.extend(last);
         self.report.back().map_or(0, |usage| usage.sequence)
     }
 
-    /// How far the usage reports have come.
+    /// Returns the progress of the usage reports.
     #[must_use]
     pub(crate) fn progress(&self) -> ReportProgress {
         self.reporter.progress()
@@ -383,7 +392,8 @@ impl Receiver {
             Some(Subscribed::OnDemand(followed)) => followed.follower().adopt(adopted),
             None => return Ok(None),
         }
-        // They come before anything else of the keyring, so that no report of this stream passes over what was lost.
+        // Settings come before all other messages of the keyring. So no report of this stream omits
+        // uses that the store has lost in a restore.
         if let Ok(name) = settings.keyring.parse() {
             self.forbidden.allow(&name);
             self.reporter.entered(&name, Epoch::new(settings.epoch));
@@ -422,15 +432,15 @@ impl Receiver {
         })
     }
 
-    /// Takes the answer to a beat. Whatever it brings is as old as the beat: the answer may have waited on its way, and this
-    /// process may have been stopped.
+    /// Applies the answer to a beat. All that it confirms is as old as the beat: the answer may
+    /// have waited on its way, and this process may have been stopped.
     fn beat_answer(&mut self, answer: discovery::BeatAnswer) -> Result<Outcome, Leave> {
         let now = self.clock.reading();
         let sent_at = timestamp(answer.sent_at)?;
         let Some(asked) = self.beats.answered(answer.beat) else {
             return Ok(Outcome::default());
         };
-        // By then it was at most so late there.
+        // When the beat was sent, the control plane's wall clock was at most at `sent_at`.
         self.latest.told(sent_at, asked.boot);
         let mut outcome = Outcome {
             answers: Vec::new(),
@@ -456,7 +466,8 @@ impl Receiver {
                 self.note_answered(&pulse.keyring);
             }
         }
-        // One that is still being sent is sent to its end: an ack is for everything before it, too.
+        // A report that is still being sent is completed first: an ack also covers all messages
+        // before it.
         if self.report.is_empty() {
             self.report.extend(self.reporter.report(answer.beat));
         }
@@ -487,13 +498,14 @@ impl Receiver {
         self.answered.extend(name);
     }
 
-    /// The keyring of a message; one that was not subscribed to is passed over.
+    /// Returns the keyring of a message; none if the sidecar has not subscribed to it, and then the
+    /// message is ignored.
     fn subscribed(&mut self, keyring: &str) -> Option<&mut Subscribed> {
         let name: KeyringName = keyring.parse().ok()?;
         self.keyrings.get_mut(&name)
     }
 
-    /// Those that are held on demand.
+    /// Returns the keyrings that are held on demand.
     fn followed(&mut self) -> impl Iterator<Item = &mut Followed> {
         self.keyrings
             .values_mut()
@@ -539,7 +551,8 @@ impl Outcome {
         }
     }
 
-    /// The answer to what brings a keyring anew, once it is here.
+    /// Returns the answer to a message that brings a keyring anew. Once the keyring is complete,
+    /// the next beat is due.
     fn begin(answer: Option<discovery::SidecarMessage>) -> Self {
         Self {
             beat: answer.is_some().then_some(BeatNews::Due),

@@ -1,7 +1,9 @@
-//! What a sidecar tells of the use of its key versions, so that nothing it has counted is ever missing for good.
+//! Reports the use of key versions to the control plane, so that no use that was counted is missing
+//! for good.
 //!
-//! The counts only grow. What was not acked is told again, what was lost is healed by the next report, and what comes
-//! twice or late changes nothing, as the control plane keeps the larger number.
+//! The counts only grow. A count without an ack is reported again, and the next report makes up for
+//! a lost one. A report that arrives twice or late changes nothing, because the control plane keeps
+//! the larger number.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,31 +18,31 @@ use crate::{
     proto::discovery,
 };
 
-/// Makes the usage reports of a sidecar and knows which of them have arrived.
+/// Creates the usage reports of a sidecar and tracks which of them have arrived.
 #[derive(Debug)]
 pub(crate) struct Reporter {
     keyrings: BTreeMap<KeyringName, Account>,
-    /// Of the last message, over all streams.
+    /// The sequence of the last message, over all streams.
     sequence: u64,
     acked: u64,
-    /// No check is under way and none will come.
+    /// Whether no check is under way and none will come.
     has_ended: bool,
 }
 
-/// How far the reports of a sidecar have come.
+/// The progress of a sidecar's usage reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReportProgress {
-    /// The last message that is in the control plane's store.
+    /// The sequence of the last message that is in the control plane's store.
     pub(crate) acked: u64,
-    /// Versions that were told of, or are to be told of again, without an ack.
+    /// The number of versions that were reported, or are to be reported again, without an ack.
     pub(crate) unacked: usize,
 }
 
-/// What is not acked of one keyring.
+/// The uses of one keyring that are not acked.
 #[derive(Debug)]
 struct Account {
     slot: Arc<Slot>,
-    /// Of the control plane's settings; none before they came.
+    /// The epoch of the control plane's settings; none before they arrive.
     epoch: Option<Epoch>,
     unacked: HashMap<VersionRef, Unacked>,
 }
@@ -48,29 +50,32 @@ struct Account {
 #[derive(Debug)]
 struct Unacked {
     usage: UsageIndex,
-    /// The message of this stream that has told of it last.
+    /// The sequence of the last message on this stream that reported the version; none if it is
+    /// still to be reported.
     told: Option<u64>,
 }
 
-/// A report that is being made.
+/// A report in preparation.
 #[derive(Debug, Default)]
 struct Draft {
     messages: Vec<discovery::Usage>,
-    /// Of the last message.
+    /// The number of versions in the last message.
     versions: usize,
     bytes: usize,
 }
 
-/// Versions of one message, which take 50 KiB without callers.
+/// The most versions in one message; without callers they have 50 KiB.
 const MAX_VERSIONS: usize = 500;
-/// The control plane takes 256 KiB. A version with all its callers has up to 6 KiB, so that what is added last fits.
+/// The size at which a message is full. The control plane accepts 256 KiB. A version with all its
+/// callers has up to 6 KiB, so the version that is added last fits.
 const MAX_BYTES: usize = 128 << 10;
-/// Messages of one report: a hundred thousand versions, more than a sidecar sees used between two beats. The rest of a
-/// larger book, such as after a change of the epoch, follows with the next reports.
+/// The most messages in one report: 100,000 versions, more than a sidecar sees used between two
+/// beats. If there are more, such as after a change of the epoch, the rest follows in the next
+/// reports.
 const MAX_MESSAGES: usize = 200;
 
 impl Reporter {
-    /// A reporter of everything that is counted in `keyrings`.
+    /// Returns a reporter of all uses that are counted in `keyrings`.
     #[must_use]
     pub(crate) fn new(keyrings: &Keyrings) -> Self {
         let account = |slot: &Arc<Slot>| Account {
@@ -89,20 +94,22 @@ impl Reporter {
         }
     }
 
-    /// The report that replies to the answer to a beat: every use that is not acked, in messages of bounded size. At least one
-    /// message, as it says that nothing is missing which was counted before. Checks go on meanwhile.
+    /// Creates the report that replies to the answer to a beat: every use without an ack, in
+    /// messages of bounded size. It has at least one message, because it confirms that no use
+    /// counted before is missing. Checks continue meanwhile.
     pub(crate) fn report(&mut self, beat: u64) -> Vec<discovery::Usage> {
         self.tell_all(beat)
     }
 
-    /// The same once no check is under way and none will come: this report, and each after it, is final.
+    /// Creates the same report once no check is under way and none will come: this report, and each
+    /// after it, is final.
     pub(crate) fn last_report(&mut self) -> Vec<discovery::Usage> {
         const NO_BEAT: u64 = 0;
         self.has_ended = true;
         self.tell_all(NO_BEAT)
     }
 
-    /// Takes an ack: whatever was told up to `sequence` is in the store.
+    /// Notes an ack: all uses that were reported up to `sequence` are in the store.
     pub(crate) fn acked(&mut self, sequence: u64) {
         if sequence > self.sequence {
             tracing::warn!(
@@ -120,15 +127,16 @@ impl Reporter {
         }
     }
 
-    /// A new stream begins: what was told on the one before and not acked may be lost.
+    /// Notes that a new stream has begun: uses that were reported on the last one without an ack
+    /// may be lost.
     pub(crate) fn reconnected(&mut self) {
         for unacked in self.unacked_mut() {
             unacked.told = None;
         }
     }
 
-    /// The control plane is at `epoch` of a keyring. When that is another one, its store was restored and may have lost
-    /// what it had acked: everything is told again.
+    /// Notes that the control plane is at `epoch` of a keyring. If the epoch has changed, the store
+    /// was restored and may have lost uses that it had acked: all uses are reported again.
     pub(crate) fn entered(&mut self, keyring: &KeyringName, epoch: Epoch) {
         let Some(account) = self.keyrings.get_mut(keyring) else {
             return;
@@ -140,7 +148,7 @@ impl Reporter {
         }
     }
 
-    /// How far the reports have come.
+    /// Returns the progress of the reports.
     #[must_use]
     pub(crate) fn progress(&self) -> ReportProgress {
         ReportProgress {
@@ -161,7 +169,7 @@ impl Reporter {
         let mut draft = Draft::default();
         draft.begin(&mut self.sequence);
         let first = draft.last().sequence;
-        // The untold first, so that a book that takes several reports gets told to its end.
+        // Unreported versions come first, so that several reports together cover all versions.
         let is_whole = self.tell(&mut draft, |told| told.is_none())
             && self.tell(&mut draft, |told| told.is_some_and(|told| told < first));
         if is_whole {
@@ -173,7 +181,8 @@ impl Reporter {
         draft.messages
     }
 
-    /// Adds the unacked versions that were told in this way; says whether there was room for all.
+    /// Adds the unacked versions whose last report meets `which`; returns whether there was room
+    /// for all.
     fn tell(&mut self, draft: &mut Draft, which: impl Fn(Option<u64>) -> bool) -> bool {
         for (name, account) in &mut self.keyrings {
             for unacked in account.unacked.values_mut() {
@@ -202,7 +211,7 @@ impl Reporter {
 }
 
 impl Account {
-    /// Notes versions that are to be told of.
+    /// Notes versions that are to be reported.
     fn expect(&mut self, used: Vec<UsageIndex>) {
         for usage in used {
             let version = self.slot.usage().get(usage).version();

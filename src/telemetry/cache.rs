@@ -28,7 +28,7 @@ struct Family {
 }
 
 impl CacheCollector {
-    /// A collector for those of `keyrings` that are on demand.
+    /// Returns a collector for the keyrings that are held on demand.
     pub(super) const fn new(keyrings: Keyrings) -> Self {
         Self(keyrings)
     }
@@ -68,7 +68,7 @@ impl CacheCollector {
         Ok(())
     }
 
-    fn tell_of_room(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn report_room(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let entries = Family {
             name: "relatch_on_demand_entries",
             help: "Number of entries in the cache of a keyring: key versions, or digests that no key has (unknown)",
@@ -96,7 +96,7 @@ impl CacheCollector {
         })
     }
 
-    fn tell_of_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn report_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let reads = Family {
             name: "relatch_on_demand_reads",
             help: "Number of checks by the result in the cache of a keyring",
@@ -120,7 +120,7 @@ impl CacheCollector {
         })
     }
 
-    fn tell_of_lookups(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+    fn report_lookups(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let lookups = Family {
             name: "relatch_on_demand_lookups",
             help: "Number of lookups at the control plane by outcome",
@@ -159,8 +159,8 @@ impl Collector for CacheCollector {
         if self.caches().next().is_none() {
             return Ok(());
         }
-        self.tell_of_room(&mut encoder)?;
-        self.tell_of_checks(&mut encoder)?;
-        self.tell_of_lookups(&mut encoder)
+        self.report_room(&mut encoder)?;
+        self.report_checks(&mut encoder)?;
+        self.report_lookups(&mut encoder)
     }
 }

@@ -1,4 +1,4 @@
-//! When the next beat of a stream is due, and when a stream without answers is given up.
+//! Decides when the next beat of a stream is due, and when the sidecar leaves a silent stream.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(super) struct Beating {
     is_due: bool,
 }
 
-/// What came of a wait.
+/// The result of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     /// A beat is due.
@@ -24,14 +24,16 @@ pub(super) enum Turn {
     Silent,
 }
 
-/// So many beats in a row are not answered before the stream is left,
+/// The pauses without an answer after which the sidecar leaves the stream, within
+/// [`SILENCE_BOUNDS`].
 const MISSED: u32 = 3;
-/// within these bounds: a store that is busy for some seconds is no reason to leave, and a control plane that stays silent is
-/// left well before `deny_after`.
+/// The bounds of the time without an answer. A store that is busy for some seconds is no reason to
+/// leave, and the sidecar leaves a silent control plane well before `deny_after`.
 const SILENCE_BOUNDS: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(90));
 
 impl Beating {
-    /// Of a stream whose first beat was just sent. The pause between two is `every`.
+    /// Returns the beats of a stream whose first beat was just sent. The pause between two is
+    /// `every`.
     pub(super) fn new(clock: &Clock, every: Duration) -> Self {
         Self {
             next: ticking(every),
@@ -41,23 +43,23 @@ impl Beating {
         }
     }
 
-    /// Whether a beat is to be sent.
+    /// Returns whether a beat is to be sent.
     pub(super) const fn is_due(&self) -> bool {
         self.is_due
     }
 
-    /// Has the next beat sent at once.
+    /// Makes the next beat due at once.
     pub(super) const fn hurry(&mut self) {
         self.is_due = true;
     }
 
-    /// A beat was sent.
+    /// Notes that a beat was sent.
     pub(super) fn sent(&mut self) {
         self.is_due = false;
         self.next.reset();
     }
 
-    /// A beat was answered, and the pause between two is `every` from now on.
+    /// Notes that a beat was answered, and sets the pause between two to `every`.
     pub(super) fn answered(&mut self, every: Duration) {
         if every != self.next.period() {
             self.next = ticking(every);
@@ -65,8 +67,8 @@ impl Beating {
         self.silence = ticking(silence(every));
     }
 
-    /// Waits until the next beat is due: after the pause, or a step of the wall clock. Nothing is lost when this is
-    /// cancelled.
+    /// Waits until the next beat is due, after the pause or a step of the wall clock, or until no
+    /// beat was answered for too long. Nothing is lost if this is cancelled.
     pub(super) async fn turn(&mut self) -> Turn {
         tokio::select! {
             _ = self.next.tick() => {}
@@ -83,7 +85,7 @@ fn silence(every: Duration) -> Duration {
     (MISSED * every).clamp(shortest, longest)
 }
 
-/// Ticks after each `period`, the first time after one.
+/// Returns ticks after each `period`; the first comes after one period.
 fn ticking(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -148,7 +150,7 @@ mod tests {
         assert_eq!(began.elapsed(), SILENCE_BOUNDS.0, "not below");
         assert_eq!(silence(Duration::from_secs(10)), Duration::from_secs(30));
         assert_eq!(silence(Duration::from_mins(5)), SILENCE_BOUNDS.1);
-        // Answers keep it.
+        // Answers keep the stream.
         let kept = Beating::new(&Clock::manual(Timestamp::from_millis(0)).0, EVERY);
         let mut beating = kept;
         for _ in 0..20 {

@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 struct Control(mpsc::UnboundedSender<Opened>);
 
-/// The control plane's end of a stream.
+/// The control plane's side of a stream.
 #[derive(Debug)]
 struct Opened {
     said: Streaming<discovery::SidecarMessage>,
@@ -54,11 +54,12 @@ struct World {
     server: JoinSet<()>,
 }
 
-/// What a sidecar may send before it is read: little, so that more waits where the sidecar has it.
+/// The bytes that a sidecar may send before they are read: few, so that the rest waits in the
+/// sidecar.
 const SERVERS_WINDOW: u32 = 64 << 10;
 /// Often, so that no test waits for a beat.
 const BEAT_EVERY_MS: u32 = 50;
-/// Far above what anything here takes, so that only a failing test meets it.
+/// Far above the duration of any step, so that only a failing test reaches it.
 const DEADLINE: Duration = Duration::from_mins(2);
 
 #[tonic::async_trait]
@@ -202,7 +203,7 @@ impl World {
 impl Opened {
     fn tell(&self, kind: Tell) {
         let message = discovery::ControlMessage { kind: Some(kind) };
-        // A client that has gone is seen by what it does not say.
+        // If the client has gone, the test sees it from the messages that do not come.
         let _ = self.tell.send(Ok(message));
     }
 
@@ -211,7 +212,7 @@ impl Opened {
         self.tell(Tell::UsageAck(discovery::UsageAck { sequence }));
     }
 
-    /// The next message but for beats; none at the end of the stream.
+    /// Returns the next message that is not a beat; none at the end of the stream.
     async fn next(&mut self) -> Option<Kind> {
         loop {
             match self.said().await? {
@@ -226,7 +227,7 @@ impl Opened {
         message.expect("in time").ok().flatten()?.kind
     }
 
-    /// Waits until there is a beat that is not answered.
+    /// Waits for a beat that is not answered.
     async fn until_beat(&mut self) {
         while self.beat <= self.answered {
             match self.said().await {
@@ -254,14 +255,14 @@ impl Opened {
         }));
     }
 
-    /// The report that replies to the answer to a beat.
+    /// Returns the report that replies to the answer to a beat.
     async fn report(&mut self) -> discovery::Usage {
         self.answer_beat().await;
         self.usage().await
     }
 }
 
-/// What a control plane says that goes on, when a certificate has expired.
+/// Returns the drain of a control plane that continues, after a certificate has expired.
 fn expired() -> Tell {
     Tell::Drain(discovery::Drain {
         retry_after: None,
@@ -288,7 +289,7 @@ async fn every_answer_to_a_beat_is_replied_to_with_what_was_not_acked() {
     assert_eq!(requests(&second), [4]);
     assert_eq!(requests(&stream.report().await), [4]);
     stream.ack(&second);
-    // It is told once more before the ack of the last message has come.
+    // The count is reported once more before the ack of the last message has arrived.
     let last = stream.report().await;
     stream.ack(&last);
     assert!(requests(&stream.report().await).is_empty());
@@ -411,7 +412,7 @@ async fn a_stop_serves_the_stream_until_checks_are_answered_and_reports_them_bef
 
     assert_eq!(requests(&report), [1]);
     assert!(report.is_final);
-    // Nothing is said before the ack, but for answers.
+    // Before the ack, the sidecar sends nothing but answers.
     let while_waiting = stream.report().await;
     assert_eq!(requests(&while_waiting), [1]);
     stream.ack(&while_waiting);
@@ -462,7 +463,7 @@ async fn with_file(dir: &std::path::Path, stop: Option<CancellationToken>) -> Wo
     .await
 }
 
-/// What a stream ends with, and the acks before it.
+/// Returns the Goodbye of a stream, and the acks before it.
 async fn farewell(stream: &mut Opened) -> (discovery::Goodbye, Vec<discovery::Ack>) {
     let mut acks = Vec::new();
     loop {
@@ -616,7 +617,7 @@ fn planned_ends_wait_no_longer_than_their_jitter_however_many_there_are() {
         assert_eq!(next.wait, Backoff::PLANNED);
         assert!(next.is_same_endpoint);
     }
-    // They are no failures: the first of those waits as the first.
+    // Planned ends are no failures: the first failure after them waits as the first.
     let lost = StreamEnd::Closed.next(false, &mut backoff, u32::MAX);
     assert_eq!(lost.wait, Backoff::FIRST);
     assert!(!lost.is_same_endpoint);
@@ -643,7 +644,7 @@ fn a_stream_that_was_of_use_ends_the_series_of_failures_however_short_it_was() {
         let next = StreamEnd::Silent.next(was_of_use, &mut backoff, u32::MAX);
         next.wait
     };
-    // A control plane that takes streams and then fails.
+    // A control plane that accepts streams and then fails.
     for failures in 0..5 {
         assert_eq!(waits(false), (1 << failures) * Backoff::FIRST);
     }
@@ -689,7 +690,7 @@ fn a_stream_is_of_use_once_each_keyring_was_confirmed_or_refused() {
     };
     let empty = prost::Message::encode_to_vec(&empty);
     tell(&mut receiver, Tell::Settings(settings(Epoch::new(1))));
-    // Behind what there is: a snapshot is asked for.
+    // The sidecar is behind the control plane: it requests a snapshot.
     confirm(&mut receiver, 1);
     tell(&mut receiver, Tell::Snapshot(empty.into()));
     let refused = discovery::NotServed {
@@ -725,7 +726,7 @@ async fn little_is_on_its_way_to_a_sidecar_that_does_not_read() {
 
     let sent = torrent.has_sent().await;
 
-    // And what was gathered for one write.
+    // The bound includes what was gathered for one write.
     let bound = 128 << 10;
     assert!(sent <= bound, "{sent} bytes are on their way");
 }

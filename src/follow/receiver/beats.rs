@@ -1,4 +1,4 @@
-//! The beats of a sidecar: when each was sent that is not answered, and how often the next one is due.
+//! The beats of a sidecar: the send times of the unanswered ones, and the pause between two.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::{clock::Reading, proto::discovery};
 /// The beats of one process.
 #[derive(Debug)]
 pub(super) struct Beats {
-    /// Of the last beat, over all streams.
+    /// The number of the last beat, counted over all streams.
     number: u64,
     /// The beats of the open stream that can still be answered, the oldest first.
     unanswered: VecDeque<Sent>,
@@ -20,12 +20,15 @@ struct Sent {
     at: Reading,
 }
 
-/// Beats that wait for an answer. One answers all before it, and a stream without answers is left after three pauses, so
-/// that more are sent only in a burst of snapshots; then the oldest are forgotten, and the answers to the newer ones count.
+/// The most beats that wait for an answer. One answer covers all beats before it, and the sidecar
+/// leaves a stream that is silent for three pauses, but at least 15 s. So more wait only in a burst
+/// of snapshots, or at a pause below a quarter of a second. Then the oldest are forgotten, and the
+/// answers to the newer ones count.
 const MAX_UNANSWERED: usize = 64;
-/// Before the first answer.
+/// The pause before the first answer.
 const DEFAULT_EVERY: Duration = Duration::from_secs(5);
-/// A control plane that asks for less is wrong: beats would be the main traffic. The longest is that of its settings.
+/// The bounds of the pause. A control plane that asks for less is wrong: beats would be the main
+/// traffic. The longest is the longest heartbeat of a control plane's settings.
 const EVERY_BOUNDS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
 
 impl Beats {
@@ -37,7 +40,7 @@ impl Beats {
         }
     }
 
-    /// The next beat, which is sent at `now`.
+    /// Returns the next beat, which is sent at `now`.
     pub(super) fn send(&mut self, now: Reading) -> discovery::Beat {
         self.number += 1;
         if self.unanswered.len() == MAX_UNANSWERED {
@@ -52,8 +55,8 @@ impl Beats {
         }
     }
 
-    /// When the beat was sent that is answered; none when a newer one was answered before, or it is not known. The answer
-    /// speaks for all beats before it.
+    /// Returns when the answered beat was sent; none if a newer one was answered before, or the
+    /// number is unknown. The answer covers all beats before it, too.
     pub(super) fn answered(&mut self, number: u64) -> Option<Reading> {
         let at = self
             .unanswered
@@ -62,17 +65,17 @@ impl Beats {
         self.unanswered.drain(..=at).next_back().map(|sent| sent.at)
     }
 
-    /// The stream has ended: what was asked there is not answered any more.
+    /// Notes that the stream has ended: its beats are not answered any more.
     pub(super) fn disconnected(&mut self) {
         self.unanswered.clear();
     }
 
-    /// The pause between two beats.
+    /// Returns the pause between two beats.
     pub(super) const fn every(&self) -> Duration {
         self.every
     }
 
-    /// Takes the pause that the control plane asks for, within bounds.
+    /// Sets the pause that the control plane asks for, within [`EVERY_BOUNDS`].
     pub(super) fn pace(&mut self, every: Duration) {
         let (shortest, longest) = EVERY_BOUNDS;
         self.every = every.clamp(shortest, longest);
@@ -97,7 +100,7 @@ mod tests {
         assert_eq!(beats.answered(2), Some(sent[1]));
         assert_eq!(beats.answered(2), None);
         assert_eq!(beats.answered(1), None);
-        assert_eq!(beats.answered(5), None, "nobody has asked so");
+        assert_eq!(beats.answered(5), None, "no such beat was sent");
         assert_eq!(beats.answered(4), Some(sent[3]));
         assert_eq!(beats.send(clock.reading()).number, 5);
         beats.disconnected();

@@ -1,4 +1,4 @@
-//! What a sidecar does with what comes of a keyring that it holds in full.
+//! A keyring that a sidecar holds in full: applies its settings, snapshots, deltas and revocations.
 
 use std::time::Duration;
 
@@ -30,22 +30,23 @@ use crate::{
 pub(super) struct Held {
     mirror: Mirror,
     incoming: Option<Box<Incoming>>,
-    /// What a stream that broke has brought of a snapshot, until the next one brings the rest or something else.
+    /// The part of a snapshot from a stream that broke, until the next stream brings the rest or
+    /// something else.
     partial: Option<Box<Incoming>>,
-    /// A resync was asked for: deltas are of no use until its snapshot comes.
+    /// A resync was requested: deltas are not applied until its snapshot arrives.
     awaits_snapshot: bool,
-    /// The last snapshot was not taken because it shrinks the keyring too much.
+    /// The last snapshot was not applied, because it shrinks the keyring too much.
     awaits_confirmation: bool,
     revoked_through: RevokedThrough,
     pacer: ResyncPacer,
-    /// None when nothing is kept on disk.
+    /// None if nothing is kept on disk.
     recorder: Option<Recorder>,
 }
 
 /// A snapshot whose chunks are coming in.
 #[derive(Debug)]
 struct Incoming {
-    /// Of its chunks; zero when it cannot be resumed.
+    /// The id in its chunks; zero if the snapshot cannot be resumed.
     id: u64,
     builder: SnapshotBuilder,
     next_index: u32,
@@ -53,8 +54,8 @@ struct Incoming {
     rejected: Vec<discovery::RejectedItem>,
 }
 
-/// Spaces the resyncs that may well change nothing: an item that this version cannot read makes every snapshot
-/// mismatch, and must not turn into a stream of snapshots.
+/// Spaces out resyncs that may change nothing. An item that this version cannot read makes every
+/// snapshot mismatch, and must not cause an endless series of snapshots.
 #[derive(Debug)]
 struct ResyncPacer {
     wait: Duration,
@@ -75,19 +76,20 @@ impl Held {
         }
     }
 
-    /// From now on `recorder` notes what is applied.
+    /// Records what is applied from now on with `recorder`.
     pub(super) fn record(&mut self, recorder: Recorder) {
         self.recorder = Some(recorder);
     }
 
-    /// Begins with what was kept. Everything up to its revision was applied, so that no revocation is missing.
+    /// Loads the kept state. Everything up to its revision was applied, so no revocation is
+    /// missing.
     pub(super) fn restore(&mut self, restored: Restored) {
         self.revoked_through
             .replaced(restored.view().revision(), false);
         self.mirror.restore(restored);
     }
 
-    /// Forgets what it holds, which the sidecar may not have any more.
+    /// Drops the keyring, which the sidecar must not hold any more.
     pub(super) fn forget(&mut self) {
         self.mirror.forget();
         self.incoming = None;
@@ -97,7 +99,7 @@ impl Held {
         self.partial = None;
     }
 
-    /// Takes new settings, of which `message` is the serialized form; they are in use at once.
+    /// Applies new settings at once; `message` is their serialized form.
     pub(super) fn adopt(&mut self, settings: KeyringSettings, message: Bytes) {
         self.mirror.adopt(settings);
         if let Some(recorder) = &self.recorder {
@@ -105,7 +107,7 @@ impl Held {
         }
     }
 
-    /// Tells up to where the keyring is on the disk.
+    /// Returns an ack that reports up to which revision the keyring is on the disk.
     pub(super) fn tell_durable(&self) -> discovery::SidecarMessage {
         const NO_MESSAGE: u64 = 0;
         self.answer(
@@ -115,7 +117,7 @@ impl Held {
         )
     }
 
-    /// What the first message of a new stream says of it.
+    /// Returns the subscription for the first message of a new stream.
     pub(super) fn subscription(&mut self) -> discovery::Subscription {
         if let Some(incoming) = self.incoming.take() {
             self.partial = Some(incoming).filter(|incoming| incoming.id != 0);
@@ -250,7 +252,8 @@ impl Held {
                     found,
                     "snapshot held: it would drop more than half of the keyring; confirm the number of items if it is right"
                 );
-                // The one that was asked for has come; answers to beats ask again until one is confirmed.
+                // The requested snapshot has arrived. At answers to beats, the sidecar requests it
+                // again until an operator confirms it.
                 self.awaits_snapshot = false;
                 self.awaits_confirmation = true;
                 let reason = SnapshotError::Shrinks { held, found }.to_string();
@@ -285,7 +288,8 @@ impl Held {
             self.revoked_through
                 .overtaken(after, Revision::new(message.revision));
         }
-        // Behind that: what comes to the disk says up to where all revocations are there.
+        // Recorded after the revocations are applied, because the record says up to which revision
+        // all of them are.
         if let Some(recorder) = &self.recorder {
             recorder.revocations(self.after(), serialized);
         }
@@ -339,7 +343,7 @@ impl Held {
                 self.with_resync(answer, is_revocation_rejected)
             }
             Err(error) => {
-                // Whatever is wrong with the order, a revocation holds.
+                // A revocation counts even if the order of the deltas is wrong.
                 self.revoke_alone(delta, revoked);
                 tracing::warn!(auth.keyring = %self.name(), %error, "asking for a snapshot");
                 vec![self.resync(match error {
@@ -350,7 +354,7 @@ impl Held {
         }
     }
 
-    /// A revocation could not be read: the version may still be accepted.
+    /// Notes a revocation that could not be read: its version may still be accepted.
     fn note_refused(&mut self, epoch: u64, revision: u64) {
         if self.is_of_history(epoch) {
             self.revoked_through.refused(Revision::new(revision));
@@ -361,8 +365,9 @@ impl Held {
         self.mirror.position().epoch == Epoch::new(epoch)
     }
 
-    /// An answer, and after a revocation that could not be read a resync: in the snapshot the version is missing, or revoked.
-    /// Where one is on its way already, what it does not have follows in a delta.
+    /// Returns the answer, and a resync if a revocation could not be read: in the snapshot, the
+    /// version is missing or revoked. If a snapshot is on its way already, a delta follows with the
+    /// changes that it does not contain.
     fn with_resync(
         &mut self,
         answer: discovery::SidecarMessage,
@@ -376,7 +381,7 @@ impl Held {
         answers
     }
 
-    /// Applies nothing of a delta but its revocations.
+    /// Applies only the revocations of a delta.
     fn revoke_alone(&mut self, delta: &discovery::Delta, revoked: Vec<KeyRecord>) {
         if revoked.is_empty() {
             return;
@@ -389,7 +394,7 @@ impl Held {
                 revision: delta.revision,
                 nonce: delta.nonce,
                 items: delta.revocations.clone(),
-                // The delta was not applied, so that what came before it may be missing.
+                // The delta was not applied, so changes before it may be missing.
                 complete_after: delta.prev_revision,
             };
             let serialized = revocations.encode_to_vec().into();
@@ -433,7 +438,7 @@ impl Held {
         Ok(Some(self.resync(ResyncReason::DigestMismatch)))
     }
 
-    /// What was applied so far.
+    /// Returns the state that was applied so far, for the recorder.
     fn after(&self) -> After<'_> {
         After {
             slot: self.mirror.slot(),
@@ -441,7 +446,8 @@ impl Held {
         }
     }
 
-    /// Whether it is followed by deltas: no snapshot is missing.
+    /// Returns whether no snapshot is awaited or arriving. A snapshot that waits for an operator's
+    /// confirmation does not count.
     pub(super) const fn is_following(&self) -> bool {
         !self.awaits_snapshot && self.incoming.is_none()
     }

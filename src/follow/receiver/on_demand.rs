@@ -1,4 +1,5 @@
-//! What a sidecar does with what comes of a keyring that it holds on demand.
+//! A keyring that a sidecar holds on demand: applies its starts, deltas, revocations and lookup
+//! results.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Followed {
     follower: Follower,
-    /// A resync was asked for: deltas are of no use until it starts anew.
+    /// A resync was requested: deltas are not applied until the keyring starts anew.
     awaits_start: bool,
     revoked_through: RevokedThrough,
 }
@@ -45,14 +46,14 @@ impl Followed {
         &mut self.follower
     }
 
-    /// Forgets what it holds, which the sidecar may not have any more.
+    /// Drops the keyring, which the sidecar must not hold any more.
     pub(super) fn forget(&mut self) {
         self.follower.forget();
         self.awaits_start = false;
         self.revoked_through = RevokedThrough::default();
     }
 
-    /// What the first message of a new stream says of it.
+    /// Returns the subscription for the first message of a new stream.
     pub(super) fn subscription(&mut self) -> discovery::Subscription {
         self.awaits_start = false;
         let position = self.follower.position();
@@ -107,7 +108,7 @@ impl Followed {
         Ok(Some(self.answer(start.epoch, start.nonce, answered)))
     }
 
-    /// Whether it is followed by deltas: no start is missing.
+    /// Returns whether deltas are applied: no start is missing.
     pub(super) const fn is_following(&self) -> bool {
         !self.awaits_start
     }
@@ -144,7 +145,8 @@ impl Followed {
             return Vec::new();
         }
         let (upserts, rejected_upserts) = records(&delta.upserts);
-        // What is held of such a version is not true any more: the next check of it looks it up, and is denied.
+        // The cached state of such a version is outdated: the next check looks the version up, and
+        // is denied.
         let mut outdated = Vec::new();
         if !rejected_upserts.is_empty() {
             let unreadable = delta.upserts.iter();
@@ -183,7 +185,7 @@ impl Followed {
                 self.with_resync(answer, is_unsure)
             }
             Err(error) => {
-                // Whatever is wrong with the order, a revocation holds.
+                // A revocation counts even if the order of the deltas is wrong.
                 self.follower.revoke(epoch, revision, &revoked);
                 tracing::warn!(auth.keyring = %self.name(), %error, "asking for a new start");
                 vec![self.resync(match error {
@@ -194,15 +196,15 @@ impl Followed {
         }
     }
 
-    /// A revocation could not be read: the version may be held as one that is accepted.
+    /// Notes a revocation that could not be read: its version may be cached as accepted.
     fn note_refused(&mut self, epoch: Epoch, revision: Revision) {
         if epoch == self.follower.position().epoch {
             self.revoked_through.refused(revision);
         }
     }
 
-    /// An answer, and a resync where it is not known which version a change is about: after the start that follows nothing
-    /// that is held now is used again.
+    /// Returns the answer, and a resync if it is unknown which version a change is about: after the
+    /// start that follows, nothing that is cached now is used again.
     fn with_resync(
         &mut self,
         answer: discovery::SidecarMessage,
@@ -280,7 +282,7 @@ impl Followed {
         Ok(None)
     }
 
-    /// The next lookup to send.
+    /// Returns the next lookup to send.
     pub(super) fn next_lookup(&self) -> Option<discovery::Lookup> {
         let digest = self.follower.cache().next_request()?;
         Some(discovery::Lookup {
@@ -314,7 +316,8 @@ impl Followed {
     }
 }
 
-/// Versions that are revoked. What is held of one of which only the digest can be read does not matter: it is denied.
+/// Decodes revoked versions. If only the digest of a version can be read, the rest of its record
+/// does not matter: it is denied.
 fn revocations(items: &[discovery::Item]) -> (Vec<KeyRecord>, Vec<discovery::RejectedItem>) {
     let (announced, rejected) = decode_revocations(items, |_| None);
     let records = announced.into_iter().map(|announced| announced.record);

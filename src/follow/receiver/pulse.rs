@@ -1,4 +1,4 @@
-//! What the answer to a beat says of a keyring, beside what is held of it.
+//! Compares the state of a keyring in the answer to a beat with the held state.
 
 use std::cmp::Ordering;
 
@@ -9,11 +9,12 @@ use crate::{
     proto::discovery::{self, ResyncReason},
 };
 
-/// Why what is held has to come anew; none where it is at the same revision of the same history.
+/// Returns why the keyring has to come anew; none if it is at the same revision of the same
+/// history.
 ///
 /// # Errors
 ///
-/// When the control plane knows less than we do.
+/// When the control plane is behind this sidecar.
 pub(super) fn reason_to_resync(
     keyring: &KeyringName,
     held: Position,
@@ -34,7 +35,8 @@ pub(super) fn reason_to_resync(
     }
 }
 
-/// How long a keyring may go without a confirmation, as the control plane is told.
+/// Returns the time for which a keyring may go without a confirmation, in milliseconds, as the
+/// control plane receives it.
 pub(super) fn deny_after_ms(slot: &Slot) -> u64 {
     let limit = slot.staleness().deny_after.as_millis();
     u64::try_from(limit).unwrap_or(u64::MAX)

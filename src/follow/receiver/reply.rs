@@ -1,4 +1,4 @@
-//! How a message about a keyring is answered.
+//! The answers to messages about a keyring.
 
 use super::message;
 use crate::{
@@ -8,30 +8,30 @@ use crate::{
     snapshot::durable::Durable,
 };
 
-/// What an answer says of a keyring.
+/// The state of a keyring in an answer.
 pub(super) struct Reply<'a> {
     pub(super) keyring: &'a KeyringName,
     pub(super) epoch: u64,
     pub(super) nonce: u64,
     pub(super) held: Position,
     pub(super) revoked_through: Revision,
-    /// Up to where it is on the disk.
+    /// The revisions of the keyring that are on the disk.
     pub(super) durable: Durable,
 }
 
-/// What an answer says of the message that it is for.
+/// The result of the message that is answered.
 pub(super) struct Answered {
-    /// Its items that cannot be used.
+    /// The items of the message that cannot be used.
     pub(super) rejected: Vec<discovery::RejectedItem>,
-    /// It is a whole snapshot or a start, and in use.
+    /// The message is a whole snapshot or a start, and is in use.
     pub(super) is_whole: bool,
 }
 
-/// At most so many rejected items are named in one nack, which says so where there are more.
+/// The most rejected items that one nack names; `has_more` says that there are more.
 const MAX_NAMED_REJECTS: usize = 100;
 
 impl Answered {
-    /// A snapshot or a start is in use, but for what was rejected.
+    /// Returns the result of a snapshot or a start that is in use, except for the rejected items.
     pub(super) const fn whole(rejected: Vec<discovery::RejectedItem>) -> Self {
         Self {
             rejected,
@@ -39,12 +39,13 @@ impl Answered {
         }
     }
 
-    /// A change, or nothing at all, is in use.
+    /// Returns the result of a change that is in use, or of no change.
     pub(super) const fn part() -> Self {
         Self::part_without(Vec::new())
     }
 
-    /// A change is in use, but for what was rejected.
+    /// Returns the result of a change that is in use, except for the rejected items, or of a
+    /// snapshot that is rejected as a whole.
     pub(super) const fn part_without(rejected: Vec<discovery::RejectedItem>) -> Self {
         Self {
             rejected,
@@ -54,14 +55,15 @@ impl Answered {
 }
 
 impl Reply<'_> {
-    /// An ack, or a nack that names what was rejected.
+    /// Returns an ack, or a nack that names the rejected items.
     pub(super) fn answer(&self, answered: Answered) -> discovery::SidecarMessage {
         let Answered {
             mut rejected,
             is_whole,
         } = answered;
         let keyring = self.keyring.to_string();
-        // Of another history nothing is in use yet, whatever the number.
+        // Nothing of this history is in use yet if the held state is of another one, whatever its
+        // revision.
         let is_of_history = self.held.epoch.get() == self.epoch;
         let in_use = |revision: Revision| if is_of_history { revision.get() } else { 0 };
         let applied_revision = in_use(self.held.revision);

@@ -1,16 +1,16 @@
-//! Up to where a sidecar can say that every revocation is in force.
+//! The revision up to which a sidecar can confirm that every revocation is in force.
 
 use crate::key::Revision;
 
-/// Up to where every revocation of a keyring's history is in use for checks.
+/// The revision up to which every revocation of a keyring's history is in use for checks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RevokedThrough {
     through: Revision,
-    /// What the lane has brought beyond that: every revocation after the first revision, up to the second. What lies before
-    /// the first is missing.
+    /// The range that the lane has brought beyond `through`: every revocation after the first
+    /// revision, up to the second. Revisions between `through` and the first are missing.
     ahead: Option<(Revision, Revision)>,
-    /// The newest revision with a revocation that could not be read. Until a whole state at it or after it is in use,
-    /// nothing more is claimed.
+    /// The newest revision with a revocation that could not be read. Until a whole state at or
+    /// after it is in use, deltas and the lane do not raise `through`.
     refused: Option<Revision>,
 }
 
@@ -19,8 +19,8 @@ impl RevokedThrough {
         self.through
     }
 
-    /// The keyring is in use as it is at `revision`: no version is accepted whose revocation came up to there. Of another
-    /// history nothing is known any more.
+    /// Notes that the whole state at `revision` is in use: no version that was revoked up to there
+    /// is accepted. If it is of another history, nothing else is known any more.
     pub(super) fn replaced(&mut self, revision: Revision, is_same_history: bool) {
         if !is_same_history {
             *self = Self::default();
@@ -29,27 +29,27 @@ impl RevokedThrough {
         self.raise(revision);
     }
 
-    /// A delta that leads to `revision` is in use, with all its revocations.
+    /// Notes that a delta that leads to `revision` is in use, with all its revocations.
     pub(super) fn applied(&mut self, revision: Revision) {
         if self.refused.is_none() {
             self.raise(revision);
         }
     }
 
-    /// Every revocation after `after`, up to `revision`, is in use.
+    /// Notes that every revocation after `after`, up to `revision`, is in use.
     pub(super) fn overtaken(&mut self, after: Revision, revision: Revision) {
         if self.refused.is_some() {
             return;
         }
         self.ahead = match self.ahead {
-            // What came before leads up to this.
+            // The earlier range reaches up to this one.
             Some((first, last)) if last >= after => Some((first.min(after), last.max(revision))),
             Some(_) | None => Some((after, revision)),
         };
         self.raise(Revision::default());
     }
 
-    /// A revocation of `revision` could not be read.
+    /// Notes that a revocation at `revision` could not be read.
     pub(super) fn refused(&mut self, revision: Revision) {
         if revision > self.through {
             self.refused = self.refused.max(Some(revision));
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(revoked.get(), at(12));
         revoked.applied(at(19));
         assert_eq!(revoked.get(), at(19));
-        // What had overtaken the rest counts once the rest is there.
+        // The range that overtook the rest counts once the rest has arrived.
         revoked.applied(at(20));
         assert_eq!(revoked.get(), at(40));
         revoked.overtaken(at(50), at(60));
@@ -115,7 +115,7 @@ mod tests {
         revoked.replaced(at(15), true);
         revoked.applied(at(16));
         assert_eq!(revoked.get(), at(16));
-        // What was in force before it was refused is in force.
+        // A revocation that was in force before the refusal stays in force.
         revoked.refused(at(16));
         revoked.applied(at(17));
         assert_eq!(revoked.get(), at(17));

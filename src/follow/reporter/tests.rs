@@ -22,7 +22,7 @@ enum Act {
     /// The wall clock is set back.
     SetBack(u64),
     Report,
-    /// The next message of a stream arrives; of an old one, too, which is late then.
+    /// The next message of a stream arrives; if the stream is an old one, it arrives late.
     Deliver(usize),
     /// The next message arrives, and will arrive once more.
     DeliverTwice(usize),
@@ -244,8 +244,8 @@ fn act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever a stream loses, repeats or brings late, the store ends at the exact counts, and what is said to be
-    /// complete is so at every moment between.
+    /// Whatever a stream loses, repeats or brings late, the store ends at the exact counts, and
+    /// counts that are reported as complete are complete at every moment.
     #[test]
     fn the_store_ends_at_the_exact_counts(acts in vec(act(), 0..80)) {
         let mut model = Model::new();
@@ -345,7 +345,7 @@ fn a_book_that_takes_several_reports_is_told_to_its_end_and_whole_only_then() {
             .iter()
             .all(|message| complete_until(message).is_none())
     );
-    // Without an ack the rest comes first; what had room beside it is told again.
+    // Without an ack the rest comes first; the versions that had room beside it are reported again.
     let second = reporter.report(6);
     assert!(
         second
