@@ -1,8 +1,8 @@
-//! The admin API: what operators and the command line ask of a control plane.
+//! The admin API: serves the calls of operators and of the command line.
 //!
-//! Each handler states the permission that it needs, in its own first line; a call without a token that has it ends
-//! there. The nouns are in files of their own. [`field`] reads the fields of requests, [`messages`] makes the messages of
-//! answers, and [`error`] makes statuses.
+//! Each handler states the permission that it needs in its first line; a call without a token with
+//! that permission ends there. Each noun has a file of its own. [`field`] reads the fields of
+//! requests, [`messages`] creates the messages of answers, and [`error`] creates statuses.
 
 mod audit;
 mod call;
@@ -66,7 +66,7 @@ pub(crate) struct AdminApi {
     tasks: TaskTracker,
 }
 
-/// What the API speaks of.
+/// The parts of a control plane that the API uses.
 #[derive(Debug)]
 pub(crate) struct AdminParts {
     /// The keyrings.
@@ -75,15 +75,15 @@ pub(crate) struct AdminParts {
     pub(crate) fleet: Arc<Fleet>,
     /// The use of keys.
     pub(crate) usage: Arc<UsageBook>,
-    /// Who may call.
+    /// The admin tokens that permit calls.
     pub(crate) tokens: Arc<Tokens>,
-    /// The steps that take time.
+    /// The rotations, which wait for sidecars.
     pub(crate) rotations: Rotations,
-    /// Who is told of events.
+    /// The webhooks that receive events.
     pub(crate) webhooks: Arc<Webhooks>,
     /// The time by which planned ends come.
     pub(crate) pace: Arc<Pace>,
-    /// The answers that may be given again.
+    /// The answers that can be returned again.
     pub(crate) calls: Arc<Calls>,
 }
 
@@ -93,7 +93,7 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send + 'static
 const MAX_MESSAGE: usize = 64 << 10;
 
 impl AdminApi {
-    /// An API over the parts of a control plane. Rotations run as `tasks`.
+    /// Returns an API over the parts of a control plane. Rotations run as `tasks`.
     #[must_use]
     pub(crate) fn new(parts: AdminParts, tasks: TaskTracker) -> Self {
         let AdminParts {
@@ -119,7 +119,7 @@ impl AdminApi {
         }
     }
 
-    /// The service to add to a server.
+    /// Returns the service to add to a server.
     #[must_use]
     pub(crate) fn into_service(self) -> TracedCalls<AdminServer<Self>> {
         let tracer = self.catalog.tracer().clone();
@@ -127,14 +127,14 @@ impl AdminApi {
         TracedCalls::new(service, tracer)
     }
 
-    /// The keyring that holds a key.
+    /// Returns the keyring that contains a key.
     fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, Status> {
         self.catalog
             .holding(key_id)
             .map_err(|refusal| error::refused(&refusal))
     }
 
-    /// Who makes the call, if that is permitted.
+    /// Returns the caller, if its token permits the call.
     fn permit<T>(&self, request: &Request<T>, permission: Permission) -> Result<Caller, Status> {
         let caller = request
             .metadata()
@@ -336,7 +336,7 @@ impl Admin for AdminApi {
         &self,
         request: Request<api::RetireVersionRequest>,
     ) -> Result<Response<api::RetireVersionResponse>, Status> {
-        // By force it ends a version that may be in use, as a revocation does.
+        // With force, it ends a version that may be in use, as a revocation does.
         let permission = if request.get_ref().force {
             Permission::Revoke
         } else {

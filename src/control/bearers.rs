@@ -1,4 +1,4 @@
-//! Sidecars that show a token in the place of a certificate: whose each token is.
+//! The tokens of sidecars that have no certificate, and the identity of each token.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,18 +13,19 @@ use crate::{
     wire::token::{SidecarToken, TokenFileError},
 };
 
-/// The tokens of all files, as they were read last.
+/// The tokens of all files, as they were last read.
 #[derive(Debug)]
 pub(crate) struct Bearers {
     files: Vec<BearerFile>,
     pepper: Pepper,
-    /// For each file; none where it holds no token.
+    /// The digest of the token in each file; none if the file has no token.
     digests: ArcSwap<Vec<Option<KeyDigest>>>,
 }
 
-/// As often as certificates.
+/// The interval between two reads of the files, as for certificates.
 const EVERY: Duration = Duration::from_secs(2);
-/// What cannot be read now cannot be read two seconds later.
+/// The least interval between two logs of errors: a file that cannot be read now cannot be read two
+/// seconds later.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 impl Bearers {
@@ -32,7 +33,7 @@ impl Bearers {
     ///
     /// # Errors
     ///
-    /// When one of them holds no token: whoever begins so has made a mistake.
+    /// When one of them has no token: at the start, that is a mistake.
     pub(crate) fn load(
         files: Vec<BearerFile>,
         pepper: Pepper,
@@ -46,7 +47,8 @@ impl Bearers {
         }))
     }
 
-    /// For whom a token speaks. Of two files with the same one the first counts.
+    /// Returns the identity that a token proves. If two files have the same token, the first
+    /// counts.
     #[must_use]
     pub(crate) fn identity_of(&self, token: &str) -> Option<&Identity> {
         let presented = PresentedKey::new(token.as_bytes()).ok()?;
@@ -56,7 +58,8 @@ impl Bearers {
         Some(&self.files[at].identity)
     }
 
-    /// Looks at the files every two seconds until `stop`. A file that holds no token any more lets nobody in.
+    /// Reads the files every two seconds until `stop`. A file that has no token any more admits no
+    /// sidecar.
     pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut told = Seldom::new(LOG_INTERVAL);
         loop {
@@ -65,7 +68,7 @@ impl Bearers {
                 () = stop.cancelled() => return,
             }
             let bearers = Arc::clone(&self);
-            // A file may lie on a disk or a network that hangs.
+            // A file may be on a disk or a network that hangs.
             let looked = tokio::task::spawn_blocking(move || bearers.look());
             tokio::select! {
                 looked = looked => match looked {
@@ -80,7 +83,7 @@ impl Bearers {
         }
     }
 
-    /// Reads all files again, and returns what is wrong with some.
+    /// Reads all files again, and returns the errors.
     fn look(&self) -> Vec<TokenFileError> {
         let mut errors = Vec::new();
         let digests = self

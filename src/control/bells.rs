@@ -1,4 +1,4 @@
-//! Those who are to be woken when a keyring changes.
+//! The bells that wake tasks when a keyring changes.
 
 use std::sync::{
     Arc, Mutex, PoisonError, Weak,
@@ -10,22 +10,24 @@ use tokio::sync::{Notify, watch};
 use super::journal::Witness;
 use crate::key::Revision;
 
-/// The bells that a change rings. Each is somebody's own, who may have it rung by several keyrings.
+/// The bells that a change of a keyring rings. Each belongs to one task, and several keyrings may
+/// ring it.
 #[derive(Debug, Default)]
 pub(crate) struct Bells(Mutex<Vec<Weak<Notify>>>);
 
-/// Rings for each revision of a keyring that becomes visible, once.
+/// Rings once for each revision of a keyring that becomes visible.
 #[derive(Debug)]
 pub(crate) struct Ringer {
     bells: Bells,
-    /// The newest revision that was rung for.
+    /// The newest revision for which the bells were rung.
     rung: AtomicU64,
     /// Counts changes of any keyring.
     changes: watch::Sender<u64>,
 }
 
 impl Ringer {
-    /// Rings nobody yet; `changes` is counted up with every revision.
+    /// Returns a ringer without bells; `changes` is incremented with every revision that becomes
+    /// visible.
     #[must_use]
     pub(crate) fn new(changes: watch::Sender<u64>) -> Self {
         Self {
@@ -35,7 +37,7 @@ impl Ringer {
         }
     }
 
-    /// What it rings.
+    /// Returns its bells.
     #[must_use]
     pub(crate) const fn bells(&self) -> &Bells {
         &self.bells
@@ -44,7 +46,7 @@ impl Ringer {
 
 impl Witness for Ringer {
     fn published(&self, revision: Revision) {
-        // Of commits that were written together the first one wakes everybody.
+        // Several commits that are written together ring once.
         if self.rung.fetch_max(revision.get(), Ordering::AcqRel) < revision.get() {
             self.bells.ring();
             self.changes
@@ -54,17 +56,17 @@ impl Witness for Ringer {
 }
 
 impl Bells {
-    /// Rings `bell` with every change from now on, for as long as somebody holds it.
+    /// Rings `bell` with every change from now on, as long as a task holds it.
     pub(crate) fn join(&self, bell: &Arc<Notify>) {
         let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if bells.len() == bells.capacity() {
-            // Where nothing changes, those who come and go must not pile up.
+            // Without changes, the bells of tasks that come and go must not pile up.
             bells.retain(|bell| bell.strong_count() > 0);
         }
         bells.push(Arc::downgrade(bell));
     }
 
-    /// Wakes everybody; who is not waiting at the moment will not wait the next time.
+    /// Rings all bells. A task that is not waiting now does not wait the next time.
     pub(crate) fn ring(&self) {
         let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         bells.retain(|bell| match bell.upgrade() {

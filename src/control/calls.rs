@@ -1,11 +1,13 @@
-//! Calls that hand out a secret, each carried out once however often it is made.
+//! Calls that hand out a secret. Each is carried out once, however often it is repeated.
 //!
-//! An answer can get lost on its way, and with it a secret that is nowhere else. A call with an [`IdempotencyKey`] may
-//! therefore be made again: for ten minutes the same actor gets the same answer, with the secret, which is held in memory
-//! only and wiped after that time. Calls with one key wait for each other. A call that failed before anything was handed
-//! out is carried out anew.
+//! An answer can get lost on its way, and with it the only copy of a secret. A call with an
+//! [`IdempotencyKey`] can therefore be repeated: for ten minutes the same actor gets the same
+//! answer, with the secret, which is held in memory only and wiped after that time. Calls with the
+//! same key wait for each other. A call that failed before it handed out a secret is carried out
+//! anew.
 //!
-//! When the answer is forgotten, what the call has created is found by its id, which is derived from the key.
+//! After the answer is forgotten, the object that the call has created is found by its id, which is
+//! derived from the key.
 
 use std::{
     collections::HashMap,
@@ -30,13 +32,13 @@ use crate::{
 /// The calls of the last ten minutes.
 #[derive(Debug)]
 pub(crate) struct Calls {
-    /// Keys the ids and the digests of arguments.
+    /// The key of the HMAC for ids and for the digests of arguments.
     pepper: Pepper,
     clock: Clock,
     remembered: Mutex<HashMap<IdempotencyKey, Call>>,
 }
 
-/// What a call is known by. Only an equal one gets its answer.
+/// The identity of a call. Only an equal call gets its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     key: IdempotencyKey,
@@ -53,56 +55,57 @@ struct Call {
     outcome: Arc<tokio::sync::Mutex<CallOutcome>>,
 }
 
-/// What came of a call so far.
+/// The outcome of a call so far.
 #[derive(Debug, Default)]
 struct CallOutcome {
     kept: Option<Kept>,
-    /// The last id under which it was carried out without an answer being handed out.
+    /// The last id under which the call was carried out without handing out an answer.
     given_up: Option<KeyId>,
-    /// When it is forgotten.
+    /// The time at which the call is forgotten.
     until: BootTime,
 }
 
-/// An answer that may be given again.
+/// An answer that can be returned again.
 #[derive(Debug)]
 pub(crate) enum Kept {
-    /// Of a key that was created or imported.
+    /// The answer with a key that was created or imported.
     Key(KeptKey),
-    /// Of a rotation.
+    /// The answer with the new version of a rotation.
     Rotation(Arc<HandedOver>),
-    /// Of an admin token.
+    /// The answer with an admin token.
     Token(KeyId, Secret),
-    /// Of a webhook, whose secret is derived from its id.
+    /// The answer with a webhook, whose secret is derived from its id.
     Webhook(WebhookId),
 }
 
-/// A key as its creator is given it.
+/// A key as its creator receives it.
 #[derive(Debug)]
 pub(crate) struct KeptKey {
-    /// Its first version.
+    /// The first version of the key.
     pub(crate) version: VersionRef,
-    /// None for an imported key: its owner knows it.
+    /// The secret; none for an imported key, because its owner knows it.
     pub(crate) secret: Option<Secret>,
-    /// The revision of its creation.
+    /// The revision of the key's creation.
     pub(crate) revision: Revision,
-    /// The sidecars that accept it, where somebody waited for them.
+    /// The sidecars that accept the key, if the caller waited for them.
     pub(crate) barrier: Option<Barrier>,
 }
 
-/// The right to carry a call out, or to give its answer again. No equal call is carried out while it is held.
+/// The right to carry out a call, or to return its answer again. No equal call is carried out while
+/// it is held.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     calls: &'a Calls,
-    /// None of a call without an idempotency key.
+    /// None for a call without an idempotency key.
     repeatable: Option<(Identity, OwnedMutexGuard<CallOutcome>)>,
 }
 
 /// The id under which a call is to be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallId {
-    /// It has created nothing.
+    /// The call has created nothing.
     New(KeyId),
-    /// It has created this, and its answer is forgotten.
+    /// The call has created this, and its answer is forgotten.
     Used(KeyId),
 }
 
@@ -113,17 +116,17 @@ pub(crate) enum CallId {
 )]
 pub(crate) struct ReusedError;
 
-/// How long an answer may be given again: long enough for a person to read an error and to repeat the command, and no
-/// longer than needed for a secret that should be nowhere.
+/// How long an answer can be returned again: long enough for a person to read an error and to
+/// repeat the command, and no longer than needed, because no secret should stay anywhere.
 pub(crate) const KEPT_FOR: Duration = Duration::from_mins(10);
-/// The most calls that are remembered, some hundred bytes each. A script that creates more keys within ten minutes can
-/// still repeat its newest ones.
+/// The most calls that are remembered, some hundred bytes each. A script that creates more keys
+/// within ten minutes can still repeat its newest calls.
 const MAX_CALLS: usize = 10_000;
-/// How often a call may be carried out in vain under one key. Whoever tries longer needs another key.
+/// The most attempts under one key that may fail. A caller that needs more has to use another key.
 const MAX_ATTEMPTS: u32 = 1_000;
 
 impl Calls {
-    /// No calls yet.
+    /// Returns a memory without calls.
     pub(crate) fn new(pepper: &MasterPepper, clock: Clock) -> Self {
         Self {
             pepper: pepper.for_idempotency(),
@@ -132,7 +135,7 @@ impl Calls {
         }
     }
 
-    /// What a call with a key is known by.
+    /// Returns the identity of a call with an idempotency key.
     pub(crate) fn identify(
         &self,
         key: IdempotencyKey,
@@ -140,7 +143,7 @@ impl Calls {
         method: &'static str,
         request: &impl Message,
     ) -> Identity {
-        // It may hold a secret that is imported.
+        // The request may contain a secret to import.
         let arguments = Zeroizing::new(request.encode_to_vec());
         Identity {
             key,
@@ -150,11 +153,11 @@ impl Calls {
         }
     }
 
-    /// Waits until no equal call is under way. A call without an identity waits for nothing.
+    /// Waits until no equal call is under way. A call without an identity does not wait.
     ///
     /// # Errors
     ///
-    /// When its idempotency key belongs to another call.
+    /// When the idempotency key belongs to another call.
     pub(crate) async fn turn(&self, identity: Option<Identity>) -> Result<Turn<'_>, ReusedError> {
         let repeatable = match identity {
             None => None,
@@ -169,7 +172,7 @@ impl Calls {
         })
     }
 
-    /// Forgets what is older than ten minutes, and wipes its secrets.
+    /// Forgets the calls whose ten minutes are over, and wipes their secrets.
     pub(crate) fn forget(&self) {
         let now = self.clock.boot();
         self.lock().retain(|_, call| !call.is_over(now));
@@ -213,12 +216,12 @@ impl Calls {
 }
 
 impl Turn<'_> {
-    /// The answer that was given before.
+    /// Returns the answer that was given before.
     pub(crate) fn kept(&self) -> Option<&Kept> {
         self.repeatable.as_ref()?.1.kept.as_ref()
     }
 
-    /// The id under which the call is carried out, given which ids exist already.
+    /// Returns the id under which the call is carried out; `exists` says which ids exist already.
     ///
     /// # Errors
     ///
@@ -247,14 +250,15 @@ impl Turn<'_> {
         )
     }
 
-    /// Keeps the answer for whoever makes the call again.
+    /// Keeps the answer for repetitions of the call.
     pub(crate) fn keep(&mut self, kept: Kept) {
         if let Some((_, outcome)) = &mut self.repeatable {
             outcome.kept = Some(kept);
         }
     }
 
-    /// Notes that nothing was handed out of what has `id`, so that an equal call is carried out anew.
+    /// Notes that nothing was handed out for the object with `id`, so that an equal call is carried
+    /// out anew.
     pub(crate) fn give_up(&mut self, id: KeyId) {
         if let Some((_, outcome)) = &mut self.repeatable {
             outcome.given_up = Some(id);
@@ -271,7 +275,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Call {
-    /// Whether it is neither under way nor to be remembered.
+    /// Returns whether the call is neither under way nor to be remembered.
     fn is_over(&self, now: BootTime) -> bool {
         self.outcome
             .try_lock()
@@ -279,7 +283,7 @@ impl Call {
     }
 }
 
-/// Makes room, at the expense of the call that is forgotten first. One that is under way is not.
+/// Makes room: removes the call that would be forgotten first, but none that is under way.
 fn forget_oldest(calls: &mut HashMap<IdempotencyKey, Call>) {
     let ended = calls.iter().filter_map(|(key, call)| {
         let outcome = call.outcome.try_lock().ok()?;
@@ -411,7 +415,8 @@ mod tests {
         };
         assert_ne!(one, two);
         drop(second);
-        // As after a restart, or ten minutes later: the last one that exists is what the call has created.
+        // As after a restart, or ten minutes later: the last id that exists is that of the object
+        // that the call has created.
         hands.advance(KEPT_FOR);
         calls.forget();
         let later = turn(&calls, "alice", "ci").await;

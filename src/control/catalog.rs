@@ -34,7 +34,7 @@ use crate::{
 
 use unread::Unread;
 
-/// The keyrings, where they are kept, and who is told of their changes.
+/// The keyrings, their store, and the signals of their changes.
 #[derive(Debug)]
 pub struct Catalog {
     store: Arc<dyn Store>,
@@ -43,7 +43,7 @@ pub struct Catalog {
     keyrings: RwLock<BTreeMap<KeyringName, Arc<ServedKeyring>>>,
     /// Counts changes of any keyring.
     changes: watch::Sender<u64>,
-    /// Counts the keyrings that began to be served, or began anew.
+    /// Counts the keyrings that are served for the first time, or anew.
     served: watch::Sender<u64>,
     metrics: ControlMetrics,
     tracer: ControlTracer,
@@ -52,7 +52,8 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Loads every keyring of the store. One that cannot be read is left out, loudly, and tried again.
+    /// Loads every keyring of the store. A keyring that cannot be read is left out, logged as an
+    /// error, and read again later.
     ///
     /// # Errors
     ///
@@ -79,37 +80,36 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// The same, with spans of its commits and of what leads to them.
+    /// Creates spans of commits, and of the calls that lead to them, with `tracer`.
     #[must_use]
     pub(crate) fn with_tracer(self, tracer: ControlTracer) -> Self {
         Self { tracer, ..self }
     }
 
-    /// What is counted of commits and of their way to sidecars.
+    /// Returns the metrics of commits and of their way to sidecars.
     #[must_use]
     pub(crate) const fn metrics(&self) -> &ControlMetrics {
         &self.metrics
     }
 
-    /// What makes spans.
+    /// Returns the tracer, which creates spans.
     #[must_use]
     pub(crate) const fn tracer(&self) -> &ControlTracer {
         &self.tracer
     }
 
-    /// The clock that commits are dated by.
+    /// Returns the clock that dates commits.
     #[must_use]
     pub(crate) const fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// The store.
     #[must_use]
     pub(crate) const fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
-    /// One keyring.
+    /// Returns the keyring `name`.
     ///
     /// # Errors
     ///
@@ -127,11 +127,11 @@ impl Catalog {
         })
     }
 
-    /// The keyring that holds a key.
+    /// Returns the keyring that contains a key.
     ///
     /// # Errors
     ///
-    /// When none does, or one that does may be among those that could never be read.
+    /// When no keyring contains it, or when a keyring that could never be read may contain it.
     pub(crate) fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, Refusal> {
         self.read()
             .values()
@@ -160,39 +160,41 @@ impl Catalog {
         }
     }
 
-    /// The keyrings whose last read failed, with what is wrong and what to do. Some of them may still be served as they
-    /// were read before.
+    /// Returns the keyrings whose last read failed, each with the problem and what to do. Some of
+    /// them may still be served, in the state that was read before.
     #[must_use]
     pub(crate) fn unreadable(&self) -> Vec<(KeyringName, Arc<str>)> {
         self.unread.list()
     }
 
-    /// All keyrings by name.
+    /// Returns all keyrings, in the order of their names.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<Arc<ServedKeyring>> {
         self.read().values().cloned().collect()
     }
 
-    /// Wakes whenever a keyring has changed or was made.
+    /// Returns a receiver that wakes whenever a keyring is changed or created.
     #[must_use]
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Wakes whenever a keyring begins to be served, or begins anew after its history was rewritten.
+    /// Returns a receiver that wakes whenever a keyring is served for the first time, or anew after
+    /// its history was rewritten.
     #[must_use]
     pub(crate) fn watch_served(&self) -> watch::Receiver<u64> {
         self.served.subscribe()
     }
 
-    /// The reads of the store, and who waits for one.
+    /// Returns the reads of the store, and the callers that wait for one.
     #[must_use]
     pub(crate) const fn reads(&self) -> &Reads {
         &self.reads
     }
 
-    /// Reads the store for those who ask, until `shutdown`. Those who ask within a pause of [`READ_PAUSE`] share a read. After
-    /// one that failed they go on waiting; the reconciler logs why, since it reads, too.
+    /// Reads the store for the callers that ask for it, until `shutdown`. Callers that ask within a
+    /// pause of [`READ_PAUSE`] share a read. After a failed read they continue to wait. The
+    /// reconciler, which reads too, logs the reason.
     pub(crate) async fn read_for_those_who_ask(self: Arc<Self>, shutdown: CancellationToken) {
         let reading = async {
             loop {
@@ -208,7 +210,7 @@ impl Catalog {
         shutdown.run_until_cancelled(reading).await;
     }
 
-    /// Makes a keyring from the first change of its log.
+    /// Creates a keyring from the first change of its log.
     ///
     /// # Errors
     ///
@@ -223,8 +225,9 @@ impl Catalog {
         Ok(created.await?.0)
     }
 
-    /// Creates a keyring from the first change of its log and, in the same transaction, what `plan` returns for it: a
-    /// plan that is refused leaves no keyring behind. Returns the revision of the last change as well.
+    /// Creates a keyring from the first change of its log and, in the same transaction, the changes
+    /// that `plan` returns for it. A refused plan leaves no keyring behind. Returns the revision of
+    /// the last change as well.
     ///
     /// # Errors
     ///
@@ -262,7 +265,8 @@ impl Catalog {
         Ok((self.serve(name, epoch).await?, revision))
     }
 
-    /// The changes that a log begins with, and the revision that they lead to. Each of them is known to apply.
+    /// Returns the changes that a log begins with, and the revision that they lead to. Each of them
+    /// is known to apply.
     fn plan_first(
         &self,
         name: &KeyringName,
@@ -313,8 +317,8 @@ impl Catalog {
         }
     }
 
-    /// Commits what `plan` returns for a keyring. Its sidecars hear about it, and it is reported, whether the caller still
-    /// waits or not.
+    /// Commits the changes that `plan` returns for a keyring. They are sent to sidecars and
+    /// reported, whether the caller still waits or not.
     ///
     /// # Errors
     ///
@@ -347,8 +351,8 @@ impl Catalog {
         committed
     }
 
-    /// What is reported about a commit when the store has it. The log lines of revocations are what they are repeated
-    /// from after a restore.
+    /// Returns the report of a commit, which is sent when the store has the commit. After a
+    /// restore, revocations are repeated from its log lines.
     fn report(
         &self,
         started: SystemTime,
@@ -380,22 +384,23 @@ impl Catalog {
         }))
     }
 
-    /// Counts a commit and makes its span.
+    /// Counts a commit and creates its span.
     fn tell(&self, event: &CommitEvent<'_>) {
         self.metrics.committed(event.outcome);
         self.tracer.commit(event);
     }
 
-    /// Follows what other processes have committed, and notes which keyrings could be read. One that could not be is left
-    /// as it was, and noted: see [`unreadable`](Self::unreadable).
+    /// Reads what other processes have committed, and notes which keyrings could be read. A keyring
+    /// that could not be read stays as it was, and is noted: see [`unreadable`](Self::unreadable).
     ///
     /// # Errors
     ///
-    /// When the store cannot be read. What could be read is noted all the same.
+    /// When the store cannot be read. The keyrings that could be read are noted nevertheless.
     pub async fn refresh(&self) -> Result<(), LogError> {
         let read = self.reads.begin();
         let began = self.clock.boot();
-        // Before the heads: what is committed meanwhile is not in them.
+        // The positions are read before the heads: commits that arrive in between are not in the
+        // positions.
         let held: BTreeMap<KeyringName, (Epoch, Position)> = self
             .list()
             .iter()
@@ -437,7 +442,7 @@ impl Catalog {
         failed
     }
 
-    /// Notes how the read of a keyring ended. Returns the error that is of the whole store.
+    /// Notes how the read of a keyring ended. Returns an error that concerns the whole store.
     fn note_read(
         &self,
         name: &KeyringName,
@@ -466,7 +471,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Reads a keyring on to its head, where `known` is how far it was read before the head was.
+    /// Reads a keyring up to its head; `known` is how far it was read before the head was.
     async fn follow(
         &self,
         name: &KeyringName,
@@ -474,7 +479,7 @@ impl Catalog {
         known: Option<&(Epoch, Position)>,
     ) -> Result<(), LogError> {
         let Some((epoch, reached)) = known else {
-            // None, too, where it was created since the list was made.
+            // It is also none if the keyring was created after the list was made.
             if self.read().contains_key(name) || self.unread.is_known(name, head, self.clock.boot())
             {
                 return Ok(());
@@ -493,7 +498,7 @@ impl Catalog {
         }
     }
 
-    /// Checks that a log whose epoch is another one has all that was read of it.
+    /// Checks that a log with another epoch still has everything that was read of it.
     async fn check_goes_on(&self, head: &Head, reached: Position) -> Result<(), LogError> {
         let before = Revision::new(reached.revision.get().saturating_sub(1));
         let page = self.store.read(&head.log, before, 1).await?;
@@ -533,7 +538,7 @@ impl Catalog {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
             match keyrings.get(&name) {
-                // Another task was first; one journal is the writer.
+                // Another task was first. Only one journal may be the writer.
                 Some(held) if held.epoch() == epoch => Arc::clone(held),
                 Some(_) | None => {
                     keyrings.insert(name, Arc::clone(&served));
@@ -548,8 +553,9 @@ impl Catalog {
         Ok(served)
     }
 
-    /// A keyring as of its last saved state, else of its first change, and followed to its head, with the last of its
-    /// changes encoded for sidecars that resume. The revision of the saved state, if there is one, comes with it.
+    /// Loads a keyring from its last saved state, or else from its first change, and follows its
+    /// log to the head. The last of its changes are encoded for sidecars that resume. Also returns
+    /// the revision of the saved state; 0 if there is none.
     async fn load(
         &self,
         log: &LogName,
@@ -583,7 +589,7 @@ impl Catalog {
         Ok((keyring, first.hash))
     }
 
-    /// The last saved state; none when there is none, or none that can be used.
+    /// Returns the last saved state; none if there is none, or none that can be used.
     async fn load_saved(
         &self,
         log: &LogName,
@@ -612,7 +618,7 @@ impl Catalog {
         Ok(None)
     }
 
-    /// Puts a saved keyring together, page by page: the next one is read while one is understood.
+    /// Restores a saved keyring, page by page: the next page is read while one is decoded.
     async fn restore(
         &self,
         log: &LogName,

@@ -1,7 +1,8 @@
-//! The data of a control plane: a store and the pepper that its digests need, which belong together, and their one owner.
+//! The data of a control plane: a store, the pepper that its digests need, and their one owner.
 //!
-//! Whoever changes the data owns the store for that time: the control plane while it runs, and the commands beside it. A
-//! pepper is created with its store, and never for a store that exists: its keys would all be denied.
+//! A process that changes the data owns the store for that time: the control plane while it runs,
+//! and the commands beside it. A pepper is created with its store, and never for an existing store,
+//! because all keys of that store would be denied.
 
 use std::{
     collections::BTreeMap,
@@ -39,19 +40,19 @@ pub struct Data {
 /// The data of a control plane cannot be used or created.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// What the store has of the sidecars cannot be read.
+    /// The store's rows of sidecars cannot be read.
     #[error(transparent)]
     Fleet(#[from] RowError),
-    /// There is nothing yet.
+    /// There is neither a store nor a pepper.
     #[error(
         "there is no store at {} and no pepper file {}: create both with `relatch control init`, or correct the paths",
         store.display(),
         pepper_file.display()
     )]
     Missing {
-        /// Where the store should be.
+        /// The path at which the store is missing.
         store: PathBuf,
-        /// Where the pepper should be.
+        /// The path at which the pepper file is missing.
         pepper_file: PathBuf,
     },
     /// There is a store without its pepper.
@@ -61,9 +62,9 @@ pub enum DataError {
         pepper_file.display()
     )]
     PepperMissing {
-        /// Where the store is.
+        /// The path of the store.
         store: PathBuf,
-        /// Where the pepper should be.
+        /// The path at which the pepper file is missing.
         pepper_file: PathBuf,
     },
     /// There is a pepper without its store.
@@ -73,21 +74,21 @@ pub enum DataError {
         store.display()
     )]
     StoreMissing {
-        /// Where the store should be.
+        /// The path at which the store is missing.
         store: PathBuf,
-        /// Where the pepper is.
+        /// The path of the pepper file.
         pepper_file: PathBuf,
     },
-    /// Both are there already.
+    /// There are a store and a pepper already.
     #[error(
         "{} is already initialized: create further admin tokens with `relatch token create`, or with `relatch control recover-admin` when no admin token is left",
         store.display()
     )]
     Initialized {
-        /// Where the store is.
+        /// The path of the store.
         store: PathBuf,
     },
-    /// The pepper is that of another store.
+    /// The pepper belongs to another store.
     #[error(
         "{} is not the pepper of {}: the store expects {}, but the file has {}; restore the pepper file that belongs to this store, because with another pepper every key would be denied (check values are not secret)",
         pepper_file.display(),
@@ -96,28 +97,28 @@ pub enum DataError {
         Peppers(&BTreeMap::from([*found]))
     )]
     ForeignPepper {
-        /// The store.
+        /// The path of the store.
         store: PathBuf,
-        /// The file of the pepper.
+        /// The path of the pepper file.
         pepper_file: PathBuf,
-        /// What the store expects.
+        /// The ids and check values of the peppers that the store expects.
         expected: BTreeMap<PepperId, PepperCheck>,
-        /// What the file holds.
+        /// The id and the check value of the pepper in the file.
         found: (PepperId, PepperCheck),
     },
-    /// The store does not say which pepper is its own.
+    /// The store does not record which pepper belongs to it.
     #[error(
-        "{} has entries but does not say which pepper is its own, so {} with {} may belong to another store; with another pepper every key would be denied, for good; if you are sure that it is the right one, start `relatch control` once with `--adopt-pepper`, which records it (check values are not secret)",
+        "{} has entries but does not record which pepper belongs to it, so {} with {} may belong to another store; with another pepper every key would be denied permanently; if you are sure that it is the right one, start `relatch control` once with `--adopt-pepper`, which records it (check values are not secret)",
         store.display(),
         pepper_file.display(),
         Peppers(&BTreeMap::from([*found]))
     )]
     UnknownPepper {
-        /// The store.
+        /// The path of the store.
         store: PathBuf,
-        /// The file of the pepper.
+        /// The path of the pepper file.
         pepper_file: PathBuf,
-        /// What the file holds.
+        /// The id and the check value of the pepper in the file.
         found: (PepperId, PepperCheck),
     },
     /// Another process owns the store.
@@ -143,28 +144,30 @@ pub enum DataError {
     Random(#[from] RandomError),
 }
 
-/// What becomes of a store that has entries and no check value of its pepper.
+/// The treatment of a store that has entries and no check value of its pepper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnknownPepper {
-    /// It is refused: the pepper that is there may be another one.
+    /// The store is refused: the existing pepper may belong to another one.
     Refuse,
-    /// The pepper that is there becomes that of the store, because somebody who knows says so.
+    /// The existing pepper becomes that of the store, because an operator states that it is the
+    /// right one.
     Adopt,
 }
 
-/// What a store says about its pepper.
+/// The record of a store about its pepper.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PepperRecord {
     /// The check value of every pepper that its digests need.
     pub(crate) expected: BTreeMap<PepperId, PepperCheck>,
-    /// Whether any of its logs has an entry.
+    /// Whether any log of the store has an entry.
     pub(crate) has_entries: bool,
 }
 
-/// Peppers in words, by their ids and the beginnings of their check values.
+/// Displays peppers by their ids and the beginnings of their check values.
 struct Peppers<'a>(&'a BTreeMap<PepperId, PepperCheck>);
 
-/// What is there of the data. A process that creates it holds the lock of the store meanwhile.
+/// The parts of the data that exist. A process that creates them holds the lock of the store
+/// meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Parts {
     has_pepper: bool,
@@ -174,13 +177,13 @@ struct Parts {
 /// New data, which this process still owns.
 #[derive(Debug)]
 pub struct NewData {
-    /// The secret of the first admin token, which is kept nowhere.
+    /// The secret of the first admin token, which is not stored anywhere.
     pub token: Secret,
-    /// To be dropped once the token is kept.
+    /// The owner of the store, to be dropped once the token is saved.
     pub owner: StoreOwner,
 }
 
-/// What an unfinished creation has to delete.
+/// The files and directories that a failed creation has to delete.
 #[derive(Debug, Default)]
 struct Created {
     /// The deepest first.
@@ -189,16 +192,18 @@ struct Created {
     owner: Option<StoreOwner>,
 }
 
-/// Who creates the first token.
+/// The actor that creates the first token.
 const INIT: &str = "relatch control init";
-/// Who creates a token beside the store.
+/// The actor that creates a token beside the store.
 const RECOVER: &str = "relatch control recover-admin";
-/// Where Linux says which user logged in, also after `sudo`. See `credentials(7)` and `audit_setloginuid(3)`.
+/// The file in which Linux reports which user logged in, also after `sudo`. See `credentials(7)`
+/// and `audit_setloginuid(3)`.
 const LOGIN_UID: &str = "/proc/self/loginuid";
 
-/// Creates what a control plane needs: its directory, its pepper, its store and a first admin token, which is returned
-/// and kept nowhere. A creation that fails deletes what it created. Where another process owns the store, a missing part
-/// may be about to be created: that process is waited for, as a claim of the store waits.
+/// Creates the directory, the pepper and the store of a control plane, and a first admin token,
+/// which is returned and not stored anywhere. A creation that fails deletes what it created. If
+/// another process owns the store, that process may be about to create a missing part: the call
+/// waits for it, as a claim of the store waits.
 ///
 /// A process that is killed in between leaves the pepper alone, or a store without a token, for which
 /// [`recover_admin`] creates one.
@@ -210,7 +215,7 @@ const LOGIN_UID: &str = "/proc/self/loginuid";
 ///
 /// # Panics
 ///
-/// Never: what was created has its owner.
+/// Never: a successful creation has its owner.
 pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<NewData, DataError> {
     if Parts::at(settings)?.are_incomplete() {
         StoreOwner::wait_until_free(&settings.store).await?;
@@ -229,7 +234,8 @@ pub async fn initialize(settings: &ControlSettings, clock: &Clock) -> Result<New
     }
 }
 
-/// Creates another admin token that does not expire, beside the store of a control plane that is stopped.
+/// Creates another admin token that does not expire, in the store of a control plane that is
+/// stopped.
 ///
 /// # Errors
 ///
@@ -247,8 +253,9 @@ pub(crate) async fn recover_admin(
 }
 
 impl Data {
-    /// Takes the ownership of the store for `command`, and checks that the pepper is that of the store. A store without any
-    /// entry, whose creation did not end, gets the check value of the pepper that is there.
+    /// Claims the store for `command`, and checks that the pepper belongs to the store. If the
+    /// store has no entry, because its creation did not end, the check value of the existing pepper
+    /// is recorded in it.
     ///
     /// # Errors
     ///
@@ -262,7 +269,8 @@ impl Data {
         Self::open_with(settings, clock, command, UnknownPepper::Refuse).await
     }
 
-    /// The same, where `unknown` says what becomes of a store that has entries and no check value.
+    /// Opens the data as [`open`](Self::open) does; `unknown` decides about a store that has
+    /// entries and no check value.
     ///
     /// # Errors
     ///
@@ -287,7 +295,8 @@ impl Data {
             }
         }
         let owner = StoreOwner::claim(store, command, clock.wall()).await?;
-        // Not before: the process that creates it may not have written all of it.
+        // The pepper is read after the claim: before, the process that creates it may not have
+        // written all of it.
         let pepper = secrets::read_pepper(pepper_file)?;
         let store = SqliteStore::open(store, SqliteOptions::default()).await?;
         let store: Arc<dyn Store> = Arc::new(store);
@@ -302,7 +311,8 @@ impl Data {
         Ok(data)
     }
 
-    /// Begins a new epoch of every keyring, so that every sidecar loads it anew: after a restore.
+    /// Starts a new epoch of every log after a restore, so that every sidecar loads its keyrings
+    /// anew.
     ///
     /// # Errors
     ///
@@ -312,7 +322,7 @@ impl Data {
         settings: &ControlSettings,
         clock: &Clock,
     ) -> Result<(), DataError> {
-        // First, so that no start that fails in between leaves the times of the backup.
+        // Done first, so that a start that fails in between does not leave the times of the backup.
         let known = self.store.load_presence().await?;
         let fleet = Fleet::new(clock.clone(), settings.max_serve_for, known)?;
         fleet.distrust_rests();
@@ -343,7 +353,7 @@ impl Data {
             tracing::warn!(
                 pepper = self.pepper.id().get(),
                 check = self.pepper.check().fingerprint(),
-                "the store did not say which pepper is its own: recorded the pepper of the file"
+                "the store did not record which pepper belongs to it: recorded the pepper of the file"
             );
         }
         Ok(())
@@ -351,8 +361,9 @@ impl Data {
 }
 
 impl PepperRecord {
-    /// Reads it from a store at `path` that no process owns, without a trace. None when that cannot be told without a trace:
-    /// the store is in use, or a part of it is in its write-ahead log. It blocks.
+    /// Reads the record from a store at `path` that no process owns, without leaving a trace. None
+    /// if it cannot be read without a trace: the store is in use, or a part of it is in its
+    /// write-ahead log. It blocks.
     ///
     /// # Errors
     ///
@@ -360,7 +371,7 @@ impl PepperRecord {
     pub(crate) fn at_rest(path: &Path) -> Result<Option<Self>, StoreError> {
         let found = SqliteStore::at_rest(path, &LogName::Control, token::PEPPER_ADDED)?;
         Ok(found.map(|found| Self {
-            // An entry that cannot be read stops the start by itself.
+            // An entry that cannot be read stops the start of the control plane anyway.
             expected: found
                 .payloads
                 .iter()
@@ -370,11 +381,12 @@ impl PepperRecord {
         }))
     }
 
-    /// Checks that `pepper` is that of the store. A store without entries has no digest that needs another one.
+    /// Checks that `pepper` belongs to the store. A store without entries has no digest that needs
+    /// another one.
     ///
     /// # Errors
     ///
-    /// When it is another one, or may be.
+    /// When it belongs to another store, or may belong to one.
     pub(crate) fn check(
         &self,
         settings: &ControlSettings,
@@ -411,14 +423,14 @@ impl Parts {
         has_store: true,
     };
 
-    /// Whatever lies where they belong.
+    /// Returns the parts by whether anything exists at their paths.
     fn at(settings: &ControlSettings) -> Result<Self, DataError> {
         Self::found(settings, "read the metadata of", |path| {
             fs::symlink_metadata(path)
         })
     }
 
-    /// What can be used: a link that leads nowhere is no pepper.
+    /// Returns the parts that can be used: a link that leads nowhere is no pepper.
     fn usable(settings: &ControlSettings) -> Result<Self, DataError> {
         Self::found(settings, "read", |path| fs::metadata(path))
     }
@@ -448,7 +460,7 @@ impl Parts {
         self.has_pepper != self.has_store
     }
 
-    /// Refuses to create anything where a part is.
+    /// Refuses to create anything if a part exists.
     fn refuse_existing(self, settings: &ControlSettings) -> Result<(), DataError> {
         let Self {
             has_pepper,
@@ -465,7 +477,7 @@ impl Parts {
 }
 
 impl Created {
-    /// The pepper comes first: a store that is there always has its pepper.
+    /// Creates all parts. The pepper comes first: an existing store always has its pepper.
     async fn fill(
         &mut self,
         settings: &ControlSettings,
@@ -502,7 +514,7 @@ impl Created {
 
     fn delete(self) {
         for file in self.files.iter().rev() {
-            // The pepper stays for a store that cannot be deleted.
+            // If the store cannot be deleted, its pepper stays.
             if let Err(error) = fs::remove_file(file)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -518,7 +530,7 @@ impl Created {
             owner.discard();
         }
         for directory in self.directories {
-            // One that others have used meanwhile is not empty, and stays.
+            // A directory that others have used meanwhile is not empty, and stays.
             drop(fs::remove_dir(directory));
         }
     }
@@ -535,7 +547,7 @@ impl fmt::Display for Peppers<'_> {
     }
 }
 
-/// What is missing.
+/// Returns the error that names the missing parts.
 pub(crate) fn lacking(settings: &ControlSettings, has_pepper: bool, has_store: bool) -> DataError {
     let (store, pepper_file) = (settings.store.clone(), settings.pepper_file.clone());
     match (has_pepper, has_store) {
@@ -545,7 +557,8 @@ pub(crate) fn lacking(settings: &ControlSettings, has_pepper: bool, has_store: b
     }
 }
 
-/// The user of this process, for the audit log: by the system's numbers, because the environment may say anything.
+/// Returns the user of this process, for the audit log: by the system's numbers, because the
+/// environment can contain anything.
 fn user() -> String {
     let uid = rustix::process::getuid().as_raw();
     let login = fs::read_to_string(LOGIN_UID).ok();
@@ -616,7 +629,7 @@ mod tests {
             let error = refused.expect_err("it is owned").to_string();
             assert!(error.contains("in use by `creator`"), "{error}");
         }
-        // It was killed.
+        // The creator was killed.
         drop(creator);
         let missing = open(&settings).await;
         assert!(

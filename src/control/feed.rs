@@ -1,4 +1,4 @@
-//! What a keyring's sidecars are to be told, encoded once for all of them.
+//! The changes and snapshots of a keyring for its sidecars, encoded once for all of them.
 
 use std::sync::Arc;
 
@@ -18,29 +18,29 @@ pub(crate) struct Feed {
     epoch: Epoch,
     set_digest: u64,
     recent: Steps,
-    /// The last revision that revoked something; the one that the feed began at before it has one. No sidecar that has
-    /// every revocation up to here misses any.
+    /// The last revision that revoked a version; before the first one, the revision at which the
+    /// feed began. A sidecar that has every revocation up to here misses none.
     revoked_at: Revision,
 }
 
 /// A whole keyring, encoded.
 #[derive(Debug)]
 pub(crate) struct EncodedSnapshot {
-    /// Names this encoding; zero for one that cannot be resumed.
+    /// The number of this encoding; zero if it cannot be resumed.
     pub(crate) id: u64,
-    /// The revision that it is at.
+    /// The revision of the keyring in it.
     pub(crate) revision: Revision,
     /// Serialized chunks, at least one.
     pub(crate) chunks: Vec<Bytes>,
 }
 
-/// The most bytes of items in one chunk of a snapshot, so that a revocation waits behind little, and so that a chunk fits
-/// into the 8 KiB that tonic keeps for the messages of a stream: it would keep a larger buffer for as long as the stream
-/// lives, a thousand times for a thousand streams.
+/// The most bytes of items in one chunk of a snapshot. A revocation then waits for little data, and
+/// a chunk fits into the 8 KiB that tonic keeps for the messages of a stream. tonic would keep a
+/// larger buffer as long as the stream lives, a thousand times for a thousand streams.
 const MAX_CHUNK: usize = 7_680;
 
 impl Feed {
-    /// The feed of a keyring as it is; nobody can resume before that.
+    /// Returns the feed of a keyring as it is; no sidecar can resume from an earlier revision.
     #[must_use]
     pub(crate) fn new(epoch: Epoch, keyring: &Keyring) -> Self {
         let mut feed = Self {
@@ -57,14 +57,15 @@ impl Feed {
         feed
     }
 
-    /// The digest of the set of all items.
+    /// Returns the digest of the set of all items.
     #[must_use]
     pub(crate) const fn set_digest(&self) -> u64 {
         self.set_digest
     }
 
-    /// The digest that the set had at `revision`; none where that is too long ago, before the feed began or still to come.
-    /// Known of every revision that a kept step leads on from.
+    /// Returns the digest of the set at `revision`; none if that revision is too old, from before
+    /// the feed began, or still to come. The digest is known for every revision that a kept step
+    /// leads on from.
     #[must_use]
     pub(crate) fn digest_at(&self, revision: Revision) -> Option<u64> {
         self.recent.digest_at(revision)
@@ -115,20 +116,21 @@ impl Feed {
         });
     }
 
-    /// The step that leads on from revision `after`; none when it is not kept any more, or there is none yet.
+    /// Returns the step that leads on from revision `after`; none if it is not kept any more, or
+    /// does not exist yet.
     #[must_use]
     pub(crate) fn step_after(&self, after: Revision) -> Option<&EncodedStep> {
         self.recent.get(after.next())
     }
 
-    /// The first step after revision `after` that revokes something, as far as steps are kept.
+    /// Returns the first kept step after revision `after` that revokes a version.
     #[must_use]
     pub(crate) fn revocation_after(&self, after: Revision) -> Option<&EncodedStep> {
         self.recent.first_revocation(after.next())
     }
 
-    /// Encodes the whole keyring. `confirmed_items` is the number that an operator confirmed, and `id` a number that no other
-    /// encoding has; zero for none.
+    /// Encodes the whole keyring. `confirmed_items` is the number of items that an operator
+    /// confirmed, and `id` a number that no other encoding has; zero for none.
     #[must_use]
     pub(crate) fn snapshot(
         &self,
@@ -177,7 +179,7 @@ impl Feed {
         })
     }
 
-    /// Counts an item in the place of its former self.
+    /// Replaces the hash of an item's former state in the digest of the set.
     fn replace(&mut self, former: Option<&KeyRecord>, item: &discovery::Item) {
         let former = former.map(item::encode_record);
         let former = former.map_or(0, |former| item::hash_record(&former));

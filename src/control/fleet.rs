@@ -1,5 +1,5 @@
-//! The sidecars of this control plane: brings the book of who may serve ([`Serving`]) together with clocks, streams and the
-//! store.
+//! The sidecars of this control plane: combines the book of the sidecars that may serve
+//! ([`Serving`]) with clocks, streams and the store.
 
 mod condition;
 mod hello;
@@ -36,35 +36,35 @@ pub(crate) use stream::{OpenStream, Parting};
 
 use presence_row::{presence_of_row, row_of_presence};
 
-/// The sidecars that may serve, or did lately.
+/// The sidecars that may serve, or did recently.
 #[derive(Debug)]
 pub struct Fleet {
     clock: Clock,
     serving: Mutex<Serving>,
-    /// Held by who writes to the store, so that what is removed is not saved again by who looked earlier; with the time at
-    /// which the ages of gaps were last written.
+    /// Held while the store is written, so that a deleted row is not saved again from an earlier
+    /// look; with the time at which the ages of gaps were last written.
     recording: tokio::sync::Mutex<Option<BootTime>>,
-    /// Counts changes; wakes those that wait for confirmations.
+    /// Counts changes; wakes the callers that wait for confirmations.
     changes: watch::Sender<u64>,
 }
 
-/// An answer must not leave.
+/// The answer to a beat must not be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GrantError {
     /// The run is not in the book.
     #[error(transparent)]
     Unknown(#[from] UnknownRun),
-    /// The store does not have what would be granted.
+    /// The grants are not recorded in the store.
     #[error("the grant cannot be recorded")]
     Store(#[from] StoreError),
 }
 
-/// How often the ages of gaps are written down. What passes between two writes is lost with the process, which keeps versions
-/// for as much longer.
+/// How often the ages of gaps are written. The time since the last write is lost with the process,
+/// and versions are kept for as much longer.
 const GAPS_EVERY: Duration = Duration::from_mins(10);
 
 impl Fleet {
-    /// A fleet of which the store knows `rows`. No answer grants more than `max_serve_for`.
+    /// Returns a fleet from the `rows` in the store. No answer grants more than `max_serve_for`.
     ///
     /// # Errors
     ///
@@ -84,13 +84,15 @@ impl Fleet {
         })
     }
 
-    /// The store is a backup: whoever it knows may serve for its full bound from now on.
+    /// Notes that the store is a backup: each sidecar that it knows may serve for its full bound
+    /// from now on.
     pub(crate) fn distrust_rests(&self) {
         let now = self.now();
         self.lock().distrust_rests(now);
     }
 
-    /// What the book has of a run: the keyrings that it may have, and those that it was granted before.
+    /// Returns the keyrings of a run in the book: those that it may hold, and those that it was
+    /// granted before.
     #[must_use]
     pub(crate) fn keyrings_of(&self, key: &RunKey) -> BTreeSet<KeyringName> {
         let serving = self.lock();
@@ -98,25 +100,27 @@ impl Fleet {
         run.map_or_else(BTreeSet::new, |run| run.keyrings.keys().cloned().collect())
     }
 
-    /// The longest time that an answer grants.
+    /// Returns the longest time that an answer grants.
     #[must_use]
     pub(crate) fn max_serve_for(&self) -> Duration {
         self.lock().max_serve_for()
     }
 
-    /// Wakes whenever a sidecar came, went or answered.
+    /// Returns a receiver that wakes whenever a sidecar has connected, has gone or has answered.
     #[must_use]
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// A stream of a sidecar begins, whose certificate speaks for `identity`. Without one that does not count. Nothing may be
-    /// sent on it before [`record_news`](Self::record_news) has returned.
+    /// Notes that a stream of a sidecar begins, whose certificate or token proves `identity`;
+    /// without an identity, the identity of the node is not checked. Nothing may be sent on the
+    /// stream before [`record_news`](Self::record_news) has returned.
     ///
     /// # Errors
     ///
-    /// When it is a stream of the past, or another identity is this node, as far as is known: a control plane that starts anew
-    /// does not know it of those that have not connected again.
+    /// When a later stream of the run has begun, when the run has ended, or when the node belongs
+    /// to another identity, as far as is known. A control plane that has just started does not know
+    /// the identities of sidecars that have not connected again.
     pub(crate) fn connected(
         &self,
         hello: &discovery::Hello,
@@ -150,7 +154,7 @@ impl Fleet {
         })
     }
 
-    /// A stream of a sidecar has ended.
+    /// Notes that a stream of a sidecar has ended.
     pub(crate) fn disconnected(&self, stream: &OpenStream, parting: Parting) {
         let now = self.now();
         {
@@ -163,12 +167,13 @@ impl Fleet {
         self.wake();
     }
 
-    /// Records that the answer to a beat, which arrived at `arrived`, lets a sidecar serve each of `grants` for so long. The
-    /// answer may leave once this returns: the store has whatever it grants.
+    /// Records that the answer to a beat, which arrived at `arrived`, lets a sidecar serve each of
+    /// `grants` for its time. The answer may be sent once this returns: the store then has
+    /// everything that it grants.
     ///
     /// # Errors
     ///
-    /// When the run has ended, or the store cannot be written; the answer must not leave then.
+    /// When the run has ended, or the store cannot be written; the answer must not be sent then.
     pub(crate) async fn grant(
         &self,
         store: &dyn Store,
@@ -189,13 +194,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// A sidecar has reported every use before `until`, and the store has that.
+    /// Notes that a sidecar has reported every use before `until`, and that the store has the
+    /// report.
     pub(crate) fn told(&self, key: &RunKey, until: Timestamp) {
         let now = self.now();
         self.lock().reported(key, until, now);
     }
 
-    /// A sidecar has applied something.
+    /// Notes an ack: a sidecar has applied a change.
     pub(crate) fn acked(&self, stream: &OpenStream, ack: &discovery::Ack) {
         let confirmation = Confirmation {
             epoch: Epoch::new(ack.epoch),
@@ -210,7 +216,7 @@ impl Fleet {
         self.confirmed(stream, &ack.keyring, &confirmation);
     }
 
-    /// A sidecar could not use some items.
+    /// Notes a nack: a sidecar could not use some items.
     pub(crate) fn nacked(&self, stream: &OpenStream, nack: &discovery::Nack) {
         let rejected = nack.items.iter().map(|item| {
             let item = refusal(&item.name, &item.reason);
@@ -229,17 +235,18 @@ impl Fleet {
         self.confirmed(stream, &nack.keyring, &confirmation);
     }
 
-    /// A sidecar has erased what it held of a keyring.
+    /// Notes that a sidecar has erased its data of a keyring.
     pub(crate) fn dropped(&self, stream: &OpenStream, keyring: &KeyringName) {
         self.lock().dropped(&stream.run, stream.number, keyring);
         self.wake();
     }
 
-    /// The runs of a node that are not connected and may serve: all of them, or the one of `run_id`.
+    /// Returns the runs of a node that may serve and are not connected: all of them, or the one
+    /// with `run_id`.
     ///
     /// # Errors
     ///
-    /// When there is none.
+    /// When no such run may serve, or all such runs are connected.
     pub(crate) fn lost_runs(
         &self,
         node: &str,
@@ -261,8 +268,8 @@ impl Fleet {
         Ok(lost)
     }
 
-    /// Somebody answers for it that `runs` do not serve any more. Returns those that are forgotten: one that has gone meanwhile
-    /// is not.
+    /// Notes the statement of an operator that `runs` do not serve any more. Returns the runs that
+    /// are forgotten: a run that has gone meanwhile is not.
     ///
     /// # Errors
     ///
@@ -286,7 +293,7 @@ impl Fleet {
         Ok(forgotten)
     }
 
-    /// Every sidecar that may serve.
+    /// Returns every sidecar that may serve.
     #[must_use]
     pub fn members(&self) -> Vec<(RunKey, Run)> {
         let serving = self.passed();
@@ -294,7 +301,7 @@ impl Fleet {
         runs.map(|(key, run)| (key.clone(), run.clone())).collect()
     }
 
-    /// The sidecars that went without their last report, of one keyring or of all.
+    /// Returns the sidecars that have gone without their last report, of one keyring or of all.
     #[must_use]
     pub(crate) fn gaps(&self, keyring: Option<&KeyringName>) -> Vec<(RunKey, Gap)> {
         let serving = self.passed();
@@ -304,14 +311,16 @@ impl Fleet {
             .collect()
     }
 
-    /// How completely the sidecars of a keyring have reported uses, at the time by which planned ends come.
+    /// Returns how completely the sidecars of a keyring have reported uses; `at` is the time by
+    /// which planned ends come.
     #[must_use]
     pub fn coverage(&self, keyring: &KeyringName, at: Timestamp) -> Coverage {
         let now = self.now();
         self.passed().coverage(keyring, at, now)
     }
 
-    /// The sidecars that may serve a keyring and have not reported every use before `since`.
+    /// Returns the sidecars that may serve a keyring and have not reported every use before
+    /// `since`.
     #[must_use]
     pub(crate) fn late(&self, keyring: &KeyringName, since: Timestamp) -> Vec<LateReporter> {
         let serving = self.passed();
@@ -321,7 +330,8 @@ impl Fleet {
         late.map(|(key, run)| LateReporter::of(key, run)).collect()
     }
 
-    /// How each sidecar of a keyring is, for a keyring whose newest revision is `head`.
+    /// Returns the condition of each sidecar of a keyring whose newest revision is `head`, and of
+    /// each gap.
     #[must_use]
     pub(crate) fn conditions(
         &self,
@@ -339,8 +349,8 @@ impl Fleet {
         runs.chain(gone.map(|_| Condition::Gap)).collect()
     }
 
-    /// How many sidecars that may serve a keyring have reached a target, and how many there are: a
-    /// [`barrier`](Self::barrier) without names.
+    /// Returns how many sidecars that may serve a keyring have reached a target, and how many there
+    /// are: a [`barrier`](Self::barrier) without names.
     #[must_use]
     pub(crate) fn reached(
         &self,
@@ -353,7 +363,8 @@ impl Fleet {
         self.lock().reached(keyring, epoch, target, without, now)
     }
 
-    /// How far the sidecars that may serve a keyring are from a target; those of `without` are passed by.
+    /// Returns how far the sidecars that may serve a keyring are from a target; those in `without`
+    /// are passed by.
     #[must_use]
     pub(crate) fn barrier(
         &self,
@@ -366,7 +377,8 @@ impl Fleet {
         self.passed().barrier(keyring, epoch, target, without, now)
     }
 
-    /// Writes to the store who may serve, for how long, and who went; removes who is gone for good. Returns the latter.
+    /// Writes to the store which sidecars may serve, for how long, and which have gone; deletes
+    /// those that are gone for good, and returns them.
     ///
     /// # Errors
     ///
@@ -383,8 +395,8 @@ impl Fleet {
         Ok(removed)
     }
 
-    /// Writes what has changed, before it returns. Where many come or go at once, one writes for all that have come
-    /// meanwhile.
+    /// Writes the changes before it returns. If many sidecars come or go at once, one call writes
+    /// the changes of all that have come meanwhile. Returns the deleted runs.
     ///
     /// # Errors
     ///
@@ -424,7 +436,7 @@ impl Fleet {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// The book after those whose bound has passed have left it.
+    /// Returns the book without the sidecars whose bound has passed.
     fn passed(&self) -> MutexGuard<'_, Serving> {
         let now = self.now();
         let mut serving = self.lock();

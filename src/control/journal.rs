@@ -1,12 +1,13 @@
 //! A log of the store, folded into a state that is held in memory.
 //!
-//! What costs a commit its time is that the disk confirms it. Commits that come while another one is being written
-//! therefore wait together and are written in one transaction: each is planned in its turn on the state that the ones
-//! before it lead to, and each is answered for itself. Readers never see that state: a state is published only when the
-//! store has it. When a transaction fails, nothing of it was folded in, and what was planned on it is planned anew.
+//! A commit takes long because the disk has to confirm it. Commits that arrive while another one is
+//! being written therefore wait together and are written in one transaction: each is planned in its
+//! turn on the state that the ones before it lead to, and each gets an answer of its own. Readers
+//! never see that state: a state is published only when the store has it. If a transaction fails,
+//! nothing of it was folded in, and the commits that were planned on it are planned anew.
 //!
-//! Whoever waits for a commit may leave in the middle of it. Those who follow the log are therefore woken, and the commit
-//! is reported, where the new state becomes visible: see [`Witness`].
+//! A caller may leave in the middle of its commit. The followers of the log are therefore woken,
+//! and the commit is reported, where the new state becomes visible: see [`Witness`].
 
 mod error;
 mod outcome;
@@ -38,24 +39,24 @@ pub use error::{CommitError, LogError, Position};
 pub(crate) use outcome::CommitOutcome;
 pub(crate) use witness::{Report, Witness};
 
-/// What a log folds into.
+/// The state that a log folds into.
 ///
-/// A clone must be cheap, whatever the state's size: every transaction makes one.
+/// A clone must be cheap, whatever the state's size: every transaction clones the state.
 pub trait LogState: Clone + fmt::Debug + Send + Sync + 'static {
-    /// What happened, as the log holds it.
+    /// A change, as the log stores it.
     type Change: Serialize + DeserializeOwned + Send + Sync;
 
-    /// The name of a change in the log.
+    /// Returns the name of a change in the log.
     fn kind(change: &Self::Change) -> &'static str;
 
-    /// The revision that the state is at.
+    /// Returns the revision of the state.
     fn revision(&self) -> Revision;
 
-    /// Folds the next change in.
+    /// Folds in the next change.
     ///
     /// # Errors
     ///
-    /// When the change is not possible; the state is then as before.
+    /// When the change is not possible; the state is then unchanged.
     fn apply(
         &mut self,
         revision: Revision,
@@ -63,12 +64,13 @@ pub trait LogState: Clone + fmt::Debug + Send + Sync + 'static {
         change: &Self::Change,
     ) -> Result<(), ApplyError>;
 
-    /// The state as it is to be saved; none when reading the whole log is quick enough.
+    /// Returns the state in the form in which it is saved; none if reading the whole log is quick
+    /// enough.
     fn save(&self) -> Option<Box<dyn SaveState>> {
         None
     }
 
-    /// How much there is to be saved, in changes that take as long.
+    /// Returns the size of what is saved, as the number of changes that take as long.
     fn weight(&self) -> u64 {
         0
     }
@@ -76,10 +78,10 @@ pub trait LogState: Clone + fmt::Debug + Send + Sync + 'static {
 
 /// A state that is being saved, page by page.
 pub trait SaveState: Iterator<Item = Vec<u8>> + Send {
-    /// The format of what is saved.
+    /// Returns the number of the format.
     fn format(&self) -> u32;
 
-    /// What is saved beside the pages.
+    /// Returns what is saved beside the pages.
     fn head(&self) -> Vec<u8>;
 }
 
@@ -95,11 +97,12 @@ struct Core<S> {
     epoch: Epoch,
     store: Arc<dyn Store>,
     clock: Clock,
-    /// What the store has.
+    /// The state in the store.
     folded: ArcSwap<Folded<S>>,
-    /// What it is about to have.
+    /// The state that the store is about to have.
     ahead: Mutex<Ahead<S>>,
-    /// Held by who appends to the log or reads it on, so that this process does not conflict with itself.
+    /// Held while the log is appended to or read on, so that this process does not conflict with
+    /// itself.
     turn: tokio::sync::Mutex<()>,
     witness: Arc<dyn Witness>,
     /// The revision of the last saved state.
@@ -113,60 +116,66 @@ struct Folded<S> {
     hash: EntryHash,
 }
 
-/// The state with everything that was planned, whether the store has it or not.
+/// The state with all planned commits, whether the store has them or not.
 #[derive(Debug)]
 struct Ahead<S> {
     state: S,
-    /// What waits to be written.
+    /// The entries that wait to be written.
     waiting: Vec<NewEntry>,
-    /// What is reported about each commit in it, with the commit's last revision, once the store has it.
+    /// The report of each waiting commit, with the commit's last revision. It is sent once the
+    /// store has the commit.
     reports: Vec<(Revision, Report)>,
-    /// How the transaction ends that writes what waits, or else what was planned last; none when the store has all.
+    /// The outcome of the transaction that writes the waiting entries, or else of the last planned
+    /// one; none if the store has all.
     outcome: Option<watch::Receiver<TransactionOutcome>>,
-    /// Tells it for what waits.
+    /// The sender of that outcome for the waiting entries; none if nothing waits.
     tell: Option<watch::Sender<TransactionOutcome>>,
 }
 
-/// What became of a transaction.
+/// The outcome of a transaction.
 #[derive(Clone, Debug)]
 enum TransactionOutcome {
-    /// It is not over.
+    /// The transaction is not over.
     Open,
-    /// The store has it.
+    /// The store has the transaction.
     Written,
-    /// The store does not have it, or not surely: what was planned is to be planned anew.
+    /// The store does not have the transaction, or not surely: its commits are planned anew.
     Undone,
-    /// It failed.
+    /// The transaction failed.
     Failed(Arc<LogError>),
 }
 
-/// Read access to a state of a journal, which stays as it is.
+/// Read access to a state of a journal; the state does not change.
 #[derive(Debug)]
 pub(crate) struct StateGuard<S>(Arc<Folded<S>>);
 
-/// What was committed.
+/// A committed change, with the result of its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed<T> {
-    /// What the plan returned beside the changes.
+    /// The value that the plan returned beside the changes.
     pub(crate) value: T,
     /// The revision of the last change.
     pub(crate) revision: Revision,
-    /// When it was decided.
+    /// The time at which the commit was planned.
     pub(crate) at: Timestamp,
 }
 
-/// A log has few writers; this many conflicts in a row mean that something is wrong.
+/// The most conflicts in a row. A log has few writers, so more of them mean that something is
+/// wrong.
 const CONFLICTS: usize = 32;
-/// A state is saved whenever so many changes were folded in since: a start reads at most about so many entries.
+/// The number of changes after which a state is saved again. A start reads at most about as many
+/// entries; more after a large state, by [`SAVE_SHARE`].
 const SAVE_EVERY: u64 = 1_000;
-/// A large state is saved when this share of it has changed: what a start reads of the log then takes no longer than what
-/// it reads of the state, and what is written of states is no more than a few times what is written of the log.
+/// A large state is saved when 1/10 of it has changed. A start then reads the rest of the log in no
+/// more time than the state, and the bytes written for states are no more than a few times those
+/// written for the log.
 const SAVE_SHARE: u64 = 10;
 
 impl<S: LogState> Journal<S> {
-    /// Takes a state that was folded from the log up to the entry with `hash`, and folds the rest in. `saved` is the
-    /// revision of the newest saved state; 0 when there is none. `witness` hears about every state that becomes visible
-    /// from then on, and about those that the rest leads to.
+    /// Opens a journal on a state that was folded from the log up to the entry with `hash`, and
+    /// folds in the rest. `saved` is the revision of the newest saved state; 0 if there is none.
+    /// `witness` is notified of every state that becomes visible from then on, also of those that
+    /// the rest leads to.
     ///
     /// # Errors
     ///
@@ -204,19 +213,19 @@ impl<S: LogState> Journal<S> {
         Ok(journal)
     }
 
-    /// The epoch of its log.
+    /// Returns the epoch of the log.
     #[must_use]
     pub(crate) fn epoch(&self) -> Epoch {
         self.core.epoch
     }
 
-    /// The state, as the store has it. Nobody waits for who holds it.
+    /// Returns the state in the store. A holder of it blocks nobody.
     #[must_use]
     pub(crate) fn state(&self) -> StateGuard<S> {
         StateGuard(self.core.folded.load_full())
     }
 
-    /// Where the log stood when it was read or written last.
+    /// Returns the position at which the log was last read or written.
     #[must_use]
     pub(crate) fn position(&self) -> Position {
         self.core.folded.load().position()
@@ -272,11 +281,13 @@ impl<S: LogState> Journal<S> {
         Ok(())
     }
 
-    /// Commits what `plan` returns for the state as it is; plans anew when another process was first. A plan without
-    /// changes commits nothing. Nothing is answered, a refusal neither, before the store has what the plan was made on.
+    /// Commits the changes that `plan` returns for the current state, and plans anew if another
+    /// process was first. A plan without changes commits nothing. Every answer, a refusal too,
+    /// waits until the store has the state that the plan was made on.
     ///
-    /// `report` is asked, for each plan with changes, what is to be reported once the store has them. That is done whether
-    /// the caller still waits or not. Dropping the future does not take back what was planned: it may still be committed.
+    /// `report` returns, for each plan with changes, the report to send once the store has them. It
+    /// is sent whether the caller still waits or not. Dropping the future does not withdraw a
+    /// planned commit: it may still be committed.
     ///
     /// # Errors
     ///
@@ -306,7 +317,7 @@ impl<S: LogState> Journal<S> {
         Err(CommitError::Contended)
     }
 
-    /// Folds in what other processes have committed.
+    /// Folds in the changes that other processes have committed.
     ///
     /// # Errors
     ///
@@ -317,23 +328,24 @@ impl<S: LogState> Journal<S> {
         let held = core.folded.load().state.revision();
         let read = core.read_rest().await;
         if core.folded.load().state.revision() != held {
-            // What waits was planned without it.
+            // The waiting commits were planned without these changes.
             core.begin_anew(&mut core.ahead());
         }
         read
     }
 }
 
-/// What a turn of planning led to.
+/// The result of a turn of planning.
 enum Planned<T> {
-    /// This is the answer, once the transaction is written that the plan was made for or on.
+    /// The answer, to be given once the transaction is written that the plan was made for or on.
     Answer(Result<Committed<T>, CommitError>),
-    /// So much waits already that the change has to wait for the next transaction.
+    /// So many entries wait already that the change has to wait for the next transaction.
     Full,
 }
 
 impl<S: LogState> Core<S> {
-    /// Plans a commit in its turn, and lets its changes wait to be written. Returns the transaction that decides.
+    /// Plans a commit in its turn, and adds its changes to the waiting entries. Returns the
+    /// transaction that decides.
     fn plan<T>(
         self: &Arc<Self>,
         actor: &str,
@@ -392,8 +404,9 @@ impl<S: LogState> Core<S> {
         Ok(())
     }
 
-    /// Sees to it that what waits is written, in one transaction with all that comes until its turn. The task belongs to
-    /// nobody: it ends with the transaction, and whoever planned may go away meanwhile.
+    /// Spawns a task that writes the waiting entries, in one transaction with all that arrive until
+    /// its turn. The task belongs to no caller: it ends with the transaction, even if all callers
+    /// have left.
     fn begin_transaction(self: &Arc<Self>, ahead: &mut Ahead<S>) {
         if ahead.tell.is_some() {
             return;
@@ -405,12 +418,12 @@ impl<S: LogState> Core<S> {
         tokio::spawn(async move { core.write().await });
     }
 
-    /// Writes what waits.
+    /// Writes the waiting entries.
     async fn write(&self) {
         let _turn = self.turn.lock().await;
         let (entries, reports, tell, state) = {
             let mut ahead = self.ahead();
-            // None when it was given up meanwhile.
+            // None if the entries were discarded meanwhile.
             let Some(tell) = ahead.tell.take() else {
                 return;
             };
@@ -420,7 +433,7 @@ impl<S: LogState> Core<S> {
         };
         let held = self.folded.load().position();
         if held.revision.behind(state.revision()) != entries.len() as u64 {
-            // The former transaction ended otherwise than it was planned on.
+            // The former transaction did not end as this one was planned.
             self.begin_anew(&mut self.ahead());
             tell.send_replace(TransactionOutcome::Undone);
             return;
@@ -452,20 +465,21 @@ impl<S: LogState> Core<S> {
         tell.send_replace(outcome);
     }
 
-    /// Lets everybody see a state that the store has, and says so.
+    /// Publishes a state that the store has, and notifies the witness.
     fn publish(&self, folded: Folded<S>) {
         let revision = folded.state.revision();
         self.folded.store(Arc::new(folded));
         self.witness.published(revision);
     }
 
-    /// Folds in what another process has committed, where a log that was read up to `reached` has the head `head`.
+    /// Folds in the changes that another process has committed, if a log that was read up to
+    /// `reached` may have the head `head`.
     async fn read_after(&self, reached: Position, head: &Head) -> Result<(), LogError> {
         reached.check(head)?;
         self.read_rest().await
     }
 
-    /// Gives up what waits, which is planned anew on what the store has.
+    /// Discards the waiting entries; their commits are planned anew on the state in the store.
     fn begin_anew(&self, ahead: &mut Ahead<S>) {
         ahead.state = self.folded.load().state.clone();
         ahead.waiting = Vec::new();
@@ -476,8 +490,8 @@ impl<S: LogState> Core<S> {
         }
     }
 
-    /// Folds in what the store has. Only in one's turn. What comes before an entry that cannot be used is folded in: there
-    /// may be revocations in it.
+    /// Folds in the entries of the store. The caller must hold the turn. Entries before one that
+    /// cannot be used are folded in: they may contain revocations.
     async fn read_rest(&self) -> Result<(), LogError> {
         loop {
             let folded = self.folded.load_full();
@@ -503,7 +517,7 @@ impl<S: LogState> Core<S> {
 
     fn ahead(&self) -> MutexGuard<'_, Ahead<S>> {
         self.ahead.lock().unwrap_or_else(|poisoned| {
-            // A plan has panicked, and nobody knows how far its changes were applied.
+            // A plan has panicked, and it is unknown how far its changes were applied.
             self.ahead.clear_poison();
             let mut ahead = poisoned.into_inner();
             self.begin_anew(&mut ahead);
@@ -512,8 +526,8 @@ impl<S: LogState> Core<S> {
     }
 }
 
-/// Folds into `state`, which is that of `log` at the entry with `hash`, what follows up to revision `until`. The next page
-/// is read while one is folded in.
+/// Folds the entries up to revision `until` into `state`, which is the state of `log` at the entry
+/// with `hash`. The next page is read while one is folded in.
 ///
 /// # Errors
 ///
@@ -547,7 +561,7 @@ pub(crate) async fn follow<S: LogState>(
     Ok((state, hash))
 }
 
-/// Folds the entries in, up to the first that cannot be used.
+/// Folds in the entries, up to the first that cannot be used.
 fn fold<S: LogState>(state: &mut S, page: &[LogEntry]) -> Result<(), LogError> {
     for entry in page {
         let change = decode::<S::Change>(entry)?;
@@ -562,7 +576,7 @@ fn fold<S: LogState>(state: &mut S, page: &[LogEntry]) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Makes the next page on a thread that may take its time.
+/// Creates the next page on a thread that may block.
 async fn next_page(
     mut saver: Box<dyn SaveState>,
 ) -> Result<(Box<dyn SaveState>, Option<Vec<u8>>), StoreError> {
@@ -573,7 +587,7 @@ async fn next_page(
     made.await.map_err(|_| StoreError::Closing)
 }
 
-/// Waits for the end of a transaction. One that is not told of was lost with the runtime.
+/// Waits for the end of a transaction. If its outcome is never sent, it was lost with the runtime.
 async fn ended(mut outcome: watch::Receiver<TransactionOutcome>) -> TransactionOutcome {
     match outcome
         .wait_for(|outcome| !matches!(outcome, TransactionOutcome::Open))
@@ -601,11 +615,11 @@ impl<S> Deref for StateGuard<S> {
     }
 }
 
-/// The change that an entry holds.
+/// Decodes the change in an entry.
 ///
 /// # Errors
 ///
-/// When it is none that this version knows.
+/// When this version does not know the change.
 pub(crate) fn decode<C: DeserializeOwned>(entry: &LogEntry) -> Result<C, LogError> {
     serde_json::from_slice(&entry.payload).map_err(|source| LogError::Payload {
         log: entry.log.clone(),
@@ -614,7 +628,7 @@ pub(crate) fn decode<C: DeserializeOwned>(entry: &LogEntry) -> Result<C, LogErro
     })
 }
 
-/// The entry that holds a change.
+/// Returns the entry for a change.
 #[expect(clippy::missing_panics_doc, reason = "a change is always JSON")]
 pub fn entry<S: LogState>(change: &S::Change, actor: &str, at: Timestamp) -> NewEntry {
     NewEntry {

@@ -1,5 +1,5 @@
-//! Keeps what makes starts and streams quick: saves the states of keyrings. Drops what is not needed any more: snapshots that
-//! nobody asks for, and the secrets of answers that are old.
+//! Saves the states of keyrings, which makes starts quick. Drops what is not needed any more:
+//! snapshots that no stream has requested lately, and the secrets of old answers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,18 +8,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::{calls::Calls, catalog::Catalog};
 
-/// The keeper of all keyrings. To save a large one takes its time, for which nothing else waits.
+/// The keeper of all keyrings. Saving a large one takes time, but nothing else waits for it.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     catalog: Arc<Catalog>,
     calls: Arc<Calls>,
 }
 
-/// How often it is looked what has changed. A snapshot is kept for this long at least after it was asked for last.
+/// How often the keeper looks for changes. A snapshot is kept for at least this long after it was
+/// last requested.
 const EVERY: Duration = Duration::from_secs(1);
 
 impl Keeper {
-    /// A keeper of the catalog's keyrings, and of answers.
+    /// Returns a keeper of the catalog's keyrings, and of answers.
     #[must_use]
     pub(crate) const fn new(catalog: Arc<Catalog>, calls: Arc<Calls>) -> Self {
         Self { catalog, calls }
@@ -38,12 +39,13 @@ impl Keeper {
             for served in self.catalog.list() {
                 served.drop_idle_snapshot();
                 if !served.is_current() {
-                    // The store may have another history, and takes no state of this one.
+                    // The store may have another history, in which a state of this one has no
+                    // place.
                     continue;
                 }
                 let saved = tokio::select! {
                     saved = served.journal().save_if_due() => saved,
-                    // What is half saved is left; the next start reads the log instead.
+                    // A state that is partly saved is left; the next start reads the log instead.
                     () = shutdown.cancelled() => return,
                 };
                 if let Err(error) = saved {

@@ -1,7 +1,8 @@
-//! What is true of a control plane at the moment of a scrape: the use of keys, their rotations, and the fleet. The only
-//! place where consumers are labels.
+//! The metrics that are read at a scrape: the use of keys, their rotations, and the fleet. Only
+//! these metrics have consumers as labels.
 //!
-//! The series of keys are bounded; what is beyond is summed up in series whose labels are `__overflow__`.
+//! The series of keys are bounded. Versions beyond the bound are summed up in series whose labels
+//! are `__overflow__`.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -28,7 +29,7 @@ use crate::key::{
     rotation::{self, Phase},
 };
 
-/// What is read at a scrape.
+/// The collector of the metrics that are read at a scrape.
 #[derive(Debug)]
 struct KeyCollector {
     catalog: Arc<Catalog>,
@@ -65,15 +66,15 @@ struct Labels {
     state: &'static str,
 }
 
-/// The most versions with series of their own: some ten thousand series are a page of a few megabytes, which Prometheus
-/// takes in well under a second.
+/// The most versions with series of their own: some ten thousand series are a page of a few
+/// megabytes, which Prometheus reads in well under a second.
 const MAX_VERSIONS: usize = 5_000;
-/// So many versions are looked at in one go, so that whoever commits or reports meanwhile does not wait for all of them.
+/// The versions that are read in one go, so that commits and reports do not wait for all of them.
 const CHUNK: usize = 1_000;
-/// The label of what is beyond.
+/// The label value of the versions beyond the bound.
 const OVERFLOW: &str = "__overflow__";
 
-/// Registers what is read at a scrape.
+/// Registers the metrics that are read at a scrape.
 pub(crate) fn register(
     registry: &mut Registry,
     catalog: Arc<Catalog>,
@@ -91,7 +92,8 @@ pub(crate) fn register(
 }
 
 impl KeyCollector {
-    /// The versions in rotations first, then the others that are in use, up to the bound; and the sum of the rest.
+    /// Returns the versions in rotations first, then the others that are in use, up to the bound;
+    /// and the sum of the rest.
     fn versions(&self) -> VersionLines {
         let now = self.pace.now();
         let mut lines = VersionLines {
@@ -122,7 +124,8 @@ impl KeyCollector {
             let moving = state.keyring.moving();
             moving.map(|(key, version)| name(key, version)).collect()
         };
-        // Before the counts, which then hold everything that the coverage speaks of.
+        // The coverage is read before the counts, which then include everything that the coverage
+        // speaks of.
         let coverage = self.fleet.coverage(served.name(), now);
         for chunk in moving.chunks(CHUNK) {
             let evidence = Evidence {
@@ -148,8 +151,8 @@ impl KeyCollector {
         moving.into_iter().collect()
     }
 
-    /// Adds the versions that are used and not in `moving`. A version that has ended is added for as long as a rollback could
-    /// bring it back.
+    /// Adds the versions that are used and not in `moving`. A version that has ended is added for
+    /// `rollback_for` after its end: as long as a roll-back could make a retired one active again.
     fn add_settled(
         &self,
         served: &ServedKeyring,
@@ -157,7 +160,8 @@ impl KeyCollector {
         now: Timestamp,
         lines: &mut VersionLines,
     ) {
-        // In order, so that the same versions have series of their own at the next scrape.
+        // The versions are sorted, so that the same ones have series of their own at the next
+        // scrape.
         let mut versions = self.usage.used(served.name());
         versions.sort_unstable();
         for chunk in versions.chunks(CHUNK) {

@@ -1,6 +1,6 @@
 //! The counters of a control plane.
 //!
-//! [`key_collector`](super::key_collector) has the metrics that are read at a scrape.
+//! [`key_collector`](super::key_collector) reads the other metrics at a scrape.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -84,7 +84,7 @@ impl ControlMetrics {
         self.propagation.observe(took.as_secs_f64());
     }
 
-    /// The counter of spans that were not exported.
+    /// Returns the counter of spans that were not exported.
     #[must_use]
     pub(crate) const fn spans_dropped(&self) -> &Counter {
         &self.spans_dropped

@@ -1,8 +1,8 @@
 //! The time by which planned ends come: the wall clock, unless it has just jumped ahead.
 //!
-//! A wall clock that is set ahead by mistake would end overlaps before their time. A clock that jumps is therefore
-//! believed only after it has stood for a while; until then time goes on at its usual pace. A clock that is set back is
-//! believed at once: what is planned then comes later, never earlier.
+//! A wall clock that is set ahead by mistake would end overlaps too early. A jump ahead is
+//! therefore trusted only after it has lasted for an hour; until then time continues at its usual
+//! pace. A clock that is set back is trusted at once: planned ends then come later, never earlier.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -14,29 +14,30 @@ use crate::{
     key::Timestamp,
 };
 
-/// Follows a wall clock, and its jumps ahead only after [`Pace::TRUST_AFTER`].
+/// Follows a wall clock, and follows its jumps ahead only after [`Pace::TRUST_AFTER`].
 #[derive(Debug)]
 pub struct Pace {
     clock: Clock,
     steady: Mutex<Steady>,
 }
 
-/// Where both clocks stood when the wall clock was last believed.
+/// The readings of both clocks when the wall clock was last trusted.
 #[derive(Clone, Copy, Debug)]
 struct Steady {
     wall: Timestamp,
     boot: BootTime,
-    /// Since when the wall clock is ahead of where it should be.
+    /// The time since which the wall clock is ahead of the expected time.
     ahead_since: Option<BootTime>,
 }
 
 impl Pace {
-    /// How long a clock that jumped ahead has to stand: long enough for people to see the alarm and set it right.
+    /// How long a jump ahead has to last: long enough for people to see the alarm and set the clock
+    /// right.
     pub(crate) const TRUST_AFTER: Duration = Duration::from_hours(1);
-    /// A clock that is slewed, or read late, is ahead by less.
+    /// The least jump ahead: a clock that is slewed, or read late, is ahead by less.
     const TOLERANCE: Duration = Duration::from_secs(10);
 
-    /// Believes `clock` as it stands.
+    /// Returns a pace that trusts `clock` as it stands.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         let steady = Steady {
@@ -50,7 +51,8 @@ impl Pace {
         }
     }
 
-    /// The time by which planned ends come. To be asked more often than a clock is slewed by the tolerance.
+    /// Returns the time by which planned ends come. It must be called more often than a clock is
+    /// slewed by the tolerance.
     #[must_use]
     pub(crate) fn now(&self) -> Timestamp {
         let (wall, boot) = (self.clock.wall(), self.clock.boot());

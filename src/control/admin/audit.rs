@@ -1,4 +1,4 @@
-//! The audit log: what was committed, and whether it still is what was committed.
+//! The audit log: lists what was committed, and verifies that it is unchanged.
 
 use tonic::Status;
 
@@ -9,7 +9,7 @@ use crate::{
     store::{LogEntry, LogName, MAX_PAGE, chain},
 };
 
-/// How many entries are told when the caller does not say.
+/// The number of entries in an answer if the caller gives no limit.
 const DEFAULT_LIMIT: usize = 100;
 
 impl AdminApi {

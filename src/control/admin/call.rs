@@ -28,11 +28,11 @@ use crate::{
 pub(crate) struct TracedCalls<S> {
     service: S,
     tracer: ControlTracer,
-    /// `<service>/<method>` of all that there are.
+    /// `<service>/<method>` of all methods.
     methods: Arc<BTreeSet<String>>,
 }
 
-/// An answer, and the span that ends with it. A caller that goes away ends both.
+/// An answer, and the span that ends with it. If the caller disconnects, both end.
 #[derive(Debug)]
 struct TracedBody {
     body: Body,
@@ -47,7 +47,7 @@ struct TracedCall {
 }
 
 impl<S: NamedService> TracedCalls<S> {
-    /// The calls of `service`, with spans of `tracer`.
+    /// Returns the calls of `service`, with spans of `tracer`.
     #[must_use]
     pub(crate) fn new(service: S, tracer: ControlTracer) -> Self {
         Self {
@@ -57,7 +57,8 @@ impl<S: NamedService> TracedCalls<S> {
         }
     }
 
-    /// The method that a path names; `_OTHER` for one that does not exist, which is a text of the caller.
+    /// Returns the method that a path names; `_OTHER` for one that does not exist, because its text
+    /// comes from the caller.
     fn method(&self, path: &str) -> String {
         path.strip_prefix('/')
             .filter(|method| self.methods.contains(*method))
@@ -91,7 +92,7 @@ where
         let answer = call.span.carry(self.service.call(request));
         Box::pin(async move {
             let (head, body) = answer.await?.into_parts();
-            // An answer without a body has its status here.
+            // An answer without a body has its status in the headers.
             if let Some(status) = Status::from_header_map(&head.headers) {
                 call.ended(status.code());
             }
@@ -157,12 +158,12 @@ impl Drop for TracedCall {
     }
 }
 
-/// The span of the caller.
+/// Returns the span of the caller; none without a valid `traceparent`.
 fn parent(headers: &HeaderMap) -> Option<TraceParent> {
     TraceParent::parse(headers.get("traceparent")?.as_bytes())
 }
 
-/// `<service>/<method>` of all methods of a service of `proto/`.
+/// Returns `<service>/<method>` of all methods of a service in `proto/`.
 fn methods(service: &str) -> BTreeSet<String> {
     let files = FileDescriptorSet::decode(proto::DESCRIPTORS);
     let files = files.expect("the build wrote the descriptors").file;
@@ -178,7 +179,8 @@ fn methods(service: &str) -> BTreeSet<String> {
     methods
 }
 
-/// Whether a server counts a status as its own failure (OpenTelemetry's conventions for gRPC).
+/// Returns whether a server counts a status as its own failure (OpenTelemetry's conventions for
+/// gRPC).
 const fn is_ours(code: Code) -> bool {
     match code {
         Code::Unknown
@@ -201,7 +203,7 @@ const fn is_ours(code: Code) -> bool {
     }
 }
 
-/// As gRPC's specification names it.
+/// Returns the name of a status code in the specification of gRPC.
 const fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

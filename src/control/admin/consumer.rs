@@ -1,4 +1,4 @@
-//! Consumers.
+//! Creates, lists and shows consumers.
 
 use tonic::Status;
 

@@ -1,4 +1,4 @@
-//! How failures are told: one status code a kind, so that callers can go by the code.
+//! The statuses of failures. Each kind has one status code, so that callers can rely on the code.
 
 use prost::Message as _;
 use tonic::{Status, metadata::MetadataValue};
@@ -14,7 +14,7 @@ use crate::{
     store::StoreError,
 };
 
-/// A value of a request cannot be.
+/// Returns the status of an invalid value in a request.
 pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("{field}: {problem}"))
 }

@@ -1,4 +1,4 @@
-//! What a sidecar would decide about a credential, step by step.
+//! Explains what a sidecar would decide about a credential, step by step.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -13,7 +13,7 @@ use crate::{
     serving::Target,
 };
 
-/// What a request would be like.
+/// The circumstances of the request to explain.
 struct Circumstances {
     source: Option<IpAddr>,
     scopes: Scopes,
@@ -70,7 +70,7 @@ impl AdminApi {
     }
 }
 
-/// The order of a decision: see `authz::decision`.
+/// Judges a credential in the order of a decision: see `authz::decision`.
 fn judge(
     served: &ServedKeyring,
     credential: &[u8],
@@ -175,7 +175,7 @@ fn stand(record: &KeyRecord, at: Timestamp, steps: &mut Steps) -> Result<(), Den
     }
 }
 
-/// A point in time to the second.
+/// Formats a time in RFC 3339, to the second.
 fn seconds(at: Timestamp) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(at.into())
 }

@@ -1,4 +1,5 @@
-//! The fields of requests, as values of the domain. A field that has no such value is an invalid argument, which names it.
+//! Parses the fields of requests into values of the domain. A field without such a value is an
+//! invalid argument, and the error names the field.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +8,7 @@ use tonic::Status;
 use super::error::invalid;
 use crate::{control::token::Role, key::Timestamp, proto::admin as api};
 
-/// Parses a field that has a type of its own.
+/// Parses a text field that has a type of its own.
 pub(super) fn parse<T>(name: &'static str, text: &str) -> Result<T, Status>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,

@@ -1,4 +1,4 @@
-//! The sidecars.
+//! Shows and forgets sidecars.
 
 use tonic::Status;
 
@@ -61,7 +61,7 @@ impl AdminApi {
             }
         };
         let lost = self.fleet.lost_runs(&node, run).map_err(refused)?;
-        // First of all it is known who answers for it.
+        // Before anything else, the audit log records who answers for it.
         let change = TokenChange::SidecarsForgotten {
             sidecars: lost.clone(),
             reason: reason.clone(),

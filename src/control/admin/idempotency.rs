@@ -1,4 +1,5 @@
-//! Calls that hand out a secret: each is carried out to its end once, whether its caller waits for it or not.
+//! Calls that hand out a secret. Each is carried out to its end once, whether its caller waits for
+//! it or not.
 
 use prost::Message;
 use tonic::{Status, metadata::MetadataValue};
@@ -15,7 +16,7 @@ use crate::{
 };
 
 impl AdminApi {
-    /// What a call is known by; none when it has no idempotency key.
+    /// Returns the identity of a call; none if it has no idempotency key.
     pub(super) fn identify(
         &self,
         caller: &Caller,
@@ -35,7 +36,7 @@ impl AdminApi {
         self.calls.turn(identity).await.map_err(reused)
     }
 
-    /// Carries a call out in a task of its own. A caller that goes away does not stop it.
+    /// Carries out a call in a task of its own. A caller that disconnects does not stop it.
     pub(super) async fn carry_out<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T, Status>> + Send + 'static,
@@ -46,17 +47,17 @@ impl AdminApi {
     }
 }
 
-/// The idempotency key belongs to another call.
+/// Returns the status of an idempotency key that belongs to another call.
 pub(super) fn reused(problem: ReusedError) -> Status {
     error::invalid("idempotency_key", problem)
 }
 
-/// An error that says that nothing was handed out, and nothing will be.
+/// Marks an error: nothing was handed out, and nothing will be.
 pub(super) fn withdrawn(status: Status) -> Status {
     with_outcome(status, WITHDRAWN)
 }
 
-/// An error that says that the change stands, and not every sidecar has confirmed it.
+/// Marks an error: the change is committed, but not every sidecar has confirmed it.
 pub(super) fn committed(status: Status) -> Status {
     with_outcome(status, COMMITTED)
 }

@@ -28,12 +28,12 @@ use crate::{
     serving::{Barrier, Target},
 };
 
-/// What is asked for.
+/// A request for a key, with what was parsed of it.
 struct Order {
     request: api::CreateKeyRequest,
-    /// The secret of another system; none: a new one is made.
+    /// The secret from another system; none if a new one is to be created.
     imported: Option<Secret>,
-    /// How long to wait for the sidecars; none: not at all.
+    /// How long to wait for the sidecars; none if the call does not wait.
     wait: Option<Patience>,
 }
 
@@ -41,13 +41,13 @@ struct Order {
 struct Created {
     served: Arc<ServedKeyring>,
     version: VersionRef,
-    /// None of an imported key.
+    /// The secret; none for an imported key.
     secret: Option<Secret>,
     revision: Revision,
     at: BootTime,
 }
 
-/// What a new key is to be, parsed.
+/// The properties of a new key, parsed.
 struct Details {
     consumer: ConsumerId,
     scopes: Scopes,
@@ -56,8 +56,8 @@ struct Details {
     expires_in: Option<Duration>,
 }
 
-/// How often it is tried to revoke a key that was not handed out while the store fails, and the wait in between: what a disk
-/// that is busy for a moment needs. The caller waits meanwhile.
+/// The most attempts to revoke a key that was not handed out while the store fails, and the wait
+/// between them: as long as a disk is busy for a moment. The caller waits meanwhile.
 const TAKE_BACK_TRIES: u32 = 5;
 const TAKE_BACK_RETRY: Duration = Duration::from_secs(1);
 
@@ -94,7 +94,7 @@ impl AdminApi {
         order: Order,
         identity: Option<Identity>,
     ) -> Result<api::IssuedKey, Status> {
-        // Nobody reads the progress. That the receiver lives says that the caller does.
+        // Nobody reads the progress. The receiver lives as long as the caller waits.
         let (progress, _caller_is_there) = mpsc::channel(1);
         let api = self.clone();
         self.carry_out(async move { api.issue_once(&caller, order, identity, &progress).await })
@@ -134,7 +134,9 @@ impl AdminApi {
                     let became = if self.take_back(caller, &created, &problem).await {
                         "and is revoked".to_owned()
                     } else {
-                        format!("and could not be revoked: `relatch revoke {key_id} --all` ends it")
+                        format!(
+                            "and could not be revoked: revoke it with `relatch revoke {key_id} --all`"
+                        )
                     };
                     turn.give_up(key_id);
                     let what = format!("key {key_id} was not handed out, {became}");
@@ -154,8 +156,8 @@ impl AdminApi {
         answer
     }
 
-    /// Commits a key, together with the consumer and the keyring that it needs where they are to be created: a key that is
-    /// refused leaves nothing behind.
+    /// Commits a key, together with its consumer and its keyring if they are to be created. A
+    /// refused key leaves nothing behind.
     async fn create(
         &self,
         caller: &Caller,
@@ -236,7 +238,7 @@ impl AdminApi {
         })
     }
 
-    /// Waits until everything that may serve accepts a key.
+    /// Waits until every sidecar that may serve accepts a key.
     async fn accepted(
         &self,
         created: &Created,
@@ -252,8 +254,8 @@ impl AdminApi {
         self.rotations.wait(&goal, progress).await
     }
 
-    /// Revokes a key that not every sidecar has accepted. Returns whether that is committed; if it is not, the key stays,
-    /// and nobody has its secret.
+    /// Revokes a key that not every sidecar has accepted. Returns whether the revocation is
+    /// committed. If it is not, the key stays, and nobody has its secret.
     async fn take_back(&self, caller: &Caller, created: &Created, problem: &RotationError) -> bool {
         let why = match problem {
             RotationError::TimedOut { .. } => "not every sidecar accepted it in time",
@@ -294,7 +296,7 @@ impl AdminApi {
         false
     }
 
-    /// The answer of a call that is remembered.
+    /// Returns the answer of a call that is remembered.
     fn answer(&self, kept: &KeptKey) -> Result<api::IssuedKey, Status> {
         let secret = kept.secret.as_ref().map_or("", Secret::expose);
         Ok(api::IssuedKey {
@@ -303,8 +305,8 @@ impl AdminApi {
         })
     }
 
-    /// The answer of a call that is forgotten, and has created the key with `id`. Whoever imported it may wait for the
-    /// sidecars again.
+    /// Returns the answer of a call that is forgotten, and has created the key with `id`. A caller
+    /// that imported the key can wait for the sidecars again.
     async fn issued_before(
         &self,
         id: KeyId,
@@ -333,7 +335,8 @@ impl AdminApi {
         })
     }
 
-    /// What an earlier call has created.
+    /// Returns the key that an earlier call has created, if it stands and `order` asks for the
+    /// same.
     fn stands(
         &self,
         id: KeyId,
@@ -388,7 +391,7 @@ impl AdminApi {
         let (key, version) = state
             .keyring
             .version(which)
-            .ok_or_else(|| Status::internal("the key that was created is not there"))?;
+            .ok_or_else(|| Status::internal("the created key does not exist"))?;
         Ok(messages::issued(
             &state.keyring,
             key,
@@ -398,7 +401,7 @@ impl AdminApi {
         ))
     }
 
-    /// The keyring of a new key; none where it does not exist and is to be created.
+    /// Returns the keyring of a new key; none if it does not exist and is to be created.
     fn keyring_for(
         &self,
         caller: &Caller,
@@ -437,7 +440,7 @@ impl Details {
     }
 }
 
-/// An import that stands.
+/// Returns the error of an import that is committed, but not confirmed by every sidecar.
 fn not_confirmed(key_id: KeyId, problem: RotationError) -> Status {
     explained(
         &format!("key {key_id} is imported, but not every sidecar accepts it yet"),
@@ -445,7 +448,7 @@ fn not_confirmed(key_id: KeyId, problem: RotationError) -> Status {
     )
 }
 
-/// A status that says what a failed wait means.
+/// Returns the status of a failed wait, with `what` it means.
 fn explained(what: &str, problem: RotationError) -> Status {
     let status = error::rotation(problem);
     let message = format!("{what}; {}", status.message());

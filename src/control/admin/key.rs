@@ -1,4 +1,4 @@
-//! Keys, as they are listed and shown.
+//! Lists and shows keys.
 
 use tonic::Status;
 
@@ -49,7 +49,8 @@ impl AdminApi {
         describe().map_err(|refusal: Refusal| error::refused(&refusal))
     }
 
-    /// How often a keyring's versions were used. What was told of nowhere was not used, once all sidecars have told.
+    /// Returns the use of a keyring's versions. Once all sidecars have reported, a version without
+    /// a report counts as unused.
     fn used(&self, keyring: &KeyringName) -> impl Fn(VersionRef) -> Option<Use> {
         let coverage = self.fleet.coverage(keyring, self.catalog.clock().wall());
         let unused = coverage.complete_until.map(|_| Use::default());

@@ -1,4 +1,4 @@
-//! Keyrings.
+//! Creates, lists and shows keyrings, and confirms snapshots.
 
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ impl AdminApi {
         Ok(describe(&served))
     }
 
-    /// Creates a keyring together with what `plan` returns for it. Returns the revision of the last change as well.
+    /// Creates a keyring together with the changes that `plan` returns for it. Returns the revision
+    /// of the last change as well.
     pub(super) async fn begin_keyring_with(
         &self,
         caller: &Caller,
@@ -96,7 +97,7 @@ impl AdminApi {
         Ok(api::ConfirmSnapshotResponse {})
     }
 
-    /// The keyring that a field names.
+    /// Returns the keyring that a field names.
     pub(super) fn served(
         &self,
         field: &'static str,

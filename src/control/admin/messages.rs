@@ -1,4 +1,4 @@
-//! The messages of answers, made from values of the domain.
+//! Creates the messages of answers from values of the domain.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub(super) fn consumer(
     }
 }
 
-/// A key, with the use of its versions as `used` tells it.
+/// Returns a key, with the use of its versions as `used` returns it.
 pub(super) fn key(
     keyring: &Keyring,
     key: &Key,
@@ -133,7 +133,8 @@ pub(super) fn phase(phase: Phase) -> i32 {
     .into()
 }
 
-/// A version whose secret is told with it, or was told by its owner.
+/// Returns a version with its secret. `secret` is empty if the owner imported it, or if the control
+/// plane has forgotten it.
 pub(super) fn issued(
     keyring: &Keyring,
     key: &Key,
@@ -170,7 +171,8 @@ pub(super) fn barrier(barrier: &Barrier) -> api::Barrier {
     }
 }
 
-/// A barrier that is small enough for the metadata of an error.
+/// Returns a barrier that is small enough for the metadata of an error: with [`MAX_MISSING`]
+/// laggards at most, those that are not connected first.
 pub(super) fn missing(barrier: &Barrier) -> api::Barrier {
     let mut laggards: Vec<_> = barrier.laggards.iter().collect();
     laggards.sort_by_key(|laggard| laggard.presence == Presence::Connected);
@@ -205,7 +207,7 @@ pub(super) fn run(key: &RunKey) -> api::SidecarRun {
     }
 }
 
-/// Whether a run may serve, and since when that is so of one without a stream.
+/// Returns whether a run is connected, lost or stopped, and since when it is lost or stopped.
 pub(super) const fn presence(presence: Presence) -> (api::Presence, Option<Timestamp>) {
     match presence {
         Presence::Connected => (api::Presence::Connected, None),

@@ -1,4 +1,4 @@
-//! Rotations that are under way: their planned end, now or later, and their way back.
+//! Rotations that are under way: retires a version, extends an overlap, rolls back and aborts.
 
 use tonic::Status;
 
@@ -222,7 +222,7 @@ impl AdminApi {
         })
     }
 
-    /// A refusal that names who uses the version.
+    /// Returns the status of a commit that failed. If the version is in use, it names the callers.
     fn in_use(&self, served: &crate::control::served::ServedKeyring, error: CommitError) -> Status {
         let CommitError::Refused(crate::key::Refusal::InUse { version, .. }) = &error else {
             return error::commit(error);

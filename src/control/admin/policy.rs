@@ -1,4 +1,4 @@
-//! Policies.
+//! Shows and sets policies.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Answers that wait for sidecars and tell how far they are.
+//! Answers that wait for sidecars and report the progress.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -21,36 +21,37 @@ use crate::{
     serving::{Barrier, RunKey, Target},
 };
 
-/// A caller may not keep a version staged for longer.
+/// The longest timeout: a caller may not keep a version staged for longer.
 const MAX_TIMEOUT: Duration = Duration::from_hours(24);
-/// Progress that waits for a caller that reads slowly; more is skipped.
+/// The most messages of progress that wait for a caller that reads slowly; more are skipped.
 pub(super) const MAX_PROGRESS: usize = 16;
 
 /// A commit whose way to all sidecars can be followed.
 #[derive(Clone)]
 pub(super) struct Underway {
-    /// Of which keyring.
+    /// The keyring of the commit.
     pub(super) served: Arc<ServedKeyring>,
-    /// What every sidecar is to reach.
+    /// The state that every sidecar is to reach.
     pub(super) target: Target,
-    /// When it began.
+    /// The time at which the call began.
     pub(super) began: BootTime,
-    /// Whether anything was committed then; else it is waited for what was there before.
+    /// Whether the call committed anything; if not, it waits for an earlier commit.
     pub(super) is_new: bool,
 }
 
 /// The progress of a commit, as messages report it.
 pub(super) struct CommitProgress {
-    /// The sidecars.
+    /// The sidecars that have reached the target, and those that have not.
     pub(super) barrier: api::Barrier,
     /// Whether this is the last message.
     pub(super) done: bool,
-    /// From the commit to the last ack; only when done and waited for.
+    /// The time from the commit to the last ack; only in the last message of a wait.
     pub(super) propagation: Option<prost_types::Duration>,
 }
 
 impl AdminApi {
-    /// Tells of a commit: at once, or until every sidecar has it when `wait` says for how long.
+    /// Reports a commit: at once, or until every sidecar has confirmed it, if `wait` says for how
+    /// long to wait.
     pub(super) fn tell_progress<T: Send + 'static>(
         &self,
         underway: Underway,
@@ -84,7 +85,7 @@ impl AdminApi {
             };
             let waited = api.rotations.wait(&goal, &progress).await;
             let propagation = api.catalog.clock().boot().saturating_since(began);
-            // The caller may be gone; what is committed stands.
+            // The caller may have left; the commit stands.
             let _ = outcome.send(waited.map_err(error::rotation).map(|barrier| {
                 tell(CommitProgress {
                     propagation: messages::elapsed(propagation),
@@ -124,7 +125,8 @@ impl CommitProgress {
 }
 
 impl AdminApi {
-    /// How long to wait for all sidecars that may serve a keyring, and for which not: those that there are now.
+    /// Returns how long to wait for all sidecars that may serve a keyring, and which of the
+    /// sidecars that exist now are passed by.
     pub(super) fn patience(
         &self,
         timeout: Option<prost_types::Duration>,
@@ -153,7 +155,7 @@ impl AdminApi {
         Ok(Patience { timeout, without })
     }
 
-    /// Notes in the audit log for whom a call does not wait.
+    /// Notes in the audit log for which sidecars a call does not wait.
     pub(super) async fn note_passed_by(
         &self,
         actor: &str,

@@ -1,4 +1,4 @@
-//! Rotations and revocations, which tell how far they are.
+//! Starts rotations and revocations, and reports their progress.
 
 use std::sync::Arc;
 
@@ -86,7 +86,7 @@ impl AdminApi {
             let rotated = api
                 .rotate_once(&caller, spec, &served, identity, &progress)
                 .await;
-            // What is handed over stays handed over.
+            // A version that is handed over stays handed over.
             if let Err(Ok(_)) = outcome.send(rotated) {
                 tracing::warn!(
                     actor = caller.actor,
@@ -120,7 +120,8 @@ impl AdminApi {
         Ok(Box::pin(steps.chain(last.try_flatten())))
     }
 
-    /// Rotates a key, unless an equal call has. Returns the answer, and the revocation that is still to reach the sidecars.
+    /// Rotates a key, unless an equal call has done so. Returns the answer, and the revocation that
+    /// has still to reach the sidecars.
     async fn rotate_once(
         &self,
         caller: &Caller,
@@ -149,7 +150,8 @@ impl AdminApi {
         let id = match id.map_err(|error| error::commit(error.into()))? {
             CallId::New(id) => id,
             CallId::Used(id) => {
-                // No equal call is under way: one that is still staged was left by a call that has failed.
+                // No equal call is under way: a version that is still staged was left by a call
+                // that has failed.
                 let withdrawn = self
                     .rotations
                     .withdraw_left(&caller.actor, served, spec.key_id, id.into())
@@ -237,7 +239,7 @@ impl AdminApi {
             .revoke(&served, &caller.actor, key_id, which, &request.reason)
             .await
             .map_err(error::commit)?;
-        // Whatever is wrong with the wait, the revocation is in force.
+        // The revocation is in force, even if the wait is refused.
         let patience = self.patience(request.timeout, request.pass_by);
         let patience = patience.map_err(committed)?;
         let (name, key) = (served.name(), Some(key_id));
@@ -303,7 +305,7 @@ fn started(progress: Progress) -> api::StartRotationResponse {
     api::StartRotationResponse { step: Some(step) }
 }
 
-/// The version of a key that a rotation staged.
+/// Returns the version of a key that a rotation staged.
 fn staged_by(served: &ServedKeyring, key_id: KeyId, rotation: RotationId) -> Option<VersionNumber> {
     let state = served.journal().state();
     let key = state.keyring.key(key_id).ok()?;
@@ -312,7 +314,7 @@ fn staged_by(served: &ServedKeyring, key_id: KeyId, rotation: RotationId) -> Opt
     staged.map(|version| version.number)
 }
 
-/// The answer of a call that is forgotten, and has begun `rotation`.
+/// Returns the answer of a call that is forgotten, and has begun `rotation`.
 fn handed_over_before(
     served: &ServedKeyring,
     key_id: KeyId,
@@ -323,7 +325,7 @@ fn handed_over_before(
     let key = key.map_err(|refusal| error::refused(&refusal))?;
     let mut versions = key.versions.values();
     let Some(version) = versions.find(|version| version.staged_by == Some(rotation)) else {
-        return Err(Status::internal("the version that was staged is not there"));
+        return Err(Status::internal("the staged version does not exist"));
     };
     let number = version.number;
     match &version.state {
@@ -364,7 +366,7 @@ fn handed_over(
     let (key, version) = state
         .keyring
         .version(done.version)
-        .ok_or_else(|| Status::internal("the version that was handed over is not there"))?;
+        .ok_or_else(|| Status::internal("the version that was handed over does not exist"))?;
     let key = messages::issued(
         &state.keyring,
         key,

@@ -1,4 +1,4 @@
-//! Admin tokens.
+//! Creates, lists and deletes admin tokens.
 
 use tonic::Status;
 

@@ -1,4 +1,4 @@
-//! How often versions are used, and how far the rotations of a key are.
+//! Shows how often versions are used, and the progress of the rotations of a key.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,9 +15,8 @@ use crate::{
     serving::{Gap, RunKey, Target},
 };
 
-/// A report replies to each answer to a beat, every five seconds unless configured otherwise: a sidecar that has told nothing
-/// for
-/// longer is named.
+/// A sidecar without a report for longer than this is named as silent. A report replies to each
+/// answer to a beat, every five seconds unless configured otherwise.
 const LATE_AFTER: Duration = Duration::from_secs(30);
 /// The most callers that a refusal names.
 const MAX_NAMED: usize = 5;
@@ -59,12 +58,12 @@ impl AdminApi {
         })
     }
 
-    /// What is known of the use of a keyring's versions.
+    /// Returns the evidence about the use of a keyring's versions.
     pub(super) fn evidence(&self, keyring: &Keyring, now: Timestamp) -> Evidence {
         self.usage.evidence(keyring, &self.fleet, now)
     }
 
-    /// Who uses a version, the most requests first, as text.
+    /// Returns the callers of a version as text, [`MAX_NAMED`] at most, the most requests first.
     pub(super) fn callers_of(&self, keyring: &KeyringName, version: VersionRef) -> Vec<String> {
         let mut callers = self.usage.callers(keyring, version);
         callers.truncate(MAX_NAMED);

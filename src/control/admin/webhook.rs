@@ -1,4 +1,4 @@
-//! Webhooks.
+//! Creates, deletes, tests and lists webhooks, and lists deliveries.
 
 use tonic::Status;
 
@@ -15,7 +15,7 @@ use crate::{
     store::{Delivery, DeliveryState},
 };
 
-/// How many deliveries are listed when the caller does not say.
+/// The number of deliveries in an answer if the caller gives no limit.
 const DEFAULT_LIMIT: usize = 100;
 /// The most deliveries in one answer.
 const MAX_LIMIT: usize = 1_000;
@@ -54,7 +54,7 @@ impl AdminApi {
             let webhooks = &served.journal().state().keyring;
             webhooks.webhooks().get(&WebhookId::from(id)).cloned()
         };
-        // Its secret is derived from its id, so that it can be told again at any time.
+        // The secret is derived from the id, so that it can be returned again at any time.
         let answer = |webhook: &Webhook| api::AddWebhookResponse {
             webhook: Some(describe(served.name(), webhook)),
             signing_secret: self.webhooks.secret(webhook.id).expose().to_string(),

@@ -10,7 +10,7 @@ use crate::{
     store::{NewEntry, SqliteOptions, SqliteStore},
 };
 
-/// Longer than anything here takes, so that only a hung test meets it.
+/// Longer than any step takes, so that only a hung test reaches it.
 const DEADLINE: Duration = Duration::from_mins(2);
 
 async fn store(dir: &tempfile::TempDir) -> Arc<dyn Store> {
@@ -81,7 +81,7 @@ async fn a_start_goes_on_from_the_saved_state() {
     let saved = saved.expect("it was saved");
     assert_eq!(saved.revision, Revision::new(1_002));
     assert_eq!(keyring(&catalog(&store).await), keyring(&first));
-    // A state of a later version is passed over.
+    // A state of a later version is ignored.
     let later = StateSnapshot {
         format: SAVED_BY_A_LATER_VERSION,
         payload: b"?".to_vec(),
@@ -155,7 +155,7 @@ fn database(dir: &tempfile::TempDir) -> Connection {
     Connection::open(dir.path().join("relatch.db")).expect("it opens")
 }
 
-/// Appends what no relatch can read.
+/// Appends an entry that no relatch can read.
 async fn append_rubbish(store: &Arc<dyn Store>, name: &KeyringName) {
     let log = LogName::Keyring(name.clone());
     let head = store.head(&log).await.expect("readable");
@@ -170,7 +170,7 @@ async fn append_rubbish(store: &Arc<dyn Store>, name: &KeyringName) {
     appended.expect("any bytes can be appended");
 }
 
-/// Takes the log of the keyring back to `revision`, as a restore under a running process does.
+/// Cuts the log of the keyring back to `revision`, as a restore under a running process does.
 fn take_back(dir: &tempfile::TempDir, revision: u32) {
     let name = testing::keyring_name();
     let database = database(dir);
@@ -246,7 +246,7 @@ async fn a_commit_whose_caller_has_left_is_heard_by_sidecars_and_counted() {
         page.contains("relatch_commits_total{outcome=\"committed\"} 1\n")
     };
     let told = async {
-        // The report follows the bell.
+        // The report comes after the bell.
         while !counted() {
             task::yield_now().await;
         }
@@ -295,7 +295,7 @@ async fn an_entry_that_cannot_be_read_stops_its_own_keyring_alone() {
         catalog.get(&other_name()).expect("it exists"),
     );
     assert!(good.is_current() && bad.is_current());
-    // What comes before it in the same read is in use.
+    // The entries before it in the same read are in use.
     let elsewhere = self::catalog(&store).await;
     let there = elsewhere.get(&other_name()).expect("it exists");
     let consumer: ConsumerId = "checkout".parse().expect("a valid id");
@@ -357,7 +357,8 @@ async fn a_start_goes_on_without_a_keyring_that_cannot_be_read() {
     assert_eq!(catalog.unreadable().len(), 1);
 }
 
-/// What the catalog says about a keyring whose log was replaced, after a read and after a commit.
+/// Returns the errors of the catalog about a keyring whose log was replaced, after a read and after
+/// a commit.
 async fn refusals(catalog: &Catalog) -> [String; 2] {
     let served = served(catalog);
     let before = served.revision();
@@ -373,7 +374,7 @@ async fn refusals(catalog: &Catalog) -> [String; 2] {
         Ok((changes, ()))
     });
     let refused = refused.await.expect_err("it would fork the history");
-    // What was read stays in use: it is newer.
+    // The state that was read stays in use: it is newer.
     assert_eq!(served.revision(), before);
     [problem.to_string(), causes::in_one_line(&refused)]
 }
@@ -414,7 +415,7 @@ async fn a_head_that_is_another_entry_is_not_called_fresh_whatever_its_revision(
             let said = "log payments was read up to revision 3";
             assert!(refusal.contains(said), "{others}: {refusal}");
         }
-        // Nothing was written on what this catalog does not know.
+        // Nothing was written on top of a history that this catalog does not know.
         assert!(elsewhere.refresh().await.is_ok() && elsewhere.unreadable().is_empty());
         assert_eq!(keyring(&elsewhere).revision(), Revision::new(1 + others));
     }

@@ -1,7 +1,8 @@
 //! The keyrings of the store that cannot be read.
 //!
-//! What is wrong with one keyring is of that keyring alone: the others are read and served. Until it can be read again,
-//! nobody hears that what they hold of it is fresh, so that its sidecars deny its keys at their bound.
+//! A problem with one keyring concerns that keyring alone: the others are read and served. Until it
+//! can be read again, no sidecar receives a confirmation of it, and so each denies its keys at its
+//! bound.
 
 use std::{
     collections::BTreeMap,
@@ -21,26 +22,27 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Unread(Mutex<BTreeMap<KeyringName, Problem>>);
 
-/// Why a keyring cannot be read.
+/// The reason why a keyring cannot be read.
 #[derive(Debug)]
 struct Problem {
-    /// In words, with what to do.
+    /// The problem in words, with what to do.
     text: Arc<str>,
-    /// The head with which it was found; none: the store has no such log.
+    /// The head with which it was found; none if the store has no such log.
     head: Option<Head>,
-    /// When its log was read the last time.
+    /// When its log was last read.
     tried_at: BootTime,
-    /// When it was logged the last time.
+    /// When the problem was last logged.
     logged_at: BootTime,
 }
 
-/// A log that could not be read stays as it is, unless its head moves. To read a long one takes its time.
+/// How often a log that could not be read is read again. It stays as it is, unless its head moves,
+/// and reading a long log takes time.
 const TRY_EVERY: Duration = Duration::from_mins(1);
-/// It lasts until somebody does something about it.
+/// How often a problem is logged: it lasts until an operator acts.
 const LOG_EVERY: Duration = Duration::from_mins(1);
 
 impl Unread {
-    /// A keyring could not be read.
+    /// Notes that a keyring could not be read.
     pub(super) fn note(
         &self,
         name: &KeyringName,
@@ -70,14 +72,14 @@ impl Unread {
         problems.insert(name.clone(), problem);
     }
 
-    /// A keyring was read.
+    /// Notes that a keyring was read.
     pub(super) fn clear(&self, name: &KeyringName) {
         if self.lock().remove(name).is_some() {
             tracing::info!(auth.keyring = %name, "the keyring is read from the store again");
         }
     }
 
-    /// Whether the log with this head could not be read a moment ago.
+    /// Returns whether a read of the log with this head failed less than [`TRY_EVERY`] ago.
     pub(super) fn is_known(&self, name: &KeyringName, head: &Head, now: BootTime) -> bool {
         self.lock().get(name).is_some_and(|problem| {
             problem.head.as_ref() == Some(head)
@@ -85,14 +87,14 @@ impl Unread {
         })
     }
 
-    /// Why a keyring cannot be read; none when it can, or does not exist.
+    /// Returns why a keyring cannot be read; none if it can, or does not exist.
     pub(super) fn problem(&self, name: &KeyringName) -> Option<Arc<str>> {
         self.lock()
             .get(name)
             .map(|problem| Arc::clone(&problem.text))
     }
 
-    /// All of them, with what is wrong.
+    /// Returns all of them, each with its problem.
     pub(super) fn list(&self) -> Vec<(KeyringName, Arc<str>)> {
         self.lock()
             .iter()
@@ -105,7 +107,7 @@ impl Unread {
     }
 }
 
-/// Whether what is wrong is of one log, and not of the whole store.
+/// Returns whether an error concerns one log, and not the whole store.
 pub(super) fn is_of_one_log(error: &LogError) -> bool {
     match error {
         LogError::Payload { .. }

@@ -1,18 +1,18 @@
-//! How a sidecar of a keyring is, in one word.
+//! The condition of a sidecar of a keyring, in one word.
 
 use crate::{
     key::{Epoch, Revision},
     serving::{Holding, Presence, Run},
 };
 
-/// How a sidecar of a keyring is.
+/// The condition of a sidecar of a keyring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
     /// Connected, and at the newest revision.
     Current,
     /// Connected, and behind.
     Lagging,
-    /// Without a stream, and serving what it has.
+    /// Without a stream; it may still serve the keyring.
     Lost,
     /// Ended, with a snapshot file from which it may serve again.
     Stopped,
@@ -40,7 +40,8 @@ impl Condition {
         }
     }
 
-    /// How a run is that may serve a keyring, whose newest revision is `head`. `holding` is what it holds of that keyring.
+    /// Returns the condition of a run that may serve a keyring with the newest revision `head`;
+    /// `holding` is the run's state of that keyring.
     pub(super) fn of(run: &Run, holding: &Holding, epoch: Epoch, head: Revision) -> Self {
         let progress = &holding.progress;
         match run.presence() {

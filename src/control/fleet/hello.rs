@@ -1,4 +1,4 @@
-//! What a Hello says, as the book of who may serve understands it.
+//! Reads a Hello for the book of the sidecars that may serve.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,13 +10,15 @@ use crate::{
     tls::Identity,
 };
 
-/// Of each keyring of a Hello that the sidecar may have, whether what it says that it holds agrees with what there is.
+/// For each keyring of a Hello that the sidecar may hold: whether the state in the Hello agrees
+/// with the state of the control plane.
 pub(crate) type Believed = BTreeMap<KeyringName, bool>;
 
-/// A lock's numbers come from one machine; a text that is longer than this is none.
+/// The most bytes of a lock's boot id. A lock's numbers come from one machine; a longer text is no
+/// boot id.
 const MAX_BOOT_ID: usize = 64;
 
-/// Reads a Hello that was checked. The sidecar may have the keyrings that `believed` names.
+/// Reads a Hello that was checked. The sidecar may hold the keyrings in `believed`.
 pub(super) fn read(
     hello: &discovery::Hello,
     believed: &Believed,
@@ -57,7 +59,8 @@ pub(super) fn read(
     }
 }
 
-/// A lock that does not say where it is proves nothing.
+/// Returns the lock of a Hello; none if it does not say where it is, because it then proves
+/// nothing.
 fn read_lock(lock: &discovery::Lock, node: &str) -> Option<Lock> {
     let at = match lock.place? {
         Place::File(file) => LockAt::File {

@@ -5,18 +5,16 @@ use crate::{
     serving::{Presence, Run, RunKey},
 };
 
-/// A sidecar that may serve and whose reports lag.
+/// A sidecar that may serve and whose reports are late.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LateReporter {
-    /// The run.
     pub(crate) key: RunKey,
-    /// Its cluster.
     pub(crate) cluster: String,
     /// Whether it is connected, lost or stopped.
     pub(crate) presence: Presence,
-    /// It has reported every use before this moment; none when it has reported nothing.
+    /// The sidecar has reported every use before this time; none if it has reported nothing.
     pub(crate) complete_until: Option<Timestamp>,
-    /// When it was last heard of.
+    /// The time of the last contact with the sidecar.
     pub(crate) last_seen: Timestamp,
 }
 

@@ -1,4 +1,4 @@
-//! The rows of the book of who may serve, as the store keeps them.
+//! Converts between the rows of the book of the sidecars that may serve and the rows in the store.
 
 use crate::{
     serving::{Row, RunKey},

@@ -5,19 +5,18 @@ use crate::serving::{Farewell, RunKey};
 /// An open stream of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OpenStream {
-    /// The run.
     pub(crate) run: RunKey,
-    /// Counted from 1 within the run.
+    /// The number of the stream, counted from 1 within the run.
     pub(crate) number: u64,
-    /// Somebody had forgotten the run: it has to begin anew.
+    /// An operator had forgotten the run: it has to load its keyrings anew.
     pub(crate) was_forgotten: bool,
 }
 
-/// How a stream ended.
+/// The way in which a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parting {
-    /// It broke; the sidecar may come back.
+    /// The stream broke; the sidecar may connect again.
     Lost,
-    /// With a Goodbye: the process answers no check any more.
+    /// The sidecar sent a Goodbye: its process answers no check any more.
     Goodbye(Farewell),
 }

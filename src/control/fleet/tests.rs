@@ -99,7 +99,7 @@ fn run_ids(runs: &[RunKey]) -> Vec<&str> {
     runs.iter().map(|run| &*run.run_id).collect()
 }
 
-/// A database, and who is known in it.
+/// A database with the rows of a fleet.
 struct Disk {
     dir: tempfile::TempDir,
     store: SqliteStore,
@@ -125,7 +125,7 @@ impl Disk {
         self.store.load_presence().await.expect("it reads")
     }
 
-    /// Of each row, the node and when it was last heard of.
+    /// Returns the node of each row, and the time of the last contact.
     async fn contacts(&self) -> Vec<(String, i64)> {
         let rows = self.rows().await.into_iter();
         rows.map(|row| (row.node, row.last_contact.as_millis()))
@@ -136,7 +136,7 @@ impl Disk {
         fleet.record_news(&self.store).await.expect("it writes")
     }
 
-    /// The fleet as the next control plane finds it, with a clock of its own.
+    /// Returns the fleet as the next control plane finds it, with a clock of its own.
     async fn next(&self, fleet: &Fleet) -> (Fleet, crate::clock::ManualClock) {
         fleet.record(&self.store).await.expect("it writes");
         let (clock, hands) = Clock::manual(fleet.clock.wall());
@@ -144,7 +144,7 @@ impl Disk {
         (fleet.expect("sound rows"), hands)
     }
 
-    /// Keeps everybody from writing until it is dropped.
+    /// Locks the database against writes until the lock is dropped.
     fn lock(&self) -> Connection {
         let connection = Connection::open(self.path()).expect("it opens");
         let locked = connection.execute_batch("BEGIN IMMEDIATE");
@@ -153,7 +153,7 @@ impl Disk {
     }
 }
 
-// What is read.
+// Reads of messages.
 
 #[test]
 fn a_hello_is_read_as_it_was_said() {
@@ -341,7 +341,7 @@ fn acks_and_nacks_are_read_as_they_were_said() {
     fleet.nacked(&key, &refused_whole);
     assert!(!progress().has_more_rejected);
     assert_eq!(progress().rejected.len(), 1);
-    // Of no keyring nothing is kept.
+    // For a name that is no keyring's, nothing is kept.
     let nowhere = discovery::Ack {
         keyring: "no name!".to_owned(),
         ..ack(20)
@@ -378,7 +378,7 @@ fn long_texts_about_refused_items_are_cut() {
     assert!(!barrier(&fleet, applied(4)).is_passed());
 }
 
-// Who is waited for.
+// The sidecars for which a barrier waits.
 
 #[test]
 fn a_barrier_waits_for_everything_that_may_serve() {
@@ -478,7 +478,7 @@ fn streams_of_the_past_are_refused() {
     assert!(matches!(again(), Err(Refusal::Ended)));
 }
 
-// Who is forgotten.
+// Forgotten sidecars.
 
 fn forget(fleet: &Fleet, node: &str, run_id: Option<&str>) -> Result<Vec<RunKey>, ForgetError> {
     fleet.forget(&fleet.lost_runs(node, run_id)?)
@@ -515,7 +515,7 @@ fn one_process_of_a_node_is_forgotten() {
     let forgotten = forget(&fleet, "edge-1", Some("a")).expect("it is lost");
     assert_eq!(run_ids(&forgotten), ["a"]);
     assert_eq!(barrier(&fleet, applied(4)).laggards[0].key.run_id, "b");
-    // It comes back, and is to begin anew.
+    // It connects again, and has to load its keyrings anew.
     let back = discovery::Hello {
         stream: 2,
         ..hello("edge-1", "a", 9)
@@ -568,7 +568,7 @@ fn coverage_is_that_of_the_last_to_report() {
     assert_eq!(fleet.gaps(Some(&other)), []);
 }
 
-// What the store keeps.
+// The rows in the store.
 
 #[tokio::test]
 async fn news_are_written_of_those_who_came_or_went_and_once() {
@@ -580,7 +580,7 @@ async fn news_are_written_of_those_who_came_or_went_and_once() {
     disk.news(&fleet).await;
     let both = [row("edge-1", START), row("edge-2", START)];
     assert_eq!(disk.contacts().await, both);
-    // Nobody has come since: nothing is written, although both were heard of later.
+    // No sidecar has come since: nothing is written, although both were in contact later.
     hands.advance(Duration::from_secs(1));
     fleet.acked(&first, &ack(4));
     disk.news(&fleet).await;
@@ -634,13 +634,13 @@ async fn a_grant_is_on_record_before_it_leaves() {
     grant(2 * minute).await.expect("it writes");
     let _locked = disk.lock();
     grant(2 * minute).await.expect("its row says so already");
-    // Whoever finds the store now waits for as long.
+    // A control plane that opens the store now waits for as long.
     let (clock, _) = Clock::manual(at(START));
     let next = Fleet::new(clock, MAX_SERVE_FOR, disk.rows().await);
     let next = next.expect("sound rows");
     let rest = barrier(&next, applied(4)).rest();
     assert_eq!(rest, Some(Duration::from_millis(121_201)));
-    // A run that has ended is granted nothing.
+    // A run that has ended receives no grant.
     let grants = [(testing::keyring_name(), minute)];
     let unknown = RunKey {
         run_id: "b".to_owned(),
@@ -671,7 +671,7 @@ async fn sidecars_of_a_former_control_plane_are_waited_for() {
     assert_eq!(coverage.complete_until, None);
     hands.advance(rest);
     assert_eq!(barrier(&next, applied(1)).total, 1);
-    // One that is back is waited for until it has confirmed.
+    // A sidecar that has connected again is waited for until it has confirmed.
     let back = discovery::Hello {
         stream: 2,
         ..hello("edge-1", "a", 3)
@@ -704,7 +704,7 @@ async fn gaps_survive_restarts_and_grow_older_only_while_somebody_watches() {
         hands.advance(hour);
         fleet = next;
     }
-    // After thirty days nobody asks any more.
+    // After thirty days nothing depends on the gaps any more.
     let (clock, hands) = Clock::manual(fleet.clock.wall());
     let fleet = Fleet::new(clock, MAX_SERVE_FOR, disk.rows().await).expect("sound rows");
     hands.advance(Duration::from_hours(30 * 24));

@@ -1,4 +1,4 @@
-//! Why a log cannot be followed, or a change is not committed.
+//! The errors of a log that cannot be followed, and of a change that is not committed.
 
 use std::{fmt, sync::Arc};
 
@@ -12,10 +12,10 @@ use super::CONFLICTS;
 /// A change was not committed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// It was refused.
+    /// The change was refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// Others kept being first.
+    /// Other writers were first too many times in a row.
     #[error("other writers were first {CONFLICTS} times in a row; try again")]
     Contended,
     /// The log cannot be followed.
@@ -26,7 +26,7 @@ pub enum CommitError {
     Random(#[from] crate::key::RandomError),
 }
 
-/// A log cannot be read, or does not tell a possible history.
+/// A log cannot be read, or its history is not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The store failed.
@@ -35,43 +35,43 @@ pub enum LogError {
     /// An entry breaks a bound of the store.
     #[error(transparent)]
     Entry(#[from] crate::store::EntryError),
-    /// The transaction failed in which several commits were.
+    /// A transaction with several commits failed.
     #[error(transparent)]
     Shared(Arc<LogError>),
-    /// An entry cannot be understood.
+    /// An entry cannot be decoded.
     #[error(
         "revision {revision} of log {log} cannot be understood: it was written by a newer relatch, or tampered with; see `relatch audit verify`"
     )]
     Payload {
-        /// Which log.
+        /// The log of the entry.
         log: LogName,
-        /// Which entry.
+        /// The revision of the entry.
         revision: Revision,
-        /// What is wrong.
+        /// The error in the entry's JSON.
         source: serde_json::Error,
     },
-    /// An entry does not fit what is before it.
+    /// An entry contradicts the entries before it.
     #[error(
         "revision {revision} of log {log} contradicts the revisions before it; see `relatch audit verify`"
     )]
     Apply {
-        /// Which log.
+        /// The log of the entry.
         log: LogName,
-        /// Which entry.
+        /// The revision of the entry.
         revision: Revision,
-        /// What is wrong.
+        /// The reason why the change is not possible.
         source: ApplyError,
     },
     /// The store has another history than the one that was read from it.
     #[error(
-        "log {log} was read up to {held}, and the store has {found}: the store was restored or replaced under the running process; stop relatch, and start it once with --new-epoch (docs/operating.md, \"Restore\")"
+        "log {log} was read up to {held}, and the store has {found}: the store was restored or replaced under the running process; stop relatch, and start it once with --new-epoch (docs/operating.md, \"Backup and restore\")"
     )]
     OtherHistory {
-        /// Which log.
+        /// The log with the other history.
         log: LogName,
-        /// How far it was read.
+        /// The position up to which the log was read.
         held: Position,
-        /// What the store has in its place.
+        /// The position that the store has in its place.
         found: Position,
     },
 }
@@ -81,16 +81,16 @@ pub enum LogError {
 pub struct Position {
     /// The revision of the entry; 0 before the first one.
     pub(crate) revision: Revision,
-    /// Its hash.
+    /// The hash of the entry.
     pub(crate) hash: EntryHash,
 }
 
 impl Position {
-    /// Checks that a log that was read up to here may have the head `head` by now.
+    /// Checks that a log that was read up to this position may have the head `head` by now.
     ///
     /// # Errors
     ///
-    /// When the head is before this place, or is another entry in it.
+    /// When the head is before this position, or is another entry at it.
     pub(crate) fn check(self, head: &Head) -> Result<(), LogError> {
         let found = Self {
             revision: head.revision,
@@ -102,7 +102,7 @@ impl Position {
         Err(self.unlike(&head.log, found))
     }
 
-    /// Checks that `next` is the entry that follows.
+    /// Checks that `next` is the entry that follows this position.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Position {
         Err(self.unlike(&next.log, found))
     }
 
-    /// The error of a store that has `found` in the place of this.
+    /// Returns the error of a store that has `found` in the place of this position.
     #[must_use]
     pub(crate) fn unlike(self, log: &LogName, found: Self) -> LogError {
         LogError::OtherHistory {

@@ -1,13 +1,13 @@
-//! What became of a commit, as metrics and spans name it.
+//! The outcome of a commit, as metrics and spans name it.
 
 use super::CommitError;
 
-/// What became of a commit.
+/// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CommitOutcome {
-    /// It is in the log.
+    /// The commit is in the log.
     Committed,
-    /// It was refused.
+    /// The commit was refused.
     Refused,
     /// The store or the log failed.
     Failed,
@@ -25,7 +25,7 @@ impl CommitOutcome {
         }
     }
 
-    /// What became of the commit that ended so.
+    /// Returns the outcome of a commit with this result.
     #[must_use]
     pub(crate) const fn of<T>(committed: &Result<T, CommitError>) -> Self {
         match committed {

@@ -9,9 +9,9 @@ use crate::{
     store::{SqliteOptions, SqliteStore, chain},
 };
 
-/// Longer than anything here takes, so that only a hung test meets it.
+/// Longer than any step takes, so that only a hung test reaches it.
 const DEADLINE: Duration = Duration::from_mins(2);
-/// How long a store waits for its lock where a test wants it to give up.
+/// How long a store waits for its lock in tests in which the wait is to fail.
 const SHORT: Duration = Duration::from_millis(50);
 
 /// A store in which a keyring begins, and its database.
@@ -21,7 +21,7 @@ struct Place {
     store: Arc<dyn Store>,
 }
 
-/// The lock of the database, as another process holds it; dropping it gives it back.
+/// The lock of the database, as another process holds it; dropping it releases the lock.
 struct Locked {
     _connection: Connection,
 }
@@ -114,7 +114,7 @@ fn spawn(
     adding.spawn(async move { (number, add(&journal, number).await) });
 }
 
-/// Lets other tasks go on until `count` entries wait to be written.
+/// Lets other tasks run until `count` entries wait to be written.
 async fn until_waiting(journal: &Journal<Keyring>, count: usize) {
     let waiting = async {
         while journal.core.ahead().waiting.len() != count {
@@ -125,7 +125,7 @@ async fn until_waiting(journal: &Journal<Keyring>, count: usize) {
     waited.expect("the changes are planned");
 }
 
-/// Lets other tasks go on until a transaction is under way and nothing waits.
+/// Lets other tasks run until a transaction is under way and nothing waits.
 async fn until_under_way(journal: &Journal<Keyring>) {
     let under_way = async {
         while !(journal.core.ahead().tell.is_none() && journal.core.ahead().outcome.is_some()) {
@@ -143,7 +143,7 @@ async fn concurrent_commits_get_consecutive_revisions_and_one_that_is_refused_is
     let journal = place.journal().await;
     let mut adding = JoinSet::new();
     for number in 0..COMMITS {
-        // One of them twice.
+        // One of the consumers is added twice.
         spawn(&mut adding, &journal, number.min(COMMITS - 2));
     }
     let (mut added, mut refused) = (Vec::new(), Vec::new());
@@ -223,7 +223,7 @@ async fn a_failed_transaction_fails_all_of_its_commits_and_leaves_nothing() {
     assert!(journal.state().consumers().is_empty());
     assert_eq!(place.head().await, Revision::new(1));
     drop(locked);
-    // Nothing of what failed is in the way of trying again.
+    // The failed transaction does not prevent another attempt.
     assert_eq!(
         add(&journal, 0).await.expect("it is free"),
         Revision::new(2)
@@ -240,7 +240,7 @@ async fn what_was_planned_on_a_failed_transaction_is_planned_anew() {
     let mut adding = JoinSet::new();
     spawn(&mut adding, &journal, 0);
     until_under_way(&journal).await;
-    // Refused on what is about to be, which then is not.
+    // This one is refused on the planned state, which the store then never has.
     spawn(&mut adding, &journal, 0);
     let (_, first) = adding.join_next().await.expect("two").expect("no panic");
     assert!(first.is_err(), "{first:?}");
@@ -248,7 +248,7 @@ async fn what_was_planned_on_a_failed_transaction_is_planned_anew() {
     let (_, second) = adding.join_next().await.expect("one").expect("no panic");
     let is_sound = match &second {
         Ok(revision) => *revision == Revision::new(2),
-        // It may have shared the transaction that failed, or have met the lock by itself.
+        // It may have shared the transaction that failed, or have met the lock in its own.
         Err(CommitError::Log(_)) => true,
         Err(_) => false,
     };

@@ -1,27 +1,29 @@
-//! Who hears about the commits of a journal.
+//! The observers of the commits of a journal.
 
 use std::fmt;
 
 use crate::key::Revision;
 
-/// Who hears about each state of a log that becomes visible: after a commit, whether its caller still waits or not, and
-/// after a read of what others have committed.
+/// An observer of each state of a log that becomes visible: after a commit, whether its caller
+/// still waits or not, and after a read of what others have committed.
 pub(crate) trait Witness: fmt::Debug + Send + Sync + 'static {
-    /// The state of `revision` is visible. It returns at once. To hear about a revision twice changes nothing.
+    /// Notes that the state of `revision` is visible. It returns at once. A second call with the
+    /// same revision changes nothing.
     fn published(&self, revision: Revision);
 }
 
-/// What reports a commit that the store has: its log line, its span, its count.
+/// The report of a commit that the store has: its log line, its span, its count.
 pub(crate) struct Report(Option<Box<dyn FnOnce(Revision) + Send>>);
 
 impl Report {
-    /// Calls `report` with the commit's last revision. It returns at once.
+    /// Returns a report that calls `report` with the commit's last revision. `report` returns at
+    /// once.
     #[must_use]
     pub(crate) fn new(report: impl FnOnce(Revision) + Send + 'static) -> Self {
         Self(Some(Box::new(report)))
     }
 
-    /// Nothing is reported.
+    /// Returns a report of nothing.
     #[must_use]
     pub(crate) const fn none() -> Self {
         Self(None)
@@ -40,7 +42,7 @@ impl fmt::Debug for Report {
     }
 }
 
-/// Nobody follows the log.
+/// The witness of a log without followers.
 impl Witness for () {
     fn published(&self, _revision: Revision) {}
 }

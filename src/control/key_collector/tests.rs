@@ -1,4 +1,4 @@
-//! What a scrape of a control plane tells.
+//! Tests of the scrape of a control plane.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -26,7 +26,7 @@ use crate::{
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 const MAX_SERVE_FOR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
-/// In the order in which they are made.
+/// The ids of keys, in the order in which they are created.
 const KEYS: [&str; 4] = [
     "AAAAAAAAAAAA",
     "BBBBBBBBBBBB",
@@ -46,7 +46,7 @@ struct World {
 }
 
 impl World {
-    /// With room for so many versions.
+    /// Returns a world with room for `max_versions` versions.
     async fn new(max_versions: usize) -> Self {
         let (clock, hands) = Clock::manual(START);
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -193,7 +193,7 @@ impl World {
         connected.expect("nobody else is this node")
     }
 
-    /// A sidecar tells that versions were used so often until now.
+    /// Reports from a sidecar that versions were used this often until now.
     fn report(&self, node: &str, uses: &[(&str, u32, u64)]) {
         let member = RunKey {
             node: node.to_owned(),
@@ -223,7 +223,7 @@ impl World {
         stream.note(&usage, &*self.catalog);
     }
 
-    /// The samples of a metric, in order.
+    /// Returns the samples of a metric, in order.
     fn samples(&self, metric: &str) -> Vec<String> {
         let mut page = String::new();
         encode(&mut page, &self.registry).expect("it is text");
@@ -241,7 +241,8 @@ impl World {
     }
 }
 
-/// Labels as a page has them, with `last` behind those that all series of versions have, and the value.
+/// Returns the labels as on a page, with `last` after those that all series of versions have, and
+/// the value.
 fn sample(key_id: &str, version: u32, last: &str, value: impl fmt::Display) -> String {
     format!(
         "{{keyring=\"payments\",consumer=\"checkout\",key_id=\"{key_id}\",version=\"{version}\",{last}}} {value}"
@@ -321,7 +322,7 @@ async fn a_version_is_denied_while_it_is_used_only_where_its_policy_or_its_expir
         world.commit(|keyring, _| keyring.set_policy(&policy)).await;
         assert_eq!(denied(), told, "{on_deadline:?}");
     }
-    // Without another version to use it is held, whatever the policy.
+    // Without another version to use, the version is held, whatever the policy.
     let key_id = plain.parse().expect("an id");
     let new = VersionNumber::FIRST.next();
     world
@@ -339,7 +340,7 @@ async fn the_phase_goes_with_the_rotation() {
     world.rotate(id).await;
     let phase = || world.samples("relatch_rotation_phase");
     assert_eq!(phase(), [sample(id, 1, r#"phase="overlap""#, 1)]);
-    // By default evidence takes a day, and there is no sidecar that could have seen another use.
+    // By default, evidence takes a day, and there is no sidecar that could have seen another use.
     world.hands.advance(Duration::from_mins(59));
     assert_eq!(phase(), [sample(id, 1, r#"phase="overlap""#, 1)]);
     world.hands.advance(Duration::from_mins(1));
