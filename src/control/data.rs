@@ -50,9 +50,9 @@ pub enum DataError {
         pepper_file.display()
     )]
     Missing {
-        /// The path at which the store is missing.
+        /// The path of the missing store.
         store: PathBuf,
-        /// The path at which the pepper file is missing.
+        /// The path of the missing pepper file.
         pepper_file: PathBuf,
     },
     /// There is a store without its pepper.
@@ -64,7 +64,7 @@ pub enum DataError {
     PepperMissing {
         /// The path of the store.
         store: PathBuf,
-        /// The path at which the pepper file is missing.
+        /// The path of the missing pepper file.
         pepper_file: PathBuf,
     },
     /// There is a pepper without its store.
@@ -74,7 +74,7 @@ pub enum DataError {
         store.display()
     )]
     StoreMissing {
-        /// The path at which the store is missing.
+        /// The path of the missing store.
         store: PathBuf,
         /// The path of the pepper file.
         pepper_file: PathBuf,

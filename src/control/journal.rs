@@ -70,7 +70,7 @@ pub trait LogState: Clone + fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns the size of what is saved, as the number of changes that take as long.
+    /// Returns the size of what is saved, as the number of changes that take as long to save.
     fn weight(&self) -> u64 {
         0
     }
@@ -163,12 +163,12 @@ pub struct Committed<T> {
 /// The most conflicts in a row. A log has few writers, so more of them mean that something is
 /// wrong.
 const CONFLICTS: usize = 32;
-/// The number of changes after which a state is saved again. A start reads at most about as many
-/// entries; more after a large state, by [`SAVE_SHARE`].
+/// The number of changes after which a state is saved again, except for a large one: see
+/// [`SAVE_SHARE`]. A start reads at most about as many entries.
 const SAVE_EVERY: u64 = 1_000;
 /// A large state is saved when 1/10 of it has changed. A start then reads the rest of the log in no
-/// more time than the state, and the bytes written for states are no more than a few times those
-/// written for the log.
+/// more time than it reads the state, and the bytes written for states are no more than a few times
+/// the bytes written for the log.
 const SAVE_SHARE: u64 = 10;
 
 impl<S: LogState> Journal<S> {

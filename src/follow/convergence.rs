@@ -43,7 +43,7 @@ enum Act {
     Revoke(usize),
 }
 
-/// What the stream does to a step.
+/// The way in which the stream treats a step.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Deliver,

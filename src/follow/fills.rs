@@ -35,7 +35,7 @@ use crate::{
     },
 };
 
-/// What may happen next. Numbers choose among what there is.
+/// An event of the world. Numbers choose among what there is.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     /// Changes of the keyring, which every replica learns in its time.

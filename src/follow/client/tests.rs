@@ -581,7 +581,7 @@ async fn a_sidecar_without_a_stream_stops_at_once() {
     let stream = world.stream(KeyState::Active).await;
     world.server.shutdown().await;
     drop(stream);
-    // A check is under way for good: nobody would be told of it.
+    // A check is under way forever: without a stream, nothing can be reported about it.
     world.checks.spawn(std::future::pending::<()>());
     world.checks.close();
     world.shutdown.cancel();

@@ -14,7 +14,7 @@ use crate::{
 const VERSIONS: usize = 4;
 const EPOCH: Epoch = Epoch::new(1);
 
-/// What happens to a sidecar, its streams and its control plane.
+/// An event of a sidecar, its streams or its control plane.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Use(usize, bool),
@@ -49,7 +49,7 @@ struct Model {
     epoch: Epoch,
     streams: Vec<Stream>,
     stored: HashMap<(String, u32), Use>,
-    /// What was counted when a report was made, by the sequence of its last message.
+    /// The counts at the time of a report, by the sequence of its last message.
     counted: HashMap<u64, Vec<Use>>,
     /// The last beat that was answered.
     beat: u64,
