@@ -70,7 +70,7 @@ pub trait LogState: Clone + fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns the size of what is saved, as the number of changes that take as long to save.
+    /// Returns the size of what is saved, as the number of changes that take as long.
     fn weight(&self) -> u64 {
         0
     }
