@@ -1,12 +1,12 @@
 //! The domain: tokens, digests, keys and their versions. Pure: no clock, no network, no store.
 //!
-//! A [`token`] is what a consumer presents. Its keyed [`digest`] is all that is ever stored or compared. A [`Keyring`]
-//! holds consumers and their [`Key`]s; a key has [`KeyVersion`]s, whose states and transitions are in [`version`]. A
-//! keyring is what its log of [`Change`]s says: an [`operation`] returns changes, [`Keyring::apply`] folds them, and
-//! [`rotation`] plans those that the [`policy`], the [`evidence`] of use and the time make due. A [`KeyRecord`] is what
-//! sidecars are told of a version.
+//! A consumer presents a [`token`]. Only its keyed [`digest`] is ever stored or compared. A [`Keyring`] holds consumers
+//! and their [`Key`]s; a key has [`KeyVersion`]s, whose states and transitions are in [`version`]. The state of a keyring
+//! follows from its log of [`Change`]s: an [`operation`] returns changes, [`Keyring::apply`] folds them into the state,
+//! and [`rotation`] plans the changes that are due by the [`policy`], the [`evidence`] of use and the time. Sidecars
+//! receive each version as a [`KeyRecord`].
 //!
-//! Every function that depends on time takes `now`.
+//! Every function that depends on time has a parameter `now`.
 
 mod base62;
 pub(crate) mod change;

@@ -1,4 +1,4 @@
-//! Base62: the digits and letters of ASCII, of which ids and tokens consist.
+//! Base62: the ASCII digits and letters. Ids and tokens consist of them.
 
 use zeroize::Zeroizing;
 
@@ -7,9 +7,9 @@ use super::random::{RandomError, fill_random};
 pub(super) const ALPHABET: &[u8; 62] =
     b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// `N` characters, each of the 62 equally likely.
+/// Returns `N` random characters. All 62 are equally likely.
 pub(super) fn random<const N: usize>() -> Result<[u8; N], RandomError> {
-    // The largest multiple of 62 that a byte can hold; a byte above it would favour the first characters.
+    // The largest multiple of 62 in a byte. A byte from 248 on would favour the first characters.
     const LIMIT: u8 = 248;
     let mut characters = [0; N];
     let mut filled = 0;
@@ -24,7 +24,7 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], RandomError> {
     Ok(characters)
 }
 
-/// The character of a digit, of which the part below 62 counts.
+/// Returns the character of `digit` modulo 62.
 pub(super) fn character(digit: u128) -> u8 {
     ALPHABET[usize::try_from(digit % 62).unwrap_or_default()]
 }

@@ -1,4 +1,4 @@
-//! Consumers and their keys, as a keyring holds them.
+//! The consumers and keys of a keyring.
 
 use std::sync::Arc;
 
@@ -15,49 +15,45 @@ use super::{
     versions::Versions,
 };
 
-/// A caller that keys belong to.
+/// A caller of the API. Keys belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Consumer {
-    /// For people.
+    /// The name for people; may be empty.
     pub(crate) name: String,
-    /// When it was made.
     pub(crate) created_at: Timestamp,
-    /// The ids of its keys.
     pub(crate) keys: PagedSet<KeyId>,
 }
 
-/// One credential of a consumer. Its id is stable across rotations; its secrets are its versions.
+/// One credential of a consumer. Its id stays the same in all rotations; its secrets are its versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
-    /// Its id.
     pub(crate) id: KeyId,
-    /// Whose it is.
+    /// The owner of the key.
     pub(crate) consumer: ConsumerId,
-    /// For people.
+    /// The name for people; may be empty.
     pub(crate) name: String,
-    /// Whether its first secret comes from another system.
+    /// Whether the first secret comes from another system.
     pub(crate) imported: bool,
-    /// What it may do.
+    /// The permissions of the key.
     pub(crate) scopes: Scopes,
-    /// From where.
+    /// The addresses that the key may be used from.
     pub(crate) allowed_sources: AllowedSources,
-    /// In what it departs from the policy of its keyring; few keys do.
+    /// The settings that override the policy of the keyring; none for most keys.
     pub(crate) policy: Option<Arc<PolicyOverrides>>,
-    /// Its versions by number.
     pub(crate) versions: Versions,
 }
 
-/// Those of a key that departs from nothing.
+/// The overrides of a key without its own settings.
 static NO_OVERRIDES: PolicyOverrides = PolicyOverrides::NONE;
 
 impl Key {
-    /// In what it departs from the policy of its keyring.
+    /// Returns the settings that override the policy of the keyring.
     #[must_use]
     pub(crate) fn overrides(&self) -> &PolicyOverrides {
         self.policy.as_deref().unwrap_or(&NO_OVERRIDES)
     }
 
-    /// The version that the consumer should use, if there is one.
+    /// Returns the version that the consumer should use, if there is one.
     #[must_use]
     pub(crate) fn active(&self) -> Option<&KeyVersion> {
         self.versions
@@ -65,7 +61,7 @@ impl Key {
             .find(|version| matches!(version.state, VersionState::Active { .. }))
     }
 
-    /// The version whose rotation has not been handed over, if there is one.
+    /// Returns the version that is staged and not handed over, if there is one.
     #[must_use]
     pub(crate) fn pending(&self) -> Option<&KeyVersion> {
         self.versions
@@ -73,21 +69,22 @@ impl Key {
             .find(|version| matches!(version.state, VersionState::Pending { .. }))
     }
 
-    /// The versions that are retiring, the oldest first.
+    /// Returns the retiring versions, in the order of their numbers.
     pub(crate) fn retiring(&self) -> impl Iterator<Item = &KeyVersion> {
         self.versions
             .values()
             .filter(|version| matches!(version.state, VersionState::Retiring { .. }))
     }
 
-    /// The versions that sidecars accept at `now`, or will.
+    /// Returns the versions that sidecars accept at `now` or will accept later.
     pub(crate) fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &KeyVersion> {
         self.versions
             .values()
             .filter(move |version| version.is_accepted(now))
     }
 
-    /// The version that `rotation` replaced by `new`, and until when it is accepted; one that has ended, when it did.
+    /// Returns the version that `rotation` replaced with `new`, and the end of its overlap. For a retired or revoked
+    /// version, returns the time at which it ended.
     #[must_use]
     pub(crate) fn replaced_by(
         &self,
@@ -108,7 +105,8 @@ impl Key {
         })
     }
 
-    /// How long the active version was to live when it was made; where none is active, the newest one.
+    /// Returns the lifetime of the active version, from its `not_before` or else its creation to its expiry. Without an
+    /// active version, returns that of the newest version.
     #[must_use]
     pub(crate) fn lifetime(&self) -> Lifetime {
         let limit = || {
@@ -119,7 +117,7 @@ impl Key {
         limit().map_or(Lifetime::Unlimited, Lifetime::Limited)
     }
 
-    /// The number for the next version.
+    /// Returns the number for the next version.
     #[must_use]
     pub(crate) fn next_number(&self) -> VersionNumber {
         self.versions
@@ -127,7 +125,7 @@ impl Key {
             .map_or(VersionNumber::FIRST, |last| last.number.next())
     }
 
-    /// What sidecars are told of one of its versions.
+    /// Returns the record of one of its versions for sidecars.
     pub(super) fn record(&self, version: &KeyVersion) -> KeyRecord {
         let (retiring_since, retires_at, replaced_by) = match version.state {
             VersionState::Retiring {
@@ -157,7 +155,8 @@ impl Key {
         }
     }
 
-    /// The rotation that a version takes part in now: from its staging until the version that it replaces has ended.
+    /// Returns the rotation that a version is part of now. It runs from the staging of the new version until the old
+    /// version ends.
     fn running_rotation(&self, version: &KeyVersion) -> Option<RotationId> {
         let runs = match version.state {
             VersionState::Pending { .. } | VersionState::Retiring { .. } => true,

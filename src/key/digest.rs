@@ -1,4 +1,4 @@
-//! The keyed digest of a key: the only place where a key is hashed or compared.
+//! The keyed digest of a key. Keys are hashed and compared only here.
 
 use std::fmt;
 
@@ -15,12 +15,13 @@ use super::{
     webhook::WebhookId,
 };
 
-/// HMAC-SHA256 of a key under a pepper. Compared in constant time; not a secret, but of no use without the pepper.
+/// HMAC-SHA256 of a key under a pepper. Compared in constant time. It is not a secret, and is useless without the
+/// pepper.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyDigest([u8; KeyDigest::LEN]);
 
-/// Names a pepper, so that peppers can be rolled.
+/// The id of a pepper, so that peppers can be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PepperId(u32);
@@ -30,24 +31,24 @@ pub struct PepperId(u32);
 pub struct Pepper {
     id: PepperId,
     secret: Zeroizing<[u8; Pepper::LEN]>,
-    /// With both pads already absorbed, so that a digest costs two compressions less.
+    /// The state after both pads, so that a digest needs two compressions less.
     mac: Hmac<Sha256>,
 }
 
-/// The secret from which the peppers of all keyrings are derived. It lives in a file apart from the store.
+/// The secret from which the peppers of all keyrings are derived. It is kept in a file, separate from the store.
 #[derive(Clone)]
 pub struct MasterPepper {
     id: PepperId,
     secret: Zeroizing<[u8; Pepper::LEN]>,
 }
 
-/// Tells one master pepper from another, so that a store can say which one its digests need. It is an HMAC under the pepper
-/// and not a secret: nothing follows from it about the pepper or what else is derived from that.
+/// A check value that identifies a master pepper. A store records which master pepper its digests need. The value is an
+/// HMAC under the pepper and not a secret: it reveals nothing about the pepper or about other values derived from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PepperCheck(KeyDigest);
 
-/// Bytes that are no digest or no pepper.
+/// Bytes of the wrong length for a digest or a pepper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not {expected} bytes long")]
 pub struct LengthError {
@@ -55,14 +56,14 @@ pub struct LengthError {
 }
 
 impl KeyDigest {
-    /// Its length in bytes.
+    /// The length in bytes.
     pub const LEN: usize = 32;
 
-    /// Takes the bytes of a digest.
+    /// Creates a digest from its bytes.
     ///
     /// # Errors
     ///
-    /// When they are not 32.
+    /// When `bytes` does not have 32 bytes.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, LengthError> {
         let bytes = bytes.try_into().map_err(|_| LengthError {
             expected: Self::LEN,
@@ -70,13 +71,14 @@ impl KeyDigest {
         Ok(Self(bytes))
     }
 
-    /// The bytes of the digest.
+    /// Returns the bytes of the digest.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.0
     }
 
-    /// Eight bytes of the digest: as good as random, so that tables need not hash it again.
+    /// Returns the first 8 bytes of the digest, in little-endian order. They are as good as random, so that tables do not
+    /// hash the digest again.
     #[must_use]
     pub(crate) const fn table_hash(&self) -> u64 {
         match self.0.first_chunk() {
@@ -139,7 +141,8 @@ impl TryFrom<String> for KeyDigest {
 }
 
 impl PepperCheck {
-    /// The first four bytes as hexadecimal digits, for messages: enough to tell the peppers of one operator apart.
+    /// Returns the first four bytes as hexadecimal digits, for messages. They are enough to distinguish the peppers of one
+    /// operator.
     #[must_use]
     pub(crate) fn fingerprint(&self) -> String {
         let mut hex = self.0.to_hex();
@@ -149,13 +152,13 @@ impl PepperCheck {
 }
 
 impl PepperId {
-    /// Pepper number `id`.
+    /// Creates the id with the number `id`.
     #[must_use]
     pub const fn new(id: u32) -> Self {
         Self(id)
     }
 
-    /// The number.
+    /// Returns the id as a number.
     #[must_use]
     pub(crate) const fn get(self) -> u32 {
         self.0
@@ -163,10 +166,10 @@ impl PepperId {
 }
 
 impl Pepper {
-    /// The length of its secret in bytes.
+    /// The length of the secret in bytes.
     pub const LEN: usize = 32;
 
-    /// A pepper from its secret.
+    /// Creates a pepper from its secret.
     ///
     /// # Errors
     ///
@@ -186,19 +189,19 @@ impl Pepper {
         }
     }
 
-    /// Its id.
+    /// Returns the id. It is that of the master pepper, if the pepper is derived from one.
     #[must_use]
     pub const fn id(&self) -> PepperId {
         self.id
     }
 
-    /// Its secret, for the authenticated stream to a sidecar.
+    /// Returns the secret, for the authenticated stream to a sidecar.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         self.secret.as_slice()
     }
 
-    /// The digest of `key` under this pepper.
+    /// Computes the digest of `key` under this pepper.
     #[must_use]
     pub fn digest(&self, key: &PresentedKey<'_>) -> KeyDigest {
         let mut mac = self.mac.clone();
@@ -208,7 +211,8 @@ impl Pepper {
 }
 
 impl Pepper {
-    /// HMAC-SHA256 of `parts`, each preceded by its length, so that no two lists of parts are alike.
+    /// Computes the HMAC-SHA256 of `parts`. The length of each part precedes it, so that no two lists of parts have the
+    /// same input.
     pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.mac.clone();
         for part in parts {
@@ -226,7 +230,7 @@ impl fmt::Debug for Pepper {
 }
 
 impl MasterPepper {
-    /// A new one from the operating system's random source.
+    /// Creates a master pepper from the operating system's random source.
     ///
     /// # Errors
     ///
@@ -237,7 +241,7 @@ impl MasterPepper {
         Ok(Self { id, secret })
     }
 
-    /// A master pepper from its secret.
+    /// Creates a master pepper from its secret.
     ///
     /// # Errors
     ///
@@ -252,49 +256,49 @@ impl MasterPepper {
         })
     }
 
-    /// Its id.
+    /// Returns the id.
     #[must_use]
     pub(crate) const fn id(&self) -> PepperId {
         self.id
     }
 
-    /// Its secret, for the file that holds it.
+    /// Returns the secret, for the file that holds it.
     #[must_use]
     pub(crate) fn expose(&self) -> &[u8] {
         self.secret.as_slice()
     }
 
-    /// The pepper of one keyring. A sidecar that is told one keyring's pepper learns nothing of another's.
+    /// Derives the pepper of one keyring. A sidecar that receives it learns nothing about the pepper of another keyring.
     #[must_use]
     pub fn for_keyring(&self, keyring: &KeyringName) -> Pepper {
         self.derive(b"relatch keyring pepper 1\0", keyring.as_str())
     }
 
-    /// The pepper of admin tokens.
+    /// Derives the pepper of admin tokens.
     #[must_use]
     pub fn for_admin_tokens(&self) -> Pepper {
         self.derive(b"relatch admin token pepper 1\0", "")
     }
 
-    /// The pepper of the tokens that sidecars show.
+    /// Derives the pepper of the tokens that sidecars present.
     #[must_use]
     pub(crate) fn for_sidecar_tokens(&self) -> Pepper {
         self.derive(b"relatch sidecar token pepper 1\0", "")
     }
 
-    /// The pepper of the ids that are derived from idempotency keys.
+    /// Derives the pepper of the ids that follow from idempotency keys.
     #[must_use]
     pub(crate) fn for_idempotency(&self) -> Pepper {
         self.derive(b"relatch idempotency pepper 1\0", "")
     }
 
-    /// The secret that a webhook's requests are signed with. It lies nowhere else.
+    /// Derives the secret that signs the requests of a webhook. It is stored nowhere.
     #[must_use]
     pub(crate) fn for_webhook(&self, webhook: WebhookId) -> Zeroizing<[u8; Pepper::LEN]> {
         self.derive_secret(b"relatch webhook secret 1\0", webhook.as_str())
     }
 
-    /// The value by which a store knows this pepper again. It depends on the pepper's id, too.
+    /// Derives the value by which a store recognizes this pepper. It also depends on the pepper's id.
     #[must_use]
     pub(crate) fn check(&self) -> PepperCheck {
         let check = self.derive_secret(b"relatch pepper check 1\0", &self.id.0.to_string());
