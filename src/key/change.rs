@@ -1,4 +1,4 @@
-//! A committed change: one row of a keyring's log.
+//! The changes of a keyring. Each is one row of its log.
 
 use std::sync::Arc;
 
@@ -16,64 +16,64 @@ use super::{
     webhook::{Webhook, WebhookId},
 };
 
-/// What happened to a keyring. Stored as JSON, so that an auditor can read the log without relatch.
+/// A change of a keyring. Stored as JSON, so that an auditor can read the log without relatch.
 ///
-/// Variants and fields may be added; what is here stays readable for as long as logs are kept.
+/// Variants and fields may be added. The existing ones stay readable for as long as logs are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Change {
-    /// The log's first change.
+    /// The keyring was created. Always the first change of a log, and only there.
     KeyringCreated {
-        /// The keyring's name.
+        /// The name of the keyring.
         name: KeyringName,
-        /// What its tokens begin with.
+        /// The prefix of its tokens.
         prefix: Prefix,
         /// Whether keys of another system may be imported.
         allow_imported: bool,
-        /// A page for consumers whose key is about to retire.
+        /// The URL of a page for consumers whose key is about to retire.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         help_url: Option<String>,
     },
-    /// A consumer was made.
+    /// A consumer was created.
     ConsumerCreated {
-        /// Its id.
+        /// The id of the consumer, new in its keyring.
         consumer: ConsumerId,
-        /// For people.
+        /// The name for people; may be empty.
         name: String,
     },
-    /// A key was made, or imported, with its first version, which is active.
+    /// A key was created, or imported, with its first version, which is active.
     KeyCreated {
-        /// Its id.
+        /// The id of the key, new in its keyring.
         key_id: KeyId,
-        /// Whose it is.
+        /// The owner of the key, an existing consumer.
         consumer: ConsumerId,
-        /// For people.
+        /// The name for people; may be empty.
         name: String,
         /// Whether its secret comes from another system.
         imported: bool,
-        /// What it may do.
+        /// The permissions of the key.
         scopes: Scopes,
-        /// From where.
+        /// The addresses that the key may be used from.
         allowed_sources: AllowedSources,
-        /// Its first version.
+        /// The first version. Its digest is new in the keyring.
         version: NewVersion,
     },
     /// A rotation began: a version was staged.
     VersionStaged {
-        /// The key.
+        /// The key of the rotation.
         key_id: KeyId,
-        /// The rotation.
+        /// The new rotation.
         rotation: RotationId,
-        /// The new version, pending.
+        /// The new version, in state pending.
         version: NewVersion,
-        /// When the version is withdrawn unless it was handed over.
+        /// The time at which the version is withdrawn if it is not handed over.
         withdraw_after: Timestamp,
     },
     /// The barrier was passed: the new version is active, the old one retiring.
     HandedOver {
-        /// The key.
+        /// The key of the rotation.
         key_id: KeyId,
-        /// The rotation.
+        /// The rotation that staged the new version.
         rotation: RotationId,
         /// The version that became active.
         version: VersionNumber,
@@ -81,119 +81,119 @@ pub enum Change {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         old: Option<OldVersion>,
     },
-    /// A staged version was taken back before its secret was handed out.
+    /// A staged version was withdrawn before its hand-over.
     VersionWithdrawn {
-        /// The key.
+        /// The key of the rotation.
         key_id: KeyId,
-        /// The rotation.
+        /// The rotation that staged the version.
         rotation: RotationId,
-        /// The version, revoked now.
+        /// The version, which is now revoked.
         version: VersionNumber,
-        /// Why.
+        /// Why the version was withdrawn, as text for people.
         reason: Arc<str>,
     },
-    /// A retiring version came to its planned end.
+    /// A retiring version retired: its planned end.
     VersionRetired {
-        /// The key.
+        /// The key of the version.
         key_id: KeyId,
-        /// The version.
+        /// The version, which is now retired.
         version: VersionNumber,
-        /// Why now.
+        /// Why the version retired at this time, as text for people.
         reason: Arc<str>,
-        /// Whether an operator retired it although the evidence was not complete.
+        /// Whether an operator retired it with `--force`, with or without complete evidence.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         forced: bool,
     },
-    /// The deadline of a retiring version was moved.
+    /// The end of the overlap of a retiring version was moved.
     OverlapExtended {
-        /// The key.
+        /// The key of the version.
         key_id: KeyId,
-        /// The version.
+        /// The retiring version.
         version: VersionNumber,
-        /// The new deadline.
+        /// The new end of the overlap.
         until: Timestamp,
-        /// Why.
+        /// Why the overlap was extended, as text for people.
         reason: Arc<str>,
     },
-    /// An old version is the one to use again.
+    /// An earlier version became active again.
     RolledBack {
-        /// The key.
+        /// The key of the version.
         key_id: KeyId,
         /// The version that is active again.
         version: VersionNumber,
         /// The version that began to retire instead; none when no version was active.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         replaced: Option<OldVersion>,
-        /// Why.
+        /// The operator's reason, at most 512 bytes.
         reason: Arc<str>,
     },
-    /// The secret of a scheduled rotation is on its way to a sink: from here on somebody may hold it.
+    /// The delivery of the secret of a scheduled rotation to a sink began. From this change on, somebody may hold the
+    /// secret.
     DeliveryBegun {
-        /// The key.
+        /// The key of the rotation.
         key_id: KeyId,
-        /// The rotation.
+        /// The rotation that staged the version.
         rotation: RotationId,
-        /// The version.
+        /// The staged version.
         version: VersionNumber,
-        /// Where to.
+        /// The sink that receives the secret.
         sink: SinkName,
-        /// From when on a use of the version is taken for a hand-over.
+        /// The time from which a use of the version hands it over.
         withdraw_after: Timestamp,
     },
-    /// Something was found that people are told of; it changes nothing for sidecars.
+    /// A note about a version was added for people. It changes nothing for sidecars.
     Noted {
-        /// The key.
+        /// The key of the version.
         key_id: KeyId,
-        /// The version.
+        /// The version that the note is about.
         version: VersionNumber,
-        /// What was found.
+        /// The content of the note.
         note: Note,
     },
-    /// How the keys of the keyring are rotated.
+    /// The policy of the keyring was set.
     KeyringPolicySet {
         /// The whole policy.
         policy: RotationPolicy,
     },
-    /// In what a key departs from the policy of its keyring.
+    /// The settings of a key that override the policy of its keyring were set.
     KeyPolicySet {
-        /// The key.
+        /// The key with its own settings.
         key_id: KeyId,
-        /// All of its departures.
+        /// All of its overrides.
         overrides: PolicyOverrides,
     },
-    /// Somebody is told of events from now on.
+    /// A webhook was added: it receives events from now on.
     WebhookAdded {
-        /// Who, and of what.
+        /// The webhook, with its filters.
         webhook: Webhook,
     },
-    /// Somebody is told of nothing any more.
+    /// A webhook was removed: it receives no more events.
     WebhookRemoved {
-        /// Which one.
+        /// The id of the removed webhook.
         id: WebhookId,
     },
-    /// Versions were ended at once.
+    /// Versions of a key were revoked, immediately and for good.
     VersionsRevoked {
-        /// The key.
+        /// The key of the versions.
         key_id: KeyId,
-        /// The versions.
+        /// The versions, which are now revoked.
         versions: Vec<VersionNumber>,
-        /// Why.
+        /// Why the versions were revoked, as text for people.
         reason: Arc<str>,
     },
 }
 
-/// The version that retires at a hand-over.
+/// The version that begins to retire at a hand-over or a roll-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OldVersion {
-    /// The version.
     pub(crate) version: VersionNumber,
-    /// Until when it stays accepted.
+    /// The end of its overlap.
     pub(crate) until: Timestamp,
 }
 
 impl Change {
-    /// The key that it is about, if it is about one.
+    /// Returns the key of the change, if it is about a key.
     #[must_use]
     pub(crate) const fn key_id(&self) -> Option<KeyId> {
         match self {
@@ -216,7 +216,7 @@ impl Change {
         }
     }
 
-    /// The rotation that it names, if it names one.
+    /// Returns the rotation that the change names, if any.
     #[must_use]
     pub(crate) const fn rotation(&self) -> Option<RotationId> {
         match self {
@@ -239,7 +239,7 @@ impl Change {
         }
     }
 
-    /// The version that began to retire by it.
+    /// Returns the version that began to retire with this change, if any.
     #[must_use]
     pub(crate) fn old_version(&self) -> Option<OldVersion> {
         if let Self::HandedOver { old, .. } | Self::RolledBack { replaced: old, .. } = self {
@@ -249,7 +249,7 @@ impl Change {
         }
     }
 
-    /// Its name in the log.
+    /// Returns the name of the change in the log: the field `kind`.
     #[must_use]
     pub(crate) const fn kind(&self) -> &'static str {
         match self {

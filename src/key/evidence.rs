@@ -1,84 +1,84 @@
-//! Evidence: what sidecars have told of the use of key versions, and what may be concluded from it.
+//! Evidence: what sidecars have reported about the use of key versions, and what follows from it.
 //!
-//! A silent sidecar is not zero use. A version is idle since a moment only when every sidecar that could have seen it
-//! used has told of everything after that moment.
+//! A silent sidecar does not mean zero use. A version counts as idle since a time only if every sidecar that could have
+//! seen a use has reported everything after that time.
 
 use std::{collections::HashMap, time::Duration};
 
 use super::{id::VersionRef, time::Timestamp};
 
-/// How often a version was used, as far as it was told.
+/// The reported use of a version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Use {
-    /// Checks that presented the version, whatever became of them.
+    /// The number of checks that presented the version, allowed or denied.
     pub(crate) requests: u64,
-    /// Those of them that were denied.
+    /// The number of these checks that were denied.
     pub(crate) denied: u64,
-    /// When the first was, by the wall clock of its sidecar, and no later than its report was received.
+    /// The time of the first check, by the wall clock of its sidecar, but no later than the receipt of its report.
     pub(crate) first_used: Option<Timestamp>,
-    /// When the last report of one was received.
+    /// The receipt of the last report of a check.
     pub(crate) last_used: Option<Timestamp>,
 }
 
-/// How completely the sidecars of a keyring have told of uses.
+/// How completely the sidecars of a keyring have reported uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// Every sidecar that may serve has reported all uses before this moment; none when one of them has reported nothing yet.
     pub complete_until: Option<Timestamp>,
-    /// A sidecar that vanished without its last report may have seen uses until this moment; none when all that went
-    /// had told everything.
+    /// The end of the last gap: until this moment, a sidecar that is gone without its last report may have seen uses. None
+    /// when every sidecar that is gone had reported everything.
     pub(crate) gap_until: Option<Timestamp>,
 }
 
-/// What is known of the use of a keyring's versions.
+/// What relatch knows about the use of a keyring's versions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Evidence {
-    /// How complete it is.
+    /// How complete `uses` is.
     pub(crate) coverage: Coverage,
-    /// By version; one that is absent was not used.
+    /// The reported uses by version. No use is reported of an absent version.
     pub(crate) uses: HashMap<VersionRef, Use>,
 }
 
 /// Whether a version has been idle for long enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Idleness {
-    /// It was not used in `[since, complete_until)`, which is long enough.
+    /// The version was not used between `since` and `complete_until`, both excluded. That is long enough.
     Complete {
-        /// The last use, or from when on there is evidence.
+        /// The last use, the begin of the overlap, or the end of a gap: the latest of them.
         since: Timestamp,
-        /// Until when sidecars have told everything.
+        /// The time before which sidecars have reported all uses.
         complete_until: Timestamp,
     },
-    /// It was not used since, which is not long enough yet.
+    /// The version is not known to be unused for long enough yet.
     Pending {
-        /// When it will have been, if no use comes.
+        /// The time at which it will be, if it is not used and sidecars report all uses until then.
         until: Timestamp,
-        /// What began the time that has to pass.
+        /// The event after which the version has to be unused.
         since: Since,
     },
     /// A sidecar that may serve has reported nothing yet.
     Unknown,
 }
 
-/// What the time in which a version has to be idle begins with.
+/// The event that begins the time in which a version has to be idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
-    /// The begin of the overlap: nothing has been seen since.
+    /// The begin of the overlap: no use is reported since.
     Overlap(Timestamp),
-    /// A use.
+    /// The last reported use.
     Use(Timestamp),
-    /// The end of a gap: a sidecar vanished without its last report.
+    /// The end of a gap: a sidecar is gone without its last report.
     Gap(Timestamp),
 }
 
 impl Evidence {
-    /// The use of one version.
+    /// Returns the use of one version; zero if none is reported.
     #[must_use]
     pub(crate) fn of(&self, version: VersionRef) -> Use {
         self.uses.get(&version).copied().unwrap_or_default()
     }
 
-    /// Whether `version`, whose overlap began at `overlap`, has been idle for `idle_for`.
+    /// Reports whether `version`, whose overlap began at `overlap`, has been idle for `idle_for`.
     #[must_use]
     pub(crate) fn idleness(
         &self,
@@ -106,7 +106,8 @@ impl Evidence {
         let until = since.moment().saturating_add(idle_for);
         match complete_until {
             None => Idleness::Unknown,
-            // A use at `since` itself is one before the time begins: all later moments have to be covered.
+            // The idle time begins after `since`, so that a use at `since` does not count: the reports have to cover all
+            // later moments.
             Some(complete_until) if complete_until > since.moment() && complete_until >= until => {
                 Idleness::Complete {
                     since: since.moment(),
@@ -119,7 +120,7 @@ impl Evidence {
 }
 
 impl Since {
-    /// The moment itself.
+    /// Returns the time of the event.
     #[must_use]
     pub(crate) const fn moment(self) -> Timestamp {
         match self {

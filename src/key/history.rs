@@ -14,7 +14,7 @@ use super::{
     version::NewVersion,
 };
 
-/// What a random operator does; it may be refused.
+/// A step of a random operator, of time or of the sidecars. A step may be refused.
 #[derive(Clone, Debug)]
 enum Step {
     CreateKey {
@@ -152,7 +152,7 @@ struct History {
     evidence: Evidence,
 }
 
-/// A keyring with any history.
+/// Generates a keyring with a random history.
 pub(crate) fn keyring() -> impl Strategy<Value = Keyring> {
     proptest::collection::vec(step(), 1..60).prop_map(|steps| {
         let mut history = History::begin();
@@ -165,7 +165,7 @@ pub(crate) fn keyring() -> impl Strategy<Value = Keyring> {
     })
 }
 
-/// The change that makes the key of a record.
+/// Returns the change that creates the key of `record`, in state active.
 pub(crate) fn creation(record: &KeyRecord) -> Change {
     Change::KeyCreated {
         key_id: record.key_id,
@@ -361,7 +361,7 @@ impl History {
         rotation::plan(&self.keyring, &self.evidence, self.now, usize::MAX)
     }
 
-    /// What happens without a commit.
+    /// Applies the part of a step that is not a commit: time, uses and reports.
     fn witness(&mut self, step: &Step) {
         match *step {
             Step::Wait { millis } => {
@@ -421,7 +421,7 @@ impl History {
     }
 }
 
-/// Whether revoking or expiry, and nothing else, explains that a key has no accepted version any more.
+/// Returns whether only revocation or expiry explains that a key has no accepted version any more.
 fn lost_by_revoke_or_expiry(before: &Key, after: &Key, now: Timestamp) -> bool {
     before.accepted(now).all(|version| {
         let after = &after.versions[&version.number];
@@ -484,7 +484,7 @@ proptest! {
                 let max = history.keyring.policy_of(key).max_versions;
                 let was = before.keys().get(&key.id).map_or(0, |key| key.accepted(now).count());
                 let accepted = key.accepted(now).count();
-                // A bound that was lowered ends nothing by itself.
+                // A lower bound does not end versions that were accepted before.
                 prop_assert!(
                     accepted <= was.max(max as usize),
                     "too many accepted versions"

@@ -1,4 +1,4 @@
-//! Names and numbers that identify things, each a type of its own.
+//! Names and numbers that identify things. Each kind has its own type.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -13,7 +13,7 @@ pub struct KeyringName(Arc<str>);
 
 /// The name of a consumer within its keyring: 1 to 128 of `A-Z`, `a-z`, `0-9` and `. _ - : @ /`.
 ///
-/// It travels in HTTP headers and metric labels, so that it is plain ASCII without spaces.
+/// HTTP headers and metric labels contain it, so it is plain ASCII without spaces.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ConsumerId(Arc<str>);
@@ -33,12 +33,12 @@ pub struct RotationId(KeyId);
 #[serde(transparent)]
 pub struct VersionNumber(u32);
 
-/// Names one version of one key.
+/// One version of one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VersionRef {
-    /// The key.
+    /// The id of the key.
     pub key_id: KeyId,
-    /// The version.
+    /// The number of the version within the key.
     pub version: VersionNumber,
 }
 
@@ -49,14 +49,14 @@ pub struct VersionRef {
 #[serde(transparent)]
 pub struct Revision(u64);
 
-/// Names one uninterrupted history of a log. A new one is made whenever history may have been rewritten.
+/// The number of one uninterrupted history of a log. A new epoch starts whenever the history may have been rewritten.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(transparent)]
 pub struct Epoch(u64);
 
-/// A text that is not a valid name or id; says what is valid.
+/// A text that is not a valid name or id. The message says what is valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {what}: {rule}")]
 pub struct ParseIdError {
@@ -70,7 +70,7 @@ impl KeyringName {
         rule: "use 1 to 63 of a-z, 0-9 and '-', beginning with a letter",
     };
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -100,7 +100,7 @@ impl ConsumerId {
         rule: "use 1 to 128 of A-Z, a-z, 0-9 and . _ - : @ /",
     };
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
@@ -124,7 +124,7 @@ impl FromStr for ConsumerId {
 }
 
 impl KeyId {
-    /// Its length in characters.
+    /// The length in characters.
     pub(crate) const LEN: usize = 12;
 
     const ERROR: ParseIdError = ParseIdError {
@@ -132,7 +132,7 @@ impl KeyId {
         rule: "it has 12 characters of A-Z, a-z and 0-9, and stands between the first two '_' of a key",
     };
 
-    /// A new id from the operating system's random source.
+    /// Creates an id from the operating system's random source.
     ///
     /// # Errors
     ///
@@ -141,8 +141,8 @@ impl KeyId {
         base62::random().map(Self)
     }
 
-    /// The id that uniformly distributed bytes stand for. The first 16 decide: 128 bits for the 71 of an id, so that no
-    /// id is noticeably more likely than another.
+    /// Creates the id for uniformly distributed bytes. Only the first 16 bytes count: they are 128 bits for the 71 bits of
+    /// an id, so that no id is noticeably more likely than another.
     pub(super) fn from_uniform(bytes: [u8; 32]) -> Self {
         let mut rest = bytes[..16]
             .iter()
@@ -154,7 +154,7 @@ impl KeyId {
         }))
     }
 
-    /// The id in the middle of a token.
+    /// Parses the id in the middle of a token.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl KeyId {
         }
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     #[expect(
         clippy::missing_panics_doc,
@@ -188,7 +188,7 @@ impl FromStr for KeyId {
 }
 
 impl RotationId {
-    /// A new id from the operating system's random source.
+    /// Creates an id from the operating system's random source.
     ///
     /// # Errors
     ///
@@ -197,14 +197,14 @@ impl RotationId {
         KeyId::generate().map(Self)
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         self.0.as_str()
     }
 }
 
-/// Both are 12 base62 characters.
+/// Keeps the characters: both ids have 12 base62 characters.
 impl From<KeyId> for RotationId {
     fn from(id: KeyId) -> Self {
         Self(id)
@@ -223,7 +223,7 @@ impl FromStr for RotationId {
 }
 
 impl VersionRef {
-    /// Before all that there are.
+    /// A value below all references to versions that exist.
     pub(crate) const LEAST: Self = Self {
         key_id: KeyId([0; KeyId::LEN]),
         version: VersionNumber(0),
@@ -234,7 +234,7 @@ impl VersionNumber {
     /// The number of a key's first version.
     pub const FIRST: Self = Self(1);
 
-    /// Version `number`; none for 0.
+    /// Creates the version number `number`; none for 0.
     #[must_use]
     pub const fn new(number: u32) -> Option<Self> {
         match number {
@@ -243,13 +243,13 @@ impl VersionNumber {
         }
     }
 
-    /// The number.
+    /// Returns the number as an integer.
     #[must_use]
     pub(crate) const fn get(self) -> u32 {
         self.0
     }
 
-    /// The number after this one.
+    /// Returns the number after this one.
     #[must_use]
     pub(crate) const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -257,25 +257,25 @@ impl VersionNumber {
 }
 
 impl Revision {
-    /// Revision `number`.
+    /// Creates the revision `number`.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number as an integer.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The revision after this one.
+    /// Returns the revision after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// How many revisions this one lies behind `head`; zero when it does not.
+    /// Returns by how many revisions this one is behind `head`; zero when it is not behind.
     #[must_use]
     pub(crate) const fn behind(self, head: Self) -> u64 {
         head.0.saturating_sub(self.0)
@@ -283,13 +283,13 @@ impl Revision {
 }
 
 impl Epoch {
-    /// Epoch `number`.
+    /// Creates the epoch `number`.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number as an integer.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -340,7 +340,7 @@ impl fmt::Display for VersionNumber {
     }
 }
 
-/// As in `7Qm2Xc91TbKe/2`.
+/// Key id and version, such as `7Qm2Xc91TbKe/2`.
 impl fmt::Display for VersionRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.key_id, self.version)

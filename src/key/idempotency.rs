@@ -1,17 +1,17 @@
-//! Idempotency keys: by one of them a call that is made again is known to be the same call.
+//! Idempotency keys: they identify a repeated call as the same call.
 //!
-//! What a call creates gets an id that is derived from its idempotency key. A control plane that does not remember the
-//! call any more, since it was restarted, finds by that id what the call has created, and does not create it twice.
+//! The id of everything that a call creates is derived from its idempotency key. A control plane that was restarted does
+//! not remember the call. By that id it finds what the call has created, and does not create it twice.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use super::{base62, digest::Pepper, id::KeyId, random::RandomError};
 
-/// Names one call: 1 to 128 printable ASCII characters without spaces. Not a secret.
+/// The name of one call: 1 to 128 printable ASCII characters without spaces. Not a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct IdempotencyKey(Arc<str>);
 
-/// A text that is no idempotency key.
+/// A text that is not a valid idempotency key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "use 1 to {} printable ASCII characters without spaces",
@@ -20,10 +20,10 @@ pub(crate) struct IdempotencyKey(Arc<str>);
 pub(crate) struct ParseIdempotencyKeyError;
 
 impl IdempotencyKey {
-    /// The longest, in characters: a UUID has 36, and the keys of workflow engines seldom more than a hundred.
+    /// The maximum length in characters. A UUID has 36; the keys of workflow engines seldom have more than 100.
     pub(crate) const MAX_LEN: usize = 128;
 
-    /// A new one: 24 base62 characters from the operating system's random source.
+    /// Creates a key of 24 base62 characters from the operating system's random source.
     ///
     /// # Errors
     ///
@@ -34,13 +34,14 @@ impl IdempotencyKey {
         Ok(Self(text.into()))
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The id of what the `attempt`-th run of a call of `method` by `actor` creates. Another actor's is another one.
+    /// Derives the id of what the `attempt`-th run of a call of `method` by `actor` creates. The same key of another actor
+    /// gives another id.
     #[must_use]
     pub(crate) fn id(&self, pepper: &Pepper, actor: &str, method: &str, attempt: u32) -> KeyId {
         let attempt = attempt.to_be_bytes();

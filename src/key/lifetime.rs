@@ -1,20 +1,20 @@
-//! How long the secret of a version is valid.
+//! The lifetime of a version's secret.
 
 use std::time::Duration;
 
 use super::time::Timestamp;
 
-/// How long a version lives from its first moment.
+/// The lifetime of a version, counted from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lifetime {
-    /// This long.
+    /// The version expires after this time.
     Limited(Duration),
-    /// It does not expire.
+    /// The version does not expire.
     Unlimited,
 }
 
 impl Lifetime {
-    /// When a version that begins at `start` expires; none: never.
+    /// Returns the time at which a version that starts at `start` expires; none: never.
     #[must_use]
     pub(crate) fn end(self, start: Timestamp) -> Option<Timestamp> {
         match self {

@@ -1,4 +1,4 @@
-//! Notes: what people are told of a version, and what they were told already.
+//! Notes: the reports to people about a version, and a record of those that are already made.
 
 use std::sync::Arc;
 
@@ -6,47 +6,48 @@ use serde::{Deserialize, Serialize};
 
 use super::{sink_name::SinkName, time::Timestamp};
 
-/// What people are told of a version.
+/// A report to people about a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Note {
-    /// The overlap ends soon, and the version is still used as far as is known.
+    /// The overlap ends soon, and the evidence does not show yet that the version is unused.
     Reminder {
-        /// The deadline.
+        /// The end of the overlap.
         deadline: Timestamp,
     },
     /// The version is not used any more.
     Drained {
-        /// Since when.
+        /// The time since which the version is unused.
         unused_since: Timestamp,
     },
-    /// The rotation does not go on by itself.
+    /// The rotation does not continue without a decision.
     Held {
-        /// The deadline that has passed; of a delivery, when it failed for the first time.
+        /// The deadline that has passed: the end of the overlap, or `withdraw_after` of a delivery. For a delivery that has
+        /// failed: the time of its first failure.
         deadline: Timestamp,
-        /// Why.
+        /// The condition that keeps the rotation from continuing, as text for people.
         reason: Arc<str>,
     },
-    /// The control plane that staged the version has stopped before its sink confirmed the secret, which is lost with it.
+    /// The control plane that staged the version stopped before the sink confirmed the secret, and lost the secret.
     SecretLost {
-        /// Where the secret may have arrived.
+        /// The sink that may have received the secret.
         sink: SinkName,
-        /// Since when the version is staged.
+        /// The time at which the version was staged.
         since: Timestamp,
     },
-    /// The version to use expires soon, and no other takes its place.
+    /// The active version expires soon, and no other version replaces it.
     Expiring {
-        /// When.
+        /// The time at which the version expires.
         expires_at: Timestamp,
     },
-    /// A rotation is due, and the policy names no sink to start it with.
+    /// A rotation is due, and the policy names no sink for it.
     RotationDue {
-        /// Since when.
+        /// The time since which the rotation is due.
         since: Timestamp,
     },
 }
 
-/// What was told of a version, so that it is told once.
+/// The notes that exist of a version in its present state, so that each is made only once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[expect(
@@ -54,28 +55,28 @@ pub enum Note {
     reason = "facts that do not depend on each other"
 )]
 pub(crate) struct Told {
-    /// That its overlap ends soon, for an overlap that ends at this moment.
+    /// The end of the overlap of the last reminder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reminded_of: Option<Timestamp>,
-    /// That it is not used any more.
+    /// Whether the version was noted as not used any more.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) drained: bool,
-    /// That its rotation is held at this deadline.
+    /// The deadline of the last note that the rotation is held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) held_at: Option<Timestamp>,
-    /// That its secret is lost, in state pending.
+    /// Whether the secret was noted as lost, in state pending.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) secret_lost: bool,
-    /// That it expires soon, in state active.
+    /// Whether it was noted that the version expires soon, in state active.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) expiring: bool,
-    /// That a rotation is due, in state active.
+    /// Whether it was noted that a rotation is due, in state active.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) rotation_due: bool,
 }
 
 impl Told {
-    /// With one thing more.
+    /// Adds a note.
     #[must_use]
     pub(crate) const fn and(mut self, note: &Note) -> Self {
         match note {
@@ -89,7 +90,7 @@ impl Told {
         self
     }
 
-    /// Whether nothing was told.
+    /// Returns whether there is no note.
     #[must_use]
     pub(crate) fn is_nothing(&self) -> bool {
         *self == Self::default()
