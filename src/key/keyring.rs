@@ -1,6 +1,7 @@
-//! A keyring as its log tells it.
+//! The state of a keyring, as it follows from its log.
 //!
-//! [`fold`] makes it from [`Change`](super::change::Change)s. What is to be looked at by the engine is indexed here.
+//! [`fold`] computes it from [`Change`](super::change::Change)s. The keyring also indexes the versions that the rotation
+//! engine has to examine.
 
 mod fold;
 
@@ -26,87 +27,83 @@ pub(crate) use fold::{ApplyError, Touched};
 
 /// All consumers, keys and versions of one API, at a revision.
 ///
-/// A clone costs nothing and stays at its revision: the two share what neither of them changes.
+/// A clone costs nothing and stays at its revision: both share everything that neither of them changes.
 #[derive(Clone, Debug)]
 pub struct Keyring {
     head: Arc<KeyringHead>,
     consumers: PagedMap<ConsumerId, Arc<Consumer>>,
     keys: PagedMap<KeyId, Arc<Key>>,
-    /// Every version by the beginning of its digest, which is enough to find the few that may have the whole one.
+    /// Every version by the first 8 bytes of its digest. The few versions with the same bytes are then compared by their
+    /// whole digests.
     by_digest: PagedSet<(u64, VersionRef)>,
     /// The versions in a rotation: pending and retiring ones.
     moving: PagedSet<VersionRef>,
-    /// The active versions of which something will be due, the next first.
+    /// The active versions for which something will be due, the earliest first.
     due: PagedSet<(Timestamp, VersionRef)>,
-    /// What many keys have in common, held once.
+    /// The values that many keys have in common, held once.
     shared: Shared,
 }
 
-/// What a keyring is beside its consumers and keys.
+/// Everything of a keyring except its consumers and keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeyringHead {
-    /// Its name.
     pub(crate) name: KeyringName,
-    /// What its tokens begin with.
+    /// The prefix of its tokens.
     pub(crate) prefix: Prefix,
     /// Whether keys of another system may be imported.
     pub(crate) allow_imported: bool,
-    /// A page for consumers whose key is about to retire.
+    /// The URL of a page for consumers whose key is about to retire.
     pub(crate) help_url: Option<String>,
-    /// When it was made.
     pub(crate) created_at: Timestamp,
-    /// Of the last change.
+    /// The revision of the last change.
     pub(crate) revision: Revision,
-    /// How its keys are rotated.
     pub(crate) policy: RotationPolicy,
-    /// Who is told of what happens to its keys.
+    /// The webhooks that receive events about its keys.
     pub(crate) webhooks: BTreeMap<WebhookId, Webhook>,
 }
 
 impl Keyring {
-    /// Its name.
     #[must_use]
     pub(crate) fn name(&self) -> &KeyringName {
         &self.head.name
     }
 
-    /// What its tokens begin with.
+    /// Returns the prefix of its tokens.
     #[must_use]
     pub(crate) fn prefix(&self) -> &Prefix {
         &self.head.prefix
     }
 
-    /// Whether keys of another system may be imported, which switches the format check off.
+    /// Returns whether keys of another system may be imported. That switches off the check of the token format.
     #[must_use]
     pub(crate) fn allow_imported(&self) -> bool {
         self.head.allow_imported
     }
 
-    /// A page for consumers whose key is about to retire.
+    /// Returns the URL of a page for consumers whose key is about to retire.
     #[must_use]
     pub(crate) fn help_url(&self) -> Option<&str> {
         self.head.help_url.as_deref()
     }
 
-    /// When it was made.
     #[must_use]
     pub(crate) fn created_at(&self) -> Timestamp {
         self.head.created_at
     }
 
-    /// Of the last change.
+    /// Returns the revision of the last change.
     #[must_use]
     pub(crate) fn revision(&self) -> Revision {
         self.head.revision
     }
 
-    /// How its keys are rotated.
+    /// Returns the policy for all keys, except where a key overrides it.
     #[must_use]
     pub(crate) fn policy(&self) -> &RotationPolicy {
         &self.head.policy
     }
 
-    /// How one of its keys is rotated.
+    /// Returns the policy for one of its keys, with the overrides of that key.
     #[must_use]
     pub(crate) fn policy_of(&self, key: &Key) -> Cow<'_, RotationPolicy> {
         match &key.policy {
@@ -115,31 +112,31 @@ impl Keyring {
         }
     }
 
-    /// Who is told of what happens to its keys.
+    /// Returns the webhooks that receive events about its keys.
     #[must_use]
     pub(crate) fn webhooks(&self) -> &BTreeMap<WebhookId, Webhook> {
         &self.head.webhooks
     }
 
-    /// Its consumers by id.
+    /// Returns its consumers by id.
     #[must_use]
     pub(crate) const fn consumers(&self) -> &PagedMap<ConsumerId, Arc<Consumer>> {
         &self.consumers
     }
 
-    /// Its keys by id.
+    /// Returns its keys by id.
     #[must_use]
     pub(crate) const fn keys(&self) -> &PagedMap<KeyId, Arc<Key>> {
         &self.keys
     }
 
-    /// How many versions it holds, whatever their state.
+    /// Returns the number of versions in all states.
     #[must_use]
     pub(crate) fn version_count(&self) -> usize {
         self.by_digest.len()
     }
 
-    /// The version with `digest`, whatever its state.
+    /// Returns the version with `digest`, in any state.
     #[must_use]
     pub(crate) fn find(&self, digest: &KeyDigest) -> Option<VersionRef> {
         let head = digest.table_hash();
@@ -154,14 +151,14 @@ impl Keyring {
             })
     }
 
-    /// The versions in a rotation: pending and retiring ones.
+    /// Returns the versions in a rotation: pending and retiring ones.
     pub(crate) fn moving(&self) -> impl Iterator<Item = (&Key, &KeyVersion)> {
         self.moving
             .keys()
             .filter_map(|version| self.version(*version))
     }
 
-    /// The active versions of which something is due by `now`, the earliest first.
+    /// Returns the active versions for which something is due by `now`, the earliest first.
     pub(crate) fn due(&self, now: Timestamp) -> impl Iterator<Item = (&Key, &KeyVersion)> {
         self.due
             .keys()
@@ -169,21 +166,21 @@ impl Keyring {
             .filter_map(|(_, version)| self.version(*version))
     }
 
-    /// One version with its key.
+    /// Returns a version with its key.
     #[must_use]
     pub(crate) fn version(&self, which: VersionRef) -> Option<(&Key, &KeyVersion)> {
         let key = self.keys.get(&which.key_id)?;
         Some((key, key.versions.get(which.version)?))
     }
 
-    /// What sidecars are told of one version.
+    /// Returns the record of one version for sidecars.
     #[must_use]
     pub(crate) fn record(&self, which: VersionRef) -> Option<KeyRecord> {
         self.version(which)
             .map(|(key, version)| key.record(version))
     }
 
-    /// What sidecars are told of the other versions of the same key that are accepted within their windows: a handful.
+    /// Returns the records of the few other versions of the same key that are accepted within their windows.
     pub(crate) fn siblings(&self, which: VersionRef) -> impl Iterator<Item = KeyRecord> {
         let key = self.keys.get(&which.key_id);
         key.into_iter()
@@ -191,20 +188,20 @@ impl Keyring {
             .filter(move |record| record.version != which.version && record.state.is_live())
     }
 
-    /// What sidecars are told: every version, the retired and revoked ones as tombstones.
+    /// Returns the records of all versions for sidecars, with retired and revoked versions as tombstones.
     pub(crate) fn records(&self) -> impl Iterator<Item = KeyRecord> {
         self.keys
             .values()
             .flat_map(|key| key.versions.values().map(|version| key.record(version)))
     }
 
-    /// Everything but its consumers and keys.
+    /// Returns everything except its consumers and keys.
     #[must_use]
     pub(crate) fn head(&self) -> &KeyringHead {
         &self.head
     }
 
-    /// A keyring without consumers and keys.
+    /// Creates a keyring without consumers and keys.
     #[must_use]
     pub(crate) fn new(head: KeyringHead) -> Self {
         Self {
@@ -218,15 +215,15 @@ impl Keyring {
         }
     }
 
-    /// A keyring of consumers with the ids of their keys, and of those keys, in any order. None when two keys have one id
-    /// or one digest.
+    /// Creates a keyring from consumers, which hold the ids of their keys, and from those keys, both in any order. None if
+    /// two keys have the same id, or two versions the same digest.
     #[must_use]
     pub(crate) fn restore(
         head: KeyringHead,
         mut consumers: Vec<(ConsumerId, Arc<Consumer>)>,
         mut keys: Vec<(KeyId, Arc<Key>)>,
     ) -> Option<Self> {
-        // In order, so that every page is made once and is full.
+        // In order, so that every page is created once and is full.
         consumers.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         keys.sort_unstable_by_key(|(key_id, _)| *key_id);
         let mut keyring = Self::new(head);
@@ -260,7 +257,7 @@ impl Keyring {
         })
     }
 
-    /// Notes that a key is its consumer's. False when there is no such consumer.
+    /// Adds a key to the keys of its consumer. Returns false if the consumer does not exist.
     fn own(&mut self, key: &Key) -> bool {
         let Some(owner) = self.consumers.get_mut(&key.consumer) else {
             return false;
@@ -269,7 +266,7 @@ impl Keyring {
         true
     }
 
-    /// Puts a version in the place of its former self. The key must exist.
+    /// Inserts a version, or replaces the one with the same number, and updates the indexes. The key must exist.
     fn put(&mut self, key_id: KeyId, version: KeyVersion) {
         let which = VersionRef {
             key_id,
@@ -284,7 +281,7 @@ impl Keyring {
         self.index(which);
     }
 
-    /// Notes where a version stands among what is to be looked at.
+    /// Adds a version to the indexes of versions in a rotation and of versions that will be due.
     fn index(&mut self, which: VersionRef) {
         let Some((moves, due_at)) = self.stands(which) else {
             return;
@@ -297,7 +294,7 @@ impl Keyring {
         }
     }
 
-    /// Takes a version out of what is to be looked at, before it or its policy changes.
+    /// Removes a version from these indexes, before the version or its policy changes.
     fn leave_indexes(&mut self, which: VersionRef) {
         let Some((moves, due_at)) = self.stands(which) else {
             return;
@@ -310,7 +307,7 @@ impl Keyring {
         }
     }
 
-    /// Whether a version is in a rotation, and when something of it is due.
+    /// Returns whether a version is in a rotation, and when something is due for it.
     fn stands(&self, which: VersionRef) -> Option<(bool, Option<Timestamp>)> {
         let (key, version) = self.version(which)?;
         let moves = match version.state {
@@ -323,7 +320,7 @@ impl Keyring {
     }
 }
 
-/// What is shared is not compared: it is a matter of memory alone.
+/// Compares everything except `shared`, which only saves memory.
 impl PartialEq for Keyring {
     fn eq(&self, other: &Self) -> bool {
         self.head == other.head

@@ -1,5 +1,5 @@
-//! What may be asked of a keyring: each operation checks the request against the keyring as it is, and returns the
-//! changes to commit. Nothing here changes anything.
+//! The operations on a keyring. Each operation checks a request against the present state of the keyring, and returns the
+//! changes to commit. It does not apply them.
 
 mod overlap;
 mod policy;
@@ -23,112 +23,111 @@ use super::{
 };
 use crate::printable;
 
-/// Why an operation is not done.
+/// The reason why an operation is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It speaks of something that is not there.
+    /// The request refers to something that does not exist.
     #[error("{what} {name:?} does not exist")]
     NotFound {
-        /// A consumer, a key or a version.
+        /// The kind of the missing thing, for example `key`.
         what: &'static str,
-        /// Its name.
+        /// The name or id of the missing thing.
         name: String,
     },
-    /// It would make something that is there already.
+    /// The request would create something that exists already.
     #[error("{what} {name:?} already exists")]
     AlreadyExists {
-        /// A consumer or a key.
+        /// The kind of the existing thing, for example `consumer`.
         what: &'static str,
-        /// Its name.
+        /// The name or id of the existing thing.
         name: String,
     },
     /// The key has no version of this number.
     #[error("key {key_id} has no version {version}", key_id = .0.key_id, version = .0.version)]
     NoVersion(VersionRef),
-    /// It was done before.
+    /// An earlier request has done this already.
     #[error("{0}")]
     DoneBefore(String),
-    /// A value of the request cannot be.
+    /// A value of the request is not valid.
     #[error("{field}: {problem}")]
     Invalid {
-        /// Where it stands in the request.
+        /// The field of the request.
         field: &'static str,
-        /// What is wrong, and what to do.
+        /// The problem, or what to use instead.
         problem: String,
     },
-    /// It would put requests or a key at risk, or a rotation is in the way.
+    /// The operation would put requests or a key at risk, or the state of a rotation does not allow it.
     #[error("{0}")]
     Unsafe(String),
-    /// It would end a version that may be in use.
+    /// The operation would retire a version that may be in use.
     #[error("version {version} of key {key_id} may be in use: {why}; --force retires it anyway", key_id = version.key_id, version = version.version)]
     InUse {
-        /// The version.
+        /// The retiring version.
         version: VersionRef,
-        /// What is known of its use.
+        /// The evidence that is missing, as a clause.
         why: String,
     },
 }
 
-/// What a new key shall be.
+/// A new key.
 #[derive(Clone, Debug)]
 pub struct KeySpec {
-    /// Its id.
+    /// The id, new in the keyring.
     pub key_id: KeyId,
-    /// Whose it is.
+    /// The owner of the key.
     pub consumer: ConsumerId,
-    /// For people.
+    /// The name for people, at most 128 bytes; may be empty.
     pub name: String,
-    /// What it may do.
+    /// The permissions of the key.
     pub scopes: Scopes,
-    /// From where.
+    /// The addresses that the key may be used from.
     pub allowed_sources: AllowedSources,
-    /// When its first version is valid.
+    /// The validity of the first version.
     pub window: Window,
-    /// Whether its secret comes from another system.
+    /// Whether the secret comes from another system. The keyring has to allow imported keys.
     pub imported: bool,
 }
 
-/// What a version to stage shall be.
+/// A version to stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StageSpec {
-    /// Of which key.
     pub(crate) key_id: KeyId,
-    /// The rotation that it begins.
+    /// The rotation that begins with the version.
     pub(crate) rotation: RotationId,
-    /// When the version is valid.
+    /// The validity of the version.
     pub(crate) window: Window,
-    /// When it is withdrawn unless it was handed over.
+    /// The time at which the version is withdrawn if it is not handed over.
     pub(crate) withdraw_after: Timestamp,
 }
 
-/// What becomes of the old version at a hand-over.
+/// The end of the old version after a hand-over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OldEnds {
-    /// It stays accepted for so long at least; as the policy says when absent.
+    /// The old version stays accepted at least for this overlap; none: for the overlap of the policy.
     AfterOverlap(Option<Duration>),
-    /// It is revoked at once, for this reason.
+    /// The old version is revoked in the commit of the hand-over, for this reason.
     AtOnce(Arc<str>),
 }
 
-/// Which versions of a key to revoke.
+/// The versions of a key to revoke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// One.
+    /// Only this version.
     Version(VersionNumber),
-    /// Every one.
+    /// All versions of the key.
     All,
 }
 
-/// The longest name for people, in bytes.
+/// The maximum length of a name for people, in bytes.
 pub(crate) const MAX_NAME_LEN: usize = 128;
-/// The longest reason, in bytes.
+/// The maximum length of a reason, in bytes.
 pub(crate) const MAX_REASON_LEN: usize = 512;
 
-/// Makes a keyring: the first change of its log.
+/// Creates a keyring: returns the first change of its log.
 ///
 /// # Errors
 ///
-/// When a value cannot be.
+/// When `help_url` is not valid.
 pub fn create_keyring(
     name: KeyringName,
     prefix: Prefix,
@@ -143,7 +142,7 @@ pub fn create_keyring(
         if !is_url || !is_safe || url.len() > 512 {
             return Err(Refusal::Invalid {
                 field: "help_url",
-                problem: "give an http or https address of at most 512 characters".to_owned(),
+                problem: "use an http or https URL of at most 512 characters".to_owned(),
             });
         }
     }
@@ -156,11 +155,11 @@ pub fn create_keyring(
 }
 
 impl Keyring {
-    /// Makes a consumer.
+    /// Creates a consumer.
     ///
     /// # Errors
     ///
-    /// When it exists, or its name for people cannot be.
+    /// When the consumer exists, or its name for people is not valid.
     pub fn create_consumer(
         &self,
         consumer: ConsumerId,
@@ -176,11 +175,11 @@ impl Keyring {
         Ok(vec![Change::ConsumerCreated { consumer, name }])
     }
 
-    /// Creates a key as [`create_key`](Self::create_key) does, and its consumer first where it does not exist.
+    /// Creates a key as [`create_key`](Self::create_key) does, and first its consumer if it does not exist.
     ///
     /// # Errors
     ///
-    /// As those of [`create_key`](Self::create_key), except that the consumer need not exist.
+    /// Those of [`create_key`](Self::create_key), except that the consumer need not exist.
     pub(crate) fn create_key_and_consumer(
         &self,
         spec: KeySpec,
@@ -196,12 +195,12 @@ impl Keyring {
         Ok(changes)
     }
 
-    /// Makes a key whose first version is active, for a secret that the caller has made or was handed.
+    /// Creates a key whose first version is active, for a secret that the caller has generated or received.
     ///
     /// # Errors
     ///
-    /// When the consumer does not exist, the secret is held already, the keyring does not take imported keys, or the
-    /// window is empty or over.
+    /// When the consumer does not exist, the name for people is not valid, the keyring already holds the secret, the key is
+    /// imported and the keyring does not allow that, or the window is empty or over.
     pub fn create_key(
         &self,
         spec: KeySpec,
@@ -218,7 +217,7 @@ impl Keyring {
         Ok(vec![self.key_created(spec, secret, pepper, now)?])
     }
 
-    /// The change that creates a key for a consumer that exists by then.
+    /// Returns the change that creates a key. Its consumer exists when the change is applied.
     fn key_created(
         &self,
         spec: KeySpec,
@@ -257,11 +256,11 @@ impl Keyring {
         })
     }
 
-    /// One key.
+    /// Returns the key with id `key_id`.
     ///
     /// # Errors
     ///
-    /// When it does not exist.
+    /// When the key does not exist.
     pub(crate) fn key(&self, key_id: KeyId) -> Result<&Key, Refusal> {
         let key = self.keys().get(&key_id).map(|key| &**key);
         key.ok_or_else(|| Refusal::NotFound {
@@ -270,12 +269,12 @@ impl Keyring {
         })
     }
 
-    /// Begins a rotation: stages a version that sidecars accept but nobody holds the secret of.
+    /// Begins a rotation: stages a version whose secret is not handed out yet. Sidecars accept it.
     ///
     /// # Errors
     ///
-    /// When the key does not exist, a rotation of it is being staged, as many versions are accepted as may be, or the
-    /// window is over.
+    /// When the key does not exist, one of its versions is already staged, the maximum number of versions is accepted, or
+    /// the window is empty or over.
     pub(crate) fn stage(
         &self,
         spec: StageSpec,
@@ -308,7 +307,7 @@ impl Keyring {
                 numbers => format!(" (retiring: {})", numbers.join(", ")),
             };
             return Err(Refusal::Unsafe(format!(
-                "key {key_id} has {accepted} accepted versions{which}, the most that it may have: end one with `relatch rotate retire` or `relatch revoke`, or allow more with `relatch policy set {key_id} --max-versions {}`",
+                "key {key_id} has {accepted} accepted versions{which}, and its policy allows {max_versions}: retire one with `relatch rotate retire`, revoke one with `relatch revoke`, or allow more with `relatch policy set {key_id} --max-versions {}`",
                 accepted + 1
             )));
         }
@@ -326,12 +325,11 @@ impl Keyring {
         }])
     }
 
-    /// Ends the staging of a rotation: its version becomes active, the one that was active begins to retire, or is
-    /// revoked.
+    /// Hands a staged version over: it becomes active, and the version that was active begins to retire, or is revoked.
     ///
     /// # Errors
     ///
-    /// When the version is not pending any more.
+    /// When the key does not exist, or the version is not pending any more.
     pub(crate) fn hand_over(
         &self,
         key_id: KeyId,
@@ -362,12 +360,12 @@ impl Keyring {
         Ok(std::iter::once(handed_over).chain(revoked).collect())
     }
 
-    /// Notes that the secret of a staged version goes out to a sink from now on. After `withdraw_after` the version is
-    /// handed over once it is used.
+    /// Records that the delivery of a staged version's secret to a sink begins. From `withdraw_after` on, a use of the
+    /// version hands it over.
     ///
     /// # Errors
     ///
-    /// When the version is not pending any more.
+    /// When the key does not exist, or the version is not pending any more.
     pub(crate) fn begin_delivery(
         &self,
         key_id: KeyId,
@@ -385,11 +383,11 @@ impl Keyring {
         }])
     }
 
-    /// Notes, once, that a staged version is held before its hand-over.
+    /// Notes, only once, that a staged version is held before its hand-over.
     ///
     /// # Errors
     ///
-    /// When the version is not pending any more.
+    /// When the key does not exist, or the version is not pending any more.
     pub(crate) fn hold_staged(
         &self,
         key_id: KeyId,
@@ -411,11 +409,11 @@ impl Keyring {
         }])
     }
 
-    /// Takes a staged version back.
+    /// Withdraws a staged version.
     ///
     /// # Errors
     ///
-    /// When it is not pending any more.
+    /// When the key does not exist, or the version is not pending any more.
     pub(crate) fn withdraw(
         &self,
         key_id: KeyId,
@@ -431,11 +429,11 @@ impl Keyring {
         }])
     }
 
-    /// Ends versions of a key at once. What is revoked already stays so and needs no change.
+    /// Revokes versions of a key. Versions that are already revoked need no change.
     ///
     /// # Errors
     ///
-    /// When the key or the version does not exist, or no reason is given.
+    /// When the key or the version does not exist, or the reason is not valid.
     pub fn revoke(
         &self,
         key_id: KeyId,
@@ -459,7 +457,7 @@ impl Keyring {
         }])
     }
 
-    /// The versions of a key that are asked for.
+    /// Returns the versions of a key that `which` selects.
     ///
     /// # Errors
     ///
@@ -489,7 +487,7 @@ impl Keyring {
             .map(|version| (key, version))
             .ok_or_else(|| {
                 Refusal::Unsafe(format!(
-                    "rotation {rotation:?} of key {key_id} is no longer being staged: its version was withdrawn or revoked meanwhile",
+                    "rotation {rotation} of key {key_id} has no pending version: it was handed over, withdrawn or revoked",
                 ))
             })
     }
@@ -499,7 +497,7 @@ fn check_reason(reason: &str) -> Result<(), Refusal> {
     if reason.trim().is_empty() || reason.len() > MAX_REASON_LEN {
         return Err(Refusal::Invalid {
             field: "reason",
-            problem: format!("say why, in at most {MAX_REASON_LEN} bytes"),
+            problem: format!("use 1 to {MAX_REASON_LEN} bytes, and not only spaces"),
         });
     }
     Ok(())
@@ -512,7 +510,7 @@ fn check_name(name: &str) -> Result<(), Refusal> {
         Err(Refusal::Invalid {
             field: "name",
             problem: format!(
-                "give at most {MAX_NAME_LEN} bytes without control characters and without characters that are invisible or change the direction of text"
+                "use at most {MAX_NAME_LEN} bytes, without control characters, invisible characters and characters that change the direction of text"
             ),
         })
     }

@@ -1,4 +1,4 @@
-//! What many keys of a keyring have in common, held once for all of them.
+//! The values that many keys of a keyring have in common, held once for all of them.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -7,8 +7,8 @@ use super::{
     permission::{AllowedSources, Scopes},
 };
 
-/// The sets of scopes and of sources that keys of a keyring have. Each key would hold its own copy without it: they come
-/// one by one out of a log.
+/// The sets of scopes and of sources of a keyring's keys. Keys are read one by one from a log: without these sets, each key
+/// would hold its own copy.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shared(Arc<Sets>);
 
@@ -18,17 +18,17 @@ struct Sets {
     sources: HashSet<AllowedSources>,
 }
 
-/// The most sets of each kind. Keyrings have a handful; one whose every key is different is not to be held twice, and a
-/// change copies them all.
+/// The maximum number of sets of each kind. Most keyrings have a handful. The limit is for a keyring in which every key
+/// has a different set: each set would be held twice, and a change copies all of them.
 const MAX_SETS: usize = 1_000;
 
 impl Shared {
-    /// Notes the sets of a key that shares them with others already.
+    /// Adds the sets of a key that already shares them with other keys.
     pub(super) fn learn(&mut self, key: &Key) {
         let _ = self.sets(&key.scopes, &key.allowed_sources);
     }
 
-    /// The key with the sets that others have too.
+    /// Returns the key with the sets that are held here, so that it shares them with other keys.
     pub(super) fn key(&mut self, key: Key) -> Key {
         let (scopes, allowed_sources) = self.sets(&key.scopes, &key.allowed_sources);
         Key {

@@ -1,4 +1,4 @@
-//! The fold: one change after the other, each checked against what is there.
+//! The fold: it applies one change after the other, and checks each against the state of the keyring.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -16,74 +16,74 @@ use crate::key::{
     webhook::{Webhook, WebhookId},
 };
 
-/// A log that does not tell a possible history: it was written by a newer relatch, or was tampered with.
+/// A log that is not a possible history: a newer relatch wrote it, or somebody tampered with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyError {
-    /// The first change does not make the keyring, or a later one does.
-    #[error("revision {revision} holds {kind}, which is out of place there")]
+    /// The first change does not create the keyring, or a later one does.
+    #[error("revision {revision} is a change of kind {kind}, which is not possible at this place")]
     OutOfPlace {
-        /// Of the change.
+        /// The revision of the change.
         revision: Revision,
-        /// The change's name.
+        /// The name of the change.
         kind: &'static str,
     },
-    /// Changes must come one by one.
+    /// The revision of the change is not the next one.
     #[error("revision {found} follows revision {held}")]
     Gap {
-        /// Of the keyring.
+        /// The revision of the keyring.
         held: Revision,
-        /// Of the change.
+        /// The revision of the change.
         found: Revision,
     },
-    /// The change speaks of something that is not there.
-    #[error("revision {revision} speaks of {what}, which does not exist")]
+    /// The change refers to something that does not exist.
+    #[error("revision {revision} refers to {what}, which does not exist")]
     Unknown {
-        /// Of the change.
+        /// The revision of the change.
         revision: Revision,
-        /// A consumer, a key or a version.
+        /// A consumer, a key, a version, a webhook or a token.
         what: String,
     },
-    /// The change makes something that is there already.
-    #[error("revision {revision} makes {what}, which exists already")]
+    /// The change creates something that exists already.
+    #[error("revision {revision} creates {what}, which exists already")]
     Duplicate {
-        /// Of the change.
+        /// The revision of the change.
         revision: Revision,
-        /// A consumer, a key, a version or a digest.
+        /// A consumer, a key, a version, a digest or a webhook.
         what: String,
     },
-    /// The version's state does not have the transition.
+    /// The state of the version does not allow the transition.
     #[error("revision {revision}: {source}")]
     Transition {
-        /// Of the change.
+        /// The revision of the change.
         revision: Revision,
-        /// Which transition.
+        /// The version and both states.
         source: TransitionError,
     },
-    /// The version cannot come back.
+    /// The version cannot become active again.
     #[error("revision {revision}: {source}")]
     Reinstate {
-        /// Of the change.
+        /// The revision of the change.
         revision: Revision,
-        /// Why not.
+        /// Why the version cannot become active again.
         source: ReinstateError,
     },
 }
 
-/// A version whose record a change has made another one.
+/// A version whose record a change has replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Touched {
-    /// What sidecars are to be told now.
+    /// The new record, for sidecars.
     pub(crate) record: KeyRecord,
-    /// What they were told before; none of a version that is new.
+    /// The record before; none for a new version.
     pub(crate) former: Option<KeyRecord>,
 }
 
 impl Keyring {
-    /// Begins a keyring from the first change of its log.
+    /// Creates a keyring from the first change of its log.
     ///
     /// # Errors
     ///
-    /// When `change` does not make a keyring.
+    /// When `change` does not create a keyring.
     pub(crate) fn begin(at: Timestamp, change: &Change) -> Result<Self, ApplyError> {
         match change {
             Change::KeyringCreated {
@@ -122,11 +122,11 @@ impl Keyring {
         }
     }
 
-    /// Folds the next change in and returns the versions whose records it changed, each with its former record.
+    /// Applies the next change, and returns the versions whose records it changed, each with its former record.
     ///
     /// # Errors
     ///
-    /// When the change is not possible; the keyring is then as before.
+    /// When the change is not possible. The keyring is then unchanged.
     pub(crate) fn apply(
         &mut self,
         revision: Revision,
@@ -150,11 +150,11 @@ impl Keyring {
             .collect())
     }
 
-    /// Folds the next change in.
+    /// Applies the next change.
     ///
     /// # Errors
     ///
-    /// When the change is not possible; the keyring is then as before.
+    /// When the change is not possible. The keyring is then unchanged.
     pub(crate) fn advance(
         &mut self,
         revision: Revision,

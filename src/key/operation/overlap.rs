@@ -1,4 +1,4 @@
-//! What may be asked of a rotation that is under way.
+//! The operations on a rotation in progress.
 
 use super::{Refusal, check_reason};
 use crate::key::{
@@ -13,11 +13,11 @@ use crate::key::{
 };
 
 impl Keyring {
-    /// Gives up a rotation before its hand-over: its version is withdrawn, whoever waits for it is told.
+    /// Aborts a rotation before its hand-over: withdraws its version.
     ///
     /// # Errors
     ///
-    /// When no version of the key is pending.
+    /// When the key does not exist, no version of it is pending, or the reason is not valid.
     pub(crate) fn abort(&self, key_id: KeyId, reason: &str) -> Result<Vec<Change>, Refusal> {
         check_reason(reason)?;
         let key = self.key(key_id)?;
@@ -26,7 +26,7 @@ impl Keyring {
             .and_then(|version| Some((version, version.rotation?)))
         else {
             let hint = if key.retiring().next().is_some() {
-                "; what was handed over is undone by `relatch rotate rollback`"
+                "; to undo a hand-over, use `relatch rotate rollback`"
             } else {
                 ""
             };
@@ -42,11 +42,14 @@ impl Keyring {
         }])
     }
 
-    /// Retires an old version now, on evidence; with `force` also without.
+    /// Retires an old version now, if the evidence shows that it is unused and the key has an active version within its
+    /// window. With `force`, the reason of an operator, retires it without these conditions. Without `version`, the key
+    /// must have exactly one retiring version.
     ///
     /// # Errors
     ///
-    /// When it is not retiring, [`Refusal::InUse`] when it may be in use, or when nothing takes its place.
+    /// When the key or the version does not exist, or the version is not retiring. Without `force`: [`Refusal::InUse`] when
+    /// it may be in use, or [`Refusal::Unsafe`] when no active version replaces it.
     pub(crate) fn retire(
         &self,
         key_id: KeyId,
@@ -74,7 +77,7 @@ impl Keyring {
             (Some(reason), _) => format!("by force: {reason}; {known}"),
             (None, Idleness::Complete { .. }) if !successor => {
                 return Err(Refusal::Unsafe(format!(
-                    "no active version takes the place of version {} of key {key_id}; roll back or rotate, or retire it with --force",
+                    "no active version replaces version {} of key {key_id}; roll back or rotate, or retire it with --force",
                     version.number
                 )));
             }
@@ -94,11 +97,12 @@ impl Keyring {
         }])
     }
 
-    /// Moves the deadline of an old version to a later one, not beyond its own expiry.
+    /// Moves the end of the overlap of an old version to a later time, at most to the expiry of the version.
     ///
     /// # Errors
     ///
-    /// When it is not retiring, or no later deadline is possible.
+    /// When the key or the version does not exist, the version is not retiring, the reason is not valid, or the end would
+    /// not be later than before.
     pub(crate) fn extend(
         &self,
         key_id: KeyId,
@@ -137,12 +141,13 @@ impl Keyring {
         }
     }
 
-    /// Makes the version that was replaced last the one to use again. The one that had replaced it begins to retire:
-    /// who has switched to it goes on undisturbed.
+    /// Rolls back: makes the version that was replaced last active again. The version that replaced it begins to retire, so
+    /// consumers that have switched to it can still use it.
     ///
     /// # Errors
     ///
-    /// When a version is being staged, or none can come back.
+    /// When the key does not exist, the reason is not valid, a version is staged, no former version can become active
+    /// again, or the maximum number of versions is accepted.
     pub(crate) fn roll_back(
         &self,
         key_id: KeyId,
@@ -153,7 +158,7 @@ impl Keyring {
         let key = self.key(key_id)?;
         if let Some(pending) = key.pending() {
             return Err(Refusal::Unsafe(format!(
-                "version {} of key {key_id} is being staged; give that up first: relatch rotate abort {key_id}",
+                "version {} of key {key_id} is being staged; abort that rotation first: relatch rotate abort {key_id} --reason TEXT",
                 pending.number
             )));
         }
@@ -170,12 +175,12 @@ impl Keyring {
             replaced.is_none_or(|active| active.number == successor)
         }) else {
             return Err(Refusal::Unsafe(format!(
-                "key {key_id} has no former version that could come back"
+                "key {key_id} has no former version that can become active again"
             )));
         };
         if old.window.position(now) == Position::After {
             return Err(Refusal::Unsafe(format!(
-                "version {} of key {key_id} has expired and cannot come back",
+                "version {} of key {key_id} has expired and cannot become active again",
                 old.number
             )));
         }
@@ -185,7 +190,7 @@ impl Keyring {
             .count();
         if u32::try_from(accepted).is_ok_and(|accepted| accepted >= policy.max_versions) {
             return Err(Refusal::Unsafe(format!(
-                "key {key_id} has {accepted} accepted versions, the most that it may have; revoke one first"
+                "key {key_id} has {accepted} other accepted versions, and its policy does not allow more; revoke one first"
             )));
         }
         let back = old
@@ -201,7 +206,8 @@ impl Keyring {
     }
 }
 
-/// The version of a key that is retiring and asked for; the only one when none is named.
+/// Returns the retiring version `version` of a key, with the time since which it is retiring. Without `version`, the key
+/// must have exactly one retiring version.
 fn retiring(
     key: &Key,
     version: Option<VersionNumber>,

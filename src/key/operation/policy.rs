@@ -1,4 +1,4 @@
-//! What may be asked of policies.
+//! The operations on policies.
 
 use super::Refusal;
 use crate::key::{
@@ -10,11 +10,12 @@ use crate::key::{
 };
 
 impl Keyring {
-    /// Sets parts of the policy of the keyring.
+    /// Sets parts of the policy of the keyring. The other parts do not change.
     ///
     /// # Errors
     ///
-    /// When the policy would contradict itself, or that of a key with its departures would.
+    /// When the name of the sink is not valid, or when the policy would contradict itself: that of the keyring, or that of a
+    /// key with its overrides.
     pub(crate) fn set_policy(&self, parts: &PolicyOverrides) -> Result<Vec<Change>, Refusal> {
         let policy = self.policy().with(&sound(parts)?);
         policy.check().map_err(contradiction)?;
@@ -24,7 +25,7 @@ impl Keyring {
             };
             policy.with(overrides).check().map_err(|error| {
                 Refusal::Unsafe(format!(
-                    "with the departures of key {} the policy would contradict itself: {error}; change that of the key first",
+                    "the policy would not fit the own settings of key {}: {error}; change the policy of that key first",
                     key.id
                 ))
             })?;
@@ -36,11 +37,11 @@ impl Keyring {
         })
     }
 
-    /// Sets in what a key departs from the policy of its keyring; with `anew`, former departures are forgotten.
+    /// Sets overrides of a key for the policy of its keyring. With `anew`, deletes its former overrides first.
     ///
     /// # Errors
     ///
-    /// When the key does not exist, or its policy would contradict itself.
+    /// When the key does not exist, the name of the sink is not valid, or the policy of the key would contradict itself.
     pub(crate) fn set_key_policy(
         &self,
         key_id: KeyId,
@@ -66,7 +67,7 @@ impl Keyring {
     }
 }
 
-/// Parts of a policy whose names can be.
+/// Returns `parts`, if the name of its sink is empty or valid.
 fn sound(parts: &PolicyOverrides) -> Result<PolicyOverrides, Refusal> {
     if let Some(name) = parts.sink.as_deref().filter(|name| !name.is_empty()) {
         name.parse::<SinkName>().map_err(|error| Refusal::Invalid {

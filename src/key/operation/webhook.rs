@@ -1,4 +1,4 @@
-//! What may be asked of webhooks.
+//! The operations on webhooks.
 
 use super::Refusal;
 use crate::key::{
@@ -7,9 +7,9 @@ use crate::key::{
     webhook::{Webhook, WebhookId},
 };
 
-/// The longest address of a webhook, in bytes.
+/// The maximum length of the URL of a webhook, in bytes.
 const MAX_URL_LEN: usize = 2_048;
-/// The most webhooks of a keyring: each gets a copy of every event.
+/// The maximum number of webhooks of a keyring. There is a limit because each webhook gets its own copy of every event.
 const MAX_WEBHOOKS: usize = 100;
 
 impl Keyring {
@@ -17,7 +17,7 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// When its consumer does not exist, its address cannot be, or there are as many as may be.
+    /// When its consumer does not exist, its URL is not valid, or the keyring has 100 webhooks.
     pub fn add_webhook(&self, webhook: Webhook) -> Result<Vec<Change>, Refusal> {
         check(&webhook)?;
         if let Some(consumer) = &webhook.consumer
@@ -30,7 +30,7 @@ impl Keyring {
         }
         if self.webhooks().len() >= MAX_WEBHOOKS {
             return Err(Refusal::Unsafe(format!(
-                "keyring {:?} has {MAX_WEBHOOKS} webhooks, the most that it may have; remove one first",
+                "keyring {:?} has {MAX_WEBHOOKS} webhooks, the maximum; delete one first",
                 self.name().as_str()
             )));
         }
@@ -41,7 +41,7 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// When it does not exist.
+    /// When the webhook does not exist.
     pub(crate) fn remove_webhook(&self, id: WebhookId) -> Result<Vec<Change>, Refusal> {
         if self.webhooks().contains_key(&id) {
             Ok(vec![Change::WebhookRemoved { id }])
@@ -54,25 +54,25 @@ impl Keyring {
     }
 }
 
-/// Checks what needs no network.
+/// Checks the URL of a webhook, as far as that is possible without the network.
 fn check(webhook: &Webhook) -> Result<(), Refusal> {
     let scheme = ["https://", "http://"]
         .iter()
         .find_map(|scheme| webhook.url.strip_prefix(scheme));
     let authority = scheme.and_then(|rest| rest.split(['/', '?', '#']).next());
     let problem = match authority {
-        None | Some("") => "give an address such as https://hooks.example.com/relatch",
+        None | Some("") => "use a URL such as https://hooks.example.com/relatch",
         Some(authority) if authority.contains('@') => {
-            "give it without user and password: it is shown to everybody who may look"
+            "remove the user and password: everyone who may list webhooks can read the URL"
         }
         Some(_) if webhook.url.starts_with("http://") && !webhook.allow_private => {
             "use https; plain http is for endpoints on private addresses, with --allow-private"
         }
-        Some(_) if webhook.url.contains('#') => "give it without a fragment",
+        Some(_) if webhook.url.contains('#') => "remove the fragment: the part from '#' on",
         Some(_) if !webhook.url.bytes().all(|b| b.is_ascii_graphic()) => {
-            "give printable ASCII without spaces"
+            "use printable ASCII without spaces"
         }
-        Some(_) if webhook.url.len() > MAX_URL_LEN => "give at most 2048 bytes",
+        Some(_) if webhook.url.len() > MAX_URL_LEN => "use at most 2048 bytes",
         Some(_) => return Ok(()),
     };
     Err(Refusal::Invalid {

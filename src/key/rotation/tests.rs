@@ -530,7 +530,7 @@ fn what_an_overlap_does_not_allow_is_refused_with_the_way_out() {
     assert!(matches!(unknown, Err(crate::key::Refusal::NoVersion(_))));
     assert!(refused(unknown).ends_with(" has no version 3"));
     let unexplained = keyring.retire(key_id, None, &scene.evidence, Some(" "), now);
-    assert!(refused(unexplained).starts_with("reason: say why"));
+    assert!(refused(unexplained).starts_with("reason: use 1 to 512 bytes"));
     let earlier = START.saturating_add(OVERLAP);
     let earlier = keyring.extend(key_id, None, earlier, "why");
     assert!(refused(earlier).contains("give a later end"));
