@@ -1,4 +1,4 @@
-//! What a key may do, and from where.
+//! The permissions of a key: its scopes, and the addresses that it may be used from.
 
 use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
@@ -16,7 +16,7 @@ pub struct Scope(Arc<str>);
 #[serde(from = "Vec<Scope>", into = "Vec<Scope>")]
 pub struct Scopes(Arc<[Scope]>);
 
-/// The blocks of addresses that a key may be used from; none means any.
+/// The address blocks that a key may be used from. Without a block, all addresses are allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "Vec<IpNet>", into = "Vec<IpNet>")]
 pub struct AllowedSources(Arc<[IpNet]>);
@@ -26,7 +26,7 @@ pub struct AllowedSources(Arc<[IpNet]>);
 #[error("not a valid scope: use 1 to 128 printable ASCII characters without space, '\"' and '\\'")]
 pub struct ParseScopeError;
 
-/// A text that is not a block of addresses.
+/// A text that is neither an address nor a block of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is neither an address nor a CIDR block, such as 10.0.0.0/8")]
 pub(crate) struct ParseSourceError {
@@ -34,7 +34,7 @@ pub(crate) struct ParseSourceError {
 }
 
 impl Scope {
-    /// The scope as text.
+    /// Returns the scope as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
@@ -72,7 +72,7 @@ impl From<Scope> for String {
 }
 
 impl Scopes {
-    /// Parses scopes that are separated by spaces; the empty text is the empty set.
+    /// Parses scopes that are separated by ASCII white space. The empty text is the empty set.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Scopes {
         text.split_ascii_whitespace().map(str::parse).collect()
     }
 
-    /// Whether all of `required` are held.
+    /// Returns whether the set contains all of `required`.
     #[must_use]
     pub(crate) fn hold_all(&self, required: &Self) -> bool {
         required
@@ -89,12 +89,12 @@ impl Scopes {
             .all(|scope| self.0.binary_search(scope).is_ok())
     }
 
-    /// The scopes in order.
+    /// Returns the scopes in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Scope> {
         self.0.iter()
     }
 
-    /// Whether the set holds none.
+    /// Returns whether the set is empty.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -135,7 +135,7 @@ impl fmt::Display for Scopes {
 }
 
 impl AllowedSources {
-    /// Parses addresses and CIDR blocks; bits behind a block's prefix are dropped.
+    /// Parses addresses and CIDR blocks. Bits after the prefix of a block are dropped.
     ///
     /// # Errors
     ///
@@ -155,13 +155,14 @@ impl AllowedSources {
             .map(Self::from)
     }
 
-    /// Whether a request from `source` is within a block. An unknown source is only where every source is.
+    /// Returns whether a request from `source` is allowed: it is within a block, or there is no block. An unknown source is
+    /// allowed only if there is no block.
     #[must_use]
     pub(crate) fn permit(&self, source: Option<IpAddr>) -> bool {
         permit_source(self.0.iter().copied(), source)
     }
 
-    /// The blocks in order.
+    /// Returns the blocks in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &IpNet> {
         self.0.iter()
     }
@@ -182,8 +183,8 @@ impl From<AllowedSources> for Vec<IpNet> {
     }
 }
 
-/// Whether a request from `source` is within one of `blocks`, or there are none: [`AllowedSources::permit`], wherever the
-/// blocks are held.
+/// Returns whether a request from `source` is within one of `blocks`, or `blocks` is empty. It is
+/// [`AllowedSources::permit`] for blocks that are stored elsewhere.
 pub(crate) fn permit_source(blocks: impl Iterator<Item = IpNet>, source: Option<IpAddr>) -> bool {
     let source = source.map(|source| source.to_canonical());
     let mut blocks = blocks.peekable();
@@ -191,7 +192,8 @@ pub(crate) fn permit_source(blocks: impl Iterator<Item = IpNet>, source: Option<
         || source.is_some_and(|source| blocks.any(|block| block.contains(&source)))
 }
 
-/// A block of IPv4 addresses written as IPv6 (`::ffff:10.0.0.0/104`) is the IPv4 block, as `permit` compares it.
+/// Converts a block of IPv4 addresses that is written as IPv6 (`::ffff:10.0.0.0/104`) to the IPv4 block, because `permit`
+/// compares IPv4 addresses.
 fn canonical(block: IpNet) -> IpNet {
     const MAPPED_BITS: u8 = 128 - 32;
     let block = block.trunc();

@@ -1,4 +1,4 @@
-//! How keys are rotated: a policy per keyring, of which a key may override parts.
+//! Rotation policies: each keyring has one, and a key can override parts of it.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -11,35 +11,37 @@ use super::{
 };
 use crate::duration::written;
 
-/// How the keys of a keyring are rotated. Stored as JSON, its durations as text such as `7days`.
+/// The rotation policy of a keyring. Stored as JSON, with durations as text such as `7d`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotationPolicy {
-    /// How long a version is active before the next rotation is due; none: rotations are started by people.
+    /// How long a version is active before the next rotation is due, at least 1 s; none: people start rotations. Default:
+    /// none.
     #[serde(default, with = "optional_duration")]
     pub(crate) rotate_every: Option<Duration>,
-    /// How long an old version stays accepted after the hand-over at least: what its consumer is promised.
+    /// How long an old version stays accepted at least after the hand-over: the promise to its consumer. Less than
+    /// `rotate_every`. Default: 7 days.
     #[serde(with = "duration")]
     pub(crate) overlap: Duration,
-    /// How long an old version has to go unused before it retires.
+    /// How long an old version has to be unused before it retires, at most `overlap` and at most 30 days. Default: 1 day.
     #[serde(with = "duration")]
     pub(crate) idle_for: Duration,
-    /// What becomes of an old version whose overlap is over while the evidence is not complete.
+    /// The action when the overlap of an old version is over and the evidence is not complete. Default: hold.
     pub(crate) on_deadline: OnDeadline,
-    /// How long after its retirement a version may come back by a roll-back.
+    /// How long after its retirement a version can become active again by a roll-back. Default: 7 days.
     #[serde(with = "duration")]
     pub(crate) rollback_for: Duration,
-    /// How long before the end of an overlap, or of a key, its consumer is reminded.
+    /// How long before the end of an overlap, or of the active version, people are reminded. Default: 2 days.
     #[serde(with = "duration")]
     pub(crate) remind_before: Duration,
-    /// The most versions of a key that may be accepted at once.
+    /// The maximum number of versions of a key that are accepted at the same time, 2 to 10. Default: 3.
     pub(crate) max_versions: u32,
-    /// Where the secrets of scheduled rotations are delivered; none: what is due is told and nothing is rotated.
+    /// The sink for the secrets of scheduled rotations; none: due rotations are reported but not started. Default: none.
     #[serde(default)]
     pub(crate) sink: Option<SinkName>,
 }
 
-/// The parts of a policy that are to be as given; the others stay as they are.
+/// The parts of a policy that are set. The other parts do not change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyOverrides {
@@ -69,43 +71,44 @@ pub struct PolicyOverrides {
     pub(crate) sink: Option<Arc<str>>,
 }
 
-/// What becomes of an old version whose overlap is over while the evidence is not complete.
+/// The action when the overlap of an old version is over and the evidence is not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OnDeadline {
-    /// It retires, whoever still uses it.
+    /// The version retires, even if it is still used.
     Retire,
-    /// The overlap is extended by [`RotationPolicy::idle_for`], until its own expiry at the latest.
+    /// The overlap is extended by [`RotationPolicy::idle_for`] and at least 1 s from now, but at most until the version
+    /// expires.
     Extend,
-    /// It stays accepted until the evidence is complete, an operator decides, or it expires.
+    /// The version stays accepted until the evidence is complete, an operator decides, or it expires.
     Hold,
 }
 
-/// A text that names no [`OnDeadline`].
+/// A text that is not an [`OnDeadline`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an answer to a deadline: use retire, extend or hold")]
+#[error("not a valid action: use retire, extend or hold")]
 pub(crate) struct ParseOnDeadlineError;
 
 /// A policy that contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub(crate) struct PolicyError {
-    /// The part that cannot be.
+    /// The part that is not valid.
     pub(crate) field: &'static str,
-    /// What is wrong, and what to do.
+    /// The problem, or what to use instead.
     pub(crate) problem: String,
 }
 
 const DAY: Duration = Duration::from_hours(24);
-/// Beyond, a number of days was most likely given in another unit.
+/// The maximum of all durations: five years of 366 days. A longer duration was most likely written in the wrong unit.
 const MAX_DURATION: Duration = Duration::from_hours(24 * 366 * 5);
-/// A rotation takes seconds; below, a key would never be out of one.
+/// The minimum of `rotate_every`. A rotation lasts seconds: with less, a key would always be in a rotation.
 const MIN_ROTATE_EVERY: Duration = Duration::from_secs(1);
-/// Two are needed for an overlap; each one more is a secret more that works.
+/// The bounds of `max_versions`. An overlap needs two versions; each further version is one more secret that works.
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=10;
 
 impl PolicyOverrides {
-    /// Nothing.
+    /// No overrides.
     pub(crate) const NONE: Self = Self {
         rotate_every: None,
         overlap: None,
@@ -119,10 +122,11 @@ impl PolicyOverrides {
 }
 
 impl RotationPolicy {
-    /// The longest `idle_for`. Evidence of more would need gaps in the reports of uses that are no longer remembered.
+    /// The maximum of `idle_for`. Evidence for a longer time would need gaps in the reports of uses that relatch does not
+    /// remember any more.
     pub(crate) const MAX_IDLE_FOR: Duration = Duration::from_hours(30 * 24);
 
-    /// The policy with the parts that `overrides` gives.
+    /// Returns the policy with the parts that `overrides` sets.
     #[must_use]
     pub(crate) fn with(&self, overrides: &PolicyOverrides) -> Self {
         let given = overrides.clone();
@@ -145,11 +149,11 @@ impl RotationPolicy {
         }
     }
 
-    /// Checks that the parts fit each other.
+    /// Checks that each part is within its bounds and that the parts fit together.
     ///
     /// # Errors
     ///
-    /// With the first part that does not.
+    /// With the first part that is not valid.
     pub(crate) fn check(&self) -> Result<(), PolicyError> {
         let bounded = [
             ("overlap", Some(self.overlap)),
@@ -160,12 +164,12 @@ impl RotationPolicy {
         ];
         for (field, duration) in bounded {
             if duration.is_some_and(|duration| duration > MAX_DURATION) {
-                return Err(invalid(field, "give at most five years"));
+                return Err(invalid(field, "use at most five years"));
             }
         }
         if let Some(every) = self.rotate_every {
             if every < MIN_ROTATE_EVERY {
-                return Err(invalid("rotate_every", "give at least one second"));
+                return Err(invalid("rotate_every", "use at least one second"));
             }
             if self.overlap >= every {
                 let overlap = written(self.overlap);
@@ -173,7 +177,7 @@ impl RotationPolicy {
                 return Err(PolicyError {
                     field: "overlap",
                     problem: format!(
-                        "{overlap} is not below rotate_every, {every}: the next rotation would begin before the overlap of the last is over; give less"
+                        "{overlap} is not less than rotate_every, which is {every}: the next rotation would begin before the overlap of the last one is over; use less"
                     ),
                 });
             }
@@ -184,20 +188,20 @@ impl RotationPolicy {
             return Err(PolicyError {
                 field: "idle_for",
                 problem: format!(
-                    "{idle_for} is more than overlap, {overlap}: no evidence could be complete when the overlap is over; give at most as much"
+                    "{idle_for} is more than overlap, which is {overlap}: the evidence could not be complete when the overlap is over; use at most the overlap"
                 ),
             });
         }
         if self.idle_for > Self::MAX_IDLE_FOR {
             return Err(invalid(
                 "idle_for",
-                "give at most 30 days: so long relatch remembers sidecars that ended without their last report of uses",
+                "use at most 30 days: relatch remembers for 30 days that a sidecar ended without its last report of uses",
             ));
         }
         if !VERSIONS.contains(&self.max_versions) {
             return Err(PolicyError {
                 field: "max_versions",
-                problem: format!("give {} to {}", VERSIONS.start(), VERSIONS.end()),
+                problem: format!("use {} to {}", VERSIONS.start(), VERSIONS.end()),
             });
         }
         Ok(())
@@ -220,7 +224,7 @@ impl Default for RotationPolicy {
 }
 
 impl PolicyOverrides {
-    /// These overrides, and where they give nothing, those of `former`.
+    /// Returns these overrides, and those of `former` for the parts that these do not set.
     #[must_use]
     pub(crate) fn over(self, former: &Self) -> Self {
         let former = former.clone();
@@ -236,7 +240,7 @@ impl PolicyOverrides {
         }
     }
 
-    /// Whether nothing is given.
+    /// Returns whether no part is set.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -244,7 +248,7 @@ impl PolicyOverrides {
 }
 
 impl OnDeadline {
-    /// Its name.
+    /// Returns the name of the action in commands and in JSON.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -279,7 +283,7 @@ fn invalid(field: &'static str, problem: &str) -> PolicyError {
     }
 }
 
-/// A duration as people write it.
+/// Serializes a duration as people write it.
 mod duration {
     use std::time::Duration;
 
@@ -302,7 +306,7 @@ mod duration {
     }
 }
 
-/// The same, or null.
+/// Serializes a duration as people write it, or null for none.
 mod optional_duration {
     use std::time::Duration;
 
@@ -332,13 +336,13 @@ mod optional_duration {
 }
 
 impl RotationPolicy {
-    /// When something will be due of a version that is in no rotation.
+    /// Returns when the next thing will be due for an active version; none for other states.
     pub(super) fn due_at(&self, version: &KeyVersion) -> Option<Timestamp> {
         match version.state {
             VersionState::Active { .. } => [
                 self.expiring_at(version),
                 self.rotation_due_at(version).filter(|_| {
-                    // Without a sink it is reported once; with one it stays due until it is done.
+                    // Without a sink, the due rotation is reported once. With one, it stays due until it is done.
                     self.sink.is_some() || !version.told.rotation_due
                 }),
             ]
@@ -352,13 +356,14 @@ impl RotationPolicy {
         }
     }
 
-    /// When an active version is reported to expire soon; none when it was.
+    /// Returns when it will be reported that an active version expires soon; none if it does not expire, or if that was
+    /// reported.
     pub(super) fn expiring_at(&self, version: &KeyVersion) -> Option<Timestamp> {
         let expires_at = version.window.expires_at?;
         (!version.told.expiring).then(|| expires_at.saturating_sub(self.remind_before))
     }
 
-    /// When the next rotation of an active version is due.
+    /// Returns when the next rotation of an active version is due; none for other states, and without `rotate_every`.
     pub(super) fn rotation_due_at(&self, version: &KeyVersion) -> Option<Timestamp> {
         let VersionState::Active { since } = version.state else {
             return None;

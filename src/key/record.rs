@@ -1,4 +1,4 @@
-//! What a sidecar knows of one key version, and how it stands at a moment.
+//! The record that sidecars hold of one key version, and its standing at a time.
 
 use super::{
     digest::{KeyDigest, PepperId},
@@ -8,55 +8,56 @@ use super::{
     version::KeyState,
 };
 
-/// One key version as it is distributed. A record is never a verdict: time is judged on every request.
+/// The record of one key version, as sidecars receive it. A record is never a decision: every request is checked against the
+/// time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRecord {
-    /// Of its secret; what it is found by.
+    /// The digest of its secret. Sidecars look the record up by it.
     pub digest: KeyDigest,
     /// The pepper that keys the digest.
     pub pepper: PepperId,
-    /// The key, the same for all its versions.
+    /// The id of the key, the same for all its versions.
     pub key_id: KeyId,
-    /// Which version of the key.
+    /// The number of the version within the key.
     pub version: VersionNumber,
-    /// Whose key it is.
+    /// The owner of the key.
     pub consumer: ConsumerId,
-    /// As of the record's making.
+    /// The state when the record was created.
     pub state: KeyState,
-    /// When the secret is valid at all.
+    /// The validity of the secret, in every state.
     pub window: Window,
-    /// The beginning of the overlap, in state retiring; none also where an older control plane left it out.
+    /// The begin of the overlap, in state retiring. Also none if an older control plane omitted it.
     pub retiring_since: Option<Timestamp>,
-    /// The announced end of the overlap, in state retiring. The control plane ends it, by a change of the state; until
-    /// that comes, the version is accepted.
+    /// The announced end of the overlap, in state retiring. The control plane ends the overlap by a change of the state.
+    /// Until that change arrives, the version is accepted.
     pub retires_at: Option<Timestamp>,
-    /// What the key may do.
+    /// The permissions of the key.
     pub scopes: Scopes,
-    /// From where.
+    /// The addresses that the key may be used from.
     pub allowed_sources: AllowedSources,
-    /// The version that takes this one's place, in states retiring and retired.
+    /// The version that replaces this one, in states retiring and retired.
     pub replaced_by: Option<VersionNumber>,
-    /// The rotation that the version takes part in.
+    /// The rotation in progress that the version is part of.
     pub rotation: Option<RotationId>,
 }
 
-/// How a version stands at a moment.
+/// The standing of a version at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It is accepted.
+    /// The version is accepted.
     Accepted,
-    /// Its window has not begun.
+    /// The window of the version has not begun.
     NotYetValid,
-    /// Its window is over.
+    /// The window of the version is over.
     Expired,
-    /// The control plane has ended it as planned.
+    /// The control plane has retired the version.
     Retired,
-    /// It was ended at once, for good.
+    /// The version is revoked, for good.
     Revoked,
 }
 
 impl KeyRecord {
-    /// What names it.
+    /// Returns the reference to the version.
     #[must_use]
     pub(crate) const fn version_ref(&self) -> VersionRef {
         VersionRef {
@@ -65,7 +66,7 @@ impl KeyRecord {
         }
     }
 
-    /// How the version stands at `now`, by the wall clock: see [`Standing::of`].
+    /// Returns the standing of the version at `now`, by the wall clock: see [`Standing::of`].
     #[must_use]
     pub(crate) fn standing(&self, now: Timestamp) -> Standing {
         Standing::of(self.state, &self.window, now)
@@ -73,8 +74,8 @@ impl KeyRecord {
 }
 
 impl Standing {
-    /// How a version stands at `now`, by the wall clock. An overlap is ended by the control plane alone: only it knows
-    /// whether the old version is still in use.
+    /// Returns the standing of a version at `now`, by the wall clock. Only the control plane ends an overlap, because only it
+    /// knows whether the old version is still in use.
     #[must_use]
     pub(crate) fn of(state: KeyState, window: &Window, now: Timestamp) -> Self {
         match state {

@@ -4,18 +4,18 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// Names a sink of the control plane's configuration: 1 to 63 of `a-z`, `0-9`, `-` and `_`.
+/// The name of a sink in the control plane's configuration: 1 to 63 of `a-z`, `0-9`, `-` and `_`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SinkName(Arc<str>);
 
-/// A text that is no name of a sink.
+/// A text that is not a valid sink name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a name of a sink: use 1 to 63 of a-z, 0-9, '-' and '_'")]
+#[error("not a valid sink name: use 1 to 63 of a-z, 0-9, '-' and '_'")]
 pub struct ParseSinkNameError;
 
 impl SinkName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0

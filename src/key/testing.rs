@@ -10,29 +10,29 @@ use super::{
     version::KeyState,
 };
 
-/// The keyring that tests speak of.
+/// Returns the name of the keyring in tests.
 pub(crate) fn keyring_name() -> KeyringName {
     "payments".parse().expect("a valid name")
 }
 
-/// Its pepper.
+/// Returns the pepper of the keyring in tests.
 pub(crate) fn pepper() -> Pepper {
     MasterPepper::new(PepperId::new(1), &[7; Pepper::LEN])
         .expect("32 bytes")
         .for_keyring(&keyring_name())
 }
 
-/// A new secret of key `id`.
+/// Generates a secret of key `id`.
 pub(crate) fn secret(id: KeyId) -> Secret {
     Secret::generate(&Prefix::default(), id).expect("the random source works")
 }
 
-/// The record of an active version without bounds, and of a secret that nobody has.
+/// Returns the record of an active version without bounds, of a secret that is not kept.
 pub(crate) fn record() -> KeyRecord {
     record_of(&secret(KeyId::generate().expect("the random source works")))
 }
 
-/// The same of `secret`.
+/// Returns the record of an active version without bounds, of `secret`.
 pub(crate) fn record_of(secret: &Secret) -> KeyRecord {
     let key_id = secret
         .presented()

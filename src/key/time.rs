@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A point on the wall clock in whole milliseconds since the Unix epoch; written as RFC 3339 in UTC.
 ///
-/// It holds one more than its milliseconds, so that a time which may be absent takes no more room: keys have many.
+/// The stored value is the milliseconds plus one, so that `Option<Timestamp>` needs no more memory: keys have many.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(NonZeroU64);
 
@@ -22,7 +22,7 @@ pub struct Window {
     /// The first instant at which the window holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) not_before: Option<Timestamp>,
-    /// The first instant at which it holds no longer.
+    /// The first instant at which the window does not hold any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) expires_at: Option<Timestamp>,
 }
@@ -43,11 +43,11 @@ pub(crate) enum Position {
 #[error("not a time: write RFC 3339 in UTC, for example 2027-01-31T12:00:00Z")]
 pub struct ParseTimestampError;
 
-/// The last millisecond of the year 9999, the end of what RFC 3339 can write.
+/// The last millisecond of the year 9999, the latest that RFC 3339 can write.
 const MAX_MILLIS: i64 = 253_402_300_799_999;
 
 impl Timestamp {
-    /// The instant `millis` milliseconds after the Unix epoch, held within the years 1970 to 9999.
+    /// Returns the instant `millis` milliseconds after the Unix epoch, limited to the years 1970 to 9999.
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
         let held = if millis < 0 {
@@ -60,27 +60,27 @@ impl Timestamp {
         Self(NonZeroU64::MIN.saturating_add(held.unsigned_abs()))
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Returns the milliseconds since the Unix epoch.
     #[must_use]
     pub const fn as_millis(self) -> i64 {
         (self.0.get() - 1).cast_signed()
     }
 
-    /// The instant `duration` later, held at the end of the year 9999.
+    /// Returns the instant `duration` later, at most the end of the year 9999.
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis(self.as_millis().saturating_add(millis))
     }
 
-    /// The instant `duration` earlier, held at the beginning of the year 1970.
+    /// Returns the instant `duration` earlier, at least the beginning of the year 1970.
     #[must_use]
     pub(crate) fn saturating_sub(self, duration: Duration) -> Self {
         let millis = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis(self.as_millis().saturating_sub(millis))
     }
 
-    /// The time since `earlier`; zero when that lies ahead.
+    /// Returns the time since `earlier`; zero if `earlier` is later than this instant.
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.get().saturating_sub(earlier.0.get()))
@@ -88,7 +88,7 @@ impl Timestamp {
 }
 
 impl Window {
-    /// A window from `not_before` to `expires_at`.
+    /// Creates a window from `not_before` to `expires_at`.
     #[must_use]
     pub(crate) const fn new(not_before: Option<Timestamp>, expires_at: Option<Timestamp>) -> Self {
         Self {
@@ -97,7 +97,7 @@ impl Window {
         }
     }
 
-    /// Where `now` lies.
+    /// Returns where `now` lies. An empty window is over at every time from `expires_at` on.
     #[must_use]
     pub(crate) fn position(&self, now: Timestamp) -> Position {
         if self.expires_at.is_some_and(|end| now >= end) {

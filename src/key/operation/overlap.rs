@@ -48,8 +48,8 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// When the key or the version does not exist, or the version is not retiring. Without `force`: [`Refusal::InUse`] when
-    /// it may be in use, or [`Refusal::Unsafe`] when no active version replaces it.
+    /// When the key or the version does not exist, the version is not retiring, or `force` is not a valid reason. Without
+    /// `force`: [`Refusal::InUse`] when it may be in use, or [`Refusal::Unsafe`] when no active version replaces it.
     pub(crate) fn retire(
         &self,
         key_id: KeyId,
