@@ -31,7 +31,8 @@ pub struct RotationPolicy {
     /// How long after its retirement a version can become active again by a roll-back. Default: 7 days.
     #[serde(with = "duration")]
     pub(crate) rollback_for: Duration,
-    /// How long before the end of an overlap, or of the active version, people are reminded. Default: 2 days.
+    /// How long before the end of an overlap, or before the active version expires, its consumer is reminded. Default: 2
+    /// days.
     #[serde(with = "duration")]
     pub(crate) remind_before: Duration,
     /// The maximum number of versions of a key that are accepted at the same time, 2 to 10. Default: 3.
@@ -77,8 +78,8 @@ pub struct PolicyOverrides {
 pub(crate) enum OnDeadline {
     /// The version retires, even if it is still used.
     Retire,
-    /// The overlap is extended by [`RotationPolicy::idle_for`] and at least 1 s from now, but at most until the version
-    /// expires.
+    /// The overlap is extended by [`RotationPolicy::idle_for`] from now, or by 1 s if that is longer, but at most until the
+    /// version expires.
     Extend,
     /// The version stays accepted until the evidence is complete, an operator decides, or it expires.
     Hold,

@@ -1,10 +1,10 @@
-//! The rotation engine: what policy, evidence and time make due, as a pure function.
+//! The rotation engine: a pure function that plans the changes that are due by policy, evidence and time.
 //!
-//! A staged version that was not handed over in time is withdrawn: whoever had its secret is gone. Where a sink may have
-//! got it, the version is handed over once it is used, and held until then. A retiring version
-//! retires when its overlap is over and the [`evidence`](super::evidence) says that nobody uses it; with traffic left
-//! the policy decides. People are told of what they have to know, once. Nothing here retires a version that has no
-//! successor to take its place.
+//! A staged version that is not handed over in time is withdrawn, because the process with its secret is gone. If a sink
+//! may have received the secret, the version is held instead, and a use of it hands it over. A retiring version retires
+//! when its overlap is over and the [`evidence`](super::evidence) shows that nobody uses it. If it is still used, the policy
+//! decides. The engine notes everything that people have to know, once. It retires a version without a successor only if
+//! that version has expired.
 
 mod left_behind;
 
@@ -27,39 +27,41 @@ use crate::duration::written;
 
 pub(crate) use left_behind::{secret_lost, settle_left_behind, staged};
 
-/// How far the rotation of a version is.
+/// The phase of a version in its rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Phase {
-    /// It is pending: sidecars are to accept it before its secret is handed out.
+    /// The version is pending: relatch waits until every sidecar accepts it, and then until its sink, if it has one,
+    /// confirms the secret.
     Stage,
-    /// It is retiring and may be in use.
+    /// The version is retiring, and may be in use.
     Overlap,
-    /// It is retiring and nobody uses it any more; the overlap that was promised goes on.
+    /// The version is retiring, and nobody uses it any more. It retires at the end of the promised overlap.
     Drain,
-    /// It is retiring, its overlap is over, and something keeps it from retiring.
+    /// The version is retiring, its overlap is over, and something keeps it from retiring. Or it is pending, and the
+    /// delivery of its secret is held.
     Held,
-    /// It is pending, and relatch does not have its secret any more: only a use of it, or an operator, ends this.
+    /// The version is pending, and relatch does not have its secret any more. Only a use of the version, or an operator,
+    /// ends this phase.
     SecretLost,
 }
 
-/// How a rotation goes on if nobody does anything.
+/// The progress of a rotation if nobody intervenes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outlook {
-    /// Where it is.
     pub(crate) phase: Phase,
-    /// What it waits for, as a sentence.
+    /// The condition that the rotation waits for, as text for people.
     pub(crate) waits_for: String,
-    /// The earliest end, if no further use comes; none when it cannot be told.
+    /// The earliest end, if the version is not used any more; none when it is unknown.
     pub(crate) earliest_end: Option<Timestamp>,
 }
 
-/// An extension by less would be a new deadline every second.
+/// The shortest extension: 1 s, the interval of the engine. A shorter one would need a new deadline each second.
 const MIN_EXTENSION: Duration = Duration::from_secs(1);
 
-/// The changes that are due at `now`, those of one version together and in order. Once `limit` are found, no further
-/// version is looked at.
+/// Returns the changes that are due at `now`. The changes of one version are together and in order. After `limit` changes, no
+/// further version is examined.
 ///
-/// Planning again after the changes are applied plans nothing new.
+/// A second call at the same time, after the changes are applied, returns nothing new.
 #[must_use]
 pub(crate) fn plan(
     keyring: &Keyring,
@@ -74,7 +76,7 @@ pub(crate) fn plan(
             break;
         }
         if handed_over.contains(&key.id) {
-            // What follows for its other versions is planned with the hand-over.
+            // The hand-over has already planned the changes of its other versions.
             continue;
         }
         let planned = changes.len();
@@ -93,7 +95,8 @@ pub(crate) fn plan(
     changes
 }
 
-/// The keys whose scheduled rotation is to be started at `now`: their policy names a sink, and no rotation is under way.
+/// Returns the keys whose scheduled rotation is to be started at `now`: their policy names a sink, and they have no rotation
+/// in progress.
 #[must_use]
 pub(crate) fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
     keyring
@@ -103,7 +106,7 @@ pub(crate) fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
         .collect()
 }
 
-/// Whether the scheduled rotation of a key is to be started at `now`.
+/// Returns whether the scheduled rotation of a key is to be started at `now`.
 #[must_use]
 pub(crate) fn is_rotation_due(keyring: &Keyring, key: &Key, now: Timestamp) -> bool {
     key.active()
@@ -119,7 +122,7 @@ fn is_to_rotate(keyring: &Keyring, key: &Key, version: &KeyVersion, now: Timesta
     policy.sink.is_some() && is_due && is_free
 }
 
-/// How the rotation that a version takes part in goes on; none when it is neither pending nor retiring.
+/// Returns the outlook for a version in a rotation; none if it is neither pending nor retiring.
 #[must_use]
 pub(crate) fn outlook(
     keyring: &Keyring,
@@ -137,9 +140,9 @@ pub(crate) fn outlook(
     case.outlook(version)
 }
 
-/// From when requests with a retiring version are denied although it is in use: from the end of its overlap where the
-/// policy retires it then and another version can take its place, else from its own expiry. None where it is not
-/// retiring, or where nothing ends it while it is in use.
+/// Returns the time from which requests with a retiring version are denied even if it is in use. That is the end of its
+/// overlap, if the policy retires it then and another version replaces it, and otherwise its expiry. None if the version is
+/// not retiring, or if nothing ends it while it is in use.
 #[must_use]
 pub(crate) fn denied_from(
     keyring: &Keyring,
@@ -156,7 +159,7 @@ pub(crate) fn denied_from(
     }
 }
 
-/// A key in its circumstances.
+/// A key, with everything that decides what is due for it.
 struct Case<'a> {
     key: &'a Key,
     policy: &'a RotationPolicy,
@@ -165,7 +168,8 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Adds what is due of a version, one after the other, as if each were applied.
+    /// Adds the changes that are due for a version, one after the other. Each is planned as if the ones before it were
+    /// applied.
     fn plan(&self, mut version: KeyVersion, changes: &mut Vec<Change>) {
         while let Some(change) = self.next(&version) {
             let after = match &change {
@@ -199,7 +203,7 @@ impl Case<'_> {
         }
     }
 
-    /// Adds what follows when `new` is active and the version that was is retiring.
+    /// Adds the changes that are due after a hand-over: for `new`, which is active then, and for `old`, which is retiring.
     fn plan_after_hand_over(
         &self,
         new: KeyVersion,
@@ -243,9 +247,10 @@ impl Case<'_> {
         }
     }
 
-    /// Nobody holds the secret of a version that was not handed over, unless a sink may have got it. Then its use tells;
-    /// without one the version stays accepted until somebody has seen what the sink holds: a consumer may read it at any
-    /// time.
+    /// Returns the change for a staged version whose time is over, or whose secret is lost. Without a sink, nobody holds its
+    /// secret, and it is withdrawn. With a sink, the secret may have arrived. A use of the version proves it and hands the
+    /// version over. Without a use, the version stays accepted until an operator has checked the sink, because a consumer
+    /// may read the secret at any time.
     fn give_up_staging(
         &self,
         version: &KeyVersion,
@@ -268,7 +273,7 @@ impl Case<'_> {
                     return None;
                 }
                 let why = format!(
-                    "sink {sink} has not confirmed the secret; check what it holds, then abort the rotation: relatch rotate abort {}",
+                    "sink {sink} has not confirmed the secret; check what it holds, then abort the rotation: relatch rotate abort {} --reason TEXT",
                     self.key.id
                 );
                 return self.hold(version, withdraw_after, &why);
@@ -319,7 +324,8 @@ impl Case<'_> {
         }
     }
 
-    /// The overlap is over, and it cannot be told that nobody uses the version.
+    /// Returns the change that the policy requires when the overlap is over and the evidence does not show that nobody uses
+    /// the version.
     fn meet_deadline(
         &self,
         version: &KeyVersion,
@@ -363,7 +369,8 @@ impl Case<'_> {
         })
     }
 
-    /// A reminder of an overlap that has just begun would only repeat that.
+    /// Returns the reminder of the end of an overlap, when it is time. An overlap of at most `remind_before` has none: the
+    /// reminder would come with its begin.
     fn remind(&self, version: &KeyVersion, since: Timestamp, until: Timestamp) -> Option<Change> {
         let from = until.saturating_sub(self.policy.remind_before);
         let is_time = since < from && from <= self.now;
@@ -465,12 +472,12 @@ impl Case<'_> {
         }
     }
 
-    /// What keeps the evidence from being complete.
+    /// Returns what keeps the evidence from being complete, as a clause.
     fn missing(&self, idleness: Idleness) -> String {
         missing(idleness, self.policy.idle_for)
     }
 
-    /// Whether consumers have another version to use.
+    /// Returns whether consumers have an active version to use.
     fn has_successor(&self) -> bool {
         has_successor(self.key, self.now)
     }
@@ -494,7 +501,7 @@ impl Case<'_> {
 }
 
 impl Phase {
-    /// Its name.
+    /// Returns the name of the phase in the API, in metrics and in commands.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -507,7 +514,7 @@ impl Phase {
     }
 }
 
-/// The version that begins to retire when `new` is handed over at `now`.
+/// Returns the version that begins to retire when `new` becomes active at `now`, with the end of its overlap.
 pub(super) fn old_version(
     key: &Key,
     new: &KeyVersion,
@@ -522,13 +529,14 @@ pub(super) fn old_version(
     })
 }
 
-/// Whether consumers of a key have an active version to use at `now`.
+/// Returns whether consumers of a key have an active version to use at `now`.
 fn has_successor(key: &Key, now: Timestamp) -> bool {
     key.active()
         .is_some_and(|active| active.window.position(now) == Position::Inside)
 }
 
-/// What keeps evidence from being complete, as a clause.
+/// Returns what keeps evidence from being complete, as a clause. For complete evidence, returns since when the version is
+/// unused.
 pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
     let idle_for = written(idle_for);
     match idleness {
@@ -548,7 +556,7 @@ pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
     }
 }
 
-/// A version without a successor is what its consumer depends on, whatever its deadline.
+/// The condition that a version without a successor waits for. Its consumer depends on it, even after its deadline.
 const NO_SUCCESSOR: &str =
     "no active version replaces it; roll back, rotate, or retire it by force";
 

@@ -1,12 +1,12 @@
-//! A version of a key: one secret's life.
+//! The versions of a key: the states of one secret and the transitions between them.
 //!
 //! ```text
 //! pending -> active -> retiring -> retired          any but revoked -> revoked
 //!               ^----------+----------'  (roll back)
 //! ```
 //!
-//! A transition takes the version and the time and returns the version in its new state, or an error that names both.
-//! `expired` is no state: it is what the window says.
+//! A transition gets the version and the time, and returns the version in its new state, or an error that names both states.
+//! `expired` is not a state: it follows from the window.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,74 +20,73 @@ use super::{
     time::{Position, Timestamp, Window},
 };
 
-/// One secret of a key, with what is known of it.
+/// One secret of a key: its digest, its validity and its state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeyVersion {
-    /// Counted from 1 within the key.
+    /// The number, counted from 1 within the key.
     pub(crate) number: VersionNumber,
-    /// Of its secret.
+    /// The digest of its secret.
     pub(crate) digest: KeyDigest,
     /// The pepper that keys the digest.
     pub(crate) pepper: PepperId,
-    /// When it was made.
     pub(crate) created_at: Timestamp,
-    /// When its secret is valid at all; no rotation makes it longer.
+    /// The validity of its secret, in every state. No rotation extends it.
     pub(crate) window: Window,
-    /// The last rotation that it took part in.
+    /// The last rotation that it was part of; none for a withdrawn version.
     pub(crate) rotation: Option<RotationId>,
-    /// The rotation that staged it and has not withdrawn it; none for the first version of a key.
+    /// The rotation that staged it; none for the first version of a key and for a withdrawn version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) staged_by: Option<RotationId>,
-    /// Where it is in its life.
     pub(crate) state: VersionState,
-    /// What was told of it already.
+    /// The notes about it in its present state.
     #[serde(default, skip_serializing_if = "Told::is_nothing")]
     pub(crate) told: Told,
 }
 
-/// Where a version is in its life, with the facts of that state.
+/// The state of a version, with the facts of that state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(crate) enum VersionState {
-    /// Distributed and accepted, its secret not handed out yet.
+    /// Distributed to sidecars and accepted, but not handed over yet.
     Pending {
-        /// When it was staged.
+        /// The time at which it was staged.
         since: Timestamp,
-        /// When it is withdrawn if it was not handed over until then.
+        /// The time at which it is withdrawn if it is not handed over. With a sink, it is not withdrawn then, but a use of
+        /// it hands it over.
         withdraw_after: Timestamp,
-        /// Where its secret may have arrived: from then on only an operator takes the version back.
+        /// The sink that may have received its secret. With a sink, only an operator withdraws the version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sink: Option<SinkName>,
     },
     /// The version that the consumer should use.
     Active {
-        /// When it became so.
+        /// The time at which it became active.
         since: Timestamp,
     },
-    /// The old version, accepted until it is retired or expires.
+    /// An old version, accepted until it retires or expires.
     Retiring {
-        /// When the overlap began.
+        /// The begin of the overlap.
         since: Timestamp,
-        /// The end of the overlap that the consumer was promised, never later than the version's own expiry. What is
-        /// then, the policy says.
+        /// The end of the overlap that the consumer was promised, never later than the expiry of the version. The policy
+        /// decides what happens then.
         until: Timestamp,
         /// The version to use instead.
         replaced_by: VersionNumber,
     },
-    /// Its planned end. A roll-back may return it for a while.
+    /// The planned end. For a limited time, a roll-back can make the version active again.
     Retired {
-        /// When it ended.
+        /// The time at which it retired.
         since: Timestamp,
         /// The version to use instead.
         replaced_by: VersionNumber,
-        /// Why it ended then.
+        /// Why it retired at this time, as text for people.
         reason: Arc<str>,
     },
-    /// Its immediate end, never undone.
+    /// The immediate end, for good.
     Revoked {
-        /// When it ended.
+        /// The time at which it was revoked.
         since: Timestamp,
-        /// Why.
+        /// Why it was revoked, as text for people.
         reason: Arc<str>,
     },
 }
@@ -107,7 +106,7 @@ pub enum KeyState {
     Revoked,
 }
 
-/// A transition that a version's state does not have.
+/// A transition that the state of a version does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("version {version} is {from} and cannot become {to}")]
 pub struct TransitionError {
@@ -116,24 +115,24 @@ pub struct TransitionError {
     to: KeyState,
 }
 
-/// Why a version cannot return from its retirement.
+/// The reason why a version cannot become active again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReinstateError {
-    /// Its state has no way back.
+    /// Its state does not allow it.
     #[error(transparent)]
     State(#[from] TransitionError),
-    /// It retired too long ago.
-    #[error("version {version} retired at {since}, longer ago than a roll-back may reach")]
+    /// The version retired too long ago: `rollback_for` of the policy is over.
+    #[error("version {version} retired at {since}, longer ago than rollback_for allows")]
     TooLate {
-        /// The version.
+        /// The number of the version.
         version: VersionNumber,
-        /// When it retired.
+        /// The time at which the version retired.
         since: Timestamp,
     },
 }
 
 impl KeyVersion {
-    /// Hands a pending version over: it becomes the one to use.
+    /// Hands a pending version over: it becomes active.
     ///
     /// # Errors
     ///
@@ -148,7 +147,7 @@ impl KeyVersion {
         }
     }
 
-    /// Begins the overlap of an active version, for `overlap` but never beyond its own expiry.
+    /// Begins the overlap of an active version. It lasts for `overlap`, but at most until the version expires.
     ///
     /// # Errors
     ///
@@ -175,7 +174,7 @@ impl KeyVersion {
         }
     }
 
-    /// Moves the deadline of a retiring version, never beyond its own expiry.
+    /// Moves the end of the overlap of a retiring version to `until`, but at most to the expiry of the version.
     ///
     /// # Errors
     ///
@@ -199,7 +198,7 @@ impl KeyVersion {
         }
     }
 
-    /// Ends a retiring version as planned.
+    /// Retires a retiring version: its planned end.
     ///
     /// # Errors
     ///
@@ -218,11 +217,12 @@ impl KeyVersion {
         }
     }
 
-    /// Rolls back: a retiring version, or one that retired at most `rollback_for` ago, is active again.
+    /// Makes an old version active again, for a roll-back: a retiring version, or one that retired less than `rollback_for`
+    /// ago. Does not check its expiry.
     ///
     /// # Errors
     ///
-    /// When it is in another state, or retired longer ago.
+    /// When the version is in another state, or retired `rollback_for` ago or earlier.
     pub(crate) fn reinstate(
         self,
         now: Timestamp,
@@ -246,7 +246,7 @@ impl KeyVersion {
         }
     }
 
-    /// Ends the version at once and for good.
+    /// Revokes the version, in any other state: its immediate end, for good.
     ///
     /// # Errors
     ///
@@ -263,8 +263,8 @@ impl KeyVersion {
         }
     }
 
-    /// Takes a pending version back: it ends as a revoked one does, and belongs to no rotation any more, so that its rotation
-    /// can stage another version.
+    /// Withdraws a pending version: it is revoked, and does not belong to a rotation any more, so that its rotation can stage
+    /// another version.
     ///
     /// # Errors
     ///
@@ -287,7 +287,7 @@ impl KeyVersion {
         }
     }
 
-    /// Whether sidecars accept the version at `now` or will later, as long as nothing is done about it.
+    /// Returns whether sidecars accept the version at `now`, or will accept it later if its state does not change.
     #[must_use]
     pub(crate) fn is_accepted(&self, now: Timestamp) -> bool {
         let lives = match self.state {
@@ -299,7 +299,8 @@ impl KeyVersion {
         lives && self.window.position(now) != Position::After
     }
 
-    /// The earliest end that is announced: the version's own expiry, or the end of its overlap.
+    /// Returns the earliest announced end: for a retiring version the end of its overlap, and otherwise its expiry, if it
+    /// expires.
     #[must_use]
     pub(crate) fn ends_at(&self) -> Option<Timestamp> {
         match self.state {
@@ -311,7 +312,7 @@ impl KeyVersion {
         }
     }
 
-    /// Notes that the secret of a pending version may be in other hands from now on.
+    /// Records that `sink` may hold the secret of a pending version from now on.
     ///
     /// # Errors
     ///
@@ -334,7 +335,7 @@ impl KeyVersion {
         }
     }
 
-    /// The version after people were told of it.
+    /// Records a note about the version.
     #[must_use]
     pub(crate) fn told_of(self, note: &Note) -> Self {
         Self {
@@ -349,7 +350,8 @@ impl KeyVersion {
             .map_or(end, |expires_at| end.min(expires_at))
     }
 
-    /// The same in another state. What was told of the former one is forgotten when it begins another part of its life.
+    /// Returns the version in state `state`. The notes are dropped if the kind of the state changes, so that they can be made
+    /// again in the new state.
     fn with(self, state: VersionState) -> Self {
         let told = if self.state.kind() == state.kind() {
             self.told
@@ -373,7 +375,7 @@ impl KeyVersion {
 }
 
 impl VersionState {
-    /// The state without its facts.
+    /// Returns the state without its facts.
     #[must_use]
     pub(crate) const fn kind(&self) -> KeyState {
         match self {
@@ -387,7 +389,7 @@ impl VersionState {
 }
 
 impl KeyState {
-    /// All of them, in the order of a life.
+    /// All states, in the order in which a version passes through them.
     pub const ALL: [Self; 5] = [
         Self::Pending,
         Self::Active,
@@ -396,7 +398,7 @@ impl KeyState {
         Self::Revoked,
     ];
 
-    /// Whether such a version is accepted within its window.
+    /// Returns whether a version in this state is accepted within its window.
     #[must_use]
     pub(crate) const fn is_live(self) -> bool {
         match self {
@@ -405,7 +407,7 @@ impl KeyState {
         }
     }
 
-    /// The name that users see everywhere.
+    /// Returns the name of the state, the same wherever users see it.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -424,23 +426,23 @@ impl fmt::Display for KeyState {
     }
 }
 
-/// A version as the log first tells of it.
+/// A new version, as a change adds it to the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewVersion {
-    /// Its number.
+    /// The number, not used before for the key.
     pub number: VersionNumber,
     /// The digest of its secret.
     pub digest: KeyDigest,
     /// The pepper that keys the digest.
     pub pepper: PepperId,
-    /// When its secret is valid.
+    /// The validity of its secret.
     #[serde(default)]
     pub window: Window,
 }
 
 impl NewVersion {
-    /// The version in its first state.
+    /// Creates the version in its first state.
     #[must_use]
     pub(crate) fn begin(
         self,
@@ -478,7 +480,7 @@ mod tests {
         VersionNumber::FIRST.next()
     }
 
-    /// A version in each state since 1,000 ms, that expires at 1,000,000 ms.
+    /// Creates a version that is in `state` since 1,000 ms and expires at 1,000,000 ms.
     fn version(state: KeyState) -> KeyVersion {
         let since = at(1_000);
         let record = testing::record();
@@ -513,7 +515,7 @@ mod tests {
         new.begin(since, state, None)
     }
 
-    /// The states from which a transition is possible, each with where it leads.
+    /// Returns the states from which a transition is possible, each with the state after it.
     fn possible<E>(
         transition: impl Fn(KeyVersion) -> Result<KeyVersion, E>,
     ) -> Vec<(KeyState, KeyState)> {

@@ -1,15 +1,15 @@
 //! Staged versions that a control plane left behind when it stopped.
 //!
-//! A version's secret is only in the memory of the process that staged it. Where that process is gone, the version
-//! cannot be handed over any more: one whose secret never left it is withdrawn, and of one whose secret may have arrived
-//! in a sink people are told, since only its use or an operator can say what the sink holds.
+//! The secret of a version is only in the memory of the process that staged it. When that process is gone, the version
+//! cannot be handed over any more. If its secret never left the process, it is withdrawn. If the secret may have arrived in
+//! a sink, people are informed, because only a use of the version or an operator can show what the sink holds.
 
 use super::super::{
     change::Change, id::VersionRef, keyring::Keyring, note::Note, sink_name::SinkName,
     version::VersionState,
 };
 
-/// All versions that are being staged.
+/// Returns all pending versions.
 pub(crate) fn staged(keyring: &Keyring) -> impl Iterator<Item = VersionRef> {
     keyring.moving().filter_map(|(key, version)| {
         matches!(version.state, VersionState::Pending { .. }).then_some(VersionRef {
@@ -19,9 +19,10 @@ pub(crate) fn staged(keyring: &Keyring) -> impl Iterator<Item = VersionRef> {
     })
 }
 
-/// The changes, at most `limit`, that settle those of `versions` that are still staged; the process that staged them is gone.
+/// Returns the changes, at most `limit`, that settle those of `versions` that are still pending. The process that staged
+/// `versions` is gone.
 ///
-/// Once all of them are applied, it returns nothing.
+/// When all of the changes are applied, it returns nothing.
 #[must_use]
 pub(crate) fn settle_left_behind(
     keyring: &Keyring,
@@ -55,7 +56,7 @@ pub(crate) fn settle_left_behind(
     versions.iter().filter_map(settle).take(limit).collect()
 }
 
-/// What a version waits for whose secret is lost, with the command that helps.
+/// Returns the condition that a version with a lost secret waits for, with the command that ends the wait.
 #[must_use]
 pub(crate) fn secret_lost(which: VersionRef, sink: &SinkName) -> String {
     let VersionRef { key_id, version } = which;

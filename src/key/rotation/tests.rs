@@ -7,12 +7,12 @@ use crate::key::{
 
 const HOUR: Duration = Duration::from_hours(1);
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
-/// As the scene's policy says.
+/// The overlap in the policy of the scene.
 const OVERLAP: Duration = Duration::from_hours(10);
 const IDLE_FOR: Duration = Duration::from_hours(2);
 const REMIND_BEFORE: Duration = Duration::from_hours(3);
 
-/// A keyring with one key, and what is known of its use.
+/// A keyring with one key, and the evidence of its use.
 struct Scene {
     keyring: Keyring,
     key_id: KeyId,
@@ -21,7 +21,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A key whose first version is active since [`START`].
+    /// Creates a key whose first version is active since [`START`].
     fn new(lives_for: Option<Duration>) -> Self {
         let first = operation::create_keyring(
             testing::keyring_name(),
@@ -65,7 +65,7 @@ impl Scene {
         scene
     }
 
-    /// The same, an hour into the overlap of version 1; version 2 is active.
+    /// Creates the same key, one hour after [`START`], when the overlap of version 1 began; version 2 is active.
     fn rotated() -> Self {
         Self::rotated_with(None)
     }
@@ -117,7 +117,7 @@ impl Scene {
         self
     }
 
-    /// Sidecars have told everything up to `after`.
+    /// Sets the evidence: sidecars have reported all uses until `after`.
     fn told(mut self, after: Duration) -> Self {
         self.evidence.coverage.complete_until = Some(START.saturating_add(after));
         self
@@ -142,7 +142,7 @@ impl Scene {
         plan(&self.keyring, &self.evidence, self.now, usize::MAX)
     }
 
-    /// Commits what is due, and names it.
+    /// Commits the changes that are due, and returns their names.
     fn reconcile(&mut self) -> Vec<String> {
         let due = self.plan();
         let names = due.iter().map(name).collect();
@@ -240,7 +240,7 @@ fn with_traffic_left_the_policy_says_what_becomes_of_the_deadline() {
     assert_eq!(hold.reconcile(), ["held"]);
     assert_eq!(hold.state(1), "retiring");
     let mut extend = at_deadline(OnDeadline::Extend);
-    // The new deadline is near enough to be told of.
+    // The new deadline is near enough for a reminder.
     assert_eq!(extend.reconcile(), ["overlap_extended", "reminder"]);
     let (_, version) = extend
         .keyring
@@ -404,7 +404,7 @@ fn a_staged_version_is_settled_once_by_the_control_plane_that_comes_after() {
     assert_eq!((scene.state(1), scene.state(2)), ("active", "revoked"));
     assert_eq!(left_behind(&scene, &versions).0, [""; 0]);
 
-    // One that this process stages is not touched.
+    // A version that this process stages is not settled.
     scene.stage();
     assert_eq!(left_behind(&scene, &versions).0, [""; 0]);
     assert_eq!(scene.state(3), "pending");
@@ -435,7 +435,7 @@ fn a_secret_that_may_be_in_a_sink_is_reported_lost_and_waited_for_by_its_use_alo
     scene = scene.at(10 * HOUR);
     assert_eq!(scene.reconcile(), [""; 0], "it is reported once");
 
-    // At once, and not after the hour in which a delivery that is under way may be in doubt.
+    // Immediately: not only after the hour in which a delivery may still be in progress.
     scene = scene
         .at(Duration::from_secs(1))
         .used(2, Duration::from_secs(1));
@@ -502,7 +502,7 @@ fn a_roll_back_lets_both_versions_be_used_and_ends_with_the_new_one() {
     scene = scene.used(1, over).told(over).at(over);
     assert_eq!(scene.reconcile(), ["drained", "version_retired"]);
     assert_eq!((scene.state(1), scene.state(2)), ("active", "retired"));
-    // And there again, while that may be.
+    // A second roll-back is possible within `rollback_for`.
     let again = scene
         .keyring
         .roll_back(scene.key_id, "it was not that", scene.now);
@@ -510,7 +510,7 @@ fn a_roll_back_lets_both_versions_be_used_and_ends_with_the_new_one() {
     assert_eq!((scene.state(1), scene.state(2)), ("retiring", "active"));
 }
 
-/// What a refusal says.
+/// Returns the message of a refusal.
 fn refused(outcome: Result<Vec<Change>, crate::key::Refusal>) -> String {
     outcome.expect_err("it is refused").to_string()
 }
@@ -585,7 +585,7 @@ fn a_version_that_cannot_come_back_does_not() {
     let back = late.keyring.roll_back(late.key_id, "why", late.now);
     assert!(back.is_ok(), "{back:?}");
     late = late.at(OVERLAP + rollback_for);
-    assert!(roll_back(&late).contains("longer ago than a roll-back may reach"));
+    assert!(roll_back(&late).contains("longer ago than rollback_for allows"));
 }
 
 #[test]
