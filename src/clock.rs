@@ -1,7 +1,7 @@
-//! The clocks: the one place where time is read.
+//! The clocks. All other code reads the time through this module.
 //!
-//! Validity is judged by the wall clock, staleness and durations by a clock that only runs forward and counts the time
-//! in which the machine was suspended.
+//! The wall clock decides on validity. A clock that only runs forward decides on staleness and
+//! measures durations. It also counts the time in which the machine is suspended.
 
 use std::{
     fmt, fs,
@@ -26,53 +26,56 @@ pub(crate) use steps::Steps;
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Source);
 
-/// Time since the machine's boot (`CLOCK_BOOTTIME`): runs forward only and counts suspend.
+/// The time since the boot of the machine (`CLOCK_BOOTTIME`). It only runs forward, and also counts
+/// while the machine is suspended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BootTime(Duration);
 
-/// What both clocks said, one right after the other.
+/// The times of both clocks, read one immediately after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// The clock that runs forward only.
+    /// The time since the boot.
     pub(crate) boot: BootTime,
     /// The wall clock, in whole milliseconds.
     pub(crate) wall: Timestamp,
 }
 
-/// One boot of the machine's kernel.
+/// The id of one boot of the machine, 1 to 64 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BootId(Arc<str>);
 
-/// Which clock [`BootTime`]s are read from: those of the same clock can be compared.
+/// The clock that [`BootTime`]s are read from. Only times of the same clock can be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootClock {
     /// The boot that it counts from.
     pub(crate) boot_id: BootId,
-    /// The inode of `/proc/self/ns/time`: each time namespace has an offset of its own. See `time_namespaces(7)`.
+    /// The inode of `/proc/self/ns/time`, because each time namespace has its own offset. See
+    /// `time_namespaces(7)`.
     pub(crate) time_namespace: u64,
 }
 
-/// The latest time of a wall clock; cheap to clone. By it windows are judged, so that a clock which is set back brings no
-/// expired key back to life.
+/// The latest time of a wall clock; cheap to clone. It decides whether a window holds, so that an
+/// expired key does not become valid again when the clock is set back.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LatestWall(Arc<Latest>);
 
 #[derive(Debug, Default)]
 struct Latest {
-    /// In milliseconds since the Unix epoch.
+    /// The latest time, in milliseconds since the Unix epoch.
     millis: AtomicI64,
-    /// What the control plane's wall clock was, and when, by ours that runs forward only.
+    /// A time of the control plane's wall clock, and when it showed that time, by our time since
+    /// the boot.
     told: Mutex<Option<(Timestamp, BootTime)>>,
 }
 
-/// The hands of a [`Clock`] that tests turn.
+/// The control of a [`Clock`] in tests.
 #[derive(Clone, Debug)]
 pub struct ManualClock(Arc<Manual>);
 
 #[derive(Debug)]
 struct Manual {
     hands: Mutex<Hands>,
-    /// Counts the steps of the wall clock.
+    /// The number of steps of the wall clock.
     steps: watch::Sender<u64>,
 }
 
@@ -87,26 +90,27 @@ enum Source {
 struct Hands {
     wall: SystemTime,
     boot: BootTime,
-    /// How often the machine has booted.
+    /// The number of boots of the machine.
     boots: u32,
     time_namespace: u64,
 }
 
-/// Where Linux tells which boot this is. See `random(4)`.
+/// The file in which Linux reports the id of the present boot. See `random(4)`.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// Where Linux tells in which time namespace this process is.
+/// The file whose inode identifies the time namespace of this process.
 const TIME_NAMESPACE: &str = "/proc/self/ns/time";
-/// The longest that is believed to be one: a UUID has 36 characters.
+/// The maximum length of a boot id, in bytes. Linux uses a UUID of 36 characters.
 const MAX_BOOT_ID: usize = 64;
 
 impl Clock {
-    /// The machine's clocks.
+    /// Creates a reader of the machine's clocks.
     #[must_use]
     pub const fn system() -> Self {
         Self(Source::System)
     }
 
-    /// Clocks that stand at `wall` until they are turned.
+    /// Creates clocks for tests, with their control. The wall clock stands at `wall`, and both
+    /// clocks only move when the control moves them.
     #[must_use]
     pub fn manual(wall: Timestamp) -> (Self, ManualClock) {
         let boot = BootTime(Duration::from_secs(1));
@@ -124,13 +128,14 @@ impl Clock {
         (Self(Source::Manual(hands.clone())), hands)
     }
 
-    /// The wall clock in whole milliseconds, by which validity is judged.
+    /// Returns the wall clock in whole milliseconds, for decisions on validity.
     #[must_use]
     pub fn wall(&self) -> Timestamp {
         self.system_time().into()
     }
 
-    /// The wall clock as finely as it runs, for the start of a span: a check takes microseconds.
+    /// Returns the wall clock in its full resolution, for the start of a span: a check lasts only
+    /// microseconds.
     #[must_use]
     pub(crate) fn system_time(&self) -> SystemTime {
         match &self.0 {
@@ -139,7 +144,7 @@ impl Clock {
         }
     }
 
-    /// The clock that runs forward only.
+    /// Returns the time since the boot of the machine.
     #[must_use]
     pub fn boot(&self) -> BootTime {
         match &self.0 {
@@ -153,7 +158,7 @@ impl Clock {
         }
     }
 
-    /// Both clocks.
+    /// Returns the times of both clocks.
     #[must_use]
     pub fn reading(&self) -> Reading {
         Reading {
@@ -162,7 +167,7 @@ impl Clock {
         }
     }
 
-    /// The steps of the wall clock from now on, on a runtime with I/O.
+    /// Returns the steps of the wall clock from now on. Needs a runtime with I/O.
     #[must_use]
     pub(crate) fn steps(&self) -> Steps {
         match &self.0 {
@@ -171,7 +176,7 @@ impl Clock {
         }
     }
 
-    /// Which clock [`Clock::boot`] reads; none when the system does not tell.
+    /// Returns the clock that [`Clock::boot`] reads; none if the system does not report it.
     #[must_use]
     pub(crate) fn boot_clock(&self) -> Option<BootClock> {
         match &self.0 {
@@ -195,7 +200,7 @@ impl Clock {
 }
 
 impl BootId {
-    /// Of its text; none when that is empty, or too long to be one.
+    /// Creates a boot id from its text; none if the text is empty or longer than 64 bytes.
     #[must_use]
     pub(crate) fn new(text: &str) -> Option<Self> {
         matches!(text.len(), 1..=MAX_BOOT_ID).then(|| Self(text.into()))
@@ -209,11 +214,12 @@ impl fmt::Display for BootId {
 }
 
 impl LatestWall {
-    /// How far a clock may be ahead of the control plane's and still be remembered: as much as machines differ that follow
-    /// a time server, with room for a slow answer.
+    /// The maximum by which the remembered time may be ahead of the control plane's clock. It
+    /// covers the difference between machines that follow a time server, and a slow answer.
     pub(crate) const TOLERANCE: Duration = Duration::from_mins(1);
 
-    /// The time to judge by when the wall clock says `now`: it never goes back.
+    /// Returns the time for decisions on validity when the wall clock shows `now`. It never goes
+    /// back.
     #[must_use]
     pub(crate) fn not_before(&self, now: Timestamp) -> Timestamp {
         let latest = self.0.millis.load(Ordering::Relaxed);
@@ -223,14 +229,15 @@ impl LatestWall {
         now.max(Timestamp::from_millis(latest))
     }
 
-    /// The control plane's wall clock said `wall` at `now`.
+    /// Records that the control plane's wall clock showed `wall` at `now`.
     pub(crate) fn told(&self, wall: Timestamp, now: BootTime) {
         *self.lock() = Some((wall, now));
     }
 
-    /// What is to be remembered beyond the end of the process: the latest time, but hardly later than the control plane says
-    /// that it is. So a clock that is ahead by mistake is forgotten with the process, once somebody has set it right; while
-    /// nobody tells the time, our own clock is believed.
+    /// Returns the time to remember after the end of the process: the latest time, but at most
+    /// [`LatestWall::TOLERANCE`] after the control plane's clock. If our clock is ahead by mistake
+    /// and is then corrected, the wrong time is forgotten with the process. As long as the control
+    /// plane has not reported its time, our own clock is trusted.
     #[must_use]
     pub(crate) fn to_remember(&self, wall: Timestamp, now: BootTime) -> Timestamp {
         let latest = self.not_before(wall);
@@ -249,37 +256,37 @@ impl LatestWall {
 }
 
 impl BootTime {
-    /// The time since the boot in whole milliseconds.
+    /// Returns the time since the boot in whole milliseconds.
     #[must_use]
     pub(crate) fn as_millis(self) -> u64 {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The time since the boot in nanoseconds.
+    /// Returns the time since the boot in nanoseconds.
     #[must_use]
     pub fn as_nanos(self) -> u64 {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// The point `millis` milliseconds after the boot.
+    /// Returns the time `millis` milliseconds after the boot.
     #[must_use]
     pub const fn from_millis(millis: u64) -> Self {
         Self(Duration::from_millis(millis))
     }
 
-    /// The time since `earlier`; zero when that lies ahead.
+    /// Returns the time since `earlier`; zero if `earlier` is later than this time.
     #[must_use]
     pub const fn saturating_since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The point `duration` earlier, not before the boot.
+    /// Returns the time `duration` earlier, at least the boot.
     #[must_use]
     pub(crate) const fn saturating_sub(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(duration))
     }
 
-    /// The point `duration` later.
+    /// Returns the time `duration` later.
     #[must_use]
     pub(crate) const fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration))
@@ -287,10 +294,10 @@ impl BootTime {
 }
 
 impl ManualClock {
-    /// Lets `duration` pass on both clocks.
+    /// Moves both clocks forward by `duration`.
     pub fn advance(&self, duration: Duration) {
         let mut hands = self.lock();
-        // Held where a timestamp is held; no test goes beyond.
+        // Limited as a timestamp is; no test exceeds it.
         let end = SystemTime::from(Timestamp::from_millis(i64::MAX));
         hands.wall = hands
             .wall
@@ -299,13 +306,13 @@ impl ManualClock {
         hands.boot = hands.boot.saturating_add(duration);
     }
 
-    /// Steps the wall clock alone.
+    /// Steps only the wall clock.
     pub fn set_wall(&self, wall: Timestamp) {
         self.lock().wall = wall.into();
         self.0.steps.send_modify(|steps| *steps += 1);
     }
 
-    /// Boots the machine anew: the clock that runs forward only starts from the beginning.
+    /// Boots the machine again: the time since the boot starts at zero.
     #[cfg(test)]
     pub(crate) fn reboot(&self) {
         let mut hands = self.lock();
@@ -313,7 +320,7 @@ impl ManualClock {
         hands.boot = BootTime::default();
     }
 
-    /// Moves the process to another time namespace, whose clock that runs forward only says the same.
+    /// Moves the process to another time namespace, with the same time since the boot.
     #[cfg(test)]
     pub(crate) fn enter_time_namespace(&self) {
         self.lock().time_namespace += 1;
@@ -389,7 +396,7 @@ mod tests {
         latest.told(at(500_000), boot(10));
         assert_eq!(latest.to_remember(at(900_000), boot(10)), at(500_060));
         assert_eq!(latest.to_remember(at(500_000), boot(40)), at(500_090));
-        // Windows are judged by it all the same.
+        // It still decides whether windows hold.
         assert_eq!(latest.not_before(at(500_000)), at(900_000));
         let honest = LatestWall::default();
         honest.told(at(500_000), boot(10));

@@ -1,9 +1,10 @@
 //! The domain: tokens, digests, keys and their versions. Pure: no clock, no network, no store.
 //!
-//! A consumer presents a [`token`]. Only its keyed [`digest`] is ever stored or compared. A [`Keyring`] holds consumers
-//! and their [`Key`]s; a key has [`KeyVersion`]s, whose states and transitions are in [`version`]. The state of a keyring
-//! follows from its log of [`Change`]s: an [`operation`] returns changes, [`Keyring::apply`] folds them into the state,
-//! and [`rotation`] plans the changes that are due by the [`policy`], the [`evidence`] of use and the time. Sidecars
+//! A consumer presents a [`token`]. Only its keyed [`digest`] is ever stored or compared. A
+//! [`Keyring`] holds consumers and their [`Key`]s; a key has [`KeyVersion`]s, whose states and
+//! transitions are in [`version`]. The state of a keyring follows from its log of [`Change`]s: an
+//! [`operation`] returns changes, [`Keyring::apply`] folds them into the state, and [`rotation`]
+//! plans the changes that are due by the [`policy`], the [`evidence`] of use and the time. Sidecars
 //! receive each version as a [`KeyRecord`].
 //!
 //! Every function that depends on time has a parameter `now`.

@@ -1,4 +1,4 @@
-//! Steps of the wall clock, as they happen.
+//! Steps of the wall clock, reported when they happen.
 
 use std::io;
 
@@ -11,18 +11,20 @@ use rustix::{
 };
 use tokio::{net::unix::pipe, sync::watch};
 
-/// Waits for steps of the wall clock: somebody sets it, or the machine wakes up. A clock that is slewed does not step.
+/// Waits for steps of the wall clock. It steps when somebody sets it, and when the machine resumes
+/// from suspend. A clock that is slewed does not step.
 #[derive(Debug)]
 pub(crate) struct Steps(Source);
 
 #[derive(Debug)]
 enum Source {
-    /// A timer for the end of time, which a step of its clock cancels. See `TFD_TIMER_CANCEL_ON_SET` in `timerfd_create(2)`.
-    /// It is no pipe, but is waited for and read as one is: of the runtime's types, this one asks nothing else of a
-    /// descriptor, and registers it without unsafe code.
+    /// A timer for the end of time. A step of its clock cancels it: see `TFD_TIMER_CANCEL_ON_SET`
+    /// in `timerfd_create(2)`. The descriptor is not a pipe, but waiting and reading work in the
+    /// same way. Of the runtime's types, this one has no other requirements for a descriptor, and
+    /// registers it without unsafe code.
     System(pipe::Receiver),
     Manual(watch::Receiver<u64>),
-    /// The system does not tell.
+    /// The system does not report steps.
     Untold,
 }
 
@@ -33,7 +35,7 @@ impl Steps {
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "the system does not report steps of the wall clock; they are noticed with the next beat"
+                    "the system does not report steps of the wall clock; this sidecar detects them at its next beat"
                 );
                 Source::Untold
             }
@@ -44,7 +46,7 @@ impl Steps {
         Self(Source::Manual(steps))
     }
 
-    /// Waits for the next step. Nothing is lost when this is cancelled.
+    /// Waits for the next step. Cancel safe: a step is not lost.
     pub(crate) async fn next(&mut self) {
         loop {
             match &mut self.0 {
@@ -54,7 +56,7 @@ impl Steps {
                     Err(error) => {
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,
-                            "the system reports no more steps of the wall clock"
+                            "the system stopped reporting steps of the wall clock; this sidecar detects them at its next beat"
                         );
                         self.0 = Source::Untold;
                     }
@@ -84,8 +86,8 @@ fn timer() -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_owned_fd_unchecked(timer)
 }
 
-/// Waits until there is something to read, and says whether that is a step. The kernel arms a cancelled timer anew as it is
-/// read.
+/// Waits until the timer is readable, and returns whether it was a step. The kernel arms a
+/// cancelled timer again when it is read.
 async fn stepped(timer: &pipe::Receiver) -> io::Result<bool> {
     timer.readable().await?;
     let mut expirations = [0; 8];
@@ -126,7 +128,8 @@ mod tests {
         }
     }
 
-    /// The machine's clock is not the test's to set: this shows that the timer is armed and quiet.
+    /// A test cannot set the clock of the machine. This test shows that the timer is armed, and
+    /// reports no step.
     #[tokio::test]
     async fn the_system_reports_no_step_where_there_is_none() {
         let mut steps = Clock::system().steps();

@@ -127,8 +127,8 @@ pub enum Change {
         /// The operator's reason, at most 512 bytes.
         reason: Arc<str>,
     },
-    /// The delivery of the secret of a scheduled rotation to a sink began. From this change on, somebody may hold the
-    /// secret.
+    /// The delivery of the secret of a scheduled rotation to a sink began. From this change on,
+    /// somebody may hold the secret.
     DeliveryBegun {
         /// The key of the rotation.
         key_id: KeyId,

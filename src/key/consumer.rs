@@ -24,7 +24,8 @@ pub(crate) struct Consumer {
     pub(crate) keys: PagedSet<KeyId>,
 }
 
-/// One credential of a consumer. Its id stays the same in all rotations; its secrets are its versions.
+/// One credential of a consumer. Its id stays the same in all rotations; its secrets are its
+/// versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) id: KeyId,
@@ -83,8 +84,8 @@ impl Key {
             .filter(move |version| version.is_accepted(now))
     }
 
-    /// Returns the version that `rotation` replaced with `new`, and the end of its overlap. For a retired or revoked
-    /// version, returns the time at which it ended.
+    /// Returns the version that `rotation` replaced with `new`, and the end of its overlap. For a
+    /// retired or revoked version, returns the time at which it ended.
     #[must_use]
     pub(crate) fn replaced_by(
         &self,
@@ -105,8 +106,8 @@ impl Key {
         })
     }
 
-    /// Returns the lifetime of the active version, from its `not_before` or else its creation to its expiry. Without an
-    /// active version, returns that of the newest version.
+    /// Returns the lifetime of the active version, from its `not_before` or else its creation to
+    /// its expiry. Without an active version, returns that of the newest version.
     #[must_use]
     pub(crate) fn lifetime(&self) -> Lifetime {
         let limit = || {
@@ -155,8 +156,8 @@ impl Key {
         }
     }
 
-    /// Returns the rotation that a version is part of now. It runs from the staging of the new version until the old
-    /// version ends.
+    /// Returns the rotation that a version is part of now. It runs from the staging of the new
+    /// version until the old version ends.
     fn running_rotation(&self, version: &KeyVersion) -> Option<RotationId> {
         let runs = match version.state {
             VersionState::Pending { .. } | VersionState::Retiring { .. } => true,

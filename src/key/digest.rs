@@ -15,8 +15,8 @@ use super::{
     webhook::WebhookId,
 };
 
-/// HMAC-SHA256 of a key under a pepper. Compared in constant time. It is not a secret, and is useless without the
-/// pepper.
+/// HMAC-SHA256 of a key under a pepper. Compared in constant time. It is not a secret, and is
+/// useless without the pepper.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyDigest([u8; KeyDigest::LEN]);
@@ -35,15 +35,17 @@ pub struct Pepper {
     mac: Hmac<Sha256>,
 }
 
-/// The secret from which the peppers of all keyrings are derived. It is kept in a file, separate from the store.
+/// The secret from which the peppers of all keyrings are derived. It is kept in a file, separate
+/// from the store.
 #[derive(Clone)]
 pub struct MasterPepper {
     id: PepperId,
     secret: Zeroizing<[u8; Pepper::LEN]>,
 }
 
-/// A check value that identifies a master pepper. A store records which master pepper its digests need. The value is an
-/// HMAC under the pepper and not a secret: it reveals nothing about the pepper or about other values derived from it.
+/// A check value that identifies a master pepper. A store records which master pepper its digests
+/// need. The value is an HMAC under the pepper and not a secret: it reveals nothing about the
+/// pepper or about other values derived from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PepperCheck(KeyDigest);
@@ -77,8 +79,8 @@ impl KeyDigest {
         &self.0
     }
 
-    /// Returns the first 8 bytes of the digest, in little-endian order. They are as good as random, so that tables do not
-    /// hash the digest again.
+    /// Returns the first 8 bytes of the digest, in little-endian order. They are as good as random,
+    /// so that tables do not hash the digest again.
     #[must_use]
     pub(crate) const fn table_hash(&self) -> u64 {
         match self.0.first_chunk() {
@@ -141,8 +143,8 @@ impl TryFrom<String> for KeyDigest {
 }
 
 impl PepperCheck {
-    /// Returns the first four bytes as hexadecimal digits, for messages. They are enough to distinguish the peppers of one
-    /// operator.
+    /// Returns the first four bytes as hexadecimal digits, for messages. They are enough to
+    /// distinguish the peppers of one operator.
     #[must_use]
     pub(crate) fn fingerprint(&self) -> String {
         let mut hex = self.0.to_hex();
@@ -211,8 +213,8 @@ impl Pepper {
 }
 
 impl Pepper {
-    /// Computes the HMAC-SHA256 of `parts`. The length of each part precedes it, so that no two lists of parts have the
-    /// same input.
+    /// Computes the HMAC-SHA256 of `parts`. The length of each part precedes it, so that no two
+    /// lists of parts have the same input.
     pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.mac.clone();
         for part in parts {
@@ -268,7 +270,8 @@ impl MasterPepper {
         self.secret.as_slice()
     }
 
-    /// Derives the pepper of one keyring. A sidecar that receives it learns nothing about the pepper of another keyring.
+    /// Derives the pepper of one keyring. A sidecar that receives it learns nothing about the
+    /// pepper of another keyring.
     #[must_use]
     pub fn for_keyring(&self, keyring: &KeyringName) -> Pepper {
         self.derive(b"relatch keyring pepper 1\0", keyring.as_str())
@@ -298,7 +301,8 @@ impl MasterPepper {
         self.derive_secret(b"relatch webhook secret 1\0", webhook.as_str())
     }
 
-    /// Derives the value by which a store recognizes this pepper. It also depends on the pepper's id.
+    /// Derives the value by which a store recognizes this pepper. It also depends on the pepper's
+    /// id.
     #[must_use]
     pub(crate) fn check(&self) -> PepperCheck {
         let check = self.derive_secret(b"relatch pepper check 1\0", &self.id.0.to_string());

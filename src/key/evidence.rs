@@ -1,7 +1,7 @@
 //! Evidence: what sidecars have reported about the use of key versions, and what follows from it.
 //!
-//! A silent sidecar does not mean zero use. A version counts as idle since a time only if every sidecar that could have
-//! seen a use has reported everything after that time.
+//! A silent sidecar does not mean zero use. A version counts as idle since a time only if every
+//! sidecar that could have seen a use has reported everything after that time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,7 +14,8 @@ pub(crate) struct Use {
     pub(crate) requests: u64,
     /// The number of these checks that were denied.
     pub(crate) denied: u64,
-    /// The time of the first check, by the wall clock of its sidecar, but no later than the receipt of its report.
+    /// The time of the first check, by the wall clock of its sidecar, but no later than the receipt
+    /// of its report.
     pub(crate) first_used: Option<Timestamp>,
     /// The receipt of the last report of a check.
     pub(crate) last_used: Option<Timestamp>,
@@ -25,8 +26,8 @@ pub(crate) struct Use {
 pub struct Coverage {
     /// Every sidecar that may serve has reported all uses before this moment; none when one of them has reported nothing yet.
     pub complete_until: Option<Timestamp>,
-    /// The end of the last gap: until this moment, a sidecar that is gone without its last report may have seen uses. None
-    /// when every sidecar that is gone had reported everything.
+    /// The end of the last gap: until this moment, a sidecar that is gone without its last report
+    /// may have seen uses. None when every sidecar that is gone had reported everything.
     pub(crate) gap_until: Option<Timestamp>,
 }
 
@@ -42,7 +43,8 @@ pub(crate) struct Evidence {
 /// Whether a version has been idle for long enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Idleness {
-    /// The version was not used between `since` and `complete_until`, both excluded. That is long enough.
+    /// The version was not used between `since` and `complete_until`, both excluded. That is long
+    /// enough.
     Complete {
         /// The last use, the begin of the overlap, or the end of a gap: the latest of them.
         since: Timestamp,
@@ -106,8 +108,8 @@ impl Evidence {
         let until = since.moment().saturating_add(idle_for);
         match complete_until {
             None => Idleness::Unknown,
-            // The idle time begins after `since`, so that a use at `since` does not count: the reports have to cover all
-            // later moments.
+            // The idle time begins after `since`, so that a use at `since` does not count: the
+            // reports have to cover all later moments.
             Some(complete_until) if complete_until > since.moment() && complete_until >= until => {
                 Idleness::Complete {
                     since: since.moment(),

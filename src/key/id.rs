@@ -49,7 +49,8 @@ pub struct VersionRef {
 #[serde(transparent)]
 pub struct Revision(u64);
 
-/// The number of one uninterrupted history of a log. A new epoch starts whenever the history may have been rewritten.
+/// The number of one uninterrupted history of a log. A new epoch starts whenever the history may
+/// have been rewritten.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -141,8 +142,8 @@ impl KeyId {
         base62::random().map(Self)
     }
 
-    /// Creates the id for uniformly distributed bytes. Only the first 16 bytes count: they are 128 bits for the 71 bits of
-    /// an id, so that no id is noticeably more likely than another.
+    /// Creates the id for uniformly distributed bytes. Only the first 16 bytes count: they are 128
+    /// bits for the 71 bits of an id, so that no id is noticeably more likely than another.
     pub(super) fn from_uniform(bytes: [u8; 32]) -> Self {
         let mut rest = bytes[..16]
             .iter()

@@ -1,7 +1,8 @@
 //! Idempotency keys: they identify a repeated call as the same call.
 //!
-//! The id of everything that a call creates is derived from its idempotency key. A control plane that was restarted does
-//! not remember the call. By that id it finds what the call has created, and does not create it twice.
+//! The id of everything that a call creates is derived from its idempotency key. A control plane
+//! that was restarted does not remember the call. By that id it finds what the call has created,
+//! and does not create it twice.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -20,7 +21,8 @@ pub(crate) struct IdempotencyKey(Arc<str>);
 pub(crate) struct ParseIdempotencyKeyError;
 
 impl IdempotencyKey {
-    /// The maximum length in characters. A UUID has 36; the keys of workflow engines seldom have more than 100.
+    /// The maximum length in characters. A UUID has 36; the keys of workflow engines seldom have
+    /// more than 100.
     pub(crate) const MAX_LEN: usize = 128;
 
     /// Creates a key of 24 base62 characters from the operating system's random source.
@@ -40,8 +42,8 @@ impl IdempotencyKey {
         &self.0
     }
 
-    /// Derives the id of what the `attempt`-th run of a call of `method` by `actor` creates. The same key of another actor
-    /// gives another id.
+    /// Derives the id of what the `attempt`-th run of a call of `method` by `actor` creates. The
+    /// same key of another actor gives another id.
     #[must_use]
     pub(crate) fn id(&self, pepper: &Pepper, actor: &str, method: &str, attempt: u32) -> KeyId {
         let attempt = attempt.to_be_bytes();

@@ -1,7 +1,7 @@
 //! The state of a keyring, as it follows from its log.
 //!
-//! [`fold`] computes it from [`Change`](super::change::Change)s. The keyring also indexes the versions that the rotation
-//! engine has to examine.
+//! [`fold`] computes it from [`Change`](super::change::Change)s. The keyring also indexes the
+//! versions that the rotation engine has to examine.
 
 mod fold;
 
@@ -27,14 +27,15 @@ pub(crate) use fold::{ApplyError, Touched};
 
 /// All consumers, keys and versions of one API, at a revision.
 ///
-/// A clone costs nothing and stays at its revision: both share everything that neither of them changes.
+/// A clone costs nothing and stays at its revision: both share everything that neither of them
+/// changes.
 #[derive(Clone, Debug)]
 pub struct Keyring {
     head: Arc<KeyringHead>,
     consumers: PagedMap<ConsumerId, Arc<Consumer>>,
     keys: PagedMap<KeyId, Arc<Key>>,
-    /// Every version by the first 8 bytes of its digest. The few versions with the same bytes are then compared by their
-    /// whole digests.
+    /// Every version by the first 8 bytes of its digest. The few versions with the same bytes are
+    /// then compared by their whole digests.
     by_digest: PagedSet<(u64, VersionRef)>,
     /// The versions in a rotation: pending and retiring ones.
     moving: PagedSet<VersionRef>,
@@ -74,7 +75,8 @@ impl Keyring {
         &self.head.prefix
     }
 
-    /// Returns whether keys of another system may be imported. That switches off the check of the token format.
+    /// Returns whether keys of another system may be imported. That switches off the check of the
+    /// token format.
     #[must_use]
     pub(crate) fn allow_imported(&self) -> bool {
         self.head.allow_imported
@@ -180,7 +182,8 @@ impl Keyring {
             .map(|(key, version)| key.record(version))
     }
 
-    /// Returns the records of the few other versions of the same key that are accepted within their windows.
+    /// Returns the records of the few other versions of the same key that are accepted within their
+    /// windows.
     pub(crate) fn siblings(&self, which: VersionRef) -> impl Iterator<Item = KeyRecord> {
         let key = self.keys.get(&which.key_id);
         key.into_iter()
@@ -188,7 +191,8 @@ impl Keyring {
             .filter(move |record| record.version != which.version && record.state.is_live())
     }
 
-    /// Returns the records of all versions for sidecars, with retired and revoked versions as tombstones.
+    /// Returns the records of all versions for sidecars, with retired and revoked versions as
+    /// tombstones.
     pub(crate) fn records(&self) -> impl Iterator<Item = KeyRecord> {
         self.keys
             .values()
@@ -215,8 +219,8 @@ impl Keyring {
         }
     }
 
-    /// Creates a keyring from consumers, which hold the ids of their keys, and from those keys, both in any order. None if
-    /// two keys have the same id, or two versions the same digest.
+    /// Creates a keyring from consumers, which hold the ids of their keys, and from those keys,
+    /// both in any order. None if two keys have the same id, or two versions the same digest.
     #[must_use]
     pub(crate) fn restore(
         head: KeyringHead,
@@ -266,7 +270,8 @@ impl Keyring {
         true
     }
 
-    /// Inserts a version, or replaces the one with the same number, and updates the indexes. The key must exist.
+    /// Inserts a version, or replaces the one with the same number, and updates the indexes. The
+    /// key must exist.
     fn put(&mut self, key_id: KeyId, version: KeyVersion) {
         let which = VersionRef {
             key_id,

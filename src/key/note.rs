@@ -22,13 +22,14 @@ pub enum Note {
     },
     /// The rotation does not continue without a decision.
     Held {
-        /// The deadline that has passed: the end of the overlap, or `withdraw_after` of a delivery. For a delivery that has
-        /// failed: the time of its first failure.
+        /// The deadline that has passed: the end of the overlap, or `withdraw_after` of a delivery.
+        /// For a delivery that has failed: the time of its first failure.
         deadline: Timestamp,
         /// The condition that keeps the rotation from continuing, as text for people.
         reason: Arc<str>,
     },
-    /// The control plane that staged the version stopped before the sink confirmed the secret, and lost the secret.
+    /// The control plane that staged the version stopped before the sink confirmed the secret, and
+    /// lost the secret.
     SecretLost {
         /// The sink that may have received the secret.
         sink: SinkName,

@@ -1,5 +1,5 @@
-//! The operations on a keyring. Each operation checks a request against the present state of the keyring, and returns the
-//! changes to commit. It does not apply them.
+//! The operations on a keyring. Each operation checks a request against the present state of the
+//! keyring, and returns the changes to commit. It does not apply them.
 
 mod overlap;
 mod policy;
@@ -56,7 +56,8 @@ pub enum Refusal {
         /// The problem, or what to use instead.
         problem: String,
     },
-    /// The operation would put requests or a key at risk, or the state of a rotation does not allow it.
+    /// The operation would put requests or a key at risk, or the state of a rotation does not allow
+    /// it.
     #[error("{0}")]
     Unsafe(String),
     /// The operation would retire a version that may be in use.
@@ -103,7 +104,8 @@ pub(crate) struct StageSpec {
 /// The end of the old version after a hand-over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OldEnds {
-    /// The old version stays accepted at least for this overlap; none: for the overlap of the policy.
+    /// The old version stays accepted at least for this overlap; none: for the overlap of the
+    /// policy.
     AfterOverlap(Option<Duration>),
     /// The old version is revoked in the commit of the hand-over, for this reason.
     AtOnce(Arc<str>),
@@ -175,7 +177,8 @@ impl Keyring {
         Ok(vec![Change::ConsumerCreated { consumer, name }])
     }
 
-    /// Creates a key as [`create_key`](Self::create_key) does, and first its consumer if it does not exist.
+    /// Creates a key as [`create_key`](Self::create_key) does, and first its consumer if it does
+    /// not exist.
     ///
     /// # Errors
     ///
@@ -195,12 +198,14 @@ impl Keyring {
         Ok(changes)
     }
 
-    /// Creates a key whose first version is active, for a secret that the caller has generated or received.
+    /// Creates a key whose first version is active, for a secret that the caller has generated or
+    /// received.
     ///
     /// # Errors
     ///
-    /// When the consumer does not exist, the name for people is not valid, the keyring already holds the secret, the key is
-    /// imported and the keyring does not allow that, or the window is empty or over.
+    /// When the consumer does not exist, the name for people is not valid, the keyring already
+    /// holds the secret, the key is imported and the keyring does not allow that, or the window is
+    /// empty or over.
     pub fn create_key(
         &self,
         spec: KeySpec,
@@ -273,8 +278,8 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// When the key does not exist, one of its versions is already staged, the maximum number of versions is accepted, or
-    /// the window is empty or over.
+    /// When the key does not exist, one of its versions is already staged, the maximum number of
+    /// versions is accepted, or the window is empty or over.
     pub(crate) fn stage(
         &self,
         spec: StageSpec,
@@ -325,7 +330,8 @@ impl Keyring {
         }])
     }
 
-    /// Hands a staged version over: it becomes active, and the version that was active begins to retire, or is revoked.
+    /// Hands a staged version over: it becomes active, and the version that was active begins to
+    /// retire, or is revoked.
     ///
     /// # Errors
     ///
@@ -360,8 +366,8 @@ impl Keyring {
         Ok(std::iter::once(handed_over).chain(revoked).collect())
     }
 
-    /// Records that the delivery of a staged version's secret to a sink begins. From `withdraw_after` on, a use of the
-    /// version hands it over.
+    /// Records that the delivery of a staged version's secret to a sink begins. From
+    /// `withdraw_after` on, a use of the version hands it over.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! A sorted map whose clones share their pages.
 //!
-//! A keyring of millions of keys has to be looked at as of one moment, by who saves it or sends it, while changes go on.
-//! A clone of this map is such a look: it costs nothing, and a change to either of the two copies only the pages on its
-//! way, which are a few hundred entries. In between a map is changed in place. It is a B+ tree; a page is an [`Arc`].
+//! The code that saves or sends a keyring of millions of keys reads its state at one moment, while
+//! changes continue. For that, it clones this map. A clone costs nothing. A later change to either
+//! of the two copies only the pages on its way, which have a few hundred entries. Pages that are
+//! not shared are changed in place. The map is a B+ tree; a page is an [`Arc`].
 
 use std::{fmt, ops::Index, sync::Arc};
 
@@ -20,8 +21,8 @@ pub(crate) type PagedSet<K> = PagedMap<K, ()>;
 #[derive(Clone)]
 enum Page<K, V> {
     Leaf(Vec<(K, V)>),
-    /// The pages below, each with a key that is not above any of its own and above all of those before it. The first
-    /// one's key bounds nothing.
+    /// The pages below. The key beside a page is at most its least key, and above all keys of the
+    /// pages before it. The key of the first page bounds nothing.
     Inner(Vec<Below<K, V>>),
 }
 
@@ -33,34 +34,35 @@ pub(crate) struct Iter<'a, K, V> {
     leaf: std::slice::Iter<'a, (K, V)>,
 }
 
-/// What an insertion leaves to be done above a page.
+/// The result of an insertion into a page, for the page above.
 struct Inserted<K, V> {
     former: Option<V>,
     /// The upper part of a page that has become too large, with its least key.
     split: Option<Below<K, V>>,
 }
 
-/// The most entries of a page: few enough to be copied within microseconds, many enough that ten million entries are
-/// four pages deep.
+/// The maximum number of entries in a page: few enough to be copied within microseconds, and enough
+/// for ten million entries in a tree that is four pages deep.
 const MAX_ENTRIES: usize = 128;
-/// A page grows by so many entries at most, so that little memory waits for entries that never come.
+/// The maximum number of entries by which the memory of a page grows at once, so that little memory
+/// stays unused.
 const GROWTH: usize = 16;
 
 impl<K, V> PagedMap<K, V> {
-    /// How many entries it has.
+    /// Returns the number of entries.
     #[must_use]
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has none.
+    /// Returns whether there is no entry.
     #[cfg(test)]
     #[must_use]
     pub(crate) const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The entries in the order of their keys.
+    /// Returns the entries in the order of their keys.
     #[must_use]
     pub(crate) fn iter(&self) -> Iter<'_, K, V> {
         let mut iter = Iter::default();
@@ -68,19 +70,19 @@ impl<K, V> PagedMap<K, V> {
         iter
     }
 
-    /// The keys in order.
+    /// Returns the keys in order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.iter().map(|(key, _)| key)
     }
 
-    /// The values in the order of their keys.
+    /// Returns the values in the order of their keys.
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
     }
 }
 
 impl<K: Ord, V> PagedMap<K, V> {
-    /// The value of `key`.
+    /// Returns the value of `key`.
     #[must_use]
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         let mut page = &*self.root;
@@ -95,13 +97,13 @@ impl<K: Ord, V> PagedMap<K, V> {
         }
     }
 
-    /// Whether there is a value of `key`.
+    /// Returns whether there is a value of `key`.
     #[must_use]
     pub(crate) fn contains_key(&self, key: &K) -> bool {
         self.get(key).is_some()
     }
 
-    /// The entries from `key` on, in order.
+    /// Returns the entries from `key` on, in order.
     #[must_use]
     pub(crate) fn range_from(&self, key: &K) -> Iter<'_, K, V> {
         let mut iter = Iter::default();
@@ -127,7 +129,7 @@ impl<K: Ord, V> PagedMap<K, V> {
 }
 
 impl<K: Ord + Clone, V: Clone> PagedMap<K, V> {
-    /// Puts `value` in the place of the former one, which is returned.
+    /// Inserts `value`, or replaces the former value of `key` and returns it.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let Inserted { former, split } = Arc::make_mut(&mut self.root).insert(key, value);
         if let Some((key, upper)) = split {
@@ -139,9 +141,9 @@ impl<K: Ord + Clone, V: Clone> PagedMap<K, V> {
         former
     }
 
-    /// The value of `key`, to be changed.
+    /// Returns the value of `key` for a change. Copies the pages on the way to it that are shared.
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        // A look first, so that the pages on the way to nothing are not copied.
+        // Without a value, no page is to be copied.
         if !self.contains_key(key) {
             return None;
         }
@@ -160,7 +162,7 @@ impl<K: Ord + Clone, V: Clone> PagedMap<K, V> {
         }
     }
 
-    /// Takes the value of `key` out.
+    /// Removes and returns the value of `key`.
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
         if !self.contains_key(key) {
             return None;
@@ -209,7 +211,8 @@ impl<K: Ord + Clone, V: Clone> Page<K, V> {
         }
     }
 
-    /// Pages are not joined, only left out when they are empty: what is removed comes back sooner or later.
+    /// Removes and returns the value of `key`. Removes empty pages, but does not merge small ones:
+    /// sooner or later, new entries fill them.
     fn remove(&mut self, key: &K) -> Option<V> {
         match self {
             Self::Leaf(entries) => {
@@ -240,7 +243,7 @@ impl<K: Ord + Clone, V: Clone> Page<K, V> {
 }
 
 impl<'a, K, V> Iter<'a, K, V> {
-    /// Goes to the first leaf of `page`.
+    /// Descends to the first leaf of `page`.
     fn descend(&mut self, mut page: &'a Page<K, V>) {
         loop {
             match page {
@@ -352,7 +355,7 @@ impl<K, V> fmt::Debug for Iter<'_, K, V> {
     }
 }
 
-/// Which of the pages `below` has `key`, if any has it.
+/// Returns the place of the page in `below` that has `key`, if any page has it.
 fn way<K: Ord, P>(below: &[(K, P)], key: &K) -> usize {
     below
         .partition_point(|(least, _)| least <= key)
@@ -366,8 +369,9 @@ fn put<T>(entries: &mut Vec<T>, at: usize, entry: T) {
     entries.insert(at, entry);
 }
 
-/// The upper part of a page that has become too large by an entry that was put `at`. Where it was put last, keys are
-/// likely to come in order: the page stays full then.
+/// Splits a page that has become too large because of the entry at `at`, and returns its upper part
+/// with the least key. If that entry is the last one, keys are likely to come in order, and the
+/// lower page stays full.
 fn split<K: Clone, T>(entries: &mut Vec<(K, T)>, at: usize) -> Option<(K, Vec<(K, T)>)> {
     if entries.len() <= MAX_ENTRIES {
         return None;
@@ -395,7 +399,7 @@ mod tests {
         Keep,
     }
 
-    /// Few enough keys that they meet, many enough for three levels of pages.
+    /// Few enough that steps often hit the same key, and enough for three levels of pages.
     const KEYS: u16 = 20_000;
 
     fn step() -> impl Strategy<Value = Step> {

@@ -155,8 +155,8 @@ impl AllowedSources {
             .map(Self::from)
     }
 
-    /// Returns whether a request from `source` is allowed: it is within a block, or there is no block. An unknown source is
-    /// allowed only if there is no block.
+    /// Returns whether a request from `source` is allowed: it is within a block, or there is no
+    /// block. An unknown source is allowed only if there is no block.
     #[must_use]
     pub(crate) fn permit(&self, source: Option<IpAddr>) -> bool {
         permit_source(self.0.iter().copied(), source)
@@ -192,8 +192,8 @@ pub(crate) fn permit_source(blocks: impl Iterator<Item = IpNet>, source: Option<
         || source.is_some_and(|source| blocks.any(|block| block.contains(&source)))
 }
 
-/// Converts a block of IPv4 addresses that is written as IPv6 (`::ffff:10.0.0.0/104`) to the IPv4 block, because `permit`
-/// compares IPv4 addresses.
+/// Converts a block of IPv4 addresses that is written as IPv6 (`::ffff:10.0.0.0/104`) to the IPv4
+/// block, because `permit` compares IPv4 addresses.
 fn canonical(block: IpNet) -> IpNet {
     const MAPPED_BITS: u8 = 128 - 32;
     let block = block.trunc();

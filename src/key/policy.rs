@@ -15,29 +15,34 @@ use crate::duration::written;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RotationPolicy {
-    /// How long a version is active before the next rotation is due, at least 1 s; none: people start rotations. Default:
-    /// none.
+    /// How long a version is active before the next rotation is due, at least 1 s; none: people
+    /// start rotations. Default: none.
     #[serde(default, with = "optional_duration")]
     pub(crate) rotate_every: Option<Duration>,
-    /// How long an old version stays accepted at least after the hand-over: the promise to its consumer. Less than
-    /// `rotate_every`. Default: 7 days.
+    /// How long an old version stays accepted at least after the hand-over: the promise to its
+    /// consumer. Less than `rotate_every`. Default: 7 days.
     #[serde(with = "duration")]
     pub(crate) overlap: Duration,
-    /// How long an old version has to be unused before it retires, at most `overlap` and at most 30 days. Default: 1 day.
+    /// How long an old version has to be unused before it retires, at most `overlap` and at most 30
+    /// days. Default: 1 day.
     #[serde(with = "duration")]
     pub(crate) idle_for: Duration,
-    /// The action when the overlap of an old version is over and the evidence is not complete. Default: hold.
+    /// The action when the overlap of an old version is over and the evidence is not complete.
+    /// Default: hold.
     pub(crate) on_deadline: OnDeadline,
-    /// How long after its retirement a version can become active again by a roll-back. Default: 7 days.
-    #[serde(with = "duration")]
-    pub(crate) rollback_for: Duration,
-    /// How long before the end of an overlap, or before the active version expires, its consumer is reminded. Default: 2
+    /// How long after its retirement a version can become active again by a roll-back. Default: 7
     /// days.
     #[serde(with = "duration")]
+    pub(crate) rollback_for: Duration,
+    /// How long before the end of an overlap, or before the active version expires, its consumer is
+    /// reminded. Default: 2 days.
+    #[serde(with = "duration")]
     pub(crate) remind_before: Duration,
-    /// The maximum number of versions of a key that are accepted at the same time, 2 to 10. Default: 3.
+    /// The maximum number of versions of a key that are accepted at the same time, 2 to 10.
+    /// Default: 3.
     pub(crate) max_versions: u32,
-    /// The sink for the secrets of scheduled rotations; none: due rotations are reported but not started. Default: none.
+    /// The sink for the secrets of scheduled rotations; none: due rotations are reported but not
+    /// started. Default: none.
     #[serde(default)]
     pub(crate) sink: Option<SinkName>,
 }
@@ -78,10 +83,11 @@ pub struct PolicyOverrides {
 pub(crate) enum OnDeadline {
     /// The version retires, even if it is still used.
     Retire,
-    /// The overlap is extended by [`RotationPolicy::idle_for`] from now, or by 1 s if that is longer, but at most until the
-    /// version expires.
+    /// The overlap is extended by [`RotationPolicy::idle_for`] from now, or by 1 s if that is
+    /// longer, but at most until the version expires.
     Extend,
-    /// The version stays accepted until the evidence is complete, an operator decides, or it expires.
+    /// The version stays accepted until the evidence is complete, an operator decides, or it
+    /// expires.
     Hold,
 }
 
@@ -101,11 +107,14 @@ pub(crate) struct PolicyError {
 }
 
 const DAY: Duration = Duration::from_hours(24);
-/// The maximum of all durations: five years of 366 days. A longer duration was most likely written in the wrong unit.
+/// The maximum of all durations: five years of 366 days. A longer duration was most likely written
+/// in the wrong unit.
 const MAX_DURATION: Duration = Duration::from_hours(24 * 366 * 5);
-/// The minimum of `rotate_every`. A rotation lasts seconds: with less, a key would always be in a rotation.
+/// The minimum of `rotate_every`. A rotation lasts seconds: with less, a key would always be in a
+/// rotation.
 const MIN_ROTATE_EVERY: Duration = Duration::from_secs(1);
-/// The bounds of `max_versions`. An overlap needs two versions; each further version is one more secret that works.
+/// The bounds of `max_versions`. An overlap needs two versions; each further version is one more
+/// secret that works.
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=10;
 
 impl PolicyOverrides {
@@ -123,8 +132,8 @@ impl PolicyOverrides {
 }
 
 impl RotationPolicy {
-    /// The maximum of `idle_for`. Evidence for a longer time would need gaps in the reports of uses that relatch does not
-    /// remember any more.
+    /// The maximum of `idle_for`. Evidence for a longer time would need gaps in the reports of uses
+    /// that relatch does not remember any more.
     pub(crate) const MAX_IDLE_FOR: Duration = Duration::from_hours(30 * 24);
 
     /// Returns the policy with the parts that `overrides` sets.
@@ -343,7 +352,8 @@ impl RotationPolicy {
             VersionState::Active { .. } => [
                 self.expiring_at(version),
                 self.rotation_due_at(version).filter(|_| {
-                    // Without a sink, the due rotation is reported once. With one, it stays due until it is done.
+                    // Without a sink, the due rotation is reported once. With one, it stays due
+                    // until it is done.
                     self.sink.is_some() || !version.told.rotation_due
                 }),
             ]
@@ -357,14 +367,15 @@ impl RotationPolicy {
         }
     }
 
-    /// Returns when it will be reported that an active version expires soon; none if it does not expire, or if that was
-    /// reported.
+    /// Returns when it will be reported that an active version expires soon; none if it does not
+    /// expire, or if that was reported.
     pub(super) fn expiring_at(&self, version: &KeyVersion) -> Option<Timestamp> {
         let expires_at = version.window.expires_at?;
         (!version.told.expiring).then(|| expires_at.saturating_sub(self.remind_before))
     }
 
-    /// Returns when the next rotation of an active version is due; none for other states, and without `rotate_every`.
+    /// Returns when the next rotation of an active version is due; none for other states, and
+    /// without `rotate_every`.
     pub(super) fn rotation_due_at(&self, version: &KeyVersion) -> Option<Timestamp> {
         let VersionState::Active { since } = version.state else {
             return None;

@@ -8,8 +8,8 @@ use super::{
     version::KeyState,
 };
 
-/// The record of one key version, as sidecars receive it. A record is never a decision: every request is checked against the
-/// time.
+/// The record of one key version, as sidecars receive it. A record is never a decision: every
+/// request is checked against the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRecord {
     /// The digest of its secret. Sidecars look the record up by it.
@@ -28,8 +28,8 @@ pub struct KeyRecord {
     pub window: Window,
     /// The begin of the overlap, in state retiring. Also none if an older control plane omitted it.
     pub retiring_since: Option<Timestamp>,
-    /// The announced end of the overlap, in state retiring. The control plane ends the overlap by a change of the state.
-    /// Until that change arrives, the version is accepted.
+    /// The announced end of the overlap, in state retiring. The control plane ends the overlap by a
+    /// change of the state. Until that change arrives, the version is accepted.
     pub retires_at: Option<Timestamp>,
     /// The permissions of the key.
     pub scopes: Scopes,
@@ -74,8 +74,8 @@ impl KeyRecord {
 }
 
 impl Standing {
-    /// Returns the standing of a version at `now`, by the wall clock. Only the control plane ends an overlap, because only it
-    /// knows whether the old version is still in use.
+    /// Returns the standing of a version at `now`, by the wall clock. Only the control plane ends
+    /// an overlap, because only it knows whether the old version is still in use.
     #[must_use]
     pub(crate) fn of(state: KeyState, window: &Window, now: Timestamp) -> Self {
         match state {

@@ -1,10 +1,12 @@
-//! The rotation engine: a pure function that plans the changes that are due by policy, evidence and time.
+//! The rotation engine: a pure function that plans the changes that are due by policy, evidence and
+//! time.
 //!
-//! A staged version that is not handed over in time is withdrawn, because the process with its secret is gone. If a sink
-//! may have received the secret, the version is held instead, and a use of it hands it over. A retiring version retires
-//! when its overlap is over and the [`evidence`](super::evidence) shows that nobody uses it. If it is still used, the policy
-//! decides. The engine notes everything that people have to know, once. It retires a version without a successor only if
-//! that version has expired.
+//! A staged version that is not handed over in time is withdrawn, because the process with its
+//! secret is gone. If a sink may have received the secret, the version is held instead, and a use
+//! of it hands it over. A retiring version retires when its overlap is over and the
+//! [`evidence`](super::evidence) shows that nobody uses it. If it is still used, the policy
+//! decides. The engine notes everything that people have to know, once. It retires a version
+//! without a successor only if that version has expired.
 
 mod left_behind;
 
@@ -30,18 +32,19 @@ pub(crate) use left_behind::{secret_lost, settle_left_behind, staged};
 /// The phase of a version in its rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Phase {
-    /// The version is pending: relatch waits until every sidecar accepts it, and then until its sink, if it has one,
-    /// confirms the secret.
+    /// The version is pending: relatch waits until every sidecar accepts it, and then until its
+    /// sink, if it has one, confirms the secret.
     Stage,
     /// The version is retiring, and may be in use.
     Overlap,
-    /// The version is retiring, and nobody uses it any more. It retires at the end of the promised overlap.
+    /// The version is retiring, and nobody uses it any more. It retires at the end of the promised
+    /// overlap.
     Drain,
-    /// The version is retiring, its overlap is over, and something keeps it from retiring. Or it is pending, and the
-    /// delivery of its secret is held.
+    /// The version is retiring, its overlap is over, and something keeps it from retiring. Or it is
+    /// pending, and the delivery of its secret is held.
     Held,
-    /// The version is pending, and relatch does not have its secret any more. Only a use of the version, or an operator,
-    /// ends this phase.
+    /// The version is pending, and relatch does not have its secret any more. Only a use of the
+    /// version, or an operator, ends this phase.
     SecretLost,
 }
 
@@ -55,13 +58,15 @@ pub(crate) struct Outlook {
     pub(crate) earliest_end: Option<Timestamp>,
 }
 
-/// The shortest extension: 1 s, the interval of the engine. A shorter one would need a new deadline each second.
+/// The shortest extension: 1 s, the interval of the engine. A shorter one would need a new deadline
+/// each second.
 const MIN_EXTENSION: Duration = Duration::from_secs(1);
 
-/// Returns the changes that are due at `now`. The changes of one version are together and in order. After `limit` changes, no
-/// further version is examined.
+/// Returns the changes that are due at `now`. The changes of one version are together and in order.
+/// After `limit` changes, no further version is examined.
 ///
-/// A second call at the same time, after the changes are applied, returns nothing new.
+/// After the changes are applied, a second call at the same time returns nothing, unless `limit`
+/// was reached.
 #[must_use]
 pub(crate) fn plan(
     keyring: &Keyring,
@@ -95,8 +100,8 @@ pub(crate) fn plan(
     changes
 }
 
-/// Returns the keys whose scheduled rotation is to be started at `now`: their policy names a sink, and they have no rotation
-/// in progress.
+/// Returns the keys whose scheduled rotation is to be started at `now`: their policy names a sink,
+/// and they have no rotation in progress.
 #[must_use]
 pub(crate) fn due_rotations(keyring: &Keyring, now: Timestamp) -> Vec<KeyId> {
     keyring
@@ -140,9 +145,10 @@ pub(crate) fn outlook(
     case.outlook(version)
 }
 
-/// Returns the time from which requests with a retiring version are denied even if it is in use. That is the end of its
-/// overlap, if the policy retires it then and another version replaces it, and otherwise its expiry. None if the version is
-/// not retiring, or if nothing ends it while it is in use.
+/// Returns the time from which requests with a retiring version are denied even if it is in use.
+/// That is the end of its overlap, if the policy retires it then and another version replaces it,
+/// and otherwise its expiry. None if the version is not retiring, or if nothing ends it while it is
+/// in use.
 #[must_use]
 pub(crate) fn denied_from(
     keyring: &Keyring,
@@ -168,8 +174,8 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Adds the changes that are due for a version, one after the other. Each is planned as if the ones before it were
-    /// applied.
+    /// Adds the changes that are due for a version, one after the other. Each is planned as if the
+    /// ones before it were applied.
     fn plan(&self, mut version: KeyVersion, changes: &mut Vec<Change>) {
         while let Some(change) = self.next(&version) {
             let after = match &change {
@@ -203,7 +209,8 @@ impl Case<'_> {
         }
     }
 
-    /// Adds the changes that are due after a hand-over: for `new`, which is active then, and for `old`, which is retiring.
+    /// Adds the changes that are due after a hand-over: for `new`, which is active then, and for
+    /// `old`, which is retiring.
     fn plan_after_hand_over(
         &self,
         new: KeyVersion,
@@ -247,10 +254,11 @@ impl Case<'_> {
         }
     }
 
-    /// Returns the change for a staged version whose time is over, or whose secret is lost. Without a sink, nobody holds its
-    /// secret, and it is withdrawn. With a sink, the secret may have arrived. A use of the version proves it and hands the
-    /// version over. Without a use, the version stays accepted until an operator has checked the sink, because a consumer
-    /// may read the secret at any time.
+    /// Returns the change for a staged version whose time is over, or whose secret is lost. Without
+    /// a sink, nobody holds its secret, and it is withdrawn. With a sink, the secret may have
+    /// arrived. A use of the version proves it and hands the version over. Without a use, the
+    /// version stays accepted until an operator has checked the sink, because a consumer may read
+    /// the secret at any time.
     fn give_up_staging(
         &self,
         version: &KeyVersion,
@@ -324,8 +332,8 @@ impl Case<'_> {
         }
     }
 
-    /// Returns the change that the policy requires when the overlap is over and the evidence does not show that nobody uses
-    /// the version.
+    /// Returns the change that the policy requires when the overlap is over and the evidence does
+    /// not show that nobody uses the version.
     fn meet_deadline(
         &self,
         version: &KeyVersion,
@@ -369,8 +377,8 @@ impl Case<'_> {
         })
     }
 
-    /// Returns the reminder of the end of an overlap, when it is time. An overlap of at most `remind_before` has none: the
-    /// reminder would come with its begin.
+    /// Returns the reminder of the end of an overlap, when it is time. An overlap of at most
+    /// `remind_before` has none: the reminder would come with its begin.
     fn remind(&self, version: &KeyVersion, since: Timestamp, until: Timestamp) -> Option<Change> {
         let from = until.saturating_sub(self.policy.remind_before);
         let is_time = since < from && from <= self.now;
@@ -501,7 +509,7 @@ impl Case<'_> {
 }
 
 impl Phase {
-    /// Returns the name of the phase in the API, in metrics and in commands.
+    /// Returns the name of the phase: the label `phase` in metrics.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -514,7 +522,8 @@ impl Phase {
     }
 }
 
-/// Returns the version that begins to retire when `new` becomes active at `now`, with the end of its overlap.
+/// Returns the version that begins to retire when `new` becomes active at `now`, with the end of
+/// its overlap.
 pub(super) fn old_version(
     key: &Key,
     new: &KeyVersion,
@@ -535,8 +544,8 @@ fn has_successor(key: &Key, now: Timestamp) -> bool {
         .is_some_and(|active| active.window.position(now) == Position::Inside)
 }
 
-/// Returns what keeps evidence from being complete, as a clause. For complete evidence, returns since when the version is
-/// unused.
+/// Returns what keeps evidence from being complete, as a clause. For complete evidence, returns
+/// since when the version is unused.
 pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
     let idle_for = written(idle_for);
     match idleness {
@@ -556,7 +565,8 @@ pub(super) fn missing(idleness: Idleness, idle_for: Duration) -> String {
     }
 }
 
-/// The condition that a version without a successor waits for. Its consumer depends on it, even after its deadline.
+/// The condition that a version without a successor waits for. Its consumer depends on it, even
+/// after its deadline.
 const NO_SUCCESSOR: &str =
     "no active version replaces it; roll back, rotate, or retire it by force";
 

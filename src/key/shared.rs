@@ -7,8 +7,8 @@ use super::{
     permission::{AllowedSources, Scopes},
 };
 
-/// The sets of scopes and of sources of a keyring's keys. Keys are read one by one from a log: without these sets, each key
-/// would hold its own copy.
+/// The sets of scopes and of sources of a keyring's keys. Keys are read one by one from a log:
+/// without these sets, each key would hold its own copy.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shared(Arc<Sets>);
 
@@ -18,8 +18,9 @@ struct Sets {
     sources: HashSet<AllowedSources>,
 }
 
-/// The maximum number of sets of each kind. Most keyrings have a handful. The limit is for a keyring in which every key
-/// has a different set: each set would be held twice, and a change copies all of them.
+/// The maximum number of sets of each kind. Most keyrings have a handful. The limit is for a
+/// keyring in which every key has a different set: each set would be held twice, and a change
+/// copies all of them.
 const MAX_SETS: usize = 1_000;
 
 impl Shared {

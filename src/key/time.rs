@@ -11,7 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A point on the wall clock in whole milliseconds since the Unix epoch; written as RFC 3339 in UTC.
 ///
-/// The stored value is the milliseconds plus one, so that `Option<Timestamp>` needs no more memory: keys have many.
+/// The stored value is the milliseconds plus one, so that `Option<Timestamp>` needs no more memory:
+/// keys have many.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(NonZeroU64);
 
@@ -47,7 +48,8 @@ pub struct ParseTimestampError;
 const MAX_MILLIS: i64 = 253_402_300_799_999;
 
 impl Timestamp {
-    /// Returns the instant `millis` milliseconds after the Unix epoch, limited to the years 1970 to 9999.
+    /// Returns the instant `millis` milliseconds after the Unix epoch, limited to the years 1970 to
+    /// 9999.
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
         let held = if millis < 0 {

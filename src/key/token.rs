@@ -1,12 +1,12 @@
-//! What a consumer presents: the token format, its checksum, and its making.
+//! The tokens that consumers present: their format, checksum and creation.
 //!
-//! A token is `<prefix>_<keyid>_<secret><checksum>`: the keyring's [`Prefix`], the 12 characters of a [`KeyId`], 32
-//! base62 characters from the operating system's random source (190 bits), and the CRC-32 (IEEE) of everything before
-//! it as 6 base62 characters. The checksum is no security: it rejects a typo before anything is hashed, and lets secret
-//! scanners be exact.
+//! A token is `<prefix>_<keyid>_<secret><checksum>`: the keyring's [`Prefix`], the 12 characters of
+//! a [`KeyId`], 32 base62 characters from the operating system's random source (190 bits), and the
+//! CRC-32 (IEEE) of everything before it as 6 base62 characters. The checksum is not for security:
+//! it rejects a typo before anything is hashed, and lets secret scanners avoid false matches.
 //!
-//! A secret is wiped from the memory that these types own when they are dropped. Copies that a network stack or a
-//! terminal makes are out of reach.
+//! These types erase a secret from the memory that they own when they are dropped. They cannot
+//! erase copies that a network stack or a terminal creates.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -19,35 +19,37 @@ use super::{
     random::RandomError,
 };
 
-/// A key as it came with a request. Borrowed, never printed.
+/// A key as a request presents it. Borrowed, never printed.
 #[derive(Clone, Copy)]
 pub struct PresentedKey<'a>(&'a [u8]);
 
-/// A key that this process has made or was handed for import. Wiped on drop, never printed.
+/// A key that this process has generated, or received for import. Erased on drop, never printed.
 pub struct Secret(Zeroizing<String>);
 
-/// What the tokens of a keyring begin with: 2 to 16 of `a-z`, `0-9`, or `-` between them.
+/// The prefix of a keyring's tokens: 2 to 16 of `a-z` and `0-9`, with `-` only between them.
+/// Default: `rlk`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Prefix(Arc<str>);
 
-/// The bytes of a credential cannot be a key.
+/// The reason why the bytes of a credential cannot be a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PresentedKeyError {
-    /// Longer than [`PresentedKey::MAX_LEN`].
+    /// The credential is longer than [`PresentedKey::MAX_LEN`].
     #[error("longer than {} bytes", PresentedKey::MAX_LEN)]
     TooLong,
-    /// Empty, or a byte is outside `0x21..=0x7e`.
+    /// The credential is empty, or has a byte outside `0x21..=0x7e`.
     #[error("empty, or not printable ASCII without spaces")]
     NotPrintable,
 }
 
-/// A presented key is not a token of the keyring. Deliberately says no more.
+/// A presented key that is not a token of the keyring. Deliberately does not report which check
+/// failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a token of this keyring")]
 pub struct FormatError;
 
-/// A key of another system cannot be imported.
+/// A key of another system that cannot be imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a key to import has {min} to {max} printable ASCII characters, none of them a space, ',', ';' or '\"'",
@@ -58,19 +60,20 @@ pub struct ImportError;
 
 const SECRET_LEN: usize = 32;
 const CHECKSUM_LEN: usize = 6;
-/// After the prefix: `_`, key id, `_`, secret, checksum.
+/// The length of the part after the prefix: `_`, key id, `_`, secret, checksum.
 const TAIL_LEN: usize = 1 + KeyId::LEN + 1 + SECRET_LEN + CHECKSUM_LEN;
 
 impl<'a> PresentedKey<'a> {
-    /// The longest credential that is looked at, in bytes. A token has at most 68; imported keys of other systems are
-    /// seldom longer than 128, and everything above would only cost hashing.
+    /// The maximum length of a credential, in bytes. A token has at most 68 bytes. Imported keys of
+    /// other systems seldom have more than 128, and longer credentials would only cost hashing.
     pub const MAX_LEN: usize = 512;
 
-    /// Takes the bytes of a credential.
+    /// Creates a presented key from the bytes of a credential.
     ///
     /// # Errors
     ///
-    /// When they are no printable ASCII, empty, or too long.
+    /// When the bytes are not printable ASCII without spaces, when there are none, or when there
+    /// are more than [`PresentedKey::MAX_LEN`].
     pub fn new(bytes: &'a [u8]) -> Result<Self, PresentedKeyError> {
         if bytes.len() > Self::MAX_LEN {
             Err(PresentedKeyError::TooLong)
@@ -120,7 +123,7 @@ impl fmt::Debug for PresentedKey<'_> {
 impl Secret {
     const MIN_IMPORTED_LEN: usize = 8;
 
-    /// A new token for key `id`.
+    /// Generates a token for key `id`.
     ///
     /// # Errors
     ///
@@ -138,11 +141,13 @@ impl Secret {
         Ok(Self(token))
     }
 
-    /// Takes a key of another system as it is.
+    /// Imports a key of another system unchanged.
     ///
     /// # Errors
     ///
-    /// When it could not be told apart in a header, a query string or a cookie.
+    /// When it does not have 8 to 512 printable ASCII characters, or when it contains a space, `,`,
+    /// `;` or `"`: it could then not be separated from other text in a header, a query string or a
+    /// cookie.
     pub fn import(key: Zeroizing<String>) -> Result<Self, ImportError> {
         let valid = matches!(key.len(), Self::MIN_IMPORTED_LEN..=PresentedKey::MAX_LEN)
             && key
@@ -155,13 +160,13 @@ impl Secret {
         }
     }
 
-    /// The key in clear, for the one who is meant to have it.
+    /// Returns the key in plaintext, for its legitimate receiver.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The key as a consumer would present it.
+    /// Returns the key as a consumer presents it.
     #[must_use]
     pub fn presented(&self) -> PresentedKey<'_> {
         PresentedKey(self.0.as_bytes())
@@ -175,7 +180,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Prefix {
-    /// The prefix as text.
+    /// Returns the prefix as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -212,7 +217,7 @@ impl FromStr for Prefix {
     }
 }
 
-/// A text that is not a prefix.
+/// A text that is not a valid prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid prefix: use 2 to 16 of a-z and 0-9, with '-' only between them")]
 pub struct ParsePrefixError;

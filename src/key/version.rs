@@ -5,8 +5,8 @@
 //!               ^----------+----------'  (roll back)
 //! ```
 //!
-//! A transition gets the version and the time, and returns the version in its new state, or an error that names both states.
-//! `expired` is not a state: it follows from the window.
+//! A transition gets the version and the time, and returns the version in its new state, or an
+//! error that names both states. `expired` is not a state: it follows from the window.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -34,7 +34,8 @@ pub(crate) struct KeyVersion {
     pub(crate) window: Window,
     /// The last rotation that it was part of; none for a withdrawn version.
     pub(crate) rotation: Option<RotationId>,
-    /// The rotation that staged it; none for the first version of a key and for a withdrawn version.
+    /// The rotation that staged it; none for the first version of a key and for a withdrawn
+    /// version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) staged_by: Option<RotationId>,
     pub(crate) state: VersionState,
@@ -51,10 +52,11 @@ pub(crate) enum VersionState {
     Pending {
         /// The time at which it was staged.
         since: Timestamp,
-        /// The time at which it is withdrawn if it is not handed over. With a sink, it is not withdrawn then, but a use of
-        /// it hands it over.
+        /// The time at which it is withdrawn if it is not handed over. With a sink, it is not
+        /// withdrawn then, but a use of it hands it over.
         withdraw_after: Timestamp,
-        /// The sink that may have received its secret. With a sink, only an operator withdraws the version.
+        /// The sink that may have received its secret. With a sink, only an operator withdraws the
+        /// version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sink: Option<SinkName>,
     },
@@ -67,8 +69,8 @@ pub(crate) enum VersionState {
     Retiring {
         /// The begin of the overlap.
         since: Timestamp,
-        /// The end of the overlap that the consumer was promised, never later than the expiry of the version. The policy
-        /// decides what happens then.
+        /// The end of the overlap that the consumer was promised, never later than the expiry of
+        /// the version. The policy decides what happens then.
         until: Timestamp,
         /// The version to use instead.
         replaced_by: VersionNumber,
@@ -147,7 +149,8 @@ impl KeyVersion {
         }
     }
 
-    /// Begins the overlap of an active version. It lasts for `overlap`, but at most until the version expires.
+    /// Begins the overlap of an active version. It lasts for `overlap`, but at most until the
+    /// version expires.
     ///
     /// # Errors
     ///
@@ -174,7 +177,8 @@ impl KeyVersion {
         }
     }
 
-    /// Moves the end of the overlap of a retiring version to `until`, but at most to the expiry of the version.
+    /// Moves the end of the overlap of a retiring version to `until`, but at most to the expiry of
+    /// the version.
     ///
     /// # Errors
     ///
@@ -217,8 +221,8 @@ impl KeyVersion {
         }
     }
 
-    /// Makes an old version active again, for a roll-back: a retiring version, or one that retired less than `rollback_for`
-    /// ago. Does not check its expiry.
+    /// Makes an old version active again, for a roll-back: a retiring version, or one that retired
+    /// less than `rollback_for` ago. Does not check its expiry.
     ///
     /// # Errors
     ///
@@ -263,8 +267,8 @@ impl KeyVersion {
         }
     }
 
-    /// Withdraws a pending version: it is revoked, and does not belong to a rotation any more, so that its rotation can stage
-    /// another version.
+    /// Withdraws a pending version: it is revoked, and does not belong to a rotation any more, so
+    /// that its rotation can stage another version.
     ///
     /// # Errors
     ///
@@ -287,7 +291,8 @@ impl KeyVersion {
         }
     }
 
-    /// Returns whether sidecars accept the version at `now`, or will accept it later if its state does not change.
+    /// Returns whether sidecars accept the version at `now`, or will accept it later if its state
+    /// does not change.
     #[must_use]
     pub(crate) fn is_accepted(&self, now: Timestamp) -> bool {
         let lives = match self.state {
@@ -299,8 +304,8 @@ impl KeyVersion {
         lives && self.window.position(now) != Position::After
     }
 
-    /// Returns the earliest announced end: for a retiring version the end of its overlap, and otherwise its expiry, if it
-    /// expires.
+    /// Returns the earliest announced end: for a retiring version the end of its overlap, and
+    /// otherwise its expiry, if it expires.
     #[must_use]
     pub(crate) fn ends_at(&self) -> Option<Timestamp> {
         match self.state {
@@ -350,8 +355,8 @@ impl KeyVersion {
             .map_or(end, |expires_at| end.min(expires_at))
     }
 
-    /// Returns the version in state `state`. The notes are dropped if the kind of the state changes, so that they can be made
-    /// again in the new state.
+    /// Returns the version in state `state`. The notes are dropped if the kind of the state
+    /// changes, so that they can be made again in the new state.
     fn with(self, state: VersionState) -> Self {
         let told = if self.state.kind() == state.kind() {
             self.told

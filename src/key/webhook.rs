@@ -1,4 +1,4 @@
-//! Webhooks: who is told of what happens to keys, and of what.
+//! Webhooks: the endpoints that receive events about keys, and the kinds of events.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -15,62 +15,62 @@ use super::{
 #[serde(try_from = "String", into = "String")]
 pub struct WebhookId(KeyId);
 
-/// An endpoint that is told of what happens to the keys of a keyring.
+/// An endpoint that receives events about the keys of a keyring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
-    /// Its id.
+    /// The id, unique in its keyring. The signing secret is derived from it.
     pub id: WebhookId,
-    /// Where events are sent.
+    /// The URL that events are sent to, at most 2,048 bytes.
     pub url: String,
-    /// Of whose keys; none: of all.
+    /// The consumer whose events are sent; none: all consumers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<ConsumerId>,
-    /// Of which events; empty: of all.
+    /// The kinds of events that are sent; empty: all kinds.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub events: BTreeSet<EventKind>,
-    /// Whether `url` may lead to an address that is not public.
+    /// Whether `url` may resolve to an address that is not public, and may have the scheme `http`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_private: bool,
-    /// When it was added.
+    /// The time at which the webhook was added.
     pub created_at: Timestamp,
 }
 
-/// What is told of. A closed list; names may be added.
+/// The kind of an event. Later releases may add kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum EventKind {
     /// A new version was handed over; the old one is retiring.
     RotationStarted,
-    /// The overlap ends soon and the old version is still used.
+    /// The overlap ends soon, and the evidence does not show yet that the old version is unused.
     RotationReminder,
     /// The old version is not used any more.
     RotationDrained,
-    /// The rotation does not go on by itself.
+    /// The rotation does not continue without a decision.
     RotationHeld,
-    /// The secret of a staged version is lost before its sink confirmed it.
+    /// The control plane lost the secret of a staged version before the sink confirmed it.
     RotationSecretLost,
-    /// The old version has come to its planned end.
+    /// The old version has retired.
     RotationRetired,
-    /// The old version is the one to use again.
+    /// An earlier version is active again.
     RotationRolledBack,
-    /// A rotation is due and nobody has started it.
+    /// A rotation is due, and the policy names no sink for it.
     RotationDue,
-    /// Versions were ended at once.
+    /// Versions were revoked.
     KeyRevoked,
-    /// The version to use expires soon.
+    /// The active version expires soon.
     KeyExpiring,
-    /// An administrator tries a webhook out.
+    /// An administrator tests a webhook.
     WebhookTest,
 }
 
-/// A text that names no event.
+/// A text that is not the name of an event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an event: use one of {}", EventKind::ALL.map(EventKind::as_str).join(", "))]
 pub struct ParseEventKindError;
 
 impl WebhookId {
-    /// A new id.
+    /// Creates a random id.
     ///
     /// # Errors
     ///
@@ -79,14 +79,14 @@ impl WebhookId {
         KeyId::generate().map(Self)
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 }
 
-/// Both are 12 base62 characters.
+/// Keeps the characters: both ids have 12 base62 characters.
 impl From<KeyId> for WebhookId {
     fn from(id: KeyId) -> Self {
         Self(id)
@@ -128,7 +128,7 @@ impl fmt::Debug for WebhookId {
 }
 
 impl Webhook {
-    /// Whether it is told of `event`, which is about a key of `consumer`.
+    /// Returns whether the webhook receives `event`, which is about a key of `consumer`.
     #[must_use]
     pub(crate) fn wants(&self, event: EventKind, consumer: &ConsumerId) -> bool {
         let of_whom = self.consumer.as_ref().is_none_or(|only| only == consumer);
@@ -137,7 +137,7 @@ impl Webhook {
 }
 
 impl EventKind {
-    /// All of them.
+    /// All kinds, in the order of their declaration.
     pub const ALL: [Self; 11] = [
         Self::RotationStarted,
         Self::RotationReminder,
@@ -152,7 +152,7 @@ impl EventKind {
         Self::WebhookTest,
     ];
 
-    /// Its name.
+    /// Returns the name of the event: the `type` that receivers see.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

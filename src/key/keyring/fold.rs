@@ -1,4 +1,5 @@
-//! The fold: it applies one change after the other, and checks each against the state of the keyring.
+//! The fold: it applies one change after the other, and checks each against the state of the
+//! keyring.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -122,7 +123,8 @@ impl Keyring {
         }
     }
 
-    /// Applies the next change, and returns the versions whose records it changed, each with its former record.
+    /// Applies the next change, and returns the versions whose records it changed, each with its
+    /// former record.
     ///
     /// # Errors
     ///

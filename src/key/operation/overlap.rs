@@ -42,14 +42,15 @@ impl Keyring {
         }])
     }
 
-    /// Retires an old version now, if the evidence shows that it is unused and the key has an active version within its
-    /// window. With `force`, the reason of an operator, retires it without these conditions. Without `version`, the key
-    /// must have exactly one retiring version.
+    /// Retires an old version now, if the evidence shows that it is unused and the key has an
+    /// active version within its window. With `force`, the reason of an operator, retires it
+    /// without these conditions. Without `version`, the key must have exactly one retiring version.
     ///
     /// # Errors
     ///
-    /// When the key or the version does not exist, the version is not retiring, or `force` is not a valid reason. Without
-    /// `force`: [`Refusal::InUse`] when it may be in use, or [`Refusal::Unsafe`] when no active version replaces it.
+    /// When the key or the version does not exist, the version is not retiring, or `force` is not a
+    /// valid reason. Without `force`: [`Refusal::InUse`] when it may be in use, or
+    /// [`Refusal::Unsafe`] when no active version replaces it.
     pub(crate) fn retire(
         &self,
         key_id: KeyId,
@@ -97,12 +98,13 @@ impl Keyring {
         }])
     }
 
-    /// Moves the end of the overlap of an old version to a later time, at most to the expiry of the version.
+    /// Moves the end of the overlap of an old version to a later time, at most to the expiry of the
+    /// version.
     ///
     /// # Errors
     ///
-    /// When the key or the version does not exist, the version is not retiring, the reason is not valid, or the end would
-    /// not be later than before.
+    /// When the key or the version does not exist, the version is not retiring, the reason is not
+    /// valid, or the end would not be later than before.
     pub(crate) fn extend(
         &self,
         key_id: KeyId,
@@ -141,13 +143,13 @@ impl Keyring {
         }
     }
 
-    /// Rolls back: makes the version that was replaced last active again. The version that replaced it begins to retire, so
-    /// consumers that have switched to it can still use it.
+    /// Rolls back: makes the version that was replaced last active again. The version that replaced
+    /// it begins to retire, so consumers that have switched to it can still use it.
     ///
     /// # Errors
     ///
-    /// When the key does not exist, the reason is not valid, a version is staged, no former version can become active
-    /// again, or the maximum number of versions is accepted.
+    /// When the key does not exist, the reason is not valid, a version is staged, no former version
+    /// can become active again, or the maximum number of versions is accepted.
     pub(crate) fn roll_back(
         &self,
         key_id: KeyId,
@@ -206,8 +208,8 @@ impl Keyring {
     }
 }
 
-/// Returns the retiring version `version` of a key, with the time since which it is retiring. Without `version`, the key
-/// must have exactly one retiring version.
+/// Returns the retiring version `version` of a key, with the time since which it is retiring.
+/// Without `version`, the key must have exactly one retiring version.
 fn retiring(
     key: &Key,
     version: Option<VersionNumber>,

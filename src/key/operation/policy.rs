@@ -14,8 +14,8 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// When the name of the sink is not valid, or when the policy would contradict itself: that of the keyring, or that of a
-    /// key with its overrides.
+    /// When the name of the sink is not valid, or when the policy would contradict itself: that of
+    /// the keyring, or that of a key with its overrides.
     pub(crate) fn set_policy(&self, parts: &PolicyOverrides) -> Result<Vec<Change>, Refusal> {
         let policy = self.policy().with(&sound(parts)?);
         policy.check().map_err(contradiction)?;
@@ -37,11 +37,13 @@ impl Keyring {
         })
     }
 
-    /// Sets overrides of a key for the policy of its keyring. With `anew`, deletes its former overrides first.
+    /// Sets overrides of a key for the policy of its keyring. With `anew`, deletes its former
+    /// overrides first.
     ///
     /// # Errors
     ///
-    /// When the key does not exist, the name of the sink is not valid, or the policy of the key would contradict itself.
+    /// When the key does not exist, the name of the sink is not valid, or the policy of the key
+    /// would contradict itself.
     pub(crate) fn set_key_policy(
         &self,
         key_id: KeyId,

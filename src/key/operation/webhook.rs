@@ -9,7 +9,8 @@ use crate::key::{
 
 /// The maximum length of the URL of a webhook, in bytes.
 const MAX_URL_LEN: usize = 2_048;
-/// The maximum number of webhooks of a keyring. There is a limit because each webhook gets its own copy of every event.
+/// The maximum number of webhooks of a keyring. There is a limit because each webhook gets its own
+/// copy of every event.
 const MAX_WEBHOOKS: usize = 100;
 
 impl Keyring {

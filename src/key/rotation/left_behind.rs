@@ -1,8 +1,9 @@
 //! Staged versions that a control plane left behind when it stopped.
 //!
-//! The secret of a version is only in the memory of the process that staged it. When that process is gone, the version
-//! cannot be handed over any more. If its secret never left the process, it is withdrawn. If the secret may have arrived in
-//! a sink, people are informed, because only a use of the version or an operator can show what the sink holds.
+//! The secret of a version is only in the memory of the process that staged it. When that process
+//! is gone, the version cannot be handed over any more. If its secret never left the process, it is
+//! withdrawn. If the secret may have arrived in a sink, people are informed, because only a use of
+//! the version or an operator can show what the sink holds.
 
 use super::super::{
     change::Change, id::VersionRef, keyring::Keyring, note::Note, sink_name::SinkName,
@@ -19,8 +20,8 @@ pub(crate) fn staged(keyring: &Keyring) -> impl Iterator<Item = VersionRef> {
     })
 }
 
-/// Returns the changes, at most `limit`, that settle those of `versions` that are still pending. The process that staged
-/// `versions` is gone.
+/// Returns the changes, at most `limit`, that settle those of `versions` that are still pending.
+/// The process that staged `versions` is gone.
 ///
 /// When all of the changes are applied, it returns nothing.
 #[must_use]
@@ -56,7 +57,8 @@ pub(crate) fn settle_left_behind(
     versions.iter().filter_map(settle).take(limit).collect()
 }
 
-/// Returns the condition that a version with a lost secret waits for, with the command that ends the wait.
+/// Returns the condition that a version with a lost secret waits for, with the command that ends
+/// the wait.
 #[must_use]
 pub(crate) fn secret_lost(which: VersionRef, sink: &SinkName) -> String {
     let VersionRef { key_id, version } = which;

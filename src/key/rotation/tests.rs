@@ -65,7 +65,8 @@ impl Scene {
         scene
     }
 
-    /// Creates the same key, one hour after [`START`], when the overlap of version 1 began; version 2 is active.
+    /// Creates the same key, one hour after [`START`]. The overlap of version 1 began at `START`,
+    /// and version 2 is active.
     fn rotated() -> Self {
         Self::rotated_with(None)
     }
