@@ -1,11 +1,12 @@
-//! What a sidecar holds of its keyrings, and how it changes.
+//! The keyrings that a sidecar holds, and how they change.
 //!
-//! A [`KeyringView`] is an immutable state of a keyring, and what a check sees. A [`Slot`] publishes the newest one: a
-//! check loads it once. A [`Mirror`] applies what the control plane sends and publishes the next view. One mirror
-//! writes to a slot, any number of checks read from it. A [`Ledger`] counts how often its key versions were used; it
-//! outlives all views.
+//! A [`KeyringView`] is an immutable state of a keyring, which a check reads. A [`Slot`] publishes
+//! the newest view: a check loads it once. A [`Mirror`] applies the messages of the control plane
+//! and publishes the next view. One mirror writes to a slot; any number of checks read from it. A
+//! `Ledger` counts how often the keyring's versions were used; it outlives all views.
 //!
-//! A keyring that is held [`on_demand`] has a view without keys, and a cache of those that were looked up beside it.
+//! The view of a keyring that is held [`on_demand`] contains no keys. A cache beside it contains
+//! the keys that were looked up.
 
 mod callers;
 mod grants;

@@ -1,14 +1,16 @@
-//! Who uses a key version that its consumer should not use any more: the callers that use it most, in bounded room.
+//! The callers of a key version that its consumer should no longer use: those with the most
+//! requests, in bounded memory.
 //!
-//! The table is a Space-Saving sketch (Metwally, Agrawal, El Abbadi: "Efficient computation of frequent and top-k elements
-//! in data streams", 2005): when it is full, a new caller takes the place of the one with the fewest requests and goes on
-//! from its count. Whoever makes more than one in [`MAX_CALLERS`] of the requests is always in it.
+//! The table is a Space-Saving sketch (Metwally, Agrawal, El Abbadi: "Efficient computation of
+//! frequent and top-k elements in data streams", 2005): when it is full, a new caller replaces the
+//! one with the fewest requests and continues its count. A caller that makes more than one in
+//! [`MAX_CALLERS`] of the requests is always in the table.
 
 use std::{cmp::Reverse, net::IpAddr};
 
 use crate::key::Timestamp;
 
-/// Where a request comes from, cut to what is kept of it.
+/// The origin of a request, cut to the lengths that are kept.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     source: Option<IpAddr>,
@@ -23,35 +25,40 @@ pub(super) struct Callers(Vec<CallerUse>);
 /// How often a caller has used a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CallerUse {
-    /// The request's source, as Envoy names it; none when it names none.
+    /// The source address of the request, as Envoy reports it; none when Envoy reports none.
     pub(crate) source: Option<IpAddr>,
-    /// What the caller says that it is; at most 128 bytes of printable ASCII.
+    /// The `user-agent` of the request; at most 128 bytes of printable ASCII.
     pub(crate) user_agent: String,
     /// Host and the first two segments of the path; at most 128 bytes of printable ASCII.
     pub(crate) route: String,
-    /// Since it is counted; too many by at most the count that it went on from.
+    /// The number of requests since the caller is in the table. It is too large by at most the
+    /// count that the caller continued.
     pub(crate) requests: u64,
-    /// By the wall clock.
+    /// The time of the newest request, by the wall clock.
     pub(crate) last_used: Timestamp,
 }
 
-/// At most [`MAX_TEXT`] bytes of printable ASCII, on the stack: a check makes one without an allocation.
+/// At most [`MAX_TEXT`] bytes of printable ASCII, on the stack: a check creates one without an
+/// allocation.
 #[derive(Clone)]
 struct Short {
     bytes: [u8; MAX_TEXT],
     len: usize,
 }
 
-/// An operator looks for the few that have not moved; sixteen are a screen of them, and at most 5 KiB of memory.
+/// The most callers of one version. An operator looks for the few callers that have not switched;
+/// sixteen fit on a screen, and use at most 5 KiB of memory.
 pub(crate) const MAX_CALLERS: usize = 16;
-/// Holds the names and versions with which a `user-agent` begins.
+/// The most bytes of a text: enough for the names and versions at the beginning of a `user-agent`.
 const MAX_TEXT: usize = 128;
-/// As many as tell one API from another; what follows are mostly ids, which would make a caller of each.
+/// The number of path segments in a route: enough to distinguish one API from another. Later
+/// segments are mostly ids, and each id would count as a caller of its own.
 const SEGMENTS: usize = 2;
 
 impl Caller {
-    /// Of a request from `source` with these headers and this path. The query is left out, as it may hold credentials,
-    /// and so are `;parameters`, which may hold sessions.
+    /// Creates the caller of a request from `source` with these headers and this path. The path
+    /// ends at its first `?` or `;`: a query may contain credentials, and `;parameters` may contain
+    /// sessions.
     #[must_use]
     pub(crate) fn new(source: Option<IpAddr>, user_agent: &[u8], host: &[u8], path: &[u8]) -> Self {
         let mut route = Short::new();
@@ -94,7 +101,7 @@ impl Callers {
                 last_used: now,
             });
         } else if let Some(least) = table.iter_mut().min_by_key(|held| held.requests) {
-            // Its texts' room is used again: callers that come and go cost no allocations.
+            // The memory of its texts is reused: callers that come and go cost no allocations.
             least.source = caller.source;
             caller.user_agent.write_to(&mut least.user_agent);
             caller.route.write_to(&mut least.route);
@@ -103,7 +110,7 @@ impl Callers {
         }
     }
 
-    /// All of them, the most requests first.
+    /// Returns all callers, those with the most requests first.
     pub(super) fn ranked(&self) -> Vec<CallerUse> {
         let mut ranked = self.0.clone();
         ranked.sort_by_key(|held| Reverse(held.requests));
@@ -119,7 +126,8 @@ impl Short {
         }
     }
 
-    /// What is not printable becomes a `?`, so that a caller cannot write to a terminal or forge a line.
+    /// Appends as much of `text` as fits. A byte that is not printable ASCII becomes a `?`, so that
+    /// a caller cannot write to a terminal or forge a line.
     fn push(&mut self, text: &[u8]) {
         let room = &mut self.bytes[self.len..];
         for (to, from) in room.iter_mut().zip(text) {

@@ -1,4 +1,4 @@
-//! What keys may do and from where, which many keys of a keyring have in common.
+//! The scopes and the allowed sources of keys. Many keys of a keyring have the same ones.
 
 use std::{
     collections::HashMap,
@@ -13,13 +13,14 @@ use crate::key::KeyRecord;
 
 /// The scopes and the allowed sources of a key, packed.
 ///
-/// They begin with the text of the scopes, and end with one block of addresses after the other.
+/// The text of the scopes comes first. The blocks of addresses follow it, one after the other.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Grants<'v>(&'v [u8]);
 
 /// Grants that several key versions share: each is held once, and found by its number.
 ///
-/// It only grows. What no version has any more goes with the next snapshot, which begins a list of its own.
+/// The list only grows. Grants that no version uses any more are dropped with the next snapshot,
+/// which begins a list of its own.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SharedGrants {
     list: Vec<Arc<[u8]>>,
@@ -39,21 +40,22 @@ pub(super) enum Granted<'v> {
 #[derive(Clone, Debug)]
 pub(super) struct Sources<'v>(Reader<'v>);
 
-/// The most grants that are shared: a number is a byte. A keyring in which every key has others shares none to speak of,
-/// and one with more roles than this holds those that came last with their keys.
+/// The most grants that are shared, because a number is one byte. A keyring in which every key has
+/// different grants saves almost nothing by sharing. In a keyring with more different grants than
+/// this, the ones that arrive last are packed with their versions.
 const MAX_SHARED: usize = 255;
 
-/// The most bytes of grants that are shared, so that a list which only grows stays small: room for ten scopes or a dozen
-/// blocks.
+/// The most bytes of grants that can be shared: enough for ten scopes or a dozen blocks. The bound
+/// keeps the list small, which only grows.
 const MAX_SHARED_LEN: usize = 256;
 
 impl<'v> Grants<'v> {
-    /// In order and separated by single spaces.
+    /// Returns the scopes, in order and separated by single spaces.
     pub(super) fn scopes(self) -> &'v str {
         self.read().0
     }
 
-    /// None where every source is allowed.
+    /// Returns the allowed blocks of addresses; no block where every source is allowed.
     pub(super) fn sources(self) -> Sources<'v> {
         Sources(self.read().1)
     }
@@ -68,17 +70,17 @@ impl<'v> Grants<'v> {
 }
 
 impl SharedGrants {
-    /// The number of grants that are shared.
+    /// Returns the number of these grants; none when they are not shared.
     pub(super) fn number(&self, packed: &[u8]) -> Option<u8> {
         self.numbers.get(packed).copied()
     }
 
-    /// Whether grants can be added.
+    /// Returns whether these grants can be added to the list.
     pub(super) const fn has_room(&self, packed: &[u8]) -> bool {
         self.list.len() < MAX_SHARED && packed.len() <= MAX_SHARED_LEN
     }
 
-    /// Adds grants, for which there is room.
+    /// Adds grants and returns their number. The caller has checked [`has_room`](Self::has_room).
     pub(super) fn add(&mut self, packed: &[u8]) -> u8 {
         let number = u8::try_from(self.list.len()).expect("there is room");
         let packed: Arc<[u8]> = packed.into();
@@ -87,14 +89,14 @@ impl SharedGrants {
         number
     }
 
-    /// All of them, by number.
+    /// Returns all shared grants. The number of grants is their index.
     pub(super) fn list(&self) -> &[Arc<[u8]>] {
         &self.list
     }
 }
 
 impl<'v> Granted<'v> {
-    /// The grants, which may be among the shared ones.
+    /// Returns the grants, which may be among the shared ones.
     pub(super) fn among(self, shared: &'v [Arc<[u8]>]) -> Grants<'v> {
         match self {
             Self::Shared(number) => Grants(&shared[usize::from(number)]),
@@ -121,7 +123,7 @@ impl Iterator for Sources<'_> {
     }
 }
 
-/// The grants of a record; none for those that it has by default.
+/// Packs the grants of a record; none when it has no scopes and every source is allowed.
 pub(super) fn pack(record: &KeyRecord) -> Option<Vec<u8>> {
     let mut sources = record.allowed_sources.iter().peekable();
     if record.scopes.is_empty() && sources.peek().is_none() {

@@ -1,4 +1,5 @@
-//! A key version as a sidecar holds it: packed into some forty bytes beside its digest, and read in place.
+//! A key version as a sidecar holds it: packed into about forty bytes beside its digest, and read
+//! in place.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -12,7 +13,7 @@ use crate::key::{
     Scopes, Standing, Timestamp, VersionNumber, VersionRef, Window, permit_source,
 };
 
-/// A key version, borrowed from where it is held.
+/// A key version, borrowed from the shard or the [`OwnedKey`] that holds it.
 #[derive(Clone, Copy, Debug)]
 pub struct HeldKey<'v> {
     digest: &'v KeyDigest,
@@ -21,7 +22,7 @@ pub struct HeldKey<'v> {
     grants: Grants<'v>,
 }
 
-/// A key version that is held by itself.
+/// A key version that is held outside a shard.
 #[derive(Debug)]
 pub struct OwnedKey {
     digest: KeyDigest,
@@ -29,7 +30,7 @@ pub struct OwnedKey {
     packed: Box<[u8]>,
 }
 
-/// What every version has.
+/// The fields of every version.
 #[derive(Clone, Copy, Debug)]
 struct Common<'v> {
     state: KeyState,
@@ -38,11 +39,11 @@ struct Common<'v> {
     pepper: PepperId,
     consumer: &'v str,
     window: Window,
-    /// What few versions have, packed; none for those that have nothing of it.
+    /// The packed fields of [`Rare`]; none for a version without any of them.
     rare: Option<&'v [u8]>,
 }
 
-/// What few versions have.
+/// The fields that few versions have.
 #[derive(Clone, Debug, Default)]
 struct Rare {
     retiring_since: Option<Timestamp>,
@@ -51,13 +52,13 @@ struct Rare {
     rotation: Option<RotationId>,
 }
 
-/// The bits of the first byte that are the state.
+/// The bits of the first byte that contain the state.
 const STATE: u8 = 0b111;
 const HAS_NOT_BEFORE: u8 = 1 << 3;
 const HAS_EXPIRES_AT: u8 = 1 << 4;
 const HAS_RARE: u8 = 1 << 5;
 const HAS_GRANTS: u8 = 1 << 6;
-/// That they are packed here, and not shared.
+/// The grants are packed with the version, and are not shared.
 const HAS_OWN_GRANTS: u8 = 1 << 7;
 
 const HAS_RETIRING_SINCE: u8 = 1;
@@ -66,7 +67,8 @@ const HAS_REPLACED_BY: u8 = 1 << 2;
 const HAS_ROTATION: u8 = 1 << 3;
 
 impl<'v> HeldKey<'v> {
-    /// Reads the version that is packed at the beginning of `packed`, whose grants may be among the shared ones.
+    /// Reads the version that is packed at the beginning of `packed`. Its grants may be among the
+    /// shared ones.
     pub(super) fn read(
         digest: &'v KeyDigest,
         usage: &'v UsageCell,
@@ -83,37 +85,37 @@ impl<'v> HeldKey<'v> {
         }
     }
 
-    /// What it is found by.
+    /// Returns the digest by which the version is found.
     #[must_use]
     pub(crate) const fn digest(&self) -> &'v KeyDigest {
         self.digest
     }
 
-    /// Where its counters are found.
+    /// Returns the cell with the index of the version's counters.
     #[must_use]
     pub(super) const fn usage(&self) -> &'v UsageCell {
         self.usage
     }
 
-    /// Where it is in its life.
+    /// Returns the state of the version.
     #[must_use]
     pub const fn state(&self) -> KeyState {
         self.common.state
     }
 
-    /// The key, the same for all its versions.
+    /// Returns the id of the key, which is the same for all its versions.
     #[must_use]
     pub(crate) const fn key_id(&self) -> KeyId {
         self.common.key_id
     }
 
-    /// Which version of the key.
+    /// Returns the number of the version.
     #[must_use]
     pub(crate) const fn version(&self) -> VersionNumber {
         self.common.version
     }
 
-    /// What names it.
+    /// Returns the key id and the number of the version.
     #[must_use]
     pub(crate) const fn version_ref(&self) -> VersionRef {
         VersionRef {
@@ -122,55 +124,57 @@ impl<'v> HeldKey<'v> {
         }
     }
 
-    /// Whose key it is: the text of a [`ConsumerId`].
+    /// Returns the consumer of the key: the text of a [`ConsumerId`].
     #[must_use]
     pub(crate) const fn consumer(&self) -> &'v str {
         self.common.consumer
     }
 
-    /// When the secret is valid at all.
+    /// Returns the window outside of which the secret is never valid.
     #[must_use]
     pub(crate) const fn window(&self) -> Window {
         self.common.window
     }
 
-    /// How the version stands at `now`, by the wall clock: see [`Standing::of`].
+    /// Returns the standing of the version at `now`, by the wall clock: see [`Standing::of`].
     #[must_use]
     pub(crate) fn standing(&self, now: Timestamp) -> Standing {
         Standing::of(self.common.state, &self.common.window, now)
     }
 
-    /// The beginning of the overlap, in state retiring.
+    /// Returns the beginning of the overlap, in state retiring.
     #[must_use]
     pub(crate) fn retiring_since(&self) -> Option<Timestamp> {
         self.rare().retiring_since
     }
 
-    /// The announced end of the overlap, in state retiring.
+    /// Returns the announced end of the overlap, in state retiring.
     #[must_use]
     pub(crate) fn retires_at(&self) -> Option<Timestamp> {
         self.rare().retires_at
     }
 
-    /// The rotation that the version takes part in.
+    /// Returns the rotation that the version is part of.
     #[must_use]
     pub(crate) fn rotation(&self) -> Option<RotationId> {
         self.rare().rotation
     }
 
-    /// What the key may do: the text of [`Scopes`], in order and separated by single spaces.
+    /// Returns the scopes of the key: the text of [`Scopes`], in order and separated by single
+    /// spaces.
     #[must_use]
     pub(crate) fn scopes(&self) -> &'v str {
         self.grants.scopes()
     }
 
-    /// Whether the key may be used from `source`; an unknown source is only where every source is.
+    /// Returns whether the key may be used from `source`. An unknown source is allowed only where
+    /// every source is allowed.
     #[must_use]
     pub(crate) fn permits(&self, source: Option<IpAddr>) -> bool {
         permit_source(self.grants.sources(), source)
     }
 
-    /// All of it, copied.
+    /// Copies the version into a record.
     #[must_use]
     pub fn to_record(self) -> KeyRecord {
         let (common, rare) = (&self.common, self.rare());
@@ -210,19 +214,19 @@ impl OwnedKey {
         }
     }
 
-    /// What it is found by.
+    /// Returns the digest by which the version is found.
     #[must_use]
     pub(crate) const fn digest(&self) -> &KeyDigest {
         &self.digest
     }
 
-    /// The version.
+    /// Returns the version, borrowed.
     #[must_use]
     pub fn held(&self) -> HeldKey<'_> {
         HeldKey::read(&self.digest, &self.usage, &self.packed, &[])
     }
 
-    /// The memory that it takes, in bytes, without what an allocator adds.
+    /// Returns the memory that the version uses, in bytes, without the overhead of the allocator.
     #[must_use]
     pub(crate) const fn size(&self) -> usize {
         size_of::<Self>() + self.packed.len()
@@ -230,7 +234,7 @@ impl OwnedKey {
 }
 
 impl<'v> Common<'v> {
-    /// Reads what every version has, and how its grants are found.
+    /// Reads the fields of every version, and how the grants are found.
     fn read(packed: &mut Reader<'v>) -> (Self, Option<Granted<'v>>) {
         let head = packed.byte();
         let has = |flag| head & flag != 0;
@@ -277,7 +281,8 @@ impl Rare {
     }
 }
 
-/// Appends a record, without its digest, to `packed`, with its grants as [`grants::pack`] made them.
+/// Appends a record to `packed`, without its digest. `granted` is how its grants are found, as
+/// [`grants::pack`] packed them.
 pub(super) fn pack(record: &KeyRecord, granted: Option<Granted<'_>>, packed: &mut Vec<u8>) {
     let rare = pack_rare(record);
     let flag = |is_there, flag| if is_there { flag } else { 0 };
@@ -307,7 +312,7 @@ pub(super) fn pack(record: &KeyRecord, granted: Option<Granted<'_>>, packed: &mu
     }
 }
 
-/// Which version is packed at the beginning of `packed`.
+/// Reads which version is packed at the beginning of `packed`.
 pub(super) fn version_ref(packed: &[u8]) -> VersionRef {
     let (common, _granted) = Common::read(&mut Reader::new(packed));
     VersionRef {
@@ -316,7 +321,7 @@ pub(super) fn version_ref(packed: &[u8]) -> VersionRef {
     }
 }
 
-/// How many bytes the version takes that is packed at the beginning of `packed`.
+/// Returns the length, in bytes, of the version that is packed at the beginning of `packed`.
 pub(super) fn packed_len(packed: &[u8]) -> usize {
     let mut reader = Reader::new(packed);
     let (_common, _granted) = Common::read(&mut reader);
@@ -383,7 +388,7 @@ mod tests {
             state,
             ..plain.clone()
         }));
-        // Each of what may be missing, alone.
+        // Each optional field alone.
         let full = full();
         records.extend([
             KeyRecord {

@@ -1,8 +1,9 @@
-//! Applies what the control plane sends to the keyring that a sidecar holds.
+//! Applies the messages of the control plane to the keyring that a sidecar holds.
 //!
-//! Three rules hold whatever order things arrive in: a delta applies to exactly the revision that it names; a revoked
-//! version stays revoked, whatever is announced of it later; the set digest counts what was announced, so that it can
-//! be compared with the control plane's even where a tombstone overrules it.
+//! Three rules hold in whatever order messages arrive. A delta applies only to exactly the revision
+//! that it starts from. A revoked version stays revoked, whatever the control plane announces about
+//! it later. The set digest counts each item as it was announced, so that it can be compared with
+//! the control plane's even where a tombstone overrules the item.
 
 use std::{borrow::Borrow, collections::HashMap, sync::Arc};
 
@@ -14,75 +15,78 @@ use super::{
 };
 use crate::key::{Epoch, KeyDigest, KeyRecord, KeyState, KeyringName, Revision, VersionRef};
 
-/// The writing side of a [`Slot`]. There is one for each.
+/// The writer of a [`Slot`]. Each slot has one.
 #[derive(Debug)]
 pub struct Mirror {
     slot: Arc<Slot>,
     settings: Option<Arc<KeyringSettings>>,
     view: Option<Arc<KeyringView>>,
-    /// Revocations that came before the first snapshot.
+    /// Revocations that arrived before the first snapshot.
     early: HashMap<KeyDigest, KeyRecord>,
 }
 
 /// A version as the control plane announced it.
 #[derive(Clone, Debug)]
 pub struct Announced {
-    /// What was announced.
+    /// The announced record.
     pub record: KeyRecord,
-    /// The hash under which the control plane counts it.
+    /// The hash of the item, which counts in the keyring's set digest; 0 for a tombstone that the
+    /// control plane does not announce.
     pub hash: u64,
 }
 
-/// A snapshot on its way, built aside.
+/// A snapshot that is being received. It is built apart from the published view.
 #[derive(Debug)]
 pub struct SnapshotBuilder {
     view: KeyringView,
 }
 
-/// A keyring that is read back from where it was kept, before anything of it is published.
+/// A keyring that is loaded from the snapshot file, before any of it is published.
 #[derive(Debug)]
 pub struct Restored {
     view: KeyringView,
-    /// Of uses, of which there are none yet.
+    /// An empty ledger, which `change` needs: no version was used yet.
     unused: Ledger,
 }
 
-/// A snapshot is not taken.
+/// Why a snapshot is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
-    /// The settings of the keyring have not come.
-    #[error("a snapshot came before the keyring's settings")]
+    /// The settings of the keyring have not arrived.
+    #[error("a snapshot arrived before the keyring's settings")]
     NoSettings,
-    /// It is older than what is held.
+    /// The snapshot is older than the held view of the same epoch.
     #[error(
-        "a snapshot at revision {found} came to a keyring at revision {held} of the same epoch"
+        "a snapshot is at revision {found}, but the keyring is already at revision {held} of the same epoch"
     )]
     Older {
-        /// Of the keyring.
+        /// The revision of the held keyring.
         held: Revision,
-        /// Of the snapshot.
+        /// The revision of the snapshot.
         found: Revision,
     },
-    /// Its items are not those that were announced.
-    #[error("a snapshot has other items than its digest says")]
+    /// The items of the snapshot do not match its set digest.
+    #[error("the items of a snapshot do not match its digest")]
     Digest,
-    /// It would drop more than half of what is held, and nobody confirmed that.
+    /// The snapshot would drop more than half of the held items, and no operator confirmed its
+    /// number of items.
     #[error(
         "a snapshot of {found} items would drop more than half of {held}; it is held until an operator confirms it"
     )]
     Shrinks {
-        /// How many items are held.
+        /// The number of held items that the control plane announced.
         held: usize,
-        /// How many the snapshot has.
+        /// The number of items in the snapshot.
         found: usize,
     },
 }
 
-/// The most versions that room is made for ahead: the number is the control plane's, and more grow as they come.
+/// The most versions for which memory is reserved in advance. The number comes from the control
+/// plane; memory for more versions is allocated as they arrive.
 const MAX_RESERVED: usize = 1 << 24;
 
 impl Mirror {
-    /// A mirror that publishes to `slot`.
+    /// Creates a mirror that publishes to `slot`.
     #[must_use]
     pub fn new(slot: Arc<Slot>) -> Self {
         Self {
@@ -93,13 +97,13 @@ impl Mirror {
         }
     }
 
-    /// The slot that it publishes to.
+    /// Returns the slot that the mirror publishes to.
     #[must_use]
     pub const fn slot(&self) -> &Arc<Slot> {
         &self.slot
     }
 
-    /// What it holds.
+    /// Returns the position of the held view; all zero when no view is held.
     #[must_use]
     pub(crate) fn position(&self) -> Position {
         self.view
@@ -107,20 +111,21 @@ impl Mirror {
             .map_or_else(Position::default, Position::of)
     }
 
-    /// A version that it holds.
+    /// Returns the record of the held version with `digest`.
     #[must_use]
     pub(crate) fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
         self.view.as_ref()?.record(digest)
     }
 
-    /// Publishes what was kept, as the first that it holds.
+    /// Publishes a restored keyring as the first view.
     pub(crate) fn restore(&mut self, restored: Restored) {
         let Restored { view, unused: _ } = restored;
         self.settings = Some(view.shared_settings());
         self.publish(view);
     }
 
-    /// Forgets everything that it holds: checks of the keyring are denied from now on.
+    /// Drops everything that the mirror holds: checks of the keyring are denied from now on, until
+    /// another view is published and confirmed.
     pub(crate) fn forget(&mut self) {
         self.slot.withdraw();
         self.settings = None;
@@ -128,7 +133,7 @@ impl Mirror {
         self.early.clear();
     }
 
-    /// Takes new settings; they are in use at once.
+    /// Applies new settings. They are in use at once.
     pub fn adopt(&mut self, settings: KeyringSettings) {
         let settings = Arc::new(settings);
         self.settings = Some(Arc::clone(&settings));
@@ -139,11 +144,12 @@ impl Mirror {
         }
     }
 
-    /// Begins a snapshot of about `versions` versions, to be built aside.
+    /// Begins a snapshot of about `versions` versions. It is built apart from the published view.
     ///
     /// # Errors
     ///
-    /// When the settings have not come, or the snapshot is older than what is held.
+    /// When the settings have not arrived, or the snapshot is older than the held view of the same
+    /// epoch.
     pub fn begin_snapshot(
         &self,
         epoch: Epoch,
@@ -165,14 +171,17 @@ impl Mirror {
         })
     }
 
-    /// Swaps a whole snapshot in. Revocations that it does not know of are kept.
+    /// Publishes a complete snapshot in the place of the held view. Revocations that the snapshot
+    /// does not contain are kept.
     ///
-    /// `set_digest` is the control plane's; none when items were rejected, so that the two cannot agree. `confirmed` is
-    /// the number of items that an operator confirmed.
+    /// `set_digest` is the control plane's digest of the items. It is none when items were
+    /// rejected, because the two digests cannot agree then. `confirmed` is the number of items that
+    /// an operator confirmed.
     ///
     /// # Errors
     ///
-    /// When the snapshot is not what was announced, or shrinks the keyring too much. What was held stays in use.
+    /// When the items do not match `set_digest`, or when the snapshot would drop more than half of
+    /// the held items and `confirmed` is not its number of items. The former view stays in use.
     pub fn finish_snapshot(
         &mut self,
         snapshot: SnapshotBuilder,
@@ -180,7 +189,8 @@ impl Mirror {
         confirmed: usize,
     ) -> Result<(), SnapshotError> {
         let SnapshotBuilder { mut view } = snapshot;
-        // They may be newer than those that the snapshot began with: it can be resumed on another stream.
+        // These settings may be newer than those that the snapshot began with: a snapshot can be
+        // resumed on another stream.
         if let Some(settings) = &self.settings {
             view.adopt(Arc::clone(settings));
         }
@@ -214,7 +224,8 @@ impl Mirror {
     ///
     /// # Errors
     ///
-    /// When it does not start at exactly what is held; nothing is changed then.
+    /// When the delta does not start at exactly the held position, or does not lead to a later
+    /// revision. Nothing is changed then.
     pub fn apply_delta(
         &mut self,
         epoch: Epoch,
@@ -237,7 +248,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Revokes versions ahead of the delta that tells of it; the revision stays.
+    /// Revokes versions ahead of the delta that contains their revocation. The revision stays the
+    /// same.
     pub(crate) fn revoke(&mut self, records: Vec<KeyRecord>) {
         match &self.view {
             Some(view) => {
@@ -253,7 +265,8 @@ impl Mirror {
         }
     }
 
-    /// How many of the held items the control plane announces; not the tombstones that only this sidecar remembers.
+    /// Returns how many of the held items the control plane announced. Tombstones that only this
+    /// sidecar remembers do not count.
     fn announced_len(&self) -> usize {
         self.view.as_ref().map_or(0, |view| {
             view.entries().filter(|entry| entry.announced != 0).count()
@@ -268,8 +281,8 @@ impl Mirror {
 }
 
 impl KeyringView {
-    /// Every version that it holds, as it was announced; a tombstone that the control plane does not announce has the hash
-    /// zero.
+    /// Returns every held version with the hash under which it was announced; 0 for a tombstone
+    /// that the control plane does not announce.
     pub fn announced(&self) -> impl Iterator<Item = Announced> + '_ {
         self.entries().map(|entry| Announced {
             record: entry.key.to_record(),
@@ -279,7 +292,7 @@ impl KeyringView {
 }
 
 impl Restored {
-    /// A keyring without versions, with room for `versions` of them.
+    /// Creates a keyring without versions, with memory for `versions` of them.
     #[must_use]
     pub(crate) fn new(
         name: KeyringName,
@@ -295,18 +308,18 @@ impl Restored {
         }
     }
 
-    /// What it holds so far.
+    /// Returns the keyring as it was loaded so far.
     #[must_use]
     pub const fn view(&self) -> &KeyringView {
         &self.view
     }
 
-    /// Adds a version as it was kept.
+    /// Adds a version from the snapshot file.
     pub(crate) fn add(&mut self, announced: &Announced) {
         self.view.put(&announced.record, announced.hash);
     }
 
-    /// Takes new settings.
+    /// Applies new settings.
     pub(crate) fn adopt(&mut self, settings: KeyringSettings) {
         self.view.adopt(Arc::new(settings));
     }
@@ -315,7 +328,8 @@ impl Restored {
     ///
     /// # Errors
     ///
-    /// When it does not start at exactly what is held; nothing is changed then.
+    /// When the delta does not start at exactly the held position, or does not lead to a later
+    /// revision. Nothing is changed then.
     pub(crate) fn apply_delta(
         &mut self,
         epoch: Epoch,
@@ -340,19 +354,20 @@ impl Restored {
 }
 
 impl SnapshotBuilder {
-    /// The revision that the snapshot is at.
+    /// Returns the revision of the snapshot.
     #[must_use]
     pub(crate) const fn revision(&self) -> Revision {
         self.view.revision()
     }
 
-    /// The history that it belongs to.
+    /// Returns the epoch of the snapshot.
     #[must_use]
     pub(crate) const fn epoch(&self) -> Epoch {
         self.view.epoch()
     }
 
-    /// Adds a version.
+    /// Adds a version. A version that the snapshot already holds as revoked stays revoked; it is
+    /// then counted under the new hash.
     pub fn add(&mut self, announced: &Announced) {
         let Announced { record, hash } = announced;
         match self.view.entry(&record.digest).map(|held| held.key.state()) {
@@ -370,7 +385,7 @@ fn change(
     removals: &[KeyDigest],
 ) {
     for announced in revocations {
-        // Whatever else is said of it.
+        // It is revoked, whatever state its record names.
         let Announced { record, hash } = announced.borrow();
         let state = KeyState::Revoked;
         let record = KeyRecord {
@@ -417,8 +432,9 @@ fn remove(view: &mut KeyringView, ledger: &Ledger, digest: &KeyDigest) {
     }
 }
 
-/// Holds a version as revoked, counted under the hash that it has. One that is revoked already stays as it is: of two records
-/// of it the later one may be all that could be read.
+/// Marks a version as revoked and keeps the hash under which it is counted. A version that is
+/// already revoked stays unchanged: the later of two records of it may contain only the fields that
+/// could be read.
 fn revoke(view: &mut KeyringView, record: KeyRecord) {
     let state = KeyState::Revoked;
     let held = view.entry(&record.digest);
@@ -432,8 +448,9 @@ fn revoke(view: &mut KeyringView, record: KeyRecord) {
     view.put(&KeyRecord { state, ..record }, announced);
 }
 
-/// Forgets who used a version that is gone from `view`, or is there as one that may be used: callers are looked for only
-/// where they should move on. A check that still sees the former view may note one more, which goes with the next change.
+/// Drops the recorded callers of a version that `view` no longer holds, or holds as pending or
+/// active. Callers are recorded only for versions that they should stop using. A check that still
+/// reads the former view may record one more caller; the next change drops it.
 fn forget_callers(ledger: &Ledger, version: VersionRef, digest: &KeyDigest, view: &KeyringView) {
     match view.lookup(digest).map(|held| held.state()) {
         Some(KeyState::Retiring | KeyState::Retired | KeyState::Revoked) => {}

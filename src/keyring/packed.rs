@@ -1,16 +1,17 @@
-//! Numbers, times and texts packed one behind the other, and read again in the same order.
+//! Packs numbers, times and texts one after the other, and reads them in the same order.
 //!
-//! The packed form never leaves the process: it is neither sent nor stored, so that whatever reads it may rely on it.
+//! The packed form never leaves the process: it is neither sent nor stored. So a reader may rely on
+//! its format.
 
 use crate::key::{KeyId, Timestamp, VersionNumber};
 
-/// Reads from the beginning of what was packed.
+/// Reads packed values from the beginning.
 #[derive(Clone, Debug)]
 pub(super) struct Reader<'v> {
     rest: &'v [u8],
 }
 
-/// What an expectation of a reader says.
+/// The panic message of a reader.
 pub(super) const PACKED: &str = "a record is read as it was packed";
 
 impl<'v> Reader<'v> {
@@ -18,7 +19,7 @@ impl<'v> Reader<'v> {
         Self { rest: packed }
     }
 
-    /// What is not read yet.
+    /// Returns the bytes that are not read yet.
     pub(super) const fn rest(&self) -> &'v [u8] {
         self.rest
     }
@@ -54,13 +55,13 @@ impl<'v> Reader<'v> {
         Timestamp::from_millis(i64::from_le_bytes(self.array()))
     }
 
-    /// What [`push_measured`] wrote.
+    /// Reads the bytes that [`push_measured`] wrote.
     pub(super) fn measured(&mut self) -> &'v [u8] {
         let len = usize::try_from(self.number()).expect(PACKED);
         self.take(len)
     }
 
-    /// Seven bits a byte, the lowest first.
+    /// Reads a number of seven bits a byte, the lowest bits first.
     pub(super) fn number(&mut self) -> u32 {
         let mut number = 0;
         let mut shift = 0;
@@ -79,7 +80,7 @@ pub(super) fn push_time(time: Timestamp, packed: &mut Vec<u8>) {
     packed.extend_from_slice(&time.as_millis().to_le_bytes());
 }
 
-/// Bytes behind their number.
+/// Appends the number of the bytes, and then the bytes.
 pub(super) fn push_measured(bytes: &[u8], packed: &mut Vec<u8>) {
     push_number(
         u32::try_from(bytes.len()).expect("a record is small"),

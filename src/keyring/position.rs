@@ -1,50 +1,48 @@
-//! Where a keyring is in its history, and which change may follow.
+//! The position of a keyring in its history, and which delta may follow it.
 
 use super::view::KeyringView;
 use crate::key::{Epoch, Revision};
 
-/// What a mirror holds; all zero for nothing.
+/// The position of a held keyring; all zero when none is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// The history.
     pub(crate) epoch: Epoch,
-    /// The revision in it.
     pub(crate) revision: Revision,
-    /// The digest of what was announced.
+    /// The sum of the hashes of all announced items; 0 for a keyring that is held on demand.
     pub(crate) set_digest: u64,
 }
 
-/// A delta cannot be applied; nothing of it was.
+/// Why a delta is rejected. Nothing of it was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeltaError {
-    /// It belongs to another history.
-    #[error("a delta of epoch {found} came to a keyring of epoch {held}")]
+    /// The delta is of another epoch.
+    #[error("a delta is of epoch {found}, but the keyring is of epoch {held}")]
     Epoch {
-        /// Of the keyring.
+        /// The epoch of the keyring.
         held: Epoch,
-        /// Of the delta.
+        /// The epoch of the delta.
         found: Epoch,
     },
-    /// It does not start where the keyring is.
-    #[error("a delta from revision {from} came to a keyring at revision {held}")]
+    /// The delta does not start at the revision of the keyring.
+    #[error("a delta starts at revision {from}, but the keyring is at revision {held}")]
     Gap {
-        /// Of the keyring.
+        /// The revision of the keyring.
         held: Revision,
-        /// Where the delta starts.
+        /// The revision at which the delta starts.
         from: Revision,
     },
-    /// It leads back, or nowhere.
-    #[error("a delta from revision {from} leads to revision {to}, which is no later one")]
+    /// The delta does not lead to a later revision.
+    #[error("a delta starts at revision {from} and ends at revision {to}, which is not later")]
     Backwards {
-        /// Where the delta starts.
+        /// The revision at which the delta starts.
         from: Revision,
-        /// Where it ends.
+        /// The revision at which the delta ends.
         to: Revision,
     },
 }
 
 impl Position {
-    /// Where a view is.
+    /// Returns the position of a view.
     #[must_use]
     pub(crate) const fn of(view: &KeyringView) -> Self {
         Self {
@@ -54,7 +52,7 @@ impl Position {
         }
     }
 
-    /// Whether a delta of `epoch` that starts at `from` follows, and leads on.
+    /// Checks that a delta of `epoch` starts at this position and leads to a later revision.
     pub(super) fn check(
         self,
         epoch: Epoch,

@@ -1,6 +1,8 @@
-//! A part of a keyring's view: key versions by digest, in three allocations however many there are.
+//! A part of a keyring's view: key versions by digest, in three allocations, however many versions
+//! there are.
 //!
-//! A shard is immutable once it is published. A change copies it, which for a thousand versions is eighty kilobytes.
+//! A shard is immutable once it is published. A change copies it: eighty kilobytes for a thousand
+//! versions.
 
 use std::sync::Arc;
 
@@ -14,10 +16,11 @@ use crate::key::{KeyDigest, KeyRecord};
 /// Key versions by digest.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
-    /// Where a digest is found: a number and a tag for each head, at the place that the digest chooses or behind it.
+    /// The hash table from digests to heads. A head's number and tag are at the place that the
+    /// digest chooses, or behind it.
     table: Vec<Place>,
     heads: Vec<Head>,
-    /// What the heads point into.
+    /// The packed versions that the heads point into.
     packed: Vec<u8>,
     /// The bytes of `packed` that no head points to any more.
     wasted: usize,
@@ -27,48 +30,53 @@ pub(super) struct Shard {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry<'v> {
     pub(super) key: HeldKey<'v>,
-    /// Of the item as it was announced; 0 for a tombstone that the control plane does not (or no longer) announce.
+    /// The hash of the item as it was announced; 0 for a tombstone that the control plane does not
+    /// (or no longer) announce.
     pub(super) announced: u64,
 }
 
-/// What is of the same size for every version.
+/// The fields that have the same size for every version.
 #[derive(Clone, Debug)]
 struct Head {
     digest: KeyDigest,
     announced: u64,
-    /// Where the rest is packed.
+    /// The offset of the rest in `packed`.
     at: u32,
     usage: UsageCell,
 }
 
-/// The number of a head from 1 in the low bits, and a part of its digest above; 0 where there is none.
+/// The number of a head, counted from 1, in the low bits, and a part of its digest above them; 0
+/// where there is no head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Place(u32);
 
-/// Enough for a keyring of four thousand million versions.
+/// The bits of a head's number: enough for a keyring of four thousand million versions in 1,024
+/// shards.
 const INDEX_BITS: u32 = 22;
-/// Places for every four heads: a look-up reads two or three places, which lie beside each other, and one head.
+/// The number of places for every four heads: a lookup reads two or three adjacent places, and one
+/// head.
 const PLACES_FOR_FOUR: usize = 5;
-/// Room that a copy has beyond what it copies: a change adds a version or two.
+/// The spare memory of a copy, in heads and in packed bytes: a change adds one or two versions.
 const SPARE_HEADS: usize = 4;
 const SPARE_BYTES: usize = 256;
 
 impl Shard {
-    /// Makes room for `versions` versions of `typical` bytes each, in a shard that has none yet.
+    /// Reserves memory for `versions` versions of `typical` bytes each, in a shard that has none
+    /// yet.
     ///
-    /// Little more than they will take: a shard that grows leaves behind where it was, and room that is not used is memory
-    /// all the same where the system's pages are large.
+    /// This should be little more than the versions will use. A shard that grows leaves its former
+    /// memory behind. Where the system's pages are large, unused memory counts like used memory.
     pub(super) fn reserve(&mut self, versions: usize, typical: usize) {
         self.heads.reserve_exact(versions);
         self.packed.reserve_exact(versions * typical);
     }
 
-    /// Whether it has no version.
+    /// Returns whether the shard has no version.
     pub(super) fn is_empty(&self) -> bool {
         self.heads.is_empty()
     }
 
-    /// The version with `digest`, whose grants may be among the shared ones.
+    /// Returns the version with `digest`. Its grants may be among the shared ones.
     pub(super) fn get<'v>(
         &'v self,
         digest: &KeyDigest,
@@ -85,8 +93,9 @@ impl Shard {
         self.heads.iter().map(|head| self.entry(head, shared))
     }
 
-    /// Puts a version in the place of the one with its digest, whose counters it keeps if it is the same version. Returns how
-    /// many bytes it takes packed.
+    /// Adds a version, or replaces the version with the same digest. If it is the same version of
+    /// the same key, its counters are kept. Returns the number of bytes that the version uses when
+    /// packed.
     pub(super) fn put(
         &mut self,
         record: &KeyRecord,
@@ -137,7 +146,8 @@ impl Shard {
         self.rebuild_table();
     }
 
-    /// Makes room for some more where there is hardly any: less than a vector does by itself, which doubles.
+    /// Reserves memory for some more versions where little is left: about a sixteenth, where a
+    /// vector would double.
     fn grow(&mut self) {
         if self.heads.len() == self.heads.capacity() {
             self.heads.reserve_exact(self.heads.len() / 16 + 1);
@@ -148,7 +158,7 @@ impl Shard {
         }
     }
 
-    /// The memory that its versions take, in bytes.
+    /// Returns the memory that its versions use, in bytes.
     #[cfg(test)]
     pub(super) fn size(&self) -> usize {
         self.table.capacity() * size_of::<Place>()
@@ -183,7 +193,7 @@ impl Shard {
         }
     }
 
-    /// Notes where the head with `index` is, the newest.
+    /// Adds the head with `index`, the newest one, to the table.
     fn place(&mut self, index: usize) {
         if (self.heads.len() * PLACES_FOR_FOUR).div_ceil(4) >= self.table.len() {
             self.rebuild_table();
@@ -201,9 +211,9 @@ impl Shard {
         self.table[at] = Place::new(index, digest);
     }
 
-    /// Places for all that there is room for.
+    /// Builds the table again, with places for as many heads as there is memory for.
     fn rebuild_table(&mut self) {
-        // One more than there are heads, so that a search ends.
+        // One place more than there are heads, so that a search always ends at an empty place.
         let places = (self.heads.capacity() * PLACES_FOR_FOUR).div_ceil(4) + 1;
         self.table.clear();
         self.table.shrink_to(places);
@@ -213,7 +223,8 @@ impl Shard {
         }
     }
 
-    /// Spreads the digests over the table without a division, by the high bits of a product.
+    /// Returns the first place of a digest. The high bits of a product spread the digests over the
+    /// table without a division.
     fn first_place(&self, digest: &KeyDigest) -> usize {
         let places = u128::try_from(self.table.len()).expect("a length");
         let at = (u128::from(digest.table_hash()) * places) >> u64::BITS;
@@ -229,7 +240,7 @@ impl Shard {
     }
 }
 
-/// Leaves room for a change, and what is no longer pointed to behind.
+/// A copy has spare memory for a change, and leaves out the bytes that no head points to any more.
 impl Clone for Shard {
     fn clone(&self) -> Self {
         let mut heads = Vec::with_capacity(self.heads.len() + SPARE_HEADS);
@@ -256,7 +267,7 @@ impl Clone for Shard {
 impl Place {
     fn new(index: usize, digest: &KeyDigest) -> Self {
         let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
-        assert!(number < 1 << INDEX_BITS, "a shard of four million versions");
+        assert!(number < 1 << INDEX_BITS, "a shard holds fewer than 4,194,304 versions");
         Self(Self::tag(digest) << INDEX_BITS | number)
     }
 
@@ -267,7 +278,7 @@ impl Place {
         }
     }
 
-    /// Other bits than those that choose the shard and the place.
+    /// Returns a part of the digest: other bits than those that choose the shard and the place.
     fn tag(digest: &KeyDigest) -> u32 {
         let bytes = digest.as_bytes();
         u32::from(u16::from_le_bytes([bytes[10], bytes[11]]))
@@ -293,7 +304,7 @@ mod tests {
         Put(u8, KeyState, bool, u64),
         Announce(u8, u64),
         Remove(u8),
-        /// As a change to a published view does.
+        /// A change to a published view copies the shard.
         Copy,
     }
 
@@ -331,7 +342,7 @@ mod tests {
         ]
     }
 
-    /// What every long record has: those with an even number share it.
+    /// The grants of every long record. Records with an even number share them.
     fn shared() -> [Arc<[u8]>; 1] {
         let packed = grants::pack(&record(0, KeyState::Active, true));
         [packed.expect("it has scopes").into()]

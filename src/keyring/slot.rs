@@ -1,4 +1,4 @@
-//! Where the newest view of a keyring is published.
+//! The slot in which the newest view of a keyring is published.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{clock::Reading, key::KeyringName};
 #[derive(Clone, Debug)]
 pub struct Keyrings {
     slots: Arc<BTreeMap<KeyringName, Arc<Slot>>>,
-    /// Woken when a key is to be looked up.
+    /// Notified when a key must be looked up.
     lookups: Arc<Notify>,
 }
 
@@ -33,7 +33,7 @@ pub enum Mode {
     /// Every key.
     #[default]
     Full,
-    /// The keys that it has looked up.
+    /// Only the keys that the sidecar has looked up.
     OnDemand(CacheSettings),
 }
 
@@ -42,18 +42,20 @@ pub enum Mode {
 pub struct Slot {
     name: KeyringName,
     staleness: Staleness,
-    /// The keys of a keyring that is held on demand, which its view does not have.
+    /// The cached keys of a keyring that is held on demand. Its view contains no keys.
     cache: Option<Arc<KeyCache>>,
     view: ArcSwapOption<KeyringView>,
     usage: Ledger,
-    /// Held by whoever changes what follows, so that it can be read as a whole.
+    /// The newest confirmation and its grant. A thread that changes this field or one of the next
+    /// two holds the lock, so that the pair can be read as a whole.
     granted: Mutex<Option<(Confirmation, Duration)>>,
     confirmed_at: ByClocks,
-    /// From when on checks are denied.
+    /// The moment from which checks are denied.
     stale_at: ByClocks,
 }
 
-/// When a sidecar asked what the control plane then confirmed, by both of its clocks.
+/// The moment at which a sidecar asked the question that the control plane then confirmed, by both
+/// clocks of the sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confirmation {
     /// In milliseconds since the boot.
@@ -62,7 +64,7 @@ pub struct Confirmation {
     pub(crate) wall_ms: i64,
 }
 
-/// What a check sees of a keyring.
+/// A keyring as one check sees it.
 #[derive(Debug)]
 pub(crate) struct Look<'s> {
     slot: &'s Slot,
@@ -72,7 +74,7 @@ pub(crate) struct Look<'s> {
     view: Guard<Option<Arc<KeyringView>>>,
 }
 
-/// A moment by both clocks, in milliseconds. [`NEVER`] for none.
+/// A moment by both clocks, in milliseconds; [`NEVER`] where there is none.
 #[derive(Debug)]
 struct ByClocks {
     boot: AtomicI64,
@@ -82,34 +84,35 @@ struct ByClocks {
 /// How long a keyring may go without a confirmation by the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staleness {
-    /// From then on it is reported; at least one second. Default: 30 seconds.
+    /// The age from which the keyring is reported as degraded; at least one second. Default: 30
+    /// seconds.
     pub warn_after: Duration,
-    /// From then on every check is denied, or sooner, where the control plane grants less; more than `warn_after`, at most 30
-    /// days. Default: one hour.
+    /// The age from which every check is denied; more than `warn_after`, at most 30 days. Checks
+    /// are denied earlier where the control plane grants less. Default: one hour.
     pub deny_after: Duration,
 }
 
 /// How fresh a keyring is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
-    /// Confirmed lately.
+    /// Younger than `warn_after`.
     Fresh,
-    /// Older than the warning limit.
+    /// Of at least the age `warn_after`: reported as degraded.
     Warned,
-    /// Older than the limit at which checks are denied.
+    /// Of at least the age `deny_after`, beyond its grant, or never confirmed: checks are denied.
     Stale,
 }
 
 const NEVER: i64 = i64::MIN;
 
 impl Keyrings {
-    /// Empty slots for `keyrings`, all of which are held in full.
+    /// Creates empty slots for `keyrings`, all of which are held in full.
     pub fn new(keyrings: impl IntoIterator<Item = (KeyringName, Staleness)>) -> Self {
         let full = |(name, staleness)| (name, staleness, Mode::Full);
         Self::with_modes(keyrings.into_iter().map(full))
     }
 
-    /// Empty slots for `keyrings`.
+    /// Creates empty slots for `keyrings`, each of which is held in its mode.
     pub fn with_modes(keyrings: impl IntoIterator<Item = (KeyringName, Staleness, Mode)>) -> Self {
         let lookups = Arc::new(Notify::new());
         let slots = keyrings.into_iter().map(|(name, staleness, mode)| {
@@ -127,19 +130,19 @@ impl Keyrings {
         }
     }
 
-    /// Woken when a key of any of them is to be looked up.
+    /// Returns the handle that is notified when a key of any of the keyrings must be looked up.
     #[must_use]
     pub(crate) const fn lookups(&self) -> &Arc<Notify> {
         &self.lookups
     }
 
-    /// The slot of a keyring.
+    /// Returns the slot of a keyring; none when the keyring is not configured.
     #[must_use]
     pub fn get(&self, name: &KeyringName) -> Option<&Arc<Slot>> {
         self.slots.get(name)
     }
 
-    /// All slots by name.
+    /// Returns all slots, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
         self.slots.values()
     }
@@ -159,34 +162,35 @@ impl Slot {
         }
     }
 
-    /// The keyring's name.
     #[must_use]
     pub(crate) const fn name(&self) -> &KeyringName {
         &self.name
     }
 
-    /// Its limits.
+    /// Returns the limits of the keyring's age.
     #[must_use]
     pub(crate) const fn staleness(&self) -> Staleness {
         self.staleness
     }
 
-    /// The keys of a keyring that is held on demand; none of one that is held in full.
+    /// Returns the cache of a keyring that is held on demand; none for a keyring that is held in
+    /// full.
     #[must_use]
     pub const fn cache(&self) -> Option<&Arc<KeyCache>> {
         self.cache.as_ref()
     }
 
-    /// The newest view; none before the first snapshot. A check [looks](Self::look) instead.
+    /// Returns the newest view; none while no view is published. A check calls [`look`](Self::look)
+    /// instead.
     #[must_use]
     pub fn load(&self) -> Guard<Option<Arc<KeyringView>>> {
         self.view.load()
     }
 
-    /// What a check at `now` sees. A check calls this once.
+    /// Returns the keyring as a check at `now` sees it. A check calls this once.
     ///
-    /// How fresh the keyring is comes before its view. So a check that is held up between the two never takes an old view
-    /// for fresh because of what was confirmed meanwhile.
+    /// The freshness is read before the view. So a check that is delayed between the two reads
+    /// never treats an old view as fresh because of a later confirmation.
     #[must_use]
     pub(crate) fn look(&self, now: Reading) -> Look<'_> {
         Look {
@@ -198,14 +202,15 @@ impl Slot {
         }
     }
 
-    /// How often the keyring's versions were used, whatever its view.
+    /// Returns the counters of the keyring's versions, which do not depend on its view.
     #[must_use]
     pub(crate) const fn usage(&self) -> &Ledger {
         &self.usage
     }
 
-    /// The time since the sidecar asked what the control plane confirmed last: the larger of what both clocks say. None when
-    /// the control plane has not confirmed anything.
+    /// Returns the time since the sidecar asked the question that the control plane last confirmed:
+    /// the larger of the times that the two clocks measured. None when the control plane has not
+    /// confirmed anything.
     #[must_use]
     pub(crate) fn age(&self, now: Reading) -> Option<Duration> {
         let (boot, wall) = self.confirmed_at.load();
@@ -219,7 +224,7 @@ impl Slot {
         Some(Duration::from_millis(age))
     }
 
-    /// How fresh the view is. One that was never confirmed is stale.
+    /// Returns how fresh the view is. A view that was never confirmed is stale.
     #[must_use]
     pub(crate) fn freshness(&self, now: Reading) -> Freshness {
         if self.is_stale(now) {
@@ -231,15 +236,17 @@ impl Slot {
         }
     }
 
-    /// The newest confirmation, and how long the control plane lets the sidecar serve from then on; none before the first. The
-    /// sidecar serves for `deny_after` where that is shorter.
+    /// Returns the newest confirmation, and the time for which the control plane lets the sidecar
+    /// serve from then on; none before the first confirmation. The sidecar serves for `deny_after`
+    /// where that is shorter.
     #[must_use]
     pub(crate) fn confirmation(&self) -> Option<(Confirmation, Duration)> {
         *self.lock()
     }
 
-    /// Notes that the control plane confirmed the view as the sidecar `asked`, and lets it serve for `serve_for` from then
-    /// on. A confirmation that was asked for earlier than the newest changes nothing.
+    /// Records that the control plane confirmed the view for the moment at which the sidecar
+    /// `asked`, and that the sidecar may serve for `serve_for` from that moment. A confirmation
+    /// that was asked for earlier than the newest one changes nothing.
     pub fn confirm(&self, asked: Confirmation, serve_for: Duration) {
         let mut granted = self.lock();
         let newest = granted.map_or(NEVER, |(newest, _)| newest.boot_ms);
@@ -247,13 +254,14 @@ impl Slot {
             return;
         }
         *granted = Some((asked, serve_for));
-        // Confirmation and grant are one number by each clock: a reader sees both or neither.
+        // By each clock, one number combines confirmation and grant: a reader sees both or neither.
         self.stale_at
             .store(asked.after(serve_for.min(self.staleness.deny_after)));
         self.confirmed_at.store(asked);
     }
 
-    /// Begins with what a former process of the same boot was granted: it had the view confirmed as it asked at `confirmed`.
+    /// Continues the grant of a former process of the same boot, which asked for its last
+    /// confirmation at `confirmed`.
     pub(crate) fn restore(&self, confirmed: Confirmation, serve_for: Duration) {
         self.confirm(confirmed, serve_for);
     }
@@ -268,7 +276,8 @@ impl Slot {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Withdraws the view: checks of the keyring are denied, until another view is published and confirmed.
+    /// Withdraws the view: checks of the keyring are denied until another view is published and
+    /// confirmed.
     pub(super) fn withdraw(&self) {
         let mut granted = self.lock();
         *granted = None;
@@ -277,20 +286,18 @@ impl Slot {
         self.view.store(None);
     }
 
-    /// Makes `view` the newest.
+    /// Publishes `view` as the newest one.
     pub(super) fn publish(&self, view: Arc<KeyringView>) {
         self.view.store(Some(view));
     }
 }
 
 impl<'s> Look<'s> {
-    /// Of which keyring.
     #[must_use]
     pub(crate) const fn slot(&self) -> &'s Slot {
         self.slot
     }
 
-    /// When.
     #[must_use]
     pub(crate) const fn now(&self) -> Reading {
         self.now
@@ -302,13 +309,13 @@ impl<'s> Look<'s> {
         self.age
     }
 
-    /// Whether checks are denied, since nothing has confirmed the view for too long.
+    /// Returns whether checks are denied because the view was not confirmed for too long.
     #[must_use]
     pub(crate) const fn is_stale(&self) -> bool {
         self.is_stale
     }
 
-    /// The view; none before the first snapshot.
+    /// Returns the view; none while no view is published.
     #[must_use]
     pub(crate) fn view(&self) -> Option<&KeyringView> {
         self.view.as_deref()
@@ -323,8 +330,8 @@ impl ByClocks {
         }
     }
 
-    /// By the clock since the boot, and by the wall clock. Between two moments it may be the one of the former and the other
-    /// of the latter.
+    /// Returns the moment by the boot clock and by the wall clock. During a change, one number may
+    /// be of the former moment and the other of the new one.
     fn load(&self) -> (i64, i64) {
         let boot = self.boot.load(Ordering::Acquire);
         (boot, self.wall.load(Ordering::Acquire))
@@ -388,7 +395,7 @@ mod tests {
         Slot::new(testing::keyring_name(), staleness, None)
     }
 
-    /// A moment by both clocks, of which the one that shows the wall time is an hour ahead.
+    /// A moment by both clocks. The wall clock is an hour ahead of the boot clock.
     fn at(millis: u64) -> Reading {
         by(millis, 3_600_000 + i64::try_from(millis).expect("few"))
     }

@@ -1,7 +1,8 @@
-//! How often key versions were used: counters that only grow, from the begin of the process.
+//! How often key versions were used: counters that only grow, from the start of the process.
 //!
-//! A version has one set of counters from its first use for as long as the process lives, whatever becomes of its record:
-//! the views that hold it change, the counters stay. So what is told of them can be merged by taking the larger number.
+//! A version has one set of counters from its first use until the process ends, whatever happens to
+//! its record: the views that hold the version change, the counters stay. So two reports of the
+//! counters can be merged by choosing the larger numbers.
 
 use std::{
     collections::HashMap,
@@ -22,24 +23,25 @@ use crate::key::{Timestamp, Use, VersionRef};
 /// The counters of one key version.
 pub(crate) struct VersionUsage {
     version: VersionRef,
-    /// The uses that have come since [`Ledger::take_used`] are announced in its list.
+    /// Whether the ledger's list of used versions contains this version, for its uses since the
+    /// last [`Ledger::take_used`].
     announced: AtomicBool,
     requests: AtomicU64,
     denied: AtomicU64,
-    /// Milliseconds since the Unix epoch; the largest number before the first use.
+    /// In milliseconds since the Unix epoch; the largest number before the first use.
     first_used: AtomicI64,
     last_used: AtomicI64,
-    /// Only while somebody uses the version who should not any more.
+    /// Set only while callers use the version that should not use it any more.
     callers: Mutex<Option<Box<Callers>>>,
 }
 
-/// The counters of a keyring's versions, and which of them have moved.
+/// The counters of a keyring's versions, and which of them have changed.
 ///
-/// Only versions that were used have counters, of a hundred bytes each: what a sidecar takes in memory for the use of keys
-/// goes by the keys that are used through it, not by those that it holds.
+/// Only versions that were used have counters, of about a hundred bytes each. So the memory for
+/// counters depends on the keys that are used through a sidecar, not on the keys that it holds.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    /// Only ever appended to, so that a check finds counters without a lock.
+    /// Only appended to, so that a check finds counters without a lock.
     usages: boxcar::Vec<VersionUsage>,
     book: Mutex<HashMap<VersionRef, UsageIndex>>,
     used: Mutex<Vec<UsageIndex>>,
@@ -58,21 +60,21 @@ impl VersionUsage {
         }
     }
 
-    /// Whose counters these are.
+    /// Returns the version that the counters belong to.
     #[must_use]
     pub(crate) const fn version(&self) -> VersionRef {
         self.version
     }
 
-    /// The counts now. Counting goes on meanwhile: they are never less than at an earlier look, and hold at least every
-    /// use that was counted before this one.
+    /// Reads the counts. Counting continues meanwhile: the counts are never smaller than at an
+    /// earlier read, and include at least every use that was counted before this one.
     #[must_use]
     pub(crate) fn read(&self) -> Use {
         let requests = self.requests.load(Ordering::SeqCst);
         if requests == 0 {
             return Use::default();
         }
-        // A check that is being counted may have noted its denial already.
+        // A check that is being counted may already have added its denial.
         let denied = self.denied.load(Ordering::Relaxed).min(requests);
         let time = |millis: &AtomicI64| Timestamp::from_millis(millis.load(Ordering::Relaxed));
         Use {
@@ -83,25 +85,26 @@ impl VersionUsage {
         }
     }
 
-    /// Who uses the version most, the most requests first.
+    /// Returns the callers that use the version most, those with the most requests first.
     #[must_use]
     pub(crate) fn callers(&self) -> Vec<CallerUse> {
         let callers = self.lock_callers();
         callers.as_deref().map_or_else(Vec::new, Callers::ranked)
     }
 
-    /// Counts one request of a caller that should use the version no more.
+    /// Counts one request of a caller that should no longer use the version.
     pub(crate) fn note_caller(&self, caller: &Caller, now: Timestamp) {
         let mut callers = self.lock_callers();
         callers.get_or_insert_default().note(caller, now);
     }
 
-    /// Forgets who used the version, for which there is no reason any more.
+    /// Drops the recorded callers, when there is no longer a reason to record them.
     pub(super) fn forget_callers(&self) {
         *self.lock_callers() = None;
     }
 
-    /// `denied` and the times come before `requests`: who sees a request by it sees all of that request.
+    /// Counts one request. `denied` and the times are written before `requests`: a reader that sees
+    /// the request in `requests` sees all of that request.
     fn add(&self, now: Timestamp, denied: bool) {
         let now = now.as_millis();
         // Most requests come within a millisecond of the one before: reading is enough then.
@@ -127,8 +130,9 @@ impl VersionUsage {
 }
 
 impl Ledger {
-    /// The counters of a version that is held, made at the first call and the same at every one. Without a lock after the
-    /// first call for the version and the view that it is held by.
+    /// Returns the counters of a held version, which the first call creates; every call returns the
+    /// same ones. After the first call for a version and the view that holds it, this needs no
+    /// lock.
     #[must_use]
     pub(crate) fn of(&self, key: &HeldKey<'_>) -> UsageIndex {
         if let Some(index) = key.usage().get() {
@@ -139,22 +143,23 @@ impl Ledger {
         index
     }
 
-    /// The same of a version by its name.
+    /// Returns the counters of a version by its name, and creates them if there are none. This
+    /// locks the ledger's book.
     pub(crate) fn of_version(&self, version: VersionRef) -> UsageIndex {
         *self.lock_book().entry(version).or_insert_with(|| {
             let index = self.usages.push(VersionUsage::new(version));
-            UsageIndex(u32::try_from(index).expect("memory ends before"))
+            UsageIndex(u32::try_from(index).expect("fewer than 2^32 versions fit in memory"))
         })
     }
 
-    /// The counters at an index of this ledger.
+    /// Returns the counters at an index of this ledger.
     #[must_use]
     pub(crate) fn get(&self, UsageIndex(index): UsageIndex) -> &VersionUsage {
         let index = usize::try_from(index).expect("an address has 32 bits");
         self.usages.get(index).expect("counters are never removed")
     }
 
-    /// The counters of a version; none before its first use.
+    /// Returns the counters of a version; none before its first use.
     #[must_use]
     pub(crate) fn find(&self, version: VersionRef) -> Option<&VersionUsage> {
         let index = self.lock_book().get(&version).copied();
@@ -163,11 +168,13 @@ impl Ledger {
 
     /// Counts a check at `now` that presented the version.
     ///
-    /// No use is missed: a check adds, then looks whether the version is announced; [`Ledger::take_used`] takes the
-    /// announcement back, then its caller reads. All four are sequentially consistent, so that one order holds for both
-    /// sides. If the check still finds the announcement, that look comes before it is taken back, and the addition before
-    /// the reading. If it does not, it announces the version anew, for the next taking. With a weaker order both could
-    /// look before the other has written (store buffering), and the use would wait for another one to be told of.
+    /// No use is missed. A check adds its use, and then reads whether the version is announced.
+    /// [`Ledger::take_used`] withdraws the announcement, and then its caller reads the counters.
+    /// All four operations are sequentially consistent, so that one order holds for both sides. If
+    /// the check still reads the announcement, this read precedes the withdrawal, and the addition
+    /// precedes the reading of the counters. If it does not, the check announces the version again,
+    /// for the next `take_used`. With a weaker order, both sides could read before the other's
+    /// write is visible (store buffering), and the use would be reported only after another use.
     pub(crate) fn count(&self, index: UsageIndex, now: Timestamp, denied: bool) {
         let usage = self.get(index);
         usage.add(now, denied);
@@ -178,10 +185,12 @@ impl Ledger {
         }
     }
 
-    /// The versions that were used since they were last taken. Their counters are to be read after this.
+    /// Returns the versions that were used since the last call. The caller must read their counters
+    /// after this call.
     #[must_use]
     pub(crate) fn take_used(&self) -> Vec<UsageIndex> {
-        // Collected anew, so that the list keeps its room and checks do not make it grow again.
+        // Collected into a new vector, so that the list keeps its capacity and checks do not make
+        // it grow again.
         let used: Vec<_> = self.lock_used().drain(..).collect();
         for index in &used {
             self.get(*index).announced.store(false, Ordering::SeqCst);
@@ -189,13 +198,13 @@ impl Ledger {
         used
     }
 
-    /// How many versions wait to be taken.
+    /// Returns the number of used versions that wait for [`take_used`](Self::take_used).
     #[must_use]
     pub(crate) fn waiting(&self) -> usize {
         self.lock_used().len()
     }
 
-    /// Every version that was used since the process began.
+    /// Returns every version that was used since the process started.
     #[must_use]
     pub(crate) fn ever_used(&self) -> Vec<UsageIndex> {
         let book = self.lock_book();

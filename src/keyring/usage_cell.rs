@@ -1,12 +1,12 @@
-//! Where a key version finds its counters.
+//! The link from a key version to its counters.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Where counters are in their [`Ledger`](super::usage::Ledger).
+/// The index of a version's counters in their [`Ledger`](super::usage::Ledger).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UsageIndex(pub(super) u32);
 
-/// Where a version that is held notes its counters; nothing before its first use.
+/// The index of a held version's counters; none before its first use.
 #[derive(Debug, Default)]
 pub(super) struct UsageCell(AtomicU32);
 
@@ -23,7 +23,8 @@ impl UsageCell {
     }
 }
 
-/// A view that is copied while a check notes an index may miss it, and asks the ledger again.
+/// A view that is copied while a check sets the index may miss it. The next check of the version
+/// then asks the ledger again.
 impl Clone for UsageCell {
     fn clone(&self) -> Self {
         Self(AtomicU32::new(self.0.load(Ordering::Acquire)))

@@ -25,35 +25,36 @@ pub struct KeyringView {
     set_digest: u64,
 }
 
-/// What is needed to judge the keys of a keyring.
+/// The settings by which the keys of a keyring are judged.
 #[derive(Clone, Debug)]
 pub struct KeyringSettings {
-    /// What issued tokens begin with.
+    /// The prefix of issued tokens.
     pub prefix: Prefix,
-    /// Every key is an issued token, so that others can be refused before hashing.
+    /// Whether every key is an issued token. Other credentials are then rejected before hashing.
     pub issued_only: bool,
-    /// The newest first; a key is looked up under each.
+    /// The peppers, the newest first. A key is looked up under each of them.
     pub peppers: Vec<Pepper>,
     /// A page for consumers whose key is about to retire.
     pub help_url: Option<String>,
 }
 
-/// The room that is made in a shard when its first version comes.
+/// The memory that a shard reserves when its first version arrives.
 #[derive(Clone, Copy, Debug, Default)]
 struct Room {
-    /// For so many versions.
+    /// The number of versions for which a shard reserves memory.
     versions: usize,
-    /// What versions have taken so far that were put, in all.
+    /// The packed bytes of all versions that were put so far.
     bytes: usize,
-    /// How many those were.
+    /// The number of versions that were put so far.
     put: usize,
 }
 
-/// A change to a keyring of a million keys copies a shard of a thousand, and as many pointers to shards.
+/// The number of shards. A change to a keyring of a million keys copies a shard of about a thousand
+/// keys, and 1,024 pointers to shards.
 const SHARDS: usize = 1024;
 
 impl KeyringView {
-    /// A view without versions, with room for `versions` of them.
+    /// Creates a view without versions, with memory for `versions` of them.
     pub(super) fn empty(
         name: KeyringName,
         epoch: Epoch,
@@ -61,7 +62,8 @@ impl KeyringView {
         settings: Arc<KeyringSettings>,
         versions: usize,
     ) -> Self {
-        // Digests spread evenly: few shards need more than a sixteenth beyond their share, and grow.
+        // Digests spread evenly: few shards need more than a sixteenth beyond their share, and
+        // those grow.
         let versions = (versions + versions / 16) / SHARDS;
         Self {
             name,
@@ -79,31 +81,31 @@ impl KeyringView {
         }
     }
 
-    /// Its name.
     #[must_use]
     pub(crate) const fn name(&self) -> &KeyringName {
         &self.name
     }
 
-    /// The history that its revision belongs to.
+    /// Returns the epoch to which the revision belongs.
     #[must_use]
     pub const fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The revision that it is at.
+    /// Returns the revision of the view.
     #[must_use]
     pub const fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// What is needed to judge its keys.
+    /// Returns the settings by which its keys are judged.
     #[must_use]
     pub(crate) fn settings(&self) -> &KeyringSettings {
         &self.settings
     }
 
-    /// The version whose secret a presented key is, whatever its state.
+    /// Returns the version whose secret a presented key is, whatever its state. The key is looked
+    /// up under each pepper, the newest first.
     #[must_use]
     pub(crate) fn find(&self, key: &PresentedKey<'_>) -> Option<HeldKey<'_>> {
         self.settings
@@ -112,31 +114,31 @@ impl KeyringView {
             .find_map(|pepper| self.lookup(&pepper.digest(key)))
     }
 
-    /// The version with `digest`, whatever its state.
+    /// Returns the version with `digest`, whatever its state.
     #[must_use]
     pub fn lookup(&self, digest: &KeyDigest) -> Option<HeldKey<'_>> {
         self.entry(digest).map(|entry| entry.key)
     }
 
-    /// The same as a record.
+    /// Returns the record of the version with `digest`, whatever its state.
     #[must_use]
     pub(crate) fn record(&self, digest: &KeyDigest) -> Option<KeyRecord> {
         Some(self.lookup(digest)?.to_record())
     }
 
-    /// How many versions it holds in `state`.
+    /// Returns the number of held versions in `state`.
     #[must_use]
     pub(crate) const fn count(&self, state: KeyState) -> usize {
         self.counts[state as usize]
     }
 
-    /// How many versions it holds.
+    /// Returns the number of held versions, including revoked ones.
     #[must_use]
     pub fn len(&self) -> usize {
         self.counts.iter().sum()
     }
 
-    /// Whether it holds none.
+    /// Returns whether the view holds no version.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -159,7 +161,8 @@ impl KeyringView {
         shards.flat_map(|shard| shard.entries(self.grants.list()))
     }
 
-    /// Puts a version in the place of the one with its digest.
+    /// Adds a version, or replaces the version with the same digest. The set digest counts it under
+    /// the hash `announced`.
     pub(super) fn put(&mut self, record: &KeyRecord, announced: u64) {
         self.forget(&record.digest);
         self.counts[record.state as usize] += 1;
@@ -175,7 +178,7 @@ impl KeyringView {
         self.room.note(bytes);
     }
 
-    /// Counts the version with `digest`, which is held, under another hash.
+    /// Counts the version with `digest` under another hash. The view must hold that version.
     pub(super) fn announce(&mut self, digest: &KeyDigest, announced: u64) {
         let former = self.entry(digest).map_or(0, |entry| entry.announced);
         self.set_digest = self.set_digest.wrapping_sub(former).wrapping_add(announced);
@@ -197,7 +200,7 @@ impl KeyringView {
         self.settings = settings;
     }
 
-    /// Takes the version with `digest` out of what is counted.
+    /// Removes the version with `digest` from the counts and from the set digest.
     fn forget(&mut self, digest: &KeyDigest) {
         let former = self.entry(digest);
         if let Some((state, announced)) = former.map(|entry| (entry.key.state(), entry.announced)) {
@@ -206,7 +209,7 @@ impl KeyringView {
         }
     }
 
-    /// How grants are held: shared where that is possible.
+    /// Shares grants where that is possible, and returns how they are found.
     fn granted<'p>(&mut self, packed: &'p [u8]) -> Granted<'p> {
         if let Some(number) = self.grants.number(packed) {
             return Granted::Shared(number);
@@ -228,13 +231,15 @@ impl Room {
         self.put += 1;
     }
 
-    /// What a version takes, by those that were put.
+    /// Returns the packed bytes of a typical version: the average of those that were put so far,
+    /// rounded up, and one more.
     fn typical(self) -> usize {
         self.bytes.div_ceil(self.put.max(1)) + 1
     }
 }
 
-/// Other bytes than those that place a digest within its shard.
+/// Returns the index of the shard of a digest. It uses other bytes than those that place the digest
+/// within its shard.
 const fn shard_of(digest: &KeyDigest) -> usize {
     let bytes = digest.as_bytes();
     u16::from_le_bytes([bytes[8], bytes[9]]) as usize % SHARDS

@@ -70,8 +70,8 @@ fn used_versions_are_taken_once_until_they_are_used_again() {
     assert_eq!(ledger.ever_used().len(), 2);
 }
 
-/// Checks and a reporter run against each other. A check uses the version once a round, so that no later use tells of
-/// one that was missed; after each round the reporter has every single one.
+/// Checks and a reporter run against each other. A check uses the version once a round, so that no
+/// later use reports one that was missed. After each round the reporter must have every use.
 #[test]
 fn no_use_is_missed_whatever_the_threads_do() {
     let ledger = Ledger::default();

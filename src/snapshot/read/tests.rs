@@ -267,7 +267,7 @@ fn what_makes_no_sense_behind_the_seal_is_refused() {
             let again = frames[1].clone();
             frames.push(again);
         }),
-        ("came to a keyring at revision", |frames| {
+        ("but the keyring is at revision", |frames| {
             frames.remove(3);
         }),
     ];
