@@ -1,61 +1,77 @@
-//! A keyring that is too large for the sidecar: it holds the keys that it has looked up, within bounds.
+//! A keyring that is too large for the sidecar. The sidecar holds only the keys that it has looked
+//! up, within bounds.
 //!
-//! A check reads the [`KeyCache`] without a lock. What it does not find there is looked up at the control plane, once
-//! however many checks wait for it ([`lookup`]), at the expense of a [`Budget`](crate::budget::Budget) where nobody knows the key. One
-//! [`Follower`] writes: what comes down the stream goes through it, one message after the other.
+//! A check reads the [`KeyCache`] without a lock. A key that is not in the cache is looked up at
+//! the control plane, once, however many checks wait for it ([`lookup`]). Such a lookup is charged
+//! to a [`Budget`](crate::budget::Budget), and refunded if the key exists. One [`Follower`] writes
+//! to the cache: it applies the messages of the stream one after the other.
 //!
-//! # Why a fill never brings back what a revocation ended
+//! # Why a fill never restores a revoked version
 //!
-//! An entry is a record, judged anew by every check, and it is true at the revision at which the control plane read it.
-//! The follower keeps it true from there on, because on one stream nothing comes too late:
+//! An entry is a record that every check judges again. It is correct at the revision at which the
+//! control plane read it. The follower keeps it correct from that revision on, because nothing
+//! arrives too late on one stream:
 //!
-//! 1. The control plane reads the answer to a lookup from its newest state at the moment at which the transport asks for
-//!    the message. Its state only moves ahead. So whatever came before an answer on the same stream, be it a delta or a
-//!    revocation that overtook deltas, is of a revision that the answer includes.
-//! 2. What comes after the answer and touches its key is applied to the entry. A delta that the answer includes already
-//!    changes nothing: an entry knows its revision. A revocation always applies.
-//! 3. Between streams the sidecar keeps the revision that it has seen, the larger of the deltas applied and the
-//!    revocations that overtook them. A control plane that lags behind it cannot say what became of a key since: its
-//!    answers are dropped as outdated, whatever the key. So an answer that was read before a revocation loses against it,
-//!    whichever stream it takes and however long.
-//! 4. Where the control plane cannot go on by deltas, it says from where it starts instead. Then every entry is of an
-//!    older generation and is not used again, and neither is an answer that waits to be collected.
-//! 5. Revisions of another epoch cannot be compared. There the tombstones decide: the newest revocations that this process
-//!    has seen. History is rewritten at its end, so that the newest are the ones that can get lost.
+//! 1. The control plane reads the answer to a lookup from its newest state, at the moment at which
+//!    the transport asks for the message. Its state only moves forward. So each message that
+//!    precedes an answer on the same stream, be it a delta or a revocation that overtook deltas, is
+//!    of a revision that the answer includes.
+//! 2. A message that follows the answer and concerns its key is applied to the entry. A delta that
+//!    the answer already includes changes nothing, because an entry stores its revision. A
+//!    revocation always applies.
+//! 3. Between streams the sidecar keeps the newest revision that it has seen, be it of an applied
+//!    delta or of a revocation that overtook deltas. A control plane that lags behind that revision
+//!    does not know what happened to a key since then: its answers are dropped as outdated,
+//!    whatever the key. So an answer that was read before a revocation never overrides the
+//!    revocation, whichever stream it arrives on and however late.
+//! 4. Where the control plane cannot continue with deltas, it announces the revision from which it
+//!    starts instead. Every entry is then of an older generation and is not used again. An answer
+//!    that waits to be collected is not used either.
+//! 5. Revisions of different epochs cannot be compared. Across epochs the tombstones decide: the
+//!    newest revocations that this process has seen. A new epoch rewrites the end of the history,
+//!    so the revocations that can get lost are the newest ones.
 //!
-//! Checks that waited judge what the lookup holds when they collect it, not what it held when it was answered: until the
-//! last of them has gone, the follower keeps a lookup true like an entry. So a check that begins after the ack of a
-//! revocation is denied, and a waiting one sees whatever an entry would show it.
+//! A check that waited judges the record that the lookup holds when the check collects it, not the
+//! record that the answer brought. The follower keeps the record of a lookup correct, like an
+//! entry, until the last waiting check has left. So a check that begins after the ack of a
+//! revocation is denied, and a waiting check sees the same as an entry would show it.
 //!
-//! An entry is looked up again at its end, and until that is answered it is kept true all the same. So where no answer comes
-//! it is used on: an outage of the control plane denies nobody whose key is held. An answer that cannot be read ends it: the
-//! version is not what it was, and its key is denied.
+//! An entry that has expired is looked up again, and the follower keeps it correct until the answer
+//! arrives. Where no answer arrives, the entry is still used: an outage of the control plane denies
+//! no check whose key is held. An answer that cannot be read removes the entry: the version is no
+//! longer what it was, and its key is denied.
 //!
-//! An entry that the cache does not let in, for want of room, is used by the checks that waited for it all the same.
+//! Where the cache has no room for an entry, the checks that waited for it still use it.
 //!
-//! # Why an ack of a staged version holds for a sidecar that holds some keys only
+//! # Why an ack of a staged version is valid for a sidecar that holds only some keys
 //!
-//! A rotation hands a secret out when every sidecar has acked the delta that staged its version. A sidecar may be cut off
-//! right after its ack. It must then answer for the new version wherever it answers for the old one. So the versions of one
-//! key are held as a [`Group`]: a sidecar holds every version of a key that is accepted, or none.
+//! A rotation hands out a secret when every sidecar has acked the delta that staged its version. A
+//! sidecar may be cut off right after its ack. It must then accept the new version wherever it
+//! accepts the old one. So the versions of one key are held as a [`Group`]: a sidecar holds every
+//! version of a key that is accepted, or none.
 //!
-//! 1. The answer to a lookup brings the siblings of what was looked up: the other versions of the key that are accepted
-//!    within their windows. All of them are read from one state, so the group is complete at the answer's revision.
-//! 2. A delta that brings a version of a key which is held adds it to the group, before the delta is acked. So the group is
-//!    complete at the revision that is acked.
-//! 3. A lookup may be under way while a version is staged. Either its answer is read after that and brings the version, or
-//!    the answer precedes the delta on the stream, by the first rule above, and the delta adds the version. An answer that
-//!    is older than an acked delta is dropped as outdated. A delta that an answer includes adds nothing: what the answer
-//!    did not bring has ended by then.
-//! 4. The cache counts a use of any version as a use of all, and evicts all of them at once. Changes that make a group larger
-//!    are let in: the cache makes room elsewhere, or evicts the group.
-//! 5. Where a sibling cannot be read, a key that is not held is used by the checks that waited for it and is not held. Of a
-//!    key that is held, a version that cannot be read came by a delta, whose nack names it.
+//! 1. The answer to a lookup contains the siblings of the version that was looked up: the other
+//!    versions of the key that are accepted within their windows. All of them are read from one
+//!    state, so the group is complete at the answer's revision.
+//! 2. A delta that brings a version of a held key adds it to the group, before the delta is acked.
+//!    So the group is complete at the acked revision.
+//! 3. A lookup may be in progress while a version is staged. Either its answer is read after the
+//!    staging and contains the version, or the answer precedes the delta on the stream, by the
+//!    first rule above, and the delta adds the version. An answer that is older than an acked delta
+//!    is dropped as outdated. A delta that an answer includes adds nothing: a version that the
+//!    answer does not contain is no longer accepted by then.
+//! 4. The cache counts a use of any version as a use of all versions, and evicts all of them at
+//!    once. It admits changes that make a group larger: it evicts other groups, or the group
+//!    itself.
+//! 5. A sibling may be unreadable. A key that is not held is then used by the checks that waited
+//!    for it, and stays out of the cache. Where the key is held, the unreadable version arrived by
+//!    a delta, and the nack of that delta names it.
 //!
-//! Every sidecar gets every delta and acks them in order, whatever it holds. So an ack means for one that holds keys on
-//! demand what it means for one that holds all: whoever can answer for the old version can answer for the new one. The
-//! control plane needs no book of who holds what. A sidecar that holds no version of the key could not answer for the old one
-//! either.
+//! Every sidecar receives every delta and acks the deltas in order, whatever it holds. So an ack
+//! means the same for a sidecar that holds keys on demand as for one that holds all keys: a sidecar
+//! that can accept the old version can accept the new one. The control plane does not need to
+//! record which sidecar holds which key. A sidecar that holds no version of the key could not
+//! accept the old one either.
 
 use std::{
     fmt,
@@ -96,22 +112,24 @@ pub use settings::CacheSettings;
 pub(crate) use stats::{CacheStats, LookupOutcome, ReadOutcome};
 use tombstones::Tombstones;
 
-/// The versions of a keyring that this sidecar has looked up, and their siblings. Checks read it, one [`Follower`] writes.
+/// The versions of a keyring that this sidecar has looked up, and their siblings. Checks read the
+/// cache; one [`Follower`] writes to it.
 pub struct KeyCache {
     settings: CacheSettings,
-    /// By the digest of their head.
+    /// The groups, by the digest of their head.
     groups: Cache<KeyDigest, Group, Hashing>,
-    /// From the digests of the other versions to that of the head. It has no bound of its own: a group's weight counts its
-    /// links.
+    /// The digest of the head, by the digests of the other versions. This map has no bound of its
+    /// own: the weight of a group counts its links.
     links: Cache<KeyDigest, KeyDigest, Hashing>,
-    /// The groups that went, for the writer.
+    /// The groups that were evicted or removed, for the writer.
     gone: Arc<Mutex<Vec<Gone>>>,
-    /// What the control plane does not know, and until when that is believed.
+    /// The digests that the control plane does not know, and until when each of them counts as
+    /// unknown.
     unknown: Cache<KeyDigest, Unknown, Hashing>,
-    /// Of the entries that may be used; others are left to be evicted.
+    /// The generation of the entries that may be used. Other entries stay until they are evicted.
     generation: AtomicU32,
     lookups: Mutex<Lookups>,
-    /// Wakes whoever sends lookups.
+    /// Wakes the task that sends lookups.
     wake: Arc<Notify>,
     stats: Arc<CacheStats>,
 }
@@ -120,32 +138,36 @@ pub struct KeyCache {
 #[derive(Debug)]
 pub struct CachedKey {
     key: OwnedKey,
-    /// At which the record is true, and from which on it was kept true.
+    /// The revision at which the record is correct. The follower keeps the record correct from that
+    /// revision on.
     revision: Revision,
-    /// Of the answer that brought it or its group, with every version of the key that was accepted then.
+    /// The revision of the answer that brought this version or its group. The answer contained
+    /// every version of the key that was accepted then.
     complete_at: Revision,
     /// In milliseconds since the boot.
     expires_at: u64,
     generation: u32,
-    /// It is being looked up ahead of its end, or was.
+    /// Whether a lookup ahead of its expiry was started.
     refreshed: AtomicBool,
 }
 
-/// What a cache knows of a presented key.
+/// The result of a search for a presented key in a cache.
 #[derive(Clone, Debug)]
 pub enum Finding {
-    /// Its version, whatever its state.
+    /// The version of the key, whatever its state.
     Held(Arc<CachedKey>),
-    /// The same, to be looked up again by its digest. Where nobody answers it is used as it is: changes have come to it all
-    /// the while, and how long that may go on is said by the limit of staleness.
+    /// The version of the key, whose entry has expired and must be looked up again by its digest.
+    /// Without an answer the entry is used as it is: the follower has applied all changes to it.
+    /// The limit of staleness bounds for how long.
     Ended(Arc<CachedKey>, KeyDigest),
     /// The control plane holds no such key.
     Unknown,
-    /// It has to be looked up.
+    /// The key must be looked up by this digest.
     Missing(KeyDigest),
 }
 
-/// Nobody has this key, as of a generation, and until a moment in milliseconds since the boot.
+/// A digest that the control plane does not know, in a generation, and until a moment in
+/// milliseconds since the boot.
 #[derive(Clone, Copy, Debug)]
 struct Unknown {
     expires_at: u64,
@@ -154,18 +176,19 @@ struct Unknown {
 
 type Hashing = BuildHasherDefault<DigestHasher>;
 
-/// Takes the eight bytes that a digest offers as they are: a digest is as good as random.
+/// Uses eight bytes of a digest unchanged: a digest is as good as random.
 #[derive(Default)]
 struct DigestHasher(u64);
 
-/// The most digests that are known to be unknown: some megabytes, and ten times what the default budget lets in during
-/// the default time.
+/// The most digests that are held as unknown: some megabytes, and eight times the 2,000 that the
+/// default budget (1,000 at once and 100 a second) allows within the default `negative_ttl` of 10
+/// seconds.
 const MAX_UNKNOWN: u64 = 16_384;
-/// An entry that is used in this last part of its life is looked up again.
+/// An entry that is used in the last tenth of `ttl` before its expiry is looked up again.
 const REFRESH_PART: u64 = 10;
 
 impl KeyCache {
-    /// An empty cache. Lookups that are to be sent wake `wake`.
+    /// Creates an empty cache. A lookup that must be sent notifies `wake`.
     #[must_use]
     pub(crate) fn new(settings: CacheSettings, wake: Arc<Notify>) -> Self {
         let stats = Arc::new(CacheStats::default());
@@ -190,7 +213,8 @@ impl KeyCache {
         let links = Cache::builder().build_with_hasher(Hashing::default());
         let unknown = Cache::builder()
             .max_capacity(MAX_UNKNOWN)
-            // The newest is always let in: what is refused here would be asked again.
+            // LRU always admits the newest digest: a digest that is not admitted would be looked up
+            // again.
             .eviction_policy(EvictionPolicy::lru())
             .build_with_hasher(Hashing::default());
         Self {
@@ -206,53 +230,53 @@ impl KeyCache {
         }
     }
 
-    /// Its settings.
     #[must_use]
     pub(crate) const fn settings(&self) -> &CacheSettings {
         &self.settings
     }
 
-    /// What is counted of it.
+    /// Returns the counters of the cache.
     #[must_use]
     pub fn stats(&self) -> &CacheStats {
         &self.stats
     }
 
-    /// How many entries it has, those included that are not used any more and wait for their eviction. What was written
-    /// within the last moment may be missing.
+    /// Returns the number of entries, including those that are no longer used and wait for their
+    /// eviction. Entries of the last moment may be missing.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.groups.entry_count() + self.links.entry_count()
     }
 
-    /// Whether it has none.
+    /// Returns whether the cache has no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What its entries take, in bytes.
+    /// Returns the estimated memory of the entries, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.groups.weighted_size()
     }
 
-    /// How many digests are known to be nobody's.
+    /// Returns the number of digests that are held as unknown.
     #[must_use]
     pub(crate) fn unknown_len(&self) -> u64 {
         self.unknown.entry_count()
     }
 
-    /// Does what the cache puts off: lets entries in, orders them by use, evicts some. Checks do a part of it from time to
-    /// time; whoever calls this often spares them most of it.
+    /// Does the work that the cache defers: it admits entries, orders them by use and evicts some.
+    /// Checks do a part of this work from time to time. A caller that calls this often spares the
+    /// checks most of it.
     pub fn tidy(&self) {
         self.groups.run_pending_tasks();
         self.links.run_pending_tasks();
         self.unknown.run_pending_tasks();
     }
 
-    /// What is known of a presented key at `now`, under any of `peppers`. `asked` are digests that this check has found to
-    /// be unknown already.
+    /// Searches for a presented key at `now`, under each of `peppers`. `asked` are the digests that
+    /// this check has already found to be unknown.
     #[must_use]
     pub fn find(
         &self,
@@ -261,7 +285,7 @@ impl KeyCache {
         asked: &[KeyDigest],
         now: BootTime,
     ) -> Finding {
-        // A check that comes back from a lookup was counted.
+        // A check that returns from a lookup was counted before.
         let count = |outcome| {
             if asked.is_empty() {
                 self.stats.read(outcome);
@@ -292,7 +316,8 @@ impl KeyCache {
         }
     }
 
-    /// Whether a version is held under a digest, also one that is to be looked up again.
+    /// Returns whether a version is held under a digest, including a version whose entry has
+    /// expired.
     #[must_use]
     pub(crate) fn holds(&self, digest: &KeyDigest) -> bool {
         self.entry(digest).is_some()
@@ -306,7 +331,8 @@ impl KeyCache {
             .or_else(|| self.sibling(digest))
     }
 
-    /// A version that is not the head of its group. Reading it counts as a use of the group.
+    /// Returns a version that is not the head of its group. Reading it counts as a use of the
+    /// group.
     fn sibling(&self, digest: &KeyDigest) -> Option<Arc<CachedKey>> {
         let group = self.groups.get(&self.links.get(digest)?)?;
         let cached = group.find(digest)?;
@@ -320,8 +346,8 @@ impl KeyCache {
         })
     }
 
-    /// An entry that is in use when its end is near is looked up again meanwhile. Once: if that comes to nothing, it ends, and
-    /// the next check of it waits for a lookup.
+    /// Starts a lookup of an entry that is used shortly before its expiry. This happens once: if
+    /// the lookup fails, the entry expires, and the next check of it waits for a lookup.
     fn refresh_if_due(&self, digest: &KeyDigest, cached: &CachedKey, now: BootTime) {
         let life = u64::try_from(self.settings.ttl.as_millis()).unwrap_or(u64::MAX);
         let is_due = now.as_millis() >= cached.expires_at.saturating_sub(life / REFRESH_PART);
@@ -331,11 +357,12 @@ impl KeyCache {
     }
 
     fn is_current(&self, generation: u32) -> bool {
-        // Pairs with the release in `Follower::start`: who sees what came after a start does not see what was before.
+        // Pairs with the release in `Follower::start` and `Follower::forget`: a check that sees
+        // anything written after a start does not use entries of before.
         generation == self.generation.load(Ordering::Acquire)
     }
 
-    /// Drops what is held of the key that has a digest, as the cache may at any time.
+    /// Drops the group with a digest, as the cache may do at any time.
     #[cfg(test)]
     pub(crate) fn evict(&self, digest: &KeyDigest) {
         self.groups.invalidate(digest);
@@ -355,7 +382,7 @@ impl KeyCache {
 }
 
 impl CachedKey {
-    /// The version.
+    /// Returns the version.
     #[must_use]
     pub const fn key(&self) -> &OwnedKey {
         &self.key

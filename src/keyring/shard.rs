@@ -267,7 +267,10 @@ impl Clone for Shard {
 impl Place {
     fn new(index: usize, digest: &KeyDigest) -> Self {
         let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
-        assert!(number < 1 << INDEX_BITS, "a shard holds fewer than 4,194,304 versions");
+        assert!(
+            number < 1 << INDEX_BITS,
+            "a shard holds fewer than 4,194,304 versions"
+        );
         Self(Self::tag(digest) << INDEX_BITS | number)
     }
 

@@ -1,4 +1,4 @@
-//! The writing side of a keyring that is held on demand: applies what comes down the stream.
+//! The writer of a keyring that is held on demand: it applies the messages of the stream.
 
 use std::sync::{
     Arc,
@@ -17,16 +17,18 @@ use crate::{
     },
 };
 
-/// Keeps a [`KeyCache`] true. There is one for each; what comes down the stream goes through it in order.
+/// Keeps a [`KeyCache`] correct. Each cache has one follower, which applies the messages of the
+/// stream in order.
 #[derive(Debug)]
 pub struct Follower {
     slot: Arc<Slot>,
     cache: Arc<KeyCache>,
     pub(super) groups: Groups,
     settings: Option<Arc<KeyringSettings>>,
-    /// Without keys: what checks need beside them.
+    /// A view without keys, for the data that checks need beside them.
     view: Option<Arc<KeyringView>>,
-    /// Of the view's epoch, the newest revision of which anything has come. An answer must not be older.
+    /// The newest revision in the view's epoch of which any message has arrived. An answer must not
+    /// be older.
     seen: Revision,
     tombstones: Tombstones,
 }
@@ -34,41 +36,43 @@ pub struct Follower {
 /// The answer to a lookup.
 #[derive(Clone, Debug)]
 pub struct Fill {
-    /// The history that it belongs to.
+    /// The epoch of the revision.
     pub epoch: Epoch,
-    /// The revision at which it is true.
+    /// The revision at which the answer is correct.
     pub revision: Revision,
-    /// What was looked up.
+    /// The digest that was looked up.
     pub digest: KeyDigest,
-    /// What the keyring holds.
+    /// The result: what the keyring holds under the digest.
     pub found: Found,
     /// The other versions of the same key that are accepted within their windows; none when one of them cannot be read.
     pub siblings: Option<Vec<KeyRecord>>,
 }
 
-/// What a keyring holds under a digest.
+/// The content of a keyring under a digest.
 #[derive(Clone, Debug)]
 pub enum Found {
     /// A version.
     Version(Box<KeyRecord>),
     /// A version whose record cannot be read.
     Unreadable,
-    /// Nothing.
+    /// No version.
     Nothing,
 }
 
-/// A keyring does not start to be followed: the control plane lags.
+/// A start is rejected, because the control plane lags behind the follower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a start at revision {found} came to a keyring at revision {held} of the same epoch")]
+#[error(
+    "a start is at revision {found}, but the keyring is already at revision {held} of the same epoch"
+)]
 pub struct StartError {
-    /// Of the keyring.
+    /// The revision of the keyring.
     pub(crate) held: Revision,
-    /// Of the start.
+    /// The revision of the start.
     pub(crate) found: Revision,
 }
 
 impl Follower {
-    /// A follower that writes to `cache` and publishes to its `slot`.
+    /// Creates a follower that writes to `cache` and publishes to its `slot`.
     #[must_use]
     pub fn new(slot: Arc<Slot>, cache: Arc<KeyCache>) -> Self {
         Self {
@@ -82,19 +86,20 @@ impl Follower {
         }
     }
 
-    /// The slot that it publishes to.
+    /// Returns the slot that the follower publishes to.
     #[must_use]
     pub(crate) const fn slot(&self) -> &Arc<Slot> {
         &self.slot
     }
 
-    /// The cache that it writes to.
+    /// Returns the cache that the follower writes to.
     #[must_use]
     pub const fn cache(&self) -> &Arc<KeyCache> {
         &self.cache
     }
 
-    /// Where it is. There is no digest of a set of which it holds a part.
+    /// Returns the position of the follower. Its set digest is 0, because the follower holds only a
+    /// part of the set.
     #[must_use]
     pub(crate) fn position(&self) -> Position {
         self.view
@@ -106,17 +111,18 @@ impl Follower {
             })
     }
 
-    /// A stream is open: lookups can be sent.
+    /// Records that a stream is open: lookups can be sent.
     pub(crate) fn connected(&self) {
         self.cache.connected();
     }
 
-    /// The stream has ended: nobody waits any longer.
+    /// Records that the stream has ended: all waiting checks wake up.
     pub(crate) fn disconnected(&self) {
         self.cache.disconnected();
     }
 
-    /// Forgets everything that it holds: checks of the keyring are denied from now on.
+    /// Drops everything that the follower holds: checks of the keyring are denied from now on,
+    /// until another view is published and confirmed.
     pub(crate) fn forget(&mut self) {
         self.slot.withdraw();
         self.settings = None;
@@ -130,7 +136,7 @@ impl Follower {
         self.cache.unknown.invalidate_all();
     }
 
-    /// Takes new settings; they are in use at once.
+    /// Applies new settings. They are in use at once.
     pub fn adopt(&mut self, settings: KeyringSettings) {
         let settings = Arc::new(settings);
         self.settings = Some(Arc::clone(&settings));
@@ -141,12 +147,13 @@ impl Follower {
         }
     }
 
-    /// Begins to follow at a revision. Nothing that was looked up before is used again. False when the settings have not
-    /// come, without which nothing can be judged.
+    /// Begins to follow the keyring at a revision. Entries and answers of earlier lookups are not
+    /// used again. Returns false when the settings have not arrived, without which no key can be
+    /// judged.
     ///
     /// # Errors
     ///
-    /// When that is older than what was followed to.
+    /// When the revision is older than the follower's position in the same epoch.
     pub fn start(&mut self, epoch: Epoch, revision: Revision) -> Result<bool, StartError> {
         let Some(settings) = self.settings.clone() else {
             return Ok(false);
@@ -172,11 +179,12 @@ impl Follower {
         Ok(true)
     }
 
-    /// Applies a delta to what is held: revocations first, then upserts, then removals.
+    /// Applies a delta to the held entries: revocations first, then upserts, then removals.
     ///
     /// # Errors
     ///
-    /// When it does not start at exactly where this is; nothing is changed then.
+    /// When the delta does not start at exactly the follower's position, or does not lead to a
+    /// later revision. Nothing is changed then.
     pub(crate) fn apply_delta(
         &mut self,
         epoch: Epoch,
@@ -206,7 +214,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Revokes versions, wherever that comes from and whatever revision this is at.
+    /// Revokes versions, whichever message the revocation arrives in and whatever the follower's
+    /// revision is.
     pub(crate) fn revoke(&mut self, epoch: Epoch, revision: Revision, records: &[KeyRecord]) {
         if self.position().epoch == epoch {
             self.seen = self.seen.max(revision);
@@ -216,7 +225,7 @@ impl Follower {
         }
     }
 
-    /// Takes the answer to a lookup.
+    /// Applies the answer to a lookup.
     pub fn fill(&mut self, fill: Fill, now: BootTime) {
         let Fill {
             epoch,
@@ -249,7 +258,7 @@ impl Follower {
                     Answer::Unknown
                 }
                 Found::Unreadable => {
-                    // Whatever is held is not what the version is by now.
+                    // A held record is no longer the current record of the version.
                     self.groups.remove(&digest);
                     Answer::Failed(Failure::Unreadable)
                 }
@@ -258,10 +267,10 @@ impl Follower {
         self.cache.answer(&digest, answer, now);
     }
 
-    /// Revokes a version, whatever its record says of its state.
+    /// Revokes a version, whatever state its record names.
     fn revoke_one(&mut self, record: &KeyRecord, revision: Revision) {
         self.tombstones.add(record.digest);
-        // Of a revocation that cannot be read whole only the digest tells which version it is of.
+        // Where a revocation cannot be read completely, only its digest identifies the version.
         let group = self.groups.with(&record.digest);
         let held = group.as_ref().and_then(|group| group.find(&record.digest));
         let held = held.map(|held| held.key().held().to_record());
@@ -273,8 +282,9 @@ impl Follower {
         self.change(&revoked, revision);
     }
 
-    /// Holds what was looked up, with its siblings. Where one of these cannot be read, a key that is not held is not held from
-    /// now on either: who holds a version is to have all of them.
+    /// Stores a version that was looked up, with its siblings. Where a sibling cannot be read, a
+    /// key that is not held stays out of the cache: a sidecar that holds a version must hold all of
+    /// them.
     fn hold(
         &mut self,
         record: &KeyRecord,
@@ -300,7 +310,7 @@ impl Follower {
             self.cache.unknown.invalidate(&sibling.digest);
             versions.push(self.cached(sibling, revision, complete_at, expires_at));
         }
-        // A digest is of one key.
+        // A digest belongs to one key.
         for version in &versions {
             let digest = version.key.digest();
             if held.as_ref().is_none_or(|held| held.find(digest).is_none()) {
@@ -312,13 +322,15 @@ impl Follower {
         cached
     }
 
-    /// Brings what is held of a key to what one of its versions is at `revision`. What was answered at that revision or after
-    /// it has the change already, except that a revocation is never too old.
+    /// Applies the change of one version at `revision` to the held group of its key, and to the
+    /// answer of a lookup. A record that was read at that revision or later already includes the
+    /// change. A revocation applies to every record.
     fn change(&mut self, record: &KeyRecord, revision: Revision) {
         let digest = &record.digest;
         let is_older =
             |held: &CachedKey| held.revision < revision || record.state == KeyState::Revoked;
-        // Most changes are of keys that are not held; looking for them first does not count as their use.
+        // Most changes concern keys that are not held. This search does not count as a use of such
+        // a key.
         if let Some(group) = self.groups.with(digest) {
             if let Some(held) = group.find(digest).filter(|held| is_older(held)) {
                 let newest = revision.max(held.revision);
@@ -336,7 +348,8 @@ impl Follower {
         self.cache.amend(digest, |answer| {
             let expires_at = match answer {
                 Answer::Held(held) if is_older(held) => held.expires_at,
-                // It was made after the answer; those who collect it judge it at once.
+                // The version was created after the answer. The checks that collect it judge it at
+                // once.
                 Answer::Unknown => 0,
                 Answer::Held(_) | Answer::Failed(_) => return None,
             };
@@ -361,14 +374,15 @@ impl Follower {
         });
     }
 
-    /// Callers are looked for only where they should move on.
+    /// Drops the recorded callers of a version. Callers are recorded only for versions that they
+    /// should stop using.
     fn forget_callers(&self, version: VersionRef) {
         if let Some(usage) = self.slot.usage().find(version) {
             usage.forget_callers();
         }
     }
 
-    /// A version as it is held, of the current generation. One that was revoked stays so.
+    /// Creates an entry of the current generation. A version with a tombstone stays revoked.
     fn cached(
         &self,
         record: &KeyRecord,
@@ -395,8 +409,9 @@ impl Follower {
         })
     }
 
-    /// The end of an entry that is made now. Some end up to a tenth earlier, as their digests fall, so that those which
-    /// were made together do not end together.
+    /// Returns the expiry of an entry that is created at `now`. It is up to a tenth of `ttl`
+    /// earlier, depending on the digest, so that entries that are created together do not expire
+    /// together.
     fn expires_at(&self, digest: &KeyDigest, now: BootTime) -> u64 {
         let life = self.cache.settings.ttl.as_millis();
         let share = u128::from(digest.as_bytes()[KeyDigest::LEN - 1]);

@@ -1,4 +1,4 @@
-//! The versions of one key that are held: let in, used and evicted together.
+//! The held versions of one key, which are admitted, used and evicted together.
 
 use std::{iter, slice, sync::Arc};
 
@@ -8,7 +8,8 @@ use crate::{
     keyring::held::OwnedKey,
 };
 
-/// The versions of one key that are held; at least one. The first is the head: the cache has the group under its digest.
+/// The held versions of one key; at least one. The first is the head: the cache stores the group
+/// under its digest.
 #[derive(Clone, Debug)]
 pub(super) enum Group {
     /// Most keys have one version at a time.
@@ -17,21 +18,24 @@ pub(super) enum Group {
     Several(Arc<[Arc<CachedKey>]>),
 }
 
-/// What a group takes beside its versions, in bytes: the cache's own node, its place in the order of use, and the writer's
-/// note of the key. With what a version takes it is the 410 bytes that the growth of a process with 150,000 entries came to
-/// before there were groups, and an estimate of 58 for the note and the wider entry.
+/// The memory of a group beside its versions, in bytes: the cache's own node, its place in the
+/// order of use, and the writer's entry for the key. Together with `VERSION_OVERHEAD`, this is the
+/// sum of two numbers. The first is 410 bytes, by which a process grew for each of 150,000 entries
+/// before there were groups. The second is an estimate of 58 bytes for the writer's entry and the
+/// wider entry of the cache.
 const GROUP_OVERHEAD: usize = 420;
-/// What a version takes beside its record: the two allocations around it.
+/// The memory of a version beside its record, in bytes: the two allocations around it.
 const VERSION_OVERHEAD: usize = 48;
-/// What a version that is not the head takes in addition: the link that leads from its digest to the group. An estimate:
-/// `cargo bench --bench on_demand -- --memory-of 2` measures it.
+/// The additional memory of a version that is not the head, in bytes: the link from its digest to
+/// the group. It is an estimate: `cargo bench --bench on_demand -- --memory-of 2` measures it.
 const LINK_OVERHEAD: usize = 300;
-/// The most versions that have ended which a group keeps beside its head. Requests with them are denied without a lookup;
-/// more of them are looked up again. A key seldom has one that is still presented.
+/// The most retired or revoked versions that a group keeps beside its head. Requests with them are
+/// denied without a lookup; any more such versions are looked up again. Few keys have such a
+/// version that is still presented.
 const MAX_ENDED: usize = 4;
 
 impl Group {
-    /// The version under whose digest the cache has the group.
+    /// Returns the version under whose digest the cache stores the group.
     pub(super) fn head(&self) -> &Arc<CachedKey> {
         match self {
             Self::One(head) => head,
@@ -39,7 +43,7 @@ impl Group {
         }
     }
 
-    /// The same, without a copy where that can be.
+    /// Returns the head, without a copy where that is possible.
     pub(super) fn into_head(self) -> Arc<CachedKey> {
         match self {
             Self::One(head) => head,
@@ -47,7 +51,7 @@ impl Group {
         }
     }
 
-    /// All of its versions, the head first.
+    /// Returns all versions, the head first.
     pub(super) fn versions(&self) -> &[Arc<CachedKey>] {
         match self {
             Self::One(head) => slice::from_ref(head),
@@ -55,39 +59,41 @@ impl Group {
         }
     }
 
-    /// Those behind the head.
+    /// Returns the versions after the head.
     pub(super) fn others(&self) -> &[Arc<CachedKey>] {
         &self.versions()[1..]
     }
 
-    /// The version with a digest.
+    /// Returns the version with a digest.
     pub(super) fn find(&self, digest: &KeyDigest) -> Option<&Arc<CachedKey>> {
         let mut versions = self.versions().iter();
         versions.find(|version| version.key.digest() == digest)
     }
 
-    /// Whose versions they are.
+    /// Returns the id of the key.
     pub(super) fn key_id(&self) -> KeyId {
         self.head().key.held().key_id()
     }
 
-    /// At which revision the group had every version of its key that was accepted then.
+    /// Returns the newest revision at which the group had every version of its key that was
+    /// accepted then.
     pub(super) fn complete_at(&self) -> Revision {
         let complete_at = self.versions().iter().map(|version| version.complete_at);
         complete_at.max().unwrap_or_default()
     }
 
-    /// The first end of one of its versions, in milliseconds since the boot.
+    /// Returns the earliest expiry of its versions, in milliseconds since the boot.
     pub(super) fn expires_at(&self) -> u64 {
         let ends = self.versions().iter().map(|version| version.expires_at);
         ends.min().unwrap_or_default()
     }
 
-    /// The group with `changed` in the place of their former selves, or beside the others. Of those that have ended, the ones
-    /// that changed or were looked up longest ago go when they are too many.
+    /// Returns the group with the versions `changed`, which replace the versions with the same
+    /// digests or are added. Beside the head, at most [`MAX_ENDED`] retired or revoked versions
+    /// stay: those that changed or were looked up longest ago are dropped.
     pub(super) fn with(&self, changed: impl IntoIterator<Item = Arc<CachedKey>>) -> Self {
         let mut head = Arc::clone(self.head());
-        // Behind the head, from the oldest to the newest.
+        // The versions after the head, from the oldest change to the newest.
         let mut others = self.others().to_vec();
         for version in changed {
             let digest = version.key.digest();
@@ -113,7 +119,7 @@ impl Group {
         }
     }
 
-    /// What it takes, in bytes.
+    /// Returns the memory of the group, in bytes.
     pub(super) fn weight(&self) -> usize {
         let versions = self.versions().iter().map(|version| {
             VERSION_OVERHEAD + size_of::<CachedKey>() - size_of::<OwnedKey>() + version.key.size()

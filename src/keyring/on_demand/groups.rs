@@ -1,19 +1,21 @@
-//! The writing side of the groups in a cache: which there are, and under which digest each is.
+//! The writer's side of the groups in a cache: which groups exist, and under which digest each one
+//! is stored.
 
 use std::{collections::HashMap, mem, sync::Arc};
 
 use super::{CachedKey, Group, KeyCache};
 use crate::key::{KeyDigest, KeyId};
 
-/// The groups of a cache. There is one writer, which alone has this.
+/// The groups of a cache, for its only writer.
 #[derive(Debug)]
 pub(super) struct Groups {
     cache: Arc<KeyCache>,
-    /// The heads of the groups, by their key. That of a group which was evicted is left until [`Groups::tidy`].
+    /// The digests of the heads of the groups, by key. The digest of an evicted group stays until
+    /// [`Groups::tidy`].
     heads: HashMap<KeyId, KeyDigest>,
 }
 
-/// A group that the cache has no more.
+/// A group that the cache no longer contains.
 #[derive(Debug)]
 pub(super) struct Gone {
     key_id: KeyId,
@@ -29,13 +31,14 @@ impl Groups {
         }
     }
 
-    /// The group of a key, if it may be used. Looking for a key that is not held does not count as its use.
+    /// Returns the group of a key, if it may be used. A search for a key that is not held does not
+    /// count as its use.
     pub(super) fn of(&self, key_id: KeyId) -> Option<Group> {
         let group = self.at(self.heads.get(&key_id)?)?;
         (group.key_id() == key_id).then_some(group)
     }
 
-    /// The group that has a version with a digest, if it may be used.
+    /// Returns the group with the version of a digest, if it may be used.
     pub(super) fn with(&self, digest: &KeyDigest) -> Option<Group> {
         self.at(digest).or_else(|| {
             let group = self.at(&self.cache.links.get(digest)?)?;
@@ -43,8 +46,8 @@ impl Groups {
         })
     }
 
-    /// Puts a group in the place of what is held of its key. Until its end each version has a way to it: checks find all of
-    /// them when this returns.
+    /// Stores a group in the place of the held group of its key. Each version can be found as long
+    /// as the group is held: when this returns, checks find all of them.
     pub(super) fn put(&mut self, group: Group) {
         let head = *group.head().key.digest();
         let former = self.heads.insert(group.key_id(), head);
@@ -60,7 +63,7 @@ impl Groups {
         }
     }
 
-    /// Drops the group that has a version with a digest.
+    /// Drops the group with the version of a digest.
     pub(super) fn remove(&mut self, digest: &KeyDigest) {
         if let Some(head) = self.cache.links.get(digest)
             && let Some(group) = self.cache.groups.get(&head)
@@ -80,10 +83,10 @@ impl Groups {
         self.cache.links.invalidate_all();
     }
 
-    /// Forgets the groups that were evicted since the last time.
+    /// Drops the heads and links of the groups that were evicted or removed since the last call.
     pub(super) fn tidy(&mut self) {
         for gone in mem::take(&mut *self.cache.lock_gone()) {
-            // It may have been looked up again.
+            // The group may have been looked up again.
             let present = self.peek(&gone.head);
             if present.is_none() && self.heads.get(&gone.key_id) == Some(&gone.head) {
                 self.heads.remove(&gone.key_id);
@@ -114,7 +117,8 @@ impl Groups {
         }
     }
 
-    /// Takes the ways to versions which a group had under this head, and has no more.
+    /// Removes the links to versions that the former group under this head had and `group` does not
+    /// have.
     fn unlink_others(&self, head: &KeyDigest, group: &Group) {
         let Some(former) = self.peek(head) else {
             return;

@@ -1,4 +1,4 @@
-//! Lookups that are under way: one for each digest, however many checks wait for it.
+//! Lookups that are in progress: one for each digest, however many checks wait for it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,22 +18,22 @@ use crate::{
     key::KeyDigest,
 };
 
-/// The lookups of one cache. An answered one stays until those who waited have collected the answer, and is kept as true
-/// as an entry meanwhile.
+/// The lookups of one cache. An answered lookup stays until the waiting checks have collected the
+/// answer. Until then, the follower keeps the answer as correct as an entry.
 #[derive(Debug)]
 pub(crate) struct Lookups {
     pub(super) flights: HashMap<KeyDigest, Flight, Hashing>,
-    /// Checks that wait, in all flights.
+    /// The number of checks that wait, in all flights.
     waiting: usize,
-    /// Digests that are to be sent.
+    /// The digests that must be sent.
     outbox: VecDeque<KeyDigest>,
     pub(super) budget: Budget,
-    /// There is a stream to a control plane.
+    /// Whether a stream to a control plane is open.
     is_online: bool,
 }
 
-/// A check's place among those who wait for a lookup. As a future it ends when the lookup was answered, with what is to be
-/// [collected](Self::collect) then. Dropping it leaves.
+/// The wait of a check for a lookup. The future completes when the lookup is answered; the check
+/// then [collects](Self::collect) the answer. Dropping this ends the wait.
 #[derive(Debug)]
 pub struct Waiting {
     cache: Arc<KeyCache>,
@@ -41,25 +41,25 @@ pub struct Waiting {
     answered: oneshot::Receiver<()>,
 }
 
-/// What a lookup came to.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// The version, whatever its state.
     Held(Arc<CachedKey>),
     /// The control plane holds no such key.
     Unknown,
-    /// Nothing that may be used.
+    /// The lookup failed: no answer may be used.
     Failed(Failure),
 }
 
-/// Why a lookup came to nothing.
+/// Why a lookup failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The control plane lags behind what this sidecar has seen.
     Outdated,
     /// The record cannot be read by this version of relatch.
     Unreadable,
-    /// The stream ended.
+    /// The stream ended before the answer.
     Lost,
 }
 
@@ -69,12 +69,13 @@ pub(super) struct Flight {
     waiting: usize,
     wakers: Vec<oneshot::Sender<()>>,
     answer: Option<Answer>,
-    /// Of the budget.
+    /// Whether a token of the budget is charged for it.
     is_charged: bool,
 }
 
-/// The most checks that wait at a time, and the most lookups that are under way. With a control plane that answers within
-/// 10 ms that is 400,000 misses a second; when it does not answer at all, it is what waits until the deadline.
+/// The most checks that wait at a time, and the most lookups in progress. With a control plane that
+/// answers within 10 ms, this allows 400,000 misses a second. When the control plane does not
+/// answer at all, at most this number of checks waits until the deadline.
 pub(crate) const MAX_WAITING: usize = 4_096;
 
 impl Lookups {
@@ -88,7 +89,7 @@ impl Lookups {
         }
     }
 
-    /// Joins the lookup of a digest, or begins one; whether it has to be sent is returned too.
+    /// Joins the lookup of a digest, or begins one. Also returns whether the lookup must be sent.
     fn join(
         &mut self,
         digest: KeyDigest,
@@ -110,7 +111,7 @@ impl Lookups {
         self.waiting += 1;
         flight.waiting += 1;
         if flight.answer.is_some() {
-            // It may have gone meanwhile, which is its own affair.
+            // The receiver is still in this function, so sending cannot fail.
             let _ = waker.send(());
         } else {
             flight.wakers.push(waker);
@@ -118,8 +119,9 @@ impl Lookups {
         Ok((answered, is_sent))
     }
 
-    /// Makes sure that a digest is being looked up; true when that has to be sent. One that nobody answered for
-    /// `resend_after` is sent again. One that is held costs nothing: it is no key that nobody has.
+    /// Ensures that a digest is being looked up, and returns whether the lookup must be sent. A
+    /// lookup without an answer for `resend_after` is sent again. A lookup of a held digest is not
+    /// charged to the budget, because its key exists.
     fn begin(
         &mut self,
         digest: KeyDigest,
@@ -154,10 +156,11 @@ impl Lookups {
         Ok(true)
     }
 
-    /// Answers a lookup, and says how long it took; none when it is not under way (any more).
+    /// Answers a lookup and returns how long it took; none when it is not in progress, or was
+    /// answered before.
     fn answer(&mut self, digest: &KeyDigest, answer: Answer, now: BootTime) -> Option<Duration> {
         match &answer {
-            // Also where the check has gone: the token was taken for a key that nobody has.
+            // Also where the flight is gone: the token was charged as if the key did not exist.
             Answer::Held(_) => {
                 let flight = self.flights.get_mut(digest);
                 if flight.is_none_or(|flight| mem::take(&mut flight.is_charged)) {
@@ -178,7 +181,7 @@ impl Lookups {
         took.map(|sent_at| now.saturating_since(sent_at))
     }
 
-    /// Replaces what an answered lookup holds.
+    /// Replaces the answer of an answered lookup by the one that `answer` returns, if any.
     fn amend(&mut self, digest: &KeyDigest, answer: impl FnOnce(&Answer) -> Option<Answer>) {
         if let Some(flight) = self.flights.get_mut(digest)
             && let Some(held) = &flight.answer
@@ -188,7 +191,7 @@ impl Lookups {
         }
     }
 
-    /// Nothing that was answered may be used any more.
+    /// Marks every answer as outdated: it may no longer be used.
     fn outdate(&mut self) {
         for flight in self.flights.values_mut() {
             if flight.answer.is_some() {
@@ -197,7 +200,8 @@ impl Lookups {
         }
     }
 
-    /// Whoever waits is told that no answer will come. What was not answered cost nothing; the number of it is returned.
+    /// Fails all lookups without an answer, and wakes the checks that wait for them. Their tokens
+    /// are refunded. Returns the number of lookups that failed.
     fn lose(&mut self) -> usize {
         self.is_online = false;
         self.outbox.clear();
@@ -242,17 +246,18 @@ impl Flight {
 }
 
 impl KeyCache {
-    /// Lets a check wait for the lookup of a digest, which is sent unless it is under way.
+    /// Lets a check wait for the lookup of a digest. The lookup is sent unless it is already in
+    /// progress.
     ///
     /// # Errors
     ///
-    /// When it is not to wait.
+    /// When the check may not wait.
     pub fn look_up(self: &Arc<Self>, digest: KeyDigest, now: BootTime) -> Result<Waiting, Refusal> {
         let is_held = self.holds(&digest);
         let joined = self
             .lock_lookups()
             .join(digest, now, self.settings.lookup_timeout, is_held);
-        // A check of what is held is not denied for that.
+        // A check of a held version is not denied for this reason.
         let count = |refusal: &Refusal| {
             if !is_held {
                 self.stats.refused(*refusal);
@@ -269,12 +274,12 @@ impl KeyCache {
         })
     }
 
-    /// The next digest to ask the control plane for.
+    /// Removes and returns the next digest to send to the control plane.
     pub(crate) fn next_request(&self) -> Option<KeyDigest> {
         self.lock_lookups().outbox.pop_front()
     }
 
-    /// Looks a digest up that nobody waits for.
+    /// Starts a lookup for which no check waits.
     pub(super) fn refresh(&self, digest: KeyDigest, now: BootTime) {
         let mut lookups = self.lock_lookups();
         let begun = lookups.is_online
@@ -322,8 +327,8 @@ impl KeyCache {
 }
 
 impl Waiting {
-    /// What the lookup holds now; none before its answer. It is as true as an entry of the cache at this moment, and is to
-    /// be judged at once.
+    /// Returns the answer that the lookup holds now; none before it is answered. The answer is as
+    /// correct as an entry of the cache at this moment, so the caller must judge it at once.
     #[must_use]
     pub fn collect(&self) -> Option<Answer> {
         let lookups = self.cache.lock_lookups();
@@ -331,19 +336,19 @@ impl Waiting {
         flight.answer.clone()
     }
 
-    /// How long a check waits at most.
+    /// Returns the longest time that a check waits.
     #[must_use]
     pub(crate) fn timeout(&self) -> Duration {
         self.cache.settings.lookup_timeout
     }
 
-    /// What is looked up.
+    /// Returns the digest that is looked up.
     #[must_use]
     pub const fn digest(&self) -> &KeyDigest {
         &self.digest
     }
 
-    /// Notes that the check waited in vain until its deadline, unless the version is held.
+    /// Counts a check that waited until its deadline without an answer, unless the version is held.
     pub(crate) fn gave_up(&self) {
         if !self.cache.holds(&self.digest) {
             self.cache.stats.timed_out();
@@ -355,7 +360,7 @@ impl Future for Waiting {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        // The other end is not dropped before it has told: a flight stays while somebody waits in it.
+        // The sender is not dropped before it has sent: a flight stays while a check waits for it.
         Pin::new(&mut self.answered).poll(context).map(drop)
     }
 }

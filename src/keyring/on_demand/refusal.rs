@@ -1,13 +1,13 @@
-//! Lookups that are refused.
+//! The reasons for which a check may not wait for a lookup.
 
-/// Why a check is not let wait for a lookup.
+/// Why a check may not wait for a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no stream to a control plane.
+    /// No stream to a control plane is open.
     Offline,
-    /// Too many lookups came to nothing lately.
+    /// The budget for lookups of keys that do not exist is spent.
     OverBudget,
-    /// Too many checks wait already, or too many lookups are under way.
+    /// 4,096 checks already wait, or 4,096 lookups are already in progress.
     Crowded,
 }
 
@@ -15,7 +15,7 @@ impl Refusal {
     /// Every reason, in the order of their numbers.
     pub(crate) const ALL: [Self; 3] = [Self::Offline, Self::OverBudget, Self::Crowded];
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! How a cache of keys is bounded.
+//! The bounds of a cache of keys.
 
 use std::time::Duration;
 
@@ -7,20 +7,24 @@ use crate::budget::Rate;
 /// The bounds of a keyring that is held on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSettings {
-    /// In bytes, everything about an entry included; 1 MiB to 64 GiB. Default: 64 MiB.
+    /// The most memory of the entries in bytes, including everything that belongs to an entry; 1
+    /// MiB to 64 GiB. Default: 64 MiB.
     pub max_size: u64,
-    /// How long an entry is used before it is looked up again; one minute to one day. Default: 10 minutes. Changes come by
-    /// the stream: this bounds what a loss that nobody notices could do. Where nobody answers, an entry is used for longer.
+    /// The time for which an entry is used before it is looked up again; one minute to one day.
+    /// Default: 10 minutes. Changes arrive on the stream, so this bounds the effect of a lost
+    /// change that is not noticed. Without an answer, an entry is used for longer.
     pub ttl: Duration,
-    /// How long a key that the control plane does not know is denied without asking again; 1 second to 5 minutes. Default:
-    /// 10 seconds.
+    /// The time for which a key that the control plane does not know is denied without another
+    /// lookup; 1 second to 5 minutes. Default: 10 seconds.
     pub negative_ttl: Duration,
-    /// How long a check waits for a lookup before it is denied; 5 milliseconds to 10 seconds. Default: 150 milliseconds,
-    /// so that the denial comes before the 200 milliseconds after which Envoy gives up by default.
+    /// The time for which a check waits for a lookup before it is denied; 5 milliseconds to 10
+    /// seconds. Default: 150 milliseconds, so that the denial arrives before the default timeout of
+    /// Envoy, 200 milliseconds.
     pub lookup_timeout: Duration,
-    /// How many lookups may come to nothing. Default: 100 a second, which a thousand sidecars under attack at once make a
-    /// load that one control plane bears; 1,000 at once. That bounds the lookups that are under way at a time, too: one is
-    /// charged until its key turns out to exist.
+    /// The rate of lookups of keys that do not exist. Default: 100 a second and 1,000 at once. With
+    /// 100 a second, a thousand sidecars under attack at once cause a load that one control plane
+    /// can serve. The number at once also bounds the lookups that are in progress at a time: a
+    /// lookup is charged until its key turns out to exist.
     pub unknown_budget: Rate,
 }
 

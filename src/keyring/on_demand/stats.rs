@@ -1,4 +1,4 @@
-//! What is counted of a cache, to be read at a scrape.
+//! The counters of a cache, which a scrape of the metrics reads.
 
 use std::{
     array,
@@ -22,23 +22,23 @@ pub struct CacheStats {
     durations: Histogram,
 }
 
-/// What a check found in the cache.
+/// The result of a check's search in the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadOutcome {
-    /// An entry.
+    /// An entry that has not expired.
     Hit,
-    /// That nobody has the key.
+    /// The key is held as unknown.
     Unknown,
-    /// Nothing.
+    /// No entry, or an entry that has expired.
     Miss,
 }
 
-/// What became of a lookup that was sent.
+/// The result of a lookup that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LookupOutcome {
-    /// There is such a key.
+    /// The control plane holds the key.
     Found,
-    /// There is none.
+    /// The control plane holds no such key.
     Unknown,
     /// The answer is older than what this sidecar has seen.
     Outdated,
@@ -48,50 +48,50 @@ pub(crate) enum LookupOutcome {
     Lost,
 }
 
-/// In seconds, from a tenth of a millisecond, which a control plane beside the sidecar takes, to a quarter of a second,
-/// where the patience of most proxies has ended.
+/// The bounds of the buckets, in seconds. They range from a tenth of a millisecond, which a control
+/// plane beside the sidecar needs, to a quarter of a second, when most proxies no longer wait.
 const BUCKETS: [f64; 11] = [
     0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
 ];
 
 impl CacheStats {
-    /// How many checks found this.
+    /// Returns how many checks had this result.
     #[must_use]
     pub(crate) fn reads(&self, outcome: ReadOutcome) -> u64 {
         self.reads[outcome as usize].load(Ordering::Relaxed)
     }
 
-    /// How many lookups came to this.
+    /// Returns how many lookups had this result.
     #[must_use]
     pub(crate) fn lookups(&self, outcome: LookupOutcome) -> u64 {
         self.lookups[outcome as usize].load(Ordering::Relaxed)
     }
 
-    /// How many checks were denied without a lookup for this reason.
+    /// Returns how many checks were denied without a lookup for this reason.
     #[must_use]
     pub(crate) fn refusals(&self, refusal: Refusal) -> u64 {
         self.refusals[refusal as usize].load(Ordering::Relaxed)
     }
 
-    /// How many checks were denied because no answer came in time.
+    /// Returns how many checks were denied because no answer arrived in time.
     #[must_use]
     pub(crate) fn timeouts(&self) -> u64 {
         self.timeouts.load(Ordering::Relaxed)
     }
 
-    /// How many entries were looked up ahead of their end.
+    /// Returns how many entries were looked up ahead of their expiry.
     #[must_use]
     pub(crate) fn refreshes(&self) -> u64 {
         self.refreshes.load(Ordering::Relaxed)
     }
 
-    /// How many versions went, or were not let in, for want of room.
+    /// Returns how many versions were evicted or not admitted because the cache had no room.
     #[must_use]
     pub fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
 
-    /// How long lookups took until their answer, in seconds.
+    /// Returns the durations of lookups until their answers, in seconds.
     #[must_use]
     pub(crate) const fn durations(&self) -> &Histogram {
         &self.durations
@@ -144,7 +144,7 @@ impl ReadOutcome {
     /// Every outcome, in the order of their numbers.
     pub(crate) const ALL: [Self; 3] = [Self::Hit, Self::Unknown, Self::Miss];
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -165,7 +165,7 @@ impl LookupOutcome {
         Self::Lost,
     ];
 
-    /// Its name in metrics.
+    /// Returns its name in metrics.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {

@@ -267,7 +267,7 @@ fn an_entry_that_has_ended_is_looked_up_at_nobodys_expense_and_is_there_meanwhil
     let mut followed = Followed::new();
     let (secret, record) = key();
     followed.fill(10, record.digest, Some(record.clone()), START);
-    // Those who have keys that do not exist have used the budget up, and still do.
+    // Checks with keys that do not exist have spent the budget, and continue to do so.
     let long = START.saturating_add(SETTINGS.ttl);
     for _ in 0..3 {
         followed.wait(key().1.digest, long);
@@ -287,11 +287,11 @@ fn an_entry_that_has_ended_is_looked_up_at_nobodys_expense_and_is_there_meanwhil
     };
     followed.fill(11, digest, Some(record), long);
     assert_eq!(held(waiting.collect()), KeyState::Active);
-    // It was not charged, and nothing is given back for it.
+    // The lookup was not charged, and no token is refunded for it.
     let refused = followed.cache().look_up(key().1.digest, long);
     assert_eq!(refused.err(), Some(Refusal::OverBudget));
 
-    // Offline it stays, with whatever has come to it.
+    // Without a stream the entry stays, with all changes that were applied to it.
     followed.follower.disconnected();
     let longer = long.saturating_add(SETTINGS.ttl);
     let refused = followed.cache().look_up(digest, longer);
@@ -306,7 +306,7 @@ fn an_entry_that_has_ended_is_looked_up_at_nobodys_expense_and_is_there_meanwhil
         .follower
         .revoke(EPOCH, Revision::new(12), &[revoked]);
     assert_eq!(ended(&followed), KeyState::Revoked);
-    // After a gap nothing is known of it.
+    // After a start the entry is not used again.
     assert_eq!(followed.follower.start(EPOCH, Revision::new(20)), Ok(true));
     assert!(matches!(
         followed.find(&secret, longer),
@@ -337,7 +337,7 @@ fn an_answer_that_cannot_be_read_ends_what_is_held() {
         waiting.collect(),
         Some(Answer::Failed(Failure::Unreadable))
     ));
-    // A check that the lookup did not help falls back on nothing.
+    // A check whose lookup failed finds no entry to fall back on.
     assert!(matches!(followed.find(&secret, long), Finding::Missing(_)));
 }
 
@@ -426,7 +426,7 @@ fn a_delta_that_an_answer_has_already_changes_nothing() {
     assert_eq!(followed.state(&secret, START), Some(KeyState::Retired));
 }
 
-/// Also where a newer answer is held, and a check waits with one.
+/// Also where a newer answer is held, and where a check waits for one.
 #[test]
 fn a_revocation_ends_a_version_whatever_its_record_says() {
     let (secret, record) = key();

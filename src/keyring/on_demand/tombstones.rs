@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use super::Hashing;
 use crate::key::KeyDigest;
 
-/// The newest revocations, by the digest of the version that they ended.
+/// The newest revocations, by the digest of the revoked version.
 #[derive(Debug, Default)]
 pub(super) struct Tombstones {
     digests: HashSet<KeyDigest, Hashing>,
@@ -13,12 +13,13 @@ pub(super) struct Tombstones {
     order: VecDeque<KeyDigest>,
 }
 
-/// Some megabytes at most. They matter when a history lost its end, a restored backup say, and are then as many as
-/// revocations were lost.
+/// The most tombstones; they use some megabytes. They matter when a history lost its end, for
+/// example after a restore of a backup. Their number then must be at least the number of lost
+/// revocations.
 const MAX: usize = 32_768;
 
 impl Tombstones {
-    /// Remembers a revocation, and forgets the oldest where there is no room.
+    /// Remembers a revocation, and drops the oldest one where there is no room.
     pub(super) fn add(&mut self, digest: KeyDigest) {
         if !self.digests.insert(digest) {
             return;

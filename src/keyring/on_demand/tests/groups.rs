@@ -44,7 +44,7 @@ impl Followed {
         self.follower.fill(fill, START);
     }
 
-    /// Everything that was put off is done.
+    /// Does all deferred work.
     fn tidy(&mut self) {
         self.cache().tidy();
         self.follower.groups.tidy();
@@ -110,7 +110,7 @@ fn a_staged_version_joins_those_that_are_held() {
         .revoke(EPOCH, revision(13), &handed_over[..1]);
     assert_eq!(followed.state(&old, START), Some(KeyState::Revoked));
     assert_eq!(followed.state(&new, START), Some(KeyState::Active));
-    // Of a key that is not held nothing is kept.
+    // Nothing is kept of a key that is not held.
     let (other, record) = key();
     followed.delta(13, &[], &[record]);
     assert_eq!(followed.state(&other, START), None);
@@ -183,7 +183,8 @@ fn a_key_is_not_held_where_one_of_its_versions_cannot_be_read() {
     followed.fill_with(10, &active, None);
     assert_eq!(held(waiting.collect()), KeyState::Active);
     assert_eq!(followed.state(&old, START), None);
-    // Where it is held, the control plane was told so of the delta that brought the version. The others still come.
+    // Where the key is held, the nack of the delta named the unreadable version. The other versions
+    // still arrive.
     followed.fill_with(10, &active, Some(&[]));
     followed.fill_with(12, &retired(&active), None);
     assert_eq!(followed.state(&old, START), Some(KeyState::Retired));
@@ -255,7 +256,7 @@ fn a_key_of_which_a_version_is_removed_is_looked_up_anew() {
     assert_eq!(followed.follower.groups.len(), 0);
 }
 
-/// Whatever a control plane says of whose it is.
+/// Whichever key the control plane assigns the digest to.
 #[test]
 fn a_digest_is_of_one_key_and_its_revocation_ends_it() {
     let mut followed = Followed::new();
