@@ -1,21 +1,25 @@
-//! Which sidecars may be answering checks, from which state, and until when: the rule behind every proof.
+//! The book of the sidecars that may answer checks, of the state from which they answer, and of the
+//! time until which they may. Every proof relies on its rule.
 //!
-//! A sidecar whose stream broke goes on answering from memory, and one that stopped may start again from its snapshot file.
-//! Neither a broken stream nor a Goodbye proves that nobody serves an old state. Two things do: an end that was witnessed,
-//! and time that one boot clock has measured beyond what the control plane has granted. [`Serving`] keeps that book. It is a
-//! state machine without clocks, sockets and storage: events go in with the time at which they happened, and whoever waits
-//! asks it who is missing.
+//! A sidecar whose stream broke continues to answer from memory, and a sidecar that stopped may
+//! start again from its snapshot file. Neither a broken stream nor a Goodbye proves that no process
+//! serves an old state. Two things prove it: the witnessed end of the process, and a time beyond
+//! the control plane's grant that one boot clock has measured. [`Serving`] keeps the book of this.
+//! It is a state machine without clocks, sockets and storage: it receives events with the times at
+//! which they happened, and it names the sidecars that a caller still waits for.
 //!
-//! | state | how it comes about | may it answer checks? |
+//! | state | cause | may it answer checks? |
 //! | --- | --- | --- |
 //! | connected | one of its streams is open | yes |
 //! | lost | its stream ended without a Goodbye | yes, until its bound |
 //! | stopped | its process has ended and left a snapshot file | no, but it may start from the file: counts until its bound |
-//! | gone | its process has ended without a file, its bound has passed, or somebody forgot it | no |
+//! | gone | its process has ended without a file, its bound has passed, or an operator forgot it | no |
 //!
-//! The *bound* of a run for a keyring is the arrival of the newest beat that was answered, plus the time that the answer
-//! granted, plus 1 %: the most by which two boot clocks may differ in speed. The run counts from the sending of that beat, and
-//! so never ends later. A smaller grant becomes the bound only when the larger one before it has run out.
+//! The *bound* of a run for a keyring is the arrival of the newest beat that was answered, plus the
+//! time that the answer granted, plus 1 % and 1 ms: two boot clocks may differ in speed by at most
+//! 1 %. The run counts its grant from the moment at which it sent that beat, so it never serves
+//! beyond its bound. A smaller grant becomes the bound only when the larger grant before it has
+//! expired.
 
 mod about;
 mod barrier;
@@ -63,16 +67,18 @@ pub(crate) use target::Target;
 use gap::Gaps;
 use run::Ended;
 
-/// The book of all runs that may serve, and of those that have ended without telling every use.
+/// The book of all runs that may serve, and of the runs that are gone without a complete report of
+/// their uses.
 #[derive(Clone, Debug)]
 pub(crate) struct Serving {
     runs: BTreeMap<RunKey, Run>,
     gaps: Gaps,
-    /// Those whose rows the store does not have as they are. Answers to them wait.
+    /// The runs and gaps whose current rows are not in the store. Answers to these runs wait.
     unsaved: BTreeSet<RunKey>,
-    /// Those of whose time the store is to be given anew how much is left. Nobody waits for that.
+    /// The runs whose rest, and the gaps whose age, must be written to the store again. No answer
+    /// waits for that.
     aging: BTreeSet<RunKey>,
-    /// Those whose rows the store is to remove.
+    /// The runs and gaps whose rows the store must remove.
     unremoved: BTreeSet<RunKey>,
     max_serve_for: Duration,
 }
@@ -80,66 +86,67 @@ pub(crate) struct Serving {
 /// The time of an event, by both clocks of the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Now {
-    /// Waiting is measured by this one.
+    /// The boot clock, which measures waiting times.
     pub(crate) boot: BootTime,
-    /// People are told this one.
+    /// The wall clock, for the times that people see.
     pub(crate) wall: Timestamp,
 }
 
-/// How a run said Goodbye.
+/// How a run has ended, as its Goodbye reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Farewell {
-    /// It has reported every use that it saw, and the store has that.
+    /// Whether it has reported every use that it saw, and the store contains the reports.
     pub(crate) has_told_all: bool,
-    /// It has unlinked its snapshot file, and that is synced.
+    /// Whether it has unlinked its snapshot file and synced the directory.
     pub(crate) has_erased_file: bool,
-    /// The number of the last write to its snapshot file; zero when it is not known.
+    /// The number of the last write to its snapshot file; zero when the number is unknown.
     pub(crate) last_write: u64,
 }
 
-/// A run cannot be forgotten.
+/// Why a run cannot be forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ForgetError {
-    /// Nothing is known of it.
+    /// The book does not contain the run.
     #[error("there is no such sidecar")]
     Unknown,
-    /// It is connected.
+    /// The run is connected.
     #[error("the sidecar is connected")]
     Connected,
 }
 
-/// Why a run does not count any more.
+/// Why a run no longer counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gone {
     /// Its bound has passed.
     Bound,
     /// Its process has ended, and its file cannot be served.
     Ended,
-    /// Somebody answers for it.
+    /// An operator has stated that it no longer serves.
     Forgotten,
 }
 
-/// A run is not connected, or does not hold the keyring: nothing may be granted to it.
+/// Why a grant is rejected: the run is not connected, or does not hold the keyring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the run is not connected, or does not hold the keyring")]
 pub(crate) struct UnknownRun;
 
-/// What is to be written to the store.
+/// The changes that must be written to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unsaved {
-    /// To be kept, each in the place of the one before.
+    /// The rows to store. Each one replaces the former row of its run.
     pub(crate) rows: Vec<Row>,
-    /// To be removed.
+    /// The runs whose rows must be removed.
     pub(crate) removed: Vec<RunKey>,
 }
 
 impl Serving {
-    /// The book as the store has it. Every run in it may serve for what was left of its bound when that was last written; one
-    /// of which nothing was written may serve for its full bound from now on. `max_serve_for` is the longest grant.
+    /// Restores the book from the rows of the store. Every run in it may serve for the rest of its
+    /// bound that was last written. A run without a written rest may serve for its full bound from
+    /// now on. `max_serve_for` is the longest grant.
     ///
     /// # Errors
     ///
-    /// When a row cannot be read: whoever starts without it proves too much.
+    /// When a row cannot be read: a control plane that starts without it would prove too much.
     pub(crate) fn restore(
         rows: Vec<Row>,
         max_serve_for: Duration,
@@ -159,8 +166,8 @@ impl Serving {
         Ok(serving)
     }
 
-    /// The store is a backup: what it says of the time that was left is of the past. Every run in it may serve for its full
-    /// bound from now on.
+    /// Ignores the rests in the store, because the store is a backup and its rests are out of date.
+    /// Every run in it may serve for its full bound from now on.
     pub(crate) fn distrust_rests(&mut self, now: Now) {
         for (key, run) in &mut self.runs {
             for holding in run.keyrings.values_mut() {
@@ -170,13 +177,14 @@ impl Serving {
         }
     }
 
-    /// The longest time that an answer grants.
+    /// Returns the longest time that an answer grants.
     #[must_use]
     pub(crate) const fn max_serve_for(&self) -> Duration {
         self.max_serve_for
     }
 
-    /// A stream has ended. Without a Goodbye the run is lost once none of its streams is open.
+    /// Records that a stream has ended. Without a Goodbye, the run is lost when none of its streams
+    /// is open any more.
     pub(crate) fn stream_ended(&mut self, key: &RunKey, stream: u64, now: Now) {
         let Some(run) = self.runs.get_mut(key) else {
             return;
@@ -192,7 +200,7 @@ impl Serving {
         self.pass(now);
     }
 
-    /// A run has answered its last check.
+    /// Records the Goodbye of a run: it has answered its last check.
     pub(crate) fn goodbye(&mut self, key: &RunKey, farewell: Farewell, now: Now) {
         let Some(run) = self.runs.get_mut(key) else {
             return;
@@ -205,13 +213,14 @@ impl Serving {
         self.pass(now);
     }
 
-    /// The answer to a beat, which arrived at `arrived`, lets a run serve a keyring for `serve_for`. Returns whether that is
-    /// on record; if not, the answer must not leave before the run's row is saved.
+    /// Grants a run `serve_for` of a keyring, with the answer to a beat that arrived at `arrived`.
+    /// Returns whether the grant is on record. If it is not, the answer must not be sent before the
+    /// run's row is saved.
     ///
     /// # Errors
     ///
-    /// When the run is not connected, or does not hold the keyring: the answer must not leave. What is left of the bound of one
-    /// that is lost may be written already.
+    /// When the run is not connected, or does not hold the keyring: the answer must not be sent.
+    /// The rest of a lost run's bound may already be written.
     pub(crate) fn grant(
         &mut self,
         key: &RunKey,
@@ -229,18 +238,20 @@ impl Serving {
         Ok(!self.unsaved.contains(key))
     }
 
-    /// A run has reported every use before `until`, and the store has that.
+    /// Records that a run has reported every use before `until`, and that the store contains the
+    /// report.
     pub(crate) fn reported(&mut self, key: &RunKey, until: Timestamp, now: Now) {
         if let Some(run) = self.runs.get_mut(key) {
             if run.is_connected() {
                 run.last_seen = now.wall;
             }
-            // No use that is still to come is covered, whatever a clock says.
+            // A use in the future is never covered, whatever a clock shows.
             run.complete_until = run.complete_until.max(Some(until.min(now.wall)));
         }
     }
 
-    /// A run has confirmed something of a keyring. What an older stream brings late was said of what the run held then.
+    /// Records what a run has confirmed for a keyring. A late message of an older stream is
+    /// ignored: it describes what the run held at that time.
     pub(crate) fn confirmed(
         &mut self,
         key: &RunKey,
@@ -259,10 +270,10 @@ impl Serving {
         }
     }
 
-    /// A connected run has erased what it held of a keyring, from memory and from its snapshot file, and has reported what it
-    /// saw used.
+    /// Records that a connected run has erased a keyring from memory and from its snapshot file,
+    /// and has reported the uses that it saw.
     pub(crate) fn dropped(&mut self, key: &RunKey, stream: u64, keyring: &KeyringName) {
-        // What an older stream brings late was said of what the run held then.
+        // A late message of an older stream describes what the run held at that time.
         if let Some(run) = self
             .runs
             .get_mut(key)
@@ -274,12 +285,12 @@ impl Serving {
         }
     }
 
-    /// Somebody answers for it that a run does not serve any more. Its name stays known: when it comes back, it has to begin
-    /// anew.
+    /// Forgets a run: an operator has stated that it no longer serves. Its name stays known: when
+    /// the run returns, it must begin anew.
     ///
     /// # Errors
     ///
-    /// When it is connected, or not known.
+    /// When the run is connected, or unknown.
     pub(crate) fn forget(&mut self, key: &RunKey, now: Now) -> Result<(), ForgetError> {
         let run = self.runs.get(key).ok_or(ForgetError::Unknown)?;
         if run.is_connected() {
@@ -289,10 +300,12 @@ impl Serving {
         Ok(())
     }
 
-    /// Time has passed: whoever is over its bound is gone.
+    /// Applies the passage of time: a run whose bound has passed is gone, and gaps that are too old
+    /// are removed.
     pub(crate) fn pass(&mut self, now: Now) {
         for run in self.runs.values_mut() {
-            // A clock that was ahead, and was set right: nobody knows what was reported by then. The next report tells.
+            // The wall clock was ahead and was set right: it is unknown which uses were reported by
+            // then. The next report shows it.
             run.complete_until = run.complete_until.filter(|until| *until <= now.wall);
         }
         let over = self.runs.iter();
@@ -306,23 +319,24 @@ impl Serving {
         self.unremoved.extend(old);
     }
 
-    /// One run, while it may serve.
+    /// Returns a run, while it may serve.
     #[must_use]
     pub(crate) fn run(&self, key: &RunKey) -> Option<&Run> {
         self.runs.get(key)
     }
 
-    /// Every run that may serve.
+    /// Returns every run that may serve.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (&RunKey, &Run)> {
         self.runs.iter()
     }
 
-    /// The runs that have ended without telling every use.
+    /// Returns the runs that are gone without a complete report of their uses.
     pub(crate) fn gaps(&self) -> impl Iterator<Item = (&RunKey, &Gap)> {
         self.gaps.iter()
     }
 
-    /// How far the runs that may serve a keyring are from a target; those of `without` are passed by.
+    /// Returns how far the runs that may serve a keyring are from a target. The runs in `without`
+    /// are passed by.
     #[must_use]
     pub(crate) fn barrier(
         &self,
@@ -352,8 +366,8 @@ impl Serving {
         barrier
     }
 
-    /// How many runs that may serve a keyring have reached a target, and how many there are: a [`barrier`](Self::barrier)
-    /// without names.
+    /// Returns how many runs that may serve a keyring have reached a target, and how many such runs
+    /// exist: a [`barrier`](Self::barrier) without names.
     #[must_use]
     pub(crate) fn reached(
         &self,
@@ -373,8 +387,10 @@ impl Serving {
         })
     }
 
-    /// How completely uses of a keyring's keys were reported. `at` is the time by which planned ends come: the end of a gap is
-    /// as long before it as the boot clock has measured. Where nothing may serve, nobody can use a key.
+    /// Returns how completely the uses of a keyring's keys were reported. `at` is the time by which
+    /// planned ends are due. A gap's end is computed as `at` minus the age that the boot clock has
+    /// measured. While no run may serve the keyring, its keys cannot be used, so the reports are
+    /// complete until `at`.
     #[must_use]
     pub(crate) fn coverage(&self, keyring: &KeyringName, at: Timestamp, now: Now) -> Coverage {
         let mut coverage = Coverage {
@@ -400,8 +416,8 @@ impl Serving {
         coverage
     }
 
-    /// What the store does not have, with what is left of each bound at `now`. Whoever has written it calls
-    /// [`saved`](Self::saved).
+    /// Returns the changes that the store does not contain, with the rest of each bound at `now`. A
+    /// caller that has written them calls [`saved`](Self::saved).
     #[must_use]
     pub(crate) fn unsaved(&self, now: Now) -> Unsaved {
         Unsaved {
@@ -414,7 +430,8 @@ impl Serving {
         }
     }
 
-    /// The store is to be given anew what is left of each bound, and, `with_gaps`, how long ago gaps ended.
+    /// Marks the rest of each bound to be written to the store again, and, `with_gaps`, the age of
+    /// each gap.
     pub(crate) fn write_down(&mut self, with_gaps: bool) {
         self.aging.extend(self.runs.keys().cloned());
         if with_gaps {
@@ -423,7 +440,8 @@ impl Serving {
         }
     }
 
-    /// The store has `written` as of `now`. What has changed since stays to be written.
+    /// Records that the store contains `written` as of `now`. Later changes are still to be
+    /// written.
     pub(crate) fn saved(&mut self, written: &Unsaved, now: Now) {
         for row in &written.rows {
             if self
@@ -447,7 +465,8 @@ impl Serving {
         }
     }
 
-    /// A process has ended. With its file left behind the run is stopped; else it is gone.
+    /// Ends a run, because its process has ended. If the process left its file behind, the run is
+    /// stopped; otherwise the run is gone.
     fn end(&mut self, key: &RunKey, farewell: Farewell, now: Now) {
         let Some(run) = self.runs.get_mut(key) else {
             return;
@@ -462,11 +481,11 @@ impl Serving {
                 last_write: farewell.last_write,
             });
             let is_kept = run.file.is_some();
-            // What was never granted is in no file that may serve.
+            // A keyring that was never granted is in no file that may serve.
             run.keyrings.retain(|_, holding| holding.until.is_some());
             for holding in run.keyrings.values_mut() {
                 if !(is_kept && holding.may_be_in_file(now.boot)) {
-                    // Its time ends with the process; what was used until then is not known.
+                    // Its time ends with the process; its uses until then may be unknown.
                     holding.until = holding.until.min(Some(now.boot));
                 }
             }
@@ -482,7 +501,8 @@ impl Serving {
         }
     }
 
-    /// A run is gone, and nobody knows what it saw used since its last report.
+    /// Moves a run that is gone to the gaps: the uses that it saw since its last report are
+    /// unknown.
     fn leave_gap(&mut self, key: &RunKey, gone: Gone, now: Now) {
         let Some(run) = self.runs.remove(key) else {
             return;

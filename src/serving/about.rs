@@ -1,18 +1,19 @@
-//! What a sidecar says of itself.
+//! The description that a sidecar sends of itself.
 
 use std::collections::BTreeMap;
 
 use crate::tls::Identity;
 
-/// What a sidecar says of itself.
+/// The description that a sidecar sends of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
-    /// Its cluster.
+    /// The cluster of its node.
     pub cluster: String,
     /// The version of relatch that it runs.
     pub version: String,
-    /// What its operator says of it.
+    /// The labels that its operator configured.
     pub labels: BTreeMap<String, String>,
-    /// Whom its certificate speaks for; none without one, and of those that are known from the store.
+    /// The identity for which its certificate or its token stands; none without one, and for a run
+    /// that is only known from the store.
     pub(crate) identity: Option<Identity>,
 }

@@ -1,4 +1,4 @@
-//! How far the sidecars of a keyring are from a point that all of them are to reach.
+//! How far the sidecars of a keyring are from a point that all of them must reach.
 
 use std::time::Duration;
 
@@ -8,45 +8,46 @@ use crate::key::Timestamp;
 /// How far the runs that may serve a keyring are from a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Barrier {
-    /// How many have confirmed it.
+    /// The number of runs that have confirmed the target.
     pub(crate) confirmed: usize,
-    /// How many there are.
+    /// The number of runs that may serve, without those that are passed by.
     pub(crate) total: usize,
-    /// The others.
+    /// The runs that have not confirmed the target.
     pub(crate) laggards: Vec<Laggard>,
-    /// Those for which nobody waits, because the caller says so.
+    /// The runs that may serve and that the caller does not wait for.
     pub(crate) passed_by: Vec<RunKey>,
 }
 
 /// A run that has not confirmed a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Laggard {
-    /// Which.
     pub(crate) key: RunKey,
-    /// Its cluster.
+    /// The cluster of its node.
     pub(crate) cluster: String,
     /// Whether it is connected, lost or stopped.
     pub(crate) presence: Presence,
-    /// By how many revisions it lags.
+    /// The number of revisions by which it lags.
     pub(crate) behind: u64,
-    /// It uses the target already, but its snapshot file does not have it.
+    /// Whether it already uses the target, but its snapshot file does not contain it.
     pub(crate) lacks_disk: bool,
-    /// When it was last heard of.
+    /// When it last sent something.
     pub(crate) last_seen: Timestamp,
-    /// How long it may still serve what it has; none while it is connected.
+    /// The time for which it may still serve its state; none while its stream is open and may
+    /// extend the time.
     pub(crate) rest: Option<Duration>,
-    /// The same as a time of the control plane's wall clock.
+    /// The end of `rest`, by the control plane's wall clock.
     pub(crate) serves_until: Option<Timestamp>,
 }
 
 impl Barrier {
-    /// Whether everything that may serve has confirmed.
+    /// Returns whether every run that may serve has confirmed the target.
     #[must_use]
     pub(crate) const fn is_passed(&self) -> bool {
         self.laggards.is_empty()
     }
 
-    /// How long the last laggard may still serve; none while one is connected, which has no end that time brings.
+    /// Returns the longest time for which a laggard may still serve; none while one is connected,
+    /// because time does not end its serving.
     #[cfg(test)]
     #[must_use]
     pub(crate) fn rest(&self) -> Option<Duration> {

@@ -1,4 +1,4 @@
-//! Gaps: runs that have ended without telling every use.
+//! Gaps: runs that are gone without a complete report of their uses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,45 +11,50 @@ use crate::{
     key::{KeyringName, RotationPolicy, Timestamp},
 };
 
-/// A run that is gone: nobody knows what it saw used before it ended.
+/// A run that is gone: the uses that it saw since its last report are unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Gap {
-    /// What it said of itself.
+    /// The description that the run sent of itself.
     pub(crate) about: About,
     /// The keyrings that it held.
     pub(crate) keyrings: BTreeSet<KeyringName>,
-    /// It has reported every use before this moment; none when it reported nothing.
+    /// The run has reported every use before this moment; none when it reported nothing.
     pub(crate) complete_until: Option<Timestamp>,
-    /// When it was last heard of.
+    /// When the run last sent something.
     pub(crate) last_seen: Timestamp,
-    /// It may have served until then, by the wall clock.
+    /// The time until which the run may have served, by the wall clock.
     pub(crate) until: Timestamp,
-    /// Somebody answers for it that it does not serve any more.
+    /// Whether an operator has stated that the run no longer serves.
     pub(crate) is_forgotten: bool,
-    /// The same as `until` by the boot clock of this control plane,
+    /// The time from which this control plane counts the gap's age, by its boot clock: the end of
+    /// the run, or the moment at which the gap was loaded from the store.
     pub(super) ended: BootTime,
-    /// and how long before that it was, as far as former ones have measured.
+    /// The age of the gap at `ended`, as former control planes have measured it; zero when the run
+    /// ended in this one.
     pub(super) age_before: Duration,
     pub(super) newest_stream: u64,
-    /// Its process is known to have ended.
+    /// Whether its process is known to have ended.
     pub(super) has_ended: bool,
-    /// What it may serve all the same: of one that is forgotten, which may come back.
+    /// The keyrings that a forgotten run may still serve, because it may return; empty for other
+    /// gaps.
     pub(super) held: BTreeMap<KeyringName, Holding>,
 }
 
-/// The gaps that matter still.
+/// The gaps that still matter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gaps(BTreeMap<RunKey, Gap>);
 
-/// How long a gap is remembered: no policy asks a version to be idle for longer.
+/// The time for which a gap is remembered (30 days): no policy requires a version to be idle for
+/// longer.
 const KEPT_FOR: Duration = RotationPolicy::MAX_IDLE_FOR;
-/// The most gaps of one node. Only the last to end decides; a sidecar that dies again and again shows as such.
+/// The most gaps of one node. Only the gap that ended last decides. This number is enough to show a
+/// sidecar that crashes again and again.
 const MAX_OF_NODE: usize = 16;
-/// The most gaps in all: a page of each, should a mesh of that size vanish at once.
+/// The most gaps in total: a page for each, if a mesh of this size vanishes at once.
 const MAX_GAPS: usize = 10_000;
 
 impl Gap {
-    /// How long ago it ended, as far as boot clocks have measured.
+    /// Returns how long ago the run ended, as far as boot clocks have measured.
     #[must_use]
     pub(crate) fn age(&self, now: BootTime) -> Duration {
         self.age_before + now.saturating_since(self.ended)
@@ -69,7 +74,7 @@ impl Gaps {
         self.0.insert(key, gap);
     }
 
-    /// Adds a gap; returns those that have to make room for it.
+    /// Adds a gap, and returns the gaps that it removed to make room.
     pub(super) fn add(&mut self, key: RunKey, gap: Gap) -> Vec<RunKey> {
         let now = gap.ended;
         let node = key.node.clone();
@@ -95,12 +100,12 @@ impl Gaps {
         surplus
     }
 
-    /// The run is back.
+    /// Closes the gap of a run that is back.
     pub(super) fn close(&mut self, key: &RunKey) -> Option<Gap> {
         self.0.remove(key)
     }
 
-    /// Closes those that are too old to matter, and returns them.
+    /// Closes the gaps that are too old to matter, and returns them.
     pub(super) fn forget_old(&mut self, now: BootTime) -> Vec<RunKey> {
         let gaps = self.0.iter();
         let old = gaps.filter(|(_, gap)| gap.age(now) > KEPT_FOR);

@@ -1,24 +1,24 @@
-//! What a sidecar says that it holds of a keyring.
+//! The state of a keyring that a sidecar reports.
 
 use std::time::Duration;
 
 use crate::key::{Epoch, Revision};
 
-/// What a sidecar holds of a keyring as its stream begins.
+/// The state of a keyring that a sidecar holds when its stream begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
-    /// The history.
     pub(crate) epoch: Epoch,
-    /// The revision, zero for nothing.
+    /// The revision; zero when the sidecar holds nothing.
     pub(crate) revision: Revision,
-    /// Every revocation up to here is in use.
+    /// The revision up to which every revocation is in use.
     pub(crate) revoked_through: Revision,
-    /// The digest of what it holds is that of the control plane at this revision.
+    /// Whether its set digest equals the control plane's at this revision.
     pub(crate) agrees: bool,
-    /// Its own limit: it serves for no longer without an answer.
+    /// The sidecar's own limit: the longest time for which it serves without an answer.
     pub(crate) deny_after: Duration,
-    /// It may have the keyring. Of one that it may not have it is granted nothing, and counts for what it was granted before.
+    /// Whether it may have the keyring. A keyring that it may not have is never granted, and counts
+    /// only for its earlier grants.
     pub(crate) is_admitted: bool,
-    /// It holds the keys that it has looked up, and no file has them.
+    /// Whether it holds only the keys that it has looked up; no file contains them.
     pub(crate) is_on_demand: bool,
 }

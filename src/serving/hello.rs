@@ -1,37 +1,39 @@
-//! The beginning of a stream: who comes, whose end that proves, and what of it is believed.
+//! The beginning of a stream: which run it belongs to, the end of which other run it proves, and
+//! which reported state counts.
 
 use std::collections::BTreeMap;
 
 use super::{About, Farewell, Gone, Held, Holding, Lock, Now, Run, RunKey, Serving, SnapshotFile};
 use crate::{key::KeyringName, tls::Identity};
 
-/// What a sidecar says as its stream begins.
+/// The first message of a sidecar on a stream.
 #[derive(Clone, Debug)]
 pub(crate) struct Hello {
-    /// Who it is.
+    /// The name of the run.
     pub(crate) key: RunKey,
-    /// Counts the streams of the run from 1.
+    /// The number of the stream within the run, from 1.
     pub(crate) stream: u64,
-    /// What it says of itself.
+    /// The description that the sidecar sends of itself.
     pub(crate) about: About,
     /// The lock that it holds.
     pub(crate) lock: Option<Lock>,
     /// The snapshot file that it keeps.
     pub(crate) file: Option<SnapshotFile>,
-    /// What it holds of each keyring.
+    /// The state of each keyring that it holds or subscribes to.
     pub(crate) keyrings: BTreeMap<KeyringName, Held>,
 }
 
-/// What follows a Hello.
+/// The result of a Hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Welcome {
-    /// Somebody had said that the run does not serve any more: it has to begin anew.
+    /// Whether an operator had forgotten the run: it must begin anew.
     pub(crate) was_forgotten: bool,
-    /// Another run of the node may serve, too: a copied configuration, or one that cannot prove the end of the former.
+    /// Whether another run of the node may also serve: the configuration was copied, or this run
+    /// cannot prove the end of the former one.
     pub(crate) has_namesake: bool,
 }
 
-/// A stream cannot begin.
+/// Why a stream cannot begin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HelloError {
     /// A later stream of the run has begun.
@@ -40,20 +42,21 @@ pub(crate) enum HelloError {
     /// The run has said Goodbye, or another one holds its lock.
     #[error("this run has ended: another process holds its lock, or it has said Goodbye")]
     Ended,
-    /// Another identity is this node.
-    #[error("another identity is this node")]
+    /// Another identity uses the id of this node.
+    #[error("another identity uses the id of this node")]
     Taken {
-        /// Which.
+        /// The identity that uses the node id.
         holder: Identity,
     },
 }
 
 impl Serving {
-    /// A stream of a run begins. Nothing may be sent on it before the run's row is saved.
+    /// Begins a stream of a run. Nothing may be sent on it before the run's row is saved.
     ///
     /// # Errors
     ///
-    /// When it is a stream of the past, or the node belongs to another identity.
+    /// When a later stream of the run has begun, when the run has ended, or when the node belongs
+    /// to another identity.
     pub(crate) fn hello(&mut self, hello: Hello, now: Now) -> Result<Welcome, HelloError> {
         self.pass(now);
         self.check(&hello)?;
@@ -142,7 +145,8 @@ impl Serving {
         Ok(())
     }
 
-    /// Ends the runs whose lock the newcomer holds; returns what it may serve from the file of one of them.
+    /// Ends the runs of the node whose lock the new run holds now. Returns the keyrings that the
+    /// new run may serve from the file of one of them.
     fn end_predecessors(&mut self, hello: &Hello, now: Now) -> Vec<(KeyringName, Holding)> {
         let Some(lock) = &hello.lock else {
             return Vec::new();
@@ -173,7 +177,7 @@ impl Serving {
                     ended.has_told_all && ended.last_write > 0 && ended.last_write == began
                 });
                 if told {
-                    // Nobody has served from the file since.
+                    // No process has served from the file since.
                     self.remove(&key);
                 } else {
                     self.leave_gap(&key, Gone::Ended, now);
@@ -183,7 +187,7 @@ impl Serving {
         inherited
     }
 
-    /// The other runs of a node that may serve.
+    /// Returns the other runs of a node that may serve.
     fn others_of_node<'a>(&'a self, key: &'a RunKey) -> impl Iterator<Item = &'a RunKey> {
         let of_node = self.runs.range(RunKey::first_of(&key.node)..);
         let of_node = of_node.map(|(other, _)| other);
@@ -194,7 +198,8 @@ impl Serving {
 }
 
 impl Run {
-    /// The number of the write from which a newcomer with this run's lock goes on with its file; none when it does not.
+    /// Returns the number of the write from which a new run with this run's lock continues the
+    /// file; none when it does not continue the file.
     fn continued_by(&self, hello: &Hello) -> Option<u64> {
         let (mine, theirs) = (self.file.as_ref()?, hello.file.as_ref()?);
         let began = theirs.begun_from_write;

@@ -1,59 +1,62 @@
-//! What a run has confirmed of a keyring.
+//! The state of a keyring that a run has confirmed.
 
 use std::collections::BTreeMap;
 
 use super::{Held, Target};
 use crate::key::{Epoch, Revision, Timestamp};
 
-/// What a run has confirmed of a keyring.
+/// The state of a keyring that a run has confirmed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// The history.
+    /// The epoch of the revisions.
     pub epoch: Epoch,
     /// The revision in use for checks.
     pub applied: Revision,
-    /// Every revocation up to here is in use for checks.
+    /// The revision up to which every revocation is in use for checks.
     pub revoked_through: Revision,
     /// The revision in the snapshot file.
     pub durable: Revision,
-    /// Every revocation up to here is in the snapshot file.
+    /// The revision up to which every revocation is in the snapshot file.
     pub durable_revoked_through: Revision,
-    /// Since when `applied` is what it is.
+    /// The time at which `applied` reached its value.
     pub(crate) applied_at: Option<Timestamp>,
-    /// The items that it has refused since its last snapshot, by name, with the reason.
+    /// The items that it has rejected since its last snapshot, by name, with the reason; at most
+    /// 100.
     pub rejected: BTreeMap<String, String>,
-    /// It has refused more than `rejected` names.
+    /// Whether it has rejected more items than `rejected` names.
     pub(crate) has_more_rejected: bool,
-    /// What it holds is not known to be what it should be: only a whole snapshot confirms.
+    /// Whether its state may differ from the control plane's: only a complete snapshot confirms
+    /// then.
     pub(crate) awaits_whole: bool,
 }
 
-/// What an answer of a sidecar confirms.
+/// The state that an answer of a sidecar confirms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Confirmation {
-    /// The history.
     pub(crate) epoch: Epoch,
     /// The revision in use.
     pub(crate) applied: Revision,
-    /// Every revocation up to here is in use.
+    /// The revision up to which every revocation is in use.
     pub(crate) revoked_through: Revision,
     /// The revision in the snapshot file.
     pub(crate) durable: Revision,
-    /// Every revocation up to here is in the snapshot file.
+    /// The revision up to which every revocation is in the snapshot file.
     pub(crate) durable_revoked_through: Revision,
-    /// Whether it answers a whole snapshot.
+    /// Whether it answers a complete snapshot.
     pub(crate) is_whole: bool,
-    /// The items that it refused, with the reasons.
+    /// The items that it rejected, by name, with the reasons.
     pub(crate) rejected: Vec<(String, String)>,
-    /// It refused more than `rejected` names.
+    /// Whether it rejected more items than `rejected` names.
     pub(crate) has_more_rejected: bool,
 }
 
-/// So many rejected items are remembered per run and keyring; one is enough to know that something is wrong.
+/// The most rejected items that are remembered for each run and keyring. One is enough to show that
+/// something is wrong.
 pub(super) const MAX_REJECTED: usize = 100;
 
 impl Progress {
-    /// A stream begins: what the sidecar says that it holds counts only if its digest agrees.
+    /// Records that a stream begins. The state that the sidecar reports counts only if its digest
+    /// agrees.
     pub(super) fn greet(&mut self, held: &Held, now: Timestamp) {
         if held.agrees {
             *self = Self {

@@ -1,4 +1,4 @@
-//! What the store keeps of a run, and how the book is read back from it.
+//! The row of a run in the store, and how the book is restored from it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,36 +10,36 @@ use super::{
 };
 use crate::key::{KeyringName, Timestamp};
 
-/// What the store keeps of a run.
+/// The row of a run or a gap in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
-    /// Which.
     pub(crate) key: RunKey,
-    /// Its cluster.
+    /// The cluster of its node.
     pub(crate) cluster: String,
     /// The version of relatch that it runs.
     pub(crate) version: String,
     /// The keyrings that it holds.
     pub(crate) keyrings: Vec<KeyringName>,
-    /// When it was last heard of.
+    /// When the run last sent something.
     pub(crate) last_seen: Timestamp,
     /// It has reported every use of a key before this moment; none when it has reported nothing.
     pub(crate) complete_until: Option<Timestamp>,
-    /// It is gone, and may have served until then; none of one that may serve.
+    /// For a run that is gone, the time until which it may have served; none for a run that may
+    /// serve.
     pub(crate) gone_at: Option<Timestamp>,
-    /// The rest, as JSON; none in rows that a version before this one has written.
+    /// The other fields, as JSON; none in rows that an earlier version of relatch has written.
     pub(crate) record: Option<String>,
 }
 
 /// A row cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("what the store has of the sidecar {node} cannot be read")]
+#[error("the row of the sidecar {node} in the store cannot be read")]
 pub struct RowError {
     node: String,
     source: serde_json::Error,
 }
 
-/// What a row says beyond its columns. Times are in milliseconds.
+/// The fields of a row beyond its columns. Times are in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     stream: u64,
@@ -72,9 +72,9 @@ struct EndRecord {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct HoldingRecord {
-    /// The largest grant that may not have run out.
+    /// The largest grant that may not have expired.
     granted_ms: u64,
-    /// How long the run may still serve, once nobody answers it; absent while somebody does.
+    /// How long the run may still serve when it is no longer answered; absent while it is answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rest_ms: Option<u64>,
     #[serde(default)]
@@ -150,8 +150,9 @@ impl Row {
         }
     }
 
-    /// Whether nothing of this row is missing in `other`, which was made before it: bounds and ages are counted down in any
-    /// case, and a later time of contact is of no use.
+    /// Returns whether `other`, an earlier row, contains everything that this row contains. Rests
+    /// and ages do not count, because they change with time. A later time of the last message does
+    /// not count, because it is of no use.
     pub(super) fn says_as_much_as(&self, other: &Self) -> bool {
         let settled = |row: &Self| {
             let record: Option<Record> = row
@@ -296,7 +297,7 @@ impl Record {
     }
 }
 
-/// Rounded up, so that nothing that is written down is shorter than it is.
+/// Returns a time in milliseconds, rounded up, so that no time is written shorter than it is.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }

@@ -14,32 +14,34 @@ use crate::{
 /// One process of a sidecar, while it may serve.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// What it says of itself.
+    /// The description that the run sends of itself.
     pub about: About,
-    /// When it was last heard of.
+    /// When the run last sent something.
     pub(crate) last_seen: Timestamp,
-    /// Since when a stream is open; none without one.
+    /// The time at which its newest stream began; none when no stream has begun since the control
+    /// plane started.
     pub(crate) connected_at: Option<Timestamp>,
     /// It has reported every use of a key before this moment; none when it has reported nothing.
     pub(crate) complete_until: Option<Timestamp>,
-    /// What it holds of each keyring.
+    /// The keyrings that it holds.
     pub keyrings: BTreeMap<KeyringName, Holding>,
     /// The snapshot file that it keeps.
     pub(crate) file: Option<SnapshotFile>,
     pub(super) lock: Option<Lock>,
-    /// The streams that are open.
+    /// The numbers of its open streams.
     pub(super) open: BTreeSet<u64>,
     pub(super) newest_stream: u64,
-    /// Since when no stream is open; none while one is, and of a run that has ended.
+    /// The time since which no stream is open; none while one is open, and for a run that has
+    /// ended.
     pub(super) lost_at: Option<Timestamp>,
-    /// Its process has ended, and its file is left.
+    /// The end of its process, if the process left a snapshot file.
     pub(super) ended: Option<Ended>,
 }
 
-/// A snapshot file.
+/// The snapshot file of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotFile {
-    /// Random; it stays when the file is rewritten.
+    /// A random id, which stays the same when the file is rewritten.
     pub(crate) id: String,
     /// The number of the last write to the file that the run began from; zero when it did not begin from the file.
     pub(crate) begun_from_write: u64,
@@ -50,11 +52,11 @@ pub(crate) struct SnapshotFile {
 pub(super) struct Ended {
     pub(super) at: Timestamp,
     pub(super) has_told_all: bool,
-    /// The number of the last write to the file; zero when it is not known.
+    /// The number of the last write to the file; zero when the number is unknown.
     pub(super) last_write: u64,
 }
 
-/// Whether a run may serve, in one word.
+/// The state of a run that may serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
     /// One of its streams is open.
@@ -82,8 +84,9 @@ impl Run {
         }
     }
 
-    /// A run that was not in the book any more. Its counts have grown on: its next report tells what it saw meanwhile. One that
-    /// was forgotten may serve what it was granted.
+    /// Creates a run that was not in the book. If it has a gap, it returns: its counters have
+    /// continued, and its next report contains the uses that it saw meanwhile. A run that was
+    /// forgotten may serve what it was granted.
     pub(super) fn back(gap: Option<Gap>, now: Now) -> Self {
         let mut run = Self::new(About::default(), now.wall);
         if let Some(mut gap) = gap {
@@ -99,19 +102,20 @@ impl Run {
         run
     }
 
-    /// Whether one of its streams is open.
+    /// Returns whether one of its streams is open.
     #[must_use]
     pub(crate) fn is_connected(&self) -> bool {
         !self.open.is_empty()
     }
 
-    /// How many of its streams are open; more than one only while one of them is being given up.
+    /// Returns how many of its streams are open; more than one only while an older one is being
+    /// closed.
     #[must_use]
     pub fn streams(&self) -> usize {
         self.open.len()
     }
 
-    /// Whether it may serve, in one word.
+    /// Returns the state of the run.
     #[must_use]
     pub(crate) fn presence(&self) -> Presence {
         match (&self.ended, self.is_connected()) {
@@ -121,18 +125,19 @@ impl Run {
         }
     }
 
-    /// What it holds of a keyring; none when it may not serve that.
+    /// Returns its holding of a keyring; none when it may not serve the keyring.
     pub(super) fn holding(&self, keyring: &KeyringName, now: BootTime) -> Option<&Holding> {
         let holding = self.keyrings.get(keyring)?;
         (self.is_answered(holding) || holding.is_within(now)).then_some(holding)
     }
 
-    /// Whether it may serve what it holds without an end that time brings.
+    /// Returns whether it may serve a keyring without a bound in time: an open stream may extend
+    /// its grant.
     pub(super) fn is_answered(&self, holding: &Holding) -> bool {
         self.is_connected() && holding.is_followed
     }
 
-    /// Whether its snapshot file holds a keyring.
+    /// Returns whether its snapshot file may contain a keyring.
     pub(super) fn keeps(&self, holding: &Holding, now: BootTime) -> bool {
         self.file.is_some() && holding.may_be_in_file(now)
     }
@@ -141,12 +146,13 @@ impl Run {
         self.is_connected() || self.keyrings.values().any(|held| held.is_within(now))
     }
 
-    /// When the last of its bounds passes; none when it was never granted anything.
+    /// Returns the latest of its bounds; none when it was never granted anything.
     pub(super) fn last_bound(&self) -> Option<BootTime> {
         self.keyrings.values().filter_map(|held| held.until).max()
     }
 
-    /// How long it may serve without another answer, from `now` on; none while it is connected.
+    /// Returns how long it may serve without another answer, from `now` on; none while it is
+    /// connected, or when it was never granted anything.
     #[must_use]
     pub(crate) fn rest(&self, now: BootTime) -> Option<Duration> {
         let bound = self.last_bound()?;

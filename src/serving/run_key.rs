@@ -2,17 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Names a run. Ordered by node.
+/// The name of a run. Names are ordered by node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RunKey {
-    /// The sidecar.
+    /// The node id of the sidecar.
     pub node: String,
-    /// Its process.
+    /// The id of its process.
     pub run_id: String,
 }
 
 impl RunKey {
-    /// The first that the runs of a node may have.
+    /// Returns the smallest name that a run of a node may have.
     pub(super) fn first_of(node: &str) -> Self {
         Self {
             node: node.to_owned(),

@@ -1,18 +1,18 @@
-//! A point that every sidecar of a keyring is to reach.
+//! A point that every sidecar of a keyring must reach.
 
 use crate::key::{Revision, VersionRef};
 
-/// A point that every sidecar is to reach.
+/// A point that every sidecar must reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// Everything up to the revision is in use, and this version was not refused.
+    /// Every change up to the revision is in use, and this version was not rejected.
     Applied(Revision, VersionRef),
     /// Every revocation up to the revision is in use.
     Revoked(Revision),
 }
 
 impl Target {
-    /// The revision that is to be reached.
+    /// Returns the revision that must be reached.
     #[must_use]
     pub(crate) const fn revision(self) -> Revision {
         match self {
