@@ -1,9 +1,11 @@
-//! A model of everything that the rule is about: control planes that restart, here or elsewhere, whose wall clocks step and
-//! whose writes to the store fail; sidecars whose clocks drift, stop and step, and which hold all keys or those that they have
-//! looked up; files, copies and volumes that move; links that cut, freeze and deliver late. Schedules are drawn from a seed, and
-//! the three promises are judged after every step. A schedule that breaks one is made smaller and printed.
+//! A model of everything that the rule is about: control planes that restart, on the same machine
+//! or another one, whose wall clocks step and whose writes to the store fail; sidecars whose clocks
+//! drift, stop and step, and which hold all keys or only those that they have looked up; files,
+//! copies and volumes that move; links that are cut, freeze and deliver late. Schedules are drawn
+//! from a seed, and the three promises are judged after every step. A schedule that breaks a
+//! promise is made smaller and printed.
 //!
-//! Each hole that the rule closes can be planted: the model has to find it.
+//! Each hole that the rule closes can be planted: the model must find it.
 
 mod machine;
 mod world;
@@ -20,37 +22,37 @@ enum Plant {
     LeaseIsEvidence,
     /// Freshness counts from the arrival of an answer.
     AgeFromArrival,
-    /// A Goodbye is the end of the file, too.
+    /// A Goodbye also counts as the end of the file.
     GoodbyeIsGone,
-    /// A later run of the same node is the end of the former.
+    /// A later run of the same node counts as the end of the former run.
     NamesakeSupersedes,
-    /// What is in use is confirmed, whatever is on disk.
+    /// The state in use is confirmed, whatever is on disk.
     ConfirmedFromMemory,
-    /// A sidecar goes by its own `deny_after` alone.
+    /// A sidecar observes only its own `deny_after`.
     GrantIgnored,
-    /// The time of a use is what the sidecar's clock says.
+    /// The time of a use is the time of the sidecar's clock.
     SidecarsClock,
     /// The rest that was written down stays when the sidecar is back.
     StaleRest,
     /// A smaller grant lowers the bound.
     LoweredBound,
-    /// Who holds the lock has the file.
+    /// The holder of the lock counts as the holder of the file.
     RunProofIsFileProof,
-    /// A Hello that arrives later is of a later holder of the lock.
+    /// A Hello that arrives later counts as the Hello of a later holder of the lock.
     LateHello,
-    /// A keyring counts as dropped, whenever that is said.
+    /// A keyring counts as dropped, whenever the message arrives.
     LateDropped,
     /// Device and inode name a lock on every machine.
     MovedVolume,
-    /// An answer makes fresh what is still on its way.
+    /// An answer makes a state fresh that is still on its way.
     FreshBeforeFolded,
     /// A file that was copied serves.
     CopyServes,
-    /// A sidecar is sent what there is before its row is saved.
+    /// A sidecar receives the state before its row is saved.
     HelloBeforeSaved,
-    /// An answer leaves before what it grants is saved.
+    /// An answer is sent before its grant is saved.
     AnswerBeforeSaved,
-    /// What is left of a bound is counted down by the control plane's wall clock.
+    /// The rest of a bound is counted down by the control plane's wall clock.
     CountedByWallClock,
     /// Where keys are held on demand, the versions of one key are held apart.
     SiblingsApart,
@@ -63,12 +65,12 @@ enum Failure {
     Refused,
     /// Rows are saved, and none are removed.
     Torn,
-    /// All is written, and nobody is told so.
+    /// Everything is written, but the writer receives an error.
     Unheard,
 }
 
-/// A step of a schedule. Numbers are reduced to what there is when the step is made; a step that is not possible does
-/// nothing, so that steps can be left out.
+/// A step of a schedule. Numbers are reduced to the range that exists when the step is made. A step
+/// that is not possible does nothing, so that steps can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Pass(u64),
@@ -103,7 +105,7 @@ enum Step {
     Notice(u8),
     Up(u8),
     Down(u8),
-    /// A beat, and what the sidecar said before it, arrive.
+    /// A beat and the earlier messages of the sidecar arrive.
     Ask(u8),
     Use(u8, u8),
     /// Connects, asks and is answered, so that something happens between the faults.
@@ -123,11 +125,11 @@ enum Step {
     Limit {
         generous: bool,
     },
-    /// What is left of bounds is on its way to the store,
+    /// The rests of the bounds are on their way to the store.
     WriteDown,
-    /// and has arrived.
+    /// The rests have arrived at the store.
     Written,
-    /// So many of the next writes to the store fail.
+    /// This number of the next writes to the store fail.
     Failing(Failure, u8),
     Forget(u8),
     /// The cache of a sidecar that holds keys on demand makes room.
@@ -260,7 +262,7 @@ fn play(plant: Plant, seed: u64, steps: &[Step]) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Leaves out what is not needed to break the promise.
+/// Leaves out the steps that are not needed to break the promise.
 fn minimize(plant: Plant, seed: u64, mut steps: Vec<Step>) -> Vec<Step> {
     let mut chunk = steps.len() / 2;
     while chunk > 0 {
@@ -287,7 +289,7 @@ fn report(plant: Plant, seed: u64, steps: &[Step], violation: &Violation) -> Str
     text
 }
 
-/// The first of the seeds that breaks a promise, with the smallest schedule.
+/// Returns the report of the first seed that breaks a promise, with the smallest schedule.
 fn find(plant: Plant, seeds: impl Iterator<Item = u64>) -> Option<String> {
     for seed in seeds {
         let steps = schedule(seed);
@@ -300,7 +302,7 @@ fn find(plant: Plant, seeds: impl Iterator<Item = u64>) -> Option<String> {
     None
 }
 
-/// So many schedules are played; `RELATCH_MODEL_SCHEDULES` asks for more.
+/// The number of schedules that are played; `RELATCH_MODEL_SCHEDULES` sets another number.
 const SCHEDULES: u64 = 5_000;
 
 #[expect(

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// What every wall clock says as a schedule begins: a thousand days, so that none is ever set back to a time before all times.
+/// The time of every wall clock when a schedule begins: a thousand days, so that no clock is ever
+/// set back to a time before zero.
 const BEGIN: i64 = 86_400_000_000;
 
-/// A machine with two clocks, of which one is true within half a per cent.
+/// A machine with two clocks. Its boot clock is true within half a per cent.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
     pub(super) boot: u64,
@@ -23,7 +24,7 @@ pub(super) struct Machine {
 /// A disk with a place for a snapshot file. It can move from machine to machine.
 #[derive(Clone, Debug)]
 pub(super) struct Volume {
-    /// Of the lock beside the file.
+    /// The inode of the lock beside the file.
     pub(super) inode: u64,
     pub(super) file: Option<File>,
 }
@@ -32,14 +33,14 @@ pub(super) struct Volume {
 #[derive(Clone, Debug)]
 pub(super) struct File {
     pub(super) id: String,
-    /// Its own, as the file system says.
+    /// Its own inode in the file system.
     pub(super) inode: u64,
-    /// The one that it names itself.
+    /// The inode that its content names.
     pub(super) written_as: u64,
     pub(super) boot: u64,
     pub(super) machine: usize,
     pub(super) writer: usize,
-    /// Somebody answers for whatever serves from it.
+    /// Whether an operator answers for every process that serves from it.
     pub(super) is_forgotten: bool,
     pub(super) write: u64,
     pub(super) view: View,
@@ -47,7 +48,7 @@ pub(super) struct File {
     pub(super) grant: u64,
 }
 
-/// What a sidecar holds of the keyring.
+/// The state of the keyring that a sidecar holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct View {
     pub(super) applied: u64,
@@ -73,17 +74,18 @@ pub(super) struct Sidecar {
     /// When it acquired its lock; none when it holds none.
     pub(super) acquired: Option<u64>,
     pub(super) boot: u64,
-    /// Of the file that it keeps.
+    /// The volume of the file that it keeps.
     pub(super) volume: Option<usize>,
-    /// Of that volume on its machine.
+    /// The device number of that volume on its machine.
     pub(super) device: u64,
     pub(super) file_id: String,
     pub(super) begun_from_write: u64,
     pub(super) writes: u64,
-    /// The run that wrote the file from which it goes on, until the control plane has welcomed it.
+    /// The run that wrote the file that this run continues, until the control plane has accepted
+    /// its Hello.
     pub(super) goes_on_from: Option<usize>,
     pub(super) view: View,
-    /// It holds nothing but what it has looked up, in memory alone: these versions.
+    /// For a sidecar on demand, the versions that it has looked up and holds, in memory only.
     pub(super) on_demand: Option<BTreeSet<usize>>,
     pub(super) durable: View,
     pub(super) confirmed: Option<Asked>,
@@ -91,13 +93,13 @@ pub(super) struct Sidecar {
     pub(super) beats: u64,
     pub(super) asked: BTreeMap<u64, Asked>,
     pub(super) streams: u64,
-    /// Of the world's streams.
+    /// The index of its stream in the world.
     pub(super) stream: Option<usize>,
     /// How often each version was used, and when last by its own clock.
     pub(super) uses: BTreeMap<usize, (u64, i64)>,
 }
 
-/// What a sidecar says.
+/// A message of a sidecar.
 #[derive(Clone, Debug)]
 pub(super) enum Up {
     Hello {
@@ -122,14 +124,14 @@ pub(super) enum Up {
     },
 }
 
-/// What a control plane says.
+/// A message of a control plane.
 #[derive(Clone, Debug)]
 pub(super) enum Down {
-    /// Whatever it holds is not to be used again.
+    /// The held state must not be used again.
     Anew,
     State(u64),
     Lane(u64),
-    /// What it looked up.
+    /// The answer to a lookup.
     Found {
         version: usize,
         head: u64,
@@ -152,15 +154,15 @@ pub(super) struct Stream {
     pub(super) down: VecDeque<Down>,
     /// Nothing arrives any more.
     pub(super) is_cut: bool,
-    /// At the control plane.
+    /// Its state at the control plane.
     pub(super) state: StreamState,
-    /// The keyring is not given to the sidecar on it.
+    /// Whether the sidecar may not have the keyring.
     pub(super) is_forbidden: bool,
     /// When each answer was sent, by the control plane's wall clock.
     pub(super) answered: BTreeMap<u64, i64>,
 }
 
-/// How a stream is at the control plane.
+/// The state of a stream at the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StreamState {
     /// Its Hello has not been read.
@@ -211,7 +213,7 @@ impl Machine {
         self.boot_us = 0;
     }
 
-    /// Its boot clock is another one, which says anything and has a speed of its own.
+    /// Replaces its boot clock by another one, with any time and a speed of its own.
     pub(super) fn replace(&mut self, boot: u64, rate: u64) {
         self.boot += 1;
         self.boot_us = boot * 1_000;
@@ -227,7 +229,7 @@ impl Machine {
 }
 
 impl Asked {
-    /// The larger of what both clocks say has passed since.
+    /// Returns the larger of the times that the two clocks have measured since then.
     pub(super) fn age(&self, now: Self) -> u64 {
         let by_wall = u64::try_from(now.wall.saturating_sub(self.wall)).unwrap_or(0);
         now.boot.saturating_sub(self.boot).max(by_wall)
@@ -241,7 +243,7 @@ impl Sidecar {
             .is_none_or(|held| held.contains(&version))
     }
 
-    /// Whether it answers checks from what it holds.
+    /// Returns whether it answers checks from its state.
     pub(super) fn is_fresh(&self, now: Asked, ignores_grant: bool) -> bool {
         let limit = if ignores_grant {
             self.deny_after

@@ -1,4 +1,4 @@
-//! What there is, and what each step does to it.
+//! The modelled world, and the effect of each step on it.
 
 mod judge;
 mod plane;
@@ -28,16 +28,16 @@ const SHORT: u64 = 20_000;
 const LONG: u64 = 60_000;
 const IDLE_FOR: u64 = 15_000;
 
-/// A version of the one key, by the revisions at which things became of it.
+/// A version of the one key, with the revisions at which its state changed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Version {
     staged: u64,
     handed_over: Option<u64>,
     revoked: Option<u64>,
     retired: Option<u64>,
-    /// All that may serve have denied it.
+    /// Every run that may serve has confirmed that it denies the version.
     is_denied: bool,
-    /// Since when it is replaced.
+    /// The moment at which it was replaced.
     replaced_at: Option<Moment>,
 }
 
@@ -59,7 +59,7 @@ struct Check {
     true_time: u64,
 }
 
-/// What the control plane has been told of the use of a version by a run.
+/// The uses of a version that a run has reported to the control plane.
 #[derive(Clone, Copy, Debug, Default)]
 struct Told {
     uses: u64,
@@ -69,23 +69,24 @@ struct Told {
 pub(super) struct World {
     plant: Plant,
     random: Random,
-    /// Since the begin, in truth.
+    /// The true time since the start.
     true_time: u64,
-    /// Of the control plane.
+    /// The machine of the control plane.
     control: Machine,
-    /// By which its planned ends come, with the hands of its clock.
+    /// The pace by which its planned ends are due, with the hands of its clock.
     pace: (Pace, ManualClock),
-    /// A control plane began with a wall clock that had been set ahead. Nothing tells that from a long stop.
+    /// Whether a control plane began with a wall clock that had been set ahead. This cannot be
+    /// distinguished from a long stop.
     has_begun_ahead: bool,
     serving: Serving,
-    /// What the store has of it.
+    /// The rows in the store.
     rows: BTreeMap<RunKey, Row>,
-    /// What is on its way there, and of when it is.
+    /// The changes that are on their way to the store, and their time.
     writing: Option<(Unsaved, Now)>,
-    /// So many of the next writes fail.
+    /// How the next writes fail, and how many of them.
     failing: (Failure, u8),
     max_serve_for: u64,
-    /// By the settings with which the control plane started.
+    /// The longest grant by the settings with which the control plane started.
     granted_at_most: u64,
     /// The holders of locks, in the order in which they came.
     arrivals: u64,
@@ -97,9 +98,10 @@ pub(super) struct World {
     told: BTreeMap<(usize, usize), Told>,
     /// When each version was really used.
     used: BTreeMap<usize, Vec<Check>>,
-    /// The runs for which somebody answers until they are greeted again.
+    /// The runs for which an operator answers until the control plane accepts their next Hello.
     forgotten: BTreeSet<usize>,
-    /// Of versions that were handed out, and of those that all were said to deny, the runs for which somebody answered then.
+    /// The pairs of a version and a run for which an operator answered when the version was handed
+    /// out, or when all runs were reported to deny it.
     may_deny: BTreeSet<(usize, usize)>,
     may_accept: BTreeSet<(usize, usize)>,
     forbidden: BTreeSet<u8>,
@@ -124,7 +126,7 @@ impl World {
             machine
         });
         let machines: Vec<Machine> = machines.collect();
-        // The numbers of a lock are the same on machines that were made alike.
+        // The numbers of a lock are the same on machines that were set up alike.
         let volume = |at: usize| Volume {
             inode: 7 + u64::try_from(at / 2).unwrap_or(0),
             file: None,
@@ -363,7 +365,7 @@ impl World {
     }
 }
 
-/// Of a clock, in thousandths: two differ by less than one per cent.
+/// Returns the speed of a clock, in thousandths: two clocks differ by less than one per cent.
 fn rate(random: &mut Random) -> u64 {
     if random.one_in(2) { 996 } else { 1_004 }
 }
@@ -388,7 +390,7 @@ fn now_of(plant: Plant, control: &Machine) -> Now {
     }
 }
 
-/// Of a control plane that begins.
+/// Returns the pace of a control plane that starts.
 fn pace_of(control: &Machine) -> (Pace, ManualClock) {
     let (clock, hands) = Clock::manual(Timestamp::from_millis(control.now().wall));
     (Pace::new(clock), hands)

@@ -1,4 +1,4 @@
-//! The judge of what sidecars answer, and of what is retired.
+//! The judge of the answers of sidecars, and of retirements.
 
 use super::{
     super::{
@@ -20,7 +20,7 @@ pub(in super::super) enum Violation {
 }
 
 impl World {
-    /// Whether what every sidecar would answer now is what was promised.
+    /// Checks that every answer that a sidecar would give now keeps the promises.
     pub(super) fn judge(&self) -> Result<(), Violation> {
         for (run, sidecar) in self.sidecars.iter().enumerate() {
             let now = self.machines[sidecar.machine].now();
@@ -42,13 +42,13 @@ impl World {
         Ok(())
     }
 
-    /// Whether a sidecar accepts a version from what it holds.
+    /// Returns whether a sidecar accepts a version from its state.
     pub(super) fn accepts(&self, sidecar: &Sidecar, version: usize) -> bool {
         sidecar.holds(version) && self.versions[version].is_accepted_in(sidecar.view)
     }
 
-    /// Whether a sidecar does not know a version, once it is cut off. One that holds keys on demand may know none; if it
-    /// accepts one of them, it has to know the others.
+    /// Returns whether a sidecar would deny a version when it is cut off. One that holds keys on
+    /// demand may hold no version; if it accepts one version, it must accept the others.
     fn denies(&self, sidecar: &Sidecar, version: usize) -> bool {
         let state = &self.versions[version];
         if sidecar.on_demand.is_none() {
@@ -61,10 +61,10 @@ impl World {
             && others.any(|other| self.accepts(sidecar, other))
     }
 
-    /// Whether a version that is retired was idle for long enough at any time since the last use of which the control plane
-    /// was told, and since it was replaced.
+    /// Returns whether a retired version was idle for long enough at any time since the last use
+    /// that was reported to the control plane, and since it was replaced.
     pub(super) fn was_idle(&self, version: usize) -> bool {
-        // The clocks by which that is measured are true within one per cent.
+        // The clocks that measure this are true within one per cent.
         let enough = IDLE_FOR - IDLE_FOR / 100 - 1;
         let replaced = self.versions[version].replaced_at;
         let mut since = replaced.map_or(0, |at| at.true_time);

@@ -1,4 +1,4 @@
-//! What the control plane does.
+//! The actions of the control plane.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +72,8 @@ impl World {
             }
             Up::Usage { beat, uses } => {
                 self.count(run, &uses);
-                // The last one is of this run alone: its file may be served from by then.
+                // The last report covers this run only: another process may serve from its file by
+                // then.
                 if let Some(until) = self.streams[stream].answered.get(&beat).copied() {
                     let until = Timestamp::from_millis(until);
                     self.serving.reported(&key, until, now);
@@ -353,7 +354,7 @@ impl World {
         }
         let name: KeyringName = testing::keyring_name();
         let now = self.now();
-        // As `Pace` says, and never after what the clock says.
+        // By `Pace`, and never later than by the clock.
         let at_pace = now.wall.min(self.pace.0.now());
         let coverage: Coverage = self.serving.coverage(&name, at_pace, now);
         let told = self.told.iter().filter(|((_, which), _)| *which == at);
@@ -402,7 +403,7 @@ impl World {
         }
     }
 
-    /// It crashes, and starts again with what the store has by then.
+    /// The control plane crashes, and starts again with the rows that are in the store by then.
     pub(super) fn restart(&mut self, generous: bool, elsewhere: bool) {
         if self.random.one_in(2) {
             self.write_to_end();
@@ -438,7 +439,8 @@ impl World {
         self.forgotten = forgotten.collect();
     }
 
-    /// Somebody answers for a run, and thereby for those that go on with its file, until the control plane greets them.
+    /// An operator answers for a run, and thereby for the runs that continue its file, until the
+    /// control plane accepts their Hello.
     pub(super) fn forget(&mut self, which: u8) {
         let now = self.now();
         self.serving.pass(now);
@@ -469,13 +471,13 @@ impl World {
         }
     }
 
-    /// A run, and those with whose file it goes on without the control plane having greeted it.
+    /// Returns a run, and the runs whose file it continues without an accepted Hello.
     fn formers(&self, run: usize) -> Vec<usize> {
         let former = |run: &usize| self.sidecars[*run].goes_on_from;
         std::iter::successors(Some(run), former).collect()
     }
 
-    /// Somebody answers for a run, whatever was promised before it began.
+    /// An operator answers for a run, whatever was promised before it began.
     pub(super) fn answered_for_in_all(&mut self, run: usize) {
         self.forgotten.insert(run);
         for version in 0..self.versions.len() {
@@ -484,7 +486,7 @@ impl World {
         }
     }
 
-    /// Whoever answers for a run answers for what goes on with its file.
+    /// An operator who answers for a run also answers for the runs that continue its file.
     pub(super) fn answered_for_like(&mut self, run: usize, former: usize) {
         if self.forgotten.contains(&former) {
             self.forgotten.insert(run);
@@ -504,13 +506,13 @@ impl World {
         }
     }
 
-    /// Brings what is new to the store; whether it is known to be there.
+    /// Writes the changes to the store. Returns whether they are known to be there.
     pub(super) fn save(&mut self) -> bool {
         self.begin_to_write();
         self.write_to_end()
     }
 
-    /// Whoever writes waits for whoever does already.
+    /// A write waits for the write in progress.
     pub(super) fn begin_to_write(&mut self) {
         self.write_to_end();
         let now = self.now();

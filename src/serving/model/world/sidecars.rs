@@ -1,4 +1,4 @@
-//! What becomes of sidecars, and what they do.
+//! The life and the actions of sidecars.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -199,7 +199,8 @@ impl World {
         (self.machines[sidecar.machine].volume == Some(volume)).then_some(volume)
     }
 
-    /// Writes what it holds to its file, unless that is for its memory alone: then the file stays as a former run left it.
+    /// Writes its state to its file, unless the state is held in memory only: the file then stays
+    /// as a former run left it.
     pub(super) fn keep(&mut self, run: usize, volume: usize) {
         if self.sidecars[run].on_demand.is_none() {
             self.write(run, volume);
@@ -236,7 +237,7 @@ impl World {
             return;
         }
         if let Some(former) = sidecar.stream {
-            // What is on its way may arrive still.
+            // Messages that are on their way may still arrive.
             self.streams[former].down.clear();
         }
         sidecar.streams += 1;
@@ -428,8 +429,8 @@ impl World {
         self.ack(run);
     }
 
-    /// The answer to a lookup brings all versions of the key that were accepted when it was read. One that was read before what
-    /// the sidecar has seen by now is of no use.
+    /// Applies the answer to a lookup: all versions of the key that were accepted when the answer
+    /// was read. An answer that is older than the state of the sidecar is of no use.
     fn fill(&mut self, run: usize, version: usize, head: u64) {
         let sidecar = &mut self.sidecars[run];
         let is_outdated = head < sidecar.view.applied.max(sidecar.view.revoked_through);
