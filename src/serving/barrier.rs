@@ -30,7 +30,7 @@ pub(crate) struct Laggard {
     pub(crate) behind: u64,
     /// Whether it already uses the target, but its snapshot file does not contain it.
     pub(crate) lacks_disk: bool,
-    /// When it last sent something.
+    /// When the control plane last had contact with it.
     pub(crate) last_seen: Timestamp,
     /// The time for which it may still serve its state; none while its stream is open and may
     /// extend the time.

@@ -20,7 +20,7 @@ pub(crate) struct Gap {
     pub(crate) keyrings: BTreeSet<KeyringName>,
     /// The run has reported every use before this moment; none when it reported nothing.
     pub(crate) complete_until: Option<Timestamp>,
-    /// When the run last sent something.
+    /// When the control plane last had contact with the run.
     pub(crate) last_seen: Timestamp,
     /// The time until which the run may have served, by the wall clock.
     pub(crate) until: Timestamp,

@@ -20,7 +20,7 @@ pub(crate) struct Row {
     pub(crate) version: String,
     /// The keyrings that it holds.
     pub(crate) keyrings: Vec<KeyringName>,
-    /// When the run last sent something.
+    /// When the control plane last had contact with the run.
     pub(crate) last_seen: Timestamp,
     /// It has reported every use of a key before this moment; none when it has reported nothing.
     pub(crate) complete_until: Option<Timestamp>,
@@ -151,8 +151,8 @@ impl Row {
     }
 
     /// Returns whether `other`, an earlier row, contains everything that this row contains. Rests
-    /// and ages do not count, because they change with time. A later time of the last message does
-    /// not count, because it is of no use.
+    /// and ages do not count, because they change with time. A later time of contact does not
+    /// count, because it is of no use.
     pub(super) fn says_as_much_as(&self, other: &Self) -> bool {
         let settled = |row: &Self| {
             let record: Option<Record> = row

@@ -16,7 +16,7 @@ use crate::{
 pub struct Run {
     /// The description that the run sends of itself.
     pub about: About,
-    /// When the run last sent something.
+    /// When the control plane last had contact with the run.
     pub(crate) last_seen: Timestamp,
     /// The time at which its newest stream began; none when no stream has begun since the control
     /// plane started.

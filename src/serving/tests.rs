@@ -21,13 +21,13 @@ impl Book {
         Self::restored(Vec::new(), start())
     }
 
-    /// What the next control plane makes of rows, by clocks of its own.
+    /// The book that the next control plane restores from rows, by clocks of its own.
     fn restored(rows: Vec<Row>, now: Now) -> Self {
         let serving = Serving::restore(rows, HOUR, now).expect("sound rows");
         Self { serving, now }
     }
 
-    /// What the next control plane finds after this one has written everything down.
+    /// The rows that the next control plane finds after this one has written everything.
     fn written(&mut self) -> Vec<Row> {
         self.serving.write_down(true);
         let unsaved = self.serving.unsaved(self.now);

@@ -251,7 +251,8 @@ impl KeyCache {
     ///
     /// # Errors
     ///
-    /// When the check may not wait.
+    /// When no stream is open, the budget is spent, or too many checks or lookups wait: see
+    /// [`Refusal`].
     pub fn look_up(self: &Arc<Self>, digest: KeyDigest, now: BootTime) -> Result<Waiting, Refusal> {
         let is_held = self.holds(&digest);
         let joined = self

@@ -88,7 +88,7 @@ impl World {
 }
 
 impl Version {
-    /// Whether a sidecar that holds it accepts it, at what it has applied.
+    /// Returns whether a sidecar that holds the version accepts it, at the revisions of its `view`.
     fn is_accepted_in(&self, view: View) -> bool {
         let revoked_through = view.revoked_through.max(view.applied);
         self.staged <= view.applied
@@ -96,7 +96,7 @@ impl Version {
             && self.retired.is_none_or(|at| at > view.applied)
     }
 
-    /// Whether it is accepted at a revision.
+    /// Returns whether the version is accepted at a revision.
     pub(super) fn is_live_at(&self, head: u64) -> bool {
         let all = View {
             applied: head,
