@@ -1,11 +1,13 @@
 //! A check: from Envoy's question to the answer, and the event that reports it.
 //!
-//! The way of a request, in file names: [`service`] receives the message and lets `judge` answer it, at once or, after the
-//! lookup of its key, in `later`. `question` reads the message ([`request`] behind either encoding of headers, [`credential`]
-//! from `query`, `cookie` and header, [`route`] by context extensions or rules), [`decision`] judges it against one load of
-//! the keyring, [`response`] writes the answer, and an [`event`] reports it.
+//! The way of a request, in file names: [`service`] receives the message and lets `judge` answer
+//! it, at once or, after the lookup of its key, in `later`. `question` reads the message
+//! ([`request`] reads both encodings of headers, [`credential`] reads `query`, `cookie` and header,
+//! [`route`] uses context extensions or rules). [`decision`] judges it against one load of the
+//! keyring, [`response`] writes the answer, and an [`event`] reports it.
 //!
-//! Every outcome is an [`Outcome`], every denial has a [`DenyReason`]; response, metric, span and log use the same.
+//! Every outcome is an [`Outcome`], and every denial has a [`DenyReason`]. Response, metric, span
+//! and log use the same values.
 
 mod check;
 mod cookie;

@@ -1,4 +1,4 @@
-//! A check that is under way.
+//! A check that is not answered yet.
 
 use std::{borrow::Cow, time::SystemTime};
 
@@ -9,37 +9,38 @@ use crate::{
     trace::TraceParent,
 };
 
-/// What was asked, when it arrived, and what it is judged by.
+/// A check: its message, the time of its arrival, and the state by which it is judged.
 pub(super) struct Check<'a> {
     /// A serialized `CheckRequest`.
     pub(super) message: Cow<'a, [u8]>,
-    /// The span that Envoy made for the check.
+    /// The span that Envoy created for the check.
     pub(super) parent: Option<TraceParent>,
     pub(super) arrival: Arrival,
     pub(super) moment: Moment,
     pub(super) looked_up: LookedUp,
 }
 
-/// When a check arrived.
+/// The time at which a check arrived.
 #[derive(Clone, Copy)]
 pub(super) struct Arrival {
-    /// For people and spans.
+    /// The time of the wall clock, for events.
     pub(super) started: SystemTime,
-    /// What its duration is measured from.
+    /// The start of the measured duration.
     pub(super) began: BootTime,
 }
 
-/// When a check is judged. One that waits for a lookup is judged again, at a later moment.
+/// The time at which a check is judged. A check that waits for a lookup is judged again, at a later
+/// moment.
 #[derive(Clone, Copy)]
 pub(super) struct Moment {
-    /// What windows are judged by.
+    /// The time that decides about the validity of versions. It never runs backwards.
     pub(super) wall: Timestamp,
-    /// What staleness is judged by.
+    /// The time that decides about staleness.
     pub(super) read: Reading,
 }
 
 impl Check<'_> {
-    /// The same check, with a message of its own.
+    /// Copies the message, so that the check can outlive the buffer that it was read from.
     pub(super) fn into_owned(self) -> Check<'static> {
         Check {
             message: Cow::Owned(self.message.into_owned()),

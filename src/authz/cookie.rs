@@ -2,20 +2,20 @@
 
 use super::query::split_at_first;
 
-/// A pair, with the quotes of its value taken off.
+/// A pair, without the quotes around its value.
 #[derive(Clone, Copy)]
 pub(super) struct Cookie<'a> {
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],
 }
 
-/// The pairs of a header, in order.
+/// Returns the pairs of a header, in order.
 pub(super) fn cookies(header: &[u8]) -> impl Iterator<Item = Cookie<'_>> {
     header.split(|b| *b == b';').map(Cookie::new)
 }
 
-/// Whether a pair with `name` hides behind a comma: where a proxy joined two `cookie` headers, or for an upstream that
-/// takes a comma for a separator, as RFC 2965 did.
+/// Returns whether a pair with `name` is behind a comma. A proxy may have joined two `cookie`
+/// headers with it, or the upstream may use a comma as a separator, as RFC 2965 did.
 pub(super) fn hides(header: &[u8], name: &str) -> bool {
     header.split(|b| *b == b';').any(|pair| {
         pair.split(|b| *b == b',')
@@ -24,8 +24,8 @@ pub(super) fn hides(header: &[u8], name: &str) -> bool {
     })
 }
 
-/// The headers in one (RFC 9113, section 8.2.3), without the pairs that `is_removed` picks; everything else is as it
-/// was, byte by byte. Empty when nothing is left.
+/// Joins the headers into one (RFC 9113, section 8.2.3), without the pairs that `is_removed`
+/// selects. Every other pair keeps its bytes. The result is empty if no pair is left.
 pub(super) fn without<'a>(
     headers: impl Iterator<Item = &'a [u8]>,
     is_removed: impl Fn(&Cookie<'_>) -> bool,

@@ -1,8 +1,9 @@
-//! The credential of a request, from wherever it may be.
+//! The credential of a request, from all configured places.
 //!
-//! All configured places are looked at. The same credential in two places is one; two different ones, or one place
-//! that holds it twice, are ambiguous: another reader might choose the other. An empty credential is none, but counts
-//! as an occurrence of its place. A header with another scheme (`Basic …`) is not ours and is left alone.
+//! Each check searches all configured places. The same credential in two places counts as one. Two
+//! different credentials, or one place that occurs twice, are ambiguous: another reader might
+//! choose the other one. An empty credential counts as none, but it counts as an occurrence of its
+//! place. A header with another scheme (`Basic …`) is ignored and stays in the request.
 
 use std::fmt;
 
@@ -15,17 +16,17 @@ use super::{
 };
 use crate::key::{PresentedKey, token::PresentedKeyError};
 
-/// The one credential of a request, and the places that hold it. Never printed.
+/// The one credential of a request, and the places that hold it. It is never printed.
 pub(crate) struct Credential<'a> {
     value: CredentialValue<'a>,
     places: Places,
 }
 
-/// A set of the configured sources, by their position.
+/// A set of configured sources: one bit for each, by its position in the settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Places(u32);
 
-/// A place from which a credential is to be removed.
+/// A place from which a credential must be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place<'s> {
     /// The header of this name.
@@ -36,18 +37,21 @@ pub(crate) enum Place<'s> {
     Cookie(&'s str),
 }
 
-/// The request holds no single credential that can be judged.
+/// The reason why a request does not have a single credential that can be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CredentialError {
-    /// One of its credentials is not printable ASCII, or cannot be taken out of what surrounds it.
-    #[error("a credential is not printable ASCII, or stands among bytes that are not UTF-8")]
+    /// A credential is not printable ASCII, or cannot be removed, because the path or a `cookie`
+    /// header around it is not UTF-8.
+    #[error(
+        "a credential is not printable ASCII, or the path or the cookies around it are not UTF-8"
+    )]
     Malformed,
-    /// It holds two.
+    /// The request has more than one credential, or one place that occurs twice.
     #[error("there is more than one credential")]
     Ambiguous,
 }
 
-/// What was found so far.
+/// The result of the search so far.
 struct Collector<'a> {
     joins_duplicates: bool,
     value: Option<CredentialValue<'a>>,
@@ -59,11 +63,12 @@ struct Collector<'a> {
 }
 
 impl<'a> Credential<'a> {
-    /// Looks at all places; none when no place holds one.
+    /// Searches all places; none if no place has a credential.
     ///
     /// # Errors
     ///
-    /// When there is more than one, or one that cannot be a key.
+    /// When there is more than one credential, or one that is not printable ASCII or cannot be
+    /// removed.
     pub(crate) fn collect(
         settings: &Settings,
         input: &CheckInput<'a>,
@@ -85,7 +90,7 @@ impl<'a> Credential<'a> {
         collector.finish()
     }
 
-    /// The credential as a key to look up.
+    /// Returns the credential as a key to look up.
     ///
     /// # Errors
     ///
@@ -94,7 +99,7 @@ impl<'a> Credential<'a> {
         PresentedKey::new(self.value.as_bytes())
     }
 
-    /// The places that hold it.
+    /// Returns the places that hold the credential.
     #[must_use]
     pub(crate) const fn places(&self) -> Places {
         self.places
@@ -108,7 +113,7 @@ impl fmt::Debug for Credential<'_> {
 }
 
 impl Places {
-    /// The places by name.
+    /// Returns the places with their names.
     pub(crate) fn iter(self, settings: &Settings) -> impl Iterator<Item = Place<'_>> {
         settings
             .credentials()
@@ -178,7 +183,8 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// What is left of the path or of the cookies goes back to Envoy as text, so that it has to be text.
+    /// Checks that the path or the cookies around a credential are UTF-8: the rest of them goes
+    /// back to Envoy as text.
     fn check_surroundings(&mut self, settings: &Settings, input: &CheckInput<'_>) {
         for place in self.found.iter(settings) {
             self.malformed |= match place {
@@ -189,8 +195,9 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Takes what follows the scheme. A comma is taken for the seam of two lines in both encodings: Envoy joins those of
-    /// `authorization` as it reads them. A later value with the scheme is a second credential.
+    /// Offers the part of a value after the scheme. In both encodings a comma counts as the
+    /// boundary of two header lines: Envoy joins the lines of `authorization` as it reads them. A
+    /// later value with the scheme is a second credential.
     fn offer_with_scheme(&mut self, at: usize, scheme: &str, header: &'a [u8]) {
         if let Some(credential) = after_scheme(header, scheme) {
             self.offer_value(at, CredentialValue::Borrowed(credential), true);
@@ -213,7 +220,7 @@ impl<'a> Collector<'a> {
         self.offer_value(at, value, self.joins_duplicates);
     }
 
-    /// `is_joined`: a comma in the value stands between two.
+    /// Offers a credential. If `is_joined`, a comma in the value separates two values.
     fn offer_value(&mut self, at: usize, value: CredentialValue<'a>, is_joined: bool) {
         let bytes = value.as_bytes();
         if bytes.is_empty() {
@@ -245,7 +252,8 @@ impl<'a> Collector<'a> {
     }
 }
 
-/// What follows `scheme` in a value of RFC 9110, section 11.4; empty when nothing does.
+/// Returns the part of `value` after `scheme` (RFC 9110, section 11.4), which can be empty; none if
+/// the value has another scheme.
 fn after_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
     let value = value.trim_ascii();
     let (head, rest) = value.split_at_checked(scheme.len())?;

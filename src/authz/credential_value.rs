@@ -2,7 +2,8 @@
 
 use zeroize::Zeroizing;
 
-/// Borrowed from the message, or decoded into a buffer that is wiped. Never printed.
+/// The bytes of a credential: borrowed from the message, or decoded into a buffer that is
+/// overwritten when it is dropped. They are never printed.
 pub(super) enum CredentialValue<'a> {
     Borrowed(&'a [u8]),
     Owned(Zeroizing<Vec<u8>>),

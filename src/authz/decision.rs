@@ -1,7 +1,10 @@
 //! The decision: a pure function of a question, a keyring at a moment, and the time.
 //!
-//! The first that applies wins: the request is malformed; no keyring; none usable; ambiguous or missing credential;
-//! not a token of the keyring; not found; revoked, retired, expired, not yet valid; source; scopes. Else it is allowed.
+//! The first of these reasons that applies denies the request: it is malformed; it has no keyring;
+//! the keyring is not usable; the credential is ambiguous or missing; it is too long for a key, or
+//! not a token of a keyring that accepts only issued keys; it is not found; it is revoked, retired,
+//! expired or not yet valid; its source is not allowed; its scopes are not sufficient. If none
+//! applies, the request is allowed.
 
 use std::{cell::OnceCell, sync::Arc, time::Duration};
 
@@ -17,27 +20,27 @@ use crate::{
     },
 };
 
-/// What comes of judging a question.
+/// The result of [`decide`].
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict<'v> {
-    /// What becomes of the request.
     Decided(Decision<'v>),
     /// The keyring is held on demand, and the key with this digest has to be looked up first, or again.
     LookUp(KeyDigest),
 }
 
-/// What becomes of a request.
+/// The answer to a check, with the facts that it is based on.
 #[derive(Clone, Debug)]
 pub(crate) enum Decision<'v> {
-    /// It passes, with the identity of the caller.
+    /// The request passes, with the identity of the caller.
     Allow(Grant<'v>),
-    /// It passes without one: the route does not need it, and there was no credential.
+    /// The request passes without an identity: it has no credential, and the route does not require
+    /// one.
     Anonymous(Anonymous<'v>),
-    /// It does not pass.
+    /// The request does not pass.
     Deny(Denial<'v>),
 }
 
-/// The right to pass with an identity. Only [`decide`] makes one.
+/// The right to pass with an identity. Only [`decide`] creates one.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant<'v> {
     keyring: KeyringFacts<'v>,
@@ -46,46 +49,47 @@ pub(crate) struct Grant<'v> {
     notice: Option<Notice<'v>>,
 }
 
-/// The right to pass without an identity. Only [`decide`] makes one.
+/// The right to pass without an identity. Only [`decide`] creates one.
 #[derive(Clone, Debug)]
 pub(crate) struct Anonymous<'v> {
     keyring: KeyringFacts<'v>,
 }
 
-/// Why a request does not pass.
+/// The reason why a request does not pass, with the facts that it is based on.
 #[derive(Clone, Debug)]
 pub(crate) struct Denial<'v> {
     reason: DenyReason,
     keyring: Option<KeyringFacts<'v>>,
-    /// Only once the key was verified: it was found, so that its holder had all of it.
+    /// The version that was found: the request presented its whole secret. None if no version was
+    /// found.
     key: Option<HeldKey<'v>>,
-    /// What the route demands, for [`DenyReason::InsufficientScope`].
+    /// The scopes that the route requires, for [`DenyReason::InsufficientScope`].
     scopes: Option<RequiredScopes<'v>>,
 }
 
-/// What the decision was based on.
+/// The state of the keyring that a decision is based on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KeyringFacts<'v> {
-    /// The keyring.
     pub(crate) name: &'v KeyringName,
-    /// The revision of its view; none before the first one.
+    /// The revision of the loaded view; none before the first view.
     pub(crate) revision: Option<Revision>,
-    /// The time since the control plane confirmed it; none when it never has.
+    /// The age of the keyring: the time since the control plane confirmed it; none if it never has.
     pub(crate) age: Option<Duration>,
 }
 
-/// What a consumer is told that used a retiring version.
+/// The facts about a retiring version that are announced to the consumer that used it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Notice<'v> {
-    /// Since when the version should not be used any more; none where the control plane does not say.
+    /// The beginning of the overlap; none if the control plane does not report it.
     pub(crate) since: Option<Timestamp>,
-    /// The announced end of the version: its deadline, or its expiry if that is earlier.
+    /// The announced end of the version: its deadline, or its expiry if that is earlier. None if
+    /// the version has neither.
     pub(crate) sunset: Option<Timestamp>,
-    /// A page that helps.
+    /// The help page of the keyring; none if the keyring has none.
     pub(crate) help_url: Option<&'v str>,
 }
 
-/// A decision without its facts: what is counted.
+/// A decision without its facts, for counters and labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// [`Decision::Allow`]
@@ -96,32 +100,34 @@ pub(crate) enum Outcome {
     Denied(DenyReason),
 }
 
-/// A keyring as one check sees it.
+/// A keyring as one check sees it: one load of its view, and the results of the check's own
+/// lookups.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held<'v> {
     look: &'v Look<'v>,
     looked_up: &'v LookedUp,
 }
 
-/// What a check has of a keyring that is held on demand, for as long as its decision borrows it.
+/// The results of the lookups that a check has waited for, in a keyring on demand. The decision
+/// borrows from it.
 #[derive(Debug, Default)]
 pub(crate) struct LookedUp {
     /// The version of the key.
     version: OnceCell<Arc<CachedKey>>,
-    /// Digests that nobody has.
+    /// Digests that the control plane does not know.
     unknown: Vec<KeyDigest>,
-    /// The check does not wait for a lookup (any more).
+    /// Whether a lookup failed or was refused: the check does not wait for another one.
     has_failed: bool,
 }
 
 impl<'v> Held<'v> {
-    /// What a check saw of a keyring, and what it has looked up.
+    /// Combines one look at a keyring with the results of the check's lookups.
     #[must_use]
     pub(crate) const fn new(look: &'v Look<'v>, looked_up: &'v LookedUp) -> Self {
         Self { look, looked_up }
     }
 
-    /// The view, if it may be used.
+    /// Returns the view, or the reason why it cannot be used.
     fn usable(&self) -> Result<&'v KeyringView, DenyReason> {
         let (Some(view), Some(_)) = (self.look.view(), self.look.age()) else {
             return Err(DenyReason::KeyringUnavailable);
@@ -133,7 +139,7 @@ impl<'v> Held<'v> {
         }
     }
 
-    /// The version whose secret a presented key is.
+    /// Finds the version whose secret is the presented key.
     fn find(
         &self,
         view: &'v KeyringView,
@@ -162,7 +168,8 @@ impl<'v> Held<'v> {
         }
     }
 
-    /// Whether a keyring that is held on demand holds a version under a digest, also one that is to be looked up again.
+    /// Returns whether a keyring on demand has a version with this digest in its cache, even one
+    /// that is due for another lookup.
     pub(super) fn holds(&self, digest: &KeyDigest) -> bool {
         let cache = self.look.slot().cache();
         cache.is_some_and(|cache| cache.holds(digest))
@@ -177,8 +184,8 @@ impl<'v> Held<'v> {
     }
 }
 
-/// Judges a question by the wall clock's `now`. `held` is the keyring that the question names; none when this sidecar
-/// does not hold it.
+/// Judges a question. `held` is the keyring that the question names; none if this sidecar does not
+/// have it. `now` is the time of the wall clock that decides about validity.
 #[must_use]
 pub(crate) fn decide<'v>(
     question: &Question<'v>,
@@ -215,18 +222,21 @@ struct Verified<'v> {
     places: Places,
 }
 
-/// Why not (yet).
+/// The reason why a request does not pass, or not yet.
 enum Refusal<'v> {
-    /// And whose key it was if that is known for certain.
+    /// The reason, and the version if one was found.
     Denied(DenyReason, Option<HeldKey<'v>>),
     /// The key has to be looked up.
     Missing(KeyDigest),
 }
 
-/// There is no version to judge.
+/// The reason why there is no version to judge.
 enum Unfound {
+    /// The keyring has no such key.
     Unknown,
+    /// The key had to be looked up, and the lookup failed or was refused.
     Unavailable,
+    /// The key with this digest has to be looked up.
     Missing(KeyDigest),
 }
 
@@ -267,7 +277,7 @@ fn judge<'v>(
     }
 }
 
-/// Why a key that was found may not pass.
+/// Returns the reason why a key that was found does not pass; none if it passes.
 fn refuse(question: &Question<'_>, key: &HeldKey<'_>, now: Timestamp) -> Option<DenyReason> {
     match key.standing(now) {
         Standing::Revoked => Some(DenyReason::Revoked),
@@ -285,24 +295,23 @@ fn refuse(question: &Question<'_>, key: &HeldKey<'_>, now: Timestamp) -> Option<
 }
 
 impl LookedUp {
-    /// Takes the version of the key. The check judges it in the place of whatever else is held.
+    /// Stores the version of the key. The check then judges this version, whatever the cache holds.
     pub(crate) fn found(&mut self, cached: Arc<CachedKey>) {
         self.version = OnceCell::from(cached);
     }
 
-    /// Notes that nobody has a digest.
+    /// Notes that the control plane does not know a digest.
     pub(crate) fn found_none(&mut self, digest: KeyDigest) {
         self.unknown.push(digest);
     }
 
-    /// Notes that the check does not wait for a lookup (any more).
+    /// Notes that a lookup failed or was refused: the check does not wait for another one.
     pub(crate) const fn failed(&mut self) {
         self.has_failed = true;
     }
 }
 
 impl<'v> Decision<'v> {
-    /// What is counted.
     #[must_use]
     pub(crate) const fn outcome(&self) -> Outcome {
         match self {
@@ -312,7 +321,8 @@ impl<'v> Decision<'v> {
         }
     }
 
-    /// What it was based on; none when no keyring was asked.
+    /// Returns the state of the keyring; none if the request was denied before a keyring was
+    /// chosen.
     #[must_use]
     pub(crate) const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
         match self {
@@ -322,7 +332,7 @@ impl<'v> Decision<'v> {
         }
     }
 
-    /// The version that was used; none unless it was verified.
+    /// Returns the version whose secret the request presented; none if no version was found.
     #[must_use]
     pub(crate) const fn key(&self) -> Option<&HeldKey<'v>> {
         match self {
@@ -340,7 +350,7 @@ impl<'v> From<Denial<'v>> for Decision<'v> {
 }
 
 impl Outcome {
-    /// `allow` or `deny`.
+    /// Returns `allow` or `deny`.
     #[must_use]
     pub(crate) const fn decision(self) -> &'static str {
         match self {
@@ -349,7 +359,7 @@ impl Outcome {
         }
     }
 
-    /// The reason of a denial; `ok` or `anonymous` for an allow.
+    /// Returns the reason of a denial; `ok` or `anonymous` if the request passes.
     #[must_use]
     pub(crate) const fn reason(self) -> &'static str {
         match self {
@@ -361,25 +371,25 @@ impl Outcome {
 }
 
 impl<'v> Grant<'v> {
-    /// The keyring that holds it.
+    /// Returns the keyring that has the key.
     #[must_use]
     pub(crate) const fn keyring(&self) -> &KeyringFacts<'v> {
         &self.keyring
     }
 
-    /// The version that was used.
+    /// Returns the version that was used.
     #[must_use]
     pub(crate) const fn key(&self) -> &HeldKey<'v> {
         &self.key
     }
 
-    /// Where the credential was.
+    /// Returns the places where the credential was found.
     #[must_use]
     pub(crate) const fn places(&self) -> Places {
         self.places
     }
 
-    /// What to tell the consumer.
+    /// Returns the notice for the consumer; none unless the version is retiring.
     #[must_use]
     pub(crate) const fn notice(&self) -> Option<&Notice<'v>> {
         self.notice.as_ref()
@@ -387,7 +397,7 @@ impl<'v> Grant<'v> {
 }
 
 impl<'v> Anonymous<'v> {
-    /// The keyring that would have been asked.
+    /// Returns the keyring of the route. No key was looked for in it.
     #[must_use]
     pub(crate) const fn keyring(&self) -> &KeyringFacts<'v> {
         &self.keyring
@@ -395,7 +405,7 @@ impl<'v> Anonymous<'v> {
 }
 
 impl<'v> Denial<'v> {
-    /// A denial before a keyring was asked.
+    /// Creates a denial without a keyring.
     const fn unread(reason: DenyReason) -> Self {
         Self {
             reason,
@@ -405,7 +415,7 @@ impl<'v> Denial<'v> {
         }
     }
 
-    /// A denial for tests of what is made of one.
+    /// Creates a denial for tests of responses, metrics, spans and logs.
     #[cfg(test)]
     pub(crate) fn of(reason: DenyReason, key: Option<HeldKey<'v>>) -> Self {
         Self {
@@ -421,19 +431,20 @@ impl<'v> Denial<'v> {
         }
     }
 
-    /// The denial of a request that cannot be understood.
+    /// Creates the denial of a request that cannot be understood.
     #[must_use]
     pub(crate) const fn malformed() -> Self {
         Self::unread(DenyReason::MalformedRequest)
     }
 
-    /// The denial after a fault of ours.
+    /// Creates the denial after a fault of relatch: a panic or a broken invariant.
     #[must_use]
     pub(crate) const fn internal() -> Self {
         Self::unread(DenyReason::InternalError)
     }
 
-    /// The denial of a credential whose source has presented too many that failed, in place of this one or of a lookup.
+    /// Creates the denial of a request whose source has presented too many failed credentials. It
+    /// replaces the denial of another failed credential, or a lookup.
     #[must_use]
     pub(super) fn too_many_failures(held: &Held<'v>) -> Self {
         Self {
@@ -442,25 +453,25 @@ impl<'v> Denial<'v> {
         }
     }
 
-    /// The reason.
     #[must_use]
     pub(crate) const fn reason(&self) -> DenyReason {
         self.reason
     }
 
-    /// The keyring that was asked.
+    /// Returns the keyring that denied the request; none if the request was denied before a keyring
+    /// was chosen.
     #[must_use]
     pub(crate) const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
         self.keyring.as_ref()
     }
 
-    /// The version that was used; none unless it was verified.
+    /// Returns the version whose secret the request presented; none if no version was found.
     #[must_use]
     pub(crate) const fn key(&self) -> Option<&HeldKey<'v>> {
         self.key.as_ref()
     }
 
-    /// What the route demands, when that was missing.
+    /// Returns the scopes that the route requires, for [`DenyReason::InsufficientScope`].
     #[must_use]
     pub(crate) const fn scopes(&self) -> Option<&RequiredScopes<'v>> {
         self.scopes.as_ref()

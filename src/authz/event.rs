@@ -1,4 +1,4 @@
-//! What a check leaves behind: one event, from which metrics, spans and logs are made.
+//! The event that reports a check. Metrics, spans and logs are created from it.
 
 use std::{
     fmt,
@@ -8,23 +8,24 @@ use std::{
 use super::{decision::Decision, question::MalformedRequest};
 use crate::trace::TraceParent;
 
-/// One check, after it was answered. Holds nothing of the request.
+/// One check, after it was answered. Apart from the trace context, it holds nothing that the client
+/// sent.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckEvent<'a> {
-    /// What became of it.
     pub(crate) decision: &'a Decision<'a>,
-    /// What could not be understood.
+    /// The reason why the request could not be understood; none if it could.
     pub(crate) malformed: Option<MalformedRequest>,
-    /// The span that the check belongs to.
+    /// The parent span: the one that Envoy created for the check, or else, if the request could be
+    /// read, the one in its headers.
     pub(crate) parent: Option<TraceParent>,
-    /// When it began, by the wall clock.
+    /// The arrival of the check, by the wall clock.
     pub(crate) started: SystemTime,
-    /// How long it took.
+    /// The time from the arrival to the answer, with the wait for a lookup.
     pub(crate) duration: Duration,
 }
 
-/// Is told of every check, on the data path: it must not wait.
+/// Receives an event for every check. It runs on the data path and must not wait.
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// A check was answered.
+    /// Receives the event of a check that was answered.
     fn observe(&self, event: &CheckEvent<'_>);
 }

@@ -1,4 +1,5 @@
-//! How many credentials that no keyring holds one source may present.
+//! The limit on failed credentials: each source may present only a limited rate of malformed or
+//! unknown keys.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -11,19 +12,21 @@ use crate::{
     clock::BootTime,
 };
 
-/// A budget for each source: an IPv4 address, or an IPv6 network of 64 bits, of which one machine has all addresses.
+/// A budget for each source: an IPv4 address, or an IPv6 network of 64 bits, because one machine
+/// can have all its addresses.
 ///
-/// Sources that fall on one cell share its budget. So the memory is bounded however many there are; and nobody can choose
-/// with whom to share, because where a source falls is another cell in every process.
+/// Sources with the same cell share its budget. So the memory is bounded, however many sources
+/// there are. Nobody can choose with whom to share, because the cell of a source is different in
+/// every process.
 #[derive(Debug)]
 pub(super) struct FailureBudgets {
     hasher: RandomState,
     cells: Box<[Mutex<Budget>]>,
 }
 
-/// Some 200 KiB.
+/// The number of cells. At 40 bytes for each, they occupy 160 KiB.
 const CELLS: usize = 4096;
-/// Where the network ends in an IPv6 address.
+/// The length of the network part of an IPv6 address, in bits.
 const NETWORK_BITS: u32 = 64;
 
 impl FailureBudgets {
@@ -34,12 +37,12 @@ impl FailureBudgets {
         }
     }
 
-    /// Charges `source` with a failed credential; false when it has failed too often.
+    /// Charges `source` with a failed credential; false if its budget is spent.
     pub(super) fn take(&self, source: IpAddr, now: BootTime) -> bool {
         self.cell(source).take(now)
     }
 
-    /// Whether the next failed credential of `source` is one too many.
+    /// Returns whether the budget of `source` is spent: its next failed credential is one too many.
     pub(super) fn is_spent(&self, source: IpAddr, now: BootTime) -> bool {
         self.cell(source).is_spent(now)
     }
@@ -47,14 +50,15 @@ impl FailureBudgets {
     fn cell(&self, source: IpAddr) -> MutexGuard<'_, Budget> {
         let hash = self.hasher.hash_one(network(source));
         let cell = usize::try_from(hash).unwrap_or(0) % CELLS;
-        // A budget is whole whatever becomes of who holds it.
+        // A budget stays consistent even if a thread that holds it panics.
         self.cells[cell]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What has one budget. An IPv4 address that is written as one of IPv6 is that of IPv4.
+/// Returns the address or network that has one budget. An IPv4-mapped IPv6 address counts as the
+/// IPv4 address.
 fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -84,7 +88,7 @@ mod tests {
     fn each_source_has_a_budget_of_its_own() {
         let budgets = FailureBudgets::new(RATE);
         let (one, other) = (ip("192.0.2.1"), ip("192.0.2.2"));
-        // One process in 4,096 has both on one cell.
+        // In one process of 4,096 both have the same cell.
         if budgets.hasher.hash_one(one) % 4096 == budgets.hasher.hash_one(other) % 4096 {
             return each_source_has_a_budget_of_its_own();
         }

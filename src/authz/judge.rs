@@ -1,4 +1,4 @@
-//! Judges checks at once, from the keyrings in memory.
+//! Judges checks from the keyrings in memory, without waiting.
 
 use std::{
     borrow::Cow,
@@ -29,31 +29,32 @@ use crate::{
     trace::TraceParent,
 };
 
-/// Everything that checks are judged by.
+/// The shared state by which checks are judged.
 #[derive(Clone, Debug)]
 pub(super) struct Judge {
     settings: Arc<Settings>,
-    /// Sorted by name, to be found by a name that is text only.
+    /// Sorted by name, so that a name that is not parsed can be searched.
     slots: Arc<[Arc<Slot>]>,
     clock: Clock,
     failures: Arc<FailureBudgets>,
-    /// The latest time by which a check was judged.
+    /// The latest wall-clock time by which validity was judged.
     latest: LatestWall,
     observer: Arc<dyn Observer>,
 }
 
-/// What a check needs before it can be judged: the version under a digest, which this sidecar has not looked up.
+/// A version that a check needs before it can be judged, and that the sidecar has to look up by its
+/// digest.
 pub(super) struct Missing {
     cache: Arc<KeyCache>,
     digest: KeyDigest,
 }
 
 impl Missing {
-    /// Asks the control plane for it.
+    /// Starts a lookup at the control plane, or joins one for the same digest.
     ///
     /// # Errors
     ///
-    /// When the check is not to wait.
+    /// When the check must not wait; see [`Refusal`].
     pub(super) fn look_up(self, moment: Moment) -> Result<Waiting, Refusal> {
         self.cache.look_up(self.digest, moment.read.boot)
     }
@@ -78,12 +79,13 @@ impl Judge {
         }
     }
 
-    /// Judges by `latest`, which it shares with others.
+    /// Replaces the latest time by which validity is judged. `latest` is shared with other parts of
+    /// the process.
     pub(super) fn judging_by(self, latest: LatestWall) -> Self {
         Self { latest, ..self }
     }
 
-    /// A check that arrives now.
+    /// Creates a check that arrives now.
     pub(super) fn begin<'a>(&self, message: &'a [u8], parent: Option<TraceParent>) -> Check<'a> {
         let started = self.clock.system_time();
         let moment = self.moment(started.into());
@@ -100,7 +102,7 @@ impl Judge {
         }
     }
 
-    /// The moment at which a check is judged again.
+    /// Returns the current moment, at which a check is judged again.
     pub(super) fn now(&self) -> Moment {
         self.moment(self.clock.system_time().into())
     }
@@ -116,8 +118,8 @@ impl Judge {
         }
     }
 
-    /// Appends the serialized `CheckResponse` to `answer`, or leaves it as it is and returns what is missing. A panic becomes
-    /// a denial.
+    /// Appends the serialized `CheckResponse` to `answer`. If a version is missing, `answer` stays
+    /// unchanged, and the missing version is returned. A panic becomes a denial.
     pub(super) fn answer(&self, check: &Check<'_>, answer: &mut BytesMut) -> Option<Missing> {
         self.answer_by(check, answer, |answer| self.judge(check, answer))
     }
@@ -172,8 +174,9 @@ impl Judge {
         None
     }
 
-    /// The verdict, or a denial when `source` has presented too many credentials that failed. A key in memory passes
-    /// all the same; other keys of this source are not looked up any more.
+    /// Returns the verdict, or a denial if `source` has presented too many failed credentials. A
+    /// key in memory still passes. Other keys of this source are not looked up while its budget is
+    /// spent.
     fn within_budget<'v>(
         &self,
         verdict: Verdict<'v>,
@@ -198,7 +201,7 @@ impl Judge {
         }
     }
 
-    /// Denies a check that no keyring judged.
+    /// Denies a check without a keyring.
     fn refuse(
         &self,
         check: &Check<'_>,
@@ -210,7 +213,8 @@ impl Judge {
         self.report(check, &denial.into(), malformed, check.parent);
     }
 
-    /// Reports to the observer. One that panics loses the report, and does not change the answer.
+    /// Reports the check to the observer. If the observer panics, its report is lost, and the
+    /// answer does not change.
     fn report(
         &self,
         check: &Check<'_>,
@@ -236,13 +240,13 @@ impl Judge {
     }
 }
 
-/// The span of the caller.
+/// Returns the span of the caller, from the request's headers.
 fn parent_of(input: &CheckInput<'_>) -> Option<TraceParent> {
     TraceParent::parse(input.values("traceparent").next()?)
 }
 
-/// Counts the use of the version that was verified, whether the check is allowed or denied. Before the answer is written,
-/// so that every check that was answered has been counted.
+/// Counts the use of the version that was found, whether the check is allowed or denied. This
+/// happens before the answer is written, so that every answered check is counted.
 fn count(slot: &Slot, decision: &Decision<'_>, input: &CheckInput<'_>, now: Timestamp) {
     let Some(key) = decision.key() else {
         return;
@@ -260,11 +264,11 @@ fn count(slot: &Slot, decision: &Decision<'_>, input: &CheckInput<'_>, now: Time
             slot.usage().get(usage).note_caller(&caller, now);
         }
     }
-    // Last, so that a report which has the request has its caller, too.
+    // Count last, so that a report that includes this request also includes its caller.
     slot.usage().count(usage, now, denied);
 }
 
-/// What `work` returns; none when it panics. A check writes to nothing that outlives it but counters.
+/// Runs `work`; none if it panics. A check changes no state that outlives it except counters.
 fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }

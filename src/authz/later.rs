@@ -1,4 +1,4 @@
-//! Checks that are answered later: the one place where a check waits, for the lookup of its key.
+//! Checks that are answered later. Only this module lets a check wait: for the lookup of its key.
 
 use std::{panic::AssertUnwindSafe, pin::Pin};
 
@@ -12,7 +12,8 @@ use crate::keyring::on_demand::{Answer, Waiting};
 /// A serialized `CheckResponse` that is not known yet. Dropping it cancels the check.
 pub(crate) type LaterAnswer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
-/// Answers a check when the lookup of its key was answered, or when its time is over.
+/// Answers a check as soon as the lookup of its key is answered, or when `lookup_timeout` is over.
+/// A panic becomes a denial.
 pub(super) fn answer_later(
     judge: Judge,
     mut check: Check<'static>,
@@ -31,7 +32,8 @@ pub(super) fn answer_later(
     })
 }
 
-/// Waits for the lookup, and for another one where the key may be under another pepper, and judges by what they found.
+/// Waits for the lookup, and then judges the check. If the key may be under another pepper, it
+/// waits for another lookup, within the same deadline.
 async fn look_up(judge: &Judge, check: &mut Check<'_>, waiting: Waiting) -> Bytes {
     let deadline = Instant::now() + waiting.timeout();
     let mut waiting = Some(waiting);

@@ -1,63 +1,66 @@
-//! Envoy's `CheckRequest`, read in place: the fields that a check needs, borrowed from the bytes that came.
+//! Envoy's `CheckRequest`, read in place: the fields that a check needs, borrowed from the received
+//! bytes.
 //!
-//! The fields are those of `proto/envoy/service/auth/v3/external_auth.proto`, and the same bytes read the same as by the
-//! code that is generated from it: of a field that comes twice the last one counts, a message that comes twice is
-//! merged, what is unknown is skipped. What one refuses the other refuses.
+//! The fields are those of `proto/envoy/service/auth/v3/external_auth.proto`. This decoder gives
+//! the same result as the code that is generated from that file. If a field occurs twice, the last
+//! one counts; if a message occurs twice, the two are merged; an unknown field is skipped. Both
+//! refuse the same bytes.
 
 use smallvec::SmallVec;
 
 /// The fields of a request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Message<'a> {
-    /// It tells of an HTTP request.
+    /// Whether the message has the attributes of an HTTP request.
     pub(super) has_http: bool,
     pub(super) method: &'a [u8],
     pub(super) path: &'a [u8],
     pub(super) host: &'a [u8],
     /// The downstream peer's address, as text.
     pub(super) source: &'a [u8],
-    /// Of `headers` and of `header_map`, in the order in which they came.
+    /// The headers of `headers` and of `header_map`, in the order of the message.
     headers: Pairs<32>,
-    /// How many of them came in `headers`.
+    /// The number of headers in `headers`.
     pub(super) joined: usize,
-    /// A header of `header_map` has a value and a raw value that differ.
+    /// Whether a header of `header_map` has a value and a raw value that differ.
     pub(super) has_two_values: bool,
     extensions: Pairs<4>,
     bytes: &'a [u8],
 }
 
-/// Names and values in order, up to [`MAX_PAIRS`]: what comes after is left out.
+/// Names and values in order, up to [`MAX_PAIRS`]. Later ones are left out.
 type Pairs<const INLINE: usize> = SmallVec<[(Span, Span); INLINE]>;
 
-/// A part of the message.
+/// A range of bytes of the message.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     start: u32,
     end: u32,
 }
 
-/// The bytes are no message.
+/// The error for bytes that are not an encoded `CheckRequest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the check is not an encoded CheckRequest")]
 pub struct NotAMessage;
 
-/// A field of a message: its number, and its content where that has a length.
+/// A field of a message: its number, and its content if the field has a length (wire type 2).
 struct Field {
     number: u64,
     content: Option<Span>,
 }
 
-/// The fields of a message that are still to be read.
+/// The fields of a message that are not read yet.
 struct Fields<'a> {
     bytes: &'a [u8],
     rest: Span,
-    /// How many messages this one is in.
+    /// The number of messages around this one.
     depth: u32,
 }
 
-/// More than any bound of a request allows, so that what is left out is out of bounds already.
+/// The maximum number of pairs. It is above the bounds of a request, so that a request with pairs
+/// that are left out is refused in any case.
 pub(super) const MAX_PAIRS: usize = 1_024;
-/// How deep messages and groups may lie in each other: what protobuf's own implementations allow.
+/// The maximum depth of nested messages and groups, as in protobuf's own implementations.
 const MAX_DEPTH: u32 = 100;
 
 impl<'a> Message<'a> {
@@ -81,12 +84,13 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
-    /// The headers by name and value. Of one of `header_map` that has a raw value, that one.
+    /// Returns the names and values of the headers. A header of `header_map` has its raw value, if
+    /// that is not empty.
     pub(super) fn headers(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
         self.pairs(&self.headers)
     }
 
-    /// The context extensions by name and value.
+    /// Returns the names and values of the context extensions.
     pub(super) fn extensions(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
         self.pairs(&self.extensions)
     }
@@ -205,14 +209,14 @@ impl Span {
 }
 
 impl Field {
-    /// What a field holds that is a text or a message.
+    /// Returns the content of a field that must be a text or a message.
     fn content(&self) -> Result<Span, NotAMessage> {
         self.content.ok_or(NotAMessage)
     }
 }
 
 impl Fields<'_> {
-    /// The fields of the message that a field holds.
+    /// Returns the fields of the message that is the content of a field.
     fn within(&self, field: &Field) -> Result<Self, NotAMessage> {
         Ok(Self {
             bytes: self.bytes,
@@ -221,7 +225,7 @@ impl Fields<'_> {
         })
     }
 
-    /// The next field; what has no length is skipped.
+    /// Reads the next field. The content of a field without a length is skipped.
     #[inline]
     fn next(&mut self) -> Result<Option<Field>, NotAMessage> {
         if self.rest.is_empty() {
@@ -238,7 +242,7 @@ impl Fields<'_> {
         Ok(Some(Field { number, content }))
     }
 
-    /// The number and the wire type of a field.
+    /// Reads the number and the wire type of a field.
     fn key(&mut self) -> Result<(u64, u8), NotAMessage> {
         let key = self.varint()?;
         let (number, kind) = (key >> 3, key & 0b111);
@@ -251,7 +255,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Skips the content of a field that lies in `depth` messages and groups.
+    /// Skips the content of a field inside `depth` messages and groups.
     fn skip(&mut self, number: u64, kind: u8, depth: u32) -> Result<(), NotAMessage> {
         if depth >= MAX_DEPTH {
             return Err(NotAMessage);
@@ -298,7 +302,7 @@ impl Fields<'_> {
         Ok(self.bytes[byte.start as usize])
     }
 
-    /// At most 64 bits, seven a byte; almost all are of one.
+    /// Reads a number of at most 64 bits, 7 bits in each byte. Almost all numbers have one byte.
     #[inline]
     fn varint(&mut self) -> Result<u64, NotAMessage> {
         match self.byte()? {
@@ -323,7 +327,7 @@ impl Fields<'_> {
     }
 }
 
-/// An entry of a `map<string, string>`.
+/// Reads an entry of a `map<string, string>`.
 fn read_entry(fields: &mut Fields<'_>) -> Result<(Span, Span), NotAMessage> {
     let (mut key, mut value) = (Span::default(), Span::default());
     while let Some(field) = fields.next()? {

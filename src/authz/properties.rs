@@ -1,4 +1,4 @@
-//! What holds of every check, whatever the request: properties of reading, deciding and answering together.
+//! Properties of every check, for any request: reading, deciding and answering together.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::{
 
 const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
-/// A sidecar with a key in every standing.
+/// A sidecar with a key in every state.
 struct World {
     settings: Settings,
     keyrings: Keyrings,
@@ -80,7 +80,7 @@ impl World {
         judge(&self.settings, &self.keyrings, request, NOW, CONFIRMED_AT)
     }
 
-    /// Puts the keys in. What stands for one has a `-`, which no key holds.
+    /// Replaces the placeholders by the keys. A placeholder has a `-`, which no key has.
     fn fill(&self, text: &[u8]) -> Vec<u8> {
         let mut filled = text.to_vec();
         for (at, (secret, _, _)) in self.keys.iter().enumerate() {
@@ -169,7 +169,7 @@ fn extension() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     ]
 }
 
-/// Everything between a good request and noise.
+/// Generates requests between a good one and noise.
 fn any_message() -> impl Strategy<Value = Message> {
     (
         path(),
@@ -201,7 +201,8 @@ fn filled(world: &World, message: Message) -> Message {
     }
 }
 
-/// Where a credential of ours could be, in the simplest reading: any part of a place between separators.
+/// Returns every text that could be a credential, in the simplest reading: any part of a place
+/// between separators.
 fn oracle_candidates(message: &Message) -> Vec<Vec<u8>> {
     let is_place = |name: &[u8]| {
         [&b"x-api-key"[..], b"authorization", b"cookie"]
@@ -247,13 +248,15 @@ fn apply(message: &Message, ok: &OkHttpResponse) -> Upstream {
     Upstream { path, headers }
 }
 
-/// Whether both fields say so, of which versions of Envoy obey one or the other.
+/// Returns whether both fields replace an existing header. Some versions of Envoy use one field,
+/// some the other.
 fn overwrites(option: &HeaderValueOption) -> bool {
     option.append.is_some_and(|append| !append.value)
         && option.append_action() == HeaderAppendAction::OverwriteIfExistsOrAdd
 }
 
-/// Envoy splits the query, drops the names as they are spelled, and writes the rest anew, sorted by name.
+/// Removes parameters as Envoy does: it splits the query, drops the names as they are spelled, and
+/// writes the rest again, sorted by name.
 fn without_parameters(path: &[u8], names: &[String]) -> Vec<u8> {
     let at = path.iter().position(|b| *b == b'?').unwrap_or(path.len());
     let mut parameters: Vec<&[u8]> = path[at..]
@@ -279,7 +282,7 @@ fn passing(response: &CheckResponse) -> Option<&OkHttpResponse> {
     }
 }
 
-/// A good request, and what the upstream should get of it besides our headers.
+/// A good request, and the path and headers that the upstream should receive besides relatch's own.
 #[derive(Clone, Debug)]
 struct GoodRequest {
     message: Message,

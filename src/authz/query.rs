@@ -1,15 +1,16 @@
-//! The query string of a request target: its parameters as they were spelled, and the target without some of them.
+//! The query string of a request target: its parameters as they are spelled, and the target without
+//! some of them.
 
 use super::credential_value::CredentialValue;
 
-/// A parameter, undecoded.
+/// A parameter, not decoded.
 #[derive(Clone, Copy)]
 pub(super) struct Parameter<'a> {
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],
 }
 
-/// The parameters of a target, in order.
+/// Returns the parameters of a target, in order.
 pub(super) fn parameters(path: &[u8]) -> impl Iterator<Item = Parameter<'_>> {
     query_of(path)
         .into_iter()
@@ -17,7 +18,8 @@ pub(super) fn parameters(path: &[u8]) -> impl Iterator<Item = Parameter<'_>> {
         .map(Parameter::new)
 }
 
-/// The target without the parameters that `is_removed` picks; everything else is as it was, byte by byte.
+/// Returns the target without the parameters that `is_removed` selects. All other parts keep their
+/// bytes.
 pub(super) fn without(path: &[u8], is_removed: impl Fn(&Parameter<'_>) -> bool) -> Vec<u8> {
     let Some(query) = query_of(path) else {
         return path.to_vec();
@@ -40,7 +42,7 @@ impl<'a> Parameter<'a> {
         Self { name, value }
     }
 
-    /// Whether its name decodes to `name`.
+    /// Returns whether its name decodes to `name`.
     pub(super) fn is(&self, name: &str) -> bool {
         let decoded = Decode(self.name).map(|byte| match byte {
             Decoded::Plain(b'+') => b' ',
@@ -49,7 +51,8 @@ impl<'a> Parameter<'a> {
         decoded.eq(name.bytes())
     }
 
-    /// Its value, decoded. A `+` stays one: no key holds a space, and keys in base64 hold it.
+    /// Decodes its value. A `+` stays a `+`: no key contains a space, but keys in base64 can
+    /// contain a `+`.
     pub(super) fn decoded(&self) -> CredentialValue<'a> {
         if self.value.contains(&b'%') {
             let decoded = Decode(self.value).map(|byte| match byte {
@@ -62,7 +65,7 @@ impl<'a> Parameter<'a> {
     }
 }
 
-/// Decodes percent escapes; what is none stays as it is.
+/// Decodes percent escapes. An invalid escape stays unchanged.
 struct Decode<'a>(&'a [u8]);
 
 enum Decoded {
@@ -93,7 +96,7 @@ pub(super) fn percent_decoded(text: &[u8]) -> impl Iterator<Item = u8> {
     })
 }
 
-/// What stands before the first `separator`, and after it.
+/// Splits `text` at the first `separator`. Without a separator, the second part is empty.
 pub(super) fn split_at_first(text: &[u8], separator: u8) -> (&[u8], &[u8]) {
     match text.iter().position(|b| *b == separator) {
         Some(at) => (&text[..at], &text[at + 1..]),

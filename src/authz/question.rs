@@ -1,4 +1,4 @@
-//! What a check asks, read from the message once: the first step of a decision.
+//! The question of a check, read once from the message: the first step of a decision.
 
 use super::{
     credential::{Credential, CredentialError},
@@ -7,7 +7,7 @@ use super::{
     settings::{Settings, is_token},
 };
 
-/// A request that can be judged.
+/// A request that `decide` can judge.
 #[derive(Debug)]
 pub(crate) struct Question<'a> {
     pub(super) input: CheckInput<'a>,
@@ -15,23 +15,24 @@ pub(crate) struct Question<'a> {
     pub(super) credential: Result<Option<Credential<'a>>, Ambiguous>,
 }
 
-/// There is more than one credential.
+/// The request has more than one credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ambiguous;
 
-/// A request that cannot be understood.
+/// The reason why a request cannot be understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MalformedRequest {
-    /// The message is no request.
+    /// The message is not a valid request.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// A header would have to be removed, and has a name that cannot be written down.
-    #[error("a header that must not reach the upstream has a name that is no token")]
+    /// A header that relatch must remove has a name that is not a token, so that the response
+    /// cannot name it.
+    #[error("a header that must not reach the upstream has a name that is not a token")]
     HeaderName,
     /// A credential cannot be read.
     #[error(transparent)]
     Credential(CredentialError),
-    /// The route cannot be told.
+    /// The route cannot be determined.
     #[error(transparent)]
     Route(#[from] RouteError),
 }
@@ -41,7 +42,8 @@ impl<'a> Question<'a> {
     ///
     /// # Errors
     ///
-    /// When it cannot be understood, or could be understood in two ways.
+    /// When the request cannot be understood, or can be understood in two ways. More than one
+    /// credential is not an error: `decide` denies it.
     pub(crate) fn read(
         settings: &'a Settings,
         message: &'a [u8],
@@ -65,13 +67,14 @@ impl<'a> Question<'a> {
         })
     }
 
-    /// The name of the keyring that protects the request; none when nothing chooses one.
+    /// Returns the name of the keyring that protects the request; none if neither the Envoy route
+    /// nor the settings choose one.
     #[must_use]
     pub(crate) const fn keyring(&self) -> Option<&'a str> {
         self.route.keyring
     }
 
-    /// The request itself.
+    /// Returns the request that is to be judged.
     #[must_use]
     pub(crate) const fn input(&self) -> &CheckInput<'a> {
         &self.input

@@ -1,61 +1,65 @@
-//! Why a check is denied: one closed list for the response, the metric label, the span attribute and the log.
+//! The reasons of denials: one closed list for the response, the metric label, the span attribute
+//! and the log.
 
 use std::fmt;
 
-/// Why a request is denied.
+/// The reason why a request is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DenyReason {
     /// The request cannot be understood, or can be read in two ways.
     MalformedRequest,
-    /// No keyring is chosen, or one that this sidecar does not hold.
+    /// Neither the Envoy route nor the configuration chooses a keyring, or this sidecar does not
+    /// have the chosen one.
     UnknownKeyring,
-    /// The keyring has not come from the control plane yet.
+    /// The keyring is not loaded or was never confirmed by the control plane, or the lookup of a
+    /// key on demand failed or was refused.
     KeyringUnavailable,
-    /// The control plane has not confirmed the keyring for too long.
+    /// The control plane has not confirmed the keyring within `deny_after` or its grant.
     KeyringStale,
-    /// There are two credentials.
+    /// The request has more than one credential.
     AmbiguousCredential,
-    /// There is none.
+    /// The request has no credential, and the route requires one.
     MissingCredential,
-    /// It is not a key that the keyring could hold.
+    /// The credential is too long for a key, or is not a token of a keyring that accepts only
+    /// issued keys.
     MalformedCredential,
-    /// The keyring does not hold it.
+    /// The keyring does not have the key.
     UnknownKey,
-    /// Its source has presented too many of these two.
+    /// The source address has presented too many malformed or unknown keys.
     TooManyFailures,
-    /// It was ended at once.
+    /// The version was revoked.
     Revoked,
-    /// Its planned end has come.
+    /// The version was retired.
     Retired,
-    /// Its validity is over.
+    /// The `expires_at` of the version has passed.
     Expired,
-    /// Its validity has not begun.
+    /// The `not_before` of the version has not come yet.
     NotYetValid,
-    /// It may not be used from this address.
+    /// The key may not be used from this source address.
     SourceNotAllowed,
-    /// It does not hold what the route demands.
+    /// The key lacks a scope that the route requires.
     InsufficientScope,
-    /// A fault of ours.
+    /// A fault of relatch: a panic or a broken invariant.
     InternalError,
 }
 
-/// The status of a denial. There is none that a proxy could take for an allow.
+/// The status of a denial. No proxy could mistake one of them for an allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenialStatus {
-    /// 400
+    /// HTTP 400, gRPC `INVALID_ARGUMENT`.
     BadRequest,
-    /// 401
+    /// HTTP 401, gRPC `UNAUTHENTICATED`.
     Unauthorized,
-    /// 403
+    /// HTTP 403, gRPC `PERMISSION_DENIED`.
     Forbidden,
-    /// 429
+    /// HTTP 429, gRPC `RESOURCE_EXHAUSTED`.
     TooManyRequests,
-    /// 503
+    /// HTTP 503, gRPC `UNAVAILABLE`.
     Unavailable,
 }
 
 impl DenyReason {
-    /// All of them, in the order of the decision.
+    /// All reasons, in the order in which a decision tests for them; the fault of relatch is last.
     pub const ALL: [Self; 16] = [
         Self::MalformedRequest,
         Self::UnknownKeyring,
@@ -75,7 +79,7 @@ impl DenyReason {
         Self::InternalError,
     ];
 
-    /// The name that users see everywhere.
+    /// Returns the name in responses, metrics, spans and logs.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -98,7 +102,7 @@ impl DenyReason {
         }
     }
 
-    /// The status that the consumer gets.
+    /// Returns the status of the response to the consumer.
     #[must_use]
     pub const fn status(self) -> DenialStatus {
         match self {
@@ -119,7 +123,8 @@ impl DenyReason {
         }
     }
 
-    /// What the consumer reads. A malformed key and an unknown one read the same.
+    /// Returns the title of the response to the consumer. It is the same for a malformed key and
+    /// for an unknown one.
     #[must_use]
     pub(crate) const fn title(self) -> &'static str {
         match self {
@@ -141,13 +146,14 @@ impl DenyReason {
         }
     }
 
-    /// Whether the fault is ours rather than the request's.
+    /// Returns whether relatch, not the request, is the cause.
     #[must_use]
     pub(crate) const fn is_our_fault(self) -> bool {
         matches!(self.status(), DenialStatus::Unavailable)
     }
 
-    /// Whether its credential is of no key at all.
+    /// Returns whether the credential is not the secret of any key. Such a credential counts
+    /// against the budget of its source.
     #[must_use]
     pub(crate) const fn is_failed_credential(self) -> bool {
         match self {
@@ -169,7 +175,7 @@ impl DenyReason {
         }
     }
 
-    /// Whether the request held a key, and it was the wrong one.
+    /// Returns whether the request has one credential, but it is not a key that is valid now.
     #[must_use]
     pub(crate) const fn is_of_the_key(self) -> bool {
         match self {
@@ -200,7 +206,7 @@ impl fmt::Display for DenyReason {
 }
 
 impl DenialStatus {
-    /// The HTTP status.
+    /// Returns the code of the HTTP status.
     #[must_use]
     pub const fn http(self) -> u16 {
         match self {
@@ -212,7 +218,7 @@ impl DenialStatus {
         }
     }
 
-    /// The `google.rpc.Code` that says the same; never 0, which would allow.
+    /// Returns the corresponding `google.rpc.Code`. It is never 0, which would allow.
     #[must_use]
     pub(crate) const fn rpc(self) -> i32 {
         match self {

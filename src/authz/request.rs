@@ -1,10 +1,11 @@
-//! What a check asks about: a request that is the same for both encodings of headers, and within bounds.
+//! The request of a check: the same for both encodings of headers, and within bounds.
 
 use std::{fmt, net::IpAddr};
 
 use super::message::{MAX_PAIRS, Message, NotAMessage};
 
-/// A request to be judged, borrowed from the message. Never printed: it holds the credential.
+/// A request that is to be judged, borrowed from the message. It is never printed: it contains the
+/// credential.
 #[derive(Clone)]
 pub struct CheckInput<'a> {
     message: Message<'a>,
@@ -14,53 +15,56 @@ pub struct CheckInput<'a> {
 /// One header as Envoy sent it.
 #[derive(Clone, Copy)]
 pub struct Header<'a> {
-    /// Its name, which Envoy has made lower case.
+    /// The name. Envoy sends it in lower case.
     pub name: &'a [u8],
-    /// Its value, with those of its duplicates if [`CheckInput::joins_duplicates`].
+    /// The value; if [`CheckInput::joins_duplicates`], joined with the values of its duplicates.
     pub value: &'a [u8],
 }
 
-/// A message that is no request to judge.
+/// The reason why a message is not a valid request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// It is no message at all.
+    /// The bytes are not an encoded `CheckRequest`.
     #[error(transparent)]
     NotAMessage(#[from] NotAMessage),
-    /// It tells nothing of an HTTP request.
+    /// The message has no attributes of an HTTP request.
     #[error("the check has no HTTP attributes")]
     NoHttpAttributes,
-    /// It has `headers` and `header_map`, and the two may differ.
+    /// The message has both `headers` and `header_map`, and the two may differ.
     #[error("the check has its headers in both encodings")]
     BothEncodings,
-    /// A raw header has two values.
+    /// A header of `header_map` has a value and a raw value that differ.
     #[error("a header of the check has a value and a raw value that differ")]
     TwoValues,
-    /// It has too many headers or context extensions.
+    /// The message has more than 512 headers or 64 context extensions.
     #[error("the check has too many headers or context extensions")]
     TooMany,
-    /// Its headers or its path are too long.
+    /// The headers have more than 192 KiB, or the path has more than 64 KiB.
     #[error("the headers or the path of the check are too long")]
     TooLong,
-    /// Its path could not have been sent as a request target.
+    /// The path has a character that no request target can have.
     #[error("the path of the check holds a control character, a space or a '#'")]
     ImpossiblePath,
 }
 
 impl<'a> CheckInput<'a> {
-    /// The most headers; Envoy's own limit is 100 unless it was raised.
+    /// The maximum number of headers. Envoy's own limit is 100 by default.
     pub(crate) const MAX_HEADERS: usize = 512;
-    /// The most bytes in names and values; Envoy's own limit is 60 KiB unless it was raised.
+    /// The maximum size of all names and values of headers, in bytes. Envoy's own limit is 60 KiB
+    /// by default.
     pub(crate) const MAX_HEADER_BYTES: usize = 192 * 1024;
-    /// The longest path, which Envoy counts among the headers.
+    /// The maximum length of the path, in bytes. Envoy counts the path among the headers.
     pub(crate) const MAX_PATH_LEN: usize = 64 * 1024;
-    /// The most context extensions; an operator writes them on a route, and relatch knows three.
+    /// The maximum number of context extensions. An operator writes them on a route, and relatch
+    /// uses three.
     pub(crate) const MAX_EXTENSIONS: usize = 64;
 
     /// Reads a serialized `CheckRequest`.
     ///
     /// # Errors
     ///
-    /// When it is none, when it can be read in two ways, or when it is out of bounds.
+    /// When the message is not a `CheckRequest` of an HTTP request, when it can be read in two
+    /// ways, when its path is impossible, or when it is out of bounds.
     pub fn read(message: &'a [u8]) -> Result<Self, RequestError> {
         let message = Message::read(message)?;
         if !message.has_http {
@@ -76,50 +80,52 @@ impl<'a> CheckInput<'a> {
         Ok(input)
     }
 
-    /// The headers, pseudo-headers among them.
+    /// Returns the headers, with the pseudo-headers.
     pub fn headers(&self) -> impl Iterator<Item = Header<'a>> {
         let headers = self.message.headers();
         headers.map(|(name, value)| Header { name, value })
     }
 
-    /// The values of a header.
+    /// Returns the values of a header, whose name is compared without case.
     pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers()
             .filter(move |header| header.is(name))
             .map(|header| header.value)
     }
 
-    /// Whether a header that came twice is one value with a comma (Envoy's map) rather than two headers.
+    /// Returns whether a header that occurs twice is one value with a comma (Envoy's map) instead
+    /// of two headers.
     #[must_use]
     pub(crate) const fn joins_duplicates(&self) -> bool {
         self.message.joined > 0
     }
 
-    /// The request target, with its query string as it was sent.
+    /// Returns the request target, with its query string as it was sent.
     #[must_use]
     pub const fn path(&self) -> &'a [u8] {
         self.message.path
     }
 
-    /// The host, with its port if it has one.
+    /// Returns the host, with its port if it has one.
     #[must_use]
     pub const fn host(&self) -> &'a [u8] {
         self.message.host
     }
 
-    /// The method.
+    /// Returns the HTTP method.
     #[must_use]
     pub const fn method(&self) -> &'a [u8] {
         self.message.method
     }
 
-    /// The downstream peer as Envoy sees it; none when it has no IP address.
+    /// Returns the address of the downstream peer as Envoy reports it; none if it is not an IP
+    /// address.
     #[must_use]
     pub const fn source(&self) -> Option<IpAddr> {
         self.source
     }
 
-    /// What was set on the Envoy route, by name and value.
+    /// Returns the names and values of the context extensions that are set on the Envoy route.
     pub fn extensions(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         self.message.extensions()
     }
@@ -132,7 +138,7 @@ impl<'a> CheckInput<'a> {
         if self.message.has_two_values {
             return Err(RequestError::TwoValues);
         }
-        // Envoy refuses a fragment as well. A byte beyond ASCII is let through by Envoy, and so here.
+        // Envoy also refuses a fragment. Envoy accepts bytes beyond ASCII, and so does relatch.
         if self
             .path()
             .iter()
@@ -160,7 +166,7 @@ impl<'a> CheckInput<'a> {
     }
 }
 
-/// What the decoder leaves out is out of bounds already.
+/// A request with headers or extensions that the decoder leaves out is always out of bounds.
 const _: () =
     assert!(CheckInput::MAX_HEADERS < MAX_PAIRS && CheckInput::MAX_EXTENSIONS < MAX_PAIRS);
 
@@ -171,7 +177,7 @@ impl fmt::Debug for CheckInput<'_> {
 }
 
 impl Header<'_> {
-    /// Whether it has this name, without regard to case.
+    /// Returns whether it has this name, compared without case.
     #[must_use]
     pub(crate) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name.as_bytes())

@@ -1,12 +1,14 @@
-//! The answer to Envoy: the only place where a `CheckResponse` is written.
+//! The answer to Envoy: only this module writes a `CheckResponse`.
 //!
-//! A status of 0 allows, whatever else a response holds, and so does an empty response. Here 0 is written beside a
-//! [`Grant`] or an [`Anonymous`] only, and a denial's status is of a type that has no 0.
+//! A status of 0 allows the request, whatever else the response contains, and so does an empty
+//! response. This module writes 0 only with a [`Grant`] or an [`Anonymous`]. The status of a denial
+//! has a type without 0.
 //!
-//! Envoy applies header changes first, then removals, then query changes; a header both set and removed is lost.
+//! Envoy applies header changes first, then removals, then query changes. A header that is both set
+//! and removed is lost.
 //!
-//! The fields are those of `proto/envoy/service/auth/v3/external_auth.proto`. They are written as they are decided on,
-//! without a message in between: an allow costs no allocation.
+//! The fields are those of `proto/envoy/service/auth/v3/external_auth.proto`. They are written
+//! directly, without a message in between: an allow costs no allocation.
 
 mod writer;
 
@@ -54,7 +56,7 @@ mod denied_field {
     pub(super) const BODY: u32 = 3;
 }
 
-/// Names of headers that are to be removed, as the request or the settings spell them.
+/// Names of headers to remove, as the request or the settings spell them.
 type Removed<'a> = SmallVec<[&'a [u8]; 8]>;
 
 /// Appends the answer to a decision on `input`.
@@ -92,7 +94,7 @@ pub(crate) fn allow(
     write_metadata(Outcome::Allowed, facts, Some(key), &mut Writer::new(answer));
 }
 
-/// Appends the answer to a request that passes without one.
+/// Appends the answer to a request that passes without an identity.
 pub(crate) fn allow_anonymous(
     settings: &Settings,
     input: &CheckInput<'_>,
@@ -113,7 +115,8 @@ pub(crate) fn deny(
     trace: Option<&TraceParent>,
     answer: &mut BytesMut,
 ) {
-    /// In seconds: the control plane confirms a keyring every five, and a budget for failures has filled a good part.
+    /// In seconds. By default, the control plane confirms a keyring every 5 s, and half of the
+    /// budget for failed credentials refills in 5 s.
     const RETRY_AFTER: &str = "5";
 
     let reason = denial.reason();
@@ -154,10 +157,10 @@ pub(crate) fn deny(
     );
 }
 
-/// Writes the one status 0. Its callers hold a [`Grant`] or an [`Anonymous`].
+/// Writes the status 0; no other function does. Its callers have a [`Grant`] or an [`Anonymous`].
 fn pass(answer: &mut BytesMut, fill: impl FnOnce(&mut Writer<'_>)) {
     let mut response = Writer::new(answer);
-    // Zero is what an absent code is.
+    // An absent code is 0.
     response.message(response_field::STATUS, |_| {});
     response.message(response_field::OK, fill);
 }
@@ -191,7 +194,7 @@ fn identify(settings: &Settings, key: &HeldKey<'_>, ok: &mut Writer<'_>) {
     }
 }
 
-/// Whether [`identify`] sets the header of this name.
+/// Returns whether [`identify`] sets the header with this name.
 fn is_set(settings: &Settings, key: Option<&HeldKey<'_>>, name: &[u8]) -> bool {
     let Some(key) = key else {
         return false;
@@ -212,10 +215,11 @@ fn is_set(settings: &Settings, key: Option<&HeldKey<'_>>, name: &[u8]) -> bool {
     .any(|header| header.as_str().as_bytes().eq_ignore_ascii_case(name))
 }
 
-/// Removes what could pass for an identity or a credential of ours, unless it is set, and returns the names.
+/// Removes headers that the upstream could mistake for an identity header or for the header of a
+/// credential, unless [`identify`] sets them. Returns the removed names.
 ///
-/// Reserved names that are not set are removed whether the request shows them or not: `allowed_headers` of Envoy's
-/// filter may hide them from us, but not from the upstream.
+/// Reserved names that are not set are removed even if the check does not show them:
+/// `allowed_headers` of Envoy's filter may hide them from relatch, but not from the upstream.
 fn remove_spoofed<'a>(
     settings: &'a Settings,
     input: &CheckInput<'a>,
@@ -237,7 +241,7 @@ fn remove_spoofed<'a>(
     removed
 }
 
-/// Removes a header, unless it was.
+/// Removes a header, unless it is already in `removed`.
 fn remove_header<'a>(name: &'a [u8], removed: &mut Removed<'a>, ok: &mut Writer<'_>) {
     if removed
         .as_slice()
@@ -273,11 +277,12 @@ fn remove_credential<'a>(
     }
 }
 
-/// Takes the credential out of the query string.
+/// Removes the credential from the query string.
 ///
-/// The target without it is set as `:path`, which leaves the rest as it was; `query_parameters_to_remove` would have
-/// Envoy write the whole query anew, in another order. Envoy tells us a target with `!` for every byte that is not
-/// UTF-8, so that one with a `!` is not ours to set: Envoy removes the parameter then, by its name as it was spelled.
+/// The target without the credential is set as `:path`, which leaves the rest unchanged. With
+/// `query_parameters_to_remove`, Envoy would write the whole query again, in another order. But in
+/// the target of a check, Envoy replaces every byte that is not UTF-8 with `!`. So relatch does not
+/// set a target with a `!`: Envoy then removes the parameter, by its name as it was spelled.
 fn remove_from_query(settings: &Settings, path: &[u8], places: Places, ok: &mut Writer<'_>) {
     let holds_credential = |parameter: &query::Parameter<'_>| {
         places
@@ -298,7 +303,8 @@ fn remove_from_query(settings: &Settings, path: &[u8], places: Places, ok: &mut 
     }
 }
 
-/// Takes the credential out of the `cookie` header. Where the rest cannot be written down, the whole header goes.
+/// Removes the credential from the `cookie` header. If nothing is left, or the rest is not UTF-8,
+/// the whole header is removed.
 fn remove_from_cookies(
     settings: &Settings,
     input: &CheckInput<'_>,
@@ -319,11 +325,13 @@ fn remove_from_cookies(
     }
 }
 
-/// Tells the consumer that the version it used is retiring. The value is a dictionary of RFC 9651; its `sunset` is a
-/// date of section 3.3.7 in whole seconds, rounded down, so that nobody relies on the second that is cut.
+/// Announces to the consumer that the version it used is retiring. The value of `API-Key-Rotation`
+/// is a dictionary of RFC 9651. Its `sunset` is a date of section 3.3.7 in whole seconds, rounded
+/// down, so that nobody relies on the second that the end cuts short.
 ///
-/// `Deprecation` and `Sunset` hold one date each, and the upstream may have said when the resource itself ends. What it
-/// said stays: a second date would make both unreadable, and ours says less than `API-Key-Rotation` does.
+/// `Deprecation` and `Sunset` have one date each, and the upstream may have sent a date for the
+/// resource itself. The upstream's date stays: a second date would make both unreadable, and
+/// relatch's date carries less than `API-Key-Rotation`.
 fn announce(key: &HeldKey<'_>, notice: &Notice<'_>, notices: Notices, ok: &mut Writer<'_>) {
     let mut header = |name, value: &dyn fmt::Display, existing| {
         write_header(ok_field::RESPONSE_HEADERS_TO_ADD, name, value, existing, ok);
@@ -346,24 +354,26 @@ fn announce(key: &HeldKey<'_>, notice: &Notice<'_>, notices: Notices, ok: &mut W
         header("deprecation", &date, Existing::Keep);
     }
     if let Some(sunset) = notice.sunset.filter(|_| notices.sunset) {
-        // A `Timestamp` ends with the year 9999, as what can be written here does.
+        // The last `Timestamp` is in the year 9999, which is also the last year that this format
+        // can have.
         let date = httpdate::fmt_http_date(sunset.into());
         header("sunset", &date, Existing::Keep);
     }
 }
 
-/// Seconds since the Unix epoch, rounded down, as a date of RFC 9651 has them.
+/// Returns the seconds since the Unix epoch, rounded down, as in a date of RFC 9651.
 const fn seconds(time: Timestamp) -> i64 {
     time.as_millis().div_euclid(1000)
 }
 
-/// Whether a text can stand in a `Link` header: what came over the wire is not trusted to.
+/// Returns whether a text is safe in a `Link` header. A text from the wire is not trusted.
 fn is_uri(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_graphic() && !b"<>\"".contains(&b))
 }
 
-/// What a client should do about a 401, or about missing scopes (RFC 9110, section 11.6.1; RFC 6750, section 3).
+/// Returns the value of `WWW-Authenticate` for a 401 or for insufficient scopes (RFC 9110, section
+/// 11.6.1; RFC 6750, section 3); none for other denials.
 fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
     let reason = denial.reason();
     let scopes = match reason.status() {
@@ -394,7 +404,7 @@ fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
     Some(format!("{scheme} realm=\"{realm}\"{error}"))
 }
 
-/// The body of a denial (RFC 9457).
+/// Returns the body of a denial (RFC 9457).
 fn problem(reason: DenyReason, trace: Option<&TraceParent>) -> String {
     #[derive(Serialize)]
     struct Problem {
@@ -416,7 +426,8 @@ fn problem(reason: DenyReason, trace: Option<&TraceParent>) -> String {
     serde_json::to_string(&problem).expect("strings and numbers are JSON")
 }
 
-/// What Envoy's access log and span can show, under `envoy.filters.http.ext_authz`: a `google.protobuf.Struct`.
+/// Writes the dynamic metadata, a `google.protobuf.Struct`. Envoy's access log and span can show
+/// it, under `envoy.filters.http.ext_authz`.
 fn write_metadata(
     outcome: Outcome,
     keyring: Option<&KeyringFacts<'_>>,
@@ -449,7 +460,7 @@ fn write_text(name: &str, text: &str, fields: &mut Writer<'_>) {
     });
 }
 
-/// The same of a number.
+/// Writes an entry of a `google.protobuf.Struct` whose value is a number.
 fn write_number(name: &str, number: f64, fields: &mut Writer<'_>) {
     fields.message(1, |entry| {
         entry.text(1, name);
@@ -465,21 +476,22 @@ const fn double(value: u64) -> f64 {
     value as f64
 }
 
-/// What becomes of a header that is there already.
+/// The treatment of a header that already exists.
 #[derive(Clone, Copy)]
 enum Existing {
-    /// It goes.
+    /// It is replaced.
     Overwrite,
-    /// It stays beside the new one.
+    /// It stays, and the new one is added.
     Append,
-    /// It stays, and the new one goes.
+    /// It stays, and the new one is dropped.
     Keep,
 }
 
 /// Writes a `HeaderValueOption`.
 ///
-/// For headers of a request Envoy obeys `append`, for those of a response `append_action` where `append` is not set; other
-/// proxies read them in other ways again, so that both are set. To keep what is there, Envoy is told by the second alone.
+/// For headers of a request, Envoy uses `append`. For headers of a response, it uses
+/// `append_action` if `append` is not set. Other proxies differ, so both fields are set.
+/// [`Existing::Keep`] sets `append_action` alone: `append` cannot express it.
 fn write_header(
     field: u32,
     name: &str,

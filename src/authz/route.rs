@@ -1,17 +1,21 @@
-//! Which keyring protects a request, and what a key must hold there.
+//! The keyring that protects a request, and the scopes that a key must have there.
 //!
-//! What was set on the Envoy route comes first: the context extensions `relatch.keyring`, `relatch.scopes` and
-//! `relatch.auth`. What is not set there comes from the configured rule for host and path. Extensions are never
-//! loosened by a rule: beside an extension, a rule adds its scopes but does not make the key optional. Without
-//! extensions and without a rule, the default keyring demands a key and no scopes.
+//! The settings of the Envoy route come first: the context extensions `relatch.keyring`,
+//! `relatch.scopes` and `relatch.auth`. A setting that is missing there comes from the configured
+//! rule for host and path. A rule never loosens an extension: if the route has an extension but no
+//! `relatch.scopes`, the scopes of the rule still apply, but the rule does not make the key
+//! optional. Without extensions and without a rule, the default keyring requires a key and no
+//! scopes.
 //!
-//! **Odd spellings.** A rule must not be dodged by spelling its path in another way. Envoy normalizes a path
-//! (`normalize_path`, `merge_slashes`, `path_with_escaped_slashes_action`) only where it is told to, and upstreams
-//! differ in whether they decode, merge slashes, drop `;parameters` or ignore case. So where rules for paths exist, a
-//! path is read twice: as it was sent, and decoded until nothing is left to decode, with `\` as `/`, empty and `.`
-//! segments and parameters dropped, and without regard to case. When the readings choose different rules, or a segment
-//! reads as `..`, the request is refused as malformed: nobody can say which rule was meant. For a host the same holds
-//! of characters that no host name has.
+//! **Odd spellings.** A client must not evade a rule by spelling its path in another way. Envoy
+//! normalizes a path (`normalize_path`, `merge_slashes`, `path_with_escaped_slashes_action`) only
+//! if it is configured to. Upstreams differ in whether they decode, merge slashes, drop
+//! `;parameters` or ignore case. So if there are rules for paths, a path is read twice: once as it
+//! was sent, and once decoded until nothing is left to decode, with `\` as `/`, without empty and
+//! `.` segments and parameters, and without regard to case. If the two readings choose different
+//! rules, if a segment reads as `..`, or if the path has too many layers of escapes, the request is
+//! refused as malformed: the intended rule is unknown. If there are rules for hosts, a host with
+//! characters that no host name has is refused in the same way.
 
 use std::fmt;
 
@@ -22,45 +26,46 @@ use super::{
 };
 use crate::key::{KeyringName, Scopes};
 
-/// What holds for a request.
+/// The requirements for a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Route<'a> {
-    /// The keyring's name, as it was given; none when nothing chooses one.
+    /// The name of the keyring, not validated; none if neither the Envoy route nor the settings
+    /// choose one.
     pub(crate) keyring: Option<&'a str>,
-    /// What a key must hold.
     pub(crate) scopes: RequiredScopes<'a>,
-    /// Whether a key is needed.
     pub(crate) auth: Auth,
 }
 
-/// Scopes of which a key must hold every one: those of the Envoy route, or else those of a rule.
+/// The scopes of which a key must have every one: those of the Envoy route, or else those of a
+/// rule.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RequiredScopes<'a> {
     of_route: Option<&'a str>,
     of_rule: Option<&'a Scopes>,
 }
 
-/// The request has no route that could be told.
+/// The reason why the route of a request cannot be determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RouteError {
-    /// An extension begins with `relatch.` and is not known, so that what it demands would be missed.
+    /// An extension begins with `relatch.` and is unknown, so that relatch would not enforce it.
     #[error("the route has an unknown context extension that begins with 'relatch.'")]
     UnknownExtension,
-    /// An extension is there twice.
+    /// A `relatch.` extension occurs twice.
     #[error("the route has a context extension twice")]
     RepeatedExtension,
-    /// An extension has a value that it cannot have.
+    /// A `relatch.` extension has an invalid value.
     #[error("the route has a context extension with an invalid value")]
     InvalidExtension,
-    /// The host is none, and a rule looks at hosts.
-    #[error("the host has characters that no host name has")]
+    /// The host is not a host name, and a rule is for a host.
+    #[error("the host name or its port is not valid")]
     OddHost,
-    /// The path can be read in two ways that fall under different rules.
-    #[error("the path is spelled so that it may fall under another rule")]
+    /// The path can be read in two ways that match different rules, has a `..` segment, or has too
+    /// many layers of escapes.
+    #[error("the path is ambiguous: the upstream could read it as a path of another rule")]
     OddPath,
 }
 
-/// What was set on the Envoy route.
+/// The context extensions of the Envoy route that begin with `relatch.`.
 #[derive(Default)]
 struct Extensions<'a> {
     keyring: Option<&'a str>,
@@ -69,11 +74,12 @@ struct Extensions<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// Chooses for a request.
+    /// Determines the route of a request.
     ///
     /// # Errors
     ///
-    /// When what was set on the Envoy route is invalid, or the request is spelled so that it may fall under two rules.
+    /// When the extensions of the Envoy route are invalid, or the host or path is spelled so that
+    /// the rule is unknown.
     pub(crate) fn choose(
         settings: &'a Settings,
         input: &CheckInput<'a>,
@@ -109,7 +115,7 @@ impl<'a> Route<'a> {
 }
 
 impl RequiredScopes<'_> {
-    /// Whether all of them are among `held`, which is separated by spaces.
+    /// Returns whether `held`, which is separated by spaces, contains all of them.
     #[must_use]
     pub(crate) fn are_held_by(&self, held: &str) -> bool {
         let holds = |required: &str| held.split(' ').any(|scope| scope == required);
@@ -120,7 +126,7 @@ impl RequiredScopes<'_> {
                 .is_none_or(|required| required.iter().all(|scope| holds(scope.as_str())))
     }
 
-    /// Those of an Envoy route, for tests of what is made of them.
+    /// Creates the scopes of an Envoy route, for tests.
     #[cfg(test)]
     pub(crate) const fn of_route(scopes: &'static str) -> Self {
         Self {
@@ -130,7 +136,7 @@ impl RequiredScopes<'_> {
     }
 }
 
-/// Separated by spaces.
+/// Writes the scopes, separated by spaces.
 impl fmt::Display for RequiredScopes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.of_route, self.of_rule) {
@@ -174,7 +180,7 @@ fn set_once<T>(setting: &mut Option<T>, value: T) -> Result<(), RouteError> {
     }
 }
 
-/// Scope tokens of RFC 6749, section 3.3, with spaces between them.
+/// Checks that `text` is a list of scope tokens (RFC 6749, section 3.3), separated by spaces.
 fn parse_scopes(text: &str) -> Result<&str, RouteError> {
     let valid = text
         .bytes()
@@ -232,7 +238,7 @@ fn first_match(rules: &[&RouteRule], path: &[u8], case: Case) -> Option<usize> {
         .position(|rule| rule.path_prefix.matches(path, case))
 }
 
-/// The host without port, brackets and final dot.
+/// Returns the host without port, brackets and final dot.
 fn host_name(host: &[u8]) -> Result<&str, RouteError> {
     let host = std::str::from_utf8(host).map_err(|_| RouteError::OddHost)?;
     let (name, port) = match host.strip_prefix('[') {
@@ -257,7 +263,8 @@ fn host_name(host: &[u8]) -> Result<&str, RouteError> {
     }
 }
 
-/// The path as the most liberal upstream would read it; none when that is how it was sent.
+/// Returns the path as the most liberal upstream would read it; none if that is the path as it was
+/// sent.
 fn plain_reading(path: &[u8]) -> Result<Option<Vec<u8>>, RouteError> {
     let is_plain = path.first() == Some(&b'/')
         && !path.iter().any(|b| b"%;\\".contains(b))
@@ -280,7 +287,8 @@ fn plain_reading(path: &[u8]) -> Result<Option<Vec<u8>>, RouteError> {
     Ok(Some(reading))
 }
 
-/// The path without escapes. One that is escaped more often than any chain of honest proxies would is refused.
+/// Returns the path without escapes. A path with more than three layers of escapes is refused: no
+/// chain of honest proxies escapes a path that often.
 fn fully_decoded(path: &[u8]) -> Result<Vec<u8>, RouteError> {
     const MAX_ROUNDS: usize = 4;
     let mut path = path.to_vec();

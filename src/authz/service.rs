@@ -1,10 +1,11 @@
 //! The gRPC service `envoy.service.auth.v3.Authorization`.
 //!
-//! Envoy treats a gRPC error as a failure, not as a denial, and can be configured to let requests pass then. So a check is
-//! always answered: a panic on its way becomes a denial.
+//! Envoy treats a gRPC error as a failure, not as a denial, and can be configured to let the
+//! request pass after a failure. So every check is answered: a panic becomes a denial.
 //!
-//! A check is answered at once, from the keyrings in memory. Where the key of a keyring on demand has to be looked up, the
-//! check is judged again when the lookup was answered, or when its time is over.
+//! A check is answered at once, from the keyrings in memory. If the key of a keyring on demand has
+//! to be looked up, the check is judged again when the lookup is answered, or when `lookup_timeout`
+//! is over.
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ use crate::{
 pub struct Authorizer(Judge);
 
 impl Authorizer {
-    /// A service over `keyrings` that reports every check to `observer`.
+    /// Creates a service that answers from `keyrings` and reports every check to `observer`.
     #[must_use]
     pub fn new(
         settings: Arc<Settings>,
@@ -38,14 +39,17 @@ impl Authorizer {
         Self(Judge::new(settings, keyrings, clock, observer))
     }
 
-    /// Judges by `latest`, which it shares with others.
+    /// Replaces the latest time by which the validity of versions is judged. `latest` is shared
+    /// with other parts of the process.
     #[must_use]
     pub(crate) fn judging_by(self, latest: LatestWall) -> Self {
         Self(self.0.judging_by(latest))
     }
 
-    /// Appends the serialized `CheckResponse` to `answer` for a serialized `CheckRequest`; or leaves it as it is, and
-    /// returns what to wait for, on a runtime with timers. `parent` is the span that Envoy made for the check.
+    /// Answers a serialized `CheckRequest`: appends the serialized `CheckResponse` to `answer`. If
+    /// the key has to be looked up, `answer` stays unchanged, and the returned future yields the
+    /// response; it needs a runtime with timers. `parent` is the span that Envoy created for the
+    /// check.
     #[must_use = "a check whose key is looked up is answered later"]
     pub fn answer(
         &self,

@@ -1,5 +1,5 @@
-//! What configuration decides about checks, validated: where credentials are, which keyring a route belongs to, and
-//! what the upstream is told.
+//! The validated settings of checks: the places of credentials, the keyring of each route, and the
+//! headers for the upstream and the consumer.
 
 mod header;
 mod rule;
@@ -18,72 +18,80 @@ pub(crate) use rule::{Auth, Case, PathPrefix, RouteRule};
 pub(crate) use source::CredentialSource;
 pub(super) use source::is_token;
 
-/// Validated settings; made from [`SettingsParts`].
+/// Validated settings, created from [`SettingsParts`].
 #[derive(Clone, Debug)]
 pub struct Settings {
     parts: SettingsParts,
-    /// Headers whose spellings never pass from outside: the identity headers, whatever they were renamed to.
+    /// Headers that never pass from outside, in any spelling: the configured identity headers and
+    /// those with the default names.
     reserved: Vec<HeaderName>,
-    /// A bit for each length that the name of a header has which [`Settings::is_spoofed`] looks for.
+    /// One bit for each length of the header names that [`Settings::is_spoofed`] compares.
     lengths: u128,
 }
 
 /// Settings as configuration gives them.
 #[derive(Clone, Debug)]
 pub struct SettingsParts {
-    /// Where a credential may be, 1 to [`Settings::MAX_SOURCES`]; all are looked at.
-    /// Default: [`CredentialSource::defaults`].
+    /// The places where a credential may be, 1 to [`Settings::MAX_SOURCES`]. Each check searches
+    /// all of them. Default: [`CredentialSource::defaults`].
     pub credentials: Vec<CredentialSource>,
-    /// Rules for requests whose Envoy route does not name a keyring, at most [`Settings::MAX_ROUTES`], in any order.
-    /// Default: none.
+    /// Rules for requests whose Envoy route does not set both a keyring and scopes, at most
+    /// [`Settings::MAX_ROUTES`], in any order. Default: none.
     pub routes: Vec<RouteRule>,
-    /// The keyring of requests that no rule matches. Default: none.
+    /// The keyring of requests whose Envoy route names no keyring and that no rule matches.
+    /// Default: none.
     pub default_keyring: Option<KeyringName>,
-    /// What the upstream is told of the caller.
+    /// The headers that name the caller to the upstream.
     pub identity: IdentityHeaders,
-    /// What a consumer is told that used a retiring version; none for nothing. Default: [`Notices::default`].
+    /// The notices for a consumer that uses a retiring version; none to send no notice. Default:
+    /// [`Notices::default`].
     pub notices: Option<Notices>,
-    /// How many credentials that no keyring holds each source may present. Default: 20 a second, 200 at once: more than a
-    /// consumer that has a wrong key sends by mistake, and a fifth of what a sidecar looks up of keys that it does not know.
+    /// The rate at which each source may present credentials that the keyring does not hold.
+    /// Default: 20 a second, 200 at once. That is more than a consumer with a wrong key sends by
+    /// mistake, and a fifth of the default rate at which a sidecar looks up unknown keys.
     pub failed_credentials: Rate,
 }
 
-/// What a consumer is told that used a retiring version, beside `API-Key-Rotation` and `Link`.
+/// The headers that relatch adds for a consumer that uses a retiring version, beside
+/// `API-Key-Rotation` and `Link`.
 ///
-/// Off by default: both headers speak of the resource, so that a client may take an API for deprecated whose key is
-/// rotated.
+/// Both are off by default: they describe the resource, so that a client could conclude that the
+/// API is deprecated, when only its key is rotated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notices {
-    /// `Deprecation` (RFC 9745), the beginning of the overlap.
+    /// Whether to send `Deprecation` (RFC 9745) with the beginning of the overlap.
     pub(crate) deprecation: bool,
-    /// `Sunset` (RFC 8594), the announced end of the version.
+    /// Whether to send `Sunset` (RFC 8594) with the announced end of the version.
     pub(crate) sunset: bool,
 }
 
-/// Settings that cannot be.
+/// The reason why settings are not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     /// The number of places is out of bounds.
     #[error("credentials: name 1 to {} places", Settings::MAX_SOURCES)]
     SourceCount,
-    /// One credential could be found in a place and in one named before.
+    /// A place overlaps with an earlier one: both could yield the same credential, or the header of
+    /// one is a spelling of the other.
     #[error("credentials: {0} is named twice")]
     RepeatedSource(String),
-    /// A header that has another meaning, or that a proxy cannot remove.
-    #[error("the header {0:?} can hold neither a credential nor an identity")]
+    /// A header cannot have the configured use: it has another meaning, a proxy cannot remove it,
+    /// or it is a default identity header that is configured for a credential.
+    #[error("the header {0:?} is reserved, use another one")]
     UnusableHeader(HeaderName),
-    /// A header that would be set and removed.
-    #[error("the header {0:?} has two uses, or a spelling of it has")]
+    /// An identity header, or a spelling of it, is also searched for a credential, or is a second
+    /// identity header. It would be both set and removed, or set twice.
+    #[error("the header {0:?}, or another spelling of it, is configured for two uses")]
     HeaderClash(HeaderName),
-    /// There are too many rules.
+    /// There are more than [`Settings::MAX_ROUTES`] rules.
     #[error("routes: at most {} rules are possible", Settings::MAX_ROUTES)]
     RouteCount,
-    /// Two rules match the same.
+    /// Two rules match the same requests.
     #[error("routes: two rules match {0}")]
     RepeatedRoute(String),
 }
 
-/// A text that is not what a setting needs; says what is.
+/// A text that is not valid for a setting. The message describes the valid form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseSettingError {
     /// Not a [`Token`].
@@ -93,16 +101,17 @@ pub enum ParseSettingError {
     #[error("use 1 to 128 letters, digits and any of - . _ ~")]
     QueryName,
     /// Not the name of a header.
-    #[error("use the name of a header: letters, digits and '-', no pseudo-header")]
+    #[error("use a header name of letters, digits and '-', not a pseudo-header")]
     HeaderName,
-    /// A header that belongs to the message.
-    #[error("this header belongs to the message itself, use another one")]
+    /// A header that frames or describes the message, that has a meaning of its own, or that a
+    /// proxy cannot remove.
+    #[error("this header has a fixed meaning in HTTP, use another one")]
     MessageHeader,
-    /// A header that is kept for identities.
-    #[error("this header is kept to tell the upstream who calls, use another one")]
+    /// A header that is reserved for the identity of the caller.
+    #[error("this header is reserved for the identity of the caller, use another one")]
     IdentityHeader,
     /// Not a [`HostPattern`].
-    #[error("use a host name without a port, or \"*.domain\" for all below a domain")]
+    #[error("use a host name without a port, or \"*.domain\" for every host below a domain")]
     Host,
     /// Not a [`PathPrefix`].
     #[error(
@@ -115,9 +124,10 @@ pub enum ParseSettingError {
 }
 
 impl Settings {
-    /// The most places of credentials: they are marked in a word of 32 bits, and four kinds of them is much already.
+    /// The maximum number of places of credentials. A word of 32 bits marks them. Even four places
+    /// are many.
     pub(crate) const MAX_SOURCES: usize = 16;
-    /// The most rules: they are looked through one by one.
+    /// The maximum number of rules: a check compares them one by one.
     pub(crate) const MAX_ROUTES: usize = 256;
 
     /// Checks the parts against each other.
@@ -145,7 +155,7 @@ impl Settings {
         })
     }
 
-    /// The defaults, with `keyring` for every request whose Envoy route does not name one.
+    /// Returns the defaults, with `keyring` for every request whose Envoy route does not name one.
     #[must_use]
     pub(crate) fn of_keyring(keyring: KeyringName) -> Self {
         let mut settings = Self::default();
@@ -153,53 +163,54 @@ impl Settings {
         settings
     }
 
-    /// Where a credential may be.
+    /// Returns the places where a credential may be.
     #[must_use]
     pub(crate) fn credentials(&self) -> &[CredentialSource] {
         &self.parts.credentials
     }
 
-    /// The rules, those first that win over the others.
+    /// Returns the rules, most specific first: the first rule that matches applies.
     #[must_use]
     pub(crate) fn routes(&self) -> &[RouteRule] {
         &self.parts.routes
     }
 
-    /// The keyring of requests that no rule matches.
+    /// Returns the keyring of requests that no rule matches.
     #[must_use]
     pub(crate) const fn default_keyring(&self) -> Option<&KeyringName> {
         self.parts.default_keyring.as_ref()
     }
 
-    /// What the upstream is told of the caller.
+    /// Returns the headers that name the caller to the upstream.
     #[must_use]
     pub(crate) const fn identity(&self) -> &IdentityHeaders {
         &self.parts.identity
     }
 
-    /// What a consumer is told that used a retiring version; none for nothing.
+    /// Returns the notices for a consumer that uses a retiring version; none to send no notice.
     #[must_use]
     pub(crate) const fn notices(&self) -> Option<Notices> {
         self.parts.notices
     }
 
-    /// How many credentials that no keyring holds each source may present.
+    /// Returns the rate at which each source may present credentials that the keyring does not
+    /// have.
     #[must_use]
     pub(crate) const fn failed_credentials(&self) -> Rate {
         self.parts.failed_credentials
     }
 
-    /// The headers that reach the upstream only from us.
+    /// Returns the headers that reach the upstream only if relatch sets them.
     #[must_use]
     pub(crate) fn reserved(&self) -> &[HeaderName] {
         &self.reserved
     }
 
-    /// Whether a header's name is one that never passes from outside as it came: a spelling of a reserved header, or
-    /// another spelling of a header that holds credentials.
+    /// Returns whether a header with this name never passes from outside: a spelling of a reserved
+    /// header, or another spelling of a header that holds credentials.
     #[must_use]
     pub(crate) fn is_spoofed(&self, name: &[u8]) -> bool {
-        // Most headers of a request have a length that none of ours has.
+        // Most headers of a request differ in length from all names that are compared.
         if self.lengths & length_bit(name.len()) == 0 {
             return false;
         }
@@ -213,7 +224,7 @@ impl Settings {
     }
 }
 
-/// Lengths beyond the last bit share it.
+/// The bit of a length in `Settings::lengths`. Lengths of 127 and more share the last bit.
 fn length_bit(len: usize) -> u128 {
     1 << len.min(127)
 }
@@ -294,7 +305,8 @@ fn check_routes(rules: &[RouteRule]) -> Result<(), SettingsError> {
     Ok(())
 }
 
-/// The configured identity headers and the usual ones, so that renaming or switching one off leaves nothing to spoof.
+/// Returns the configured identity headers and the default ones, so that no header can be spoofed
+/// after one is renamed or switched off.
 fn reserve(identity: &IdentityHeaders) -> Vec<HeaderName> {
     let mut reserved: Vec<HeaderName> = identity.names().cloned().collect();
     for header in IdentityHeaders::default().names() {

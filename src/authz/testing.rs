@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// A request as a client sent it, to be encoded in either way.
+/// A request as a client sent it. It can be encoded in both ways.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) path: Bytes,
@@ -66,7 +66,7 @@ impl Message {
         self
     }
 
-    /// As Envoy sends it by default, except that duplicates are left apart.
+    /// Encodes the request as Envoy does by default, except that duplicate headers stay separate.
     pub(crate) fn joined(&self) -> CheckRequest {
         self.request(HttpRequest {
             headers: self
@@ -78,7 +78,7 @@ impl Message {
         })
     }
 
-    /// As Envoy sends it with `encode_raw_headers`.
+    /// Encodes the request as Envoy does with `encode_raw_headers`.
     pub(crate) fn raw(&self) -> CheckRequest {
         let headers = self
             .headers
@@ -141,7 +141,8 @@ pub(crate) fn entry(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Entry {
     }
 }
 
-/// The default places, the query parameter `api_key` and the cookie `api_key`; keyring `payments` by default.
+/// Returns settings with the default places, the query parameter `api_key` and the cookie
+/// `api_key`; `payments` is the default keyring.
 pub(crate) fn parts() -> SettingsParts {
     SettingsParts {
         credentials: vec![
@@ -165,19 +166,20 @@ pub(crate) fn parts() -> SettingsParts {
     }
 }
 
-/// Settings of [`parts`].
+/// Returns the settings of [`parts`].
 pub(crate) fn settings() -> Settings {
     Settings::new(parts()).expect("valid settings")
 }
 
-/// The limit of [`keyrings`].
+/// The `deny_after` of [`keyrings`].
 pub(crate) const DENY_AFTER: Duration = Duration::from_hours(1);
-/// When the keyring of [`keyrings`] was confirmed.
+/// The time at which the keyring of [`keyrings`] was confirmed.
 pub(crate) const CONFIRMED_AT: BootTime = BootTime::from_millis(1_000);
-/// Where its view is.
+/// The revision of the keyring of [`keyrings`].
 pub(crate) const REVISION: Revision = Revision::new(7);
 
-/// The keyring `payments` with `records`, confirmed, and an `empty` one that never came.
+/// Creates the confirmed keyring `payments` with `records`, and the keyring `empty`, which is not
+/// loaded.
 pub(crate) fn keyrings(records: Vec<KeyRecord>, issued_only: bool) -> Keyrings {
     let keyrings = unconfirmed(records, issued_only);
     let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
@@ -185,7 +187,7 @@ pub(crate) fn keyrings(records: Vec<KeyRecord>, issued_only: bool) -> Keyrings {
     keyrings
 }
 
-/// The same before the control plane has confirmed anything.
+/// Creates the same keyrings, before the control plane has confirmed them.
 pub(crate) fn unconfirmed(records: Vec<KeyRecord>, issued_only: bool) -> Keyrings {
     let staleness = Staleness {
         warn_after: Duration::from_secs(30),
@@ -213,7 +215,8 @@ pub(crate) fn unconfirmed(records: Vec<KeyRecord>, issued_only: bool) -> Keyring
     keyrings
 }
 
-/// Both clocks at a moment. Tests of windows set the wall clock that those are judged by apart.
+/// Returns a reading of both clocks at one moment. Tests of validity set the wall clock for it
+/// separately.
 pub(crate) fn read_at(boot: BootTime) -> Reading {
     let millis = i64::try_from(boot.as_millis()).expect("no test waits for so long");
     Reading {
@@ -222,26 +225,27 @@ pub(crate) fn read_at(boot: BootTime) -> Reading {
     }
 }
 
-/// What is known of a decision after its keyring has gone.
+/// The facts of a decision, copied so that they outlive the keyring.
 #[derive(Debug)]
 pub(crate) struct Judged {
     pub(crate) outcome: Outcome,
-    /// The version that was used.
+    /// The version that was found.
     pub(crate) record: Option<KeyRecord>,
-    /// A keyring was asked.
+    /// Whether a keyring was chosen.
     pub(crate) has_keyring: bool,
-    /// Where its view is; none before the first.
+    /// The revision of the keyring's view; none before the first view.
     pub(crate) revision: Option<Revision>,
     pub(crate) sunset: Option<Timestamp>,
 }
 
-/// The name of the keyring that tests speak of, for as long as anybody needs it.
+/// Returns the name of the keyring of tests, with a static lifetime.
 pub(crate) fn keyring_name() -> &'static KeyringName {
     static NAME: LazyLock<KeyringName> = LazyLock::new(testing::keyring_name);
     &NAME
 }
 
-/// What a sidecar with `settings` and `keyrings` makes of a request at a moment.
+/// Judges a request as a sidecar with `settings` and `keyrings` does. `now` decides about validity,
+/// `boot` about staleness.
 pub(crate) fn judge(
     settings: &Settings,
     keyrings: &Keyrings,
@@ -253,7 +257,8 @@ pub(crate) fn judge(
     (Judged::new(&decision), response)
 }
 
-/// The decision itself, for what is made of it. What it borrows is never freed: tests make few.
+/// Returns the decision itself, and its response. The values that it borrows are never freed: tests
+/// create few.
 pub(crate) fn decided(
     settings: &Settings,
     keyrings: &Keyrings,
@@ -282,7 +287,7 @@ pub(crate) fn decided(
     (decision, response)
 }
 
-/// The decision about a key that need not be looked up.
+/// Returns the decision; panics if the key must be looked up.
 pub(crate) fn at_once(verdict: Verdict<'_>) -> Decision<'_> {
     match verdict {
         Verdict::Decided(decision) => decision,
@@ -290,7 +295,7 @@ pub(crate) fn at_once(verdict: Verdict<'_>) -> Decision<'_> {
     }
 }
 
-/// The response that was written.
+/// Decodes the response that `write` writes.
 pub(crate) fn written(write: impl FnOnce(&mut BytesMut)) -> CheckResponse {
     let mut answer = BytesMut::new();
     write(&mut answer);

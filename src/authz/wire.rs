@@ -1,4 +1,4 @@
-//! Our messages against Envoy's own declaration of them.
+//! Compares the messages of relatch with Envoy's own declaration of them.
 
 use envoy_types::pb::envoy::{
     config::core::v3::{
@@ -26,7 +26,8 @@ use crate::{
     proto::auth::CheckResponse,
 };
 
-/// As Envoy 1.40 sent it for a GET with twelve headers, behind the five bytes that frame a gRPC message.
+/// A check as Envoy 1.40 sent it for a GET with twelve headers, behind the five bytes that precede
+/// a gRPC message.
 const RECORDED: &[u8] = include_bytes!("../../tests/data/check-request.grpc");
 
 fn reencoded(response: &CheckResponse) -> EnvoyResponse {

@@ -1,4 +1,4 @@
-//! Where a credential is found, and when there is none or more than one.
+//! The places where a credential is found, and requests with none or more than one.
 
 use prost::Message as _;
 
@@ -8,7 +8,8 @@ use crate::authz::testing::{Message, settings};
 /// The credential and the set of its places.
 type Found = Result<Option<(Vec<u8>, u32)>, CredentialError>;
 
-/// What is found with the header `x-api-key`, the scheme `Bearer`, the parameter and the cookie `api_key`.
+/// Returns the result for both encodings, with the header `x-api-key`, the scheme `Bearer`, and the
+/// parameter and the cookie `api_key` as places.
 fn collected(message: &Message) -> [Found; 2] {
     let settings = settings();
     [message.joined(), message.raw()].map(|request| {

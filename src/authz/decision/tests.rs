@@ -1,4 +1,4 @@
-//! What is decided in every standing of a request, a keyring and a key.
+//! The decision for every state of a request, a keyring and a key.
 
 use prost::Message as _;
 
@@ -15,7 +15,7 @@ use crate::{
     key::{AllowedSources, KeyId, KeyRecord, Secret, Window, testing},
 };
 
-/// A sidecar with one key, at a moment.
+/// A sidecar with one key, at one moment.
 struct Sidecar {
     settings: SettingsParts,
     record: KeyRecord,
@@ -66,7 +66,7 @@ impl Sidecar {
     }
 }
 
-/// Everything that is wrong with a request to [`all_wrong`], in the order of the decision.
+/// The reasons to deny a request to [`all_wrong`], in the order of the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Wrong {
     Malformed,
@@ -102,7 +102,7 @@ const WRONGS: [(Wrong, DenyReason); 14] = [
     (Wrong::Scope, DenyReason::InsufficientScope),
 ];
 
-/// What becomes of a request with these wrongs; none when they cannot be together.
+/// Returns the decision on a request with these wrongs; none if they exclude each other.
 fn judged_with(wrongs: &[Wrong]) -> Option<Judged> {
     use Wrong::{
         Ambiguous, Expired, Format, Malformed, Missing, NoKeyring, NotYet, Retired, Revoked, Scope,

@@ -20,7 +20,7 @@ const OF_CALLER: &str = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
 const NOW: Timestamp = Timestamp::from_millis(5_000);
 const SOURCE: &str = "192.0.2.1";
 
-/// Keeps what it is told.
+/// An observer that stores what it receives.
 #[derive(Debug, Default)]
 struct Recorder(Mutex<Vec<(Outcome, Option<TraceParent>)>>);
 
@@ -141,7 +141,7 @@ fn a_source_that_fails_too_often_is_told_so_and_its_good_keys_pass() {
     check(SOURCE, unknown.expose());
     check(SOURCE, "typo");
     check(SOURCE, secret.expose());
-    // Nobody is charged who is not known.
+    // A check without a source address is not charged.
     check("", unknown.expose());
     hands.advance(Duration::from_secs(1));
     check(SOURCE, unknown.expose());
@@ -163,7 +163,7 @@ fn a_source_that_fails_too_often_is_told_so_and_its_good_keys_pass() {
     );
 }
 
-/// What was counted of the one version of the keyring.
+/// Returns the counted uses of the only version in the keyring.
 fn counted(judge: &Judge) -> Vec<Use> {
     let slot = judge.slot("payments").expect("it is held");
     let used = slot.usage().take_used();

@@ -28,7 +28,7 @@ const EPOCH: Epoch = Epoch::new(7);
 const REVISION: Revision = Revision::new(3);
 const SOURCE: &str = "192.0.2.1";
 
-/// Keeps what checks came to.
+/// An observer that stores the outcomes of checks.
 #[derive(Debug, Default)]
 struct Recorder(Mutex<Vec<Outcome>>);
 
@@ -39,7 +39,7 @@ impl Observer for Recorder {
     }
 }
 
-/// A sidecar whose only keyring is held on demand, with nothing looked up.
+/// A sidecar whose only keyring is on demand, with an empty cache.
 struct Sidecar {
     authorizer: Authorizer,
     follower: Follower,
@@ -87,7 +87,7 @@ impl Sidecar {
         }
     }
 
-    /// The answer, or what to wait for.
+    /// Returns the answer, or the future of a later answer.
     fn check(&self, key: &str) -> Result<CheckResponse, LaterAnswer> {
         let request = Message::get("/").from(SOURCE);
         let request = request.header("x-api-key", key.to_owned());
@@ -106,7 +106,7 @@ impl Sidecar {
         self.check(key).err().expect("the key was not looked up")
     }
 
-    /// The control plane answers the lookup of a key.
+    /// Answers the lookup of a key as the control plane does.
     fn fill(&mut self, secret: &Secret, record: Option<KeyRecord>) {
         let digest = testing::pepper().digest(&secret.presented());
         assert_eq!(self.follower.cache().next_request(), Some(digest));
@@ -121,7 +121,7 @@ impl Sidecar {
         self.follower.fill(fill, self.clock.boot());
     }
 
-    /// A lookup is answered that no check waits for.
+    /// Answers a lookup that no check waits for.
     fn fill_unasked(&mut self, secret: &Secret, record: KeyRecord) {
         let fill = Fill {
             epoch: EPOCH,
@@ -224,7 +224,7 @@ async fn keys_of_a_source_that_failed_too_often_are_not_looked_up() {
         ]
     );
 
-    // One that is held is looked up again, whatever else came from there.
+    // A cached key is looked up again, even if its source has presented failed credentials.
     sidecar.hands.advance(CacheSettings::default().ttl);
     let later = sidecar.check("rlk_7Qm2Xc91TbKe_typo");
     assert!(!is_allowed(&later.ok().expect("it does not wait")));

@@ -1,4 +1,5 @@
-//! The decoder against the generated one, over arbitrary messages and over arbitrary damage to them.
+//! Compares the decoder with the generated one, on arbitrary messages and on arbitrarily damaged
+//! ones.
 
 use bytes::Bytes;
 use proptest::{collection::vec, option, prelude::*};
@@ -12,7 +13,7 @@ use crate::proto::auth::{
 
 type Owned = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// What is read of a message.
+/// The fields that are read from a message.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
     has_http: bool,
@@ -122,7 +123,7 @@ fn text() -> impl Strategy<Value = Bytes> {
     prop_oneof![
         "[a-z0-9/=?-]{0,12}".prop_map(Bytes::from),
         vec(any::<u8>(), 0..6).prop_map(Bytes::from),
-        // Longer than a length of one byte can say.
+        // Around 128, from which a length needs two bytes.
         (120_usize..140).prop_map(|len| "x".repeat(len).into()),
     ]
 }
@@ -168,18 +169,18 @@ fn encoded(parts: Parts) -> Vec<u8> {
     CheckRequest { attributes }.encode_to_vec()
 }
 
-/// Something that happens to bytes on their way.
+/// A damage to the bytes of a message.
 #[derive(Clone, Debug)]
 enum Damage {
     Set(usize, u8),
     Insert(usize, Vec<u8>),
     Remove(usize, usize),
-    /// What lies at one place comes again at another.
+    /// A range of bytes is repeated at another place.
     Repeat(usize, usize, usize),
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
-    // Keys of fields, of groups among them, and lengths are more telling than other bytes.
+    // Keys of fields and groups, and lengths, reveal more differences than other bytes.
     let byte = prop_oneof![
         3 => any::<u8>(),
         3 => (1_u8..15, 0_u8..8).prop_map(|(number, kind)| number << 3 | kind),
@@ -302,7 +303,7 @@ fn what_is_kept_is_bounded() {
     }
 }
 
-/// The tenth byte of a number has room for one bit.
+/// The tenth byte of a number may have only one bit.
 #[test]
 fn numbers_are_read_as_far_as_the_generated_code_reads_them() {
     for len in 1..=11 {

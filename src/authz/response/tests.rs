@@ -1,4 +1,4 @@
-//! What each answer holds, and what it takes from the request.
+//! The content of each answer, and the parts of the request that it removes.
 
 use prost_types::value::Kind;
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// The answer to a denial.
+/// Returns the answer for a denial.
 fn denial(settings: &Settings, denial: &Denial<'_>, trace: Option<&TraceParent>) -> CheckResponse {
     written(|answer| deny(settings, denial, trace, answer))
 }
@@ -41,7 +41,7 @@ fn text<'a>(response: &'a CheckResponse, key: &str) -> Option<&'a Kind> {
     metadata.fields.get(key)?.kind.as_ref()
 }
 
-/// What is answered to a request with a key of `record`.
+/// Returns the answer to a request with a key of `record`.
 fn passed(
     parts: SettingsParts,
     change: impl FnOnce(&mut KeyRecord),

@@ -1,4 +1,4 @@
-//! Writes protobuf messages field by field, straight into the buffer that is sent.
+//! Writes protobuf messages field by field, directly into the buffer that is sent.
 
 use std::fmt::{self, Write as _};
 
@@ -14,12 +14,12 @@ const FIXED64: u32 = 1;
 const WITH_LENGTH: u32 = 2;
 
 impl<'b> Writer<'b> {
-    /// Appends to what `buffer` holds.
+    /// Creates a writer that appends to `buffer`.
     pub(super) const fn new(buffer: &'b mut BytesMut) -> Self {
         Self(buffer)
     }
 
-    /// A number or an enumeration's value.
+    /// Writes a number or the value of an enumeration.
     pub(super) fn number(&mut self, field: u32, value: u32) {
         self.varint(field << 3 | VARINT);
         self.varint(value);
@@ -36,8 +36,8 @@ impl<'b> Writer<'b> {
         });
     }
 
-    /// The name of a header in lower case. What is not ASCII, which no name of a header is, becomes a `?`: a text that is not
-    /// UTF-8 would spoil the whole answer.
+    /// Writes the name of a header in lower case. A byte that is not ASCII, which no name of a
+    /// header has, becomes a `?`: a text that is not UTF-8 would make the whole answer invalid.
     pub(super) fn lower_case(&mut self, field: u32, name: &[u8]) {
         self.message(field, |message| {
             let lower = |byte: &u8| match byte {
@@ -48,18 +48,19 @@ impl<'b> Writer<'b> {
         });
     }
 
-    /// A text as it is displayed.
+    /// Writes the [`Display`](fmt::Display) form of `text`.
     pub(super) fn display(&mut self, field: u32, text: impl fmt::Display) {
         self.message(field, |message| {
             write!(message.0, "{text}").expect("a buffer grows");
         });
     }
 
-    /// A message of whatever `fill` appends.
+    /// Writes a message with the fields that `fill` appends.
     pub(super) fn message(&mut self, field: u32, fill: impl FnOnce(&mut Self)) {
         self.varint(field << 3 | WITH_LENGTH);
         let at = self.0.len();
-        // The length goes before what it measures; most fit one byte, the others move what was written.
+        // The length precedes the content. Most lengths fit in one byte; a longer one moves the
+        // content.
         self.0.put_u8(0);
         fill(self);
         let len = self.0.len() - at - 1;
@@ -69,12 +70,13 @@ impl<'b> Writer<'b> {
         }
     }
 
-    /// Makes room for a length that does not fit the one byte that was kept at `at`.
+    /// Writes a length that does not fit in the one reserved byte at `at`, and moves the content
+    /// behind it.
     #[cold]
     fn put_long_length(&mut self, at: usize, len: usize) {
         let end = self.0.len();
         let value = u32::try_from(len).expect("an answer is far smaller than 4 GiB");
-        // Written behind first, to see how many bytes it takes.
+        // Write the length behind the content first, to find out how many bytes it has.
         self.varint(value);
         let width = self.0.len() - end;
         let mut length = [0; 5];
@@ -105,7 +107,7 @@ mod tests {
             .to_vec()
     }
 
-    /// Lengths of one, two and three bytes, each at its edge.
+    /// Tests lengths of one, two and three bytes, at their limits.
     #[test]
     fn messages_are_written_as_the_generated_code_writes_them() {
         for len in [

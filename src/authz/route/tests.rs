@@ -1,4 +1,4 @@
-//! Which rule holds for a request, however it is spelled.
+//! The rule that applies to a request, in every spelling of its host and path.
 
 use prost::Message as _;
 

@@ -1,19 +1,20 @@
-//! Headers that tell the upstream who calls, and which headers may do that or hold a credential.
+//! The headers that name the caller to the upstream, and the rules for their names and for the
+//! names of headers that hold a credential.
 
 use http::HeaderName;
 
 use super::ParseSettingError;
 
-/// The headers that tell the upstream who calls; none for one that is switched off.
+/// The headers that name the caller to the upstream; none for one that is switched off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityHeaders {
-    /// Whose key it was. Default: `x-relatch-consumer`.
+    /// The consumer that the key belongs to. Default: `x-relatch-consumer`.
     pub(crate) consumer: Option<HeaderName>,
-    /// Which key. Default: `x-relatch-key-id`.
+    /// The id of the key. Default: `x-relatch-key-id`.
     pub(crate) key_id: Option<HeaderName>,
-    /// Which version of it. Default: `x-relatch-key-version`.
+    /// The number of the version that was used. Default: `x-relatch-key-version`.
     pub(crate) key_version: Option<HeaderName>,
-    /// What it holds, separated by spaces. Default: `x-relatch-scopes`.
+    /// The scopes of the key, separated by spaces. Default: `x-relatch-scopes`.
     pub(crate) scopes: Option<HeaderName>,
 }
 
@@ -33,7 +34,7 @@ const OF_MESSAGE: [HeaderName; 10] = [
 ];
 
 impl IdentityHeaders {
-    /// The headers that are sent.
+    /// Returns the names of the headers that are not switched off.
     pub(crate) fn names(&self) -> impl Iterator<Item = &HeaderName> {
         [
             &self.consumer,
@@ -57,28 +58,29 @@ impl Default for IdentityHeaders {
     }
 }
 
-/// Parses the name of a header that is to hold a credential.
+/// Parses the name of a header for a credential.
 ///
 /// # Errors
 ///
-/// When it is no name, or that of a header with another meaning.
+/// When the text is not the name of a header, the header has another meaning, or it is a spelling
+/// of a default identity header.
 pub(crate) fn parse_credential_header(text: &str) -> Result<HeaderName, ParseSettingError> {
     let name = parse(text)?;
     check_credential(&name).map(|()| name)
 }
 
-/// Parses the name of a header that is to tell who calls.
+/// Parses the name of a header that names the caller.
 ///
 /// # Errors
 ///
-/// When it is no name, or that of a header with another meaning.
+/// When the text is not the name of a header, or the header has another meaning.
 pub(crate) fn parse_identity_header(text: &str) -> Result<HeaderName, ParseSettingError> {
     let name = parse(text)?;
     check_identity(&name).map(|()| name)
 }
 
-/// Refuses what no credential can be in. The usual identity headers are among that even when they are renamed or
-/// switched off: they never pass from outside.
+/// Refuses a header that cannot hold a credential. The default identity headers are refused even if
+/// they are renamed or switched off: they never pass from outside.
 pub(super) fn check_credential(name: &HeaderName) -> Result<(), ParseSettingError> {
     check_identity(name)?;
     let folds_to = |header| folds_to(name.as_ref(), header);
@@ -89,7 +91,7 @@ pub(super) fn check_credential(name: &HeaderName) -> Result<(), ParseSettingErro
     }
 }
 
-/// Refuses what can tell of nobody.
+/// Refuses a header that cannot name the caller.
 pub(super) fn check_identity(name: &HeaderName) -> Result<(), ParseSettingError> {
     let folds_to = |header| folds_to(name.as_ref(), header);
     if OF_MESSAGE.iter().any(folds_to) {
@@ -99,8 +101,9 @@ pub(super) fn check_identity(name: &HeaderName) -> Result<(), ParseSettingError>
     }
 }
 
-/// Whether a framework could take `name` for `header`. CGI and its heirs hand headers on in upper case, with `_` for
-/// `-`, some with `_` for every character that is neither letter nor digit.
+/// Returns whether a framework could mistake `name` for `header`. CGI and its successors pass
+/// headers on in upper case, with `_` for `-`. Some use `_` for every character that is neither a
+/// letter nor a digit.
 #[must_use]
 pub(crate) fn folds_to(name: &[u8], header: &HeaderName) -> bool {
     let header = header.as_str().as_bytes();

@@ -1,22 +1,21 @@
-//! Rules: what holds for the requests of a host and below a path.
+//! Rules: the keyring, scopes and need of a key for the requests to a host and below a path.
 
 use std::{cmp::Reverse, fmt, net::Ipv6Addr, str::FromStr};
 
 use super::ParseSettingError;
 use crate::key::{KeyringName, Scopes};
 
-/// What holds for the requests of a host and below a path. Of the rules that match, the most specific one applies.
+/// A rule for the requests to a host and below a path. Of the rules that match, the most specific
+/// one applies.
 #[derive(Clone, Debug)]
 pub struct RouteRule {
-    /// Which hosts; none for every one.
+    /// The hosts that the rule matches; none for every host.
     pub(crate) host: Option<HostPattern>,
-    /// Which paths.
     pub(crate) path_prefix: PathPrefix,
-    /// The keyring that protects them.
+    /// The keyring that protects the requests.
     pub(crate) keyring: KeyringName,
-    /// What a key must hold, all of it.
+    /// The scopes of which a key must hold every one.
     pub(crate) scopes: Scopes,
-    /// Whether a key is needed.
     pub(crate) auth: Auth,
 }
 
@@ -26,34 +25,36 @@ pub(crate) enum Auth {
     /// A request without a credential is denied.
     #[default]
     Required,
-    /// A request without a credential passes without identity. A wrong one is denied still.
+    /// A request without a credential passes without identity. A request with a wrong credential is
+    /// still denied.
     Optional,
 }
 
-/// A host, or every host below one (`*.example.com`). Lower case, without port.
+/// A host, or every host below a domain (`*.example.com`), in lower case and without a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HostPattern {
-    /// This host.
+    /// Exactly this host.
     Exact(Box<str>),
-    /// Hosts that end so; begins with a dot.
+    /// Every host that ends with this suffix, which begins with a dot.
     Suffix(Box<str>),
 }
 
-/// A path and everything below it, by whole segments; the default, `/`, for all paths.
+/// A path and everything below it, by whole segments. The default, `/`, matches every path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PathPrefix(Box<str>);
 
-/// How the case of a path counts.
+/// Whether the comparison of paths distinguishes upper and lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Case {
-    /// As RFC 3986 has it.
+    /// It does, as in RFC 3986.
     Sensitive,
-    /// As some upstreams route.
+    /// It does not, as in the routing of some upstreams.
     Insensitive,
 }
 
 impl RouteRule {
-    /// Whether both match the same requests; paths that differ in case only are too easily confused.
+    /// Returns whether both match the same requests. Paths that differ only in case count as the
+    /// same: they are too easily confused.
     #[must_use]
     pub(crate) fn matches_as(&self, other: &Self) -> bool {
         self.host == other.host
@@ -63,7 +64,8 @@ impl RouteRule {
                 .eq_ignore_ascii_case(&other.path_prefix.0)
     }
 
-    /// Lower wins: a host over a longer suffix over a shorter one over every host, then the longer path.
+    /// Returns the sort key of the rule; the lowest one wins. The order is: an exact host, a longer
+    /// suffix, a shorter suffix, every host. Between equal hosts, the longer path wins.
     pub(super) fn rank(&self) -> (u8, Reverse<usize>, Reverse<usize>) {
         let (class, host) = match &self.host {
             Some(HostPattern::Exact(host)) => (0, host.len()),
@@ -87,7 +89,7 @@ impl FromStr for Auth {
 }
 
 impl HostPattern {
-    /// Whether it matches a host without port and brackets.
+    /// Returns whether it matches `host`, which has no port and no brackets.
     #[must_use]
     pub(crate) fn matches(&self, host: &str) -> bool {
         match self {
@@ -138,10 +140,10 @@ impl fmt::Display for HostPattern {
 }
 
 impl PathPrefix {
-    /// The longest: a prefix is written by hand.
+    /// The maximum length in bytes. An operator writes a prefix by hand.
     const MAX_LENGTH: usize = 1024;
 
-    /// Whether it matches a path, with case or without.
+    /// Returns whether it matches `path`.
     #[must_use]
     pub(crate) fn matches(&self, path: &[u8], case: Case) -> bool {
         let prefix = self.0.as_bytes();
@@ -155,7 +157,7 @@ impl PathPrefix {
         same && (prefix.is_empty() || rest.is_empty() || rest[0] == b'/')
     }
 
-    /// Whether it matches every path.
+    /// Returns whether it matches every path.
     #[must_use]
     pub(crate) const fn is_root(&self) -> bool {
         self.0.is_empty()
@@ -165,8 +167,8 @@ impl PathPrefix {
 impl FromStr for PathPrefix {
     type Err = ParseSettingError;
 
-    /// Only what is sent as it is written can be a prefix: of a character that clients escape, a path would have two
-    /// readings, and every request to it be refused.
+    /// A prefix may have only characters that clients send unescaped. A path with a character that
+    /// clients escape has two readings, so that every request to it would be refused.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let path = text.strip_suffix('/').unwrap_or(text);
         let has_good_segments = path

@@ -1,4 +1,4 @@
-//! Where a credential may be.
+//! The places where a credential may be.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -9,26 +9,27 @@ use super::{ParseSettingError, header};
 /// One place where a credential may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialSource {
-    /// A header: its whole value, or what follows the scheme.
+    /// A header: its whole value, or the part of the value after the scheme.
     Header {
-        /// The header.
+        /// The name of the header, compared without case.
         name: HeaderName,
-        /// The scheme (RFC 9110, section 11.1), compared without case. A value of another scheme is left alone.
+        /// The scheme (RFC 9110, section 11.1), compared without case. A value of another scheme is
+        /// ignored and stays in the request. None if the whole value is the credential.
         scheme: Option<Token>,
     },
-    /// A query parameter, compared with case and after percent-decoding.
+    /// A query parameter.
     Query {
-        /// The parameter.
+        /// The name of the parameter, compared with case and after percent-decoding.
         name: QueryName,
     },
-    /// A cookie, compared with case.
+    /// A cookie.
     Cookie {
-        /// The cookie.
+        /// The name of the cookie, compared with case.
         name: Token,
     },
 }
 
-/// A token of RFC 9110, section 5.6.2, of at most 128 characters.
+/// A token of RFC 9110, section 5.6.2, of 1 to 128 characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token(Arc<str>);
 
@@ -36,11 +37,12 @@ pub struct Token(Arc<str>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryName(Arc<str>);
 
-/// The longest name: a longer one is a mistake.
+/// The maximum length of a name, in bytes: a longer one is a mistake.
 const MAX_NAME: usize = 128;
 
 impl CredentialSource {
-    /// The sources where configuration names none: `x-api-key`, and `authorization` with `Bearer`.
+    /// Returns the sources that apply if the configuration names none: `x-api-key`, and
+    /// `authorization` with `Bearer`.
     #[must_use]
     pub(crate) fn defaults() -> Vec<Self> {
         vec![
@@ -55,7 +57,8 @@ impl CredentialSource {
         ]
     }
 
-    /// Whether one credential could be found in both, or a spelling of one header is the other.
+    /// Returns whether both could yield the same credential, or one header is a spelling of the
+    /// other.
     #[must_use]
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
@@ -78,7 +81,7 @@ impl CredentialSource {
         }
     }
 
-    /// Whether it is a header that a framework could take for `header`.
+    /// Returns whether it is a header that a framework could mistake for `header`.
     #[must_use]
     pub(crate) fn folds_to(&self, header: &HeaderName) -> bool {
         match self {
@@ -103,7 +106,6 @@ impl fmt::Display for CredentialSource {
 }
 
 impl Token {
-    /// The token as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
@@ -123,7 +125,6 @@ impl FromStr for Token {
 }
 
 impl QueryName {
-    /// The name as text.
     #[must_use]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
@@ -146,7 +147,8 @@ impl FromStr for QueryName {
     }
 }
 
-/// Whether bytes are a token of RFC 9110, section 5.6.2: what the name of a header is.
+/// Returns whether the bytes are a token of RFC 9110, section 5.6.2. The name of a header is a
+/// token.
 pub(in crate::authz) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty()
         && bytes

@@ -1,4 +1,4 @@
-//! Which settings contradict each other, what is reserved, and which rule wins.
+//! Tests of contradicting settings, reserved headers, and the order of rules.
 
 use super::*;
 use crate::key::Scopes;

@@ -232,7 +232,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "routes: [{keyring: payments, host: \"a:80\"}]",
-        "3:36: routes[0].host: use a host name without a port, or \"*.domain\" for all below a domain",
+        "3:36: routes[0].host: use a host name without a port, or \"*.domain\" for every host below a domain",
     ),
     (
         "routes: [{keyring: payments, path_prefix: v1}]",
@@ -280,15 +280,15 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "credentials: [{header: \":path\"}]",
-        "3:24: credentials[0].header: use the name of a header: letters, digits and '-', no pseudo-header",
+        "3:24: credentials[0].header: use a header name of letters, digits and '-', not a pseudo-header",
     ),
     (
         "credentials: [{header: Cookie}]",
-        "3:24: credentials[0].header: this header belongs to the message itself, use another one",
+        "3:24: credentials[0].header: this header has a fixed meaning in HTTP, use another one",
     ),
     (
         "credentials: [{header: host}]",
-        "3:24: credentials[0].header: this header belongs to the message itself, use another one",
+        "3:24: credentials[0].header: this header has a fixed meaning in HTTP, use another one",
     ),
     (
         "credentials: [{header: a, scheme: \"b c\"}]",
@@ -312,7 +312,7 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "identity_headers: {consumer: true id}",
-        "3:30: identity_headers.consumer: use the name of a header: letters, digits and '-', no pseudo-header",
+        "3:30: identity_headers.consumer: use a header name of letters, digits and '-', not a pseudo-header",
     ),
     (
         "identity_headers: {consumer: x_api.key}",
@@ -324,15 +324,15 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "credentials: [{header: x-relatch-key-id}]",
-        "3:24: credentials[0].header: this header is kept to tell the upstream who calls, use another one",
+        "3:24: credentials[0].header: this header is reserved for the identity of the caller, use another one",
     ),
     (
         "identity_headers: {scopes: false}\ncredentials: [{header: x_relatch.scopes}]",
-        "4:24: credentials[0].header: this header is kept to tell the upstream who calls, use another one",
+        "4:24: credentials[0].header: this header is reserved for the identity of the caller, use another one",
     ),
     (
         "credentials: [{header: content_type}]",
-        "3:24: credentials[0].header: this header belongs to the message itself, use another one",
+        "3:24: credentials[0].header: this header has a fixed meaning in HTTP, use another one",
     ),
     (
         "identity_headers: {consumer: X-Api_Key}",
