@@ -1,10 +1,12 @@
-//! A whole sidecar: made once, started, and told where it listens.
+//! A whole sidecar: its start, its parts, and the addresses on which it listens.
 //!
-//! Checks are answered by [`worker`]s, each a thread with a runtime of its own, over which one [`listener`] [`spread`]s
-//! connections. A [`connection`], whose share of the worker is [`advertised`], takes [`call`]s: the [`message`] of each goes
-//! to a [`handler`], which answers with a [`reply`]; other methods than `Check` are [`relay`]ed to tonic. Everything else,
-//! the stream to the control plane above all, runs on the runtime that starts the sidecar. A [`monitor`] watches how it is
-//! doing, and the [`delay`] of each worker is measured.
+//! [`worker`]s answer checks. Each one is a thread with a runtime of its own. One [`listener`]
+//! [`spread`]s connections over them. A [`connection`], whose share of the worker is
+//! [`advertised`], accepts [`call`]s. The [`message`] of each call goes to a [`handler`], which
+//! answers with a [`reply`]. Other methods than `Check` are [`relay`]ed to tonic. Everything else,
+//! such as the stream to the control plane, runs on the runtime that starts the sidecar. A
+//! [`monitor`] watches the health of the sidecar, and each worker measures its own scheduling
+//! [`delay`].
 
 mod advertised;
 pub(crate) mod begin;
@@ -66,28 +68,28 @@ use spread::{MAX_CONNECTIONS, Spread};
 /// A sidecar that is running.
 #[derive(Debug)]
 pub struct Sidecar {
-    /// Where it listens.
+    /// The addresses on which it listens.
     pub endpoints: SidecarEndpoints,
-    /// Whether it can answer.
+    /// Whether it can answer checks.
     pub(crate) readiness: Readiness,
-    /// The spans that are still to be sent.
+    /// The export of spans; none if no `otlp_endpoint` is configured.
     spans: Option<SpanPipeline>,
-    /// Held until the end.
+    /// Held until the sidecar is dropped.
     _lock: Option<RunLock>,
 }
 
-/// What a run holds exclusively and what it keeps on disk.
+/// The lock of a run, and its snapshot file.
 struct Holdings {
     lock: Option<RunLock>,
-    /// None when nothing is configured to be kept.
+    /// The state of the snapshot file; none if no file is configured.
     disk: Option<Arc<Disk>>,
-    /// None when nothing is kept.
+    /// The writer of the snapshot file; none if no file is configured, or another process uses it.
     keeper: Option<Keeper>,
-    /// What the control plane is shown.
+    /// The lock and the file as the control plane sees them.
     hold: Hold,
 }
 
-/// What certificates are loaded with.
+/// The metrics and the clock for loading certificates.
 struct Certificates {
     metrics: TlsMetrics,
     clock: Clock,
@@ -102,51 +104,52 @@ pub struct SidecarEndpoints {
     pub(crate) http: SocketAddr,
 }
 
-/// A sidecar cannot be started.
+/// The reason why a sidecar cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum SidecarError {
     /// The external authorization server cannot be bound.
     #[error("listen: cannot listen on {listen}")]
     Listen {
-        /// The setting.
+        /// The configured address or socket.
         listen: Listen,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
     /// The HTTP server cannot be bound.
     #[error("http: cannot listen on {address}")]
     Http {
-        /// The setting.
+        /// The configured address.
         address: SocketAddr,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
     /// Certificates cannot be used.
     #[error("{field}.tls")]
     Tls {
-        /// The setting.
+        /// The field of the configuration that has `tls`: `control` or `listen`.
         field: &'static str,
-        /// Why not.
+        /// The certificate problem.
         source: TlsError,
     },
-    /// The snapshot file cannot be kept.
+    /// The snapshot file or its key cannot be used.
     #[error(transparent)]
     Snapshot(#[from] BeginError),
     /// A worker cannot be started.
     #[error("cannot start a worker")]
     Worker(#[source] io::Error),
-    /// Spans cannot be sent.
+    /// The export of spans cannot start.
     #[error("telemetry.otlp_endpoint")]
     Export(#[from] ExportError),
     /// The operating system's random source failed.
     #[error(transparent)]
     Random(#[from] RandomError),
-    /// The process cannot be measured.
+    /// The resource use of the process cannot be read.
     #[error("cannot read the resource use of this process")]
     Process(#[source] io::Error),
 }
 
-/// The largest check: Envoy's default limit on a request's headers is 60 KiB, and they come with little around them.
+/// The maximum size of a check, in bytes. Envoy's default limit on the headers of a request is 60
+/// KiB, and a check contains little else.
 const MAX_CHECK: usize = 256 << 10;
 
 impl Sidecar {
@@ -154,7 +157,8 @@ impl Sidecar {
     ///
     /// # Errors
     ///
-    /// When an address cannot be bound, or the system gives no thread.
+    /// When an address cannot be bound, a certificate or the snapshot file cannot be used, the
+    /// export of spans cannot start, or the system creates no thread; see [`SidecarError`].
     pub async fn start(
         settings: &SidecarSettings,
         clock: Clock,
@@ -251,7 +255,7 @@ impl Sidecar {
         );
         shutdown.spawn("discovery client", client.run(shutdown.token(), checks));
         if let Some(keeper) = keeper {
-            // Last, so that it writes what the client has applied until its end.
+            // The keeper stops last, so that it writes everything that the client has applied.
             let last = shutdown.last();
             last.spawn_fallible("snapshot keeper", keeper.run(last.token()));
         }
@@ -263,7 +267,7 @@ impl Sidecar {
         })
     }
 
-    /// Sends the last spans, after the tasks have ended.
+    /// Sends the last spans, within `deadline`. Call it after the tasks have ended.
     pub(crate) async fn flush(self, deadline: Duration) {
         if let Some(spans) = self.spans {
             spans.shutdown(deadline).await;
@@ -272,9 +276,10 @@ impl Sidecar {
 }
 
 impl Holdings {
-    /// Acquires what the run is to hold, and takes the snapshot file, if there is one.
+    /// Acquires the lock of the run, and loads the snapshot file if one is configured.
     ///
-    /// Without the lock of its file, or the socket of its node, it holds nothing: it serves all the same.
+    /// If the lock of the file, or the socket of the node, cannot be acquired, the run holds no
+    /// lock. It still serves.
     fn acquire(settings: &SidecarSettings, sidecar: Empty<'_>) -> Result<Self, BeginError> {
         let clock = sidecar.clock.clone();
         let Some(snapshot) = &settings.snapshot else {
@@ -326,7 +331,7 @@ impl Holdings {
 }
 
 impl Certificates {
-    /// Loads those of one channel, and keeps them current.
+    /// Loads the certificates of one channel, and keeps them current until `shutdown`.
     fn load(
         &self,
         used: TlsUse,
@@ -343,7 +348,7 @@ impl Certificates {
     }
 }
 
-/// A client that does not connect yet.
+/// Creates the client of the control plane. It does not connect yet.
 fn start_client(
     settings: &SidecarSettings,
     receiver: Receiver,
@@ -377,7 +382,7 @@ fn authorizer(
     Authorizer::new(settings, keyrings, clock, observer)
 }
 
-/// Starts the workers, whose checks belong to `checks`, and who hold `lock`.
+/// Starts the workers. Their checks belong to `checks`, and each worker holds `lock`.
 fn start_workers(
     settings: &SidecarSettings,
     services: &Services<Authorizer>,

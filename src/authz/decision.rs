@@ -24,7 +24,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict<'v> {
     Decided(Decision<'v>),
-    /// The keyring is held on demand, and the key with this digest has to be looked up first, or again.
+    /// The keyring is on demand, and the key with this digest must be looked up first, or again.
     LookUp(KeyDigest),
 }
 

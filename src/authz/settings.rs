@@ -134,7 +134,8 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// When they contradict each other, or a header cannot be used.
+    /// When they contradict each other, a header cannot be used, or the number of places or rules
+    /// is out of bounds.
     pub fn new(mut parts: SettingsParts) -> Result<Self, SettingsError> {
         check_sources(&parts.credentials)?;
         check_identity(&parts.identity, &parts.credentials)?;

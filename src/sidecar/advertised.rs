@@ -1,9 +1,11 @@
-//! How many streams a client is told of, where it may open more until it knows.
+//! The limit on streams that is announced to a client, which may open more until it reads that
+//! limit.
 //!
-//! A client need not wait for the server's settings before it opens streams (RFC 9113, section 3.4). An Envoy with checks
-//! that wait for a connection sends all of them at once. `h2` refuses from the first byte on what is above the number that
-//! it tells, and of a refused check Envoy makes an error for the consumer. So `h2` is given the number that is borne, and
-//! the client is told the smaller one that is wished.
+//! A client may open streams before it reads the server's SETTINGS (RFC 9113, section 3.4). An
+//! Envoy with checks that wait for a connection sends all of them at once. `h2` refuses, from the
+//! first byte, every stream above the limit that it announces, and Envoy turns a refused check into
+//! an error for the consumer. So `h2` gets the higher limit, up to which streams are accepted, and
+//! the SETTINGS announce the lower one.
 
 use std::{
     io,
@@ -14,7 +16,8 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A connection on which the server's first frame, its settings, tells of `streams` where it says something else.
+/// A connection that replaces the limit on streams in the server's first frame, its SETTINGS, by
+/// `streams`.
 #[derive(Debug)]
 pub(super) struct Advertised<S> {
     socket: S,
@@ -22,28 +25,29 @@ pub(super) struct Advertised<S> {
     first: First,
 }
 
-/// The first frame, as it is told.
+/// The progress of the first frame.
 #[derive(Debug)]
 enum First {
-    /// The server has not made it yet.
+    /// The server has not written it yet.
     ToCome,
-    /// What is still to be written of it.
+    /// The rest of it, which is not written to the socket yet.
     Begun(Bytes),
-    /// It was written.
+    /// All of it is written.
     Told,
 }
 
-/// Of a frame: the length of what follows, a type, flags and the stream (RFC 9113, section 4.1).
+/// The length of the head of a frame, in bytes: the length of the payload, a type, flags and the
+/// stream (RFC 9113, section 4.1).
 const HEAD: usize = 9;
 /// The type of SETTINGS (RFC 9113, section 6.5).
 const SETTINGS: u8 = 4;
-/// A setting: its identifier in two bytes, its value in four.
+/// The length of a setting, in bytes: two for its identifier, four for its value.
 const SETTING: usize = 6;
 /// `SETTINGS_MAX_CONCURRENT_STREAMS` (RFC 9113, section 6.5.2).
 const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
 
 impl<S> Advertised<S> {
-    /// Tells of `streams` on `socket`.
+    /// Creates a connection over `socket` that announces `streams`.
     pub(super) const fn new(socket: S, streams: u32) -> Self {
         Self {
             socket,
@@ -63,7 +67,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Advertised<S> {
     }
 }
 
-/// Vectored writes are left out, as they are by [`Socket`](super::socket::Socket).
+/// Does not offer vectored writes, as [`Socket`](super::socket::Socket) does not.
 impl<S: AsyncWrite + Unpin> AsyncWrite for Advertised<S> {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -95,7 +99,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Advertised<S> {
     }
 }
 
-/// The SETTINGS frame at the beginning of `output`, with `streams` for what it says of them.
+/// Returns the SETTINGS frame at the beginning of `output`, with `streams` as the limit on streams.
+///
+/// # Errors
+///
+/// When `output` does not begin with a whole SETTINGS frame that has this limit.
 fn told(output: &[u8], streams: u32) -> io::Result<Bytes> {
     let frame = || {
         let (head, rest) = output.split_first_chunk::<HEAD>()?;
@@ -112,7 +120,7 @@ fn told(output: &[u8], streams: u32) -> io::Result<Bytes> {
             .copy_from_slice(&streams.to_be_bytes());
         Some(frame.freeze())
     };
-    frame().ok_or_else(|| io::Error::other("HTTP/2 does not begin with settings"))
+    frame().ok_or_else(|| io::Error::other("HTTP/2 does not start with a limit on streams"))
 }
 
 #[cfg(test)]
@@ -126,11 +134,12 @@ mod tests {
         0, 0, 12, SETTINGS, 0, 0, 0, 0, 0, 0, 6, 0, 0, 64, 0, 0, 3, 0, 0, 4, 0,
     ];
 
-    /// What a client reads when the server writes `output` and the system takes `room` bytes at a time.
+    /// Returns the bytes that a client reads if the server writes `output` and the system accepts
+    /// `room` bytes at a time.
     async fn read(output: &[u8], room: usize) -> io::Result<Vec<u8>> {
         let (mut client, server) = duplex(room);
         let mut server = Advertised::new(server, 77);
-        // It is closed at the end, whatever that is.
+        // The end of this block closes the connection, after an error too.
         let write = async move { server.write_all(output).await };
         let mut input = Vec::new();
         let (written, read) = tokio::join!(write, client.read_to_end(&mut input));
@@ -140,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_settings_tell_of_other_streams_and_nothing_else_changes() {
-        // A second frame of the same form is left alone.
+        // A second frame of the same form does not change.
         let output = [FRAME, b"what follows", FRAME].concat();
         let mut expected = output.clone();
         expected[FRAME.len() - 4..FRAME.len()].copy_from_slice(&[0, 0, 0, 77]);

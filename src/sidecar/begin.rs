@@ -1,4 +1,5 @@
-//! The start of a sidecar that keeps a file: what was kept is taken back, and a keeper goes on from there.
+//! The start of a sidecar with a snapshot file: the file is loaded, and a keeper continues to write
+//! it.
 
 use std::{fs::File, sync::Arc};
 
@@ -25,37 +26,40 @@ use crate::{
     },
 };
 
-/// What a sidecar begins with that is to keep a file.
+/// The result of [`begin`].
 #[derive(Debug)]
 pub(crate) struct Begun {
-    /// What is known of the file.
+    /// The state of the snapshot file.
     pub(crate) disk: Arc<Disk>,
-    /// None when another process uses the file: nothing is read or written then.
+    /// None if another process uses the file: this process then neither reads nor writes it.
     pub(crate) kept: Option<KeptFile>,
 }
 
-/// A file that is kept.
+/// The snapshot file that this process writes.
 #[derive(Debug)]
 pub(crate) struct KeptFile {
-    /// Keeps it, once it runs.
+    /// Writes the file while it runs.
     pub(crate) keeper: Keeper,
-    /// Ends its keeping at an orderly stop.
+    /// Writes the file for the last time, or erases it, at an orderly stop.
     pub(crate) closer: Closer,
-    /// What this process holds as long as it uses the file; none when the disk did not let it.
+    /// The lock that this process holds while it uses the file; none if it could not be acquired on
+    /// this disk.
     pub(crate) lock: Option<Arc<FileLock>>,
-    /// Names the file.
+    /// The identity of the file: that of the loaded file, or a new one.
     pub(crate) id: FileId,
-    /// The number of the last write to what was taken; zero when nothing was.
+    /// The number of the last write in the loaded file; 0 if no file was loaded, or if it is a
+    /// copy, an older file, or from another boot.
     pub(crate) begun_from_write: u64,
 }
 
-/// A sidecar that is to keep a file cannot start.
+/// The reason why a sidecar with a snapshot file cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
-    /// There is no key.
+    /// The key of the file cannot be read.
     #[error("snapshot.key_file")]
     Key(#[from] KeyFileError),
-    /// The file cannot be used by this process.
+    /// No file can be created at the configured path. A file that another process uses is not an
+    /// error: the sidecar starts without it.
     #[error("snapshot.path")]
     Place(#[from] PlaceError),
     /// The operating system's random source failed.
@@ -63,36 +67,36 @@ pub enum BeginError {
     Random(#[from] RandomError),
 }
 
-/// What a sidecar has that was not told anything yet.
+/// The parts of a sidecar that has no keys yet.
 #[derive(Debug)]
 pub(crate) struct Empty<'a> {
-    /// Who it is.
     pub(crate) node: &'a NodeSettings,
-    /// Its keyrings.
+    /// The configured keyrings, none of them loaded.
     pub(crate) keyrings: &'a Keyrings,
-    /// Where they come in.
+    /// Receives the keyrings of the file, and later those of the control plane.
     pub(crate) receiver: &'a mut Receiver,
-    /// The latest time by which windows were judged.
+    /// The latest time by which the validity of versions was judged.
     pub(crate) latest: &'a LatestWall,
-    /// The time.
     pub(crate) clock: &'a Clock,
 }
 
-/// A file that can be taken.
+/// A snapshot file that was read and can be loaded.
 struct Taken {
     file: File,
     inode: Inode,
     contents: Contents,
 }
 
-/// Takes back what was kept. A file that cannot be taken is put aside, and the sidecar starts as if there were none. While
-/// another process uses the file, the sidecar starts without it.
+/// Loads the snapshot file, and creates the keeper that writes it. A file that is refused is put
+/// aside, and the sidecar starts as if there were none. If another process uses the file, the
+/// sidecar starts without it.
 ///
-/// It blocks while it reads: until it is done there is nothing that a sidecar could answer.
+/// It blocks while it reads: until it returns, the sidecar has nothing to answer with.
 ///
 /// # Errors
 ///
-/// When the key cannot be used, or there is no place for the file.
+/// When the key cannot be used, the directory of the file cannot be used, or the random source
+/// fails.
 pub(crate) fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, BeginError> {
     let key = SnapshotKey::read(&settings.key_file)?;
     let disk = Arc::new(Disk::default());
@@ -138,7 +142,7 @@ pub(crate) fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<B
                 is_ours,
             };
             left_out = start.restore(&place, contents, latest);
-            // Who begins from a copy does not have the file that was copied.
+            // A sidecar that loads a copy does not continue the original file.
             let begun_from_write = if is_ours { write } else { 0 };
             (id, write, begun_from_write, Some(file))
         }
@@ -206,7 +210,7 @@ fn take(
     }))
 }
 
-/// A few frames for each call of the system.
+/// The size of the read buffer, in bytes: one system call reads several frames.
 const READ_AHEAD: usize = 256 << 10;
 
 fn refuse(place: &Place, refused: &RefusedError) {
@@ -234,7 +238,8 @@ fn is_ours(place: &Place, contents: &Contents, inode: Inode, clock: &Clock) -> b
     origin.is_here(inode, clock.boot_clock().as_ref()) && place.held().is_none_or(is_last)
 }
 
-/// Everything up to its revision was applied, so that no revocation is missing.
+/// Returns the loaded state of a keyring; none if it is not loaded. All changes up to its revision
+/// were applied, so that no revocation is missing.
 fn begun_with(slot: &Slot) -> Option<Applied> {
     let view = slot.load().as_ref().map(Arc::clone)?;
     let revoked_through = view.revision();
@@ -244,17 +249,18 @@ fn begun_with(slot: &Slot) -> Option<Applied> {
     })
 }
 
-/// A sidecar that takes a file.
+/// A sidecar that loads a file.
 struct Start<'a> {
     keyrings: &'a Keyrings,
     receiver: &'a mut Receiver,
     now: Now,
-    /// The file was made where it lies, by this clock, and is the newest one: its age is known.
+    /// Whether the file was created at its place, by this boot clock, and is the newest one. Only
+    /// then is its age known.
     is_ours: bool,
 }
 
 impl Start<'_> {
-    /// Returns the keyrings that are not to be in the file any more.
+    /// Loads the contents of the file. Returns the keyrings that must be removed from the file.
     fn restore(
         mut self,
         place: &Place,

@@ -1,8 +1,9 @@
 //! One call of `envoy.service.auth.v3.Authorization/Check`, over gRPC.
 //!
-//! A call whose message has arrived is answered where it stands. What has to wait, for the rest of a message or for an
-//! answer, goes on as a future. The `grpc-timeout` of a call is left to the client: Envoy takes a check back when its time
-//! is over, and an answer that is given at once never comes too late.
+//! A call whose message has arrived is answered immediately. A call that has to wait, for the rest
+//! of its message or for a later answer, becomes a future. The sidecar ignores the `grpc-timeout`
+//! of a call: Envoy cancels a check when its time is over, and an immediate answer is never too
+//! late.
 
 use std::{
     future::poll_fn,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::authz::LaterAnswer;
 
-/// A call, and who answers it.
+/// A call, with the handler that answers it.
 pub(super) struct Call<H> {
     handler: Arc<H>,
     metadata: HeaderMap,
@@ -40,15 +41,16 @@ struct Later {
 /// A call that waits.
 pub(super) type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The method's path.
+/// The path of the method.
 pub(super) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
-/// What the content type of a gRPC call begins with.
+/// The beginning of the content type of every gRPC call.
 const CONTENT_TYPE: &[u8] = b"application/grpc";
-/// Room for most answers.
+/// The reserved space for an answer, in bytes. Most answers fit.
 const ROOM: usize = 1 << 10;
 
 impl<H: CheckHandler> Call<H> {
-    /// Takes a request for [`PATH`]. Refuses what is no gRPC call, and returns none then.
+    /// Accepts a request for [`PATH`]. A request that is not a gRPC call is refused, and none is
+    /// returned.
     pub(super) fn take(
         handler: &Arc<H>,
         request: Request<RecvStream>,
@@ -73,7 +75,7 @@ impl<H: CheckHandler> Call<H> {
         })
     }
 
-    /// Answers, with room from `arena`, or returns what waits.
+    /// Answers the call, in space from `arena`, or returns the future of a call that waits.
     pub(super) fn answer(mut self, cx: &mut Context<'_>, arena: &mut BytesMut) -> Option<Waiting> {
         let Poll::Ready(message) = self.message.poll(cx) else {
             return Some(Box::pin(self.wait()));
@@ -132,15 +134,17 @@ impl Later {
     }
 }
 
-/// Takes a message out of `arena`, where it stands behind the room for its prefix.
+/// Splits a message off `arena`, where it follows the space for its prefix, and fills in the
+/// prefix.
 fn framed(arena: &mut BytesMut) -> Bytes {
     let length = u32::try_from(arena.len() - PREFIX).expect("an answer is far below 4 GiB");
-    // The first byte says that it is not compressed.
+    // The first byte is 0: the message is not compressed.
     arena[1..PREFIX].copy_from_slice(&length.to_be_bytes());
     arena.split().freeze()
 }
 
-/// The status of a call without a message; none where nobody waits for it.
+/// Returns the status for a call without a valid message; none if the client does not wait for it
+/// any more.
 fn status(error: &MessageError, metadata: &HeaderMap) -> Option<Status> {
     match error {
         MessageError::TakenBack(_) => None,
@@ -155,7 +159,8 @@ fn status(error: &MessageError, metadata: &HeaderMap) -> Option<Status> {
     }
 }
 
-/// A client learns from it what it may use instead.
+/// Returns the status for a compressed message. Its `grpc-accept-encoding` names the encoding that
+/// the client may use instead.
 fn unsupported(encoding: &HeaderValue) -> Status {
     let encoding = String::from_utf8_lossy(encoding.as_bytes());
     let text = format!("Content is compressed with `{encoding}` which isn't supported");

@@ -1,7 +1,8 @@
 //! A connection of Envoy: HTTP/2, driven on the thread of its worker.
 //!
-//! What one read brings is answered in one write. A connection first takes all calls that have arrived, then answers them,
-//! and only then has HTTP/2 write: of the cost of a check, reads and writes are the larger part.
+//! One write answers all calls of one read. A connection first accepts all calls that have arrived,
+//! then answers them, and then lets HTTP/2 write. The reason is that reads and writes are the
+//! larger part of the cost of a check.
 
 use std::{
     future::poll_fn,
@@ -38,92 +39,101 @@ use crate::{
     tls::{HandshakeError, TlsServer},
 };
 
-/// What connections serve; cheap to clone.
+/// The services of all connections. It is cheap to clone.
 pub(super) struct Services<H> {
-    /// Answers checks.
+    /// Answers calls of `Check`.
     pub(super) checks: Arc<H>,
-    /// Everything else.
+    /// Answers calls of all other methods.
     pub(super) others: Routes,
-    /// For calls that wait, on all connections.
+    /// The places for calls that wait, [`MAX_WAITING`] on all connections together.
     places: Arc<Semaphore>,
 }
 
-/// A connection has ended otherwise than by the client's will.
+/// The reason why a connection has ended although the client did not close it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionError {
-    /// The runtime does not take it.
+    /// The runtime does not accept it.
     #[error("the runtime does not accept the connection")]
     Register(#[source] io::Error),
-    /// There is no TLS, which was told of.
+    /// The TLS handshake failed. The TLS server has already reported it.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// It does not begin as HTTP/2 does.
+    /// The client does not start HTTP/2 within [`HANDSHAKE_TIMEOUT`], or within [`HANDSHAKE_GRACE`]
+    /// after a stop.
     #[error("the client does not start HTTP/2")]
     Silent,
-    /// Its client is dead, or frozen.
+    /// The client is dead or frozen.
     #[error(
         "the client does not answer a ping within {}",
         written(keepalive::TIMEOUT)
     )]
     Dead,
-    /// It broke, or what it brings is not HTTP/2.
+    /// The connection broke, or its bytes are not valid HTTP/2.
     #[error("HTTP/2")]
     Http2(#[from] h2::Error),
 }
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 struct Connection<S, H> {
     http2: server::Connection<S, Bytes>,
     services: Services<H>,
     keepalive: Keepalive,
-    /// Calls that were taken and not answered yet; empty between two polls.
+    /// Calls that are accepted and not answered yet. It is empty between two polls.
     batch: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
-    /// Calls that wait: no more than [`MAX_STREAMS`], since each has its stream.
+    /// Calls that wait: at most [`MAX_STREAMS`], because each has a stream.
     waiting: FuturesUnordered<Waiting>,
-    /// Room for answers, used again when they are written.
+    /// The buffer for answers. Its space is reused after they are written.
     arena: BytesMut,
 }
 
-/// Calls that a connection may have under way at a time, whatever its client is told: as many as Envoy opens on one at most
-/// (`http2_protocol_options.max_concurrent_streams`, by default), which it may do before it is told anything.
+/// The maximum number of concurrent calls on a connection, whatever limit is announced. By default,
+/// Envoy opens as many on one connection (`http2_protocol_options.max_concurrent_streams`), and it
+/// may do so before it reads the announced limit.
 pub(super) const MAX_STREAMS: u32 = 1_024;
-/// Calls that wait, for the rest of their message or for a lookup, on all connections: four times as many as lookups have
-/// room for, so that who opens calls on every connection and does not go on takes 270 MiB of headers at most.
+/// The maximum number of calls that wait, for the rest of their message or for a lookup, on all
+/// connections. It is four times the limit on waiting lookups. A client that opens calls on every
+/// connection and never completes them so occupies at most 270 MiB of headers.
 const MAX_WAITING: usize = 4 * on_demand::MAX_WAITING;
-/// A check carries its headers in its message. What comes beside it are gRPC's own and a trace context.
+/// The maximum size of the headers of a call, in bytes. A check has the headers of its request in
+/// its message. The call itself has only those of gRPC and a trace context.
 const MAX_HEADERS: u32 = 16 << 10;
-/// An Envoy that cancels every check under way at once, at its deadline, is honest: the limit on resets lies above the
-/// number of streams.
+/// The maximum number of resets. An Envoy that cancels all checks under way at once, at their
+/// deadline, is honest: so the limit is above the number of streams.
 const MAX_RESETS: usize = 4 * MAX_STREAMS as usize;
-/// Streams that we reset and remember for a second, so that what is on its way for them is no error: all may be refused.
+/// The maximum number of streams that relatch has reset and remembers for one second, so that
+/// frames that are already sent for them are not an error. All streams may be refused.
 const MAX_REFUSED: usize = MAX_STREAMS as usize;
-/// Bytes that a client may send on a connection before they are read: a few hundred checks.
+/// The bytes that a client may send on a connection before they are read: a few hundred checks.
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// The same of one stream: the largest message.
+/// The bytes that a client may send on a stream before they are read: the largest message.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The smallest that HTTP/2 allows. Nearly every check fits, and a larger one is put together.
+/// The maximum frame, in bytes: the smallest value that HTTP/2 allows. Nearly every check fits, and
+/// a larger one arrives in several frames.
 const MAX_FRAME: u32 = 16 << 10;
-/// Bytes of DATA frames below 256 bytes that may wait, counting each as 256: two for each stream.
+/// The maximum size of the DATA frames below 256 bytes that wait, in bytes. Each counts as 256
+/// bytes: two frames for each stream.
 const SMALL_FRAMES: usize = 2 * 256 * MAX_STREAMS as usize;
-/// What a stream may keep for a client that does not read. Answers are below it, and health is told in a few bytes.
+/// The bytes that a stream may buffer for a client that does not read. Answers are smaller, and a
+/// health status has a few bytes.
 const MAX_UNSENT: usize = 64 << 10;
-/// Calls that are answered before the connection writes. Their answers fill a write several times, so that more would only
-/// make the first wait for the last.
+/// The maximum number of calls that are answered before the connection writes. Their answers fill a
+/// write several times: with more calls, the first answer would only wait for the last one.
 const MAX_BATCH: usize = 64;
-/// What HTTP/2 writes at once.
+/// The initial size of the buffer for answers, in bytes: as much as HTTP/2 writes at once.
 const ARENA: usize = 16 << 10;
-/// A client speaks first, at once.
+/// The time within which a client must start HTTP/2. An honest client starts immediately.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same while the sidecar stops: a client that has not spoken yet may have its first checks on the way, and one that
-/// will never speak holds nobody up.
+/// The time within which a client must start HTTP/2 after the sidecar begins to stop. Its first
+/// checks may already be on the way. A client that stays silent does not delay the stop for longer.
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 
-/// Serves a connection until the client ends it, which is told to have at most `streams` calls under way at a time. After
-/// `stop` it is told to open no more calls, and those under way are answered.
+/// Serves a connection until the client closes it. It announces a limit of `streams` concurrent
+/// calls. After `stop` it asks the client to open no more calls, and answers those that are under
+/// way.
 ///
 /// # Errors
 ///
-/// When it ends otherwise.
+/// When the connection ends for another reason; see [`ConnectionError`].
 pub(super) async fn serve<S, H>(
     socket: S,
     services: Services<H>,
@@ -155,11 +165,11 @@ where
     connection.run().await
 }
 
-/// The same over TLS. The handshake has a deadline of its own.
+/// Serves a connection over TLS, as [`serve`] does. The TLS handshake has a deadline of its own.
 ///
 /// # Errors
 ///
-/// When there is no TLS, or the connection ends otherwise than by the client's will.
+/// When the TLS handshake fails, or the connection ends although the client did not close it.
 pub(super) async fn serve_tls<S, H>(
     socket: S,
     tls: TlsServer,
@@ -189,7 +199,7 @@ where
             http2,
             services,
             keepalive: Keepalive::new(pings),
-            // An idle connection needs no room for it.
+            // An idle connection needs no memory for it.
             batch: Vec::new(),
             waiting: FuturesUnordered::new(),
             arena: BytesMut::with_capacity(ARENA),
@@ -206,7 +216,7 @@ where
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
         loop {
-            // Writes what was answered, too.
+            // This also writes the answers.
             if self.poll_batch(cx)?.is_ready() {
                 return Poll::Ready(Ok(()));
             }
@@ -224,7 +234,7 @@ where
             .map(|()| Err(ConnectionError::Dead))
     }
 
-    /// Takes calls until none has arrived; ready when the connection is closed.
+    /// Accepts the calls that have arrived, up to [`MAX_BATCH`]. Ready if the connection is closed.
     fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         while self.batch.len() < MAX_BATCH {
             match self.http2.poll_accept(cx)? {
@@ -248,7 +258,7 @@ where
                     reply,
                 )))
             };
-            // Without a place for it, it is reset as it is dropped.
+            // If there is no place for it, the call is dropped, which resets its stream.
             if let Some(waiting) = waiting
                 && let Ok(place) = Arc::clone(&self.services.places).try_acquire_owned()
             {
@@ -281,7 +291,8 @@ impl<H> Clone for Services<H> {
     }
 }
 
-/// Whether the client has closed the connection, as one does that has no calls under way.
+/// Returns whether the error only means that the client has closed the connection, as it does when
+/// no calls are under way.
 fn is_hang_up(error: &h2::Error) -> bool {
     let kind = error.get_io().map(io::Error::kind);
     matches!(
@@ -294,7 +305,7 @@ fn is_hang_up(error: &h2::Error) -> bool {
     )
 }
 
-/// Ends when whoever has not spoken yet is not waited for any longer.
+/// Waits for `stop`, and then for [`HANDSHAKE_GRACE`]: the time until a silent client is dropped.
 async fn stopped(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(HANDSHAKE_GRACE).await;

@@ -1,7 +1,8 @@
-//! How long what arrives waits for its worker, told by how late a timer of the worker is served.
+//! The scheduling delay of a worker: how long arrived data waits, measured as the lateness of a
+//! timer on the same worker.
 //!
-//! A worker takes what has arrived from one connection after the other. When more comes than it can answer, or the system
-//! gives it no processor, everything waits: data and timers alike.
+//! A worker reads arrived data from one connection after the other. If more arrives than it can
+//! answer, or the system gives it no processor time, data and timers wait equally.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::seldom::Seldom;
 
-/// Measures a worker from within.
+/// Measures the delay of a worker, as a task on that worker.
 #[derive(Debug)]
 pub(super) struct DelayProbe {
     worker: usize,
@@ -18,15 +19,18 @@ pub(super) struct DelayProbe {
     told: Seldom,
 }
 
-/// Often enough to see a second in which checks wait, and nothing beside the rest: ten timers a second.
+/// The interval of the measurements. Ten timers a second are enough to notice a second in which
+/// checks wait, and cost almost nothing.
 const EVERY: Duration = Duration::from_millis(100);
-/// Half of the time after which an Envoy gives a check up where nobody has told it otherwise.
+/// The delay from which a warning is logged: half of the time after which Envoy cancels a check by
+/// default.
 const LATE: Duration = Duration::from_millis(100);
-/// It lasts, once it has begun: a line for each measurement would only fill the log.
+/// The minimum time between two warnings. A delay usually lasts: a line for each measurement would
+/// only fill the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 impl DelayProbe {
-    /// For worker number `worker`; `delays` takes seconds.
+    /// Creates a probe for worker number `worker`. It observes in `delays`, in seconds.
     pub(super) const fn new(worker: usize, delays: Histogram) -> Self {
         Self {
             worker,
@@ -35,7 +39,7 @@ impl DelayProbe {
         }
     }
 
-    /// Measures for as long as it is polled.
+    /// Measures while it is polled.
     pub(super) async fn run(mut self) -> Infallible {
         loop {
             let due = Instant::now() + EVERY;
@@ -65,9 +69,9 @@ mod tests {
         let delays = Histogram::new([0.05, 0.5]);
         let probe = DelayProbe::new(0, delays.clone());
         let task = tokio::spawn(probe.run());
-        // In time, twice.
+        // Two timers are served in time.
         tokio::time::sleep(2 * EVERY + Duration::from_millis(10)).await;
-        // Whatever the worker does now keeps it from its timers.
+        // The worker is busy and serves no timer.
         tokio::time::advance(EVERY + Duration::from_millis(200)).await;
         tokio::task::yield_now().await;
         task.abort();

@@ -1,4 +1,4 @@
-//! Who answers the checks of a connection.
+//! The interface between connections and the code that answers their checks.
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -10,19 +10,21 @@ use crate::{
 
 /// Answers the checks of all connections.
 pub(super) trait CheckHandler: Send + Sync + 'static {
-    /// Answers `message`, a serialized `CheckRequest` that came with `metadata`: appends the serialized `CheckResponse` to
-    /// `answer`, or leaves it as it is and answers later. Runs on a thread that answers other checks too, and keeps no
-    /// part of `message`, which would hold all that was read with it.
+    /// Answers `message`, a serialized `CheckRequest` that came with `metadata`: appends the
+    /// serialized `CheckResponse` to `answer`, or leaves `answer` unchanged and answers later. It
+    /// runs on a thread that answers other checks too, so it must not block. It must not keep a
+    /// part of `message`: that would keep the whole buffer of the read in memory.
     ///
-    /// Whatever the message is, it is answered: Envoy takes a gRPC status for a failure, and may let the request pass then.
+    /// Every message gets an answer, even if it is not valid. Envoy treats a gRPC error status as a
+    /// failure, and may let the request pass then.
     fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer;
 }
 
-/// When the answer to a check is there.
+/// Whether a check is answered now or later.
 pub(super) enum Answer {
-    /// It was appended.
+    /// The answer was appended.
     Given,
-    /// It is what this returns.
+    /// The future returns the answer.
     Later(LaterAnswer),
 }
 
@@ -35,7 +37,8 @@ impl CheckHandler for Authorizer {
     }
 }
 
-/// Envoy puts the span of its own call into the metadata; the one among the request's headers is the caller's.
+/// Returns the span of Envoy's own call, which Envoy sends in the metadata. The span in the
+/// request's headers is the caller's.
 fn parent_of(metadata: &HeaderMap) -> Option<TraceParent> {
     TraceParent::parse(metadata.get("traceparent")?.as_bytes())
 }
@@ -60,7 +63,7 @@ mod tests {
 
     const OF_ENVOY: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-    /// Keeps the parents of what it is told.
+    /// An observer that stores the parent of each check.
     #[derive(Debug, Default)]
     struct Parents(Mutex<Vec<Option<TraceParent>>>);
 

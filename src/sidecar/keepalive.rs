@@ -1,4 +1,4 @@
-//! Whether the peer of a connection is alive: it is asked now and then.
+//! Pings that find out whether the peer of a connection is alive.
 
 use std::{
     pin::Pin,
@@ -9,16 +9,18 @@ use std::{
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Pings a peer.
+/// Pings a peer at intervals.
 pub(super) struct Keepalive {
     pings: PingPong,
-    /// The next ping, or the end of the wait for an answer to it.
+    /// The time of the next ping, or the deadline for the answer to a ping.
     next: Pin<Box<Sleep>>,
     is_asked: bool,
 }
 
-/// With the timeout below, a dead Envoy is found within a minute; it costs nothing to keep its connection until then.
+/// The time from an answer to the next ping. With [`TIMEOUT`], a dead Envoy is found within a
+/// minute. Its connection costs nothing until then.
 pub(super) const INTERVAL: Duration = Duration::from_secs(45);
+/// The time within which a peer must answer a ping.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Keepalive {
@@ -30,10 +32,10 @@ impl Keepalive {
         }
     }
 
-    /// Ready when the peer does not answer; one that does not read is among those.
+    /// Ready if the peer has not answered a ping in time. This includes a peer that does not read.
     pub(super) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            // A failure says that the connection is closed, which shows where it is polled.
+            // A failure means that the connection is closed. The poll of the connection reports it.
             if self.is_asked && self.pings.poll_pong(cx).is_ready() {
                 self.is_asked = false;
                 self.wait(INTERVAL);

@@ -1,4 +1,4 @@
-//! Where Envoy connects: one accept loop that spreads connections over the workers.
+//! The listener for Envoy: one accept loop that spreads connections over the workers.
 
 use std::{
     fs, io,
@@ -23,12 +23,12 @@ pub(crate) struct Listener {
     endpoint: Endpoint,
 }
 
-/// Where a listener is bound.
+/// The address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A TCP address.
+    /// A TCP address, with the port that was bound.
     Tcp(SocketAddr),
-    /// A Unix socket.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -38,26 +38,26 @@ enum Bound {
     Unix(UnixListener),
 }
 
-/// What lies where a Unix socket is to be.
+/// The file at the path of a Unix socket before it is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Occupant {
-    /// Nothing.
     Nothing,
-    /// A socket that nobody listens on any more: it is replaced.
+    /// A socket on which no process listens any more. It is replaced.
     StaleSocket,
-    /// A live socket, or another kind of file: it is left alone, and the socket cannot be bound.
+    /// A live socket, or another kind of file. It is not touched, and the socket cannot be bound.
     Other,
 }
 
-/// A Unix socket's file, removed when its listener goes.
+/// The file of a Unix socket. It is removed when this is dropped.
 struct SocketFile<'a>(&'a Path);
 
 impl Listener {
-    /// Binds; port 0 lets the system choose. A socket file that nobody listens on any more is replaced.
+    /// Binds a listener. With port 0 the system chooses the port. A socket file on which no process
+    /// listens any more is replaced.
     ///
     /// # Errors
     ///
-    /// When the address cannot be bound, or something else lies where the socket should.
+    /// When the address cannot be bound, or there is another file at the path of the socket.
     pub(crate) async fn bind(listen: &Listen) -> io::Result<Self> {
         match listen {
             Listen::Tcp(address) => {
@@ -77,13 +77,13 @@ impl Listener {
         }
     }
 
-    /// Where it is bound.
+    /// Returns the bound address.
     #[must_use]
     pub(crate) const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Accepts until `stop`, or until the workers have ended.
+    /// Accepts connections until `stop`, or until a worker has ended.
     pub(super) async fn accept(self, workers: Spread, stop: CancellationToken) {
         let _file = match &self.endpoint {
             Endpoint::Unix(path) => Some(SocketFile(path)),
@@ -122,7 +122,7 @@ impl Bound {
     }
 }
 
-/// As the configuration writes it.
+/// Writes the address as in the configuration.
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -144,8 +144,8 @@ impl Drop for SocketFile<'_> {
     }
 }
 
-/// Removes a socket that a process left behind; a live one, or another kind of file, is left alone, so that binding
-/// fails.
+/// Removes a socket that a process left behind. A live socket, or another kind of file, is not
+/// touched, so that binding fails.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match Occupant::of(path)? {
         Occupant::StaleSocket => fs::remove_file(path),
@@ -154,7 +154,12 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 impl Occupant {
-    /// What lies at `path`. A socket is asked whether anybody listens on it.
+    /// Examines the file at `path`. A connection attempt shows whether a process listens on a
+    /// socket.
+    ///
+    /// # Errors
+    ///
+    /// When the metadata of the file cannot be read.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let is_socket = match fs::symlink_metadata(path) {
             Ok(metadata) => metadata.file_type().is_socket(),

@@ -1,7 +1,8 @@
-//! What a run of a sidecar holds exclusively until it has answered its last check.
+//! The lock that a run of a sidecar holds exclusively until it has answered its last check.
 //!
-//! The next run of the node that holds it has thereby witnessed the end of this one. Every thread that answers checks holds it,
-//! and so does whoever keeps the snapshot file: it is released with the last of them, by the end of the process at the latest.
+//! The next run of the node that acquires the lock thereby witnesses the end of this run. Every
+//! thread that answers checks holds the lock, and so does the keeper of the snapshot file. The lock
+//! is released with the last of them, at the latest by the end of the process.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::{
     snapshot::lock::FileLock,
 };
 
-/// What a run holds exclusively; cheap to clone.
+/// The exclusive lock of a run. It is cheap to clone, and released with the last clone.
 #[derive(Clone, Debug)]
 pub(super) struct RunLock(Held);
 
@@ -24,12 +25,13 @@ enum Held {
 }
 
 impl RunLock {
-    /// The lock beside the snapshot file.
+    /// Wraps the lock beside the snapshot file.
     pub(super) const fn of_file(lock: Arc<FileLock>) -> Self {
         Self(Held::File(lock))
     }
 
-    /// The socket of a node without a snapshot file; none, with a warning, when another process holds it.
+    /// Binds the socket of a node without a snapshot file. None, with a warning in the log, if
+    /// another process holds it or it cannot be bound.
     pub(super) fn of_node(node: &NodeName, clock: &Clock) -> Option<Self> {
         match NodeSocket::bind(node, clock) {
             Ok(socket) => Some(Self(Held::Socket(Arc::new(socket)))),
@@ -44,7 +46,8 @@ impl RunLock {
         }
     }
 
-    /// As a Hello shows it; none when the system does not tell by which clock it was acquired.
+    /// Returns the lock as a Hello shows it; none if the system does not identify its boot clock,
+    /// by which the lock was acquired.
     pub(super) fn to_wire(&self, clock: &Clock) -> Option<discovery::Lock> {
         let boot_clock = clock.boot_clock()?;
         let (place, acquired) = self.place();

@@ -1,7 +1,8 @@
-//! The message of a unary gRPC call, as it arrives.
+//! The incoming message of a unary gRPC call.
 //!
-//! Five bytes precede a message: whether it is compressed, and its length (gRPC's PROTOCOL-HTTP2, "Length-Prefixed-Message").
-//! A message that came within one DATA frame is handed on as it is, without a copy.
+//! Five bytes precede a message: one for the compression flag, four for the length (gRPC's
+//! PROTOCOL-HTTP2, "Length-Prefixed-Message"). A message within one DATA frame is passed on without
+//! a copy.
 
 use std::{
     mem,
@@ -13,60 +14,62 @@ use h2::RecvStream;
 
 use super::MAX_CHECK;
 
-/// A message on its way in.
+/// A message that is being received.
 #[derive(Debug)]
 pub(super) struct Incoming {
     body: RecvStream,
     gathered: Gathered,
 }
 
-/// There is no message that could be answered.
+/// The reason why there is no message to answer. The texts that a client receives are those of
+/// tonic.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MessageError {
-    /// The client takes the call back, or is gone.
+    /// The client has cancelled the call, or the connection is closed.
     #[error("the call was cancelled")]
     TakenBack(#[from] h2::Error),
-    /// There is none.
+    /// The call has ended without a message.
     #[error("Missing request message.")]
     Missing,
-    /// The end comes within it.
+    /// The call has ended inside a message.
     #[error("Unexpected EOF decoding stream.")]
     Truncated,
-    /// It is larger than any check.
+    /// The message is larger than [`MAX_CHECK`]. The value is its size in bytes.
     #[error(
         "Error, decoded message length too large: found {0} bytes, the limit is: {MAX_CHECK} bytes"
     )]
     TooLarge(usize),
-    /// It is compressed.
+    /// The message is compressed.
     #[error(
         "protocol error: received message with compressed-flag but no grpc-encoding was specified"
     )]
     Compressed,
-    /// Neither compressed nor not.
+    /// The compression flag is neither 0 nor 1.
     #[error(
         "protocol error: received message with invalid compression flag: {0} (valid flags are 0 and 1), while sending request"
     )]
     UnknownFlag(u8),
 }
 
-/// What has arrived. At most [`MAX_BODY`], whatever a prefix announces: room is made for what is there.
+/// The bytes that have arrived. Memory is allocated only for these bytes, whatever length a prefix
+/// announces, and a body above [`MAX_BODY`] is refused.
 #[derive(Debug, Default)]
 enum Gathered {
     #[default]
     Nothing,
-    /// A DATA frame.
+    /// One DATA frame.
     Frame(Bytes),
-    /// Several.
+    /// Several DATA frames.
     Frames(BytesMut),
 }
 
-/// What precedes a message.
+/// The length of the prefix before a message, in bytes.
 pub(super) const PREFIX: usize = 5;
-/// A call has one message.
+/// The maximum size of a body, in bytes: one message with its prefix.
 const MAX_BODY: usize = PREFIX + MAX_CHECK;
 
 impl Incoming {
-    /// The message that `body` brings.
+    /// Creates the receiver of the message in `body`.
     pub(super) const fn new(body: RecvStream) -> Self {
         Self {
             body,
@@ -74,12 +77,12 @@ impl Incoming {
         }
     }
 
-    /// The message, once the client has sent all. A call should have one message; what follows it has to have the form of
-    /// messages and is left alone.
+    /// Receives the message. It is ready when the client has sent the whole body. A call should
+    /// have one message. Further messages must be well formed and are ignored.
     ///
     /// # Errors
     ///
-    /// As soon as it is known that there will be none.
+    /// As soon as it is certain that there is no valid message.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, MessageError>> {
         while let Some(data) = ready!(self.body.poll_data(cx)).transpose()? {
             let length = data.len();
@@ -90,7 +93,7 @@ impl Incoming {
                 return Poll::Ready(Err(MessageError::TooLarge(gathered.len() - PREFIX)));
             }
             if self.body.is_end_stream() {
-                // What was not released is when the stream goes.
+                // The capacity of the last frame is released with the stream.
                 break;
             }
             self.body.flow_control().release_capacity(length)?;
@@ -138,7 +141,7 @@ impl From<Gathered> for Bytes {
     }
 }
 
-/// The length that a prefix announces; none as long as it is not whole.
+/// Returns the length that a prefix announces; none until the prefix is complete.
 fn announced(bytes: &[u8]) -> Result<Option<usize>, MessageError> {
     let Some((&[flag, ref length @ ..], _)) = bytes.split_first_chunk::<PREFIX>() else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Watches how a sidecar is doing: readiness, gRPC health, `/status`, and the alarms of staleness.
+//! The health of a sidecar: readiness, gRPC health, `/status`, and the log lines about staleness.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     telemetry::metrics::SidecarMetrics,
 };
 
-/// What is known of a sidecar's health.
+/// Watches the health of a sidecar.
 #[derive(Clone, Debug)]
 pub(crate) struct Monitor {
     node: NodeName,
@@ -26,7 +26,7 @@ pub(crate) struct Monitor {
     link: Arc<Link>,
     readiness: Readiness,
     clock: Clock,
-    /// None when nothing is kept on disk.
+    /// The state of the snapshot file; none if no file is configured.
     disk: Option<Arc<Disk>>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Monitor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Condition {
-    /// Nothing came yet.
+    /// The keyring is not loaded, or was never confirmed.
     Unavailable,
     Fresh,
     Warned,
@@ -53,16 +53,18 @@ struct Status<'a> {
     reconnects: u64,
     clock_skew_ms: i64,
     usage: UsageStatus,
-    /// Absent when nothing is kept on disk.
+    /// Absent if no snapshot file is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<SnapshotStatus>,
 }
 
 #[derive(Serialize)]
 struct SnapshotStatus {
-    /// Why the last write failed, or why nothing is written at all; null when neither is so.
+    /// The reason why the last write failed, or why nothing is written at all; null if there is no
+    /// problem.
     problem: Option<String>,
-    /// Why the file was not taken at the start; null when it was, or there was none.
+    /// The reason why the file was refused at the start; null if it was loaded, or if there was
+    /// none.
     refused: Option<String>,
     last_written_at: Option<Timestamp>,
     bytes: u64,
@@ -77,17 +79,19 @@ struct KeyringStatus {
     epoch: u64,
     revision: u64,
     age_ms: Option<u128>,
-    /// Up to where it is on the disk; absent when nothing is kept there.
+    /// The revision in the snapshot file; 0 if the file has no revision of the same epoch. Absent
+    /// if no snapshot file is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     durable_revision: Option<u64>,
     mode: &'static str,
-    /// Why the control plane does not serve it.
+    /// The reason that the control plane reported for not serving the keyring; absent if there is
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_served: Option<String>,
-    /// Of a keyring that is held in full: how many versions it has in each state.
+    /// The number of versions in each state; absent for a keyring on demand.
     #[serde(skip_serializing_if = "Option::is_none")]
     keys: Option<BTreeMap<&'static str, usize>>,
-    /// Of a keyring that is held on demand.
+    /// Absent unless the keyring is on demand.
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<CacheStatus>,
 }
@@ -97,17 +101,17 @@ struct CacheStatus {
     entries: u64,
     bytes: u64,
     max_bytes: u64,
-    /// Digests that nobody has.
+    /// The number of cached digests that the control plane does not know.
     unknown: u64,
 }
 
 #[derive(Serialize)]
 struct UsageStatus {
-    /// The last report that is in the control plane's store.
+    /// The sequence number of the last report that is in the control plane's store.
     acked_sequence: u64,
-    /// Versions that were reported and not acked yet.
+    /// The number of versions in reports that are not acknowledged yet.
     unacked_versions: usize,
-    /// Versions that were used since the last report.
+    /// The number of versions that were used since the last report.
     unreported_versions: usize,
 }
 
@@ -115,18 +119,18 @@ struct UsageStatus {
 struct EndpointStatus {
     endpoint: String,
     connected: bool,
-    /// Why it is not.
+    /// The reason why it is not connected, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
 
-/// Staleness is to show within a second of its limit.
+/// The interval of the measurements. Staleness must show within a second of its limit.
 const EVERY: Duration = Duration::from_millis(250);
-/// What Envoy's health checker asks for.
+/// The service name that Envoy's health checker asks for.
 const SERVICE: &str = "envoy.service.auth.v3.Authorization";
 
 impl Monitor {
-    /// A monitor of `keyrings`; they block `readiness` as long as they cannot be used.
+    /// Creates a monitor of `keyrings`. Each keyring blocks `readiness` while it cannot be used.
     #[must_use]
     pub(crate) const fn new(
         node: NodeName,
@@ -145,13 +149,14 @@ impl Monitor {
         }
     }
 
-    /// Tells of what is kept on `disk`, too.
+    /// Adds the state of the snapshot file to `/status`.
     #[must_use]
     pub(crate) fn with_disk(self, disk: Option<Arc<Disk>>) -> Self {
         Self { disk, ..self }
     }
 
-    /// Keeps readiness, health and the link's metrics true until `shutdown`; `guards` are those held at the start.
+    /// Keeps readiness, health and the link's metrics current until `shutdown`. `guards` are those
+    /// of [`Monitor::block`].
     pub(crate) async fn run(
         self,
         mut guards: BTreeMap<KeyringName, ReadinessGuard>,
@@ -194,7 +199,8 @@ impl Monitor {
         end_watches(&mut health).await;
     }
 
-    /// Blocks readiness for every keyring, to begin with.
+    /// Blocks readiness for every keyring at the start. [`Monitor::run`] releases each guard when
+    /// the keyring can be used.
     #[must_use]
     pub(crate) fn block(&self) -> BTreeMap<KeyringName, ReadinessGuard> {
         self.keyrings
@@ -280,7 +286,8 @@ impl Monitor {
         })
     }
 
-    /// Up to where a keyring is on the disk, if it is of the history that checks see.
+    /// Returns the revision of a keyring in the snapshot file; 0 if the file has another epoch than
+    /// `epoch`. None if no snapshot file is configured.
     fn durable_revision(&self, slot: &Slot, epoch: Option<Epoch>) -> Option<u64> {
         let durable = self.disk.as_ref()?.durable(slot.name());
         let is_of_history = epoch == Some(durable.epoch);
@@ -377,7 +384,8 @@ async fn report(health: &HealthReporter, ready: bool) {
     health.set_service_status(SERVICE, status).await;
 }
 
-/// Reports for the last time, and ends the streams of those who watch: they would hold the drain up.
+/// Reports for the last time, and ends the streams of the clients that watch: they would delay the
+/// drain.
 async fn end_watches(health: &mut HealthReporter) {
     report(health, false).await;
     for service in ["", SERVICE] {

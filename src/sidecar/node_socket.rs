@@ -1,4 +1,5 @@
-//! An abstract Unix socket named after the node, which one process of a network namespace can bind.
+//! An abstract Unix socket with the name of the node. Only one process in a network namespace can
+//! bind it.
 
 use std::{
     fs, io,
@@ -20,8 +21,8 @@ use crate::{
     secret_file::to_hex,
 };
 
-/// The socket of a node, held exclusively until this is dropped. A process that is killed releases it, too. Nobody talks over
-/// it. See `unix(7)`, "Abstract sockets".
+/// The socket of a node, held exclusively until this is dropped. A process that is killed also
+/// releases it. It carries no data. See `unix(7)`, "Abstract sockets".
 #[derive(Debug)]
 pub(super) struct NodeSocket {
     _socket: UnixDatagram,
@@ -29,10 +30,11 @@ pub(super) struct NodeSocket {
     acquired: BootTime,
 }
 
-/// Where Linux tells in which network namespace this process is.
+/// The file whose inode identifies the network namespace of this process.
 const NETWORK_NAMESPACE: &str = "/proc/self/ns/net";
 const PREFIX: &str = "relatch-sidecar";
-/// The longest name that an abstract socket can have: `sun_path` without its first byte.
+/// The maximum length of the name of an abstract socket, in bytes: `sun_path` without its first
+/// byte.
 const MAX_NAME: usize = 107;
 
 impl NodeSocket {
@@ -40,12 +42,13 @@ impl NodeSocket {
     ///
     /// # Errors
     ///
-    /// With [`io::ErrorKind::AddrInUse`] when another process holds it; else when the system does not tell where this is.
+    /// With [`io::ErrorKind::AddrInUse`] when another process holds the socket. With another kind
+    /// when the network namespace cannot be read, or the socket cannot be bound.
     pub(super) fn bind(node: &NodeName, clock: &Clock) -> io::Result<Self> {
         let network_namespace = fs::metadata(NETWORK_NAMESPACE)?.ino();
         let address = SocketAddr::from_abstract_name(name(node.as_str()))?;
         let socket = UnixDatagram::bind_addr(&address)?;
-        // Behind the bind: whoever held it before acquired it earlier.
+        // Read the time after the bind: every former holder acquired the socket earlier.
         let acquired = clock.boot();
         socket.shutdown(Shutdown::Both)?;
         Ok(Self {
@@ -55,18 +58,19 @@ impl NodeSocket {
         })
     }
 
-    /// The inode of the network namespace, in which its name is one of a kind.
+    /// Returns the inode of the network namespace in which the name of the socket is unique.
     pub(super) const fn network_namespace(&self) -> u64 {
         self.network_namespace
     }
 
-    /// A time at which it was held, right after it was acquired.
+    /// Returns a time directly after the acquisition, at which the socket was held.
     pub(super) const fn acquired(&self) -> BootTime {
         self.acquired
     }
 }
 
-/// The name of the socket of a node; of a long name its hash.
+/// Returns the name of the socket of a node. A name that is too long is replaced by its SHA-256
+/// hash.
 fn name(node: &str) -> String {
     let name = format!("{PREFIX}/{node}");
     if name.len() <= MAX_NAME {
@@ -80,7 +84,7 @@ fn name(node: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A node that no other test has.
+    /// Returns the name of a node that no other test uses.
     fn node() -> NodeName {
         let id = crate::key::RotationId::generate().expect("the random source works");
         format!("node-{}", id.as_str().to_lowercase())

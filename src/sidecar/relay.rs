@@ -1,7 +1,7 @@
-//! Calls of other methods than `Check`, relayed to tonic: gRPC health above all.
+//! Relays calls of other methods than `Check` to tonic, mainly gRPC health.
 //!
-//! They are few. Their bodies are passed on piece by piece, within the windows of flow control; a call that the client
-//! takes back ends.
+//! These calls are few. Their bodies are passed on piece by piece, within the windows of flow
+//! control. A call ends when the client cancels it.
 
 use std::{
     future::poll_fn,
@@ -16,7 +16,7 @@ use http_body::{Body, Frame};
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
-/// The body of a request.
+/// The body of a request, as tonic reads it.
 struct RequestBody {
     stream: RecvStream,
     has_data: bool,
@@ -73,7 +73,7 @@ async fn respond(
     }
 }
 
-/// Sends `data` as far and as soon as the client has room for it.
+/// Sends `data` in pieces, as soon as the client's window has room for them.
 async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());

@@ -1,4 +1,4 @@
-//! What a call is answered with.
+//! The answer to a call.
 
 use std::{future::poll_fn, sync::LazyLock};
 
@@ -7,22 +7,23 @@ use h2::server::SendResponse;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use tonic::Status;
 
-/// The way back of a call. Whatever is sent waits in the connection until that is polled; a client that has taken the call
-/// back gets nothing.
+/// The sending half of a call. Everything that is sent waits in the connection until the connection
+/// is polled. A client that has cancelled the call receives nothing.
 #[derive(Debug)]
 pub(super) struct Reply(SendResponse<Bytes>);
 
-/// HTTP/2 gathers DATA frames of less than 1 KiB and all others headers in one write. A larger frame would cost two writes
-/// of its own, far more than the nine bytes before each further frame.
+/// The maximum payload of a DATA frame, in bytes. HTTP/2 gathers HEADERS frames and DATA frames of
+/// less than 1 KiB in one write. A larger DATA frame would cost two writes of its own, which is far
+/// more than the nine bytes before each further frame.
 const MAX_FRAME: usize = 1_023;
 
-/// Precede every message. A copy is cheaper than making them anew.
+/// The headers before every message. A copy is cheaper than a new map.
 static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     let grpc = HeaderValue::from_static("application/grpc");
     HeaderMap::from_iter([(header::CONTENT_TYPE, grpc)])
 });
 
-/// Follow every message.
+/// The trailers after every message.
 static TRAILERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     let status = HeaderName::from_static("grpc-status");
     HeaderMap::from_iter([(status, HeaderValue::from_static("0"))])
@@ -52,14 +53,14 @@ impl Reply {
         self.end(status.into_http());
     }
 
-    /// Refuses what is no gRPC call.
+    /// Refuses a request that is not a gRPC call.
     pub(super) fn refuse(self, status: StatusCode) {
         let mut head = Response::new(());
         *head.status_mut() = status;
         self.end(head);
     }
 
-    /// Ends when the client takes the call back.
+    /// Waits until the client cancels the call.
     pub(super) async fn taken_back(&mut self) {
         let _reason = poll_fn(|cx| self.0.poll_reset(cx)).await;
     }
@@ -69,7 +70,7 @@ impl Reply {
     }
 }
 
-/// Nobody waits for what could not be sent.
+/// Logs an answer that could not be sent. No client waits for it any more.
 fn note(sent: Result<(), h2::Error>) {
     if let Err(error) = sent {
         tracing::debug!(

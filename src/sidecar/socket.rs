@@ -1,4 +1,4 @@
-//! A connection of Envoy, as bytes.
+//! A connection of Envoy, as a stream of bytes.
 
 use std::{
     io,
@@ -11,21 +11,17 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-/// An accepted connection on its way to the runtime of a worker.
+/// An accepted connection that is not registered with the runtime of a worker yet.
 #[derive(Debug)]
 pub(super) enum Accepted {
-    /// Over TCP.
     Tcp(std::net::TcpStream),
-    /// Over a Unix socket.
     Unix(std::os::unix::net::UnixStream),
 }
 
-/// A connection that a runtime polls.
+/// A connection that is registered with a runtime.
 #[derive(Debug)]
 pub(super) enum Socket {
-    /// Over TCP.
     Tcp(TcpStream),
-    /// Over a Unix socket.
     Unix(UnixStream),
 }
 
@@ -34,7 +30,7 @@ impl Accepted {
     ///
     /// # Errors
     ///
-    /// When the runtime does not take it.
+    /// When the runtime does not accept it.
     pub(super) fn register(self) -> io::Result<Socket> {
         match self {
             Self::Tcp(stream) => TcpStream::from_std(stream).map(Socket::Tcp),
@@ -56,8 +52,8 @@ impl AsyncRead for Socket {
     }
 }
 
-/// Vectored writes are left out: HTTP/2 then copies a frame of less than 1 KiB behind the one before it, and many answers
-/// leave with one plain write.
+/// Does not offer vectored writes. HTTP/2 then copies a frame of less than 1 KiB behind the
+/// previous one, and one plain write sends many answers.
 impl AsyncWrite for Socket {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -89,7 +85,7 @@ impl AsyncWrite for Socket {
 mod tests {
     use super::*;
 
-    /// What HTTP/2 asks before it decides how to write.
+    /// Tests what HTTP/2 asks before it decides how to write.
     #[tokio::test]
     async fn no_kind_of_connection_offers_vectored_writes() {
         let (unix, _peer) = UnixStream::pair().expect("two sockets");

@@ -1,7 +1,7 @@
-//! Which worker gets a connection: the one with the fewest.
+//! The choice of a worker for each connection: the worker with the fewest connections.
 //!
-//! Envoy keeps a connection for as long as it lives. Given out in turn, connections that end would leave workers with
-//! uneven shares for good.
+//! Envoy keeps a connection for its own lifetime. If workers only took turns, connections that end
+//! would leave the shares uneven for good.
 
 use std::{
     sync::{
@@ -21,16 +21,16 @@ use crate::seldom::Seldom;
 #[derive(Debug)]
 pub(super) struct Spread {
     intakes: Vec<Intake>,
-    /// Which of those with equally few is next.
+    /// The index of the worker that is next among those with equally few connections.
     turn: usize,
-    /// How many there may be in all.
+    /// The maximum number of connections in all.
     max: usize,
     refused: Counter,
-    /// When a refusal is logged.
+    /// Limits how often a refusal is logged.
     told: Seldom,
 }
 
-/// Where a worker takes connections from; cheap to clone.
+/// The queue of connections for one worker. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Intake {
     arrivals: mpsc::Sender<Arrival>,
@@ -41,7 +41,7 @@ pub(super) struct Intake {
 #[derive(Debug)]
 pub(super) struct Arrival {
     pub(super) socket: Accepted,
-    /// How many calls at a time its client is told of.
+    /// The limit on concurrent calls that is announced to its client.
     pub(super) streams: u32,
     pub(super) seat: Seat,
 }
@@ -50,31 +50,38 @@ pub(super) struct Arrival {
 #[derive(Debug)]
 pub(super) struct Seat(Arc<AtomicUsize>);
 
-/// The workers have ended.
+/// A worker has ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Ended;
 
-/// Connections in all. Envoy opens one for each of its threads, twice as many while one Envoy replaces another, and more
-/// only when as many checks of a thread are under way as a connection is told: enough for two Envoys of 128 threads. A
-/// process may often have 1,024 files, and the other half is for everything else.
+/// The maximum number of connections in all. Envoy opens one for each of its threads, twice as many
+/// while one Envoy replaces another, and more only if a thread has as many checks under way as a
+/// connection announces. So 512 connections are enough for two Envoys of 128 threads. A process may
+/// often have 1,024 files, and the other half is for everything else.
 pub(super) const MAX_CONNECTIONS: usize = 512;
-/// Calls that the connections of a worker share. At 7 µs for each they are 14 ms of work. With all connections on one
-/// worker there may be 13,000, which are 90 ms, where Envoy gives a check up after 200 ms by default. What a worker cannot
-/// answer in time so waits in Envoy, which refuses what is above its own limits at once: denying it would cost the worker
-/// nearly as much as answering.
+/// The number of concurrent calls that the connections of a worker share. At 7 µs for each call
+/// they are 14 ms of work. With all connections on one worker there may be 13,000 calls, which are
+/// 90 ms of work. By default, Envoy cancels a check after 200 ms. So calls that a worker cannot
+/// answer in time wait in Envoy, which immediately refuses calls above its own limits. A denial
+/// would cost the worker nearly as much as an answer.
 const CALLS: u32 = 2_048;
-/// The most that a connection is told. It is about as much as comes with one turn of the connection: of more, the last would
-/// wait for turns of all others. Envoy opens another connection when so many checks are under way.
+/// The maximum share of a connection. It is about as many calls as arrive in one turn of the
+/// connection. With a larger share, the last calls would wait for the turns of all other
+/// connections. Envoy opens another connection when that many checks are under way.
 const MAX_SHARE: u32 = 128;
-/// The least, so that an Envoy which comes late does not open connections by the hundred.
+/// The minimum share of a connection, so that an Envoy that connects late does not open hundreds of
+/// connections.
 const MIN_SHARE: u32 = 16;
-/// Connections on their way to a worker; the accept loop waits when it does not keep up.
+/// The maximum number of connections that wait for one worker. The accept loop waits for a worker
+/// whose queue is full.
 const MAX_WAITING: usize = 64;
-/// Who is refused tries again: a line for each would only fill the log.
+/// The minimum time between two log lines about refusals. A client that is refused tries again: a
+/// line for each refusal would only fill the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Spread {
-    /// Over the workers of `intakes`, which has at least one, `max` connections in all. `refused` counts those above.
+    /// Creates a spread over the workers of `intakes`, which has at least one, with at most `max`
+    /// connections in all. `refused` counts the connections above `max`.
     pub(super) const fn new(intakes: Vec<Intake>, max: usize, refused: Counter) -> Self {
         Self {
             intakes,
@@ -85,11 +92,12 @@ impl Spread {
         }
     }
 
-    /// Gives a connection to the worker with the fewest, or closes it. Cancellation safe: the connection is closed.
+    /// Gives a connection to the worker with the fewest connections. If `max` connections are open,
+    /// the new one is closed. Cancellation safe: the connection is then closed.
     ///
     /// # Errors
     ///
-    /// When the worker has ended.
+    /// When the chosen worker has ended.
     pub(super) async fn give(&mut self, socket: Accepted) -> Result<(), Ended> {
         let open: Vec<usize> = self.intakes.iter().map(Intake::open).collect();
         if open.iter().sum::<usize>() >= self.max {
@@ -121,7 +129,7 @@ impl Spread {
 }
 
 impl Intake {
-    /// An intake, and what comes in.
+    /// Creates an intake and the receiving end of its queue.
     pub(super) fn new() -> (Self, mpsc::Receiver<Arrival>) {
         let (arrivals, received) = mpsc::channel(MAX_WAITING);
         let open = Arc::default();
@@ -146,13 +154,14 @@ impl Drop for Seat {
     }
 }
 
-/// How many calls at a time the next connection of a worker is told of, which has `open` others.
+/// Returns the limit on concurrent calls that the next connection of a worker announces; `open` is
+/// the number of its other connections.
 fn share(open: usize) -> u32 {
     let connections = u32::try_from(open + 1).unwrap_or(u32::MAX);
     (CALLS / connections).clamp(MIN_SHARE, MAX_SHARE)
 }
 
-/// The index of the smallest number, the first of them from `turn` on.
+/// Returns the index of the smallest number; of equal ones, the first from `turn` on, cyclically.
 fn fewest(open: &[usize], turn: usize) -> usize {
     let count = open.len();
     (0..count)
@@ -167,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// A spread over `workers`, and what each of them gets.
+    /// A spread, and the queues of its workers.
     struct World {
         spread: Spread,
         workers: Vec<mpsc::Receiver<Arrival>>,
@@ -185,7 +194,8 @@ mod tests {
             }
         }
 
-        /// Gives a connection, and returns who got it, with its seat; none when it was closed.
+        /// Gives a connection. Returns the index of the worker that received it, and the seat; none
+        /// if it was closed.
         async fn give(&mut self) -> Option<(usize, Seat)> {
             let (mut client, server) = UnixStream::pair().expect("two sockets");
             let given = self.spread.give(Accepted::Unix(server)).await;
@@ -233,7 +243,7 @@ mod tests {
         for _ in 0..9 {
             seats.push(world.give().await.expect("there is room"));
         }
-        // Whose turn it would be is another's.
+        // It is the turn of another worker.
         seats.retain(|(index, _)| *index != 2);
         for _ in 0..3 {
             let (index, seat) = world.give().await.expect("there is room");

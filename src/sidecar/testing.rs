@@ -1,4 +1,4 @@
-//! A client of a connection, and a handler that does what a message says.
+//! A client of a connection, and a handler that echoes messages.
 
 use std::{
     future::poll_fn,
@@ -32,14 +32,15 @@ use super::{
     handler::{Answer, CheckHandler},
 };
 
-/// Answers a check with its message behind `ANSWER`.
+/// Answers a check with `ANSWER` and the message. A message that starts with [`LATER`] is answered
+/// later.
 #[derive(Debug, Default)]
 pub(super) struct Echo {
-    /// Lets the answers to [`LATER`] go.
+    /// Releases the answers to [`LATER`].
     pub(super) release: CancellationToken,
-    /// Answers that were promised for later.
+    /// The number of later answers that were promised.
     pub(super) promised: AtomicUsize,
-    /// Told of each of them that nobody waits for any more.
+    /// Notified for each promised answer that is dropped before its end.
     pub(super) dropped: Arc<Notify>,
 }
 
@@ -58,29 +59,29 @@ pub(super) struct Opened {
     answer: ResponseFuture,
 }
 
-/// What a call was answered with.
+/// The answer to a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answered {
     pub(super) status: StatusCode,
-    /// Headers and trailers.
+    /// The headers and the trailers.
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
-/// Counts writes, and offers no vectored ones, as a socket.
+/// Counts writes. Like a socket, it does not offer vectored writes.
 pub(super) struct Counted<S> {
     inner: S,
     writes: Arc<AtomicUsize>,
 }
 
-/// A future that was dropped before its end.
+/// Notifies that a future was dropped before its end.
 struct Promise(Option<Arc<Notify>>);
 
-/// Begins every answer.
+/// The beginning of every answer.
 pub(super) const ANSWER: &[u8] = b"answer to ";
-/// A message that is answered when the handler is told to.
+/// The beginning of a message that is answered after [`Echo::release`].
 pub(super) const LATER: &[u8] = b"later";
-/// Only a test that hangs meets it.
+/// A deadline that only a test that hangs reaches.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 impl CheckHandler for Echo {
@@ -117,13 +118,13 @@ impl Drop for Promise {
 }
 
 impl Peer {
-    /// Connects; everything but checks goes to `others`.
+    /// Connects a client. `others` answers all calls except checks.
     pub(super) async fn connect(others: Routes) -> Self {
         let (near, far) = duplex(1 << 20);
         Self::connect_over(near, far, others).await
     }
 
-    /// The same over a connection whose writes are counted.
+    /// Connects a client over a connection whose writes are counted.
     pub(super) async fn counted() -> (Self, Arc<AtomicUsize>) {
         let (near, far) = duplex(1 << 20);
         let writes = Arc::default();
@@ -159,7 +160,7 @@ impl Peer {
         }
     }
 
-    /// Opens a call of `path`, and ends it where `is_whole`.
+    /// Opens a call with the head `request`, and ends it if `is_whole`.
     pub(super) async fn open(&mut self, request: Request<()>, is_whole: bool) -> Opened {
         poll_fn(|cx| self.client.poll_ready(cx))
             .await
@@ -181,18 +182,18 @@ impl Peer {
         opened
     }
 
-    /// The answer to a check of one frame.
+    /// Returns the answer to a check of one frame.
     pub(super) async fn answer(&mut self, message: &[u8]) -> Answered {
         self.check([framed(message)]).await.answered().await
     }
 
-    /// Closes the connection without a word.
+    /// Closes the connection without a GOAWAY.
     pub(super) fn hang_up(self) -> JoinHandle<Result<(), ConnectionError>> {
         self.driver.abort();
         self.served
     }
 
-    /// Whether new calls are taken.
+    /// Returns whether the connection accepts new calls.
     pub(super) async fn is_open(&mut self) -> bool {
         poll_fn(|cx| self.client.poll_ready(cx)).await.is_ok()
     }
@@ -211,14 +212,14 @@ impl Opened {
             .expect("the call is open");
     }
 
-    /// The whole answer.
+    /// Returns the whole answer.
     pub(super) async fn answered(self) -> Answered {
         within("an answer", self.try_answered())
             .await
             .expect("the call is answered")
     }
 
-    /// The same, or the failure of the call.
+    /// Returns the whole answer, or the failure of the call.
     pub(super) async fn try_answered(self) -> Result<Answered, h2::Error> {
         let (head, mut stream) = self.answer.await?.into_parts();
         let mut body = BytesMut::new();
@@ -234,7 +235,7 @@ impl Opened {
         })
     }
 
-    /// The body of the answer, to be read piece by piece.
+    /// Returns the body of the answer, which can be read piece by piece.
     pub(super) async fn stream(self) -> (RecvStream, SendStream<Bytes>) {
         let answer = within("an answer", self.answer).await;
         (answer.expect("the call is answered").into_body(), self.body)
@@ -242,7 +243,7 @@ impl Opened {
 }
 
 impl Answered {
-    /// An answer of the handler.
+    /// Returns the answer of the handler to `message`.
     pub(super) fn to(message: &[u8]) -> Self {
         Self {
             status: StatusCode::OK,
@@ -260,7 +261,7 @@ impl Answered {
         }
     }
 
-    /// Its gRPC status.
+    /// Returns the gRPC status: code and message.
     pub(super) fn grpc(&self) -> (Code, String) {
         let status = Status::from_header_map(&self.headers).expect("a gRPC status");
         (status.code(), status.message().to_owned())
@@ -297,12 +298,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
-/// The head of a check.
+/// Returns the head of a check.
 pub(super) fn check_request() -> Request<()> {
     request(call::PATH)
 }
 
-/// The head of a gRPC call of `path`.
+/// Returns the head of a gRPC call of `path`.
 pub(super) fn request(path: &str) -> Request<()> {
     Request::post(format!("http://relatch{path}"))
         .header("content-type", "application/grpc")
@@ -311,7 +312,7 @@ pub(super) fn request(path: &str) -> Request<()> {
         .expect("a request")
 }
 
-/// A message behind its prefix.
+/// Returns a message with its prefix.
 pub(super) fn framed(message: &[u8]) -> Bytes {
     let length = u32::try_from(message.len()).expect("a small message");
     let mut framed = BytesMut::new();
@@ -321,7 +322,7 @@ pub(super) fn framed(message: &[u8]) -> Bytes {
     framed.freeze()
 }
 
-/// The next piece of a body.
+/// Returns the next piece of a body.
 pub(super) async fn next_data(stream: &mut RecvStream) -> Result<Option<Bytes>, h2::Error> {
     let Some(data) = stream.data().await.transpose()? else {
         return Ok(None);
@@ -330,7 +331,7 @@ pub(super) async fn next_data(stream: &mut RecvStream) -> Result<Option<Bytes>, 
     Ok(Some(data))
 }
 
-/// Waits with a deadline.
+/// Waits for `work`; panics after [`PATIENCE`].
 pub(super) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(PATIENCE, work).await;
     done.unwrap_or_else(|_| panic!("there is no {what}"))

@@ -21,16 +21,17 @@ use crate::{
     tls::TlsServer,
 };
 
-/// How a connection has ended.
+/// The result of the task of a connection.
 type End = Result<Result<(), ConnectionError>, JoinError>;
 
-/// Starts worker number `index`, which serves `services` on the connections that it is given, over `tls` where that is
-/// there, and tells `delays` how late it is. It belongs to `shutdown`. It is among `checks` for as long as it answers any, and
-/// so long it holds `lock`.
+/// Starts worker number `index`. It serves `services` on the connections of the returned intake,
+/// over TLS if `tls` is set, and observes its own scheduling delay in `delays`, in seconds. The
+/// worker belongs to `shutdown`. While it answers checks, it is counted in `checks` and holds
+/// `lock`.
 ///
 /// # Errors
 ///
-/// When the system gives no thread or no runtime.
+/// When the system creates no thread or no runtime.
 pub(super) fn start<H: CheckHandler>(
     index: usize,
     services: Services<H>,
@@ -44,7 +45,8 @@ pub(super) fn start<H: CheckHandler>(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    // Of its own, so that the threads do not meet at one lock whenever they look at it.
+    // Each worker has a token of its own, so that the threads do not contend for one lock whenever
+    // they check it.
     let stop = shutdown.token().child_token();
     let name = format!("check-{index}");
     let work = async move {
@@ -55,18 +57,19 @@ pub(super) fn start<H: CheckHandler>(
         }
         Ok::<(), Infallible>(())
     };
-    // Whoever answers a check belongs to the future that this polls: none is under way when it has ended.
+    // All tasks that answer checks belong to the tracked future: when it has ended, no check is
+    // under way.
     let task = shutdown.supervise(name.as_str(), checks.track_future(work));
     thread::Builder::new().name(name).spawn(move || {
         runtime.block_on(task);
-        // What was cut off ends with the runtime.
+        // The drop of the runtime ends all tasks that were cut off.
         drop(runtime);
         drop(lock);
     })?;
     Ok(intake)
 }
 
-/// Serves what arrives until `stop`, and what has arrived by then until its end.
+/// Serves the connections that arrive before `stop`, until they end.
 async fn serve_all<H: CheckHandler>(
     mut arrivals: mpsc::Receiver<Arrival>,
     services: Services<H>,
@@ -107,12 +110,12 @@ async fn attend<H: CheckHandler>(
     let socket = socket.map_err(ConnectionError::Register)?;
     match tls {
         None => serve(socket, services, streams, stop).await,
-        // Apart, so that a plain connection takes no room for what it does not need.
+        // The future is boxed, so that the task of a plain connection needs no memory for TLS.
         Some(tls) => Box::pin(serve_tls(socket, tls, services, streams, stop)).await,
     }
 }
 
-/// A connection that ends takes no other with it.
+/// Logs the end of a connection. It does not affect other connections.
 fn note(end: End) {
     match end {
         Ok(Ok(())) => {}
@@ -157,7 +160,7 @@ mod tests {
         },
     };
 
-    /// Longer than any stop takes, so that a task that is not left behind is cut off, which is an error.
+    /// Longer than any orderly stop. A task that still runs then is cut off, which is an error.
     const DRAIN: Duration = Duration::from_secs(20);
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -181,7 +184,7 @@ mod tests {
         server.set_nonblocking(true).expect("a socket");
         let given = workers.give(Accepted::Unix(server)).await;
         given.expect("the worker runs");
-        // A record of a handshake that never comes.
+        // The start of a TLS record whose handshake never arrives.
         client.write_all(&[22, 3, 1, 1, 0]).expect("writable");
         shutdown.trigger();
         let signals = Signals::listen().expect("signals can be heard");
@@ -212,14 +215,14 @@ mod tests {
         given.expect("the worker runs");
         client.write_all(PREFACE).expect("writable");
         client.write_all(EMPTY_SETTINGS).expect("writable");
-        // The worker's settings: it answers.
+        // The client reads the worker's SETTINGS: the worker answers.
         client.read_exact(&mut [0; 9]).expect("readable");
         assert!(bind().is_none(), "the worker holds it");
         shutdown.trigger();
         let signals = Signals::listen().expect("signals can be heard");
         let ended = shutdown.run(signals, DRAIN).await;
         ended.expect("an orderly end");
-        // Its thread ends right behind its task.
+        // The thread ends directly after its task.
         let released = async {
             while bind().is_none() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -243,7 +246,8 @@ mod tests {
         given.expect("the worker runs");
         client.write_all(PREFACE).expect("writable");
         client.write_all(EMPTY_SETTINGS).expect("writable");
-        // The worker's settings: it has taken the connection. From here on the client answers nothing.
+        // The client reads the worker's SETTINGS: the worker has accepted the connection. From now
+        // on the client answers nothing.
         client.read_exact(&mut [0; 9]).expect("readable");
         shutdown.trigger();
         let signals = Signals::listen().expect("signals can be heard");

@@ -308,7 +308,7 @@ fn what_is_kept_is_bounded() {
 fn numbers_are_read_as_far_as_the_generated_code_reads_them() {
     for len in 1..=11 {
         for last in 0..=u8::MAX {
-            // An unknown field with a number as long as that.
+            // An unknown field whose value is a number of `len` bytes.
             let mut bytes = vec![15 << 3];
             bytes.extend(std::iter::repeat_n(0x80, len - 1));
             bytes.push(last);

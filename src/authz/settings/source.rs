@@ -33,7 +33,8 @@ pub enum CredentialSource {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token(Arc<str>);
 
-/// The name of a query parameter: 1 to 128 of the characters that RFC 3986, section 2.3, never escapes.
+/// The name of a query parameter: 1 to 128 of the unreserved characters of RFC 3986, section 2.3,
+/// which are never escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryName(Arc<str>);
 

@@ -1,4 +1,4 @@
-//! What a call may look like, and what it is answered with.
+//! The forms that a call may have, and its answers.
 
 use std::{
     future::{Ready, ready},
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// A request that has no answer, and the status that says so.
+/// A request without a valid message, and the status of its answer.
 struct Fault {
     name: &'static str,
     encoding: Option<&'static str>,
@@ -34,7 +34,7 @@ struct Fault {
     code: Code,
 }
 
-/// tonic's idea of the method: it answers with a status that nobody else uses.
+/// The method as a service of tonic. It answers with a status that no other code uses.
 #[derive(Clone, Copy)]
 struct Asked;
 
@@ -90,7 +90,7 @@ impl Fault {
         head
     }
 
-    /// The status that tonic answers it with.
+    /// Returns the status with which tonic answers it.
     async fn of_tonic(&self) -> (Code, String) {
         let codec = ProstCodec::<CheckResponse, CheckRequest>::default();
         let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_CHECK);
@@ -103,7 +103,7 @@ impl Fault {
     }
 }
 
-/// A message with a prefix of its own.
+/// Returns a message with the given prefix.
 fn with_prefix(flag: u8, length: usize, message: &[u8]) -> Bytes {
     let length = u32::try_from(length).expect("a small message");
     [&[flag][..], &length.to_be_bytes(), message]
@@ -193,7 +193,7 @@ async fn a_client_learns_how_it_may_encode_messages() {
     let answered = opened.answered().await;
     assert_eq!(answered.headers["grpc-accept-encoding"], "identity");
 
-    // A message that is not compressed can be read, whatever others would be.
+    // A message that is not compressed can be read, whatever encoding the call announces.
     let mut opened = peer.open(head, false).await;
     opened.send(framed(b"plain"));
     opened.end();
@@ -231,10 +231,10 @@ async fn a_check_that_is_too_large_is_refused_before_it_is_there() {
     let mut peer = Peer::connect(Routes::default()).await;
     let mut opened = peer.open(check_request(), false).await;
     opened.send(with_prefix(0, MAX_CHECK + 1, b"a"));
-    // Not ended. The refusal comes all the same.
+    // The refusal comes although the call is not ended.
     assert_eq!(opened.answered().await.grpc().0, Code::OutOfRange);
 
-    // Many small messages are one large body.
+    // Many small messages are one body, which is too large.
     let mut opened = peer.open(check_request(), false).await;
     for _ in 0..=MAX_CHECK / 5_005 {
         opened.send(framed(&[b'a'; 5_000]));
@@ -297,7 +297,7 @@ async fn other_paths_are_other_methods() {
     }
 }
 
-/// An HTTP/2 frame of stream 1, or of the connection.
+/// Returns an HTTP/2 frame of stream 1, or of the connection.
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a small frame");
     let mut frame = length.to_be_bytes()[1..].to_vec();
@@ -306,7 +306,8 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A header field that no table knows (RFC 7541, section 6.2.2); both parts are short.
+/// Returns a literal header field without indexing and with a new name (RFC 7541, section 6.2.2).
+/// Both parts are short.
 fn field(name: &str, value: &str) -> Vec<u8> {
     let mut field = vec![0];
     for text in [name, value] {
@@ -316,7 +317,7 @@ fn field(name: &str, value: &str) -> Vec<u8> {
     field
 }
 
-/// A whole connection of one check, whose framed message comes in `frames`.
+/// Returns the bytes of a connection with one check, whose framed message arrives in `frames`.
 fn conversation(frames: &[&[u8]]) -> Vec<u8> {
     let fields = [
         (":method", "POST"),
@@ -335,7 +336,7 @@ fn conversation(frames: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// `bytes` in as many pieces as `cuts` make of it.
+/// Splits `bytes` into pieces at `cuts`.
 fn split<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     cuts.sort_unstable();
@@ -347,7 +348,8 @@ fn split<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
         .collect()
 }
 
-/// Writes a conversation piece by piece, each to be read before the next, and returns the body of the answer.
+/// Writes a conversation piece by piece, so that each piece is read before the next, and returns
+/// the body of the answer.
 async fn converse(pieces: &[&[u8]]) -> Vec<u8> {
     let (mut client, server) = duplex(1 << 20);
     let services = Services::new(Arc::<Echo>::default(), Routes::default());
@@ -389,7 +391,7 @@ proptest! {
         frames in vec(any::<prop::sample::Index>(), 0..12),
         writes in vec(any::<prop::sample::Index>(), 0..12),
     ) {
-        // Not one of the messages by which the handler is told something.
+        // The prefix keeps the message apart from those that the handler treats specially.
         let message = [b"m", &message[..]].concat();
         let framed_message = framed(&message);
         let bytes = conversation(&split(&framed_message, &frames));

@@ -10,7 +10,7 @@ use tokio::{
 use super::*;
 use crate::sidecar::testing::{Answered, Echo, LATER, Opened, Peer, check_request, framed, within};
 
-/// What a client of HTTP/2 says first, with settings that change nothing.
+/// The first bytes of an HTTP/2 client, with SETTINGS that change nothing.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 fn services() -> Services<Echo> {
@@ -25,7 +25,8 @@ async fn answers(calls: impl IntoIterator<Item = Opened>) -> Vec<Answered> {
     answers
 }
 
-/// Opens `count` checks with one message, before the connection is polled, so that all come with one read.
+/// Opens `count` checks with one message before the connection is polled, so that one read receives
+/// all.
 async fn batch(peer: &mut Peer, count: usize, message: &[u8]) -> Vec<Opened> {
     let mut calls = Vec::new();
     for _ in 0..count {
@@ -60,7 +61,7 @@ async fn answers_that_fill_several_writes_cost_no_more_than_those() {
         assert_eq!(answer, Answered::to(&message));
     }
 
-    // 150 kB, of which HTTP/2 writes nearly 16 KiB at once.
+    // The answers are 150 kB, and HTTP/2 writes nearly 16 KiB at once.
     let writes = writes.load(Ordering::Relaxed);
     assert!(writes <= 11, "{writes} writes");
 }
@@ -74,7 +75,7 @@ async fn more_than_a_batch_is_answered() {
     }
 }
 
-/// As an Envoy does whose checks waited for the connection.
+/// The client sends as an Envoy whose checks waited for the connection.
 #[tokio::test]
 async fn what_a_client_sends_before_it_knows_how_much_it_may_is_answered() {
     let (near, far) = duplex(1 << 20);
@@ -94,7 +95,7 @@ async fn what_a_client_sends_before_it_knows_how_much_it_may_is_answered() {
         answers.push(answer);
     }
     assert_eq!(client.current_max_send_streams(), MAX_STREAMS as usize);
-    // Only now the client reads and writes.
+    // The client reads and writes from now on.
     let answered = async {
         for answer in answers {
             let answer = answer.await.expect("no stream is refused");
@@ -110,7 +111,7 @@ async fn what_a_client_sends_before_it_knows_how_much_it_may_is_answered() {
     served.await.expect("no panic").expect("an orderly end");
 }
 
-/// Whatever has come whole is answered meanwhile.
+/// Calls with a whole message are answered meanwhile.
 #[tokio::test]
 async fn calls_that_wait_beyond_the_places_for_them_are_reset() {
     let (near, far) = duplex(1 << 20);
@@ -153,7 +154,7 @@ async fn windows_open_again_as_checks_are_read() {
     let mut peer = Peer::connect(Routes::default()).await;
     let message = vec![b'a'; 100_000];
     for _ in 0..=3 * CONNECTION_WINDOW as usize / message.len() {
-        // One frame that ends the call, and several.
+        // The message arrives in one frame, and then in several.
         assert_eq!(peer.answer(&message).await, Answered::to(&message));
         let frames = framed(&message);
         let frames = frames.chunks(9_999).map(Bytes::copy_from_slice);
@@ -185,7 +186,7 @@ async fn a_check_that_is_taken_back_is_forgotten() {
 
     within("end of the wait", peer.handler.dropped.notified()).await;
     assert_eq!(peer.answer(b"another").await, Answered::to(b"another"));
-    // With the last stream gone, a stop has nothing to wait for.
+    // The last stream has ended, so that a stop does not wait.
     peer.stop.cancel();
     let served = within("end", &mut peer.served).await;
     served.expect("no panic").expect("an orderly end");
@@ -244,7 +245,7 @@ async fn checks_that_race_with_a_stop_are_answered() {
     let mut peer = Peer::connect(Routes::default()).await;
     peer.answer(b"it is connected").await;
     peer.stop.cancel();
-    // The client does not know yet.
+    // The client does not know of the stop yet.
     let calls = batch(&mut peer, 20, b"a check").await;
     for answer in answers(calls).await {
         assert_eq!(answer, Answered::to(b"a check"));
@@ -301,7 +302,7 @@ async fn a_client_that_begins_late_within_a_stop_is_told_of_it() {
     let stop = CancellationToken::new();
     stop.cancel();
     let served = tokio::spawn(serve(far, services(), MAX_STREAMS, stop));
-    // The clock is paused: it stands half a grace later, at once.
+    // The clock is paused: this sleep advances it immediately.
     tokio::time::sleep(HANDSHAKE_GRACE / 2).await;
     let (_client, driver) = h2::client::handshake(near).await.expect("HTTP/2");
     driver.await.expect("an orderly end");
@@ -313,7 +314,7 @@ async fn a_client_that_answers_pings_stays_connected() {
     let mut peer = Peer::connect(Routes::default()).await;
     let began = Instant::now();
     while began.elapsed() < 10 * keepalive::INTERVAL {
-        // The clock is paused, and moves on by steps that leave time for a ping and its answer.
+        // The clock is paused, and advances in steps that leave time for a ping and its answer.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!(!peer.served.is_finished());
@@ -323,7 +324,7 @@ async fn a_client_that_answers_pings_stays_connected() {
     );
 }
 
-/// A client that said what it must and reads nothing from then on.
+/// Returns a client that has started HTTP/2 and reads nothing from then on, and the server's end.
 async fn frozen(room: usize) -> (DuplexStream, DuplexStream) {
     let (mut client, server) = duplex(room);
     client.write_all(PREFACE).await.expect("it is open");
@@ -342,7 +343,7 @@ async fn a_client_that_does_not_answer_a_ping_is_left_within_a_minute() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_is_left_within_a_minute() {
-    // Room for the settings and little more: not even the ping leaves.
+    // The buffer has room for the SETTINGS and little more: even a ping does not fit.
     let (_client, server) = frozen(PREFACE.len()).await;
     let began = Instant::now();
     let end = serve(server, services(), MAX_STREAMS, CancellationToken::new()).await;
@@ -353,7 +354,8 @@ async fn a_client_that_does_not_read_is_left_within_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_never_finishes_its_headers_is_left_within_a_minute() {
     let (mut client, server) = frozen(1 << 10).await;
-    // HEADERS without END_HEADERS: nothing but CONTINUATION may follow, not even the answer to a ping.
+    // HEADERS without END_HEADERS: only CONTINUATION may follow, so that the answer to a ping is
+    // not allowed.
     let half = b"\0\0\x02\x01\0\0\0\0\x01\x83\x86";
     client.write_all(half).await.expect("it is open");
     let began = Instant::now();

@@ -16,7 +16,7 @@ use tower::Service;
 use super::*;
 use crate::sidecar::testing::{Answered, Opened, Peer, framed, next_data, request, within};
 
-/// Does as the path says, and tells when a call that would not end has ended.
+/// A service that does what the path says, and notifies `ended` when an endless call has ended.
 #[derive(Clone, Default)]
 struct Endless {
     ended: Arc<Notify>,
@@ -26,11 +26,11 @@ struct Endless {
 struct Answer {
     data: Vec<Bytes>,
     trailers: Option<HeaderMap>,
-    /// Goes with a body that does not end.
+    /// Dropped with the body of an endless call.
     guard: Option<Guard>,
 }
 
-/// Tells when it is dropped.
+/// Sends a notification when it is dropped.
 struct Guard(Arc<Notify>);
 
 /// More than the windows of a stream and of a connection, on either side.
