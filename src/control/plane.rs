@@ -1,4 +1,4 @@
-//! A whole control plane: started on its data, and told where it listens.
+//! A whole control plane: starts on its data, and reports the addresses that it has bound.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -54,16 +54,17 @@ use crate::{
 /// A control plane that is running.
 #[derive(Debug)]
 pub struct ControlPlane {
-    /// Where it listens.
+    /// The addresses that it has bound.
     pub endpoints: ControlEndpoints,
-    /// Counts the rounds of its reconciler that are over.
+    /// The number of complete rounds of its reconciler. A round that cannot read the store does not
+    /// count.
     pub rounds: watch::Receiver<u64>,
     spans: Option<SpanPipeline>,
-    /// Nobody else serves from the store, or changes it, as long as this is held.
+    /// While this is held, no other process serves from the store or changes it.
     _owner: Arc<StoreOwner>,
 }
 
-/// What a store holds.
+/// The parts of a control plane that are loaded from its data.
 struct Loaded {
     owner: Arc<StoreOwner>,
     pepper: MasterPepper,
@@ -74,15 +75,15 @@ struct Loaded {
     pace: Arc<Pace>,
 }
 
-/// What certificates are loaded with.
+/// The metrics and the clock that each load of certificates needs.
 struct Certificates {
     metrics: TlsMetrics,
     clock: Clock,
 }
 
-/// A port of gRPC as it is configured.
+/// The settings of a gRPC port.
 struct Planned<'a> {
-    /// Its setting, and the name of its task.
+    /// The name of its setting and of its task.
     name: &'static str,
     address: SocketAddr,
     used: TlsUse,
@@ -92,15 +93,15 @@ struct Planned<'a> {
 /// The addresses that a control plane has bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlEndpoints {
-    /// Discovery.
+    /// The address for sidecars (gRPC).
     pub discovery: SocketAddr,
-    /// The admin API.
+    /// The address of the admin API (gRPC).
     pub admin: SocketAddr,
-    /// Metrics and probes.
+    /// The address of `/metrics`, `/livez` and `/readyz`.
     pub(crate) http: SocketAddr,
 }
 
-/// A control plane cannot be started.
+/// The reasons why a control plane cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaneError {
     /// The store cannot be used.
@@ -109,10 +110,10 @@ pub enum PlaneError {
     /// A log of the store cannot be followed.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// What the store has of the sidecars cannot be read.
+    /// The states of the sidecars in the store cannot be read.
     #[error(transparent)]
     Fleet(#[from] RowError),
-    /// A token of a sidecar cannot be used.
+    /// The token file of a sidecar cannot be used.
     #[error("discovery.tokens")]
     Token(#[from] TokenFileError),
     /// A sink cannot be used.
@@ -121,46 +122,47 @@ pub enum PlaneError {
     /// An address cannot be bound.
     #[error("{field}: cannot listen on {address}")]
     Bind {
-        /// The setting.
+        /// The name of the setting.
         field: &'static str,
-        /// The address.
+        /// The configured address.
         address: SocketAddr,
-        /// Why not.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// Certificates cannot be used.
     #[error("{field}.tls")]
     Tls {
-        /// The setting.
+        /// The name of the setting with the `tls` section.
         field: &'static str,
-        /// Why not.
+        /// Why the certificates cannot be used.
         source: TlsError,
     },
-    /// The descriptors of the admin API are broken.
+    /// The descriptors of the admin API are invalid.
     #[error("reflection cannot be served")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// The process cannot be measured.
+    /// The resource use of the process cannot be read.
     #[error("cannot read the resource use of this process")]
     Process(#[source] std::io::Error),
-    /// The collector's address cannot be used.
+    /// The address of the OpenTelemetry collector cannot be used.
     #[error(transparent)]
     Spans(#[from] ExportError),
-    /// No requests can be made to webhooks.
+    /// The HTTP client for webhooks cannot be created.
     #[error("cannot create the HTTP client for webhooks")]
     Webhooks(#[source] SetupError),
 }
 
-/// What is asked for by those who look at the admin port's health, and described by its reflection.
+/// The service that health checks on the admin port name, and that its reflection describes.
 const ADMIN_SERVICE: &str = "relatch.admin.v1.Admin";
-/// In spans, a machine without a name that fits.
+/// The instance in spans of a machine whose host name is not a valid node id.
 const UNNAMED: &str = "unnamed";
 
 impl ControlPlane {
-    /// Starts a control plane on its data, which it owns from then on. Its tasks belong to `shutdown`.
+    /// Starts a control plane on its data, which it then owns. Its tasks belong to `shutdown`.
     ///
     /// # Errors
     ///
-    /// When the store or an address cannot be used.
+    /// When the store, a file, an address or another part cannot be used, as [`PlaneError`] lists
+    /// them.
     pub async fn start(
         data: Data,
         settings: &ControlSettings,
@@ -267,7 +269,7 @@ impl ControlPlane {
         })
     }
 
-    /// Sends the last spans, after the tasks have ended.
+    /// Sends the last spans, for at most `deadline`. To be called after the tasks have ended.
     pub(crate) async fn flush(self, deadline: Duration) {
         if let Some(spans) = self.spans {
             spans.shutdown(deadline).await;
@@ -327,7 +329,7 @@ impl<'a> Planned<'a> {
         }
     }
 
-    /// Serves `routes` there until the shutdown, and returns the bound address.
+    /// Serves `routes` on its address until the shutdown, and returns the bound address.
     async fn serve(
         &self,
         routes: Routes,
@@ -357,7 +359,8 @@ impl Certificates {
         }
     }
 
-    /// Loads those of a port and keeps them current; none where there are none.
+    /// Loads the certificates of a port and keeps them current. Returns none for a port without
+    /// TLS.
     fn load(
         &self,
         port: &Planned<'_>,
@@ -378,7 +381,8 @@ impl Certificates {
     }
 }
 
-/// Lets those subscribe to `discovery` whom the settings name, by certificates or by tokens, which are kept current.
+/// Restricts `discovery` to the sidecars that the settings name, by certificates or by tokens. The
+/// tokens are kept current.
 fn admitting(
     discovery: DiscoveryServer,
     settings: &ControlSettings,
@@ -396,7 +400,7 @@ fn admitting(
     Ok(discovery.with_bearers(bearers))
 }
 
-/// A registry with the metrics that every process has.
+/// Creates a registry with the metrics of every process.
 fn registry_of_process() -> Result<Registry, PlaneError> {
     let mut registry = Registry::default();
     let process = ProcessCollector::new().map_err(PlaneError::Process)?;
@@ -437,7 +441,8 @@ async fn admin_routes(admin: AdminApi) -> Result<(Routes, HealthReporter), Plane
     Ok((routes, reporter))
 }
 
-/// At `stop` waits for the calls that are under way, and says then that no stream is open any more.
+/// At `stop`, ends the health watches and waits for the calls in progress, then reports in
+/// `streams_ended` that no stream is open. [`unless_left_behind`] limits the wait.
 async fn end_calls(
     calls: TaskTracker,
     health: HealthReporter,
@@ -451,7 +456,8 @@ async fn end_calls(
     streams_ended.cancel();
 }
 
-/// What sidecars are asked for, and allowed.
+/// Returns the heartbeat that sidecars are asked for, and the longest time for which they may
+/// serve.
 const fn terms(settings: &ControlSettings) -> Terms {
     Terms {
         beat_every: settings.heartbeat,
@@ -459,7 +465,8 @@ const fn terms(settings: &ControlSettings) -> Terms {
     }
 }
 
-/// Starts what follows the store and keeps it, and returns what counts the rounds of the reconciler.
+/// Starts the reconciler, the reads that sidecars ask for and the keeper. Returns the number of
+/// complete rounds of the reconciler.
 fn spawn_upkeep(
     reconciler: Reconciler,
     keeper: Keeper,
@@ -474,13 +481,14 @@ fn spawn_upkeep(
     rounds
 }
 
-/// At `stop` tells those who wait for the store that it will be free soon.
+/// At `stop`, announces to processes that wait for the store that it will be free soon.
 async fn note_stop(owner: Arc<StoreOwner>, stop: CancellationToken) {
     stop.cancelled().await;
     owner.note_stop();
 }
 
-/// Reports for the last time, and ends the streams of those who watch: they would hold the drain up.
+/// Reports `NotServing` as the last status, and ends the streams of health watchers: otherwise they
+/// would delay the drain.
 async fn end_watches(mut health: HealthReporter) {
     for service in ["", ADMIN_SERVICE] {
         let status = ServingStatus::NotServing;

@@ -1,4 +1,5 @@
-//! Where gRPC is served: takes connections, over TLS where that is configured, and answers the calls that come on them.
+//! A gRPC port: accepts connections, over TLS where it is configured, and answers the calls on
+//! them.
 
 use std::{
     future::Future,
@@ -28,60 +29,69 @@ use crate::{
     },
 };
 
-/// A bound port that does not accept yet.
+/// A bound port that does not accept connections yet.
 #[derive(Debug)]
 pub(super) struct Port {
-    /// Names it in the log.
+    /// The name of the port in the log.
     what: &'static str,
     listener: TcpListener,
     address: SocketAddr,
     limits: Limits,
 }
 
-/// What a port bears.
+/// The limits of a port.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// At once. A sidecar has one, and a process of the control plane bears some thousands of them.
+    /// The most connections at the same time. A sidecar has one, and a process of the control plane
+    /// serves some thousands of them.
     connections: usize,
-    /// Who connects calls at once: a connection without a call for so long is nobody's.
+    /// The longest time to the first call of a connection. Every client of this port calls
+    /// immediately: a connection without a call after this time has no user.
     first_call: Duration,
 }
 
-/// What is done on a connection: calls go to the routes, which find in each who its caller is.
+/// The calls of one connection: passes each to the routes, with the identity of its caller.
 #[derive(Clone, Debug)]
 struct Calls {
     routes: Routes,
     peer: Peer,
-    /// A call has come.
+    /// Whether a call has arrived.
     has_begun: Arc<AtomicBool>,
 }
 
-/// Who is refused tries again: a line for each would only fill the log.
+/// The shortest time between two log lines about closed connections. A refused client tries again:
+/// a line for each attempt would fill the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// With the timeout below, a dead sidecar is found within 15 seconds.
+/// Together with [`KEEPALIVE_TIMEOUT`], finds a dead sidecar within 15 seconds.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// A ping goes behind what is on its way to the sidecar, and to one that takes a snapshot that is as much as its window: on
-/// a slow link the answer comes late, while what is sent is read all the same.
+/// How long to wait for the answer to a ping. A ping waits behind all bytes on their way to the
+/// sidecar: during a snapshot, as many as the sidecar's window. On a slow link the answer is late,
+/// although the sidecar still reads.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A sidecar has one stream, an operator a few calls at once.
+/// The most streams of a connection: a sidecar has one, and an operator has a few calls at the same
+/// time.
 const MAX_STREAMS: u32 = 100;
-/// Headers of our own callers are a token and what gRPC adds.
+/// The most bytes of headers: our callers send a token and the fields that gRPC adds.
 const MAX_HEADERS: u32 = 16 << 10;
-/// Resets that a caller may cause before its connection is closed. Nobody cancels calls here in numbers.
+/// Resets that a caller may cause before its connection is closed. No caller of this port cancels
+/// many calls.
 const MAX_RESETS: usize = 100;
-/// What a stream may send ahead of what was read: the largest message of a sidecar.
+/// Bytes that a caller may send on a stream before they are read: the largest message of a sidecar.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// What all streams of a connection may.
+/// Bytes that a caller may send on all streams of a connection before they are read.
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// HTTP/2's least (RFC 9113, section 4.2), which fits almost all messages.
+/// The smallest limit that HTTP/2 allows (RFC 9113, section 4.2). Almost all messages fit into one
+/// frame.
 const MAX_FRAME: u32 = 16 << 10;
-/// What waits to be sent on a stream, beside the message that is being made: a revocation goes behind it.
+/// Bytes that may wait to be sent on a stream, in addition to the message that is being encoded.
+/// The limit is low because a revocation waits behind them.
 const MAX_SEND_BUFFER: usize = 16 << 10;
-/// What the system holds of a connection and has not sent, for the same reason. Enough that a fast link never waits for us.
+/// Bytes of a connection that the operating system holds and has not sent. The limit is low for the
+/// same reason, and high enough that a fast link never waits for this process.
 const MAX_UNSENT: u32 = 16 << 10;
 
 impl Port {
-    /// Binds; port 0 lets the system choose.
+    /// Binds the port. With port 0, the system chooses one.
     ///
     /// # Errors
     ///
@@ -96,12 +106,12 @@ impl Port {
         })
     }
 
-    /// The bound address.
+    /// Returns the bound address.
     pub(super) const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves `routes` until `stop`, and then the calls that are under way to their ends.
+    /// Serves `routes` until `stop`, and then completes the calls in progress.
     pub(super) async fn serve(
         self,
         tls: Option<TlsServer>,
@@ -159,7 +169,8 @@ impl Service<Request<Body>> for Calls {
     }
 }
 
-/// Serves one connection, until its end or that of its calls after `stop`.
+/// Serves one connection until it closes, or after `stop` until its calls are complete. Closes it
+/// when no call arrives within `first_call`.
 fn serve_on(
     stream: Incoming,
     routes: Routes,
@@ -239,7 +250,7 @@ mod tests {
         wire::testing::Torrent,
     };
 
-    /// Longer than anything here takes, so that only a hung test meets it.
+    /// Longer than every wait in these tests: only a hung test reaches it.
     const DEADLINE: Duration = Duration::from_mins(2);
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
@@ -280,10 +291,10 @@ mod tests {
         assert_eq!(answer.expect("an answer").into_inner().status, 1);
     }
 
-    /// Reads to the end of a connection.
+    /// Reads until the connection closes.
     async fn ends(mut socket: TcpStream) {
         let mut rest = Vec::new();
-        // A reset is an end too.
+        // A reset also closes it.
         let _ = tokio::time::timeout(DEADLINE, socket.read_to_end(&mut rest))
             .await
             .expect("it was closed");
@@ -306,7 +317,7 @@ mod tests {
         opened.write_all(PREFACE).await.expect("it is open");
         ends(silent).await;
         ends(opened).await;
-        // Its own first call lies further back than that of those.
+        // The client has been connected longer than the limit, but its first call was in time.
         ask(&mut client).await;
     }
 
@@ -324,7 +335,7 @@ mod tests {
         ends(refused).await;
         ask(&mut client).await;
         drop(client);
-        // As soon as the place is free.
+        // A connection is accepted as soon as the place is free.
         let again = async {
             let endpoint = Endpoint::from_shared(format!("http://{}", served.address));
             let endpoint = endpoint.expect("an address");
@@ -360,7 +371,8 @@ mod tests {
             .expect("without a panic");
     }
 
-    /// A way to a server that stops after so many bytes from it, and holds as few as it can.
+    /// Starts a relay to a server. It stops after `bytes` bytes from the server, and its receive
+    /// buffer is as small as possible.
     async fn stop_after(bytes: usize, server: SocketAddr) -> SocketAddr {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = TcpListener::bind(any).await.expect("a port is free");
@@ -407,7 +419,8 @@ mod tests {
 
         let waits = torrent.has_sent().await - CARRIED;
 
-        // What the other end's system holds, one piece of ours for it, and what was gathered for one write.
+        // The bytes that the other end's system holds, one piece that ours holds for it, and the
+        // bytes gathered for one write.
         assert!(waits <= 256 << 10, "{waits} bytes wait");
         served.stop.cancel();
     }

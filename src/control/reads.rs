@@ -1,6 +1,7 @@
-//! Reads of the store, and who waits for one.
+//! Reads of the store, and the requests that wait for them.
 //!
-//! What a sidecar is told to be current must have been read after it asked. Many ask at the same time, and share a read.
+//! A sidecar is current only as of a read that began after the sidecar asked. Many sidecars ask at
+//! the same time, and share a read.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,11 +10,11 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-/// The reads of a store, counted from 1 as they begin.
+/// The reads of a store, numbered from 1 in the order in which they begin.
 #[derive(Debug)]
 pub(crate) struct Reads {
     begun: AtomicU64,
-    /// The newest read that succeeded.
+    /// The number of the newest read that succeeded.
     done: watch::Sender<u64>,
     wanted: Notify,
 }
@@ -22,26 +23,26 @@ pub(crate) struct Reads {
 #[derive(Debug)]
 pub(crate) struct Read(u64);
 
-/// What was asked for: a read that had not begun by then.
+/// A request for a read that begins after the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadRequest {
-    /// The reads that had begun.
+    /// The number of reads that had begun before the request.
     begun: u64,
 }
 
-/// The pause between two reads that were asked for: it is what an answer waits at most, beside the read itself, and a read is
-/// one small query.
+/// The pause between two requested reads. An answer waits at most this long, in addition to the
+/// read itself. A read is one small query.
 pub(crate) const READ_PAUSE: Duration = Duration::from_millis(100);
-/// The pause after a read that failed.
+/// The pause after a failed read.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 impl Reads {
-    /// A read begins: nothing was read before this call.
+    /// Begins a read. The caller has read nothing for it before this call.
     pub(crate) fn begin(&self) -> Read {
         Read(self.begun.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
-    /// The read brought everything that the store had as it began.
+    /// Records that the read returned everything that the store held when the read began.
     pub(crate) fn succeeded(&self, Read(number): Read) {
         self.done.send_if_modified(|done| {
             let is_news = *done < number;
@@ -50,24 +51,25 @@ impl Reads {
         });
     }
 
-    /// Asks for a read that begins after this call.
+    /// Requests a read that begins after this call.
     pub(crate) fn ask(&self) -> ReadRequest {
         let begun = self.begun.load(Ordering::SeqCst);
         self.wanted.notify_one();
         ReadRequest { begun }
     }
 
-    /// Has those who ask wait for another read, since the one for them failed.
+    /// Requests another read after a failed one, for the requests that still wait.
     pub(super) fn ask_again(&self) {
         self.wanted.notify_one();
     }
 
-    /// Waits until somebody has asked for a read since this last returned.
+    /// Waits until a read has been requested since this last returned.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
     }
 
-    /// Wakes with each read that succeeded. To be asked whether a [`ReadRequest`] is served.
+    /// Returns a receiver that wakes with each read that succeeds. Its value shows whether a
+    /// [`ReadRequest`] is served.
     #[must_use]
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.done.subscribe()
@@ -75,7 +77,7 @@ impl Reads {
 }
 
 impl ReadRequest {
-    /// Whether it is served once the read with this number has succeeded.
+    /// Returns whether the request is served once the read with the number `done` has succeeded.
     #[must_use]
     pub(crate) const fn is_served_by(self, done: u64) -> bool {
         done > self.begun

@@ -1,4 +1,5 @@
-//! What a control plane does without being asked: follow the store, commit what time makes due, keep the fleet's book.
+//! The work of a control plane that no call starts: it follows the store, commits changes that are
+//! due, and writes the states of the sidecars to the store.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,23 +20,27 @@ pub(crate) struct Reconciler {
     fleet: Arc<Fleet>,
     usage: Arc<UsageBook>,
     pace: Arc<Pace>,
-    /// Counts its rounds.
+    /// The number of complete rounds.
     rounds: watch::Sender<u64>,
-    /// What was being staged when this process started, by processes that are gone.
+    /// The versions that were staged when this process started: the processes that staged them have
+    /// ended.
     left_behind: BTreeMap<KeyringName, Vec<VersionRef>>,
 }
 
-/// How often the store is read where no sidecar asks: a commit of another process is seen by then.
+/// The interval at which the store is read when no sidecar asks: after it, a commit of another
+/// process is visible.
 const EVERY: Duration = Duration::from_secs(1);
-/// Every so many rounds the fleet's book is written.
+/// The states of the sidecars are written once in this number of rounds.
 const BOOK_ROUNDS: u32 = 10;
-/// The most changes of one commit, so that what is due after a long stop does not hold a keyring up.
+/// The most changes of one commit: many changes that are due after a long stop do not block a
+/// keyring.
 const MAX_CHANGES: usize = 256;
-/// As the audit log names it.
+/// The actor in the audit log.
 const ACTOR: &str = "reconciler";
 
 impl Reconciler {
-    /// A reconciler of everything that a control plane owns, made before that control plane stages anything.
+    /// Creates a reconciler of everything that a control plane owns. To be created before that
+    /// control plane stages anything.
     #[must_use]
     pub(crate) fn new(
         catalog: Arc<Catalog>,
@@ -60,13 +65,15 @@ impl Reconciler {
         }
     }
 
-    /// Counts the rounds that are over, in each of which the store was read and what was due by then was committed.
+    /// Returns the number of complete rounds. In each of them the store was read, and the changes
+    /// due at that time were committed, at most 256 for each keyring. A commit that fails is
+    /// logged, and the next round tries again.
     #[must_use]
     pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
         self.rounds.subscribe()
     }
 
-    /// Runs until `shutdown`. A failure is logged and tried again in the next round.
+    /// Runs until `shutdown`. A failure is logged, and the next round tries again.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -92,11 +99,12 @@ impl Reconciler {
                 self.keep_book().await;
             }
         }
-        // Whoever starts next waits for the sidecars that were here last.
+        // The next process waits for the sidecars that this process served last.
         self.keep_book().await;
     }
 
-    /// Keyrings are read whether the tokens can be or not.
+    /// Reads the tokens and the keyrings. A failed read of the tokens does not prevent the read of
+    /// the keyrings.
     async fn follow(&self) -> Result<(), LogError> {
         let tokens = self.tokens.refresh().await;
         self.catalog.refresh().await?;

@@ -39,27 +39,26 @@ pub(crate) struct Rotations {
     stop: CancellationToken,
 }
 
-/// How a rotation is to go.
+/// The parameters of a rotation.
 #[derive(Clone, Debug)]
 pub(crate) struct RotationSpec {
-    /// Of which key.
     pub(crate) key_id: KeyId,
-    /// The id of the rotation; a new one when absent.
+    /// The id of the rotation. None: a new id.
     pub(crate) id: Option<RotationId>,
-    /// What becomes of the old version.
+    /// When the old version ends.
     pub(crate) old_ends: OldEnds,
-    /// How long the new version lives; as long as the one before was to live when absent.
+    /// The lifetime of the new version. None: the planned lifetime of the version before it.
     pub(crate) lifetime: Option<Lifetime>,
-    /// How long to wait for sidecars, and for which not.
+    /// How long to wait for sidecars, and which to pass by.
     pub(crate) patience: Patience,
-    /// Where the secret is delivered before the hand-over; none: the caller gets it.
+    /// The sink that receives the secret before the hand-over. None: the caller receives it.
     pub(crate) sink: Option<SinkName>,
-    /// The time by which the policy made it due. It is refused where that is not so any more: another control plane on the
-    /// same store may have been first. None: somebody asked for it.
+    /// The time at which the policy made the rotation due. It is refused when it is no longer due:
+    /// another control plane on the same store may have been first. None: a caller asked for it.
     pub(crate) due_at: Option<Timestamp>,
 }
 
-/// A version that is on its way to the sidecars. Its secret is nowhere else.
+/// A version on its way to the sidecars. Its secret exists nowhere else.
 #[derive(Debug)]
 struct Staged {
     served: Arc<ServedKeyring>,
@@ -71,23 +70,21 @@ struct Staged {
     at: BootTime,
 }
 
-/// How far a rotation is.
+/// The progress of a rotation.
 #[derive(Debug)]
 pub(crate) enum Progress {
-    /// The new version is on its way.
+    /// The new version is staged, and on its way to the sidecars.
     Staged {
-        /// The rotation.
         rotation: RotationId,
-        /// The new version.
         version: VersionNumber,
-        /// At which revision.
+        /// The revision that staged it.
         revision: Revision,
     },
-    /// How many sidecars have confirmed it.
+    /// How many sidecars have confirmed the new version.
     Waiting(Barrier),
 }
 
-/// A rotation that was handed over.
+/// A rotation after its hand-over.
 #[derive(Debug)]
 pub(crate) struct HandedOver {
     /// The new version's secret.
@@ -98,47 +95,49 @@ pub(crate) struct HandedOver {
     pub(crate) old: Option<OldVersion>,
     /// The revision of the hand-over.
     pub(crate) revision: Revision,
-    /// All sidecars, at the end of the wait.
+    /// The state of all sidecars at the end of the wait.
     pub(crate) barrier: Barrier,
-    /// From the staged commit to the last ack.
+    /// The time from the start of the commit that staged the version to the end of the wait.
     pub(crate) propagation: Duration,
 }
 
-/// A revocation that was committed.
+/// A committed revocation.
 #[derive(Debug)]
 pub(crate) struct Revoked {
-    /// The versions that were asked for; all of them are revoked now.
+    /// The requested versions; all of them are revoked now.
     pub(crate) versions: Vec<VersionNumber>,
     /// The revision of the revocation.
     pub(crate) revision: Revision,
-    /// Whether any of them was not revoked before.
+    /// Whether at least one of them was not revoked before.
     pub(crate) is_new: bool,
 }
 
-/// Why a rotation was not handed over, or a revocation not seen through.
+/// Why a rotation was not handed over, or why the wait for sidecars failed after a commit.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RotationError {
     /// A commit failed.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// Not every sidecar acked in time. A rotation was withdrawn and nothing handed out; a revocation stands.
+    /// Not every sidecar confirmed in time. A rotation was withdrawn and nothing was handed out; a
+    /// revocation stands.
     #[error("confirmed by {confirmed} of {total} sidecars after {waited}: {missing}", confirmed = barrier.confirmed, total = barrier.total, waited = written(whole_seconds(*waited)), missing = wait::missing(barrier))]
     TimedOut {
-        /// Who is missing.
+        /// The sidecars, with those that did not confirm.
         barrier: Barrier,
-        /// How long it was waited.
+        /// The length of the wait.
         waited: Duration,
     },
-    /// The caller went away before the hand-over; the version was withdrawn.
+    /// The caller disconnected before the hand-over. The version was withdrawn.
     #[error("the caller disconnected before the hand-over; the new version was withdrawn")]
     Abandoned,
-    /// Somebody gave the rotation up, or revoked its version.
+    /// The rotation was aborted, or its version was revoked.
     #[error("the rotation was aborted, or its version was revoked; nothing was handed out")]
     TakenBack,
-    /// The control plane stops. A rotation was withdrawn and nothing handed out; a revocation stands.
+    /// The control plane stops. Before its delivery, a rotation was withdrawn and nothing was
+    /// handed out; after that, its version stays staged. A revocation stands.
     #[error("the control plane is stopping and no longer waits for sidecars")]
     Stopping,
-    /// The store failed at the hand-over and may have it all the same.
+    /// The store failed at the hand-over, and may have committed it.
     #[error(
         "the store failed during the hand-over and may have committed it; when the store works again, `relatch key show {key_id}` shows whether it did",
         key_id = version.key_id
@@ -146,25 +145,26 @@ pub(crate) enum RotationError {
     Unsure {
         /// The version that was to be handed over.
         version: VersionRef,
-        /// How the store failed.
+        /// The last error of the store, or the refusal of a later attempt.
         source: CommitError,
     },
 }
 
-/// How often a hand-over is tried while the store fails, and the wait in between: a disk that is busy for longer than
-/// that is a matter for people.
+/// The most attempts at a hand-over while the store fails, and the wait between two of them. A disk
+/// that is busy for longer than that needs an operator.
 const HAND_OVER_TRIES: u32 = 5;
 const HAND_OVER_RETRY: Duration = Duration::from_secs(1);
-/// Beyond the caller's own timeout, until a staged version that nobody withdrew is withdrawn by itself.
+/// The time after the caller's own timeout at which the reconciler withdraws a staged version that
+/// no call withdrew.
 const WITHDRAW_SLACK: Duration = Duration::from_secs(30);
-/// A delivery that is under way for longer is in doubt: a use of the version is then taken for its success. Longer than
-/// any sink takes.
+/// A delivery in progress for longer than this is in doubt: from then on, a use of the version
+/// counts as its success. No sink takes this long.
 const DELIVERY_DOUBT: Duration = Duration::from_hours(1);
-/// The shortest and the longest wait before a delivery is tried again.
+/// The shortest and the longest wait before a delivery is retried.
 const DELIVERY_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 
 impl Rotations {
-    /// Rotates the catalog's keys and waits for the fleet until `stop`.
+    /// Creates the rotations of the catalog's keys, which wait for the fleet until `stop`.
     #[must_use]
     pub(crate) const fn new(
         catalog: Arc<Catalog>,
@@ -180,23 +180,25 @@ impl Rotations {
         }
     }
 
-    /// The sinks that a policy may name.
+    /// Returns the sinks that a policy may name.
     #[must_use]
     pub(crate) fn sinks(&self) -> &Sinks {
         &self.sinks
     }
 
-    /// Stages a version, waits until everything that may serve accepts it, delivers it where it is to be delivered, and hands it
-    /// over.
+    /// Stages a version, waits until every sidecar that may serve accepts it, delivers it if the
+    /// rotation has a sink, and hands it over.
     ///
-    /// When the receiver of `progress` is dropped before the hand-over, the wait times out or the control plane stops, the
-    /// version is withdrawn. Once a delivery has begun it is not: the secret may have arrived, and what becomes of the
-    /// version is left to the reconciler, which learns of its use, and to operators.
+    /// The version is withdrawn when the receiver of `progress` is dropped before the hand-over,
+    /// when the wait times out, or when the control plane stops. After a delivery has begun, the
+    /// version is not withdrawn: the secret may have arrived. The reconciler, which learns when the
+    /// version is used, and operators decide what happens to it.
     /// To be run in a task of its own: dropping the future leaves the withdrawal to the reconciler.
     ///
     /// # Errors
     ///
-    /// When the rotation was not handed over; nothing was handed out then, except where a delivery has begun.
+    /// When the rotation was not handed over: then nothing was handed out, except where a delivery
+    /// has begun. Also when the store may have committed the hand-over ([`RotationError::Unsure`]).
     pub(crate) async fn start_rotation(
         &self,
         actor: &str,
@@ -254,7 +256,7 @@ impl Rotations {
         };
         let propagation = self.catalog.clock().boot().saturating_since(staged.at);
         if progress.is_closed() {
-            // All sidecars were quicker than the news that the caller is gone.
+            // All sidecars confirmed before this task learned that the caller disconnected.
             self.withdraw(actor, &staged, &RotationError::Abandoned)
                 .await?;
             return Err(RotationError::Abandoned);
@@ -273,8 +275,8 @@ impl Rotations {
         })
     }
 
-    /// Commits the hand-over. A store that fails may have written it all the same, so that it is asked again before
-    /// anybody is told what became of it.
+    /// Commits the hand-over. A store that fails may have written the commit: it is asked again
+    /// before the caller receives a result.
     async fn hand_over(
         &self,
         actor: &str,
@@ -300,7 +302,8 @@ impl Rotations {
             let source = match committed {
                 Ok(committed) => return Ok((committed.value, committed.revision)),
                 Err(error @ CommitError::Refused(_)) if tries == 1 => return Err(error.into()),
-                // The version may have been handed over by the try that failed, and ended by somebody since.
+                // The failed attempt may have handed the version over, and another call may have
+                // revoked or replaced it since.
                 Err(source @ CommitError::Refused(_)) => {
                     let version = staged.version;
                     return Err(RotationError::Unsure { version, source });
@@ -327,7 +330,7 @@ impl Rotations {
         }
     }
 
-    /// Returns when a staged version is not pending any more.
+    /// Returns when a staged version is no longer pending.
     async fn taken_back(&self, staged: &Staged) {
         let mut changes = self.catalog.watch();
         loop {
@@ -394,8 +397,8 @@ impl Rotations {
         })
     }
 
-    /// Delivers a staged version's secret. What fails is tried again for as long as the version is staged, and the rotation
-    /// is held meanwhile: the secret is nowhere else.
+    /// Delivers the secret of a staged version. A failed delivery is retried for as long as the
+    /// version is staged. The rotation is held meanwhile: the secret exists nowhere else.
     async fn deliver(
         &self,
         actor: &str,
@@ -474,8 +477,9 @@ impl Rotations {
         delivered
     }
 
-    /// Withdraws the version that a rotation has staged, if it is staged still, by a call that is over. Returns whether it
-    /// was. One whose secret may be in a sink stays.
+    /// Withdraws the version that a call staged for `rotation`, if it is still staged. The call has
+    /// failed. Returns whether the version was withdrawn. A version whose secret may be in a sink
+    /// stays.
     ///
     /// # Errors
     ///
@@ -502,7 +506,8 @@ impl Rotations {
         Ok(committed.await?.value)
     }
 
-    /// Ends versions of a key at once. To ask again changes nothing, and tells a revision by which all are revoked.
+    /// Revokes versions of a key immediately. A repeated call changes nothing, and returns a
+    /// revision at which all of them are revoked.
     ///
     /// # Errors
     ///
@@ -552,7 +557,8 @@ impl Rotations {
 }
 
 impl RotationError {
-    /// Whether nothing was handed out, and nothing will be.
+    /// Returns whether nothing was handed out, and nothing will be. This holds only for a rotation
+    /// without a sink.
     #[must_use]
     pub(crate) const fn is_withdrawn(&self) -> bool {
         match self {
@@ -565,7 +571,8 @@ impl RotationError {
         }
     }
 
-    /// Adds to the span of what ended so how it ended, as `attribute`.
+    /// Sets `attribute` on the span of the failed operation, and marks the span as an error where
+    /// the store failed, the wait timed out or the hand-over is unsure.
     fn tell(&self, span: &OpenSpan, attribute: &'static str) {
         let outcome = match self {
             Self::Commit(CommitError::Refused(_)) => "refused",
@@ -585,14 +592,14 @@ impl RotationError {
     }
 }
 
-/// Whether a rotation has handed a version over.
+/// Returns whether a rotation has handed a version over, which is still active.
 fn is_handed_over(keyring: &Keyring, rotation: RotationId, version: VersionRef) -> bool {
     keyring.version(version).is_some_and(|(_, version)| {
         version.state.kind() == KeyState::Active && version.staged_by == Some(rotation)
     })
 }
 
-/// As people write durations.
+/// Rounds down to whole seconds, 1 at least: people read durations in this form.
 fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs().max(1))
 }

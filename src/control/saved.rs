@@ -1,8 +1,10 @@
-//! A keyring as it is saved, so that a start need not read its whole log: a head, and pages of consumers with their keys.
+//! The saved form of a keyring: a head, and pages of consumers with their keys. With it, a start
+//! does not read the whole log.
 //!
-//! The head is JSON. A page is a protobuf message, since most of what is saved are millions of keys: a key of one
-//! version takes about a hundred bytes. Pages are made one after the other from a keyring that stays as it is, and read
-//! one after the other, so that neither way holds the whole text in memory.
+//! The head is JSON. A page is a protobuf message, because most of the saved data is millions of
+//! keys: a key of one version takes about a hundred bytes. Pages are encoded one after the other
+//! from a keyring that does not change, and read one after the other: the whole data is never in
+//! memory at once.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,18 +16,19 @@ use crate::key::{
     PagedMap, PepperId, Scopes, Timestamp, VersionNumber, VersionState, Window, note::Told,
 };
 
-/// The format of what is saved. Others are passed over, and the log is read instead. 1 was the JSON of everything.
+/// The format of the saved data. Other formats are ignored, and the log is read instead. Format 1
+/// was JSON throughout.
 pub(crate) const FORMAT: u32 = 2;
 
 /// Saves a keyring page by page.
 #[derive(Debug)]
 pub(crate) struct Saver {
     keyring: Keyring,
-    /// Where the next page begins; none after the last one.
+    /// The start of the next page. None after the last page.
     next: Option<PageStart>,
 }
 
-/// Puts a saved keyring together again.
+/// Restores a saved keyring.
 #[derive(Debug)]
 pub(crate) struct Restorer {
     head: KeyringHead,
@@ -35,24 +38,25 @@ pub(crate) struct Restorer {
     sources: HashMap<String, AllowedSources>,
 }
 
-/// What is saved cannot be understood.
+/// The reasons why saved data cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SavedError {
-    /// A page is none.
+    /// A page is not a valid message.
     #[error("a page is damaged")]
     Page(#[from] prost::DecodeError),
-    /// A part is no JSON of its kind.
+    /// A part is not the expected JSON.
     #[error("a part is damaged")]
     Json(#[from] serde_json::Error),
-    /// A field cannot be what it has to be.
+    /// A field has an invalid value.
     #[error("a saved {0} is damaged")]
     Field(&'static str),
-    /// Keys do not fit each other.
+    /// The keys contradict each other.
     #[error("the saved keys contradict each other")]
     Keys,
 }
 
-/// The consumer with which a page begins, and the key with which it continues; without a key, it begins with its first.
+/// The consumer with which a page begins, and the key with which it continues. Without a key, the
+/// page begins with the first key of the consumer.
 #[derive(Clone, Debug)]
 struct PageStart {
     consumer: ConsumerId,
@@ -65,7 +69,8 @@ struct Page {
     consumers: Vec<SavedConsumer>,
 }
 
-/// A consumer with some of its keys. Where it has more than fit into a page, it goes on at the beginning of the next one.
+/// A consumer with some of its keys. A consumer with more keys than fit into a page continues at
+/// the beginning of the next one.
 #[derive(Clone, PartialEq, Message)]
 struct SavedConsumer {
     #[prost(string, tag = "1")]
@@ -89,10 +94,10 @@ struct SavedKey {
     /// Separated by spaces.
     #[prost(string, tag = "4")]
     scopes: String,
-    /// The same.
+    /// Separated by spaces.
     #[prost(string, tag = "5")]
     allowed_sources: String,
-    /// As JSON; empty for nothing.
+    /// JSON; empty when the key has no overrides.
     #[prost(string, tag = "6")]
     overrides: String,
     #[prost(message, repeated, tag = "7")]
@@ -119,7 +124,7 @@ struct SavedVersion {
     state: i32,
     #[prost(int64, tag = "9")]
     since: i64,
-    /// Of a pending version when it is withdrawn, of a retiring one its deadline.
+    /// The time at which a pending version is withdrawn, or the deadline of a retiring version.
     #[prost(int64, tag = "10")]
     until: i64,
     #[prost(uint32, tag = "11")]
@@ -128,7 +133,7 @@ struct SavedVersion {
     reason: String,
     #[prost(string, optional, tag = "13")]
     sink: Option<String>,
-    /// As JSON; empty for nothing.
+    /// JSON; empty when no fact was reported.
     #[prost(string, tag = "14")]
     told: String,
     #[prost(string, optional, tag = "15")]
@@ -146,14 +151,14 @@ enum SavedState {
     Revoked = 5,
 }
 
-/// So many keys go into a page at most: about a mebibyte, which is written within milliseconds, so that commits wait no
-/// longer for a page than for each other.
+/// The most keys of a page: about 1 MiB. It is written within milliseconds, so that a commit waits
+/// no longer for a page than for another commit.
 const PAGE_KEYS: usize = 8_192;
-/// Consumers without keys fill a page too.
+/// The most consumers of a page: consumers without keys fill it too.
 const PAGE_CONSUMERS: usize = 8_192;
 
 impl Saver {
-    /// Saves `keyring` as it is now.
+    /// Creates a saver of `keyring` as it is now.
     #[must_use]
     pub(crate) fn new(keyring: Keyring) -> Self {
         let first = keyring.consumers().keys().next().cloned();
@@ -205,7 +210,7 @@ impl Iterator for Saver {
         let mut page = Page::default();
         let mut room = PAGE_KEYS;
         let mut rest = self.keyring.consumers().range_from(&place.consumer);
-        // The one where the page begins.
+        // Skip the consumer with which the page begins.
         rest.next();
         loop {
             let (saved, goes_on) = self.consumer(&place, room);
@@ -228,11 +233,11 @@ impl Iterator for Saver {
 }
 
 impl Restorer {
-    /// Begins with a head.
+    /// Creates a restorer from a head.
     ///
     /// # Errors
     ///
-    /// When it is none.
+    /// When the head is invalid.
     pub(crate) fn new(head: &[u8]) -> Result<Self, SavedError> {
         Ok(Self {
             head: serde_json::from_slice(head)?,
@@ -243,11 +248,12 @@ impl Restorer {
         })
     }
 
-    /// Takes the next page.
+    /// Adds the next page.
     ///
     /// # Errors
     ///
-    /// When it is none, or does not follow the former one.
+    /// When the page or one of its fields is invalid. Pages that do not belong together are an
+    /// error of [`Self::finish`].
     pub(crate) fn page(&mut self, page: &[u8]) -> Result<(), SavedError> {
         for saved in Page::decode(page)?.consumers {
             let goes_on = self.consumers.last().map(|(id, _)| id.as_str()) == Some(&saved.id);
@@ -272,11 +278,11 @@ impl Restorer {
         Ok(())
     }
 
-    /// The keyring.
+    /// Returns the keyring.
     ///
     /// # Errors
     ///
-    /// When its keys do not fit each other.
+    /// When its keys contradict each other.
     pub(crate) fn finish(self) -> Result<Keyring, SavedError> {
         let consumers = self.consumers.into_iter();
         let consumers = consumers.map(|(id, consumer)| (id, Arc::new(consumer)));
@@ -490,7 +496,7 @@ mod tests {
         }
     }
 
-    /// A keyring with so many consumers of so many keys each.
+    /// Creates a keyring with the given number of consumers, each with the given number of keys.
     fn keyring(consumers: usize, keys: usize) -> Keyring {
         let now = Timestamp::from_millis(1_000);
         let name = testing::keyring_name();

@@ -1,4 +1,5 @@
-//! Rotations that nobody has to start: what a policy makes due is staged, delivered to its sink and handed over.
+//! Scheduled rotations: a rotation that a policy makes due is staged, delivered to its sink and
+//! handed over.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,38 +32,40 @@ pub(crate) struct Schedule {
     rotations: Rotations,
     pace: Arc<Pace>,
     tasks: TaskTracker,
-    /// The keys whose rotation is under way here, or has failed lately.
+    /// The keys whose rotation is in progress in this process, or has failed recently.
     attempts: Arc<Mutex<HashMap<KeyId, Attempt>>>,
-    /// Those of each sink apart: one that takes nothing holds up no rotation of another.
+    /// The places of each sink: a sink that accepts nothing delays no rotation of another sink.
     places: Arc<Mutex<HashMap<SinkName, Arc<Semaphore>>>>,
 }
 
-/// What this process knows of the scheduled rotation of a key.
+/// The scheduled rotation of a key in this process.
 #[derive(Clone, Copy, Debug, Default)]
 struct Attempt {
     is_running: bool,
-    /// In a row.
+    /// The number of failures in a row.
     failures: u32,
     retry_at: BootTime,
 }
 
-/// Marks a key as being rotated until it is dropped, also by a panic.
+/// Marks a key as being rotated until it is dropped, including by a panic.
 struct Running<'a> {
     schedule: &'a Schedule,
     key_id: KeyId,
 }
 
-/// How often it is looked what is due.
+/// The interval at which due rotations are looked for.
 const EVERY: Duration = Duration::from_secs(1);
-/// Rotations of a sink that are under way at once: each waits for sidecars and the sink most of the time.
+/// The most rotations of a sink at the same time. Each waits for sidecars and the sink most of the
+/// time.
 const MAX_RUNNING: usize = 16;
-/// The wait after a rotation that failed, doubled with every further failure, up to the second.
+/// The first and the longest wait after a failed rotation. Each further failure in a row doubles
+/// the wait.
 const RETRY: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
-/// As the audit log names it.
+/// The actor in the audit log.
 const ACTOR: &str = "schedule";
 
 impl Schedule {
-    /// A schedule for the catalog's keys, whose rotations run as `tasks`.
+    /// Creates a schedule for the keys of the catalog, whose rotations run as `tasks`.
     #[must_use]
     pub(crate) fn new(
         catalog: Arc<Catalog>,
@@ -80,7 +83,7 @@ impl Schedule {
         }
     }
 
-    /// Runs until `shutdown`.
+    /// Starts due rotations until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -102,12 +105,12 @@ impl Schedule {
                 self.start(&served, key_id, now);
             }
         }
-        // What is not due any more has begun anew when it is due again.
+        // A key that is no longer due starts without failures when it is due again.
         self.lock()
             .retain(|key_id, attempt| attempt.is_running || all_due.contains(key_id));
     }
 
-    /// Starts a rotation, unless it is to wait.
+    /// Starts a rotation, unless the key has to wait or its sink has no free place.
     fn start(&self, served: &Arc<ServedKeyring>, key_id: KeyId, now: Timestamp) {
         if !self.may_start(key_id) {
             return;
@@ -132,7 +135,7 @@ impl Schedule {
     }
 
     async fn rotate(&self, served: &ServedKeyring, spec: &RotationSpec) {
-        // Nobody looks on; the receiver lives as long as the rotation.
+        // No caller reads the progress; the receiver lives as long as the rotation.
         let (progress, mut unread) = mpsc::channel(1);
         let rotate = self.rotations.start_rotation(ACTOR, spec, &progress);
         tokio::pin!(rotate);
@@ -178,7 +181,7 @@ impl Schedule {
         }
     }
 
-    /// Whether the rotation is to be started still.
+    /// Returns whether the rotation is still due.
     fn is_due(&self, served: &ServedKeyring, spec: &RotationSpec) -> bool {
         let state = served.journal().state();
         let key = state.keyring.key(spec.key_id);
@@ -231,7 +234,8 @@ impl Drop for Running<'_> {
     }
 }
 
-/// How a key is rotated by schedule, and where its secret goes; none when its policy has changed meanwhile.
+/// Returns the parameters of a scheduled rotation and its sink. None when the key's policy has
+/// changed and names no sink.
 fn spec(served: &ServedKeyring, key_id: KeyId, now: Timestamp) -> Option<(RotationSpec, SinkName)> {
     let state = served.journal().state();
     let key = state.keyring.key(key_id).ok()?;

@@ -1,4 +1,4 @@
-//! The file that holds a control plane's master pepper, and the directory that it lies in.
+//! The file of a control plane's master pepper, and its directory.
 
 use std::{
     fs, io,
@@ -15,29 +15,29 @@ use crate::{
     secret_file,
 };
 
-/// A file of secrets cannot be used.
+/// The reasons why a pepper file or its directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
-    /// It is not there.
+    /// The file does not exist.
     #[error("there is no pepper file {}: restore it from its copy; without it no key of the store can be verified", path.display())]
     Missing {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// It cannot be read or written.
+    /// The file or the directory cannot be read, written or created.
     #[error("cannot {what} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation that failed, such as `read`.
         what: &'static str,
-        /// Which file.
+        /// The path of the file or the directory.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operation.
         source: io::Error,
     },
-    /// It is not what it should be. What it holds is not told.
+    /// The file is not a pepper file. The error does not repeat its content.
     #[error("{} is not a pepper file: it must be the one that `relatch control init` created, or a copy of it", path.display())]
     Malformed {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// The operating system's random source failed.
@@ -54,14 +54,15 @@ struct PepperFile {
     secret: String,
 }
 
-/// The first pepper of a control plane.
+/// The id of the first pepper of a control plane.
 const FIRST_PEPPER: PepperId = PepperId::new(1);
 
-/// Makes a directory that only its owner can enter, with those above it; one that exists is left as it is.
+/// Creates a directory that only its owner can enter, and its missing parents. An existing
+/// directory stays as it is.
 ///
 /// # Errors
 ///
-/// When that is not possible.
+/// When the directory cannot be created.
 pub(crate) fn ensure_directory(path: &Path) -> Result<(), SecretFileError> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -70,11 +71,11 @@ pub(crate) fn ensure_directory(path: &Path) -> Result<(), SecretFileError> {
         .map_err(io_error("create the directory", path))
 }
 
-/// Reads the master pepper.
+/// Reads the master pepper from its file.
 ///
 /// # Errors
 ///
-/// When the file is missing, unreadable, or something else.
+/// When the file is missing, cannot be read, or is not a pepper file.
 pub fn read_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
     let text = secret_file::read(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => SecretFileError::Missing {
@@ -87,12 +88,12 @@ pub fn read_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
     })
 }
 
-/// Creates a master pepper in a new file. When this returns, the file outlives a loss of power; a file that could not be
-/// written is deleted.
+/// Creates a master pepper in a new file. When this returns, the file survives a power loss. A file
+/// that could not be written completely is deleted.
 ///
 /// # Errors
 ///
-/// When there is such a file, or it cannot be written.
+/// When the file exists already or cannot be written, or the random source fails.
 pub(crate) fn create_pepper(path: &Path) -> Result<MasterPepper, SecretFileError> {
     let pepper = MasterPepper::generate(FIRST_PEPPER)?;
     let mut content = PepperFile {
@@ -105,7 +106,7 @@ pub(crate) fn create_pepper(path: &Path) -> Result<MasterPepper, SecretFileError
     let written = secret_file::write_new(path, &json).and_then(|()| draft::sync_directory_of(path));
     if let Err(error) = written {
         if error.kind() != io::ErrorKind::AlreadyExists {
-            // It was never there, or is not whole.
+            // The file does not exist, or is incomplete.
             drop(fs::remove_file(path));
         }
         return Err(io_error("create", path)(error));

@@ -20,7 +20,7 @@ use crate::{
     wire::item,
 };
 
-/// A keyring, its journal and what its sidecars are told.
+/// A keyring, its journal and the feed of its sidecars.
 #[derive(Debug)]
 pub struct ServedKeyring {
     name: KeyringName,
@@ -28,13 +28,15 @@ pub struct ServedKeyring {
     journal: Journal<FedKeyring>,
     /// The newest encoded snapshot, shared by the streams that need one.
     snapshot: Mutex<Cached>,
-    /// Rings for the streams that follow it.
+    /// Rings for the streams that follow the keyring.
     ringer: Arc<Ringer>,
-    /// When it was last read from the store, in milliseconds of the boot clock; 0 when it never was.
+    /// The start of the last successful read from the store, in milliseconds of the boot clock; 0
+    /// before the first one.
     read_at: AtomicU64,
-    /// Whether the last read of it succeeded.
+    /// Whether the last read from the store succeeded.
     is_current: AtomicBool,
-    /// How many items an operator confirmed for a snapshot that shrinks; 0 for none.
+    /// The number of items that an operator confirmed for a snapshot that shrinks the keyring; 0
+    /// for none.
     confirmed_items: AtomicU64,
 }
 
@@ -42,40 +44,40 @@ pub struct ServedKeyring {
 #[derive(Debug, Default)]
 struct Cached {
     snapshot: Option<Arc<EncodedSnapshot>>,
-    /// How many times more the keeper looks and leaves it.
+    /// The number of rounds for which the keeper still leaves the snapshot in place.
     rounds: u32,
 }
 
-/// A stream may take a snapshot that is so many revisions old at most, and the deltas behind it. Otherwise a keyring that
-/// changes while a thousand sidecars come back would be encoded anew for each of them.
+/// The most revisions by which a snapshot for a stream may be behind; the deltas follow it. Without
+/// this tolerance, a keyring that changes while a thousand sidecars reconnect would be encoded anew
+/// for each of them.
 const MAX_SNAPSHOT_LAG: u64 = 1_024;
 
-/// So many rounds of the keeper, a second each, a snapshot is kept whose stream broke before its end. The sidecar is back
-/// within its longest backoff of 30 s and the 15 s that opening a stream may take.
+/// Rounds of the keeper, one a second, for which a snapshot is kept after its stream broke. The
+/// sidecar reconnects within its longest backoff of 30 s and the 15 s that opening a stream may
+/// take.
 const RESUME_ROUNDS: u32 = 60;
 
 /// A keyring and its feed, which change together.
 #[derive(Clone, Debug)]
 pub struct FedKeyring {
-    /// The keyring.
     pub(crate) keyring: Keyring,
-    /// What its sidecars are to be told.
     pub(crate) feed: Feed,
 }
 
-/// What a keyring holds under a digest, as its sidecars are told of it.
+/// The versions that a keyring holds under a digest, as its sidecars receive them.
 #[derive(Clone, Debug)]
 pub(crate) struct LookedUp {
-    /// At which the rest is true: all of it is of one moment.
+    /// The revision at which the rest is true: all of it is of one moment.
     pub(crate) revision: Revision,
-    /// The version, whatever its state; none where the keyring holds no such one.
+    /// The version with the digest, in any state. None when the keyring does not hold it.
     pub(crate) item: Option<discovery::Item>,
     /// The other versions of the same key that are accepted within their windows.
     pub(crate) siblings: Vec<discovery::Item>,
 }
 
 impl ServedKeyring {
-    /// Serves what a journal holds, whose witness is `ringer`.
+    /// Serves the keyring of a journal whose witness is `ringer`.
     #[must_use]
     pub(crate) fn new(journal: Journal<FedKeyring>, ringer: Arc<Ringer>, pepper: Pepper) -> Self {
         let name = journal.state().keyring.name().clone();
@@ -91,37 +93,36 @@ impl ServedKeyring {
         }
     }
 
-    /// The keyring's name.
     #[must_use]
     pub(crate) const fn name(&self) -> &KeyringName {
         &self.name
     }
 
-    /// The history of its revisions.
+    /// Returns the epoch of its revisions.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.journal.epoch()
     }
 
-    /// The pepper of its keys.
+    /// Returns the pepper under which digests of its keys are computed.
     #[must_use]
     pub const fn pepper(&self) -> &Pepper {
         &self.pepper
     }
 
-    /// Its log.
+    /// Returns the journal of its changes.
     #[must_use]
     pub const fn journal(&self) -> &Journal<FedKeyring> {
         &self.journal
     }
 
-    /// The revision of its last change.
+    /// Returns the revision of its last change.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.journal.state().keyring.revision()
     }
 
-    /// What sidecars need to judge its keys.
+    /// Returns the settings that sidecars need to check its keys.
     #[must_use]
     pub(crate) fn settings(&self) -> discovery::KeyringSettings {
         let state = self.journal.state();
@@ -138,44 +139,47 @@ impl ServedKeyring {
         }
     }
 
-    /// The key version with `digest`, as its sidecars are told of it now.
+    /// Returns the key version with `digest`, as its sidecars receive it now.
     #[must_use]
     pub(crate) fn lookup(&self, digest: &KeyDigest) -> LookedUp {
         self.journal.state().lookup(digest)
     }
 
-    /// What is rung when the keyring has changed.
+    /// Returns the bells that ring when the keyring has changed.
     #[must_use]
     pub(crate) fn bells(&self) -> &Bells {
         self.ringer.bells()
     }
 
-    /// Since when its state is that of the store at least: the begin of the last read that succeeded.
+    /// Returns the start of the last successful read: the state is at least that of the store at
+    /// this time.
     #[cfg(test)]
     #[must_use]
     pub(crate) fn read_at(&self) -> BootTime {
         BootTime::from_millis(self.read_at.load(Ordering::Acquire))
     }
 
-    /// Whether the last read of it succeeded. Where it did not, nobody may be told that what they hold is fresh.
+    /// Returns whether the last read succeeded. If it failed, no sidecar may receive a confirmation
+    /// that its state is fresh.
     #[must_use]
     pub(crate) fn is_current(&self) -> bool {
         self.is_current.load(Ordering::Acquire)
     }
 
-    /// A read that began at `began` has succeeded: the state is the store's.
+    /// Records that a read that began at `began` succeeded: the state is that of the store.
     pub(super) fn was_read(&self, began: BootTime) {
         self.read_at.fetch_max(began.as_millis(), Ordering::AcqRel);
         self.is_current.store(true, Ordering::Release);
     }
 
-    /// A read has failed.
+    /// Records that a read failed.
     pub(super) fn was_not_read(&self) {
         self.is_current.store(false, Ordering::Release);
     }
 
-    /// The whole keyring, encoded anew only when there is no snapshot at `least` or later from which the feed leads on.
-    /// Takes time in proportion to its size then, for which no change waits.
+    /// Returns a snapshot of the whole keyring at `least` or later. Encodes a new one only when
+    /// there is none from which the feed leads on. The encoding takes time in proportion to the
+    /// size of the keyring, and no change waits for it.
     #[must_use]
     pub(crate) fn snapshot(&self, least: Revision) -> Arc<EncodedSnapshot> {
         let mut cached = self.cached();
@@ -194,8 +198,9 @@ impl ServedKeyring {
         snapshot
     }
 
-    /// The snapshot that has `id`, where it is kept still, is at `least` or later, and the feed leads on from it. It does not
-    /// wait for one that is being encoded, which takes the place of the one that is kept.
+    /// Returns the snapshot with `id` if it is still kept, is at `least` or later, and the feed
+    /// leads on from it. Does not wait for an encoding in progress, whose snapshot replaces the one
+    /// that is kept.
     #[must_use]
     pub(crate) fn resumed_snapshot(
         &self,
@@ -213,10 +218,10 @@ impl ServedKeyring {
         Some(Arc::clone(snapshot))
     }
 
-    /// Keeps the snapshot that has `id` for a minute: the stream that brought it ended before it did, and the next one may go
-    /// on from there.
+    /// Keeps the snapshot with `id` for a minute: the stream that sent it ended early, and the next
+    /// one may resume it.
     pub(crate) fn keep_snapshot(&self, id: u64) {
-        // Who encodes one now replaces it.
+        // A caller that is encoding a snapshot replaces this one.
         if let Ok(mut cached) = self.snapshot.try_lock()
             && cached.snapshot.as_ref().is_some_and(|kept| kept.id == id)
         {
@@ -224,10 +229,10 @@ impl ServedKeyring {
         }
     }
 
-    /// Drops the snapshot unless a stream brings it, or somebody has asked for it since the last time: it takes as much memory
-    /// as its keys.
+    /// Drops the snapshot unless a stream sends it, or a caller has asked for it since the last
+    /// time: it takes as much memory as its keys.
     pub(crate) fn drop_idle_snapshot(&self) {
-        // Who encodes one now wants it.
+        // A caller that is encoding a snapshot needs it.
         if let Ok(mut cached) = self.snapshot.try_lock() {
             let is_sent = |snapshot| Arc::strong_count(snapshot) > 1;
             if cached.snapshot.as_ref().is_some_and(is_sent) {
@@ -240,7 +245,8 @@ impl ServedKeyring {
         }
     }
 
-    /// Notes that an operator wants snapshots of this many items to be taken even where they shrink a keyring.
+    /// Records that an operator wants sidecars to accept snapshots of this number of items, even if
+    /// they shrink the keyring.
     pub(crate) fn confirm_items(&self, items: u64) {
         self.confirmed_items.store(items, Ordering::Relaxed);
         self.cached().snapshot = None;
@@ -252,7 +258,8 @@ impl ServedKeyring {
 }
 
 impl FedKeyring {
-    /// Whether who holds `revision` can go on by a few deltas.
+    /// Returns whether a holder of `revision` can continue with deltas, over at most
+    /// [`MAX_SNAPSHOT_LAG`] revisions.
     fn leads_on_from(&self, revision: Revision) -> bool {
         let newest = self.keyring.revision();
         revision == newest
@@ -260,7 +267,8 @@ impl FedKeyring {
                 && self.feed.step_after(revision).is_some())
     }
 
-    /// What it holds under a digest. The cost grows with the logarithm of the keyring's size.
+    /// Returns the version with a digest, and its siblings. The cost grows with the logarithm of
+    /// the keyring's size.
     #[must_use]
     pub(crate) fn lookup(&self, digest: &KeyDigest) -> LookedUp {
         let keyring = &self.keyring;
@@ -274,7 +282,7 @@ impl FedKeyring {
         }
     }
 
-    /// Serves a keyring as it is. Takes time in proportion to its size.
+    /// Creates the feed of a keyring as it is now. Takes time in proportion to the keyring's size.
     #[must_use]
     pub(crate) fn from_keyring(epoch: Epoch, keyring: Keyring) -> Self {
         Self {
@@ -284,7 +292,8 @@ impl FedKeyring {
     }
 }
 
-/// A number for an encoding that no other one has. Zero where the random source fails: such a snapshot is not resumed.
+/// Returns a random number that identifies an encoding. It is 0 when the random source fails: such
+/// a snapshot is not resumed.
 #[expect(
     clippy::disallowed_methods,
     reason = "it only tells encodings apart; tests pass their own to `Feed::snapshot`"
@@ -293,7 +302,7 @@ fn snapshot_id() -> u64 {
     getrandom::u64().unwrap_or(0)
 }
 
-/// A keyring that nobody follows yet.
+/// A keyring without a feed.
 impl LogState for Keyring {
     type Change = Change;
 

@@ -15,7 +15,7 @@ use crate::{
     store::{SqliteOptions, SqliteStore, Store},
 };
 
-/// Longer than anything here takes, so that only a hung test meets it.
+/// Longer than every wait in these tests: only a hung test reaches it.
 const SOON: Duration = Duration::from_mins(1);
 
 /// A store with one key, whose second version is staged.

@@ -1,4 +1,4 @@
-//! When rotations start by themselves, and what becomes of those that fail.
+//! When scheduled rotations start, and what happens after a failure.
 
 use std::{
     fs,
@@ -27,11 +27,11 @@ use crate::{
 
 const DAY: Duration = Duration::from_hours(24);
 const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
-/// Longer than anything here takes, so that only a hung test meets it.
+/// Longer than every wait in these tests: only a hung test reaches it.
 const SOON: Duration = Duration::from_mins(2);
 
-/// A store with one keyring, on a clock of its own. Secrets go to `files`, or to `hook`, which takes nothing before
-/// [`World::mend`].
+/// A store with one keyring, on a clock of its own. Secrets go to `files`, or to `hook`, which
+/// accepts nothing before [`World::mend`].
 struct World {
     directory: TempDir,
     clock: Clock,
@@ -129,7 +129,7 @@ impl Plane {
         .await;
     }
 
-    /// Makes a key that is rotated every day.
+    /// Creates a key that is rotated every day.
     async fn make_key(&self, sink: &str) -> KeyId {
         let key_id = KeyId::generate().expect("the random source works");
         let secret = testing::secret(key_id);
@@ -179,7 +179,7 @@ impl Plane {
         self.schedule.tasks.len()
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until no rotation is in progress.
     async fn settled(&self) {
         self.schedule.tasks.close();
         let settled = tokio::time::timeout(SOON, self.schedule.tasks.wait()).await;
