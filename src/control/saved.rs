@@ -133,7 +133,7 @@ struct SavedVersion {
     reason: String,
     #[prost(string, optional, tag = "13")]
     sink: Option<String>,
-    /// JSON; empty when no fact was reported.
+    /// JSON of what was announced about the version; empty for nothing.
     #[prost(string, tag = "14")]
     told: String,
     #[prost(string, optional, tag = "15")]

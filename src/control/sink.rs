@@ -1,8 +1,8 @@
-//! Sinks: where the secret of a scheduled rotation is delivered before the hand-over.
+//! Sinks: the places to which the secret of a scheduled rotation is delivered before the hand-over.
 //!
-//! [`file`] writes it to a directory, [`exec`] hands it to a program, [`vault`] puts it into a KV version 2 mount. A
-//! delivery that failed may have arrived all the same: a time-out tells nothing of the other side. To deliver the same
-//! version again is harmless everywhere.
+//! [`file`] writes it to a directory, [`exec`] passes it to a program, [`vault`] writes it to a KV
+//! version 2 mount. A delivery that failed may still have arrived: a timeout says nothing about the
+//! other side. Repeated delivery of the same version is harmless in every sink.
 
 pub(crate) mod exec;
 pub(crate) mod file;
@@ -33,12 +33,12 @@ pub struct Sink {
     kind: Kind,
 }
 
-/// A secret on its way, with what it is.
+/// A secret to deliver, with the facts about it.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivery<'a> {
     /// The keyring of the key.
     pub keyring: &'a KeyringName,
-    /// Whose key it is.
+    /// The consumer that owns the key.
     pub consumer: &'a ConsumerId,
     /// The key and the new version.
     pub version: VersionRef,
@@ -50,10 +50,11 @@ pub struct Delivery<'a> {
     pub secret: &'a Secret,
 }
 
-/// Why a secret was not delivered, or not known to be. Says what to do, and nothing secret.
+/// Why a secret was not delivered, or is not known to be. The message states what to do, and
+/// contains no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// A policy names a sink that the file does not have.
+    /// A policy names a sink that the file does not declare.
     #[error(
         "there is no sink {0}: declare it under `sinks` in the control plane's file, or name another one in the policy"
     )]
@@ -61,25 +62,25 @@ pub enum SinkError {
     /// The files could not be written.
     #[error("sink {sink}: {error}")]
     File {
-        /// Which one.
+        /// The name of the sink.
         sink: SinkName,
-        /// Why not.
+        /// Why the files could not be written.
         error: FileError,
     },
-    /// The program did not take it.
+    /// The program did not accept the secret.
     #[error("sink {sink}: {error}")]
     Exec {
-        /// Which one.
+        /// The name of the sink.
         sink: SinkName,
-        /// Why not.
+        /// Why the program failed.
         error: ExecError,
     },
-    /// The Vault did not take it.
+    /// The Vault did not accept the secret.
     #[error("sink {sink}: {error}")]
     Vault {
-        /// Which one.
+        /// The name of the sink.
         sink: SinkName,
-        /// Why not.
+        /// Why the Vault did not accept it.
         error: VaultError,
     },
 }
@@ -92,7 +93,7 @@ enum Kind {
 }
 
 impl SinkError {
-    /// In what kind of sink it failed: the same for all texts of programs and Vaults.
+    /// Returns the kind of the failed sink. It is the same for all texts of programs and Vaults.
     #[must_use]
     pub(crate) const fn kind(&self) -> &'static str {
         match self {
@@ -105,7 +106,7 @@ impl SinkError {
 }
 
 impl Sinks {
-    /// The sinks of the control plane's file. Nothing is delivered or tried.
+    /// Creates the sinks of the control plane's file. Nothing is delivered or tried.
     ///
     /// # Errors
     ///
@@ -118,18 +119,18 @@ impl Sinks {
             .map(Self)
     }
 
-    /// The sink `name`.
+    /// Returns the sink `name`.
     ///
     /// # Errors
     ///
-    /// When the file does not have it.
+    /// When the file does not declare it.
     pub fn get(&self, name: &SinkName) -> Result<&Sink, SinkError> {
         self.0
             .get(name)
             .ok_or_else(|| SinkError::Unknown(name.clone()))
     }
 
-    /// The names in order.
+    /// Returns the names in order.
     pub(crate) fn names(&self) -> impl Iterator<Item = &SinkName> {
         self.0.keys()
     }
@@ -149,13 +150,14 @@ impl Sink {
         Ok(Self { name, kind })
     }
 
-    /// Delivers a secret. Returns when it is where it should be, durably.
+    /// Delivers a secret. When this returns, the secret is durable at its destination.
     ///
-    /// When the future is dropped, a program that was started is killed; files are written to their end.
+    /// When the future is dropped, a program that was started is killed; files are still written
+    /// completely.
     ///
     /// # Errors
     ///
-    /// When it was not delivered, or is not known to be.
+    /// When the secret was not delivered, or is not known to be.
     pub async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), SinkError> {
         let sink = || self.name.clone();
         match &self.kind {

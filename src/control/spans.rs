@@ -1,11 +1,13 @@
-//! The spans of a control plane: admin calls, and what they or time bring about.
+//! The spans of a control plane: admin calls, and the work that calls or due times cause.
 //!
-//! A span belongs to the one that is current where it begins: a commit to the call that made it, a wait for sidecars to
-//! its rotation. Calls are few, so that each has a span, whatever its caller samples. What time brings about has a span
-//! only where something was committed. Nobody waits for a collector: a span that ends goes into the queue of
-//! [`crate::telemetry::export`], and is dropped and counted when that is full.
+//! The parent of a span is the span that is current when it begins: for a commit, the call that
+//! made it; for a wait for sidecars, its rotation. Calls are few: each has a span, whatever its
+//! caller samples. Work at due times has a span only when it commits something. No work waits for a
+//! collector: a span that ends goes into the queue of [`crate::telemetry::export`], and is dropped
+//! and counted when the queue is full.
 //!
-//! Reasons, messages of errors and names of tokens are texts of people and of other programs, and therefore in no span.
+//! Reasons, error messages and token names are texts of people and of other programs: no span
+//! contains them.
 
 use std::{
     collections::BTreeSet,
@@ -28,11 +30,11 @@ use crate::{
     trace::TraceParent,
 };
 
-/// Makes spans, or nothing where there is no collector; cheap to clone.
+/// Creates spans, or nothing without a collector. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ControlTracer(Option<SdkTracer>);
 
-/// A span that is under way; it ends when this is dropped. Nothing where no spans are made.
+/// A span in progress; it ends when this is dropped. Empty when no spans are created.
 #[derive(Debug)]
 #[must_use = "the span ends when this is dropped"]
 pub(crate) struct OpenSpan(Option<Context>);
@@ -42,7 +44,7 @@ pub(crate) struct OpenSpan(Option<Context>);
 #[must_use = "the round ends when this is dropped"]
 pub(crate) struct Round(Option<Arc<LazySpan>>);
 
-/// What a commit was to change.
+/// The planned changes of a commit.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     kinds: BTreeSet<&'static str>,
@@ -50,20 +52,19 @@ pub(crate) struct Changes {
     rotations: BTreeSet<RotationId>,
 }
 
-/// A commit that is over.
+/// A finished commit.
 #[derive(Debug)]
 pub(crate) struct CommitEvent<'a> {
-    /// When it began.
+    /// When the commit began.
     pub(crate) started: SystemTime,
-    /// Who made it, as the audit log names them.
+    /// The actor, as the audit log names it.
     pub(crate) actor: &'a str,
-    /// Of which keyring; none: of the control plane itself.
+    /// The keyring. None: the commit is in the log of the control plane itself.
     pub(crate) keyring: Option<&'a KeyringName>,
-    /// What was planned last.
+    /// The changes that were planned last.
     pub(crate) changes: &'a Changes,
-    /// What became of it.
     pub(crate) outcome: CommitOutcome,
-    /// The last revision that it wrote.
+    /// The last revision that the commit wrote.
     pub(crate) revision: Option<Revision>,
 }
 
@@ -76,19 +77,19 @@ struct LazySpan {
 }
 
 impl ControlTracer {
-    /// Without a tracer there are no spans.
+    /// Creates a tracer. Without an SDK tracer, it creates no spans.
     #[must_use]
     pub(crate) const fn new(tracer: Option<SdkTracer>) -> Self {
         Self(tracer)
     }
 
-    /// Whether spans are made.
+    /// Returns whether spans are created.
     #[must_use]
     pub(crate) const fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Begins the span of a call, below that of its caller.
+    /// Begins the span of a call, as a child of its caller's span.
     pub(crate) fn call(&self, method: String, parent: Option<TraceParent>) -> OpenSpan {
         let parent = parent.map_or_else(Context::new, |parent| {
             Context::new().with_remote_span_context(parent.recording_context())
@@ -103,7 +104,7 @@ impl ControlTracer {
         self.open(builder, &parent)
     }
 
-    /// Begins a span below the current one.
+    /// Begins a span as a child of the current one.
     pub(crate) fn begin(&self, name: &'static str) -> OpenSpan {
         if self.0.is_none() {
             return OpenSpan(None);
@@ -112,7 +113,7 @@ impl ControlTracer {
         self.open(SpanBuilder::from_name(name), &parent)
     }
 
-    /// Begins a round.
+    /// Begins a round, whose span would start at `started`.
     pub(crate) fn round(&self, name: &'static str, started: SystemTime) -> Round {
         Round(self.0.is_some().then(|| {
             Arc::new(LazySpan {
@@ -124,7 +125,8 @@ impl ControlTracer {
         }))
     }
 
-    /// Tells of a commit that wrote something, and of one that failed where somebody had asked for it.
+    /// Records a commit that wrote something. Records one with another outcome only when a caller
+    /// asked for it.
     pub(crate) fn commit(&self, event: &CommitEvent<'_>) {
         let is_asked_for = || Context::map_current(Context::has_active_span);
         if self.0.is_none() || event.outcome != CommitOutcome::Committed && !is_asked_for() {
@@ -151,19 +153,19 @@ impl ControlTracer {
 }
 
 impl OpenSpan {
-    /// Adds an attribute.
+    /// Sets an attribute.
     pub(crate) fn set(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new(key, value));
         }
     }
 
-    /// Adds who acts.
+    /// Sets the actor, without the name of its token.
     pub(crate) fn set_actor(&self, actor: &str) {
         self.set("relatch.actor", id_of(actor));
     }
 
-    /// Notes that it failed, and what in.
+    /// Marks the span as failed, and sets `error.type`.
     pub(crate) fn fail(&self, error_type: &'static str) {
         self.set("error.type", error_type);
         if let Some(context) = &self.0 {
@@ -171,7 +173,7 @@ impl OpenSpan {
         }
     }
 
-    /// A future in which this is the current span.
+    /// Returns a future in which this is the current span.
     pub(crate) fn carry<F>(&self, future: F) -> WithContext<F> {
         future.with_context(self.0.clone().unwrap_or_else(Context::current))
     }
@@ -186,7 +188,7 @@ impl Drop for OpenSpan {
 }
 
 impl Round {
-    /// A future whose spans belong to this round.
+    /// Returns a future whose spans belong to this round.
     pub(crate) fn carry<F>(&self, future: F) -> WithContext<F> {
         let context = match &self.0 {
             Some(lazy) => Context::current_with_value(Arc::clone(lazy)),
@@ -216,7 +218,7 @@ impl LazySpan {
 }
 
 impl Changes {
-    /// What `changes` are.
+    /// Collects the kinds, keys and rotations of `changes`.
     pub(crate) fn of<'a>(changes: impl IntoIterator<Item = &'a Change>) -> Self {
         let mut told = Self::default();
         for change in changes {
@@ -227,7 +229,7 @@ impl Changes {
         told
     }
 
-    /// One change that is not of a keyring.
+    /// Describes one change that belongs to no keyring.
     #[must_use]
     pub(crate) fn of_kind(kind: &'static str) -> Self {
         Self {
@@ -238,7 +240,8 @@ impl Changes {
 }
 
 impl CommitEvent<'_> {
-    /// A key or a rotation is named where all changes are of one: a commit of what time made due may be of hundreds.
+    /// Returns the attributes of the span. They name a key or a rotation only when all changes
+    /// belong to it: a commit of due changes can affect hundreds of keys.
     fn attributes(&self) -> Vec<KeyValue> {
         let kinds = self.changes.kinds.iter().copied().map(StringValue::from);
         let mut attributes = vec![
@@ -268,7 +271,7 @@ impl CommitEvent<'_> {
     }
 }
 
-/// Adds to the current span who acts.
+/// Sets the actor on the current span.
 pub(crate) fn tell_actor(actor: &str) {
     Context::map_current(|context| {
         let span = context.span();
@@ -278,12 +281,12 @@ pub(crate) fn tell_actor(actor: &str) {
     });
 }
 
-/// A task whose spans belong to the span that is current now.
+/// Returns a task whose spans belong to the span that is current now.
 pub(crate) fn carried<F>(task: F) -> WithContext<F> {
     task.with_current_context()
 }
 
-/// A report whose span belongs to the span that is current now, wherever it is made.
+/// Returns a report whose span belongs to the span that is current now, wherever the report runs.
 pub(crate) fn carried_report<T>(report: impl FnOnce(T)) -> impl FnOnce(T) {
     let context = Context::current();
     move |told| {
@@ -292,13 +295,13 @@ pub(crate) fn carried_report<T>(report: impl FnOnce(T)) -> impl FnOnce(T) {
     }
 }
 
-/// A number as attributes hold it.
+/// Converts a number to the type of attributes; larger numbers become `i64::MAX`.
 #[must_use]
 pub(crate) fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The context of the span to which a new one belongs.
+/// Returns the context of the span that is the parent of a new one.
 fn current() -> Option<Context> {
     let current = Context::current();
     if current.has_active_span() {
@@ -307,7 +310,7 @@ fn current() -> Option<Context> {
     current.get::<Arc<LazySpan>>().map(|lazy| lazy.begun())
 }
 
-/// An actor without the name that people gave its token.
+/// Returns an actor without the name of its token.
 fn id_of(actor: &str) -> String {
     let id = actor.split_once(" (").map_or(actor, |(id, _)| id);
     id.to_owned()

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use crate::key::Revision;
 
-/// The last revisions without a gap, as many as are kept. Clones share them: a new one costs a copy of the last block.
+/// The last revisions without a gap, as many as are kept. Clones share them: another step costs a
+/// copy of the last block.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Steps {
     /// The state that the first step starts from.
@@ -30,7 +31,7 @@ pub(crate) struct EncodedStep {
     pub(crate) set_digest: u64,
 }
 
-/// What is known of the revision before the first step.
+/// The revision before the first step, with its digest.
 #[derive(Clone, Copy, Debug, Default)]
 struct Before {
     revision: Revision,
@@ -41,21 +42,24 @@ struct Before {
 struct Block {
     steps: Vec<EncodedStep>,
     bytes: usize,
-    /// Whether any of them revokes something.
+    /// Whether one of the steps revokes something.
     revokes: bool,
 }
 
-/// So many of the last revisions are kept, unless they are too large. A sidecar that was away for longer takes a snapshot.
+/// The number of last revisions that are kept, unless they are too large. A sidecar that is further
+/// behind gets a snapshot.
 pub(crate) const KEPT: u64 = 8_192;
-/// How many revisions a block has.
+/// The number of revisions in a block.
 const BLOCK: u64 = 64;
-/// How many blocks are kept at most: the last one is rarely full.
+/// The most blocks: the last one is rarely full.
 const MAX_BLOCKS: usize = (KEPT / BLOCK) as usize + 1;
-/// The same in bytes: what all streams of a keyring share, however slow their readers are.
+/// The most bytes of the steps: all streams of a keyring share them, however slow their readers
+/// are.
 const MAX_BYTES: usize = 16 << 20;
 
 impl Steps {
-    /// No steps yet: the first one starts from `revision`, where the set of items has `set_digest`.
+    /// Creates a history without steps. The first one starts from `revision`, where the set of
+    /// items has `set_digest`.
     #[must_use]
     pub(crate) fn after(revision: Revision, set_digest: u64) -> Self {
         Self {
@@ -85,14 +89,14 @@ impl Steps {
         self.drop_old();
     }
 
-    /// The step that leads to `revision`, if it is kept.
+    /// Returns the step that leads to `revision`, if it is kept.
     #[must_use]
     pub(crate) fn get(&self, revision: Revision) -> Option<&EncodedStep> {
         let (block, step) = self.place(revision)?;
         self.blocks.get(block)?.steps.get(step)
     }
 
-    /// The first step from `revision` on that revokes something, as far as steps are kept.
+    /// Returns the first kept step from `revision` on that revokes something.
     #[must_use]
     pub(crate) fn first_revocation(&self, revision: Revision) -> Option<&EncodedStep> {
         let oldest = self.oldest()?;
@@ -106,7 +110,8 @@ impl Steps {
             .find(|step| step.revocations.is_some())
     }
 
-    /// The digest of the set of items at `revision`: that of a step that is kept, or the one before the first.
+    /// Returns the digest of the set of items at `revision`: that of a kept step, or that before
+    /// the first step.
     #[must_use]
     pub(crate) fn digest_at(&self, revision: Revision) -> Option<u64> {
         if revision == self.before.revision {
@@ -117,7 +122,7 @@ impl Steps {
 
     fn drop_old(&mut self) {
         let mut surplus = 0;
-        // The last block stays: a change of any size reaches those who follow.
+        // The last block stays: a change of any size reaches the sidecars that follow.
         while surplus + 1 < self.blocks.len()
             && (self.blocks.len() - surplus > MAX_BLOCKS || self.bytes > MAX_BYTES)
         {
@@ -138,7 +143,8 @@ impl Steps {
         Some(self.blocks.first()?.steps.first()?.revision)
     }
 
-    /// Where the step of `revision` is, or will be; none when it is before the oldest one.
+    /// Returns the place of the step of `revision`, also for a step to come. None when it is before
+    /// the oldest step.
     fn place(&self, revision: Revision) -> Option<(usize, usize)> {
         let oldest = self.oldest()?.get();
         let revision = revision.get();

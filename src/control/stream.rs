@@ -1,5 +1,5 @@
-//! The control plane's end of the streams of sidecars: [`server`] accepts them, and a [`session`] for each decides what to
-//! send next.
+//! The control plane's end of the streams of sidecars: [`server`] accepts them, and a [`session`]
+//! for each decides which message comes next.
 
 pub mod server;
 pub mod session;

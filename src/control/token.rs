@@ -1,4 +1,5 @@
-//! Admin tokens and what they permit, and the pepper that the store's digests need.
+//! Admin tokens and their permissions, and the check values of the peppers that the digests of the
+//! store need.
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use crate::{
     store::{EntryHash, LogName, NewEntry, Store},
 };
 
-/// The tokens of a control plane, kept in its own log, and the check values of its peppers.
+/// The tokens of a control plane, in a log of their own, and the check values of its peppers.
 #[derive(Debug)]
 pub(crate) struct Tokens {
     journal: Journal<TokenBook>,
@@ -29,61 +30,60 @@ pub(crate) struct Tokens {
     tracer: ControlTracer,
 }
 
-/// One admin token. Its secret is stored as a keyed digest only.
+/// An admin token. The store holds only a keyed digest of its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Token {
-    /// Public; also a part of the token.
+    /// The public id, which is also a part of the token.
     pub(crate) id: KeyId,
-    /// For people.
+    /// The name of the person or program that uses the token.
     pub(crate) name: String,
-    /// What it permits.
     pub(crate) role: Role,
-    /// When it was made.
     pub(crate) created_at: Timestamp,
-    /// When it ends by itself.
+    /// When it expires. None: it does not expire.
     pub(crate) expires_at: Option<Timestamp>,
-    /// When it was ended.
+    /// When it was deleted. None: it was not.
     pub(crate) ended_at: Option<Timestamp>,
     digest: KeyDigest,
 }
 
-/// What the holder of a token is.
+/// The role of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
-    /// Reads.
+    /// Read.
     Viewer,
-    /// Reads, makes consumers and keys, rotates.
+    /// Read, create consumers and keys, and rotate keys.
     Issuer,
-    /// Reads and revokes.
+    /// Read and revoke.
     Revoker,
     /// Everything.
     Admin,
 }
 
-/// What a call does.
+/// A kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Permission {
-    /// Looks.
+    /// Read.
     Read,
-    /// Makes consumers and keys, rotates keys.
+    /// Create consumers and keys, and rotate keys.
     Issue,
-    /// Ends keys at once.
+    /// Revoke keys.
     Revoke,
-    /// Makes keyrings and tokens, confirms what is held.
+    /// Change keyrings, tokens, policies, webhooks and the list of sidecars, and confirm snapshots
+    /// that are held.
     Administer,
 }
 
-/// Who makes a call, once its token was verified.
+/// The caller of a call, after its token was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// As the audit log names the caller: `token:<id> (<name>)`.
+    /// The actor, as the audit log names it: `token:<id> (<name>)`.
     pub(crate) actor: String,
-    /// What the token permits.
+    /// The role of the token.
     pub(crate) role: Role,
 }
 
-/// All tokens, as their log tells, and the check value of every pepper that the store's digests need.
+/// All tokens of the log, and the check value of each pepper that the digests of the store need.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TokenBook {
     revision: Revision,
@@ -91,67 +91,61 @@ pub(crate) struct TokenBook {
     peppers: BTreeMap<PepperId, PepperCheck>,
 }
 
-/// A new token that is in no log yet.
+/// A new token that is not in the log yet.
 struct Draft {
     id: KeyId,
     secret: Secret,
     digest: KeyDigest,
 }
 
-/// What happened to the tokens and peppers. Stored as JSON.
+/// A change of the tokens or peppers, or a note about sidecars. Stored as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum TokenChange {
-    /// One was made.
+    /// A token was created.
     TokenCreated {
-        /// Its id.
         id: KeyId,
-        /// For people.
+        /// The name of the person or program that uses the token.
         name: String,
-        /// What it permits.
         role: Role,
-        /// Of its secret.
+        /// The keyed digest of its secret.
         digest: KeyDigest,
-        /// When it ends by itself.
+        /// When it expires.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires_at: Option<Timestamp>,
     },
-    /// One was ended.
+    /// A token was deleted.
     TokenEnded {
-        /// Its id.
         id: KeyId,
     },
     /// The digests of the store need a pepper.
     PepperAdded {
-        /// Its id.
         id: PepperId,
-        /// By which it is known again.
+        /// The value by which the pepper is recognized.
         check: PepperCheck,
     },
-    /// Somebody answers for it that processes of sidecars do not serve any more.
+    /// An operator stated that runs of sidecars no longer serve.
     SidecarsForgotten {
-        /// Which.
         sidecars: Vec<RunKey>,
-        /// Why.
+        /// The reason that the operator gave.
         reason: String,
     },
-    /// A call does not wait for processes of sidecars, although they may serve.
+    /// A call passes runs of sidecars by, although they may serve.
     SidecarsPassedBy {
-        /// Which.
         sidecars: Vec<RunKey>,
-        /// What does not wait for them.
+        /// The name of the call.
         call: String,
         /// The keyring of the call.
         keyring: KeyringName,
-        /// Its key; none of a key that is still to be created.
+        /// The key of the call. None: the call creates it.
         key_id: Option<KeyId>,
     },
 }
 
-/// The kind of the entries that hold check values of peppers.
+/// The kind of the log entries with check values of peppers.
 pub(crate) const PEPPER_ADDED: &str = "pepper_added";
 
-/// A text that is no role.
+/// A text that is not a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a role: use viewer, issuer, revoker or admin")]
 pub(crate) struct ParseRoleError;
@@ -161,7 +155,7 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// When their log cannot be followed.
+    /// When the log of the tokens cannot be read.
     pub(crate) async fn open(
         store: Arc<dyn Store>,
         clock: Clock,
@@ -188,17 +182,17 @@ impl Tokens {
         })
     }
 
-    /// The same, with spans of its commits.
+    /// Adds spans for the commits.
     #[must_use]
     pub(crate) fn with_tracer(self, tracer: ControlTracer) -> Self {
         Self { tracer, ..self }
     }
 
-    /// Makes a token and returns it with its secret, which is not kept.
+    /// Creates a token, and returns it with its secret, which is not stored.
     ///
     /// # Errors
     ///
-    /// When its name cannot be, or the store fails.
+    /// When the name is invalid, the random source fails, or the store fails.
     pub(crate) async fn create(
         &self,
         actor: &str,
@@ -210,7 +204,7 @@ impl Tokens {
         self.create_as(id, actor, name, role, expires_in).await
     }
 
-    /// As [`Self::create`], with an id that no token has.
+    /// Does the same as [`Self::create`], with a given id. It is refused when a token has this id.
     pub(crate) async fn create_as(
         &self,
         id: KeyId,
@@ -246,11 +240,12 @@ impl Tokens {
         Ok((self.get(id)?, secret))
     }
 
-    /// Ends a token. The last admin token that does not expire stays, since without it nobody could create another one.
+    /// Deletes a token. The last admin token that does not expire cannot be deleted: without it,
+    /// nobody could create another one.
     ///
     /// # Errors
     ///
-    /// When the token does not exist, has ended or must stay, or the store fails.
+    /// When the token does not exist, is already deleted or must stay, or the store fails.
     pub(crate) async fn end(&self, actor: &str, id: KeyId) -> Result<Token, CommitError> {
         self.commit(actor, |book, _| match book.tokens.get(&id) {
             None => Err(not_found(id)),
@@ -259,7 +254,7 @@ impl Tokens {
             ))),
             Some(token) if token.is_lasting_admin() && book.lasting_admins() == 1 => {
                 Err(Refusal::Unsafe(format!(
-                    "token {id} is the last admin token that does not expire: create another one first with `relatch token create --role admin`; if this one is lost, `relatch control recover-admin` creates another one beside the store"
+                    "token {id} is the last admin token that does not expire: create another one first with `relatch token create --role admin`; if this one is lost, `relatch control recover-admin` creates another one on the machine of the store"
                 )))
             }
             Some(_) => Ok(TokenChange::TokenEnded { id }),
@@ -268,13 +263,14 @@ impl Tokens {
         Ok(self.get(id)?)
     }
 
-    /// The check value of every pepper that the store's digests need; none in a store that was created without them.
+    /// Returns the check value of each pepper that the digests of the store need. Empty for a store
+    /// that was created without check values.
     #[must_use]
     pub(crate) fn peppers(&self) -> BTreeMap<PepperId, PepperCheck> {
         self.journal.state().peppers.clone()
     }
 
-    /// Records the check value of a pepper, unless the store has one of that id.
+    /// Records the check value of a pepper, unless the store already has one with this id.
     ///
     /// # Errors
     ///
@@ -294,7 +290,7 @@ impl Tokens {
         committed.await.map(drop)
     }
 
-    /// Notes in the audit log what changes neither tokens nor peppers.
+    /// Records a change in the audit log that affects neither tokens nor peppers.
     ///
     /// # Errors
     ///
@@ -303,13 +299,13 @@ impl Tokens {
         self.commit(actor, |_, _| Ok(change.clone())).await
     }
 
-    /// All tokens, ended ones too.
+    /// Returns all tokens, including deleted ones.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<Token> {
         self.journal.state().tokens.values().cloned().collect()
     }
 
-    /// Who presents `token`; none when it is not one, or is over.
+    /// Returns the caller with `token`. None when the token is unknown, expired or deleted.
     #[must_use]
     pub(crate) fn verify(&self, token: &str) -> Option<Caller> {
         let presented = PresentedKey::new(token.as_bytes()).ok()?;
@@ -328,11 +324,11 @@ impl Tokens {
         })
     }
 
-    /// Follows what other processes have committed.
+    /// Applies the commits of other processes.
     ///
     /// # Errors
     ///
-    /// When the log cannot be followed.
+    /// When the log cannot be read.
     pub(crate) async fn refresh(&self) -> Result<(), LogError> {
         self.journal.catch_up().await
     }
@@ -377,7 +373,7 @@ impl Tokens {
         committed.map(drop)
     }
 
-    /// The token with an id.
+    /// Returns the token with an id.
     pub(crate) fn get(&self, id: KeyId) -> Result<Token, Refusal> {
         self.journal
             .state()
@@ -388,7 +384,8 @@ impl Tokens {
     }
 }
 
-/// The first entries of the log of a new store: its pepper, and an admin token, whose secret is returned.
+/// Returns the first entries of the log of a new store, its pepper and an admin token, and the
+/// secret of the token.
 ///
 /// # Errors
 ///
@@ -420,7 +417,7 @@ pub(crate) fn first_entries(
     Ok((entries.collect(), secret))
 }
 
-/// The check value in the payload of a [`PEPPER_ADDED`] entry; none when it is something else.
+/// Returns the check value in the payload of a [`PEPPER_ADDED`] entry. None for another payload.
 pub(crate) fn recorded_pepper(payload: &[u8]) -> Option<(PepperId, PepperCheck)> {
     match serde_json::from_slice(payload).ok()? {
         TokenChange::PepperAdded { id, check } => Some((id, check)),
@@ -440,7 +437,7 @@ impl Draft {
 }
 
 impl Token {
-    /// Whether it permits everything for as long as nobody ends it.
+    /// Returns whether the token has the role admin, does not expire and is not deleted.
     fn is_lasting_admin(&self) -> bool {
         self.role == Role::Admin && self.expires_at.is_none() && self.ended_at.is_none()
     }
@@ -509,7 +506,7 @@ impl LogState for TokenBook {
             TokenChange::PepperAdded { id, check } => {
                 self.peppers.insert(*id, *check);
             }
-            // They are there to be read.
+            // These changes exist only for the audit log.
             TokenChange::SidecarsForgotten { .. } | TokenChange::SidecarsPassedBy { .. } => {}
         }
         self.revision = revision;
@@ -518,7 +515,7 @@ impl LogState for TokenBook {
 }
 
 impl Role {
-    /// Whether it permits a call. What is not listed is not permitted.
+    /// Returns whether the role permits a call. Calls that are not listed are denied.
     #[must_use]
     pub(crate) const fn permits(self, permission: Permission) -> bool {
         match permission {
@@ -532,7 +529,6 @@ impl Role {
         }
     }
 
-    /// Its name.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -561,7 +557,7 @@ impl FromStr for Role {
     }
 }
 
-/// Reads the token out of `authorization: Bearer TOKEN`.
+/// Returns the token in `authorization: Bearer TOKEN`.
 #[must_use]
 pub fn bearer(header: &str) -> Option<Zeroizing<String>> {
     let (scheme, token) = header.split_once(' ')?;
@@ -570,7 +566,7 @@ pub fn bearer(header: &str) -> Option<Zeroizing<String>> {
         .then(|| Zeroizing::new(token.trim().to_owned()))
 }
 
-/// What admin tokens begin with, so that secret scanners tell them from keys.
+/// Returns the prefix of admin tokens, by which secret scanners distinguish them from keys.
 fn prefix() -> Prefix {
     "rlat".parse().expect("the prefix of admin tokens is valid")
 }

@@ -1,8 +1,10 @@
-//! How often key versions were used: what sidecars report, brought to the store, and read back as evidence.
+//! The use of key versions: sidecars report it, the store keeps it, and rotations read it as
+//! evidence.
 //!
-//! A report is merged in memory at once, written with all others within [`FLUSH_AFTER`], and only then acked and taken
-//! for told by the [`fleet`](super::fleet): what the evidence calls complete survives the control plane. Counts are
-//! cumulative and merged by maximum, so that reports which come twice, late or in another order change nothing.
+//! A report is merged in memory immediately, and written with all others within [`FLUSH_AFTER`].
+//! After the write, the report is acked, and the [`fleet`](super::fleet) counts it as reported:
+//! what the evidence calls complete survives the control plane. Counts are cumulative and merged by
+//! maximum: reports that arrive twice, late or in another order change nothing.
 
 mod answers;
 mod callers;
@@ -34,17 +36,17 @@ pub(crate) use callers::Caller;
 use callers::{Callers, MAX_CALLERS};
 use ledger::{Boot, CountName, Ledger, Receipt, ReportedUse, count_name_of};
 
-/// How often each version was used, by all that sidecars have told.
+/// The use of each version, from all reports of sidecars.
 #[derive(Debug)]
 pub struct UsageBook {
     store: Arc<dyn Store>,
     clock: Clock,
-    /// What a sidecar tells of the future is cut here, also while both clocks have jumped ahead.
+    /// Limits times in reports that are in the future, even when both clocks have jumped ahead.
     pace: Arc<Pace>,
     state: Mutex<UsageState>,
-    /// There is something to write.
+    /// Wakes the writer when there is something to write.
     written_to: Notify,
-    /// Held by who writes to the store.
+    /// Held by the task that writes to the store.
     flushing: tokio::sync::Mutex<()>,
 }
 
@@ -56,33 +58,33 @@ pub(crate) struct UsageStream {
     boot: Boot,
     subscribed: BTreeSet<KeyringName>,
     answers: Answers,
-    /// The sequence that comes next.
+    /// The sequence number that is expected next.
     next: Option<u64>,
-    /// A message of the present report is missing.
+    /// Whether a message of the current report is missing.
     holed: bool,
-    /// The last message was the end of a final report that came whole.
+    /// Whether the last message ended a final report that is complete.
     told_all: bool,
 }
 
-/// What a stream is told of its reports, and tells them.
+/// The state of its reports that a session needs.
 #[derive(Debug)]
 pub(crate) struct UsageAcks {
-    /// Up to which message everything is in the store.
+    /// The message up to which everything is in the store.
     pub(crate) durable: watch::Receiver<u64>,
-    /// To be told of each answer to a beat.
+    /// Records each answer to a beat.
     pub(crate) answers: Answers,
 }
 
-/// What a keyring says of a version that a sidecar reports.
+/// What a keyring holds about a version that a sidecar reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
-    /// Whether to keep who uses it.
+    /// Whether to keep the callers of the version.
     pub(crate) keeps_callers: bool,
 }
 
-/// Which versions there are.
+/// The existing versions.
 pub(crate) trait Versions {
-    /// What is known of each of `versions`; none for one that does not exist.
+    /// Returns the facts about each of `versions`; none for one that does not exist.
     fn known(
         &self,
         keyring: &KeyringName,
@@ -97,9 +99,9 @@ struct UsageState {
     callers: Callers,
     streams: BTreeMap<u64, Open>,
     next_stream: u64,
-    /// The processes that are to be folded.
+    /// The ended processes whose counts are still to be added to the sum.
     ended: BTreeSet<Boot>,
-    /// Reported versions that do not exist, since they were last logged.
+    /// The number of dropped versions since the last log line about them.
     dropped: u64,
     dropped_logged: Option<BootTime>,
 }
@@ -108,18 +110,18 @@ struct UsageState {
 #[derive(Debug)]
 struct Open {
     member: RunKey,
-    /// Everything up to this message is merged.
+    /// The message up to which everything is merged.
     merged: u64,
-    /// As of the last report that is merged whole.
+    /// The time until which the last report that was merged whole is complete.
     complete_until: Option<Timestamp>,
-    /// As of the last report of which the fleet was told.
+    /// The time until which reports are complete, as last passed to the fleet.
     told_until: Option<Timestamp>,
-    /// Everything up to this message is in the store.
+    /// The message up to which everything is in the store.
     durable: watch::Sender<u64>,
     closed: bool,
 }
 
-/// What a flush has written of a stream.
+/// The state of a stream at the start of a flush.
 #[derive(Debug)]
 struct Written {
     id: u64,
@@ -128,18 +130,19 @@ struct Written {
     closed: bool,
 }
 
-/// How long a report waits for others to be written with it: short beside the pause between beats, and long
-/// enough that a thousand sidecars cost four transactions a second.
+/// How long a report waits for others that are written with it: short compared with the pause
+/// between beats, and long enough that a thousand sidecars cost four transactions a second.
 pub(crate) const FLUSH_AFTER: Duration = Duration::from_millis(250);
-/// How long to wait after the store could not be written.
+/// How long to wait after a failed write.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The most rows of one transaction, which holds the only write lock: some ten milliseconds.
+/// The most rows of one transaction. It holds the only write lock for some ten milliseconds.
 const MAX_ROWS: usize = 2_000;
-/// How often dropped reports are logged: a sidecar that reports nonsense does so with every report.
+/// The shortest time between two log lines about dropped reports: a sidecar with wrong reports
+/// sends them again and again.
 const LOG_DROPPED_EVERY: Duration = Duration::from_mins(1);
 
 impl UsageBook {
-    /// Opens the book that `store` keeps. A process of which there are counts but no `presence` has ended.
+    /// Opens the usage in `store`. A process with counts but without `presence` has ended.
     ///
     /// # Errors
     ///
@@ -178,7 +181,7 @@ impl UsageBook {
         })
     }
 
-    /// Takes the reports of a stream that has opened, about the keyrings to which its sidecar subscribes.
+    /// Opens the reports of a new stream, about the keyrings to which its sidecar subscribes.
     #[must_use]
     pub(crate) fn stream(
         self: &Arc<Self>,
@@ -216,7 +219,7 @@ impl UsageBook {
         (stream, acks)
     }
 
-    /// A process has ended for good: its counts are added to those of all that have.
+    /// Ends a process for good: its counts are added to the sum of all ended processes.
     pub(crate) fn end(&self, run_id: &str) {
         let boot = Boot::from(run_id);
         let now = self.clock.wall();
@@ -227,19 +230,19 @@ impl UsageBook {
         self.written_to.notify_one();
     }
 
-    /// How often a version was used; none when nothing was told of it.
+    /// Returns the use of a version. None when no report names it.
     #[must_use]
     pub(crate) fn use_of(&self, keyring: &KeyringName, version: VersionRef) -> Option<Use> {
         self.lock().ledger.total(keyring, version)
     }
 
-    /// The versions of a keyring of whose use anything was told, in any order.
+    /// Returns the versions of a keyring that reports name, in any order.
     #[must_use]
     pub(crate) fn used(&self, keyring: &KeyringName) -> Vec<VersionRef> {
         self.lock().ledger.versions(keyring).copied().collect()
     }
 
-    /// How often each of `versions` was used; without those of which nothing was told.
+    /// Returns the use of each of `versions`, without those that no report names.
     #[must_use]
     pub(crate) fn uses_of(
         &self,
@@ -251,23 +254,25 @@ impl UsageBook {
         versions.iter().filter_map(told).collect()
     }
 
-    /// Requests per second with a version that were told of in the last minute.
+    /// Returns the reported requests per second with a version, as an average over the last 1 to 2
+    /// minutes. 0 when the count did not grow in the last minute.
     #[must_use]
     pub(crate) fn rate(&self, keyring: &KeyringName, version: VersionRef) -> f64 {
         let now = self.clock.boot();
         self.lock().ledger.rate(keyring, version, now)
     }
 
-    /// Who uses a version that its consumer should not use any more, the most requests first; at most 16.
+    /// Returns the callers of a version that its consumer should no longer use, at most 16. Those
+    /// with the most requests come first.
     #[must_use]
     pub(crate) fn callers(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
         self.lock().callers.of(keyring, version)
     }
 
-    /// What is known of the use of the versions that are in a rotation.
+    /// Returns the evidence about the versions that are in a rotation.
     #[must_use]
     pub(crate) fn evidence(&self, keyring: &Keyring, fleet: &Fleet, now: Timestamp) -> Evidence {
-        // Before the counts, which then hold everything that the coverage speaks of.
+        // Read before the counts, which then hold everything that the coverage includes.
         let coverage = fleet.coverage(keyring.name(), now);
         let state = self.lock();
         let uses = keyring
@@ -283,7 +288,7 @@ impl UsageBook {
         Evidence { coverage, uses }
     }
 
-    /// Forgets who used versions.
+    /// Forgets the callers of versions.
     pub(crate) fn forget_callers(&self, keyring: &KeyringName, versions: &[VersionRef]) {
         let mut state = self.lock();
         for version in versions {
@@ -293,8 +298,8 @@ impl UsageBook {
         self.written_to.notify_one();
     }
 
-    /// Forgets who used versions whose rotation is over: they are gone, in use again, or retired for longer than a
-    /// roll-back reaches.
+    /// Forgets the callers of versions whose rotation is over: the version no longer exists, is in
+    /// use again, or ended longer ago than a roll-back reaches.
     pub(crate) fn forget_past_callers(&self, keyring: &Keyring, now: Timestamp) {
         let held = self.lock().callers.versions(keyring.name());
         let past: Vec<VersionRef> = held
@@ -309,7 +314,7 @@ impl UsageBook {
         }
     }
 
-    /// Writes to the store what it does not have yet, and tells the fleet and the streams.
+    /// Writes the unsaved counts and callers to the store, and informs the fleet and the streams.
     ///
     /// # Errors
     ///
@@ -322,7 +327,7 @@ impl UsageBook {
             (state.callers.unsaved(), streams, state.ended.clone())
         };
         self.flush_counts().await?;
-        // The counts are what acks and evidence are about.
+        // Acks and evidence depend only on the counts.
         self.acknowledge(&streams, fleet);
         for batch in callers.rows.chunks(MAX_ROWS) {
             self.store.save_callers(batch.to_vec()).await?;
@@ -334,13 +339,13 @@ impl UsageBook {
             state.ledger.fold(&boot);
             state.callers.fold(&boot);
             state.ended.remove(&boot);
-            // The callers that were moved are to be written.
+            // The callers that were moved have to be written.
             self.written_to.notify_one();
         }
         Ok(())
     }
 
-    /// Writes what is not in the store as this begins. Whoever reports is held up for a batch at a time at most.
+    /// Writes the counts that are unsaved when this begins. A report waits for one batch at most.
     async fn flush_counts(&self) -> Result<(), StoreError> {
         let mut last: Option<CountName> = None;
         loop {
@@ -354,7 +359,7 @@ impl UsageBook {
         }
     }
 
-    /// Writes what comes until `end`, and then what is left.
+    /// Writes new data until `end`, and then the rest.
     pub(crate) async fn run(self: Arc<Self>, fleet: Arc<Fleet>, end: CancellationToken) {
         let mut pause = FLUSH_AFTER;
         while !end.is_cancelled() {
@@ -376,7 +381,7 @@ impl UsageBook {
         self.try_flush(&fleet).await;
     }
 
-    /// Whether that succeeded.
+    /// Flushes, and returns whether that succeeded.
     async fn try_flush(&self, fleet: &Fleet) -> bool {
         let flushed = self.flush(fleet).await;
         if let Err(error) = &flushed {
@@ -467,7 +472,7 @@ impl UsageBook {
         }
     }
 
-    /// Counts what was dropped, and says so once in a while.
+    /// Counts dropped versions, and logs them at most once a minute.
     fn drop_unknown(&self, boot: &Boot, count: usize) {
         if count == 0 {
             return;
@@ -493,8 +498,9 @@ impl UsageBook {
 }
 
 impl UsageStream {
-    /// Merges a message. One that comes twice or late changes nothing; after one that is missing, nothing is taken for
-    /// complete until the next report, which has whatever was not acked.
+    /// Merges a message. A repeated or late message changes nothing. After a missing message,
+    /// nothing counts as complete until the next report, which contains everything that was not
+    /// acked.
     pub(crate) fn note(&mut self, usage: &discovery::Usage, versions: &impl Versions) {
         let now = self.book.pace.now();
         self.book.merge(self, usage, versions, now);
@@ -509,8 +515,9 @@ impl UsageStream {
                 self.holed = false;
             }
             if is_whole {
-                // That a final report is final says nothing of who has begun since from the same snapshot file: it is as
-                // complete as the answer that it replies to, as others are.
+                // A final report does not exclude that another process has begun since from the
+                // same snapshot file: like other reports, it is as complete as the answer to which
+                // it replies.
                 let complete_until = self.answers.complete_until(usage.complete_until_beat);
                 if let Some(open) = self.book.lock().streams.get_mut(&self.id) {
                     open.merged = usage.sequence;
@@ -521,7 +528,8 @@ impl UsageStream {
         self.book.written_to.notify_one();
     }
 
-    /// Writes what the stream has told; returns whether that is all that its sidecar saw, if it has ended.
+    /// Writes the reports of the stream. Returns whether they are everything that its sidecar saw,
+    /// if the sidecar has ended.
     pub(crate) async fn settle(&self, fleet: &Fleet) -> bool {
         self.told_all && self.book.try_flush(fleet).await
     }
@@ -555,7 +563,7 @@ impl Versions for Catalog {
         now: Timestamp,
     ) -> Vec<Option<Known>> {
         let Ok(served) = self.get(keyring) else {
-            // Of one that cannot be read now nobody knows which versions there are; sidecars may serve it.
+            // The versions of a keyring that cannot be read now are unknown; sidecars may serve it.
             let mut unreadable = self.unreadable().into_iter();
             let known = unreadable.any(|(name, _)| name == *keyring);
             let keeps_callers = false;
@@ -572,7 +580,8 @@ impl Versions for Catalog {
     }
 }
 
-/// Who uses a version is kept while it should not be used and could still come back, no longer.
+/// Returns whether to keep the callers of a version: while it is retiring, and for `rollback_for`
+/// after it was retired or revoked.
 fn keeps_callers(keyring: &Keyring, key: &Key, version: &KeyVersion, now: Timestamp) -> bool {
     match version.state {
         VersionState::Retiring { .. } => true,
@@ -590,13 +599,14 @@ fn version_ref(version: &discovery::VersionUsage) -> Option<VersionRef> {
     })
 }
 
-/// What was told at `now`, within bounds. When a version was used last follows from when its count grew.
+/// Returns the report at `now`, within bounds. The growth of the count decides when a version was
+/// last used.
 fn reported_use(told: &discovery::VersionUsage, now: Timestamp) -> ReportedUse {
     let requests = told.requests.min(UsageRow::MAX_COUNT);
     ReportedUse {
         requests,
         denied: told.denied.min(requests),
-        // A use is before its report. One that says nothing of its time may have been just now.
+        // A use is older than its report. A use without a time may have been just now.
         first_used: match told.first_used_ms {
             ..=0 => now,
             millis => Timestamp::from_millis(millis).min(now),

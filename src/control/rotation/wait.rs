@@ -1,4 +1,4 @@
-//! Waiting until every sidecar that may serve a keyring has reached a point.
+//! The wait until every sidecar that may serve a keyring has reached a point.
 
 use std::{collections::BTreeSet, fmt::Write, time::Duration};
 
@@ -14,58 +14,61 @@ use crate::{
     serving::{Barrier, Laggard, Presence, RunKey, Target},
 };
 
-/// How long a caller waits for sidecars, and for which it does not.
+/// How long a caller waits for sidecars, and which of them it passes by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Patience {
-    /// How long to wait in all. Without it: a minute for sidecars that are connected, and until they cannot serve any more for
-    /// those that are not.
+    /// The longest wait in all. None: 1 minute for connected sidecars, and for the others until
+    /// they may no longer serve.
     pub(crate) timeout: Option<Duration>,
-    /// Runs for which nobody waits, although they may serve.
+    /// Runs that the wait passes by, although they may serve.
     pub(crate) without: BTreeSet<RunKey>,
 }
 
-/// A point that everything that may serve a keyring is to reach.
+/// A point that every sidecar that may serve a keyring has to reach.
 #[derive(Debug)]
 pub(crate) struct Goal<'a> {
-    /// The keyring.
     pub(crate) served: &'a ServedKeyring,
-    /// The point.
     pub(crate) target: Target,
-    /// When what they are to get was committed; none when it was there before, so that its way cannot be measured.
+    /// The time before the commit that the sidecars are to confirm. None: the commit is older than
+    /// the call, and its propagation time is not measured.
     pub(crate) committed_at: Option<BootTime>,
-    /// How long to wait, and for whom not.
+    /// How long to wait, and which sidecars to pass by.
     pub(crate) patience: &'a Patience,
 }
 
-/// How long to wait for connected sidecars when the caller does not say.
+/// How long to wait for connected sidecars when the caller sets no timeout.
 const CONNECTED_TIMEOUT: Duration = Duration::from_mins(1);
-/// Confirmations of a thousand sidecars come within milliseconds of each other: to look at all sidecars after every one of
-/// them would take longer than their way.
+/// The wait for further confirmations after each one. The confirmations of a thousand sidecars
+/// arrive within milliseconds of each other: a look at all sidecars after each of them would take
+/// longer than their transmission.
 const SETTLE: Duration = Duration::from_millis(2);
-/// How often the progress of a wait is reported at most; each time names the sidecars that are waited for.
+/// The shortest time between two progress reports of a wait. Each report names the missing
+/// sidecars.
 const TELL_EVERY: Duration = Duration::from_millis(100);
-/// How often bounds are looked at while waiting: they pass without an event.
+/// The interval at which a wait checks time limits: they pass without an event.
 const BOUND_CHECK: Duration = Duration::from_millis(500);
-/// How many laggards an error names.
+/// The most missing sidecars that an error names.
 const MAX_NAMED: usize = 10;
 
 impl Patience {
-    /// The longest time that a wait takes, where no answer grants more than `max_serve_for`.
+    /// Returns the longest time that a wait takes, where no answer grants more than
+    /// `max_serve_for`.
     pub(super) fn longest(&self, max_serve_for: Duration) -> Duration {
         self.timeout.unwrap_or_else(|| {
-            // A sidecar that is lost while it is waited for begins its time then.
+            // The granted time of a sidecar that is lost during the wait starts at that moment.
             CONNECTED_TIMEOUT + 2 * max_serve_for
         })
     }
 }
 
 impl Rotations {
-    /// Waits until everything that may serve has reached a goal, and reports the progress as it changes. A commit that all of
-    /// them have is counted as propagated.
+    /// Waits until every sidecar that may serve has reached a goal, and reports the progress when
+    /// it changes. Measures the propagation time of a commit that all of them have applied.
     ///
     /// # Errors
     ///
-    /// When that takes longer than the goal allows, the receiver of `progress` is dropped, or the control plane stops.
+    /// When the wait takes longer than the goal allows, the receiver of `progress` is dropped, or
+    /// the control plane stops.
     pub(crate) async fn wait(
         &self,
         goal: &Goal<'_>,
@@ -78,7 +81,8 @@ impl Rotations {
             .await;
         if let Ok(barrier) = &waited
             && let Some(at) = goal.committed_at
-            // Where there is no sidecar there was no way, and the time of one that was lost is none.
+            // Without a sidecar there is no propagation, and the granted time of a lost sidecar is
+            // not propagation time.
             && barrier.total > 0
             && !has_waited_for_lost
         {
@@ -112,10 +116,11 @@ impl Rotations {
         let mut changes = self.fleet.watch();
         let deadline = tokio::time::sleep(longest);
         tokio::pin!(deadline);
-        // Not made anew in each turn: on a busy fleet there is always an event before it.
+        // Created before the loop: on a busy fleet, an event always comes before a new interval
+        // fires.
         let mut bound_checks = tokio::time::interval(BOUND_CHECK);
         bound_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Since when a connected sidecar has been missing.
+        // The time since which a connected sidecar is missing.
         let mut missing_since = Some(began);
         let (mut told, mut tell_at) = (None, Instant::now());
         loop {
@@ -130,7 +135,7 @@ impl Rotations {
             if told != Some(news) && Instant::now() >= tell_at {
                 told = Some(news);
                 tell_at = Instant::now() + TELL_EVERY;
-                // A caller that does not keep up is told of the next change.
+                // A caller that does not keep up receives the next report.
                 let _ = progress.try_send(Progress::Waiting(self.barrier(goal)));
             }
             tokio::select! {
@@ -162,7 +167,8 @@ impl Rotations {
         }
     }
 
-    /// Who is lost is waited for until its bound. Who is connected gets a minute.
+    /// Fails when a connected sidecar has been missing for 1 minute. A lost sidecar is waited for
+    /// until its time limit.
     fn lose_patience(
         &self,
         barrier: Barrier,
@@ -201,14 +207,15 @@ impl Rotations {
     }
 }
 
-/// Waits for a change of the fleet, and for those that come with it.
+/// Waits for a change of the fleet, and for the changes that come with it.
 async fn settled(changes: &mut watch::Receiver<u64>) {
-    // The fleet outlives who waits for it.
+    // The fleet outlives this wait.
     let _ = changes.changed().await;
     tokio::time::sleep(SETTLE).await;
 }
 
-/// Who is missing, and until when it may serve.
+/// Returns the missing sidecars, at most 10, each with its state and the time until which it may
+/// serve.
 pub(super) fn missing(barrier: &Barrier) -> String {
     let mut text = String::new();
     for (index, laggard) in barrier.laggards.iter().take(MAX_NAMED).enumerate() {

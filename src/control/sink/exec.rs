@@ -1,8 +1,9 @@
-//! A program that is handed the secret on its standard input.
+//! A program that receives the secret on its standard input.
 //!
-//! It is started without a shell, in a process group of its own, with an environment that says what is delivered. The
-//! secret is neither there nor among its arguments, where other users of the machine could read it. No process of the
-//! group outlives the delivery; one that leaves the group is out of reach.
+//! The program is started without a shell, in its own process group, with an environment that
+//! describes the delivery. The secret is neither in the environment nor in the arguments, where
+//! other users of the machine could read it. No process of the group outlives the delivery; a
+//! process that leaves the group is out of reach.
 
 use std::{
     io,
@@ -31,78 +32,83 @@ use crate::{
     key::{PresentedKey, Secret},
 };
 
-/// A program that is handed the secret.
+/// A program that receives the secret.
 #[derive(Clone, Debug)]
 pub(crate) struct ExecSink {
     settings: ExecSettings,
 }
 
-/// Why a program did not take a secret. What it said is told without the secret, should it repeat it.
+/// Why a program did not accept a secret. Its output is shown without the secret, in case the
+/// program repeats it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// It could not be started.
+    /// The program could not be started.
     #[error("cannot start {}: {error}; it must be a file that the user of the control plane may run", program.display())]
     Start {
-        /// Its path.
+        /// The path of the program.
         program: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// It could not be watched.
+    /// The program could not be watched.
     #[error("cannot watch {}: {error}; it was killed", program.display())]
     Watch {
-        /// Its path.
+        /// The path of the program.
         program: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// It ended with another exit code than 0.
+    /// The program ended with another status than exit code 0.
     #[error("{} ended with {status} {said}; find out what the program could not do", program.display())]
     Failed {
-        /// Its path.
+        /// The path of the program.
         program: PathBuf,
-        /// How it ended.
+        /// The exit code, or the signal that killed it.
         status: ExitStatus,
-        /// The end of its output.
+        /// The end of its output, without the secret.
         said: String,
     },
-    /// It took too long and was killed. It may have delivered the secret.
+    /// The program took too long and was killed. It may have delivered the secret.
     #[error(
         "{} was killed after {} {said}; find out what it waits for, or set a longer `timeout`",
         program.display(),
         written(*limit)
     )]
     TimedOut {
-        /// Its path.
+        /// The path of the program.
         program: PathBuf,
-        /// How long it was allowed to run.
+        /// The longest time of a run.
         limit: Duration,
-        /// The end of its output.
+        /// The end of its output, without the secret.
         said: String,
     },
 }
 
-/// A program's process group, killed when this is dropped.
+/// The process group of a program, killed when this is dropped.
 ///
-/// The group is named by the program's process id, which nobody else gets before the program is waited for.
+/// The program's process id names the group. No other process gets this id before the program is
+/// waited for.
 #[derive(Debug)]
 struct Group(Pid);
 
 /// The end of a stream.
 struct Tail(Zeroizing<Vec<u8>>);
 
-/// Where a program finds others. That of the control plane is of no concern to it, and may hold anything.
+/// Where a program finds other programs. The `PATH` of the control plane is not its concern, and
+/// can contain anything.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// How much of what a program said is told: some lines, of which the last one tends to say why it failed.
+/// The bytes of a program's output that are shown: some lines, of which the last one usually says
+/// why it failed.
 const SHOWN: usize = 400;
-/// How much is kept of it, so that a secret which reaches into what is told is seen whole.
+/// The bytes of the output that are kept: a secret that reaches into the shown part is then found
+/// whole.
 const KEPT: usize = SHOWN + PresentedKey::MAX_LEN;
-/// How long output is read when the program has ended. It is in the pipe already; only a process that left the group
-/// can keep the pipe open.
+/// How long output is read after the program has ended. The output is already in the pipe; only a
+/// process that left the group can keep the pipe open. The wait for the exit status is as long.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl ExecSink {
-    /// The program of `settings`.
+    /// Creates the sink of `settings`.
     #[must_use]
     pub(crate) fn new(settings: &ExecSettings) -> Self {
         Self {
@@ -116,7 +122,8 @@ impl ExecSink {
     ///
     /// # Errors
     ///
-    /// When it cannot be started, takes too long, or ends with another exit code than 0.
+    /// When the program cannot be started or watched, takes too long, or ends with another status
+    /// than exit code 0.
     pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), ExecError> {
         let program = || self.settings.program.clone();
         let watch = |error| ExecError::Watch {
@@ -151,13 +158,15 @@ impl ExecSink {
         let limit = self.settings.timeout;
         let end = async {
             let ended = timeout(limit, ended).await;
-            // Before the program is waited for: what it left running ends with it, and lets go of the pipes.
+            // Before the program is waited for: the processes that it left running end with it, and
+            // close the pipes.
             drop(group);
             over.cancel();
             ended
         };
         let ((), ended) = tokio::join!(talk, end);
-        // It has ended or was killed; one that the kernel holds up is waited for by the runtime, later.
+        // The program has ended or was killed. If the kernel delays its end, the runtime waits for
+        // it later.
         let status = timeout(LAST_WORDS, child.wait()).await;
         let tail = if complained.0.is_empty() {
             said
@@ -234,11 +243,12 @@ impl Group {
         Self(pid.expect("a child that was not waited for has a process id"))
     }
 
-    /// Waits until the program has ended, and leaves it to be waited for: until then its id is nobody else's.
+    /// Waits until the program has ended, without collecting its status: until then no other
+    /// process gets its id.
     fn ended(&self) -> impl Future<Output = io::Result<()>> + use<> {
         let program = self.0;
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        // Ends with the program, which a dropped group kills.
+        // This ends with the program, which a dropped group kills.
         let ended = spawn_blocking(move || retry_on_intr(|| waitid(WaitId::Pid(program), options)));
         async { Ok(ended.await?.map(drop)?) }
     }
@@ -246,21 +256,21 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Fails when all of it has ended, which is as well.
+        // This fails when the whole group has ended, which is fine.
         let _ = kill_process_group(self.0, Signal::KILL);
     }
 }
 
 impl Tail {
     fn new() -> Self {
-        // Never grows beyond, so that no copy is left behind in memory.
+        // The buffer never grows beyond this, so that no copy stays in memory.
         Self(Zeroizing::new(Vec::with_capacity(KEPT)))
     }
 
     /// Reads a stream to its end and keeps its tail.
     async fn read(&mut self, mut stream: impl AsyncRead + Unpin) {
         let mut chunk = Zeroizing::new([0; KEPT]);
-        // A stream that breaks has ended as far as its tail is concerned.
+        // A stream that breaks counts as ended: only its tail is of interest.
         while let Ok(read @ 1..) = stream.read(chunk.as_mut_slice()).await {
             let excess = (self.0.len() + read).saturating_sub(KEPT);
             self.0.drain(..excess);
@@ -268,19 +278,21 @@ impl Tail {
         }
     }
 
-    /// What may be told of it: its last [`SHOWN`] bytes as printable text, without any part of the secret.
+    /// Returns the part of the output that may be shown: the last [`SHOWN`] bytes as printable
+    /// text, without any part of the secret.
     fn shown(&self, secret: &Secret) -> String {
         let start = self.0.len().saturating_sub(SHOWN);
         let text = redact::without(&self.0, start, &[secret.expose()]);
         match text.trim() {
             "" => "and wrote nothing".to_owned(),
-            // Quoted: a program's output must not pass for lines of a log, or move a terminal's cursor.
+            // Quoted: a program's output must not look like lines of a log, or move a terminal's
+            // cursor.
             text => format!("and wrote {text:?}"),
         }
     }
 }
 
-/// Hands over the secret as one line. A program that does not read it may still know what to do.
+/// Writes the secret as one line. A program that does not read it may still succeed.
 async fn feed(mut input: ChildStdin, secret: &Secret) {
     let line = Zeroizing::new([secret.expose().as_bytes(), b"\n"].concat());
     let _ = input.write_all(&line).await;

@@ -1,7 +1,8 @@
 //! Files: `<directory>/<keyring>/<key id>/current` and `previous`, each with one secret and nothing else.
 //!
-//! Every file is written under another name and moved into place, so that a reader sees the old secret or the new one,
-//! whole, and never none. Nothing is reached over a symbolic link: each directory is opened within the one before it.
+//! Every file is written under another name and moved into place: a reader sees the old secret or
+//! the new one, whole, and never none. No symbolic link is followed: each directory is opened
+//! within the one before it.
 
 use std::{
     ffi::OsStr,
@@ -35,73 +36,73 @@ pub(crate) struct FileSink {
 /// Why a secret was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The directory of the settings is not there.
+    /// The directory of the settings does not exist.
     #[error("the directory {} does not exist: create it for the user of the control plane, with mode 0700", .0.display())]
     Missing(PathBuf),
-    /// Something on the way is a symbolic link.
+    /// A part of the path is a symbolic link.
     #[error("{} is a symbolic link, which is not followed: name its target, or remove it", .0.display())]
     Symlink(PathBuf),
-    /// Something on the way is no directory, or a file of secrets is no file.
+    /// A part of the path is not a directory, or a secret's file is not a regular file.
     #[error("{} is not a {expected}: move it out of the way", path.display())]
     Type {
-        /// What is there.
+        /// The path of the wrong entry.
         path: PathBuf,
-        /// What should be.
+        /// The expected type, `directory` or `file`.
         expected: &'static str,
     },
-    /// It belongs to another user, who could take the secret.
+    /// The entry belongs to another user, who could read the secret.
     #[error("{} belongs to user {owner}, but the control plane runs as user {user}: run `chown {user}` on it", path.display())]
     Owner {
-        /// What is there.
+        /// The path of the entry.
         path: PathBuf,
-        /// The id of the user to whom it belongs.
+        /// The user id of its owner.
         owner: u32,
-        /// The id of the user of this process.
+        /// The user id of this process.
         user: u32,
     },
-    /// Others than its owner can put files into it.
+    /// Users other than the owner can create files in the directory.
     #[error("other users can write to {} (mode {mode:03o}): run `chmod go-w` on it", path.display())]
     Writable {
-        /// The directory.
+        /// The path of the directory.
         path: PathBuf,
-        /// Its permissions.
+        /// The permissions of the directory.
         mode: u32,
     },
-    /// There is no space, or no more of what the user may have.
+    /// The disk is full, or the user's quota is used up.
     #[error("there is no space left for {}: free some space", .0.display())]
     Full(PathBuf),
-    /// Another delivery writes there, of this process or of another one.
-    #[error("another delivery writes to {} now: try again", .0.display())]
+    /// Another delivery writes to the directory, in this process or in another one.
+    #[error("another delivery is writing to {}: try again", .0.display())]
     Busy(PathBuf),
-    /// The system refused something else.
+    /// The operating system reported another error.
     #[error("cannot {what} {}: {error}; check its permissions and its file system", path.display())]
     Io {
-        /// What was tried.
+        /// The failed operation, such as `open`.
         what: &'static str,
-        /// With what.
+        /// The path of the failed operation.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// The file system did not answer in time; the files may still be written.
+    /// The file system did not answer in time. The files may still be written.
     #[error("{} was not written within {}: check its file system", path.display(), written(*limit))]
     TimedOut {
         /// The directory of the settings.
         path: PathBuf,
-        /// How long it was waited.
+        /// The longest time of a delivery.
         limit: Duration,
     },
 }
 
-/// The directory of one key, held for one delivery.
+/// The directory of one key, locked for one delivery.
 #[derive(Debug)]
 struct KeyDirectory {
     path: PathBuf,
     directory: OwnedFd,
 }
 
-/// What a delivery does, in this order. Between any two the process may end: `current` is whole at any time, and the
-/// delivery can be made again from the start.
+/// The steps of a delivery, in this order. The process may end between any two of them: `current`
+/// is whole at any time, and the delivery can be repeated from the start.
 #[derive(Clone, Copy, Debug)]
 enum DeliveryStep {
     WritePrevious,
@@ -110,27 +111,30 @@ enum DeliveryStep {
     MoveCurrent,
 }
 
-/// What the steps write.
+/// The contents that the steps write.
 #[derive(Debug)]
 struct Contents {
-    /// What `current` holds until now.
+    /// The content of `current` before the delivery. None: there is no such file.
     old: Option<Zeroizing<Vec<u8>>>,
     new: Zeroizing<Vec<u8>>,
 }
 
 const CURRENT: &str = "current";
 const PREVIOUS: &str = "previous";
-/// The names under which files are written. What a process left there when it ended is removed by the next delivery.
+/// The names under which files are written. The next delivery removes files that an ended process
+/// left under them.
 const CURRENT_NEW: &str = ".current.new";
 const PREVIOUS_NEW: &str = ".previous.new";
-/// More than the longest key that relatch takes, 512 bytes; what is longer was not written by relatch.
+/// The most bytes that are read of a file: more than the longest key, 512 bytes. A longer file was
+/// not written by relatch.
 const MAX_LEN: u64 = 4 << 10;
 
 impl FileSink {
-    /// The longest that a delivery takes. Two small files take milliseconds; a network file system, some seconds.
+    /// The longest time of a delivery. Two small files take milliseconds; on a network file system,
+    /// some seconds.
     pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-    /// Files in the directory of `settings`.
+    /// Creates the sink of `settings`.
     #[must_use]
     pub(crate) fn new(settings: &FileSettings) -> Self {
         Self {
@@ -138,21 +142,23 @@ impl FileSink {
         }
     }
 
-    /// Finds what every delivery would be refused for, without making anything: the directory is missing, or others could
-    /// take what is put there. It blocks.
+    /// Finds problems that would prevent every delivery, without creating anything: a missing
+    /// directory, or one in which other users could read or replace the secret. Blocks the thread.
     ///
     /// # Errors
     ///
-    /// When it is so.
+    /// When there is such a problem.
     pub(crate) fn look(&self) -> Result<(), FileError> {
         open_base(&self.directory).map(drop)
     }
 
-    /// Makes `current` hold the secret and `previous` what `current` held; nothing when it holds the secret already.
+    /// Writes the secret to `current`, and the former content of `current` to `previous`. Changes
+    /// nothing when `current` already holds the secret.
     ///
     /// # Errors
     ///
-    /// When that is not possible. `current` is then as it was, or holds the secret.
+    /// When the files cannot be written. `current` then has its former content, or holds the
+    /// secret.
     pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), FileError> {
         let base = self.directory.clone();
         let keyring = delivery.keyring.clone();
@@ -178,14 +184,15 @@ impl FileSink {
 
 impl Drop for KeyDirectory {
     fn drop(&mut self) {
-        // A child that this process is about to start holds a copy of the descriptor until it runs its program, and the
-        // close of one copy alone leaves the lock.
+        // A child that this process is about to start holds a copy of the descriptor until it runs
+        // its program. The close of one copy alone does not release the lock.
         let _ = fs::flock(&self.directory, FlockOperation::Unlock);
     }
 }
 
 impl KeyDirectory {
-    /// Opens the directory of a key and locks it; makes it, and that of its keyring, when they are not there.
+    /// Opens the directory of a key and locks it. Creates it and the directory of its keyring when
+    /// they do not exist.
     fn open(base: &Path, keyring: &KeyringName, key_id: KeyId) -> Result<Self, FileError> {
         let (mut path, mut directory) = open_base(base)?;
         for name in [keyring.as_str(), key_id.as_str()] {
@@ -208,7 +215,7 @@ impl KeyDirectory {
     fn write(&self, new: Zeroizing<Vec<u8>>) -> Result<(), FileError> {
         let old = self.read(CURRENT)?;
         if old.as_ref() == Some(&new) {
-            // It may have been moved there by a process that ended before the directory was written.
+            // A process may have moved it there and ended before the directory was synced.
             self.remove_unfinished();
             return self.sync();
         }
@@ -222,7 +229,8 @@ impl KeyDirectory {
         written
     }
 
-    /// Removes files that did not come into place. Any that cannot be removed now is removed before the next is written.
+    /// Removes files that were not moved into place. A file that cannot be removed now is removed
+    /// before the next write.
     fn remove_unfinished(&self) {
         for name in [PREVIOUS_NEW, CURRENT_NEW] {
             let _ = fs::unlinkat(&self.directory, name, AtFlags::empty());
@@ -239,10 +247,10 @@ impl KeyDirectory {
         }
     }
 
-    /// What the file `name` holds; none when it is not there.
+    /// Returns the content of the file `name`. None when it does not exist.
     fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
         let path = self.path.join(name);
-        // A pipe would hold up whoever opens it.
+        // The open of a pipe would block without `NONBLOCK`.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match fs::openat(&self.directory, name, flags, Mode::empty()) {
             Ok(file) => file,
@@ -269,7 +277,7 @@ impl KeyDirectory {
         Ok(Some(content))
     }
 
-    /// Writes a new file that only its owner can read, to the disk.
+    /// Writes a new file that only its owner can read, and syncs it to the disk.
     fn write_new(&self, name: &str, content: &[u8]) -> Result<(), FileError> {
         let path = self.path.join(name);
         match fs::unlinkat(&self.directory, name, AtFlags::empty()) {
@@ -318,7 +326,7 @@ const DIRECTORY: OFlags = OFlags::DIRECTORY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Opens the directory `name` within `parent`; errors call it `path`.
+/// Opens the directory `name` within `parent`. Errors show `path`.
 fn enter(parent: &OwnedFd, name: &OsStr, path: &Path, flags: OFlags) -> Result<OwnedFd, FileError> {
     let error = match fs::openat(parent, name, flags | DIRECTORY, Mode::empty()) {
         Ok(directory) => return Ok(directory),
@@ -326,7 +334,7 @@ fn enter(parent: &OwnedFd, name: &OsStr, path: &Path, flags: OFlags) -> Result<O
     };
     match error {
         Errno::NOENT => Err(FileError::Missing(path.to_owned())),
-        // Linux says of a symbolic link that it is no directory.
+        // For a symbolic link, Linux reports that it is not a directory.
         Errno::NOTDIR | Errno::LOOP => {
             let link = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
                 .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Symlink);
@@ -342,25 +350,26 @@ fn enter(parent: &OwnedFd, name: &OsStr, path: &Path, flags: OFlags) -> Result<O
     }
 }
 
-/// Whether nobody else can put a file into it.
 /// Opens the directory of the settings, and returns its path without `.` as well.
 fn open_base(base: &Path) -> Result<(PathBuf, OwnedFd), FileError> {
     let mut path = PathBuf::from("/");
     let mut directory =
         fs::open(&path, OFlags::PATH | DIRECTORY, Mode::empty()).map_err(failed("open", &path))?;
     for component in base.components() {
-        // The settings have neither another prefix nor `..`, and `.` is the same directory.
+        // The settings allow neither another prefix nor `..`, and `.` is the same directory.
         if let Component::Normal(name) = component {
             path.push(name);
             directory = enter(&directory, name, &path, OFlags::PATH)?;
         }
     }
-    // Opened by itself, since the way to it need not be readable.
+    // Opened separately, because the directories above it need not be readable.
     directory = enter(&directory, OsStr::new("."), &path, OFlags::RDONLY)?;
     check_directory(&directory, &path)?;
     Ok((path, directory))
 }
 
+/// Checks that the directory belongs to the user of this process, and that no other user can create
+/// files in it.
 fn check_directory(directory: &OwnedFd, path: &Path) -> Result<(), FileError> {
     let found = fs::fstat(directory).map_err(failed("read the metadata of", path))?;
     check_owner(found.st_uid, path)?;

@@ -1,14 +1,16 @@
-//! Takes secrets out of what others said.
+//! Removes secrets from the texts of other programs and servers.
 
 use std::collections::HashSet;
 
-/// How many characters in a row are taken for a part of a secret: fewer occur in a text by chance, and tell little.
+/// The number of consecutive bytes that count as a part of a secret: fewer occur in a text by
+/// chance, and reveal little.
 pub(super) const PART: usize = 8;
 
 const REDACTED: &[u8] = b"[redacted]";
 
-/// What `said` holds from byte `start` on, without any part of `secrets` as it is. What stands before `start` lets a
-/// secret be known that reaches into the rest. A secret in another encoding is not known.
+/// Returns `said` from byte `start` on, without any verbatim part of `secrets`. The bytes before
+/// `start` help to find a secret that reaches into the rest. A secret in another encoding is not
+/// found.
 pub(super) fn without(said: &[u8], start: usize, secrets: &[&str]) -> String {
     let parts: HashSet<&[u8]> = secrets
         .iter()

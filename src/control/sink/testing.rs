@@ -1,4 +1,4 @@
-//! What the tests of every sink deliver.
+//! The deliveries in the tests of every sink.
 
 use super::Delivery;
 use crate::key::{
@@ -13,7 +13,7 @@ pub(super) struct Owner {
     pub(super) key_id: KeyId,
 }
 
-/// One version of it.
+/// One version of the key.
 #[derive(Debug)]
 pub(super) struct Version<'a> {
     owner: &'a Owner,
@@ -56,7 +56,8 @@ impl Version<'_> {
         }
     }
 
-    /// The secret, and each half of what is secret in it: what no log and no error may hold.
+    /// Checks that a log or an error contains neither the secret nor one of the halves of its
+    /// secret part.
     pub(super) fn assert_absent(&self, text: &str) {
         let secret = self.secret.expose();
         let (public, hidden) = secret.rsplit_once('_').expect("a token has three parts");

@@ -1,7 +1,7 @@
 //! A KV version 2 mount of Vault or OpenBao, over its HTTP API.
 //!
-//! What is there is read first, and written over only if it is still the same (check-and-set): of two control planes
-//! that deliver at once, none undoes what the other has done.
+//! The content is read first, and overwritten only if it is unchanged (check-and-set): of two
+//! control planes that deliver at the same time, neither undoes a write of the other.
 
 use std::{
     fmt, io,
@@ -35,82 +35,83 @@ pub(crate) struct VaultSink {
     client: Outbound,
 }
 
-/// Why a secret was not put into a Vault, or is not known to be there.
+/// Why a secret was not written to a Vault, or is not known to be there.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
     /// The certificates of the settings cannot be read.
     #[error("cannot read {}: {error}; correct `ca_file` or its permissions", path.display())]
     CaFile {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// No client can be made, most likely with the certificates of the settings.
+    /// The HTTP client cannot be created, most likely because of the certificates of the settings.
     #[error("cannot create the HTTP client: {}; check `ca_file`", causes::in_one_line(.0))]
     Setup(SetupError),
-    /// A consumer's name makes a path that leads elsewhere.
+    /// With the consumer's name, the path would lead elsewhere.
     #[error(
         "the consumer's name `{consumer}` cannot be a whole segment of `path`: add text beside {{consumer}}, or remove {{consumer}}"
     )]
     Path {
-        /// The consumer.
+        /// The name of the consumer.
         consumer: String,
     },
-    /// There is no token.
+    /// The token file cannot be read.
     #[error("cannot read the token in {}: {error}; correct `token_file` or its permissions", path.display())]
     Token {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// What is in the file is no token. It is not told.
+    /// The file does not contain a token. The error does not repeat its content.
     #[error("{} does not contain a token: it must be one line of printable ASCII", path.display())]
     TokenForm {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// There was no answer. It may have taken the secret all the same.
+    /// No answer arrived. The Vault may still have stored the secret.
     #[error(
         "{}; check the server and the network between",
         causes::in_one_line(error)
     )]
     Unreachable {
-        /// Why not.
+        /// Why no answer arrived.
         error: OutboundError,
     },
-    /// The answer was no.
+    /// The Vault refused the request.
     #[error("cannot {what} {place}: status {status}, {errors}; {}", advice(*status, place))]
     Refused {
-        /// What was asked for.
+        /// The refused operation, `read` or `write`.
         what: &'static str,
-        /// Where.
+        /// The place: `<mount>/data/<path>`.
         place: String,
         /// The status of the answer.
         status: u16,
-        /// What the answer said, without secrets.
+        /// The texts of the answer, without secrets.
         errors: Errors,
     },
-    /// The answer was none that a KV version 2 mount gives.
+    /// The answer is not that of a KV version 2 mount.
     #[error(
         "{place} does not answer as a KV version 2 mount does: check `address`, `mount` and the version of the mount"
     )]
     NotKv2 {
-        /// Where.
+        /// The place: `<mount>/data/<path>`.
         place: String,
     },
-    /// It took too long. It may have taken the secret all the same.
+    /// The delivery took too long. The Vault may still have stored the secret.
     #[error("{place} was not written within {}: check the server", written(*limit))]
     TimedOut {
-        /// Where.
+        /// The place: `<mount>/data/<path>`.
         place: String,
-        /// How long it was waited.
+        /// The longest time of a delivery.
         limit: Duration,
     },
 }
 
-/// What a Vault said of a refusal: some of its texts, as they may be told.
+/// The texts of a Vault about a refusal: at most 3, each with at most 300 characters and without
+/// secrets.
 #[derive(Debug)]
 pub struct Errors(Vec<String>);
 
@@ -118,21 +119,21 @@ pub struct Errors(Vec<String>);
 struct VaultCall<'a> {
     sink: &'a VaultSink,
     url: OutboundUrl,
-    /// `<mount>/data/<path>`, as the policies of Vault call it.
+    /// `<mount>/data/<path>`, as the policies of Vault name it.
     place: String,
     token: Zeroizing<String>,
     secret: &'a Secret,
 }
 
-/// What a place holds.
+/// The content of a place.
 #[derive(Debug)]
 struct Found {
-    /// The version by which Vault counts, 0 where there has never been anything.
+    /// The version in Vault's own count; 0 when the place has never had a version.
     revision: u64,
     held: Option<HeldFields>,
 }
 
-/// The fields of a secret that are ours. Whatever else stands there was not written by relatch.
+/// The fields of a secret that relatch writes. Other fields are not written by relatch.
 #[derive(Deserialize)]
 struct HeldFields {
     #[serde(default)]
@@ -194,29 +195,31 @@ struct Options {
 
 const TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
-/// Agents and proxies of Vault may be told to let only requests with it through.
+/// Agents and proxies of Vault can be set to accept only requests with this header.
 const REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
-/// Of one request. A Vault answers in milliseconds; one whose leader changes, in seconds.
+/// The limits of one request. A Vault answers in milliseconds, or in seconds while its leader
+/// changes.
 const LIMITS: Limits = Limits {
     connect: Duration::from_secs(5),
     total: Duration::from_secs(10),
 };
-/// How often a write is tried when somebody else writes meanwhile: the other is a second control plane that delivers
-/// the same, which the next look finds.
+/// The most writes when another writer interferes. The other writer is a second control plane that
+/// delivers the same secret, and the next read finds it.
 const ATTEMPTS: u32 = 3;
-/// How many of the texts of a refusal are told, and how much of each. Vault gives one or two short ones.
+/// The most texts of a refusal that are shown, and the most characters of each. Vault returns one
+/// or two short ones.
 const MAX_ERRORS: usize = 3;
 const MAX_ERROR: usize = 300;
 
 impl VaultSink {
-    /// The longest that a delivery takes: three requests at their slowest.
+    /// The longest time of a delivery: three requests at their slowest.
     pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-    /// The mount of `settings`.
+    /// Creates the sink of `settings`.
     ///
     /// # Errors
     ///
-    /// When the certificates that are to be trusted cannot be used.
+    /// When the trusted certificates cannot be used.
     pub(crate) fn new(settings: &VaultSettings) -> Result<Self, VaultError> {
         let ca = match &settings.ca_file {
             Some(path) => Some(std::fs::read(path).map_err(|error| VaultError::CaFile {
@@ -231,20 +234,21 @@ impl VaultSink {
         })
     }
 
-    /// Whether there is a token to call a Vault with. It blocks.
+    /// Checks that there is a token for a Vault. Blocks the thread.
     ///
     /// # Errors
     ///
-    /// When its file cannot be read, or holds something else.
+    /// When the file cannot be read, or does not contain a token.
     pub(crate) fn check_token(settings: &VaultSettings) -> Result<(), VaultError> {
         read_token(&settings.token_file).map(drop)
     }
 
-    /// Puts the secret into the mount, and what was there beside it; nothing when it is there already.
+    /// Writes the secret to the mount, and the secret that was there as `previous`. Writes nothing
+    /// when the secret is already there.
     ///
     /// # Errors
     ///
-    /// When it is not there, or not known to be.
+    /// When the secret is not there, or is not known to be.
     pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
         let call = self.call(delivery)?;
         match timeout(Self::TIME_LIMIT, call.deliver(delivery)).await {
@@ -295,7 +299,7 @@ impl VaultCall<'_> {
             if let Some((revision, error)) = refused.take()
                 && revision == found.revision
             {
-                // Nobody wrote meanwhile: it was refused for another reason.
+                // No other writer was faster: the refusal has another reason.
                 return Err(error);
             }
             match self.write(delivery, &found).await {
@@ -318,7 +322,8 @@ impl VaultCall<'_> {
                 })
             }
             StatusCode::NOT_FOUND => {
-                // With metadata: the newest version was deleted, and the next one still counts from it.
+                // With metadata, the newest version was deleted, and the next one still counts from
+                // it.
                 if let Ok(read) = self.parse::<ReadAnswer>(&answer) {
                     let revision = read.data.metadata.version;
                     return Ok(Found {
@@ -363,7 +368,7 @@ impl VaultCall<'_> {
         if !answer.status.is_success() {
             return Err(self.refused("write", &answer, held));
         }
-        // A version 1 mount takes the request for a secret at `data/…`, and answers with nothing.
+        // A version 1 mount stores the request as a secret at `data/…`, and returns no content.
         let written: WriteAnswer = self.parse(&answer)?;
         if written.data.version > found.revision {
             Ok(())
@@ -405,7 +410,8 @@ impl VaultCall<'_> {
         }
     }
 
-    /// `held` is what the place holds, which went into the request or may be told with the refusal.
+    /// Returns the error of a refused request. `held` is the content of the place: the request
+    /// contained it, or the refusal may repeat it.
     fn refused(
         &self,
         what: &'static str,
@@ -414,7 +420,7 @@ impl VaultCall<'_> {
     ) -> VaultError {
         let errors = match serde_json::from_slice(&answer.body) {
             Ok(ErrorAnswer { errors }) => errors,
-            // A proxy's page, most likely.
+            // Most likely the page of a proxy.
             Err(_) => Vec::new(),
         };
         let mut secrets = vec![self.secret.expose(), self.token.as_str()];
@@ -436,8 +442,8 @@ impl VaultCall<'_> {
 }
 
 impl Found {
-    /// Whether the place holds the version and its secret. The number alone does not tell: a control plane that was
-    /// restored from a backup gives it out again.
+    /// Returns whether the place holds the version and its secret. The number alone does not show
+    /// this: a control plane that was restored from a backup assigns the number again.
     fn is(&self, delivery: &Delivery<'_>) -> bool {
         self.held.as_ref().is_some_and(|held| {
             held.key.as_deref() == Some(delivery.secret.expose())
@@ -448,7 +454,8 @@ impl Found {
 }
 
 impl VaultError {
-    /// Whether somebody may have written meanwhile: Vault gives check-and-set no status of its own.
+    /// Returns whether another writer may have been faster: Vault has no status of its own for
+    /// check-and-set.
     const fn is_conflict(&self) -> bool {
         match self {
             Self::Refused { status, .. } => *status == StatusCode::BAD_REQUEST.as_u16(),
@@ -488,17 +495,17 @@ impl fmt::Display for Errors {
         }
         for (at, error) in self.0.iter().enumerate() {
             let separator = if at == 0 { "" } else { ", " };
-            // Quoted: what a server says must not pass for lines of a log.
+            // Quoted: the text of a server must not look like lines of a log.
             write!(f, "{separator}{error:?}")?;
         }
         Ok(())
     }
 }
 
-/// What a status means for whoever runs both.
+/// Returns the advice for a status, for the operator of both systems.
 fn advice(status: u16, place: &str) -> String {
     match status {
-        // Vault's own statuses are in its documentation of the HTTP API.
+        // The documentation of Vault's HTTP API lists the statuses of Vault itself.
         300..=399 => "set `address` to the server that answers without a redirect: redirects are not followed".to_owned(),
         400 => "check what the mount requires of a secret".to_owned(),
         403 => format!(

@@ -1,4 +1,5 @@
-//! When the control plane sent its answers to beats, so that a report which replies to one says until when it is complete.
+//! The times at which the control plane sent its answers to beats. They show until when a report
+//! that replies to an answer is complete.
 
 use std::{
     collections::VecDeque,
@@ -8,24 +9,25 @@ use std::{
 
 use crate::{control::pace::Pace, key::Timestamp};
 
-/// The answers of one stream; shared by who sends them and who hears the replies.
+/// The answers of one stream, shared by their sender and the receiver of the replies.
 #[derive(Clone, Debug)]
 pub(crate) struct Answers {
     pace: Arc<Pace>,
-    /// Of the beat, and of the sending; the oldest first.
+    /// The number of the beat and the time of the sending, the oldest first.
     sent: Arc<Mutex<VecDeque<(u64, Timestamp)>>>,
 }
 
-/// Answers to which a reply may still come. A sidecar replies at once, or not at all while its former report is on its way,
-/// so that older ones are of no use.
+/// The most answers to which a reply may still come. A sidecar replies immediately, or not at all
+/// while its previous report is on its way: older answers are of no use.
 const MAX_ANSWERS: usize = 64;
-/// A check takes microseconds from its request to its count. A second is so much more that only a thread which gets no
-/// processor for as long is counted late, and so little beside the hours for which versions have to be idle that it delays
-/// nothing. The next report has such a use, as one at the time of that report.
+/// How long before the sending of its answer a report is complete. A check takes microseconds from
+/// its request to its count. Within a second, only a thread that gets no processor is late with its
+/// count. Compared with the hours for which versions have to be idle, a second delays nothing. The
+/// next report contains a late use, at the time of that report.
 const MARGIN: Duration = Duration::from_secs(1);
 
 impl Answers {
-    /// None yet; they are dated by `pace`.
+    /// Creates an empty list; `pace` dates the answers.
     #[must_use]
     pub(crate) fn new(pace: Arc<Pace>) -> Self {
         Self {
@@ -34,7 +36,7 @@ impl Answers {
         }
     }
 
-    /// The answer to a beat is about to be sent.
+    /// Records that the answer to a beat is about to be sent.
     pub(crate) fn sending(&self, beat: u64) {
         let now = self.pace.now();
         let mut sent = self.lock();
@@ -44,7 +46,8 @@ impl Answers {
         sent.push_back((beat, now));
     }
 
-    /// Until when a report is complete that replies to the answer to `beat`; none when no such answer is known.
+    /// Returns until when a report that replies to the answer to `beat` is complete. None when no
+    /// such answer is known.
     pub(super) fn complete_until(&self, beat: u64) -> Option<Timestamp> {
         let sent = self.lock();
         let (_, at) = sent.iter().find(|(answered, _)| *answered == beat)?;

@@ -1,4 +1,4 @@
-//! Who uses versions that their consumers should not use any more.
+//! The callers of versions that their consumers should no longer use.
 
 use std::collections::BTreeMap;
 
@@ -12,44 +12,46 @@ use crate::{
     store::{CallersRow, UsageRow},
 };
 
-/// Where requests come from.
+/// A source of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Caller {
     /// The address that Envoy names as the request's source; empty when it names none.
     pub(crate) source: String,
-    /// The request's `user-agent`, shortened.
+    /// The `user-agent` of the request, shortened.
     pub(crate) user_agent: String,
-    /// Host and the beginning of the path, without the query.
+    /// The host and the beginning of the path, without the query.
     pub(crate) route: String,
-    /// About how many.
+    /// The number of requests, approximately.
     pub(crate) requests: u64,
-    /// When the last was.
+    /// The time of the last request.
     pub(crate) last_used: Timestamp,
 }
 
-/// The callers of each version, as each process told last.
+/// The callers of each version, from the last report of each process.
 #[derive(Debug, Default)]
 pub(super) struct Callers {
     held: BTreeMap<(KeyringName, VersionRef), BTreeMap<Boot, Vec<Caller>>>,
-    /// Counted up at each change, so that a change while the store is written is not taken for saved.
+    /// The number of the last change of each entry. With it, a change during a write to the store
+    /// stays unsaved.
     unsaved: BTreeMap<(KeyringName, VersionRef, Boot), u64>,
     changes: u64,
 }
 
-/// What is to be saved, and the changes that it contains.
+/// The rows to save, and the last change that they contain.
 #[derive(Debug, Default)]
 pub(super) struct UnsavedCallers {
     pub(super) rows: Vec<CallersRow>,
     changes: u64,
 }
 
-/// The most callers of a version, those with the most requests: enough to find who was left behind.
+/// The most callers of a version, those with the most requests: enough to find a deployment that
+/// was forgotten.
 pub(super) const MAX_CALLERS: usize = 16;
-/// The longest text that is kept of a caller, in bytes: that of most user agents.
+/// The longest stored text of a caller, in bytes: most user agents fit.
 const MAX_TEXT: usize = 256;
 
 impl Callers {
-    /// What the store has.
+    /// Creates the callers from the rows of the store.
     pub(super) fn load(rows: Vec<CallersRow>) -> Self {
         let mut callers = Self::default();
         for row in rows {
@@ -69,7 +71,7 @@ impl Callers {
         callers
     }
 
-    /// What a process tells takes the place of what it told before.
+    /// Replaces the callers in the previous report of a process.
     pub(super) fn tell(
         &mut self,
         keyring: &KeyringName,
@@ -84,13 +86,13 @@ impl Callers {
         }
     }
 
-    /// The callers of a version, the most requests first.
+    /// Returns the callers of a version, those with the most requests first.
     pub(super) fn of(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
         let boots = self.held.get(&(keyring.clone(), version));
         top(boots.into_iter().flat_map(BTreeMap::values).flatten())
     }
 
-    /// The versions of a keyring that have callers.
+    /// Returns the versions of a keyring that have callers.
     pub(super) fn versions(&self, keyring: &KeyringName) -> Vec<VersionRef> {
         let all = self.held.keys();
         all.filter(|(name, _)| name == keyring)
@@ -105,7 +107,7 @@ impl Callers {
         }
     }
 
-    /// A process has ended: its callers join those of all that have.
+    /// Adds the callers of an ended process to those of all ended processes.
     pub(super) fn fold(&mut self, boot: &Boot) {
         let folded = Boot::from(UsageRow::FOLDED);
         let mut changed = Vec::new();
@@ -122,7 +124,7 @@ impl Callers {
         }
     }
 
-    /// What the store does not have yet.
+    /// Returns the rows that are not in the store yet.
     pub(super) fn unsaved(&self) -> UnsavedCallers {
         let rows = self
             .unsaved
@@ -146,7 +148,7 @@ impl Callers {
         }
     }
 
-    /// The store has `saved` now.
+    /// Records that the store holds `saved`.
     pub(super) fn saved(&mut self, saved: &UnsavedCallers) {
         self.unsaved.retain(|_, change| *change > saved.changes);
     }
@@ -159,7 +161,8 @@ impl Callers {
 }
 
 impl Caller {
-    /// What a sidecar told at `now`, within bounds and without what a terminal would obey.
+    /// Returns the caller that a sidecar reported at `now`, within bounds and without characters
+    /// that a terminal interprets.
     pub(super) fn from_wire(told: &discovery::Caller, now: Timestamp) -> Self {
         Self {
             source: plain(&told.source),
@@ -175,7 +178,7 @@ impl Caller {
     }
 }
 
-/// The same callers added up, those with the most requests.
+/// Adds up equal callers, and returns those with the most requests.
 fn top<'a>(callers: impl Iterator<Item = &'a Caller>) -> Vec<Caller> {
     let mut sums: BTreeMap<_, Caller> = BTreeMap::new();
     for caller in callers {
