@@ -116,6 +116,7 @@ pub(crate) enum TokenChange {
     },
     /// A token was deleted.
     TokenEnded {
+        /// The deleted token.
         id: KeyId,
     },
     /// The digests of the store need a pepper.

@@ -1,4 +1,4 @@
-//! The counts: per version and process, merged by maximum, summed on reading.
+//! The counts of each version and process: merged by maximum, and added up when they are read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,31 +13,31 @@ use crate::{
     store::{FOLDED_FOR, UsageRow},
 };
 
-/// Names one process of a sidecar.
+/// The run id of a process of a sidecar, or [`UsageRow::FOLDED`].
 pub(super) type Boot = Arc<str>;
 
-/// Names the count of one version by one process.
+/// The key of the count of one version by one process.
 pub(super) type CountName = (KeyringName, VersionRef, Boot);
 
-/// How often each version was used, and what of it the store does not have yet.
+/// The use of each version, and the counts that are not in the store yet.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     keyrings: BTreeMap<KeyringName, HashMap<VersionRef, Counts>>,
-    /// The processes that have ended for good, and when. Their counts are in the sums, or about to be.
+    /// The ended processes, and when they ended. Their counts are in the sums, or soon will be.
     ended: HashMap<Boot, Timestamp>,
     unsaved: BTreeSet<CountName>,
 }
 
-/// What a process reports of a version, counted since the process began.
+/// The use of a version that a process reports, counted since the process began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReportedUse {
     pub(super) requests: u64,
     pub(super) denied: u64,
-    /// By the clock of the sidecar.
+    /// By the clock of the sidecar; the receipt limits it.
     pub(super) first_used: Timestamp,
 }
 
-/// When it was received, by the clocks of the control plane.
+/// The time of receipt, by the clocks of the control plane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Receipt {
     pub(super) wall: Timestamp,
@@ -46,7 +46,7 @@ pub(super) struct Receipt {
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// [`UsageRow::FOLDED`] for the sum of all that have ended.
+    /// The count of each process; [`UsageRow::FOLDED`] has the sum of all ended processes.
     boots: BTreeMap<Boot, Use>,
     marks: RateMarks,
 }
@@ -56,7 +56,7 @@ struct Counts {
 struct RateMarks {
     former: Option<Mark>,
     latest: Option<Mark>,
-    /// When the total grew last.
+    /// When the total last grew.
     grew_at: Option<BootTime>,
 }
 
@@ -66,11 +66,12 @@ struct Mark {
     requests: u64,
 }
 
-/// The time over which a rate is taken: long enough to hold a dozen reports of each sidecar, short enough to be of now.
+/// The time over which a rate is computed: long enough for a dozen reports of each sidecar, and
+/// short enough to be current.
 const RATE_OVER: Duration = Duration::from_mins(1);
 
 impl Ledger {
-    /// A ledger of what the store has.
+    /// Creates a ledger from the counts in the store.
     pub(super) fn load(rows: Vec<UsageRow>, folded: Vec<String>, now: Timestamp) -> Self {
         let folded = folded.into_iter().map(|boot| (boot.into(), now));
         let mut ledger = Self {
@@ -91,9 +92,10 @@ impl Ledger {
         ledger
     }
 
-    /// Merges what a process tells of a version since its begin. A count that grew is a use at its receipt, whatever the clock
-    /// of the sidecar says: it came since the report before. What did not grow changes nothing, so that to merge it again, or
-    /// late, does not either.
+    /// Merges the use of a version that a process reports since it began. A count that has grown is
+    /// a use at the time of its receipt, whatever the clock of the sidecar shows: the use happened
+    /// since the previous report. A count that has not grown changes nothing, so that a repeated or
+    /// late merge has no effect.
     pub(super) fn merge(
         &mut self,
         keyring: &KeyringName,
@@ -104,8 +106,8 @@ impl Ledger {
     ) {
         let versions = self.keyrings.entry(keyring.clone()).or_default();
         let counts = versions.entry(version).or_default();
-        // The counts of a process that has ended are in the sum already. Whether these have grown since nobody knows, and so
-        // they have, so that no use is ever overlooked.
+        // The counts of an ended process are already in the sum. Whether these have grown since is
+        // unknown. They are treated as grown, so that no use is overlooked.
         let has_ended = self.ended.contains_key(boot);
         let boot = if has_ended {
             Boot::from(UsageRow::FOLDED)
@@ -130,13 +132,13 @@ impl Ledger {
         self.unsaved.insert((keyring.clone(), version, boot));
     }
 
-    /// How often a version was used; none when nothing was told of it.
+    /// Returns the use of a version. None when no report names it.
     pub(super) fn total(&self, keyring: &KeyringName, version: VersionRef) -> Option<Use> {
         let counts = self.keyrings.get(keyring)?.get(&version)?;
         Some(counts.total())
     }
 
-    /// The versions of which anything was told.
+    /// Returns the versions that reports name.
     pub(super) fn versions(&self, keyring: &KeyringName) -> impl Iterator<Item = &VersionRef> {
         self.keyrings
             .get(keyring)
@@ -144,7 +146,8 @@ impl Ledger {
             .flat_map(HashMap::keys)
     }
 
-    /// Requests per second that were told of in the last minute.
+    /// Returns the reported requests per second, as an average over the last 1 to 2 minutes. 0 when
+    /// the count did not grow in the last minute.
     pub(super) fn rate(&self, keyring: &KeyringName, version: VersionRef, now: BootTime) -> f64 {
         let counts = self.keyrings.get(keyring).and_then(|all| all.get(&version));
         counts.map_or(0.0, |counts| {
@@ -152,7 +155,7 @@ impl Ledger {
         })
     }
 
-    /// The processes of which anything is counted apart.
+    /// Returns the processes with a count of their own.
     pub(super) fn boots(&self) -> BTreeSet<Boot> {
         let counts = self.keyrings.values().flat_map(HashMap::values);
         counts
@@ -162,8 +165,8 @@ impl Ledger {
             .collect()
     }
 
-    /// What the store does not have yet, in the order of the entries: the first `most` of them, or those that come after
-    /// `last`.
+    /// Returns the counts that are not in the store yet, in the order of the entries: the first
+    /// `most`, or the first `most` after `last`.
     pub(super) fn unsaved(&self, last: Option<&CountName>, most: usize) -> Vec<UsageRow> {
         let begin = last.map_or(Bound::Unbounded, Bound::Excluded);
         let unsaved = self.unsaved.range((begin, Bound::Unbounded));
@@ -184,7 +187,7 @@ impl Ledger {
             .collect()
     }
 
-    /// The store has `rows` now.
+    /// Records that the store holds `rows`. A count that has changed since stays unsaved.
     pub(super) fn saved(&mut self, rows: &[UsageRow]) {
         for row in rows {
             let entry = count_name_of(row);
@@ -200,14 +203,14 @@ impl Ledger {
         }
     }
 
-    /// A process has ended for good: it counts nothing more.
+    /// Records that a process has ended: it counts nothing more.
     pub(super) fn end(&mut self, boot: &Boot, now: Timestamp) {
         let remembered = |at: Timestamp| now <= at.saturating_add(FOLDED_FOR);
         self.ended.retain(|_, at| remembered(*at));
         self.ended.insert(Arc::clone(boot), now);
     }
 
-    /// The store has folded a process that has ended.
+    /// Adds the counts of an ended process to the sums, as the store has done.
     pub(super) fn fold(&mut self, boot: &Boot) {
         for counts in self.keyrings.values_mut().flat_map(HashMap::values_mut) {
             if let Some(told) = counts.boots.remove(boot) {
@@ -231,7 +234,7 @@ impl Counts {
 }
 
 impl RateMarks {
-    /// The total begins to grow from `requests` at `now`.
+    /// Records that the total starts to grow from `requests` at `now`.
     fn grow(&mut self, requests: u64, now: BootTime) {
         let is_due = |mark: Mark| now.saturating_since(mark.at) >= RATE_OVER;
         if self.latest.is_none_or(is_due) {
@@ -252,20 +255,20 @@ impl RateMarks {
         let Some(since) = former.or(self.latest) else {
             return 0.0;
         };
-        // Shorter times would make a rate of a single request.
+        // A shorter time would turn a single request into a rate.
         let elapsed = now.saturating_since(since.at).max(RATE_OVER);
         let grown = u32::try_from(requests.saturating_sub(since.requests)).unwrap_or(u32::MAX);
         f64::from(grown) / elapsed.as_secs_f64()
     }
 }
 
-/// What a row is of.
+/// Returns the key of the count in a row.
 pub(super) fn count_name_of(row: &UsageRow) -> CountName {
     let boot = row.run_id.as_str().into();
     (row.keyring.clone(), row.version, boot)
 }
 
-/// What is known of two processes together.
+/// Returns the use of two processes together.
 fn added(one: Use, other: Use) -> Use {
     Use {
         requests: one.requests.saturating_add(other.requests),

@@ -1,4 +1,4 @@
-//! Brings events to their endpoints.
+//! Sends events to their endpoints.
 
 use std::{error::Error, fmt, panic, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     store::{Delivery, NewDelivery, Retention, Settled},
 };
 
-/// Sends deliveries and notes what became of them.
+/// Sends deliveries and records their results.
 #[derive(Debug)]
 pub(crate) struct Courier {
     pub(super) catalog: Arc<Catalog>,
@@ -24,25 +24,28 @@ pub(crate) struct Courier {
     pub(super) random: fn() -> u32,
 }
 
-/// The deliveries that this process has under way, one of each webhook. Dropping them ends them.
+/// The deliveries in progress in this process, one for each webhook. Dropping this cancels them.
 #[derive(Default)]
 pub(crate) struct Flights(JoinSet<()>);
 
-/// The most webhooks that are told at once: with as many endpoints that hang, the next one waits for one deadline.
+/// The most webhooks that receive events at the same time: when this many endpoints do not answer,
+/// the next one waits for one deadline.
 const MAX_FLIGHTS: usize = 64;
-/// How long a claim holds: several times what an attempt may take, so that it ends only with a process that is gone.
+/// How long a claim is valid: several times the longest attempt, so that it expires only after its
+/// process has ended.
 const CLAIM: Duration = Duration::from_mins(1);
 /// How long a delivered event is listed.
 const DELIVERED_FOR: Duration = Duration::from_hours(7 * 24);
-/// How long one that was given up is: a month, so that somebody sees it.
+/// How long a delivery that was given up is listed: a month, so that an operator sees it.
 const GIVEN_UP_FOR: Duration = Duration::from_hours(30 * 24);
-/// The most deliveries of a webhook that are over and listed.
+/// The most deliveries of a webhook that are listed when they are over.
 pub(crate) const MAX_OVER: usize = 1_000;
-/// The most that wait for one endpoint: many days of rotations.
+/// The most deliveries that wait for one endpoint: many days of rotations.
 const MAX_WAITING: usize = 10_000;
 
 impl Courier {
-    /// Sends what is due, as far as there is room. What it claims is its own until it has landed.
+    /// Sends due deliveries, as far as there is room. Each is claimed by this process for
+    /// [`CLAIM`].
     pub(crate) async fn send_due(self: &Arc<Self>, flights: &mut Flights) {
         let room = MAX_FLIGHTS - flights.0.len().min(MAX_FLIGHTS);
         if room == 0 {
@@ -66,7 +69,7 @@ impl Courier {
             }
             Err(error) => tracing::error!(
                 error = &error as &dyn Error,
-                "events are not delivered to webhooks, because the store cannot be used; it is tried again"
+                "events are not delivered to webhooks, because the store cannot be used; the control plane retries"
             ),
         }
     }
@@ -98,7 +101,8 @@ impl Courier {
         }
     }
 
-    /// Removes what was listed for long enough, and gives up what waits in too great a number.
+    /// Deletes deliveries that were listed for long enough, and gives up waiting deliveries beyond
+    /// the limit.
     pub(super) async fn prune(&self) {
         let now = self.catalog.clock().wall();
         let retention = Retention {
@@ -116,7 +120,7 @@ impl Courier {
             }
             Err(error) => tracing::warn!(
                 error = &error as &dyn Error,
-                "old deliveries to webhooks cannot be deleted from the store; it is tried again"
+                "old deliveries to webhooks cannot be deleted from the store; the control plane retries"
             ),
         }
     }
@@ -134,7 +138,7 @@ impl Courier {
         let (settled, error) = (settlement.state, outcome.error().unwrap_or_default());
         match self.catalog.store().settle_delivery(settlement).await {
             Ok(true) => self.tell(&delivery, settled, &error),
-            // Whoever claimed it meanwhile tells of it.
+            // The process that has claimed it since reports the result.
             Ok(false) => {}
             Err(error) => tracing::error!(
                 error = &error as &dyn Error,
@@ -145,14 +149,14 @@ impl Courier {
         }
     }
 
-    /// The webhook of a delivery as it is now.
+    /// Returns the current webhook of a delivery.
     fn webhook_of(&self, what: &NewDelivery) -> Result<Webhook, DeliveryOutcome> {
         let served = self
             .catalog
             .get(&what.keyring)
             .map_err(|_| DeliveryOutcome::Behind)?;
         let state = served.journal().state();
-        // It was there when the delivery was made, at this revision or a later one.
+        // The webhook existed when the delivery was created, at this revision or a later one.
         if state.keyring.revision() < what.revision {
             return Err(DeliveryOutcome::Behind);
         }
@@ -177,7 +181,7 @@ impl Courier {
             ),
             Settled::Retry(next) => tracing::info!(
                 auth.keyring = %keyring, webhook, event, kind, attempts, error, %next,
-                "an event could not be delivered to a webhook; it is tried again"
+                "an event could not be delivered to a webhook; the control plane retries"
             ),
             Settled::GivenUp => tracing::warn!(
                 auth.keyring = %keyring, webhook, event, kind, attempts, error,
@@ -188,7 +192,7 @@ impl Courier {
 }
 
 impl Flights {
-    /// Waits until one has landed; for ever when there is none. Cancellation safe.
+    /// Waits until one delivery is over; forever when there is none. Cancellation safe.
     pub(crate) async fn landed(&mut self) {
         match self.0.join_next().await {
             Some(landed) => rethrow(landed),
@@ -196,7 +200,7 @@ impl Flights {
         }
     }
 
-    /// Waits until all have landed.
+    /// Waits until all deliveries are over.
     pub(crate) async fn all_landed(&mut self) {
         while let Some(landed) = self.0.join_next().await {
             rethrow(landed);
@@ -210,7 +214,7 @@ impl fmt::Debug for Flights {
     }
 }
 
-/// The panic of a task is its owner's.
+/// Passes the panic of a task on to its owner.
 fn rethrow(landed: Result<(), JoinError>) {
     if let Err(error) = landed
         && let Ok(panic) = error.try_into_panic()

@@ -1,4 +1,4 @@
-//! What follows from an attempt to deliver an event.
+//! The result of an attempt to deliver an event, and what follows from it.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use crate::{
     wire::backoff::drawn,
 };
 
-/// How an attempt ended.
+/// The result of an attempt.
 #[derive(Debug)]
 pub(crate) enum DeliveryOutcome {
     /// The endpoint answered.
     Answered {
-        /// The status.
+        /// The HTTP status of the answer.
         status: StatusCode,
-        /// When it wants to be asked again, if it said so and if it matters.
+        /// The wait that the endpoint asks for, with status 429 or 503 only.
         retry_after: Option<Duration>,
     },
-    /// It did not.
+    /// No answer arrived.
     Failed(OutboundError),
-    /// The webhook's address cannot be called.
+    /// The webhook's URL cannot be used.
     Unusable(UrlError),
-    /// There is no such webhook any more.
+    /// The webhook no longer exists.
     Removed,
     /// This control plane has not read the webhook's definition yet.
     Behind,
@@ -35,20 +35,20 @@ pub(crate) enum DeliveryOutcome {
 
 /// The range of the first wait: most failures are a restart or a lost packet.
 const FIRST: Duration = Duration::from_secs(5);
-/// The largest range, and the longest that an endpoint may ask to be left alone: an endpoint that is back is told within
-/// an hour.
+/// The largest range, and the longest wait that an endpoint may ask for: an endpoint that works
+/// again receives its events within an hour.
 const MAX: Duration = Duration::from_hours(1);
-/// The most attempts. With the waits above three days take about half as many; the bound stands against a clock that does not
-/// move.
+/// The most attempts. With the waits above, three days take about half as many; the limit is for a
+/// clock that does not move.
 pub(crate) const MAX_ATTEMPTS: u32 = 200;
-/// The age at which an event is given up: its news is old by then, and people were told by `webhook deliveries`, a log
-/// line and a metric.
+/// The age at which the delivery of an event is given up: its news is old by then, and `webhook
+/// deliveries`, a log line and a metric have reported the problem.
 pub(crate) const MAX_AGE: Duration = Duration::from_hours(72);
-/// The longest text of an error that is kept: one line.
+/// The longest stored error, in bytes: one line.
 const MAX_ERROR: usize = 300;
 
 impl DeliveryOutcome {
-    /// What an answer says.
+    /// Interprets an answer.
     #[must_use]
     pub(crate) fn answered(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Self {
         let says_when = matches!(
@@ -61,7 +61,7 @@ impl DeliveryOutcome {
         }
     }
 
-    /// The status of the answer, if there was one.
+    /// Returns the status of the answer, if there was one.
     #[must_use]
     pub(crate) fn status(&self) -> Option<StatusCode> {
         match self {
@@ -70,7 +70,8 @@ impl DeliveryOutcome {
         }
     }
 
-    /// What went wrong, in one short line without anything that the endpoint chose; none when it took the event.
+    /// Returns the error, in one short line without any text of the endpoint. None when the
+    /// endpoint accepted the event.
     #[must_use]
     pub(crate) fn error(&self) -> Option<String> {
         let mut text = match self {
@@ -88,7 +89,7 @@ impl DeliveryOutcome {
         Some(text)
     }
 
-    /// What follows for a delivery that ended so at `now`; `random` is uniform.
+    /// Returns the next state of a delivery whose attempt ended at `now`; `random` is uniform.
     #[must_use]
     pub(crate) fn settle(&self, delivery: &Delivery, now: Timestamp, random: u32) -> Settlement {
         Settlement {
@@ -105,7 +106,7 @@ impl DeliveryOutcome {
     fn follows(&self, delivery: &Delivery, now: Timestamp, random: u32) -> Settled {
         let at_least = match self {
             Self::Answered { status, .. } if status.is_success() => return Settled::Delivered,
-            // It says that it will not come back.
+            // The endpoint states that it is gone for good.
             Self::Answered {
                 status: StatusCode::GONE,
                 ..
@@ -125,7 +126,8 @@ impl DeliveryOutcome {
     }
 }
 
-/// The wait after so many attempts: drawn from the whole of a range that doubles with each.
+/// Returns the wait after the given number of attempts: drawn from the whole of a range that
+/// doubles with each.
 fn wait(attempts: u32, random: u32) -> Duration {
     let doubled = 1_u32
         .checked_shl(attempts.saturating_sub(1))
@@ -133,7 +135,7 @@ fn wait(attempts: u32, random: u32) -> Duration {
     drawn(FIRST.saturating_mul(doubled).min(MAX), random)
 }
 
-/// RFC 9110, section 10.2.3: seconds, or a date.
+/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
@@ -182,7 +184,7 @@ mod tests {
         DeliveryOutcome::answered(status, &headers, NOW)
     }
 
-    /// The wait in seconds; none when there is none.
+    /// Returns the wait in seconds; none when no attempt follows.
     fn waits(outcome: &DeliveryOutcome, attempts: u32) -> Option<u64> {
         match outcome.follows(&delivery(attempts), NOW, u32::MAX) {
             Settled::Retry(next) => Some(next.saturating_since(NOW).as_secs()),

@@ -1,4 +1,4 @@
-//! An event, as webhooks are told of it: CloudEvents 1.0 in structured JSON
+//! An event in the form that webhooks receive, CloudEvents 1.0 in structured JSON
 //! (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md>).
 
 use std::sync::Arc;
@@ -10,34 +10,31 @@ use crate::key::{
     VersionNumber, VersionRef, VersionState, WebhookId, change::OldVersion, note::Note, rotation,
 };
 
-/// Something that happened to a key. It holds no secret.
+/// A change of a key, or a test of a webhook. It contains no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
-    /// Unique, and the same however often the event is made from its change. Printable, without a full stop.
+    /// The unique id, which is the same each time the event is created from its change. Printable,
+    /// without a full stop.
     pub(crate) id: String,
-    /// What happened.
     pub(crate) kind: EventKind,
-    /// When it was committed.
+    /// When the change was committed, or the test began.
     pub(crate) time: Timestamp,
-    /// The rest.
     pub(crate) data: Data,
 }
 
-/// What is told of an event. What does not apply is left out.
+/// The data of an event. Fields that do not apply are omitted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Data {
-    /// The keyring.
     pub(crate) keyring: KeyringName,
-    /// Whose key it is about; none in a test.
+    /// The consumer that owns the key; none in a test.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) consumer: Option<ConsumerId>,
-    /// The key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) key_id: Option<KeyId>,
     /// The version that ends, has ended or expires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) version: Option<VersionNumber>,
-    /// The same where several end at once.
+    /// All versions that a revocation ended, even if there is only one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) versions: Vec<VersionNumber>,
     /// The version to use instead.
@@ -46,16 +43,17 @@ pub(crate) struct Data {
     /// The deadline of the overlap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sunset: Option<Timestamp>,
-    /// When the version expires by itself.
+    /// When the version expires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expires_at: Option<Timestamp>,
-    /// Since when the version is not used.
+    /// The time since which the version has not been used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) unused_since: Option<Timestamp>,
-    /// Since when a rotation is due, or cannot be delivered.
+    /// The time since which a rotation is due or its delivery fails, or since which a version with
+    /// a lost secret is staged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) due_since: Option<Timestamp>,
-    /// Why.
+    /// The reason for the event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<Arc<str>>,
     /// Whether an operator retired the version although it may still have been used.
@@ -64,12 +62,12 @@ pub(crate) struct Data {
     /// The page for consumers whose key is about to retire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) help_url: Option<String>,
-    /// The webhook that is tried out.
+    /// The webhook under test.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) webhook_id: Option<WebhookId>,
 }
 
-/// The envelope.
+/// The envelope of CloudEvents.
 #[derive(Serialize)]
 struct CloudEvent<'a> {
     specversion: &'static str,
@@ -86,12 +84,13 @@ struct CloudEvent<'a> {
 /// The media type of [`Event::to_json`].
 pub(crate) const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
 
-/// Before the kind, so that no other producer's types are like ours.
+/// The prefix of the event types: it separates them from those of other producers.
 const TYPE_PREFIX: &str = "dev.relatch.";
 
 impl Event {
-    /// What is told of `change`, which was committed to `keyring` at `revision`; none when nothing is. The keyring may
-    /// have changed since, so that of it only what cannot change is told, or what still is as the change left it.
+    /// Returns the event of `change`, which was committed to `keyring` at `revision`. None when the
+    /// change has no event. The keyring may have changed since. The event therefore contains only
+    /// facts that cannot change, or that are still as the change left them.
     #[must_use]
     pub(crate) fn of(
         keyring: &Keyring,
@@ -115,7 +114,7 @@ impl Event {
         })
     }
 
-    /// A try of a webhook.
+    /// Returns the event that tests a webhook.
     #[must_use]
     pub(crate) fn test(keyring: &Keyring, webhook: WebhookId, now: Timestamp) -> Self {
         Self {
@@ -129,7 +128,7 @@ impl Event {
         }
     }
 
-    /// The body of a request that tells of it.
+    /// Returns the body of a request with the event.
     #[must_use]
     pub(crate) fn to_json(&self) -> String {
         let event = CloudEvent {
@@ -166,7 +165,7 @@ impl Data {
         }
     }
 
-    /// With the version that begins to retire and the one to use from then on.
+    /// Adds the version that begins to retire and the version to use from then on.
     fn with_move(self, old: Option<OldVersion>, new: VersionNumber) -> Self {
         Self {
             version: old.map(|old| old.version),
@@ -177,7 +176,8 @@ impl Data {
     }
 }
 
-/// The kind of a change that is told of, and its data on top of `nothing`.
+/// Returns the kind and the data of a change's event, with the data on top of `nothing`. None when
+/// the change has no event.
 fn told(keyring: &Keyring, change: &Change, nothing: Data) -> Option<(EventKind, Data)> {
     match change {
         Change::HandedOver { version, old, .. } => Some((
@@ -237,7 +237,8 @@ fn told(keyring: &Keyring, change: &Change, nothing: Data) -> Option<(EventKind,
             };
             Some(noted(note, data))
         }
-        // Of a version that nobody was given, and of what only operators decide, consumers have nothing to do.
+        // Consumers have nothing to do about a version that nobody received, or about decisions of
+        // operators alone.
         Change::KeyringCreated { .. }
         | Change::ConsumerCreated { .. }
         | Change::KeyCreated { .. }
@@ -271,7 +272,8 @@ fn noted(note: &Note, data: Data) -> (EventKind, Data) {
         Note::Held { deadline, reason } => (
             EventKind::RotationHeld,
             Data {
-                // Only a version that retires has a deadline; a delivery that fails has begun to at that time.
+                // Only a retiring version has a deadline. For a failed delivery, this is the time
+                // of its first failure.
                 sunset: data.replaced_by.and(Some(*deadline)),
                 due_since: data.replaced_by.is_none().then_some(*deadline),
                 reason: Some(Arc::clone(reason)),
@@ -307,7 +309,7 @@ fn noted(note: &Note, data: Data) -> (EventKind, Data) {
     }
 }
 
-/// The version to use instead of one that retires or has retired.
+/// Returns the version to use instead of one that retires or has retired.
 fn successor(keyring: &Keyring, key_id: KeyId, version: VersionNumber) -> Option<VersionNumber> {
     let (_, version) = keyring.version(VersionRef { key_id, version })?;
     match version.state {

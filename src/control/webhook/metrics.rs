@@ -1,4 +1,4 @@
-//! What the courier counts.
+//! The metrics of the courier.
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},

@@ -1,7 +1,7 @@
-//! Turns the logs of keyrings into deliveries.
+//! Converts the logs of keyrings to deliveries.
 //!
-//! Each log has a cursor in the store, which moves together with the deliveries that it leads to. Whoever finds it
-//! moved by another replica reads it anew.
+//! Each log has a cursor in the store, which moves together with the deliveries that it causes. A
+//! projector whose cursor was moved by another replica reads the cursor again.
 
 use std::{collections::BTreeMap, error::Error, sync::Arc};
 
@@ -16,33 +16,34 @@ use crate::{
     store::{LogEntry, LogName, MAX_PAGE, NewDelivery, Store},
 };
 
-/// Walks the logs of all keyrings.
+/// Reads the logs of all keyrings.
 #[derive(Debug)]
 pub(crate) struct Projector {
     catalog: Arc<Catalog>,
-    /// How far each log was walked, as last seen. Another replica may be further.
+    /// The last known cursor of each log. Another replica may be further.
     cursors: BTreeMap<KeyringName, Revision>,
 }
 
-/// The webhooks that get deliveries from one walk.
+/// The webhooks that receive deliveries from one pass.
 struct Audience<'a> {
     webhooks: &'a BTreeMap<WebhookId, Webhook>,
-    /// The revisions at which webhooks were added after the one from which the walk starts. A webhook gets no change from
-    /// before it was added.
+    /// The revisions at which webhooks were added after the revision from which the pass starts. A
+    /// webhook receives no change from before it was added.
     added: &'a BTreeMap<WebhookId, Revision>,
 }
 
-/// [`Change::WebhookAdded`] in the log.
+/// The kind of [`Change::WebhookAdded`] in the log.
 const WEBHOOK_ADDED: &str = "webhook_added";
-/// The most entries in one step: with the most webhooks of a keyring, ten thousand deliveries at once, which take well
-/// under a second to write.
+/// The most entries in one step: with the most webhooks of a keyring, ten thousand deliveries at
+/// once, which take well under a second to write.
 const PAGE: usize = 100;
-/// Without webhooks nothing is to be made, and the cursor follows only in steps of so many entries, so that keyrings
-/// without webhooks cost no writes. Whoever adds one then waits for a page or ten to be read.
+/// Without webhooks there are no deliveries, and the cursor moves only in steps of this many
+/// entries: keyrings without webhooks cost no writes. After a webhook is added, up to ten pages are
+/// read before its first event.
 const LAZY: u64 = 1_000;
 
 impl Projector {
-    /// A projector of all keyrings.
+    /// Creates a projector of all keyrings.
     #[must_use]
     pub(crate) const fn new(catalog: Arc<Catalog>) -> Self {
         Self {
@@ -51,14 +52,15 @@ impl Projector {
         }
     }
 
-    /// Makes the deliveries of all changes so far. A keyring of which that fails is logged, and tried again next time.
+    /// Stores the deliveries of all changes so far. A failure is logged for its keyring, and the
+    /// next call retries it.
     pub(crate) async fn follow(&mut self) {
         for served in self.catalog.list() {
             if let Err(error) = self.follow_one(&served).await {
                 tracing::error!(
                     auth.keyring = %served.name(),
                     error = &error as &dyn Error,
-                    "events of the keyring cannot be delivered to webhooks; it is tried again"
+                    "events of the keyring cannot be delivered to webhooks; the control plane retries"
                 );
             }
         }
@@ -68,7 +70,8 @@ impl Projector {
         let name = served.name();
         let log = LogName::Keyring(name.clone());
         let store = Arc::clone(self.catalog.store());
-        // One look, so that these are the webhooks of this very revision. What comes later wakes us again.
+        // Read together, so that these are the webhooks of exactly this revision. A later change
+        // causes another call.
         let (held, webhooks) = {
             let state = served.journal().state();
             (state.keyring.revision(), state.keyring.webhooks().clone())
@@ -107,7 +110,8 @@ impl Projector {
 }
 
 impl Audience<'_> {
-    /// The deliveries of the entries of `page` up to revision `held`, and the revision of the last of them.
+    /// Returns the deliveries of the entries of `page` up to revision `held`, and the revision of
+    /// the last of these entries.
     fn deliveries(
         &self,
         served: &ServedKeyring,
@@ -146,7 +150,8 @@ impl Audience<'_> {
     }
 }
 
-/// The webhooks that were added after revision `from` up to `held`, and where.
+/// Returns the webhooks that were added after revision `from` up to `held`, with the revision of
+/// each.
 async fn additions(
     store: &dyn Store,
     log: &LogName,

@@ -1,4 +1,4 @@
-//! The signature of a request to a webhook, after Standard Webhooks 1.0.0
+//! The signature of a request to a webhook, as in Standard Webhooks 1.0.0
 //! (<https://github.com/standard-webhooks/standard-webhooks>).
 
 use std::fmt;
@@ -11,28 +11,28 @@ use zeroize::Zeroizing;
 
 use crate::key::{MasterPepper, Pepper, Timestamp, WebhookId};
 
-/// The secret that a webhook's requests are signed with, which its receiver knows too. Zeroized on drop.
+/// The secret that signs a webhook's requests. Its receiver knows it too. Zeroized on drop.
 #[derive(Clone)]
 pub struct SigningSecret(Zeroizing<[u8; Pepper::LEN]>);
 
-/// The event's id, the same in every attempt.
+/// The header with the event's id, which is the same in every attempt.
 pub(crate) const ID: HeaderName = HeaderName::from_static("webhook-id");
-/// When the attempt was made, in whole seconds since the Unix epoch.
+/// The header with the time of the attempt, in whole seconds since the Unix epoch.
 pub(crate) const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-/// The signature of id, timestamp and body.
+/// The header with the signature of id, timestamp and body.
 pub(crate) const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
-/// By which people and tools know a secret of this kind.
+/// The prefix by which people and tools recognize a secret of this kind.
 const PREFIX: &str = "whsec_";
 
 impl SigningSecret {
-    /// The secret of one webhook.
+    /// Derives the secret of one webhook.
     #[must_use]
     pub(crate) fn of(pepper: &MasterPepper, webhook: WebhookId) -> Self {
         Self(pepper.for_webhook(webhook))
     }
 
-    /// The secret as its receiver gets it, to be shown once: `whsec_` and base64.
+    /// Returns the secret in the form for its receiver, `whsec_` and base64. To be shown once.
     #[must_use]
     pub fn expose(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(64));
@@ -41,7 +41,7 @@ impl SigningSecret {
         text
     }
 
-    /// The headers that sign `body`, sent at `now` for the event `id`.
+    /// Returns the headers that sign `body`, sent at `now` for the event `id`.
     #[must_use]
     pub fn headers(&self, id: &str, now: Timestamp, body: &[u8]) -> HeaderMap {
         let seconds = (now.as_millis() / 1_000).to_string();
