@@ -36,7 +36,7 @@ use crate::{
     tls::Peer,
 };
 
-/// Serves `KeyringDiscovery`.
+/// The service `KeyringDiscovery`.
 #[derive(Debug)]
 pub struct DiscoveryServer {
     catalog: Arc<Catalog>,
@@ -50,21 +50,24 @@ pub struct DiscoveryServer {
     bearers: Option<Arc<Bearers>>,
 }
 
-/// Snapshots that are encoded at once. A control plane that restarts under a thousand sidecars must keep a core for
-/// everything else.
+/// The most snapshots that are encoded at the same time. A control plane that restarts under a
+/// thousand sidecars must keep a core for everything else.
 const MAX_BUILDS: usize = 2;
-/// A sidecar that sends no hello within this time is no sidecar.
+/// The longest wait for a hello. A client that sends none within this time is not a sidecar.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest message of a sidecar: a hello of a hundred keyrings, or a nack of a hundred items, with room to spare.
+/// The largest message of a sidecar, in bytes: a hello of a hundred keyrings, or a nack of a
+/// hundred items, with room to spare.
 const MAX_MESSAGE: usize = 256 << 10;
-/// The most labels of a sidecar, and the longest text of one: they are kept for each process of it. The same as in its file.
+/// The most labels of a sidecar, and the longest text of one in bytes: they are kept for each of
+/// its processes. The limits are those of its file.
 const MAX_LABELS: usize = 16;
 const MAX_TEXT: usize = 128;
 /// The most keyrings that a sidecar may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 1_000;
 
 impl DiscoveryServer {
-    /// A server of the catalog's keyrings, which keeps the fleet's book and that of usage.
+    /// Creates a server of the catalog's keyrings. It records the states of sidecars in `fleet` and
+    /// their reports in `usage`.
     #[must_use]
     pub fn new(
         catalog: Arc<Catalog>,
@@ -87,13 +90,13 @@ impl DiscoveryServer {
         }
     }
 
-    /// Lets those alone subscribe whom `admission` lets.
+    /// Restricts subscriptions to the sidecars that `admission` admits.
     #[must_use]
     pub(crate) fn with_admission(self, admission: Admission) -> Self {
         Self { admission, ..self }
     }
 
-    /// Takes the tokens of `bearers` for identities, too.
+    /// Accepts the tokens of `bearers` as identities, in addition to certificates.
     #[must_use]
     pub(crate) fn with_bearers(self, bearers: Arc<Bearers>) -> Self {
         Self {
@@ -102,7 +105,7 @@ impl DiscoveryServer {
         }
     }
 
-    /// Who is at the other end of a call.
+    /// Returns the identity of the caller of a call, from its token or its connection.
     fn peer<T>(&self, call: &Request<T>) -> Result<Peer, Status> {
         let peer = call.extensions().get::<Peer>().cloned();
         let peer = peer.unwrap_or_default();
@@ -124,8 +127,8 @@ impl DiscoveryServer {
         })
     }
 
-    /// Takes out of a hello the keyrings that the sidecar may not have, and returns what it is told of them. Whatever it
-    /// holds of them, it is to erase.
+    /// Removes from a hello the keyrings that the sidecar may not receive, and returns a message
+    /// about each. The sidecar has to erase its data of these keyrings.
     fn admit(
         &self,
         peer: &Peer,
@@ -158,7 +161,7 @@ impl DiscoveryServer {
         Ok(not_served)
     }
 
-    /// The service to add to a server.
+    /// Returns the service to add to a server.
     #[must_use]
     pub fn into_service(self) -> KeyringDiscoveryServer<Self> {
         KeyringDiscoveryServer::new(self).max_decoding_message_size(MAX_MESSAGE)
@@ -195,7 +198,8 @@ impl KeyringDiscovery for DiscoveryServer {
             .connected(&said, &believed, self.admission.counts(&peer))
             .map_err(|refusal| refused(&peer, &refusal))?;
         let counted = Counted::new(Arc::clone(&self.fleet), stream.clone());
-        // Nothing leaves for a sidecar that is not on record: a control plane that starts anew has to wait for it.
+        // Nothing is sent to a sidecar that is not on record: a control plane that restarts has to
+        // wait for it.
         record(&self.catalog, &self.fleet, &self.usage)
             .await
             .map_err(|error| Status::unavailable(format!("the store: {error}")))?;
@@ -208,7 +212,7 @@ impl KeyringDiscovery for DiscoveryServer {
         if stream.was_forgotten {
             begin_anew(&mut hello);
         }
-        // One resync a keyring is all that a sidecar can have waiting.
+        // A sidecar has at most one waiting resync for each keyring.
         let (resyncs, asked_resyncs) = mpsc::channel(hello.subscriptions.len().max(1));
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
         let (beats, asked_beats) = Beats::new();
@@ -222,7 +226,7 @@ impl KeyringDiscovery for DiscoveryServer {
             lookups,
             beats,
         };
-        // What a sidecar saw used of a keyring that it has to erase counts, too.
+        // The use of a keyring that the sidecar has to erase counts, too.
         let counted_keyrings = self.fleet.keyrings_of(&stream.run);
         let (reports, acks) = self.usage.stream(&stream.run, counted_keyrings);
         let drains = Drains {
@@ -268,10 +272,11 @@ impl KeyringDiscovery for DiscoveryServer {
     }
 }
 
-/// Of each keyring of a hello, whether what the sidecar says that it holds is what there is: its set digest is the one that
-/// the keyring had at that revision. One that could not use an item holds another set. Where a keyring is held on demand there
-/// is no digest, and the revision decides. No sidecar has more than there is: one that says so comes from a control plane that
-/// is ahead of this one, or from a history that this one has lost, and has nothing of what will have those revisions here.
+/// Returns for each keyring of a hello whether the sidecar holds what it claims: its set digest is
+/// the digest of the keyring at that revision. A sidecar that could not use an item holds another
+/// set. A keyring on demand has no digest, and the revision decides. No sidecar can be ahead: a
+/// sidecar that claims so comes from a control plane that is ahead of this one, or from a history
+/// that this one has lost, and holds nothing of the changes that will have those revisions here.
 fn believed(catalog: &Catalog, hello: &discovery::Hello) -> Believed {
     let mut believed = Believed::new();
     for subscription in &hello.subscriptions {
@@ -295,7 +300,7 @@ fn believed(catalog: &Catalog, hello: &discovery::Hello) -> Believed {
     believed
 }
 
-/// No revocation is in force that there is not.
+/// Limits the claimed revocations to those that exist.
 fn clamp(catalog: &Catalog, hello: &mut discovery::Hello) {
     for subscription in &mut hello.subscriptions {
         let newest = newest(catalog, &subscription.keyring, subscription.epoch);
@@ -303,7 +308,7 @@ fn clamp(catalog: &Catalog, hello: &mut discovery::Hello) {
     }
 }
 
-/// The sidecar holds nothing that counts.
+/// Removes all claims from a hello: the state that the sidecar holds does not count.
 fn begin_anew(hello: &mut discovery::Hello) {
     for subscription in &mut hello.subscriptions {
         subscription.epoch = 0;
@@ -313,19 +318,20 @@ fn begin_anew(hello: &mut discovery::Hello) {
     }
 }
 
-/// The newest revision that there is of a keyring's history; of others nothing is known, and nothing asked.
+/// Returns the newest revision of a keyring in this history. For another history, nothing is known
+/// and any revision is accepted.
 fn newest(catalog: &Catalog, keyring: &str, epoch: u64) -> u64 {
     let served = served_at(catalog, keyring, epoch);
     served.map_or(u64::MAX, |served| served.revision().get())
 }
 
-/// A keyring, where its history is that of `epoch`.
+/// Returns a keyring if its epoch is `epoch`.
 fn served_at(catalog: &Catalog, keyring: &str, epoch: u64) -> Option<Arc<ServedKeyring>> {
     let served = catalog.get(&keyring.parse().ok()?).ok()?;
     (served.epoch().get() == epoch).then_some(served)
 }
 
-/// Brings the fleet's book to the store.
+/// Writes the states of the sidecars to the store, and ends the counts of runs that are gone.
 async fn record(catalog: &Catalog, fleet: &Fleet, usage: &UsageBook) -> Result<(), StoreError> {
     let gone = fleet.record_news(&**catalog.store()).await?;
     for run in &gone {
@@ -371,7 +377,7 @@ fn check(hello: &discovery::Hello) -> Result<(), Status> {
             || node.version.len() > MAX_TEXT
         {
             return Err(Status::invalid_argument(format!(
-                "node: use a cluster of at most 253 bytes, and {MAX_LABELS} labels and a version of {MAX_TEXT}"
+                "node: use a cluster of at most 253 bytes, at most {MAX_LABELS} labels, and at most {MAX_TEXT} bytes in the version and in each name and value of a label"
             )));
         }
     }

@@ -1,12 +1,14 @@
-//! The control plane's side of one stream: decides what the sidecar is told next.
+//! The control plane's side of one stream: decides which message the sidecar receives next.
 //!
-//! Nothing is queued for a stream. It has a cursor per keyring into the feed that all streams share, and a message is
-//! made when the transport asks for one, so that a slow reader costs no memory and a revocation is never behind more
-//! than the message that is on its way. In order of precedence: revocations, settings, starts, deltas, the answer to a beat,
-//! the ack of usage, the results of lookups, chunks of a snapshot.
+//! No messages are queued for a stream. It has a cursor for each keyring into the feed that all
+//! streams share, and creates a message when the transport asks for one. A slow reader thus costs
+//! no memory, and a revocation waits only for the message that is being sent. In order of
+//! precedence: revocations, settings, starts, deltas, the answer to a beat, the ack of usage, the
+//! results of lookups, chunks of a snapshot.
 //!
-//! A result is read from the newest state as its message is made. So whatever came before it on the stream is no newer,
-//! which is what sidecars that hold a keyring on demand rely on (`keyring::on_demand`).
+//! The result of a lookup is read from the newest state when its message is created. Earlier
+//! messages on the stream are therefore never newer than it. Sidecars that hold a keyring on demand
+//! rely on this (`keyring::on_demand`).
 
 mod answering;
 
@@ -34,51 +36,51 @@ pub(crate) use answering::{ArrivedBeat, Beats, Grantor};
 
 use answering::{Answering, Granted};
 
-/// What a stream is to bring to one sidecar.
+/// The state of a stream to one sidecar.
 pub(crate) struct Session {
     catalog: Arc<Catalog>,
     subscriptions: Vec<Subscription>,
     asked: Asked,
-    /// A lookup that has come and is not answered yet.
+    /// A lookup that has arrived and is not answered yet.
     lookup: Option<discovery::Lookup>,
     /// Rung by the keyrings of the stream when they change.
     bell: Arc<Notify>,
-    /// Wakes when a keyring begins to be served.
+    /// Wakes when the control plane starts to serve a keyring.
     served: watch::Receiver<u64>,
-    /// Up to which message of the sidecar all usage is in the store.
+    /// The message of the sidecar up to which all usage is in the store.
     usage: watch::Receiver<u64>,
     usage_acked: u64,
     answering: Answering,
-    /// When beats were answered.
+    /// Records when beats were answered.
     answers: Answers,
-    /// Bounds the snapshots that are encoded at once.
+    /// Limits how many snapshots are encoded at the same time.
     builds: Arc<Semaphore>,
     build: Option<(usize, Build)>,
     drains: Drains,
     drained: bool,
-    /// The last message was a chunk of a snapshot.
+    /// Whether the last message was a chunk of a snapshot.
     sent_chunk: bool,
-    /// How many times the sidecar was told on this stream that a keyring is not served.
+    /// The number of messages on this stream that a keyring is not served.
     not_served: u64,
 }
 
-/// What a sidecar asks for while its stream is open.
+/// The requests of a sidecar while its stream is open.
 #[derive(Debug)]
 pub(crate) struct Asked {
-    /// To begin a keyring anew.
+    /// Requests to receive a keyring from its start.
     pub(crate) resyncs: mpsc::Receiver<discovery::Resync>,
-    /// To be told of a key.
+    /// Requests for a key.
     pub(crate) lookups: mpsc::Receiver<discovery::Lookup>,
-    /// To confirm what it has.
+    /// Requests for a confirmation.
     pub(crate) beats: watch::Receiver<Option<ArrivedBeat>>,
 }
 
-/// What ends a stream in order, which its sidecar is told.
+/// The reasons for which a stream ends in order, with a message to its sidecar.
 #[derive(Clone, Debug)]
 pub(crate) struct Drains {
     /// The control plane stops.
     pub(crate) stop: CancellationToken,
-    /// The certificate that the sidecar began the stream with has expired.
+    /// The certificate with which the sidecar opened the stream has expired.
     pub(crate) expired: CancellationToken,
 }
 
@@ -90,44 +92,46 @@ type Build = Pin<Box<dyn Future<Output = Arc<EncodedSnapshot>> + Send>>;
 struct Subscription {
     name: KeyringName,
     is_on_demand: bool,
-    /// `deny_after` of the sidecar.
+    /// The `deny_after` of the sidecar.
     deny_after: Duration,
     phase: Phase,
 }
 
-/// Where a keyring of the stream is.
+/// The state of a keyring on the stream.
 #[derive(Debug)]
 enum Phase {
-    /// The control plane does not have it (yet).
+    /// The control plane does not serve it, or not yet.
     NotServed { told: bool },
-    /// The sidecar does not know its settings yet.
+    /// The settings of the keyring have not been sent yet.
     Settings {
         served: Arc<ServedKeyring>,
         held: ClaimedState,
     },
-    /// The sidecar holds the keyring on demand, and is to be told from where it follows.
+    /// The sidecar holds the keyring on demand, and needs the revision from which it follows.
     Starting { at: Cursor },
     /// The sidecar needs a snapshot.
     Unsynced { at: Cursor },
-    /// A snapshot is on its way.
+    /// A snapshot is being sent.
     Snapshot { at: Cursor, sending: Sending },
-    /// The sidecar follows by deltas.
+    /// The sidecar follows with deltas.
     Following { at: Cursor },
 }
 
-/// What a sidecar says that it holds of a keyring; all zero for nothing.
+/// The state of a keyring that a sidecar claims to hold; all zero for nothing.
 #[derive(Clone, Copy, Debug, Default)]
 struct ClaimedState {
     epoch: Epoch,
     revision: Revision,
     set_digest: u64,
-    /// Less than the revision where a revocation could not be read, and more where revocations overtook deltas.
+    /// Less than the revision when the sidecar could not read a revocation, and more when
+    /// revocations overtook deltas.
     revoked_through: Revision,
-    /// What came of a snapshot.
+    /// The part of a snapshot that arrived.
     partial: Option<discovery::PartialSnapshot>,
 }
 
-/// A snapshot on its way. Where the stream ends before it does, the snapshot is kept for the next stream.
+/// A snapshot that is being sent. When the stream ends before the last chunk, the snapshot is kept
+/// for the next stream.
 #[derive(Debug)]
 struct Sending {
     served: Arc<ServedKeyring>,
@@ -136,7 +140,7 @@ struct Sending {
     next: usize,
 }
 
-/// What a sidecar has been sent of a keyring.
+/// The position up to which a sidecar has been sent a keyring.
 #[derive(Clone, Debug)]
 struct Cursor {
     served: Arc<ServedKeyring>,
@@ -144,14 +148,16 @@ struct Cursor {
     revoked_through: Revision,
 }
 
-/// The lookups of a stream that wait to be answered; more are dropped, and denied by their sidecar at its deadline. A
-/// control plane answers so many within a hundredth of a second, so that only one that is overwhelmed drops any.
+/// The most lookups of a stream that wait for an answer. Further ones are dropped, and their
+/// sidecar denies the checks at its deadline. A control plane answers this many within a hundredth
+/// of a second: only an overloaded one drops any.
 pub(crate) const MAX_LOOKUPS: usize = 1_024;
-/// How long a sidecar waits after the stop of a control plane before it connects again: the next one may be starting.
+/// How long a sidecar waits before it reconnects after the stop of a control plane: the next one
+/// may be starting.
 const DRAIN_RETRY_AFTER: Duration = Duration::from_millis(200);
 
 impl Drains {
-    /// What the sidecar is told, once the stream is to end.
+    /// Returns the message to the sidecar, once the stream has to end.
     fn due(&self) -> Option<discovery::Drain> {
         let (reason, retry_after) = if self.stop.is_cancelled() {
             (discovery::DrainReason::Stopping, Some(DRAIN_RETRY_AFTER))
@@ -168,8 +174,8 @@ impl Drains {
 }
 
 impl Session {
-    /// A session for the keyrings of a sidecar's hello, which acks its `usage` and grants it what `grantor` has. It ends when
-    /// `asked` closes, or with one of `drains`.
+    /// Creates a session for the keyrings of a sidecar's hello. It acks the `usage` of the sidecar,
+    /// and grants what `grantor` allows. It ends when `asked` closes, or with one of `drains`.
     pub(crate) fn new(
         catalog: Arc<Catalog>,
         subscriptions: &[discovery::Subscription],
@@ -221,20 +227,21 @@ impl Session {
         }
     }
 
-    /// The sidecar is told on this stream of so many keyrings that they are not served, before anything of the session.
+    /// Sets the number of messages about keyrings that are not served, which the stream sends
+    /// before those of the session.
     #[must_use]
     pub(crate) fn numbering_not_served_after(self, not_served: u64) -> Self {
         Self { not_served, ..self }
     }
 
-    /// The messages, made as they are asked for.
+    /// Returns the messages, created on request.
     pub(crate) fn into_stream(
         self,
     ) -> impl Stream<Item = Result<discovery::ControlMessage, tonic::Status>> {
         futures_util::stream::unfold(self, |mut session| async move {
             if std::mem::take(&mut session.sent_chunk) {
-                // Lets the chunk go before the next one is asked for: the transport gathers messages that are ready in a
-                // buffer, which a stream keeps.
+                // The chunk leaves before the next one is requested: the transport gathers messages
+                // that are ready in a buffer, which a stream keeps.
                 tokio::task::yield_now().await;
             }
             let message = session.next().await?;
@@ -246,7 +253,7 @@ impl Session {
         })
     }
 
-    /// The next message; none when the stream is over.
+    /// Returns the next message. None at the end of the stream.
     async fn next(&mut self) -> Option<Kind> {
         loop {
             if self.drained {
@@ -280,7 +287,7 @@ impl Session {
         }
     }
 
-    /// A keyring whose history was rewritten while the stream is open begins anew on it.
+    /// Starts anew with each keyring whose history was rewritten while the stream is open.
     fn leave_old_epochs(&mut self) {
         for Subscription { name, phase, .. } in &mut self.subscriptions {
             if let Some(held) = phase.served()
@@ -312,7 +319,7 @@ impl Session {
             .find_map(|cursor| {
                 let state = cursor.served.journal().state();
                 let step = state.feed.revocation_after(cursor.revoked_through);
-                // Without one, the next look begins where this one ended.
+                // Without a step, the next search begins where this one ended.
                 cursor.revoked_through = match step {
                     Some(step) => step.revision,
                     None => cursor.revoked_through.max(state.keyring.revision()),
@@ -347,7 +354,8 @@ impl Session {
                             keyring: name.to_string(),
                             reason: reason_of(&refusal),
                             number: self.not_served,
-                            // It may be made yet, or made again: nobody has said that the sidecar may not have it.
+                            // The keyring may be created later, or again: no rule forbids it to the
+                            // sidecar.
                             is_forbidden: false,
                         }));
                     }
@@ -414,8 +422,8 @@ impl Session {
         None
     }
 
-    /// Has recorded what the next answer grants. It grants the keyrings that the sidecar follows: of the others it holds
-    /// nothing that could be confirmed.
+    /// Starts to record the grant of the next answer. It grants the keyrings that the sidecar
+    /// follows: of the others, the sidecar holds nothing to confirm.
     fn record_grant(&mut self) {
         self.answering.hear();
         let following = self
@@ -427,8 +435,8 @@ impl Session {
         self.answering.bring_on();
     }
 
-    /// An answer speaks of the keyrings that the sidecar has been sent to the last revision, so that it can take a
-    /// difference for a loss.
+    /// Returns the answer to a beat. It confirms the keyrings that were sent to the last revision:
+    /// the sidecar can treat a difference as a loss.
     fn beat_answer(&mut self) -> Option<Kind> {
         let granted = self.answering.take()?;
         let pulses = self.subscriptions.iter();
@@ -451,8 +459,8 @@ impl Session {
         })
     }
 
-    /// What a sidecar is told of the next key that it asked for. It is not told anything of a keyring that it does not
-    /// follow: whatever it asked for has ended with that.
+    /// Returns the result of the next lookup. A lookup in a keyring that the sidecar no longer
+    /// follows has no result: it ended when the sidecar stopped following.
     fn lookup_result(&mut self) -> Option<Kind> {
         loop {
             let lookup = self.lookup.take();
@@ -499,7 +507,7 @@ impl Session {
         None
     }
 
-    /// Begins to encode a snapshot where one is needed and none is on its way.
+    /// Starts to encode a snapshot if one is needed and none is in progress.
     fn begin_build(&mut self) {
         if self.build.is_some() {
             return;
@@ -513,7 +521,7 @@ impl Session {
         {
             let served = Arc::clone(&cursor.served);
             let builds = Arc::clone(&self.builds);
-            // Nobody is to go back.
+            // A sidecar never returns to an earlier revision.
             let least = cursor.revision;
             self.build = Some((
                 index,
@@ -555,13 +563,14 @@ impl Session {
 }
 
 impl Subscription {
-    /// What the answer to a beat says of the keyring; nothing while the sidecar has not been sent all of it.
+    /// Returns the confirmation of the keyring in the answer to a beat. None while the sidecar has
+    /// not been sent all of it.
     fn pulse(&self, granted: &Granted) -> Option<discovery::KeyringPulse> {
         match &self.phase {
             Phase::Following { at } => {
                 let state = at.served.journal().state();
                 let serve_for = granted.serve_for(&self.name)?;
-                // Of one that could not be read nobody knows whether that is its head.
+                // After a failed read, it is unknown whether this is the head.
                 let is_head = at.served.is_current() && at.revision == state.keyring.revision();
                 is_head.then(|| discovery::KeyringPulse {
                     keyring: self.name.to_string(),
@@ -596,9 +605,11 @@ impl Phase {
         }
     }
 
-    /// A sidecar that holds a revision of this history goes on from there. One that is there with other items, since it could
-    /// not use some, does not: its digest is not that of the revision. One that claims to be ahead goes on: the next answer to a
-    /// beat tells it that we lag.
+    /// Returns the phase that follows the settings. A sidecar that holds a revision of this history
+    /// continues from there. A sidecar that holds other items at this revision, because it could
+    /// not use some, does not continue: its digest is not that of the revision. A sidecar that
+    /// claims to be ahead continues: the next answer to a beat shows it that this control plane
+    /// lags behind.
     fn after_settings(served: Arc<ServedKeyring>, held: ClaimedState, is_on_demand: bool) -> Self {
         let ClaimedState {
             epoch, revision, ..
@@ -607,7 +618,8 @@ impl Phase {
         let (newest, can_follow) = {
             let state = served.journal().state();
             let newest = state.keyring.revision();
-            // Of a part of a set there is no digest. There the sidecar says what it could not read.
+            // A part of a set has no digest. The sidecar itself reports which revocations it could
+            // not read.
             let agrees = if is_on_demand {
                 held.revoked_through >= revision
             } else {
@@ -617,7 +629,7 @@ impl Phase {
             let is_ahead = revision > newest;
             (newest, same_history && (is_ahead || (agrees && leads_on)))
         };
-        // What a sidecar without this history is to be told of is all in its snapshot.
+        // A sidecar without this history receives all revocations in its snapshot.
         let at = Cursor {
             revoked_through: if same_history && revision > Revision::default() {
                 held.revoked_through.min(newest)
@@ -636,7 +648,7 @@ impl Phase {
         }
     }
 
-    /// A sidecar that has some chunks of a snapshot gets the others, as long as the snapshot is kept.
+    /// Continues a snapshot of which the sidecar has some chunks, if the snapshot is still kept.
     fn resumed(at: Cursor, partial: discovery::PartialSnapshot) -> Self {
         let snapshot = at.served.resumed_snapshot(partial.id, at.revision);
         let next = usize::try_from(partial.chunks).unwrap_or(usize::MAX);
@@ -658,7 +670,7 @@ impl Phase {
         }
     }
 
-    /// A sidecar that cannot go on from what it holds.
+    /// Returns the phase of a sidecar that cannot continue from what it holds.
     const fn anew(at: Cursor, is_on_demand: bool) -> Self {
         if is_on_demand {
             Self::Starting { at }
@@ -689,7 +701,7 @@ impl Phase {
     }
 }
 
-/// Why a keyring is not served, as its sidecars read it.
+/// Returns why a keyring is not served, in the words for its sidecars.
 fn reason_of(refusal: &Refusal) -> String {
     match refusal {
         Refusal::NotFound { .. } => {
@@ -728,7 +740,7 @@ fn saturating_millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
-/// Waits until a keyring begins to be served, and leaves that to be seen.
+/// Waits until the control plane starts to serve a keyring, and leaves the change unseen.
 async fn begun(served: &mut watch::Receiver<u64>) {
     match served.changed().await {
         Ok(()) => served.mark_changed(),
@@ -736,14 +748,14 @@ async fn begun(served: &mut watch::Receiver<u64>) {
     }
 }
 
-/// Waits for the next value; for ever, when no more will come.
+/// Waits for the next value; forever when there will be none.
 async fn changed(usage: &mut watch::Receiver<u64>) {
     if usage.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// The snapshot that is being encoded; never, when there is none.
+/// Waits for the snapshot that is being encoded; forever when there is none.
 async fn built(build: &mut Option<(usize, Build)>) -> (usize, Arc<EncodedSnapshot>) {
     match build {
         Some((index, build)) => (*index, build.await),

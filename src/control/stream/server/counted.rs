@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::control::fleet::{Fleet, OpenStream, Parting};
 
-/// A stream of a sidecar, counted by the fleet until this is dropped. It is lost then, unless it [ended](Self::end) in
-/// another way. Whatever becomes of a call, a client that leaves or a task that is dropped, its stream is counted no longer.
+/// A stream of a sidecar that the fleet counts until this is dropped. The sidecar is then lost,
+/// unless the stream [ended](Self::end) in another way. However a call ends, through a client that
+/// disconnects or a task that is dropped, its stream is no longer counted.
 #[derive(Debug)]
 pub(super) struct Counted {
     fleet: Arc<Fleet>,
@@ -14,7 +15,7 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// The stream that [`Fleet::connected`] has just counted.
+    /// Wraps the stream that [`Fleet::connected`] has just counted.
     pub(super) const fn new(fleet: Arc<Fleet>, stream: OpenStream) -> Self {
         Self {
             fleet,
@@ -23,7 +24,7 @@ impl Counted {
         }
     }
 
-    /// The stream has ended like this.
+    /// Ends the stream with `parting`.
     pub(super) fn end(mut self, parting: Parting) {
         self.parting = parting;
     }

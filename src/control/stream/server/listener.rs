@@ -1,4 +1,4 @@
-//! The control plane's end of one stream: hears what a sidecar says, until it goes.
+//! The control plane's end of one stream: handles the messages of a sidecar until the stream ends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,14 +22,14 @@ use crate::{
     tls::Peer,
 };
 
-/// Where a session hears what its sidecar asks for.
+/// The channels on which a session receives the requests of its sidecar.
 pub(super) struct Asking {
     pub(super) resyncs: mpsc::Sender<discovery::Resync>,
     pub(super) lookups: mpsc::Sender<discovery::Lookup>,
     pub(super) beats: Beats,
 }
 
-/// Hears what a sidecar says on one stream.
+/// Handles the messages of a sidecar on one stream.
 pub(super) struct Listener {
     pub(super) catalog: Arc<Catalog>,
     pub(super) fleet: Arc<Fleet>,
@@ -37,18 +37,19 @@ pub(super) struct Listener {
     pub(super) peer: Peer,
     pub(super) stream: OpenStream,
     pub(super) counted: Counted,
-    /// What the sidecar was told to erase.
+    /// The keyrings that the sidecar has to erase.
     pub(super) not_served: Vec<discovery::NotServed>,
     pub(super) reports: UsageStream,
     pub(super) asking: Asking,
     pub(super) drains: Drains,
 }
 
-/// A sidecar that is told to come back leaves at once; one that does not is left.
+/// How long to wait for a sidecar that is told to reconnect: it leaves immediately. After this
+/// time, the control plane ends the stream.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Listener {
-    /// Listens until the stream ends, and notes how it did.
+    /// Listens until the stream ends, and records how it ended.
     pub(super) async fn run(mut self, mut inbound: Streaming<discovery::SidecarMessage>) {
         let (not_after, clock) = (self.peer.not_after, self.catalog.clock().clone());
         let ended = tokio::select! {
@@ -61,7 +62,7 @@ impl Listener {
             tracing::info!(
                 node = self.stream.run.node,
                 identity = %self.peer,
-                "the certificate of a sidecar has expired; the sidecar is told to connect again with its next certificate"
+                "the certificate of a sidecar has expired; the sidecar is asked to reconnect with its next certificate"
             );
             self.drains.expired.cancel();
             let left = tokio::time::timeout(LEAVE_TIMEOUT, self.listen(&mut inbound)).await;
@@ -81,7 +82,7 @@ impl Listener {
             asking,
             ..
         } = self;
-        // The session ends with it.
+        // This ends the session.
         drop(asking);
         let parting = match goodbye {
             Some(goodbye) => Parting::Goodbye(Farewell {
@@ -95,7 +96,7 @@ impl Listener {
         counted.end(parting);
         tracing::info!(node = stream.run.node, ?parting, "sidecar disconnected");
         if let Err(error) = record(&catalog, &fleet, &usage).await {
-            // The reconciler tries again; until then the store has more than there is.
+            // The reconciler retries. Until then, the store holds more sidecars than may serve.
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the states of sidecars could not be written to the store"
@@ -103,8 +104,8 @@ impl Listener {
         }
     }
 
-    /// Notes what the sidecar says until its stream ends; returns its Goodbye, if it said one. Nothing is lost when this is
-    /// cancelled between two messages.
+    /// Handles messages until the stream ends. Returns the Goodbye of the sidecar, if there was
+    /// one. A cancellation between two messages loses nothing.
     async fn listen(
         &mut self,
         inbound: &mut Streaming<discovery::SidecarMessage>,
@@ -159,7 +160,7 @@ impl Listener {
         self.fleet.nacked(&self.stream, &nack);
     }
 
-    /// The sidecar has erased a keyring, as this stream has asked it to.
+    /// Records that the sidecar has erased a keyring, if this stream asked for it.
     fn dropped(&self, dropped: &discovery::Dropped) {
         let mut asked = self.not_served.iter();
         let is_asked = asked
@@ -172,11 +173,12 @@ impl Listener {
     }
 }
 
-/// Ends when a certificate has: who goes on beyond it has to show another. Without one it never ends.
+/// Returns when a certificate has expired: a sidecar that stays longer has to present another one.
+/// Never returns without a certificate.
 async fn expired(not_after: Option<Timestamp>, clock: &Clock) {
     match not_after {
         Some(not_after) => {
-            // Of its last second, all.
+            // The certificate is valid until the end of its last second.
             let end = not_after.saturating_add(Duration::from_secs(1));
             tokio::time::sleep(end.saturating_since(clock.wall())).await;
         }

@@ -1,5 +1,5 @@
-//! How a session answers beats: after a read of the store that began when the beat had arrived, and once what the answer
-//! grants is on record.
+//! The answers of a session to beats. An answer follows a read of the store that began after the
+//! beat arrived, and is sent when the time that it grants is on record.
 
 use std::{
     future::{Future, pending},
@@ -22,23 +22,24 @@ use crate::{
     serving::RunKey,
 };
 
-/// What a control plane asks of its sidecars, and lets them do.
+/// The limits that a control plane sets for its sidecars.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// The pause between two beats of a sidecar.
+    /// The interval between two beats of a sidecar.
     pub beat_every: Duration,
-    /// How long a sidecar may serve without another answer, whatever its own `deny_after` is.
+    /// The longest time for which a sidecar may serve without another answer, even if its own
+    /// `deny_after` is longer.
     pub max_serve_for: Duration,
 }
 
-/// On whose record a session grants something.
+/// The record of the grants of a session.
 #[derive(Clone, Debug)]
 pub(crate) struct Grantor {
-    /// The record.
+    /// The fleet, which keeps the record.
     pub(crate) fleet: Arc<Fleet>,
     /// The sidecar of the session.
     pub(crate) member: RunKey,
-    /// What it is granted at most.
+    /// The limits of the grants.
     pub(crate) terms: Terms,
 }
 
@@ -50,7 +51,7 @@ pub(crate) struct ArrivedBeat {
     read: ReadRequest,
 }
 
-/// The newest beat of a stream that has arrived, for its session.
+/// Passes the newest beat that has arrived on a stream to its session.
 #[derive(Debug)]
 pub(crate) struct Beats(watch::Sender<Option<ArrivedBeat>>);
 
@@ -59,34 +60,34 @@ pub(super) struct Answering {
     catalog: Arc<Catalog>,
     grantor: Grantor,
     arrived: watch::Receiver<Option<ArrivedBeat>>,
-    /// Of the reads of the store, the newest that succeeded.
+    /// The number of the newest read of the store that succeeded.
     reads: watch::Receiver<u64>,
-    /// The beat that is answered next. Newer ones wait beside it.
+    /// The beat that is answered next. Newer beats wait in `arrived`.
     due: Option<ArrivedBeat>,
     pub(super) recording: Option<Recording>,
-    /// What can be answered: of a beat, with what is granted.
+    /// The grant of the beat that can be answered now.
     granted: Option<Granted>,
 }
 
-/// What the answer to a beat grants.
+/// The times that the answer to a beat grants.
 #[derive(Debug)]
 pub(super) struct Granted {
     pub(super) beat: u64,
     pub(super) serve_for: Vec<(KeyringName, Duration)>,
 }
 
-/// Brings a grant to the record.
+/// A future that records a grant.
 pub(super) type Recording = Pin<Box<dyn Future<Output = (Granted, Result<(), GrantError>)> + Send>>;
 
 impl Beats {
-    /// No beat yet, and where a session hears of them.
+    /// Creates the state before the first beat, and the receiver for a session.
     #[must_use]
     pub(crate) fn new() -> (Self, watch::Receiver<Option<ArrivedBeat>>) {
         let (beats, arrived) = watch::channel(None);
         (Self(beats), arrived)
     }
 
-    /// A beat arrives now. One that is not newer than all before it is ignored.
+    /// Records that a beat arrives now. A beat that is not newer than all before it is ignored.
     pub(crate) fn arrive(&self, number: u64, catalog: &Catalog) {
         self.0.send_if_modified(|newest| {
             let is_newer = newest.is_none_or(|newest| newest.number < number);
@@ -119,8 +120,8 @@ impl Answering {
         }
     }
 
-    /// Waits for what brings an answer on: a beat, a read of the store, the record of a grant. Nothing is lost when this is
-    /// cancelled.
+    /// Waits for the next event of an answer: a beat, a read of the store, or the record of a
+    /// grant. A cancellation loses nothing.
     pub(super) async fn turn(&mut self) {
         tokio::select! {
             () = changed(&mut self.arrived), if self.due.is_none() => {
@@ -131,8 +132,8 @@ impl Answering {
         }
     }
 
-    /// Brings a record on that is under way. The session calls it as it makes a message, since it waits for nothing while it
-    /// has one to send: a long snapshot would hold the answer up.
+    /// Advances the recording in progress. The session calls this for each message, because it does
+    /// not wait while it has one to send: otherwise a long snapshot would delay the answer.
     pub(super) fn bring_on(&mut self) {
         if let Some(recorded) = recorded(&mut self.recording).now_or_never() {
             self.note(recorded);
@@ -151,7 +152,8 @@ impl Answering {
         }
     }
 
-    /// Takes note of beats that have arrived. Those that the same read serves are answered as one, by the newest.
+    /// Accepts beats that have arrived. Beats that the same read serves get one answer, to the
+    /// newest.
     pub(super) fn hear(&mut self) {
         if !self.arrived.has_changed().unwrap_or(false) {
             return;
@@ -164,8 +166,8 @@ impl Answering {
         }
     }
 
-    /// Begins to record what the answer that is due grants, once the store was read for it. `served` is what the sidecar
-    /// follows, with its own limit for each.
+    /// Starts to record the grant of the due answer, once the store was read for it. `served` are
+    /// the keyrings that the sidecar follows, each with the sidecar's own limit.
     pub(super) fn record<'k>(&mut self, served: impl Iterator<Item = (&'k KeyringName, Duration)>) {
         if self.recording.is_some() || self.granted.is_some() {
             return;
@@ -192,7 +194,7 @@ impl Answering {
         }));
     }
 
-    /// The beat that can be answered now, with what is granted.
+    /// Returns the beat that can be answered now, with its grant.
     pub(super) fn take(&mut self) -> Option<Granted> {
         self.granted.take()
     }
@@ -203,7 +205,8 @@ impl Answering {
 }
 
 impl Granted {
-    /// For how long the sidecar may serve a keyring; none when the grant does not hold it.
+    /// Returns for how long the sidecar may serve a keyring. None when the grant does not include
+    /// it.
     pub(super) fn serve_for(&self, keyring: &KeyringName) -> Option<Duration> {
         let granted = self.serve_for.iter().find(|(name, _)| name == keyring);
         granted.map(|(_, serve_for)| *serve_for)
@@ -216,7 +219,7 @@ async fn changed(arrived: &mut watch::Receiver<Option<ArrivedBeat>>) {
     }
 }
 
-/// Waits until the read has succeeded that a beat waits for; for ever without a beat.
+/// Waits until the read for a beat has succeeded; forever without a beat.
 async fn served(reads: &mut watch::Receiver<u64>, due: Option<ArrivedBeat>) {
     match due {
         Some(due)
