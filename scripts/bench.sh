@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Measures what a Check costs, what keys take and how long changes last, beside baselines, and prints one table.
-# docs/performance.md says what the figures mean. Fetches an Envoy, once, into target/. Needs Rust, a C compiler, python3
-# with venv and pip, and h2load, which is installed where it is missing.
-# It fails when something could not be measured, never because of what was measured.
+# Measures the cost of a Check, the memory of keys and the delay of changes, beside baselines, and prints one table.
+# docs/performance.md explains the figures. Downloads Envoy once, into target/. Needs Rust, a C compiler, python3 with venv
+# and pip, and h2load, which is installed if it is missing.
+# Fails when something could not be measured, never because of a measured value.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/lib/envoy.sh
@@ -14,17 +14,17 @@ Usage: scripts/bench.sh [--only PART]... [--rounds N] [--quick] [--large] [--wit
 
 Measures relatch beside baselines, in interleaved rounds, and prints ratios and figures.
 
-  --only PART    only this part, several times for several: cost, size, spans, tail, overload, envoy, memory,
-                 change, inside
-  --rounds N     rounds, each of which measures every side of a comparison once (5)
-  --quick        a try: one round, few Checks, a tenth of the keys
-  --large        measure the memory of 10,000,000 keys too
-  --with-swarm   measure the control plane with a swarm of sidecars too, and tell it in the same table
-  --micro        run the micro-benchmarks too, after the rest
-  --report FILE  where the figures are written as JSON (target/bench/check.json)
-  --swarm        measure the control plane instead, with simulated sidecars and many keys; docs/scaling.md says what,
-                 and --swarm --help which further arguments there are
-  --help         print this
+  --only PART    measure only this part; repeat the option for several: cost, size, spans, tail, overload, envoy,
+                 memory, change, inside
+  --rounds N     number of rounds, each of which measures every side of a comparison once (default: 5)
+  --quick        trial run: one round, few Checks, a tenth of the keys
+  --large        also measure the memory of 10,000,000 keys
+  --with-swarm   also measure the control plane with a swarm of sidecars, and print it in the same table
+  --micro        also run the micro-benchmarks, after the rest
+  --report FILE  file for the figures, as JSON (default: target/bench/check.json)
+  --swarm        measure the control plane instead, with simulated sidecars and many keys; docs/scaling.md explains
+                 the figures, and --swarm --help lists the further arguments
+  --help         print this help
 USAGE
 }
 
@@ -50,7 +50,7 @@ if [[ ${1:-} == --swarm ]]; then
     exec cargo bench --locked --bench swarm -- "$@"
 fi
 
-# Whether a part is to be measured.
+# Succeeds if a part is to be measured.
 wanted() {
     [[ ${#only[@]} -eq 0 || " ${only[*]} " == *" $1 "* ]]
 }
@@ -107,7 +107,7 @@ done
 results=$PWD/target/bench
 merge=()
 
-# Builds the binary that is measured too, as `cargo build --release` does.
+# This also builds the measured binary, as `cargo build --release` does.
 step 'build'
 cargo bench --locked --no-run --bench check --bench inside
 

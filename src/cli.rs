@@ -89,7 +89,7 @@ pub enum Command {
     Control(control::ControlArgs),
     /// Run a sidecar that answers Envoy's external authorization checks
     Sidecar(sidecar::SidecarArgs),
-    /// Create, list and end admin tokens
+    /// Create, list and delete admin tokens
     Token(Client<token::TokenCommand>),
     /// Create and show keyrings: each is the set of keys of one API
     Keyring(Client<keyring::KeyringCommand>),

@@ -45,7 +45,7 @@ enum ControlCommand {
     /// Create another admin token while the control plane is stopped, after all admin tokens were lost
     ///
     /// The token has the role admin, does not expire, and is printed once. Run this on the machine of the store, as the
-    /// user of the control plane. It is refused while the control plane runs. Other tokens stay valid: end the lost
+    /// user of the control plane. It is refused while the control plane runs. Other tokens stay valid: delete the lost
     /// ones with `relatch token end`.
     RecoverAdmin(DataArgs),
 }
@@ -210,7 +210,7 @@ impl DataArgs {
             admin_token: Revealed::new(secret.expose().to_owned()),
         })?;
         console.output.note(
-            "the other tokens stay valid: start the control plane, and end the lost ones with `relatch token end`",
+            "the other tokens stay valid: start the control plane, and delete the lost ones with `relatch token end`",
         );
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! `relatch token`: creates, lists and ends admin tokens.
+//! `relatch token`: creates, lists and deletes admin tokens.
 
 use std::time::Duration;
 
@@ -25,11 +25,11 @@ use crate::{
 pub enum TokenCommand {
     /// Create an admin token, and print it once
     Create(CreateArgs),
-    /// List the admin tokens, including ended ones
+    /// List the admin tokens, including deleted ones
     List,
-    /// End an admin token: it is rejected immediately and permanently, and `token list` shows when it ended
+    /// Delete an admin token: it is rejected immediately and permanently, and `token list` shows when it was deleted
     ///
-    /// The last token with role admin that does not expire cannot be ended: create another one first.
+    /// The last token with role admin that does not expire cannot be deleted: create another one first.
     End(EndArgs),
 }
 

@@ -54,7 +54,7 @@ pub(crate) enum Role {
     Viewer,
     /// Read, create consumers and keys, and rotate keys.
     Issuer,
-    /// Read and revoke.
+    /// Read, revoke keys, and retire versions by force.
     Revoker,
     /// Everything.
     Admin,
@@ -67,10 +67,10 @@ pub(crate) enum Permission {
     Read,
     /// Create consumers and keys, and rotate keys.
     Issue,
-    /// Revoke keys.
+    /// Revoke keys, and retire versions by force.
     Revoke,
-    /// Change keyrings, tokens, policies, webhooks and the list of sidecars, and confirm snapshots
-    /// that are held.
+    /// Change keyrings, tokens, policies, webhooks and the list of sidecars, confirm snapshots that
+    /// are held, and rotate in an emergency.
     Administer,
 }
 

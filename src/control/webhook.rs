@@ -1,9 +1,10 @@
-//! Webhooks: what is committed to a keyring's log, told to those who asked for it.
+//! Webhooks: the endpoints that receive events about the changes in a keyring's log.
 //!
-//! The way of an event: the [`projector`] walks each log and makes of a change that is an [`event`] one delivery for
-//! each webhook that wants it, in the store, together with moving the log's cursor. The [`courier`] claims deliveries
-//! that are due, [signs](signature) them and sends them; [`delivery`] says what follows from the answer. An event thus
-//! arrives at least once, under the same id, or is given up for everybody to see.
+//! The way of an event: the [`projector`] reads each log. For a change that is an [`event`], it
+//! stores one delivery for each webhook that wants it, and moves the log's cursor in the same
+//! transaction. The [`courier`] claims due deliveries, [signs](signature) them and sends them;
+//! [`delivery`] decides what follows from the answer. An event thus arrives at least once, under
+//! the same id, or its delivery is given up, which operators can see.
 
 pub(crate) mod courier;
 pub(crate) mod delivery;
@@ -46,30 +47,30 @@ pub struct Webhooks {
     options: Options,
 }
 
-/// What tests choose differently.
+/// The options that tests change.
 #[derive(Clone, Copy, Debug)]
 struct Options {
-    /// How long an endpoint has.
+    /// How long an endpoint may take.
     limits: Limits,
-    /// How often it is looked for deliveries that are due.
+    /// The interval at which due deliveries are looked for.
     every: Duration,
     /// Draws the jitter.
     random: fn() -> u32,
 }
 
-/// How a try of a webhook ended.
+/// The result of a test of a webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TestResult {
-    /// The HTTP status of the answer; none where there was no answer.
+    /// The HTTP status of the answer; none when no answer arrived.
     pub status: Option<u16>,
-    /// What went wrong; none when the endpoint took the event.
+    /// The error; none when the endpoint accepted the event.
     pub(crate) error: Option<String>,
 }
 
-/// What is asked of a webhook cannot be done.
+/// The reasons why a request about a webhook fails.
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
-    /// It does not exist.
+    /// The keyring or the webhook does not exist.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The store failed.
@@ -77,14 +78,15 @@ pub enum WebhookError {
     Store(#[from] StoreError),
 }
 
-/// How long the store keeps deliveries that are over is looked after so often: they are few.
+/// The interval at which old deliveries are deleted: they are few.
 const PRUNE_EVERY: Duration = Duration::from_mins(10);
-/// The most deliveries that are listed at once: as many as are kept.
+/// The most deliveries in one list: as many as are kept when they are over.
 pub(crate) const MAX_LISTED: usize = courier::MAX_OVER;
 
 impl Default for Options {
-    /// An endpoint has 15 s in all, as Standard Webhooks advises, and 5 s of these to be connected to. A second is as
-    /// long as an event may wait for its first attempt when another replica committed it.
+    /// An endpoint has 15 s in all, as Standard Webhooks advises, and 5 s of these for the
+    /// connection. An event that another replica committed waits at most a second for its first
+    /// attempt.
     fn default() -> Self {
         Self {
             limits: Limits {
@@ -98,11 +100,12 @@ impl Default for Options {
 }
 
 impl Webhooks {
-    /// The webhooks of the catalog's keyrings. Their signing secrets are derived from `pepper`.
+    /// Creates the webhooks of the catalog's keyrings, whose signing secrets are derived from
+    /// `pepper`.
     ///
     /// # Errors
     ///
-    /// When no HTTP client can be made.
+    /// When the HTTP client cannot be created.
     pub fn new(
         catalog: Arc<Catalog>,
         pepper: MasterPepper,
@@ -133,8 +136,8 @@ impl Webhooks {
         })
     }
 
-    /// Tells of events until `shutdown`; then waits a moment for what is under way. What is not answered by then is sent
-    /// again by whoever starts next.
+    /// Sends events until `shutdown`, and then waits a moment for the requests in progress. The
+    /// process that starts next repeats those without an answer.
     pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let clock = self.catalog.clock();
         let mut changes = self.catalog.watch();
@@ -164,17 +167,17 @@ impl Webhooks {
         unless_left_behind("webhooks", shutdown, flights.all_landed()).await;
     }
 
-    /// The secret that a webhook's requests are signed with, for its receiver.
+    /// Returns the secret that signs a webhook's requests, for its receiver.
     #[must_use]
     pub fn secret(&self, webhook: WebhookId) -> SigningSecret {
         SigningSecret::of(&self.pepper, webhook)
     }
 
-    /// Sends a `webhook.test` now, once, and waits for the answer. Nothing is kept of it.
+    /// Sends one `webhook.test` immediately, and waits for the answer. Nothing is stored.
     ///
     /// # Errors
     ///
-    /// When there is no such webhook.
+    /// When the keyring or the webhook does not exist.
     pub async fn test(
         &self,
         keyring: &KeyringName,
@@ -202,12 +205,12 @@ impl Webhooks {
         })
     }
 
-    /// The deliveries to a webhook that are kept, the newest first, at most `limit` and [`MAX_LISTED`]. Those of a
-    /// webhook that was removed are listed too.
+    /// Returns the stored deliveries to a webhook, the newest first, at most `limit` and at most
+    /// [`MAX_LISTED`]. The list includes those of a removed webhook.
     ///
     /// # Errors
     ///
-    /// When there is no such keyring, or the store cannot be read.
+    /// When the keyring does not exist, or the store cannot be read.
     pub(crate) async fn deliveries(
         &self,
         keyring: &KeyringName,

@@ -37,7 +37,7 @@ async fn no_secret_is_found_anywhere() {
     let hooks = Receiver::start().await;
     let hooked = Tee::before(hooks.addr()).await;
 
-    // Every role has a token, and one was ended.
+    // Every role has a token, and one was deleted.
     let mut tokens = Vec::new();
     for role in ["viewer", "issuer", "revoker", "admin"] {
         tokens.push(scene.token(role).await);

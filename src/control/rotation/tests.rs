@@ -134,7 +134,7 @@ async fn a_hand_over_that_the_store_has_though_it_failed_counts() {
         OldEnds::AfterOverlap(None),
         OldEnds::AtOnce("leaked".into()),
     ] {
-        // What was written without an answer looks like what another process wrote.
+        // A write without an answer looks like the write of another process.
         let other = world.rotations().await;
         let served = other.catalog.get(&testing::keyring_name());
         let served = served.expect("it was made");

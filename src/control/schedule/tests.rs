@@ -244,7 +244,7 @@ async fn a_key_is_rotated_when_it_is_due_and_its_secret_is_where_the_policy_says
     let key = plane.key(key_id);
     let digest = plane.served().pepper().digest(&presented);
     assert_eq!(key.versions[&number(2)].digest, digest);
-    // It lives as long as the one before was to.
+    // Its lifetime is that of the version before it.
     let expires_at = key.versions[&number(2)].window.expires_at;
     assert_eq!(expires_at, Some(START.saturating_add(31 * DAY)));
     world.hands.advance(DAY);
@@ -314,7 +314,7 @@ async fn two_schedules_on_one_store_rotate_once() {
     assert_eq!((one.running(), another.running()), (1, 1));
     one.settled().await;
     another.settled().await;
-    // It has not read what the others did.
+    // It has not read the commits of the others.
     late.schedule.start_due();
     assert_eq!(late.running(), 1);
     late.settled().await;

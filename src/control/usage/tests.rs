@@ -15,7 +15,7 @@ const MAX_SERVE_FOR: Duration = Duration::from_hours(1);
 const START: i64 = 1_000_000;
 const KEY: &str = "7Qm2Xc91TbKe";
 
-/// Versions 1 and 2 of one key; who uses the first is kept.
+/// Versions 1 and 2 of one key; the callers of the first are kept.
 struct TwoVersions;
 
 impl Versions for TwoVersions {
@@ -39,7 +39,7 @@ impl Versions for TwoVersions {
     }
 }
 
-/// A book on a database, and the fleet that it tells.
+/// A book on a database, and the fleet that it informs.
 struct Plane {
     dir: tempfile::TempDir,
     clock: Clock,
@@ -65,7 +65,7 @@ impl Plane {
         }
     }
 
-    /// As after a crash: what was not written is lost.
+    /// Reopens the book as after a crash: unwritten data is lost.
     async fn reopen(&mut self) {
         let (book, fleet) = Self::open(self.dir.path(), &self.clock).await;
         self.book = book;
@@ -186,7 +186,7 @@ fn last_report(sequence: u64, versions: Vec<discovery::VersionUsage>) -> discove
     }
 }
 
-/// What a report is complete until that replies to what was sent at `sent`.
+/// Returns until when a report is complete that replies to an answer sent at `sent`.
 const fn complete(sent: i64) -> i64 {
     sent - 1_000
 }
@@ -250,7 +250,7 @@ async fn a_report_with_a_hole_is_counted_but_not_complete() {
     assert_eq!((*acks.durable.borrow(), plane.complete_until()), (4, None));
     assert_eq!((plane.requests(1), plane.requests(2)), (5, 1));
     assert!(!stream.settle(&plane.fleet).await);
-    // What was missing comes late; the next report is whole and has whatever was not acked.
+    // The missing message comes late; the next report is whole and contains everything that was not acked.
     stream.note(&report(5, None, vec![used(1, 6, START)]), &TwoVersions);
     plane.flush().await;
     assert_eq!((*acks.durable.borrow(), plane.complete_until()), (4, None));
@@ -273,7 +273,7 @@ async fn no_clock_of_a_sidecar_says_when_a_version_was_used() {
         used.and_then(|used| used.last_used)
             .map(Timestamp::as_millis)
     };
-    // One that is days behind would make the version look unused, and one that is ahead would keep it for ever.
+    // A clock that is days behind would make the version look unused, and one that is ahead would keep it forever.
     for (sequence, requests, off) in [(1, 5, -3 * DAY), (2, 6, 3 * DAY), (3, 7, -3 * DAY)] {
         plane.hands.advance(Duration::from_secs(10));
         acks.answers.sending(sequence);
@@ -284,7 +284,7 @@ async fn no_clock_of_a_sidecar_says_when_a_version_was_used() {
         plane.flush().await;
         assert_eq!(plane.complete_until(), Some(complete(now)));
     }
-    // To be told again is no use.
+    // A repeated report is not a use.
     plane.hands.advance(Duration::from_secs(10));
     acks.answers.sending(4);
     let told = used(1, 7, START + 3 * DAY);
@@ -314,7 +314,7 @@ async fn a_reply_to_no_answer_of_its_stream_completes_nothing() {
         a.complete_until.map(Timestamp::as_millis),
         Some(complete(START))
     );
-    // Only a final report says that nothing will come.
+    // Only a final report shows that no other will come.
     assert!(!stream.settle(&plane.fleet).await);
     stream.note(&last_report(3, Vec::new()), &TwoVersions);
     assert!(stream.settle(&plane.fleet).await);
@@ -380,7 +380,7 @@ async fn an_orderly_end_folds_the_process_and_leaves_no_gap() {
         plane.fleet.disconnected(&opened, parting);
         plane.record().await;
         if run_id == "c" {
-            // Dies before it has folded: the next life does.
+            // The process dies before it has folded; the next one folds.
             plane.reopen().await;
         }
         plane.flush().await;
@@ -477,7 +477,7 @@ async fn the_task_writes_soon_and_what_is_left_at_its_end() {
     assert_eq!(*acks.durable.borrow(), 2);
 }
 
-/// What happens between three sidecars and a control plane that is killed at any moment.
+/// The events between three sidecars and a control plane that is killed at any moment.
 #[derive(Clone, Debug)]
 enum Event {
     Uses { boot: usize, number: u32 },

@@ -37,13 +37,13 @@ use crate::{
     store::{DeliveryState, LogName, SqliteOptions, SqliteStore},
 };
 
-/// A test that hangs fails by then.
+/// Longer than every wait in these tests: only a hung test reaches it.
 const DEADLINE: Duration = Duration::from_mins(2);
 const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 /// The longest wait between two attempts.
 const HOUR: Duration = Duration::from_hours(1);
 
-/// A keyring with a consumer, in a store of its own, and a control plane's webhooks upon it.
+/// A keyring with a consumer, in a store of its own, and the webhooks of a control plane on it.
 struct World {
     directory: tempfile::TempDir,
     catalog: Arc<Catalog>,
@@ -60,7 +60,7 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-/// An endpoint that answers what the test says.
+/// An endpoint that gives the answers of the test.
 struct Endpoint {
     url: String,
     calls: mpsc::UnboundedReceiver<Call>,
@@ -176,7 +176,7 @@ impl World {
         key_id
     }
 
-    /// An event: a new key is revoked. Returns the event's id.
+    /// Causes an event, the revocation of a new key. Returns the event's id.
     async fn revoke_one(&self, consumer: &str) -> String {
         let key_id = self.add_key(consumer).await;
         let revision = self.commit(|_| vec![revoked(key_id)]).await;
@@ -187,7 +187,7 @@ impl World {
         format!("payments-{}-{revision}", self.served().epoch())
     }
 
-    /// Another control plane on the same store and clock.
+    /// Opens the catalog of another control plane on the same store and clock.
     async fn another_catalog(&self) -> Arc<Catalog> {
         open(&self.directory, self.catalog.clock().clone()).await
     }
@@ -224,7 +224,7 @@ impl World {
         listed.await.expect("they are listed")
     }
 
-    /// Waits until the newest delivery is as `wanted` wants it.
+    /// Waits until the newest delivery matches `wanted`, and returns it.
     async fn settled(&self, webhook: WebhookId, wanted: impl Fn(&Delivery) -> bool) -> Delivery {
         let found = async {
             let mut pause = tokio::time::interval(Duration::from_millis(2));
@@ -258,7 +258,7 @@ impl Running {
             .expect("it does not panic");
     }
 
-    /// As a process that is killed.
+    /// Ends the webhooks as a killed process does.
     async fn kill(self) {
         self.task.abort();
         assert!(self.task.await.is_err(), "it ended by itself");
@@ -306,11 +306,11 @@ impl Call {
             let value = value.parse().expect("a header");
             answer.headers_mut().insert(name.clone(), value);
         }
-        // It hung up if it was killed.
+        // A killed client has closed the connection.
         let _ = self.answer.send(answer);
     }
 
-    /// As a receiver does it that knows nothing but the secret.
+    /// Checks the signature as a receiver does, which knows only the secret.
     fn assert_signed_with(&self, secret: &str) {
         let secret = secret.strip_prefix("whsec_").expect("the prefix");
         let secret = STANDARD.decode(secret).expect("base64");
@@ -334,7 +334,7 @@ async fn take(State(called): State<mpsc::UnboundedSender<Call>>, request: Reques
         answer,
     };
     called.send(call).expect("the test listens");
-    // One that is never answered hangs.
+    // A request without an answer hangs.
     match answered.await {
         Ok(answer) => answer,
         Err(_) => std::future::pending().await,
@@ -394,7 +394,7 @@ async fn an_endpoint_is_told_in_a_signed_request() {
     let delivery = world.settled(webhook, is_over).await;
     assert_eq!(delivery.state, DeliveryState::Delivered);
     assert_eq!((delivery.attempts, delivery.last_status), (1, Some(204)));
-    // It is counted when it has landed.
+    // The delivery is counted when it is over.
     running.stop().await;
     assert_eq!(world.counted("key.revoked", "delivered"), 1);
 }
@@ -420,7 +420,7 @@ async fn what_fails_is_tried_again_under_the_same_id_and_signed_anew() {
     world
         .hands
         .advance(wait.saturating_sub(Duration::from_millis(1)));
-    // Another event is told at once, and thereby shows that the first one waits.
+    // Another event is sent immediately, which shows that the first one waits.
     let other = world.revoke_one("checkout").await;
     let call = endpoint.called().await;
     assert_eq!(call.event(), other);
@@ -452,7 +452,7 @@ async fn what_fails_is_tried_again_under_the_same_id_and_signed_anew() {
     .expect("it is delivered");
     assert_eq!(delivery.state, DeliveryState::Delivered);
     assert_eq!(delivery.attempts, 2);
-    // It is counted when it has landed.
+    // The delivery is counted when it is over.
     running.stop().await;
     assert_eq!(world.counted("key.revoked", "retried"), 1);
     assert_eq!(world.counted("key.revoked", "delivered"), 2);
@@ -547,7 +547,7 @@ async fn gone_is_given_up_at_once() {
     let delivery = world.settled(webhook, is_over).await;
     assert_eq!(delivery.state, DeliveryState::GivenUp);
     assert_eq!((delivery.attempts, delivery.last_status), (1, Some(410)));
-    // It is counted when it has landed.
+    // The delivery is counted when it is over.
     running.stop().await;
     assert_eq!(world.counted("key.revoked", "given_up"), 1);
 }
@@ -596,7 +596,7 @@ async fn what_is_never_taken_is_given_up_for_everybody_to_see() {
     assert_eq!(delivery.state, DeliveryState::GivenUp);
     assert_eq!(delivery.attempts, attempts);
     assert_eq!(delivery.last_status, Some(500));
-    // It is counted when it has landed.
+    // The delivery is counted when it is over.
     running.stop().await;
     assert_eq!(world.counted("key.revoked", "given_up"), 1);
     let failed = u64::from(attempts) - 1;
@@ -629,16 +629,16 @@ async fn a_kill_in_the_middle_loses_nothing() {
     let webhook = world.add_webhook(&endpoint.url, |_| {}).await;
     let running = world.start();
     let first = world.revoke_one("checkout").await;
-    // Sent, and neither answered nor noted.
+    // The delivery is sent, and neither answered nor settled.
     let lost = endpoint.called().await;
     assert_eq!(lost.event(), first);
     running.kill().await;
-    // Committed while nobody runs.
+    // The change is committed while no webhooks run.
     let second = world.revoke_one("checkout").await;
 
     let catalog = world.another_catalog().await;
     let running = world.start_on(&catalog);
-    // The webhook has one under way, as far as anybody knows.
+    // In the store, the webhook still has one delivery in progress.
     world
         .settled(webhook, |delivery| delivery.what.event == second)
         .await;
@@ -837,7 +837,7 @@ async fn without_webhooks_the_cursor_follows_seldom_and_still_nothing_old_is_tol
     assert_eq!(world.deliveries(webhook).await.len(), 1);
 }
 
-/// Every change that is told of, with what is told.
+/// Tests every change that has an event, with the data of the event.
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one event after the other")]
 async fn every_event_tells_its_facts_and_no_secret() {

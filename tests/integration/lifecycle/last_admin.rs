@@ -1,4 +1,5 @@
-//! The last admin token: nobody can end it by mistake, and whoever has lost it gets another one beside the store.
+//! The last admin token: nobody can delete it by mistake, and an operator who has lost it gets another one on the machine of
+//! the store.
 
 use std::fs;
 

@@ -17,7 +17,7 @@ fn shell(script: &str, limit: Duration) -> ExecSink {
     })
 }
 
-/// A script that works in a directory of its own, which is `$1` to it.
+/// Creates a sink with a script, which receives the directory as `$1`.
 fn shell_in(directory: &Path, script: &str, limit: Duration) -> ExecSink {
     let mut sink = shell(script, limit);
     let directory = directory.to_str().expect("UTF-8").to_owned();
@@ -38,7 +38,7 @@ async fn failure(script: &str, version: &Version<'_>) -> String {
     error.to_string()
 }
 
-/// The content of a file that another process is about to write.
+/// Returns the content of a file once another process has written it.
 async fn eventually(path: &Path) -> String {
     let look = async {
         loop {
@@ -51,7 +51,7 @@ async fn eventually(path: &Path) -> String {
     timeout(DEADLINE, look).await.expect("it is written")
 }
 
-/// Waits until a process is gone, or dead and not yet waited for by whoever inherited it.
+/// Waits until a process is gone, or dead and not yet waited for by its new parent.
 async fn assert_gone(pid: &str) {
     let gone = async {
         loop {
@@ -101,7 +101,7 @@ async fn the_secret_is_the_only_line_on_standard_input() {
             "RELATCH_VERSION=3".to_owned(),
         ]
     );
-    // `PWD` and the like are the shell's own. Cargo sets some in every test, so that they would show.
+    // The shell itself sets `PWD` and similar names. Cargo sets some in every test: an inherited one would show.
     assert!(std::env::vars_os().any(|(name, _)| name == "CARGO_MANIFEST_DIR"));
     assert!(!read("environment").contains("CARGO"));
 }
@@ -147,9 +147,9 @@ async fn a_program_that_repeats_the_secret_does_not_give_it_away() {
     for script in [
         "read -r key; echo \"cannot use $key\" >&2; exit 1",
         "read -r key; echo \"cannot use $key\"; exit 1",
-        // In pieces of which each tells a lot.
+        // In pieces, each of which reveals a lot.
         "read -r key; for n in 10 20 30 40; do printf %s \"$key\" | head -c $n | tail -c 20 >&2; echo >&2; done; exit 1",
-        // Right at the edge of what is shown, wherever that may be.
+        // Exactly at the edge of the shown part, wherever it is.
         "read -r key; for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do printf %s \"$key\" >&2; done; exit 1",
     ] {
         let text = failure(script, &version).await;
@@ -204,7 +204,7 @@ async fn a_program_that_reads_nothing_may_succeed() {
 async fn a_program_that_hangs_is_killed_with_its_children() {
     let (owner, directory) = (Owner::new(), tempfile::tempdir().expect("a directory"));
     let version = owner.version(1);
-    // The inner shell ignores what a polite end would be, and both keep the pipes open.
+    // The inner shell ignores the signals that ask it to end, and both shells keep the pipes open.
     let script = r#"sh -c 'trap "" TERM HUP INT; echo $$ >"$1/child"; sleep 1000; sleep 1000' sh "$1" & echo $$ >"$1/parent"
         echo waiting >&2; wait"#;
     let sink = shell_in(directory.path(), script, Duration::from_secs(1));
@@ -237,7 +237,7 @@ async fn a_process_that_left_the_group_does_not_hold_the_delivery_up() {
     deliver(&sink, &owner.version(1)).await.expect("delivered");
     let left = fs::read_to_string(directory.path().join("left")).expect("it began");
     if let Some(pid) = left.trim().parse().ok().and_then(Pid::from_raw) {
-        // Ours to end: nothing else does. It may have been killed before it left.
+        // No other code ends it. It may have been killed before it left the group.
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
 }

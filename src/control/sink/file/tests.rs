@@ -18,7 +18,7 @@ struct Directory {
 impl Directory {
     fn new() -> Self {
         let temp = tempfile::tempdir().expect("a temporary directory");
-        // A temporary directory may be reached over a link, which a sink would refuse.
+        // The path of a temporary directory may contain a link, which a sink refuses.
         let directory = temp.path().canonicalize().expect("it is there");
         let sink = FileSink::new(&FileSettings { directory });
         Self { temp, sink }
@@ -136,7 +136,7 @@ async fn wherever_a_delivery_ends_the_next_one_completes_it() {
         for step in DeliveryStep::ALL.into_iter().take(done) {
             place.run(step, &contents).expect("the step works");
         }
-        // Half a file of the step that was cut short.
+        // Half a file of the interrupted step.
         let half = &two.secret.expose()[..10];
         let unfinished = if done < 2 { PREVIOUS_NEW } else { CURRENT_NEW };
         std_fs::write(directory.of(&owner).join(unfinished), half).expect("it is ours");
@@ -225,7 +225,7 @@ async fn links_are_not_followed() {
     assert!(refusal.contains("current is a symbolic link"), "{refusal}");
     std_fs::remove_file(&current).expect("it is ours");
 
-    // One that stands where a file is made goes, and what it leads to stays.
+    // A link in the place of a new file is removed, and its target stays.
     directory.deliver(&version).await.expect("it is delivered");
     symlink(
         elsewhere.path().join("stolen"),
@@ -239,7 +239,7 @@ async fn links_are_not_followed() {
     let stolen = std_fs::read_dir(elsewhere.path()).expect("readable");
     assert_eq!(stolen.count(), 0, "a secret was written through a link");
 
-    // On the way to the directory, too.
+    // The same holds for a link in the path of the directory.
     let link = directory.temp.path().join("link");
     symlink(directory.temp.path(), &link).expect("a link");
     let sink = FileSink::new(&FileSettings {

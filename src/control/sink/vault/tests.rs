@@ -1,4 +1,4 @@
-//! Against a server that answers as it is told; a real one is in the integration tests.
+//! Tests against a server with scripted answers; the integration tests use a real one.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ use crate::{
 
 const TOKEN_TEXT: &str = "hvs.CAESIJ-canary-token-0123456789";
 
-/// A server that gives its answers in order, the last one again and again, and notes what it was asked.
+/// A server that gives its answers in order, repeats the last one, and records its requests.
 struct Scripted {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -186,7 +186,7 @@ async fn a_version_that_is_there_is_not_written_again() {
     server.deliver(&version).await.expect("it is there");
     assert_eq!(server.asked().len(), 1);
 
-    // The same number with another secret, as after a restore, is something else.
+    // The same number with another secret, as after a restore, is another version.
     let mut other = of(&owner.version(2));
     other["previous"] = "older".into();
     let key = other["key"].clone();
@@ -194,7 +194,7 @@ async fn a_version_that_is_there_is_not_written_again() {
     server.deliver(&version).await.expect("it is delivered");
     assert_eq!(server.asked()[1].body["data"]["previous"], key);
 
-    // The same secret under another number keeps what was before it.
+    // The same secret under another number keeps the previous secret.
     let mut other = of(&version);
     other["version"] = 1.into();
     other["previous"] = "older".into();
@@ -228,7 +228,7 @@ async fn who_loses_a_race_looks_again() {
         (&1.into(), &"by hand".into())
     );
 
-    // There is always a winner.
+    // Another writer wins each time.
     let script = [
         nothing(),
         conflict.clone(),
@@ -242,7 +242,7 @@ async fn who_loses_a_race_looks_again() {
     assert!(refusal.contains("status 400"), "{refusal}");
     assert_eq!(server.asked().len(), 6);
 
-    // Nobody wrote: it is refused for another reason, and asking again changes nothing.
+    // No other writer interferes: the refusal has another reason, and a retry changes nothing.
     let script = [nothing(), refuses(400, "no data provided"), nothing()];
     let server = Scripted::start(&script).await;
     let refusal = server.refusal(&version).await;
@@ -299,7 +299,7 @@ async fn a_refusal_names_status_errors_and_what_to_do_and_no_secret() {
         let server = Scripted::start(&[answer]).await;
         assert_eq!(server.refusal(&version).await, expected);
     }
-    // A server, or what stands before it, that repeats what it was sent.
+    // A server, or a proxy before it, that repeats the request.
     let echo = format!("bad token {TOKEN_TEXT} for {}", version.secret.expose());
     let server = Scripted::start(&[nothing(), refuses(500, &echo)]).await;
     let refusal = server.refusal(&version).await;
@@ -316,7 +316,7 @@ async fn a_refusal_repeats_no_key_that_the_place_holds() {
     let mut data = of(&second);
     data["previous"] = first.secret.expose().into();
     let [older, old] = [&first, &second].map(|version| version.secret.expose());
-    // The newer of the two went into the request; the other one is known to the server.
+    // The request contains the newer of the two; the server knows the other one.
     let echo = format!("{old} follows {older}");
     let server = Scripted::start(&[holds(7, &data), refuses(500, &echo)]).await;
     let refusal = server.refusal(&third).await;

@@ -18,7 +18,7 @@ use crate::{
     store::{SqliteOptions, SqliteStore, Store},
 };
 
-/// Longer than anything here takes, so that only a hung test meets it.
+/// Longer than every wait in these tests: only a hung test reaches it.
 const DEADLINE: Duration = Duration::from_mins(2);
 
 /// A control plane without keyrings, whose every client is `peer`.
@@ -91,7 +91,7 @@ impl World {
         }
     }
 
-    /// Makes the keyring that tests speak of.
+    /// Creates the keyring of the tests.
     async fn create_keyring(&self) -> Arc<ServedKeyring> {
         let name = testing::keyring_name();
         let first = operation::create_keyring(name.clone(), Prefix::default(), false, None);
@@ -176,7 +176,7 @@ async fn a_stream_ends_with_the_certificate_that_it_began_with() {
         other => panic!("no drain: {other:?}"),
     }
     assert!(next(&mut stream).await.is_none(), "nothing follows");
-    // The sidecar does not leave, and is left.
+    // The sidecar does not leave, and the control plane ends the stream.
     let mut changes = world.fleet.watch();
     let left = async {
         while world
@@ -242,7 +242,7 @@ async fn no_sidecar_has_more_than_there_is() {
     let (say, _stream) = world.open(ahead).await.expect("it is admitted");
     assert_eq!(progress().applied, nothing);
     assert_eq!(progress().revoked_through, nothing);
-    // What it holds is not what there is: nothing counts before it has a whole snapshot.
+    // Its state is not that of the keyring: nothing counts before it has a whole snapshot.
     assert!(progress().awaits_whole);
 
     let ack = discovery::Ack {

@@ -22,13 +22,13 @@ use crate::{
     wire::testing::spec,
 };
 
-/// Longer than anything here takes, so that only a hung test meets it.
+/// Longer than every wait in these tests: only a hung test reaches it.
 const DEADLINE: Duration = Duration::from_mins(2);
 const TERMS: Terms = Terms {
     beat_every: Duration::from_secs(5),
     max_serve_for: Duration::from_mins(15),
 };
-/// That of the sidecars here.
+/// The `deny_after` of the sidecars in these tests.
 const DENY_AFTER: Duration = Duration::from_hours(1);
 
 /// A control plane's catalog and the session of one sidecar, whose messages the test asks for.
@@ -39,7 +39,7 @@ struct Pair {
     fleet: Arc<Fleet>,
     shutdown: CancellationToken,
     expired: CancellationToken,
-    /// Up to which message all usage is in the store.
+    /// The message up to which all usage is in the store.
     usage: watch::Sender<u64>,
     /// The streams of the sidecar so far.
     streams: AtomicU64,
@@ -216,7 +216,7 @@ impl Pair {
         }
     }
 
-    /// Brings the streams of the readers to the record, as the server does before it sends anything.
+    /// Records the streams of the readers, as the server does before it sends anything.
     async fn record(&self) {
         let recorded = self.fleet.record_news(&*self.store).await;
         recorded.expect("it is written");
@@ -260,7 +260,7 @@ impl Sidecar {
         pair.reader_of(&self.receiver.subscriptions().remove(0))
     }
 
-    /// Takes a message; returns the ack, where there is one.
+    /// Applies a message, and returns its ack, if there is one.
     fn take(&mut self, kind: Kind) -> Option<discovery::Ack> {
         let message = discovery::ControlMessage { kind: Some(kind) };
         let outcome = self.receiver.receive(message).expect("the stream goes on");
@@ -285,12 +285,12 @@ impl Reader {
             .expect("a message comes")
     }
 
-    /// The next message of a stream that goes on.
+    /// Returns the next message of a stream that has not ended.
     async fn news(&mut self) -> Kind {
         self.next().await.expect("the stream goes on")
     }
 
-    /// What the session has to say now; none when it waits.
+    /// Returns the message that the session has now; none when it waits.
     fn now(&mut self) -> Option<Kind> {
         self.session
             .next()
@@ -302,7 +302,7 @@ impl Reader {
         self.beats.arrive(number, &self.catalog);
     }
 
-    /// A beat, the read of the store for it, and its answer.
+    /// Sends a beat, reads the store for it, and returns its answer.
     async fn answer(&mut self, number: u64) -> discovery::BeatAnswer {
         self.beat(number);
         self.catalog.refresh().await.expect("readable");
@@ -542,7 +542,7 @@ async fn a_sidecar_that_could_not_use_an_item_gets_a_snapshot_when_it_is_behind_
         ..former
     };
     assert_eq!(pair.reader(held).read_snapshot().await, 3);
-    // With the digest of its revision it goes on from there.
+    // With the digest of its revision, it continues from there.
     let mut reader = pair.reader(former);
     assert!(matches!(reader.news().await, Kind::Settings(_)));
     assert!(matches!(reader.news().await, Kind::Delta(_)));
@@ -628,7 +628,7 @@ async fn a_snapshot_over_a_stream_that_breaks_every_few_chunks_completes() {
             sidecar.take(chunk);
         }
         drop(reader);
-        // It is some seconds until the next stream opens, and the keyring changes meanwhile.
+        // Some seconds pass until the next stream opens, and the keyring changes meanwhile.
         (0..10).for_each(|_| served.drop_idle_snapshot());
         pair.add_keys(1).await;
         assert!(sent <= chunks, "a chunk is sent again");
@@ -672,7 +672,7 @@ async fn a_snapshot_that_is_encoded_anew_is_not_mixed_with_its_beginnings() {
     assert!(whole.is_whole);
     assert_eq!(sidecar.len(), Some(200));
     assert_eq!(sidecar.receiver.subscriptions()[0].partial, None);
-    // Neither is one that is wrong about how much it has.
+    // A claim with a wrong number of chunks is not resumed either.
     let kept = pair.served().snapshot(Revision::default());
     for chunks in [kept.chunks.len(), usize::MAX] {
         let partial = discovery::PartialSnapshot {
@@ -737,7 +737,7 @@ async fn a_snapshot_that_is_a_few_deltas_old_is_shared_unless_a_sidecar_would_go
     let next = delta(reader.news().await);
     assert_eq!(next.prev_revision, old.get());
     assert_eq!(next.revision, pair.head().revision.get());
-    // Who has been sent more than the old snapshot gets a new one.
+    // A sidecar that is ahead of the old snapshot gets a new one.
     assert!(matches!(at_head.news().await, Kind::Settings(_)));
     assert_eq!(delta(at_head.news().await).revision, next.revision);
     let resync = discovery::Resync {
@@ -775,7 +775,7 @@ async fn a_stream_is_woken_by_its_own_keyrings_alone() {
     let mut reader = pair.reader_at_head();
     let bell = Arc::clone(&reader.session.bell);
     assert!(matches!(reader.news().await, Kind::Settings(_)));
-    // What was rung before is of no interest.
+    // Earlier rings do not matter.
     let _ = bell.notified().now_or_never();
     pair.catalog
         .commit(&others, "test", |keyring, _| {
@@ -815,7 +815,7 @@ async fn a_revocation_overtakes_the_chunks_of_a_snapshot() {
     assert_eq!(revocations.items.len(), 1);
     assert_eq!(revocations.revision, pair.served().revision().get());
     assert!(matches!(reader.news().await, Kind::Snapshot(_)));
-    // The delta that tells of it follows in order.
+    // The delta with the revocation follows in order.
     let delta = delta(reader.news().await);
     assert_eq!(delta.revocations, revocations.items);
 }
@@ -839,7 +839,7 @@ async fn a_reader_that_is_too_slow_gets_a_snapshot_instead_of_what_it_missed() {
     let pair = Pair::with_keys(1).await;
     let mut reader = pair.reader_at_head();
     assert!(matches!(reader.news().await, Kind::Settings(_)));
-    // More than the feed keeps for those who resume.
+    // More than the feed keeps for sidecars that resume.
     pair.add_keys(9_000).await;
     assert_eq!(reader.read_snapshot().await, 9_001);
 }
@@ -895,7 +895,7 @@ async fn usage_is_acked_once_it_is_in_the_store_and_only_the_newest() {
         };
         assert_eq!(ack.sequence, acked);
     }
-    // Nothing more to ack is no end, and the next message is another.
+    // A sequence that is already acked causes no message and does not end the stream.
     pair.usage.send_replace(9);
     pair.add_keys(1).await;
     assert!(matches!(reader.news().await, Kind::Delta(_)));
@@ -923,7 +923,7 @@ async fn a_stream_whose_certificate_has_expired_is_told_that_it_may_come_back_at
     assert!(reader.next().await.is_none());
 }
 
-/// What a sidecar is told that has to leave.
+/// Returns the drain that ends the stream.
 async fn drained(reader: &mut Reader) -> discovery::Drain {
     match reader.next().await {
         Some(Kind::Drain(drain)) => drain,
@@ -960,7 +960,7 @@ fn lookup(digest: &[u8]) -> discovery::Lookup {
     }
 }
 
-/// The digest of any version.
+/// Returns the digest of any version.
 fn any_digest(pair: &Pair) -> KeyDigest {
     let served = pair.served();
     let state = served.journal().state();

@@ -8,7 +8,7 @@ use crate::key::{VersionNumber, testing};
 const BOOTS: usize = 3;
 const VERSIONS: u32 = 2;
 
-/// What happens to sidecars, to the reports between, and to a control plane.
+/// The events of sidecars, of reports on their way, and of a control plane.
 #[derive(Clone, Debug)]
 enum Event {
     /// A sidecar sees a version used.
@@ -21,7 +21,7 @@ enum Event {
     Sends { boot: usize },
     /// One of the reports that were ever sent arrives.
     Arrives { report: prop::sample::Index },
-    /// The control plane writes what it has.
+    /// The control plane writes its unsaved counts.
     Saves,
     /// The control plane dies between two writes.
     Dies,
@@ -32,7 +32,7 @@ enum Event {
 /// Sidecars, their reports, a control plane and its store.
 #[derive(Debug, Default)]
 struct World {
-    /// What each process saw, in truth.
+    /// The true use in each process.
     saw: BTreeMap<(usize, u32), Use>,
     gone: HashSet<usize>,
     sent: Vec<(usize, Vec<(u32, Use)>)>,
@@ -111,7 +111,7 @@ impl World {
         }
     }
 
-    /// As the store's contract says.
+    /// Writes the counts as the store's contract requires.
     fn save(&mut self) {
         let rows = self.ledger.unsaved(None, usize::MAX);
         for row in &rows {
@@ -171,7 +171,7 @@ impl World {
         self.ledger.fold(&boot(by));
     }
 
-    /// What all sidecars together saw, in truth.
+    /// Returns the true use in all sidecars together.
     fn truth(&self, version: u32) -> Use {
         let saw = self.saw.iter().filter(|((_, of), _)| *of == version);
         saw.fold(Use::default(), |sum, (_, saw)| Use {
@@ -243,7 +243,7 @@ fn told(requests: u64) -> ReportedUse {
     }
 }
 
-/// At so many milliseconds by either clock.
+/// Returns a receipt at `millis` milliseconds by either clock.
 fn received(millis: i64) -> Receipt {
     Receipt {
         wall: Timestamp::from_millis(millis),
@@ -327,7 +327,7 @@ fn a_rate_is_that_of_the_last_minute() {
         ledger.merge(&keyring, version(1), &boot(0), told, receipt);
         ledger.rate(&keyring, version(1), at(seconds))
     };
-    // What came in the first seconds is spread over the minute.
+    // The requests of the first seconds are spread over the minute.
     assert!(report(6) <= 1.0);
     for seconds in (12..300).step_by(6) {
         let rate = report(seconds);
