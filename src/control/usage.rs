@@ -75,7 +75,7 @@ pub(crate) struct UsageAcks {
     pub(crate) answers: Answers,
 }
 
-/// What a keyring holds about a version that a sidecar reports.
+/// The facts of a keyring about a version that a sidecar reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
     /// Whether to keep the callers of the version.

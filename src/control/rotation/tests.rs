@@ -25,7 +25,7 @@ struct World {
 }
 
 impl World {
-    /// With the control plane that staged the version.
+    /// Creates the world, with the control plane that staged the version.
     async fn new() -> (Self, Rotations, Staged) {
         let world = Self {
             directory: tempfile::tempdir().expect("a temporary directory"),

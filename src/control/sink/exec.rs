@@ -94,8 +94,8 @@ struct Group(Pid);
 /// The end of a stream.
 struct Tail(Zeroizing<Vec<u8>>);
 
-/// Where a program finds other programs. The `PATH` of the control plane is not its concern, and
-/// can contain anything.
+/// The search path of a program. The `PATH` of the control plane does not concern it, and can
+/// contain anything.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The bytes of a program's output that are shown: some lines, of which the last one usually says
 /// why it failed.

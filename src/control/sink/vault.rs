@@ -299,7 +299,7 @@ impl VaultCall<'_> {
             if let Some((revision, error)) = refused.take()
                 && revision == found.revision
             {
-                // No other writer was faster: the refusal has another reason.
+                // No other writer has changed the content: the refusal has another reason.
                 return Err(error);
             }
             match self.write(delivery, &found).await {
@@ -454,8 +454,8 @@ impl Found {
 }
 
 impl VaultError {
-    /// Returns whether another writer may have been faster: Vault has no status of its own for
-    /// check-and-set.
+    /// Returns whether another writer may have changed the content: Vault has no status of its own
+    /// for a failed check-and-set.
     const fn is_conflict(&self) -> bool {
         match self {
             Self::Refused { status, .. } => *status == StatusCode::BAD_REQUEST.as_u16(),

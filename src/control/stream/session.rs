@@ -1,8 +1,8 @@
 //! The control plane's side of one stream: decides which message the sidecar receives next.
 //!
-//! No messages are queued for a stream. It has a cursor for each keyring into the feed that all
-//! streams share, and creates a message when the transport asks for one. A slow reader thus costs
-//! no memory, and a revocation waits only for the message that is being sent. In order of
+//! No messages are queued for a stream. The stream has a cursor for each keyring into the feed that
+//! all streams share, and creates a message when the transport asks for one. A slow reader thus
+//! costs no memory, and a revocation waits only for the message that is being sent. In order of
 //! precedence: revocations, settings, starts, deltas, the answer to a beat, the ack of usage, the
 //! results of lookups, chunks of a snapshot.
 //!

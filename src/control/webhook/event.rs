@@ -34,7 +34,7 @@ pub(crate) struct Data {
     /// The version that ends, has ended or expires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) version: Option<VersionNumber>,
-    /// All versions that a revocation ended, even if there is only one.
+    /// All versions that were revoked, even if there is only one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) versions: Vec<VersionNumber>,
     /// The version to use instead.

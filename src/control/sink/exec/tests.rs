@@ -237,7 +237,7 @@ async fn a_process_that_left_the_group_does_not_hold_the_delivery_up() {
     deliver(&sink, &owner.version(1)).await.expect("delivered");
     let left = fs::read_to_string(directory.path().join("left")).expect("it began");
     if let Some(pid) = left.trim().parse().ok().and_then(Pid::from_raw) {
-        // No other code ends it. It may have been killed before it left the group.
+        // No other code kills it. It may have been killed before it left the group.
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
 }
