@@ -52,7 +52,7 @@ pub use id::{KeyringName, Revision};
 pub(crate) use idempotency::IdempotencyKey;
 pub(crate) use keyring::{ApplyError, Keyring, KeyringHead, Touched};
 pub(crate) use lifetime::Lifetime;
-pub(crate) use operation::Refusal;
+pub(crate) use operation::OperationRefusal;
 pub(crate) use paged::PagedMap;
 pub(crate) use permission::permit_source;
 pub use permission::{AllowedSources, Scope, Scopes};

@@ -28,7 +28,7 @@ pub(crate) use held::OwnedKey;
 pub use mirror::Announced;
 pub use mirror::{Mirror, Restored};
 pub(crate) use mirror::{SnapshotBuilder, SnapshotError};
-pub(crate) use position::{DeltaError, Position};
+pub(crate) use position::{DeltaError, KeyringPosition};
 pub use slot::Keyrings;
 pub(crate) use slot::{Confirmation, Freshness, Look};
 pub use slot::{Mode, Slot, Staleness};

@@ -2,8 +2,8 @@
 //!
 //! # The map
 //!
-//! The way of a request, in a sidecar: `sidecar/connection` receives Envoy's calls, `sidecar/call` assembles the message
-//! of each, and `sidecar/handler` passes it to `authz/service` and `authz/judge`. `authz/request` reads the message,
+//! The way of a request, in a sidecar: `sidecar/grpc/connection` receives Envoy's calls, `sidecar/grpc/call` assembles the message
+//! of each, and `sidecar/grpc/handler` passes it to `authz/service` and `authz/judge`. `authz/request` reads the message,
 //! `authz/question` collects the credentials with `authz/credential` and chooses the keyring with `authz/route`.
 //! `key/digest` hashes the key, `keyring/view` finds its record, `authz/decision` decides, `authz/response` answers, and
 //! `telemetry/check` reports the decision.

@@ -31,7 +31,7 @@ use crate::{
     sidecar::listener::Occupant,
     snapshot::{
         key::{KeyFileError, SnapshotKey},
-        place::Place,
+        place::SnapshotPlace,
     },
     store::{Named, Ownership, SqliteStore, StoreError, StoreOwner},
     tls::{Authorities, Credentials, TlsError, TlsFiles, TlsMetrics, TlsUse, files::OwnFiles},
@@ -431,7 +431,7 @@ impl Look {
         if !self.directory_of(PATH, &settings.path) {
             return;
         }
-        if let Err(error) = Place::look(&settings.path) {
+        if let Err(error) = SnapshotPlace::look(&settings.path) {
             self.found.push(Finding {
                 field: PATH.to_owned(),
                 near: "",

@@ -51,7 +51,7 @@ use crate::{
 pub(crate) use about::About;
 pub(crate) use barrier::{Barrier, Laggard};
 pub(crate) use gap::Gap;
-pub(crate) use held::Held;
+pub(crate) use held::HeldState;
 #[cfg(test)]
 use hello::Welcome;
 pub(crate) use hello::{Hello, HelloError};

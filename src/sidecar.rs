@@ -1,27 +1,18 @@
 //! A whole sidecar: its start, its parts, and the addresses on which it listens.
 //!
 //! [`worker`]s answer checks. Each one is a thread with a runtime of its own. One [`listener`]
-//! [`spread`]s connections over them. A [`connection`], whose share of the worker is
-//! [`advertised`], accepts [`call`]s. The [`message`] of each call goes to a [`handler`], which
-//! answers with a [`reply`]. Other methods than `Check` are [`relay`]ed to tonic. Everything else,
+//! [`spread`]s connections over them; [`grpc`] is what runs on each connection. Everything else,
 //! such as the stream to the control plane, runs on the runtime that starts the sidecar. A
 //! [`monitor`] watches the health of the sidecar, and each worker measures its own scheduling
 //! [`delay`].
 
-mod advertised;
 pub(crate) mod begin;
-mod call;
-mod connection;
 mod delay;
-mod handler;
-mod keepalive;
+mod grpc;
 pub mod listener;
 mod lock;
-mod message;
 pub(crate) mod monitor;
 mod node_socket;
-mod relay;
-mod reply;
 mod socket;
 mod spread;
 #[cfg(test)]
@@ -59,7 +50,7 @@ use crate::{
     tls::{Credentials, TlsClient, TlsError, TlsFiles, TlsMetrics, TlsServer, TlsUse},
 };
 use begin::{BeginError, Begun, Empty, KeptFile};
-use connection::Services;
+use grpc::connection::Services;
 use listener::{Endpoint, Listener};
 use lock::RunLock;
 use monitor::Monitor;
@@ -147,10 +138,6 @@ pub enum SidecarError {
     #[error("cannot read the resource use of this process")]
     Process(#[source] io::Error),
 }
-
-/// The maximum size of a check, in bytes. Envoy's default limit on the headers of a request is 60
-/// KiB, and a check contains little else.
-const MAX_CHECK: usize = 256 << 10;
 
 impl Sidecar {
     /// Starts a sidecar. Its tasks belong to `shutdown`.

@@ -11,7 +11,7 @@ use std::{
 use prost::Message as _;
 use relatch::{
     clock::{Clock, ManualClock},
-    follow::receiver::{Leave, Outcome, Receiver},
+    follow::receiver::{Leave, Received, Receiver},
     key::{
         AllowedSources, Epoch, KeyDigest, KeyId, KeyRecord, KeyState, KeyringName, MasterPepper,
         Pepper, PepperId, Prefix, PresentedKey, Revision, Scopes, Timestamp, VersionNumber, Window,
@@ -194,7 +194,7 @@ impl Sidecar {
         }
     }
 
-    fn check_answers(&self, outcome: &Outcome) {
+    fn check_answers(&self, outcome: &Received) {
         // An answer to a beat has one for each keyring.
         assert!(
             outcome.answers.len() <= 16,
@@ -545,7 +545,7 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
 }
 
 /// An ack confirms all of its message; a nack names the items that could not be read.
-fn check_names(outcome: &Outcome, poison: &[String]) {
+fn check_names(outcome: &Received, poison: &[String]) {
     for answer in &outcome.answers {
         match &answer.kind {
             Some(Answer::Ack(_)) => assert_eq!(poison.len(), 0, "what cannot be read is acked"),

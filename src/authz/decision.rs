@@ -103,7 +103,7 @@ pub(crate) enum Outcome {
 /// A keyring as one check sees it: one load of its view, and the results of the check's own
 /// lookups.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Held<'v> {
+pub(crate) struct HeldKeyring<'v> {
     look: &'v Look<'v>,
     looked_up: &'v LookedUp,
 }
@@ -120,7 +120,7 @@ pub(crate) struct LookedUp {
     has_failed: bool,
 }
 
-impl<'v> Held<'v> {
+impl<'v> HeldKeyring<'v> {
     /// Combines one look at a keyring with the results of the check's lookups.
     #[must_use]
     pub(crate) const fn new(look: &'v Look<'v>, looked_up: &'v LookedUp) -> Self {
@@ -189,7 +189,7 @@ impl<'v> Held<'v> {
 #[must_use]
 pub(crate) fn decide<'v>(
     question: &Question<'v>,
-    held: Option<&Held<'v>>,
+    held: Option<&HeldKeyring<'v>>,
     now: Timestamp,
 ) -> Verdict<'v> {
     let Some(held) = held else {
@@ -205,13 +205,13 @@ pub(crate) fn decide<'v>(
         Ok(None) => Decision::Anonymous(Anonymous {
             keyring: held.facts(),
         }),
-        Err(Refusal::Denied(reason, key)) => Decision::Deny(Denial {
+        Err(LookupRefusal::Denied(reason, key)) => Decision::Deny(Denial {
             reason,
             keyring: Some(held.facts()),
             key,
             scopes: (reason == DenyReason::InsufficientScope).then_some(question.route.scopes),
         }),
-        Err(Refusal::Missing(digest)) => return Verdict::LookUp(digest),
+        Err(LookupRefusal::Missing(digest)) => return Verdict::LookUp(digest),
     })
 }
 
@@ -223,7 +223,7 @@ struct Verified<'v> {
 }
 
 /// The reason why a request does not pass, or not yet.
-enum Refusal<'v> {
+enum LookupRefusal<'v> {
     /// The reason, and the version if one was found.
     Denied(DenyReason, Option<HeldKey<'v>>),
     /// The key has to be looked up.
@@ -242,10 +242,10 @@ enum Unfound {
 
 fn judge<'v>(
     question: &Question<'_>,
-    held: &Held<'v>,
+    held: &HeldKeyring<'v>,
     now: Timestamp,
-) -> Result<Option<Verified<'v>>, Refusal<'v>> {
-    let unverified = |reason| Refusal::Denied(reason, None);
+) -> Result<Option<Verified<'v>>, LookupRefusal<'v>> {
+    let unverified = |reason| LookupRefusal::Denied(reason, None);
     let view = held.usable().map_err(unverified)?;
     let credential = match (&question.credential, question.route.auth) {
         (Err(_), _) => return Err(unverified(DenyReason::AmbiguousCredential)),
@@ -265,10 +265,10 @@ fn judge<'v>(
         .map_err(|unfound| match unfound {
             Unfound::Unknown => unverified(DenyReason::UnknownKey),
             Unfound::Unavailable => unverified(DenyReason::KeyringUnavailable),
-            Unfound::Missing(digest) => Refusal::Missing(digest),
+            Unfound::Missing(digest) => LookupRefusal::Missing(digest),
         })?;
     match refuse(question, &key, now) {
-        Some(reason) => Err(Refusal::Denied(reason, Some(key))),
+        Some(reason) => Err(LookupRefusal::Denied(reason, Some(key))),
         None => Ok(Some(Verified {
             view,
             key,
@@ -446,7 +446,7 @@ impl<'v> Denial<'v> {
     /// Creates the denial of a request whose source has presented too many failed credentials. It
     /// replaces the denial of another failed credential, or a lookup.
     #[must_use]
-    pub(super) fn too_many_failures(held: &Held<'v>) -> Self {
+    pub(super) fn too_many_failures(held: &HeldKeyring<'v>) -> Self {
         Self {
             keyring: Some(held.facts()),
             ..Self::unread(DenyReason::TooManyFailures)

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 
 use super::{
     check::{Arrival, Check, Moment},
-    decision::{Decision, Denial, Held, LookedUp, Verdict, decide},
+    decision::{Decision, Denial, HeldKeyring, LookedUp, Verdict, decide},
     event::{CheckEvent, Observer},
     failures::FailureBudgets,
     question::{MalformedRequest, Question},
@@ -24,7 +24,7 @@ use crate::{
     key::{KeyDigest, KeyState, Timestamp},
     keyring::{
         Caller, Keyrings, Slot,
-        on_demand::{KeyCache, Refusal, Waiting},
+        on_demand::{KeyCache, LookupRefusal, Waiting},
     },
     trace::TraceParent,
 };
@@ -54,8 +54,8 @@ impl Missing {
     ///
     /// # Errors
     ///
-    /// When the check must not wait; see [`Refusal`].
-    pub(super) fn look_up(self, moment: Moment) -> Result<Waiting, Refusal> {
+    /// When the check must not wait; see [`LookupRefusal`].
+    pub(super) fn look_up(self, moment: Moment) -> Result<Waiting, LookupRefusal> {
         self.cache.look_up(self.digest, moment.read.boot)
     }
 }
@@ -154,7 +154,9 @@ impl Judge {
         let (input, moment) = (question.input(), check.moment);
         let slot = question.keyring().and_then(|name| self.slot(name));
         let look = slot.map(|slot| slot.look(moment.read));
-        let held = look.as_ref().map(|look| Held::new(look, &check.looked_up));
+        let held = look
+            .as_ref()
+            .map(|look| HeldKeyring::new(look, &check.looked_up));
         let verdict = decide(&question, held.as_ref(), moment.wall);
         let verdict = self.within_budget(verdict, held.as_ref(), input.source(), moment.read.boot);
         let decision = match verdict {
@@ -180,7 +182,7 @@ impl Judge {
     fn within_budget<'v>(
         &self,
         verdict: Verdict<'v>,
-        held: Option<&Held<'v>>,
+        held: Option<&HeldKeyring<'v>>,
         source: Option<IpAddr>,
         now: BootTime,
     ) -> Verdict<'v> {

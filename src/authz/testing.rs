@@ -10,7 +10,7 @@ use http::HeaderName;
 use prost::Message as _;
 
 use super::{
-    decision::{Decision, Denial, Held, LookedUp, Outcome, Verdict, decide},
+    decision::{Decision, Denial, HeldKeyring, LookedUp, Outcome, Verdict, decide},
     question::Question,
     response,
     settings::{CredentialSource, Settings, SettingsParts},
@@ -279,7 +279,7 @@ pub(crate) fn decided(
     let slot: Option<&'static Slot> = slot.map(|slot| &**Box::leak(Box::new(Arc::clone(slot))));
     let look: Option<&'static _> = slot.map(|slot| &*Box::leak(Box::new(slot.look(read_at(boot)))));
     let looked_up: &'static LookedUp = Box::leak(Box::default());
-    let held = look.map(|look| Held::new(look, looked_up));
+    let held = look.map(|look| HeldKeyring::new(look, looked_up));
     let decision = at_once(decide(&question, held.as_ref(), now));
     let response = written(|answer| {
         response::respond(settings, question.input(), &decision, None, answer);

@@ -49,7 +49,7 @@ pub struct SidecarSettings {
     /// The TLS files for `control`; given if its addresses are `https://`.
     pub(crate) control_tls: Option<ClientTls>,
     /// The keyrings of this sidecar, 1 to 256, each once.
-    pub(crate) keyrings: Vec<KeyringSettings>,
+    pub(crate) keyrings: Vec<SidecarKeyringSettings>,
     /// The places of credentials, the routes to keyrings, and the headers for the upstream. All keyrings that it names are
     /// in `keyrings`.
     pub(crate) authz: authz::Settings,
@@ -76,7 +76,7 @@ pub(crate) struct NodeSettings {
 
 /// A keyring of the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct KeyringSettings {
+pub(crate) struct SidecarKeyringSettings {
     pub(crate) name: KeyringName,
     /// Whether the sidecar holds the whole keyring, or keys on demand. Default: the whole keyring.
     pub(crate) mode: Mode,
@@ -266,7 +266,7 @@ impl SidecarSettings {
             control_tls: None,
             keyrings: keyrings
                 .into_iter()
-                .map(|name| KeyringSettings {
+                .map(|name| SidecarKeyringSettings {
                     name,
                     mode: Mode::Full,
                     staleness,
@@ -595,7 +595,7 @@ fn keyrings(
     raw: Option<Spanned<Vec<Spanned<RawKeyring>>>>,
     staleness: Staleness,
     found: &mut Findings,
-) -> Vec<KeyringSettings> {
+) -> Vec<SidecarKeyringSettings> {
     const FIELD: &str = "keyrings";
     let place = raw.as_ref().map_or(Location::UNKNOWN, |raw| raw.referenced);
     let Some(raw) = raw.filter(|raw| !raw.value.is_empty()) else {
@@ -607,7 +607,7 @@ fn keyrings(
         return Vec::new();
     };
     found.bound(FIELD, &raw, MAX_KEYRINGS);
-    let mut keyrings: Vec<KeyringSettings> = Vec::new();
+    let mut keyrings: Vec<SidecarKeyringSettings> = Vec::new();
     for (at, raw) in raw.value.into_iter().enumerate().take(MAX_KEYRINGS) {
         let field = |name: &str| format!("{FIELD}[{at}].{name}");
         let Spanned {
@@ -633,7 +633,7 @@ fn keyrings(
                 "is in the list already, remove one of the two",
             );
         }
-        keyrings.push(KeyringSettings {
+        keyrings.push(SidecarKeyringSettings {
             name,
             mode,
             staleness,

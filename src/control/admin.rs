@@ -38,7 +38,7 @@ use super::{
     rotation::Rotations,
     served::ServedKeyring,
     spans,
-    token::{Caller, Permission, Tokens, bearer},
+    token::{AdminCaller, Permission, Tokens, bearer},
     usage::UsageBook,
     webhook::Webhooks,
 };
@@ -135,7 +135,11 @@ impl AdminApi {
     }
 
     /// Returns the caller, if its token permits the call.
-    fn permit<T>(&self, request: &Request<T>, permission: Permission) -> Result<Caller, Status> {
+    fn permit<T>(
+        &self,
+        request: &Request<T>,
+        permission: Permission,
+    ) -> Result<AdminCaller, Status> {
         let caller = request
             .metadata()
             .get("authorization")

@@ -75,7 +75,7 @@ impl Bearers {
                     Ok(errors) => tell(&errors, &mut told),
                     Err(error) => tracing::error!(
                         error = &error as &dyn std::error::Error,
-                        "the task that reads the token files failed; it is tried again"
+                        "the task that reads the token files failed; it runs again at the next interval"
                     ),
                 },
                 () = stop.cancelled() => return,

@@ -19,7 +19,7 @@ use prost::Message;
 use tokio::sync::OwnedMutexGuard;
 use zeroize::Zeroizing;
 
-use super::{rotation::HandedOver, token::Caller};
+use super::{rotation::HandedOver, token::AdminCaller};
 use crate::{
     clock::{BootTime, Clock},
     key::{
@@ -40,7 +40,7 @@ pub(crate) struct Calls {
 
 /// The identity of a call. Only an equal call gets its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub(crate) struct CallIdentity {
     key: IdempotencyKey,
     actor: String,
     method: &'static str,
@@ -50,7 +50,7 @@ pub(crate) struct Identity {
 /// A call that was made, or is under way.
 #[derive(Debug)]
 struct Call {
-    identity: Identity,
+    identity: CallIdentity,
     /// Locked while the call is carried out.
     outcome: Arc<tokio::sync::Mutex<CallOutcome>>,
 }
@@ -97,7 +97,7 @@ pub(crate) struct KeptKey {
 pub(crate) struct Turn<'a> {
     calls: &'a Calls,
     /// None for a call without an idempotency key.
-    repeatable: Option<(Identity, OwnedMutexGuard<CallOutcome>)>,
+    repeatable: Option<(CallIdentity, OwnedMutexGuard<CallOutcome>)>,
 }
 
 /// The id under which a call is to be carried out.
@@ -139,13 +139,13 @@ impl Calls {
     pub(crate) fn identify(
         &self,
         key: IdempotencyKey,
-        caller: &Caller,
+        caller: &AdminCaller,
         method: &'static str,
         request: &impl Message,
-    ) -> Identity {
+    ) -> CallIdentity {
         // The request may contain a secret to import.
         let arguments = Zeroizing::new(request.encode_to_vec());
-        Identity {
+        CallIdentity {
             key,
             actor: caller.actor.clone(),
             method,
@@ -158,7 +158,10 @@ impl Calls {
     /// # Errors
     ///
     /// When the idempotency key belongs to another call.
-    pub(crate) async fn turn(&self, identity: Option<Identity>) -> Result<Turn<'_>, ReusedError> {
+    pub(crate) async fn turn(
+        &self,
+        identity: Option<CallIdentity>,
+    ) -> Result<Turn<'_>, ReusedError> {
         let repeatable = match identity {
             None => None,
             Some(identity) => {
@@ -180,7 +183,7 @@ impl Calls {
 
     fn outcome_of(
         &self,
-        identity: &Identity,
+        identity: &CallIdentity,
     ) -> Result<Arc<tokio::sync::Mutex<CallOutcome>>, ReusedError> {
         let now = self.clock.boot();
         let mut calls = self.lock();
@@ -232,7 +235,7 @@ impl Turn<'_> {
         };
         let mut last = None;
         for attempt in 0..MAX_ATTEMPTS {
-            let Identity {
+            let CallIdentity {
                 key, actor, method, ..
             } = identity;
             let id = key.id(&self.calls.pepper, actor, method, attempt);
@@ -310,8 +313,8 @@ mod tests {
         (Calls::new(&pepper, clock), hands)
     }
 
-    fn identity(calls: &Calls, actor: &str, name: &str) -> Identity {
-        let caller = Caller {
+    fn identity(calls: &Calls, actor: &str, name: &str) -> CallIdentity {
+        let caller = AdminCaller {
             actor: actor.to_owned(),
             role: Role::Admin,
         };

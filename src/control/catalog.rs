@@ -26,8 +26,8 @@ use crate::{
     clock::{BootTime, Clock},
     http::NoteSource,
     key::{
-        Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, Pepper, Refusal, Revision,
-        Timestamp,
+        Change, Epoch, KeyId, Keyring, KeyringName, MasterPepper, OperationRefusal, Pepper,
+        Revision, Timestamp,
     },
     store::{AppendError, EntryHash, Head, LogName, StatePage, StateSnapshot, Store, StoreError},
 };
@@ -114,13 +114,15 @@ impl Catalog {
     /// # Errors
     ///
     /// When it does not exist, or could never be read.
-    pub fn get(&self, name: &KeyringName) -> Result<Arc<ServedKeyring>, Refusal> {
+    pub fn get(&self, name: &KeyringName) -> Result<Arc<ServedKeyring>, OperationRefusal> {
         if let Some(served) = self.read().get(name) {
             return Ok(Arc::clone(served));
         }
         Err(match self.unread.problem(name) {
-            Some(problem) => Refusal::Unsafe(format!("keyring {name} is not served: {problem}")),
-            None => Refusal::NotFound {
+            Some(problem) => {
+                OperationRefusal::Unsafe(format!("keyring {name} is not served: {problem}"))
+            }
+            None => OperationRefusal::NotFound {
                 what: "keyring",
                 name: name.to_string(),
             },
@@ -132,7 +134,7 @@ impl Catalog {
     /// # Errors
     ///
     /// When no keyring contains it, or when a keyring that could never be read may contain it.
-    pub(crate) fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, Refusal> {
+    pub(crate) fn holding(&self, key_id: KeyId) -> Result<Arc<ServedKeyring>, OperationRefusal> {
         self.read()
             .values()
             .find(|served| {
@@ -147,13 +149,13 @@ impl Catalog {
             .ok_or_else(|| self.not_holding(key_id))
     }
 
-    fn not_holding(&self, key_id: KeyId) -> Refusal {
+    fn not_holding(&self, key_id: KeyId) -> OperationRefusal {
         let mut unread = self.unread.list().into_iter();
         match unread.find(|(name, _)| !self.read().contains_key(name)) {
-            Some((name, problem)) => Refusal::Unsafe(format!(
+            Some((name, problem)) => OperationRefusal::Unsafe(format!(
                 "no keyring that is served has key {key_id}; keyring {name} is not served: {problem}"
             )),
-            None => Refusal::NotFound {
+            None => OperationRefusal::NotFound {
                 what: "key",
                 name: key_id.to_string(),
             },
@@ -237,7 +239,7 @@ impl Catalog {
         actor: &str,
         name: KeyringName,
         first: &Change,
-        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, Refusal>,
+        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, OperationRefusal>,
     ) -> Result<(Arc<ServedKeyring>, Revision), CommitError> {
         let started = self.clock.system_time();
         let now = self.clock.wall();
@@ -271,7 +273,7 @@ impl Catalog {
         &self,
         name: &KeyringName,
         first: &Change,
-        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, Refusal>,
+        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, OperationRefusal>,
         now: Timestamp,
     ) -> Result<(Vec<Change>, Revision), CommitError> {
         let cannot_be = |revision, source| LogError::Apply {
@@ -307,7 +309,7 @@ impl Catalog {
         let begin = self.store.append(&log, Revision::default(), entries);
         match begin.await {
             Ok(head) => Ok(head.epoch),
-            Err(AppendError::Conflict { .. }) => Err(Refusal::AlreadyExists {
+            Err(AppendError::Conflict { .. }) => Err(OperationRefusal::AlreadyExists {
                 what: "keyring",
                 name: name.to_string(),
             }

@@ -20,7 +20,7 @@ pub struct ControlMetrics {
 
 /// The outcome of a lookup by a sidecar with a keyring on demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LookupOutcome {
+pub(crate) enum LookupReply {
     /// The key exists.
     Found,
     /// The key does not exist.
@@ -70,7 +70,7 @@ impl ControlMetrics {
             "Number of keys that sidecars with a keyring on demand looked up, by outcome",
             metrics.lookups.clone(),
         );
-        for outcome in LookupOutcome::ALL {
+        for outcome in LookupReply::ALL {
             let _ = metrics.lookups.get_or_create(&outcome.labels());
         }
         for outcome in CommitOutcome::ALL {
@@ -91,7 +91,7 @@ impl ControlMetrics {
     }
 
     /// Counts a lookup.
-    pub(crate) fn looked_up(&self, outcome: LookupOutcome) {
+    pub(crate) fn looked_up(&self, outcome: LookupReply) {
         self.lookups.get_or_create(&outcome.labels()).inc();
     }
 
@@ -101,7 +101,7 @@ impl ControlMetrics {
     }
 }
 
-impl LookupOutcome {
+impl LookupReply {
     const ALL: [Self; 3] = [Self::Found, Self::Unknown, Self::Dropped];
 
     const fn as_str(self) -> &'static str {

@@ -10,15 +10,15 @@ use super::{
     fleet::Fleet,
     journal::CommitError,
     served::ServedKeyring,
-    sink::{Delivery, SinkError, Sinks},
+    sink::{SecretDelivery, SinkError, Sinks},
     spans::OpenSpan,
 };
 use crate::{
     clock::BootTime,
     duration::written,
     key::{
-        KeyId, KeyState, Keyring, Lifetime, Refusal, Revision, RotationId, Secret, SinkName,
-        Timestamp, VersionNumber, VersionRef, VersionState, Window,
+        KeyId, KeyState, Keyring, Lifetime, OperationRefusal, Revision, RotationId, Secret,
+        SinkName, Timestamp, VersionNumber, VersionRef, VersionState, Window,
         change::{Change, OldVersion},
         operation::{OldEnds, StageSpec, Which},
         rotation,
@@ -72,7 +72,7 @@ struct Staged {
 
 /// The progress of a rotation.
 #[derive(Debug)]
-pub(crate) enum Progress {
+pub(crate) enum RotationProgress {
     /// The new version is staged, and on its way to the sidecars.
     Staged {
         rotation: RotationId,
@@ -203,7 +203,7 @@ impl Rotations {
         &self,
         actor: &str,
         spec: &RotationSpec,
-        progress: &mpsc::Sender<Progress>,
+        progress: &mpsc::Sender<RotationProgress>,
     ) -> Result<HandedOver, RotationError> {
         let span = self.catalog.tracer().begin("relatch.rotation");
         span.set_actor(actor);
@@ -223,14 +223,14 @@ impl Rotations {
         span: &OpenSpan,
         actor: &str,
         spec: &RotationSpec,
-        progress: &mpsc::Sender<Progress>,
+        progress: &mpsc::Sender<RotationProgress>,
     ) -> Result<HandedOver, RotationError> {
         let staged = self.stage(actor, spec).await?;
         span.set("auth.keyring", staged.served.name().to_string());
         span.set("auth.rotation.id", staged.rotation.to_string());
         span.set("auth.key.version", i64::from(staged.version.version.get()));
         let _ = progress
-            .send(Progress::Staged {
+            .send(RotationProgress::Staged {
                 rotation: staged.rotation,
                 version: staged.version.version,
                 revision: staged.revision,
@@ -425,7 +425,7 @@ impl Rotations {
             })
             .await?
             .value;
-        let delivery = Delivery {
+        let delivery = SecretDelivery {
             keyring: served.name(),
             consumer: &consumer,
             version: *version,
@@ -463,7 +463,7 @@ impl Rotations {
     async fn try_to_deliver(
         &self,
         name: &SinkName,
-        delivery: &Delivery<'_>,
+        delivery: &SecretDelivery<'_>,
     ) -> Result<(), SinkError> {
         let span = self.catalog.tracer().begin("relatch.delivery");
         span.set("relatch.sink", name.to_string());
@@ -604,8 +604,8 @@ fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs().max(1))
 }
 
-fn not_due(key_id: KeyId) -> Refusal {
-    Refusal::Unsafe(format!("the rotation of key {key_id} is no longer due"))
+fn not_due(key_id: KeyId) -> OperationRefusal {
+    OperationRefusal::Unsafe(format!("the rotation of key {key_id} is no longer due"))
 }
 
 #[cfg(test)]

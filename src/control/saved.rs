@@ -13,7 +13,7 @@ use prost::Message;
 use super::journal::SaveState;
 use crate::key::{
     AllowedSources, Consumer, ConsumerId, Key, KeyDigest, KeyId, KeyVersion, Keyring, KeyringHead,
-    PagedMap, PepperId, Scopes, Timestamp, VersionNumber, VersionState, Window, note::Told,
+    PagedMap, PepperId, Scopes, Timestamp, VersionNumber, VersionState, Window, note::NotesTold,
 };
 
 /// The format of the saved data. Other formats are ignored, and the log is read instead. Format 1
@@ -456,7 +456,7 @@ fn restore_version(saved: &SavedVersion) -> Result<KeyVersion, SavedError> {
         staged_by: parse_some("staged_by", saved.staged_by.as_deref())?,
         state,
         told: match saved.told.as_str() {
-            "" => Told::default(),
+            "" => NotesTold::default(),
             json => serde_json::from_str(json)?,
         },
     })

@@ -429,7 +429,7 @@ mod tests {
 
         async fn commit(
             &self,
-            plan: impl Fn(&Keyring, Timestamp) -> Result<Vec<Change>, operation::Refusal>,
+            plan: impl Fn(&Keyring, Timestamp) -> Result<Vec<Change>, operation::OperationRefusal>,
         ) {
             self.catalog
                 .commit(&self.served, "test", |keyring, now| {

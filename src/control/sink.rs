@@ -35,7 +35,7 @@ pub struct Sink {
 
 /// A secret to deliver, with the facts about it.
 #[derive(Clone, Copy, Debug)]
-pub struct Delivery<'a> {
+pub struct SecretDelivery<'a> {
     /// The keyring of the key.
     pub keyring: &'a KeyringName,
     /// The consumer that owns the key.
@@ -158,7 +158,7 @@ impl Sink {
     /// # Errors
     ///
     /// When the secret was not delivered, or is not known to be.
-    pub async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), SinkError> {
+    pub async fn deliver(&self, delivery: &SecretDelivery<'_>) -> Result<(), SinkError> {
         let sink = || self.name.clone();
         match &self.kind {
             Kind::File(file) => file

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     clock::Clock,
     key::{
-        ApplyError, Epoch, KeyDigest, KeyId, KeyringName, MasterPepper, Pepper, PepperCheck,
-        PepperId, Prefix, PresentedKey, RandomError, Refusal, Revision, Secret, Timestamp,
+        ApplyError, Epoch, KeyDigest, KeyId, KeyringName, MasterPepper, OperationRefusal, Pepper,
+        PepperCheck, PepperId, Prefix, PresentedKey, RandomError, Revision, Secret, Timestamp,
     },
     printable,
     serving::RunKey,
@@ -76,7 +76,7 @@ pub(crate) enum Permission {
 
 /// The caller of a call, after its token was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Caller {
+pub(crate) struct AdminCaller {
     /// The actor, as the audit log names it: `token:<id> (<name>)`.
     pub(crate) actor: String,
     /// The role of the token.
@@ -215,7 +215,7 @@ impl Tokens {
         expires_in: Option<Duration>,
     ) -> Result<(Token, Secret), CommitError> {
         if !matches!(name.len(), 1..=64) || name.contains(printable::is_unsafe) {
-            return Err(Refusal::Invalid {
+            return Err(OperationRefusal::Invalid {
                 field: "name",
                 problem: "use 1 to 64 bytes, without control characters and without characters that are invisible or change the direction of text".to_owned(),
             }
@@ -224,7 +224,7 @@ impl Tokens {
         let Draft { id, secret, digest } = Draft::generate(id, &self.pepper)?;
         self.commit(actor, |book, now| {
             if book.tokens.contains_key(&id) {
-                return Err(Refusal::AlreadyExists {
+                return Err(OperationRefusal::AlreadyExists {
                     what: "token",
                     name: id.to_string(),
                 });
@@ -250,11 +250,11 @@ impl Tokens {
     pub(crate) async fn end(&self, actor: &str, id: KeyId) -> Result<Token, CommitError> {
         self.commit(actor, |book, _| match book.tokens.get(&id) {
             None => Err(not_found(id)),
-            Some(token) if token.ended_at.is_some() => Err(Refusal::DoneBefore(format!(
+            Some(token) if token.ended_at.is_some() => Err(OperationRefusal::DoneBefore(format!(
                 "token {id} is already deleted"
             ))),
             Some(token) if token.is_lasting_admin() && book.lasting_admins() == 1 => {
-                Err(Refusal::Unsafe(format!(
+                Err(OperationRefusal::Unsafe(format!(
                     "token {id} is the last admin token that does not expire: create another one first with `relatch token create --role admin`; if this one is lost, `relatch control recover-admin` creates another one on the machine of the store"
                 )))
             }
@@ -308,7 +308,7 @@ impl Tokens {
 
     /// Returns the caller with `token`. None when the token is unknown, expired or deleted.
     #[must_use]
-    pub(crate) fn verify(&self, token: &str) -> Option<Caller> {
+    pub(crate) fn verify(&self, token: &str) -> Option<AdminCaller> {
         let presented = PresentedKey::new(token.as_bytes()).ok()?;
         let id = presented.parse(&prefix()).ok()?;
         let digest = self.pepper.digest(&presented);
@@ -319,7 +319,7 @@ impl Tokens {
                 && token.ended_at.is_none()
                 && token.expires_at.is_none_or(|end| now < end)
         })?;
-        Some(Caller {
+        Some(AdminCaller {
             actor: format!("token:{id} ({})", token.name),
             role: token.role,
         })
@@ -337,7 +337,7 @@ impl Tokens {
     async fn commit(
         &self,
         actor: &str,
-        plan: impl Fn(&TokenBook, Timestamp) -> Result<TokenChange, Refusal>,
+        plan: impl Fn(&TokenBook, Timestamp) -> Result<TokenChange, OperationRefusal>,
     ) -> Result<(), CommitError> {
         let (started, tracer) = (self.clock.system_time(), &self.tracer);
         let mut changes = Changes::default();
@@ -375,7 +375,7 @@ impl Tokens {
     }
 
     /// Returns the token with an id.
-    pub(crate) fn get(&self, id: KeyId) -> Result<Token, Refusal> {
+    pub(crate) fn get(&self, id: KeyId) -> Result<Token, OperationRefusal> {
         self.journal
             .state()
             .tokens
@@ -572,8 +572,8 @@ fn prefix() -> Prefix {
     "rlat".parse().expect("the prefix of admin tokens is valid")
 }
 
-fn not_found(id: KeyId) -> Refusal {
-    Refusal::NotFound {
+fn not_found(id: KeyId) -> OperationRefusal {
+    OperationRefusal::NotFound {
         what: "token",
         name: id.to_string(),
     }
@@ -610,7 +610,10 @@ mod tests {
     }
 
     fn is_refused(ended: &Result<Token, CommitError>) -> bool {
-        matches!(ended, Err(CommitError::Refused(Refusal::Unsafe(_))))
+        matches!(
+            ended,
+            Err(CommitError::Refused(OperationRefusal::Unsafe(_)))
+        )
     }
 
     #[tokio::test]

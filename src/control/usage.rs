@@ -31,7 +31,7 @@ use crate::{
 };
 
 pub(crate) use answers::Answers;
-pub(crate) use callers::Caller;
+pub(crate) use callers::ReportedCaller;
 
 use callers::{Callers, MAX_CALLERS};
 use ledger::{Boot, CountName, Ledger, Receipt, ReportedUse, count_name_of};
@@ -83,7 +83,7 @@ pub(crate) struct Known {
 }
 
 /// The existing versions.
-pub(crate) trait Versions {
+pub(crate) trait KnownVersions {
     /// Returns the facts about each of `versions`; none for one that does not exist.
     fn known(
         &self,
@@ -265,7 +265,11 @@ impl UsageBook {
     /// Returns the callers of a version that its consumer should no longer use, at most 16. Those
     /// with the most requests come first.
     #[must_use]
-    pub(crate) fn callers(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
+    pub(crate) fn callers(
+        &self,
+        keyring: &KeyringName,
+        version: VersionRef,
+    ) -> Vec<ReportedCaller> {
         self.lock().callers.of(keyring, version)
     }
 
@@ -431,7 +435,7 @@ impl UsageBook {
         &self,
         stream: &UsageStream,
         usage: &discovery::Usage,
-        versions: &impl Versions,
+        versions: &impl KnownVersions,
         now: Timestamp,
     ) {
         for told in &usage.keyrings {
@@ -461,7 +465,7 @@ impl UsageBook {
                 state.ledger.merge(&keyring, *which, boot, told, receipt);
                 if known.keeps_callers && !version.callers.is_empty() {
                     let callers = version.callers.iter().take(MAX_CALLERS);
-                    let callers = callers.map(|caller| Caller::from_wire(caller, now));
+                    let callers = callers.map(|caller| ReportedCaller::from_wire(caller, now));
                     state
                         .callers
                         .tell(&keyring, *which, boot, callers.collect());
@@ -501,7 +505,7 @@ impl UsageStream {
     /// Merges a message. A repeated or late message changes nothing. After a missing message,
     /// nothing counts as complete until the next report, which contains everything that was not
     /// acked.
-    pub(crate) fn note(&mut self, usage: &discovery::Usage, versions: &impl Versions) {
+    pub(crate) fn note(&mut self, usage: &discovery::Usage, versions: &impl KnownVersions) {
         let now = self.book.pace.now();
         self.book.merge(self, usage, versions, now);
         let is_late = self.next.is_some_and(|next| usage.sequence < next);
@@ -555,7 +559,7 @@ impl Open {
     }
 }
 
-impl Versions for Catalog {
+impl KnownVersions for Catalog {
     fn known(
         &self,
         keyring: &KeyringName,

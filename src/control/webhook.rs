@@ -30,7 +30,7 @@ use self::{
 };
 use super::catalog::Catalog;
 use crate::{
-    key::{EventKind, KeyringName, MasterPepper, Refusal, Webhook, WebhookId},
+    key::{EventKind, KeyringName, MasterPepper, OperationRefusal, Webhook, WebhookId},
     outbound::{Limits, Outbound, SetupError},
     shutdown::unless_left_behind,
     store::{Delivery, Settled, StoreError},
@@ -72,7 +72,7 @@ pub struct TestResult {
 pub enum WebhookError {
     /// The keyring or the webhook does not exist.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] OperationRefusal),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -224,8 +224,8 @@ impl Webhooks {
     }
 }
 
-fn find(found: Option<&Webhook>, id: WebhookId) -> Result<Webhook, Refusal> {
-    found.cloned().ok_or_else(|| Refusal::NotFound {
+fn find(found: Option<&Webhook>, id: WebhookId) -> Result<Webhook, OperationRefusal> {
+    found.cloned().ok_or_else(|| OperationRefusal::NotFound {
         what: "webhook",
         name: id.to_string(),
     })

@@ -31,7 +31,7 @@ use tonic::{
 mod beating;
 
 use super::{
-    receiver::{BeatNews, DrainReason, Leave, Outcome, Receiver},
+    receiver::{BeatNews, DrainReason, Leave, Received, Receiver},
     reporter::ReportProgress,
 };
 use beating::{Beating, Turn};
@@ -488,7 +488,7 @@ impl Client {
         stream: &mut Stream,
     ) -> Result<(), StreamEnd> {
         self.link.note(&message);
-        let Outcome {
+        let Received {
             answers,
             clock_skew_ms,
             beat,

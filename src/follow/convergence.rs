@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 use prost::Message;
 
-use super::receiver::{BeatNews, Leave, Outcome, Receiver};
+use super::receiver::{BeatNews, Leave, Received, Receiver};
 use crate::{
     clock::{Clock, ManualClock},
     control::{journal::LogState, served::FedKeyring, steps::EncodedStep},
@@ -171,7 +171,7 @@ impl Pair {
         self.commit(changes);
     }
 
-    fn receive(&mut self, kind: Kind) -> Result<Outcome, Leave> {
+    fn receive(&mut self, kind: Kind) -> Result<Received, Leave> {
         let outcome = self
             .receiver
             .receive(discovery::ControlMessage { kind: Some(kind) })?;
@@ -253,9 +253,9 @@ impl Pair {
         }
     }
 
-    fn snapshot(&mut self) -> Result<Outcome, Leave> {
+    fn snapshot(&mut self) -> Result<Received, Leave> {
         let snapshot = self.control.feed.snapshot(&self.control.keyring, 0, 0);
-        let mut last = Ok(Outcome::default());
+        let mut last = Ok(Received::default());
         for chunk in &snapshot.chunks {
             last = Ok(self.receive(Kind::Snapshot(chunk.clone()))?);
         }
@@ -287,7 +287,7 @@ impl Pair {
     }
 
     /// A beat that is answered at once.
-    fn beat(&mut self) -> Result<Outcome, Leave> {
+    fn beat(&mut self) -> Result<Received, Leave> {
         let beat = self.ask();
         let answer = self.answer_to(beat, STALENESS.deny_after);
         self.receive(Kind::BeatAnswer(answer))
@@ -355,14 +355,14 @@ fn broken(item: &mut discovery::Item) {
     item.record = bytes::Bytes::from_static(b"\xff");
 }
 
-fn nack(outcome: &Outcome) -> &discovery::Nack {
+fn nack(outcome: &Received) -> &discovery::Nack {
     match &outcome.answers[0].kind {
         Some(Answer::Nack(nack)) => nack,
         other => panic!("{other:?} is no nack"),
     }
 }
 
-fn resync_reason(outcome: &Outcome) -> Option<ResyncReason> {
+fn resync_reason(outcome: &Received) -> Option<ResyncReason> {
     outcome
         .answers
         .iter()
@@ -382,7 +382,7 @@ fn resync_reason(outcome: &Outcome) -> Option<ResyncReason> {
         })
 }
 
-fn acks(outcome: &Outcome) -> Vec<&discovery::Ack> {
+fn acks(outcome: &Received) -> Vec<&discovery::Ack> {
     outcome
         .answers
         .iter()

@@ -11,7 +11,7 @@ use std::{
 use proptest::prelude::*;
 use prost::Message;
 
-use super::receiver::{Leave, Outcome, Receiver};
+use super::receiver::{Leave, Received, Receiver};
 use crate::{
     clock::{Clock, ManualClock},
     control::{
@@ -461,7 +461,7 @@ impl World {
         }
     }
 
-    fn hear(&mut self, Outcome { answers, .. }: Outcome) {
+    fn hear(&mut self, Received { answers, .. }: Received) {
         for answer in answers {
             match answer.kind.expect("an answer is something") {
                 Said::Ack(ack) => {

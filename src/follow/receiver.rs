@@ -32,7 +32,7 @@ mod revoked;
 
 use beats::Beats;
 use forbidden::Forbidden;
-use full::Held;
+use full::HeldSnapshot;
 use on_demand::Followed;
 
 /// Applies what the control plane sends to a sidecar's keyrings.
@@ -59,13 +59,13 @@ pub struct Receiver {
 /// A keyring of the stream: held in full, or on demand.
 #[derive(Debug)]
 enum Subscribed {
-    Full(Held),
+    Full(HeldSnapshot),
     OnDemand(Followed),
 }
 
 /// The result of a message.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct Received {
     /// The answers to send, in this order and before any usage.
     pub answers: Vec<discovery::SidecarMessage>,
     /// The milliseconds by which the control plane's wall clock is ahead of ours, if the message
@@ -135,7 +135,7 @@ impl Receiver {
         let reporter = Reporter::new(keyrings);
         let lookups = Arc::clone(keyrings.lookups());
         let subscribed = |slot: &Arc<Slot>| match slot.cache().cloned() {
-            None => Subscribed::Full(Held::new(Mirror::new(Arc::clone(slot)))),
+            None => Subscribed::Full(HeldSnapshot::new(Mirror::new(Arc::clone(slot)))),
             Some(cache) => {
                 Subscribed::OnDemand(Followed::new(Follower::new(Arc::clone(slot), cache)))
             }
@@ -298,16 +298,16 @@ impl Receiver {
     /// # Errors
     ///
     /// When the sidecar has to leave the stream.
-    pub fn receive(&mut self, message: discovery::ControlMessage) -> Result<Outcome, Leave> {
+    pub fn receive(&mut self, message: discovery::ControlMessage) -> Result<Received, Leave> {
         let Some(kind) = message.kind else {
             // A kind of message that this version does not know.
-            return Ok(Outcome::default());
+            return Ok(Received::default());
         };
         match kind {
-            Kind::Settings(settings) => self.settings(&settings).map(Outcome::answer),
-            Kind::Snapshot(chunk) => self.chunk(chunk).map(Outcome::begin),
-            Kind::Delta(delta) => self.delta(delta).map(Outcome::answers),
-            Kind::Revocations(revocations) => self.revocations(revocations).map(Outcome::answers),
+            Kind::Settings(settings) => self.settings(&settings).map(Received::answer),
+            Kind::Snapshot(chunk) => self.chunk(chunk).map(Received::begin),
+            Kind::Delta(delta) => self.delta(delta).map(Received::answers),
+            Kind::Revocations(revocations) => self.revocations(revocations).map(Received::answers),
             Kind::Drain(drain) => Err(Leave::Drain {
                 reason: drain.reason().into(),
                 retry_after: drain
@@ -316,11 +316,11 @@ impl Receiver {
             }),
             Kind::UsageAck(ack) => {
                 self.reporter.acked(ack.sequence);
-                Ok(Outcome::default())
+                Ok(Received::default())
             }
             Kind::BeatAnswer(answer) => self.beat_answer(answer),
-            Kind::Start(start) => self.start(&start).map(Outcome::begin),
-            Kind::LookupResult(result) => self.lookup_result(&result).map(|()| Outcome::default()),
+            Kind::Start(start) => self.start(&start).map(Received::begin),
+            Kind::LookupResult(result) => self.lookup_result(&result).map(|()| Received::default()),
             Kind::NotServed(refusal) => {
                 tracing::warn!(
                     auth.keyring = refusal.keyring,
@@ -331,7 +331,7 @@ impl Receiver {
                     self.drop_keyring(&refusal);
                 }
                 self.note_answered(&refusal.keyring);
-                Ok(Outcome::default())
+                Ok(Received::default())
             }
         }
     }
@@ -434,15 +434,15 @@ impl Receiver {
 
     /// Applies the answer to a beat. All that it confirms is as old as the beat: the answer may
     /// have waited on its way, and this process may have been stopped.
-    fn beat_answer(&mut self, answer: discovery::BeatAnswer) -> Result<Outcome, Leave> {
+    fn beat_answer(&mut self, answer: discovery::BeatAnswer) -> Result<Received, Leave> {
         let now = self.clock.reading();
         let sent_at = timestamp(answer.sent_at)?;
         let Some(asked) = self.beats.answered(answer.beat) else {
-            return Ok(Outcome::default());
+            return Ok(Received::default());
         };
         // When the beat was sent, the control plane's wall clock was at most at `sent_at`.
         self.latest.told(sent_at, asked.boot);
-        let mut outcome = Outcome {
+        let mut outcome = Received {
             answers: Vec::new(),
             clock_skew_ms: Some(sent_at.as_millis() - now.wall.as_millis()),
             beat: Some(BeatNews::Answered),
@@ -536,7 +536,7 @@ impl fmt::Display for DrainReason {
     }
 }
 
-impl Outcome {
+impl Received {
     fn answers(answers: Vec<discovery::SidecarMessage>) -> Self {
         Self {
             answers,

@@ -55,7 +55,7 @@ pub enum Note {
     clippy::struct_excessive_bools,
     reason = "facts that do not depend on each other"
 )]
-pub(crate) struct Told {
+pub(crate) struct NotesTold {
     /// The end of the overlap of the last reminder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reminded_of: Option<Timestamp>,
@@ -76,7 +76,7 @@ pub(crate) struct Told {
     pub(crate) rotation_due: bool,
 }
 
-impl Told {
+impl NotesTold {
     /// Adds a note.
     #[must_use]
     pub(crate) const fn and(mut self, note: &Note) -> Self {

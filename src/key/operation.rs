@@ -25,7 +25,7 @@ use crate::printable;
 
 /// The reason why an operation is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum OperationRefusal {
     /// The request refers to something that does not exist.
     #[error("{what} {name:?} does not exist")]
     NotFound {
@@ -135,14 +135,14 @@ pub fn create_keyring(
     prefix: Prefix,
     allow_imported: bool,
     help_url: Option<String>,
-) -> Result<Change, Refusal> {
+) -> Result<Change, OperationRefusal> {
     if let Some(url) = &help_url {
         let is_url = url.starts_with("https://") || url.starts_with("http://");
         let is_safe = url
             .bytes()
             .all(|b| b.is_ascii_graphic() && !b"<>\"".contains(&b));
         if !is_url || !is_safe || url.len() > 512 {
-            return Err(Refusal::Invalid {
+            return Err(OperationRefusal::Invalid {
                 field: "help_url",
                 problem: "use an http or https URL of at most 512 characters".to_owned(),
             });
@@ -166,9 +166,9 @@ impl Keyring {
         &self,
         consumer: ConsumerId,
         name: String,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         if self.consumers().contains_key(&consumer) {
-            return Err(Refusal::AlreadyExists {
+            return Err(OperationRefusal::AlreadyExists {
                 what: "consumer",
                 name: consumer.as_str().to_owned(),
             });
@@ -189,7 +189,7 @@ impl Keyring {
         secret: &PresentedKey<'_>,
         pepper: &Pepper,
         now: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let mut changes = Vec::new();
         if !self.consumers().contains_key(&spec.consumer) {
             changes = self.create_consumer(spec.consumer.clone(), String::new())?;
@@ -212,9 +212,9 @@ impl Keyring {
         secret: &PresentedKey<'_>,
         pepper: &Pepper,
         now: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         if !self.consumers().contains_key(&spec.consumer) {
-            return Err(Refusal::NotFound {
+            return Err(OperationRefusal::NotFound {
                 what: "consumer",
                 name: spec.consumer.as_str().to_owned(),
             });
@@ -229,9 +229,9 @@ impl Keyring {
         secret: &PresentedKey<'_>,
         pepper: &Pepper,
         now: Timestamp,
-    ) -> Result<Change, Refusal> {
+    ) -> Result<Change, OperationRefusal> {
         if spec.imported && !self.allow_imported() {
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "keyring {:?} does not allow imported keys; create one with --allow-imported",
                 self.name().as_str()
             )));
@@ -240,7 +240,7 @@ impl Keyring {
         check_window(&spec.window, now)?;
         let digest = pepper.digest(secret);
         if let Some(held) = self.find(&digest) {
-            return Err(Refusal::DoneBefore(format!(
+            return Err(OperationRefusal::DoneBefore(format!(
                 "this secret is already imported, as key {}",
                 held.key_id
             )));
@@ -266,9 +266,9 @@ impl Keyring {
     /// # Errors
     ///
     /// When the key does not exist.
-    pub(crate) fn key(&self, key_id: KeyId) -> Result<&Key, Refusal> {
+    pub(crate) fn key(&self, key_id: KeyId) -> Result<&Key, OperationRefusal> {
         let key = self.keys().get(&key_id).map(|key| &**key);
-        key.ok_or_else(|| Refusal::NotFound {
+        key.ok_or_else(|| OperationRefusal::NotFound {
             what: "key",
             name: key_id.as_str().to_owned(),
         })
@@ -286,7 +286,7 @@ impl Keyring {
         secret: &PresentedKey<'_>,
         pepper: &Pepper,
         now: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let StageSpec {
             key_id,
             rotation,
@@ -295,7 +295,7 @@ impl Keyring {
         } = spec;
         let key = self.key(key_id)?;
         if let Some(pending) = key.pending() {
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "version {} of key {key_id} is being rolled out; wait until that rotation is handed over or withdrawn",
                 pending.number
             )));
@@ -311,7 +311,7 @@ impl Keyring {
                 [] => String::new(),
                 numbers => format!(" (retiring: {})", numbers.join(", ")),
             };
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "key {key_id} has {accepted} accepted versions{which}, and its policy allows {max_versions}: retire one with `relatch rotate retire`, revoke one with `relatch revoke`, or allow more with `relatch policy set {key_id} --max-versions {}`",
                 accepted + 1
             )));
@@ -342,7 +342,7 @@ impl Keyring {
         rotation: RotationId,
         old_ends: &OldEnds,
         now: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let (key, version) = self.staged(key_id, rotation)?;
         let overlap = match old_ends {
             OldEnds::AfterOverlap(overlap) => overlap.unwrap_or(self.policy_of(key).overlap),
@@ -378,7 +378,7 @@ impl Keyring {
         rotation: RotationId,
         sink: SinkName,
         withdraw_after: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let (_, version) = self.staged(key_id, rotation)?;
         Ok(vec![Change::DeliveryBegun {
             key_id,
@@ -400,7 +400,7 @@ impl Keyring {
         rotation: RotationId,
         reason: Arc<str>,
         now: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let (_, version) = self.staged(key_id, rotation)?;
         if version.told.held_at.is_some() {
             return Ok(Vec::new());
@@ -425,7 +425,7 @@ impl Keyring {
         key_id: KeyId,
         rotation: RotationId,
         reason: Arc<str>,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let (_, version) = self.staged(key_id, rotation)?;
         Ok(vec![Change::VersionWithdrawn {
             key_id,
@@ -445,7 +445,7 @@ impl Keyring {
         key_id: KeyId,
         which: Which,
         reason: &str,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         check_reason(reason)?;
         let versions: Vec<VersionNumber> = self
             .asked_for(key_id, which)?
@@ -472,13 +472,13 @@ impl Keyring {
         &self,
         key_id: KeyId,
         which: Which,
-    ) -> Result<Vec<&KeyVersion>, Refusal> {
+    ) -> Result<Vec<&KeyVersion>, OperationRefusal> {
         let key = self.key(key_id)?;
         match which {
             Which::All => Ok(key.versions.values().collect()),
             Which::Version(number) => match key.versions.get(number) {
                 Some(version) => Ok(vec![version]),
-                None => Err(Refusal::NoVersion(VersionRef {
+                None => Err(OperationRefusal::NoVersion(VersionRef {
                     key_id,
                     version: number,
                 })),
@@ -486,22 +486,26 @@ impl Keyring {
         }
     }
 
-    fn staged(&self, key_id: KeyId, rotation: RotationId) -> Result<(&Key, &KeyVersion), Refusal> {
+    fn staged(
+        &self,
+        key_id: KeyId,
+        rotation: RotationId,
+    ) -> Result<(&Key, &KeyVersion), OperationRefusal> {
         let key = self.key(key_id)?;
         key.pending()
             .filter(|version| version.rotation == Some(rotation))
             .map(|version| (key, version))
             .ok_or_else(|| {
-                Refusal::Unsafe(format!(
+                OperationRefusal::Unsafe(format!(
                     "rotation {rotation} of key {key_id} has no pending version: it was handed over, withdrawn or revoked",
                 ))
             })
     }
 }
 
-fn check_reason(reason: &str) -> Result<(), Refusal> {
+fn check_reason(reason: &str) -> Result<(), OperationRefusal> {
     if reason.trim().is_empty() || reason.len() > MAX_REASON_LEN {
-        return Err(Refusal::Invalid {
+        return Err(OperationRefusal::Invalid {
             field: "reason",
             problem: format!("use 1 to {MAX_REASON_LEN} bytes, and not only spaces"),
         });
@@ -509,11 +513,11 @@ fn check_reason(reason: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_name(name: &str) -> Result<(), Refusal> {
+fn check_name(name: &str) -> Result<(), OperationRefusal> {
     if name.len() <= MAX_NAME_LEN && !name.contains(printable::is_unsafe) {
         Ok(())
     } else {
-        Err(Refusal::Invalid {
+        Err(OperationRefusal::Invalid {
             field: "name",
             problem: format!(
                 "use at most {MAX_NAME_LEN} bytes, without control characters, invisible characters and characters that change the direction of text"
@@ -522,7 +526,7 @@ fn check_name(name: &str) -> Result<(), Refusal> {
     }
 }
 
-fn check_window(window: &Window, now: Timestamp) -> Result<(), Refusal> {
+fn check_window(window: &Window, now: Timestamp) -> Result<(), OperationRefusal> {
     let problem = match (window.not_before, window.expires_at) {
         (_, Some(end)) if end <= now => format!("it would have expired at {end}, before now"),
         (Some(start), Some(end)) if end <= start => {
@@ -530,7 +534,7 @@ fn check_window(window: &Window, now: Timestamp) -> Result<(), Refusal> {
         }
         _ => return Ok(()),
     };
-    Err(Refusal::Invalid {
+    Err(OperationRefusal::Invalid {
         field: "expires_in",
         problem,
     })

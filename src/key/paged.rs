@@ -4,6 +4,11 @@
 //! changes continue. For that, it clones this map. A clone costs nothing. A later change to either
 //! of the two copies only the pages on its way, which have a few hundred entries. Pages that are
 //! not shared are changed in place. The map is a B+ tree; a page is an [`Arc`].
+//!
+//! `imbl::OrdMap` 7.0 does the same. Measured on two cores with a million entries of 24 bytes, it
+//! needs 42 bytes an entry in random order and 63 in ascending order (this map: 29 in both), 1.4
+//! to 2 times the time for `get`, and 4 to 7 times for an iteration over all entries. It is faster
+//! in one respect: an insertion in random order whose pages are shared costs 0.7 of the time here.
 
 use std::{fmt, ops::Index, sync::Arc};
 

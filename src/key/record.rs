@@ -4,7 +4,7 @@ use super::{
     digest::{KeyDigest, PepperId},
     id::{ConsumerId, KeyId, RotationId, VersionNumber, VersionRef},
     permission::{AllowedSources, Scopes},
-    time::{Position, Timestamp, Window},
+    time::{Timestamp, Window, WindowPosition},
     version::KeyState,
 };
 
@@ -84,9 +84,9 @@ impl Standing {
             KeyState::Pending | KeyState::Active | KeyState::Retiring => {}
         }
         match window.position(now) {
-            Position::After => Self::Expired,
-            Position::Before => Self::NotYetValid,
-            Position::Inside => Self::Accepted,
+            WindowPosition::After => Self::Expired,
+            WindowPosition::Before => Self::NotYetValid,
+            WindowPosition::Inside => Self::Accepted,
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     note::Note,
     policy::{OnDeadline, RotationPolicy},
     sink_name::SinkName,
-    time::{Position, Timestamp},
+    time::{Timestamp, WindowPosition},
     version::{KeyVersion, VersionState},
 };
 
@@ -301,7 +301,7 @@ impl Case<'_> {
         since: Timestamp,
         until: Timestamp,
     ) -> Option<Change> {
-        if version.window.position(self.now) == Position::After {
+        if version.window.position(self.now) == WindowPosition::After {
             return Some(self.retire(version, "it has expired".into()));
         }
         let is_over = until <= self.now;
@@ -541,7 +541,7 @@ pub(super) fn old_version(
 /// Returns whether consumers of a key have an active version to use at `now`.
 fn has_successor(key: &Key, now: Timestamp) -> bool {
     key.active()
-        .is_some_and(|active| active.window.position(now) == Position::Inside)
+        .is_some_and(|active| active.window.position(now) == WindowPosition::Inside)
 }
 
 /// Returns what keeps evidence from being complete, as a clause. For complete evidence, returns

@@ -30,7 +30,7 @@ pub struct Window {
 
 /// Where an instant lies relative to a [`Window`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Position {
+pub(crate) enum WindowPosition {
     /// Before `not_before`.
     Before,
     /// Within the window.
@@ -101,13 +101,13 @@ impl Window {
 
     /// Returns where `now` lies. An empty window is over at every time from `expires_at` on.
     #[must_use]
-    pub(crate) fn position(&self, now: Timestamp) -> Position {
+    pub(crate) fn position(&self, now: Timestamp) -> WindowPosition {
         if self.expires_at.is_some_and(|end| now >= end) {
-            Position::After
+            WindowPosition::After
         } else if self.not_before.is_some_and(|start| now < start) {
-            Position::Before
+            WindowPosition::Before
         } else {
-            Position::Inside
+            WindowPosition::Inside
         }
     }
 }
@@ -171,22 +171,25 @@ mod tests {
     #[test]
     fn window_is_half_open() {
         let window = Window::new(Some(at(100)), Some(at(200)));
-        assert_eq!(window.position(at(99)), Position::Before);
-        assert_eq!(window.position(at(100)), Position::Inside);
-        assert_eq!(window.position(at(199)), Position::Inside);
-        assert_eq!(window.position(at(200)), Position::After);
+        assert_eq!(window.position(at(99)), WindowPosition::Before);
+        assert_eq!(window.position(at(100)), WindowPosition::Inside);
+        assert_eq!(window.position(at(199)), WindowPosition::Inside);
+        assert_eq!(window.position(at(200)), WindowPosition::After);
     }
 
     #[test]
     fn window_without_ends_always_holds() {
-        assert_eq!(Window::default().position(at(0)), Position::Inside);
-        assert_eq!(Window::default().position(at(MAX_MILLIS)), Position::Inside);
+        assert_eq!(Window::default().position(at(0)), WindowPosition::Inside);
+        assert_eq!(
+            Window::default().position(at(MAX_MILLIS)),
+            WindowPosition::Inside
+        );
     }
 
     #[test]
     fn empty_window_is_over_before_it_begins() {
         let window = Window::new(Some(at(200)), Some(at(100)));
-        assert_eq!(window.position(at(150)), Position::After);
+        assert_eq!(window.position(at(150)), WindowPosition::After);
     }
 
     #[test]

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     digest::{KeyDigest, PepperId},
     id::{RotationId, VersionNumber},
-    note::{Note, Told},
+    note::{Note, NotesTold},
     sink_name::SinkName,
-    time::{Position, Timestamp, Window},
+    time::{Timestamp, Window, WindowPosition},
 };
 
 /// One secret of a key: its digest, its validity and its state.
@@ -40,8 +40,8 @@ pub(crate) struct KeyVersion {
     pub(crate) staged_by: Option<RotationId>,
     pub(crate) state: VersionState,
     /// The notes about it in its present state.
-    #[serde(default, skip_serializing_if = "Told::is_nothing")]
-    pub(crate) told: Told,
+    #[serde(default, skip_serializing_if = "NotesTold::is_nothing")]
+    pub(crate) told: NotesTold,
 }
 
 /// The state of a version, with the facts of that state.
@@ -301,7 +301,7 @@ impl KeyVersion {
             | VersionState::Retiring { .. } => true,
             VersionState::Retired { .. } | VersionState::Revoked { .. } => false,
         };
-        lives && self.window.position(now) != Position::After
+        lives && self.window.position(now) != WindowPosition::After
     }
 
     /// Returns the earliest announced end: for a retiring version the end of its overlap, and
@@ -361,7 +361,7 @@ impl KeyVersion {
         let told = if self.state.kind() == state.kind() {
             self.told
         } else {
-            Told::default()
+            NotesTold::default()
         };
         Self {
             state,
@@ -464,7 +464,7 @@ impl NewVersion {
             rotation,
             staged_by: rotation,
             state,
-            told: Told::default(),
+            told: NotesTold::default(),
         }
     }
 }
@@ -609,6 +609,6 @@ mod tests {
         let extended = retiring.extend(at(20_000)).expect("it is retiring");
         assert!(extended.told.drained);
         let active = extended.reinstate(at(2_000), ROLLBACK_FOR);
-        assert_eq!(active.expect("it is retiring").told, Told::default());
+        assert_eq!(active.expect("it is retiring").told, NotesTold::default());
     }
 }

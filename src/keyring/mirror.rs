@@ -8,7 +8,7 @@
 use std::{borrow::Borrow, collections::HashMap, sync::Arc};
 
 use super::{
-    position::{DeltaError, Position},
+    position::{DeltaError, KeyringPosition},
     slot::Slot,
     usage::Ledger,
     view::{KeyringSettings, KeyringView},
@@ -105,10 +105,10 @@ impl Mirror {
 
     /// Returns the position of the held view; all zero when no view is held.
     #[must_use]
-    pub(crate) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> KeyringPosition {
         self.view
             .as_deref()
-            .map_or_else(Position::default, Position::of)
+            .map_or_else(KeyringPosition::default, KeyringPosition::of)
     }
 
     /// Returns the record of the held version with `digest`.
@@ -339,7 +339,7 @@ impl Restored {
         upserts: &[Announced],
         removals: &[KeyDigest],
     ) -> Result<(), DeltaError> {
-        Position::of(&self.view).check(epoch, from, to)?;
+        KeyringPosition::of(&self.view).check(epoch, from, to)?;
         change(&mut self.view, &self.unused, revocations, upserts, removals);
         self.view.advance(to);
         Ok(())

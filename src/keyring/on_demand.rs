@@ -107,7 +107,7 @@ use groups::Gone;
 pub use lookup::Answer;
 pub use lookup::Waiting;
 pub(crate) use lookup::{Failure, Lookups, MAX_WAITING};
-pub use refusal::Refusal;
+pub use refusal::LookupRefusal;
 pub use settings::CacheSettings;
 pub(crate) use stats::{CacheStats, LookupOutcome, ReadOutcome};
 use tombstones::Tombstones;

@@ -5,7 +5,7 @@ use crate::key::{Epoch, Revision};
 
 /// The position of a held keyring; all zero when none is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Position {
+pub(crate) struct KeyringPosition {
     pub(crate) epoch: Epoch,
     pub(crate) revision: Revision,
     /// The sum of the hashes of all announced items; 0 for a keyring that is held on demand.
@@ -41,7 +41,7 @@ pub enum DeltaError {
     },
 }
 
-impl Position {
+impl KeyringPosition {
     /// Returns the position of a view.
     #[must_use]
     pub(crate) const fn of(view: &KeyringView) -> Self {

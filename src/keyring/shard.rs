@@ -28,7 +28,7 @@ pub(super) struct Shard {
 
 /// A version, and the hash under which the control plane counts it in the keyring's set digest.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry<'v> {
+pub(super) struct ShardEntry<'v> {
     pub(super) key: HeldKey<'v>,
     /// The hash of the item as it was announced; 0 for a tombstone that the control plane does not
     /// (or no longer) announce.
@@ -81,7 +81,7 @@ impl Shard {
         &'v self,
         digest: &KeyDigest,
         shared: &'v [Arc<[u8]>],
-    ) -> Option<Entry<'v>> {
+    ) -> Option<ShardEntry<'v>> {
         self.find(digest)
             .map(|index| self.entry(&self.heads[index], shared))
     }
@@ -89,7 +89,7 @@ impl Shard {
     pub(super) fn entries<'v>(
         &'v self,
         shared: &'v [Arc<[u8]>],
-    ) -> impl Iterator<Item = Entry<'v>> {
+    ) -> impl Iterator<Item = ShardEntry<'v>> {
         self.heads.iter().map(|head| self.entry(head, shared))
     }
 
@@ -166,8 +166,8 @@ impl Shard {
             + self.packed.capacity()
     }
 
-    fn entry<'v>(&'v self, head: &'v Head, shared: &'v [Arc<[u8]>]) -> Entry<'v> {
-        Entry {
+    fn entry<'v>(&'v self, head: &'v Head, shared: &'v [Arc<[u8]>]) -> ShardEntry<'v> {
+        ShardEntry {
             key: HeldKey::read(&head.digest, &head.usage, self.packed_at(head.at), shared),
             announced: head.announced,
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     grants::{self, Granted, SharedGrants},
     held::HeldKey,
-    shard::{Entry, Shard},
+    shard::{Shard, ShardEntry},
 };
 use crate::key::{
     Epoch, KeyDigest, KeyRecord, KeyState, KeyringName, Pepper, Prefix, PresentedKey, Revision,
@@ -152,11 +152,11 @@ impl KeyringView {
         self.set_digest
     }
 
-    pub(super) fn entry(&self, digest: &KeyDigest) -> Option<Entry<'_>> {
+    pub(super) fn entry(&self, digest: &KeyDigest) -> Option<ShardEntry<'_>> {
         self.shards[shard_of(digest)].get(digest, self.grants.list())
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = ShardEntry<'_>> {
         let shards = self.shards.iter();
         shards.flat_map(|shard| shard.entries(self.grants.list()))
     }

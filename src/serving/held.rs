@@ -6,7 +6,7 @@ use crate::key::{Epoch, Revision};
 
 /// The state of a keyring that a sidecar holds when its stream begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct HeldState {
     pub(crate) epoch: Epoch,
     /// The revision; zero when the sidecar holds nothing.
     pub(crate) revision: Revision,

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{About, Farewell, Gone, Held, Holding, Lock, Now, Run, RunKey, Serving, SnapshotFile};
+use super::{
+    About, Farewell, Gone, HeldState, Holding, Lock, Now, Run, RunKey, Serving, SnapshotFile,
+};
 use crate::{key::KeyringName, tls::Identity};
 
 /// The first message of a sidecar on a stream.
@@ -20,7 +22,7 @@ pub(crate) struct Hello {
     /// The snapshot file that it keeps.
     pub(crate) file: Option<SnapshotFile>,
     /// The state of each keyring that it holds or subscribes to.
-    pub(crate) keyrings: BTreeMap<KeyringName, Held>,
+    pub(crate) keyrings: BTreeMap<KeyringName, HeldState>,
 }
 
 /// The result of a Hello.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Held, Now, Progress, Target};
+use super::{HeldState, Now, Progress, Target};
 use crate::{
     clock::BootTime,
     key::{Epoch, Revision},
@@ -30,7 +30,7 @@ pub struct Holding {
 
 impl Holding {
     /// Records that a stream begins on which the keyring is followed.
-    pub(super) fn greet(&mut self, held: &Held, max_serve_for: Duration, now: Now) {
+    pub(super) fn greet(&mut self, held: &HeldState, max_serve_for: Duration, now: Now) {
         let full = held.deny_after.min(max_serve_for);
         self.progress.greet(held, now.wall);
         self.is_followed = true;

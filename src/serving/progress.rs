@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Held, Target};
+use super::{HeldState, Target};
 use crate::key::{Epoch, Revision, Timestamp};
 
 /// The state of a keyring that a run has confirmed.
@@ -57,7 +57,7 @@ pub(super) const MAX_REJECTED: usize = 100;
 impl Progress {
     /// Records that a stream begins. The state that the sidecar reports counts only if its digest
     /// agrees.
-    pub(super) fn greet(&mut self, held: &Held, now: Timestamp) {
+    pub(super) fn greet(&mut self, held: &HeldState, now: Timestamp) {
         if held.agrees {
             *self = Self {
                 epoch: held.epoch,

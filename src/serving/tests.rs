@@ -162,8 +162,8 @@ fn epoch() -> Epoch {
     Epoch::new(1)
 }
 
-fn held(revision: u64) -> Held {
-    Held {
+fn held(revision: u64) -> HeldState {
+    HeldState {
         epoch: epoch(),
         revision: Revision::new(revision),
         revoked_through: Revision::new(revision),
@@ -191,7 +191,7 @@ fn hello(run_id: &str) -> Hello {
 
 /// The same of a run that holds nothing yet.
 fn empty_hello(run_id: &str) -> Hello {
-    let nothing = Held {
+    let nothing = HeldState {
         epoch: Epoch::default(),
         agrees: false,
         ..held(0)
@@ -523,7 +523,7 @@ fn uses_of_what_was_held_on_demand_are_a_gap_where_nobody_has_reported_them() {
     let mut book = Book::new();
     let other: KeyringName = "partners".parse().expect("a name");
     let mut hello = filed("a", 1, 0);
-    let on_demand = Held {
+    let on_demand = HeldState {
         is_on_demand: true,
         ..held(3)
     };
@@ -1021,7 +1021,7 @@ fn a_forgotten_run_that_comes_back_counts_for_what_it_was_granted() {
     let mut next = Book::restored(book.written(), start());
     for book in [&mut book, &mut next] {
         // It may not have the keyring any more, and has not dropped it yet.
-        let forbidden = Held {
+        let forbidden = HeldState {
             is_admitted: false,
             ..held(3)
         };
@@ -1096,7 +1096,7 @@ fn another_epoch_confirms_nothing() {
 #[test]
 fn a_hello_that_does_not_agree_counts_for_nothing_until_a_whole_snapshot() {
     let mut book = Book::new();
-    let differs = Held {
+    let differs = HeldState {
         agrees: false,
         ..held(5)
     };
@@ -1140,7 +1140,7 @@ fn a_refused_version_is_not_reached_until_a_whole_snapshot() {
     assert!(book.has_reached(Target::Applied(Revision::new(4), next)));
     assert!(book.has_reached(revoked(4)));
     // It comes again with the same hole in what it holds.
-    let differs = Held {
+    let differs = HeldState {
         agrees: false,
         ..held(5)
     };
@@ -1330,7 +1330,7 @@ fn a_keyring_whose_bound_has_passed_is_a_gap_while_others_are_served() {
     let mut both = hello("a");
     both.keyrings.insert(
         other,
-        Held {
+        HeldState {
             deny_after: Duration::from_mins(1),
             ..held(3)
         },
@@ -1487,7 +1487,7 @@ fn what_changes_while_it_is_written_stays_to_be_written() {
         stream: 2,
         keyrings: BTreeMap::from([(
             name(),
-            Held {
+            HeldState {
                 deny_after: MINUTE,
                 ..held(0)
             },

@@ -19,7 +19,7 @@ use crate::{
         key::{KeyFileError, SnapshotKey},
         lock::FileLock,
         origin::{FileId, Inode},
-        place::{Place, PlaceError},
+        place::{PlaceError, SnapshotPlace},
         pulse::Now,
         read::{self, Contents, Tail},
         recorder::Recorder,
@@ -61,7 +61,7 @@ pub enum BeginError {
     /// No file can be created at the configured path. A file that another process uses is not an
     /// error: the sidecar starts without it.
     #[error("snapshot.path")]
-    Place(#[from] PlaceError),
+    SnapshotPlace(#[from] PlaceError),
     /// The operating system's random source failed.
     #[error(transparent)]
     Random(#[from] RandomError),
@@ -100,7 +100,7 @@ struct Taken {
 pub(crate) fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<Begun, BeginError> {
     let key = SnapshotKey::read(&settings.key_file)?;
     let disk = Arc::new(Disk::default());
-    let place = match Place::claim(&settings.path, sidecar.clock) {
+    let place = match SnapshotPlace::claim(&settings.path, sidecar.clock) {
         Ok(place) => place,
         Err(busy @ PlaceError::Busy { .. }) => {
             tracing::error!(
@@ -186,7 +186,7 @@ pub(crate) fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<B
 }
 
 fn take(
-    place: &Place,
+    place: &SnapshotPlace,
     key: &SnapshotKey,
     node: &NodeSettings,
 ) -> Result<Option<Taken>, RefusedError> {
@@ -213,7 +213,7 @@ fn take(
 /// The size of the read buffer, in bytes: one system call reads several frames.
 const READ_AHEAD: usize = 256 << 10;
 
-fn refuse(place: &Place, refused: &RefusedError) {
+fn refuse(place: &SnapshotPlace, refused: &RefusedError) {
     let error = refused as &dyn std::error::Error;
     let path = place.path().display();
     match place.set_aside() {
@@ -232,7 +232,7 @@ fn refuse(place: &Place, refused: &RefusedError) {
     }
 }
 
-fn is_ours(place: &Place, contents: &Contents, inode: Inode, clock: &Clock) -> bool {
+fn is_ours(place: &SnapshotPlace, contents: &Contents, inode: Inode, clock: &Clock) -> bool {
     let origin = &contents.header.origin;
     let is_last = |lock: &Arc<FileLock>| lock.is_last(origin.id, contents.write);
     origin.is_here(inode, clock.boot_clock().as_ref()) && place.held().is_none_or(is_last)
@@ -263,7 +263,7 @@ impl Start<'_> {
     /// Loads the contents of the file. Returns the keyrings that must be removed from the file.
     fn restore(
         mut self,
-        place: &Place,
+        place: &SnapshotPlace,
         contents: Contents,
         latest: &LatestWall,
     ) -> Vec<KeyringName> {

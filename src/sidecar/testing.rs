@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, service::Routes};
 
-use super::{
+use super::grpc::{
     call,
     connection::{ConnectionError, MAX_STREAMS, Services, serve},
     handler::{Answer, CheckHandler},

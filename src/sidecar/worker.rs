@@ -10,9 +10,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    connection::{ConnectionError, Services, serve, serve_tls},
     delay::DelayProbe,
-    handler::CheckHandler,
+    grpc::{
+        connection::{ConnectionError, Services, serve, serve_tls},
+        handler::CheckHandler,
+    },
     lock::RunLock,
     spread::{Arrival, Intake},
 };

@@ -62,7 +62,7 @@ pub(crate) enum Ending {
 
 /// How long the thread that writes waits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct WritePatience {
     /// The wait for the first change.
     pub(crate) idle: Duration,
     /// The additional wait of a change that is not urgent for others, which are written together with it.
@@ -71,7 +71,7 @@ pub(crate) struct Patience {
 
 /// How soon a change has to be on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Urgency {
+pub(crate) enum WriteUrgency {
     /// Immediately: it revokes.
     Now,
     /// Together with the changes that follow within a short time.
@@ -115,10 +115,10 @@ impl Journal {
     }
 
     /// Adds a change that was applied, with the resulting state.
-    pub(crate) fn changed(&self, change: Change, urgency: Urgency, applied: Applied) {
+    pub(crate) fn changed(&self, change: Change, urgency: WriteUrgency, applied: Applied) {
         let mut pending = self.lock();
         pending.put(applied);
-        pending.is_urgent |= urgency == Urgency::Now;
+        pending.is_urgent |= urgency == WriteUrgency::Now;
         if !pending.is_whole {
             pending.size += change.size();
             pending.changes.push(change);
@@ -158,7 +158,7 @@ impl Journal {
     /// Waits for the next batch, for at most the time of `patience`. If `is_due` is set and there is a state, the call does not
     /// wait for a first change, and the batch has the whole state.
     #[must_use]
-    pub(crate) fn next(&self, patience: Patience, is_due: bool) -> Batch {
+    pub(crate) fn next(&self, patience: WritePatience, is_due: bool) -> Batch {
         let mut pending = self.lock();
         if is_due && pending.has_state() {
             pending.need_whole();
@@ -250,11 +250,11 @@ mod tests {
     };
 
     const LONG: Duration = Duration::from_hours(1);
-    const NEVER: Patience = Patience {
+    const NEVER: WritePatience = WritePatience {
         idle: LONG,
         gather: Duration::ZERO,
     };
-    const NOW: Patience = Patience {
+    const NOW: WritePatience = WritePatience {
         idle: Duration::ZERO,
         gather: Duration::ZERO,
     };
@@ -291,8 +291,8 @@ mod tests {
         let journal = Journal::new([applied(1)]);
         let batch = journal.next(NEVER, false);
         assert!(batch.is_whole && revision(&batch) == 1);
-        journal.changed(change(1), Urgency::Soon, applied(2));
-        journal.changed(change(2), Urgency::Now, applied(3));
+        journal.changed(change(1), WriteUrgency::Soon, applied(2));
+        journal.changed(change(2), WriteUrgency::Now, applied(3));
         let batch = journal.next(NEVER, false);
         assert!(batch.changes == [change(1), change(2)] && !batch.is_whole);
         assert_eq!(revision(&batch), 3);
@@ -304,13 +304,17 @@ mod tests {
     fn what_is_kept_is_bounded() {
         let journal = Journal::new([]);
         for number in 1..=100 {
-            journal.changed(change(MAX_PENDING / 10), Urgency::Soon, applied(number));
+            journal.changed(
+                change(MAX_PENDING / 10),
+                WriteUrgency::Soon,
+                applied(number),
+            );
             assert!(journal.lock().size <= MAX_PENDING);
         }
         let batch = journal.next(NEVER, false);
         assert!(batch.is_whole && batch.changes.is_empty());
         assert_eq!(revision(&batch), 100);
-        journal.changed(change(1), Urgency::Now, applied(101));
+        journal.changed(change(1), WriteUrgency::Now, applied(101));
         assert_eq!(journal.next(NEVER, false).changes, [change(1)]);
     }
 
@@ -318,7 +322,7 @@ mod tests {
     fn who_has_lost_the_file_gets_the_state_and_not_what_led_to_it() {
         let journal = Journal::new([]);
         assert!(!journal.next(NOW, true).is_whole);
-        journal.changed(change(1), Urgency::Soon, applied(2));
+        journal.changed(change(1), WriteUrgency::Soon, applied(2));
         let batch = journal.next(NEVER, true);
         assert!(batch.is_whole && batch.changes.is_empty());
     }
@@ -327,7 +331,7 @@ mod tests {
     fn a_journal_that_is_closed_waits_no_more() {
         for ending in [Ending::Keep, Ending::Erase] {
             let journal = Journal::new([]);
-            journal.changed(change(1), Urgency::Soon, applied(2));
+            journal.changed(change(1), WriteUrgency::Soon, applied(2));
             journal.close(ending);
             journal.close(Ending::Keep);
             journal.pause(LONG);
@@ -342,7 +346,7 @@ mod tests {
         let journal = Journal::new([applied(1)]);
         let batch = journal.next(NEVER, false);
         assert_eq!((batch.state.len(), batch.removal), (1, Removal::default()));
-        journal.changed(change(1), Urgency::Soon, applied(2));
+        journal.changed(change(1), WriteUrgency::Soon, applied(2));
         let first = journal.removed(&testing::keyring_name());
         let batch = journal.next(NEVER, false);
         assert!(batch.is_whole && batch.state.is_empty() && batch.changes.is_empty());

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     disk::{Disk, FileEnd},
-    journal::{Applied, Batch, Ending, Journal, Patience},
+    journal::{Applied, Batch, Ending, Journal, WritePatience},
     key::SnapshotKey,
     origin::{FileId, Inode, Origin},
-    place::Place,
+    place::SnapshotPlace,
     pulse::{Now, Pulse},
     seal::{Header, Sealer},
     write,
@@ -30,7 +30,7 @@ use crate::{
 /// Writes the snapshot file.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    place: Place,
+    place: SnapshotPlace,
     key: SnapshotKey,
     node: NodeSettings,
     keyrings: Keyrings,
@@ -48,7 +48,7 @@ pub(crate) struct Keeper {
     file: Option<Kept>,
     /// Whether the file has a keyring without a confirmation by the control plane.
     is_unconfirmed: bool,
-    patience: Patience,
+    patience: WritePatience,
     backoff: Duration,
     last_told: Option<BootTime>,
 }
@@ -57,7 +57,7 @@ pub(crate) struct Keeper {
 #[derive(Debug)]
 pub(crate) struct KeeperParts {
     /// The place of the file.
-    pub(crate) place: Place,
+    pub(crate) place: SnapshotPlace,
     /// The key that seals the file.
     pub(crate) key: SnapshotKey,
     /// The sidecar that owns the file.
@@ -162,7 +162,7 @@ impl Keeper {
             present,
             ending,
         } = parts;
-        let patience = Patience {
+        let patience = WritePatience {
             idle: PULSE_EVERY,
             gather: GATHER,
         };
@@ -247,14 +247,14 @@ impl Keeper {
         is_last
     }
 
-    fn patience(&self) -> Patience {
-        let Patience { idle, gather } = self.patience;
+    fn patience(&self) -> WritePatience {
+        let WritePatience { idle, gather } = self.patience;
         let limit = if self.is_unconfirmed {
             UNCONFIRMED_PULSE
         } else {
             pulse_every(&self.keyrings)
         };
-        Patience {
+        WritePatience {
             idle: idle.min(limit),
             gather,
         }

@@ -22,7 +22,7 @@ use crate::{
 
 /// The place of a snapshot file, of which this process is the only user.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SnapshotPlace {
     path: PathBuf,
     clock: Clock,
     /// None while the disk refuses to create the lock file.
@@ -48,7 +48,7 @@ pub enum PlaceError {
     },
 }
 
-impl Place {
+impl SnapshotPlace {
     /// Claims the place of the file at `path`, and removes the draft of a process that was killed.
     ///
     /// A full or read-only disk does not prevent a start: nothing can be written, but an existing file can be read.
@@ -241,17 +241,17 @@ mod tests {
 
     use super::*;
 
-    fn place() -> (TempDir, Place) {
+    fn place() -> (TempDir, SnapshotPlace) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let place = claim(&dir.path().join("keyring.snap")).expect("it is ours");
         (dir, place)
     }
 
-    fn claim(path: &Path) -> Result<Place, PlaceError> {
-        Place::claim(path, &Clock::system())
+    fn claim(path: &Path) -> Result<SnapshotPlace, PlaceError> {
+        SnapshotPlace::claim(path, &Clock::system())
     }
 
-    fn publish(place: &mut Place, content: &[u8]) -> File {
+    fn publish(place: &mut SnapshotPlace, content: &[u8]) -> File {
         use std::io::Write;
         let mut draft = place.draft().expect("it is made");
         draft.file().write_all(content).expect("it is written");
@@ -259,7 +259,7 @@ mod tests {
         draft.into_file()
     }
 
-    fn refusal(place: &Place) -> String {
+    fn refusal(place: &SnapshotPlace) -> String {
         place.open().expect_err("it is refused").to_string()
     }
 

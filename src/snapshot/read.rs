@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     key::{Epoch, KeyringName, Revision},
-    keyring::{Announced, KeyringSettings, Position, Restored},
+    keyring::{Announced, KeyringPosition, KeyringSettings, Restored},
     proto::{discovery, snapshot},
     wire::{
         change::{Changes, decode_revocations},
@@ -239,7 +239,7 @@ impl Reading {
                 open.name, open.entries
             ));
         }
-        if Position::of(open.keyring.view()).set_digest != open.set_digest {
+        if KeyringPosition::of(open.keyring.view()).set_digest != open.set_digest {
             return Err(format!(
                 "the entries of keyring {} do not match its digest",
                 open.name

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     disk::Disk,
     durable::Durable,
-    journal::{Applied, Journal, Removal, Urgency},
+    journal::{Applied, Journal, Removal, WriteUrgency},
     write::{Change, ChangeKind},
 };
 use crate::{
@@ -60,18 +60,22 @@ impl Recorder {
     }
 
     /// A serialized `Delta` was applied.
-    pub(crate) fn delta(&self, after: After<'_>, delta: Bytes, urgency: Urgency) {
+    pub(crate) fn delta(&self, after: After<'_>, delta: Bytes, urgency: WriteUrgency) {
         self.changed(after, ChangeKind::Delta(delta), urgency);
     }
 
     /// Serialized `Revocations` were applied.
     pub(crate) fn revocations(&self, after: After<'_>, revocations: Bytes) {
-        self.changed(after, ChangeKind::Revocations(revocations), Urgency::Now);
+        self.changed(
+            after,
+            ChangeKind::Revocations(revocations),
+            WriteUrgency::Now,
+        );
     }
 
     /// Serialized `KeyringSettings` were adopted.
     pub(crate) fn settings(&self, after: After<'_>, settings: Bytes) {
-        self.changed(after, ChangeKind::Settings(settings), Urgency::Soon);
+        self.changed(after, ChangeKind::Settings(settings), WriteUrgency::Soon);
     }
 
     /// Removes a keyring from the file. [`Disk::has_removed`] reports when this is done.
@@ -80,7 +84,7 @@ impl Recorder {
         self.journal.removed(keyring)
     }
 
-    fn changed(&self, after: After<'_>, kind: ChangeKind, urgency: Urgency) {
+    fn changed(&self, after: After<'_>, kind: ChangeKind, urgency: WriteUrgency) {
         if let Some(applied) = after.applied() {
             let keyring = after.slot.name().clone();
             self.journal

@@ -8,7 +8,7 @@ use super::origin::{FileId, Inode, Origin};
 use crate::{
     clock::{BootClock, BootId},
     key::{KeyDigest, KeyRecord, KeyState, VersionNumber, testing},
-    keyring::{KeyringView, Position},
+    keyring::{KeyringPosition, KeyringView},
     proto::discovery::{self, control_message::Kind},
     wire::{item, settings},
 };
@@ -42,7 +42,7 @@ pub(super) struct Control {
 /// The whole state that a sidecar has of a keyring.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct State {
-    position: Position,
+    position: KeyringPosition,
     settings: Vec<u8>,
     versions: BTreeMap<[u8; KeyDigest::LEN], (KeyRecord, u64)>,
 }
@@ -167,7 +167,7 @@ impl State {
     pub(super) fn of(view: &KeyringView) -> Self {
         let epoch = view.epoch();
         Self {
-            position: Position::of(view),
+            position: KeyringPosition::of(view),
             settings: settings::encode(view.name(), epoch, view.settings()).encode_to_vec(),
             versions: view
                 .announced()

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     key::KeyringName,
-    keyring::{Announced, KeyringView, Position},
+    keyring::{Announced, KeyringPosition, KeyringView},
     proto::snapshot,
     wire::{item, settings},
 };
@@ -158,11 +158,11 @@ impl std::fmt::Debug for ChangeKind {
 }
 
 fn begin(view: &KeyringView) -> snapshot::Keyring {
-    let Position {
+    let KeyringPosition {
         epoch,
         revision,
         set_digest,
-    } = Position::of(view);
+    } = KeyringPosition::of(view);
     snapshot::Keyring {
         name: view.name().to_string(),
         epoch: epoch.get(),

@@ -10,7 +10,7 @@ use prometheus_client::{
 
 use crate::keyring::{
     Keyrings,
-    on_demand::{KeyCache, LookupOutcome, ReadOutcome, Refusal},
+    on_demand::{KeyCache, LookupOutcome, LookupRefusal, ReadOutcome},
 };
 
 /// Reads the caches of keyrings at a scrape.
@@ -115,7 +115,7 @@ impl CacheCollector {
         self.tell(encoder, denials, |cache| {
             let stats = cache.stats();
             let [offline, over_budget, crowded] =
-                Refusal::ALL.map(|refusal| (refusal.as_str(), stats.refusals(refusal)));
+                LookupRefusal::ALL.map(|refusal| (refusal.as_str(), stats.refusals(refusal)));
             [offline, over_budget, crowded, ("timeout", stats.timeouts())]
         })
     }

@@ -8,7 +8,7 @@ use relatch::{
         sink::SinkTarget,
         vault::{VaultMount, VaultSettings},
     },
-    control::sink::{Delivery, Sinks},
+    control::sink::{SecretDelivery, Sinks},
     key::{
         ConsumerId, KeyId, KeyringName, Prefix, RotationId, Secret, SinkName, VersionNumber,
         VersionRef, Window,
@@ -62,7 +62,7 @@ impl Scene {
     }
 
     async fn deliver(&self, number: u32, secret: &Secret) -> Result<(), String> {
-        let delivery = Delivery {
+        let delivery = SecretDelivery {
             keyring: &self.keyring,
             consumer: &self.consumer,
             version: VersionRef {

@@ -262,7 +262,7 @@ fn a_view_that_was_never_confirmed_is_not_used() {
     let look = slot.expect("it was made").look(read_at(sidecar.boot));
     assert!(look.view().is_some());
     let looked_up = LookedUp::default();
-    let held = Held::new(&look, &looked_up);
+    let held = HeldKeyring::new(&look, &looked_up);
     let request = sidecar.request().raw().encode_to_vec();
     let question = Question::read(&settings, &request).expect("a question");
     let decision = at_once(decide(&question, Some(&held), sidecar.now));

@@ -4,15 +4,15 @@ use tonic::Status;
 
 use super::{AdminApi, error, field, messages};
 use crate::{
-    control::token::Caller,
-    key::{ConsumerId, Refusal},
+    control::token::AdminCaller,
+    key::{ConsumerId, OperationRefusal},
     proto::admin as api,
 };
 
 impl AdminApi {
     pub(super) async fn create_consumer(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::CreateConsumerRequest,
     ) -> Result<api::Consumer, Status> {
         let served = self.served("keyring", &request.keyring)?;
@@ -66,7 +66,7 @@ impl AdminApi {
             .get(id)
             .map(|consumer| messages::consumer(served.name(), id, consumer))
             .ok_or_else(|| {
-                error::refused(&Refusal::NotFound {
+                error::refused(&OperationRefusal::NotFound {
                     what: "consumer",
                     name: id.to_string(),
                 })

@@ -9,7 +9,7 @@ use crate::{
         journal::{CommitError, LogError},
         rotation::RotationError,
     },
-    key::Refusal,
+    key::OperationRefusal,
     proto::MISSING,
     store::StoreError,
 };
@@ -19,13 +19,19 @@ pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("{field}: {problem}"))
 }
 
-pub(super) fn refused(refusal: &Refusal) -> Status {
+pub(super) fn refused(refusal: &OperationRefusal) -> Status {
     let message = refusal.to_string();
     match refusal {
-        Refusal::NotFound { .. } | Refusal::NoVersion(_) => Status::not_found(message),
-        Refusal::AlreadyExists { .. } | Refusal::DoneBefore(_) => Status::already_exists(message),
-        Refusal::Invalid { .. } => Status::invalid_argument(message),
-        Refusal::Unsafe(_) | Refusal::InUse { .. } => Status::failed_precondition(message),
+        OperationRefusal::NotFound { .. } | OperationRefusal::NoVersion(_) => {
+            Status::not_found(message)
+        }
+        OperationRefusal::AlreadyExists { .. } | OperationRefusal::DoneBefore(_) => {
+            Status::already_exists(message)
+        }
+        OperationRefusal::Invalid { .. } => Status::invalid_argument(message),
+        OperationRefusal::Unsafe(_) | OperationRefusal::InUse { .. } => {
+            Status::failed_precondition(message)
+        }
     }
 }
 

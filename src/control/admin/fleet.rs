@@ -4,7 +4,7 @@ use tonic::Status;
 
 use super::{AdminApi, error, messages};
 use crate::{
-    control::token::{Caller, TokenChange},
+    control::token::{AdminCaller, TokenChange},
     key::{KeyringName, operation::MAX_REASON_LEN},
     proto::admin as api,
     serving::{ForgetError, Gap, Run, RunKey},
@@ -33,7 +33,7 @@ impl AdminApi {
 
     pub(super) async fn forget_sidecar(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::ForgetSidecarRequest,
     ) -> Result<api::ForgetSidecarResponse, Status> {
         let api::ForgetSidecarRequest {

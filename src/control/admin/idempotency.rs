@@ -7,9 +7,9 @@ use tonic::{Status, metadata::MetadataValue};
 use super::{AdminApi, error, field};
 use crate::{
     control::{
-        calls::{Identity, ReusedError, Turn},
+        calls::{CallIdentity, ReusedError, Turn},
         spans,
-        token::Caller,
+        token::AdminCaller,
     },
     key::IdempotencyKey,
     proto::{COMMITTED, OUTCOME, WITHDRAWN},
@@ -19,11 +19,11 @@ impl AdminApi {
     /// Returns the identity of a call; none if it has no idempotency key.
     pub(super) fn identify(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         method: &'static str,
         key: &str,
         request: &impl Message,
-    ) -> Result<Option<Identity>, Status> {
+    ) -> Result<Option<CallIdentity>, Status> {
         if key.is_empty() {
             return Ok(None);
         }
@@ -32,7 +32,7 @@ impl AdminApi {
     }
 
     /// Waits until no equal call is under way.
-    pub(super) async fn turn(&self, identity: Option<Identity>) -> Result<Turn<'_>, Status> {
+    pub(super) async fn turn(&self, identity: Option<CallIdentity>) -> Result<Turn<'_>, Status> {
         self.calls.turn(identity).await.map_err(reused)
     }
 

@@ -14,10 +14,10 @@ use super::{
 use crate::{
     clock::BootTime,
     control::{
-        calls::{CallId, Identity, Kept, KeptKey, ReusedError},
-        rotation::{Goal, Patience, Progress, RotationError},
+        calls::{CallId, CallIdentity, Kept, KeptKey, ReusedError},
+        rotation::{Goal, Patience, RotationError, RotationProgress},
         served::ServedKeyring,
-        token::{Caller, Permission},
+        token::{AdminCaller, Permission},
     },
     key::{
         AllowedSources, ConsumerId, KeyId, Keyring, KeyringName, Pepper, Prefix, Revision, Scope,
@@ -64,7 +64,7 @@ const TAKE_BACK_RETRY: Duration = Duration::from_secs(1);
 impl AdminApi {
     pub(super) async fn create_key(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::CreateKeyRequest,
     ) -> Result<api::IssuedKey, Status> {
         let identity = self.identify(&caller, "CreateKey", &request.idempotency_key, &request)?;
@@ -74,7 +74,7 @@ impl AdminApi {
 
     pub(super) async fn import_key(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::ImportKeyRequest,
     ) -> Result<api::IssuedKey, Status> {
         let key = request.key.as_ref();
@@ -90,9 +90,9 @@ impl AdminApi {
 
     async fn issue(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         order: Order,
-        identity: Option<Identity>,
+        identity: Option<CallIdentity>,
     ) -> Result<api::IssuedKey, Status> {
         // Nobody reads the progress. The receiver lives as long as the caller waits.
         let (progress, _caller_is_there) = mpsc::channel(1);
@@ -103,10 +103,10 @@ impl AdminApi {
 
     async fn issue_once(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         mut order: Order,
-        identity: Option<Identity>,
-        progress: &mpsc::Sender<Progress>,
+        identity: Option<CallIdentity>,
+        progress: &mpsc::Sender<RotationProgress>,
     ) -> Result<api::IssuedKey, Status> {
         let mut turn = self.turn(identity).await?;
         if let Some(Kept::Key(kept)) = turn.kept() {
@@ -160,7 +160,7 @@ impl AdminApi {
     /// refused key leaves nothing behind.
     async fn create(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         key_id: KeyId,
         order: &mut Order,
     ) -> Result<Created, Status> {
@@ -243,7 +243,7 @@ impl AdminApi {
         &self,
         created: &Created,
         patience: &Patience,
-        progress: &mpsc::Sender<Progress>,
+        progress: &mpsc::Sender<RotationProgress>,
     ) -> Result<Barrier, RotationError> {
         let goal = Goal {
             served: &created.served,
@@ -256,7 +256,12 @@ impl AdminApi {
 
     /// Revokes a key that not every sidecar has accepted. Returns whether the revocation is
     /// committed. If it is not, the key stays, and nobody has its secret.
-    async fn take_back(&self, caller: &Caller, created: &Created, problem: &RotationError) -> bool {
+    async fn take_back(
+        &self,
+        caller: &AdminCaller,
+        created: &Created,
+        problem: &RotationError,
+    ) -> bool {
         let why = match problem {
             RotationError::TimedOut { .. } => "not every sidecar accepted it in time",
             RotationError::Abandoned => "the caller disconnected",
@@ -311,7 +316,7 @@ impl AdminApi {
         &self,
         id: KeyId,
         order: &Order,
-        progress: &mpsc::Sender<Progress>,
+        progress: &mpsc::Sender<RotationProgress>,
     ) -> Result<api::IssuedKey, Status> {
         let (served, issued) = self.stands(id, order)?;
         let Some(patience) = order.wait.clone().filter(|_| order.imported.is_some()) else {
@@ -404,7 +409,7 @@ impl AdminApi {
     /// Returns the keyring of a new key; none if it does not exist and is to be created.
     fn keyring_for(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         name: &KeyringName,
         create_missing: bool,
     ) -> Result<Option<Arc<ServedKeyring>>, Status> {

@@ -4,7 +4,7 @@ use tonic::Status;
 
 use super::{AdminApi, error, field, messages};
 use crate::{
-    key::{ConsumerId, KeyId, KeyringName, Refusal, Use, VersionRef},
+    key::{ConsumerId, KeyId, KeyringName, OperationRefusal, Use, VersionRef},
     proto::admin as api,
 };
 
@@ -46,7 +46,7 @@ impl AdminApi {
             let key = state.keyring.key(key_id)?;
             Ok(messages::key(&state.keyring, key, used))
         };
-        describe().map_err(|refusal: Refusal| error::refused(&refusal))
+        describe().map_err(|refusal: OperationRefusal| error::refused(&refusal))
     }
 
     /// Returns the use of a keyring's versions. Once all sidecars have reported, a version without

@@ -6,15 +6,18 @@ use tonic::Status;
 
 use super::{AdminApi, error, field, messages};
 use crate::{
-    control::{served::ServedKeyring, token::Caller},
-    key::{Change, Keyring, KeyringName, Pepper, Prefix, Refusal, Revision, Timestamp, operation},
+    control::{served::ServedKeyring, token::AdminCaller},
+    key::{
+        Change, Keyring, KeyringName, OperationRefusal, Pepper, Prefix, Revision, Timestamp,
+        operation,
+    },
     proto::admin as api,
 };
 
 impl AdminApi {
     pub(super) async fn create_keyring(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::CreateKeyringRequest,
     ) -> Result<api::Keyring, Status> {
         let name: KeyringName = field::parse("name", &request.name)?;
@@ -41,12 +44,12 @@ impl AdminApi {
     /// of the last change as well.
     pub(super) async fn begin_keyring_with(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         name: KeyringName,
         prefix: Prefix,
         allow_imported: bool,
         help_url: Option<String>,
-        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, Refusal>,
+        plan: impl FnOnce(&Keyring, &Pepper, Timestamp) -> Result<Vec<Change>, OperationRefusal>,
     ) -> Result<(Arc<ServedKeyring>, Revision), Status> {
         let first = operation::create_keyring(name.clone(), prefix, allow_imported, help_url)
             .map_err(|refusal| error::refused(&refusal))?;
@@ -80,7 +83,7 @@ impl AdminApi {
 
     pub(super) fn confirm_snapshot(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         request: &api::ConfirmSnapshotRequest,
     ) -> Result<api::ConfirmSnapshotResponse, Status> {
         let served = self.served("keyring", &request.keyring)?;

@@ -4,7 +4,7 @@ use tonic::Status;
 
 use super::{AdminApi, Streamed, error, field, messages, progress::Underway};
 use crate::{
-    control::{journal::CommitError, token::Caller},
+    control::{journal::CommitError, token::AdminCaller},
     key::{Change, KeyId, Timestamp, VersionNumber, VersionRef, VersionState},
     proto::admin::{self as api, extend_overlap_request::To},
     serving::Target,
@@ -13,7 +13,7 @@ use crate::{
 impl AdminApi {
     pub(super) async fn retire_version(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::RetireVersionRequest,
     ) -> Result<api::RetireVersionResponse, Status> {
         let key_id: KeyId = field::parse("key_id", &request.key_id)?;
@@ -61,7 +61,7 @@ impl AdminApi {
 
     pub(super) async fn extend_overlap(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::ExtendOverlapRequest,
     ) -> Result<api::ExtendOverlapResponse, Status> {
         let key_id: KeyId = field::parse("key_id", &request.key_id)?;
@@ -126,7 +126,7 @@ impl AdminApi {
 
     pub(super) async fn roll_back(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::RollBackRequest,
     ) -> Result<Streamed<api::RollBackResponse>, Status> {
         let key_id: KeyId = field::parse("key_id", &request.key_id)?;
@@ -195,7 +195,7 @@ impl AdminApi {
 
     pub(super) async fn abort_rotation(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::AbortRotationRequest,
     ) -> Result<api::AbortRotationResponse, Status> {
         let key_id: KeyId = field::parse("key_id", &request.key_id)?;
@@ -224,7 +224,8 @@ impl AdminApi {
 
     /// Returns the status of a commit that failed. If the version is in use, it names the callers.
     fn in_use(&self, served: &crate::control::served::ServedKeyring, error: CommitError) -> Status {
-        let CommitError::Refused(crate::key::Refusal::InUse { version, .. }) = &error else {
+        let CommitError::Refused(crate::key::OperationRefusal::InUse { version, .. }) = &error
+        else {
             return error::commit(error);
         };
         let who = self.callers_of(served.name(), *version);

@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::{AdminApi, error, field, messages};
 use crate::{
-    control::{served::ServedKeyring, token::Caller},
+    control::{served::ServedKeyring, token::AdminCaller},
     key::{KeyId, OnDeadline, PolicyOverrides, RotationPolicy},
     proto::admin::{self as api, get_policy_request, set_policy_request},
 };
@@ -30,7 +30,7 @@ impl AdminApi {
 
     pub(super) async fn set_policy(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::SetPolicyRequest,
     ) -> Result<api::PolicyStatus, Status> {
         let parts = parts(request.policy.unwrap_or_default())?;

@@ -11,7 +11,7 @@ use super::{AdminApi, Streamed, error, field, messages};
 use crate::{
     clock::BootTime,
     control::{
-        rotation::{Goal, Patience, Progress},
+        rotation::{Goal, Patience, RotationProgress},
         served::ServedKeyring,
         spans,
         token::TokenChange,
@@ -95,10 +95,10 @@ impl AdminApi {
         }));
         let steps = ReceiverStream::new(steps).filter_map(move |step| {
             let told = match step {
-                Progress::Waiting(barrier) => {
+                RotationProgress::Waiting(barrier) => {
                     Some(Ok(message(CommitProgress::under_way(&barrier, false))))
                 }
-                Progress::Staged { .. } => None,
+                RotationProgress::Staged { .. } => None,
             };
             std::future::ready(told)
         });

@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     control::{
-        calls::{CallId, Identity, Kept},
-        rotation::{HandedOver, Progress, RotationError, RotationSpec},
+        calls::{CallId, CallIdentity, Kept},
+        rotation::{HandedOver, RotationError, RotationProgress, RotationSpec},
         served::ServedKeyring,
         spans,
-        token::Caller,
+        token::AdminCaller,
     },
     key::{
         KeyId, Lifetime, RotationId, VersionNumber, VersionState,
@@ -34,7 +34,7 @@ use crate::{
 impl AdminApi {
     pub(super) async fn start_rotation(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: &api::StartRotationRequest,
     ) -> Result<Streamed<api::StartRotationResponse>, Status> {
         let overlap = field::duration("overlap", request.overlap)?;
@@ -124,11 +124,11 @@ impl AdminApi {
     /// has still to reach the sidecars.
     async fn rotate_once(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         spec: RotationSpec,
         served: &Arc<ServedKeyring>,
-        identity: Option<Identity>,
-        progress: &mpsc::Sender<Progress>,
+        identity: Option<CallIdentity>,
+        progress: &mpsc::Sender<RotationProgress>,
     ) -> Result<(api::StartRotationResponse, Option<Underway>), Status> {
         let mut turn = self.turn(identity).await?;
         let is_emergency = matches!(spec.old_ends, OldEnds::AtOnce(_));
@@ -211,7 +211,7 @@ impl AdminApi {
 
     pub(super) async fn revoke(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::RevokeRequest,
     ) -> Result<Streamed<api::RevokeResponse>, Status> {
         let key_id: KeyId = field::parse("key_id", &request.key_id)?;
@@ -289,9 +289,9 @@ fn lifetime(
     }
 }
 
-fn started(progress: Progress) -> api::StartRotationResponse {
+fn started(progress: RotationProgress) -> api::StartRotationResponse {
     let step = match progress {
-        Progress::Staged {
+        RotationProgress::Staged {
             rotation,
             version,
             revision,
@@ -300,7 +300,7 @@ fn started(progress: Progress) -> api::StartRotationResponse {
             version: version.get(),
             revision: revision.get(),
         }),
-        Progress::Waiting(barrier) => Step::Barrier(messages::barrier(&barrier)),
+        RotationProgress::Waiting(barrier) => Step::Barrier(messages::barrier(&barrier)),
     };
     api::StartRotationResponse { step: Some(step) }
 }

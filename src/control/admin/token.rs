@@ -5,8 +5,8 @@ use tonic::Status;
 use super::{AdminApi, error, field, messages};
 use crate::{
     control::{
-        calls::{CallId, Identity, Kept},
-        token::Caller,
+        calls::{CallId, CallIdentity, Kept},
+        token::AdminCaller,
     },
     proto::admin as api,
 };
@@ -14,7 +14,7 @@ use crate::{
 impl AdminApi {
     pub(super) async fn create_token(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::CreateTokenRequest,
     ) -> Result<api::CreateTokenResponse, Status> {
         let identity = self.identify(&caller, "CreateToken", &request.idempotency_key, &request)?;
@@ -25,9 +25,9 @@ impl AdminApi {
 
     async fn make_token_once(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         request: &api::CreateTokenRequest,
-        identity: Option<Identity>,
+        identity: Option<CallIdentity>,
     ) -> Result<api::CreateTokenResponse, Status> {
         let role = field::role(request.role)?;
         let expires_in = field::duration("expires_in", request.expires_in)?;
@@ -68,7 +68,7 @@ impl AdminApi {
 
     pub(super) async fn end_token(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::EndTokenRequest,
     ) -> Result<api::EndTokenResponse, Status> {
         let id = field::parse("id", &request.id)?;

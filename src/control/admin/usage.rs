@@ -6,7 +6,7 @@ use tonic::Status;
 
 use super::{AdminApi, error, field, messages};
 use crate::{
-    control::{served::ServedKeyring, usage::Caller},
+    control::{served::ServedKeyring, usage::ReportedCaller},
     key::{
         Evidence, Key, KeyId, KeyVersion, Keyring, KeyringName, Timestamp, VersionRef,
         VersionState, rotation,
@@ -184,7 +184,7 @@ fn gap((key, gap): (RunKey, Gap)) -> api::Gap {
     }
 }
 
-fn caller(caller: Caller) -> api::Caller {
+fn caller(caller: ReportedCaller) -> api::Caller {
     api::Caller {
         source: caller.source,
         user_agent: caller.user_agent,
@@ -194,7 +194,7 @@ fn caller(caller: Caller) -> api::Caller {
     }
 }
 
-fn name(caller: &Caller) -> String {
+fn name(caller: &ReportedCaller) -> String {
     let or_unknown = |text: &str| match text {
         "" => "unknown".to_owned(),
         text => text.to_owned(),

@@ -5,8 +5,8 @@ use tonic::Status;
 use super::{AdminApi, error, field, idempotency::reused, messages};
 use crate::{
     control::{
-        calls::{CallId, Identity, Kept, ReusedError},
-        token::Caller,
+        calls::{CallId, CallIdentity, Kept, ReusedError},
+        token::AdminCaller,
         webhook::WebhookError,
     },
     key::{EventKind, KeyId, KeyringName, Webhook, WebhookId},
@@ -23,7 +23,7 @@ const MAX_LIMIT: usize = 1_000;
 impl AdminApi {
     pub(super) async fn add_webhook(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::AddWebhookRequest,
     ) -> Result<api::AddWebhookResponse, Status> {
         let identity = self.identify(&caller, "AddWebhook", &request.idempotency_key, &request)?;
@@ -34,9 +34,9 @@ impl AdminApi {
 
     async fn tell_of_events_once(
         &self,
-        caller: &Caller,
+        caller: &AdminCaller,
         request: api::AddWebhookRequest,
-        identity: Option<Identity>,
+        identity: Option<CallIdentity>,
     ) -> Result<api::AddWebhookResponse, Status> {
         let served = self.served("keyring", &request.keyring)?;
         OutboundUrl::parse(&request.url).map_err(|problem| error::invalid("url", problem))?;
@@ -108,7 +108,7 @@ impl AdminApi {
 
     pub(super) async fn remove_webhook(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::RemoveWebhookRequest,
     ) -> Result<api::Webhook, Status> {
         let served = self.served("keyring", &request.keyring)?;
@@ -135,7 +135,7 @@ impl AdminApi {
 
     pub(super) async fn test_webhook(
         &self,
-        caller: Caller,
+        caller: AdminCaller,
         request: api::TestWebhookRequest,
     ) -> Result<api::TestWebhookResponse, Status> {
         let served = self.served("keyring", &request.keyring)?;

@@ -345,13 +345,13 @@ async fn a_start_goes_on_without_a_keyring_that_cannot_be_read() {
     add_consumer(&catalog, "checkout").await;
     let refused = catalog.get(&other_name()).expect_err("it cannot be read");
     assert!(
-        matches!(&refused, Refusal::Unsafe(why) if why.contains("revision 2 of log partners")),
+        matches!(&refused, OperationRefusal::Unsafe(why) if why.contains("revision 2 of log partners")),
         "{refused}"
     );
     let key_id = KeyId::generate().expect("the random source works");
     let refused = catalog.holding(key_id).expect_err("nobody has it");
     assert!(
-        matches!(&refused, Refusal::Unsafe(why) if why.contains("keyring partners")),
+        matches!(&refused, OperationRefusal::Unsafe(why) if why.contains("keyring partners")),
         "{refused}"
     );
     assert_eq!(catalog.unreadable().len(), 1);

@@ -6,7 +6,7 @@ use crate::{
     admission::Refusal,
     key::{Epoch, KeyringName, Revision},
     proto::discovery::{self, lock::Place},
-    serving::{About, Held, Hello, HelloError, Lock, LockAt, LockPlace, RunKey, SnapshotFile},
+    serving::{About, HeldState, Hello, HelloError, Lock, LockAt, LockPlace, RunKey, SnapshotFile},
     tls::Identity,
 };
 
@@ -30,7 +30,7 @@ pub(super) fn read(
     let keyrings = subscriptions.filter_map(|subscription| {
         let name: KeyringName = subscription.keyring.parse().ok()?;
         let agrees = believed.get(&name);
-        let held = Held {
+        let held = HeldState {
             epoch: Epoch::new(subscription.epoch),
             revision: Revision::new(subscription.revision),
             revoked_through: Revision::new(subscription.revoked_through),

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    key::{ApplyError, Refusal, Revision},
+    key::{ApplyError, OperationRefusal, Revision},
     store::{EntryHash, Head, LogEntry, LogName, StoreError},
 };
 
@@ -14,7 +14,7 @@ use super::CONFLICTS;
 pub enum CommitError {
     /// The change was refused.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] OperationRefusal),
     /// Other writers were first too many times in a row.
     #[error("other writers were first {CONFLICTS} times in a row; try again")]
     Contended,

@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::{
-    key::{Change, ConsumerId, Keyring, Prefix, Refusal, operation, testing},
+    key::{Change, ConsumerId, Keyring, OperationRefusal, Prefix, operation, testing},
     store::{SqliteOptions, SqliteStore, chain},
 };
 
@@ -153,7 +153,8 @@ async fn concurrent_commits_get_consecutive_revisions_and_one_that_is_refused_is
             (number, Err(error)) => refused.push((number, error)),
         }
     }
-    let [(number, CommitError::Refused(Refusal::AlreadyExists { .. }))] = &refused[..] else {
+    let [(number, CommitError::Refused(OperationRefusal::AlreadyExists { .. }))] = &refused[..]
+    else {
         panic!("refused are {refused:?}");
     };
     assert_eq!(*number, COMMITS - 2);

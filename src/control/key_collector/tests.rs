@@ -13,8 +13,8 @@ use crate::{
         metrics::ControlMetrics,
     },
     key::{
-        AllowedSources, Change, KeyId, MasterPepper, OnDeadline, PepperId, PolicyOverrides, Prefix,
-        Refusal, Revision, RotationId, Scopes, VersionNumber, Window,
+        AllowedSources, Change, KeyId, MasterPepper, OnDeadline, OperationRefusal, PepperId,
+        PolicyOverrides, Prefix, Revision, RotationId, Scopes, VersionNumber, Window,
         operation::{self, KeySpec, OldEnds, StageSpec, Which},
         testing,
     },
@@ -148,7 +148,10 @@ impl World {
             .await;
     }
 
-    async fn commit(&self, plan: impl Fn(&Keyring, Timestamp) -> Result<Vec<Change>, Refusal>) {
+    async fn commit(
+        &self,
+        plan: impl Fn(&Keyring, Timestamp) -> Result<Vec<Change>, OperationRefusal>,
+    ) {
         let served = self.served();
         let committed = self.catalog.commit(&served, "test", |keyring, now| {
             Ok((plan(keyring, now)?, ()))

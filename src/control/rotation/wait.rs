@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use super::{Progress, RotationError, Rotations};
+use super::{RotationError, RotationProgress, Rotations};
 use crate::{
     clock::BootTime,
     control::{served::ServedKeyring, spans::whole},
@@ -72,7 +72,7 @@ impl Rotations {
     pub(crate) async fn wait(
         &self,
         goal: &Goal<'_>,
-        progress: &mpsc::Sender<Progress>,
+        progress: &mpsc::Sender<RotationProgress>,
     ) -> Result<Barrier, RotationError> {
         let span = self.catalog.tracer().begin("relatch.barrier");
         let mut has_waited_for_lost = false;
@@ -108,7 +108,7 @@ impl Rotations {
     async fn wait_for(
         &self,
         goal: &Goal<'_>,
-        progress: &mpsc::Sender<Progress>,
+        progress: &mpsc::Sender<RotationProgress>,
         has_waited_for_lost: &mut bool,
     ) -> Result<Barrier, RotationError> {
         let began = self.catalog.clock().boot();
@@ -136,7 +136,7 @@ impl Rotations {
                 told = Some(news);
                 tell_at = Instant::now() + TELL_EVERY;
                 // A caller that does not keep up receives the next report.
-                let _ = progress.try_send(Progress::Waiting(self.barrier(goal)));
+                let _ = progress.try_send(RotationProgress::Waiting(self.barrier(goal)));
             }
             tokio::select! {
                 () = settled(&mut changes) => {}

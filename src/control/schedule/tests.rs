@@ -161,7 +161,7 @@ impl Plane {
 
     async fn commit(
         &self,
-        plan: impl Fn(&Keyring) -> Result<Vec<crate::key::Change>, crate::key::Refusal>,
+        plan: impl Fn(&Keyring) -> Result<Vec<crate::key::Change>, crate::key::OperationRefusal>,
     ) {
         let served = self.served();
         let committed = self

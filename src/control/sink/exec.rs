@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use super::{Delivery, redact};
+use super::{SecretDelivery, redact};
 use crate::{
     config::sink::ExecSettings,
     duration::written,
@@ -124,7 +124,7 @@ impl ExecSink {
     ///
     /// When the program cannot be started or watched, takes too long, or ends with another status
     /// than exit code 0.
-    pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), ExecError> {
+    pub(crate) async fn deliver(&self, delivery: &SecretDelivery<'_>) -> Result<(), ExecError> {
         let program = || self.settings.program.clone();
         let watch = |error| ExecError::Watch {
             program: program(),
@@ -199,8 +199,8 @@ impl ExecSink {
         }
     }
 
-    fn command(&self, delivery: &Delivery<'_>) -> Command {
-        let Delivery {
+    fn command(&self, delivery: &SecretDelivery<'_>) -> Command {
+        let SecretDelivery {
             keyring,
             consumer,
             version,

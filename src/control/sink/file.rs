@@ -20,7 +20,7 @@ use rustix::{
 };
 use zeroize::Zeroizing;
 
-use super::Delivery;
+use super::SecretDelivery;
 use crate::{
     config::sink::FileSettings,
     duration::written,
@@ -159,7 +159,7 @@ impl FileSink {
     ///
     /// When the files cannot be written. `current` then has its former content, or holds the
     /// secret.
-    pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), FileError> {
+    pub(crate) async fn deliver(&self, delivery: &SecretDelivery<'_>) -> Result<(), FileError> {
         let base = self.directory.clone();
         let keyring = delivery.keyring.clone();
         let key_id = delivery.version.key_id;

@@ -1,6 +1,6 @@
 //! The deliveries in the tests of every sink.
 
-use super::Delivery;
+use super::SecretDelivery;
 use crate::key::{
     ConsumerId, KeyId, KeyringName, RotationId, Secret, VersionNumber, VersionRef, Window, testing,
 };
@@ -42,8 +42,8 @@ impl Owner {
 }
 
 impl Version<'_> {
-    pub(super) fn delivery(&self) -> Delivery<'_> {
-        Delivery {
+    pub(super) fn delivery(&self) -> SecretDelivery<'_> {
+        SecretDelivery {
             keyring: &self.owner.keyring,
             consumer: &self.owner.consumer,
             version: VersionRef {

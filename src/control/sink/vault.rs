@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::{Delivery, redact};
+use super::{SecretDelivery, redact};
 use crate::{
     causes,
     config::vault::VaultSettings,
@@ -249,7 +249,7 @@ impl VaultSink {
     /// # Errors
     ///
     /// When the secret is not there, or is not known to be.
-    pub(crate) async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
+    pub(crate) async fn deliver(&self, delivery: &SecretDelivery<'_>) -> Result<(), VaultError> {
         let call = self.call(delivery)?;
         match timeout(Self::TIME_LIMIT, call.deliver(delivery)).await {
             Ok(delivered) => delivered,
@@ -260,7 +260,7 @@ impl VaultSink {
         }
     }
 
-    fn call<'a>(&'a self, delivery: &Delivery<'a>) -> Result<VaultCall<'a>, VaultError> {
+    fn call<'a>(&'a self, delivery: &SecretDelivery<'a>) -> Result<VaultCall<'a>, VaultError> {
         let VaultSettings {
             address,
             mount,
@@ -289,7 +289,7 @@ impl VaultSink {
 }
 
 impl VaultCall<'_> {
-    async fn deliver(&self, delivery: &Delivery<'_>) -> Result<(), VaultError> {
+    async fn deliver(&self, delivery: &SecretDelivery<'_>) -> Result<(), VaultError> {
         let mut refused: Option<(u64, VaultError)> = None;
         for _ in 0..ATTEMPTS {
             let found = self.read().await?;
@@ -343,7 +343,7 @@ impl VaultCall<'_> {
         }
     }
 
-    async fn write(&self, delivery: &Delivery<'_>, found: &Found) -> Result<(), VaultError> {
+    async fn write(&self, delivery: &SecretDelivery<'_>, found: &Found) -> Result<(), VaultError> {
         let secret = delivery.secret.expose();
         let held = found.held.as_ref();
         let key = held.and_then(|held| held.key.as_deref());
@@ -444,7 +444,7 @@ impl VaultCall<'_> {
 impl Found {
     /// Returns whether the place holds the version and its secret. The number alone does not show
     /// this: a control plane that was restored from a backup assigns the number again.
-    fn is(&self, delivery: &Delivery<'_>) -> bool {
+    fn is(&self, delivery: &SecretDelivery<'_>) -> bool {
         self.held.as_ref().is_some_and(|held| {
             held.key.as_deref() == Some(delivery.secret.expose())
                 && held.key_id.as_deref() == Some(delivery.version.key_id.as_str())

@@ -23,11 +23,11 @@ use crate::{
     control::{
         catalog::Catalog,
         feed::EncodedSnapshot,
-        metrics::LookupOutcome,
+        metrics::LookupReply,
         served::ServedKeyring,
         usage::{Answers, UsageAcks},
     },
-    key::{Epoch, KeyDigest, KeyringName, Refusal, Revision},
+    key::{Epoch, KeyDigest, KeyringName, OperationRefusal, Revision},
     proto::discovery::{self, ResyncReason, control_message::Kind},
 };
 
@@ -477,8 +477,8 @@ impl Session {
             };
             let found = at.served.lookup(&digest);
             self.catalog.metrics().looked_up(match &found.item {
-                Some(_) => LookupOutcome::Found,
-                None => LookupOutcome::Unknown,
+                Some(_) => LookupReply::Found,
+                None => LookupReply::Unknown,
             });
             return Some(Kind::LookupResult(discovery::LookupResult {
                 keyring: lookup.keyring,
@@ -702,17 +702,17 @@ impl Phase {
 }
 
 /// Returns why a keyring is not served, in the words for its sidecars.
-fn reason_of(refusal: &Refusal) -> String {
+fn reason_of(refusal: &OperationRefusal) -> String {
     match refusal {
-        Refusal::NotFound { .. } => {
+        OperationRefusal::NotFound { .. } => {
             "the keyring does not exist; create it with `relatch keyring create`".to_owned()
         }
-        Refusal::AlreadyExists { .. }
-        | Refusal::NoVersion(_)
-        | Refusal::DoneBefore(_)
-        | Refusal::Invalid { .. }
-        | Refusal::Unsafe(_)
-        | Refusal::InUse { .. } => refusal.to_string(),
+        OperationRefusal::AlreadyExists { .. }
+        | OperationRefusal::NoVersion(_)
+        | OperationRefusal::DoneBefore(_)
+        | OperationRefusal::Invalid { .. }
+        | OperationRefusal::Unsafe(_)
+        | OperationRefusal::InUse { .. } => refusal.to_string(),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
 
 /// A source of requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Caller {
+pub(crate) struct ReportedCaller {
     /// The address that Envoy names as the request's source; empty when it names none.
     pub(crate) source: String,
     /// The `user-agent` of the request, shortened.
@@ -30,7 +30,7 @@ pub(crate) struct Caller {
 /// The callers of each version, from the last report of each process.
 #[derive(Debug, Default)]
 pub(super) struct Callers {
-    held: BTreeMap<(KeyringName, VersionRef), BTreeMap<Boot, Vec<Caller>>>,
+    held: BTreeMap<(KeyringName, VersionRef), BTreeMap<Boot, Vec<ReportedCaller>>>,
     /// The number of the last change of each entry. With it, a change during a write to the store
     /// stays unsaved.
     unsaved: BTreeMap<(KeyringName, VersionRef, Boot), u64>,
@@ -77,7 +77,7 @@ impl Callers {
         keyring: &KeyringName,
         version: VersionRef,
         boot: &Boot,
-        told: Vec<Caller>,
+        told: Vec<ReportedCaller>,
     ) {
         let boots = self.held.entry((keyring.clone(), version)).or_default();
         if boots.get(boot) != Some(&told) {
@@ -87,7 +87,7 @@ impl Callers {
     }
 
     /// Returns the callers of a version, those with the most requests first.
-    pub(super) fn of(&self, keyring: &KeyringName, version: VersionRef) -> Vec<Caller> {
+    pub(super) fn of(&self, keyring: &KeyringName, version: VersionRef) -> Vec<ReportedCaller> {
         let boots = self.held.get(&(keyring.clone(), version));
         top(boots.into_iter().flat_map(BTreeMap::values).flatten())
     }
@@ -160,7 +160,7 @@ impl Callers {
     }
 }
 
-impl Caller {
+impl ReportedCaller {
     /// Returns the caller that a sidecar reported at `now`, within bounds and without characters
     /// that a terminal interprets.
     pub(super) fn from_wire(told: &discovery::Caller, now: Timestamp) -> Self {
@@ -179,8 +179,8 @@ impl Caller {
 }
 
 /// Adds up equal callers, and returns those with the most requests.
-fn top<'a>(callers: impl Iterator<Item = &'a Caller>) -> Vec<Caller> {
-    let mut sums: BTreeMap<_, Caller> = BTreeMap::new();
+fn top<'a>(callers: impl Iterator<Item = &'a ReportedCaller>) -> Vec<ReportedCaller> {
+    let mut sums: BTreeMap<_, ReportedCaller> = BTreeMap::new();
     for caller in callers {
         sums.entry(caller.key())
             .and_modify(|sum| {
@@ -189,7 +189,7 @@ fn top<'a>(callers: impl Iterator<Item = &'a Caller>) -> Vec<Caller> {
             })
             .or_insert_with(|| caller.clone());
     }
-    let mut all: Vec<Caller> = sums.into_values().collect();
+    let mut all: Vec<ReportedCaller> = sums.into_values().collect();
     all.sort_by_key(|caller| std::cmp::Reverse(caller.requests));
     all.truncate(MAX_CALLERS);
     all

@@ -18,7 +18,7 @@ const KEY: &str = "7Qm2Xc91TbKe";
 /// Versions 1 and 2 of one key; the callers of the first are kept.
 struct TwoVersions;
 
-impl Versions for TwoVersions {
+impl KnownVersions for TwoVersions {
     fn known(
         &self,
         keyring: &KeyringName,
@@ -552,7 +552,7 @@ proptest! {
 #[tokio::test]
 async fn more_than_one_transaction_takes_is_written_and_acked_with_one_flush() {
     struct All;
-    impl Versions for All {
+    impl KnownVersions for All {
         fn known(&self, _: &KeyringName, asked: &[VersionRef], _: Timestamp) -> Vec<Option<Known>> {
             let known = Known {
                 keeps_callers: false,

@@ -19,7 +19,7 @@ use crate::{
     },
     proto::discovery::{self, ResyncReason, sidecar_message::Kind as Answer},
     snapshot::{
-        journal::Urgency,
+        journal::WriteUrgency,
         recorder::{After, Recorder},
     },
     wire::change::{Changes, decode_items, decode_revocations},
@@ -27,7 +27,7 @@ use crate::{
 
 /// One keyring that is held in full.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldSnapshot {
     mirror: Mirror,
     incoming: Option<Box<Incoming>>,
     /// The part of a snapshot from a stream that broke, until the next stream brings the rest or
@@ -62,7 +62,7 @@ struct ResyncPacer {
     not_before: BootTime,
 }
 
-impl Held {
+impl HeldSnapshot {
     pub(super) fn new(mirror: Mirror) -> Self {
         Self {
             mirror,
@@ -319,9 +319,9 @@ impl Held {
             return Vec::new();
         }
         let urgency = if revoked.is_empty() {
-            Urgency::Soon
+            WriteUrgency::Soon
         } else {
-            Urgency::Now
+            WriteUrgency::Now
         };
         let applied = self.mirror.apply_delta(
             Epoch::new(delta.epoch),

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use super::Leave;
 use crate::{
     key::{Epoch, KeyringName, Revision},
-    keyring::{Position, Slot},
+    keyring::{KeyringPosition, Slot},
     proto::discovery::{self, ResyncReason},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 /// When the control plane is behind this sidecar.
 pub(super) fn reason_to_resync(
     keyring: &KeyringName,
-    held: Position,
+    held: KeyringPosition,
     pulse: &discovery::KeyringPulse,
 ) -> Result<Option<ResyncReason>, Leave> {
     if held.epoch != Epoch::new(pulse.epoch) {

@@ -3,7 +3,7 @@
 use super::message;
 use crate::{
     key::{KeyringName, Revision},
-    keyring::Position,
+    keyring::KeyringPosition,
     proto::discovery::{self, sidecar_message::Kind as Answer},
     snapshot::durable::Durable,
 };
@@ -13,7 +13,7 @@ pub(super) struct Reply<'a> {
     pub(super) keyring: &'a KeyringName,
     pub(super) epoch: u64,
     pub(super) nonce: u64,
-    pub(super) held: Position,
+    pub(super) held: KeyringPosition,
     pub(super) revoked_through: Revision,
     /// The revisions of the keyring that are on the disk.
     pub(super) durable: Durable,

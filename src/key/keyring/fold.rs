@@ -283,7 +283,10 @@ impl Fold<'_> {
                 version,
                 note,
             } => self.transition(*key_id, *version, |version, _| Ok(version.told_of(note))),
-            Change::KeyringPolicySet { policy } => self.set_keyring_policy(policy),
+            Change::KeyringPolicySet { policy } => {
+                self.set_keyring_policy(policy);
+                Ok(())
+            }
             Change::KeyPolicySet { key_id, overrides } => self.set_key_policy(*key_id, overrides),
             Change::WebhookAdded { webhook } => self.add_webhook(webhook),
             Change::WebhookRemoved { id } => self.remove_webhook(*id),
@@ -414,7 +417,7 @@ impl Fold<'_> {
         Ok(())
     }
 
-    fn set_keyring_policy(&mut self, policy: &RotationPolicy) -> Result<(), ApplyError> {
+    fn set_keyring_policy(&mut self, policy: &RotationPolicy) {
         Arc::make_mut(&mut self.keyring.head).policy = policy.clone();
         self.keyring.due = PagedSet::default();
         let keys = self.keyring.keys.clone();
@@ -423,7 +426,6 @@ impl Fold<'_> {
                 self.keyring.index(version_ref(*key_id, version));
             }
         }
-        Ok(())
     }
 
     fn set_key_policy(

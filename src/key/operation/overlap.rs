@@ -1,6 +1,6 @@
 //! The operations on a rotation in progress.
 
-use super::{Refusal, check_reason};
+use super::{OperationRefusal, check_reason};
 use crate::key::{
     change::Change,
     consumer::Key,
@@ -8,7 +8,7 @@ use crate::key::{
     id::{KeyId, VersionNumber, VersionRef},
     keyring::Keyring,
     rotation,
-    time::{Position, Timestamp},
+    time::{Timestamp, WindowPosition},
     version::{KeyVersion, VersionState},
 };
 
@@ -18,7 +18,11 @@ impl Keyring {
     /// # Errors
     ///
     /// When the key does not exist, no version of it is pending, or the reason is not valid.
-    pub(crate) fn abort(&self, key_id: KeyId, reason: &str) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn abort(
+        &self,
+        key_id: KeyId,
+        reason: &str,
+    ) -> Result<Vec<Change>, OperationRefusal> {
         check_reason(reason)?;
         let key = self.key(key_id)?;
         let Some((version, rotation)) = key
@@ -30,7 +34,7 @@ impl Keyring {
             } else {
                 ""
             };
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "no version of key {key_id} is being staged{hint}"
             )));
         };
@@ -49,8 +53,8 @@ impl Keyring {
     /// # Errors
     ///
     /// When the key or the version does not exist, the version is not retiring, or `force` is not a
-    /// valid reason. Without `force`: [`Refusal::InUse`] when it may be in use, or
-    /// [`Refusal::Unsafe`] when no active version replaces it.
+    /// valid reason. Without `force`: [`OperationRefusal::InUse`] when it may be in use, or
+    /// [`OperationRefusal::Unsafe`] when no active version replaces it.
     pub(crate) fn retire(
         &self,
         key_id: KeyId,
@@ -58,7 +62,7 @@ impl Keyring {
         evidence: &Evidence,
         force: Option<&str>,
         now: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         if let Some(reason) = force {
             check_reason(reason)?;
         }
@@ -72,19 +76,19 @@ impl Keyring {
         let idleness = evidence.idleness(which, since, idle_for);
         let successor = key
             .active()
-            .is_some_and(|active| active.window.position(now) == Position::Inside);
+            .is_some_and(|active| active.window.position(now) == WindowPosition::Inside);
         let known = rotation::missing(idleness, idle_for);
         let reason = match (force, idleness) {
             (Some(reason), _) => format!("by force: {reason}; {known}"),
             (None, Idleness::Complete { .. }) if !successor => {
-                return Err(Refusal::Unsafe(format!(
+                return Err(OperationRefusal::Unsafe(format!(
                     "no active version replaces version {} of key {key_id}; roll back or rotate, or retire it with --force",
                     version.number
                 )));
             }
             (None, Idleness::Complete { .. }) => format!("by an operator; {known}"),
             (None, Idleness::Pending { .. } | Idleness::Unknown) => {
-                return Err(Refusal::InUse {
+                return Err(OperationRefusal::InUse {
                     version: which,
                     why: known,
                 });
@@ -111,7 +115,7 @@ impl Keyring {
         version: Option<VersionNumber>,
         until: Timestamp,
         reason: &str,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         check_reason(reason)?;
         let key = self.key(key_id)?;
         let (version, _) = retiring(key, version)?;
@@ -120,7 +124,7 @@ impl Keyring {
         let longer = version
             .clone()
             .extend(until)
-            .map_err(|error| Refusal::Unsafe(error.to_string()))?;
+            .map_err(|error| OperationRefusal::Unsafe(error.to_string()))?;
         match (held, longer.ends_at()) {
             (Some(held), Some(until)) if until > held => Ok(vec![Change::OverlapExtended {
                 key_id,
@@ -129,11 +133,11 @@ impl Keyring {
                 reason: reason.into(),
             }]),
             (Some(held), _) if version.window.expires_at == Some(held) => {
-                Err(Refusal::Unsafe(format!(
+                Err(OperationRefusal::Unsafe(format!(
                     "version {number} of key {key_id} expires at {held}; an overlap cannot outlast that"
                 )))
             }
-            (held, _) => Err(Refusal::Invalid {
+            (held, _) => Err(OperationRefusal::Invalid {
                 field: "until",
                 problem: format!(
                     "the overlap already lasts until {}; give a later end",
@@ -155,11 +159,11 @@ impl Keyring {
         key_id: KeyId,
         reason: &str,
         now: Timestamp,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         check_reason(reason)?;
         let key = self.key(key_id)?;
         if let Some(pending) = key.pending() {
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "version {} of key {key_id} is being staged; abort that rotation first: relatch rotate abort {key_id} --reason TEXT",
                 pending.number
             )));
@@ -176,12 +180,12 @@ impl Keyring {
             };
             replaced.is_none_or(|active| active.number == successor)
         }) else {
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "key {key_id} has no former version that can become active again"
             )));
         };
-        if old.window.position(now) == Position::After {
-            return Err(Refusal::Unsafe(format!(
+        if old.window.position(now) == WindowPosition::After {
+            return Err(OperationRefusal::Unsafe(format!(
                 "version {} of key {key_id} has expired and cannot become active again",
                 old.number
             )));
@@ -191,14 +195,14 @@ impl Keyring {
             .filter(|version| version.number != old.number)
             .count();
         if u32::try_from(accepted).is_ok_and(|accepted| accepted >= policy.max_versions) {
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "key {key_id} has {accepted} other accepted versions, and its policy does not allow more; revoke one first"
             )));
         }
         let back = old
             .clone()
             .reinstate(now, policy.rollback_for)
-            .map_err(|error| Refusal::Unsafe(error.to_string()))?;
+            .map_err(|error| OperationRefusal::Unsafe(error.to_string()))?;
         Ok(vec![Change::RolledBack {
             key_id,
             version: back.number,
@@ -213,7 +217,7 @@ impl Keyring {
 fn retiring(
     key: &Key,
     version: Option<VersionNumber>,
-) -> Result<(&KeyVersion, Timestamp), Refusal> {
+) -> Result<(&KeyVersion, Timestamp), OperationRefusal> {
     let version = match version {
         Some(number) => named(key, number)?,
         None => only_retiring(key)?,
@@ -223,7 +227,7 @@ fn retiring(
         VersionState::Pending { .. }
         | VersionState::Active { .. }
         | VersionState::Retired { .. }
-        | VersionState::Revoked { .. } => Err(Refusal::Unsafe(format!(
+        | VersionState::Revoked { .. } => Err(OperationRefusal::Unsafe(format!(
             "version {} of key {} is {}, not retiring",
             version.number,
             key.id,
@@ -232,23 +236,25 @@ fn retiring(
     }
 }
 
-fn named(key: &Key, number: VersionNumber) -> Result<&KeyVersion, Refusal> {
+fn named(key: &Key, number: VersionNumber) -> Result<&KeyVersion, OperationRefusal> {
     let version = VersionRef {
         key_id: key.id,
         version: number,
     };
-    key.versions.get(number).ok_or(Refusal::NoVersion(version))
+    key.versions
+        .get(number)
+        .ok_or(OperationRefusal::NoVersion(version))
 }
 
-fn only_retiring(key: &Key) -> Result<&KeyVersion, Refusal> {
+fn only_retiring(key: &Key) -> Result<&KeyVersion, OperationRefusal> {
     let mut retiring = key.retiring();
     match (retiring.next(), retiring.next()) {
         (Some(only), None) => Ok(only),
-        (Some(_), Some(_)) => Err(Refusal::Invalid {
+        (Some(_), Some(_)) => Err(OperationRefusal::Invalid {
             field: "version",
             problem: "more than one version is retiring; name one".to_owned(),
         }),
-        (None, _) => Err(Refusal::Unsafe(format!(
+        (None, _) => Err(OperationRefusal::Unsafe(format!(
             "no version of key {} is retiring",
             key.id
         ))),

@@ -1,6 +1,6 @@
 //! The operations on policies.
 
-use super::Refusal;
+use super::OperationRefusal;
 use crate::key::{
     change::Change,
     id::KeyId,
@@ -16,7 +16,10 @@ impl Keyring {
     ///
     /// When the name of the sink is not valid, or when the policy would contradict itself: that of
     /// the keyring, or that of a key with its overrides.
-    pub(crate) fn set_policy(&self, parts: &PolicyOverrides) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn set_policy(
+        &self,
+        parts: &PolicyOverrides,
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let policy = self.policy().with(&sound(parts)?);
         policy.check().map_err(contradiction)?;
         for key in self.keys().values() {
@@ -24,7 +27,7 @@ impl Keyring {
                 continue;
             };
             policy.with(overrides).check().map_err(|error| {
-                Refusal::Unsafe(format!(
+                OperationRefusal::Unsafe(format!(
                     "the policy would not fit the own settings of key {}: {error}; change the policy of that key first",
                     key.id
                 ))
@@ -49,7 +52,7 @@ impl Keyring {
         key_id: KeyId,
         parts: &PolicyOverrides,
         anew: bool,
-    ) -> Result<Vec<Change>, Refusal> {
+    ) -> Result<Vec<Change>, OperationRefusal> {
         let key = self.key(key_id)?;
         let parts = sound(parts)?;
         let overrides = if anew {
@@ -70,18 +73,19 @@ impl Keyring {
 }
 
 /// Returns `parts`, if the name of its sink is empty or valid.
-fn sound(parts: &PolicyOverrides) -> Result<PolicyOverrides, Refusal> {
+fn sound(parts: &PolicyOverrides) -> Result<PolicyOverrides, OperationRefusal> {
     if let Some(name) = parts.sink.as_deref().filter(|name| !name.is_empty()) {
-        name.parse::<SinkName>().map_err(|error| Refusal::Invalid {
-            field: "sink",
-            problem: error.to_string(),
-        })?;
+        name.parse::<SinkName>()
+            .map_err(|error| OperationRefusal::Invalid {
+                field: "sink",
+                problem: error.to_string(),
+            })?;
     }
     Ok(parts.clone())
 }
 
-fn contradiction(error: PolicyError) -> Refusal {
-    Refusal::Invalid {
+fn contradiction(error: PolicyError) -> OperationRefusal {
+    OperationRefusal::Invalid {
         field: error.field,
         problem: error.problem,
     }

@@ -1,6 +1,6 @@
 //! The operations on webhooks.
 
-use super::Refusal;
+use super::OperationRefusal;
 use crate::key::{
     change::Change,
     keyring::Keyring,
@@ -19,18 +19,18 @@ impl Keyring {
     /// # Errors
     ///
     /// When its consumer does not exist, its URL is not valid, or the keyring has 100 webhooks.
-    pub fn add_webhook(&self, webhook: Webhook) -> Result<Vec<Change>, Refusal> {
+    pub fn add_webhook(&self, webhook: Webhook) -> Result<Vec<Change>, OperationRefusal> {
         check(&webhook)?;
         if let Some(consumer) = &webhook.consumer
             && !self.consumers().contains_key(consumer)
         {
-            return Err(Refusal::NotFound {
+            return Err(OperationRefusal::NotFound {
                 what: "consumer",
                 name: consumer.as_str().to_owned(),
             });
         }
         if self.webhooks().len() >= MAX_WEBHOOKS {
-            return Err(Refusal::Unsafe(format!(
+            return Err(OperationRefusal::Unsafe(format!(
                 "keyring {:?} has {MAX_WEBHOOKS} webhooks, the maximum; delete one first",
                 self.name().as_str()
             )));
@@ -43,11 +43,11 @@ impl Keyring {
     /// # Errors
     ///
     /// When the webhook does not exist.
-    pub(crate) fn remove_webhook(&self, id: WebhookId) -> Result<Vec<Change>, Refusal> {
+    pub(crate) fn remove_webhook(&self, id: WebhookId) -> Result<Vec<Change>, OperationRefusal> {
         if self.webhooks().contains_key(&id) {
             Ok(vec![Change::WebhookRemoved { id }])
         } else {
-            Err(Refusal::NotFound {
+            Err(OperationRefusal::NotFound {
                 what: "webhook",
                 name: id.to_string(),
             })
@@ -56,7 +56,7 @@ impl Keyring {
 }
 
 /// Checks the URL of a webhook, as far as that is possible without the network.
-fn check(webhook: &Webhook) -> Result<(), Refusal> {
+fn check(webhook: &Webhook) -> Result<(), OperationRefusal> {
     let scheme = ["https://", "http://"]
         .iter()
         .find_map(|scheme| webhook.url.strip_prefix(scheme));
@@ -76,7 +76,7 @@ fn check(webhook: &Webhook) -> Result<(), Refusal> {
         Some(_) if webhook.url.len() > MAX_URL_LEN => "use at most 2048 bytes",
         Some(_) => return Ok(()),
     };
-    Err(Refusal::Invalid {
+    Err(OperationRefusal::Invalid {
         field: "url",
         problem: problem.to_owned(),
     })

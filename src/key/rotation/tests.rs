@@ -311,7 +311,7 @@ fn a_version_without_a_successor_stays_whatever_the_policy_says() {
             .keyring
             .retire(scene.key_id, None, &scene.evidence, None, scene.now);
         assert!(
-            matches!(refused, Err(crate::key::Refusal::Unsafe(_))),
+            matches!(refused, Err(crate::key::OperationRefusal::Unsafe(_))),
             "{refused:?}"
         );
         let forced = scene.keyring.retire(
@@ -512,7 +512,7 @@ fn a_roll_back_lets_both_versions_be_used_and_ends_with_the_new_one() {
 }
 
 /// Returns the message of a refusal.
-fn refused(outcome: Result<Vec<Change>, crate::key::Refusal>) -> String {
+fn refused(outcome: Result<Vec<Change>, crate::key::OperationRefusal>) -> String {
     outcome.expect_err("it is refused").to_string()
 }
 
@@ -521,14 +521,20 @@ fn what_an_overlap_does_not_allow_is_refused_with_the_way_out() {
     let scene = Scene::rotated().used(1, HOUR).told(HOUR);
     let (key_id, keyring, now) = (scene.key_id, &scene.keyring, scene.now);
     let in_use = keyring.retire(key_id, None, &scene.evidence, None, now);
-    assert!(matches!(in_use, Err(crate::key::Refusal::InUse { .. })));
+    assert!(matches!(
+        in_use,
+        Err(crate::key::OperationRefusal::InUse { .. })
+    ));
     assert!(refused(in_use).contains("it was last used at"));
     let second = VersionNumber::new(2);
     let active = keyring.retire(key_id, second, &scene.evidence, Some("why"), now);
     assert!(refused(active).ends_with("is active, not retiring"));
     let third = VersionNumber::new(3);
     let unknown = keyring.retire(key_id, third, &scene.evidence, Some("why"), now);
-    assert!(matches!(unknown, Err(crate::key::Refusal::NoVersion(_))));
+    assert!(matches!(
+        unknown,
+        Err(crate::key::OperationRefusal::NoVersion(_))
+    ));
     assert!(refused(unknown).ends_with(" has no version 3"));
     let unexplained = keyring.retire(key_id, None, &scene.evidence, Some(" "), now);
     assert!(refused(unexplained).starts_with("reason: use 1 to 512 bytes"));

@@ -65,7 +65,7 @@ impl World {
     }
 
     fn delta(&mut self, upserts: Vec<Announced>, removals: &[KeyDigest]) {
-        let Position {
+        let KeyringPosition {
             epoch, revision, ..
         } = self.mirror.position();
         let next = revision.next();
@@ -197,7 +197,7 @@ fn callers_are_forgotten_when_their_version_is_active_again_or_gone() {
 #[test]
 fn a_delta_never_leads_back() {
     let mut world = World::new();
-    let Position {
+    let KeyringPosition {
         epoch, revision, ..
     } = world.mirror.position();
     for to in [revision, Revision::default()] {
@@ -215,7 +215,7 @@ fn a_delta_never_leads_back() {
 #[test]
 fn what_a_delta_revokes_is_revoked_whatever_its_record_says() {
     let mut world = World::new();
-    let Position {
+    let KeyringPosition {
         epoch,
         revision,
         set_digest,

@@ -11,7 +11,7 @@ use crate::{
     key::{Epoch, KeyDigest, KeyRecord, KeyState, Revision, VersionRef},
     keyring::{
         held::OwnedKey,
-        position::{DeltaError, Position},
+        position::{DeltaError, KeyringPosition},
         slot::Slot,
         view::{KeyringSettings, KeyringView},
     },
@@ -101,10 +101,10 @@ impl Follower {
     /// Returns the position of the follower. Its set digest is 0, because the follower holds only a
     /// part of the set.
     #[must_use]
-    pub(crate) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> KeyringPosition {
         self.view
             .as_ref()
-            .map_or_else(Position::default, |view| Position {
+            .map_or_else(KeyringPosition::default, |view| KeyringPosition {
                 epoch: view.epoch(),
                 revision: view.revision(),
                 set_digest: 0,

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{CachedKey, Hashing, KeyCache, LookupOutcome, Refusal};
+use super::{CachedKey, Hashing, KeyCache, LookupOutcome, LookupRefusal};
 use crate::{
     budget::{Budget, Rate},
     clock::BootTime,
@@ -96,17 +96,17 @@ impl Lookups {
         now: BootTime,
         resend_after: Duration,
         is_held: bool,
-    ) -> Result<(oneshot::Receiver<()>, bool), Refusal> {
+    ) -> Result<(oneshot::Receiver<()>, bool), LookupRefusal> {
         if !self.is_online {
-            return Err(Refusal::Offline);
+            return Err(LookupRefusal::Offline);
         }
         if self.waiting >= MAX_WAITING {
-            return Err(Refusal::Crowded);
+            return Err(LookupRefusal::Crowded);
         }
         let (waker, answered) = oneshot::channel();
         let is_sent = self.begin(digest, now, resend_after, is_held)?;
         let Some(flight) = self.flights.get_mut(&digest) else {
-            return Err(Refusal::Crowded);
+            return Err(LookupRefusal::Crowded);
         };
         self.waiting += 1;
         flight.waiting += 1;
@@ -128,7 +128,7 @@ impl Lookups {
         now: BootTime,
         resend_after: Duration,
         is_held: bool,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, LookupRefusal> {
         let is_lost = |flight: &Flight| now.saturating_since(flight.sent_at) >= resend_after;
         match self.flights.get(&digest) {
             Some(flight) if flight.answer.is_some() || !is_lost(flight) => return Ok(false),
@@ -138,12 +138,12 @@ impl Lookups {
                 self.flights
                     .retain(|_, flight| flight.waiting > 0 || !is_lost(flight));
                 if self.flights.len() >= MAX_WAITING {
-                    return Err(Refusal::Crowded);
+                    return Err(LookupRefusal::Crowded);
                 }
             }
         }
         if !is_held && !self.budget.take(now) {
-            return Err(Refusal::OverBudget);
+            return Err(LookupRefusal::OverBudget);
         }
         self.flights
             .entry(digest)
@@ -252,14 +252,18 @@ impl KeyCache {
     /// # Errors
     ///
     /// When no stream is open, the budget is spent, or too many checks or lookups wait: see
-    /// [`Refusal`].
-    pub fn look_up(self: &Arc<Self>, digest: KeyDigest, now: BootTime) -> Result<Waiting, Refusal> {
+    /// [`LookupRefusal`].
+    pub fn look_up(
+        self: &Arc<Self>,
+        digest: KeyDigest,
+        now: BootTime,
+    ) -> Result<Waiting, LookupRefusal> {
         let is_held = self.holds(&digest);
         let joined = self
             .lock_lookups()
             .join(digest, now, self.settings.lookup_timeout, is_held);
         // A check of a held version is not denied for this reason.
-        let count = |refusal: &Refusal| {
+        let count = |refusal: &LookupRefusal| {
             if !is_held {
                 self.stats.refused(*refusal);
             }

@@ -2,7 +2,7 @@
 
 /// Why a check may not wait for a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum LookupRefusal {
     /// No stream to a control plane is open.
     Offline,
     /// The budget for lookups of keys that do not exist is spent.
@@ -11,7 +11,7 @@ pub enum Refusal {
     Crowded,
 }
 
-impl Refusal {
+impl LookupRefusal {
     /// Every reason, in the order of their numbers.
     pub(crate) const ALL: [Self; 3] = [Self::Offline, Self::OverBudget, Self::Crowded];
 

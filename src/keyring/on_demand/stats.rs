@@ -8,14 +8,14 @@ use std::{
 
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::Refusal;
+use super::LookupRefusal;
 
 /// The counters of one cache.
 #[derive(Debug)]
 pub struct CacheStats {
     reads: [AtomicU64; ReadOutcome::ALL.len()],
     lookups: [AtomicU64; LookupOutcome::ALL.len()],
-    refusals: [AtomicU64; Refusal::ALL.len()],
+    refusals: [AtomicU64; LookupRefusal::ALL.len()],
     timeouts: AtomicU64,
     refreshes: AtomicU64,
     evictions: AtomicU64,
@@ -69,7 +69,7 @@ impl CacheStats {
 
     /// Returns how many checks were denied without a lookup for this reason.
     #[must_use]
-    pub(crate) fn refusals(&self, refusal: Refusal) -> u64 {
+    pub(crate) fn refusals(&self, refusal: LookupRefusal) -> u64 {
         self.refusals[refusal as usize].load(Ordering::Relaxed)
     }
 
@@ -105,7 +105,7 @@ impl CacheStats {
         add(&self.lookups[outcome as usize], count);
     }
 
-    pub(super) fn refused(&self, refusal: Refusal) {
+    pub(super) fn refused(&self, refusal: LookupRefusal) {
         add(&self.refusals[refusal as usize], 1);
     }
 

@@ -175,9 +175,9 @@ fn unknown_keys_use_the_budget_up_and_known_ones_do_not() {
     }
     let (_, record) = key();
     let refused = followed.cache().look_up(record.digest, START);
-    assert_eq!(refused.err(), Some(Refusal::OverBudget));
+    assert_eq!(refused.err(), Some(LookupRefusal::OverBudget));
     let stats = followed.cache().stats();
-    assert_eq!(stats.refusals(Refusal::OverBudget), 1);
+    assert_eq!(stats.refusals(LookupRefusal::OverBudget), 1);
     assert_eq!(stats.lookups(LookupOutcome::Found), 10);
     assert_eq!(stats.lookups(LookupOutcome::Unknown), 3);
     followed.wait(record.digest, later(1_000));
@@ -191,7 +191,7 @@ fn no_more_checks_wait_than_there_is_room_for() {
         .map(|_| followed.wait(record.digest, START))
         .collect();
     let refused = followed.cache().look_up(record.digest, START);
-    assert_eq!(refused.err(), Some(Refusal::Crowded));
+    assert_eq!(refused.err(), Some(LookupRefusal::Crowded));
     drop(waiting);
     followed.wait(record.digest, START);
 }
@@ -209,7 +209,7 @@ fn lookups_that_nobody_waits_for_make_room() {
         followed.wait(key().1.digest, START);
     }
     let refused = followed.cache().look_up(key().1.digest, later(149));
-    assert_eq!(refused.err(), Some(Refusal::Crowded));
+    assert_eq!(refused.err(), Some(LookupRefusal::Crowded));
     followed.wait(key().1.digest, later(150));
 }
 
@@ -225,7 +225,7 @@ async fn a_stream_that_ends_wakes_those_who_wait() {
         Some(Answer::Failed(Failure::Lost))
     ));
     let refused = followed.cache().look_up(record.digest, START);
-    assert_eq!(refused.err(), Some(Refusal::Offline));
+    assert_eq!(refused.err(), Some(LookupRefusal::Offline));
     drop(waiting);
     followed.follower.connected();
     assert_eq!(followed.requests(), 0);
@@ -273,7 +273,7 @@ fn an_entry_that_has_ended_is_looked_up_at_nobodys_expense_and_is_there_meanwhil
         followed.wait(key().1.digest, long);
     }
     let refused = followed.cache().look_up(key().1.digest, long);
-    assert_eq!(refused.err(), Some(Refusal::OverBudget));
+    assert_eq!(refused.err(), Some(LookupRefusal::OverBudget));
     assert_eq!(followed.requests(), 3);
 
     let Finding::Ended(_, digest) = followed.find(&secret, long) else {
@@ -289,14 +289,14 @@ fn an_entry_that_has_ended_is_looked_up_at_nobodys_expense_and_is_there_meanwhil
     assert_eq!(held(waiting.collect()), KeyState::Active);
     // The lookup was not charged, and no token is refunded for it.
     let refused = followed.cache().look_up(key().1.digest, long);
-    assert_eq!(refused.err(), Some(Refusal::OverBudget));
+    assert_eq!(refused.err(), Some(LookupRefusal::OverBudget));
 
     // Without a stream the entry stays, with all changes that were applied to it.
     followed.follower.disconnected();
     let longer = long.saturating_add(SETTINGS.ttl);
     let refused = followed.cache().look_up(digest, longer);
-    assert_eq!(refused.err(), Some(Refusal::Offline));
-    assert_eq!(followed.cache().stats().refusals(Refusal::Offline), 0);
+    assert_eq!(refused.err(), Some(LookupRefusal::Offline));
+    assert_eq!(followed.cache().stats().refusals(LookupRefusal::Offline), 0);
     let ended = |followed: &Followed| match followed.find(&secret, longer) {
         Finding::Ended(cached, _) => cached.key().held().state(),
         found => panic!("{found:?}"),

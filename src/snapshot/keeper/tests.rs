@@ -94,7 +94,7 @@ impl Machine {
         };
         let Begun { kept, .. } = begin::begin(&self.settings(), empty)?;
         let KeptFile { mut keeper, .. } = kept.expect("nobody else uses the file");
-        keeper.patience = Patience {
+        keeper.patience = WritePatience {
             idle: Duration::ZERO,
             gather: Duration::ZERO,
         };

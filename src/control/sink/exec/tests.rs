@@ -72,7 +72,7 @@ async fn the_secret_is_the_only_line_on_standard_input() {
     let script = r#"cat >"$1/input"; tr '\0' '\n' </proc/$$/cmdline >"$1/arguments"; env >"$1/environment"; pwd >"$1/pwd""#;
     let sink = shell_in(directory.path(), script, DEADLINE);
     let window = Window::new(None, Some(Timestamp::from_millis(1_800_000_000_000)));
-    let delivery = Delivery {
+    let delivery = SecretDelivery {
         window,
         ..version.delivery()
     };

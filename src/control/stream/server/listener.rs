@@ -13,7 +13,7 @@ use crate::{
     control::{
         catalog::Catalog,
         fleet::{Fleet, OpenStream, Parting},
-        metrics::LookupOutcome,
+        metrics::LookupReply,
         usage::{UsageBook, UsageStream},
     },
     key::Timestamp,
@@ -122,7 +122,7 @@ impl Listener {
                 Some(Kind::Lookup(lookup)) => {
                     if self.asking.lookups.try_send(lookup).is_err() {
                         let metrics = self.catalog.metrics();
-                        metrics.looked_up(LookupOutcome::Dropped);
+                        metrics.looked_up(LookupReply::Dropped);
                     }
                 }
                 Some(Kind::Usage(usage)) => self.reports.note(&usage, &*self.catalog),

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     key::{Coverage, Epoch, Evidence, Idleness, KeyringName, Revision, Timestamp, Use, testing},
     serving::{
-        About, Confirmation, Farewell, Held, Hello, Lock, LockAt, LockPlace, Serving, SnapshotFile,
-        Target,
+        About, Confirmation, Farewell, HeldState, Hello, Lock, LockAt, LockPlace, Serving,
+        SnapshotFile, Target,
     },
 };
 
@@ -220,7 +220,7 @@ impl World {
                 acquired_ns: u64::try_from(run).unwrap_or(0),
             });
         }
-        let held = Held {
+        let held = HeldState {
             epoch: Epoch::new(1),
             revision: Revision::new(view.applied),
             revoked_through: Revision::new(view.revoked_through),

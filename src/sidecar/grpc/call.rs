@@ -42,7 +42,7 @@ struct Later {
 pub(super) type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The path of the method.
-pub(super) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
+pub(in crate::sidecar) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// The beginning of the content type of every gRPC call.
 const CONTENT_TYPE: &[u8] = b"application/grpc";
 /// The reserved space for an answer, in bytes. Most answers fit.

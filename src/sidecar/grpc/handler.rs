@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Answers the checks of all connections.
-pub(super) trait CheckHandler: Send + Sync + 'static {
+pub(in crate::sidecar) trait CheckHandler: Send + Sync + 'static {
     /// Answers `message`, a serialized `CheckRequest` that came with `metadata`: appends the
     /// serialized `CheckResponse` to `answer`, or leaves `answer` unchanged and answers later. It
     /// runs on a thread that answers other checks too, so it must not block. It must not keep a
@@ -21,7 +21,7 @@ pub(super) trait CheckHandler: Send + Sync + 'static {
 }
 
 /// Whether a check is answered now or later.
-pub(super) enum Answer {
+pub(in crate::sidecar) enum Answer {
     /// The answer was appended.
     Given,
     /// The future returns the answer.

@@ -20,8 +20,10 @@ use super::*;
 use crate::{
     proto::auth::{CheckRequest, CheckResponse},
     sidecar::{
-        MAX_CHECK,
-        connection::{MAX_STREAMS, Services, serve},
+        grpc::{
+            MAX_CHECK,
+            connection::{MAX_STREAMS, Services, serve},
+        },
         testing::{ANSWER, Answered, Echo, Peer, check_request, framed, request},
     },
 };

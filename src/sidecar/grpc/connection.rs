@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// The services of all connections. It is cheap to clone.
-pub(super) struct Services<H> {
+pub(in crate::sidecar) struct Services<H> {
     /// Answers calls of `Check`.
     pub(super) checks: Arc<H>,
     /// Answers calls of all other methods.
@@ -51,7 +51,7 @@ pub(super) struct Services<H> {
 
 /// The reason why a connection has ended although the client did not close it.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectionError {
+pub(in crate::sidecar) enum ConnectionError {
     /// The runtime does not accept it.
     #[error("the runtime does not accept the connection")]
     Register(#[source] io::Error),
@@ -89,7 +89,7 @@ struct Connection<S, H> {
 /// The maximum number of concurrent calls on a connection, whatever limit is announced. By default,
 /// Envoy opens as many on one connection (`http2_protocol_options.max_concurrent_streams`), and it
 /// may do so before it reads the announced limit.
-pub(super) const MAX_STREAMS: u32 = 1_024;
+pub(in crate::sidecar) const MAX_STREAMS: u32 = 1_024;
 /// The maximum number of calls that wait, for the rest of their message or for a lookup, on all
 /// connections. It is four times the limit on waiting lookups. A client that opens calls on every
 /// connection and never completes them so occupies at most 270 MiB of headers.
@@ -134,7 +134,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 /// # Errors
 ///
 /// When the connection ends for another reason; see [`ConnectionError`].
-pub(super) async fn serve<S, H>(
+pub(in crate::sidecar) async fn serve<S, H>(
     socket: S,
     services: Services<H>,
     streams: u32,
@@ -170,7 +170,7 @@ where
 /// # Errors
 ///
 /// When the TLS handshake fails, or the connection ends although the client did not close it.
-pub(super) async fn serve_tls<S, H>(
+pub(in crate::sidecar) async fn serve_tls<S, H>(
     socket: S,
     tls: TlsServer,
     services: Services<H>,
@@ -272,7 +272,7 @@ where
 }
 
 impl<H> Services<H> {
-    pub(super) fn new(checks: Arc<H>, others: Routes) -> Self {
+    pub(in crate::sidecar) fn new(checks: Arc<H>, others: Routes) -> Self {
         Self {
             checks,
             others,

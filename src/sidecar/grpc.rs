@@ -1,0 +1,18 @@
+//! The gRPC connections of Envoy.
+//!
+//! A [`connection`], whose share of the worker is [`advertised`], accepts [`call`]s. The
+//! [`message`] of each call goes to a [`handler`], which answers with a [`reply`]. Other methods
+//! than `Check` are [`relay`]ed to tonic.
+
+mod advertised;
+pub(super) mod call;
+pub(super) mod connection;
+pub(super) mod handler;
+mod keepalive;
+mod message;
+mod relay;
+mod reply;
+
+/// The maximum size of a check, in bytes. Envoy's default limit on the headers of a request is 60
+/// KiB, and a check contains little else.
+const MAX_CHECK: usize = 256 << 10;
