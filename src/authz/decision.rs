@@ -205,13 +205,13 @@ pub(crate) fn decide<'v>(
         Ok(None) => Decision::Anonymous(Anonymous {
             keyring: held.facts(),
         }),
-        Err(LookupRefusal::Denied(reason, key)) => Decision::Deny(Denial {
+        Err(Refusal::Denied(reason, key)) => Decision::Deny(Denial {
             reason,
             keyring: Some(held.facts()),
             key,
             scopes: (reason == DenyReason::InsufficientScope).then_some(question.route.scopes),
         }),
-        Err(LookupRefusal::Missing(digest)) => return Verdict::LookUp(digest),
+        Err(Refusal::Missing(digest)) => return Verdict::LookUp(digest),
     })
 }
 
@@ -223,7 +223,7 @@ struct Verified<'v> {
 }
 
 /// The reason why a request does not pass, or not yet.
-enum LookupRefusal<'v> {
+enum Refusal<'v> {
     /// The reason, and the version if one was found.
     Denied(DenyReason, Option<HeldKey<'v>>),
     /// The key has to be looked up.
@@ -244,8 +244,8 @@ fn judge<'v>(
     question: &Question<'_>,
     held: &HeldKeyring<'v>,
     now: Timestamp,
-) -> Result<Option<Verified<'v>>, LookupRefusal<'v>> {
-    let unverified = |reason| LookupRefusal::Denied(reason, None);
+) -> Result<Option<Verified<'v>>, Refusal<'v>> {
+    let unverified = |reason| Refusal::Denied(reason, None);
     let view = held.usable().map_err(unverified)?;
     let credential = match (&question.credential, question.route.auth) {
         (Err(_), _) => return Err(unverified(DenyReason::AmbiguousCredential)),
@@ -265,10 +265,10 @@ fn judge<'v>(
         .map_err(|unfound| match unfound {
             Unfound::Unknown => unverified(DenyReason::UnknownKey),
             Unfound::Unavailable => unverified(DenyReason::KeyringUnavailable),
-            Unfound::Missing(digest) => LookupRefusal::Missing(digest),
+            Unfound::Missing(digest) => Refusal::Missing(digest),
         })?;
     match refuse(question, &key, now) {
-        Some(reason) => Err(LookupRefusal::Denied(reason, Some(key))),
+        Some(reason) => Err(Refusal::Denied(reason, Some(key))),
         None => Ok(Some(Verified {
             view,
             key,
