@@ -10,6 +10,7 @@
 //! and log use the same values.
 
 mod check;
+pub(crate) mod condense;
 mod cookie;
 pub(crate) mod credential;
 mod credential_value;
@@ -35,6 +36,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod wire;
 
+pub use check::Metadata;
 #[cfg(test)]
 pub(crate) use decision::Decision;
 pub(crate) use decision::Outcome;

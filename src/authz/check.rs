@@ -1,6 +1,9 @@
 //! A check that is not answered yet.
 
-use std::{borrow::Cow, time::SystemTime};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
 
 use super::decision::LookedUp;
 use crate::{
@@ -9,12 +12,20 @@ use crate::{
     trace::TraceParent,
 };
 
+/// What accompanies the message of a check.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Metadata {
+    /// The span that Envoy created for the check.
+    pub parent: Option<TraceParent>,
+    /// How long Envoy waits for the answer (`grpc-timeout`); none if it does not say.
+    pub timeout: Option<Duration>,
+}
+
 /// A check: its message, the time of its arrival, and the state by which it is judged.
 pub(super) struct Check<'a> {
     /// A serialized `CheckRequest`.
     pub(super) message: Cow<'a, [u8]>,
-    /// The span that Envoy created for the check.
-    pub(super) parent: Option<TraceParent>,
+    pub(super) metadata: Metadata,
     pub(super) arrival: Arrival,
     pub(super) moment: Moment,
     pub(super) looked_up: LookedUp,
@@ -37,6 +48,19 @@ pub(super) struct Moment {
     pub(super) wall: Timestamp,
     /// The time that decides about staleness.
     pub(super) read: Reading,
+}
+
+impl Metadata {
+    /// Returns how long the answer may be waited for, so that it arrives before Envoy stops waiting;
+    /// none without a limit. A tenth of the timeout, 2 to 25 ms, remains for the way back.
+    #[must_use]
+    pub(super) fn patience(&self) -> Option<Duration> {
+        const LEAST: Duration = Duration::from_millis(2);
+        const MOST: Duration = Duration::from_millis(25);
+
+        let timeout = self.timeout?;
+        Some(timeout.saturating_sub((timeout / 10).clamp(LEAST, MOST)))
+    }
 }
 
 impl Check<'_> {

@@ -406,7 +406,8 @@ impl<'v> Anonymous<'v> {
 
 impl<'v> Denial<'v> {
     /// Creates a denial without a keyring.
-    const fn unread(reason: DenyReason) -> Self {
+    #[must_use]
+    pub(crate) const fn unread(reason: DenyReason) -> Self {
         Self {
             reason,
             keyring: None,
@@ -429,12 +430,6 @@ impl<'v> Denial<'v> {
                 .then(|| RequiredScopes::of_route("read write")),
             ..Self::unread(reason)
         }
-    }
-
-    /// Creates the denial of a request that cannot be understood.
-    #[must_use]
-    pub(crate) const fn malformed() -> Self {
-        Self::unread(DenyReason::MalformedRequest)
     }
 
     /// Creates the denial after a fault of relatch: a panic or a broken invariant.

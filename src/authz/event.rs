@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{decision::Decision, question::MalformedRequest};
+use super::{decision::Decision, question::QuestionError};
 use crate::trace::TraceParent;
 
 /// One check, after it was answered. Apart from the trace context, it holds nothing that the client
@@ -13,8 +13,8 @@ use crate::trace::TraceParent;
 #[derive(Clone, Copy, Debug)]
 pub struct CheckEvent<'a> {
     pub(crate) decision: &'a Decision<'a>,
-    /// The reason why the request could not be understood; none if it could.
-    pub(crate) malformed: Option<MalformedRequest>,
+    /// The reason why the request could not be read; none if it could.
+    pub(crate) error: Option<QuestionError>,
     /// The parent span: the one that Envoy created for the check, or else, if the request could be
     /// read, the one in its headers.
     pub(crate) parent: Option<TraceParent>,

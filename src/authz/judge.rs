@@ -10,13 +10,13 @@ use std::{
 use bytes::BytesMut;
 
 use super::{
-    check::{Arrival, Check, Moment},
+    check::{Arrival, Check, Metadata, Moment},
     decision::{Decision, Denial, HeldKeyring, LookedUp, Verdict, decide},
     event::{CheckEvent, Observer},
     failures::FailureBudgets,
-    question::{MalformedRequest, Question},
+    question::{Question, QuestionError},
     request::CheckInput,
-    response,
+    response::{self, Form},
     settings::Settings,
 };
 use crate::{
@@ -86,7 +86,7 @@ impl Judge {
     }
 
     /// Creates a check that arrives now.
-    pub(super) fn begin<'a>(&self, message: &'a [u8], parent: Option<TraceParent>) -> Check<'a> {
+    pub(super) fn begin<'a>(&self, message: &'a [u8], metadata: Metadata) -> Check<'a> {
         let started = self.clock.system_time();
         let moment = self.moment(started.into());
         let arrival = Arrival {
@@ -95,7 +95,7 @@ impl Judge {
         };
         Check {
             message: Cow::Borrowed(message),
-            parent,
+            metadata,
             arrival,
             moment,
             looked_up: LookedUp::default(),
@@ -143,11 +143,21 @@ impl Judge {
         self.refuse(check, Denial::internal(), None, answer);
     }
 
+    /// Denies a check whose request cannot be read.
+    pub(super) fn deny_unread(
+        &self,
+        check: &Check<'_>,
+        error: QuestionError,
+        answer: &mut BytesMut,
+    ) {
+        self.refuse(check, Denial::unread(error.reason()), Some(error), answer);
+    }
+
     fn judge(&self, check: &Check<'_>, answer: &mut BytesMut) -> Option<Missing> {
         let question = match Question::read(&self.settings, &check.message) {
             Ok(question) => question,
             Err(error) => {
-                self.refuse(check, Denial::malformed(), Some(error), answer);
+                self.deny_unread(check, error, answer);
                 return None;
             }
         };
@@ -170,7 +180,7 @@ impl Judge {
         if let Some(slot) = slot {
             count(slot, &decision, input, moment.wall);
         }
-        let parent = check.parent.or_else(|| parent_of(input));
+        let parent = check.metadata.parent.or_else(|| parent_of(input));
         response::respond(&self.settings, input, &decision, parent.as_ref(), answer);
         self.report(check, &decision, None, parent);
         None
@@ -208,11 +218,13 @@ impl Judge {
         &self,
         check: &Check<'_>,
         denial: Denial<'_>,
-        malformed: Option<MalformedRequest>,
+        error: Option<QuestionError>,
         answer: &mut BytesMut,
     ) {
-        response::deny(&self.settings, &denial, check.parent.as_ref(), answer);
-        self.report(check, &denial.into(), malformed, check.parent);
+        let form = Form::of_message(&check.message);
+        let parent = check.metadata.parent;
+        response::deny(&self.settings, &denial, form, parent.as_ref(), answer);
+        self.report(check, &denial.into(), error, parent);
     }
 
     /// Reports the check to the observer. If the observer panics, its report is lost, and the
@@ -221,12 +233,12 @@ impl Judge {
         &self,
         check: &Check<'_>,
         decision: &Decision<'_>,
-        malformed: Option<MalformedRequest>,
+        error: Option<QuestionError>,
         parent: Option<TraceParent>,
     ) {
         let event = CheckEvent {
             decision,
-            malformed,
+            error,
             parent,
             started: check.arrival.started,
             duration: self.clock.boot().saturating_since(check.arrival.began),

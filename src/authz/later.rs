@@ -1,6 +1,6 @@
 //! Checks that are answered later. Only this module lets a check wait: for the lookup of its key.
 
-use std::{panic::AssertUnwindSafe, pin::Pin};
+use std::{panic::AssertUnwindSafe, pin::Pin, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
@@ -33,9 +33,11 @@ pub(super) fn answer_later(
 }
 
 /// Waits for the lookup, and then judges the check. If the key may be under another pepper, it
-/// waits for another lookup, within the same deadline.
+/// waits for another lookup, within the same deadline. The deadline is the one of lookups, or the
+/// one of Envoy if that is earlier.
 async fn look_up(judge: &Judge, check: &mut Check<'_>, waiting: Waiting) -> Bytes {
-    let deadline = Instant::now() + waiting.timeout();
+    let patience = check.metadata.patience().unwrap_or(Duration::MAX);
+    let deadline = Instant::now() + waiting.timeout().min(patience);
     let mut waiting = Some(waiting);
     loop {
         if let Some(mut waiting) = waiting.take() {

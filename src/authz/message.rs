@@ -347,4 +347,4 @@ fn push<const INLINE: usize>(pairs: &mut Pairs<INLINE>, pair: (Span, Span)) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

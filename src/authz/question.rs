@@ -2,6 +2,7 @@
 
 use super::{
     credential::{Credential, CredentialError},
+    reason::DenyReason,
     request::{CheckInput, RequestError},
     route::{Route, RouteError},
     settings::{Settings, is_token},
@@ -19,9 +20,9 @@ pub(crate) struct Question<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ambiguous;
 
-/// The reason why a request cannot be understood.
+/// The reason why a request cannot be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum MalformedRequest {
+pub(crate) enum QuestionError {
     /// The message is not a valid request.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -37,6 +38,19 @@ pub(crate) enum MalformedRequest {
     Route(#[from] RouteError),
 }
 
+impl QuestionError {
+    /// Returns the reason of the denial.
+    #[must_use]
+    pub(crate) const fn reason(self) -> DenyReason {
+        match self {
+            Self::Request(error) if error.is_size() => DenyReason::RequestTooLarge,
+            Self::Request(_) | Self::HeaderName | Self::Credential(_) | Self::Route(_) => {
+                DenyReason::MalformedRequest
+            }
+        }
+    }
+}
+
 impl<'a> Question<'a> {
     /// Reads a serialized `CheckRequest`.
     ///
@@ -44,20 +58,17 @@ impl<'a> Question<'a> {
     ///
     /// When the request cannot be understood, or can be understood in two ways. More than one
     /// credential is not an error: `decide` denies it.
-    pub(crate) fn read(
-        settings: &'a Settings,
-        message: &'a [u8],
-    ) -> Result<Self, MalformedRequest> {
+    pub(crate) fn read(settings: &'a Settings, message: &'a [u8]) -> Result<Self, QuestionError> {
         let input = CheckInput::read(message)?;
         let is_unremovable = |name: &[u8]| settings.is_spoofed(name) && !is_token(name);
         if input.headers().any(|header| is_unremovable(header.name)) {
-            return Err(MalformedRequest::HeaderName);
+            return Err(QuestionError::HeaderName);
         }
         let credential = match Credential::collect(settings, &input) {
             Ok(credential) => Ok(credential),
             Err(CredentialError::Ambiguous) => Err(Ambiguous),
             Err(error @ CredentialError::Malformed) => {
-                return Err(MalformedRequest::Credential(error));
+                return Err(QuestionError::Credential(error));
             }
         };
         Ok(Self {

@@ -8,6 +8,8 @@ use std::fmt;
 pub enum DenyReason {
     /// The request cannot be understood, or can be read in two ways.
     MalformedRequest,
+    /// The headers or the path of the request are larger than relatch reads.
+    RequestTooLarge,
     /// Neither the Envoy route nor the configuration chooses a keyring, or this sidecar does not
     /// have the chosen one.
     UnknownKeyring,
@@ -54,14 +56,17 @@ pub enum DenialStatus {
     Forbidden,
     /// HTTP 429, gRPC `RESOURCE_EXHAUSTED`.
     TooManyRequests,
+    /// HTTP 431 (RFC 6585, section 5), gRPC `RESOURCE_EXHAUSTED`.
+    HeadersTooLarge,
     /// HTTP 503, gRPC `UNAVAILABLE`.
     Unavailable,
 }
 
 impl DenyReason {
     /// All reasons, in the order in which a decision tests for them; the fault of relatch is last.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::MalformedRequest,
+        Self::RequestTooLarge,
         Self::UnknownKeyring,
         Self::KeyringUnavailable,
         Self::KeyringStale,
@@ -84,6 +89,7 @@ impl DenyReason {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::MalformedRequest => "malformed_request",
+            Self::RequestTooLarge => "request_too_large",
             Self::UnknownKeyring => "unknown_keyring",
             Self::KeyringUnavailable => "keyring_unavailable",
             Self::KeyringStale => "keyring_stale",
@@ -116,6 +122,7 @@ impl DenyReason {
             | Self::NotYetValid => DenialStatus::Unauthorized,
             Self::SourceNotAllowed | Self::InsufficientScope => DenialStatus::Forbidden,
             Self::TooManyFailures => DenialStatus::TooManyRequests,
+            Self::RequestTooLarge => DenialStatus::HeadersTooLarge,
             Self::UnknownKeyring
             | Self::KeyringUnavailable
             | Self::KeyringStale
@@ -129,6 +136,7 @@ impl DenyReason {
     pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::MalformedRequest => "The request cannot be understood",
+            Self::RequestTooLarge => "The headers of the request are too large",
             Self::UnknownKeyring => "No keyring serves this route",
             Self::KeyringUnavailable => "The keys of this API are not available yet",
             Self::KeyringStale => "The keys of this API are out of date",
@@ -159,6 +167,7 @@ impl DenyReason {
         match self {
             Self::MalformedCredential | Self::UnknownKey => true,
             Self::MalformedRequest
+            | Self::RequestTooLarge
             | Self::UnknownKeyring
             | Self::KeyringUnavailable
             | Self::KeyringStale
@@ -186,6 +195,7 @@ impl DenyReason {
             | Self::Expired
             | Self::NotYetValid => true,
             Self::MalformedRequest
+            | Self::RequestTooLarge
             | Self::UnknownKeyring
             | Self::KeyringUnavailable
             | Self::KeyringStale
@@ -214,6 +224,7 @@ impl DenialStatus {
             Self::Unauthorized => 401,
             Self::Forbidden => 403,
             Self::TooManyRequests => 429,
+            Self::HeadersTooLarge => 431,
             Self::Unavailable => 503,
         }
     }
@@ -225,7 +236,7 @@ impl DenialStatus {
             Self::BadRequest => 3,
             Self::Unauthorized => 16,
             Self::Forbidden => 7,
-            Self::TooManyRequests => 8,
+            Self::TooManyRequests | Self::HeadersTooLarge => 8,
             Self::Unavailable => 14,
         }
     }
@@ -239,6 +250,7 @@ mod tests {
     fn every_reason_has_its_place_and_its_statuses() {
         let expected = [
             ("malformed_request", 400, 3),
+            ("request_too_large", 431, 8),
             ("unknown_keyring", 503, 14),
             ("keyring_unavailable", 503, 14),
             ("keyring_stale", 503, 14),

@@ -2,7 +2,8 @@
 
 use std::{fmt, net::IpAddr};
 
-use super::message::{MAX_PAIRS, Message, NotAMessage};
+pub(crate) use super::message::NotAMessage;
+use super::message::{MAX_PAIRS, Message};
 
 /// A request that is to be judged, borrowed from the message. It is never printed: it contains the
 /// credential.
@@ -42,9 +43,20 @@ pub enum RequestError {
     /// The headers have more than 192 KiB, or the path has more than 64 KiB.
     #[error("the headers or the path of the check are too long")]
     TooLong,
+    /// The fields that a decision needs have more than 256 KiB.
+    #[error("what a decision needs of the check has more than 256 KiB")]
+    TooLarge,
     /// The path has a character that no request target can have.
     #[error("the path of the check holds a control character, a space or a '#'")]
     ImpossiblePath,
+}
+
+impl RequestError {
+    /// Returns whether the request is only too large.
+    #[must_use]
+    pub(crate) const fn is_size(self) -> bool {
+        matches!(self, Self::TooMany | Self::TooLong | Self::TooLarge)
+    }
 }
 
 impl<'a> CheckInput<'a> {
@@ -91,6 +103,19 @@ impl<'a> CheckInput<'a> {
         self.headers()
             .filter(move |header| header.is(name))
             .map(|header| header.value)
+    }
+
+    /// Returns whether the request is one of gRPC or gRPC-Web.
+    #[must_use]
+    pub(crate) fn is_grpc(&self) -> bool {
+        is_grpc(&self.message)
+    }
+
+    /// Returns whether a serialized `CheckRequest`, which may be out of bounds, is of a request of
+    /// gRPC or gRPC-Web.
+    #[must_use]
+    pub(crate) fn reads_as_grpc(message: &[u8]) -> bool {
+        Message::read(message).is_ok_and(|message| is_grpc(&message))
     }
 
     /// Returns whether a header that occurs twice is one value with a comma (Envoy's map) instead
@@ -169,6 +194,17 @@ impl<'a> CheckInput<'a> {
 /// A request with headers or extensions that the decoder leaves out is always out of bounds.
 const _: () =
     assert!(CheckInput::MAX_HEADERS < MAX_PAIRS && CheckInput::MAX_EXTENSIONS < MAX_PAIRS);
+
+/// Returns whether the content type is `application/grpc`, or begins with it (gRPC's
+/// PROTOCOL-HTTP2, "Content-Type", and PROTOCOL-WEB).
+fn is_grpc(message: &Message<'_>) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+
+    message.headers().any(|(name, value)| {
+        let begins = |value: &[u8]| value.eq_ignore_ascii_case(GRPC);
+        name.eq_ignore_ascii_case(b"content-type") && value.get(..GRPC.len()).is_some_and(begins)
+    })
+}
 
 impl fmt::Debug for CheckInput<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -56,6 +56,17 @@ mod denied_field {
     pub(super) const BODY: u32 = 3;
 }
 
+/// The form of a denial. The client must be able to read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A JSON body (RFC 9457).
+    Problem,
+    /// A status of gRPC. From the HTTP status alone, Envoy would make INTERNAL of 400, and of 429
+    /// UNAVAILABLE, after which clients retry. Envoy keeps a `grpc-status` that a denial has, and
+    /// sends the body as `grpc-message`.
+    Grpc,
+}
+
 /// Names of headers to remove, as the request or the settings spell them.
 type Removed<'a> = SmallVec<[&'a [u8]; 8]>;
 
@@ -70,7 +81,7 @@ pub(crate) fn respond(
     match decision {
         Decision::Allow(grant) => allow(settings, input, grant, answer),
         Decision::Anonymous(anonymous) => allow_anonymous(settings, input, anonymous, answer),
-        Decision::Deny(denial) => deny(settings, denial, trace, answer),
+        Decision::Deny(denial) => deny(settings, denial, Form::of(input), trace, answer),
     }
 }
 
@@ -112,6 +123,7 @@ pub(crate) fn allow_anonymous(
 pub(crate) fn deny(
     settings: &Settings,
     denial: &Denial<'_>,
+    form: Form,
     trace: Option<&TraceParent>,
     answer: &mut BytesMut,
 ) {
@@ -136,7 +148,13 @@ pub(crate) fn deny(
                 denied,
             );
         };
-        header("content-type", &"application/problem+json");
+        match form {
+            Form::Problem => header("content-type", &"application/problem+json"),
+            Form::Grpc => {
+                header("grpc-status", &status.rpc());
+                header("grpc-message", &reason.title());
+            }
+        }
         header("cache-control", &"no-store");
         if let Some(challenge) = challenge(settings, denial) {
             header("www-authenticate", &challenge);
@@ -147,7 +165,10 @@ pub(crate) fn deny(
         ) {
             header("retry-after", &RETRY_AFTER);
         }
-        denied.text(denied_field::BODY, &problem(reason, trace));
+        match form {
+            Form::Problem => denied.text(denied_field::BODY, &problem(reason, trace)),
+            Form::Grpc => denied.text(denied_field::BODY, reason.title()),
+        }
     });
     write_metadata(
         Outcome::Denied(reason),
@@ -155,6 +176,25 @@ pub(crate) fn deny(
         denial.key(),
         &mut response,
     );
+}
+
+impl Form {
+    fn of(input: &CheckInput<'_>) -> Self {
+        if input.is_grpc() {
+            Self::Grpc
+        } else {
+            Self::Problem
+        }
+    }
+
+    /// Returns the form for a request that could not be judged.
+    pub(super) fn of_message(message: &[u8]) -> Self {
+        if CheckInput::reads_as_grpc(message) {
+            Self::Grpc
+        } else {
+            Self::Problem
+        }
+    }
 }
 
 /// Writes the status 0; no other function does. Its callers have a [`Grant`] or an [`Anonymous`].
@@ -379,9 +419,10 @@ fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
     let scopes = match reason.status() {
         DenialStatus::Unauthorized => None,
         DenialStatus::Forbidden => Some(denial.scopes()?),
-        DenialStatus::BadRequest | DenialStatus::TooManyRequests | DenialStatus::Unavailable => {
-            return None;
-        }
+        DenialStatus::BadRequest
+        | DenialStatus::TooManyRequests
+        | DenialStatus::HeadersTooLarge
+        | DenialStatus::Unavailable => return None,
     };
     let scheme = settings
         .credentials()

@@ -12,15 +12,16 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::{
+    check::Metadata,
     event::Observer,
     judge::Judge,
     later::{LaterAnswer, answer_later},
+    request::RequestError,
     settings::Settings,
 };
 use crate::{
     clock::{Clock, LatestWall},
     keyring::Keyrings,
-    trace::TraceParent,
 };
 
 /// Answers checks from the keyrings of this sidecar.
@@ -48,17 +49,20 @@ impl Authorizer {
 
     /// Answers a serialized `CheckRequest`: appends the serialized `CheckResponse` to `answer`. If
     /// the key has to be looked up, `answer` stays unchanged, and the returned future yields the
-    /// response; it needs a runtime with timers. `parent` is the span that Envoy created for the
-    /// check.
+    /// response; it needs a runtime with timers. A message that could not be read is denied.
     #[must_use = "a check whose key is looked up is answered later"]
     pub fn answer(
         &self,
-        message: &[u8],
-        parent: Option<TraceParent>,
+        message: Result<&[u8], RequestError>,
+        metadata: Metadata,
         answer: &mut BytesMut,
     ) -> Option<LaterAnswer> {
         let Self(judge) = self;
-        let mut check = judge.begin(message, parent);
+        let mut check = judge.begin(message.unwrap_or_default(), metadata);
+        if let Err(error) = message {
+            judge.deny_unread(&check, error.into(), answer);
+            return None;
+        }
         let missing = judge.answer(&check, answer)?;
         if let Ok(waiting) = missing.look_up(check.moment) {
             return Some(answer_later(judge.clone(), check.into_owned(), waiting));

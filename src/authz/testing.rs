@@ -12,7 +12,7 @@ use prost::Message as _;
 use super::{
     decision::{Decision, Denial, HeldKeyring, LookedUp, Outcome, Verdict, decide},
     question::Question,
-    response,
+    response::{self, Form},
     settings::{CredentialSource, Settings, SettingsParts},
 };
 use crate::{
@@ -268,10 +268,14 @@ pub(crate) fn decided(
 ) -> (Decision<'static>, CheckResponse) {
     let settings: &'static Settings = Box::leak(Box::new(settings.clone()));
     let request: &'static [u8] = request.encode_to_vec().leak();
-    let Ok(question) = Question::read(settings, request) else {
-        let denial = Denial::malformed();
-        let response = written(|answer| response::deny(settings, &denial, None, answer));
-        return (denial.into(), response);
+    let question = match Question::read(settings, request) {
+        Ok(question) => question,
+        Err(error) => {
+            let denial = Denial::unread(error.reason());
+            let form = Form::of_message(request);
+            let response = written(|answer| response::deny(settings, &denial, form, None, answer));
+            return (denial.into(), response);
+        }
     };
     let slot = question
         .keyring()

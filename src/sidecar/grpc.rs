@@ -12,7 +12,3 @@ mod keepalive;
 mod message;
 mod relay;
 mod reply;
-
-/// The maximum size of a check, in bytes. Envoy's default limit on the headers of a request is 60
-/// KiB, and a check contains little else.
-const MAX_CHECK: usize = 256 << 10;

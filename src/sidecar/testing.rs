@@ -31,9 +31,10 @@ use super::grpc::{
     connection::{ConnectionError, MAX_STREAMS, Services, serve},
     handler::{Answer, CheckHandler},
 };
+use crate::authz::request::RequestError;
 
 /// Answers a check with `ANSWER` and the message. A message that starts with [`LATER`] is answered
-/// later.
+/// later. The answer to a check that cannot be read is the error.
 #[derive(Debug, Default)]
 pub(super) struct Echo {
     /// Releases the answers to [`LATER`].
@@ -85,19 +86,31 @@ pub(super) const LATER: &[u8] = b"later";
 const PATIENCE: Duration = Duration::from_mins(2);
 
 impl CheckHandler for Echo {
-    fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer {
+    fn check(
+        &self,
+        message: Result<&[u8], RequestError>,
+        metadata: &HeaderMap,
+        answer: &mut BytesMut,
+    ) -> Answer {
         assert!(metadata.contains_key("content-type"));
-        answer.put_slice(ANSWER);
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                answer.put_slice(error.to_string().as_bytes());
+                return Answer::Given;
+            }
+        };
         if message.starts_with(LATER) {
             self.promised.fetch_add(1, Ordering::Relaxed);
             let mut promise = Promise(Some(Arc::clone(&self.dropped)));
-            let (release, message) = (self.release.clone(), message.clone());
+            let (release, message) = (self.release.clone(), message.to_vec());
             return Answer::Later(Box::pin(async move {
                 release.cancelled().await;
                 promise.keep();
                 [ANSWER, &message].concat().into()
             }));
         }
+        answer.put_slice(ANSWER);
         answer.put_slice(message);
         Answer::Given
     }

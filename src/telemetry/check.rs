@@ -46,7 +46,7 @@ macro_rules! log_line {
             auth.rotation.id = rotation.as_ref().map(|(id, _)| id.as_str()),
             auth.rotation.phase = rotation.as_ref().map(|(_, phase)| *phase),
             trace_id = event.parent.map(|parent| parent.trace_id().to_string()),
-            error = event.malformed.map(|error| error.to_string()),
+            error = event.error.map(|error| error.to_string()),
             $message
         );
     }};

@@ -55,7 +55,7 @@ fn told(recorder: &Recorder) -> Vec<(Outcome, Option<TraceParent>)> {
 fn answer(judge: &Judge, request: &CheckRequest) -> CheckResponse {
     written(|answer| {
         let message = request.encode_to_vec();
-        let missing = judge.answer(&judge.begin(&message, None), answer);
+        let missing = judge.answer(&judge.begin(&message, Metadata::default()), answer);
         assert!(missing.is_none(), "the keyring is held in full");
     })
 }
@@ -74,7 +74,11 @@ fn a_check_is_answered_and_told_of() {
 
     let of_envoy = TraceParent::parse(OF_ENVOY.as_bytes());
     let message = message.raw().encode_to_vec();
-    let check = judge.begin(&message, of_envoy);
+    let metadata = Metadata {
+        parent: of_envoy,
+        timeout: None,
+    };
+    let check = judge.begin(&message, metadata);
     written(|answer| assert!(judge.answer(&check, answer).is_none()));
 
     let parent = |text: &str| TraceParent::parse(text.as_bytes());
@@ -92,7 +96,7 @@ fn a_panic_becomes_a_denial_that_is_told_of() {
     let recorder = Arc::new(Recorder::default());
     let (judge, _) = judge(recorder.clone());
     let answer = written(|answer| {
-        let check = judge.begin(b"", None);
+        let check = judge.begin(b"", Metadata::default());
         judge.answer_by(&check, answer, |answer| {
             answer.extend_from_slice(b"half an allow");
             panic!("a broken invariant");

@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::*;
 use crate::{
     authz::{
-        Authorizer, CheckEvent, DenyReason, Observer, Outcome, Settings, SettingsParts,
+        Authorizer, CheckEvent, DenyReason, Metadata, Observer, Outcome, Settings, SettingsParts,
         testing::{Message, parts, settings},
     },
     budget::Rate,
@@ -28,6 +28,9 @@ const EPOCH: Epoch = Epoch::new(7);
 const REVISION: Revision = Revision::new(3);
 const SOURCE: &str = "192.0.2.1";
 
+/// The longest wait for a lookup.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(5);
+
 /// An observer that stores the outcomes of checks.
 #[derive(Debug, Default)]
 struct Recorder(Mutex<Vec<Outcome>>);
@@ -42,6 +45,8 @@ impl Observer for Recorder {
 /// A sidecar whose only keyring is on demand, with an empty cache.
 struct Sidecar {
     authorizer: Authorizer,
+    /// What Envoy sends with each check.
+    metadata: Metadata,
     follower: Follower,
     told: Arc<Recorder>,
     clock: Clock,
@@ -55,7 +60,7 @@ impl Sidecar {
 
     fn with(settings: Settings) -> Self {
         let cache = CacheSettings {
-            lookup_timeout: Duration::from_millis(5),
+            lookup_timeout: LOOKUP_TIMEOUT,
             ..CacheSettings::default()
         };
         let (clock, hands) = Clock::manual(NOW);
@@ -80,6 +85,7 @@ impl Sidecar {
         let authorizer = Authorizer::new(Arc::new(settings), &keyrings, clock.clone(), observer);
         Self {
             authorizer,
+            metadata: Metadata::default(),
             follower,
             told,
             clock,
@@ -93,7 +99,10 @@ impl Sidecar {
         let request = request.header("x-api-key", key.to_owned());
         let request = request.joined().encode_to_vec();
         let mut answer = BytesMut::new();
-        match self.authorizer.answer(&request, None, &mut answer) {
+        match self
+            .authorizer
+            .answer(Ok(&request), self.metadata, &mut answer)
+        {
             None => Ok(response(answer.freeze())),
             Some(later) => {
                 assert!(answer.is_empty(), "it is answered twice");
@@ -240,6 +249,46 @@ async fn a_check_whose_lookup_nobody_answers_is_denied_in_time() {
     let unavailable = Outcome::Denied(DenyReason::KeyringUnavailable);
     assert_eq!(sidecar.told(), [unavailable]);
     assert_eq!(sidecar.follower.cache().stats().timeouts(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_is_denied_before_envoy_stops_waiting() {
+    for (timeout, waits) in [
+        (None, LOOKUP_TIMEOUT),
+        (Some(Duration::from_secs(1)), LOOKUP_TIMEOUT),
+        (Some(Duration::from_millis(5)), Duration::from_millis(3)),
+        (Some(Duration::from_millis(1)), Duration::ZERO),
+    ] {
+        let mut sidecar = Sidecar::new();
+        sidecar.metadata.timeout = timeout;
+        let (secret, _) = key();
+        let later = sidecar.waits(secret.expose());
+        let began = Instant::now();
+        assert!(!is_allowed(&response(later.await)));
+        assert_eq!(began.elapsed(), waits, "{timeout:?}");
+        let unavailable = Outcome::Denied(DenyReason::KeyringUnavailable);
+        assert_eq!(sidecar.told(), [unavailable]);
+    }
+}
+
+#[test]
+fn the_way_back_keeps_a_part_of_the_timeout() {
+    let millis = Duration::from_millis;
+    for (timeout, patience) in [
+        (0, 0),
+        (2, 0),
+        (10, 8),
+        (100, 90),
+        (250, 225),
+        (4_000, 3_975),
+    ] {
+        let metadata = Metadata {
+            timeout: Some(millis(timeout)),
+            ..Metadata::default()
+        };
+        assert_eq!(metadata.patience(), Some(millis(patience)));
+    }
+    assert_eq!(Metadata::default().patience(), None);
 }
 
 #[test]

@@ -11,11 +11,11 @@ use crate::proto::auth::{
     Request, SocketAddress,
 };
 
-type Owned = Vec<(Vec<u8>, Vec<u8>)>;
+pub(in crate::authz) type Owned = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// The fields that are read from a message.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen {
+pub(in crate::authz) struct Seen {
     has_http: bool,
     method: Vec<u8>,
     path: Vec<u8>,
@@ -27,7 +27,7 @@ struct Seen {
     extensions: Owned,
 }
 
-fn by_hand(bytes: &[u8]) -> Option<Seen> {
+pub(in crate::authz) fn by_hand(bytes: &[u8]) -> Option<Seen> {
     let owned = |pairs: &mut dyn Iterator<Item = (&[u8], &[u8])>| -> Owned {
         pairs
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
@@ -103,9 +103,9 @@ fn generated(bytes: &[u8]) -> Option<Seen> {
 }
 
 /// The parts of a header in `header_map`: key, value, raw value.
-type RawParts = (Bytes, Bytes, Bytes);
+pub(in crate::authz) type RawParts = (Bytes, Bytes, Bytes);
 /// Method, path, host, `headers`, `header_map`.
-type HttpParts = (
+pub(in crate::authz) type HttpParts = (
     Bytes,
     Bytes,
     Bytes,
@@ -113,7 +113,7 @@ type HttpParts = (
     Option<Vec<RawParts>>,
 );
 /// The parts of a request, which print where the messages themselves do not: source, HTTP, context extensions.
-type Parts = Option<(
+pub(in crate::authz) type Parts = Option<(
     Option<Option<Option<Bytes>>>,
     Option<Option<HttpParts>>,
     Vec<(Bytes, Bytes)>,
@@ -128,7 +128,7 @@ fn text() -> impl Strategy<Value = Bytes> {
     ]
 }
 
-fn parts() -> impl Strategy<Value = Parts> {
+pub(in crate::authz) fn parts() -> impl Strategy<Value = Parts> {
     let pairs = || vec((text(), text()), 0..4);
     let raw = option::of(vec((text(), text(), text()), 0..4));
     let http = option::of(option::of((text(), text(), text(), pairs(), raw)));
@@ -136,7 +136,7 @@ fn parts() -> impl Strategy<Value = Parts> {
     option::of((source, http, pairs()))
 }
 
-fn encoded(parts: Parts) -> Vec<u8> {
+pub(in crate::authz) fn encoded(parts: Parts) -> Vec<u8> {
     let entries = |pairs: Vec<(Bytes, Bytes)>| -> Vec<Entry> {
         let pairs = pairs.into_iter();
         pairs.map(|(key, value)| Entry { key, value }).collect()
@@ -171,7 +171,7 @@ fn encoded(parts: Parts) -> Vec<u8> {
 
 /// A damage to the bytes of a message.
 #[derive(Clone, Debug)]
-enum Damage {
+pub(in crate::authz) enum Damage {
     Set(usize, u8),
     Insert(usize, Vec<u8>),
     Remove(usize, usize),
@@ -179,7 +179,7 @@ enum Damage {
     Repeat(usize, usize, usize),
 }
 
-fn damage() -> impl Strategy<Value = Damage> {
+pub(in crate::authz) fn damage() -> impl Strategy<Value = Damage> {
     // Keys of fields and groups, and lengths, reveal more differences than other bytes.
     let byte = prop_oneof![
         3 => any::<u8>(),
@@ -198,7 +198,7 @@ fn damage() -> impl Strategy<Value = Damage> {
 }
 
 impl Damage {
-    fn befall(self, bytes: &mut Vec<u8>) {
+    pub(in crate::authz) fn befall(self, bytes: &mut Vec<u8>) {
         let within = |at: usize, bytes: &[u8]| at % (bytes.len() + 1);
         match self {
             Self::Set(at, byte) => {

@@ -18,7 +18,7 @@ use crate::{
 
 /// Returns the answer for a denial.
 fn denial(settings: &Settings, denial: &Denial<'_>, trace: Option<&TraceParent>) -> CheckResponse {
-    written(|answer| deny(settings, denial, trace, answer))
+    written(|answer| deny(settings, denial, Form::Problem, trace, answer))
 }
 
 fn header<'a>(headers: &'a [HeaderValueOption], name: &str) -> Option<&'a str> {
@@ -119,6 +119,7 @@ fn challenges_say_what_to_do_and_no_more() {
                 DenialStatus::BadRequest
                 | DenialStatus::Forbidden
                 | DenialStatus::TooManyRequests
+                | DenialStatus::HeadersTooLarge
                 | DenialStatus::Unavailable,
             ) => None,
         };
@@ -128,6 +129,52 @@ fn challenges_say_what_to_do_and_no_more() {
         with(header_only(), DenyReason::Revoked),
         expect(r#"ApiKey realm="payments""#)
     );
+}
+
+#[test]
+fn a_client_of_grpc_gets_a_status_of_grpc() {
+    let with = |content_type: &'static str, message: Message| {
+        let message = message.header("content-type", content_type).joined();
+        let now = Timestamp::from_millis(5_000);
+        let keyrings = keyrings(Vec::new(), true);
+        judge(&settings(), &keyrings, &message, now, CONFIRMED_AT).1
+    };
+    for content_type in [
+        "application/grpc",
+        "application/grpc+proto",
+        "Application/gRPC-Web",
+    ] {
+        for (message, code, title) in [
+            (Message::get("/"), "16", "An API key is required"),
+            (
+                Message::get("/a b"),
+                "3",
+                "The request cannot be understood",
+            ),
+            (
+                Message::get("/").header("a", "b".repeat(200_000)),
+                "8",
+                "The headers of the request are too large",
+            ),
+        ] {
+            let response = with(content_type, message);
+            let denied = denied(&response);
+            assert_eq!(header(&denied.headers, "grpc-status"), Some(code));
+            assert_eq!(header(&denied.headers, "grpc-message"), Some(title));
+            assert_eq!(header(&denied.headers, "content-type"), None);
+            assert_eq!(denied.body, title);
+        }
+    }
+    for content_type in [
+        "application/json",
+        "application/grp",
+        "text/application/grpc",
+    ] {
+        let response = with(content_type, Message::get("/"));
+        let denied = denied(&response);
+        assert_eq!(header(&denied.headers, "grpc-status"), None);
+        assert!(denied.body.starts_with('{'));
+    }
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! One call of `envoy.service.auth.v3.Authorization/Check`, over gRPC.
 //!
 //! A call whose message has arrived is answered immediately. A call that has to wait, for the rest
-//! of its message or for a later answer, becomes a future. The sidecar ignores the `grpc-timeout`
-//! of a call: Envoy cancels a check when its time is over, and an immediate answer is never too
-//! late.
+//! of its message or for a later answer, becomes a future. The `grpc-timeout` of a call limits the
+//! wait for a later answer; an immediate answer is never too late.
 
 use std::{
     future::poll_fn,
@@ -19,7 +18,7 @@ use tonic::{Status, metadata::MetadataValue};
 
 use super::{
     handler::{Answer, CheckHandler},
-    message::{Incoming, MessageError, PREFIX},
+    message::{Incoming, Message, MessageError, PREFIX},
     reply::Reply,
 };
 use crate::authz::LaterAnswer;
@@ -93,7 +92,7 @@ impl<H: CheckHandler> Call<H> {
 
     fn answer_to(
         self,
-        message: Result<Bytes, MessageError>,
+        message: Result<Message, MessageError>,
         arena: &mut BytesMut,
     ) -> Option<Later> {
         let message = match message {
@@ -107,7 +106,8 @@ impl<H: CheckHandler> Call<H> {
         };
         arena.reserve(ROOM);
         arena.put_bytes(0, PREFIX);
-        match self.handler.check(&message, &self.metadata, arena) {
+        let message = message.as_deref().map_err(|error| *error);
+        match self.handler.check(message, &self.metadata, arena) {
             Answer::Given => {
                 self.reply.message(framed(arena));
                 None

@@ -1,10 +1,12 @@
 //! The interface between connections and the code that answers their checks.
 
-use bytes::{Bytes, BytesMut};
+use std::time::Duration;
+
+use bytes::BytesMut;
 use http::HeaderMap;
 
 use crate::{
-    authz::{Authorizer, LaterAnswer},
+    authz::{Authorizer, LaterAnswer, Metadata, request::RequestError},
     trace::TraceParent,
 };
 
@@ -17,7 +19,12 @@ pub(in crate::sidecar) trait CheckHandler: Send + Sync + 'static {
     ///
     /// Every message gets an answer, even if it is not valid. Envoy treats a gRPC error status as a
     /// failure, and may let the request pass then.
-    fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer;
+    fn check(
+        &self,
+        message: Result<&[u8], RequestError>,
+        metadata: &HeaderMap,
+        answer: &mut BytesMut,
+    ) -> Answer;
 }
 
 /// Whether a check is answered now or later.
@@ -29,8 +36,17 @@ pub(in crate::sidecar) enum Answer {
 }
 
 impl CheckHandler for Authorizer {
-    fn check(&self, message: &Bytes, metadata: &HeaderMap, answer: &mut BytesMut) -> Answer {
-        match self.answer(message, parent_of(metadata), answer) {
+    fn check(
+        &self,
+        message: Result<&[u8], RequestError>,
+        metadata: &HeaderMap,
+        answer: &mut BytesMut,
+    ) -> Answer {
+        let metadata = Metadata {
+            parent: parent_of(metadata),
+            timeout: timeout_of(metadata),
+        };
+        match self.answer(message, metadata, answer) {
             None => Answer::Given,
             Some(later) => Answer::Later(later),
         }
@@ -41,6 +57,26 @@ impl CheckHandler for Authorizer {
 /// request's headers is the caller's.
 fn parent_of(metadata: &HeaderMap) -> Option<TraceParent> {
     TraceParent::parse(metadata.get("traceparent")?.as_bytes())
+}
+
+/// Returns the time for which Envoy waits for the answer: `grpc-timeout`, at most eight digits and
+/// a unit (gRPC's PROTOCOL-HTTP2, "Timeout").
+fn timeout_of(metadata: &HeaderMap) -> Option<Duration> {
+    let timeout = metadata.get("grpc-timeout")?.as_bytes();
+    let (unit, digits) = timeout.split_last()?;
+    if !matches!(digits.len(), 1..=8) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let value: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_hours(value),
+        b'M' => Duration::from_mins(value),
+        b'S' => Duration::from_secs(value),
+        b'm' => Duration::from_millis(value),
+        b'u' => Duration::from_micros(value),
+        b'n' => Duration::from_nanos(value),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -91,12 +127,12 @@ mod tests {
         let observer = Arc::default();
         let (authorizer, key) = authorizer(&observer);
         let message = Message::get("/").header("x-api-key", key).joined();
-        let message = Bytes::from(message.encode_to_vec());
+        let message = message.encode_to_vec();
         let parent = HeaderValue::from_static(OF_ENVOY);
         let with_parent = HeaderMap::from_iter([(HeaderName::from_static("traceparent"), parent)]);
         for metadata in [HeaderMap::new(), with_parent] {
             let mut answer = BytesMut::from("prefix");
-            let given = authorizer.check(&message, &metadata, &mut answer);
+            let given = authorizer.check(Ok(&message), &metadata, &mut answer);
             assert!(matches!(given, Answer::Given));
             let response = answer.strip_prefix(b"prefix").expect("it is left alone");
             let response = CheckResponse::decode(response).expect("a response");
@@ -111,13 +147,44 @@ mod tests {
         let observer = Arc::default();
         let (authorizer, _) = authorizer(&observer);
         let mut answer = BytesMut::new();
-        let message = Bytes::from_static(b"\xff");
-        let given = authorizer.check(&message, &HeaderMap::new(), &mut answer);
+        let message = b"\xff";
+        let given = authorizer.check(Ok(message), &HeaderMap::new(), &mut answer);
         assert!(matches!(given, Answer::Given));
         let response = CheckResponse::decode(answer).expect("a response");
         let status = response.status.expect("a status");
         assert_eq!(status.message, "malformed_request");
         let told = observer.0.lock().expect("no test panics here").clone();
         assert_eq!(told, [None]);
+    }
+
+    #[test]
+    fn the_timeout_of_a_call_is_read_as_grpc_writes_it() {
+        let timeout = |text: &'static str| {
+            let name = HeaderName::from_static("grpc-timeout");
+            timeout_of(&HeaderMap::from_iter([(
+                name,
+                HeaderValue::from_static(text),
+            )]))
+        };
+        for (text, expected) in [
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("2S", Some(Duration::from_secs(2))),
+            ("3M", Some(Duration::from_mins(3))),
+            ("99999999H", Some(Duration::from_hours(99_999_999))),
+            ("0m", Some(Duration::ZERO)),
+            ("m", None),
+            ("1", None),
+            ("1s", None),
+            ("-1m", None),
+            ("+1m", None),
+            ("1.5S", None),
+            ("123456789m", None),
+            ("", None),
+        ] {
+            assert_eq!(timeout(text), expected, "{text}");
+        }
+        assert_eq!(timeout_of(&HeaderMap::new()), None);
     }
 }

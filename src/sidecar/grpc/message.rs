@@ -2,7 +2,7 @@
 //!
 //! Five bytes precede a message: one for the compression flag, four for the length (gRPC's
 //! PROTOCOL-HTTP2, "Length-Prefixed-Message"). A message within one DATA frame is passed on without
-//! a copy.
+//! a copy. Of a message that is too large to be kept, only what a decision needs is kept.
 
 use std::{
     mem,
@@ -12,14 +12,23 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use h2::RecvStream;
 
-use super::MAX_CHECK;
+use crate::authz::{
+    condense::{Condenser, MAX_KEPT},
+    request::RequestError,
+};
 
 /// A message that is being received.
 #[derive(Debug)]
 pub(super) struct Incoming {
     body: RecvStream,
     gathered: Gathered,
+    /// Instead of `gathered`, if the message is larger than [`MAX_KEPT`].
+    condenser: Option<Box<Condenser>>,
 }
+
+/// A serialized `CheckRequest`; of a large one, the fields that a decision needs. An error is
+/// answered with a denial.
+pub(super) type Message = Result<Bytes, RequestError>;
 
 /// The reason why there is no message to answer. The texts that a client receives are those of
 /// tonic.
@@ -34,9 +43,10 @@ pub(super) enum MessageError {
     /// The call has ended inside a message.
     #[error("Unexpected EOF decoding stream.")]
     Truncated,
-    /// The message is larger than [`MAX_CHECK`]. The value is its size in bytes.
+    /// Further messages follow the first one, and have more than [`MAX_KEPT`] bytes with it. The
+    /// value is the number of bytes.
     #[error(
-        "Error, decoded message length too large: found {0} bytes, the limit is: {MAX_CHECK} bytes"
+        "Error, decoded message length too large: found {0} bytes, the limit is: {MAX_KEPT} bytes"
     )]
     TooLarge(usize),
     /// The message is compressed.
@@ -65,8 +75,8 @@ enum Gathered {
 
 /// The length of the prefix before a message, in bytes.
 pub(super) const PREFIX: usize = 5;
-/// The maximum size of a body, in bytes: one message with its prefix.
-const MAX_BODY: usize = PREFIX + MAX_CHECK;
+/// The maximum size of a body that is gathered, in bytes: one message with its prefix.
+const MAX_BODY: usize = PREFIX + MAX_KEPT;
 
 impl Incoming {
     /// Creates the receiver of the message in `body`.
@@ -74,6 +84,7 @@ impl Incoming {
         Self {
             body,
             gathered: Gathered::Nothing,
+            condenser: None,
         }
     }
 
@@ -83,22 +94,43 @@ impl Incoming {
     /// # Errors
     ///
     /// As soon as it is certain that there is no valid message.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, MessageError>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, MessageError>> {
         while let Some(data) = ready!(self.body.poll_data(cx)).transpose()? {
             let length = data.len();
-            self.gathered.push(data);
-            let gathered = self.gathered.as_slice();
-            announced(gathered)?;
-            if gathered.len() > MAX_BODY {
-                return Poll::Ready(Err(MessageError::TooLarge(gathered.len() - PREFIX)));
-            }
+            self.push(data)?;
             if self.body.is_end_stream() {
                 // The capacity of the last frame is released with the stream.
                 break;
             }
             self.body.flow_control().release_capacity(length)?;
         }
-        Poll::Ready(first_message(mem::take(&mut self.gathered).into()))
+        Poll::Ready(match self.condenser.take() {
+            Some(condenser) if condenser.is_complete() => Ok(condenser.finish()),
+            Some(_) => Err(MessageError::Truncated),
+            None => first_message(mem::take(&mut self.gathered).into()).map(Ok),
+        })
+    }
+
+    fn push(&mut self, data: Bytes) -> Result<(), MessageError> {
+        if let Some(condenser) = &mut self.condenser {
+            condenser.push(&data);
+            return Ok(());
+        }
+        self.gathered.push(data);
+        let gathered = self.gathered.as_slice();
+        match announced(gathered)? {
+            Some(length) if length > MAX_KEPT => {
+                let mut condenser = Box::new(Condenser::new(length));
+                condenser.push(&gathered[PREFIX..]);
+                self.gathered = Gathered::Nothing;
+                self.condenser = Some(condenser);
+                Ok(())
+            }
+            Some(_) | None if gathered.len() > MAX_BODY => {
+                Err(MessageError::TooLarge(gathered.len() - PREFIX))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
@@ -152,11 +184,7 @@ fn announced(bytes: &[u8]) -> Result<Option<usize>, MessageError> {
         unknown => return Err(MessageError::UnknownFlag(unknown)),
     }
     let length = u32::from_be_bytes(*length);
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    if length > MAX_CHECK {
-        return Err(MessageError::TooLarge(length));
-    }
-    Ok(Some(length))
+    Ok(Some(usize::try_from(length).unwrap_or(usize::MAX)))
 }
 
 fn first_message(mut body: Bytes) -> Result<Bytes, MessageError> {

@@ -117,7 +117,7 @@ impl Observed {
     fn observe(&self, decision: &Decision<'_>, traceparent: &str) {
         self.telemetry.observe(&CheckEvent {
             decision,
-            malformed: None,
+            error: None,
             parent: TraceParent::parse(traceparent.as_bytes()),
             started: started(),
             duration: Duration::from_micros(7),
@@ -267,7 +267,10 @@ fn the_phase_of_a_rotation_is_what_the_version_does_in_it() {
 #[test]
 fn a_denial_is_no_error_unless_the_fault_is_ours() {
     let observed = Observed::active();
-    observed.observe(&Denial::malformed().into(), SAMPLED);
+    observed.observe(
+        &Denial::unread(DenyReason::MalformedRequest).into(),
+        SAMPLED,
+    );
     observed.observe(&Denial::internal().into(), SAMPLED);
     let spans = observed.spans();
     let reasons: Vec<_> = spans

@@ -38,7 +38,7 @@ impl Scraped {
     fn check(&self, decision: &Decision<'_>, traceparent: &str) {
         self.metrics.check(&CheckEvent {
             decision,
-            malformed: None,
+            error: None,
             parent: TraceParent::parse(traceparent.as_bytes()),
             started: Timestamp::from_millis(5_000).into(),
             duration: Duration::from_micros(7),
@@ -82,7 +82,7 @@ fn checks_are_counted_by_keyring_outcome_and_state() {
         &scraped.judged(&good.extension("relatch.keyring", "made-up")),
         "",
     );
-    scraped.check(&Denial::malformed().into(), "");
+    scraped.check(&Denial::unread(DenyReason::MalformedRequest).into(), "");
     for (labels, count) in [
         (
             r#"keyring="payments",decision="allow",reason="ok",key_state="active""#,
@@ -113,7 +113,7 @@ fn checks_are_counted_by_keyring_outcome_and_state() {
 #[test]
 fn durations_carry_the_trace_of_a_sampled_check() {
     let scraped = Scraped::new();
-    let denied = Denial::malformed().into();
+    let denied = Denial::unread(DenyReason::MalformedRequest).into();
     scraped.check(
         &denied,
         "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",

@@ -7,6 +7,7 @@ use std::{
 
 use http_body::{Body, Frame};
 use proptest::{collection::vec, prelude::*};
+use prost::{Message as _, encoding::encode_varint};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -18,12 +19,14 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 use crate::{
+    authz::{
+        condense::MAX_KEPT,
+        request::{NotAMessage, RequestError},
+        testing::Message,
+    },
     proto::auth::{CheckRequest, CheckResponse},
     sidecar::{
-        grpc::{
-            MAX_CHECK,
-            connection::{MAX_STREAMS, Services, serve},
-        },
+        grpc::connection::{MAX_STREAMS, Services, serve},
         testing::{ANSWER, Answered, Echo, Peer, check_request, framed, request},
     },
 };
@@ -95,7 +98,7 @@ impl Fault {
     /// Returns the status with which tonic answers it.
     async fn of_tonic(&self) -> (Code, String) {
         let codec = ProstCodec::<CheckResponse, CheckRequest>::default();
-        let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_CHECK);
+        let mut grpc = Grpc::new(codec).max_decoding_message_size(2 * MAX_KEPT);
         let request = self
             .head()
             .map(|()| Frames(self.frames.clone().into_iter()));
@@ -147,9 +150,9 @@ fn faults() -> Vec<Fault> {
             [with_prefix(2, 3, b"abc")],
         ),
         Fault::new(
-            "too large a message",
-            Code::OutOfRange,
-            [with_prefix(0, MAX_CHECK + 1, b"abc")],
+            "half a large message",
+            Code::Internal,
+            [with_prefix(0, MAX_KEPT + 1, b"abc")],
         ),
         Fault::new(
             "half a message behind a whole one",
@@ -217,30 +220,54 @@ async fn what_follows_a_message_is_left_alone_as_tonic_does() {
 }
 
 #[tokio::test]
-async fn a_check_of_the_largest_size_is_answered_and_one_byte_more_is_not() {
+async fn a_check_is_kept_whole_up_to_a_size_and_read_as_it_arrives_above_it() {
     let mut peer = Peer::connect(Routes::default()).await;
-    let message = vec![b'a'; MAX_CHECK];
+    let message = vec![b'a'; MAX_KEPT];
     let answered = peer.answer(&message).await;
     assert!(answered == Answered::to(&message), "{:?}", answered.status);
 
-    let message = vec![b'a'; MAX_CHECK + 1];
-    let answered = peer.answer(&message).await;
-    assert_eq!(answered.grpc().0, Code::OutOfRange);
+    let small = Message::get("/").header("x-api-key", "K").joined();
+    let small = small.encode_to_vec();
+    for size in [MAX_KEPT + 1, 3 << 20] {
+        // A field of the whole message that nobody reads.
+        let mut large = small.clone();
+        large.push(15 << 3 | 2);
+        encode_varint(size as u64, &mut large);
+        large.resize(large.len() + size, b'a');
+        let answered = peer.answer(&large).await;
+        assert_eq!(answered.grpc().0, Code::Ok);
+        assert!(answered.body.len() < 2 * small.len(), "the field was kept");
+        let kept = &answered.body[PREFIX + ANSWER.len()..];
+        let kept = CheckRequest::decode(kept).expect("a check");
+        assert_eq!(kept.encode_to_vec(), small);
+    }
 }
 
 #[tokio::test]
-async fn a_check_that_is_too_large_is_refused_before_it_is_there() {
+async fn no_size_of_a_check_makes_a_grpc_error() {
+    let mut peer = Peer::connect(Routes::default()).await;
+    let large = Message::get("/").header("a", "b".repeat(MAX_KEPT)).joined();
+    let nonsense = vec![b'a'; MAX_KEPT + 1];
+    for (message, error) in [
+        (large.encode_to_vec(), RequestError::TooLarge),
+        (nonsense, RequestError::NotAMessage(NotAMessage)),
+    ] {
+        let answered = peer.answer(&message).await;
+        assert_eq!(answered.grpc().0, Code::Ok);
+        let text = String::from_utf8_lossy(&answered.body[PREFIX..]);
+        assert_eq!(text, error.to_string());
+    }
+    assert_eq!(peer.answer(b"next").await, Answered::to(b"next"));
+}
+
+#[tokio::test]
+async fn messages_behind_the_first_one_are_bounded() {
     let mut peer = Peer::connect(Routes::default()).await;
     let mut opened = peer.open(check_request(), false).await;
-    opened.send(with_prefix(0, MAX_CHECK + 1, b"a"));
-    // The refusal comes although the call is not ended.
-    assert_eq!(opened.answered().await.grpc().0, Code::OutOfRange);
-
-    // Many small messages are one body, which is too large.
-    let mut opened = peer.open(check_request(), false).await;
-    for _ in 0..=MAX_CHECK / 5_005 {
+    for _ in 0..=MAX_KEPT / 5_005 {
         opened.send(framed(&[b'a'; 5_000]));
     }
+    // The refusal comes although the call is not ended.
     assert_eq!(opened.answered().await.grpc().0, Code::OutOfRange);
     assert_eq!(peer.answer(b"next").await, Answered::to(b"next"));
 }
