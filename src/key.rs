@@ -33,6 +33,7 @@ pub(crate) mod token;
 pub mod version;
 mod versions;
 pub(crate) mod webhook;
+pub(crate) mod wrapping;
 
 #[cfg(test)]
 pub(crate) mod history;
@@ -72,3 +73,4 @@ pub(crate) use version::{KeyVersion, VersionState};
 pub use webhook::EventKind;
 pub use webhook::Webhook;
 pub use webhook::WebhookId;
+pub use wrapping::Wrapping;

@@ -10,11 +10,12 @@ use std::fmt;
 use super::{
     cookie,
     credential_value::CredentialValue,
-    query,
+    place::{Place, Places},
+    query, removal,
     request::{CheckInput, Header},
     settings::{CredentialSource, Settings},
 };
-use crate::key::{PresentedKey, token::PresentedKeyError};
+use crate::key::{PresentedKey, token::PresentedKeyError, wrapping::Wrapping};
 
 /// The one credential of a request, and the places that hold it. It is never printed.
 pub(crate) struct Credential<'a> {
@@ -22,30 +23,20 @@ pub(crate) struct Credential<'a> {
     places: Places,
 }
 
-/// A set of configured sources: one bit for each, by its position in the settings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Places(u32);
-
-/// A place from which a credential must be removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place<'s> {
-    /// The header of this name.
-    Header(&'s str),
-    /// The query parameter whose name decodes to this.
-    Query(&'s str),
-    /// The cookie of this name.
-    Cookie(&'s str),
-}
-
 /// The reason why a request does not have a single credential that can be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CredentialError {
-    /// A credential is not printable ASCII, or cannot be removed, because the path or a `cookie`
-    /// header around it is not UTF-8.
+    /// A credential is not printable ASCII, perhaps because of a text that surrounds the key.
+    #[error("a credential is not printable ASCII")]
+    Malformed(Option<Wrapping>),
+    /// A credential cannot be removed, because the target or a `cookie` header around it may have
+    /// bytes that are not UTF-8.
     #[error(
-        "a credential is not printable ASCII, or the path or the cookies around it are not UTF-8"
+        "a key cannot be removed from a query or from cookies that are not UTF-8, or may not be: \
+         Envoy shows each byte that is not UTF-8 as '!', unless the ext_authz filter has \
+         encode_raw_headers: true"
     )]
-    Malformed,
+    Inseparable,
     /// The request has more than one credential, or one place that occurs twice.
     #[error("there is more than one credential")]
     Ambiguous,
@@ -59,7 +50,7 @@ struct Collector<'a> {
     repeated: Places,
     found: Places,
     conflict: bool,
-    malformed: bool,
+    malformed: Option<CredentialError>,
 }
 
 impl<'a> Credential<'a> {
@@ -80,7 +71,7 @@ impl<'a> Credential<'a> {
             repeated: Places::default(),
             found: Places::default(),
             conflict: false,
-            malformed: false,
+            malformed: None,
         };
         for header in input.headers() {
             collector.look_at_header(settings, header);
@@ -99,6 +90,12 @@ impl<'a> Credential<'a> {
         PresentedKey::new(self.value.as_bytes())
     }
 
+    /// Returns the text that surrounds the key, if any does.
+    #[must_use]
+    pub(super) fn wrapping(&self) -> Option<Wrapping> {
+        Wrapping::of(self.value.as_bytes())
+    }
+
     /// Returns the places that hold the credential.
     #[must_use]
     pub(crate) const fn places(&self) -> Places {
@@ -109,34 +106,6 @@ impl<'a> Credential<'a> {
 impl fmt::Debug for Credential<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Credential(redacted, {:?})", self.places)
-    }
-}
-
-impl Places {
-    /// Returns the places with their names.
-    pub(crate) fn iter(self, settings: &Settings) -> impl Iterator<Item = Place<'_>> {
-        settings
-            .credentials()
-            .iter()
-            .enumerate()
-            .filter(move |(at, _)| self.has(*at))
-            .map(|(_, source)| match source {
-                CredentialSource::Header { name, .. } => Place::Header(name.as_str()),
-                CredentialSource::Query { name } => Place::Query(name.as_str()),
-                CredentialSource::Cookie { name } => Place::Cookie(name.as_str()),
-            })
-    }
-
-    const fn has(self, at: usize) -> bool {
-        self.0 & (1 << at) != 0
-    }
-
-    const fn add(&mut self, at: usize) {
-        self.0 |= 1 << at;
-    }
-
-    const fn overlaps(self, other: Self) -> bool {
-        self.0 & other.0 != 0
     }
 }
 
@@ -187,11 +156,14 @@ impl<'a> Collector<'a> {
     /// back to Envoy as text.
     fn check_surroundings(&mut self, settings: &Settings, input: &CheckInput<'_>) {
         for place in self.found.iter(settings) {
-            self.malformed |= match place {
-                Place::Header(_) => false,
-                Place::Query(_) => !is_text(input.path()),
-                Place::Cookie(_) => !input.values("cookie").all(is_text),
+            let removed = match place {
+                Place::Header(_) => continue,
+                Place::Query(_) => removal::target(settings, input, self.found),
+                Place::Cookie(_) => removal::cookies(settings, input, self.found),
             };
+            if removed.is_err() {
+                self.malformed.get_or_insert(CredentialError::Inseparable);
+            }
         }
     }
 
@@ -230,7 +202,8 @@ impl<'a> Collector<'a> {
         if is_joined && bytes.contains(&b',') {
             self.conflict = true;
         } else if !bytes.iter().all(u8::is_ascii_graphic) {
-            self.malformed = true;
+            let malformed = CredentialError::Malformed(Wrapping::of(bytes));
+            self.malformed.get_or_insert(malformed);
         }
         match &self.value {
             None => self.value = Some(value),
@@ -239,8 +212,8 @@ impl<'a> Collector<'a> {
     }
 
     fn finish(self) -> Result<Option<Credential<'a>>, CredentialError> {
-        if self.malformed {
-            Err(CredentialError::Malformed)
+        if let Some(malformed) = self.malformed {
+            Err(malformed)
         } else if self.conflict || self.repeated.overlaps(self.found) {
             Err(CredentialError::Ambiguous)
         } else {
@@ -260,10 +233,6 @@ fn after_scheme<'a>(value: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
     let is_ours = head.eq_ignore_ascii_case(scheme.as_bytes())
         && rest.first().is_none_or(u8::is_ascii_whitespace);
     is_ours.then(|| rest.trim_ascii_start())
-}
-
-fn is_text(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok()
 }
 
 #[cfg(test)]

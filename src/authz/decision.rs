@@ -1,19 +1,25 @@
 //! The decision: a pure function of a question, a keyring at a moment, and the time.
 //!
 //! The first of these reasons that applies denies the request: it is malformed; it has no keyring;
-//! the keyring is not usable; the credential is ambiguous or missing; it is too long for a key, or
-//! not a token of a keyring that accepts only issued keys; it is not found; it is revoked, retired,
+//! the keyring is not usable; the credential is ambiguous or missing; it is not printable ASCII, too
+//! long for a key, or not a token of a keyring that accepts only issued keys; it is not found; it is revoked, retired,
 //! expired or not yet valid; its source is not allowed; its scopes are not sufficient. If none
 //! applies, the request is allowed.
 
 use std::{cell::OnceCell, sync::Arc, time::Duration};
 
 use super::{
-    credential::Places, question::Question, reason::DenyReason, route::RequiredScopes,
+    place::Places,
+    question::{NoCredential, Question},
+    reason::DenyReason,
+    route::RequiredScopes,
     settings::Auth,
 };
 use crate::{
-    key::{KeyDigest, KeyState, KeyringName, PresentedKey, Revision, Standing, Timestamp},
+    key::{
+        KeyDigest, KeyState, KeyringName, PresentedKey, Revision, Standing, Timestamp,
+        wrapping::Wrapping,
+    },
     keyring::{
         HeldKey, KeyringView, Look,
         on_demand::{CachedKey, Finding},
@@ -65,6 +71,8 @@ pub(crate) struct Denial<'v> {
     key: Option<HeldKey<'v>>,
     /// The scopes that the route requires, for [`DenyReason::InsufficientScope`].
     scopes: Option<RequiredScopes<'v>>,
+    /// The text that surrounds the key, for [`DenyReason::MalformedCredential`].
+    wrapping: Option<Wrapping>,
 }
 
 /// The state of the keyring that a decision is based on.
@@ -210,6 +218,9 @@ pub(crate) fn decide<'v>(
             keyring: Some(held.facts()),
             key,
             scopes: (reason == DenyReason::InsufficientScope).then_some(question.route.scopes),
+            wrapping: (reason == DenyReason::MalformedCredential)
+                .then(|| question.wrapping())
+                .flatten(),
         }),
         Err(Refusal::Missing(digest)) => return Verdict::LookUp(digest),
     })
@@ -248,7 +259,12 @@ fn judge<'v>(
     let unverified = |reason| Refusal::Denied(reason, None);
     let view = held.usable().map_err(unverified)?;
     let credential = match (&question.credential, question.route.auth) {
-        (Err(_), _) => return Err(unverified(DenyReason::AmbiguousCredential)),
+        (Err(NoCredential::Ambiguous), _) => {
+            return Err(unverified(DenyReason::AmbiguousCredential));
+        }
+        (Err(NoCredential::Malformed(_)), _) => {
+            return Err(unverified(DenyReason::MalformedCredential));
+        }
         (Ok(Some(credential)), _) => credential,
         (Ok(None), Auth::Required) => return Err(unverified(DenyReason::MissingCredential)),
         (Ok(None), Auth::Optional) => return Ok(None),
@@ -263,6 +279,9 @@ fn judge<'v>(
     let key = held
         .find(view, &presented)
         .map_err(|unfound| match unfound {
+            Unfound::Unknown if credential.wrapping().is_some() => {
+                unverified(DenyReason::MalformedCredential)
+            }
             Unfound::Unknown => unverified(DenyReason::UnknownKey),
             Unfound::Unavailable => unverified(DenyReason::KeyringUnavailable),
             Unfound::Missing(digest) => Refusal::Missing(digest),
@@ -413,6 +432,7 @@ impl<'v> Denial<'v> {
             keyring: None,
             key: None,
             scopes: None,
+            wrapping: None,
         }
     }
 
@@ -451,6 +471,12 @@ impl<'v> Denial<'v> {
     #[must_use]
     pub(crate) const fn reason(&self) -> DenyReason {
         self.reason
+    }
+
+    /// Returns the text that surrounds the key, if that is why it is malformed.
+    #[must_use]
+    pub(crate) const fn wrapping(&self) -> Option<Wrapping> {
+        self.wrapping
     }
 
     /// Returns the keyring that denied the request; none if the request was denied before a keyring

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message as _;
 
 use super::{
-    Outcome, Settings,
+    DenyReason, Outcome, Settings,
     testing::{CONFIRMED_AT, Judged, Message, judge, keyrings, settings},
 };
 use crate::{
@@ -218,7 +218,7 @@ fn oracle_candidates(message: &Message) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Applies an answer as Envoy does: headers, removals, query parameters, in this order.
+/// Applies an answer as Envoy does: headers, then removals.
 fn apply(message: &Message, ok: &OkHttpResponse) -> Upstream {
     let mut path = message.path.to_vec();
     let mut headers: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
@@ -242,9 +242,7 @@ fn apply(message: &Message, ok: &OkHttpResponse) -> Upstream {
             headers.remove(&name);
         }
     }
-    if !ok.query_parameters_to_remove.is_empty() {
-        path = without_parameters(&path, &ok.query_parameters_to_remove);
-    }
+    assert!(ok.query_parameters_to_remove.is_empty());
     Upstream { path, headers }
 }
 
@@ -253,26 +251,6 @@ fn apply(message: &Message, ok: &OkHttpResponse) -> Upstream {
 fn overwrites(option: &HeaderValueOption) -> bool {
     option.append.is_some_and(|append| !append.value)
         && option.append_action() == HeaderAppendAction::OverwriteIfExistsOrAdd
-}
-
-/// Removes parameters as Envoy does: it splits the query, drops the names as they are spelled, and
-/// writes the rest again, sorted by name.
-fn without_parameters(path: &[u8], names: &[String]) -> Vec<u8> {
-    let at = path.iter().position(|b| *b == b'?').unwrap_or(path.len());
-    let mut parameters: Vec<&[u8]> = path[at..]
-        .split(|b| matches!(b, b'?' | b'&'))
-        .filter(|parameter| {
-            let name = parameter.split(|b| *b == b'=').next().unwrap_or_default();
-            !parameter.is_empty() && !names.iter().any(|removed| removed.as_bytes() == name)
-        })
-        .collect();
-    parameters.sort_unstable();
-    let mut rest = path[..at].to_vec();
-    for (at, parameter) in parameters.iter().enumerate() {
-        rest.push(if at == 0 { b'?' } else { b'&' });
-        rest.extend_from_slice(parameter);
-    }
-    rest
 }
 
 fn passing(response: &CheckResponse) -> Option<&OkHttpResponse> {
@@ -286,6 +264,8 @@ fn passing(response: &CheckResponse) -> Option<&OkHttpResponse> {
 #[derive(Clone, Debug)]
 struct GoodRequest {
     message: Message,
+    /// Whether the check is exact enough to remove the key even where Envoy joins headers.
+    is_separable: bool,
     expected_path: String,
     expected_headers: BTreeMap<String, Vec<Vec<u8>>>,
 }
@@ -347,6 +327,8 @@ fn good_request(key: String) -> impl Strategy<Value = GoodRequest> {
                 if !cookie.is_empty() {
                     message = message.header("cookie", cookie);
                 }
+                // Envoy would show a byte that is not UTF-8 as this one.
+                let is_separable = !(has(3) && kept_cookies.contains('!'));
                 if !kept_cookies.is_empty() {
                     expected_headers.insert("cookie".to_owned(), vec![kept_cookies.into_bytes()]);
                 }
@@ -367,6 +349,7 @@ fn good_request(key: String) -> impl Strategy<Value = GoodRequest> {
                 }
                 GoodRequest {
                     message,
+                    is_separable,
                     expected_path: target(&kept),
                     expected_headers,
                 }
@@ -456,8 +439,13 @@ proptest! {
         let world = World::new();
         let secret = world.keys[0].0.expose().as_bytes();
         let message = filled(&world, request.message);
-        for check in [message.joined(), message.raw()] {
+        for (check, is_raw) in [(message.joined(), false), (message.raw(), true)] {
             let (judged, response) = world.judge(&check);
+            if !is_raw && !request.is_separable {
+                let malformed = Outcome::Denied(DenyReason::MalformedRequest);
+                prop_assert_eq!(judged.outcome, malformed);
+                continue;
+            }
             let Some(ok) = passing(&response) else {
                 return Err(TestCaseError::fail(format!("{:?}", judged.outcome)));
             };

@@ -7,18 +7,24 @@ use super::{
     route::{Route, RouteError},
     settings::{Settings, is_token},
 };
+use crate::key::wrapping::Wrapping;
 
 /// A request that `decide` can judge.
 #[derive(Debug)]
 pub(crate) struct Question<'a> {
     pub(super) input: CheckInput<'a>,
     pub(super) route: Route<'a>,
-    pub(super) credential: Result<Option<Credential<'a>>, Ambiguous>,
+    pub(super) credential: Result<Option<Credential<'a>>, NoCredential>,
 }
 
-/// The request has more than one credential.
+/// The reason why a request has credentials, but none to judge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ambiguous;
+pub(super) enum NoCredential {
+    /// There is more than one.
+    Ambiguous,
+    /// It is not printable ASCII, perhaps because of a text that surrounds the key.
+    Malformed(Option<Wrapping>),
+}
 
 /// The reason why a request cannot be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,8 +72,9 @@ impl<'a> Question<'a> {
         }
         let credential = match Credential::collect(settings, &input) {
             Ok(credential) => Ok(credential),
-            Err(CredentialError::Ambiguous) => Err(Ambiguous),
-            Err(error @ CredentialError::Malformed) => {
+            Err(CredentialError::Ambiguous) => Err(NoCredential::Ambiguous),
+            Err(CredentialError::Malformed(wrapping)) => Err(NoCredential::Malformed(wrapping)),
+            Err(error @ CredentialError::Inseparable) => {
                 return Err(QuestionError::Credential(error));
             }
         };
@@ -76,6 +83,16 @@ impl<'a> Question<'a> {
             input,
             credential,
         })
+    }
+
+    /// Returns the text that surrounds the key in its place, if any does.
+    #[must_use]
+    pub(super) fn wrapping(&self) -> Option<Wrapping> {
+        match &self.credential {
+            Ok(credential) => credential.as_ref()?.wrapping(),
+            Err(NoCredential::Malformed(wrapping)) => *wrapping,
+            Err(NoCredential::Ambiguous) => None,
+        }
     }
 
     /// Returns the name of the keyring that protects the request; none if neither the Envoy route

@@ -13,6 +13,18 @@ pub struct CheckInput<'a> {
     source: Option<IpAddr>,
 }
 
+/// The protocol of a call of gRPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GrpcProtocol {
+    /// `application/grpc` (gRPC's PROTOCOL-HTTP2).
+    Native,
+    /// `application/grpc-web` (gRPC's PROTOCOL-WEB). Envoy's filter `grpc_web` makes `Native` of it
+    /// and of `WebText` before a check, and the contrary of the answer.
+    Web,
+    /// `application/grpc-web-text`, the same in base64.
+    WebText,
+}
+
 /// One header as Envoy sent it.
 #[derive(Clone, Copy)]
 pub struct Header<'a> {
@@ -105,17 +117,17 @@ impl<'a> CheckInput<'a> {
             .map(|header| header.value)
     }
 
-    /// Returns whether the request is one of gRPC or gRPC-Web.
+    /// Returns the protocol of a request of gRPC.
     #[must_use]
-    pub(crate) fn is_grpc(&self) -> bool {
-        is_grpc(&self.message)
+    pub(super) fn grpc(&self) -> Option<GrpcProtocol> {
+        GrpcProtocol::of(&self.message)
     }
 
-    /// Returns whether a serialized `CheckRequest`, which may be out of bounds, is of a request of
-    /// gRPC or gRPC-Web.
+    /// Returns the protocol of a request of gRPC, from a serialized `CheckRequest` that may be out of
+    /// bounds.
     #[must_use]
-    pub(crate) fn reads_as_grpc(message: &[u8]) -> bool {
-        Message::read(message).is_ok_and(|message| is_grpc(&message))
+    pub(super) fn grpc_of(message: &[u8]) -> Option<GrpcProtocol> {
+        GrpcProtocol::of(&Message::read(message).ok()?)
     }
 
     /// Returns whether a header that occurs twice is one value with a comma (Envoy's map) instead
@@ -129,6 +141,21 @@ impl<'a> CheckInput<'a> {
     #[must_use]
     pub const fn path(&self) -> &'a [u8] {
         self.message.path
+    }
+
+    /// Returns the request target in the bytes that the client sent: `:path` among raw headers. None
+    /// if Envoy does not show it, or if it contradicts the path of the check.
+    #[must_use]
+    pub(super) fn raw_target(&self) -> Option<&'a [u8]> {
+        if self.joins_duplicates() {
+            return None;
+        }
+        let mut targets = self.values(":path");
+        let (target, shown) = (targets.next()?, self.path());
+        // In the path, Envoy writes `!` for a byte that is not UTF-8.
+        let agrees = target.len() == shown.len()
+            && (target.iter().zip(shown)).all(|(raw, shown)| raw == shown || *shown == b'!');
+        (agrees && targets.next().is_none()).then_some(target)
     }
 
     /// Returns the host, with its port if it has one.
@@ -195,15 +222,35 @@ impl<'a> CheckInput<'a> {
 const _: () =
     assert!(CheckInput::MAX_HEADERS < MAX_PAIRS && CheckInput::MAX_EXTENSIONS < MAX_PAIRS);
 
-/// Returns whether the content type is `application/grpc`, or begins with it (gRPC's
-/// PROTOCOL-HTTP2, "Content-Type", and PROTOCOL-WEB).
-fn is_grpc(message: &Message<'_>) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
+impl GrpcProtocol {
+    /// Returns the protocol that the content type names.
+    fn of(message: &Message<'_>) -> Option<Self> {
+        // The longest prefix comes first.
+        let protocols = [
+            (&b"application/grpc-web-text"[..], Self::WebText),
+            (b"application/grpc-web", Self::Web),
+            (b"application/grpc", Self::Native),
+        ];
+        let mut headers = message.headers();
+        let (_, value) = headers.find(|(name, _)| name.eq_ignore_ascii_case(b"content-type"))?;
+        let begins = |prefix: &[u8]| {
+            let head = value.get(..prefix.len());
+            head.is_some_and(|head| head.eq_ignore_ascii_case(prefix))
+        };
+        let mut protocols = protocols.into_iter();
+        let (_, protocol) = protocols.find(|(prefix, _)| begins(prefix))?;
+        Some(protocol)
+    }
 
-    message.headers().any(|(name, value)| {
-        let begins = |value: &[u8]| value.eq_ignore_ascii_case(GRPC);
-        name.eq_ignore_ascii_case(b"content-type") && value.get(..GRPC.len()).is_some_and(begins)
-    })
+    /// Returns the content type of an answer.
+    #[must_use]
+    pub(super) const fn content_type(self) -> &'static str {
+        match self {
+            Self::Native => "application/grpc",
+            Self::Web => "application/grpc-web+proto",
+            Self::WebText => "application/grpc-web-text+proto",
+        }
+    }
 }
 
 impl fmt::Debug for CheckInput<'_> {

@@ -19,12 +19,11 @@ use serde::Serialize;
 use smallvec::SmallVec;
 
 use super::{
-    cookie,
-    credential::{Place, Places},
     decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome},
-    query,
-    reason::{DenialStatus, DenyReason},
-    request::CheckInput,
+    place::{Place, Places},
+    reason::DenialStatus,
+    removal::{self, Inseparable},
+    request::{CheckInput, GrpcProtocol},
     settings::{CredentialSource, Notices, Settings},
 };
 use crate::{
@@ -46,7 +45,6 @@ mod ok_field {
     pub(super) const HEADERS: u32 = 2;
     pub(super) const HEADERS_TO_REMOVE: u32 = 5;
     pub(super) const RESPONSE_HEADERS_TO_ADD: u32 = 6;
-    pub(super) const QUERY_PARAMETERS_TO_REMOVE: u32 = 8;
 }
 
 /// The fields of `DeniedHttpResponse`.
@@ -59,12 +57,12 @@ mod denied_field {
 /// The form of a denial. The client must be able to read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// A JSON body (RFC 9457).
+    /// A status of HTTP, and a JSON body (RFC 9457).
     Problem,
-    /// A status of gRPC. From the HTTP status alone, Envoy would make INTERNAL of 400, and of 429
-    /// UNAVAILABLE, after which clients retry. Envoy keeps a `grpc-status` that a denial has, and
-    /// sends the body as `grpc-message`.
-    Grpc,
+    /// A status of gRPC among the headers of HTTP 200, without a body: what gRPC calls a
+    /// Trailers-Only response. From a status of HTTP, Envoy would make INTERNAL of 400, and of 429
+    /// UNAVAILABLE, after which clients retry; a client of gRPC-Web gets no other status at all.
+    Grpc(GrpcProtocol),
 }
 
 /// Names of headers to remove, as the request or the settings spell them.
@@ -137,7 +135,11 @@ pub(crate) fn deny(
     write_status(status.rpc(), reason.as_str(), &mut response);
     response.message(response_field::DENIED, |denied| {
         denied.message(denied_field::STATUS, |http| {
-            http.number(1, status.http().into());
+            let code = match form {
+                Form::Problem => status.http(),
+                Form::Grpc(_) => 200,
+            };
+            http.number(1, code.into());
         });
         let mut header = |name, value: &dyn fmt::Display| {
             write_header(
@@ -150,7 +152,8 @@ pub(crate) fn deny(
         };
         match form {
             Form::Problem => header("content-type", &"application/problem+json"),
-            Form::Grpc => {
+            Form::Grpc(protocol) => {
+                header("content-type", &protocol.content_type());
                 header("grpc-status", &status.rpc());
                 header("grpc-message", &reason.title());
             }
@@ -165,9 +168,8 @@ pub(crate) fn deny(
         ) {
             header("retry-after", &RETRY_AFTER);
         }
-        match form {
-            Form::Problem => denied.text(denied_field::BODY, &problem(reason, trace)),
-            Form::Grpc => denied.text(denied_field::BODY, reason.title()),
+        if form == Form::Problem {
+            denied.text(denied_field::BODY, &problem(denial, trace));
         }
     });
     write_metadata(
@@ -180,20 +182,12 @@ pub(crate) fn deny(
 
 impl Form {
     fn of(input: &CheckInput<'_>) -> Self {
-        if input.is_grpc() {
-            Self::Grpc
-        } else {
-            Self::Problem
-        }
+        input.grpc().map_or(Self::Problem, Self::Grpc)
     }
 
     /// Returns the form for a request that could not be judged.
     pub(super) fn of_message(message: &[u8]) -> Self {
-        if CheckInput::reads_as_grpc(message) {
-            Self::Grpc
-        } else {
-            Self::Problem
-        }
+        CheckInput::grpc_of(message).map_or(Self::Problem, Self::Grpc)
     }
 }
 
@@ -310,59 +304,22 @@ fn remove_credential<'a>(
         }
     }
     if in_query {
-        remove_from_query(settings, input.path(), places, ok);
+        // `query_parameters_to_remove` would have Envoy write the whole query anew, in another order.
+        set_rest(":path", removal::target(settings, input, places), ok);
     }
     if in_cookie {
-        remove_from_cookies(settings, input, places, ok);
-    }
-}
-
-/// Removes the credential from the query string.
-///
-/// The target without the credential is set as `:path`, which leaves the rest unchanged. With
-/// `query_parameters_to_remove`, Envoy would write the whole query again, in another order. But in
-/// the target of a check, Envoy replaces every byte that is not UTF-8 with `!`. So relatch does not
-/// set a target with a `!`: Envoy then removes the parameter, by its name as it was spelled.
-fn remove_from_query(settings: &Settings, path: &[u8], places: Places, ok: &mut Writer<'_>) {
-    let holds_credential = |parameter: &query::Parameter<'_>| {
-        places
-            .iter(settings)
-            .any(|place| matches!(place, Place::Query(name) if parameter.is(name)))
-    };
-    let rest = query::without(path, holds_credential);
-    match str::from_utf8(&rest) {
-        Ok(rest) if !path.contains(&b'!') => {
-            write_header(ok_field::HEADERS, ":path", &rest, Existing::Overwrite, ok);
-        }
-        Ok(_) | Err(_) => {
-            for parameter in query::parameters(path).filter(holds_credential) {
-                let name = String::from_utf8_lossy(parameter.name);
-                ok.text(ok_field::QUERY_PARAMETERS_TO_REMOVE, &name);
-            }
+        match removal::cookies(settings, input, places) {
+            Ok(rest) if rest.is_empty() => ok.text(ok_field::HEADERS_TO_REMOVE, "cookie"),
+            rest => set_rest("cookie", rest, ok),
         }
     }
 }
 
-/// Removes the credential from the `cookie` header. If nothing is left, or the rest is not UTF-8,
-/// the whole header is removed.
-fn remove_from_cookies(
-    settings: &Settings,
-    input: &CheckInput<'_>,
-    places: Places,
-    ok: &mut Writer<'_>,
-) {
-    let holds_credential = |cookie: &cookie::Cookie<'_>| {
-        places
-            .iter(settings)
-            .any(|place| matches!(place, Place::Cookie(name) if cookie.name == name.as_bytes()))
-    };
-    let rest = cookie::without(input.values("cookie"), holds_credential);
-    match str::from_utf8(&rest) {
-        Ok(rest) if !rest.is_empty() => {
-            write_header(ok_field::HEADERS, "cookie", &rest, Existing::Overwrite, ok);
-        }
-        Ok(_) | Err(_) => ok.text(ok_field::HEADERS_TO_REMOVE, "cookie"),
-    }
+/// Sets a header to what is left without the credential. `Credential::collect` has refused a request
+/// whose rest cannot be written.
+fn set_rest(name: &str, rest: Result<String, Inseparable>, ok: &mut Writer<'_>) {
+    let rest = rest.expect("a credential that cannot be removed is refused");
+    write_header(ok_field::HEADERS, name, &rest, Existing::Overwrite, ok);
 }
 
 /// Announces to the consumer that the version it used is retiring. The value of `API-Key-Rotation`
@@ -446,7 +403,7 @@ fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
 }
 
 /// Returns the body of a denial (RFC 9457).
-fn problem(reason: DenyReason, trace: Option<&TraceParent>) -> String {
+fn problem(denial: &Denial<'_>, trace: Option<&TraceParent>) -> String {
     #[derive(Serialize)]
     struct Problem {
         r#type: String,
@@ -454,14 +411,19 @@ fn problem(reason: DenyReason, trace: Option<&TraceParent>) -> String {
         status: u16,
         reason: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         trace_id: Option<String>,
     }
 
+    let reason = denial.reason();
+    let detail = |wrapping| format!("The key {wrapping}: send the key alone");
     let problem = Problem {
         r#type: format!("urn:relatch:problem:{reason}"),
         title: reason.title(),
         status: reason.status().http(),
         reason: reason.as_str(),
+        detail: denial.wrapping().map(detail),
         trace_id: trace.map(|trace| trace.trace_id().to_string()),
     };
     serde_json::to_string(&problem).expect("strings and numbers are JSON")

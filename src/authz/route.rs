@@ -14,15 +14,20 @@
 //! was sent, and once decoded until nothing is left to decode, with `\` as `/`, without empty and
 //! `.` segments and parameters, and without regard to case. If the two readings choose different
 //! rules, if a segment reads as `..`, or if the path has too many layers of escapes, the request is
-//! refused as malformed: the intended rule is unknown. If there are rules for hosts, a host with
-//! characters that no host name has is refused in the same way.
+//! refused as malformed: the intended rule is unknown. So is a path with an encoded NUL, at which
+//! some upstreams end a path. If there are rules for hosts, addresses are compared as addresses, and
+//! a host is refused in the same way if it has characters that no host name has, or an empty label,
+//! or if it ends in a number without being an address (upstreams read `127.1` as `127.0.0.1`).
 
-use std::fmt;
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use super::{
     query,
     request::CheckInput,
-    settings::{Auth, Case, RouteRule, Settings},
+    settings::{Auth, Case, Host, RouteRule, Settings},
 };
 use crate::key::{KeyringName, Scopes};
 
@@ -95,7 +100,10 @@ impl<'a> Route<'a> {
                 .or(settings.default_keyring())
                 .map(KeyringName::as_str)
         });
-        let auth = if extensions.is_empty() {
+        let auth = if input.method() == b"CONNECT" {
+            // It opens a tunnel, in which nothing is checked any more.
+            Auth::Required
+        } else if extensions.is_empty() {
             rule.map_or(Auth::Required, |rule| rule.auth)
         } else {
             extensions.auth.unwrap_or(Auth::Required)
@@ -200,16 +208,16 @@ fn find_rule<'a>(
         return Ok(None);
     }
     let host = if rules.iter().any(|rule| rule.host.is_some()) {
-        host_name(input.host())?
+        host_of(input.host())?
     } else {
-        ""
+        Host::Name("")
     };
     let mut candidates = rules
         .iter()
         .filter(|rule| {
             rule.host
                 .as_ref()
-                .is_none_or(|pattern| pattern.matches(host))
+                .is_none_or(|pattern| pattern.matches(&host))
         })
         .peekable();
     if candidates
@@ -238,26 +246,24 @@ fn first_match(rules: &[&RouteRule], path: &[u8], case: Case) -> Option<usize> {
         .position(|rule| rule.path_prefix.matches(path, case))
 }
 
-/// Returns the host without port, brackets and final dot.
-fn host_name(host: &[u8]) -> Result<&str, RouteError> {
+/// Reads a host without its port and its final dot.
+fn host_of(host: &[u8]) -> Result<Host<'_>, RouteError> {
     let host = std::str::from_utf8(host).map_err(|_| RouteError::OddHost)?;
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => {
-            let (address, port) = rest.split_once(']').ok_or(RouteError::OddHost)?;
-            let port = match port.strip_prefix(':') {
-                Some(port) => port,
-                None if port.is_empty() => "",
-                None => return Err(RouteError::OddHost),
-            };
-            (address, port)
-        }
-        None => host.split_once(':').unwrap_or((host, "")),
+    let (host, port) = if let Some(rest) = host.strip_prefix('[') {
+        let (address, port) = rest.split_once(']').ok_or(RouteError::OddHost)?;
+        let address: Ipv6Addr = address.parse().map_err(|_| RouteError::OddHost)?;
+        let port = match port.strip_prefix(':') {
+            Some(port) => port,
+            None if port.is_empty() => "",
+            None => return Err(RouteError::OddHost),
+        };
+        (Host::Address(IpAddr::V6(address).to_canonical()), port)
+    } else {
+        let (name, port) = host.split_once(':').unwrap_or((host, ""));
+        (Host::parse(name).ok_or(RouteError::OddHost)?, port)
     };
-    let is_name = name
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
-    if is_name && port.bytes().all(|b| b.is_ascii_digit()) {
-        Ok(name.strip_suffix('.').unwrap_or(name))
+    if port.bytes().all(|b| b.is_ascii_digit()) {
+        Ok(host)
     } else {
         Err(RouteError::OddHost)
     }
@@ -273,6 +279,9 @@ fn plain_reading(path: &[u8]) -> Result<Option<Vec<u8>>, RouteError> {
         return Ok(None);
     }
     let decoded = fully_decoded(path)?;
+    if decoded.contains(&0) {
+        return Err(RouteError::OddPath);
+    }
     let mut reading = Vec::with_capacity(decoded.len() + 1);
     for segment in decoded.split(|b| matches!(b, b'/' | b'\\')) {
         match query::split_at_first(segment, b';').0 {

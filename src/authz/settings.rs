@@ -14,7 +14,7 @@ pub(crate) use header::{
 };
 #[cfg(test)]
 pub(crate) use rule::HostPattern;
-pub(crate) use rule::{Auth, Case, PathPrefix, RouteRule};
+pub(crate) use rule::{Auth, Case, Host, PathPrefix, RouteRule};
 pub(crate) use source::CredentialSource;
 pub(super) use source::is_token;
 
@@ -141,7 +141,7 @@ impl Settings {
         check_identity(&parts.identity, &parts.credentials)?;
         check_routes(&parts.routes)?;
         parts.routes.sort_by_key(RouteRule::rank);
-        let reserved = reserve(&parts.identity);
+        let reserved = reserve(&parts.identity, &parts.credentials);
         let credentials = parts.credentials.iter().filter_map(|source| match source {
             CredentialSource::Header { name, .. } => Some(name),
             CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => None,
@@ -306,11 +306,19 @@ fn check_routes(rules: &[RouteRule]) -> Result<(), SettingsError> {
     Ok(())
 }
 
-/// Returns the configured identity headers and the default ones, so that no header can be spoofed
-/// after one is renamed or switched off.
-fn reserve(identity: &IdentityHeaders) -> Vec<HeaderName> {
-    let mut reserved: Vec<HeaderName> = identity.names().cloned().collect();
-    for header in IdentityHeaders::default().names() {
+/// Returns the headers of which no value of a client reaches the upstream: the configured identity
+/// headers; the default ones, so that no header can be spoofed after one is renamed or switched off;
+/// and the headers that hold nothing but a credential.
+fn reserve(identity: &IdentityHeaders, sources: &[CredentialSource]) -> Vec<HeaderName> {
+    let defaults = IdentityHeaders::default();
+    let credentials = sources.iter().filter_map(|source| match source {
+        CredentialSource::Header { name, scheme: None } => Some(name),
+        CredentialSource::Header { .. }
+        | CredentialSource::Query { .. }
+        | CredentialSource::Cookie { .. } => None,
+    });
+    let mut reserved: Vec<HeaderName> = Vec::new();
+    for header in identity.names().chain(defaults.names()).chain(credentials) {
         if !reserved.contains(header) {
             reserved.push(header.clone());
         }

@@ -17,6 +17,7 @@ use super::{
     base62,
     id::{KeyId, ParseIdError},
     random::RandomError,
+    wrapping::Wrapping,
 };
 
 /// A key as a request presents it. Borrowed, never printed.
@@ -51,12 +52,18 @@ pub struct FormatError;
 
 /// A key of another system that cannot be imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a key to import has {min} to {max} printable ASCII characters, none of them a space, ',', ';' or '\"'",
-    min = Secret::MIN_IMPORTED_LEN,
-    max = PresentedKey::MAX_LEN
-)]
-pub struct ImportError;
+pub enum ImportError {
+    /// Other text surrounds the key. A consumer that presents the key alone would be denied.
+    #[error("the key {0}: import the key alone")]
+    Wrapped(Wrapping),
+    /// The key does not have 8 to 512 printable ASCII characters, or has one that separates texts.
+    #[error(
+        "a key to import has {min} to {max} printable ASCII characters, none of them a space, ',', ';' or '\"'",
+        min = Secret::MIN_IMPORTED_LEN,
+        max = PresentedKey::MAX_LEN
+    )]
+    Form,
+}
 
 const SECRET_LEN: usize = 32;
 const CHECKSUM_LEN: usize = 6;
@@ -147,16 +154,16 @@ impl Secret {
     ///
     /// When it does not have 8 to 512 printable ASCII characters, or when it contains a space, `,`,
     /// `;` or `"`: it could then not be separated from other text in a header, a query string or a
-    /// cookie.
+    /// cookie. Also when a scheme, quotation marks or a line end surround it.
     pub fn import(key: Zeroizing<String>) -> Result<Self, ImportError> {
         let valid = matches!(key.len(), Self::MIN_IMPORTED_LEN..=PresentedKey::MAX_LEN)
             && key
                 .bytes()
                 .all(|b| b.is_ascii_graphic() && !b",;\"".contains(&b));
-        if valid {
-            Ok(Self(key))
-        } else {
-            Err(ImportError)
+        match Wrapping::of(key.as_bytes()) {
+            Some(wrapping) => Err(ImportError::Wrapped(wrapping)),
+            None if valid => Ok(Self(key)),
+            None => Err(ImportError::Form),
         }
     }
 
@@ -306,6 +313,23 @@ mod tests {
             assert!(import(bad).is_err(), "{bad:?} was accepted");
         }
         assert!(import(&"x".repeat(PresentedKey::MAX_LEN + 1)).is_err());
+        for (wrapped, error) in [
+            (
+                "Bearer ak_live_0123456789abcdef",
+                "the key begins with the scheme Bearer: import the key alone",
+            ),
+            (
+                "'ak_live_0123456789abcdef'",
+                "the key is in quotation marks: import the key alone",
+            ),
+            (
+                "ak_live_0123456789abcdef\n",
+                "the key has a line end: import the key alone",
+            ),
+        ] {
+            let refused = import(wrapped).expect_err("it is wrapped");
+            assert_eq!(refused.to_string(), error);
+        }
     }
 
     proptest! {

@@ -182,7 +182,7 @@ fn who_may_serve_is_decided_without_clocks_and_edges() {
 
 #[test]
 fn the_store_knows_nothing_of_the_network() {
-    assert_imports("store", &["duration", "key"]);
+    assert_imports("store", &["draft", "duration", "key"]);
     let network = ["tonic", "prost", "hyper", "axum"];
     let found = naming("store", &network);
     assert!(found.is_empty(), "the store touches the network: {found:?}");

@@ -1,14 +1,16 @@
 //! The way of a request through the real Envoys and the real sidecar, with keys from the real control plane.
 //!
 //! `allow` and `deny`: every outcome; `credentials` and `spoofing`: what must not reach the upstream; `notices`: what a
-//! consumer is told during an overlap; `telemetry`: what metrics, spans, access logs and logs tell; `listen`: sockets,
-//! probes and health.
+//! consumer is told during an overlap; `grpc`: denials that clients of gRPC understand; `sizes`: large bodies and headers;
+//! `telemetry`: what metrics, spans, access logs and logs tell; `listen`: sockets, probes and health.
 
 mod allow;
 mod credentials;
 mod deny;
+mod grpc;
 mod listen;
 mod notices;
+mod sizes;
 mod spoofing;
 mod telemetry;
 

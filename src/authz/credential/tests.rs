@@ -126,24 +126,58 @@ fn joined_lines_with_a_scheme_are_ambiguous_even_where_headers_stand_apart() {
 
 #[test]
 fn what_is_not_printable_is_malformed_even_beside_another() {
-    for message in [
-        Message::get("/").header("x-api-key", "K\0"),
-        Message::get("/").header("x-api-key", "K L"),
-        Message::get("/").header("x-api-key", "K\u{e4}"),
-        Message::get("/?api_key=K%00").header("x-api-key", "K"),
-        Message::get("/?api_key=%ff"),
-        Message::get("/").header("cookie", "api_key=a b"),
+    let word = Some(Wrapping::Scheme(None));
+    for (message, wrapping) in [
+        (Message::get("/").header("x-api-key", "K\0"), None),
+        (Message::get("/").header("x-api-key", "K L"), word),
+        (Message::get("/").header("x-api-key", "K\u{e4}"), None),
+        (
+            Message::get("/?api_key=K%00").header("x-api-key", "K"),
+            None,
+        ),
+        (Message::get("/?api_key=K%0A"), Some(Wrapping::LineEnd)),
+        (Message::get("/?api_key=%ff"), None),
+        (Message::get("/").header("cookie", "api_key=a b"), word),
     ] {
-        assert_all(&message, &Err(CredentialError::Malformed));
+        assert_all(&message, &Err(CredentialError::Malformed(wrapping)));
     }
 }
 
 #[test]
-fn a_credential_among_bytes_that_are_not_text_is_malformed() {
+fn a_credential_among_bytes_that_are_not_text_is_inseparable() {
     let cookie = Message::get("/").header("cookie", b"a=\xff; api_key=K".to_vec());
-    assert_all(&cookie, &Err(CredentialError::Malformed));
+    assert_all(&cookie, &Err(CredentialError::Inseparable));
     let query = Message::get(b"/\xff?api_key=K".to_vec());
-    assert_all(&query, &Err(CredentialError::Malformed));
+    assert_all(&query, &Err(CredentialError::Inseparable));
+}
+
+/// A `!` may be a byte that Envoy could not show, unless the headers are raw.
+#[test]
+fn a_credential_beside_bytes_that_envoy_may_have_replaced_is_inseparable() {
+    let inseparable = || Err(CredentialError::Inseparable);
+    let found = |places| Ok(Some((b"K".to_vec(), places)));
+    let cookie = Message::get("/").header("cookie", "a=!; api_key=K");
+    assert_eq!(collected(&cookie), [inseparable(), found(COOKIE)]);
+    let query = Message::get("/!?api_key=K");
+    assert_eq!(collected(&query), [inseparable(), inseparable()]);
+    let shown = |target: &'static [u8]| query.clone().header(":path", target);
+    assert_eq!(collected(&shown(b"/!?api_key=K"))[1], found(QUERY));
+    for other in [
+        &b"/\xff?api_key=K"[..],
+        b"/!?api_key=L",
+        b"/!!?api_key=K",
+        b"/",
+    ] {
+        assert_eq!(collected(&shown(other))[1], inseparable());
+    }
+    // The credential itself may have one.
+    for message in [
+        Message::get("/?api_key=K!"),
+        Message::get("/").header("cookie", "api_key=K!"),
+        Message::get("/!").header("x-api-key", "K!"),
+    ] {
+        assert!(collected(&message).iter().all(Result::is_ok));
+    }
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn judged_with(wrongs: &[Wrong]) -> Option<Judged> {
         message = message.header("authorization", "Bearer other");
     }
     if has(Malformed) {
-        message = message.header("cookie", "api_key=a b");
+        message = message.header("x_relatch consumer", "root");
     }
     if has(NoKeyring) {
         message = message.extension("relatch.keyring", "other");

@@ -5,6 +5,7 @@ use prost_types::value::Kind;
 use super::*;
 use crate::{
     authz::{
+        DenyReason,
         settings::{IdentityHeaders, SettingsParts},
         testing::{CONFIRMED_AT, Message, judge, keyrings, parts, settings, written},
     },
@@ -139,10 +140,14 @@ fn a_client_of_grpc_gets_a_status_of_grpc() {
         let keyrings = keyrings(Vec::new(), true);
         judge(&settings(), &keyrings, &message, now, CONFIRMED_AT).1
     };
-    for content_type in [
-        "application/grpc",
-        "application/grpc+proto",
-        "Application/gRPC-Web",
+    for (content_type, answer) in [
+        ("application/grpc", "application/grpc"),
+        ("application/grpc+proto", "application/grpc"),
+        ("Application/gRPC-Web", "application/grpc-web+proto"),
+        (
+            "application/grpc-web-text",
+            "application/grpc-web-text+proto",
+        ),
     ] {
         for (message, code, title) in [
             (Message::get("/"), "16", "An API key is required"),
@@ -161,8 +166,10 @@ fn a_client_of_grpc_gets_a_status_of_grpc() {
             let denied = denied(&response);
             assert_eq!(header(&denied.headers, "grpc-status"), Some(code));
             assert_eq!(header(&denied.headers, "grpc-message"), Some(title));
-            assert_eq!(header(&denied.headers, "content-type"), None);
-            assert_eq!(denied.body, title);
+            assert_eq!(header(&denied.headers, "content-type"), Some(answer));
+            assert_eq!(denied.status.map(|status| status.code), Some(200));
+            assert_ne!(response.status.as_ref().map_or(0, |status| status.code), 0);
+            assert_eq!(denied.body, "");
         }
     }
     for content_type in [
@@ -249,27 +256,74 @@ fn identity_headers_that_are_not_set_are_removed() {
             "x-relatch-scopes",
             "x-relatch-consumer",
             "x-relatch-key-version",
-            "x_caller",
-            "x-api-key"
+            "x-api-key",
+            "x_caller"
         ]
     );
 }
 
 #[test]
-fn a_target_that_envoy_may_have_altered_is_left_to_envoy() {
-    let query = |path: &'static str| {
-        passed(
-            parts(),
-            |_| {},
-            |secret| Message::get(path.replace("KEY", secret.expose())),
-        )
-    };
-    let ok = query("/a?b=%7e&api%5Fkey=KEY");
-    assert_eq!(header(&ok.headers, ":path"), Some("/a?b=%7e"));
+fn a_target_is_set_without_the_credential_and_nothing_else_changes() {
+    let ok = passed(
+        parts(),
+        |_| {},
+        |secret| Message::get(format!("/a?b=%7e&&api%5Fkey={}", secret.expose())),
+    );
+    assert_eq!(header(&ok.headers, ":path"), Some("/a?b=%7e&"));
     assert!(ok.query_parameters_to_remove.is_empty());
-    let ok = query("/a!?b=1&api%5Fkey=KEY");
-    assert_eq!(header(&ok.headers, ":path"), None);
-    assert_eq!(ok.query_parameters_to_remove, ["api%5Fkey"]);
+}
+
+#[test]
+fn a_header_of_a_key_is_removed_even_if_envoy_does_not_show_it() {
+    let bearer = |secret: &Secret| {
+        Message::get("/").header("authorization", format!("Bearer {}", secret.expose()))
+    };
+    let ok = passed(parts(), |_| {}, bearer);
+    for name in ["x-api-key", "authorization"] {
+        assert!(ok.headers_to_remove.iter().any(|removed| removed == name));
+    }
+    // A header with a scheme may hold something else, which the upstream needs.
+    let ok = passed(parts(), |_| {}, with_key);
+    assert!(
+        !ok.headers_to_remove
+            .iter()
+            .any(|removed| removed == "authorization")
+    );
+}
+
+#[test]
+fn what_surrounds_a_key_is_named() {
+    let detail = |value: String| {
+        let record = testing::record();
+        let message = Message::get("/").header("x-api-key", value).joined();
+        let now = Timestamp::from_millis(5_000);
+        let keyrings = keyrings(vec![record], true);
+        let (_, response) = judge(&settings(), &keyrings, &message, now, CONFIRMED_AT);
+        let denied = denied(&response);
+        assert_eq!(denied.status.map(|status| status.code), Some(401));
+        let problem: serde_json::Value = serde_json::from_str(&denied.body).expect("JSON");
+        assert_eq!(problem["reason"], "malformed_credential");
+        problem["detail"].as_str().map(ToOwned::to_owned)
+    };
+    let key = "rlk_7Qm2Xc91TbKe_abc";
+    for (value, expected) in [
+        (
+            format!("Bearer {key}"),
+            Some("The key begins with the scheme Bearer: send the key alone"),
+        ),
+        (
+            format!("\"{key}\""),
+            Some("The key is in quotation marks: send the key alone"),
+        ),
+        (
+            format!("{key}%0A"),
+            Some("The key has a line end: send the key alone"),
+        ),
+        (key.to_owned(), None),
+        (format!("{key}\u{e4}"), None),
+    ] {
+        assert_eq!(detail(value).as_deref(), expected);
+    }
 }
 
 #[test]
@@ -359,6 +413,7 @@ fn an_anonymous_request_loses_every_reserved_header() {
             "x-relatch-key-id",
             "x-relatch-key-version",
             "x-relatch-scopes",
+            "x-api-key",
             "x.relatch_consumer"
         ]
     );

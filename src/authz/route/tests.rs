@@ -152,6 +152,9 @@ fn odd_spellings_of_a_path_do_not_dodge_its_rule() {
         "/admin/%73tatus",
         "admin",
         "/%252525252561dmin",
+        "/admin%00",
+        "/x%00/../admin",
+        "/x%2500",
     ] {
         assert_eq!(scopes_of(dodge), Err(RouteError::OddPath), "{dodge}");
     }
@@ -174,7 +177,28 @@ fn odd_spellings_under_one_rule_pass() {
 #[test]
 fn odd_hosts_are_refused_where_a_rule_looks_at_hosts() {
     for host in [
-        "a b", "user@a", "a,b", "a:80:81", "a%2eb", "[::1", "[::1]x", "\u{e4}",
+        "a b",
+        "user@a",
+        "a,b",
+        "a:80:81",
+        "a%2eb",
+        "[::1",
+        "[::1]x",
+        "\u{e4}",
+        "a..",
+        "a..b",
+        ".a",
+        ".",
+        "[a]",
+        "[127.0.0.1]",
+        "::1",
+        "127.1",
+        "127.0.0.1.1",
+        "0x7f.1",
+        "2130706433",
+        "127.0.0.01",
+        "a.0X7f",
+        "[fe80::1%25lo]",
     ] {
         let message = Message::get("/").host(host);
         assert_eq!(
@@ -183,9 +207,69 @@ fn odd_hosts_are_refused_where_a_rule_looks_at_hosts() {
             "{host}"
         );
     }
-    for host in ["", "[::1]:80", "127.0.0.1:80"] {
+    for host in [
+        "",
+        "[::1]:80",
+        "127.0.0.1:80",
+        "a1.b2:80",
+        "1a.example.com.",
+    ] {
         assert!(chosen(&settings(), &Message::get("/").host(host)).is_ok());
     }
+}
+
+#[test]
+fn addresses_are_compared_as_addresses() {
+    let settings = Settings::new(SettingsParts {
+        routes: vec![
+            rule(Some("2001:DB8:0::1"), "/", "six", ""),
+            rule(Some("192.0.2.1"), "/", "four", ""),
+        ],
+        ..parts()
+    });
+    let settings = settings.expect("valid settings");
+    for (host, keyring) in [
+        ("[2001:db8::1]", "six"),
+        ("[2001:0db8:0:0::0001]:443", "six"),
+        ("192.0.2.1:80", "four"),
+        ("192.0.2.1.", "four"),
+        ("[::ffff:192.0.2.1]", "four"),
+        ("[::ffff:c000:201]", "four"),
+        ("[2001:db8::2]", "payments"),
+        ("192.0.2.2", "payments"),
+    ] {
+        let chosen = chosen(&settings, &Message::get("/").host(host));
+        assert_eq!(chosen.expect("a rule").0, keyring, "{host}");
+    }
+    let twice = Settings::new(SettingsParts {
+        routes: vec![
+            rule(Some("[2001:db8::1]"), "/", "a", ""),
+            rule(Some("2001:db8:0::1"), "/", "b", ""),
+        ],
+        ..parts()
+    });
+    assert!(twice.is_err(), "two rules match the same requests");
+}
+
+#[test]
+fn a_tunnel_always_needs_a_key() {
+    let of = |message: &Message| {
+        let mut request = message.joined();
+        message.http_of(&mut request).method = "CONNECT".into();
+        let request = request.encode_to_vec();
+        let input = CheckInput::read(&request).expect("a request");
+        Route::choose(&settings(), &input).expect("a route").auth
+    };
+    let public = Message::get("/public");
+    assert_eq!(
+        chosen(&settings(), &public).expect("a route").2,
+        Auth::Optional
+    );
+    assert_eq!(of(&public), Auth::Required);
+    assert_eq!(
+        of(&Message::get("/").extension("relatch.auth", "optional")),
+        Auth::Required
+    );
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! Rules: the keyring, scopes and need of a key for the requests to a host and below a path.
 
-use std::{cmp::Reverse, fmt, net::Ipv6Addr, str::FromStr};
+use std::{
+    cmp::Reverse,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use super::ParseSettingError;
 use crate::key::{KeyringName, Scopes};
@@ -35,8 +40,18 @@ pub(crate) enum Auth {
 pub(crate) enum HostPattern {
     /// Exactly this host.
     Exact(Box<str>),
+    /// This address, however it is spelled. An IPv4-mapped IPv6 address is an IPv4 address.
+    Address(IpAddr),
     /// Every host that ends with this suffix, which begins with a dot.
     Suffix(Box<str>),
+}
+
+/// The host of a request, without a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Host<'a> {
+    /// A host name without a final dot.
+    Name(&'a str),
+    Address(IpAddr),
 }
 
 /// A path and everything below it, by whole segments. The default, `/`, matches every path.
@@ -68,6 +83,7 @@ impl RouteRule {
     /// suffix, a shorter suffix, every host. Between equal hosts, the longer path wins.
     pub(super) fn rank(&self) -> (u8, Reverse<usize>, Reverse<usize>) {
         let (class, host) = match &self.host {
+            Some(HostPattern::Address(_)) => (0, 0),
             Some(HostPattern::Exact(host)) => (0, host.len()),
             Some(HostPattern::Suffix(suffix)) => (1, suffix.len()),
             None => (2, 0),
@@ -89,12 +105,14 @@ impl FromStr for Auth {
 }
 
 impl HostPattern {
-    /// Returns whether it matches `host`, which has no port and no brackets.
+    /// Returns whether it matches `host`.
     #[must_use]
-    pub(crate) fn matches(&self, host: &str) -> bool {
-        match self {
-            Self::Exact(exact) => host.eq_ignore_ascii_case(exact),
-            Self::Suffix(suffix) => host
+    pub(crate) fn matches(&self, host: &Host<'_>) -> bool {
+        match (self, host) {
+            (Self::Address(address), Host::Address(host)) => address == host,
+            (Self::Address(_), Host::Name(_)) | (_, Host::Address(_)) => false,
+            (Self::Exact(exact), Host::Name(host)) => host.eq_ignore_ascii_case(exact),
+            (Self::Suffix(suffix), Host::Name(host)) => host
                 .len()
                 .checked_sub(suffix.len())
                 .and_then(|at| host.get(at..))
@@ -103,24 +121,49 @@ impl HostPattern {
     }
 }
 
+impl<'a> Host<'a> {
+    /// Reads a host name or an IPv4 address; none if upstreams could read it as another host: it has
+    /// an empty label, characters that no host name has, or a number at its end without being an
+    /// address (WHATWG URL, "ends in a number checker").
+    #[must_use]
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if let Ok(address) = name.parse::<Ipv4Addr>() {
+            return Some(Self::Address(address.into()));
+        }
+        let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        let is_number = |label: &str| {
+            let hex = label.strip_prefix("0x").or(label.strip_prefix("0X"));
+            label.bytes().all(|b| b.is_ascii_digit())
+                || hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+        };
+        let is_whole = name.bytes().all(is_name)
+            && name.split('.').all(|label| !label.is_empty())
+            && !name.rsplit('.').next().is_some_and(is_number);
+        // A request of HTTP/1.0 may have no host.
+        (is_whole || text.is_empty()).then_some(Self::Name(name))
+    }
+}
+
 impl FromStr for HostPattern {
     type Err = ParseSettingError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bare = text
+        let bracketed = text
             .strip_prefix('[')
-            .and_then(|text| text.strip_suffix(']'))
-            .unwrap_or(text);
-        if bare.parse::<Ipv6Addr>().is_ok() {
-            return Ok(Self::Exact(bare.to_ascii_lowercase().into()));
+            .and_then(|text| text.strip_suffix(']'));
+        let address = match bracketed {
+            Some(address) => address.parse::<Ipv6Addr>().map(IpAddr::V6),
+            None => text.parse::<IpAddr>(),
+        };
+        if let Ok(address) = address {
+            return Ok(Self::Address(address.to_canonical()));
         }
         let suffix = text.strip_prefix("*.");
         let name = suffix.unwrap_or(text);
         let is_name = matches!(name.len(), 1..=253)
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-            && name.split('.').all(|label| !label.is_empty());
+            && !name.ends_with('.')
+            && matches!(Host::parse(name), Some(Host::Name(_)));
         let name = name.to_ascii_lowercase();
         match (is_name, suffix) {
             (false, _) => Err(ParseSettingError::Host),
@@ -134,6 +177,7 @@ impl fmt::Display for HostPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exact(host) => f.write_str(host),
+            Self::Address(address) => address.fmt(f),
             Self::Suffix(suffix) => write!(f, "*{suffix}"),
         }
     }
@@ -250,15 +294,15 @@ mod tests {
     #[test]
     fn a_suffix_matches_hosts_below_it_only() {
         let pattern: HostPattern = "*.Example.com".parse().expect("a host");
-        assert!(pattern.matches("a.example.COM"));
-        assert!(pattern.matches("a.b.example.com"));
+        assert!(pattern.matches(&Host::Name("a.example.COM")));
+        assert!(pattern.matches(&Host::Name("a.b.example.com")));
         for other in [
             "example.com",
             "badexample.com",
             ".example.com",
             "a.example.com.evil",
         ] {
-            assert!(!pattern.matches(other), "{other} matched");
+            assert!(!pattern.matches(&Host::Name(other)), "{other} matched");
         }
     }
 
@@ -266,7 +310,14 @@ mod tests {
     fn an_address_is_written_with_brackets_or_without() {
         for text in ["[2001:DB8::1]", "2001:db8::1"] {
             let pattern: HostPattern = text.parse().expect("a host");
-            assert!(pattern.matches("2001:db8::1"), "{text}");
+            let address = "2001:db8:0::1".parse().expect("an address");
+            assert!(pattern.matches(&Host::Address(address)), "{text}");
+        }
+        for refused in ["[192.0.2.1]", "192.0.2.01", "127.1", "a..b", "a.", "*.1"] {
+            assert!(
+                refused.parse::<HostPattern>().is_err(),
+                "{refused} was accepted"
+            );
         }
     }
 }

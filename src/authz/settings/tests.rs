@@ -99,18 +99,14 @@ fn every_spelling_of_a_reserved_header_is_known() {
         "x.caller",
         "x-relatch-consumer",
         "X_RELATCH.scopes",
+        "x-api-key",
+        "X-Api-Key",
         "x_api_key",
         "X.API-KEY",
     ] {
         assert!(settings.is_spoofed(spoofed.as_bytes()), "{spoofed} passes");
     }
-    for honest in [
-        "x-api-key",
-        "X-Api-Key",
-        "authorization",
-        "x-calle",
-        "xcaller",
-    ] {
+    for honest in ["authorization", "x-calle", "xcaller"] {
         assert!(!settings.is_spoofed(honest.as_bytes()), "{honest} is taken");
     }
 }

@@ -149,6 +149,7 @@ async fn host_and_path_choose_keyring_and_scopes_where_the_route_says_nothing() 
                 (ours.get("/ADMIN/users"), "malformed_request"),
                 (ours.get("/x/../admin/users"), "malformed_request"),
                 (ours.get("/%61dmin/users"), "malformed_request"),
+                (ours.get("/admin%00"), "malformed_request"),
                 (Request::get("/public"), "missing_credential"),
             ] {
                 assert_eq!(reason_of(&gate.send(request).await), reason);
@@ -156,6 +157,38 @@ async fn host_and_path_choose_keyring_and_scopes_where_the_route_says_nothing() 
             let public = Request::get("/public/docs").header("host", "www.example.com");
             gate.send(public).await.seen();
             gate.send(ours.get("/administration")).await.seen();
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn another_spelling_of_a_host_evades_no_rule() {
+    let mesh = Mesh::start_with(
+        "routes:\n\
+         - { host: \"2001:db8::1\", scopes: [admin] }\n\
+         - { host: 192.0.2.1, scopes: [admin] }\n\
+         - { host: admin.example.com, scopes: [admin] }\n",
+    )
+    .await;
+    let key = mesh.key(&[]).await;
+    mesh.through_each_version(
+        |options| options,
+        async |gate| {
+            for (host, reason) in [
+                ("[2001:db8::1]", "insufficient_scope"),
+                ("[2001:DB8:0:0::1]:8443", "insufficient_scope"),
+                ("192.0.2.1:80", "insufficient_scope"),
+                ("[::ffff:192.0.2.1]", "insufficient_scope"),
+                ("Admin.example.com.", "insufficient_scope"),
+                ("admin.example.com..", "malformed_request"),
+                ("3221225985", "malformed_request"),
+            ] {
+                let response = gate.send(key.get("/").header("host", host)).await;
+                assert_eq!(reason_of(&response), reason, "{host}");
+            }
+            let other = key.get("/").header("host", "[2001:db8::2]");
+            gate.send(other).await.seen();
         },
     )
     .await;

@@ -1,6 +1,6 @@
 //! Requests that do not pass: each reason, with all that the consumer and the access log get to see.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use relatch::{clock::Clock, key::Timestamp};
 use rustix::process::Signal;
@@ -11,7 +11,7 @@ use crate::support::{
     client::{Request, Response},
     envoy::{Envoy, EnvoyOptions, EnvoyVersion},
     eventually::eventually,
-    relatch::{Sidecar, sidecar_yaml},
+    relatch::{Control, Sidecar, sidecar_yaml},
     upstream::Upstream,
 };
 
@@ -22,6 +22,8 @@ struct Case {
     reason: &'static str,
     title: &'static str,
     challenge: Option<&'static str>,
+    /// What the consumer should change.
+    detail: Option<&'static str>,
     /// Whether the key was verified, so that the access log may name its consumer.
     verified: bool,
 }
@@ -94,18 +96,18 @@ fn cases_of_credentials(key: &Key, other: &Key) -> Vec<Case> {
         ambiguous(key.get("/").header("authorization", bearer)),
         ambiguous(key.get(&format!("/?api_key={}", other.secret))),
         ambiguous(get().header("cookie", cookies)),
+        malformed(&format!("Bearer {}", key.secret))
+            .with_detail("The key begins with the scheme Bearer: send the key alone"),
+        malformed(&format!("\"{}\"", key.secret))
+            .with_detail("The key is in quotation marks: send the key alone"),
         denied(
-            get().header("x-api-key", "two words"),
-            400,
-            "malformed_request",
-            MALFORMED,
-        ),
-        denied(
-            Request::get("/?api_key=%00"),
-            400,
-            "malformed_request",
-            MALFORMED,
-        ),
+            Request::get(&format!("/?api_key={}%0A", key.secret)),
+            401,
+            "malformed_credential",
+            NOT_VALID,
+        )
+        .challenged(INVALID)
+        .with_detail("The key has a line end: send the key alone"),
     ]
 }
 
@@ -314,6 +316,55 @@ async fn a_keyring_that_nobody_confirms_is_denied_until_somebody_does() {
     .await;
 }
 
+#[tokio::test]
+async fn a_tunnel_is_never_opened_without_a_key() {
+    let mesh = Mesh::start_with("routes: [{ host: \"*.example.com\", auth: optional }]\n").await;
+    let key = mesh.key(&[]).await;
+    mesh.through_each_version(EnvoyOptions::tunnels, async |gate| {
+        let connect = || Request::connect("www.example.com:443");
+        assert_eq!(reason_of(&gate.send(connect()).await), "missing_credential");
+        let public = Request::get("/").header("host", "www.example.com");
+        gate.send(public).await.seen();
+        let keyed = connect().header("x-api-key", &key.secret);
+        assert_eq!(gate.send(keyed).await.status, 200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_check_is_denied_before_envoy_stops_waiting_for_it() {
+    let data = tempfile::tempdir().expect("a directory can be made");
+    let control = Control::start(data.path()).await;
+    control.cli_json(&["keyring", "create", "payments"]).await;
+    let create = [
+        "key",
+        "create",
+        "--keyring",
+        "payments",
+        "--consumer",
+        "acme",
+    ];
+    let yaml = sidecar_yaml("edge-1", control.discovery(), &["payments"]).replace(
+        "{ name: payments }",
+        "{ name: payments, mode: on_demand, cache: { lookup_timeout: 10s } }",
+    );
+    let sidecar = Sidecar::start(&yaml).await.until_ready().await;
+    let created = control
+        .cli_json(&[&create[..], &["--create-missing"]].concat())
+        .await;
+    let key = created["secret"].as_str().expect("a new key has a secret");
+    control.process.signal(Signal::STOP);
+    let upstream = Upstream::start().await;
+    let timeout = Duration::from_secs(2);
+    let options = EnvoyOptions::new(sidecar.ext_authz(), upstream.addr());
+    let envoy = Envoy::start(options.timeout(timeout).failure_mode_allow()).await;
+    let request = Request::get("/").header("x-api-key", key);
+    let response = request.send(envoy.addr()).await;
+    assert_eq!(reason_of(&response), "keyring_unavailable");
+    assert_eq!(upstream.requests(), 0);
+    control.process.signal(Signal::CONT);
+}
+
 async fn metric(sidecar: &Sidecar, series: &str) -> f64 {
     let page = sidecar.get("/metrics").await.text();
     let value = page.lines().find_map(|line| line.strip_prefix(series));
@@ -328,6 +379,7 @@ const fn denied(request: Request, status: u16, reason: &'static str, title: &'st
         reason,
         title,
         challenge: None,
+        detail: None,
         verified: false,
     }
 }
@@ -335,6 +387,11 @@ const fn denied(request: Request, status: u16, reason: &'static str, title: &'st
 impl Case {
     fn challenged(mut self, challenge: &'static str) -> Self {
         self.challenge = Some(challenge);
+        self
+    }
+
+    const fn with_detail(mut self, detail: &'static str) -> Self {
+        self.detail = Some(detail);
         self
     }
 
@@ -355,12 +412,15 @@ impl Case {
             ..
         } = self;
         assert_eq!(response.status, *status, "{reason}: {}", response.text());
-        let problem = json!({
+        let mut problem = json!({
             "type": format!("urn:relatch:problem:{reason}"),
             "title": title,
             "status": status,
             "reason": reason,
         });
+        if let Some(detail) = self.detail {
+            problem["detail"] = detail.into();
+        }
         assert_eq!(response.json::<Value>(), problem);
         let retry_after = matches!(status, 429 | 503).then_some("5");
         for (name, value) in [

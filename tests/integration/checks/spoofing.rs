@@ -102,6 +102,28 @@ async fn other_spellings_of_the_credentials_header_are_no_credential_and_do_not_
 }
 
 #[tokio::test]
+async fn a_key_that_envoy_does_not_show_reaches_nobody() {
+    let mesh = Mesh::start().await;
+    let key = mesh.key(&[]).await;
+    let other = mesh.key(&[]).await;
+    mesh.through_each_version(
+        |options| options.shows_only(&["authorization"]),
+        async |gate| {
+            let unseen = |request: Request| request.header("x-api-key", &other.secret);
+            let bearer =
+                Request::get("/").header("authorization", format!("Bearer {}", key.secret));
+            for request in [unseen(bearer), unseen(Request::get("/optional"))] {
+                for seen in send_both_ways(gate, request).await {
+                    other.assert_hidden_from(&seen);
+                    key.assert_hidden_from(&seen);
+                }
+            }
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn renamed_and_silenced_identity_headers_are_guarded_as_well() {
     let mesh = Mesh::start_with(
         "identity_headers: { consumer: x-caller, key_id: false, scopes: x-caller-scopes }\n",

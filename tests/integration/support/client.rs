@@ -48,6 +48,14 @@ impl Request {
         }
     }
 
+    /// A `CONNECT` to `authority`, over HTTP/1.1.
+    pub(crate) fn connect(authority: &str) -> Self {
+        Self {
+            method: "CONNECT".to_owned(),
+            ..Self::get(authority)
+        }
+    }
+
     /// A `POST` of `body`.
     pub(crate) fn post(target: &str, body: &[u8]) -> Self {
         Self {

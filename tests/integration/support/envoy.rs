@@ -35,6 +35,7 @@ pub(crate) enum EnvoyVersion {
 
 /// How an [`Envoy`] is set up.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of Envoy's")]
 pub(crate) struct EnvoyOptions {
     version: EnvoyVersion,
     authz: Vec<AuthzAddress>,
@@ -46,6 +47,19 @@ pub(crate) struct EnvoyOptions {
     failure_mode_allow: bool,
     timeout: Duration,
     collector: Option<SocketAddr>,
+    /// The names of the headers that the check has; none: all of them.
+    shown_headers: Option<Vec<String>>,
+    body: Option<PassedBody>,
+    max_headers_kb: Option<u32>,
+    grpc_web: bool,
+    tunnels: bool,
+}
+
+/// `ExtAuthz.with_request_body`
+#[derive(Clone, Copy, Debug)]
+struct PassedBody {
+    max_bytes: u32,
+    as_bytes: bool,
 }
 
 /// Where the `ext_authz` server listens.
@@ -168,6 +182,11 @@ impl EnvoyOptions {
             failure_mode_allow: false,
             timeout: Duration::from_secs(30),
             collector: None,
+            shown_headers: None,
+            body: None,
+            max_headers_kb: None,
+            grpc_web: false,
+            tunnels: false,
         }
     }
 
@@ -222,6 +241,39 @@ impl EnvoyOptions {
         self
     }
 
+    /// `ExtAuthz.allowed_headers`: the check has no other headers than these.
+    pub(crate) fn shows_only(mut self, names: &[&str]) -> Self {
+        self.shown_headers = Some(names.iter().map(|name| (*name).to_owned()).collect());
+        self
+    }
+
+    /// `ExtAuthz.with_request_body`: the check has the body, as bytes or as text.
+    pub(crate) const fn with_body(mut self, max_bytes: u32, as_bytes: bool) -> Self {
+        self.body = Some(PassedBody {
+            max_bytes,
+            as_bytes,
+        });
+        self
+    }
+
+    /// Raises the limit on the headers of a request, in KiB.
+    pub(crate) const fn max_headers_kb(mut self, limit: u32) -> Self {
+        self.max_headers_kb = Some(limit);
+        self
+    }
+
+    /// Translates gRPC-Web to gRPC, before it asks.
+    pub(crate) const fn grpc_web(mut self) -> Self {
+        self.grpc_web = true;
+        self
+    }
+
+    /// Opens a tunnel to the upstream for CONNECT.
+    pub(crate) const fn tunnels(mut self) -> Self {
+        self.tunnels = true;
+        self
+    }
+
     fn bootstrap(&self, any_port: SocketAddr, files: &Path) -> Value {
         let authz: Vec<Value> = self.authz.iter().map(AuthzAddress::to_json).collect();
         let mut clusters = vec![
@@ -257,7 +309,28 @@ impl EnvoyOptions {
     }
 
     fn connection_manager(&self, files: &Path) -> Value {
-        let routes = self.routes.iter().map(Route::to_json);
+        let tunnel = json!({
+            "match": { "connect_matcher": {} },
+            "route": {
+                "cluster": "upstream",
+                "upgrade_configs": [{ "upgrade_type": "CONNECT", "connect_config": {} }],
+            },
+        });
+        let tunnel = self.tunnels.then_some(tunnel);
+        let routes = tunnel
+            .into_iter()
+            .chain(self.routes.iter().map(Route::to_json));
+        let mut filters = vec![json!({ "name": FILTER, "typed_config": self.filter() })];
+        if self.grpc_web {
+            let config = json!({ "@type": GRPC_WEB });
+            filters.insert(
+                0,
+                json!({ "name": "envoy.filters.http.grpc_web", "typed_config": config }),
+            );
+        }
+        filters.push(
+            json!({ "name": "envoy.filters.http.router", "typed_config": { "@type": ROUTER } }),
+        );
         let last = json!({ "match": { "prefix": "/" }, "route": { "cluster": "upstream" } });
         let mut manager = json!({
             "@type": HTTP_CONNECTION_MANAGER,
@@ -268,10 +341,7 @@ impl EnvoyOptions {
                 "domains": ["*"],
                 "routes": routes.chain([last]).collect::<Vec<_>>(),
             }] },
-            "http_filters": [
-                { "name": FILTER, "typed_config": self.filter() },
-                { "name": "envoy.filters.http.router", "typed_config": { "@type": ROUTER } },
-            ],
+            "http_filters": filters,
             "access_log": [{
                 "name": "envoy.access_loggers.file",
                 "typed_config": {
@@ -292,6 +362,12 @@ impl EnvoyOptions {
                 },
             }],
         });
+        if let Some(limit) = self.max_headers_kb {
+            manager["max_request_headers_kb"] = limit.into();
+        }
+        if self.tunnels {
+            manager["upgrade_configs"] = json!([{ "upgrade_type": "CONNECT" }]);
+        }
         if self.collector.is_some() {
             manager["tracing"] = json!({
                 "random_sampling": { "value": 100.0 },
@@ -316,7 +392,7 @@ impl EnvoyOptions {
     }
 
     fn filter(&self) -> Value {
-        json!({
+        let mut filter = json!({
             "@type": EXT_AUTHZ,
             "transport_api_version": "V3",
             "grpc_service": grpc_service("authz", self.timeout),
@@ -324,7 +400,19 @@ impl EnvoyOptions {
             "encode_raw_headers": self.raw_headers,
             "status_on_error": { "code": 503 },
             "validate_mutations": true,
-        })
+        });
+        if let Some(names) = &self.shown_headers {
+            let exact: Vec<_> = names.iter().map(|name| json!({ "exact": name })).collect();
+            filter["allowed_headers"] = json!({ "patterns": exact });
+        }
+        if let Some(body) = self.body {
+            filter["with_request_body"] = json!({
+                "max_request_bytes": body.max_bytes,
+                "allow_partial_message": true,
+                "pack_as_bytes": body.as_bytes,
+            });
+        }
+        filter
     }
 }
 
@@ -374,6 +462,7 @@ const EXT_AUTHZ_PER_ROUTE: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
 const HTTP_CONNECTION_MANAGER: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+const GRPC_WEB: &str = "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const FILE_ACCESS_LOG: &str =
     "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
 const OPENTELEMETRY: &str = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig";

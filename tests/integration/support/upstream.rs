@@ -40,6 +40,8 @@ pub(crate) struct Seen {
     pub(crate) target: String,
     /// In the order in which they stood. A value's byte is the character of the same number, so that all survive.
     pub(crate) headers: Vec<(String, String)>,
+    /// The length of the body, in bytes.
+    pub(crate) body: usize,
 }
 
 impl Upstream {
@@ -92,6 +94,7 @@ async fn serve(stream: TcpStream, requests: Arc<AtomicU64>) -> io::Result<()> {
             .parse(&head)
             .map_err(|error| malformed(&error.to_string()))?;
         let headers = owned(request.headers);
+        let body = wire.body(&headers).await?;
         let seen = Seen {
             method: request.method.unwrap_or_default().to_owned(),
             target: request.path.unwrap_or_default().to_owned(),
@@ -99,8 +102,8 @@ async fn serve(stream: TcpStream, requests: Arc<AtomicU64>) -> io::Result<()> {
                 .iter()
                 .map(|(name, value)| (name.clone(), latin_1(value)))
                 .collect(),
+            body: body.len(),
         };
-        wire.body(&headers).await?;
         requests.fetch_add(1, Ordering::SeqCst);
         let body = serde_json::to_string(&seen)?;
         let length = format!("content-length: {}", body.len());
