@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use bytes::BytesMut;
 use clap::Parser;
-use relatch::clock::Clock;
+use relatch::{authz::Metadata, clock::Clock};
 use serde_json::{Value, json};
 
 use held::{Held, OnDemand, assert_allowed, pepper};
@@ -75,7 +75,11 @@ fn allocations() -> f64 {
     let mut answer = BytesMut::with_capacity(ANSWER);
     let mut check = || {
         answer.clear();
-        assert!(authorizer.answer(&message, None, &mut answer).is_none());
+        assert!(
+            authorizer
+                .answer(Ok(&message), Metadata::default(), &mut answer)
+                .is_none()
+        );
     };
     for _ in 0..WARM_UP {
         check();

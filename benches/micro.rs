@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, hint::black_box};
 use bytes::BytesMut;
 use divan::Bencher;
 use prost::Message as _;
+use relatch::authz::Metadata;
 use relatch::{
     authz::request::CheckInput,
     key::Timestamp,
@@ -88,11 +89,15 @@ fn answer(bencher: Bencher<'_, '_>, keys: u64) {
     let authorizer = held.authorizer();
     let message = held.request();
     let mut answer = BytesMut::with_capacity(4 << 10);
-    assert!(authorizer.answer(&message, None, &mut answer).is_none());
+    assert!(
+        authorizer
+            .answer(Ok(&message), Metadata::default(), &mut answer)
+            .is_none()
+    );
     assert_allowed(&answer);
     bencher.bench_local(|| {
         answer.clear();
-        let later = authorizer.answer(black_box(&message), None, &mut answer);
+        let later = authorizer.answer(Ok(black_box(&message)), Metadata::default(), &mut answer);
         (later.is_none(), answer.len())
     });
 }

@@ -85,7 +85,15 @@ impl HttpServer {
     ///
     /// When the address cannot be bound.
     pub(crate) async fn bind(address: SocketAddr, pages: Pages) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        Self::on(TcpListener::bind(address).await?, pages)
+    }
+
+    /// Answers on a bound listener.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not say where it listens.
+    pub(crate) fn on(listener: TcpListener, pages: Pages) -> io::Result<Self> {
         Ok(Self {
             local_addr: listener.local_addr()?,
             listener,

@@ -2,7 +2,8 @@
 //!
 //! A task ends when it is told to stop. A task that ends earlier, fails or panics stops the whole
 //! process: the work of the task would be missing from then on, and a restart is better than a part
-//! of a daemon. Tasks that other tasks need until they end are stopped after them.
+//! of a daemon. Tasks that other tasks need until they end are stopped after them. Early tasks end
+//! first, while all others still work.
 
 use std::{
     collections::BTreeMap,
@@ -70,6 +71,7 @@ pub(crate) enum ShutdownError {
 
 #[derive(Debug, Default)]
 struct Process {
+    early: Stage,
     first: Stage,
     last: Stage,
     /// Cancels the tasks that have not ended.
@@ -88,6 +90,8 @@ struct Stage {
 #[derive(Clone, Copy, Debug, Default)]
 enum Turn {
     /// At the start of the shutdown.
+    Early,
+    /// After all early tasks have ended.
     #[default]
     First,
     /// After all tasks of the first turn have ended.
@@ -140,6 +144,16 @@ impl Shutdown {
         Self::default()
     }
 
+    /// Returns the owner of tasks that are told of the shutdown before all others: those continue
+    /// until the early tasks have ended.
+    #[must_use]
+    pub(crate) fn early(&self) -> Self {
+        Self {
+            turn: Turn::Early,
+            ..self.clone()
+        }
+    }
+
     /// Returns the owner of tasks that other tasks need until they end: it stops its tasks after
     /// all others have ended.
     #[must_use]
@@ -156,9 +170,20 @@ impl Shutdown {
         self.stage().stop.clone()
     }
 
+    /// Tells all tasks to stop at once, where [`Shutdown::run`] is not called: the process cannot
+    /// start.
+    pub(crate) fn abandon(&self) {
+        let Process {
+            early, first, last, ..
+        } = &*self.process;
+        for stage in [early, first, last] {
+            stage.stop.cancel();
+        }
+    }
+
     /// Starts the shutdown: the tasks are told to stop, turn by turn.
     pub fn trigger(&self) {
-        self.process.first.stop.cancel();
+        self.process.early.stop.cancel();
     }
 
     /// Runs `task` on the current runtime until it ends. It must end soon after [`Shutdown::token`]
@@ -237,7 +262,7 @@ impl Shutdown {
         drain: Duration,
     ) -> Result<(), ShutdownError> {
         tokio::select! {
-            () = self.process.first.stop.cancelled() => {}
+            () = self.process.early.stop.cancelled() => {}
             name = signals.next() => tracing::info!(signal = name, "shutting down"),
         }
         self.trigger();
@@ -287,6 +312,7 @@ impl Shutdown {
 
     fn stage(&self) -> &Stage {
         match self.turn {
+            Turn::Early => &self.process.early,
             Turn::First => &self.process.first,
             Turn::Last => &self.process.last,
         }
@@ -296,7 +322,7 @@ impl Shutdown {
 impl Process {
     /// Tells the tasks to stop and waits until they have ended, turn by turn.
     async fn drain(&self) {
-        for Stage { stop, tasks } in [&self.first, &self.last] {
+        for Stage { stop, tasks } in [&self.early, &self.first, &self.last] {
             stop.cancel();
             tasks.close();
             tasks.wait().await;
@@ -375,6 +401,28 @@ mod tests {
             .await
             .expect("an orderly end");
         seen.await.expect("the task ended before the shutdown did");
+    }
+
+    #[tokio::test]
+    async fn others_continue_until_the_early_tasks_have_ended() {
+        let shutdown = Shutdown::new();
+        let early = shutdown.early();
+        let (told, other) = (early.token(), shutdown.token());
+        let (done, seen) = oneshot::channel();
+        early.spawn("drain", async move {
+            told.cancelled().await;
+            tokio::task::yield_now().await;
+            done.send(other.is_cancelled()).expect("the test listens");
+        });
+        let stop = shutdown.token();
+        shutdown.spawn("worker", async move { stop.cancelled().await });
+        shutdown.trigger();
+        shutdown
+            .run(signals(), DRAIN)
+            .await
+            .expect("an orderly end");
+        let was_told = seen.await.expect("the early task ended");
+        assert!(!was_told, "the others were told during the early turn");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 pub(crate) mod begin;
 mod delay;
 mod grpc;
+mod inherited;
 pub mod listener;
 mod lock;
 pub(crate) mod monitor;
@@ -22,7 +23,8 @@ mod worker;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use tokio_util::task::TaskTracker;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use crate::{
@@ -51,10 +53,13 @@ use crate::{
 };
 use begin::{BeginError, Begun, Empty, KeptFile};
 use grpc::connection::Services;
+pub use inherited::Inherited;
+use inherited::InheritedError;
 use listener::{Endpoint, Listener};
 use lock::RunLock;
 use monitor::Monitor;
 use spread::{MAX_CONNECTIONS, Spread};
+use worker::Life;
 
 /// A sidecar that is running.
 #[derive(Debug)]
@@ -114,6 +119,9 @@ pub enum SidecarError {
         /// The error of the system.
         source: io::Error,
     },
+    /// A socket that systemd passes cannot be used.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// Certificates cannot be used.
     #[error("{field}.tls")]
     Tls {
@@ -139,6 +147,10 @@ pub enum SidecarError {
     Process(#[source] io::Error),
 }
 
+/// The longest time for which a starting sidecar accepts no connection, so that its first checks
+/// find the keyrings. Envoy waits longer for a check (the sample: 250 ms).
+const START_WAIT: Duration = Duration::from_millis(100);
+
 impl Sidecar {
     /// Starts a sidecar. Its tasks belong to `shutdown`.
     ///
@@ -151,17 +163,22 @@ impl Sidecar {
         clock: Clock,
         shutdown: &Shutdown,
     ) -> Result<Self, SidecarError> {
-        let listener =
-            Listener::bind(&settings.listen)
-                .await
-                .map_err(|source| SidecarError::Listen {
-                    listen: settings.listen.clone(),
-                    source,
-                })?;
-        let keyrings = settings.keyrings.iter();
-        let keyrings = Keyrings::with_modes(
-            keyrings.map(|keyring| (keyring.name.clone(), keyring.staleness, keyring.mode)),
-        );
+        Self::start_on(settings, Inherited::default(), clock, shutdown).await
+    }
+
+    /// Starts a sidecar that uses inherited sockets where they have the configured addresses.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sidecar::start`], and when a socket has another address.
+    pub(crate) async fn start_on(
+        settings: &SidecarSettings,
+        inherited: Inherited,
+        clock: Clock,
+        shutdown: &Shutdown,
+    ) -> Result<Self, SidecarError> {
+        let (listener, http) = bind(settings, inherited).await?;
+        let keyrings = keyrings(settings);
         let mut registry = Registry::default();
         registry.register_collector(Box::new(
             ProcessCollector::new().map_err(SidecarError::Process)?,
@@ -201,18 +218,7 @@ impl Sidecar {
             clock.clone(),
         )
         .with_disk(disk);
-        let pages = Pages {
-            registry: Arc::new(registry),
-            readiness: readiness.clone(),
-            notes: None,
-            status: Some(Arc::new(monitor.clone())),
-        };
-        let http = HttpServer::bind(settings.http, pages)
-            .await
-            .map_err(|source| SidecarError::Http {
-                address: settings.http,
-                source,
-            })?;
+        let http = pages(http, settings, registry, &readiness, &monitor)?;
         let endpoints = SidecarEndpoints {
             ext_authz: listener.endpoint().clone(),
             http: http.local_addr(),
@@ -222,25 +228,40 @@ impl Sidecar {
         let authorizer = authorizer(settings, &keyrings, clock, observer).judging_by(latest);
         let (reporter, health) = tonic_health::server::health_reporter();
         let services = Services::new(Arc::new(authorizer), Routes::new(health));
-        let checks = TaskTracker::new();
+        let life = Life {
+            stop: CancellationToken::new(),
+            checks: TaskTracker::new(),
+            lock: lock.clone(),
+        };
         let workers = start_workers(
             settings,
             &services,
             &metrics,
             &certificates,
-            &checks,
-            lock.as_ref(),
+            &life,
             shutdown,
         )?;
 
         let guards = monitor.block();
-        shutdown.spawn("listener", listener.accept(workers, shutdown.token()));
+        let early = shutdown.early();
+        early.spawn("drain", drain(settings.drain, early.token()));
+        let answering = answer(
+            listener,
+            workers,
+            monitor.clone(),
+            life.stop,
+            shutdown.token(),
+        );
+        shutdown.spawn("listener", answering);
         shutdown.spawn("sidecar http", http.serve(shutdown.token()));
         shutdown.spawn(
             "monitor",
-            monitor.run(guards, reporter, metrics, shutdown.token()),
+            monitor.run(guards, reporter, metrics, early.token(), shutdown.token()),
         );
-        shutdown.spawn("discovery client", client.run(shutdown.token(), checks));
+        shutdown.spawn(
+            "discovery client",
+            client.run(shutdown.token(), life.checks),
+        );
         if let Some(keeper) = keeper {
             // The keeper stops last, so that it writes everything that the client has applied.
             let last = shutdown.last();
@@ -335,6 +356,52 @@ impl Certificates {
     }
 }
 
+/// Binds the addresses for Envoy and for HTTP.
+async fn bind(
+    settings: &SidecarSettings,
+    mut inherited: Inherited,
+) -> Result<(Listener, TcpListener), SidecarError> {
+    let listener = Listener::bind(&settings.listen, &mut inherited).await;
+    let listener = listener.map_err(|source| SidecarError::Listen {
+        listen: settings.listen.clone(),
+        source,
+    })?;
+    let http = listener::tcp(settings.http, &mut inherited).await;
+    let (http, _is_inherited) = http.map_err(|source| SidecarError::Http {
+        address: settings.http,
+        source,
+    })?;
+    inherited.check_used()?;
+    Ok((listener, http))
+}
+
+fn keyrings(settings: &SidecarSettings) -> Keyrings {
+    let keyrings = settings.keyrings.iter();
+    Keyrings::with_modes(
+        keyrings.map(|keyring| (keyring.name.clone(), keyring.staleness, keyring.mode)),
+    )
+}
+
+/// Creates the server of metrics, probes and status. It does not answer yet.
+fn pages(
+    socket: TcpListener,
+    settings: &SidecarSettings,
+    registry: Registry,
+    readiness: &Readiness,
+    monitor: &Monitor,
+) -> Result<HttpServer, SidecarError> {
+    let pages = Pages {
+        registry: Arc::new(registry),
+        readiness: readiness.clone(),
+        notes: None,
+        status: Some(Arc::new(monitor.clone())),
+    };
+    HttpServer::on(socket, pages).map_err(|source| SidecarError::Http {
+        address: settings.http,
+        source,
+    })
+}
+
 /// Creates the client of the control plane. It does not connect yet.
 fn start_client(
     settings: &SidecarSettings,
@@ -369,14 +436,37 @@ fn authorizer(
     Authorizer::new(settings, keyrings, clock, observer)
 }
 
-/// Starts the workers. Their checks belong to `checks`, and each worker holds `lock`.
+/// Answers checks on the connections of `listener` until `stop`. Then the socket is closed, and
+/// `closed` tells the workers to end.
+async fn answer(
+    listener: Listener,
+    workers: Spread,
+    monitor: Monitor,
+    closed: CancellationToken,
+    stop: CancellationToken,
+) {
+    let _closed = closed.drop_guard();
+    tokio::select! {
+        // A check that came earlier would be denied.
+        _usable_or_late = timeout(START_WAIT, monitor.until_usable()) => {}
+        () = stop.cancelled() => {}
+    }
+    listener.accept(workers, stop).await;
+}
+
+/// Ends `drain_for` after `stop`.
+async fn drain(drain_for: Duration, stop: CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(drain_for).await;
+}
+
+/// Starts the workers.
 fn start_workers(
     settings: &SidecarSettings,
     services: &Services<Authorizer>,
     metrics: &SidecarMetrics,
     certificates: &Certificates,
-    checks: &TaskTracker,
-    lock: Option<&RunLock>,
+    life: &Life,
     shutdown: &Shutdown,
 ) -> Result<Spread, SidecarError> {
     let tls = match &settings.listen_tls {
@@ -391,12 +481,11 @@ fn start_workers(
         .map(|index| {
             let (services, tls) = (services.clone(), tls.clone());
             let delays = metrics.worker_delays().clone();
-            let lock = lock.cloned();
-            worker::start(index, services, tls, delays, checks, lock, shutdown)
+            worker::start(index, services, tls, delays, life, shutdown)
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(SidecarError::Worker)?;
-    checks.close();
+    life.checks.close();
     let refused = metrics.connections_refused().clone();
     Ok(Spread::new(workers, MAX_CONNECTIONS, refused))
 }

@@ -16,13 +16,12 @@ pub struct CheckInput<'a> {
 /// The protocol of a call of gRPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GrpcProtocol {
-    /// `application/grpc` (gRPC's PROTOCOL-HTTP2).
+    /// `application/grpc` (gRPC's PROTOCOL-HTTP2). Envoy's filter `grpc_web` translates calls of
+    /// gRPC-Web to it before a check.
     Native,
-    /// `application/grpc-web` (gRPC's PROTOCOL-WEB). Envoy's filter `grpc_web` makes `Native` of it
-    /// and of `WebText` before a check, and the contrary of the answer.
+    /// `application/grpc-web` or `application/grpc-web-text` (gRPC's PROTOCOL-WEB), which Envoy does
+    /// not translate.
     Web,
-    /// `application/grpc-web-text`, the same in base64.
-    WebText,
 }
 
 /// One header as Envoy sent it.
@@ -225,30 +224,16 @@ const _: () =
 impl GrpcProtocol {
     /// Returns the protocol that the content type names.
     fn of(message: &Message<'_>) -> Option<Self> {
-        // The longest prefix comes first.
-        let protocols = [
-            (&b"application/grpc-web-text"[..], Self::WebText),
-            (b"application/grpc-web", Self::Web),
-            (b"application/grpc", Self::Native),
-        ];
         let mut headers = message.headers();
         let (_, value) = headers.find(|(name, _)| name.eq_ignore_ascii_case(b"content-type"))?;
         let begins = |prefix: &[u8]| {
             let head = value.get(..prefix.len());
             head.is_some_and(|head| head.eq_ignore_ascii_case(prefix))
         };
-        let mut protocols = protocols.into_iter();
-        let (_, protocol) = protocols.find(|(prefix, _)| begins(prefix))?;
-        Some(protocol)
-    }
-
-    /// Returns the content type of an answer.
-    #[must_use]
-    pub(super) const fn content_type(self) -> &'static str {
-        match self {
-            Self::Native => "application/grpc",
-            Self::Web => "application/grpc-web+proto",
-            Self::WebText => "application/grpc-web-text+proto",
+        if begins(b"application/grpc-web") {
+            Some(Self::Web)
+        } else {
+            begins(b"application/grpc").then_some(Self::Native)
         }
     }
 }

@@ -61,8 +61,12 @@ pub(crate) enum Form {
     Problem,
     /// A status of gRPC among the headers of HTTP 200, without a body: what gRPC calls a
     /// Trailers-Only response. From a status of HTTP, Envoy would make INTERNAL of 400, and of 429
-    /// UNAVAILABLE, after which clients retry; a client of gRPC-Web gets no other status at all.
-    Grpc(GrpcProtocol),
+    /// UNAVAILABLE, after which clients retry.
+    Grpc,
+    /// A [`Form::Problem`] that also has a status of gRPC among its headers. Envoy does not translate
+    /// the call, and removes the content type of an answer without a body, so that a client could
+    /// not read a Trailers-Only response.
+    GrpcWeb,
 }
 
 /// Names of headers to remove, as the request or the settings spell them.
@@ -136,8 +140,8 @@ pub(crate) fn deny(
     response.message(response_field::DENIED, |denied| {
         denied.message(denied_field::STATUS, |http| {
             let code = match form {
-                Form::Problem => status.http(),
-                Form::Grpc(_) => 200,
+                Form::Problem | Form::GrpcWeb => status.http(),
+                Form::Grpc => 200,
             };
             http.number(1, code.into());
         });
@@ -150,13 +154,14 @@ pub(crate) fn deny(
                 denied,
             );
         };
-        match form {
-            Form::Problem => header("content-type", &"application/problem+json"),
-            Form::Grpc(protocol) => {
-                header("content-type", &protocol.content_type());
-                header("grpc-status", &status.rpc());
-                header("grpc-message", &reason.title());
-            }
+        let content_type = match form {
+            Form::Problem | Form::GrpcWeb => "application/problem+json",
+            Form::Grpc => "application/grpc",
+        };
+        header("content-type", &content_type);
+        if matches!(form, Form::Grpc | Form::GrpcWeb) {
+            header("grpc-status", &status.rpc());
+            header("grpc-message", &reason.title());
         }
         header("cache-control", &"no-store");
         if let Some(challenge) = challenge(settings, denial) {
@@ -168,7 +173,7 @@ pub(crate) fn deny(
         ) {
             header("retry-after", &RETRY_AFTER);
         }
-        if form == Form::Problem {
+        if form != Form::Grpc {
             denied.text(denied_field::BODY, &problem(denial, trace));
         }
     });
@@ -182,12 +187,20 @@ pub(crate) fn deny(
 
 impl Form {
     fn of(input: &CheckInput<'_>) -> Self {
-        input.grpc().map_or(Self::Problem, Self::Grpc)
+        Self::of_protocol(input.grpc())
     }
 
     /// Returns the form for a request that could not be judged.
     pub(super) fn of_message(message: &[u8]) -> Self {
-        CheckInput::grpc_of(message).map_or(Self::Problem, Self::Grpc)
+        Self::of_protocol(CheckInput::grpc_of(message))
+    }
+
+    const fn of_protocol(protocol: Option<GrpcProtocol>) -> Self {
+        match protocol {
+            None => Self::Problem,
+            Some(GrpcProtocol::Native) => Self::Grpc,
+            Some(GrpcProtocol::Web) => Self::GrpcWeb,
+        }
     }
 }
 

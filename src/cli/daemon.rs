@@ -34,7 +34,7 @@ pub(super) fn signals() -> Result<Signals, Failure> {
 
 /// The failure of a daemon that could not start. The parts that were already started are told to stop.
 pub(super) fn stopped(shutdown: &Shutdown, error: impl Error + Send + Sync + 'static) -> Failure {
-    shutdown.trigger();
+    shutdown.abandon();
     Failure::from_error(error)
 }
 

@@ -134,7 +134,7 @@ impl DevArgs {
         let control = self.control_settings();
         first_start(&control, &place).await?;
         let started = self.start(&control, &place, &shutdown).await;
-        let (sidecar, control_plane, key) = started.inspect_err(|_| shutdown.trigger())?;
+        let (sidecar, control_plane, key) = started.inspect_err(|_| shutdown.abandon())?;
         place.write(&sidecar.endpoints, &control_plane.endpoints)?;
         console.output.announce(&welcome(
             &place,
@@ -345,6 +345,7 @@ fn no_sidecar(error: SidecarError) -> Failure {
     let is_taken = match &error {
         SidecarError::Listen { source, .. } | SidecarError::Http { source, .. } => is_taken(source),
         SidecarError::Tls { .. }
+        | SidecarError::Inherited(_)
         | SidecarError::Snapshot(_)
         | SidecarError::Worker(_)
         | SidecarError::Export(_)

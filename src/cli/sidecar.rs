@@ -10,7 +10,7 @@ use crate::{
     config::{self, ControlEndpoint, Listen},
     node_name::NodeName,
     shutdown::Shutdown,
-    sidecar::Sidecar,
+    sidecar::{Inherited, Sidecar},
 };
 
 /// The arguments of `sidecar`.
@@ -68,7 +68,8 @@ impl SidecarArgs {
         let _lines = daemon::log(settings.log)?;
         let shutdown = Shutdown::new();
         let signals = daemon::signals()?;
-        let sidecar = Sidecar::start(&settings, Clock::system(), &shutdown)
+        let inherited = Inherited::from_env().map_err(|error| Failure::new(Exit::Usage, error))?;
+        let sidecar = Sidecar::start_on(&settings, inherited, Clock::system(), &shutdown)
             .await
             .map_err(|error| daemon::stopped(&shutdown, error))?;
         tracing::info!(
@@ -76,7 +77,7 @@ impl SidecarArgs {
             http = %sidecar.endpoints.http,
             "sidecar started"
         );
-        let ended = shutdown.run(signals, daemon::DRAIN).await;
+        let ended = shutdown.run(signals, settings.drain + daemon::DRAIN).await;
         sidecar.flush(daemon::FLUSH).await;
         ended.map_err(Failure::from_error)
     }

@@ -53,6 +53,9 @@ pub struct SidecarSettings {
     /// The places of credentials, the routes to keyrings, and the headers for the upstream. All keyrings that it names are
     /// in `keyrings`.
     pub(crate) authz: authz::Settings,
+    /// How long the sidecar still answers checks at a stop, while it reports that it is not ready; at most 5 minutes.
+    /// Default: 0 s.
+    pub(crate) drain: Duration,
     /// The snapshot file, with which a sidecar can restart while the control plane is away. Default: none; then nothing is
     /// written to disk.
     pub snapshot: Option<SnapshotSettings>,
@@ -137,6 +140,9 @@ const MAX_WORKERS: usize = 64;
 const STALENESS_BOUNDS: (Duration, Duration) =
     (Duration::from_secs(1), Duration::from_hours(30 * 24));
 
+/// The longest drain. Kubernetes kills a process after 30 s by default.
+const MAX_DRAIN: Duration = Duration::from_mins(5);
+
 const DEFAULT_LISTEN: Listen = Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9001));
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9002);
 const DEFAULT_CLUSTER: &str = "default";
@@ -158,6 +164,7 @@ struct Raw {
     notice: Option<RawNotice>,
     failed_credentials: Option<RawRate>,
     staleness: Option<RawStaleness>,
+    drain: Option<Text>,
     snapshot: Option<Spanned<RawSnapshot>>,
     telemetry: Option<RawTelemetry>,
     log: Option<RawLog>,
@@ -273,6 +280,7 @@ impl SidecarSettings {
                 })
                 .collect(),
             authz: authz::Settings::default(),
+            drain: Duration::ZERO,
             snapshot: None,
             telemetry: TelemetrySettings::named(SERVICE_NAME),
             log: LogSettings::default(),
@@ -338,6 +346,8 @@ impl SidecarSettings {
             SettingsParts::default().failed_credentials,
             found,
         );
+        let drain = raw.drain.as_ref();
+        let drain = found.duration("drain", drain, (Duration::ZERO, MAX_DRAIN));
         let snapshot = SnapshotSettings::from_raw(raw.snapshot, found);
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
@@ -362,6 +372,7 @@ impl SidecarSettings {
             control_tls,
             keyrings,
             authz: authz?,
+            drain: drain.unwrap_or_default(),
             snapshot,
             telemetry,
             log,

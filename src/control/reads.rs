@@ -31,8 +31,8 @@ pub(crate) struct ReadRequest {
 }
 
 /// The pause between two requested reads. An answer waits at most this long, in addition to the
-/// read itself. A read is one small query.
-pub(crate) const READ_PAUSE: Duration = Duration::from_millis(100);
+/// read itself; so does a sidecar that starts, until it may serve. A read is one small query.
+pub(crate) const READ_PAUSE: Duration = Duration::from_millis(20);
 /// The pause after a failed read.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,8 @@
 //! The use of key versions: sidecars report it, the store keeps it, and rotations read it as
 //! evidence.
 //!
-//! A report is merged in memory immediately, and written with all others within [`FLUSH_AFTER`].
+//! A report is merged in memory immediately, and written with all others within [`FLUSH_AFTER`],
+//! or at once if it is the last one of a sidecar.
 //! After the write, the report is acked, and the [`fleet`](super::fleet) counts it as reported:
 //! what the evidence calls complete survives the control plane. Counts are cumulative and merged by
 //! maximum: reports that arrive twice, late or in another order change nothing.
@@ -46,6 +47,8 @@ pub struct UsageBook {
     state: Mutex<UsageState>,
     /// Wakes the writer when there is something to write.
     written_to: Notify,
+    /// Wakes the writer at once: a sidecar that stops waits for the ack of its last report.
+    hurried: Notify,
     /// Held by the task that writes to the store.
     flushing: tokio::sync::Mutex<()>,
 }
@@ -177,6 +180,7 @@ impl UsageBook {
             clock,
             state: Mutex::new(state),
             written_to: Notify::new(),
+            hurried: Notify::new(),
             flushing: tokio::sync::Mutex::default(),
         })
     }
@@ -373,6 +377,7 @@ impl UsageBook {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = self.hurried.notified(), if pause == FLUSH_AFTER => {}
                 () = end.cancelled() => break,
             }
             pause = if self.try_flush(&fleet).await {
@@ -530,6 +535,9 @@ impl UsageStream {
             }
         }
         self.book.written_to.notify_one();
+        if self.told_all {
+            self.book.hurried.notify_one();
+        }
     }
 
     /// Writes the reports of the stream. Returns whether they are everything that its sidecar saw,

@@ -18,7 +18,7 @@ use futures_util::{
 };
 use http::header::AUTHORIZATION;
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::{sleep, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
@@ -89,6 +89,8 @@ pub(crate) struct Link {
     clock_skew_ms: AtomicI64,
     usage_acked: AtomicU64,
     usage_unacked: AtomicUsize,
+    /// Notified when a message of the control plane was applied.
+    applied: Notify,
 }
 
 /// The state of one endpoint.
@@ -188,6 +190,7 @@ impl Client {
             clock_skew_ms: AtomicI64::new(0),
             usage_acked: AtomicU64::new(0),
             usage_unacked: AtomicUsize::new(0),
+            applied: Notify::new(),
         });
         Ok(Self {
             node,
@@ -504,6 +507,7 @@ impl Client {
         let ReportProgress { acked, unacked } = self.receiver.progress();
         self.link.usage_acked.store(acked, Ordering::Relaxed);
         self.link.usage_unacked.store(unacked, Ordering::Relaxed);
+        self.link.applied.notify_waiters();
         for answer in answers {
             timeout(SEND_TIMEOUT, stream.answers.send(answer))
                 .await
@@ -571,6 +575,11 @@ impl Link {
     #[must_use]
     pub(crate) fn not_served(&self, keyring: &str) -> Option<String> {
         locked(&self.not_served).get(keyring).cloned()
+    }
+
+    /// Notifies its waiters after each message of the control plane that was applied.
+    pub(crate) const fn applied(&self) -> &Notify {
+        &self.applied
     }
 
     fn opened(&self, at: usize) {

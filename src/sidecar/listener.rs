@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    inherited::Inherited,
     socket::Accepted,
     spread::{Ended, Spread},
 };
@@ -21,6 +22,7 @@ use crate::{accept::Acceptor, config::Listen};
 pub(crate) struct Listener {
     socket: Bound,
     endpoint: Endpoint,
+    is_inherited: bool,
 }
 
 /// The address of a listener.
@@ -52,26 +54,34 @@ pub(crate) enum Occupant {
 struct SocketFile<'a>(&'a Path);
 
 impl Listener {
-    /// Binds a listener. With port 0 the system chooses the port. A socket file on which no process
-    /// listens any more is replaced.
+    /// Binds a listener, or uses an inherited socket with the same address. With port 0 the system
+    /// chooses the port. A socket file on which no process listens any more is replaced.
     ///
     /// # Errors
     ///
     /// When the address cannot be bound, or there is another file at the path of the socket.
-    pub(crate) async fn bind(listen: &Listen) -> io::Result<Self> {
+    pub(crate) async fn bind(listen: &Listen, inherited: &mut Inherited) -> io::Result<Self> {
         match listen {
             Listen::Tcp(address) => {
-                let listener = TcpListener::bind(address).await?;
+                let (listener, is_inherited) = tcp(*address, inherited).await?;
                 Ok(Self {
                     endpoint: Endpoint::Tcp(listener.local_addr()?),
                     socket: Bound::Tcp(listener),
+                    is_inherited,
                 })
             }
             Listen::Unix(path) => {
-                remove_stale(path)?;
+                let (listener, is_inherited) = if let Some(listener) = inherited.unix(path) {
+                    listener.set_nonblocking(true)?;
+                    (UnixListener::from_std(listener)?, true)
+                } else {
+                    remove_stale(path)?;
+                    (UnixListener::bind(path)?, false)
+                };
                 Ok(Self {
-                    socket: Bound::Unix(UnixListener::bind(path)?),
+                    socket: Bound::Unix(listener),
                     endpoint: Endpoint::Unix(path.clone()),
+                    is_inherited,
                 })
             }
         }
@@ -83,24 +93,30 @@ impl Listener {
         &self.endpoint
     }
 
-    /// Accepts connections until `stop`, or until a worker has ended.
-    pub(super) async fn accept(self, workers: Spread, stop: CancellationToken) {
+    /// Accepts connections until `stop`, or until a worker has ended. At the stop, it closes the
+    /// socket after it has accepted the connections that wait for it: they would be reset.
+    /// Connections that wait for an inherited socket are left to the next process.
+    pub(super) async fn accept(self, mut workers: Spread, stop: CancellationToken) {
         let _file = match &self.endpoint {
-            Endpoint::Unix(path) => Some(SocketFile(path)),
-            Endpoint::Tcp(_) => None,
+            Endpoint::Unix(path) if !self.is_inherited => Some(SocketFile(path)),
+            Endpoint::Unix(_) | Endpoint::Tcp(_) => None,
         };
-        tokio::select! {
-            Ended = self.spread(workers) => {}
-            () = stop.cancelled() => {}
-        }
-    }
-
-    async fn spread(&self, mut workers: Spread) -> Ended {
         let mut acceptor = Acceptor::new("ext_authz");
         loop {
-            let accepted = acceptor.next(|| self.socket.accept()).await;
-            if let Err(ended) = workers.give(accepted).await {
-                return ended;
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = acceptor.next(|| self.socket.accept()) => accepted,
+            };
+            if let Err(Ended) = workers.give(accepted).await {
+                return;
+            }
+        }
+        if !self.is_inherited {
+            for accepted in self.socket.close() {
+                if let Err(Ended) = workers.give(accepted).await {
+                    return;
+                }
             }
         }
     }
@@ -119,6 +135,34 @@ impl Bound {
                 Ok(Accepted::Unix(stream.into_std()?))
             }
         }
+    }
+
+    /// Closes the socket, and returns the connections that waited for it.
+    fn close(self) -> Vec<Accepted> {
+        /// More than the queue of the system holds by default (`net.core.somaxconn`).
+        const MOST: usize = 8_192;
+
+        let next: Box<dyn FnMut() -> io::Result<Accepted>> = match self {
+            Self::Tcp(listener) => match listener.into_std() {
+                Ok(listener) => Box::new(move || {
+                    let (stream, _peer) = listener.accept()?;
+                    stream.set_nodelay(true)?;
+                    stream.set_nonblocking(true)?;
+                    Ok(Accepted::Tcp(stream))
+                }),
+                Err(_) => return Vec::new(),
+            },
+            Self::Unix(listener) => match listener.into_std() {
+                Ok(listener) => Box::new(move || {
+                    let (stream, _peer) = listener.accept()?;
+                    stream.set_nonblocking(true)?;
+                    Ok(Accepted::Unix(stream))
+                }),
+                Err(_) => return Vec::new(),
+            },
+        };
+        let accepted = std::iter::repeat_with(next).take(MOST);
+        accepted.map_while(Result::ok).collect()
     }
 }
 
@@ -141,6 +185,25 @@ impl Drop for SocketFile<'_> {
                 "cannot remove the socket"
             );
         }
+    }
+}
+
+/// Binds a TCP address, or uses an inherited socket with that address; also returns whether it is
+/// inherited.
+///
+/// # Errors
+///
+/// When the address cannot be bound.
+pub(super) async fn tcp(
+    address: SocketAddr,
+    inherited: &mut Inherited,
+) -> io::Result<(TcpListener, bool)> {
+    match inherited.tcp(address) {
+        Some(listener) => {
+            listener.set_nonblocking(true)?;
+            Ok((TcpListener::from_std(listener)?, true))
+        }
+        None => Ok((TcpListener::bind(address).await?, false)),
     }
 }
 
@@ -189,7 +252,7 @@ mod tests {
         let path = dir.path().join("authz.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
         assert!(path.exists(), "the file stays when its listener is gone");
-        let listener = Listener::bind(&Listen::Unix(path.clone())).await;
+        let listener = Listener::bind(&Listen::Unix(path.clone()), &mut Inherited::default()).await;
         assert_eq!(
             listener.expect("it is replaced").endpoint(),
             &Endpoint::Unix(path)
@@ -204,7 +267,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "precious").expect("writable");
         for path in [live, file] {
-            let error = Listener::bind(&Listen::Unix(path)).await;
+            let error = Listener::bind(&Listen::Unix(path), &mut Inherited::default()).await;
             let error = error.expect_err("something is there");
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         }
@@ -214,12 +277,66 @@ mod tests {
     async fn the_socket_goes_with_its_listener() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("authz.sock");
-        let listener = Listener::bind(&Listen::Unix(path.clone())).await;
+        let listener = Listener::bind(&Listen::Unix(path.clone()), &mut Inherited::default()).await;
         let stop = CancellationToken::new();
         stop.cancel();
         let (worker, _arrivals) = Intake::new();
         let workers = Spread::new(vec![worker], 1, Counter::default());
         listener.expect("it is bound").accept(workers, stop).await;
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn connections_that_wait_at_a_stop_are_accepted() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("authz.sock");
+        let any = Listen::Tcp((std::net::Ipv4Addr::LOCALHOST, 0).into());
+        for listen in [any, Listen::Unix(path.clone())] {
+            let listener = Listener::bind(&listen, &mut Inherited::default()).await;
+            let listener = listener.expect("it is bound");
+            let clients: Vec<Box<dyn Send>> = (0..3)
+                .map(|_| match listener.endpoint() {
+                    Endpoint::Tcp(address) => {
+                        let client = std::net::TcpStream::connect(address).expect("it listens");
+                        Box::new(client) as Box<dyn Send>
+                    }
+                    Endpoint::Unix(path) => {
+                        let client = std::os::unix::net::UnixStream::connect(path);
+                        Box::new(client.expect("it listens")) as Box<dyn Send>
+                    }
+                })
+                .collect();
+            let stop = CancellationToken::new();
+            stop.cancel();
+            let (worker, mut arrivals) = Intake::new();
+            let workers = Spread::new(vec![worker], 10, Counter::default());
+            listener.accept(workers, stop).await;
+            let mut arrived = 0;
+            while arrivals.try_recv().is_ok() {
+                arrived += 1;
+            }
+            assert_eq!(arrived, clients.len());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_inherited_socket_and_its_connections_stay_for_the_next_process() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("authz.sock");
+        let socket = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let mut inherited = Inherited::of_unix(&path, socket.try_clone().expect("a descriptor"));
+        let listener = Listener::bind(&Listen::Unix(path.clone()), &mut inherited).await;
+        let _client = std::os::unix::net::UnixStream::connect(&path).expect("it listens");
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let (worker, mut arrivals) = Intake::new();
+        let workers = Spread::new(vec![worker], 10, Counter::default());
+        listener
+            .expect("it is inherited")
+            .accept(workers, stop)
+            .await;
+        assert!(arrivals.try_recv().is_err());
+        assert!(path.exists());
+        socket.accept().expect("the client still waits");
     }
 }

@@ -1,6 +1,6 @@
 //! The health of a sidecar: readiness, gRPC health, `/status`, and the log lines about staleness.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -155,15 +155,32 @@ impl Monitor {
         Self { disk, ..self }
     }
 
-    /// Keeps readiness, health and the link's metrics current until `shutdown`. `guards` are those
-    /// of [`Monitor::block`].
+    /// Waits until every keyring can be used. Cancellation safe.
+    pub(crate) async fn until_usable(&self) {
+        let is_usable = |slot: &Arc<Slot>| self.condition(slot).is_usable();
+        loop {
+            // It listens before the look, so that no message is missed in between.
+            let mut applied = pin!(self.link.applied().notified());
+            applied.as_mut().enable();
+            if self.keyrings.iter().all(is_usable) {
+                return;
+            }
+            applied.await;
+        }
+    }
+
+    /// Keeps readiness, health and the link's metrics current until `stop`. From `drain` on, the
+    /// sidecar is not ready, although it still answers checks. `guards` are those of
+    /// [`Monitor::block`].
     pub(crate) async fn run(
         self,
         mut guards: BTreeMap<KeyringName, ReadinessGuard>,
         mut health: HealthReporter,
         metrics: SidecarMetrics,
-        shutdown: CancellationToken,
+        drain: CancellationToken,
+        stop: CancellationToken,
     ) {
+        let mut stopping = None;
         let mut conditions = BTreeMap::new();
         let mut served = None;
         let mut reconnects = 0;
@@ -192,10 +209,12 @@ impl Monitor {
             }
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
-                () = shutdown.cancelled() => break,
+                () = drain.cancelled(), if stopping.is_none() => {
+                    stopping = Some(self.readiness.block("the sidecar is stopping"));
+                }
+                () = stop.cancelled() => break,
             }
         }
-        let _stopping = self.readiness.block("the sidecar is stopping");
         end_watches(&mut health).await;
     }
 

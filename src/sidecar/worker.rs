@@ -26,10 +26,20 @@ use crate::{
 /// The result of the task of a connection.
 type End = Result<Result<(), ConnectionError>, JoinError>;
 
+/// What the life of all workers depends on, and what depends on it.
+#[derive(Clone)]
+pub(super) struct Life {
+    /// Tells the workers to end. It comes after the stop of the shutdown that they belong to.
+    pub(super) stop: CancellationToken,
+    /// Counts each worker while it answers checks.
+    pub(super) checks: TaskTracker,
+    /// The lock of the run, which each worker holds while it answers checks.
+    pub(super) lock: Option<RunLock>,
+}
+
 /// Starts worker number `index`. It serves `services` on the connections of the returned intake,
 /// over TLS if `tls` is set, and observes its own scheduling delay in `delays`, in seconds. The
-/// worker belongs to `shutdown`. While it answers checks, it is counted in `checks` and holds
-/// `lock`.
+/// worker belongs to `shutdown`.
 ///
 /// # Errors
 ///
@@ -39,17 +49,17 @@ pub(super) fn start<H: CheckHandler>(
     services: Services<H>,
     tls: Option<TlsServer>,
     delays: Histogram,
-    checks: &TaskTracker,
-    lock: Option<RunLock>,
+    life: &Life,
     shutdown: &Shutdown,
 ) -> io::Result<Intake> {
+    let Life { stop, checks, lock } = life.clone();
     let (intake, arrivals) = Intake::new();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     // Each worker has a token of its own, so that the threads do not contend for one lock whenever
     // they check it.
-    let stop = shutdown.token().child_token();
+    let stop = stop.child_token();
     let name = format!("check-{index}");
     let work = async move {
         let served = serve_all(arrivals, services, tls, stop.clone());
@@ -171,16 +181,24 @@ mod tests {
         Histogram::new([])
     }
 
+    fn life(shutdown: &Shutdown, lock: Option<RunLock>) -> Life {
+        Life {
+            stop: shutdown.token(),
+            checks: TaskTracker::new(),
+            lock,
+        }
+    }
+
     #[tokio::test]
     async fn a_handshake_that_is_not_finished_does_not_hold_a_stop_up() {
         let (authority, files) = (Authority::new("CA"), Files::new());
         let pair = authority.issue(&Leaf::server(&["localhost"]));
         let credentials = files.credentials(TlsUse::ExtAuthzServer, Some(&pair), None);
         let shutdown = Shutdown::new();
-        let checks = TaskTracker::new();
+        let life = life(&shutdown, None);
         let services = Services::new(Arc::<Echo>::default(), Routes::default());
         let tls = Some(TlsServer::new(credentials));
-        let intake = start(0, services, tls, delays(), &checks, None, &shutdown).expect("a thread");
+        let intake = start(0, services, tls, delays(), &life, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
@@ -204,11 +222,12 @@ mod tests {
         let clock = crate::clock::Clock::system();
         let bind = || RunLock::of_node(&node, &clock);
         let shutdown = Shutdown::new();
-        let checks = TaskTracker::new();
         let services = Services::new(Arc::<Echo>::default(), Routes::default());
         let lock = bind();
         assert!(lock.is_some(), "nobody else has this node");
-        let intake = start(0, services, None, delays(), &checks, lock, &shutdown);
+        let life = life(&shutdown, lock);
+        let intake = start(0, services, None, delays(), &life, &shutdown);
+        drop(life);
         let intake = intake.expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
@@ -237,10 +256,9 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_is_frozen_does_not_hold_a_stop_up() {
         let shutdown = Shutdown::new();
-        let checks = TaskTracker::new();
+        let life = life(&shutdown, None);
         let services = Services::new(Arc::<Echo>::default(), Routes::default());
-        let intake =
-            start(0, services, None, delays(), &checks, None, &shutdown).expect("a thread");
+        let intake = start(0, services, None, delays(), &life, &shutdown).expect("a thread");
         let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
@@ -255,6 +273,6 @@ mod tests {
         let signals = Signals::listen().expect("signals can be heard");
         let ended = shutdown.run(signals, DRAIN).await;
         ended.expect("an orderly end");
-        assert!(checks.is_empty());
+        assert!(life.checks.is_empty());
     }
 }

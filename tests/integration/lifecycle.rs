@@ -21,6 +21,7 @@ mod outage;
 mod overlap;
 mod policy;
 mod preflight;
+mod restarts;
 mod revocation;
 mod roles;
 mod rotation;

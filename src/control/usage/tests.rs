@@ -214,6 +214,28 @@ async fn usage_is_acked_and_complete_only_when_it_is_in_the_store() {
     assert_eq!((plane.requests(1), plane.requests(2)), (5, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_last_report_of_a_sidecar_is_written_at_once() {
+    let plane = Plane::new().await;
+    let (_, mut stream, mut acks) = plane.connect("a").await;
+    let end = CancellationToken::new();
+    let fleet = Fleet::new(plane.clock.clone(), MAX_SERVE_FOR, Vec::new());
+    let fleet = Arc::new(fleet.expect("no rows"));
+    let writer = tokio::spawn(Arc::clone(&plane.book).run(fleet, end.clone()));
+    let began = tokio::time::Instant::now();
+    for sequence in 1..=4 {
+        stream.note(
+            &last_report(sequence, vec![used(1, sequence, START)]),
+            &TwoVersions,
+        );
+        let is_durable = acks.durable.wait_for(|durable| *durable == sequence);
+        is_durable.await.expect("the stream is open");
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    end.cancel();
+    writer.await.expect("it does not panic");
+}
+
 #[tokio::test]
 async fn a_store_that_fails_is_written_later_and_nothing_is_acked_before() {
     let mut plane = Plane::new().await;

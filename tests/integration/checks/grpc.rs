@@ -1,6 +1,6 @@
 //! Denials that clients of gRPC and gRPC-Web understand, and that do not make them retry.
 
-use super::Mesh;
+use super::{Mesh, reason_of};
 use crate::support::{
     client::{Request, Response},
     envoy::EnvoyOptions,
@@ -21,7 +21,9 @@ fn call(target: &str, content_type: &str) -> Request {
     } else {
         b"\0\0\0\0\0"
     };
-    Request::post(target, message).header("content-type", content_type)
+    Request::post(target, message)
+        .header("content-type", content_type)
+        .header("accept", content_type)
 }
 
 #[tokio::test]
@@ -93,10 +95,7 @@ async fn a_denied_call_of_grpc_web_gets_it_too() {
     // Without the filter, Envoy sees no gRPC, and changes nothing.
     let gate = mesh.newest().await;
     let response = gate.send(call("/a.B/C", "application/grpc-web")).await;
-    assert_eq!(response.status, 200);
-    assert_eq!(
-        response.header("content-type"),
-        Some("application/grpc-web+proto")
-    );
+    assert_eq!(response.status, 401);
+    assert_eq!(reason_of(&response), "missing_credential");
     assert_eq!(status(&response).0, Some("16"));
 }

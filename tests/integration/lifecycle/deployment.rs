@@ -259,7 +259,7 @@ impl Sidecar {
         Self::asking(relatch::Sidecar::start_after(before, yaml).await)
     }
 
-    fn asking(daemon: relatch::Sidecar) -> Self {
+    pub(super) fn asking(daemon: relatch::Sidecar) -> Self {
         let uri = match daemon.ext_authz() {
             AuthzAddress::Tcp(address) => format!("http://{address}"),
             AuthzAddress::Unix(path) => format!("unix://{}", path.display()),

@@ -53,6 +53,7 @@ pub(crate) struct EnvoyOptions {
     max_headers_kb: Option<u32>,
     grpc_web: bool,
     tunnels: bool,
+    retries: bool,
 }
 
 /// `ExtAuthz.with_request_body`
@@ -187,6 +188,7 @@ impl EnvoyOptions {
             max_headers_kb: None,
             grpc_web: false,
             tunnels: false,
+            retries: false,
         }
     }
 
@@ -265,6 +267,12 @@ impl EnvoyOptions {
     /// Translates gRPC-Web to gRPC, before it asks.
     pub(crate) const fn grpc_web(mut self) -> Self {
         self.grpc_web = true;
+        self
+    }
+
+    /// Asks another `ext_authz` server where one cannot be reached, as the sample does.
+    pub(crate) const fn retries(mut self) -> Self {
+        self.retries = true;
         self
     }
 
@@ -401,6 +409,12 @@ impl EnvoyOptions {
             "status_on_error": { "code": 503 },
             "validate_mutations": true,
         });
+        if self.retries {
+            filter["grpc_service"]["retry_policy"] = json!({
+                "retry_on": "connect-failure,refused-stream,reset,unavailable",
+                "num_retries": 2,
+            });
+        }
         if let Some(names) = &self.shown_headers {
             let exact: Vec<_> = names.iter().map(|name| json!({ "exact": name })).collect();
             filter["allowed_headers"] = json!({ "patterns": exact });

@@ -3,12 +3,14 @@
 use std::{
     fmt, fs,
     io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::eventually::{DEADLINE, eventually};
@@ -83,6 +85,25 @@ impl Process {
         let script = format!("{before}\nexec \"$0\" \"$@\"");
         let mut shell = Command::new("sh");
         Self::start(shell.args(["-c", &script, RELATCH]).args(args))
+    }
+
+    /// Starts `relatch` with a listening socket, as systemd passes one (`sd_listen_fds(3)`).
+    pub(crate) fn relatch_with_socket(socket: &TcpListener, args: &[&str]) -> Self {
+        /// The first file descriptor of those that systemd passes.
+        const FIRST: i32 = 3;
+
+        // The process id is known in the child only.
+        let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, RELATCH]).args(args);
+        let socket = socket.try_clone().expect("a file descriptor is free");
+        let mapping = FdMapping {
+            parent_fd: socket.into(),
+            child_fd: FIRST,
+        };
+        let mapped = shell.fd_mappings(vec![mapping]);
+        mapped.expect("one file descriptor is passed once");
+        Self::start(&mut shell)
     }
 
     /// Starts a program with nothing on its standard input.

@@ -317,6 +317,11 @@ impl Sidecar {
         Self::launch(yaml, |args| Process::relatch_after(before, args)).await
     }
 
+    /// As [`Self::start`], by what `start` makes of the arguments.
+    pub(crate) async fn start_by(yaml: &str, start: impl FnOnce(&[&str]) -> Process) -> Self {
+        Self::launch(yaml, start).await
+    }
+
     async fn launch(yaml: &str, start: impl FnOnce(&[&str]) -> Process) -> Self {
         let config = tempfile::tempdir().expect("a directory can be made");
         let file = config.path().join("sidecar.yaml");
