@@ -87,6 +87,33 @@ async fn a_restart_with_a_passed_socket_fails_no_request() {
 }
 
 #[tokio::test]
+async fn a_restart_where_envoy_retries_fails_no_request() {
+    let control = Control::start().await;
+    let key = control.create_key().await;
+    // Nobody holds the socket while the sidecar restarts.
+    let SocketUnit {
+        yaml,
+        socket,
+        _state,
+    } = SocketUnit::new(&control).await;
+    drop(socket);
+    let mut sidecar = Sidecar::with_config(&yaml).await;
+    sidecar.ready().await;
+    let upstream = Upstream::start().await;
+    let envoy = EnvoyOptions::new(sidecar.daemon.ext_authz(), upstream.addr());
+    let envoy = Envoy::start(envoy.retries()).await;
+    let held = HeldKey::from(&key);
+    let caller = Caller::start(envoy.addr(), "steady", move || held.clone());
+    for _ in 0..4 {
+        caller.answered(20).await;
+        assert!(sidecar.daemon.stop().await.success());
+        sidecar = Sidecar::with_config(&yaml).await;
+    }
+    caller.answered(20).await;
+    assert_all_right(&caller.stop().await);
+}
+
+#[tokio::test]
 async fn a_passed_socket_that_nobody_uses_is_refused() {
     let control = Control::start().await;
     let yaml = sidecar_yaml("edge-1", control.plane.discovery(), &[KEYRING]);

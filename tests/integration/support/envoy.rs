@@ -412,7 +412,9 @@ impl EnvoyOptions {
         if self.retries {
             filter["grpc_service"]["retry_policy"] = json!({
                 "retry_on": "connect-failure,refused-stream,reset,unavailable",
-                "num_retries": 2,
+                // A start takes longer on a busy machine than the retries of the sample.
+                "num_retries": 200,
+                "retry_back_off": { "base_interval": "0.01s", "max_interval": "0.05s" },
             });
         }
         if let Some(names) = &self.shown_headers {
