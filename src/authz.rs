@@ -2,14 +2,15 @@
 //!
 //! The way of a request, in file names: [`service`] receives the message and lets `judge` answer
 //! it, at once or, after the lookup of its key, in `later`. `question` reads the message
-//! ([`request`] reads both encodings of headers, [`credential`] reads `query`, `cookie` and header,
-//! [`route`] uses context extensions or rules). [`decision`] judges it against one load of the
+//! ([`request`] reads both encodings of headers, [`client_address`] finds the client behind proxies,
+//! [`credential`] reads `query`, `cookie` and header, [`route`] uses context extensions or rules). [`decision`] judges it against one load of the
 //! keyring, [`response`] writes the answer, and an [`event`] reports it.
 //!
 //! Every outcome is an [`Outcome`], and every denial has a [`DenyReason`]. Response, metric, span
 //! and log use the same values.
 
 mod check;
+pub(crate) mod client_address;
 pub(crate) mod condense;
 mod cookie;
 pub(crate) mod credential;
@@ -39,6 +40,7 @@ pub(crate) mod testing;
 mod wire;
 
 pub use check::Metadata;
+pub(crate) use client_address::{AddressSource, Hops, TrustedProxies};
 #[cfg(test)]
 pub(crate) use decision::Decision;
 pub(crate) use decision::Outcome;

@@ -6,6 +6,7 @@
 //! reported together.
 
 mod cache;
+mod client_address;
 pub mod control;
 mod credential;
 pub(crate) mod error;

@@ -216,6 +216,7 @@ impl Sidecar {
             Arc::clone(client.link()),
             readiness.clone(),
             clock.clone(),
+            settings.authz.client_address().clone(),
         )
         .with_disk(disk);
         let http = pages(http, settings, registry, &readiness, &monitor)?;

@@ -303,7 +303,7 @@ fn refuse(question: &Question<'_>, key: &HeldKey<'_>, now: Timestamp) -> Option<
         Standing::Retired => Some(DenyReason::Retired),
         Standing::Expired => Some(DenyReason::Expired),
         Standing::NotYetValid => Some(DenyReason::NotYetValid),
-        Standing::Accepted if !key.permits(question.input.source()) => {
+        Standing::Accepted if !key.permits(question.client.address()) => {
             Some(DenyReason::SourceNotAllowed)
         }
         Standing::Accepted if !question.route.scopes.are_held_by(key.scopes()) => {

@@ -5,14 +5,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{decision::Decision, question::QuestionError};
+use super::{client_address::ClientAddress, decision::Decision, question::QuestionError};
 use crate::trace::TraceParent;
 
-/// One check, after it was answered. Apart from the trace context, it holds nothing that the client
-/// sent.
+/// One check, after it was answered. Apart from the trace context and the address of the client, it
+/// holds nothing that the client sent.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckEvent<'a> {
     pub(crate) decision: &'a Decision<'a>,
+    /// The address of the client; none if the request could not be read.
+    pub(crate) client: Option<ClientAddress<'a>>,
     /// The reason why the request could not be read; none if it could.
     pub(crate) error: Option<QuestionError>,
     /// The parent span: the one that Envoy created for the check, or else, if the request could be

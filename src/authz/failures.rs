@@ -12,7 +12,7 @@ use crate::{
     clock::BootTime,
 };
 
-/// A budget for each source: an IPv4 address, or an IPv6 network of 64 bits, because one machine
+/// A budget for each source, which is the address of a client: an IPv4 address, or an IPv6 network of 64 bits, because one machine
 /// can have all its addresses.
 ///
 /// Sources with the same cell share its budget. So the memory is bounded, however many sources

@@ -11,6 +11,7 @@ use bytes::BytesMut;
 
 use super::{
     check::{Arrival, Check, Metadata, Moment},
+    client_address::ClientAddress,
     decision::{Decision, Denial, HeldKeyring, LookedUp, Verdict, decide},
     event::{CheckEvent, Observer},
     failures::FailureBudgets,
@@ -161,14 +162,15 @@ impl Judge {
                 return None;
             }
         };
-        let (input, moment) = (question.input(), check.moment);
+        let (input, client, moment) = (question.input(), question.client(), check.moment);
         let slot = question.keyring().and_then(|name| self.slot(name));
         let look = slot.map(|slot| slot.look(moment.read));
         let held = look
             .as_ref()
             .map(|look| HeldKeyring::new(look, &check.looked_up));
         let verdict = decide(&question, held.as_ref(), moment.wall);
-        let verdict = self.within_budget(verdict, held.as_ref(), input.source(), moment.read.boot);
+        let verdict =
+            self.within_budget(verdict, held.as_ref(), client.charged(), moment.read.boot);
         let decision = match verdict {
             Verdict::Decided(decision) => decision,
             Verdict::LookUp(digest) => {
@@ -178,11 +180,17 @@ impl Judge {
             }
         };
         if let Some(slot) = slot {
-            count(slot, &decision, input, moment.wall);
+            count(slot, &decision, &question, moment.wall);
         }
         let parent = check.metadata.parent.or_else(|| parent_of(input));
-        response::respond(&self.settings, input, &decision, parent.as_ref(), answer);
-        self.report(check, &decision, None, parent);
+        response::respond(
+            &self.settings,
+            &question,
+            &decision,
+            parent.as_ref(),
+            answer,
+        );
+        self.report(check, &decision, Some(client), None, parent);
         None
     }
 
@@ -223,8 +231,8 @@ impl Judge {
     ) {
         let form = Form::of_message(&check.message);
         let parent = check.metadata.parent;
-        response::deny(&self.settings, &denial, form, parent.as_ref(), answer);
-        self.report(check, &denial.into(), error, parent);
+        response::deny(&self.settings, &denial, form, None, parent.as_ref(), answer);
+        self.report(check, &denial.into(), None, error, parent);
     }
 
     /// Reports the check to the observer. If the observer panics, its report is lost, and the
@@ -233,11 +241,13 @@ impl Judge {
         &self,
         check: &Check<'_>,
         decision: &Decision<'_>,
+        client: Option<ClientAddress<'_>>,
         error: Option<QuestionError>,
         parent: Option<TraceParent>,
     ) {
         let event = CheckEvent {
             decision,
+            client,
             error,
             parent,
             started: check.arrival.started,
@@ -261,7 +271,7 @@ fn parent_of(input: &CheckInput<'_>) -> Option<TraceParent> {
 
 /// Counts the use of the version that was found, whether the check is allowed or denied. This
 /// happens before the answer is written, so that every answered check is counted.
-fn count(slot: &Slot, decision: &Decision<'_>, input: &CheckInput<'_>, now: Timestamp) {
+fn count(slot: &Slot, decision: &Decision<'_>, question: &Question<'_>, now: Timestamp) {
     let Some(key) = decision.key() else {
         return;
     };
@@ -273,8 +283,9 @@ fn count(slot: &Slot, decision: &Decision<'_>, input: &CheckInput<'_>, now: Time
     match key.state() {
         KeyState::Pending | KeyState::Active => {}
         KeyState::Retiring | KeyState::Retired | KeyState::Revoked => {
+            let (input, client) = (question.input(), question.client());
             let user_agent = input.values("user-agent").next().unwrap_or_default();
-            let caller = Caller::new(input.source(), user_agent, input.host(), input.path());
+            let caller = Caller::new(client.address(), user_agent, input.host(), input.path());
             slot.usage().get(usage).note_caller(&caller, now);
         }
     }

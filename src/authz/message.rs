@@ -86,7 +86,9 @@ impl<'a> Message<'a> {
 
     /// Returns the names and values of the headers. A header of `header_map` has its raw value, if
     /// that is not empty.
-    pub(super) fn headers(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
+    pub(super) fn headers(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> + DoubleEndedIterator {
         self.pairs(&self.headers)
     }
 
@@ -98,7 +100,7 @@ impl<'a> Message<'a> {
     fn pairs<const INLINE: usize>(
         &self,
         pairs: &Pairs<INLINE>,
-    ) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
+    ) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> + DoubleEndedIterator {
         let bytes = self.bytes;
         let pairs = pairs.as_slice().iter();
         pairs.map(move |(name, value)| (name.of(bytes), value.of(bytes)))

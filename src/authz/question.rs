@@ -1,6 +1,7 @@
 //! The question of a check, read once from the message: the first step of a decision.
 
 use super::{
+    client_address::ClientAddress,
     credential::{Credential, CredentialError},
     reason::DenyReason,
     request::{CheckInput, RequestError},
@@ -13,6 +14,7 @@ use crate::key::wrapping::Wrapping;
 #[derive(Debug)]
 pub(crate) struct Question<'a> {
     pub(super) input: CheckInput<'a>,
+    pub(super) client: ClientAddress<'a>,
     pub(super) route: Route<'a>,
     pub(super) credential: Result<Option<Credential<'a>>, NoCredential>,
 }
@@ -80,6 +82,7 @@ impl<'a> Question<'a> {
         };
         Ok(Self {
             route: Route::choose(settings, &input)?,
+            client: settings.client_address().find(&input),
             input,
             credential,
         })
@@ -100,6 +103,12 @@ impl<'a> Question<'a> {
     #[must_use]
     pub(crate) const fn keyring(&self) -> Option<&'a str> {
         self.route.keyring
+    }
+
+    /// Returns the address of the client.
+    #[must_use]
+    pub(crate) const fn client(&self) -> ClientAddress<'a> {
+        self.client
     }
 
     /// Returns the request that is to be judged.

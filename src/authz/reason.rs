@@ -27,7 +27,7 @@ pub enum DenyReason {
     MalformedCredential,
     /// The keyring does not have the key.
     UnknownKey,
-    /// The source address has presented too many malformed or unknown keys.
+    /// The address of the client has presented too many malformed or unknown keys.
     TooManyFailures,
     /// The version was revoked.
     Revoked,
@@ -37,7 +37,7 @@ pub enum DenyReason {
     Expired,
     /// The `not_before` of the version has not come yet.
     NotYetValid,
-    /// The key may not be used from this source address.
+    /// The key may not be used from the address of the client, or this address is unknown.
     SourceNotAllowed,
     /// The key lacks a scope that the route requires.
     InsufficientScope,

@@ -104,13 +104,14 @@ impl<'a> CheckInput<'a> {
     }
 
     /// Returns the headers, with the pseudo-headers.
-    pub fn headers(&self) -> impl Iterator<Item = Header<'a>> {
+    #[must_use]
+    pub fn headers(&self) -> impl DoubleEndedIterator<Item = Header<'a>> {
         let headers = self.message.headers();
         headers.map(|(name, value)| Header { name, value })
     }
 
     /// Returns the values of a header, whose name is compared without case.
-    pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.headers()
             .filter(move |header| header.is(name))
             .map(|header| header.value)
@@ -170,7 +171,7 @@ impl<'a> CheckInput<'a> {
     }
 
     /// Returns the address of the downstream peer as Envoy reports it; none if it is not an IP
-    /// address.
+    /// address. The client can be another one: see `client_address`.
     #[must_use]
     pub const fn source(&self) -> Option<IpAddr> {
         self.source

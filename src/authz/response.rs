@@ -19,8 +19,10 @@ use serde::Serialize;
 use smallvec::SmallVec;
 
 use super::{
+    client_address::ClientAddress,
     decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome},
     place::{Place, Places},
+    question::Question,
     reason::DenialStatus,
     removal::{self, Inseparable},
     request::{CheckInput, GrpcProtocol},
@@ -72,28 +74,32 @@ pub(crate) enum Form {
 /// Names of headers to remove, as the request or the settings spell them.
 type Removed<'a> = SmallVec<[&'a [u8]; 8]>;
 
-/// Appends the answer to a decision on `input`.
+/// Appends the answer to a decision on `question`.
 pub(crate) fn respond(
     settings: &Settings,
-    input: &CheckInput<'_>,
+    question: &Question<'_>,
     decision: &Decision<'_>,
     trace: Option<&TraceParent>,
     answer: &mut BytesMut,
 ) {
     match decision {
-        Decision::Allow(grant) => allow(settings, input, grant, answer),
-        Decision::Anonymous(anonymous) => allow_anonymous(settings, input, anonymous, answer),
-        Decision::Deny(denial) => deny(settings, denial, Form::of(input), trace, answer),
+        Decision::Allow(grant) => allow(settings, question, grant, answer),
+        Decision::Anonymous(anonymous) => allow_anonymous(settings, question, anonymous, answer),
+        Decision::Deny(denial) => {
+            let (form, client) = (Form::of(question.input()), question.client());
+            deny(settings, denial, form, Some(&client), trace, answer);
+        }
     }
 }
 
 /// Appends the answer to a request that passes with an identity.
 pub(crate) fn allow(
     settings: &Settings,
-    input: &CheckInput<'_>,
+    question: &Question<'_>,
     grant: &Grant<'_>,
     answer: &mut BytesMut,
 ) {
+    let (input, client) = (question.input(), question.client());
     let key = grant.key();
     pass(answer, |ok| {
         identify(settings, key, ok);
@@ -104,28 +110,32 @@ pub(crate) fn allow(
         }
     });
     let facts = Some(grant.keyring());
-    write_metadata(Outcome::Allowed, facts, Some(key), &mut Writer::new(answer));
+    let response = &mut Writer::new(answer);
+    write_metadata(Outcome::Allowed, facts, Some(key), Some(&client), response);
 }
 
 /// Appends the answer to a request that passes without an identity.
 pub(crate) fn allow_anonymous(
     settings: &Settings,
-    input: &CheckInput<'_>,
+    question: &Question<'_>,
     anonymous: &Anonymous<'_>,
     answer: &mut BytesMut,
 ) {
     pass(answer, |ok| {
-        remove_spoofed(settings, input, None, ok);
+        remove_spoofed(settings, question.input(), None, ok);
     });
     let facts = Some(anonymous.keyring());
-    write_metadata(Outcome::Anonymous, facts, None, &mut Writer::new(answer));
+    let (client, response) = (question.client(), &mut Writer::new(answer));
+    write_metadata(Outcome::Anonymous, facts, None, Some(&client), response);
 }
 
-/// Appends the answer to a request that does not pass.
+/// Appends the answer to a request that does not pass. `client` is none if the request could not be
+/// read.
 pub(crate) fn deny(
     settings: &Settings,
     denial: &Denial<'_>,
     form: Form,
+    client: Option<&ClientAddress<'_>>,
     trace: Option<&TraceParent>,
     answer: &mut BytesMut,
 ) {
@@ -181,6 +191,7 @@ pub(crate) fn deny(
         Outcome::Denied(reason),
         denial.keyring(),
         denial.key(),
+        client,
         &mut response,
     );
 }
@@ -448,6 +459,7 @@ fn write_metadata(
     outcome: Outcome,
     keyring: Option<&KeyringFacts<'_>>,
     key: Option<&HeldKey<'_>>,
+    client: Option<&ClientAddress<'_>>,
     response: &mut Writer<'_>,
 ) {
     response.message(response_field::METADATA, |fields| {
@@ -465,6 +477,20 @@ fn write_metadata(
             write_number("key_version", f64::from(key.version().get()), fields);
             write_text("key_state", key.state().as_str(), fields);
         }
+        if let Some(client) = client {
+            if let Some(address) = client.address() {
+                write_display("client_address", address, fields);
+            }
+            write_display("client_address_from", client.origin(), fields);
+        }
+    });
+}
+
+/// Writes an entry of a `google.protobuf.Struct` whose value is the text of `value`.
+fn write_display(name: &str, value: impl fmt::Display, fields: &mut Writer<'_>) {
+    fields.message(1, |entry| {
+        entry.text(1, name);
+        entry.message(2, |text| text.display(3, value));
     });
 }
 

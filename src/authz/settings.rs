@@ -7,10 +7,11 @@ mod source;
 
 use http::HeaderName;
 
+use super::client_address::AddressSource;
 use crate::{budget::Rate, key::KeyringName};
 
 pub(crate) use header::{
-    IdentityHeaders, folds_to, parse_credential_header, parse_identity_header,
+    IdentityHeaders, folds_to, parse_address_header, parse_credential_header, parse_identity_header,
 };
 #[cfg(test)]
 pub(crate) use rule::HostPattern;
@@ -50,6 +51,8 @@ pub struct SettingsParts {
     /// Default: 20 a second, 200 at once. That is more than a consumer with a wrong key sends by
     /// mistake, and a fifth of the default rate at which a sidecar looks up unknown keys.
     pub failed_credentials: Rate,
+    /// Where the address of the client is found. Default: [`AddressSource::Peer`].
+    pub client_address: AddressSource,
 }
 
 /// The headers that relatch adds for a consumer that uses a retiring version, beside
@@ -83,6 +86,10 @@ pub enum SettingsError {
     /// identity header. It would be both set and removed, or set twice.
     #[error("the header {0:?}, or another spelling of it, is configured for two uses")]
     HeaderClash(HeaderName),
+    /// The header with the address of the client is also searched for a credential, or names the
+    /// caller.
+    #[error("client_address: the header {0:?} is configured for another use, too")]
+    AddressHeaderClash(String),
     /// There are more than [`Settings::MAX_ROUTES`] rules.
     #[error("routes: at most {} rules are possible", Settings::MAX_ROUTES)]
     RouteCount,
@@ -110,6 +117,17 @@ pub enum ParseSettingError {
     /// A header that is reserved for the identity of the caller.
     #[error("this header is reserved for the identity of the caller, use another one")]
     IdentityHeader,
+    /// `Forwarded` (RFC 7239), as the header with the address of the client.
+    #[error(
+        "relatch does not read `forwarded`, because proxies pass on what a client writes there: use x-forwarded-for, or a header that your proxy sets itself"
+    )]
+    Forwarded,
+    /// A spelling of `X-Forwarded-For` that no proxy uses.
+    #[error("use x-forwarded-for, or another header")]
+    ForwardedForSpelling,
+    /// `source.address`, as the header with the address of the client.
+    #[error("source.address is the default: remove `client_address`")]
+    SourceAddress,
     /// Not a [`HostPattern`].
     #[error("use a host name without a port, or \"*.domain\" for every host below a domain")]
     Host,
@@ -139,6 +157,7 @@ impl Settings {
     pub fn new(mut parts: SettingsParts) -> Result<Self, SettingsError> {
         check_sources(&parts.credentials)?;
         check_identity(&parts.identity, &parts.credentials)?;
+        check_address(&parts)?;
         check_routes(&parts.routes)?;
         parts.routes.sort_by_key(RouteRule::rank);
         let reserved = reserve(&parts.identity, &parts.credentials);
@@ -201,6 +220,12 @@ impl Settings {
         self.parts.failed_credentials
     }
 
+    /// Returns where the address of the client is found.
+    #[must_use]
+    pub(crate) const fn client_address(&self) -> &AddressSource {
+        &self.parts.client_address
+    }
+
     /// Returns the headers that reach the upstream only if relatch sets them.
     #[must_use]
     pub(crate) fn reserved(&self) -> &[HeaderName] {
@@ -248,6 +273,7 @@ impl Default for SettingsParts {
                 per_second: 20,
                 burst: 200,
             },
+            client_address: AddressSource::default(),
         }
     }
 }
@@ -283,6 +309,22 @@ fn check_identity(
         if is_credential || is_taken {
             return Err(SettingsError::HeaderClash(header.clone()));
         }
+    }
+    Ok(())
+}
+
+/// Refuses a header that has another use. A client could choose both values.
+fn check_address(parts: &SettingsParts) -> Result<(), SettingsError> {
+    let Some(name) = parts.client_address.header() else {
+        return Ok(());
+    };
+    let is_credential = parts.credentials.iter().any(|source| match source {
+        CredentialSource::Header { name: header, .. } => folds_to(name.as_bytes(), header),
+        CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => false,
+    });
+    let mut identity = parts.identity.names();
+    if is_credential || identity.any(|header| folds_to(name.as_bytes(), header)) {
+        return Err(SettingsError::AddressHeaderClash(name.to_owned()));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use http::HeaderName;
 use prost::Message as _;
 
 use super::{
+    client_address::{AddressSource, TrustedProxies},
     decision::{Decision, Denial, HeldKeyring, LookedUp, Outcome, Verdict, decide},
     question::Question,
     response::{self, Form},
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     clock::{BootTime, Reading},
-    key::{Epoch, KeyRecord, KeyringName, Prefix, Revision, Timestamp, testing},
+    key::{Epoch, KeyRecord, KeyringName, Prefix, Revision, Timestamp, parse_block, testing},
     keyring::{Announced, KeyringSettings, Keyrings, Mirror, Slot, Staleness},
     proto::auth::{
         Address, AttributeContext, CheckRequest, CheckResponse, Entry, HeaderMap, HttpRequest,
@@ -166,6 +167,18 @@ pub(crate) fn parts() -> SettingsParts {
     }
 }
 
+/// Returns the settings of [`parts`] with the client address from `x-forwarded-for`; the proxies in
+/// 10.0.0.0/8 are trusted.
+pub(crate) fn behind_proxies() -> SettingsParts {
+    let trusted = parse_block("10.0.0.0/8").expect("a block");
+    SettingsParts {
+        client_address: AddressSource::ForwardedFor {
+            trusted: TrustedProxies::new(vec![trusted]),
+        },
+        ..parts()
+    }
+}
+
 /// Returns the settings of [`parts`].
 pub(crate) fn settings() -> Settings {
     Settings::new(parts()).expect("valid settings")
@@ -273,7 +286,9 @@ pub(crate) fn decided(
         Err(error) => {
             let denial = Denial::unread(error.reason());
             let form = Form::of_message(request);
-            let response = written(|answer| response::deny(settings, &denial, form, None, answer));
+            let response = written(|answer| {
+                response::deny(settings, &denial, form, None, None, answer);
+            });
             return (denial.into(), response);
         }
     };
@@ -286,7 +301,7 @@ pub(crate) fn decided(
     let held = look.map(|look| HeldKeyring::new(look, looked_up));
     let decision = at_once(decide(&question, held.as_ref(), now));
     let response = written(|answer| {
-        response::respond(settings, question.input(), &decision, None, answer);
+        response::respond(settings, &question, &decision, None, answer);
     });
     (decision, response)
 }

@@ -13,6 +13,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{
     cache::{self, RawCache},
+    client_address::RawClientAddress,
     credential::{Placed, RawCredential, RawIdentityHeaders},
     error::ConfigError,
     plaintext::{PlaintextError, refuse_plaintext_listener},
@@ -163,6 +164,7 @@ struct Raw {
     identity_headers: Option<RawIdentityHeaders>,
     notice: Option<RawNotice>,
     failed_credentials: Option<RawRate>,
+    client_address: Option<Spanned<RawClientAddress>>,
     staleness: Option<RawStaleness>,
     drain: Option<Text>,
     snapshot: Option<Spanned<RawSnapshot>>,
@@ -348,6 +350,8 @@ impl SidecarSettings {
         );
         let drain = raw.drain.as_ref();
         let drain = found.duration("drain", drain, (Duration::ZERO, MAX_DRAIN));
+        let client_address =
+            RawClientAddress::into_source(raw.client_address, &credentials, &identity, found);
         let snapshot = SnapshotSettings::from_raw(raw.snapshot, found);
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
@@ -360,6 +364,8 @@ impl SidecarSettings {
                 identity,
                 notices,
                 failed_credentials,
+                // Where it is none, a problem is noted.
+                client_address: client_address.unwrap_or_default(),
             })
         });
         Some(Self {

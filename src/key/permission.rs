@@ -143,14 +143,7 @@ impl AllowedSources {
     pub(crate) fn parse<S: AsRef<str>>(blocks: &[S]) -> Result<Self, ParseSourceError> {
         blocks
             .iter()
-            .map(|text| {
-                let text = text.as_ref();
-                text.parse::<IpNet>()
-                    .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-                    .map_err(|_| ParseSourceError {
-                        text: text.to_owned(),
-                    })
-            })
+            .map(|text| parse_block(text.as_ref()))
             .collect::<Result<Vec<_>, _>>()
             .map(Self::from)
     }
@@ -190,6 +183,21 @@ pub(crate) fn permit_source(blocks: impl Iterator<Item = IpNet>, source: Option<
     let mut blocks = blocks.peekable();
     blocks.peek().is_none()
         || source.is_some_and(|source| blocks.any(|block| block.contains(&source)))
+}
+
+/// Parses an address or a CIDR block. Bits after the prefix of a block are dropped, and an
+/// IPv4-mapped block is the IPv4 block.
+///
+/// # Errors
+///
+/// When it is neither.
+pub(crate) fn parse_block(text: &str) -> Result<IpNet, ParseSourceError> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map(canonical)
+        .map_err(|_| ParseSourceError {
+            text: text.to_owned(),
+        })
 }
 
 /// Converts a block of IPv4 addresses that is written as IPv6 (`::ffff:10.0.0.0/104`) to the IPv4

@@ -25,7 +25,7 @@ pub(super) struct Callers(Vec<CallerUse>);
 /// How often a caller has used a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CallerUse {
-    /// The source address of the request, as Envoy reports it; none when Envoy reports none.
+    /// The address of the client; none when it is unknown.
     pub(crate) source: Option<IpAddr>,
     /// The `user-agent` of the request; at most 128 bytes of printable ASCII.
     pub(crate) user_agent: String,
@@ -56,7 +56,7 @@ const MAX_TEXT: usize = 128;
 const SEGMENTS: usize = 2;
 
 impl Caller {
-    /// Creates the caller of a request from `source` with these headers and this path. The path
+    /// Creates the caller of a request from the client `source` with these headers and this path. The path
     /// ends at its first `?` or `;`: a query may contain credentials, and `;parameters` may contain
     /// sessions.
     #[must_use]

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
+    authz::{AddressSource, TrustedProxies},
     clock::Clock,
     follow::client::Link,
     http::StatusSource,
@@ -26,6 +27,7 @@ pub(crate) struct Monitor {
     link: Arc<Link>,
     readiness: Readiness,
     clock: Clock,
+    client_address: AddressSource,
     /// The state of the snapshot file; none if no file is configured.
     disk: Option<Arc<Disk>>,
 }
@@ -49,6 +51,7 @@ struct Status<'a> {
     summary: &'static str,
     blocked_by: Vec<Arc<str>>,
     keyrings: Vec<KeyringStatus>,
+    client_address: ClientAddressStatus<'a>,
     control: Vec<EndpointStatus>,
     reconnects: u64,
     clock_skew_ms: i64,
@@ -105,6 +108,22 @@ struct CacheStatus {
     unknown: u64,
 }
 
+/// Where the address of the client is found.
+#[derive(Serialize)]
+struct ClientAddressStatus<'a> {
+    /// The name of the header, or `source.address`.
+    from: &'a str,
+    /// Absent if no header is read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trusted: Vec<String>,
+    /// Absent if proxies are not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hops: Option<u8>,
+    /// Absent if proxies are not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envoy_appends: Option<bool>,
+}
+
 #[derive(Serialize)]
 struct UsageStatus {
     /// The sequence number of the last report that is in the control plane's store.
@@ -138,6 +157,7 @@ impl Monitor {
         link: Arc<Link>,
         readiness: Readiness,
         clock: Clock,
+        client_address: AddressSource,
     ) -> Self {
         Self {
             node,
@@ -145,6 +165,7 @@ impl Monitor {
             link,
             readiness,
             clock,
+            client_address,
             disk: None,
         }
     }
@@ -365,6 +386,7 @@ impl StatusSource for Monitor {
             },
             blocked_by: self.readiness.blocked_by(),
             keyrings,
+            client_address: ClientAddressStatus::of(&self.client_address),
             control: self
                 .link
                 .endpoints()
@@ -381,6 +403,18 @@ impl StatusSource for Monitor {
             snapshot: self.snapshot(),
         };
         serde_json::to_value(status).expect("a status has text keys only")
+    }
+}
+
+impl<'a> ClientAddressStatus<'a> {
+    fn of(source: &'a AddressSource) -> Self {
+        let trusted = source.trusted().into_iter().flat_map(TrustedProxies::iter);
+        Self {
+            from: source.header().unwrap_or("source.address"),
+            trusted: trusted.map(ToString::to_string).collect(),
+            hops: source.hops().map(|hops| hops.count),
+            envoy_appends: source.hops().map(|hops| hops.envoy_appends),
+        }
     }
 }
 

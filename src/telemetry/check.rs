@@ -32,6 +32,10 @@ macro_rules! log_line {
         let key = event.decision.key();
         let key_id = key.map(|key| key.key_id());
         let rotation = rotation(event);
+        // An address can be that of a person.
+        let client = event
+            .client
+            .filter(|_| tracing::enabled!(tracing::Level::DEBUG));
         tracing::event!(
             tracing::Level::$level,
             auth.decision = outcome.decision(),
@@ -45,6 +49,11 @@ macro_rules! log_line {
             auth.key.state = key.map(|key| key.state().as_str()),
             auth.rotation.id = rotation.as_ref().map(|(id, _)| id.as_str()),
             auth.rotation.phase = rotation.as_ref().map(|(_, phase)| *phase),
+            client.address = client
+                .and_then(|client| client.address())
+                .map(tracing::field::display),
+            auth.client_address_from =
+                client.map(|client| tracing::field::display(client.origin())),
             trace_id = event.parent.map(|parent| parent.trace_id().to_string()),
             error = event.error.map(|error| error.to_string()),
             $message
@@ -228,6 +237,12 @@ fn attributes(event: &CheckEvent<'_>) -> Vec<KeyValue> {
             KeyValue::new("auth.key.version", i64::from(key.version().get())),
             KeyValue::new("auth.key.state", key.state().as_str()),
         ]);
+    }
+    if let Some(client) = event.client {
+        let address = client.address();
+        attributes.extend(address.map(|it| KeyValue::new("client.address", it.to_string())));
+        let origin = client.origin().to_string();
+        attributes.push(KeyValue::new("auth.client_address_from", origin));
     }
     if let Some((id, phase)) = rotation(event) {
         attributes.extend([

@@ -7,8 +7,8 @@ use crate::{
     authz::{
         settings::{Settings, SettingsParts},
         testing::{
-            CONFIRMED_AT, DENY_AFTER, Judged, Message, REVISION, at_once, judge, keyrings, parts,
-            read_at, unconfirmed,
+            CONFIRMED_AT, DENY_AFTER, Judged, Message, REVISION, at_once, behind_proxies, judge,
+            keyrings, parts, read_at, unconfirmed,
         },
     },
     clock::BootTime,
@@ -241,6 +241,35 @@ fn retiring_version_is_accepted_until_it_expires_and_its_deadline_announced() {
     let judged = sidecar.judge(&sidecar.request());
     assert_eq!(judged.outcome, Outcome::Allowed);
     assert_eq!(judged.sunset, Some(at(200)));
+}
+
+#[test]
+fn allowed_sources_are_about_the_client() {
+    let mut sidecar = Sidecar::with(|record| {
+        let blocks = ["203.0.113.0/24", "10.0.0.1"];
+        record.allowed_sources = AllowedSources::parse(&blocks).expect("blocks");
+    });
+    sidecar.settings = behind_proxies();
+    let refused = Outcome::Denied(DenyReason::SourceNotAllowed);
+    for (peer, forwarded_for, outcome) in [
+        ("10.0.0.2", "203.0.113.9", Outcome::Allowed),
+        ("10.0.0.2", "192.0.2.1", refused),
+        ("10.0.0.2", "203.0.113.9, 192.0.2.1", refused),
+        // The client is unknown. The address of its proxy does not stand for it.
+        ("10.0.0.1", "203.0.113.9, unknown", refused),
+        // A forged header.
+        ("192.0.2.1", "203.0.113.9", refused),
+        ("203.0.113.7", "192.0.2.1", Outcome::Allowed),
+    ] {
+        let request = sidecar.request().from(peer);
+        let request = request.header("x-forwarded-for", forwarded_for);
+        let found = sidecar.judge(&request).outcome;
+        assert_eq!(found, outcome, "{peer}, {forwarded_for}");
+    }
+    sidecar.record.allowed_sources = AllowedSources::default();
+    let request = sidecar.request().from("10.0.0.1");
+    let unknown = request.header("x-forwarded-for", "unknown");
+    assert_eq!(sidecar.judge(&unknown).outcome, Outcome::Allowed);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     authz::{
         DenyReason, Outcome, SettingsParts,
-        testing::{Message, REVISION, keyrings, parts, settings, written},
+        testing::{Message, REVISION, behind_proxies, keyrings, parts, settings, written},
     },
     budget::Rate,
     key::{AllowedSources, KeyId, KeyRecord, Secret, Use, Window, testing},
@@ -167,6 +167,35 @@ fn a_source_that_fails_too_often_is_told_so_and_its_good_keys_pass() {
     );
 }
 
+#[test]
+fn the_budget_of_failed_credentials_is_the_one_of_the_client() {
+    let keyrings = keyrings(Vec::new(), true);
+    let (clock, _) = Clock::manual(NOW);
+    let settings = Settings::new(SettingsParts {
+        failed_credentials: Rate {
+            per_second: 1,
+            burst: 1,
+        },
+        ..behind_proxies()
+    });
+    let settings = Arc::new(settings.expect("valid settings"));
+    let judge = Judge::new(settings, &keyrings, clock, Arc::new(Failing));
+    let is_too_many = |peer: &'static str, forwarded_for: &'static str| {
+        let message = Message::get("/").from(peer);
+        let message = message.header("x-forwarded-for", forwarded_for);
+        let message = message.header("x-api-key", "typo");
+        code(&answer(&judge, &message.raw())) == Some(8)
+    };
+    // Of the same client, whichever way it comes and whatever it sends.
+    assert!(!is_too_many("10.0.0.1", "203.0.113.9"));
+    assert!(is_too_many("10.0.0.2", "192.0.2.66, 203.0.113.9, 10.0.0.3"));
+    assert!(is_too_many("203.0.113.9", "192.0.2.67"));
+    // The peer stands for clients that are unknown.
+    assert!(!is_too_many("10.0.0.1", "unknown"));
+    assert!(is_too_many("10.0.0.1", "_hidden"));
+    assert!(is_too_many("10.0.0.1", ""));
+}
+
 /// Returns the counted uses of the only version in the keyring.
 fn counted(judge: &Judge) -> Vec<Use> {
     let slot = judge.slot("payments").expect("it is held");
@@ -302,6 +331,33 @@ fn callers_are_noted_only_of_versions_that_should_not_be_used_any_more() {
         };
         let expected: &[CallerUse] = if is_noted { &[expected] } else { &[] };
         assert_eq!(usage.callers(), expected, "{state:?}");
+    }
+}
+
+#[test]
+fn callers_are_named_by_the_address_of_the_client() {
+    let secret = testing::secret(KeyId::generate().expect("the random source works"));
+    for (forwarded_for, source) in [
+        ("192.0.2.66, 203.0.113.9", Some([203, 0, 113, 9].into())),
+        ("unknown", None),
+    ] {
+        let record = KeyRecord {
+            state: KeyState::Retiring,
+            ..testing::record_of(&secret)
+        };
+        let (clock, _) = Clock::manual(NOW);
+        let settings = Arc::new(Settings::new(behind_proxies()).expect("valid settings"));
+        let keyrings = keyrings(vec![record], true);
+        let judge = Judge::new(settings, &keyrings, clock, Arc::new(Failing));
+        let message = Message::get("/").from("10.0.0.1");
+        let message = message.header("x-forwarded-for", forwarded_for);
+        let message = message.header("x-api-key", secret.expose().to_owned());
+        assert_eq!(code(&answer(&judge, &message.joined())), Some(0));
+        let slot = judge.slot("payments").expect("it is held");
+        let used = slot.usage().take_used();
+        let callers = slot.usage().get(used[0]).callers();
+        let sources: Vec<_> = callers.iter().map(|caller| caller.source).collect();
+        assert_eq!(sources, [source]);
     }
 }
 

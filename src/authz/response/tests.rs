@@ -7,7 +7,9 @@ use crate::{
     authz::{
         DenyReason,
         settings::{IdentityHeaders, SettingsParts},
-        testing::{CONFIRMED_AT, Message, judge, keyrings, parts, settings, written},
+        testing::{
+            CONFIRMED_AT, Message, behind_proxies, judge, keyrings, parts, settings, written,
+        },
     },
     key::{KeyRecord, KeyState, Scopes, Secret, Timestamp, testing},
     keyring::OwnedKey,
@@ -19,7 +21,7 @@ use crate::{
 
 /// Returns the answer for a denial.
 fn denial(settings: &Settings, denial: &Denial<'_>, trace: Option<&TraceParent>) -> CheckResponse {
-    written(|answer| deny(settings, denial, Form::Problem, trace, answer))
+    written(|answer| deny(settings, denial, Form::Problem, None, trace, answer))
 }
 
 fn header<'a>(headers: &'a [HeaderValueOption], name: &str) -> Option<&'a str> {
@@ -207,6 +209,43 @@ fn metadata_tells_identity_only_of_verified_keys() {
     for key in ["consumer", "key_id", "key_version", "key_state"] {
         assert_eq!(text(&unknown, key), None);
     }
+}
+
+#[test]
+fn metadata_tells_the_address_of_the_client_and_how_it_was_found() {
+    let settings = Settings::new(behind_proxies()).expect("valid settings");
+    let keyrings = keyrings(Vec::new(), true);
+    let string = |text: &str| Kind::StringValue(text.to_owned());
+    for (peer, address, from) in [
+        ("10.0.0.1", Some("203.0.113.9"), "x-forwarded-for"),
+        (
+            "192.0.2.1",
+            Some("192.0.2.1"),
+            "source.address (not trusted)",
+        ),
+        ("", None, "source.address (not trusted)"),
+    ] {
+        let message = Message::get("/")
+            .from(peer)
+            .header("x-forwarded-for", "203.0.113.9");
+        let optional = message.clone().extension("relatch.auth", "optional");
+        for message in [message, optional] {
+            let now = Timestamp::from_millis(5_000);
+            let (_, response) = judge(&settings, &keyrings, &message.raw(), now, CONFIRMED_AT);
+            let expected = address.map(string);
+            assert_eq!(text(&response, "client_address"), expected.as_ref());
+            assert_eq!(text(&response, "client_address_from"), Some(&string(from)));
+        }
+    }
+    let unread = Message::get("/ ").raw();
+    let (_, response) = judge(
+        &settings,
+        &keyrings,
+        &unread,
+        Timestamp::from_millis(0),
+        CONFIRMED_AT,
+    );
+    assert_eq!(text(&response, "client_address_from"), None);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use http::HeaderName;
 
 use super::ParseSettingError;
+use crate::authz::client_address::FORWARDED_FOR;
 
 /// The headers that name the caller to the upstream; none for one that is switched off.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +80,27 @@ pub(crate) fn parse_identity_header(text: &str) -> Result<HeaderName, ParseSetti
     check_identity(&name).map(|()| name)
 }
 
+/// Parses the name of a header with the address of the client.
+///
+/// # Errors
+///
+/// When the text is not the name of a header, the header has another meaning, it is a spelling of a
+/// default identity header, or proxies pass on what a client writes there.
+pub(crate) fn parse_address_header(text: &str) -> Result<HeaderName, ParseSettingError> {
+    if text.eq_ignore_ascii_case("source.address") {
+        return Err(ParseSettingError::SourceAddress);
+    }
+    let name = parse(text)?;
+    if name == http::header::FORWARDED {
+        return Err(ParseSettingError::Forwarded);
+    }
+    let forwarded_for = HeaderName::from_static(FORWARDED_FOR);
+    if folds_to(name.as_ref(), &forwarded_for) && name != forwarded_for {
+        return Err(ParseSettingError::ForwardedForSpelling);
+    }
+    check_credential(&name).map(|()| name)
+}
+
 /// Refuses a header that cannot hold a credential. The default identity headers are refused even if
 /// they are renamed or switched off: they never pass from outside.
 pub(super) fn check_credential(name: &HeaderName) -> Result<(), ParseSettingError> {
@@ -149,5 +171,22 @@ mod tests {
             assert_eq!(parse_credential_header(text), refused, "{text:?}");
         }
         assert!(parse_credential_header("X-Api-Key").is_ok());
+    }
+
+    #[test]
+    fn headers_that_a_client_can_choose_have_no_address() {
+        for (text, error) in [
+            ("Forwarded", ParseSettingError::Forwarded),
+            ("source.address", ParseSettingError::SourceAddress),
+            ("X_Forwarded_For", ParseSettingError::ForwardedForSpelling),
+            ("x-relatch-scopes", ParseSettingError::IdentityHeader),
+            ("cookie", ParseSettingError::MessageHeader),
+            ("a b", ParseSettingError::HeaderName),
+        ] {
+            assert_eq!(parse_address_header(text), Err(error), "{text:?}");
+        }
+        for text in ["X-Forwarded-For", "x-envoy-external-address", "x-real-ip"] {
+            assert!(parse_address_header(text).is_ok(), "{text:?} was refused");
+        }
     }
 }

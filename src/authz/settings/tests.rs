@@ -1,7 +1,7 @@
 //! Tests of contradicting settings, reserved headers, and the order of rules.
 
 use super::*;
-use crate::key::Scopes;
+use crate::{authz::TrustedProxies, key::Scopes};
 
 fn header(name: &'static str, scheme: Option<&str>) -> CredentialSource {
     CredentialSource::Header {
@@ -30,6 +30,24 @@ fn rule(host: Option<&str>, path: &str) -> RouteRule {
 #[test]
 fn default_settings_are_valid() {
     assert!(Settings::new(SettingsParts::default()).is_ok());
+}
+
+#[test]
+fn the_address_of_the_client_has_a_header_of_its_own() {
+    let with = |name: &'static str| {
+        Settings::new(SettingsParts {
+            client_address: AddressSource::Header {
+                trusted: TrustedProxies::default(),
+                name: HeaderName::from_static(name),
+            },
+            ..SettingsParts::default()
+        })
+    };
+    assert!(with("x-real-ip").is_ok());
+    for taken in ["x-api-key", "x_api.key", "x-relatch-scopes"] {
+        let clash = SettingsError::AddressHeaderClash(taken.to_owned());
+        assert_eq!(with(taken).err(), Some(clash));
+    }
 }
 
 #[test]

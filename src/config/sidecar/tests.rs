@@ -5,8 +5,9 @@ use ::http::HeaderName;
 use super::*;
 use crate::tls::{Authorities, files::OwnFiles};
 use crate::{
-    authz::{Auth, HostPattern},
+    authz::{AddressSource, Auth, Hops, HostPattern, TrustedProxies},
     config::value::LogFormat,
+    key::parse_block,
     keyring::on_demand::CacheSettings,
 };
 
@@ -172,6 +173,46 @@ keyrings:
             Mode::OnDemand(partners),
             Mode::OnDemand(CacheSettings::default()),
         ]
+    );
+}
+
+#[test]
+fn the_client_is_found_as_the_file_says() {
+    let source = |fields: &str| {
+        let settings = settings(&format!("client_address: {{{fields}}}\n"));
+        settings.authz.client_address().clone()
+    };
+    let blocks = ["10.0.0.0/8", "192.0.2.7"].map(|text| parse_block(text).expect("a block"));
+    let trusted = || TrustedProxies::new(blocks.to_vec());
+    assert_eq!(
+        *settings("").authz.client_address(),
+        AddressSource::default()
+    );
+    assert_eq!(
+        source("from: X-Forwarded-For, trusted: [10.1.2.3/8, \"::ffff:192.0.2.7\"]"),
+        AddressSource::ForwardedFor { trusted: trusted() }
+    );
+    for (text, envoy_appends) in [("true", true), ("false", false)] {
+        let trusted_by_all = parse_block("0.0.0.0/0").expect("a block");
+        assert_eq!(
+            source(&format!(
+                "from: x-forwarded-for, trusted: [0.0.0.0/0], hops: 16, envoy_appends: {text}"
+            )),
+            AddressSource::Hops {
+                trusted: TrustedProxies::new(vec![trusted_by_all]),
+                hops: Hops {
+                    count: 16,
+                    envoy_appends,
+                },
+            }
+        );
+    }
+    assert_eq!(
+        source("from: X-Envoy-External-Address, trusted: [10.0.0.0/8, 192.0.2.7]"),
+        AddressSource::Header {
+            trusted: trusted(),
+            name: HeaderName::from_static("x-envoy-external-address"),
+        }
     );
 }
 
@@ -381,6 +422,90 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
 ];
 
+/// The same for `client_address`.
+const BAD_CLIENT_ADDRESSES: &[(&str, &str)] = &[
+    (
+        "client_address: {trusted: [10.0.0.0/8]}",
+        "3:17: client_address.from: is missing, name the header with the address, such as x-forwarded-for",
+    ),
+    (
+        "client_address: {from: x-real-ip}",
+        "3:17: client_address.trusted: is missing, name the addresses of your proxies, such as [10.0.0.0/8]: a header of anybody else does not count",
+    ),
+    (
+        "client_address: {from: x-real-ip, trusted: []}",
+        "3:44: client_address.trusted: is missing, name the addresses of your proxies, such as [10.0.0.0/8]: a header of anybody else does not count",
+    ),
+    (
+        "client_address: {from: x-real-ip, trusted: [10.0.0.1, 10.0.0.0/33]}",
+        "3:55: client_address.trusted[1]: \"10.0.0.0/33\" is neither an address nor a CIDR block, such as 10.0.0.0/8",
+    ),
+    (
+        "client_address: {from: x-forwarded-for, trusted: [0.0.0.0/0]}",
+        "3:51: client_address.trusted[0]: trusts every address, so that each client could choose its own: name the addresses of your proxies, or count them with `hops`",
+    ),
+    (
+        "client_address: {from: X-Forwarded-For, trusted: [10.0.0.1, \"::/0\"]}",
+        "3:61: client_address.trusted[1]: trusts every address, so that each client could choose its own: name the addresses of your proxies, or count them with `hops`",
+    ),
+    (
+        "client_address: {from: Forwarded, trusted: [10.0.0.0/8]}",
+        "3:24: client_address.from: relatch does not read `forwarded`, because proxies pass on what a client writes there: use x-forwarded-for, or a header that your proxy sets itself",
+    ),
+    (
+        "client_address: {from: source.address, trusted: [10.0.0.0/8]}",
+        "3:24: client_address.from: source.address is the default: remove `client_address`",
+    ),
+    (
+        "client_address: {from: x_forwarded_for, trusted: [10.0.0.0/8]}",
+        "3:24: client_address.from: use x-forwarded-for, or another header",
+    ),
+    (
+        "client_address: {from: \":authority\", trusted: [10.0.0.0/8]}",
+        "3:24: client_address.from: use a header name of letters, digits and '-', not a pseudo-header",
+    ),
+    (
+        "client_address: {from: X_Api_Key, trusted: [10.0.0.0/8]}",
+        "3:24: client_address.from: `x_api_key` is also searched for a credential, use another header",
+    ),
+    (
+        "client_address: {from: x-relatch-scopes, trusted: [10.0.0.0/8]}",
+        "3:24: client_address.from: this header is reserved for the identity of the caller, use another one",
+    ),
+    (
+        "client_address: {from: x-forwarded-for, trusted: [10.0.0.0/8], hops: 0, envoy_appends: true}",
+        "3:70: client_address.hops: use the number of proxies before Envoy, from 1 to 16",
+    ),
+    (
+        "client_address: {from: x-forwarded-for, trusted: [10.0.0.0/8], hops: 17, envoy_appends: true}",
+        "3:70: client_address.hops: use the number of proxies before Envoy, from 1 to 16",
+    ),
+    (
+        "client_address: {from: x-forwarded-for, trusted: [10.0.0.0/8], hops: -1, envoy_appends: true}",
+        "3:70: client_address.hops: use the number of proxies before Envoy, from 1 to 16",
+    ),
+    (
+        "client_address: {from: x-forwarded-for, trusted: [10.0.0.0/8], hops: 1}",
+        "3:70: client_address.envoy_appends: is missing, say whether Envoy appends its peer to the header before it asks: true with `use_remote_address: true`, else false",
+    ),
+    (
+        "client_address: {from: x-forwarded-for, trusted: [10.0.0.0/8], envoy_appends: true}",
+        "3:79: client_address.envoy_appends: has an effect only with `hops`, remove it",
+    ),
+    (
+        "client_address: {from: x-real-ip, trusted: [10.0.0.0/8], hops: 1}",
+        "3:64: client_address.hops: can be used only with `from: x-forwarded-for`, remove it",
+    ),
+    (
+        "client_address: {from: x-real-ip, trusted: [10.0.0.0/8], envoy_appends: true}",
+        "3:73: client_address.envoy_appends: can be used only with `from: x-forwarded-for`, remove it",
+    ),
+    (
+        "client_address: {from: x-caller, trusted: [10.0.0.0/8]}\nidentity_headers: {consumer: X_Caller}",
+        "3:24: client_address.from: `x-caller` is also an identity header, use another header",
+    ),
+];
+
 /// The same for an entry of `keyrings`.
 const BAD_KEYRINGS: &[(&str, &str)] = &[
     (
@@ -439,7 +564,7 @@ const BAD_KEYRINGS: &[(&str, &str)] = &[
 
 #[test]
 fn each_bad_value_is_named_with_its_place() {
-    for (line, expected) in BAD_VALUES {
+    for (line, expected) in BAD_VALUES.iter().chain(BAD_CLIENT_ADDRESSES) {
         assert_eq!(
             refusal(&format!("{LEAST}{line}\n")),
             format!("sidecar.yaml:{expected}"),

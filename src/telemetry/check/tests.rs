@@ -18,6 +18,7 @@ use super::*;
 use crate::{
     authz::{
         Decision, DenyReason,
+        client_address::ClientAddress,
         decision::Denial,
         testing::{CONFIRMED_AT, Message, decided, keyrings, settings},
     },
@@ -117,6 +118,7 @@ impl Observed {
     fn observe(&self, decision: &Decision<'_>, traceparent: &str) {
         self.telemetry.observe(&CheckEvent {
             decision,
+            client: Some(ClientAddress::of_peer([192, 0, 2, 1].into())),
             error: None,
             parent: TraceParent::parse(traceparent.as_bytes()),
             started: started(),
@@ -226,6 +228,8 @@ fn a_span_has_the_documented_shape() {
         ("auth.key.id", "7Qm2Xc91TbKe".into()),
         ("auth.key.version", 1.into()),
         ("auth.key.state", "retiring".into()),
+        ("client.address", "192.0.2.1".into()),
+        ("auth.client_address_from", "source.address".into()),
         ("auth.rotation.id", "Rm2Xc91TbKe7".into()),
         ("auth.rotation.phase", "drain".into()),
     ] {
@@ -344,4 +348,33 @@ fn allows_are_logged_at_debug_only() {
     };
     assert_eq!(count(tracing::Level::INFO), 0);
     assert_eq!(count(tracing::Level::DEBUG), 1);
+}
+
+#[test]
+fn addresses_are_logged_at_debug_only() {
+    let logged = |level, decision: &dyn Fn(&Observed) -> Decision<'static>| {
+        let observed = Observed::active();
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let settings = LogSettings {
+            format: LogFormat::Json,
+            level,
+        };
+        let subscriber = logs::subscriber(settings, move || writer.clone(), false);
+        tracing::subscriber::with_default(subscriber, || {
+            observed.observe(&decision(&observed), "");
+        });
+        let bytes = lines.0.lock().expect("no test panics here").clone();
+        let line: serde_json::Value = serde_json::from_slice(&bytes).expect("a line of JSON");
+        (
+            line["client.address"].clone(),
+            line["auth.client_address_from"].clone(),
+        )
+    };
+    let denied = |_: &Observed| Decision::from(Denial::of(DenyReason::SourceNotAllowed, None));
+    let shown = ("192.0.2.1".into(), "source.address".into());
+    assert_eq!(logged(LevelFilter::DEBUG, &Observed::used), shown);
+    assert_eq!(logged(LevelFilter::DEBUG, &denied), shown);
+    let hidden = (serde_json::Value::Null, serde_json::Value::Null);
+    assert_eq!(logged(LevelFilter::INFO, &denied), hidden);
 }

@@ -38,6 +38,7 @@ impl Scraped {
     fn check(&self, decision: &Decision<'_>, traceparent: &str) {
         self.metrics.check(&CheckEvent {
             decision,
+            client: None,
             error: None,
             parent: TraceParent::parse(traceparent.as_bytes()),
             started: Timestamp::from_millis(5_000).into(),
