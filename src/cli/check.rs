@@ -1,9 +1,9 @@
 //! `relatch check`: sends one real check to a running sidecar, as Envoy does.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, str::FromStr, time::Duration};
 
 use clap::Args;
-use http::{HeaderName, Method};
+use http::{HeaderName, HeaderValue, Method};
 use zeroize::Zeroizing;
 
 use super::{
@@ -42,6 +42,10 @@ pub struct CheckArgs {
     #[arg(long)]
     scheme: Option<String>,
 
+    /// Another header of the request, such as "x-forwarded-for: 203.0.113.9"; may be repeated [default: none]
+    #[arg(long = "request-header", value_name = "NAME: VALUE")]
+    request_headers: Vec<RequestHeader>,
+
     /// Method of the request
     #[arg(long, default_value = "GET")]
     method: Method,
@@ -62,12 +66,34 @@ pub struct CheckArgs {
     #[arg(long, value_parser = Scopes::parse)]
     scopes: Option<Scopes>,
 
-    /// Source address of the request
+    /// Address of the peer of Envoy: of the client, or of the last proxy before Envoy
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     source: IpAddr,
 
     #[command(flatten)]
     tls: TlsArgs,
+}
+
+/// A header of the request.
+#[derive(Clone, Debug)]
+struct RequestHeader {
+    name: HeaderName,
+    value: HeaderValue,
+}
+
+impl FromStr for RequestHeader {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str =
+            "use a name, a colon and a value, such as \"x-forwarded-for: 203.0.113.9\"";
+
+        let (name, value) = text.split_once(':').ok_or(FORM)?;
+        Ok(Self {
+            name: name.parse().map_err(|_| FORM)?,
+            value: value.trim().parse().map_err(|_| FORM)?,
+        })
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -76,6 +102,10 @@ Examples:
   relatch check --keyring payments --scopes 'read write' --source 10.1.2.3 \\
     < acme.key
   relatch check --endpoint unix:///run/relatch/authz.sock --no-key
+
+  Which address counts behind a load balancer (`client_address`)?
+    relatch check --no-key --source 10.0.0.5 \\
+      --request-header 'x-forwarded-for: 203.0.113.9' -o table
 
 Exit codes: 0 allowed, 1 denied, 7 no decision: nothing listens at the endpoint,
 or it is not a sidecar.";
@@ -131,6 +161,9 @@ impl CheckArgs {
             entry(":method", self.method.as_str().as_bytes()),
             entry(":path", self.path.as_bytes()),
         ];
+        // The sidecar reads repeated headers as Envoy sends them apart: in order.
+        let others = self.request_headers.iter();
+        headers.extend(others.map(|it| entry(it.name.as_str(), it.value.as_bytes())));
         if !self.no_key {
             let key = self.key_file.read("key", "--key-file")?;
             headers.push(entry(self.header.as_str(), &self.header_value(&key)));
@@ -248,6 +281,28 @@ mod tests {
         let address = attributes.source.and_then(|peer| peer.address);
         let socket = address.and_then(|address| address.socket_address);
         assert_eq!(socket.expect("set").address, "10.1.2.3");
+    }
+
+    #[test]
+    fn other_headers_are_sent_in_their_order() {
+        let headers = [
+            "--request-header",
+            "X-Forwarded-For: 203.0.113.9",
+            "--request-header",
+            "x-forwarded-for:10.0.0.1",
+        ];
+        let args = args(&[&headers[..], &["--no-key"]].concat());
+        let attributes = args.request().expect("a request").attributes.expect("set");
+        let http = attributes.request.and_then(|request| request.http);
+        let sent = http.expect("set").headers;
+        let expected = [
+            entry("x-forwarded-for", b"203.0.113.9"),
+            entry("x-forwarded-for", b"10.0.0.1"),
+        ];
+        assert!(sent.ends_with(&expected));
+        for wrong in ["x-forwarded-for", "a b: c", ":path: /", "a: b\nc"] {
+            assert!(wrong.parse::<RequestHeader>().is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -27,6 +27,10 @@ pub(crate) struct DecisionView {
     key_version: Option<u64>,
     key_state: Option<String>,
     revision: Option<u64>,
+    /// The address of the client; null if it is unknown, or if the request could not be read.
+    client_address: Option<String>,
+    /// How the address was found; null if the request could not be read.
+    client_address_from: Option<String>,
     /// The headers that are added to the request for the upstream.
     upstream_headers: BTreeMap<String, String>,
     /// The headers and query parameters that are removed from the request for the upstream.
@@ -81,6 +85,8 @@ impl From<CheckResponse> for DecisionView {
             key_version: number(&metadata, "key_version"),
             key_state: text(&metadata, "key_state"),
             revision: number(&metadata, "revision"),
+            client_address: text(&metadata, "client_address"),
+            client_address_from: text(&metadata, "client_address_from"),
             upstream_headers: BTreeMap::new(),
             removed_headers: Vec::new(),
             removed_query_parameters: Vec::new(),
@@ -130,6 +136,8 @@ impl View for DecisionView {
             ("VERSION", number(self.key_version)),
             ("STATE", text(&self.key_state)),
             ("REVISION", number(self.revision)),
+            ("CLIENT", text(&self.client_address)),
+            ("CLIENT FROM", text(&self.client_address_from)),
         ];
         let upstream = self.upstream_headers.iter();
         facts.extend(upstream.map(|(name, value)| ("TO UPSTREAM", format!("{name}: {value}"))));
@@ -226,6 +234,14 @@ mod tests {
             ("reason", Kind::StringValue("active".to_owned())),
             ("consumer", Kind::StringValue("acme".to_owned())),
             ("key_version", Kind::NumberValue(3.0)),
+            (
+                "client_address",
+                Kind::StringValue("203.0.113.9".to_owned()),
+            ),
+            (
+                "client_address_from",
+                Kind::StringValue("x-forwarded-for".to_owned()),
+            ),
         ]));
         let view = DecisionView::from(response);
         assert_eq!(
@@ -233,6 +249,7 @@ mod tests {
             concat!(
                 r#"{"decision":"allow","http_status":null,"reason":"active","keyring":null,"consumer":"acme","#,
                 r#""key_id":null,"key_version":3,"key_state":null,"revision":null,"#,
+                r#""client_address":"203.0.113.9","client_address_from":"x-forwarded-for","#,
                 r#""upstream_headers":{"x-relatch-consumer":"acme"},"removed_headers":["x-api-key"],"#,
                 r#""removed_query_parameters":["api%5Fkey"],"response_headers":{}}"#,
             )

@@ -29,7 +29,7 @@ pub struct ExplainArgs {
     #[arg(long)]
     keyring: KeyringName,
 
-    /// Source address of the request [default: unknown]
+    /// Address of the client, as the sidecar finds it (`client_address`) [default: unknown]
     #[arg(long, value_name = "IP")]
     source: Option<IpAddr>,
 
@@ -81,7 +81,8 @@ Examples:
     relatch explain --keyring payments --at 2027-01-31T12:00:00Z < acme.key
 
 The control plane answers from its committed state. It does not store the key,
-and the answer does not contain it. To ask a sidecar, use `relatch check`.
+and the answer does not contain it. To ask a sidecar, use `relatch check`: it
+also shows the address of the client, and how the sidecar finds it.
 
 Exit codes: 0 the key would be allowed, 1 it would be denied.";
 

@@ -185,9 +185,14 @@ fn admit(
     circumstances: &Circumstances,
     steps: &mut Steps,
 ) -> Result<(), DenyReason> {
-    let source = circumstances.source.map_or_else(
-        || "an unknown source".to_owned(),
-        |source| source.to_string(),
+    let client = circumstances.source.map_or_else(
+        || "no address of the client is given".to_owned(),
+        |source| {
+            format!(
+                "the given address of the client is {}",
+                source.to_canonical()
+            )
+        },
     );
     let blocks: Vec<String> = record
         .allowed_sources
@@ -202,11 +207,14 @@ fn admit(
     if !record.allowed_sources.permit(circumstances.source) {
         steps.failed(
             "source",
-            format!("the key may be used from {allowed}, not from {source}"),
+            format!("the key may be used from {allowed} only; {client}"),
         );
         return Err(DenyReason::SourceNotAllowed);
     }
-    steps.passed("source", format!("the key may be used from {allowed}"));
+    steps.passed(
+        "source",
+        format!("the key may be used from {allowed}; {client}"),
+    );
     let (held, needed) = (&record.scopes, &circumstances.scopes);
     let held_text = if held.is_empty() {
         "no scopes".to_owned()
