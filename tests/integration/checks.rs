@@ -1,10 +1,11 @@
 //! The way of a request through the real Envoys and the real sidecar, with keys from the real control plane.
 //!
 //! `allow` and `deny`: every outcome; `credentials` and `spoofing`: what must not reach the upstream; `notices`: what a
-//! consumer is told during an overlap; `grpc`: denials that clients of gRPC understand; `sizes`: large bodies and headers;
+//! consumer is told during an overlap; `client_address`: clients behind load balancers; `grpc`: denials that clients of gRPC understand; `sizes`: large bodies and headers;
 //! `telemetry`: what metrics, spans, access logs and logs tell; `listen`: sockets, probes and health.
 
 mod allow;
+mod client_address;
 mod credentials;
 mod deny;
 mod grpc;

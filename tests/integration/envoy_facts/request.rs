@@ -1,14 +1,17 @@
 //! What a Check tells about a request.
 
+use std::net::{IpAddr, UdpSocket};
+
 use envoy_types::pb::envoy::{
     config::core::v3::address::Address, service::auth::v3::AttributeContext,
 };
 
-use super::{Mesh, allow, with_each_envoy};
+use super::{EnvoyVersion, Mesh, allow, with_each_envoy};
 use crate::support::{
     client::Request,
     envoy::{Envoy, EnvoyOptions},
     otlp::OtlpReceiver,
+    reserved::own_address,
     scripted_authz::{Call, ScriptedAuthz},
     upstream::Upstream,
 };
@@ -228,14 +231,84 @@ async fn the_source_address_is_the_peers_whatever_x_forwarded_for_says() {
         mesh.send(Request::get("/").header("x-forwarded-for", "203.0.113.9"))
             .await;
         let call = mesh.authz.last_call();
-        let address = attributes(&call)
-            .source
-            .and_then(|peer| peer.address?.address);
-        let Some(Address::SocketAddress(address)) = address else {
-            panic!("not a socket address: {address:?}");
-        };
-        assert_eq!(address.address, "127.0.0.1");
+        assert_eq!(source(&call), "127.0.0.1");
         assert_eq!(call.header("x-forwarded-for"), Some("203.0.113.9"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_use_remote_address_the_peer_is_appended_to_x_forwarded_for() {
+    with_each_envoy(async |version| {
+        let (mesh, peer) = (remote(version).await, own_address());
+        for (lines, expected) in [
+            (&[][..], vec![peer.to_string()]),
+            (
+                &["203.0.113.9, _hidden"],
+                vec![
+                    "203.0.113.9".to_owned(),
+                    "_hidden".to_owned(),
+                    peer.to_string(),
+                ],
+            ),
+            (
+                &["203.0.113.9", "203.0.113.8"],
+                vec![
+                    "203.0.113.9".to_owned(),
+                    "203.0.113.8".to_owned(),
+                    peer.to_string(),
+                ],
+            ),
+        ] {
+            let request = lines.iter().fold(Request::get("/"), |request, line| {
+                request.header("x-forwarded-for", line)
+            });
+            request.send_from(peer.into(), mesh.envoy.addr()).await;
+            let call = mesh.authz.last_call();
+            assert_eq!(forwarded_for(&call), expected);
+            assert_eq!(source(&call), peer.to_string());
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn for_a_peer_on_its_own_machine_an_address_of_this_machine_is_appended() {
+    with_each_envoy(async |version| {
+        let mesh = remote(version).await;
+        let request = Request::get("/").header("x-forwarded-for", "203.0.113.9");
+        mesh.send(request).await;
+        let call = mesh.authz.last_call();
+        assert_eq!(source(&call), "127.0.0.1");
+        let addresses = forwarded_for(&call);
+        let [client, own] = &addresses[..] else {
+            panic!("not two addresses: {addresses:?}");
+        };
+        assert_eq!(client, "203.0.113.9");
+        // It is an address of this machine, and not loopback if there is another one.
+        let own: IpAddr = own.parse().expect("an address");
+        assert!(UdpSocket::bind((own, 0)).is_ok(), "{own}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_external_address_is_set_for_external_requests_only_and_else_the_clients() {
+    const NAME: &str = "x-envoy-external-address";
+    with_each_envoy(async |version| {
+        let [internal, external] = [own_address(), own_address()];
+        let options =
+            |options: EnvoyOptions| options.use_remote_address().internal(internal.into());
+        let mesh = Mesh::start_with(version, options, allow).await;
+        for (peer, expected) in [
+            (external, external.to_string()),
+            (internal, "203.0.113.66".to_owned()),
+        ] {
+            let forged = Request::get("/").header(NAME, "203.0.113.66");
+            forged.send_from(peer.into(), mesh.envoy.addr()).await;
+            let call = mesh.authz.last_call();
+            assert_eq!(call.header(NAME), Some(expected.as_str()));
+        }
     })
     .await;
 }
@@ -380,6 +453,29 @@ async fn a_check_comes_over_a_unix_socket_as_well() {
         assert_eq!(authz.calls().len(), 1);
     })
     .await;
+}
+
+/// An Envoy that appends its peer to `x-forwarded-for`.
+async fn remote(version: EnvoyVersion) -> Mesh {
+    Mesh::start_with(version, EnvoyOptions::use_remote_address, allow).await
+}
+
+/// The peer of Envoy, as the Check tells it.
+fn source(call: &Call) -> String {
+    let address = attributes(call)
+        .source
+        .and_then(|peer| peer.address?.address);
+    let Some(Address::SocketAddress(address)) = address else {
+        panic!("not a socket address: {address:?}");
+    };
+    address.address
+}
+
+/// The elements of `x-forwarded-for`.
+fn forwarded_for(call: &Call) -> Vec<String> {
+    let header = call.header("x-forwarded-for").unwrap_or_default();
+    let elements = header.split(',').map(str::trim);
+    elements.map(str::to_owned).collect()
 }
 
 fn attributes(call: &Call) -> AttributeContext {

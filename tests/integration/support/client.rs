@@ -1,11 +1,17 @@
 //! The API's consumer: sends exactly the bytes that a test asks for.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use serde::de::DeserializeOwned;
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::JoinHandle,
+};
 
 use super::{
     eventually::{DEADLINE, within},
@@ -75,6 +81,14 @@ impl Request {
     /// Sends it over HTTP/1.1 on a connection of its own.
     pub(crate) async fn send(&self, addr: SocketAddr) -> Response {
         let answer = async { Connection::open(addr).await?.send(self).await };
+        answer
+            .await
+            .unwrap_or_else(|error| panic!("{} {}: {error}", self.method, self.target))
+    }
+
+    /// As [`Self::send`], from another address of this machine.
+    pub(crate) async fn send_from(&self, source: IpAddr, addr: SocketAddr) -> Response {
+        let answer = async { Connection::open_from(source, addr).await?.send(self).await };
         answer
             .await
             .unwrap_or_else(|error| panic!("{} {}: {error}", self.method, self.target))
@@ -214,7 +228,17 @@ impl Response {
 
 impl Connection {
     pub(crate) async fn open(addr: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(addr).await?;
+        Self::on(TcpStream::connect(addr).await?)
+    }
+
+    /// Connects from an address of this machine.
+    async fn open_from(source: IpAddr, addr: SocketAddr) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((source, 0).into())?;
+        Self::on(socket.connect(addr).await?)
+    }
+
+    fn on(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self(Wire::new(stream)))
     }

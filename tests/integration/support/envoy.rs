@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -54,6 +54,12 @@ pub(crate) struct EnvoyOptions {
     grpc_web: bool,
     tunnels: bool,
     retries: bool,
+    use_remote_address: bool,
+    trusted_hops: u32,
+    /// Whose requests are internal; none: nobody's.
+    internal: Option<IpAddr>,
+    /// From which address Envoy connects to the upstream; none: from any.
+    source: Option<IpAddr>,
 }
 
 /// `ExtAuthz.with_request_body`
@@ -170,6 +176,17 @@ impl fmt::Display for EnvoyVersion {
 }
 
 impl EnvoyOptions {
+    /// The newest Envoy as a load balancer without an `ext_authz` filter: it connects to the upstream from `source`, and
+    /// appends the address of whoever connects to it to `x-forwarded-for`.
+    pub(crate) fn balancer(source: IpAddr, upstream: SocketAddr) -> Self {
+        Self {
+            authz: Vec::new(),
+            source: Some(source),
+            ..Self::new(upstream, upstream)
+        }
+        .use_remote_address()
+    }
+
     /// The newest Envoy with one route, which fails closed and waits 30 s for a verdict: a busy machine is slow, and
     /// no test must mistake that for a denial.
     pub(crate) fn new(authz: impl Into<AuthzAddress>, upstream: SocketAddr) -> Self {
@@ -189,6 +206,10 @@ impl EnvoyOptions {
             grpc_web: false,
             tunnels: false,
             retries: false,
+            use_remote_address: false,
+            trusted_hops: 0,
+            internal: None,
+            source: None,
         }
     }
 
@@ -282,12 +303,34 @@ impl EnvoyOptions {
         self
     }
 
+    /// `HttpConnectionManager.use_remote_address`
+    pub(crate) const fn use_remote_address(mut self) -> Self {
+        self.use_remote_address = true;
+        self
+    }
+
+    /// `HttpConnectionManager.xff_num_trusted_hops`
+    pub(crate) const fn trusted_hops(mut self, hops: u32) -> Self {
+        self.trusted_hops = hops;
+        self
+    }
+
+    /// `HttpConnectionManager.internal_address_config`: requests of this address are internal.
+    pub(crate) const fn internal(mut self, address: IpAddr) -> Self {
+        self.internal = Some(address);
+        self
+    }
+
     fn bootstrap(&self, any_port: SocketAddr, files: &Path) -> Value {
         let authz: Vec<Value> = self.authz.iter().map(AuthzAddress::to_json).collect();
         let mut clusters = vec![
             cluster("upstream", &[tcp(self.upstream)], false),
             cluster("authz", &authz, true),
         ];
+        if let Some(source) = self.source {
+            clusters[0]["upstream_bind_config"] =
+                json!({ "source_address": { "address": source, "port_value": 0 } });
+        }
         if let Some(certs) = &self.authz_certs {
             clusters[1]["transport_socket"] = upstream_tls(certs);
         }
@@ -328,7 +371,8 @@ impl EnvoyOptions {
         let routes = tunnel
             .into_iter()
             .chain(self.routes.iter().map(Route::to_json));
-        let mut filters = vec![json!({ "name": FILTER, "typed_config": self.filter() })];
+        let filter = || json!({ "name": FILTER, "typed_config": self.filter() });
+        let mut filters: Vec<Value> = (!self.authz.is_empty()).then(filter).into_iter().collect();
         if self.grpc_web {
             let config = json!({ "@type": GRPC_WEB });
             filters.insert(
@@ -370,6 +414,16 @@ impl EnvoyOptions {
                 },
             }],
         });
+        if self.use_remote_address {
+            manager["use_remote_address"] = true.into();
+        }
+        if let Some(address) = self.internal {
+            let range = json!({ "address_prefix": address, "prefix_len": 32 });
+            manager["internal_address_config"] = json!({ "cidr_ranges": [range] });
+        }
+        if self.trusted_hops > 0 {
+            manager["xff_num_trusted_hops"] = self.trusted_hops.into();
+        }
         if let Some(limit) = self.max_headers_kb {
             manager["max_request_headers_kb"] = limit.into();
         }
