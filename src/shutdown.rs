@@ -243,7 +243,9 @@ impl Shutdown {
             };
             tracing::error!(error = &failure as &dyn Error, "shutting down");
             shutdown.lock().failure.get_or_insert(failure);
+            // A part is missing: nothing is drained.
             shutdown.trigger();
+            shutdown.process.first.stop.cancel();
         };
         self.stage().tasks.track_future(supervised)
     }
@@ -423,6 +425,23 @@ mod tests {
             .expect("an orderly end");
         let was_told = seen.await.expect("the early task ended");
         assert!(!was_told, "the others were told during the early turn");
+    }
+
+    #[tokio::test]
+    async fn a_failure_ends_the_early_turn() {
+        let shutdown = Shutdown::new();
+        let early = shutdown.early();
+        let (begin, stop) = (early.token(), shutdown.token());
+        early.spawn("drain", async move {
+            begin.cancelled().await;
+            stop.cancelled().await;
+        });
+        shutdown.spawn("discovery", async {});
+        let error = shutdown.run(signals(), DRAIN).await.expect_err("it ended");
+        assert!(
+            error.to_string().starts_with("task `discovery` ended"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -245,7 +245,10 @@ impl Sidecar {
 
         let guards = monitor.block();
         let early = shutdown.early();
-        early.spawn("drain", drain(settings.drain, early.token()));
+        early.spawn(
+            "drain",
+            drain(settings.drain, early.token(), shutdown.token()),
+        );
         let answering = answer(
             listener,
             workers,
@@ -455,10 +458,13 @@ async fn answer(
     listener.accept(workers, stop).await;
 }
 
-/// Ends `drain_for` after `stop`.
-async fn drain(drain_for: Duration, stop: CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(drain_for).await;
+/// Ends `drain_for` after `begin`, or when all others are told to stop.
+async fn drain(drain_for: Duration, begin: CancellationToken, stop: CancellationToken) {
+    begin.cancelled().await;
+    tokio::select! {
+        () = tokio::time::sleep(drain_for) => {}
+        () = stop.cancelled() => {}
+    }
 }
 
 /// Starts the workers.

@@ -170,7 +170,7 @@ impl AddressSource {
         let found = match self {
             Self::Peer => Ok(peer),
             Self::ForwardedFor { trusted } => before_proxies(elements(input), trusted),
-            Self::Hops { hops, .. } => hops.skip(elements(input), proxy).map(Some),
+            Self::Hops { hops, trusted } => hops.skip(elements(input), proxy, trusted).map(Some),
             Self::Header { name, .. } => single(input, name.as_str()).map(Some),
         };
         match found {
@@ -258,12 +258,14 @@ impl Hops {
         self,
         elements: impl Iterator<Item = &'a [u8]>,
         peer: IpAddr,
+        trusted: &TrustedProxies,
     ) -> Result<IpAddr, Problem> {
         let mut addresses = elements.map(parse);
         if self.envoy_appends {
             let appended = addresses.next().ok_or(Problem::NotAppended)??;
             // For a peer on its own machine, Envoy appends an address of this machine.
-            if appended != peer && !is_own_machine(peer) {
+            let is_own = is_own_machine(peer) && trusted.contains(appended);
+            if appended != peer && !is_own {
                 return Err(Problem::NotAppended);
             }
         }

@@ -223,7 +223,8 @@ const _: () =
     assert!(CheckInput::MAX_HEADERS < MAX_PAIRS && CheckInput::MAX_EXTENSIONS < MAX_PAIRS);
 
 impl GrpcProtocol {
-    /// Returns the protocol that the content type names.
+    /// Returns the protocol that the content type names. `Native` is exactly what Envoy takes for a
+    /// call of gRPC, and answers with its status.
     fn of(message: &Message<'_>) -> Option<Self> {
         let mut headers = message.headers();
         let (_, value) = headers.find(|(name, _)| name.eq_ignore_ascii_case(b"content-type"))?;
@@ -234,7 +235,8 @@ impl GrpcProtocol {
         if begins(b"application/grpc-web") {
             Some(Self::Web)
         } else {
-            begins(b"application/grpc").then_some(Self::Native)
+            let is_native = value == b"application/grpc" || value.starts_with(b"application/grpc+");
+            is_native.then_some(Self::Native)
         }
     }
 }

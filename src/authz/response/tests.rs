@@ -180,6 +180,8 @@ fn a_client_of_grpc_gets_a_status_of_grpc() {
     for content_type in [
         "application/json",
         "application/grp",
+        "application/grpcx",
+        "Application/gRPC",
         "text/application/grpc",
     ] {
         let response = with(content_type, Message::get("/"));
