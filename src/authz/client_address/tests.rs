@@ -272,10 +272,14 @@ fn proxies_are_counted_from_the_peer_on() {
 }
 
 #[test]
-fn for_a_peer_on_its_own_machine_envoy_may_append_any_address() {
-    let lines = ["203.0.113.9, 172.17.0.2"];
-    let expected = (Some(ip("203.0.113.9")), FORWARDED_FOR.to_owned());
-    assert_eq!(found_in(&hops(1, true), "127.0.0.1", &lines), expected);
+fn for_a_peer_on_its_own_machine_envoy_may_append_another_trusted_address() {
+    let find = |line| found_in(&hops(1, true), "127.0.0.1", &[line]);
+    let found = (Some(ip("203.0.113.9")), FORWARDED_FOR.to_owned());
+    assert_eq!(find("203.0.113.9, 10.0.0.9"), found);
+    // The client may have written it.
+    let problem = NOT_APPENDED.expect_err("a problem");
+    let unknown = (None, format!("{FORWARDED_FOR} ({problem})"));
+    assert_eq!(find("203.0.113.9, 172.17.0.2"), unknown);
 }
 
 #[test]
