@@ -144,8 +144,8 @@ impl Shutdown {
         Self::default()
     }
 
-    /// Returns the owner of tasks that are told of the shutdown before all others: those continue
-    /// until the early tasks have ended.
+    /// Returns the owner of the early tasks: a shutdown stops them first, and all other tasks continue
+    /// until they have ended.
     #[must_use]
     pub(crate) fn early(&self) -> Self {
         Self {

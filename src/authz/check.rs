@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::decision::LookedUp;
+use super::{condense::Condenser, decision::LookedUp};
 use crate::{
     clock::{BootTime, Reading},
     key::Timestamp,
@@ -64,10 +64,18 @@ impl Metadata {
 }
 
 impl Check<'_> {
-    /// Copies the message, so that the check can outlive the buffer that it was read from.
+    /// Copies what a decision needs of the message, so that the check can wait, and can outlive the
+    /// buffer that it was read from.
     pub(super) fn into_owned(self) -> Check<'static> {
+        let mut condenser = Condenser::new(self.message.len());
+        condenser.push(&self.message);
+        let message = match condenser.finish() {
+            Ok(kept) => kept.into(),
+            // It has a group, which the condenser does not read.
+            Err(_) => self.message.into_owned(),
+        };
         Check {
-            message: Cow::Owned(self.message.into_owned()),
+            message: Cow::Owned(message),
             ..self
         }
     }

@@ -10,8 +10,9 @@ use std::fmt;
 use super::{
     cookie,
     credential_value::CredentialValue,
-    place::{Place, Places},
-    query, removal,
+    place::Places,
+    query,
+    removal::{Inseparable, Removal},
     request::{CheckInput, Header},
     settings::{CredentialSource, Settings},
 };
@@ -20,7 +21,7 @@ use crate::key::{PresentedKey, token::PresentedKeyError, wrapping::Wrapping};
 /// The one credential of a request, and the places that hold it. It is never printed.
 pub(crate) struct Credential<'a> {
     value: CredentialValue<'a>,
-    places: Places,
+    removal: Removal,
 }
 
 /// The reason why a request does not have a single credential that can be judged.
@@ -77,8 +78,7 @@ impl<'a> Credential<'a> {
             collector.look_at_header(settings, header);
         }
         collector.look_at_query(settings, input.path());
-        collector.check_surroundings(settings, input);
-        collector.finish()
+        collector.finish(settings, input)
     }
 
     /// Returns the credential as a key to look up.
@@ -96,16 +96,16 @@ impl<'a> Credential<'a> {
         Wrapping::of(self.value.as_bytes())
     }
 
-    /// Returns the places that hold the credential.
+    /// Returns how it is removed from the request.
     #[must_use]
-    pub(crate) const fn places(&self) -> Places {
-        self.places
+    pub(super) const fn removal(&self) -> &Removal {
+        &self.removal
     }
 }
 
 impl fmt::Debug for Credential<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credential(redacted, {:?})", self.places)
+        write!(f, "Credential(redacted, {:?})", self.removal.places())
     }
 }
 
@@ -148,21 +148,6 @@ impl<'a> Collector<'a> {
                     self.occurs(at);
                     self.offer(at, parameter.decoded());
                 }
-            }
-        }
-    }
-
-    /// Checks that the path or the cookies around a credential are UTF-8: the rest of them goes
-    /// back to Envoy as text.
-    fn check_surroundings(&mut self, settings: &Settings, input: &CheckInput<'_>) {
-        for place in self.found.iter(settings) {
-            let removed = match place {
-                Place::Header(_) => continue,
-                Place::Query(_) => removal::target(settings, input, self.found),
-                Place::Cookie(_) => removal::cookies(settings, input, self.found),
-            };
-            if removed.is_err() {
-                self.malformed.get_or_insert(CredentialError::Inseparable);
             }
         }
     }
@@ -211,17 +196,20 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn finish(self) -> Result<Option<Credential<'a>>, CredentialError> {
+    fn finish(
+        self,
+        settings: &Settings,
+        input: &CheckInput<'_>,
+    ) -> Result<Option<Credential<'a>>, CredentialError> {
         if let Some(malformed) = self.malformed {
-            Err(malformed)
-        } else if self.conflict || self.repeated.overlaps(self.found) {
-            Err(CredentialError::Ambiguous)
-        } else {
-            Ok(self.value.map(|value| Credential {
-                value,
-                places: self.found,
-            }))
+            return Err(malformed);
         }
+        let removal = Removal::plan(settings, input, self.found)
+            .map_err(|Inseparable| CredentialError::Inseparable)?;
+        if self.conflict || self.repeated.overlaps(self.found) {
+            return Err(CredentialError::Ambiguous);
+        }
+        Ok(self.value.map(|value| Credential { value, removal }))
     }
 }
 

@@ -9,7 +9,6 @@
 use std::{cell::OnceCell, sync::Arc, time::Duration};
 
 use super::{
-    place::Places,
     question::{NoCredential, Question},
     reason::DenyReason,
     route::RequiredScopes,
@@ -51,7 +50,6 @@ pub(crate) enum Decision<'v> {
 pub(crate) struct Grant<'v> {
     keyring: KeyringFacts<'v>,
     key: HeldKey<'v>,
-    places: Places,
     notice: Option<Notice<'v>>,
 }
 
@@ -208,7 +206,6 @@ pub(crate) fn decide<'v>(
             keyring: held.facts(),
             notice: Notice::of(&verified.key, verified.view),
             key: verified.key,
-            places: verified.places,
         }),
         Ok(None) => Decision::Anonymous(Anonymous {
             keyring: held.facts(),
@@ -230,7 +227,6 @@ pub(crate) fn decide<'v>(
 struct Verified<'v> {
     view: &'v KeyringView,
     key: HeldKey<'v>,
-    places: Places,
 }
 
 /// The reason why a request does not pass, or not yet.
@@ -288,11 +284,7 @@ fn judge<'v>(
         })?;
     match refuse(question, &key, now) {
         Some(reason) => Err(Refusal::Denied(reason, Some(key))),
-        None => Ok(Some(Verified {
-            view,
-            key,
-            places: credential.places(),
-        })),
+        None => Ok(Some(Verified { view, key })),
     }
 }
 
@@ -400,12 +392,6 @@ impl<'v> Grant<'v> {
     #[must_use]
     pub(crate) const fn key(&self) -> &HeldKey<'v> {
         &self.key
-    }
-
-    /// Returns the places where the credential was found.
-    #[must_use]
-    pub(crate) const fn places(&self) -> Places {
-        self.places
     }
 
     /// Returns the notice for the consumer; none unless the version is retiring.

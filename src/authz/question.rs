@@ -4,6 +4,7 @@ use super::{
     client_address::ClientAddress,
     credential::{Credential, CredentialError},
     reason::DenyReason,
+    removal::Removal,
     request::{CheckInput, RequestError},
     route::{Route, RouteError},
     settings::{Settings, is_token},
@@ -86,6 +87,13 @@ impl<'a> Question<'a> {
             input,
             credential,
         })
+    }
+
+    /// Returns how the credential is removed from the request; none if there is no credential to
+    /// judge.
+    #[must_use]
+    pub(super) fn removal(&self) -> Option<&Removal> {
+        Some(self.credential.as_ref().ok()?.as_ref()?.removal())
     }
 
     /// Returns the text that surrounds the key in its place, if any does.

@@ -1,4 +1,4 @@
-//! The parts of a request that are left when its credential is removed.
+//! The removal of a credential, and the parts of the request that are left.
 //!
 //! Everything else keeps its bytes. Envoy shows a text that is not UTF-8 with a `!` for each byte
 //! that it cannot show, so that a `!` may be such a byte. Only raw headers (`encode_raw_headers`)
@@ -13,16 +13,77 @@ use super::{
     settings::Settings,
 };
 
+/// The removal of a credential from all places that hold it. Never printed: it holds other cookies.
+#[derive(Default)]
+pub(super) struct Removal {
+    places: Places,
+    /// The request target without the credential; none if the credential is not in it.
+    target: Option<String>,
+    /// The `cookie` header without the credential, empty if no cookie is left; none if the
+    /// credential is not in it.
+    cookies: Option<String>,
+}
+
 /// The credential cannot be removed without a change to other bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inseparable;
 
+impl Removal {
+    /// Plans the removal of a credential from `places`.
+    ///
+    /// # Errors
+    ///
+    /// When the rest of the target or of the cookies may have bytes that are not UTF-8.
+    pub(super) fn plan(
+        settings: &Settings,
+        input: &CheckInput<'_>,
+        places: Places,
+    ) -> Result<Self, Inseparable> {
+        let mut removal = Self {
+            places,
+            ..Self::default()
+        };
+        for place in places.iter(settings) {
+            match place {
+                Place::Query(_) if removal.target.is_none() => {
+                    removal.target = Some(target(settings, input, places)?);
+                }
+                Place::Cookie(_) if removal.cookies.is_none() => {
+                    removal.cookies = Some(cookies(settings, input, places)?);
+                }
+                Place::Header(_) | Place::Query(_) | Place::Cookie(_) => {}
+            }
+        }
+        Ok(removal)
+    }
+
+    /// Returns the headers that hold the credential.
+    pub(super) fn headers<'s>(&self, settings: &'s Settings) -> impl Iterator<Item = &'s str> {
+        self.places.iter(settings).filter_map(|place| match place {
+            Place::Header(name) => Some(name),
+            Place::Query(_) | Place::Cookie(_) => None,
+        })
+    }
+
+    /// Returns the request target without the credential; none if the credential is not in it.
+    pub(super) fn target(&self) -> Option<&str> {
+        self.target.as_deref()
+    }
+
+    /// Returns the `cookie` header without the credential, empty if no cookie is left; none if the
+    /// credential is not in it.
+    pub(super) fn cookies(&self) -> Option<&str> {
+        self.cookies.as_deref()
+    }
+
+    /// Returns the places that hold the credential.
+    pub(super) const fn places(&self) -> Places {
+        self.places
+    }
+}
+
 /// Returns the request target without its credential.
-///
-/// # Errors
-///
-/// When the rest may have bytes that are not UTF-8.
-pub(super) fn target(
+fn target(
     settings: &Settings,
     input: &CheckInput<'_>,
     places: Places,
@@ -38,11 +99,7 @@ pub(super) fn target(
 }
 
 /// Returns the value of the `cookie` header without its credential; empty if no cookie is left.
-///
-/// # Errors
-///
-/// When the rest may have bytes that are not UTF-8.
-pub(super) fn cookies(
+fn cookies(
     settings: &Settings,
     input: &CheckInput<'_>,
     places: Places,

@@ -21,10 +21,9 @@ use smallvec::SmallVec;
 use super::{
     client_address::ClientAddress,
     decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome},
-    place::{Place, Places},
     question::Question,
     reason::DenialStatus,
-    removal::{self, Inseparable},
+    removal::Removal,
     request::{CheckInput, GrpcProtocol},
     settings::{CredentialSource, Notices, Settings},
 };
@@ -104,7 +103,13 @@ pub(crate) fn allow(
     pass(answer, |ok| {
         identify(settings, key, ok);
         let mut removed = remove_spoofed(settings, input, Some(key), ok);
-        remove_credential(settings, input, grant.places(), &mut removed, ok);
+        let removal = question.removal();
+        remove_credential(
+            settings,
+            removal.expect("a grant has a credential"),
+            &mut removed,
+            ok,
+        );
         if let (Some(notice), Some(notices)) = (grant.notice(), settings.notices()) {
             announce(key, notice, notices, ok);
         }
@@ -314,36 +319,25 @@ fn remove_header<'a>(name: &'a [u8], removed: &mut Removed<'a>, ok: &mut Writer<
 
 fn remove_credential<'a>(
     settings: &'a Settings,
-    input: &CheckInput<'_>,
-    places: Places,
+    removal: &Removal,
     removed: &mut Removed<'a>,
     ok: &mut Writer<'_>,
 ) {
-    let (mut in_query, mut in_cookie) = (false, false);
-    for place in places.iter(settings) {
-        match place {
-            Place::Header(name) => remove_header(name.as_bytes(), removed, ok),
-            Place::Query(_) => in_query = true,
-            Place::Cookie(_) => in_cookie = true,
-        }
+    for name in removal.headers(settings) {
+        remove_header(name.as_bytes(), removed, ok);
     }
-    if in_query {
+    let mut set = |name, rest: &str| {
+        write_header(ok_field::HEADERS, name, &rest, Existing::Overwrite, ok);
+    };
+    if let Some(target) = removal.target() {
         // `query_parameters_to_remove` would have Envoy write the whole query anew, in another order.
-        set_rest(":path", removal::target(settings, input, places), ok);
+        set(":path", target);
     }
-    if in_cookie {
-        match removal::cookies(settings, input, places) {
-            Ok(rest) if rest.is_empty() => ok.text(ok_field::HEADERS_TO_REMOVE, "cookie"),
-            rest => set_rest("cookie", rest, ok),
-        }
+    match removal.cookies() {
+        Some("") => ok.text(ok_field::HEADERS_TO_REMOVE, "cookie"),
+        Some(cookies) => set("cookie", cookies),
+        None => {}
     }
-}
-
-/// Sets a header to what is left without the credential. `Credential::collect` has refused a request
-/// whose rest cannot be written.
-fn set_rest(name: &str, rest: Result<String, Inseparable>, ok: &mut Writer<'_>) {
-    let rest = rest.expect("a credential that cannot be removed is refused");
-    write_header(ok_field::HEADERS, name, &rest, Existing::Overwrite, ok);
 }
 
 /// Announces to the consumer that the version it used is retiring. The value of `API-Key-Rotation`

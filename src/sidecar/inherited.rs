@@ -11,6 +11,7 @@ use std::{
 };
 
 use listenfd::ListenFd;
+use socket2::SockRef;
 
 /// Listening sockets that the process has inherited and that no listener has taken yet.
 #[derive(Debug, Default)]
@@ -30,10 +31,8 @@ pub enum InheritedError {
         /// The number of the socket, from 1 on.
         number: usize,
     },
-    /// The system does not say where a socket listens.
-    #[error(
-        "cannot read the address of the socket number {number} that systemd passes (LISTEN_FDS)"
-    )]
+    /// The system does not say whether and where a socket listens.
+    #[error("cannot read the state of the socket number {number} that systemd passes (LISTEN_FDS)")]
     Address {
         /// The number of the socket, from 1 on.
         number: usize,
@@ -60,9 +59,11 @@ impl Inherited {
             let number = at + 1;
             let address = |source| InheritedError::Address { number, source };
             if let Ok(Some(socket)) = passed.take_tcp_listener(at) {
+                check_listens(&SockRef::from(&socket), number)?;
                 let local = socket.local_addr().map_err(address)?;
                 inherited.tcp.push((local, socket));
             } else if let Ok(Some(socket)) = passed.take_unix_listener(at) {
+                check_listens(&SockRef::from(&socket), number)?;
                 let local = socket.local_addr().map_err(address)?;
                 let path = local.as_pathname().unwrap_or(Path::new("")).to_owned();
                 inherited.unix.push((path, socket));
@@ -109,9 +110,30 @@ impl Inherited {
     }
 }
 
+fn check_listens(socket: &SockRef<'_>, number: usize) -> Result<(), InheritedError> {
+    match socket.is_listener() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(InheritedError::NotASocket { number }),
+        Err(source) => Err(InheritedError::Address { number, source }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_does_not_listen_is_refused() {
+        let listening = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listening.local_addr().expect("it is bound");
+        let connected = std::net::TcpStream::connect(address).expect("it listens");
+        assert!(check_listens(&SockRef::from(&listening), 1).is_ok());
+        let refused = check_listens(&SockRef::from(&connected), 2).expect_err("it is connected");
+        assert!(
+            refused.to_string().starts_with("the socket number 2"),
+            "{refused}"
+        );
+    }
 
     #[test]
     fn a_socket_is_taken_by_its_address() {

@@ -139,30 +139,29 @@ impl Bound {
 
     /// Closes the socket, and returns the connections that waited for it.
     fn close(self) -> Vec<Accepted> {
-        /// More than the queue of the system holds by default (`net.core.somaxconn`).
-        const MOST: usize = 8_192;
-
-        let next: Box<dyn FnMut() -> io::Result<Accepted>> = match self {
-            Self::Tcp(listener) => match listener.into_std() {
-                Ok(listener) => Box::new(move || {
-                    let (stream, _peer) = listener.accept()?;
-                    stream.set_nodelay(true)?;
-                    stream.set_nonblocking(true)?;
-                    Ok(Accepted::Tcp(stream))
-                }),
-                Err(_) => return Vec::new(),
-            },
-            Self::Unix(listener) => match listener.into_std() {
-                Ok(listener) => Box::new(move || {
-                    let (stream, _peer) = listener.accept()?;
-                    stream.set_nonblocking(true)?;
-                    Ok(Accepted::Unix(stream))
-                }),
-                Err(_) => return Vec::new(),
-            },
-        };
-        let accepted = std::iter::repeat_with(next).take(MOST);
-        accepted.map_while(Result::ok).collect()
+        match self {
+            Self::Tcp(listener) => listener.into_std().map_or_else(
+                |_| Vec::new(),
+                |listener| {
+                    waiting(|| {
+                        let (stream, _peer) = listener.accept()?;
+                        stream.set_nodelay(true)?;
+                        stream.set_nonblocking(true)?;
+                        Ok(Accepted::Tcp(stream))
+                    })
+                },
+            ),
+            Self::Unix(listener) => listener.into_std().map_or_else(
+                |_| Vec::new(),
+                |listener| {
+                    waiting(|| {
+                        let (stream, _peer) = listener.accept()?;
+                        stream.set_nonblocking(true)?;
+                        Ok(Accepted::Unix(stream))
+                    })
+                },
+            ),
+        }
     }
 }
 
@@ -186,6 +185,22 @@ impl Drop for SocketFile<'_> {
             );
         }
     }
+}
+
+/// Accepts until no connection waits. A connection that cannot be accepted is skipped.
+fn waiting(accept: impl FnMut() -> io::Result<Accepted>) -> Vec<Accepted> {
+    /// More than the queue of the system has by default (`net.core.somaxconn`).
+    const MOST: usize = 8_192;
+
+    let is_last = |accepted: &io::Result<_>| {
+        let error = accepted.as_ref().err();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    };
+    std::iter::repeat_with(accept)
+        .take(MOST)
+        .take_while(|accepted| !is_last(accepted))
+        .flatten()
+        .collect()
 }
 
 /// Binds a TCP address, or uses an inherited socket with that address; also returns whether it is

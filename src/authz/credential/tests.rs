@@ -16,10 +16,12 @@ fn collected(message: &Message) -> [Found; 2] {
         let request = request.encode_to_vec();
         let input = CheckInput::read(&request).expect("a request");
         let credential = Credential::collect(&settings, &input)?;
-        Ok(
-            credential
-                .map(|credential| (credential.value.as_bytes().to_vec(), credential.places.0)),
-        )
+        Ok(credential.map(|credential| {
+            (
+                credential.value.as_bytes().to_vec(),
+                credential.removal.places().0,
+            )
+        }))
     })
 }
 

@@ -92,6 +92,23 @@ fn a_check_is_answered_and_told_of() {
 }
 
 #[test]
+fn a_check_that_waits_keeps_what_a_decision_needs() {
+    let (judge, secret) = judge(Arc::new(Recorder::default()));
+    let message = Message::get("/").header("x-api-key", secret.expose().to_owned());
+    let mut message = message.joined().encode_to_vec();
+    let needed = message.len();
+    // A field of the whole message that nobody reads, and one with a group.
+    message.extend([&[15 << 3 | 2, 100][..], &[b'a'; 100]].concat());
+    let with_group = [&message[..], &[7 << 3 | 3, 7 << 3 | 4]].concat();
+    for (message, kept) in [(&message, needed + 20), (&with_group, with_group.len())] {
+        let check = judge.begin(message, Metadata::default()).into_owned();
+        assert!(check.message.len() <= kept, "{} bytes", check.message.len());
+        let response = written(|answer| assert!(judge.answer(&check, answer).is_none()));
+        assert_eq!(code(&response), Some(0));
+    }
+}
+
+#[test]
 fn a_panic_becomes_a_denial_that_is_told_of() {
     let recorder = Arc::new(Recorder::default());
     let (judge, _) = judge(recorder.clone());

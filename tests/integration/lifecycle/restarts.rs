@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
-    deployment::{Control, KEYRING, Sidecar, Verdict},
+    deployment::{Control, IssuedKey, KEYRING, Sidecar, Verdict},
     traffic::{Caller, HeldKey, assert_all_right},
 };
 use crate::support::{
@@ -57,6 +57,12 @@ impl SocketUnit {
     }
 }
 
+/// A caller that sends requests with `key` through Envoy.
+fn steady(envoy: &Envoy, key: &IssuedKey) -> Caller {
+    let key = HeldKey::from(key);
+    Caller::start(envoy.addr(), "steady", move || key.clone())
+}
+
 #[tokio::test]
 async fn a_restart_with_a_passed_socket_fails_no_request() {
     let control = Control::start().await;
@@ -67,11 +73,7 @@ async fn a_restart_with_a_passed_socket_fails_no_request() {
     let upstream = Upstream::start().await;
     let envoy = EnvoyOptions::new(sidecar.daemon.ext_authz(), upstream.addr());
     let envoy = Envoy::start(envoy).await;
-    let caller = |name| {
-        let key = HeldKey::from(&key);
-        Caller::start(envoy.addr(), name, move || key.clone())
-    };
-    let callers = [caller("first"), caller("second"), caller("third")];
+    let callers = [(); 3].map(|()| steady(&envoy, &key));
     for _ in 0..4 {
         for caller in &callers {
             caller.answered(20).await;
@@ -102,8 +104,7 @@ async fn a_restart_where_envoy_retries_fails_no_request() {
     let upstream = Upstream::start().await;
     let envoy = EnvoyOptions::new(sidecar.daemon.ext_authz(), upstream.addr());
     let envoy = Envoy::start(envoy.retries()).await;
-    let held = HeldKey::from(&key);
-    let caller = Caller::start(envoy.addr(), "steady", move || held.clone());
+    let caller = steady(&envoy, &key);
     for _ in 0..4 {
         caller.answered(20).await;
         assert!(sidecar.daemon.stop().await.success());
@@ -173,8 +174,7 @@ async fn one_of_two_sidecars_may_stop_or_die() {
     let options = EnvoyOptions::new(first.daemon.ext_authz(), upstream.addr());
     let options = options.and_authz(second.daemon.ext_authz());
     let envoy = Envoy::start(options.retries()).await;
-    let held = HeldKey::from(&key);
-    let caller = Caller::start(envoy.addr(), "steady", move || held.clone());
+    let caller = steady(&envoy, &key);
     caller.answered(50).await;
     assert!(first.daemon.stop().await.success());
     caller.answered(100).await;
@@ -185,8 +185,7 @@ async fn one_of_two_sidecars_may_stop_or_die() {
     let options = EnvoyOptions::new(first.daemon.ext_authz(), upstream.addr());
     let options = options.and_authz(second.daemon.ext_authz());
     let envoy = Envoy::start(options.retries()).await;
-    let held = HeldKey::from(&key);
-    let caller = Caller::start(envoy.addr(), "steady", move || held.clone());
+    let caller = steady(&envoy, &key);
     caller.answered(50).await;
     second.daemon.process.kill().await;
     caller.answered(100).await;
