@@ -427,8 +427,9 @@ mod tests {
         assert!(!was_told, "the others were told during the early turn");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_failure_ends_the_early_turn() {
+        let began = tokio::time::Instant::now();
         let shutdown = Shutdown::new();
         let early = shutdown.early();
         let (begin, stop) = (early.token(), shutdown.token());
@@ -441,6 +442,11 @@ mod tests {
         assert!(
             error.to_string().starts_with("task `discovery` ended"),
             "{error}"
+        );
+        assert_eq!(
+            began.elapsed(),
+            Duration::ZERO,
+            "the early task was waited for"
         );
     }
 
