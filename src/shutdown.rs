@@ -429,7 +429,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_ends_the_early_turn() {
-        let began = tokio::time::Instant::now();
+        let triggered = tokio::time::Instant::now();
         let shutdown = Shutdown::new();
         let early = shutdown.early();
         let (begin, stop) = (early.token(), shutdown.token());
@@ -444,7 +444,7 @@ mod tests {
             "{error}"
         );
         assert_eq!(
-            began.elapsed(),
+            triggered.elapsed(),
             Duration::ZERO,
             "the early task was waited for"
         );
