@@ -3,8 +3,9 @@
 //! The way of a request, in file names: [`service`] receives the message and lets `judge` answer
 //! it, at once or, after the lookup of its key, in `later`. `question` reads the message
 //! ([`request`] reads both encodings of headers, [`client_address`] finds the client behind proxies,
-//! [`credential`] reads `query`, `cookie` and header, [`route`] uses context extensions or rules). [`decision`] judges it against one load of the
-//! keyring, [`response`] writes the answer, and an [`event`] reports it.
+//! [`route`] uses context extensions or rules, [`credential`] searches the places of the route, and
+//! `removal` plans how the key is removed). [`decision`] judges it against one load of the keyring,
+//! [`response`] writes the answer, and an [`event`] reports it.
 //!
 //! Every outcome is an [`Outcome`], and every denial has a [`DenyReason`]. Response, metric, span
 //! and log use the same values.
@@ -22,6 +23,8 @@ mod judge;
 mod later;
 mod message;
 mod place;
+mod preflight;
+mod protocols;
 mod query;
 pub(crate) mod question;
 pub(crate) mod reason;
@@ -52,6 +55,6 @@ pub use service::Authorizer;
 #[cfg(test)]
 pub(crate) use settings::HostPattern;
 pub(crate) use settings::{
-    Auth, CredentialSource, IdentityHeaders, Notices, PathPrefix, RouteRule,
+    Auth, CredentialSource, Enforcement, IdentityHeaders, Notices, PathPrefix, Preflight, RouteRule,
 };
 pub use settings::{Settings, SettingsParts};

@@ -9,6 +9,7 @@ mod cache;
 mod client_address;
 pub mod control;
 mod credential;
+mod enforcement;
 pub(crate) mod error;
 pub(crate) mod plaintext;
 mod reader;

@@ -1,46 +1,48 @@
-//! The credential of a request, from all configured places.
+//! The credential of a request, from all places of its route.
 //!
-//! Each check searches all configured places. The same credential in two places counts as one. Two
+//! Each check searches all places of its route. The same credential in two places counts as one. Two
 //! different credentials, or one place that occurs twice, are ambiguous: another reader might
 //! choose the other one. An empty credential counts as none, but it counts as an occurrence of its
 //! place. A header with another scheme (`Basic …`) is ignored and stays in the request.
 
 use std::fmt;
 
+use base64::{
+    Engine as _,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+
 use super::{
     cookie,
     credential_value::CredentialValue,
     place::Places,
-    query,
-    removal::{Inseparable, Removal},
+    protocols, query,
     request::{CheckInput, Header},
-    settings::{CredentialSource, Settings},
+    settings::{BASIC, BasicPart, CredentialSource, Settings},
 };
 use crate::key::{PresentedKey, token::PresentedKeyError, wrapping::Wrapping};
 
-/// The one credential of a request, and the places that hold it. It is never printed.
-pub(crate) struct Credential<'a> {
-    value: CredentialValue<'a>,
-    removal: Removal,
+/// The one credential of a request. It is never printed.
+pub(crate) struct Credential<'a>(CredentialValue<'a>);
+
+/// The result of a search.
+#[derive(Debug)]
+pub(crate) struct Search<'a> {
+    /// The credential; none if no place has one.
+    pub(super) credential: Result<Option<Credential<'a>>, NoCredential>,
+    /// The places that hold a credential.
+    pub(super) found: Places,
 }
 
-/// The reason why a request does not have a single credential that can be judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum CredentialError {
-    /// A credential is not printable ASCII, perhaps because of a text that surrounds the key.
-    #[error("a credential is not printable ASCII")]
-    Malformed(Option<Wrapping>),
-    /// A credential cannot be removed, because the target or a `cookie` header around it may have
-    /// bytes that are not UTF-8.
-    #[error(
-        "a key cannot be removed from a query or from cookies that are not UTF-8, or may not be: \
-         Envoy shows each byte that is not UTF-8 as '!', unless the ext_authz filter has \
-         encode_raw_headers: true"
-    )]
-    Inseparable,
-    /// The request has more than one credential, or one place that occurs twice.
-    #[error("there is more than one credential")]
+/// The reason why a request has credentials, but none to judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoCredential {
+    /// There is more than one, or one place occurs twice.
     Ambiguous,
+    /// It is not printable ASCII, perhaps because of a text that surrounds the key, or it is not in
+    /// the encoding of its place.
+    Malformed(Option<Wrapping>),
 }
 
 /// The result of the search so far.
@@ -51,20 +53,18 @@ struct Collector<'a> {
     repeated: Places,
     found: Places,
     conflict: bool,
-    malformed: Option<CredentialError>,
+    malformed: Option<NoCredential>,
 }
 
-impl<'a> Credential<'a> {
-    /// Searches all places; none if no place has a credential.
-    ///
-    /// # Errors
-    ///
-    /// When there is more than one credential, or one that is not printable ASCII or cannot be
-    /// removed.
-    pub(crate) fn collect(
-        settings: &Settings,
-        input: &CheckInput<'a>,
-    ) -> Result<Option<Self>, CredentialError> {
+/// Base64 as clients write it: RFC 7617 asks for padding, and some leave it out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+impl<'a> Search<'a> {
+    /// Searches `places`.
+    pub(crate) fn new(settings: &Settings, places: Places, input: &CheckInput<'a>) -> Self {
         let mut collector = Collector {
             joins_duplicates: input.joins_duplicates(),
             value: None,
@@ -75,43 +75,39 @@ impl<'a> Credential<'a> {
             malformed: None,
         };
         for header in input.headers() {
-            collector.look_at_header(settings, header);
+            collector.look_at_header(settings, places, header);
         }
-        collector.look_at_query(settings, input.path());
-        collector.finish(settings, input)
+        collector.look_at_query(settings, places, input.path());
+        collector.finish()
     }
+}
 
+impl Credential<'_> {
     /// Returns the credential as a key to look up.
     ///
     /// # Errors
     ///
     /// When it is longer than any key.
     pub(crate) fn key(&self) -> Result<PresentedKey<'_>, PresentedKeyError> {
-        PresentedKey::new(self.value.as_bytes())
+        PresentedKey::new(self.0.as_bytes())
     }
 
     /// Returns the text that surrounds the key, if any does.
     #[must_use]
     pub(super) fn wrapping(&self) -> Option<Wrapping> {
-        Wrapping::of(self.value.as_bytes())
-    }
-
-    /// Returns how it is removed from the request.
-    #[must_use]
-    pub(super) const fn removal(&self) -> &Removal {
-        &self.removal
+        Wrapping::of(self.0.as_bytes())
     }
 }
 
 impl fmt::Debug for Credential<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credential(redacted, {:?})", self.removal.places())
+        f.write_str("Credential(redacted)")
     }
 }
 
 impl<'a> Collector<'a> {
-    fn look_at_header(&mut self, settings: &Settings, header: Header<'a>) {
-        for (at, source) in settings.credentials().iter().enumerate() {
+    fn look_at_header(&mut self, settings: &Settings, places: Places, header: Header<'a>) {
+        for (at, source) in places.sources(settings) {
             match source {
                 CredentialSource::Header { name, scheme } if header.is(name.as_str()) => {
                     self.occurs(at);
@@ -120,9 +116,15 @@ impl<'a> Collector<'a> {
                             self.offer(at, CredentialValue::Borrowed(header.value.trim_ascii()));
                         }
                         Some(scheme) => {
-                            self.offer_with_scheme(at, scheme.as_str(), header.value);
+                            self.offer_with_scheme(at, scheme.as_str(), header.value, |value| {
+                                Some(CredentialValue::Borrowed(value))
+                            });
                         }
                     }
+                }
+                CredentialSource::Basic { part } if header.is("authorization") => {
+                    self.occurs(at);
+                    self.offer_with_scheme(at, BASIC, header.value, |value| part.of(value));
                 }
                 CredentialSource::Cookie { name } if header.is("cookie") => {
                     self.conflict |= cookie::hides(header.value, name.as_str());
@@ -133,15 +135,28 @@ impl<'a> Collector<'a> {
                         self.offer(at, CredentialValue::Borrowed(cookie.value));
                     }
                 }
+                CredentialSource::WebSocketProtocol { prefix }
+                    if header.is("sec-websocket-protocol") =>
+                {
+                    let prefix = prefix.as_str().as_bytes();
+                    let values =
+                        protocols::items(header.value).filter_map(|item| item.strip_prefix(prefix));
+                    for value in values {
+                        self.occurs(at);
+                        self.offer(at, CredentialValue::Borrowed(value));
+                    }
+                }
                 CredentialSource::Header { .. }
+                | CredentialSource::Basic { .. }
                 | CredentialSource::Cookie { .. }
+                | CredentialSource::WebSocketProtocol { .. }
                 | CredentialSource::Query { .. } => {}
             }
         }
     }
 
-    fn look_at_query(&mut self, settings: &Settings, path: &'a [u8]) {
-        for (at, source) in settings.credentials().iter().enumerate() {
+    fn look_at_query(&mut self, settings: &Settings, places: Places, path: &'a [u8]) {
+        for (at, source) in places.sources(settings) {
             if let CredentialSource::Query { name } = source {
                 let named = query::parameters(path).filter(|parameter| parameter.is(name.as_str()));
                 for parameter in named {
@@ -152,12 +167,29 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Offers the part of a value after the scheme. In both encodings a comma counts as the
-    /// boundary of two header lines: Envoy joins the lines of `authorization` as it reads them. A
-    /// later value with the scheme is a second credential.
-    fn offer_with_scheme(&mut self, at: usize, scheme: &str, header: &'a [u8]) {
-        if let Some(credential) = after_scheme(header, scheme) {
-            self.offer_value(at, CredentialValue::Borrowed(credential), true);
+    /// Offers the part of a value after the scheme, as `decode` reads it; if it cannot read it, the
+    /// credential is malformed. In both encodings a comma counts as the boundary of two header
+    /// lines: Envoy joins the lines of `authorization` as it reads them. A later value with the
+    /// scheme is a second credential.
+    fn offer_with_scheme(
+        &mut self,
+        at: usize,
+        scheme: &str,
+        header: &'a [u8],
+        decode: impl FnOnce(&'a [u8]) -> Option<CredentialValue<'a>>,
+    ) {
+        if let Some(credential) = after_scheme(header, scheme)
+            && !credential.is_empty()
+        {
+            if credential.contains(&b',') {
+                self.found.add(at);
+                self.conflict = true;
+            } else if let Some(value) = decode(credential) {
+                self.offer_value(at, value, false);
+            } else {
+                self.found.add(at);
+                self.malformed.get_or_insert(NoCredential::Malformed(None));
+            }
         }
         self.conflict |= header
             .split(|b| *b == b',')
@@ -187,7 +219,7 @@ impl<'a> Collector<'a> {
         if is_joined && bytes.contains(&b',') {
             self.conflict = true;
         } else if !bytes.iter().all(u8::is_ascii_graphic) {
-            let malformed = CredentialError::Malformed(Wrapping::of(bytes));
+            let malformed = NoCredential::Malformed(Wrapping::of(bytes));
             self.malformed.get_or_insert(malformed);
         }
         match &self.value {
@@ -196,20 +228,34 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn finish(
-        self,
-        settings: &Settings,
-        input: &CheckInput<'_>,
-    ) -> Result<Option<Credential<'a>>, CredentialError> {
-        if let Some(malformed) = self.malformed {
-            return Err(malformed);
+    fn finish(self) -> Search<'a> {
+        let credential = if let Some(malformed) = self.malformed {
+            Err(malformed)
+        } else if self.conflict || self.repeated.overlaps(self.found) {
+            Err(NoCredential::Ambiguous)
+        } else {
+            Ok(self.value.map(Credential))
+        };
+        Search {
+            credential,
+            found: self.found,
         }
-        let removal = Removal::plan(settings, input, self.found)
-            .map_err(|Inseparable| CredentialError::Inseparable)?;
-        if self.conflict || self.repeated.overlaps(self.found) {
-            return Err(CredentialError::Ambiguous);
-        }
-        Ok(self.value.map(|value| Credential { value, removal }))
+    }
+}
+
+impl BasicPart {
+    /// Returns this part of Basic credentials (RFC 7617, section 2); none if they cannot be decoded,
+    /// or have no colon.
+    fn of<'a>(self, credentials: &[u8]) -> Option<CredentialValue<'a>> {
+        let decoded = BASE64.decode(credentials).ok();
+        let decoded = CredentialValue::owned(decoded?);
+        let bytes = decoded.as_bytes();
+        let colon = bytes.iter().position(|b| *b == b':')?;
+        let part = match self {
+            Self::UserName => &bytes[..colon],
+            Self::Password => &bytes[colon + 1..],
+        };
+        Some(CredentialValue::owned(part.to_vec()))
     }
 }
 

@@ -5,13 +5,15 @@
 //! long for a key, or not a token of a keyring that accepts only issued keys; it is not found; it is revoked, retired,
 //! expired or not yet valid; its source is not allowed; its scopes are not sufficient. If none
 //! applies, the request is allowed.
+//!
+//! Two requests pass without a key to judge: one without a credential where the route does not
+//! require one, and a CORS preflight where the route lets it pass. In a trial, every request passes
+//! that could be read, and its denial is only reported.
 
 use std::{cell::OnceCell, sync::Arc, time::Duration};
 
 use super::{
-    question::{NoCredential, Question},
-    reason::DenyReason,
-    route::RequiredScopes,
+    credential::NoCredential, question::Question, reason::DenyReason, route::RequiredScopes,
     settings::Auth,
 };
 use crate::{
@@ -41,6 +43,10 @@ pub(crate) enum Decision<'v> {
     /// The request passes without an identity: it has no credential, and the route does not require
     /// one.
     Anonymous(Anonymous<'v>),
+    /// The request passes without an identity: it is a CORS preflight.
+    Preflight(Anonymous<'v>),
+    /// The request passes without an identity, because the denial is not enforced.
+    WouldDeny(Unenforced<'v>),
     /// The request does not pass.
     Deny(Denial<'v>),
 }
@@ -57,6 +63,12 @@ pub(crate) struct Grant<'v> {
 #[derive(Clone, Debug)]
 pub(crate) struct Anonymous<'v> {
     keyring: KeyringFacts<'v>,
+}
+
+/// The right to pass despite a denial. Only [`Decision::enforced`] creates one.
+#[derive(Clone, Debug)]
+pub(crate) struct Unenforced<'v> {
+    denial: Denial<'v>,
 }
 
 /// The reason why a request does not pass, with the facts that it is based on.
@@ -102,6 +114,10 @@ pub(crate) enum Outcome {
     Allowed,
     /// [`Decision::Anonymous`]
     Anonymous,
+    /// [`Decision::Preflight`]
+    Preflight,
+    /// [`Decision::WouldDeny`]
+    WouldDeny(DenyReason),
     /// [`Decision::Deny`]
     Denied(DenyReason),
 }
@@ -198,9 +214,17 @@ pub(crate) fn decide<'v>(
     held: Option<&HeldKeyring<'v>>,
     now: Timestamp,
 ) -> Verdict<'v> {
+    if let Some(error) = question.error() {
+        return Verdict::Decided(Denial::unread(error.reason()).into());
+    }
     let Some(held) = held else {
         return Verdict::Decided(Denial::unread(DenyReason::UnknownKeyring).into());
     };
+    if question.is_free_preflight() {
+        return Verdict::Decided(Decision::Preflight(Anonymous {
+            keyring: held.facts(),
+        }));
+    }
     Verdict::Decided(match judge(question, held, now) {
         Ok(Some(verified)) => Decision::Allow(Grant {
             keyring: held.facts(),
@@ -323,11 +347,29 @@ impl LookedUp {
 }
 
 impl<'v> Decision<'v> {
+    /// Returns the decision as it is enforced: where the request passes in a trial, a denial becomes
+    /// [`Decision::WouldDeny`].
+    #[must_use]
+    pub(crate) fn enforced(self, question: &Question<'_>) -> Self {
+        match self {
+            Self::Deny(denial) if question.passes_unenforced() => {
+                Self::WouldDeny(Unenforced { denial })
+            }
+            Self::Allow(_)
+            | Self::Anonymous(_)
+            | Self::Preflight(_)
+            | Self::WouldDeny(_)
+            | Self::Deny(_) => self,
+        }
+    }
+
     #[must_use]
     pub(crate) const fn outcome(&self) -> Outcome {
         match self {
             Self::Allow(_) => Outcome::Allowed,
             Self::Anonymous(_) => Outcome::Anonymous,
+            Self::Preflight(_) => Outcome::Preflight,
+            Self::WouldDeny(unenforced) => Outcome::WouldDeny(unenforced.denial.reason),
             Self::Deny(denial) => Outcome::Denied(denial.reason),
         }
     }
@@ -338,8 +380,8 @@ impl<'v> Decision<'v> {
     pub(crate) const fn keyring(&self) -> Option<&KeyringFacts<'v>> {
         match self {
             Self::Allow(grant) => Some(&grant.keyring),
-            Self::Anonymous(anonymous) => Some(&anonymous.keyring),
-            Self::Deny(denial) => denial.keyring.as_ref(),
+            Self::Anonymous(anonymous) | Self::Preflight(anonymous) => Some(&anonymous.keyring),
+            Self::WouldDeny(Unenforced { denial }) | Self::Deny(denial) => denial.keyring.as_ref(),
         }
     }
 
@@ -348,8 +390,8 @@ impl<'v> Decision<'v> {
     pub(crate) const fn key(&self) -> Option<&HeldKey<'v>> {
         match self {
             Self::Allow(grant) => Some(&grant.key),
-            Self::Anonymous(_) => None,
-            Self::Deny(denial) => denial.key.as_ref(),
+            Self::Anonymous(_) | Self::Preflight(_) => None,
+            Self::WouldDeny(Unenforced { denial }) | Self::Deny(denial) => denial.key.as_ref(),
         }
     }
 }
@@ -361,22 +403,33 @@ impl<'v> From<Denial<'v>> for Decision<'v> {
 }
 
 impl Outcome {
-    /// Returns `allow` or `deny`.
+    /// Returns `allow`, `deny`, or `would_deny` for a denial that is not enforced.
     #[must_use]
     pub(crate) const fn decision(self) -> &'static str {
         match self {
-            Self::Allowed | Self::Anonymous => "allow",
+            Self::Allowed | Self::Anonymous | Self::Preflight => "allow",
+            Self::WouldDeny(_) => "would_deny",
             Self::Denied(_) => "deny",
         }
     }
 
-    /// Returns the reason of a denial; `ok` or `anonymous` if the request passes.
+    /// Returns the reason of a denial; `ok`, `anonymous` or `preflight` if there is none.
     #[must_use]
     pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::Allowed => "ok",
             Self::Anonymous => "anonymous",
-            Self::Denied(reason) => reason.as_str(),
+            Self::Preflight => "preflight",
+            Self::WouldDeny(reason) | Self::Denied(reason) => reason.as_str(),
+        }
+    }
+
+    /// Returns the reason of a denial, whether it is enforced or not.
+    #[must_use]
+    pub(crate) const fn denial(self) -> Option<DenyReason> {
+        match self {
+            Self::WouldDeny(reason) | Self::Denied(reason) => Some(reason),
+            Self::Allowed | Self::Anonymous | Self::Preflight => None,
         }
     }
 }
@@ -406,6 +459,14 @@ impl<'v> Anonymous<'v> {
     #[must_use]
     pub(crate) const fn keyring(&self) -> &KeyringFacts<'v> {
         &self.keyring
+    }
+}
+
+impl<'v> Unenforced<'v> {
+    /// Returns the denial that is not enforced.
+    #[must_use]
+    pub(crate) const fn denial(&self) -> &Denial<'v> {
+        &self.denial
     }
 }
 

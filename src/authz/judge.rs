@@ -17,7 +17,7 @@ use super::{
     failures::FailureBudgets,
     question::{Question, QuestionError},
     request::CheckInput,
-    response::{self, Form},
+    response::{self, About, Form},
     settings::Settings,
 };
 use crate::{
@@ -172,7 +172,7 @@ impl Judge {
         let verdict =
             self.within_budget(verdict, held.as_ref(), client.charged(), moment.read.boot);
         let decision = match verdict {
-            Verdict::Decided(decision) => decision,
+            Verdict::Decided(decision) => decision.enforced(&question),
             Verdict::LookUp(digest) => {
                 let cache = slot.and_then(Slot::cache).cloned();
                 let cache = cache.expect("a key is looked up of a keyring that is held on demand");
@@ -190,7 +190,7 @@ impl Judge {
             parent.as_ref(),
             answer,
         );
-        self.report(check, &decision, Some(client), None, parent);
+        self.report(check, &decision, Some(client), question.error(), parent);
         None
     }
 
@@ -211,7 +211,12 @@ impl Judge {
             Verdict::Decided(Decision::Deny(denial)) => {
                 denial.reason().is_failed_credential() && !self.failures.take(source, now)
             }
-            Verdict::Decided(Decision::Allow(_) | Decision::Anonymous(_)) => false,
+            Verdict::Decided(
+                Decision::Allow(_)
+                | Decision::Anonymous(_)
+                | Decision::Preflight(_)
+                | Decision::WouldDeny(_),
+            ) => false,
             Verdict::LookUp(digest) => !held.holds(digest) && self.failures.is_spent(source, now),
         };
         if is_too_many {
@@ -231,7 +236,8 @@ impl Judge {
     ) {
         let form = Form::of_message(&check.message);
         let parent = check.metadata.parent;
-        response::deny(&self.settings, &denial, form, None, parent.as_ref(), answer);
+        let about = About::unread(&self.settings, parent.as_ref());
+        response::deny(&self.settings, &denial, form, &about, answer);
         self.report(check, &denial.into(), None, error, parent);
     }
 
@@ -275,10 +281,7 @@ fn count(slot: &Slot, decision: &Decision<'_>, question: &Question<'_>, now: Tim
     let Some(key) = decision.key() else {
         return;
     };
-    let denied = match decision {
-        Decision::Allow(_) | Decision::Anonymous(_) => false,
-        Decision::Deny(_) => true,
-    };
+    let denied = decision.outcome().denial().is_some();
     let usage = slot.usage().of(key);
     match key.state() {
         KeyState::Pending | KeyState::Active => {}

@@ -15,21 +15,50 @@ pub(crate) enum Place<'s> {
     Query(&'s str),
     /// The cookie of this name.
     Cookie(&'s str),
+    /// The items of `sec-websocket-protocol` that begin with this.
+    WebSocketProtocol(&'s str),
 }
 
 impl Places {
+    /// Returns the first `count` sources, at most [`Settings::MAX_ALL_SOURCES`].
+    pub(super) fn first(count: usize) -> Self {
+        (0..count).fold(Self::default(), |mut places, at| {
+            places.add(at);
+            places
+        })
+    }
+
+    /// Returns the positions in `all` of the sources in `list`.
+    pub(super) fn of(list: &[CredentialSource], all: &[CredentialSource]) -> Self {
+        let mut places = Self::default();
+        for (at, source) in all.iter().enumerate() {
+            if list.contains(source) {
+                places.add(at);
+            }
+        }
+        places
+    }
+
     /// Returns the places with their names.
     pub(crate) fn iter(self, settings: &Settings) -> impl Iterator<Item = Place<'_>> {
-        settings
-            .credentials()
-            .iter()
-            .enumerate()
-            .filter(move |(at, _)| self.has(*at))
-            .map(|(_, source)| match source {
-                CredentialSource::Header { name, .. } => Place::Header(name.as_str()),
-                CredentialSource::Query { name } => Place::Query(name.as_str()),
-                CredentialSource::Cookie { name } => Place::Cookie(name.as_str()),
-            })
+        self.sources(settings).map(|(_, source)| match source {
+            CredentialSource::Header { name, .. } => Place::Header(name.as_str()),
+            CredentialSource::Basic { .. } => Place::Header("authorization"),
+            CredentialSource::WebSocketProtocol { prefix } => {
+                Place::WebSocketProtocol(prefix.as_str())
+            }
+            CredentialSource::Query { name } => Place::Query(name.as_str()),
+            CredentialSource::Cookie { name } => Place::Cookie(name.as_str()),
+        })
+    }
+
+    /// Returns the sources with their positions in the settings.
+    pub(super) fn sources(
+        self,
+        settings: &Settings,
+    ) -> impl Iterator<Item = (usize, &CredentialSource)> {
+        let sources = settings.credentials().iter().enumerate();
+        sources.filter(move |(at, _)| self.has(*at))
     }
 
     pub(super) const fn has(self, at: usize) -> bool {

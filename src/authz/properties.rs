@@ -6,8 +6,9 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message as _;
 
 use super::{
-    DenyReason, Outcome, Settings,
-    testing::{CONFIRMED_AT, Judged, Message, judge, keyrings, settings},
+    DenyReason, Enforcement, Outcome, Settings, SettingsParts,
+    settings::{IdentityHeaders, folds_to},
+    testing::{CONFIRMED_AT, Judged, Message, judge, keyrings, parts, settings},
 };
 use crate::{
     key::{KeyRecord, KeyState, Secret, Timestamp, Window, testing},
@@ -73,6 +74,23 @@ impl World {
             settings: settings(),
             keyrings: keyrings(records, true),
             keys,
+        }
+    }
+
+    /// The same sidecar in a trial.
+    fn observed(self) -> Self {
+        let observed = Enforcement::Observed {
+            removes_credential: false,
+        };
+        let keyrings = ["payments", "empty"];
+        let keyrings = keyrings.map(|name| (name.parse().expect("a name"), observed));
+        let parts = SettingsParts {
+            keyrings: keyrings.to_vec(),
+            ..parts()
+        };
+        Self {
+            settings: Settings::new(parts).expect("valid settings"),
+            ..self
         }
     }
 
@@ -163,6 +181,7 @@ fn extension() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
             ("relatch.auth", "optional"),
             ("relatch.auth", "required"),
             ("relatch.auth", "none"),
+            ("relatch.enforce", "true"),
         ])
         .prop_map(|(name, value)| (name.into(), value.into())),
         (vec(any::<u8>(), 0..20), vec(any::<u8>(), 0..20)),
@@ -413,6 +432,9 @@ proptest! {
                     prop_assert_eq!(code, 0);
                     prop_assert!(passing(&response).is_some());
                 }
+                Outcome::Preflight | Outcome::WouldDeny(_) => {
+                    return Err(TestCaseError::fail("the settings allow neither"));
+                }
                 Outcome::Denied(reason) => {
                     prop_assert_eq!(code, reason.status().rpc());
                     prop_assert_ne!(code, 0);
@@ -465,6 +487,45 @@ proptest! {
             }
             prop_assert_eq!(&upstream.headers, &expected);
             prop_assert_eq!(String::from_utf8_lossy(&upstream.path), &*request.expected_path);
+        }
+    }
+
+    #[test]
+    fn a_trial_decides_the_same_and_removes_only_identity_headers(message in any_message()) {
+        let world = World::new();
+        let message = filled(&world, message);
+        let enforced = [message.joined(), message.raw()].map(|it| world.judge(&it).0);
+        let trial = world.observed();
+        // A route that is enforced, or whose keyring is not in the trial.
+        let is_enforced = message
+            .extensions
+            .iter()
+            .any(|(name, value)| name == "relatch.enforce" || value == "other");
+        for (request, enforced) in [message.joined(), message.raw()].iter().zip(enforced) {
+            let (judged, response) = trial.judge(request);
+            prop_assert_eq!(judged.outcome.reason(), enforced.outcome.reason());
+            if is_enforced {
+                continue;
+            }
+            let Some(ok) = passing(&response) else {
+                // The request cannot be read.
+                let malformed = Outcome::Denied(DenyReason::MalformedRequest);
+                prop_assert_eq!(judged.outcome, malformed);
+                continue;
+            };
+            prop_assert!(!matches!(judged.outcome, Outcome::Denied(_)));
+            prop_assert!(ok.response_headers_to_add.is_empty());
+            let upstream = apply(&message, ok);
+            let unchanged = apply(&message, &OkHttpResponse::default());
+            prop_assert_eq!(upstream.path, unchanged.path);
+            let identity = IdentityHeaders::default();
+            let is_identity = |name: &str| {
+                let mut names = identity.names();
+                names.any(|header| folds_to(name.as_bytes(), header))
+            };
+            let mut expected = unchanged.headers;
+            expected.retain(|name, _| !is_identity(name));
+            prop_assert_eq!(upstream.headers, expected);
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use super::{
     client_address::ClientAddress,
-    credential::{Credential, CredentialError},
+    credential::{Credential, NoCredential, Search},
+    preflight::is_preflight,
     reason::DenyReason,
-    removal::Removal,
+    removal::{Inseparable, Removal},
     request::{CheckInput, RequestError},
     route::{Route, RouteError},
-    settings::{Settings, is_token},
+    settings::{Enforcement, Preflight, Settings, is_token},
 };
 use crate::key::wrapping::Wrapping;
 
@@ -18,15 +19,10 @@ pub(crate) struct Question<'a> {
     pub(super) client: ClientAddress<'a>,
     pub(super) route: Route<'a>,
     pub(super) credential: Result<Option<Credential<'a>>, NoCredential>,
-}
-
-/// The reason why a request has credentials, but none to judge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoCredential {
-    /// There is more than one.
-    Ambiguous,
-    /// It is not printable ASCII, perhaps because of a text that surrounds the key.
-    Malformed(Option<Wrapping>),
+    /// How credentials are removed from the request.
+    removal: Result<Removal, Inseparable>,
+    /// Why the request is denied whatever its credential is, if its denial may be observed only.
+    pub(super) error: Option<QuestionError>,
 }
 
 /// The reason why a request cannot be judged.
@@ -39,9 +35,9 @@ pub(crate) enum QuestionError {
     /// cannot name it.
     #[error("a header that must not reach the upstream has a name that is not a token")]
     HeaderName,
-    /// A credential cannot be read.
+    /// A credential cannot be removed.
     #[error(transparent)]
-    Credential(CredentialError),
+    Removal(#[from] Inseparable),
     /// The route cannot be determined.
     #[error(transparent)]
     Route(#[from] RouteError),
@@ -53,7 +49,7 @@ impl QuestionError {
     pub(crate) const fn reason(self) -> DenyReason {
         match self {
             Self::Request(error) if error.is_size() => DenyReason::RequestTooLarge,
-            Self::Request(_) | Self::HeaderName | Self::Credential(_) | Self::Route(_) => {
+            Self::Request(_) | Self::HeaderName | Self::Removal(_) | Self::Route(_) => {
                 DenyReason::MalformedRequest
             }
         }
@@ -69,31 +65,63 @@ impl<'a> Question<'a> {
     /// credential is not an error: `decide` denies it.
     pub(crate) fn read(settings: &'a Settings, message: &'a [u8]) -> Result<Self, QuestionError> {
         let input = CheckInput::read(message)?;
-        let is_unremovable = |name: &[u8]| settings.is_spoofed(name) && !is_token(name);
+        let (route, mut error) = match Route::choose(settings, &input) {
+            Ok(route) => (route, None),
+            Err(error) if settings.observes_everything() => {
+                (Route::unknown(settings), Some(error.into()))
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let removed = route.removed_places();
+        let is_unremovable = |name: &[u8]| settings.is_spoofed(name, removed) && !is_token(name);
         if input.headers().any(|header| is_unremovable(header.name)) {
             return Err(QuestionError::HeaderName);
         }
-        let credential = match Credential::collect(settings, &input) {
-            Ok(credential) => Ok(credential),
-            Err(CredentialError::Ambiguous) => Err(NoCredential::Ambiguous),
-            Err(CredentialError::Malformed(wrapping)) => Err(NoCredential::Malformed(wrapping)),
-            Err(error @ CredentialError::Inseparable) => {
-                return Err(QuestionError::Credential(error));
+        let Search { credential, found } = Search::new(settings, route.places, &input);
+        let removal = Removal::plan(settings, &input, found);
+        let is_malformed = matches!(credential, Err(NoCredential::Malformed(_)));
+        if let Err(inseparable) = &removal
+            && !is_malformed
+        {
+            if route.enforcement.removes_credential() {
+                return Err((*inseparable).into());
             }
-        };
+            error.get_or_insert_with(|| (*inseparable).into());
+        }
         Ok(Self {
-            route: Route::choose(settings, &input)?,
             client: settings.client_address().find(&input),
             input,
+            route,
             credential,
+            removal,
+            error,
         })
     }
 
-    /// Returns how the credential is removed from the request; none if there is no credential to
-    /// judge.
+    /// Returns how credentials are removed from the request; none if they cannot be removed.
     #[must_use]
     pub(super) fn removal(&self) -> Option<&Removal> {
-        Some(self.credential.as_ref().ok()?.as_ref()?.removal())
+        self.removal.as_ref().ok()
+    }
+
+    /// Returns whether it is a CORS preflight that passes without a key.
+    #[must_use]
+    pub(super) fn is_free_preflight(&self) -> bool {
+        match self.route.preflight {
+            Preflight::Allow => self.removal.is_ok() && is_preflight(&self.input),
+            Preflight::Deny => false,
+        }
+    }
+
+    /// Returns whether the request passes although it is denied.
+    #[must_use]
+    pub(super) fn passes_unenforced(&self) -> bool {
+        match self.route.enforcement {
+            Enforcement::Enforced => false,
+            Enforcement::Observed { removes_credential } => {
+                !removes_credential || self.removal.is_ok()
+            }
+        }
     }
 
     /// Returns the text that surrounds the key in its place, if any does.
@@ -104,6 +132,19 @@ impl<'a> Question<'a> {
             Err(NoCredential::Malformed(wrapping)) => *wrapping,
             Err(NoCredential::Ambiguous) => None,
         }
+    }
+
+    /// Returns the route of the request.
+    #[must_use]
+    pub(super) const fn route(&self) -> &Route<'a> {
+        &self.route
+    }
+
+    /// Returns why the request is denied whatever its credential is, if its denial may be observed
+    /// only.
+    #[must_use]
+    pub(super) const fn error(&self) -> Option<QuestionError> {
+        self.error
     }
 
     /// Returns the name of the keyring that protects the request; none if neither the Envoy route

@@ -5,15 +5,18 @@
 //! show the bytes themselves. A response can set a header only to UTF-8. So a part that may have
 //! other bytes cannot be written again, and the request has to be denied.
 
+use std::fmt;
+
 use super::{
     cookie,
     place::{Place, Places},
-    query,
+    protocols, query,
     request::CheckInput,
     settings::Settings,
 };
 
-/// The removal of a credential from all places that hold it. Never printed: it holds other cookies.
+/// The removal of all credentials from the places that hold them. Never printed: it holds other
+/// cookies.
 #[derive(Default)]
 pub(super) struct Removal {
     places: Places,
@@ -22,14 +25,23 @@ pub(super) struct Removal {
     /// The `cookie` header without the credential, empty if no cookie is left; none if the
     /// credential is not in it.
     cookies: Option<String>,
+    /// The `sec-websocket-protocol` header without the credential, empty if no item is left; none if
+    /// the credential is not in it.
+    protocols: Option<String>,
 }
 
-/// The credential cannot be removed without a change to other bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Inseparable;
+/// A credential cannot be removed without a change to other bytes: the target or the header around
+/// it may have bytes that are not UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a key cannot be removed from a query or from cookies that are not UTF-8, or may not be: Envoy \
+     shows each byte that is not UTF-8 as '!', unless the ext_authz filter has \
+     encode_raw_headers: true"
+)]
+pub(crate) struct Inseparable;
 
 impl Removal {
-    /// Plans the removal of a credential from `places`.
+    /// Plans the removal of the credentials from `places`.
     ///
     /// # Errors
     ///
@@ -51,7 +63,13 @@ impl Removal {
                 Place::Cookie(_) if removal.cookies.is_none() => {
                     removal.cookies = Some(cookies(settings, input, places)?);
                 }
-                Place::Header(_) | Place::Query(_) | Place::Cookie(_) => {}
+                Place::WebSocketProtocol(_) if removal.protocols.is_none() => {
+                    removal.protocols = Some(protocols(settings, input, places)?);
+                }
+                Place::Header(_)
+                | Place::Query(_)
+                | Place::Cookie(_)
+                | Place::WebSocketProtocol(_) => {}
             }
         }
         Ok(removal)
@@ -61,7 +79,7 @@ impl Removal {
     pub(super) fn headers<'s>(&self, settings: &'s Settings) -> impl Iterator<Item = &'s str> {
         self.places.iter(settings).filter_map(|place| match place {
             Place::Header(name) => Some(name),
-            Place::Query(_) | Place::Cookie(_) => None,
+            Place::Query(_) | Place::Cookie(_) | Place::WebSocketProtocol(_) => None,
         })
     }
 
@@ -76,9 +94,16 @@ impl Removal {
         self.cookies.as_deref()
     }
 
-    /// Returns the places that hold the credential.
-    pub(super) const fn places(&self) -> Places {
-        self.places
+    /// Returns the `sec-websocket-protocol` header without the credential, empty if no item is left;
+    /// none if the credential is not in it.
+    pub(super) fn protocols(&self) -> Option<&str> {
+        self.protocols.as_deref()
+    }
+}
+
+impl fmt::Debug for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Removal(redacted, {:?})", self.places)
     }
 }
 
@@ -110,6 +135,22 @@ fn cookies(
             .any(|place| matches!(place, Place::Cookie(name) if cookie.name == name.as_bytes()))
     };
     let rest = cookie::without(input.values("cookie"), holds_credential);
+    text(rest, !input.joins_duplicates())
+}
+
+/// Returns the value of the `sec-websocket-protocol` header without its credential; empty if no item
+/// is left.
+fn protocols(
+    settings: &Settings,
+    input: &CheckInput<'_>,
+    places: Places,
+) -> Result<String, Inseparable> {
+    let holds_credential = |item: &[u8]| {
+        places.iter(settings).any(|place| {
+            matches!(place, Place::WebSocketProtocol(prefix) if item.starts_with(prefix.as_bytes()))
+        })
+    };
+    let rest = protocols::without(input.values("sec-websocket-protocol"), holds_credential);
     text(rest, !input.joins_duplicates())
 }
 

@@ -1,8 +1,8 @@
 //! The answer to Envoy: only this module writes a `CheckResponse`.
 //!
 //! A status of 0 allows the request, whatever else the response contains, and so does an empty
-//! response. This module writes 0 only with a [`Grant`] or an [`Anonymous`]. The status of a denial
-//! has a type without 0.
+//! response. This module writes 0 only with a [`Grant`], an [`Anonymous`] or an [`Unenforced`]. The
+//! status of a denial has a type without 0.
 //!
 //! Envoy applies header changes first, then removals, then query changes. A header that is both set
 //! and removed is lost.
@@ -20,12 +20,12 @@ use smallvec::SmallVec;
 
 use super::{
     client_address::ClientAddress,
-    decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome},
+    decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome, Unenforced},
+    place::Places,
     question::Question,
     reason::DenialStatus,
-    removal::Removal,
     request::{CheckInput, GrpcProtocol},
-    settings::{CredentialSource, Notices, Settings},
+    settings::{Notices, Settings},
 };
 use crate::{
     key::Timestamp, keyring::HeldKey, proto::auth::header_value_option::HeaderAppendAction,
@@ -70,6 +70,15 @@ pub(crate) enum Form {
     GrpcWeb,
 }
 
+/// What a denial says about its request.
+pub(crate) struct About<'a> {
+    /// Where a credential may be.
+    places: Places,
+    /// The address of the client; none if the request could not be read.
+    client: Option<&'a ClientAddress<'a>>,
+    trace: Option<&'a TraceParent>,
+}
+
 /// Names of headers to remove, as the request or the settings spell them.
 type Removed<'a> = SmallVec<[&'a [u8]; 8]>;
 
@@ -83,33 +92,46 @@ pub(crate) fn respond(
 ) {
     match decision {
         Decision::Allow(grant) => allow(settings, question, grant, answer),
-        Decision::Anonymous(anonymous) => allow_anonymous(settings, question, anonymous, answer),
+        Decision::Anonymous(anonymous) => {
+            let outcome = Outcome::Anonymous;
+            allow_anonymous(settings, question, anonymous, outcome, answer);
+        }
+        Decision::Preflight(anonymous) => {
+            let outcome = Outcome::Preflight;
+            allow_anonymous(settings, question, anonymous, outcome, answer);
+        }
+        Decision::WouldDeny(unenforced) => {
+            allow_unenforced(settings, question, unenforced, answer);
+        }
         Decision::Deny(denial) => {
             let (form, client) = (Form::of(question.input()), question.client());
-            deny(settings, denial, form, Some(&client), trace, answer);
+            let about = About {
+                places: question.route().places,
+                client: Some(&client),
+                trace,
+            };
+            deny(settings, denial, form, &about, answer);
         }
     }
 }
 
-/// Appends the answer to a request that passes with an identity.
+/// Appends the answer to a request that passes with an identity. In a trial, it passes without one.
 pub(crate) fn allow(
     settings: &Settings,
     question: &Question<'_>,
     grant: &Grant<'_>,
     answer: &mut BytesMut,
 ) {
-    let (input, client) = (question.input(), question.client());
+    let client = question.client();
     let key = grant.key();
+    let is_trial = question.route().enforcement.is_observed();
     pass(answer, |ok| {
+        if is_trial {
+            clean(settings, question, None, ok);
+            return;
+        }
         identify(settings, key, ok);
-        let mut removed = remove_spoofed(settings, input, Some(key), ok);
-        let removal = question.removal();
-        remove_credential(
-            settings,
-            removal.expect("a grant has a credential"),
-            &mut removed,
-            ok,
-        );
+        clean(settings, question, Some(key), ok);
         if let (Some(notice), Some(notices)) = (grant.notice(), settings.notices()) {
             announce(key, notice, notices, ok);
         }
@@ -124,24 +146,41 @@ pub(crate) fn allow_anonymous(
     settings: &Settings,
     question: &Question<'_>,
     anonymous: &Anonymous<'_>,
+    outcome: Outcome,
     answer: &mut BytesMut,
 ) {
-    pass(answer, |ok| {
-        remove_spoofed(settings, question.input(), None, ok);
-    });
+    pass(answer, |ok| clean(settings, question, None, ok));
     let facts = Some(anonymous.keyring());
     let (client, response) = (question.client(), &mut Writer::new(answer));
-    write_metadata(Outcome::Anonymous, facts, None, Some(&client), response);
+    write_metadata(outcome, facts, None, Some(&client), response);
 }
 
-/// Appends the answer to a request that does not pass. `client` is none if the request could not be
-/// read.
+/// Appends the answer to a request that passes although it is denied.
+fn allow_unenforced(
+    settings: &Settings,
+    question: &Question<'_>,
+    unenforced: &Unenforced<'_>,
+    answer: &mut BytesMut,
+) {
+    pass(answer, |ok| clean(settings, question, None, ok));
+    let denial = unenforced.denial();
+    let outcome = Outcome::WouldDeny(denial.reason());
+    let (client, response) = (question.client(), &mut Writer::new(answer));
+    write_metadata(
+        outcome,
+        denial.keyring(),
+        denial.key(),
+        Some(&client),
+        response,
+    );
+}
+
+/// Appends the answer to a request that does not pass.
 pub(crate) fn deny(
     settings: &Settings,
     denial: &Denial<'_>,
     form: Form,
-    client: Option<&ClientAddress<'_>>,
-    trace: Option<&TraceParent>,
+    about: &About<'_>,
     answer: &mut BytesMut,
 ) {
     /// In seconds. By default, the control plane confirms a keyring every 5 s, and half of the
@@ -179,7 +218,7 @@ pub(crate) fn deny(
             header("grpc-message", &reason.title());
         }
         header("cache-control", &"no-store");
-        if let Some(challenge) = challenge(settings, denial) {
+        if let Some(challenge) = challenge(settings, about.places, denial) {
             header("www-authenticate", &challenge);
         }
         if matches!(
@@ -189,16 +228,27 @@ pub(crate) fn deny(
             header("retry-after", &RETRY_AFTER);
         }
         if form != Form::Grpc {
-            denied.text(denied_field::BODY, &problem(denial, trace));
+            denied.text(denied_field::BODY, &problem(denial, about.trace));
         }
     });
     write_metadata(
         Outcome::Denied(reason),
         denial.keyring(),
         denial.key(),
-        client,
+        about.client,
         &mut response,
     );
+}
+
+impl<'a> About<'a> {
+    /// Describes a request that could not be read.
+    pub(super) fn unread(settings: &Settings, trace: Option<&'a TraceParent>) -> Self {
+        Self {
+            places: settings.general_places(),
+            client: None,
+            trace,
+        }
+    }
 }
 
 impl Form {
@@ -220,7 +270,8 @@ impl Form {
     }
 }
 
-/// Writes the status 0; no other function does. Its callers have a [`Grant`] or an [`Anonymous`].
+/// Writes the status 0; no other function does. Its callers have a [`Grant`], an
+/// [`Anonymous`] or an [`Unenforced`].
 fn pass(answer: &mut BytesMut, fill: impl FnOnce(&mut Writer<'_>)) {
     let mut response = Writer::new(answer);
     // An absent code is 0.
@@ -278,30 +329,34 @@ fn is_set(settings: &Settings, key: Option<&HeldKey<'_>>, name: &[u8]) -> bool {
     .any(|header| header.as_str().as_bytes().eq_ignore_ascii_case(name))
 }
 
-/// Removes headers that the upstream could mistake for an identity header or for the header of a
-/// credential, unless [`identify`] sets them. Returns the removed names.
+/// Removes what must not reach the upstream from outside: headers that it could mistake for an
+/// identity header or for the header of a credential, unless [`identify`] sets them for `key`, and
+/// the credentials, unless a trial leaves them.
 ///
 /// Reserved names that are not set are removed even if the check does not show them:
 /// `allowed_headers` of Envoy's filter may hide them from relatch, but not from the upstream.
-fn remove_spoofed<'a>(
-    settings: &'a Settings,
-    input: &CheckInput<'a>,
+fn clean(
+    settings: &Settings,
+    question: &Question<'_>,
     key: Option<&HeldKey<'_>>,
     ok: &mut Writer<'_>,
-) -> Removed<'a> {
+) {
+    let places = question.route().removed_places();
     let mut removed = Removed::default();
-    let reserved = settings.reserved().iter();
-    for name in reserved.map(|header| header.as_str().as_bytes()) {
+    for header in settings.reserved(places) {
+        let name = header.as_str().as_bytes();
         if !is_set(settings, key, name) {
             remove_header(name, &mut removed, ok);
         }
     }
-    for header in input.headers() {
-        if settings.is_spoofed(header.name) && !is_set(settings, key, header.name) {
+    for header in question.input().headers() {
+        if settings.is_spoofed(header.name, places) && !is_set(settings, key, header.name) {
             remove_header(header.name, &mut removed, ok);
         }
     }
-    removed
+    if question.route().enforcement.removes_credential() {
+        remove_credential(settings, question, &mut removed, ok);
+    }
 }
 
 /// Removes a header, unless it is already in `removed`.
@@ -319,24 +374,29 @@ fn remove_header<'a>(name: &'a [u8], removed: &mut Removed<'a>, ok: &mut Writer<
 
 fn remove_credential<'a>(
     settings: &'a Settings,
-    removal: &Removal,
+    question: &Question<'_>,
     removed: &mut Removed<'a>,
     ok: &mut Writer<'_>,
 ) {
+    let removal = question.removal();
+    let removal = removal.expect("a request passes only if its credentials can be removed");
     for name in removal.headers(settings) {
         remove_header(name.as_bytes(), removed, ok);
     }
-    let mut set = |name, rest: &str| {
-        write_header(ok_field::HEADERS, name, &rest, Existing::Overwrite, ok);
-    };
     if let Some(target) = removal.target() {
         // `query_parameters_to_remove` would have Envoy write the whole query anew, in another order.
-        set(":path", target);
+        write_header(ok_field::HEADERS, ":path", &target, Existing::Overwrite, ok);
     }
-    match removal.cookies() {
-        Some("") => ok.text(ok_field::HEADERS_TO_REMOVE, "cookie"),
-        Some(cookies) => set("cookie", cookies),
-        None => {}
+    let lists = [
+        ("cookie", removal.cookies()),
+        ("sec-websocket-protocol", removal.protocols()),
+    ];
+    for (name, rest) in lists {
+        match rest {
+            Some("") => ok.text(ok_field::HEADERS_TO_REMOVE, name),
+            Some(rest) => write_header(ok_field::HEADERS, name, &rest, Existing::Overwrite, ok),
+            None => {}
+        }
     }
 }
 
@@ -389,7 +449,7 @@ fn is_uri(text: &str) -> bool {
 
 /// Returns the value of `WWW-Authenticate` for a 401 or for insufficient scopes (RFC 9110, section
 /// 11.6.1; RFC 6750, section 3); none for other denials.
-fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
+fn challenge(settings: &Settings, places: Places, denial: &Denial<'_>) -> Option<String> {
     let reason = denial.reason();
     let scopes = match reason.status() {
         DenialStatus::Unauthorized => None,
@@ -399,14 +459,9 @@ fn challenge(settings: &Settings, denial: &Denial<'_>) -> Option<String> {
         | DenialStatus::HeadersTooLarge
         | DenialStatus::Unavailable => return None,
     };
-    let scheme = settings
-        .credentials()
-        .iter()
-        .find_map(|source| match source {
-            CredentialSource::Header { scheme, .. } => scheme.as_ref(),
-            CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => None,
-        })
-        .map_or("ApiKey", |scheme| scheme.as_str());
+    let schemes = places.sources(settings);
+    let mut schemes = schemes.filter_map(|(_, source)| source.scheme());
+    let scheme = schemes.next().unwrap_or("ApiKey");
     let realm = denial
         .keyring()
         .map_or("relatch", |keyring| keyring.name.as_str());

@@ -4,8 +4,10 @@
 //! `relatch.scopes` and `relatch.auth`. A setting that is missing there comes from the configured
 //! rule for host and path. A rule never loosens an extension: if the route has an extension but no
 //! `relatch.scopes`, the scopes of the rule still apply, but the rule does not make the key
-//! optional. Without extensions and without a rule, the default keyring requires a key and no
-//! scopes.
+//! optional, lets no preflight pass, and does not switch enforcement off. `relatch.enforce` switches
+//! enforcement on or off, off only for a keyring that the configuration names. The places of
+//! credentials are always those of the rule. Without extensions and without a rule, the default
+//! keyring requires a key and no scopes.
 //!
 //! **Odd spellings.** A client must not evade a rule by spelling its path in another way. Envoy
 //! normalizes a path (`normalize_path`, `merge_slashes`, `path_with_escaped_slashes_action`) only
@@ -25,9 +27,10 @@ use std::{
 };
 
 use super::{
+    place::Places,
     query,
     request::CheckInput,
-    settings::{Auth, Case, Host, RouteRule, Settings},
+    settings::{Auth, Case, Enforcement, Host, Preflight, RouteRule, Settings},
 };
 use crate::key::{KeyringName, Scopes};
 
@@ -39,6 +42,10 @@ pub(crate) struct Route<'a> {
     pub(crate) keyring: Option<&'a str>,
     pub(crate) scopes: RequiredScopes<'a>,
     pub(crate) auth: Auth,
+    pub(crate) preflight: Preflight,
+    pub(crate) enforcement: Enforcement,
+    /// Where a credential may be.
+    pub(super) places: Places,
 }
 
 /// The scopes of which a key must have every one: those of the Envoy route, or else those of a
@@ -61,6 +68,12 @@ pub(crate) enum RouteError {
     /// A `relatch.` extension has an invalid value.
     #[error("the route has a context extension with an invalid value")]
     InvalidExtension,
+    /// The extension `relatch.enforce` is for a keyring that the configuration does not name.
+    #[error(
+        "the route has relatch.enforce: false, but its keyring is not named in `keyrings` of the \
+         sidecar's file"
+    )]
+    UnnamedKeyring,
     /// The host is not a host name, and a rule is for a host.
     #[error("the host name or its port is not valid")]
     OddHost,
@@ -76,6 +89,7 @@ struct Extensions<'a> {
     keyring: Option<&'a str>,
     scopes: Option<&'a str>,
     auth: Option<Auth>,
+    is_enforced: Option<bool>,
 }
 
 impl<'a> Route<'a> {
@@ -90,10 +104,14 @@ impl<'a> Route<'a> {
         input: &CheckInput<'a>,
     ) -> Result<Self, RouteError> {
         let extensions = Extensions::read(input)?;
-        let rule = match extensions.scopes {
-            Some(_) if extensions.keyring.is_some() => None,
-            Some(_) | None => find_rule(settings.routes(), input)?,
+        let is_decided = extensions.keyring.is_some() && extensions.scopes.is_some();
+        let at = if is_decided && !settings.has_places_by_rule() {
+            None
+        } else {
+            find_rule(settings.routes(), input)?
         };
+        let places = at.map_or_else(|| settings.general_places(), |at| settings.places_of(at));
+        let rule = at.map(|at| &settings.routes()[at]);
         let rule_keyring = rule.map(|rule| &rule.keyring);
         let keyring = extensions.keyring.or_else(|| {
             rule_keyring
@@ -114,11 +132,51 @@ impl<'a> Route<'a> {
                 .map(|rule| &rule.scopes)
                 .filter(|_| extensions.scopes.is_none()),
         };
+        let loosening = rule.filter(|_| extensions.is_empty());
         Ok(Self {
             keyring,
             scopes,
             auth,
+            preflight: loosening.map_or(Preflight::Deny, |rule| rule.preflight),
+            enforcement: match (keyring, extensions.is_enforced, loosening) {
+                (None, _, _) | (Some(_), Some(true), _) => Enforcement::Enforced,
+                (Some(keyring), Some(false), _) if settings.names(keyring) => {
+                    Enforcement::Observed {
+                        removes_credential: false,
+                    }
+                }
+                (Some(_), Some(false), _) => return Err(RouteError::UnnamedKeyring),
+                (Some(_), None, Some(rule)) => settings.enforcement_by(rule),
+                (Some(keyring), None, None) => settings.enforcement_of(keyring),
+            },
+            places,
         })
+    }
+
+    /// Returns a route without a keyring, for a request whose route is unknown and that passes all
+    /// the same.
+    #[must_use]
+    pub(super) fn unknown(settings: &Settings) -> Self {
+        Self {
+            keyring: None,
+            scopes: RequiredScopes::default(),
+            auth: Auth::Required,
+            preflight: Preflight::Deny,
+            enforcement: Enforcement::Observed {
+                removes_credential: false,
+            },
+            places: settings.general_places(),
+        }
+    }
+
+    /// Returns the places whose credentials do not reach the upstream if the request passes.
+    #[must_use]
+    pub(super) fn removed_places(&self) -> Places {
+        if self.enforcement.removes_credential() {
+            self.places
+        } else {
+            Places::default()
+        }
     }
 }
 
@@ -170,12 +228,18 @@ impl<'a> Extensions<'a> {
                     let auth = value.parse().map_err(|_| RouteError::InvalidExtension)?;
                     set_once(&mut extensions.auth, auth)?;
                 }
+                b"enforce" => {
+                    let enforced = value.parse().map_err(|_| RouteError::InvalidExtension)?;
+                    set_once(&mut extensions.is_enforced, enforced)?;
+                }
                 _ => return Err(RouteError::UnknownExtension),
             }
         }
         Ok(extensions)
     }
 
+    /// Returns whether there is none that chooses or loosens anything. `relatch.enforce` alone
+    /// changes nothing else.
     const fn is_empty(&self) -> bool {
         self.keyring.is_none() && self.scopes.is_none() && self.auth.is_none()
     }
@@ -200,10 +264,8 @@ fn parse_scopes(text: &str) -> Result<&str, RouteError> {
     }
 }
 
-fn find_rule<'a>(
-    rules: &'a [RouteRule],
-    input: &CheckInput<'a>,
-) -> Result<Option<&'a RouteRule>, RouteError> {
+/// Returns the position of the rule that applies; none if no rule does.
+fn find_rule(rules: &[RouteRule], input: &CheckInput<'_>) -> Result<Option<usize>, RouteError> {
     if rules.is_empty() {
         return Ok(None);
     }
@@ -214,7 +276,8 @@ fn find_rule<'a>(
     };
     let mut candidates = rules
         .iter()
-        .filter(|rule| {
+        .enumerate()
+        .filter(|(_, rule)| {
             rule.host
                 .as_ref()
                 .is_none_or(|pattern| pattern.matches(&host))
@@ -222,28 +285,29 @@ fn find_rule<'a>(
         .peekable();
     if candidates
         .peek()
-        .is_none_or(|rule| rule.path_prefix.is_root())
+        .is_none_or(|(_, rule)| rule.path_prefix.is_root())
     {
-        return Ok(candidates.next());
+        return Ok(candidates.next().map(|(at, _)| at));
     }
     let (path, _) = query::split_at_first(input.path(), b'?');
-    let candidates: Vec<&RouteRule> = candidates.collect();
+    let candidates: Vec<(usize, &RouteRule)> = candidates.collect();
     let as_sent = first_match(&candidates, path, Case::Sensitive);
     let as_read = match plain_reading(path)? {
         None => first_match(&candidates, path, Case::Insensitive),
         Some(reading) => first_match(&candidates, &reading, Case::Insensitive),
     };
     if as_sent == as_read {
-        Ok(as_sent.map(|at| candidates[at]))
+        Ok(as_sent)
     } else {
         Err(RouteError::OddPath)
     }
 }
 
-fn first_match(rules: &[&RouteRule], path: &[u8], case: Case) -> Option<usize> {
-    rules
+fn first_match(rules: &[(usize, &RouteRule)], path: &[u8], case: Case) -> Option<usize> {
+    let mut matching = rules
         .iter()
-        .position(|rule| rule.path_prefix.matches(path, case))
+        .filter(|(_, rule)| rule.path_prefix.matches(path, case));
+    matching.next().map(|(at, _)| *at)
 }
 
 /// Reads a host without its port and its final dot.

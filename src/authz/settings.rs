@@ -7,7 +7,7 @@ mod source;
 
 use http::HeaderName;
 
-use super::client_address::AddressSource;
+use super::{client_address::AddressSource, place::Places};
 use crate::{budget::Rate, key::KeyringName};
 
 pub(crate) use header::{
@@ -15,14 +15,20 @@ pub(crate) use header::{
 };
 #[cfg(test)]
 pub(crate) use rule::HostPattern;
-pub(crate) use rule::{Auth, Case, Host, PathPrefix, RouteRule};
-pub(crate) use source::CredentialSource;
-pub(super) use source::is_token;
+pub(crate) use rule::{Auth, Case, Enforcement, Host, PathPrefix, Preflight, RouteRule};
+pub(super) use source::{BASIC, is_token};
+pub(crate) use source::{BasicPart, CredentialSource};
 
 /// Validated settings, created from [`SettingsParts`].
 #[derive(Clone, Debug)]
 pub struct Settings {
     parts: SettingsParts,
+    /// The places of all routes, each once. The general ones come first.
+    credentials: Vec<CredentialSource>,
+    /// The places of each rule, in their order.
+    places: Vec<Places>,
+    /// The keyrings whose denials are not enforced.
+    observed: Vec<(KeyringName, Enforcement)>,
     /// Headers that never pass from outside, in any spelling: the configured identity headers and
     /// those with the default names.
     reserved: Vec<HeaderName>,
@@ -33,8 +39,9 @@ pub struct Settings {
 /// Settings as configuration gives them.
 #[derive(Clone, Debug)]
 pub struct SettingsParts {
-    /// The places where a credential may be, 1 to [`Settings::MAX_SOURCES`]. Each check searches
-    /// all of them. Default: [`CredentialSource::defaults`].
+    /// The general places where a credential may be, 1 to [`Settings::MAX_SOURCES`]: each check
+    /// searches all of them, unless its rule has places of its own. Default:
+    /// [`CredentialSource::defaults`].
     pub credentials: Vec<CredentialSource>,
     /// Rules for requests whose Envoy route does not set both a keyring and scopes, at most
     /// [`Settings::MAX_ROUTES`], in any order. Default: none.
@@ -42,6 +49,9 @@ pub struct SettingsParts {
     /// The keyring of requests whose Envoy route names no keyring and that no rule matches.
     /// Default: none.
     pub default_keyring: Option<KeyringName>,
+    /// The keyrings that the configuration names, and whether their denials are enforced. Only for
+    /// these can an Envoy route switch enforcement off. Default: none.
+    pub keyrings: Vec<(KeyringName, Enforcement)>,
     /// The headers that name the caller to the upstream.
     pub identity: IdentityHeaders,
     /// The notices for a consumer that uses a retiring version; none to send no notice. Default:
@@ -74,6 +84,12 @@ pub enum SettingsError {
     /// The number of places is out of bounds.
     #[error("credentials: name 1 to {} places", Settings::MAX_SOURCES)]
     SourceCount,
+    /// The general places and those of the rules are too many different ones.
+    #[error(
+        "credentials: name at most {} different places in all routes together",
+        Settings::MAX_ALL_SOURCES
+    )]
+    AllSourcesCount,
     /// A place overlaps with an earlier one: both could yield the same credential, or the header of
     /// one is a spelling of the other.
     #[error("credentials: {0} is named twice")]
@@ -110,6 +126,12 @@ pub enum ParseSettingError {
     /// Not the name of a header.
     #[error("use a header name of letters, digits and '-', not a pseudo-header")]
     HeaderName,
+    /// `Sec-WebSocket-Protocol`, as a header that holds nothing but a credential.
+    #[error("use `websocket_protocol` for a key in this header")]
+    WebSocketHeader,
+    /// Not a [`BasicPart`].
+    #[error("use username or password")]
+    BasicPart,
     /// A header that frames or describes the message, that has a meaning of its own, or that a
     /// proxy cannot remove.
     #[error("this header has a fixed meaning in HTTP, use another one")]
@@ -139,12 +161,16 @@ pub enum ParseSettingError {
     /// Not an [`Auth`].
     #[error("use required or optional")]
     Auth,
+    /// Not a [`Preflight`].
+    #[error("use allow or deny")]
+    Preflight,
 }
 
 impl Settings {
-    /// The maximum number of places of credentials. A word of 32 bits marks them. Even four places
-    /// are many.
+    /// The maximum number of places of credentials in one list. Even four places are many.
     pub(crate) const MAX_SOURCES: usize = 16;
+    /// The maximum number of different places in all lists. A word of 32 bits marks them.
+    pub(crate) const MAX_ALL_SOURCES: usize = 32;
     /// The maximum number of rules: a check compares them one by one.
     pub(crate) const MAX_ROUTES: usize = 256;
 
@@ -155,21 +181,48 @@ impl Settings {
     /// When they contradict each other, a header cannot be used, or the number of places or rules
     /// is out of bounds.
     pub fn new(mut parts: SettingsParts) -> Result<Self, SettingsError> {
-        check_sources(&parts.credentials)?;
-        check_identity(&parts.identity, &parts.credentials)?;
-        check_address(&parts)?;
-        check_routes(&parts.routes)?;
         parts.routes.sort_by_key(RouteRule::rank);
-        let reserved = reserve(&parts.identity, &parts.credentials);
-        let credentials = parts.credentials.iter().filter_map(|source| match source {
-            CredentialSource::Header { name, .. } => Some(name),
-            CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => None,
+        let lists = std::iter::once(&parts.credentials).chain(
+            parts
+                .routes
+                .iter()
+                .filter_map(|rule| rule.credentials.as_ref()),
+        );
+        for list in lists.clone() {
+            check_sources(list)?;
+        }
+        let mut credentials: Vec<CredentialSource> = Vec::new();
+        for source in lists.flatten() {
+            if !credentials.contains(source) {
+                credentials.push(source.clone());
+            }
+        }
+        if credentials.len() > Self::MAX_ALL_SOURCES {
+            return Err(SettingsError::AllSourcesCount);
+        }
+        check_identity(&parts.identity, &credentials)?;
+        check_address(&parts, &credentials)?;
+        check_routes(&parts.routes)?;
+        let general = Places::first(parts.credentials.len());
+        let places = parts.routes.iter().map(|rule| {
+            let own = rule.credentials.as_ref();
+            own.map_or(general, |own| Places::of(own, &credentials))
         });
+        let places = places.collect();
+        let observed = parts.keyrings.iter();
+        let observed = observed.filter(|(_, enforcement)| enforcement.is_observed());
+        let observed = observed.cloned().collect();
+        let reserved = reserve(&parts.identity);
         let lengths = credentials
+            .iter()
+            .filter_map(CredentialSource::header)
             .chain(&reserved)
             .fold(0, |lengths, name| lengths | length_bit(name.as_str().len()));
         Ok(Self {
             parts,
+            credentials,
+            places,
+            observed,
             reserved,
             lengths,
         })
@@ -183,10 +236,63 @@ impl Settings {
         settings
     }
 
-    /// Returns the places where a credential may be.
+    /// Returns the places where a credential may be, of all routes.
     #[must_use]
     pub(crate) fn credentials(&self) -> &[CredentialSource] {
-        &self.parts.credentials
+        &self.credentials
+    }
+
+    /// Returns the places for requests whose rule has none of its own.
+    #[must_use]
+    pub(super) fn general_places(&self) -> Places {
+        Places::first(self.parts.credentials.len())
+    }
+
+    /// Returns the places for requests that the rule at this position matches.
+    #[must_use]
+    pub(super) fn places_of(&self, rule: usize) -> Places {
+        self.places[rule]
+    }
+
+    /// Returns whether a rule has places of its own.
+    #[must_use]
+    pub(super) fn has_places_by_rule(&self) -> bool {
+        let general = self.general_places();
+        self.places.iter().any(|places| *places != general)
+    }
+
+    /// Returns whether the configuration names this keyring.
+    #[must_use]
+    pub(super) fn names(&self, keyring: &str) -> bool {
+        let mut named = self.parts.keyrings.iter();
+        named.any(|(name, _)| name.as_str() == keyring)
+    }
+
+    /// Returns whether denials of a keyring are enforced.
+    #[must_use]
+    pub(crate) fn enforcement_of(&self, keyring: &str) -> Enforcement {
+        let mut observed = self.observed.iter();
+        observed
+            .find(|(name, _)| name.as_str() == keyring)
+            .map_or(Enforcement::Enforced, |(_, enforcement)| *enforcement)
+    }
+
+    /// Returns whether denials are enforced where a rule applies.
+    #[must_use]
+    pub(crate) fn enforcement_by(&self, rule: &RouteRule) -> Enforcement {
+        let of_keyring = || self.enforcement_of(rule.keyring.as_str());
+        rule.enforcement.unwrap_or_else(of_keyring)
+    }
+
+    /// Returns whether no denial of any keyring or rule is enforced.
+    #[must_use]
+    pub(super) fn observes_everything(&self) -> bool {
+        !self.observed.is_empty()
+            && self.observed.len() == self.parts.keyrings.len()
+            && self
+                .routes()
+                .iter()
+                .all(|rule| self.enforcement_by(rule).is_observed())
     }
 
     /// Returns the rules, most specific first: the first rule that matches applies.
@@ -226,26 +332,30 @@ impl Settings {
         &self.parts.client_address
     }
 
-    /// Returns the headers that reach the upstream only if relatch sets them.
-    #[must_use]
-    pub(crate) fn reserved(&self) -> &[HeaderName] {
-        &self.reserved
+    /// Returns the headers of which no value of a client reaches the upstream: the identity headers,
+    /// and those in `places` that hold nothing but a credential.
+    pub(super) fn reserved(&self, places: Places) -> impl Iterator<Item = &HeaderName> {
+        let credentials = places.sources(self);
+        self.reserved
+            .iter()
+            .chain(credentials.filter_map(|(_, source)| source.pure_header()))
     }
 
     /// Returns whether a header with this name never passes from outside: a spelling of a reserved
-    /// header, or another spelling of a header that holds credentials.
+    /// header, or another spelling of a header in `places`.
     #[must_use]
-    pub(crate) fn is_spoofed(&self, name: &[u8]) -> bool {
+    pub(super) fn is_spoofed(&self, name: &[u8], places: Places) -> bool {
         // Most headers of a request differ in length from all names that are compared.
         if self.lengths & length_bit(name.len()) == 0 {
             return false;
         }
         self.reserved.iter().any(|header| folds_to(name, header))
-            || self.credentials().iter().any(|source| match source {
-                CredentialSource::Header { name: header, .. } => {
-                    folds_to(name, header) && !name.eq_ignore_ascii_case(header.as_ref())
-                }
-                CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => false,
+            || places.sources(self).any(|(_, source)| {
+                source.header().is_some_and(|header| {
+                    folds_to(name, header)
+                        && (source.pure_header().is_some()
+                            || !name.eq_ignore_ascii_case(header.as_ref()))
+                })
             })
     }
 }
@@ -267,6 +377,7 @@ impl Default for SettingsParts {
             credentials: CredentialSource::defaults(),
             routes: Vec::new(),
             default_keyring: None,
+            keyrings: Vec::new(),
             identity: IdentityHeaders::default(),
             notices: Some(Notices::default()),
             failed_credentials: Rate {
@@ -314,14 +425,15 @@ fn check_identity(
 }
 
 /// Refuses a header that has another use. A client could choose both values.
-fn check_address(parts: &SettingsParts) -> Result<(), SettingsError> {
+fn check_address(
+    parts: &SettingsParts,
+    credentials: &[CredentialSource],
+) -> Result<(), SettingsError> {
     let Some(name) = parts.client_address.header() else {
         return Ok(());
     };
-    let is_credential = parts.credentials.iter().any(|source| match source {
-        CredentialSource::Header { name: header, .. } => folds_to(name.as_bytes(), header),
-        CredentialSource::Query { .. } | CredentialSource::Cookie { .. } => false,
-    });
+    let mut credentials = credentials.iter().filter_map(CredentialSource::header);
+    let is_credential = credentials.any(|header| folds_to(name.as_bytes(), header));
     let mut identity = parts.identity.names();
     if is_credential || identity.any(|header| folds_to(name.as_bytes(), header)) {
         return Err(SettingsError::AddressHeaderClash(name.to_owned()));
@@ -348,19 +460,12 @@ fn check_routes(rules: &[RouteRule]) -> Result<(), SettingsError> {
     Ok(())
 }
 
-/// Returns the headers of which no value of a client reaches the upstream: the configured identity
-/// headers; the default ones, so that no header can be spoofed after one is renamed or switched off;
-/// and the headers that hold nothing but a credential.
-fn reserve(identity: &IdentityHeaders, sources: &[CredentialSource]) -> Vec<HeaderName> {
+/// Returns the configured identity headers and the default ones, so that no header can be spoofed
+/// after one is renamed or switched off.
+fn reserve(identity: &IdentityHeaders) -> Vec<HeaderName> {
     let defaults = IdentityHeaders::default();
-    let credentials = sources.iter().filter_map(|source| match source {
-        CredentialSource::Header { name, scheme: None } => Some(name),
-        CredentialSource::Header { .. }
-        | CredentialSource::Query { .. }
-        | CredentialSource::Cookie { .. } => None,
-    });
     let mut reserved: Vec<HeaderName> = Vec::new();
-    for header in identity.names().chain(defaults.names()).chain(credentials) {
+    for header in identity.names().chain(defaults.names()) {
         if !reserved.contains(header) {
             reserved.push(header.clone());
         }

@@ -13,7 +13,7 @@ use super::{
     client_address::{AddressSource, TrustedProxies},
     decision::{Decision, Denial, HeldKeyring, LookedUp, Outcome, Verdict, decide},
     question::Question,
-    response::{self, Form},
+    response::{self, About, Form},
     settings::{CredentialSource, Settings, SettingsParts},
 };
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
 /// A request as a client sent it. It can be encoded in both ways.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
+    pub(crate) method: Bytes,
     pub(crate) path: Bytes,
     pub(crate) host: Bytes,
     pub(crate) source: Bytes,
@@ -39,12 +40,18 @@ pub(crate) struct Message {
 impl Message {
     pub(crate) fn get(path: impl Into<Bytes>) -> Self {
         Self {
+            method: "GET".into(),
             path: path.into(),
             host: "api.example.com".into(),
             source: "192.0.2.1".into(),
             headers: Vec::new(),
             extensions: Vec::new(),
         }
+    }
+
+    pub(crate) fn method(mut self, method: impl Into<Bytes>) -> Self {
+        self.method = method.into();
+        self
     }
 
     pub(crate) fn header(mut self, name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
@@ -111,7 +118,7 @@ impl Message {
 
     fn request(&self, http: HttpRequest) -> CheckRequest {
         let http = HttpRequest {
-            method: "GET".into(),
+            method: self.method.clone(),
             path: self.path.clone(),
             host: self.host.clone(),
             ..http
@@ -287,7 +294,8 @@ pub(crate) fn decided(
             let denial = Denial::unread(error.reason());
             let form = Form::of_message(request);
             let response = written(|answer| {
-                response::deny(settings, &denial, form, None, None, answer);
+                let about = About::unread(settings, None);
+                response::deny(settings, &denial, form, &about, answer);
             });
             return (denial.into(), response);
         }
@@ -299,7 +307,7 @@ pub(crate) fn decided(
     let look: Option<&'static _> = slot.map(|slot| &*Box::leak(Box::new(slot.look(read_at(boot)))));
     let looked_up: &'static LookedUp = Box::leak(Box::default());
     let held = look.map(|look| HeldKeyring::new(look, looked_up));
-    let decision = at_once(decide(&question, held.as_ref(), now));
+    let decision = at_once(decide(&question, held.as_ref(), now)).enforced(&question);
     let response = written(|answer| {
         response::respond(settings, &question, &decision, None, answer);
     });
@@ -330,7 +338,10 @@ impl Judged {
             revision: decision.keyring().and_then(|keyring| keyring.revision),
             sunset: match decision {
                 Decision::Allow(grant) => grant.notice().and_then(|notice| notice.sunset),
-                Decision::Anonymous(_) | Decision::Deny(_) => None,
+                Decision::Anonymous(_)
+                | Decision::Preflight(_)
+                | Decision::WouldDeny(_)
+                | Decision::Deny(_) => None,
             },
         }
     }

@@ -15,6 +15,8 @@ use crate::authz::{
 pub(super) struct RawCredential {
     header: Option<Text>,
     scheme: Option<Text>,
+    basic: Option<Text>,
+    websocket_protocol: Option<Text>,
     query: Option<Text>,
     cookie: Option<Text>,
 }
@@ -29,41 +31,51 @@ pub(super) struct RawIdentityHeaders {
 }
 
 /// A source of credentials, with its place in the file; a default has none.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Placed {
     pub(super) source: CredentialSource,
     at: Option<Location>,
 }
 
 impl Placed {
-    /// The sources of the file, or the default sources if it has none.
+    /// The general sources of the file, or the default sources if it has none.
     pub(super) fn from_raw(
         raw: Option<&Spanned<Vec<Spanned<RawCredential>>>>,
         found: &mut Findings,
     ) -> Vec<Self> {
-        let Some(raw) = raw else {
-            return CredentialSource::defaults()
-                .into_iter()
-                .map(|source| Self { source, at: None })
-                .collect();
-        };
-        found.bound("credentials", raw, Settings::MAX_SOURCES);
+        if let Some(raw) = raw {
+            return Self::list("credentials", raw, found);
+        }
+        CredentialSource::defaults()
+            .into_iter()
+            .map(|source| Self { source, at: None })
+            .collect()
+    }
+
+    /// The sources of the list `field`.
+    pub(super) fn list(
+        field: &str,
+        raw: &Spanned<Vec<Spanned<RawCredential>>>,
+        found: &mut Findings,
+    ) -> Vec<Self> {
+        found.bound(field, raw, Settings::MAX_SOURCES);
         if raw.value.is_empty() {
             found.note(
                 raw.referenced,
-                "credentials",
-                "is empty, add a header, query or cookie, or remove the field",
+                field,
+                "is empty, add a place such as { header: x-api-key }, or remove the field",
             );
         }
         let mut placed: Vec<Self> = Vec::new();
         for (at, raw) in raw.value.iter().enumerate().take(Settings::MAX_SOURCES) {
-            let Some(source) = source(at, raw, found) else {
+            let field = format!("{field}[{at}]");
+            let Some(source) = source(&field, raw, found) else {
                 continue;
             };
             if placed.iter().any(|other| other.source.overlaps(&source)) {
                 found.note(
                     raw.referenced,
-                    format_args!("credentials[{at}]"),
+                    field,
                     format_args!("{source} is already in the list, remove one of the two"),
                 );
             }
@@ -127,55 +139,59 @@ impl RawIdentityHeaders {
     }
 }
 
-/// The source at index `at`; none if it is wrong, which is then noted.
+/// The source in `field`; none if it is wrong, which is then noted.
 fn source(
-    at: usize,
+    field: &str,
     raw: &Spanned<RawCredential>,
     found: &mut Findings,
 ) -> Option<CredentialSource> {
-    let field = |name: &str| format!("credentials[{at}].{name}");
+    let part = |name: &str| format!("{field}.{name}");
     let RawCredential {
         header,
         scheme,
+        basic,
+        websocket_protocol,
         query,
         cookie,
     } = &raw.value;
-    if let (Some(scheme), None) = (scheme, header)
-        && query.is_some() != cookie.is_some()
-    {
+    let kinds = [header, basic, websocket_protocol, query, cookie];
+    if kinds.into_iter().flatten().count() != 1 {
+        found.note(
+            raw.referenced,
+            field,
+            "use exactly one of header, basic, websocket_protocol, query and cookie",
+        );
+        return None;
+    }
+    if let (Some(scheme), None) = (scheme, header) {
         found.note(
             scheme.referenced,
-            field("scheme"),
+            part("scheme"),
             "can be used only with `header`, remove it",
         );
     }
-    match (header, query, cookie) {
-        (Some(header), None, None) => {
-            let name = found.parse(field("header"), Some(header), parse_credential_header);
-            let scheme = found.parse_or(field("scheme"), scheme.as_ref(), None, |text| {
-                text.parse().map(Some)
-            });
-            Some(CredentialSource::Header {
-                name: name?,
-                scheme: scheme?,
-            })
-        }
-        (None, Some(query), None) => found
-            .parse(field("query"), Some(query), str::parse)
-            .map(|name| CredentialSource::Query { name }),
-        (None, None, Some(cookie)) => found
-            .parse(field("cookie"), Some(cookie), str::parse)
-            .map(|name| CredentialSource::Cookie { name }),
-        (None, None, None)
-        | (Some(_), Some(_), _)
-        | (_, Some(_), Some(_))
-        | (Some(_), _, Some(_)) => {
-            found.note(
-                raw.referenced,
-                format_args!("credentials[{at}]"),
-                "use exactly one of header, query and cookie",
-            );
-            None
-        }
+    if let Some(header) = header {
+        let name = found.parse(part("header"), Some(header), parse_credential_header);
+        let scheme = found.parse_or(part("scheme"), scheme.as_ref(), None, |text| {
+            text.parse().map(Some)
+        });
+        return Some(CredentialSource::Header {
+            name: name?,
+            scheme: scheme?,
+        });
     }
+    let basic = found
+        .parse(part("basic"), basic.as_ref(), str::parse)
+        .map(|part| CredentialSource::Basic { part });
+    let protocol = part("websocket_protocol");
+    let protocol = found
+        .parse(protocol, websocket_protocol.as_ref(), str::parse)
+        .map(|prefix| CredentialSource::WebSocketProtocol { prefix });
+    let query = found
+        .parse(part("query"), query.as_ref(), str::parse)
+        .map(|name| CredentialSource::Query { name });
+    let cookie = found
+        .parse(part("cookie"), cookie.as_ref(), str::parse)
+        .map(|name| CredentialSource::Cookie { name });
+    basic.or(protocol).or(query).or(cookie)
 }

@@ -1,12 +1,15 @@
-//! The routes in the configuration file of a sidecar: the keyring and the scopes of requests for which the mesh does not
-//! give them.
+//! The routes in the configuration file of a sidecar: what applies to requests for which the mesh does not say it.
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::reader::{Findings, Text};
+use super::{
+    credential::{Placed, RawCredential},
+    enforcement::enforcement,
+    reader::{Findings, Text},
+};
 use crate::{
-    authz::{Auth, PathPrefix, RouteRule, Settings},
+    authz::{Auth, PathPrefix, Preflight, RouteRule, Settings},
     key::{KeyringName, Scope},
 };
 
@@ -18,6 +21,17 @@ pub(super) struct RawRoute {
     keyring: Option<Text>,
     scopes: Option<Vec<Text>>,
     auth: Option<Text>,
+    preflight: Option<Text>,
+    enforce: Option<Text>,
+    remove: Option<Text>,
+    credentials: Option<Spanned<Vec<Spanned<RawCredential>>>>,
+}
+
+/// The rules of the file, and the places of credentials that they have of their own.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) rules: Vec<RouteRule>,
+    pub(super) credentials: Vec<Placed>,
 }
 
 /// The keyrings that a route can name.
@@ -68,15 +82,28 @@ pub(super) fn rules(
     raw: Option<Spanned<Vec<Spanned<RawRoute>>>>,
     keyrings: &KnownKeyrings<'_>,
     found: &mut Findings,
-) -> Vec<RouteRule> {
+) -> Rules {
     let Some(raw) = raw else {
-        return Vec::new();
+        return Rules::default();
     };
     found.bound("routes", &raw, Settings::MAX_ROUTES);
     let mut rules: Vec<(usize, RouteRule)> = Vec::new();
+    let mut credentials = Vec::new();
     for (at, raw) in raw.value.iter().enumerate().take(Settings::MAX_ROUTES) {
+        let own = raw.value.credentials.as_ref().map(|raw| {
+            let field = format!("routes[{at}].credentials");
+            Placed::list(&field, raw, found)
+        });
+        let sources = own
+            .as_ref()
+            .map(|own| own.iter().map(|it| it.source.clone()).collect());
+        credentials.extend(own.into_iter().flatten());
         let Some(rule) = rule(at, raw, keyrings, found) else {
             continue;
+        };
+        let rule = RouteRule {
+            credentials: sources,
+            ..rule
         };
         if let Some((other, _)) = rules.iter().find(|(_, other)| other.matches_as(&rule)) {
             found.note(
@@ -87,10 +114,13 @@ pub(super) fn rules(
         }
         rules.push((at, rule));
     }
-    rules.into_iter().map(|(_, rule)| rule).collect()
+    Rules {
+        rules: rules.into_iter().map(|(_, rule)| rule).collect(),
+        credentials,
+    }
 }
 
-/// The rule at index `at`; none if it is wrong, which is then noted.
+/// The rule at index `at`, without places of its own; none if it is wrong, which is then noted.
 fn rule(
     at: usize,
     raw: &Spanned<RawRoute>,
@@ -104,6 +134,10 @@ fn rule(
         keyring,
         scopes,
         auth,
+        preflight,
+        enforce,
+        remove,
+        credentials: _,
     } = &raw.value;
     let host = found.parse_or(field("host"), host.as_ref(), None, |text| {
         text.parse().map(Some)
@@ -142,12 +176,22 @@ fn rule(
         })
         .collect();
     let auth = found.parse_or(field("auth"), auth.as_ref(), Auth::default(), str::parse);
+    let preflight = found.parse_or(
+        field("preflight"),
+        preflight.as_ref(),
+        Preflight::default(),
+        str::parse,
+    );
+    let enforcement = enforcement(field, enforce.as_ref(), remove.as_ref(), found);
     Some(RouteRule {
         host: host?,
         path_prefix: path_prefix?,
         keyring: keyring?,
         scopes,
         auth: auth?,
+        preflight: preflight?,
+        enforcement,
+        credentials: None,
     })
 }
 

@@ -15,15 +15,16 @@ use super::{
     cache::{self, RawCache},
     client_address::RawClientAddress,
     credential::{Placed, RawCredential, RawIdentityHeaders},
+    enforcement::enforcement,
     error::ConfigError,
     plaintext::{PlaintextError, refuse_plaintext_listener},
     reader::{self, Findings, Places, Text},
-    route::{self, KnownKeyrings, RawRoute},
+    route::{self, KnownKeyrings, RawRoute, Rules},
     tls::{ClientTls, RawClientTls, RawListener, RawServer},
     value::{self, ControlEndpoint, Listen, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 use crate::{
-    authz::{self, Notices, SettingsParts},
+    authz::{self, Enforcement, Notices, SettingsParts},
     budget::Rate,
     duration::written,
     key::KeyringName,
@@ -86,6 +87,8 @@ pub(crate) struct SidecarKeyringSettings {
     pub(crate) mode: Mode,
     /// The limits of the keyring, or else those of the file.
     pub(crate) staleness: Staleness,
+    /// Whether denials are enforced. Default: they are.
+    pub(crate) enforcement: Enforcement,
 }
 
 /// The settings of a channel are not safe.
@@ -194,6 +197,8 @@ struct RawKeyring {
     mode: Option<Text>,
     cache: Option<Spanned<RawCache>>,
     staleness: Option<RawStaleness>,
+    enforce: Option<Text>,
+    remove: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -265,6 +270,13 @@ impl SidecarSettings {
         keyrings: Vec<KeyringName>,
     ) -> Self {
         let staleness = Staleness::default();
+        let named = keyrings
+            .iter()
+            .map(|name| (name.clone(), Enforcement::default()));
+        let authz = SettingsParts {
+            keyrings: named.collect(),
+            ..SettingsParts::default()
+        };
         Self {
             node: NodeSettings::named(node),
             listen: DEFAULT_LISTEN,
@@ -279,9 +291,10 @@ impl SidecarSettings {
                     name,
                     mode: Mode::Full,
                     staleness,
+                    enforcement: Enforcement::default(),
                 })
                 .collect(),
-            authz: authz::Settings::default(),
+            authz: authz::Settings::new(authz).expect("the defaults do not contradict each other"),
             drain: Duration::ZERO,
             snapshot: None,
             telemetry: TelemetrySettings::named(SERVICE_NAME),
@@ -335,13 +348,21 @@ impl SidecarSettings {
             .iter()
             .map(|keyring| keyring.name.clone())
             .collect();
+        let enforcements = keyrings.iter();
+        let enforcements = enforcements.map(|it| (it.name.clone(), it.enforcement));
+        let enforcements = enforcements.collect();
         let known = KnownKeyrings::from_raw(&names, raw.default_keyring.as_ref(), found);
-        let routes = route::rules(raw.routes, &known, found);
-        let credentials = Placed::from_raw(raw.credentials.as_ref(), found);
+        let Rules {
+            rules,
+            credentials: of_rules,
+        } = route::rules(raw.routes, &known, found);
+        let general = Placed::from_raw(raw.credentials.as_ref(), found);
+        let credentials = general.iter().map(|it| it.source.clone()).collect();
+        let placed = [general, of_rules].concat();
         let identity = raw
             .identity_headers
             .unwrap_or_default()
-            .into_headers(&credentials, found);
+            .into_headers(&placed, found);
         let notices = raw.notice.unwrap_or_default().into_notices(found);
         let failed_credentials = raw.failed_credentials.unwrap_or_default().into_rate(
             "failed_credentials",
@@ -351,16 +372,17 @@ impl SidecarSettings {
         let drain = raw.drain.as_ref();
         let drain = found.duration("drain", drain, (Duration::ZERO, MAX_DRAIN));
         let client_address =
-            RawClientAddress::into_source(raw.client_address, &credentials, &identity, found);
+            RawClientAddress::into_source(raw.client_address, &placed, &identity, found);
         let snapshot = SnapshotSettings::from_raw(raw.snapshot, found);
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
         let log = LogSettings::from_raw(&raw.log.unwrap_or_default(), found);
         let authz = found.combine(|| {
             authz::Settings::new(SettingsParts {
-                credentials: credentials.into_iter().map(|it| it.source).collect(),
-                routes,
+                credentials,
+                routes: rules,
                 default_keyring: known.default_keyring().cloned(),
+                keyrings: enforcements,
                 identity,
                 notices,
                 failed_credentials,
@@ -650,10 +672,12 @@ fn keyrings(
                 "is in the list already, remove one of the two",
             );
         }
+        let enforcement = enforcement(field, raw.enforce.as_ref(), raw.remove.as_ref(), found);
         keyrings.push(SidecarKeyringSettings {
             name,
             mode,
             staleness,
+            enforcement: enforcement.unwrap_or_default(),
         });
     }
     keyrings

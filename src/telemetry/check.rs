@@ -18,7 +18,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 
 use super::metrics::SidecarMetrics;
 use crate::{
-    authz::{CheckEvent, Observer, Outcome},
+    authz::{CheckEvent, DenyReason, Observer, Outcome},
     clock::{BootTime, Clock},
     key::{KeyId, KeyState, KeyringName, RotationId, VersionNumber},
 };
@@ -39,7 +39,7 @@ macro_rules! log_line {
         tracing::event!(
             tracing::Level::$level,
             auth.decision = outcome.decision(),
-            auth.deny.reason = deny_reason(outcome),
+            auth.deny.reason = outcome.denial().map(DenyReason::as_str),
             auth.keyring = keyring.map(|keyring| keyring.name.as_str()),
             auth.keyring.revision = revision(event),
             auth.keyring.age_ms = age_ms(event),
@@ -126,18 +126,28 @@ impl CheckTelemetry {
             || (is_notable(event) && self.spans.passes(&subject(event), self.clock.boot()))
     }
 
+    /// Whether the log level and the rate let a denial pass.
+    fn logs_denial(&self, event: &CheckEvent<'_>) -> bool {
+        tracing::enabled!(tracing::Level::INFO)
+            && self.logs.passes(&subject(event), self.clock.boot())
+    }
+
     fn log(&self, event: &CheckEvent<'_>) {
         match event.decision.outcome() {
-            Outcome::Allowed | Outcome::Anonymous => {
+            Outcome::Allowed | Outcome::Anonymous | Outcome::Preflight => {
                 log_line!(DEBUG, event, "a check was allowed");
             }
-            Outcome::Denied(_) => {
-                let passes = tracing::enabled!(tracing::Level::INFO)
-                    && self.logs.passes(&subject(event), self.clock.boot());
-                if passes {
-                    log_line!(INFO, event, "a check was denied");
-                }
+            Outcome::WouldDeny(_) if self.logs_denial(event) => {
+                log_line!(
+                    INFO,
+                    event,
+                    "a check was allowed in a trial, and would be denied"
+                );
             }
+            Outcome::Denied(_) if self.logs_denial(event) => {
+                log_line!(INFO, event, "a check was denied");
+            }
+            Outcome::WouldDeny(_) | Outcome::Denied(_) => {}
         }
     }
 }
@@ -187,8 +197,8 @@ impl Default for RateLimit {
 /// Whether the check is a denial, or the use of a version that is not active.
 fn is_notable(event: &CheckEvent<'_>) -> bool {
     match event.decision.outcome() {
-        Outcome::Denied(_) => true,
-        Outcome::Anonymous => false,
+        Outcome::Denied(_) | Outcome::WouldDeny(_) => true,
+        Outcome::Anonymous | Outcome::Preflight => false,
         Outcome::Allowed => event
             .decision
             .key()
@@ -215,7 +225,7 @@ fn attributes(event: &CheckEvent<'_>) -> Vec<KeyValue> {
         KeyValue::new("rpc.response.status_code", "OK"),
         KeyValue::new("auth.decision", outcome.decision()),
     ];
-    if let Outcome::Denied(reason) = outcome {
+    if let Some(reason) = outcome.denial() {
         attributes.push(KeyValue::new("auth.deny.reason", reason.as_str()));
         if reason.is_our_fault() {
             attributes.push(KeyValue::new("error.type", reason.as_str()));
@@ -251,13 +261,6 @@ fn attributes(event: &CheckEvent<'_>) -> Vec<KeyValue> {
         ]);
     }
     attributes
-}
-
-fn deny_reason(outcome: Outcome) -> Option<&'static str> {
-    match outcome {
-        Outcome::Denied(reason) => Some(reason.as_str()),
-        Outcome::Allowed | Outcome::Anonymous => None,
-    }
 }
 
 fn revision(event: &CheckEvent<'_>) -> Option<i64> {

@@ -82,8 +82,8 @@ struct KeyringCollector {
 #[derive(Debug)]
 struct CheckCollector(Arc<Checks>);
 
-/// The number of outcomes: every reason of a denial, allowed, and anonymous.
-const OUTCOMES: usize = DenyReason::ALL.len() + 2;
+/// The number of outcomes: every reason of a denial, enforced and not, and those without a denial.
+const OUTCOMES: usize = 2 * DenyReason::ALL.len() + 3;
 /// The number of states of a key, with one for a key that was not verified.
 const KEY_STATES: usize = KeyState::ALL.len() + 1;
 /// The buckets of a check's duration, in seconds: from 5 µs, since checks are hardly faster, to 50 ms, since a check of
@@ -155,8 +155,8 @@ impl SidecarMetrics {
         let keyring = decision.keyring().map(|keyring| keyring.name);
         self.checks.cells(keyring).count(outcome, state);
         let durations = match outcome {
-            Outcome::Allowed | Outcome::Anonymous => &self.checks.allowed,
-            Outcome::Denied(_) => &self.checks.denied,
+            Outcome::Allowed | Outcome::Anonymous | Outcome::Preflight => &self.checks.allowed,
+            Outcome::WouldDeny(_) | Outcome::Denied(_) => &self.checks.denied,
         };
         let exemplar = event
             .parent
@@ -249,7 +249,8 @@ impl Cells {
         let outcomes = DenyReason::ALL
             .into_iter()
             .map(Outcome::Denied)
-            .chain([Outcome::Allowed, Outcome::Anonymous]);
+            .chain([Outcome::Allowed, Outcome::Anonymous, Outcome::Preflight])
+            .chain(DenyReason::ALL.into_iter().map(Outcome::WouldDeny));
         let cells = outcomes.flat_map(|outcome| {
             let states = KeyState::ALL.into_iter().map(Some).chain([None]);
             states.map(move |state| (outcome, state))
@@ -275,7 +276,7 @@ impl Collector for CheckCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut checks = encoder.encode_descriptor(
             "relatch_checks",
-            "Number of checks by keyring, decision, reason and state of the key; an allow has the reason ok or anonymous",
+            "Number of checks by keyring, decision, reason and state of the key; an allow has the reason ok, anonymous or preflight, and would_deny is a denial that is not enforced",
             None,
             MetricType::Counter,
         )?;
@@ -355,6 +356,8 @@ const fn outcome_index(outcome: Outcome) -> usize {
         Outcome::Denied(reason) => reason as usize,
         Outcome::Allowed => DenyReason::ALL.len(),
         Outcome::Anonymous => DenyReason::ALL.len() + 1,
+        Outcome::Preflight => DenyReason::ALL.len() + 2,
+        Outcome::WouldDeny(reason) => DenyReason::ALL.len() + 3 + reason as usize,
     }
 }
 

@@ -3,25 +3,39 @@
 use prost::Message as _;
 
 use super::*;
-use crate::authz::testing::{Message, settings};
+use crate::authz::{
+    SettingsParts,
+    removal::{Inseparable, Removal},
+    testing::{Message, parts, settings},
+};
 
 /// The credential and the set of its places.
-type Found = Result<Option<(Vec<u8>, u32)>, CredentialError>;
+type Found = Result<Option<(Vec<u8>, u32)>, Lack>;
+
+/// The reason why a request has no credential that can be judged and removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    NoCredential(NoCredential),
+    Inseparable,
+}
 
 /// Returns the result for both encodings, with the header `x-api-key`, the scheme `Bearer`, and the
 /// parameter and the cookie `api_key` as places.
 fn collected(message: &Message) -> [Found; 2] {
-    let settings = settings();
+    collected_by(&settings(), message)
+}
+
+fn collected_by(settings: &Settings, message: &Message) -> [Found; 2] {
     [message.joined(), message.raw()].map(|request| {
         let request = request.encode_to_vec();
         let input = CheckInput::read(&request).expect("a request");
-        let credential = Credential::collect(&settings, &input)?;
-        Ok(credential.map(|credential| {
-            (
-                credential.value.as_bytes().to_vec(),
-                credential.removal.places().0,
-            )
-        }))
+        let Search { credential, found } = Search::new(settings, settings.general_places(), &input);
+        let removal = Removal::plan(settings, &input, found);
+        match (credential, removal) {
+            (Ok(_) | Err(NoCredential::Ambiguous), Err(Inseparable)) => Err(Lack::Inseparable),
+            (Ok(credential), Ok(_)) => Ok(credential.map(|it| (it.0.as_bytes().to_vec(), found.0))),
+            (Err(none), _) => Err(Lack::NoCredential(none)),
+        }
     })
 }
 
@@ -90,7 +104,7 @@ fn two_credentials_are_ambiguous() {
         Message::get("/").header("cookie", "a=1,api_key=K"),
         Message::get("/").header("cookie", "api_key=K; a=1, api_key=L"),
     ] {
-        assert_all(&message, &Err(CredentialError::Ambiguous));
+        assert_all(&message, &Err(Lack::NoCredential(NoCredential::Ambiguous)));
     }
 }
 
@@ -107,7 +121,11 @@ fn a_header_that_comes_twice_is_ambiguous_in_both_encodings() {
         for separator in [",", ", "] {
             let joined = Message::get("/").header(name, format!("{first}{separator}{second}"));
             for found in [collected(&joined)[0].clone(), collected(&twice)[1].clone()] {
-                assert_eq!(found, Err(CredentialError::Ambiguous), "{first} {second}");
+                assert_eq!(
+                    found,
+                    Err(Lack::NoCredential(NoCredential::Ambiguous)),
+                    "{first} {second}"
+                );
             }
         }
     }
@@ -122,7 +140,7 @@ fn joined_lines_with_a_scheme_are_ambiguous_even_where_headers_stand_apart() {
         "Bearer K,",
     ] {
         let message = Message::get("/").header("authorization", value);
-        assert_all(&message, &Err(CredentialError::Ambiguous));
+        assert_all(&message, &Err(Lack::NoCredential(NoCredential::Ambiguous)));
     }
 }
 
@@ -141,22 +159,25 @@ fn what_is_not_printable_is_malformed_even_beside_another() {
         (Message::get("/?api_key=%ff"), None),
         (Message::get("/").header("cookie", "api_key=a b"), word),
     ] {
-        assert_all(&message, &Err(CredentialError::Malformed(wrapping)));
+        assert_all(
+            &message,
+            &Err(Lack::NoCredential(NoCredential::Malformed(wrapping))),
+        );
     }
 }
 
 #[test]
 fn a_credential_among_bytes_that_are_not_text_is_inseparable() {
     let cookie = Message::get("/").header("cookie", b"a=\xff; api_key=K".to_vec());
-    assert_all(&cookie, &Err(CredentialError::Inseparable));
+    assert_all(&cookie, &Err(Lack::Inseparable));
     let query = Message::get(b"/\xff?api_key=K".to_vec());
-    assert_all(&query, &Err(CredentialError::Inseparable));
+    assert_all(&query, &Err(Lack::Inseparable));
 }
 
 /// A `!` may be a byte that Envoy could not show, unless the headers are raw.
 #[test]
 fn a_credential_beside_bytes_that_envoy_may_have_replaced_is_inseparable() {
-    let inseparable = || Err(CredentialError::Inseparable);
+    let inseparable = || Err(Lack::Inseparable);
     let found = |places| Ok(Some((b"K".to_vec(), places)));
     let cookie = Message::get("/").header("cookie", "a=!; api_key=K");
     assert_eq!(collected(&cookie), [inseparable(), found(COOKIE)]);
@@ -182,11 +203,89 @@ fn a_credential_beside_bytes_that_envoy_may_have_replaced_is_inseparable() {
     }
 }
 
+/// Returns settings with one place.
+fn only(source: CredentialSource) -> Settings {
+    let credentials = vec![source];
+    let settings = Settings::new(SettingsParts {
+        credentials,
+        ..parts()
+    });
+    settings.expect("valid settings")
+}
+
+#[test]
+fn a_part_of_basic_is_a_credential() {
+    let found = |part, value: &'static str| {
+        let settings = only(CredentialSource::Basic { part });
+        let message = Message::get("/").header("authorization", value);
+        let [joined, raw] = collected_by(&settings, &message);
+        assert_eq!(joined, raw, "{value}");
+        joined
+    };
+    let key = |key: &str| Ok(Some((key.as_bytes().to_vec(), 1)));
+    let malformed = Err(Lack::NoCredential(NoCredential::Malformed(None)));
+    let ambiguous = Err(Lack::NoCredential(NoCredential::Ambiguous));
+    // K:L, K: without padding and with it, :L and a NUL, K:L:M, K without a colon
+    for (value, user_name, password) in [
+        ("Basic SzpM", key("K"), key("L")),
+        ("bASIC  Szo", key("K"), Ok(None)),
+        ("Basic Szo=", key("K"), Ok(None)),
+        ("Basic OkwA", Ok(None), malformed.clone()),
+        ("Basic SzpMOk0=", key("K"), key("L:M")),
+        ("Basic Sw==", malformed.clone(), malformed.clone()),
+        ("Basic S$pM", malformed.clone(), malformed.clone()),
+        ("Basic SzpM SzpM", malformed.clone(), malformed.clone()),
+        (
+            "Basic SzpM, Basic SzpM",
+            ambiguous.clone(),
+            ambiguous.clone(),
+        ),
+        ("Bearer a, Basic SzpM", ambiguous.clone(), ambiguous),
+        ("Basic", Ok(None), Ok(None)),
+        ("Bearer SzpM", Ok(None), Ok(None)),
+    ] {
+        assert_eq!(found(BasicPart::UserName, value), user_name, "{value}");
+        assert_eq!(found(BasicPart::Password, value), password, "{value}");
+    }
+}
+
+#[test]
+fn an_item_of_the_websocket_protocols_is_a_credential() {
+    let settings = only(CredentialSource::WebSocketProtocol {
+        prefix: "key.".parse().expect("a token"),
+    });
+    let header = |value: &'static str| Message::get("/").header("Sec-WebSocket-Protocol", value);
+    let key = Ok(Some((b"K".to_vec(), 1)));
+    let ambiguous = Err(Lack::NoCredential(NoCredential::Ambiguous));
+    for (message, expected) in [
+        (header("key.K"), &key),
+        (header("chat, key.K,soap"), &key),
+        (
+            header("chat").header("sec-websocket-protocol", "key.K"),
+            &key,
+        ),
+        (header("chat, Key.K, a.key.K"), &Ok(None)),
+        (header("key., chat"), &Ok(None)),
+        (header("key.K, key.K"), &ambiguous),
+        (header("key.K, key.L"), &ambiguous),
+        (
+            header("key.K").header("sec-websocket-protocol", "key.K"),
+            &ambiguous,
+        ),
+    ] {
+        for found in collected_by(&settings, &message) {
+            assert_eq!(found, *expected);
+        }
+    }
+}
+
 #[test]
 fn credentials_do_not_print() {
     let request = Message::get("/").header("x-api-key", "Kanarienvogel").raw();
     let request = request.encode_to_vec();
     let input = CheckInput::read(&request).expect("a request");
-    let credential = Credential::collect(&settings(), &input).expect("a credential");
-    assert!(!format!("{credential:?}").contains("Kanarienvogel"));
+    let settings = settings();
+    let search = Search::new(&settings, settings.general_places(), &input);
+    assert!(matches!(search.credential, Ok(Some(_))));
+    assert!(!format!("{search:?}").contains("Kanarienvogel"));
 }

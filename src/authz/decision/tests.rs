@@ -5,14 +5,14 @@ use prost::Message as _;
 use super::*;
 use crate::{
     authz::{
-        settings::{Settings, SettingsParts},
+        settings::{Auth, Enforcement, PathPrefix, Preflight, RouteRule, Settings, SettingsParts},
         testing::{
             CONFIRMED_AT, DENY_AFTER, Judged, Message, REVISION, at_once, behind_proxies, judge,
             keyrings, parts, read_at, unconfirmed,
         },
     },
     clock::BootTime,
-    key::{AllowedSources, KeyId, KeyRecord, Secret, Window, testing},
+    key::{AllowedSources, KeyId, KeyRecord, Scopes, Secret, Window, testing},
 };
 
 /// A sidecar with one key, at one moment.
@@ -364,4 +364,116 @@ fn a_decision_tells_what_it_was_based_on() {
         assert_eq!(judged.has_keyring, has_keyring, "{wrong:?}");
         assert_eq!(judged.revision, revision, "{wrong:?}");
     }
+}
+
+/// Returns a sidecar with `preflight: allow` for every path.
+fn with_preflights() -> Sidecar {
+    let mut sidecar = Sidecar::new();
+    sidecar.settings.routes = vec![RouteRule {
+        host: None,
+        path_prefix: PathPrefix::default(),
+        keyring: testing::keyring_name(),
+        scopes: Scopes::default(),
+        auth: Auth::Required,
+        preflight: Preflight::Allow,
+        enforcement: None,
+        credentials: None,
+    }];
+    sidecar
+}
+
+#[test]
+fn a_preflight_passes_where_a_rule_says_so_and_with_it_nothing_else() {
+    let preflight = || {
+        Message::get("/orders")
+            .method("OPTIONS")
+            .header("origin", "https://app.example")
+            .header("access-control-request-method", "PUT")
+    };
+    let mut sidecar = with_preflights();
+    assert_eq!(sidecar.judge(&preflight()).outcome, Outcome::Preflight);
+    let missing = Outcome::Denied(DenyReason::MissingCredential);
+    assert_eq!(sidecar.judge(&Message::get("/orders")).outcome, missing);
+    assert_eq!(Sidecar::new().judge(&preflight()).outcome, missing);
+    // Its credentials are not judged, and do not pass either.
+    let wrong = preflight().header("x-api-key", "wrong");
+    assert_eq!(sidecar.judge(&wrong).outcome, Outcome::Preflight);
+    let inseparable = preflight().header("cookie", b"a=\xff; api_key=K".to_vec());
+    assert_eq!(
+        sidecar.judge(&inseparable).outcome,
+        Outcome::Denied(DenyReason::MalformedRequest)
+    );
+    let both = inseparable.header("x-api-key", "K L");
+    assert_eq!(
+        sidecar.judge(&both).outcome,
+        Outcome::Denied(DenyReason::MalformedCredential)
+    );
+    // A browser can then read why its request is denied.
+    sidecar.boot = CONFIRMED_AT.saturating_add(DENY_AFTER);
+    assert_eq!(sidecar.judge(&preflight()).outcome, Outcome::Preflight);
+}
+
+#[test]
+fn a_trial_denies_only_what_must_not_reach_the_upstream() {
+    let in_trial = |removes_credential| {
+        let mut sidecar = Sidecar::new();
+        let observed = Enforcement::Observed { removes_credential };
+        sidecar.settings.keyrings = vec![(testing::keyring_name(), observed)];
+        sidecar
+    };
+    let denied = |reason| Outcome::Denied(reason);
+    let would_deny = |reason| Outcome::WouldDeny(reason);
+    let inseparable = Message::get("/").header("cookie", b"a=\xff; api_key=K".to_vec());
+    let ambiguous = Message::get("/?api_key=K").header("x-api-key", "L");
+    let malformed = Message::get("/").header("x-api-key", "K L");
+    let header_name = Message::get("/").header("x relatch consumer", "root");
+    let unknown = Message::get("/").extension("relatch.keyring", "other");
+    for removes in [false, true] {
+        let sidecar = in_trial(removes);
+        let outcome = |message: &Message| sidecar.judge(message).outcome;
+        assert_eq!(outcome(&sidecar.request()), Outcome::Allowed);
+        let missing = would_deny(DenyReason::MissingCredential);
+        assert_eq!(outcome(&Message::get("/")), missing);
+        let ambiguous_credential = would_deny(DenyReason::AmbiguousCredential);
+        assert_eq!(outcome(&ambiguous), ambiguous_credential);
+        let malformed_credential = would_deny(DenyReason::MalformedCredential);
+        assert_eq!(outcome(&malformed), malformed_credential);
+        let malformed_request = DenyReason::MalformedRequest;
+        let expected = if removes {
+            denied(malformed_request)
+        } else {
+            would_deny(malformed_request)
+        };
+        assert_eq!(outcome(&inseparable), expected);
+        assert_eq!(outcome(&header_name), denied(malformed_request));
+        assert_eq!(outcome(&unknown), denied(DenyReason::UnknownKeyring));
+    }
+}
+
+#[test]
+fn a_request_without_a_known_route_passes_only_where_everything_is_a_trial() {
+    let mut sidecar = with_preflights();
+    let observed = Enforcement::Observed {
+        removes_credential: false,
+    };
+    let mut below = sidecar.settings.routes[0].clone();
+    below.path_prefix = "/admin".parse().expect("a path");
+    sidecar.settings.routes.push(below);
+    sidecar.settings.keyrings = vec![(testing::keyring_name(), observed)];
+    let odd = Message::get("/a/%2e%2e/admin");
+    let malformed = DenyReason::MalformedRequest;
+    let judged = sidecar.judge(&odd);
+    assert_eq!(judged.outcome, Outcome::WouldDeny(malformed));
+    sidecar.settings.routes[1].enforcement = Some(Enforcement::Enforced);
+    assert_eq!(sidecar.judge(&odd).outcome, Outcome::Denied(malformed));
+    sidecar.settings.routes.pop();
+    let enforced = ("other".parse().expect("a name"), Enforcement::Enforced);
+    sidecar.settings.keyrings.push(enforced);
+    let host = RouteRule {
+        host: Some("a.example".parse().expect("a host")),
+        ..sidecar.settings.routes[0].clone()
+    };
+    sidecar.settings.routes.push(host);
+    let odd = Message::get("/").host("name..");
+    assert_eq!(sidecar.judge(&odd).outcome, Outcome::Denied(malformed));
 }

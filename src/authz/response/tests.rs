@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     authz::{
         DenyReason,
-        settings::{IdentityHeaders, SettingsParts},
+        settings::{CredentialSource, IdentityHeaders, SettingsParts},
         testing::{
             CONFIRMED_AT, Message, behind_proxies, judge, keyrings, parts, settings, written,
         },
@@ -21,7 +21,8 @@ use crate::{
 
 /// Returns the answer for a denial.
 fn denial(settings: &Settings, denial: &Denial<'_>, trace: Option<&TraceParent>) -> CheckResponse {
-    written(|answer| deny(settings, denial, Form::Problem, None, trace, answer))
+    let about = About::unread(settings, trace);
+    written(|answer| deny(settings, denial, Form::Problem, &about, answer))
 }
 
 fn header<'a>(headers: &'a [HeaderValueOption], name: &str) -> Option<&'a str> {

@@ -4,7 +4,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::authz::{
-    settings::SettingsParts,
+    settings::{CredentialSource, SettingsParts},
     testing::{Message, parts},
 };
 
@@ -15,6 +15,9 @@ fn rule(host: Option<&str>, path: &str, keyring: &str, scopes: &str) -> RouteRul
         keyring: keyring.parse().expect("a name"),
         scopes: Scopes::parse(scopes).expect("scopes"),
         auth: Auth::Required,
+        preflight: Preflight::Deny,
+        enforcement: None,
+        credentials: None,
     }
 }
 
@@ -294,4 +297,116 @@ fn all_required_scopes_must_be_held() {
     };
     assert!(!of_rule.are_held_by(held));
     assert!(RequiredScopes::default().are_held_by(held));
+}
+
+/// Returns the enforcement of a request to `path`, where the keyring `payments` is named and
+/// enforced, `trial` is named and observed, and rules for `/trial` and `/enforced` say otherwise.
+fn enforcement(message: &Message) -> Result<Enforcement, RouteError> {
+    const OBSERVED: Enforcement = Enforcement::Observed {
+        removes_credential: true,
+    };
+    let by_rule = |path: &str, keyring: &str, enforcement| RouteRule {
+        enforcement: Some(enforcement),
+        ..rule(None, path, keyring, "")
+    };
+    let settings = Settings::new(SettingsParts {
+        keyrings: vec![
+            ("payments".parse().expect("a name"), Enforcement::Enforced),
+            ("trial".parse().expect("a name"), OBSERVED),
+        ],
+        routes: vec![
+            by_rule("/trial", "payments", OBSERVED),
+            by_rule("/enforced", "trial", Enforcement::Enforced),
+            rule(None, "/keyring", "trial", ""),
+        ],
+        ..parts()
+    });
+    let settings = settings.expect("valid settings");
+    let request = message.raw().encode_to_vec();
+    let input = CheckInput::read(&request).expect("a request");
+    Route::choose(&settings, &input).map(|route| route.enforcement)
+}
+
+#[test]
+fn enforcement_is_of_the_route_then_the_rule_then_the_keyring() {
+    let by_rule = Enforcement::Observed {
+        removes_credential: true,
+    };
+    let by_route = Enforcement::Observed {
+        removes_credential: false,
+    };
+    let on = |path: &'static str| Message::get(path);
+    let enforce =
+        |message: Message, value: &'static str| message.extension("relatch.enforce", value);
+    let keyring = |message: Message, name: &'static str| message.extension("relatch.keyring", name);
+    for (message, expected) in [
+        (on("/"), Ok(Enforcement::Enforced)),
+        (on("/trial"), Ok(by_rule)),
+        (on("/enforced"), Ok(Enforcement::Enforced)),
+        (on("/keyring"), Ok(by_rule)),
+        (enforce(on("/trial"), "true"), Ok(Enforcement::Enforced)),
+        (enforce(on("/"), "false"), Ok(by_route)),
+        (enforce(on("/enforced"), "false"), Ok(by_route)),
+        (keyring(on("/"), "trial"), Ok(by_rule)),
+        // A rule loosens nothing that the route sets.
+        (keyring(on("/trial"), "payments"), Ok(Enforcement::Enforced)),
+        (keyring(on("/"), "other"), Ok(Enforcement::Enforced)),
+        (
+            enforce(keyring(on("/"), "other"), "false"),
+            Err(RouteError::UnnamedKeyring),
+        ),
+        (enforce(on("/"), "no"), Err(RouteError::InvalidExtension)),
+    ] {
+        assert_eq!(enforcement(&message), expected, "{message:?}");
+    }
+}
+
+#[test]
+fn a_preflight_passes_by_a_rule_and_never_beside_extensions() {
+    let settings = Settings::new(SettingsParts {
+        routes: vec![RouteRule {
+            preflight: Preflight::Allow,
+            ..rule(None, "/app", "payments", "")
+        }],
+        ..parts()
+    });
+    let settings = settings.expect("valid settings");
+    let preflight = |message: &Message| {
+        let request = message.raw().encode_to_vec();
+        let input = CheckInput::read(&request).expect("a request");
+        let route = Route::choose(&settings, &input);
+        route.map(|route| route.preflight)
+    };
+    assert_eq!(preflight(&Message::get("/app")), Ok(Preflight::Allow));
+    assert_eq!(preflight(&Message::get("/")), Ok(Preflight::Deny));
+    let extended = Message::get("/app").extension("relatch.scopes", "");
+    assert_eq!(preflight(&extended), Ok(Preflight::Deny));
+}
+
+#[test]
+fn the_places_are_those_of_the_rule_whatever_the_route_sets() {
+    let own = CredentialSource::Query {
+        name: "token".parse().expect("a name"),
+    };
+    let settings = Settings::new(SettingsParts {
+        routes: vec![RouteRule {
+            credentials: Some(vec![own]),
+            ..rule(None, "/own", "payments", "")
+        }],
+        ..parts()
+    });
+    let settings = settings.expect("valid settings");
+    let places = |message: &Message| {
+        let request = message.raw().encode_to_vec();
+        let input = CheckInput::read(&request).expect("a request");
+        Route::choose(&settings, &input).map(|route| route.places)
+    };
+    let own = Ok(settings.places_of(0));
+    assert_ne!(own, Ok(settings.general_places()));
+    assert_eq!(places(&Message::get("/own")), own);
+    let decided = Message::get("/own")
+        .extension("relatch.keyring", "payments")
+        .extension("relatch.scopes", "");
+    assert_eq!(places(&decided), own);
+    assert_eq!(places(&Message::get("/")), Ok(settings.general_places()));
 }

@@ -106,6 +106,9 @@ pub(crate) fn parse_address_header(text: &str) -> Result<HeaderName, ParseSettin
 pub(super) fn check_credential(name: &HeaderName) -> Result<(), ParseSettingError> {
     check_identity(name)?;
     let folds_to = |header| folds_to(name.as_ref(), header);
+    if folds_to(&http::header::SEC_WEBSOCKET_PROTOCOL) {
+        return Err(ParseSettingError::WebSocketHeader);
+    }
     if IdentityHeaders::default().names().any(folds_to) {
         Err(ParseSettingError::IdentityHeader)
     } else {

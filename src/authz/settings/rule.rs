@@ -1,4 +1,4 @@
-//! Rules: the keyring, scopes and need of a key for the requests to a host and below a path.
+//! Rules: what applies to the requests to a host and below a path.
 
 use std::{
     cmp::Reverse,
@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use super::ParseSettingError;
+use super::{CredentialSource, ParseSettingError};
 use crate::key::{KeyringName, Scopes};
 
 /// A rule for the requests to a host and below a path. Of the rules that match, the most specific
@@ -22,6 +22,12 @@ pub struct RouteRule {
     /// The scopes of which a key must hold every one.
     pub(crate) scopes: Scopes,
     pub(crate) auth: Auth,
+    pub(crate) preflight: Preflight,
+    /// Whether denials are enforced; none for the setting of the keyring.
+    pub(crate) enforcement: Option<Enforcement>,
+    /// The places where a credential may be, instead of the general ones, 1 to
+    /// [`Settings::MAX_SOURCES`](super::Settings::MAX_SOURCES); none for the general ones.
+    pub(crate) credentials: Option<Vec<CredentialSource>>,
 }
 
 /// Whether a route needs a key.
@@ -33,6 +39,31 @@ pub(crate) enum Auth {
     /// A request without a credential passes without identity. A request with a wrong credential is
     /// still denied.
     Optional,
+}
+
+/// Whether CORS preflights pass without a key. They have no credentials (Fetch Standard, "CORS
+/// protocol and credentials").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Preflight {
+    /// A preflight is judged as any other request.
+    #[default]
+    Deny,
+    /// A preflight passes without identity and without a credential.
+    Allow,
+}
+
+/// Whether denials are enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Enforcement {
+    /// A request that is denied does not pass.
+    #[default]
+    Enforced,
+    /// A trial: every request passes without identity, and the decision is only reported.
+    Observed {
+        /// Whether the credential is removed. Otherwise it stays, because the upstream still checks
+        /// it.
+        removes_credential: bool,
+    },
 }
 
 /// A host, or every host below a domain (`*.example.com`), in lower case and without a port.
@@ -100,6 +131,35 @@ impl FromStr for Auth {
             "required" => Ok(Self::Required),
             "optional" => Ok(Self::Optional),
             _ => Err(ParseSettingError::Auth),
+        }
+    }
+}
+
+impl FromStr for Preflight {
+    type Err = ParseSettingError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "deny" => Ok(Self::Deny),
+            "allow" => Ok(Self::Allow),
+            _ => Err(ParseSettingError::Preflight),
+        }
+    }
+}
+
+impl Enforcement {
+    /// Returns whether denials are only reported.
+    #[must_use]
+    pub(crate) const fn is_observed(self) -> bool {
+        matches!(self, Self::Observed { .. })
+    }
+
+    /// Returns whether a credential is removed from a request that passes.
+    #[must_use]
+    pub(crate) const fn removes_credential(self) -> bool {
+        match self {
+            Self::Enforced => true,
+            Self::Observed { removes_credential } => removes_credential,
         }
     }
 }

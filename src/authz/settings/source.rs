@@ -17,6 +17,17 @@ pub enum CredentialSource {
         /// ignored and stays in the request. None if the whole value is the credential.
         scheme: Option<Token>,
     },
+    /// The credentials of the scheme `Basic` in `authorization` (RFC 7617). The other part is ignored.
+    Basic {
+        /// The part that is the credential.
+        part: BasicPart,
+    },
+    /// An item of `sec-websocket-protocol` (RFC 6455, section 11.3.4): the part after a prefix. The
+    /// other items stay in the request.
+    WebSocketProtocol {
+        /// The beginning of the item, compared with case.
+        prefix: Token,
+    },
     /// A query parameter.
     Query {
         /// The name of the parameter, compared with case and after percent-decoding.
@@ -27,6 +38,15 @@ pub enum CredentialSource {
         /// The name of the cookie, compared with case.
         name: Token,
     },
+}
+
+/// A part of the credentials of the scheme `Basic`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BasicPart {
+    /// Everything before the first colon.
+    UserName,
+    /// Everything after the first colon.
+    Password,
 }
 
 /// A token of RFC 9110, section 5.6.2, of 1 to 128 characters.
@@ -40,6 +60,12 @@ pub struct QueryName(Arc<str>);
 
 /// The maximum length of a name, in bytes: a longer one is a mistake.
 const MAX_NAME: usize = 128;
+
+/// The scheme of RFC 7617.
+pub(in crate::authz) const BASIC: &str = "Basic";
+
+static AUTHORIZATION: HeaderName = http::header::AUTHORIZATION;
+static WEB_SOCKET_PROTOCOL: HeaderName = http::header::SEC_WEBSOCKET_PROTOCOL;
 
 impl CredentialSource {
     /// Returns the sources that apply if the configuration names none: `x-api-key`, and
@@ -76,19 +102,75 @@ impl CredentialSource {
             (Self::Header { name, .. }, Self::Header { name: other, .. }) => {
                 header::folds_to(name.as_ref(), other)
             }
+            (Self::Header { name, scheme }, Self::Basic { .. })
+            | (Self::Basic { .. }, Self::Header { name, scheme }) => {
+                *name == AUTHORIZATION
+                    && scheme
+                        .as_ref()
+                        .is_none_or(|scheme| scheme.0.eq_ignore_ascii_case(BASIC))
+            }
+            (Self::Basic { .. }, Self::Basic { .. }) => true,
+            (
+                Self::WebSocketProtocol { prefix: Token(one) },
+                Self::WebSocketProtocol {
+                    prefix: Token(other),
+                },
+            ) => one.starts_with(&**other) || other.starts_with(&**one),
             (Self::Query { name }, Self::Query { name: other }) => name == other,
             (Self::Cookie { name }, Self::Cookie { name: other }) => name == other,
-            (Self::Header { .. } | Self::Query { .. } | Self::Cookie { .. }, _) => false,
+            (
+                Self::Header { .. }
+                | Self::Basic { .. }
+                | Self::WebSocketProtocol { .. }
+                | Self::Query { .. }
+                | Self::Cookie { .. },
+                _,
+            ) => false,
+        }
+    }
+
+    /// Returns the header of the credential; none if it is in the query, or in `cookie`, whose
+    /// spellings nobody reads.
+    #[must_use]
+    pub(crate) fn header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Header { name, .. } => Some(name),
+            Self::Basic { .. } => Some(&AUTHORIZATION),
+            Self::WebSocketProtocol { .. } => Some(&WEB_SOCKET_PROTOCOL),
+            Self::Query { .. } | Self::Cookie { .. } => None,
+        }
+    }
+
+    /// Returns the header, if it holds nothing but a credential.
+    #[must_use]
+    pub(crate) fn pure_header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Header { name, scheme: None } => Some(name),
+            Self::Header {
+                scheme: Some(_), ..
+            }
+            | Self::Basic { .. }
+            | Self::WebSocketProtocol { .. }
+            | Self::Query { .. }
+            | Self::Cookie { .. } => None,
+        }
+    }
+
+    /// Returns the scheme of the credential (RFC 9110, section 11.1); none if it has none.
+    #[must_use]
+    pub(crate) fn scheme(&self) -> Option<&str> {
+        match self {
+            Self::Header { scheme, .. } => scheme.as_ref().map(Token::as_str),
+            Self::Basic { .. } => Some(BASIC),
+            Self::WebSocketProtocol { .. } | Self::Query { .. } | Self::Cookie { .. } => None,
         }
     }
 
     /// Returns whether it is a header that a framework could mistake for `header`.
     #[must_use]
     pub(crate) fn folds_to(&self, header: &HeaderName) -> bool {
-        match self {
-            Self::Header { name, .. } => header::folds_to(name.as_ref(), header),
-            Self::Query { .. } | Self::Cookie { .. } => false,
-        }
+        self.header()
+            .is_some_and(|name| header::folds_to(name.as_ref(), header))
     }
 }
 
@@ -100,9 +182,35 @@ impl fmt::Display for CredentialSource {
                 name,
                 scheme: Some(scheme),
             } => write!(f, "header {name} with scheme {}", scheme.as_str()),
+            Self::Basic { part } => write!(f, "{part} of {BASIC} in header {AUTHORIZATION}"),
+            Self::WebSocketProtocol { prefix } => {
+                let prefix = prefix.as_str();
+                write!(f, "item {prefix}... of header {WEB_SOCKET_PROTOCOL}")
+            }
             Self::Query { name } => write!(f, "query parameter {}", name.as_str()),
             Self::Cookie { name } => write!(f, "cookie {}", name.as_str()),
         }
+    }
+}
+
+impl FromStr for BasicPart {
+    type Err = ParseSettingError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "username" => Ok(Self::UserName),
+            "password" => Ok(Self::Password),
+            _ => Err(ParseSettingError::BasicPart),
+        }
+    }
+}
+
+impl fmt::Display for BasicPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UserName => "username",
+            Self::Password => "password",
+        })
     }
 }
 
@@ -159,7 +267,7 @@ pub(in crate::authz) fn is_token(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{BasicPart::*, *};
 
     fn header(name: &'static str, scheme: Option<&str>) -> CredentialSource {
         CredentialSource::Header {
@@ -176,6 +284,10 @@ mod tests {
         let cookie = |name: &str| CredentialSource::Cookie {
             name: name.parse().expect("a name"),
         };
+        let basic = |part| CredentialSource::Basic { part };
+        let protocol = |prefix: &str| CredentialSource::WebSocketProtocol {
+            prefix: prefix.parse().expect("a token"),
+        };
         for (one, other, overlaps) in [
             (header("x-a", None), header("x-a", None), true),
             (header("x-a", None), header("x_a", None), true),
@@ -184,6 +296,22 @@ mod tests {
             (header("x-a", Some("a")), header("x.a", Some("b")), true),
             (header("x-a", Some("a")), header("x-a", Some("b")), false),
             (header("x-a", None), header("x-b", None), false),
+            (basic(UserName), basic(Password), true),
+            (
+                basic(UserName),
+                header("authorization", Some("BASIC")),
+                true,
+            ),
+            (basic(UserName), header("authorization", None), true),
+            (
+                basic(UserName),
+                header("authorization", Some("Bearer")),
+                false,
+            ),
+            (protocol("key."), protocol("key."), true),
+            (protocol("key."), protocol("key.v2."), true),
+            (protocol("key."), protocol("Key."), false),
+            (protocol("a"), basic(Password), false),
             (query("a"), query("a"), true),
             (query("a"), query("A"), false),
             (cookie("a"), cookie("a"), true),

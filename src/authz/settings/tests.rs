@@ -24,6 +24,9 @@ fn rule(host: Option<&str>, path: &str) -> RouteRule {
         keyring: crate::key::testing::keyring_name(),
         scopes: Scopes::default(),
         auth: Auth::Required,
+        preflight: Preflight::Deny,
+        enforcement: None,
+        credentials: None,
     }
 }
 
@@ -122,10 +125,16 @@ fn every_spelling_of_a_reserved_header_is_known() {
         "x_api_key",
         "X.API-KEY",
     ] {
-        assert!(settings.is_spoofed(spoofed.as_bytes()), "{spoofed} passes");
+        assert!(
+            settings.is_spoofed(spoofed.as_bytes(), settings.general_places()),
+            "{spoofed} passes"
+        );
     }
     for honest in ["authorization", "x-calle", "xcaller"] {
-        assert!(!settings.is_spoofed(honest.as_bytes()), "{honest} is taken");
+        assert!(
+            !settings.is_spoofed(honest.as_bytes(), settings.general_places()),
+            "{honest} is taken"
+        );
     }
 }
 
@@ -173,4 +182,56 @@ fn rules_that_match_the_same_are_refused() {
         });
         assert!(settings.is_err(), "{one} and {other} were accepted");
     }
+}
+
+#[test]
+fn a_rule_can_have_places_of_its_own() {
+    let own = |credentials| RouteRule {
+        credentials: Some(credentials),
+        ..rule(None, "/own")
+    };
+    let settings = Settings::new(SettingsParts {
+        routes: vec![rule(None, "/"), own(vec![header("x-token", None)])],
+        ..SettingsParts::default()
+    });
+    let settings = settings.expect("valid settings");
+    assert_eq!(settings.credentials().len(), 3);
+    let general = settings.general_places();
+    assert_eq!(settings.places_of(1), general, "the rule for / has none");
+    let places = settings.places_of(0);
+    assert!(settings.is_spoofed(b"x_token", places));
+    assert!(!settings.is_spoofed(b"x-token", general));
+    assert!(!settings.is_spoofed(b"x-api-key", places));
+    for refused in [
+        vec![],
+        vec![header("x-token", None), header("x-token", Some("Bearer"))],
+        vec![header("x-relatch-scopes", None)],
+        vec![header("sec-websocket-protocol", None)],
+    ] {
+        let settings = Settings::new(SettingsParts {
+            routes: vec![own(refused)],
+            ..SettingsParts::default()
+        });
+        assert!(settings.is_err());
+    }
+}
+
+#[test]
+fn only_so_many_different_places_are_possible() {
+    let rules = |count: usize| {
+        let rules = (0..count).map(|at| RouteRule {
+            credentials: Some(vec![CredentialSource::Query {
+                name: format!("key{at}").parse().expect("a name"),
+            }]),
+            ..rule(None, &format!("/{at}"))
+        });
+        Settings::new(SettingsParts {
+            routes: rules.collect(),
+            ..SettingsParts::default()
+        })
+    };
+    let most = Settings::MAX_ALL_SOURCES - SettingsParts::default().credentials.len();
+    assert!(rules(most).is_ok());
+    let error = rules(most + 1).err();
+    assert_eq!(error, Some(SettingsError::AllSourcesCount));
 }

@@ -296,6 +296,42 @@ const BAD_VALUES: &[(&str, &str)] = &[
         "3:45: routes[0].scopes[1]: not a valid scope: use 1 to 128 printable ASCII characters without space, '\"' and '\\'",
     ),
     (
+        "routes: [{keyring: payments, preflight: yes}]",
+        "3:41: routes[0].preflight: use allow or deny",
+    ),
+    (
+        "routes: [{keyring: payments, enforce: maybe}]",
+        "3:39: routes[0].enforce: use true or false",
+    ),
+    (
+        "routes: [{keyring: payments, remove: true}]",
+        "3:38: routes[0].remove: can be used only with `enforce: false`, remove it",
+    ),
+    (
+        "routes: [{keyring: payments, credentials: [{basic: name}]}]",
+        "3:52: routes[0].credentials[0].basic: use username or password",
+    ),
+    (
+        "routes: [{keyring: payments, credentials: [{websocket_protocol: \"a b\"}]}]",
+        "3:65: routes[0].credentials[0].websocket_protocol: use 1 to 128 letters, digits and any of !#$%&'*+-.^_`|~",
+    ),
+    (
+        "routes: [{keyring: payments, credentials: [{header: x-relatch-scopes}]}]",
+        "3:53: routes[0].credentials[0].header: this header is reserved for the identity of the caller, use another one",
+    ),
+    (
+        "identity_headers: {consumer: x-caller}\nroutes: [{keyring: payments, credentials: [{header: x_caller}]}]",
+        "3:30: identity_headers.consumer: `x-caller` is also searched for a credential, use another name",
+    ),
+    (
+        "credentials: [{header: Sec-WebSocket-Protocol}]",
+        "3:24: credentials[0].header: use `websocket_protocol` for a key in this header",
+    ),
+    (
+        "credentials: [{basic: username}, {header: authorization, scheme: basic}]",
+        "3:34: credentials[1]: header authorization with scheme basic is already in the list, remove one of the two",
+    ),
+    (
         "routes: [{keyring: payments, auth: none}]",
         "3:36: routes[0].auth: use required or optional",
     ),
@@ -305,15 +341,15 @@ const BAD_VALUES: &[(&str, &str)] = &[
     ),
     (
         "credentials: []",
-        "3:14: credentials: is empty, add a header, query or cookie, or remove the field",
+        "3:14: credentials: is empty, add a place such as { header: x-api-key }, or remove the field",
     ),
     (
         "credentials: [{}]",
-        "3:15: credentials[0]: use exactly one of header, query and cookie",
+        "3:15: credentials[0]: use exactly one of header, basic, websocket_protocol, query and cookie",
     ),
     (
         "credentials: [{header: a, query: b}]",
-        "3:15: credentials[0]: use exactly one of header, query and cookie",
+        "3:15: credentials[0]: use exactly one of header, basic, websocket_protocol, query and cookie",
     ),
     (
         "credentials: [{query: a, scheme: b}]",
@@ -555,6 +591,10 @@ const BAD_KEYRINGS: &[(&str, &str)] = &[
     (
         "{name: a, staleness: {warn_after: 2h}}",
         "2:46: keyrings[0].staleness.warn_after: use less than `deny_after`, which is 1h",
+    ),
+    (
+        "{name: a, enforce: true, remove: true}",
+        "2:45: keyrings[0].remove: can be used only with `enforce: false`, remove it",
     ),
     (
         "{name: a}, {name: a}",
@@ -820,7 +860,7 @@ fn unknown_fields_are_refused_at_every_level() {
         ),
         (
             "credentials: [{body: a}]",
-            "3:16: credentials[0].body: is not a known field, use one of `header`, `scheme`, `query`, `cookie`",
+            "3:16: credentials[0].body: is not a known field, use one of `header`, `scheme`, `basic`, `websocket_protocol`, `query`, `cookie`",
         ),
         (
             "identity_headers: {key: a}",
@@ -864,7 +904,7 @@ fn unknown_fields_are_refused_at_every_level() {
     let keyring = refusal("keyrings: [{name: payments, size: 1}]");
     assert_eq!(
         keyring,
-        "sidecar.yaml:1:29: keyrings[0].size: is not a known field, use one of `name`, `mode`, `cache`, `staleness`"
+        "sidecar.yaml:1:29: keyrings[0].size: is not a known field, use one of `name`, `mode`, `cache`, `staleness`, `enforce`, `remove`"
     );
 }
 
