@@ -22,7 +22,6 @@ mod failures;
 mod judge;
 mod later;
 mod message;
-mod place;
 mod preflight;
 mod protocols;
 mod query;

@@ -107,7 +107,11 @@ impl fmt::Display for Checked {
                 let names: Vec<_> = settings
                     .keyrings
                     .iter()
-                    .map(|keyring| keyring.name.as_str())
+                    .map(|keyring| {
+                        let is_enforced = settings.authz.enforces(keyring.name.as_str());
+                        let note = if is_enforced { "" } else { " (not enforced)" };
+                        format!("{}{note}", keyring.name)
+                    })
                     .collect();
                 write!(
                     f,

@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use crate::{
-    authz::Authorizer,
+    authz::{Authorizer, Settings},
     clock::{Clock, LatestWall},
     config::{Listen, SidecarSettings},
     follow::{
@@ -44,6 +44,7 @@ use crate::{
     snapshot::{disk::Disk, keeper::Keeper},
     telemetry::{
         check::CheckTelemetry,
+        enforcement::EnforcementCollector,
         export::{ExportError, SpanPipeline, SpanSource},
         metrics::SidecarMetrics,
         process::ProcessCollector,
@@ -179,10 +180,8 @@ impl Sidecar {
     ) -> Result<Self, SidecarError> {
         let (listener, http) = bind(settings, inherited).await?;
         let keyrings = keyrings(settings);
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(
-            ProcessCollector::new().map_err(SidecarError::Process)?,
-        ));
+        let authz = Arc::new(settings.authz.clone());
+        let mut registry = registry(&keyrings, &authz)?;
         let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock.clone());
         let (tracer, spans) = start_spans(settings, &metrics)?.unzip();
 
@@ -216,9 +215,10 @@ impl Sidecar {
             Arc::clone(client.link()),
             readiness.clone(),
             clock.clone(),
-            settings.authz.client_address().clone(),
+            Arc::clone(&authz),
         )
         .with_disk(disk);
+        monitor.announce_trials();
         let http = pages(http, settings, registry, &readiness, &monitor)?;
         let endpoints = SidecarEndpoints {
             ext_authz: listener.endpoint().clone(),
@@ -226,7 +226,8 @@ impl Sidecar {
         };
 
         let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
-        let authorizer = authorizer(settings, &keyrings, clock, observer).judging_by(latest);
+        let authorizer = Authorizer::new(authz, &keyrings, clock, Arc::new(observer));
+        let authorizer = authorizer.judging_by(latest);
         let (reporter, health) = tonic_health::server::health_reporter();
         let services = Services::new(Arc::new(authorizer), Routes::new(health));
         let life = Life {
@@ -379,6 +380,16 @@ async fn bind(
     Ok((listener, http))
 }
 
+/// Creates a registry with the metrics of the process and of the settings.
+fn registry(keyrings: &Keyrings, authz: &Arc<Settings>) -> Result<Registry, SidecarError> {
+    let mut registry = Registry::default();
+    let process = ProcessCollector::new().map_err(SidecarError::Process)?;
+    registry.register_collector(Box::new(process));
+    let enforcement = EnforcementCollector::new(keyrings.clone(), Arc::clone(authz));
+    registry.register_collector(Box::new(enforcement));
+    Ok(registry)
+}
+
 fn keyrings(settings: &SidecarSettings) -> Keyrings {
     let keyrings = settings.keyrings.iter();
     Keyrings::with_modes(
@@ -428,16 +439,6 @@ fn start_client(
         Some(file) => client.with_token_file(file.clone()),
         None => client,
     })
-}
-
-fn authorizer(
-    settings: &SidecarSettings,
-    keyrings: &Keyrings,
-    clock: Clock,
-    observer: CheckTelemetry,
-) -> Authorizer {
-    let (settings, observer) = (Arc::new(settings.authz.clone()), Arc::new(observer));
-    Authorizer::new(settings, keyrings, clock, observer)
 }
 
 /// Answers checks on the connections of `listener` until `stop`. Then the socket is closed, and

@@ -5,6 +5,7 @@
 
 mod cache;
 pub mod check;
+pub(crate) mod enforcement;
 pub(crate) mod export;
 mod json;
 pub(crate) mod lines;

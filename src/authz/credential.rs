@@ -16,10 +16,9 @@ use base64::{
 use super::{
     cookie,
     credential_value::CredentialValue,
-    place::Places,
     protocols, query,
     request::{CheckInput, Header},
-    settings::{BASIC, BasicPart, CredentialSource, Settings},
+    settings::{BASIC, BasicPart, CredentialSource, Places, Settings},
 };
 use crate::key::{PresentedKey, token::PresentedKeyError, wrapping::Wrapping};
 

@@ -8,11 +8,9 @@
 use std::fmt;
 
 use super::{
-    cookie,
-    place::{Place, Places},
-    protocols, query,
+    cookie, protocols, query,
     request::CheckInput,
-    settings::Settings,
+    settings::{Place, Places, Settings},
 };
 
 /// The removal of all credentials from the places that hold them. Never printed: it holds other

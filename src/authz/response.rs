@@ -21,11 +21,10 @@ use smallvec::SmallVec;
 use super::{
     client_address::ClientAddress,
     decision::{Anonymous, Decision, Denial, Grant, KeyringFacts, Notice, Outcome, Unenforced},
-    place::Places,
     question::Question,
     reason::DenialStatus,
     request::{CheckInput, GrpcProtocol},
-    settings::{Notices, Settings},
+    settings::{Notices, Places, Settings},
 };
 use crate::{
     key::Timestamp, keyring::HeldKey, proto::auth::header_value_option::HeaderAppendAction,

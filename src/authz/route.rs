@@ -27,10 +27,9 @@ use std::{
 };
 
 use super::{
-    place::Places,
     query,
     request::CheckInput,
-    settings::{Auth, Case, Enforcement, Host, Preflight, RouteRule, Settings},
+    settings::{Auth, Case, Enforcement, Host, Places, Preflight, RouteRule, Settings},
 };
 use crate::key::{KeyringName, Scopes};
 

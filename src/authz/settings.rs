@@ -2,17 +2,19 @@
 //! headers for the upstream and the consumer.
 
 mod header;
+mod place;
 mod rule;
 mod source;
 
 use http::HeaderName;
 
-use super::{client_address::AddressSource, place::Places};
+use super::client_address::AddressSource;
 use crate::{budget::Rate, key::KeyringName};
 
 pub(crate) use header::{
     IdentityHeaders, folds_to, parse_address_header, parse_credential_header, parse_identity_header,
 };
+pub(super) use place::{Place, Places};
 #[cfg(test)]
 pub(crate) use rule::HostPattern;
 pub(crate) use rule::{Auth, Case, Enforcement, Host, PathPrefix, Preflight, RouteRule};
@@ -282,6 +284,16 @@ impl Settings {
     pub(crate) fn enforcement_by(&self, rule: &RouteRule) -> Enforcement {
         let of_keyring = || self.enforcement_of(rule.keyring.as_str());
         rule.enforcement.unwrap_or_else(of_keyring)
+    }
+
+    /// Returns whether all denials of a keyring are enforced, as far as the configuration decides it.
+    #[must_use]
+    pub(crate) fn enforces(&self, keyring: &str) -> bool {
+        let mut rules = self.routes().iter();
+        !self.enforcement_of(keyring).is_observed()
+            && rules.all(|rule| {
+                rule.keyring.as_str() != keyring || !self.enforcement_by(rule).is_observed()
+            })
     }
 
     /// Returns whether no denial of any keyring or rule is enforced.

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::{
     Console,
     connection::{Address, TlsArgs},
-    decision::{Decision, DecisionView},
+    decision::DecisionView,
     failure::{Exit, Failure},
     secret::SecretInput,
 };
@@ -107,8 +107,9 @@ Examples:
     relatch check --no-key --source 10.0.0.5 \\
       --request-header 'x-forwarded-for: 203.0.113.9' -o table
 
-Exit codes: 0 allowed, 1 denied, 7 no decision: nothing listens at the endpoint,
-or it is not a sidecar.";
+Exit codes: 0 the request passes (allow, or would_deny: a denial that is not
+enforced), 1 denied, 7 no decision: nothing listens at the endpoint, or it is
+not a sidecar.";
 
 /// The timeout. A sidecar answers within a millisecond, and Envoy waits 250 ms; five seconds are for a machine in trouble.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -141,10 +142,7 @@ impl CheckArgs {
                 self.header
             ));
         }
-        Ok(match view.decision() {
-            Decision::Allow => Exit::Done,
-            Decision::Deny => Exit::Failed,
-        })
+        Ok(view.decision().exit())
     }
 
     /// The failure without a decision. It always has the same exit code, so that a script can distinguish it from a denial.

@@ -6,6 +6,7 @@ use prost_types::{Struct, Value, value::Kind};
 use serde::Serialize;
 
 use super::{
+    failure::Exit,
     output::{self, View},
     words,
 };
@@ -46,12 +47,38 @@ pub(crate) struct DecisionView {
 pub(crate) enum Decision {
     /// The request goes to the upstream.
     Allow,
+    /// The request goes to the upstream, because the denial is not enforced.
+    WouldDeny,
     /// The consumer receives the answer of the sidecar.
     Deny,
 }
 
+/// The decision in the metadata of a denial that is not enforced.
+const WOULD_DENY: &str = "would_deny";
+
 /// The status that Envoy sends to the consumer if a denial has none.
 const DEFAULT_DENIED_STATUS: i32 = 403;
+
+impl Decision {
+    /// The word for people and for scripts.
+    #[must_use]
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::WouldDeny => WOULD_DENY,
+            Self::Deny => "deny",
+        }
+    }
+
+    /// [`Exit::Done`] if the request passes, else [`Exit::Failed`].
+    #[must_use]
+    pub(crate) const fn exit(self) -> Exit {
+        match self {
+            Self::Allow | Self::WouldDeny => Exit::Done,
+            Self::Deny => Exit::Failed,
+        }
+    }
+}
 
 impl DecisionView {
     /// Whether the request is allowed.
@@ -69,12 +96,13 @@ impl DecisionView {
 
 impl From<CheckResponse> for DecisionView {
     fn from(response: CheckResponse) -> Self {
+        let metadata = response.dynamic_metadata.unwrap_or_default();
         // Envoy reads an absent status as zero, and zero allows.
         let decision = match response.status.map_or(0, |status| status.code) {
+            0 if text(&metadata, "decision").as_deref() == Some(WOULD_DENY) => Decision::WouldDeny,
             0 => Decision::Allow,
             _ => Decision::Deny,
         };
-        let metadata = response.dynamic_metadata.unwrap_or_default();
         let mut view = Self {
             decision,
             http_status: None,
@@ -114,17 +142,13 @@ impl From<CheckResponse> for DecisionView {
 
 impl View for DecisionView {
     fn render(&self, _now: Timestamp) -> String {
-        let decision = match self.decision {
-            Decision::Allow => "allow",
-            Decision::Deny => "deny",
-        };
         let text = |value: &Option<String>| words::or_nothing(value.as_deref().unwrap_or_default());
         let number = |value: Option<u64>| {
             value.map_or_else(|| words::NOTHING.to_owned(), |number| number.to_string())
         };
         let status = self.http_status.map(|status| status.to_string());
         let mut facts = vec![
-            ("DECISION", decision.to_owned()),
+            ("DECISION", self.decision.as_str().to_owned()),
             (
                 "STATUS",
                 status.unwrap_or_else(|| words::NOTHING.to_owned()),
@@ -280,6 +304,27 @@ mod tests {
         assert_eq!(view.http_status, Some(401));
         assert_eq!(view.reason.as_deref(), Some("unknown_key"));
         assert_eq!(view.response_headers["www-authenticate"], "Bearer");
+    }
+
+    #[test]
+    fn a_denial_that_is_not_enforced_would_deny() {
+        let mut response = response(0, None);
+        response.dynamic_metadata = Some(metadata(&[
+            ("decision", Kind::StringValue("would_deny".to_owned())),
+            ("reason", Kind::StringValue("revoked".to_owned())),
+        ]));
+        let mut enforced = response.clone();
+        let view = DecisionView::from(response);
+        assert_eq!(view.decision, Decision::WouldDeny);
+        assert_eq!(view.http_status, None);
+        let table = view.render(Timestamp::from_millis(0));
+        assert!(table.starts_with("DECISION     would_deny\n"), "{table}");
+        // The status decides: metadata let nothing pass.
+        enforced.status = Some(auth::Status {
+            code: 16,
+            message: String::new(),
+        });
+        assert_eq!(DecisionView::from(enforced).decision, Decision::Deny);
     }
 
     #[test]

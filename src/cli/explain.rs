@@ -105,10 +105,7 @@ impl ExplainArgs {
         if let Some(note) = view.lag() {
             session.output.note(&note);
         }
-        Ok(match view.decision {
-            Decision::Allow => Exit::Done,
-            Decision::Deny => Exit::Failed,
-        })
+        Ok(view.decision.exit())
     }
 
     fn into_request(self) -> Result<admin::ExplainRequest, Failure> {
@@ -183,10 +180,7 @@ impl View for ExplanationView {
             vec![mark.to_owned(), step.check.clone(), step.finding.clone()]
         });
         let steps = output::table(&["", "CHECK", "FINDING"], steps);
-        let decision = match self.decision {
-            Decision::Allow => "allow",
-            Decision::Deny => "deny",
-        };
+        let decision = self.decision.as_str();
         let text = |value: &Option<String>| words::or_nothing(value.as_deref().unwrap_or_default());
         let version = self.key_version.map(|version| version.to_string());
         let verdict = output::facts(&[

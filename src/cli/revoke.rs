@@ -85,6 +85,9 @@ struct RevocationView {
     propagation_seconds: Option<f64>,
 }
 
+/// What the confirmation of every sidecar does not mean.
+const OPEN_STREAMS: &str = "streams that were open before stay open until they end, or until Envoy's max_stream_duration ends them";
+
 const EXAMPLES: &str = "\
 Examples:
   Revoke one leaked version, and wait until no sidecar accepts it:
@@ -93,6 +96,10 @@ Examples:
 
   Revoke all versions of a key:
     relatch revoke 7Qm2Xc91TbKe --all --reason 'contract ended'
+
+relatch judges a request once, at its start: WebSockets and other streams that
+are open when their key is revoked stay open until they end, or until Envoy's
+`max_stream_duration` ends them.
 
 A committed revocation cannot be undone, even if --wait ends with exit code 5.
 Sidecars that did not confirm in time apply it as soon as they are reachable. If
@@ -201,7 +208,7 @@ impl RevocationView {
             let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
             summary = format!("{summary}; the last one after {}", words::took(took));
         }
-        summary
+        format!("{summary}\n{OPEN_STREAMS}")
     }
 }
 
@@ -276,7 +283,8 @@ mod tests {
         let now = Timestamp::from_millis(0);
         assert_eq!(
             view.summary(true, now),
-            "2 of 2 sidecars confirmed; the last one after 38 ms"
+            "2 of 2 sidecars confirmed; the last one after 38 ms\n\
+             streams that were open before stay open until they end, or until Envoy's max_stream_duration ends them"
         );
         assert!(view.summary(false, now).contains("--wait"));
     }

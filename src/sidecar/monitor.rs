@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    authz::{AddressSource, TrustedProxies},
+    authz::{AddressSource, Settings, TrustedProxies},
     clock::Clock,
     follow::client::Link,
     http::StatusSource,
@@ -27,7 +27,7 @@ pub(crate) struct Monitor {
     link: Arc<Link>,
     readiness: Readiness,
     clock: Clock,
-    client_address: AddressSource,
+    settings: Arc<Settings>,
     /// The state of the snapshot file; none if no file is configured.
     disk: Option<Arc<Disk>>,
 }
@@ -87,6 +87,8 @@ struct KeyringStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     durable_revision: Option<u64>,
     mode: &'static str,
+    /// Whether all its denials are enforced, as far as the sidecar's file decides it.
+    enforced: bool,
     /// The reason that the control plane reported for not serving the keyring; absent if there is
     /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,7 +159,7 @@ impl Monitor {
         link: Arc<Link>,
         readiness: Readiness,
         clock: Clock,
-        client_address: AddressSource,
+        settings: Arc<Settings>,
     ) -> Self {
         Self {
             node,
@@ -165,7 +167,7 @@ impl Monitor {
             link,
             readiness,
             clock,
-            client_address,
+            settings,
             disk: None,
         }
     }
@@ -237,6 +239,18 @@ impl Monitor {
             }
         }
         end_watches(&mut health).await;
+    }
+
+    /// Warns of each keyring whose denials are not enforced.
+    pub(crate) fn announce_trials(&self) {
+        for slot in self.keyrings.iter() {
+            if !self.settings.enforces(slot.name().as_str()) {
+                tracing::warn!(
+                    auth.keyring = %slot.name(),
+                    "the keyring is not enforced, or one of its routes is not: requests that should be denied pass"
+                );
+            }
+        }
     }
 
     /// Blocks readiness for every keyring at the start. [`Monitor::run`] releases each guard when
@@ -349,6 +363,7 @@ impl Monitor {
             age_ms: slot.age(self.clock.reading()).map(|age| age.as_millis()),
             durable_revision: self.durable_revision(slot, view.map(|view| view.epoch())),
             mode: slot.cache().map_or("full", |_| "on_demand"),
+            enforced: self.settings.enforces(slot.name().as_str()),
             not_served: self.link.not_served(slot.name().as_str()),
             keys: slot.cache().is_none().then(|| {
                 let states = KeyState::ALL.into_iter();
@@ -386,7 +401,7 @@ impl StatusSource for Monitor {
             },
             blocked_by: self.readiness.blocked_by(),
             keyrings,
-            client_address: ClientAddressStatus::of(&self.client_address),
+            client_address: ClientAddressStatus::of(self.settings.client_address()),
             control: self
                 .link
                 .endpoints()

@@ -2,18 +2,24 @@
 //!
 //! `allow` and `deny`: every outcome; `credentials` and `spoofing`: what must not reach the upstream; `notices`: what a
 //! consumer is told during an overlap; `client_address`: clients behind load balancers; `grpc`: denials that clients of gRPC understand; `sizes`: large bodies and headers;
+//! `places`: keys in Basic, WebSocket protocols and places of one route; `browsers`: CORS; `redirects`: redirects that Envoy
+//! follows, and routes without a check; `trial`: denials that are not enforced;
 //! `telemetry`: what metrics, spans, access logs and logs tell; `listen`: sockets, probes and health.
 
 mod allow;
+mod browsers;
 mod client_address;
 mod credentials;
 mod deny;
 mod grpc;
 mod listen;
 mod notices;
+mod places;
+mod redirects;
 mod sizes;
 mod spoofing;
 mod telemetry;
+mod trial;
 
 use std::{fmt, thread};
 
@@ -78,6 +84,11 @@ impl Mesh {
 
     /// As [`Self::start`], with more lines in the sidecar's file.
     async fn start_with(more: &str) -> Self {
+        Self::start_by(more, |file| file).await
+    }
+
+    /// As [`Self::start_with`], with a change to the lines before.
+    async fn start_by(more: &str, change: impl FnOnce(String) -> String) -> Self {
         let data = tempfile::tempdir().expect("a directory can be made");
         let control = Control::start(data.path()).await;
         control.cli_json(&["keyring", "create", "payments"]).await;
@@ -85,6 +96,7 @@ impl Mesh {
             .cli_json(&["keyring", "create", "partners", "--allow-imported"])
             .await;
         let base = sidecar_yaml("edge-1", control.discovery(), &["payments", "partners"]);
+        let base = change(base);
         let sidecar = Sidecar::start(&[&base, PLACES, more].concat()).await;
         Self {
             sidecar: sidecar.until_ready().await,

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     eventually::{DEADLINE, within},
-    upstream::Seen,
+    upstream::{SEEN, Seen},
     wire::{Headers, MAX_HEADERS, Wire, malformed, owned},
 };
 
@@ -60,6 +60,18 @@ impl Request {
             method: "CONNECT".to_owned(),
             ..Self::get(authority)
         }
+    }
+
+    /// The question of a browser whether a script of `origin` may send `method`.
+    pub(crate) fn preflight(target: &str, origin: &str, method: &str) -> Self {
+        let preflight = Self {
+            method: "OPTIONS".to_owned(),
+            ..Self::get(target)
+        };
+        preflight
+            .header("origin", origin)
+            .header("access-control-request-method", method)
+            .header("access-control-request-headers", "x-api-key")
     }
 
     /// A `POST` of `body`.
@@ -215,6 +227,10 @@ impl Response {
 
     /// What the upstream saw; panics when the answer is not the upstream's.
     pub(crate) fn seen(&self) -> Seen {
+        if self.status == 101 {
+            let seen = self.header(SEEN).expect("the upstream accepts a WebSocket");
+            return serde_json::from_str(seen).expect("a description");
+        }
         assert_eq!(self.status, 200, "not the upstream's: {}", self.text());
         self.json()
     }

@@ -60,6 +60,21 @@ pub(crate) struct EnvoyOptions {
     internal: Option<IpAddr>,
     /// From which address Envoy connects to the upstream; none: from any.
     source: Option<IpAddr>,
+    /// The origin whose scripts may call the API; none: no CORS filter.
+    cors: Option<String>,
+    websockets: bool,
+    redirects: Option<Redirects>,
+    /// The prefix of a route without an `ext_authz` filter; none: no such route.
+    unchecked: Option<String>,
+}
+
+/// Where Envoy follows the redirects of the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Redirects {
+    /// In the listener that asks `ext_authz`.
+    Checked,
+    /// In a listener of its own behind the one that asks `ext_authz`.
+    Behind,
 }
 
 /// `ExtAuthz.with_request_body`
@@ -210,6 +225,10 @@ impl EnvoyOptions {
             trusted_hops: 0,
             internal: None,
             source: None,
+            cors: None,
+            websockets: false,
+            redirects: None,
+            unchecked: None,
         }
     }
 
@@ -321,6 +340,31 @@ impl EnvoyOptions {
         self
     }
 
+    /// Answers CORS preflights itself, and lets scripts of `origin` read answers and their rotation notices. The filter
+    /// stands before `ext_authz`.
+    pub(crate) fn cors(mut self, origin: &str) -> Self {
+        self.cors = Some(origin.to_owned());
+        self
+    }
+
+    /// Lets clients upgrade to WebSocket.
+    pub(crate) const fn websockets(mut self) -> Self {
+        self.websockets = true;
+        self
+    }
+
+    /// Follows redirects of the upstream.
+    pub(crate) const fn redirects(mut self, redirects: Redirects) -> Self {
+        self.redirects = Some(redirects);
+        self
+    }
+
+    /// Adds a route without a check, as the sample has one: it removes identity headers.
+    pub(crate) fn unchecked(mut self, prefix: &str) -> Self {
+        self.unchecked = Some(prefix.to_owned());
+        self
+    }
+
     fn bootstrap(&self, any_port: SocketAddr, files: &Path) -> Value {
         let authz: Vec<Value> = self.authz.iter().map(AuthzAddress::to_json).collect();
         let mut clusters = vec![
@@ -338,6 +382,16 @@ impl EnvoyOptions {
             self.collector
                 .map(|addr| cluster("collector", &[tcp(addr)], true)),
         );
+        let mut listeners = vec![listener(
+            "api",
+            &tcp(any_port),
+            &self.connection_manager(files),
+        )];
+        if self.redirects == Some(Redirects::Behind) {
+            let socket = json!({ "pipe": { "path": files.join("behind.sock") } });
+            clusters.push(cluster("behind", std::slice::from_ref(&socket), false));
+            listeners.push(listener("behind", &socket, &redirecting()));
+        }
         json!({
             "admin": { "address": tcp(any_port) },
             "layered_runtime": { "layers": [{
@@ -346,14 +400,7 @@ impl EnvoyOptions {
                 "static_layer": { "tracing.opentelemetry.min_flush_spans": 1 },
             }] },
             "static_resources": {
-                "listeners": [{
-                    "name": "api",
-                    "address": tcp(any_port),
-                    "filter_chains": [{ "filters": [{
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": self.connection_manager(files),
-                    }] }],
-                }],
+                "listeners": listeners,
                 "clusters": clusters,
             },
         })
@@ -368,22 +415,30 @@ impl EnvoyOptions {
             },
         });
         let tunnel = self.tunnels.then_some(tunnel);
+        let unchecked = self.unchecked.as_ref().map(|prefix| {
+            json!({
+                "name": prefix,
+                "match": { "prefix": prefix },
+                "route": { "cluster": "upstream" },
+                "request_headers_to_remove": IDENTITY,
+                "typed_per_filter_config": { FILTER: {
+                    "@type": EXT_AUTHZ_PER_ROUTE,
+                    "disabled": true,
+                } },
+            })
+        });
         let routes = tunnel
             .into_iter()
+            .chain(unchecked)
             .chain(self.routes.iter().map(Route::to_json));
-        let filter = || json!({ "name": FILTER, "typed_config": self.filter() });
-        let mut filters: Vec<Value> = (!self.authz.is_empty()).then(filter).into_iter().collect();
-        if self.grpc_web {
-            let config = json!({ "@type": GRPC_WEB });
-            filters.insert(
-                0,
-                json!({ "name": "envoy.filters.http.grpc_web", "typed_config": config }),
-            );
+        let cluster = match self.redirects {
+            Some(Redirects::Behind) => "behind",
+            Some(Redirects::Checked) | None => "upstream",
+        };
+        let mut last = json!({ "match": { "prefix": "/" }, "route": { "cluster": cluster } });
+        if self.redirects == Some(Redirects::Checked) {
+            last["route"]["internal_redirect_policy"] = redirect_policy();
         }
-        filters.push(
-            json!({ "name": "envoy.filters.http.router", "typed_config": { "@type": ROUTER } }),
-        );
-        let last = json!({ "match": { "prefix": "/" }, "route": { "cluster": "upstream" } });
         let mut manager = json!({
             "@type": HTTP_CONNECTION_MANAGER,
             "stat_prefix": "api",
@@ -393,29 +448,25 @@ impl EnvoyOptions {
                 "domains": ["*"],
                 "routes": routes.chain([last]).collect::<Vec<_>>(),
             }] },
-            "http_filters": filters,
-            "access_log": [{
-                "name": "envoy.access_loggers.file",
-                "typed_config": {
-                    "@type": FILE_ACCESS_LOG,
-                    "path": access_log(files),
-                    "log_format": { "json_format": {
-                        "path": "%REQ(:PATH)%",
-                        "route": "%ROUTE_NAME%",
-                        "status": "%RESPONSE_CODE%",
-                        "details": "%RESPONSE_CODE_DETAILS%",
-                        "flags": "%RESPONSE_FLAGS%",
-                        "authz": format!("%DYNAMIC_METADATA({FILTER})%"),
-                        "decision": format!("%DYNAMIC_METADATA({FILTER}:decision)%"),
-                        "reason": format!("%DYNAMIC_METADATA({FILTER}:reason)%"),
-                        "consumer": format!("%DYNAMIC_METADATA({FILTER}:consumer)%"),
-                        "key_version": format!("%DYNAMIC_METADATA({FILTER}:key_version)%"),
-                    } },
-                },
-            }],
+            "http_filters": self.http_filters(),
+            "access_log": [access_logger(files)],
         });
         if self.use_remote_address {
             manager["use_remote_address"] = true.into();
+        }
+        if let Some(origin) = &self.cors {
+            let policy = json!({
+                "@type": CORS_POLICY,
+                "allow_origin_string_match": [{ "exact": origin }],
+                "allow_methods": "GET, POST",
+                "allow_headers": "x-api-key",
+                "expose_headers": "api-key-rotation, link, www-authenticate, retry-after",
+            });
+            manager["route_config"]["virtual_hosts"][0]["typed_per_filter_config"] =
+                json!({ CORS_FILTER: policy });
+        }
+        if self.websockets {
+            manager["upgrade_configs"] = json!([{ "upgrade_type": "websocket" }]);
         }
         if let Some(address) = self.internal {
             let range = json!({ "address_prefix": address, "prefix_len": 32 });
@@ -451,6 +502,26 @@ impl EnvoyOptions {
             });
         }
         manager
+    }
+
+    fn http_filters(&self) -> Vec<Value> {
+        let filter = || json!({ "name": FILTER, "typed_config": self.filter() });
+        let mut filters: Vec<Value> = (!self.authz.is_empty()).then(filter).into_iter().collect();
+        if self.grpc_web {
+            let config = json!({ "@type": GRPC_WEB });
+            filters.insert(
+                0,
+                json!({ "name": "envoy.filters.http.grpc_web", "typed_config": config }),
+            );
+        }
+        if self.cors.is_some() {
+            let config = json!({ "@type": CORS });
+            filters.insert(0, json!({ "name": CORS_FILTER, "typed_config": config }));
+        }
+        filters.push(
+            json!({ "name": "envoy.filters.http.router", "typed_config": { "@type": ROUTER } }),
+        );
+        filters
     }
 
     fn filter(&self) -> Value {
@@ -527,6 +598,16 @@ impl Route {
 }
 
 const FILTER: &str = "envoy.filters.http.ext_authz";
+const CORS_FILTER: &str = "envoy.filters.http.cors";
+const CORS: &str = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors";
+const CORS_POLICY: &str = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy";
+/// The identity headers that the sample removes on routes without a check.
+const IDENTITY: [&str; 4] = [
+    "x-relatch-consumer",
+    "x-relatch-key-id",
+    "x-relatch-key-version",
+    "x-relatch-scopes",
+];
 const EXT_AUTHZ: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
 const EXT_AUTHZ_PER_ROUTE: &str =
     "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
@@ -547,8 +628,65 @@ async fn ask(admin: SocketAddr, target: &str) -> Option<Response> {
     connection.send(&Request::get(target)).await.ok()
 }
 
+/// Writes what the filter has left of each request.
+fn access_logger(files: &Path) -> Value {
+    json!({
+                "name": "envoy.access_loggers.file",
+                "typed_config": {
+                    "@type": FILE_ACCESS_LOG,
+                    "path": access_log(files),
+                    "log_format": { "json_format": {
+                        "path": "%REQ(:PATH)%",
+                        "route": "%ROUTE_NAME%",
+                        "status": "%RESPONSE_CODE%",
+                        "details": "%RESPONSE_CODE_DETAILS%",
+                        "flags": "%RESPONSE_FLAGS%",
+                        "authz": format!("%DYNAMIC_METADATA({FILTER})%"),
+                        "decision": format!("%DYNAMIC_METADATA({FILTER}:decision)%"),
+                        "reason": format!("%DYNAMIC_METADATA({FILTER}:reason)%"),
+                        "consumer": format!("%DYNAMIC_METADATA({FILTER}:consumer)%"),
+                        "key_version": format!("%DYNAMIC_METADATA({FILTER}:key_version)%"),
+                    } },
+                },
+    })
+}
+
 fn access_log(files: &Path) -> PathBuf {
     files.join("access.log")
+}
+
+fn listener(name: &str, address: &Value, manager: &Value) -> Value {
+    json!({
+        "name": name,
+        "address": address,
+        "filter_chains": [{ "filters": [{
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": manager,
+        }] }],
+    })
+}
+
+/// Follows redirects of the upstream, without a check.
+fn redirecting() -> Value {
+    let router =
+        json!({ "name": "envoy.filters.http.router", "typed_config": { "@type": ROUTER } });
+    json!({
+        "@type": HTTP_CONNECTION_MANAGER,
+        "stat_prefix": "behind",
+        "route_config": { "virtual_hosts": [{
+            "name": "behind",
+            "domains": ["*"],
+            "routes": [{
+                "match": { "prefix": "/" },
+                "route": { "cluster": "upstream", "internal_redirect_policy": redirect_policy() },
+            }],
+        }] },
+        "http_filters": [router],
+    })
+}
+
+fn redirect_policy() -> Value {
+    json!({ "max_internal_redirects": 2 })
 }
 
 fn cluster(name: &str, addresses: &[Value], http2: bool) -> Value {

@@ -32,7 +32,15 @@ pub(crate) struct Upstream {
 /// A request's header whose value is a header line of the answer, such as `sunset: never`.
 pub(crate) const ANSWER_WITH: &str = "x-answer-with";
 
-/// What the upstream got, as it says in its answer's body.
+/// The target that has moved to [`LANDING`].
+pub(crate) const MOVED: &str = "/moved";
+/// Where a request for [`MOVED`] is sent on.
+pub(crate) const LANDING: &str = "/landing";
+
+/// The header with what the upstream got, of an answer that accepts a WebSocket.
+pub(crate) const SEEN: &str = "x-seen";
+
+/// What the upstream got, as it says in its answer's body, or in [`SEEN`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) method: String,
@@ -106,8 +114,21 @@ async fn serve(stream: TcpStream, requests: Arc<AtomicU64>) -> io::Result<()> {
         };
         requests.fetch_add(1, Ordering::SeqCst);
         let body = serde_json::to_string(&seen)?;
+        if seen.values("upgrade") == ["websocket"] {
+            let upgraded = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n{SEEN}: {body}\r\n\r\n"
+            );
+            return wire.write(upgraded.as_bytes()).await;
+        }
         let length = format!("content-length: {}", body.len());
-        let mut lines = vec!["HTTP/1.1 200 OK", "content-type: application/json", &length];
+        let host = seen.values("host").concat();
+        let location = format!("location: http://{host}{LANDING}");
+        let mut lines = if seen.target.starts_with(MOVED) {
+            vec!["HTTP/1.1 302 Found", &location]
+        } else {
+            vec!["HTTP/1.1 200 OK"]
+        };
+        lines.extend(["content-type: application/json", &length]);
         lines.extend(seen.values(ANSWER_WITH));
         let head = lines.join("\r\n") + "\r\n\r\n";
         wire.write(&[head.as_bytes(), body.as_bytes()].concat())

@@ -1,10 +1,10 @@
 //! The places of a request that hold its credential.
 
-use super::settings::{CredentialSource, Settings};
+use super::{CredentialSource, Settings};
 
 /// A set of configured sources: one bit for each, by its position in the settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Places(pub(super) u32);
+pub(crate) struct Places(pub(in crate::authz) u32);
 
 /// A place from which a credential must be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) enum Place<'s> {
 
 impl Places {
     /// Returns the first `count` sources, at most [`Settings::MAX_ALL_SOURCES`].
-    pub(super) fn first(count: usize) -> Self {
+    pub(in crate::authz) fn first(count: usize) -> Self {
         (0..count).fold(Self::default(), |mut places, at| {
             places.add(at);
             places
@@ -29,7 +29,7 @@ impl Places {
     }
 
     /// Returns the positions in `all` of the sources in `list`.
-    pub(super) fn of(list: &[CredentialSource], all: &[CredentialSource]) -> Self {
+    pub(in crate::authz) fn of(list: &[CredentialSource], all: &[CredentialSource]) -> Self {
         let mut places = Self::default();
         for (at, source) in all.iter().enumerate() {
             if list.contains(source) {
@@ -53,7 +53,7 @@ impl Places {
     }
 
     /// Returns the sources with their positions in the settings.
-    pub(super) fn sources(
+    pub(in crate::authz) fn sources(
         self,
         settings: &Settings,
     ) -> impl Iterator<Item = (usize, &CredentialSource)> {
@@ -61,15 +61,15 @@ impl Places {
         sources.filter(move |(at, _)| self.has(*at))
     }
 
-    pub(super) const fn has(self, at: usize) -> bool {
+    pub(in crate::authz) const fn has(self, at: usize) -> bool {
         self.0 & (1 << at) != 0
     }
 
-    pub(super) const fn add(&mut self, at: usize) {
+    pub(in crate::authz) const fn add(&mut self, at: usize) {
         self.0 |= 1 << at;
     }
 
-    pub(super) const fn overlaps(self, other: Self) -> bool {
+    pub(in crate::authz) const fn overlaps(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 }
