@@ -31,7 +31,7 @@ use super::grpc::{
     connection::{ConnectionError, MAX_STREAMS, Services, serve},
     handler::{Answer, CheckHandler},
 };
-use crate::authz::request::RequestError;
+use crate::authz::{Metadata, request::RequestError};
 
 /// Answers a check with `ANSWER` and the message. A message that starts with [`LATER`] is answered
 /// later. The answer to a check that cannot be read is the error.
@@ -89,10 +89,9 @@ impl CheckHandler for Echo {
     fn check(
         &self,
         message: Result<&[u8], RequestError>,
-        metadata: &HeaderMap,
+        _metadata: Metadata,
         answer: &mut BytesMut,
     ) -> Answer {
-        assert!(metadata.contains_key("content-type"));
         let message = match message {
             Ok(message) => message,
             Err(error) => {

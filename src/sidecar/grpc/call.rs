@@ -3,6 +3,9 @@
 //! A call whose message has arrived is answered immediately. A call that has to wait, for the rest
 //! of its message or for a later answer, becomes a future. The `grpc-timeout` of a call limits the
 //! wait for a later answer; an immediate answer is never too late.
+//!
+//! A call keeps what is needed of its headers, and not the headers: an Envoy that traces copies
+//! `tracestate` there, which its client chooses.
 
 use std::{
     future::poll_fn,
@@ -13,20 +16,22 @@ use std::{
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use tonic::{Status, metadata::MetadataValue};
 
 use super::{
-    handler::{Answer, CheckHandler},
+    handler::{Answer, CheckHandler, metadata_of},
     message::{Incoming, Message, MessageError, PREFIX},
     reply::Reply,
 };
-use crate::authz::LaterAnswer;
+use crate::authz::{LaterAnswer, Metadata};
 
 /// A call, with the handler that answers it.
 pub(super) struct Call<H> {
     handler: Arc<H>,
-    metadata: HeaderMap,
+    metadata: Metadata,
+    /// The encoding of compressed messages, shortened; none for `identity`.
+    encoding: Option<String>,
     message: Incoming,
     reply: Reply,
 }
@@ -68,7 +73,8 @@ impl<H: CheckHandler> Call<H> {
         }
         Some(Self {
             handler: Arc::clone(handler),
-            metadata: head.headers,
+            metadata: metadata_of(&head.headers),
+            encoding: encoding_of(&head.headers),
             message: Incoming::new(body),
             reply,
         })
@@ -98,7 +104,7 @@ impl<H: CheckHandler> Call<H> {
         let message = match message {
             Ok(message) => message,
             Err(error) => {
-                if let Some(status) = status(&error, &self.metadata) {
+                if let Some(status) = status(&error, self.encoding.as_deref()) {
                     self.reply.status(status);
                 }
                 return None;
@@ -107,7 +113,7 @@ impl<H: CheckHandler> Call<H> {
         arena.reserve(ROOM);
         arena.put_bytes(0, PREFIX);
         let message = message.as_deref().map_err(|error| *error);
-        match self.handler.check(message, &self.metadata, arena) {
+        match self.handler.check(message, self.metadata, arena) {
             Answer::Given => {
                 self.reply.message(framed(arena));
                 None
@@ -143,16 +149,25 @@ fn framed(arena: &mut BytesMut) -> Bytes {
     arena.split().freeze()
 }
 
+/// Returns the encoding of compressed messages, at most 64 characters of it; none for `identity`.
+fn encoding_of(headers: &HeaderMap) -> Option<String> {
+    const MAX_LENGTH: usize = 64;
+
+    let encoding = headers.get("grpc-encoding")?;
+    let text = String::from_utf8_lossy(encoding.as_bytes());
+    (text != "identity").then(|| text.chars().take(MAX_LENGTH).collect())
+}
+
 /// Returns the status for a call without a valid message; none if the client does not wait for it
 /// any more.
-fn status(error: &MessageError, metadata: &HeaderMap) -> Option<Status> {
+fn status(error: &MessageError, encoding: Option<&str>) -> Option<Status> {
     match error {
         MessageError::TakenBack(_) => None,
         MessageError::TooLarge(_) => Some(Status::out_of_range(error.to_string())),
-        MessageError::Compressed => Some(match metadata.get("grpc-encoding") {
-            Some(encoding) if encoding != "identity" => unsupported(encoding),
-            Some(_) | None => Status::internal(error.to_string()),
-        }),
+        MessageError::Compressed => {
+            let identity = || Status::internal(error.to_string());
+            Some(encoding.map_or_else(identity, unsupported))
+        }
         MessageError::Missing | MessageError::Truncated | MessageError::UnknownFlag(_) => {
             Some(Status::internal(error.to_string()))
         }
@@ -161,8 +176,7 @@ fn status(error: &MessageError, metadata: &HeaderMap) -> Option<Status> {
 
 /// Returns the status for a compressed message. Its `grpc-accept-encoding` names the encoding that
 /// the client may use instead.
-fn unsupported(encoding: &HeaderValue) -> Status {
-    let encoding = String::from_utf8_lossy(encoding.as_bytes());
+fn unsupported(encoding: &str) -> Status {
     let text = format!("Content is compressed with `{encoding}` which isn't supported");
     let mut status = Status::unimplemented(text);
     let identity = MetadataValue::from_static("identity");

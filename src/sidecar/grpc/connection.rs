@@ -91,12 +91,15 @@ struct Connection<S, H> {
 /// may do so before it reads the announced limit.
 pub(in crate::sidecar) const MAX_STREAMS: u32 = 1_024;
 /// The maximum number of calls that wait, for the rest of their message or for a lookup, on all
-/// connections. It is four times the limit on waiting lookups. A client that opens calls on every
-/// connection and never completes them so occupies at most 270 MiB of headers.
+/// connections. It is four times the limit on waiting lookups. A call that waits keeps little more
+/// than what has arrived of its message.
 const MAX_WAITING: usize = 4 * on_demand::MAX_WAITING;
-/// The maximum size of the headers of a call, in bytes. A check has the headers of its request in
-/// its message. The call itself has only those of gRPC and a trace context.
-const MAX_HEADERS: u32 = 16 << 10;
+/// The maximum size of the headers of a call, in bytes. An Envoy that traces copies `tracestate` of
+/// the request there. A call with larger headers fails, and Envoy may let its request pass, so this
+/// is five times what relatch accepts as the headers of a request. Headers are kept until their call
+/// is complete: a client that leaves the headers of one call on each connection unfinished occupies
+/// at most 512 MiB.
+const MAX_HEADERS: u32 = 1 << 20;
 /// The maximum number of resets. An Envoy that cancels all checks under way at once, at their
 /// deadline, is honest: so the limit is above the number of streams.
 const MAX_RESETS: usize = 4 * MAX_STREAMS as usize;

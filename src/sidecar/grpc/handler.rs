@@ -22,7 +22,7 @@ pub(in crate::sidecar) trait CheckHandler: Send + Sync + 'static {
     fn check(
         &self,
         message: Result<&[u8], RequestError>,
-        metadata: &HeaderMap,
+        metadata: Metadata,
         answer: &mut BytesMut,
     ) -> Answer;
 }
@@ -39,17 +39,21 @@ impl CheckHandler for Authorizer {
     fn check(
         &self,
         message: Result<&[u8], RequestError>,
-        metadata: &HeaderMap,
+        metadata: Metadata,
         answer: &mut BytesMut,
     ) -> Answer {
-        let metadata = Metadata {
-            parent: parent_of(metadata),
-            timeout: timeout_of(metadata),
-        };
         match self.answer(message, metadata, answer) {
             None => Answer::Given,
             Some(later) => Answer::Later(later),
         }
+    }
+}
+
+/// Reads the headers of a call.
+pub(super) fn metadata_of(headers: &HeaderMap) -> Metadata {
+    Metadata {
+        parent: parent_of(headers),
+        timeout: timeout_of(headers),
     }
 }
 
@@ -132,7 +136,7 @@ mod tests {
         let with_parent = HeaderMap::from_iter([(HeaderName::from_static("traceparent"), parent)]);
         for metadata in [HeaderMap::new(), with_parent] {
             let mut answer = BytesMut::from("prefix");
-            let given = authorizer.check(Ok(&message), &metadata, &mut answer);
+            let given = authorizer.check(Ok(&message), metadata_of(&metadata), &mut answer);
             assert!(matches!(given, Answer::Given));
             let response = answer.strip_prefix(b"prefix").expect("it is left alone");
             let response = CheckResponse::decode(response).expect("a response");
@@ -148,7 +152,7 @@ mod tests {
         let (authorizer, _) = authorizer(&observer);
         let mut answer = BytesMut::new();
         let message = b"\xff";
-        let given = authorizer.check(Ok(message), &HeaderMap::new(), &mut answer);
+        let given = authorizer.check(Ok(message), Metadata::default(), &mut answer);
         assert!(matches!(given, Answer::Given));
         let response = CheckResponse::decode(answer).expect("a response");
         let status = response.status.expect("a status");

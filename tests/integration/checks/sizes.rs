@@ -1,7 +1,7 @@
 //! Requests of any size get a decision: a gRPC error would be a failure, which an Envoy may let pass.
 
 use super::{Mesh, reason_of};
-use crate::support::{client::Request, envoy::EnvoyOptions};
+use crate::support::{client::Request, envoy::EnvoyOptions, otlp::OtlpReceiver};
 
 const KIB: usize = 1 << 10;
 
@@ -51,4 +51,34 @@ async fn headers_that_are_too_large_are_denied_and_never_pass() {
     .await;
     let page = mesh.sidecar.get("/metrics").await.text();
     assert!(page.contains("reason=\"request_too_large\""), "{page}");
+}
+
+/// An Envoy that traces copies `tracestate` to the headers of its call.
+#[tokio::test]
+async fn a_long_tracestate_does_not_let_a_request_pass() {
+    let mesh = Mesh::start().await;
+    let key = mesh.key(&[]).await;
+    let collector = OtlpReceiver::start().await;
+    let setup = |options: EnvoyOptions| {
+        let options = options.max_headers_kb(1_024).failure_mode_allow();
+        options.tracing(collector.addr())
+    };
+    mesh.through_each_version(setup, async |gate| {
+        for size in [15 * KIB, 20 * KIB, 150 * KIB, 180 * KIB] {
+            let traced = |request: Request| {
+                let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+                let state = format!("a={}", "b".repeat(size));
+                let request = request.header("traceparent", parent);
+                request.header("tracestate", state)
+            };
+            let seen = gate.send(traced(key.get("/"))).await.seen();
+            assert_eq!(seen.values("x-relatch-key-id"), [&key.id]);
+            let denied = gate.send(traced(Request::get("/"))).await;
+            assert_eq!(reason_of(&denied), "missing_credential", "{size}");
+        }
+        let state = "b".repeat(700 * KIB);
+        let large = key.get("/").header("tracestate", state);
+        assert_eq!(reason_of(&gate.send(large).await), "request_too_large");
+    })
+    .await;
 }

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
 };
 
+use http::HeaderValue;
 use http_body::{Body, Frame};
 use proptest::{collection::vec, prelude::*};
 use prost::{Message as _, encoding::encode_varint};
