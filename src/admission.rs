@@ -7,7 +7,7 @@
 //! identity. If many sidecars share an identity, like those of a Kubernetes service account, a node
 //! id belongs to the identity that holds it as long as the fleet knows it (`control/fleet`).
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr};
+use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use crate::{
     key::KeyringName,
@@ -71,6 +71,15 @@ pub struct BearerFile {
 pub(crate) struct Admitted<'a> {
     identity: Option<&'a Identity>,
     rules: Vec<&'a AdmissionRule>,
+}
+
+/// A sidecar that has a stream, for which its rights are read again.
+#[derive(Clone, Debug)]
+pub(crate) struct Audience {
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) peer: Peer,
+    /// The node id of the sidecar.
+    pub(crate) node: String,
 }
 
 /// The reason of a refusal. Its text is for both sides.
@@ -181,6 +190,17 @@ impl Admission {
             identity: Some(identity),
             rules,
         })
+    }
+}
+
+impl Audience {
+    /// Returns the rights of the sidecar.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admission::admit`].
+    pub(crate) fn admitted(&self) -> Result<Admitted<'_>, Refusal> {
+        self.admission.admit(&self.peer, &self.node)
     }
 }
 

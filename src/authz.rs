@@ -4,12 +4,14 @@
 //! it, at once or, after the lookup of its key, in `later`. `question` reads the message
 //! ([`request`] reads both encodings of headers, [`client_address`] finds the client behind proxies,
 //! [`route`] uses context extensions or rules, [`credential`] searches the places of the route, and
-//! `removal` plans how the key is removed). [`decision`] judges it against one load of the keyring,
-//! [`response`] writes the answer, and an [`event`] reports it.
+//! `removal` plans how the key is removed), by the settings and keyrings of one `basis`. [`decision`]
+//! judges it against one load of the keyring, [`response`] writes the answer, and an [`event`]
+//! reports it.
 //!
 //! Every outcome is an [`Outcome`], and every denial has a [`DenyReason`]. Response, metric, span
 //! and log use the same values.
 
+mod basis;
 mod check;
 pub(crate) mod client_address;
 pub(crate) mod condense;
@@ -54,6 +56,7 @@ pub use service::Authorizer;
 #[cfg(test)]
 pub(crate) use settings::HostPattern;
 pub(crate) use settings::{
-    Auth, CredentialSource, Enforcement, IdentityHeaders, Notices, PathPrefix, Preflight, RouteRule,
+    Auth, CredentialSource, Enforcement, Enforcements, IdentityHeaders, Notices, PathPrefix,
+    Preflight, RouteRule,
 };
 pub use settings::{Settings, SettingsParts};

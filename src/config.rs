@@ -11,6 +11,7 @@ pub mod control;
 mod credential;
 mod enforcement;
 pub(crate) mod error;
+mod keyring;
 pub(crate) mod plaintext;
 mod reader;
 mod route;
@@ -104,15 +105,19 @@ impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sidecar(settings) => {
-                let names: Vec<_> = settings
-                    .keyrings
-                    .iter()
-                    .map(|keyring| {
-                        let is_enforced = settings.authz.enforces(keyring.name.as_str());
-                        let note = if is_enforced { "" } else { " (not enforced)" };
-                        format!("{}{note}", keyring.name)
-                    })
-                    .collect();
+                let keyrings = settings.keyrings.iter();
+                let keyrings = keyrings.map(|keyring| {
+                    let is_enforced = settings.authz.enforces(&keyring.name);
+                    (keyring.name.as_str(), is_enforced)
+                });
+                let patterns = settings.authz.pattern_enforcements().iter();
+                let patterns = patterns
+                    .map(|(pattern, enforcement)| (pattern.as_str(), !enforcement.is_observed()));
+                let names = keyrings.chain(patterns).map(|(name, is_enforced)| {
+                    let note = if is_enforced { "" } else { " (not enforced)" };
+                    format!("{name}{note}")
+                });
+                let names: Vec<_> = names.collect();
                 write!(
                     f,
                     "sidecar {} on {}: keyrings {}; {} routes, {} credential sources",

@@ -270,6 +270,29 @@ impl Serving {
         }
     }
 
+    /// Records that a run subscribes to a further keyring on an open stream. Nothing of the keyring
+    /// may be sent before the run's row is saved. Returns false, and records nothing, when the
+    /// stream is not the newest of the run, or has ended.
+    #[must_use]
+    pub(crate) fn subscribed(
+        &mut self,
+        key: &RunKey,
+        stream: u64,
+        keyring: KeyringName,
+        held: &HeldState,
+        now: Now,
+    ) -> bool {
+        let max_serve_for = self.max_serve_for;
+        let is_newest = |run: &&mut Run| run.newest_stream == stream && run.open.contains(&stream);
+        let Some(run) = self.runs.get_mut(key).filter(is_newest) else {
+            return false;
+        };
+        let holding = run.keyrings.entry(keyring).or_default();
+        holding.greet(held, max_serve_for, now);
+        self.unsaved.insert(key.clone());
+        true
+    }
+
     /// Records that a connected run has erased a keyring from memory and from its snapshot file,
     /// and has reported the uses that it saw.
     pub(crate) fn dropped(&mut self, key: &RunKey, stream: u64, keyring: &KeyringName) {

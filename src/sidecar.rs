@@ -186,7 +186,7 @@ impl Sidecar {
         let (tracer, spans) = start_spans(settings, &metrics)?.unzip();
 
         let latest = LatestWall::default();
-        let mut receiver = Receiver::new(&keyrings, clock.clone()).telling(latest.clone());
+        let mut receiver = receiver(settings, &keyrings, &clock, &latest);
         let sidecar = Empty {
             node: &settings.node,
             keyrings: &keyrings,
@@ -217,8 +217,8 @@ impl Sidecar {
             clock.clone(),
             Arc::clone(&authz),
         )
+        .with_patterns(settings.patterns.clone().into())
         .with_disk(disk);
-        monitor.announce_trials();
         let http = pages(http, settings, registry, &readiness, &monitor)?;
         let endpoints = SidecarEndpoints {
             ext_authz: listener.endpoint().clone(),
@@ -395,6 +395,18 @@ fn keyrings(settings: &SidecarSettings) -> Keyrings {
     Keyrings::with_modes(
         keyrings.map(|keyring| (keyring.name.clone(), keyring.staleness, keyring.mode)),
     )
+}
+
+/// Creates the receiver of the control plane's messages.
+fn receiver(
+    settings: &SidecarSettings,
+    keyrings: &Keyrings,
+    clock: &Clock,
+    latest: &LatestWall,
+) -> Receiver {
+    Receiver::new(keyrings, clock.clone())
+        .finding(settings.patterns.clone())
+        .telling(latest.clone())
 }
 
 /// Creates the server of metrics, probes and status. It does not answer yet.

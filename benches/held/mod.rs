@@ -54,7 +54,7 @@ impl Held {
         };
         let keyrings = Keyrings::new([(keyring(), staleness)]);
         let slot = keyrings.get(&keyring()).expect("it was just made");
-        let mut mirror = Mirror::new(Arc::clone(slot));
+        let mut mirror = Mirror::new(Arc::clone(&slot));
         mirror.adopt(KeyringSettings {
             prefix: Prefix::default(),
             issued_only: true,
@@ -152,7 +152,7 @@ impl OnDemand {
         let keyrings = Keyrings::with_modes([(keyring(), Staleness::default(), mode)]);
         let slot = keyrings.get(&keyring()).expect("it was just made");
         let cache = slot.cache().expect("it is held on demand");
-        let mut follower = Follower::new(Arc::clone(slot), Arc::clone(cache));
+        let mut follower = Follower::new(Arc::clone(&slot), Arc::clone(cache));
         follower.adopt(KeyringSettings {
             prefix: Prefix::default(),
             issued_only: true,

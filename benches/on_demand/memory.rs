@@ -27,7 +27,8 @@ pub(crate) fn of_a_full_cache(versions: u64) -> Result<String> {
     };
     let name = "payments".parse()?;
     let keyrings = Keyrings::with_modes([(name, Staleness::default(), Mode::OnDemand(settings))]);
-    let slot = keyrings.iter().next().context("one keyring")?;
+    let slots = keyrings.load();
+    let slot = slots.iter().next().context("one keyring")?;
     let cache = slot.cache().context("it is held on demand")?;
     let mut follower = Follower::new(Arc::clone(slot), Arc::clone(cache));
     follower.adopt(KeyringSettings {

@@ -306,7 +306,7 @@ impl Sidecar {
             Heard::NotServed(told) => anyhow::bail!("{}", told.reason),
             Heard::Drain(_) => anyhow::bail!("the control plane stops"),
             Heard::UsageAck(_) => Ok(None),
-            Heard::Start(_) | Heard::LookupResult(_) => {
+            Heard::Start(_) | Heard::LookupResult(_) | Heard::Listing(_) => {
                 anyhow::bail!("the keyring is held in full")
             }
         }

@@ -216,7 +216,10 @@ impl Sidecar {
                     | Answer::Usage(_)
                     | Answer::Lookup(_)
                     | Answer::Beat(_)
-                    | Answer::Dropped(_),
+                    | Answer::Dropped(_)
+                    | Answer::Find(_)
+                    | Answer::Subscribe(_)
+                    | Answer::Unsubscribe(_),
                 ) => continue,
                 None => panic!("an answer without content"),
             };
@@ -260,7 +263,8 @@ impl Sidecar {
             | Kind::Drain(_)
             | Kind::NotServed(_)
             | Kind::UsageAck(_)
-            | Kind::Start(_) => return,
+            | Kind::Start(_)
+            | Kind::Listing(_) => return,
         };
         for which in Which::ALL {
             if which.name().as_str() == keyring {
@@ -464,7 +468,7 @@ impl Sidecar {
         self.receiver.connected();
     }
 
-    fn slot(&self, which: Which) -> &Arc<Slot> {
+    fn slot(&self, which: Which) -> Arc<Slot> {
         let slot = self.keyrings.get(&which.name());
         slot.expect("it is configured")
     }
@@ -540,7 +544,8 @@ fn poison(kind: &Kind) -> Option<Vec<String>> {
         | Kind::NotServed(_)
         | Kind::UsageAck(_)
         | Kind::Start(_)
-        | Kind::LookupResult(_) => None,
+        | Kind::LookupResult(_)
+        | Kind::Listing(_) => None,
     }
 }
 
@@ -571,7 +576,10 @@ fn check_names(outcome: &Received, poison: &[String]) {
                 | Answer::Usage(_)
                 | Answer::Lookup(_)
                 | Answer::Beat(_)
-                | Answer::Dropped(_),
+                | Answer::Dropped(_)
+                | Answer::Find(_)
+                | Answer::Subscribe(_)
+                | Answer::Unsubscribe(_),
             )
             | None => {}
         }

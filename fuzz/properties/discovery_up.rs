@@ -272,6 +272,7 @@ impl Stream {
                 assert_eq!(result.digest.len(), 32);
             }
             Told::Settings(_) | Told::NotServed(_) | Told::Drain(_) => {}
+            Told::Listing(listing) => assert_eq!(listing.keyrings, [KEYRING]),
             Told::BeatAnswer(answer) => {
                 assert!(self.beats.contains(&answer.beat), "an answer to nothing");
                 for pulse in answer.keyrings {
@@ -368,24 +369,7 @@ fn hello(input: &mut Input<'_>) -> discovery::Hello {
         version: input.text(),
     };
     let subscriptions = input.byte() % 4;
-    let subscriptions = (0..subscriptions).map(|_| {
-        let (keyring, epoch) = (input.keyring(), input.epoch());
-        let revision = input.number(newest());
-        let digest = input.byte();
-        discovery::Subscription {
-            keyring,
-            epoch,
-            revision,
-            set_digest: u64::from(digest),
-            mode: i32::from(input.byte() % 3),
-            revoked_through: revision.wrapping_sub(u64::from(digest % 4)),
-            deny_after_ms: input.number(60_000),
-            partial: (digest >= 0x80).then(|| discovery::PartialSnapshot {
-                id: u64::from(digest % 2),
-                chunks: u32::from(digest),
-            }),
-        }
-    });
+    let subscriptions = (0..subscriptions).map(|_| subscription(input));
     let subscriptions = subscriptions.collect();
     discovery::Hello {
         node: Some(node),
@@ -394,6 +378,25 @@ fn hello(input: &mut Input<'_>) -> discovery::Hello {
         protocol: discovery::PROTOCOL,
         stream: 1,
         ..Default::default()
+    }
+}
+
+fn subscription(input: &mut Input<'_>) -> discovery::Subscription {
+    let (keyring, epoch) = (input.keyring(), input.epoch());
+    let revision = input.number(newest());
+    let digest = input.byte();
+    discovery::Subscription {
+        keyring,
+        epoch,
+        revision,
+        set_digest: u64::from(digest),
+        mode: i32::from(input.byte() % 3),
+        revoked_through: revision.wrapping_sub(u64::from(digest % 4)),
+        deny_after_ms: input.number(60_000),
+        partial: (digest >= 0x80).then(|| discovery::PartialSnapshot {
+            id: u64::from(digest % 2),
+            chunks: u32::from(digest),
+        }),
     }
 }
 
@@ -448,6 +451,18 @@ fn act(input: &mut Input<'_>) -> Option<Kind> {
         }),
         _ => match input.byte() {
             0x80.. => return serialized(input),
+            0x60.. => Kind::Find(discovery::Find {
+                patterns: vec!["*".to_owned(), input.text()],
+            }),
+            0x40.. => {
+                let count = input.byte() % 4;
+                Kind::Subscribe(discovery::Subscribe {
+                    subscriptions: (0..count).map(|_| subscription(input)).collect(),
+                })
+            }
+            0x20.. => Kind::Unsubscribe(discovery::Unsubscribe {
+                keyring: input.keyring(),
+            }),
             _ => Kind::Goodbye(discovery::Goodbye {
                 ..Default::default()
             }),

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{condense::Condenser, decision::LookedUp};
+use arc_swap::Guard;
+
+use super::{basis::LoadedBasis, condense::Condenser, decision::LookedUp};
 use crate::{
     clock::{BootTime, Reading},
     key::Timestamp,
@@ -26,6 +28,8 @@ pub(super) struct Check<'a> {
     /// A serialized `CheckRequest`.
     pub(super) message: Cow<'a, [u8]>,
     pub(super) metadata: Metadata,
+    /// The settings and the keyrings by which it is judged, however long it waits.
+    pub(super) basis: LoadedBasis,
     pub(super) arrival: Arrival,
     pub(super) moment: Moment,
     pub(super) looked_up: LookedUp,
@@ -76,6 +80,8 @@ impl Check<'_> {
         };
         Check {
             message: Cow::Owned(message),
+            // A check that waits does not occupy one of the few places of a thread for loads.
+            basis: Guard::from_inner(Guard::into_inner(self.basis)),
             ..self
         }
     }

@@ -6,13 +6,15 @@ use std::{
 };
 
 use super::{client_address::ClientAddress, decision::Decision, question::QuestionError};
-use crate::trace::TraceParent;
+use crate::{keyring::Slot, trace::TraceParent};
 
 /// One check, after it was answered. Apart from the trace context and the address of the client, it
 /// holds nothing that the client sent.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckEvent<'a> {
     pub(crate) decision: &'a Decision<'a>,
+    /// The keyring of the check; none if it was answered without a keyring.
+    pub(crate) slot: Option<&'a Slot>,
     /// The address of the client; none if the request could not be read.
     pub(crate) client: Option<ClientAddress<'a>>,
     /// The reason why the request could not be read; none if it could.

@@ -5,16 +5,16 @@ use std::{
     net::IpAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::BytesMut;
 
 use super::{
+    basis::{Basis, CurrentBasis},
     check::{Arrival, Check, Metadata, Moment},
-    client_address::ClientAddress,
     decision::{Decision, Denial, HeldKeyring, LookedUp, Verdict, decide},
     event::{CheckEvent, Observer},
-    failures::FailureBudgets,
     question::{Question, QuestionError},
     request::CheckInput,
     response::{self, About, Form},
@@ -33,11 +33,8 @@ use crate::{
 /// The shared state by which checks are judged.
 #[derive(Clone, Debug)]
 pub(super) struct Judge {
-    settings: Arc<Settings>,
-    /// Sorted by name, so that a name that is not parsed can be searched.
-    slots: Arc<[Arc<Slot>]>,
+    basis: Arc<CurrentBasis>,
     clock: Clock,
-    failures: Arc<FailureBudgets>,
     /// The latest wall-clock time by which validity was judged.
     latest: LatestWall,
     observer: Arc<dyn Observer>,
@@ -68,12 +65,8 @@ impl Judge {
         clock: Clock,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        let mut slots: Vec<Arc<Slot>> = keyrings.iter().cloned().collect();
-        slots.sort_unstable_by(|one, other| one.name().cmp(other.name()));
         Self {
-            failures: Arc::new(FailureBudgets::new(settings.failed_credentials())),
-            settings,
-            slots: slots.into(),
+            basis: CurrentBasis::of(settings, keyrings),
             clock,
             latest: LatestWall::default(),
             observer,
@@ -97,6 +90,7 @@ impl Judge {
         Check {
             message: Cow::Borrowed(message),
             metadata,
+            basis: self.basis.load(),
             arrival,
             moment,
             looked_up: LookedUp::default(),
@@ -155,7 +149,8 @@ impl Judge {
     }
 
     fn judge(&self, check: &Check<'_>, answer: &mut BytesMut) -> Option<Missing> {
-        let question = match Question::read(&self.settings, &check.message) {
+        let basis: &Basis = &check.basis;
+        let question = match Question::read(&basis.settings, &check.message) {
             Ok(question) => question,
             Err(error) => {
                 self.deny_unread(check, error, answer);
@@ -163,14 +158,14 @@ impl Judge {
             }
         };
         let (input, client, moment) = (question.input(), question.client(), check.moment);
-        let slot = question.keyring().and_then(|name| self.slot(name));
+        let slot = question.keyring().and_then(|name| basis.slot(name));
         let look = slot.map(|slot| slot.look(moment.read));
         let held = look
             .as_ref()
             .map(|look| HeldKeyring::new(look, &check.looked_up));
         let verdict = decide(&question, held.as_ref(), moment.wall);
-        let verdict =
-            self.within_budget(verdict, held.as_ref(), client.charged(), moment.read.boot);
+        let charged = client.charged();
+        let verdict = basis.within_budget(verdict, held.as_ref(), charged, moment.read.boot);
         let decision = match verdict {
             Verdict::Decided(decision) => decision.enforced(&question),
             Verdict::LookUp(digest) => {
@@ -184,16 +179,61 @@ impl Judge {
         }
         let parent = check.metadata.parent.or_else(|| parent_of(input));
         response::respond(
-            &self.settings,
+            &basis.settings,
             &question,
             &decision,
             parent.as_ref(),
             answer,
         );
-        self.report(check, &decision, Some(client), question.error(), parent);
+        let event = CheckEvent {
+            decision: &decision,
+            slot,
+            client: Some(client),
+            error: question.error(),
+            parent,
+            started: check.arrival.started,
+            duration: self.duration(check),
+        };
+        self.report(&event);
         None
     }
 
+    /// Denies a check without a keyring.
+    fn refuse(
+        &self,
+        check: &Check<'_>,
+        denial: Denial<'_>,
+        error: Option<QuestionError>,
+        answer: &mut BytesMut,
+    ) {
+        let form = Form::of_message(&check.message);
+        let parent = check.metadata.parent;
+        let settings = &check.basis.settings;
+        let about = About::unread(settings, parent.as_ref());
+        response::deny(settings, &denial, form, &about, answer);
+        self.report(&CheckEvent {
+            decision: &denial.into(),
+            slot: None,
+            client: None,
+            error,
+            parent,
+            started: check.arrival.started,
+            duration: self.duration(check),
+        });
+    }
+
+    /// Reports a check to the observer. If the observer panics, its report is lost, and the answer
+    /// does not change.
+    fn report(&self, event: &CheckEvent<'_>) {
+        let _observed = guarded(|| self.observer.observe(event));
+    }
+
+    fn duration(&self, check: &Check<'_>) -> Duration {
+        self.clock.boot().saturating_since(check.arrival.began)
+    }
+}
+
+impl Basis {
     /// Returns the verdict, or a denial if `source` has presented too many failed credentials. A
     /// key in memory still passes. Other keys of this source are not looked up while its budget is
     /// spent.
@@ -224,49 +264,6 @@ impl Judge {
         } else {
             verdict
         }
-    }
-
-    /// Denies a check without a keyring.
-    fn refuse(
-        &self,
-        check: &Check<'_>,
-        denial: Denial<'_>,
-        error: Option<QuestionError>,
-        answer: &mut BytesMut,
-    ) {
-        let form = Form::of_message(&check.message);
-        let parent = check.metadata.parent;
-        let about = About::unread(&self.settings, parent.as_ref());
-        response::deny(&self.settings, &denial, form, &about, answer);
-        self.report(check, &denial.into(), None, error, parent);
-    }
-
-    /// Reports the check to the observer. If the observer panics, its report is lost, and the
-    /// answer does not change.
-    fn report(
-        &self,
-        check: &Check<'_>,
-        decision: &Decision<'_>,
-        client: Option<ClientAddress<'_>>,
-        error: Option<QuestionError>,
-        parent: Option<TraceParent>,
-    ) {
-        let event = CheckEvent {
-            decision,
-            client,
-            error,
-            parent,
-            started: check.arrival.started,
-            duration: self.clock.boot().saturating_since(check.arrival.began),
-        };
-        let _observed = guarded(|| self.observer.observe(&event));
-    }
-
-    fn slot(&self, name: &str) -> Option<&Slot> {
-        self.slots
-            .binary_search_by(|slot| slot.name().as_str().cmp(name))
-            .ok()
-            .map(|at| self.slots[at].as_ref())
     }
 }
 

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use prost::Message as _;
 
 use super::{
-    DenyReason, Enforcement, Outcome, Settings, SettingsParts,
+    DenyReason, Enforcement, Enforcements, Outcome, Settings, SettingsParts,
     settings::{IdentityHeaders, folds_to},
     testing::{CONFIRMED_AT, Judged, Message, judge, keyrings, parts, settings},
 };
@@ -85,7 +85,10 @@ impl World {
         let keyrings = ["payments", "empty"];
         let keyrings = keyrings.map(|name| (name.parse().expect("a name"), observed));
         let parts = SettingsParts {
-            keyrings: keyrings.to_vec(),
+            enforcements: Enforcements {
+                named: keyrings.to_vec(),
+                ..Enforcements::default()
+            },
             ..parts()
         };
         Self {

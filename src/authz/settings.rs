@@ -1,6 +1,7 @@
 //! The validated settings of checks: the places of credentials, the keyring of each route, and the
 //! headers for the upstream and the consumer.
 
+mod enforcement;
 mod header;
 mod place;
 mod rule;
@@ -9,15 +10,19 @@ mod source;
 use http::HeaderName;
 
 use super::client_address::AddressSource;
-use crate::{budget::Rate, key::KeyringName};
+use crate::{
+    budget::Rate,
+    key::{KeyringName, KeyringPattern},
+};
 
+pub(crate) use enforcement::{Enforcement, Enforcements};
 pub(crate) use header::{
     IdentityHeaders, folds_to, parse_address_header, parse_credential_header, parse_identity_header,
 };
 pub(super) use place::{Place, Places};
 #[cfg(test)]
 pub(crate) use rule::HostPattern;
-pub(crate) use rule::{Auth, Case, Enforcement, Host, PathPrefix, Preflight, RouteRule};
+pub(crate) use rule::{Auth, Case, Host, PathPrefix, Preflight, RouteRule};
 pub(super) use source::{BASIC, is_token};
 pub(crate) use source::{BasicPart, CredentialSource};
 
@@ -29,8 +34,8 @@ pub struct Settings {
     credentials: Vec<CredentialSource>,
     /// The places of each rule, in their order.
     places: Vec<Places>,
-    /// The keyrings whose denials are not enforced.
-    observed: Vec<(KeyringName, Enforcement)>,
+    /// Whether denials of some keyring are not enforced.
+    observes_some: bool,
     /// Headers that never pass from outside, in any spelling: the configured identity headers and
     /// those with the default names.
     reserved: Vec<HeaderName>,
@@ -51,9 +56,8 @@ pub struct SettingsParts {
     /// The keyring of requests whose Envoy route names no keyring and that no rule matches.
     /// Default: none.
     pub default_keyring: Option<KeyringName>,
-    /// The keyrings that the configuration names, and whether their denials are enforced. Only for
-    /// these can an Envoy route switch enforcement off. Default: none.
-    pub keyrings: Vec<(KeyringName, Enforcement)>,
+    /// The enforcement of each keyring. Default: every keyring is enforced, and none is named.
+    pub enforcements: Enforcements,
     /// The headers that name the caller to the upstream.
     pub identity: IdentityHeaders,
     /// The notices for a consumer that uses a retiring version; none to send no notice. Default:
@@ -211,9 +215,6 @@ impl Settings {
             own.map_or(general, |own| Places::of(own, &credentials))
         });
         let places = places.collect();
-        let observed = parts.keyrings.iter();
-        let observed = observed.filter(|(_, enforcement)| enforcement.is_observed());
-        let observed = observed.cloned().collect();
         let reserved = reserve(&parts.identity);
         let lengths = credentials
             .iter()
@@ -221,10 +222,10 @@ impl Settings {
             .chain(&reserved)
             .fold(0, |lengths, name| lengths | length_bit(name.as_str().len()));
         Ok(Self {
-            parts,
             credentials,
             places,
-            observed,
+            observes_some: parts.enforcements.observe_some(),
+            parts,
             reserved,
             lengths,
         })
@@ -266,17 +267,24 @@ impl Settings {
     /// Returns whether the configuration names this keyring.
     #[must_use]
     pub(super) fn names(&self, keyring: &str) -> bool {
-        let mut named = self.parts.keyrings.iter();
-        named.any(|(name, _)| name.as_str() == keyring)
+        self.parts.enforcements.names(keyring)
     }
 
     /// Returns whether denials of a keyring are enforced.
     #[must_use]
     pub(crate) fn enforcement_of(&self, keyring: &str) -> Enforcement {
-        let mut observed = self.observed.iter();
-        observed
-            .find(|(name, _)| name.as_str() == keyring)
-            .map_or(Enforcement::Enforced, |(_, enforcement)| *enforcement)
+        if self.observes_some {
+            self.parts.enforcements.of(keyring)
+        } else {
+            Enforcement::Enforced
+        }
+    }
+
+    /// Returns the patterns that find keyrings, and whether the denials of what they find are
+    /// enforced.
+    #[must_use]
+    pub(crate) fn pattern_enforcements(&self) -> &[(KeyringPattern, Enforcement)] {
+        &self.parts.enforcements.patterns
     }
 
     /// Returns whether denials are enforced where a rule applies.
@@ -288,19 +296,17 @@ impl Settings {
 
     /// Returns whether all denials of a keyring are enforced, as far as the configuration decides it.
     #[must_use]
-    pub(crate) fn enforces(&self, keyring: &str) -> bool {
+    pub(crate) fn enforces(&self, keyring: &KeyringName) -> bool {
         let mut rules = self.routes().iter();
-        !self.enforcement_of(keyring).is_observed()
-            && rules.all(|rule| {
-                rule.keyring.as_str() != keyring || !self.enforcement_by(rule).is_observed()
-            })
+        !self.enforcement_of(keyring.as_str()).is_observed()
+            && rules
+                .all(|rule| rule.keyring != *keyring || !self.enforcement_by(rule).is_observed())
     }
 
     /// Returns whether no denial of any keyring or rule is enforced.
     #[must_use]
     pub(super) fn observes_everything(&self) -> bool {
-        !self.observed.is_empty()
-            && self.observed.len() == self.parts.keyrings.len()
+        self.parts.enforcements.observe_all()
             && self
                 .routes()
                 .iter()
@@ -389,7 +395,7 @@ impl Default for SettingsParts {
             credentials: CredentialSource::defaults(),
             routes: Vec::new(),
             default_keyring: None,
-            keyrings: Vec::new(),
+            enforcements: Enforcements::default(),
             identity: IdentityHeaders::default(),
             notices: Some(Notices::default()),
             failed_credentials: Rate {

@@ -1,9 +1,6 @@
 //! Builders for tests.
 
-use std::{
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{sync::LazyLock, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderName;
@@ -216,7 +213,7 @@ pub(crate) fn unconfirmed(records: Vec<KeyRecord>, issued_only: bool) -> Keyring
     let empty = "empty".parse().expect("a name");
     let keyrings = Keyrings::new([(testing::keyring_name(), staleness), (empty, staleness)]);
     let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
-    let mut mirror = Mirror::new(Arc::clone(slot));
+    let mut mirror = Mirror::new(slot);
     mirror.adopt(KeyringSettings {
         prefix: Prefix::default(),
         issued_only,
@@ -302,8 +299,8 @@ pub(crate) fn decided(
     };
     let slot = question
         .keyring()
-        .and_then(|name| keyrings.iter().find(|slot| slot.name().as_str() == name));
-    let slot: Option<&'static Slot> = slot.map(|slot| &**Box::leak(Box::new(Arc::clone(slot))));
+        .and_then(|name| keyrings.load().get(name).cloned());
+    let slot: Option<&'static Slot> = slot.map(|slot| &**Box::leak(Box::new(slot)));
     let look: Option<&'static _> = slot.map(|slot| &*Box::leak(Box::new(slot.look(read_at(boot)))));
     let looked_up: &'static LookedUp = Box::leak(Box::default());
     let held = look.map(|look| HeldKeyring::new(look, looked_up));

@@ -32,7 +32,8 @@ use crate::{
         secrets,
     },
     draft::Draft,
-    key::{KeyringName, Timestamp},
+    key::{KeyringName, KeyringPattern, Timestamp},
+    keyring::{Mode, PatternRule, Staleness},
     node_name::NodeName,
     proto::admin,
     readiness::Readiness,
@@ -199,7 +200,12 @@ impl DevArgs {
         let node: NodeName = "dev".parse().map_err(Failure::from_error)?;
         let keyring: KeyringName = KEYRING.parse().map_err(Failure::from_error)?;
         let control = ControlEndpoint::at(discovery).map_err(Failure::from_error)?;
-        let mut settings = SidecarSettings::new(node, control, vec![keyring.clone()]);
+        let mut settings = SidecarSettings::new(node, control, Vec::new());
+        settings.patterns = vec![PatternRule {
+            pattern: KeyringPattern::all(),
+            mode: Mode::Full,
+            staleness: Staleness::default(),
+        }];
         settings.authz = authz::Settings::of_keyring(keyring);
         settings.workers = self.workers;
         settings

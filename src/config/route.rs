@@ -6,6 +6,7 @@ use serde_saphyr::Spanned;
 use super::{
     credential::{Placed, RawCredential},
     enforcement::enforcement,
+    keyring::SidecarKeyrings,
     reader::{Findings, Text},
 };
 use crate::{
@@ -37,7 +38,7 @@ pub(super) struct Rules {
 /// The keyrings that a route can name.
 #[derive(Debug)]
 pub(super) struct KnownKeyrings<'a> {
-    names: &'a [KeyringName],
+    keyrings: &'a SidecarKeyrings,
     default: DefaultKeyring,
 }
 
@@ -51,21 +52,21 @@ enum DefaultKeyring {
 }
 
 impl<'a> KnownKeyrings<'a> {
-    /// The keyrings `names`, with `default_keyring`, which has to be one of them.
+    /// The keyrings of the file, with `default_keyring`, which has to be one of them.
     pub(super) fn from_raw(
-        names: &'a [KeyringName],
+        keyrings: &'a SidecarKeyrings,
         default_keyring: Option<&Text>,
         found: &mut Findings,
     ) -> Self {
         let keyring = found.parse("default_keyring", default_keyring, |text| {
-            known(text, names)
+            known(text, keyrings)
         });
         let default = match (default_keyring, keyring) {
             (_, Some(name)) => DefaultKeyring::Named(name),
             (Some(_), None) => DefaultKeyring::Wrong,
             (None, None) => DefaultKeyring::Missing,
         };
-        Self { names, default }
+        Self { keyrings, default }
     }
 
     /// The keyring of requests that no rule matches.
@@ -150,7 +151,7 @@ fn rule(
     );
     let keyring = match (keyring, &keyrings.default) {
         (Some(_), _) => found.parse(field("keyring"), keyring.as_ref(), |text| {
-            known(text, keyrings.names)
+            known(text, keyrings.keyrings)
         }),
         (None, DefaultKeyring::Named(name)) => Some(name.clone()),
         (None, DefaultKeyring::Wrong) => None,
@@ -196,9 +197,9 @@ fn rule(
 }
 
 /// Parses the name of a keyring of the file.
-fn known(text: &str, names: &[KeyringName]) -> Result<KeyringName, String> {
+fn known(text: &str, keyrings: &SidecarKeyrings) -> Result<KeyringName, String> {
     let name: KeyringName = text.parse().map_err(|error| format!("{error}"))?;
-    if names.contains(&name) {
+    if keyrings.has(&name) {
         Ok(name)
     } else {
         Err("is not in `keyrings`, add it there or name another keyring".to_owned())

@@ -12,11 +12,10 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use super::{
-    cache::{self, RawCache},
     client_address::RawClientAddress,
     credential::{Placed, RawCredential, RawIdentityHeaders},
-    enforcement::enforcement,
     error::ConfigError,
+    keyring::{RawKeyring, RawStaleness, SidecarKeyringSettings, SidecarKeyrings},
     plaintext::{PlaintextError, refuse_plaintext_listener},
     reader::{self, Findings, Places, Text},
     route::{self, KnownKeyrings, RawRoute, Rules},
@@ -24,11 +23,10 @@ use super::{
     value::{self, ControlEndpoint, Listen, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 use crate::{
-    authz::{self, Enforcement, Notices, SettingsParts},
+    authz::{self, Enforcement, Enforcements, Notices, SettingsParts},
     budget::Rate,
-    duration::written,
     key::KeyringName,
-    keyring::{Mode, Staleness},
+    keyring::{Mode, PatternRule, Staleness},
     node_name::NodeName,
     tls::TlsFiles,
 };
@@ -50,10 +48,12 @@ pub struct SidecarSettings {
     pub(crate) control: Vec<ControlEndpoint>,
     /// The TLS files for `control`; given if its addresses are `https://`.
     pub(crate) control_tls: Option<ClientTls>,
-    /// The keyrings of this sidecar, 1 to 256, each once.
+    /// The keyrings that the file names, each once; with `patterns`, 1 to 256 entries.
     pub(crate) keyrings: Vec<SidecarKeyringSettings>,
+    /// The patterns that find further keyrings. The first that matches applies.
+    pub(crate) patterns: Vec<PatternRule>,
     /// The places of credentials, the routes to keyrings, and the headers for the upstream. All keyrings that it names are
-    /// in `keyrings`.
+    /// in `keyrings`, or match one of `patterns`.
     pub(crate) authz: authz::Settings,
     /// How long the sidecar still answers checks at a stop, while it reports that it is not ready; at most 5 minutes.
     /// Default: 0 s.
@@ -77,18 +77,6 @@ pub(crate) struct NodeSettings {
     /// Information for the operator: at most 16 entries, with names and values of 1 to 128 printable characters. Default:
     /// none.
     pub(crate) labels: BTreeMap<String, String>,
-}
-
-/// A keyring of the sidecar.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SidecarKeyringSettings {
-    pub(crate) name: KeyringName,
-    /// Whether the sidecar holds the whole keyring, or keys on demand. Default: the whole keyring.
-    pub(crate) mode: Mode,
-    /// The limits of the keyring, or else those of the file.
-    pub(crate) staleness: Staleness,
-    /// Whether denials are enforced. Default: they are.
-    pub(crate) enforcement: Enforcement,
 }
 
 /// The settings of a channel are not safe.
@@ -130,19 +118,11 @@ pub struct SnapshotSettings {
 /// The most addresses of control planes: more of them do not improve availability.
 const MAX_ENDPOINTS: usize = 16;
 
-/// The most keyrings: each adds a subscription, and a label value in every metric.
-const MAX_KEYRINGS: usize = 256;
-
 /// The most labels: the sidecar sends them in every message of presence.
 const MAX_LABELS: usize = 16;
 
 /// The most workers: more threads than cores do not help.
 const MAX_WORKERS: usize = 64;
-
-/// The bounds of both limits of staleness. Below a second, no answer arrives in time. After a month without a confirmation,
-/// nothing is known about the keyring.
-const STALENESS_BOUNDS: (Duration, Duration) =
-    (Duration::from_secs(1), Duration::from_hours(30 * 24));
 
 /// The longest drain. Kubernetes kills a process after 30 s by default.
 const MAX_DRAIN: Duration = Duration::from_mins(5);
@@ -192,17 +172,6 @@ struct RawControl {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawKeyring {
-    name: Option<Text>,
-    mode: Option<Text>,
-    cache: Option<Spanned<RawCache>>,
-    staleness: Option<RawStaleness>,
-    enforce: Option<Text>,
-    remove: Option<Text>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawSnapshot {
     path: Option<Text>,
     key_file: Option<Text>,
@@ -222,13 +191,6 @@ struct RawNotice {
 struct RawRate {
     per_second: Option<Text>,
     burst: Option<Text>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawStaleness {
-    warn_after: Option<Text>,
-    deny_after: Option<Text>,
 }
 
 /// Reads the file at `path`.
@@ -274,7 +236,10 @@ impl SidecarSettings {
             .iter()
             .map(|name| (name.clone(), Enforcement::default()));
         let authz = SettingsParts {
-            keyrings: named.collect(),
+            enforcements: Enforcements {
+                named: named.collect(),
+                ..Enforcements::default()
+            },
             ..SettingsParts::default()
         };
         Self {
@@ -291,9 +256,9 @@ impl SidecarSettings {
                     name,
                     mode: Mode::Full,
                     staleness,
-                    enforcement: Enforcement::default(),
                 })
                 .collect(),
+            patterns: Vec::new(),
             authz: authz::Settings::new(authz).expect("the defaults do not contradict each other"),
             drain: Duration::ZERO,
             snapshot: None,
@@ -343,15 +308,8 @@ impl SidecarSettings {
             raw.staleness
                 .unwrap_or_default()
                 .into_limits("staleness", Staleness::default(), found);
-        let keyrings = keyrings(raw.keyrings, staleness, found);
-        let names: Vec<_> = keyrings
-            .iter()
-            .map(|keyring| keyring.name.clone())
-            .collect();
-        let enforcements = keyrings.iter();
-        let enforcements = enforcements.map(|it| (it.name.clone(), it.enforcement));
-        let enforcements = enforcements.collect();
-        let known = KnownKeyrings::from_raw(&names, raw.default_keyring.as_ref(), found);
+        let keyrings = SidecarKeyrings::from_raw(raw.keyrings, staleness, found);
+        let known = KnownKeyrings::from_raw(&keyrings, raw.default_keyring.as_ref(), found);
         let Rules {
             rules,
             credentials: of_rules,
@@ -382,7 +340,7 @@ impl SidecarSettings {
                 credentials,
                 routes: rules,
                 default_keyring: known.default_keyring().cloned(),
-                keyrings: enforcements,
+                enforcements: keyrings.enforcements.clone(),
                 identity,
                 notices,
                 failed_credentials,
@@ -398,7 +356,8 @@ impl SidecarSettings {
             workers,
             control,
             control_tls,
-            keyrings,
+            keyrings: keyrings.named,
+            patterns: keyrings.patterns,
             authz: authz?,
             drain: drain.unwrap_or_default(),
             snapshot,
@@ -542,34 +501,6 @@ impl RawRate {
     }
 }
 
-impl RawStaleness {
-    /// The limits, each with `default` where it is not given.
-    fn into_limits(self, field: &str, default: Staleness, found: &mut Findings) -> Staleness {
-        let mut limit = |name: &str, text: Option<&Text>, default| {
-            found
-                .duration(format_args!("{field}.{name}"), text, STALENESS_BOUNDS)
-                .unwrap_or(default)
-        };
-        let limits = Staleness {
-            warn_after: limit("warn_after", self.warn_after.as_ref(), default.warn_after),
-            deny_after: limit("deny_after", self.deny_after.as_ref(), default.deny_after),
-        };
-        if limits.warn_after >= limits.deny_after {
-            let place = self
-                .warn_after
-                .or(self.deny_after)
-                .map_or(Location::UNKNOWN, |text| text.referenced);
-            let deny_after = written(limits.deny_after);
-            found.note(
-                place,
-                format_args!("{field}.warn_after"),
-                format_args!("use less than `deny_after`, which is {deny_after}"),
-            );
-        }
-        limits
-    }
-}
-
 fn workers(text: &str) -> Result<NonZeroUsize, String> {
     text.parse()
         .ok()
@@ -628,59 +559,6 @@ fn endpoints(
             Some(endpoint)
         })
         .collect()
-}
-
-fn keyrings(
-    raw: Option<Spanned<Vec<Spanned<RawKeyring>>>>,
-    staleness: Staleness,
-    found: &mut Findings,
-) -> Vec<SidecarKeyringSettings> {
-    const FIELD: &str = "keyrings";
-    let place = raw.as_ref().map_or(Location::UNKNOWN, |raw| raw.referenced);
-    let Some(raw) = raw.filter(|raw| !raw.value.is_empty()) else {
-        found.note(
-            place,
-            FIELD,
-            "is missing, name a keyring, such as [{ name: payments }]",
-        );
-        return Vec::new();
-    };
-    found.bound(FIELD, &raw, MAX_KEYRINGS);
-    let mut keyrings: Vec<SidecarKeyringSettings> = Vec::new();
-    for (at, raw) in raw.value.into_iter().enumerate().take(MAX_KEYRINGS) {
-        let field = |name: &str| format!("{FIELD}[{at}].{name}");
-        let Spanned {
-            value: raw,
-            referenced,
-            ..
-        } = raw;
-        let mode = cache::mode(field, raw.mode.as_ref(), raw.cache, found);
-        let staleness = raw.staleness.map_or(staleness, |raw| {
-            raw.into_limits(&field("staleness"), staleness, found)
-        });
-        let Some(text) = &raw.name else {
-            found.note(referenced, field("name"), "is missing, name the keyring");
-            continue;
-        };
-        let Some(name) = found.parse(field("name"), Some(text), str::parse) else {
-            continue;
-        };
-        if keyrings.iter().any(|other| other.name == name) {
-            found.note(
-                text.referenced,
-                field("name"),
-                "is in the list already, remove one of the two",
-            );
-        }
-        let enforcement = enforcement(field, raw.enforce.as_ref(), raw.remove.as_ref(), found);
-        keyrings.push(SidecarKeyringSettings {
-            name,
-            mode,
-            staleness,
-            enforcement: enforcement.unwrap_or_default(),
-        });
-    }
-    keyrings
 }
 
 #[cfg(test)]

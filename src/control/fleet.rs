@@ -154,6 +154,31 @@ impl Fleet {
         })
     }
 
+    /// Notes that a sidecar subscribes to further keyrings on an open stream, all of which it may
+    /// have. Nothing of them may be sent before [`record_news`](Self::record_news) has returned.
+    /// Returns false if a later stream of the run has begun: the sidecar has left this one.
+    #[must_use]
+    pub(crate) fn subscribed(
+        &self,
+        stream: &OpenStream,
+        subscriptions: &[discovery::Subscription],
+    ) -> bool {
+        let now = self.now();
+        let is_open = {
+            let mut serving = self.lock();
+            let OpenStream { run, number, .. } = stream;
+            subscriptions.iter().all(|subscription| {
+                // A name that is not valid has no keyring.
+                subscription.keyring.parse().map_or(true, |name| {
+                    let held = hello::read_held(subscription);
+                    serving.subscribed(run, *number, name, &held, now)
+                })
+            })
+        };
+        self.wake();
+        is_open
+    }
+
     /// Notes that a stream of a sidecar has ended.
     pub(crate) fn disconnected(&self, stream: &OpenStream, parting: Parting) {
         let now = self.now();

@@ -540,6 +540,11 @@ impl UsageStream {
         }
     }
 
+    /// Accepts reports about a further keyring.
+    pub(crate) fn subscribe(&mut self, keyring: &str) {
+        self.subscribed.extend(keyring.parse());
+    }
+
     /// Writes the reports of the stream. Returns whether they are everything that its sidecar saw,
     /// if the sidecar has ended.
     pub(crate) async fn settle(&self, fleet: &Fleet) -> bool {

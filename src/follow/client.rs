@@ -31,7 +31,7 @@ use tonic::{
 mod beating;
 
 use super::{
-    receiver::{BeatNews, DrainReason, Leave, Received, Receiver},
+    receiver::{BeatNews, DrainReason, Leave, Listed, Received, Receiver},
     reporter::ReportProgress,
 };
 use beating::{Beating, Turn};
@@ -85,6 +85,8 @@ pub(crate) struct Link {
     endpoints: Vec<EndpointLink>,
     /// The reasons why the control plane does not serve keyrings, by keyring.
     not_served: Mutex<BTreeMap<String, String>>,
+    /// What the newest list of keyrings came to; none before the first one.
+    listed: Mutex<Option<Listed>>,
     reconnects: AtomicU64,
     clock_skew_ms: AtomicI64,
     usage_acked: AtomicU64,
@@ -186,6 +188,7 @@ impl Client {
         let link = Arc::new(Link {
             endpoints: endpoints.iter().map(EndpointLink::new).collect(),
             not_served: Mutex::default(),
+            listed: Mutex::default(),
             reconnects: AtomicU64::new(0),
             clock_skew_ms: AtomicI64::new(0),
             usage_acked: AtomicU64::new(0),
@@ -358,6 +361,9 @@ impl Client {
             snapshot_file: self.hold.snapshot_file.clone(),
         };
         send(&answers, Kind::Hello(hello)).await?;
+        if let Some(find) = self.receiver.find() {
+            send_message(&answers, find).await?;
+        }
         let beating = Beating::new(self.receiver.clock(), self.receiver.beat_every());
         send_message(&answers, self.receiver.next_beat()).await?;
         let mut call = Request::new(answers_first(outbound, reports));
@@ -495,6 +501,7 @@ impl Client {
             answers,
             clock_skew_ms,
             beat,
+            listed,
         } = self.receiver.receive(message)?;
         match beat {
             Some(BeatNews::Due) => stream.beating.hurry(),
@@ -503,6 +510,9 @@ impl Client {
         }
         if let Some(skew) = clock_skew_ms {
             self.link.clock_skew_ms.store(skew, Ordering::Relaxed);
+        }
+        if listed.is_some() {
+            *locked(&self.link.listed) = listed;
         }
         let ReportProgress { acked, unacked } = self.receiver.progress();
         self.link.usage_acked.store(acked, Ordering::Relaxed);
@@ -577,6 +587,13 @@ impl Link {
         locked(&self.not_served).get(keyring).cloned()
     }
 
+    /// Returns what the newest list of keyrings that patterns match came to; none before the first
+    /// one.
+    #[must_use]
+    pub(crate) fn listed(&self) -> Option<Listed> {
+        *locked(&self.listed)
+    }
+
     /// Notifies its waiters after each message of the control plane that was applied.
     pub(crate) const fn applied(&self) -> &Notify {
         &self.applied
@@ -613,7 +630,8 @@ impl Link {
                 | control_message::Kind::Drain(_)
                 | control_message::Kind::UsageAck(_)
                 | control_message::Kind::Start(_)
-                | control_message::Kind::LookupResult(_),
+                | control_message::Kind::LookupResult(_)
+                | control_message::Kind::Listing(_),
             )
             | None => {}
         }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -192,7 +193,10 @@ impl Pair {
                     | Answer::Usage(_)
                     | Answer::Lookup(_)
                     | Answer::Beat(_)
-                    | Answer::Dropped(_),
+                    | Answer::Dropped(_)
+                    | Answer::Find(_)
+                    | Answer::Subscribe(_)
+                    | Answer::Unsubscribe(_),
                 )
                 | None => {}
             }
@@ -293,7 +297,7 @@ impl Pair {
         self.receive(Kind::BeatAnswer(answer))
     }
 
-    fn slot(&self) -> &Slot {
+    fn slot(&self) -> Arc<Slot> {
         self.keyrings
             .get(&testing::keyring_name())
             .expect("the keyring is configured")
@@ -376,7 +380,10 @@ fn resync_reason(outcome: &Received) -> Option<ResyncReason> {
                 | Answer::Usage(_)
                 | Answer::Lookup(_)
                 | Answer::Beat(_)
-                | Answer::Dropped(_),
+                | Answer::Dropped(_)
+                | Answer::Find(_)
+                | Answer::Subscribe(_)
+                | Answer::Unsubscribe(_),
             )
             | None => None,
         })
@@ -396,7 +403,10 @@ fn acks(outcome: &Received) -> Vec<&discovery::Ack> {
                 | Answer::Usage(_)
                 | Answer::Lookup(_)
                 | Answer::Beat(_)
-                | Answer::Dropped(_),
+                | Answer::Dropped(_)
+                | Answer::Find(_)
+                | Answer::Subscribe(_)
+                | Answer::Unsubscribe(_),
             )
             | None => None,
         })

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -488,7 +489,10 @@ impl World {
                 | Said::Goodbye(_)
                 | Said::Lookup(_)
                 | Said::Beat(_)
-                | Said::Dropped(_)) => {
+                | Said::Dropped(_)
+                | Said::Find(_)
+                | Said::Subscribe(_)
+                | Said::Unsubscribe(_)) => {
                     panic!("{said:?} is no answer")
                 }
             }
@@ -632,12 +636,12 @@ impl World {
         assert!(self.stream.is_some(), "the stream goes on");
     }
 
-    fn slot(&self) -> &Slot {
+    fn slot(&self) -> Arc<Slot> {
         let slot = self.keyrings.get(&testing::keyring_name());
         slot.expect("the keyring is configured")
     }
 
-    fn cache(&self) -> std::sync::Arc<KeyCache> {
+    fn cache(&self) -> Arc<KeyCache> {
         self.slot().cache().cloned().expect("it is held on demand")
     }
 
@@ -695,7 +699,8 @@ fn revoked_by(kind: &Kind) -> Vec<KeyDigest> {
         | Kind::Drain(_)
         | Kind::NotServed(_)
         | Kind::UsageAck(_)
-        | Kind::Start(_) => return Vec::new(),
+        | Kind::Start(_)
+        | Kind::Listing(_) => return Vec::new(),
     };
     let digests = items.iter().map(|item| item::digest_of(&item.record));
     digests.flatten().collect()

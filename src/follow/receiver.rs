@@ -16,13 +16,17 @@ use super::reporter::{ReportProgress, Reporter};
 use crate::{
     clock::{Clock, LatestWall},
     key::{Epoch, KeyringName, Revision, Timestamp},
-    keyring::{Keyrings, Mirror, Restored, Slot, on_demand::Follower},
+    keyring::{
+        Freshness, Keyrings, MAX_KEYRINGS, Mirror, Mode, PatternRule, Restored, Slot,
+        on_demand::Follower,
+    },
     proto::discovery::{self, control_message::Kind, sidecar_message::Kind as Answer},
     snapshot::{disk::Disk, recorder::Recorder},
     wire::settings::{self, SettingsError},
 };
 
 mod beats;
+mod finder;
 mod forbidden;
 mod full;
 mod on_demand;
@@ -31,6 +35,8 @@ mod reply;
 mod revoked;
 
 use beats::Beats;
+use finder::Finder;
+pub(crate) use finder::Listed;
 use forbidden::Forbidden;
 use full::HeldSnapshot;
 use on_demand::Followed;
@@ -40,6 +46,8 @@ use on_demand::Followed;
 pub struct Receiver {
     clock: Clock,
     keyrings: BTreeMap<KeyringName, Subscribed>,
+    /// Finds keyrings by the patterns of the sidecar.
+    finder: Finder,
     /// The keyrings that the open stream has answered, as [`Receiver::is_answered`] defines it.
     answered: BTreeSet<KeyringName>,
     /// Notified when there is a lookup to send.
@@ -73,6 +81,8 @@ pub struct Received {
     pub(crate) clock_skew_ms: Option<i64>,
     /// The effect of the message on the beats of the stream.
     pub(crate) beat: Option<BeatNews>,
+    /// What the list of keyrings came to, if the message is one.
+    pub(crate) listed: Option<Listed>,
 }
 
 /// The effect of a message on the beats of its stream.
@@ -134,18 +144,14 @@ impl Receiver {
     pub fn new(keyrings: &Keyrings, clock: Clock) -> Self {
         let reporter = Reporter::new(keyrings);
         let lookups = Arc::clone(keyrings.lookups());
-        let subscribed = |slot: &Arc<Slot>| match slot.cache().cloned() {
-            None => Subscribed::Full(HeldSnapshot::new(Mirror::new(Arc::clone(slot)))),
-            Some(cache) => {
-                Subscribed::OnDemand(Followed::new(Follower::new(Arc::clone(slot), cache)))
-            }
-        };
         Self {
             clock,
             keyrings: keyrings
+                .load()
                 .iter()
-                .map(|slot| (slot.name().clone(), subscribed(slot)))
+                .map(|slot| (slot.name().clone(), Subscribed::to(Arc::clone(slot))))
                 .collect(),
+            finder: Finder::new(keyrings.clone()),
             answered: BTreeSet::new(),
             lookups,
             reporter,
@@ -155,6 +161,13 @@ impl Receiver {
             forbidden: Forbidden::default(),
             latest: LatestWall::default(),
         }
+    }
+
+    /// Finds further keyrings by `rules`.
+    #[must_use]
+    pub(crate) fn finding(mut self, rules: Vec<PatternRule>) -> Self {
+        self.finder.rules = rules;
+        self
     }
 
     /// Reports the control plane's wall clock to `latest`.
@@ -206,14 +219,15 @@ impl Receiver {
         if let Some(disk) = self.disk() {
             disk.forget_told();
         }
-        for followed in self.followed() {
-            followed.follower().connected();
+        for keyring in self.keyrings.values_mut() {
+            keyring.connected();
         }
     }
 
     /// Notes that the stream has ended: checks that wait for a lookup stop waiting.
     pub fn disconnected(&mut self) {
         self.answered.clear();
+        self.finder.disconnected();
         self.beats.disconnected();
         self.forbidden.disconnected();
         for followed in self.followed() {
@@ -240,10 +254,26 @@ impl Receiver {
 
     /// Returns whether the open stream has been of use: for each keyring, the control plane has
     /// refused to serve it, or has answered a beat while no snapshot or start of the keyring was
-    /// missing.
+    /// missing. If the sidecar has patterns, it has received a list of keyrings.
     #[must_use]
     pub(crate) fn is_answered(&self) -> bool {
-        self.answered.len() == self.keyrings.len()
+        self.answered.len() == self.keyrings.len() && self.finder.is_answered()
+    }
+
+    /// Returns the message that asks for the keyrings that the patterns match; none without
+    /// patterns.
+    #[must_use]
+    pub(crate) fn find(&self) -> Option<discovery::SidecarMessage> {
+        self.finder.ask().map(Answer::Find).map(message)
+    }
+
+    /// Adds a keyring of the snapshot file that a pattern finds, and returns its slot. None if no
+    /// pattern finds it, or if it is now held on demand.
+    pub(crate) fn find_kept(&mut self, name: &KeyringName) -> Option<Arc<Slot>> {
+        let rule = PatternRule::of(&self.finder.rules, name)?;
+        let is_full = matches!(rule.mode, Mode::Full);
+        let has_room = is_full && self.keyrings.len() < MAX_KEYRINGS;
+        has_room.then(|| self.hold(name))?
     }
 
     /// Returns the next lookup to send.
@@ -286,11 +316,7 @@ impl Receiver {
         self.report.clear();
         self.reporter.reconnected();
         let keyrings = self.keyrings.values_mut();
-        let subscriptions = keyrings.map(|keyring| match keyring {
-            Subscribed::Full(held) => held.subscription(),
-            Subscribed::OnDemand(followed) => followed.subscription(),
-        });
-        subscriptions.collect()
+        keyrings.map(Subscribed::subscription).collect()
     }
 
     /// Applies one message and returns the answers to it.
@@ -321,6 +347,7 @@ impl Receiver {
             Kind::BeatAnswer(answer) => self.beat_answer(answer),
             Kind::Start(start) => self.start(&start).map(Received::begin),
             Kind::LookupResult(result) => self.lookup_result(&result).map(|()| Received::default()),
+            Kind::Listing(listing) => Ok(self.list(&listing)),
             Kind::NotServed(refusal) => {
                 tracing::warn!(
                     auth.keyring = refusal.keyring,
@@ -342,22 +369,100 @@ impl Receiver {
         let Ok(name) = refusal.keyring.parse::<KeyringName>() else {
             return;
         };
+        let is_asked_for = self.finder.has_ended(&name);
         match self.keyrings.get_mut(&name) {
             Some(Subscribed::Full(held)) => held.forget(),
             Some(Subscribed::OnDemand(followed)) => followed.forget(),
             None => return,
         }
-        tracing::error!(
-            auth.keyring = %name,
-            reason = refusal.reason,
-            "this sidecar may no longer hold the keyring: it is dropped, and its checks are denied"
-        );
+        if is_asked_for {
+            tracing::info!(auth.keyring = %name, "the keyring is dropped");
+        } else {
+            tracing::error!(
+                auth.keyring = %name,
+                reason = refusal.reason,
+                "this sidecar may no longer hold the keyring: it is dropped, and its checks are denied"
+            );
+        }
         // This report does not reply to an answer to a beat: it brings the last counts, and
         // completes nothing.
         let last = self.reporter.report(NO_BEAT);
         self.report.extend(last);
+        if self.finder.lose(&name) {
+            self.keyrings.remove(&name);
+            self.answered.remove(&name);
+        }
         self.forbidden
             .forbid(name, refusal.number, self.recorder.as_ref());
+    }
+
+    /// Applies the list of the keyrings that the patterns match: subscribes to those that the
+    /// sidecar does not hold.
+    fn list(&mut self, listing: &discovery::Listing) -> Received {
+        let listed = listing.keyrings.iter();
+        let names: BTreeSet<KeyringName> = listed.filter_map(|name| name.parse().ok()).collect();
+        let unnamed = listing.total.saturating_sub(listing.keyrings.len() as u64);
+        let mut left_out = usize::try_from(unnamed).unwrap_or(usize::MAX);
+        let mut found = Vec::new();
+        for name in &names {
+            if self.keyrings.contains_key(name) || !self.finder.finds(name) {
+                continue;
+            }
+            let is_held = self.keyrings.len() < MAX_KEYRINGS && self.hold(name).is_some();
+            if let Some(keyring) = self.keyrings.get_mut(name).filter(|_| is_held) {
+                keyring.connected();
+                found.push(keyring.subscription());
+                tracing::info!(auth.keyring = %name, "a keyring is found by a pattern");
+            } else {
+                left_out = left_out.saturating_add(1);
+            }
+        }
+        let listed = Listed {
+            matching: usize::try_from(listing.total).unwrap_or(usize::MAX),
+            left_out,
+        };
+        self.finder.listed(names, unnamed == 0, listed);
+        let subscribe = (!found.is_empty()).then(|| {
+            message(Answer::Subscribe(discovery::Subscribe {
+                subscriptions: found,
+            }))
+        });
+        Received {
+            listed: Some(listed),
+            ..Received::answer(subscribe)
+        }
+    }
+
+    /// Holds a keyring from now on, as its pattern says, and returns its slot. None if the process
+    /// has held too many different keyrings.
+    fn hold(&mut self, name: &KeyringName) -> Option<Arc<Slot>> {
+        let slot = self.finder.find(name)?;
+        let mut keyring = Subscribed::to(Arc::clone(&slot));
+        if let (Subscribed::Full(held), Some(recorder)) = (&mut keyring, &self.recorder) {
+            held.record(recorder.clone());
+        }
+        self.reporter.follow(&slot);
+        self.keyrings.insert(name.clone(), keyring);
+        Some(slot)
+    }
+
+    /// Ends the subscriptions to keyrings that a pattern found, and that the control plane does not
+    /// list any more, once they are stale. Until then they are served, because the control plane
+    /// may be restored from an old backup.
+    fn end_unlisted(&mut self) -> Vec<discovery::SidecarMessage> {
+        let now = self.clock.reading();
+        let is_stale = |slot: &Slot| slot.freshness(now) == Freshness::Stale;
+        let ended = self.finder.end_unlisted(is_stale).into_iter();
+        let ended = ended.map(|name| {
+            tracing::warn!(
+                auth.keyring = %name,
+                "the control plane does not list the keyring any more, and it is stale: it is dropped"
+            );
+            message(Answer::Unsubscribe(discovery::Unsubscribe {
+                keyring: name.to_string(),
+            }))
+        });
+        ended.collect()
     }
 
     /// Creates the last usage report, once no check is under way and none will come, and returns
@@ -446,6 +551,7 @@ impl Receiver {
             answers: Vec::new(),
             clock_skew_ms: Some(sent_at.as_millis() - now.wall.as_millis()),
             beat: Some(BeatNews::Answered),
+            listed: None,
         };
         self.beats
             .pace(Duration::from_millis(answer.beat_every_ms.into()));
@@ -466,6 +572,8 @@ impl Receiver {
                 self.note_answered(&pulse.keyring);
             }
         }
+        outcome.answers.extend(self.end_unlisted());
+        self.finder.answered();
         // A report that is still being sent is completed first: an ack also covers all messages
         // before it.
         if self.report.is_empty() {
@@ -513,6 +621,31 @@ impl Receiver {
                 Subscribed::Full(_) => None,
                 Subscribed::OnDemand(followed) => Some(followed),
             })
+    }
+}
+
+impl Subscribed {
+    fn to(slot: Arc<Slot>) -> Self {
+        match slot.cache().cloned() {
+            None => Self::Full(HeldSnapshot::new(Mirror::new(slot))),
+            Some(cache) => Self::OnDemand(Followed::new(Follower::new(slot, cache))),
+        }
+    }
+
+    /// Notes that a stream is open, on which lookups can be sent.
+    fn connected(&mut self) {
+        match self {
+            Self::Full(_) => {}
+            Self::OnDemand(followed) => followed.follower().connected(),
+        }
+    }
+
+    /// Returns the subscription for a new stream, or for one that is open.
+    fn subscription(&mut self) -> discovery::Subscription {
+        match self {
+            Self::Full(held) => held.subscription(),
+            Self::OnDemand(followed) => followed.subscription(),
+        }
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) struct ReportProgress {
 /// The uses of one keyring that are not acked.
 #[derive(Debug)]
 struct Account {
+    /// Its counters are those of every slot of this keyring.
     slot: Arc<Slot>,
     /// The epoch of the control plane's settings; none before they arrive.
     epoch: Option<Epoch>,
@@ -78,20 +79,27 @@ impl Reporter {
     /// Returns a reporter of all uses that are counted in `keyrings`.
     #[must_use]
     pub(crate) fn new(keyrings: &Keyrings) -> Self {
-        let account = |slot: &Arc<Slot>| Account {
-            slot: Arc::clone(slot),
-            epoch: None,
-            unacked: HashMap::new(),
-        };
-        Self {
-            keyrings: keyrings
-                .iter()
-                .map(|slot| (slot.name().clone(), account(slot)))
-                .collect(),
+        let mut reporter = Self {
+            keyrings: BTreeMap::new(),
             sequence: 0,
             acked: 0,
             has_ended: false,
+        };
+        for slot in keyrings.load().iter() {
+            reporter.follow(slot);
         }
+        reporter
+    }
+
+    /// Reports the uses of a further keyring. The account of a keyring that was dropped before
+    /// continues, because its counters do.
+    pub(crate) fn follow(&mut self, slot: &Arc<Slot>) {
+        let account = self.keyrings.entry(slot.name().clone());
+        account.or_insert_with(|| Account {
+            slot: Arc::clone(slot),
+            epoch: None,
+            unacked: HashMap::new(),
+        });
     }
 
     /// Creates the report that replies to the answer to a beat: every use without an ack, in

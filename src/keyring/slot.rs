@@ -1,7 +1,6 @@
 //! The slot in which the newest view of a keyring is published.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -10,32 +9,9 @@ use std::{
 };
 
 use arc_swap::{ArcSwapOption, Guard};
-use tokio::sync::Notify;
 
-use super::{
-    on_demand::{CacheSettings, KeyCache},
-    usage::Ledger,
-    view::KeyringView,
-};
+use super::{on_demand::KeyCache, tally::Tally, usage::Ledger, view::KeyringView};
 use crate::{clock::Reading, key::KeyringName};
-
-/// The keyrings that a sidecar is configured to hold.
-#[derive(Clone, Debug)]
-pub struct Keyrings {
-    slots: Arc<BTreeMap<KeyringName, Arc<Slot>>>,
-    /// Notified when a key must be looked up.
-    lookups: Arc<Notify>,
-}
-
-/// How much of a keyring a sidecar holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Every key.
-    #[default]
-    Full,
-    /// Only the keys that the sidecar has looked up.
-    OnDemand(CacheSettings),
-}
 
 /// The newest view of one keyring, how fresh it is, and how its keys are used.
 #[derive(Debug)]
@@ -45,13 +21,21 @@ pub struct Slot {
     /// The cached keys of a keyring that is held on demand. Its view contains no keys.
     cache: Option<Arc<KeyCache>>,
     view: ArcSwapOption<KeyringView>,
-    usage: Ledger,
+    counts: Arc<Counts>,
     /// The newest confirmation and its grant. A thread that changes this field or one of the next
     /// two holds the lock, so that the pair can be read as a whole.
     granted: Mutex<Option<(Confirmation, Duration)>>,
     confirmed_at: ByClocks,
     /// The moment from which checks are denied.
     stale_at: ByClocks,
+}
+
+/// The counters of a keyring. They only grow, and outlive the slot: a keyring that the process holds
+/// again continues to count.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    usage: Ledger,
+    tally: Tally,
 }
 
 /// The moment at which a sidecar asked the question that the control plane then confirmed, by both
@@ -105,57 +89,19 @@ pub(crate) enum Freshness {
 
 const NEVER: i64 = i64::MIN;
 
-impl Keyrings {
-    /// Creates empty slots for `keyrings`, all of which are held in full.
-    pub fn new(keyrings: impl IntoIterator<Item = (KeyringName, Staleness)>) -> Self {
-        let full = |(name, staleness)| (name, staleness, Mode::Full);
-        Self::with_modes(keyrings.into_iter().map(full))
-    }
-
-    /// Creates empty slots for `keyrings`, each of which is held in its mode.
-    pub fn with_modes(keyrings: impl IntoIterator<Item = (KeyringName, Staleness, Mode)>) -> Self {
-        let lookups = Arc::new(Notify::new());
-        let slots = keyrings.into_iter().map(|(name, staleness, mode)| {
-            let cache = match mode {
-                Mode::Full => None,
-                Mode::OnDemand(settings) => {
-                    Some(Arc::new(KeyCache::new(settings, Arc::clone(&lookups))))
-                }
-            };
-            (name.clone(), Arc::new(Slot::new(name, staleness, cache)))
-        });
-        Self {
-            slots: Arc::new(slots.collect()),
-            lookups,
-        }
-    }
-
-    /// Returns the handle that is notified when a key of any of the keyrings must be looked up.
-    #[must_use]
-    pub(crate) const fn lookups(&self) -> &Arc<Notify> {
-        &self.lookups
-    }
-
-    /// Returns the slot of a keyring; none when the keyring is not configured.
-    #[must_use]
-    pub fn get(&self, name: &KeyringName) -> Option<&Arc<Slot>> {
-        self.slots.get(name)
-    }
-
-    /// Returns all slots, ordered by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
-        self.slots.values()
-    }
-}
-
 impl Slot {
-    fn new(name: KeyringName, staleness: Staleness, cache: Option<Arc<KeyCache>>) -> Self {
+    pub(super) fn new(
+        name: KeyringName,
+        staleness: Staleness,
+        cache: Option<Arc<KeyCache>>,
+        counts: Arc<Counts>,
+    ) -> Self {
         Self {
             name,
             staleness,
             cache,
             view: ArcSwapOption::empty(),
-            usage: Ledger::default(),
+            counts,
             granted: Mutex::default(),
             confirmed_at: ByClocks::never(),
             stale_at: ByClocks::never(),
@@ -204,8 +150,14 @@ impl Slot {
 
     /// Returns the counters of the keyring's versions, which do not depend on its view.
     #[must_use]
-    pub(crate) const fn usage(&self) -> &Ledger {
-        &self.usage
+    pub(crate) fn usage(&self) -> &Ledger {
+        &self.counts.usage
+    }
+
+    /// Returns the counters of the keyring's checks.
+    #[must_use]
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.counts.tally
     }
 
     /// Returns the time since the sidecar asked the question that the control plane last confirmed:
@@ -392,7 +344,7 @@ mod tests {
             warn_after: Duration::from_secs(30),
             deny_after: DENY_AFTER,
         };
-        Slot::new(testing::keyring_name(), staleness, None)
+        Slot::new(testing::keyring_name(), staleness, None, Arc::default())
     }
 
     /// A moment by both clocks. The wall clock is an hour ahead of the boot clock.

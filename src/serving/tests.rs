@@ -1538,3 +1538,64 @@ fn a_node_belongs_to_one_identity_while_it_may_serve() {
     book.advance(STRETCHED_HOUR);
     book.connect(of(&other, "b", 1));
 }
+
+#[test]
+fn a_keyring_that_is_subscribed_to_later_counts_from_then_on() {
+    let mut book = Book::new();
+    let key = book.connect(without_keyrings("a"));
+    let barrier = |book: &Book| book.barrier(applied(1)).total;
+    assert_eq!(barrier(&book), 0);
+    let nothing = HeldState {
+        is_admitted: true,
+        deny_after: Duration::from_mins(10),
+        ..HeldState::default()
+    };
+    let now = book.now;
+    assert!(book.serving.subscribed(&key, 1, name(), &nothing, now));
+    assert_eq!(barrier(&book), 1, "it counts before anything is sent");
+    // Nothing that it reports of the keyring counts before a whole snapshot.
+    book.confirm(&key, &in_use(1));
+    assert!(!book.has_reached(applied(1)));
+    book.confirm(&key, &whole(1));
+    assert!(book.has_reached(applied(1)));
+    let unsaved = book.serving.unsaved(now);
+    assert_eq!(unsaved.rows[0].keyrings, [name()]);
+    // A grant waits for the row.
+    assert_eq!(book.grant(&key, Duration::from_mins(10)), Ok(false));
+    book.save();
+    book.answer(&key, Duration::from_mins(10));
+    book.lose(&key);
+    assert_eq!(barrier(&book), 1);
+    book.advance(Duration::from_mins(11));
+    assert_eq!(barrier(&book), 0);
+}
+
+#[test]
+fn a_subscription_on_a_stream_that_the_sidecar_has_left_counts_for_nothing() {
+    let mut book = Book::new();
+    let first = without_keyrings("a");
+    let second = Hello {
+        stream: 2,
+        ..first.clone()
+    };
+    let key = book.connect(first);
+    book.connect(second);
+    let held = HeldState {
+        is_admitted: true,
+        ..HeldState::default()
+    };
+    let now = book.now;
+    assert!(!book.serving.subscribed(&key, 1, name(), &held, now));
+    assert!(book.run(&key).keyrings.is_empty());
+    assert!(book.serving.subscribed(&key, 2, name(), &held, now));
+    book.serving.stream_ended(&key, 2, now);
+    assert!(!book.serving.subscribed(&key, 2, name(), &held, now));
+}
+
+/// The Hello of a sidecar that has found no keyring yet.
+fn without_keyrings(run_id: &str) -> Hello {
+    Hello {
+        keyrings: BTreeMap::new(),
+        ..empty_hello(run_id)
+    }
+}

@@ -71,7 +71,7 @@ pub enum BeginError {
 #[derive(Debug)]
 pub(crate) struct Empty<'a> {
     pub(crate) node: &'a NodeSettings,
-    /// The configured keyrings, none of them loaded.
+    /// The keyrings that the configuration names, none of them loaded.
     pub(crate) keyrings: &'a Keyrings,
     /// Receives the keyrings of the file, and later those of the control plane.
     pub(crate) receiver: &'a mut Receiver,
@@ -147,7 +147,8 @@ pub(crate) fn begin(settings: &SnapshotSettings, sidecar: Empty<'_>) -> Result<B
             (id, write, begun_from_write, Some(file))
         }
     };
-    let held = keyrings.iter().filter(|slot| slot.cache().is_none());
+    let slots = keyrings.load();
+    let held = slots.iter().filter(|slot| slot.cache().is_none());
     let journal = Arc::new(Journal::new(held.filter_map(|slot| begun_with(slot))));
     for keyring in left_out {
         journal.removed(&keyring);
@@ -291,11 +292,12 @@ impl Start<'_> {
             );
         }
         for (name, restored) in contents.keyrings {
-            let slot = self.keyrings.get(&name);
+            let held = self.keyrings.get(&name);
+            let slot = held.or_else(|| self.receiver.find_kept(&name));
             let Some(slot) = slot.filter(|slot| slot.cache().is_none()) else {
                 tracing::warn!(
                     auth.keyring = %name,
-                    "the snapshot file has a keyring that is not in the configuration, or is now on demand; the keyring is left out from now on"
+                    "the snapshot file has a keyring that the configuration neither names nor matches, or that is now on demand; the keyring is left out from now on"
                 );
                 left_out.push(name);
                 continue;
@@ -304,7 +306,7 @@ impl Start<'_> {
             if let Some((confirmed, serve_for)) = kept.filter(|_| self.is_ours) {
                 slot.restore(confirmed, serve_for);
             }
-            self.restore_keyring(&name, restored, slot);
+            self.restore_keyring(&name, restored, &slot);
         }
         left_out
     }

@@ -1,6 +1,11 @@
 //! The health of a sidecar: readiness, gRPC health, `/status`, and the log lines about staleness.
 
-use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +17,7 @@ use crate::{
     follow::client::Link,
     http::StatusSource,
     key::{Epoch, KeyState, KeyringName, Timestamp},
-    keyring::{Freshness, Keyrings, Slot},
+    keyring::{Freshness, Keyrings, PatternRule, Slot, Slots},
     node_name::NodeName,
     readiness::{Readiness, ReadinessGuard},
     snapshot::disk::Disk,
@@ -30,6 +35,21 @@ pub(crate) struct Monitor {
     settings: Arc<Settings>,
     /// The state of the snapshot file; none if no file is configured.
     disk: Option<Arc<Disk>>,
+    /// The patterns that find keyrings.
+    patterns: Arc<[PatternRule]>,
+}
+
+/// The guards of a monitor: what blocks readiness.
+#[derive(Debug)]
+pub(crate) struct Guards {
+    keyrings: BTreeMap<KeyringName, ReadinessGuard>,
+    /// The guard of the patterns, with its name.
+    patterns: Option<(String, ReadinessGuard)>,
+    /// The keyrings that could be used once.
+    loaded: BTreeSet<KeyringName>,
+    /// Whether the sidecar has been ready. From then on, a keyring that a pattern finds blocks
+    /// readiness only after it could be used once: a new keyring makes no sidecar unready.
+    was_ready: bool,
 }
 
 /// Whether a keyring can be used.
@@ -51,6 +71,9 @@ struct Status<'a> {
     summary: &'static str,
     blocked_by: Vec<Arc<str>>,
     keyrings: Vec<KeyringStatus>,
+    /// Absent without patterns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patterns: Option<PatternsStatus<'a>>,
     client_address: ClientAddressStatus<'a>,
     control: Vec<EndpointStatus>,
     reconnects: u64,
@@ -59,6 +82,19 @@ struct Status<'a> {
     /// Absent if no snapshot file is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<SnapshotStatus>,
+}
+
+/// The patterns that find keyrings.
+#[derive(Serialize)]
+struct PatternsStatus<'a> {
+    #[serde(rename = "match")]
+    patterns: Vec<&'a str>,
+    /// The number of keyrings that the control plane lists; absent before its first list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matching: Option<usize>,
+    /// The number of keyrings that match and that the sidecar does not hold, because they are too
+    /// many.
+    left_out: usize,
 }
 
 #[derive(Serialize)]
@@ -153,7 +189,7 @@ const SERVICE: &str = "envoy.service.auth.v3.Authorization";
 impl Monitor {
     /// Creates a monitor of `keyrings`. Each keyring blocks `readiness` while it cannot be used.
     #[must_use]
-    pub(crate) const fn new(
+    pub(crate) fn new(
         node: NodeName,
         keyrings: Keyrings,
         link: Arc<Link>,
@@ -169,6 +205,7 @@ impl Monitor {
             clock,
             settings,
             disk: None,
+            patterns: Arc::default(),
         }
     }
 
@@ -178,6 +215,12 @@ impl Monitor {
         Self { disk, ..self }
     }
 
+    /// Adds the patterns that find keyrings.
+    #[must_use]
+    pub(crate) fn with_patterns(self, patterns: Arc<[PatternRule]>) -> Self {
+        Self { patterns, ..self }
+    }
+
     /// Waits until every keyring can be used. Cancellation safe.
     pub(crate) async fn until_usable(&self) {
         let is_usable = |slot: &Arc<Slot>| self.condition(slot).is_usable();
@@ -185,7 +228,8 @@ impl Monitor {
             // It listens before the look, so that no message is missed in between.
             let mut applied = pin!(self.link.applied().notified());
             applied.as_mut().enable();
-            if self.keyrings.iter().all(is_usable) {
+            let slots = self.keyrings.load();
+            if self.pattern_blocker(&slots).is_none() && slots.iter().all(is_usable) {
                 return;
             }
             applied.await;
@@ -197,7 +241,7 @@ impl Monitor {
     /// [`Monitor::block`].
     pub(crate) async fn run(
         self,
-        mut guards: BTreeMap<KeyringName, ReadinessGuard>,
+        mut guards: Guards,
         mut health: HealthReporter,
         metrics: SidecarMetrics,
         drain: CancellationToken,
@@ -208,22 +252,22 @@ impl Monitor {
         let mut served = None;
         let mut reconnects = 0;
         loop {
-            for slot in self.keyrings.iter() {
+            let slots = self.keyrings.load();
+            conditions.retain(|name: &KeyringName, _| slots.get(name.as_str()).is_some());
+            for slot in slots.iter() {
                 if let Some(cache) = slot.cache() {
                     cache.tidy();
                 }
                 let condition = self.condition(slot);
-                if conditions.insert(slot.name().clone(), condition) != Some(condition) {
+                let former = conditions.insert(slot.name().clone(), condition);
+                if former.is_none() {
+                    self.announce_trial(slot);
+                }
+                if former != Some(condition) {
                     self.tell(slot, condition);
                 }
-                if condition.is_usable() {
-                    guards.remove(slot.name());
-                } else {
-                    guards
-                        .entry(slot.name().clone())
-                        .or_insert_with(|| self.readiness.block(blocker(slot.name())));
-                }
             }
+            self.guard(&slots, &mut guards);
             self.measure(&metrics, &mut reconnects);
             let ready = self.readiness.is_ready();
             if served != Some(ready) {
@@ -241,29 +285,79 @@ impl Monitor {
         end_watches(&mut health).await;
     }
 
-    /// Warns of each keyring whose denials are not enforced.
-    pub(crate) fn announce_trials(&self) {
-        for slot in self.keyrings.iter() {
-            if !self.settings.enforces(slot.name().as_str()) {
-                tracing::warn!(
-                    auth.keyring = %slot.name(),
-                    "the keyring is not enforced, or one of its routes is not: requests that should be denied pass"
-                );
-            }
-        }
-    }
-
     /// Blocks readiness for every keyring at the start. [`Monitor::run`] releases each guard when
     /// the keyring can be used.
     #[must_use]
-    pub(crate) fn block(&self) -> BTreeMap<KeyringName, ReadinessGuard> {
-        self.keyrings
+    pub(crate) fn block(&self) -> Guards {
+        let slots = self.keyrings.load();
+        let block = |slot: &Arc<Slot>| {
+            let guard = self.readiness.block(blocker(slot.name()));
+            (slot.name().clone(), guard)
+        };
+        let mut guards = Guards {
+            keyrings: slots.iter().map(block).collect(),
+            patterns: None,
+            loaded: BTreeSet::new(),
+            was_ready: false,
+        };
+        self.guard_patterns(&slots, &mut guards);
+        guards
+    }
+
+    /// Blocks readiness for what cannot be used, and for nothing else.
+    fn guard(&self, slots: &Slots, guards: &mut Guards) {
+        let is_held = |name: &KeyringName| slots.get(name.as_str()).is_some();
+        guards.loaded.retain(is_held);
+        guards.keyrings.retain(|name, _| is_held(name));
+        self.guard_patterns(slots, guards);
+        for slot in slots.iter() {
+            let name = slot.name();
+            if self.condition(slot).is_usable() {
+                guards.loaded.insert(name.clone());
+                guards.keyrings.remove(name);
+            } else if guards.loaded.contains(name) || !guards.was_ready {
+                let guard = guards.keyrings.entry(name.clone());
+                guard.or_insert_with(|| self.readiness.block(blocker(name)));
+            }
+        }
+        guards.was_ready |= self.readiness.is_ready();
+    }
+
+    fn guard_patterns(&self, slots: &Slots, guards: &mut Guards) {
+        let blocker = self.pattern_blocker(slots);
+        if guards.patterns.as_ref().map(|(name, _)| name) == blocker.as_ref() {
+            return;
+        }
+        guards.patterns = blocker.map(|name| {
+            tracing::info!("not ready: {name}");
+            let guard = self.readiness.block(name.as_str());
+            (name, guard)
+        });
+    }
+
+    /// Returns why the patterns block readiness. They do not before the first list if the snapshot
+    /// file has keyrings: the sidecar serves these, and the control plane may be away.
+    fn pattern_blocker(&self, slots: &Slots) -> Option<String> {
+        if self.patterns.is_empty() {
+            return None;
+        }
+        let patterns: Vec<_> = self
+            .patterns
             .iter()
-            .map(|slot| {
-                let guard = self.readiness.block(blocker(slot.name()));
-                (slot.name().clone(), guard)
-            })
-            .collect()
+            .map(|rule| rule.pattern.as_str())
+            .collect();
+        let patterns = patterns.join(", ");
+        let is_kept = || slots.iter().any(|slot| slot.confirmation().is_some());
+        match self.link.listed() {
+            None if is_kept() => None,
+            None => Some(format!(
+                "the control plane has not listed the keyrings that match {patterns}"
+            )),
+            Some(_) if slots.is_empty() => Some(format!(
+                "the control plane serves no keyring that matches {patterns} and that this sidecar may have"
+            )),
+            Some(_) => None,
+        }
     }
 
     fn condition(&self, slot: &Slot) -> Condition {
@@ -275,6 +369,16 @@ impl Monitor {
             Freshness::Fresh => Condition::Fresh,
             Freshness::Warned => Condition::Warned,
             Freshness::Stale => Condition::Stale,
+        }
+    }
+
+    /// Warns if the denials of a keyring are not enforced.
+    fn announce_trial(&self, slot: &Slot) {
+        if !self.settings.enforces(slot.name()) {
+            tracing::warn!(
+                auth.keyring = %slot.name(),
+                "the keyring is not enforced, or one of its routes is not: requests that should be denied pass"
+            );
         }
     }
 
@@ -313,6 +417,7 @@ impl Monitor {
             metrics.discovery_reconnected();
         }
         metrics.clock_skew(self.link.clock_skew_ms() as f64 / 1_000.0);
+        metrics.keyrings_left_out(self.link.listed().map_or(0, |listed| listed.left_out));
     }
 
     fn usage(&self) -> UsageStatus {
@@ -322,10 +427,24 @@ impl Monitor {
             unacked_versions: progress.unacked,
             unreported_versions: self
                 .keyrings
+                .load()
                 .iter()
                 .map(|slot| slot.usage().waiting())
                 .sum(),
         }
+    }
+
+    fn patterns(&self) -> Option<PatternsStatus<'_>> {
+        let listed = self.link.listed();
+        (!self.patterns.is_empty()).then(|| PatternsStatus {
+            patterns: self
+                .patterns
+                .iter()
+                .map(|rule| rule.pattern.as_str())
+                .collect(),
+            matching: listed.map(|listed| listed.matching),
+            left_out: listed.map_or(0, |listed| listed.left_out),
+        })
     }
 
     fn snapshot(&self) -> Option<SnapshotStatus> {
@@ -363,7 +482,7 @@ impl Monitor {
             age_ms: slot.age(self.clock.reading()).map(|age| age.as_millis()),
             durable_revision: self.durable_revision(slot, view.map(|view| view.epoch())),
             mode: slot.cache().map_or("full", |_| "on_demand"),
-            enforced: self.settings.enforces(slot.name().as_str()),
+            enforced: self.settings.enforces(slot.name()),
             not_served: self.link.not_served(slot.name().as_str()),
             keys: slot.cache().is_none().then(|| {
                 let states = KeyState::ALL.into_iter();
@@ -385,6 +504,7 @@ impl StatusSource for Monitor {
     fn status(&self) -> serde_json::Value {
         let keyrings: Vec<_> = self
             .keyrings
+            .load()
             .iter()
             .map(|slot| self.describe(slot))
             .collect();
@@ -401,6 +521,7 @@ impl StatusSource for Monitor {
             },
             blocked_by: self.readiness.blocked_by(),
             keyrings,
+            patterns: self.patterns(),
             client_address: ClientAddressStatus::of(self.settings.client_address()),
             control: self
                 .link

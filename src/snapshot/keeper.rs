@@ -439,7 +439,8 @@ impl Kept {
 
 /// The interval of pulses, for the keyring that may be served for the shortest time.
 fn pulse_every(keyrings: &Keyrings) -> Duration {
-    let limits = keyrings.iter().map(|slot| {
+    let slots = keyrings.load();
+    let limits = slots.iter().map(|slot| {
         let deny_after = slot.staleness().deny_after;
         let granted = slot.confirmation().map(|(_, serve_for)| serve_for);
         granted.map_or(deny_after, |granted| granted.min(deny_after))

@@ -42,7 +42,8 @@ impl Pulse {
     /// The current times. `latest_wall` is the latest time at which validity was judged.
     #[must_use]
     pub(crate) fn of(keyrings: &Keyrings, latest_wall: Timestamp) -> Self {
-        let confirmed = keyrings.iter().filter_map(|slot| {
+        let slots = keyrings.load();
+        let confirmed = slots.iter().filter_map(|slot| {
             let (Confirmation { boot_ms, wall_ms }, serve_for) = slot.confirmation()?;
             let confirmed = Confirmed {
                 wall: Timestamp::from_millis(wall_ms),

@@ -33,11 +33,6 @@ impl CacheCollector {
         Self(keyrings)
     }
 
-    fn caches(&self) -> impl Iterator<Item = (&str, &KeyCache)> {
-        let slots = self.0.iter();
-        slots.filter_map(|slot| Some((slot.name().as_str(), &**slot.cache()?)))
-    }
-
     fn tell<const N: usize>(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
@@ -51,7 +46,11 @@ impl CacheCollector {
             label,
         } = family;
         let mut numbers = encoder.encode_descriptor(name, help, None, metric)?;
-        for (keyring, cache) in self.caches() {
+        let slots = self.0.load();
+        let caches = slots
+            .iter()
+            .filter_map(|slot| Some((slot.name().as_str(), &**slot.cache()?)));
+        for (keyring, cache) in caches {
             for (value, number) in read(cache) {
                 let labels = [("keyring", keyring), (label.unwrap_or_default(), value)];
                 let labels = &labels[..=usize::from(label.is_some())];
@@ -145,7 +144,11 @@ impl CacheCollector {
             None,
             MetricType::Histogram,
         )?;
-        for (keyring, cache) in self.caches() {
+        let slots = self.0.load();
+        let caches = slots
+            .iter()
+            .filter_map(|slot| Some((slot.name().as_str(), &**slot.cache()?)));
+        for (keyring, cache) in caches {
             let labels = [("keyring", keyring)];
             let encoder = durations.encode_family(&labels)?;
             cache.stats().durations().encode(encoder)?;
@@ -156,7 +159,8 @@ impl CacheCollector {
 
 impl Collector for CacheCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        if self.caches().next().is_none() {
+        let slots = self.0.load();
+        if slots.iter().all(|slot| slot.cache().is_none()) {
             return Ok(());
         }
         self.report_room(&mut encoder)?;

@@ -33,10 +33,9 @@ impl Collector for EnforcementCollector {
             None,
             MetricType::Gauge,
         )?;
-        for slot in self.keyrings.iter() {
-            let keyring = slot.name().as_str();
-            let is_enforced = self.settings.enforces(keyring);
-            let labels = [("keyring", keyring)];
+        for slot in self.keyrings.load().iter() {
+            let is_enforced = self.settings.enforces(slot.name());
+            let labels = [("keyring", slot.name().as_str())];
             ConstGauge::new(u64::from(is_enforced)).encode(enforced.encode_family(&labels)?)?;
         }
         Ok(())

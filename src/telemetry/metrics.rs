@@ -1,14 +1,11 @@
 //! The metrics of a sidecar.
 //!
-//! A check counts into an array of its keyring, without a lock, an allocation, or a label that a request could choose. The
+//! A check counts in the slot of its keyring, without a lock, an allocation, or a label that a request could choose. The
 //! state of keyrings is read at a scrape.
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -30,8 +27,8 @@ use super::cache::CacheCollector;
 use crate::{
     authz::{CheckEvent, DenyReason, Outcome},
     clock::Clock,
-    key::{KeyState, KeyringName},
-    keyring::{HeldKey, Keyrings},
+    key::KeyState,
+    keyring::{HeldKey, Keyrings, Slot, Tally},
     trace::TraceParent,
 };
 
@@ -45,28 +42,19 @@ pub struct SidecarMetrics {
     connections_refused: Counter,
     worker_delays: Histogram,
     clock_skew: Gauge<f64, AtomicU64>,
+    keyrings_left_out: Gauge,
 }
 
 /// The counts and durations of checks.
 #[derive(Debug)]
 struct Checks {
-    /// Sorted by name.
-    keyrings: Box<[KeyringChecks]>,
+    /// The keyrings, whose slots have the counters of their checks.
+    keyrings: Keyrings,
     /// For requests that were answered without a keyring.
-    without_keyring: Cells,
+    without_keyring: Tally,
     allowed: Durations,
     denied: Durations,
 }
-
-#[derive(Debug)]
-struct KeyringChecks {
-    name: KeyringName,
-    cells: Cells,
-}
-
-/// A counter for each outcome and state of the key.
-#[derive(Debug)]
-struct Cells([[AtomicU64; KEY_STATES]; OUTCOMES]);
 
 /// A histogram with a lock, which is uncontended and held for a few additions: the client library supports exemplars in its
 /// own histogram only.
@@ -107,6 +95,7 @@ impl SidecarMetrics {
             connections_refused: Counter::default(),
             worker_delays: Histogram::new(DELAY_BUCKETS),
             clock_skew: Gauge::default(),
+            keyrings_left_out: Gauge::default(),
         };
         registry.register_collector(Box::new(CheckCollector(Arc::clone(&metrics.checks))));
         registry.register_collector(Box::new(KeyringCollector {
@@ -144,6 +133,11 @@ impl SidecarMetrics {
             "Wall clock of the control plane minus the wall clock of this sidecar, in seconds",
             metrics.clock_skew.clone(),
         );
+        registry.register(
+            "relatch_keyrings_left_out",
+            "Number of keyrings that a pattern of the sidecar matches and that it does not hold, because they are too many",
+            metrics.keyrings_left_out.clone(),
+        );
         metrics
     }
 
@@ -152,8 +146,8 @@ impl SidecarMetrics {
         let decision = event.decision;
         let outcome = decision.outcome();
         let state = decision.key().map(HeldKey::state);
-        let keyring = decision.keyring().map(|keyring| keyring.name);
-        self.checks.cells(keyring).count(outcome, state);
+        let tally = event.slot.map_or(&self.checks.without_keyring, Slot::tally);
+        tally.count(counter(outcome, state));
         let durations = match outcome {
             Outcome::Allowed | Outcome::Anonymous | Outcome::Preflight => &self.checks.allowed,
             Outcome::WouldDeny(_) | Outcome::Denied(_) => &self.checks.denied,
@@ -196,6 +190,12 @@ impl SidecarMetrics {
         &self.worker_delays
     }
 
+    /// Records how many keyrings that a pattern matches are not held.
+    pub(crate) fn keyrings_left_out(&self, count: usize) {
+        self.keyrings_left_out
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
     /// Records by how many seconds the wall clock of the control plane is ahead.
     pub(crate) fn clock_skew(&self, seconds: f64) {
         self.clock_skew.set(seconds);
@@ -204,72 +204,29 @@ impl SidecarMetrics {
 
 impl Checks {
     fn new(keyrings: &Keyrings) -> Self {
-        let mut keyrings: Vec<KeyringChecks> = keyrings
-            .iter()
-            .map(|slot| KeyringChecks {
-                name: slot.name().clone(),
-                cells: Cells::default(),
-            })
-            .collect();
-        keyrings.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         Self {
-            keyrings: keyrings.into(),
-            without_keyring: Cells::default(),
+            keyrings: keyrings.clone(),
+            without_keyring: Tally::default(),
             allowed: HistogramWithExemplars::new(BUCKETS.into_iter()),
             denied: HistogramWithExemplars::new(BUCKETS.into_iter()),
         }
     }
-
-    fn cells(&self, keyring: Option<&KeyringName>) -> &Cells {
-        keyring
-            .and_then(|name| {
-                let at = self.keyrings.binary_search_by(|held| held.name.cmp(name));
-                at.ok().map(|at| &self.keyrings[at].cells)
-            })
-            .unwrap_or(&self.without_keyring)
-    }
-
-    /// All cells with the name of their keyring, which is empty for checks without a keyring.
-    fn all(&self) -> impl Iterator<Item = (&str, &Cells)> {
-        let named = self
-            .keyrings
-            .iter()
-            .map(|keyring| (keyring.name.as_str(), &keyring.cells));
-        named.chain([("", &self.without_keyring)])
-    }
 }
 
-impl Cells {
-    fn count(&self, outcome: Outcome, state: Option<KeyState>) {
-        self.0[outcome_index(outcome)][state_index(state)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Every count that is not zero.
-    fn counts(&self) -> impl Iterator<Item = (Outcome, Option<KeyState>, u64)> {
-        let outcomes = DenyReason::ALL
-            .into_iter()
-            .map(Outcome::Denied)
-            .chain([Outcome::Allowed, Outcome::Anonymous, Outcome::Preflight])
-            .chain(DenyReason::ALL.into_iter().map(Outcome::WouldDeny));
-        let cells = outcomes.flat_map(|outcome| {
-            let states = KeyState::ALL.into_iter().map(Some).chain([None]);
-            states.map(move |state| (outcome, state))
-        });
-        cells
-            .map(|(outcome, state)| {
-                let cell = &self.0[outcome_index(outcome)][state_index(state)];
-                (outcome, state, cell.load(Ordering::Relaxed))
-            })
-            .filter(|(_, _, count)| *count > 0)
-    }
-}
-
-impl Default for Cells {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| {
-            std::array::from_fn(|_| AtomicU64::new(0))
-        }))
-    }
+/// Returns every count of `tally` that is not zero.
+fn counts(tally: &Tally) -> impl Iterator<Item = (Outcome, Option<KeyState>, u64)> {
+    let outcomes = DenyReason::ALL
+        .into_iter()
+        .map(Outcome::Denied)
+        .chain([Outcome::Allowed, Outcome::Anonymous, Outcome::Preflight])
+        .chain(DenyReason::ALL.into_iter().map(Outcome::WouldDeny));
+    let counters = outcomes.flat_map(|outcome| {
+        let states = KeyState::ALL.into_iter().map(Some).chain([None]);
+        states.map(move |state| (outcome, state))
+    });
+    counters
+        .map(|(outcome, state)| (outcome, state, tally.get(counter(outcome, state))))
+        .filter(|(_, _, count)| *count > 0)
 }
 
 impl Collector for CheckCollector {
@@ -280,8 +237,12 @@ impl Collector for CheckCollector {
             None,
             MetricType::Counter,
         )?;
-        for (keyring, cells) in self.0.all() {
-            for (outcome, state, count) in cells.counts() {
+        let slots = self.0.keyrings.load();
+        let named = slots
+            .iter()
+            .map(|slot| (slot.name().as_str(), slot.tally()));
+        for (keyring, tally) in named.chain([("", &self.0.without_keyring)]) {
+            for (outcome, state, count) in counts(tally) {
                 let labels = [
                     ("keyring", keyring),
                     ("decision", outcome.decision()),
@@ -306,13 +267,14 @@ impl Collector for CheckCollector {
 
 impl Collector for KeyringCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let slots = self.keyrings.load();
         let mut revisions = encoder.encode_descriptor(
             "relatch_keyring_revision",
             "Revision of the keyring that checks use",
             None,
             MetricType::Gauge,
         )?;
-        for slot in self.keyrings.iter() {
+        for slot in slots.iter() {
             if let Some(view) = slot.load().as_ref() {
                 let labels = [("keyring", slot.name().as_str())];
                 ConstGauge::new(view.revision().get()).encode(revisions.encode_family(&labels)?)?;
@@ -325,7 +287,7 @@ impl Collector for KeyringCollector {
             None,
             MetricType::Gauge,
         )?;
-        for slot in self.keyrings.iter() {
+        for slot in slots.iter() {
             if let Some(age) = slot.age(now) {
                 let labels = [("keyring", slot.name().as_str())];
                 ConstGauge::new(seconds(age)).encode(ages.encode_family(&labels)?)?;
@@ -338,7 +300,7 @@ impl Collector for KeyringCollector {
             MetricType::Gauge,
         )?;
         // The view of a keyring on demand has no versions.
-        for slot in self.keyrings.iter().filter(|slot| slot.cache().is_none()) {
+        for slot in slots.iter().filter(|slot| slot.cache().is_none()) {
             let view = slot.load();
             let Some(view) = view.as_ref() else { continue };
             for state in KeyState::ALL {
@@ -350,6 +312,13 @@ impl Collector for KeyringCollector {
         Ok(())
     }
 }
+
+/// Returns the counter of an outcome and a state of the key.
+const fn counter(outcome: Outcome, state: Option<KeyState>) -> usize {
+    outcome_index(outcome) * KEY_STATES + state_index(state)
+}
+
+const _: () = assert!(OUTCOMES * KEY_STATES <= Tally::LEN);
 
 const fn outcome_index(outcome: Outcome) -> usize {
     match outcome {

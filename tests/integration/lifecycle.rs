@@ -19,6 +19,7 @@ mod metrics;
 mod on_demand;
 mod outage;
 mod overlap;
+mod patterns;
 mod policy;
 mod preflight;
 mod restarts;

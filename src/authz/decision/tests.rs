@@ -288,7 +288,8 @@ fn a_view_that_was_never_confirmed_is_not_used() {
     let settings = Settings::new(sidecar.settings.clone()).expect("valid settings");
     let unconfirmed = unconfirmed(vec![sidecar.record.clone()], true);
     let slot = unconfirmed.get(&testing::keyring_name());
-    let look = slot.expect("it was made").look(read_at(sidecar.boot));
+    let slot = slot.expect("it was made");
+    let look = slot.look(read_at(sidecar.boot));
     assert!(look.view().is_some());
     let looked_up = LookedUp::default();
     let held = HeldKeyring::new(&look, &looked_up);
@@ -418,7 +419,7 @@ fn a_trial_denies_only_what_must_not_reach_the_upstream() {
     let in_trial = |removes_credential| {
         let mut sidecar = Sidecar::new();
         let observed = Enforcement::Observed { removes_credential };
-        sidecar.settings.keyrings = vec![(testing::keyring_name(), observed)];
+        sidecar.settings.enforcements.named = vec![(testing::keyring_name(), observed)];
         sidecar
     };
     let denied = |reason| Outcome::Denied(reason);
@@ -459,7 +460,7 @@ fn a_request_without_a_known_route_passes_only_where_everything_is_a_trial() {
     let mut below = sidecar.settings.routes[0].clone();
     below.path_prefix = "/admin".parse().expect("a path");
     sidecar.settings.routes.push(below);
-    sidecar.settings.keyrings = vec![(testing::keyring_name(), observed)];
+    sidecar.settings.enforcements.named = vec![(testing::keyring_name(), observed)];
     let odd = Message::get("/a/%2e%2e/admin");
     let malformed = DenyReason::MalformedRequest;
     let judged = sidecar.judge(&odd);
@@ -468,7 +469,7 @@ fn a_request_without_a_known_route_passes_only_where_everything_is_a_trial() {
     assert_eq!(sidecar.judge(&odd).outcome, Outcome::Denied(malformed));
     sidecar.settings.routes.pop();
     let enforced = ("other".parse().expect("a name"), Enforcement::Enforced);
-    sidecar.settings.keyrings.push(enforced);
+    sidecar.settings.enforcements.named.push(enforced);
     let host = RouteRule {
         host: Some("a.example".parse().expect("a host")),
         ..sidecar.settings.routes[0].clone()

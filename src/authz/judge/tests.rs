@@ -215,7 +215,8 @@ fn the_budget_of_failed_credentials_is_the_one_of_the_client() {
 
 /// Returns the counted uses of the only version in the keyring.
 fn counted(judge: &Judge) -> Vec<Use> {
-    let slot = judge.slot("payments").expect("it is held");
+    let basis = judge.basis.load();
+    let slot = basis.slot("payments").expect("it is held");
     let used = slot.usage().take_used();
     used.iter()
         .map(|usage| slot.usage().get(*usage).read())
@@ -336,7 +337,8 @@ fn callers_are_noted_only_of_versions_that_should_not_be_used_any_more() {
         };
         let judge = judge_of(record, Arc::new(Recorder::default()));
         let _answer = answer(&judge, &message.joined());
-        let slot = judge.slot("payments").expect("it is held");
+        let basis = judge.basis.load();
+        let slot = basis.slot("payments").expect("it is held");
         let used = slot.usage().take_used();
         let usage = slot.usage().get(used[0]);
         let expected = CallerUse {
@@ -370,7 +372,8 @@ fn callers_are_named_by_the_address_of_the_client() {
         let message = message.header("x-forwarded-for", forwarded_for);
         let message = message.header("x-api-key", secret.expose().to_owned());
         assert_eq!(code(&answer(&judge, &message.joined())), Some(0));
-        let slot = judge.slot("payments").expect("it is held");
+        let basis = judge.basis.load();
+        let slot = basis.slot("payments").expect("it is held");
         let used = slot.usage().take_used();
         let callers = slot.usage().get(used[0]).callers();
         let sources: Vec<_> = callers.iter().map(|caller| caller.source).collect();
@@ -381,14 +384,35 @@ fn callers_are_named_by_the_address_of_the_client() {
 #[test]
 fn every_keyring_is_found_by_its_name_and_no_other() {
     let (judge, _) = judge(Arc::new(Recorder::default()));
+    let basis = judge.basis.load();
     for name in ["payments", "empty"] {
-        let slot = judge.slot(name).expect("it is held");
+        let slot = basis.slot(name).expect("it is held");
         assert_eq!(slot.name().as_str(), name);
     }
     for name in ["", "payment", "Payments", "zzz"] {
-        assert!(judge.slot(name).is_none(), "{name:?} was found");
+        assert!(basis.slot(name).is_none(), "{name:?} was found");
     }
-    let payments = judge.slot("payments").expect("it is held").load();
+    let payments = basis.slot("payments").expect("it is held").load();
     let revision = payments.as_ref().map(|view| view.revision());
     assert_eq!(revision, Some(REVISION));
+}
+
+#[test]
+fn a_check_keeps_the_keyrings_that_it_began_with() {
+    let secret = testing::secret(KeyId::generate().expect("the random source works"));
+    let keyrings = keyrings(vec![testing::record_of(&secret)], true);
+    let (clock, _) = Clock::manual(NOW);
+    let observer = Arc::new(Recorder::default());
+    let judge = Judge::new(Arc::new(settings()), &keyrings, clock, observer);
+    let message = Message::get("/").header("x-api-key", secret.expose().to_owned());
+    let message = message.joined().encode_to_vec();
+    let begun = judge.begin(&message, Metadata::default());
+    keyrings.remove(&testing::keyring_name());
+    let outcome = |check: &Check<'_>| {
+        let response = written(|answer| assert!(judge.answer(check, answer).is_none()));
+        response.status.map_or(0, |status| status.code)
+    };
+    assert_eq!(outcome(&begun), 0, "it is judged by what it began with");
+    let next = judge.begin(&message, Metadata::default());
+    assert_ne!(outcome(&next), 0);
 }

@@ -68,7 +68,7 @@ impl Sidecar {
         let keyrings =
             Keyrings::with_modes([(testing::keyring_name(), Staleness::default(), mode)]);
         let slot = keyrings.get(&testing::keyring_name());
-        let slot = Arc::clone(slot.expect("it is configured"));
+        let slot = slot.expect("it is configured");
         slot.confirm(clock.reading().into(), Duration::from_hours(1));
         let cache = slot.cache().cloned().expect("it is held on demand");
         let mut follower = Follower::new(slot, cache);

@@ -4,7 +4,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::authz::{
-    settings::{CredentialSource, SettingsParts},
+    settings::{CredentialSource, Enforcements, SettingsParts},
     testing::{Message, parts},
 };
 
@@ -310,10 +310,13 @@ fn enforcement(message: &Message) -> Result<Enforcement, RouteError> {
         ..rule(None, path, keyring, "")
     };
     let settings = Settings::new(SettingsParts {
-        keyrings: vec![
-            ("payments".parse().expect("a name"), Enforcement::Enforced),
-            ("trial".parse().expect("a name"), OBSERVED),
-        ],
+        enforcements: Enforcements {
+            named: vec![
+                ("payments".parse().expect("a name"), Enforcement::Enforced),
+                ("trial".parse().expect("a name"), OBSERVED),
+            ],
+            patterns: Vec::new(),
+        },
         routes: vec![
             by_rule("/trial", "payments", OBSERVED),
             by_rule("/enforced", "trial", Enforcement::Enforced),

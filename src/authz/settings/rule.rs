@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use super::{CredentialSource, ParseSettingError};
+use super::{CredentialSource, Enforcement, ParseSettingError};
 use crate::key::{KeyringName, Scopes};
 
 /// A rule for the requests to a host and below a path. Of the rules that match, the most specific
@@ -50,20 +50,6 @@ pub(crate) enum Preflight {
     Deny,
     /// A preflight passes without identity and without a credential.
     Allow,
-}
-
-/// Whether denials are enforced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Enforcement {
-    /// A request that is denied does not pass.
-    #[default]
-    Enforced,
-    /// A trial: every request passes without identity, and the decision is only reported.
-    Observed {
-        /// Whether the credential is removed. Otherwise it stays, because the upstream still checks
-        /// it.
-        removes_credential: bool,
-    },
 }
 
 /// A host, or every host below a domain (`*.example.com`), in lower case and without a port.
@@ -143,23 +129,6 @@ impl FromStr for Preflight {
             "deny" => Ok(Self::Deny),
             "allow" => Ok(Self::Allow),
             _ => Err(ParseSettingError::Preflight),
-        }
-    }
-}
-
-impl Enforcement {
-    /// Returns whether denials are only reported.
-    #[must_use]
-    pub(crate) const fn is_observed(self) -> bool {
-        matches!(self, Self::Observed { .. })
-    }
-
-    /// Returns whether a credential is removed from a request that passes.
-    #[must_use]
-    pub(crate) const fn removes_credential(self) -> bool {
-        match self {
-            Self::Enforced => true,
-            Self::Observed { removes_credential } => removes_credential,
         }
     }
 }

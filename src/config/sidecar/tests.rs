@@ -546,7 +546,7 @@ const BAD_CLIENT_ADDRESSES: &[(&str, &str)] = &[
 const BAD_KEYRINGS: &[(&str, &str)] = &[
     (
         "{mode: full}",
-        "2:12: keyrings[0].name: is missing, name the keyring",
+        "2:12: keyrings[0].name: is missing, name the keyring, or find keyrings by a pattern with `match`",
     ),
     (
         "{name: _control}",
@@ -600,7 +600,64 @@ const BAD_KEYRINGS: &[(&str, &str)] = &[
         "{name: a}, {name: a}",
         "2:30: keyrings[1].name: is in the list already, remove one of the two",
     ),
+    (
+        "{name: a, match: \"a*\"}",
+        "2:29: keyrings[0].match: has no place beside `name`, remove one of the two",
+    ),
+    (
+        "{match: \"a.*\"}",
+        "2:20: keyrings[0].match: use 1 to 63 of a-z, 0-9, '-' and '*', beginning with a letter or '*', such as \"payments-*\"",
+    ),
+    (
+        "{name: a}, {match: \"a*\"}, {match: \"a-*-eu\"}",
+        "2:46: keyrings[2].match: never applies, because keyrings[1].match matches the same keyrings: move it before that entry, or remove it",
+    ),
+    (
+        "{match: \"*\"}, {match: \"*\", mode: on_demand}",
+        "2:34: keyrings[1].match: never applies, because keyrings[0].match matches the same keyrings: move it before that entry, or remove it",
+    ),
+    (
+        "{match: \"*\", cache: {ttl: 10m}}",
+        "2:32: keyrings[0].cache: has an effect only with `mode: on_demand`, remove it or set the mode",
+    ),
 ];
+
+#[test]
+fn patterns_find_keyrings_in_the_order_of_the_file() {
+    let settings = parse(
+        r#"
+control: { endpoints: ["http://127.0.0.1:9010"] }
+keyrings:
+  - { match: "payments-eu-*", mode: on_demand, cache: { ttl: 5m } }
+  - { name: payments-us }
+  - { match: "payments-*", staleness: { deny_after: 10m } }
+default_keyring: payments-us
+routes: [{ host: eu.example.com, keyring: payments-eu-1 }, { path_prefix: /x, keyring: payments-x }]
+"#,
+        "sidecar.yaml",
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(settings.keyrings.len(), 1);
+    let rule = |name: &str| {
+        let name = name.parse().expect("a name");
+        let rule = PatternRule::of(&settings.patterns, &name)?;
+        Some((rule.pattern.as_str(), rule.staleness.deny_after.as_secs()))
+    };
+    assert_eq!(rule("payments-eu-1"), Some(("payments-eu-*", 3_600)));
+    assert_eq!(rule("payments-x"), Some(("payments-*", 600)));
+    assert_eq!(rule("partners"), None);
+    assert!(matches!(settings.patterns[0].mode, Mode::OnDemand(_)));
+}
+
+#[test]
+fn a_route_names_a_keyring_that_a_pattern_can_find() {
+    let file = "control: {endpoints: [\"http://[::1]:1\"]}\nkeyrings: [{match: \"a-*\"}]\n";
+    assert_eq!(
+        refusal(&format!("{file}default_keyring: b")),
+        "sidecar.yaml:3:18: default_keyring: is not in `keyrings`, add it there or name another keyring"
+    );
+    assert!(refusal(&format!("{file}default_keyring: a-b")).starts_with("accepted"));
+}
 
 #[test]
 fn each_bad_value_is_named_with_its_place() {
@@ -904,7 +961,7 @@ fn unknown_fields_are_refused_at_every_level() {
     let keyring = refusal("keyrings: [{name: payments, size: 1}]");
     assert_eq!(
         keyring,
-        "sidecar.yaml:1:29: keyrings[0].size: is not a known field, use one of `name`, `mode`, `cache`, `staleness`, `enforce`, `remove`"
+        "sidecar.yaml:1:29: keyrings[0].size: is not a known field, use one of `name`, `match`, `mode`, `cache`, `staleness`, `enforce`, `remove`"
     );
 }
 

@@ -31,13 +31,9 @@ pub(super) fn read(
         let name: KeyringName = subscription.keyring.parse().ok()?;
         let agrees = believed.get(&name);
         let held = HeldState {
-            epoch: Epoch::new(subscription.epoch),
-            revision: Revision::new(subscription.revision),
-            revoked_through: Revision::new(subscription.revoked_through),
             agrees: agrees.copied().unwrap_or(false),
             is_admitted: agrees.is_some(),
-            is_on_demand: subscription.mode() == discovery::Mode::OnDemand,
-            deny_after: Duration::from_millis(subscription.deny_after_ms),
+            ..read_held(subscription)
         };
         Some((name, held))
     });
@@ -56,6 +52,19 @@ pub(super) fn read(
         },
         file: hello.snapshot_file.as_ref().map(read_file),
         keyrings: keyrings.collect(),
+    }
+}
+
+/// Reads a subscription of a sidecar that may hold the keyring. What it holds does not count.
+pub(super) fn read_held(subscription: &discovery::Subscription) -> HeldState {
+    HeldState {
+        epoch: Epoch::new(subscription.epoch),
+        revision: Revision::new(subscription.revision),
+        revoked_through: Revision::new(subscription.revoked_through),
+        agrees: false,
+        is_admitted: true,
+        is_on_demand: subscription.mode() == discovery::Mode::OnDemand,
+        deny_after: Duration::from_millis(subscription.deny_after_ms),
     }
 }
 

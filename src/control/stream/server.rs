@@ -15,9 +15,12 @@ use self::{
     counted::Counted,
     listener::{Asking, Listener},
 };
-use super::session::{Asked, Beats, Drains, Grantor, MAX_LOOKUPS, Session, Terms};
+use super::{
+    not_served::NotServedBook,
+    session::{Asked, Beats, Drains, Grantor, MAX_LOOKUPS, Session, Subscriber, Terms},
+};
 use crate::{
-    admission::{Admission, Refusal},
+    admission::{Admission, Audience, Refusal},
     control::{
         bearers::Bearers,
         catalog::Catalog,
@@ -46,7 +49,7 @@ pub struct DiscoveryServer {
     builds: Arc<Semaphore>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    admission: Admission,
+    admission: Arc<Admission>,
     bearers: Option<Arc<Bearers>>,
 }
 
@@ -64,6 +67,9 @@ const MAX_LABELS: usize = 16;
 const MAX_TEXT: usize = 128;
 /// The most keyrings that a sidecar may subscribe to.
 const MAX_SUBSCRIPTIONS: usize = 1_000;
+/// The most changes of the keyrings of a stream that wait for its session. Further messages of the
+/// sidecar wait, too.
+const MAX_CHANGES: usize = 16;
 
 impl DiscoveryServer {
     /// Creates a server of the catalog's keyrings. It records the states of sidecars in `fleet` and
@@ -85,7 +91,7 @@ impl DiscoveryServer {
             builds: Arc::new(Semaphore::new(MAX_BUILDS)),
             tasks,
             shutdown,
-            admission: Admission::Local,
+            admission: Arc::default(),
             bearers: None,
         }
     }
@@ -93,7 +99,10 @@ impl DiscoveryServer {
     /// Restricts subscriptions to the sidecars that `admission` admits.
     #[must_use]
     pub(crate) fn with_admission(self, admission: Admission) -> Self {
-        Self { admission, ..self }
+        Self {
+            admission: Arc::new(admission),
+            ..self
+        }
     }
 
     /// Accepts the tokens of `bearers` as identities, in addition to certificates.
@@ -130,13 +139,12 @@ impl DiscoveryServer {
     /// Removes from a hello the keyrings that the sidecar may not receive, and returns a message
     /// about each. The sidecar has to erase its data of these keyrings.
     fn admit(
-        &self,
-        peer: &Peer,
+        audience: &Audience,
         hello: &mut discovery::Hello,
+        book: &NotServedBook,
     ) -> Result<Vec<discovery::NotServed>, Status> {
-        let node = hello.node.as_ref().map_or("", |node| node.id.as_str());
-        let admitted = self.admission.admit(peer, node);
-        let admitted = admitted.map_err(|refusal| refused(peer, &refusal))?;
+        let admitted = audience.admitted();
+        let admitted = admitted.map_err(|refusal| refused(&audience.peer, &refusal))?;
         let mut not_served = Vec::new();
         let mut subscriptions = std::mem::take(&mut hello.subscriptions);
         subscriptions.retain(|subscription| {
@@ -144,17 +152,12 @@ impl DiscoveryServer {
                 return true;
             };
             tracing::warn!(
-                node = hello.node.as_ref().map_or("", |node| node.id.as_str()),
+                node = audience.node,
                 auth.keyring = subscription.keyring,
                 error = &refusal as &dyn std::error::Error,
                 "a sidecar does not receive a keyring"
             );
-            not_served.push(discovery::NotServed {
-                keyring: subscription.keyring.clone(),
-                reason: refusal.to_string(),
-                number: not_served.len() as u64 + 1,
-                is_forbidden: true,
-            });
+            not_served.push(book.forbidden(&subscription.keyring, refusal.to_string()));
             false
         });
         hello.subscriptions = subscriptions;
@@ -179,24 +182,24 @@ impl KeyringDiscovery for DiscoveryServer {
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let peer = self.peer(&request)?;
         let mut inbound = request.into_inner();
-        let hello = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
-            .await
-            .map_err(|_| Status::deadline_exceeded("no hello arrived in time"))??
-            .and_then(|message| message.kind);
-        let Some(Kind::Hello(mut hello)) = hello else {
-            return Err(Status::invalid_argument(
-                "the first message must be a hello",
-            ));
-        };
-        check(&hello)?;
+        let mut hello = first(&mut inbound).await?;
         let mut said = hello.clone();
-        let not_served = self.admit(&peer, &mut hello)?;
+        let book = Arc::new(NotServedBook::default());
+        let audience = Audience {
+            admission: Arc::clone(&self.admission),
+            node: hello
+                .node
+                .as_ref()
+                .map_or_else(String::new, |node| node.id.clone()),
+            peer,
+        };
+        let not_served = Self::admit(&audience, &mut hello, &book)?;
         let believed = believed(&self.catalog, &hello);
         clamp(&self.catalog, &mut said);
         let stream = self
             .fleet
-            .connected(&said, &believed, self.admission.counts(&peer))
-            .map_err(|refusal| refused(&peer, &refusal))?;
+            .connected(&said, &believed, self.admission.counts(&audience.peer))
+            .map_err(|refusal| refused(&audience.peer, &refusal))?;
         let counted = Counted::new(Arc::clone(&self.fleet), stream.clone());
         // Nothing is sent to a sidecar that is not on record: a control plane that restarts has to
         // wait for it.
@@ -206,26 +209,13 @@ impl KeyringDiscovery for DiscoveryServer {
         tracing::info!(
             node = stream.run.node,
             run_id = stream.run.run_id,
-            identity = %peer,
+            identity = %audience.peer,
             "sidecar connected"
         );
         if stream.was_forgotten {
             begin_anew(&mut hello);
         }
-        // A sidecar has at most one waiting resync for each keyring.
-        let (resyncs, asked_resyncs) = mpsc::channel(hello.subscriptions.len().max(1));
-        let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
-        let (beats, asked_beats) = Beats::new();
-        let asked = Asked {
-            resyncs: asked_resyncs,
-            lookups: asked_lookups,
-            beats: asked_beats,
-        };
-        let asking = Asking {
-            resyncs,
-            lookups,
-            beats,
-        };
+        let (asking, asked) = channels();
         // The use of a keyring that the sidecar has to erase counts, too.
         let counted_keyrings = self.fleet.keyrings_of(&stream.run);
         let (reports, acks) = self.usage.stream(&stream.run, counted_keyrings);
@@ -235,26 +225,34 @@ impl KeyringDiscovery for DiscoveryServer {
         };
         let session = Session::new(
             Arc::clone(&self.catalog),
+            Subscriber {
+                audience: audience.clone(),
+                not_served: Arc::clone(&book),
+                grantor: Grantor {
+                    fleet: Arc::clone(&self.fleet),
+                    member: stream.run.clone(),
+                    terms: self.terms,
+                },
+            },
             &hello.subscriptions,
             asked,
             acks,
-            Grantor {
-                fleet: Arc::clone(&self.fleet),
-                member: stream.run.clone(),
-                terms: self.terms,
-            },
             Arc::clone(&self.builds),
             drains.clone(),
-        )
-        .numbering_not_served_after(not_served.len() as u64);
+        );
         let listener = Listener {
             catalog: Arc::clone(&self.catalog),
             fleet: Arc::clone(&self.fleet),
             usage: Arc::clone(&self.usage),
-            peer,
+            audience,
             stream,
             counted,
-            not_served: not_served.clone(),
+            not_served: book,
+            subscribed: hello
+                .subscriptions
+                .into_iter()
+                .map(|subscription| subscription.keyring)
+                .collect(),
             reports,
             asking,
             drains,
@@ -270,6 +268,43 @@ impl KeyringDiscovery for DiscoveryServer {
             not_served.chain(session.into_stream()),
         )))
     }
+}
+
+/// Returns the hello of a sidecar, which is its first message.
+async fn first(
+    inbound: &mut Streaming<discovery::SidecarMessage>,
+) -> Result<discovery::Hello, Status> {
+    let message = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
+    let message = message.map_err(|_| Status::deadline_exceeded("no hello arrived in time"))??;
+    let Some(Kind::Hello(hello)) = message.and_then(|message| message.kind) else {
+        return Err(Status::invalid_argument(
+            "the first message must be a hello",
+        ));
+    };
+    check(&hello)?;
+    Ok(hello)
+}
+
+/// Returns the channels from the listener of a stream to its session.
+fn channels() -> (Asking, Asked) {
+    // A sidecar has at most one waiting resync for each keyring.
+    let (resyncs, asked_resyncs) = mpsc::channel(MAX_SUBSCRIPTIONS);
+    let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
+    let (beats, asked_beats) = Beats::new();
+    let (changes, asked_changes) = mpsc::channel(MAX_CHANGES);
+    let asking = Asking {
+        resyncs,
+        lookups,
+        beats,
+        changes,
+    };
+    let asked = Asked {
+        resyncs: asked_resyncs,
+        lookups: asked_lookups,
+        beats: asked_beats,
+        changes: asked_changes,
+    };
+    (asking, asked)
 }
 
 /// Returns for each keyring of a hello whether the sidecar holds what it claims: its set digest is
@@ -303,19 +338,25 @@ fn believed(catalog: &Catalog, hello: &discovery::Hello) -> Believed {
 /// Limits the claimed revocations to those that exist.
 fn clamp(catalog: &Catalog, hello: &mut discovery::Hello) {
     for subscription in &mut hello.subscriptions {
-        let newest = newest(catalog, &subscription.keyring, subscription.epoch);
-        subscription.revoked_through = subscription.revoked_through.min(newest);
+        clamp_subscription(catalog, subscription);
     }
+}
+
+fn clamp_subscription(catalog: &Catalog, subscription: &mut discovery::Subscription) {
+    let newest = newest(catalog, &subscription.keyring, subscription.epoch);
+    subscription.revoked_through = subscription.revoked_through.min(newest);
 }
 
 /// Removes all claims from a hello: the state that the sidecar holds does not count.
 fn begin_anew(hello: &mut discovery::Hello) {
-    for subscription in &mut hello.subscriptions {
-        subscription.epoch = 0;
-        subscription.revision = 0;
-        subscription.set_digest = 0;
-        subscription.partial = None;
-    }
+    hello.subscriptions.iter_mut().for_each(claim_nothing);
+}
+
+fn claim_nothing(subscription: &mut discovery::Subscription) {
+    subscription.epoch = 0;
+    subscription.revision = 0;
+    subscription.set_digest = 0;
+    subscription.partial = None;
 }
 
 /// Returns the newest revision of a keyring in this history. For another history, nothing is known

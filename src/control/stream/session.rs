@@ -3,7 +3,7 @@
 //! No messages are queued for a stream. The stream has a cursor for each keyring into the feed that
 //! all streams share, and creates a message when the transport asks for one. A slow reader thus
 //! costs no memory, and a revocation waits only for the message that is being sent. In order of
-//! precedence: revocations, settings, starts, deltas, the answer to a beat, the ack of usage, the
+//! precedence: revocations, keyrings to erase, the list of keyrings, settings, starts, deltas, the answer to a beat, the ack of usage, the
 //! results of lookups, chunks of a snapshot.
 //!
 //! The result of a lookup is read from the newest state when its message is created. Earlier
@@ -11,15 +11,18 @@
 //! rely on this (`keyring::on_demand`).
 
 mod answering;
+mod finding;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::not_served::NotServedBook;
 use crate::{
+    admission::Audience,
     control::{
         catalog::Catalog,
         feed::EncodedSnapshot,
@@ -27,7 +30,7 @@ use crate::{
         served::ServedKeyring,
         usage::{Answers, UsageAcks},
     },
-    key::{Epoch, KeyDigest, KeyringName, OperationRefusal, Revision},
+    key::{Epoch, KeyDigest, KeyringName, KeyringPattern, OperationRefusal, Revision},
     proto::discovery::{self, ResyncReason, control_message::Kind},
 };
 
@@ -35,6 +38,7 @@ pub use answering::Terms;
 pub(crate) use answering::{ArrivedBeat, Beats, Grantor};
 
 use answering::{Answering, Granted};
+use finding::Finding;
 
 /// The state of a stream to one sidecar.
 pub(crate) struct Session {
@@ -60,8 +64,10 @@ pub(crate) struct Session {
     drained: bool,
     /// Whether the last message was a chunk of a snapshot.
     sent_chunk: bool,
-    /// The number of messages on this stream that a keyring is not served.
-    not_served: u64,
+    not_served: Arc<NotServedBook>,
+    /// Keyrings that the sidecar has to erase, of which it was not told yet.
+    ended: VecDeque<Ending>,
+    finding: Finding,
 }
 
 /// The requests of a sidecar while its stream is open.
@@ -73,6 +79,38 @@ pub(crate) struct Asked {
     pub(crate) lookups: mpsc::Receiver<discovery::Lookup>,
     /// Requests for a confirmation.
     pub(crate) beats: watch::Receiver<Option<ArrivedBeat>>,
+    /// Changes of the keyrings of the stream.
+    pub(crate) changes: mpsc::Receiver<SubscriptionChange>,
+}
+
+/// A change of the keyrings of an open stream.
+#[derive(Debug)]
+pub(crate) enum SubscriptionChange {
+    /// The sidecar asks for the keyrings that these patterns match.
+    Find(Vec<KeyringPattern>),
+    /// The sidecar subscribes to keyrings, and is on record as one that may hold them.
+    Begin(Vec<discovery::Subscription>),
+    /// The sidecar has to erase a keyring.
+    End(Ending),
+}
+
+/// A keyring that a sidecar has to erase, and why.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    /// The name, as the sidecar has sent it.
+    pub(crate) keyring: String,
+    pub(crate) reason: String,
+}
+
+/// The sidecar of a session.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    pub(crate) audience: Audience,
+    /// The messages about keyrings that are not served, of which some are sent before the session
+    /// begins.
+    pub(crate) not_served: Arc<NotServedBook>,
+    /// Records its grants.
+    pub(crate) grantor: Grantor,
 }
 
 /// The reasons for which a stream ends in order, with a message to its sidecar.
@@ -174,14 +212,14 @@ impl Drains {
 }
 
 impl Session {
-    /// Creates a session for the keyrings of a sidecar's hello. It acks the `usage` of the sidecar,
-    /// and grants what `grantor` allows. It ends when `asked` closes, or with one of `drains`.
+    /// Creates a session for the keyrings of a sidecar's hello. It acks the `usage` of the sidecar.
+    /// It ends when `asked` closes, or with one of `drains`.
     pub(crate) fn new(
         catalog: Arc<Catalog>,
+        sidecar: Subscriber,
         subscriptions: &[discovery::Subscription],
         asked: Asked,
         usage: UsageAcks,
-        grantor: Grantor,
         builds: Arc<Semaphore>,
         drains: Drains,
     ) -> Self {
@@ -189,26 +227,10 @@ impl Session {
         let bell = Arc::new(Notify::new());
         let subscriptions = subscriptions
             .iter()
-            .filter_map(|subscription| {
-                let name: KeyringName = subscription.keyring.parse().ok()?;
-                let held = ClaimedState {
-                    epoch: Epoch::new(subscription.epoch),
-                    revision: Revision::new(subscription.revision),
-                    set_digest: subscription.set_digest,
-                    revoked_through: Revision::new(subscription.revoked_through),
-                    partial: subscription.partial,
-                };
-                let phase = Phase::begin(&catalog, &name, held, &bell);
-                Some(Subscription {
-                    name,
-                    is_on_demand: subscription.mode() == discovery::Mode::OnDemand,
-                    deny_after: Duration::from_millis(subscription.deny_after_ms),
-                    phase,
-                })
-            })
+            .filter_map(|asked| Subscription::begin(&catalog, asked, &bell))
             .collect();
         Self {
-            answering: Answering::new(&catalog, grantor, asked.beats.clone()),
+            answering: Answering::new(&catalog, sidecar.grantor, asked.beats.clone()),
             catalog,
             subscriptions,
             asked,
@@ -223,15 +245,10 @@ impl Session {
             drains,
             drained: false,
             sent_chunk: false,
-            not_served: 0,
+            not_served: sidecar.not_served,
+            ended: VecDeque::new(),
+            finding: Finding::new(sidecar.audience),
         }
-    }
-
-    /// Sets the number of messages about keyrings that are not served, which the stream sends
-    /// before those of the session.
-    #[must_use]
-    pub(crate) fn numbering_not_served_after(self, not_served: u64) -> Self {
-        Self { not_served, ..self }
     }
 
     /// Returns the messages, created on request.
@@ -267,6 +284,7 @@ impl Session {
             if self.served.has_changed().unwrap_or(false) {
                 self.served.mark_unchanged();
                 self.leave_old_epochs();
+                self.finding.note_served();
             }
             self.record_grant();
             if let Some(message) = self.ready() {
@@ -275,6 +293,7 @@ impl Session {
             self.begin_build();
             tokio::select! {
                 resync = self.asked.resyncs.recv() => self.resync(&resync?),
+                change = self.asked.changes.recv() => self.change(change?),
                 lookup = self.asked.lookups.recv() => self.lookup = Some(lookup?),
                 () = self.bell.notified() => {}
                 () = begun(&mut self.served) => {}
@@ -301,8 +320,45 @@ impl Session {
         }
     }
 
+    /// Changes the keyrings of the stream.
+    fn change(&mut self, change: SubscriptionChange) {
+        match change {
+            SubscriptionChange::Find(patterns) => self.finding.find(patterns),
+            SubscriptionChange::Begin(asked) => {
+                for asked in &asked {
+                    self.remove(&asked.keyring);
+                    let begun = Subscription::begin(&self.catalog, asked, &self.bell);
+                    self.subscriptions.extend(begun);
+                }
+            }
+            SubscriptionChange::End(ending) => {
+                self.remove(&ending.keyring);
+                self.ended.push_back(ending);
+            }
+        }
+    }
+
+    fn remove(&mut self, keyring: &str) {
+        let is_other = |held: &Subscription| held.name.as_str() != keyring;
+        if !self.subscriptions.iter().all(is_other) {
+            // The snapshot that is being encoded is for an index.
+            self.build = None;
+            self.subscriptions.retain(is_other);
+        }
+    }
+
+    /// Returns the next message that the sidecar has to erase a keyring. A list follows, because a
+    /// pattern may find the keyring again.
+    fn ended(&mut self) -> Option<Kind> {
+        let Ending { keyring, reason } = self.ended.pop_front()?;
+        self.finding.list_again();
+        Some(Kind::NotServed(self.not_served.forbidden(&keyring, reason)))
+    }
+
     fn ready(&mut self) -> Option<Kind> {
         self.revocations()
+            .or_else(|| self.ended())
+            .or_else(|| self.finding.next(&self.catalog).map(Kind::Listing))
             .or_else(|| self.settings())
             .or_else(|| self.start())
             .or_else(|| self.delta())
@@ -349,15 +405,11 @@ impl Session {
                     Err(_) if *told => continue,
                     Err(refusal) => {
                         *told = true;
-                        self.not_served += 1;
-                        return Some(Kind::NotServed(discovery::NotServed {
-                            keyring: name.to_string(),
-                            reason: reason_of(&refusal),
-                            number: self.not_served,
-                            // The keyring may be created later, or again: no rule forbids it to the
-                            // sidecar.
-                            is_forbidden: false,
-                        }));
+                        let reason = reason_of(&refusal);
+                        // The keyring may be created later, or again: no rule forbids it to the
+                        // sidecar.
+                        let missing = self.not_served.missing(name, reason);
+                        return Some(Kind::NotServed(missing));
                     }
                 },
                 Phase::Settings { .. }
@@ -368,6 +420,7 @@ impl Session {
             }
             if let Phase::Settings { served, held } = phase {
                 let settings = served.settings();
+                self.not_served.serve(name);
                 *phase = Phase::after_settings(Arc::clone(served), *held, *is_on_demand);
                 return Some(Kind::Settings(settings));
             }
@@ -563,6 +616,29 @@ impl Session {
 }
 
 impl Subscription {
+    /// Begins a subscription. None if its name is not valid.
+    fn begin(
+        catalog: &Catalog,
+        asked: &discovery::Subscription,
+        bell: &Arc<Notify>,
+    ) -> Option<Self> {
+        let name: KeyringName = asked.keyring.parse().ok()?;
+        let held = ClaimedState {
+            epoch: Epoch::new(asked.epoch),
+            revision: Revision::new(asked.revision),
+            set_digest: asked.set_digest,
+            revoked_through: Revision::new(asked.revoked_through),
+            partial: asked.partial,
+        };
+        let phase = Phase::begin(catalog, &name, held, bell);
+        Some(Self {
+            name,
+            is_on_demand: asked.mode() == discovery::Mode::OnDemand,
+            deny_after: Duration::from_millis(asked.deny_after_ms),
+            phase,
+        })
+    }
+
     /// Returns the confirmation of the keyring in the answer to a beat. None while the sidecar has
     /// not been sent all of it.
     fn pulse(&self, granted: &Granted) -> Option<discovery::KeyringPulse> {

@@ -112,7 +112,7 @@ impl World {
         let (shutdown, checks) = (CancellationToken::new(), TaskTracker::new());
         Self {
             opened,
-            slot: Arc::clone(slot),
+            slot,
             secret: testing::secret(KeyId::generate().expect("the random source works")),
             link: Arc::clone(client.link()),
             client: tokio::spawn(client.run(shutdown.clone(), checks.clone())),

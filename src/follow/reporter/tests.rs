@@ -62,7 +62,6 @@ fn at(millis: i64) -> Timestamp {
 fn slot() -> (Keyrings, Arc<Slot>) {
     let keyrings = Keyrings::new([(testing::keyring_name(), Staleness::default())]);
     let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
-    let slot = Arc::clone(slot);
     (keyrings, slot)
 }
 

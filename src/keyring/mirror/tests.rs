@@ -26,8 +26,8 @@ impl World {
         let keyrings = Keyrings::new([(testing::keyring_name(), staleness)]);
         let slot = keyrings.get(&testing::keyring_name()).expect("it was made");
         let mut world = Self {
-            slot: Arc::clone(slot),
-            mirror: Mirror::new(Arc::clone(slot)),
+            slot: Arc::clone(&slot),
+            mirror: Mirror::new(slot),
             secret: testing::secret(KeyId::generate().expect("the random source works")),
             uses: 0,
         };

@@ -33,7 +33,7 @@ impl Followed {
         let name = testing::keyring_name();
         let mode = Mode::OnDemand(SETTINGS);
         let keyrings = Keyrings::with_modes([(name, Staleness::default(), mode)]);
-        let slot = Arc::clone(slot(&keyrings));
+        let slot = slot(&keyrings);
         let cache = slot.cache().cloned().expect("it is held on demand");
         let mut follower = Follower::new(slot, cache);
         follower.adopt(KeyringSettings {
@@ -47,8 +47,9 @@ impl Followed {
         Self { keyrings, follower }
     }
 
-    fn cache(&self) -> &Arc<KeyCache> {
-        slot(&self.keyrings).cache().expect("it is held on demand")
+    fn cache(&self) -> Arc<KeyCache> {
+        let slot = slot(&self.keyrings);
+        slot.cache().cloned().expect("it is held on demand")
     }
 
     fn find(&self, secret: &Secret, now: BootTime) -> Finding {
@@ -92,7 +93,7 @@ impl Followed {
     }
 }
 
-fn slot(keyrings: &Keyrings) -> &Arc<Slot> {
+fn slot(keyrings: &Keyrings) -> Arc<Slot> {
     keyrings
         .get(&testing::keyring_name())
         .expect("it is configured")
@@ -176,7 +177,8 @@ fn unknown_keys_use_the_budget_up_and_known_ones_do_not() {
     let (_, record) = key();
     let refused = followed.cache().look_up(record.digest, START);
     assert_eq!(refused.err(), Some(LookupRefusal::OverBudget));
-    let stats = followed.cache().stats();
+    let cache = followed.cache();
+    let stats = cache.stats();
     assert_eq!(stats.refusals(LookupRefusal::OverBudget), 1);
     assert_eq!(stats.lookups(LookupOutcome::Found), 10);
     assert_eq!(stats.lookups(LookupOutcome::Unknown), 3);
@@ -199,7 +201,8 @@ fn no_more_checks_wait_than_there_is_room_for() {
 #[test]
 fn lookups_that_nobody_waits_for_make_room() {
     let followed = Followed::new();
-    let mut lookups = followed.cache().lock_lookups();
+    let cache = followed.cache();
+    let mut lookups = cache.lock_lookups();
     lookups.budget = Budget::new(Rate {
         per_second: 1,
         burst: 100_000,

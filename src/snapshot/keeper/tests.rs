@@ -136,7 +136,7 @@ impl Sidecar {
         self.keeper.turn();
     }
 
-    fn slot(&self) -> &Slot {
+    fn slot(&self) -> Arc<Slot> {
         let slot = self.keyrings.get(&testing::keyring_name());
         slot.expect("it is configured")
     }

@@ -118,6 +118,7 @@ impl Observed {
     fn observe(&self, decision: &Decision<'_>, traceparent: &str) {
         self.telemetry.observe(&CheckEvent {
             decision,
+            slot: None,
             client: Some(ClientAddress::of_peer([192, 0, 2, 1].into())),
             error: None,
             parent: TraceParent::parse(traceparent.as_bytes()),

@@ -36,8 +36,11 @@ impl Scraped {
     }
 
     fn check(&self, decision: &Decision<'_>, traceparent: &str) {
+        let slots = self.keyrings.load();
+        let facts = decision.keyring();
         self.metrics.check(&CheckEvent {
             decision,
+            slot: facts.and_then(|facts| slots.get(facts.name.as_str()).map(|slot| &**slot)),
             client: None,
             error: None,
             parent: TraceParent::parse(traceparent.as_bytes()),

@@ -6,8 +6,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
+    eventually::eventually,
     process::{Process, relatch, run},
-    relatch::text,
+    relatch::{Relatch, text},
 };
 
 #[tokio::test]
@@ -167,4 +168,20 @@ async fn allows(data_dir: &Path, key: &str) -> bool {
     let address = endpoints["ext_authz"].as_str().expect("an address");
     let checked = relatch(&["check", "--endpoint", address], key).await;
     checked.status.code() == Some(0)
+}
+
+#[tokio::test]
+async fn it_serves_a_keyring_that_is_created_in_it() {
+    let relatch = Relatch::dev().await;
+    let create = ["key", "create", "--consumer", "acme", "--create-missing"];
+    let create = [&create[..], &["--keyring", "partners"]].concat();
+    let key = relatch.cli_json(&create).await;
+    let secret = key["secret"].as_str().expect("a secret");
+    let endpoint = format!("http://{}", relatch.ext_authz());
+    let check = ["check", "--endpoint", &endpoint, "--keyring", "partners"];
+    eventually("the key passes", async || {
+        let output = relatch.cli_reading(&check, secret).await;
+        (output.status.code() == Some(0)).then_some(())
+    })
+    .await;
 }

@@ -66,8 +66,13 @@ impl Disk {
     /// The file of sidecar `node`, with the lines `more`.
     fn yaml(&self, control: &Control, node: &str, more: &str) -> String {
         let yaml = sidecar_yaml(node, control.plane.discovery(), &[KEYRING]);
+        format!("{yaml}{}{more}", self.lines())
+    }
+
+    /// The lines of a sidecar's file that keep its snapshot file here.
+    pub(super) fn lines(&self) -> String {
         format!(
-            "{yaml}snapshot: {{ path: {}, key_file: {} }}\n{more}",
+            "snapshot: {{ path: {}, key_file: {} }}\n",
             text(&self.file()),
             text(&self.key_file()),
         )
@@ -86,9 +91,14 @@ impl Disk {
 
     /// What the file holds of [`KEYRING`].
     pub(super) async fn keyring(&self) -> Value {
+        self.keyrings().await[0].clone()
+    }
+
+    /// What the file holds.
+    pub(super) async fn keyrings(&self) -> Value {
         let key_file = self.key_file();
         let shown = self.inspect(&["--key-file", text(&key_file)]).await.json();
-        shown["keyrings"][0].clone()
+        shown["keyrings"].clone()
     }
 }
 

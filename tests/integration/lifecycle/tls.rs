@@ -533,3 +533,47 @@ fn write_secret(path: &Path, token: &str) {
     fs::write(path, format!("{token}\n")).expect("writable");
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("it is ours");
 }
+
+#[tokio::test]
+async fn a_pattern_finds_what_a_rule_gives_and_nothing_else() {
+    let rules = [
+        EDGE_1,
+        "{ identity: \"spiffe://relatch.example/node/edge-2\", keyrings: [partners, payments-eu] }",
+    ];
+    let mesh = Mesh::start(&rules.join(", ")).await;
+    let create = ["key", "create", "--consumer", "acme", "--create-missing"];
+    for keyring in ["partners", "payments", "payments-us"] {
+        let create = [&create[..], &["--keyring", keyring]].concat();
+        mesh.control.cli_json(&create).await;
+    }
+    let entry = "keyrings: [{ name: payments }]\ndefault_keyring: payments\n";
+    let held = async |sidecar: &Sidecar| {
+        let status: Value = sidecar.get("/status").await.json();
+        let keyrings = status["keyrings"].as_array().expect("a list").iter();
+        let names = keyrings.map(|keyring| keyring["name"].as_str());
+        let names = names.map(|name| name.expect("a name").to_owned());
+        names.collect::<Vec<_>>()
+    };
+    let mut sidecars = Vec::new();
+    for (node, pattern) in [("edge-1", "*"), ("edge-2", "p*")] {
+        let yaml = mesh.sidecar_yaml(node, node);
+        assert!(yaml.contains(entry), "{yaml}");
+        let yaml = yaml.replace(entry, &format!("keyrings: [{{ match: \"{pattern}\" }}]\n"));
+        sidecars.push(Sidecar::start(&yaml).await.until_ready().await);
+    }
+    let all = ["partners", "payments", "payments-us"];
+    assert_eq!(held(&sidecars[0]).await, all);
+    assert_eq!(held(&sidecars[1]).await, ["partners"]);
+    for keyring in ["payments-asia", "payments-eu"] {
+        let create = [&create[..], &["--keyring", keyring]].concat();
+        mesh.control.cli_json(&create).await;
+    }
+    eventually("the permitted keyring is found", async || {
+        (held(&sidecars[1]).await == ["partners", "payments-eu"]).then_some(())
+    })
+    .await;
+    eventually("every new keyring is found", async || {
+        (held(&sidecars[0]).await.len() == 5).then_some(())
+    })
+    .await;
+}

@@ -1,15 +1,19 @@
 //! The control plane's end of one stream: handles the messages of a sidecar until the stream ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 
-use super::{counted::Counted, newest, record};
+use super::{
+    super::not_served::NotServedBook, MAX_SUBSCRIPTIONS, claim_nothing, clamp_subscription,
+    counted::Counted, newest, record,
+};
 use crate::{
+    admission::Audience,
     clock::Clock,
-    control::stream::session::{Beats, Drains},
+    control::stream::session::{Beats, Drains, Ending, SubscriptionChange},
     control::{
         catalog::Catalog,
         fleet::{Fleet, OpenStream, Parting},
@@ -19,7 +23,6 @@ use crate::{
     key::Timestamp,
     proto::discovery::{self, sidecar_message::Kind},
     serving::Farewell,
-    tls::Peer,
 };
 
 /// The channels on which a session receives the requests of its sidecar.
@@ -27,6 +30,7 @@ pub(super) struct Asking {
     pub(super) resyncs: mpsc::Sender<discovery::Resync>,
     pub(super) lookups: mpsc::Sender<discovery::Lookup>,
     pub(super) beats: Beats,
+    pub(super) changes: mpsc::Sender<SubscriptionChange>,
 }
 
 /// Handles the messages of a sidecar on one stream.
@@ -34,16 +38,19 @@ pub(super) struct Listener {
     pub(super) catalog: Arc<Catalog>,
     pub(super) fleet: Arc<Fleet>,
     pub(super) usage: Arc<UsageBook>,
-    pub(super) peer: Peer,
+    pub(super) audience: Audience,
     pub(super) stream: OpenStream,
     pub(super) counted: Counted,
-    /// The keyrings that the sidecar has to erase.
-    pub(super) not_served: Vec<discovery::NotServed>,
+    pub(super) not_served: Arc<NotServedBook>,
+    /// The keyrings to which the sidecar has subscribed.
+    pub(super) subscribed: BTreeSet<String>,
     pub(super) reports: UsageStream,
     pub(super) asking: Asking,
     pub(super) drains: Drains,
 }
 
+/// The most patterns of a sidecar. The limit is that of its file.
+const MAX_PATTERNS: usize = 256;
 /// How long to wait for a sidecar that is told to reconnect: it leaves immediately. After this
 /// time, the control plane ends the stream.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,7 +58,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 impl Listener {
     /// Listens until the stream ends, and records how it ended.
     pub(super) async fn run(mut self, mut inbound: Streaming<discovery::SidecarMessage>) {
-        let (not_after, clock) = (self.peer.not_after, self.catalog.clock().clone());
+        let (not_after, clock) = (self.audience.peer.not_after, self.catalog.clock().clone());
         let ended = tokio::select! {
             goodbye = self.listen(&mut inbound) => Some(goodbye),
             () = expired(not_after, &clock) => None,
@@ -61,7 +68,7 @@ impl Listener {
         } else {
             tracing::info!(
                 node = self.stream.run.node,
-                identity = %self.peer,
+                identity = %self.audience.peer,
                 "the certificate of a sidecar has expired; the sidecar is asked to reconnect with its next certificate"
             );
             self.drains.expired.cancel();
@@ -129,11 +136,101 @@ impl Listener {
                 Some(Kind::Beat(beat)) => self.asking.beats.arrive(beat.number, &self.catalog),
                 Some(Kind::Goodbye(goodbye)) => return Some(goodbye),
                 Some(Kind::Dropped(dropped)) => self.dropped(&dropped),
+                Some(Kind::Find(find)) => self.find(&find).await?,
+                Some(Kind::Subscribe(subscribe)) => {
+                    self.subscribe(subscribe.subscriptions).await?;
+                }
+                Some(Kind::Unsubscribe(ended)) => {
+                    self.unsubscribe(ended.keyring).await?;
+                }
                 // A second hello, or a kind that this version does not know.
                 Some(Kind::Hello(_)) | None => {}
             }
         }
         None
+    }
+
+    /// Passes the patterns of the sidecar to the session. None if the stream has ended.
+    async fn find(&self, find: &discovery::Find) -> Option<()> {
+        let patterns = find.patterns.iter().take(MAX_PATTERNS);
+        let patterns = patterns.filter_map(|pattern| pattern.parse().ok());
+        self.tell(SubscriptionChange::Find(patterns.collect()))
+            .await
+    }
+
+    /// Subscribes the sidecar to further keyrings. The session sends nothing of them before the
+    /// store has the subscriptions. None if the stream has to end.
+    async fn subscribe(&mut self, mut asked: Vec<discovery::Subscription>) -> Option<()> {
+        let mut refused = Vec::new();
+        asked.retain(|subscription| {
+            let refusal = self.refuse(&subscription.keyring);
+            let is_admitted = refusal.is_none();
+            refused.extend(refusal);
+            is_admitted
+        });
+        for ending in refused {
+            self.tell(SubscriptionChange::End(ending)).await?;
+        }
+        for subscription in &mut asked {
+            clamp_subscription(&self.catalog, subscription);
+        }
+        if !self.fleet.subscribed(&self.stream, &asked) {
+            return None;
+        }
+        let recorded = record(&self.catalog, &self.fleet, &self.usage).await;
+        if let Err(error) = recorded {
+            tracing::warn!(
+                node = self.stream.run.node,
+                error = &error as &dyn std::error::Error,
+                "the stream of a sidecar ends, because its new subscriptions cannot be written to the store"
+            );
+            return None;
+        }
+        for subscription in &mut asked {
+            self.reports.subscribe(&subscription.keyring);
+            claim_nothing(subscription);
+        }
+        self.tell(SubscriptionChange::Begin(asked)).await
+    }
+
+    /// Returns why the sidecar may not subscribe to a keyring; none if it may. From then on, the
+    /// keyring counts as subscribed.
+    fn refuse(&mut self, keyring: &str) -> Option<Ending> {
+        let admitted = self.audience.admitted();
+        let refusal = admitted.and_then(|admitted| admitted.subscribe(keyring));
+        let has_room =
+            self.subscribed.len() < MAX_SUBSCRIPTIONS || self.subscribed.contains(keyring);
+        let reason = match refusal {
+            Err(refusal) => refusal.to_string(),
+            Ok(()) if has_room => {
+                self.subscribed.insert(keyring.to_owned());
+                return None;
+            }
+            Ok(()) => format!("a sidecar may have at most {MAX_SUBSCRIPTIONS} keyrings"),
+        };
+        tracing::warn!(
+            node = self.stream.run.node,
+            auth.keyring = keyring,
+            reason,
+            "a sidecar does not receive a keyring"
+        );
+        Some(Ending {
+            keyring: keyring.to_owned(),
+            reason,
+        })
+    }
+
+    /// Ends a subscription. None if the stream has ended.
+    async fn unsubscribe(&mut self, keyring: String) -> Option<()> {
+        self.subscribed.remove(&keyring);
+        let reason = "the sidecar has ended its subscription".to_owned();
+        self.tell(SubscriptionChange::End(Ending { keyring, reason }))
+            .await
+    }
+
+    /// Passes a change to the session. None if the session has ended.
+    async fn tell(&self, change: SubscriptionChange) -> Option<()> {
+        self.asking.changes.send(change).await.ok()
     }
 
     fn acked(&self, mut ack: discovery::Ack) {
@@ -162,12 +259,7 @@ impl Listener {
 
     /// Records that the sidecar has erased a keyring, if this stream asked for it.
     fn dropped(&self, dropped: &discovery::Dropped) {
-        let mut asked = self.not_served.iter();
-        let is_asked = asked
-            .any(|asked| asked.keyring == dropped.keyring && asked.number == dropped.not_served);
-        if let Ok(keyring) = dropped.keyring.parse()
-            && is_asked
-        {
+        if let Some(keyring) = self.not_served.erased(dropped) {
             self.fleet.dropped(&self.stream, &keyring);
         }
     }

@@ -442,3 +442,76 @@ async fn a_sidecar_that_says_too_much_of_itself_is_refused() {
     }
     assert!(world.fleet.members().is_empty());
 }
+
+#[tokio::test]
+async fn a_subscription_on_an_open_stream_is_on_record_before_anything_is_sent() {
+    let world = World::start(Peer::default()).await;
+    world.create_keyring().await;
+    let empty = discovery::Hello {
+        subscriptions: Vec::new(),
+        ..hello()
+    };
+    let (say, mut stream) = world.open(empty).await.expect("it is admitted");
+    let find = Kind::Find(discovery::Find {
+        patterns: vec!["pay*".to_owned(), "not a pattern".to_owned()],
+    });
+    let tell = async |kind| {
+        let message = discovery::SidecarMessage { kind: Some(kind) };
+        say.send(message).await.expect("the stream is open");
+    };
+    tell(find).await;
+    match next(&mut stream).await {
+        Some(Told::Listing(listing)) => assert_eq!(listing.keyrings, ["payments"]),
+        other => panic!("no list: {other:?}"),
+    }
+    assert!(world.fleet.members()[0].1.keyrings.is_empty());
+
+    let path = world.dir.path().join("relatch.db");
+    let lock = rusqlite::Connection::open(path).expect("it opens");
+    lock.execute_batch("BEGIN IMMEDIATE").expect("it is free");
+    let mut changes = world.fleet.watch();
+    let claimed = discovery::Subscription {
+        epoch: 1,
+        revision: 1,
+        ..hello().subscriptions.remove(0)
+    };
+    tell(Kind::Subscribe(discovery::Subscribe {
+        subscriptions: vec![claimed],
+    }))
+    .await;
+    let counted = async {
+        while world.fleet.members()[0].1.keyrings.is_empty() {
+            changes.changed().await.expect("the fleet lives");
+        }
+    };
+    let counted = tokio::time::timeout(DEADLINE, counted).await;
+    counted.expect("it counts before it is on record");
+    let waiting = tokio::time::timeout(Duration::from_millis(200), stream.message()).await;
+    assert!(waiting.is_err(), "it is sent before it is on record");
+    lock.execute_batch("ROLLBACK").expect("it is held");
+    // Whatever the sidecar claims to hold, the keyring is sent from its start.
+    assert!(matches!(next(&mut stream).await, Some(Told::Settings(_))));
+    assert!(matches!(next(&mut stream).await, Some(Told::Snapshot(_))));
+
+    let ended = Kind::Unsubscribe(discovery::Unsubscribe {
+        keyring: "payments".to_owned(),
+    });
+    tell(ended).await;
+    let Some(Told::NotServed(told)) = next(&mut stream).await else {
+        panic!("it is not ended");
+    };
+    assert!(told.is_forbidden);
+    assert!(!world.fleet.members()[0].1.keyrings.is_empty());
+    tell(Kind::Dropped(discovery::Dropped {
+        keyring: told.keyring,
+        not_served: told.number,
+    }))
+    .await;
+    let dropped = async {
+        while !world.fleet.members()[0].1.keyrings.is_empty() {
+            changes.changed().await.expect("the fleet lives");
+        }
+    };
+    let dropped = tokio::time::timeout(DEADLINE, dropped).await;
+    dropped.expect("it counts no longer");
+}

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::{
+    admission::{Admission, AdmissionRule, KeyringGrant, NodePattern},
     clock::Clock,
     control::{
         fleet::{Believed, Fleet, GrantError},
@@ -19,6 +20,7 @@ use crate::{
     keyring::{Keyrings, Staleness},
     proto::discovery::sidecar_message::Kind as Said,
     store::{LogName, SqliteOptions, SqliteStore, Store, StoreError},
+    tls::Peer,
     wire::testing::spec,
 };
 
@@ -39,6 +41,7 @@ struct Pair {
     fleet: Arc<Fleet>,
     shutdown: CancellationToken,
     expired: CancellationToken,
+    admission: Admission,
     /// The message up to which all usage is in the store.
     usage: watch::Sender<u64>,
     /// The streams of the sidecar so far.
@@ -50,6 +53,8 @@ struct Reader {
     resyncs: mpsc::Sender<discovery::Resync>,
     lookups: mpsc::Sender<discovery::Lookup>,
     beats: Beats,
+    changes: mpsc::Sender<SubscriptionChange>,
+    not_served: Arc<NotServedBook>,
     catalog: Arc<Catalog>,
 }
 
@@ -79,6 +84,7 @@ impl Pair {
             catalog: Arc::new(catalog.expect("an empty store")),
             shutdown: CancellationToken::new(),
             expired: CancellationToken::new(),
+            admission: Admission::Local,
             usage: watch::Sender::new(0),
             streams: AtomicU64::new(0),
         }
@@ -169,10 +175,12 @@ impl Pair {
         let (resyncs, asked_resyncs) = mpsc::channel(1);
         let (lookups, asked_lookups) = mpsc::channel(MAX_LOOKUPS);
         let (beats, asked_beats) = Beats::new();
+        let (changes, asked_changes) = mpsc::channel(4);
         let asked = Asked {
             resyncs: asked_resyncs,
             lookups: asked_lookups,
             beats: asked_beats,
+            changes: asked_changes,
         };
         let usage = UsageAcks {
             durable: self.usage.subscribe(),
@@ -195,12 +203,25 @@ impl Pair {
             member: opened.expect("its streams are counted").run,
             terms: TERMS,
         };
+        let not_served = Arc::new(NotServedBook::default());
+        let sidecar = Subscriber {
+            audience: Audience {
+                admission: Arc::new(self.admission.clone()),
+                peer: Peer {
+                    identity: "spiffe://mesh/edge-1".parse().ok(),
+                    not_after: None,
+                },
+                node: "edge-1".to_owned(),
+            },
+            not_served: Arc::clone(&not_served),
+            grantor,
+        };
         let session = Session::new(
             Arc::clone(&self.catalog),
+            sidecar,
             std::slice::from_ref(subscription),
             asked,
             usage,
-            grantor,
             Arc::new(Semaphore::new(1)),
             Drains {
                 stop: self.shutdown.clone(),
@@ -212,6 +233,8 @@ impl Pair {
             resyncs,
             lookups,
             beats,
+            changes,
+            not_served,
             catalog: Arc::clone(&self.catalog),
         }
     }
@@ -713,7 +736,9 @@ async fn what_is_not_served_is_numbered_within_the_stream() {
     let pair = Pair::new().await;
     for (before, number) in [(0, 1), (2, 3)] {
         let mut reader = pair.new_reader();
-        reader.session = reader.session.numbering_not_served_after(before);
+        for _ in 0..before {
+            reader.not_served.forbidden("other", String::new());
+        }
         let Kind::NotServed(told) = reader.news().await else {
             panic!("it is served");
         };
@@ -1065,4 +1090,134 @@ async fn who_holds_a_keyring_in_full_looks_nothing_up() {
     reader.lookups.send(lookup).await.expect("it is heard");
     pair.add_keys(1).await;
     assert!(matches!(reader.news().await, Kind::Delta(_)));
+}
+
+/// What the sidecar of `edge-1` may have.
+fn rules(keyrings: &[&str]) -> Admission {
+    let names = keyrings.iter().map(|name| name.parse().expect("a name"));
+    Admission::Rules(vec![AdmissionRule {
+        identity: "spiffe://mesh/edge-1".parse().expect("a pattern"),
+        keyrings: KeyringGrant::Of(names.collect()),
+        nodes: NodePattern::default(),
+    }])
+}
+
+impl Pair {
+    /// Creates an empty keyring.
+    async fn create(&self, keyring: &str) -> Arc<ServedKeyring> {
+        let name: KeyringName = keyring.parse().expect("a valid name");
+        let first = operation::create_keyring(name.clone(), Prefix::default(), false, None);
+        let first = first.expect("a valid keyring");
+        let created = self.catalog.create_keyring("test", name, &first).await;
+        created.expect("a new keyring")
+    }
+}
+
+impl Reader {
+    async fn find(&mut self, patterns: &[&str]) {
+        let patterns = patterns.iter().map(|text| text.parse().expect("a pattern"));
+        let find = SubscriptionChange::Find(patterns.collect());
+        self.changes.send(find).await.expect("it is heard");
+    }
+
+    async fn listing(&mut self) -> Vec<String> {
+        match self.news().await {
+            Kind::Listing(listing) => {
+                assert_eq!(listing.total, listing.keyrings.len() as u64);
+                listing.keyrings
+            }
+            other => panic!("no list: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_with_patterns_is_sent_the_list_of_what_it_may_have_whenever_it_changes() {
+    let mut pair = Pair::with_keys(1).await;
+    pair.admission = rules(&["payments-eu", "payments-us", "partners"]);
+    for keyring in ["payments-eu", "payments-asia", "partners"] {
+        pair.create(keyring).await;
+    }
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    reader.find(&["payments*", "x-*"]).await;
+    assert_eq!(reader.listing().await, ["payments-eu"]);
+    // A keyring that the sidecar may not have, or that no pattern matches, causes no list.
+    pair.create("payments-la").await;
+    pair.create("x-1").await;
+    let (listing, _created) = tokio::join!(reader.listing(), pair.create("payments-us"));
+    assert_eq!(listing, ["payments-eu", "payments-us"]);
+    reader.find(&["partners"]).await;
+    assert_eq!(reader.listing().await, ["partners"]);
+    reader.find(&["nothing"]).await;
+    assert_eq!(reader.listing().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_list_is_bounded_and_says_how_many_there_are() {
+    let pair = Pair::new().await;
+    let mut finding = Finding::new(Audience {
+        admission: Arc::default(),
+        peer: Peer::default(),
+        node: "edge-1".to_owned(),
+    });
+    finding.find(vec!["*".parse().expect("a pattern")]);
+    assert_eq!(
+        finding.next(&pair.catalog),
+        Some(discovery::Listing::default())
+    );
+    assert_eq!(finding.next(&pair.catalog), None);
+    finding.list_again();
+    assert_eq!(
+        finding.next(&pair.catalog),
+        Some(discovery::Listing::default())
+    );
+}
+
+#[tokio::test]
+async fn a_keyring_can_be_subscribed_to_and_ended_on_the_open_stream() {
+    let pair = Pair::with_keys(1).await;
+    pair.create("later").await;
+    let mut reader = pair.reader_at_head();
+    assert!(matches!(reader.news().await, Kind::Settings(_)));
+    reader.find(&["later"]).await;
+    assert_eq!(reader.listing().await, ["later"]);
+    let asked = discovery::Subscription {
+        keyring: "later".to_owned(),
+        deny_after_ms: 60_000,
+        ..Default::default()
+    };
+    for _ in 0..2 {
+        // The second time, it begins anew.
+        let begin = SubscriptionChange::Begin(vec![asked.clone()]);
+        reader.changes.send(begin).await.expect("it is heard");
+        let Kind::Settings(settings) = reader.news().await else {
+            panic!("no settings");
+        };
+        assert_eq!(settings.keyring, "later");
+        let Kind::Snapshot(chunk) = reader.news().await else {
+            panic!("no snapshot");
+        };
+        let chunk = discovery::SnapshotChunk::decode(chunk).expect("a chunk");
+        assert!(chunk.keyring == "later" && chunk.last);
+    }
+    let end = SubscriptionChange::End(Ending {
+        keyring: "later".to_owned(),
+        reason: "why".to_owned(),
+    });
+    reader.changes.send(end).await.expect("it is heard");
+    let Kind::NotServed(ended) = reader.news().await else {
+        panic!("it is not ended");
+    };
+    assert!(ended.is_forbidden && ended.keyring == "later");
+    let dropped = discovery::Dropped {
+        keyring: ended.keyring,
+        not_served: ended.number,
+    };
+    assert!(reader.not_served.erased(&dropped).is_some());
+    // The sidecar may find it again.
+    assert_eq!(reader.listing().await, ["later"]);
+    // The other keyring of the stream goes on.
+    pair.add_keys(1).await;
+    assert_eq!(delta(reader.news().await).upserts.len(), 1);
 }

@@ -1,0 +1,64 @@
+//! The basis of checks: the settings and the keyrings by which they are judged.
+//!
+//! A check loads the basis once, and keeps it until it is answered, also while it waits for a
+//! lookup. So no check sees a part of a change.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+
+use super::{failures::FailureBudgets, settings::Settings};
+use crate::keyring::{Keyrings, Slot, Slots, SlotsObserver};
+
+/// The settings and the keyrings by which a check is judged. Immutable: a change replaces it.
+#[derive(Debug)]
+pub(super) struct Basis {
+    pub(super) settings: Arc<Settings>,
+    /// The budgets of failed credentials, which outlive a change of the keyrings.
+    pub(super) failures: Arc<FailureBudgets>,
+    slots: Arc<Slots>,
+}
+
+/// The basis of a check that has begun.
+pub(super) type LoadedBasis = Guard<Arc<Basis>>;
+
+/// The basis of the checks that begin now.
+#[derive(Debug)]
+pub(super) struct CurrentBasis(ArcSwap<Basis>);
+
+impl Basis {
+    /// Returns the slot of a keyring, whose name need not be parsed.
+    pub(super) fn slot(&self, name: &str) -> Option<&Slot> {
+        self.slots.get(name).map(|slot| &**slot)
+    }
+}
+
+impl CurrentBasis {
+    /// Returns the basis of `settings` and `keyrings`, which follows each change of the keyrings.
+    pub(super) fn of(settings: Arc<Settings>, keyrings: &Keyrings) -> Arc<Self> {
+        let failures = Arc::new(FailureBudgets::new(settings.failed_credentials()));
+        let basis = Arc::new(Self(ArcSwap::from_pointee(Basis {
+            settings,
+            failures,
+            slots: Arc::default(),
+        })));
+        keyrings.observe(&basis);
+        basis
+    }
+
+    /// Returns the basis for one check, without a lock or an allocation.
+    pub(super) fn load(&self) -> LoadedBasis {
+        self.0.load()
+    }
+}
+
+impl SlotsObserver for CurrentBasis {
+    fn changed(&self, slots: &Arc<Slots>) {
+        let former = self.0.load();
+        self.0.store(Arc::new(Basis {
+            settings: Arc::clone(&former.settings),
+            failures: Arc::clone(&former.failures),
+            slots: Arc::clone(slots),
+        }));
+    }
+}
