@@ -14,6 +14,7 @@ pub mod listener;
 mod lock;
 pub(crate) mod monitor;
 mod node_socket;
+pub(crate) mod reload;
 mod socket;
 mod spread;
 #[cfg(test)]
@@ -28,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
 use crate::{
-    authz::{Authorizer, Settings},
+    authz::Authorizer,
     clock::{Clock, LatestWall},
     config::{Listen, SidecarSettings},
     follow::{
@@ -59,6 +60,7 @@ use inherited::InheritedError;
 use listener::{Endpoint, Listener};
 use lock::RunLock;
 use monitor::Monitor;
+use reload::Changeable;
 use spread::{MAX_CONNECTIONS, Spread};
 use worker::Life;
 
@@ -67,6 +69,8 @@ use worker::Life;
 pub struct Sidecar {
     /// The addresses on which it listens.
     pub endpoints: SidecarEndpoints,
+    /// What its file can change.
+    pub(crate) changeable: Changeable,
     /// Whether it can answer checks.
     pub(crate) readiness: Readiness,
     /// The export of spans; none if no `otlp_endpoint` is configured.
@@ -179,14 +183,13 @@ impl Sidecar {
         shutdown: &Shutdown,
     ) -> Result<Self, SidecarError> {
         let (listener, http) = bind(settings, inherited).await?;
-        let keyrings = keyrings(settings);
-        let authz = Arc::new(settings.authz.clone());
-        let mut registry = registry(&keyrings, &authz)?;
+        let keyrings = Keyrings::of(settings.wanted());
+        let mut registry = registry()?;
         let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock.clone());
         let (tracer, spans) = start_spans(settings, &metrics)?.unzip();
 
         let latest = LatestWall::default();
-        let mut receiver = receiver(settings, &keyrings, &clock, &latest);
+        let mut receiver = receiver(&keyrings, &clock, &latest);
         let sidecar = Empty {
             node: &settings.node,
             keyrings: &keyrings,
@@ -209,15 +212,19 @@ impl Sidecar {
         };
         let client = start_client(settings, receiver, &certificates, shutdown)?.with_hold(hold);
         let readiness = Readiness::default();
+        let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
+        let authz = Arc::new(settings.authz.clone());
+        let authorizer = Authorizer::new(authz, &keyrings, clock.clone(), Arc::new(observer));
+        let authorizer = authorizer.judging_by(latest);
+        let enforcement = EnforcementCollector::new(keyrings.clone(), authorizer.clone());
+        registry.register_collector(Box::new(enforcement));
+        let changeable = Changeable::new(keyrings, authorizer, metrics.clone(), clock);
         let monitor = Monitor::new(
             settings.node.id.clone(),
-            keyrings.clone(),
+            changeable.clone(),
             Arc::clone(client.link()),
             readiness.clone(),
-            clock.clone(),
-            Arc::clone(&authz),
         )
-        .with_patterns(settings.patterns.clone().into())
         .with_disk(disk);
         let http = pages(http, settings, registry, &readiness, &monitor)?;
         let endpoints = SidecarEndpoints {
@@ -225,11 +232,8 @@ impl Sidecar {
             http: http.local_addr(),
         };
 
-        let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
-        let authorizer = Authorizer::new(authz, &keyrings, clock, Arc::new(observer));
-        let authorizer = authorizer.judging_by(latest);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let services = Services::new(Arc::new(authorizer), Routes::new(health));
+        let services = Services::new(Arc::new(changeable.authorizer.clone()), Routes::new(health));
         let life = Life {
             stop: CancellationToken::new(),
             checks: TaskTracker::new(),
@@ -274,6 +278,7 @@ impl Sidecar {
         }
         Ok(Self {
             endpoints,
+            changeable,
             readiness,
             spans,
             _lock: lock,
@@ -380,33 +385,17 @@ async fn bind(
     Ok((listener, http))
 }
 
-/// Creates a registry with the metrics of the process and of the settings.
-fn registry(keyrings: &Keyrings, authz: &Arc<Settings>) -> Result<Registry, SidecarError> {
+/// Creates a registry with the metrics of the process.
+fn registry() -> Result<Registry, SidecarError> {
     let mut registry = Registry::default();
     let process = ProcessCollector::new().map_err(SidecarError::Process)?;
     registry.register_collector(Box::new(process));
-    let enforcement = EnforcementCollector::new(keyrings.clone(), Arc::clone(authz));
-    registry.register_collector(Box::new(enforcement));
     Ok(registry)
 }
 
-fn keyrings(settings: &SidecarSettings) -> Keyrings {
-    let keyrings = settings.keyrings.iter();
-    Keyrings::with_modes(
-        keyrings.map(|keyring| (keyring.name.clone(), keyring.staleness, keyring.mode)),
-    )
-}
-
 /// Creates the receiver of the control plane's messages.
-fn receiver(
-    settings: &SidecarSettings,
-    keyrings: &Keyrings,
-    clock: &Clock,
-    latest: &LatestWall,
-) -> Receiver {
-    Receiver::new(keyrings, clock.clone())
-        .finding(settings.patterns.clone())
-        .telling(latest.clone())
+fn receiver(keyrings: &Keyrings, clock: &Clock, latest: &LatestWall) -> Receiver {
+    Receiver::new(keyrings, clock.clone()).telling(latest.clone())
 }
 
 /// Creates the server of metrics, probes and status. It does not answer yet.

@@ -3,7 +3,7 @@
 //! A check loads the basis once, and keeps it until it is answered, also while it waits for a
 //! lookup. So no check sees a part of a change.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -24,7 +24,11 @@ pub(super) type LoadedBasis = Guard<Arc<Basis>>;
 
 /// The basis of the checks that begin now.
 #[derive(Debug)]
-pub(super) struct CurrentBasis(ArcSwap<Basis>);
+pub(super) struct CurrentBasis {
+    basis: ArcSwap<Basis>,
+    /// The settings of the next change.
+    next: Mutex<Option<Arc<Settings>>>,
+}
 
 impl Basis {
     /// Returns the slot of a keyring, whose name need not be parsed.
@@ -37,27 +41,47 @@ impl CurrentBasis {
     /// Returns the basis of `settings` and `keyrings`, which follows each change of the keyrings.
     pub(super) fn of(settings: Arc<Settings>, keyrings: &Keyrings) -> Arc<Self> {
         let failures = Arc::new(FailureBudgets::new(settings.failed_credentials()));
-        let basis = Arc::new(Self(ArcSwap::from_pointee(Basis {
-            settings,
-            failures,
-            slots: Arc::default(),
-        })));
+        let basis = Arc::new(Self {
+            basis: ArcSwap::from_pointee(Basis {
+                settings,
+                failures,
+                slots: Arc::default(),
+            }),
+            next: Mutex::default(),
+        });
         keyrings.observe(&basis);
         basis
     }
 
     /// Returns the basis for one check, without a lock or an allocation.
     pub(super) fn load(&self) -> LoadedBasis {
-        self.0.load()
+        self.basis.load()
+    }
+
+    /// Changes the settings together with the next change of the keyrings.
+    pub(super) fn settle(&self, settings: Arc<Settings>) {
+        *self.next() = Some(settings);
+    }
+
+    fn next(&self) -> MutexGuard<'_, Option<Arc<Settings>>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl SlotsObserver for CurrentBasis {
     fn changed(&self, slots: &Arc<Slots>) {
-        let former = self.0.load();
-        self.0.store(Arc::new(Basis {
-            settings: Arc::clone(&former.settings),
-            failures: Arc::clone(&former.failures),
+        let former = self.basis.load();
+        let settings = self.next().take();
+        let settings = settings.unwrap_or_else(|| Arc::clone(&former.settings));
+        let rate = settings.failed_credentials();
+        let failures = if rate == former.settings.failed_credentials() {
+            Arc::clone(&former.failures)
+        } else {
+            Arc::new(FailureBudgets::new(rate))
+        };
+        self.basis.store(Arc::new(Basis {
+            settings,
+            failures,
             slots: Arc::clone(slots),
         }));
     }

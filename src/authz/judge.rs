@@ -79,6 +79,16 @@ impl Judge {
         Self { latest, ..self }
     }
 
+    /// Returns the settings of the checks that begin now.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.basis.load().settings)
+    }
+
+    /// Changes the settings together with the next change of the keyrings.
+    pub(super) fn settle(&self, settings: Arc<Settings>) {
+        self.basis.settle(settings);
+    }
+
     /// Creates a check that arrives now.
     pub(super) fn begin<'a>(&self, message: &'a [u8], metadata: Metadata) -> Check<'a> {
         let started = self.clock.system_time();

@@ -47,6 +47,18 @@ impl Authorizer {
         Self(self.0.judging_by(latest))
     }
 
+    /// Returns the settings of the checks that begin now.
+    #[must_use]
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.0.settings()
+    }
+
+    /// Changes the settings together with the next change of the keyrings, so that a check sees
+    /// both or neither.
+    pub(crate) fn settle(&self, settings: Arc<Settings>) {
+        self.0.settle(settings);
+    }
+
     /// Answers a serialized `CheckRequest`: appends the serialized `CheckResponse` to `answer`. If
     /// the key has to be looked up, `answer` stays unchanged, and the returned future yields the
     /// response; it needs a runtime with timers. A message that could not be read is denied.

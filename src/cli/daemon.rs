@@ -6,7 +6,7 @@ use super::{Exit, Failure};
 use crate::{
     config::{ConfigError, LogSettings},
     shutdown::{Shutdown, Signals},
-    telemetry::{lines::LinesGuard, logs},
+    telemetry::logs::{self, Log},
 };
 
 /// The longest time for tasks to end. Checks take milliseconds, and Kubernetes kills a process after 30 seconds.
@@ -14,12 +14,12 @@ pub(super) const DRAIN: Duration = Duration::from_secs(10);
 /// The longest time to send the last spans.
 pub(super) const FLUSH: Duration = Duration::from_secs(3);
 
-/// Sets up the log. The caller keeps the guard until the process ends.
+/// Sets up the log. The caller keeps it until the process ends.
 ///
 /// # Errors
 ///
 /// When the log is already set up.
-pub(super) fn log(settings: LogSettings) -> Result<LinesGuard, Failure> {
+pub(super) fn log(settings: LogSettings) -> Result<Log, Failure> {
     logs::init(settings).map_err(Failure::from_error)
 }
 

@@ -3,14 +3,18 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Console, Exit, Failure, daemon};
 use crate::{
     clock::Clock,
-    config::{self, ControlEndpoint, Listen},
+    config::{
+        ControlEndpoint, Listen,
+        sidecar::{SidecarFile, SidecarOverrides},
+    },
     node_name::NodeName,
     shutdown::Shutdown,
-    sidecar::{Inherited, Sidecar},
+    sidecar::{Inherited, Sidecar, reload::Reloader},
 };
 
 /// The arguments of `sidecar`.
@@ -49,25 +53,22 @@ impl SidecarArgs {
     ///
     /// When it cannot be started, or a part of it fails.
     pub async fn run(self, _console: &Console) -> Result<(), Failure> {
-        let mut settings = config::sidecar::load(&self.config).map_err(daemon::misconfigured)?;
-        if let Some(id) = self.node_id {
-            settings.node.id = id;
-        }
-        if let Some(listen) = self.listen {
-            settings.listen = listen;
-        }
-        if !self.control.is_empty() {
-            settings.control = self.control;
-        }
-        if let Some(http) = self.http {
-            settings.http = http;
-        }
+        let overrides = SidecarOverrides {
+            node_id: self.node_id,
+            listen: self.listen,
+            control: self.control,
+            http: self.http,
+        };
+        let file = SidecarFile::new(self.config, overrides);
+        let content = file.read().map_err(daemon::misconfigured)?;
+        let settings = file.parse(&content).map_err(daemon::misconfigured)?;
         settings
             .check_channels()
             .map_err(|error| Failure::new(Exit::Usage, error))?;
-        let _lines = daemon::log(settings.log)?;
+        let log = daemon::log(settings.log)?;
         let shutdown = Shutdown::new();
         let signals = daemon::signals()?;
+        let hangups = signal(SignalKind::hangup()).map_err(Failure::from_error)?;
         let inherited = Inherited::from_env().map_err(|error| Failure::new(Exit::Usage, error))?;
         let sidecar = Sidecar::start_on(&settings, inherited, Clock::system(), &shutdown)
             .await
@@ -77,6 +78,14 @@ impl SidecarArgs {
             http = %sidecar.endpoints.http,
             "sidecar started"
         );
+        let reloader = Reloader::new(
+            file,
+            content,
+            settings.clone(),
+            sidecar.changeable.clone(),
+            log.level.clone(),
+        );
+        shutdown.spawn("configuration", reloader.run(hangups, shutdown.token()));
         let ended = shutdown.run(signals, settings.drain + daemon::DRAIN).await;
         sidecar.flush(daemon::FLUSH).await;
         ended.map_err(Failure::from_error)

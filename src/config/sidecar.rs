@@ -26,7 +26,7 @@ use crate::{
     authz::{self, Enforcement, Enforcements, Notices, SettingsParts},
     budget::Rate,
     key::KeyringName,
-    keyring::{Mode, PatternRule, Staleness},
+    keyring::{Mode, PatternRule, Staleness, Wanted},
     node_name::NodeName,
     tls::TlsFiles,
 };
@@ -65,6 +65,23 @@ pub struct SidecarSettings {
     pub(crate) telemetry: TelemetrySettings,
     /// The format and level of the log.
     pub(crate) log: LogSettings,
+}
+
+/// The configuration file of a sidecar, and the flags that replace some of its fields.
+#[derive(Clone, Debug)]
+pub(crate) struct SidecarFile {
+    path: PathBuf,
+    overrides: SidecarOverrides,
+}
+
+/// The fields that flags replace.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SidecarOverrides {
+    pub(crate) node_id: Option<NodeName>,
+    pub(crate) listen: Option<Listen>,
+    /// Empty for the addresses of the file.
+    pub(crate) control: Vec<ControlEndpoint>,
+    pub(crate) http: Option<SocketAddr>,
 }
 
 /// The identity of a sidecar.
@@ -193,16 +210,6 @@ struct RawRate {
     burst: Option<Text>,
 }
 
-/// Reads the file at `path`.
-///
-/// # Errors
-///
-/// When it cannot be read, or is not valid; the error has all problems.
-pub(crate) fn load(path: &Path) -> Result<SidecarSettings, ConfigError> {
-    let (text, file) = reader::read(path)?;
-    parse(&text, &file)
-}
-
 /// Reads `text`; errors name it `file`.
 ///
 /// # Errors
@@ -221,6 +228,54 @@ pub(super) fn parse_placed(
     let mut found = Findings::new(file);
     let settings = SidecarSettings::from_raw(raw, &mut found);
     found.finish(settings)
+}
+
+impl SidecarFile {
+    pub(crate) const fn new(path: PathBuf, overrides: SidecarOverrides) -> Self {
+        Self { path, overrides }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the content of the file.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub(crate) fn read(&self) -> Result<String, ConfigError> {
+        reader::read(&self.path).map(|(text, _)| text)
+    }
+
+    /// Returns the settings of the content, with the fields that flags replace. The caller checks
+    /// the channels.
+    ///
+    /// # Errors
+    ///
+    /// When it is not valid; the error has all problems.
+    pub(crate) fn parse(&self, content: &str) -> Result<SidecarSettings, ConfigError> {
+        let mut settings = parse(content, &self.path.display().to_string())?;
+        let SidecarOverrides {
+            node_id,
+            listen,
+            control,
+            http,
+        } = &self.overrides;
+        if let Some(id) = node_id {
+            settings.node.id = id.clone();
+        }
+        if let Some(listen) = listen {
+            settings.listen = listen.clone();
+        }
+        if !control.is_empty() {
+            settings.control.clone_from(control);
+        }
+        if let Some(http) = http {
+            settings.http = *http;
+        }
+        Ok(settings)
+    }
 }
 
 impl SidecarSettings {
@@ -265,6 +320,54 @@ impl SidecarSettings {
             telemetry: TelemetrySettings::named(SERVICE_NAME),
             log: LogSettings::default(),
         }
+    }
+
+    /// Returns the keyrings that the sidecar is to hold.
+    #[must_use]
+    pub(crate) fn wanted(&self) -> Wanted {
+        let named = self.keyrings.iter();
+        let named = named.map(|keyring| (keyring.name.clone(), keyring.staleness, keyring.mode));
+        Wanted::new(named, self.patterns.clone())
+    }
+
+    /// Returns the fields in which `other` differs and that cannot change in a running process.
+    #[must_use]
+    pub(crate) fn fixed_changes(&self, other: &Self) -> Vec<&'static str> {
+        let Self {
+            node,
+            listen,
+            listen_tls,
+            http,
+            workers,
+            control,
+            control_tls,
+            keyrings: _,
+            patterns: _,
+            authz: _,
+            drain,
+            snapshot,
+            telemetry,
+            log,
+        } = self;
+        let fields = [
+            ("node", *node != other.node),
+            (
+                "listen",
+                *listen != other.listen || *listen_tls != other.listen_tls,
+            ),
+            ("http", *http != other.http),
+            ("workers", *workers != other.workers),
+            (
+                "control",
+                *control != other.control || *control_tls != other.control_tls,
+            ),
+            ("drain", *drain != other.drain),
+            ("snapshot", *snapshot != other.snapshot),
+            ("telemetry", *telemetry != other.telemetry),
+            ("log.format", log.format != other.log.format),
+        ];
+        let changed = fields.into_iter().filter(|(_, is_other)| *is_other);
+        changed.map(|(field, _)| field).collect()
     }
 
     /// Checks the addresses again after flags have replaced some of the file.

@@ -406,6 +406,11 @@ impl Client {
                 }
                 sent = self.send_lookup(&stream.answers) => sent?,
                 sent = self.send_durable(&stream.answers) => sent?,
+                () = self.receiver.reconfigured() => {
+                    for message in self.receiver.reconfigure() {
+                        send_in_time(&stream.answers, message).await?;
+                    }
+                }
                 room = stream.usage.reserve(), if self.receiver.has_usage() => {
                     let room = room.map_err(|_| StreamEnd::Closed)?;
                     if let Some(usage) = self.receiver.next_usage() {
@@ -519,10 +524,7 @@ impl Client {
         self.link.usage_unacked.store(unacked, Ordering::Relaxed);
         self.link.applied.notify_waiters();
         for answer in answers {
-            timeout(SEND_TIMEOUT, stream.answers.send(answer))
-                .await
-                .map_err(|_| StreamEnd::Silent)?
-                .map_err(|_| StreamEnd::Closed)?;
+            send_in_time(&stream.answers, answer).await?;
         }
         Ok(())
     }
@@ -707,6 +709,17 @@ async fn send_message(
     message: discovery::SidecarMessage,
 ) -> Result<(), StreamEnd> {
     answers.send(message).await.map_err(|_| StreamEnd::Closed)
+}
+
+/// Sends a message on an open stream, within [`SEND_TIMEOUT`].
+async fn send_in_time(
+    answers: &mpsc::Sender<discovery::SidecarMessage>,
+    message: discovery::SidecarMessage,
+) -> Result<(), StreamEnd> {
+    timeout(SEND_TIMEOUT, answers.send(message))
+        .await
+        .map_err(|_| StreamEnd::Silent)?
+        .map_err(|_| StreamEnd::Closed)
 }
 
 /// Waits until the sidecar stops and all its checks are answered.

@@ -17,8 +17,7 @@ use crate::{
     clock::{Clock, LatestWall},
     key::{Epoch, KeyringName, Revision, Timestamp},
     keyring::{
-        Freshness, Keyrings, MAX_KEYRINGS, Mirror, Mode, PatternRule, Restored, Slot,
-        on_demand::Follower,
+        Freshness, Keyrings, MAX_KEYRINGS, Mirror, Mode, Restored, Slot, on_demand::Follower,
     },
     proto::discovery::{self, control_message::Kind, sidecar_message::Kind as Answer},
     snapshot::{disk::Disk, recorder::Recorder},
@@ -48,6 +47,8 @@ pub struct Receiver {
     keyrings: BTreeMap<KeyringName, Subscribed>,
     /// Finds keyrings by the patterns of the sidecar.
     finder: Finder,
+    /// The `deny_after` of each keyring, as the open stream knows it.
+    told_limits: BTreeMap<KeyringName, Duration>,
     /// The keyrings that the open stream has answered, as [`Receiver::is_answered`] defines it.
     answered: BTreeSet<KeyringName>,
     /// Notified when there is a lookup to send.
@@ -152,6 +153,7 @@ impl Receiver {
                 .map(|slot| (slot.name().clone(), Subscribed::to(Arc::clone(slot))))
                 .collect(),
             finder: Finder::new(keyrings.clone()),
+            told_limits: BTreeMap::new(),
             answered: BTreeSet::new(),
             lookups,
             reporter,
@@ -161,13 +163,6 @@ impl Receiver {
             forbidden: Forbidden::default(),
             latest: LatestWall::default(),
         }
-    }
-
-    /// Finds further keyrings by `rules`.
-    #[must_use]
-    pub(crate) fn finding(mut self, rules: Vec<PatternRule>) -> Self {
-        self.finder.rules = rules;
-        self
     }
 
     /// Reports the control plane's wall clock to `latest`.
@@ -222,6 +217,8 @@ impl Receiver {
         for keyring in self.keyrings.values_mut() {
             keyring.connected();
         }
+        // The subscriptions of the Hello that the configuration does not ask for end now.
+        self.finder.keyrings().reconfigured().notify_one();
     }
 
     /// Notes that the stream has ended: checks that wait for a lookup stop waiting.
@@ -260,20 +257,98 @@ impl Receiver {
         self.answered.len() == self.keyrings.len() && self.finder.is_answered()
     }
 
-    /// Returns the message that asks for the keyrings that the patterns match; none without
-    /// patterns.
-    #[must_use]
-    pub(crate) fn find(&self) -> Option<discovery::SidecarMessage> {
+    /// Returns the message that asks for the keyrings that the patterns match; none if the open
+    /// stream knows the patterns.
+    pub(crate) fn find(&mut self) -> Option<discovery::SidecarMessage> {
         self.finder.ask().map(Answer::Find).map(message)
+    }
+
+    /// Follows a new configuration on the open stream, and returns the messages about it:
+    /// subscriptions to keyrings that are new, the new limits of others, the end of subscriptions,
+    /// and patterns.
+    pub(crate) fn reconfigure(&mut self) -> Vec<discovery::SidecarMessage> {
+        let mut subscriptions = self.limits();
+        subscriptions.extend(self.hold_wanted().into_iter().filter_map(|name| {
+            let keyring = self.keyrings.get_mut(&name)?;
+            keyring.connected();
+            Some(keyring.subscription())
+        }));
+        self.note_limits();
+        let mut messages = Vec::new();
+        messages.extend(subscribe(subscriptions));
+        messages.extend(self.find());
+        messages.extend(self.end_unwanted());
+        messages
+    }
+
+    /// Notifies one waiter when there is a new configuration to follow.
+    pub(crate) fn reconfigured(&self) -> impl Future<Output = ()> + use<> {
+        let keyrings = self.finder.keyrings().clone();
+        async move { keyrings.reconfigured().notified().await }
+    }
+
+    /// Holds the keyrings that the configuration names and that are not held yet, and returns their
+    /// names. A keyring whose former subscription has not ended yet waits for that end.
+    fn hold_wanted(&mut self) -> Vec<KeyringName> {
+        let slots = self.finder.keyrings().load();
+        let new = slots
+            .iter()
+            .filter(|slot| !self.keyrings.contains_key(slot.name()));
+        let new: Vec<_> = new.cloned().collect();
+        let names = new.iter().map(|slot| slot.name().clone()).collect();
+        for slot in new {
+            self.hold(slot);
+        }
+        names
+    }
+
+    /// Returns the subscriptions whose `deny_after` has changed since they were sent.
+    fn limits(&self) -> Vec<discovery::Subscription> {
+        let slots = self.finder.keyrings().load();
+        let changed = slots.iter().filter(|slot| {
+            let told = self.told_limits.get(slot.name());
+            let is_other = told.is_some_and(|told| *told != slot.staleness().deny_after);
+            is_other && !self.finder.has_ended(slot.name())
+        });
+        let changed = changed.map(|slot| discovery::Subscription {
+            keyring: slot.name().to_string(),
+            mode: match slot.mode() {
+                Mode::Full => discovery::Mode::Full.into(),
+                Mode::OnDemand(_) => discovery::Mode::OnDemand.into(),
+            },
+            deny_after_ms: pulse::deny_after_ms(slot),
+            ..Default::default()
+        });
+        changed.collect()
+    }
+
+    fn note_limits(&mut self) {
+        let slots = self.finder.keyrings().load();
+        let limits = slots.iter();
+        let limits = limits.map(|slot| (slot.name().clone(), slot.staleness().deny_after));
+        self.told_limits = limits.collect();
+    }
+
+    /// Ends the subscriptions that the configuration does not ask for any more.
+    fn end_unwanted(&mut self) -> Vec<discovery::SidecarMessage> {
+        let slots = self.finder.keyrings().load();
+        let names = self.keyrings.keys();
+        let unwanted = names.filter(|name| slots.get(name.as_str()).is_none());
+        let unwanted: Vec<_> = unwanted.cloned().collect();
+        let ended = unwanted.into_iter().filter(|name| self.finder.end(name));
+        ended.map(|name| unsubscribe(&name)).collect()
     }
 
     /// Adds a keyring of the snapshot file that a pattern finds, and returns its slot. None if no
     /// pattern finds it, or if it is now held on demand.
     pub(crate) fn find_kept(&mut self, name: &KeyringName) -> Option<Arc<Slot>> {
-        let rule = PatternRule::of(&self.finder.rules, name)?;
-        let is_full = matches!(rule.mode, Mode::Full);
-        let has_room = is_full && self.keyrings.len() < MAX_KEYRINGS;
-        has_room.then(|| self.hold(name))?
+        let (_, mode) = self.finder.keyrings().wanted().of(name)?;
+        if mode != Mode::Full || self.keyrings.len() >= MAX_KEYRINGS {
+            return None;
+        }
+        let slot = self.finder.keyrings().find(name)?;
+        self.hold(Arc::clone(&slot));
+        Some(slot)
     }
 
     /// Returns the next lookup to send.
@@ -315,6 +390,8 @@ impl Receiver {
     pub fn subscriptions(&mut self) -> Vec<discovery::Subscription> {
         self.report.clear();
         self.reporter.reconnected();
+        self.hold_wanted();
+        self.note_limits();
         let keyrings = self.keyrings.values_mut();
         keyrings.map(Subscribed::subscription).collect()
     }
@@ -354,26 +431,30 @@ impl Receiver {
                     reason = refusal.reason,
                     "the control plane does not serve this keyring"
                 );
-                if refusal.is_forbidden {
-                    self.drop_keyring(&refusal);
-                }
+                let again = if refusal.is_forbidden {
+                    self.drop_keyring(&refusal)
+                } else {
+                    None
+                };
                 self.note_answered(&refusal.keyring);
-                Ok(Received::default())
+                Ok(Received::answer(again))
             }
         }
     }
 
     /// Drops a keyring that the sidecar must not hold any more: from memory at once, and from the
-    /// file. When both are done, the drop is reported, after the last counts of the keyring.
-    fn drop_keyring(&mut self, refusal: &discovery::NotServed) {
-        let Ok(name) = refusal.keyring.parse::<KeyringName>() else {
-            return;
-        };
+    /// file. When both are done, the drop is reported, after the last counts of the keyring. Returns
+    /// a new subscription if the configuration has come to ask for the keyring again.
+    fn drop_keyring(
+        &mut self,
+        refusal: &discovery::NotServed,
+    ) -> Option<discovery::SidecarMessage> {
+        let name: KeyringName = refusal.keyring.parse().ok()?;
         let is_asked_for = self.finder.has_ended(&name);
         match self.keyrings.get_mut(&name) {
             Some(Subscribed::Full(held)) => held.forget(),
             Some(Subscribed::OnDemand(followed)) => followed.forget(),
-            None => return,
+            None => return None,
         }
         if is_asked_for {
             tracing::info!(auth.keyring = %name, "the keyring is dropped");
@@ -393,7 +474,15 @@ impl Receiver {
             self.answered.remove(&name);
         }
         self.forbidden
-            .forbid(name, refusal.number, self.recorder.as_ref());
+            .forbid(name.clone(), refusal.number, self.recorder.as_ref());
+        if !is_asked_for {
+            return None;
+        }
+        let slot = self.finder.keyrings().get(&name)?;
+        self.hold(slot);
+        let keyring = self.keyrings.get_mut(&name)?;
+        keyring.connected();
+        subscribe(vec![keyring.subscription()])
     }
 
     /// Applies the list of the keyrings that the patterns match: subscribes to those that the
@@ -405,11 +494,15 @@ impl Receiver {
         let mut left_out = usize::try_from(unnamed).unwrap_or(usize::MAX);
         let mut found = Vec::new();
         for name in &names {
-            if self.keyrings.contains_key(name) || !self.finder.finds(name) {
+            let keyrings = self.finder.keyrings();
+            if self.keyrings.contains_key(name) || keyrings.wanted().of(name).is_none() {
                 continue;
             }
-            let is_held = self.keyrings.len() < MAX_KEYRINGS && self.hold(name).is_some();
-            if let Some(keyring) = self.keyrings.get_mut(name).filter(|_| is_held) {
+            let has_room = self.keyrings.len() < MAX_KEYRINGS;
+            if let Some(slot) = has_room.then(|| keyrings.find(name)).flatten() {
+                self.hold(slot);
+            }
+            if let Some(keyring) = self.keyrings.get_mut(name) {
                 keyring.connected();
                 found.push(keyring.subscription());
                 tracing::info!(auth.keyring = %name, "a keyring is found by a pattern");
@@ -422,28 +515,22 @@ impl Receiver {
             left_out,
         };
         self.finder.listed(names, unnamed == 0, listed);
-        let subscribe = (!found.is_empty()).then(|| {
-            message(Answer::Subscribe(discovery::Subscribe {
-                subscriptions: found,
-            }))
-        });
+        self.note_limits();
         Received {
             listed: Some(listed),
-            ..Received::answer(subscribe)
+            ..Received::answer(subscribe(found))
         }
     }
 
-    /// Holds a keyring from now on, as its pattern says, and returns its slot. None if the process
-    /// has held too many different keyrings.
-    fn hold(&mut self, name: &KeyringName) -> Option<Arc<Slot>> {
-        let slot = self.finder.find(name)?;
-        let mut keyring = Subscribed::to(Arc::clone(&slot));
+    /// Holds a keyring from now on.
+    fn hold(&mut self, slot: Arc<Slot>) {
+        self.reporter.follow(&slot);
+        let name = slot.name().clone();
+        let mut keyring = Subscribed::to(slot);
         if let (Subscribed::Full(held), Some(recorder)) = (&mut keyring, &self.recorder) {
             held.record(recorder.clone());
         }
-        self.reporter.follow(&slot);
-        self.keyrings.insert(name.clone(), keyring);
-        Some(slot)
+        self.keyrings.insert(name, keyring);
     }
 
     /// Ends the subscriptions to keyrings that a pattern found, and that the control plane does not
@@ -458,9 +545,7 @@ impl Receiver {
                 auth.keyring = %name,
                 "the control plane does not list the keyring any more, and it is stale: it is dropped"
             );
-            message(Answer::Unsubscribe(discovery::Unsubscribe {
-                keyring: name.to_string(),
-            }))
+            unsubscribe(&name)
         });
         ended.collect()
     }
@@ -698,6 +783,19 @@ fn timestamp(time: Option<prost_types::Timestamp>) -> Result<Timestamp, Leave> {
     time.and_then(|time| std::time::SystemTime::try_from(time).ok())
         .map(Timestamp::from)
         .ok_or(Leave::Protocol("an answer to a beat without a time"))
+}
+
+/// Returns the message that subscribes on an open stream; none without subscriptions.
+fn subscribe(subscriptions: Vec<discovery::Subscription>) -> Option<discovery::SidecarMessage> {
+    let is_empty = subscriptions.is_empty();
+    let subscribe = discovery::Subscribe { subscriptions };
+    (!is_empty).then(|| message(Answer::Subscribe(subscribe)))
+}
+
+fn unsubscribe(keyring: &KeyringName) -> discovery::SidecarMessage {
+    message(Answer::Unsubscribe(discovery::Unsubscribe {
+        keyring: keyring.to_string(),
+    }))
 }
 
 const fn message(kind: Answer) -> discovery::SidecarMessage {

@@ -1,4 +1,5 @@
-//! The keyrings that a sidecar holds. A running sidecar can add and remove keyrings.
+//! The keyrings that a sidecar holds. They change while it runs: patterns find further ones, and a
+//! changed configuration asks for others.
 
 use std::{
     collections::BTreeMap,
@@ -10,8 +11,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use super::{
-    on_demand::{CacheSettings, KeyCache},
+    mode::Mode,
+    on_demand::KeyCache,
     slot::{Counts, Slot, Staleness},
+    wanted::Wanted,
 };
 use crate::key::KeyringName;
 
@@ -22,16 +25,6 @@ pub struct Keyrings(Arc<Shared>);
 /// The slots of all keyrings at one moment, sorted by name. Immutable.
 #[derive(Clone, Debug, Default)]
 pub struct Slots(Box<[Arc<Slot>]>);
-
-/// How much of a keyring a sidecar holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Every key.
-    #[default]
-    Full,
-    /// Only the keys that the sidecar has looked up.
-    OnDemand(CacheSettings),
-}
 
 /// Receives the slots of a sidecar when they change.
 pub(crate) trait SlotsObserver: fmt::Debug + Send + Sync {
@@ -45,9 +38,18 @@ struct Shared {
     slots: ArcSwap<Slots>,
     /// Locked during a change, so that all observers see all changes in one order.
     changing: Mutex<Changing>,
+    /// The keyrings that the configuration asks for. It changes under the lock.
+    wanted: ArcSwap<Wanted>,
+    /// Notified when the configuration asks for other keyrings.
+    reconfigured: Notify,
     /// Notified when a key must be looked up.
     lookups: Arc<Notify>,
 }
+
+/// A keyring that the sidecar holds cannot be held in the mode of the new configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("keyring {0} is held in another mode or with another cache")]
+pub(crate) struct ModeError(pub(crate) KeyringName);
 
 #[derive(Debug, Default)]
 struct Changing {
@@ -71,20 +73,75 @@ impl Keyrings {
 
     /// Creates empty slots for `keyrings`, each of which is held in its mode.
     pub fn with_modes(keyrings: impl IntoIterator<Item = (KeyringName, Staleness, Mode)>) -> Self {
+        Self::of(Wanted::new(keyrings, Vec::new()))
+    }
+
+    /// Creates empty slots for the keyrings that `wanted` names.
+    #[must_use]
+    pub(crate) fn of(wanted: Wanted) -> Self {
         let created = Self(Arc::new(Shared {
             slots: ArcSwap::default(),
             changing: Mutex::default(),
+            wanted: ArcSwap::default(),
+            reconfigured: Notify::new(),
             lookups: Arc::new(Notify::new()),
         }));
-        created.change(|_, counts| {
-            let slots = keyrings.into_iter();
-            let slots = slots.map(|(name, staleness, mode)| {
-                let counts = counts.entry(name.clone()).or_default();
-                created.slot(name, staleness, mode, counts)
-            });
-            slots.collect()
-        });
         created
+            .reconfigure(wanted, || {})
+            .expect("no keyring is held in another mode");
+        created
+    }
+
+    /// Returns the keyrings that the configuration asks for.
+    #[must_use]
+    pub(crate) fn wanted(&self) -> Arc<Wanted> {
+        self.0.wanted.load_full()
+    }
+
+    /// Notifies one waiter when the configuration asks for other keyrings.
+    pub(crate) fn reconfigured(&self) -> &Notify {
+        &self.0.reconfigured
+    }
+
+    /// Holds what a new configuration asks for, with its limits: slots are added, kept and removed.
+    /// Keyrings that a pattern found are kept if a pattern still matches them. `settle` is called
+    /// before the observers see the new slots.
+    ///
+    /// # Errors
+    ///
+    /// When a keyring that is held would change its mode; then nothing changes.
+    pub(crate) fn reconfigure(
+        &self,
+        wanted: Wanted,
+        settle: impl FnOnce(),
+    ) -> Result<(), ModeError> {
+        let mut changing = self.changing();
+        let held = self.load();
+        for slot in held.iter() {
+            let mode = wanted.of(slot.name()).map(|(_, mode)| mode);
+            if mode.is_some_and(|mode| mode != slot.mode()) {
+                return Err(ModeError(slot.name().clone()));
+            }
+        }
+        let mut slots = Vec::new();
+        for slot in held.iter() {
+            if let Some((staleness, _)) = wanted.of(slot.name()) {
+                slot.limit(staleness);
+                slots.push(Arc::clone(slot));
+            }
+        }
+        for (name, staleness, mode) in wanted.named() {
+            if held.get(name.as_str()).is_none() {
+                let counts = changing.counts.entry(name.clone()).or_default();
+                slots.push(self.slot(name.clone(), staleness, mode, counts));
+            }
+        }
+        self.0.wanted.store(Arc::new(wanted));
+        settle();
+        self.publish(&mut changing, slots.into_iter().collect());
+        drop(changing);
+        self.0.reconfigured.notify_one();
+        Ok(())
     }
 
     /// Returns the handle that is notified when a key of any of the keyrings must be looked up.
@@ -105,34 +162,29 @@ impl Keyrings {
         self.0.slots.load().get(name.as_str()).cloned()
     }
 
-    /// Adds an empty slot for a keyring, and returns it. A slot of that name is replaced. None when
-    /// the process has held too many different keyrings.
-    pub(crate) fn add(
-        &self,
-        name: &KeyringName,
-        staleness: Staleness,
-        mode: Mode,
-    ) -> Option<Arc<Slot>> {
-        let mut added = None;
-        self.change(|slots, counts| {
-            if counts.contains_key(name) || counts.len() < MAX_EVER {
-                let counts = counts.entry(name.clone()).or_default();
-                added = Some(self.slot(name.clone(), staleness, mode, counts));
-            }
-            let others = slots
-                .iter()
-                .filter(|slot| added.is_none() || slot.name() != name);
-            others.chain(&added).cloned().collect()
-        });
-        added
+    /// Adds an empty slot for a keyring that a pattern finds, and returns it. None when no pattern
+    /// finds it, or the process has held too many different keyrings.
+    pub(crate) fn find(&self, name: &KeyringName) -> Option<Arc<Slot>> {
+        let mut changing = self.changing();
+        let (staleness, mode) = self.0.wanted.load().of(name)?;
+        if !changing.counts.contains_key(name) && changing.counts.len() >= MAX_EVER {
+            return None;
+        }
+        let counts = changing.counts.entry(name.clone()).or_default();
+        let added = self.slot(name.clone(), staleness, mode, counts);
+        let held = self.load();
+        let others = held.iter().filter(|slot| slot.name() != name);
+        let slots = others.chain([&added]).cloned().collect();
+        self.publish(&mut changing, slots);
+        Some(added)
     }
 
     /// Removes a keyring. A check that has begun with it keeps its slot.
     pub(crate) fn remove(&self, name: &KeyringName) {
-        self.change(|slots, _| {
-            let others = slots.iter().filter(|slot| slot.name() != name);
-            others.cloned().collect()
-        });
+        let mut changing = self.changing();
+        let held = self.load();
+        let others = held.iter().filter(|slot| slot.name() != name);
+        self.publish(&mut changing, others.cloned().collect());
     }
 
     /// Calls `observer` with the current slots, and then with the slots after each change.
@@ -143,9 +195,8 @@ impl Keyrings {
         changing.observers.push(observer);
     }
 
-    fn change(&self, plan: impl FnOnce(&Slots, &mut BTreeMap<KeyringName, Arc<Counts>>) -> Slots) {
-        let mut changing = self.changing();
-        let slots = Arc::new(plan(&self.load(), &mut changing.counts));
+    fn publish(&self, changing: &mut Changing, slots: Slots) {
+        let slots = Arc::new(slots);
         self.0.slots.store(Arc::clone(&slots));
         changing
             .observers
@@ -215,7 +266,10 @@ impl FromIterator<Arc<Slot>> for Slots {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::keyring::{PatternRule, on_demand::CacheSettings};
 
     #[derive(Debug, Default)]
     struct Names(Mutex<Vec<Vec<String>>>);
@@ -231,14 +285,40 @@ mod tests {
         text.parse().expect("a name")
     }
 
+    /// The keyrings `names` by name, and all others by a pattern.
+    fn keyrings(names: &[&str]) -> Keyrings {
+        let keyrings = Keyrings::new(names.iter().map(|text| (name(text), Staleness::default())));
+        want(&keyrings, names, "*").expect("nothing changes its mode");
+        keyrings
+    }
+
+    fn want(keyrings: &Keyrings, texts: &[&str], pattern: &str) -> Result<(), ModeError> {
+        let named = texts
+            .iter()
+            .map(|text| (name(text), Staleness::default(), Mode::Full));
+        let rule = PatternRule {
+            pattern: pattern.parse().expect("a pattern"),
+            mode: Mode::Full,
+            staleness: Staleness {
+                deny_after: Duration::from_mins(5),
+                ..Staleness::default()
+            },
+        };
+        keyrings.reconfigure(Wanted::new(named, vec![rule]), || {})
+    }
+
+    fn held(keyrings: &Keyrings) -> Vec<String> {
+        let slots = keyrings.load();
+        slots.iter().map(|slot| slot.name().to_string()).collect()
+    }
+
     #[test]
     fn keyrings_come_and_go_in_the_order_of_their_names() {
-        let keyrings = Keyrings::new([(name("m"), Staleness::default())]);
+        let keyrings = keyrings(&["m"]);
         let names = Arc::new(Names::default());
         keyrings.observe(&names);
-        let add = |text| keyrings.add(&name(text), Staleness::default(), Mode::Full);
-        let added = add("z").expect("there is room");
-        assert!(add("a").is_some());
+        let added = keyrings.find(&name("z")).expect("there is room");
+        assert!(keyrings.find(&name("a")).is_some());
         let before = keyrings.load();
         keyrings.remove(&name("m"));
         keyrings.remove(&name("m"));
@@ -261,7 +341,7 @@ mod tests {
 
     #[test]
     fn an_observer_that_is_gone_is_not_called() {
-        let keyrings = Keyrings::new([]);
+        let keyrings = keyrings(&[]);
         let names = Arc::new(Names::default());
         keyrings.observe(&names);
         drop(names);
@@ -271,28 +351,60 @@ mod tests {
 
     #[test]
     fn a_keyring_that_comes_back_continues_to_count() {
-        let keyrings = Keyrings::new([(name("a"), Staleness::default())]);
+        let keyrings = keyrings(&["a"]);
         let slot = keyrings.get(&name("a")).expect("it was made");
         slot.tally().count(3);
         keyrings.remove(&name("a"));
-        let again = keyrings.add(&name("a"), Staleness::default(), Mode::Full);
-        let again = again.expect("there is room");
+        let again = keyrings.find(&name("a")).expect("there is room");
         assert!(!Arc::ptr_eq(&slot, &again));
         assert_eq!(again.tally().get(3), 1);
     }
 
     #[test]
-    fn the_number_of_different_keyrings_is_bounded() {
-        let keyrings = Keyrings::new([]);
-        let add = |at: usize| {
+    fn the_number_of_different_keyrings_that_patterns_find_is_bounded() {
+        let keyrings = keyrings(&[]);
+        let find = |at: usize| {
             let name = name(&format!("k{at}"));
-            let added = keyrings.add(&name, Staleness::default(), Mode::Full);
+            let found = keyrings.find(&name);
             keyrings.remove(&name);
-            added.is_some()
+            found.is_some()
         };
-        assert!((0..MAX_EVER).all(add));
-        assert!(!add(MAX_EVER));
-        assert!(add(0), "it has counters already");
-        assert_eq!(keyrings.load().iter().count(), 0);
+        assert!((0..MAX_EVER).all(find));
+        assert!(!find(MAX_EVER));
+        assert!(find(0), "it has counters already");
+        assert_eq!(held(&keyrings), [""; 0]);
+    }
+
+    #[test]
+    fn a_new_configuration_keeps_what_it_asks_for_and_nothing_else() {
+        let keyrings = keyrings(&["a", "b"]);
+        for found in ["x-1", "y-1"] {
+            assert!(keyrings.find(&name(found)).is_some());
+        }
+        let before = keyrings.load();
+        want(&keyrings, &["b", "c"], "x-*").expect("nothing changes its mode");
+        assert_eq!(held(&keyrings), ["b", "c", "x-1"]);
+        for kept in ["b", "x-1"] {
+            let slot = keyrings.get(&name(kept)).expect("it is held");
+            let former = before.get(kept).expect("it was held");
+            assert!(Arc::ptr_eq(&slot, former), "{kept}");
+        }
+        let found = keyrings.get(&name("x-1")).expect("it is held");
+        assert_eq!(found.staleness().deny_after, Duration::from_mins(5));
+        assert!(keyrings.find(&name("y-1")).is_none(), "no pattern finds it");
+        assert!(keyrings.find(&name("x-2")).is_some());
+    }
+
+    #[test]
+    fn a_keyring_that_is_held_does_not_change_its_mode() {
+        let keyrings = keyrings(&["a"]);
+        let on_demand = Mode::OnDemand(CacheSettings::default());
+        let named = ["a", "b"].map(|text| (name(text), Staleness::default(), on_demand));
+        let refused = keyrings.reconfigure(Wanted::new(named, Vec::new()), || {
+            panic!("nothing is settled");
+        });
+        assert_eq!(refused, Err(ModeError(name("a"))));
+        assert_eq!(held(&keyrings), ["a"]);
+        assert!(keyrings.find(&name("c")).is_some(), "the patterns stay");
     }
 }

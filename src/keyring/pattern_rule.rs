@@ -1,6 +1,6 @@
 //! How a sidecar holds the keyrings that a pattern finds.
 
-use super::{Mode, Staleness};
+use super::{mode::Mode, slot::Staleness};
 use crate::key::{KeyringName, KeyringPattern};
 
 /// An entry of the configuration that finds keyrings by a pattern.

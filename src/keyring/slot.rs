@@ -10,21 +10,20 @@ use std::{
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::{on_demand::KeyCache, tally::Tally, usage::Ledger, view::KeyringView};
+use super::{mode::Mode, on_demand::KeyCache, tally::Tally, usage::Ledger, view::KeyringView};
 use crate::{clock::Reading, key::KeyringName};
 
 /// The newest view of one keyring, how fresh it is, and how its keys are used.
 #[derive(Debug)]
 pub struct Slot {
     name: KeyringName,
-    staleness: Staleness,
     /// The cached keys of a keyring that is held on demand. Its view contains no keys.
     cache: Option<Arc<KeyCache>>,
     view: ArcSwapOption<KeyringView>,
     counts: Arc<Counts>,
-    /// The newest confirmation and its grant. A thread that changes this field or one of the next
-    /// two holds the lock, so that the pair can be read as a whole.
-    granted: Mutex<Option<(Confirmation, Duration)>>,
+    /// The newest confirmation with its grant, and the limits. A thread that changes this field or
+    /// one of the next two holds the lock, so that they can be read as a whole.
+    granted: Mutex<Granted>,
     confirmed_at: ByClocks,
     /// The moment from which checks are denied.
     stale_at: ByClocks,
@@ -36,6 +35,14 @@ pub struct Slot {
 pub(super) struct Counts {
     usage: Ledger,
     tally: Tally,
+}
+
+/// What decides until when a keyring is served.
+#[derive(Debug)]
+struct Granted {
+    /// The newest confirmation and its grant; none before the first one.
+    newest: Option<(Confirmation, Duration)>,
+    staleness: Staleness,
 }
 
 /// The moment at which a sidecar asked the question that the control plane then confirmed, by both
@@ -98,11 +105,13 @@ impl Slot {
     ) -> Self {
         Self {
             name,
-            staleness,
             cache,
             view: ArcSwapOption::empty(),
             counts,
-            granted: Mutex::default(),
+            granted: Mutex::new(Granted {
+                newest: None,
+                staleness,
+            }),
             confirmed_at: ByClocks::never(),
             stale_at: ByClocks::never(),
         }
@@ -115,8 +124,27 @@ impl Slot {
 
     /// Returns the limits of the keyring's age.
     #[must_use]
-    pub(crate) const fn staleness(&self) -> Staleness {
-        self.staleness
+    pub(crate) fn staleness(&self) -> Staleness {
+        self.lock().staleness
+    }
+
+    /// Changes the limits of the keyring's age. A longer `deny_after` is in force when the control
+    /// plane grants it.
+    pub(super) fn limit(&self, staleness: Staleness) {
+        let mut granted = self.lock();
+        granted.staleness = staleness;
+        if let Some((asked, serve_for)) = granted.newest {
+            self.stale_at
+                .store(asked.after(serve_for.min(staleness.deny_after)));
+        }
+    }
+
+    /// Returns how much of the keyring the sidecar holds.
+    #[must_use]
+    pub(crate) fn mode(&self) -> Mode {
+        self.cache
+            .as_ref()
+            .map_or(Mode::Full, |cache| Mode::OnDemand(*cache.settings()))
     }
 
     /// Returns the cache of a keyring that is held on demand; none for a keyring that is held in
@@ -181,7 +209,7 @@ impl Slot {
     pub(crate) fn freshness(&self, now: Reading) -> Freshness {
         if self.is_stale(now) {
             Freshness::Stale
-        } else if self.age(now) >= Some(self.staleness.warn_after) {
+        } else if self.age(now) >= Some(self.staleness().warn_after) {
             Freshness::Warned
         } else {
             Freshness::Fresh
@@ -193,7 +221,7 @@ impl Slot {
     /// where that is shorter.
     #[must_use]
     pub(crate) fn confirmation(&self) -> Option<(Confirmation, Duration)> {
-        *self.lock()
+        self.lock().newest
     }
 
     /// Records that the control plane confirmed the view for the moment at which the sidecar
@@ -201,14 +229,14 @@ impl Slot {
     /// that was asked for earlier than the newest one changes nothing.
     pub fn confirm(&self, asked: Confirmation, serve_for: Duration) {
         let mut granted = self.lock();
-        let newest = granted.map_or(NEVER, |(newest, _)| newest.boot_ms);
+        let newest = granted.newest.map_or(NEVER, |(newest, _)| newest.boot_ms);
         if asked.boot_ms < newest {
             return;
         }
-        *granted = Some((asked, serve_for));
+        granted.newest = Some((asked, serve_for));
         // By each clock, one number combines confirmation and grant: a reader sees both or neither.
         self.stale_at
-            .store(asked.after(serve_for.min(self.staleness.deny_after)));
+            .store(asked.after(serve_for.min(granted.staleness.deny_after)));
         self.confirmed_at.store(asked);
     }
 
@@ -224,7 +252,7 @@ impl Slot {
         now.boot_ms >= boot || now.wall_ms >= wall
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Confirmation, Duration)>> {
+    fn lock(&self) -> MutexGuard<'_, Granted> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -232,7 +260,7 @@ impl Slot {
     /// confirmed.
     pub(super) fn withdraw(&self) {
         let mut granted = self.lock();
-        *granted = None;
+        granted.newest = None;
         self.stale_at.clear();
         self.confirmed_at.clear();
         self.view.store(None);
@@ -414,6 +442,26 @@ mod tests {
         confirm(&slot, 0, LONG);
         assert_eq!(slot.freshness(at(59_999)), Freshness::Warned);
         assert_eq!(slot.freshness(at(60_000)), Freshness::Stale);
+    }
+
+    #[test]
+    fn limits_change_while_the_keyring_is_served_and_no_grant_becomes_longer() {
+        let slot = slot();
+        confirm(&slot, 0, Duration::from_mins(1));
+        let limit = |warn_after, deny_after| {
+            slot.limit(Staleness {
+                warn_after: Duration::from_secs(warn_after),
+                deny_after: Duration::from_secs(deny_after),
+            });
+        };
+        limit(5, 10);
+        assert_eq!(slot.freshness(at(5_000)), Freshness::Warned);
+        assert_eq!(slot.freshness(at(10_000)), Freshness::Stale);
+        limit(5, 3_600);
+        assert_eq!(slot.freshness(at(59_999)), Freshness::Warned);
+        assert_eq!(slot.freshness(at(60_000)), Freshness::Stale);
+        confirm(&slot, 60_000, LONG);
+        assert_eq!(slot.freshness(at(3_659_999)), Freshness::Warned);
     }
 
     #[test]

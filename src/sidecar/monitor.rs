@@ -11,13 +11,14 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use super::reload::{Changeable, ReloadState, ReloadStatus};
 use crate::{
-    authz::{AddressSource, Settings, TrustedProxies},
+    authz::{AddressSource, Authorizer, Settings, TrustedProxies},
     clock::Clock,
     follow::client::Link,
     http::StatusSource,
     key::{Epoch, KeyState, KeyringName, Timestamp},
-    keyring::{Freshness, Keyrings, PatternRule, Slot, Slots},
+    keyring::{Freshness, Keyrings, Slot, Slots, Wanted},
     node_name::NodeName,
     readiness::{Readiness, ReadinessGuard},
     snapshot::disk::Disk,
@@ -32,11 +33,11 @@ pub(crate) struct Monitor {
     link: Arc<Link>,
     readiness: Readiness,
     clock: Clock,
-    settings: Arc<Settings>,
+    /// Has the settings in use.
+    authorizer: Authorizer,
+    reload: ReloadState,
     /// The state of the snapshot file; none if no file is configured.
     disk: Option<Arc<Disk>>,
-    /// The patterns that find keyrings.
-    patterns: Arc<[PatternRule]>,
 }
 
 /// The guards of a monitor: what blocks readiness.
@@ -75,6 +76,9 @@ struct Status<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     patterns: Option<PatternsStatus<'a>>,
     client_address: ClientAddressStatus<'a>,
+    /// Absent without a configuration file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<ReloadStatus>,
     control: Vec<EndpointStatus>,
     reconnects: u64,
     clock_skew_ms: i64,
@@ -187,25 +191,30 @@ const EVERY: Duration = Duration::from_millis(250);
 const SERVICE: &str = "envoy.service.auth.v3.Authorization";
 
 impl Monitor {
-    /// Creates a monitor of `keyrings`. Each keyring blocks `readiness` while it cannot be used.
+    /// Creates a monitor of what is `watched`. Each keyring blocks `readiness` while it cannot be used.
     #[must_use]
     pub(crate) fn new(
         node: NodeName,
-        keyrings: Keyrings,
+        watched: Changeable,
         link: Arc<Link>,
         readiness: Readiness,
-        clock: Clock,
-        settings: Arc<Settings>,
     ) -> Self {
+        let Changeable {
+            keyrings,
+            authorizer,
+            metrics: _,
+            clock,
+            state,
+        } = watched;
         Self {
             node,
             keyrings,
             link,
             readiness,
             clock,
-            settings,
+            authorizer,
+            reload: state,
             disk: None,
-            patterns: Arc::default(),
         }
     }
 
@@ -213,12 +222,6 @@ impl Monitor {
     #[must_use]
     pub(crate) fn with_disk(self, disk: Option<Arc<Disk>>) -> Self {
         Self { disk, ..self }
-    }
-
-    /// Adds the patterns that find keyrings.
-    #[must_use]
-    pub(crate) fn with_patterns(self, patterns: Arc<[PatternRule]>) -> Self {
-        Self { patterns, ..self }
     }
 
     /// Waits until every keyring can be used. Cancellation safe.
@@ -249,6 +252,7 @@ impl Monitor {
     ) {
         let mut stopping = None;
         let mut conditions = BTreeMap::new();
+        let mut trials = BTreeSet::new();
         let mut served = None;
         let mut reconnects = 0;
         loop {
@@ -259,14 +263,11 @@ impl Monitor {
                     cache.tidy();
                 }
                 let condition = self.condition(slot);
-                let former = conditions.insert(slot.name().clone(), condition);
-                if former.is_none() {
-                    self.announce_trial(slot);
-                }
-                if former != Some(condition) {
+                if conditions.insert(slot.name().clone(), condition) != Some(condition) {
                     self.tell(slot, condition);
                 }
             }
+            announce_trials(&slots, &self.authorizer.settings(), &mut trials);
             self.guard(&slots, &mut guards);
             self.measure(&metrics, &mut reconnects);
             let ready = self.readiness.is_ready();
@@ -338,11 +339,12 @@ impl Monitor {
     /// Returns why the patterns block readiness. They do not before the first list if the snapshot
     /// file has keyrings: the sidecar serves these, and the control plane may be away.
     fn pattern_blocker(&self, slots: &Slots) -> Option<String> {
-        if self.patterns.is_empty() {
+        let wanted = self.keyrings.wanted();
+        if wanted.rules().is_empty() {
             return None;
         }
-        let patterns: Vec<_> = self
-            .patterns
+        let patterns: Vec<_> = wanted
+            .rules()
             .iter()
             .map(|rule| rule.pattern.as_str())
             .collect();
@@ -369,16 +371,6 @@ impl Monitor {
             Freshness::Fresh => Condition::Fresh,
             Freshness::Warned => Condition::Warned,
             Freshness::Stale => Condition::Stale,
-        }
-    }
-
-    /// Warns if the denials of a keyring are not enforced.
-    fn announce_trial(&self, slot: &Slot) {
-        if !self.settings.enforces(slot.name()) {
-            tracing::warn!(
-                auth.keyring = %slot.name(),
-                "the keyring is not enforced, or one of its routes is not: requests that should be denied pass"
-            );
         }
     }
 
@@ -434,11 +426,11 @@ impl Monitor {
         }
     }
 
-    fn patterns(&self) -> Option<PatternsStatus<'_>> {
+    fn patterns<'w>(&self, wanted: &'w Wanted) -> Option<PatternsStatus<'w>> {
         let listed = self.link.listed();
-        (!self.patterns.is_empty()).then(|| PatternsStatus {
-            patterns: self
-                .patterns
+        (!wanted.rules().is_empty()).then(|| PatternsStatus {
+            patterns: wanted
+                .rules()
                 .iter()
                 .map(|rule| rule.pattern.as_str())
                 .collect(),
@@ -471,7 +463,7 @@ impl Monitor {
         })
     }
 
-    fn describe(&self, slot: &Slot) -> KeyringStatus {
+    fn describe(&self, slot: &Slot, settings: &Settings) -> KeyringStatus {
         let view = slot.load();
         let view = view.as_ref();
         KeyringStatus {
@@ -482,7 +474,7 @@ impl Monitor {
             age_ms: slot.age(self.clock.reading()).map(|age| age.as_millis()),
             durable_revision: self.durable_revision(slot, view.map(|view| view.epoch())),
             mode: slot.cache().map_or("full", |_| "on_demand"),
-            enforced: self.settings.enforces(slot.name()),
+            enforced: settings.enforces(slot.name()),
             not_served: self.link.not_served(slot.name().as_str()),
             keys: slot.cache().is_none().then(|| {
                 let states = KeyState::ALL.into_iter();
@@ -502,11 +494,12 @@ impl Monitor {
 
 impl StatusSource for Monitor {
     fn status(&self) -> serde_json::Value {
+        let (wanted, settings) = (self.keyrings.wanted(), self.authorizer.settings());
         let keyrings: Vec<_> = self
             .keyrings
             .load()
             .iter()
-            .map(|slot| self.describe(slot))
+            .map(|slot| self.describe(slot, &settings))
             .collect();
         let is_degraded = keyrings
             .iter()
@@ -521,8 +514,9 @@ impl StatusSource for Monitor {
             },
             blocked_by: self.readiness.blocked_by(),
             keyrings,
-            patterns: self.patterns(),
-            client_address: ClientAddressStatus::of(self.settings.client_address()),
+            patterns: self.patterns(&wanted),
+            client_address: ClientAddressStatus::of(settings.client_address()),
+            config: self.reload.status(),
             control: self
                 .link
                 .endpoints()
@@ -559,6 +553,24 @@ impl Condition {
         match self {
             Self::Fresh | Self::Warned => true,
             Self::Unavailable | Self::Stale => false,
+        }
+    }
+}
+
+/// Warns of each keyring that has begun a trial, and notes each that has ended one. `trials` are the
+/// keyrings that are in a trial.
+fn announce_trials(slots: &Slots, settings: &Settings, trials: &mut BTreeSet<KeyringName>) {
+    trials.retain(|name| slots.get(name.as_str()).is_some());
+    for slot in slots.iter() {
+        let name = slot.name();
+        let is_enforced = settings.enforces(name);
+        if !is_enforced && trials.insert(name.clone()) {
+            tracing::warn!(
+                auth.keyring = %name,
+                "the keyring is not enforced, or one of its routes is not: requests that should be denied pass"
+            );
+        } else if is_enforced && trials.remove(name) {
+            tracing::info!(auth.keyring = %name, "the keyring is enforced");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The metric that shows trials: keyrings whose denials are not enforced.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use prometheus_client::{
     collector::Collector,
@@ -8,20 +8,24 @@ use prometheus_client::{
     metrics::{MetricType, gauge::ConstGauge},
 };
 
-use crate::{authz::Settings, keyring::Keyrings};
+use crate::{authz::Authorizer, keyring::Keyrings};
 
 /// Reads the settings of each keyring.
 #[derive(Debug)]
 pub(crate) struct EnforcementCollector {
     keyrings: Keyrings,
-    settings: Arc<Settings>,
+    /// Has the settings in use.
+    authorizer: Authorizer,
 }
 
 impl EnforcementCollector {
-    /// A collector for `keyrings`.
+    /// A collector for `keyrings` and the settings of `authorizer`.
     #[must_use]
-    pub(crate) const fn new(keyrings: Keyrings, settings: Arc<Settings>) -> Self {
-        Self { keyrings, settings }
+    pub(crate) const fn new(keyrings: Keyrings, authorizer: Authorizer) -> Self {
+        Self {
+            keyrings,
+            authorizer,
+        }
     }
 }
 
@@ -33,8 +37,9 @@ impl Collector for EnforcementCollector {
             None,
             MetricType::Gauge,
         )?;
+        let settings = self.authorizer.settings();
         for slot in self.keyrings.load().iter() {
-            let is_enforced = self.settings.enforces(slot.name());
+            let is_enforced = settings.enforces(slot.name());
             let labels = [("keyring", slot.name().as_str())];
             ConstGauge::new(u64::from(is_enforced)).encode(enforced.encode_family(&labels)?)?;
         }

@@ -4,12 +4,12 @@ use std::io::{self, IsTerminal as _};
 
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    Layer as _,
+    Layer as _, Registry,
     filter::Targets,
     fmt,
     fmt::MakeWriter,
     layer::SubscriberExt as _,
-    registry,
+    registry, reload,
     util::{SubscriberInitExt as _, TryInitError},
 };
 
@@ -21,6 +21,18 @@ use crate::{
     config::{LogFormat, LogSettings},
     printable,
 };
+
+/// The log of the process. When it is dropped, the queued lines are written.
+#[derive(Debug)]
+pub(crate) struct Log {
+    /// Changes the level.
+    pub(crate) level: LogLevel,
+    _lines: LinesGuard,
+}
+
+/// Changes the level of the log while the process runs; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct LogLevel(reload::Handle<Targets, Registry>);
 
 /// Creates writers of text for people. Parts of the text come from others; no character of it may deceive the reader.
 struct ForPeople<W>(W);
@@ -43,33 +55,33 @@ pub(crate) enum LogError {
 }
 
 /// Writes the events of the whole process to standard error, with colours only on a terminal and without `NO_COLOR`. The
-/// caller keeps the guard until the end of the process: when it is dropped, it writes the queued lines.
+/// caller keeps the log until the end of the process.
 ///
 /// # Errors
 ///
 /// When the thread cannot be started, or when the log is already set up.
-pub(crate) fn init(settings: LogSettings) -> Result<LinesGuard, LogError> {
+pub(crate) fn init(settings: LogSettings) -> Result<Log, LogError> {
     let colours = io::stderr().is_terminal();
     let (lines, guard) = Lines::to(io::stderr()).map_err(LogError::Thread)?;
-    subscriber(settings, move || lines.clone(), colours)
-        .try_init()
-        .map_err(LogError::Twice)?;
-    Ok(guard)
+    let (subscriber, level) = subscriber(settings, move || lines.clone(), colours);
+    subscriber.try_init().map_err(LogError::Twice)?;
+    Ok(Log {
+        level,
+        _lines: guard,
+    })
 }
 
-/// Returns a subscriber that writes to `writer`.
+/// Returns a subscriber that writes to `writer`, and what changes its level.
 #[must_use]
 pub(crate) fn subscriber<W>(
     settings: LogSettings,
     writer: W,
     colours: bool,
-) -> impl Subscriber + Send + Sync
+) -> (impl Subscriber + Send + Sync, LogLevel)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = Targets::new()
-        .with_default(settings.level.min(LIBRARIES))
-        .with_target(OURS, settings.level);
+    let (filter, handle) = reload::Layer::new(targets(settings.level));
     let lines = match settings.format {
         LogFormat::Json => fmt::layer()
             .with_writer(writer)
@@ -82,7 +94,23 @@ where
             .with_ansi(false)
             .boxed(),
     };
-    registry().with(lines.with_filter(filter))
+    let subscriber = registry().with(lines.with_filter(filter));
+    (subscriber, LogLevel(handle))
+}
+
+/// Returns the events that are logged at a level.
+fn targets(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_default(level.min(LIBRARIES))
+        .with_target(OURS, level)
+}
+
+impl LogLevel {
+    /// Changes the level from now on.
+    pub(crate) fn set(&self, level: LevelFilter) {
+        // It fails only when the log is gone, at the end of the process.
+        let _changed = self.0.reload(targets(level));
+    }
 }
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for ForPeople<W> {
@@ -133,7 +161,7 @@ mod tests {
         let lines = Written::default();
         let writer = lines.clone();
         let settings = LogSettings { format, level };
-        let subscriber = subscriber(settings, move || writer.clone(), false);
+        let (subscriber, _level) = subscriber(settings, move || writer.clone(), false);
         tracing::subscriber::with_default(subscriber, emit);
         let bytes = lines.0.lock().expect("no panic").clone();
         String::from_utf8(bytes).expect("lines are UTF-8")
@@ -262,6 +290,33 @@ mod tests {
         assert!(!text.contains("headers"), "{text}");
         assert!(text.contains("trouble"), "{text}");
         assert!(text.contains("ours"), "{text}");
+    }
+
+    #[test]
+    fn the_level_changes_while_the_process_runs() {
+        let lines = Written::default();
+        let writer = lines.clone();
+        let settings = LogSettings {
+            format: LogFormat::Text,
+            level: LevelFilter::WARN,
+        };
+        let (subscriber, level) = subscriber(settings, move || writer.clone(), false);
+        tracing::subscriber::with_default(subscriber, || {
+            for (now, message) in [
+                (LevelFilter::WARN, "first"),
+                (LevelFilter::INFO, "second"),
+                (LevelFilter::ERROR, "third"),
+            ] {
+                level.set(now);
+                tracing::info!("{message}");
+            }
+        });
+        let bytes = lines.0.lock().expect("no panic").clone();
+        let text = String::from_utf8(bytes).expect("lines are UTF-8");
+        assert!(
+            text.contains("second") && text.lines().count() == 1,
+            "{text}"
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::cache::CacheCollector;
 use crate::{
     authz::{CheckEvent, DenyReason, Outcome},
     clock::Clock,
-    key::KeyState,
+    key::{KeyState, Timestamp},
     keyring::{HeldKey, Keyrings, Slot, Tally},
     trace::TraceParent,
 };
@@ -43,6 +43,8 @@ pub struct SidecarMetrics {
     worker_delays: Histogram,
     clock_skew: Gauge<f64, AtomicU64>,
     keyrings_left_out: Gauge,
+    config_reload_successful: Gauge,
+    config_reload_success: Gauge<f64, AtomicU64>,
 }
 
 /// The counts and durations of checks.
@@ -96,6 +98,8 @@ impl SidecarMetrics {
             worker_delays: Histogram::new(DELAY_BUCKETS),
             clock_skew: Gauge::default(),
             keyrings_left_out: Gauge::default(),
+            config_reload_successful: Gauge::default(),
+            config_reload_success: Gauge::default(),
         };
         registry.register_collector(Box::new(CheckCollector(Arc::clone(&metrics.checks))));
         registry.register_collector(Box::new(KeyringCollector {
@@ -137,6 +141,18 @@ impl SidecarMetrics {
             "relatch_keyrings_left_out",
             "Number of keyrings that a pattern of the sidecar matches and that it does not hold, because they are too many",
             metrics.keyrings_left_out.clone(),
+        );
+        // Until a file is read again, the settings are those of the start.
+        metrics.config_reload_successful.set(1);
+        registry.register(
+            "relatch_config_last_reload_successful",
+            "1 if the configuration file as it was last read is applied, else 0",
+            metrics.config_reload_successful.clone(),
+        );
+        registry.register(
+            "relatch_config_last_reload_success_timestamp_seconds",
+            "Time at which the settings in use were applied, in seconds since the Unix epoch",
+            metrics.config_reload_success.clone(),
         );
         metrics
     }
@@ -188,6 +204,17 @@ impl SidecarMetrics {
     #[must_use]
     pub(crate) const fn worker_delays(&self) -> &Histogram {
         &self.worker_delays
+    }
+
+    /// Records whether the file as it was last read is applied, and when the settings in use were.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a time of this century is exact to the millisecond"
+    )]
+    pub(crate) fn config_reloaded(&self, is_applied: bool, applied_at: Timestamp) {
+        self.config_reload_successful.set(i64::from(is_applied));
+        self.config_reload_success
+            .set(applied_at.as_millis() as f64 / 1_000.0);
     }
 
     /// Records how many keyrings that a pattern matches are not held.

@@ -22,6 +22,7 @@ mod overlap;
 mod patterns;
 mod policy;
 mod preflight;
+mod reload;
 mod restarts;
 mod revocation;
 mod roles;

@@ -416,3 +416,36 @@ fn a_check_keeps_the_keyrings_that_it_began_with() {
     let next = judge.begin(&message, Metadata::default());
     assert_ne!(outcome(&next), 0);
 }
+
+#[test]
+fn settings_change_together_with_keyrings_and_a_new_rate_begins_anew() {
+    let secret = testing::secret(KeyId::generate().expect("the random source works"));
+    let keyrings = keyrings(vec![testing::record_of(&secret)], true);
+    let (clock, _) = Clock::manual(NOW);
+    let observer = Arc::new(Recorder::default());
+    let judge = Judge::new(Arc::new(settings()), &keyrings, clock, observer.clone());
+    let bad = Message::get("/").from(SOURCE).header("x-api-key", "rl_bad");
+    let reason = || {
+        answer(&judge, &bad.clone().joined());
+        told(&observer).last().map(|(outcome, _)| *outcome)
+    };
+    let failed = Some(Outcome::Denied(DenyReason::MalformedCredential));
+    let too_many = Some(Outcome::Denied(DenyReason::TooManyFailures));
+    assert_eq!([reason(), reason()], [failed, failed]);
+    let strict = SettingsParts {
+        failed_credentials: Rate {
+            per_second: 1,
+            burst: 1,
+        },
+        ..parts()
+    };
+    let strict = Arc::new(Settings::new(strict).expect("valid settings"));
+    judge.settle(Arc::clone(&strict));
+    assert_eq!(reason(), failed, "it waits for the change of the keyrings");
+    keyrings.remove(&"empty".parse().expect("a name"));
+    assert_eq!([reason(), reason()], [failed, too_many]);
+    // A change of keyrings alone, and the same rate again, keep what was counted.
+    judge.settle(strict);
+    keyrings.remove(&"empty".parse().expect("a name"));
+    assert_eq!(reason(), too_many);
+}

@@ -90,6 +90,12 @@ pub(crate) enum SubscriptionChange {
     Find(Vec<KeyringPattern>),
     /// The sidecar subscribes to keyrings, and is on record as one that may hold them.
     Begin(Vec<discovery::Subscription>),
+    /// A subscription of the stream has another `deny_after`.
+    Limit {
+        /// The name of the keyring.
+        keyring: String,
+        deny_after: Duration,
+    },
     /// The sidecar has to erase a keyring.
     End(Ending),
 }
@@ -329,6 +335,15 @@ impl Session {
                     self.remove(&asked.keyring);
                     let begun = Subscription::begin(&self.catalog, asked, &self.bell);
                     self.subscriptions.extend(begun);
+                }
+            }
+            SubscriptionChange::Limit {
+                keyring,
+                deny_after,
+            } => {
+                let mut held = self.subscriptions.iter_mut();
+                if let Some(held) = held.find(|held| held.name.as_str() == keyring) {
+                    held.deny_after = deny_after;
                 }
             }
             SubscriptionChange::End(ending) => {

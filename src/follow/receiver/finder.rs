@@ -1,21 +1,20 @@
 //! Finds keyrings by the patterns of the sidecar.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use crate::{
     key::KeyringName,
-    keyring::{Keyrings, PatternRule, Slot},
+    keyring::{Keyrings, Slot},
     proto::discovery,
 };
 
 /// Finds keyrings by the patterns of the sidecar, in the lists of the control plane.
 #[derive(Debug)]
 pub(super) struct Finder {
-    /// The patterns, and how the keyrings that they find are held. The first that matches applies.
-    pub(super) rules: Vec<PatternRule>,
+    /// The keyrings that the sidecar holds, and those that its configuration asks for.
     keyrings: Keyrings,
-    /// The keyrings that the sidecar holds because of a pattern.
-    found: BTreeSet<KeyringName>,
+    /// The patterns that were sent on the open stream.
+    asked: Vec<String>,
     /// The keyrings of the newest list on the open stream; none before the first one.
     listed: Option<BTreeSet<KeyringName>>,
     /// Whether the newest list has every keyring.
@@ -38,12 +37,11 @@ pub(crate) struct Listed {
 }
 
 impl Finder {
-    /// Returns a finder without patterns, which adds keyrings to `keyrings`.
+    /// Returns a finder that adds keyrings to `keyrings`.
     pub(super) const fn new(keyrings: Keyrings) -> Self {
         Self {
-            rules: Vec::new(),
             keyrings,
-            found: BTreeSet::new(),
+            asked: Vec::new(),
             listed: None,
             is_whole: false,
             ended: BTreeSet::new(),
@@ -52,12 +50,22 @@ impl Finder {
         }
     }
 
-    /// Returns the message that asks for a list; none without patterns.
-    pub(super) fn ask(&self) -> Option<discovery::Find> {
-        let patterns = self.rules.iter().map(|rule| rule.pattern.to_string());
-        (!self.rules.is_empty()).then(|| discovery::Find {
-            patterns: patterns.collect(),
-        })
+    /// Returns the keyrings that the sidecar holds.
+    pub(super) const fn keyrings(&self) -> &Keyrings {
+        &self.keyrings
+    }
+
+    /// Returns the message that asks for a list; none if the patterns are those that were sent.
+    pub(super) fn ask(&mut self) -> Option<discovery::Find> {
+        let wanted = self.keyrings.wanted();
+        let rules = wanted.rules().iter();
+        let patterns: Vec<_> = rules.map(|rule| rule.pattern.to_string()).collect();
+        if patterns == self.asked {
+            return None;
+        }
+        self.listed = None;
+        self.asked.clone_from(&patterns);
+        Some(discovery::Find { patterns })
     }
 
     /// Notes an answer to a beat. It follows the list, unless the control plane does not know
@@ -73,21 +81,7 @@ impl Finder {
 
     /// Returns whether no list is missing on the open stream, or none will come.
     pub(super) const fn is_answered(&self) -> bool {
-        self.rules.is_empty() || self.listed.is_some() || self.is_ignored
-    }
-
-    /// Returns whether a pattern matches a name.
-    pub(super) fn finds(&self, name: &KeyringName) -> bool {
-        PatternRule::of(&self.rules, name).is_some()
-    }
-
-    /// Adds a slot for a keyring that a pattern finds. None if no pattern finds it, or if the
-    /// process has held too many different keyrings.
-    pub(super) fn find(&mut self, name: &KeyringName) -> Option<Arc<Slot>> {
-        let rule = PatternRule::of(&self.rules, name)?;
-        let slot = self.keyrings.add(name, rule.staleness, rule.mode)?;
-        self.found.insert(name.clone());
-        Some(slot)
+        self.asked.is_empty() || self.listed.is_some() || self.is_ignored
     }
 
     /// Notes a list of keyrings, which has every keyring if it `is_whole`.
@@ -115,14 +109,20 @@ impl Finder {
         let Some(listed) = self.listed.as_ref().filter(|_| self.is_whole) else {
             return Vec::new();
         };
-        let unlisted = self.found.difference(listed);
-        let over = unlisted.filter(|name| {
-            let slot = self.keyrings.get(name);
-            !self.ended.contains(*name) && slot.is_some_and(|slot| is_over(&slot))
+        let (slots, wanted) = (self.keyrings.load(), self.keyrings.wanted());
+        let over = slots.iter().filter(|slot| {
+            let name = slot.name();
+            let is_unlisted = !wanted.is_named(name) && !listed.contains(name);
+            is_unlisted && !self.ended.contains(name) && is_over(slot)
         });
-        let over: Vec<_> = over.cloned().collect();
+        let over: Vec<_> = over.map(|slot| slot.name().clone()).collect();
         self.ended.extend(over.iter().cloned());
         over
+    }
+
+    /// Notes that the subscription to a keyring ends. Returns whether it had not ended before.
+    pub(super) fn end(&mut self, name: &KeyringName) -> bool {
+        self.ended.insert(name.clone())
     }
 
     /// Returns whether the sidecar itself has ended the subscription to a keyring.
@@ -130,20 +130,21 @@ impl Finder {
         self.ended.contains(name)
     }
 
-    /// Removes a keyring that the sidecar must not hold any more. Returns whether a pattern had
-    /// found it.
+    /// Notes that a keyring was dropped. Returns whether the sidecar forgets it: unless the
+    /// configuration names it, it is not shown any more.
     pub(super) fn lose(&mut self, name: &KeyringName) -> bool {
-        self.ended.remove(name);
-        let was_found = self.found.remove(name);
-        if was_found {
+        let is_ended = self.ended.remove(name);
+        let is_named = self.keyrings.wanted().is_named(name);
+        if !is_named {
             self.keyrings.remove(name);
         }
-        was_found
+        is_ended || !is_named
     }
 
     /// Notes that the stream has ended: the next one begins with a list.
     pub(super) fn disconnected(&mut self) {
         self.listed = None;
+        self.asked.clear();
         self.is_ignored = false;
         self.ended.clear();
     }

@@ -305,7 +305,7 @@ fn denials_are_logged_within_a_rate_and_without_secrets() {
         format: LogFormat::Json,
         level: LevelFilter::INFO,
     };
-    let subscriber = logs::subscriber(settings, move || writer.clone(), false);
+    let (subscriber, _level) = logs::subscriber(settings, move || writer.clone(), false);
     tracing::subscriber::with_default(subscriber, || {
         for _ in 0..3 {
             observed.observe(&observed.used(), SAMPLED);
@@ -361,7 +361,7 @@ fn addresses_are_logged_at_debug_only() {
             format: LogFormat::Json,
             level,
         };
-        let subscriber = logs::subscriber(settings, move || writer.clone(), false);
+        let (subscriber, _level) = logs::subscriber(settings, move || writer.clone(), false);
         tracing::subscriber::with_default(subscriber, || {
             observed.observe(&decision(&observed), "");
         });

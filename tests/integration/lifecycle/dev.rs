@@ -1,6 +1,6 @@
 //! `relatch dev`, the first thing that a new user runs, the second time.
 
-use std::{fs, path::Path, process::Command, time::SystemTime};
+use std::{fs, os::unix::process::ExitStatusExt, path::Path, process::Command, time::SystemTime};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -168,6 +168,16 @@ async fn allows(data_dir: &Path, key: &str) -> bool {
     let address = endpoints["ext_authz"].as_str().expect("an address");
     let checked = relatch(&["check", "--endpoint", address], key).await;
     checked.status.code() == Some(0)
+}
+
+#[tokio::test]
+async fn a_hangup_ends_it() {
+    let data = tempfile::tempdir().expect("a directory can be made");
+    let mut daemon = dev(data.path());
+    daemon.wait_for_line("Press Ctrl-C to stop").await;
+    daemon.signal(Signal::HUP);
+    let ended = daemon.exit().await;
+    assert_eq!(ended.signal(), Some(1), "{ended}");
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ pub(crate) struct Sidecar {
     pub(crate) process: Process,
     ext_authz: AuthzAddress,
     http: SocketAddr,
-    _config: TempDir,
+    config: TempDir,
 }
 
 /// Who calls the command line: the address of the admin API and the file with the first admin token.
@@ -89,6 +89,9 @@ struct Endpoints {
 
 /// In the file of a sidecar: any port of this machine.
 const ANY_PORT: &str = "127.0.0.1:0";
+
+/// The name of a sidecar's file.
+const SIDECAR_FILE: &str = "sidecar.yaml";
 
 /// The file in a control plane's directory where [`Control`] keeps the admin token that `control init` printed.
 pub(crate) const TOKEN_FILE: &str = "test-admin.token";
@@ -324,7 +327,7 @@ impl Sidecar {
 
     async fn launch(yaml: &str, start: impl FnOnce(&[&str]) -> Process) -> Self {
         let config = tempfile::tempdir().expect("a directory can be made");
-        let file = config.path().join("sidecar.yaml");
+        let file = config.path().join(SIDECAR_FILE);
         let yaml = on_own_address(yaml);
         fs::write(&file, yaml).expect("the test's directory can be written to");
         let mut process = start(&["sidecar", "--config", text(&file)]);
@@ -339,7 +342,7 @@ impl Sidecar {
             process,
             ext_authz,
             http,
-            _config: config,
+            config,
         }
     }
 
@@ -365,6 +368,11 @@ impl Sidecar {
     /// An answer of its HTTP interface.
     pub(crate) async fn get(&self, target: &str) -> Response {
         Request::get(target).send(self.http()).await
+    }
+
+    /// The path of its file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.config.path().join(SIDECAR_FILE)
     }
 
     /// Tells it to stop and waits for its end.

@@ -159,8 +159,27 @@ impl Listener {
     }
 
     /// Subscribes the sidecar to further keyrings. The session sends nothing of them before the
-    /// store has the subscriptions. None if the stream has to end.
-    async fn subscribe(&mut self, mut asked: Vec<discovery::Subscription>) -> Option<()> {
+    /// store has the subscriptions. A subscription that the stream already has takes another limit.
+    /// None if the stream has to end.
+    async fn subscribe(&mut self, asked: Vec<discovery::Subscription>) -> Option<()> {
+        let is_known = |asked: &discovery::Subscription| self.subscribed.contains(&asked.keyring);
+        let (known, mut asked): (Vec<_>, Vec<_>) = asked.into_iter().partition(is_known);
+        for discovery::Subscription {
+            keyring,
+            deny_after_ms,
+            ..
+        } in known
+        {
+            let deny_after = Duration::from_millis(deny_after_ms);
+            self.tell(SubscriptionChange::Limit {
+                keyring,
+                deny_after,
+            })
+            .await?;
+        }
+        if asked.is_empty() {
+            return Some(());
+        }
         let mut refused = Vec::new();
         asked.retain(|subscription| {
             let refusal = self.refuse(&subscription.keyring);
@@ -198,8 +217,7 @@ impl Listener {
     fn refuse(&mut self, keyring: &str) -> Option<Ending> {
         let admitted = self.audience.admitted();
         let refusal = admitted.and_then(|admitted| admitted.subscribe(keyring));
-        let has_room =
-            self.subscribed.len() < MAX_SUBSCRIPTIONS || self.subscribed.contains(keyring);
+        let has_room = self.subscribed.len() < MAX_SUBSCRIPTIONS;
         let reason = match refusal {
             Err(refusal) => refusal.to_string(),
             Ok(()) if has_room => {

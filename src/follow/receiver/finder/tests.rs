@@ -5,7 +5,7 @@ use crate::{
     clock::{Clock, ManualClock},
     follow::receiver::{Received, Receiver},
     key::{Epoch, Timestamp, testing},
-    keyring::{MAX_KEYRINGS, Mode, Staleness, on_demand::CacheSettings},
+    keyring::{MAX_KEYRINGS, Mode, PatternRule, Staleness, Wanted, on_demand::CacheSettings},
     proto::discovery::{control_message::Kind, sidecar_message::Kind as Said},
     wire::testing::settings,
 };
@@ -44,13 +44,19 @@ fn listing(names: &[&str]) -> Kind {
 impl Sidecar {
     fn new() -> Self {
         let (clock, hands) = Clock::manual(Timestamp::from_millis(1_000));
-        let keyrings = Keyrings::new([(testing::keyring_name(), Staleness::default())]);
+        let named = [(testing::keyring_name(), Staleness::default(), Mode::Full)];
         let rules = vec![
             rule("*-eu", Mode::OnDemand(CacheSettings::default())),
             rule("k*", Mode::Full),
         ];
-        let mut receiver = Receiver::new(&keyrings, clock).finding(rules);
+        let keyrings = Keyrings::of(Wanted::new(named, rules));
+        let mut receiver = Receiver::new(&keyrings, clock);
         receiver.subscriptions();
+        let find = receiver.find().and_then(|message| message.kind);
+        let Some(Said::Find(find)) = find else {
+            panic!("it asks for a list");
+        };
+        assert_eq!(find.patterns, ["*-eu", "k*"]);
         receiver.connected();
         Self {
             receiver,
@@ -125,11 +131,6 @@ impl Sidecar {
 #[test]
 fn a_list_is_subscribed_to_as_the_first_pattern_that_matches_says() {
     let mut sidecar = Sidecar::new();
-    let find = sidecar.receiver.find().and_then(|message| message.kind);
-    let Some(Said::Find(find)) = find else {
-        panic!("it asks for a list");
-    };
-    assert_eq!(find.patterns, ["*-eu", "k*"]);
     assert!(!sidecar.receiver.is_answered());
     let subscribed = sidecar.list(&["k1", "k2-eu", "other", "payments"]);
     let modes = [
@@ -236,4 +237,96 @@ fn a_keyring_of_the_file_is_held_if_a_pattern_finds_it_in_full() {
         assert_eq!(slot.is_some(), is_held, "{keyring}");
     }
     assert_eq!(sidecar.held(), ["k1", "payments"]);
+}
+
+impl Sidecar {
+    /// What it says about a new configuration that names `named`, with `deny_after`, and finds by
+    /// `pattern`.
+    fn configure(&mut self, named: &[&str], pattern: &str, deny_after: Duration) -> Vec<Said> {
+        let staleness = Staleness {
+            deny_after,
+            ..Staleness::default()
+        };
+        let named = named.iter().map(|text| (name(text), staleness, Mode::Full));
+        let wanted = Wanted::new(named, vec![rule(pattern, Mode::Full)]);
+        let configured = self.keyrings.reconfigure(wanted, || {});
+        configured.expect("nothing changes its mode");
+        let messages = self.receiver.reconfigure().into_iter();
+        messages.filter_map(|message| message.kind).collect()
+    }
+}
+
+#[test]
+fn a_new_configuration_is_followed_on_the_open_stream() {
+    let hour = Duration::from_hours(1);
+    let mut sidecar = Sidecar::new();
+    sidecar.list(&["k1"]);
+    assert_eq!(sidecar.receiver.reconfigure(), []);
+    let said = sidecar.configure(&["payments", "new"], "k*", hour);
+    let [Said::Subscribe(subscribed), Said::Find(find)] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert_eq!(subscribed.subscriptions[0].keyring, "new");
+    assert_eq!(
+        (subscribed.subscriptions.len(), &find.patterns[..]),
+        (1, &["k*".to_owned()][..])
+    );
+
+    // Another limit, and a keyring less.
+    let said = sidecar.configure(&["new"], "k*", Duration::from_mins(5));
+    let [Said::Subscribe(subscribed), Said::Unsubscribe(ended)] = &said[..] else {
+        panic!("{said:?}");
+    };
+    assert_eq!(subscribed.subscriptions[0].deny_after_ms, 300_000);
+    assert_eq!(ended.keyring, "payments");
+    assert_eq!(
+        sidecar.held(),
+        ["k1", "new"],
+        "checks do not see it any more"
+    );
+    assert_eq!(sidecar.receiver.reconfigure(), []);
+
+    // It comes back before it is erased: it is erased, and subscribed to anew.
+    assert_eq!(
+        sidecar
+            .configure(&["new", "payments"], "k*", Duration::from_mins(5))
+            .len(),
+        0
+    );
+    let refusal = discovery::NotServed {
+        keyring: "payments".to_owned(),
+        reason: String::new(),
+        number: 9,
+        is_forbidden: true,
+    };
+    let answers = sidecar.take(Kind::NotServed(refusal)).answers;
+    assert!(
+        matches!(&answers[0].kind, Some(Said::Subscribe(again)) if again.subscriptions[0].keyring == "payments")
+    );
+    assert_eq!(sidecar.dropped(), Some(9));
+    assert_eq!(sidecar.held(), ["k1", "new", "payments"]);
+}
+
+#[test]
+fn what_a_configuration_gives_up_while_there_is_no_stream_ends_on_the_next_one() {
+    let mut sidecar = Sidecar::new();
+    sidecar.receiver.disconnected();
+    let wanted = Wanted::new([], vec![rule("k*", Mode::Full)]);
+    sidecar
+        .keyrings
+        .reconfigure(wanted, || {})
+        .expect("nothing changes its mode");
+    let subscriptions = sidecar.receiver.subscriptions();
+    assert_eq!(
+        subscriptions[0].keyring, "payments",
+        "it is still in memory"
+    );
+    assert!(sidecar.receiver.find().is_some());
+    sidecar.receiver.connected();
+    let messages = sidecar.receiver.reconfigure();
+    assert!(
+        matches!(&messages[..], [discovery::SidecarMessage { kind: Some(Said::Unsubscribe(ended)) }] if ended.keyring == "payments")
+    );
+    sidecar.forbid("payments", 1);
+    assert_eq!(sidecar.receiver.subscriptions(), []);
 }
