@@ -14,7 +14,7 @@ Usage: scripts/bench.sh [--only PART]... [--rounds N] [--quick] [--large] [--wit
 
 Measures relatch beside baselines, in interleaved rounds, and prints ratios and figures.
 
-  --only PART    measure only this part; repeat the option for several: cost, size, spans, tail, overload, envoy,
+  --only PART    measure only this part; repeat the option for several: cost, http, size, spans, tail, overload, envoy,
                  memory, change, inside
   --rounds N     number of rounds, each of which measures every side of a comparison once (default: 5)
   --quick        trial run: one round, few Checks, a tenth of the keys
@@ -138,7 +138,7 @@ done
 if [[ ${#only[@]} -gt 0 && " ${arguments[*]} " != *' --only '* ]]; then
     arguments+=(--merge-only)
 fi
-if wanted cost || wanted overload; then
+if wanted cost || wanted http || wanted overload; then
     install_h2load
 fi
 if wanted envoy; then

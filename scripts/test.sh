@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
-# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Node.js, OpenBao, promtool,
-# strace and jq.
-# Needs Rust, python3 with venv and pip, a C compiler, curl and openssl; apt, or promtool, strace and jq on the PATH; and,
-# for the commands of README.md, its ports (see scripts/readme.sh).
+# Checks and tests everything. Fetches what the tests run, once, into target/: the Envoys, Traefik, Caddy, nginx, Node.js,
+# OpenBao, promtool, strace and jq.
+# Needs Rust, python3 with venv and pip, a C compiler, curl and openssl; apt, or nginx, promtool, strace and jq on the PATH;
+# and, for the commands of README.md, its ports (see scripts/readme.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/lib/caddy.sh
 source scripts/lib/debian.sh
 source scripts/lib/envoy.sh
 source scripts/lib/jq.sh
+source scripts/lib/nginx.sh
 source scripts/lib/node.sh
 source scripts/lib/openbao.sh
 source scripts/lib/promtool.sh
 source scripts/lib/strace.sh
+source scripts/lib/traefik.sh
 
 for version in "${envoys[@]}"; do
     fetch_envoy "$version"
 done
+fetch_traefik
+fetch_caddy
+fetch_nginx
 fetch_node
 fetch_openbao
 fetch_promtool

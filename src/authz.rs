@@ -8,9 +8,13 @@
 //! judges it against one load of the keyring, [`response`] writes the answer, and an [`event`]
 //! reports it.
 //!
+//! A proxy other than Envoy asks over HTTP, in its own dialect: [`forward`] translates its
+//! question into that of Envoy, and the answer back.
+//!
 //! Every outcome is an [`Outcome`], and every denial has a [`DenyReason`]. Response, metric, span
 //! and log use the same values.
 
+mod all_settings;
 mod basis;
 mod check;
 pub(crate) mod client_address;
@@ -21,6 +25,7 @@ mod credential_value;
 pub(crate) mod decision;
 pub(crate) mod event;
 mod failures;
+pub(crate) mod forward;
 mod judge;
 mod later;
 mod message;
@@ -35,6 +40,7 @@ pub(crate) mod response;
 pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod settings;
+mod writer;
 
 #[cfg(test)]
 mod properties;
@@ -43,6 +49,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod wire;
 
+pub(crate) use all_settings::AllSettings;
 pub use check::Metadata;
 pub(crate) use client_address::{AddressSource, Hops, TrustedProxies};
 #[cfg(test)]
@@ -59,4 +66,4 @@ pub(crate) use settings::{
     Auth, CredentialSource, Enforcement, Enforcements, IdentityHeaders, Notices, PathPrefix,
     Preflight, RouteRule,
 };
-pub use settings::{Settings, SettingsParts};
+pub use settings::{Dialect, Settings, SettingsParts};

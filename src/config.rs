@@ -11,6 +11,7 @@ pub mod control;
 mod credential;
 mod enforcement;
 pub(crate) mod error;
+pub(crate) mod http_authz;
 mod keyring;
 pub(crate) mod plaintext;
 mod reader;
@@ -126,7 +127,17 @@ impl fmt::Display for Checked {
                     names.join(", "),
                     settings.authz.routes().len(),
                     settings.authz.credentials().len(),
-                )
+                )?;
+                let Some(http_authz) = &settings.http_authz else {
+                    return Ok(());
+                };
+                write!(f, "; over HTTP on {}:", http_authz.listen)?;
+                for (at, profile) in http_authz.profiles.iter().enumerate() {
+                    let comma = if at == 0 { "" } else { "," };
+                    let dialect = profile.authz.dialect();
+                    write!(f, "{comma} {} for {dialect}", profile.name)?;
+                }
+                Ok(())
             }
             Self::Control(settings) => write!(
                 f,
@@ -150,7 +161,7 @@ mod tests {
         let sidecar = check(&deploy.join("sidecar.yaml")).expect("a right sample");
         assert_eq!(
             sidecar.settings.to_string(),
-            "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners, devices; 2 routes, 4 credential sources"
+            "sidecar edge-1 on 127.0.0.1:9001: keyrings payments, partners, devices; 2 routes, 4 credential sources; over HTTP on 127.0.0.1:9003: shop for traefik"
         );
         let control = check(&deploy.join("control.yaml")).expect("a right sample");
         assert_eq!(

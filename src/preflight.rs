@@ -146,6 +146,16 @@ impl Look {
         if let Some(files) = &settings.listen_tls {
             self.tls("listen", "client_ca", TlsUse::ExtAuthzServer, files);
         }
+        if let Some(http_authz) = &settings.http_authz {
+            const FIELD: &str = "http_authz.listen";
+            match &http_authz.listen {
+                Listen::Tcp(address) => self.address(FIELD, *address),
+                Listen::Unix(path) => self.socket(FIELD, path),
+            }
+            if let Some(files) = &http_authz.listen_tls {
+                self.tls(FIELD, "client_ca", TlsUse::HttpAuthzServer, files);
+            }
+        }
         self.address("http", settings.http);
         if let Some(tls) = &settings.control_tls {
             self.tls("control", "ca", TlsUse::DiscoveryClient, &tls.files);

@@ -1,14 +1,16 @@
 //! A whole sidecar: its start, its parts, and the addresses on which it listens.
 //!
-//! [`worker`]s answer checks. Each one is a thread with a runtime of its own. One [`listener`]
-//! [`spread`]s connections over them; [`grpc`] is what runs on each connection. Everything else,
-//! such as the stream to the control plane, runs on the runtime that starts the sidecar. A
-//! [`monitor`] watches the health of the sidecar, and each worker measures its own scheduling
-//! [`delay`].
+//! [`worker`]s answer checks. Each one is a thread with a runtime of its own. A [`listener`] for
+//! Envoy, and another one for proxies that ask over HTTP, [`spread`] connections over them; [`grpc`]
+//! or [`http_authz`] is what runs on each connection. Everything else, such as the stream to the
+//! control plane, runs on the runtime that starts the sidecar. A [`monitor`] watches the health of
+//! the sidecar, and each worker measures its own scheduling [`delay`]. The configuration file is
+//! read again by [`reload`].
 
 pub(crate) mod begin;
 mod delay;
 mod grpc;
+mod http_authz;
 mod inherited;
 pub mod listener;
 mod lock;
@@ -23,15 +25,16 @@ mod worker;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use prometheus_client::registry::Registry;
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
+use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::{
-    authz::Authorizer,
+    authz::{Authorizer, forward::ForwardAuth},
     clock::{Clock, LatestWall},
-    config::{Listen, SidecarSettings},
+    config::{Listen, SidecarSettings, http_authz::HttpAuthzSettings},
     follow::{
         client::{Client, Hold},
         receiver::Receiver,
@@ -55,14 +58,15 @@ use crate::{
 };
 use begin::{BeginError, Begun, Empty, KeptFile};
 use grpc::connection::Services;
+use http_authz::{HttpAuthz, Profile};
 pub use inherited::Inherited;
 use inherited::InheritedError;
 use listener::{Endpoint, Listener};
 use lock::RunLock;
-use monitor::Monitor;
+use monitor::{HttpAuthzStatus, Monitor, ProfileStatus};
 use reload::Changeable;
-use spread::{MAX_CONNECTIONS, Spread};
-use worker::Life;
+use spread::{Intake, MAX_CONNECTIONS, MAX_HTTP_CONNECTIONS, Protocol, Spread};
+use worker::{Life, Served};
 
 /// A sidecar that is running.
 #[derive(Debug)]
@@ -90,6 +94,26 @@ struct Holdings {
     hold: Hold,
 }
 
+/// The bound sockets, on which nobody answers yet.
+struct Sockets {
+    listeners: Listeners,
+    http: TcpListener,
+}
+
+/// The listeners for checks.
+struct Listeners {
+    /// For Envoy.
+    grpc: Listener,
+    /// For proxies that ask over HTTP.
+    http: Option<Listener>,
+}
+
+/// What spreads the connections of [`Listeners`].
+struct Spreads {
+    grpc: Spread,
+    http: Spread,
+}
+
 /// The metrics and the clock for loading certificates.
 struct Certificates {
     metrics: TlsMetrics,
@@ -101,6 +125,8 @@ struct Certificates {
 pub struct SidecarEndpoints {
     /// External authorization and gRPC health.
     pub ext_authz: Endpoint,
+    /// The questions of proxies that ask over HTTP; none if no listener for them is configured.
+    pub(crate) http_authz: Option<Endpoint>,
     /// Metrics, probes and status.
     pub(crate) http: SocketAddr,
 }
@@ -108,9 +134,11 @@ pub struct SidecarEndpoints {
 /// The reason why a sidecar cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum SidecarError {
-    /// The external authorization server cannot be bound.
-    #[error("listen: cannot listen on {listen}")]
+    /// A server of checks cannot be bound.
+    #[error("{field}: cannot listen on {listen}")]
     Listen {
+        /// The field of the configuration that has the address.
+        field: &'static str,
         /// The configured address or socket.
         listen: Listen,
         /// The error of the system.
@@ -130,7 +158,8 @@ pub enum SidecarError {
     /// Certificates cannot be used.
     #[error("{field}.tls")]
     Tls {
-        /// The field of the configuration that has `tls`: `control` or `listen`.
+        /// The field of the configuration that has `tls`: `control`, `listen` or
+        /// `http_authz.listen`.
         field: &'static str,
         /// The certificate problem.
         source: TlsError,
@@ -182,7 +211,7 @@ impl Sidecar {
         clock: Clock,
         shutdown: &Shutdown,
     ) -> Result<Self, SidecarError> {
-        let (listener, http) = bind(settings, inherited).await?;
+        let Sockets { listeners, http } = Sockets::bind(settings, inherited).await?;
         let keyrings = Keyrings::of(settings.wanted());
         let mut registry = registry()?;
         let metrics = SidecarMetrics::register(&mut registry, &keyrings, clock.clone());
@@ -213,8 +242,8 @@ impl Sidecar {
         let client = start_client(settings, receiver, &certificates, shutdown)?.with_hold(hold);
         let readiness = Readiness::default();
         let observer = CheckTelemetry::new(metrics.clone(), tracer, clock.clone());
-        let authz = Arc::new(settings.authz.clone());
-        let authorizer = Authorizer::new(authz, &keyrings, clock.clone(), Arc::new(observer));
+        let (authz, observer) = (settings.all_authz(), Arc::new(observer));
+        let authorizer = Authorizer::new(authz, &keyrings, clock.clone(), observer);
         let authorizer = authorizer.judging_by(latest);
         let enforcement = EnforcementCollector::new(keyrings.clone(), authorizer.clone());
         registry.register_collector(Box::new(enforcement));
@@ -225,28 +254,24 @@ impl Sidecar {
             Arc::clone(client.link()),
             readiness.clone(),
         )
-        .with_disk(disk);
+        .with_disk(disk)
+        .with_http_authz(http_authz_status(settings, listeners.http.as_ref()));
         let http = pages(http, settings, registry, &readiness, &monitor)?;
         let endpoints = SidecarEndpoints {
-            ext_authz: listener.endpoint().clone(),
+            ext_authz: listeners.grpc.endpoint().clone(),
+            http_authz: listeners.http.as_ref().map(Listener::endpoint).cloned(),
             http: http.local_addr(),
         };
 
         let (reporter, health) = tonic_health::server::health_reporter();
-        let services = Services::new(Arc::new(changeable.authorizer.clone()), Routes::new(health));
+        let authorizer = changeable.authorizer.clone();
+        let served = served(settings, authorizer, health, &certificates, shutdown)?;
         let life = Life {
             stop: CancellationToken::new(),
             checks: TaskTracker::new(),
             lock: lock.clone(),
         };
-        let workers = start_workers(
-            settings,
-            &services,
-            &metrics,
-            &certificates,
-            &life,
-            shutdown,
-        )?;
+        let workers = start_workers(settings, &served, &metrics, &life, shutdown)?;
 
         let guards = monitor.block();
         let early = shutdown.early();
@@ -254,13 +279,9 @@ impl Sidecar {
             "drain",
             drain(settings.drain, early.token(), shutdown.token()),
         );
-        let answering = answer(
-            listener,
-            workers,
-            monitor.clone(),
-            life.stop,
-            shutdown.token(),
-        );
+        let spreads = Spreads::new(workers, metrics.connections_refused());
+        let (closed, stop) = (life.stop, shutdown.token());
+        let answering = answer(listeners, spreads, monitor.clone(), closed, stop);
         shutdown.spawn("listener", answering);
         shutdown.spawn("sidecar http", http.serve(shutdown.token()));
         shutdown.spawn(
@@ -366,23 +387,54 @@ impl Certificates {
     }
 }
 
-/// Binds the addresses for Envoy and for HTTP.
-async fn bind(
-    settings: &SidecarSettings,
-    mut inherited: Inherited,
-) -> Result<(Listener, TcpListener), SidecarError> {
-    let listener = Listener::bind(&settings.listen, &mut inherited).await;
-    let listener = listener.map_err(|source| SidecarError::Listen {
-        listen: settings.listen.clone(),
+impl Sockets {
+    /// Binds all addresses.
+    async fn bind(
+        settings: &SidecarSettings,
+        mut inherited: Inherited,
+    ) -> Result<Self, SidecarError> {
+        let grpc = listen("listen", &settings.listen, &mut inherited).await?;
+        let over_http = match &settings.http_authz {
+            Some(http_authz) => {
+                Some(listen("http_authz.listen", &http_authz.listen, &mut inherited).await?)
+            }
+            None => None,
+        };
+        let http = listener::tcp(settings.http, &mut inherited).await;
+        let (http, _is_inherited) = http.map_err(|source| SidecarError::Http {
+            address: settings.http,
+            source,
+        })?;
+        inherited.check_used()?;
+        let listeners = Listeners {
+            grpc,
+            http: over_http,
+        };
+        Ok(Self { listeners, http })
+    }
+}
+
+impl Spreads {
+    fn new(workers: Vec<Intake>, refused: &Counter) -> Self {
+        let (max, refused_grpc) = (MAX_HTTP_CONNECTIONS, refused.clone());
+        Self {
+            http: Spread::new(Protocol::Http, workers.clone(), max, refused.clone()),
+            grpc: Spread::new(Protocol::Grpc, workers, MAX_CONNECTIONS, refused_grpc),
+        }
+    }
+}
+
+async fn listen(
+    field: &'static str,
+    listen: &Listen,
+    inherited: &mut Inherited,
+) -> Result<Listener, SidecarError> {
+    let listener = Listener::bind(listen, inherited).await;
+    listener.map_err(|source| SidecarError::Listen {
+        field,
+        listen: listen.clone(),
         source,
-    })?;
-    let http = listener::tcp(settings.http, &mut inherited).await;
-    let (http, _is_inherited) = http.map_err(|source| SidecarError::Http {
-        address: settings.http,
-        source,
-    })?;
-    inherited.check_used()?;
-    Ok((listener, http))
+    })
 }
 
 /// Creates a registry with the metrics of the process.
@@ -442,11 +494,11 @@ fn start_client(
     })
 }
 
-/// Answers checks on the connections of `listener` until `stop`. Then the socket is closed, and
-/// `closed` tells the workers to end.
+/// Answers checks on the connections of both listeners until `stop`. Then the sockets are closed,
+/// and `closed` tells the workers to end.
 async fn answer(
-    listener: Listener,
-    workers: Spread,
+    listeners: Listeners,
+    spreads: Spreads,
     monitor: Monitor,
     closed: CancellationToken,
     stop: CancellationToken,
@@ -457,7 +509,13 @@ async fn answer(
         _usable_or_late = timeout(START_WAIT, monitor.until_usable()) => {}
         () = stop.cancelled() => {}
     }
-    listener.accept(workers, stop).await;
+    let over_http = async {
+        if let Some(listener) = listeners.http {
+            listener.accept(spreads.http, stop.clone()).await;
+        }
+    };
+    let grpc = listeners.grpc.accept(spreads.grpc, stop.clone());
+    tokio::join!(grpc, over_http);
 }
 
 /// Ends `drain_for` after `begin`, or when all others are told to stop.
@@ -469,34 +527,87 @@ async fn drain(drain_for: Duration, begin: CancellationToken, stop: Cancellation
     }
 }
 
+/// Creates what the workers serve: the checks of `authorizer`, and `health`.
+fn served(
+    settings: &SidecarSettings,
+    authorizer: Authorizer,
+    health: HealthServer<impl Health>,
+    certificates: &Certificates,
+    shutdown: &Shutdown,
+) -> Result<Served<Authorizer>, SidecarError> {
+    let server = |used, field, files: &Option<TlsFiles>| match files {
+        None => Ok(None),
+        Some(files) => {
+            let loaded = certificates.load(used, field, files.clone(), shutdown)?;
+            Ok::<_, SidecarError>(Some(TlsServer::new(loaded)))
+        }
+    };
+    let http = match &settings.http_authz {
+        None => None,
+        Some(http_authz) => {
+            let (used, field) = (TlsUse::HttpAuthzServer, "http_authz.listen");
+            let tls = server(used, field, &http_authz.listen_tls)?;
+            Some(HttpAuthz::new(profiles(http_authz, &authorizer), tls))
+        }
+    };
+    Ok(Served {
+        grpc: Services::new(Arc::new(authorizer), Routes::new(health)),
+        grpc_tls: server(TlsUse::ExtAuthzServer, "listen", &settings.listen_tls)?,
+        http,
+    })
+}
+
+/// Creates the profiles, which answer from the keyrings of `authorizer`.
+fn profiles(settings: &HttpAuthzSettings, authorizer: &Authorizer) -> Vec<Profile> {
+    let profiles = settings.profiles.iter().enumerate().map(|(at, profile)| {
+        let authorizer = authorizer.of_profile(at);
+        let (keyring, scopes) = (profile.keyring.clone(), &profile.scopes);
+        Profile {
+            name: profile.name.to_string(),
+            checks: ForwardAuth::new(authorizer, keyring, scopes),
+        }
+    });
+    profiles.collect()
+}
+
+fn http_authz_status(
+    settings: &SidecarSettings,
+    listener: Option<&Listener>,
+) -> Option<HttpAuthzStatus> {
+    let profiles = settings.http_authz.as_ref()?.profiles.iter();
+    let profiles = profiles.map(|profile| {
+        let headers = profile.authz.listed_headers();
+        ProfileStatus {
+            path: format!("{}{}", http_authz::PREFIX, profile.name),
+            dialect: profile.authz.dialect().as_str(),
+            keyring: profile.keyring.to_string(),
+            scopes: profile.scopes.to_string(),
+            headers: headers.map(ToString::to_string).collect(),
+        }
+    });
+    Some(HttpAuthzStatus {
+        address: listener?.endpoint().to_string(),
+        profiles: profiles.collect(),
+    })
+}
+
 /// Starts the workers.
 fn start_workers(
     settings: &SidecarSettings,
-    services: &Services<Authorizer>,
+    served: &Served<Authorizer>,
     metrics: &SidecarMetrics,
-    certificates: &Certificates,
     life: &Life,
     shutdown: &Shutdown,
-) -> Result<Spread, SidecarError> {
-    let tls = match &settings.listen_tls {
-        None => None,
-        Some(files) => {
-            let used = TlsUse::ExtAuthzServer;
-            let loaded = certificates.load(used, "listen", files.clone(), shutdown)?;
-            Some(TlsServer::new(loaded))
-        }
-    };
+) -> Result<Vec<Intake>, SidecarError> {
     let workers = (0..settings.workers.get())
         .map(|index| {
-            let (services, tls) = (services.clone(), tls.clone());
             let delays = metrics.worker_delays().clone();
-            worker::start(index, services, tls, delays, life, shutdown)
+            worker::start(index, served.clone(), delays, life, shutdown)
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(SidecarError::Worker)?;
     life.checks.close();
-    let refused = metrics.connections_refused().clone();
-    Ok(Spread::new(workers, MAX_CONNECTIONS, refused))
+    Ok(workers)
 }
 
 fn start_spans(

@@ -1,6 +1,6 @@
 //! TLS for every channel: between sidecars and the control plane, for operators, and for Envoy.
 //!
-//! Only TLS 1.3 and HTTP/2 (ALPN `h2`), without session resumption. A session in a ticket could
+//! Only TLS 1.3 and HTTP/2 (ALPN `h2`; HTTP/1.1 for proxies that ask over HTTP), without session resumption. A session in a ticket could
 //! outlive the certificate with which it was agreed on, and connections live so long that the cost
 //! of a full handshake does not matter.
 //!
@@ -64,14 +64,18 @@ pub(crate) enum TlsUse {
     AdminClient,
     /// A sidecar, as the server of Envoy.
     ExtAuthzServer,
+    /// A sidecar, as the server of proxies that ask over HTTP.
+    HttpAuthzServer,
 }
 
 /// The wall clock, against which the validity of certificates is checked.
 #[derive(Debug)]
 struct WallClock(Clock);
 
-/// The ALPN protocol of every channel.
+/// The ALPN protocol of every channel except that of proxies that ask over HTTP.
 const HTTP2: &[u8] = b"h2";
+/// The ALPN protocol of proxies that ask over HTTP. Some of them, such as nginx, offer none.
+const HTTP1: &[u8] = b"http/1.1";
 
 impl TlsUse {
     /// Whether the certificate of the other side must have an identity: for sidecars, it determines
@@ -82,7 +86,33 @@ impl TlsUse {
             Self::DiscoveryClient
             | Self::AdminServer
             | Self::AdminClient
-            | Self::ExtAuthzServer => false,
+            | Self::ExtAuthzServer
+            | Self::HttpAuthzServer => false,
+        }
+    }
+
+    /// Returns the ALPN protocol that a server offers.
+    const fn protocol(self) -> &'static [u8] {
+        match self {
+            Self::DiscoveryServer
+            | Self::DiscoveryClient
+            | Self::AdminServer
+            | Self::AdminClient
+            | Self::ExtAuthzServer => HTTP2,
+            Self::HttpAuthzServer => HTTP1,
+        }
+    }
+
+    /// Returns whether a server accepts a client that has agreed on `protocol`; none if the client
+    /// offers no protocols.
+    fn accepts(self, protocol: Option<&[u8]>) -> bool {
+        match self {
+            Self::DiscoveryServer
+            | Self::DiscoveryClient
+            | Self::AdminServer
+            | Self::AdminClient
+            | Self::ExtAuthzServer => protocol == Some(HTTP2),
+            Self::HttpAuthzServer => protocol.is_none_or(|protocol| protocol == HTTP1),
         }
     }
 
@@ -95,6 +125,7 @@ impl TlsUse {
             Self::AdminServer => "admin_server",
             Self::AdminClient => "admin_client",
             Self::ExtAuthzServer => "ext_authz_server",
+            Self::HttpAuthzServer => "http_authz_server",
         }
     }
 }

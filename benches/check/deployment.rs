@@ -46,6 +46,8 @@ pub(crate) struct SidecarOptions {
     pub(crate) unix: bool,
     /// Whether it has a snapshot file.
     pub(crate) snapshot: bool,
+    /// Whether it also answers checks over HTTP, at [`PROFILE_PATH`].
+    pub(crate) http_authz: bool,
 }
 
 /// The configuration file and the snapshot file of a sidecar that has ended.
@@ -55,6 +57,9 @@ pub(crate) struct Kept<'a> {
     config: PathBuf,
     keys: u64,
 }
+
+/// The path of the profile for Traefik.
+pub(crate) const PROFILE_PATH: &str = "/authz/bench";
 
 const RELATCH: &str = env!("CARGO_BIN_EXE_relatch");
 /// The longest wait for a ready sidecar: a million keys arrive within seconds, but ten million on a busy machine need minutes.
@@ -215,6 +220,11 @@ impl Deployment {
         } else {
             String::new()
         };
+        let http_authz = if options.http_authz {
+            "http_authz: { listen: \"127.0.0.1:0\", profiles: [{ name: bench, dialect: traefik }] }\n"
+        } else {
+            ""
+        };
         let config = self.directory.join(format!("sidecar-{number}.yaml"));
         let yaml = format!(
             "\
@@ -225,7 +235,7 @@ workers: 1
 control: {{ endpoints: [\"http://{discovery}\"] }}
 keyrings: [{{ name: {keyring}, mode: full }}]
 default_keyring: {keyring}
-{telemetry}{snapshot}log: {{ format: json, level: info }}
+{telemetry}{snapshot}{http_authz}log: {{ format: json, level: info }}
 "
         );
         fs::write(&config, yaml)?;

@@ -12,8 +12,20 @@ use anyhow::{Context as _, Result, ensure};
 /// A request for `h2load`.
 #[derive(Debug)]
 pub(crate) struct H2load {
-    body: PathBuf,
+    question: Question,
     log: PathBuf,
+}
+
+/// The form of the request.
+#[derive(Debug)]
+enum Question {
+    /// A call of gRPC, whose message in its frame is in this file.
+    Grpc(PathBuf),
+    /// A GET over HTTP/1.1.
+    Http {
+        path: String,
+        headers: Vec<(String, String)>,
+    },
 }
 
 /// The number of requests at the same time.
@@ -72,9 +84,22 @@ impl H2load {
         let body = directory.join("request.grpc");
         fs::write(&body, framed).context("cannot write the request")?;
         Ok(Self {
-            body,
+            question: Question::Grpc(body),
             log: directory.join("latency.tsv"),
         })
+    }
+
+    /// Creates it for a GET of `path` over HTTP/1.1, with its files in `directory`. The headers are arguments of `h2load`,
+    /// which everybody on the machine can read.
+    pub(crate) fn over_http(
+        directory: &Path,
+        path: String,
+        headers: Vec<(String, String)>,
+    ) -> Self {
+        Self {
+            question: Question::Http { path, headers },
+            log: directory.join("latency.tsv"),
+        }
     }
 
     /// Sends `count` requests to `address` and returns the rate, in requests per second.
@@ -132,14 +157,26 @@ impl H2load {
             .arg("-m")
             .arg(pressure.streams.to_string())
             .arg("-n")
-            .arg(count.to_string())
-            .arg("-d")
-            .arg(&self.body)
-            .args(["-H", "content-type: application/grpc"])
-            .args(["-H", "te: trailers"])
-            .arg(format!(
-                "http://{address}/envoy.service.auth.v3.Authorization/Check"
-            ));
+            .arg(count.to_string());
+        match &self.question {
+            Question::Grpc(body) => {
+                command
+                    .arg("-d")
+                    .arg(body)
+                    .args(["-H", "content-type: application/grpc"])
+                    .args(["-H", "te: trailers"])
+                    .arg(format!(
+                        "http://{address}/envoy.service.auth.v3.Authorization/Check"
+                    ));
+            }
+            Question::Http { path, headers } => {
+                command.arg("--h1");
+                for (name, value) in headers {
+                    command.arg("-H").arg(format!("{name}: {value}"));
+                }
+                command.arg(format!("http://{address}{path}"));
+            }
+        }
         command
     }
 }

@@ -3,6 +3,7 @@
 mod change;
 mod cost;
 mod envoy;
+mod http;
 mod memory;
 mod overload;
 mod size;
@@ -23,6 +24,8 @@ use crate::{
 pub(crate) enum Part {
     /// Processor time of a check beside the baselines
     Cost,
+    /// Processor time of a check over HTTP beside one over gRPC
+    Http,
     /// Processor time of a check with many keys
     Size,
     /// Processor time of a check with a span
@@ -88,7 +91,7 @@ impl Part {
     /// The sizes of the keyrings that the part needs.
     pub(crate) fn sizes(self, plan: Plan) -> BTreeSet<u32> {
         match self {
-            Self::Cost | Self::Spans | Self::Tail | Self::Overload | Self::Envoy => {
+            Self::Cost | Self::Http | Self::Spans | Self::Tail | Self::Overload | Self::Envoy => {
                 [plan.few].into()
             }
             Self::Size | Self::Change => [plan.few, plan.many].into(),
@@ -104,6 +107,7 @@ impl Part {
     pub(crate) fn measure(self, bench: Bench<'_>) -> Result<Shown> {
         match self {
             Self::Cost => cost::measure(bench),
+            Self::Http => http::measure(bench),
             Self::Size => size::measure(bench),
             Self::Spans => spans::measure(bench),
             Self::Tail => tail::measure(bench),
@@ -118,6 +122,7 @@ impl Part {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Cost => "cost",
+            Self::Http => "http",
             Self::Size => "size",
             Self::Spans => "spans",
             Self::Tail => "tail",

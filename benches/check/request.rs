@@ -1,6 +1,8 @@
 //! The check that is sent: a request of Envoy, with a key of the keyring.
 
+use ::relatch::proto::auth::CheckRequest;
 use anyhow::{Context as _, Result, ensure};
+use prost::Message as _;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
 
 use crate::keys::Keys;
@@ -71,6 +73,29 @@ impl CheckTemplate {
     /// Writes `key` into a copy of the bytes.
     pub(crate) fn present(&self, key: &[u8], copy: &mut [u8]) {
         copy[self.at..self.at + Keys::LEN].copy_from_slice(key);
+    }
+
+    /// The headers of the request with `key`, without pseudo-headers.
+    ///
+    /// # Errors
+    ///
+    /// When the message is not a `CheckRequest` of an HTTP request.
+    pub(crate) fn headers(&self, key: &[u8]) -> Result<Vec<(String, String)>> {
+        let framed = self.with(key);
+        let request = CheckRequest::decode(&framed[FRAME_LEN..])?;
+        let attributes = request.attributes.context("it has attributes")?;
+        let http = attributes.request.and_then(|request| request.http);
+        let headers = http
+            .context("it is of an HTTP request")?
+            .headers
+            .into_iter();
+        let pairs = headers.map(|header| {
+            let text = |bytes| anyhow::Ok(str::from_utf8(bytes)?.to_owned());
+            anyhow::Ok((text(&header.key)?, text(&header.value)?))
+        });
+        let all: Vec<_> = pairs.collect::<Result<_>>()?;
+        let is_plain = |(name, _): &(String, String)| !name.starts_with(':');
+        Ok(all.into_iter().filter(is_plain).collect())
     }
 
     /// Frame and message with `key`.

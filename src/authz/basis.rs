@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::{failures::FailureBudgets, settings::Settings};
+use super::{all_settings::AllSettings, failures::FailureBudgets};
 use crate::keyring::{Keyrings, Slot, Slots, SlotsObserver};
 
 /// The settings and the keyrings by which a check is judged. Immutable: a change replaces it.
 #[derive(Debug)]
 pub(super) struct Basis {
-    pub(super) settings: Arc<Settings>,
+    pub(super) settings: AllSettings,
     /// The budgets of failed credentials, which outlive a change of the keyrings.
     pub(super) failures: Arc<FailureBudgets>,
     slots: Arc<Slots>,
@@ -27,7 +27,7 @@ pub(super) type LoadedBasis = Guard<Arc<Basis>>;
 pub(super) struct CurrentBasis {
     basis: ArcSwap<Basis>,
     /// The settings of the next change.
-    next: Mutex<Option<Arc<Settings>>>,
+    next: Mutex<Option<AllSettings>>,
 }
 
 impl Basis {
@@ -39,8 +39,8 @@ impl Basis {
 
 impl CurrentBasis {
     /// Returns the basis of `settings` and `keyrings`, which follows each change of the keyrings.
-    pub(super) fn of(settings: Arc<Settings>, keyrings: &Keyrings) -> Arc<Self> {
-        let failures = Arc::new(FailureBudgets::new(settings.failed_credentials()));
+    pub(super) fn of(settings: AllSettings, keyrings: &Keyrings) -> Arc<Self> {
+        let failures = Arc::new(FailureBudgets::new(settings.envoy().failed_credentials()));
         let basis = Arc::new(Self {
             basis: ArcSwap::from_pointee(Basis {
                 settings,
@@ -59,11 +59,11 @@ impl CurrentBasis {
     }
 
     /// Changes the settings together with the next change of the keyrings.
-    pub(super) fn settle(&self, settings: Arc<Settings>) {
+    pub(super) fn settle(&self, settings: AllSettings) {
         *self.next() = Some(settings);
     }
 
-    fn next(&self) -> MutexGuard<'_, Option<Arc<Settings>>> {
+    fn next(&self) -> MutexGuard<'_, Option<AllSettings>> {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,9 +72,9 @@ impl SlotsObserver for CurrentBasis {
     fn changed(&self, slots: &Arc<Slots>) {
         let former = self.basis.load();
         let settings = self.next().take();
-        let settings = settings.unwrap_or_else(|| Arc::clone(&former.settings));
-        let rate = settings.failed_credentials();
-        let failures = if rate == former.settings.failed_credentials() {
+        let settings = settings.unwrap_or_else(|| former.settings.clone());
+        let rate = settings.envoy().failed_credentials();
+        let failures = if rate == former.settings.envoy().failed_credentials() {
             Arc::clone(&former.failures)
         } else {
             Arc::new(FailureBudgets::new(rate))

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{client_address::ClientAddress, decision::Decision, question::QuestionError};
+use super::{
+    client_address::ClientAddress, decision::Decision, question::QuestionError, settings::Dialect,
+};
 use crate::{keyring::Slot, trace::TraceParent};
 
 /// One check, after it was answered. Apart from the trace context and the address of the client, it
@@ -19,6 +21,8 @@ pub struct CheckEvent<'a> {
     pub(crate) client: Option<ClientAddress<'a>>,
     /// The reason why the request could not be read; none if it could.
     pub(crate) error: Option<QuestionError>,
+    /// The protocol in which the proxy asked.
+    pub(crate) dialect: Dialect,
     /// The parent span: the one that Envoy created for the check, or else, if the request could be
     /// read, the one in its headers.
     pub(crate) parent: Option<TraceParent>,

@@ -11,6 +11,7 @@ use std::{
 use bytes::BytesMut;
 
 use super::{
+    all_settings::AllSettings,
     basis::{Basis, CurrentBasis},
     check::{Arrival, Check, Metadata, Moment},
     decision::{Decision, Denial, HeldKeyring, LookedUp, Verdict, decide},
@@ -18,7 +19,6 @@ use super::{
     question::{Question, QuestionError},
     request::CheckInput,
     response::{self, About, Form},
-    settings::Settings,
 };
 use crate::{
     clock::{BootTime, Clock, LatestWall, Reading},
@@ -34,6 +34,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Judge {
     basis: Arc<CurrentBasis>,
+    /// The profile whose settings apply; none for those of Envoy.
+    profile: Option<usize>,
     clock: Clock,
     /// The latest wall-clock time by which validity was judged.
     latest: LatestWall,
@@ -60,13 +62,14 @@ impl Missing {
 
 impl Judge {
     pub(super) fn new(
-        settings: Arc<Settings>,
+        settings: impl Into<AllSettings>,
         keyrings: &Keyrings,
         clock: Clock,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
-            basis: CurrentBasis::of(settings, keyrings),
+            basis: CurrentBasis::of(settings.into(), keyrings),
+            profile: None,
             clock,
             latest: LatestWall::default(),
             observer,
@@ -79,13 +82,27 @@ impl Judge {
         Self { latest, ..self }
     }
 
+    /// Returns a judge of the same keyrings by the settings of a profile. Both charge the same budgets
+    /// of failed credentials.
+    pub(super) fn of_profile(&self, profile: usize) -> Self {
+        Self {
+            profile: Some(profile),
+            ..self.clone()
+        }
+    }
+
     /// Returns the settings of the checks that begin now.
-    pub(super) fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.basis.load().settings)
+    pub(super) fn settings(&self) -> AllSettings {
+        self.basis.load().settings.clone()
+    }
+
+    /// Returns the profile whose settings apply; none for those of Envoy.
+    pub(super) const fn profile(&self) -> Option<usize> {
+        self.profile
     }
 
     /// Changes the settings together with the next change of the keyrings.
-    pub(super) fn settle(&self, settings: Arc<Settings>) {
+    pub(super) fn settle(&self, settings: AllSettings) {
         self.basis.settle(settings);
     }
 
@@ -160,7 +177,8 @@ impl Judge {
 
     fn judge(&self, check: &Check<'_>, answer: &mut BytesMut) -> Option<Missing> {
         let basis: &Basis = &check.basis;
-        let question = match Question::read(&basis.settings, &check.message) {
+        let settings = basis.settings.of(self.profile);
+        let question = match Question::read(settings, &check.message) {
             Ok(question) => question,
             Err(error) => {
                 self.deny_unread(check, error, answer);
@@ -188,15 +206,10 @@ impl Judge {
             count(slot, &decision, &question, moment.wall);
         }
         let parent = check.metadata.parent.or_else(|| parent_of(input));
-        response::respond(
-            &basis.settings,
-            &question,
-            &decision,
-            parent.as_ref(),
-            answer,
-        );
+        response::respond(settings, &question, &decision, parent.as_ref(), answer);
         let event = CheckEvent {
             decision: &decision,
+            dialect: settings.dialect(),
             slot,
             client: Some(client),
             error: question.error(),
@@ -216,13 +229,14 @@ impl Judge {
         error: Option<QuestionError>,
         answer: &mut BytesMut,
     ) {
-        let form = Form::of_message(&check.message);
+        let settings = check.basis.settings.of(self.profile);
+        let form = Form::of_message(settings, &check.message);
         let parent = check.metadata.parent;
-        let settings = &check.basis.settings;
         let about = About::unread(settings, parent.as_ref());
         response::deny(settings, &denial, form, &about, answer);
         self.report(&CheckEvent {
             decision: &denial.into(),
+            dialect: settings.dialect(),
             slot: None,
             client: None,
             error,

@@ -35,6 +35,12 @@ pub(crate) enum QuestionError {
     /// cannot name it.
     #[error("a header that must not reach the upstream has a name that is not a token")]
     HeaderName,
+    /// A header is another spelling of one that must not reach the upstream, and the proxy removes
+    /// only the headers that it lists.
+    #[error(
+        "a header is another spelling of an identity header or of a header for a key, which the proxy cannot remove"
+    )]
+    Spelling,
     /// A credential cannot be removed.
     #[error(transparent)]
     Removal(#[from] Inseparable),
@@ -49,9 +55,11 @@ impl QuestionError {
     pub(crate) const fn reason(self) -> DenyReason {
         match self {
             Self::Request(error) if error.is_size() => DenyReason::RequestTooLarge,
-            Self::Request(_) | Self::HeaderName | Self::Removal(_) | Self::Route(_) => {
-                DenyReason::MalformedRequest
-            }
+            Self::Request(_)
+            | Self::HeaderName
+            | Self::Spelling
+            | Self::Removal(_)
+            | Self::Route(_) => DenyReason::MalformedRequest,
         }
     }
 }
@@ -73,9 +81,16 @@ impl<'a> Question<'a> {
             Err(error) => return Err(error.into()),
         };
         let removed = route.removed_places();
-        let is_unremovable = |name: &[u8]| settings.is_spoofed(name, removed) && !is_token(name);
-        if input.headers().any(|header| is_unremovable(header.name)) {
-            return Err(QuestionError::HeaderName);
+        let spoofed = input
+            .headers()
+            .filter(|header| settings.is_spoofed(header.name, removed));
+        for header in spoofed {
+            if !is_token(header.name) {
+                return Err(QuestionError::HeaderName);
+            }
+            if !settings.can_remove(header.name) {
+                return Err(QuestionError::Spelling);
+            }
         }
         let Search { credential, found } = Search::new(settings, route.places, &input);
         let removal = Removal::plan(settings, &input, found);

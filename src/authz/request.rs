@@ -57,6 +57,13 @@ pub enum RequestError {
     /// The fields that a decision needs have more than 256 KiB.
     #[error("what a decision needs of the check has more than 256 KiB")]
     TooLarge,
+    /// A header in which a proxy passes a part of the original request is not there exactly once,
+    /// or has an impossible value.
+    #[error("the proxy does not send {0} exactly once, or its value is impossible")]
+    Original(&'static str),
+    /// A header occurs twice, of which the proxy can pass only one value on.
+    #[error("a header that may hold a key occurs twice")]
+    RepeatedHeader,
     /// The path has a character that no request target can have.
     #[error("the path of the check holds a control character, a space or a '#'")]
     ImpossiblePath,

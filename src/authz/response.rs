@@ -10,8 +10,6 @@
 //! The fields are those of `proto/envoy/service/auth/v3/external_auth.proto`. They are written
 //! directly, without a message in between: an allow costs no allocation.
 
-mod writer;
-
 use std::fmt;
 
 use bytes::BytesMut;
@@ -24,13 +22,13 @@ use super::{
     question::Question,
     reason::DenialStatus,
     request::{CheckInput, GrpcProtocol},
-    settings::{Notices, Places, Settings},
+    settings::{Dialect, Notices, Places, Settings},
+    writer::Writer,
 };
 use crate::{
     key::Timestamp, keyring::HeldKey, proto::auth::header_value_option::HeaderAppendAction,
     trace::TraceParent,
 };
-use writer::Writer;
 
 /// The fields of `CheckResponse`.
 mod response_field {
@@ -63,9 +61,10 @@ pub(crate) enum Form {
     /// Trailers-Only response. From a status of HTTP, Envoy would make INTERNAL of 400, and of 429
     /// UNAVAILABLE, after which clients retry.
     Grpc,
-    /// A [`Form::Problem`] that also has a status of gRPC among its headers. Envoy does not translate
-    /// the call, and removes the content type of an answer without a body, so that a client could
-    /// not read a Trailers-Only response.
+    /// A [`Form::Problem`] that also has a status of gRPC among its headers: for a call of gRPC-Web
+    /// that Envoy does not translate, because Envoy removes the content type of an answer without a
+    /// body, so that a client could not read a Trailers-Only response; and for every call of gRPC
+    /// behind another proxy.
     GrpcWeb,
 }
 
@@ -103,7 +102,7 @@ pub(crate) fn respond(
             allow_unenforced(settings, question, unenforced, answer);
         }
         Decision::Deny(denial) => {
-            let (form, client) = (Form::of(question.input()), question.client());
+            let (form, client) = (Form::of(settings, question.input()), question.client());
             let about = About {
                 places: question.route().places,
                 client: Some(&client),
@@ -251,20 +250,21 @@ impl<'a> About<'a> {
 }
 
 impl Form {
-    fn of(input: &CheckInput<'_>) -> Self {
-        Self::of_protocol(input.grpc())
+    fn of(settings: &Settings, input: &CheckInput<'_>) -> Self {
+        Self::of_protocol(settings.dialect(), input.grpc())
     }
 
     /// Returns the form for a request that could not be judged.
-    pub(super) fn of_message(message: &[u8]) -> Self {
-        Self::of_protocol(CheckInput::grpc_of(message))
+    pub(super) fn of_message(settings: &Settings, message: &[u8]) -> Self {
+        Self::of_protocol(settings.dialect(), CheckInput::grpc_of(message))
     }
 
-    const fn of_protocol(protocol: Option<GrpcProtocol>) -> Self {
-        match protocol {
-            None => Self::Problem,
-            Some(GrpcProtocol::Native) => Self::Grpc,
-            Some(GrpcProtocol::Web) => Self::GrpcWeb,
+    /// For a proxy that asks over HTTP, every status of 2xx is an allow.
+    const fn of_protocol(dialect: Dialect, protocol: Option<GrpcProtocol>) -> Self {
+        match (protocol, dialect) {
+            (None, _) => Self::Problem,
+            (Some(GrpcProtocol::Native), Dialect::Envoy) => Self::Grpc,
+            (Some(GrpcProtocol::Native | GrpcProtocol::Web), _) => Self::GrpcWeb,
         }
     }
 }

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::{
+    all_settings::AllSettings,
     check::Metadata,
     event::Observer,
     judge::Judge,
     later::{LaterAnswer, answer_later},
     request::RequestError,
-    settings::Settings,
 };
 use crate::{
     clock::{Clock, LatestWall},
@@ -32,12 +32,12 @@ impl Authorizer {
     /// Creates a service that answers from `keyrings` and reports every check to `observer`.
     #[must_use]
     pub fn new(
-        settings: Arc<Settings>,
+        settings: impl Into<AllSettings>,
         keyrings: &Keyrings,
         clock: Clock,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        Self(Judge::new(settings, keyrings, clock, observer))
+        Self(Judge::new(settings.into(), keyrings, clock, observer))
     }
 
     /// Replaces the latest time by which the validity of versions is judged. `latest` is shared
@@ -47,15 +47,28 @@ impl Authorizer {
         Self(self.0.judging_by(latest))
     }
 
+    /// Returns a service that answers from the same keyrings by the settings of the profile at this
+    /// position. Both charge the same budgets of failed credentials, and report to the same observer.
+    #[must_use]
+    pub(crate) fn of_profile(&self, profile: usize) -> Self {
+        Self(self.0.of_profile(profile))
+    }
+
     /// Returns the settings of the checks that begin now.
     #[must_use]
-    pub(crate) fn settings(&self) -> Arc<Settings> {
+    pub(crate) fn settings(&self) -> AllSettings {
         self.0.settings()
+    }
+
+    /// Returns the profile whose settings apply; none for those of Envoy.
+    #[must_use]
+    pub(super) const fn profile(&self) -> Option<usize> {
+        self.0.profile()
     }
 
     /// Changes the settings together with the next change of the keyrings, so that a check sees
     /// both or neither.
-    pub(crate) fn settle(&self, settings: Arc<Settings>) {
+    pub(crate) fn settle(&self, settings: AllSettings) {
         self.0.settle(settings);
     }
 

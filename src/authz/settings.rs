@@ -1,6 +1,7 @@
 //! The validated settings of checks: the places of credentials, the keyring of each route, and the
 //! headers for the upstream and the consumer.
 
+mod dialect;
 mod enforcement;
 mod header;
 mod place;
@@ -15,6 +16,7 @@ use crate::{
     key::{KeyringName, KeyringPattern},
 };
 
+pub use dialect::Dialect;
 pub(crate) use enforcement::{Enforcement, Enforcements};
 pub(crate) use header::{
     IdentityHeaders, folds_to, parse_address_header, parse_credential_header, parse_identity_header,
@@ -69,6 +71,8 @@ pub struct SettingsParts {
     pub failed_credentials: Rate,
     /// Where the address of the client is found. Default: [`AddressSource::Peer`].
     pub client_address: AddressSource,
+    /// The protocol of the proxy that asks. Default: [`Dialect::Envoy`].
+    pub dialect: Dialect,
 }
 
 /// The headers that relatch adds for a consumer that uses a retiring version, beside
@@ -104,6 +108,11 @@ pub enum SettingsError {
     /// or it is a default identity header that is configured for a credential.
     #[error("the header {0:?} is reserved, use another one")]
     UnusableHeader(HeaderName),
+    /// A proxy that asks over HTTP cannot take the credential out of a query or out of cookies.
+    #[error(
+        "credentials: a key in the {0} would reach the upstream, because {1} removes only whole headers from a request: name headers only"
+    )]
+    Unremovable(String, Dialect),
     /// An identity header, or a spelling of it, is also searched for a credential, or is a second
     /// identity header. It would be both set and removed, or set twice.
     #[error("the header {0:?}, or another spelling of it, is configured for two uses")]
@@ -170,6 +179,9 @@ pub enum ParseSettingError {
     /// Not a [`Preflight`].
     #[error("use allow or deny")]
     Preflight,
+    /// Not a [`Dialect`] over HTTP.
+    #[error("use traefik, caddy or nginx; Envoy asks over gRPC, at `listen`")]
+    Dialect,
 }
 
 impl Settings {
@@ -197,6 +209,7 @@ impl Settings {
         for list in lists.clone() {
             check_sources(list)?;
         }
+        check_removable(&parts.credentials, parts.dialect)?;
         let mut credentials: Vec<CredentialSource> = Vec::new();
         for source in lists.flatten() {
             if !credentials.contains(source) {
@@ -350,6 +363,49 @@ impl Settings {
         &self.parts.client_address
     }
 
+    /// Returns the protocol of the proxy that asks.
+    #[must_use]
+    pub(crate) const fn dialect(&self) -> Dialect {
+        self.parts.dialect
+    }
+
+    /// Returns the headers that a proxy that asks over HTTP has to take from an allow, and to remove
+    /// where the allow lacks them.
+    pub(crate) fn listed_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        let reserved = self.reserved(self.general_places());
+        reserved.chain(self.shared_headers())
+    }
+
+    /// Returns the headers that hold a credential behind a scheme, and other values too: they are
+    /// removed only if they held the credential.
+    pub(crate) fn shared_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        let credentials = self.credentials().iter().enumerate();
+        let named = credentials.filter_map(|(at, source)| Some((at, source.shared_header()?)));
+        named.filter_map(|(at, name)| {
+            let mut others = self.credentials()[..at].iter();
+            let is_first = !others.any(|other| other.shared_header() == Some(name));
+            is_first.then_some(name)
+        })
+    }
+
+    /// Returns the headers that may hold a credential, each once.
+    pub(crate) fn credential_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        let credentials = self.credentials().iter();
+        let pure = credentials.filter_map(CredentialSource::pure_header);
+        pure.chain(self.shared_headers())
+    }
+
+    /// Returns whether the proxy can remove a header with this name. A proxy that asks over HTTP
+    /// removes only the headers that its own configuration lists.
+    #[must_use]
+    pub(crate) fn can_remove(&self, name: &[u8]) -> bool {
+        let is = |header: &HeaderName| name.eq_ignore_ascii_case(header.as_ref());
+        match self.dialect() {
+            Dialect::Envoy => true,
+            Dialect::Traefik | Dialect::Caddy | Dialect::Nginx => self.listed_headers().any(is),
+        }
+    }
+
     /// Returns the headers of which no value of a client reaches the upstream: the identity headers,
     /// and those in `places` that hold nothing but a credential.
     pub(super) fn reserved(&self, places: Places) -> impl Iterator<Item = &HeaderName> {
@@ -403,6 +459,7 @@ impl Default for SettingsParts {
                 burst: 200,
             },
             client_address: AddressSource::default(),
+            dialect: Dialect::default(),
         }
     }
 }
@@ -421,6 +478,19 @@ fn check_sources(sources: &[CredentialSource]) -> Result<(), SettingsError> {
         }
     }
     Ok(())
+}
+
+/// Refuses places from which the proxy cannot remove a credential.
+fn check_removable(sources: &[CredentialSource], dialect: Dialect) -> Result<(), SettingsError> {
+    match dialect {
+        Dialect::Envoy => Ok(()),
+        Dialect::Traefik | Dialect::Caddy | Dialect::Nginx => {
+            match sources.iter().find(|source| !source.is_header()) {
+                Some(source) => Err(SettingsError::Unremovable(source.to_string(), dialect)),
+                None => Ok(()),
+            }
+        }
+    }
 }
 
 fn check_identity(

@@ -289,7 +289,7 @@ pub(crate) fn decided(
         Ok(question) => question,
         Err(error) => {
             let denial = Denial::unread(error.reason());
-            let form = Form::of_message(request);
+            let form = Form::of_message(settings, request);
             let response = written(|answer| {
                 let about = About::unread(settings, None);
                 response::deny(settings, &denial, form, &about, answer);

@@ -542,6 +542,7 @@ mod tests {
                 source: kind.into(),
             });
             let sidecar = no_sidecar(SidecarError::Listen {
+                field: "listen",
                 listen: Listen::Tcp(ANY_PORT),
                 source: kind.into(),
             });

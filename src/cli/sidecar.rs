@@ -75,6 +75,7 @@ impl SidecarArgs {
             .map_err(|error| daemon::stopped(&shutdown, error))?;
         tracing::info!(
             ext_authz = %sidecar.endpoints.ext_authz,
+            http_authz = sidecar.endpoints.http_authz.as_ref().map(tracing::field::display),
             http = %sidecar.endpoints.http,
             "sidecar started"
         );

@@ -34,17 +34,18 @@ pub(super) struct RawIdentityHeaders {
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     pub(super) source: CredentialSource,
-    at: Option<Location>,
+    pub(super) at: Option<Location>,
 }
 
 impl Placed {
-    /// The general sources of the file, or the default sources if it has none.
+    /// The sources of the list `field`, or the default sources if there is none.
     pub(super) fn from_raw(
         raw: Option<&Spanned<Vec<Spanned<RawCredential>>>>,
+        field: &str,
         found: &mut Findings,
     ) -> Vec<Self> {
         if let Some(raw) = raw {
-            return Self::list("credentials", raw, found);
+            return Self::list(field, raw, found);
         }
         CredentialSource::defaults()
             .into_iter()

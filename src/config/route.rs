@@ -1,7 +1,7 @@
 //! The routes in the configuration file of a sidecar: what applies to requests for which the mesh does not say it.
 
 use serde::Deserialize;
-use serde_saphyr::Spanned;
+use serde_saphyr::{Location, Spanned};
 
 use super::{
     credential::{Placed, RawCredential},
@@ -67,6 +67,27 @@ impl<'a> KnownKeyrings<'a> {
             (None, None) => DefaultKeyring::Missing,
         };
         Self { keyrings, default }
+    }
+
+    /// The keyring that `text` names, or the default one for the value at `place`. None if there is neither, or if `text` is
+    /// wrong, which is then noted.
+    pub(super) fn named(
+        &self,
+        place: Location,
+        field: &str,
+        text: Option<&Text>,
+        found: &mut Findings,
+    ) -> Option<KeyringName> {
+        match (text, &self.default) {
+            (Some(_), _) => found.parse(field, text, |text| known(text, self.keyrings)),
+            (None, DefaultKeyring::Named(name)) => Some(name.clone()),
+            (None, DefaultKeyring::Wrong) => None,
+            (None, DefaultKeyring::Missing) => {
+                let advice = "name a keyring here or in `default_keyring`";
+                found.missing(place, field, advice);
+                None
+            }
+        }
     }
 
     /// The keyring of requests that no rule matches.
@@ -149,21 +170,7 @@ fn rule(
         PathPrefix::default(),
         str::parse,
     );
-    let keyring = match (keyring, &keyrings.default) {
-        (Some(_), _) => found.parse(field("keyring"), keyring.as_ref(), |text| {
-            known(text, keyrings.keyrings)
-        }),
-        (None, DefaultKeyring::Named(name)) => Some(name.clone()),
-        (None, DefaultKeyring::Wrong) => None,
-        (None, DefaultKeyring::Missing) => {
-            found.note(
-                raw.referenced,
-                field("keyring"),
-                "is missing, name a keyring here or in `default_keyring`",
-            );
-            None
-        }
-    };
+    let keyring = keyrings.named(raw.referenced, &field("keyring"), keyring.as_ref(), found);
     let scopes = scopes
         .iter()
         .flatten()

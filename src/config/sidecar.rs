@@ -15,6 +15,7 @@ use super::{
     client_address::RawClientAddress,
     credential::{Placed, RawCredential, RawIdentityHeaders},
     error::ConfigError,
+    http_authz::{self, HttpAuthzSettings, RawHttpAuthz, Shared},
     keyring::{RawKeyring, RawStaleness, SidecarKeyringSettings, SidecarKeyrings},
     plaintext::{PlaintextError, refuse_plaintext_listener},
     reader::{self, Findings, Places, Text},
@@ -23,7 +24,7 @@ use super::{
     value::{self, ControlEndpoint, Listen, LogSettings, RawLog, RawTelemetry, TelemetrySettings},
 };
 use crate::{
-    authz::{self, Enforcement, Enforcements, Notices, SettingsParts},
+    authz::{self, AllSettings, Dialect, Enforcement, Enforcements, Notices, SettingsParts},
     budget::Rate,
     key::KeyringName,
     keyring::{Mode, PatternRule, Staleness, Wanted},
@@ -40,6 +41,8 @@ pub struct SidecarSettings {
     pub(crate) listen: Listen,
     /// The certificate of `listen`, and the authorities of the certificates that Envoy has to present. Default: none.
     pub(crate) listen_tls: Option<TlsFiles>,
+    /// The listener for proxies that ask over HTTP. Default: none.
+    pub(crate) http_authz: Option<HttpAuthzSettings>,
     /// The address of `/metrics`, `/livez`, `/readyz` and `/status`; any address is allowed. Default: `127.0.0.1:9002`.
     pub(crate) http: SocketAddr,
     /// The number of threads that answer checks, 1 to 64. Default: 1.
@@ -154,6 +157,7 @@ const SERVICE_NAME: &str = "relatch-sidecar";
 struct Raw {
     node: Option<RawNode>,
     listen: Option<Spanned<RawListener<RawServer>>>,
+    http_authz: Option<Spanned<RawHttpAuthz>>,
     http: Option<Text>,
     workers: Option<Text>,
     control: Option<Spanned<RawControl>>,
@@ -301,6 +305,7 @@ impl SidecarSettings {
             node: NodeSettings::named(node),
             listen: DEFAULT_LISTEN,
             listen_tls: None,
+            http_authz: None,
             http: DEFAULT_HTTP,
             workers: NonZeroUsize::MIN,
             control: vec![control],
@@ -344,6 +349,7 @@ impl SidecarSettings {
             keyrings: _,
             patterns: _,
             authz: _,
+            http_authz,
             drain,
             snapshot,
             telemetry,
@@ -361,6 +367,10 @@ impl SidecarSettings {
                 "control",
                 *control != other.control || *control_tls != other.control_tls,
             ),
+            (
+                "http_authz",
+                !HttpAuthzSettings::serve_the_same(http_authz.as_ref(), other.http_authz.as_ref()),
+            ),
             ("drain", *drain != other.drain),
             ("snapshot", *snapshot != other.snapshot),
             ("telemetry", *telemetry != other.telemetry),
@@ -368,6 +378,14 @@ impl SidecarSettings {
         ];
         let changed = fields.into_iter().filter(|(_, is_other)| *is_other);
         changed.map(|(field, _)| field).collect()
+    }
+
+    /// The settings of the checks of Envoy and of each profile.
+    #[must_use]
+    pub(crate) fn all_authz(&self) -> AllSettings {
+        let profiles = self.http_authz.iter().flat_map(|it| &it.profiles);
+        let profiles = profiles.map(|profile| profile.authz.clone());
+        AllSettings::new(self.authz.clone(), profiles)
     }
 
     /// Checks the addresses again after flags have replaced some of the file.
@@ -379,6 +397,11 @@ impl SidecarSettings {
         if let Some(ip) = self.listen.ip() {
             refuse_plaintext_listener("listen", ip, self.listen_tls.is_some())?;
         }
+        if let Some(http_authz) = &self.http_authz
+            && let Some(ip) = http_authz.listen.ip()
+        {
+            refuse_plaintext_listener(http_authz::LISTEN, ip, http_authz.listen_tls.is_some())?;
+        }
         for endpoint in &self.control {
             check_endpoint(endpoint, self.control_tls.is_some())?;
         }
@@ -388,7 +411,7 @@ impl SidecarSettings {
     fn from_raw(raw: Raw, found: &mut Findings) -> Option<Self> {
         let node = NodeSettings::from_raw(raw.node.unwrap_or_default(), found);
         let listener = RawListener::<RawServer>::into_parts(raw.listen, "listen", found);
-        let listen = listener.listen(found).unwrap_or(DEFAULT_LISTEN);
+        let listen = listener.listen("listen", found).unwrap_or(DEFAULT_LISTEN);
         let http = found
             .parse("http", raw.http.as_ref(), value::address)
             .unwrap_or(DEFAULT_HTTP);
@@ -417,8 +440,24 @@ impl SidecarSettings {
             rules,
             credentials: of_rules,
         } = route::rules(raw.routes, &known, found);
-        let general = Placed::from_raw(raw.credentials.as_ref(), found);
+        let general = Placed::from_raw(raw.credentials.as_ref(), "credentials", found);
         let credentials = general.iter().map(|it| it.source.clone()).collect();
+        let shared = Shared {
+            keyrings: &known,
+            credentials: &general,
+        };
+        let http_authz = raw.http_authz;
+        let http_authz = http_authz.and_then(|raw| RawHttpAuthz::parse(raw, &shared, found));
+        if let Some(other) = &http_authz
+            && let Some(address) = other.fixed_address()
+            && (*address == listen || *address == Listen::Tcp(http))
+        {
+            found.note(
+                other.place,
+                http_authz::LISTEN,
+                "is the address of `listen` or `http` too, use another one",
+            );
+        }
         let placed = [general, of_rules].concat();
         let identity = raw
             .identity_headers
@@ -438,23 +477,28 @@ impl SidecarSettings {
         let telemetry =
             TelemetrySettings::from_raw(&raw.telemetry.unwrap_or_default(), SERVICE_NAME, found);
         let log = LogSettings::from_raw(&raw.log.unwrap_or_default(), found);
-        let authz = found.combine(|| {
-            authz::Settings::new(SettingsParts {
-                credentials,
-                routes: rules,
-                default_keyring: known.default_keyring().cloned(),
-                enforcements: keyrings.enforcements.clone(),
-                identity,
-                notices,
-                failed_credentials,
-                // Where it is none, a problem is noted.
-                client_address: client_address.unwrap_or_default(),
-            })
-        });
+        let parts = SettingsParts {
+            credentials,
+            routes: rules,
+            default_keyring: known.default_keyring().cloned(),
+            enforcements: keyrings.enforcements.clone(),
+            identity,
+            notices,
+            failed_credentials,
+            // Where it is none, a problem is noted.
+            client_address: client_address.unwrap_or_default(),
+            dialect: Dialect::Envoy,
+        };
+        let authz = found.combine(|| authz::Settings::new(parts.clone()));
+        // Without the settings of all checks, the problems of a profile would be repetitions.
+        let http_authz = http_authz
+            .filter(|_| authz.is_some())
+            .and_then(|parsed| parsed.finish(&parts, found));
         Some(Self {
             node: node?,
             listen,
             listen_tls: listener.tls,
+            http_authz,
             http,
             workers,
             control,

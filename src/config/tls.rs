@@ -215,12 +215,12 @@ impl ServerParts {
     }
 
     /// The same for a server that may also listen on a Unix socket.
-    pub(super) fn listen(&self, found: &mut Findings) -> Option<Listen> {
+    pub(super) fn listen(&self, field: &'static str, found: &mut Findings) -> Option<Listen> {
         let has_tls = self.tls.is_some();
-        found.parse("listen", self.address.as_ref(), |text| {
+        found.parse(field, self.address.as_ref(), |text| {
             let listen: Listen = text.parse()?;
             if let Some(ip) = listen.ip() {
-                refuse_plaintext_listener("listen", ip, has_tls).map_err(|error| error.rule())?;
+                refuse_plaintext_listener(field, ip, has_tls).map_err(|error| error.rule())?;
             } else if has_tls {
                 return Err(UNIX_TLS);
             }

@@ -41,7 +41,7 @@ pub enum InheritedError {
     },
     /// Nothing listens where the socket does.
     #[error(
-        "systemd passes a socket for {0}, but neither `listen` nor `http` is this address: make the addresses equal"
+        "systemd passes a socket for {0}, but none of `listen`, `http_authz.listen` and `http` is this address: make the addresses equal"
     )]
     Unused(String),
 }

@@ -1,4 +1,5 @@
-//! The listener for Envoy: one accept loop that spreads connections over the workers.
+//! The listeners for Envoy and for other proxies, each with one accept loop that
+//! spreads connections over the workers.
 
 use std::{
     fs, io,
@@ -101,7 +102,7 @@ impl Listener {
             Endpoint::Unix(path) if !self.is_inherited => Some(SocketFile(path)),
             Endpoint::Unix(_) | Endpoint::Tcp(_) => None,
         };
-        let mut acceptor = Acceptor::new("ext_authz");
+        let mut acceptor = Acceptor::new(workers.protocol().as_str());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -259,7 +260,7 @@ mod tests {
     use prometheus_client::metrics::counter::Counter;
 
     use super::*;
-    use crate::sidecar::spread::Intake;
+    use crate::sidecar::spread::{Intake, Protocol};
 
     #[tokio::test]
     async fn a_socket_that_was_left_behind_is_replaced() {
@@ -296,7 +297,7 @@ mod tests {
         let stop = CancellationToken::new();
         stop.cancel();
         let (worker, _arrivals) = Intake::new();
-        let workers = Spread::new(vec![worker], 1, Counter::default());
+        let workers = Spread::new(Protocol::Grpc, vec![worker], 1, Counter::default());
         listener.expect("it is bound").accept(workers, stop).await;
         assert!(!path.exists());
     }
@@ -324,7 +325,7 @@ mod tests {
             let stop = CancellationToken::new();
             stop.cancel();
             let (worker, mut arrivals) = Intake::new();
-            let workers = Spread::new(vec![worker], 10, Counter::default());
+            let workers = Spread::new(Protocol::Grpc, vec![worker], 10, Counter::default());
             listener.accept(workers, stop).await;
             let mut arrived = 0;
             while arrivals.try_recv().is_ok() {
@@ -345,7 +346,7 @@ mod tests {
         let stop = CancellationToken::new();
         stop.cancel();
         let (worker, mut arrivals) = Intake::new();
-        let workers = Spread::new(vec![worker], 10, Counter::default());
+        let workers = Spread::new(Protocol::Grpc, vec![worker], 10, Counter::default());
         listener
             .expect("it is inherited")
             .accept(workers, stop)

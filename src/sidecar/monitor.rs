@@ -36,6 +36,8 @@ pub(crate) struct Monitor {
     /// Has the settings in use.
     authorizer: Authorizer,
     reload: ReloadState,
+    /// The listener for proxies that ask over HTTP; none if it is not configured.
+    http_authz: Option<HttpAuthzStatus>,
     /// The state of the snapshot file; none if no file is configured.
     disk: Option<Arc<Disk>>,
 }
@@ -79,6 +81,9 @@ struct Status<'a> {
     /// Absent without a configuration file.
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<ReloadStatus>,
+    /// Absent if there is no listener for proxies that ask over HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_authz: Option<&'a HttpAuthzStatus>,
     control: Vec<EndpointStatus>,
     reconnects: u64,
     clock_skew_ms: i64,
@@ -166,6 +171,25 @@ struct ClientAddressStatus<'a> {
     envoy_appends: Option<bool>,
 }
 
+/// The listener for proxies that ask over HTTP.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct HttpAuthzStatus {
+    /// The bound address.
+    pub(super) address: String,
+    pub(super) profiles: Vec<ProfileStatus>,
+}
+
+/// What such a proxy asks for at one path.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ProfileStatus {
+    pub(super) path: String,
+    pub(super) dialect: &'static str,
+    pub(super) keyring: String,
+    pub(super) scopes: String,
+    /// The headers that the proxy must take from the answer, and remove where the answer lacks them.
+    pub(super) headers: Vec<String>,
+}
+
 #[derive(Serialize)]
 struct UsageStatus {
     /// The sequence number of the last report that is in the control plane's store.
@@ -214,6 +238,7 @@ impl Monitor {
             clock,
             authorizer,
             reload: state,
+            http_authz: None,
             disk: None,
         }
     }
@@ -222,6 +247,12 @@ impl Monitor {
     #[must_use]
     pub(crate) fn with_disk(self, disk: Option<Arc<Disk>>) -> Self {
         Self { disk, ..self }
+    }
+
+    /// Adds the listener for proxies that ask over HTTP to `/status`.
+    #[must_use]
+    pub(super) fn with_http_authz(self, http_authz: Option<HttpAuthzStatus>) -> Self {
+        Self { http_authz, ..self }
     }
 
     /// Waits until every keyring can be used. Cancellation safe.
@@ -267,7 +298,7 @@ impl Monitor {
                     self.tell(slot, condition);
                 }
             }
-            announce_trials(&slots, &self.authorizer.settings(), &mut trials);
+            announce_trials(&slots, self.authorizer.settings().envoy(), &mut trials);
             self.guard(&slots, &mut guards);
             self.measure(&metrics, &mut reconnects);
             let ready = self.readiness.is_ready();
@@ -499,7 +530,7 @@ impl StatusSource for Monitor {
             .keyrings
             .load()
             .iter()
-            .map(|slot| self.describe(slot, &settings))
+            .map(|slot| self.describe(slot, settings.envoy()))
             .collect();
         let is_degraded = keyrings
             .iter()
@@ -515,8 +546,9 @@ impl StatusSource for Monitor {
             blocked_by: self.readiness.blocked_by(),
             keyrings,
             patterns: self.patterns(&wanted),
-            client_address: ClientAddressStatus::of(settings.client_address()),
+            client_address: ClientAddressStatus::of(settings.envoy().client_address()),
             config: self.reload.status(),
+            http_authz: self.http_authz.as_ref(),
             control: self
                 .link
                 .endpoints()

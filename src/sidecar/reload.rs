@@ -176,7 +176,7 @@ impl Reloader {
             authorizer,
             ..
         } = &self.parts;
-        let authz = Arc::new(settings.authz.clone());
+        let authz = settings.all_authz();
         keyrings.reconfigure(settings.wanted(), || authorizer.settle(authz))?;
         self.level.set(settings.log.level);
         self.running = settings;

@@ -17,9 +17,10 @@ use tokio::sync::mpsc;
 use super::socket::Accepted;
 use crate::seldom::Seldom;
 
-/// Spreads connections over workers.
+/// Spreads the connections of one listener over workers.
 #[derive(Debug)]
 pub(super) struct Spread {
+    protocol: Protocol,
     intakes: Vec<Intake>,
     /// The index of the worker that is next among those with equally few connections.
     turn: usize,
@@ -41,9 +42,19 @@ pub(super) struct Intake {
 #[derive(Debug)]
 pub(super) struct Arrival {
     pub(super) socket: Accepted,
+    pub(super) protocol: Protocol,
     /// The limit on concurrent calls that is announced to its client.
     pub(super) streams: u32,
     pub(super) seat: Seat,
+}
+
+/// The protocol of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// Envoy's external authorization.
+    Grpc,
+    /// The questions of proxies that ask over HTTP.
+    Http,
 }
 
 /// Counts a connection of a worker until it is dropped.
@@ -59,6 +70,10 @@ pub(super) struct Ended;
 /// connection announces. So 512 connections are enough for two Envoys of 128 threads. A process may
 /// often have 1,024 files, and the other half is for everything else.
 pub(super) const MAX_CONNECTIONS: usize = 512;
+/// The maximum number of connections in all above which no further connection of a proxy that asks
+/// over HTTP is accepted. Such a proxy opens a connection for each check under way. The rest is for
+/// Envoy, which needs only a few.
+pub(super) const MAX_HTTP_CONNECTIONS: usize = 384;
 /// The number of concurrent calls that the connections of a worker share. At 7 µs for each call
 /// they are 14 ms of work. With all connections on one worker there may be 13,000 calls, which are
 /// 90 ms of work. By default, Envoy cancels a check after 200 ms. So calls that a worker cannot
@@ -82,14 +97,24 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 impl Spread {
     /// Creates a spread over the workers of `intakes`, which has at least one, with at most `max`
     /// connections in all. `refused` counts the connections above `max`.
-    pub(super) const fn new(intakes: Vec<Intake>, max: usize, refused: Counter) -> Self {
+    pub(super) const fn new(
+        protocol: Protocol,
+        intakes: Vec<Intake>,
+        max: usize,
+        refused: Counter,
+    ) -> Self {
         Self {
+            protocol,
             intakes,
             turn: 0,
             max,
             refused,
             told: Seldom::new(LOG_INTERVAL),
         }
+    }
+
+    pub(super) const fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// Gives a connection to the worker with the fewest connections. If `max` connections are open,
@@ -109,6 +134,7 @@ impl Spread {
         let intake = &self.intakes[chosen];
         let arrival = Arrival {
             socket,
+            protocol: self.protocol,
             streams: share(open[chosen]),
             seat: Seat::take(&intake.open),
         };
@@ -121,6 +147,7 @@ impl Spread {
         if self.told.is_due() {
             tracing::warn!(
                 max = self.max,
+                listener = self.protocol.as_str(),
                 refused = self.refused.get(),
                 "a connection was closed: too many are open"
             );
@@ -138,6 +165,16 @@ impl Intake {
 
     fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+}
+
+impl Protocol {
+    /// Returns the name of the listener in logs.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "ext_authz",
+            Self::Http => "http_authz",
+        }
     }
 }
 
@@ -188,7 +225,7 @@ mod tests {
             let (intakes, workers) = (0..workers).map(|_| Intake::new()).unzip();
             let refused = Counter::default();
             Self {
-                spread: Spread::new(intakes, max, refused.clone()),
+                spread: Spread::new(Protocol::Grpc, intakes, max, refused.clone()),
                 workers,
                 refused,
             }

@@ -15,8 +15,9 @@ use super::{
         connection::{ConnectionError, Services, serve, serve_tls},
         handler::CheckHandler,
     },
+    http_authz::{self, HttpAuthz},
     lock::RunLock,
-    spread::{Arrival, Intake},
+    spread::{Arrival, Intake, Protocol},
 };
 use crate::{
     shutdown::{Shutdown, unless_left_behind},
@@ -25,6 +26,16 @@ use crate::{
 
 /// The result of the task of a connection.
 type End = Result<Result<(), ConnectionError>, JoinError>;
+
+/// What each worker serves.
+pub(super) struct Served<H> {
+    /// What it serves to Envoy.
+    pub(super) grpc: Services<H>,
+    /// The TLS of connections of Envoy; none if they are in plaintext.
+    pub(super) grpc_tls: Option<TlsServer>,
+    /// What it serves to proxies that ask over HTTP; none if there is no listener for them.
+    pub(super) http: Option<HttpAuthz>,
+}
 
 /// What the life of all workers depends on, and what depends on it.
 #[derive(Clone)]
@@ -37,17 +48,15 @@ pub(super) struct Life {
     pub(super) lock: Option<RunLock>,
 }
 
-/// Starts worker number `index`. It serves `services` on the connections of the returned intake,
-/// over TLS if `tls` is set, and observes its own scheduling delay in `delays`, in seconds. The
-/// worker belongs to `shutdown`.
+/// Starts worker number `index`. It serves `served` on the connections of the returned intake, and
+/// observes its own scheduling delay in `delays`, in seconds. The worker belongs to `shutdown`.
 ///
 /// # Errors
 ///
 /// When the system creates no thread or no runtime.
 pub(super) fn start<H: CheckHandler>(
     index: usize,
-    services: Services<H>,
-    tls: Option<TlsServer>,
+    served: Served<H>,
     delays: Histogram,
     life: &Life,
     shutdown: &Shutdown,
@@ -62,7 +71,7 @@ pub(super) fn start<H: CheckHandler>(
     let stop = stop.child_token();
     let name = format!("check-{index}");
     let work = async move {
-        let served = serve_all(arrivals, services, tls, stop.clone());
+        let served = serve_all(arrivals, served, stop.clone());
         tokio::select! {
             _all_ended = unless_left_behind("checks", stop, served) => {}
             never = DelayProbe::new(index, delays).run() => match never {},
@@ -84,8 +93,7 @@ pub(super) fn start<H: CheckHandler>(
 /// Serves the connections that arrive before `stop`, until they end.
 async fn serve_all<H: CheckHandler>(
     mut arrivals: mpsc::Receiver<Arrival>,
-    services: Services<H>,
-    tls: Option<TlsServer>,
+    served: Served<H>,
     stop: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
@@ -94,8 +102,7 @@ async fn serve_all<H: CheckHandler>(
             Some(end) = connections.join_next() => note(end),
             arrival = arrivals.recv() => match arrival {
                 Some(arrival) => {
-                    let (services, stop) = (services.clone(), stop.clone());
-                    connections.spawn(attend(arrival, services, tls.clone(), stop));
+                    connections.spawn(attend(arrival, served.clone(), stop.clone()));
                 }
                 None => break,
             },
@@ -109,21 +116,41 @@ async fn serve_all<H: CheckHandler>(
 
 async fn attend<H: CheckHandler>(
     arrival: Arrival,
-    services: Services<H>,
-    tls: Option<TlsServer>,
+    served: Served<H>,
     stop: CancellationToken,
 ) -> Result<(), ConnectionError> {
     let Arrival {
         socket,
+        protocol,
         streams,
         seat: _seat,
     } = arrival;
+    let Served {
+        grpc,
+        grpc_tls,
+        http,
+    } = served;
     let socket = socket.register();
     let socket = socket.map_err(ConnectionError::Register)?;
-    match tls {
-        None => serve(socket, services, streams, stop).await,
-        // The future is boxed, so that the task of a plain connection needs no memory for TLS.
-        Some(tls) => Box::pin(serve_tls(socket, tls, services, streams, stop)).await,
+    // All other futures are boxed, so that the task of a plain connection of Envoy needs no memory
+    // for them.
+    match (protocol, grpc_tls) {
+        (Protocol::Grpc, None) => serve(socket, grpc, streams, stop).await,
+        (Protocol::Grpc, Some(tls)) => Box::pin(serve_tls(socket, tls, grpc, streams, stop)).await,
+        (Protocol::Http, _) => {
+            let http = http.expect("only a configured listener accepts connections");
+            Box::pin(http_authz::serve(socket, http, stop)).await
+        }
+    }
+}
+
+impl<H> Clone for Served<H> {
+    fn clone(&self) -> Self {
+        Self {
+            grpc: self.grpc.clone(),
+            grpc_tls: self.grpc_tls.clone(),
+            http: self.http.clone(),
+        }
     }
 }
 
@@ -177,6 +204,14 @@ mod tests {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
+    fn plain(grpc: Services<Echo>) -> Served<Echo> {
+        Served {
+            grpc,
+            grpc_tls: None,
+            http: None,
+        }
+    }
+
     fn delays() -> Histogram {
         Histogram::new([])
     }
@@ -197,9 +232,17 @@ mod tests {
         let shutdown = Shutdown::new();
         let life = life(&shutdown, None);
         let services = Services::new(Arc::<Echo>::default(), Routes::default());
-        let tls = Some(TlsServer::new(credentials));
-        let intake = start(0, services, tls, delays(), &life, &shutdown).expect("a thread");
-        let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
+        let over_tls = Served {
+            grpc_tls: Some(TlsServer::new(credentials)),
+            ..plain(services)
+        };
+        let intake = start(0, over_tls, delays(), &life, &shutdown).expect("a thread");
+        let mut workers = Spread::new(
+            Protocol::Grpc,
+            vec![intake],
+            MAX_CONNECTIONS,
+            Counter::default(),
+        );
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
         let given = workers.give(Accepted::Unix(server)).await;
@@ -226,10 +269,15 @@ mod tests {
         let lock = bind();
         assert!(lock.is_some(), "nobody else has this node");
         let life = life(&shutdown, lock);
-        let intake = start(0, services, None, delays(), &life, &shutdown);
+        let intake = start(0, plain(services), delays(), &life, &shutdown);
         drop(life);
         let intake = intake.expect("a thread");
-        let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
+        let mut workers = Spread::new(
+            Protocol::Grpc,
+            vec![intake],
+            MAX_CONNECTIONS,
+            Counter::default(),
+        );
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
         let given = workers.give(Accepted::Unix(server)).await;
@@ -258,8 +306,13 @@ mod tests {
         let shutdown = Shutdown::new();
         let life = life(&shutdown, None);
         let services = Services::new(Arc::<Echo>::default(), Routes::default());
-        let intake = start(0, services, None, delays(), &life, &shutdown).expect("a thread");
-        let mut workers = Spread::new(vec![intake], MAX_CONNECTIONS, Counter::default());
+        let intake = start(0, plain(services), delays(), &life, &shutdown).expect("a thread");
+        let mut workers = Spread::new(
+            Protocol::Grpc,
+            vec![intake],
+            MAX_CONNECTIONS,
+            Counter::default(),
+        );
         let (mut client, server) = UnixStream::pair().expect("two sockets");
         server.set_nonblocking(true).expect("a socket");
         let given = workers.give(Accepted::Unix(server)).await;

@@ -18,7 +18,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 
 use super::metrics::SidecarMetrics;
 use crate::{
-    authz::{CheckEvent, DenyReason, Observer, Outcome},
+    authz::{CheckEvent, DenyReason, Dialect, Observer, Outcome},
     clock::{BootTime, Clock},
     key::{KeyId, KeyState, KeyringName, RotationId, VersionNumber},
 };
@@ -38,6 +38,7 @@ macro_rules! log_line {
             .filter(|_| tracing::enabled!(tracing::Level::DEBUG));
         tracing::event!(
             tracing::Level::$level,
+            auth.dialect = event.dialect.as_str(),
             auth.decision = outcome.decision(),
             auth.deny.reason = outcome.denial().map(DenyReason::as_str),
             auth.keyring = keyring.map(|keyring| keyring.name.as_str()),
@@ -89,7 +90,7 @@ enum Subject<'a> {
     Unverified(Option<&'a KeyringName>, &'static str),
 }
 
-/// The name of the span, and the method of the call.
+/// The name of the span of a check of Envoy, and the method of the call.
 const METHOD: &str = "envoy.service.auth.v3.Authorization/Check";
 
 impl CheckTelemetry {
@@ -113,7 +114,7 @@ impl CheckTelemetry {
             Context::new().with_remote_span_context(parent.recording_context())
         });
         let builder = tracer
-            .span_builder(METHOD)
+            .span_builder(span_name(event.dialect))
             .with_kind(SpanKind::Server)
             .with_start_time(event.started)
             .with_attributes(attributes(event));
@@ -206,6 +207,15 @@ fn is_notable(event: &CheckEvent<'_>) -> bool {
     }
 }
 
+const fn span_name(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Envoy => METHOD,
+        Dialect::Traefik => "check for traefik",
+        Dialect::Caddy => "check for caddy",
+        Dialect::Nginx => "check for nginx",
+    }
+}
+
 fn subject<'a>(event: &CheckEvent<'a>) -> Subject<'a> {
     match event.decision.key() {
         Some(key) => Subject::Version(key.key_id(), key.version()),
@@ -219,12 +229,17 @@ fn subject<'a>(event: &CheckEvent<'a>) -> Subject<'a> {
 fn attributes(event: &CheckEvent<'_>) -> Vec<KeyValue> {
     let outcome = event.decision.outcome();
     let mut attributes = vec![
-        KeyValue::new("rpc.system.name", "grpc"),
-        KeyValue::new("rpc.method", METHOD),
-        // The status of the call, which always succeeds: a denial is an answer.
-        KeyValue::new("rpc.response.status_code", "OK"),
+        KeyValue::new("auth.dialect", event.dialect.as_str()),
         KeyValue::new("auth.decision", outcome.decision()),
     ];
+    if event.dialect == Dialect::Envoy {
+        attributes.extend([
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.method", METHOD),
+            // The status of the call, which always succeeds: a denial is an answer.
+            KeyValue::new("rpc.response.status_code", "OK"),
+        ]);
+    }
     if let Some(reason) = outcome.denial() {
         attributes.push(KeyValue::new("auth.deny.reason", reason.as_str()));
         if reason.is_our_fault() {

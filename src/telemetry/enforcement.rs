@@ -39,7 +39,7 @@ impl Collector for EnforcementCollector {
         )?;
         let settings = self.authorizer.settings();
         for slot in self.keyrings.load().iter() {
-            let is_enforced = settings.enforces(slot.name());
+            let is_enforced = settings.envoy().enforces(slot.name());
             let labels = [("keyring", slot.name().as_str())];
             ConstGauge::new(u64::from(is_enforced)).encode(enforced.encode_family(&labels)?)?;
         }

@@ -5,7 +5,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,7 +28,7 @@ use prometheus_client::{
 
 use super::cache::CacheCollector;
 use crate::{
-    authz::{CheckEvent, DenyReason, Outcome},
+    authz::{CheckEvent, DenyReason, Dialect, Outcome},
     clock::Clock,
     key::{KeyState, Timestamp},
     keyring::{HeldKey, Keyrings, Slot, Tally},
@@ -54,6 +57,8 @@ struct Checks {
     keyrings: Keyrings,
     /// For requests that were answered without a keyring.
     without_keyring: Tally,
+    /// For each dialect, the checks that were allowed and denied.
+    dialects: [[AtomicU64; 2]; Dialect::ALL.len()],
     allowed: Durations,
     denied: Durations,
 }
@@ -124,7 +129,7 @@ impl SidecarMetrics {
         );
         registry.register(
             "relatch_connections_refused",
-            "Number of connections of Envoy that were closed at once because too many were open",
+            "Number of connections of proxies that were closed at once because too many were open",
             metrics.connections_refused.clone(),
         );
         registry.register(
@@ -164,10 +169,16 @@ impl SidecarMetrics {
         let state = decision.key().map(HeldKey::state);
         let tally = event.slot.map_or(&self.checks.without_keyring, Slot::tally);
         tally.count(counter(outcome, state));
-        let durations = match outcome {
-            Outcome::Allowed | Outcome::Anonymous | Outcome::Preflight => &self.checks.allowed,
-            Outcome::WouldDeny(_) | Outcome::Denied(_) => &self.checks.denied,
+        let [allowed, denied] = &self.checks.dialects[event.dialect as usize];
+        let (durations, count) = match outcome {
+            Outcome::Allowed | Outcome::Anonymous | Outcome::Preflight => {
+                (&self.checks.allowed, allowed)
+            }
+            Outcome::WouldDeny(_) | Outcome::Denied(_) => (&self.checks.denied, denied),
         };
+        if event.dialect != Dialect::Envoy {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         let exemplar = event
             .parent
             .filter(TraceParent::is_sampled)
@@ -234,6 +245,7 @@ impl Checks {
         Self {
             keyrings: keyrings.clone(),
             without_keyring: Tally::default(),
+            dialects: Default::default(),
             allowed: HistogramWithExemplars::new(BUCKETS.into_iter()),
             denied: HistogramWithExemplars::new(BUCKETS.into_iter()),
         }
@@ -277,6 +289,21 @@ impl Collector for CheckCollector {
                     ("key_state", state.map_or("", KeyState::as_str)),
                 ];
                 ConstCounter::new(count).encode(checks.encode_family(&labels)?)?;
+            }
+        }
+        let mut over_http = encoder.encode_descriptor(
+            "relatch_http_authz_checks",
+            "Number of checks of proxies that ask over HTTP, by dialect and decision; relatch_checks has them too",
+            None,
+            MetricType::Counter,
+        )?;
+        for (dialect, counts) in Dialect::ALL.into_iter().zip(&self.0.dialects) {
+            for (decision, count) in ["allow", "deny"].into_iter().zip(counts) {
+                let count = count.load(Ordering::Relaxed);
+                if count > 0 {
+                    let labels = [("dialect", dialect.as_str()), ("decision", decision)];
+                    ConstCounter::new(count).encode(over_http.encode_family(&labels)?)?;
+                }
             }
         }
         let mut durations = encoder.encode_descriptor(

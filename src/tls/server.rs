@@ -15,7 +15,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Certificate, Credentials, HTTP2, HandshakeError, Identity, TlsError, TlsStream, WallClock,
+    Certificate, Credentials, HandshakeError, Identity, TlsError, TlsStream, WallClock,
     handshake::CLIENT,
     material::Material,
     provider,
@@ -163,7 +163,11 @@ impl TlsServer {
                 return Err(HandshakeError::from_io(CLIENT, error, certificate, None));
             }
         };
-        if stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
+        if !self
+            .credentials
+            .used()
+            .accepts(stream.get_ref().1.alpn_protocol())
+        {
             return Err(HandshakeError::no_http2(CLIENT));
         }
         let not_after = certificate.as_ref().map(Certificate::not_after);
@@ -209,7 +213,7 @@ impl TlsServer {
             ))
         })?;
         let mut config = builder.with_cert_resolver(Arc::clone(&own.pair) as _);
-        config.alpn_protocols = vec![HTTP2.to_vec()];
+        config.alpn_protocols = vec![self.credentials.used().protocol().to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;

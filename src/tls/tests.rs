@@ -504,6 +504,29 @@ async fn older_tls_and_other_protocols_are_refused() {
 }
 
 #[tokio::test]
+async fn a_server_of_http_1_accepts_clients_that_name_it_or_no_protocol() {
+    let mesh = Mesh::new();
+    let pair = mesh.server_pair();
+    let credentials = mesh
+        .files
+        .credentials(TlsUse::HttpAuthzServer, Some(&pair), None);
+    let world = World::start(TlsServer::new(credentials)).await;
+    let connect = async |alpn: &[&[u8]]| {
+        let client = foreign(&mesh, &[&rustls::version::TLS13], alpn);
+        client.connect(name(), world.socket().await).await
+    };
+    let http1: &[u8] = b"http/1.1";
+    for alpn in [&[][..], &[http1], &[b"h2", http1]] {
+        let mut connection = connect(alpn).await.expect("TLS");
+        connection.read_exact(&mut [0; 5]).await.expect("hello");
+        let agreed = connection.get_ref().1.alpn_protocol();
+        let expected = (!alpn.is_empty()).then_some(http1);
+        assert_eq!(agreed, expected);
+    }
+    assert!(connect(&[b"h2"]).await.is_err());
+}
+
+#[tokio::test]
 async fn no_session_is_resumed() {
     let mesh = Mesh::new();
     let world = open_world(&mesh).await;

@@ -1,6 +1,6 @@
-//! Integration tests: the real binary, real ports, real Envoy, real OpenBao, real databases.
+//! Integration tests: the real binary, real ports, real Envoy, Traefik, Caddy and nginx, real OpenBao, real databases.
 //!
-//! `scripts/test.sh` fetches the Envoys, the Node.js and the OpenBao that they run; `support/` holds one file for each thing
+//! `scripts/test.sh` fetches the proxies, the Node.js and the OpenBao that they run; `support/` holds one file for each thing
 //! that a test stands up.
 
 mod architecture;
@@ -10,6 +10,7 @@ mod docs;
 mod envoy_facts;
 mod faults;
 mod fuzz;
+mod http_authz;
 mod lifecycle;
 mod sbom;
 mod sinks;

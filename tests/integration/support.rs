@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod envoy;
 pub(crate) mod eventually;
 pub(crate) mod frames;
+pub(crate) mod gateway;
 pub(crate) mod load;
 pub(crate) mod loopback;
 pub(crate) mod openbao;

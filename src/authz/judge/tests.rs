@@ -5,7 +5,7 @@ use prost::Message as _;
 use super::*;
 use crate::{
     authz::{
-        DenyReason, Outcome, SettingsParts,
+        DenyReason, Outcome, Settings, SettingsParts,
         testing::{Message, REVISION, behind_proxies, keyrings, parts, settings, written},
     },
     budget::Rate,
@@ -440,12 +440,12 @@ fn settings_change_together_with_keyrings_and_a_new_rate_begins_anew() {
         ..parts()
     };
     let strict = Arc::new(Settings::new(strict).expect("valid settings"));
-    judge.settle(Arc::clone(&strict));
+    judge.settle(Arc::clone(&strict).into());
     assert_eq!(reason(), failed, "it waits for the change of the keyrings");
     keyrings.remove(&"empty".parse().expect("a name"));
     assert_eq!([reason(), reason()], [failed, too_many]);
     // A change of keyrings alone, and the same rate again, keep what was counted.
-    judge.settle(strict);
+    judge.settle(strict.into());
     keyrings.remove(&"empty".parse().expect("a name"));
     assert_eq!(reason(), too_many);
 }

@@ -166,6 +166,29 @@ impl CredentialSource {
         }
     }
 
+    /// Returns whether the credential is removed with its whole header.
+    #[must_use]
+    pub(crate) fn is_header(&self) -> bool {
+        self.pure_header().is_some() || self.shared_header().is_some()
+    }
+
+    /// Returns the header that has other values than credentials, too, and that is removed as a
+    /// whole if it holds one.
+    #[must_use]
+    pub(crate) fn shared_header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Header {
+                name,
+                scheme: Some(_),
+            } => Some(name),
+            Self::Basic { .. } => Some(&AUTHORIZATION),
+            Self::Header { scheme: None, .. }
+            | Self::WebSocketProtocol { .. }
+            | Self::Query { .. }
+            | Self::Cookie { .. } => None,
+        }
+    }
+
     /// Returns whether it is a header that a framework could mistake for `header`.
     #[must_use]
     pub(crate) fn folds_to(&self, header: &HeaderName) -> bool {

@@ -71,6 +71,10 @@ pub(in crate::sidecar) enum ConnectionError {
     /// The connection broke, or its bytes are not valid HTTP/2.
     #[error("HTTP/2")]
     Http2(#[from] h2::Error),
+    /// A connection of a proxy that asks over HTTP broke, was idle for too long, or its bytes are
+    /// not valid HTTP/1.1.
+    #[error("HTTP/1.1")]
+    Http1(#[from] hyper::Error),
 }
 
 /// A connection after its handshake.

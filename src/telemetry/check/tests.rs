@@ -17,7 +17,7 @@ use tracing::level_filters::LevelFilter;
 use super::*;
 use crate::{
     authz::{
-        Decision, DenyReason,
+        Decision, DenyReason, Dialect,
         client_address::ClientAddress,
         decision::Denial,
         testing::{CONFIRMED_AT, Message, decided, keyrings, settings},
@@ -117,6 +117,7 @@ impl Observed {
 
     fn observe(&self, decision: &Decision<'_>, traceparent: &str) {
         self.telemetry.observe(&CheckEvent {
+            dialect: Dialect::Envoy,
             decision,
             slot: None,
             client: Some(ClientAddress::of_peer([192, 0, 2, 1].into())),
@@ -221,6 +222,7 @@ fn a_span_has_the_documented_shape() {
         ("rpc.system.name", Value::from("grpc")),
         ("rpc.method", METHOD.into()),
         ("rpc.response.status_code", "OK".into()),
+        ("auth.dialect", "envoy".into()),
         ("auth.decision", "allow".into()),
         ("auth.keyring", "payments".into()),
         ("auth.keyring.revision", 7.into()),

@@ -5,7 +5,7 @@ use prometheus_client::encoding::text;
 use super::*;
 use crate::{
     authz::{
-        Decision,
+        Decision, Dialect,
         decision::Denial,
         testing::{CONFIRMED_AT, Message, decided, keyrings, settings},
     },
@@ -36,9 +36,14 @@ impl Scraped {
     }
 
     fn check(&self, decision: &Decision<'_>, traceparent: &str) {
+        self.check_of(Dialect::Envoy, decision, traceparent);
+    }
+
+    fn check_of(&self, dialect: Dialect, decision: &Decision<'_>, traceparent: &str) {
         let slots = self.keyrings.load();
         let facts = decision.keyring();
         self.metrics.check(&CheckEvent {
+            dialect,
             decision,
             slot: facts.and_then(|facts| slots.get(facts.name.as_str()).map(|slot| &**slot)),
             client: None,
@@ -156,4 +161,33 @@ fn the_other_instruments_have_their_names() {
     scraped.assert_line("relatch_discovery_reconnects_total 1");
     scraped.assert_line("relatch_spans_dropped_total 3");
     scraped.assert_line("relatch_clock_skew_seconds -0.25");
+}
+
+#[test]
+fn checks_over_http_are_counted_by_dialect_too() {
+    let scraped = Scraped::new();
+    let good = Message::get("/").header("x-api-key", scraped.secret.expose().to_owned());
+    let (allowed, denied) = (scraped.judged(&good), scraped.judged(&Message::get("/")));
+    scraped.check(&allowed, "");
+    for (dialect, decision) in [
+        (Dialect::Traefik, &allowed),
+        (Dialect::Traefik, &allowed),
+        (Dialect::Nginx, &denied),
+    ] {
+        scraped.check_of(dialect, decision, "");
+    }
+    for (labels, count) in [
+        (r#"dialect="traefik",decision="allow""#, 2),
+        (r#"dialect="nginx",decision="deny""#, 1),
+    ] {
+        scraped.assert_line(&format!(
+            "relatch_http_authz_checks_total{{{labels}}} {count}"
+        ));
+    }
+    let text = scraped.text();
+    let lines = text.lines();
+    let series = lines.filter(|line| line.starts_with("relatch_http_authz_checks_total"));
+    assert_eq!(series.count(), 2, "{text}");
+    let all = r#"keyring="payments",decision="allow",reason="ok",key_state="active""#;
+    scraped.assert_line(&format!("relatch_checks_total{{{all}}} 3"));
 }

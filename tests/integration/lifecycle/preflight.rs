@@ -132,6 +132,43 @@ async fn everything_that_would_stop_a_sidecar_is_found_at_once() {
 }
 
 #[tokio::test]
+async fn the_listener_over_http_is_checked_too() {
+    let machine = Machine::new();
+    let certs = machine.certificates("certs").await;
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = taken.local_addr().expect("it is bound");
+    let yaml = format!(
+        "node: {{ id: edge-1 }}\n\
+         listen: 127.0.0.1:0\n\
+         http: 127.0.0.1:0\n\
+         http_authz:\n\
+         \x20 listen:\n\
+         \x20   address: {address}\n\
+         \x20   tls: {{ cert: {certs}/ext-authz.pem, key: {certs}/control.key }}\n\
+         \x20 profiles: [{{ name: shop, dialect: caddy, keyring: payments }}]\n\
+         control: {{ endpoints: [\"http://127.0.0.1:9010\"] }}\n\
+         keyrings: [{{ name: payments }}]\n"
+    );
+    let file = machine.write("sidecar.yaml", &yaml, 0o644);
+    let checked = check(&file, &[]).await;
+    assert_eq!(
+        findings(&checked),
+        [
+            (6, "http_authz.listen", "choose another port"),
+            (
+                7,
+                "http_authz.listen.tls.key",
+                "is not the key of the certificate"
+            ),
+        ]
+        .map(said(&checked))
+    );
+    let summary = document(&checked)["summary"].to_string();
+    let end = format!("; over HTTP on {address}: shop for caddy\"");
+    assert!(summary.ends_with(&end), "{summary}");
+}
+
+#[tokio::test]
 async fn a_key_that_is_wrong_does_not_hide_what_is_wrong_with_its_certificate() {
     const CERT: &str = "listen.tls.cert";
     const KEY: &str = "listen.tls.key";

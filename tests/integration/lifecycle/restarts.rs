@@ -128,8 +128,9 @@ async fn a_passed_socket_that_nobody_uses_is_refused() {
     let status = process.exit().await;
     assert!(!status.success());
     let printed = process.lines().join("\n");
-    let expected =
-        format!("systemd passes a socket for {address}, but neither `listen` nor `http`");
+    let expected = format!(
+        "systemd passes a socket for {address}, but none of `listen`, `http_authz.listen` and `http`"
+    );
     assert!(printed.contains(&expected), "{printed}");
 }
 

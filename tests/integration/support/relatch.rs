@@ -64,6 +64,7 @@ pub(crate) struct Sidecar {
     /// The running program, for signals and for what it printed.
     pub(crate) process: Process,
     ext_authz: AuthzAddress,
+    http_authz: Option<SocketAddr>,
     http: SocketAddr,
     config: TempDir,
 }
@@ -338,9 +339,14 @@ impl Sidecar {
             None => AuthzAddress::Tcp(ext_authz.parse().expect("an address is logged")),
         };
         let http = field(&line, "http").parse().expect("an address is logged");
+        let http_authz = line
+            .contains("http_authz")
+            .then(|| field(&line, "http_authz"));
+        let http_authz = http_authz.and_then(|address| address.parse().ok());
         Self {
             process,
             ext_authz,
+            http_authz,
             http,
             config,
         }
@@ -358,6 +364,11 @@ impl Sidecar {
     /// Where Envoy asks.
     pub(crate) fn ext_authz(&self) -> AuthzAddress {
         self.ext_authz.clone()
+    }
+
+    /// Where proxies ask over HTTP; panics when its file has no listener for them on TCP.
+    pub(crate) fn http_authz(&self) -> SocketAddr {
+        self.http_authz.expect("it is configured")
     }
 
     /// Metrics, probes and status.

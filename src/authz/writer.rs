@@ -31,9 +31,11 @@ impl<'b> Writer<'b> {
     }
 
     pub(super) fn text(&mut self, field: u32, text: &str) {
-        self.message(field, |message| {
-            message.0.extend_from_slice(text.as_bytes());
-        });
+        self.bytes(field, text.as_bytes());
+    }
+
+    pub(super) fn bytes(&mut self, field: u32, bytes: &[u8]) {
+        self.message(field, |message| message.0.extend_from_slice(bytes));
     }
 
     /// Writes the name of a header in lower case. A byte that is not ASCII, which no name of a
