@@ -260,7 +260,8 @@ impl Receiver {
     /// Returns the message that asks for the keyrings that the patterns match; none if the open
     /// stream knows the patterns.
     pub(crate) fn find(&mut self) -> Option<discovery::SidecarMessage> {
-        self.finder.ask().map(Answer::Find).map(message)
+        let find = self.finder.ask(self.beats.last());
+        find.map(Answer::Find).map(message)
     }
 
     /// Follows a new configuration on the open stream, and returns the messages about it:
@@ -658,7 +659,7 @@ impl Receiver {
             }
         }
         outcome.answers.extend(self.end_unlisted());
-        self.finder.answered();
+        self.finder.answered(answer.beat);
         // A report that is still being sent is completed first: an ack also covers all messages
         // before it.
         if self.report.is_empty() {

@@ -54,6 +54,9 @@ pub(crate) struct ModeError(pub(crate) KeyringName);
 #[derive(Debug, Default)]
 struct Changing {
     observers: Vec<Weak<dyn SlotsObserver>>,
+    /// The slots of keyrings that the configuration does not ask for any more, and that are still
+    /// in memory. One that it asks for again continues with its slot.
+    parting: BTreeMap<KeyringName, Arc<Slot>>,
     /// The counters of every keyring that the process has held.
     counts: BTreeMap<KeyringName, Arc<Counts>>,
 }
@@ -117,7 +120,7 @@ impl Keyrings {
     ) -> Result<(), ModeError> {
         let mut changing = self.changing();
         let held = self.load();
-        for slot in held.iter() {
+        for slot in held.iter().chain(changing.parting.values()) {
             let mode = wanted.of(slot.name()).map(|(_, mode)| mode);
             if mode.is_some_and(|mode| mode != slot.mode()) {
                 return Err(ModeError(slot.name().clone()));
@@ -128,10 +131,19 @@ impl Keyrings {
             if let Some((staleness, _)) = wanted.of(slot.name()) {
                 slot.limit(staleness);
                 slots.push(Arc::clone(slot));
+            } else {
+                let parting = Arc::clone(slot);
+                changing.parting.insert(slot.name().clone(), parting);
             }
         }
         for (name, staleness, mode) in wanted.named() {
-            if held.get(name.as_str()).is_none() {
+            if held.get(name.as_str()).is_some() {
+                continue;
+            }
+            if let Some(slot) = changing.parting.remove(name) {
+                slot.limit(staleness);
+                slots.push(slot);
+            } else {
                 let counts = changing.counts.entry(name.clone()).or_default();
                 slots.push(self.slot(name.clone(), staleness, mode, counts));
             }
@@ -177,6 +189,12 @@ impl Keyrings {
         let slots = others.chain([&added]).cloned().collect();
         self.publish(&mut changing, slots);
         Some(added)
+    }
+
+    /// Notes that a keyring which the configuration does not ask for any more is not in memory any
+    /// more.
+    pub(crate) fn release(&self, name: &KeyringName) {
+        self.changing().parting.remove(name);
     }
 
     /// Removes a keyring. A check that has begun with it keeps its slot.
@@ -393,6 +411,22 @@ mod tests {
         assert_eq!(found.staleness().deny_after, Duration::from_mins(5));
         assert!(keyrings.find(&name("y-1")).is_none(), "no pattern finds it");
         assert!(keyrings.find(&name("x-2")).is_some());
+    }
+
+    #[test]
+    fn a_keyring_that_is_asked_for_again_before_it_is_erased_continues() {
+        let keyrings = keyrings(&["a", "b"]);
+        let slot = keyrings.get(&name("a")).expect("it is held");
+        for is_released in [false, true] {
+            want(&keyrings, &["b"], "x-*").expect("nothing changes its mode");
+            assert_eq!(held(&keyrings), ["b"]);
+            if is_released {
+                keyrings.release(&name("a"));
+            }
+            want(&keyrings, &["a", "b"], "x-*").expect("nothing changes its mode");
+            let again = keyrings.get(&name("a")).expect("it is held");
+            assert_eq!(Arc::ptr_eq(&again, &slot), !is_released);
+        }
     }
 
     #[test]

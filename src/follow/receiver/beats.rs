@@ -55,6 +55,11 @@ impl Beats {
         }
     }
 
+    /// Returns the number of the last beat; 0 before the first one.
+    pub(super) const fn last(&self) -> u64 {
+        self.number
+    }
+
     /// Returns when the answered beat was sent; none if a newer one was answered before, or the
     /// number is unknown. The answer covers all beats before it, too.
     pub(super) fn answered(&mut self, number: u64) -> Option<Reading> {

@@ -15,6 +15,8 @@ pub(super) struct Finder {
     keyrings: Keyrings,
     /// The patterns that were sent on the open stream.
     asked: Vec<String>,
+    /// The last beat before the patterns were sent: an answer to it may precede the list.
+    asked_after: u64,
     /// The keyrings of the newest list on the open stream; none before the first one.
     listed: Option<BTreeSet<KeyringName>>,
     /// Whether the newest list has every keyring.
@@ -42,6 +44,7 @@ impl Finder {
         Self {
             keyrings,
             asked: Vec::new(),
+            asked_after: 0,
             listed: None,
             is_whole: false,
             ended: BTreeSet::new(),
@@ -56,7 +59,8 @@ impl Finder {
     }
 
     /// Returns the message that asks for a list; none if the patterns are those that were sent.
-    pub(super) fn ask(&mut self) -> Option<discovery::Find> {
+    /// `last_beat` is the number of the last beat.
+    pub(super) fn ask(&mut self, last_beat: u64) -> Option<discovery::Find> {
         let wanted = self.keyrings.wanted();
         let rules = wanted.rules().iter();
         let patterns: Vec<_> = rules.map(|rule| rule.pattern.to_string()).collect();
@@ -65,18 +69,25 @@ impl Finder {
         }
         self.listed = None;
         self.asked.clone_from(&patterns);
+        self.asked_after = last_beat;
         Some(discovery::Find { patterns })
     }
 
-    /// Notes an answer to a beat. It follows the list, unless the control plane does not know
-    /// patterns.
-    pub(super) fn answered(&mut self) {
-        if !self.is_answered() {
+    /// Notes an answer to a beat. A beat that was sent after the patterns is answered after the
+    /// list, unless the control plane does not know patterns.
+    pub(super) fn answered(&mut self, beat: u64) {
+        if beat > self.asked_after && !self.is_answered() {
             self.is_ignored = true;
             tracing::error!(
                 "the control plane does not answer to the patterns of this sidecar, so that it finds no keyring: update the control plane"
             );
         }
+    }
+
+    /// Returns whether the control plane of the open stream ignores the patterns.
+    #[cfg(test)]
+    pub(super) const fn is_ignored(&self) -> bool {
+        self.is_ignored
     }
 
     /// Returns whether no list is missing on the open stream, or none will come.
@@ -134,6 +145,7 @@ impl Finder {
     /// configuration names it, it is not shown any more.
     pub(super) fn lose(&mut self, name: &KeyringName) -> bool {
         let is_ended = self.ended.remove(name);
+        self.keyrings.release(name);
         let is_named = self.keyrings.wanted().is_named(name);
         if !is_named {
             self.keyrings.remove(name);

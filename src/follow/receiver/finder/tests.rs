@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -329,4 +329,55 @@ fn what_a_configuration_gives_up_while_there_is_no_stream_ends_on_the_next_one()
     );
     sidecar.forbid("payments", 1);
     assert_eq!(sidecar.receiver.subscriptions(), []);
+}
+
+#[test]
+fn a_keyring_that_is_given_up_and_asked_for_again_without_a_stream_continues() {
+    let mut sidecar = Sidecar::new();
+    let slot = sidecar.keyrings.get(&testing::keyring_name());
+    let slot = slot.expect("it is held");
+    sidecar.receiver.disconnected();
+    for named in [&[][..], &[testing::keyring_name()]] {
+        let named = named.iter().cloned();
+        let named = named.map(|name| (name, Staleness::default(), Mode::Full));
+        let wanted = Wanted::new(named, Vec::new());
+        let configured = sidecar.keyrings.reconfigure(wanted, || {});
+        configured.expect("nothing changes its mode");
+    }
+    assert_eq!(sidecar.receiver.subscriptions().len(), 1);
+    sidecar.receiver.connected();
+    assert_eq!(sidecar.receiver.reconfigure(), []);
+    sidecar.take(Kind::Settings(settings(Epoch::new(1))));
+    let again = sidecar.keyrings.get(&testing::keyring_name());
+    let again = again.expect("it is held");
+    assert!(
+        Arc::ptr_eq(&slot, &again),
+        "what arrives is in use for checks"
+    );
+}
+
+#[test]
+fn an_answer_to_a_beat_before_the_patterns_does_not_show_that_they_are_ignored() {
+    let mut sidecar = Sidecar::new();
+    let Some(Said::Beat(before)) = sidecar.receiver.next_beat().kind else {
+        panic!("it is a beat");
+    };
+    sidecar.list(&["k1"]);
+    let hour = Duration::from_hours(1);
+    assert!(!sidecar.configure(&["payments"], "x*", hour).is_empty());
+    let answer = |beat| {
+        Kind::BeatAnswer(discovery::BeatAnswer {
+            beat,
+            sent_at: Some(Timestamp::from_millis(1_000).to_wire()),
+            beat_every_ms: 5_000,
+            keyrings: Vec::new(),
+        })
+    };
+    sidecar.take(answer(before.number));
+    assert!(!sidecar.receiver.finder.is_ignored());
+    let Some(Said::Beat(after)) = sidecar.receiver.next_beat().kind else {
+        panic!("it is a beat");
+    };
+    sidecar.take(answer(after.number));
+    assert!(sidecar.receiver.finder.is_ignored());
 }
