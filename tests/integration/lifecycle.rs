@@ -1,6 +1,7 @@
 //! The control path with the real binary: how keys come, change and go, and what outlives which process.
 
 mod admin_port;
+mod allocator;
 mod automation;
 mod clocks;
 mod command_line;

@@ -19,6 +19,8 @@ struct Round {
     ready: f64,
     /// The resident memory, in bytes.
     resident: f64,
+    /// The resident memory that is no unchanged page of a file, in bytes: nobody else can use it.
+    private: f64,
 }
 
 const PART: &str = "memory";
@@ -67,7 +69,22 @@ pub(super) fn measure(bench: Bench<'_>) -> Result<Shown> {
     for (size, rounds) in sizes.iter().zip(&measured) {
         let mebibytes = figures(rounds, |round| round.resident / f64::from(1 << 20));
         let name = format!("{} keys: resident", grouped(*size));
-        rows.push(Row::new(PART, name, Unit::Mebibytes, mebibytes));
+        let row = Row::new(PART, name, Unit::Mebibytes, mebibytes);
+        rows.push(if *size == plan.few {
+            row.target(Target::AtMost(16.0))
+        } else {
+            row
+        });
+    }
+    for (size, rounds) in sizes.iter().zip(&measured) {
+        let mebibytes = figures(rounds, |round| round.private / f64::from(1 << 20));
+        let name = format!("{} keys: private", grouped(*size));
+        let row = Row::new(PART, name, Unit::Mebibytes, mebibytes);
+        rows.push(if *size == plan.few {
+            row.target(Target::AtMost(4.0))
+        } else {
+            row
+        });
     }
     for (size, rounds) in sizes.iter().zip(&measured) {
         let ready = figures(rounds, |round| round.ready);
@@ -114,16 +131,26 @@ impl Round {
             let stood = clock.boot().saturating_since(since);
             Ok((stood >= SETTLES_WITHIN).then_some(now))
         })?;
-        Ok(Self { ready, resident })
+        let private = bytes(&format!("/proc/{id}/smaps_rollup"), "Private_Dirty:")?;
+        Ok(Self {
+            ready,
+            resident,
+            private,
+        })
     }
 }
 
 /// The resident memory of a process, in bytes (`VmRSS`, proc(5)).
 fn resident(id: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-    let kibibytes = status
+    bytes(&format!("/proc/{id}/status"), "VmRSS:")
+}
+
+/// The value of a line of a file of proc(5) that counts KiB, in bytes.
+fn bytes(file: &str, line: &str) -> Result<f64> {
+    let text = fs::read_to_string(file)?;
+    let kibibytes = text
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"))
-        .context("no memory is told of")?;
+        .find_map(|found| found.strip_prefix(line)?.strip_suffix("kB"))
+        .with_context(|| format!("{file} has no {line}"))?;
     Ok(kibibytes.trim().parse::<f64>()? * 1024.0)
 }
