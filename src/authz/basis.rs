@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::{all_settings::AllSettings, failures::FailureBudgets};
+use super::{all_settings::AllSettings, failures::Failures};
 use crate::keyring::{Keyrings, Slot, Slots, SlotsObserver};
 
 /// The settings and the keyrings by which a check is judged. Immutable: a change replaces it.
@@ -15,7 +15,7 @@ use crate::keyring::{Keyrings, Slot, Slots, SlotsObserver};
 pub(super) struct Basis {
     pub(super) settings: AllSettings,
     /// The budgets of failed credentials, which outlive a change of the keyrings.
-    pub(super) failures: Arc<FailureBudgets>,
+    pub(super) failures: Arc<Failures>,
     slots: Arc<Slots>,
 }
 
@@ -40,7 +40,7 @@ impl Basis {
 impl CurrentBasis {
     /// Returns the basis of `settings` and `keyrings`, which follows each change of the keyrings.
     pub(super) fn of(settings: AllSettings, keyrings: &Keyrings) -> Arc<Self> {
-        let failures = Arc::new(FailureBudgets::new(settings.envoy().failed_credentials()));
+        let failures = Arc::new(Failures::new(settings.envoy().failed_credentials()));
         let basis = Arc::new(Self {
             basis: ArcSwap::from_pointee(Basis {
                 settings,
@@ -77,7 +77,7 @@ impl SlotsObserver for CurrentBasis {
         let failures = if rate == former.settings.envoy().failed_credentials() {
             Arc::clone(&former.failures)
         } else {
-            Arc::new(FailureBudgets::new(rate))
+            Arc::new(Failures::new(rate))
         };
         self.basis.store(Arc::new(Basis {
             settings,

@@ -32,6 +32,8 @@ pub(crate) struct Search<'a> {
     pub(super) credential: Result<Option<Credential<'a>>, NoCredential>,
     /// The places that hold a credential.
     pub(super) found: Places,
+    /// Whether a credential is where relatch cannot remove it: in a cookie behind a comma.
+    pub(super) is_hidden: bool,
 }
 
 /// The reason why a request has credentials, but none to judge.
@@ -52,6 +54,7 @@ struct Collector<'a> {
     repeated: Places,
     found: Places,
     conflict: bool,
+    is_hidden: bool,
     malformed: Option<NoCredential>,
 }
 
@@ -71,6 +74,7 @@ impl<'a> Search<'a> {
             repeated: Places::default(),
             found: Places::default(),
             conflict: false,
+            is_hidden: false,
             malformed: None,
         };
         for header in input.headers() {
@@ -126,7 +130,7 @@ impl<'a> Collector<'a> {
                     self.offer_with_scheme(at, BASIC, header.value, |value| part.of(value));
                 }
                 CredentialSource::Cookie { name } if header.is("cookie") => {
-                    self.conflict |= cookie::hides(header.value, name.as_str());
+                    self.is_hidden |= cookie::hides(header.value, name.as_str());
                     let named = cookie::cookies(header.value)
                         .filter(|cookie| cookie.name == name.as_str().as_bytes());
                     for cookie in named {
@@ -190,11 +194,15 @@ impl<'a> Collector<'a> {
                 self.malformed.get_or_insert(NoCredential::Malformed(None));
             }
         }
-        self.conflict |= header
+        let has_later = header
             .split(|b| *b == b',')
             .skip(1)
             .filter_map(|value| after_scheme(value, scheme))
             .any(|credential| !credential.is_empty());
+        if has_later {
+            self.found.add(at);
+            self.conflict = true;
+        }
     }
 
     const fn occurs(&mut self, at: usize) {
@@ -230,7 +238,7 @@ impl<'a> Collector<'a> {
     fn finish(self) -> Search<'a> {
         let credential = if let Some(malformed) = self.malformed {
             Err(malformed)
-        } else if self.conflict || self.repeated.overlaps(self.found) {
+        } else if self.conflict || self.is_hidden || self.repeated.overlaps(self.found) {
             Err(NoCredential::Ambiguous)
         } else {
             Ok(self.value.map(Credential))
@@ -238,6 +246,7 @@ impl<'a> Collector<'a> {
         Search {
             credential,
             found: self.found,
+            is_hidden: self.is_hidden,
         }
     }
 }

@@ -4,13 +4,24 @@
 use std::{
     hash::{BuildHasher as _, RandomState},
     net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use super::settings::Enforcement;
 use crate::{
     budget::{Budget, Rate},
     clock::BootTime,
 };
+
+/// The budgets of the requests that are enforced, and of those in a trial: a trial does not spend
+/// the budgets of others.
+#[derive(Debug)]
+pub(super) struct Failures {
+    rate: Rate,
+    enforced: FailureBudgets,
+    /// Created with the first trial.
+    observed: OnceLock<FailureBudgets>,
+}
 
 /// A budget for each source, which is the address of a client: an IPv4 address, or an IPv6 network of 64 bits, because one machine
 /// can have all its addresses.
@@ -28,6 +39,26 @@ pub(super) struct FailureBudgets {
 const CELLS: usize = 4096;
 /// The length of the network part of an IPv6 address, in bits.
 const NETWORK_BITS: u32 = 64;
+
+impl Failures {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            enforced: FailureBudgets::new(rate),
+            observed: OnceLock::new(),
+        }
+    }
+
+    /// Returns the budgets of requests with this enforcement.
+    pub(super) fn of(&self, enforcement: Enforcement) -> &FailureBudgets {
+        match enforcement {
+            Enforcement::Enforced => &self.enforced,
+            Enforcement::Observed { .. } => {
+                self.observed.get_or_init(|| FailureBudgets::new(self.rate))
+            }
+        }
+    }
+}
 
 impl FailureBudgets {
     pub(super) fn new(rate: Rate) -> Self {

@@ -15,7 +15,10 @@ mod original;
 use bytes::BytesMut;
 use http::{HeaderMap, Response};
 
-use super::{check::Metadata, later::LaterAnswer, request::RequestError, service::Authorizer};
+use super::{
+    all_settings::AllSettings, check::Metadata, later::LaterAnswer, request::RequestError,
+    service::Authorizer, settings::Settings,
+};
 use crate::key::{KeyringName, Scopes};
 use original::Original;
 
@@ -26,6 +29,16 @@ pub(crate) struct ForwardAuth {
     keyring: KeyringName,
     /// The scopes that a key must have, separated by spaces.
     scopes: String,
+}
+
+/// A check that was asked.
+pub(crate) struct Asked {
+    /// The serialized `CheckResponse`; empty if it is known later.
+    answer: BytesMut,
+    /// The future that yields the response, if the key has to be looked up.
+    later: Option<LaterAnswer>,
+    /// The settings by which it is judged.
+    settings: AllSettings,
 }
 
 /// The initial size of the buffer for a message, in bytes: the original request with its headers.
@@ -45,17 +58,38 @@ impl ForwardAuth {
         }
     }
 
-    /// Asks about the original request that `headers` describe. Returns the serialized
-    /// `CheckResponse`, or the future that yields it if the key has to be looked up.
+    /// Asks about the original request that `headers` describe.
     #[must_use]
-    pub(crate) fn ask(&self, headers: &HeaderMap) -> (BytesMut, Option<LaterAnswer>) {
+    pub(crate) fn ask(&self, headers: &HeaderMap) -> Asked {
+        let basis = self.authorizer.load();
+        let settings = basis.settings.clone();
         let mut message = BytesMut::with_capacity(MESSAGE);
         let mut answer = BytesMut::with_capacity(ANSWER);
-        let written = self.write_question(headers, &mut message);
+        let written = self.write_question(self.of(&settings), headers, &mut message);
         let message = written.map(|()| &*message);
         let metadata = Metadata::default();
-        let later = self.authorizer.answer(message, metadata, &mut answer);
-        (answer, later)
+        let later = self
+            .authorizer
+            .answer_by(basis, message, metadata, &mut answer);
+        Asked {
+            answer,
+            later,
+            settings,
+        }
+    }
+
+    /// Answers the check with `headers`, after the lookup of its key if there is one. An answer that
+    /// is not clearly an allow is a denial.
+    pub(crate) async fn answer(&self, asked: Asked, headers: &HeaderMap) -> Response<String> {
+        let Asked {
+            answer,
+            later,
+            settings,
+        } = asked;
+        match later {
+            None => self.respond(&settings, headers, &answer),
+            Some(later) => self.respond(&settings, headers, &later.await),
+        }
     }
 
     /// Counts a request whose head is larger than the connection reads.
@@ -68,22 +102,28 @@ impl ForwardAuth {
         debug_assert!(later.is_none(), "what is not read has no key");
     }
 
-    /// Translates the serialized `CheckResponse` to the check with `headers`. A response that is not
-    /// clearly an allow is a denial.
-    #[must_use]
-    pub(crate) fn respond(&self, headers: &HeaderMap, answer: &[u8]) -> Response<String> {
-        let settings = self.authorizer.settings();
-        answer::respond(settings.of(self.authorizer.profile()), headers, answer)
+    /// Translates the serialized `CheckResponse` to the check with `headers`.
+    fn respond(
+        &self,
+        settings: &AllSettings,
+        headers: &HeaderMap,
+        answer: &[u8],
+    ) -> Response<String> {
+        answer::respond(self.of(settings), headers, answer)
+    }
+
+    /// Returns the settings of this profile.
+    fn of<'s>(&self, settings: &'s AllSettings) -> &'s Settings {
+        settings.of(self.authorizer.profile())
     }
 
     /// Writes the original request as a serialized `CheckRequest`.
     fn write_question(
         &self,
+        settings: &Settings,
         headers: &HeaderMap,
         message: &mut BytesMut,
     ) -> Result<(), RequestError> {
-        let settings = self.authorizer.settings();
-        let settings = settings.of(self.authorizer.profile());
         let mut shared = settings.shared_headers();
         if shared.any(|name| headers.get_all(name).iter().count() > 1) {
             return Err(RequestError::RepeatedHeader);

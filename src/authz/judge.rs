@@ -12,10 +12,11 @@ use bytes::BytesMut;
 
 use super::{
     all_settings::AllSettings,
-    basis::{Basis, CurrentBasis},
+    basis::{Basis, CurrentBasis, LoadedBasis},
     check::{Arrival, Check, Metadata, Moment},
     decision::{Decision, Denial, HeldKeyring, LookedUp, Verdict, decide},
     event::{CheckEvent, Observer},
+    failures::FailureBudgets,
     question::{Question, QuestionError},
     request::CheckInput,
     response::{self, About, Form},
@@ -91,9 +92,9 @@ impl Judge {
         }
     }
 
-    /// Returns the settings of the checks that begin now.
-    pub(super) fn settings(&self) -> AllSettings {
-        self.basis.load().settings.clone()
+    /// Returns the basis of a check that begins now.
+    pub(super) fn load(&self) -> LoadedBasis {
+        self.basis.load()
     }
 
     /// Returns the profile whose settings apply; none for those of Envoy.
@@ -107,7 +108,18 @@ impl Judge {
     }
 
     /// Creates a check that arrives now.
+    #[cfg(test)]
     pub(super) fn begin<'a>(&self, message: &'a [u8], metadata: Metadata) -> Check<'a> {
+        self.begin_by(self.load(), message, metadata)
+    }
+
+    /// Creates a check that arrives now, and that is judged by `basis`.
+    pub(super) fn begin_by<'a>(
+        &self,
+        basis: LoadedBasis,
+        message: &'a [u8],
+        metadata: Metadata,
+    ) -> Check<'a> {
         let started = self.clock.system_time();
         let moment = self.moment(started.into());
         let arrival = Arrival {
@@ -117,7 +129,7 @@ impl Judge {
         Check {
             message: Cow::Borrowed(message),
             metadata,
-            basis: self.basis.load(),
+            basis,
             arrival,
             moment,
             looked_up: LookedUp::default(),
@@ -193,7 +205,8 @@ impl Judge {
             .map(|look| HeldKeyring::new(look, &check.looked_up));
         let verdict = decide(&question, held.as_ref(), moment.wall);
         let charged = client.charged();
-        let verdict = basis.within_budget(verdict, held.as_ref(), charged, moment.read.boot);
+        let failures = basis.failures.of(question.route().enforcement);
+        let verdict = failures.within(verdict, held.as_ref(), charged, moment.read.boot);
         let decision = match verdict {
             Verdict::Decided(decision) => decision.enforced(&question),
             Verdict::LookUp(digest) => {
@@ -257,11 +270,11 @@ impl Judge {
     }
 }
 
-impl Basis {
+impl FailureBudgets {
     /// Returns the verdict, or a denial if `source` has presented too many failed credentials. A
     /// key in memory still passes. Other keys of this source are not looked up while its budget is
     /// spent.
-    fn within_budget<'v>(
+    fn within<'v>(
         &self,
         verdict: Verdict<'v>,
         held: Option<&HeldKeyring<'v>>,
@@ -273,7 +286,7 @@ impl Basis {
         };
         let is_too_many = match &verdict {
             Verdict::Decided(Decision::Deny(denial)) => {
-                denial.reason().is_failed_credential() && !self.failures.take(source, now)
+                denial.reason().is_failed_credential() && !self.take(source, now)
             }
             Verdict::Decided(
                 Decision::Allow(_)
@@ -281,7 +294,7 @@ impl Basis {
                 | Decision::Preflight(_)
                 | Decision::WouldDeny(_),
             ) => false,
-            Verdict::LookUp(digest) => !held.holds(digest) && self.failures.is_spent(source, now),
+            Verdict::LookUp(digest) => !held.holds(digest) && self.is_spent(source, now),
         };
         if is_too_many {
             Verdict::Decided(Denial::too_many_failures(held).into())

@@ -73,13 +73,8 @@ impl<'a> Question<'a> {
     /// credential is not an error: `decide` denies it.
     pub(crate) fn read(settings: &'a Settings, message: &'a [u8]) -> Result<Self, QuestionError> {
         let input = CheckInput::read(message)?;
-        let (route, mut error) = match Route::choose(settings, &input) {
-            Ok(route) => (route, None),
-            Err(error) if settings.observes_everything() => {
-                (Route::unknown(settings), Some(error.into()))
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let route = Route::choose(settings, &input)?;
+        let mut error = route.error.map(QuestionError::Route);
         let removed = route.removed_places();
         let spoofed = input
             .headers()
@@ -92,11 +87,19 @@ impl<'a> Question<'a> {
                 return Err(QuestionError::Spelling);
             }
         }
-        let Search { credential, found } = Search::new(settings, route.places, &input);
-        let removal = Removal::plan(settings, &input, found);
-        let is_malformed = matches!(credential, Err(NoCredential::Malformed(_)));
+        let Search {
+            credential,
+            found,
+            is_hidden,
+        } = Search::new(settings, route.places, &input);
+        let removal = if is_hidden {
+            Err(Inseparable)
+        } else {
+            Removal::plan(settings, &input, found)
+        };
+        let has_reason = matches!(credential, Err(NoCredential::Malformed(_))) || is_hidden;
         if let Err(inseparable) = &removal
-            && !is_malformed
+            && !has_reason
         {
             if route.enforcement.removes_credential() {
                 return Err((*inseparable).into());

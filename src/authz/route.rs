@@ -4,9 +4,9 @@
 //! `relatch.scopes` and `relatch.auth`. A setting that is missing there comes from the configured
 //! rule for host and path. A rule never loosens an extension: if the route has an extension but no
 //! `relatch.scopes`, the scopes of the rule still apply, but the rule does not make the key
-//! optional, lets no preflight pass, and does not switch enforcement off. `relatch.enforce` switches
-//! enforcement on or off, off only for a keyring that the configuration names. The places of
-//! credentials are always those of the rule. Without extensions and without a rule, the default
+//! optional, lets no preflight pass, and does not switch enforcement off; it still switches it on.
+//! `relatch.enforce` switches enforcement on or off, off only for a keyring that the configuration
+//! names. The places of credentials are always those of the rule. Without extensions and without a rule, the default
 //! keyring requires a key and no scopes.
 //!
 //! **Odd spellings.** A client must not evade a rule by spelling its path in another way. Envoy
@@ -45,6 +45,8 @@ pub(crate) struct Route<'a> {
     pub(crate) enforcement: Enforcement,
     /// Where a credential may be.
     pub(super) places: Places,
+    /// Why the rule is unknown, if the request is only observed.
+    pub(super) error: Option<RouteError>,
 }
 
 /// The scopes of which a key must have every one: those of the Envoy route, or else those of a
@@ -104,10 +106,16 @@ impl<'a> Route<'a> {
     ) -> Result<Self, RouteError> {
         let extensions = Extensions::read(input)?;
         let is_decided = extensions.keyring.is_some() && extensions.scopes.is_some();
-        let at = if is_decided && !settings.has_places_by_rule() {
+        let at = if is_decided && !settings.always_needs_rule() {
             None
         } else {
-            find_rule(settings.routes(), input)?
+            match find_rule(settings.routes(), input) {
+                Ok(at) => at,
+                Err(error) if extensions.leave_everything(settings) => {
+                    return Ok(Self::unknown(settings, error));
+                }
+                Err(error) => return Err(error),
+            }
         };
         let places = at.map_or_else(|| settings.general_places(), |at| settings.places_of(at));
         let rule = at.map(|at| &settings.routes()[at]);
@@ -140,22 +148,28 @@ impl<'a> Route<'a> {
             enforcement: match (keyring, extensions.is_enforced, loosening) {
                 (None, _, _) | (Some(_), Some(true), _) => Enforcement::Enforced,
                 (Some(keyring), Some(false), _) if settings.names(keyring) => {
-                    Enforcement::Observed {
-                        removes_credential: false,
+                    match settings.enforcement_of(keyring) {
+                        observed @ Enforcement::Observed { .. } => observed,
+                        Enforcement::Enforced => Enforcement::Observed {
+                            removes_credential: false,
+                        },
                     }
                 }
                 (Some(_), Some(false), _) => return Err(RouteError::UnnamedKeyring),
                 (Some(_), None, Some(rule)) => settings.enforcement_by(rule),
-                (Some(keyring), None, None) => settings.enforcement_of(keyring),
+                (Some(keyring), None, None) => rule
+                    .and_then(|rule| rule.enforcement)
+                    .filter(|of_rule| !of_rule.is_observed())
+                    .unwrap_or_else(|| settings.enforcement_of(keyring)),
             },
             places,
+            error: None,
         })
     }
 
-    /// Returns a route without a keyring, for a request whose route is unknown and that passes all
+    /// Returns a route without a keyring, for a request whose rule is unknown and that passes all
     /// the same.
-    #[must_use]
-    pub(super) fn unknown(settings: &Settings) -> Self {
+    fn unknown(settings: &Settings, error: RouteError) -> Self {
         Self {
             keyring: None,
             scopes: RequiredScopes::default(),
@@ -165,6 +179,7 @@ impl<'a> Route<'a> {
                 removes_credential: false,
             },
             places: settings.general_places(),
+            error: Some(error),
         }
     }
 
@@ -235,6 +250,14 @@ impl<'a> Extensions<'a> {
             }
         }
         Ok(extensions)
+    }
+
+    /// Returns whether no request is enforced, and none changes, whichever rule applies.
+    fn leave_everything(&self, settings: &Settings) -> bool {
+        let is_observed = |keyring: &str| settings.enforcement_of(keyring).is_observed();
+        settings.leaves_everything()
+            && self.is_enforced != Some(true)
+            && self.keyring.is_none_or(is_observed)
     }
 
     /// Returns whether there is none that chooses or loosens anything. `relatch.enforce` alone

@@ -13,6 +13,7 @@ use bytes::BytesMut;
 
 use super::{
     all_settings::AllSettings,
+    basis::LoadedBasis,
     check::Metadata,
     event::Observer,
     judge::Judge,
@@ -57,7 +58,7 @@ impl Authorizer {
     /// Returns the settings of the checks that begin now.
     #[must_use]
     pub(crate) fn settings(&self) -> AllSettings {
-        self.0.settings()
+        self.0.load().settings.clone()
     }
 
     /// Returns the profile whose settings apply; none for those of Envoy.
@@ -82,8 +83,25 @@ impl Authorizer {
         metadata: Metadata,
         answer: &mut BytesMut,
     ) -> Option<LaterAnswer> {
+        self.answer_by(self.load(), message, metadata, answer)
+    }
+
+    /// Returns the basis of a check that begins now.
+    pub(super) fn load(&self) -> LoadedBasis {
+        self.0.load()
+    }
+
+    /// Answers a check by `basis`, as [`Authorizer::answer`] does.
+    #[must_use = "a check whose key is looked up is answered later"]
+    pub(super) fn answer_by(
+        &self,
+        basis: LoadedBasis,
+        message: Result<&[u8], RequestError>,
+        metadata: Metadata,
+        answer: &mut BytesMut,
+    ) -> Option<LaterAnswer> {
         let Self(judge) = self;
-        let mut check = judge.begin(message.unwrap_or_default(), metadata);
+        let mut check = judge.begin_by(basis, message.unwrap_or_default(), metadata);
         if let Err(error) = message {
             judge.deny_unread(&check, error.into(), answer);
             return None;

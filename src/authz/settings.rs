@@ -38,6 +38,8 @@ pub struct Settings {
     places: Vec<Places>,
     /// Whether denials of some keyring are not enforced.
     observes_some: bool,
+    /// Whether a rule has places of its own, or enforces denials.
+    always_needs_rule: bool,
     /// Headers that never pass from outside, in any spelling: the configured identity headers and
     /// those with the default names.
     reserved: Vec<HeaderName>,
@@ -227,7 +229,11 @@ impl Settings {
             let own = rule.credentials.as_ref();
             own.map_or(general, |own| Places::of(own, &credentials))
         });
-        let places = places.collect();
+        let places: Vec<Places> = places.collect();
+        let mut rules = parts.routes.iter().zip(&places);
+        let always_needs_rule = rules.any(|(rule, places)| {
+            *places != general || rule.enforcement == Some(Enforcement::Enforced)
+        });
         let reserved = reserve(&parts.identity);
         let lengths = credentials
             .iter()
@@ -238,6 +244,7 @@ impl Settings {
             credentials,
             places,
             observes_some: parts.enforcements.observe_some(),
+            always_needs_rule,
             parts,
             reserved,
             lengths,
@@ -270,11 +277,11 @@ impl Settings {
         self.places[rule]
     }
 
-    /// Returns whether a rule has places of its own.
+    /// Returns whether a rule matters even where an Envoy route has set keyring and scopes: it has
+    /// places of its own, or enforces denials.
     #[must_use]
-    pub(super) fn has_places_by_rule(&self) -> bool {
-        let general = self.general_places();
-        self.places.iter().any(|places| *places != general)
+    pub(super) fn always_needs_rule(&self) -> bool {
+        self.always_needs_rule
     }
 
     /// Returns whether the configuration names this keyring.
@@ -316,14 +323,15 @@ impl Settings {
                 .all(|rule| rule.keyring != *keyring || !self.enforcement_by(rule).is_observed())
     }
 
-    /// Returns whether no denial of any keyring or rule is enforced.
+    /// Returns whether no denial of any keyring or rule is enforced, and no credential is removed.
     #[must_use]
-    pub(super) fn observes_everything(&self) -> bool {
-        self.parts.enforcements.observe_all()
+    pub(super) fn leaves_everything(&self) -> bool {
+        let leaves = |enforcement: Enforcement| !enforcement.removes_credential();
+        self.parts.enforcements.are_all(leaves)
             && self
                 .routes()
                 .iter()
-                .all(|rule| self.enforcement_by(rule).is_observed())
+                .all(|rule| leaves(self.enforcement_by(rule)))
     }
 
     /// Returns the rules, most specific first: the first rule that matches applies.

@@ -105,8 +105,7 @@ impl Answers {
                 *response.status_mut() = StatusCode::NOT_FOUND;
                 response
             }
-            Some((checks, (answer, None))) => checks.respond(&head.headers, &answer),
-            Some((checks, (_, Some(later)))) => checks.respond(&head.headers, &later.await),
+            Some((checks, asked)) => checks.answer(asked, &head.headers).await,
         };
         if !is_whole || self.stop.is_cancelled() {
             let close = HeaderValue::from_static("close");

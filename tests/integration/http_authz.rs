@@ -46,6 +46,11 @@ impl Mesh {
 
     /// As [`Self::start`], with more lines in the sidecar's file.
     async fn start_with(more: &str) -> Self {
+        Self::start_by(more, |file| file).await
+    }
+
+    /// As [`Self::start_with`], with a change to the lines before.
+    async fn start_by(more: &str, change: impl FnOnce(String) -> String) -> Self {
         let data = tempfile::tempdir().expect("a directory can be made");
         let control = Control::start(data.path()).await;
         for keyring in ["payments", "partners"] {
@@ -53,6 +58,7 @@ impl Mesh {
         }
         let keyrings = ["payments", "partners", "missing"];
         let base = sidecar_yaml(&own_node("edge"), control.discovery(), &keyrings);
+        let base = change(base);
         let sidecar = Sidecar::start(&[&base, &*listener(), more].concat()).await;
         let mesh = Self {
             sidecar,

@@ -29,7 +29,9 @@ fn collected_by(settings: &Settings, message: &Message) -> [Found; 2] {
     [message.joined(), message.raw()].map(|request| {
         let request = request.encode_to_vec();
         let input = CheckInput::read(&request).expect("a request");
-        let Search { credential, found } = Search::new(settings, settings.general_places(), &input);
+        let Search {
+            credential, found, ..
+        } = Search::new(settings, settings.general_places(), &input);
         let removal = Removal::plan(settings, &input, found);
         match (credential, removal) {
             (Ok(_) | Err(NoCredential::Ambiguous), Err(Inseparable)) => Err(Lack::Inseparable),

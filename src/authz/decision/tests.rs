@@ -465,6 +465,17 @@ fn a_request_without_a_known_route_passes_only_where_everything_is_a_trial() {
     let malformed = DenyReason::MalformedRequest;
     let judged = sidecar.judge(&odd);
     assert_eq!(judged.outcome, Outcome::WouldDeny(malformed));
+    // What the Envoy route enforces stays enforced.
+    for extension in [("relatch.enforce", "true"), ("relatch.keyring", "other")] {
+        let enforced = odd.clone().extension(extension.0, extension.1);
+        let outcome = sidecar.judge(&enforced).outcome;
+        assert_eq!(outcome, Outcome::Denied(malformed), "{extension:?}");
+    }
+    // Where keys are removed, it is unknown from which places.
+    sidecar.settings.routes[1].enforcement = Some(Enforcement::Observed {
+        removes_credential: true,
+    });
+    assert_eq!(sidecar.judge(&odd).outcome, Outcome::Denied(malformed));
     sidecar.settings.routes[1].enforcement = Some(Enforcement::Enforced);
     assert_eq!(sidecar.judge(&odd).outcome, Outcome::Denied(malformed));
     sidecar.settings.routes.pop();
@@ -477,4 +488,38 @@ fn a_request_without_a_known_route_passes_only_where_everything_is_a_trial() {
     sidecar.settings.routes.push(host);
     let odd = Message::get("/").host("name..");
     assert_eq!(sidecar.judge(&odd).outcome, Outcome::Denied(malformed));
+}
+
+/// Envoy joins two headers with a comma. What is behind it is not a credential to judge, and must not
+/// reach the upstream either.
+#[test]
+fn a_credential_behind_a_comma_passes_neither_a_trial_that_removes_nor_a_preflight() {
+    let header = Message::get("/").header("authorization", "Basic abc, Bearer K");
+    let cookie = Message::get("/").header("cookie", "a=1,api_key=K");
+    let ambiguous = DenyReason::AmbiguousCredential;
+    for (message, removable) in [(header, true), (cookie, false)] {
+        let mut trial = Sidecar::new();
+        let removes = Enforcement::Observed {
+            removes_credential: true,
+        };
+        trial.settings.enforcements.named = vec![(testing::keyring_name(), removes)];
+        let expected = if removable {
+            Outcome::WouldDeny(ambiguous)
+        } else {
+            Outcome::Denied(ambiguous)
+        };
+        assert_eq!(trial.judge(&message).outcome, expected);
+        let enforced = Outcome::Denied(ambiguous);
+        assert_eq!(Sidecar::new().judge(&message).outcome, enforced);
+        let preflight = message
+            .method("OPTIONS")
+            .header("origin", "https://app.example")
+            .header("access-control-request-method", "PUT");
+        let expected = if removable {
+            Outcome::Preflight
+        } else {
+            enforced
+        };
+        assert_eq!(with_preflights().judge(&preflight).outcome, expected);
+    }
 }

@@ -76,9 +76,13 @@ impl World {
     }
 
     fn check(&self, headers: &HeaderMap) -> Response<String> {
-        let (answer, later) = self.checks.ask(headers);
-        assert!(later.is_none(), "the keyring is held in full");
-        self.checks.respond(headers, &answer)
+        let asked = self.checks.ask(headers);
+        assert!(asked.later.is_none(), "the keyring is held in full");
+        self.checks.respond(&asked.settings, headers, &asked.answer)
+    }
+
+    fn settings(&self) -> AllSettings {
+        self.checks.authorizer.settings()
     }
 
     fn key(&self) -> &str {
@@ -465,10 +469,14 @@ fn what_is_not_clearly_an_allow_is_a_denial() {
     });
     for dialect in OVER_HTTP {
         let world = World::new(dialect);
-        let passes = world.checks.respond(&HeaderMap::new(), &allow);
+        let passes = world
+            .checks
+            .respond(&world.settings(), &HeaderMap::new(), &allow);
         assert_eq!(passes.status(), StatusCode::OK);
         for answer in &answers {
-            let response = world.checks.respond(&HeaderMap::new(), answer);
+            let response = world
+                .checks
+                .respond(&world.settings(), &HeaderMap::new(), answer);
             let expected = match dialect {
                 Dialect::Nginx | Dialect::Envoy => StatusCode::FORBIDDEN,
                 Dialect::Traefik | Dialect::Caddy => StatusCode::SERVICE_UNAVAILABLE,

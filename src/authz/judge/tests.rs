@@ -5,11 +5,11 @@ use prost::Message as _;
 use super::*;
 use crate::{
     authz::{
-        DenyReason, Outcome, Settings, SettingsParts,
+        Auth, DenyReason, Enforcement, Outcome, Preflight, RouteRule, Settings, SettingsParts,
         testing::{Message, REVISION, behind_proxies, keyrings, parts, settings, written},
     },
     budget::Rate,
-    key::{AllowedSources, KeyId, KeyRecord, Secret, Use, Window, testing},
+    key::{AllowedSources, KeyId, KeyRecord, Scopes, Secret, Use, Window, testing},
     keyring::CallerUse,
     proto::auth::{CheckRequest, CheckResponse, check_response::HttpResponse},
 };
@@ -448,4 +448,44 @@ fn settings_change_together_with_keyrings_and_a_new_rate_begins_anew() {
     judge.settle(strict.into());
     keyrings.remove(&"empty".parse().expect("a name"));
     assert_eq!(reason(), too_many);
+}
+
+#[test]
+fn a_trial_spends_a_budget_of_its_own() {
+    let observer = Arc::new(Recorder::default());
+    let keyrings = keyrings(vec![], true);
+    let (clock, _) = Clock::manual(NOW);
+    let trial = Enforcement::Observed {
+        removes_credential: false,
+    };
+    let rule = RouteRule {
+        host: None,
+        path_prefix: "/trial".parse().expect("a path"),
+        keyring: testing::keyring_name(),
+        scopes: Scopes::default(),
+        auth: Auth::Required,
+        preflight: Preflight::Deny,
+        enforcement: Some(trial),
+        credentials: None,
+    };
+    let settings = SettingsParts {
+        failed_credentials: Rate {
+            per_second: 1,
+            burst: 1,
+        },
+        routes: vec![rule],
+        ..parts()
+    };
+    let settings = Arc::new(Settings::new(settings).expect("valid settings"));
+    let judge = Judge::new(settings, &keyrings, clock, observer.clone());
+    let outcome = |path: &'static str| {
+        let bad = Message::get(path).header("x-api-key", "rl_bad");
+        answer(&judge, &bad.joined());
+        told(&observer).last().map(|(outcome, _)| *outcome)
+    };
+    let (failed, too_many) = (DenyReason::MalformedCredential, DenyReason::TooManyFailures);
+    assert_eq!(outcome("/trial"), Some(Outcome::WouldDeny(failed)));
+    assert_eq!(outcome("/trial"), Some(Outcome::WouldDeny(too_many)));
+    assert_eq!(outcome("/"), Some(Outcome::Denied(failed)));
+    assert_eq!(outcome("/"), Some(Outcome::Denied(too_many)));
 }

@@ -349,11 +349,18 @@ fn enforcement_is_of_the_route_then_the_rule_then_the_keyring() {
         (on("/keyring"), Ok(by_rule)),
         (enforce(on("/trial"), "true"), Ok(Enforcement::Enforced)),
         (enforce(on("/"), "false"), Ok(by_route)),
-        (enforce(on("/enforced"), "false"), Ok(by_route)),
+        (enforce(on("/enforced"), "false"), Ok(by_rule)),
         (keyring(on("/"), "trial"), Ok(by_rule)),
         // A rule loosens nothing that the route sets.
         (keyring(on("/trial"), "payments"), Ok(Enforcement::Enforced)),
         (keyring(on("/"), "other"), Ok(Enforcement::Enforced)),
+        // It can still tighten it.
+        (keyring(on("/enforced"), "trial"), Ok(Enforcement::Enforced)),
+        (
+            keyring(on("/enforced"), "trial").extension("relatch.scopes", ""),
+            Ok(Enforcement::Enforced),
+        ),
+        (enforce(keyring(on("/"), "trial"), "false"), Ok(by_rule)),
         (
             enforce(keyring(on("/"), "other"), "false"),
             Err(RouteError::UnnamedKeyring),

@@ -73,10 +73,11 @@ impl Enforcements {
         self.all().any(Enforcement::is_observed)
     }
 
-    /// Returns whether denials of no keyring are enforced.
+    /// Returns whether `is` holds for every keyring. It holds for none if the configuration has
+    /// none.
     #[must_use]
-    pub(super) fn observe_all(&self) -> bool {
-        self.all().next().is_some() && self.all().all(Enforcement::is_observed)
+    pub(super) fn are_all(&self, is: impl Fn(Enforcement) -> bool) -> bool {
+        self.all().next().is_some() && self.all().all(is)
     }
 
     fn all(&self) -> impl Iterator<Item = Enforcement> {
@@ -126,14 +127,19 @@ mod tests {
         assert!(enforcements.names("payments-eu"));
         assert!(!enforcements.names("payments-us"));
         assert!(enforcements.observe_some());
-        assert!(!enforcements.observe_all());
+        assert!(!enforcements.are_all(Enforcement::is_observed));
     }
 
     #[test]
     fn everything_is_observed_if_no_entry_is_enforced() {
-        assert!(!Enforcements::default().observe_all());
-        assert!(enforcements(&[("a", OBSERVED)], &[("*", OBSERVED)]).observe_all());
-        assert!(!enforcements(&[("a", OBSERVED)], &[("*", Enforcement::Enforced)]).observe_all());
+        let are_observed =
+            |named, patterns| enforcements(named, patterns).are_all(Enforcement::is_observed);
+        assert!(!are_observed(&[], &[]));
+        assert!(are_observed(&[("a", OBSERVED)], &[("*", OBSERVED)]));
+        assert!(!are_observed(
+            &[("a", OBSERVED)],
+            &[("*", Enforcement::Enforced)]
+        ));
         assert!(!enforcements(&[("a", Enforcement::Enforced)], &[]).observe_some());
     }
 }

@@ -94,6 +94,10 @@ async fn a_check_is_a_span_below_envoys_and_a_retiring_key_is_seen_unsampled() {
             assert_eq!(ours.span.trace_id, envoys.span.trace_id);
             assert_eq!(ours.span.kind, 2, "a server's");
             assert_eq!(ours.text("auth.decision"), Some("allow"));
+            assert_eq!(ours.text("auth.dialect"), Some("envoy"));
+            assert_eq!(ours.text("client.address"), Some("127.0.0.1"));
+            let origin = ours.text("auth.client_address_from");
+            assert_eq!(origin, Some("source.address"));
             assert_eq!(ours.text("auth.deny.reason"), None);
             assert_eq!(ours.text("auth.keyring"), Some("payments"));
             assert_eq!(ours.text("auth.consumer.id"), Some("checkout"));

@@ -1,6 +1,6 @@
 //! What passes, and what a client learns of a denial.
 
-use super::{Mesh, reason_of, values};
+use super::{Mesh, identities, reason_of, values};
 use crate::support::{client::Request, gateway::GatewayKind, reserved::own_address};
 
 #[tokio::test]
@@ -241,4 +241,34 @@ async fn the_client_is_the_one_that_connects_to_the_proxy() {
         assert_eq!(reason_of(&denied), "source_not_allowed");
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_trial_lets_every_request_pass_without_identity_and_with_its_key() {
+    let mesh = Mesh::start_by("", |file| {
+        file.replace("name: partners", "name: partners, enforce: false")
+    })
+    .await;
+    let key = mesh.key_of("partners", &[]).await;
+    let bearer = format!("Bearer {}", key.secret);
+    mesh.through_each_at("-partners", async |gateway| {
+        for (request, name, value) in [
+            (key.get("/"), "x-api-key", &*key.secret),
+            (Request::get("/"), "authorization", "Bearer wrong"),
+            (Request::get("/"), "authorization", &*bearer),
+        ] {
+            let request = match name {
+                "authorization" => request.header(name, value),
+                _ => request,
+            };
+            let forged = request.header("x-relatch-consumer", "root");
+            let seen = gateway.send(forged).await.seen();
+            assert!(identities(&seen).is_empty(), "{seen:?}");
+            assert_eq!(values(&seen, name), [value]);
+        }
+    })
+    .await;
+    let page = mesh.sidecar.get("/metrics").await.text();
+    let line = r#"relatch_checks_total{keyring="partners",decision="would_deny",reason="malformed_credential",key_state=""} 3"#;
+    assert!(page.lines().any(|it| it == line), "no {line} in {page}");
 }
