@@ -575,15 +575,12 @@ fn http_authz_status(
     listener: Option<&Listener>,
 ) -> Option<HttpAuthzStatus> {
     let profiles = settings.http_authz.as_ref()?.profiles.iter();
-    let profiles = profiles.map(|profile| {
-        let headers = profile.authz.listed_headers();
-        ProfileStatus {
-            path: format!("{}{}", http_authz::PREFIX, profile.name),
-            dialect: profile.authz.dialect().as_str(),
-            keyring: profile.keyring.to_string(),
-            scopes: profile.scopes.to_string(),
-            headers: headers.map(ToString::to_string).collect(),
-        }
+    let profiles = profiles.map(|profile| ProfileStatus {
+        path: format!("{}{}", http_authz::PREFIX, profile.name),
+        dialect: profile.authz.dialect().as_str(),
+        keyring: profile.keyring.to_string(),
+        scopes: profile.scopes.to_string(),
+        headers: Vec::new(),
     });
     Some(HttpAuthzStatus {
         address: listener?.endpoint().to_string(),

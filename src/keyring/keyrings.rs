@@ -191,18 +191,28 @@ impl Keyrings {
         Some(added)
     }
 
-    /// Notes that a keyring which the configuration does not ask for any more is not in memory any
-    /// more.
-    pub(crate) fn release(&self, name: &KeyringName) {
-        self.changing().parting.remove(name);
+    /// Notes that a keyring is not in memory any more, and removes it unless the configuration names
+    /// it. Returns whether it was removed. A check that has begun with it keeps its slot.
+    pub(crate) fn lose(&self, name: &KeyringName) -> bool {
+        let mut changing = self.changing();
+        changing.parting.remove(name);
+        if self.0.wanted.load().is_named(name) {
+            return false;
+        }
+        self.publish_without(&mut changing, name);
+        true
     }
 
-    /// Removes a keyring. A check that has begun with it keeps its slot.
+    /// Removes a keyring, even one that the configuration names.
+    #[cfg(test)]
     pub(crate) fn remove(&self, name: &KeyringName) {
-        let mut changing = self.changing();
+        self.publish_without(&mut self.changing(), name);
+    }
+
+    fn publish_without(&self, changing: &mut Changing, name: &KeyringName) {
         let held = self.load();
         let others = held.iter().filter(|slot| slot.name() != name);
-        self.publish(&mut changing, others.cloned().collect());
+        self.publish(changing, others.cloned().collect());
     }
 
     /// Calls `observer` with the current slots, and then with the slots after each change.
@@ -421,7 +431,7 @@ mod tests {
             want(&keyrings, &["b"], "x-*").expect("nothing changes its mode");
             assert_eq!(held(&keyrings), ["b"]);
             if is_released {
-                keyrings.release(&name("a"));
+                keyrings.lose(&name("a"));
             }
             want(&keyrings, &["a", "b"], "x-*").expect("nothing changes its mode");
             let again = keyrings.get(&name("a")).expect("it is held");

@@ -13,7 +13,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use super::reload::{Changeable, ReloadState, ReloadStatus};
 use crate::{
-    authz::{AddressSource, Authorizer, Settings, TrustedProxies},
+    authz::{AddressSource, AllSettings, Authorizer, Settings, TrustedProxies},
     clock::Clock,
     follow::client::Link,
     http::StatusSource,
@@ -83,7 +83,7 @@ struct Status<'a> {
     config: Option<ReloadStatus>,
     /// Absent if there is no listener for proxies that ask over HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
-    http_authz: Option<&'a HttpAuthzStatus>,
+    http_authz: Option<HttpAuthzStatus>,
     control: Vec<EndpointStatus>,
     reconnects: u64,
     clock_skew_ms: i64,
@@ -177,6 +177,23 @@ pub(super) struct HttpAuthzStatus {
     /// The bound address.
     pub(super) address: String,
     pub(super) profiles: Vec<ProfileStatus>,
+}
+
+impl HttpAuthzStatus {
+    /// Returns the status with the headers of the settings in use.
+    fn now(&self, settings: &AllSettings) -> Self {
+        let profiles = self.profiles.iter().enumerate().map(|(at, profile)| {
+            let headers = settings.of(Some(at)).listed_headers();
+            ProfileStatus {
+                headers: headers.map(ToString::to_string).collect(),
+                ..profile.clone()
+            }
+        });
+        Self {
+            address: self.address.clone(),
+            profiles: profiles.collect(),
+        }
+    }
 }
 
 /// What such a proxy asks for at one path.
@@ -341,7 +358,6 @@ impl Monitor {
         let is_held = |name: &KeyringName| slots.get(name.as_str()).is_some();
         guards.loaded.retain(is_held);
         guards.keyrings.retain(|name, _| is_held(name));
-        self.guard_patterns(slots, guards);
         for slot in slots.iter() {
             let name = slot.name();
             if self.condition(slot).is_usable() {
@@ -352,6 +368,7 @@ impl Monitor {
                 guard.or_insert_with(|| self.readiness.block(blocker(name)));
             }
         }
+        self.guard_patterns(slots, guards);
         guards.was_ready |= self.readiness.is_ready();
     }
 
@@ -440,7 +457,9 @@ impl Monitor {
             metrics.discovery_reconnected();
         }
         metrics.clock_skew(self.link.clock_skew_ms() as f64 / 1_000.0);
-        metrics.keyrings_left_out(self.link.listed().map_or(0, |listed| listed.left_out));
+        let has_patterns = !self.keyrings.wanted().rules().is_empty();
+        let listed = self.link.listed().filter(|_| has_patterns);
+        metrics.keyrings_left_out(listed.map_or(0, |listed| listed.left_out));
     }
 
     fn usage(&self) -> UsageStatus {
@@ -548,7 +567,7 @@ impl StatusSource for Monitor {
             patterns: self.patterns(&wanted),
             client_address: ClientAddressStatus::of(settings.envoy().client_address()),
             config: self.reload.status(),
-            http_authz: self.http_authz.as_ref(),
+            http_authz: self.http_authz.as_ref().map(|it| it.now(&settings)),
             control: self
                 .link
                 .endpoints()

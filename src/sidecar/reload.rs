@@ -1,7 +1,8 @@
 //! The configuration file of a running sidecar, which is read again when it changes.
 //!
 //! The file is read every two seconds and compared by its content, as the files of certificates
-//! are, and at once on SIGHUP. A file is applied as a whole or not at all: where it is not valid, or
+//! are, and at once on SIGHUP. A change counts when two readings agree, because a file that is
+//! written in place may be read in the middle. A file is applied as a whole or not at all: where it is not valid, or
 //! changes what cannot change in a running process, the former settings stay in use. Settings and
 //! keyrings change together, so that no check sees a part of a file.
 
@@ -44,8 +45,11 @@ pub(crate) struct Reloader {
     file: Arc<SidecarFile>,
     /// The settings in use.
     running: SidecarSettings,
-    /// The content that was read last; none if it could not be read.
+    /// The content that was looked at last; none if it could not be read, or has to be looked at
+    /// again.
     seen: Option<String>,
+    /// The content of the last reading; none if it could not be read.
+    last: Option<String>,
     parts: Changeable,
     level: LogLevel,
 }
@@ -109,7 +113,8 @@ impl Reloader {
         let reloader = Self {
             file: Arc::new(file),
             running,
-            seen: Some(content),
+            seen: Some(content.clone()),
+            last: Some(content),
             parts,
             level,
         };
@@ -138,10 +143,12 @@ impl Reloader {
         }
     }
 
-    /// Applies what was read, if it is new or `is_asked` for.
+    /// Applies what was read, if it is new and complete, or `is_asked` for.
     fn look(&mut self, read: Result<String, ConfigError>, is_asked: bool) {
         let content = read.as_ref().ok();
-        if !is_asked && content == self.seen.as_ref() {
+        let is_stable = content == self.last.as_ref();
+        self.last = content.cloned();
+        if !is_asked && (!is_stable || content == self.seen.as_ref()) {
             return;
         }
         self.seen = content.cloned();
@@ -154,12 +161,20 @@ impl Reloader {
                 tracing::info!(file = %self.file.path().display(), "the configuration file is applied");
             }
             Err(error) => {
-                self.note(Some(causes::in_one_line(&error)));
-                tracing::error!(
-                    file = %self.file.path().display(),
-                    error = &error as &dyn std::error::Error,
-                    "the configuration file is not applied; the former settings stay in use"
-                );
+                if let ReloadError::Mode(_) = error {
+                    // The keyring may be gone soon.
+                    self.seen = None;
+                }
+                let problem = causes::in_one_line(&error);
+                let is_news = self.parts.state.problem().as_ref() != Some(&problem);
+                self.note(Some(problem));
+                if is_asked || is_news {
+                    tracing::error!(
+                        file = %self.file.path().display(),
+                        error = &error as &dyn std::error::Error,
+                        "the configuration file is not applied; the former settings stay in use"
+                    );
+                }
             }
         }
     }
@@ -207,6 +222,10 @@ impl ReloadState {
     /// Returns what came of the last reading; none for a sidecar without a file.
     pub(crate) fn status(&self) -> Option<ReloadStatus> {
         self.lock().clone()
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.lock().as_ref()?.problem.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<ReloadStatus>> {

@@ -293,6 +293,10 @@ impl Session {
                 self.finding.note_served();
             }
             self.record_grant();
+            // A snapshot is always ready for its next chunk: changes must not wait for its end.
+            while let Ok(change) = self.asked.changes.try_recv() {
+                self.change(change);
+            }
             if let Some(message) = self.ready() {
                 return Some(message);
             }

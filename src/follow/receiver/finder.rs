@@ -145,12 +145,7 @@ impl Finder {
     /// configuration names it, it is not shown any more.
     pub(super) fn lose(&mut self, name: &KeyringName) -> bool {
         let is_ended = self.ended.remove(name);
-        self.keyrings.release(name);
-        let is_named = self.keyrings.wanted().is_named(name);
-        if !is_named {
-            self.keyrings.remove(name);
-        }
-        is_ended || !is_named
+        self.keyrings.lose(name) || is_ended
     }
 
     /// Notes that the stream has ended: the next one begins with a list.

@@ -192,6 +192,10 @@ impl Listener {
         }
         for subscription in &mut asked {
             clamp_subscription(&self.catalog, subscription);
+            if let Ok(name) = subscription.keyring.parse() {
+                // A Dropped that follows is about what the sidecar had before.
+                self.not_served.serve(&name);
+            }
         }
         if !self.fleet.subscribed(&self.stream, &asked) {
             return None;

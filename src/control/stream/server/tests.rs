@@ -515,3 +515,43 @@ async fn a_subscription_on_an_open_stream_is_on_record_before_anything_is_sent()
     let dropped = tokio::time::timeout(DEADLINE, dropped).await;
     dropped.expect("it counts no longer");
 }
+
+/// A sidecar whose file names a keyring again subscribes to it before it says that it has erased what
+/// it had before.
+#[tokio::test]
+async fn an_erasure_does_not_undo_a_later_subscription() {
+    let world = World::start(Peer::default()).await;
+    world.create_keyring().await;
+    let (say, mut stream) = world.open(hello()).await.expect("it is admitted");
+    let tell = async |kind| {
+        let message = discovery::SidecarMessage { kind: Some(kind) };
+        say.send(message).await.expect("the stream is open");
+    };
+    tell(Kind::Unsubscribe(discovery::Unsubscribe {
+        keyring: "payments".to_owned(),
+    }))
+    .await;
+    let told = loop {
+        match next(&mut stream).await {
+            Some(Told::NotServed(told)) => break told,
+            Some(_) => {}
+            None => panic!("the stream has ended"),
+        }
+    };
+    tell(Kind::Subscribe(discovery::Subscribe {
+        subscriptions: vec![hello().subscriptions.remove(0)],
+    }))
+    .await;
+    tell(Kind::Dropped(discovery::Dropped {
+        keyring: told.keyring,
+        not_served: told.number,
+    }))
+    .await;
+    // The list is the answer to a message that is read after both.
+    tell(Kind::Find(discovery::Find {
+        patterns: vec!["*".to_owned()],
+    }))
+    .await;
+    while !matches!(next(&mut stream).await, Some(Told::Listing(_))) {}
+    assert!(!world.fleet.members()[0].1.keyrings.is_empty());
+}
