@@ -34,11 +34,11 @@ pub(crate) struct ForwardAuth {
 /// A check that was asked.
 pub(crate) struct Asked {
     /// The serialized `CheckResponse`; empty if it is known later.
-    answer: BytesMut,
+    pub(crate) answer: BytesMut,
     /// The future that yields the response, if the key has to be looked up.
-    later: Option<LaterAnswer>,
+    pub(crate) later: Option<LaterAnswer>,
     /// The settings by which it is judged.
-    settings: AllSettings,
+    pub(crate) settings: AllSettings,
 }
 
 /// The initial size of the buffer for a message, in bytes: the original request with its headers.
@@ -78,20 +78,6 @@ impl ForwardAuth {
         }
     }
 
-    /// Answers the check with `headers`, after the lookup of its key if there is one. An answer that
-    /// is not clearly an allow is a denial.
-    pub(crate) async fn answer(&self, asked: Asked, headers: &HeaderMap) -> Response<String> {
-        let Asked {
-            answer,
-            later,
-            settings,
-        } = asked;
-        match later {
-            None => self.respond(&settings, headers, &answer),
-            Some(later) => self.respond(&settings, headers, &later.await),
-        }
-    }
-
     /// Counts a request whose head is larger than the connection reads.
     pub(crate) fn refuse_too_large(&self) {
         let mut answer = BytesMut::new();
@@ -102,8 +88,10 @@ impl ForwardAuth {
         debug_assert!(later.is_none(), "what is not read has no key");
     }
 
-    /// Translates the serialized `CheckResponse` to the check with `headers`.
-    fn respond(
+    /// Translates the serialized `CheckResponse` to the check with `headers`, which is judged by
+    /// `settings`. A response that is not clearly an allow is a denial.
+    #[must_use]
+    pub(crate) fn respond(
         &self,
         settings: &AllSettings,
         headers: &HeaderMap,

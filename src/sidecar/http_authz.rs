@@ -105,7 +105,13 @@ impl Answers {
                 *response.status_mut() = StatusCode::NOT_FOUND;
                 response
             }
-            Some((checks, asked)) => checks.answer(asked, &head.headers).await,
+            Some((checks, asked)) => {
+                let answer = match asked.later {
+                    None => asked.answer.freeze(),
+                    Some(later) => later.await,
+                };
+                checks.respond(&asked.settings, &head.headers, &answer)
+            }
         };
         if !is_whole || self.stop.is_cancelled() {
             let close = HeaderValue::from_static("close");

@@ -100,10 +100,10 @@ pub(in crate::sidecar) const MAX_STREAMS: u32 = 1_024;
 const MAX_WAITING: usize = 4 * on_demand::MAX_WAITING;
 /// The maximum size of the headers of a call, in bytes. An Envoy that traces copies `tracestate` of
 /// the request there. A call with larger headers fails, and Envoy may let its request pass, so this
-/// is five times what relatch accepts as the headers of a request. Headers are kept until their call
-/// is complete: a client that leaves the headers of one call on each connection unfinished occupies
-/// at most 512 MiB.
-const MAX_HEADERS: u32 = 1 << 20;
+/// is more than relatch accepts as the headers of a request. Headers are kept until their call is
+/// complete: a client that leaves the headers of one call on each connection unfinished occupies at
+/// most 128 MiB.
+const MAX_HEADERS: u32 = 256 << 10;
 /// The maximum number of resets. An Envoy that cancels all checks under way at once, at their
 /// deadline, is honest: so the limit is above the number of streams.
 const MAX_RESETS: usize = 4 * MAX_STREAMS as usize;

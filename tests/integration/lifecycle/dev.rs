@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{
     eventually::eventually,
-    process::{Process, relatch, run},
+    process::{Process, RELATCH, relatch, run},
     relatch::{Relatch, text},
 };
 
@@ -170,10 +170,14 @@ async fn allows(data_dir: &Path, key: &str) -> bool {
     checked.status.code() == Some(0)
 }
 
+/// Unless it is told to ignore hangups, as `nohup` does: the tests may run under it.
 #[tokio::test]
 async fn a_hangup_ends_it() {
     let data = tempfile::tempdir().expect("a directory can be made");
-    let mut daemon = dev(data.path());
+    let dev = ["dev", "--ephemeral-ports", "--data-dir", text(data.path())];
+    let mut program = Command::new("env");
+    program.args(["--default-signal=HUP", RELATCH]).args(dev);
+    let mut daemon = Process::start(&mut program);
     daemon.wait_for_line("Press Ctrl-C to stop").await;
     daemon.signal(Signal::HUP);
     let ended = daemon.exit().await;
