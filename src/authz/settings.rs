@@ -34,6 +34,8 @@ pub struct Settings {
     parts: SettingsParts,
     /// The places of all routes, each once. The general ones come first.
     credentials: Vec<CredentialSource>,
+    /// The general places.
+    general: Places,
     /// The places of each rule, in their order.
     places: Vec<Places>,
     /// Whether denials of some keyring are not enforced.
@@ -242,6 +244,7 @@ impl Settings {
             .fold(0, |lengths, name| lengths | length_bit(name.as_str().len()));
         Ok(Self {
             credentials,
+            general,
             places,
             observes_some: parts.enforcements.observe_some(),
             always_needs_rule,
@@ -267,8 +270,8 @@ impl Settings {
 
     /// Returns the places for requests whose rule has none of its own.
     #[must_use]
-    pub(super) fn general_places(&self) -> Places {
-        Places::first(self.parts.credentials.len())
+    pub(super) const fn general_places(&self) -> Places {
+        self.general
     }
 
     /// Returns the places for requests that the rule at this position matches.

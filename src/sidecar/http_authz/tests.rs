@@ -267,6 +267,7 @@ async fn a_request_that_crosses_a_stop_is_answered_and_is_the_last() {
     let mut proxy = Proxy::connect();
     assert_eq!(proxy.ask("/authz/shop").await.status, 200);
     proxy.stop.cancel();
+    // The clock of the test is paused: the request begins exactly in the middle of the last moment.
     tokio::time::sleep(LAST_REQUEST / 2).await;
     let answer = proxy.ask("/authz/shop").await;
     assert_eq!(answer.status, 200);

@@ -1217,7 +1217,33 @@ async fn a_keyring_can_be_subscribed_to_and_ended_on_the_open_stream() {
     assert!(reader.not_served.erased(&dropped).is_some());
     // The sidecar may find it again.
     assert_eq!(reader.listing().await, ["later"]);
-    // The other keyring of the stream goes on.
+    // The session still serves the other keyring.
     pair.add_keys(1).await;
     assert_eq!(delta(reader.news().await).upserts.len(), 1);
+}
+
+#[tokio::test]
+async fn a_change_does_not_wait_for_the_end_of_a_snapshot() {
+    let pair = Pair::with_keys(700).await;
+    let mut reader = pair.reader(ClaimedState::default());
+    let is_last = |message| match message {
+        Kind::Settings(_) => false,
+        Kind::Snapshot(chunk) => {
+            let chunk = discovery::SnapshotChunk::decode(chunk).expect("a chunk");
+            chunk.last
+        }
+        other => panic!("neither settings nor a chunk: {other:?}"),
+    };
+    for _ in 0..2 {
+        assert!(
+            !is_last(reader.news().await),
+            "the snapshot has more chunks"
+        );
+    }
+    reader.find(&["*"]).await;
+    assert_eq!(reader.listing().await, ["payments"]);
+    assert!(
+        !is_last(reader.news().await),
+        "the list came before the end"
+    );
 }

@@ -167,7 +167,7 @@ fn a_keyring_that_is_not_listed_is_served_until_it_is_stale_and_then_ended() {
     sidecar.forbid("k2", 7);
     assert_eq!(sidecar.held(), ["k1", "payments"]);
     assert_eq!(sidecar.dropped(), Some(7));
-    // The keyring by name stays, although no list has it.
+    // The named keyring is kept, also if it is in no list.
     assert_eq!(sidecar.list(&["k1", "k2"]).len(), 1, "it is found again");
 }
 
